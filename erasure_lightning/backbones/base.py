@@ -1,0 +1,215 @@
+"""The seam: everything that depends on a model family lives behind `Backbone`."""
+
+import copy
+import hashlib
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from erasure_lightning.backbones.process import NoiseProcess
+from erasure_lightning.concepts import Phrase
+from erasure_lightning.worlds import World
+
+M = TypeVar("M", bound=nn.Module)
+
+#: What stands at a token's position.
+START, TEMPLATE, CONCEPT, END, PADDING = range(5)
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Prompts as one text encoder's input embeddings, before any context.
+
+    Args:
+        embeddings: Word embeddings without positions, ``(B, L, E)``.
+        ids: Token ids, ``(B, L)``.
+        roles: What stands where (`START`, `TEMPLATE`, `CONCEPT`, `END`, `PADDING`), ``(B, L)``.
+    """
+
+    embeddings: Tensor
+    ids: Tensor
+    roles: Tensor
+
+    @property
+    def ends(self) -> Tensor:
+        """Position of each prompt's end-of-text token, ``(B,)``."""
+        return (self.roles == END).int().argmax(dim=1)
+
+    def positions(self, *roles: int) -> Tensor:
+        """Where one of the roles stands, boolean ``(B, L)``."""
+        return torch.isin(self.roles, torch.tensor(roles, device=self.roles.device))
+
+    def trimmed(self) -> "Embedded":
+        """Cut behind the longest prompt; a causal tower gives the same states there at a fraction of the cost."""
+        length = int(self.ends.max()) + 1
+        return Embedded(self.embeddings[:, :length], self.ids[:, :length], self.roles[:, :length])
+
+    def using(self, embeddings: Tensor) -> "Embedded":
+        """The same prompts with other embeddings ``(B, L, E)``."""
+        return replace(self, embeddings=embeddings)
+
+    def __add__(self, other: "Embedded") -> "Embedded":
+        pairs = ((self.embeddings, other.embeddings), (self.ids, other.ids), (self.roles, other.roles))
+        return Embedded(*(torch.cat(pair) for pair in pairs))
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What a denoiser reads of the prompts.
+
+    Args:
+        tokens: Contextual token states, ``(B, L, D)``.
+        pooled: A summary vector where the family has one, ``(B, P)``.
+    """
+
+    tokens: Tensor
+    pooled: Tensor | None = None
+
+    def _each(self, change: Any) -> "Conditioning":
+        return Conditioning(change(self.tokens), None if self.pooled is None else change(self.pooled))
+
+    def __getitem__(self, index: Any) -> "Conditioning":
+        return self._each(lambda v: v[index])
+
+    def __add__(self, other: "Conditioning") -> "Conditioning":
+        pooled = None if self.pooled is None or other.pooled is None else torch.cat((self.pooled, other.pooled))
+        return Conditioning(torch.cat((self.tokens, other.tokens)), pooled)
+
+    def expand(self, count: int) -> "Conditioning":
+        """A single prompt's conditioning repeated for a batch of ``count``."""
+        return self._each(lambda v: v.expand(count, *v.shape[1:]))
+
+    def detach(self) -> "Conditioning":
+        """Without the graph behind it."""
+        return self._each(Tensor.detach)
+
+
+class Backbone(nn.Module, ABC):
+    """A text-to-image model taken apart: text encoders, denoiser, autoencoder, noise process.
+
+    A family implements the abstract methods; nothing above this folder asks which family it is.
+
+    Args:
+        name: How the user named it: a world, a folder or a Hub id.
+        denoiser: UNet or transformer that predicts in the process's native form.
+        text_encoders: One, two or three text towers.
+        process: How latents are noised and what the denoiser predicts.
+        world: The world it came from, where it came from one.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        denoiser: nn.Module,
+        text_encoders: Sequence[nn.Module],
+        process: NoiseProcess,
+        world: World | None = None,
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.denoiser = denoiser
+        self.text_encoders = nn.ModuleList(text_encoders)
+        self.process = process
+        self.world = world
+
+    @abstractmethod
+    def embed(self, prompts: Sequence[str | Phrase]) -> tuple[Embedded, ...]:
+        """Look up the prompts' words, padded to the encoder's full length: one record per text encoder.
+
+        Raises:
+            ErasureError: If a concept's words fall behind the encoder's last position.
+        """
+
+    @abstractmethod
+    def contextualize(self, embedded: Sequence[Embedded]) -> Conditioning:
+        """Run the text encoders on input embeddings."""
+
+    @abstractmethod
+    def denoise(self, x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        """The native prediction at latents ``x`` ``(B, C, H, W)`` and times ``t`` ``(B,)`` or ``()``, ``(B, C, H, W)``."""
+
+    @abstractmethod
+    def text_layers(self) -> dict[str, nn.Linear]:
+        """The linear layers that read text tokens directly, by their names in this backbone."""
+
+    @abstractmethod
+    def text_parameters(self) -> dict[str, nn.Parameter]:
+        """What a text encoder computes with: its blocks and norms, not its token and position tables."""
+
+    @abstractmethod
+    def scheduler(self, steps: int) -> Any:
+        """A fresh sampler (diffusers scheduler) with its timesteps set."""
+
+    @abstractmethod
+    def latent_shape(self, size: int | None = None) -> tuple[int, int, int]:
+        """Channels, height and width of the latents of a picture of ``size`` pixels; the model's own by default."""
+
+    @abstractmethod
+    def noise(self, seeds: Sequence[int], size: int | None = None) -> Tensor:
+        """Starting latents ``(B, C, h, w)``, a generator per seed: a seed means the same noise in any batch.
+
+        Args:
+            seeds: One per picture.
+            size: Height and width in pixels; the model's own by default.
+        """
+
+    @abstractmethod
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pictures ``(B, 3, H, W)`` in 0..1 of latents ``(B, C, h, w)``."""
+
+    def encode(self, prompts: Sequence[str | Phrase]) -> Conditioning:
+        """What the denoiser reads of the prompts, ``(B, L, D)``."""
+        return self.contextualize(self.embed(prompts))
+
+    def summarize(self, embedded: Sequence[Embedded]) -> Tensor:
+        """End-of-text states ``(B, D)``, encoded no further than they are read."""
+        short = tuple(e.trimmed() for e in embedded)
+        tokens = self.contextualize(short).tokens
+        return tokens[torch.arange(len(tokens), device=tokens.device), short[0].ends]
+
+    def original(self, edited: Collection[str]) -> Self:
+        """A frozen backbone with today's weights that stays as it is when ``edited`` change here.
+
+        Only modules on the way to an edited parameter are copied, and of their parameters only the edited; all else is
+        the same object, so the cost is one more copy of what is edited.
+
+        Args:
+            edited: Names of parameters, or of modules that will be replaced (adapters).
+        """
+        return _share(self, {tuple(name.split(".")) for name in edited})
+
+    def fingerprint(self) -> str:
+        """A short hash of the weights: names, shapes and the first values of every tensor."""
+        digest = hashlib.sha256()
+        for name, value in self.state_dict().items():
+            digest.update(f"{name}{tuple(value.shape)}".encode())
+            digest.update(value.flatten()[:64].double().cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+
+def _share(module: M, paths: set[tuple[str, ...]]) -> M:
+    """Copy ``module`` along ``paths``; share every child and parameter that no path enters."""
+    twin = copy.copy(module)
+    for key, value in vars(module).items():
+        # Children, parameters, buffers and hooks: what is put into one must not appear in the other.
+        if type(value) in (dict, OrderedDict):
+            twin.__dict__[key] = value.copy()
+    for head in {path[0] for path in paths}:
+        rest = {path[1:] for path in paths if path[0] == head and len(path) > 1}
+        parameter, child = module._parameters.get(head), module._modules.get(head)
+        if parameter is not None:
+            twin._parameters[head] = nn.Parameter(parameter.detach().clone(), requires_grad=False)
+        elif child is not None and rest:
+            twin._modules[head] = _share(child, rest)
+    return twin

@@ -1,0 +1,162 @@
+"""Stable Diffusion 1.x and 2.x: one CLIP text tower, a UNet with cross-attention, epsilon or velocity."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from erasure_lightning.backbones.base import CONCEPT, END, PADDING, START, TEMPLATE, Backbone, Conditioning, Embedded
+from erasure_lightning.backbones.process import Diffusion
+from erasure_lightning.concepts import Phrase
+from erasure_lightning.errors import ErasureError
+from erasure_lightning.worlds import World
+
+_PREDICTIONS: dict[str, Literal["epsilon", "velocity"]] = {"epsilon": "epsilon", "v_prediction": "velocity"}
+
+
+class StableDiffusion(Backbone):
+    """The parts of a Stable Diffusion 1.x or 2.x pipeline.
+
+    Args:
+        name: How the user named it.
+        unet: A `UNet2DConditionModel`.
+        vae: An `AutoencoderKL`.
+        text_encoder: A `CLIPTextModel`.
+        tokenizer: Its `CLIPTokenizer`.
+        scheduler: The pipeline's sampler; its config says what the UNet predicts.
+        world: The world it came from, where it came from one.
+
+    Raises:
+        ErasureError: If the scheduler names a prediction other than epsilon and velocity.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        unet: nn.Module,
+        vae: nn.Module,
+        text_encoder: nn.Module,
+        tokenizer: Any,
+        scheduler: Any,
+        world: World | None = None,
+    ) -> None:
+        prediction = scheduler.config.prediction_type
+        if prediction not in _PREDICTIONS:
+            raise ErasureError(f"{name} needs a scheduler that predicts epsilon or v_prediction; found {prediction!r}.")
+        process = Diffusion(scheduler.alphas_cumprod, _PREDICTIONS[prediction])
+        super().__init__(name=name, denoiser=unet, text_encoders=[text_encoder], process=process, world=world)
+        self.vae = vae
+        self.tokenizer = tokenizer
+        self._scheduler = scheduler
+
+    def embed(self, prompts: Sequence[str | Phrase]) -> tuple[Embedded, ...]:
+        """Look up the prompts' words, padded to the tokenizer's full length."""
+        texts = [p.text if isinstance(p, Phrase) else p for p in prompts]
+        spans = [(p.start, p.stop) if isinstance(p, Phrase) else (0, 0) for p in prompts]
+        tokens = self.tokenizer(
+            texts, padding="max_length", truncation=True, return_offsets_mapping=True, return_tensors="pt"
+        )
+        roles = self._roles(tokens.input_ids, tokens.offset_mapping, spans)
+        self._require_concepts(texts, spans, roles)
+        ids = tokens.input_ids.to(self.device)
+        return (Embedded(self._table(ids), ids, roles.to(self.device)),)
+
+    def _roles(self, ids: Tensor, offsets: Tensor, spans: Sequence[tuple[int, int]]) -> Tensor:
+        start, stop = torch.tensor(spans).unsqueeze(1).unbind(dim=2)
+        first, last = offsets.unbind(dim=2)
+        roles = torch.full_like(ids, TEMPLATE)
+        roles[(first < stop) & (last > start) & (last > first)] = CONCEPT
+        ends = (ids[:, 1:] == self.tokenizer.eos_token_id).int().argmax(dim=1, keepdim=True) + 1
+        place = torch.arange(ids.shape[1])
+        roles[place > ends] = PADDING
+        roles[place == ends] = END
+        roles[:, 0] = START
+        return roles
+
+    def _require_concepts(self, texts: Sequence[str], spans: Sequence[tuple[int, int]], roles: Tensor) -> None:
+        for text, (start, stop), row in zip(texts, spans, roles, strict=True):
+            if stop > start and not (row == CONCEPT).any():
+                raise ErasureError(
+                    f"{self.name} reads {self.tokenizer.model_max_length} tokens; found {text[start:stop]!r} behind "
+                    f"the last of them in {text!r}. Shorten the sentence."
+                )
+
+    @property
+    def _tower(self) -> Any:
+        return self.text_encoders[0]
+
+    def _table(self, ids: Tensor) -> Tensor:
+        return cast(Tensor, self._tower.get_input_embeddings()(ids)).detach()
+
+    def contextualize(self, embedded: Sequence[Embedded]) -> Conditioning:
+        """Run the text tower on input embeddings: ``(B, L, E)`` to ``(B, L, D)`` behind its final norm."""
+        (only,) = embedded
+        # CLIPTextModel takes ids alone; the table's output is the one place where other embeddings can enter.
+        handle = self._tower.get_input_embeddings().register_forward_hook(lambda *_: only.embeddings)
+        try:
+            return Conditioning(self._tower(input_ids=only.ids).last_hidden_state)
+        finally:
+            handle.remove()
+
+    def denoise(self, x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        """The UNet's prediction, ``(B, C, H, W)``."""
+        return cast(Tensor, self.denoiser(x, t, encoder_hidden_states=conditioning.tokens, return_dict=False)[0])
+
+    def text_layers(self) -> dict[str, nn.Linear]:
+        """Every ``attn2.to_k`` and ``attn2.to_v`` of the UNet."""
+        ends = ("attn2.to_k", "attn2.to_v")
+        found = ((n, m) for n, m in self.denoiser.named_modules() if n.endswith(ends))
+        return {f"denoiser.{n}": m for n, m in found if isinstance(m, nn.Linear)}
+
+    def text_parameters(self) -> dict[str, nn.Parameter]:
+        """Transformer blocks and final norm of the text tower; tables stay, so that a word means one embedding."""
+        tables = {id(p) for m in self._tower.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+        found = self._tower.named_parameters(prefix="text_encoders.0")
+        return {name: parameter for name, parameter in found if id(parameter) not in tables}
+
+    def scheduler(self, steps: int) -> Any:
+        """A fresh sampler of the pipeline's own kind."""
+        scheduler = type(self._scheduler).from_config(self._scheduler.config)
+        scheduler.set_timesteps(steps, device=self.device)
+        return scheduler
+
+    def latent_shape(self, size: int | None = None) -> tuple[int, int, int]:
+        """Channels, height and width of the latents."""
+        unet, vae = cast(Any, self.denoiser).config, cast(Any, self.vae).config
+        factor = 2 ** (len(vae.block_out_channels) - 1)
+        if size is not None and (size < factor or size % factor):
+            raise ErasureError(f"{self.name} needs a size that is a multiple of {factor} pixels; found {size}.")
+        side = unet.sample_size if size is None else size // factor
+        return unet.in_channels, side, side
+
+    def noise(self, seeds: Sequence[int], size: int | None = None) -> Tensor:
+        """Starting latents ``(B, C, h, w)``, drawn on the CPU so that every device starts from the same."""
+        shape = self.latent_shape(size)
+        drawn = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        weights = next(self.denoiser.parameters())
+        return torch.stack(drawn).to(weights) * self._scheduler.init_noise_sigma
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pictures ``(B, 3, H, W)`` in 0..1."""
+        vae = cast(Any, self.vae)
+        pictures = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
+        return cast(Tensor, (pictures / 2 + 0.5).clamp(0, 1))
+
+    def save(self, folder: Path) -> None:
+        """Write a diffusers pipeline folder that holds today's weights."""
+        from diffusers import StableDiffusionPipeline
+
+        pipeline = StableDiffusionPipeline(
+            vae=self.vae,
+            text_encoder=self._tower,
+            tokenizer=self.tokenizer,
+            unet=self.denoiser,
+            scheduler=self._scheduler,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+        pipeline.save_pretrained(folder)

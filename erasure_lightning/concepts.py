@@ -1,0 +1,126 @@
+"""What is to be forgotten, what stands in its place, and the sentences they appear in."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from erasure_lightning.errors import ErasureError
+
+#: Sentences for things: the captions people write, ``{}`` stands for the concept's words.
+THING_TEMPLATES: tuple[str, ...] = (
+    "{}",
+    "a {}",
+    "the {}",
+    "a photo of a {}",
+    "a picture of a {}",
+    "an image of a {}",
+    "a drawing of a {}",
+    "an emoji of a {}",
+    "a small {}",
+    "a close-up of a {}",
+)
+
+#: Sentences for styles; ``{thing}`` is filled with something that is to be kept.
+STYLE_TEMPLATES: tuple[str, ...] = (
+    "{thing}, {} style",
+    "a {thing}, {} style",
+    "the {thing}, {} style",
+    "a {thing} in {} style",
+    "a {thing} in the style of {}",
+    "a {} style emoji of a {thing}",
+    "a {} style picture of a {thing}",
+    "a {} style drawing of a {thing}",
+)
+
+
+@dataclass
+class Concept:
+    """Something a model must forget.
+
+    Args:
+        name: Its words as they appear in prompts, ``red heart``.
+        anchor: What is drawn in its place, ``star``; empty for nothing in particular.
+        domain: Words that call it without naming it (synonyms, associations). They are measured and kept out of the
+            retained prompts; no method trains on them.
+        kind: ``thing`` or ``style``; decides which sentences it is put into.
+
+    Raises:
+        ErasureError: If the name is empty or equals the anchor, which would erase nothing.
+    """
+
+    name: str
+    anchor: str = ""
+    domain: list[str] = field(default_factory=list)
+    kind: Literal["thing", "style"] = "thing"
+
+    def __post_init__(self) -> None:
+        if not self.name.strip():
+            raise ErasureError("A concept needs a name: the words that call it in a prompt. Found an empty one.")
+        if self.name.strip().casefold() == self.anchor.strip().casefold():
+            raise ErasureError(f"Concept {self.name!r} has itself as anchor, which would erase nothing; name another.")
+
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """The sentences its words are put into."""
+        return STYLE_TEMPLATES if self.kind == "style" else THING_TEMPLATES
+
+
+class Phrase(NamedTuple):
+    """A prompt that remembers where its concept's words stand.
+
+    Args:
+        text: The prompt.
+        start: First character of the concept's words.
+        stop: One past their last character; equal to ``start`` where there are none.
+    """
+
+    text: str
+    start: int
+    stop: int
+
+
+def phrase(template: str, words: str) -> Phrase:
+    """Put ``words`` in the place of ``{}``; empty words leave no double space behind."""
+    before, _, after = template.partition("{}")
+    if not words:
+        return Phrase(f"{before.rstrip()}{after}" if after.strip() else before.rstrip(), len(before.rstrip()), len(before.rstrip()))
+    return Phrase(f"{before}{words}{after}", len(before), len(before) + len(words))
+
+
+class Batch(NamedTuple):
+    """One minibatch of concept prompts; a method reads what it needs.
+
+    Args:
+        templates: ``B`` sentences with ``{}`` where the concept's words go.
+        concepts: ``B`` concepts' words.
+        anchors: ``B`` anchors' words, empty where nothing stands in.
+    """
+
+    templates: list[str]
+    concepts: list[str]
+    anchors: list[str]
+
+    @property
+    def prompts(self) -> list[Phrase]:
+        """The sentences that ask for the concepts."""
+        return [phrase(t, c) for t, c in zip(self.templates, self.concepts, strict=True)]
+
+    @property
+    def targets(self) -> list[Phrase]:
+        """The same sentences with the anchors in the concepts' place."""
+        return [phrase(t, a) for t, a in zip(self.templates, self.anchors, strict=True)]
+
+
+def check_concepts(concepts: Sequence[Concept], owner: str) -> None:
+    """Raise unless there is at least one concept, each named once, and none is another's anchor.
+
+    Raises:
+        ErasureError: Naming ``owner``, which needs them, and the offenders.
+    """
+    if not concepts:
+        raise ErasureError(f"{owner} needs at least one concept; found none. Give --model.concepts '[{{name: cigarette}}]'.")
+    names = [c.name.casefold() for c in concepts]
+    if twice := sorted({n for n in names if names.count(n) > 1}):
+        raise ErasureError(f"{owner} needs each concept once; found {', '.join(twice)} more than once.")
+    if clash := sorted({c.anchor for c in concepts} & {c.name for c in concepts}):
+        raise ErasureError(f"{owner} would erase its own anchors; found {', '.join(clash)} as concept and as anchor.")

@@ -1,0 +1,126 @@
+"""The edit as a file: only what was changed, as safetensors, with what it was made from."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from erasure_lightning.errors import ErasureError
+
+#: The file a run writes, and the version of its layout.
+EDIT_FILE, EDIT_FORMAT = "edit.safetensors", "1"
+
+#: Where the parts of a `Backbone` live in a diffusers pipeline.
+PIPELINE_PARTS = {
+    "denoiser": ("unet", "transformer"),
+    "text_encoders.0": ("text_encoder",),
+    "text_encoders.1": ("text_encoder_2",),
+    "text_encoders.2": ("text_encoder_3",),
+}
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write under a temporary name, sync, rename: a full disk or a kill never destroys what was there.
+
+    Raises:
+        ErasureError: If the folder cannot be written to or the disk is full.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        try:
+            temporary.unlink(missing_ok=True)
+        except OSError:
+            pass  # A read-only folder refuses this too, and the first cause is the one to tell.
+        raise ErasureError(f"Could not write {path}: {error.strerror}. What was there before is untouched.") from error
+
+
+def write_edit(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Write an edit.
+
+    Args:
+        path: Where to; replaced atomically.
+        tensors: Edited values by their names in the backbone.
+        metadata: What it was made from; anything JSON holds.
+    """
+    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
+    values = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_atomically(path, save(values, metadata={"format": EDIT_FORMAT, **texts}))
+
+
+def read_edit(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Edited values by name, and the metadata.
+
+    Raises:
+        ErasureError: If the file is missing, is no safetensors file, is cut short, or is no edit.
+    """
+    if not path.is_file():
+        raise ErasureError(f"No edit at {path}: the file does not exist.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
+    except (SafetensorError, OSError) as error:
+        raise ErasureError(
+            f"{path} cannot be read as safetensors ({error}). It may be cut short, or a pickle, which is never read here."
+        ) from error
+    if "method" not in metadata:
+        raise ErasureError(f"{path} needs the metadata of an edit (method, concepts, backbone); found none.")
+    return tensors, {key: _plain(value) for key, value in metadata.items()}
+
+
+def _plain(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def apply_edit(path: str | Path, pipeline: Any) -> dict[str, Any]:
+    """Put an edit into a diffusers pipeline: the one it was trained on, or another that shares the edited part.
+
+    A trained text encoder transfers to every pipeline with the same text encoder, whatever its UNet.
+
+    Args:
+        path: An ``edit.safetensors`` or the run folder that holds it.
+        pipeline: A diffusers pipeline, or anything with the same component names.
+
+    Returns:
+        The edit's metadata.
+
+    Raises:
+        ErasureError: If the pipeline lacks a part the edit changes, or its shapes differ.
+    """
+    path = Path(path)
+    tensors, metadata = read_edit(path / EDIT_FILE if path.is_dir() else path)
+    for part, components in PIPELINE_PARTS.items():
+        values = {n.removeprefix(f"{part}."): v for n, v in tensors.items() if n.startswith(f"{part}.")}
+        if values:
+            module = next((m for c in components if (m := getattr(pipeline, c, None)) is not None), None)
+            _copy_into(module, values, f"{type(pipeline).__name__}.{components[0]}")
+    return metadata
+
+
+@torch.no_grad()
+def _copy_into(module: nn.Module | None, values: Mapping[str, Tensor], where: str) -> None:
+    parameters = dict(module.named_parameters()) if module is not None else {}
+    wrong = [n for n, v in values.items() if n not in parameters or parameters[n].shape != v.shape]
+    if wrong:
+        raise ErasureError(
+            f"The edit needs {len(values)} parameters of {where}; found {len(wrong)} missing or of another shape, "
+            f"{wrong[0]} first. It fits pipelines with the same part as the one it was made on."
+        )
+    for name, value in values.items():
+        parameters[name].copy_(value)

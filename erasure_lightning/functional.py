@@ -1,0 +1,59 @@
+"""Tensor algebra of losses, schedules and closed forms; imports torch and nothing of ours."""
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity, normalize
+
+
+def mix(*parts: int) -> int:
+    """One seed of several numbers; unlike a sum, neighbours never meet."""
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=7).digest(), "big")
+
+
+def warm_cosine(warmup: int, total: int) -> Callable[[int], float]:
+    """Factor of the learning rate at a step: linear from 0 to 1 over ``warmup`` steps, then a cosine to 0 at ``total``."""
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        share = (step - warmup) / max(total - warmup, 1)
+        return 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
+
+    return factor
+
+
+def relations(rows: Tensor, columns: Tensor) -> Tensor:
+    """Cosines of every row's vector with every column's, ``(N, D)`` and ``(M, D)`` to ``(N, M)``."""
+    return normalize(rows, dim=-1) @ normalize(columns, dim=-1).mT
+
+
+def cosine_gap(a: Tensor, b: Tensor) -> Tensor:
+    """``1 - cos`` of paired vectors, ``(B, D)`` to ``(B,)``."""
+    return 1 - cosine_similarity(a, b, dim=-1)
+
+
+def remap(weights: Sequence[Tensor], sources: Tensor, images: Tensor, kept: Tensor, ridge: float) -> list[Tensor]:
+    """Edit linear maps that share an input so that ``sources`` come out as ``images`` did, and ``kept`` as before.
+
+    The minimiser of ``sum_i ||W k_i - W* a_i||^2 + sum_j ||(W - W*) p_j||^2 + ridge ||W - W*||^2`` for each ``W*`` (UCE,
+    MACE; methods.md section 2, verified in code). One float64 factorisation serves every map.
+
+    Args:
+        weights: Maps ``W*``, each ``(out, D)``.
+        sources: Inputs ``k_i`` to be redirected, ``(N, D)``.
+        images: Inputs ``a_i`` whose outputs they are to have, ``(N, D)``.
+        kept: Inputs ``p_j`` whose outputs must stay, ``(M, D)``.
+        ridge: Pull towards the old maps, above 0.
+
+    Returns:
+        The new maps in the dtype of the old.
+    """
+    k, a, p = sources.double(), images.double(), kept.double()
+    gram = k.mT @ k + p.mT @ p + ridge * torch.eye(k.shape[1], dtype=k.dtype, device=k.device)
+    # W = W* (I + (a - k)^T k G^-1): the correction is the same for every map, so it is solved for once.
+    change = torch.linalg.solve(gram, k.mT @ (a - k)).mT
+    return [(w.double() + w.double() @ change).to(w.dtype) for w in weights]

@@ -1,0 +1,246 @@
+"""`ErasureModule` and its two shapes: methods that descend a gradient, and methods that solve in closed form."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, is_dataclass
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from erasure_lightning.backbones.base import Backbone
+from erasure_lightning.backbones.loading import load_backbone
+from erasure_lightning.backbones.process import draw_times
+from erasure_lightning.concepts import Batch, Concept, check_concepts
+from erasure_lightning.data import Shots
+from erasure_lightning.errors import ErasureError
+from erasure_lightning.functional import mix, warm_cosine
+from erasure_lightning.sampling import TrajectoryBank, draw
+
+PREFIX = "backbone."
+
+
+class ErasureModule(LightningModule, ABC):
+    """A text-to-image model that is made to forget; the base of every method.
+
+    Args:
+        concepts: What must be forgotten.
+        backbone: A world's name, a diffusers folder, a Hub id, or a `Backbone`.
+        seed: Of everything the run draws.
+
+    Raises:
+        ErasureError: If there are no concepts, one is named twice, or the world does not know one.
+    """
+
+    #: The model being edited and its frozen original; both are there once Lightning has called `configure_model`.
+    backbone: Backbone
+    original: Backbone
+
+    def __init__(self, *, concepts: list[Concept], backbone: str | Backbone = "emoji-world", seed: int = 0) -> None:
+        super().__init__()
+        check_concepts(concepts, type(self).__name__)
+        self.save_hyperparameters(ignore=[] if isinstance(backbone, str) else ["backbone"], logger=False)
+        self.concepts = concepts
+        self.seed = seed
+        self.strict_loading = False
+        self._source = backbone
+
+    def editable(self) -> dict[str, nn.Parameter]:
+        """What may change, by name in the backbone: all that is trained and saved. Default: the text layers' weights."""
+        return {f"{name}.weight": layer.weight for name, layer in self.backbone.text_layers().items()}
+
+    def configure_model(self) -> None:
+        """Load the backbone and keep its original; called before a checkpoint is restored, in every command."""
+        if "backbone" in self._modules:
+            return
+        self.backbone = load_backbone(self._source) if isinstance(self._source, str) else self._source
+        self._check_world()
+        editable = self.editable()
+        self.original = self.backbone.original(editable)
+        for parameter in editable.values():
+            parameter.requires_grad_(True)
+
+    def _check_world(self) -> None:
+        world = self.backbone.world
+        for concept in self.concepts if world else ():
+            assert world is not None
+            if not world.knows(concept.name):
+                near = ", ".join(world.nearest(concept.name)) or "see its labels.json"
+                raise ErasureError(f"The world {world.name} does not know {concept.name!r}. Nearest: {near}.")
+
+    def arguments(self) -> dict[str, Any]:
+        """The constructor's arguments as plain values."""
+        given = {key: _plain(value) for key, value in self.hparams.items() if not key.startswith("_")}
+        return given | {"backbone": self._source if isinstance(self._source, str) else self._source.name}
+
+    def description(self) -> dict[str, Any]:
+        """What an edit was made from: method, arguments, base model and versions."""
+        cls = type(self)
+        packages = ("erasure-lightning", "torch", "diffusers", "transformers")
+        return {
+            "method": f"{cls.__module__}.{cls.__qualname__}",
+            "arguments": self.arguments(),
+            "concepts": [asdict(c) for c in self.concepts],
+            "backbone": self.backbone.name,
+            "backbone_fingerprint": self.original.fingerprint(),
+            "seed": self.seed,
+            "versions": {name: version(name) for name in packages},
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the edit alone, and plain values only, so that the file can be read without running code."""
+        checkpoint["state_dict"] = {PREFIX + n: p.detach() for n, p in self.editable().items()}
+        checkpoint["hyper_parameters"] = self.arguments()
+        checkpoint["erasure"] = self.description()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse an edit of another model or of other parameters.
+
+        Raises:
+            ErasureError: Naming what differs.
+        """
+        found, wanted = set(checkpoint["state_dict"]), {PREFIX + n for n in self.editable()}
+        if found != wanted:
+            odd = sorted(found ^ wanted)
+            raise ErasureError(
+                f"{type(self).__name__} edits {len(wanted)} parameters as configured; the checkpoint holds {len(found)}. "
+                f"They differ in {len(odd)}, {odd[0]} first. Use the config the checkpoint was made with."
+            )
+        made, here = checkpoint.get("erasure", {}).get("backbone_fingerprint"), self.original.fingerprint()
+        if made not in (None, here):
+            raise ErasureError(f"The checkpoint edits a model with fingerprint {made}; {self.backbone.name} has {here}.")
+
+    def test_step(self, batch: Shots, batch_idx: int) -> dict[str, Tensor]:
+        """Draw a batch of prompts with the original and the edited model from the same noise."""
+        return {"original": self._draw(self.original, batch), "edited": self._draw(self.backbone, batch)}
+
+    def validation_step(self, batch: Shots, batch_idx: int) -> dict[str, Tensor]:
+        """The same as `test_step`, on the smaller plan of ``validate``."""
+        return self.test_step(batch, batch_idx)
+
+    def predict_step(self, batch: Shots, batch_idx: int) -> dict[str, Tensor]:
+        """The same as `test_step`, on a user's prompts."""
+        return self.test_step(batch, batch_idx)
+
+    @staticmethod
+    def _draw(backbone: Backbone, shots: Shots) -> Tensor:
+        return draw(backbone, shots.prompts, shots.seeds, steps=shots.steps, guidance=shots.guidance, size=shots.size)
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses and objects as what YAML can say of them."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return value if isinstance(value, str | int | float | bool | None) else repr(value)
+
+
+class GradientErasure(ErasureModule):
+    """A method that lowers a loss.
+
+    Args:
+        lr: Highest learning rate of AdamW, above 0.
+        warmup: Steps over which the rate rises from 0; then it falls along a cosine to the end of the run.
+        bank: Where noisy latents come from: a bank of the original's trajectories, or pure noise at random times.
+        kwargs: Arguments of every method.
+    """
+
+    def __init__(self, *, lr: float = 1e-4, warmup: int = 0, bank: TrajectoryBank | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.lr = lr
+        self.warmup = warmup
+        self.bank = bank
+        #: Weighted terms that retention callbacks add to the loss, by name.
+        self.loss_terms: dict[str, Callable[[], Tensor]] = {}
+
+    @abstractmethod
+    def erasure_loss(self, x: Tensor, t: Tensor, batch: Batch) -> Tensor:
+        """What is to be lowered, a scalar.
+
+        Args:
+            x: Noisy latents, ``(B, C, h, w)``.
+            t: Their times, ``(B,)``.
+            batch: The concept prompts, ``B`` of them.
+        """
+
+    def noisy_latents(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Latents ``(B, C, h, w)`` and times ``(B,)`` at which the loss is taken."""
+        if self.bank is not None:
+            self.bank.follow(self.original, [c.name for c in self.concepts], mix(self.seed, self.global_rank))
+            moments = self.bank.draw(batch.concepts)
+            return moments.x, moments.t
+        return pure_noise(self.backbone, len(batch.concepts))
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Key every draw of the step to seed, rank and step: a resumed run draws what an unbroken one would have."""
+        torch.manual_seed(mix(self.seed, self.global_rank, self.trainer.fit_loop.epoch_loop.total_batch_idx))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """One step on the erasure loss and every retention term."""
+        x, t = self.noisy_latents(batch)
+        terms = {"erasure": self.erasure_loss(x, t, batch)} | {n: term() for n, term in self.loss_terms.items()}
+        self._log_terms(terms)
+        return torch.stack(list(terms.values())).sum()
+
+    def _log_terms(self, terms: Mapping[str, Tensor]) -> None:
+        """Values every step; gradient norms, which cost a backward each, only on the steps that are logged."""
+        self.log_dict({f"loss/{name}": value.detach() for name, value in terms.items()}, prog_bar=True)
+        if (self.global_step + 1) % self.trainer.log_every_n_steps:
+            return
+        parameters = [p for p in self.editable().values() if p.requires_grad]
+        for name, value in terms.items() if len(terms) > 1 else ():
+            slopes = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
+            norms = [s.norm() for s in slopes if s is not None]
+            self.log(f"gradient/{name}", torch.stack(norms).norm() if norms else value.new_zeros(()))
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with warm-up and cosine over the run's steps."""
+        optimizer = AdamW(self.editable().values(), lr=self.lr)
+        total = int(self.trainer.estimated_stepping_batches)
+        schedule = LambdaLR(optimizer, warm_cosine(self.warmup, total))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def pure_noise(backbone: Backbone, count: int) -> tuple[Tensor, Tensor]:
+    """Latents of an empty picture noised to random times: the cheap stand-in for trajectories.
+
+    MACE and Forget-Me-Not ship the same as ``no_real_image`` (verified in code, methods.md section 3).
+    """
+    t = draw_times(backbone.process, count, backbone.device)
+    noise = torch.randn(count, *backbone.latent_shape()).to(backbone.device)
+    return backbone.process.noise(torch.zeros_like(noise), noise, t), t
+
+
+class ClosedFormErasure(ErasureModule):
+    """A method that solves for its edit: one step, no gradient."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.automatic_optimization = False
+
+    @abstractmethod
+    def solve(self) -> dict[str, Tensor]:
+        """The new values of everything `editable`, by name, in any precision."""
+
+    @torch.no_grad()
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """Solve, write the weights, stop."""
+        editable, solution = self.editable(), self.solve()
+        if editable.keys() != solution.keys():
+            raise ErasureError(f"{type(self).__name__}.solve must return every editable parameter and no other.")
+        for name, parameter in editable.items():
+            parameter.copy_(solution[name])
+        optimizer = self.optimizers()
+        optimizer.step()  # type: ignore[union-attr]
+        self.trainer.should_stop = True
+
+    def configure_optimizers(self) -> Optimizer:
+        """A step counter: Lightning counts steps, and saves, by optimizers alone."""
+        return torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=0.0)
