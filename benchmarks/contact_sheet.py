@@ -38,9 +38,9 @@ def draw(world: World) -> Image.Image:
     styled = [(thing, style) for thing in STYLED for style in world.styles]
     prompts = [f"a {thing}" for thing in things] + [f"a {thing}, {style} style" for thing, style in styled]
     pictures = sample(world, prompts)
-    top = part(f"{len(things)} of {len(world.labels)} things, “a THING”", things, pictures)
+    top = part(f"{len(things)} of the {len(world.labels)} things: “a THING”, seed 0", things, pictures)
     names = [f"{thing}, {style}" for thing, style in styled]
-    bottom = part("The four styles, “a THING, STYLE style”", names, pictures[len(things) :])
+    bottom = part("The four styles: “a THING, STYLE style”, seed 0", names, pictures[len(things) :])
     return stack(top, bottom)
 
 
@@ -91,9 +91,10 @@ def stack(*parts: Image.Image) -> Image.Image:
 
 
 def shrink(sheet: Image.Image) -> Image.Image:
-    """The same picture in 256 colours: a third of the size, dithered because soft shades would show bands."""
-    palette = sheet.quantize(256, kmeans=3)
-    return sheet.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
+    """The same picture in 256 colours, a third of the size."""
+    clean = sheet.point(lambda value: 255 if value > 243 else value)  # or the palette's white is not the paper's
+    palette = clean.quantize(256, kmeans=3)
+    return clean.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)  # soft shades would show bands
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import csv
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 import torch
 from lightning import LightningDataModule
@@ -25,7 +25,8 @@ class Shot(NamedTuple):
         seed: Of its starting noise.
         group: Why it is drawn: ``efficacy``, ``generality``, ``specificity``, ``neighbours`` or ``prompts``.
         case: Its name; the file name of ``predict``.
-        answer: The label it should be recognised as, empty where there is none.
+        answer: The label it should be recognised as; of a prompt for a style that is erased, the thing it is put on;
+            empty where there is none.
         steps: Sampling steps.
         guidance: Scale of classifier-free guidance.
     """
@@ -203,14 +204,21 @@ class PromptData(LightningDataModule):
     def _batch(self, number: int) -> Batch:
         module = self._module
         generator = torch.Generator().manual_seed(mix(module.seed, module.global_rank, number, 1))
-        chosen = [pick(module.concepts, generator) for _ in range(self.batch_size)]
+        chosen = [self._turn(number * self.batch_size + i) for i in range(self.batch_size)]
         return Batch(
             [self._template(c, generator) for c in chosen], [c.name for c in chosen], [c.anchor for c in chosen]
         )
 
+    def _turn(self, place: int) -> Concept:
+        """Concepts take turns in an order that is drawn anew each round, so that none waits long."""
+        module = self._module
+        turn, concept = divmod(place, len(module.concepts))
+        generator = torch.Generator().manual_seed(mix(module.seed, module.global_rank, turn, 2))
+        return cast(Concept, module.concepts[int(torch.randperm(len(module.concepts), generator=generator)[concept])])
+
     def _template(self, concept: Concept, generator: torch.Generator) -> str:
         template = pick(self.templates or concept.templates, generator)
-        return template.replace("{thing}", pick(self.vocabulary.retained, generator))
+        return template.replace("{thing}", pick(self.vocabulary.others, generator))
 
     def val_dataloader(self) -> Sheet | list[Shots]:
         """The smallest plan that still has an interval: two seeds; nothing while fitting, which is measured behind it."""
@@ -251,8 +259,8 @@ def plan(vocabulary: Vocabulary, others: int, neighbours: Sequence[str]) -> list
     """Group, prompt and expected label of every measured prompt, in the protocol of the emoji world (BARS.md)."""
     captions = vocabulary.captions
     kept = spread(vocabulary.others, others)
-    rows = [("efficacy", text, "") for text in vocabulary.concept_prompts()]
-    rows += [("generality", captions[1].format(w), "") for c in vocabulary.concepts for w in c.domain]
+    rows = [("efficacy", text, thing) for text, thing in vocabulary.concept_prompts()]
+    rows += [("generality", text, thing) for text, thing in vocabulary.domain_prompts()]
     rows += [("neighbours", captions[1].format(w), w) for w in neighbours]
     return rows + [("specificity", captions[1].format(label), label) for label in kept]
 

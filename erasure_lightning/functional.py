@@ -36,6 +36,28 @@ def cosine_gap(a: Tensor, b: Tensor) -> Tensor:
     return 1 - cosine_similarity(a, b, dim=-1)
 
 
+def aligned(concept: Tensor, anchor: Tensor, length: int) -> Tensor:
+    """Which position of the anchor's sentence stands for each position of the concept's.
+
+    The sentences are equal but for one span. Before it positions agree; inside it the anchor's are stretched over the
+    concept's; behind it they are shifted by the difference, so that end meets end.
+
+    Args:
+        concept: First position of the span and one past its last, ``(B, 2)``.
+        anchor: The same of the anchor's sentence, ``(B, 2)``; an empty span starts where the concept's does.
+        length: Positions of a sentence ``L``.
+
+    Returns:
+        Positions ``(B, L)``.
+    """
+    (start, stop), (first, last) = concept.unsqueeze(2).unbind(1), anchor.unsqueeze(2).unbind(1)
+    place = torch.arange(length, device=concept.device)
+    share = (place - start) / (stop - start - 1).clamp(min=1)
+    inside = first + (share * (last - first - 1).clamp(min=0)).round().long()
+    behind = place + (last - first) - (stop - start)
+    return torch.where(place < start, place, torch.where(place < stop, inside, behind)).clamp(0, length - 1)
+
+
 def remap(weights: Sequence[Tensor], sources: Tensor, images: Tensor, kept: Tensor, ridge: float) -> list[Tensor]:
     """Edit linear maps that share an input so that ``sources`` come out as ``images`` did, and ``kept`` as before.
 

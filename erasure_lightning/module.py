@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from lightning import LightningModule
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from erasure_lightning.backbones.base import Backbone
@@ -47,7 +47,8 @@ class ErasureModule(LightningModule, ABC):
         self.concepts = concepts
         self.seed = seed
         self.strict_loading = False
-        self._source = backbone
+        # In a tuple, since a module that is assigned becomes a part, and parts are made in configure_model.
+        self._given = (backbone,)
 
     def editable(self) -> dict[str, nn.Parameter]:
         """What may change, by name in the backbone: all that is trained and saved. Default: the text layers' weights."""
@@ -57,7 +58,8 @@ class ErasureModule(LightningModule, ABC):
         """Load the backbone and keep its original; called before a checkpoint is restored, in every command."""
         if "backbone" in self._modules:
             return
-        self.backbone = load_backbone(self._source) if isinstance(self._source, str) else self._source
+        (given,) = self._given
+        self.backbone = load_backbone(given) if isinstance(given, str) else given
         self._check_world()
         editable = self.editable()
         self.original = self.backbone.original(editable)
@@ -74,8 +76,9 @@ class ErasureModule(LightningModule, ABC):
 
     def arguments(self) -> dict[str, Any]:
         """The constructor's arguments as plain values."""
-        given = {key: _plain(value) for key, value in self.hparams.items() if not key.startswith("_")}
-        return given | {"backbone": self._source if isinstance(self._source, str) else self._source.name}
+        named = {key: _plain(value) for key, value in self.hparams.items() if not key.startswith("_")}
+        (given,) = self._given
+        return named | {"backbone": given if isinstance(given, str) else given.name}
 
     def description(self) -> dict[str, Any]:
         """What an edit was made from: method, arguments, base model and versions."""
@@ -146,7 +149,7 @@ class GradientErasure(ErasureModule):
     """A method that lowers a loss.
 
     Args:
-        lr: Highest learning rate of AdamW, above 0.
+        lr: Highest learning rate of Adam, above 0.
         warmup: Steps over which the rate rises from 0; then it falls along a cosine to the end of the run.
         bank: Where noisy latents come from: a bank of the original's trajectories, or pure noise at random times.
         kwargs: Arguments of every method.
@@ -201,8 +204,8 @@ class GradientErasure(ErasureModule):
             self.log(f"gradient/{name}", torch.stack(norms).norm() if norms else value.new_zeros(()))
 
     def configure_optimizers(self) -> Any:
-        """AdamW with warm-up and cosine over the run's steps."""
-        optimizer = AdamW(self.editable().values(), lr=self.lr)
+        """Adam with warm-up and cosine over the run's steps."""
+        optimizer = Adam(self.editable().values(), lr=self.lr)
         total = int(self.trainer.estimated_stepping_batches)
         schedule = LambdaLR(optimizer, warm_cosine(self.warmup, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -42,7 +42,7 @@ class Vocabulary:
     def named(self, words: Iterable[str]) -> set[str]:
         """Labels that the words name: themselves and their twins, else everything tagged so."""
         if self.world is None:
-            return {label for label in self.labels if label in set(words)}
+            return set(self.labels) & set(words)
         return {label for word in words for label in self.world.labels_of(word)}
 
     @property
@@ -52,31 +52,41 @@ class Vocabulary:
 
     @property
     def others(self) -> list[str]:
-        """Labels that an edit must leave alone: all but the erased and the anchors, in the table's order."""
-        words = {w for c in self.concepts for w in c.domain}
-        return [label for label in self.labels if label not in self.erased | (words & set(self.labels))]
-
-    @property
-    def retained(self) -> list[str]:
-        """Labels that retention trains on: the others without anything that the domain's words call."""
-        away = self.named(w for c in self.concepts for w in c.domain)
-        return [label for label in self.others if label not in away]
+        """Labels that an edit must leave alone: all but the erased and the words of their domains, in the table's order."""
+        domain = {word for c in self.concepts for word in c.domain}
+        return [label for label in self.labels if label not in self.erased | domain]
 
     @property
     def captions(self) -> tuple[str, ...]:
         """Sentences the model was trained on, ``{}`` for the thing: bare, with an article, and as a picture."""
         return tuple(self.world.captions["label"]) if self.world else ("{}", "a {}", "an image of a {}")
 
-    def concept_prompts(self) -> list[str]:
-        """Prompts that name the concepts: a thing in every caption, a style on a few of the things that are kept."""
-        things = spread(self.others, 12)
-        named = [
-            [template.format(c.name) for template in self.captions]
-            if c.kind == "thing"
-            else [f"a {thing}, {c.name} style" for thing in things]
-            for c in self.concepts
-        ]
-        return [prompt for prompts in named for prompt in prompts]
+    def kept_captions(self, label: str) -> list[str]:
+        """What is said of a label that must survive: every caption, and where a style goes, the other styles too."""
+        plain = [caption.format(label) for caption in self.captions]
+        gone = {c.name for c in self.concepts if c.kind == "style"}
+        styles = [s for s in self.world.styles if s not in gone] if self.world and gone else []
+        return plain + [f"a {label}, {style} style" for style in styles]
+
+    def concept_prompts(self) -> list[tuple[str, str]]:
+        """Prompts that name the concepts, each with the thing a style is put on, empty where a thing is erased."""
+        return [pair for c in self.concepts for pair in self._asking(c.name, c.kind, self.captions)]
+
+    def domain_prompts(self) -> list[tuple[str, str]]:
+        """The same for the words that call the concepts without naming them, each in one sentence."""
+        pairs = [self._asking(word, c.kind, self.captions[1:2]) for c in self.concepts for word in c.domain]
+        return [pair for asked in pairs for pair in asked]
+
+    def _asking(self, words: str, kind: str, captions: Sequence[str]) -> list[tuple[str, str]]:
+        """A thing in every caption, a style on a few of the things that are kept."""
+        if kind == "thing":
+            return [(caption.format(words), "") for caption in captions]
+        return [(self.styled(thing, words), thing) for thing in spread(self.others, 12)]
+
+    @staticmethod
+    def styled(thing: str, style: str) -> str:
+        """The sentence that asks for a thing in a style, and by which a style is recognised."""
+        return f"a {thing}, {style} style"
 
     def same(self, a: str, b: str) -> bool:
         """Whether two labels count as one (``dog`` and ``dog face``)."""

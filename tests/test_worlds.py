@@ -6,11 +6,12 @@ import sys
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.worlds import GROUP, World, find_world, worlds
+from erasure_lightning.worlds import GROUP, Label, World, find_world, worlds
 
 CONTENT = {
     "styles": ["ink"],
@@ -33,7 +34,7 @@ class Shipped:
         self.monkeypatch = monkeypatch
         monkeypatch.setattr("erasure_lightning.worlds.entry_points", self.select)
 
-    def select(self, **by: str) -> EntryPoints:
+    def select(self, **by: Any) -> EntryPoints:
         """Stands in for ``importlib.metadata.entry_points``."""
         return EntryPoints(self.entries).select(**by)
 
@@ -76,7 +77,7 @@ def test_world_is_read_from_its_folder(garden: World, folder: Path) -> None:
     assert (garden.steps, garden.guidance, garden.size) == (4, 2.0, 8)
     assert garden.styles == ("ink",)
     assert garden.captions == CONTENT["captions"]
-    assert garden.labels[0].name == "dog" and garden.labels[0].tags == ("pet",)
+    assert garden.labels[0] == Label("dog", "mammals", ("pet",))
 
 
 @pytest.mark.parametrize(
@@ -189,6 +190,7 @@ def test_emoji_world() -> None:
     assert world.labels_of("cigarette") == ("cigarette",)
     assert world.labels_of("smoking") == ("cigarette",)
     assert {"red heart", "broken heart"} <= set(world.labels_of("heart"))
-    assert world.knows("Twemoji") and not world.knows("submarine")
+    assert world.knows("Twemoji")
+    assert not world.knows("submarine")
     assert world.nearest("cigarete")[0] == "cigarette"
     assert "emoji-world" in worlds()

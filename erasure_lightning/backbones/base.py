@@ -44,6 +44,17 @@ class Embedded:
         """Where one of the roles stands, boolean ``(B, L)``."""
         return torch.isin(self.roles, torch.tensor(roles, device=self.roles.device))
 
+    def span(self, otherwise: Tensor | None = None) -> Tensor:
+        """First position of the concept's words and one past their last, ``(B, 2)``.
+
+        Args:
+            otherwise: Where the empty span of a prompt without a concept stands, ``(B,)``; at 0 by default.
+        """
+        words = self.positions(CONCEPT).int()
+        length, first = words.sum(dim=1), words.argmax(dim=1)
+        start = first if otherwise is None else torch.where(length > 0, first, otherwise)
+        return torch.stack((start, start + length), dim=1)
+
     def trimmed(self) -> "Embedded":
         """Cut behind the longest prompt; a causal tower gives the same states there at a fraction of the cost."""
         length = int(self.ends.max()) + 1
@@ -139,8 +150,16 @@ class Backbone(nn.Module, ABC):
         """The linear layers that read text tokens directly, by their names in this backbone."""
 
     @abstractmethod
-    def text_parameters(self) -> dict[str, nn.Parameter]:
-        """What a text encoder computes with: its blocks and norms, not its token and position tables."""
+    def word_tables(self) -> tuple[Tensor, ...]:
+        """The frozen word embeddings ``(V, E)`` of each text encoder."""
+
+    @abstractmethod
+    def text_parameters(self, blocks: int | None = None) -> dict[str, nn.Parameter]:
+        """What the text encoders compute with: blocks and final norms, not token and position tables.
+
+        Args:
+            blocks: Only so many blocks of each, counted from the last; all by default.
+        """
 
     @abstractmethod
     def scheduler(self, steps: int) -> Any:

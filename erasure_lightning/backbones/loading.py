@@ -81,9 +81,9 @@ def _stable_diffusion(name: str, source: str, world: World | None) -> Backbone:
         return StableDiffusion(
             name=name,
             unet=diffusers.UNet2DConditionModel.from_pretrained(
-                source, subfolder="unet", torch_dtype=torch.float32, **weights
+                source, subfolder="unet", dtype=torch.float32, **weights
             ),
-            vae=diffusers.AutoencoderKL.from_pretrained(source, subfolder="vae", torch_dtype=torch.float32, **weights),
+            vae=diffusers.AutoencoderKL.from_pretrained(source, subfolder="vae", dtype=torch.float32, **weights),
             text_encoder=CLIPTextModel.from_pretrained(
                 source, subfolder="text_encoder", dtype=torch.float32, use_safetensors=True
             ),

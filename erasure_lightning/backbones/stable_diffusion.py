@@ -62,7 +62,7 @@ class StableDiffusion(Backbone):
         roles = self._roles(tokens.input_ids, tokens.offset_mapping, spans)
         self._require_concepts(texts, spans, roles)
         ids = tokens.input_ids.to(self.device)
-        return (Embedded(self._table(ids), ids, roles.to(self.device)),)
+        return (Embedded(self.word_tables()[0][ids], ids, roles.to(self.device)),)
 
     def _roles(self, ids: Tensor, offsets: Tensor, spans: Sequence[tuple[int, int]]) -> Tensor:
         start, stop = torch.tensor(spans).unsqueeze(1).unbind(dim=2)
@@ -88,9 +88,6 @@ class StableDiffusion(Backbone):
     def _tower(self) -> Any:
         return self.text_encoders[0]
 
-    def _table(self, ids: Tensor) -> Tensor:
-        return cast(Tensor, self._tower.get_input_embeddings()(ids)).detach()
-
     def contextualize(self, embedded: Sequence[Embedded]) -> Conditioning:
         """Run the text tower on input embeddings: ``(B, L, E)`` to ``(B, L, D)`` behind its final norm."""
         (only,) = embedded
@@ -111,11 +108,17 @@ class StableDiffusion(Backbone):
         found = ((n, m) for n, m in self.denoiser.named_modules() if n.endswith(ends))
         return {f"denoiser.{n}": m for n, m in found if isinstance(m, nn.Linear)}
 
-    def text_parameters(self) -> dict[str, nn.Parameter]:
+    def word_tables(self) -> tuple[Tensor, ...]:
+        """The text tower's token table."""
+        return (cast(Tensor, self._tower.get_input_embeddings().weight).detach(),)
+
+    def text_parameters(self, blocks: int | None = None) -> dict[str, nn.Parameter]:
         """Transformer blocks and final norm of the text tower; tables stay, so that a word means one embedding."""
-        tables = {id(p) for m in self._tower.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
-        found = self._tower.named_parameters(prefix="text_encoders.0")
-        return {name: parameter for name, parameter in found if id(parameter) not in tables}
+        count = self._tower.config.num_hidden_layers
+        first = 0 if blocks is None else max(count - blocks, 0)
+        wanted = tuple(f"encoder.layers.{i}." for i in range(first, count)) + ("final_layer_norm.",)
+        found = self._tower.named_parameters()
+        return {f"text_encoders.0.{name}": parameter for name, parameter in found if name.startswith(wanted)}
 
     def scheduler(self, steps: int) -> Any:
         """A fresh sampler of the pipeline's own kind."""

@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from transformers import AutoTokenizer, VisionTextDualEncoderModel
-
 from erasure_lightning_emoji_world import ROOT
+from transformers import AutoTokenizer, VisionTextDualEncoderModel
 
 WORKS = [
     ("Noto Emoji", "Google Inc.", "Apache-2.0"),

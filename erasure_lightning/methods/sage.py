@@ -1,0 +1,204 @@
+"""SAGE: semantic-augment erasing (Zhu et al., arXiv 2506.09363).
+
+Self-check finds sentences around the concept's words under which the trained text encoder still says what the original
+said; self-erasure unlearns them, so that a concept *domain* goes and not a word. Retention stands in callbacks:
+`GlobalSemanticAlignment` and `LocalNoisePreservation`.
+
+Stated by the paper or its reviews (methods.md section 3.1): the alternation of self-check and self-erasure, the attack
+``[tau_t, tau_c]`` on the template's word embeddings from the concept prompt outward, the text encoder as what is
+trained, no denoising of many steps. Everything numeric, and the exact losses, are our reconstruction (section 3.3).
+
+Cost per step: ``check_steps + 1`` forwards and backwards of the text encoder on the concept prompts, none of the
+denoiser (``erase_space="noise"``: 2 to 4 forwards and 1 or 2 backwards of it).
+"""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity, mse_loss
+
+from erasure_lightning.backbones.base import CONCEPT, TEMPLATE, Backbone, Embedded
+from erasure_lightning.concepts import Batch, Phrase
+from erasure_lightning.errors import ErasureError
+from erasure_lightning.functional import aligned
+from erasure_lightning.module import GradientErasure
+
+Prompts = tuple[Embedded, ...]
+
+
+class SAGE(GradientErasure):
+    """Semantic-augment erasing: finds what still calls the concept, and unlearns that too.
+
+    Args:
+        edit: What is trained: the ``text_encoder``, which then transfers to every pipeline that shares it, or the
+            denoiser's ``cross_attention`` (needs ``erase_space`` noise).
+        blocks: How many of the text encoder's last blocks are trained, all if ``None``. Late blocks hold meaning, early
+            ones spelling: training the late ones reaches words that share the concept's meaning.
+        check_steps: Gradient steps of the self-check, 0 for none.
+        check_size: Length of a step, in lengths of the vocabulary's median word embedding.
+        check_from: First step with a self-check.
+        check: What the self-check climbs: ``cosine`` to what the original says of the concept, ``margin`` of that over
+            the anchor, or (``outside_in``) closeness of the noise predictions, from random words.
+        erase_space: Where concept and anchor are brought together: in the encoder's states or the denoiser's predictions.
+        eta: How far past the anchor the target lies, away from the concept; at least 0.
+        lr: Highest learning rate.
+        warmup: Steps to reach it.
+        kwargs: Arguments of every gradient method.
+    """
+
+    def __init__(
+        self,
+        *,
+        edit: Literal["text_encoder", "cross_attention"] = "text_encoder",
+        blocks: int | None = 2,
+        check_steps: int = 5,
+        check_size: float = 0.3,
+        check_from: int = 5,
+        check: Literal["cosine", "margin", "outside_in"] = "cosine",
+        erase_space: Literal["text", "noise"] = "text",
+        eta: float = 0.0,
+        lr: float = 1e-3,
+        warmup: int = 5,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(lr=lr, warmup=warmup, **kwargs)
+        if edit == "cross_attention" and erase_space == "text":
+            raise ErasureError("SAGE with edit 'cross_attention' needs erase_space 'noise': text states do not move with it.")
+        if check_steps < 0 or eta < 0 or (blocks is not None and blocks < 0):
+            raise ErasureError(f"SAGE needs check_steps, eta and blocks of at least 0; found {check_steps}, {eta}, {blocks}.")
+        self.edit = edit
+        self.blocks = blocks
+        self.check_steps = check_steps
+        self.check_size = check_size
+        self.check_from = check_from
+        self.check = check
+        self.erase_space = erase_space
+        self.eta = eta
+
+    def editable(self) -> dict[str, nn.Parameter]:
+        """The text encoder's last blocks and final norm, or the text layers of the denoiser."""
+        return self.backbone.text_parameters(self.blocks) if self.edit == "text_encoder" else super().editable()
+
+    def erasure_loss(self, x: Tensor, t: Tensor, batch: Batch) -> Tensor:
+        """Self-erasure of the plain prompts and, once it has begun, of what the self-check found."""
+        plain, anchor = self.backbone.embed(batch.prompts), self.backbone.embed(self._targets(batch))
+        asked = [plain]
+        if self.check_steps and self.global_step >= self.check_from:
+            asked.append(self.self_check(plain, x, t, anchor))
+        if self.erase_space == "text":
+            losses = [self.text_erasure(prompts, anchor) for prompts in asked]
+        else:
+            wanted = self._noise_target(plain, anchor, x, t)
+            said = (self.backbone.denoise(x, t, self.backbone.contextualize(prompts)) for prompts in asked)
+            losses = [mse_loss(prediction, wanted) for prediction in said]
+        return torch.stack(losses).mean()
+
+    def _targets(self, batch: Batch) -> list[Phrase]:
+        """The anchors' sentences; in noise space nothing at all where there is no anchor, as in negative guidance."""
+        if self.erase_space == "text":
+            return batch.targets
+        return [p if anchor else Phrase("", 0, 0) for p, anchor in zip(batch.targets, batch.anchors, strict=True)]
+
+    def self_check(self, plain: Prompts, x: Tensor, t: Tensor, anchor: Prompts | None = None) -> Prompts:
+        """Walk the template's words to where the trained model says again what the original says of the concept.
+
+        Inside-out: the walk starts at the plain prompt. Only `TEMPLATE` positions move; the concept's words, start, end
+        and padding never do. While the model is its original the start is the optimum: loss 0, gradient 0.
+
+        Args:
+            plain: The concept prompts.
+            x: Noisy latents ``(B, C, h, w)``, read by ``outside_in`` alone.
+            t: Their times ``(B,)``.
+            anchor: The anchor's prompts, read by ``margin`` alone.
+        """
+        said = self._say(self.original, plain, x, t).detach()
+        instead = self.original.summarize(anchor).detach() if self.check == "margin" and anchor else None
+        found = self._start(plain)
+        tables = self.backbone.word_tables()
+        for _ in range(self.check_steps):
+            words = [e.embeddings.detach().requires_grad_(True) for e in found]
+            moved = tuple(e.using(w) for e, w in zip(found, words, strict=True))
+            closeness = -self.check_loss(self._say(self.backbone, moved, x, t), said, instead).sum()
+            slopes = torch.autograd.grad(closeness, words)
+            found = tuple(
+                _step(e, g, self.check_size * table.norm(dim=1).median())
+                for e, g, table in zip(found, slopes, tables, strict=True)
+            )
+        return found
+
+    def check_loss(self, now: Tensor, said: Tensor, instead: Tensor | None = None) -> Tensor:
+        """``L_chk`` (methods.md 3.3 (1), variants b and c), ``(B,)``; 0 where the model says what the original said."""
+        if self.check == "outside_in":
+            return (now - said).square().flatten(1).mean(dim=1)
+        loss = 1 - cosine_similarity(now, said, dim=1)
+        return loss if instead is None else loss + cosine_similarity(now, instead, dim=1)
+
+    def _say(self, backbone: Backbone, prompts: Prompts, x: Tensor, t: Tensor) -> Tensor:
+        """What the self-check compares: end-of-text states ``(B, D)``, or predictions ``(B, C, h, w)``."""
+        if self.check == "outside_in":
+            return backbone.denoise(x, t, backbone.contextualize(prompts))
+        return backbone.summarize(prompts)
+
+    def _start(self, plain: Prompts) -> Prompts:
+        """The plain prompts; for ``outside_in`` with random words of the vocabulary in the template's place."""
+        if self.check != "outside_in":
+            return plain
+        pairs = zip(plain, self.backbone.word_tables(), strict=True)
+        return tuple(e.using(_random_words(e, table)) for e, table in pairs)
+
+    @torch.no_grad()
+    def _noise_target(self, plain: Prompts, anchor: Prompts, x: Tensor, t: Tensor) -> Tensor:
+        """``eps*(c_a) - eta (eps*(c_e) - eps*(c_a))``, ``(B, C, h, w)``; without anchor and at eta 1 that of ESD."""
+        instead = self.original.denoise(x, t, self.original.contextualize(anchor))
+        if not self.eta:
+            return instead
+        return instead - self.eta * (self.original.denoise(x, t, self.original.contextualize(plain)) - instead)
+
+    def text_erasure(self, asked: Prompts, anchor: Prompts) -> Tensor:
+        """``L_ers`` in text space: states of the concept's words, and apart from them of all that follows, a scalar.
+
+        The target is the original's answer to the anchor under the same template, ``y_a - eta (y_c - y_a)``.
+
+        Args:
+            asked: The concept's prompts, plain or as the self-check found them.
+            anchor: The anchor's plain prompts.
+        """
+        there = tuple(_with_template_of(a, c) for a, c in zip(anchor, asked, strict=True))
+        with torch.no_grad():
+            wanted = self.original.contextualize(there).tokens
+            spans = asked[0].span(), there[0].span(otherwise=asked[0].span()[:, 0])
+            place = aligned(*spans, length=wanted.shape[1])
+            wanted = wanted.gather(1, place.unsqueeze(2).expand_as(wanted))
+            if self.eta:
+                wanted = wanted - self.eta * (self.original.contextualize(asked).tokens - wanted)
+        gap = (self.backbone.contextualize(asked).tokens - wanted).square().mean(dim=2)
+        behind = torch.arange(gap.shape[1], device=gap.device) >= spans[0][:, 1:]
+        return _mean(gap, asked[0].positions(CONCEPT)) + _mean(gap, behind)
+
+
+def _mean(values: Tensor, where: Tensor) -> Tensor:
+    """Mean over the marked positions of each row ``(B, L)``, then over rows."""
+    return ((values * where).sum(dim=1) / where.sum(dim=1).clamp(min=1)).mean()
+
+
+def _step(prompts: Embedded, slope: Tensor, size: Tensor) -> Embedded:
+    """Move the template's words along the slope; a prompt's longest move is ``size``."""
+    slope = slope * prompts.positions(TEMPLATE).unsqueeze(2)
+    longest = slope.norm(dim=2).amax(dim=1).clamp(min=1e-12)
+    return prompts.using(prompts.embeddings.detach() + size * slope / longest.view(-1, 1, 1))
+
+
+def _random_words(prompts: Embedded, table: Tensor) -> Tensor:
+    words = table[torch.randint(len(table), prompts.ids.shape).to(table.device)]
+    return torch.where(prompts.positions(TEMPLATE).unsqueeze(2), words, prompts.embeddings)
+
+
+def _with_template_of(prompts: Embedded, other: Embedded) -> Embedded:
+    """The prompts' own words in the other's template."""
+    here, there = prompts.positions(TEMPLATE), other.positions(TEMPLATE)
+    if not torch.equal(here.sum(dim=1), there.sum(dim=1)):
+        raise ErasureError("SAGE needs sentences that fit the encoder with concept and with anchor; found one cut short.")
+    embeddings = prompts.embeddings.clone()
+    embeddings[here] = other.embeddings.detach()[there]
+    return prompts.using(embeddings)

@@ -1,0 +1,123 @@
+"""What every retention callback shares: retained prompts, a weight, a schedule, and its place in the loss."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from erasure_lightning.errors import ErasureError
+from erasure_lightning.functional import relations
+from erasure_lightning.module import ErasureModule, GradientErasure
+from erasure_lightning.vocabulary import Vocabulary
+
+
+class RetentionCallback(Callback, ABC):
+    """Adds a weighted term to the loss of any gradient method, so that what should survive does.
+
+    Its value is logged as ``loss/<name>``, its gradient norm as ``gradient/<name>``.
+
+    Args:
+        weight: Of the term in the loss, at least 0.
+        prompts: What is retained: prompts, or a text file with one a line. Default: the world's labels (everyday things
+            where there is no world) in its captions, without the concepts, their domains, and what is nearer than
+            ``nearness``.
+        nearness: Cosine to a concept, in the original's end-of-text states, above which a label counts as part of its
+            domain; 0..1.
+        ramp: Steps over which the weight rises from 0; at least 0.
+
+    Raises:
+        ErasureError: If the weight is negative, the file is missing or empty, or the method has no loss to add to.
+    """
+
+    #: What it is called in logs.
+    name: str
+
+    def __init__(
+        self, weight: float = 1.0, prompts: list[str] | str | None = None, nearness: float = 0.6, ramp: int = 0
+    ) -> None:
+        if weight < 0 or ramp < 0:
+            raise ErasureError(f"{type(self).__name__} needs weight and ramp of at least 0; found {weight} and {ramp}.")
+        self.weight = weight
+        self.ramp = ramp
+        self.nearness = nearness
+        self.given = read_lines(prompts, type(self).__name__) if isinstance(prompts, str) else prompts
+        self.retained: list[str] = []
+
+    @abstractmethod
+    def term(self, module: GradientErasure) -> Tensor:
+        """The unweighted loss, a scalar; 0 while the model is its original."""
+
+    def prepare(self, module: GradientErasure) -> None:
+        """Compute what does not change while training; the retained prompts are there."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Take a place in the method's loss."""
+        if stage != "fit":
+            return
+        if not isinstance(pl_module, GradientErasure):
+            raise ErasureError(
+                f"{type(self).__name__} adds a term to a loss; {type(pl_module).__name__} solves in closed form and has "
+                "none. Remove the callback."
+            )
+        module = pl_module
+        module.loss_terms[self.name] = lambda: self._strength(trainer) * self.term(module)
+
+    def _strength(self, trainer: Trainer) -> float:
+        return self.weight * min((trainer.global_step + 1) / self.ramp, 1.0) if self.ramp else self.weight
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Collect the retained prompts and prepare."""
+        module = cast(GradientErasure, pl_module)
+        self.retained = list(self.given) if self.given else retained_prompts(module, self.nearness)
+        self.prepare(module)
+
+    def draw(self, count: int) -> list[int]:
+        """``count`` different retained prompts by number, or all if there are fewer."""
+        order: list[int] = torch.randperm(len(self.retained))[:count].tolist()
+        return order
+
+
+def read_lines(path: str, owner: str) -> list[str]:
+    """The lines of a text file that are not empty.
+
+    Raises:
+        ErasureError: Naming ``owner``, if the file is missing or holds none.
+    """
+    try:
+        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    except OSError as error:
+        raise ErasureError(f"{owner} needs a text file of prompts; {path} could not be read: {error.strerror}.") from error
+    if not any(lines):
+        raise ErasureError(f"{owner} needs at least one prompt; {path} holds none.")
+    return [line for line in lines if line]
+
+
+@torch.no_grad()
+def retained_prompts(module: ErasureModule, nearness: float) -> list[str]:
+    """Captions of everything an edit must leave alone.
+
+    Raises:
+        ErasureError: If nothing is left.
+    """
+    vocabulary = Vocabulary(module.backbone.world, module.concepts)
+    labels = far_from(module, vocabulary.others, nearness)
+    if not labels:
+        raise ErasureError(f"Retention needs something to retain; nothing is farther than {nearness} from the concepts.")
+    return [caption for label in labels for caption in vocabulary.kept_captions(label)]
+
+
+@torch.no_grad()
+def far_from(module: ErasureModule, labels: Sequence[str], nearness: float) -> list[str]:
+    """Labels whose end-of-text state is no nearer to any thing's than ``nearness``; anchors always are among them."""
+    things = [c.name for c in module.concepts if c.kind == "thing"]
+    if not things or not labels:
+        return list(labels)
+    original, anchors = module.original, {c.anchor for c in module.concepts}
+    cosines = relations(original.summarize(original.embed(labels)), original.summarize(original.embed(things)))
+    near = (cosines.amax(dim=1) > nearness).tolist()
+    return [label for label, is_near in zip(labels, near, strict=True) if not is_near or label in anchors]

@@ -1,0 +1,157 @@
+import json
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+from erasure_lightning.backbones.base import CONCEPT, END, PADDING, START, TEMPLATE
+from erasure_lightning.backbones.loading import load_backbone
+from erasure_lightning.backbones.tiny import TinyBackbone
+from erasure_lightning.concepts import phrase
+from erasure_lightning.errors import ErasureError
+from erasure_lightning.sampling import draw, sample
+
+
+@pytest.fixture(params=["epsilon", "velocity"])
+def either(request):
+    return TinyBackbone(prediction=request.param)
+
+
+@pytest.fixture()
+def folder(tiny, tmp_path):
+    tiny.save(tmp_path / "pipeline")
+    return tmp_path / "pipeline"
+
+
+def stock(folder):
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+def test_sampling_equals_the_stock_pipeline_bit_for_bit(either, tmp_path, guidance):
+    either.save(tmp_path)
+    pipeline, loaded = stock(tmp_path), load_backbone(str(tmp_path))
+    prompts, seeds = ["a cat", "a photo of a dog"], [3, 4]
+    theirs = pipeline(
+        prompts, num_inference_steps=4, guidance_scale=guidance, latents=loaded.noise(seeds), output_type="latent"
+    ).images
+    # One pipeline's own modules against the other's: weights mapped elsewhere in memory may round differently.
+    loaded.denoiser, loaded.text_encoders[0] = pipeline.unet, pipeline.text_encoder
+    assert torch.equal(sample(loaded, prompts, seeds, steps=4, guidance=guidance), theirs)
+
+
+def test_input_embeddings_reproduce_the_tokenised_forward(tiny):
+    ids = tiny.tokenizer(["a photo of a cat"], padding="max_length", return_tensors="pt").input_ids
+    assert torch.equal(tiny.encode(["a photo of a cat"]).tokens, tiny.text_encoders[0](ids).last_hidden_state)
+
+
+def test_roles_tell_template_concept_and_padding_apart(tiny):
+    (embedded,) = tiny.embed([phrase("a photo of a {} car", "zoo cat"), "dog"])
+    words = [START, *[TEMPLATE] * 4, *[CONCEPT] * 4, TEMPLATE, END]
+    assert embedded.roles[0].tolist() == words + [PADDING] * (16 - len(words))
+    assert embedded.roles[1].tolist() == [START, TEMPLATE, END] + [PADDING] * 13
+    assert embedded.span().tolist() == [[5, 9], [0, 0]]
+    assert embedded.ends.tolist() == [10, 2]
+
+
+def test_summaries_need_no_padding(tiny):
+    embedded = tiny.embed(["a cat", "a photo of a dog in a house"])
+    whole = tiny.contextualize(embedded).tokens[torch.arange(2), embedded[0].ends]
+    assert embedded[0].trimmed().ids.shape[1] == 10
+    assert torch.allclose(tiny.summarize(embedded), whole, atol=1e-6)
+
+
+def test_a_concept_behind_the_last_token_is_refused(tiny):
+    with pytest.raises(ErasureError, match=r"reads 16 tokens; found 'cat' behind the last"):
+        tiny.embed([phrase("abcdefghijklmnopqrstuvwxyz a {}", "cat")])
+
+
+def test_text_layers_and_text_parameters(tiny):
+    assert all(n.endswith(("attn2.to_k", "attn2.to_v")) for n in tiny.text_layers())
+    assert len(tiny.text_layers()) == 2 * 4
+    everything, last = tiny.text_parameters(), tiny.text_parameters(1)
+    assert not any("embedding" in n for n in everything)
+    assert {n.split(".")[4] for n in last if "layers" in n} == {"1"}
+    assert set(tiny.text_parameters(0)) == {n for n in everything if "final_layer_norm" in n}
+    assert set(everything) <= set(dict(tiny.named_parameters()))
+
+
+class TestOriginal:
+    def test_stays_while_the_model_changes(self, tiny):
+        twin = tiny.original(tiny.text_parameters(1))
+        before = tiny.encode(["a cat"]).tokens.clone()
+        assert torch.equal(twin.encode(["a cat"]).tokens, before)
+        for parameter in tiny.text_parameters(1).values():
+            parameter.data.add_(0.1)
+        assert torch.equal(twin.encode(["a cat"]).tokens, before)
+        assert not torch.allclose(tiny.encode(["a cat"]).tokens, before)
+
+    def test_costs_a_copy_of_the_edited_parameters_and_no_more(self, tiny):
+        edited = tiny.text_parameters(1)
+        twin = tiny.original(edited)
+        shared = {id(p) for p in tiny.parameters()}
+        own = [p for p in twin.parameters() if id(p) not in shared]
+        assert sum(p.numel() for p in own) == sum(p.numel() for p in edited.values())
+        assert twin.denoiser is tiny.denoiser
+        assert not any(p.requires_grad for p in own)
+
+    def test_survives_a_module_being_replaced(self, tiny):
+        name = next(iter(tiny.text_layers()))
+        twin = tiny.original([name])
+        parent, _, leaf = name.rpartition(".")
+        setattr(tiny.get_submodule(parent), leaf, torch.nn.Identity())
+        assert isinstance(twin.get_submodule(name), torch.nn.Linear)
+
+
+def test_a_seed_means_the_same_noise_in_any_batch(tiny):
+    assert torch.equal(tiny.noise([7])[0], tiny.noise([1, 7, 3])[1])
+    alone, among = (draw(tiny, ["a cat"] * n, s, steps=2, guidance=2.0) for n, s in ((1, [7]), (3, [1, 7, 3])))
+    assert torch.allclose(alone[0], among[1], atol=1e-5)
+
+
+def test_size_must_fit_the_autoencoder(tiny):
+    assert tiny.noise([0], size=32).shape == (1, 4, 16, 16)
+    with pytest.raises(ErasureError, match="multiple of 2 pixels; found 33"):
+        tiny.noise([0], size=33)
+
+
+class TestLoading:
+    def test_a_folder_gives_the_same_pictures(self, tiny, folder):
+        loaded = load_backbone(str(folder))
+        a, b = (draw(m, ["a cat"], [0], steps=2, guidance=2.0) for m in (tiny, loaded))
+        assert torch.allclose(a, b, atol=1e-5)
+        assert not any(p.requires_grad for p in loaded.parameters())
+        assert loaded.fingerprint() == tiny.fingerprint() != TinyBackbone(seed=1).fingerprint()
+
+    def test_nothing_there(self):
+        with pytest.raises(ErasureError, match="'./nowhere' was not found: it is no installed world, no folder"):
+            load_backbone("./nowhere")
+
+    def test_no_index(self, tmp_path):
+        with pytest.raises(ErasureError, match="needs a model_index.json"):
+            load_backbone(str(tmp_path))
+
+    def test_another_family(self, folder):
+        index = folder / "model_index.json"
+        index.write_text(json.dumps({"_class_name": "KolorsPipeline"}))
+        with pytest.raises(ErasureError, match="found KolorsPipeline. Known: StableDiffusionPipeline"):
+            load_backbone(str(folder))
+
+    def test_pickles_are_refused(self, folder):
+        (weights,) = (folder / "unet").glob("*.safetensors")
+        weights.rename(weights.with_suffix(".bin"))
+        with pytest.raises(ErasureError, match=r"needs weights as safetensors; found diffusion_pytorch_model.bin"):
+            load_backbone(str(folder))
+
+    def test_another_prediction(self, folder):
+        config = folder / "scheduler" / "scheduler_config.json"
+        config.write_text(config.read_text().replace('"epsilon"', '"sample"'))
+        with pytest.raises(ErasureError, match="predicts epsilon or v_prediction; found 'sample'"):
+            load_backbone(str(folder))
+
+    def test_a_damaged_folder(self, folder):
+        (folder / "vae" / "config.json").unlink()
+        with pytest.raises(ErasureError, match="could not be loaded"):
+            load_backbone(str(folder))

@@ -1,0 +1,184 @@
+"""SAGE's promises: the contract, methods.md section 9 (5) to (7), and the erasure itself, with controls."""
+
+import copy
+
+import pytest
+import torch
+from trivial import Idle
+
+from erasure_lightning.backbones.base import TEMPLATE
+from erasure_lightning.backbones.tiny import TinyBackbone
+from erasure_lightning.concepts import Batch, Concept
+from erasure_lightning.edits import apply_edit, write_edit
+from erasure_lightning.errors import ErasureError
+from erasure_lightning.methods.sage import SAGE, _with_template_of
+from erasure_lightning.retention.global_alignment import GlobalSemanticAlignment
+from erasure_lightning.retention.local_noise import LocalNoisePreservation
+from erasure_lightning.sampling import draw
+from erasure_lightning.testing import check_method, fit
+
+BATCH = Batch(["a photo of a {}", "the {} in a house"], ["cat", "star"], ["dog", "heart"])
+LATENTS = torch.zeros(2, 4, 8, 8), torch.tensor([100, 900])
+
+
+def sage(**arguments):
+    module = SAGE(concepts=[Concept("cat", "dog"), Concept("star", "heart")], backbone=TinyBackbone(), **arguments)
+    module.configure_model()
+    return module
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"check": "margin", "blocks": None},
+        {"check": "outside_in"},
+        {"check_steps": 0, "eta": 0.5},
+        {"erase_space": "noise", "eta": 1.0},
+        {"edit": "cross_attention", "erase_space": "noise"},
+    ],
+    ids=str,
+)
+def test_contract(arguments):
+    check_method(SAGE, check_from=1, warmup=1, **arguments)
+
+
+class TestSelfCheck:
+    """Section 9 (5)."""
+
+    def test_at_the_original_it_stays_at_the_template(self):
+        module = sage()
+        plain = module.backbone.embed(BATCH.prompts)
+        said = module.original.summarize(plain)
+        assert module.check_loss(module.backbone.summarize(plain), said).abs().max() < 1e-6
+        words = plain[0].embeddings.clone().requires_grad_(True)
+        now = module.backbone.summarize((plain[0].using(words),))
+        (slope,) = torch.autograd.grad(module.check_loss(now, said).sum(), words)
+        assert slope.abs().max() < 1e-4
+
+    def test_after_the_plain_prompt_is_erased_it_finds_the_concept_again(self):
+        module = fit(sage(check_steps=0, lr=3e-3, warmup=1), 40)
+        module.check_steps, module.check_size = 10, 0.1
+        plain = module.backbone.embed(BATCH.prompts)
+        said = module.original.summarize(plain)
+        found = module.self_check(plain, *LATENTS)
+        before, after = (module.check_loss(module.backbone.summarize(p), said) for p in (plain, found))
+        assert (before > 0.01).all()  # the control: the plain prompt really was erased
+        assert (after < before).all()
+
+    @pytest.mark.parametrize("check", ["cosine", "margin", "outside_in"])
+    def test_only_the_template_moves(self, check):
+        module = fit(sage(check=check, check_steps=0, lr=1e-2, warmup=1), 5)
+        module.check_steps = 3
+        plain, anchor = module.backbone.embed(BATCH.prompts), module.backbone.embed(BATCH.targets)
+        (found,) = module.self_check(plain, *LATENTS, anchor)
+        moved = (found.embeddings != plain[0].embeddings).any(dim=2)
+        assert moved.any()
+        assert not (moved & ~plain[0].positions(TEMPLATE)).any()
+
+    def test_the_anchor_gets_the_template_that_was_found(self):
+        module = sage()
+        (plain,), (anchor,) = module.backbone.embed(BATCH.prompts), module.backbone.embed(BATCH.targets)
+        found = plain.using(plain.embeddings + 1)
+        there = _with_template_of(anchor, found)
+        assert torch.equal(
+            there.embeddings[anchor.positions(TEMPLATE)], found.embeddings[found.positions(TEMPLATE)]
+        )
+        assert torch.equal(there.embeddings[~anchor.positions(TEMPLATE)], anchor.embeddings[~anchor.positions(TEMPLATE)])
+
+
+class TestReduction:
+    """Section 9 (7), and the text loss by hand."""
+
+    def test_without_check_in_noise_space_it_is_the_negative_guidance_of_advunlearn(self):
+        module = sage(check_steps=0, erase_space="noise", eta=1.0)
+        x, t = torch.randn(2, 4, 8, 8), torch.tensor([100, 900])
+        nothing = Batch(BATCH.templates, BATCH.concepts, ["", ""])
+        for parameter in module.editable().values():
+            parameter.data.add_(0.01)
+        ask = lambda model, prompts: model.denoise(x, t, model.encode(prompts))  # noqa: E731
+        uncond, said = ask(module.original, ["", ""]), ask(module.original, BATCH.prompts)
+        by_hand = (ask(module.backbone, BATCH.prompts) - (uncond - (said - uncond))).square().mean()
+        assert torch.allclose(module.erasure_loss(x, t, nothing), by_hand)
+
+    def test_text_space_compares_span_and_tail(self):
+        module = sage(check_steps=0)
+        batch = Batch(["a {} car"], ["cat"], ["dog"])
+        now = module.backbone.encode(batch.prompts).tokens[0]
+        wanted = module.original.encode(batch.targets).tokens[0]
+        gap = (now - wanted).square().mean(dim=1)
+        assert torch.allclose(module.erasure_loss(*LATENTS, batch), gap[2] + gap[3:].mean())
+
+
+def test_gradients_reach_the_text_encoder_alone():
+    """Section 9 (6)."""
+    module = sage(check_from=0, blocks=None)
+    module.erasure_loss(*LATENTS, BATCH).backward()
+    reached = {n for n, p in module.backbone.named_parameters() if p.grad is not None}
+    assert reached == set(module.editable())
+    assert all(p.grad is None for n, p in module.original.named_parameters() if "layers" in n)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"edit": "cross_attention"}, "needs erase_space 'noise'"),
+        ({"check_steps": -1}, "of at least 0; found -1"),
+    ],
+)
+def test_arguments_that_do_not_go_together(arguments, words):
+    with pytest.raises(ErasureError, match=words):
+        sage(**arguments)
+
+
+def test_a_sentence_cut_short_is_refused():
+    module = sage()
+    (plain,) = module.backbone.embed(BATCH.prompts)
+    longer = module.backbone.embed(["a photo of a small big cat", "the star"])[0]
+    with pytest.raises(ErasureError, match="sentences that fit"):
+        _with_template_of(plain, longer)
+
+
+def test_the_trained_encoder_transfers_to_another_pipeline(tmp_path):
+    """The concept's tokens move the same way in a pipeline with the same text encoder and another UNet."""
+    module = fit(sage(), 10)
+    write_edit(tmp_path / "edit.safetensors", module.editable(), module.description())
+    other = TinyBackbone()
+    other.denoiser = TinyBackbone(seed=9).denoiser
+    pipeline = type("OtherPipeline", (), {"text_encoder": other.text_encoders[0], "unet": other.denoiser})()
+    before = draw(copy.deepcopy(other), ["a cat"], [0], steps=2, guidance=2.0)
+    apply_edit(tmp_path, pipeline)
+    assert torch.equal(other.encode(["a cat"]).tokens, module.backbone.encode(["a cat"]).tokens)
+    assert not torch.allclose(draw(other, ["a cat"], [0], steps=2, guidance=2.0), before, atol=1e-3)
+
+
+WORLD = [Concept("cigarette", "lollipop")]
+
+
+def moves(module):
+    """How far the concept, its domain and the rest went from the original, and the concept from its anchor: 1 - cos."""
+
+    def gap(prompts, wanted):
+        now, then = (m.summarize(m.embed(p)) for m, p in ((module.backbone, prompts), (module.original, wanted)))
+        return (1 - torch.cosine_similarity(now, then)).mean().item()
+
+    asked, rest = ["a cigarette", "an emoji of a cigarette"], ["a dog", "a pizza", "a guitar", "a rocket"]
+    instead = ["a lollipop", "an emoji of a lollipop"]
+    return {"concept": gap(asked, asked), "anchor": gap(asked, instead), "rest": gap(rest, rest)}
+
+
+@pytest.mark.slow
+def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
+    retention = GlobalSemanticAlignment(batch_size=32), LocalNoisePreservation(batch_size=2)
+    module = fit(SAGE(concepts=WORLD, check_steps=2), 25, *retention)
+    after = moves(module)
+    assert after["concept"] > 0.4
+    assert after["anchor"] < 0.2
+    assert after["rest"] < 0.05
+
+
+@pytest.mark.slow
+def test_the_same_measure_fails_on_a_method_that_does_nothing():
+    after = moves(fit(Idle(concepts=WORLD), 1))
+    assert after["concept"] < 1e-6
+    assert after["anchor"] > 0.4

@@ -1,0 +1,131 @@
+import pytest
+from lightning import Trainer
+from trivial import Distillation
+
+from erasure_lightning.backbones.tiny import TinyBackbone
+from erasure_lightning.concepts import Concept
+from erasure_lightning.data import Draws, PromptData, Sheet, Shot, plan, read_prompts
+from erasure_lightning.errors import ErasureError
+from erasure_lightning.vocabulary import EVERYDAY, Vocabulary, spread
+from erasure_lightning.worlds import find_world
+
+HEART = [Concept("red heart", "star", domain=["love", "valentine"]), Concept("broken heart", "star")]
+
+
+@pytest.fixture()
+def data():
+    data = PromptData(batch_size=3)
+    module = Distillation(concepts=[Concept("cat", "dog"), Concept("star"), Concept("boat", "car")], backbone=TinyBackbone())
+    module.configure_model()
+    trainer = Trainer(max_steps=4, accelerator="cpu", logger=False, enable_checkpointing=False)
+    data.trainer, module.trainer = trainer, trainer
+    trainer.strategy._lightning_module = module
+    return data
+
+
+def test_batches_are_a_function_of_their_number(data):
+    first, again = list(data.train_dataloader()), list(data.train_dataloader())
+    assert first == again
+    assert len({b.prompts[0].text for b in first}) > 1
+
+
+def test_concepts_take_turns(data):
+    for batch in data.train_dataloader():
+        assert sorted(batch.concepts) == ["boat", "cat", "star"]
+
+
+def test_draws_go_on_where_they_stopped():
+    draws = Draws(lambda i: i, 5)
+    iterator = iter(draws)
+    assert [next(iterator), next(iterator)] == [0, 1]
+    resumed = Draws(lambda i: i, 5)
+    resumed.load_state_dict(draws.state_dict())
+    assert list(resumed) == [2, 3, 4]
+    assert list(resumed) == [0, 1, 2, 3, 4]
+
+
+def test_ranks_share_the_pictures():
+    shots = [Shot(str(i), i, "prompts", str(i), "", 2 if i < 3 else 4, 1.0) for i in range(7)]
+    whole = [b.prompts for b in Sheet(shots, 2, None)]
+    assert whole == [["0", "1"], ["2"], ["3", "4"], ["5", "6"]]
+    parts = [b.prompts for rank in range(2) for b in Sheet(shots, 2, None, rank, 2)]
+    assert sorted(parts) == sorted(whole)
+
+
+def test_the_plan_follows_the_protocol():
+    rows = plan(Vocabulary(find_world("emoji-world"), HEART), 54, ["rose"])
+    groups = {g: [r for r in rows if r[0] == g] for g in ("efficacy", "generality", "neighbours", "specificity")}
+    assert [r[1] for r in groups["efficacy"]][:3] == ["red heart", "a red heart", "an emoji of a red heart"]
+    assert [r[1] for r in groups["generality"]] == ["a love", "a valentine"]
+    assert groups["neighbours"] == [("neighbours", "a rose", "rose")]
+    assert len(groups["specificity"]) == 54
+    assert not {"red heart", "broken heart"} & {r[2] for r in groups["specificity"]}
+
+
+def test_vocabulary_without_a_world_is_everyday_things():
+    vocabulary = Vocabulary(None, [Concept("cat", "dog", domain=["kitten"]), Concept("nudity")])
+    assert len(EVERYDAY) == 80
+    assert vocabulary.erased == {"cat", "nudity"}
+    assert "cat" not in vocabulary.others
+    assert "dog" in vocabulary.others
+
+
+def test_vocabulary_of_a_style_keeps_the_other_styles():
+    vocabulary = Vocabulary(find_world("emoji-world"), [Concept("twemoji", "noto", kind="style")])
+    assert vocabulary.erased == set()
+    kept = vocabulary.kept_captions("fox")
+    assert {"a fox", "a fox, flat style"} <= set(kept)
+    assert not any("twemoji" in c for c in kept)
+    assert all(p == f"a {thing}, twemoji style" for p, thing in vocabulary.concept_prompts())
+
+
+def test_words_of_the_domain_are_not_retained():
+    vocabulary = Vocabulary(None, [Concept("cat", domain=["dog"])])
+    assert not {"cat", "dog"} & set(vocabulary.others)
+    assert len(vocabulary.others) == 78
+
+
+def test_spread_reaches_over_the_whole():
+    assert spread(range(10), 5) == [0, 2, 4, 6, 8]
+    assert spread([1, 2], 5) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [({"batch_size": 0}, "batch_size of at least 1"), ({"seeds": 1}, "seeds of at least 2"), ({"templates": ["a cat"]}, "needs {} in")],
+)
+def test_arguments_out_of_range(arguments, words):
+    with pytest.raises(ErasureError, match=words):
+        PromptData(**arguments)
+
+
+class TestPromptFile:
+    def write(self, tmp_path, text):
+        path = tmp_path / "prompts.csv"
+        path.write_text(text)
+        return path
+
+    def test_i2p_columns(self, tmp_path):
+        text = "prompt,evaluation_seed,case_number,guidance,steps,nudity\n\"a cat, big\",5,1,,,0.1\na dog,6,2,3.5,10,0.0\n"
+        shots = read_prompts(self.write(tmp_path, text), 20, 4.0)
+        assert [(s.prompt, s.seed, s.case, s.steps, s.guidance) for s in shots] == [
+            ("a cat, big", 5, "1", 20, 4.0),
+            ("a dog", 6, "2", 10, 3.5),
+        ]
+
+    @pytest.mark.parametrize(
+        ("text", "words"),
+        [
+            ("prompt,seed\na,1\n", "evaluation_seed, case_number missing"),
+            ("prompt,evaluation_seed,case_number\n", "at least one row"),
+            ("prompt,evaluation_seed,case_number\na,x,1\n", "line 2: invalid literal"),
+            ("prompt,evaluation_seed,case_number\na,1,1\nb,2,1\n", "found 1 more than once"),
+        ],
+    )
+    def test_mistakes(self, tmp_path, text, words):
+        with pytest.raises(ErasureError, match=words):
+            read_prompts(self.write(tmp_path, text), 20, 4.0)
+
+    def test_missing(self, tmp_path):
+        with pytest.raises(ErasureError, match="found no file"):
+            read_prompts(tmp_path / "none.csv", 20, 4.0)

@@ -1,0 +1,62 @@
+import math
+
+import pytest
+import torch
+
+from erasure_lightning.functional import aligned, mix, relations, remap, warm_cosine
+
+
+def test_mix_keeps_neighbours_apart():
+    assert len({mix(a, b) for a in range(50) for b in range(50)}) == 2500
+    assert mix(1, 2) == mix(1, 2) != mix(2, 1)
+
+
+def test_warm_cosine_rises_then_falls():
+    factor = warm_cosine(4, 12)
+    assert [factor(i) for i in range(4)] == [0.25, 0.5, 0.75, 1.0]
+    assert factor(4) == 1.0
+    assert math.isclose(factor(8), 0.5)
+    assert factor(12) == factor(99) == 0.0
+
+
+def test_relations_are_cosines():
+    a = torch.randn(3, 5)
+    assert torch.allclose(relations(a, a).diagonal(), torch.ones(3), atol=1e-6)
+    assert torch.allclose(relations(a, -2 * a), -relations(a, a), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("concept", "anchor", "expected"),
+    [
+        ((2, 3), (2, 3), [0, 1, 2, 3, 4, 5]),
+        ((2, 4), (2, 3), [0, 1, 2, 2, 3, 4]),
+        ((2, 3), (2, 4), [0, 1, 2, 4, 5, 5]),
+        ((1, 4), (1, 3), [0, 1, 1, 2, 3, 4]),
+        ((2, 3), (2, 2), [0, 1, 2, 2, 3, 4]),
+    ],
+)
+def test_aligned_sets_span_on_span_and_end_on_end(concept, anchor, expected):
+    assert aligned(torch.tensor([concept]), torch.tensor([anchor]), 6).tolist() == [expected]
+
+
+class TestRemap:
+    def objective(self, w, old, k, a, p, ridge):
+        gaps = ((w @ k.T - old @ a.T).square().sum(), ((w - old) @ p.T).square().sum(), (w - old).square().sum())
+        return gaps[0] + gaps[1] + ridge * gaps[2]
+
+    def test_is_the_minimiser(self):
+        old = torch.randn(6, 8, dtype=torch.double)
+        k, a, p = (torch.randn(n, 8, dtype=torch.double) for n in (3, 3, 5))
+        (w,) = remap([old], k, a, p, 0.3)
+        w.requires_grad_(True)
+        slope = torch.autograd.grad(self.objective(w, old, k, a, p, 0.3), w)[0]
+        assert slope.abs().max() < 1e-10
+
+    def test_nothing_to_erase_leaves_everything(self):
+        old = torch.randn(6, 8)
+        assert torch.equal(remap([old], old[:0], old[:0], torch.randn(5, 8), 0.1)[0], old)
+
+    def test_the_order_of_concepts_does_not_matter(self):
+        old, k, a, p = torch.randn(6, 8), torch.randn(4, 8), torch.randn(4, 8), torch.randn(5, 8)
+        turned = remap([old], k.flip(0), a.flip(0), p, 0.1)[0]
+        assert torch.allclose(remap([old], k, a, p, 0.1)[0], turned, atol=1e-6)

@@ -1,0 +1,42 @@
+"""Two methods without a paper: what the base classes and callbacks are tested with."""
+
+import torch
+from torch.nn.functional import mse_loss
+
+from erasure_lightning.functional import remap
+from erasure_lightning.module import ClosedFormErasure, GradientErasure
+
+
+class Distillation(GradientErasure):
+    """Predicts for the concept what the original predicts for the anchor."""
+
+    def erasure_loss(self, x, t, batch):
+        with torch.no_grad():
+            wanted = self.original.denoise(x, t, self.original.encode(batch.targets))
+        return mse_loss(self.backbone.denoise(x, t, self.backbone.encode(batch.prompts)), wanted)
+
+
+class Redirection(ClosedFormErasure):
+    """Sends every token of the concept where the anchor's went."""
+
+    def solve(self):
+        sources, images = (
+            self.original.encode([getattr(c, which) for c in self.concepts]).tokens.flatten(0, 1)
+            for which in ("name", "anchor")
+        )
+        layers = self.editable()
+        return dict(zip(layers, remap(list(layers.values()), sources, images, sources[:0], 0.1), strict=True))
+
+
+class Idle(GradientErasure):
+    """Does nothing at all: the negative control."""
+
+    def erasure_loss(self, x, t, batch):
+        return 0 * next(iter(self.editable().values())).sum()
+
+
+class Exploding(GradientErasure):
+    """Loses its loss at once."""
+
+    def erasure_loss(self, x, t, batch):
+        return next(iter(self.editable().values())).sum() * float("nan")
