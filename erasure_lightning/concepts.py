@@ -83,7 +83,11 @@ def phrase(template: str, words: str) -> Phrase:
     """Put ``words`` in the place of ``{}``; empty words leave no double space behind."""
     before, _, after = template.partition("{}")
     if not words:
-        return Phrase(f"{before.rstrip()}{after}" if after.strip() else before.rstrip(), len(before.rstrip()), len(before.rstrip()))
+        return Phrase(
+            f"{before.rstrip()}{after}" if after.strip() else before.rstrip(),
+            len(before.rstrip()),
+            len(before.rstrip()),
+        )
     return Phrase(f"{before}{words}{after}", len(before), len(before) + len(words))
 
 
@@ -118,7 +122,9 @@ def check_concepts(concepts: Sequence[Concept], owner: str) -> None:
         ErasureError: Naming ``owner``, which needs them, and the offenders.
     """
     if not concepts:
-        raise ErasureError(f"{owner} needs at least one concept; found none. Give --model.concepts '[{{name: cigarette}}]'.")
+        raise ErasureError(
+            f"{owner} needs at least one concept; found none. Give --model.concepts '[{{name: cigarette}}]'."
+        )
     names = [c.name.casefold() for c in concepts]
     if twice := sorted({n for n in names if names.count(n) > 1}):
         raise ErasureError(f"{owner} needs each concept once; found {', '.join(twice)} more than once.")

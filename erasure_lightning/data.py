@@ -245,7 +245,9 @@ class PromptData(LightningDataModule):
     def predict_dataloader(self) -> Sheet:
         """The CSV's rows."""
         if self.prompts is None:
-            raise ErasureError("predict needs a CSV of prompts; give --data.prompts FILE (prompt, evaluation_seed, case_number).")
+            raise ErasureError(
+                "predict needs a CSV of prompts; give --data.prompts FILE (prompt, evaluation_seed, case_number)."
+            )
         steps, guidance = self._default(self.steps, "steps", 50), self._default(self.guidance, "guidance", 7.5)
         return self._sheet(read_prompts(Path(self.prompts), steps, guidance))
 
@@ -278,13 +280,17 @@ def read_prompts(path: Path, steps: int, guidance: float) -> list[Shot]:
         rows = list(reader)
     columns = reader.fieldnames or []
     if missing := [c for c in ("prompt", "evaluation_seed", "case_number") if c not in columns]:
-        raise ErasureError(f"{path} needs the columns prompt, evaluation_seed, case_number; {', '.join(missing)} missing.")
+        raise ErasureError(
+            f"{path} needs the columns prompt, evaluation_seed, case_number; {', '.join(missing)} missing."
+        )
     if not rows:
         raise ErasureError(f"{path} needs at least one row of prompts; found none.")
     shots = [_row(path, line, row, steps, guidance) for line, row in enumerate(rows, start=2)]
     cases = [s.case for s in shots]
     if twice := next((c for c in cases if cases.count(c) > 1), None):
-        raise ErasureError(f"{path} needs each case_number once, since it names a picture; found {twice} more than once.")
+        raise ErasureError(
+            f"{path} needs each case_number once, since it names a picture; found {twice} more than once."
+        )
     return shots
 
 

@@ -36,6 +36,11 @@ def cosine_gap(a: Tensor, b: Tensor) -> Tensor:
     return 1 - cosine_similarity(a, b, dim=-1)
 
 
+def row_mean(values: Tensor, where: Tensor) -> Tensor:
+    """Mean over the marked positions of each row, ``(B, L)`` both, then over rows."""
+    return ((values * where).sum(dim=1) / where.sum(dim=1).clamp(min=1)).mean()
+
+
 def aligned(concept: Tensor, anchor: Tensor, length: int) -> Tensor:
     """Which position of the anchor's sentence stands for each position of the concept's.
 

@@ -115,7 +115,9 @@ class ErasureModule(LightningModule, ABC):
             )
         made, here = checkpoint.get("erasure", {}).get("backbone_fingerprint"), self.original.fingerprint()
         if made not in (None, here):
-            raise ErasureError(f"The checkpoint edits a model with fingerprint {made}; {self.backbone.name} has {here}.")
+            raise ErasureError(
+                f"The checkpoint edits a model with fingerprint {made}; {self.backbone.name} has {here}."
+            )
 
     def test_step(self, batch: Shots, batch_idx: int) -> dict[str, Tensor]:
         """Draw a batch of prompts with the original and the edited model from the same noise."""
@@ -199,9 +201,9 @@ class GradientErasure(ErasureModule):
             return
         parameters = [p for p in self.editable().values() if p.requires_grad]
         for name, value in terms.items() if len(terms) > 1 else ():
-            slopes = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
-            norms = [s.norm() for s in slopes if s is not None]
-            self.log(f"gradient/{name}", torch.stack(norms).norm() if norms else value.new_zeros(()))
+            if value.requires_grad:  # a term about something the method does not edit has no slope
+                slopes = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
+                self.log(f"gradient/{name}", torch.stack([s.norm() for s in slopes if s is not None]).norm())
 
     def configure_optimizers(self) -> Any:
         """Adam with warm-up and cosine over the run's steps."""

@@ -56,7 +56,13 @@ def trajectory(
 
 @torch.no_grad()
 def sample(
-    backbone: Backbone, prompts: Sequence[str | Phrase], seeds: Sequence[int], *, steps: int, guidance: float, size: int | None = None
+    backbone: Backbone,
+    prompts: Sequence[str | Phrase],
+    seeds: Sequence[int],
+    *,
+    steps: int,
+    guidance: float,
+    size: int | None = None,
 ) -> Tensor:
     """Latents ``(B, C, h, w)`` for prompts at seeds; a seed means the same starting noise in any batch and order.
 
@@ -76,7 +82,13 @@ def sample(
 
 @torch.no_grad()
 def draw(
-    backbone: Backbone, prompts: Sequence[str | Phrase], seeds: Sequence[int], *, steps: int, guidance: float, size: int | None = None
+    backbone: Backbone,
+    prompts: Sequence[str | Phrase],
+    seeds: Sequence[int],
+    *,
+    steps: int,
+    guidance: float,
+    size: int | None = None,
 ) -> Tensor:
     """Pictures ``(B, 3, H, W)`` in 0..1 for prompts at seeds; arguments as `sample`."""
     return backbone.decode(sample(backbone, prompts, seeds, steps=steps, guidance=guidance, size=size))
@@ -160,7 +172,9 @@ class TrajectoryBank:
         x, prompts = backbone.noise(seeds[chosen]), self.prompts[chosen]
         conditioning, nothing = backbone.encode(prompts), backbone.encode([""])
         moments = list(trajectory(backbone, conditioning, nothing, x, self.steps, self.guidance))
-        held = {key: torch.stack([getattr(m, key) for m in moments], 1) for key in ("x", "conditional", "unconditional")}
+        held = {
+            key: torch.stack([getattr(m, key) for m in moments], 1) for key in ("x", "conditional", "unconditional")
+        }
         if self.half:
             held = {key: value.half() for key, value in held.items()}
         times = torch.stack([m.t for m in moments]).to(torch.long)

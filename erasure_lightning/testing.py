@@ -60,11 +60,17 @@ class _StopAt(Callback):
         self.step = step
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        trainer.should_stop = trainer.global_step >= self.step
+        if trainer.global_step >= self.step:
+            trainer.should_stop = True
 
 
 def fit(
-    module: ErasureModule, steps: int, *callbacks: Callback, total: int | None = None, save: Path | None = None, resume: Path | None = None
+    module: ErasureModule,
+    steps: int,
+    *callbacks: Callback,
+    total: int | None = None,
+    save: Path | None = None,
+    resume: Path | None = None,
 ) -> ErasureModule:
     """Train quietly on the CPU.
 

@@ -1,7 +1,6 @@
 """The things a model is expected to draw: which of them an edit erases, and which it must leave alone."""
 
 from collections.abc import Iterable, Sequence
-
 from typing import TypeVar
 
 from erasure_lightning.concepts import Concept
@@ -11,12 +10,88 @@ T = TypeVar("T")
 
 #: The 80 object names of COCO: what is kept and measured where a model has no vocabulary of its own.
 EVERYDAY: tuple[str, ...] = tuple(
-    """person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,stop sign,parking meter,bench,
-    bird,cat,dog,horse,sheep,cow,elephant,bear,zebra,giraffe,backpack,umbrella,handbag,tie,suitcase,frisbee,skis,snowboard,
-    sports ball,kite,baseball bat,baseball glove,skateboard,surfboard,tennis racket,bottle,wine glass,cup,fork,knife,spoon,
-    bowl,banana,apple,sandwich,orange,broccoli,carrot,hot dog,pizza,donut,cake,chair,couch,potted plant,bed,dining table,
-    toilet,television,laptop,computer mouse,remote,keyboard,cell phone,microwave,oven,toaster,sink,refrigerator,book,clock,
-    vase,scissors,teddy bear,hair dryer,toothbrush""".replace("\n", "").replace("    ", "").split(",")
+    [
+        "person",
+        "bicycle",
+        "car",
+        "motorcycle",
+        "airplane",
+        "bus",
+        "train",
+        "truck",
+        "boat",
+        "traffic light",
+        "fire hydrant",
+        "stop sign",
+        "parking meter",
+        "bench",
+        "bird",
+        "cat",
+        "dog",
+        "horse",
+        "sheep",
+        "cow",
+        "elephant",
+        "bear",
+        "zebra",
+        "giraffe",
+        "backpack",
+        "umbrella",
+        "handbag",
+        "tie",
+        "suitcase",
+        "frisbee",
+        "skis",
+        "snowboard",
+        "sports ball",
+        "kite",
+        "baseball bat",
+        "baseball glove",
+        "skateboard",
+        "surfboard",
+        "tennis racket",
+        "bottle",
+        "wine glass",
+        "cup",
+        "fork",
+        "knife",
+        "spoon",
+        "bowl",
+        "banana",
+        "apple",
+        "sandwich",
+        "orange",
+        "broccoli",
+        "carrot",
+        "hot dog",
+        "pizza",
+        "donut",
+        "cake",
+        "chair",
+        "couch",
+        "potted plant",
+        "bed",
+        "dining table",
+        "toilet",
+        "television",
+        "laptop",
+        "computer mouse",
+        "remote",
+        "keyboard",
+        "cell phone",
+        "microwave",
+        "oven",
+        "toaster",
+        "sink",
+        "refrigerator",
+        "book",
+        "clock",
+        "vase",
+        "scissors",
+        "teddy bear",
+        "hair dryer",
+        "toothbrush",
+    ]
 )
 
 
@@ -52,7 +127,7 @@ class Vocabulary:
 
     @property
     def others(self) -> list[str]:
-        """Labels that an edit must leave alone: all but the erased and the words of their domains, in the table's order."""
+        """Labels that an edit must leave alone: all but the erased and their domains' words, in the table's order."""
         domain = {word for c in self.concepts for word in c.domain}
         return [label for label in self.labels if label not in self.erased | domain]
 

@@ -9,6 +9,6 @@ def seeded():
     torch.manual_seed(0)
 
 
-@pytest.fixture()
+@pytest.fixture
 def tiny():
     return TinyBackbone()

@@ -12,10 +12,12 @@ from erasure_lightning.worlds import find_world
 HEART = [Concept("red heart", "star", domain=["love", "valentine"]), Concept("broken heart", "star")]
 
 
-@pytest.fixture()
+@pytest.fixture
 def data():
     data = PromptData(batch_size=3)
-    module = Distillation(concepts=[Concept("cat", "dog"), Concept("star"), Concept("boat", "car")], backbone=TinyBackbone())
+    module = Distillation(
+        concepts=[Concept("cat", "dog"), Concept("star"), Concept("boat", "car")], backbone=TinyBackbone()
+    )
     module.configure_model()
     trainer = Trainer(max_steps=4, accelerator="cpu", logger=False, enable_checkpointing=False)
     data.trainer, module.trainer = trainer, trainer
@@ -92,7 +94,11 @@ def test_spread_reaches_over_the_whole():
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [({"batch_size": 0}, "batch_size of at least 1"), ({"seeds": 1}, "seeds of at least 2"), ({"templates": ["a cat"]}, "needs {} in")],
+    [
+        ({"batch_size": 0}, "batch_size of at least 1"),
+        ({"seeds": 1}, "seeds of at least 2"),
+        ({"templates": ["a cat"]}, "needs {} in"),
+    ],
 )
 def test_arguments_out_of_range(arguments, words):
     with pytest.raises(ErasureError, match=words):
@@ -106,7 +112,9 @@ class TestPromptFile:
         return path
 
     def test_i2p_columns(self, tmp_path):
-        text = "prompt,evaluation_seed,case_number,guidance,steps,nudity\n\"a cat, big\",5,1,,,0.1\na dog,6,2,3.5,10,0.0\n"
+        text = (
+            'prompt,evaluation_seed,case_number,guidance,steps,nudity\n"a cat, big",5,1,,,0.1\na dog,6,2,3.5,10,0.0\n'
+        )
         shots = read_prompts(self.write(tmp_path, text), 20, 4.0)
         assert [(s.prompt, s.seed, s.case, s.steps, s.guidance) for s in shots] == [
             ("a cat, big", 5, "1", 20, 4.0),

@@ -71,5 +71,7 @@ def test_an_edit_goes_into_a_pipeline_that_shares_the_part(tmp_path):
 
 def test_a_pipeline_of_another_shape_is_refused(tmp_path):
     write_edit(tmp_path / "edit.safetensors", {"text_encoders.0.weight": torch.ones(2, 2)}, META)
-    with pytest.raises(ErasureError, match=r"1 parameters of Pipeline.text_encoder; found 1 missing or of another shape"):
+    with pytest.raises(
+        ErasureError, match=r"1 parameters of Pipeline.text_encoder; found 1 missing or of another shape"
+    ):
         apply_edit(tmp_path, Pipeline(width=3))

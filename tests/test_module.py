@@ -35,9 +35,7 @@ def test_distillation_learns_what_the_loss_says():
 
 
 def test_seeds_differ_and_repeat():
-    one, same, other = (
-        edit_of(fit(Distillation(concepts=CAT, backbone=TinyBackbone(), seed=s), 2)) for s in (0, 0, 1)
-    )
+    one, same, other = (edit_of(fit(Distillation(concepts=CAT, backbone=TinyBackbone(), seed=s), 2)) for s in (0, 0, 1))
     assert all(torch.equal(one[n], same[n]) for n in one)
     assert any(not torch.equal(one[n], other[n]) for n in one)
 

@@ -18,7 +18,7 @@ class Counting(TinyBackbone):
         return super().denoise(x, t, conditioning)
 
 
-@pytest.fixture()
+@pytest.fixture
 def bank(tiny):
     bank = TrajectoryBank(trajectories=3, steps=4, guidance=2.0, batch_size=2)
     bank.follow(tiny, ["a cat", "a dog"], seed=5)

@@ -5,7 +5,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
 import torch
@@ -60,14 +60,6 @@ class Embedded:
         length = int(self.ends.max()) + 1
         return Embedded(self.embeddings[:, :length], self.ids[:, :length], self.roles[:, :length])
 
-    def using(self, embeddings: Tensor) -> "Embedded":
-        """The same prompts with other embeddings ``(B, L, E)``."""
-        return replace(self, embeddings=embeddings)
-
-    def __add__(self, other: "Embedded") -> "Embedded":
-        pairs = ((self.embeddings, other.embeddings), (self.ids, other.ids), (self.roles, other.roles))
-        return Embedded(*(torch.cat(pair) for pair in pairs))
-
 
 @dataclass(frozen=True)
 class Conditioning:
@@ -94,10 +86,6 @@ class Conditioning:
     def expand(self, count: int) -> "Conditioning":
         """A single prompt's conditioning repeated for a batch of ``count``."""
         return self._each(lambda v: v.expand(count, *v.shape[1:]))
-
-    def detach(self) -> "Conditioning":
-        """Without the graph behind it."""
-        return self._each(Tensor.detach)
 
 
 class Backbone(nn.Module, ABC):

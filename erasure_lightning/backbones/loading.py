@@ -59,7 +59,9 @@ def _refuse_pickles(source: str) -> None:
     for part in ("unet", "vae", "text_encoder"):
         folder = Path(source, part)
         if folder.is_dir() and not any(folder.glob("*.safetensors")):
-            found = ", ".join(sorted(p.name for p in folder.iterdir() if p.suffix in {".bin", ".pt", ".ckpt"})) or "none"
+            found = (
+                ", ".join(sorted(p.name for p in folder.iterdir() if p.suffix in {".bin", ".pt", ".ckpt"})) or "none"
+            )
             raise ErasureError(
                 f"{folder} needs weights as safetensors; found {found}. Pickles can run code and are not read: load the "
                 "pipeline once where you trust it and write it with save_pretrained(folder, safe_serialization=True)."

@@ -8,7 +8,32 @@ from erasure_lightning.backbones.stable_diffusion import StableDiffusion
 
 #: Words the tiny tokenizer knows whole; it spells everything else letter by letter.
 WORDS = tuple(
-    "a an the of photo picture image drawing emoji small close up style in cat dog star heart tree car boat bird fish house".split()
+    [
+        "a",
+        "an",
+        "the",
+        "of",
+        "photo",
+        "picture",
+        "image",
+        "drawing",
+        "emoji",
+        "small",
+        "close",
+        "up",
+        "style",
+        "in",
+        "cat",
+        "dog",
+        "star",
+        "heart",
+        "tree",
+        "car",
+        "boat",
+        "bird",
+        "fish",
+        "house",
+    ]
 )
 
 

@@ -16,15 +16,14 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity, mse_loss
+from torch.nn.functional import mse_loss
 
-from erasure_lightning.backbones.base import CONCEPT, TEMPLATE, Backbone, Embedded
+from erasure_lightning.backbones.base import CONCEPT, Backbone
 from erasure_lightning.concepts import Batch, Phrase
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.functional import aligned
+from erasure_lightning.functional import aligned, cosine_gap, row_mean
 from erasure_lightning.module import GradientErasure
-
-Prompts = tuple[Embedded, ...]
+from erasure_lightning.template_attack import Prompts, climb, with_random_template, with_template_of
 
 
 class SAGE(GradientErasure):
@@ -64,9 +63,13 @@ class SAGE(GradientErasure):
     ) -> None:
         super().__init__(lr=lr, warmup=warmup, **kwargs)
         if edit == "cross_attention" and erase_space == "text":
-            raise ErasureError("SAGE with edit 'cross_attention' needs erase_space 'noise': text states do not move with it.")
+            raise ErasureError(
+                "SAGE with edit 'cross_attention' needs erase_space 'noise': text states do not move with it."
+            )
         if check_steps < 0 or eta < 0 or (blocks is not None and blocks < 0):
-            raise ErasureError(f"SAGE needs check_steps, eta and blocks of at least 0; found {check_steps}, {eta}, {blocks}.")
+            raise ErasureError(
+                f"SAGE needs check_steps, eta and blocks of at least 0; found {check_steps}, {eta}, {blocks}."
+            )
         self.edit = edit
         self.blocks = blocks
         self.check_steps = check_steps
@@ -103,8 +106,7 @@ class SAGE(GradientErasure):
     def self_check(self, plain: Prompts, x: Tensor, t: Tensor, anchor: Prompts | None = None) -> Prompts:
         """Walk the template's words to where the trained model says again what the original says of the concept.
 
-        Inside-out: the walk starts at the plain prompt. Only `TEMPLATE` positions move; the concept's words, start, end
-        and padding never do. While the model is its original the start is the optimum: loss 0, gradient 0.
+        Inside-out: the walk starts at the plain prompt. While the model is its original, that is the optimum.
 
         Args:
             plain: The concept prompts.
@@ -112,40 +114,31 @@ class SAGE(GradientErasure):
             t: Their times ``(B,)``.
             anchor: The anchor's prompts, read by ``margin`` alone.
         """
+        tables = self.backbone.word_tables()
         said = self._say(self.original, plain, x, t).detach()
         instead = self.original.summarize(anchor).detach() if self.check == "margin" and anchor else None
-        found = self._start(plain)
-        tables = self.backbone.word_tables()
-        for _ in range(self.check_steps):
-            words = [e.embeddings.detach().requires_grad_(True) for e in found]
-            moved = tuple(e.using(w) for e, w in zip(found, words, strict=True))
-            closeness = -self.check_loss(self._say(self.backbone, moved, x, t), said, instead).sum()
-            slopes = torch.autograd.grad(closeness, words)
-            found = tuple(
-                _step(e, g, self.check_size * table.norm(dim=1).median())
-                for e, g, table in zip(found, slopes, tables, strict=True)
-            )
-        return found
+        start = plain
+        if self.check == "outside_in":
+            start = tuple(with_random_template(e, table) for e, table in zip(plain, tables, strict=True))
+        return climb(
+            start,
+            lambda prompts: -self.check_loss(self._say(self.backbone, prompts, x, t), said, instead),
+            tuple(self.check_size * table.norm(dim=1).median() for table in tables),
+            self.check_steps,
+        )
 
     def check_loss(self, now: Tensor, said: Tensor, instead: Tensor | None = None) -> Tensor:
         """``L_chk`` (methods.md 3.3 (1), variants b and c), ``(B,)``; 0 where the model says what the original said."""
         if self.check == "outside_in":
             return (now - said).square().flatten(1).mean(dim=1)
-        loss = 1 - cosine_similarity(now, said, dim=1)
-        return loss if instead is None else loss + cosine_similarity(now, instead, dim=1)
+        loss = cosine_gap(now, said)
+        return loss if instead is None else loss + 1 - cosine_gap(now, instead)
 
     def _say(self, backbone: Backbone, prompts: Prompts, x: Tensor, t: Tensor) -> Tensor:
         """What the self-check compares: end-of-text states ``(B, D)``, or predictions ``(B, C, h, w)``."""
         if self.check == "outside_in":
             return backbone.denoise(x, t, backbone.contextualize(prompts))
         return backbone.summarize(prompts)
-
-    def _start(self, plain: Prompts) -> Prompts:
-        """The plain prompts; for ``outside_in`` with random words of the vocabulary in the template's place."""
-        if self.check != "outside_in":
-            return plain
-        pairs = zip(plain, self.backbone.word_tables(), strict=True)
-        return tuple(e.using(_random_words(e, table)) for e, table in pairs)
 
     @torch.no_grad()
     def _noise_target(self, plain: Prompts, anchor: Prompts, x: Tensor, t: Tensor) -> Tensor:
@@ -164,7 +157,7 @@ class SAGE(GradientErasure):
             asked: The concept's prompts, plain or as the self-check found them.
             anchor: The anchor's plain prompts.
         """
-        there = tuple(_with_template_of(a, c) for a, c in zip(anchor, asked, strict=True))
+        there = tuple(with_template_of(a, c) for a, c in zip(anchor, asked, strict=True))
         with torch.no_grad():
             wanted = self.original.contextualize(there).tokens
             spans = asked[0].span(), there[0].span(otherwise=asked[0].span()[:, 0])
@@ -174,31 +167,4 @@ class SAGE(GradientErasure):
                 wanted = wanted - self.eta * (self.original.contextualize(asked).tokens - wanted)
         gap = (self.backbone.contextualize(asked).tokens - wanted).square().mean(dim=2)
         behind = torch.arange(gap.shape[1], device=gap.device) >= spans[0][:, 1:]
-        return _mean(gap, asked[0].positions(CONCEPT)) + _mean(gap, behind)
-
-
-def _mean(values: Tensor, where: Tensor) -> Tensor:
-    """Mean over the marked positions of each row ``(B, L)``, then over rows."""
-    return ((values * where).sum(dim=1) / where.sum(dim=1).clamp(min=1)).mean()
-
-
-def _step(prompts: Embedded, slope: Tensor, size: Tensor) -> Embedded:
-    """Move the template's words along the slope; a prompt's longest move is ``size``."""
-    slope = slope * prompts.positions(TEMPLATE).unsqueeze(2)
-    longest = slope.norm(dim=2).amax(dim=1).clamp(min=1e-12)
-    return prompts.using(prompts.embeddings.detach() + size * slope / longest.view(-1, 1, 1))
-
-
-def _random_words(prompts: Embedded, table: Tensor) -> Tensor:
-    words = table[torch.randint(len(table), prompts.ids.shape).to(table.device)]
-    return torch.where(prompts.positions(TEMPLATE).unsqueeze(2), words, prompts.embeddings)
-
-
-def _with_template_of(prompts: Embedded, other: Embedded) -> Embedded:
-    """The prompts' own words in the other's template."""
-    here, there = prompts.positions(TEMPLATE), other.positions(TEMPLATE)
-    if not torch.equal(here.sum(dim=1), there.sum(dim=1)):
-        raise ErasureError("SAGE needs sentences that fit the encoder with concept and with anchor; found one cut short.")
-    embeddings = prompts.embeddings.clone()
-    embeddings[here] = other.embeddings.detach()[there]
-    return prompts.using(embeddings)
+        return row_mean(gap, asked[0].positions(CONCEPT)) + row_mean(gap, behind)

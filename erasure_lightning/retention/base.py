@@ -48,6 +48,13 @@ class RetentionCallback(Callback, ABC):
         self.given = read_lines(prompts, type(self).__name__) if isinstance(prompts, str) else prompts
         self.retained: list[str] = []
 
+    @property
+    def state_key(self) -> str:
+        """Tells two callbacks of one class apart in a checkpoint."""
+        given = {k: v for k, v in vars(self).items() if not k.startswith("_") and k != "retained"}
+        plain = {k: v if isinstance(v, int | float | str) else type(v).__name__ for k, v in given.items()}
+        return self._generate_state_key(**plain)
+
     @abstractmethod
     def term(self, module: GradientErasure) -> Tensor:
         """The unweighted loss, a scalar; 0 while the model is its original."""
@@ -65,7 +72,8 @@ class RetentionCallback(Callback, ABC):
                 "none. Remove the callback."
             )
         module = pl_module
-        module.loss_terms[self.name] = lambda: self._strength(trainer) * self.term(module)
+        same = sum(name.split("_")[0] == self.name for name in module.loss_terms)
+        module.loss_terms[f"{self.name}_{same + 1}" if same else self.name] = lambda: self._strength(trainer) * self.term(module)
 
     def _strength(self, trainer: Trainer) -> float:
         return self.weight * min((trainer.global_step + 1) / self.ramp, 1.0) if self.ramp else self.weight
@@ -91,7 +99,9 @@ def read_lines(path: str, owner: str) -> list[str]:
     try:
         lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
     except OSError as error:
-        raise ErasureError(f"{owner} needs a text file of prompts; {path} could not be read: {error.strerror}.") from error
+        raise ErasureError(
+            f"{owner} needs a text file of prompts; {path} could not be read: {error.strerror}."
+        ) from error
     if not any(lines):
         raise ErasureError(f"{owner} needs at least one prompt; {path} holds none.")
     return [line for line in lines if line]
@@ -107,7 +117,9 @@ def retained_prompts(module: ErasureModule, nearness: float) -> list[str]:
     vocabulary = Vocabulary(module.backbone.world, module.concepts)
     labels = far_from(module, vocabulary.others, nearness)
     if not labels:
-        raise ErasureError(f"Retention needs something to retain; nothing is farther than {nearness} from the concepts.")
+        raise ErasureError(
+            f"Retention needs something to retain; nothing is farther than {nearness} from the concepts."
+        )
     return [caption for label in labels for caption in vocabulary.kept_captions(label)]
 
 

@@ -7,7 +7,8 @@ drawn prompts, cut to the longest of them; no denoiser.
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, distributed
 from torch.nn.functional import kl_div, log_softmax
 
 from erasure_lightning.functional import relations
@@ -52,6 +53,11 @@ class GlobalSemanticAlignment(RetentionCallback):
     @torch.no_grad()
     def prepare(self, module: GradientErasure) -> None:
         """Encode every retained prompt with the original, once: the columns of every step's matrix."""
+        if not any(name.startswith("text_encoders.") for name in module.editable()):
+            rank_zero_warn(
+                f"GlobalSemanticAlignment holds text states, and {type(module).__name__} edits no text encoder: it will "
+                "stay at 0. LocalNoisePreservation holds what the denoiser says."
+            )
         parts = [self.retained[i : i + 256] for i in range(0, len(self.retained), 256)]
         original = module.original
         self._originals = torch.cat([original.summarize(original.embed(part)) for part in parts])
@@ -75,7 +81,7 @@ class GlobalSemanticAlignment(RetentionCallback):
 
 def _gather(module: GradientErasure, states: Tensor) -> Tensor:
     """Every rank's states ``(N, D)`` in one ``(ranks * N, D)``."""
-    if module.trainer.world_size == 1:
+    if not (distributed.is_available() and distributed.is_initialized()):
         return states
     gathered = module.all_gather(states, sync_grads=True)
     assert isinstance(gathered, Tensor)

@@ -39,8 +39,9 @@ class LocalNoisePreservation(RetentionCallback):
     def prepare(self, module: GradientErasure) -> None:
         """Walk the bank's trajectories, if there is a bank."""
         if self.bank is not None:
-            chosen = [self.retained[i] for i in self.draw(self.bank.trajectories)]
-            self.bank.follow(module.original, chosen, mix(module.seed, module.global_rank, 2))
+            seed = mix(module.seed, module.global_rank, 3)
+            order = torch.randperm(len(self.retained), generator=torch.Generator().manual_seed(seed)).tolist()
+            self.bank.follow(module.original, [self.retained[i] for i in order], seed)
 
     def term(self, module: GradientErasure) -> Tensor:
         """Mean squared change of the predictions, a scalar."""

@@ -17,7 +17,7 @@ def either(request):
     return TinyBackbone(prediction=request.param)
 
 
-@pytest.fixture()
+@pytest.fixture
 def folder(tiny, tmp_path):
     tiny.save(tmp_path / "pipeline")
     return tmp_path / "pipeline"

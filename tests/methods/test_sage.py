@@ -1,6 +1,7 @@
 """SAGE's promises: the contract, methods.md section 9 (5) to (7), and the erasure itself, with controls."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,10 +12,11 @@ from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts import Batch, Concept
 from erasure_lightning.edits import apply_edit, write_edit
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.methods.sage import SAGE, _with_template_of
+from erasure_lightning.methods.sage import SAGE
 from erasure_lightning.retention.global_alignment import GlobalSemanticAlignment
 from erasure_lightning.retention.local_noise import LocalNoisePreservation
 from erasure_lightning.sampling import draw
+from erasure_lightning.template_attack import with_template_of
 from erasure_lightning.testing import check_method, fit
 
 BATCH = Batch(["a photo of a {}", "the {} in a house"], ["cat", "star"], ["dog", "heart"])
@@ -52,7 +54,7 @@ class TestSelfCheck:
         said = module.original.summarize(plain)
         assert module.check_loss(module.backbone.summarize(plain), said).abs().max() < 1e-6
         words = plain[0].embeddings.clone().requires_grad_(True)
-        now = module.backbone.summarize((plain[0].using(words),))
+        now = module.backbone.summarize((replace(plain[0], embeddings=words),))
         (slope,) = torch.autograd.grad(module.check_loss(now, said).sum(), words)
         assert slope.abs().max() < 1e-4
 
@@ -79,12 +81,12 @@ class TestSelfCheck:
     def test_the_anchor_gets_the_template_that_was_found(self):
         module = sage()
         (plain,), (anchor,) = module.backbone.embed(BATCH.prompts), module.backbone.embed(BATCH.targets)
-        found = plain.using(plain.embeddings + 1)
-        there = _with_template_of(anchor, found)
+        found = replace(plain, embeddings=plain.embeddings + 1)
+        there = with_template_of(anchor, found)
+        assert torch.equal(there.embeddings[anchor.positions(TEMPLATE)], found.embeddings[found.positions(TEMPLATE)])
         assert torch.equal(
-            there.embeddings[anchor.positions(TEMPLATE)], found.embeddings[found.positions(TEMPLATE)]
+            there.embeddings[~anchor.positions(TEMPLATE)], anchor.embeddings[~anchor.positions(TEMPLATE)]
         )
-        assert torch.equal(there.embeddings[~anchor.positions(TEMPLATE)], anchor.embeddings[~anchor.positions(TEMPLATE)])
 
 
 class TestReduction:
@@ -135,8 +137,8 @@ def test_a_sentence_cut_short_is_refused():
     module = sage()
     (plain,) = module.backbone.embed(BATCH.prompts)
     longer = module.backbone.embed(["a photo of a small big cat", "the star"])[0]
-    with pytest.raises(ErasureError, match="sentences that fit"):
-        _with_template_of(plain, longer)
+    with pytest.raises(ErasureError, match="found one cut short"):
+        with_template_of(plain, longer)
 
 
 def test_the_trained_encoder_transfers_to_another_pipeline(tmp_path):

@@ -1,0 +1,129 @@
+"""`RetentionMonitor`: how much is forgotten and how much is kept, seen while training."""
+
+from typing import Any, cast
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+from torch.nn.functional import cosine_similarity, normalize
+
+from erasure_lightning.backbones.base import Backbone
+from erasure_lightning.errors import ErasureError
+from erasure_lightning.metrics.judge import Judge
+from erasure_lightning.metrics.scorer import Scorer
+from erasure_lightning.module import ErasureModule
+from erasure_lightning.retention.base import read_lines
+from erasure_lightning.sampling import draw
+from erasure_lightning.vocabulary import Vocabulary, spread
+
+
+class RetentionMonitor(Callback):
+    """Draws fixed prompts from fixed seeds every few steps; stops on a budget, keeps the best trade-off.
+
+    ``monitor/forgotten``: share of the concept prompts no longer recognised as the concept (without a scorer: how far
+    their pictures went, ``1 - cos``). ``monitor/kept``: cosine of the retained prompts' pictures with the original's.
+    ``monitor/tradeoff``: their harmonic mean.
+
+    Args:
+        every: Steps between two looks, at least 1.
+        prompts: Retained prompts to watch: a list, or a text file with one a line; ``count`` of the vocabulary by default.
+        count: How many of the concept prompts, and of the vocabulary, are watched.
+        steps: Sampling steps; few will do.
+        guidance: Scale of classifier-free guidance.
+        budget: Stop once ``kept`` falls below, 0..1.
+        goal: Stop once ``forgotten`` reaches it, 0..1.
+        keep_best: At the end, go back to the look with the best trade-off.
+        scorer: Folder or Hub id of the model that looks; the world's by default, bare pixels where there is none.
+
+    Raises:
+        ErasureError: If a number is out of range.
+    """
+
+    def __init__(
+        self,
+        every: int = 20,
+        prompts: list[str] | str | None = None,
+        count: int = 6,
+        steps: int = 10,
+        guidance: float = 4.0,
+        budget: float | None = None,
+        goal: float | None = None,
+        keep_best: bool = True,
+        scorer: str | None = None,
+    ) -> None:
+        if min(every, count, steps) < 1:
+            raise ErasureError(f"RetentionMonitor needs every, count and steps of at least 1; found {every, count, steps}.")
+        for name, share in (("budget", budget), ("goal", goal)):
+            if share is not None and not 0 <= share <= 1:
+                raise ErasureError(f"RetentionMonitor needs {name} from 0 to 1; found {share}.")
+        self.every = every
+        self.given = read_lines(prompts, "RetentionMonitor") if isinstance(prompts, str) else prompts
+        self.count = count
+        self.steps = steps
+        self.guidance = guidance
+        self.budget = budget
+        self.goal = goal
+        self.keep_best = keep_best
+        self.scorer = scorer
+        self.best: dict[str, Any] = {"tradeoff": -1.0, "step": 0, "edit": {}}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw what the original draws."""
+        module = cast(ErasureModule, pl_module)
+        world = module.backbone.world
+        vocabulary = Vocabulary(world, module.concepts)
+        source = self.scorer or (world.scorer if world else None)
+        self._eyes = Scorer.load(source).to(module.device) if source else None
+        self._asked = spread(vocabulary.concept_prompts(), self.count)
+        kept = [vocabulary.captions[1].format(label) for label in spread(vocabulary.others, self.count)]
+        self._kept = list(self.given) if self.given else kept
+        self._judge = Judge(self._eyes, vocabulary, []) if self._eyes else None
+        self._before = self._look(module.original)
+
+    @torch.no_grad()
+    def _look(self, backbone: Backbone) -> Tensor:
+        """What the scorer sees, unit vectors ``(N, D)``: the concept prompts first, then the retained."""
+        prompts = [prompt for prompt, _ in self._asked] + self._kept
+        pictures = draw(backbone, prompts, range(len(prompts)), steps=self.steps, guidance=self.guidance)
+        return self._eyes.images(pictures) if self._eyes else normalize(pictures.flatten(1), dim=1)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Look, log, remember the best, stop if it is time."""
+        if trainer.global_step % self.every:
+            return
+        module = cast(ErasureModule, pl_module)
+        forgotten, kept = self._score(self._look(module.backbone))
+        tradeoff = 2 * forgotten * kept / (forgotten + kept) if forgotten + kept > 0 else 0.0
+        module.log_dict({"monitor/forgotten": forgotten, "monitor/kept": kept, "monitor/tradeoff": tradeoff})
+        within = self.budget is None or kept >= self.budget
+        if within and tradeoff > self.best["tradeoff"]:
+            edit = {name: p.detach().cpu().clone() for name, p in module.editable().items()}
+            self.best = {"tradeoff": tradeoff, "step": trainer.global_step, "edit": edit}
+        if not within or (self.goal is not None and forgotten >= self.goal):
+            trainer.should_stop = True
+
+    def _score(self, after: Tensor) -> tuple[float, float]:
+        """Forgotten and kept, each 0..1."""
+        same = cosine_similarity(after, self._before).clamp(0, 1)
+        asked = len(self._asked)
+        if self._judge is None:
+            return 1 - same[:asked].mean().item(), same[asked:].mean().item()
+        questions = [self._judge.question("efficacy", thing) for _, thing in self._asked]
+        called = [bool(q.right[(q.labels @ image).argmax()]) for image, q in zip(after, questions, strict=False)]
+        return 1 - sum(called) / asked, same[asked:].mean().item()
+
+    @torch.no_grad()
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Go back to the best look."""
+        if self.keep_best and self.best["edit"]:
+            for name, parameter in cast(ErasureModule, pl_module).editable().items():
+                parameter.copy_(self.best["edit"][name])
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best look, so that a resumed run can go back to it."""
+        return self.best
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take it up."""
+        self.best = state_dict

@@ -1,0 +1,83 @@
+import pytest
+import torch
+from trivial import Distillation
+
+from erasure_lightning.backbones.tiny import TinyBackbone
+from erasure_lightning.concepts import Concept
+from erasure_lightning.errors import ErasureError
+from erasure_lightning.retention.monitor import RetentionMonitor
+from erasure_lightning.testing import edit_of, fit
+
+
+class Noting(RetentionMonitor):
+    """Keeps its scores, and the edit at each."""
+
+    def __init__(self, **arguments):
+        super().__init__(count=2, **({"steps": 2} | arguments))
+        self.scores, self.edits = [], []
+
+    def on_train_batch_end(self, trainer, module, *rest):
+        super().on_train_batch_end(trainer, module, *rest)
+        if trainer.global_step % self.every == 0:
+            self.edits.append(edit_of(module))
+
+    def _score(self, after):
+        self.scores.append(super()._score(after))
+        return self.scores[-1]
+
+
+def run(monitor, steps=6, lr=1e-2):
+    return fit(Distillation(concepts=[Concept("cat", "dog")], backbone=TinyBackbone(), lr=lr), steps, monitor)
+
+
+def test_it_looks_every_few_steps_and_sees_change():
+    monitor = Noting(every=2)
+    run(monitor)
+    assert len(monitor.scores) == 3
+    assert all(0 <= share <= 1 for score in monitor.scores for share in score)
+    assert monitor.scores[-1][0] > 0
+
+
+def test_it_goes_back_to_the_best_trade_off():
+    monitor = Noting(every=1)
+    module = run(monitor)
+    harmonic = [2 * f * k / (f + k) for f, k in monitor.scores]
+    best = monitor.edits[harmonic.index(max(harmonic))]
+    assert monitor.best["step"] == harmonic.index(max(harmonic)) + 1
+    assert all(torch.equal(best[n], p) for n, p in edit_of(module).items())
+
+
+def test_it_can_leave_the_last_step_alone():
+    monitor = Noting(every=1, keep_best=False)
+    module = run(monitor)
+    assert all(torch.equal(monitor.edits[-1][n], p) for n, p in edit_of(module).items())
+
+
+@pytest.mark.parametrize("limit", [{"budget": 1.0}, {"goal": 0.0}])
+def test_it_stops_on_a_budget_or_a_goal(limit):
+    monitor = Noting(every=1, **limit)
+    module = run(monitor)
+    assert module.trainer.global_step == 1
+
+
+def test_it_watches_given_prompts():
+    monitor = Noting(every=1, prompts=["a tree", "a car", "a boat"])
+    run(monitor, steps=1)
+    assert monitor._kept == ["a tree", "a car", "a boat"]
+
+
+@pytest.mark.slow
+def test_with_a_world_it_recognises_the_concept():
+    monitor = Noting(every=1, steps=10)
+    fit(Distillation(concepts=[Concept("cigarette", "lollipop")], lr=1e-7), 1, monitor)
+    forgotten, kept = monitor.scores[0]
+    assert forgotten == 0
+    assert kept > 0.99
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"), [({"every": 0}, "of at least 1"), ({"budget": 2.0}, "needs budget from 0 to 1; found 2.0")]
+)
+def test_arguments_out_of_range(arguments, words):
+    with pytest.raises(ErasureError, match=words):
+        RetentionMonitor(**arguments)

@@ -1,0 +1,147 @@
+"""What every retention callback promises, and what each of them holds."""
+
+import pytest
+import torch
+from trivial import Distillation, Redirection
+
+from erasure_lightning.backbones.tiny import TinyBackbone
+from erasure_lightning.concepts import Concept
+from erasure_lightning.errors import ErasureError
+from erasure_lightning.methods.sage import SAGE
+from erasure_lightning.retention.base import far_from, retained_prompts
+from erasure_lightning.retention.global_alignment import GlobalSemanticAlignment
+from erasure_lightning.retention.local_noise import LocalNoisePreservation
+from erasure_lightning.sampling import TrajectoryBank
+from erasure_lightning.testing import edit_of, fit
+
+CAT = [Concept("cat", "dog")]
+KEPT = ["a star", "a heart", "a tree", "a car", "a boat"]
+
+
+def module(method=SAGE, **arguments):
+    made = method(concepts=CAT, backbone=TinyBackbone(), **arguments)
+    made.configure_model()
+    return made
+
+
+def ready(callback, owner):
+    callback.retained = KEPT
+    callback.prepare(owner)
+    return callback
+
+
+TERMS = {
+    "cross": lambda: GlobalSemanticAlignment(batch_size=4),
+    "self": lambda: GlobalSemanticAlignment(mode="self"),
+    "kl": lambda: GlobalSemanticAlignment(mode="kl_softmax"),
+    "noise": lambda: LocalNoisePreservation(batch_size=3),
+    "trajectory": lambda: LocalNoisePreservation(batch_size=3, bank=TrajectoryBank(trajectories=2, steps=3)),
+}
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_zero_at_the_original_and_more_behind_it(name):
+    """methods.md section 9 (1), with a control."""
+    owner = module(blocks=None)
+    callback = ready(TERMS[name](), owner)
+    assert callback.term(owner).abs() < 1e-6
+    for parameter in owner.editable().values():
+        parameter.data.add_(0.05 * torch.randn_like(parameter))
+    assert callback.term(owner) > 1e-6
+
+
+@pytest.mark.parametrize("name", TERMS)
+@pytest.mark.parametrize("method", [SAGE, Distillation])
+def test_it_holds_what_it_names_with_any_gradient_method(name, method):
+    """Retained prompts go less far with the term than without it."""
+    arguments = {"lr": 1e-3, "warmup": 1} | ({"check_steps": 0, "blocks": None} if method is SAGE else {"lr": 3e-3})
+    free, held = (module(method, **arguments) for _ in range(2))
+    callback = TERMS[name]()
+    callback.given, callback.weight = KEPT, 300.0 if name in ("cross", "self") else 10.0
+    if method is Distillation and name in ("cross", "self", "kl"):
+        pytest.skip("states of the text encoder do not move when the denoiser is edited")
+    fit(free, 20)
+    fit(held, 20, callback)
+    judge = ready(TERMS[name](), held)
+    torch.manual_seed(0)
+    with_term = judge.term(held)
+    torch.manual_seed(0)
+    assert with_term < 0.7 * judge.term(free)
+
+
+def test_both_terms_join_the_loss_of_a_trivial_method():
+    logged = {}
+
+    class Watching(Distillation):
+        def log_dict(self, values, **_):
+            logged.update(values)
+
+        def log(self, name, value, **_):
+            logged[name] = value
+
+    owner = module(Watching)
+    with pytest.warns(UserWarning, match="Watching edits no text encoder"):
+        fit(owner, 2, GlobalSemanticAlignment(prompts=KEPT), LocalNoisePreservation(prompts=KEPT))
+    assert {"loss/erasure", "loss/global", "loss/local", "gradient/erasure", "gradient/local"} <= logged.keys()
+    assert logged["loss/global"] == 0
+
+
+def test_the_weight_ramps_up():
+    callback = LocalNoisePreservation(weight=2.0, ramp=4)
+    at = lambda step: callback._strength(type("T", (), {"global_step": step})())  # noqa: E731
+    assert [at(0), at(1), at(3), at(9)] == [0.5, 1.0, 2.0, 2.0]
+
+
+def test_a_closed_form_has_no_loss_to_add_to():
+    with pytest.raises(ErasureError, match="Redirection solves in closed form and has none"):
+        fit(module(Redirection), 1, GlobalSemanticAlignment())
+
+
+def test_banks_resume():
+    callback = ready(TERMS["trajectory"](), module())
+    other = TERMS["trajectory"]()
+    other.load_state_dict(callback.state_dict())
+    assert other.bank.prompts == callback.bank.prompts
+
+
+class TestRetainedPrompts:
+    def test_named(self):
+        owner, callback = module(Distillation), LocalNoisePreservation(prompts=KEPT)
+        fit(owner, 1, callback)
+        assert callback.retained == KEPT
+
+    def test_from_a_file(self, tmp_path):
+        (tmp_path / "kept.txt").write_text("a star\n\n a tree \n")
+        assert LocalNoisePreservation(prompts=str(tmp_path / "kept.txt")).given == ["a star", "a tree"]
+
+    @pytest.mark.parametrize(("content", "words"), [(None, "could not be read: No such file"), ("\n\n", "holds none")])
+    def test_a_bad_file(self, tmp_path, content, words):
+        if content is not None:
+            (tmp_path / "kept.txt").write_text(content)
+        with pytest.raises(ErasureError, match=words):
+            GlobalSemanticAlignment(prompts=str(tmp_path / "kept.txt"))
+
+    def test_from_the_world_without_concept_and_domain(self):
+        owner = Distillation(concepts=[Concept("cigarette", "lollipop", domain=["syringe"])])
+        owner.configure_model()
+        prompts = retained_prompts(owner, nearness=0.6)
+        assert {"a lollipop", "a dog", "an emoji of a dog"} <= set(prompts)
+        assert not [p for p in prompts if "cigarette" in p or "syringe" in p]
+        assert len(far_from(owner, ["pipe smoke", "dog"], 0.3)) < 2
+
+    def test_nothing_left(self):
+        owner = Distillation(concepts=[Concept("cat")], backbone=TinyBackbone())
+        owner.configure_model()
+        with pytest.raises(ErasureError, match="nothing is farther than -1"):
+            retained_prompts(owner, nearness=-1)
+
+
+@pytest.mark.parametrize("arguments", [{"weight": -1.0}, {"ramp": -1}])
+def test_arguments_out_of_range(arguments):
+    with pytest.raises(ErasureError, match="needs weight and ramp of at least 0"):
+        GlobalSemanticAlignment(**arguments)
+
+
+def test_a_run_with_every_term_repeats():
+    one, two = (edit_of(fit(module(), 3, *(make() for make in TERMS.values()))) for _ in range(2))
+    assert all(torch.equal(one[n], two[n]) for n in one)
