@@ -81,9 +81,16 @@ class Sheet:
         size: Height and width in pixels.
         rank: Which of the ``ranks`` this is; ranks take turns with the batches.
         ranks: How many share the work.
+
+    Raises:
+        ErasureError: If there are fewer pictures than ranks.
     """
 
     def __init__(self, shots: Sequence[Shot], count: int, size: int | None, rank: int = 0, ranks: int = 1) -> None:
+        count = max(1, min(count, len(shots) // ranks))  # Lightning refuses a rank without a batch
+        if len(shots) < ranks:
+            raise ErasureError(f"{ranks} processes need a picture each to draw; found {len(shots)}. Use fewer devices.")
+        count = min(count, -(-len(shots) // ranks))
         runs = [list(run) for _, run in groupby(shots, key=lambda s: (s.steps, s.guidance))]
         batches = [Shots(run[i : i + count], size) for run in runs for i in range(0, len(run), count)]
         self.batches = batches[rank::ranks]

@@ -5,13 +5,22 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, normalize
 
 
 def mix(*parts: int) -> int:
     """One seed of several numbers; unlike a sum, neighbours never meet."""
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=7).digest(), "big")
+
+
+def fingerprint(module: nn.Module) -> str:
+    """A short hash of a module's weights: names, shapes and the first values of every tensor."""
+    digest = hashlib.sha256()
+    for name, value in module.state_dict().items():
+        digest.update(f"{name}{tuple(value.shape)}".encode())
+        digest.update(value.flatten()[:64].double().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def warm_cosine(warmup: int, total: int) -> Callable[[int], float]:

@@ -1,7 +1,6 @@
 """The seam: everything that depends on a model family lives behind `Backbone`."""
 
 import copy
-import hashlib
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from erasure_lightning.backbones.process import NoiseProcess
 from erasure_lightning.concepts import Phrase
+from erasure_lightning.functional import fingerprint
 from erasure_lightning.worlds import World
 
 M = TypeVar("M", bound=nn.Module)
@@ -193,11 +193,7 @@ class Backbone(nn.Module, ABC):
 
     def fingerprint(self) -> str:
         """A short hash of the weights: names, shapes and the first values of every tensor."""
-        digest = hashlib.sha256()
-        for name, value in self.state_dict().items():
-            digest.update(f"{name}{tuple(value.shape)}".encode())
-            digest.update(value.flatten()[:64].double().cpu().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return fingerprint(self)
 
     @property
     def device(self) -> torch.device:

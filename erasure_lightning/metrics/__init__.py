@@ -1,0 +1,1 @@
+"""What is measured of pictures, and under which protocol."""

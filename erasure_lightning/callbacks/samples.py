@@ -1,0 +1,118 @@
+"""`SampleGrid`: one picture that shows at a glance what an edit took away and what it left alone."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from lightning import Trainer
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from PIL import Image
+from torch import Tensor
+
+from erasure_lightning.callbacks.contact import Line, contact_sheet, image, png
+from erasure_lightning.callbacks.pairs import PairCallback
+from erasure_lightning.data import Shot
+from erasure_lightning.edits import write_atomically
+from erasure_lightning.errors import ErasureError
+from erasure_lightning.metrics.ranks import gathered
+from erasure_lightning.module import ErasureModule
+from erasure_lightning.vocabulary import spread
+
+#: Groups from top to bottom, in plain words.
+HEADINGS = {
+    "efficacy": "the concept",
+    "generality": "its domain",
+    "neighbours": "neighbours",
+    "specificity": "everything else",
+}
+
+
+class Cell(NamedTuple):
+    """The two pictures of a shot."""
+
+    shot: Shot
+    original: Image.Image
+    edited: Image.Image
+
+
+class SampleGrid(PairCallback):
+    """Writes ``grid.png``: prompts by group, and of each the original's and the edited model's picture at equal seeds.
+
+    With Weights & Biases or TensorBoard the grid is logged too, with the former also as a table.
+
+    Args:
+        rows: Prompts of each group, spread over it; 1 to 3.
+        seeds: Seeds of each prompt, 1 to 4.
+
+    Raises:
+        ErasureError: If a number is out of range.
+    """
+
+    def __init__(self, rows: int = 3, seeds: int = 2) -> None:
+        for name, value, most in (("rows", rows, 3), ("seeds", seeds, 4)):
+            if not 1 <= value <= most:
+                raise ErasureError(f"SampleGrid needs {name} of 1 to {most}, or nobody can read it; found {value}.")
+        self.rows = rows
+        self.seeds = seeds
+        self._prompts: list[tuple[str, str]] = []
+        self._columns: list[int] = []
+        self._cells: list[Cell] = []
+
+    def begin(self, module: ErasureModule, shots: Sequence[Shot]) -> None:
+        """Choose the prompts and seeds to show."""
+        asked = {group: list(dict.fromkeys(s.prompt for s in shots if s.group == group)) for group in HEADINGS}
+        self._prompts = [(group, prompt) for group, texts in asked.items() for prompt in spread(texts, self.rows)]
+        self._columns = sorted({s.seed for s in shots})[: self.seeds]
+        self._cells = []
+
+    def take(self, shots: Sequence[Shot], original: Tensor, edited: Tensor) -> None:
+        """Keep what is to be shown."""
+        for shot, before, after in zip(shots, original, edited, strict=True):
+            if (shot.group, shot.prompt) in self._prompts and shot.seed in self._columns:
+                self._cells.append(Cell(shot, image(before), image(after)))
+
+    def finish(self, trainer: Trainer, module: ErasureModule) -> None:
+        """Bring the ranks' pictures together; write and log the grid."""
+        cells = gathered(self._cells)
+        if not (cells and trainer.is_global_zero):
+            return
+        columns = [f"seed {seed}: {model}" for seed in self._columns for model in ("original", "edited")]
+        grid = contact_sheet(_title(module), _subtitle(cells[0].shot), columns, self._lines(cells))
+        write_atomically(Path(trainer.default_root_dir, "grid.png"), png(grid))
+        _log(trainer, grid, cells)
+
+    def _lines(self, cells: Sequence[Cell]) -> list[Line]:
+        """Rows of the grid, without prompts that no picture was drawn for."""
+        found = {(c.shot.group, c.shot.prompt, c.shot.seed): c for c in cells}
+        lines = []
+        for group, prompt in self._prompts:
+            row = [found.get((group, prompt, seed)) for seed in self._columns]
+            pictures = [p for cell in row for p in ((cell.original, cell.edited) if cell else (None, None))]
+            if any(row):
+                lines.append(Line(HEADINGS[group], prompt, pictures))
+        return lines
+
+
+def _title(module: ErasureModule) -> str:
+    names = (f"{c.name} ({c.anchor} in its place)" if c.anchor else c.name for c in module.concepts)
+    return f"{type(module).__name__} erases {', '.join(names)}"
+
+
+def _subtitle(shot: Shot) -> str:
+    return f"{shot.steps} steps, guidance {shot.guidance:g}; pictures side by side start from the same noise"
+
+
+def _log(trainer: Trainer, grid: Image.Image, cells: Sequence[Cell]) -> None:
+    """Hand the grid to the loggers that show pictures."""
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            import numpy
+
+            logger.experiment.add_image("samples", numpy.asarray(grid), trainer.global_step, dataformats="HWC")
+        if isinstance(logger, WandbLogger):
+            import wandb
+
+            logger.log_image("samples", [grid])
+            columns = ["prompt", "group", "seed", "before", "after"]
+            rows = [[c.shot.prompt, c.shot.group, c.shot.seed, *map(wandb.Image, c[1:])] for c in cells]
+            logger.log_table("pictures", columns, rows)

@@ -1,0 +1,177 @@
+"""`Scorer`: a model that puts pictures and texts into one space, and so tells what a picture shows."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate, normalize
+
+from erasure_lightning.errors import ErasureError
+from erasure_lightning.functional import fingerprint
+
+#: Model types that were trained on texts padded to their full length and read the last position of it.
+PADDED = ("siglip", "siglip2")
+
+
+class Preprocessing(NamedTuple):
+    """What a model's ``preprocessor_config.json`` does to a picture, on tensors and with gradients.
+
+    Args:
+        size: Height and width to resize to, or one number for the shorter side; ``None`` leaves the picture as it is.
+        crop: Height and width of the centre to cut out, ``None`` for all of it.
+        mean: Subtracted from each of the three colours.
+        std: Divides each of them.
+    """
+
+    size: tuple[int, ...] | None
+    crop: tuple[int, int] | None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def read(cls, settings: Mapping[str, Any]) -> Self:
+        """Of the settings as transformers writes them, in which a side may be a number or a mapping."""
+        resize, crop = settings.get("do_resize", True), settings.get("do_center_crop", False)
+        plain = not settings.get("do_normalize", True)
+        return cls(
+            _sides(settings["size"]) if resize else None,
+            _both(_sides(settings["crop_size"])) if crop else None,
+            (0.0,) * 3 if plain else tuple(settings["image_mean"]),
+            (1.0,) * 3 if plain else tuple(settings["image_std"]),
+        )
+
+    def __call__(self, pictures: Tensor) -> Tensor:
+        """Pictures ``(B, 3, H, W)`` in 0..1 as the model reads them, ``(B, 3, h, w)``."""
+        pictures = self._cropped(self._resized(pictures))
+        mean, std = (pictures.new_tensor(v).view(1, 3, 1, 1) for v in (self.mean, self.std))
+        return (pictures - mean) / std
+
+    def _resized(self, pictures: Tensor) -> Tensor:
+        if self.size is None:
+            return pictures
+        shorter = min(pictures.shape[-2:])
+        sides = [side * self.size[0] // shorter for side in pictures.shape[-2:]] if len(self.size) == 1 else self.size
+        if tuple(sides) == tuple(pictures.shape[-2:]):
+            return pictures
+        return interpolate(pictures, tuple(sides), mode="bicubic", antialias=True).clamp(0, 1)
+
+    def _cropped(self, pictures: Tensor) -> Tensor:
+        if self.crop is None:
+            return pictures
+        top, left = ((have - want) // 2 for have, want in zip(pictures.shape[-2:], self.crop, strict=True))
+        return pictures[..., top : top + self.crop[0], left : left + self.crop[1]]
+
+
+def _sides(size: int | Mapping[str, int]) -> tuple[int, ...]:
+    """One number for the shorter side, two for height and width."""
+    if isinstance(size, int):
+        return (size,)
+    return (size["shortest_edge"],) if "shortest_edge" in size else (size["height"], size["width"])
+
+
+def _both(sides: tuple[int, ...]) -> tuple[int, int]:
+    return sides[0], sides[-1]
+
+
+class Scorer(nn.Module):
+    """A frozen model with ``get_image_features`` and ``get_text_features`` (CLIP, SigLIP, a world's scorer).
+
+    Args:
+        name: How the user named it.
+        model: The transformers model.
+        tokenizer: Its tokenizer.
+        preprocessing: What it does to pictures before reading them.
+
+    Raises:
+        ErasureError: If the model lacks one of the two methods.
+    """
+
+    def __init__(self, name: str, model: nn.Module, tokenizer: Any, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        if missing := [m for m in ("get_image_features", "get_text_features") if not hasattr(model, m)]:
+            raise ErasureError(
+                f"The scorer {name!r} needs get_image_features and get_text_features as CLIP has them; "
+                f"found {type(model).__name__} without {' and '.join(missing)}. Give a CLIP or SigLIP model."
+            )
+        self.name = name
+        self.model: Any = model.requires_grad_(False).eval()
+        self.tokenizer = tokenizer
+        self.preprocessing = preprocessing
+
+    @classmethod
+    def load(cls, source: str | Path) -> Self:
+        """Load a scorer in float32.
+
+        Args:
+            source: A folder as transformers writes it, or a Hub id; only the latter goes to the network.
+
+        Raises:
+            ErasureError: If nothing is there, the weights are no safetensors, or it is no model for pictures and texts.
+        """
+        name = str(source)
+        _check_source(name)
+        try:
+            model, tokenizer, settings = _read(name)
+            return cls(name, model, tokenizer, Preprocessing.read(settings))
+        except (OSError, ValueError, KeyError) as error:
+            first = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ErasureError(f"The scorer {name!r} could not be loaded: {first}") from error
+
+    def images(self, pictures: Tensor) -> Tensor:
+        """Unit vectors ``(B, D)`` of pictures ``(B, 3, H, W)`` in 0..1; gradients reach the pictures."""
+        return _unit(self.model.get_image_features(pixel_values=self.preprocessing(pictures)))
+
+    def texts(self, prompts: Sequence[str], batch_size: int = 256) -> Tensor:
+        """Unit vectors ``(N, D)`` of ``N`` prompts."""
+        parts = [list(prompts[i : i + batch_size]) for i in range(0, len(prompts), batch_size)]
+        return torch.cat([_unit(self.model.get_text_features(**self._tokens(part))) for part in parts])
+
+    def _tokens(self, prompts: list[str]) -> dict[str, Tensor]:
+        config = self.model.config
+        length = min(self.tokenizer.model_max_length, config.text_config.max_position_embeddings)
+        padding = "max_length" if config.model_type in PADDED else "longest"
+        tokens = self.tokenizer(prompts, padding=padding, truncation=True, max_length=length, return_tensors="pt")
+        return {key: value.to(self.model.device) for key, value in tokens.items()}
+
+    def fingerprint(self) -> str:
+        """A short hash of the weights: names, shapes and the first values of every tensor."""
+        return fingerprint(self.model)
+
+
+def _check_source(name: str) -> None:
+    """Refuse what is neither a folder with safe weights nor a Hub id, before anything is loaded."""
+    folder = Path(name)
+    if not folder.exists() and (name.count("/") != 1 or name.startswith((".", "~"))):
+        raise ErasureError(f"The scorer {name!r} was not found: it is no folder and no Hub id (owner/model).")
+    if folder.exists() and not any(folder.glob("*.safetensors")):
+        pickles = (p.name for p in folder.glob("*") if p.suffix in {".bin", ".pt", ".ckpt"})
+        raise ErasureError(
+            f"The scorer {name!r} needs weights as safetensors; found {', '.join(sorted(pickles)) or 'none'}. Pickles "
+            "can run code and are not read: load the model once where you trust it and write it with save_pretrained."
+        )
+
+
+def _read(name: str) -> tuple[nn.Module, Any, Mapping[str, Any]]:
+    """Model, tokenizer and picture settings; none of a model folder's own code is run."""
+    from transformers import AutoModel, AutoTokenizer, VisionTextDualEncoderModel
+    from transformers.image_processing_base import ImageProcessingMixin
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    model = AutoModel.from_pretrained(name, use_safetensors=True, dtype=torch.float32, trust_remote_code=False)
+    if isinstance(model, VisionTextDualEncoderModel):
+        # A residual network's pooled state is (B, C, 1, 1), which this class hands to the projection as it is.
+        model.visual_projection.register_forward_pre_hook(_flatten)
+    settings, _ = ImageProcessingMixin.get_image_processor_dict(name)
+    return model, AutoTokenizer.from_pretrained(name, trust_remote_code=False), settings
+
+
+def _flatten(module: nn.Module, inputs: tuple[Tensor]) -> Tensor:
+    return inputs[0].flatten(1)
+
+
+def _unit(features: Any) -> Tensor:
+    """Unit vectors of features ``(B, D)``; transformers 5 wraps them into an output object."""
+    return normalize(features if isinstance(features, Tensor) else features.pooler_output, dim=-1)

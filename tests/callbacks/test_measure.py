@@ -1,0 +1,128 @@
+import json
+
+import pytest
+import torch
+from lightning import Trainer
+from tiny_scorers import KnownScorer, save_scorer
+from trivial import Redirection
+
+from erasure_lightning.backbones.tiny import TinyBackbone
+from erasure_lightning.callbacks.measure import NO_SCORER, Gauge, Measure, table
+from erasure_lightning.concepts import Concept
+from erasure_lightning.data import PromptData, Shot
+from erasure_lightning.metrics.protocol import Result
+from erasure_lightning.vocabulary import Vocabulary
+
+CAT = Concept("cat", "dog", domain=["kitten"])
+
+
+def module():
+    return Redirection(concepts=[CAT], backbone=TinyBackbone())
+
+
+def run(folder, callback, module, fn="test", fit=False, draw_size=32, **kwargs):
+    trainer = Trainer(
+        max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=folder, callbacks=[callback], **kwargs,
+    )  # fmt: skip
+    data = PromptData(others=3, seeds=3, steps=2, size=16, neighbours=["bird"], draw_size=draw_size)
+    if fit:
+        trainer.fit(module, data)
+    getattr(trainer, fn)(module, data, verbose=False)
+    return trainer
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """An edit and its figures."""
+    folder = tmp_path_factory.mktemp("run")
+    measure = Measure(str(save_scorer(folder / "scorer")))
+    return folder, measure, run(folder, measure, module(), fit=True)
+
+
+def test_figures_are_kept_written_and_logged(measured):
+    folder, measure, trainer = measured
+    assert Result.load(folder / "metrics.json") == measure.result
+    found = {group: set(metrics) for group, metrics in measure.result.estimates.items()}
+    both = {"recognized", "image_text"}
+    assert found == {
+        "efficacy": both, "generality": both, "neighbours": both, "specificity": both,
+        "structure": {"similarity", "distance"},
+    }  # fmt: skip
+    logged = {name for name in trainer.callback_metrics if name.startswith("measure/")}
+    assert {"measure/efficacy_before", "measure/structure_distance", "measure/neighbours_image_text_after"} <= logged
+
+
+def test_the_protocol_says_how(measured):
+    _, measure, _ = measured
+    protocol = measure.result.protocol
+    assert protocol.prompts["efficacy"] == ["a cat", "an image of a cat", "cat"]
+    assert protocol.prompts["generality"] == ["a kitten"]
+    assert (protocol.seeds, protocol.steps, protocol.size, protocol.sampler) == ([0, 1, 2], 2, 16, "DDIMScheduler")
+    assert protocol.backbone_fingerprint == TinyBackbone().fingerprint()
+    assert measure.result.estimates["efficacy"]["recognized"]["after"].pictures == 9
+
+
+def test_an_edit_moves_pixels_and_no_edit_moves_none(measured, tmp_path):
+    _, measure, _ = measured
+    assert measure.result.estimates["structure"]["distance"]["after"].mean > 0
+    unedited = Measure(measure.scorer)
+    run(tmp_path, unedited, module())
+    structure = unedited.result.estimates["structure"]
+    assert structure["distance"]["after"].mean == 0
+    assert structure["similarity"]["after"].mean == pytest.approx(1, abs=1e-5)
+    for group in ("efficacy", "specificity"):
+        shares = unedited.result.estimates[group]["recognized"]
+        assert shares["before"] == shares["after"]
+
+
+def test_the_table_is_printed(tmp_path, capsys, measured):
+    run(tmp_path, Measure(measured[1].scorer), module(), fn="validate")
+    printed = capsys.readouterr().out
+    for words in ("efficacy", "generality", "neighbours", "specificity", "structure", "2 seeds", "lower", "higher"):
+        assert words in printed
+
+
+def test_without_a_scorer_pixels_are_compared_and_the_way_out_is_said(tmp_path, capsys):
+    measure = Measure()
+    run(tmp_path, measure, module())
+    assert set(measure.result.estimates) == {"structure"}
+    assert measure.result.protocol.scorer_fingerprint == ""
+    assert table(measure.result).caption == NO_SCORER
+    assert "Measure needs a scorer to recognise things" in " ".join(capsys.readouterr().out.split())
+
+
+def test_pictures_of_the_right_thing_count_and_others_do_not():
+    known = KnownScorer()
+    shots = [
+        Shot(prompt, seed, group, "", answer, 2, 1.0)
+        for group, prompt, answer in (
+            ("efficacy", "a cat", ""), ("generality", "a kitten", ""), ("specificity", "a dog", "dog"),
+            ("neighbours", "a wrench", "wrench"),
+        )
+        for seed in (0, 1)
+    ]  # fmt: skip
+    gauge = Gauge(known, Vocabulary(None, [CAT]), shots, torch.device("cpu"))
+    draw = [
+        known.picture(text) for text in ("a cat", "a cat", "a cat", "a dog", "a dog", "a dog", "a wrench", "a bird")
+    ]
+    erased = [known.picture("a dog")] * 4 + draw[4:]
+    gauge.update(shots, torch.stack(draw), torch.stack(erased))
+    found = gauge.estimates()
+    means = {group: [e.mean for e in m["recognized"].values()] for group, m in found.items() if "recognized" in m}
+    assert means == {"efficacy": [1, 0], "generality": [0.5, 0], "neighbours": [0.5, 0.5], "specificity": [1, 1]}
+    assert found["specificity"]["image_text"]["after"].mean == 1
+    assert found["structure"]["distance"]["after"].mean == 0
+
+
+def test_two_ranks_find_what_one_finds(measured, tmp_path):
+    """Up to rounding: what is drawn side by side differs with the number of ranks."""
+    run(tmp_path, Measure(measured[1].scorer), module(), devices=2, strategy="ddp_fork", draw_size=5)
+    run(tmp_path / "one", Measure(measured[1].scorer), module())
+    pair, one = (json.loads((tmp_path / place / "metrics.json").read_text()) for place in (".", "one"))
+    assert pair["protocol"] == one["protocol"]
+    assert pair["estimates"]["structure"]["distance"]["after"]["pictures"] == 9
+    for group, metrics in one["estimates"].items():
+        for name, whens in metrics.items():
+            for when, estimate in whens.items():
+                assert pair["estimates"][group][name][when] == pytest.approx(estimate, abs=1e-4)

@@ -1,0 +1,84 @@
+import json
+from dataclasses import replace
+
+import pytest
+
+from erasure_lightning.errors import ErasureError
+from erasure_lightning.metrics.protocol import Protocol, Result, compare
+from erasure_lightning.metrics.seeds import Estimate
+
+PROTOCOL = Protocol(
+    prompts={"efficacy": ["a cat", "cat"], "specificity": ["a dog"]}, seeds=[0, 1], steps=4, guidance=3.0, size=16,
+    sampler="DDIMScheduler", scorer_fingerprint="s", backbone_fingerprint="b", vocabulary="v", backbone="here",
+    scorer="there", versions={"torch": "2"},
+)  # fmt: skip
+
+
+def share(mean):
+    return {"recognized": {"before": Estimate(1.0, 1.0, 1.0, 2, 4), "after": Estimate(mean, 0.0, 1.0, 2, 4)}}
+
+
+RESULT = Result(PROTOCOL, {"method": "x.Y"}, {"efficacy": share(0.2), "specificity": share(0.8)})
+
+
+def test_a_result_survives_its_file(tmp_path):
+    RESULT.save(tmp_path / "metrics.json")
+    assert Result.load(tmp_path / "metrics.json") == RESULT
+    content = json.loads((tmp_path / "metrics.json").read_text())
+    assert content["protocol"]["identity"] == PROTOCOL.identity
+    assert content["overall"]["after"] == pytest.approx(0.8)
+
+
+def test_paths_and_versions_are_recorded_but_make_no_difference():
+    other = replace(PROTOCOL, backbone="elsewhere", scorer="elsewhere", versions={})
+    assert other.identity == PROTOCOL.identity
+    assert PROTOCOL.difference(other) == ""
+
+
+def test_overall_is_the_harmonic_mean_of_what_should_be_high():
+    result = replace(RESULT, estimates={**RESULT.estimates, "generality": share(0.6)})
+    assert result.overall("after") == pytest.approx(3 / (1 / 0.8 + 1 / 0.4 + 1 / 0.8))
+    assert result.overall("before") == 0
+    assert Result(PROTOCOL, {}, {"efficacy": share(0.2)}).overall("after") is None
+
+
+def test_comparison_has_a_row_for_each_figure():
+    rows = compare({"one": RESULT, "two": replace(RESULT, estimates={g: share(0.5) for g in RESULT.estimates})})
+    assert [(r.group, r.metric) for r in rows] == [("efficacy", "recognized"), ("specificity", "recognized")]
+    assert [e.mean for e in rows[0].after.values()] == [0.2, 0.5]
+    assert rows[0].before == Estimate(1.0, 1.0, 1.0, 2, 4)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"steps": 5}, "steps: 4 and 5"),
+        ({"seeds": [0, 2]}, "seeds: 1 and 2"),
+        ({"seeds": [0]}, "seeds: 1 and 1 in all"),
+        ({"scorer_fingerprint": ""}, "scorer_fingerprint: 's' and ''"),
+        ({"prompts": {"efficacy": ["a star"]}, "seeds": [9]}, "prompts of efficacy: 'a cat', 'cat' and 'a star'"),
+        ({"prompts": {"efficacy": ["a cat", "cat"]}}, "prompts of specificity: 'a dog' and none"),
+    ],
+)
+def test_different_protocols_are_refused_by_the_first_field(change, words):
+    other = replace(RESULT, protocol=replace(PROTOCOL, **change))
+    assert other.protocol.identity != PROTOCOL.identity
+    with pytest.raises(ErasureError, match=rf"one and two were measured differently .* They differ in {words}\."):
+        compare({"one": RESULT, "two": other})
+
+
+def test_nothing_to_compare_is_refused():
+    with pytest.raises(ErasureError, match="needs the figures of at least one edit; found none"):
+        compare({})
+
+
+def test_no_file_is_refused(tmp_path):
+    with pytest.raises(ErasureError, match=r"No figures at .* does not exist"):
+        Result.load(tmp_path / "metrics.json")
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"protocol": {"steps": 3}, "edit": {}, "estimates": {}}'])
+def test_another_file_is_refused(tmp_path, content):
+    (tmp_path / "metrics.json").write_text(content)
+    with pytest.raises(ErasureError, match="needs figures as `erasure test` writes them; found others"):
+        Result.load(tmp_path / "metrics.json")

@@ -1,0 +1,101 @@
+import pytest
+import torch
+from PIL import Image
+from tiny_scorers import save_scorer
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from erasure_lightning.errors import ErasureError
+from erasure_lightning.metrics.scorer import Preprocessing, Scorer
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip", "dual"])
+def test_embeds_pictures_and_texts_into_one_space(tmp_path, kind):
+    scorer = Scorer.load(save_scorer(tmp_path, kind))
+    images, texts = scorer.images(torch.rand(2, 3, 32, 24)), scorer.texts(["a cat", "a dog", "the small bird"])
+    assert images.shape[1] == texts.shape[1]
+    torch.testing.assert_close(images.norm(dim=1), torch.ones(2))
+    torch.testing.assert_close(texts.norm(dim=1), torch.ones(3))
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_a_text_scores_the_same_in_any_company(tmp_path, kind):
+    scorer = Scorer.load(save_scorer(tmp_path, kind))
+    alone, beside = scorer.texts(["a cat"]), scorer.texts(["a cat", "a small bird in a house"])[:1]
+    torch.testing.assert_close(alone, beside)
+    torch.testing.assert_close(
+        scorer.texts(["a cat", "a dog", "fish"], batch_size=2), scorer.texts(["a cat", "a dog", "fish"])
+    )
+
+
+def test_siglip_reads_texts_padded_to_its_full_length(tmp_path):
+    scorer = Scorer.load(save_scorer(tmp_path, "siglip"))
+    tokens = scorer.tokenizer(["a cat"], padding="max_length", max_length=16, return_tensors="pt")
+    expected = scorer.model.get_text_features(**tokens).pooler_output
+    torch.testing.assert_close(scorer.texts(["a cat"]), expected / expected.norm())
+
+
+def test_gradients_reach_the_picture(tmp_path):
+    picture = torch.rand(1, 3, 24, 24, requires_grad=True)
+    Scorer.load(save_scorer(tmp_path)).images(picture)[0, 0].backward()
+    assert picture.grad is not None
+    assert picture.grad.abs().sum() > 0
+
+
+def test_fingerprint_is_of_the_weights(tmp_path):
+    one, other = (save_scorer(tmp_path / str(seed), seed=seed) for seed in (0, 1))
+    assert Scorer.load(one).fingerprint() == Scorer.load(one).fingerprint() != Scorer.load(other).fingerprint()
+
+
+def test_preprocessing_resizes_as_pillow_does():
+    pixels = torch.randint(256, (40, 30, 3), dtype=torch.uint8)
+    settings = {"size": {"shortest_edge": 15}, "do_normalize": False}
+    ours = Preprocessing.read(settings)(pixels.permute(2, 0, 1)[None] / 255)
+    theirs = Image.fromarray(pixels.numpy()).resize((15, 20), Image.Resampling.BICUBIC)
+    theirs = torch.frombuffer(bytearray(theirs.tobytes()), dtype=torch.uint8).view(20, 15, 3).permute(2, 0, 1) / 255
+    assert (ours[0] - theirs).abs().max() < 2 / 255
+
+
+@pytest.mark.parametrize(
+    ("settings", "shape"),
+    [
+        ({"size": 16, "crop_size": 12, "do_center_crop": True}, (12, 12)),
+        ({"size": {"height": 10, "width": 14}}, (10, 14)),
+        ({"size": {"shortest_edge": 12}}, (24, 12)),
+        ({"size": 9, "do_resize": False}, (48, 24)),
+    ],
+)
+def test_sizes_may_be_written_in_any_of_transformers_ways(settings, shape):
+    preprocessing = Preprocessing.read(settings | {"image_mean": [0.5] * 3, "image_std": [0.5] * 3})
+    pictures = preprocessing(torch.ones(1, 3, 48, 24))
+    assert pictures.shape[-2:] == shape
+    torch.testing.assert_close(pictures, torch.ones_like(pictures))
+
+
+def test_missing_folder_is_refused():
+    with pytest.raises(ErasureError, match=r"scorer './nowhere' was not found: it is no folder and no Hub id"):
+        Scorer.load("./nowhere")
+
+
+def test_pickles_are_refused(tmp_path):
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(
+        ErasureError, match=r"needs weights as safetensors; found pytorch_model\.bin\. Pickles can run code"
+    ):
+        Scorer.load(tmp_path)
+
+
+def test_a_model_that_cannot_score_is_refused(tmp_path):
+    save_scorer(tmp_path)
+    CLIPTextModel(
+        CLIPTextConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    ).save_pretrained(tmp_path)
+    with pytest.raises(
+        ErasureError, match=r"needs get_image_features and get_text_features .* found CLIPTextModel without"
+    ):
+        Scorer.load(tmp_path)
+
+
+def test_a_folder_without_settings_is_refused(tmp_path):
+    (save_scorer(tmp_path) / "preprocessor_config.json").unlink()
+    with pytest.raises(ErasureError, match="could not be loaded: Can't load image processor"):
+        Scorer.load(tmp_path)
