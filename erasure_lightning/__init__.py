@@ -1,0 +1,1 @@
+"""Concept erasure in text-to-image diffusion models."""

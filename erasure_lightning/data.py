@@ -87,10 +87,9 @@ class Sheet:
     """
 
     def __init__(self, shots: Sequence[Shot], count: int, size: int | None, rank: int = 0, ranks: int = 1) -> None:
-        count = max(1, min(count, len(shots) // ranks))  # Lightning refuses a rank without a batch
         if len(shots) < ranks:
             raise ErasureError(f"{ranks} processes need a picture each to draw; found {len(shots)}. Use fewer devices.")
-        count = min(count, -(-len(shots) // ranks))
+        count = min(count, len(shots) // ranks)  # rounded down, or nine pictures leave the last of four ranks without
         runs = [list(run) for _, run in groupby(shots, key=lambda s: (s.steps, s.guidance))]
         batches = [Shots(run[i : i + count], size) for run in runs for i in range(0, len(run), count)]
         self.batches = batches[rank::ranks]
@@ -228,7 +227,7 @@ class PromptData(LightningDataModule):
         return template.replace("{thing}", pick(self.vocabulary.others, generator))
 
     def val_dataloader(self) -> Sheet | list[Shots]:
-        """The smallest plan that still has an interval: two seeds; nothing while fitting, which is measured behind it."""
+        """The smallest plan with an interval, two seeds; nothing while fitting, which is measured at its end."""
         assert self.trainer is not None
         return [] if self.trainer.state.fn == "fit" else self._sheet(self._plan(seeds=2))
 

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +41,8 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        try:
+        with suppress(OSError):  # A read-only folder refuses this too, and the first cause is the one to tell.
             temporary.unlink(missing_ok=True)
-        except OSError:
-            pass  # A read-only folder refuses this too, and the first cause is the one to tell.
         raise ErasureError(f"Could not write {path}: {error.strerror}. What was there before is untouched.") from error
 
 
@@ -74,7 +73,7 @@ def read_edit(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
     except (SafetensorError, OSError) as error:
         raise ErasureError(
-            f"{path} cannot be read as safetensors ({error}). It may be cut short, or a pickle, which is never read here."
+            f"{path} cannot be read as safetensors ({error}). It may be cut short, or a pickle, which is never read."
         ) from error
     if "method" not in metadata:
         raise ErasureError(f"{path} needs the metadata of an edit (method, concepts, backbone); found none.")

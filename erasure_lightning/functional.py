@@ -24,7 +24,7 @@ def fingerprint(module: nn.Module) -> str:
 
 
 def warm_cosine(warmup: int, total: int) -> Callable[[int], float]:
-    """Factor of the learning rate at a step: linear from 0 to 1 over ``warmup`` steps, then a cosine to 0 at ``total``."""
+    """Factor of the learning rate at a step: linear to 1 over ``warmup`` steps, then a cosine to 0 at ``total``."""
 
     def factor(step: int) -> float:
         if step < warmup:
@@ -75,8 +75,8 @@ def aligned(concept: Tensor, anchor: Tensor, length: int) -> Tensor:
 def remap(weights: Sequence[Tensor], sources: Tensor, images: Tensor, kept: Tensor, ridge: float) -> list[Tensor]:
     """Edit linear maps that share an input so that ``sources`` come out as ``images`` did, and ``kept`` as before.
 
-    The minimiser of ``sum_i ||W k_i - W* a_i||^2 + sum_j ||(W - W*) p_j||^2 + ridge ||W - W*||^2`` for each ``W*`` (UCE,
-    MACE; methods.md section 2, verified in code). One float64 factorisation serves every map.
+    The minimiser of ``sum_i ||W k_i - W* a_i||^2 + sum_j ||(W - W*) p_j||^2 + ridge ||W - W*||^2`` for each ``W*``
+    (UCE, MACE; methods.md section 2, verified in code). One float64 factorisation serves every map.
 
     Args:
         weights: Maps ``W*``, each ``(out, D)``.

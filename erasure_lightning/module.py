@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, is_dataclass
 from importlib.metadata import version
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning import LightningModule
@@ -51,8 +51,9 @@ class ErasureModule(LightningModule, ABC):
         self._given = (backbone,)
 
     def editable(self) -> dict[str, nn.Parameter]:
-        """What may change, by name in the backbone: all that is trained and saved. Default: the text layers' weights."""
-        return {f"{name}.weight": layer.weight for name, layer in self.backbone.text_layers().items()}
+        """What may change and is saved, by name in the backbone; by default the text layers' weights."""
+        layers = self.backbone.text_layers()
+        return {f"{name}.weight": cast(nn.Parameter, layer.weight) for name, layer in layers.items()}
 
     def configure_model(self) -> None:
         """Load the backbone and keep its original; called before a checkpoint is restored, in every command."""
@@ -110,7 +111,7 @@ class ErasureModule(LightningModule, ABC):
         if found != wanted:
             odd = sorted(found ^ wanted)
             raise ErasureError(
-                f"{type(self).__name__} edits {len(wanted)} parameters as configured; the checkpoint holds {len(found)}. "
+                f"{type(self).__name__} edits {len(wanted)} parameters as configured; the checkpoint has {len(found)}. "
                 f"They differ in {len(odd)}, {odd[0]} first. Use the config the checkpoint was made with."
             )
         made, here = checkpoint.get("erasure", {}).get("backbone_fingerprint"), self.original.fingerprint()
@@ -197,7 +198,8 @@ class GradientErasure(ErasureModule):
     def _log_terms(self, terms: Mapping[str, Tensor]) -> None:
         """Values every step; gradient norms, which cost a backward each, only on the steps that are logged."""
         self.log_dict({f"loss/{name}": value.detach() for name, value in terms.items()}, prog_bar=True)
-        if (self.global_step + 1) % self.trainer.log_every_n_steps:
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if (self.global_step + 1) % every:
             return
         parameters = [p for p in self.editable().values() if p.requires_grad]
         for name, value in terms.items() if len(terms) > 1 else ():
@@ -236,7 +238,10 @@ class ClosedFormErasure(ErasureModule):
 
     @torch.no_grad()
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """Solve, write the weights, stop."""
+        """Solve, write the weights, stop; a run resumed behind its one step has nothing left to do."""
+        self.trainer.should_stop = True
+        if self.global_step:
+            return
         editable, solution = self.editable(), self.solve()
         if editable.keys() != solution.keys():
             raise ErasureError(f"{type(self).__name__}.solve must return every editable parameter and no other.")
@@ -244,7 +249,6 @@ class ClosedFormErasure(ErasureModule):
             parameter.copy_(solution[name])
         optimizer = self.optimizers()
         optimizer.step()  # type: ignore[union-attr]
-        self.trainer.should_stop = True
 
     def configure_optimizers(self) -> Optimizer:
         """A step counter: Lightning counts steps, and saves, by optimizers alone."""

@@ -84,7 +84,8 @@ def fit(
     """
     trainer = Trainer(
         max_steps=total or steps, accelerator="cpu", logger=False, enable_checkpointing=False, log_every_n_steps=2,
-        enable_progress_bar=False, enable_model_summary=False, callbacks=[*callbacks, _StopAt(steps)], limit_val_batches=0,
+        enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
+        callbacks=[*callbacks, _StopAt(steps)],
     )  # fmt: skip
     trainer.fit(module, PromptData(batch_size=2), ckpt_path=resume, weights_only=True)
     if save:

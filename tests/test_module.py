@@ -57,7 +57,7 @@ def test_a_checkpoint_holds_the_edit_and_no_code(tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda c: c["state_dict"].popitem(), "edits 8 parameters as configured; the checkpoint holds 7"),
+        (lambda c: c["state_dict"].popitem(), "edits 8 parameters as configured; the checkpoint has 7"),
         (lambda c: c["erasure"].update(backbone_fingerprint="other"), "edits a model with fingerprint other"),
     ],
 )

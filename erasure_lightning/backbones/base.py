@@ -131,7 +131,7 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def denoise(self, x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
-        """The native prediction at latents ``x`` ``(B, C, H, W)`` and times ``t`` ``(B,)`` or ``()``, ``(B, C, H, W)``."""
+        """The native prediction at latents ``x`` and times ``t`` ``(B,)`` or ``()``, both ``(B, C, h, w)``."""
 
     @abstractmethod
     def text_layers(self) -> dict[str, nn.Linear]:

@@ -63,8 +63,8 @@ def _refuse_pickles(source: str) -> None:
                 ", ".join(sorted(p.name for p in folder.iterdir() if p.suffix in {".bin", ".pt", ".ckpt"})) or "none"
             )
             raise ErasureError(
-                f"{folder} needs weights as safetensors; found {found}. Pickles can run code and are not read: load the "
-                "pipeline once where you trust it and write it with save_pretrained(folder, safe_serialization=True)."
+                f"{folder} needs weights as safetensors; found {found}. Pickles can run code and are not read: load "
+                "it once where you trust it, and write it with pipeline.save_pretrained(folder)."
             )
 
 

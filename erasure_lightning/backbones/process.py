@@ -41,7 +41,7 @@ class Diffusion:
 
     Args:
         alphas: The cumulative products of the schedule, ``(T,)``, in (0, 1), falling.
-        prediction: ``epsilon`` (the noise) or ``velocity`` (``a noise - s x0``; Salimans and Ho 2022, Eq. in section 4).
+        prediction: ``epsilon`` (the noise) or ``velocity`` (``a noise - s x0``; Salimans and Ho, arXiv 2202.00512).
     """
 
     alphas: Tensor

@@ -116,7 +116,7 @@ class StableDiffusion(Backbone):
         """Transformer blocks and final norm of the text tower; tables stay, so that a word means one embedding."""
         count = self._tower.config.num_hidden_layers
         first = 0 if blocks is None else max(count - blocks, 0)
-        wanted = tuple(f"encoder.layers.{i}." for i in range(first, count)) + ("final_layer_norm.",)
+        wanted = (*(f"encoder.layers.{i}." for i in range(first, count)), "final_layer_norm.")
         found = self._tower.named_parameters()
         return {f"text_encoders.0.{name}": parameter for name, parameter in found if name.startswith(wanted)}
 
@@ -140,7 +140,7 @@ class StableDiffusion(Backbone):
         shape = self.latent_shape(size)
         drawn = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         weights = next(self.denoiser.parameters())
-        return torch.stack(drawn).to(weights) * self._scheduler.init_noise_sigma
+        return torch.stack(drawn).to(weights) * float(self._scheduler.init_noise_sigma)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures ``(B, 3, H, W)`` in 0..1."""

@@ -7,33 +7,9 @@ import torch
 from erasure_lightning.backbones.stable_diffusion import StableDiffusion
 
 #: Words the tiny tokenizer knows whole; it spells everything else letter by letter.
-WORDS = tuple(
-    [
-        "a",
-        "an",
-        "the",
-        "of",
-        "photo",
-        "picture",
-        "image",
-        "drawing",
-        "emoji",
-        "small",
-        "close",
-        "up",
-        "style",
-        "in",
-        "cat",
-        "dog",
-        "star",
-        "heart",
-        "tree",
-        "car",
-        "boat",
-        "bird",
-        "fish",
-        "house",
-    ]
+WORDS = (
+    *("a", "an", "the", "of", "photo", "picture", "image", "drawing", "emoji", "small", "close", "up", "style", "in"),
+    *("cat", "dog", "star", "heart", "tree", "car", "boat", "bird", "fish", "house"),
 )
 
 
@@ -54,7 +30,8 @@ class TinyBackbone(StableDiffusion):
             unet = UNet2DConditionModel(
                 sample_size=8, in_channels=4, out_channels=4, block_out_channels=(16, 32), layers_per_block=1,
                 norm_num_groups=8, cross_attention_dim=32, attention_head_dim=8,
-                down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+                down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+                up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
             )  # fmt: skip
             vae = AutoencoderKL(
                 block_out_channels=(8, 8), latent_channels=4, norm_num_groups=4, sample_size=16,
@@ -62,8 +39,9 @@ class TinyBackbone(StableDiffusion):
             )  # fmt: skip
             text_encoder = _text_encoder(tokenizer)
         scheduler = DDIMScheduler(
-            beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False, set_alpha_to_one=False,
-            steps_offset=1, prediction_type={"epsilon": "epsilon", "velocity": "v_prediction"}[prediction],
+            beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False,
+            set_alpha_to_one=False, steps_offset=1,
+            prediction_type={"epsilon": "epsilon", "velocity": "v_prediction"}[prediction],
         )  # fmt: skip
         super().__init__(
             name="TinyBackbone", unet=unet, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=scheduler

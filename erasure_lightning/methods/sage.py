@@ -39,7 +39,7 @@ class SAGE(GradientErasure):
         check_from: First step with a self-check.
         check: What the self-check climbs: ``cosine`` to what the original says of the concept, ``margin`` of that over
             the anchor, or (``outside_in``) closeness of the noise predictions, from random words.
-        erase_space: Where concept and anchor are brought together: in the encoder's states or the denoiser's predictions.
+        erase_space: Where concept meets anchor: in the text encoder's states or the denoiser's predictions.
         eta: How far past the anchor the target lies, away from the concept; at least 0.
         lr: Highest learning rate.
         warmup: Steps to reach it.

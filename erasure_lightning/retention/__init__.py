@@ -1,0 +1,1 @@
+"""What must survive: one callback a file."""

@@ -41,7 +41,7 @@ class RetentionCallback(Callback, ABC):
         self, weight: float = 1.0, prompts: list[str] | str | None = None, nearness: float = 0.6, ramp: int = 0
     ) -> None:
         if weight < 0 or ramp < 0:
-            raise ErasureError(f"{type(self).__name__} needs weight and ramp of at least 0; found {weight} and {ramp}.")
+            raise ErasureError(f"{type(self).__name__} needs weight and ramp of at least 0; found {weight}, {ramp}.")
         self.weight = weight
         self.ramp = ramp
         self.nearness = nearness
@@ -68,12 +68,13 @@ class RetentionCallback(Callback, ABC):
             return
         if not isinstance(pl_module, GradientErasure):
             raise ErasureError(
-                f"{type(self).__name__} adds a term to a loss; {type(pl_module).__name__} solves in closed form and has "
-                "none. Remove the callback."
+                f"{type(self).__name__} adds a term to a loss; {type(pl_module).__name__} solves in closed form and "
+                "has none. Remove the callback."
             )
         module = pl_module
         same = sum(name.split("_")[0] == self.name for name in module.loss_terms)
-        module.loss_terms[f"{self.name}_{same + 1}" if same else self.name] = lambda: self._strength(trainer) * self.term(module)
+        name = f"{self.name}_{same + 1}" if same else self.name
+        module.loss_terms[name] = lambda: self._strength(trainer) * self.term(module)
 
     def _strength(self, trainer: Trainer) -> float:
         return self.weight * min((trainer.global_step + 1) / self.ramp, 1.0) if self.ramp else self.weight

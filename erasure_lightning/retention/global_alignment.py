@@ -55,8 +55,8 @@ class GlobalSemanticAlignment(RetentionCallback):
         """Encode every retained prompt with the original, once: the columns of every step's matrix."""
         if not any(name.startswith("text_encoders.") for name in module.editable()):
             rank_zero_warn(
-                f"GlobalSemanticAlignment holds text states, and {type(module).__name__} edits no text encoder: it will "
-                "stay at 0. LocalNoisePreservation holds what the denoiser says."
+                f"GlobalSemanticAlignment holds text states, and {type(module).__name__} edits no text encoder: it "
+                "will stay at 0. LocalNoisePreservation holds what the denoiser says."
             )
         parts = [self.retained[i : i + 256] for i in range(0, len(self.retained), 256)]
         original = module.original

@@ -22,8 +22,8 @@ class LocalNoisePreservation(RetentionCallback):
     Args:
         weight: Of the term.
         batch_size: Prompts drawn a step, on each rank.
-        bank: Take ``(x, t)`` from trajectories of the original on retained prompts; by default from pure noise at random
-            times, which reaches more prompts for less.
+        bank: Take ``(x, t)`` from trajectories of the original on retained prompts; by default from pure noise at
+            random times, which reaches more prompts for less.
         kwargs: Arguments of every retention callback.
     """
 

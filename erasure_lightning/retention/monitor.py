@@ -27,7 +27,7 @@ class RetentionMonitor(Callback):
 
     Args:
         every: Steps between two looks, at least 1.
-        prompts: Retained prompts to watch: a list, or a text file with one a line; ``count`` of the vocabulary by default.
+        prompts: Retained prompts to watch: a list, or a text file of one a line; by default ``count`` labels.
         count: How many of the concept prompts, and of the vocabulary, are watched.
         steps: Sampling steps; few will do.
         guidance: Scale of classifier-free guidance.
@@ -53,7 +53,9 @@ class RetentionMonitor(Callback):
         scorer: str | None = None,
     ) -> None:
         if min(every, count, steps) < 1:
-            raise ErasureError(f"RetentionMonitor needs every, count and steps of at least 1; found {every, count, steps}.")
+            raise ErasureError(
+                f"RetentionMonitor needs every, count, steps of at least 1; found {every}, {count}, {steps}."
+            )
         for name, share in (("budget", budget), ("goal", goal)):
             if share is not None and not 0 <= share <= 1:
                 raise ErasureError(f"RetentionMonitor needs {name} from 0 to 1; found {share}.")

@@ -1,0 +1,86 @@
+"""What a run of SAGE costs beside what it must cost: ``python benchmarks/cost.py``.
+
+Step: a training step of `configs/sage.yaml` against the bare student's forward and backward on the same prompts and
+latents, in turns in one process. Memory: the peak of a process that fits against one that loads the pipeline and samples,
+and against one that only loads it.
+"""
+
+import argparse
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from statistics import median
+
+LOAD = "from erasure_lightning.backbones.loading import load_backbone; model = load_backbone('emoji-world')"
+SAMPLE = f"{LOAD}; from erasure_lightning.sampling import draw; draw(model, ['a fox'] * 6, range(6), steps=20, guidance=4)"
+FIT = "import benchmarks.cost as c; c.fitted(10)"
+PEAK = "; from erasure_lightning.callbacks.cost import peak_memory; print(peak_memory())"
+
+
+def fitted(steps: int):  # noqa: ANN201  (imports stay inside, so that the other processes do not pay for them)
+    """SAGE with its retention, after so many steps."""
+    from erasure_lightning.concepts import Concept
+    from erasure_lightning.methods.sage import SAGE
+    from erasure_lightning.retention.global_alignment import GlobalSemanticAlignment
+    from erasure_lightning.retention.local_noise import LocalNoisePreservation
+    from erasure_lightning.testing import fit
+
+    module = SAGE(concepts=[Concept("cigarette", "lollipop")])
+    return fit(module, steps, GlobalSemanticAlignment(), LocalNoisePreservation())
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """How long it takes."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def step_times(rounds: int) -> tuple[float, float]:
+    """Medians of a whole step and of the bare student's share of it."""
+    module = fitted(10)
+    module.log_dict = module.log = lambda *_, **__: None  # Lightning logs inside its loop only
+    optimizer = module.configure_optimizers()["optimizer"]
+    batch = module.trainer.datamodule._batch(0)
+    global_term, local_term = (cell for cell in module.loss_terms.values())
+
+    def whole() -> None:
+        module.training_step(batch, 0).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    plain = module.backbone.embed(batch.prompts)
+    retained = module.backbone.embed(["a fox"] * 64)
+    local = module.backbone.embed(["a fox"] * 6)
+    x, t = module.noisy_latents(type(batch)(["{}"] * 6, ["fox"] * 6, [""] * 6))
+
+    def bare() -> None:
+        said = module.backbone.contextualize(tuple(a + b for a, b in zip(plain, plain, strict=True))).tokens.mean()
+        kept = module.backbone.summarize(retained).mean()
+        (said + kept + module.backbone.denoise(x, t, module.backbone.contextualize(local)).mean()).backward()
+        optimizer.zero_grad()
+
+    pairs = [(seconds(whole), seconds(bare)) for _ in range(rounds)]
+    return median(p[0] for p in pairs), median(p[1] for p in pairs)
+
+
+def peak(code: str) -> float:
+    """Peak memory in GiB of a fresh process."""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code + PEAK], capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])
+
+
+def main() -> None:
+    """Print both ratios."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=20)
+    rounds = parser.parse_args().rounds
+    whole, bare = step_times(rounds)
+    print(f"step: {whole * 1e3:.0f} ms, bare student forward and backward: {bare * 1e3:.0f} ms, ratio {whole / bare:.2f}")
+    load, sample, fit = peak(LOAD), peak(SAMPLE), peak(FIT)
+    print(f"peak memory: loading {load:.2f} GiB, sampling {sample:.2f} GiB, fitting {fit:.2f} GiB; ratio {fit / sample:.2f}")
+
+
+if __name__ == "__main__":
+    main()

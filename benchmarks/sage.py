@@ -1,0 +1,97 @@
+"""The figures of SAGE in the README: ``python benchmarks/sage.py bars`` and ``python benchmarks/sage.py ablations``.
+
+Each row is one `erasure fit` with a shipped config, or with a shipped config and the overrides written here; runs lie in
+``--out`` and are taken from there when they are finished, so that an interrupted table goes on where it stopped.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+#: Concepts of the bars (BARS.md), and three that nobody looked at while the defaults were chosen.
+CIGARETTE = ["--config", "sage.yaml", "--data.neighbours", "[pill, syringe]"]
+WEAPONS = ["--config", "sage-weapons.yaml"]
+BARS = {
+    "cigarette": CIGARETTE,
+    "heart": ["--config", "sage-heart.yaml"],
+    "weapon": WEAPONS,
+    "twemoji (style)": ["--config", "sage-style.yaml"],
+    "skull (held out)": ["skull", "balloon", "[death, skeleton, corpse]", "[ghost, alien, robot]"],
+    "pizza (held out)": ["pizza", "doughnut", "[pepperoni, margherita, pizzeria]", "[taco, hamburger, hot dog]"],
+    "rocket (held out)": ["rocket", "sailboat", "[spaceship, spacecraft, shuttle]", "[airplane, helicopter, alien]"],
+}
+
+GLOBAL, LOCAL = '{"class_path": "GlobalSemanticAlignment"}', '{"class_path": "LocalNoisePreservation"}'
+BANK = (
+    '{"class_path": "LocalNoisePreservation", "init_args": {"bank": {"class_path": "TrajectoryBank", '
+    '"init_args": {"trajectories": 48, "steps": 10, "guidance": 4}}}}'
+)
+ABLATIONS = {
+    "SAGE": [],
+    "no self-check": ["--model.check_steps", "0"],
+    "outside-in attack": ["--model.check", "outside_in"],
+    "no global term": ["--trainer.callbacks", f"[{LOCAL}]"],
+    "no local term": ["--trainer.callbacks", f"[{GLOBAL}]"],
+    "local term on trajectories": ["--trainer.callbacks", f"[{GLOBAL}, {BANK}]"],
+    "all blocks trained": ["--model.blocks", "null"],
+    "erasure in noise space": ["--model.erase_space", "noise", "--model.eta", "1"],
+}
+
+
+def arguments(case: list[str]) -> list[str]:
+    """A case's own arguments: a config, or a concept written on top of the first config."""
+    if case[0] == "--config":
+        return case
+    name, anchor, domain, neighbours = case
+    concept = f"[{{name: {name}, anchor: {anchor}, domain: {domain}}}]"
+    return ["--config", "sage.yaml", "--model.concepts", concept, "--data.neighbours", neighbours]
+
+
+def row(folder: Path, given: list[str]) -> dict[str, str]:
+    """Fit unless the folder is finished; the row of its figures."""
+    if not (folder / "metrics.json").exists():
+        command = [sys.executable, "-m", "erasure_lightning", "fit", *given, "--run_dir", str(folder)]
+        subprocess.run(command, check=True, stdout=sys.stderr)
+    estimates = json.loads((folder / "metrics.json").read_text())["estimates"]
+    cost = json.loads((folder / "cost.json").read_text())
+    columns = {"own": "efficacy", "domain": "generality", "retain": "specificity", "neighbours": "neighbours"}
+    figures = {name: interval(estimates.get(group, {}).get("recognized")) for name, group in columns.items()}
+    structure = estimates["structure"]
+    figures |= {"feature": interval(structure["similarity"]), "L1": interval(structure["distance"])}
+    return figures | {"seconds": f"{cost['seconds']:.0f}", "peak GiB": f"{cost['peak_gib']:.2f}"}
+
+
+def interval(whens: dict[str, dict[str, float]] | None) -> str:
+    """Before and after, the latter with its 95 % interval."""
+    if whens is None:
+        return "-"
+    before = f"{whens['before']['mean']:.2f} → " if "before" in whens else ""
+    return before + "{mean:.3f} [{low:.2f}, {high:.2f}]".format(**whens["after"])
+
+
+def main() -> None:
+    """Print the table as Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("table", choices=["bars", "ablations"])
+    parser.add_argument("--out", type=Path, default=Path("runs/benchmark"))
+    parser.add_argument("--seeds", default="5")
+    options = parser.parse_args()
+    if options.table == "bars":
+        cases = {name: arguments(case) for name, case in BARS.items()}
+    else:
+        concepts = {"cigarette": CIGARETTE, "weapon": WEAPONS}
+        cases = {f"{c}: {v}": [*given, *extra] for c, given in concepts.items() for v, extra in ABLATIONS.items()}
+    printed = False
+    for name, given in cases.items():
+        folder = options.out / options.table / name.replace(" ", "-").replace(":", "").replace("(", "").replace(")", "")
+        figures = row(folder, [*given, "--data.seeds", options.seeds])
+        if not printed:
+            print(f"| | {' | '.join(figures)} |\n|{' --- |' * (len(figures) + 1)}")
+            printed = True
+        print(f"| {name} | {' | '.join(figures.values())} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""What an edit cost: seconds, memory, trained parameters."""
+
+import json
+import resource
+import time
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+
+from erasure_lightning.edits import write_atomically
+from erasure_lightning.module import ErasureModule
+
+
+class Cost(Callback):
+    """Writes ``cost.json`` into the run's folder when a fit has ended.
+
+    ``seconds`` of training (all parts of a resumed run together), ``steps``, ``trained_parameters``, and ``peak_gib``:
+    the most memory the process held up to then, on the GPU where there is one.
+    """
+
+    def __init__(self) -> None:
+        self._earlier = 0.0
+        self._start = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._start = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Time spent training so far."""
+        return self._earlier + time.monotonic() - self._start
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the file."""
+        if not trainer.is_global_zero:
+            return
+        editable = cast(ErasureModule, pl_module).editable()
+        cost = {
+            "seconds": round(self.seconds, 2),
+            "steps": trainer.global_step,
+            "trained_parameters": sum(p.numel() for p in editable.values()),
+            "peak_gib": round(peak_memory(), 3),
+        }
+        write_atomically(Path(trainer.default_root_dir, "cost.json"), json.dumps(cost, indent=1).encode())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Time spent, so that a resumed run adds to it."""
+        return {"seconds": self.seconds if self._start else self._earlier}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Add to what an earlier part took."""
+        self._earlier = state_dict["seconds"]
+
+
+def peak_memory() -> float:
+    """The most memory this process ever held, in GiB."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB
