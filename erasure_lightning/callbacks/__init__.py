@@ -1,0 +1,1 @@
+"""What every run has: proof, pictures, figures, interruption."""

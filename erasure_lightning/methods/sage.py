@@ -21,9 +21,9 @@ from torch.nn.functional import mse_loss
 from erasure_lightning.backbones.base import CONCEPT, Backbone
 from erasure_lightning.concepts import Batch, Phrase
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.functional import aligned, cosine_gap, row_mean
+from erasure_lightning.functional import cosine_gap, row_mean
 from erasure_lightning.module import GradientErasure
-from erasure_lightning.template_attack import Prompts, climb, with_random_template, with_template_of
+from erasure_lightning.prompts import Prompts, aligned_states, climb, with_random_template, with_template_of
 
 
 class SAGE(GradientErasure):
@@ -40,6 +40,8 @@ class SAGE(GradientErasure):
         check: What the self-check climbs: ``cosine`` to what the original says of the concept, ``margin`` of that over
             the anchor, or (``outside_in``) closeness of the noise predictions, from random words.
         erase_space: Where concept meets anchor: in the text encoder's states or the denoiser's predictions.
+        target_template: Whether the target is the anchor's answer under the ``plain`` template, which pulls a sentence the
+            self-check found all the way back, or under the ``found`` one.
         eta: How far past the anchor the target lies, away from the concept; at least 0.
         lr: Highest learning rate.
         warmup: Steps to reach it.
@@ -56,6 +58,7 @@ class SAGE(GradientErasure):
         check_from: int = 5,
         check: Literal["cosine", "margin", "outside_in"] = "cosine",
         erase_space: Literal["text", "noise"] = "text",
+        target_template: Literal["plain", "found"] = "plain",
         eta: float = 0.0,
         lr: float = 1e-3,
         warmup: int = 5,
@@ -77,6 +80,7 @@ class SAGE(GradientErasure):
         self.check_from = check_from
         self.check = check
         self.erase_space = erase_space
+        self.target_template = target_template
         self.eta = eta
 
     def editable(self) -> dict[str, nn.Parameter]:
@@ -114,18 +118,19 @@ class SAGE(GradientErasure):
             t: Their times ``(B,)``.
             anchor: The anchor's prompts, read by ``margin`` alone.
         """
-        tables = self.backbone.word_tables()
-        said = self._say(self.original, plain, x, t).detach()
-        instead = self.original.summarize(anchor).detach() if self.check == "margin" and anchor else None
-        start = plain
+
+        def say(backbone: Backbone, prompts: Prompts) -> Tensor:
+            outside = self.check == "outside_in"
+            return backbone.denoise(x, t, backbone.contextualize(prompts)) if outside else backbone.summarize(prompts)
+
+        with torch.no_grad():
+            said = say(self.original, plain)
+            instead = self.original.summarize(anchor) if self.check == "margin" and anchor else None
+        tables, start = self.backbone.word_tables(), plain
         if self.check == "outside_in":
             start = tuple(with_random_template(e, table) for e, table in zip(plain, tables, strict=True))
-        return climb(
-            start,
-            lambda prompts: -self.check_loss(self._say(self.backbone, prompts, x, t), said, instead),
-            tuple(self.check_size * table.norm(dim=1).median() for table in tables),
-            self.check_steps,
-        )
+        sizes = tuple(self.check_size * table.norm(dim=1).median() for table in tables)
+        return climb(start, lambda p: -self.check_loss(say(self.backbone, p), said, instead), sizes, self.check_steps)
 
     def check_loss(self, now: Tensor, said: Tensor, instead: Tensor | None = None) -> Tensor:
         """``L_chk`` (methods.md 3.3 (1), variants b and c), ``(B,)``; 0 where the model says what the original said."""
@@ -133,12 +138,6 @@ class SAGE(GradientErasure):
             return (now - said).square().flatten(1).mean(dim=1)
         loss = cosine_gap(now, said)
         return loss if instead is None else loss + 1 - cosine_gap(now, instead)
-
-    def _say(self, backbone: Backbone, prompts: Prompts, x: Tensor, t: Tensor) -> Tensor:
-        """What the self-check compares: end-of-text states ``(B, D)``, or predictions ``(B, C, h, w)``."""
-        if self.check == "outside_in":
-            return backbone.denoise(x, t, backbone.contextualize(prompts))
-        return backbone.summarize(prompts)
 
     @torch.no_grad()
     def _noise_target(self, plain: Prompts, anchor: Prompts, x: Tensor, t: Tensor) -> Tensor:
@@ -151,20 +150,18 @@ class SAGE(GradientErasure):
     def text_erasure(self, asked: Prompts, anchor: Prompts) -> Tensor:
         """``L_ers`` in text space: states of the concept's words, and apart from them of all that follows, a scalar.
 
-        The target is the original's answer to the anchor under the same template, ``y_a - eta (y_c - y_a)``.
+        The target is the original's answer to the anchor, ``y_a - eta (y_c - y_a)``.
 
         Args:
             asked: The concept's prompts, plain or as the self-check found them.
             anchor: The anchor's plain prompts.
         """
-        there = tuple(with_template_of(a, c) for a, c in zip(anchor, asked, strict=True))
+        if self.target_template == "found":
+            anchor = tuple(with_template_of(a, c) for a, c in zip(anchor, asked, strict=True))
         with torch.no_grad():
-            wanted = self.original.contextualize(there).tokens
-            spans = asked[0].span(), there[0].span(otherwise=asked[0].span()[:, 0])
-            place = aligned(*spans, length=wanted.shape[1])
-            wanted = wanted.gather(1, place.unsqueeze(2).expand_as(wanted))
+            wanted = aligned_states(self.original, anchor, like=asked)
             if self.eta:
                 wanted = wanted - self.eta * (self.original.contextualize(asked).tokens - wanted)
         gap = (self.backbone.contextualize(asked).tokens - wanted).square().mean(dim=2)
-        behind = torch.arange(gap.shape[1], device=gap.device) >= spans[0][:, 1:]
+        behind = torch.arange(gap.shape[1], device=gap.device) >= asked[0].span()[:, 1:]
         return row_mean(gap, asked[0].positions(CONCEPT)) + row_mean(gap, behind)

@@ -13,10 +13,10 @@ from erasure_lightning.concepts import Batch, Concept
 from erasure_lightning.edits import apply_edit, write_edit
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.sage import SAGE
+from erasure_lightning.prompts import with_template_of
 from erasure_lightning.retention.global_alignment import GlobalSemanticAlignment
 from erasure_lightning.retention.local_noise import LocalNoisePreservation
 from erasure_lightning.sampling import draw
-from erasure_lightning.template_attack import with_template_of
 from erasure_lightning.testing import check_method, fit
 
 BATCH = Batch(["a photo of a {}", "the {} in a house"], ["cat", "star"], ["dog", "heart"])
@@ -34,7 +34,7 @@ def sage(**arguments):
     [
         {},
         {"check": "margin", "blocks": None},
-        {"check": "outside_in"},
+        {"check": "outside_in", "target_template": "found"},
         {"check_steps": 0, "eta": 0.5},
         {"erase_space": "noise", "eta": 1.0},
         {"edit": "cross_attention", "erase_space": "noise"},

@@ -11,6 +11,7 @@ from erasure_lightning.methods.sage import SAGE
 from erasure_lightning.retention.base import far_from, retained_prompts
 from erasure_lightning.retention.global_alignment import GlobalSemanticAlignment
 from erasure_lightning.retention.local_noise import LocalNoisePreservation
+from erasure_lightning.retention.unconditional_drift import UnconditionalDrift
 from erasure_lightning.sampling import TrajectoryBank
 from erasure_lightning.testing import edit_of, fit
 
@@ -35,6 +36,7 @@ TERMS = {
     "self": lambda: GlobalSemanticAlignment(mode="self"),
     "kl": lambda: GlobalSemanticAlignment(mode="kl_softmax"),
     "noise": lambda: LocalNoisePreservation(batch_size=3),
+    "unconditional": UnconditionalDrift,
     "trajectory": lambda: LocalNoisePreservation(batch_size=3, bank=TrajectoryBank(trajectories=2, steps=3)),
 }
 

@@ -1,4 +1,4 @@
-"""Attacks on a prompt's template: word embeddings around the concept's words move, the words themselves never do."""
+"""What methods do with embedded prompts: walk their templates' words, exchange templates, line up spans."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -6,8 +6,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from erasure_lightning.backbones.base import TEMPLATE, Embedded
+from erasure_lightning.backbones.base import TEMPLATE, Backbone, Embedded
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.functional import aligned
 
 #: Prompts as every text encoder of a backbone reads them.
 Prompts = tuple[Embedded, ...]
@@ -56,3 +57,13 @@ def with_template_of(prompts: Embedded, other: Embedded) -> Embedded:
     embeddings = prompts.embeddings.clone()
     embeddings[here] = other.embeddings.detach()[there]
     return replace(prompts, embeddings=embeddings)
+
+
+def aligned_states(backbone: Backbone, prompts: Prompts, like: Prompts) -> Tensor:
+    """States of ``prompts`` ``(B, L, D)``, each at the position where ``like`` has what corresponds to it.
+
+    Both are the same sentences but for the concept's words: before them positions agree, span meets span, end meets end.
+    """
+    tokens, span = backbone.contextualize(prompts).tokens, like[0].span()
+    place = aligned(span, prompts[0].span(otherwise=span[:, 0]), tokens.shape[1])
+    return tokens.gather(1, place.unsqueeze(2).expand_as(tokens))

@@ -1,0 +1,27 @@
+"""Writes the edit when a fit has ended."""
+
+from pathlib import Path
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+
+from erasure_lightning.edits import write_edit
+from erasure_lightning.module import ErasureModule
+from erasure_lightning.runs import Run
+
+
+class ExportEdit(Callback):
+    """Writes ``edit.safetensors`` into the run's folder: what was changed, and what it was made from.
+
+    Args:
+        config: The run's config as text, kept with the edit.
+    """
+
+    def __init__(self, config: str = "") -> None:
+        self.config = config
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write it."""
+        if isinstance(pl_module, ErasureModule) and trainer.is_global_zero:
+            metadata = pl_module.description() | ({"config": self.config} if self.config else {})
+            write_edit(Run(Path(trainer.default_root_dir)).edit, pl_module.editable(), metadata)

@@ -1,0 +1,60 @@
+"""Stops a run that went wrong, and refuses an edit that is none."""
+
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from erasure_lightning.errors import ErasureError
+from erasure_lightning.module import ErasureModule
+
+
+class Guard(Callback):
+    """Stops when the loss is no number, and when the finished edit is no number or changed nothing."""
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Look at the loss.
+
+        Raises:
+            ErasureError: If it is NaN or infinite.
+        """
+        loss = outputs["loss"] if isinstance(outputs, dict) and "loss" in outputs else outputs
+        if isinstance(loss, Tensor) and not loss.isfinite().all():
+            raise ErasureError(f"The loss became {loss.item()} at step {trainer.global_step}. {_advice(pl_module)}")
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at the edit.
+
+        Raises:
+            ErasureError: If it holds NaN or infinity, or equals the original.
+        """
+        if isinstance(pl_module, ErasureModule):
+            check_edit(pl_module)
+
+
+def check_edit(module: ErasureModule) -> None:
+    """Raise unless the module's edit is one.
+
+    Raises:
+        ErasureError: If it holds NaN or infinity, or equals the original.
+    """
+    editable, original = module.editable(), dict(module.original.named_parameters())
+    if bad := [name for name, value in editable.items() if not value.isfinite().all()]:
+        raise ErasureError(
+            f"The edit holds NaN or infinity in {len(bad)} of {len(editable)} parameters, {bad[0]} first; nothing was "
+            f"written. {_advice(module)}"
+        )
+    if all(torch.equal(value, original[name]) for name, value in editable.items()):
+        raise ErasureError(
+            f"{type(module).__name__} changed none of its {len(editable)} parameters; nothing was written. "
+            "Give it more steps (--trainer.max_steps) or a higher learning rate, or look at its concepts."
+        )
+
+
+def _advice(module: LightningModule) -> str:
+    lr = getattr(module, "lr", None)
+    return f"Try a lower learning rate: --model.lr {lr / 10:g} instead of {lr:g}." if lr else "Look at its settings."

@@ -1,0 +1,82 @@
+"""Configs: found in the working folder or among the shipped ones, and read as YAML."""
+
+import difflib
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import erasure_lightning
+from erasure_lightning.errors import ErasureError
+
+_PACKAGE = Path(erasure_lightning.__file__).parent
+
+#: In a wheel the configs lie in the package, in a checkout beside it.
+SHIPPED = next((p for p in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if p.is_dir()), _PACKAGE / "configs")
+
+
+def find_config(name: str) -> Path:
+    """A config by path, else a shipped one by name.
+
+    Raises:
+        ErasureError: If there is none, with the nearest of the shipped ones.
+    """
+    path = Path(name)
+    for found in (path, SHIPPED / name, SHIPPED / f"{name}.yaml"):
+        if found.is_file() and (found == path or path.parent == Path()):
+            return found
+    shipped = sorted(p.name for p in SHIPPED.glob("*.yaml"))
+    near = difflib.get_close_matches(f"{path.stem}.yaml", shipped, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise ErasureError(f"unknown config {name!r}: no such file.{hint} Shipped: {', '.join(shipped) or 'none'}.")
+
+
+def checked_config(name: str) -> Path:
+    """`find_config`, read once to see that it is one.
+
+    Raises:
+        ErasureError: If it is not, with the line.
+    """
+    path = find_config(name)
+    try:
+        content = load_yaml(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise ErasureError(f"{path}{where}: no valid YAML ({getattr(error, 'problem', error)}).") from error
+    if not isinstance(content, dict):
+        raise ErasureError(f"{path} needs options as `name: value` lines; found {type(content).__name__}.")
+    return path
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 with the numbers people write: ``1e-4`` is one."""
+
+
+#: Replaced below; and a date is text.
+_OTHERWISE = ("tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp")
+
+_FLOAT = (
+    r"[-+]?(\d[\d_]*\.[\d_]*([eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+|\.\d[\d_]*([eE][-+]?\d+)?|\.(inf|Inf|INF))$"
+    r"|\.(nan|NaN|NAN)$"
+)
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in found if tag not in _OTHERWISE]
+    for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(_FLOAT), list("-+0123456789."))
+
+
+def load_yaml(text: str) -> Any:
+    """What a config, or a value on the command line, says."""
+    value = yaml.load(text, Loader=_Loader)
+    if isinstance(value, dict) and value and all(v is None for v in value.values()) and not text.rstrip().endswith("}"):
+        return value if "\n" in text else text  # `word:` alone is a word
+    return value
+
+
+def dump_yaml(value: Any) -> str:
+    """Plain values as a config, in the order given."""
+    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True)

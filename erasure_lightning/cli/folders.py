@@ -1,0 +1,47 @@
+"""Which folder a command writes into."""
+
+import os
+from pathlib import Path
+
+from jsonargparse import Namespace
+
+from erasure_lightning.errors import ErasureError
+from erasure_lightning.runs import Run, default_run, run_of, unused
+
+#: Where the launching process tells the processes it starts.
+_VARIABLE = "ERASURE_RUN_DIR"
+
+
+def choose(command: str, config: Namespace, checkpoint: Path | None) -> Run:
+    """The folder of a command, checked by the launching process alone: the others would find its files there.
+
+    Args:
+        command: ``fit``, ``validate``, ``test`` or ``predict``.
+        config: What was asked for.
+        checkpoint: Where it goes on from.
+
+    Raises:
+        ErasureError: If something there would be overwritten.
+    """
+    if "LOCAL_RANK" in os.environ:
+        return Run(Path(os.environ[_VARIABLE])) if _VARIABLE in os.environ else _folder(command, config, checkpoint)
+    run = _folder(command, config, checkpoint)
+    if command == "fit" and checkpoint is not None and run == run_of(checkpoint):
+        run.check_resumable()
+    elif command == "fit":
+        run.check_unused()
+    elif unused(run.root) != run.root:
+        raise ErasureError(f"{run.root} is not empty, and nothing is overwritten. Choose another --run_dir.")
+    os.environ[_VARIABLE] = str(run.root)
+    return run
+
+
+def _folder(command: str, config: Namespace, checkpoint: Path | None) -> Run:
+    if config.run_dir is not None:
+        return Run(Path(config.run_dir))
+    if command == "fit" and checkpoint is None:
+        names = [concept["name"] for concept in config.model.init_args.concepts]
+        return default_run(config.model.class_path.rsplit(".", 1)[-1], names)
+    assert checkpoint is not None  # the other commands cannot do without
+    root = run_of(checkpoint).root
+    return Run(root) if command == "fit" else Run(unused(root / command))

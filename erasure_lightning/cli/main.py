@@ -1,0 +1,90 @@
+"""Finds out what is asked for, and imports no more than that needs."""
+
+import difflib
+import errno
+import os
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+
+from erasure_lightning.errors import ErasureError
+
+#: What an operating system says that the user must mend.
+_SYSTEM = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
+
+COMMANDS = {
+    "fit": "erase concepts; resume with --ckpt_path",
+    "test": "measure an edit",
+    "validate": "measure an edit on the smallest plan",
+    "predict": "draw prompts before and after an edit",
+    "compare": "put the figures of runs side by side",
+    "methods": "list every method and world, built in or plugged in (--verbose loads them)",
+}
+
+USAGE = """usage: erasure COMMAND [options]
+
+Concept erasure in text-to-image diffusion models.
+
+{commands}
+
+  erasure fit --config sage.yaml
+  erasure fit --help
+
+Every option can stand in a YAML config: --config FILE, or the name of a shipped one.
+--version tells the version."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: Arguments; those of the process by default.
+
+    Returns:
+        0, 2 for a mistake of the user, 128 + the signal for an interruption.
+    """
+    try:
+        return _dispatch(sys.argv[1:] if argv is None else argv)
+    except ErasureError as error:
+        return _fail(f"error: {error}", 2)
+    except OSError as error:
+        if error.errno not in _SYSTEM:
+            raise
+        where = error.filename or "The run's folder"
+        return _fail(f"error: {where} could not be written: {error.strerror}. What was there before is untouched.", 2)
+    except KeyboardInterrupt:
+        return _fail("Interrupted.", 130)
+    except BaseException as error:
+        if not (code := getattr(error, "exit_code", 0)):  # an `Interrupted`, whose class would import Lightning
+            raise
+        return _fail(str(error), code) if os.environ.get("LOCAL_RANK", "0") == "0" else code
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"erasure: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _dispatch(argv: list[str]) -> int:
+    command = argv[0] if argv else "--help"
+    if command in ("-h", "--help", "help"):
+        print(USAGE.format(commands="\n".join(f"  {name:10}{text}" for name, text in COMMANDS.items())))
+    elif command == "--version":
+        print(f"erasure-lightning {version('erasure-lightning')}")
+    elif command in ("methods", "compare"):
+        _light(command)(argv[1:])
+    elif command in COMMANDS:
+        from erasure_lightning.cli.run import run
+
+        run(command, argv[1:])
+    else:
+        near = difflib.get_close_matches(command, COMMANDS, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ErasureError(f"unknown command {command!r}.{hint} Known: {', '.join(COMMANDS)}.")
+    return 0
+
+
+def _light(command: str) -> Callable[[list[str]], None]:
+    from erasure_lightning.cli.listing import compare, methods
+
+    return {"methods": methods, "compare": compare}[command]

@@ -1,0 +1,40 @@
+"""The parser: LightningCLI's, with short names and with errors in one line."""
+
+from typing import Any, NoReturn
+
+import yaml
+from jsonargparse import set_dumper, set_loader
+from lightning.pytorch.cli import LightningArgumentParser
+
+from erasure_lightning.cli.configs import dump_yaml
+from erasure_lightning.cli.messages import tidy
+from erasure_lightning.cli.names import load_names
+from erasure_lightning.errors import ErasureError
+
+MODE = "erasure"
+
+set_loader(MODE, load_names, exceptions=(yaml.YAMLError,))
+set_dumper(MODE, dump_yaml)
+
+
+class Parser(LightningArgumentParser):
+    """Reads short names, and tells a mistake in one line.
+
+    Args:
+        args: Arguments of jsonargparse's parser.
+        kwargs: Arguments of jsonargparse's parser.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs |= {"parser_mode": MODE, "allow_abbrev": False}
+        super().__init__(*args, **kwargs)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise it, short and with suggestions.
+
+        Raises:
+            ErasureError: Always.
+        """
+        if not self.exit_on_error:  # a parser of one value inside another, which adds where it stands
+            super().error(message, ex)
+        raise ErasureError(tidy(message, self)) from ex

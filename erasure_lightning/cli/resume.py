@@ -1,0 +1,65 @@
+"""What a checkpoint has to say about the arguments of the command that uses it."""
+
+import sys
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from erasure_lightning.checkpoints import SUFFIXES, read_checkpoint
+from erasure_lightning.errors import ErasureError
+from erasure_lightning.runs import run_of
+
+
+def own_config(argv: list[str]) -> list[str]:
+    """The config a checkpoint was made with, as arguments, where the command line names a checkpoint but no method."""
+    options = dict(_options(argv))
+    if options.keys() & {"-c", "--config", "--model", "--model.class_path"} or not options.get("--ckpt_path"):
+        return []
+    path = Path(options["--ckpt_path"])
+    if (config := run_of(path).config).is_file():
+        return ["--config", str(config)]
+    if path.is_file() and path.suffix in SUFFIXES and (text := read_checkpoint(path)["erasure"].get("config")):
+        return ["--config", text]
+    return []
+
+
+def _options(argv: list[str]) -> Iterator[tuple[str, str]]:
+    for word, following in pairwise([*argv, ""]):
+        if word.startswith("-"):
+            name, equals, value = word.partition("=")
+            yield name, value if equals else following
+
+
+def check_same(model: dict[str, Any], made: dict[str, Any]) -> None:
+    """Raise if a checkpoint is another method's, and warn of other arguments; those given now are used.
+
+    Args:
+        model: ``class_path`` and ``init_args`` as asked for now.
+        made: What the checkpoint says it was made from.
+
+    Raises:
+        ErasureError: If the methods differ.
+    """
+    now, then = model["class_path"].rsplit(".", 1)[-1], made["method"].rsplit(".", 1)[-1]
+    if now != then:
+        raise ErasureError(
+            f"The checkpoint was made by {then}, not by {now}. Give --model {then}, or leave the method out."
+        )
+    here, there = model.get("init_args", {}), made.get("arguments", {})
+    keys = [key for key in here if key in there and _differ(here[key], there[key])]
+    odd = [f"{key} {_said(here[key])} (checkpoint: {_said(there[key])})" for key in keys]
+    if odd:
+        print(f"erasure: warning: not as the checkpoint was made: {', '.join(odd)}.", file=sys.stderr)
+
+
+def _differ(now: Any, then: Any) -> bool:
+    opaque = isinstance(then, str) and then.startswith("<")  # an object, not a value
+    return not opaque and _said(now) != _said(then)
+
+
+def _said(value: Any) -> str:
+    """A value as the user says it; a class by its name."""
+    if isinstance(value, dict) and "class_path" in value:
+        return str(value["class_path"]).rsplit(".", 1)[-1]
+    return str(value)

@@ -1,0 +1,211 @@
+"""fit, validate, test and predict: a run, from its arguments to its folder."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import Namespace
+from lightning import Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback, ProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger
+
+from erasure_lightning.callbacks.export import ExportEdit
+from erasure_lightning.callbacks.guard import Guard
+from erasure_lightning.callbacks.interrupt import LastCheckpoint
+from erasure_lightning.callbacks.measure import Measure
+from erasure_lightning.callbacks.pictures import PictureWriter
+from erasure_lightning.callbacks.progress import Progress
+from erasure_lightning.callbacks.samples import SampleGrid
+from erasure_lightning.checkpoints import PlainCheckpointIO, locate, read_checkpoint
+from erasure_lightning.cli import folders
+from erasure_lightning.cli.configs import dump_yaml, load_yaml
+from erasure_lightning.cli.loggers import check_wandb, place
+from erasure_lightning.cli.messages import tidy
+from erasure_lightning.cli.names import arguments
+from erasure_lightning.cli.noise import hush
+from erasure_lightning.cli.parser import Parser
+from erasure_lightning.cli.resume import check_same, own_config
+from erasure_lightning.data import PromptData
+from erasure_lightning.edits import write_atomically
+from erasure_lightning.errors import ErasureError
+from erasure_lightning.loggers import MetricsFile
+from erasure_lightning.methods import METHODS
+from erasure_lightning.module import ErasureModule
+
+TRAINER = {"max_steps": 100, "enable_model_summary": False, "num_sanity_val_steps": 0, "log_every_n_steps": 10}
+
+#: Options of which a command needs one.
+_NAMING = ("-c", "--config", "--model", "--model.class_path", "-h", "--help")
+
+HELP = {
+    "fit": "Erase concepts.",
+    "validate": "Measure an edit on the smallest plan.",
+    "test": "Measure an edit.",
+    "predict": "Draw prompts before and after an edit.",
+}
+
+
+def run(command: str, argv: list[str]) -> None:
+    """Do what ``erasure fit`` and its siblings do.
+
+    Args:
+        command: One of `HELP`.
+        argv: What stood behind it.
+
+    Raises:
+        ErasureError: For whatever the user can mend.
+        Interrupted: If a signal came.
+    """
+    hush()
+    keeper = LastCheckpoint()
+    try:
+        with keeper.watching():
+            CommandLine(command, argv, keeper).go()
+    except MisconfigurationException as error:
+        raise ErasureError(str(error)) from error
+
+
+class CommandLine(LightningCLI):
+    """LightningCLI for one command: methods by name, run folders, and callbacks that every run has.
+
+    Args:
+        command: One of `HELP`.
+        argv: What stood behind it.
+        keeper: Saves the run when it is interrupted.
+    """
+
+    def __init__(self, command: str, argv: list[str], keeper: LastCheckpoint) -> None:
+        self.command = command
+        self.keeper = keeper
+        super().__init__(
+            ErasureModule,
+            PromptData,
+            save_config_callback=None,
+            trainer_defaults=TRAINER,
+            parser_kwargs={"prog": f"erasure {command}", "description": HELP[command]},
+            parser_class=Parser,
+            subclass_mode_model=True,
+            args=[*own_config(argv), *arguments(argv)],
+            run=False,
+            auto_configure_optimizers=False,
+        )
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add what belongs to the run; every random draw hangs on ``model.seed``, so there is no other seed."""
+        text = str | None
+        parser.add_argument("--run_dir", type=text, help="The run's folder; by default runs/METHOD-CONCEPTS.")
+        parser.add_argument(
+            "--ckpt_path", type=text, help="A run, its edit.safetensors or a .ckpt, to resume or to use."
+        )
+        parser.add_argument("--save_every", type=int, default=25, help="Steps of fit between two saves.")
+        parser.add_argument("--measure", type=bool, default=True, help="Whether fit measures its edit at the end.")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, in any process: LightningCLI's own warns where there is a ``sys.argv``."""
+        if not any(word.split("=")[0] in _NAMING or ".help" in word for word in args):
+            raise ErasureError(
+                f"erasure {self.command} needs a method: give --config FILE, or --model NAME with --model.concepts. "
+                f"Known: {', '.join(METHODS)} (`erasure methods` lists all)."
+            )
+        self.config = parser.parse_args(args)
+
+    def _set_seed(self) -> None:
+        """Nothing yet: `go` seeds with the model's own."""
+
+    def before_instantiate_classes(self) -> None:
+        """Settle the folder and the checkpoint before anything is loaded."""
+        given = self.config.clone()
+        given.run_dir = given.ckpt_path = None
+        content = load_yaml(self.parser.dump(given, skip_none=False))
+        content.pop("config", None)
+        self.text = dump_yaml(content)
+        self.keeper.set_every(self.config.save_every)
+        self.checkpoint = self._checkpoint(content["model"])
+        self.run = folders.choose(self.command, self.config, self.checkpoint)
+        place(self.config.trainer.logger, self.run.root)
+        check_wandb(self.config.trainer.logger)
+
+    def _checkpoint(self, model: dict[str, Any]) -> Path | None:
+        if self.config.ckpt_path is None:
+            if self.command != "fit":
+                raise ErasureError(
+                    f"erasure {self.command} needs an edit: give --ckpt_path RUN, or an edit.safetensors."
+                )
+            return None
+        path = locate(self.config.ckpt_path, self.command)
+        check_same(model, read_checkpoint(path)["erasure"])
+        return path
+
+    def instantiate_classes(self) -> None:
+        """Build model, data and trainer.
+
+        Raises:
+            ErasureError: If a constructor refuses its arguments; jsonargparse buries its words among alternatives.
+        """
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            cause = error.__cause__
+            told = str(cause) if isinstance(cause, ErasureError) else tidy(str(error), self.parser)
+            raise ErasureError(told) from error
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Build the trainer with the run's folder and what every run has."""
+        given = self.config_init.trainer
+        return super().instantiate_trainer(
+            default_root_dir=str(self.run.root),
+            logger=self._loggers(given.logger),
+            callbacks=self._callbacks(given),
+            plugins=[*_list(given.plugins), PlainCheckpointIO()],
+            **kwargs,
+        )
+
+    def _loggers(self, given: Any) -> list[Logger] | bool:
+        if given is False:
+            return False
+        return [MetricsFile(self.run.root), *_list(None if given is True else given)]
+
+    def _callbacks(self, given: Namespace) -> list[Callback]:
+        chosen, ours = _list(given.callbacks), [Measure(), SampleGrid(), PictureWriter()]
+        if not given.fast_dev_run:  # which leaves nothing behind
+            ours += [Guard(), ExportEdit(self.text)]
+            ours += [] if given.enable_checkpointing is False else [self.keeper]
+        shown = given.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in chosen)
+        return [*chosen, *([Progress()] if shown else []), *(c for c in ours if type(c) not in map(type, chosen))]
+
+    def go(self) -> None:
+        """Run the command."""
+        torch.manual_seed(self.model.seed)
+        if self.trainer.is_global_zero and not self.config.trainer.fast_dev_run:
+            write_atomically(self.run.config, self.text.encode())
+        {"fit": self._fit, "predict": self._predict}.get(self.command, self._measure)()
+
+    def _fit(self) -> None:
+        self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=self.checkpoint)
+        if self.config.trainer.fast_dev_run:
+            return
+        if self.config.measure:
+            self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
+        self._say(f"Erased; the edit is in {self.run.root}")
+        self._say(f"Draw prompts of your own: erasure predict --ckpt_path {self.run.root} --data.prompts PROMPTS.csv")
+
+    def _measure(self) -> None:
+        measure = self.trainer.test if self.command == "test" else self.trainer.validate
+        measure(self.model, datamodule=self.datamodule, ckpt_path=self.checkpoint, verbose=False)
+        self._say(f"Measured; the figures are in {self.run.root}")
+
+    def _predict(self) -> None:
+        given = {"datamodule": self.datamodule, "ckpt_path": self.checkpoint}
+        self.trainer.predict(self.model, return_predictions=False, **given)
+        self._say(f"Drawn; the pictures are in {self.run.root}")
+
+    def _say(self, text: str) -> None:
+        if self.trainer.is_global_zero:
+            grid = f", before and after in {self.run.grid}" if self.run.grid.exists() and text[:5] != "Draw " else ""
+            print(f"{text}{grid}.")
+
+
+def _list(value: Any) -> list[Any]:
+    return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]

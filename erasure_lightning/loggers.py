@@ -1,0 +1,83 @@
+"""The table of what a run logs: one CSV that a resumed run goes on writing."""
+
+import csv
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+from erasure_lightning.edits import write_atomically
+
+FILE = "metrics.csv"
+
+
+class MetricsFile(Logger):
+    """Appends what is logged to ``metrics.csv`` in the run's folder.
+
+    A resumed run keeps the rows of the steps before it, and replaces those of steps it takes again.
+
+    Args:
+        folder: The run's folder.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        super().__init__()
+        self._path = Path(folder) / FILE
+        self._rows: list[dict[str, Any]] | None = None
+        self._columns: list[str] = []
+
+    @property
+    def name(self) -> str:
+        """Its folder's."""
+        return self._path.parent.name
+
+    @property
+    def version(self) -> str:
+        """None; a folder holds one run."""
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        """The run's folder."""
+        return str(self._path.parent)
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: ``config.yaml`` has them."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Write a row."""
+        row = {"step": step or 0, **metrics}
+        if self._rows is None:
+            self._rows = [old for old in _read(self._path) if int(old["step"]) < row["step"]]
+            self._columns = list(dict.fromkeys(column for old in self._rows for column in old))
+            new = True
+        else:
+            new = False
+        self._rows.append(row)
+        if added := [column for column in row if column not in self._columns]:
+            self._columns += added
+        if new or added:
+            write_atomically(self._path, _text(self._columns, self._rows, header=True))
+        else:
+            with self._path.open("ab") as file:
+                file.write(_text(self._columns, [row]))
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return [row for row in csv.DictReader(file) if (row["step"] or "").isdigit()]  # a kill may cut the last one
+
+
+def _text(columns: list[str], rows: list[dict[str, Any]], header: bool = False) -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns)
+    if header:
+        writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()

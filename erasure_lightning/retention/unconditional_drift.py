@@ -1,0 +1,49 @@
+"""Unconditional drift, constrained: the second half of All but One (arXiv 2312.12807, methods.md section 4.2).
+
+``L_unc = E |eps(x, t, 0) - eps*(x, t, 0)|^2``: the two-term structure is inferred with high confidence. Guidance subtracts
+the empty prompt's prediction in *every* picture and multiplies what is left, so a drift that no retained prompt shows alone
+moves them all. Cost per step: one denoiser forward and backward and a forward of the original; no denoiser at all where the
+text encoder alone is edited.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import mse_loss
+
+from erasure_lightning.module import GradientErasure, pure_noise
+from erasure_lightning.retention.base import RetentionCallback
+
+
+class UnconditionalDrift(RetentionCallback):
+    """Keeps what the model says to the empty prompt as it was.
+
+    Where a method edits the text encoder alone, the denoiser's answer can change through the empty prompt's states only:
+    then the states ``(L, D)`` are held instead of predictions, which is stronger and cheaper.
+
+    Args:
+        weight: Of the term.
+        batch_size: Noisy latents a step at which predictions are held, on each rank.
+        ramp: Steps over which the weight rises from 0; at least 0.
+    """
+
+    name = "unconditional"
+
+    def __init__(self, weight: float = 3.0, batch_size: int = 4, ramp: int = 0) -> None:
+        super().__init__(weight, prompts=[""], ramp=ramp)
+        self.batch_size = batch_size
+
+    def prepare(self, module: GradientErasure) -> None:
+        """Encode the empty prompt with the original, once."""
+        with torch.no_grad():
+            self._before = module.original.encode([""])
+        self._edits_denoiser = any(name.startswith("denoiser.") for name in module.editable())
+
+    def term(self, module: GradientErasure) -> Tensor:
+        """Mean squared change, a scalar."""
+        now = module.backbone.encode([""])
+        if not self._edits_denoiser:
+            return mse_loss(now.tokens, self._before.tokens)
+        x, t = pure_noise(module.backbone, self.batch_size)
+        with torch.no_grad():
+            before = module.original.denoise(x, t, self._before.expand(self.batch_size))
+        return mse_loss(module.backbone.denoise(x, t, now.expand(self.batch_size)), before)

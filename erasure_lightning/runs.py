@@ -1,0 +1,105 @@
+"""The folder of a run: what lies where, and when it may be written to."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from erasure_lightning.edits import EDIT_FILE
+from erasure_lightning.errors import ErasureError
+
+#: Where runs go that were not told where.
+RUNS = Path("runs")
+
+CONFIG_FILE = "config.yaml"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder.
+
+    Args:
+        root: The folder; need not exist.
+    """
+
+    root: Path
+
+    @property
+    def edit(self) -> Path:
+        """The result; there once the run has finished."""
+        return self.root / EDIT_FILE
+
+    @property
+    def config(self) -> Path:
+        """Everything the run was asked to do."""
+        return self.root / CONFIG_FILE
+
+    @property
+    def last(self) -> Path:
+        """What an interrupted run goes on from."""
+        return self.root / "checkpoints" / "last.ckpt"
+
+    @property
+    def grid(self) -> Path:
+        """Pictures before and after."""
+        return self.root / "grid.png"
+
+    @property
+    def metrics(self) -> Path:
+        """What was measured."""
+        return self.root / "metrics.json"
+
+    def check_unused(self) -> None:
+        """Raise unless a new run may start here.
+
+        Raises:
+            ErasureError: If a finished run, or the checkpoint of an unfinished one, would be overwritten.
+        """
+        if self.edit.exists():
+            raise ErasureError(
+                f"{self.root} holds a finished run ({self.edit.name}), which is never overwritten. "
+                "Choose another folder with --run_dir, or delete this one."
+            )
+        if self.last.exists():
+            raise ErasureError(
+                f"{self.root} holds an unfinished run. Continue it with `erasure fit --ckpt_path {self.root}`, "
+                "or start over elsewhere with --run_dir, or delete it."
+            )
+
+    def check_resumable(self) -> None:
+        """Raise if the run has finished already.
+
+        Raises:
+            ErasureError: If so.
+        """
+        if self.edit.exists():
+            raise ErasureError(
+                f"{self.root} holds a finished run ({self.edit.name}): nothing is left to resume. Measure it with "
+                f"`erasure test --ckpt_path {self.root}`, or start another with --run_dir."
+            )
+
+
+def default_run(method: str, concepts: Sequence[str]) -> Run:
+    """Where a run goes by default: ``runs/<method>-<concepts>``."""
+    return Run(RUNS / slug("-".join((method, *concepts))))
+
+
+def slug(text: str) -> str:
+    """Words as a file name: lower case, at most 80 characters, nothing but letters, digits and hyphens."""
+    return re.sub(r"[^\w]+", "-", text.lower()).strip("-")[:80].rstrip("-")
+
+
+def run_of(path: Path) -> Run:
+    """The run a checkpoint, an edit or the folder itself belongs to."""
+    if path.is_dir():
+        return Run(path)
+    return Run(path.parent.parent if path.parent.name == "checkpoints" else path.parent)
+
+
+def unused(folder: Path) -> Path:
+    """The folder if it holds no more than a config, else the first such of ``folder-2``, ``folder-3``, ..."""
+    number, found = 1, folder
+    while found.exists() and any(file.name != CONFIG_FILE for file in found.iterdir()):
+        number += 1
+        found = folder.with_name(f"{folder.name}-{number}")
+    return found

@@ -1,0 +1,118 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from erasure_lightning.__main__ import main
+from erasure_lightning.callbacks.guard import Guard
+from erasure_lightning.callbacks.interrupt import Interrupted, LastCheckpoint
+from erasure_lightning.edits import read_edit
+from erasure_lightning.errors import ErasureError
+
+TESTS = Path(__file__).parents[1]
+
+
+#: Enough for a kill to come before the end.
+STEPS = 60
+
+
+def config(method):
+    concepts = [{"name": "cat", "anchor": "dog"}]
+    bank = {"class_path": "TrajectoryBank", "init_args": {"trajectories": 2, "steps": 3}}
+    trainer = {"max_steps": STEPS, "accelerator": "cpu", "log_every_n_steps": 1, "enable_progress_bar": False}
+    given = {"concepts": concepts, "backbone": "TinyBackbone", "lr": 1e-3, "warmup": 3, "bank": bank}
+    model = {"class_path": method, "init_args": given}
+    return {"model": model, "trainer": trainer, "data": {"batch_size": 2}, "measure": False, "save_every": 5}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with two runs that nobody disturbed."""
+    made = tmp_path_factory.mktemp("runs")
+    for name, method in {"plain": "trivial.Distillation", "sage": "SAGE"}.items():
+        (made / f"{name}.yaml").write_text(yaml.safe_dump(config(method)))
+        assert main(["fit", "--config", str(made / f"{name}.yaml"), "--run_dir", str(made / name)]) == 0
+    return made
+
+
+def check_resumed(folder, whole, name):
+    """Resume a run, and compare it with one that was not disturbed."""
+    assert not (folder / name / "edit.safetensors").exists()
+    assert main(["fit", "--ckpt_path", str(folder / name)]) == 0
+    (one, _), (other, _) = (read_edit(folder / run / "edit.safetensors") for run in (whole, name))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    assert (folder / name / "metrics.csv").read_text() == (folder / whole / "metrics.csv").read_text()
+
+
+@pytest.mark.slow
+def test_a_killed_run_resumes_bit_for_bit(folder):
+    command = [sys.executable, "-m", "erasure_lightning", "fit", "--config", "plain.yaml", "--run_dir", "killed"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)}
+    process = subprocess.Popen(command, cwd=folder, env=environment)
+    until = time.monotonic() + 120
+    while not (folder / "killed" / "checkpoints" / "last.ckpt").exists():
+        assert process.poll() is None
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    check_resumed(folder, "plain", "killed")
+
+
+@pytest.mark.parametrize("whole", ["plain", "sage"])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_says_how_to_go_on(folder, whole, number, code, monkeypatch, capsys):
+    def raise_signal(guard, trainer, *rest):
+        if trainer.global_step == 12:
+            signal.raise_signal(number)
+
+    name = f"{whole}-{code}"
+    with monkeypatch.context() as patched:
+        patched.setattr(Guard, "on_train_batch_end", raise_signal)
+        assert main(["fit", "--config", str(folder / f"{whole}.yaml"), "--run_dir", str(folder / name)]) == code
+    said = capsys.readouterr().err.splitlines()
+    assert said == [
+        f"erasure: Interrupted after step 12 and saved; go on with `erasure fit --ckpt_path {folder / name}`."
+    ]
+    check_resumed(folder, whole, name)
+
+
+def test_an_interruption_in_the_last_step_exports_nothing_yet(folder, monkeypatch):
+    def raise_signal(guard, trainer, *rest):
+        if trainer.global_step == STEPS:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Guard, "on_train_batch_end", raise_signal)
+        assert main(["fit", "--config", str(folder / "plain.yaml"), "--run_dir", str(folder / "late")]) == 130
+    check_resumed(folder, "plain", "late")
+
+
+def test_a_second_signal_stops_at_once():
+    keeper = LastCheckpoint()
+    with keeper.watching():
+        keeper.on_train_start(None, None)
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(Interrupted, match="Interrupted at once") as caught:
+            signal.raise_signal(signal.SIGINT)
+    assert caught.value.exit_code == 130
+
+
+def test_a_signal_outside_training_stops_at_once():
+    before = signal.getsignal(signal.SIGTERM)
+    with LastCheckpoint().watching(), pytest.raises(Interrupted) as caught:
+        signal.raise_signal(signal.SIGTERM)
+    assert caught.value.exit_code == 143
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_saving_never_is_refused():
+    with pytest.raises(ErasureError, match="--save_every of at least 1; found 0"):
+        LastCheckpoint(0)

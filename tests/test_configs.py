@@ -1,0 +1,24 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from erasure_lightning.__main__ import main
+from erasure_lightning.cli.configs import SHIPPED
+from erasure_lightning.methods import METHODS
+
+CONFIGS = sorted(SHIPPED.glob("*.yaml"))
+
+
+def test_every_method_has_a_config():
+    shipped = {yaml.safe_load(path.read_text())["model"]["class_path"] for path in CONFIGS}
+    assert shipped >= set(METHODS)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_runs(path: Path, tmp_path, monkeypatch):
+    pytest.importorskip("erasure_lightning_emoji_world")
+    monkeypatch.chdir(tmp_path)
+    quick = ["--trainer.fast_dev_run", "true", "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
+    assert main(["fit", "--config", path.name, *quick]) == 0
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,112 @@
+from importlib.metadata import EntryPoint
+
+import pytest
+from trivial import Distillation
+
+from erasure_lightning import registry
+from erasure_lightning.errors import ErasureError
+from erasure_lightning.methods import METHODS
+
+
+class Package:
+    """As much of a distribution as the registry reads."""
+
+    def __init__(self, name, urls=()):
+        self.name, self.version = name, "1.0"
+        self.metadata = self
+        self.fields = {"Project-URL": list(urls), "Summary": [f"All of {name}"]}
+
+    def get_all(self, field):
+        return self.fields[field]
+
+
+def entry(name, value, package=None):
+    made = EntryPoint(name, value, registry.GROUP)
+    return made._for(package) if package else made
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    """Pretends that entry points are installed."""
+    monkeypatch.setattr(registry, "failures", {})
+    return lambda *entries: monkeypatch.setattr(registry, "entry_points", lambda group: list(entries))
+
+
+def load(name):
+    return registry.load_method(registry.find_method(name))
+
+
+def test_ours_are_found_in_any_case_and_load():
+    assert load("sage") is load("SAGE")
+    assert registry.find_method("sage").class_path == "erasure_lightning.methods.sage.SAGE"
+
+
+def test_the_table_names_classes():
+    assert all(load(name).__name__ == name for name in METHODS)
+
+
+def test_a_plugin_is_found_and_described(installed):
+    installed(entry("Distillation", "trivial:Distillation", Package("plug", ["Paper, https://arxiv.org/abs/1"])))
+    found = registry.find_method("distillation")
+    assert found == ("Distillation", "trivial:Distillation", "plug 1.0", "All of plug", "https://arxiv.org/abs/1")
+    assert registry.load_method(found) is Distillation
+
+
+def test_an_unknown_name_gets_suggestions():
+    with pytest.raises(ErasureError, match=r"unknown method 'sgae'\. Did you mean 'SAGE'\? Known: .*SAGE"):
+        registry.find_method("sgae")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "why"),
+    [
+        ("Gone", "not_installed_at_all:Gone", "No module named 'not_installed_at_all'"),
+        ("Gone", "trivial:Gone", "has no attribute 'Gone'"),
+        ("torch", "trivial:torch", "expected a subclass of ErasureModule"),
+        ("mix", "erasure_lightning.functional:mix", "expected a subclass of ErasureModule"),
+        ("Other", "trivial:Distillation", "named 'Other', but its class is named 'Distillation'"),
+    ],
+)
+def test_a_broken_plugin_says_why(installed, name, value, why):
+    installed(entry(name, value, Package("plug")))
+    with pytest.raises(ErasureError, match=rf"{name} could not be loaded from plug 1\.0 \({value}\).*{why}"):
+        load(name)
+    with pytest.raises(ErasureError, match=rf"unknown method 'Nobody'.*{name} could not be loaded: .*{why}"):
+        registry.find_method("Nobody")
+
+
+def test_a_plugin_that_exits_does_not_end_the_program(installed, tmp_path, monkeypatch):
+    (tmp_path / "quitter.py").write_text("import sys\nsys.exit('no licence')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    installed(entry("Quitter", "quitter:Quitter"))
+    with pytest.raises(ErasureError, match="it ended the program when imported .*no licence"):
+        load("Quitter")
+
+
+def test_an_interruption_is_none_of_the_plugin_s_failures(installed, tmp_path, monkeypatch):
+    (tmp_path / "slow_plugin.py").write_text("raise KeyboardInterrupt\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    installed(entry("Slow", "slow_plugin:Slow"))
+    with pytest.raises(KeyboardInterrupt):
+        load("Slow")
+
+
+def test_a_broken_plugin_harms_nobody_else(installed):
+    installed(entry("Broken", "not_installed_at_all:Broken"))
+    assert load("SAGE").__name__ == "SAGE"
+    assert registry.failures == {}
+
+
+def test_a_name_that_two_packages_claim_is_refused(installed):
+    one, two = (entry("Twice", f"{name}:Twice", Package(name)) for name in ("one", "two"))
+    installed(one, two)
+    with pytest.raises(
+        ErasureError, match=r"'Twice' is claimed by one 1\.0 \(one\.Twice\) and two 1\.0 \(two\.Twice\)"
+    ):
+        registry.find_method("Twice")
+
+
+def test_ours_win_over_a_plugin_of_the_same_name(installed):
+    installed(entry("SAGE", "evil:SAGE", Package("evil")))
+    assert registry.find_method("SAGE").target == METHODS["SAGE"].target
+    assert [m.package for m in registry.known_methods() if m.name == "SAGE"][1] == "evil 1.0"

@@ -1,0 +1,73 @@
+import pytest
+
+from erasure_lightning.errors import ErasureError
+from erasure_lightning.loggers import MetricsFile
+from erasure_lightning.runs import Run, default_run, run_of, slug, unused
+
+
+def test_a_run_is_named_after_method_and_concepts():
+    assert str(default_run("SAGE", ["red heart", "cigarette"]).root) == "runs/sage-red-heart-cigarette"
+
+
+def test_a_slug_is_a_file_name():
+    assert slug("../Tom & Jerry / x") == "tom-jerry-x"
+    assert len(slug("word " * 100)) <= 80
+
+
+@pytest.mark.parametrize("inside", ["", "edit.safetensors", "checkpoints/last.ckpt"])
+def test_a_run_is_found_from_anything_in_it(tmp_path, inside):
+    assert run_of(tmp_path / inside) == Run(tmp_path)
+
+
+def test_a_finished_run_is_left_alone(tmp_path):
+    run = Run(tmp_path)
+    run.edit.touch()
+    with pytest.raises(ErasureError, match=r"holds a finished run \(edit.safetensors\).*--run_dir, or delete"):
+        run.check_unused()
+    with pytest.raises(ErasureError, match="nothing is left to resume"):
+        run.check_resumable()
+
+
+def test_an_unfinished_run_says_how_to_go_on(tmp_path):
+    run = Run(tmp_path)
+    run.last.parent.mkdir()
+    run.last.touch()
+    run.check_resumable()
+    with pytest.raises(ErasureError, match=f"unfinished run. Continue it with `erasure fit --ckpt_path {tmp_path}`"):
+        run.check_unused()
+
+
+def test_a_folder_with_no_more_than_a_config_is_unused(tmp_path):
+    folder = tmp_path / "test"
+    assert unused(folder) == folder
+    folder.mkdir()
+    (folder / "config.yaml").touch()
+    assert unused(folder) == folder
+    (folder / "metrics.json").touch()
+    assert unused(folder) == tmp_path / "test-2"
+
+
+def rows(folder):
+    return (folder / "metrics.csv").read_text().split()
+
+
+def test_metrics_are_appended_and_new_columns_are_added(tmp_path):
+    logger = MetricsFile(tmp_path)
+    logger.log_metrics({"a": 1}, 0)
+    logger.log_metrics({"a": 2}, 1)
+    logger.log_metrics({"b": 3}, 2)
+    assert rows(tmp_path) == ["step,a,b", "0,1,", "1,2,", "2,,3"]
+
+
+def test_a_resumed_run_replaces_what_it_does_again(tmp_path):
+    for start, value in ((0, 1), (2, 7)):
+        logger = MetricsFile(tmp_path)
+        for step in range(start, start + 3):
+            logger.log_metrics({"a": value}, step)
+    assert rows(tmp_path) == ["step,a", "0,1", "1,1", "2,7", "3,7", "4,7"]
+
+
+def test_a_row_cut_short_is_dropped(tmp_path):
+    (tmp_path / "metrics.csv").write_text("step,a\n0,1\n1,1\n\x00")
+    MetricsFile(tmp_path).log_metrics({"a": 5}, 2)
+    assert rows(tmp_path) == ["step,a", "0,1", "1,1", "2,5"]
