@@ -13,7 +13,9 @@ from collections.abc import Callable
 from statistics import median
 
 LOAD = "from erasure_lightning.backbones.loading import load_backbone; model = load_backbone('emoji-world')"
-SAMPLE = f"{LOAD}; from erasure_lightning.sampling import draw; draw(model, ['a fox'] * 6, range(6), steps=20, guidance=4)"
+SAMPLE = (
+    f"{LOAD}; from erasure_lightning.sampling import draw; draw(model, ['a fox'] * 6, range(6), steps=20, guidance=4)"
+)
 FIT = "import benchmarks.cost as c; c.fitted(10)"
 PEAK = "; from erasure_lightning.callbacks.cost import peak_memory; print(peak_memory())"
 
@@ -66,7 +68,9 @@ def step_times(rounds: int) -> tuple[float, float]:
 
 def peak(code: str) -> float:
     """Peak memory in GiB of a fresh process."""
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code + PEAK], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code + PEAK], capture_output=True, text=True, check=True
+    )
     return float(done.stdout.split()[-1])
 
 
@@ -77,9 +81,13 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     # Memory first: a child's peak begins at what its parent holds.
     load, sample, fit = peak(LOAD), peak(SAMPLE), peak(FIT)
-    print(f"peak memory: loading {load:.2f} GiB, sampling {sample:.2f} GiB, fitting {fit:.2f} GiB; ratio {fit / sample:.2f}")
+    print(
+        f"peak memory: loading {load:.2f} GiB, sampling {sample:.2f} GiB, fitting {fit:.2f} GiB; ratio {fit / sample:.2f}"
+    )
     whole, bare = step_times(rounds)
-    print(f"step: {whole * 1e3:.0f} ms, bare student forward and backward: {bare * 1e3:.0f} ms, ratio {whole / bare:.2f}")
+    print(
+        f"step: {whole * 1e3:.0f} ms, bare student forward and backward: {bare * 1e3:.0f} ms, ratio {whole / bare:.2f}"
+    )
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from erasure_lightning.errors import ErasureError
 
 #: The file a run writes, and the version of its layout.
-EDIT_FILE, EDIT_FORMAT = "edit.safetensors", "1"
+EDIT_FILE, EDIT_FORMAT = "edit.safetensors", 1
 
 #: Where the parts of a `Backbone` live in a diffusers pipeline.
 PIPELINE_PARTS = {
@@ -54,9 +54,10 @@ def write_edit(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str,
         tensors: Edited values by their names in the backbone.
         metadata: What it was made from; anything JSON holds.
     """
-    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
+    # One entry, since safetensors writes several in an order of its own: equal edits are to be equal files.
+    text = json.dumps({"format": EDIT_FORMAT, **metadata}, sort_keys=True)
     values = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_atomically(path, save(values, metadata={"format": EDIT_FORMAT, **texts}))
+    write_atomically(path, save(values, metadata={"erasure": text}))
 
 
 def read_edit(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -75,16 +76,9 @@ def read_edit(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise ErasureError(
             f"{path} cannot be read as safetensors ({error}). It may be cut short, or a pickle, which is never read."
         ) from error
-    if "method" not in metadata:
+    if "erasure" not in metadata:
         raise ErasureError(f"{path} needs the metadata of an edit (method, concepts, backbone); found none.")
-    return tensors, {key: _plain(value) for key, value in metadata.items()}
-
-
-def _plain(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
+    return tensors, json.loads(metadata["erasure"])
 
 
 def apply_edit(path: str | Path, pipeline: Any) -> dict[str, Any]:

@@ -166,6 +166,18 @@ class GradientErasure(ErasureModule):
         #: Weighted terms that retention callbacks add to the loss, by name.
         self.loss_terms: dict[str, Callable[[], Tensor]] = {}
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the bank too, so that a resumed run draws the same moments."""
+        super().on_save_checkpoint(checkpoint)
+        if self.bank is not None:
+            checkpoint["bank"] = self.bank.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take up the bank where it was left."""
+        super().on_load_checkpoint(checkpoint)
+        if self.bank is not None and "bank" in checkpoint:
+            self.bank.load_state_dict(checkpoint["bank"])
+
     @abstractmethod
     def erasure_loss(self, x: Tensor, t: Tensor, batch: Batch) -> Tensor:
         """What is to be lowered, a scalar.

@@ -62,7 +62,8 @@ def with_template_of(prompts: Embedded, other: Embedded) -> Embedded:
 def aligned_states(backbone: Backbone, prompts: Prompts, like: Prompts) -> Tensor:
     """States of ``prompts`` ``(B, L, D)``, each at the position where ``like`` has what corresponds to it.
 
-    Both are the same sentences but for the concept's words: before them positions agree, span meets span, end meets end.
+    Both are the same sentences but for the concept's words: before them positions agree, span meets
+    span, end meets end.
     """
     tokens, span = backbone.contextualize(prompts).tokens, like[0].span()
     place = aligned(span, prompts[0].span(otherwise=span[:, 0]), tokens.shape[1])

@@ -1,6 +1,7 @@
 """The promises of every method as one function; plugin authors call it from their tests."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -50,7 +51,7 @@ def check_method(method: type[ErasureModule], *, steps: int = 4, **arguments: An
 
 def _maker(method: type[ErasureModule], arguments: dict[str, Any]) -> Callable[[], ErasureModule]:
     concepts = [Concept("cat", "dog"), Concept("star", "heart")]
-    return lambda: method(concepts=concepts, backbone=TinyBackbone(), seed=1, **arguments)
+    return lambda: method(concepts=concepts, backbone=TinyBackbone(), seed=1, **deepcopy(arguments))
 
 
 class _StopAt(Callback):

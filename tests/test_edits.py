@@ -15,6 +15,9 @@ def test_an_edit_comes_back_with_what_it_was_made_from(tmp_path):
     tensors, metadata = read_edit(tmp_path / "run" / "edit.safetensors")
     assert torch.equal(tensors["text_encoders.0.w"], values["text_encoders.0.w"])
     assert metadata == META | {"format": 1}
+    first = (tmp_path / "run" / "edit.safetensors").read_bytes()
+    write_edit(tmp_path / "again.safetensors", values, META)
+    assert (tmp_path / "again.safetensors").read_bytes() == first
 
 
 @pytest.mark.parametrize("content", [b"", b"\x80\x02}q\x00.", b"PK\x03\x04rubbish"])

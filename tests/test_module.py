@@ -41,7 +41,7 @@ def test_seeds_differ_and_repeat():
 
 
 def test_a_bank_feeds_the_loss_and_resumes():
-    check_method(Distillation, bank=TrajectoryBank(trajectories=2, steps=3))
+    check_method(Distillation, bank=TrajectoryBank(trajectories=2, steps=3, refresh=2))
 
 
 def test_a_checkpoint_holds_the_edit_and_no_code(tmp_path):

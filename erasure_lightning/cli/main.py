@@ -57,11 +57,12 @@ def main(argv: list[str] | None = None) -> int:
     except BaseException as error:
         if not (code := getattr(error, "exit_code", 0)):  # an `Interrupted`, whose class would import Lightning
             raise
-        return _fail(str(error), code) if os.environ.get("LOCAL_RANK", "0") == "0" else code
+        return _fail(str(error), code)
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"erasure: {' '.join(message.split())}", file=sys.stderr)
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # once, however many processes meet it
+        print(f"erasure: {' '.join(message.split())}", file=sys.stderr)
     return code
 
 

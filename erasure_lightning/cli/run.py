@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 
+from erasure_lightning.callbacks.cost import Cost
 from erasure_lightning.callbacks.export import ExportEdit
 from erasure_lightning.callbacks.guard import Guard
 from erasure_lightning.callbacks.interrupt import LastCheckpoint
@@ -170,7 +171,7 @@ class CommandLine(LightningCLI):
     def _callbacks(self, given: Namespace) -> list[Callback]:
         chosen, ours = _list(given.callbacks), [Measure(), SampleGrid(), PictureWriter()]
         if not given.fast_dev_run:  # which leaves nothing behind
-            ours += [Guard(), ExportEdit(self.text)]
+            ours += [Cost(), Guard(), ExportEdit(self.text)]
             ours += [] if given.enable_checkpointing is False else [self.keeper]
         shown = given.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in chosen)
         return [*chosen, *([Progress()] if shown else []), *(c for c in ours if type(c) not in map(type, chosen))]
