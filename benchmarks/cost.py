@@ -1,7 +1,7 @@
 """What a run of SAGE costs beside what it must cost: ``python benchmarks/cost.py``.
 
-Step: a training step of `configs/sage.yaml` against the bare student's forward and backward on the same prompts and
-latents, in turns in one process. Memory: the peak of a process that fits against one that loads the pipeline and samples,
+Step: a training step of `configs/sage.yaml` against the bare student's forward and backward on the same prompts
+and latents, in turns in one process. Memory: the peak of a process that fits against one that loads the pipeline and samples,
 and against one that only loads it.
 """
 

@@ -55,7 +55,7 @@ def write_edit(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str,
         metadata: What it was made from; anything JSON holds.
     """
     # One entry, since safetensors writes several in an order of its own: equal edits are to be equal files.
-    text = json.dumps({"format": EDIT_FORMAT, **metadata}, sort_keys=True)
+    text = json.dumps({"format": EDIT_FORMAT, **metadata})
     values = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_atomically(path, save(values, metadata={"erasure": text}))
 

@@ -1,9 +1,9 @@
 """Unconditional drift, constrained: the second half of All but One (arXiv 2312.12807, methods.md section 4.2).
 
-``L_unc = E |eps(x, t, 0) - eps*(x, t, 0)|^2``: the two-term structure is inferred with high confidence. Guidance subtracts
-the empty prompt's prediction in *every* picture and multiplies what is left, so a drift that no retained prompt shows alone
-moves them all. Cost per step: one denoiser forward and backward and a forward of the original; no denoiser at all where the
-text encoder alone is edited.
+``L_unc = E |eps(x, t, 0) - eps*(x, t, 0)|^2``: the two-term structure is inferred with high confidence. Guidance
+subtracts the empty prompt's prediction in *every* picture and multiplies what is left, so a drift of it moves them all.
+Cost per step: one denoiser forward and backward and a forward of the original; no denoiser at all where the text encoder
+alone is edited.
 """
 
 import torch
@@ -17,7 +17,7 @@ from erasure_lightning.retention.base import RetentionCallback
 class UnconditionalDrift(RetentionCallback):
     """Keeps what the model says to the empty prompt as it was.
 
-    Where a method edits the text encoder alone, the denoiser's answer can change through the empty prompt's states only:
+    Where a method edits the text encoder alone, the denoiser's answer changes through the empty prompt's states only:
     then the states ``(L, D)`` are held instead of predictions, which is stronger and cheaper.
 
     Args:
