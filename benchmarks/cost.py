@@ -1,8 +1,7 @@
 """What a run of SAGE costs beside what it must cost: ``python benchmarks/cost.py``.
 
-Step: a training step of `configs/sage.yaml` against the bare student's forward and backward on the same prompts
-and latents, in turns in one process. Memory: the peak of a process that fits against one that loads the pipeline and samples,
-and against one that only loads it.
+Step: a training step of `configs/sage.yaml` against the bare student's forward and backward on the same prompts and
+latents, in turns in one process. Memory: peaks of processes that load the pipeline, load it and sample, and fit.
 """
 
 import argparse
@@ -81,9 +80,7 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     # Memory first: a child's peak begins at what its parent holds.
     load, sample, fit = peak(LOAD), peak(SAMPLE), peak(FIT)
-    print(
-        f"peak memory: loading {load:.2f} GiB, sampling {sample:.2f} GiB, fitting {fit:.2f} GiB; ratio {fit / sample:.2f}"
-    )
+    print(f"peak memory: loading {load:.2f} GiB, sampling {sample:.2f} GiB, fitting {fit:.2f} GiB")
     whole, bare = step_times(rounds)
     print(
         f"step: {whole * 1e3:.0f} ms, bare student forward and backward: {bare * 1e3:.0f} ms, ratio {whole / bare:.2f}"

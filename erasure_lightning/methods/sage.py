@@ -40,7 +40,7 @@ class SAGE(GradientErasure):
         check: What the self-check climbs: ``cosine`` to what the original says of the concept, ``margin`` of that over
             the anchor, or (``outside_in``) closeness of the noise predictions, from random words.
         erase_space: Where concept meets anchor: in the text encoder's states or the denoiser's predictions.
-        target_template: Whether the target is the anchor's answer under the ``plain`` template, which pulls a sentence the
+        target_template: Whether the target is the anchor's answer under the ``plain`` template, which pulls what the
             self-check found all the way back, or under the ``found`` one.
         eta: How far past the anchor the target lies, away from the concept; at least 0.
         lr: Highest learning rate.

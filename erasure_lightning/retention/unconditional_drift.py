@@ -2,8 +2,8 @@
 
 ``L_unc = E |eps(x, t, 0) - eps*(x, t, 0)|^2``: the two-term structure is inferred with high confidence. Guidance
 subtracts the empty prompt's prediction in *every* picture and multiplies what is left, so a drift of it moves them all.
-Cost per step: one denoiser forward and backward and a forward of the original; no denoiser at all where the text encoder
-alone is edited.
+Cost per step: one denoiser forward and backward and a forward of the original; no denoiser at all where the text
+encoder alone is edited.
 """
 
 import torch
