@@ -1,6 +1,7 @@
 """The figures of SAGE in the README: ``python benchmarks/sage.py bars`` and ``python benchmarks/sage.py ablations``.
 
-Each row is one `erasure fit` with a shipped config, or one and the overrides written here; runs lie in ``--out`` and are taken from there when finished, so that an interrupted table goes on where it stopped.
+Each row is one `erasure fit` with a shipped config, or one and the overrides written here. Runs lie in ``--out`` and
+are taken from there when finished, so that an interrupted table goes on where it stopped.
 """
 
 import argparse

@@ -12,6 +12,7 @@ from erasure_lightning.registry import find_method, load_method
 CLASSES = {
     "GlobalSemanticAlignment": "erasure_lightning.retention.global_alignment.GlobalSemanticAlignment",
     "LocalNoisePreservation": "erasure_lightning.retention.local_noise.LocalNoisePreservation",
+    "LocalStatePreservation": "erasure_lightning.retention.local_states.LocalStatePreservation",
     "UnconditionalDrift": "erasure_lightning.retention.unconditional_drift.UnconditionalDrift",
     "RetentionMonitor": "erasure_lightning.retention.monitor.RetentionMonitor",
     "TinyBackbone": "erasure_lightning.backbones.tiny.TinyBackbone",

@@ -67,21 +67,15 @@ class SAGE(GradientErasure):
         super().__init__(lr=lr, warmup=warmup, **kwargs)
         if edit == "cross_attention" and erase_space == "text":
             raise ErasureError(
-                "SAGE with edit 'cross_attention' needs erase_space 'noise': text states do not move with it."
+                "SAGE with edit 'cross_attention' needs erase_space 'noise'; text states stay as they are."
             )
         if check_steps < 0 or eta < 0 or (blocks is not None and blocks < 0):
             raise ErasureError(
-                f"SAGE needs check_steps, eta and blocks of at least 0; found {check_steps}, {eta}, {blocks}."
+                f"SAGE needs check_steps, eta, blocks of at least 0; found {check_steps}, {eta}, {blocks}."
             )
-        self.edit = edit
-        self.blocks = blocks
-        self.check_steps = check_steps
-        self.check_size = check_size
-        self.check_from = check_from
-        self.check = check
-        self.erase_space = erase_space
-        self.target_template = target_template
-        self.eta = eta
+        self.edit, self.blocks = edit, blocks
+        self.check, self.check_steps, self.check_size, self.check_from = check, check_steps, check_size, check_from
+        self.erase_space, self.target_template, self.eta = erase_space, target_template, eta
 
     def editable(self) -> dict[str, nn.Parameter]:
         """The text encoder's last blocks and final norm, or the text layers of the denoiser."""

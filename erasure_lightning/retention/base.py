@@ -8,6 +8,7 @@ from typing import cast
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from erasure_lightning.errors import ErasureError
@@ -84,6 +85,14 @@ class RetentionCallback(Callback, ABC):
         module = cast(GradientErasure, pl_module)
         self.retained = list(self.given) if self.given else retained_prompts(module, self.nearness)
         self.prepare(module)
+
+    def require_text_encoder(self, module: GradientErasure) -> None:
+        """Warn if the method edits no text encoder, so that a term about its states can only be 0."""
+        if not any(name.startswith("text_encoders.") for name in module.editable()):
+            rank_zero_warn(
+                f"{type(self).__name__} holds text states, and {type(module).__name__} edits no text encoder: it will "
+                "stay at 0. LocalNoisePreservation holds what the denoiser says."
+            )
 
     def draw(self, count: int) -> list[int]:
         """``count`` different retained prompts by number, or all if there are fewer."""

@@ -7,7 +7,6 @@ drawn prompts, cut to the longest of them; no denoiser.
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, distributed
 from torch.nn.functional import kl_div, log_softmax
 
@@ -53,11 +52,7 @@ class GlobalSemanticAlignment(RetentionCallback):
     @torch.no_grad()
     def prepare(self, module: GradientErasure) -> None:
         """Encode every retained prompt with the original, once: the columns of every step's matrix."""
-        if not any(name.startswith("text_encoders.") for name in module.editable()):
-            rank_zero_warn(
-                f"GlobalSemanticAlignment holds text states, and {type(module).__name__} edits no text encoder: it "
-                "will stay at 0. LocalNoisePreservation holds what the denoiser says."
-            )
+        self.require_text_encoder(module)
         parts = [self.retained[i : i + 256] for i in range(0, len(self.retained), 256)]
         original = module.original
         self._originals = torch.cat([original.summarize(original.embed(part)) for part in parts])

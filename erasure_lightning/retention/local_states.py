@@ -1,0 +1,42 @@
+"""Local state preservation: what the denoiser reads of retained prompts stays as it was.
+
+Ours, not SAGE's, whose local term is `LocalNoisePreservation`. A method that edits the text encoder changes predictions
+through the encoder's states alone; holding the states holds the predictions at every latent and time at once, and needs
+no denoiser. Cost per step: a pass of the text encoder over the drawn prompts at full length, and one of the original.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import mse_loss
+
+from erasure_lightning.module import GradientErasure
+from erasure_lightning.retention.base import RetentionCallback
+
+
+class LocalStatePreservation(RetentionCallback):
+    """Keeps the text encoder's states on retained prompts as they were, padding included: ``E |y(r) - y*(r)|^2``.
+
+    Args:
+        weight: Of the term.
+        batch_size: Prompts drawn a step, on each rank.
+        kwargs: Arguments of every retention callback.
+    """
+
+    name = "states"
+
+    def __init__(self, weight: float = 3.0, batch_size: int = 16, **kwargs: Any) -> None:
+        super().__init__(weight, **kwargs)
+        self.batch_size = batch_size
+
+    def prepare(self, module: GradientErasure) -> None:
+        """Warn where there is nothing to hold."""
+        self.require_text_encoder(module)
+
+    def term(self, module: GradientErasure) -> Tensor:
+        """Mean squared change of the states ``(B, L, D)``, a scalar."""
+        prompts = [self.retained[i] for i in self.draw(self.batch_size)]
+        with torch.no_grad():
+            before = module.original.encode(prompts).tokens
+        return mse_loss(module.backbone.encode(prompts).tokens, before)
