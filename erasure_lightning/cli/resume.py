@@ -6,16 +6,21 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from erasure_lightning.checkpoints import SUFFIXES, read_checkpoint
+from erasure_lightning.checkpoints import SUFFIXES, locate, read_checkpoint
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.runs import run_of
 
 
-def own_config(argv: list[str]) -> list[str]:
-    """The config a checkpoint was made with, as arguments, where the command line names a checkpoint but no method."""
+def own_config(argv: list[str], command: str) -> list[str]:
+    """The config a checkpoint was made with, as arguments, where the command line names a checkpoint but no method.
+
+    Raises:
+        ErasureError: If there is no such checkpoint.
+    """
     options = dict(_options(argv))
     if options.keys() & {"-c", "--config", "--model", "--model.class_path"} or not options.get("--ckpt_path"):
         return []
+    locate(options["--ckpt_path"], command)
     path = Path(options["--ckpt_path"])
     if (config := run_of(path).config).is_file():
         return ["--config", str(config)]

@@ -88,7 +88,7 @@ class CommandLine(LightningCLI):
             parser_kwargs={"prog": f"erasure {command}", "description": HELP[command]},
             parser_class=Parser,
             subclass_mode_model=True,
-            args=[*own_config(argv), *arguments(argv)],
+            args=[*own_config(argv, command), *arguments(argv)],
             run=False,
             auto_configure_optimizers=False,
         )

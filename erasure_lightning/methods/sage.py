@@ -1,15 +1,14 @@
 """SAGE: semantic-augment erasing (Zhu et al., arXiv 2506.09363).
 
 Self-check finds sentences around the concept's words under which the trained text encoder still says what the original
-said; self-erasure unlearns them, so that a concept *domain* goes and not a word. Retention stands in callbacks:
-`GlobalSemanticAlignment` and `LocalNoisePreservation`.
+said; self-erasure unlearns them, so that a concept *domain* goes and not a word. Retention stands in callbacks.
 
 Stated by the paper or its reviews (methods.md section 3.1): the alternation of self-check and self-erasure, the attack
 ``[tau_t, tau_c]`` on the template's word embeddings from the concept prompt outward, the text encoder as what is
 trained, no denoising of many steps. Everything numeric, and the exact losses, are our reconstruction (section 3.3).
 
 Cost per step: ``check_steps + 1`` forwards and backwards of the text encoder on the concept prompts, none of the
-denoiser (``erase_space="noise"``: 2 to 4 forwards and 1 or 2 backwards of it).
+denoiser (``erase_space="noise"``: 3 or 4 forwards and 1 or 2 backwards of it).
 """
 
 from typing import Any, Literal
@@ -30,18 +29,16 @@ class SAGE(GradientErasure):
     """Semantic-augment erasing: finds what still calls the concept, and unlearns that too.
 
     Args:
-        edit: What is trained: the ``text_encoder``, which then transfers to every pipeline that shares it, or the
-            denoiser's ``cross_attention`` (needs ``erase_space`` noise).
-        blocks: How many of the text encoder's last blocks are trained, all if ``None``. Late blocks hold meaning, early
-            ones spelling: training the late ones reaches words that share the concept's meaning.
+        edit: What is trained: the ``text_encoder``, or the ``cross_attention`` (needs ``erase_space`` noise).
+        blocks: How many of the text encoder's last blocks are trained, all if ``None``. Late blocks hold meaning: an
+            edit there reaches words that share the concept's.
         check_steps: Gradient steps of the self-check, 0 for none.
         check_size: Length of a step, in lengths of the vocabulary's median word embedding.
         check_from: First step with a self-check.
-        check: What the self-check climbs: ``cosine`` to what the original says of the concept, ``margin`` of that over
-            the anchor, or (``outside_in``) closeness of the noise predictions, from random words.
+        check: What it climbs: ``cosine`` to what the original says of the concept, ``margin`` of that over the anchor,
+            or (``outside_in``) closeness of noise predictions, from random words.
         erase_space: Where concept meets anchor: in the text encoder's states or the denoiser's predictions.
-        target_template: Whether the target is the anchor's answer under the ``plain`` template, which pulls what the
-            self-check found all the way back, or under the ``found`` one.
+        target_template: Of the anchor's answer: ``plain``, which pulls what was found all the way back, or ``found``.
         eta: How far past the anchor the target lies, away from the concept; at least 0.
         lr: Highest learning rate.
         warmup: Steps to reach it.
@@ -91,8 +88,7 @@ class SAGE(GradientErasure):
             losses = [self.text_erasure(prompts, anchor) for prompts in asked]
         else:
             wanted = self._noise_target(plain, anchor, x, t)
-            said = (self.backbone.denoise(x, t, self.backbone.contextualize(prompts)) for prompts in asked)
-            losses = [mse_loss(prediction, wanted) for prediction in said]
+            losses = [mse_loss(self.backbone.denoise(x, t, self.backbone.contextualize(p)), wanted) for p in asked]
         return torch.stack(losses).mean()
 
     def _targets(self, batch: Batch) -> list[Phrase]:
@@ -102,9 +98,7 @@ class SAGE(GradientErasure):
         return [p if anchor else Phrase("", 0, 0) for p, anchor in zip(batch.targets, batch.anchors, strict=True)]
 
     def self_check(self, plain: Prompts, x: Tensor, t: Tensor, anchor: Prompts | None = None) -> Prompts:
-        """Walk the template's words to where the trained model says again what the original says of the concept.
-
-        Inside-out: the walk starts at the plain prompt. While the model is its original, that is the optimum.
+        """Walk the template's words, from the plain prompt outward, to where the concept is said again.
 
         Args:
             plain: The concept prompts.
@@ -112,16 +106,16 @@ class SAGE(GradientErasure):
             t: Their times ``(B,)``.
             anchor: The anchor's prompts, read by ``margin`` alone.
         """
+        outside = self.check == "outside_in"
 
         def say(backbone: Backbone, prompts: Prompts) -> Tensor:
-            outside = self.check == "outside_in"
             return backbone.denoise(x, t, backbone.contextualize(prompts)) if outside else backbone.summarize(prompts)
 
         with torch.no_grad():
             said = say(self.original, plain)
             instead = self.original.summarize(anchor) if self.check == "margin" and anchor else None
         tables, start = self.backbone.word_tables(), plain
-        if self.check == "outside_in":
+        if outside:
             start = tuple(with_random_template(e, table) for e, table in zip(plain, tables, strict=True))
         sizes = tuple(self.check_size * table.norm(dim=1).median() for table in tables)
         return climb(start, lambda p: -self.check_loss(say(self.backbone, p), said, instead), sizes, self.check_steps)
@@ -130,25 +124,20 @@ class SAGE(GradientErasure):
         """``L_chk`` (methods.md 3.3 (1), variants b and c), ``(B,)``; 0 where the model says what the original said."""
         if self.check == "outside_in":
             return (now - said).square().flatten(1).mean(dim=1)
-        loss = cosine_gap(now, said)
-        return loss if instead is None else loss + 1 - cosine_gap(now, instead)
+        return cosine_gap(now, said) + (0 if instead is None else 1 - cosine_gap(now, instead))
 
     @torch.no_grad()
     def _noise_target(self, plain: Prompts, anchor: Prompts, x: Tensor, t: Tensor) -> Tensor:
         """``eps*(c_a) - eta (eps*(c_e) - eps*(c_a))``, ``(B, C, h, w)``; without anchor and at eta 1 that of ESD."""
-        instead = self.original.denoise(x, t, self.original.contextualize(anchor))
-        if not self.eta:
-            return instead
-        return instead - self.eta * (self.original.denoise(x, t, self.original.contextualize(plain)) - instead)
+        instead, said = (self.original.denoise(x, t, self.original.contextualize(p)) for p in (anchor, plain))
+        return instead - self.eta * (said - instead)
 
     def text_erasure(self, asked: Prompts, anchor: Prompts) -> Tensor:
-        """``L_ers`` in text space: states of the concept's words, and apart from them of all that follows, a scalar.
-
-        The target is the original's answer to the anchor, ``y_a - eta (y_c - y_a)``.
+        """``L_ers`` in text space, a scalar: states of the concept's words, and apart from them of all that follows.
 
         Args:
             asked: The concept's prompts, plain or as the self-check found them.
-            anchor: The anchor's plain prompts.
+            anchor: The anchor's plain prompts, from whose answer the target ``y_a - eta (y_c - y_a)`` comes.
         """
         if self.target_template == "found":
             anchor = tuple(with_template_of(a, c) for a, c in zip(anchor, asked, strict=True))
