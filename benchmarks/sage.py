@@ -1,7 +1,7 @@
 """The figures of SAGE in the README: ``python benchmarks/sage.py bars`` and ``python benchmarks/sage.py ablations``.
 
-Each row is one `erasure fit` with a shipped config, or one and the overrides written here. Runs lie in ``--out`` and
-are taken from there when finished, so that an interrupted table goes on where it stopped.
+Each row is one `erasure fit` with a shipped config, or one and the overrides written here; the ablations erase the five
+weapons. Runs lie in ``--out`` and are taken from there when finished, so that a table goes on where it stopped.
 """
 
 import argparse
@@ -23,18 +23,29 @@ BARS = {
     "rocket (held out)": ["rocket", "sailboat", "[spaceship, spacecraft, shuttle]", "[airplane, helicopter, alien]"],
 }
 
-GLOBAL, LOCAL = '{"class_path": "GlobalSemanticAlignment"}', '{"class_path": "LocalNoisePreservation"}'
-BANK = (
-    '{"class_path": "LocalNoisePreservation", "init_args": {"bank": {"class_path": "TrajectoryBank", '
-    '"init_args": {"trajectories": 48, "steps": 10, "guidance": 4}}}}'
-)
+TERMS = ("GlobalSemanticAlignment", "LocalNoisePreservation", "LocalStatePreservation", "UnconditionalDrift")
+
+
+def retention(*names: str) -> list[str]:
+    """Override that leaves only these callbacks."""
+    return ["--trainer.callbacks", json.dumps([{"class_path": name} for name in names])]
+
+
+BANK = {"class_path": "TrajectoryBank", "init_args": {"trajectories": 48, "steps": 10, "guidance": 4.0}}
 ABLATIONS = {
-    "SAGE": [],
+    "SAGE as shipped": [],
     "no self-check": ["--model.check_steps", "0"],
     "outside-in attack": ["--model.check", "outside_in"],
-    "no global term": ["--trainer.callbacks", f"[{LOCAL}]"],
-    "no local term": ["--trainer.callbacks", f"[{GLOBAL}]"],
-    "local term on trajectories": ["--trainer.callbacks", f"[{GLOBAL}, {BANK}]"],
+    "anchor under the found template": ["--model.target_template", "found"],
+    "no global term": retention(*TERMS[1:]),
+    "no local noise term": retention(TERMS[0], *TERMS[2:]),
+    "no local state term": retention(*TERMS[:2], TERMS[3]),
+    "no unconditional term": retention(*TERMS[:3]),
+    "the paper's two terms alone": retention(*TERMS[:2]),
+    "local noise on trajectories": [
+        "--trainer.callbacks",
+        json.dumps([{"class_path": n, **({"init_args": {"bank": BANK}} if n == TERMS[1] else {})} for n in TERMS]),
+    ],
     "all blocks trained": ["--model.blocks", "null"],
     "erasure in noise space": ["--model.erase_space", "noise", "--model.eta", "1"],
 }
@@ -81,11 +92,10 @@ def main() -> None:
     if options.table == "bars":
         cases = {name: arguments(case) for name, case in BARS.items()}
     else:
-        concepts = {"cigarette": CIGARETTE, "weapon": WEAPONS}
-        cases = {f"{c}: {v}": [*given, *extra] for c, given in concepts.items() for v, extra in ABLATIONS.items()}
+        cases = {name: [*WEAPONS, *extra] for name, extra in ABLATIONS.items()}
     printed = False
     for name, given in cases.items():
-        folder = options.out / options.table / name.replace(" ", "-").replace(":", "").replace("(", "").replace(")", "")
+        folder = options.out / options.table / name.translate(str.maketrans(" ", "-", "()'"))
         figures = row(folder, [*given, "--data.seeds", options.seeds])
         if not printed:
             print(f"| | {' | '.join(figures)} |\n|{' --- |' * (len(figures) + 1)}")

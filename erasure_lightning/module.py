@@ -205,11 +205,13 @@ class GradientErasure(ErasureModule):
         x, t = self.noisy_latents(batch)
         terms = {"erasure": self.erasure_loss(x, t, batch)} | {n: term() for n, term in self.loss_terms.items()}
         self._log_terms(terms)
-        return torch.stack(list(terms.values())).sum()
+        loss = torch.stack(list(terms.values())).sum()
+        self.log("loss", loss.detach(), prog_bar=True)
+        return loss
 
     def _log_terms(self, terms: Mapping[str, Tensor]) -> None:
         """Values every step; gradient norms, which cost a backward each, only on the steps that are logged."""
-        self.log_dict({f"loss/{name}": value.detach() for name, value in terms.items()}, prog_bar=True)
+        self.log_dict({f"loss/{name}": value.detach() for name, value in terms.items()})
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if (self.global_step + 1) % every:
             return

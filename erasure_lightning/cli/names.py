@@ -14,6 +14,8 @@ CLASSES = {
     "LocalNoisePreservation": "erasure_lightning.retention.local_noise.LocalNoisePreservation",
     "LocalStatePreservation": "erasure_lightning.retention.local_states.LocalStatePreservation",
     "UnconditionalDrift": "erasure_lightning.retention.unconditional_drift.UnconditionalDrift",
+    "Measure": "erasure_lightning.callbacks.measure.Measure",
+    "SampleGrid": "erasure_lightning.callbacks.samples.SampleGrid",
     "RetentionMonitor": "erasure_lightning.retention.monitor.RetentionMonitor",
     "TinyBackbone": "erasure_lightning.backbones.tiny.TinyBackbone",
     "TrajectoryBank": "erasure_lightning.sampling.TrajectoryBank",

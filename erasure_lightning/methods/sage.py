@@ -57,7 +57,7 @@ class SAGE(GradientErasure):
         erase_space: Literal["text", "noise"] = "text",
         target_template: Literal["plain", "found"] = "plain",
         eta: float = 0.0,
-        lr: float = 1e-3,
+        lr: float = 6e-4,
         warmup: int = 5,
         **kwargs: Any,
     ) -> None:

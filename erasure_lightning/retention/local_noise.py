@@ -30,7 +30,7 @@ class LocalNoisePreservation(RetentionCallback):
     name = "local"
 
     def __init__(
-        self, weight: float = 1.0, batch_size: int = 6, bank: TrajectoryBank | None = None, **kwargs: Any
+        self, weight: float = 0.3, batch_size: int = 4, bank: TrajectoryBank | None = None, **kwargs: Any
     ) -> None:
         super().__init__(weight, **kwargs)
         self.batch_size = batch_size

@@ -3,6 +3,7 @@ import json
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from peft import LoraConfig, inject_adapter_in_model
 
 from erasure_lightning.backbones.base import CONCEPT, END, PADDING, START, TEMPLATE
 from erasure_lightning.backbones.loading import load_backbone
@@ -97,12 +98,15 @@ class TestOriginal:
         assert twin.denoiser is tiny.denoiser
         assert not any(p.requires_grad for p in own)
 
-    def test_survives_a_module_being_replaced(self, tiny):
-        name = next(iter(tiny.text_layers()))
-        twin = tiny.original([name])
-        parent, _, leaf = name.rpartition(".")
-        setattr(tiny.get_submodule(parent), leaf, torch.nn.Identity())
-        assert isinstance(twin.get_submodule(name), torch.nn.Linear)
+    def test_is_the_teacher_of_a_lora_edit_too_without_a_second_weight(self, tiny):
+        x, t, said = torch.randn(1, 4, 8, 8), torch.tensor([500]), tiny.encode(["a cat"])
+        before = tiny.denoise(x, t, said)
+        twin = tiny.original(list(tiny.text_layers()))
+        config = LoraConfig(r=2, target_modules=["attn2.to_k", "attn2.to_v"], init_lora_weights=False)
+        inject_adapter_in_model(config, tiny.denoiser, "erase")
+        assert torch.equal(twin.denoise(x, t, said), before)
+        assert not torch.allclose(tiny.denoise(x, t, said), before, atol=1e-3)
+        assert {id(p) for p in twin.parameters()} <= {id(p) for p in tiny.parameters()}
 
 
 def test_a_seed_means_the_same_noise_in_any_batch(tiny):
