@@ -36,7 +36,6 @@ ABLATIONS = {
     "SAGE as shipped": [],
     "no self-check": ["--model.check_steps", "0"],
     "outside-in attack": ["--model.check", "outside_in"],
-    "anchor under the found template": ["--model.target_template", "found"],
     "no global term": retention(*TERMS[1:]),
     "no local noise term": retention(TERMS[0], *TERMS[2:]),
     "no local state term": retention(*TERMS[:2], TERMS[3]),

@@ -12,7 +12,7 @@ from lightning import LightningDataModule
 from erasure_lightning.concepts import Batch, Concept
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.functional import mix
-from erasure_lightning.vocabulary import Vocabulary, spread
+from erasure_lightning.vocabulary import Vocabulary, chosen
 
 T = TypeVar("T")
 
@@ -204,6 +204,7 @@ class PromptData(LightningDataModule):
         """Concept prompts, a function of seed, rank and step."""
         trainer = self.trainer
         assert trainer is not None
+        self._others = self.vocabulary.others
         steps = trainer.max_steps * trainer.accumulate_grad_batches if trainer.max_steps > 0 else 1000
         return Draws(self._batch, steps)
 
@@ -224,7 +225,7 @@ class PromptData(LightningDataModule):
 
     def _template(self, concept: Concept, generator: torch.Generator) -> str:
         template = pick(self.templates or concept.templates, generator)
-        return template.replace("{thing}", pick(self.vocabulary.others, generator))
+        return template.replace("{thing}", pick(self._others, generator))
 
     def val_dataloader(self) -> Sheet | list[Shots]:
         """The smallest plan with an interval, two seeds; nothing while fitting, which is measured at its end."""
@@ -266,7 +267,7 @@ def pick(items: Sequence[T], generator: torch.Generator) -> T:
 def plan(vocabulary: Vocabulary, others: int, neighbours: Sequence[str]) -> list[tuple[str, str, str]]:
     """Group, prompt and expected label of every measured prompt, in the protocol of the emoji world (BARS.md)."""
     captions = vocabulary.captions
-    kept = spread(vocabulary.others, others)
+    kept = chosen(vocabulary.others, others)
     rows = [("efficacy", text, thing) for text, thing in vocabulary.concept_prompts()]
     rows += [("generality", text, thing) for text, thing in vocabulary.domain_prompts()]
     rows += [("neighbours", captions[1].format(w), w) for w in neighbours]

@@ -69,11 +69,10 @@ class ErasureModule(LightningModule, ABC):
 
     def _check_world(self) -> None:
         world = self.backbone.world
-        for concept in self.concepts if world else ():
-            assert world is not None
-            if not world.knows(concept.name):
-                near = ", ".join(world.nearest(concept.name)) or "see its labels.json"
-                raise ErasureError(f"The world {world.name} does not know {concept.name!r}. Nearest: {near}.")
+        unknown = [c.name for c in self.concepts if world is not None and not world.knows(c.name)]
+        if world is not None and unknown:
+            near = ", ".join(world.nearest(unknown[0])) or "see its labels.json"
+            raise ErasureError(f"The world {world.name} does not know {unknown[0]!r}. Nearest: {near}.")
 
     def arguments(self) -> dict[str, Any]:
         """The constructor's arguments as plain values."""

@@ -1,6 +1,7 @@
 """The things a model is expected to draw: which of them an edit erases, and which it must leave alone."""
 
 from collections.abc import Iterable, Sequence
+from random import Random
 from typing import TypeVar
 
 from erasure_lightning.concepts import Concept
@@ -25,6 +26,12 @@ EVERYDAY: tuple[str, ...] = (
 def spread(items: Sequence[T], count: int) -> list[T]:
     """``count`` items at equal distances, or all of them if there are fewer."""
     return [items[i * len(items) // count] for i in range(count)] if count < len(items) else list(items)
+
+
+def chosen(items: Sequence[T], count: int) -> list[T]:
+    """``count`` items by lot, the same in every run (BARS.md: seed 7), in their order; all if there are fewer."""
+    places = Random(7).sample(range(len(items)), min(count, len(items)))
+    return [items[place] for place in sorted(places)]
 
 
 class Vocabulary:

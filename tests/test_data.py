@@ -6,7 +6,7 @@ from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts import Concept
 from erasure_lightning.data import Draws, PromptData, Sheet, Shot, plan, read_prompts
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.vocabulary import EVERYDAY, Vocabulary, spread
+from erasure_lightning.vocabulary import EVERYDAY, Vocabulary, chosen, spread
 from erasure_lightning.worlds import find_world
 
 HEART = [Concept("red heart", "star", domain=["love", "valentine"]), Concept("broken heart", "star")]
@@ -29,6 +29,12 @@ def test_batches_are_a_function_of_their_number(data):
     first, again = list(data.train_dataloader()), list(data.train_dataloader())
     assert first == again
     assert len({b.prompts[0].text for b in first}) > 1
+
+
+def test_ranks_draw_their_own_prompts(data, monkeypatch):
+    one = list(data.train_dataloader())
+    monkeypatch.setattr(Distillation, "global_rank", 1)
+    assert list(data.train_dataloader()) != one
 
 
 def test_concepts_take_turns(data):
@@ -90,6 +96,11 @@ def test_words_of_the_domain_are_not_retained():
 def test_spread_reaches_over_the_whole():
     assert spread(range(10), 5) == [0, 2, 4, 6, 8]
     assert spread([1, 2], 5) == [1, 2]
+
+
+def test_the_kept_labels_are_drawn_by_lot_and_stay_the_same():
+    assert chosen(range(100), 5) == chosen(range(100), 5) == sorted(chosen(range(100), 5)) != list(range(5))
+    assert chosen([1, 2], 5) == [1, 2]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts import Concept
 from erasure_lightning.data import PromptData
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.functional import mix
 from erasure_lightning.sampling import TrajectoryBank
 from erasure_lightning.testing import check_method, edit_of, fit
 
@@ -85,10 +84,6 @@ def test_testing_draws_both_models_from_the_same_noise():
     trainer.test(module, PromptData(others=2, steps=2), verbose=False)
     assert all(torch.equal(s["original"], s["edited"]) for s in seen)
     assert sum(len(s["original"]) for s in seen) == (3 + 2) * 3
-
-
-def test_ranks_draw_their_own():
-    assert mix(0, 0, 5) != mix(0, 1, 5)
 
 
 def test_the_world_must_know_the_concept():

@@ -42,8 +42,8 @@ STRUCTURE = {
 }
 
 NO_SCORER = (
-    "Measure needs a scorer to recognise things; found none, so only pixels are compared. Give it one: "
-    "scorer=FOLDER or a Hub id of CLIP or SigLIP, such as openai/clip-vit-base-patch32."
+    "Measure needs a scorer to recognise things; found none, so only pixels are compared. Give it CLIP or SigLIP: "
+    "--trainer.callbacks+=Measure --trainer.callbacks.scorer=FOLDER (or a Hub id: openai/clip-vit-base-patch32)."
 )
 
 
