@@ -16,10 +16,10 @@ from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.loading import load_backbone
 from erasure_lightning.backbones.process import draw_times
 from erasure_lightning.concepts import Batch, Concept, check_concepts
-from erasure_lightning.data import Shots
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.functional import mix, warm_cosine
 from erasure_lightning.sampling import TrajectoryBank, draw
+from erasure_lightning.shots import Shots
 
 PREFIX = "backbone."
 

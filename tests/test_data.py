@@ -4,8 +4,9 @@ from trivial import Distillation
 
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts import Concept
-from erasure_lightning.data import Draws, PromptData, Sheet, Shot, plan, read_prompts
+from erasure_lightning.data import Draws, PromptData, plan
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.shots import Sheet, Shot, read_prompts
 from erasure_lightning.vocabulary import EVERYDAY, Vocabulary, chosen, spread
 from erasure_lightning.worlds import find_world
 

@@ -12,7 +12,6 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from erasure_lightning.callbacks.pairs import PairCallback
-from erasure_lightning.data import Shot
 from erasure_lightning.metrics.judge import ERASING, Judge
 from erasure_lightning.metrics.protocol import Protocol, Result, short_hash
 from erasure_lightning.metrics.ranks import gathered
@@ -25,6 +24,7 @@ from erasure_lightning.metrics.seeds import (
     Recognized,
 )
 from erasure_lightning.module import ErasureModule
+from erasure_lightning.shots import Shot
 from erasure_lightning.vocabulary import Vocabulary
 
 #: What each group asks, in the order of the table.

@@ -8,10 +8,10 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 
 from erasure_lightning.callbacks.contact import image, png
-from erasure_lightning.data import Shot
 from erasure_lightning.edits import write_atomically
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.metrics.ranks import gathered
+from erasure_lightning.shots import Shot
 
 MANIFEST = "manifest.csv"
 COLUMNS = ("case_number", "prompt", "evaluation_seed", "steps", "guidance", "edited", "original")

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from erasure_lightning.callbacks.contact import Line, contact_sheet, image, png
 from erasure_lightning.callbacks.pairs import PairCallback
-from erasure_lightning.data import Shot
 from erasure_lightning.edits import write_atomically
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.metrics.ranks import gathered
 from erasure_lightning.module import ErasureModule
+from erasure_lightning.shots import Shot
 from erasure_lightning.vocabulary import spread
 
 #: Groups from top to bottom, in plain words.

@@ -9,8 +9,9 @@ from trivial import Redirection
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.callbacks.measure import NO_SCORER, Gauge, Measure, table
 from erasure_lightning.concepts import Concept
-from erasure_lightning.data import PromptData, Shot
+from erasure_lightning.data import PromptData
 from erasure_lightning.metrics.protocol import Result
+from erasure_lightning.shots import Shot
 from erasure_lightning.vocabulary import Vocabulary
 
 CAT = Concept("cat", "dog", domain=["kitten"])

@@ -10,8 +10,9 @@ from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.callbacks.contact import image
 from erasure_lightning.callbacks.pictures import COLUMNS, PictureWriter
 from erasure_lightning.concepts import Concept
-from erasure_lightning.data import PromptData, read_prompts
+from erasure_lightning.data import PromptData
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.shots import read_prompts
 
 ROWS = [(40, "a cat, close up", 7), (3, 'a "small" dog', 8), (12, "the star\nin a car", 9), (5, "a cat, close up", 9)]
 
