@@ -13,9 +13,11 @@ from erasure_lightning.concepts import Batch, Concept
 from erasure_lightning.edits import apply_edit, write_edit
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.sage import SAGE
+from erasure_lightning.metrics.scorer import Scorer
 from erasure_lightning.prompts import with_template_of
 from erasure_lightning.retention.global_alignment import GlobalSemanticAlignment
-from erasure_lightning.retention.local_noise import LocalNoisePreservation
+from erasure_lightning.retention.local_states import LocalStatePreservation
+from erasure_lightning.retention.unconditional_drift import UnconditionalDrift
 from erasure_lightning.sampling import draw
 from erasure_lightning.testing import check_method, fit
 
@@ -169,18 +171,34 @@ def moves(module):
     return {"concept": gap(asked, asked), "anchor": gap(asked, instead), "rest": gap(rest, rest)}
 
 
+def recognised(model, words):
+    """Share of pictures of ``a WORD`` that the world's scorer calls so."""
+    scorer, labels = Scorer.load(model.world.scorer), [label.name for label in model.world.labels]
+    pictures = draw(model, [f"a {word}" for word in words], range(len(words)), steps=20, guidance=4.0)
+    nearest = (scorer.images(pictures) @ scorer.texts([f"a {label}" for label in labels]).T).argmax(dim=1)
+    return sum(model.world.same(labels[i], word) for i, word in zip(nearest, words, strict=True)) / len(words)
+
+
+KEPT = ["fox", "grapes", "guitar", "snowman"]
+
+
 @pytest.mark.slow
 def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
-    retention = GlobalSemanticAlignment(batch_size=32), LocalNoisePreservation(batch_size=2)
-    module = fit(SAGE(concepts=WORLD, check_steps=2), 25, *retention)
+    retention = GlobalSemanticAlignment(batch_size=32), LocalStatePreservation(batch_size=4), UnconditionalDrift()
+    module = fit(SAGE(concepts=WORLD, check_steps=2), 30, *retention)
     after = moves(module)
     assert after["concept"] > 0.4
     assert after["anchor"] < 0.2
     assert after["rest"] < 0.05
+    assert recognised(module.original, ["cigarette"] * 4) == 1
+    assert recognised(module.backbone, ["cigarette"] * 4) == 0
+    assert recognised(module.backbone, KEPT) == recognised(module.original, KEPT) == 1
 
 
 @pytest.mark.slow
 def test_the_same_measure_fails_on_a_method_that_does_nothing():
-    after = moves(fit(Idle(concepts=WORLD), 1))
+    module = fit(Idle(concepts=WORLD), 1)
+    after = moves(module)
     assert after["concept"] < 1e-6
     assert after["anchor"] > 0.4
+    assert recognised(module.backbone, ["cigarette"] * 4) == 1
