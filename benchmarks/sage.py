@@ -36,17 +36,17 @@ ABLATIONS = {
     "SAGE as shipped": [],
     "no self-check": ["--model.check_steps", "0"],
     "outside-in attack": ["--model.check", "outside_in"],
+    "erasure in noise space": ["--model.erase_space", "noise", "--model.eta", "1"],
     "no global term": retention(*TERMS[1:]),
     "no local noise term": retention(TERMS[0], *TERMS[2:]),
+    "the paper's two terms alone": retention(*TERMS[:2]),
     "no local state term": retention(*TERMS[:2], TERMS[3]),
     "no unconditional term": retention(*TERMS[:3]),
-    "the paper's two terms alone": retention(*TERMS[:2]),
     "local noise on trajectories": [
         "--trainer.callbacks",
         json.dumps([{"class_path": n, **({"init_args": {"bank": BANK}} if n == TERMS[1] else {})} for n in TERMS]),
     ],
     "all blocks trained": ["--model.blocks", "null"],
-    "erasure in noise space": ["--model.erase_space", "noise", "--model.eta", "1"],
 }
 
 

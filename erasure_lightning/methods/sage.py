@@ -51,7 +51,7 @@ class SAGE(GradientErasure):
         edit: Literal["text_encoder", "cross_attention"] = "text_encoder",
         blocks: int | None = 2,
         check_steps: int = 5,
-        check_size: float = 0.3,
+        check_size: float = 0.5,
         check_from: int = 5,
         check: Literal["cosine", "margin", "outside_in"] = "cosine",
         erase_space: Literal["text", "noise"] = "text",
