@@ -15,7 +15,7 @@ LOAD = "from erasure_lightning.backbones.loading import load_backbone; model = l
 SAMPLE = (
     f"{LOAD}; from erasure_lightning.sampling import draw; draw(model, ['a fox'] * 6, range(6), steps=20, guidance=4)"
 )
-FIT = "import benchmarks.cost as c; c.fitted(10)"
+FIT = "import benchmarks.cost as c; c.fitted(12)"
 PEAK = "; from erasure_lightning.callbacks.cost import peak_memory; print(peak_memory())"
 
 
@@ -25,10 +25,13 @@ def fitted(steps: int):  # noqa: ANN201  (imports stay inside, so that the other
     from erasure_lightning.methods.sage import SAGE
     from erasure_lightning.retention.global_alignment import GlobalSemanticAlignment
     from erasure_lightning.retention.local_noise import LocalNoisePreservation
+    from erasure_lightning.retention.local_states import LocalStatePreservation
+    from erasure_lightning.retention.unconditional_drift import UnconditionalDrift
     from erasure_lightning.testing import fit
 
     module = SAGE(concepts=[Concept("cigarette", "lollipop")])
-    return fit(module, steps, GlobalSemanticAlignment(), LocalNoisePreservation())
+    terms = GlobalSemanticAlignment(), LocalNoisePreservation(), LocalStatePreservation(), UnconditionalDrift()
+    return fit(module, steps, *terms)
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -40,7 +43,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 def step_times(rounds: int) -> tuple[float, float]:
     """Medians of a whole step and of the bare student's share of it."""
-    module = fitted(10)
+    module = fitted(12)
     module.log_dict = module.log = lambda *_, **__: None  # Lightning logs inside its loop only
     optimizer = module.configure_optimizers()["optimizer"]
     batch = module.trainer.datamodule._batch(0)
@@ -52,12 +55,12 @@ def step_times(rounds: int) -> tuple[float, float]:
 
     asked = module.backbone.embed([*batch.prompts, *batch.prompts])  # plain, and as the self-check found them
     retained = module.backbone.embed(["a fox"] * 64)
-    local = module.backbone.embed(["a fox"] * 6)
-    x, t = module.noisy_latents(type(batch)(["{}"] * 6, ["fox"] * 6, [""] * 6))
+    local, held = module.backbone.embed(["a fox"] * 4), module.backbone.embed(["a fox"] * 17)
+    x, t = module.noisy_latents(batch)
 
     def bare() -> None:
         said = module.backbone.contextualize(asked).tokens.mean()
-        kept = module.backbone.summarize(retained).mean()
+        kept = module.backbone.summarize(retained).mean() + module.backbone.contextualize(held).tokens.mean()
         (said + kept + module.backbone.denoise(x, t, module.backbone.contextualize(local)).mean()).backward()
         optimizer.zero_grad()
 

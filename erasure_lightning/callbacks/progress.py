@@ -4,7 +4,14 @@ from lightning.pytorch.callbacks import RichProgressBar
 
 
 class Progress(RichProgressBar):
-    """Lightning's bar with our words: erasing, measuring, drawing."""
+    """Lightning's bar with our words: erasing, measuring, drawing.
+
+    Args:
+        refresh_rate: Steps between two updates; one at every step took a sixth of the time of a small run.
+    """
+
+    def __init__(self, refresh_rate: int = 5) -> None:
+        super().__init__(refresh_rate=refresh_rate)
 
     @property
     def test_description(self) -> str:

@@ -35,7 +35,7 @@ from erasure_lightning.loggers import MetricsFile
 from erasure_lightning.methods import METHODS
 from erasure_lightning.module import ErasureModule
 
-TRAINER = {"max_steps": 100, "enable_model_summary": False, "num_sanity_val_steps": 0, "log_every_n_steps": 10}
+TRAINER = {"max_steps": 100, "enable_model_summary": False, "num_sanity_val_steps": 0, "log_every_n_steps": 20}
 
 #: Options of which a command needs one.
 _NAMING = ("-c", "--config", "--model", "--model.class_path", "-h", "--help")

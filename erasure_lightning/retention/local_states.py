@@ -2,7 +2,7 @@
 
 Ours, not SAGE's, whose local term is `LocalNoisePreservation`. A method that edits the text encoder changes predictions
 through the encoder's states alone; holding the states holds the predictions at every latent and time at once, and needs
-no denoiser. Cost per step: a pass of the text encoder over the drawn prompts at full length, and one of the original.
+no denoiser. Cost per step: a pass of the text encoder over the drawn prompts at full length.
 """
 
 from typing import Any
@@ -31,12 +31,14 @@ class LocalStatePreservation(RetentionCallback):
         self.batch_size = batch_size
 
     def prepare(self, module: GradientErasure) -> None:
-        """Warn where there is nothing to hold."""
+        """Encode every retained prompt with the original, once."""
         self.require_text_encoder(module)
+        parts = [self.retained[i : i + 64] for i in range(0, len(self.retained), 64)]
+        with torch.no_grad():
+            self._originals = torch.cat([module.original.encode(part).tokens for part in parts])
 
     def term(self, module: GradientErasure) -> Tensor:
         """Mean squared change of the states ``(B, L, D)``, a scalar."""
-        prompts = [self.retained[i] for i in self.draw(self.batch_size)]
-        with torch.no_grad():
-            before = module.original.encode(prompts).tokens
-        return mse_loss(module.backbone.encode(prompts).tokens, before)
+        drawn = self.draw(self.batch_size)
+        states = module.backbone.encode([self.retained[i] for i in drawn]).tokens
+        return mse_loss(states, self._originals[drawn])
