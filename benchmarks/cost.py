@@ -46,6 +46,7 @@ def step_times(rounds: int) -> tuple[float, float]:
     module = fitted(12)
     module.log_dict = module.log = lambda *_, **__: None  # Lightning logs inside its loop only
     optimizer = module.configure_optimizers()["optimizer"]
+    module.trainer.datamodule.batch_size = 4
     batch = module.trainer.datamodule._batch(0)
 
     def whole() -> None:
