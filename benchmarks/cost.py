@@ -57,7 +57,7 @@ def step_times(rounds: int) -> tuple[float, float]:
     asked = module.backbone.embed([*batch.prompts, *batch.prompts])  # plain, and as the self-check found them
     retained = module.backbone.embed(["a fox"] * 64)
     local, held = module.backbone.embed(["a fox"] * 4), module.backbone.embed(["a fox"] * 17)
-    x, t = module.noisy_latents(batch)
+    x, t, batch = module.noisy_latents(batch)
 
     def bare() -> None:
         said = module.backbone.contextualize(asked).tokens.mean()

@@ -6,9 +6,9 @@ weapons. Runs lie in ``--out`` and are taken from there when finished, so that a
 
 import argparse
 import json
-import subprocess
-import sys
 from pathlib import Path
+
+from rows import COLUMNS, fitted, head, interval, line
 
 #: Concepts of the bars (BARS.md), and three that nobody looked at while the defaults were chosen.
 CIGARETTE = ["--config", "sage.yaml", "--data.neighbours", "[pill, syringe]"]
@@ -60,25 +60,13 @@ def arguments(case: list[str]) -> list[str]:
 
 
 def row(folder: Path, given: list[str]) -> dict[str, str]:
-    """Fit unless the folder is finished; the row of its figures."""
-    if not (folder / "metrics.json").exists():
-        command = [sys.executable, "-m", "erasure_lightning", "fit", *given, "--run_dir", str(folder)]
-        subprocess.run(command, check=True, stdout=sys.stderr)
-    estimates = json.loads((folder / "metrics.json").read_text())["estimates"]
-    cost = json.loads((folder / "cost.json").read_text())
-    columns = {"own": "efficacy", "domain": "generality", "retain": "specificity", "neighbours": "neighbours"}
-    figures = {name: interval(estimates.get(group, {}).get("recognized")) for name, group in columns.items()}
+    """The row of a run's figures."""
+    metrics, cost = fitted(folder, given)
+    estimates = metrics["estimates"]
+    figures = {name: interval(estimates.get(group, {}).get("recognized")) for name, group in COLUMNS.items()}
     structure = estimates["structure"]
     figures |= {"feature": interval(structure["similarity"]), "L1": interval(structure["distance"])}
     return figures | {"seconds": f"{cost['seconds']:.0f}", "peak GiB": f"{cost['peak_gib']:.2f}"}
-
-
-def interval(whens: dict[str, dict[str, float]] | None) -> str:
-    """Before and after, the latter with its 95 % interval."""
-    if whens is None:
-        return "-"
-    before = f"{whens['before']['mean']:.2f} → " if "before" in whens else ""
-    return before + "{mean:.3f} [{low:.2f}, {high:.2f}]".format(**whens["after"])
 
 
 def main() -> None:
@@ -97,9 +85,9 @@ def main() -> None:
         folder = options.out / options.table / name.translate(str.maketrans(" ", "-", "()'"))
         figures = row(folder, [*given, "--data.seeds", options.seeds])
         if not printed:
-            print(f"| | {' | '.join(figures)} |\n|{' --- |' * (len(figures) + 1)}")
+            print(head(["", *figures]))
             printed = True
-        print(f"| {name} | {' | '.join(figures.values())} |", flush=True)
+        print(line([name, *figures.values()]), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What is to be forgotten, what stands in its place, and the sentences they appear in."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
@@ -114,6 +115,16 @@ class Batch(NamedTuple):
         """The same sentences with the anchors in the concepts' place."""
         return [phrase(t, a) for t, a in zip(self.templates, self.anchors, strict=True)]
 
+    @property
+    def alternatives(self) -> list[Phrase]:
+        """What a denoiser is asked instead: `targets`, but the empty prompt where there is no anchor."""
+        return [p if a else Phrase("", 0, 0) for p, a in zip(self.targets, self.anchors, strict=True)]
+
+
+def in_short(names: Sequence[str]) -> str:
+    """``dagger, bomb, bow and 97 more``: all names in a row, or the first three and how many more."""
+    return f"{', '.join(names[:3])} and {len(names) - 3} more" if len(names) > 3 else ", ".join(names)
+
 
 def check_concepts(concepts: Sequence[Concept], owner: str) -> None:
     """Raise unless there is at least one concept, each named once, and none is another's anchor.
@@ -125,8 +136,8 @@ def check_concepts(concepts: Sequence[Concept], owner: str) -> None:
         raise ErasureError(
             f"{owner} needs at least one concept; found none. Give --model.concepts '[{{name: cigarette}}]'."
         )
-    names = [c.name.casefold() for c in concepts]
-    if twice := sorted({n for n in names if names.count(n) > 1}):
+    counts = Counter(c.name.casefold() for c in concepts)
+    if twice := sorted(name for name, count in counts.items() if count > 1):
         raise ErasureError(f"{owner} needs each concept once; found {', '.join(twice)} more than once.")
     if clash := sorted({c.anchor for c in concepts} & {c.name for c in concepts}):
         raise ErasureError(f"{owner} would erase its own anchors; found {', '.join(clash)} as concept and as anchor.")

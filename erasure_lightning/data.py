@@ -63,6 +63,7 @@ class PromptData(LightningDataModule):
         guidance: Scale of classifier-free guidance; the world's by default, else 7.5.
         size: Height and width in pixels; the model's own by default.
         draw_size: Pictures drawn side by side.
+        originals: Folder that keeps the original model's pictures, so that runs measured alike draw them once.
         prompts: A CSV for ``predict`` with the columns of I2P: ``prompt``, ``evaluation_seed``, ``case_number``, and
             optionally ``guidance`` and ``steps``.
 
@@ -81,6 +82,7 @@ class PromptData(LightningDataModule):
         guidance: float | None = None,
         size: int | None = None,
         draw_size: int = 32,
+        originals: str | None = None,
         prompts: str | None = None,
     ) -> None:
         super().__init__()
@@ -99,6 +101,7 @@ class PromptData(LightningDataModule):
         self.guidance = guidance
         self.size = size
         self.draw_size = draw_size
+        self.originals = originals
         self.prompts = prompts
 
     @property
@@ -124,9 +127,13 @@ class PromptData(LightningDataModule):
         return Draws(self._batch, steps)
 
     def _batch(self, number: int) -> Batch:
+        return self.sentences(self.batch_size, number, salt=1)
+
+    def sentences(self, count: int, number: int, salt: int) -> Batch:
+        """``count`` concept prompts, a function of seed, rank, ``number`` and ``salt`` (which tells uses apart)."""
         module = self._module
-        generator = torch.Generator().manual_seed(mix(module.seed, module.global_rank, number, 1))
-        chosen = [self._turn(number * self.batch_size + i) for i in range(self.batch_size)]
+        generator = torch.Generator().manual_seed(mix(module.seed, module.global_rank, number, salt))
+        chosen = [self._turn(number * count + i) for i in range(count)]
         return Batch(
             [self._template(c, generator) for c in chosen], [c.name for c in chosen], [c.anchor for c in chosen]
         )

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from erasure_lightning.adapters.base import Plan
+from erasure_lightning.adapters.kinds import install
 from erasure_lightning.errors import ErasureError
 
 #: The file a run writes, and the version of its layout.
@@ -44,6 +47,17 @@ def write_atomically(path: Path, content: bytes) -> None:
         with suppress(OSError):  # A read-only folder refuses this too, and the first cause is the one to tell.
             temporary.unlink(missing_ok=True)
         raise ErasureError(f"Could not write {path}: {error.strerror}. What was there before is untouched.") from error
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses and objects as what YAML can say of them."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    return value if isinstance(value, str | int | float | bool | None) else repr(value)
 
 
 def write_edit(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
@@ -84,7 +98,8 @@ def read_edit(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def apply_edit(path: str | Path, pipeline: Any) -> dict[str, Any]:
     """Put an edit into a diffusers pipeline: the one it was trained on, or another that shares the edited part.
 
-    A trained text encoder transfers to every pipeline with the same text encoder, whatever its UNet.
+    A trained text encoder transfers to every pipeline with the same text encoder, whatever its UNet. Adapters that
+    the edit holds apart are put in first.
 
     Args:
         path: An ``edit.safetensors`` or the run folder that holds it.
@@ -99,9 +114,11 @@ def apply_edit(path: str | Path, pipeline: Any) -> dict[str, Any]:
     path = Path(path)
     tensors, metadata = read_edit(path / EDIT_FILE if path.is_dir() else path)
     for part, components in PIPELINE_PARTS.items():
+        module = next((m for c in components if (m := getattr(pipeline, c, None)) is not None), None)
+        if module is not None and part in metadata.get("adapters", {}):
+            install(module, Plan(**metadata["adapters"][part]))
         values = {n.removeprefix(f"{part}."): v for n, v in tensors.items() if n.startswith(f"{part}.")}
         if values:
-            module = next((m for c in components if (m := getattr(pipeline, c, None)) is not None), None)
             _copy_into(module, values, f"{type(pipeline).__name__}.{components[0]}")
     return metadata
 

@@ -72,11 +72,62 @@ def aligned(concept: Tensor, anchor: Tensor, length: int) -> Tensor:
     return torch.where(place < start, place, torch.where(place < stop, inside, behind)).clamp(0, length - 1)
 
 
+class Regression:
+    """Normal equations, in float64, that edit every linear map of one input at once.
+
+    For each map ``W*`` they minimise
+
+        ``sum_i w_i |W k_i - W* a_i|^2 + sum_j w_j |(W - W*) p_j|^2 + ridge |W - W*|^2``
+
+    (UCE, MACE, RECE; methods.md section 2, verified in code). The minimiser is ``W = W* (I + C)`` with one correction
+    ``C = (sum_i w_i (a_i - k_i) k_i^T) G^-1`` for all, ``G = sum_i w_i k_i k_i^T + sum_j w_j p_j p_j^T + ridge I``: the
+    cost does not grow with the number of maps.
+
+    Args:
+        gram: What is to be kept so far, ``sum_j w_j p_j p_j^T``, ``(D, D)``.
+    """
+
+    def __init__(self, gram: Tensor) -> None:
+        self.gram = gram.double().clone()
+        self.pull = torch.zeros_like(self.gram)
+
+    def redirect(self, sources: Tensor, images: Tensor, weight: float = 1.0) -> None:
+        """Let ``sources`` ``k_i`` come out as ``images`` ``a_i`` did, ``(N, D)`` both."""
+        k, a = sources.double(), images.double()
+        self.gram += weight * k.mT @ k
+        self.pull += weight * (a - k).mT @ k
+
+    def keep(self, rows: Tensor, weight: float = 1.0) -> None:
+        """Let ``rows`` ``p_j`` ``(M, D)`` come out as before."""
+        p = rows.double()
+        self.gram += weight * p.mT @ p
+
+    def expect(self, gram: Tensor, cross: Tensor, weight: float = 1.0) -> None:
+        """`redirect` of sources and images known by their moments ``E k k^T`` and ``E a k^T``, ``(D, D)`` both."""
+        self.gram += weight * gram
+        self.pull += weight * (cross - gram)
+
+    def hold(self, gram: Tensor, weight: float = 1.0) -> None:
+        """`keep` of rows known by their Gram matrix ``(D, D)``."""
+        self.gram += weight * gram
+
+    def correction(self, ridge: float) -> Tensor:
+        """``C`` ``(D, D)``; ``ridge``, above 0, is the pull towards the old maps."""
+        identity = torch.eye(len(self.gram), dtype=self.gram.dtype, device=self.gram.device)
+        return torch.linalg.solve(self.gram + ridge * identity, self.pull, left=False)
+
+
+def corrected(weight: Tensor, correction: Tensor) -> Tensor:
+    """``W* (I + C)`` ``(out, D)``, in the precision of ``W*``, computed in float32 at least.
+
+    What is ill-conditioned, the solving for ``C``, has been done in float64; here that would double the cost.
+    """
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    return (weight.to(wide) + weight.to(wide) @ correction.to(wide)).to(weight.dtype)
+
+
 def remap(weights: Sequence[Tensor], sources: Tensor, images: Tensor, kept: Tensor, ridge: float) -> list[Tensor]:
     """Edit linear maps that share an input so that ``sources`` come out as ``images`` did, and ``kept`` as before.
-
-    The minimiser of ``sum_i ||W k_i - W* a_i||^2 + sum_j ||(W - W*) p_j||^2 + ridge ||W - W*||^2`` for each ``W*``
-    (UCE, MACE; methods.md section 2, verified in code). One float64 factorisation serves every map.
 
     Args:
         weights: Maps ``W*``, each ``(out, D)``.
@@ -86,10 +137,10 @@ def remap(weights: Sequence[Tensor], sources: Tensor, images: Tensor, kept: Tens
         ridge: Pull towards the old maps, above 0.
 
     Returns:
-        The new maps in the dtype of the old.
+        The new maps in the dtype of the old; `Regression` has the equations.
     """
-    k, a, p = sources.double(), images.double(), kept.double()
-    gram = k.mT @ k + p.mT @ p + ridge * torch.eye(k.shape[1], dtype=k.dtype, device=k.device)
-    # W = W* (I + (a - k)^T k G^-1): the correction is the same for every map, so it is solved for once.
-    change = torch.linalg.solve(gram, k.mT @ (a - k)).mT
-    return [(w.double() + w.double() @ change).to(w.dtype) for w in weights]
+    equations = Regression(sources.new_zeros(sources.shape[1], sources.shape[1]))
+    equations.redirect(sources, images)
+    equations.keep(kept)
+    correction = equations.correction(ridge)
+    return [corrected(weight, correction) for weight in weights]

@@ -1,9 +1,10 @@
 """`ErasureModule` and its two shapes: methods that descend a gradient, and methods that solve in closed form."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, is_dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -12,13 +13,17 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from erasure_lightning.album import kept
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.loading import load_backbone
-from erasure_lightning.backbones.process import draw_times
-from erasure_lightning.concepts import Batch, Concept, check_concepts
+from erasure_lightning.bank import Drawn, Teacher, TrajectoryBank, pure_noise
+from erasure_lightning.concept_files import read_concepts
+from erasure_lightning.concepts import Batch, Concept, Phrase, check_concepts
+from erasure_lightning.data import PromptData
+from erasure_lightning.edits import plain
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.functional import mix, warm_cosine
-from erasure_lightning.sampling import TrajectoryBank, draw
+from erasure_lightning.sampling import draw
 from erasure_lightning.shots import Shots
 
 PREFIX = "backbone."
@@ -28,25 +33,32 @@ class ErasureModule(LightningModule, ABC):
     """A text-to-image model that is made to forget; the base of every method.
 
     Args:
-        concepts: What must be forgotten.
+        concepts: What must be forgotten: concepts, or a CSV, YAML or text file of them (`read_concepts`).
         backbone: A world's name, a diffusers folder, a Hub id, or a `Backbone`.
         seed: Of everything the run draws.
 
     Raises:
-        ErasureError: If there are no concepts, one is named twice, or the world does not know one.
+        ErasureError: If there are no concepts, their file cannot be read, one is named twice, or the world does not
+            know one.
     """
 
     #: The model being edited and its frozen original; both are there once Lightning has called `configure_model`.
     backbone: Backbone
     original: Backbone
 
-    def __init__(self, *, concepts: list[Concept], backbone: str | Backbone = "emoji-world", seed: int = 0) -> None:
+    def __init__(
+        self, *, concepts: list[Concept] | str, backbone: str | Backbone = "emoji-world", seed: int = 0
+    ) -> None:
         super().__init__()
+        concepts = read_concepts(Path(concepts)) if isinstance(concepts, str) else concepts
         check_concepts(concepts, type(self).__name__)
         self.save_hyperparameters(ignore=[] if isinstance(backbone, str) else ["backbone"], logger=False)
+        self.hparams["concepts"] = [asdict(c) for c in concepts]  # the file may be gone when the edit is used
         self.concepts = concepts
         self.seed = seed
         self.strict_loading = False
+        #: What retention callbacks ask of a closed form: Gram matrices ``(D, D)`` of text states to hold, by name.
+        self.kept: dict[str, Callable[[], Tensor]] = {}
         # In a tuple, since a module that is assigned becomes a part, and parts are made in configure_model.
         self._given = (backbone,)
 
@@ -55,6 +67,17 @@ class ErasureModule(LightningModule, ABC):
         layers = self.backbone.text_layers()
         return {f"{name}.weight": cast(nn.Parameter, layer.weight) for name, layer in layers.items()}
 
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """What of it an optimizer moves; by default all that is editable."""
+        return self.editable()
+
+    def touched(self) -> Collection[str]:
+        """Parameters that will change, and modules that `adapt` will add or replace, by name in the backbone."""
+        return self.editable()
+
+    def adapt(self) -> None:
+        """Put modules of the method's own into the backbone, once its original is safe; by default none."""
+
     def configure_model(self) -> None:
         """Load the backbone and keep its original; called before a checkpoint is restored, in every command."""
         if "backbone" in self._modules:
@@ -62,9 +85,11 @@ class ErasureModule(LightningModule, ABC):
         (given,) = self._given
         self.backbone = load_backbone(given) if isinstance(given, str) else given
         self._check_world()
-        editable = self.editable()
-        self.original = self.backbone.original(editable)
-        for parameter in editable.values():
+        self.original = self.backbone.original(self.touched())
+        with torch.random.fork_rng(devices=[]):  # adapters begin alike on every rank and at every start
+            torch.manual_seed(mix(self.seed, 5))
+            self.adapt()
+        for parameter in self.trainable().values():
             parameter.requires_grad_(True)
 
     def _check_world(self) -> None:
@@ -76,7 +101,7 @@ class ErasureModule(LightningModule, ABC):
 
     def arguments(self) -> dict[str, Any]:
         """The constructor's arguments as plain values."""
-        named = {key: _plain(value) for key, value in self.hparams.items() if not key.startswith("_")}
+        named = {key: plain(value) for key, value in self.hparams.items() if not key.startswith("_")}
         (given,) = self._given
         return named | {"backbone": given if isinstance(given, str) else given.name}
 
@@ -119,9 +144,17 @@ class ErasureModule(LightningModule, ABC):
                 f"The checkpoint edits a model with fingerprint {made}; {self.backbone.name} has {here}."
             )
 
+    def kept_gram(self) -> Tensor:
+        """``sum w p p^T`` of the text states that retention callbacks hold, ``(D, D)`` in float64; else zeros."""
+        width = next(iter(self.original.text_layers().values())).in_features
+        nothing = torch.zeros(width, width, dtype=torch.float64, device=self.backbone.device)
+        return torch.stack([nothing, *(gram() for gram in self.kept.values())]).sum(dim=0)
+
     def test_step(self, batch: Shots, batch_idx: int) -> dict[str, Tensor]:
         """Draw a batch of prompts with the original and the edited model from the same noise."""
-        return {"original": self._draw(self.original, batch), "edited": self._draw(self.backbone, batch)}
+        folder = getattr(self.trainer.datamodule, "originals", None)  # type: ignore[attr-defined]
+        before = kept(folder, self.original.fingerprint(), batch, lambda: self._draw(self.original, batch))
+        return {"original": before.to(self.device), "edited": self._draw(self.backbone, batch)}
 
     def validation_step(self, batch: Shots, batch_idx: int) -> dict[str, Tensor]:
         """The same as `test_step`, on the smaller plan of ``validate``."""
@@ -136,24 +169,13 @@ class ErasureModule(LightningModule, ABC):
         return draw(backbone, shots.prompts, shots.seeds, steps=shots.steps, guidance=shots.guidance, size=shots.size)
 
 
-def _plain(value: Any) -> Any:
-    """Dataclasses and objects as what YAML can say of them."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return asdict(value)
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    return value if isinstance(value, str | int | float | bool | None) else repr(value)
-
-
 class GradientErasure(ErasureModule):
     """A method that lowers a loss.
 
     Args:
         lr: Highest learning rate of Adam, above 0.
         warmup: Steps over which the rate rises from 0; then it falls along a cosine to the end of the run.
-        bank: Where noisy latents come from: a bank of the original's trajectories, or pure noise at random times.
+        bank: Where noisy latents come from: a bank of trajectories, or (``None``) pure noise at random times.
         kwargs: Arguments of every method.
     """
 
@@ -162,6 +184,7 @@ class GradientErasure(ErasureModule):
         self.lr = lr
         self.warmup = warmup
         self.bank = bank
+        self._drawn: Drawn | None = None
         #: Weighted terms that retention callbacks add to the loss, by name.
         self.loss_terms: dict[str, Callable[[], Tensor]] = {}
 
@@ -187,13 +210,30 @@ class GradientErasure(ErasureModule):
             batch: The concept prompts, ``B`` of them.
         """
 
-    def noisy_latents(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Latents ``(B, C, h, w)`` and times ``(B,)`` at which the loss is taken."""
-        if self.bank is not None:
-            self.bank.follow(self.original, [c.name for c in self.concepts], mix(self.seed, self.global_rank))
-            moments = self.bank.draw(batch.concepts)
-            return moments.x, moments.t
-        return pure_noise(self.backbone, len(batch.concepts))
+    def noisy_latents(self, batch: Batch) -> tuple[Tensor, Tensor, Batch]:
+        """Latents ``(B, C, h, w)`` and times ``(B,)`` at which the loss is taken, and the sentences they belong to."""
+        if self.bank is None:
+            return *pure_noise(self.backbone, len(batch.concepts)), batch
+        followed = self.backbone if self.bank.student else self.original
+        self.bank.follow(followed, self._walked, mix(self.seed, self.global_rank))
+        drawn = self.bank.draw(batch.concepts)
+        self._drawn = drawn._replace(x=drawn.x.to(self.backbone.dtype))
+        return self._drawn.x, drawn.t, drawn.batch
+
+    def _walked(self, walk: int) -> Batch:
+        """What a walk of the bank draws: at least one sentence a concept."""
+        data: PromptData = self.trainer.datamodule  # type: ignore[attr-defined]
+        return data.sentences(max(cast(TrajectoryBank, self.bank).trajectories, len(self.concepts)), walk, salt=4)
+
+    def teacher(self, x: Tensor, t: Tensor, batch: Batch) -> Teacher:
+        """The frozen original at these latents; answers that the bank holds are not asked again."""
+        if self.bank is not None and self._drawn is not None and x is self._drawn.x:
+            return self.bank.teacher(self.original, self._drawn)
+        return Teacher(self.original, x, t, batch)
+
+    def student(self, x: Tensor, t: Tensor, prompts: Sequence[str | Phrase]) -> Tensor:
+        """What the edited model predicts for prompts, ``(B, C, h, w)``."""
+        return self.backbone.denoise(x, t, self.backbone.encode(prompts))
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Key every draw of the step to seed, rank and step: a resumed run draws what an unbroken one would have."""
@@ -201,7 +241,7 @@ class GradientErasure(ErasureModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One step on the erasure loss and every retention term."""
-        x, t = self.noisy_latents(batch)
+        x, t, batch = self.noisy_latents(batch)
         terms = {"erasure": self.erasure_loss(x, t, batch)} | {n: term() for n, term in self.loss_terms.items()}
         self._log_terms(terms)
         loss = torch.stack(list(terms.values())).sum()
@@ -214,7 +254,7 @@ class GradientErasure(ErasureModule):
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if (self.global_step + 1) % every:
             return
-        parameters = [p for p in self.editable().values() if p.requires_grad]
+        parameters = [p for p in self.trainable().values() if p.requires_grad]
         for name, value in terms.items() if len(terms) > 1 else ():
             if value.requires_grad:  # a term about something the method does not edit has no slope
                 slopes = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
@@ -222,20 +262,10 @@ class GradientErasure(ErasureModule):
 
     def configure_optimizers(self) -> Any:
         """Adam with warm-up and cosine over the run's steps."""
-        optimizer = Adam(self.editable().values(), lr=self.lr)
+        optimizer = Adam(self.trainable().values(), lr=self.lr)
         total = int(self.trainer.estimated_stepping_batches)
         schedule = LambdaLR(optimizer, warm_cosine(self.warmup, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-
-def pure_noise(backbone: Backbone, count: int) -> tuple[Tensor, Tensor]:
-    """Latents of an empty picture noised to random times: the cheap stand-in for trajectories.
-
-    MACE and Forget-Me-Not ship the same as ``no_real_image`` (verified in code, methods.md section 3).
-    """
-    t = draw_times(backbone.process, count, backbone.device)
-    noise = torch.randn(count, *backbone.latent_shape()).to(backbone.device)
-    return backbone.process.noise(torch.zeros_like(noise), noise, t), t
 
 
 class ClosedFormErasure(ErasureModule):

@@ -1,12 +1,14 @@
 """What methods do with embedded prompts: walk their templates' words, exchange templates, line up spans."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import takewhile
 
 import torch
 from torch import Tensor
 
 from erasure_lightning.backbones.base import TEMPLATE, Backbone, Embedded
+from erasure_lightning.concepts import Batch, Phrase
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.functional import aligned
 
@@ -68,3 +70,67 @@ def aligned_states(backbone: Backbone, prompts: Prompts, like: Prompts) -> Tenso
     tokens, span = backbone.contextualize(prompts).tokens, like[0].span()
     place = aligned(span, prompts[0].span(otherwise=span[:, 0]), tokens.shape[1])
     return tokens.gather(1, place.unsqueeze(2).expand_as(tokens))
+
+
+def subject_rows(backbone: Backbone, batch: Batch, *, tail: bool = False) -> tuple[Tensor, Tensor]:
+    """States of the last tokens of the concepts' words and of their anchors', in pairs, ``(N, D)`` both.
+
+    Empty words have their last token in front of where they would stand: the start token where they are all there is.
+
+    Args:
+        backbone: Whose states.
+        batch: The sentences.
+        tail: Go on from there to the end, end-of-text and padding included, as far as both sentences reach.
+    """
+    asked, instead = backbone.embed(batch.prompts), backbone.embed(batch.targets)
+    span = asked[0].span()
+    last = torch.stack((span[:, 1], instead[0].span(otherwise=span[:, 0])[:, 1])).sub(1).clamp(min=0)
+    length = asked[0].ids.shape[1]
+    place = last.unsqueeze(2) + torch.arange(length if tail else 1, device=last.device)
+    inside = (place < length).all(dim=0)
+    sentence = torch.arange(len(span), device=last.device).unsqueeze(1).expand_as(inside)[inside]
+    concept, anchor = (
+        backbone.contextualize(prompts).tokens[sentence, where[inside]]
+        for prompts, where in zip((asked, instead), place, strict=True)
+    )
+    return concept, anchor
+
+
+def shared_rows(backbone: Backbone, batch: Batch) -> tuple[Tensor, Tensor]:
+    """States of the tokens that a concept's sentence shares with its anchor's, in pairs, ``(N, D)`` both.
+
+    The longest common prefix, the longest common suffix with the end-of-text token, and padding as far as both reach;
+    the words in which they differ are in no pair (MACE's alignment, verified in code, Shilin-LU/MACE@057e7a6).
+    """
+    asked, instead = backbone.embed(batch.prompts), backbone.embed(batch.targets)
+    ids, ends = ([e[0].ids.tolist() for e in (asked, instead)], [e[0].ends.tolist() for e in (asked, instead)])
+    length, pairs = asked[0].ids.shape[1], list[tuple[int, int, int]]()
+    for sentence, sides in enumerate(zip(*ids, strict=True)):
+        short = [tokens[: e[sentence] + 1] for tokens, e in zip(sides, ends, strict=True)]
+        before = _in_common(*short)
+        after = _in_common(*(tokens[before:][::-1] for tokens in short))
+        behind = zip(*(range(len(tokens) - after, length) for tokens in short), strict=False)
+        pairs += [(sentence, place, place) for place in range(before)] + [(sentence, k, a) for k, a in behind]
+    row, k, a = torch.tensor(pairs).T
+    return backbone.contextualize(asked).tokens[row, k], backbone.contextualize(instead).tokens[row, a]
+
+
+def _in_common(a: Sequence[int], b: Sequence[int]) -> int:
+    """Length of the longest common prefix."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
+
+
+def state_gram(backbone: Backbone, prompts: Sequence[str | Phrase], chunk: int = 64) -> Tensor:
+    """``sum k k^T`` over all token states of prompts, ``(D, D)`` in float64.
+
+    Args:
+        backbone: Whose states.
+        prompts: Any number of them.
+        chunk: How many are encoded at once.
+    """
+    width = next(iter(backbone.text_layers().values())).in_features
+    gram = torch.zeros(width, width, dtype=torch.float64, device=backbone.device)
+    for i in range(0, len(prompts), chunk):
+        rows = backbone.encode(prompts[i : i + chunk]).tokens.flatten(0, 1).double()
+        gram += rows.mT @ rows
+    return gram

@@ -42,18 +42,22 @@ class Method(NamedTuple):
 
 def known_methods() -> list[Method]:
     """Everything that is offered, ours first; a name that two packages claim stands there twice."""
+    return _ours() + sorted(_plugin(entry) for entry in entry_points(group=GROUP))
+
+
+def _ours() -> list[Method]:
     package = f"erasure-lightning {version('erasure-lightning')}"
-    ours = [Method(name, m.target, package, m.summary, m.paper) for name, m in METHODS.items()]
-    return ours + sorted(_plugin(entry) for entry in entry_points(group=GROUP))
+    return [Method(name, m.target, package, m.summary, m.paper) for name, m in METHODS.items()]
 
 
 def _plugin(entry: EntryPoint) -> Method:
-    """What the package's metadata say; its summary, and its project URL named ``Paper``."""
-    if entry.dist is None:
-        return Method(entry.name, entry.value, entry.module, "", "")
-    urls = [url.split(",", 1) for url in entry.dist.metadata.get_all("Project-URL") or []]
+    """What the package's metadata say, if it has any; its summary, and its project URL named ``Paper``."""
+    metadata = entry.dist.metadata if entry.dist else None
+    if entry.dist is None or metadata is None or not metadata["Name"]:
+        return Method(entry.name, entry.value, entry.value.partition(":")[0], "", "")
+    urls = [url.split(",", 1) for url in metadata.get_all("Project-URL") or []]
     paper = next((target.strip() for label, target in urls if label.strip().lower() == "paper"), "")
-    summary = entry.dist.metadata.get_all("Summary") or [""]
+    summary = metadata.get_all("Summary") or [""]
     return Method(entry.name, entry.value, f"{entry.dist.name} {entry.dist.version}", summary[0], paper)
 
 
@@ -63,18 +67,20 @@ def find_method(name: str) -> Method:
     Raises:
         ErasureError: If nobody or more than one package offers it.
     """
-    known = known_methods()
-    found = [m for m in known if m.name == name] or [m for m in known if m.name.casefold() == name.casefold()]
+    found = _named(name, _ours()) or _named(name, known := known_methods())
     if not found:
         raise ErasureError(_unknown(name, sorted({m.name for m in known})))
-    if found[0].name in METHODS:
-        return found[0]
     if len(found) > 1:
         packages = " and ".join(f"{m.package} ({m.class_path})" for m in found)
         raise ErasureError(
             f"The method name {name!r} is claimed by {packages}. Uninstall one, or give the full class path."
         )
     return found[0]
+
+
+def _named(name: str, methods: list[Method]) -> list[Method]:
+    exact = [m for m in methods if m.name == name]
+    return exact or [m for m in methods if m.name.casefold() == name.casefold()]
 
 
 def _unknown(name: str, known: list[str]) -> str:
@@ -95,9 +101,7 @@ def load_method(method: Method) -> type["ErasureModule"]:
     try:
         found = getattr(import_module(module), attribute)
         _check(method.name, found)
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # a plugin's own code runs here, and may even exit
+    except (Exception, SystemExit) as error:  # a plugin's own code runs here, and may even exit
         failures[method.name] = f"{_cause(error)} (from {method.package}, {method.target})"
         raise ErasureError(
             f"The method {method.name} could not be loaded from {method.package} ({method.target}): {_cause(error)}. "

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from erasure_lightning.concepts import in_short
 from erasure_lightning.edits import EDIT_FILE
 from erasure_lightning.errors import ErasureError
 
@@ -80,8 +81,8 @@ class Run:
 
 
 def default_run(method: str, concepts: Sequence[str]) -> Run:
-    """Where a run goes by default: ``runs/<method>-<concepts>``."""
-    return Run(RUNS / slug("-".join((method, *concepts))))
+    """Where a run goes by default: ``runs/<method>-<concepts>``, of many concepts the first."""
+    return Run(RUNS / slug(f"{method}-{in_short(concepts)}"))
 
 
 def slug(text: str) -> str:

@@ -1,7 +1,10 @@
 """The promises of every method as one function; plugin authors call it from their tests."""
 
+import pkgutil
+import warnings
 from collections.abc import Callable
 from copy import deepcopy
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -11,21 +14,29 @@ from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from erasure_lightning import retention
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts import Concept
 from erasure_lightning.data import PromptData
-from erasure_lightning.module import PREFIX, ErasureModule
+from erasure_lightning.module import PREFIX, ErasureModule, GradientErasure
+from erasure_lightning.retention.base import RetentionCallback
+from erasure_lightning.worlds import find_world
 
 
-def check_method(method: type[ErasureModule], *, steps: int = 4, **arguments: Any) -> ErasureModule:
+def check_method(
+    method: type[ErasureModule], *, steps: int = 4, world: str | None = "emoji-world", **arguments: Any
+) -> ErasureModule:
     """Fit a method on `TinyBackbone` and demand what every method promises.
 
     Something changed; nothing outside `editable` did; all is finite; one seed gives one edit; an edit saved and loaded
-    is the same edit; a run stopped half-way and resumed ends bit-identical to one that was not.
+    is the same edit; a run stopped half-way and resumed ends bit-identical to one that was not; every retention
+    callback works with it; bfloat16 does. And on a trained world, if it is installed: what is said of the concepts
+    moves more than what is said of other things.
 
     Args:
         method: The class.
         steps: Training steps, an even number of at least 2; closed forms stop after one by themselves.
+        world: The trained world, ``None`` to leave its promise out.
         arguments: Of its constructor, without ``concepts``, ``backbone`` and ``seed``.
 
     Returns:
@@ -46,7 +57,57 @@ def check_method(method: type[ErasureModule], *, steps: int = 4, **arguments: An
         _same(edit_of(fitted), edit_of(resumed), f"{method.__name__} ends elsewhere when stopped and resumed")
         loaded = _load(make(), whole)
     _same(edit_of(fitted), edit_of(loaded), f"{method.__name__} loads another edit than it saved")
+    _check_retention(make())
+    for precision in ("bf16-mixed", "bf16-true"):
+        _check_edit(fit(make(), 2, precision=precision), precision)
+    if world and find_world(world):
+        _check_aim(method(concepts=_FORGOTTEN, backbone=world, seed=1, **deepcopy(arguments)), steps)
     return fitted
+
+
+#: What the world is made to forget, and what it must not.
+_FORGOTTEN = [Concept("cigarette", "lollipop"), Concept("skull", "balloon")]
+_REMEMBERED = ["a dog", "a guitar", "a fox", "a rocket"]
+
+
+def retention_callbacks() -> list[type[RetentionCallback]]:
+    """Every retention callback of ours."""
+    for module in pkgutil.iter_modules(retention.__path__, f"{retention.__name__}."):
+        import_module(module.name)
+    ours = [c for c in RetentionCallback.__subclasses__() if c.__module__.startswith(retention.__name__)]
+    return sorted(ours, key=lambda c: c.name)
+
+
+def _check_retention(module: ErasureModule) -> None:
+    callbacks = [cls() for cls in retention_callbacks()]
+    for callback in callbacks:
+        callback.given = callback.given or ["a tree", "a car", "a boat"]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*edits no text encoder.*")
+        fit(module, 2, *callbacks)
+    _check_edit(module, "every retention callback")
+    terms = module.loss_terms if isinstance(module, GradientErasure) else module.kept
+    wanted = {c.name for c in callbacks if terms is not module.kept or not c.of_states}
+    assert terms.keys() == wanted, f"{type(module).__name__} leaves out the terms of {wanted - terms.keys()}"
+
+
+def _check_aim(module: ErasureModule, steps: int) -> None:
+    fit(module, steps)
+    asked = _moved(module, [f"a {concept.name}" for concept in module.concepts])
+    rest = _moved(module, _REMEMBERED)
+    assert asked > rest, f"{type(module).__name__} moves other things ({rest:.2g}) more than its concepts ({asked:.2g})"
+
+
+@torch.no_grad()
+def _moved(module: ErasureModule, prompts: list[str]) -> float:
+    """Mean squared change of what is predicted for prompts, from noise, at times over the whole range."""
+    times = torch.linspace(0.2, 0.95, 4) * module.backbone.process.times
+    x = module.backbone.noise(range(len(times)))
+    each = [
+        [model.denoise(x, times.long(), model.encode([prompt]).expand(len(x))) for prompt in prompts]
+        for model in (module.backbone, module.original)
+    ]
+    return (torch.stack(each[0]) - torch.stack(each[1])).square().mean().item()
 
 
 def _maker(method: type[ErasureModule], arguments: dict[str, Any]) -> Callable[[], ErasureModule]:
@@ -55,14 +116,17 @@ def _maker(method: type[ErasureModule], arguments: dict[str, Any]) -> Callable[[
 
 
 class _StopAt(Callback):
-    """Ends a run early that was planned for longer, as a kill would."""
+    """Ends a run early that was planned for longer, saved before its methods tidy up, as a kill would."""
 
-    def __init__(self, step: int) -> None:
+    def __init__(self, step: int, save: Path | None) -> None:
         self.step = step
+        self.save = save
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        if trainer.global_step >= self.step:
+        if trainer.global_step >= self.step or trainer.should_stop:
             trainer.should_stop = True
+            if self.save:
+                trainer.save_checkpoint(self.save)
 
 
 def fit(
@@ -72,6 +136,7 @@ def fit(
     total: int | None = None,
     save: Path | None = None,
     resume: Path | None = None,
+    precision: Any = "32-true",
 ) -> ErasureModule:
     """Train quietly on the CPU.
 
@@ -80,16 +145,17 @@ def fit(
         steps: Where to stop.
         callbacks: Of the trainer.
         total: Steps the schedules are planned for; ``steps`` by default.
-        save: Where to write a checkpoint at the end.
+        save: Where to write a checkpoint: at the end, or (with ``total``) behind the step at which it stops.
         resume: A checkpoint to go on from.
+        precision: Of the trainer.
     """
     trainer = Trainer(
         max_steps=total or steps, accelerator="cpu", logger=False, enable_checkpointing=False, log_every_n_steps=2,
-        enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
-        callbacks=[*callbacks, _StopAt(steps)],
+        enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0, precision=precision,
+        callbacks=[*callbacks, _StopAt(steps, save if total else None)],
     )  # fmt: skip
     trainer.fit(module, PromptData(batch_size=2), ckpt_path=resume, weights_only=True)
-    if save:
+    if save and not total:
         trainer.save_checkpoint(save)
     return module
 
@@ -99,12 +165,14 @@ def edit_of(module: ErasureModule) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in module.editable().items()}
 
 
-def _check_edit(module: ErasureModule) -> None:
-    name, editable = type(module).__name__, module.editable()
-    before = dict(TinyBackbone().named_parameters())
-    moved = {n for n, p in module.backbone.named_parameters() if not torch.equal(p.detach(), before[n])}
+def _check_edit(module: ErasureModule, circumstance: str = "") -> None:
+    name, editable = f"{type(module).__name__}{circumstance and f' with {circumstance}'}", module.editable()
+    before = {name: p.to(module.backbone.dtype) for name, p in TinyBackbone().named_parameters()}
+    now = {name.replace(".base_layer.", "."): p.detach() for name, p in module.backbone.named_parameters()}
+    moved = {name for name, p in now.items() if name not in before or not torch.equal(p, before[name])}
     assert moved, f"{name} changed nothing"
-    assert moved <= editable.keys(), f"{name} changed {sorted(moved - editable.keys())[0]}, which is not editable"
+    extra = moved - {name.replace(".base_layer.", ".") for name in editable}
+    assert not extra, f"{name} changed {sorted(extra)[0]}, which is not editable"
     assert all(p.isfinite().all() for p in editable.values()), f"{name} left a number that is not finite"
     frozen = {n for n, p in module.original.named_parameters() if not torch.equal(p.detach(), before[n])}
     assert not frozen, f"{name} changed the frozen original"

@@ -9,6 +9,9 @@ from erasure_lightning.worlds import World
 
 T = TypeVar("T")
 
+#: Prompts of each kind (concepts, domains) that are measured, as long as there are no more concepts.
+MOST = 120
+
 #: The 80 object names of COCO: what is kept and measured where a model has no vocabulary of its own.
 EVERYDAY: tuple[str, ...] = (
     *("person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light"),
@@ -62,8 +65,8 @@ class Vocabulary:
     @property
     def others(self) -> list[str]:
         """Labels that an edit must leave alone: all but the erased and their domains' words, in the table's order."""
-        domain = {word for c in self.concepts for word in c.domain}
-        return [label for label in self.labels if label not in self.erased | domain]
+        gone = self.erased | {word for c in self.concepts for word in c.domain}
+        return [label for label in self.labels if label not in gone]
 
     @property
     def captions(self) -> tuple[str, ...]:
@@ -78,13 +81,27 @@ class Vocabulary:
         return plain + [f"a {label}, {style} style" for style in styles]
 
     def concept_prompts(self) -> list[tuple[str, str]]:
-        """Prompts that name the concepts, each with the thing a style is put on, empty where a thing is erased."""
-        return [pair for c in self.concepts for pair in self._asking(c.name, c.kind, self.captions)]
+        """Prompts that name the concepts, each with the thing a style is put on, empty where a thing is erased.
+
+        Of many concepts each is asked for in fewer sentences, but in one at least.
+        """
+        return self._share([self._asking(c.name, c.kind, self.captions) for c in self.concepts])
 
     def domain_prompts(self) -> list[tuple[str, str]]:
         """The same for the words that call the concepts without naming them, each in one sentence."""
-        pairs = [self._asking(word, c.kind, self.captions[1:2]) for c in self.concepts for word in c.domain]
-        return [pair for asked in pairs for pair in asked]
+        return self._share(
+            [[p for w in c.domain for p in self._asking(w, c.kind, self.captions[1:2])] for c in self.concepts]
+        )
+
+    @staticmethod
+    def _share(asked: Sequence[Sequence[T]]) -> list[T]:
+        """All prompts up to `MOST`; beyond, equally many of each concept, which take turns with the sentences."""
+        if sum(map(len, asked)) <= MOST:
+            return [prompt for prompts in asked for prompt in prompts]
+        asked = [prompts for prompts in asked if prompts]
+        each = max(1, MOST // len(asked))
+        turned = [[*prompts[i % len(prompts) :], *prompts[: i % len(prompts)]] for i, prompts in enumerate(asked)]
+        return [prompt for prompts in turned for prompt in prompts[:each]]
 
     def _asking(self, words: str, kind: str, captions: Sequence[str]) -> list[tuple[str, str]]:
         """A thing in every caption, a style on a few of the things that are kept."""

@@ -82,7 +82,8 @@ def test_methods_lists_methods_and_worlds(capsys):
 
 def test_an_unknown_command(error):
     assert error("fitt") == (
-        "unknown command 'fitt'. Did you mean 'fit'? Known: fit, test, validate, predict, compare, methods."
+        "unknown command 'fitt'. Did you mean 'fit'? "
+        "Known: fit, test, validate, predict, purify, compare, methods, new-method."
     )
 
 
@@ -116,7 +117,7 @@ def test_callbacks_loggers_and_banks_have_names(capsys, folder):
     names = [c["class_path"].rsplit(".", 1)[-1] for c in found["trainer"]["callbacks"]]
     assert names == ["GlobalSemanticAlignment", "LocalNoisePreservation", "LearningRateMonitor"]
     assert [c["class_path"].rsplit(".", 1)[-1] for c in found["trainer"]["logger"]] == ["TensorBoardLogger"]
-    assert found["model"]["init_args"]["bank"]["init_args"]["trajectories"] == 16
+    assert found["model"]["init_args"]["bank"]["init_args"]["trajectories"] == 32
 
 
 def test_a_printed_config_runs_again(capsys, folder):
@@ -142,6 +143,27 @@ def test_a_config_in_the_folder_comes_before_a_shipped_one(capsys, folder):
 def test_yaml_reads_numbers_as_people_write_them(text, value):
     assert load_yaml(text) == value
     assert type(load_yaml(text)) is type(value)
+
+
+@pytest.mark.parametrize("given", ["c.csv", "./c.csv", "c"])
+def test_concepts_come_from_a_file(capsys, folder, monkeypatch, given):
+    (folder / "c.csv").write_text("name,anchor\ncat,dog\n")
+    (folder / "concepts").mkdir()
+    (folder / "concepts" / "c.yaml").write_text("- {name: cat, anchor: dog}\n")
+    monkeypatch.setattr("erasure_lightning.cli.names.SHIPPED", folder)
+    inline = printed(capsys, *SAGE)
+    assert printed(capsys, *SAGE, "--model.concepts", given) == inline
+    assert printed(capsys, *SAGE, f"--model.concepts={given}") == inline
+    (folder / "f.yaml").write_text(
+        f"model: {{class_path: SAGE, init_args: {{concepts: {given}, backbone: TinyBackbone}}}}\n"
+    )
+    assert printed(capsys, "--config", "f.yaml") == inline
+
+
+def test_help_tells_of_files_of_concepts(capsys):
+    with pytest.raises(SystemExit):
+        main(["fit", "--model.help", "SAGE"])
+    assert "CSV, YAML or text file of them" in " ".join(capsys.readouterr().out.split())
 
 
 # mistakes
@@ -176,6 +198,14 @@ def test_yaml_reads_numbers_as_people_write_them(text, value):
             "trainer.callbacks has no option 'wight'. Did you mean 'weight'?",
         ),
         ([*SAGE, "--model.concepts", "[{name: ''}]"], "A concept needs a name"),
+        ([*SAGE, "--model.concepts", "[cat]"], "model.concepts needs {name: cat} in its list; found 'cat'"),
+        ([*SAGE, "--model.concepts", "[{name: [}]"], "--model.concepts needs a file or a list like"),
+        (
+            [*SAGE, "--model.concepts", "cigarete"],
+            "--model.concepts needs a list, or a CSV, YAML or text file; found no file 'cigarete'. "
+            "Did you mean 'cigarette'?",
+        ),
+        ([*SAGE, "--model.concepts", "x" * 5000], "--model.concepts needs a list, or a CSV, YAML or text file"),
         ([*SAGE, "--data.seeds", "1"], "PromptData needs seeds of at least 2; found 1."),
         (
             [*SAGE, "--trainer.accelerator", "cpu", "--trainer.devices", "0"],
@@ -197,6 +227,16 @@ def test_a_mistake_is_one_clear_line(error, argv, said):
         ("model: sgae\n", "unknown method 'sgae'. Did you mean 'SAGE'?"),
         ("modle: sage\n", "the config has no option 'modle'. Did you mean 'model'?"),
         ("model: sage\ntrainer: {max_stepz: 4}\n", "trainer has no option 'max_stepz'. Did you mean 'max_steps'"),
+        (
+            "model:\n  class_path: sage\n  init_args: {concepts: [{nme: cat}]}\n",
+            "model.concepts has no option 'nme'. Did you mean 'name'?",
+        ),
+        (
+            "model:\n  class_path: sage\n  init_args: {concepts: [{name: cat, kind: x}]}\n",
+            "model.concepts.kind needs one of",
+        ),
+        ("model:\n  class_path: sage\n  init_args: {concepts: 5}\n", "model.concepts needs a list"),
+        ("model:\n  class_path: sage\n  init_args: {concepts: wepon}\n", "--model.concepts needs a list, or a CSV"),
         ("model:\n  class_path: sage\n  init_args: {lrr: 3}\n", "model has no option 'lrr'. Did you mean 'lr'?"),
         ("model:\n  class_path: {sage\n", "c.yaml, line 3: no valid YAML"),
         ("- model\n", "c.yaml needs options as `name: value` lines; found list."),
@@ -247,6 +287,17 @@ def test_an_edit_alone_brings_its_config(finished, folder):
     edit.write_bytes((finished / "edit.safetensors").read_bytes())
     assert main(["validate", "--ckpt_path", str(edit)]) == 0
     assert (folder / "validate" / "metrics.json").is_file()
+
+
+def test_a_run_with_a_file_of_concepts_needs_it_no_more(folder):
+    file = folder / "pets.csv"
+    file.write_text("name,anchor\n" + "".join(f"pet{i},dog\n" for i in range(4)))
+    assert main(["fit", *TINY, "--model.concepts", "pets.csv", "--measure", "false"]) == 0
+    file.unlink()
+    run = folder / "runs" / "distillation-pets"
+    assert len(read_edit(run / "edit.safetensors")[1]["concepts"]) == 4
+    assert main(["test", "--ckpt_path", str(run), "--data.others", "1", "--data.steps", "1"]) == 0
+    assert (run / "test" / "metrics.json").is_file()
 
 
 def test_prompts_are_drawn(finished, folder, error):

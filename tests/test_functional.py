@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from erasure_lightning.functional import aligned, mix, relations, remap, warm_cosine
+from erasure_lightning.functional import Regression, aligned, mix, relations, remap, warm_cosine
 
 
 def test_mix_keeps_neighbours_apart():
@@ -60,3 +60,14 @@ class TestRemap:
         old, k, a, p = torch.randn(6, 8), torch.randn(4, 8), torch.randn(4, 8), torch.randn(5, 8)
         turned = remap([old], k.flip(0), a.flip(0), p, 0.1)[0]
         assert torch.allclose(remap([old], k, a, p, 0.1)[0], turned, atol=1e-6)
+
+
+def test_moments_say_the_same_as_rows():
+    k, a, p = (torch.randn(n, 8, dtype=torch.double) for n in (3, 3, 5))
+    rows, moments = Regression(torch.zeros(8, 8)), Regression(torch.zeros(8, 8))
+    rows.redirect(k, a, 0.7)
+    rows.keep(p, 0.4)
+    moments.expect(k.T @ k, a.T @ k, 0.7)
+    moments.hold(p.T @ p, 0.4)
+    assert torch.allclose(rows.correction(0.1), moments.correction(0.1))
+    assert rows.correction(0.1).abs().max() > 0.01

@@ -4,6 +4,7 @@ import pytest
 from trivial import Distillation
 
 from erasure_lightning import registry
+from erasure_lightning.callbacks.interrupt import Interrupted
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods import METHODS
 
@@ -18,6 +19,9 @@ class Package:
 
     def get_all(self, field):
         return self.fields[field]
+
+    def __getitem__(self, field):
+        return self.name
 
 
 def entry(name, value, package=None):
@@ -62,6 +66,8 @@ def test_an_unknown_name_gets_suggestions():
     [
         ("Gone", "not_installed_at_all:Gone", "No module named 'not_installed_at_all'"),
         ("Gone", "trivial:Gone", "has no attribute 'Gone'"),
+        ("Gone", "trivial", "has no attribute ''"),
+        ("Gone", "", "Empty module name"),
         ("torch", "trivial:torch", "expected a subclass of ErasureModule"),
         ("mix", "erasure_lightning.functional:mix", "expected a subclass of ErasureModule"),
         ("Other", "trivial:Distillation", "named 'Other', but its class is named 'Distillation'"),
@@ -83,12 +89,16 @@ def test_a_plugin_that_exits_does_not_end_the_program(installed, tmp_path, monke
         load("Quitter")
 
 
-def test_an_interruption_is_none_of_the_plugin_s_failures(installed, tmp_path, monkeypatch):
-    (tmp_path / "slow_plugin.py").write_text("raise KeyboardInterrupt\n")
-    monkeypatch.syspath_prepend(tmp_path)
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt(), Interrupted(2, "Interrupted at once.")], ids=repr)
+def test_an_interruption_is_none_of_the_plugin_s_failures(installed, monkeypatch, interruption):
+    def interrupted(module):
+        raise interruption
+
+    monkeypatch.setattr(registry, "import_module", interrupted)
     installed(entry("Slow", "slow_plugin:Slow"))
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(type(interruption)):
         load("Slow")
+    assert registry.failures == {}
 
 
 def test_a_broken_plugin_harms_nobody_else(installed):
@@ -110,3 +120,8 @@ def test_ours_win_over_a_plugin_of_the_same_name(installed):
     installed(entry("SAGE", "evil:SAGE", Package("evil")))
     assert registry.find_method("SAGE").target == METHODS["SAGE"].target
     assert [m.package for m in registry.known_methods() if m.name == "SAGE"][1] == "evil 1.0"
+
+
+def test_ours_win_over_a_plugin_that_is_spelt_as_it_was_asked_for(installed):
+    installed(entry("sage", "evil:sage", Package("evil")))
+    assert registry.find_method("sage").target == METHODS["SAGE"].target

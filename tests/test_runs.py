@@ -9,6 +9,11 @@ def test_a_run_is_named_after_method_and_concepts():
     assert str(default_run("SAGE", ["red heart", "cigarette"]).root) == "runs/sage-red-heart-cigarette"
 
 
+def test_a_run_of_many_concepts_is_named_after_the_first():
+    names = [f"c{i}" for i in range(100)]
+    assert str(default_run("SAGE", names).root) == "runs/sage-c0-c1-c2-and-97-more"
+
+
 def test_a_slug_is_a_file_name():
     assert slug("../Tom & Jerry / x") == "tom-jerry-x"
     assert len(slug("word " * 100)) <= 80

@@ -4,8 +4,9 @@ import copy
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,12 @@ from erasure_lightning.functional import fingerprint
 from erasure_lightning.worlds import World
 
 M = TypeVar("M", bound=nn.Module)
+
+#: Parts of a denoiser, in ESD's terms: its cross-attention, the text layers alone, all but cross-attention, everything.
+Part = Literal["x", "x-strict", "u", "all"]
+
+#: Where adapters can stand: every linear layer and convolution of the transformers, or each cross-attention as a whole.
+Place = Literal["transformer layers", "cross-attention"]
 
 #: What stands at a token's position.
 START, TEMPLATE, CONCEPT, END, PADDING = range(5)
@@ -138,6 +145,14 @@ class Backbone(nn.Module, ABC):
         """The linear layers that read text tokens directly, by their names in this backbone."""
 
     @abstractmethod
+    def cross_attention_parameters(self) -> dict[str, nn.Parameter]:
+        """Weights and biases of every layer where pixels meet the text: `text_layers`, queries and outputs."""
+
+    @abstractmethod
+    def adaptable(self, place: Place) -> dict[str, nn.Module]:
+        """Modules of the denoiser that adapters can stand beside, by their names in this backbone."""
+
+    @abstractmethod
     def word_tables(self) -> tuple[Tensor, ...]:
         """The frozen word embeddings ``(V, E)`` of each text encoder."""
 
@@ -170,6 +185,28 @@ class Backbone(nn.Module, ABC):
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures ``(B, 3, H, W)`` in 0..1 of latents ``(B, C, h, w)``."""
 
+    @abstractmethod
+    def compress(self, pictures: Tensor) -> Tensor:
+        """Latents ``(B, C, h, w)`` of pictures ``(B, 3, H, W)`` in 0..1: what `decode` undoes, as well as it can."""
+
+    @abstractmethod
+    def attention(self) -> AbstractContextManager[dict[str, Tensor]]:
+        """Collects, while it is entered, the probabilities ``(B, heads, pixels, L)`` of every cross-attention layer.
+
+        The last `denoise` inside counts; they carry gradient.
+        """
+
+    def denoiser_parameters(self, part: Part = "all") -> dict[str, nn.Parameter]:
+        """What the denoiser computes with, or a part of it, by name in this backbone."""
+        if part == "x":
+            return self.cross_attention_parameters()
+        if part == "x-strict":
+            layers = self.text_layers().items()
+            return {f"{layer}.{name}": p for layer, module in layers for name, p in module.named_parameters()}
+        cross = self.cross_attention_parameters() if part == "u" else {}
+        found = {f"denoiser.{name}": parameter for name, parameter in self.denoiser.named_parameters()}
+        return {name: parameter for name, parameter in found.items() if name not in cross}
+
     def encode(self, prompts: Sequence[str | Phrase]) -> Conditioning:
         """What the denoiser reads of the prompts, ``(B, L, D)``."""
         return self.contextualize(self.embed(prompts))
@@ -199,6 +236,11 @@ class Backbone(nn.Module, ABC):
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The denoiser's precision, and that of latents."""
+        return next(self.denoiser.parameters()).dtype
 
 
 def _share(module: M, paths: set[tuple[str, ...]]) -> M:

@@ -22,6 +22,10 @@ class NoiseProcess(Protocol):
         """Noised latents ``x_t``."""
         ...
 
+    def remove(self, x: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """The clean latents ``x0`` behind ``x_t``, given its noise: what `noise` did, undone."""
+        ...
+
     def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """What a perfect denoiser predicts at ``x_t``."""
         ...
@@ -60,6 +64,11 @@ class Diffusion:
         """Noised latents ``x_t``, ``(B, C, H, W)``."""
         a, s = self._scales(x0, t)
         return a * x0 + s * noise
+
+    def remove(self, x: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """The clean latents behind ``x_t``, ``(B, C, H, W)``."""
+        a, s = self._scales(x, t)
+        return (x - s * noise) / a
 
     def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """What a perfect denoiser predicts at ``x_t``, ``(B, C, H, W)``."""

@@ -1,13 +1,25 @@
 """Stable Diffusion 1.x and 2.x: one CLIP text tower, a UNet with cross-attention, epsilon or velocity."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from erasure_lightning.backbones.base import CONCEPT, END, PADDING, START, TEMPLATE, Backbone, Conditioning, Embedded
+from erasure_lightning.backbones.attention import recorded
+from erasure_lightning.backbones.base import (
+    CONCEPT,
+    END,
+    PADDING,
+    START,
+    TEMPLATE,
+    Backbone,
+    Conditioning,
+    Embedded,
+    Place,
+)
 from erasure_lightning.backbones.process import Diffusion
 from erasure_lightning.concepts import Phrase
 from erasure_lightning.errors import ErasureError
@@ -108,6 +120,22 @@ class StableDiffusion(Backbone):
         found = ((n, m) for n, m in self.denoiser.named_modules() if n.endswith(ends))
         return {f"denoiser.{n}": m for n, m in found if isinstance(m, nn.Linear)}
 
+    def cross_attention_parameters(self) -> dict[str, nn.Parameter]:
+        """All of every ``attn2``: queries, keys, values and outputs."""
+        return {name: parameter for name, parameter in self.denoiser_parameters().items() if ".attn2." in name}
+
+    def adaptable(self, place: Place) -> dict[str, nn.Module]:
+        """Every ``attn2``, or every `Linear` and `Conv2d` inside an ``attentions`` block."""
+        found = {f"denoiser.{name}": module for name, module in self.denoiser.named_modules()}
+        if place == "cross-attention":
+            return {name: module for name, module in found.items() if name.endswith(".attn2")}
+        layers = (nn.Linear, nn.Conv2d)
+        return {name: m for name, m in found.items() if ".attentions." in name and isinstance(m, layers)}
+
+    def attention(self) -> AbstractContextManager[dict[str, Tensor]]:
+        """Collects the probabilities ``(B, heads, pixels, L)`` of every ``attn2``."""
+        return recorded(self.denoiser, "attn2")
+
     def word_tables(self) -> tuple[Tensor, ...]:
         """The text tower's token table."""
         return (cast(Tensor, self._tower.get_input_embeddings().weight).detach(),)
@@ -147,6 +175,11 @@ class StableDiffusion(Backbone):
         vae = cast(Any, self.vae)
         pictures = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
         return cast(Tensor, (pictures / 2 + 0.5).clamp(0, 1))
+
+    def compress(self, pictures: Tensor) -> Tensor:
+        """Latents ``(B, C, h, w)`` of pictures in 0..1: the mode of the autoencoder's posterior, nothing drawn."""
+        vae = cast(Any, self.vae)
+        return cast(Tensor, vae.encode(pictures * 2 - 1).latent_dist.mode() * vae.config.scaling_factor)
 
     def save(self, folder: Path) -> None:
         """Write a diffusers pipeline folder that holds today's weights."""

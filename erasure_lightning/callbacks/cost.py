@@ -9,6 +9,8 @@ from typing import Any, cast
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from erasure_lightning.edits import write_atomically
 from erasure_lightning.module import ErasureModule
@@ -17,17 +19,27 @@ from erasure_lightning.module import ErasureModule
 class Cost(Callback):
     """Writes ``cost.json`` into the run's folder when a fit has ended.
 
-    ``seconds`` of training (all parts of a resumed run together), ``steps``, ``trained_parameters``, and ``peak_gib``:
-    the most memory the process held up to then, on the GPU where there is one.
+    ``seconds`` of training (all parts of a resumed run together), ``steps``, ``trained_parameters``, ``evaluations``
+    (latents that a denoiser was asked about, the original's included) with ``backwards`` among them that a gradient
+    could flow through, and ``peak_gib``: the most memory the process held up to then, on the GPU where there is one.
     """
 
     def __init__(self) -> None:
         self._earlier = 0.0
         self._start = 0.0
+        self._evaluations = self._backwards = 0
+        self._hooks: list[RemovableHandle] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
+        """Start the clock, and count what denoisers are asked."""
         self._start = time.monotonic()
+        module = cast(ErasureModule, pl_module)
+        denoisers = {module.backbone.denoiser, module.original.denoiser}  # one and the same where it is not edited
+        self._hooks = [denoiser.register_forward_hook(self._count) for denoiser in denoisers]
+
+    def _count(self, denoiser: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
+        self._evaluations += len(inputs[0])
+        self._backwards += len(inputs[0]) if torch.is_grad_enabled() else 0
 
     @property
     def seconds(self) -> float:
@@ -36,24 +48,30 @@ class Cost(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the file."""
+        for hook in self._hooks:
+            hook.remove()
         if not trainer.is_global_zero:
             return
-        editable = cast(ErasureModule, pl_module).editable()
+        trained = cast(ErasureModule, pl_module).trainable()
         cost = {
             "seconds": round(self.seconds, 2),
             "steps": trainer.global_step,
-            "trained_parameters": sum(p.numel() for p in editable.values()),
+            "trained_parameters": sum(p.numel() for p in trained.values()),
+            "evaluations": self._evaluations,
+            "backwards": self._backwards,
             "peak_gib": round(peak_memory(), 3),
         }
         write_atomically(Path(trainer.default_root_dir, "cost.json"), json.dumps(cost, indent=1).encode())
 
     def state_dict(self) -> dict[str, Any]:
-        """Time spent, so that a resumed run adds to it."""
-        return {"seconds": self.seconds if self._start else self._earlier}
+        """What was spent, so that a resumed run adds to it."""
+        seconds = self.seconds if self._start else self._earlier
+        return {"seconds": seconds, "evaluations": self._evaluations, "backwards": self._backwards}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Add to what an earlier part took."""
         self._earlier = state_dict["seconds"]
+        self._evaluations, self._backwards = state_dict.get("evaluations", 0), state_dict.get("backwards", 0)
 
 
 def peak_memory() -> float:

@@ -1,5 +1,6 @@
 """Stops a run that went wrong, and refuses an edit that is none."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,6 +14,16 @@ from erasure_lightning.module import ErasureModule
 
 class Guard(Callback):
     """Stops when the loss is no number, and when the finished edit is no number or changed nothing."""
+
+    def __init__(self) -> None:
+        self._added: dict[str, Tensor] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remember what adapters were."""
+        if isinstance(pl_module, ErasureModule):
+            old = dict(pl_module.original.named_parameters())
+            new = {n: p for n, p in pl_module.editable().items() if n not in old}
+            self._added = {name: parameter.detach().clone() for name, parameter in new.items()}
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -33,26 +44,35 @@ class Guard(Callback):
             ErasureError: If it holds NaN or infinity, or equals the original.
         """
         if isinstance(pl_module, ErasureModule):
-            check_edit(pl_module)
+            check_edit(pl_module, self._added)
 
 
-def check_edit(module: ErasureModule) -> None:
+def check_edit(module: ErasureModule, added: Mapping[str, Tensor]) -> None:
     """Raise unless the module's edit is one.
+
+    Args:
+        module: The module.
+        added: What the parameters that the original lacks (adapters) were when training began.
 
     Raises:
         ErasureError: If it holds NaN or infinity, or equals the original.
     """
-    editable, original = module.editable(), dict(module.original.named_parameters())
+    editable, before = module.editable(), {**dict(module.original.named_parameters()), **added}
     if bad := [name for name, value in editable.items() if not value.isfinite().all()]:
         raise ErasureError(
             f"The edit holds NaN or infinity in {len(bad)} of {len(editable)} parameters, {bad[0]} first; nothing was "
             f"written. {_advice(module)}"
         )
-    if all(torch.equal(value, original[name]) for name, value in editable.items()):
+    if all(torch.equal(value, _plain(name, before)) for name, value in editable.items()):
         raise ErasureError(
             f"{type(module).__name__} changed none of its {len(editable)} parameters; nothing was written. "
             "Give it more steps (--trainer.max_steps) or a higher learning rate, or look at its concepts."
         )
+
+
+def _plain(name: str, before: Mapping[str, Tensor]) -> Tensor:
+    """A parameter's old value, also where an adapter has been wrapped around its layer since."""
+    return before.get(name, before.get(name.replace(".base_layer.", "."), torch.empty(0)))
 
 
 def _advice(module: LightningModule) -> str:

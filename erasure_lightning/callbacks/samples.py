@@ -11,6 +11,7 @@ from torch import Tensor
 
 from erasure_lightning.callbacks.contact import Line, contact_sheet, image, png
 from erasure_lightning.callbacks.pairs import PairCallback
+from erasure_lightning.concepts import in_short
 from erasure_lightning.edits import write_atomically
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.metrics.ranks import gathered
@@ -94,8 +95,9 @@ class SampleGrid(PairCallback):
 
 
 def _title(module: ErasureModule) -> str:
-    names = (f"{c.name} ({c.anchor} in its place)" if c.anchor else c.name for c in module.concepts)
-    return f"{type(module).__name__} erases {', '.join(names)}"
+    few = len(module.concepts) <= 3
+    names = [f"{c.name} ({c.anchor} in its place)" if c.anchor and few else c.name for c in module.concepts]
+    return f"{type(module).__name__} erases {in_short(names)}"
 
 
 def _subtitle(shot: Shot) -> str:

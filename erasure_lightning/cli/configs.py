@@ -2,6 +2,10 @@
 
 import difflib
 import re
+from collections.abc import Iterator
+from contextlib import suppress
+from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +13,26 @@ import yaml
 
 import erasure_lightning
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.registry import GROUP
 
 _PACKAGE = Path(erasure_lightning.__file__).parent
 
 #: In a wheel the configs lie in the package, in a checkout beside it.
 SHIPPED = next((p for p in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if p.is_dir()), _PACKAGE / "configs")
+
+
+def shipped_configs() -> dict[str, Path]:
+    """Configs by file name: ours, and those in the folder ``configs`` of packages with methods; ours come first."""
+    folders = [SHIPPED, *_plugin_folders()]
+    return {path.name: path for folder in reversed(folders) for path in sorted(folder.glob("*.yaml"))}
+
+
+def _plugin_folders() -> Iterator[Path]:
+    """Found without importing anything: a package that is broken, or slow, harms nobody who does not name it."""
+    for entry in entry_points(group=GROUP):
+        with suppress(Exception):
+            spec = find_spec(entry.value.partition(":")[0].partition(".")[0])
+            yield from (Path(folder, "configs") for folder in (spec and spec.submodule_search_locations) or ())
 
 
 def find_config(name: str) -> Path:
@@ -23,13 +42,14 @@ def find_config(name: str) -> Path:
         ErasureError: If there is none, with the nearest of the shipped ones.
     """
     path = Path(name)
-    for found in (path, SHIPPED / name, SHIPPED / f"{name}.yaml"):
-        if found.is_file() and (found == path or path.parent == Path()):
-            return found
-    shipped = sorted(p.name for p in SHIPPED.glob("*.yaml"))
+    if path.is_file():
+        return path
+    shipped = shipped_configs()
+    if found := shipped.get(str(path)) or shipped.get(f"{path}.yaml"):
+        return found
     near = difflib.get_close_matches(f"{path.stem}.yaml", shipped, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise ErasureError(f"unknown config {name!r}: no such file.{hint} Shipped: {', '.join(shipped) or 'none'}.")
+    raise ErasureError(f"unknown config {name!r}: no such file.{hint} Shipped: {', '.join(sorted(shipped)) or 'none'}.")
 
 
 def checked_config(name: str) -> Path:

@@ -12,20 +12,23 @@ from erasure_lightning.runs import Run, default_run, run_of, unused
 _VARIABLE = "ERASURE_RUN_DIR"
 
 
-def choose(command: str, config: Namespace, checkpoint: Path | None) -> Run:
+def choose(command: str, config: Namespace, checkpoint: Path | None, file: Path | None = None) -> Run:
     """The folder of a command, checked by the launching process alone: the others would find its files there.
 
     Args:
         command: ``fit``, ``validate``, ``test`` or ``predict``.
         config: What was asked for.
         checkpoint: Where it goes on from.
+        file: Where the concepts stood, if in a file of their own.
 
     Raises:
         ErasureError: If something there would be overwritten.
     """
+    if "LOCAL_RANK" in os.environ and _VARIABLE in os.environ:
+        return Run(Path(os.environ[_VARIABLE]))
+    run = _folder(command, config, checkpoint, file)
     if "LOCAL_RANK" in os.environ:
-        return Run(Path(os.environ[_VARIABLE])) if _VARIABLE in os.environ else _folder(command, config, checkpoint)
-    run = _folder(command, config, checkpoint)
+        return run
     if command == "fit" and checkpoint is not None and run == run_of(checkpoint):
         run.check_resumable()
     elif command == "fit":
@@ -36,12 +39,12 @@ def choose(command: str, config: Namespace, checkpoint: Path | None) -> Run:
     return run
 
 
-def _folder(command: str, config: Namespace, checkpoint: Path | None) -> Run:
+def _folder(command: str, config: Namespace, checkpoint: Path | None, file: Path | None) -> Run:
     if config.run_dir is not None:
         return Run(Path(config.run_dir))
     if command == "fit" and checkpoint is None:
         names = [concept["name"] for concept in config.model.init_args.concepts]
-        return default_run(config.model.class_path.rsplit(".", 1)[-1], names)
+        return default_run(config.model.class_path.rsplit(".", 1)[-1], [file.stem] if file else names)
     assert checkpoint is not None  # the other commands cannot do without
     root = run_of(checkpoint).root
     return Run(root) if command == "fit" else Run(unused(root / command))

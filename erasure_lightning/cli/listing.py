@@ -1,24 +1,19 @@
 """``erasure methods`` and ``erasure compare``."""
 
-import argparse
 from collections import Counter
 from pathlib import Path
-from typing import NoReturn
 
+from erasure_lightning.cli.arguments import Arguments
+from erasure_lightning.cli.loading import load
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods import METHODS
-from erasure_lightning.registry import Method, known_methods, load_method
+from erasure_lightning.registry import Method, known_methods
 from erasure_lightning.worlds import GROUP as WORLDS
-
-
-class _Arguments(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ErasureError(f"{self.prog}: {message}.")
 
 
 def methods(argv: list[str]) -> None:
     """Print every method and world."""
-    parser = _Arguments("erasure methods", description="List every method and world, built in or plugged in.")
+    parser = Arguments("erasure methods", description="List every method and world, built in or plugged in.")
     parser.add_argument("--verbose", action="store_true", help="load each, and say why where that fails")
     verbose = parser.parse_args(argv).verbose
     known = known_methods()
@@ -33,13 +28,13 @@ def methods(argv: list[str]) -> None:
 def _entry(method: Method, claimed_twice: bool) -> str:
     ours = method.target == (METHODS[method.name].target if method.name in METHODS else "")
     note = "  (another package claims this name too)" if claimed_twice and not ours else ""
-    lines = [f"{method.name}  {method.summary}{note}", f"    {method.package}, {method.class_path}"]
+    lines = [f"{method.name}  {method.summary}".rstrip() + note, f"    {method.package}, {method.class_path}"]
     return "\n".join([*lines, f"    {method.paper}"] if method.paper else lines)
 
 
 def _state(method: Method) -> str:
     try:
-        load_method(method)
+        load(method)
     except ErasureError as error:
         return f"BROKEN: {error}"
     return "loads"
@@ -55,7 +50,7 @@ def _worlds() -> None:
 
 def compare(argv: list[str]) -> None:
     """Print the figures of runs side by side."""
-    parser = _Arguments("erasure compare", description="Put the figures of equally measured runs side by side.")
+    parser = Arguments("erasure compare", description="Put the figures of equally measured runs side by side.")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or its metrics.json")
     given = [Path(name) for name in parser.parse_args(argv).runs]
     from rich.console import Console

@@ -17,8 +17,11 @@ COMMANDS = {
     "test": "measure an edit",
     "validate": "measure an edit on the smallest plan",
     "predict": "draw prompts before and after an edit",
+    "calibrate": "set the bounds of a concept's neighbourhood, for RealEra",
+    "purify": "draw real pictures again with an edited model",
     "compare": "put the figures of runs side by side",
     "methods": "list every method and world, built in or plugged in (--verbose loads them)",
+    "new-method": "write a method that works, to be rewritten into your own",
 }
 
 USAGE = """usage: erasure COMMAND [options]
@@ -69,11 +72,19 @@ def _fail(message: str, code: int) -> int:
 def _dispatch(argv: list[str]) -> int:
     command = argv[0] if argv else "--help"
     if command in ("-h", "--help", "help"):
-        print(USAGE.format(commands="\n".join(f"  {name:10}{text}" for name, text in COMMANDS.items())))
+        print(USAGE.format(commands="\n".join(f"  {name:12}{text}" for name, text in COMMANDS.items())))
     elif command == "--version":
         print(f"erasure-lightning {version('erasure-lightning')}")
-    elif command in ("methods", "compare"):
+    elif command in ("methods", "compare", "new-method"):
         _light(command)(argv[1:])
+    elif command == "calibrate":
+        from erasure_lightning.cli.calibrate import calibrate_bounds
+
+        calibrate_bounds(argv[1:])
+    elif command == "purify":
+        from erasure_lightning.cli.purify import purify
+
+        purify(argv[1:])
     elif command in COMMANDS:
         from erasure_lightning.cli.run import run
 
@@ -87,5 +98,6 @@ def _dispatch(argv: list[str]) -> int:
 
 def _light(command: str) -> Callable[[list[str]], None]:
     from erasure_lightning.cli.listing import compare, methods
+    from erasure_lightning.cli.new_method import new_method
 
-    return {"methods": methods, "compare": compare}[command]
+    return {"methods": methods, "compare": compare, "new-method": new_method}[command]

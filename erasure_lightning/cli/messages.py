@@ -9,16 +9,18 @@ from lightning import Callback
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
 
+from erasure_lightning.bank import TrajectoryBank
 from erasure_lightning.cli.names import CLASSES, LOGGERS
 from erasure_lightning.concepts import Concept
 from erasure_lightning.module import ErasureModule
-from erasure_lightning.sampling import TrajectoryBank
 
 _KEY = re.compile(r'Parser key "(?P<key>[^"]+)":')
 _NOISE = ("Does not validate", "Subtypes:", "Errors:", "Given value", "Expected a path but", "Problem with given class")
 #: Alternatives that nobody who wrote a name meant.
 _NOTHING = tuple(f"Expected a <class '{name}'>" for name in ("NoneType", "bool", "collections.abc.Iterable"))
-_TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
+#: Nor a file by one who wrote a list of concepts.
+_CONCEPTS, _FILE = "model.concepts", "Expected a <class 'str'>"
+_TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "list": "a list"}
 
 
 def tidy(message: str, parser: LightningArgumentParser) -> str:
@@ -39,19 +41,25 @@ def _told(message: str, parser: LightningArgumentParser) -> Iterator[str]:
         if found := _KEY.match(text):
             keys.append(found["key"])
             text = text[found.end() :].strip()
-        if text and not text.startswith(_NOISE) and text not in _NOTHING:
-            yield _line(text, ".".join(dict.fromkeys(keys)), parser)
+        key = ".".join(dict.fromkeys(keys))
+        nothing = (*_NOTHING, _FILE) if key.startswith(_CONCEPTS) else _NOTHING
+        if text and not text.startswith(_NOISE) and text not in nothing:
+            yield _line(text, key, parser)
 
 
 def _line(text: str, key: str, parser: LightningArgumentParser) -> str:
     if found := re.match(r"Option '(.+)' is not accepted", text):
         return _refused(key, found[1], parser)
-    if found := re.match(r"Expected a dot import path string: (.*)", text):
+    if (found := re.match(r"Expected a dot import path string: (.*)", text)) and key == _CONCEPTS:
+        return f"{key} needs {{name: {found[1]}}} in its list; found {found[1]!r}"
+    if found:
         return f"{key} knows no {found[1]!r}{_meant(found[1], _names(key))}"
     if found := re.match(r"the following arguments are required: (.*)", text):
         return f"{key or 'erasure'} needs {found[1]}: give --{key}.{found[1].split(',')[0]}"
     if found := re.match(r"Expected a (.+)\. Got value: (.*)", text):
         return f"{key} needs {_type(found[1])}; found {found[2]!r}"
+    if (found := re.fullmatch(r"Expected a (<class '\w+'>)", text)) and key:
+        return f"{key} needs {_type(found[1])}"
     return f"{key}: {text}" if key else text
 
 

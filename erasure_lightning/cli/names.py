@@ -1,24 +1,35 @@
 """Short names, written out in full before the parser sees them: in argv, and in whatever YAML it loads."""
 
+import difflib
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
-from erasure_lightning.cli.configs import checked_config, load_yaml
-from erasure_lightning.registry import find_method, load_method
+import yaml
+
+from erasure_lightning.cli.configs import SHIPPED, checked_config, load_yaml
+from erasure_lightning.cli.loading import load
+from erasure_lightning.concept_files import read_concepts
+from erasure_lightning.errors import ErasureError
+from erasure_lightning.registry import find_method
 
 #: Our own classes that configs name; Lightning's go by their class names anyway.
 CLASSES = {
     "GlobalSemanticAlignment": "erasure_lightning.retention.global_alignment.GlobalSemanticAlignment",
     "LocalNoisePreservation": "erasure_lightning.retention.local_noise.LocalNoisePreservation",
     "LocalStatePreservation": "erasure_lightning.retention.local_states.LocalStatePreservation",
+    "BeyondConceptRegularization": "erasure_lightning.retention.beyond_concept.BeyondConceptRegularization",
     "UnconditionalDrift": "erasure_lightning.retention.unconditional_drift.UnconditionalDrift",
     "Measure": "erasure_lightning.callbacks.measure.Measure",
     "SampleGrid": "erasure_lightning.callbacks.samples.SampleGrid",
     "RetentionMonitor": "erasure_lightning.retention.monitor.RetentionMonitor",
     "TinyBackbone": "erasure_lightning.backbones.tiny.TinyBackbone",
-    "TrajectoryBank": "erasure_lightning.sampling.TrajectoryBank",
+    "TrajectoryBank": "erasure_lightning.bank.TrajectoryBank",
 }
 
 #: Loggers beside ``metrics.csv``, which is written unless the logger is ``false``.
@@ -46,7 +57,7 @@ def method_path(name: str) -> str:
     if not name.isidentifier():
         return name
     method = find_method(name)
-    load_method(method)
+    load(method)
     return method.class_path
 
 
@@ -61,6 +72,34 @@ def backbone(name: str) -> str | dict[str, str]:
     return {"class_path": path} if _CLASS_PATH.fullmatch(path) else name
 
 
+def concepts(name: str) -> list[dict[str, Any]]:
+    """The concepts of a file, so that the run's config needs no other file.
+
+    Raises:
+        ErasureError: If there is no such file, or it cannot be read.
+    """
+    return [asdict(concept) for concept in read_concepts(find_concepts(name))]
+
+
+def find_concepts(name: str) -> Path:
+    """A file of concepts by path, else a shipped one by name.
+
+    Raises:
+        ErasureError: If there is none, with the nearest of the shipped ones.
+    """
+    path, shipped = Path(name), SHIPPED / "concepts"
+    for found in (path, shipped / name, shipped / f"{name}.yaml"):
+        if os.path.isfile(found) and (found == path or path.parent == Path()):  # no error where a name is too long
+            return Path(found)
+    known = sorted(p.stem for p in shipped.glob("*.yaml"))
+    near = difflib.get_close_matches(path.stem, known, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise ErasureError(
+        f"--model.concepts needs a list, or a CSV, YAML or text file; found no file {name!r}.{hint} "
+        f"A list looks like '[{{name: cigarette}}]'. Shipped files: {', '.join(known) or 'none'}."
+    )
+
+
 #: What to make of a string under a key.
 _UNDER: dict[str, Callable[[str], Any]] = {
     "model": method_path,
@@ -69,6 +108,7 @@ _UNDER: dict[str, Callable[[str], Any]] = {
     "logger": logger,
     "backbone": backbone,
     "bank": class_path,
+    "concepts": concepts,
 }
 
 
@@ -96,7 +136,7 @@ def written_out(value: Any, key: str = "") -> Any:
 
 def _item(value: Any, key: str) -> Any:
     """Names in a list need a dict, since their neighbours may be one."""
-    found = written_out(value, key)
+    found = value if key == "concepts" and isinstance(value, str) else written_out(value, key)
     return {"class_path": found} if isinstance(found, str) and key in ("callbacks", "logger") else found
 
 
@@ -125,7 +165,39 @@ def _value(option: str, word: str) -> str:
     steps = option.removesuffix("+").lstrip("-").split(".")
     while steps[-1] in ("class_path", "help") and len(steps) > 1:
         steps.pop()
+    if steps[-1] == "concepts" and word.startswith(("{", "[")):
+        _check_yaml(word)
     if word.startswith(("{", "[")) or steps[-1] not in _UNDER or (steps[-1] == "model" and len(steps) > 1):
         return word
     full = _UNDER[steps[-1]](word)
-    return full if isinstance(full, str) else json.dumps(full)
+    return full if isinstance(full, str) else json.dumps(full, ensure_ascii=False)
+
+
+def _check_yaml(word: str) -> None:
+    try:
+        load_yaml(word)
+    except yaml.YAMLError as error:
+        told = f"{word!r} is no valid YAML ({getattr(error, 'problem', None) or error})"
+        raise ErasureError(f"--model.concepts needs a file or a list like '[{{name: cigarette}}]'; {told}.") from error
+
+
+def concept_file(argv: list[str]) -> Path | None:
+    """The file that the concepts come from, after which a run is named; None where they stand in a list."""
+    given: Any = None
+    for option, value in options(argv):
+        if option in ("-c", "--config"):
+            model = load_yaml(checked_config(value).read_text(encoding="utf-8")).get("model")
+            inside = model.get("init_args") if isinstance(model, dict) else None
+            given = (inside or {}).get("concepts", given)
+        elif option.endswith("model.concepts"):
+            given = value
+    named = isinstance(given, str) and not given.startswith(("[", "{"))
+    return find_concepts(given) if named else None
+
+
+def options(argv: list[str]) -> Iterator[tuple[str, str]]:
+    """Options and what is given to them."""
+    for word, following in pairwise([*argv, ""]):
+        if word.startswith("-"):
+            name, equals, value = word.partition("=")
+            yield name, value if equals else following

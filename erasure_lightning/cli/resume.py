@@ -1,12 +1,11 @@
 """What a checkpoint has to say about the arguments of the command that uses it."""
 
 import sys
-from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from erasure_lightning.checkpoints import SUFFIXES, locate, read_checkpoint
+from erasure_lightning.cli.names import options
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.runs import run_of
 
@@ -17,23 +16,16 @@ def own_config(argv: list[str], command: str) -> list[str]:
     Raises:
         ErasureError: If there is no such checkpoint.
     """
-    options = dict(_options(argv))
-    if options.keys() & {"-c", "--config", "--model", "--model.class_path"} or not options.get("--ckpt_path"):
+    given = dict(options(argv))
+    if given.keys() & {"-c", "--config", "--model", "--model.class_path"} or not given.get("--ckpt_path"):
         return []
-    locate(options["--ckpt_path"], command)
-    path = Path(options["--ckpt_path"])
+    locate(given["--ckpt_path"], command)
+    path = Path(given["--ckpt_path"])
     if (config := run_of(path).config).is_file():
         return ["--config", str(config)]
     if path.is_file() and path.suffix in SUFFIXES and (text := read_checkpoint(path)["erasure"].get("config")):
         return ["--config", text]
     return []
-
-
-def _options(argv: list[str]) -> Iterator[tuple[str, str]]:
-    for word, following in pairwise([*argv, ""]):
-        if word.startswith("-"):
-            name, equals, value = word.partition("=")
-            yield name, value if equals else following
 
 
 def check_same(model: dict[str, Any], made: dict[str, Any]) -> None:

@@ -24,7 +24,7 @@ from erasure_lightning.cli import folders
 from erasure_lightning.cli.configs import dump_yaml, load_yaml
 from erasure_lightning.cli.loggers import check_wandb, place
 from erasure_lightning.cli.messages import tidy
-from erasure_lightning.cli.names import arguments
+from erasure_lightning.cli.names import arguments, concept_file
 from erasure_lightning.cli.noise import hush
 from erasure_lightning.cli.parser import Parser
 from erasure_lightning.cli.resume import check_same, own_config
@@ -79,6 +79,7 @@ class CommandLine(LightningCLI):
 
     def __init__(self, command: str, argv: list[str], keeper: LastCheckpoint) -> None:
         self.command = command
+        self.argv = argv
         self.keeper = keeper
         super().__init__(
             ErasureModule,
@@ -124,7 +125,7 @@ class CommandLine(LightningCLI):
         self.text = dump_yaml(content)
         self.keeper.set_every(self.config.save_every)
         self.checkpoint = self._checkpoint(content["model"])
-        self.run = folders.choose(self.command, self.config, self.checkpoint)
+        self.run = folders.choose(self.command, self.config, self.checkpoint, concept_file(self.argv))
         place(self.config.trainer.logger, self.run.root)
         check_wandb(self.config.trainer.logger)
 

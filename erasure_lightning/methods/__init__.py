@@ -23,4 +23,74 @@ METHODS = {
         "Erases from the text encoder, and keeps meaning and denoising where they were",
         "Zhu et al. 2025, https://arxiv.org/abs/2506.09363",
     ),
+    "AllButOne": BuiltIn(
+        "erasure_lightning.methods.all_but_one:AllButOne",
+        "Moves the guidance term to an alternative, and holds the unconditional prediction where it was",
+        "Hong et al. 2024, https://arxiv.org/abs/2312.12807",
+    ),
+    "RealEra": BuiltIn(
+        "erasure_lightning.methods.realera:RealEra",
+        "Mines the concept's neighbours, in closed form and then in low-rank adapters",
+        "Liu et al. 2024, https://arxiv.org/abs/2410.09140",
+    ),
+    "RealEraClosedForm": BuiltIn(
+        "erasure_lightning.methods.realera:RealEraClosedForm",
+        "Mines the concept's neighbours, in closed form alone",
+        "Liu et al. 2024, https://arxiv.org/abs/2410.09140",
+    ),
+    "ESD": BuiltIn(
+        "erasure_lightning.methods.esd:ESD",
+        "Guides the concept away from itself, at latents of the original's trajectories",
+        "Gandikota et al. 2023, https://arxiv.org/abs/2303.07345",
+    ),
+    "CA": BuiltIn(
+        "erasure_lightning.methods.ca:CA",
+        "Predicts for the concept what the model predicts for its anchor",
+        "Kumari et al. 2023, https://arxiv.org/abs/2303.13516",
+    ),
+    "UCE": BuiltIn(
+        "erasure_lightning.methods.uce:UCE",
+        "Maps the concept's last token to its anchor's, in closed form",
+        "Gandikota et al. 2024, https://arxiv.org/abs/2308.14761",
+    ),
+    "RECE": BuiltIn(
+        "erasure_lightning.methods.rece:RECE",
+        "Repeats UCE on the embeddings that would bring the concept back",
+        "Gong et al. 2024, https://arxiv.org/abs/2407.12383",
+    ),
+    "MACE": BuiltIn(
+        "erasure_lightning.methods.mace:MACE",
+        "Refines in closed form, suppresses attention in an adapter per concept, and fuses them",
+        "Lu et al. 2024, https://arxiv.org/abs/2403.06135",
+    ),
+    "SPM": BuiltIn(
+        "erasure_lightning.methods.spm:SPM",
+        "Trains one-dimensional adapters that open for prompts near the concept",
+        "Lyu et al. 2024, https://arxiv.org/abs/2312.16145",
+    ),
+    "SDD": BuiltIn(
+        "erasure_lightning.methods.sdd:SDD",
+        "Distills the concept's prediction into the model's own for the empty prompt",
+        "Kim et al. 2023, https://arxiv.org/abs/2307.05977",
+    ),
+    "SalUn": BuiltIn(
+        "erasure_lightning.methods.salun:SalUn",
+        "Relabels the concept, in the weights that matter most to it",
+        "Fan et al. 2024, https://arxiv.org/abs/2310.12508",
+    ),
+    "AdvUnlearn": BuiltIn(
+        "erasure_lightning.methods.advunlearn:AdvUnlearn",
+        "Trains the text encoder against adversarial prompts",
+        "Zhang et al. 2024, https://arxiv.org/abs/2405.15234",
+    ),
+    "Receler": BuiltIn(
+        "erasure_lightning.methods.receler:Receler",
+        "Trains erasers behind cross-attention against adversarial embeddings",
+        "Huang et al. 2024, https://arxiv.org/abs/2311.17717",
+    ),
+    "ANT": BuiltIn(
+        "erasure_lightning.methods.ant:ANT",
+        "Leaves early steps where they go and turns late ones away from the concept",
+        "Li et al. 2025, https://arxiv.org/abs/2504.12782",
+    ),
 }

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from erasure_lightning.backbones.base import CONCEPT, Backbone
-from erasure_lightning.concepts import Batch, Phrase
+from erasure_lightning.concepts import Batch
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.functional import cosine_gap, row_mean
 from erasure_lightning.module import GradientErasure
@@ -80,7 +80,8 @@ class SAGE(GradientErasure):
 
     def erasure_loss(self, x: Tensor, t: Tensor, batch: Batch) -> Tensor:
         """Self-erasure of the plain prompts and, once it has begun, of what the self-check found."""
-        plain, anchor = self.backbone.embed(batch.prompts), self.backbone.embed(self._targets(batch))
+        instead = batch.targets if self.erase_space == "text" else batch.alternatives
+        plain, anchor = self.backbone.embed(batch.prompts), self.backbone.embed(instead)
         asked = [plain]
         if self.check_steps and self.global_step >= self.check_from:
             asked.append(self.self_check(plain, x, t, anchor))
@@ -90,12 +91,6 @@ class SAGE(GradientErasure):
             wanted = self._noise_target(plain, anchor, x, t)
             losses = [mse_loss(self.backbone.denoise(x, t, self.backbone.contextualize(p)), wanted) for p in asked]
         return torch.stack(losses).mean()
-
-    def _targets(self, batch: Batch) -> list[Phrase]:
-        """The anchors' sentences; in noise space nothing at all where there is no anchor, as in negative guidance."""
-        if self.erase_space == "text":
-            return batch.targets
-        return [p if anchor else Phrase("", 0, 0) for p, anchor in zip(batch.targets, batch.anchors, strict=True)]
 
     def self_check(self, plain: Prompts, x: Tensor, t: Tensor, anchor: Prompts | None = None) -> Prompts:
         """Walk the template's words, from the plain prompt outward, to where the concept is said again.

@@ -18,12 +18,13 @@ from erasure_lightning.vocabulary import Vocabulary
 
 
 class RetentionCallback(Callback, ABC):
-    """Adds a weighted term to the loss of any gradient method, so that what should survive does.
+    """Adds a weighted term to any method, so that what should survive does.
 
-    Its value is logged as ``loss/<name>``, its gradient norm as ``gradient/<name>``.
+    To the loss of a gradient method, where its value is logged as ``loss/<name>`` and its gradient norm as
+    ``gradient/<name>``; to the equations of a closed form as text states whose images must stay.
 
     Args:
-        weight: Of the term in the loss, at least 0.
+        weight: Of the term in the loss, or of each retained prompt in a closed form, at least 0.
         prompts: What is retained: prompts, or a text file with one a line. Default: the world's labels (everyday things
             where there is no world) in its captions, without the concepts, their domains, and what is nearer than
             ``nearness``.
@@ -32,11 +33,13 @@ class RetentionCallback(Callback, ABC):
         ramp: Steps over which the weight rises from 0; at least 0.
 
     Raises:
-        ErasureError: If the weight is negative, the file is missing or empty, or the method has no loss to add to.
+        ErasureError: If the weight is negative, or the file is missing or empty.
     """
 
     #: What it is called in logs.
     name: str
+    #: Whether it holds what the text encoder says, and so has nothing to do where none is edited.
+    of_states = False
 
     def __init__(
         self, weight: float = 1.0, prompts: list[str] | str | None = None, nearness: float = 0.6, ramp: int = 0
@@ -60,6 +63,16 @@ class RetentionCallback(Callback, ABC):
     def term(self, module: GradientErasure) -> Tensor:
         """The unweighted loss, a scalar; 0 while the model is its original."""
 
+    def gram(self, module: ErasureModule) -> Tensor:
+        """What a closed form must hold, ``(D, D)`` in float64: by default the retained prompts' token states.
+
+        Where the states' images under the edited maps stay, so do the predictions. Each prompt counts once: its
+        positions share the weight.
+        """
+        states = [module.original.encode(self.retained[i : i + 64]).tokens for i in range(0, len(self.retained), 64)]
+        rows = torch.cat([part.flatten(0, 1) for part in states]).double()
+        return rows.mT @ rows / states[0].shape[1]
+
     def prepare(self, module: GradientErasure) -> None:
         """Compute what does not change while training; the retained prompts are there."""
 
@@ -67,28 +80,28 @@ class RetentionCallback(Callback, ABC):
         """Take a place in the method's loss."""
         if stage != "fit":
             return
-        if not isinstance(pl_module, GradientErasure):
-            raise ErasureError(
-                f"{type(self).__name__} adds a term to a loss; {type(pl_module).__name__} solves in closed form and "
-                "has none. Remove the callback."
-            )
-        module = pl_module
-        same = sum(name.split("_")[0] == self.name for name in module.loss_terms)
+        module = cast(ErasureModule, pl_module)
+        terms = module.loss_terms if isinstance(module, GradientErasure) else module.kept
+        same = sum(name.split("_")[0] == self.name for name in terms)
         name = f"{self.name}_{same + 1}" if same else self.name
-        module.loss_terms[name] = lambda: self._strength(trainer) * self.term(module)
+        if isinstance(module, GradientErasure):
+            module.loss_terms[name] = lambda: self._strength(trainer) * self.term(module)
+        if not self.of_states:
+            module.kept[name] = lambda: self.weight * self.gram(module)
 
     def _strength(self, trainer: Trainer) -> float:
         return self.weight * min((trainer.global_step + 1) / self.ramp, 1.0) if self.ramp else self.weight
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Collect the retained prompts and prepare."""
-        module = cast(GradientErasure, pl_module)
+        module = cast(ErasureModule, pl_module)
         self.retained = list(self.given) if self.given else retained_prompts(module, self.nearness)
-        self.prepare(module)
+        self._require_text_encoder(module)
+        if isinstance(module, GradientErasure):
+            self.prepare(module)
 
-    def require_text_encoder(self, module: GradientErasure) -> None:
-        """Warn if the method edits no text encoder, so that a term about its states can only be 0."""
-        if not any(name.startswith("text_encoders.") for name in module.editable()):
+    def _require_text_encoder(self, module: ErasureModule) -> None:
+        if self.of_states and not any(name.startswith("text_encoders.") for name in module.editable()):
             rank_zero_warn(
                 f"{type(self).__name__} holds text states, and {type(module).__name__} edits no text encoder: it will "
                 "stay at 0. LocalNoisePreservation holds what the denoiser says."

@@ -34,6 +34,7 @@ class GlobalSemanticAlignment(RetentionCallback):
     """
 
     name = "global"
+    of_states = True
 
     def __init__(
         self,
@@ -52,7 +53,6 @@ class GlobalSemanticAlignment(RetentionCallback):
     @torch.no_grad()
     def prepare(self, module: GradientErasure) -> None:
         """Encode every retained prompt with the original, once: the columns of every step's matrix."""
-        self.require_text_encoder(module)
         parts = [self.retained[i : i + 256] for i in range(0, len(self.retained), 256)]
         original = module.original
         self._originals = torch.cat([original.summarize(original.embed(part)) for part in parts])

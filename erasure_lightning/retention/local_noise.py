@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
+from erasure_lightning.bank import Teacher, TrajectoryBank, pure_noise
+from erasure_lightning.concepts import Batch
 from erasure_lightning.functional import mix
-from erasure_lightning.module import GradientErasure, pure_noise
+from erasure_lightning.module import GradientErasure
 from erasure_lightning.retention.base import RetentionCallback
-from erasure_lightning.sampling import TrajectoryBank
 
 
 class LocalNoisePreservation(RetentionCallback):
@@ -41,20 +42,17 @@ class LocalNoisePreservation(RetentionCallback):
         if self.bank is not None:
             seed = mix(module.seed, module.global_rank, 3)
             order = torch.randperm(len(self.retained), generator=torch.Generator().manual_seed(seed)).tolist()
-            self.bank.follow(module.original, [self.retained[i] for i in order], seed)
+            walked = [self.retained[i] for i in order[: self.bank.trajectories]]
+            self.bank.follow(module.original, lambda _: _sentences(walked), seed)
 
     def term(self, module: GradientErasure) -> Tensor:
         """Mean squared change of the predictions, a scalar."""
         if self.bank is not None:
-            prompts = [self.bank.prompts[int(i)] for i in torch.randint(len(self.bank.prompts), (self.batch_size,))]
-            moment = self.bank.draw(prompts)
-            x, t, before = moment.x, moment.t, moment.conditional
+            original = self.bank.teacher(module.original, self.bank.draw([""] * self.batch_size))
         else:
             prompts = [self.retained[i] for i in self.draw(self.batch_size)]
-            x, t = pure_noise(module.backbone, len(prompts))
-            with torch.no_grad():
-                before = module.original.denoise(x, t, module.original.encode(prompts))
-        return mse_loss(module.backbone.denoise(x, t, module.backbone.encode(prompts)), before)
+            original = Teacher(module.original, *pure_noise(module.backbone, len(prompts)), _sentences(prompts))
+        return mse_loss(module.student(original.x, original.t, original.batch.prompts), original.concept)
 
     def state_dict(self) -> dict[str, Any]:
         """The bank, so that a resumed run draws the same moments."""
@@ -64,3 +62,8 @@ class LocalNoisePreservation(RetentionCallback):
         """Take up the bank where it was left."""
         if self.bank is not None and "bank" in state_dict:
             self.bank.load_state_dict(state_dict["bank"])
+
+
+def _sentences(prompts: list[str]) -> Batch:
+    """Retained prompts as sentences without a concept."""
+    return Batch(prompts, [""] * len(prompts), [""] * len(prompts))

@@ -25,6 +25,7 @@ class LocalStatePreservation(RetentionCallback):
     """
 
     name = "states"
+    of_states = True
 
     def __init__(self, weight: float = 1.5, batch_size: int = 16, **kwargs: Any) -> None:
         super().__init__(weight, **kwargs)
@@ -32,7 +33,6 @@ class LocalStatePreservation(RetentionCallback):
 
     def prepare(self, module: GradientErasure) -> None:
         """Encode every retained prompt with the original, once."""
-        self.require_text_encoder(module)
         parts = [self.retained[i : i + 64] for i in range(0, len(self.retained), 64)]
         with torch.no_grad():
             self._originals = torch.cat([module.original.encode(part).tokens for part in parts])

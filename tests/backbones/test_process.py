@@ -26,6 +26,12 @@ def test_a_perfect_prediction_gives_back_noise_and_clean_latents(pair):
     assert torch.allclose(process.clean(prediction, x, t), x0, atol=1e-4)
 
 
+def test_removing_its_noise_leaves_the_clean_latents(pair):
+    process, _ = pair
+    x0, noise, t = torch.randn(3, 4, 8, 8), torch.randn(3, 4, 8, 8), torch.tensor([0, 500, 900])
+    assert torch.allclose(process.remove(process.noise(x0, noise, t), noise, t), x0, atol=1e-4)
+
+
 def test_velocity_target_is_what_diffusers_says():
     scheduler = DDIMScheduler(prediction_type="v_prediction")
     x0, noise, t = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8), torch.tensor([3, 700])

@@ -79,6 +79,18 @@ def test_text_layers_and_text_parameters(tiny):
     assert set(everything) <= set(dict(tiny.named_parameters()))
 
 
+def test_parts_of_the_denoiser(tiny):
+    parts = {part: set(tiny.denoiser_parameters(part)) for part in ("x", "x-strict", "u", "all")}
+    assert parts["x"] == set(tiny.cross_attention_parameters())
+    assert parts["x-strict"] == {f"{name}.weight" for name in tiny.text_layers()}
+    assert {n.partition("attn2.")[2] for n in parts["x"]} == {
+        *("to_q.weight", "to_k.weight", "to_v.weight", "to_out.0.weight", "to_out.0.bias")
+    }
+    assert parts["x"].isdisjoint(parts["u"])
+    assert parts["x"] | parts["u"] == parts["all"] == set(tiny.denoiser_parameters())
+    assert parts["all"] == {n for n, _ in tiny.named_parameters() if n.startswith("denoiser.")}
+
+
 class TestOriginal:
     def test_stays_while_the_model_changes(self, tiny):
         twin = tiny.original(tiny.text_parameters(1))
@@ -113,6 +125,21 @@ def test_a_seed_means_the_same_noise_in_any_batch(tiny):
     assert torch.equal(tiny.noise([7])[0], tiny.noise([1, 7, 3])[1])
     alone, among = (draw(tiny, ["a cat"] * n, s, steps=2, guidance=2.0) for n, s in ((1, [7]), (3, [1, 7, 3])))
     assert torch.allclose(alone[0], among[1], atol=1e-5)
+
+
+class TestCompress:
+    def test_pictures_become_latents_of_the_models_shape(self, tiny):
+        pictures = torch.rand(2, 3, 16, 16)
+        assert tiny.compress(pictures).shape == (2, *tiny.latent_shape())
+        assert torch.equal(tiny.compress(pictures), tiny.compress(pictures))
+
+    def test_decoding_undoes_it(self):
+        pytest.importorskip("erasure_lightning_emoji_world")
+        world = load_backbone("emoji-world")
+        pictures = draw(world, ["a fox", "a guitar"], [10, 11], steps=20, guidance=4.0)
+        there_and_back = world.decode(world.compress(pictures))
+        assert (there_and_back - pictures).abs().mean() < 0.02
+        assert (there_and_back - pictures.flip(0)).abs().mean() > 0.1  # the control: another picture
 
 
 def test_size_must_fit_the_autoencoder(tiny):

@@ -5,6 +5,7 @@ from trivial import Distillation
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.callbacks.cost import Cost
 from erasure_lightning.concepts import Concept
+from erasure_lightning.methods.sage import SAGE
 from erasure_lightning.testing import fit
 
 
@@ -18,8 +19,25 @@ def test_it_writes_what_the_edit_cost(tmp_path, monkeypatch):
     assert 0 < cost["peak_gib"] < 1000
 
 
+def test_it_counts_what_both_denoisers_were_asked(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fit(Distillation(concepts=[Concept("cat", "dog")], backbone=TinyBackbone()), 3, Cost())
+    cost = json.loads((tmp_path / "cost.json").read_text())
+    assert cost["evaluations"] == 3 * 2 * 2  # three steps of two prompts, the student's and the original's
+    assert cost["backwards"] == 3 * 2
+
+
+def test_a_denoiser_that_is_not_edited_is_counted_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = {"erase_space": "noise", "check_steps": 0, "eta": 1.0}
+    fit(SAGE(concepts=[Concept("cat", "dog")], backbone=TinyBackbone(), **arguments), 1, Cost())
+    assert json.loads((tmp_path / "cost.json").read_text())["evaluations"] == 3 * 2
+
+
 def test_a_resumed_run_adds_up():
-    cost = Cost()
-    cost.load_state_dict({"seconds": 100.0})
-    cost.on_train_start(None, None)
+    cost, module = Cost(), Distillation(concepts=[Concept("cat", "dog")], backbone=TinyBackbone())
+    module.configure_model()
+    cost.load_state_dict({"seconds": 100.0, "evaluations": 7, "backwards": 3})
+    cost.on_train_start(None, module)
     assert cost.state_dict()["seconds"] >= 100.0
+    assert cost.state_dict()["evaluations"] == 7

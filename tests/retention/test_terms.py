@@ -5,15 +5,16 @@ import torch
 from trivial import Distillation, Redirection
 
 from erasure_lightning.backbones.tiny import TinyBackbone
+from erasure_lightning.bank import TrajectoryBank
 from erasure_lightning.concepts import Concept
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.functional import Regression, corrected
 from erasure_lightning.methods.sage import SAGE
 from erasure_lightning.retention.base import far_from, retained_prompts
 from erasure_lightning.retention.global_alignment import GlobalSemanticAlignment
 from erasure_lightning.retention.local_noise import LocalNoisePreservation
 from erasure_lightning.retention.local_states import LocalStatePreservation
 from erasure_lightning.retention.unconditional_drift import UnconditionalDrift
-from erasure_lightning.sampling import TrajectoryBank
 from erasure_lightning.testing import edit_of, fit
 
 CAT = [Concept("cat", "dog")]
@@ -97,16 +98,47 @@ def test_the_weight_ramps_up():
     assert [at(0), at(1), at(3), at(9)] == [0.5, 1.0, 2.0, 2.0]
 
 
-def test_a_closed_form_has_no_loss_to_add_to():
-    with pytest.raises(ErasureError, match="Redirection solves in closed form and has none"):
-        fit(module(Redirection), 1, GlobalSemanticAlignment())
+class Keeping(Redirection):
+    """The closed form of the tests, with what callbacks hold."""
+
+    def solve(self):
+        sources, images = (
+            self.original.encode([getattr(c, which) for c in self.concepts]).tokens.flatten(0, 1)
+            for which in ("name", "anchor")
+        )
+        equations = Regression(self.kept_gram())
+        equations.redirect(sources, images)
+        correction = equations.correction(0.1)
+        return {name: corrected(weight, correction) for name, weight in self.editable().items()}
+
+
+@pytest.mark.parametrize("make", [LocalNoisePreservation, UnconditionalDrift])
+def test_a_closed_form_holds_the_states_of_what_is_retained(make):
+    free, held, callback = module(Keeping), module(Keeping), make(weight=100.0)
+    callback.given = KEPT if make is LocalNoisePreservation else [""]
+    fit(free, 1)
+    fit(held, 1, callback)
+
+    def moved(owner):
+        states = owner.original.encode(callback.given).tokens
+        layers = owner.original.text_layers()
+        return sum((states @ (w - layers[n.removesuffix(".weight")].weight).T).square().sum()
+                   for n, w in owner.editable().items())  # fmt: skip
+
+    assert moved(held) < 0.1 * moved(free)
+
+
+def test_a_closed_form_has_no_text_states_to_hold():
+    with pytest.warns(UserWarning, match="Redirection edits no text encoder"):
+        made = fit(module(Redirection), 1, GlobalSemanticAlignment(prompts=KEPT))
+    assert not made.kept
 
 
 def test_banks_resume():
     callback = ready(TERMS["trajectory"](), module())
     other = TERMS["trajectory"]()
     other.load_state_dict(callback.state_dict())
-    assert other.bank.prompts == callback.bank.prompts
+    assert other.bank.walked == callback.bank.walked
 
 
 class TestRetainedPrompts:

@@ -1,0 +1,89 @@
+"""Every method on cigarette, heart and weapon of the emoji world: ``python benchmarks/methods.py``.
+
+Each row is one `erasure fit` with the method's shipped config, the concepts of ``configs/concepts/``, and the protocol
+of BARS.md: seeds 0, 1, 2, DDIM with 20 steps, guidance 4, 54 other labels. The official implementations' rows are those
+of BARS.md, measured there on two cores. Runs lie in ``--out`` and are taken from there when finished, so that a table
+goes on where it stopped.
+"""
+
+import argparse
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import harmonic_mean
+
+from rows import fitted, head, line, mean
+
+CONCEPTS = ("cigarette", "heart", "weapon")
+METHODS = (
+    *("sage", "all-but-one", "realera", "esd", "ca", "uce", "rece", "mace", "spm", "sdd", "salun", "advunlearn"),
+    *("receler", "ant", "age", "speed"),
+)
+
+HEAD = (
+    *("method", "own", "domain", "retain", "harmonic", "feature", "L1"),
+    *("seconds", "peak GiB", "trained", "evaluations", "with gradient"),
+)
+
+#: Own, domain, retain, feature, L1, seconds (BARS.md, "Measured on 2 cores").
+OFFICIAL = {
+    "cigarette": {
+        "official UCE": (0.00, 0.00, 0.96, 0.920, 0.048, 11),
+        "official ESD-x, 200 iterations": (0.00, 0.00, 0.96, 0.918, 0.050, 231),
+    },
+    "heart": {"official UCE": (0.00, 0.00, 1.00, 0.955, 0.046, 10)},
+    "weapon": {"official UCE": (0.00, 0.00, 0.87, 0.842, 0.078, 12)},
+}
+
+
+def harmonic(own: float, domain: float, retain: float) -> float:
+    """MACE's ``H_o``: the harmonic mean of what is forgotten by name, forgotten by association, and kept."""
+    return harmonic_mean([1 - own, 1 - domain, retain])
+
+
+def official(name: str, figures: tuple[float, ...]) -> str:
+    """A row of BARS.md."""
+    own, domain, retain, feature, l1, seconds = figures
+    values = (own, domain, retain, harmonic(own, domain, retain), feature, l1)
+    return line([name, *(f"{v:.3f}" for v in values), f"{seconds:.0f}", *["-"] * 4])
+
+
+def ours(method: str, concept: str, folder: Path, options: argparse.Namespace) -> str:
+    """A row of ours."""
+    given = ["--config", f"{method}.yaml", "--model.concepts", f"{concept}.yaml", "--data.seeds", options.seeds]
+    given += ["--data.originals", str(options.out / "originals")]  # every method is measured against the same pictures
+    metrics, cost = fitted(folder, given, threads=options.threads)
+    estimates = metrics["estimates"]
+    own, domain, retain = (mean(estimates[g]["recognized"]) for g in ("efficacy", "generality", "specificity"))
+    feature, l1 = (mean(estimates["structure"][name]) for name in ("similarity", "distance"))
+    values = (own, domain, retain, harmonic(own, domain, retain), feature, l1)
+    counts = (cost["trained_parameters"], cost["evaluations"], cost["backwards"])
+    seconds, peak = f"{cost['seconds']:.1f}", f"{cost['peak_gib']:.2f}"
+    return line([method, *(f"{v:.3f}" for v in values), seconds, peak, *(f"{count:,}" for count in counts)])
+
+
+def main() -> None:
+    """Print a table for each concept as Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("runs/methods"))
+    parser.add_argument("--methods", nargs="+", default=METHODS, help="names of configs")
+    parser.add_argument("--concepts", nargs="+", default=CONCEPTS, help="names of lists in configs/concepts")
+    parser.add_argument("--seeds", default="3")
+    parser.add_argument("--jobs", type=int, default=2, help="fits side by side")
+    parser.add_argument("--threads", type=int, default=1, help="of each fit")
+    options = parser.parse_args()
+    with ThreadPoolExecutor(options.jobs) as pool:
+        rows = {
+            (concept, method): pool.submit(ours, method, concept, options.out / f"{method}-{concept}", options)
+            for concept in options.concepts
+            for method in options.methods
+        }
+        for concept in options.concepts:
+            print(f"\n**{concept}**\n\n{head(list(HEAD))}")
+            for name, figures in OFFICIAL.get(concept, {}).items():
+                print(official(name, figures))
+            for method in options.methods:
+                print(rows[concept, method].result(), flush=True)
+
+
+if __name__ == "__main__":
+    main()

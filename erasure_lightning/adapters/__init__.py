@@ -1,0 +1,1 @@
+"""Adapters: small modules beside a model's layers."""

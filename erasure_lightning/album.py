@@ -1,0 +1,34 @@
+"""Pictures of a model that does not change, drawn once and kept for every later run that asks for the same."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from erasure_lightning.edits import write_atomically
+from erasure_lightning.shots import Shots
+
+
+def kept(folder: str | None, model: str, shots: Shots, draw: Callable[[], Tensor]) -> Tensor:
+    """A batch of pictures ``(B, 3, H, W)``, from the folder where they lie there; bit for bit what was drawn.
+
+    Args:
+        folder: Where they are kept, ``None`` to draw them anew.
+        model: The model's fingerprint.
+        shots: What the pictures are of. A batch is kept as one, since a picture's last bits depend on its neighbours.
+        draw: Draws them.
+    """
+    if folder is None:
+        return draw()
+    asked = [(s.prompt, s.seed, s.steps, s.guidance) for s in shots.shots]
+    name = hashlib.sha256(repr((model, shots.size, asked)).encode()).hexdigest()[:32]
+    path = Path(folder, f"{name}.safetensors")
+    try:
+        return load_file(path)["pictures"]
+    except (FileNotFoundError, SafetensorError):  # not drawn yet, or spoiled by something that is not us
+        pictures = draw()
+        write_atomically(path, save({"pictures": pictures.detach().cpu().contiguous()}))
+        return pictures

@@ -1,0 +1,57 @@
+"""Pictures that a model draws once, as latents, to be noised whenever training looks at them."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from erasure_lightning.backbones.base import Backbone
+from erasure_lightning.backbones.process import draw_times
+from erasure_lightning.concepts import Phrase
+from erasure_lightning.sampling import sample
+
+#: Pictures drawn side by side.
+SIDE_BY_SIDE = 16
+
+
+class Noised(NamedTuple):
+    """Some pictures, noised.
+
+    Args:
+        x: Noisy latents, ``(B, C, h, w)``.
+        t: Their times, ``(B,)``.
+        target: What a perfect denoiser would say of them, ``(B, C, h, w)``.
+    """
+
+    x: Tensor
+    t: Tensor
+    target: Tensor
+
+
+class Gallery:
+    """The pictures of some prompts, in latents: nobody looks at pixels, and the autoencoder would only take them back.
+
+    Args:
+        backbone: Who draws them.
+        prompts: One a picture, ``N`` of them.
+        seed: They depend on it, the prompts and the model alone, so that a resumed run draws the same.
+        steps: Sampling steps, at least 1.
+        guidance: Scale of classifier-free guidance.
+    """
+
+    def __init__(
+        self, backbone: Backbone, prompts: Sequence[str | Phrase], seed: int, *, steps: int, guidance: float
+    ) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        seeds = torch.randint(2**31, (len(prompts),), generator=generator).tolist()
+        chunks = [slice(i, i + SIDE_BY_SIDE) for i in range(0, len(prompts), SIDE_BY_SIDE)]
+        how = {"steps": steps, "guidance": guidance}
+        self.latents = torch.cat([sample(backbone, prompts[c], seeds[c], **how) for c in chunks])
+        self.process = backbone.process
+
+    def noised(self, rows: Sequence[int]) -> Noised:
+        """Pictures by number, with fresh noise at times drawn from all there are."""
+        clean = self.latents[list(rows)]
+        t, noise = draw_times(self.process, len(clean), clean.device), torch.randn(clean.shape).to(clean)
+        return Noised(self.process.noise(clean, noise, t), t, self.process.target(clean, noise, t))

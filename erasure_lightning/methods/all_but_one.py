@@ -1,0 +1,99 @@
+"""All but One: surgical concept erasing (Hong, Lee and Woo, AAAI 2024, arXiv 2312.12807; no code was published).
+
+A prediction is an unconditional part and a guidance term, ``eps(c) = eps(0) + D(c)``. Erasing exchanges the concept's
+term alone for that of an alternative; the unconditional part, which guidance puts into *every* picture, stays:
+
+    ``L = |D_th - D_tgt|^2 + lam |eps_th(0) - eps_*(0)|^2``,  ``D_th = eps_th(c_e) - eps_th(0)``,
+
+with ``D_tgt = D_*(c_a)``. Where both vanish, the concept is drawn as the original draws the alternative: from the same
+seed the same picture, at any guidance.
+
+Stated by the paper (methods.md section 4.1): the surgical update of the guidance term, the constraint on the
+unconditional drift, the alternative, and purification (``erasure purify``). Reconstructed: the exact loss, ``lam``, who
+carries gradient, what is trained, whose latents, every number. The more general ``D_tgt = a D_*(c_a) - eta D_*(c_e)``
+is ours; at ``(0, 1)``, detached and without drift term it is ESD.
+
+Predictions are compared as the model makes them. In a model of velocity both differences are those of noise over the
+signal's scale ``a_t``: the optimum and the meaning of ``lam`` are the same. Compared as noise, such a model's errors
+would weigh ``a_t^2``, which is next to nothing at the noisy steps where guidance lays a picture out.
+
+Cost per step: two evaluations of the student a latent, in one batch, with one backward; the frozen original is asked
+once at each moment of the bank, and then never again.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
+
+from erasure_lightning.backbones.base import Part
+from erasure_lightning.bank import Teacher
+from erasure_lightning.concepts import Batch
+from erasure_lightning.errors import ErasureError
+from erasure_lightning.module import GradientErasure
+
+
+class AllButOne(GradientErasure):
+    """Moves the guidance term to an alternative, and holds the unconditional prediction where it was.
+
+    A concept's anchor is its alternative; without one, guidance is left with nothing to say.
+
+    Args:
+        train: Which part of the denoiser: ``x`` its cross-attention, ``x-strict`` keys and values alone, ``u`` all but
+            cross-attention (peers, for what appears unnamed), ``all``.
+        lam: Weight of the unconditional drift, at least 0; 0 for the ablation.
+        alternative: ``a``, how much of the alternative's guidance is aimed at.
+        eta: How much of the concept's own guidance is aimed away from, at least 0.
+        detach_unconditional: Let the guidance term move the conditional prediction alone.
+        lr: Highest learning rate; peers train SD 1.x with 1e-5 for 200 to 1500 steps.
+        warmup: Steps to reach it.
+        kwargs: Arguments of every gradient method.
+
+    Raises:
+        ErasureError: If ``lam`` or ``eta`` is negative.
+    """
+
+    def __init__(
+        self,
+        *,
+        train: Part = "x",
+        lam: float = 5.0,
+        alternative: float = 1.0,
+        eta: float = 0.0,
+        detach_unconditional: bool = False,
+        lr: float = 3e-4,
+        warmup: int = 5,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(lr=lr, warmup=warmup, **kwargs)
+        if lam < 0 or eta < 0:
+            raise ErasureError(f"AllButOne needs lam and eta of at least 0; found {lam}, {eta}.")
+        self.train_part = train
+        self.lam, self.alternative, self.eta = lam, alternative, eta
+        self.detach_unconditional = detach_unconditional
+
+    def editable(self) -> dict[str, nn.Parameter]:
+        """The part of the denoiser that ``train`` names."""
+        return self.backbone.denoiser_parameters(self.train_part)
+
+    def erasure_loss(self, x: Tensor, t: Tensor, batch: Batch) -> Tensor:
+        """``L_sur + lam L_unc``, both of one forward of the student."""
+        teacher = self.teacher(x, t, batch)
+        nothing, said = self.predictions(x, t, batch)
+        beside = nothing.detach() if self.detach_unconditional else nothing
+        surgical = mse_loss(said - beside, self.target(teacher))
+        return surgical + self.lam * mse_loss(nothing, teacher.nothing) if self.lam else surgical
+
+    def predictions(self, x: Tensor, t: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What the student says to the empty prompt and to the concepts' sentences, ``(B, C, h, w)`` each."""
+        asked = self.backbone.encode([""]).expand(len(x)) + self.backbone.encode(batch.prompts)
+        nothing, said = self.backbone.denoise(torch.cat((x, x)), torch.cat((t, t)), asked).chunk(2)
+        return nothing, said
+
+    def target(self, teacher: Teacher) -> Tensor:
+        """``D_tgt = a D_*(c_a) - eta D_*(c_e)``, ``(B, C, h, w)``; the original is asked for what counts only."""
+        target = torch.zeros_like(teacher.x)
+        if self.alternative and any(teacher.batch.anchors):
+            target = self.alternative * (teacher.anchor - teacher.nothing)
+        return target - self.eta * (teacher.concept - teacher.nothing) if self.eta else target

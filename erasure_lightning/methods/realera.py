@@ -1,0 +1,140 @@
+"""RealEra: neighbour-concept mining (Liu et al., arXiv 2410.09140; withdrawn from ICLR 2025).
+
+Random neighbours of the concept's text states go where the concept goes, and states beyond them stay: first in closed
+form in the text layers (stage A), then in low-rank adapters that align noise predictions (stage B).
+
+Stated by the paper: mining under ``d <= D_1`` and ``cos in [S_1, S_2]``, beyond-concept regularisation, and both stages
+(methods.md 5.1). No code was published: the terms are inferred with high confidence, their weights are ours, as is the
+form of what lies beyond (5.2 to 5.4). Where it can, stage A takes the mean over all neighbours exactly.
+
+Cost: stage A encodes ten sentences a concept and solves one system, no denoiser. A step of stage B takes three forwards
+and two backwards of the denoiser on the batch, and a fourth forward where no bank holds the anchor's prediction.
+"""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import mse_loss
+
+from erasure_lightning.adapting import LoraErasure
+from erasure_lightning.backbones.base import Conditioning
+from erasure_lightning.concepts import Batch
+from erasure_lightning.errors import ErasureError
+from erasure_lightning.functional import Regression, corrected, mix
+from erasure_lightning.module import ClosedFormErasure, ErasureModule
+from erasure_lightning.neighbours import Mining, Neighbourhood, beyond_drift, concept_onward, exchanged, sentences
+from erasure_lightning.prompts import aligned_states
+from erasure_lightning.vocabulary import Vocabulary
+
+
+class NeighbourMining(ErasureModule):
+    """What both variants share: the concepts' neighbourhoods, and stage A.
+
+    Args:
+        min_cosine: ``S_1``, of a neighbour to its state, in 0..1; ``erasure calibrate`` measures what fits a concept.
+        max_cosine: ``S_2``, from ``min_cosine`` to 1.
+        max_distance: ``D_1``, above 0; by default what ``min_cosine`` implies.
+        neighbours: ``n`` of each state, which share its weight with it; 0 for none.
+        beyond: ``m`` samples of each state's beyond; 0 for none.
+        sampler: ``expectation`` stands for infinitely many samples in stage A and draws directly in stage B; ``direct``
+            and ``reject`` draw them.
+        erase_weight: ``lam_e`` of a concept, whose sentences, and their positions, share it.
+        beyond_weight: ``lam_b`` of all concepts together.
+        ridge: ``lam``, pull of stage A towards the old weights, above 0.
+        kwargs: Arguments of every method.
+    """
+
+    def __init__(
+        self,
+        *,
+        min_cosine: float = 0.7,
+        max_cosine: float = 0.9,
+        max_distance: float | None = None,
+        neighbours: int = 50,
+        beyond: int = 50,
+        sampler: Literal["expectation", "direct", "reject"] = "expectation",
+        erase_weight: float = 10.0,
+        beyond_weight: float = 100.0,
+        ridge: float = 0.1,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if min(neighbours, beyond, erase_weight, beyond_weight) < 0 or ridge <= 0:
+            raise ErasureError(
+                f"{type(self).__name__} needs neighbours, beyond and weights of at least 0 and a ridge above 0; found "
+                f"{neighbours}, {beyond}, {erase_weight}, {beyond_weight} and {ridge}."
+            )
+        self.neighbourhood = Neighbourhood(min_cosine, max_cosine, max_distance)
+        shared = beyond_weight / len(self.concepts)  # what is beyond is the same for all: they would add up
+        self.mining = Mining(self.neighbourhood, neighbours, beyond, sampler, erase_weight, shared)
+        self.ridge = ridge
+
+    def stage_a(self) -> dict[str, Tensor]:
+        """The text layers' new weights, by the layers' names: the minimiser of ``J`` (methods.md 5.3)."""
+        equations, vocabulary = Regression(self.kept_gram()), Vocabulary(self.original.world, self.concepts)
+        for place, concept in enumerate(self.concepts):
+            self._write(equations, sentences(concept, vocabulary), mix(self.seed, place, 6))
+        correction = equations.correction(self.ridge)
+        return {name: corrected(layer.weight, correction) for name, layer in self.original.text_layers().items()}
+
+    def _write(self, equations: Regression, batch: Batch, seed: int) -> None:
+        """A concept's terms; what stands before its words is asked to stay."""
+        plain = self.original.embed(batch.prompts)
+        states = self.original.contextualize(plain).tokens
+        images = aligned_states(self.original, self.original.embed(batch.targets), like=plain)
+        mined, scale = concept_onward(plain[0]), 1 / states[..., 0].numel()
+        equations.keep(states[~mined], scale * self.mining.erase_weight)
+        self.mining.write(equations, states[mined], images[mined], scale, seed)
+
+
+class RealEraClosedForm(NeighbourMining, ClosedFormErasure):
+    """RealEra's stage A alone: one linear system, no training."""
+
+    def solve(self) -> dict[str, Tensor]:
+        """The minimiser of ``J``."""
+        return {f"{name}.weight": weight for name, weight in self.stage_a().items()}
+
+
+class RealEra(NeighbourMining, LoraErasure):
+    """RealEra: stage A, and from there low-rank adapters trained on noise predictions.
+
+    Args:
+        closed_form: Begin with stage A; without it, stage B starts from the original.
+        noise_weight: ``lam_b'`` of the beyond term in stage B, at least 0.
+        lr: Highest learning rate.
+        kwargs: Of `NeighbourMining` and `LoraErasure`.
+    """
+
+    def __init__(self, *, closed_form: bool = True, noise_weight: float = 1.0, lr: float = 1e-3, **kwargs: Any) -> None:
+        super().__init__(lr=lr, **kwargs)
+        if noise_weight < 0:
+            raise ErasureError(f"RealEra needs a noise_weight of at least 0; found {noise_weight}.")
+        self.closed_form = closed_form
+        self.noise_weight = noise_weight
+
+    @torch.no_grad()
+    def on_train_start(self) -> None:
+        """Stage A, beneath the adapters; a resumed run has it in its checkpoint."""
+        if self.closed_form and not self.global_step:
+            for name, weight in self.stage_a().items():
+                self.backbone.get_parameter(f"{name}.base_layer.weight").copy_(weight)
+
+    def erasure_loss(self, x: Tensor, t: Tensor, batch: Batch) -> Tensor:
+        """``L_era + lam_b' L_bey`` (methods.md 5.4), a scalar."""
+        plain = self.original.embed(batch.prompts)
+        asked = self.perturbed(self.original.contextualize(plain), concept_onward(plain[0]))
+        said = self.backbone.denoise(x, t, asked)
+        loss = mse_loss(said, self.teacher(x, t, batch).anchor)
+        if self.mining.beyond and self.noise_weight:
+            loss = loss + self.noise_weight * beyond_drift(self.backbone, self.original, x, t, plain)
+        return loss
+
+    def perturbed(self, asked: Conditioning, where: Tensor) -> Conditioning:
+        """Half of the batch with fresh neighbours at the positions ``where`` ``(B, L)``, by lot if it is odd."""
+        if not self.mining.neighbours:
+            return asked
+        count = len(asked.tokens)
+        chosen = 2 * torch.randperm(count) + torch.randint(2, ()) < count
+        near = self.neighbourhood.draw(asked.tokens, "reject" if self.mining.sampler == "reject" else "direct")
+        return exchanged(asked, where & chosen.to(where.device).unsqueeze(1), near)

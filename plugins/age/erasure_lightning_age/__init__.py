@@ -1,0 +1,1 @@
+"""Adaptive guided erasure for erasure_lightning."""

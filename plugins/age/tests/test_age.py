@@ -1,0 +1,129 @@
+"""AGE's promises: the contract, the mixture, both turns of a step, and the erasure itself."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from erasure_lightning_age.age import AGE
+
+from erasure_lightning.backbones.tiny import TinyBackbone
+from erasure_lightning.bank import TrajectoryBank
+from erasure_lightning.concepts import Batch, Concept
+from erasure_lightning.errors import ErasureError
+from erasure_lightning.registry import find_method, load_method
+from erasure_lightning.testing import check_method, fit
+
+BATCH = Batch(["a {}", "the {}"], ["cat", "star"], ["", ""])
+CONCEPTS = [Concept("cat"), Concept("star")]
+
+
+def age(**arguments):
+    module = AGE(concepts=CONCEPTS, backbone=TinyBackbone(), **arguments)
+    module.configure_model()
+    module.on_train_start()
+    return module
+
+
+def spoiled(module):
+    """The student somewhere else than the original."""
+    for parameter in module.editable().values():
+        parameter.data.add_(0.05 * torch.randn_like(parameter))
+    return module
+
+
+LATENTS = torch.randn(2, 4, 8, 8), torch.tensor([100, 900])
+FREE = torch.randn(2, 4, 8, 8), torch.tensor([300, 700])
+
+
+@pytest.mark.parametrize("arguments", [{}, {"top": 1, "train": "x-strict"}, {"target_lr": 0.0}], ids=str)
+def test_contract(arguments):
+    check_method(AGE, lr=1e-3, bank=TrajectoryBank(trajectories=2, steps=3), **arguments)
+
+
+def test_it_is_announced_by_its_package():
+    found = find_method("age")
+    assert load_method(found) is AGE
+    assert found.package == "erasure-lightning-age 0.1.0"
+
+
+class TestMixture:
+    def test_a_single_word_is_a_row_of_the_vocabulary(self):
+        module = age(top=1)
+        for row, targets in zip(module.mixture(BATCH).tokens, module._targets, strict=True):
+            assert any(torch.allclose(row, word, atol=1e-6) for word in module._table[targets])
+
+    def test_it_leaves_the_start_alone(self):
+        module = age()
+        start = module.original.encode(["a cat"]).tokens[0, 0]
+        assert torch.allclose(module.mixture(BATCH).tokens[:, 0], start.expand(2, -1), atol=1e-5)
+
+    def test_targets_are_near_and_none_is_erased(self):
+        module = age(closest=3, centres=3)
+        state = module.original.encode(["cat"]).tokens
+        distances = (module._table - state).flatten(1).norm(dim=1)
+        assert set(module._targets[0].tolist()) == set(distances.argsort()[:3].tolist())
+        assert distances.min() > 0  # the cat itself is no target
+
+    def test_both_terms_of_the_harm_reach_it(self):
+        """The official code computes the first without gradient; its control is the student that has not moved."""
+        module = age(preserve=0.0)
+        (slope,) = torch.autograd.grad(module.harm(*LATENTS, *FREE, BATCH, module.mixture(BATCH)), module._logits)
+        assert slope.abs().max() > 0
+        module = spoiled(age())
+        (slope,) = torch.autograd.grad(module._drift(*FREE, module.mixture(BATCH)), module._logits)
+        assert slope.abs().max() > 0
+
+    def test_a_step_moves_it_uphill(self):
+        module = spoiled(age(target_lr=0.5, temperature=0.5))
+        torch.manual_seed(0)
+        before = module.harm(*LATENTS, *FREE, BATCH, module.mixture(BATCH))
+        for _ in range(10):
+            torch.manual_seed(0)
+            slope = torch.autograd.grad(module.harm(*LATENTS, *FREE, BATCH, module.mixture(BATCH)), module._logits)
+            module._logits.grad = slope[0]
+            module._ascent.step()
+        torch.manual_seed(0)
+        assert module.harm(*LATENTS, *FREE, BATCH, module.mixture(BATCH)) > before
+
+
+def test_the_loss_by_hand():
+    """In clean latents an epsilon model's errors weigh ``(1 - a) / a``."""
+    module = spoiled(age(target_lr=0.0, top=1, closest=1, centres=1, preserve=0.0, eta=0.5))
+    x, t = LATENTS
+    target = module.mixture(BATCH)
+    instead = module.original.denoise(x, t, target)
+    said, now = (m.denoise(x, t, m.encode(BATCH.prompts)) for m in (module.original, module.backbone))
+    a = module.backbone.process.alphas[t].view(-1, 1, 1, 1)
+    by_hand = ((1 - a) / a * (now - (instead - 0.5 * (said - instead))).square()).mean()
+    assert torch.allclose(module.erasure_loss(x, t, BATCH), by_hand, rtol=1e-4)
+
+
+def test_a_step_on_the_mixture_leaves_no_gradient_in_the_weights():
+    module = spoiled(age())
+    module.erasure_loss(*LATENTS, BATCH)
+    assert all(parameter.grad is None for parameter in module.editable().values())
+
+
+def test_arguments_out_of_range():
+    with pytest.raises(ErasureError, match="AGE needs counts of at least 1"):
+        AGE(concepts=CONCEPTS, backbone=TinyBackbone(), top=0)
+
+
+@pytest.mark.slow
+def test_it_erases_the_cigarette_of_the_emoji_world():
+    pytest.importorskip("erasure_lightning_emoji_world")
+    config = yaml.safe_load((Path(__file__).parents[1] / "erasure_lightning_age/configs/age.yaml").read_text())
+    assert config["model"]["class_path"] == "AGE"
+    bank = TrajectoryBank(trajectories=8, steps=10)
+    module = fit(AGE(concepts=[Concept("cigarette", domain=["smoking", "tobacco"])], bank=bank), 30)
+
+    def gap(prompt):
+        now, then = (
+            model.denoise(x, t, model.encode([prompt]).expand(4)) for model in (module.backbone, module.original)
+        )
+        return (now - then).square().mean()
+
+    x, t = module.backbone.noise(range(4)), torch.tensor([300, 500, 700, 900])
+    with torch.no_grad():
+        assert gap("a cigarette") > 3 * gap("a dog")

@@ -1,0 +1,163 @@
+"""ANT: the contract, four terms by hand, stages the right way round, drift with slopes, masks, the erasure."""
+
+import pytest
+import torch
+from recognition import KEPT, recognised
+
+from erasure_lightning.backbones.tiny import TinyBackbone
+from erasure_lightning.bank import TrajectoryBank
+from erasure_lightning.concepts import Batch, Concept
+from erasure_lightning.errors import ErasureError
+from erasure_lightning.methods.ant import ANT
+from erasure_lightning.testing import check_method, edit_of, fit
+
+CONCEPTS = [Concept("cat", "dog"), Concept("star", "heart")]
+BATCH = Batch(["a photo of a {}", "the {} in a house", "a {}"], ["cat", "star", "cat"], ["dog", "heart", "dog"])
+X, T = torch.linspace(-2, 2, 768).view(3, 4, 8, 8), torch.tensor([100, 900, 500])
+LATE, EARLY = [0, 2], [1]
+
+
+def bank(**arguments):
+    return TrajectoryBank(**({"trajectories": 2, "steps": 4} | arguments))
+
+
+def ant(moved=0.01, **arguments):
+    module = ANT(concepts=CONCEPTS, backbone=TinyBackbone(), **arguments)
+    module.configure_model()
+    for parameter in module.editable().values():
+        parameter.data.add_(moved)
+    return module
+
+
+def says(model, prompts, rows):
+    return model.denoise(X[rows], T[rows], model.encode([prompts[i] for i in rows]))
+
+
+def mse(a, b):
+    return (a - b).square().mean()
+
+
+def slopes(module, rows=slice(None)):
+    batch = Batch(*(field[rows] for field in BATCH))
+    parameters = list(module.trainable().values())
+    found = torch.autograd.grad(module.erasure_loss(X[rows], T[rows], batch), parameters, materialize_grads=True)
+    return torch.cat([slope.flatten() for slope in found])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{}, {"share": 1.0, "train": "x"}, {"bank": bank(student=True, refresh=2), "alpha": 0.0, "drift": 0.0}],
+    ids=["masked", "cross-attention", "student"],
+)
+def test_contract(arguments):
+    check_method(ANT, **{"bank": bank(), "maps": 2} | arguments)
+
+
+def test_contract_on_pure_noise():
+    check_method(ANT, maps=1)
+
+
+class TestLoss:
+    def test_four_terms_by_hand(self):
+        module, nothing = ant(alpha=0.7, drift=0.3), [""] * 3
+        now, then, asked = module.backbone, module.original, BATCH.prompts
+        turned = 2 * says(then, nothing, LATE) - says(then, asked, LATE)
+        away = mse(says(now, asked, LATE), turned)
+        away = away + 0.3 * mse(says(now, nothing, LATE), says(then, nothing, LATE))
+        kept = mse(says(now, asked, EARLY), says(then, asked, EARLY))
+        kept = kept + 0.3 * mse(says(now, nothing, EARLY), says(then, nothing, EARLY))
+        assert torch.allclose(module.erasure_loss(X, T, BATCH), away + 0.7 * kept)
+
+    def test_at_the_original_early_and_drift_are_nothing_and_have_no_slope(self):
+        module = ant(moved=0.0)
+        early = Batch(*(field[1:2] for field in BATCH))
+        assert module.erasure_loss(X[1:2], T[1:2], early) == 0
+        assert slopes(module, slice(1, 2)).abs().max() == 0
+        assert slopes(module).abs().max() > 0  # the control: late ones do
+        without = ant(moved=0.0, drift=0.0)
+        assert torch.allclose(module.erasure_loss(X, T, BATCH), without.erasure_loss(X, T, BATCH))
+
+    def test_the_drift_terms_have_slopes_once_it_has_moved(self):
+        """The official ones are constants."""
+        assert not torch.allclose(slopes(ant(drift=1.0)), slopes(ant(drift=0.0)), atol=1e-4)
+
+    def test_drift_is_held_by_it(self):
+        def drift(module):
+            now, then = (says(model, [""] * 3, [0, 1, 2]) for model in (module.backbone, module.original))
+            return mse(now, then).item()
+
+        fitted = [fit(ant(0.0, drift=b, bank=bank(), share=1.0, lr=3e-3, warmup=1), 30) for b in (0.0, 3.0)]
+        assert drift(fitted[1]) < 0.7 * drift(fitted[0])
+
+    def test_early_steps_stay_and_late_ones_turn(self):
+        module = fit(ant(0.0, bank=bank(), share=1.0, lr=3e-3, warmup=1), 40)
+        first = module.first_steps(4)
+        held, t = module.bank._held, module.bank._held["t"]
+        asked = module.bank.walked.prompts
+        moved = [mse(module.student(held["x"][:, i], t[:, i], asked), held["concept"][:, i]).item() for i in range(4)]
+        assert max(moved[:first]) < 0.5 * min(moved[first:])
+
+
+class TestStages:
+    @pytest.mark.parametrize(("early", "steps", "first"), [(0.14, 50, 7), (0.14, 20, 3), (0.08, 50, 4), (0.5, 2, 1)])
+    def test_the_first_steps_are_early(self, early, steps, first):
+        module = ant(early=early, bank=bank(steps=steps))
+        times = module.backbone.scheduler(steps).timesteps
+        assert module.is_early(times).tolist() == [True] * first + [False] * (steps - first)
+
+    def test_one_step_at_least_and_not_all(self):
+        assert ant(early=0.01).first_steps(4) == 1
+        assert ant(early=0.99).first_steps(4) == 3
+
+    def test_without_a_bank_the_noisiest_times_are(self):
+        assert ant(early=0.14).is_early(torch.tensor([0, 859, 860, 999])).tolist() == [False, False, True, True]
+
+    def test_a_pair_lies_on_one_trajectory_the_early_moment_first(self):
+        module = fit(ant(0.0, bank=bank(steps=8, trajectories=6), share=1.0), 1)
+        for _ in range(10):
+            x, t, batch = module.noisy_latents(Batch(["a {}"] * 3, ["cat", "star", "cat"], ["dog", "heart", "dog"]))
+            assert (t[:3] > t[3:]).all()
+            assert module.is_early(t).tolist() == [True] * 3 + [False] * 3
+            assert batch.concepts == ["cat", "star", "cat"] * 2
+            assert torch.equal(module._drawn.rows[:3], module._drawn.rows[3:])
+            assert x is module._drawn.x  # so that the bank answers for the original
+
+
+class TestMasks:
+    def test_a_map_is_the_larger_half_of_each_tensor(self):
+        module = fit(ant(0.0, bank=bank(), maps=1), 1)
+        sizes = {name: mask.numel() for name, mask in module.masks.items()}
+        assert all(int(mask.sum()) <= sizes[name] // 2 for name, mask in module.masks.items())
+        assert 0.45 < module.description()["salient"] <= 0.5
+
+    def test_more_maps_leave_less(self):
+        kept = [fit(ant(0.0, bank=bank(), maps=maps), 1).description()["salient"] for maps in (1, 2, 4)]
+        assert kept[0] > kept[1] > kept[2] > 0.5**4  # and more than by chance
+
+    def test_what_is_masked_stays_bit_identical(self):
+        module = fit(ant(0.0, bank=bank(), maps=2, lr=1e-2), 3)
+        before = dict(TinyBackbone().named_parameters())
+        for name, now in edit_of(module).items():
+            assert torch.equal(now[~module.masks[name]], before[name][~module.masks[name]])
+            assert not module.masks[name].any() or not torch.equal(now, before[name])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"early": 1.0}, "needs early above 0 and below 1; found 1.0"),
+        ({"maps": 0}, "maps of at least 1; found 1.0, 0.5, 0"),
+        ({"bank": bank(steps=1)}, "needs a bank of at least 2 steps, an early and a late one; found 1"),
+    ],
+)
+def test_arguments_out_of_range(arguments, words):
+    with pytest.raises(ErasureError, match=words):
+        ant(**arguments)
+
+
+@pytest.mark.slow
+def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
+    module = fit(ANT(concepts=[Concept("cigarette")], bank=TrajectoryBank(trajectories=8), maps=2), 60)
+    assert recognised(module.original, ["cigarette"] * 4) == 1
+    assert recognised(module.backbone, ["cigarette"] * 4) == 0
+    assert recognised(module.backbone, KEPT) == 1

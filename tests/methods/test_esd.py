@@ -1,0 +1,124 @@
+"""ESD's promises: the contract, its loss by hand in both forms, the two etas, whose latents, and the erasure itself."""
+
+import pytest
+import torch
+from recognition import KEPT, recognised
+
+from erasure_lightning.backbones.tiny import TinyBackbone
+from erasure_lightning.bank import TrajectoryBank
+from erasure_lightning.concepts import Batch, Concept
+from erasure_lightning.errors import ErasureError
+from erasure_lightning.methods.esd import ESD
+from erasure_lightning.testing import check_method, fit
+
+CONCEPTS = [Concept("cat", "dog"), Concept("star", "heart")]
+BATCH = Batch(["a photo of a {}", "the {} in a house"], ["cat", "star"], ["dog", "heart"])
+X, T = torch.linspace(-2, 2, 512).view(2, 4, 8, 8), torch.tensor([100, 900])
+PARTS = ("x", "x-strict", "u", "all")
+
+
+def esd(concepts=CONCEPTS, **arguments):
+    module = ESD(concepts=concepts, backbone=TinyBackbone(), **arguments)
+    module.configure_model()
+    for parameter in module.editable().values():  # so that student and original differ
+        parameter.data.add_(0.01)
+    return module
+
+
+def says(model, words):
+    prompts = [template.replace("{}", word) for template, word in zip(BATCH.templates, words, strict=True)]
+    return model.denoise(X, T, model.encode(prompts if any(words) else ["", ""]))
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_contract(part):
+    check_method(ESD, train=part, bank=TrajectoryBank(trajectories=2, steps=3))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"bank": TrajectoryBank(trajectories=2, steps=3, student=True, refresh=2)},
+        {"bank": TrajectoryBank(trajectories=3, steps=3), "erase_from": "anchor"},
+    ],
+    ids=["pure noise", "student", "anchor"],
+)
+def test_contract_on_other_latents(arguments):
+    check_method(ESD, **arguments)
+
+
+class TestLoss:
+    @pytest.mark.parametrize("eta", [0.0, 1.0, 2.5])
+    def test_the_papers_form(self, eta):
+        module = esd(eta=eta)
+        said, nothing = says(module.original, BATCH.concepts), says(module.original, ["", ""])
+        wanted = nothing - eta * (said - nothing)
+        by_hand = (says(module.backbone, BATCH.concepts) - wanted).square().mean()
+        assert torch.allclose(module.erasure_loss(X, T, BATCH), by_hand)
+
+    @pytest.mark.parametrize("erase_from", ["concept", "anchor"])
+    def test_the_number_of_2025_is_ours_plus_one_in_both_of_its_forms(self, erase_from):
+        module, negative_guidance = esd(eta=1.0, erase_from=erase_from), 2.0
+        batch, edited = BATCH, BATCH.concepts
+        if erase_from == "anchor":
+            batch, edited = Batch(BATCH.templates, BATCH.anchors, BATCH.concepts), BATCH.anchors
+        called = says(module.original, BATCH.concepts) - says(module.original, ["", ""])
+        wanted = says(module.original, edited) - negative_guidance * called
+        by_hand = (says(module.backbone, edited) - wanted).square().mean()
+        assert torch.allclose(module.erasure_loss(X, T, batch), by_hand)
+
+    def test_another_number_is_another_loss(self):
+        one, two = (esd(eta=eta).erasure_loss(X, T, BATCH) for eta in (1.0, 2.0))
+        assert not torch.allclose(one, two)
+
+
+class TestLatents:
+    @pytest.mark.parametrize(("erase_from", "named"), [("concept", {"cat", "star"}), ("anchor", {"dog", "heart"})])
+    def test_they_lie_on_trajectories_of_what_is_edited(self, erase_from, named):
+        bank = TrajectoryBank(trajectories=4, steps=2)
+        fit(esd(erase_from=erase_from, bank=bank), 1)
+        assert set(bank.walked.concepts) == named
+
+    def test_on_a_bank_the_original_is_asked_nothing_more(self, monkeypatch):
+        module = esd(bank=TrajectoryBank(trajectories=2, steps=3))
+        asked = []
+
+        def denoise(*arguments):
+            asked.append(len(arguments[0]))
+            return type(module.original).denoise(module.original, *arguments)
+
+        fit(module, 1)
+        monkeypatch.setattr(module.original, "denoise", denoise)
+        fit(module, 4)
+        assert not asked
+        module.bank = None  # the control
+        fit(module, 1)
+        assert asked
+
+
+def test_what_each_part_trains():
+    trained = {part: set(esd(train=part).editable()) for part in PARTS}
+    assert trained["x-strict"] < trained["x"] < trained["all"]
+    assert trained["u"] == trained["all"] - trained["x"]
+    assert not any("text_encoders" in name for name in trained["all"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"eta": -1.0}, "ESD needs eta of at least 0; found -1.0"),
+        ({"erase_from": "anchor", "concepts": [Concept("cat")]}, "needs an anchor a concept; 'cat' has none"),
+    ],
+)
+def test_arguments_out_of_range(arguments, words):
+    with pytest.raises(ErasureError, match=words):
+        esd(**arguments)
+
+
+@pytest.mark.slow
+def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
+    module = fit(ESD(concepts=[Concept("cigarette")], bank=TrajectoryBank(trajectories=8)), 100)
+    assert recognised(module.original, ["cigarette"] * 4) == 1
+    assert recognised(module.backbone, ["cigarette"] * 4) == 0
+    assert recognised(module.backbone, KEPT) == recognised(module.original, KEPT) == 1

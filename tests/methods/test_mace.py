@@ -1,0 +1,291 @@
+"""MACE's promises: the contract, both closed forms, what adapters learn, and the erasure itself, with controls."""
+
+import pytest
+import torch
+
+from erasure_lightning.adapters.per_concept import ConceptAdapters
+from erasure_lightning.attention_masks import attention_inside
+from erasure_lightning.backbones.base import CONCEPT, END, PADDING
+from erasure_lightning.backbones.tiny import TinyBackbone
+from erasure_lightning.bank import TrajectoryBank
+from erasure_lightning.concepts import Batch, Concept, Phrase
+from erasure_lightning.errors import ErasureError
+from erasure_lightning.methods.mace import MACE, importance
+from erasure_lightning.metrics.scorer import Scorer
+from erasure_lightning.prompts import shared_rows, state_gram
+from erasure_lightning.sampling import draw
+from erasure_lightning.testing import check_method, fit
+
+QUICK = {"pictures": 1, "steps": 2}
+BATCH = Batch(["a photo of a {}", "the {} in a house"], ["cat", "star"], ["dog", "heart"])
+CONCEPTS = [Concept("cat", "dog"), Concept("star", "heart")]
+
+
+def mace(concepts=CONCEPTS, **arguments):
+    module = MACE(concepts=concepts, backbone=TinyBackbone(), **(QUICK | arguments))
+    module.configure_model()
+    return module
+
+
+def started(concepts=CONCEPTS, **arguments):
+    """Behind stage 1, with adapters that learned something."""
+    module = mace(concepts, **arguments)
+    module.on_train_start()
+    generator = torch.Generator().manual_seed(4)
+    for up in module.adapters.up:
+        up.data = torch.randn(up.shape, generator=generator)
+    return module
+
+
+def key_weights(backbone):
+    return next(iter(backbone.text_layers().values())).weight.double()
+
+
+def masks_of(module, x, t, batch):
+    words = module.original.embed(batch.prompts)
+    return module.masks(x, t, module.original.contextualize(words), words[0].positions(CONCEPT), batch)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"refine": False, "times": "uniform", "rank": 2},
+        {"preserve": 0.0, "mask": 0.0},
+        {"bank": TrajectoryBank(trajectories=2, steps=2)},
+    ],
+    ids=str,
+)
+def test_contract(arguments):
+    check_method(MACE, **(QUICK | arguments))
+
+
+class TestAlignment:
+    def rows(self, template, concept, anchor):
+        tiny, batch = TinyBackbone(), Batch([template], [concept], [anchor])
+        return (
+            shared_rows(tiny, batch),
+            tiny.encode(batch.prompts).tokens[0],
+            tiny.encode(batch.targets).tokens[0],
+        )
+
+    def test_what_is_not_the_concept_meets_its_like(self):
+        (k, a), asked, instead = self.rows("a {} style", "cat", "dog")
+        others = [0, 1, *range(3, 16)]
+        assert torch.equal(k, asked[others])
+        assert torch.equal(a, instead[others])
+        assert torch.equal(k[:2], a[:2])  # a causal encoder says the same in front of the concept
+
+    def test_sentences_of_two_lengths_meet_at_their_ends(self):
+        (k, a), asked, instead = self.rows("a {} style", "big cat", "dog")
+        words = int(TinyBackbone().embed([Phrase("big cat", 0, 7)])[0].positions(CONCEPT).sum())
+        assert words > 1
+        assert torch.equal(k, asked[[0, 1, *range(2 + words, 16)]])
+        assert torch.equal(a, instead[[0, 1, *range(3, 16 - words + 1)]])
+
+    def test_a_word_of_both_names_counts_as_shared(self):
+        (k, a), asked, instead = self.rows("a {}", "small cat", "small dog")
+        others = [0, 1, 2, *range(4, 16)]
+        assert torch.equal(k, asked[others])
+        assert torch.equal(a, instead[others])
+
+
+class TestRefinement:
+    def test_is_the_minimiser(self):
+        module = mace(preserve=0.2, ridge=0.5)
+        module.on_train_start()
+        weights, old = key_weights(module.backbone).requires_grad_(True), key_weights(module.original)
+        loss = 0.5 * (weights - old).square().sum()
+        loss = loss + ((weights - old) @ module._kept * (weights - old)).sum()
+        for batch in module._asked:
+            k, a = (rows.double() for rows in shared_rows(module.original, batch))
+            loss = loss + (weights @ k.mT - old @ a.mT).square().sum()
+        (slope,) = torch.autograd.grad(loss, weights)
+        assert slope.abs().max() < 1e-3
+        assert (weights - old).abs().max() > 1e-2
+
+    def test_preservation_has_its_weight_once(self):
+        one, ten = mace(preserve=1.0), mace(preserve=10.0)
+        one.on_train_start(), ten.on_train_start()
+        assert torch.allclose(10 * one._kept, ten._kept)
+
+    def test_more_preservation_moves_kept_captions_less(self):
+        def moved(preserve):
+            module = mace(preserve=preserve, ridge=0.01)
+            module.on_train_start()
+            k = module.original.encode(["a bird", "a car"]).tokens.double()
+            return ((key_weights(module.backbone) - key_weights(module.original)) @ k.mT).norm().item()
+
+        assert moved(10.0) < 0.5 * moved(0.0)
+
+    def test_around_the_concept_is_said_what_is_said_around_the_anchor(self):
+        module = mace(preserve=0.0, ridge=0.01)
+        module.on_train_start()
+        k, a = (rows.double() for rows in shared_rows(module.original, module._asked[0]))
+        now, old = key_weights(module.backbone), key_weights(module.original)
+        assert (k @ now.mT - a @ old.mT).norm() < 0.7 * (k @ old.mT - a @ old.mT).norm()
+
+
+class TestSuppression:
+    def test_only_pixels_in_the_mask_and_marked_positions_count(self):
+        maps = {"layer": torch.rand(2, 3, 4, 5, requires_grad=True)}
+        positions = torch.tensor([[False, True, False, True, False]] * 2)
+        mask = torch.tensor([[True, False, False, True], [False, True, True, False]])
+        value = attention_inside(maps, positions, {"layer": mask})
+        inside = mask[:, None, :, None] & positions[:, None, None]
+        by_hand = [maps["layer"][b][inside[b].expand(3, 4, 5)].norm() for b in range(2)]
+        assert torch.allclose(value, torch.stack(by_hand))
+        (slope,) = torch.autograd.grad(value.sum(), maps["layer"])
+        assert torch.equal(slope != 0, inside.expand_as(slope))
+
+    def test_the_loss_by_hand(self):
+        module = started()
+        x, t = torch.randn(2, 4, 8, 8), torch.tensor([100, 900])
+        loss = module.erasure_loss(x, t, BATCH)
+        words = module.original.embed(BATCH.prompts)
+        masks, total = masks_of(module, x, t, BATCH), 0.0
+        with module.adapted(BATCH), module.backbone.attention() as maps, torch.no_grad():
+            module.backbone.denoise(x, t, module.original.contextualize(words))
+        hidden = words[0].positions(CONCEPT, END, PADDING)
+        for name, probabilities in maps.items():
+            for row in range(2):
+                total += probabilities[row][:, masks[name][row]][..., hidden[row]].norm() / 2
+        assert torch.allclose(loss, total, rtol=1e-4)
+
+    def test_training_turns_attention_away_and_adapters_that_did_not_train_do_not(self):
+        trained, idle = fit(mace(lr=0.1), 30), fit(mace(lr=1e-9), 30)
+        x, t = torch.randn(2, 4, 8, 8), torch.tensor([300, 300])
+
+        def attended(module):
+            module.write(module._refined)
+            return module.erasure_loss(x, t, BATCH).item()
+
+        refined = idle.erasure_loss(x, t, BATCH).item()
+        assert attended(idle) == pytest.approx(refined, rel=1e-3)
+        assert attended(trained) < 0.8 * attended(idle)
+
+    def test_styles_have_no_mask(self):
+        module = mace([Concept("cat", "dog"), Concept("star", "heart", kind="style")])
+        x, t = torch.randn(2, 4, 8, 8), torch.tensor([100, 900])
+        masks = masks_of(module, x, t, BATCH).values()
+        assert all(mask[1].all() for mask in masks)
+        assert not all(mask[0].all() for mask in masks)
+
+    def test_gradients_reach_the_adapters_of_the_batch_alone(self):
+        module = started()
+        cats = Batch(["a {}"] * 2, ["cat"] * 2, ["dog"] * 2)
+        module.erasure_loss(torch.randn(2, 4, 8, 8), torch.tensor([100, 900]), cats).backward()
+        reached = {name for name, p in module.named_parameters() if p.grad is not None}
+        assert reached == {"adapters.down.0", "adapters.up.0"}
+
+
+def test_times_of_importance_lie_where_things_have_their_shape():
+    weights = importance(1000)
+    assert weights[200:400].sum() / weights.sum() > 0.85
+    assert torch.allclose(importance(500), weights[::2])
+    module = mace()
+    module.on_train_start()
+    batch = Batch(["a {}"] * 200, ["cat"] * 200, ["dog"] * 200)
+    x, t, _ = module.noisy_latents(batch)
+    assert x.shape == (200, 4, 8, 8)
+    assert ((t > 150) & (t < 450)).float().mean() > 0.95
+    module.times = "uniform"
+    assert ((module.noisy_latents(batch)[1] > 450).float().mean()) > 0.3
+
+
+class TestAdapters:
+    def test_each_row_passes_those_of_its_own_concept(self):
+        module = started()
+        x, t = torch.randn(2, 4, 8, 8), torch.tensor([100, 900])
+        asked = module.original.encode(BATCH.prompts)
+        with torch.no_grad():
+            with module.adapted(BATCH):
+                both = module.backbone.denoise(x, t, asked)
+            for row in range(2):
+                alone = Batch(*([field[row]] for field in BATCH))
+                with module.adapted(alone):
+                    said = module.backbone.denoise(x[[row]], t[[row]], asked[[row]])
+                assert torch.allclose(said[0], both[row], atol=1e-5)
+            plain = module.backbone.denoise(x, t, asked)
+        assert not torch.allclose(plain, both, atol=1e-3)
+
+    def test_fused_weights_do_for_each_concept_what_its_adapter_did(self):
+        layers = list(TinyBackbone().text_layers().values())
+        adapters = ConceptAdapters(layers, 2, 1)
+        for up in adapters.up:
+            up.data.normal_()
+        old, rows = torch.cat([layer.weight for layer in layers]).double(), torch.randn(2, 6, 32).double()
+        nothing = torch.zeros(32, 32).double()
+        fused = adapters.fused(old, old, nothing, rows.mT @ rows, 1e-8)
+        for concept, k in enumerate(rows):
+            change = [
+                up @ down
+                for up, down in zip(adapters.up[concept].split(adapters.widths), adapters.down[concept], strict=True)
+            ]
+            assert torch.allclose(fused @ k.mT, (old + torch.cat(change).double()) @ k.mT, atol=1e-4)
+            assert not torch.allclose(old @ k.mT, fused @ k.mT, atol=1e-1)
+
+    def test_fusing_one_concept_merges_its_adapter_on_its_span(self):
+        module = started(CONCEPTS[:1], preserve=0.0, ridge=2.0)
+        gram = state_gram(module.original, module._asked[0].prompts)
+        up, down = module.adapters.up[0], module.adapters.down[0]
+        change = torch.cat([b @ a for b, a in zip(up.split(module.adapters.widths), down, strict=True)]).double()
+        shrunk = change @ gram @ torch.linalg.inv(gram + 2.0 * torch.eye(32).double())
+        assert torch.allclose(module.fused(), module._refined + shrunk, atol=1e-6)
+
+    def test_adapters_that_learned_nothing_leave_stage_one_as_it_is(self):
+        module = mace(preserve=0.0)
+        module.on_train_start()
+        assert torch.equal(module.fused().float(), module._refined)
+
+    def test_it_learns_the_same_in_any_order_of_concepts(self):
+        here, there = started(), started(CONCEPTS[::-1])
+        assert torch.allclose(here._refined, there._refined, atol=1e-6)
+        for field in ("down", "up"):
+            swapped = [p.data.clone() for p in getattr(here.adapters, field)][::-1]
+            for parameter, value in zip(getattr(there.adapters, field), swapped, strict=True):
+                parameter.data = value
+        assert torch.allclose(here.fused(), there.fused(), atol=1e-6)
+
+
+def test_a_checkpoint_is_an_edit_at_any_time(tmp_path):
+    fit(mace(lr=1e-2), 2, total=4, save=tmp_path / "half.ckpt")
+    saved, fused = torch.load(tmp_path / "half.ckpt", weights_only=True), fit(mace(lr=1e-2), 2).editable()
+    fresh = mace()
+    refined = {name: value.clone() for name, value in fresh.editable().items()}
+    fresh.on_load_checkpoint(saved)
+    fresh.load_state_dict(saved["state_dict"], strict=False)
+    assert fresh.adapters.up[0].abs().sum() > 0
+    assert all(not torch.equal(value, refined[name]) for name, value in fresh.editable().items())
+    assert fresh.editable().keys() == fused.keys()
+
+
+def test_a_hundred_concepts():
+    letters = "bcdefghijk"
+    many = [Concept(a + b, "dog") for a in letters for b in letters]
+    module = fit(mace(many, pictures=1, steps=1, preserve=0.0), 2)
+    assert len(module.trainable()) == 200
+    assert all(value.isfinite().all() for value in module.editable().values())
+
+
+@pytest.mark.parametrize("wrong", [{"rank": 0}, {"mask": 2.0}, {"ridge": 0.0}, {"preserve": -1.0}, {"pictures": 0}])
+def test_numbers_out_of_range(wrong):
+    with pytest.raises(ErasureError, match="MACE needs rank, pictures and steps of at least 1"):
+        mace(**wrong)
+
+
+def recognised(model, words):
+    """Share of pictures of ``a WORD`` that the world's scorer calls so."""
+    scorer, labels = Scorer.load(model.world.scorer), [label.name for label in model.world.labels]
+    pictures = draw(model, [f"a {word}" for word in words], range(len(words)), steps=20, guidance=4.0)
+    nearest = (scorer.images(pictures) @ scorer.texts([f"a {label}" for label in labels]).T).argmax(dim=1)
+    return sum(model.world.same(labels[i], word) for i, word in zip(nearest, words, strict=True)) / len(words)
+
+
+@pytest.mark.slow
+def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
+    kept = ["fox", "grapes", "guitar", "snowman"]
+    module = fit(MACE(concepts=[Concept("cigarette", "lollipop")], pictures=4), 50)
+    assert recognised(module.original, ["cigarette"] * 4) == 1
+    assert recognised(module.backbone, ["cigarette"] * 4) == 0
+    assert recognised(module.backbone, kept) == recognised(module.original, kept) == 1

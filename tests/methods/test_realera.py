@@ -1,0 +1,189 @@
+"""RealEra's promises: the contract of both stages, methods.md section 9 (1) and (7), and the erasure, with controls."""
+
+import pytest
+import torch
+
+from erasure_lightning.backbones.base import Conditioning
+from erasure_lightning.backbones.tiny import TinyBackbone
+from erasure_lightning.bank import TrajectoryBank
+from erasure_lightning.concepts import THING_TEMPLATES, Batch, Concept
+from erasure_lightning.errors import ErasureError
+from erasure_lightning.functional import Regression, corrected
+from erasure_lightning.methods.realera import RealEra, RealEraClosedForm
+from erasure_lightning.metrics.scorer import Scorer
+from erasure_lightning.neighbours import beyond, concept_onward, exchanged
+from erasure_lightning.prompts import aligned_states
+from erasure_lightning.retention.local_noise import LocalNoisePreservation
+from erasure_lightning.sampling import draw
+from erasure_lightning.testing import check_method, edit_of, fit
+
+CONCEPTS = [Concept("cat", "dog"), Concept("star", "heart")]
+BATCH = Batch(["a photo of a {}", "the {} in a house"], ["cat", "star"], ["dog", "heart"])
+
+
+def made(method=RealEra, concepts=CONCEPTS, **arguments):
+    module = method(concepts=concepts, backbone=TinyBackbone(), **arguments)
+    module.configure_model()
+    return module
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"merge": False},
+        {"closed_form": False, "neighbours": 0, "beyond": 0},
+        {"sampler": "reject", "neighbours": 2, "beyond": 2, "min_cosine": 0.3},
+        {"bank": TrajectoryBank(trajectories=2, steps=2), "noise_weight": 0.0, "max_distance": 14.0},
+    ],
+    ids=str,
+)
+def test_contract(arguments):
+    check_method(RealEra, lr=1e-2, **arguments)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"sampler": "direct", "neighbours": 3, "beyond": 3}], ids=str)
+def test_contract_of_stage_a_alone(arguments):
+    check_method(RealEraClosedForm, **arguments)
+
+
+class TestStageA:
+    def test_without_neighbours_and_beyond_it_is_the_plain_closed_form_of_the_same_tokens(self):
+        """Section 9 (7)."""
+        module = fit(made(RealEraClosedForm, neighbours=0, beyond=0, erase_weight=2.0, ridge=0.3), 1)
+        by_hand, original = Regression(torch.zeros(32, 32)), module.original
+        for concept in CONCEPTS:
+            batch = Batch(list(THING_TEMPLATES), [concept.name] * 10, [concept.anchor] * 10)
+            plain = original.embed(batch.prompts)
+            sources = original.contextualize(plain).tokens.flatten(0, 1)
+            images = aligned_states(original, original.embed(batch.targets), like=plain).flatten(0, 1)
+            by_hand.redirect(sources, images, 2.0 / (10 * 16))
+        correction = by_hand.correction(0.3)
+        for name, layer in original.text_layers().items():
+            wanted = corrected(layer.weight, correction)
+            assert torch.allclose(module.backbone.get_parameter(f"{name}.weight"), wanted, atol=1e-5)
+            assert not torch.allclose(wanted, layer.weight, atol=1e-2)  # the control: something was erased
+
+    def test_with_no_weight_on_erasure_nothing_changes(self):
+        """Section 9 (1)."""
+        module = made(RealEraClosedForm, erase_weight=0.0)
+        originals = module.original.text_layers()
+        assert all(torch.equal(weight, originals[name].weight) for name, weight in module.stage_a().items())
+
+    def test_neighbours_follow_the_concept_further_than_without(self):
+        def distance(neighbours):
+            """Of the neighbours' images from the anchor's, in the distance at the start."""
+            module = made(RealEraClosedForm, [CONCEPTS[0]], neighbours=neighbours, ridge=1e-3)
+            plain, anchor = module.original.embed(["a cat"]), module.original.embed(["a dog"])
+            near = module.neighbourhood.draw(module.original.contextualize(plain).tokens[:, -1:].expand(1, 500, -1))
+            wanted = module.original.contextualize(anchor).tokens[:, -1:]
+            edited, old = module.stage_a(), module.original.text_layers()
+            pairs = [(edited[n], old[n].weight) for n in old]
+            after = sum((near @ w.T - wanted @ o.T).square().sum() for w, o in pairs)
+            return (after / sum(((near - wanted) @ o.T).square().sum() for _, o in pairs)).item()
+
+        assert distance(50) < 0.8 * distance(0)
+
+    def test_stage_b_begins_where_stage_a_ends(self):
+        one, two = made(RealEra, seed=4), made(RealEraClosedForm, seed=4)
+        assert not any("base_layer" in name for name in edit_of(two))
+        fit(two, 1)
+        fit(one, 1)
+        for name, weight in edit_of(two).items():
+            beneath = one.backbone.get_parameter(name)  # merged, after a first step at a small rate
+            assert torch.allclose(beneath, weight, atol=5e-3)
+            assert not torch.allclose(weight, one.original.get_parameter(name), atol=2e-2)
+
+    def test_samples_come_near_the_expectation(self):
+        exact, few, many = (
+            made(RealEraClosedForm, sampler=sampler, neighbours=n, beyond=n).stage_a()
+            for sampler, n in (("expectation", 200), ("direct", 2), ("direct", 200))
+        )
+        gap = lambda a: sum((a[n] - exact[n]).square().sum() for n in exact).item()  # noqa: E731
+        assert gap(many) < 0.2 * gap(few)
+
+
+class TestStageB:
+    x, t = torch.randn(2, 4, 8, 8), torch.tensor([100, 900])
+
+    def shaken(self, **arguments):
+        module = made(**arguments)
+        for parameter in module.trainable().values():
+            parameter.data.add_(0.05 * torch.randn_like(parameter))
+        return module
+
+    def test_the_loss_by_hand(self):
+        module = self.shaken(noise_weight=0.5)
+        original, ask = module.original, lambda model, tokens: model.denoise(self.x, self.t, Conditioning(tokens))
+        torch.manual_seed(5)
+        found = module.erasure_loss(self.x, self.t, BATCH)
+        torch.manual_seed(5)
+        asked, where = original.encode(BATCH.prompts), concept_onward(original.embed(BATCH.prompts)[0])
+        near = module.perturbed(asked, where).tokens
+        far = exchanged(asked, where, beyond(asked.tokens)).tokens
+        erasure = (ask(module.backbone, near) - ask(original, original.encode(BATCH.targets).tokens)).square().mean()
+        stays = (ask(module.backbone, far) - ask(original, far)).square().mean()
+        assert torch.allclose(found, erasure + 0.5 * stays)
+        assert stays > 0
+
+    def test_without_neighbours_and_beyond_it_is_distillation_of_the_anchor(self):
+        module = self.shaken(neighbours=0, beyond=0)
+        wanted = module.teacher(self.x, self.t, BATCH).anchor
+        by_hand = (module.student(self.x, self.t, BATCH.prompts) - wanted).square().mean()
+        assert torch.allclose(module.erasure_loss(self.x, self.t, BATCH), by_hand)
+
+    @pytest.mark.parametrize(("count", "shares"), [(4, {2}), (3, {1, 2}), (1, {0, 1})])
+    def test_half_the_batch_is_perturbed(self, count, shares):
+        module, prompts = made(), (BATCH.prompts * 2)[:count]
+        asked, where = module.original.encode(prompts), concept_onward(module.original.embed(prompts)[0])
+
+        def perturbed():
+            rows = (module.perturbed(asked, where).tokens != asked.tokens).flatten(1).any(dim=1)
+            return int(rows.sum())
+
+        assert {perturbed() for _ in range(20)} == shares
+
+    def test_without_an_anchor_it_is_the_empty_prompt(self):
+        module = made(neighbours=0, beyond=0, closed_form=False, concepts=[Concept("cat")])
+        batch = Batch(["a photo of a {}"], ["cat"], [""])
+        ask = lambda prompt: module.original.denoise(self.x[:1], self.t[:1], module.original.encode([prompt]))  # noqa: E731
+        by_hand = (ask("a photo of a cat") - ask("")).square().mean()
+        assert torch.allclose(module.erasure_loss(self.x[:1], self.t[:1], batch), by_hand)
+
+    def test_gradients_reach_the_adapters_alone(self):
+        """Section 9 (6)."""
+        module = made()
+        module.erasure_loss(self.x, self.t, BATCH).backward()
+        assert {n for n, p in module.backbone.named_parameters() if p.grad is not None} == set(module.trainable())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"neighbours": -1}, "RealEra needs neighbours, beyond and weights of at least 0 .*; found -1, 50"),
+        ({"ridge": 0.0}, "and a ridge above 0"),
+        ({"noise_weight": -1.0}, "needs a noise_weight of at least 0; found -1.0"),
+        ({"min_cosine": 0.95, "max_cosine": 0.9}, "found 0.95 and 0.9"),
+    ],
+)
+def test_arguments_out_of_range(arguments, words):
+    with pytest.raises(ErasureError, match=words):
+        made(**arguments)
+
+
+def recognised(model, words):
+    """What the world's scorer calls pictures of ``a WORD``."""
+    scorer, labels = Scorer.load(model.world.scorer), [label.name for label in model.world.labels]
+    pictures = draw(model, [f"a {word}" for word in words], range(len(words)), steps=20, guidance=4.0)
+    nearest = (scorer.images(pictures) @ scorer.texts([f"a {label}" for label in labels]).T).argmax(dim=1)
+    return [labels[i] for i in nearest.tolist()]
+
+
+@pytest.mark.slow
+def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
+    asked, kept = ["cigarette", "smoking", "tobacco"], ["fox", "grapes", "guitar", "snowman"]
+    retention = LocalNoisePreservation()
+    module = fit(RealEra(concepts=[Concept("cigarette", "lollipop", domain=["smoking"])]), 10, retention)
+    assert recognised(module.original, asked) == ["cigarette"] * 3
+    assert "cigarette" not in recognised(module.backbone, asked)
+    assert recognised(module.backbone, kept) == recognised(module.original, kept) == kept

@@ -1,0 +1,161 @@
+"""RECE's promises: its first edit and its epochs map by map, and what brings a concept back, before and after."""
+
+import pytest
+import torch
+
+from erasure_lightning.backbones.tiny import TinyBackbone
+from erasure_lightning.concepts import Concept
+from erasure_lightning.errors import ErasureError
+from erasure_lightning.methods.rece import RECE, adversarial, sum_of_grams
+from erasure_lightning.metrics.scorer import Scorer
+from erasure_lightning.retention.local_noise import LocalNoisePreservation
+from erasure_lightning.sampling import draw
+from erasure_lightning.testing import check_method, edit_of, fit
+
+PAIRS = [("small cat", "dog"), ("star", "")]
+REG, P, LAMB = 1e-3, 0.1, 0.1
+
+
+def rece(**arguments):
+    module = RECE(concepts=[Concept(*pair) for pair in PAIRS], backbone=TinyBackbone(), **arguments)
+    module.configure_model()
+    return module
+
+
+def states(module, prompt):
+    """All rows of a prompt, ``(L, D)`` in float64."""
+    return module.original.encode([prompt]).tokens[0].double()
+
+
+def tail(module, prompt):
+    """Its rows from the last token of its words on; from the start token for the empty prompt."""
+    (embedded,) = module.original.embed([prompt])
+    return states(module, prompt)[int(embedded.ends) - 1 :]
+
+
+def old_maps(module):
+    return [layer.weight.double() for layer in module.original.text_layers().values()]
+
+
+def solved(w, pairs, kept, p, lamb):
+    """The official edit of one map: all targets from the map as it stands."""
+    values, keys = lamb * w, lamb * torch.eye(w.shape[1], dtype=w.dtype)
+    for sources, images in pairs:
+        values, keys = values + (w @ images.mT) @ sources, keys + sources.mT @ sources
+    values, keys = values + p * (w @ kept.mT) @ kept, keys + p * kept.mT @ kept
+    return values @ torch.linalg.inv(keys)
+
+
+def first_by_hand(module):
+    pairs = []
+    for concept, anchor in PAIRS:
+        c, a = tail(module, concept), tail(module, anchor)
+        common = min(len(c), len(a))
+        pairs.append((c[:common], a[:common]))
+    return [solved(w, pairs, states(module, ""), 1.0, 0.5) for w in old_maps(module)]
+
+
+def adversarial_by_hand(module, maps, c):
+    gram = sum(w.mT @ w for w in maps) + REG * torch.eye(c.shape[1])
+    cross = sum(w.mT @ old for w, old in zip(maps, old_maps(module), strict=True))
+    return c @ (torch.linalg.inv(gram) @ cross).mT
+
+
+def epoch_by_hand(module, maps):
+    pairs = [(adversarial_by_hand(module, maps, states(module, c)), states(module, a)) for c, a in PAIRS]
+    return [solved(w, pairs, states(module, ""), P, LAMB) for w in maps]
+
+
+def close(solution, wanted):
+    return all(torch.allclose(s.double(), w, atol=1e-5, rtol=1e-4) for s, w in zip(solution, wanted, strict=True))
+
+
+@pytest.mark.parametrize(
+    "arguments", [{}, {"epochs": 3, "regularization": 0.1}, {"epochs": 0, "preserve": []}], ids=str
+)
+def test_contract(arguments):
+    check_method(RECE, **arguments)
+
+
+class TestSolution:
+    def test_without_epochs_is_the_first_edit_of_every_map_alone(self):
+        module = rece(epochs=0)
+        assert close(module.solve().values(), first_by_hand(module))
+        assert not close(edit_of(module).values(), first_by_hand(module))
+
+    @pytest.mark.parametrize("epochs", [1, 2])
+    def test_epochs_edit_the_maps_as_they_stand(self, epochs):
+        module = rece(epochs=epochs)
+        maps = first_by_hand(module)
+        for _ in range(epochs):
+            maps = epoch_by_hand(module, maps)
+        assert close(module.solve().values(), maps)
+
+    def test_the_order_of_concepts_does_not_matter(self):
+        turned = RECE(concepts=[Concept(*pair) for pair in PAIRS[::-1]], backbone=TinyBackbone())
+        turned.configure_model()
+        assert close(rece().solve().values(), [w.double() for w in turned.solve().values()])
+
+
+class TestAdversarialEmbedding:
+    def test_of_the_original_maps_is_the_concept_itself(self):
+        module = rece()
+        gram, c = sum_of_grams(old_maps(module)), states(module, "star")
+        found = adversarial(c, torch.eye(32, dtype=torch.float64), gram, 1e-9)
+        assert torch.allclose(found, c, atol=1e-5)
+
+    def test_is_the_minimiser(self):
+        module = rece()
+        edit, gram, c = module.first_edit().detach(), sum_of_grams(old_maps(module)).detach(), states(module, "star")
+        found = adversarial(c, edit, gram, REG).detach().requires_grad_(True)
+        said = [(found @ (w @ edit).mT - c @ w.mT).square().sum() for w in old_maps(module)]
+        (slope,) = torch.autograd.grad(torch.stack(said).sum() + REG * found.square().sum(), found)
+        assert slope.abs().max() < 1e-8
+
+    @torch.no_grad()
+    def test_brings_the_concept_back_past_the_first_edit_and_not_past_an_epoch(self):
+        module = rece()
+        gram, first, c = sum_of_grams(old_maps(module)), module.first_edit(), states(module, "small cat")
+        found = adversarial(c, first, gram, REG)
+        after = module.epoch(first, gram)
+
+        def missing(edit, rows):
+            """How far the maps are from what the originals said of the concept, as a share of it."""
+            gaps = [(rows @ (w @ edit).mT - c @ w.mT).square().sum() for w in old_maps(module)]
+            return (torch.stack(gaps).sum() / sum((c @ w.mT).square().sum() for w in old_maps(module))).item()
+
+        assert missing(first, c) > 0.15  # the control: the plain concept really was erased
+        assert missing(first, found) < 0.1 * missing(first, c)
+        assert missing(after, found) > missing(first, c)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"epochs": -1}, "epochs and preserve_scale of at least 0"),
+        ({"regularization": 0.0}, "above 0; found 1, 0.1, 0.0 and 0.1"),
+    ],
+)
+def test_arguments_out_of_range(arguments, words):
+    with pytest.raises(ErasureError, match=words):
+        rece(**arguments)
+
+
+KEPT = ["fox", "grapes", "guitar", "snowman"]
+
+
+def recognised(model, words):
+    """Share of pictures of ``a WORD`` that the world's scorer calls so."""
+    scorer, labels = Scorer.load(model.world.scorer), [label.name for label in model.world.labels]
+    pictures = draw(model, [f"a {word}" for word in words], range(len(words)), steps=20, guidance=4.0)
+    nearest = (scorer.images(pictures) @ scorer.texts([f"a {label}" for label in labels]).T).argmax(dim=1)
+    return sum(model.world.same(labels[i], word) for i, word in zip(nearest, words, strict=True)) / len(words)
+
+
+@pytest.mark.slow
+def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
+    module = RECE(concepts=[Concept("cigarette", "lollipop")])
+    fit(module, 1, LocalNoisePreservation(weight=0.3))
+    assert recognised(module.original, ["cigarette"] * 4) == 1
+    assert recognised(module.backbone, ["cigarette"] * 4) == 0
+    assert recognised(module.backbone, KEPT) == recognised(module.original, KEPT) == 1

@@ -1,0 +1,157 @@
+"""Receler's promises: the contract, its loss and its attack, the mask, resuming, a pipeline, and the erasure itself."""
+
+import pytest
+import torch
+from recognition import KEPT, recognised
+from torch import nn
+
+from erasure_lightning.adapters.eraser import listening, outside
+from erasure_lightning.backbones.tiny import TinyBackbone
+from erasure_lightning.bank import TrajectoryBank
+from erasure_lightning.concepts import Batch, Concept
+from erasure_lightning.edits import apply_edit, write_edit
+from erasure_lightning.errors import ErasureError
+from erasure_lightning.methods.receler import Receler
+from erasure_lightning.testing import check_method, fit
+
+CONCEPTS = [Concept("cat", "dog"), Concept("star", "heart")]
+BATCH = Batch(["a photo of a {}", "the {} in a house"], ["cat", "star"], ["dog", "heart"])
+X, T = torch.linspace(-2, 2, 512).view(2, 4, 8, 8), torch.tensor([100, 900])
+
+
+def receler(**arguments):
+    module = Receler(concepts=CONCEPTS, backbone=TinyBackbone(), rank=8, **arguments)
+    module.configure_model()
+    for parameter in module.trainable().values():  # so that student and original differ
+        nn.init.normal_(parameter, std=0.1)
+    return module
+
+
+def says(model, prompts):
+    return model.denoise(X, T, model.encode(prompts))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"bank": TrajectoryBank(trajectories=2, steps=3, student=True, refresh=2), "attack_steps": 3, "rows": 3},
+        {"attack_steps": 0, "mask_weight": 0.0, "rank": 4},
+    ],
+    ids=["default", "student", "no attack"],
+)
+def test_contract(arguments):
+    check_method(Receler, warmup=1, **arguments)
+
+
+def test_without_attack_and_mask_it_is_the_loss_of_esd():
+    module = receler(attack_steps=0, mask_weight=0.0)
+    uncond, called = says(module.original, ["", ""]), says(module.original, BATCH.prompts)
+    by_hand = (says(module.backbone, BATCH.prompts) - (2 * uncond - called)).square().mean()
+    assert torch.allclose(module.erasure_loss(X, T, BATCH), by_hand, atol=1e-6)
+
+
+class TestAttack:
+    def told(self, module):
+        (embedded,) = module.backbone.embed(BATCH.prompts)
+        return module.backbone.contextualize((embedded,)), embedded.ends
+
+    def test_rows_stand_where_the_sentences_end_and_nowhere_else(self):
+        module = receler(rows=3)
+        told, ends = self.told(module)
+        changed = (module.attacked(told, ends, BATCH).tokens != told.tokens).any(dim=2)
+        for row, end in zip(changed, ends.tolist(), strict=True):
+            assert row.nonzero().flatten().tolist() == [end, end + 1, end + 2]
+
+    def test_the_row_is_as_long_as_the_encoder_lets_it(self):
+        module = receler(rows=16)
+        told, ends = self.told(module)
+        changed = (module.attacked(told, ends, BATCH).tokens != told.tokens).any(dim=2)
+        assert changed.sum(dim=1).tolist() == (16 - ends).tolist()
+
+    def test_the_denoiser_really_reads_them(self):
+        """The official code's bug: there they are written into a copy."""
+        module = receler()
+        told, ends = self.told(module)
+        plain = module.backbone.denoise(X, T, told)
+        assert not torch.allclose(module.backbone.denoise(X, T, module.attacked(told, ends, BATCH)), plain, atol=1e-3)
+
+    def test_its_steps_bring_the_concept_back(self):
+        module = receler(attack_decay=0.0)
+        told, ends = self.told(module)
+        called = says(module.original, BATCH.prompts).detach()
+        gaps = []
+        for _ in range(50):
+            found = module.backbone.denoise(X, T, module.attacked(told, ends, BATCH))
+            gaps.append((found - called).square().mean())
+            module.adversaries.attack(gaps[-1])
+        assert gaps[-1] < 0.9 * gaps[0]
+
+    def test_a_concept_that_is_not_asked_for_stands_still(self):
+        module = receler()
+        before = module.adversaries_for(TinyBackbone().encode(["a"]).tokens).of(["cat", "star"]).detach().clone()
+        module.erasure_loss(X, T, Batch(["a {}", "the {}"], ["cat", "cat"], ["dog", "dog"]))
+        after = module.adversaries.of(["cat", "star"])
+        assert not torch.equal(after[0], before[0])
+        assert torch.equal(after[1], before[1])
+
+    def test_only_the_erasers_and_the_rows_get_gradients(self):
+        module = receler()
+        module.erasure_loss(X, T, BATCH).backward()
+        assert {n for n, p in module.backbone.named_parameters() if p.grad is not None} == set(module.editable())
+
+
+class TestMask:
+    def test_nothing_outside_costs_nothing(self):
+        added = {"a": torch.randn(2, 4, 3), "b": torch.randn(2, 16, 3)}
+        everywhere = {name: torch.ones(change.shape[:2], dtype=torch.bool) for name, change in added.items()}
+        assert outside(added, everywhere) == 0
+
+    def test_everything_outside_costs_its_mean_square(self):
+        added = {"a": torch.randn(2, 4, 3), "b": torch.randn(2, 16, 3)}
+        nowhere = {name: torch.zeros(change.shape[:2], dtype=torch.bool) for name, change in added.items()}
+        by_hand = (added["a"].square().mean() + added["b"].square().mean()) / 2
+        assert torch.allclose(outside(added, nowhere), by_hand)
+
+    def test_it_is_part_of_the_loss(self):
+        torch.manual_seed(0)
+        without = receler(attack_steps=0, mask_weight=0.0).erasure_loss(X, T, BATCH)
+        torch.manual_seed(0)
+        assert receler(attack_steps=0, mask_weight=1.0, threshold=0.5).erasure_loss(X, T, BATCH) > without
+
+
+def test_erasers_add_nothing_before_they_are_trained():
+    module = Receler(concepts=CONCEPTS, backbone=TinyBackbone())
+    module.configure_model()
+    assert torch.equal(says(module.backbone, BATCH.prompts), says(module.original, BATCH.prompts))
+
+
+def test_what_erasers_add_is_heard():
+    module = receler()
+    with listening(module.backbone.denoiser) as added:
+        says(module.backbone, BATCH.prompts)
+    assert set(added) == {f"{name.removeprefix('denoiser.')}" for name in module.backbone.adaptable("cross-attention")}
+    assert {change.shape[1] for change in added.values()} == {64, 16}
+
+
+def test_a_pipeline_says_what_the_module_says(tmp_path):
+    module, tiny = receler(), TinyBackbone()
+    write_edit(tmp_path / "edit.safetensors", module.editable(), module.description())
+    before = says(tiny, BATCH.prompts)
+    apply_edit(tmp_path, type("Pipeline", (), {"unet": tiny.denoiser, "text_encoder": tiny.text_encoders[0]})())
+    assert torch.allclose(says(tiny, BATCH.prompts), says(module.backbone, BATCH.prompts), atol=1e-6)
+    assert not torch.allclose(says(tiny, BATCH.prompts), before, atol=1e-3)
+
+
+def test_numbers_out_of_range_are_refused():
+    with pytest.raises(ErasureError, match="attack_steps of at least 0; found -1"):
+        Receler(concepts=CONCEPTS, attack_steps=-1)
+
+
+@pytest.mark.slow
+def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
+    module = Receler(concepts=[Concept("cigarette")], backbone="emoji-world", bank=TrajectoryBank())
+    fit(module, 100)
+    assert recognised(module.original, ["cigarette"] * 4) == 1
+    assert recognised(module.backbone, ["cigarette"] * 4) == 0
+    assert recognised(module.backbone, KEPT) == recognised(module.original, KEPT) == 1

@@ -1,0 +1,133 @@
+"""SDD's promises: the contract, its loss by hand, the average that is kept, and the erasure itself."""
+
+import pytest
+import torch
+from recognition import KEPT, recognised
+
+from erasure_lightning.backbones.tiny import TinyBackbone
+from erasure_lightning.bank import TrajectoryBank
+from erasure_lightning.concepts import Batch, Concept
+from erasure_lightning.errors import ErasureError
+from erasure_lightning.methods.sdd import SDD
+from erasure_lightning.module import PREFIX
+from erasure_lightning.testing import check_method, edit_of, fit
+
+BATCH = Batch(["a photo of a {}", "the {} in a house"], ["cat", "star"], ["dog", "heart"])
+X, T = torch.linspace(-2, 2, 512).view(2, 4, 8, 8), torch.tensor([100, 900])
+
+
+def sdd(**arguments):
+    concepts = [Concept("cat"), Concept("star"), Concept("heart")]
+    module = SDD(concepts=concepts, backbone=TinyBackbone(), **arguments)
+    module.configure_model()
+    return module
+
+
+def followed():
+    return TrajectoryBank(trajectories=2, steps=3, student=True, refresh=2)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{}, {"ema": 0.0}, {"train": "all"}, {"bank": followed()}, {"bank": TrajectoryBank(trajectories=2, steps=3)}],
+    ids=["defaults", "no average", "all", "average's trajectories", "original's trajectories"],
+)
+def test_contract(arguments):
+    check_method(SDD, **arguments)
+
+
+class TestLoss:
+    def test_by_hand(self):
+        module = sdd()
+        for parameter in module.editable().values():
+            parameter.data.add_(0.01)
+        ask = lambda model, prompts: model.denoise(X, T, model.encode(prompts))  # noqa: E731
+        said, nothing = ask(module.backbone, BATCH.prompts), ask(module.backbone, ["", ""])
+        assert torch.allclose(module.erasure_loss(X, T, BATCH), (said - nothing).square().mean())
+        assert not torch.allclose(nothing, ask(module.original, ["", ""]), atol=1e-3)  # the target is the student's
+
+    def test_the_target_has_no_slope(self):
+        module = sdd()
+        parameters = list(module.editable().values())
+        said = module.student(X, T, BATCH.prompts)
+        with torch.no_grad():
+            nothing = module.student(X, T, ["", ""])
+        by_hand = torch.autograd.grad((said - nothing).square().mean(), parameters, retain_graph=True)
+        slopes = torch.autograd.grad(module.erasure_loss(X, T, BATCH), parameters)
+        assert all(torch.allclose(a, b) for a, b in zip(slopes, by_hand, strict=True))
+        both = said - module.student(X, T, ["", ""])  # the control
+        control = torch.autograd.grad(both.square().mean(), parameters)
+        assert not all(torch.allclose(a, b) for a, b in zip(slopes, control, strict=True))
+
+
+class Recording(SDD):
+    """Notes the student's weights behind every step."""
+
+    def optimizer_step(self, *args, **kwargs):
+        super().optimizer_step(*args, **kwargs)
+        self.history = [*getattr(self, "history", []), edit_of(self)]
+
+
+class TestAverage:
+    def test_what_is_kept_is_the_average_of_every_step(self):
+        module = Recording(concepts=[Concept("cat")], backbone=TinyBackbone(), ema=0.8)
+        fit(module, 3)
+        for name, kept in edit_of(module).items():
+            by_hand = dict(module.original.named_parameters())[name]
+            for student in module.history:
+                by_hand = 0.8 * by_hand + 0.2 * student[name]
+            assert torch.allclose(kept, by_hand, atol=1e-6)
+            assert not torch.allclose(kept, module.history[-1][name], atol=1e-6)  # the control
+
+    def test_without_memory_the_student_is_kept(self):
+        module = Recording(concepts=[Concept("cat")], backbone=TinyBackbone(), ema=0.0)
+        fit(module, 3)
+        assert all(torch.equal(kept, module.history[-1][name]) for name, kept in edit_of(module).items())
+
+    def test_a_checkpoint_of_a_run_under_way_is_the_average_and_has_the_student_beside_it(self, tmp_path):
+        module = Recording(concepts=[Concept("cat")], backbone=TinyBackbone(), ema=0.8)
+        fit(module, 2, total=4, save=tmp_path / "half.ckpt")
+        saved = torch.load(tmp_path / "half.ckpt", weights_only=True)
+        averaged = dict(module.average.named_parameters())
+        for name, student in module.history[-1].items():
+            assert torch.equal(saved["student"][name], student)
+            assert torch.equal(saved["state_dict"][PREFIX + name], averaged[name])
+
+    def test_it_walks_the_trajectories(self, monkeypatch):
+        bank, walkers = followed(), []
+        module = sdd(bank=bank, lr=0.05)
+        follow = bank.follow
+        monkeypatch.setattr(bank, "follow", lambda model, *rest: (walkers.append(model), follow(model, *rest)))
+        fit(module, 1)
+        assert walkers[0] is module.average
+
+
+class TestConcepts:
+    def test_they_take_turns_in_the_loss_and_stand_together_on_the_trajectories(self):
+        bank = TrajectoryBank(trajectories=3, steps=2)
+        module = fit(sdd(bank=bank), 1)
+        walked = bank.walked
+        asked = {concept: prompt.text for concept, prompt in zip(walked.concepts, walked.prompts, strict=True)}
+        assert asked.keys() == {"cat", "star", "heart"}
+        assert "cat, star, heart" in asked["cat"]
+        assert "star, cat, heart" in asked["star"]
+        assert module.noisy_latents(BATCH)[2] is BATCH
+
+    def test_one_stands_alone(self):
+        module = SDD(concepts=[Concept("cat")], backbone=TinyBackbone(), bank=TrajectoryBank(2, 2))
+        fit(module, 1)
+        assert all(prompt.text.endswith("cat") for prompt in module.bank.walked.prompts)
+
+
+@pytest.mark.parametrize("ema", [-0.1, 1.0])
+def test_ema_out_of_range(ema):
+    with pytest.raises(ErasureError, match="SDD needs ema of at least 0 and below 1; found"):
+        sdd(ema=ema)
+
+
+@pytest.mark.slow
+def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
+    module = fit(SDD(concepts=[Concept("cigarette")], bank=TrajectoryBank(trajectories=8)), 150)
+    assert recognised(module.original, ["cigarette"] * 4) == 1
+    assert recognised(module.backbone, ["cigarette"] * 4) == 0
+    assert recognised(module.backbone, KEPT) == recognised(module.original, KEPT) == 1

@@ -1,0 +1,136 @@
+"""SPM's promises: the contract, its loss by hand, its latent anchors, and the erasure with what transport buys."""
+
+import pytest
+import torch
+from recognition import KEPT, recognised
+from torch import nn
+
+from erasure_lightning.backbones.tiny import TinyBackbone
+from erasure_lightning.bank import TrajectoryBank
+from erasure_lightning.callbacks.guard import Guard
+from erasure_lightning.concepts import Batch, Concept
+from erasure_lightning.errors import ErasureError
+from erasure_lightning.methods.spm import SPM
+from erasure_lightning.testing import check_method, fit
+
+CONCEPTS = [Concept("cat", "dog"), Concept("star")]
+BATCH = Batch(["a photo of a {}", "the {} in a house"], ["cat", "star"], ["dog", ""])
+X, T = torch.linspace(-2, 2, 512).view(2, 4, 8, 8), torch.tensor([100, 900])
+
+
+def spm(**arguments):
+    module = SPM(concepts=CONCEPTS, backbone=TinyBackbone(), **arguments)
+    module.configure_model()
+    for parameter in module.trainable().values():  # so that student and original differ
+        nn.init.normal_(parameter, std=0.1)
+    return module
+
+
+def says(model, prompts):
+    return model.denoise(X, T, model.encode(prompts))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"bank": TrajectoryBank(trajectories=2, steps=3, student=True, refresh=2), "anchors": 2},
+        {"transport": "none", "anchors": 0, "guidance": 0.0},
+    ],
+    ids=["default", "student", "no transport"],
+)
+def test_contract(arguments):
+    check_method(SPM, warmup=1, **arguments)
+
+
+@pytest.mark.parametrize("guidance", [0.0, 1.0])
+def test_the_erasing_loss_by_hand(guidance):
+    module = spm(guidance=guidance, anchors=0)
+    called = says(module.original, BATCH.prompts)
+    instead = torch.stack([says(module.original, ["a photo of a dog"] * 2)[0], says(module.original, ["", ""])[1]])
+    with module.membrane.held(torch.eye(2)):
+        now = says(module.backbone, BATCH.prompts)
+    by_hand = (now - (instead - guidance * (called - instead))).square().mean()
+    assert torch.allclose(module.erasure_loss(X, T, BATCH), by_hand)
+
+
+def test_with_an_empty_anchor_it_is_the_loss_of_esd():
+    module = spm(anchors=0)
+    nothing = Batch(BATCH.templates, BATCH.concepts, ["", ""])
+    uncond, called = says(module.original, ["", ""]), says(module.original, BATCH.prompts)
+    with module.membrane.held(torch.eye(2)):
+        by_hand = (says(module.backbone, BATCH.prompts) - (2 * uncond - called)).square().mean()
+    assert torch.allclose(module.erasure_loss(X, T, nothing), by_hand)
+
+
+class TestLatentAnchors:
+    def test_they_are_as_long_as_the_concept(self):
+        module, told = spm(anchors=3), TinyBackbone().encode(BATCH.prompts).tokens
+        ratio = module.latent_anchors(told).flatten(1).norm(dim=1) / told.flatten(1).norm(dim=1).repeat(3)
+        assert len(ratio) == 6
+        assert ((ratio > 0.8 - 1e-5) & (ratio < 1.2 + 1e-5)).all()
+        assert ratio.std() > 0.01
+
+    def test_they_cost_what_the_adapters_do_to_them(self):
+        module = spm(anchors=1, anchor_weight=1.0)
+        torch.manual_seed(5)
+        both = module.erasure_loss(X, T, BATCH)
+        torch.manual_seed(5)
+        module.anchor_weight = 0.0
+        assert both > module.erasure_loss(X, T, BATCH)
+
+    def test_they_hold_the_rest_where_it_was(self):
+        def moved(weight):
+            module = SPM(concepts=CONCEPTS, backbone=TinyBackbone(), anchor_weight=weight, lr=1e-2, warmup=1)
+            fit(module, 20)
+            with module.membrane.held(torch.ones(2, 2)):
+                return (says(module.backbone, ["a car", "a boat"]) - says(module.original, ["a car", "a boat"])).norm()
+
+        assert moved(1000.0) < 0.5 * moved(0.0)
+
+
+def test_a_step_trains_the_adapters_of_its_concept_alone():
+    module = spm()
+    batch = Batch(["a {}", "the {}"], ["star", "star"], ["", ""])
+    module.erasure_loss(X, T, batch).backward()
+    for parameter in module.trainable().values():
+        assert not parameter.grad[0].any()
+        assert parameter.grad[1].any()
+
+
+def test_what_the_membrane_remembers_is_saved_and_not_trained():
+    module = spm()
+    remembered = set(module.editable()) - set(module.trainable())
+    assert remembered == {f"denoiser.adapter.{name}" for name in ("sentences", "words", "unrelated")}
+    assert not any(module.editable()[name].requires_grad for name in remembered)
+
+
+def test_a_run_that_learned_nothing_is_refused():
+    with pytest.raises(ErasureError, match="SPM changed none"):
+        fit(SPM(concepts=CONCEPTS, backbone=TinyBackbone(), lr=0.0), 2, Guard())
+
+
+def test_negative_numbers_are_refused():
+    with pytest.raises(ErasureError, match="anchor_weight of at least 0; found -1"):
+        SPM(concepts=CONCEPTS, anchor_weight=-1.0)
+
+
+@pytest.mark.slow
+def test_it_erases_the_cigarette_of_the_emoji_world_and_transport_keeps_the_rest():
+    module = SPM(concepts=[Concept("cigarette", "lollipop")], backbone="emoji-world", bank=TrajectoryBank())
+    fit(module, 100)
+    assert recognised(module.original, ["cigarette"] * 4) == 1
+    assert recognised(module.backbone, ["cigarette"] * 4) == 0
+    assert recognised(module.backbone, KEPT) == recognised(module.original, KEPT) == 1
+    moved = {}
+    for transport in (True, False):
+        module.membrane.transport = transport
+        change = [says_of(module.backbone, KEPT), says_of(module.original, KEPT)]
+        moved[transport] = (change[0] - change[1]).square().mean()
+    assert moved[True] < 0.1 * moved[False]
+
+
+def says_of(model, words):
+    with torch.no_grad():
+        x = model.noise(range(len(words)))
+        return model.denoise(x, torch.full((len(words),), 600), model.encode([f"a {word}" for word in words]))

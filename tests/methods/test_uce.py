@@ -1,0 +1,153 @@
+"""UCE's promises: the minimiser, solved map by map; which token; and the erasure itself, with controls."""
+
+import pytest
+import torch
+
+from erasure_lightning.backbones.tiny import TinyBackbone
+from erasure_lightning.concepts import Concept
+from erasure_lightning.errors import ErasureError
+from erasure_lightning.methods.uce import UCE
+from erasure_lightning.metrics.scorer import Scorer
+from erasure_lightning.retention.local_noise import LocalNoisePreservation
+from erasure_lightning.sampling import draw
+from erasure_lightning.testing import check_method, edit_of, fit
+
+CONCEPTS = [Concept("small cat", "dog"), Concept("star", "red heart"), Concept("boat")]
+
+
+def uce(concepts=CONCEPTS, **arguments):
+    module = UCE(concepts=concepts, backbone=TinyBackbone(), **arguments)
+    module.configure_model()
+    return module
+
+
+def last(module, prompt):
+    """The row in front of the end-of-text token, as the official code takes it, ``(1, D)`` in float64."""
+    (embedded,) = module.original.embed([prompt])
+    return module.original.encode([prompt]).tokens[0, embedded.ends - 1].double()
+
+
+def by_hand(module, pairs, kept, e, p, lamb, gram=None):
+    """The official solution, one map after the other."""
+    solution = {}
+    for name, layer in module.original.text_layers().items():
+        old = layer.weight.double()
+        keys = lamb * torch.eye(old.shape[1], dtype=torch.float64) + (0 if gram is None else gram)
+        values = old @ keys
+        for concept, anchor in pairs:
+            c, g = last(module, concept), last(module, anchor)
+            values, keys = values + e * (old @ g.mT) @ c, keys + e * c.mT @ c
+        for prompt in kept:
+            k = last(module, prompt)
+            values, keys = values + p * (old @ k.mT) @ k, keys + p * k.mT @ k
+        solution[f"{name}.weight"] = values @ torch.linalg.inv(keys)
+    return solution
+
+
+def same(solution, wanted):
+    assert solution.keys() == wanted.keys()
+    return all(torch.allclose(solution[name].double(), wanted[name], atol=1e-6, rtol=0) for name in wanted)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"templates": ["a {}", "{} in a house"], "preserve": ["tree", ""]}], ids=str)
+def test_contract(arguments):
+    check_method(UCE, **arguments)
+
+
+class TestSolution:
+    def test_is_that_of_every_map_alone(self):
+        module = uce(preserve=["tree", "a car"], erase_scale=2.0, preserve_scale=0.7)
+        pairs = [("small cat", "dog"), ("star", "red heart"), ("boat", "")]
+        wanted = by_hand(module, pairs, ["tree", "a car"], 2.0, 0.7, 0.5)
+        assert same(module.solve(), wanted)
+        assert not same(edit_of(module), wanted)
+
+    def test_in_templates_the_empty_anchor_is_the_word_before(self):
+        module = uce(templates=["{}", "photo of {}"])
+        pairs = [(t + c, (t + a).strip()) for t in ("", "photo of ") for c, a in
+                 (("small cat", "dog"), ("star", "red heart"), ("boat", ""))]  # fmt: skip
+        assert same(module.solve(), by_hand(module, pairs, [], 1.0, 1.0, 0.5))
+
+    def test_holds_what_callbacks_ask_for(self):
+        module, gram = uce(), torch.randn(32, 32, dtype=torch.float64)
+        gram = gram @ gram.mT
+        module.kept["test"] = lambda: gram
+        pairs = [("small cat", "dog"), ("star", "red heart"), ("boat", "")]
+        assert same(module.solve(), by_hand(module, pairs, [], 1.0, 1.0, 0.5, gram))
+        assert not same(module.solve(), by_hand(module, pairs, [], 1.0, 1.0, 0.5))
+
+    def test_is_the_minimiser(self):
+        module = uce(preserve=["tree"])
+        solution = module.solve()
+        for name, layer in module.original.text_layers().items():
+            old, new = layer.weight.double(), solution[f"{name}.weight"].double().requires_grad_(True)
+
+            def objective(w, old=old):
+                pairs = [("small cat", "dog"), ("star", "red heart"), ("boat", ""), ("tree", "tree")]
+                gaps = [(last(module, c) @ w.mT - last(module, a) @ old.mT).square().sum() for c, a in pairs]
+                return torch.stack(gaps).sum() + 0.5 * (w - old).square().sum()
+
+            (slope,) = torch.autograd.grad(objective(new), new)
+            (before,) = torch.autograd.grad(objective(start := old.clone().requires_grad_(True)), start)
+            assert slope.abs().max() < 1e-5 * before.abs().max()
+
+    def test_the_order_of_concepts_does_not_matter(self):
+        assert same(uce().solve(), {n: w.double() for n, w in uce(CONCEPTS[::-1]).solve().items()})
+
+    def test_nothing_to_erase_leaves_every_bit(self):
+        module = uce(erase_scale=0.0, preserve=["tree"])
+        assert all(
+            torch.equal(new, old) for new, old in zip(module.solve().values(), edit_of(module).values(), strict=True)
+        )
+
+
+def test_the_concept_comes_out_as_its_anchor_did_and_what_is_preserved_as_before():
+    module = fit(uce(preserve=["tree"], ridge=1e-3), 1)
+    for name, layer in module.backbone.text_layers().items():
+        old = module.original.get_submodule(name).weight.double()
+        new = layer.weight.double()
+        says = lambda w, prompt: last(module, prompt) @ w.mT  # noqa: E731
+        assert torch.allclose(says(new, "small cat"), says(old, "dog"), atol=1e-3)
+        assert torch.allclose(
+            says(new, "boat"), module.original.encode([""]).tokens[0, :1].double() @ old.mT, atol=1e-3
+        )
+        assert torch.allclose(says(new, "tree"), says(old, "tree"), atol=1e-3)
+        assert not torch.allclose(says(old, "small cat"), says(old, "dog"), atol=1e-2)
+
+
+def test_a_hundred_concepts():
+    concepts = [Concept(f"cat {i}", "dog") for i in range(100)]
+    assert all(w.isfinite().all() for w in uce(concepts).solve().values())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"ridge": 0.0}, "a ridge above 0; found 1.0, 1.0 and 0.0"),
+        ({"erase_scale": -1.0}, "of at least 0"),
+        ({"templates": ["{}", "a photo"]}, "found 'a photo'"),
+    ],
+)
+def test_arguments_out_of_range(arguments, words):
+    with pytest.raises(ErasureError, match=words):
+        uce(**arguments)
+
+
+KEPT = ["fox", "grapes", "guitar", "snowman"]
+
+
+def recognised(model, words, seeds=range(10, 14)):
+    """Share of pictures of ``a WORD`` that the world's scorer calls so."""
+    scorer, labels = Scorer.load(model.world.scorer), [label.name for label in model.world.labels]
+    pictures = draw(model, [f"a {word}" for word in words], list(seeds)[: len(words)], steps=20, guidance=4.0)
+    nearest = (scorer.images(pictures) @ scorer.texts([f"a {label}" for label in labels]).T).argmax(dim=1)
+    return sum(model.world.same(labels[i], word) for i, word in zip(nearest, words, strict=True)) / len(words)
+
+
+@pytest.mark.slow
+def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
+    module = UCE(concepts=[Concept("cigarette", "lollipop")], templates=["{}", "a {}"])
+    fit(module, 1, LocalNoisePreservation(weight=0.01))
+    assert recognised(module.original, ["cigarette"] * 4) == 1
+    assert recognised(module.backbone, ["cigarette"] * 4) == 0
+    assert recognised(module.backbone, KEPT) == recognised(module.original, KEPT) == 1

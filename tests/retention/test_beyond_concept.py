@@ -1,0 +1,89 @@
+"""The beyond-concept term with other methods; what every term promises is in test_terms.py."""
+
+import pytest
+import torch
+from trivial import Distillation
+
+from erasure_lightning.backbones.tiny import TinyBackbone
+from erasure_lightning.concepts import Concept
+from erasure_lightning.functional import Regression, corrected
+from erasure_lightning.methods.realera import RealEraClosedForm
+from erasure_lightning.methods.sage import SAGE
+from erasure_lightning.module import ClosedFormErasure
+from erasure_lightning.neighbours import beyond
+from erasure_lightning.retention.beyond_concept import BeyondConceptRegularization
+from erasure_lightning.testing import edit_of, fit
+
+CONCEPTS = [Concept("cat", "dog"), Concept("star", "heart")]
+
+
+def module(method=Distillation, **arguments):
+    made = method(concepts=CONCEPTS, backbone=TinyBackbone(), **arguments)
+    made.configure_model()
+    return made
+
+
+def ready(owner):
+    callback = BeyondConceptRegularization()
+    callback.prepare(owner)
+    return callback
+
+
+def test_zero_at_the_original_and_more_behind_it():
+    owner = module()
+    callback = ready(owner)
+    assert callback.term(owner) == 0
+    for parameter in owner.editable().values():
+        parameter.data.add_(0.05 * torch.randn_like(parameter))
+    assert callback.term(owner) > 1e-6
+
+
+def test_it_holds_predictions_with_any_gradient_method():
+    free, held = module(lr=3e-3), module(lr=3e-3)
+    fit(free, 20)
+    fit(held, 20, BeyondConceptRegularization(weight=10.0))
+
+    def drift(owner):
+        torch.manual_seed(0)
+        return ready(owner).term(owner)
+
+    assert drift(held) < 0.7 * drift(free)
+
+
+def test_where_only_text_is_edited_it_says_so():
+    with pytest.warns(UserWarning, match="SAGE edits no denoiser: it will stay at 0"):
+        fit(module(SAGE, check_steps=0, warmup=1), 1, BeyondConceptRegularization())
+
+
+class Keeping(ClosedFormErasure):
+    """Redirects end-of-text states and keeps what callbacks hold."""
+
+    def solve(self):
+        equations = Regression(self.kept_gram())
+        ends = [self.original.summarize(self.original.embed(w)) for w in (["cat", "star"], ["dog", "heart"])]
+        equations.redirect(*ends)
+        correction = equations.correction(0.1)
+        return {f"{n}.weight": corrected(m.weight, correction) for n, m in self.original.text_layers().items()}
+
+
+def test_a_closed_form_holds_what_is_beyond():
+    free, held = module(Keeping), module(Keeping)
+    fit(free, 1)
+    fit(held, 1, BeyondConceptRegularization(weight=30.0))
+
+    def moved(owner):
+        elsewhere = beyond(owner.original.encode(["a cat", "a star"]).tokens)
+        layers = owner.original.text_layers()
+        return sum((elsewhere @ (w - layers[n.removesuffix(".weight")].weight).T).square().mean()
+                   for n, w in owner.editable().items())  # fmt: skip
+
+    assert moved(held) < 0.7 * moved(free)
+
+
+def test_it_is_the_term_of_realera():
+    own = fit(module(RealEraClosedForm, beyond_weight=3.0), 1)
+    borrowed = fit(module(RealEraClosedForm, beyond=0), 1, BeyondConceptRegularization(weight=3.0))
+    without = fit(module(RealEraClosedForm, beyond=0), 1)
+    ours, theirs, none = (edit_of(made) for made in (own, borrowed, without))
+    assert all(torch.allclose(ours[n], theirs[n], atol=1e-5) for n in ours)
+    assert not any(torch.allclose(ours[n], none[n], atol=1e-3) for n in ours)

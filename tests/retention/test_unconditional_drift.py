@@ -1,0 +1,54 @@
+"""What the empty prompt's prediction does beside methods that edit the denoiser, and what holding it costs."""
+
+import json
+
+import pytest
+from torch.nn.functional import mse_loss
+
+from erasure_lightning.backbones.tiny import TinyBackbone
+from erasure_lightning.bank import TrajectoryBank
+from erasure_lightning.callbacks.cost import Cost
+from erasure_lightning.concepts import Batch, Concept
+from erasure_lightning.methods.esd import ESD
+from erasure_lightning.methods.sage import SAGE
+from erasure_lightning.retention.unconditional_drift import UnconditionalDrift
+from erasure_lightning.testing import fit
+
+CAT = [Concept("cat", "dog")]
+
+
+def esd(train="x", prediction="epsilon"):
+    bank = TrajectoryBank(trajectories=2, steps=4)
+    return ESD(concepts=CAT, backbone=TinyBackbone(prediction=prediction), train=train, bank=bank, lr=3e-3)
+
+
+def drift(module):
+    """Mean square of the change on trajectories of other prompts."""
+    elsewhere = TrajectoryBank(steps=5, guidance=4.0)
+    elsewhere.follow(module.original, lambda _: Batch(["a {}"] * 3, ["star", "tree", "car"], [""] * 3), seed=7)
+    then = elsewhere.teacher(module.original, elsewhere.draw(["star", "tree", "car"] * 4))
+    return mse_loss(module.student(then.x, then.t, [""] * len(then.x)), then.nothing).item()
+
+
+@pytest.mark.parametrize(("train", "prediction"), [("x", "epsilon"), ("x", "velocity"), ("u", "epsilon")])
+def test_it_holds_the_empty_prompt_on_the_trajectories_of_others(train, prediction):
+    free, held = (fit(esd(train, prediction), 30, *terms) for terms in ([], [UnconditionalDrift()]))
+    assert drift(free) > 1e-4
+    assert drift(held) < 0.3 * drift(free)
+
+
+@pytest.mark.parametrize(
+    ("make", "evaluations", "backwards"),
+    [(esd, 2 * 3, 3), (lambda: SAGE(concepts=CAT, backbone=TinyBackbone(), check_steps=0), 0, 0)],
+    ids=["denoiser", "text encoder"],
+)
+def test_its_cost(make, evaluations, backwards, tmp_path, monkeypatch):
+    """Of its three latents a step; a text encoder's edit is held without the denoiser."""
+    monkeypatch.chdir(tmp_path)
+    costs = []
+    for terms in [], [UnconditionalDrift(batch_size=3)]:
+        fit(make(), 2, *terms, Cost())
+        costs.append(json.loads((tmp_path / "cost.json").read_text()))
+    free, held = costs
+    assert held["evaluations"] - free["evaluations"] == 2 * evaluations
+    assert held["backwards"] - free["backwards"] == 2 * backwards
