@@ -141,7 +141,9 @@ class PerConceptErasure(GradientErasure):
             self.backbone.get_parameter(name).copy_(weight)
 
     def _by_name(self, weights: Tensor) -> dict[str, Tensor]:
-        return dict(zip(self.editable(), weights.to(self.backbone.dtype).split(self.adapters.widths), strict=True))
+        return dict(
+            zip(self.editable(), weights.to(self.backbone.dtype).split_with_sizes(self.adapters.widths), strict=True)
+        )
 
     def on_train_end(self) -> None:
         """Fuse."""

@@ -68,4 +68,4 @@ def attention_inside(maps: Mapping[str, Tensor], positions: Tensor, masks: Mappi
 
 def _square(rows: Tensor) -> Tensor:
     """Pixels in a row ``(B, pixels)`` as a picture ``(B, 1, side, side)``."""
-    return rows.unflatten(1, (1, isqrt(rows.shape[1]), -1))
+    return rows.reshape(len(rows), 1, isqrt(rows.shape[1]), -1)

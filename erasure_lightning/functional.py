@@ -114,7 +114,8 @@ class Regression:
     def correction(self, ridge: float) -> Tensor:
         """``C`` ``(D, D)``; ``ridge``, above 0, is the pull towards the old maps."""
         identity = torch.eye(len(self.gram), dtype=self.gram.dtype, device=self.gram.device)
-        return torch.linalg.solve(self.gram + ridge * identity, self.pull, left=False)
+        solved: Tensor = torch.linalg.solve(self.gram + ridge * identity, self.pull, left=False)
+        return solved
 
 
 def corrected(weight: Tensor, correction: Tensor) -> Tensor:

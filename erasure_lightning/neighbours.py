@@ -65,7 +65,7 @@ class Neighbourhood:
         lengths = states.norm(dim=-1)
         if self.max_distance is None:
             return torch.full_like(lengths, self.min_cosine)
-        lowest = (1 - self.max_distance**2 / (2 * lengths.square())).clamp(min=self.min_cosine)
+        lowest: Tensor = (1 - self.max_distance**2 / (2 * lengths.square())).clamp(min=self.min_cosine)
         if (lowest > self.max_cosine).any():
             needed = lengths.max().item() * math.sqrt(2 - 2 * self.max_cosine)
             raise ErasureError(
@@ -77,8 +77,8 @@ class Neighbourhood:
     def holds(self, states: Tensor, neighbours: Tensor) -> Tensor:
         """Whether each is a neighbour of its state, ``(..., D)`` to boolean ``(...)``."""
         cosines = torch.cosine_similarity(states, neighbours, dim=-1)
-        near = (neighbours - states).norm(dim=-1) <= (self.max_distance or math.inf)
-        return (cosines >= self.min_cosine) & (cosines <= self.max_cosine) & near
+        near: Tensor = (neighbours - states).norm(dim=-1) <= (self.max_distance or math.inf)
+        return near & (cosines >= self.min_cosine) & (cosines <= self.max_cosine)
 
     def draw(self, states: Tensor, sampler: Sampler = "direct", generator: torch.Generator | None = None) -> Tensor:
         """A random neighbour of each state, ``(..., D)``.
@@ -126,7 +126,8 @@ class Neighbourhood:
 
 def around(states: Tensor, cosines: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """States of the same length at given cosines to given states, else in random directions, ``(..., D)``."""
-    lengths, units = states.norm(dim=-1, keepdim=True), normalize(states, dim=-1)
+    lengths: Tensor = states.norm(dim=-1, keepdim=True)
+    units = normalize(states, dim=-1)
     noise = _random(torch.randn, states, generator)
     across = normalize(noise - (noise * units).sum(dim=-1, keepdim=True) * units, dim=-1)
     cosines = cosines.unsqueeze(-1)

@@ -4,10 +4,10 @@ from lightning import Trainer
 from trivial import Distillation, Idle, Redirection
 
 from erasure_lightning.backbones.tiny import TinyBackbone
+from erasure_lightning.bank import TrajectoryBank
 from erasure_lightning.concepts import Concept
 from erasure_lightning.data import PromptData
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.bank import TrajectoryBank
 from erasure_lightning.testing import check_method, edit_of, fit
 
 CAT = [Concept("cat", "dog")]

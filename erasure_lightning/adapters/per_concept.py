@@ -33,7 +33,7 @@ class ConceptAdapters(nn.Module):
     def beside(self, layers: Collection[nn.Linear], concepts: Sequence[int]) -> Iterator[None]:
         """While entered, row ``b`` of a layer's input ``(B, N, D)`` also passes ``dW`` of concept ``concepts[b]``."""
         downs = torch.stack([self.down[i] for i in concepts]).unbind(1)
-        ups = torch.stack([self.up[i] for i in concepts]).split(self.widths, dim=1)
+        ups = torch.stack([self.up[i] for i in concepts]).split_with_sizes(self.widths, dim=1)
         with ExitStack() as hooks:
             for layer, down, up in zip(layers, downs, ups, strict=True):
                 hooks.callback(layer.register_forward_hook(_adding(down, up)).remove)
@@ -56,9 +56,12 @@ class ConceptAdapters(nn.Module):
         gram, pull = kept.clone(), (original.double() - here) @ kept
         for down, up, own in zip(self.down, self.up, grams, strict=True):
             gram += own
-            pull += torch.cat([b @ a for b, a in zip(up.double().split(self.widths), down.double() @ own, strict=True)])
+            pull += torch.cat(
+                [b @ a for b, a in zip(up.double().split_with_sizes(self.widths), down.double() @ own, strict=True)]
+            )
         gram.diagonal().add_(ridge)
-        return here + torch.linalg.solve(gram, pull, left=False)
+        shift: Tensor = torch.linalg.solve(gram, pull, left=False)
+        return here + shift
 
 
 def _adding(down: Tensor, up: Tensor) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:

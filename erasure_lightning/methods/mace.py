@@ -100,7 +100,7 @@ class MACE(PerConceptErasure):
             asked = [phrase(SHOWN[concept.kind], concept.name) for concept in self.concepts]
             prompts = [prompt for prompt in asked for _ in range(self.pictures)]
             drawn = Gallery(self.original, prompts, mix(self.seed, 8), steps=self.steps, guidance=self.guidance)
-            self._clean = drawn.latents.unflatten(0, (-1, self.pictures))
+            self._clean = drawn.latents.reshape(-1, self.pictures, *drawn.latents.shape[1:])
 
     def noisy_latents(self, batch: Batch) -> tuple[Tensor, Tensor, Batch]:
         """The concepts' pictures, noised; moments of the bank where there is one."""

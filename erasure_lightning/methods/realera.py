@@ -5,7 +5,8 @@ form in the text layers (stage A), then in low-rank adapters that align noise pr
 
 Stated by the paper: mining under ``d <= D_1`` and ``cos in [S_1, S_2]``, beyond-concept regularisation, and both stages
 (methods.md 5.1). No code was published: the terms are inferred with high confidence, their weights are ours, as is the
-form of what lies beyond (5.2 to 5.4). Where it can, stage A takes the mean over all neighbours exactly.
+form of what lies beyond (5.2 to 5.4). Where it can, stage A takes the mean over all neighbours exactly. Cosine bounds
+are those that ``erasure calibrate`` finds on the emoji world; methods.md 5.5 starts from 0.8 and 0.95.
 
 Cost: stage A encodes ten sentences a concept and solves one system, no denoiser. A step of stage B takes three forwards
 and two backwards of the denoiser on the batch, and a fourth forward where no bank holds the anchor's prediction.

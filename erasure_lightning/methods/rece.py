@@ -131,4 +131,5 @@ def adversarial(concepts: Tensor, edit: Tensor, gram: Tensor, regularization: fl
     """
     said = gram @ edit
     identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    return torch.linalg.solve(regularization * identity + edit.mT @ said, concepts.double() @ said, left=False)
+    found: Tensor = torch.linalg.solve(regularization * identity + edit.mT @ said, concepts.double() @ said, left=False)
+    return found

@@ -71,7 +71,7 @@ class SalUn(SalientErasure):
         *,
         alpha: float = 0.5,
         pictures: int = 64,
-        steps: int = 20,
+        steps: int = 12,
         guidance: float = 4.0,
         share: float = 0.5,
         train: Part = "all",

@@ -43,10 +43,10 @@ def front(module, count=1):
     ids=str,
 )
 def test_contract(arguments):
-    check_method(AdvUnlearn, bank=TrajectoryBank(trajectories=2, steps=3), **arguments)
+    check_method(AdvUnlearn, world=None, bank=TrajectoryBank(trajectories=2, steps=3), **arguments)
 
 
-def test_contract_on_pure_noise_and_late_blocks():
+def test_contract_on_pure_noise_late_blocks_and_the_world():
     check_method(AdvUnlearn, attack_from=1, attack_steps=1, blocks=1)
 
 

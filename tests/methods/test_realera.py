@@ -73,7 +73,8 @@ class TestStageA:
     def test_neighbours_follow_the_concept_further_than_without(self):
         def distance(neighbours):
             """Of the neighbours' images from the anchor's, in the distance at the start."""
-            module = made(RealEraClosedForm, [CONCEPTS[0]], neighbours=neighbours, ridge=1e-3)
+            weights = {"erase_weight": 1.0, "beyond_weight": 1.0, "ridge": 1e-3, "min_cosine": 0.5}
+            module = made(RealEraClosedForm, [CONCEPTS[0]], neighbours=neighbours, **weights)
             plain, anchor = module.original.embed(["a cat"]), module.original.embed(["a dog"])
             near = module.neighbourhood.draw(module.original.contextualize(plain).tokens[:, -1:].expand(1, 500, -1))
             wanted = module.original.contextualize(anchor).tokens[:, -1:]

@@ -50,7 +50,8 @@ def unconstrained(weight: Tensor, rows: Rows) -> Tensor:
     """``D0 = W* (B - T) (I + T)^-1`` ``(out, D)``: the edit that nothing holds back."""
     gram, pull = moments(rows)
     identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    return torch.linalg.solve(identity + gram, weight @ pull, left=False)
+    solved: Tensor = torch.linalg.solve(identity + gram, weight @ pull, left=False)
+    return solved
 
 
 def moments(rows: Rows) -> tuple[Tensor, Tensor]:
@@ -72,7 +73,7 @@ def null_space(retained: Tensor, threshold: float) -> Tensor:
         ErasureError: If there are none.
     """
     values, vectors = torch.linalg.eigh(retained.mT @ retained / len(retained))
-    free = vectors[:, values < threshold]
+    free: Tensor = vectors[:, values < threshold]
     if not free.shape[1]:
         raise ErasureError(
             f"SPEED needs a direction that retained texts leave free; the least has {values[0]:.2g}, and the threshold "
