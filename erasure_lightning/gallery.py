@@ -46,8 +46,8 @@ class Gallery:
         generator = torch.Generator().manual_seed(seed)
         seeds = torch.randint(2**31, (len(prompts),), generator=generator).tolist()
         chunks = [slice(i, i + SIDE_BY_SIDE) for i in range(0, len(prompts), SIDE_BY_SIDE)]
-        how = {"steps": steps, "guidance": guidance}
-        self.latents = torch.cat([sample(backbone, prompts[c], seeds[c], **how) for c in chunks])
+        drawn = [sample(backbone, prompts[c], seeds[c], steps=steps, guidance=guidance) for c in chunks]
+        self.latents = torch.cat(drawn)
         self.process = backbone.process
 
     def noised(self, rows: Sequence[int]) -> Noised:

@@ -395,3 +395,12 @@ def test_wandb_offline_needs_no_account(folder, monkeypatch):
     argv = ["--trainer.logger", "wandb", "--trainer.logger.offline", "true", "--measure", "false", "--run_dir", "r"]
     assert main(["fit", *TINY, *argv]) == 0
     assert list(folder.glob("r/wandb/offline-run-*"))
+
+
+def test_a_reader_who_leaves_gets_no_traceback():
+    listing = subprocess.Popen(
+        [sys.executable, "-m", "erasure_lightning", "methods"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    listing.stdout.close()
+    assert b"Traceback" not in listing.stderr.read()
+    assert listing.wait() == 141

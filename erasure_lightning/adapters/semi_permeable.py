@@ -38,6 +38,9 @@ class Membrane(nn.Module):
         transport: Whether there is any; else everything is open for every prompt.
     """
 
+    sentences: nn.Parameter
+    words: nn.Parameter
+
     def __init__(
         self, *, concepts: int, sentences: int, words: int, length: int, width: int, transport: bool = True
     ) -> None:

@@ -23,7 +23,8 @@ class _Recorder:
         probabilities = attn.get_attention_scores(query, key)
         self.maps[self.name] = probabilities.unflatten(0, (len(hidden_states), attn.heads))
         mixed: Tensor = attn.to_out[0](attn.batch_to_head_dim(probabilities @ value))
-        return attn.to_out[1](mixed)
+        dropped: Tensor = attn.to_out[1](mixed)
+        return dropped
 
 
 @contextmanager
@@ -38,7 +39,7 @@ def recorded(denoiser: nn.Module, ending: str) -> Iterator[dict[str, Tensor]]:
     before = {name: layer.processor for name, layer in layers.items()}
     maps: dict[str, Tensor] = {}
     for name, layer in layers.items():
-        layer.processor = _Recorder(name, maps)  # type: ignore[assignment]
+        layer.processor = _Recorder(name, maps)
     try:
         yield maps
     finally:

@@ -1,5 +1,6 @@
 """``erasure calibrate``: how near words come to a concept's, and the bounds of its neighbourhood that follow."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -33,8 +34,9 @@ def calibrate_bounds(argv: list[str]) -> None:
     options = _parser().parse_args(argv)
     hush()
     backbone = load_backbone(options.backbone).to(torch.accelerator.current_accelerator() or "cpu")
-    concept = Concept(options.concept, kind=options.kind, domain=_associated(options.concept, options.associated))
+    concept = Concept(options.concept, kind=options.kind)
     _check_known(backbone, concept)
+    concept = replace(concept, domain=_associated(options.concept, options.associated))
     folder = _folder(options.out, concept)
     found = calibrate(backbone, concept, options.synonyms, options.unrelated, options.states)
     write_atomically(folder / "calibration.png", plot_calibration(found, concept.name, backbone.name, options.states))

@@ -44,12 +44,15 @@ def main(argv: list[str] | None = None) -> int:
         argv: Arguments; those of the process by default.
 
     Returns:
-        0, 2 for a mistake of the user, 128 + the signal for an interruption.
+        0, 2 for a mistake of the user, 128 + the signal for an interruption (or for a reader who left).
     """
     try:
         return _dispatch(sys.argv[1:] if argv is None else argv)
     except ErasureError as error:
         return _fail(f"error: {error}", 2)
+    except BrokenPipeError:  # whoever read has read enough (`erasure methods | head`)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except OSError as error:
         if error.errno not in _SYSTEM:
             raise

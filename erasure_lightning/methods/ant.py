@@ -98,7 +98,7 @@ class ANT(SalientErasure):
         """Which times belong to the early stage, boolean of their shape."""
         if self.bank is None:
             return t >= (1 - self.early) * self.backbone.process.times
-        times = self.backbone.scheduler(self.bank.steps).timesteps
+        times: Tensor = self.backbone.scheduler(self.bank.steps).timesteps
         return t >= times[self.first_steps(self.bank.steps) - 1].to(t)
 
     def noisy_latents(self, batch: Batch) -> tuple[Tensor, Tensor, Batch]:

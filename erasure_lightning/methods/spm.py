@@ -104,7 +104,8 @@ class SPM(AdapterErasure):
             asked = self.backbone.embed(self._sentences(concept.name))
             self.membrane.remember(number, self.backbone.contextualize(asked).tokens, asked[0].positions(CONCEPT))
         if self.transport == "rescaled":
-            seen = self.membrane.similarities(self._foreign()).unflatten(1, (FOILS, len(SENTENCES)))
+            seen = self.membrane.similarities(self._foreign())
+            seen = seen.reshape(2, FOILS, len(SENTENCES), *seen.shape[2:])
             self.membrane.unrelated.copy_(seen.diagonal(dim1=2, dim2=4).quantile(0.95, dim=1))
 
     @staticmethod
@@ -136,11 +137,13 @@ class SPM(AdapterErasure):
 
     def _own(self, batch: Batch) -> Tensor:
         names = [concept.name for concept in self.concepts]
-        return one_hot(torch.tensor([names.index(c) for c in batch.concepts], device=self.device), len(names))
+        rows = torch.tensor([names.index(c) for c in batch.concepts], device=self.device)
+        return one_hot(rows, len(names))
 
     def latent_anchors(self, told: Tensor) -> Tensor:
         """Random states about as long as a concept's ``(B, L, D)``, so many of each, ``(anchors * B, L, D)``."""
         like = told.repeat(self.anchors, 1, 1)
         noise, stretched = torch.randn_like(like), 0.8 + 0.4 * torch.rand(len(like)).to(like)
         lengths = like.flatten(1).norm(dim=1) / noise.flatten(1).norm(dim=1)
-        return noise * (stretched * lengths).view(-1, 1, 1)
+        scaled: Tensor = noise * (stretched * lengths).view(-1, 1, 1)
+        return scaled
