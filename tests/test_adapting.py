@@ -66,7 +66,7 @@ def says(backbone):
     ("method", "arguments"), [(Lora, {}), (Lora, {"merge": False}), (Shifting, {})], ids=["merged", "apart", "beside"]
 )
 def test_contract(method, arguments):
-    check_method(method, lr=1e-2, **arguments)
+    check_method(method, lr=1e-2, thorough=method is Shifting, **arguments)
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def front(module, count=1):
     ids=str,
 )
 def test_contract(arguments):
-    check_method(AdvUnlearn, world=None, bank=TrajectoryBank(trajectories=2, steps=3), **arguments)
+    check_method(AdvUnlearn, thorough=False, bank=TrajectoryBank(trajectories=2, steps=3), **arguments)
 
 
 def test_contract_on_pure_noise_late_blocks_and_the_world():

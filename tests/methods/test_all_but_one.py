@@ -57,7 +57,7 @@ def disturb(module, size=0.02):
     ids=str,
 )
 def test_contract(arguments):
-    check_method(AllButOne, warmup=1, **arguments)
+    check_method(AllButOne, warmup=1, thorough=not arguments, **arguments)
 
 
 class TestLoss:

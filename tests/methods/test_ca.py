@@ -36,7 +36,7 @@ def ask(model, x, t, prompts):
 
 @pytest.mark.parametrize("arguments", [{}, {"target": "noise"}, {"prior": 1.0, "train": "all"}], ids=str)
 def test_contract(arguments):
-    check_method(CA, **FEW, **arguments)
+    check_method(CA, thorough=not arguments, **FEW, **arguments)
 
 
 class TestLoss:

@@ -39,12 +39,12 @@ def made(method=RealEra, concepts=CONCEPTS, **arguments):
     ids=str,
 )
 def test_contract(arguments):
-    check_method(RealEra, lr=1e-2, **arguments)
+    check_method(RealEra, lr=1e-2, thorough=not arguments, **arguments)
 
 
 @pytest.mark.parametrize("arguments", [{}, {"sampler": "direct", "neighbours": 3, "beyond": 3}], ids=str)
 def test_contract_of_stage_a_alone(arguments):
-    check_method(RealEraClosedForm, **arguments)
+    check_method(RealEraClosedForm, thorough=not arguments, **arguments)
 
 
 class TestStageA:

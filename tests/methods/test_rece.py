@@ -74,7 +74,7 @@ def close(solution, wanted):
     "arguments", [{}, {"epochs": 3, "regularization": 0.1}, {"epochs": 0, "preserve": []}], ids=str
 )
 def test_contract(arguments):
-    check_method(RECE, **arguments)
+    check_method(RECE, thorough=not arguments, **arguments)
 
 
 class TestSolution:

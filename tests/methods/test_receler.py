@@ -41,7 +41,7 @@ def says(model, prompts):
     ids=["default", "student", "no attack"],
 )
 def test_contract(arguments):
-    check_method(Receler, warmup=1, **arguments)
+    check_method(Receler, warmup=1, thorough=not arguments, **arguments)
 
 
 def test_without_attack_and_mask_it_is_the_loss_of_esd():

@@ -44,7 +44,7 @@ def sage(**arguments):
     ids=str,
 )
 def test_contract(arguments):
-    check_method(SAGE, check_from=1, warmup=1, **arguments)
+    check_method(SAGE, check_from=1, warmup=1, thorough=not arguments, **arguments)
 
 
 class TestSelfCheck:

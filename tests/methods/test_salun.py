@@ -35,7 +35,7 @@ def test_contract():
 
 
 def test_contract_without_masks_and_pictures_of_what_remains():
-    check_method(SalUn, world=None, pictures=4, steps=2, train="x", share=1.0, alpha=0.0)
+    check_method(SalUn, thorough=False, pictures=4, steps=2, train="x", share=1.0, alpha=0.0)
 
 
 class TestLoss:

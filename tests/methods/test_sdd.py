@@ -33,7 +33,7 @@ def followed():
     ids=["defaults", "no average", "all", "average's trajectories", "original's trajectories"],
 )
 def test_contract(arguments):
-    check_method(SDD, **arguments)
+    check_method(SDD, thorough=not arguments, **arguments)
 
 
 class TestLoss:

@@ -40,7 +40,7 @@ def says(model, prompts):
     ids=["default", "student", "no transport"],
 )
 def test_contract(arguments):
-    check_method(SPM, warmup=1, **arguments)
+    check_method(SPM, warmup=1, thorough=not arguments, **arguments)
 
 
 @pytest.mark.parametrize("guidance", [0.0, 1.0])

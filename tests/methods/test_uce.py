@@ -51,7 +51,7 @@ def same(solution, wanted):
 
 @pytest.mark.parametrize("arguments", [{}, {"templates": ["a {}", "{} in a house"], "preserve": ["tree", ""]}], ids=str)
 def test_contract(arguments):
-    check_method(UCE, **arguments)
+    check_method(UCE, thorough=not arguments, **arguments)
 
 
 class TestSolution:
