@@ -47,22 +47,42 @@ def official(name: str, figures: tuple[float, ...]) -> str:
     return line([name, *(f"{v:.3f}" for v in values), f"{seconds:.0f}", *["-"] * 4])
 
 
-def ours(method: str, concept: str, folder: Path, options: argparse.Namespace) -> str:
-    """A row of ours."""
+def measured(method: str, concept: str, options: argparse.Namespace) -> tuple[dict, dict] | None:
+    """Estimates and cost of a run of ours; nothing where it is not to be fitted and was not before."""
+    folder = options.out / f"{method}-{concept}"
+    if options.finished and not (folder / "metrics.json").exists():
+        return None
     given = ["--config", f"{method}.yaml", "--model.concepts", f"{concept}.yaml", "--data.seeds", options.seeds]
     given += ["--data.originals", str(options.out / "originals")]  # every method is measured against the same pictures
     metrics, cost = fitted(folder, given, threads=options.threads)
-    estimates = metrics["estimates"]
+    return metrics["estimates"], cost
+
+
+def quality(estimates: dict) -> tuple[float, ...]:
+    """Own, domain, retain, harmonic mean, feature, L1."""
     own, domain, retain = (mean(estimates[g]["recognized"]) for g in ("efficacy", "generality", "specificity"))
     feature, l1 = (mean(estimates["structure"][name]) for name in ("similarity", "distance"))
-    values = (own, domain, retain, harmonic(own, domain, retain), feature, l1)
+    return own, domain, retain, harmonic(own, domain, retain), feature, l1
+
+
+def ours(method: str, run: tuple[dict, dict] | None) -> str:
+    """A row of ours."""
+    if run is None:
+        return line([method, *["-"] * (len(HEAD) - 1)])
+    estimates, cost = run
     counts = (cost["trained_parameters"], cost["evaluations"], cost["backwards"])
-    seconds, peak = f"{cost['seconds']:.1f}", f"{cost['peak_gib']:.2f}"
-    return line([method, *(f"{v:.3f}" for v in values), seconds, peak, *(f"{count:,}" for count in counts)])
+    costs = [f"{cost['seconds']:.1f}", f"{cost['peak_gib']:.2f}", *(f"{count:,}" for count in counts)]
+    return line([method, *(f"{v:.3f}" for v in quality(estimates)), *costs])
+
+
+def compact(method: str, runs: list[tuple[dict, dict] | None]) -> str:
+    """A row for all concepts: own, domain, retain and feature of each."""
+    cells = ["-" if r is None else " ".join(f"{quality(r[0])[i]:.2f}" for i in (0, 1, 2, 4)) for r in runs]
+    return line([method, *cells])
 
 
 def main() -> None:
-    """Print a table for each concept as Markdown."""
+    """Print a table for each concept, or one for all, as Markdown."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/methods"))
     parser.add_argument("--methods", nargs="+", default=METHODS, help="names of configs")
@@ -70,19 +90,26 @@ def main() -> None:
     parser.add_argument("--seeds", default="3")
     parser.add_argument("--jobs", type=int, default=2, help="fits side by side")
     parser.add_argument("--threads", type=int, default=1, help="of each fit")
+    parser.add_argument("--compact", action="store_true", help="one table: own, domain, retain, feature")
+    parser.add_argument("--finished", action="store_true", help="fit nothing, print what there is")
     options = parser.parse_args()
     with ThreadPoolExecutor(options.jobs) as pool:
-        rows = {
-            (concept, method): pool.submit(ours, method, concept, options.out / f"{method}-{concept}", options)
+        runs = {
+            (concept, method): pool.submit(measured, method, concept, options)
             for concept in options.concepts
             for method in options.methods
         }
+        if options.compact:
+            print(head(["own domain retain feature", *options.concepts]))
+            for method in options.methods:
+                print(compact(method, [runs[concept, method].result() for concept in options.concepts]))
+            return
         for concept in options.concepts:
             print(f"\n**{concept}**\n\n{head(list(HEAD))}")
             for name, figures in OFFICIAL.get(concept, {}).items():
                 print(official(name, figures))
             for method in options.methods:
-                print(rows[concept, method].result(), flush=True)
+                print(ours(method, runs[concept, method].result()), flush=True)
 
 
 if __name__ == "__main__":
