@@ -54,7 +54,7 @@ def disturb(module, size=0.02):
         {"train": "x-strict", "lam": 0.0, "detach_unconditional": True},
         {"train": "u", "alternative": 0.5, "eta": 1.0},
     ],
-    ids=str,
+    ids=lambda arguments: ", ".join(arguments) or "default",
 )
 def test_contract(arguments):
     check_method(AllButOne, warmup=1, thorough=not arguments, **arguments)

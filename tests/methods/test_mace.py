@@ -54,7 +54,7 @@ def masks_of(module, x, t, batch):
         {"preserve": 0.0, "mask": 0.0},
         {"bank": TrajectoryBank(trajectories=2, steps=2)},
     ],
-    ids=str,
+    ids=lambda arguments: ", ".join(arguments) or "default",
 )
 def test_contract(arguments):
     check_method(MACE, thorough=not arguments, **(QUICK | arguments))

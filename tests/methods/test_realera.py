@@ -36,7 +36,7 @@ def made(method=RealEra, concepts=CONCEPTS, **arguments):
         {"sampler": "reject", "neighbours": 2, "beyond": 2, "min_cosine": 0.3},
         {"bank": TrajectoryBank(trajectories=2, steps=2), "noise_weight": 0.0, "max_distance": 14.0},
     ],
-    ids=str,
+    ids=lambda arguments: ", ".join(arguments) or "default",
 )
 def test_contract(arguments):
     check_method(RealEra, lr=1e-2, thorough=not arguments, **arguments)
