@@ -83,7 +83,7 @@ def test_methods_lists_methods_and_worlds(capsys):
 def test_an_unknown_command(error):
     assert error("fitt") == (
         "unknown command 'fitt'. Did you mean 'fit'? "
-        "Known: fit, test, validate, predict, purify, compare, methods, new-method."
+        "Known: fit, test, validate, predict, calibrate, purify, compare, methods, new-method."
     )
 
 

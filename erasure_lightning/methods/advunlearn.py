@@ -67,7 +67,7 @@ class AdvUnlearn(GradientErasure):
         attack_lr: float = 1e-2,
         attack: Literal["slope", "sign"] = "slope",
         words: int = 1,
-        lr: float = 3e-4,
+        lr: float = 1.5e-4,
         **kwargs: Any,
     ) -> None:
         super().__init__(lr=lr, **kwargs)

@@ -23,7 +23,8 @@ the early and the drift terms have no slope: a map is the late term's. Officiall
 
 The latents are the student's there, the original's in the script for many, which trains rank-64 adapters and fuses them
 by MACE's closed form (left out); the bank decides. Its numbers for SD 1.4: Adam 5e-4 (constant), 250 steps of 1 pair,
-the whole UNet. Defaults are tuned on the emoji world.
+the whole UNet. The rate here is the emoji world's; ``early``, ``alpha`` and ``drift`` are the script's, and that
+world, which is small and decides early what it draws, needs others: its config has them.
 
 Cost of a step on a bank, for each pair: 4 forwards and backwards, none of the original. The maps cost as much as
 ``maps`` times 10 pairs, once.

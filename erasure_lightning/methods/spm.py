@@ -19,8 +19,9 @@ bank gives with ``student: true`` and a ``refresh``; a student walks as it is us
 walks, the default of our config, its answers are kept.
 
 Each concept trains its own adapters, alone and fully open, as if it had a run to itself; all are stacked in one tensor
-a layer, and a hundred concepts train in one run. Official: 3000 steps of AdamW at 1e-4 for SD 1.4, ``lambda`` 1000, 4
-anchors at batch 1, 500 steps of warm-up and three cosines. Defaults are tuned on the emoji world.
+a layer, and share a run's steps. Official: 3000 steps of AdamW at 1e-4 for SD 1.4, ``lambda`` 1000, 4 anchors at batch
+1, 500 steps of warm-up and three cosines. Theirs would be too slow for the emoji world, where ours, 100 times lighter
+on the anchors and in 60 steps, were tried on the cigarette alone.
 
 Cost of a sentence: ``1 + anchors`` forwards and backwards, ``anchors`` forwards of the original.
 """
@@ -65,9 +66,9 @@ class SPM(AdapterErasure):
         *,
         guidance: float = 1.0,
         anchors: int = 1,
-        anchor_weight: float = 1000.0,
+        anchor_weight: float = 10.0,
         transport: Literal["rescaled", "cosine", "none"] = "rescaled",
-        lr: float = 3e-3,
+        lr: float = 1e-2,
         warmup: int = 5,
         **kwargs: Any,
     ) -> None:

@@ -157,7 +157,8 @@ def test_arguments_out_of_range(arguments, words):
 
 @pytest.mark.slow
 def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
-    module = fit(ANT(concepts=[Concept("cigarette")], bank=TrajectoryBank(trajectories=8), maps=2), 60)
+    given = {"early": 0.05, "drift": 2.0, "maps": 2, "bank": TrajectoryBank(trajectories=8)}  # as in the config
+    module = fit(ANT(concepts=[Concept("cigarette")], **given), 160)  # of 2 pairs, there 80 of 4
     assert recognised(module.original, ["cigarette"] * 4) == 1
     assert recognised(module.backbone, ["cigarette"] * 4) == 0
     assert recognised(module.backbone, KEPT) == 1

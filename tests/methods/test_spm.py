@@ -117,8 +117,10 @@ def test_negative_numbers_are_refused():
 
 @pytest.mark.slow
 def test_it_erases_the_cigarette_of_the_emoji_world_and_transport_keeps_the_rest():
-    module = SPM(concepts=[Concept("cigarette", "lollipop")], backbone="emoji-world", bank=TrajectoryBank())
-    fit(module, 100)
+    module = SPM(
+        concepts=[Concept("cigarette", "lollipop")], backbone="emoji-world", bank=TrajectoryBank(trajectories=8)
+    )
+    fit(module, 60)
     assert recognised(module.original, ["cigarette"] * 4) == 1
     assert recognised(module.backbone, ["cigarette"] * 4) == 0
     assert recognised(module.backbone, KEPT) == recognised(module.original, KEPT) == 1
