@@ -33,15 +33,11 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from erasure_lightning.backbones.base import Part
-from erasure_lightning.backbones.process import draw_times
 from erasure_lightning.concepts import Batch, Phrase
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.functional import mix
+from erasure_lightning.gallery import Gallery
 from erasure_lightning.module import GradientErasure
-from erasure_lightning.sampling import sample
-
-#: Pictures drawn in one batch.
-SIDE_BY_SIDE = 16
 
 
 @contextmanager
@@ -108,21 +104,16 @@ class CA(GradientErasure):
         """Draw the anchors' pictures; they depend on seed and rank alone, so a resumed run draws the same ones."""
         count = max(self.pictures, len(self.concepts))
         self._shown: Batch = self.trainer.datamodule.sentences(count, 0, salt=6)  # type: ignore[attr-defined]
-        generator = torch.Generator().manual_seed(mix(self.seed, self.global_rank, 6))
-        seeds = torch.randint(2**31, (count,), generator=generator).tolist()
-        chunks = [slice(i, i + SIDE_BY_SIDE) for i in range(0, count, SIDE_BY_SIDE)]
-        asked, steps, guidance = self._shown.alternatives, self.steps, self.guidance
-        drawn = [sample(self.original, asked[c], seeds[c], steps=steps, guidance=guidance) for c in chunks]
-        self._pictures = torch.cat(drawn)
+        seed = mix(self.seed, self.global_rank, 6)
+        asked = self._shown.alternatives
+        self._gallery = Gallery(self.original, asked, seed, steps=self.steps, guidance=self.guidance)
 
     def noised(self, concepts: Sequence[str]) -> tuple[Tensor, Tensor, Batch, Tensor]:
         """A random picture of each concept's anchor, noised: ``x``, ``t``, sentences, the perfect prediction."""
         rows = [[i for i, shown in enumerate(self._shown.concepts) if shown == concept] for concept in concepts]
         drawn = [of[int(torch.randint(len(of), ()))] for of in rows]
-        process, clean = self.backbone.process, self._pictures[drawn]
-        t, noise = draw_times(process, len(drawn), self.device), torch.randn(clean.shape).to(clean)
-        batch = Batch(*([field[i] for i in drawn] for field in self._shown))
-        return process.noise(clean, noise, t), t, batch, process.target(clean, noise, t)
+        x, t, target = self._gallery.noised(drawn)
+        return x, t, Batch(*([field[i] for i in drawn] for field in self._shown)), target
 
     def noisy_latents(self, batch: Batch) -> tuple[Tensor, Tensor, Batch]:
         """Pictures of the concepts' anchors, noised."""

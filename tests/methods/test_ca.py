@@ -54,7 +54,7 @@ class TestLoss:
         torch.manual_seed(3)
         x, t, batch, target = module.noised(BATCH.concepts)
         clean = module.backbone.process.clean(target, x, t)  # what a perfect model would see is a picture
-        assert all(min((picture - c).abs().max() for picture in module._pictures) < 1e-2 for c in clean)
+        assert all(min((picture - c).abs().max() for picture in module._gallery.latents) < 1e-2 for c in clean)
         torch.manual_seed(3)
         assert torch.equal(module.noisy_latents(BATCH)[0], x)
         by_hand = (ask(module.backbone, x, t, batch.prompts) - target).square().mean()
@@ -75,19 +75,19 @@ class TestPictures:
     def test_they_are_of_the_anchor_s_sentences_and_of_the_empty_prompt_without_anchor(self, monkeypatch):
         asked = []
         pictures = torch.zeros(4, 4, 8, 8)
-        monkeypatch.setattr("erasure_lightning.methods.ca.sample", lambda _, p, s, **k: asked.extend(p) or pictures)
+        monkeypatch.setattr("erasure_lightning.gallery.sample", lambda _, p, s, **k: asked.extend(p) or pictures)
         shown = fit(ca(), 1)._shown
         assert {c: p.text for c, p in zip(shown.concepts, asked, strict=True)}["star"] == ""
         assert all("dog" in p.text for c, p in zip(shown.concepts, asked, strict=True) if c == "cat")
 
     def test_the_original_draws_them_so_that_a_resumed_run_finds_the_same(self):
         module = fit(ca(lr=0.1), 3)
-        trained, module._pictures = module._pictures, None
+        trained, module._gallery = module._gallery.latents, None
         module.on_train_start()
-        assert torch.equal(module._pictures, trained)
+        assert torch.equal(module._gallery.latents, trained)
         module.original = module.backbone  # the control
         module.on_train_start()
-        assert not torch.allclose(module._pictures, trained, atol=1e-3)
+        assert not torch.allclose(module._gallery.latents, trained, atol=1e-3)
 
     def test_every_concept_has_one_however_few_are_asked_for(self):
         assert set(fit(ca(pictures=1), 1)._shown.concepts) == {"cat", "star"}

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from recognition import recognised
 
 from erasure_lightning.adapters.per_concept import ConceptAdapters
 from erasure_lightning.attention_masks import attention_inside
@@ -11,9 +12,7 @@ from erasure_lightning.bank import TrajectoryBank
 from erasure_lightning.concepts import Batch, Concept, Phrase
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.mace import MACE, importance
-from erasure_lightning.metrics.scorer import Scorer
 from erasure_lightning.prompts import shared_rows, state_gram
-from erasure_lightning.sampling import draw
 from erasure_lightning.testing import check_method, fit
 
 QUICK = {"pictures": 1, "steps": 2}
@@ -272,14 +271,6 @@ def test_a_hundred_concepts():
 def test_numbers_out_of_range(wrong):
     with pytest.raises(ErasureError, match="MACE needs rank, pictures and steps of at least 1"):
         mace(**wrong)
-
-
-def recognised(model, words):
-    """Share of pictures of ``a WORD`` that the world's scorer calls so."""
-    scorer, labels = Scorer.load(model.world.scorer), [label.name for label in model.world.labels]
-    pictures = draw(model, [f"a {word}" for word in words], range(len(words)), steps=20, guidance=4.0)
-    nearest = (scorer.images(pictures) @ scorer.texts([f"a {label}" for label in labels]).T).argmax(dim=1)
-    return sum(model.world.same(labels[i], word) for i, word in zip(nearest, words, strict=True)) / len(words)
 
 
 @pytest.mark.slow

@@ -2,14 +2,13 @@
 
 import pytest
 import torch
+from recognition import KEPT, recognised
 
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts import Concept
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.rece import RECE, adversarial, sum_of_grams
-from erasure_lightning.metrics.scorer import Scorer
 from erasure_lightning.retention.local_noise import LocalNoisePreservation
-from erasure_lightning.sampling import draw
 from erasure_lightning.testing import check_method, edit_of, fit
 
 PAIRS = [("small cat", "dog"), ("star", "")]
@@ -139,17 +138,6 @@ class TestAdversarialEmbedding:
 def test_arguments_out_of_range(arguments, words):
     with pytest.raises(ErasureError, match=words):
         rece(**arguments)
-
-
-KEPT = ["fox", "grapes", "guitar", "snowman"]
-
-
-def recognised(model, words):
-    """Share of pictures of ``a WORD`` that the world's scorer calls so."""
-    scorer, labels = Scorer.load(model.world.scorer), [label.name for label in model.world.labels]
-    pictures = draw(model, [f"a {word}" for word in words], range(len(words)), steps=20, guidance=4.0)
-    nearest = (scorer.images(pictures) @ scorer.texts([f"a {label}" for label in labels]).T).argmax(dim=1)
-    return sum(model.world.same(labels[i], word) for i, word in zip(nearest, words, strict=True)) / len(words)
 
 
 @pytest.mark.slow

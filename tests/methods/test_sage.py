@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from recognition import KEPT, recognised
 from trivial import Idle
 
 from erasure_lightning.backbones.base import TEMPLATE
@@ -13,7 +14,6 @@ from erasure_lightning.concepts import Batch, Concept
 from erasure_lightning.edits import apply_edit, write_edit
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.sage import SAGE
-from erasure_lightning.metrics.scorer import Scorer
 from erasure_lightning.prompts import with_template_of
 from erasure_lightning.retention.global_alignment import GlobalSemanticAlignment
 from erasure_lightning.retention.local_states import LocalStatePreservation
@@ -169,17 +169,6 @@ def moves(module):
     asked, rest = ["a cigarette", "an emoji of a cigarette"], ["a dog", "a pizza", "a guitar", "a rocket"]
     instead = ["a lollipop", "an emoji of a lollipop"]
     return {"concept": gap(asked, asked), "anchor": gap(asked, instead), "rest": gap(rest, rest)}
-
-
-def recognised(model, words):
-    """Share of pictures of ``a WORD`` that the world's scorer calls so."""
-    scorer, labels = Scorer.load(model.world.scorer), [label.name for label in model.world.labels]
-    pictures = draw(model, [f"a {word}" for word in words], range(len(words)), steps=20, guidance=4.0)
-    nearest = (scorer.images(pictures) @ scorer.texts([f"a {label}" for label in labels]).T).argmax(dim=1)
-    return sum(model.world.same(labels[i], word) for i, word in zip(nearest, words, strict=True)) / len(words)
-
-
-KEPT = ["fox", "grapes", "guitar", "snowman"]
 
 
 @pytest.mark.slow

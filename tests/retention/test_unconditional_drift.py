@@ -30,11 +30,14 @@ def drift(module):
     return mse_loss(module.student(then.x, then.t, [""] * len(then.x)), then.nothing).item()
 
 
-@pytest.mark.parametrize(("train", "prediction"), [("x", "epsilon"), ("x", "velocity"), ("u", "epsilon")])
-def test_it_holds_the_empty_prompt_on_the_trajectories_of_others(train, prediction):
+@pytest.mark.parametrize(
+    ("train", "prediction", "left"), [("x", "epsilon", 0.3), ("x", "velocity", 0.3), ("u", "epsilon", 0.65)]
+)
+def test_it_holds_the_empty_prompt_on_the_trajectories_of_others(train, prediction, left):
+    """Where all but cross-attention moves it holds less, at any weight: 0.59 of the drift was measured to be left."""
     free, held = (fit(esd(train, prediction), 30, *terms) for terms in ([], [UnconditionalDrift()]))
     assert drift(free) > 1e-4
-    assert drift(held) < (0.3 if train == "x" else 0.8) * drift(free)  # where all moves, a light weight holds less
+    assert drift(held) < left * drift(free)
 
 
 @pytest.mark.parametrize(
