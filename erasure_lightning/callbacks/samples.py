@@ -1,5 +1,7 @@
 """`SampleGrid`: one picture that shows at a glance what an edit took away and what it left alone."""
 
+import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -12,10 +14,11 @@ from torch import Tensor
 from erasure_lightning.callbacks.contact import Line, contact_sheet, image, png
 from erasure_lightning.callbacks.pairs import PairCallback
 from erasure_lightning.concepts import in_short
-from erasure_lightning.edits import write_atomically
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.files import SAMPLES_COLUMNS, SAMPLES_FILE, write_atomically
 from erasure_lightning.metrics.ranks import gathered
 from erasure_lightning.module import ErasureModule
+from erasure_lightning.runs import Run
 from erasure_lightning.shots import Shot
 from erasure_lightning.vocabulary import spread
 
@@ -39,7 +42,9 @@ class Cell(NamedTuple):
 class SampleGrid(PairCallback):
     """Writes ``grid.png``: prompts by group, and of each the original's and the edited model's picture at equal seeds.
 
-    With Weights & Biases or TensorBoard the grid is logged too, with the former also as a table.
+    The same pictures lie one by one in ``samples/``, as ``NNN-before.png`` and ``NNN-after.png``, listed in
+    ``samples.csv``, which is written last. With Weights & Biases or TensorBoard the grid is logged too, with the former
+    also as a table.
 
     Args:
         rows: Prompts of each group, spread over it; 1 to 3.
@@ -73,14 +78,20 @@ class SampleGrid(PairCallback):
                 self._cells.append(Cell(shot, image(before), image(after)))
 
     def finish(self, trainer: Trainer, module: ErasureModule) -> None:
-        """Bring the ranks' pictures together; write and log the grid."""
-        cells = gathered(self._cells)
+        """Bring the ranks' pictures together; write and log them."""
+        cells = sorted(gathered(self._cells), key=self._place)
         if not (cells and trainer.is_global_zero):
             return
+        run = Run(Path(trainer.default_root_dir))
         columns = [f"seed {seed}: {model}" for seed in self._columns for model in ("original", "edited")]
         grid = contact_sheet(_title(module), _subtitle(cells[0].shot), columns, self._lines(cells))
-        write_atomically(Path(trainer.default_root_dir, "grid.png"), png(grid))
+        write_atomically(run.grid, png(grid))
+        _save(run.samples, cells)
         _log(trainer, grid, cells)
+
+    def _place(self, cell: Cell) -> tuple[int, int]:
+        """Where a cell stands in the grid."""
+        return self._prompts.index((cell.shot.group, cell.shot.prompt)), cell.shot.seed
 
     def _lines(self, cells: Sequence[Cell]) -> list[Line]:
         """Rows of the grid, without prompts that no picture was drawn for."""
@@ -102,6 +113,19 @@ def _title(module: ErasureModule) -> str:
 
 def _subtitle(shot: Shot) -> str:
     return f"{shot.steps} steps, guidance {shot.guidance:g}; pictures side by side start from the same noise"
+
+
+def _save(folder: Path, cells: Sequence[Cell]) -> None:
+    """Write the pictures one by one, and the list of them."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(SAMPLES_COLUMNS)
+    for number, (shot, *pictures) in enumerate(cells):
+        names = [f"{number:03}-{when}.png" for when in ("before", "after")]
+        for name, picture in zip(names, pictures, strict=True):
+            write_atomically(folder / name, png(picture))
+        writer.writerow((shot.prompt, shot.group, shot.seed, *names))
+    write_atomically(folder / SAMPLES_FILE, text.getvalue().encode(errors="replace"))
 
 
 def _log(trainer: Trainer, grid: Image.Image, cells: Sequence[Cell]) -> None:

@@ -1,3 +1,4 @@
+import csv
 from types import SimpleNamespace
 
 import pytest
@@ -56,6 +57,21 @@ def test_originals_stand_left_of_edits(tmp_path):
     red, blue = ([x for x, pixel in enumerate(row) if pixel == colour] for colour in ((255, 0, 0), (0, 0, 255)))
     assert len(red) == len(blue) == 2 * 128
     assert red[0] < blue[0] < red[128] < blue[128]
+
+
+def test_the_same_pictures_lie_one_by_one(tmp_path):
+    drawn = shots([("specificity", "a boat"), ("efficacy", 'a "cat", \n<b>')])
+    feed(SampleGrid(seeds=2), drawn[::-1], trainer(tmp_path))
+    with (tmp_path / "samples" / "samples.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["prompt", "group", "seed", "before", "after"]
+    cat = 'a "cat", \n<b>'
+    assert [(r["prompt"], r["group"], r["seed"]) for r in rows] == [
+        (cat, "efficacy", "0"), (cat, "efficacy", "1"), ("a boat", "specificity", "0"), ("a boat", "specificity", "1")
+    ]  # fmt: skip
+    assert [r["after"] for r in rows] == [f"00{i}-after.png" for i in range(4)]
+    colours = [Image.open(tmp_path / "samples" / rows[0][when]).getpixel((3, 3)) for when in ("before", "after")]
+    assert colours == [(255, 0, 0), (0, 0, 255)]
 
 
 def test_at_most_twelve_rows_and_only_the_seeds_asked_for(tmp_path):
