@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lightning import Trainer
-from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from PIL import Image
 from torch import Tensor
 
@@ -43,8 +42,7 @@ class SampleGrid(PairCallback):
     """Writes ``grid.png``: prompts by group, and of each the original's and the edited model's picture at equal seeds.
 
     The same pictures lie one by one in ``samples/``, as ``NNN-before.png`` and ``NNN-after.png``, listed in
-    ``samples.csv``, which is written last. With Weights & Biases or TensorBoard the grid is logged too, with the former
-    also as a table.
+    ``samples.csv``, which is written last.
 
     Args:
         rows: Prompts of each group, spread over it; 1 to 3.
@@ -78,7 +76,7 @@ class SampleGrid(PairCallback):
                 self._cells.append(Cell(shot, image(before), image(after)))
 
     def finish(self, trainer: Trainer, module: ErasureModule) -> None:
-        """Bring the ranks' pictures together; write and log them."""
+        """Bring the ranks' pictures together and write them."""
         cells = sorted(gathered(self._cells), key=self._place)
         if not (cells and trainer.is_global_zero):
             return
@@ -87,7 +85,6 @@ class SampleGrid(PairCallback):
         grid = contact_sheet(_title(module), _subtitle(cells[0].shot), columns, self._lines(cells))
         write_atomically(run.grid, png(grid))
         _save(run.samples, cells)
-        _log(trainer, grid, cells)
 
     def _place(self, cell: Cell) -> tuple[int, int]:
         """Where a cell stands in the grid."""
@@ -126,19 +123,3 @@ def _save(folder: Path, cells: Sequence[Cell]) -> None:
             write_atomically(folder / name, png(picture))
         writer.writerow((shot.prompt, shot.group, shot.seed, *names))
     write_atomically(folder / SAMPLES_FILE, text.getvalue().encode(errors="replace"))
-
-
-def _log(trainer: Trainer, grid: Image.Image, cells: Sequence[Cell]) -> None:
-    """Hand the grid to the loggers that show pictures."""
-    for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger):
-            import numpy
-
-            logger.experiment.add_image("samples", numpy.asarray(grid), trainer.global_step, dataformats="HWC")
-        if isinstance(logger, WandbLogger):
-            import wandb
-
-            logger.log_image("samples", [grid])
-            columns = ["prompt", "group", "seed", "before", "after"]
-            rows = [[c.shot.prompt, c.shot.group, c.shot.seed, *map(wandb.Image, c[1:])] for c in cells]
-            logger.log_table("pictures", columns, rows)
