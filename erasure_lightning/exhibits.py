@@ -1,15 +1,14 @@
-"""What is shown of a run on a board: its pictures, figures, cost, edit, and what attacks brought back."""
+"""What is shown of a run on a board: what it is, its pictures, figures, cost and edit."""
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from PIL import Image
 
-from erasure_lightning.attacks.outcome import ASKED, Outcome
 from erasure_lightning.boards import Board
 from erasure_lightning.edits import EDIT_FILE
 from erasure_lightning.files import SAMPLES_COLUMNS, SAMPLES_FILE
@@ -20,7 +19,7 @@ from erasure_lightning.runs import Run, slug
 from erasure_lightning.sharing import share_edit, shareable
 
 #: Columns of an estimate in a table.
-_ENDS = ("mean", "low", "high")
+ENDS = ("mean", "low", "high")
 
 
 def facts(description: Mapping[str, Any]) -> dict[str, Any]:
@@ -37,16 +36,17 @@ def show_figures(board: Board, result: Result) -> None:
     """Show what was measured: ``efficacy``, ``efficacy_low``, ``efficacy_high``, ... and a table of everything."""
     board.facts({"protocol": result.protocol.identity})
     board.figures(summary(result))
-    columns = ["group", "metric", *(f"{when} {end}" for when in ("before", "after") for end in _ENDS), "pictures"]
+    columns = ["group", "metric", *(f"{when} {end}" for when in ("before", "after") for end in ENDS), "pictures"]
     rows = [
-        [group, metric, *_ends(whens.get("before")), *_ends(whens["after"]), whens["after"].pictures]
+        [group, metric, *ends(whens.get("before")), *ends(whens["after"]), whens["after"].pictures]
         for group, metrics in result.estimates.items()
         for metric, whens in metrics.items()
     ]
     board.table("figures", columns, rows)
 
 
-def _ends(estimate: Estimate | None) -> list[float | None]:
+def ends(estimate: Estimate | None) -> list[float | None]:
+    """Its mean and interval as cells, empty where there is none."""
     return [None] * 3 if estimate is None else [estimate.mean, estimate.low, estimate.high]
 
 
@@ -61,10 +61,10 @@ def summary(result: Result) -> dict[str, float]:
         for metric, whens in metrics.items():
             if metric != "image_text":  # the table has it
                 name = group if metric == "recognized" else metric
-                found |= {f"{name}{end}": value for end, value in _named(whens["after"]).items()}
-    ends = {"overall": result.overall("after")}
-    ends |= {f"overall_{end}": _at(result, end).overall("after") for end in ("low", "high")}
-    return found | {name: value for name, value in ends.items() if value is not None}
+                found |= {f"{name}{end}": value for end, value in named(whens["after"]).items()}
+    overall = {"overall": result.overall("after")}
+    overall |= {f"overall_{end}": _at(result, end).overall("after") for end in ("low", "high")}
+    return found | {name: value for name, value in overall.items() if value is not None}
 
 
 def _at(result: Result, end: str) -> Result:
@@ -107,23 +107,6 @@ def show_edit(board: Board, run: Run) -> None:
             board.edit(slug(run.root.name) or "edit", copy, share_edit(run.edit, copy))
 
 
-def show_attacks(board: Board, outcomes: Sequence[Outcome]) -> None:
-    """Show what attacks brought back: a table of all, what they found, and success against their budget."""
-    columns = ["attack", "method", "concepts", *(f"{asked} {end}" for asked in ASKED for end in _ENDS), "seconds"]
-    rows = [
-        [o.attack, o.method, ", ".join(o.concepts), *(v for a in ASKED for v in _ends(o.success[a])), o.cost["seconds"]]
-        for o in outcomes
-    ]
-    board.table("attacks", columns, rows)
-    found = [[o.attack, f.concept, f.seed, f.success, f.prompt or ""] for o in outcomes for f in o.found]
-    board.table("found", ["attack", "concept", "seed", "success", "prompt"], found)
-    for outcome in outcomes:
-        name = slug(outcome.attack)
-        board.figures({f"attacked_{name}{end}": v for end, v in _named(outcome.success["attacked"]).items()})
-        if outcome.curve:
-            board.curve(f"curve/{name}", [(p.budget, p.success) for p in outcome.curve], "budget")
-
-
-def _named(estimate: Estimate) -> dict[str, float]:
+def named(estimate: Estimate) -> dict[str, float]:
     """The mean and its interval, by what a figure's name ends in."""
     return {"": estimate.mean, "_low": estimate.low, "_high": estimate.high}
