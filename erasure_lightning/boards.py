@@ -1,5 +1,6 @@
 """Boards: where people look at runs. Weights & Biases and TensorBoard, behind the few things that are shown on one."""
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -180,7 +181,7 @@ def boards(loggers: Sequence[Logger], step: int) -> list[Board]:
     return [board(one, step) for one in loggers for kind, board in kinds.items() if isinstance(one, kind)]
 
 
-def close(loggers: Sequence[Logger], failed: bool = False) -> None:
+def close(loggers: Sequence[Logger], failed: bool = False) -> list[Path]:
     """End what loggers hold open, and take out of their folders what names this machine.
 
     A process may hold one W&B run at a time, and the next would write into it. Its notes about itself (``logs``) tell
@@ -189,13 +190,20 @@ def close(loggers: Sequence[Logger], failed: bool = False) -> None:
     Args:
         loggers: Those of a run, on rank 0.
         failed: Whether the run did.
+
+    Returns:
+        Folders of W&B runs that wait to be sent.
     """
+    waiting = []
     for logger in loggers:
         if isinstance(logger, WandbLogger) and (run := logger._experiment) is not None and hasattr(run, "settings"):
+            folder = Path(os.path.relpath(Path(run.dir).parent))
             run.finish(exit_code=int(failed))
-            rmtree(Path(run.settings.log_user).parent, ignore_errors=True)
+            rmtree(folder / "logs", ignore_errors=True)
+            waiting += [folder] if run.offline else []
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.close()
             for file in Path(logger.log_dir).glob(f"events.*.{gethostname()}.*"):
                 with suppress(OSError):
                     file.rename(file.with_name(file.name.replace(f".{gethostname()}.", ".")))
+    return waiting

@@ -56,7 +56,7 @@ def summary(result: Result) -> dict[str, float]:
     ``overall`` is a harmonic mean of several: its ends are what it comes to where all of them are at their worst, or at
     their best, which is no narrower than its 95 % interval.
     """
-    found = {}
+    found: dict[str, float] = {}
     for group, metrics in result.estimates.items():
         for metric, whens in metrics.items():
             if metric != "image_text":  # the table has it

@@ -6,6 +6,8 @@ header of 7 bytes.
 
 import json
 import struct
+import time
+from pathlib import Path
 
 from wandb.proto.wandb_internal_pb2 import Record
 
@@ -30,6 +32,16 @@ def records(file):
             yield record
 
 
+def finished(file, patience=20):
+    """The records of a run that has ended; W&B's own process writes the last of them after it said so."""
+    for _ in range(patience * 10):
+        found = list(records(file))
+        if found and found[-1].HasField("exit"):
+            return found
+        time.sleep(0.1)
+    raise AssertionError(f"{file} has no end")
+
+
 class OfflineRun:
     """An offline run, read back.
 
@@ -39,7 +51,7 @@ class OfflineRun:
 
     def __init__(self, folder):
         (file,) = folder.glob("run-*.wandb")
-        self.folder, self.records = folder, list(records(file))
+        self.folder, self.records = folder, finished(file)
         of = {kind: [r for r in self.records if r.WhichOneof("record_type") == kind] for kind in self.kinds()}
         self.run = of["run"][0].run
         self.artifacts = {r.artifact.name: r.artifact for r in of["artifact"]}
@@ -60,9 +72,13 @@ class OfflineRun:
         return {row["trainer/global_step"]: row[name] for row in self.history if name in row}
 
     def table(self, name):
-        """Columns and rows of a table."""
-        (path,) = [row[f"{name}.path"] for row in self.history if f"{name}.path" in row]
-        content = json.loads((self.folder / "files" / path).read_text())
+        """Columns and rows of a table; each picture by its path in the table's artifact, which must hold it."""
+        assert any(f"{name}.path" in row for row in self.history)
+        artifact = self.artifacts[f"run-{self.run.run_id}-{name}"]
+        files = {entry.path: Path(entry.local_path) for entry in artifact.manifest.contents}
+        content = json.loads(files[f"{name}.table.json"].read_text())
+        for cell in (cell for row in content["data"] for cell in row if isinstance(cell, dict)):
+            assert files[cell["path"]].read_bytes().startswith(b"\x89PNG")
         return content["columns"], content["data"]
 
 

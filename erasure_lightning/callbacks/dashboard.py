@@ -13,8 +13,10 @@ from erasure_lightning.runs import Run
 
 
 class Dashboard(Callback):
-    """Shows a run where a W&B or a TensorBoard logger is there: beside the curves that every logger gets, what the run
-    is, the grid, its pictures as a table, the figures with their intervals, the cost, and the edit as an artifact.
+    """Shows a run where a W&B or a TensorBoard logger is there.
+
+    Beside the curves that every logger gets: what the run is, the grid, its pictures as a table, the figures with their
+    intervals, the cost, and the edit as an artifact.
 
     It reads what other callbacks have written into the run's folder, and so comes last.
     """

@@ -28,7 +28,9 @@ def name(loggers: Any, method: str, concepts: Sequence[str], job: str, folder: P
 
     Args:
         loggers: As configured.
-        method, concepts, job: As in `wandb_arguments`.
+        method: Class name of the method.
+        concepts: What is erased.
+        job: What the run does.
         folder: The run's.
 
     Raises:
@@ -69,27 +71,41 @@ def closing(folder: Path, loggers: Callable[[], Sequence[Logger]]) -> Iterator[N
             raise ErasureError(f"The wandb logger cannot log: {error}") from error
         raise
     finally:
-        close(loggers(), failed)
+        for offline in close(loggers(), failed):
+            print(f"What was logged offline can be sent later: wandb sync {offline}")
         if staged:
             os.environ.pop(_STAGING)
 
 
 def check_wandb(loggers: Any) -> None:
-    """Raise if W&B is to log online but has no account.
+    """Raise if a W&B logger is to log online but there is no account.
 
     Raises:
         ErasureError: Saying how to log offline.
     """
     asked = list(filter(_is_wandb, _configured(loggers)))
-    offline = os.environ.get("WANDB_MODE", "online") != "online" or all(logger.init_args.offline for logger in asked)
-    if offline or not asked:
+    if asked:
+        check_account(all(logger.init_args.offline for logger in asked), "--trainer.logger.offline true")
+
+
+def check_account(offline: bool, way_out: str) -> None:
+    """Raise if W&B is to be written to online but there is no account.
+
+    Args:
+        offline: Whether the user asked for no connection.
+        way_out: The option that asks for it.
+
+    Raises:
+        ErasureError: Saying how to log offline.
+    """
+    if offline or os.environ.get("WANDB_MODE", "online") != "online":
         return
     import wandb
 
     if not wandb.login(prompt=False):
         raise ErasureError(
             "The wandb logger needs an API key to log online; found none. Log in with `wandb login`, or log offline: "
-            "--trainer.logger.offline true, or WANDB_MODE=offline."
+            f"{way_out}, or WANDB_MODE=offline."
         )
 
 

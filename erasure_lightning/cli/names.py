@@ -67,6 +67,12 @@ def logger(name: str) -> Any:
     return LOGGERS.get(name.lower(), name)
 
 
+def logger_path(name: str) -> str:
+    """A logger's class path by its short name; everything else as it is."""
+    found = logger(name)
+    return str(found["class_path"]) if isinstance(found, dict) else name
+
+
 def backbone(name: str) -> str | dict[str, str]:
     """A backbone's class where a class is named, else the name of weights."""
     path = class_path(name)
@@ -109,6 +115,7 @@ _UNDER: dict[str, Callable[[str], Any]] = {
     "attack.class_path": partial(offered_path, find_attack),
     "callbacks": class_path,
     "logger": logger,
+    "logger.class_path": logger_path,
     "backbone": backbone,
     "bank": class_path,
     "concepts": concepts,

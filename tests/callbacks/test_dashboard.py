@@ -1,4 +1,5 @@
 import getpass
+import json
 import os
 import re
 import socket
@@ -7,7 +8,7 @@ import pytest
 import wandb
 import yaml
 from tiny_scorers import save_scorer
-from wandb_runs import OfflineRun
+from wandb_runs import OfflineRun, finished
 
 from erasure_lightning.__main__ import main
 from erasure_lightning.boards import PRIVATE
@@ -37,7 +38,8 @@ trainer:
     - class_path: GlobalSemanticAlignment
       init_args: {prompts: [a dog, a bird, a fish], batch_size: 3}
     - class_path: RetentionMonitor
-      init_args: {every: 1, steps: 2, scorer: SCORER, keep_best: false, prompts: {pets: [a dog], birds: [a bird, an owl]}}
+      init_args:
+        {every: 1, steps: 2, scorer: SCORER, keep_best: false, prompts: {pets: [a dog], birds: [a bird, an owl]}}
     - class_path: Measure
       init_args: {scorer: SCORER}
 """
@@ -104,7 +106,7 @@ def test_the_config_says_what_the_run_is(shown, run):
 @pytest.mark.parametrize(
     "name",
     [
-        "loss", "loss/erasure", "loss/global_alignment", "monitor/kept", "monitor/forgotten", "monitor/kept/pets",
+        "loss", "loss/erasure", "loss/global", "monitor/kept", "monitor/forgotten", "monitor/kept/pets",
         "monitor/kept/birds",
     ],
 )  # fmt: skip
@@ -122,7 +124,7 @@ def test_pictures_are_a_table_before_and_after(shown, run):
     columns, rows = shown.table("pictures")
     assert columns == ["prompt", "group", "seed", "before", "after"]
     assert len(rows) == len(list(run.glob("samples/*-after.png"))) > 0
-    assert rows[0][:3] == ["a cat", "efficacy", 0]
+    assert rows[0][:3] == ["cat", "efficacy", 0]
     assert all(cell["_type"] == "image-file" for row in rows for cell in row[3:])
 
 
@@ -163,12 +165,14 @@ def test_the_next_run_of_the_process_is_another(shown):
 def test_tensorboard_holds_the_same(events, run):
     tags = events.Tags()
     assert {"grid", "pictures/000-before", "pictures/000-after"} <= set(tags["images"])
-    assert {"loss", "loss/global_alignment", "monitor/kept/pets", "summary/overall_low"} <= set(tags["scalars"])
+    assert {"loss", "loss/global", "monitor/kept/pets", "summary/overall_low"} <= set(tags["scalars"])
     texts = {tag.partition("/text_summary")[0]: tag for tag in tags["tensors"]}
     assert {"run", "pictures", "figures", "edit/tiny-cat"} <= set(texts)
     (figures,) = events.Tensors(texts["figures"])
     result = Result.load(run / "metrics.json")
-    assert str(result.estimates["specificity"]["image_text"]["after"].mean) in figures.tensor_proto.string_val[0].decode()
+    assert (
+        str(result.estimates["specificity"]["image_text"]["after"].mean) in figures.tensor_proto.string_val[0].decode()
+    )
 
 
 # privacy
@@ -179,7 +183,7 @@ def leaks(folder):
     found, texts = set(), []
     for file in filter(os.path.isfile, folder.rglob("*")):
         if file.suffix == ".wandb":
-            for record in OfflineRun(file.parent).records:
+            for record in finished(file):
                 for entry in record.artifact.manifest.contents if record.HasField("artifact") else ():
                     entry.local_path = ""
                 texts.append(str(record))
@@ -216,5 +220,92 @@ def test_nothing_is_left_in_the_users_home(place, run):
     assert not list((place / PRIVATE_WORDS["home"]).rglob("artifacts"))
 
 
+def test_settings_that_would_undo_it_are_refused(place, capsys):
+    argv = ["--config", "sage.yaml", "--model.backbone", "TinyBackbone", "--trainer.logger", "wandb"]
+    argv += ["--trainer.logger.settings", json.dumps({"api_key": KEY}), "--run_dir", "refused"]
+    assert main(["fit", *argv]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("erasure: error: The wandb logger needs its settings as they are")
+    assert KEY not in said
+    assert not (place / "refused").exists()
+
+
 def test_what_keeps_it_private_is_known_to_wandb():
     assert PRIVATE.keys() <= wandb.Settings.model_fields.keys()
+
+
+# afterwards
+
+
+OUTCOME = {
+    "attack": "Relearn", "class": "x.Relearn", "arguments": {"file": "/secret/folder-of-someone/list.csv"}, "paper": "",
+    "method": "Distillation", "concepts": ["cat"], "edit": "0" * 16,
+    "success": {
+        asked: {"mean": mean, "low": mean - 0.1, "high": mean + 0.1, "seeds": 3, "pictures": 9}
+        for asked, mean in (("original", 0.9), ("plain", 0.1), ("attacked", 0.5))
+    },
+    "found": [{"concept": "cat", "seed": 0, "success": 0.5, "prompt": "a feline | <b>", "embedding": None}],
+    "curve": [{"budget": 1, "success": 0.2}, {"budget": 8, "success": 0.5}],
+    "cost": {"seconds": 3.5, "evaluations": 8, "backwards": 2, "peak_gib": 0.5},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def attacked(run):
+    """The run with an attack on it, logged afterwards, both ways."""
+    folder = run / "attacks" / "relearn"
+    folder.mkdir(parents=True)
+    protocol = json.loads((run / "metrics.json").read_text())["protocol"]
+    (folder / "attack.json").write_text(json.dumps(OUTCOME | {"protocol": protocol}))
+    assert main(["log", "tiny-cat", "--to", "wandb", "--offline"]) == 0
+    assert main(["log", "tiny-cat/attacks/relearn", "--to", "tensorboard"]) == 0
+    return folder
+
+
+def test_an_attack_stands_in_the_group_of_its_run(attacked, shown):
+    (folder,) = attacked.glob("wandb/offline-run-*")
+    offline = OfflineRun(folder)
+    run = offline.run
+    assert (run.project, run.run_group, run.job_type) == (shown.run.project, shown.run.run_group, "attack")
+    assert run.display_name == "tiny-cat-relearn"
+    assert (offline.config["method"], offline.config["attack"]) == ("Distillation", "Relearn")
+    columns, (row,) = offline.table("attacks")
+    assert dict(zip(columns, row, strict=True))["attacked mean"] == 0.5
+    assert offline.table("found")[1] == [["Relearn", "cat", 0, 0.5, "a feline | <b>"]]
+    assert [offline.summary[f"attacked_relearn{end}"] for end in ("", "_low", "_high")] == [0.5, 0.4, 0.6]
+    assert [artifact for artifact in offline.artifacts if "curve" in artifact]
+    assert leaks(attacked / "wandb") == set()
+
+
+def test_a_run_logged_afterwards_says_what_it_said_at_once(attacked, run, shown):
+    again = OfflineRun(max(run.glob("wandb/offline-run-*"), key=lambda folder: folder.stat().st_mtime))
+    assert again.run.run_id != shown.run.run_id
+    assert again.config == shown.config
+    assert again.table("figures") == shown.table("figures")
+    assert again.curve("loss").items() >= shown.curve("loss").items()
+    assert [again.summary[name] for name in ("overall", "cost_steps")] == [
+        shown.summary[n] for n in ("overall", "cost_steps")
+    ]
+    assert "tiny-cat" in again.artifacts
+
+
+def test_an_attack_on_tensorboard(attacked):
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    (folder,) = attacked.glob("lightning_logs/*")
+    events = reader.EventAccumulator(str(folder)).Reload()
+    assert [(e.step, round(e.value, 3)) for e in events.Scalars("curve/relearn over budget")] == [(1, 0.2), (8, 0.5)]
+    (found,) = events.Tensors("found/text_summary")
+    assert "a feline \\| <b>" in found.tensor_proto.string_val[0].decode()
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["nowhere", "--to", "wandb", "--offline"], "erasure log needs the folder of a finished run or of an attack"),
+        (["tiny-cat"], "erasure log: the following arguments are required: --to."),
+        (["tiny-cat", "--to", "wanb"], "erasure log: argument --to: invalid choice: 'wanb'"),
+    ],
+)
+def test_a_mistake_is_one_line(run, capsys, argv, said):
+    assert main(["log", *argv]) == 2
+    assert capsys.readouterr().err.startswith(f"erasure: error: {said}")

@@ -4,7 +4,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from lightning import Trainer
-from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from PIL import Image
 from trivial import Redirection
 
@@ -108,38 +107,6 @@ def test_nothing_drawn_writes_nothing(tmp_path):
     grid.begin(module(), [])
     grid.finish(trainer(tmp_path), module())
     assert not (tmp_path / "grid.png").exists()
-
-
-def test_tensorboard_shows_the_grid(tmp_path):
-    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    logger = TensorBoardLogger(tmp_path)
-    feed(SampleGrid(), shots([("efficacy", "a cat")]), trainer(tmp_path, logger))
-    logger.experiment.flush()
-    read = events.EventAccumulator(logger.log_dir, size_guidance={"images": 0}).Reload()
-    assert [image.step for image in read.Images("samples")] == [7]
-
-
-class Recorder(WandbLogger):
-    """Stands in for a connection."""
-
-    def __init__(self):
-        self.images, self.tables = {}, {}
-
-    def log_image(self, key, images):
-        self.images[key] = images
-
-    def log_table(self, key, columns, data):
-        self.tables[key] = (columns, data)
-
-
-def test_wandb_shows_the_grid_and_a_table(tmp_path):
-    logger = Recorder()
-    feed(SampleGrid(), shots([("efficacy", "a cat"), ("specificity", "a boat")]), trainer(tmp_path, logger))
-    assert len(logger.images["samples"]) == 1
-    columns, rows = logger.tables["pictures"]
-    assert columns == ["prompt", "group", "seed", "before", "after"]
-    assert [row[:3] for row in rows[:2]] == [["a cat", "efficacy", 0], ["a cat", "efficacy", 1]]
-    assert all(type(row[4]).__name__ == "Image" for row in rows)
 
 
 @pytest.mark.parametrize(("name", "value", "most"), [("rows", 0, 3), ("rows", 4, 3), ("seeds", 5, 4)])
