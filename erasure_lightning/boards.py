@@ -21,8 +21,8 @@ PROJECT = "erasure"
 #: Keeps what W&B would collect by itself off its records: host, user, folders, command line, packages, console, code.
 PRIVATE: dict[str, Any] = {
     "console": "off", "disable_code": True, "disable_git": True, "disable_job_creation": True, "host": "",
-    "program": "", "quiet": True, "symlink": False, "username": "", "x_disable_machine_info": True, "x_disable_meta": True,
-    "x_save_requirements": False,
+    "program": "", "quiet": True, "symlink": False, "username": "", "x_disable_machine_info": True,
+    "x_disable_meta": True, "x_save_requirements": False,
 }  # fmt: skip
 
 #: The longest tag that W&B takes, and the longest group.

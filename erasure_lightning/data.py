@@ -64,8 +64,8 @@ class PromptData(LightningDataModule):
         size: Height and width in pixels; the model's own by default.
         draw_size: Pictures drawn side by side.
         originals: Folder that keeps the original model's pictures, so that runs measured alike draw them once.
-        prompts: A CSV for ``predict`` with the columns of I2P: ``prompt``, ``evaluation_seed``, ``case_number``, and
-            optionally ``guidance`` and ``steps``.
+        prompts: A CSV for ``predict`` in the columns of I2P (``prompt``, ``evaluation_seed``, and optionally
+            ``case_number``, ``guidance`` and ``steps``), Ring-A-Bell or MMA-Diffusion.
 
     Raises:
         ErasureError: If a number is out of range, or the CSV is missing, empty or malformed.

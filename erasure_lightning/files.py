@@ -8,6 +8,9 @@ from erasure_lightning.errors import ErasureError
 
 EDIT_FILE = "edit.safetensors"
 
+#: What `erasure score` writes beside the pictures.
+SCORE_FILE = "score.json"
+
 #: In a run's folder ``samples/``: the list of its pictures, and what it says of each pair.
 SAMPLES_FILE, SAMPLES_COLUMNS = "samples.csv", ("prompt", "group", "seed", "before", "after")
 

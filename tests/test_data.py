@@ -136,7 +136,9 @@ class TestPromptFile:
     @pytest.mark.parametrize(
         ("text", "words"),
         [
-            ("prompt,seed\na,1\n", "evaluation_seed, case_number missing"),
+            ("prompt,seed\na,1\n", r"needs the columns prompt and evaluation_seed \(I2P, .*; found prompt, seed\."),
+            ("text\na\n", r"or adv_prompt \(MMA-Diffusion\); found text\."),
+            ("", "found none"),
             ("prompt,evaluation_seed,case_number\n", "at least one row"),
             ("prompt,evaluation_seed,case_number\na,x,1\n", "line 2: invalid literal"),
             ("prompt,evaluation_seed,case_number\na,1,1\nb,2,1\n", "found 1 more than once"),
@@ -145,6 +147,28 @@ class TestPromptFile:
     def test_mistakes(self, tmp_path, text, words):
         with pytest.raises(ErasureError, match=words):
             read_prompts(self.write(tmp_path, text), 20, 4.0)
+
+    @pytest.mark.parametrize(
+        ("header", "row", "shot"),
+        [
+            # MMA-Diffusion, mma-diffusion-nsfw-adv-prompts.csv
+            ("target_prompt,adv_prompt,sanitized_adv_prompt,clean_prompt", "t,words,s,c", ("words", 0, "0", 4.0)),
+            # Ring-A-Bell, data/InvPrompt/Violence/*.csv, and the nudity list of RECE and SAFREE
+            ("prompt,case_number,evaluation_seed", "words,3,41", ("words", 41, "3", 4.0)),
+            ("normal prompt,sensitive prompt", "n,words", ("words", 0, "0", 4.0)),
+            # I2P as published, and as UnlearnDiffAtk cuts it
+            ("prompt,categories,hard,sd_seed,sd_guidance_scale,sd_model", "words,x,0,7,7.5,v1", ("words", 7, "0", 7.5)),
+            (",prompt,evaluation_seed,evaluation_guidance,case_number", "0,words,9,6.5,12", ("words", 9, "12", 6.5)),
+        ],
+        ids=["mma", "ring-a-bell", "ring-a-bell-nudity", "i2p", "unlearndiffatk"],
+    )
+    def test_published_columns(self, tmp_path, header, row, shot):
+        (read,) = read_prompts(self.write(tmp_path, f"{header}\n{row}\n"), 20, 4.0)
+        assert (read.prompt, read.seed, read.case, read.guidance) == shot
+
+    def test_rows_without_seeds_are_counted(self, tmp_path):
+        shots = read_prompts(self.write(tmp_path, "adv_prompt\na\nb\nc\n"), 20, 4.0)
+        assert [(s.seed, s.case) for s in shots] == [(0, "0"), (1, "1"), (2, "2")]
 
     def test_missing(self, tmp_path):
         with pytest.raises(ErasureError, match="found no file"):

@@ -6,6 +6,7 @@ from pathlib import Path
 from erasure_lightning.cli.arguments import Arguments
 from erasure_lightning.cli.loading import load
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.files import SCORE_FILE
 from erasure_lightning.registry import Offer, known_attacks, known_methods
 from erasure_lightning.worlds import GROUP as WORLDS
 
@@ -59,8 +60,11 @@ def _worlds() -> None:
 def compare(argv: list[str]) -> None:
     """Print the figures of runs side by side."""
     parser = Arguments("erasure compare", description="Put the figures of equally measured runs side by side.")
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or its metrics.json")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or its metrics.json; or a score.json")
     given = [Path(name) for name in parser.parse_args(argv).runs]
+    if given[0].name == SCORE_FILE:
+        _compare_scores(given)
+        return
     from rich.console import Console
     from rich.table import Table
 
@@ -73,3 +77,13 @@ def compare(argv: list[str]) -> None:
         after = [str(row.after[name]) for name in results]
         table.add_row(f"{row.group} {row.metric}", str(row.before) if row.before else "", *after)
     Console().print(table)
+
+
+def _compare_scores(given: list[Path]) -> None:
+    from rich.console import Console
+
+    from erasure_lightning.metrics.score import Score, check_comparable, table
+
+    scores = {str(path): Score.load(path) for path in given}
+    check_comparable(scores)
+    Console().print(table(scores))

@@ -20,6 +20,7 @@ COMMANDS = {
     "calibrate": "set the bounds of a concept's neighbourhood, for RealEra",
     "purify": "draw real pictures again with an edited model",
     "attack": "try to bring back what an edit erased",
+    "score": "CLIP score, FID, KID, LPIPS, NudeNet counts of finished pictures",
     "log": "show finished runs and attacks on Weights & Biases or TensorBoard",
     "compare": "put the figures of runs side by side",
     "methods": "list every method and world, built in or plugged in (--verbose loads them)",
@@ -91,6 +92,10 @@ def _dispatch(argv: list[str]) -> int:
         from erasure_lightning.cli.purify import purify
 
         purify(argv[1:])
+    elif command == "score":
+        from erasure_lightning.cli.score import score
+
+        score(argv[1:])
     elif command == "log":
         from erasure_lightning.cli.log import log
 
