@@ -128,6 +128,8 @@ class CommandLine(LightningCLI):
         self.keeper.set_every(self.config.save_every)
         self.checkpoint = self._checkpoint(content["model"])
         self.run = folders.choose(self.command, self.config, self.checkpoint, concept_file(self.argv))
+        if self.command == "predict":
+            self.config.trainer.logger = False  # pictures are its files; an empty run on a board would be litter
         loggers.place(self.config.trainer.logger, self.run.root)
         loggers.check_wandb(self.config.trainer.logger)
         loggers.name(self.config.trainer.logger, *self._what(), self.command, self.run.root)

@@ -159,6 +159,13 @@ def test_the_next_run_of_the_process_is_another(shown):
     assert wandb.run is None
 
 
+def test_prediction_leaves_no_empty_run_behind(run, place):
+    (place / "p.csv").write_text("prompt,evaluation_seed,case_number\na cat,1,1\n")
+    assert main(["predict", "--ckpt_path", "tiny-cat", "--data.prompts", "p.csv", "--run_dir", "drawn"]) == 0
+    assert (place / "drawn" / "manifest.csv").is_file()
+    assert not list((place / "drawn").glob("*/*offline*"))
+
+
 # TensorBoard
 
 
