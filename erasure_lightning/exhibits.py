@@ -97,14 +97,17 @@ def _picture(path: Path) -> Image.Image:
         return picture.convert("RGB")
 
 
-def show_edit(board: Board, run: Run) -> None:
-    """Show the edit with what it was made from, and what it cost."""
+def show_cost(board: Board, run: Run) -> None:
+    """Show what a fit has cost."""
     if run.cost.is_file():
         board.figures({f"cost_{name}": value for name, value in json.loads(run.cost.read_text()).items()})
-    if run.edit.is_file():
-        with TemporaryDirectory() as folder:
-            copy = Path(folder, EDIT_FILE)
-            board.edit(slug(run.root.name) or "edit", copy, share_edit(run.edit, copy))
+
+
+def show_edit(board: Board, run: Run) -> None:
+    """Show the edit, with what it was made from."""
+    with TemporaryDirectory() as folder:
+        copy = Path(folder, EDIT_FILE)
+        board.edit(slug(run.root.name) or "edit", copy, share_edit(run.edit, copy))
 
 
 def named(estimate: Estimate) -> dict[str, float]:

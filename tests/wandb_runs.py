@@ -32,14 +32,14 @@ def records(file):
             yield record
 
 
-def finished(file, patience=20):
-    """The records of a run that has ended; W&B's own process writes the last of them after it said so."""
+def finished(folder, patience=60):
+    """The records of a run that has ended; W&B's own process writes them, and the last after the run said so."""
     for _ in range(patience * 10):
-        found = list(records(file))
+        found = [record for file in folder.glob("run-*.wandb") for record in records(file)]
         if found and found[-1].HasField("exit"):
             return found
         time.sleep(0.1)
-    raise AssertionError(f"{file} has no end")
+    raise AssertionError(f"{folder} holds no run that has ended")
 
 
 class OfflineRun:
@@ -50,8 +50,7 @@ class OfflineRun:
     """
 
     def __init__(self, folder):
-        (file,) = folder.glob("run-*.wandb")
-        self.folder, self.records = folder, finished(file)
+        self.folder, self.records = folder, finished(folder)
         of = {kind: [r for r in self.records if r.WhichOneof("record_type") == kind] for kind in self.kinds()}
         self.run = of["run"][0].run
         self.artifacts = {r.artifact.name: r.artifact for r in of["artifact"]}

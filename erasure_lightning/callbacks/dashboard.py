@@ -6,7 +6,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from erasure_lightning.boards import boards
-from erasure_lightning.exhibits import facts, show_edit, show_figures, show_samples
+from erasure_lightning.exhibits import facts, show_cost, show_edit, show_figures, show_samples
 from erasure_lightning.metrics.protocol import Result
 from erasure_lightning.module import ErasureModule
 from erasure_lightning.runs import Run
@@ -18,8 +18,14 @@ class Dashboard(Callback):
     Beside the curves that every logger gets: what the run is, the grid, its pictures as a table, the figures with their
     intervals, the cost, and the edit as an artifact.
 
-    It reads what other callbacks have written into the run's folder, and so comes last.
+    It reads what other callbacks have written into the run's folder, each time after all of them.
+
+    Args:
+        edit: Whether the edit itself is kept on the board; that of a whole denoiser may be gigabytes.
     """
+
+    def __init__(self, edit: bool = True) -> None:
+        self.edit = edit
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say what the run is."""
@@ -39,11 +45,14 @@ class Dashboard(Callback):
             for board in boards(trainer.loggers, trainer.global_step):
                 board.facts(facts(module.description()))
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show the edit."""
-        if trainer.is_global_zero:
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Show what a fit has cost, and the edit."""
+        if trainer.is_global_zero and stage == "fit":
+            run = Run(Path(trainer.default_root_dir))
             for board in boards(trainer.loggers, trainer.global_step):
-                show_edit(board, Run(Path(trainer.default_root_dir)))
+                show_cost(board, run)
+                if self.edit and run.edit.is_file():
+                    show_edit(board, run)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show what was drawn and measured."""

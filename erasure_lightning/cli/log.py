@@ -16,7 +16,7 @@ from erasure_lightning.cli.loggers import check_account, closing
 from erasure_lightning.cli.noise import hush
 from erasure_lightning.edits import read_edit
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.exhibits import facts, show_edit, show_figures, show_samples
+from erasure_lightning.exhibits import facts, show_cost, show_edit, show_figures, show_samples
 from erasure_lightning.loggers import read_metrics
 from erasure_lightning.metrics.protocol import Result
 from erasure_lightning.runs import Run
@@ -103,6 +103,7 @@ def _attack(folder: Path) -> Entry:
 
 
 def _show(board: Board, run: Run) -> None:
+    show_cost(board, run)
     show_edit(board, run)
     show_samples(board, run)
     if run.metrics.is_file():

@@ -28,6 +28,7 @@ CLASSES = {
     "UnconditionalDrift": "erasure_lightning.retention.unconditional_drift.UnconditionalDrift",
     "Measure": "erasure_lightning.callbacks.measure.Measure",
     "SampleGrid": "erasure_lightning.callbacks.samples.SampleGrid",
+    "Dashboard": "erasure_lightning.callbacks.dashboard.Dashboard",
     "RetentionMonitor": "erasure_lightning.retention.monitor.RetentionMonitor",
     "TinyBackbone": "erasure_lightning.backbones.tiny.TinyBackbone",
     "TrajectoryBank": "erasure_lightning.bank.TrajectoryBank",

@@ -180,11 +180,10 @@ class CommandLine(LightningCLI):
         return [MetricsFile(self.run.root), *_list(None if given is True else given)]
 
     def _callbacks(self, given: Namespace) -> list[Callback]:
-        chosen, ours = _list(given.callbacks), [Measure(), SampleGrid(), PictureWriter()]
+        chosen, ours = _list(given.callbacks), [Measure(), SampleGrid(), PictureWriter(), Dashboard()]
         if not given.fast_dev_run:  # which leaves nothing behind
             ours += [Cost(), Guard(), ExportEdit(self.text)]
             ours += [] if given.enable_checkpointing is False else [self.keeper]
-        ours.append(Dashboard())  # last: it shows what the others wrote
         shown = given.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in chosen)
         return [*chosen, *([Progress()] if shown else []), *(c for c in ours if type(c) not in map(type, chosen))]
 

@@ -1,6 +1,5 @@
 """`Features`: a network that sees pictures, out of a folder, for distances between sets of them."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -9,7 +8,7 @@ from torch import Tensor, nn
 
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.functional import fingerprint
-from erasure_lightning.metrics.scorer import Preprocessing, check_source, features_of
+from erasure_lightning.metrics.scorer import Preprocessing, check_source, features_of, read_model
 
 
 class Features(nn.Module):
@@ -40,7 +39,7 @@ class Features(nn.Module):
         name = str(source)
         check_source(name, "network")
         try:
-            model, settings = _read(name)
+            model, settings = read_model(name)
             return cls(name, model, Preprocessing.read(settings))
         except (OSError, ValueError, KeyError) as error:
             first = (str(error).splitlines() or [type(error).__name__])[0]
@@ -56,14 +55,3 @@ class Features(nn.Module):
     def fingerprint(self) -> str:
         """A short hash of the weights."""
         return fingerprint(self.model)
-
-
-def _read(name: str) -> tuple[nn.Module, Mapping[str, Any]]:
-    from transformers import AutoModel
-    from transformers.image_processing_base import ImageProcessingMixin
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    model = AutoModel.from_pretrained(name, use_safetensors=True, dtype=torch.float32, trust_remote_code=False)
-    settings, _ = ImageProcessingMixin.get_image_processor_dict(name)
-    return model, settings

@@ -162,8 +162,16 @@ def check_source(name: str, what: str = "scorer") -> None:
 
 
 def _read(name: str) -> tuple[nn.Module, Any, Mapping[str, Any]]:
-    """Model, tokenizer and picture settings; none of a model folder's own code is run."""
-    from transformers import AutoModel, AutoTokenizer, VisionTextDualEncoderModel
+    """Model, tokenizer and picture settings."""
+    from transformers import AutoTokenizer
+
+    model, settings = read_model(name)
+    return model, AutoTokenizer.from_pretrained(name, trust_remote_code=False), settings
+
+
+def read_model(name: str) -> tuple[nn.Module, Mapping[str, Any]]:
+    """Model and picture settings; none of a model folder's own code is run."""
+    from transformers import AutoModel, VisionTextDualEncoderModel
     from transformers.image_processing_base import ImageProcessingMixin
     from transformers.utils import logging
 
@@ -173,7 +181,7 @@ def _read(name: str) -> tuple[nn.Module, Any, Mapping[str, Any]]:
         # A residual network's pooled state is (B, C, 1, 1), which this class hands to the projection as it is.
         model.visual_projection.register_forward_pre_hook(_flatten)
     settings, _ = ImageProcessingMixin.get_image_processor_dict(name)
-    return model, AutoTokenizer.from_pretrained(name, trust_remote_code=False), settings
+    return model, settings
 
 
 def _flatten(module: nn.Module, inputs: tuple[Tensor]) -> Tensor:

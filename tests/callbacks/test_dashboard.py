@@ -190,7 +190,7 @@ def leaks(folder):
     found, texts = set(), []
     for file in filter(os.path.isfile, folder.rglob("*")):
         if file.suffix == ".wandb":
-            for record in finished(file):
+            for record in finished(file.parent):
                 for entry in record.artifact.manifest.contents if record.HasField("artifact") else ():
                     entry.local_path = ""
                 texts.append(str(record))
