@@ -9,7 +9,9 @@ from trivial import Redirection
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.boards import TensorBoard, WandbBoard, boards, close, wandb_arguments
 from erasure_lightning.callbacks.dashboard import Dashboard
+from erasure_lightning.cli.loggers import check_account
 from erasure_lightning.concepts import Concept
+from erasure_lightning.errors import ErasureError
 from erasure_lightning.loggers import MetricsFile
 
 
@@ -73,3 +75,11 @@ def test_a_cell_stays_in_its_cell(tmp_path, cell):
     lines = text.tensor_proto.string_val[0].decode().splitlines()
     assert len(lines) == 3
     assert lines[2].replace("\\|", "").count("|") == 4
+
+
+def test_online_without_an_account_says_how_to_go_offline(monkeypatch):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setattr("wandb.login", lambda prompt: False)
+    with pytest.raises(ErasureError, match="needs an API key to log online; found none.* --offline, or WANDB_MODE=off"):
+        check_account(False, "--offline")
+    check_account(True, "--offline")
