@@ -21,7 +21,8 @@ VERSIONS = {"erasure-lightning": "0.1.0", "torch": "2.13.0"}
 PROTOCOL = Protocol(
     prompts={"efficacy": ["a cat", "cat"], "generality": ["a kitten"], "specificity": ["a boat", "a dog"]},
     seeds=[0, 1, 2], steps=4, guidance=3.0, size=64, sampler="DDIMScheduler", scorer_fingerprint="5c07e",
-    vocabulary="v", backbone_fingerprint="ba5e", backbone="/home/somebody/models/sd", scorer="/home/somebody/scorer", versions=VERSIONS,
+    vocabulary="v", backbone_fingerprint="ba5e", backbone="/home/somebody/models/sd",
+    scorer="/home/somebody/scorer", versions=VERSIONS,
 )  # fmt: skip
 
 

@@ -10,7 +10,6 @@ from urllib.parse import quote
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from erasure_lightning.report import reproduce, views, words
-from erasure_lightning.report.curves import LOSS, MONITOR
 from erasure_lightning.report.facts import Facts
 from erasure_lightning.report.pictures import embed
 from erasure_lightning.runs import slug
@@ -57,20 +56,17 @@ def page(runs: Sequence[Facts]) -> str:
     shown = [path for f in runs for s in f.samples for path in (s.before, s.after)]
     shown += [f.grid for f in runs if f.grid and not f.samples]
     pictures, told = embed(shown)
-    return (
-        environment()
-        .get_template("page.html")
-        .render(
-            title=title(runs),
-            runs=labels,
-            comparisons=views.comparisons(labels, pictures),
-            grids={label: pictures[f.grid] for label, f in labels.items() if f.grid and not f.samples},
-            pictures_told=told,
-            costs={name: text for name, text in COSTS.items() if any(name in f.cost for f in runs)},
-            prefixes=(MONITOR, LOSS),
-            downloads={label: _download(f) for label, f in labels.items()},
-            generator=f"{GENERATOR} {version('erasure-lightning')}",
-        )
+    template = environment().get_template("page.html")
+    return template.render(
+        title=title(runs),
+        runs=labels,
+        comparisons=views.comparisons(labels, pictures),
+        grids={label: pictures[f.grid] for label, f in labels.items() if f.grid and not f.samples},
+        pictures_told=told,
+        seeds=sorted({sample.seed for facts in runs for sample in facts.samples}),
+        costs={name: text for name, text in COSTS.items() if any(name in f.cost for f in runs)},
+        downloads={label: _download(f) for label, f in labels.items()},
+        generator=f"{GENERATOR} {version('erasure-lightning')}",
     )
 
 

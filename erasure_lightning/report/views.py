@@ -8,8 +8,9 @@ from typing import NamedTuple
 from erasure_lightning.attacks.outcome import Outcome
 from erasure_lightning.metrics.estimates import Estimate
 from erasure_lightning.metrics.questions import HEADINGS
+from erasure_lightning.report import words
 from erasure_lightning.report.charts import SHARES, Chart, Scale, Whisker, axis_of, chart, whisker
-from erasure_lightning.report.curves import Curve
+from erasure_lightning.report.curves import LOSS, MONITOR, Curve
 from erasure_lightning.report.facts import Facts
 from erasure_lightning.report.pictures import Embedded
 from erasure_lightning.report.words import ASKED, COMPARED, HARD, counted, interval, percent
@@ -225,6 +226,15 @@ def _line(
     ]
 
 
+def limits(runs: Mapping[str, Facts]) -> dict[str, list[str]]:
+    """What figures do not say, each with the runs of which it holds."""
+    found: dict[str, list[str]] = {}
+    for label, facts in runs.items():
+        for limit in words.limits(facts):
+            found.setdefault(limit, []).append(label)
+    return found
+
+
 def attack_question(outcome: Outcome) -> Question:
     """What an attack brought back, beside what plain prompts do."""
     figures: dict[str, Estimate | None] = {MODELS[asked]: outcome.success[asked] for asked in MODELS}
@@ -243,7 +253,7 @@ def attack_chart(outcome: Outcome) -> Chart | None:
 def training_chart(curve: Curve) -> Chart:
     """A logged value over the steps."""
     return chart(
-        curve.name.replace("monitor/", "").replace("loss/", "loss: "),
+        curve.name.removeprefix(MONITOR).replace(LOSS, "loss: "),
         curve.steps,
         curve.values,
         "step",

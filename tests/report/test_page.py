@@ -154,7 +154,7 @@ class TestMissing:
         text = read(run).text
         assert "No scorer was there to recognise things" in text
         assert "pixels, no scorer." in text
-        assert "harmonic mean" not in text
+        assert "Overall, the harmonic mean" not in text
 
     def test_no_pictures_but_the_grid(self, run):
         shutil.rmtree(run / "samples")
@@ -169,14 +169,14 @@ class TestMissing:
             (run / name).unlink()
         text = read(run).text
         assert "No attack was tried on it." in text
-        assert "No curves: nothing was logged over the steps." in text
+        assert "Nothing was logged over the steps." in text
         assert "What it cost was not noted" in text
         assert "The run's config.yaml is not there" in text
 
     def test_a_method_that_solves_has_no_curves(self, run):
         (run / "metrics.csv").unlink()
         (run / "cost.json").write_text('{"steps": 1}')
-        assert "No curves: the method solves in one step." in read(run).text
+        assert "The method solves for its edit in one step" in read(run).text
 
     def test_notes_are_told(self, run):
         (run / "cost.json").write_text("{")
