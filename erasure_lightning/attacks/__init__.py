@@ -2,4 +2,10 @@
 
 from erasure_lightning.methods import BuiltIn
 
-ATTACKS: dict[str, BuiltIn] = {}
+ATTACKS = {
+    "SoftEmbedding": BuiltIn(
+        "erasure_lightning.attacks.soft_embedding:SoftEmbedding",
+        "Optimises what the denoiser reads, past any text encoder",
+        "after Huang et al. 2024, https://arxiv.org/abs/2311.17717",
+    ),
+}

@@ -19,9 +19,11 @@ COMMANDS = {
     "predict": "draw prompts before and after an edit",
     "calibrate": "set the bounds of a concept's neighbourhood, for RealEra",
     "purify": "draw real pictures again with an edited model",
+    "attack": "try to bring back what an edit erased",
     "compare": "put the figures of runs side by side",
     "report": "write a page, and a model card, about runs",
     "methods": "list every method and world, built in or plugged in (--verbose loads them)",
+    "attacks": "list every attack, built in or plugged in (--verbose loads them)",
     "new-method": "write a method that works, to be rewritten into your own",
 }
 
@@ -79,7 +81,7 @@ def _dispatch(argv: list[str]) -> int:
         print(USAGE.format(commands="\n".join(f"  {name:12}{text}" for name, text in COMMANDS.items())))
     elif command == "--version":
         print(f"erasure-lightning {version('erasure-lightning')}")
-    elif command in ("methods", "compare", "report", "new-method"):
+    elif command in ("methods", "attacks", "compare", "report", "new-method"):
         _light(command)(argv[1:])
     elif command == "calibrate":
         from erasure_lightning.cli.calibrate import calibrate_bounds
@@ -89,6 +91,10 @@ def _dispatch(argv: list[str]) -> int:
         from erasure_lightning.cli.purify import purify
 
         purify(argv[1:])
+    elif command == "attack":
+        from erasure_lightning.cli.attack import attack
+
+        attack(argv[1:])
     elif command in COMMANDS:
         from erasure_lightning.cli.run import run
 
@@ -101,8 +107,9 @@ def _dispatch(argv: list[str]) -> int:
 
 
 def _light(command: str) -> Callable[[list[str]], None]:
-    from erasure_lightning.cli.listing import compare, methods
+    from erasure_lightning.cli.listing import attacks, compare, methods
     from erasure_lightning.cli.new_method import new_method
     from erasure_lightning.cli.report import report
 
-    return {"methods": methods, "compare": compare, "report": report, "new-method": new_method}[command]
+    listings = {"methods": methods, "attacks": attacks, "compare": compare}
+    return {**listings, "report": report, "new-method": new_method}[command]
