@@ -30,6 +30,7 @@ def report(argv: list[str]) -> None:
     _write(place, page(runs))
     if options.card:
         _write(place.with_name(CARD), card(runs[0]))
+        print("The card names no licence: before you publish it, add one that the base model's allows.")
 
 
 def _parser() -> Arguments:

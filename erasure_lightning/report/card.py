@@ -12,8 +12,8 @@ from erasure_lightning.report.page import COSTS, environment, title
 #: A repository on the Hub: ``owner/name``.
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
-#: What Markdown, or the HTML within it, would take for its own.
-_SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|~$-])")
+#: What Markdown would take for its own within a line; no line of the template begins with a user's words.
+_SPECIAL = re.compile(r"([\\`*_\[\]#|~$])")
 
 
 def card(facts: Facts) -> str:

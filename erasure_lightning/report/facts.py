@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -17,9 +17,16 @@ from erasure_lightning.metrics.protocol import Result
 from erasure_lightning.registry import known_methods
 from erasure_lightning.report.curves import Curve, read_curves
 from erasure_lightning.report.edit_file import EditFile, read_edit_file
-from erasure_lightning.report.pictures import Sample, read_samples
+from erasure_lightning.report.pictures import Sample, is_whole, read_samples
 from erasure_lightning.report.privacy import without_paths
 from erasure_lightning.runs import Run, run_of
+
+
+class Attempt(NamedTuple):
+    """An attack on the edit: what it brought back, and the pictures of it where there are any."""
+
+    outcome: Outcome
+    grid: Path | None
 
 
 @dataclass(frozen=True)
@@ -55,7 +62,7 @@ class Facts:
     about: dict[str, Any]
     edit: EditFile | None
     result: Result | None
-    attacks: tuple[Outcome, ...]
+    attacks: tuple[Attempt, ...]
     curves: tuple[Curve, ...]
     cost: dict[str, float]
     config: str
@@ -97,7 +104,7 @@ def read_facts(path: Path) -> Facts:
         config=config,
         test_options=_test_options(config, _config(measured.config)),
         samples=read_samples(measured.samples, notes),
-        grid=measured.grid if measured.grid.is_file() else None,
+        grid=measured.grid if is_whole(measured.grid) else None,
         notes=tuple(notes),
     )
 
@@ -174,7 +181,7 @@ def _concepts(about: dict[str, Any], run: Run) -> tuple[Concept, ...]:
         raise ErasureError(f"{run.root} needs concepts as `erasure fit` notes them; found others ({error}).") from error
 
 
-def _attacks(run: Run, edit: EditFile | None, notes: list[str]) -> Iterator[Outcome]:
+def _attacks(run: Run, edit: EditFile | None, notes: list[str]) -> Iterator[Attempt]:
     for path in sorted(run.attacks.glob(f"*/{OUTCOME_FILE}")):
         where = f"attacks/{path.parent.name}"
         try:
@@ -185,7 +192,8 @@ def _attacks(run: Run, edit: EditFile | None, notes: list[str]) -> Iterator[Outc
         if edit and outcome.edit and not edit.sha256.startswith(outcome.edit):
             notes.append(f"{where} was made on another edit ({outcome.edit}) and is left out.")
             continue
-        yield outcome
+        grid = path.with_name("grid.png")
+        yield Attempt(outcome, grid if is_whole(grid) else None)
 
 
 def _cost(path: Path, notes: list[str]) -> dict[str, float]:

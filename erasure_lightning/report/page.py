@@ -55,13 +55,14 @@ def page(runs: Sequence[Facts]) -> str:
     labels = views.labelled(runs)
     shown = [path for f in runs for s in f.samples for path in (s.before, s.after)]
     shown += [f.grid for f in runs if f.grid and not f.samples]
+    shown += [attempt.grid for f in runs for attempt in f.attacks if attempt.grid]
     pictures, told = embed(shown)
     template = environment().get_template("page.html")
     return template.render(
         title=title(runs),
         runs=labels,
         comparisons=views.comparisons(labels, pictures),
-        grids={label: pictures[f.grid] for label, f in labels.items() if f.grid and not f.samples},
+        pictures=pictures,
         pictures_told=told,
         seeds=sorted({sample.seed for facts in runs for sample in facts.samples}),
         costs={name: text for name, text in COSTS.items() if any(name in f.cost for f in runs)},

@@ -68,13 +68,14 @@ def read_samples(folder: Path, notes: list[str]) -> tuple[Sample, ...]:
     except (OSError, UnicodeDecodeError, csv.Error, KeyError, ValueError, TypeError) as error:
         notes.append(f"samples/{SAMPLES_FILE} cannot be read ({error}): single pictures are left out.")
         return ()
-    whole = tuple(s for s in samples if _whole(s.before) and _whole(s.after))
+    whole = tuple(s for s in samples if is_whole(s.before) and is_whole(s.after))
     if len(whole) < len(samples):
         notes.append(f"{len(samples) - len(whole)} of {len(samples)} pairs of pictures are missing or broken.")
     return whole
 
 
-def _whole(path: Path) -> bool:
+def is_whole(path: Path) -> bool:
+    """Whether a picture is there and can be decoded to its end."""
     try:
         with Image.open(path) as picture:
             picture.load()

@@ -19,7 +19,7 @@ def commands(facts: Facts) -> list[str]:
     lines = [f"erasure fit --config {name}.yaml --run_dir again/{name}"]
     if facts.measured != ".":
         lines.append(" ".join(["erasure test --ckpt_path", f"again/{name}", *facts.test_options]))
-    lines += [attack_command(outcome, f"again/{name}") for outcome in facts.attacks]
+    lines += [attack_command(attempt.outcome, f"again/{name}") for attempt in facts.attacks]
     if facts.edit:
         lines.append(f"sha256sum again/{name}/edit.safetensors")
     return lines

@@ -1,7 +1,7 @@
 """What the figures say, in sentences that a page and a model card share."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from erasure_lightning.concepts import in_short
@@ -36,6 +36,15 @@ COMPONENTS = {
     "text_encoders.0": "text_encoder",
     "text_encoders.1": "text_encoder_2",
     "text_encoders.2": "text_encoder_3",
+}
+
+
+#: Of the cost of an attack, each in words.
+SPENT = {
+    "seconds": "{} s",
+    "evaluations": "{} evaluations of a denoiser",
+    "backwards": "{} of them with gradient",
+    "peak_gib": "{} GiB",
 }
 
 
@@ -92,7 +101,8 @@ def verdict(facts: Facts) -> Sentence:
             Words(": it is still training or was stopped, and there is no edit to judge."),
         )
     if facts.result is None:
-        return (Words("Nothing was measured", True), Words(" of this edit, so nothing is known of what it does."))
+        known = "but the attacks on it." if facts.attacks else "so nothing is known of what it does."
+        return (Words("Nothing was measured", True), Words(f" of this edit, {known}"))
     if share(facts, "efficacy", "after") is None and share(facts, "specificity", "after") is None:
         return tuple(_blind(facts))
     return tuple(_judged(facts))
@@ -138,7 +148,7 @@ def asides(facts: Facts) -> list[Sentence]:
         called = f"Called by other words ({words}): " if words else "Called by other words: "
         found.append((Words(called), *figure, Words(".")))
     if facts.attacks:
-        worst = max(facts.attacks, key=lambda a: a.success["attacked"].mean)
+        worst = max((attempt.outcome for attempt in facts.attacks), key=lambda o: o.success["attacked"].mean)
         came = worst.success["attacked"]
         which = f"Under the strongest of {len(facts.attacks)} attacks" if len(facts.attacks) > 1 else "Under attack"
         found.append((
@@ -159,7 +169,8 @@ def limits(facts: Facts) -> list[str]:
             "that were asked."
         )
     else:
-        told.append("Nothing was measured: whatever is said of this edit is a guess.")
+        beside = "Beside the attacks, nothing" if facts.attacks else "Nothing"
+        told.append(f"{beside} was measured: whatever else is said of this edit is a guess.")
     gone = share(facts, "efficacy", "after")
     if gone and gone.mean == 0:
         told.append(
@@ -195,6 +206,12 @@ def how_measured(protocol: Protocol) -> str:
         f"{counted(len(protocol.seeds), 'seed')}: {protocol.sampler}, {counted(protocol.steps, 'step')}, guidance "
         f"{protocol.guidance:g}, {protocol.size} by {protocol.size} pixels, {scorer}."
     )
+
+
+def spent(cost: Mapping[str, float]) -> str:
+    """What an attack cost: ``25.5 s, 960 evaluations of a denoiser, 320 of them with gradient, 0.65 GiB``."""
+    known = {name: SPENT.get(name, f"{{}} {name}") for name in [*SPENT, *cost] if name in cost}
+    return ", ".join(text.format(f"{cost[name]:,.6g}") for name, text in known.items())
 
 
 def parts(facts: Facts) -> str:

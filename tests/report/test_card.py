@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import yaml
+from markdown_it import MarkdownIt
 from report_runs import HOSTILE, description, make_run, write_config, write_edit
 
 from erasure_lightning.report.card import card, escaped, fenced
@@ -13,6 +14,11 @@ from erasure_lightning.report.facts import read_facts
 def front(text):
     _, matter, _ = text.split("---\n", 2)
     return yaml.safe_load(matter)
+
+
+def rendered(text):
+    """As the Hub would show it, HTML within Markdown allowed."""
+    return MarkdownIt("commonmark", {"html": True}).enable("table").render(text.split("---\n", 2)[2])
 
 
 @pytest.fixture
@@ -65,8 +71,13 @@ def test_words_of_a_user_stay_words(tmp_path):
     shown, _, _ = text.partition("With this config")
     assert "<script" not in shown
     assert "\n# [" not in shown
-    assert "&lt;script&gt;alert\\(1\\)&lt;/script&gt; \\# \\[x\\]\\(http://x\\) \\| \\`a\\` \\`\\`\\`" in shown
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; \\# \\[x\\](http://x) \\| \\`a\\` \\`\\`\\`" in shown
     assert text.rstrip().endswith("\n````")
+    html = rendered(text)
+    assert set(re.findall(r"<(\w+)", html)) <= {
+        *("h1", "h2", "p", "ul", "li", "strong", "code", "pre", "table", "thead", "tbody", "tr", "th", "td")
+    }
+    assert html.count("<h2") == 6
 
 
 def test_without_figures_pictures_or_an_edit(run):

@@ -24,7 +24,7 @@ def test_a_run_with_everything(run):
     assert facts.result.protocol.identity == PROTOCOL.identity
     assert [c.name for c in facts.curves] == ["monitor/kept", "monitor/forgotten", "loss/erasure"]
     assert facts.cost == {"seconds": 3.25, "steps": 40, "peak_gib": 0.5}
-    assert [a.attack for a in facts.attacks] == ["UnlearnDiffAtk"]
+    assert [a.outcome.attack for a in facts.attacks] == ["UnlearnDiffAtk"]
     assert len(facts.samples) == 4
     assert facts.notes == ()
 

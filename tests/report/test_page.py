@@ -87,6 +87,7 @@ class TestOneRun:
         assert re.search(r"edited, attacked\s+50 % \[20, 80\]", text)
         assert "zq cat" in text
         assert "an embedding (found.safetensors)" in text
+        assert "It took 12.5 s, 800 evaluations of a denoiser, 400 of them with gradient, 0.5 GiB." in text
         assert "comes back, by budget: 0 at budget 1, 0.5 at budget 100" in str(read(run).all("svg"))
 
     def test_curves(self, run):
@@ -161,7 +162,9 @@ class TestMissing:
         from PIL import Image
 
         Image.new("RGB", (900, 600), "red").save(run / "grid.png")
-        (picture,) = read(run).all("img")
+        Image.new("RGB", (90, 60), "red").save(run / "attacks" / "unlearndiffatk" / "grid.png")
+        picture, attack = read(run).all("img")
+        assert attack["alt"].startswith("What UnlearnDiffAtk brought back")
         assert picture["alt"] == "Pictures before and after the edit by UCE, by prompt"
 
     def test_no_attacks_curves_cost_or_config(self, run):

@@ -4,7 +4,7 @@ import pytest
 from report_runs import ESTIMATES, PROTOCOL, description, estimate, make_run, outcome, recognized
 
 from erasure_lightning.metrics.estimates import Estimate
-from erasure_lightning.report.facts import read_facts
+from erasure_lightning.report.facts import Attempt, read_facts
 from erasure_lightning.report.words import asides, interval, limits, percent, unseen, verdict
 
 
@@ -45,9 +45,9 @@ class TestVerdict:
         assert [piece.text.replace("\u00a0", " ") for piece in verdict(facts) if piece.strong] == ["0 %", "98 %"]
 
     def test_asides_tell_of_other_words_and_of_the_strongest_attack(self, facts):
-        success = facts.attacks[0].success | {"attacked": estimate(0.1)}
-        weak = outcome(description(), attack="Weak", success=success)
-        told = [said(aside) for aside in asides(replace(facts, attacks=(weak, *facts.attacks)))]
+        success = facts.attacks[0].outcome.success | {"attacked": estimate(0.1)}
+        weak = outcome(description(), attack="Weak", success=success), None
+        told = [said(aside) for aside in asides(replace(facts, attacks=(Attempt(*weak), *facts.attacks)))]
         assert told == [
             "Called by other words (kitten): 25 % [10, 40] of pictures (before: 90 %).",
             "Under the strongest of 2 attacks (UnlearnDiffAtk), it comes back in 50 % [20, 80] of pictures.",
@@ -73,7 +73,9 @@ class TestVerdict:
         assert said(verdict(kept)).startswith("Whether it is gone was not measured; other things stay: 98 %")
 
     def test_nothing_measured_and_nothing_made(self, facts):
-        assert said(verdict(replace(facts, result=None))).startswith("Nothing was measured of this edit")
+        assert said(verdict(replace(facts, result=None))) == "Nothing was measured of this edit, but the attacks on it."
+        nothing = replace(facts, result=None, attacks=())
+        assert said(verdict(nothing)).endswith("so nothing is known of what it does.")
         assert said(verdict(replace(facts, result=None, edit=None))).startswith("This run has not finished")
 
 
@@ -90,7 +92,8 @@ class TestLimits:
     def test_what_was_not_done_is_named(self, facts):
         assert "No attack was tried" in " ".join(limits(replace(facts, attacks=())))
         assert "a stronger one" in " ".join(limits(facts))
-        assert limits(replace(facts, result=None))[0].startswith("Nothing was measured")
+        assert limits(replace(facts, result=None))[0].startswith("Beside the attacks, nothing was measured")
+        assert limits(replace(facts, result=None, attacks=()))[0].startswith("Nothing was measured")
 
 
 def test_a_protocol_names_no_folder(facts):
