@@ -5,6 +5,7 @@ from pathlib import Path
 from erasure_lightning.cli.arguments import Arguments
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files import write_atomically
+from erasure_lightning.runs import run_of
 
 PAGE, CARD = "report.html", "model_card.md"
 
@@ -55,7 +56,7 @@ def _place(out: Path | None, runs: list[Path]) -> Path:
     """Where the page goes."""
     if out is None and len(runs) > 1:
         raise ErasureError(f"erasure report of {len(runs)} runs needs a place for its page: give --out {PAGE}.")
-    place = out or (runs[0] if runs[0].is_dir() else runs[0].parent) / PAGE
+    place = out or run_of(runs[0]).root / PAGE
     if place.is_dir():
         raise ErasureError(
             f"erasure report needs a file to write; found the folder {place}. Give --out {place / PAGE}."
