@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from erasure_lightning.report import reproduce, views, words
+from erasure_lightning.report import charts, reproduce, views, words
 from erasure_lightning.report.facts import Facts
 from erasure_lightning.report.pictures import embed
 from erasure_lightning.runs import slug
@@ -42,7 +42,14 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.globals |= {"words": words, "views": views, "reproduce": reproduce, "linked": linked, "number": number}
+    made.globals |= {
+        "charts": charts,
+        "words": words,
+        "views": views,
+        "reproduce": reproduce,
+        "linked": linked,
+        "number": number,
+    }
     return made
 
 

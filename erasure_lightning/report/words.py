@@ -7,18 +7,14 @@ from typing import NamedTuple
 from erasure_lightning.concepts import in_short
 from erasure_lightning.metrics.estimates import Estimate
 from erasure_lightning.metrics.protocol import Protocol
+from erasure_lightning.metrics.questions import ERASING, QUESTIONS
 from erasure_lightning.report.facts import Facts
 
 #: A space that no line breaks at.
 HARD = "\u00a0"
 
 #: Of each group: what is asked, and whether little or much of it is good.
-ASKED = {
-    "efficacy": ("Asked for by name, is it still drawn?", "lower"),
-    "generality": ("Called by other words, is it drawn?", "lower"),
-    "neighbours": ("Is what is close to it still drawn?", "higher"),
-    "specificity": ("Is everything else still drawn?", "higher"),
-}
+ASKED = {group: (text.capitalize(), "lower" if group in ERASING else "higher") for group, text in QUESTIONS.items()}
 
 #: The same of pairs of pictures of everything else, with the unit.
 COMPARED = {
