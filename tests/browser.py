@@ -53,6 +53,7 @@ class Browser:
     """A Chromium with an empty profile; use it as a context."""
 
     def __init__(self):
+        assert chromium(), "these tests need a Chromium: apt-get install chromium"
         self.profile = tempfile.mkdtemp(prefix="chromium")
         (theirs_in, self.to), (self.out, theirs_out) = os.pipe(), os.pipe()
         # The protocol's pipe is at descriptors 3 and 4, which a shell puts there.
