@@ -13,8 +13,8 @@ from erasure_lightning.boards import Board
 from erasure_lightning.edits import EDIT_FILE
 from erasure_lightning.files import SAMPLES_COLUMNS, SAMPLES_FILE
 from erasure_lightning.metrics.estimates import Estimate
-from erasure_lightning.metrics.judge import ERASING
 from erasure_lightning.metrics.protocol import Result
+from erasure_lightning.metrics.questions import ERASING
 from erasure_lightning.runs import Run, slug
 from erasure_lightning.sharing import share_edit, shareable
 

@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from erasure_lightning.edits import write_atomically
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.files import write_atomically
+from erasure_lightning.metrics.estimates import Estimate
 from erasure_lightning.metrics.protocol import Protocol
-from erasure_lightning.metrics.seeds import Estimate
 
 #: The file an attack writes.
 OUTCOME_FILE = "attack.json"

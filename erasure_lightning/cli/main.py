@@ -23,6 +23,7 @@ COMMANDS = {
     "score": "CLIP score, FID, KID, LPIPS, NudeNet counts of finished pictures",
     "log": "show finished runs and attacks on Weights & Biases or TensorBoard",
     "compare": "put the figures of runs side by side",
+    "report": "write a page, and a model card, about runs",
     "methods": "list every method and world, built in or plugged in (--verbose loads them)",
     "attacks": "list every attack, built in or plugged in (--verbose loads them)",
     "new-method": "write a method that works, to be rewritten into your own",
@@ -82,7 +83,7 @@ def _dispatch(argv: list[str]) -> int:
         print(USAGE.format(commands="\n".join(f"  {name:12}{text}" for name, text in COMMANDS.items())))
     elif command == "--version":
         print(f"erasure-lightning {version('erasure-lightning')}")
-    elif command in ("methods", "attacks", "compare", "new-method"):
+    elif command in ("methods", "attacks", "compare", "report", "new-method"):
         _light(command)(argv[1:])
     elif command == "calibrate":
         from erasure_lightning.cli.calibrate import calibrate_bounds
@@ -118,5 +119,7 @@ def _dispatch(argv: list[str]) -> int:
 def _light(command: str) -> Callable[[list[str]], None]:
     from erasure_lightning.cli.listing import attacks, compare, methods
     from erasure_lightning.cli.new_method import new_method
+    from erasure_lightning.cli.report import report
 
-    return {"methods": methods, "attacks": attacks, "compare": compare, "new-method": new_method}[command]
+    listings = {"methods": methods, "attacks": attacks, "compare": compare}
+    return {**listings, "report": report, "new-method": new_method}[command]

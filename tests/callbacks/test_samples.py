@@ -9,10 +9,11 @@ from trivial import Redirection
 
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.callbacks.contact import Line, contact_sheet, wrapped
-from erasure_lightning.callbacks.samples import HEADINGS, SampleGrid
+from erasure_lightning.callbacks.samples import SampleGrid
 from erasure_lightning.concepts import Concept
 from erasure_lightning.data import PromptData
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.metrics.questions import HEADINGS
 from erasure_lightning.shots import Shot
 
 
