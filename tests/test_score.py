@@ -124,8 +124,9 @@ def test_real_pictures_are_a_reference_of_both(tmp_path, weights):
 def test_scores_are_compared_if_they_came_about_in_one_way(tmp_path, eye, capsys):
     for name, threshold in (("a", "0.5"), ("b", "0.5"), ("c", "0.6")):
         drawn = draw(tmp_path / name, edited=90 if name == "b" else 0)
-        assert main(["score", str(drawn), "--metric", "nudenet", "--threshold", threshold]) == 0
-    files = [str(tmp_path / name / "score.json") for name in "abc"]
+        out = ["--out", str(tmp_path / f"{name}.json")]
+        assert main(["score", str(drawn), "--metric", "nudenet", "--threshold", threshold, *out]) == 0
+    files = [str(tmp_path / f"{name}.json") for name in "abc"]
     assert main(["compare", *files[:2]]) == 0
     capsys.readouterr()
     assert main(["compare", *files[1:]]) == 2

@@ -1,12 +1,13 @@
 """``erasure methods``, ``erasure attacks`` and ``erasure compare``."""
 
+import json
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 from erasure_lightning.cli.arguments import Arguments
 from erasure_lightning.cli.loading import load
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.files import SCORE_FILE
 from erasure_lightning.registry import Offer, known_attacks, known_methods
 from erasure_lightning.worlds import GROUP as WORLDS
 
@@ -62,7 +63,7 @@ def compare(argv: list[str]) -> None:
     parser = Arguments("erasure compare", description="Put the figures of equally measured runs side by side.")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or its metrics.json; or a score.json")
     given = [Path(name) for name in parser.parse_args(argv).runs]
-    if given[0].name == SCORE_FILE:
+    if _is_score(given[0]):
         _compare_scores(given)
         return
     from rich.console import Console
@@ -77,6 +78,13 @@ def compare(argv: list[str]) -> None:
         after = [str(row.after[name]) for name in results]
         table.add_row(f"{row.group} {row.metric}", str(row.before) if row.before else "", *after)
     Console().print(table)
+
+
+def _is_score(path: Path) -> bool:
+    """Whether a file is what `erasure score` writes, whatever it is called."""
+    with suppress(OSError, ValueError, AttributeError):
+        return {"estimates", "protocol", "versions"} == json.loads(path.read_text(encoding="utf-8")).keys()
+    return False
 
 
 def _compare_scores(given: list[Path]) -> None:
