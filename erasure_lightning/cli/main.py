@@ -19,6 +19,7 @@ COMMANDS = {
     "predict": "draw prompts before and after an edit",
     "calibrate": "set the bounds of a concept's neighbourhood, for RealEra",
     "purify": "draw real pictures again with an edited model",
+    "benchmark": "run a suite of methods on a suite of concepts, and bring the figures together",
     "compare": "put the figures of runs side by side",
     "methods": "list every method and world, built in or plugged in (--verbose loads them)",
     "new-method": "write a method that works, to be rewritten into your own",
@@ -78,7 +79,7 @@ def _dispatch(argv: list[str]) -> int:
         print(USAGE.format(commands="\n".join(f"  {name:12}{text}" for name, text in COMMANDS.items())))
     elif command == "--version":
         print(f"erasure-lightning {version('erasure-lightning')}")
-    elif command in ("methods", "compare", "new-method"):
+    elif command in ("methods", "compare", "new-method", "benchmark"):
         _light(command)(argv[1:])
     elif command == "calibrate":
         from erasure_lightning.cli.calibrate import calibrate_bounds
@@ -100,7 +101,8 @@ def _dispatch(argv: list[str]) -> int:
 
 
 def _light(command: str) -> Callable[[list[str]], None]:
+    from erasure_lightning.cli.benchmark import benchmark
     from erasure_lightning.cli.listing import compare, methods
     from erasure_lightning.cli.new_method import new_method
 
-    return {"methods": methods, "compare": compare, "new-method": new_method}[command]
+    return {"methods": methods, "compare": compare, "new-method": new_method, "benchmark": benchmark}[command]
