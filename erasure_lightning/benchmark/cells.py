@@ -67,7 +67,7 @@ class Cell:
 
     def outcome(self, attack: AttackEntry) -> Path:
         """What an attack on its edit found."""
-        return self.run.attacks / slug(attack.attack) / "attack.json"
+        return self.run.attacks / slug(attack.name) / "attack.json"
 
     @property
     def status(self) -> Status:

@@ -34,12 +34,13 @@ class Table(NamedTuple):
 
 
 def tables(summary: Summary, table: Sequence[Row]) -> list[Table]:
-    """Means, ranks, and every concept."""
-    return [_means(summary, table), _ranks(summary, table), _concepts(summary, table)]
+    """Means, ranks, and every concept, as far as there is something to recognise pictures by."""
+    made = [_means(summary, table), _ranks(summary, table)]
+    return [*made, _concepts(summary, table)] if "harmonic" in summary.figures else made
 
 
 def _arrow(figure: str, table: Sequence[Row]) -> str:
-    return f"{figure.removeprefix('attack_')} {'↑' if directions(table)[figure] else '↓'}"
+    return f"{figure.replace('_', ' ')} {'↑' if directions(table)[figure] else '↓'}"
 
 
 def _means(summary: Summary, table: Sequence[Row]) -> Table:
@@ -62,7 +63,7 @@ def _means(summary: Summary, table: Sequence[Row]) -> Table:
 
 
 def _ranks(summary: Summary, table: Sequence[Row]) -> Table:
-    head = ["method", "erasure ↑", "retention ↑", *(f"rank: {f.removeprefix('attack_')}" for f in summary.figures)]
+    head = ["method", "erasure ↑", "retention ↑", *(f"rank: {f.replace('_', ' ')}" for f in summary.figures)]
     rows = [
         [
             s.method,
@@ -90,8 +91,8 @@ def _concepts(summary: Summary, table: Sequence[Row]) -> Table:
     groups = {row["concept"]: row["group"] for row in table}
     rows = [[concept, group, *(_cell(found[concept, m]) for m in methods)] for concept, group in groups.items()]
     return Table(
-        "Harmonic mean of 1 - efficacy, 1 - generality (where a domain is named) and specificity, by concept; a dash is "
-        "a cell not run.", ["concept", "kind", *methods], rows,
+        "Harmonic mean of 1 - efficacy, 1 - generality (where a domain is named) and specificity, by concept; a dash "
+        "is a cell not run.", ["concept", "kind", *methods], rows,
     )  # fmt: skip
 
 

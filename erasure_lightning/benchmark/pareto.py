@@ -47,9 +47,7 @@ def plot_pareto(summary: Summary, name: str) -> bytes:
     return buffer.getvalue()
 
 
-def _point(
-    axes: "Axes", standing: Standing, erasure: Interval, retention: Interval, colour: str, marker: str
-) -> None:
+def _point(axes: "Axes", standing: Standing, erasure: Interval, retention: Interval, colour: str, marker: str) -> None:
     label = standing.method if standing.complete else f"{standing.method} ({standing.finished}/{standing.cells} cells)"
     axes.errorbar(
         erasure.mean, retention.mean, xerr=_reach(erasure), yerr=_reach(retention), label=label, color=colour,

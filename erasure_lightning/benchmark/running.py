@@ -12,12 +12,19 @@ from typing import NamedTuple
 from erasure_lightning.benchmark.cells import Cell, Status
 from erasure_lightning.benchmark.claims import claim
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.files import write_atomically
+
+#: What a cell's commands are given to.
+PROGRAM = (sys.executable, "-m", "erasure_lightning")
 
 #: Seconds between two looks at a child; those it has to save and leave when it is told to.
 LOOK, LEAVE = 0.2, 60.0
 
 #: Seconds between two looks at a cell that another process works on.
 WAIT = 2.0
+
+#: How an error of `erasure` begins.
+OURS = "erasure: error: "
 
 
 class Done(NamedTuple):
@@ -72,6 +79,8 @@ class Engine:
                     yield done
                 else:
                     elsewhere.append(cell)
+            if elsewhere:
+                print(f"Waiting for {len(elsewhere)} cells that another process works on.", flush=True)
             yield from side_by_side(delayed(self._await)(cell) for cell in elsewhere)
         finally:
             self._stop.set()
@@ -90,19 +99,21 @@ class Engine:
     def _await(self, cell: Cell) -> Done:
         """The same once the other process has left it."""
         while (done := self._attempt(cell)[1]) is None:
-            self._stop.wait(WAIT)
+            if self._stop.wait(WAIT):
+                return Done(cell, cell.status, "", 0.0)
         return done
 
     def _commands(self, cell: Cell, file: int) -> str:
         """One command after the other until nothing is missing; why that came to nothing, empty if it did not."""
         cell.settle()
-        before = None
-        while (command := cell.command()) and not self._stop.is_set():
-            failed = self._command(cell, command, file) or (command == before and f"{command[0]} left nothing behind")
+        before: list[str] | None = None
+        while command := cell.command():
             if self._stop.is_set():
                 return ""
-            if failed:
-                cell.failure.write_text(failed + "\n", encoding="utf-8")
+            failed = f"erasure {command[0]} left nothing behind" if command == before else ""
+            failed = failed or self._command(cell, command, file)
+            if failed and not self._stop.is_set():
+                write_atomically(cell.failure, f"{failed}\n".encode())
                 return failed
             cell.settle()
             before = command
@@ -117,7 +128,7 @@ class Engine:
             log.flush()
             begun = log.tell()
             child = subprocess.Popen(
-                [sys.executable, "-m", "erasure_lightning", *command],
+                [*PROGRAM, *command],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=self.environment,
                 start_new_session=True, pass_fds=[file],
             )  # fmt: skip
@@ -129,20 +140,30 @@ class Engine:
         return last_words(cell.log.read_bytes()[begun:].decode(errors="replace"), code) if code else ""
 
     def _wait(self, child: "subprocess.Popen[bytes]") -> int:
-        while child.poll() is None:
-            if self._stop.wait(LOOK):
-                child.send_signal(signal.SIGINT)
-                try:
-                    return child.wait(LEAVE)
-                except subprocess.TimeoutExpired:
-                    child.kill()
+        try:
+            while child.poll() is None:
+                if self._stop.wait(LOOK):
+                    return _leave(child)
+        except BaseException:  # a single job runs in the thread that hears of interruptions
+            _leave(child)
+            raise
+        return child.wait()
+
+
+def _leave(child: "subprocess.Popen[bytes]") -> int:
+    """Tell a child to save and leave; its exit code."""
+    child.send_signal(signal.SIGINT)
+    try:
+        return child.wait(LEAVE)
+    except subprocess.TimeoutExpired:
+        child.kill()
         return child.wait()
 
 
 def last_words(said: str, code: int) -> str:
-    """The last error of ours in what a command said, else its last line, else its exit code."""
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
-    told = [line.split("error:", 1)[1].strip() for line in lines if line.startswith("erasure: error:")]
+    """Why a command failed: its signal, else the last error of ours in what it said, else its last line."""
     if code < 0:
         return f"killed by {signal.Signals(-code).name}"
-    return next(reversed([*lines[-1:], *told[-1:]]), f"exit code {code}")
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    told = [line.removeprefix(OURS) for line in lines if line.startswith(OURS)]
+    return (told or lines or [f"exit code {code}"])[-1]

@@ -59,11 +59,7 @@ def ranks(values: Sequence[float], higher: bool) -> list[float]:
 
 def front(points: Sequence[tuple[float, float]]) -> list[int]:
     """Which points no other one dominates: is at least as high in both coordinates, and higher in one."""
-    return [
-        i
-        for i, (x, y) in enumerate(points)
-        if not any(a >= x and b >= y and (a > x or b > y) for a, b in points)
-    ]
+    return [i for i, (x, y) in enumerate(points) if not any(a >= x and b >= y and (a > x or b > y) for a, b in points)]
 
 
 def hypervolume(points: Sequence[tuple[float, float]], reference: tuple[float, float] = (0.0, 0.0)) -> float:

@@ -57,12 +57,17 @@ class AttackEntry:
     """An attack that every edit is put to.
 
     Args:
-        attack: Its class name.
+        attack: Its class name, or its class path.
         options: Options of ``erasure attack`` on top.
     """
 
     attack: str
     options: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """What tables call it: its class's name."""
+        return self.attack.rsplit(".", 1)[-1]
 
 
 @dataclass(frozen=True)
@@ -191,12 +196,12 @@ class Reader:
                 raise ErasureError(f"{key} needs at least one entry; found none.")
         _once("methods", [slug(method.name) for method in suite.methods])
         _once("concepts", [slug(concept.name) for concept in suite.concepts])
-        _once("attacks", [slug(attack.attack) for attack in suite.attacks])
+        _once("attacks", [slug(attack.name) for attack in suite.attacks])
         _once("seeds", list(map(str, suite.seeds)))
         return suite
 
     def _method(self, entry: Any, where: str) -> MethodEntry:
-        given = {"config": entry} if isinstance(entry, str) else entry
+        given: dict[str, Any] = {"config": entry} if isinstance(entry, str) else entry
         _check(given, _METHOD, where, needed=("config",))
         config = given["config"]
         if isinstance(config, dict) and "name" not in given:
@@ -210,8 +215,8 @@ class Reader:
         fields = {key: value for key, value in entry.items() if key not in ("erase", "neighbours")}
         if "erase" not in entry:
             return ConceptEntry(entry["name"], (read_entry(fields, where),), neighbours)
-        if len(fields) > 1:
-            raise ErasureError(f"{where} has both erase and {[*fields][1]!r}; say the latter inside erase.")
+        if odd := [key for key in fields if key != "name"]:
+            raise ErasureError(f"{where} has both erase and {odd[0]!r}; say the latter inside erase.")
         listed = entry["erase"]
         found = self.concepts_of(listed) if isinstance(listed, str) else [read_entry(e, where) for e in listed]
         concepts = tuple(found)
@@ -219,7 +224,7 @@ class Reader:
         return ConceptEntry(entry["name"], concepts, neighbours)
 
     def _attack(self, entry: Any, where: str) -> AttackEntry:
-        given = {"attack": entry} if isinstance(entry, str) else entry
+        given: dict[str, Any] = {"attack": entry} if isinstance(entry, str) else entry
         _check(given, _ATTACK, where, needed=("attack",))
         return AttackEntry(given["attack"], given.get("options") or {})
 

@@ -14,7 +14,6 @@ from erasure_lightning.errors import ErasureError
 from erasure_lightning.files import write_atomically
 from erasure_lightning.metrics.estimates import Estimate
 from erasure_lightning.metrics.protocol import Protocol, Result
-from erasure_lightning.runs import slug
 
 #: Figures of a cell: the group and the metric of its `Result` that they come from.
 FIGURES = {
@@ -59,7 +58,7 @@ def _row(cell: Cell, protocols: dict[str, Protocol]) -> Row:
             row[f"{figure}_before"] = whens["before"].mean if "before" in whens else None
     row["harmonic"] = result.overall("after") if result else None
     for attack in cell.suite.attacks:
-        row |= _told(f"attack_{slug(attack.attack)}", _attacked(cell.outcome(attack)))
+        row |= _told(f"attack_{attack.name}", _attacked(cell.outcome(attack)))
     return row | _cost(cell.run.cost)
 
 
