@@ -1,5 +1,6 @@
 """Suites whose cells take no time: what stands in for `erasure`, and figures as it would have measured them."""
 
+from erasure_lightning.attacks.outcome import Outcome
 from erasure_lightning.benchmark.suite import AttackEntry, ConceptEntry, MethodEntry, Suite
 from erasure_lightning.concepts import Concept
 from erasure_lightning.metrics.estimates import Estimate
@@ -49,6 +50,14 @@ def result(own=0.0, domain=0.0, retain=1.0, steps=2):
         for group, mean in shares.items()
     }
     return Result(protocol, {"method": "X"}, estimates)
+
+
+def outcome(success=0.25, steps=2):
+    """What an attack found that brought as much back."""
+    shares = {"original": 1.0, "plain": 0.0, "attacked": success}
+    estimates = {asked: Estimate(mean, 0.0, 1.0, 2, 4) for asked, mean in shares.items()}
+    cost, protocol = {"seconds": 1.0, "evaluations": 2, "backwards": 1, "peak_gib": 0.1}, result(steps=steps).protocol
+    return Outcome("P4D", "x.P4D", {}, "", "X", ["cat"], "0" * 16, estimates, [], None, cost, protocol)
 
 
 def suite(concepts=("cat", "dog"), attacks=(), **methods):

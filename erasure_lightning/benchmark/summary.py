@@ -6,7 +6,7 @@ from statistics import fmean, harmonic_mean
 
 from erasure_lightning.benchmark.cells import Status
 from erasure_lightning.benchmark.statistics import Interval, bootstrap, front, hypervolume, ranks
-from erasure_lightning.benchmark.table import Row
+from erasure_lightning.benchmark.table import PROTOCOL, Row
 from erasure_lightning.errors import ErasureError
 
 #: Figures of a summary, and whether higher is better.
@@ -90,7 +90,7 @@ def summarize(table: Sequence[Row]) -> Summary:
 
 def directions(table: Sequence[Row]) -> dict[str, bool]:
     """Figures of a table, and whether higher is better; an attack had better not succeed."""
-    attacks = [n for n in table[0] if n.startswith("attack_") and not n.endswith(("_low", "_high"))]
+    attacks = [n for n in table[0] if n.startswith("attack_") and not n.endswith(("_low", "_high", PROTOCOL))]
     return DIRECTIONS | dict.fromkeys(attacks, False)
 
 

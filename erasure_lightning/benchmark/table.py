@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from erasure_lightning.attacks.outcome import Outcome
 from erasure_lightning.benchmark.cells import Cell, Status
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files import write_atomically
@@ -28,6 +29,9 @@ FIGURES = {
 #: What ``cost.json`` holds of a fit.
 COSTS = ("seconds", "steps", "trained_parameters", "evaluations", "backwards", "peak_gib")
 
+#: How the names of columns end that tell how a figure was measured.
+PROTOCOL = "protocol"
+
 Row = dict[str, Any]
 
 
@@ -44,12 +48,10 @@ def rows(cells: Sequence[Cell]) -> tuple[list[Row], dict[str, Protocol]]:
 def _row(cell: Cell, protocols: dict[str, Protocol]) -> Row:
     status = cell.status
     result = Result.load(cell.run.metrics) if cell.run.metrics.exists() else None
-    if result:
-        protocols[result.protocol.identity] = result.protocol
     row: Row = {
         "method": cell.method.name, "concept": cell.concept.name, "group": cell.concept.group, "seed": cell.seed,
         "status": status.value, "message": _message(cell) if status is Status.FAILED else "",
-        "protocol": result.protocol.identity if result else "",
+        PROTOCOL: _noted(result, protocols),
     }  # fmt: skip
     for figure, (group, metric) in FIGURES.items():
         whens = result.estimates.get(group, {}).get(metric, {}) if result else {}
@@ -58,7 +60,10 @@ def _row(cell: Cell, protocols: dict[str, Protocol]) -> Row:
             row[f"{figure}_before"] = whens["before"].mean if "before" in whens else None
     row["harmonic"] = result.overall("after") if result else None
     for attack in cell.suite.attacks:
-        row |= _told(f"attack_{attack.name}", _attacked(cell.outcome(attack)))
+        path = cell.outcome(attack)
+        outcome = Outcome.load(path) if path.exists() else None
+        row |= _told(f"attack_{attack.name}", outcome and outcome.success["attacked"])
+        row[f"attack_{attack.name}_{PROTOCOL}"] = _noted(outcome, protocols)
     return row | _cost(cell.run.cost)
 
 
@@ -76,21 +81,20 @@ def _message(cell: Cell) -> str:
     return cell.failure.read_text(encoding="utf-8").strip()
 
 
-def _attacked(path: Path) -> Estimate | None:
-    """Success under attack."""
-    return Estimate(**_json(path)["success"]["attacked"]) if path.exists() else None
+def _noted(measured: Result | Outcome | None, protocols: dict[str, Protocol]) -> str:
+    """How something was measured, by its identity; empty where it was not."""
+    if measured is None:
+        return ""
+    protocols[measured.protocol.identity] = measured.protocol
+    return measured.protocol.identity
 
 
 def _cost(path: Path) -> Row:
-    found = _json(path) if path.exists() else {}
-    return {name: found.get(name) for name in COSTS}
-
-
-def _json(path: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except ValueError as error:
-        raise ErasureError(f"{path} is no valid JSON ({error}). Delete it, and run the benchmark again.") from error
+        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return {name: found.get(name) for name in COSTS}
+    except (ValueError, AttributeError) as error:
+        raise ErasureError(f"{path} needs what a fit cost; found something else ({error}). Delete it.") from error
 
 
 def check_protocols(table: Sequence[Row], protocols: Mapping[str, Protocol]) -> None:
@@ -99,17 +103,15 @@ def check_protocols(table: Sequence[Row], protocols: Mapping[str, Protocol]) -> 
     Raises:
         ErasureError: With both cells, and the first field in which their protocols differ.
     """
-    first: dict[str, Row] = {}
+    first: dict[tuple[str, str], Row] = {}
     for row in table:
-        if not row["protocol"]:
-            continue
-        other = first.setdefault(row["concept"], row)
-        if other["protocol"] != row["protocol"]:
-            difference = protocols[other["protocol"]].difference(protocols[row["protocol"]])
-            raise ErasureError(
-                f"{_called(other)} and {_called(row)} were measured differently and cannot stand in one summary. They "
-                f"differ in {difference}. Delete one's folder and run the benchmark again."
-            )
+        for column in (name for name in row if name.endswith(PROTOCOL) and row[name]):
+            other = first.setdefault((row["concept"], column), row)
+            if difference := protocols[other[column]].difference(protocols[row[column]]):
+                raise ErasureError(
+                    f"{_called(other)} and {_called(row)} were measured differently and cannot stand in one summary. "
+                    f"They differ in {difference}. Delete one's folder and run the benchmark again."
+                )
 
 
 def _called(row: Row) -> str:
@@ -136,7 +138,7 @@ def _parquet(table: Sequence[Row]) -> bytes | None:
         from pyarrow import parquet
     except ModuleNotFoundError:
         return None
-    texts = {"method", "concept", "group", "status", "message", "protocol"}
+    texts = {"method", "concept", "group", "status", "message"} | {name for name in table[0] if name.endswith(PROTOCOL)}
     whole = {"seed", "steps", "trained_parameters", "evaluations", "backwards"}
     schema = pyarrow.schema(
         (name, pyarrow.string() if name in texts else pyarrow.int64() if name in whole else pyarrow.float64())

@@ -1,8 +1,7 @@
-import json
 import sys
 
 import pytest
-from small_suites import PROGRAM, result, suite
+from small_suites import PROGRAM, outcome, result, suite
 
 from erasure_lightning.benchmark import running
 from erasure_lightning.benchmark.cells import cells
@@ -14,8 +13,7 @@ def stand_in(tmp_path, monkeypatch):
     folder = tmp_path / "templates"
     folder.mkdir()
     result().save(folder / "metrics.json")
-    attacked = {"mean": 0.25, "low": 0.0, "high": 0.5, "seeds": 2, "pictures": 4}
-    (folder / "attack.json").write_text(json.dumps({"success": {"attacked": attacked}}))
+    outcome().save(folder / "attack.json")
     program = tmp_path / "program.py"
     program.write_text(PROGRAM.replace("TEMPLATES", f"pathlib.Path({str(folder)!r})"))
     monkeypatch.setattr(running, "PROGRAM", (sys.executable, str(program)))

@@ -2,7 +2,7 @@ import csv
 import json
 
 import pytest
-from small_suites import result, suite
+from small_suites import outcome, result, suite
 
 from erasure_lightning.benchmark.cells import cells
 from erasure_lightning.benchmark.pages import Table, escaped, latex, markdown, tables
@@ -32,10 +32,7 @@ def measured(tmp_path):
         result(*figures).save(cell.run.metrics)
         cell.run.edit.touch()
         cell.run.cost.write_text(json.dumps({"seconds": 3.0, "steps": 1}))
-        attacked = {"mean": 0.25, "low": 0.0, "high": 0.5, "seeds": 2, "pictures": 4}
-        path = cell.outcome(cell.suite.attacks[0])
-        path.parent.mkdir(parents=True)
-        path.write_text(json.dumps({"success": {"attacked": attacked}}))
+        outcome(0.25).save(cell.outcome(cell.suite.attacks[0]))
     return every
 
 
@@ -56,7 +53,7 @@ class TestTable:
         assert (first["method"], first["concept"], first["group"], first["seed"]) == ("good", "cat", "thing", 0)
         assert (first["status"], first["specificity"], first["specificity_low"]) == ("finished", 0.9, 0.0)
         assert (first["efficacy"], first["efficacy_before"], first["seconds"]) == (0.0, 1.0, 3.0)
-        assert (first["attack_P4D"], first["attack_P4D_high"]) == (0.25, 0.5)
+        assert (first["attack_P4D"], first["attack_P4D_high"]) == (0.25, 1.0)
         assert first["harmonic"] == pytest.approx(3 / (1 + 1 + 1 / 0.9))
 
     def test_what_was_not_measured_is_nothing_and_not_zero(self, table):
