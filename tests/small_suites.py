@@ -20,9 +20,9 @@ with open(run / "calls", "a") as calls:
 def leave(number, frame):
     (run / "checkpoints").mkdir(exist_ok=True)
     (run / "checkpoints" / "last.ckpt").touch()
-    sys.exit(130)
+    sys.exit(143)
 
-signal.signal(signal.SIGINT, leave)
+signal.signal(signal.SIGTERM, leave)
 print("working")
 time.sleep(float(given.get("--model.sleep", 0)))
 if message := given.get("--model.fail"):

@@ -36,12 +36,13 @@ def plot_pareto(summary: Summary, name: str) -> bytes:
     axes.set_xlabel("erasure: harmonic mean of 1 - efficacy and 1 - generality →")
     axes.set_ylabel("retention: specificity →")
     area = "" if summary.hypervolume is None else f"; hypervolume {summary.hypervolume:.4f}"
-    axes.set_title(f"{name}: means over concepts, 95 % bootstrap intervals{area}", loc="left", fontsize=11)
+    title = f"{name}: means over concepts, 95 % bootstrap intervals{area}"
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11, weight="bold")
     axes.grid(color="0.92")
     axes.set_axisbelow(True)
     for edge in ("top", "right"):
         axes.spines[edge].set_visible(False)
-    figure.legend(loc="outside right upper", frameon=False, fontsize=9)
+    figure.legend(loc="outside right center", frameon=False, fontsize=9)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
@@ -64,7 +65,11 @@ def _reach(interval: Interval) -> "np.ndarray[tuple[int, int], np.dtype[np.float
 
 
 def _front(axes: "Axes", best: Sequence[Standing]) -> None:
-    """The staircase under which everything is dominated."""
+    """The staircase under which everything is dominated, to the edges of the plot."""
     points = sorted((s.erasure.mean, s.retention.mean) for s in best if s.erasure and s.retention)
     if points:
-        axes.step(*zip(*points, strict=True), where="pre", color="0.4", linewidth=1, linestyle="--", zorder=0)
+        left, bottom = axes.get_xlim()[0], axes.get_ylim()[0]
+        xs, ys = zip((left, points[0][1]), *points, (points[-1][0], bottom), strict=True)
+        axes.step(xs, ys, where="pre", color="0.4", linewidth=1, linestyle="--", zorder=0)
+        axes.set_xlim(left=left)
+        axes.set_ylim(bottom=bottom)

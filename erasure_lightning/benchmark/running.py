@@ -152,7 +152,7 @@ class Engine:
 
 def _leave(child: "subprocess.Popen[bytes]") -> int:
     """Tell a child to save and leave; its exit code."""
-    child.send_signal(signal.SIGINT)
+    child.terminate()  # SIGINT is ignored by what a shell's background job starts
     try:
         return child.wait(LEAVE)
     except subprocess.TimeoutExpired:
