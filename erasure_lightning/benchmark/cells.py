@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from itertools import product
 from pathlib import Path
@@ -89,10 +89,9 @@ class Cell:
         return next((self._attack(attack) for attack in missing), None)
 
     def _fit(self) -> list[str]:
-        concepts = self.suite.content()["concepts"][self.suite.concepts.index(self.concept)]["erase"]
         given = {
             "model.backbone": self.suite.backbone,
-            "model.concepts": concepts,
+            "model.concepts": [asdict(concept) for concept in self.concept.erase],
             "model.seed": self.seed,
             "data.originals": str(self.out / "originals"),  # every method is measured against the same pictures
             "data.neighbours": list(self.concept.neighbours),

@@ -62,7 +62,7 @@ def _row(cell: Cell, protocols: dict[str, Protocol]) -> Row:
     for attack in cell.suite.attacks:
         path = cell.outcome(attack)
         outcome = Outcome.load(path) if path.exists() else None
-        row |= _told(f"attack_{attack.name}", outcome and outcome.success["attacked"])
+        row |= _told(f"attack_{attack.name}", outcome.success["attacked"] if outcome else None)
         row[f"attack_{attack.name}_{PROTOCOL}"] = _noted(outcome, protocols)
     return row | _cost(cell.run.cost)
 

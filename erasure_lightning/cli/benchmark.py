@@ -14,7 +14,7 @@ from typing import Any
 
 from erasure_lightning.benchmark.cells import Cell, Status, cells, files
 from erasure_lightning.benchmark.suite import Reader, Suite
-from erasure_lightning.cli.arguments import Arguments
+from erasure_lightning.cli.arguments import Arguments, count
 from erasure_lightning.cli.configs import SHIPPED, checked_config, load_yaml
 from erasure_lightning.cli.names import find_concepts
 from erasure_lightning.concept_files import read_concepts
@@ -63,20 +63,14 @@ def _parser() -> Arguments:
     )
     parser.add_argument("suite", metavar="SUITE", help="a YAML file, or the name of a shipped one (emoji-bench)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="the benchmark's folder; runs/NAME by default")
-    parser.add_argument("--jobs", type=_count, default=1, metavar="N", help="cells side by side; 1 by default")
-    parser.add_argument("--threads", type=_count, metavar="N", help="of each; the cores shared out by default")
+    parser.add_argument("--jobs", type=count, default=1, metavar="N", help="cells side by side; 1 by default")
+    parser.add_argument("--threads", type=count, metavar="N", help="of each; the cores shared out by default")
     chosen = parser.add_mutually_exclusive_group()
     chosen.add_argument("--list", action="store_true", help="print the cells' numbers and how far each is")
     chosen.add_argument("--cell", type=int, metavar="I", help="run this cell alone, as an array of SLURM does")
     chosen.add_argument("--summary", action="store_true", help="run nothing; bring together what there is")
     chosen.add_argument("--check", action="store_true", help="run nothing; is each concept drawn before any edit?")
     return parser
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"needs a whole number of at least 1, found {text!r}")
-    return int(text)
 
 
 def _reader() -> Reader:
