@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from erasure_lightning.benchmark.suite import AttackEntry, ConceptEntry, MethodEntry, Suite
+from erasure_lightning.files import EDIT_FILE
 from erasure_lightning.runs import Run, slug
 
 #: What a cell keeps beside its run: what its commands said, and why the last one failed.
@@ -139,6 +140,12 @@ def cells(suite: Suite, out: Path) -> list[Cell]:
     """Every cell: seed by seed, method by method, so that a benchmark cut short has whole methods."""
     places = product(suite.seeds, suite.methods, suite.concepts)
     return [Cell(suite, out, method, concept, seed) for seed, method, concept in places]
+
+
+def begun(out: Path) -> bool:
+    """Whether a benchmark's folder holds an edit, or a checkpoint on the way to one."""
+    folders = ((out / "cells").glob(f"*/*/*/{name}") for name in (EDIT_FILE, "checkpoints"))
+    return any(any(found) for found in folders)
 
 
 def files(suite: Suite, out: Path) -> Iterator[tuple[Path, str]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from erasure_lightning.benchmark.cells import Cell, Status, cells, files
+from erasure_lightning.benchmark.cells import Cell, Status, begun, cells, files
 from erasure_lightning.benchmark.suite import Reader, Suite
 from erasure_lightning.cli.arguments import Arguments, count
 from erasure_lightning.cli.configs import SHIPPED, checked_config, load_yaml
@@ -102,7 +102,7 @@ def _chosen(every: Sequence[Cell], number: int) -> Cell:
 def _check_folder(suite: Suite, out: Path) -> None:
     """Raise if the folder is not this benchmark's."""
     if (held := out / SUITE_FILE).exists():
-        if difference := _reader().read(held).difference(suite):
+        if (difference := _reader().read(held).difference(suite)) and begun(out):
             raise ErasureError(
                 f"{out} holds another benchmark's cells. They differ in {difference} (there and here). Choose another "
                 "--out, or undo the change."

@@ -131,6 +131,11 @@ class TestSummary:
         written(options=TINY["options"] | {"data.seeds": 3})
         assert "They differ in options.data.seeds: 2 and 3 (there and here)." in error("pets.yaml", "--summary")
 
+    def test_unless_nothing_there_would_be_lost(self, one_of_two, written):
+        (one_of_two / "cells" / "uce" / "cat" / "0" / "edit.safetensors").unlink()
+        written(options=TINY["options"] | {"data.seeds": 3})
+        assert main(["benchmark", "pets.yaml", "--summary"]) == 0
+
 
 @pytest.mark.slow
 def test_a_killed_benchmark_goes_on_and_runs_only_what_is_missing(written, folder, capsys):
