@@ -186,8 +186,6 @@ def _check(suite: Suite) -> None:
         ErasureError: If one is not.
     """
     import torch
-    from rich.console import Console
-    from rich.table import Table
 
     from erasure_lightning.backbones.loading import load_backbone
     from erasure_lightning.benchmark.premise import DOMAINS, STYLES, THINGS, Examiner
@@ -196,18 +194,18 @@ def _check(suite: Suite) -> None:
     hush()
     seeds = int(suite.options.get("data.seeds", SEEDS))
     device = torch.accelerator.current_accelerator() or "cpu"
-    examiner = Examiner(load_backbone(suite.backbone).to(device), seeds)
-    table = Table("concept", "kind", "own", "domain", "neighbours", "holds", caption=(
-        f"share recognised before any edit, {seeds} seeds; needed: {THINGS:g} of own prompts ({STYLES:g} of a style's) "
-        f"and of neighbours, {DOMAINS:g} of the domain's"
-    ))  # fmt: skip
-    odd = []
+    examiner, odd = Examiner(load_backbone(suite.backbone).to(device), seeds), []
+    print(
+        f"Recognised by {suite.backbone} before any edit, {seeds} seeds; needed: {THINGS:g} of own prompts ({STYLES:g}"
+    )
+    print(f"of a style's) and of neighbours, {DOMAINS:g} of the domain's.\n")
+    print(f"{'concept':24}{'kind':8}{'own':>6}{'domain':>8}{'neighbours':>12}  holds")
     for entry in suite.concepts:
         found = examiner.premise(entry)
-        shares = ("" if share is None else f"{share:.2f}" for share in (found.own, found.domain, found.neighbours))
-        table.add_row(entry.name, entry.group, *shares, "yes" if found.holds else "NO")
+        own, domain, near = ("-" if s is None else f"{s:.2f}" for s in (found.own, found.domain, found.neighbours))
+        holds = "yes" if found.holds else "NO"
+        print(f"{entry.name:24}{entry.group:8}{own:>6}{domain:>8}{near:>12}  {holds}", flush=True)
         odd += [] if found.holds else [entry.name]
-    Console().print(table)
     if odd:
         raise ErasureError(f"{suite.backbone} does not draw well enough what is to be erased or kept: {in_short(odd)}.")
 
