@@ -227,12 +227,13 @@ def _summarize(suite: Suite, out: Path, every: Sequence[Cell]) -> None:
     failed = [row for row in table if row["status"] == Status.FAILED]
     if any(row["status"] == Status.FINISHED for row in table):
         summary = summarize(table)
-        made = tables(summary, table)
-        page = f"# {suite.name}\n\n![Pareto plot](pareto.png)\n\n{markdown(made)}"
-        write_atomically(out / "summary.md", page.encode())
-        write_atomically(out / "summary.tex", latex(made).encode())
-        write_atomically(out / "pareto.png", plot_pareto(summary, suite.name))
-        print(f"\n{markdown(made)}\nTable, summary (Markdown, LaTeX) and plot are in {out}.")
+        text, plotted = markdown(tables(summary, table)), any(s.erasure and s.retention for s in summary.standings)
+        plot = "![Pareto plot](pareto.png)\n\n" if plotted else ""
+        write_atomically(out / "summary.md", f"# {suite.name}\n\n{plot}{text}".encode())
+        write_atomically(out / "summary.tex", latex(tables(summary, table)).encode())
+        if plotted:
+            write_atomically(out / "pareto.png", plot_pareto(summary, suite.name))
+        print(f"\n{text}\nTable and summary (Markdown, LaTeX, plot) are in {out}.")
     else:
         print(f"No cell has finished yet; the table is in {out}.")
     if failed:
