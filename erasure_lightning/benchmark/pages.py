@@ -1,6 +1,7 @@
 """A benchmark's summary on paper: the same tables in Markdown and in LaTeX."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from statistics import fmean
 from typing import NamedTuple
 
@@ -34,9 +35,16 @@ class Table(NamedTuple):
 
 
 def tables(summary: Summary, table: Sequence[Row]) -> list[Table]:
-    """Means, ranks, and every concept, as far as there is something to recognise pictures by."""
-    made = [_means(summary, table), _ranks(summary, table)]
-    return [*made, _concepts(summary, table)] if "harmonic" in summary.figures else made
+    """Means, ranks, and every concept, as far as there is something to recognise pictures by.
+
+    Methods that were not begun are named, and stand in no table.
+    """
+    begun = {row["method"] for row in table if row["status"] != Status.MISSING}
+    idle = [s.method for s in summary.standings if s.method not in begun]
+    shown = replace(summary, standings=tuple(s for s in summary.standings if s.method in begun))
+    means = _means(shown, table)
+    made = [means._replace(title=f"{means.title} Not run: {', '.join(idle)}.") if idle else means, _ranks(shown, table)]
+    return [*made, _concepts(shown, table)] if "harmonic" in summary.figures else made
 
 
 def _arrow(figure: str, table: Sequence[Row]) -> str:

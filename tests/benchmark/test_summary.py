@@ -131,6 +131,13 @@ class TestPages:
         assert "attack P4D ↓" in page
         assert page.count("| --- |") == 3
 
+    def test_a_method_that_was_not_begun_is_named_and_stands_in_no_table(self, table):
+        idle = [row | {"status": "missing"} if row["method"] == "half" else row for row in table]
+        page = markdown(tables(summarize(idle), idle))
+        assert "Not run: half." in page
+        assert "| half" not in page
+        assert "Not run" not in markdown(tables(summarize(table), table))
+
     def test_latex_says_what_is_meant(self):
         assert escaped("a_b & 50% {x} \\y ~ ^ #1 $2") == (
             r"a\_b \& 50\% \{x\} \textbackslash{}y \textasciitilde{} \textasciicircum{} \#1 \$2"
