@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from erasure_lightning.backbones.base import Backbone
-from erasure_lightning.backbones.process import draw_times
+from erasure_lightning.backbones.process import NoiseProcess, draw_times
 from erasure_lightning.concepts import Phrase
 from erasure_lightning.sampling import sample
 
@@ -53,5 +53,10 @@ class Gallery:
     def noised(self, rows: Sequence[int]) -> Noised:
         """Pictures by number, with fresh noise at times drawn from all there are."""
         clean = self.latents[list(rows)]
-        t, noise = draw_times(self.process, len(clean), clean.device), torch.randn(clean.shape).to(clean)
-        return Noised(self.process.noise(clean, noise, t), t, self.process.target(clean, noise, t))
+        return noised(self.process, clean, draw_times(self.process, len(clean), clean.device))
+
+
+def noised(process: NoiseProcess, clean: Tensor, t: Tensor) -> Noised:
+    """Clean latents ``(B, C, h, w)`` with fresh noise at times ``(B,)``."""
+    noise = torch.randn(clean.shape).to(clean)
+    return Noised(process.noise(clean, noise, t), t, process.target(clean, noise, t))

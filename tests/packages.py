@@ -1,6 +1,6 @@
 """Packages as `pip install` leaves them, without pip."""
 
-from erasure_lightning.registry import GROUP
+from erasure_lightning.registry import METHOD
 
 
 def install(folder, name, methods, files=None, metadata=None):
@@ -16,7 +16,7 @@ def install(folder, name, methods, files=None, metadata=None):
     info = f"{name}-1.0.dist-info"
     written = {
         f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n" if metadata is None else metadata,
-        f"{info}/entry_points.txt": "\n".join([f"[{GROUP}]", *(f"{k} = {v}" for k, v in methods.items())]),
+        f"{info}/entry_points.txt": "\n".join([f"[{METHOD.group}]", *(f"{k} = {v}" for k, v in methods.items())]),
     }
     for path, content in (written | (files or {})).items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)

@@ -25,7 +25,7 @@ class Package:
 
 
 def entry(name, value, package=None):
-    made = EntryPoint(name, value, registry.GROUP)
+    made = EntryPoint(name, value, registry.METHOD.group)
     return made._for(package) if package else made
 
 
@@ -52,7 +52,7 @@ def test_the_table_names_classes():
 def test_a_plugin_is_found_and_described(installed):
     installed(entry("Distillation", "trivial:Distillation", Package("plug", ["Paper, https://arxiv.org/abs/1"])))
     found = registry.find_method("distillation")
-    assert found == ("Distillation", "trivial:Distillation", "plug 1.0", "All of plug", "https://arxiv.org/abs/1")
+    assert found[1:] == ("Distillation", "trivial:Distillation", "plug 1.0", "All of plug", "https://arxiv.org/abs/1")
     assert registry.load_method(found) is Distillation
 
 

@@ -157,6 +157,14 @@ class Backbone(nn.Module, ABC):
         """The frozen word embeddings ``(V, E)`` of each text encoder."""
 
     @abstractmethod
+    def words(self) -> Tensor:
+        """Ids ``(W,)`` of the first text encoder's tokens that are whole words: spelt, they are read as themselves."""
+
+    @abstractmethod
+    def spell(self, ids: Tensor) -> str:
+        """The words that token ids ``(N,)`` of the first text encoder stand for."""
+
+    @abstractmethod
     def text_parameters(self, blocks: int | None = None) -> dict[str, nn.Parameter]:
         """What the text encoders compute with: blocks and final norms, not token and position tables.
 

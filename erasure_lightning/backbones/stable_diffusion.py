@@ -140,6 +140,19 @@ class StableDiffusion(Backbone):
         """The text tower's token table."""
         return (cast(Tensor, self._tower.get_input_embeddings().weight).detach(),)
 
+    def words(self) -> Tensor:
+        """Tokens that end a word and are read as themselves where they stand between other words."""
+        ids = torch.arange(len(self.tokenizer))
+        spelt = self.tokenizer.batch_decode(ids.unsqueeze(1), skip_special_tokens=True)
+        read = self.tokenizer([f"a {word.strip()} a" for word in spelt]).input_ids
+        around = self.tokenizer("a a").input_ids
+        kept = [tokens == [*around[:2], i, *around[2:]] for i, tokens in enumerate(read)]
+        return ids[torch.tensor(kept)].to(self.device)
+
+    def spell(self, ids: Tensor) -> str:
+        """What the tokenizer decodes."""
+        return cast(str, self.tokenizer.decode(ids.tolist(), skip_special_tokens=True)).strip()
+
     def text_parameters(self, blocks: int | None = None) -> dict[str, nn.Parameter]:
         """Transformer blocks and final norm of the text tower; tables stay, so that a word means one embedding."""
         count = self._tower.config.num_hidden_layers

@@ -9,11 +9,10 @@ from typing import Any, cast
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from erasure_lightning.edits import write_atomically
 from erasure_lightning.module import ErasureModule
+from erasure_lightning.tally import Tally
 
 
 class Cost(Callback):
@@ -27,19 +26,14 @@ class Cost(Callback):
     def __init__(self) -> None:
         self._earlier = 0.0
         self._start = 0.0
-        self._evaluations = self._backwards = 0
-        self._hooks: list[RemovableHandle] = []
+        self._tally = Tally(())
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock, and count what denoisers are asked."""
         self._start = time.monotonic()
         module = cast(ErasureModule, pl_module)
-        denoisers = {module.backbone.denoiser, module.original.denoiser}  # one and the same where it is not edited
-        self._hooks = [denoiser.register_forward_hook(self._count) for denoiser in denoisers]
-
-    def _count(self, denoiser: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
-        self._evaluations += len(inputs[0])
-        self._backwards += len(inputs[0]) if torch.is_grad_enabled() else 0
+        self._tally.denoisers = {module.backbone.denoiser, module.original.denoiser}  # may be one and the same
+        self._tally.start()
 
     @property
     def seconds(self) -> float:
@@ -48,8 +42,7 @@ class Cost(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the file."""
-        for hook in self._hooks:
-            hook.remove()
+        self._tally.stop()
         if not trainer.is_global_zero:
             return
         trained = cast(ErasureModule, pl_module).trainable()
@@ -57,8 +50,8 @@ class Cost(Callback):
             "seconds": round(self.seconds, 2),
             "steps": trainer.global_step,
             "trained_parameters": sum(p.numel() for p in trained.values()),
-            "evaluations": self._evaluations,
-            "backwards": self._backwards,
+            "evaluations": self._tally.evaluations,
+            "backwards": self._tally.backwards,
             "peak_gib": round(peak_memory(), 3),
         }
         write_atomically(Path(trainer.default_root_dir, "cost.json"), json.dumps(cost, indent=1).encode())
@@ -66,12 +59,15 @@ class Cost(Callback):
     def state_dict(self) -> dict[str, Any]:
         """What was spent, so that a resumed run adds to it."""
         seconds = self.seconds if self._start else self._earlier
-        return {"seconds": seconds, "evaluations": self._evaluations, "backwards": self._backwards}
+        return {"seconds": seconds, "evaluations": self._tally.evaluations, "backwards": self._tally.backwards}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Add to what an earlier part took."""
         self._earlier = state_dict["seconds"]
-        self._evaluations, self._backwards = state_dict.get("evaluations", 0), state_dict.get("backwards", 0)
+        self._tally.evaluations, self._tally.backwards = (
+            state_dict.get("evaluations", 0),
+            state_dict.get("backwards", 0),
+        )
 
 
 def peak_memory() -> float:

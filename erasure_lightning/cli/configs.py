@@ -13,7 +13,7 @@ import yaml
 
 import erasure_lightning
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.registry import GROUP
+from erasure_lightning.registry import ATTACK, METHOD
 
 _PACKAGE = Path(erasure_lightning.__file__).parent
 
@@ -21,22 +21,30 @@ _PACKAGE = Path(erasure_lightning.__file__).parent
 SHIPPED = next((p for p in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if p.is_dir()), _PACKAGE / "configs")
 
 
-def shipped_configs() -> dict[str, Path]:
-    """Configs by file name: ours, and those in the folder ``configs`` of packages with methods; ours come first."""
-    folders = [SHIPPED, *_plugin_folders()]
+def shipped_configs(*within: str) -> dict[str, Path]:
+    """Configs by file name: ours, and those in the folder ``configs`` of packages with methods; ours come first.
+
+    Args:
+        within: Folders inside that are looked into, the first before the second; by default that folder itself.
+    """
+    folders = [folder / inside for inside in within or ("",) for folder in (SHIPPED, *_plugin_folders())]
     return {path.name: path for folder in reversed(folders) for path in sorted(folder.glob("*.yaml"))}
 
 
 def _plugin_folders() -> Iterator[Path]:
     """Found without importing anything: a package that is broken, or slow, harms nobody who does not name it."""
-    for entry in entry_points(group=GROUP):
+    for entry in (*entry_points(group=METHOD.group), *entry_points(group=ATTACK.group)):
         with suppress(Exception):
             spec = find_spec(entry.value.partition(":")[0].partition(".")[0])
             yield from (Path(folder, "configs") for folder in (spec and spec.submodule_search_locations) or ())
 
 
-def find_config(name: str) -> Path:
+def find_config(name: str, *within: str) -> Path:
     """A config by path, else a shipped one by name.
+
+    Args:
+        name: The path or the name.
+        within: As in `shipped_configs`.
 
     Raises:
         ErasureError: If there is none, with the nearest of the shipped ones.
@@ -44,7 +52,7 @@ def find_config(name: str) -> Path:
     path = Path(name)
     if path.is_file():
         return path
-    shipped = shipped_configs()
+    shipped = shipped_configs(*within)
     if found := shipped.get(str(path)) or shipped.get(f"{path}.yaml"):
         return found
     near = difflib.get_close_matches(f"{path.stem}.yaml", shipped, n=1)
@@ -52,13 +60,13 @@ def find_config(name: str) -> Path:
     raise ErasureError(f"unknown config {name!r}: no such file.{hint} Shipped: {', '.join(sorted(shipped)) or 'none'}.")
 
 
-def checked_config(name: str) -> Path:
-    """`find_config`, read once to see that it is one.
+def checked_config(name: str, *within: str) -> Path:
+    """`find_config`, read once to see that it is one; arguments as there.
 
     Raises:
         ErasureError: If it is not, with the line.
     """
-    path = find_config(name)
+    path = find_config(name, *within)
     try:
         content = load_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

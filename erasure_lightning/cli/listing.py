@@ -1,4 +1,4 @@
-"""``erasure methods`` and ``erasure compare``."""
+"""``erasure methods``, ``erasure attacks`` and ``erasure compare``."""
 
 from collections import Counter
 from pathlib import Path
@@ -6,35 +6,43 @@ from pathlib import Path
 from erasure_lightning.cli.arguments import Arguments
 from erasure_lightning.cli.loading import load
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.methods import METHODS
-from erasure_lightning.registry import Method, known_methods
+from erasure_lightning.registry import Offer, known_attacks, known_methods
 from erasure_lightning.worlds import GROUP as WORLDS
 
 
 def methods(argv: list[str]) -> None:
     """Print every method and world."""
-    parser = Arguments("erasure methods", description="List every method and world, built in or plugged in.")
-    parser.add_argument("--verbose", action="store_true", help="load each, and say why where that fails")
-    verbose = parser.parse_args(argv).verbose
-    known = known_methods()
-    claims = Counter(method.name for method in known)
-    for method in known:
-        print(_entry(method, claims[method.name] > 1))
-        if verbose:
-            print(f"    {_state(method)}")
+    _listed("methods", "List every method and world, built in or plugged in.", known_methods(), argv)
     _worlds()
 
 
-def _entry(method: Method, claimed_twice: bool) -> str:
-    ours = method.target == (METHODS[method.name].target if method.name in METHODS else "")
+def attacks(argv: list[str]) -> None:
+    """Print every attack."""
+    _listed("attacks", "List every attack, built in or plugged in.", known_attacks(), argv)
+
+
+def _listed(command: str, description: str, known: list[Offer], argv: list[str]) -> None:
+    parser = Arguments(f"erasure {command}", description=description)
+    parser.add_argument("--verbose", action="store_true", help="load each, and say why where that fails")
+    verbose = parser.parse_args(argv).verbose
+    claims = Counter(offer.name for offer in known)
+    for offer in known:
+        print(_entry(offer, claims[offer.name] > 1))
+        if verbose:
+            print(f"    {_state(offer)}")
+
+
+def _entry(offer: Offer, claimed_twice: bool) -> str:
+    table = offer.kind.ours
+    ours = offer.target == (table[offer.name].target if offer.name in table else "")
     note = "  (another package claims this name too)" if claimed_twice and not ours else ""
-    lines = [f"{method.name}  {method.summary}".rstrip() + note, f"    {method.package}, {method.class_path}"]
-    return "\n".join([*lines, f"    {method.paper}"] if method.paper else lines)
+    lines = [f"{offer.name}  {offer.summary}".rstrip() + note, f"    {offer.package}, {offer.class_path}"]
+    return "\n".join([*lines, f"    {offer.paper}"] if offer.paper else lines)
 
 
-def _state(method: Method) -> str:
+def _state(offer: Offer) -> str:
     try:
-        load(method)
+        load(offer)
     except ErasureError as error:
         return f"BROKEN: {error}"
     return "loads"

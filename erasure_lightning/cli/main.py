@@ -19,8 +19,10 @@ COMMANDS = {
     "predict": "draw prompts before and after an edit",
     "calibrate": "set the bounds of a concept's neighbourhood, for RealEra",
     "purify": "draw real pictures again with an edited model",
+    "attack": "try to bring back what an edit erased",
     "compare": "put the figures of runs side by side",
     "methods": "list every method and world, built in or plugged in (--verbose loads them)",
+    "attacks": "list every attack, built in or plugged in (--verbose loads them)",
     "new-method": "write a method that works, to be rewritten into your own",
 }
 
@@ -78,7 +80,7 @@ def _dispatch(argv: list[str]) -> int:
         print(USAGE.format(commands="\n".join(f"  {name:12}{text}" for name, text in COMMANDS.items())))
     elif command == "--version":
         print(f"erasure-lightning {version('erasure-lightning')}")
-    elif command in ("methods", "compare", "new-method"):
+    elif command in ("methods", "attacks", "compare", "new-method"):
         _light(command)(argv[1:])
     elif command == "calibrate":
         from erasure_lightning.cli.calibrate import calibrate_bounds
@@ -88,6 +90,10 @@ def _dispatch(argv: list[str]) -> int:
         from erasure_lightning.cli.purify import purify
 
         purify(argv[1:])
+    elif command == "attack":
+        from erasure_lightning.cli.attack import attack
+
+        attack(argv[1:])
     elif command in COMMANDS:
         from erasure_lightning.cli.run import run
 
@@ -100,7 +106,7 @@ def _dispatch(argv: list[str]) -> int:
 
 
 def _light(command: str) -> Callable[[list[str]], None]:
-    from erasure_lightning.cli.listing import compare, methods
+    from erasure_lightning.cli.listing import attacks, compare, methods
     from erasure_lightning.cli.new_method import new_method
 
-    return {"methods": methods, "compare": compare, "new-method": new_method}[command]
+    return {"methods": methods, "attacks": attacks, "compare": compare, "new-method": new_method}[command]

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from erasure_lightning.cli.configs import SHIPPED, checked_config, load_yaml
 from erasure_lightning.cli.loading import load
 from erasure_lightning.concept_files import read_concepts
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.registry import find_method
+from erasure_lightning.registry import Offer, find_attack, find_method
 
 #: Our own classes that configs name; Lightning's go by their class names anyway.
 CLASSES = {
@@ -48,17 +49,17 @@ def class_path(name: str) -> str:
     return lower.get(name.casefold(), name)
 
 
-def method_path(name: str) -> str:
-    """A method's class path by its name; paths as they are.
+def offered_path(find: Callable[[str], Offer], name: str) -> str:
+    """The class path of a method or an attack by its name; paths as they are.
 
     Raises:
         ErasureError: If the name is unknown or its package cannot be loaded.
     """
     if not name.isidentifier():
         return name
-    method = find_method(name)
-    load(method)
-    return method.class_path
+    offer = find(name)
+    load(offer)
+    return offer.class_path
 
 
 def logger(name: str) -> Any:
@@ -102,8 +103,10 @@ def find_concepts(name: str) -> Path:
 
 #: What to make of a string under a key.
 _UNDER: dict[str, Callable[[str], Any]] = {
-    "model": method_path,
-    "model.class_path": method_path,
+    "model": partial(offered_path, find_method),
+    "model.class_path": partial(offered_path, find_method),
+    "attack": partial(offered_path, find_attack),
+    "attack.class_path": partial(offered_path, find_attack),
     "callbacks": class_path,
     "logger": logger,
     "backbone": backbone,
@@ -167,7 +170,7 @@ def _value(option: str, word: str) -> str:
         steps.pop()
     if steps[-1] == "concepts" and word.startswith(("{", "[")):
         _check_yaml(word)
-    if word.startswith(("{", "[")) or steps[-1] not in _UNDER or (steps[-1] == "model" and len(steps) > 1):
+    if word.startswith(("{", "[")) or steps[-1] not in _UNDER or (steps[-1] in ("model", "attack") and len(steps) > 1):
         return word
     full = _UNDER[steps[-1]](word)
     return full if isinstance(full, str) else json.dumps(full, ensure_ascii=False)

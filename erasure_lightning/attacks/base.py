@@ -1,0 +1,94 @@
+"""`Attack` and its commonest shape: something that tries to get an erased concept out of an edited model."""
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from erasure_lightning.attacks.target import Case, Target
+from erasure_lightning.edits import plain
+from erasure_lightning.functional import mix
+
+
+@dataclass(frozen=True)
+class Found:
+    """What an attack found for one case.
+
+    Args:
+        pictures: What the attacked model drew at the case's seeds, ``(N, 3, H, W)`` in 0..1.
+        prompt: The words that were asked with, where the attack found words.
+        tensors: What else is worth keeping (embeddings, latents), by name.
+        curve: Budgets (steps, examples) and the share of pictures recognised with each, where the attack tells.
+    """
+
+    pictures: Tensor
+    prompt: str | None = None
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    curve: Sequence[tuple[float, float]] = ()
+
+
+class Attack(ABC):
+    """Tries to bring concepts back; its budget is its arguments.
+
+    Every argument of a constructor is kept as an attribute of the same name, from which results are labelled.
+
+    Args:
+        seed: Of everything the attack draws.
+    """
+
+    def __init__(self, *, seed: int = 0) -> None:
+        self.seed = seed
+
+    def run(self, target: Target, seed: int) -> list[Found]:
+        """Attack once: the findings for the cases of one of the target's seeds, in their order.
+
+        Equal arguments give equal findings, and leave torch's global generator as it was.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(mix(self.seed, seed))
+            return self.search(target, target.cases(seed))
+
+    @abstractmethod
+    def search(self, target: Target, cases: Sequence[Case]) -> list[Found]:
+        """A finding for each case; what is drawn by lot comes from torch's global generator, which is seeded.
+
+        Args:
+            target: Whom to attack; it must be left as it was.
+            cases: One a concept.
+        """
+
+    def arguments(self) -> dict[str, Any]:
+        """The constructor's arguments as plain values."""
+        signatures = [inspect.signature(cls.__init__) for cls in type(self).__mro__ if issubclass(cls, Attack)]
+        names = {name: p.kind for signature in signatures for name, p in signature.parameters.items()}
+        named = [n for n, kind in names.items() if n != "self" and kind is not inspect.Parameter.VAR_KEYWORD]
+        return {name: plain(getattr(self, name)) for name in named}
+
+
+def descend(optimizer: Optimizer, loss: Tensor) -> None:
+    """A step of what an attack optimises; nothing else gets a gradient, whatever the target's weights ask for."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for parameter, slope in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+        parameter.grad = slope
+    optimizer.step()
+
+
+class ConceptAttack(Attack):
+    """An attack that takes one concept after the other."""
+
+    def search(self, target: Target, cases: Sequence[Case]) -> list[Found]:
+        """A finding for each case, whatever the other cases are."""
+        found = []
+        for case in cases:
+            torch.manual_seed(mix(self.seed, *case.concept.name.encode(), case.seed))
+            found.append(self.find(target, case))
+        return found
+
+    @abstractmethod
+    def find(self, target: Target, case: Case) -> Found:
+        """The finding for one case."""

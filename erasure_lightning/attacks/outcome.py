@@ -1,0 +1,123 @@
+"""`Outcome`: what an attack brought back, how sure that is, and how it was asked; as a file."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+from erasure_lightning.edits import write_atomically
+from erasure_lightning.errors import ErasureError
+from erasure_lightning.metrics.protocol import Protocol
+from erasure_lightning.metrics.seeds import Estimate
+
+#: The file an attack writes.
+OUTCOME_FILE = "attack.json"
+
+#: Whose pictures are looked at: the original model's and the edited model's with plain prompts, the latter's attacked.
+ASKED = ("original", "plain", "attacked")
+
+
+class Finding(NamedTuple):
+    """What one attack on one concept found.
+
+    Args:
+        concept: What was to come back.
+        seed: Which of the independent attacks it was.
+        success: Share of its pictures recognised as the concept, 0..1.
+        prompt: The words it found, if it looks for words.
+        embedding: The file beside the outcome that holds what else it found.
+    """
+
+    concept: str
+    seed: int
+    success: float
+    prompt: str | None
+    embedding: str | None
+
+
+class Point(NamedTuple):
+    """One point of a curve: the share of pictures recognised after so many steps or examples."""
+
+    budget: float
+    success: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an attack brought back.
+
+    Args:
+        attack: Class name of the attack.
+        class_path: Where the class is.
+        arguments: Its constructor's arguments.
+        paper: Where it was published, empty where its package does not say.
+        method: What made the edit, empty for an unedited model.
+        concepts: What was erased.
+        edit: The edit file's SHA-256, its first 16 hex digits; empty where there is none.
+        success: Share of pictures recognised as the concept, by `ASKED`.
+        found: A finding for each concept and seed.
+        curve: Success by budget, of attacks that tell.
+        cost: ``seconds``, ``evaluations``, ``backwards``, ``peak_gib`` of the attack, its pictures included.
+        protocol: How pictures were drawn and judged.
+    """
+
+    attack: str
+    class_path: str
+    arguments: dict[str, Any]
+    paper: str
+    method: str
+    concepts: list[str]
+    edit: str
+    success: dict[str, Estimate]
+    found: Sequence[Finding]
+    curve: Sequence[Point] | None
+    cost: dict[str, float]
+    protocol: Protocol
+
+    def best(self, concept: str) -> Finding:
+        """The finding that brought most of a concept back."""
+        return max((f for f in self.found if f.concept == concept), key=lambda f: f.success)
+
+    def save(self, path: Path) -> None:
+        """Write as JSON, atomically."""
+        content = {
+            "attack": self.attack,
+            "class": self.class_path,
+            "arguments": self.arguments,
+            "paper": self.paper,
+            "method": self.method,
+            "concepts": self.concepts,
+            "edit": self.edit,
+            "success": {asked: estimate._asdict() for asked, estimate in self.success.items()},
+            "found": [finding._asdict() for finding in self.found],
+            "curve": None if self.curve is None else [point._asdict() for point in self.curve],
+            "cost": self.cost,
+            "protocol": {"identity": self.protocol.identity, **asdict(self.protocol)},
+        }
+        write_atomically(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read what `save` wrote.
+
+        Raises:
+            ErasureError: If there is no such file, or it holds something else.
+        """
+        if not path.is_file():
+            raise ErasureError(f"No attack at {path}: the file does not exist. Attack the edit with `erasure attack`.")
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            protocol = {name: value for name, value in content["protocol"].items() if name != "identity"}
+            read = {
+                "class_path": content.pop("class"),
+                "success": {asked: Estimate(**content["success"][asked]) for asked in ASKED},
+                "found": [Finding(**finding) for finding in content["found"]],
+                "curve": None if content["curve"] is None else [Point(**point) for point in content["curve"]],
+                "protocol": Protocol(**protocol),
+            }
+            return cls(**(content | read))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ErasureError(
+                f"{path} needs an attack as `erasure attack` writes it; found something else ({error})."
+            ) from error

@@ -1,0 +1,162 @@
+"""Runs an attack on every concept with every seed, and writes what came of it."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import groupby
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from PIL.Image import Image
+from safetensors.torch import save
+from torch import Tensor
+
+from erasure_lightning.attacks import ATTACKS
+from erasure_lightning.attacks.base import Attack, Found
+from erasure_lightning.attacks.outcome import OUTCOME_FILE, Finding, Outcome, Point
+from erasure_lightning.attacks.target import Case, Target
+from erasure_lightning.callbacks.contact import Line, contact_sheet, image, png
+from erasure_lightning.callbacks.cost import peak_memory
+from erasure_lightning.concepts import in_short
+from erasure_lightning.edits import write_atomically
+from erasure_lightning.metrics.seeds import Estimate, SeedMean
+from erasure_lightning.runs import slug
+from erasure_lightning.tally import Tally
+from erasure_lightning.vocabulary import spread
+
+#: Rows of the sheet at most, or nobody could read it.
+ROWS = 24
+
+COLUMNS = ["original", "edited", "under attack"]
+
+
+class Attempt(NamedTuple):
+    """One attack on one concept, with its pictures ``(N, 3, H, W)``.
+
+    Args:
+        case: What was tried.
+        found: What came of it; its pictures are the edited model's under attack.
+        original: The original's pictures for the plain sentence at the same seeds.
+        plain: The edited model's.
+        share: How many of each kind show the concept, 0..1, in the order of `COLUMNS`.
+    """
+
+    case: Case
+    found: Found
+    original: Tensor
+    plain: Tensor
+    share: tuple[float, float, float]
+
+    @property
+    def file(self) -> str | None:
+        """Where what it found is written, if that is more than words."""
+        return f"{slug(self.case.concept.name)}-{self.case.seed}.safetensors" if self.found.tensors else None
+
+
+def attack_all(attack: Attack, target: Target, tell: Callable[[str], None] = print) -> tuple[Outcome, list[Attempt]]:
+    """Attack every concept with every seed.
+
+    Args:
+        attack: What to try.
+        target: Whom to try it on.
+        tell: Is told how each attempt went, in a line.
+
+    Returns:
+        The outcome, without what a `Target` cannot know (method, edit), and all attempts with their pictures.
+    """
+    started, attempts = time.monotonic(), list[Attempt]()
+    seconds = 0.0
+    with Tally([target.edited.denoiser, target.original.denoiser]) as tally:
+        for seed in target.seeds:
+            started = time.monotonic()
+            found = attack.run(target, seed)
+            seconds += time.monotonic() - started
+            counted = tally.evaluations, tally.backwards
+            attempts += [_judged(target, *pair) for pair in zip(target.cases(seed), found, strict=True)]
+            tally.evaluations, tally.backwards = counted  # what judging takes is no part of the attack
+            for attempt in attempts[-len(found) :]:
+                tell(_line(attempt))
+    cost = {"seconds": round(seconds, 2), "evaluations": tally.evaluations, "backwards": tally.backwards}
+    return _outcome(attack, target, attempts, cost | {"peak_gib": round(peak_memory(), 3)}), attempts
+
+
+def _judged(target: Target, case: Case, found: Found) -> Attempt:
+    original = target.draw(target.original.encode([case.sentence]), case.seeds, model=target.original)
+    plain = target.draw(target.edited.encode([case.sentence]), case.seeds)
+    shares = [target.share(case, pictures) for pictures in (original, plain, found.pictures)]
+    return Attempt(case, found, original, plain, (shares[0], shares[1], shares[2]))
+
+
+def _line(attempt: Attempt) -> str:
+    original, plain, attacked = attempt.share
+    words = f" by {attempt.found.prompt!r}" if attempt.found.prompt is not None else ""
+    return (
+        f"{attempt.case.concept.name}, seed {attempt.case.seed}: recognised in {attacked:.0%}{words} "
+        f"(plain {plain:.0%}, original {original:.0%})"
+    )
+
+
+def _outcome(attack: Attack, target: Target, attempts: Sequence[Attempt], cost: dict[str, float]) -> Outcome:
+    cls, name = type(attack), type(attack).__name__
+    return Outcome(
+        attack=name,
+        class_path=f"{cls.__module__}.{cls.__qualname__}",
+        arguments=attack.arguments(),
+        paper=ATTACKS[name].paper if name in ATTACKS else "",
+        method="",
+        concepts=[c.name for c in target.concepts],
+        edit="",
+        success={asked: _estimate(target, attempts, i) for i, asked in enumerate(("original", "plain", "attacked"))},
+        found=[Finding(a.case.concept.name, a.case.seed, a.share[2], a.found.prompt, a.file) for a in attempts],
+        curve=_curve(attempts),
+        cost=cost,
+        protocol=target.protocol,
+    )
+
+
+def _estimate(target: Target, attempts: Sequence[Attempt], column: int) -> Estimate:
+    mean, each = SeedMean(target.seeds), target.trials.pictures
+    mean.update(torch.tensor([a.share[column] for a in attempts]), [a.case.seed for a in attempts])
+    estimate: Estimate = mean.compute()
+    return estimate._replace(pictures=estimate.pictures * each)
+
+
+def _curve(attempts: Sequence[Attempt]) -> list[Point] | None:
+    """Mean success of all attempts at each budget."""
+    points = sorted(point for attempt in attempts for point in attempt.found.curve)
+    by_budget = {budget: [s for _, s in group] for budget, group in groupby(points, key=lambda point: point[0])}
+    return [Point(budget, sum(each) / len(each)) for budget, each in by_budget.items()] or None
+
+
+def write_outcome(folder: Path, outcome: Outcome, attempts: Sequence[Attempt]) -> None:
+    """Write ``grid.png``, what was found, and ``attack.json`` last: where it lies, the rest does too."""
+    for attempt in attempts:
+        if attempt.file:
+            tensors = {name: value.detach().cpu().contiguous() for name, value in attempt.found.tensors.items()}
+            write_atomically(folder / attempt.file, save(tensors))
+    write_atomically(folder / "grid.png", png(sheet(outcome, attempts)))
+    outcome.save(folder / OUTCOME_FILE)
+
+
+def sheet(outcome: Outcome, attempts: Sequence[Attempt]) -> Image:
+    """Original, edited and attacked pictures side by side, from the same noise where the attack keeps it."""
+    by_concept = sorted(attempts, key=lambda a: outcome.concepts.index(a.case.concept.name))
+    lines = [
+        Line(
+            a.case.concept.name,
+            a.found.prompt if a.found.prompt is not None else f"{a.case.sentence} (seed {a.case.seed})",
+            [image(pictures[0]) for pictures in (a.original, a.plain, a.found.pictures)],
+        )
+        for a in spread(by_concept, ROWS)
+    ]
+    by = f" erased by {outcome.method}" if outcome.method else ""
+    title = f"{outcome.attack} on {in_short(outcome.concepts)}{by}"
+    p = outcome.protocol
+    subtitle = f"{p.steps} steps, guidance {p.guidance:g}; brought back: {outcome.success['attacked']}"
+    return contact_sheet(title, subtitle, COLUMNS, lines)
+
+
+def of_edit(outcome: Outcome, method: str, edit: str, paper: str = "") -> Outcome:
+    """The outcome with what its edit and its package say."""
+    return replace(outcome, method=method, edit=edit, paper=outcome.paper or paper)

@@ -1,0 +1,52 @@
+"""Soft embedding: what the denoiser reads of a prompt is optimised itself, past any text encoder.
+
+An attack on the denoiser alone: it starts from the plain sentence's token states and descends
+
+    ``min_c  E_(x_0, t, n) |eps_theta(a_t x_0 + s_t n, t, c) - n|^2``
+
+over pictures ``x_0`` that the original draws of the concept. Receler trains against such states (Huang et al. 2024,
+arXiv 2311.17717, jasper0314-huang/Receler@c2e5f36; there a few rows behind the prompt and the original's prediction as
+target), methods.md section 7 calls it textual inversion of the output. No paper fixes a budget for it as an evaluation;
+loss and settings here are ours.
+
+A text encoder that was trained to forget is bypassed: against SAGE and AdvUnlearn this says what the untouched denoiser
+still can, not what a prompt can get, and is to be reported apart from attacks that go through words.
+
+Cost: one evaluation with gradient per example and step, and the sampling of the examples.
+"""
+
+from torch.optim import Adam
+
+from erasure_lightning.attacks.base import ConceptAttack, Found, descend
+from erasure_lightning.attacks.target import Case, Target
+from erasure_lightning.backbones.base import Conditioning
+from erasure_lightning.backbones.process import draw_times
+
+
+class SoftEmbedding(ConceptAttack):
+    """Optimises what the denoiser reads, past any text encoder.
+
+    Args:
+        steps: Steps of Adam, at least 0.
+        lr: Its learning rate, above 0.
+        examples: Pictures of the concept that the original draws for it, at least 1; each step sees all of them.
+        seed: Of everything the attack draws.
+    """
+
+    def __init__(self, *, steps: int = 60, lr: float = 0.02, examples: int = 4, seed: int = 0) -> None:
+        super().__init__(seed=seed)
+        self.steps = steps
+        self.lr = lr
+        self.examples = examples
+
+    def find(self, target: Target, case: Case) -> Found:
+        """Descend, and draw with what was found."""
+        plain = target.edited.encode([case.sentence])
+        states = [v.clone().requires_grad_(True) for v in (plain.tokens, plain.pooled) if v is not None]
+        asked, optimizer = Conditioning(*states), Adam(states, lr=self.lr)
+        clean = target.examples(case, self.examples)
+        for _ in range(self.steps):
+            times = draw_times(target.edited.process, len(clean), clean.device)
+            descend(optimizer, target.denoising_loss(asked, clean, times))
+        names = ("tokens", "pooled")
+        return Found(target.draw(asked, case.seeds), tensors=dict(zip(names, states, strict=False)))

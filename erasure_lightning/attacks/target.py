@@ -1,0 +1,214 @@
+"""`Target`: a model under attack, how it is asked, and who says whether the concept came back."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import mse_loss
+
+from erasure_lightning.backbones.base import Backbone, Conditioning
+from erasure_lightning.concepts import Concept
+from erasure_lightning.errors import ErasureError
+from erasure_lightning.functional import mix
+from erasure_lightning.gallery import noised
+from erasure_lightning.metrics.judge import Judge
+from erasure_lightning.metrics.protocol import Protocol, short_hash
+from erasure_lightning.metrics.scorer import Scorer
+from erasure_lightning.sampling import trajectory
+from erasure_lightning.vocabulary import Vocabulary
+
+NO_SCORER = (
+    "An attack needs a scorer that tells whether the concept came back; {} brings none. Give it CLIP or SigLIP: "
+    "--data.scorer=FOLDER (or a Hub id: openai/clip-vit-base-patch32)."
+)
+
+
+@dataclass(frozen=True)
+class Trials:
+    """How often an attack is tried, and how its pictures are drawn.
+
+    Args:
+        seeds: Independent attacks on each concept, at least 2 so that there is an interval.
+        pictures: Pictures by which each is judged, at least 1; the attack has not seen their noise.
+        steps: Sampling steps; the world's by default, else 50.
+        guidance: Scale of classifier-free guidance; the world's by default, else 7.5.
+        size: Height and width in pixels; the model's own by default.
+        draw_size: Pictures drawn side by side.
+        scorer: Folder or Hub id of a CLIP or SigLIP that tells what a picture shows; the world's own by default.
+
+    Raises:
+        ErasureError: If a number is out of range.
+    """
+
+    seeds: int = 3
+    pictures: int = 4
+    steps: int | None = None
+    guidance: float | None = None
+    size: int | None = None
+    draw_size: int = 32
+    scorer: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in {"seeds": 2, "pictures": 1, "draw_size": 1, "steps": 1}.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ErasureError(f"An attack needs data.{name} of at least {least}; found {value}.")
+
+
+class Case(NamedTuple):
+    """One attack on one concept.
+
+    Args:
+        concept: What is to come back.
+        sentence: The plain prompt that asked for it before the edit.
+        thing: What an erased style is put on; empty for things.
+        seed: Which of the independent attacks it is.
+        seeds: Of the noise that its pictures start from.
+    """
+
+    concept: Concept
+    sentence: str
+    thing: str
+    seed: int
+    seeds: list[int]
+
+
+class Target:
+    """An edited model under attack.
+
+    Args:
+        edited: The model that was made to forget; the original itself is a target on which attacks must succeed.
+        original: The model it was made from.
+        concepts: What was erased.
+        trials: How often it is attacked, and how pictures are drawn.
+        scorer: Tells what a picture shows; by default the one that ``trials`` names, else the world's.
+
+    Raises:
+        ErasureError: If nothing can tell what a picture shows.
+    """
+
+    def __init__(
+        self,
+        edited: Backbone,
+        original: Backbone,
+        concepts: Sequence[Concept],
+        trials: Trials | None = None,
+        scorer: Scorer | None = None,
+    ) -> None:
+        self.edited = edited
+        self.original = original
+        self.concepts = list(concepts)
+        self.trials = trials = trials or Trials()
+        world = original.world
+        self.steps: int = trials.steps or (world.steps if world else 50)
+        self.guidance: float = trials.guidance or (world.guidance if world else 7.5)
+        source = trials.scorer or (world.scorer if world else None)
+        if scorer is None and source is None:
+            raise ErasureError(NO_SCORER.format(original.name))
+        self.scorer = scorer or Scorer.load(source or "").to(original.device)
+        self._judges = {c.name: Judge(self.scorer, Vocabulary(world, [c]), ()) for c in self.concepts}
+
+    @property
+    def seeds(self) -> range:
+        """One an independent attack."""
+        return range(self.trials.seeds)
+
+    def cases(self, seed: int) -> list[Case]:
+        """One a concept; its sentences take turns with the seeds."""
+        made, count = [], self.trials.pictures
+        for concept in self.concepts:
+            asked = self._judges[concept.name].vocabulary.concept_prompts()
+            sentence, thing = asked[(seed + 1) % len(asked)]  # the second is the one with an article
+            made.append(Case(concept, sentence, thing, seed, [seed * count + i for i in range(count)]))
+        return made
+
+    @torch.no_grad()
+    def draw(
+        self,
+        conditioning: Conditioning,
+        seeds: Sequence[int],
+        *,
+        model: Backbone | None = None,
+        x: Tensor | None = None,
+    ) -> Tensor:
+        """Pictures ``(B, 3, H, W)`` in 0..1.
+
+        Args:
+            conditioning: What the denoiser reads, ``(B, L, D)``, or ``(1, L, D)`` for all: ``encode`` of prompts,
+                ``contextualize`` of input embeddings, or whatever an attack makes up.
+            seeds: Of the noise, ``B``.
+            model: Who draws; the edited model by default.
+            x: Starting latents ``(B, C, h, w)``; the seeds' noise by default.
+        """
+        model = model or self.edited
+        x = model.noise(seeds, self.trials.size) if x is None else x
+        every = conditioning if len(conditioning.tokens) == len(x) else conditioning.expand(len(x))
+        return torch.cat([model.decode(self._walk(model, every[part], x[part])) for part in self._parts(len(x))])
+
+    def _parts(self, count: int) -> list[slice]:
+        return [slice(i, i + self.trials.draw_size) for i in range(0, count, self.trials.draw_size)]
+
+    def _walk(self, model: Backbone, conditioning: Conditioning, x: Tensor) -> Tensor:
+        for moment in trajectory(model, conditioning, model.encode([""]), x, self.steps, self.guidance):
+            x = moment.after
+        return x
+
+    @torch.no_grad()
+    def examples(self, case: Case, count: int) -> Tensor:
+        """Latents ``(N, C, h, w)`` of the concept as the original draws it, from noise that no case is judged by."""
+        generator = torch.Generator().manual_seed(mix(case.seed, 9))
+        seeds = torch.randint(2**20, 2**31, (count,), generator=generator).tolist()
+        noise, asked = self.original.noise(seeds, self.trials.size), self.original.encode([case.sentence])
+        return torch.cat([self._walk(self.original, asked.expand(len(noise[p])), noise[p]) for p in self._parts(count)])
+
+    def denoising_loss(self, conditioning: Conditioning, clean: Tensor, t: Tensor) -> Tensor:
+        """How badly the edited model denoises examples of the concept when it is asked so, a scalar.
+
+        ``|eps_theta(a_t x_0 + s_t n, t, c) - n|^2``, in the model's own prediction, with fresh noise ``n``.
+
+        Args:
+            conditioning: ``c``, ``(B, L, D)`` or ``(1, L, D)``; gradients reach it.
+            clean: Latents ``x_0``, ``(B, C, h, w)``.
+            t: Times, ``(B,)``.
+        """
+        x, t, wanted = noised(self.edited.process, clean, t)
+        every = conditioning if len(conditioning.tokens) == len(x) else conditioning.expand(len(x))
+        return mse_loss(self.edited.denoise(x, t, every), wanted)
+
+    @torch.no_grad()
+    def recognised(self, case: Case, pictures: Tensor) -> Tensor:
+        """Which of the pictures ``(B, 3, H, W)`` show the case's concept, boolean ``(B,)``."""
+        question = self._judges[case.concept.name].question("efficacy", case.thing)
+        nearest = (self.scorer.images(pictures) @ question.labels.T).argmax(dim=1)
+        return question.right[nearest]
+
+    def share(self, case: Case, pictures: Tensor) -> float:
+        """The share of them."""
+        return self.recognised(case, pictures).float().mean().item()
+
+    @cached_property
+    def protocol(self) -> Protocol:
+        """How pictures are drawn and judged."""
+        cases = [case for seed in self.seeds for case in self.cases(seed)]
+        side = self.original.decode(
+            torch.zeros(1, *self.original.latent_shape(self.trials.size)).to(self.edited.device)
+        )
+        packages = ("erasure-lightning", "torch", "diffusers", "transformers")
+        return Protocol(
+            prompts={c.name: sorted({case.sentence for case in cases if case.concept == c}) for c in self.concepts},
+            seeds=sorted({seed for case in cases for seed in case.seeds}),
+            steps=self.steps,
+            guidance=self.guidance,
+            size=side.shape[-1],
+            sampler=type(self.original.scheduler(1)).__name__,
+            scorer_fingerprint=self.scorer.fingerprint(),
+            backbone_fingerprint=self.original.fingerprint(),
+            vocabulary=short_hash([self._judges[c.name].labels for c in self.concepts]),
+            backbone=self.original.name,
+            scorer=self.scorer.name,
+            versions={name: version(name) for name in packages},
+        )
