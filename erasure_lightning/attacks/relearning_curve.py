@@ -1,0 +1,91 @@
+"""Relearning curve: how many pictures of a concept bring it back.
+
+Copies of the edited model are fine-tuned on 0, 1, 2, 4, ... pictures of the concept that the original draws, under the
+concept's own sentences, each for the same number of steps: what Erased or Dormant (Liu and Zhang 2025, arXiv
+2505.16174) calls instance personalisation, drawn as a curve. From the paper's description; the curve is ours.
+
+What success means: the share of pictures of the concept's plain sentence, at noise the training did not see, that show
+it. This alone does not tell remembering from learning anew: a model that never knew the concept learns it too, from
+enough pictures. What compares is how few of them do, at equal steps and rate. More examples are the fewer ones and some
+more, and all copies see the same times and noise, so that a curve's points differ by the examples alone.
+
+Cost of a point: ``steps`` times ``batch_size`` evaluations with gradient and its pictures; the examples are drawn once.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from erasure_lightning.attacks.base import ConceptAttack, Found, check_threshold
+from erasure_lightning.attacks.target import Case, Target
+from erasure_lightning.backbones.base import Backbone
+from erasure_lightning.concepts import Phrase, phrase
+from erasure_lightning.errors import ErasureError
+from erasure_lightning.fine_tuning import FineTuning, Trained, check_tuning
+from erasure_lightning.gallery import Gallery
+
+
+class RelearningCurve(ConceptAttack):
+    """Fine-tunes on a few pictures of the concept and tells how many bring it back.
+
+    Args:
+        examples: How many pictures of the concept, rising, each at least 0; success is told of the last.
+        steps: Training steps with each number of them, at least 0.
+        train: What is trained: a part of the denoiser as in ESD, the text encoder, or everything.
+        lr: Learning rate, at least 0.
+        batch_size: Pictures a step, at least 1.
+        threshold: Share of pictures at which the concept counts as back, 0..1.
+        seed: Of everything the attack draws.
+
+    Raises:
+        ErasureError: If a number is out of range, or the examples do not rise.
+    """
+
+    axis = "examples of the concept"
+
+    def __init__(
+        self,
+        *,
+        examples: Sequence[int] = (0, 1, 2, 4, 8),
+        steps: int = 60,
+        train: Trained = "all",
+        lr: float = 1e-4,
+        batch_size: int = 8,
+        threshold: float = 0.5,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(seed=seed)
+        if not examples or min(examples) < 0 or sorted(set(examples)) != list(examples):
+            raise ErasureError(
+                f"RelearningCurve needs rising examples of at least 0, such as [0, 1, 2, 4]; found {list(examples)}."
+            )
+        if steps < 0:
+            raise ErasureError(f"RelearningCurve needs steps of at least 0; found {steps}.")
+        check_tuning(lr, batch_size)
+        check_threshold(threshold)
+        self.examples, self.steps = list(examples), steps
+        self.train, self.lr, self.batch_size = train, lr, batch_size
+        self.threshold = threshold
+
+    def find(self, target: Target, case: Case) -> Found:
+        """Relearn from each number of examples, starting from the edited model each time."""
+        said = [self._sentence(case) for _ in range(self.examples[-1])]
+        seed, curve = int(torch.randint(2**31, ())), {}
+        shown = Gallery(
+            target.original, said, seed, steps=target.steps, guidance=target.guidance, size=target.trials.size
+        ) if said else None  # fmt: skip
+        for count in self.examples:
+            model = self._taught(target.edited, shown, said[:count], seed) if shown and count else target.edited
+            curve[count] = target.draw(model.encode([case.sentence]), case.seeds, model=model)
+        return Found(curve[count], curve=curve)
+
+    def _taught(self, edited: Backbone, shown: Gallery, said: Sequence[Phrase], seed: int) -> Backbone:
+        arguments = {"lr": self.lr, "batch_size": self.batch_size}
+        return FineTuning(edited, shown, said, train=self.train, seed=seed, **arguments).advance(self.steps)
+
+    @staticmethod
+    def _sentence(case: Case) -> Phrase:
+        """One of the concept's sentences by lot; a style is put on the thing that it is asked of."""
+        templates = case.concept.templates
+        template = templates[int(torch.randint(len(templates), ()))]
+        return phrase(template.replace("{thing}", case.thing), case.concept.name)
