@@ -5,16 +5,19 @@ concept's own sentences, each for the same number of steps: what Erased or Dorma
 2505.16174) calls instance personalisation, drawn as a curve. From the paper's description; the curve is ours.
 
 What success means: the share of pictures of the concept's plain sentence, at noise the training did not see, that show
-it. This alone does not tell remembering from learning anew: a model that never knew the concept learns it too, from
-enough pictures. What compares is how few of them do, at equal steps and rate. More examples are the fewer ones and some
+it. This alone does not tell remembering from learning anew, for any word can be taught. So the control ``new word`` is
+told with it: the original model, taught the most of these pictures under a word that means nothing to it. A concept
+that comes back from fewer pictures than a new word takes was not forgotten. More examples are the fewer ones and some
 more, and all copies see the same times and noise, so that a curve's points differ by the examples alone.
 
-Cost of a point: ``steps`` times ``batch_size`` evaluations with gradient and its pictures; the examples are drawn once.
+Cost of a point, and of the control: ``steps`` times ``batch_size`` evaluations with gradient, and its pictures. The
+examples are drawn once.
 """
 
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from erasure_lightning.attacks.base import ConceptAttack, Found, check_threshold
 from erasure_lightning.attacks.target import Case, Target
@@ -23,6 +26,9 @@ from erasure_lightning.concepts import Phrase, phrase
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.fine_tuning import FineTuning, Trained, check_tuning
 from erasure_lightning.gallery import Gallery
+
+#: DreamBooth's (Ruiz et al. 2022, arXiv 2208.12242): rare where models learn from, so that it means next to nothing.
+NEW_WORD = "sks"
 
 
 class RelearningCurve(ConceptAttack):
@@ -47,7 +53,7 @@ class RelearningCurve(ConceptAttack):
         self,
         *,
         examples: Sequence[int] = (0, 1, 2, 4, 8),
-        steps: int = 60,
+        steps: int = 10,
         train: Trained = "all",
         lr: float = 1e-4,
         batch_size: int = 8,
@@ -69,23 +75,33 @@ class RelearningCurve(ConceptAttack):
 
     def find(self, target: Target, case: Case) -> Found:
         """Relearn from each number of examples, starting from the edited model each time."""
-        said = [self._sentence(case) for _ in range(self.examples[-1])]
-        seed, curve = int(torch.randint(2**31, ())), {}
+        most, name = self.examples[-1], case.concept.name
+        templates, seed = [self._template(case) for _ in range(most)], int(torch.randint(2**31, ()))
+        said = [phrase(template, name) for template in templates]
         shown = Gallery(
             target.original, said, seed, steps=target.steps, guidance=target.guidance, size=target.trials.size
-        ) if said else None  # fmt: skip
-        for count in self.examples:
-            model = self._taught(target.edited, shown, said[:count], seed) if shown and count else target.edited
-            curve[count] = target.draw(model.encode([case.sentence]), case.seeds, model=model)
-        return Found(curve[count], curve=curve)
-
-    def _taught(self, edited: Backbone, shown: Gallery, said: Sequence[Phrase], seed: int) -> Backbone:
-        arguments = {"lr": self.lr, "batch_size": self.batch_size}
-        return FineTuning(edited, shown, said, train=self.train, seed=seed, **arguments).advance(self.steps)
+        ) if most else None  # fmt: skip
+        curve = {
+            count: self._drawn(target, case, self._taught(target.edited, shown, said[:count], seed), case.sentence)
+            for count in self.examples
+        }
+        pupil = self._taught(target.original, shown, [phrase(template, NEW_WORD) for template in templates], seed)
+        control = self._drawn(target, case, pupil, case.sentence.replace(name, NEW_WORD))
+        return Found(curve[most], curve=curve, controls={"new word": control})
 
     @staticmethod
-    def _sentence(case: Case) -> Phrase:
+    def _template(case: Case) -> str:
         """One of the concept's sentences by lot; a style is put on the thing that it is asked of."""
         templates = case.concept.templates
-        template = templates[int(torch.randint(len(templates), ()))]
-        return phrase(template.replace("{thing}", case.thing), case.concept.name)
+        return templates[int(torch.randint(len(templates), ()))].replace("{thing}", case.thing)
+
+    def _taught(self, model: Backbone, shown: Gallery | None, said: Sequence[Phrase], seed: int) -> Backbone:
+        """A copy that has seen as many of the pictures as something is said of; the model itself without any."""
+        if shown is None or not said:
+            return model
+        arguments = {"lr": self.lr, "batch_size": self.batch_size}
+        return FineTuning(model, shown, said, train=self.train, seed=seed, **arguments).advance(self.steps)
+
+    @staticmethod
+    def _drawn(target: Target, case: Case, model: Backbone, sentence: str) -> Tensor:
+        return target.draw(model.encode([sentence]), case.seeds, model=model)

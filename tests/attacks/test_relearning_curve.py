@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from under_attack import tiny_target, weights
+from under_attack import cigarette, tiny_target, weights
 
 from erasure_lightning.attacks.relearning_curve import RelearningCurve
 from erasure_lightning.concepts import Concept
@@ -26,13 +26,15 @@ def test_more_examples_are_the_fewer_and_some_more_under_the_concept_s_sentences
     monkeypatch.setattr(FineTuning, "__init__", lambda s, *a, **k: tunings.append((s, a)) or made(s, *a, **k))
     target = tiny_target()
     attack().run(target, 0)
-    (one, (edited, shown, first)), (three, (_, also, said)) = tunings
+    (one, (edited, shown, first)), (three, (_, also, said)), (_, (pupil, _, new)) = tunings
     assert edited is target.edited
     assert one is not three
     assert shown is also
     assert [len(first), len(said), len(shown.latents)] == [1, 3, 3]
     assert first == said[:1]
     assert all(sentence.text[sentence.start : sentence.stop] == "cat" for sentence in said)
+    assert pupil is target.original
+    assert [sentence.text for sentence in new] == [sentence.text.replace("cat", "sks") for sentence in said]
 
 
 def test_a_style_is_learned_on_the_thing_it_is_asked_of(monkeypatch):
@@ -42,7 +44,9 @@ def test_a_style_is_learned_on_the_thing_it_is_asked_of(monkeypatch):
     attack().run(target, 0)
     (case,) = target.cases(0)
     assert case.thing
-    assert all(case.thing in sentence.text and "drawing" in sentence.text for sentence in said)
+    learned, control = said[:4], said[4:]
+    assert all(case.thing in sentence.text and "drawing" in sentence.text for sentence in learned)
+    assert all(case.thing in sentence.text and "sks" in sentence.text for sentence in control)
 
 
 def test_the_curve_ends_at_what_it_draws():
@@ -90,3 +94,31 @@ def test_a_seed_gives_one_finding_and_leaves_the_model_alone():
 def test_numbers_out_of_range(arguments, words):
     with pytest.raises(ErasureError, match=words):
         attack(**arguments)
+
+
+def test_the_control_asks_the_original_for_the_word_it_was_taught():
+    target = tiny_target()
+    (found,) = attack(lr=0.0).run(target, 0)
+    (case,) = target.cases(0)
+    asked = target.original.encode([case.sentence.replace("cat", "sks")])
+    assert torch.equal(found.controls["new word"], target.draw(asked, case.seeds, model=target.original))
+
+
+@pytest.mark.slow
+def test_the_cigarette_is_back_after_two_pictures_and_a_new_word_is_not_learned_so_soon():
+    pytest.importorskip("erasure_lightning_emoji_world")
+    target = cigarette()
+    (found,) = RelearningCurve(examples=[0, 2]).run(target, 0)
+    (case,) = target.cases(0)
+    assert target.share(case, found.curve[0]) == 0
+    assert target.share(case, found.pictures) >= 0.75
+    assert target.share(case, found.controls["new word"]) <= 0.25
+
+
+@pytest.mark.slow
+def test_a_model_that_forgot_nothing_has_nothing_to_relearn():
+    pytest.importorskip("erasure_lightning_emoji_world")
+    target = cigarette(erased=False)
+    (found,) = RelearningCurve(examples=[0, 1]).run(target, 0)
+    (case,) = target.cases(0)
+    assert [target.share(case, pictures) for pictures in found.curve.values()] == [1, 1]
