@@ -86,8 +86,9 @@ class BenignFineTune(Attack):
         said = harmless(Vocabulary(target.original.world, target.concepts), self.examples)
         seed, size = int(torch.randint(2**31, ())), target.trials.size
         shown = Gallery(target.original, said, seed, steps=target.steps, guidance=target.guidance, size=size)
-        arguments = {"lr": self.lr, "batch_size": self.batch_size}
-        return FineTuning(target.edited, shown, said, train=self.train, seed=seed, **arguments)
+        return FineTuning(
+            target.edited, shown, said, train=self.train, lr=self.lr, batch_size=self.batch_size, seed=seed
+        )
 
 
 def harmless(vocabulary: Vocabulary, count: int) -> list[str]:

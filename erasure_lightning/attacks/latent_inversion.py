@@ -62,14 +62,14 @@ class LatentInversion(ConceptAttack):
     def _retold(self, target: Target, model: Backbone, given: Tensor) -> tuple[Tensor, Tensor]:
         """The noise of latents, and the pictures that a model draws from it."""
         nothing, steps = model.encode([""]), self.steps or target.steps
-        parts = given.split(target.trials.draw_size)
+        parts = torch.split(given, target.trials.draw_size)
         noise = torch.cat([invert(model, nothing.expand(len(x)), x, steps, self.refinements) for x in parts])
         return noise, self._drawn(target, model, noise)
 
     @torch.no_grad()
     def _drawn(self, target: Target, model: Backbone, noise: Tensor) -> Tensor:
         nothing, steps = model.encode([""]), self.steps or target.steps
-        parts = noise.split(target.trials.draw_size)
+        parts = torch.split(noise, target.trials.draw_size)
         return torch.cat([model.decode(retrace(model, nothing.expand(len(x)), x, steps)) for x in parts])
 
 

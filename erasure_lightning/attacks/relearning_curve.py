@@ -78,10 +78,12 @@ class RelearningCurve(ConceptAttack):
         most, name = self.examples[-1], case.concept.name
         templates, seed = [self._template(case) for _ in range(most)], int(torch.randint(2**31, ()))
         said = [phrase(template, name) for template in templates]
-        shown = Gallery(
-            target.original, said, seed, steps=target.steps, guidance=target.guidance, size=target.trials.size
-        ) if most else None  # fmt: skip
-        curve = {
+        shown = (
+            Gallery(target.original, said, seed, steps=target.steps, guidance=target.guidance, size=target.trials.size)
+            if most
+            else None
+        )
+        curve: dict[float, Tensor] = {
             count: self._drawn(target, case, self._taught(target.edited, shown, said[:count], seed), case.sentence)
             for count in self.examples
         }
@@ -99,8 +101,8 @@ class RelearningCurve(ConceptAttack):
         """A copy that has seen as many of the pictures as something is said of; the model itself without any."""
         if shown is None or not said:
             return model
-        arguments = {"lr": self.lr, "batch_size": self.batch_size}
-        return FineTuning(model, shown, said, train=self.train, seed=seed, **arguments).advance(self.steps)
+        tuning = FineTuning(model, shown, said, train=self.train, lr=self.lr, batch_size=self.batch_size, seed=seed)
+        return tuning.advance(self.steps)
 
     @staticmethod
     def _drawn(target: Target, case: Case, model: Backbone, sentence: str) -> Tensor:
