@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from erasure_lightning.attacks.target import Case, Target
 from erasure_lightning.edits import plain
+from erasure_lightning.errors import ErasureError
 from erasure_lightning.functional import mix
 
 
@@ -68,6 +69,17 @@ class Attack(ABC):
         names = {name: p.kind for signature in signatures for name, p in signature.parameters.items()}
         named = [n for n, kind in names.items() if n != "self" and kind is not inspect.Parameter.VAR_KEYWORD]
         return {name: plain(getattr(self, name)) for name in named}
+
+
+def check_at_least(attack: Attack, **bounds: float) -> None:
+    """Raise unless an attack's arguments reach their bounds.
+
+    Raises:
+        ErasureError: Naming the first that does not.
+    """
+    for name, least in bounds.items():
+        if (value := getattr(attack, name)) < least:
+            raise ErasureError(f"{type(attack).__name__} needs {name} of at least {least}; found {value}.")
 
 
 def descend(optimizer: Optimizer, loss: Tensor) -> None:
