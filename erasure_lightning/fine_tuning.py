@@ -26,18 +26,6 @@ def trained_parameters(backbone: Backbone, train: Trained) -> dict[str, nn.Param
     return denoiser | (backbone.text_parameters() if train in ("text", "everything") else {})
 
 
-def check_tuning(lr: float, batch_size: int) -> None:
-    """Raise unless a model can be trained so.
-
-    Raises:
-        ErasureError: If a number is out of range.
-    """
-    if lr < 0 or batch_size < 1:
-        raise ErasureError(
-            f"Fine-tuning needs lr of at least 0 and batch_size of at least 1; found {lr:g} and {batch_size}."
-        )
-
-
 class FineTuning:
     """A copy of a model, trained on pictures and what is said of them; the model itself stays as it is, to the bit.
 
@@ -69,7 +57,10 @@ class FineTuning:
         batch_size: int = 8,
         seed: int = 0,
     ) -> None:
-        check_tuning(lr, batch_size)
+        if lr < 0 or batch_size < 1:
+            raise ErasureError(
+                f"Fine-tuning needs lr of at least 0 and batch_size of at least 1; found {lr:g} and {batch_size}."
+            )
         names = list(trained_parameters(backbone, train))
         self.model = backbone.original(names)
         self.gallery, self.prompts = gallery, prompts

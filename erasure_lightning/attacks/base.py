@@ -76,6 +76,17 @@ class Attack(ABC):
         return {name: plain(getattr(self, name)) for name in named}
 
 
+def check_at_least(attack: Attack, **bounds: float) -> None:
+    """Raise unless an attack's arguments reach their bounds.
+
+    Raises:
+        ErasureError: Naming the first that does not.
+    """
+    for name, least in bounds.items():
+        if (value := getattr(attack, name)) < least:
+            raise ErasureError(f"{type(attack).__name__} needs {name} of at least {least}; found {value}.")
+
+
 def check_threshold(threshold: float) -> None:
     """Raise unless it is a share at which a concept can count as back.
 

@@ -20,10 +20,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from erasure_lightning.attacks.base import Attack, Found, check_threshold
+from erasure_lightning.attacks.base import Attack, Found, check_at_least, check_threshold
 from erasure_lightning.attacks.target import Case, Target
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.fine_tuning import FineTuning, Trained, check_tuning
+from erasure_lightning.fine_tuning import FineTuning, Trained
 from erasure_lightning.gallery import Gallery
 from erasure_lightning.vocabulary import Vocabulary
 
@@ -60,16 +60,11 @@ class BenignFineTune(Attack):
         seed: int = 0,
     ) -> None:
         super().__init__(seed=seed)
-        if steps < 0 or points < 1 or examples < 1:
-            raise ErasureError(
-                "BenignFineTune needs steps of at least 0, points and examples of at least 1; "
-                f"found {steps}, {points} and {examples}."
-            )
-        check_tuning(lr, batch_size)
-        check_threshold(threshold)
         self.steps, self.points, self.examples = steps, points, examples
         self.train, self.lr, self.batch_size = train, lr, batch_size
         self.threshold = threshold
+        check_at_least(self, steps=0, points=1, examples=1, lr=0, batch_size=1)
+        check_threshold(threshold)
 
     def search(self, target: Target, cases: Sequence[Case]) -> list[Found]:
         """Train one copy for all concepts, and look for each of them on the way."""

@@ -22,10 +22,9 @@ Cost a picture: its sampling, and ``steps (2 + refinements)`` evaluations, once 
 import torch
 from torch import Tensor
 
-from erasure_lightning.attacks.base import ConceptAttack, Found
+from erasure_lightning.attacks.base import ConceptAttack, Found, check_at_least
 from erasure_lightning.attacks.target import Case, Target
 from erasure_lightning.backbones.base import Backbone
-from erasure_lightning.errors import ErasureError
 from erasure_lightning.inversion import invert, retrace
 
 
@@ -43,13 +42,9 @@ class LatentInversion(ConceptAttack):
 
     def __init__(self, *, steps: int | None = None, refinements: int = 3, seed: int = 0) -> None:
         super().__init__(seed=seed)
-        if (steps is not None and steps < 1) or refinements < 0:
-            raise ErasureError(
-                "LatentInversion needs steps of at least 1 and refinements of at least 0; "
-                f"found {steps} and {refinements}."
-            )
         self.steps = steps
         self.refinements = refinements
+        check_at_least(self, refinements=0, **({} if steps is None else {"steps": 1}))
 
     def find(self, target: Target, case: Case) -> Found:
         """Invert pictures that the original draws of the concept, and draw them again; then the controls."""

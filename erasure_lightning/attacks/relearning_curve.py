@@ -19,12 +19,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from erasure_lightning.attacks.base import ConceptAttack, Found, check_threshold
+from erasure_lightning.attacks.base import ConceptAttack, Found, check_at_least, check_threshold
 from erasure_lightning.attacks.target import Case, Target
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.concepts import Phrase, phrase
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.fine_tuning import FineTuning, Trained, check_tuning
+from erasure_lightning.fine_tuning import FineTuning, Trained
 from erasure_lightning.gallery import Gallery
 
 #: DreamBooth's (Ruiz et al. 2022, arXiv 2208.12242): rare where models learn from, so that it means next to nothing.
@@ -65,13 +65,11 @@ class RelearningCurve(ConceptAttack):
             raise ErasureError(
                 f"RelearningCurve needs rising examples of at least 0, such as [0, 1, 2, 4]; found {list(examples)}."
             )
-        if steps < 0:
-            raise ErasureError(f"RelearningCurve needs steps of at least 0; found {steps}.")
-        check_tuning(lr, batch_size)
-        check_threshold(threshold)
         self.examples, self.steps = list(examples), steps
         self.train, self.lr, self.batch_size = train, lr, batch_size
         self.threshold = threshold
+        check_at_least(self, steps=0, lr=0, batch_size=1)
+        check_threshold(threshold)
 
     def find(self, target: Target, case: Case) -> Found:
         """Relearn from each number of examples, starting from the edited model each time."""

@@ -108,7 +108,7 @@ def _config(path: Path) -> str:
 
 def _instantiated(parser: Parser, config: Namespace) -> Namespace:
     try:
-        made: Namespace = parser.instantiate_classes(config)
+        made: Namespace = parser.instantiate(config)
         return made
     except ValueError as error:
         cause = error if isinstance(error, ErasureError) else error.__cause__

@@ -88,7 +88,13 @@ def test_it_is_one_training_for_all_concepts():
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [({"steps": -1}, "found -1, 2 and 3"), ({"points": 0}, "found 4, 0 and 3"), ({"lr": -1.0}, "lr of at least 0")],
+    [
+        ({"steps": -1}, "BenignFineTune needs steps of at least 0; found -1"),
+        ({"points": 0}, "points of at least 1; found 0"),
+        ({"examples": 0}, "examples of at least 1; found 0"),
+        ({"lr": -1.0}, "lr of at least 0; found -1"),
+        ({"threshold": -0.1}, "threshold of 0 to 1"),
+    ],
 )
 def test_numbers_out_of_range(arguments, words):
     with pytest.raises(ErasureError, match=words):

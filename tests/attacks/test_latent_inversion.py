@@ -64,9 +64,11 @@ def test_a_seed_gives_one_finding_and_leaves_the_model_alone():
     assert all(torch.equal(before[n], value) for n, value in weights(target.edited).items())
 
 
-@pytest.mark.parametrize("arguments", [{"steps": 0}, {"refinements": -1}], ids=str)
-def test_numbers_out_of_range(arguments):
-    with pytest.raises(ErasureError, match="steps of at least 1 and refinements of at least 0"):
+@pytest.mark.parametrize(
+    ("arguments", "words"), [({"steps": 0}, "steps of at least 1"), ({"refinements": -1}, "refinements of at least 0")]
+)
+def test_numbers_out_of_range(arguments, words):
+    with pytest.raises(ErasureError, match=words):
         LatentInversion(**arguments)
 
 
