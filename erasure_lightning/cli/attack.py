@@ -144,6 +144,6 @@ def _back(outcome: Outcome) -> str:
     threshold = outcome.arguments.get("threshold")
     if threshold is None or not outcome.curve:
         return ""
-    least = outcome.least(threshold)
-    when = f"first at {least:g}" if least is not None else f"at none up to {outcome.curve[-1].budget:g}"
-    return f"By {outcome.axis}: {threshold:.0%} of the pictures or more show it {when}.\n"
+    least, last = outcome.least(threshold), outcome.curve[-1].budget
+    when = f"never up to {last:g}" if least is None else f"first at {least:g}"
+    return f"{threshold:.0%} or more of the pictures show it {when} {outcome.axis}.\n"
