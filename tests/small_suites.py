@@ -56,8 +56,11 @@ def outcome(success=0.25, steps=2):
     """What an attack found that brought as much back."""
     shares = {"original": 1.0, "plain": 0.0, "attacked": success}
     estimates = {asked: Estimate(mean, 0.0, 1.0, 2, 4) for asked, mean in shares.items()}
-    cost, protocol = {"seconds": 1.0, "evaluations": 2, "backwards": 1, "peak_gib": 0.1}, result(steps=steps).protocol
-    return Outcome("P4D", "x.P4D", {}, "", "X", ["cat"], "0" * 16, estimates, [], None, cost, protocol)
+    cost = {"seconds": 1.0, "evaluations": 2, "backwards": 1, "peak_gib": 0.1}
+    return Outcome(
+        attack="P4D", class_path="x.P4D", arguments={}, paper="", method="X", concepts=["cat"], edit="0" * 16,
+        success=estimates, found=[], curve=None, cost=cost, protocol=result(steps=steps).protocol,
+    )  # fmt: skip
 
 
 def suite(concepts=("cat", "dog"), attacks=(), **methods):

@@ -149,8 +149,8 @@ def begun(out: Path) -> bool:
 
 
 def files(suite: Suite, out: Path) -> Iterator[tuple[Path, str]]:
-    """What a benchmark's folder holds before the first cell: the suite, and the methods' configs."""
+    """What a benchmark's folder holds before the first cell: the suite, by which it is known, and the configs."""
+    yield out / "suite.yaml", yaml.safe_dump(suite.content(), sort_keys=False, allow_unicode=True)
     for method in suite.methods:
         text = yaml.safe_dump(method.config, sort_keys=False, allow_unicode=True)
         yield out / "configs" / f"{slug(method.name)}.yaml", text
-    yield out / "suite.yaml", yaml.safe_dump(suite.content(), sort_keys=False, allow_unicode=True)

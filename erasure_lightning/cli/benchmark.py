@@ -47,6 +47,8 @@ def benchmark(argv: list[str]) -> None:
         _check(suite)
     elif options.summary:
         _check_folder(suite, out)
+        if not (out / SUITE_FILE).exists():
+            raise ErasureError(f"--summary needs a benchmark that was begun; found none in {out}.")
         _summarize(suite, out, every)
     elif options.cell is not None:
         _run(suite, out, [_chosen(every, options.cell)], options)
@@ -192,7 +194,9 @@ def _check(suite: Suite) -> None:
     from erasure_lightning.cli.noise import hush
 
     hush()
-    seeds = int(suite.options.get("data.seeds", SEEDS))
+    seeds = suite.options.get("data.seeds", SEEDS)
+    if not isinstance(seeds, int):
+        raise ErasureError(f"{suite.name}: options.data.seeds needs a whole number; found {seeds!r}.")
     device = torch.accelerator.current_accelerator() or "cpu"
     examiner, odd = Examiner(load_backbone(suite.backbone).to(device), seeds), []
     print(

@@ -98,6 +98,14 @@ class TestMistakes:
         (folder / "photos" / "me.png").touch()
         assert "photos is not empty and holds no benchmark" in error("pets.yaml", "--out", "photos")
 
+    def test_a_summary_of_nothing_leaves_nothing(self, error, written, folder):
+        assert error("pets.yaml", "--summary") == "--summary needs a benchmark that was begun; found none in runs/pets."
+        assert not (folder / "runs").exists()
+
+    def test_seeds_that_are_no_number(self, error, written):
+        written(options={"data.seeds": "two"})
+        assert "pets: options.data.seeds needs a whole number; found 'two'." in error("pets.yaml", "--check")
+
     def test_a_model_without_a_scorer_has_nothing_to_check_with(self, error, written):
         assert "The backbone 'TinyBackbone' was not found" in error("pets.yaml", "--check")
 
