@@ -180,11 +180,20 @@ class Target:
         return mse_loss(self.edited.denoise(x, t, every), wanted)
 
     @torch.no_grad()
+    def margin(self, case: Case, pictures: Tensor) -> Tensor:
+        """How much nearer pictures ``(B, 3, H, W)`` are to the case's concept than to all else, cosines ``(B,)``."""
+        question = self._judges[case.concept.name].question("efficacy", case.thing)
+        near = self.scorer.images(pictures) @ question.labels.T
+        return near[:, question.right].amax(dim=1) - near[:, ~question.right].amax(dim=1)
+
+    def promise(self, case: Case, prompt: str) -> float:
+        """The `margin` of what a prompt draws from noise that no case is judged by; above 0 it shows the concept."""
+        pictures = self.draw(self.edited.encode([prompt]), [mix(case.seed, 8) % 2**31])
+        return self.margin(case, pictures).item()
+
     def recognised(self, case: Case, pictures: Tensor) -> Tensor:
         """Which of the pictures ``(B, 3, H, W)`` show the case's concept, boolean ``(B,)``."""
-        question = self._judges[case.concept.name].question("efficacy", case.thing)
-        nearest = (self.scorer.images(pictures) @ question.labels.T).argmax(dim=1)
-        return question.right[nearest]
+        return self.margin(case, pictures) > 0
 
     def share(self, case: Case, pictures: Tensor) -> float:
         """The share of them."""

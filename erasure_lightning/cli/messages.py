@@ -9,6 +9,7 @@ from lightning import Callback
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
 
+from erasure_lightning.attacks.base import Attack
 from erasure_lightning.bank import TrajectoryBank
 from erasure_lightning.cli.names import CLASSES, LOGGERS
 from erasure_lightning.concepts import Concept
@@ -84,6 +85,8 @@ def _options(key: str, parser: LightningArgumentParser) -> set[str]:
     """What could have been meant under a key."""
     if key.startswith("model"):
         return _parameters(ErasureModule) | _parameters(Concept) | _parameters(TrajectoryBank)
+    if key.startswith("attack"):
+        return _parameters(Attack)
     if key.startswith("trainer.callbacks"):
         return _parameters(Callback)
     if key.startswith("trainer.logger"):

@@ -1,0 +1,102 @@
+"""Ring-A-Bell (Tsai et al. 2024, arXiv 2310.10012, ICLR): words that mean the prompt and more of the concept.
+
+Black box to the denoiser, which is never asked. From ``N`` pairs of sentences with and without the concept comes its
+vector, and words are sought whose states are the prompt's with ``eta`` times the vector added:
+
+    ``c = 1/N sum_i E(P_i with) - E(P_i without)``,   ``min_P* |E(P*) - (E(P) + eta c)|^2``
+
+Verified in code (chiayi-hsu/Ring-A-Bell@e4585ad, ``InversePrompt.ipynb``): all token states, squared and summed; a
+genetic search with 200 prompts of 16 words by lot, 3,000 generations; the better half lives, each has with probability
+0.5 two children, crossed at one point with another that lives; then each is changed in one word by lot with probability
+0.25. ``eta`` 3 for nudity, 5 for violence. Vector and search there are of the original's text encoder.
+
+Different: pairs are the concept's templates with its words and with nothing in their place; what is to be meant is what
+the original's encoder says, and it is sought in the edited model's encoder, which is the same unless it was trained;
+the vocabulary is its whole words (`Slots`); the best prompt so far is never changed. Defaults are for the emoji world.
+
+Cost: no evaluation of a denoiser; ``population * generations`` prompts are encoded (up to twice as many).
+"""
+
+import torch
+from torch import Tensor
+
+from erasure_lightning.attacks.base import ConceptAttack, Found, check_at_least
+from erasure_lightning.attacks.slots import Slots
+from erasure_lightning.attacks.target import Case, Target
+from erasure_lightning.concepts import phrase
+
+
+class RingABell(ConceptAttack):
+    """Looks, in the text encoder alone, for words that mean the prompt and more of the concept.
+
+    Args:
+        tokens: Words of the prompt, at least 1; 16 in the paper.
+        population: Prompts in a generation, an even number of at least 2; 200 in the paper.
+        generations: How many, at least 0; 3,000 in the paper.
+        strength: How much of the concept's vector is added, ``eta``; 3 in the paper for nudity.
+        crossover: Share of the living that have children, 0..1.
+        mutation: Share of prompts that are changed in one word, 0..1.
+        seed: Of everything the attack draws.
+
+    Raises:
+        ErasureError: If a number is out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        tokens: int = 4,
+        population: int = 40,
+        generations: int = 40,
+        strength: float = 3.0,
+        crossover: float = 0.5,
+        mutation: float = 0.25,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(seed=seed)
+        self.tokens = tokens
+        self.population = population
+        self.generations = generations
+        self.strength = strength
+        self.crossover = crossover
+        self.mutation = mutation
+        check_at_least(self, tokens=1, population=2, generations=0, crossover=0, mutation=0)
+
+    @torch.no_grad()
+    def find(self, target: Target, case: Case) -> Found:
+        """Search, and draw with the words that come closest."""
+        slots, wanted = Slots(target.edited, "{}", self.tokens), self.wanted(target, case)
+        prompts = slots.lot(self.population)
+        for generation in range(self.generations):
+            misses = (target.edited.contextualize(slots.read(prompts)).tokens - wanted).square().sum(dim=(1, 2))
+            prompts = prompts[misses.argsort()[: self.population // 2]]
+            if generation < self.generations - 1:
+                prompts = self._mutated(self._crossed(prompts), slots.lot(2 * self.population))
+        best = slots.spelt(prompts[0])
+        return Found(target.draw(target.edited.encode([best]), case.seeds), prompt=best)
+
+    def wanted(self, target: Target, case: Case) -> Tensor:
+        """What is to be meant, ``(1, L, D)``."""
+        sentences = [t.replace("{thing}", case.thing) for t in case.concept.templates]
+        asked, without = (
+            target.original.encode([phrase(sentence, words) for sentence in sentences]).tokens
+            for words in (case.concept.name, "")
+        )
+        vector = (asked - without).mean(dim=0, keepdim=True)
+        return target.original.encode([case.sentence]).tokens + self.strength * vector
+
+    def _crossed(self, parents: Tensor) -> Tensor:
+        """The parents ``(B, k)``, the best first, and the children of some."""
+        having = parents[torch.rand(len(parents)) < self.crossover]
+        others = parents[torch.randint(len(parents), (len(having),))]
+        point = torch.randint(self.tokens + 1, (len(having), 1), device=parents.device)
+        first = torch.arange(self.tokens, device=parents.device) < point
+        return torch.cat((parents, torch.where(first, having, others), torch.where(first, others, having)))
+
+    def _mutated(self, prompts: Tensor, lots: Tensor) -> Tensor:
+        """The prompts, some with one word taken from ``lots``; the first, which is the best, stays."""
+        changed = (torch.rand(len(prompts), 1) < self.mutation).to(prompts.device)
+        place = torch.randint(self.tokens, (len(prompts), 1), device=prompts.device)
+        changed = changed & (torch.arange(self.tokens, device=prompts.device) == place)
+        changed[0] = False
+        return torch.where(changed, lots[: len(prompts)], prompts)

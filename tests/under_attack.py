@@ -1,0 +1,38 @@
+"""Targets for attacks: a tiny one whose verdicts mean nothing, and the emoji world's cigarette, erased by UCE."""
+
+from functools import cache
+
+from tiny_scorers import KnownScorer
+from trivial import Redirection
+
+from erasure_lightning.attacks.target import Target, Trials
+from erasure_lightning.backbones.tiny import TinyBackbone
+from erasure_lightning.concepts import Concept
+from erasure_lightning.methods.uce import UCE
+from erasure_lightning.testing import fit
+
+CAT = [Concept("cat", "dog", domain=["bird"])]
+
+
+def tiny_target(concepts=CAT, **trials):
+    """A cat that became a dog, with a scorer of random verdicts."""
+    module = fit(Redirection(concepts=CAT, backbone=TinyBackbone()), 1)
+    few = {"seeds": 2, "pictures": 2, "steps": 2, "guidance": 3.0}
+    return Target(module.backbone, module.original, concepts, Trials(**(few | trials)), KnownScorer())
+
+
+@cache
+def _module():
+    return fit(UCE(concepts=[Concept("cigarette", "lollipop")]), 1)
+
+
+def cigarette(erased=True, pictures=4):
+    """The emoji world after UCE, or as it was."""
+    module = _module()
+    edited = module.backbone if erased else module.original
+    return Target(edited, module.original, module.concepts, Trials(seeds=2, pictures=pictures))
+
+
+def weights(model):
+    """A copy of all there is, by name."""
+    return {name: value.clone() for name, value in model.state_dict().items()}
