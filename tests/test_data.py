@@ -43,6 +43,25 @@ def test_concepts_take_turns(data):
         assert sorted(batch.concepts) == ["boat", "cat", "star"]
 
 
+def test_an_epoch_is_as_long_as_the_steps_or_so_many_rounds_of_the_concepts(data):
+    assert len(data.train_dataloader()) == 4
+    data.rounds = 5
+    assert len(data.train_dataloader()) == 5 * 3
+    data.trainer.accumulate_grad_batches = 2
+    assert len(data.train_dataloader()) == 2 * 5 * 3
+    with pytest.raises(ErasureError, match="needs rounds of at least 1; found 0"):
+        PromptData(rounds=0)
+
+
+def test_rounds_end_the_training_and_its_schedule(data):
+    module, data = data._module, PromptData(batch_size=1, rounds=2)
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "limit_val_batches": 0}
+    trainer = Trainer(max_steps=-1, max_epochs=1, accelerator="cpu", enable_model_summary=False, **quiet)
+    trainer.fit(module, data)
+    assert module.global_step == 2 * 3
+    assert module.lr_schedulers().get_last_lr() == [pytest.approx(0)]
+
+
 def test_draws_go_on_where_they_stopped():
     draws = Draws(lambda i: i, 5)
     iterator = iter(draws)
