@@ -128,10 +128,18 @@ class PromptData(LightningDataModule):
         trainer = self.trainer
         assert trainer is not None
         self._others = self.vocabulary.others
-        steps = trainer.max_steps if trainer.max_steps > 0 else 1000
-        if self.rounds is not None:
-            steps = self.rounds * len(self._module.concepts)
-        return Draws(self._batch, steps * trainer.accumulate_grad_batches)
+        return Draws(self._batch, self.training_steps * trainer.accumulate_grad_batches)
+
+    @property
+    def training_steps(self) -> int:
+        """How many a run takes: its rounds of all concepts, and no more than the trainer's ``max_steps``.
+
+        Lightning's own estimate makes the loader before a checkpoint is restored, which then does not reach it.
+        """
+        most = cast(Any, self.trainer).max_steps
+        bounds = [most] if most > 0 else []
+        bounds += [] if self.rounds is None else [self.rounds * len(self._module.concepts)]
+        return min(bounds, default=1000)
 
     def _batch(self, number: int) -> Batch:
         return self.sentences(self.batch_size, number, salt=1)
