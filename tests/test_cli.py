@@ -82,7 +82,7 @@ def test_methods_lists_methods_and_worlds(capsys):
 
 
 def test_an_unknown_command(error):
-    assert error("fitt") == f"unknown command 'fitt'. Did you mean 'fit'? Known: {', '.join(COMMANDS)}."
+    assert error("fitt") == (f"unknown command 'fitt'. Did you mean 'fit'? Known: {', '.join(COMMANDS)}.")
 
 
 # names

@@ -7,21 +7,14 @@ from typing import NamedTuple
 
 from erasure_lightning.attacks.outcome import Outcome
 from erasure_lightning.metrics.estimates import Estimate
+from erasure_lightning.metrics.protocol import short_hash
 from erasure_lightning.metrics.questions import HEADINGS
 from erasure_lightning.report import words
 from erasure_lightning.report.charts import SHARES, Chart, Scale, Whisker, axis_of, chart, whisker
 from erasure_lightning.report.curves import LOSS, MONITOR, Curve
-from erasure_lightning.report.facts import Facts
+from erasure_lightning.report.facts import Attempt, Facts
 from erasure_lightning.report.pictures import Embedded
 from erasure_lightning.report.words import ASKED, COMPARED, HARD, counted, interval, percent
-
-#: What an attack's three figures are of.
-MODELS = {
-    "original": "original, plain prompts",
-    "plain": "edited, plain prompts",
-    "attacked": "edited, attacked",
-}
-
 
 #: Of each group, how well its pictures fit their prompts.
 FITTING = {
@@ -235,19 +228,38 @@ def limits(runs: Mapping[str, Facts]) -> dict[str, list[str]]:
     return found
 
 
-def attack_question(outcome: Outcome) -> Question:
-    """What an attack brought back, beside what plain prompts do."""
-    figures: dict[str, Estimate | None] = {MODELS[asked]: outcome.success[asked] for asked in MODELS}
+def sieges(runs: Mapping[str, Facts]) -> list[dict[str, Attempt]]:
+    """Attempts by the runs they were made on; those with equal attacks, budgets and protocols stand together."""
+    found: dict[str, dict[str, Attempt]] = {}
+    for label, facts in runs.items():
+        for attempt in facts.attacks:
+            outcome = attempt.outcome
+            alike = short_hash([outcome.class_path, outcome.arguments, outcome.protocol.identity])
+            while label in found.get(alike, {}):  # one run was attacked twice alike
+                alike += "again"
+            found.setdefault(alike, {})[label] = attempt
+    return list(found.values())
+
+
+def attack_question(attempts: Mapping[str, Attempt]) -> Question:
+    """What an attack brought back of each run, beside what plain prompts do."""
+    figures: dict[str, Estimate | None] = {}
+    for label, (outcome, _) in attempts.items():
+        whose = label if len(attempts) > 1 else "edited"
+        figures.setdefault("original, plain prompts", outcome.success["original"])
+        figures[f"{whose}, plain prompts"] = outcome.success["plain"]
+        figures[f"{whose}, attacked"] = outcome.success["attacked"]
     asked = question("Share of pictures recognised as the concept", "", figures, SHARES, percents=True)
-    return asked._replace(rows=[row._replace(past=row.label != MODELS["attacked"]) for row in asked.rows])
+    return asked._replace(rows=[row._replace(past=not row.label.endswith("attacked")) for row in asked.rows])
 
 
-def attack_chart(outcome: Outcome) -> Chart | None:
-    """Success against what the attack was allowed to spend."""
+def attack_chart(outcome: Outcome, whose: str) -> Chart | None:
+    """Success against what the attack was allowed to spend; ``whose`` names the run where there are several."""
     points = sorted(outcome.curve or ())
     if len(points) < 2:
         return None
-    return chart("comes back, by budget", [p.budget for p in points], [p.success for p in points], "budget", share=True)
+    title = f"{whose} comes back, by budget".strip()
+    return chart(title, [p.budget for p in points], [p.success for p in points], "budget", share=True)
 
 
 def training_chart(curve: Curve) -> Chart:

@@ -4,7 +4,17 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
-from report_runs import ESTIMATES, HOSTILE, PROTOCOL, description, make_run, write_config, write_figures, write_samples
+from report_runs import (
+    ESTIMATES,
+    HOSTILE,
+    PROTOCOL,
+    description,
+    make_run,
+    outcome,
+    write_config,
+    write_figures,
+    write_samples,
+)
 
 from erasure_lightning.report.facts import read_facts
 from erasure_lightning.report.page import linked, page, title
@@ -203,6 +213,23 @@ class TestSeveralRuns:
         assert [a["alt"].rpartition(", ")[2] for a in made.all("img")][:3] == [
             "the original model", "edited by UCE", "edited by RECE"
         ]  # fmt: skip
+
+    def test_equal_attacks_are_compared(self, runs, tmp_path):
+        third = make_run(tmp_path / "esd-cat", method="erasure_lightning.methods.esd.ESD")
+        stronger = outcome(description(), arguments={"steps": 80})
+        stronger.save(third / "attacks" / "unlearndiffatk" / "attack.json")
+        stronger.save(third / "attacks" / "again" / "attack.json")
+        text = read(*runs, third).text
+        assert "UCE, RECE under UnlearnDiffAtk" in text
+        assert re.search(
+            r"UCE, attacked\s+50 % \[20, 80\] RECE, plain prompts\s+0 % \[0, 0\] RECE, attacked\s+50 %", text
+        )
+        assert text.count("ESD under UnlearnDiffAtk") == 2
+        assert "RECE: it took 12.5 s" in text
+
+    def test_one_that_was_not_attacked_is_named(self, runs):
+        shutil.rmtree(runs[1] / "attacks")
+        assert "RECE: no attack was tried." in read(*runs).text
 
     def test_others_are_shown_but_marked(self, runs):
         write_figures(
