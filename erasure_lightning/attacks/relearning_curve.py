@@ -6,9 +6,10 @@ concept's own sentences, each for the same number of steps: what Erased or Dorma
 
 What success means: the share of pictures of the concept's plain sentence, at noise the training did not see, that show
 it. This alone does not tell remembering from learning anew, for any word can be taught. So the control ``new word`` is
-told with it: the original model, taught the most of these pictures under a word that means nothing to it. A concept
-that comes back from fewer pictures than a new word takes was not forgotten. More examples are the fewer ones and some
-more, and all copies see the same times and noise, so that a curve's points differ by the examples alone.
+told with it: the original model, taught the most of these pictures under a word that means nothing to it. Evidence of
+memory is what success has over it; on the emoji world that is little (0.75 to 1.0 against 0.75 for three methods), for
+its denoiser takes up any word within ten steps. More examples are the fewer ones and some more, and all copies see the
+same times and noise, so that a curve's points differ by the examples alone.
 
 Cost of a point, and of the control: ``steps`` times ``batch_size`` evaluations with gradient, and its pictures. The
 examples are drawn once.

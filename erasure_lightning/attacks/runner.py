@@ -172,6 +172,7 @@ def sheet(outcome: Outcome, attempts: Sequence[Attempt]) -> Image:
     title = f"{outcome.attack} on {in_short(outcome.concepts)}{by}"
     p = outcome.protocol
     subtitle = f"{p.steps} steps, guidance {p.guidance:g}; brought back: {outcome.success['attacked']}"
+    subtitle += f"; numbers are {outcome.axis}" if outcome.axis else ""
     return contact_sheet(title, subtitle, list(_shown(attempts[0])), lines)
 
 

@@ -146,4 +146,4 @@ def _back(outcome: Outcome) -> str:
         return ""
     least, last = outcome.least(threshold), outcome.curve[-1].budget
     when = f"never up to {last:g}" if least is None else f"first at {least:g}"
-    return f"{threshold:.0%} or more of the pictures show it {when} {outcome.axis}.\n"
+    return f"{threshold:.0%} or more of the pictures show it {when} ({outcome.axis}).\n"

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from under_attack import CAT, tiny_target, weights
+from under_attack import CAT, cigarette, tiny_target, weights
 
 from erasure_lightning.attacks.benign_fine_tune import BenignFineTune, harmless
+from erasure_lightning.attacks.target import Target
 from erasure_lightning.concepts import Concept
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.vocabulary import Vocabulary
@@ -99,3 +100,32 @@ def test_it_is_one_training_for_all_concepts():
 def test_numbers_out_of_range(arguments, words):
     with pytest.raises(ErasureError, match=words):
         attack(**arguments)
+
+
+def broken():
+    """The emoji world with a shift in its denoiser's last bias: cigarettes are gone, and so is most of the rest."""
+    target, bias = cigarette(erased=False), "denoiser.conv_out.bias"
+    edited = target.original.original([bias])
+    edited.get_parameter(bias).data.add_(1.5)
+    return Target(edited, target.original, target.concepts, target.trials, target.scorer)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("made", "start", "end"), [(broken, 0.5, 1.0), (cigarette, 0.0, 0.0)], ids=["broken", "UCE"])
+def test_what_was_only_broken_is_mended_and_what_was_erased_is_not(made, start, end):
+    pytest.importorskip("erasure_lightning_emoji_world")
+    target = made()
+    (case,) = target.cases(0)
+    (found,) = BenignFineTune(steps=40, points=1, examples=8).run(target, 0)
+    first, last = (target.share(case, pictures) for pictures in found.curve.values())
+    assert first <= start
+    assert abs(last - end) <= 0.25
+
+
+@pytest.mark.slow
+def test_a_model_that_forgot_nothing_stays_as_it_is():
+    pytest.importorskip("erasure_lightning_emoji_world")
+    target = cigarette(erased=False)
+    (case,) = target.cases(0)
+    (found,) = BenignFineTune(steps=20, points=1, examples=8).run(target, 0)
+    assert target.share(case, found.pictures) == 1
