@@ -87,7 +87,7 @@ def test_it_draws_as_the_run_was_measured_unless_it_is_told_otherwise(attack, ru
     made = [
         json.loads(p.read_text())["protocol"]
         for p in (run / "attacks/ringabell/attack.json", *run.parent.glob("other/attack.json"))
-    ]  # noqa: E501
+    ]
     assert [(p["steps"], p["guidance"]) for p in made] == [(2, 3.0), (1, 3.0)]
 
 

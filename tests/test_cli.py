@@ -59,7 +59,7 @@ def printed(capsys, *argv):
 # light commands
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["methods"], ["--version"], []])
+@pytest.mark.parametrize("argv", [["--help"], ["methods"], ["attacks"], ["--version"], []])
 def test_light_commands_do_not_import_torch(argv):
     code = f"import sys; from erasure_lightning.__main__ import main; main({argv!r}); print(*sys.modules)"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
@@ -83,7 +83,7 @@ def test_methods_lists_methods_and_worlds(capsys):
 def test_an_unknown_command(error):
     assert error("fitt") == (
         "unknown command 'fitt'. Did you mean 'fit'? "
-        "Known: fit, test, validate, predict, calibrate, purify, compare, methods, new-method."
+        "Known: fit, test, validate, predict, calibrate, purify, attack, compare, methods, attacks, new-method."
     )
 
 
