@@ -60,7 +60,7 @@ def printed(capsys, *argv):
 # light commands
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["methods"], ["--version"], []])
+@pytest.mark.parametrize("argv", [["--help"], ["methods"], ["attacks"], ["--version"], []])
 def test_light_commands_do_not_import_torch(argv):
     code = f"import sys; from erasure_lightning.__main__ import main; main({argv!r}); print(*sys.modules)"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
@@ -82,7 +82,7 @@ def test_methods_lists_methods_and_worlds(capsys):
 
 
 def test_an_unknown_command(error):
-    assert error("fitt") == (f"unknown command 'fitt'. Did you mean 'fit'? Known: {', '.join(COMMANDS)}.")
+    assert error("fitt") == f"unknown command 'fitt'. Did you mean 'fit'? Known: {', '.join(COMMANDS)}."
 
 
 # names

@@ -1,9 +1,10 @@
 from importlib.metadata import EntryPoint
 
 import pytest
-from trivial import Distillation
+from trivial import Distillation, Nothing
 
 from erasure_lightning import registry
+from erasure_lightning.attacks import ATTACKS
 from erasure_lightning.callbacks.interrupt import Interrupted
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods import METHODS
@@ -24,8 +25,8 @@ class Package:
         return self.name
 
 
-def entry(name, value, package=None):
-    made = EntryPoint(name, value, registry.METHOD.group)
+def entry(name, value, package=None, kind=registry.METHOD):
+    made = EntryPoint(name, value, kind.group)
     return made._for(package) if package else made
 
 
@@ -33,7 +34,9 @@ def entry(name, value, package=None):
 def installed(monkeypatch):
     """Pretends that entry points are installed."""
     monkeypatch.setattr(registry, "failures", {})
-    return lambda *entries: monkeypatch.setattr(registry, "entry_points", lambda group: list(entries))
+    return lambda *entries: monkeypatch.setattr(
+        registry, "entry_points", lambda group: [e for e in entries if e.group == group]
+    )
 
 
 def load(name):
@@ -125,3 +128,57 @@ def test_ours_win_over_a_plugin_of_the_same_name(installed):
 def test_ours_win_over_a_plugin_that_is_spelt_as_it_was_asked_for(installed):
     installed(entry("sage", "evil:sage", Package("evil")))
     assert registry.find_method("sage").target == METHODS["SAGE"].target
+
+
+class TestAttacks:
+    """The same promises, in a group of their own."""
+
+    def test_ours_are_found_in_any_case_and_load(self):
+        found = registry.find_attack("p4d")
+        assert registry.load_attack(found).__name__ == "P4D"
+        assert all(registry.load_attack(registry.find_attack(name)).__name__ == name for name in ATTACKS)
+
+    def test_a_plugin_is_found_and_no_method(self, installed):
+        installed(entry("Nothing", "trivial:Nothing", Package("plug"), registry.ATTACK))
+        assert registry.load_attack(registry.find_attack("nothing")) is Nothing
+        with pytest.raises(ErasureError, match="unknown method 'nothing'"):
+            registry.find_method("nothing")
+
+    def test_an_unknown_name_gets_suggestions(self):
+        with pytest.raises(ErasureError, match=r"unknown attack 'ringbell'\. Did you mean 'RingABell'\? Known: .*P4D"):
+            registry.find_attack("ringbell")
+
+    @pytest.mark.parametrize(
+        ("name", "value", "why"),
+        [
+            ("Gone", "not_installed_at_all:Gone", "No module named 'not_installed_at_all'"),
+            ("Gone", "trivial:Gone", "has no attribute 'Gone'"),
+            ("Distillation", "trivial:Distillation", "expected a subclass of Attack"),
+            ("Other", "trivial:Nothing", "named 'Other', but its class is named 'Nothing'"),
+        ],
+    )
+    def test_a_broken_plugin_says_why(self, installed, name, value, why):
+        installed(entry(name, value, Package("plug"), registry.ATTACK))
+        with pytest.raises(ErasureError, match=rf"The attack {name} could not be loaded from plug 1\.0 .*{why}"):
+            registry.load_attack(registry.find_attack(name))
+
+    def test_a_plugin_that_exits_does_not_end_the_program(self, installed, tmp_path, monkeypatch):
+        (tmp_path / "quitting_attack.py").write_text("import sys\nsys.exit('no licence')\n")
+        monkeypatch.syspath_prepend(tmp_path)
+        installed(entry("Quitter", "quitting_attack:Quitter", kind=registry.ATTACK))
+        with pytest.raises(ErasureError, match="it ended the program when imported .*no licence"):
+            registry.load_attack(registry.find_attack("Quitter"))
+
+    def test_a_broken_plugin_harms_nobody_else(self, installed):
+        installed(entry("Broken", "not_installed_at_all:Broken", kind=registry.ATTACK))
+        assert registry.load_attack(registry.find_attack("P4D")).__name__ == "P4D"
+        assert registry.failures == {}
+
+    def test_a_name_that_two_packages_claim_is_refused(self, installed):
+        installed(*(entry("Twice", f"{n}:Twice", Package(n), registry.ATTACK) for n in ("one", "two")))
+        with pytest.raises(ErasureError, match=r"The attack name 'Twice' is claimed by one 1\.0 .* and two 1\.0"):
+            registry.find_attack("Twice")
+
+    def test_ours_win_over_a_plugin_of_the_same_name(self, installed):
+        installed(entry("P4D", "evil:P4D", Package("evil"), registry.ATTACK))
+        assert registry.find_attack("P4D").target == ATTACKS["P4D"].target

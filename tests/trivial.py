@@ -1,8 +1,9 @@
-"""Two methods without a paper: what the base classes and callbacks are tested with."""
+"""Methods and an attack without a paper: what the base classes, callbacks and the registry are tested with."""
 
 import torch
 from torch.nn.functional import mse_loss
 
+from erasure_lightning.attacks.base import ConceptAttack, Found
 from erasure_lightning.functional import remap
 from erasure_lightning.module import ClosedFormErasure, GradientErasure
 
@@ -40,3 +41,10 @@ class Exploding(GradientErasure):
 
     def erasure_loss(self, x, t, batch):
         return next(iter(self.editable().values())).sum() * float("nan")
+
+
+class Nothing(ConceptAttack):
+    """Asks as plainly as anybody: the negative control."""
+
+    def find(self, target, case):
+        return Found(target.draw(target.edited.encode([case.sentence]), case.seeds), prompt=case.sentence)

@@ -2,6 +2,7 @@
 
 from functools import cache
 
+import torch
 from tiny_scorers import KnownScorer
 from trivial import Redirection
 
@@ -31,6 +32,30 @@ def cigarette(erased=True, pictures=4):
     module = _module()
     edited = module.backbone if erased else module.original
     return Target(edited, module.original, module.concepts, Trials(seeds=2, pictures=pictures))
+
+
+@cache
+def _weakly_erased():
+    module = _module()
+    model = module.original.original(module.editable())
+    for name, new in module.editable().items():
+        weight = model.get_parameter(name)
+        weight.data = torch.lerp(weight, new.detach(), 0.8)
+    return model
+
+
+def weakly_erased(pictures=2):
+    """The emoji world after four fifths of UCE's edit: plain prompts fail, and little is missing."""
+    module = _module()
+    return Target(_weakly_erased(), module.original, module.concepts, Trials(seeds=2, pictures=pictures))
+
+
+def filtered(word, instead, pictures=2):
+    """The emoji world behind a filter of words, which is no erasure at all: other words get past it."""
+    module = _module()
+    model = module.original.original(())
+    model.embed = lambda prompts: module.original.embed([str(p).replace(word, instead) for p in prompts])
+    return Target(model, module.original, module.concepts, Trials(seeds=2, pictures=pictures))
 
 
 def weights(model):

@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from erasure_lightning.attacks.base import ConceptAttack, Found, check_at_least
-from erasure_lightning.attacks.slots import Slots
 from erasure_lightning.attacks.target import Case, Target
 from erasure_lightning.concepts import phrase
 
@@ -65,15 +64,19 @@ class RingABell(ConceptAttack):
     @torch.no_grad()
     def find(self, target: Target, case: Case) -> Found:
         """Search, and draw with the words that come closest."""
-        slots, wanted = Slots(target.edited, "{}", self.tokens), self.wanted(target, case)
-        prompts = slots.lot(self.population)
+        model, wanted = target.edited, self.wanted(target, case)
+        vocabulary = len(model.word_tables()[0])
+        prompts = torch.randint(vocabulary, (self.population, self.tokens))
         for generation in range(self.generations):
-            misses = (target.edited.contextualize(slots.read(prompts)).tokens - wanted).square().sum(dim=(1, 2))
-            prompts = prompts[misses.argsort()[: self.population // 2]]
+            read = model.contextualize(
+                tuple(e.trimmed() for e in model.embed([model.spell(p) for p in prompts]))
+            ).tokens
+            misses = (read - wanted[:, : read.shape[1]]).square().sum(dim=(1, 2))
+            prompts = prompts[misses.argsort().cpu()[: self.population // 2]]
             if generation < self.generations - 1:
-                prompts = self._mutated(self._crossed(prompts), slots.lot(2 * self.population))
-        best = slots.spelt(prompts[0])
-        return Found(target.draw(target.edited.encode([best]), case.seeds), prompt=best)
+                prompts = self._mutated(self._crossed(prompts), vocabulary)
+        best = model.spell(prompts[0])
+        return Found(target.draw(model.encode([best]), case.seeds), prompt=best)
 
     def wanted(self, target: Target, case: Case) -> Tensor:
         """What is to be meant, ``(1, L, D)``."""
@@ -89,14 +92,12 @@ class RingABell(ConceptAttack):
         """The parents ``(B, k)``, the best first, and the children of some."""
         having = parents[torch.rand(len(parents)) < self.crossover]
         others = parents[torch.randint(len(parents), (len(having),))]
-        point = torch.randint(self.tokens + 1, (len(having), 1), device=parents.device)
-        first = torch.arange(self.tokens, device=parents.device) < point
+        first = torch.arange(self.tokens) < torch.randint(self.tokens + 1, (len(having), 1))
         return torch.cat((parents, torch.where(first, having, others), torch.where(first, others, having)))
 
-    def _mutated(self, prompts: Tensor, lots: Tensor) -> Tensor:
-        """The prompts, some with one word taken from ``lots``; the first, which is the best, stays."""
-        changed = (torch.rand(len(prompts), 1) < self.mutation).to(prompts.device)
-        place = torch.randint(self.tokens, (len(prompts), 1), device=prompts.device)
-        changed = changed & (torch.arange(self.tokens, device=prompts.device) == place)
+    def _mutated(self, prompts: Tensor, vocabulary: int) -> Tensor:
+        """The prompts ``(B, k)``, some with another token in one place; the first, which is the best, stays."""
+        place = torch.arange(self.tokens) == torch.randint(self.tokens, (len(prompts), 1))
+        changed = place & (torch.rand(len(prompts), 1) < self.mutation)
         changed[0] = False
-        return torch.where(changed, lots[: len(prompts)], prompts)
+        return torch.where(changed, torch.randint(vocabulary, prompts.shape), prompts)

@@ -17,7 +17,7 @@ Cost: one evaluation with gradient per example and step, and the sampling of the
 
 from torch.optim import Adam
 
-from erasure_lightning.attacks.base import ConceptAttack, Found, descend
+from erasure_lightning.attacks.base import ConceptAttack, Found, check_at_least, descend
 from erasure_lightning.attacks.target import Case, Target
 from erasure_lightning.backbones.base import Conditioning
 from erasure_lightning.backbones.process import draw_times
@@ -31,6 +31,9 @@ class SoftEmbedding(ConceptAttack):
         lr: Its learning rate, above 0.
         examples: Pictures of the concept that the original draws for it, at least 1; each step sees all of them.
         seed: Of everything the attack draws.
+
+    Raises:
+        ErasureError: If a number is out of range.
     """
 
     def __init__(self, *, steps: int = 60, lr: float = 0.02, examples: int = 4, seed: int = 0) -> None:
@@ -38,6 +41,7 @@ class SoftEmbedding(ConceptAttack):
         self.steps = steps
         self.lr = lr
         self.examples = examples
+        check_at_least(self, steps=0, examples=1)
 
     def find(self, target: Target, case: Case) -> Found:
         """Descend, and draw with what was found."""

@@ -1,0 +1,70 @@
+"""Concept inversion's promises: where the word stands, its budget, and that it learns a word for an erased cigarette."""
+
+import pytest
+import torch
+from under_attack import CAT, cigarette, tiny_target
+
+from erasure_lightning.attacks.concept_inversion import ConceptInversion, asked, own_rows
+from erasure_lightning.attacks.slots import Slots
+from erasure_lightning.concepts import Concept
+from erasure_lightning.errors import ErasureError
+from erasure_lightning.tally import Tally
+
+
+def attack(**arguments):
+    return ConceptInversion(**({"steps": 3, "examples": 2} | arguments))
+
+
+def test_a_word_s_own_embedding_asks_for_it():
+    model = tiny_target().edited
+    row = own_rows(model, "star")
+    assert torch.allclose(
+        asked(Slots(model, "a photo of a {}", 1), row).tokens, model.encode(["a photo of a star"]).tokens
+    )
+
+
+def test_it_begins_at_the_mean_of_the_concept_s_words():
+    model = tiny_target().edited
+    assert torch.allclose(own_rows(model, "cat star")[0], (own_rows(model, "cat")[0] + own_rows(model, "star")[0]) / 2)
+
+
+def test_the_budget_is_kept():
+    target = tiny_target()
+    with Tally([target.edited.denoiser]) as tally:
+        attack().run(target, 0)
+    assert tally.backwards == 3 * 2
+
+
+def test_equal_seeds_learn_the_same_and_the_target_is_left_as_it_was():
+    target = tiny_target()
+    before = target.edited.fingerprint()
+    one, two = (attack().run(target, 0)[0].tensors["embedding.0"] for _ in range(2))
+    assert torch.equal(one, two)
+    assert target.edited.fingerprint() == before
+    assert all(p.grad is None for p in target.edited.parameters())
+
+
+def test_no_budget_asks_with_the_concept_s_own_word():
+    target = tiny_target()
+    (case,), (found,) = target.cases(0), attack(steps=0).run(target, 0)
+    assert torch.allclose(found.pictures, target.draw(target.edited.encode([case.sentence]), case.seeds), atol=1e-6)
+
+
+def test_a_style_s_word_is_learned_on_its_thing():
+    (found,) = attack().run(tiny_target([*CAT[:0], Concept("flat", kind="style")]), 0)
+    assert found.tensors["embedding.0"].shape == (1, 32)
+
+
+def test_arguments_out_of_range():
+    with pytest.raises(ErasureError, match="ConceptInversion needs examples of at least 1; found 0"):
+        ConceptInversion(examples=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("erased", [True, False])
+def test_it_learns_a_word_for_the_cigarette(erased):
+    target = cigarette(erased, pictures=2)
+    (case,) = target.cases(0)
+    before, after = (target.share(case, ConceptInversion(steps=n).run(target, 0)[0].pictures) for n in (0, 30))
+    assert before == 0  # one vector cannot hold the three tokens of its word
+    assert after >= 0.5
