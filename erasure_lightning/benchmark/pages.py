@@ -77,8 +77,8 @@ def _ranks(summary: Summary, table: Sequence[Row]) -> Table:
             s.method,
             *(NOTHING if e is None else str(e) for e in (s.erasure, s.retention)),
             *(f"{s.ranks[f]:.2f}" if f in s.ranks else NOTHING for f in summary.figures),
-            ("yes" if s.on_front else "no") if s.complete else NOTHING,
-            f"{s.contribution:.4f}" if s.complete else NOTHING,
+            ("yes" if s.on_front else "no") if s.complete and s.erasure else NOTHING,
+            f"{s.contribution:.4f}" if s.complete and s.erasure else NOTHING,
         ]
         for s in summary.standings
     ]

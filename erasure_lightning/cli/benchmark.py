@@ -135,7 +135,7 @@ def _run(suite: Suite, out: Path, chosen: Sequence[Cell], options: argparse.Name
         for number, done in enumerate(Engine(options.jobs, threads).run(missing), start=1):
             told = f" ({done.message}; see {done.cell.log})" if done.message else ""
             print(f"[{number}/{len(missing)}] {done.cell}: {done.status} after {done.seconds:.0f} s{told}", flush=True)
-    if len(chosen) == 1 and chosen[0].failure.exists():
+    if options.cell is not None and chosen[0].failure.exists():
         raise ErasureError(f"{chosen[0]} failed: {chosen[0].failure.read_text(encoding='utf-8').strip()}")
 
 
@@ -161,13 +161,17 @@ def _farewell(suite: str, out: Path) -> Iterator[None]:
 
 
 def _check_options(suite: Suite, missing: Sequence[Cell]) -> None:
-    """Raise if `erasure fit` would refuse a method's arguments, and so every cell of it.
+    """Raise if no attack has a name, or if `erasure fit` would refuse a method's arguments, and so every cell of it.
 
     Raises:
-        ErasureError: With the method.
+        ErasureError: With the attack, or the method.
     """
     from erasure_lightning.cli.run import run
+    from erasure_lightning.registry import find_attack
 
+    for attack in suite.attacks:
+        if attack.attack.isidentifier():
+            find_attack(attack.attack)
     with tempfile.TemporaryDirectory() as scratch:  # a folder of a suite that cannot run would be in the way
         for path, text in files(suite, Path(scratch)):
             write_atomically(path, text.encode())

@@ -88,6 +88,11 @@ class TestMistakes:
         )
         assert not (folder / "runs").exists()
 
+    def test_no_such_attack_is_told_before_anything_runs(self, error, written, folder):
+        written(attacks=["SoftEmbeding"])
+        assert "unknown attack 'SoftEmbeding'. Did you mean 'SoftEmbedding'?" in error("pets.yaml")
+        assert not (folder / "runs").exists()
+
     def test_no_such_cell(self, error, written):
         assert error("pets.yaml", "--cell", "2") == "--cell needs a number from 0 to 1 (see --list); found 2."
         assert "not allowed with argument" in error("pets.yaml", "--cell", "1", "--list")
