@@ -136,13 +136,18 @@ def written_out(value: Any, key: str = "") -> Any:
         key: What they stand under.
     """
     if isinstance(value, dict):
-        return {k: written_out(v, f"{key}.{k}" if k == "class_path" else k) for k, v in value.items()}
+        return {k: written_out(v, f"{key}.{k}" if _inside(k, key) else k) for k, v in value.items()}
     if isinstance(value, list):
         return [item for v in value if (item := _item(v, key)) is not True]
     if not isinstance(value, str):
         return value
     naming = _UNDER.get(key, class_path if key.endswith(".class_path") else None)
     return naming(value) if naming else value
+
+
+def _inside(key: str, outer: str) -> bool:
+    """Whether a key means something only with what it stands under; methods have an ``attack`` of their own."""
+    return key == "class_path" or (bool(outer) and key in ("model", "attack"))
 
 
 def _item(value: Any, key: str) -> Any:

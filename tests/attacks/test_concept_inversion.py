@@ -1,4 +1,4 @@
-"""Concept inversion's promises: where the word stands, its budget, and that it learns a word for an erased cigarette."""
+"""Concept inversion's promises: where the word stands, its budget, and that it learns a word for what is erased."""
 
 import pytest
 import torch

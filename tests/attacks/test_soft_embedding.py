@@ -1,4 +1,4 @@
-"""The soft embedding's promises: its budget, that it passes by the text encoder, and that it brings a cigarette back."""
+"""The soft embedding's promises: its budget, that it passes by the text encoder, and that it brings things back."""
 
 import pytest
 import torch
