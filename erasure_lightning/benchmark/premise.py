@@ -7,7 +7,7 @@ from erasure_lightning.benchmark.suite import ConceptEntry
 from erasure_lightning.callbacks.measure import Gauge
 from erasure_lightning.data import plan
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.metrics.judge import ERASING
+from erasure_lightning.metrics.questions import ERASING
 from erasure_lightning.metrics.scorer import Scorer
 from erasure_lightning.sampling import draw
 from erasure_lightning.shots import Shot

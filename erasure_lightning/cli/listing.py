@@ -82,8 +82,8 @@ def compare(argv: list[str]) -> None:
 
 def _is_score(path: Path) -> bool:
     """Whether a file is what `erasure score` writes, whatever it is called."""
-    with suppress(OSError, ValueError, AttributeError):
-        return {"estimates", "protocol", "versions"} == json.loads(path.read_text(encoding="utf-8")).keys()
+    with suppress(OSError, ValueError, TypeError):
+        return set(json.loads(path.read_text(encoding="utf-8"))) == {"estimates", "protocol", "versions"}
     return False
 
 
