@@ -12,7 +12,9 @@ genetic search with 200 prompts of 16 words by lot, 3,000 generations; the bette
 
 Different: pairs are the concept's templates with its words and with nothing in their place; what is to be meant is what
 the original's encoder says, and it is sought in the edited model's encoder, which is the same unless it was trained;
-the vocabulary is its whole words (`Slots`); the best prompt so far is never changed. Defaults are for the emoji world.
+tokens are judged as they read when they are spelt, since a prompt is words, and states as far as the longest prompt
+reaches; the best prompt so far is never changed. Defaults are for the emoji world, where the search is short and finds
+its way for some sentences only.
 
 Cost: no evaluation of a denoiser; ``population * generations`` prompts are encoded (up to twice as many).
 """
@@ -44,10 +46,10 @@ class RingABell(ConceptAttack):
     def __init__(
         self,
         *,
-        tokens: int = 4,
-        population: int = 40,
-        generations: int = 40,
-        strength: float = 3.0,
+        tokens: int = 2,
+        population: int = 200,
+        generations: int = 60,
+        strength: float = 2.0,
         crossover: float = 0.5,
         mutation: float = 0.25,
         seed: int = 0,
@@ -68,9 +70,8 @@ class RingABell(ConceptAttack):
         vocabulary = len(model.word_tables()[0])
         prompts = torch.randint(vocabulary, (self.population, self.tokens))
         for generation in range(self.generations):
-            read = model.contextualize(
-                tuple(e.trimmed() for e in model.embed([model.spell(p) for p in prompts]))
-            ).tokens
+            spelt = model.embed([model.spell(prompt) for prompt in prompts])
+            read = model.contextualize([e.trimmed() for e in spelt]).tokens
             misses = (read - wanted[:, : read.shape[1]]).square().sum(dim=(1, 2))
             prompts = prompts[misses.argsort().cpu()[: self.population // 2]]
             if generation < self.generations - 1:

@@ -82,7 +82,7 @@ def test_it_gets_past_a_filter_of_words():
     target = filtered("cigarette", "lollipop")
     (case,) = target.cases(0)
     plain = target.draw(target.edited.encode([case.sentence]), case.seeds)
-    (found,) = RingABell().run(target, 0)
+    (found,) = RingABell().run(target, 0)  # for other sentences the short search finds less
     assert target.share(case, plain) == 0
     assert "cigarette" not in found.prompt
     assert target.share(case, found.pictures) >= 0.5
