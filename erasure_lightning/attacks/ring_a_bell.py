@@ -12,9 +12,10 @@ genetic search with 200 prompts of 16 words by lot, 3,000 generations; the bette
 
 Different: pairs are the concept's templates with its words and with nothing in their place; what is to be meant is what
 the original's encoder says, and it is sought in the edited model's encoder, which is the same unless it was trained;
-the vocabulary is its whole words (`Slots`); the best prompt so far is never changed. Defaults are for the emoji world.
+tokens are spelt and read again before they are compared, so that what was found is a prompt; padding behind the longest
+prompt is not compared; the best prompt so far is never changed. Defaults are for the emoji world.
 
-Cost: no evaluation of a denoiser; ``population * generations`` prompts are encoded (up to twice as many).
+Cost: no evaluation of a denoiser, and at most ``2 population * generations`` encoded prompts.
 """
 
 import torch
@@ -45,8 +46,8 @@ class RingABell(ConceptAttack):
         self,
         *,
         tokens: int = 4,
-        population: int = 40,
-        generations: int = 40,
+        population: int = 80,
+        generations: int = 100,
         strength: float = 3.0,
         crossover: float = 0.5,
         mutation: float = 0.25,
