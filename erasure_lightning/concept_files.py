@@ -42,7 +42,7 @@ def read_concepts(path: Path) -> list[Concept]:
         raise ErasureError(f"Concepts need a list, or a CSV, YAML or text file; found no file {str(path)!r}.")
     if reader is None:
         raise ErasureError(f"Concepts are read from .csv, .yaml, .yml and .txt; found {path}. Rename or convert it.")
-    concepts = [_concept(entry, f"{path}, line {line}") for line, entry in reader(path, _text(path))]
+    concepts = [read_entry(entry, f"{path}, line {line}") for line, entry in reader(path, _text(path))]
     if not concepts:
         raise ErasureError(f"{path} needs at least one concept; found none.")
     return concepts
@@ -110,8 +110,16 @@ def _yaml(path: Path, text: str) -> Iterator[_Entry]:
     return ((node.start_mark.line + 1, entry) for node, entry in zip(nodes, entries, strict=True))
 
 
-def _concept(entry: Any, where: str) -> Concept:
-    """A name, or a concept's fields; what is left empty takes its default."""
+def read_entry(entry: Any, where: str) -> Concept:
+    """A concept as YAML says it.
+
+    Args:
+        entry: Its name, or a mapping of its fields; what is left empty takes its default.
+        where: The place, for errors.
+
+    Raises:
+        ErasureError: If a field is unknown or its value wrong.
+    """
     given = {str(k): v for k, v in entry.items()} if isinstance(entry, Mapping) else {"name": entry}
     if unknown := [key for key in given if key not in FIELDS]:
         raise ErasureError(f"{where}: a concept has no {unknown[0]!r}{_meant(unknown[0])}")

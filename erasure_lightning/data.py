@@ -54,6 +54,8 @@ class PromptData(LightningDataModule):
 
     Args:
         batch_size: Concept prompts a training step (on each rank), at least 1.
+        rounds: Training steps for each concept, at least 1: with ``n`` of them an epoch has ``n`` times as many, in
+            which they take turns. By default an epoch is as long as the trainer's ``max_steps``, whatever ``n`` is.
         templates: Sentences with ``{}`` for the concept (and ``{thing}`` for something kept, in those of a style); the
             concepts' own by default.
         seeds: Seeds each measured prompt is drawn with, at least 2 so that there is an interval.
@@ -64,8 +66,8 @@ class PromptData(LightningDataModule):
         size: Height and width in pixels; the model's own by default.
         draw_size: Pictures drawn side by side.
         originals: Folder that keeps the original model's pictures, so that runs measured alike draw them once.
-        prompts: A CSV for ``predict`` with the columns of I2P: ``prompt``, ``evaluation_seed``, ``case_number``, and
-            optionally ``guidance`` and ``steps``.
+        prompts: A CSV for ``predict`` in the columns of I2P (``prompt``, ``evaluation_seed``, and optionally
+            ``case_number``, ``guidance`` and ``steps``), Ring-A-Bell or MMA-Diffusion.
 
     Raises:
         ErasureError: If a number is out of range, or the CSV is missing, empty or malformed.
@@ -74,6 +76,7 @@ class PromptData(LightningDataModule):
     def __init__(
         self,
         batch_size: int = 4,
+        rounds: int | None = None,
         templates: list[str] | None = None,
         seeds: int = 3,
         others: int = 54,
@@ -86,13 +89,15 @@ class PromptData(LightningDataModule):
         prompts: str | None = None,
     ) -> None:
         super().__init__()
-        least = {"batch_size": (batch_size, 1), "seeds": (seeds, 2), "others": (others, 1), "draw_size": (draw_size, 1)}
+        least = {"batch_size": (batch_size, 1), "rounds": (1 if rounds is None else rounds, 1)}
+        least |= {"seeds": (seeds, 2), "others": (others, 1), "draw_size": (draw_size, 1)}
         for name, (value, bound) in least.items():
             if value < bound:
                 raise ErasureError(f"PromptData needs {name} of at least {bound}; found {value}.")
         if bad := [t for t in templates or () if "{}" not in t]:
             raise ErasureError(f"PromptData needs {{}} in every template for the concept's words; found {bad[0]!r}.")
         self.batch_size = batch_size
+        self.rounds = rounds
         self.templates = templates
         self.seeds = seeds
         self.others = others
@@ -123,8 +128,18 @@ class PromptData(LightningDataModule):
         trainer = self.trainer
         assert trainer is not None
         self._others = self.vocabulary.others
-        steps = trainer.max_steps * trainer.accumulate_grad_batches if trainer.max_steps > 0 else 1000
-        return Draws(self._batch, steps)
+        return Draws(self._batch, self.training_steps * trainer.accumulate_grad_batches)
+
+    @property
+    def training_steps(self) -> int:
+        """How many a run takes: its rounds of all concepts, and no more than the trainer's ``max_steps``.
+
+        Lightning's own estimate makes the loader before a checkpoint is restored, which then does not reach it.
+        """
+        most = cast(Any, self.trainer).max_steps
+        bounds = [most] if most > 0 else []
+        bounds += [] if self.rounds is None else [self.rounds * len(self._module.concepts)]
+        return min(bounds, default=1000)
 
     def _batch(self, number: int) -> Batch:
         return self.sentences(self.batch_size, number, salt=1)

@@ -1,9 +1,7 @@
 """The edit as a file: only what was changed, as safetensors, with what it was made from."""
 
 import json
-import os
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +14,11 @@ from torch import Tensor, nn
 from erasure_lightning.adapters.base import Plan
 from erasure_lightning.adapters.kinds import install
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.files import EDIT_FILE as EDIT_FILE  # part of what this module offers, as it always was
+from erasure_lightning.files import write_atomically as write_atomically
 
-#: The file a run writes, and the version of its layout.
-EDIT_FILE, EDIT_FORMAT = "edit.safetensors", 1
+#: Version of the file's layout.
+EDIT_FORMAT = 1
 
 #: Where the parts of a `Backbone` live in a diffusers pipeline.
 PIPELINE_PARTS = {
@@ -27,26 +27,6 @@ PIPELINE_PARTS = {
     "text_encoders.1": ("text_encoder_2",),
     "text_encoders.2": ("text_encoder_3",),
 }
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write under a temporary name, sync, rename: a full disk or a kill never destroys what was there.
-
-    Raises:
-        ErasureError: If the folder cannot be written to or the disk is full.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        with suppress(OSError):  # A read-only folder refuses this too, and the first cause is the one to tell.
-            temporary.unlink(missing_ok=True)
-        raise ErasureError(f"Could not write {path}: {error.strerror}. What was there before is untouched.") from error
 
 
 def plain(value: Any) -> Any:

@@ -38,15 +38,23 @@ class Gallery:
         seed: They depend on it, the prompts and the model alone, so that a resumed run draws the same.
         steps: Sampling steps, at least 1.
         guidance: Scale of classifier-free guidance.
+        size: Height and width in pixels; the model's own by default.
     """
 
     def __init__(
-        self, backbone: Backbone, prompts: Sequence[str | Phrase], seed: int, *, steps: int, guidance: float
+        self,
+        backbone: Backbone,
+        prompts: Sequence[str | Phrase],
+        seed: int,
+        *,
+        steps: int,
+        guidance: float,
+        size: int | None = None,
     ) -> None:
         generator = torch.Generator().manual_seed(seed)
         seeds = torch.randint(2**31, (len(prompts),), generator=generator).tolist()
         chunks = [slice(i, i + SIDE_BY_SIDE) for i in range(0, len(prompts), SIDE_BY_SIDE)]
-        drawn = [sample(backbone, prompts[c], seeds[c], steps=steps, guidance=guidance) for c in chunks]
+        drawn = [sample(backbone, prompts[c], seeds[c], steps=steps, guidance=guidance, size=size) for c in chunks]
         self.latents = torch.cat(drawn)
         self.process = backbone.process
 

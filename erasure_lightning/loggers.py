@@ -52,7 +52,7 @@ class MetricsFile(Logger):
         """Write a row."""
         row = {"step": step or 0, **metrics}
         if self._rows is None:
-            self._rows = [old for old in _read(self._path) if int(old["step"]) < row["step"]]
+            self._rows = [old for old in read_metrics(self._path) if int(old["step"]) < row["step"]]
             self._columns = list(dict.fromkeys(column for old in self._rows for column in old))
             new = True
         else:
@@ -67,7 +67,8 @@ class MetricsFile(Logger):
                 file.write(_text(self._columns, [row]))
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a ``metrics.csv``, none where there is no file; a row says nothing in the columns it left empty."""
     if not path.is_file():
         return []
     with path.open(newline="") as file:

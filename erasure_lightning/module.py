@@ -263,8 +263,8 @@ class GradientErasure(ErasureModule):
     def configure_optimizers(self) -> Any:
         """Adam with warm-up and cosine over the run's steps."""
         optimizer = Adam(self.trainable().values(), lr=self.lr)
-        total = int(self.trainer.estimated_stepping_batches)
-        schedule = LambdaLR(optimizer, warm_cosine(self.warmup, total))
+        data: PromptData = self.trainer.datamodule  # type: ignore[attr-defined]
+        schedule = LambdaLR(optimizer, warm_cosine(self.warmup, data.training_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 

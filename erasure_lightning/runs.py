@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from erasure_lightning.concepts import in_short
-from erasure_lightning.edits import EDIT_FILE
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.files import EDIT_FILE
 
 #: Where runs go that were not told where.
 RUNS = Path("runs")
@@ -49,6 +49,26 @@ class Run:
     def metrics(self) -> Path:
         """What was measured."""
         return self.root / "metrics.json"
+
+    @property
+    def log(self) -> Path:
+        """What was logged while training, a row a step."""
+        return self.root / "metrics.csv"
+
+    @property
+    def cost(self) -> Path:
+        """What it took."""
+        return self.root / "cost.json"
+
+    @property
+    def samples(self) -> Path:
+        """The grid's pictures one by one."""
+        return self.root / "samples"
+
+    @property
+    def attacks(self) -> Path:
+        """A folder for each attack that was tried on the edit."""
+        return self.root / "attacks"
 
     def check_unused(self) -> None:
         """Raise unless a new run may start here.

@@ -1,6 +1,7 @@
 """Pictures to draw: one by one, in batches, shared among ranks, and out of a user's file."""
 
 import csv
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -93,8 +94,35 @@ class Sheet:
         return iter(self.batches)
 
 
+class Columns(NamedTuple):
+    """How a published prompt file calls what is read of it.
+
+    Args:
+        prompt: Column of the words.
+        seed: Columns of the seed, the first that is there; none where the list has no seeds, and rows are counted.
+        guidance: Columns of the guidance scale, of which none need be there.
+    """
+
+    prompt: str
+    seed: tuple[str, ...]
+    guidance: tuple[str, ...]
+
+
+#: In the order in which they are looked for: MMA-Diffusion's benchmark (its adv_prompt beside target_prompt and
+#: clean_prompt), Ring-A-Bell's nudity list as RECE and SAFREE ship it, and I2P with its descendants, among them
+#: Ring-A-Bell's own lists: evaluation_seed and evaluation_guidance (ESD, UnlearnDiffAtk), or I2P's sd_seed.
+PUBLISHED = (
+    Columns("adv_prompt", (), ()),
+    Columns("sensitive prompt", (), ()),
+    Columns("prompt", ("evaluation_seed", "sd_seed"), ("guidance", "evaluation_guidance", "sd_guidance_scale")),
+)
+
+
 def read_prompts(path: Path, steps: int, guidance: float) -> list[Shot]:
-    """Rows of a prompt file in I2P's columns.
+    """Rows of a prompt file in the columns of I2P, Ring-A-Bell or MMA-Diffusion (`PUBLISHED`).
+
+    A picture is called by its ``case_number``, else by the number of its row, from 0; so is its seed where a list has
+    none.
 
     Raises:
         ErasureError: If the file is missing or empty, a column is missing, a number is none, or a case stands twice.
@@ -103,27 +131,34 @@ def read_prompts(path: Path, steps: int, guidance: float) -> list[Shot]:
         raise ErasureError(f"predict needs a CSV of prompts; found no file {path}.")
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
-        rows = list(reader)
-    columns = reader.fieldnames or []
-    if missing := [c for c in ("prompt", "evaluation_seed", "case_number") if c not in columns]:
-        raise ErasureError(
-            f"{path} needs the columns prompt, evaluation_seed, case_number; {', '.join(missing)} missing."
-        )
+        columns, rows = _columns(path, reader.fieldnames or []), list(reader)
     if not rows:
         raise ErasureError(f"{path} needs at least one row of prompts; found none.")
-    shots = [_row(path, line, row, steps, guidance) for line, row in enumerate(rows, start=2)]
+    shots = [_row(path, number, row, columns, steps, guidance) for number, row in enumerate(rows)]
     cases = [s.case for s in shots]
-    if twice := next((c for c in cases if cases.count(c) > 1), None):
+    if twice := next((c for c, times in Counter(cases).items() if times > 1), None):
         raise ErasureError(
             f"{path} needs each case_number once, since it names a picture; found {twice} more than once."
         )
     return shots
 
 
-def _row(path: Path, line: int, row: dict[str, str], steps: int, guidance: float) -> Shot:
+def _columns(path: Path, found: Sequence[str]) -> Columns:
+    """Which of the published files this is, with the columns that are there."""
+    for known in PUBLISHED:
+        seed = tuple(name for name in known.seed if name in found)[:1]
+        if known.prompt in found and (seed or not known.seed):
+            return Columns(known.prompt, seed, tuple(name for name in known.guidance if name in found)[:1])
+    ways = "prompt and evaluation_seed (I2P, Ring-A-Bell), sensitive prompt (Ring-A-Bell) or adv_prompt (MMA-Diffusion)"
+    raise ErasureError(f"{path} needs the columns {ways}; found {', '.join(found) or 'none'}.")
+
+
+def _row(path: Path, number: int, row: dict[str, str], columns: Columns, steps: int, guidance: float) -> Shot:
     try:
-        seed, case = int(row["evaluation_seed"]), str(int(row["case_number"]))
-        steps, guidance = int(row.get("steps") or steps), float(row.get("guidance") or guidance)
+        seed = int(row[columns.seed[0]]) if columns.seed else number
+        case = str(int(row.get("case_number") or number))
+        steps = int(row.get("steps") or steps)
+        guidance = float(next((row[name] for name in columns.guidance if row[name]), guidance))
     except (TypeError, ValueError) as error:
-        raise ErasureError(f"{path}, line {line}: {error}. Seeds, cases and steps are whole numbers.") from error
-    return Shot(row["prompt"], seed, "prompts", case, "", steps, guidance)
+        raise ErasureError(f"{path}, line {number + 2}: {error}. Seeds, cases and steps are whole numbers.") from error
+    return Shot(row[columns.prompt], seed, "prompts", case, "", steps, guidance)

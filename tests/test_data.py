@@ -1,5 +1,6 @@
 import pytest
-from lightning import Trainer
+import torch
+from lightning import Callback, Trainer
 from trivial import Distillation
 
 from erasure_lightning.backbones.tiny import TinyBackbone
@@ -7,6 +8,7 @@ from erasure_lightning.concepts import Concept
 from erasure_lightning.data import Draws, PromptData, plan
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.shots import Sheet, Shot, read_prompts
+from erasure_lightning.testing import edit_of
 from erasure_lightning.vocabulary import EVERYDAY, Vocabulary, chosen, spread
 from erasure_lightning.worlds import find_world
 
@@ -41,6 +43,52 @@ def test_ranks_draw_their_own_prompts(data, monkeypatch):
 def test_concepts_take_turns(data):
     for batch in data.train_dataloader():
         assert sorted(batch.concepts) == ["boat", "cat", "star"]
+
+
+def test_a_run_has_the_trainers_steps_or_so_many_rounds_of_the_concepts_if_those_are_fewer(data):
+    def length(rounds, most):
+        data.rounds, data.trainer.fit_loop.epoch_loop.max_steps = rounds, most
+        return len(data.train_dataloader())
+
+    assert [length(None, 4), length(5, -1), length(5, 4), length(5, 20), length(None, -1)] == [4, 15, 4, 15, 1000]
+    data.trainer.accumulate_grad_batches = 2
+    assert [length(None, 4), length(5, -1)] == [8, 30]
+    with pytest.raises(ErasureError, match="needs rounds of at least 1; found 0"):
+        PromptData(rounds=0)
+
+
+class StopBehind(Callback):
+    """Saves behind the third step, and ends the run there."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == 3:
+            trainer.save_checkpoint(self.path)
+            trainer.should_stop = True
+
+
+def rounds(module, *callbacks, resume=None):
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "limit_val_batches": 0}
+    trainer = Trainer(
+        max_steps=-1, max_epochs=1, accelerator="cpu", enable_model_summary=False, callbacks=list(callbacks), **quiet
+    )
+    trainer.fit(module, PromptData(batch_size=1, rounds=2), ckpt_path=resume, weights_only=True)
+    return module
+
+
+def test_rounds_end_the_training_and_its_schedule_also_of_a_run_that_was_stopped(tmp_path):
+    def made():
+        return Distillation(concepts=[Concept("cat", "dog"), Concept("star"), Concept("boat")], backbone=TinyBackbone())
+
+    whole, half = rounds(made()), rounds(made(), StopBehind(tmp_path / "half.ckpt"))
+    assert whole.global_step == 2 * 3
+    assert half.global_step == 3
+    assert whole.lr_schedulers().get_last_lr() == [pytest.approx(0)]
+    resumed = rounds(made(), resume=tmp_path / "half.ckpt")
+    assert all(torch.equal(value, edit_of(resumed)[name]) for name, value in edit_of(whole).items())
+    assert not all(torch.equal(value, edit_of(half)[name]) for name, value in edit_of(whole).items())
 
 
 def test_draws_go_on_where_they_stopped():
@@ -136,7 +184,9 @@ class TestPromptFile:
     @pytest.mark.parametrize(
         ("text", "words"),
         [
-            ("prompt,seed\na,1\n", "evaluation_seed, case_number missing"),
+            ("prompt,seed\na,1\n", r"needs the columns prompt and evaluation_seed \(I2P, .*; found prompt, seed\."),
+            ("text\na\n", r"or adv_prompt \(MMA-Diffusion\); found text\."),
+            ("", "found none"),
             ("prompt,evaluation_seed,case_number\n", "at least one row"),
             ("prompt,evaluation_seed,case_number\na,x,1\n", "line 2: invalid literal"),
             ("prompt,evaluation_seed,case_number\na,1,1\nb,2,1\n", "found 1 more than once"),
@@ -145,6 +195,28 @@ class TestPromptFile:
     def test_mistakes(self, tmp_path, text, words):
         with pytest.raises(ErasureError, match=words):
             read_prompts(self.write(tmp_path, text), 20, 4.0)
+
+    @pytest.mark.parametrize(
+        ("header", "row", "shot"),
+        [
+            # MMA-Diffusion, mma-diffusion-nsfw-adv-prompts.csv
+            ("target_prompt,adv_prompt,sanitized_adv_prompt,clean_prompt", "t,words,s,c", ("words", 0, "0", 4.0)),
+            # Ring-A-Bell, data/InvPrompt/Violence/*.csv, and the nudity list of RECE and SAFREE
+            ("prompt,case_number,evaluation_seed", "words,3,41", ("words", 41, "3", 4.0)),
+            ("normal prompt,sensitive prompt", "n,words", ("words", 0, "0", 4.0)),
+            # I2P as published, and as UnlearnDiffAtk cuts it
+            ("prompt,categories,hard,sd_seed,sd_guidance_scale,sd_model", "words,x,0,7,7.5,v1", ("words", 7, "0", 7.5)),
+            (",prompt,evaluation_seed,evaluation_guidance,case_number", "0,words,9,6.5,12", ("words", 9, "12", 6.5)),
+        ],
+        ids=["mma", "ring-a-bell", "ring-a-bell-nudity", "i2p", "unlearndiffatk"],
+    )
+    def test_published_columns(self, tmp_path, header, row, shot):
+        (read,) = read_prompts(self.write(tmp_path, f"{header}\n{row}\n"), 20, 4.0)
+        assert (read.prompt, read.seed, read.case, read.guidance) == shot
+
+    def test_rows_without_seeds_are_counted(self, tmp_path):
+        shots = read_prompts(self.write(tmp_path, "adv_prompt\na\nb\nc\n"), 20, 4.0)
+        assert [(s.seed, s.case) for s in shots] == [(0, "0"), (1, "1"), (2, "2")]
 
     def test_missing(self, tmp_path):
         with pytest.raises(ErasureError, match="found no file"):

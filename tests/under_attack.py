@@ -54,7 +54,8 @@ def filtered(word, instead, pictures=2):
     """The emoji world behind a filter of words, which is no erasure at all: other words get past it."""
     module = _module()
     model = module.original.original(())
-    model.embed = lambda prompts: module.original.embed([str(p).replace(word, instead) for p in prompts])
+    passed = lambda prompt: prompt if word not in getattr(prompt, "text", prompt) else f"a {instead}"  # noqa: E731
+    model.embed = lambda prompts: module.original.embed([passed(prompt) for prompt in prompts])
     return Target(model, module.original, module.concepts, Trials(seeds=2, pictures=pictures))
 
 

@@ -4,7 +4,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -24,13 +24,15 @@ class Found:
         pictures: What the attacked model drew at the case's seeds, ``(N, 3, H, W)`` in 0..1.
         prompt: The words that were asked with, where the attack found words.
         tensors: What else is worth keeping (embeddings, latents), by name.
-        curve: Budgets (steps, examples) and the share of pictures recognised with each, where the attack tells.
+        curve: Pictures like ``pictures`` by the budget (steps, examples) they took, rising, where the attack tells.
+        controls: Pictures like ``pictures`` of what the attack is to be told apart from, by name.
     """
 
     pictures: Tensor
     prompt: str | None = None
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
-    curve: Sequence[tuple[float, float]] = ()
+    curve: Mapping[float, Tensor] = field(default_factory=dict)
+    controls: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Attack(ABC):
@@ -41,6 +43,9 @@ class Attack(ABC):
     Args:
         seed: Of everything the attack draws.
     """
+
+    #: What the budgets of its curve count.
+    axis: ClassVar[str] = ""
 
     def __init__(self, *, seed: int = 0) -> None:
         self.seed = seed
@@ -80,6 +85,16 @@ def check_at_least(attack: Attack, **bounds: float) -> None:
     for name, least in bounds.items():
         if (value := getattr(attack, name)) < least:
             raise ErasureError(f"{type(attack).__name__} needs {name} of at least {least}; found {value}.")
+
+
+def check_threshold(threshold: float) -> None:
+    """Raise unless it is a share at which a concept can count as back.
+
+    Raises:
+        ErasureError: If it is not in 0..1.
+    """
+    if not 0 <= threshold <= 1:
+        raise ErasureError(f"An attack needs a threshold of 0 to 1, a share of pictures; found {threshold:g}.")
 
 
 def descend(optimizer: Optimizer, loss: Tensor) -> None:

@@ -2,14 +2,14 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from erasure_lightning.edits import write_atomically
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.files import write_atomically
+from erasure_lightning.metrics.estimates import Estimate
 from erasure_lightning.metrics.protocol import Protocol
-from erasure_lightning.metrics.seeds import Estimate
 
 #: The file an attack writes.
 OUTCOME_FILE = "attack.json"
@@ -37,10 +37,18 @@ class Finding(NamedTuple):
 
 
 class Point(NamedTuple):
-    """One point of a curve: the share of pictures recognised after so many steps or examples."""
+    """One point of a curve: the share of pictures recognised after so many steps or examples.
+
+    Args:
+        budget: How many.
+        success: The mean share, 0..1.
+        low, high: Ends of its 95 % interval over seeds, where they are known.
+    """
 
     budget: float
     success: float
+    low: float | None = None
+    high: float | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,8 @@ class Outcome:
         curve: Success by budget, of attacks that tell.
         cost: ``seconds``, ``evaluations``, ``backwards``, ``peak_gib`` of the attack, its pictures included.
         protocol: How pictures were drawn and judged.
+        axis: What the curve's budgets count.
+        controls: Share of pictures recognised of what the attack is to be told apart from, by name.
     """
 
     attack: str
@@ -74,10 +84,16 @@ class Outcome:
     curve: Sequence[Point] | None
     cost: dict[str, float]
     protocol: Protocol
+    axis: str = ""
+    controls: dict[str, Estimate] = field(default_factory=dict)
 
     def best(self, concept: str) -> Finding:
         """The finding that brought most of a concept back."""
         return max((f for f in self.found if f.concept == concept), key=lambda f: f.success)
+
+    def least(self, share: float) -> float | None:
+        """The smallest budget whose mean success reaches a share; ``None`` if none does or there is no curve."""
+        return min((point.budget for point in self.curve or () if point.success >= share), default=None)
 
     def save(self, path: Path) -> None:
         """Write as JSON, atomically."""
@@ -92,6 +108,8 @@ class Outcome:
             "success": {asked: estimate._asdict() for asked, estimate in self.success.items()},
             "found": [finding._asdict() for finding in self.found],
             "curve": None if self.curve is None else [point._asdict() for point in self.curve],
+            "axis": self.axis,
+            "controls": {name: estimate._asdict() for name, estimate in self.controls.items()},
             "cost": self.cost,
             "protocol": {"identity": self.protocol.identity, **asdict(self.protocol)},
         }
@@ -114,6 +132,7 @@ class Outcome:
                 "success": {asked: Estimate(**content["success"][asked]) for asked in ASKED},
                 "found": [Finding(**finding) for finding in content["found"]],
                 "curve": None if content["curve"] is None else [Point(**point) for point in content["curve"]],
+                "controls": {name: Estimate(**e) for name, e in content.get("controls", {}).items()},
                 "protocol": Protocol(**protocol),
             }
             return cls(**(content | read))

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +13,8 @@ from torch import Tensor
 
 from erasure_lightning.attacks import ATTACKS
 from erasure_lightning.attacks.base import Attack, Found
-from erasure_lightning.attacks.outcome import OUTCOME_FILE, Finding, Outcome, Point
+from erasure_lightning.attacks.curve import plot_curve
+from erasure_lightning.attacks.outcome import ASKED, OUTCOME_FILE, Finding, Outcome, Point
 from erasure_lightning.attacks.target import Case, Target
 from erasure_lightning.callbacks.contact import Line, contact_sheet, image, png
 from erasure_lightning.callbacks.cost import peak_memory
@@ -28,7 +28,8 @@ from erasure_lightning.vocabulary import spread
 #: Rows of the sheet at most, or nobody could read it.
 ROWS = 24
 
-COLUMNS = ["original", "edited", "under attack"]
+#: What stands above the pictures of an attack without a curve.
+ATTACKED = "under attack"
 
 
 class Attempt(NamedTuple):
@@ -39,7 +40,9 @@ class Attempt(NamedTuple):
         found: What came of it; its pictures are the edited model's under attack.
         original: The original's pictures for the plain sentence at the same seeds.
         plain: The edited model's.
-        share: How many of each kind show the concept, 0..1, in the order of `COLUMNS`.
+        share: How many of each kind show the concept, 0..1, in the order of `ASKED`.
+        curve: The same of the pictures of each budget.
+        controls: The same of each control.
     """
 
     case: Case
@@ -47,6 +50,8 @@ class Attempt(NamedTuple):
     original: Tensor
     plain: Tensor
     share: tuple[float, float, float]
+    curve: dict[float, float]
+    controls: dict[str, float]
 
     @property
     def file(self) -> str | None:
@@ -85,7 +90,9 @@ def _judged(target: Target, case: Case, found: Found) -> Attempt:
     original = target.draw(target.original.encode([case.sentence]), case.seeds, model=target.original)
     plain = target.draw(target.edited.encode([case.sentence]), case.seeds)
     shares = [target.share(case, pictures) for pictures in (original, plain, found.pictures)]
-    return Attempt(case, found, original, plain, (shares[0], shares[1], shares[2]))
+    curve = {budget: target.share(case, pictures) for budget, pictures in found.curve.items()}
+    controls = {name: target.share(case, pictures) for name, pictures in found.controls.items()}
+    return Attempt(case, found, original, plain, (shares[0], shares[1], shares[2]), curve, controls)
 
 
 def _line(attempt: Attempt) -> str:
@@ -107,46 +114,57 @@ def _outcome(attack: Attack, target: Target, attempts: Sequence[Attempt], cost: 
         method="",
         concepts=[c.name for c in target.concepts],
         edit="",
-        success={asked: _estimate(target, attempts, i) for i, asked in enumerate(("original", "plain", "attacked"))},
+        success={asked: _estimate(target, attempts, [a.share[i] for a in attempts]) for i, asked in enumerate(ASKED)},
         found=[Finding(a.case.concept.name, a.case.seed, a.share[2], a.found.prompt, a.file) for a in attempts],
-        curve=_curve(attempts),
+        curve=_curve(target, attempts),
         cost=cost,
         protocol=target.protocol,
+        axis=cls.axis,
+        controls={
+            name: _estimate(target, attempts, [a.controls[name] for a in attempts]) for name in attempts[0].controls
+        },
     )
 
 
-def _estimate(target: Target, attempts: Sequence[Attempt], column: int) -> Estimate:
+def _estimate(target: Target, attempts: Sequence[Attempt], shares: Sequence[float]) -> Estimate:
     mean, each = SeedMean(target.seeds), target.trials.pictures
-    mean.update(torch.tensor([a.share[column] for a in attempts]), [a.case.seed for a in attempts])
+    mean.update(torch.tensor(shares), [a.case.seed for a in attempts])
     estimate: Estimate = mean.compute()
     return estimate._replace(pictures=estimate.pictures * each)
 
 
-def _curve(attempts: Sequence[Attempt]) -> list[Point] | None:
+def _curve(target: Target, attempts: Sequence[Attempt]) -> list[Point] | None:
     """Mean success of all attempts at each budget."""
-    points = sorted(point for attempt in attempts for point in attempt.found.curve)
-    by_budget = {budget: [s for _, s in group] for budget, group in groupby(points, key=lambda point: point[0])}
-    return [Point(budget, sum(each) / len(each)) for budget, each in by_budget.items()] or None
+    points = []
+    for budget in attempts[0].curve:
+        at = _estimate(target, attempts, [a.curve[budget] for a in attempts])
+        points.append(Point(budget, at.mean, at.low, at.high))
+    return points or None
 
 
 def write_outcome(folder: Path, outcome: Outcome, attempts: Sequence[Attempt]) -> None:
-    """Write ``grid.png``, what was found, and ``attack.json`` last: where it lies, the rest does too."""
+    """Write the pictures, what was found, and ``attack.json`` last: where it lies, the rest does too."""
     for attempt in attempts:
         if attempt.file:
             tensors = {name: value.detach().cpu().contiguous() for name, value in attempt.found.tensors.items()}
             write_atomically(folder / attempt.file, save(tensors))
     write_atomically(folder / "grid.png", png(sheet(outcome, attempts)))
+    if outcome.curve:
+        write_atomically(folder / "curve.png", plot_curve(outcome))
     outcome.save(folder / OUTCOME_FILE)
 
 
 def sheet(outcome: Outcome, attempts: Sequence[Attempt]) -> Image:
-    """Original, edited and attacked pictures side by side, from the same noise where the attack keeps it."""
+    """Original, edited and attacked pictures side by side, from the same noise where the attack keeps it.
+
+    Of a curve the pictures at every budget, and those of the controls behind.
+    """
     by_concept = sorted(attempts, key=lambda a: outcome.concepts.index(a.case.concept.name))
     lines = [
         Line(
             a.case.concept.name,
             a.found.prompt if a.found.prompt is not None else f"{a.case.sentence} (seed {a.case.seed})",
-            [image(pictures[0]) for pictures in (a.original, a.plain, a.found.pictures)],
+            [image(pictures[0]) for pictures in _shown(a).values()],
         )
         for a in spread(by_concept, ROWS)
     ]
@@ -154,7 +172,16 @@ def sheet(outcome: Outcome, attempts: Sequence[Attempt]) -> Image:
     title = f"{outcome.attack} on {in_short(outcome.concepts)}{by}"
     p = outcome.protocol
     subtitle = f"{p.steps} steps, guidance {p.guidance:g}; brought back: {outcome.success['attacked']}"
-    return contact_sheet(title, subtitle, COLUMNS, lines)
+    subtitle += f"; numbers are {outcome.axis}" if outcome.axis else ""
+    return contact_sheet(title, subtitle, list(_shown(attempts[0])), lines)
+
+
+def _shown(attempt: Attempt) -> dict[str, Tensor]:
+    """Pictures ``(N, 3, H, W)`` by what stands above them."""
+    found = attempt.found
+    attacked = {f"{budget:g}": pictures for budget, pictures in found.curve.items()} or {ATTACKED: found.pictures}
+    controls = {f"control: {name}": pictures for name, pictures in found.controls.items()}
+    return {"original": attempt.original, "edited": attempt.plain} | attacked | controls
 
 
 def of_edit(outcome: Outcome, method: str, edit: str, paper: str = "") -> Outcome:

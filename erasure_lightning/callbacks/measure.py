@@ -12,8 +12,9 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from erasure_lightning.callbacks.pairs import PairCallback
-from erasure_lightning.metrics.judge import ERASING, Judge
+from erasure_lightning.metrics.judge import Judge
 from erasure_lightning.metrics.protocol import Protocol, Result, short_hash
+from erasure_lightning.metrics.questions import ERASING, QUESTIONS, STRUCTURE
 from erasure_lightning.metrics.ranks import gathered
 from erasure_lightning.metrics.scorer import Scorer
 from erasure_lightning.metrics.seeds import (
@@ -26,20 +27,6 @@ from erasure_lightning.metrics.seeds import (
 from erasure_lightning.module import ErasureModule
 from erasure_lightning.shots import Shot
 from erasure_lightning.vocabulary import Vocabulary
-
-#: What each group asks, in the order of the table.
-QUESTIONS = {
-    "efficacy": "asked for, is the concept still drawn?",
-    "generality": "called by other words, is it drawn?",
-    "neighbours": "is what is close to it still drawn?",
-    "specificity": "is everything else still drawn?",
-}
-
-#: What is measured of pairs of pictures of the specificity group, and which direction is good.
-STRUCTURE = {
-    "similarity": ("do its pictures mean the same as before?", "higher"),
-    "distance": ("how far are its pixels from before?", "lower"),
-}
 
 NO_SCORER = (
     "Measure needs a scorer to recognise things; found none, so only pixels are compared. Give it CLIP or SigLIP: "

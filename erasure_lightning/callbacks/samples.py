@@ -1,31 +1,26 @@
 """`SampleGrid`: one picture that shows at a glance what an edit took away and what it left alone."""
 
+import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from lightning import Trainer
-from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from PIL import Image
 from torch import Tensor
 
 from erasure_lightning.callbacks.contact import Line, contact_sheet, image, png
 from erasure_lightning.callbacks.pairs import PairCallback
 from erasure_lightning.concepts import in_short
-from erasure_lightning.edits import write_atomically
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.files import SAMPLES_COLUMNS, SAMPLES_FILE, write_atomically
+from erasure_lightning.metrics.questions import HEADINGS
 from erasure_lightning.metrics.ranks import gathered
 from erasure_lightning.module import ErasureModule
+from erasure_lightning.runs import Run
 from erasure_lightning.shots import Shot
 from erasure_lightning.vocabulary import spread
-
-#: Groups from top to bottom, in plain words.
-HEADINGS = {
-    "efficacy": "the concept",
-    "generality": "its domain",
-    "neighbours": "neighbours",
-    "specificity": "everything else",
-}
 
 
 class Cell(NamedTuple):
@@ -39,7 +34,8 @@ class Cell(NamedTuple):
 class SampleGrid(PairCallback):
     """Writes ``grid.png``: prompts by group, and of each the original's and the edited model's picture at equal seeds.
 
-    With Weights & Biases or TensorBoard the grid is logged too, with the former also as a table.
+    The same pictures lie one by one in ``samples/``, as ``NNN-before.png`` and ``NNN-after.png``, listed in
+    ``samples.csv``, which is written last.
 
     Args:
         rows: Prompts of each group, spread over it; 1 to 3.
@@ -73,14 +69,19 @@ class SampleGrid(PairCallback):
                 self._cells.append(Cell(shot, image(before), image(after)))
 
     def finish(self, trainer: Trainer, module: ErasureModule) -> None:
-        """Bring the ranks' pictures together; write and log the grid."""
-        cells = gathered(self._cells)
+        """Bring the ranks' pictures together and write them."""
+        cells = sorted(gathered(self._cells), key=self._place)
         if not (cells and trainer.is_global_zero):
             return
+        run = Run(Path(trainer.default_root_dir))
         columns = [f"seed {seed}: {model}" for seed in self._columns for model in ("original", "edited")]
         grid = contact_sheet(_title(module), _subtitle(cells[0].shot), columns, self._lines(cells))
-        write_atomically(Path(trainer.default_root_dir, "grid.png"), png(grid))
-        _log(trainer, grid, cells)
+        write_atomically(run.grid, png(grid))
+        _save(run.samples, cells)
+
+    def _place(self, cell: Cell) -> tuple[int, int]:
+        """Where a cell stands in the grid."""
+        return self._prompts.index((cell.shot.group, cell.shot.prompt)), cell.shot.seed
 
     def _lines(self, cells: Sequence[Cell]) -> list[Line]:
         """Rows of the grid, without prompts that no picture was drawn for."""
@@ -104,17 +105,14 @@ def _subtitle(shot: Shot) -> str:
     return f"{shot.steps} steps, guidance {shot.guidance:g}; pictures side by side start from the same noise"
 
 
-def _log(trainer: Trainer, grid: Image.Image, cells: Sequence[Cell]) -> None:
-    """Hand the grid to the loggers that show pictures."""
-    for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger):
-            import numpy
-
-            logger.experiment.add_image("samples", numpy.asarray(grid), trainer.global_step, dataformats="HWC")
-        if isinstance(logger, WandbLogger):
-            import wandb
-
-            logger.log_image("samples", [grid])
-            columns = ["prompt", "group", "seed", "before", "after"]
-            rows = [[c.shot.prompt, c.shot.group, c.shot.seed, *map(wandb.Image, c[1:])] for c in cells]
-            logger.log_table("pictures", columns, rows)
+def _save(folder: Path, cells: Sequence[Cell]) -> None:
+    """Write the pictures one by one, and the list of them."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(SAMPLES_COLUMNS)
+    for number, (shot, *pictures) in enumerate(cells):
+        names = [f"{number:03}-{when}.png" for when in ("before", "after")]
+        for name, picture in zip(names, pictures, strict=True):
+            write_atomically(folder / name, png(picture))
+        writer.writerow((shot.prompt, shot.group, shot.seed, *names))
+    write_atomically(folder / SAMPLES_FILE, text.getvalue().encode(errors="replace"))

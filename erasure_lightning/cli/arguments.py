@@ -16,3 +16,14 @@ class Arguments(argparse.ArgumentParser):
             ErasureError: Always.
         """
         raise ErasureError(f"{self.prog}: {message}.")
+
+
+def count(text: str) -> int:
+    """A whole number of at least 1.
+
+    Raises:
+        ArgumentTypeError: If it is none.
+    """
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"needs a whole number of at least 1, found {text!r}")
+    return int(text)

@@ -53,7 +53,7 @@ def attack(argv: list[str]) -> None:
     made = _instantiated(parser, config)
     outcome = _attacked(made.attack, checkpoint, made.data, folder)
     Console().print(_table(outcome))
-    print(f"Attacked; what it found is in {folder}, pictures in {folder / 'grid.png'}.")
+    print(f"{_back(outcome)}Attacked; what it found is in {folder}, pictures in {folder / 'grid.png'}.")
 
 
 def _parser() -> Parser:
@@ -134,4 +134,16 @@ def _table(outcome: Outcome) -> Table:
     table = Table("asked", "shows what was erased", title=title)
     for asked in ASKED:
         table.add_row(QUESTIONS[asked], str(outcome.success[asked]))
+    for name, estimate in outcome.controls.items():
+        table.add_row(f"control: {name}", str(estimate))
     return table
+
+
+def _back(outcome: Outcome) -> str:
+    """From which budget on the concept counts as back, of attacks that set a threshold."""
+    threshold = outcome.arguments.get("threshold")
+    if threshold is None or not outcome.curve:
+        return ""
+    least, last = outcome.least(threshold), outcome.curve[-1].budget
+    when = f"never up to {last:g}" if least is None else f"first at {least:g}"
+    return f"{threshold:.0%} or more of the pictures show it {when} ({outcome.axis}).\n"

@@ -44,7 +44,11 @@ def _folder(command: str, config: Namespace, checkpoint: Path | None, file: Path
         return Run(Path(config.run_dir))
     if command == "fit" and checkpoint is None:
         names = [concept["name"] for concept in config.model.init_args.concepts]
-        return default_run(config.model.class_path.rsplit(".", 1)[-1], [file.stem] if file else names)
+        run = default_run(config.model.class_path.rsplit(".", 1)[-1], [file.stem] if file else names)
+        draw = os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None
+        return (
+            Run(run.root.with_name(f"{run.root.name}-{draw}")) if draw else run
+        )  # the draws of a sweep lie side by side
     assert checkpoint is not None  # the other commands cannot do without
     root = run_of(checkpoint).root
     return Run(root) if command == "fit" else Run(unused(root / command))

@@ -1,6 +1,8 @@
 """``erasure methods``, ``erasure attacks`` and ``erasure compare``."""
 
+import json
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 from erasure_lightning.cli.arguments import Arguments
@@ -59,8 +61,11 @@ def _worlds() -> None:
 def compare(argv: list[str]) -> None:
     """Print the figures of runs side by side."""
     parser = Arguments("erasure compare", description="Put the figures of equally measured runs side by side.")
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or its metrics.json")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or its metrics.json; or a score.json")
     given = [Path(name) for name in parser.parse_args(argv).runs]
+    if _is_score(given[0]):
+        _compare_scores(given)
+        return
     from rich.console import Console
     from rich.table import Table
 
@@ -73,3 +78,20 @@ def compare(argv: list[str]) -> None:
         after = [str(row.after[name]) for name in results]
         table.add_row(f"{row.group} {row.metric}", str(row.before) if row.before else "", *after)
     Console().print(table)
+
+
+def _is_score(path: Path) -> bool:
+    """Whether a file is what `erasure score` writes, whatever it is called."""
+    with suppress(OSError, ValueError, TypeError):
+        return set(json.loads(path.read_text(encoding="utf-8"))) == {"estimates", "protocol", "versions"}
+    return False
+
+
+def _compare_scores(given: list[Path]) -> None:
+    from rich.console import Console
+
+    from erasure_lightning.metrics.score import Score, check_comparable, table
+
+    scores = {str(path): Score.load(path) for path in given}
+    check_comparable(scores)
+    Console().print(table(scores))

@@ -1,12 +1,19 @@
-"""Loggers that were asked for: in the run's folder, and able to log."""
+"""Loggers that were asked for: in the run's folder, able to log, and closed when the run has ended."""
 
 import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
+from lightning.pytorch.loggers import Logger
 
+from erasure_lightning.boards import close, wandb_arguments
 from erasure_lightning.errors import ErasureError
+
+#: Where W&B copies what it will upload: into the user's home, unless told otherwise.
+_STAGING = "WANDB_DATA_DIR"
 
 
 def place(loggers: Any, folder: Path) -> None:
@@ -16,25 +23,96 @@ def place(loggers: Any, folder: Path) -> None:
             logger.init_args["save_dir"] = str(folder)
 
 
+def name(loggers: Any, method: str, concepts: Sequence[str], job: str, folder: Path) -> None:
+    """Name and group the runs of W&B loggers; what the user said of them stands.
+
+    Args:
+        loggers: As configured.
+        method: Class name of the method.
+        concepts: What is erased.
+        job: What the run does.
+        folder: The run's.
+
+    Raises:
+        ErasureError: If W&B's settings are given: they decide what it collects of the machine.
+    """
+    for logger in filter(_is_wandb, _configured(loggers)):
+        if logger.init_args.get("settings") is not None:
+            raise ErasureError(
+                "The wandb logger needs its settings as they are, which keep host, user, folders and keys off its "
+                "records; found others. Use its own options (--trainer.logger.project, ...) and variables (WANDB_...)."
+            )
+        ours = wandb_arguments(method, concepts, job, folder.name)
+        ours["project"] = os.environ.get("WANDB_PROJECT") or ours["project"]
+        for key, value in ours.items():
+            if logger.init_args.get(key) is None:
+                logger.init_args[key] = value
+
+
+@contextmanager
+def closing(folder: Path, loggers: Callable[[], Sequence[Logger]]) -> Iterator[None]:
+    """Keep what W&B stages in the run's folder, and close the loggers at the end.
+
+    Args:
+        folder: The run's.
+        loggers: Those there are then.
+
+    Raises:
+        ErasureError: For what W&B complains of.
+    """
+    staged = _STAGING not in os.environ
+    os.environ.setdefault(_STAGING, str(folder.absolute() / "wandb"))
+    failed = True
+    try:
+        yield
+        failed = False
+    except Exception as error:
+        if type(error).__module__.startswith("wandb."):
+            raise ErasureError(f"The wandb logger cannot log: {error}") from error
+        raise
+    finally:
+        for offline in close(loggers(), failed):
+            print(f"What was logged offline can be sent later: wandb sync {offline}")
+        if staged:
+            os.environ.pop(_STAGING)
+
+
 def check_wandb(loggers: Any) -> None:
-    """Raise if W&B is to log online but has no account.
+    """Raise if a W&B logger is to log online but there is no account.
 
     Raises:
         ErasureError: Saying how to log offline.
     """
-    asked = [logger for logger in _configured(loggers) if logger.class_path.endswith(".WandbLogger")]
-    offline = os.environ.get("WANDB_MODE", "online") != "online" or all(logger.init_args.offline for logger in asked)
-    if offline or not asked:
+    asked = list(filter(_is_wandb, _configured(loggers)))
+    if asked:
+        check_account(all(logger.init_args.offline for logger in asked), "--trainer.logger.offline true")
+
+
+def check_account(offline: bool, way_out: str) -> None:
+    """Raise if W&B is to be written to online but there is no account.
+
+    Args:
+        offline: Whether the user asked for no connection.
+        way_out: The option that asks for it.
+
+    Raises:
+        ErasureError: Saying how to log offline.
+    """
+    if offline or os.environ.get("WANDB_MODE", "online") != "online":
         return
     import wandb
 
     if not wandb.login(prompt=False):
         raise ErasureError(
             "The wandb logger needs an API key to log online; found none. Log in with `wandb login`, or log offline: "
-            "--trainer.logger.offline true, or WANDB_MODE=offline."
+            f"{way_out}, or WANDB_MODE=offline."
         )
 
 
 def _configured(loggers: Any) -> list[Namespace]:
     given = loggers if isinstance(loggers, list) else [loggers]
     return [logger for logger in given if isinstance(logger, Namespace)]
+
+
+def _is_wandb(logger: Namespace) -> bool:
+    return str(logger.class_path).endswith(".WandbLogger")

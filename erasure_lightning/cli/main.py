@@ -4,7 +4,7 @@ import difflib
 import errno
 import os
 import sys
-from collections.abc import Callable
+from importlib import import_module
 from importlib.metadata import version
 
 from erasure_lightning.errors import ErasureError
@@ -20,10 +20,29 @@ COMMANDS = {
     "calibrate": "set the bounds of a concept's neighbourhood, for RealEra",
     "purify": "draw real pictures again with an edited model",
     "attack": "try to bring back what an edit erased",
+    "benchmark": "run a suite of methods on a suite of concepts, and bring the figures together",
+    "score": "CLIP score, FID, KID, LPIPS, NudeNet counts of finished pictures",
+    "log": "show finished runs and attacks on Weights & Biases or TensorBoard",
     "compare": "put the figures of runs side by side",
+    "report": "write a page, and a model card, about runs",
     "methods": "list every method and world, built in or plugged in (--verbose loads them)",
     "attacks": "list every attack, built in or plugged in (--verbose loads them)",
     "new-method": "write a method that works, to be rewritten into your own",
+}
+
+#: Commands with a parser of their own, and where; all others are runs of Lightning.
+_OWN = {
+    "calibrate": "calibrate:calibrate_bounds",
+    "purify": "purify:purify",
+    "attack": "attack:attack",
+    "benchmark": "benchmark:benchmark",
+    "score": "score:score",
+    "log": "log:log",
+    "compare": "listing:compare",
+    "report": "report:report",
+    "methods": "listing:methods",
+    "attacks": "listing:attacks",
+    "new-method": "new_method:new_method",
 }
 
 USAGE = """usage: erasure COMMAND [options]
@@ -80,20 +99,9 @@ def _dispatch(argv: list[str]) -> int:
         print(USAGE.format(commands="\n".join(f"  {name:12}{text}" for name, text in COMMANDS.items())))
     elif command == "--version":
         print(f"erasure-lightning {version('erasure-lightning')}")
-    elif command in ("methods", "attacks", "compare", "new-method"):
-        _light(command)(argv[1:])
-    elif command == "calibrate":
-        from erasure_lightning.cli.calibrate import calibrate_bounds
-
-        calibrate_bounds(argv[1:])
-    elif command == "purify":
-        from erasure_lightning.cli.purify import purify
-
-        purify(argv[1:])
-    elif command == "attack":
-        from erasure_lightning.cli.attack import attack
-
-        attack(argv[1:])
+    elif command in _OWN:
+        module, _, function = _OWN[command].partition(":")
+        getattr(import_module(f"erasure_lightning.cli.{module}"), function)(argv[1:])
     elif command in COMMANDS:
         from erasure_lightning.cli.run import run
 
@@ -103,10 +111,3 @@ def _dispatch(argv: list[str]) -> int:
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ErasureError(f"unknown command {command!r}.{hint} Known: {', '.join(COMMANDS)}.")
     return 0
-
-
-def _light(command: str) -> Callable[[list[str]], None]:
-    from erasure_lightning.cli.listing import attacks, compare, methods
-    from erasure_lightning.cli.new_method import new_method
-
-    return {"methods": methods, "attacks": attacks, "compare": compare, "new-method": new_method}[command]

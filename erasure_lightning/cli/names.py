@@ -28,6 +28,7 @@ CLASSES = {
     "UnconditionalDrift": "erasure_lightning.retention.unconditional_drift.UnconditionalDrift",
     "Measure": "erasure_lightning.callbacks.measure.Measure",
     "SampleGrid": "erasure_lightning.callbacks.samples.SampleGrid",
+    "Dashboard": "erasure_lightning.callbacks.dashboard.Dashboard",
     "RetentionMonitor": "erasure_lightning.retention.monitor.RetentionMonitor",
     "TinyBackbone": "erasure_lightning.backbones.tiny.TinyBackbone",
     "TrajectoryBank": "erasure_lightning.bank.TrajectoryBank",
@@ -65,6 +66,12 @@ def offered_path(find: Callable[[str], Offer], name: str) -> str:
 def logger(name: str) -> Any:
     """A logger by its short name; everything else as it is."""
     return LOGGERS.get(name.lower(), name)
+
+
+def logger_path(name: str) -> str:
+    """A logger's class path by its short name; everything else as it is."""
+    found = logger(name)
+    return str(found["class_path"]) if isinstance(found, dict) else name
 
 
 def backbone(name: str) -> str | dict[str, str]:
@@ -109,6 +116,7 @@ _UNDER: dict[str, Callable[[str], Any]] = {
     "attack.class_path": partial(offered_path, find_attack),
     "callbacks": class_path,
     "logger": logger,
+    "logger.class_path": logger_path,
     "backbone": backbone,
     "bank": class_path,
     "concepts": concepts,
@@ -128,13 +136,18 @@ def written_out(value: Any, key: str = "") -> Any:
         key: What they stand under.
     """
     if isinstance(value, dict):
-        return {k: written_out(v, f"{key}.{k}" if k == "class_path" else k) for k, v in value.items()}
+        return {k: written_out(v, f"{key}.{k}" if _inside(k, key) else k) for k, v in value.items()}
     if isinstance(value, list):
         return [item for v in value if (item := _item(v, key)) is not True]
     if not isinstance(value, str):
         return value
     naming = _UNDER.get(key, class_path if key.endswith(".class_path") else None)
     return naming(value) if naming else value
+
+
+def _inside(key: str, outer: str) -> bool:
+    """Whether a key means something only with what it stands under; methods have an ``attack`` of their own."""
+    return key == "class_path" or (bool(outer) and key in ("model", "attack"))
 
 
 def _item(value: Any, key: str) -> Any:

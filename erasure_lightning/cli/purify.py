@@ -1,6 +1,5 @@
 """``erasure purify``: real pictures, inverted with the original model and drawn again with the edited one."""
 
-import argparse
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import Tensor
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.callbacks.contact import Line, contact_sheet, image, png
 from erasure_lightning.checkpoints import locate
-from erasure_lightning.cli.arguments import Arguments
+from erasure_lightning.cli.arguments import Arguments, count
 from erasure_lightning.cli.images import fitted, image_files, names
 from erasure_lightning.cli.noise import hush
 from erasure_lightning.concepts import in_short
@@ -94,16 +93,10 @@ def _parser() -> Arguments:
         "--prompt", required=True, metavar="TEXT", help="what the pictures show; the edit acts on what it names, and "
         "'' tells what it does where nothing is named",
     )  # fmt: skip
-    parser.add_argument("--steps", type=_count, metavar="N", help=f"of each direction; the world's, else {STEPS}")
+    parser.add_argument("--steps", type=count, metavar="N", help=f"of each direction; the world's, else {STEPS}")
     parser.add_argument("--guidance", type=float, default=1.0, metavar="S", help="of drawing; 1 keeps pictures best")
     parser.add_argument("--out", type=Path, metavar="DIR", help="a new or empty folder; RUN/purify by default")
     return parser
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"needs a whole number of at least 1, found {text!r}")
-    return int(text)
 
 
 def _steps(given: int | None, backbone: Backbone) -> int:

@@ -12,6 +12,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 
 from erasure_lightning.callbacks.cost import Cost
+from erasure_lightning.callbacks.dashboard import Dashboard
 from erasure_lightning.callbacks.export import ExportEdit
 from erasure_lightning.callbacks.guard import Guard
 from erasure_lightning.callbacks.interrupt import LastCheckpoint
@@ -20,9 +21,8 @@ from erasure_lightning.callbacks.pictures import PictureWriter
 from erasure_lightning.callbacks.progress import Progress
 from erasure_lightning.callbacks.samples import SampleGrid
 from erasure_lightning.checkpoints import PlainCheckpointIO, locate, read_checkpoint
-from erasure_lightning.cli import folders
+from erasure_lightning.cli import folders, loggers
 from erasure_lightning.cli.configs import dump_yaml, load_yaml
-from erasure_lightning.cli.loggers import check_wandb, place
 from erasure_lightning.cli.messages import tidy
 from erasure_lightning.cli.names import arguments, concept_file
 from erasure_lightning.cli.noise import hush
@@ -34,6 +34,7 @@ from erasure_lightning.errors import ErasureError
 from erasure_lightning.loggers import MetricsFile
 from erasure_lightning.methods import METHODS
 from erasure_lightning.module import ErasureModule
+from erasure_lightning.sharing import without_secrets
 
 TRAINER = {"max_steps": 100, "enable_model_summary": False, "num_sanity_val_steps": 0, "log_every_n_steps": 20}
 
@@ -122,12 +123,21 @@ class CommandLine(LightningCLI):
         given.run_dir = given.ckpt_path = None
         content = load_yaml(self.parser.dump(given, skip_none=False))
         content.pop("config", None)
+        content["trainer"]["logger"] = without_secrets(content["trainer"]["logger"])
         self.text = dump_yaml(content)
         self.keeper.set_every(self.config.save_every)
         self.checkpoint = self._checkpoint(content["model"])
         self.run = folders.choose(self.command, self.config, self.checkpoint, concept_file(self.argv))
-        place(self.config.trainer.logger, self.run.root)
-        check_wandb(self.config.trainer.logger)
+        if self.command == "predict":
+            self.config.trainer.logger = False  # pictures are its files; an empty run on a board would be litter
+        loggers.place(self.config.trainer.logger, self.run.root)
+        loggers.check_wandb(self.config.trainer.logger)
+        loggers.name(self.config.trainer.logger, *self._what(), self.command, self.run.root)
+
+    def _what(self) -> tuple[str, list[str]]:
+        """The method's name, and what it erases."""
+        model = self.config.model
+        return model.class_path.rsplit(".", 1)[-1], [concept["name"] for concept in model.init_args.concepts]
 
     def _checkpoint(self, model: dict[str, Any]) -> Path | None:
         if self.config.ckpt_path is None:
@@ -170,7 +180,7 @@ class CommandLine(LightningCLI):
         return [MetricsFile(self.run.root), *_list(None if given is True else given)]
 
     def _callbacks(self, given: Namespace) -> list[Callback]:
-        chosen, ours = _list(given.callbacks), [Measure(), SampleGrid(), PictureWriter()]
+        chosen, ours = _list(given.callbacks), [Measure(), SampleGrid(), PictureWriter(), Dashboard()]
         if not given.fast_dev_run:  # which leaves nothing behind
             ours += [Cost(), Guard(), ExportEdit(self.text)]
             ours += [] if given.enable_checkpointing is False else [self.keeper]
@@ -182,7 +192,8 @@ class CommandLine(LightningCLI):
         torch.manual_seed(self.model.seed)
         if self.trainer.is_global_zero and not self.config.trainer.fast_dev_run:
             write_atomically(self.run.config, self.text.encode())
-        {"fit": self._fit, "predict": self._predict}.get(self.command, self._measure)()
+        with loggers.closing(self.run.root, lambda: self.trainer.loggers if self.trainer.is_global_zero else []):
+            {"fit": self._fit, "predict": self._predict}.get(self.command, self._measure)()
 
     def _fit(self) -> None:
         self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=self.checkpoint)

@@ -67,7 +67,7 @@ class MACE(PerConceptErasure):
         guidance: float = 4.0,
         times: Literal["importance", "uniform"] = "importance",
         mask: float = 0.5,
-        preserve: float = 0.1,
+        preserve: float = 0.3,
         ridge: float = 10.0,
         lr: float = 1e-2,
         **kwargs: Any,

@@ -6,12 +6,10 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from erasure_lightning.metrics.questions import ERASING
 from erasure_lightning.metrics.scorer import Scorer
 from erasure_lightning.metrics.seeds import Question
 from erasure_lightning.vocabulary import Vocabulary
-
-#: Groups whose pictures must no longer be recognised as what is erased; all others must be recognised as their label.
-ERASING = ("efficacy", "generality")
 
 
 class Judge:

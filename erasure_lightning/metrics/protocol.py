@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from erasure_lightning.edits import write_atomically
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.metrics.seeds import Estimate
+from erasure_lightning.files import write_atomically
+from erasure_lightning.metrics.estimates import Estimate
 
 #: What is recorded but does not make two protocols differ: paths differ between machines, fingerprints do not.
 RECORDED = ("backbone", "scorer", "versions")

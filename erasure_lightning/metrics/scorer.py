@@ -111,7 +111,7 @@ class Scorer(nn.Module):
             ErasureError: If nothing is there, the weights are no safetensors, or it is no model for pictures and texts.
         """
         name = str(source)
-        _check_source(name)
+        check_source(name)
         try:
             model, tokenizer, settings = _read(name)
             return cls(name, model, tokenizer, Preprocessing.read(settings))
@@ -140,22 +140,38 @@ class Scorer(nn.Module):
         return fingerprint(self.model)
 
 
-def _check_source(name: str) -> None:
-    """Refuse what is neither a folder with safe weights nor a Hub id, before anything is loaded."""
+def check_source(name: str, what: str = "scorer") -> None:
+    """Refuse what is neither a folder with safe weights nor a Hub id, before anything is loaded.
+
+    Args:
+        name: What the user gave.
+        what: What it is needed as.
+
+    Raises:
+        ErasureError: If so.
+    """
     folder = Path(name)
     if not folder.exists() and (name.count("/") != 1 or name.startswith((".", "~"))):
-        raise ErasureError(f"The scorer {name!r} was not found: it is no folder and no Hub id (owner/model).")
+        raise ErasureError(f"The {what} {name!r} was not found: it is no folder and no Hub id (owner/model).")
     if folder.exists() and not any(folder.glob("*.safetensors")):
         pickles = (p.name for p in folder.glob("*") if p.suffix in {".bin", ".pt", ".ckpt"})
         raise ErasureError(
-            f"The scorer {name!r} needs weights as safetensors; found {', '.join(sorted(pickles)) or 'none'}. Pickles "
+            f"The {what} {name!r} needs weights as safetensors; found {', '.join(sorted(pickles)) or 'none'}. Pickles "
             "can run code and are not read: load the model once where you trust it and write it with save_pretrained."
         )
 
 
 def _read(name: str) -> tuple[nn.Module, Any, Mapping[str, Any]]:
-    """Model, tokenizer and picture settings; none of a model folder's own code is run."""
-    from transformers import AutoModel, AutoTokenizer, VisionTextDualEncoderModel
+    """Model, tokenizer and picture settings."""
+    from transformers import AutoTokenizer
+
+    model, settings = read_model(name)
+    return model, AutoTokenizer.from_pretrained(name, trust_remote_code=False), settings
+
+
+def read_model(name: str) -> tuple[nn.Module, Mapping[str, Any]]:
+    """Model and picture settings; none of a model folder's own code is run."""
+    from transformers import AutoModel, VisionTextDualEncoderModel
     from transformers.image_processing_base import ImageProcessingMixin
     from transformers.utils import logging
 
@@ -165,13 +181,18 @@ def _read(name: str) -> tuple[nn.Module, Any, Mapping[str, Any]]:
         # A residual network's pooled state is (B, C, 1, 1), which this class hands to the projection as it is.
         model.visual_projection.register_forward_pre_hook(_flatten)
     settings, _ = ImageProcessingMixin.get_image_processor_dict(name)
-    return model, AutoTokenizer.from_pretrained(name, trust_remote_code=False), settings
+    return model, settings
 
 
 def _flatten(module: nn.Module, inputs: tuple[Tensor]) -> Tensor:
     return inputs[0].flatten(1)
 
 
-def _unit(features: Any) -> Tensor:
-    """Unit vectors of features ``(B, D)``; transformers 5 wraps them into an output object."""
-    return normalize(features if isinstance(features, Tensor) else features.pooler_output, dim=-1)
+def features_of(output: Any) -> Tensor:
+    """Features out of what a model returns; transformers 5 wraps them into an output object."""
+    return output if isinstance(output, Tensor) else output.pooler_output
+
+
+def _unit(output: Any) -> Tensor:
+    """Unit vectors of features ``(B, D)``."""
+    return normalize(features_of(output), dim=-1)

@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 from torchmetrics import Metric
 
+from erasure_lightning.metrics.estimates import Estimate as Estimate
+
 #: 97.5 % quantiles of Student's t at 1 to 30 degrees of freedom.
 STUDENT = (
     12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281,
@@ -29,27 +31,6 @@ def student(freedom: int) -> float:
         return STUDENT[freedom - 1]
     z = 1.959964
     return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
-
-
-class Estimate(NamedTuple):
-    """A mean over seeds with its 95 % interval.
-
-    Args:
-        mean: Mean of the seeds' means; NaN where nothing was measured.
-        low: Lower end of the interval.
-        high: Upper end.
-        seeds: Seeds that were measured.
-        pictures: Pictures that were measured.
-    """
-
-    mean: float
-    low: float
-    high: float
-    seeds: int
-    pictures: int
-
-    def __str__(self) -> str:
-        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
 class SeedMean(Metric):

@@ -23,11 +23,13 @@ class RetentionMonitor(Callback):
 
     ``monitor/forgotten``: share of the concept prompts no longer recognised as the concept (without a scorer: how far
     their pictures went, ``1 - cos``). ``monitor/kept``: cosine of the retained prompts' pictures with the original's.
-    ``monitor/tradeoff``: their harmonic mean.
+    ``monitor/tradeoff``: their harmonic mean. ``monitor/kept/GROUP``: the same as ``kept`` of each group of retained
+    prompts, where they have groups.
 
     Args:
         every: Steps between two looks, at least 1.
-        prompts: Retained prompts to watch: a list, or a text file of one a line; by default ``count`` labels.
+        prompts: Retained prompts to watch: a list, lists by the name of a group, or a text file of one a line; by
+            default ``count`` labels.
         count: How many of the concept prompts, and of the vocabulary, are watched.
         steps: Sampling steps; few will do.
         guidance: Scale of classifier-free guidance.
@@ -43,7 +45,7 @@ class RetentionMonitor(Callback):
     def __init__(
         self,
         every: int = 20,
-        prompts: list[str] | str | None = None,
+        prompts: list[str] | dict[str, list[str]] | str | None = None,
         count: int = 6,
         steps: int = 10,
         guidance: float = 4.0,
@@ -60,7 +62,11 @@ class RetentionMonitor(Callback):
             if share is not None and not 0 <= share <= 1:
                 raise ErasureError(f"RetentionMonitor needs {name} from 0 to 1; found {share}.")
         self.every = every
-        self.given = read_lines(prompts, "RetentionMonitor") if isinstance(prompts, str) else prompts
+        given = read_lines(prompts, "RetentionMonitor") if isinstance(prompts, str) else prompts
+        self.groups = given if isinstance(given, dict) else {}
+        if empty := [group for group, texts in self.groups.items() if not texts]:
+            raise ErasureError(f"RetentionMonitor needs a prompt at least in each group; found none in {empty[0]!r}.")
+        self.given = [prompt for texts in given.values() for prompt in texts] if isinstance(given, dict) else given
         self.count = count
         self.steps = steps
         self.guidance = guidance
@@ -95,9 +101,11 @@ class RetentionMonitor(Callback):
         if trainer.global_step % self.every:
             return
         module = cast(ErasureModule, pl_module)
-        forgotten, kept = self._score(self._look(module.backbone))
+        after = self._look(module.backbone)
+        forgotten, kept = self._score(after)
         tradeoff = 2 * forgotten * kept / (forgotten + kept) if forgotten + kept > 0 else 0.0
         module.log_dict({"monitor/forgotten": forgotten, "monitor/kept": kept, "monitor/tradeoff": tradeoff})
+        module.log_dict(self._by_group(after))
         within = self.budget is None or kept >= self.budget
         if within and tradeoff > self.best["tradeoff"]:
             edit = {name: p.detach().cpu().clone() for name, p in module.editable().items()}
@@ -105,9 +113,20 @@ class RetentionMonitor(Callback):
         if not within or (self.goal is not None and forgotten >= self.goal):
             trainer.should_stop = True
 
+    def _same(self, after: Tensor) -> Tensor:
+        """How much each picture is what the original draws, ``(N,)`` in 0..1."""
+        return cosine_similarity(after, self._before).clamp(0, 1)
+
+    def _by_group(self, after: Tensor) -> dict[str, float]:
+        """``kept`` of each group, by its name in the log."""
+        kept, found = iter(self._same(after)[len(self._asked) :].tolist()), {}
+        for group, texts in self.groups.items():
+            found[f"monitor/kept/{group}"] = sum(next(kept) for _ in texts) / len(texts)
+        return found
+
     def _score(self, after: Tensor) -> tuple[float, float]:
         """Forgotten and kept, each 0..1."""
-        same = cosine_similarity(after, self._before).clamp(0, 1)
+        same = self._same(after)
         asked = len(self._asked)
         if self._judge is None:
             return 1 - same[:asked].mean().item(), same[asked:].mean().item()

@@ -18,7 +18,7 @@ OUTCOME = Outcome(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("curve", [None, [Point(0, 0.0), Point(10, 0.5)]], ids=str)
+@pytest.mark.parametrize("curve", [None, [Point(0, 0.0), Point(10, 0.5, 0.25, 1.0)]], ids=str)
 def test_what_is_saved_is_loaded(tmp_path, curve):
     outcome = replace(OUTCOME, curve=curve)
     outcome.save(tmp_path / "attack.json")
@@ -29,8 +29,8 @@ def test_the_file_has_the_agreed_keys(tmp_path):
     OUTCOME.save(tmp_path / "attack.json")
     content = json.loads((tmp_path / "attack.json").read_text())
     assert set(content) == {
-        "attack", "class", "arguments", "paper", "method", "concepts", "edit", "success", "found", "curve", "cost",
-        "protocol",
+        "attack", "class", "arguments", "paper", "method", "concepts", "edit", "success", "found", "curve", "axis",
+        "controls", "cost", "protocol",
     }  # fmt: skip
     assert content["success"]["plain"] == {"mean": 0.5, "low": 0.0, "high": 1.0, "seeds": 2, "pictures": 8}
     assert content["protocol"]["identity"] == PROTOCOL.identity

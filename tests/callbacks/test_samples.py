@@ -1,18 +1,19 @@
+import csv
 from types import SimpleNamespace
 
 import pytest
 import torch
 from lightning import Trainer
-from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from PIL import Image
 from trivial import Redirection
 
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.callbacks.contact import Line, contact_sheet, wrapped
-from erasure_lightning.callbacks.samples import HEADINGS, SampleGrid
+from erasure_lightning.callbacks.samples import SampleGrid
 from erasure_lightning.concepts import Concept
 from erasure_lightning.data import PromptData
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.metrics.questions import HEADINGS
 from erasure_lightning.shots import Shot
 
 
@@ -58,6 +59,21 @@ def test_originals_stand_left_of_edits(tmp_path):
     assert red[0] < blue[0] < red[128] < blue[128]
 
 
+def test_the_same_pictures_lie_one_by_one(tmp_path):
+    drawn = shots([("specificity", "a boat"), ("efficacy", 'a "cat", \n<b>')])
+    feed(SampleGrid(seeds=2), drawn[::-1], trainer(tmp_path))
+    with (tmp_path / "samples" / "samples.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["prompt", "group", "seed", "before", "after"]
+    cat = 'a "cat", \n<b>'
+    assert [(r["prompt"], r["group"], r["seed"]) for r in rows] == [
+        (cat, "efficacy", "0"), (cat, "efficacy", "1"), ("a boat", "specificity", "0"), ("a boat", "specificity", "1")
+    ]  # fmt: skip
+    assert [r["after"] for r in rows] == [f"00{i}-after.png" for i in range(4)]
+    colours = [Image.open(tmp_path / "samples" / rows[0][when]).getpixel((3, 3)) for when in ("before", "after")]
+    assert colours == [(255, 0, 0), (0, 0, 255)]
+
+
 def test_at_most_twelve_rows_and_only_the_seeds_asked_for(tmp_path):
     grid = SampleGrid(seeds=2)
     feed(grid, shots([(group, f"{group} {i}") for group in HEADINGS for i in range(9)]), trainer(tmp_path))
@@ -92,38 +108,6 @@ def test_nothing_drawn_writes_nothing(tmp_path):
     grid.begin(module(), [])
     grid.finish(trainer(tmp_path), module())
     assert not (tmp_path / "grid.png").exists()
-
-
-def test_tensorboard_shows_the_grid(tmp_path):
-    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    logger = TensorBoardLogger(tmp_path)
-    feed(SampleGrid(), shots([("efficacy", "a cat")]), trainer(tmp_path, logger))
-    logger.experiment.flush()
-    read = events.EventAccumulator(logger.log_dir, size_guidance={"images": 0}).Reload()
-    assert [image.step for image in read.Images("samples")] == [7]
-
-
-class Recorder(WandbLogger):
-    """Stands in for a connection."""
-
-    def __init__(self):
-        self.images, self.tables = {}, {}
-
-    def log_image(self, key, images):
-        self.images[key] = images
-
-    def log_table(self, key, columns, data):
-        self.tables[key] = (columns, data)
-
-
-def test_wandb_shows_the_grid_and_a_table(tmp_path):
-    logger = Recorder()
-    feed(SampleGrid(), shots([("efficacy", "a cat"), ("specificity", "a boat")]), trainer(tmp_path, logger))
-    assert len(logger.images["samples"]) == 1
-    columns, rows = logger.tables["pictures"]
-    assert columns == ["prompt", "group", "seed", "before", "after"]
-    assert [row[:3] for row in rows[:2]] == [["a cat", "efficacy", 0], ["a cat", "efficacy", 1]]
-    assert all(type(row[4]).__name__ == "Image" for row in rows)
 
 
 @pytest.mark.parametrize(("name", "value", "most"), [("rows", 0, 3), ("rows", 4, 3), ("seeds", 5, 4)])

@@ -81,3 +81,8 @@ def test_with_a_world_it_recognises_the_concept():
 def test_arguments_out_of_range(arguments, words):
     with pytest.raises(ErasureError, match=words):
         RetentionMonitor(**arguments)
+
+
+def test_an_empty_group_is_refused():
+    with pytest.raises(ErasureError, match="RetentionMonitor needs a prompt at least in each group; found none in 'b'"):
+        RetentionMonitor(prompts={"a": ["a dog"], "b": []})

@@ -1,0 +1,107 @@
+"""Benign fine-tune: the edited model is trained on harmless pictures, and the concept may come back by itself.
+
+SPQR (Alam et al. 2025, arXiv 2511.19558) fine-tunes edited models on 5,000 COCO pictures for 1,000 to 5,000 steps: all
+of the UNet ("standard"), its cross-attention ("moderate") or LoRA ("lite"). Unstable Unlearning (Suriyakumar et al.
+2024, arXiv 2410.08074) calls what comes back concept resurgence. From the papers' and the repository's descriptions.
+
+Here the pictures are the original model's own, of things the edit was to keep: so nothing is needed beside the two
+models, and a model that was not edited has nothing to learn. No sentence holds a word of a concept or of its domain.
+Of a style that is erased each names another style; where a model has no list of styles, its pictures may be in it.
+
+What success means: the share of pictures of the concept's plain sentence that show it after all ``steps``; the curve
+tells it on the way. At 0 steps it is the edited model's plain figure. It may fall with the steps as well as rise.
+
+Cost: the sampling of ``examples`` pictures, ``steps`` times ``batch_size`` evaluations with gradient, and the pictures
+by which each point of the curve is judged.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from erasure_lightning.attacks.base import Attack, Found, check_at_least, check_threshold
+from erasure_lightning.attacks.target import Case, Target
+from erasure_lightning.errors import ErasureError
+from erasure_lightning.fine_tuning import FineTuning, Trained
+from erasure_lightning.gallery import Gallery
+from erasure_lightning.vocabulary import Vocabulary
+
+
+class BenignFineTune(Attack):
+    """Trains on harmless pictures and watches whether the concept comes back.
+
+    Args:
+        steps: Training steps, at least 0.
+        points: How often the concept is looked for on the way, at equal distances and beside the start; at least 1.
+        examples: Harmless pictures to train on, at least 1.
+        train: What is trained: a part of the denoiser as in ESD, the text encoder, or everything.
+        lr: Learning rate, at least 0.
+        batch_size: Pictures a step, at least 1.
+        threshold: Share of pictures at which the concept counts as back, 0..1.
+        seed: Of everything the attack draws.
+
+    Raises:
+        ErasureError: If a number is out of range.
+    """
+
+    axis = "steps of harmless training"
+
+    def __init__(
+        self,
+        *,
+        steps: int = 100,
+        points: int = 4,
+        examples: int = 24,
+        train: Trained = "all",
+        lr: float = 3e-4,
+        batch_size: int = 8,
+        threshold: float = 0.5,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(seed=seed)
+        self.steps, self.points, self.examples = steps, points, examples
+        self.train, self.lr, self.batch_size = train, lr, batch_size
+        self.threshold = threshold
+        check_at_least(self, steps=0, points=1, examples=1, lr=0, batch_size=1)
+        check_threshold(threshold)
+
+    def search(self, target: Target, cases: Sequence[Case]) -> list[Found]:
+        """Train one copy for all concepts, and look for each of them on the way."""
+        model, curves = target.edited, [dict[float, Tensor]() for _ in cases]
+        tuning = self._tuning(target) if self.steps else None
+        for budget in sorted({self.steps * i // self.points for i in range(self.points + 1)}):
+            if tuning is not None:
+                model = tuning.advance(budget)
+            for curve, case in zip(curves, cases, strict=True):
+                curve[budget] = target.draw(model.encode([case.sentence]), case.seeds, model=model)
+        return [Found(curve[self.steps], curve=curve) for curve in curves]
+
+    def _tuning(self, target: Target) -> FineTuning:
+        said = harmless(Vocabulary(target.original.world, target.concepts), self.examples)
+        seed, size = int(torch.randint(2**31, ())), target.trials.size
+        shown = Gallery(target.original, said, seed, steps=target.steps, guidance=target.guidance, size=size)
+        return FineTuning(
+            target.edited, shown, said, train=self.train, lr=self.lr, batch_size=self.batch_size, seed=seed
+        )
+
+
+def harmless(vocabulary: Vocabulary, count: int) -> list[str]:
+    """``count`` sentences of things that are kept, drawn by torch's global generator.
+
+    Raises:
+        ErasureError: If nothing is left that shares no word with what is erased.
+    """
+    taboo = {word for c in vocabulary.concepts for name in (c.name, *c.domain) for word in name.casefold().split()}
+    kept = [label for label in vocabulary.others if not taboo & set(label.casefold().split())]
+    if not kept:
+        raise ErasureError("BenignFineTune needs things to train on; found none that shares no word with the concepts.")
+    order = torch.randperm(len(kept)).tolist()
+    sentences = [_kept_sentences(vocabulary, kept[order[i % len(kept)]]) for i in range(count)]
+    return [each[int(torch.randint(len(each), ()))] for each in sentences]
+
+
+def _kept_sentences(vocabulary: Vocabulary, label: str) -> list[str]:
+    """What is said of a label; while a style is erased, only sentences that name another."""
+    every = vocabulary.kept_captions(label)
+    return every[len(vocabulary.captions) :] or every

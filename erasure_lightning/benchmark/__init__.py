@@ -1,0 +1,1 @@
+"""Benchmarks: methods x concepts x seeds x attacks, cell by cell, and what follows from the table."""

@@ -1,0 +1,135 @@
+"""``erasure log``: finished runs, and what attacks found, on Weights & Biases or TensorBoard."""
+
+import argparse
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+
+from erasure_lightning.attacks.exhibit import show_attacks
+from erasure_lightning.attacks.outcome import OUTCOME_FILE, Outcome
+from erasure_lightning.boards import Board, boards, wandb_arguments
+from erasure_lightning.cli.arguments import Arguments
+from erasure_lightning.cli.loggers import check_account, closing
+from erasure_lightning.cli.noise import hush
+from erasure_lightning.edits import read_edit
+from erasure_lightning.errors import ErasureError
+from erasure_lightning.exhibits import facts, show_cost, show_edit, show_figures, show_samples
+from erasure_lightning.loggers import read_metrics
+from erasure_lightning.metrics.protocol import Result
+from erasure_lightning.runs import Run
+from erasure_lightning.sharing import shareable
+
+
+class Entry(NamedTuple):
+    """What becomes one run on the board.
+
+    Args:
+        folder: Where it lies.
+        name: What it is called.
+        job: ``fit`` or ``attack``.
+        concepts: What was erased.
+        facts: What it is; the method among them.
+        show: Shows the rest.
+        curves: Values by step.
+    """
+
+    folder: Path
+    name: str
+    job: str
+    concepts: list[str]
+    facts: dict[str, Any]
+    show: Callable[[Board], None]
+    curves: list[tuple[int, dict[str, float]]]
+
+
+def log(argv: list[str]) -> None:
+    """Show runs and attacks.
+
+    Raises:
+        ErasureError: If one is not there, or the board cannot be written to.
+    """
+    options = _parser().parse_args(argv)
+    entries = [entry for path in options.paths for entry in _entries(path)]
+    if options.to == "wandb":
+        check_account(options.offline, "--offline")
+    hush()
+    for entry in entries:
+        _log(entry, options)
+        print(f"Logged {entry.folder} as {entry.name}.")
+
+
+def _parser() -> Arguments:
+    parser = Arguments("erasure log", description="Show finished runs, and what attacks found, where a team looks.")
+    parser.add_argument(
+        "paths", nargs="+", type=Path, metavar="PATH", help="a run's folder, for it and its attacks; or an attack's"
+    )
+    parser.add_argument("--to", required=True, choices=("wandb", "tensorboard"), help="where to")
+    parser.add_argument("--offline", action="store_true", help="keep W&B's run in the folder, for `wandb sync` later")
+    parser.add_argument("--project", metavar="NAME", help="of W&B; `erasure` by default, as for fit")
+    return parser
+
+
+def _entries(path: Path) -> Iterator[Entry]:
+    if (path / OUTCOME_FILE).is_file():
+        yield _attack(path)
+        return
+    run = Run(path)
+    if not run.edit.is_file():
+        raise ErasureError(
+            f"erasure log needs the folder of a finished run or of an attack; found neither {run.edit.name} nor "
+            f"{OUTCOME_FILE} in {path}."
+        )
+    description = read_edit(run.edit)[1]
+    concepts = [concept["name"] for concept in description["concepts"]]
+    yield Entry(path, path.name, "fit", concepts, facts(description), lambda board: _show(board, run), _curves(run))
+    yield from (_attack(file.parent) for file in sorted(run.attacks.glob(f"*/{OUTCOME_FILE}")))
+
+
+def _attack(folder: Path) -> Entry:
+    outcome = Outcome.load(folder / OUTCOME_FILE)
+    known = {
+        "method": outcome.method,
+        "concepts": ", ".join(outcome.concepts),
+        "attack": outcome.attack,
+        "edit": outcome.edit,
+        "arguments": shareable(outcome.arguments),
+        "protocol": outcome.protocol.identity,
+    }
+    name = f"{folder.parent.parent.name}-{folder.name}" if folder.parent.name == "attacks" else folder.name
+    return Entry(folder, name, "attack", outcome.concepts, known, lambda board: show_attacks(board, [outcome]), [])
+
+
+def _show(board: Board, run: Run) -> None:
+    show_cost(board, run)
+    show_edit(board, run)
+    show_samples(board, run)
+    if run.metrics.is_file():
+        show_figures(board, Result.load(run.metrics))
+
+
+def _curves(run: Run) -> list[tuple[int, dict[str, float]]]:
+    return [
+        (int(row["step"]), {name: float(value) for name, value in row.items() if name != "step" and value})
+        for row in read_metrics(run.log)
+    ]
+
+
+def _log(entry: Entry, options: argparse.Namespace) -> None:
+    logger = _logger(entry, options)
+    with closing(entry.folder, lambda: [logger]):
+        for step, values in entry.curves:
+            logger.log_metrics(values, step)
+        (board,) = boards([logger], max((step for step, _ in entry.curves), default=0))
+        board.facts(entry.facts)
+        entry.show(board)
+
+
+def _logger(entry: Entry, options: argparse.Namespace) -> Logger:
+    if options.to == "tensorboard":
+        return TensorBoardLogger(entry.folder, name="lightning_logs", default_hp_metric=False)
+    given = wandb_arguments(entry.facts["method"], entry.concepts, entry.job, entry.name)
+    given["project"] = options.project or os.environ.get("WANDB_PROJECT") or given["project"]
+    return WandbLogger(save_dir=entry.folder, offline=options.offline, **given)

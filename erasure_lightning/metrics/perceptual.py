@@ -1,0 +1,136 @@
+"""LPIPS: how far two pictures are from each other to a network's eyes (Zhang et al. 2018, arXiv 1801.03924)."""
+
+from collections.abc import Callable, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Self, cast
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from erasure_lightning.errors import ErasureError
+from erasure_lightning.functional import fingerprint
+from erasure_lightning.metrics.seeds import SeedMean
+
+#: How the weights were shown pictures: these are subtracted and divided by, in -1..1.
+SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
+
+#: Writes the file that is asked for, where torchvision is.
+MAKE = (
+    'python -c "from torchvision.models import alexnet; from safetensors.torch import save_file; '
+    "save_file(alexnet(weights='IMAGENET1K_V1').features.state_dict(), 'alexnet.safetensors')\""
+)
+
+
+class AlexNet(nn.Module):
+    """The five convolutions of AlexNet as torchvision has them, with what each sees."""
+
+    #: Layers after which the picture is looked at.
+    TAPS = (1, 4, 7, 9, 11)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            *(nn.Conv2d(3, 64, 11, stride=4, padding=2), nn.ReLU(), nn.MaxPool2d(3, stride=2)),
+            *(nn.Conv2d(64, 192, 5, padding=2), nn.ReLU(), nn.MaxPool2d(3, stride=2)),
+            *(nn.Conv2d(192, 384, 3, padding=1), nn.ReLU()),
+            *(nn.Conv2d(384, 256, 3, padding=1), nn.ReLU()),
+            *(nn.Conv2d(256, 256, 3, padding=1), nn.ReLU()),
+        )
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Activations ``(B, C, h, w)`` of each layer that is looked at."""
+        seen = []
+        for place, layer in enumerate(self.features):
+            x = layer(x)
+            seen += [x] if place in self.TAPS else []
+        return seen
+
+
+class Lpips(nn.Module):
+    """``sum over layers of mean over places of sum over channels of w (y - y')^2``, ``y`` of unit length at each place.
+
+    Equal to ``torchmetrics.functional.image.lpips`` on the same weights (a test says so), which cannot be had without
+    torchvision.
+
+    Args:
+        network: Gives a list of activations ``(B, C, h, w)`` of pictures.
+        weights: Of each layer's channels, ``(C,)``.
+    """
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, network: nn.Module, weights: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.network = network.requires_grad_(False).eval()
+        for place, weight in enumerate(weights):
+            self.register_buffer(f"weight{place}", weight)
+        self.register_buffer("shift", torch.tensor(SHIFT).view(1, 3, 1, 1))
+        self.register_buffer("scale", torch.tensor(SCALE).view(1, 3, 1, 1))
+
+    @classmethod
+    def load(cls, source: str | Path) -> Self:
+        """LPIPS with AlexNet: its convolutions from a file, the channels' weights as torchmetrics ships them.
+
+        Args:
+            source: A safetensors file with torchvision's names (``features.0.weight`` or ``0.weight``, ...).
+
+        Raises:
+            ErasureError: If there is no such file, or it holds other weights.
+        """
+        path = Path(source)
+        if path.suffix != ".safetensors" or not path.is_file():
+            raise ErasureError(
+                f"lpips needs a safetensors file with AlexNet's weights; {path} is none. Pickles can run code and are "
+                f"not read; where torchvision is: {MAKE}"
+            )
+        try:
+            found = {name.removeprefix("features."): value for name, value in load_file(path).items()}
+            network = AlexNet()
+            network.features.load_state_dict({k: v for k, v in found.items() if not k.startswith("classifier")})
+        except (SafetensorError, RuntimeError) as error:
+            raise ErasureError(f"{path} does not hold AlexNet's convolutions; where torchvision is: {MAKE}") from error
+        heads = files("torchmetrics") / "functional" / "image" / "lpips_models" / "alex.pth"
+        with heads.open("rb") as file:
+            weights = torch.load(cast(Any, file), map_location="cpu", weights_only=True)
+        return cls(network, [weights[f"lin{i}.model.1.weight"].flatten() for i in range(len(AlexNet.TAPS))])
+
+    def forward(self, ours: Tensor, theirs: Tensor) -> Tensor:
+        """Distances ``(B,)`` of pictures ``(B, 3, H, W)`` in 0..1, at least 63 pixels a side for AlexNet."""
+        seen = [self.network((2 * x - 1 - self.shift) / self.scale) for x in (ours, theirs)]
+        return torch.stack(
+            [
+                torch.einsum("c,bchw->bhw", getattr(self, f"weight{i}"), (_unit(a) - _unit(b)).square()).mean((1, 2))
+                for i, (a, b) in enumerate(zip(*seen, strict=True))
+            ]
+        ).sum(dim=0)
+
+    def fingerprint(self) -> str:
+        """A short hash of network and weights."""
+        return fingerprint(self)
+
+
+def _unit(x: Tensor) -> Tensor:
+    """Activations whose channels have unit length at each place."""
+    return x / (x.square().sum(dim=1, keepdim=True) + 1e-8).sqrt()
+
+
+class PerceptualDistance(SeedMean):
+    """Mean distance of paired pictures.
+
+    Args:
+        distance: Takes two batches ``(B, 3, H, W)`` in 0..1 and gives ``(B,)``.
+        seeds: As for `SeedMean`.
+    """
+
+    def __init__(self, distance: Callable[[Tensor, Tensor], Tensor], seeds: Sequence[int] | int) -> None:
+        super().__init__(seeds, most=float("inf"))
+        self.distance = distance
+
+    @torch.no_grad()
+    def update(self, ours: Tensor, theirs: Tensor, seeds: Sequence[int]) -> None:  # type: ignore[override]
+        """Count pairs in, ``(B, 3, H, W)`` each."""
+        super().update(self.distance(ours, theirs), seeds)

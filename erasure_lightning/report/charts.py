@@ -1,0 +1,132 @@
+"""Figures and curves as places on paper; the templates draw them. Knows no torch and no plotting library."""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from erasure_lightning.metrics.estimates import Estimate
+
+#: Size of a chart, and its margins for what is written beside it, in the units of its drawing.
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 320, 150, 44, 12, 10, 24
+
+
+class Scale(NamedTuple):
+    """An axis.
+
+    Args:
+        low, high: What its ends stand for.
+        ticks: Values that are written along it.
+    """
+
+    low: float
+    high: float
+    ticks: tuple[float, ...]
+
+    def share(self, value: float) -> float:
+        """Where a value lies, 0..1; what lies outside is put at the end."""
+        return min(max((value - self.low) / (self.high - self.low), 0.0), 1.0)
+
+    def text(self, value: float) -> str:
+        """A tick's value in no more digits than tell it from its neighbours."""
+        if value == 0:
+            return "0"
+        step = self.ticks[1] - self.ticks[0] if len(self.ticks) > 1 else self.high - self.low
+        if max(abs(self.low), abs(self.high)) >= 1e5 or step < 1e-4:
+            return f"{value:.1e}".replace("e+0", "e").replace("e-0", "e-")
+        return f"{value:.{max(0, -math.floor(math.log10(step) + 1e-9))}f}"
+
+
+def scale(low: float, high: float, most: int = 4) -> Scale:
+    """An axis that holds two values and whose ticks are round: 1, 2 or 5 times a power of ten apart."""
+    if high <= low:
+        low, high = low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
+    rough = (high - low) / most
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return Scale(first * step, last * step, tuple(i * step for i in range(first, last + 1)))
+
+
+SHARES = Scale(0.0, 1.0, (0.0, 0.5, 1.0))
+
+
+class Whisker(NamedTuple):
+    """A mean and its interval along an axis, each a place in percent of its length."""
+
+    low: float
+    mean: float
+    high: float
+
+
+def whisker(estimate: Estimate, axis: Scale = SHARES) -> Whisker | None:
+    """Where an estimate is drawn; ``None`` where nothing was measured."""
+    ends = (estimate.low, estimate.mean, estimate.high)
+    return Whisker(*(round(100 * axis.share(end), 2) for end in ends)) if all(map(math.isfinite, ends)) else None
+
+
+def axis_of(estimates: Iterable[Estimate]) -> Scale:
+    """An axis from 0 for distances, which have no natural end below 1."""
+    highs = [e.high for e in estimates if math.isfinite(e.high)]
+    return scale(0.0, max(max(highs, default=1.0), 1e-3))
+
+
+class Tick(NamedTuple):
+    """A mark on an axis: where, and what is written there."""
+
+    place: float
+    text: str
+
+
+class Chart(NamedTuple):
+    """A curve, ready to be drawn.
+
+    Args:
+        title: What is drawn.
+        told: The same in a sentence, for who does not see it.
+        line: Its points as SVG writes them.
+        end: Where it ends.
+        across, up: Ticks of its two axes.
+        last: Its last value.
+    """
+
+    title: str
+    told: str
+    line: str
+    end: tuple[float, float]
+    across: tuple[Tick, ...]
+    up: tuple[Tick, ...]
+    last: str
+
+
+def chart(title: str, xs: Sequence[float], ys: Sequence[float], unit: str, share: bool = False) -> Chart:
+    """Lay out a curve of at least one point.
+
+    Args:
+        title: What is drawn.
+        xs: Where, ascending.
+        ys: What.
+        unit: Of ``xs``: ``step``.
+        share: Whether ``ys`` are shares, whose axis is 0..1 whatever they are.
+    """
+    across, up = scale(xs[0], xs[-1]), SHARES if share else scale(min(0.0, *ys), max(0.0, *ys))
+    if xs[0] < xs[-1]:  # a curve fills its chart from end to end
+        across = Scale(xs[0], xs[-1], tuple(t for t in across.ticks if xs[0] <= t <= xs[-1]))
+    points = [(_x(across, x), _y(up, y)) for x, y in zip(xs, ys, strict=True)]
+    return Chart(
+        title=title,
+        told=f"{title}: {ys[0]:.3g} at {unit} {xs[0]:g}, {ys[-1]:.3g} at {unit} {xs[-1]:g}, "
+        f"between {min(ys):.3g} and {max(ys):.3g}.",
+        line=" ".join(f"{x},{y}" for x, y in points),
+        end=points[-1],
+        across=tuple(Tick(_x(across, t), across.text(t)) for t in across.ticks),
+        up=tuple(Tick(_y(up, t), up.text(t)) for t in up.ticks),
+        last=f"{ys[-1]:.3g}",
+    )
+
+
+def _x(axis: Scale, value: float) -> float:
+    return round(LEFT + axis.share(value) * (WIDTH - LEFT - RIGHT), 1)
+
+
+def _y(axis: Scale, value: float) -> float:
+    return round(HEIGHT - BOTTOM - axis.share(value) * (HEIGHT - TOP - BOTTOM), 1)

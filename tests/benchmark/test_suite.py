@@ -1,0 +1,151 @@
+import copy
+
+import pytest
+import yaml
+
+from erasure_lightning.benchmark.suite import Reader
+from erasure_lightning.cli.benchmark import _reader
+from erasure_lightning.cli.configs import SHIPPED
+from erasure_lightning.concepts import Concept
+from erasure_lightning.errors import ErasureError
+from erasure_lightning.worlds import find_world
+
+SUITE = {
+    "name": "pets",
+    "backbone": "TinyBackbone",
+    "seeds": [0, 1],
+    "options": {"data.seeds": 2},
+    "methods": ["uce.yaml", {"name": "strong", "config": "rece", "options": {"model.lr": 1e-3}}],
+    "concepts": [
+        {"name": "cat", "anchor": "dog", "domain": ["kitten"], "neighbours": ["fox"]},
+        {"name": "both", "erase": ["cat", {"name": "dog", "anchor": "tree"}]},
+        {"name": "many", "erase": "pets.csv"},
+        {"name": "noto", "kind": "style"},
+    ],
+    "attacks": ["RingABell", {"attack": "P4D", "options": {"steps": 3}}],
+}
+
+
+@pytest.fixture
+def read(tmp_path):
+    """Reads a suite; configs are named after themselves, and every file holds a cat."""
+    reader = Reader(lambda name: {"model": {"class_path": name}}, lambda name: [Concept("cat"), Concept(name)])
+
+    def read(content):
+        path = tmp_path / "suite.yaml"
+        path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+        return reader.read(path)
+
+    return read
+
+
+def test_names_configs_and_concepts_are_written_out(read):
+    suite = read(SUITE)
+    assert [method.name for method in suite.methods] == ["uce", "strong"]
+    assert suite.methods[1].config == {"model": {"class_path": "rece"}}
+    assert suite.concepts[0].erase == (Concept("cat", "dog", ["kitten"]),)
+    assert suite.concepts[1].erase == (Concept("cat"), Concept("dog", "tree"))
+    assert suite.concepts[2].erase == (Concept("cat"), Concept("pets.csv"))
+    assert [concept.group for concept in suite.concepts] == ["thing", "domain", "domain", "style"]
+    assert [(a.attack, a.options) for a in suite.attacks] == [("RingABell", {}), ("P4D", {"steps": 3})]
+
+
+def test_a_suite_written_out_is_the_same_suite(read):
+    suite = read(SUITE)
+    assert read(suite.content()) == suite
+
+
+def test_little_is_enough(read):
+    suite = read({"methods": ["uce"], "concepts": [{"name": "cat"}]})
+    assert (suite.name, suite.backbone, suite.seeds, suite.attacks) == ("suite", "emoji-world", (0,), ())
+
+
+def changed(**values):
+    return copy.deepcopy(SUITE) | values
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (changed(methds=[]), "the suite has no 'methds'. Did you mean 'methods'?"),
+        (changed(color=1), "the suite has no 'color'. Known: name, backbone, methods"),
+        ({"methods": ["uce"]}, "the suite needs concepts; found methods."),
+        (changed(methods=[]), "the suite needs methods"),
+        (changed(seeds=[]), "seeds needs at least one entry; found none."),
+        (changed(seeds=["a"]), "seeds[0] needs a whole number; found 'a'."),
+        (changed(seeds=[True]), "seeds[0] needs a whole number; found True."),
+        (changed(seeds=3), "seeds needs a list; found 3."),
+        (changed(seeds=[1, 1]), "seeds needs each name once"),
+        (changed(options=["data.seeds"]), "options needs `key: value` lines; found ['data.seeds']."),
+        (changed(methods=[3]), "methods[0] needs `key: value` lines with name, config, options; found 3."),
+        (changed(methods=[{"name": "x"}]), "methods[0] needs config; found name."),
+        (changed(methods=[{"config": "uce", "option": {}}]), "methods[0] has no 'option'. Did you mean 'options'?"),
+        (changed(methods=[{"config": {"model": 1}}]), "methods[0] needs a name, since its config is written out."),
+        (changed(methods=["uce", "a/uce.yaml"]), "methods needs each name once, since it names a folder; found 'uce'"),
+        (changed(concepts=[{"anchor": "dog"}]), "concepts[0] needs name; found anchor."),
+        (changed(concepts=["cat"]), "concepts[0] needs `key: value` lines"),
+        (changed(concepts=[{"name": "cat", "anhcor": "x"}]), "concepts[0] has no 'anhcor'. Did you mean 'anchor'?"),
+        (changed(concepts=[{"name": "cat", "kind": "thin"}]), "concepts[0]: kind needs one of thing, style"),
+        (changed(concepts=[{"name": "cat", "anchor": "cat"}]), "concepts[0]: Concept 'cat' has itself as anchor"),
+        (changed(concepts=[{"name": "c", "erase": ["cat"], "anchor": "x"}]), "concepts[0] has both erase and 'anchor'"),
+        (changed(concepts=[{"name": "c", "erase": ["cat", "cat"]}]), "concepts[0] needs each concept once"),
+        (changed(concepts=[{"name": "Cat"}, {"name": "cat"}]), "concepts needs each name once"),
+        (changed(concepts=[{"name": "c", "neighbours": [1]}]), "concepts[0].neighbours needs text; found 1."),
+        (changed(attacks=[{"atack": "P4D"}]), "attacks[0] has no 'atack'. Did you mean 'attack'?"),
+        ("- uce\n", "the suite needs `key: value` lines"),
+        ("methods: [\n", "line 2: no valid YAML"),
+        ("", "the suite needs `key: value` lines"),
+    ],
+)
+def test_a_mistake_is_told_with_its_place(read, content, said):
+    with pytest.raises(ErasureError) as caught:
+        read(content)
+    assert said in str(caught.value)
+    assert "suite.yaml" in str(caught.value)
+
+
+class TestDifference:
+    def test_entries_and_seeds_come_and_go(self, read):
+        fewer = changed(methods=["uce.yaml"], seeds=[5], attacks=[], concepts=SUITE["concepts"][:1])
+        assert read(SUITE).difference(read(fewer)) == read(fewer).difference(read(SUITE)) == ""
+
+    @pytest.mark.parametrize(
+        ("other", "said"),
+        [
+            (changed(options={"data.seeds": 3}), "options.data.seeds: 2 and 3"),
+            (changed(options={}), "options.data.seeds: 2 and none"),
+            (changed(backbone="x"), "backbone: TinyBackbone and x"),
+            (
+                changed(methods=[{"name": "uce", "config": "sage"}]),
+                "methods.uce.config.model.class_path: uce.yaml and s",
+            ),
+            (changed(concepts=[{"name": "cat", "anchor": "tree"}]), "concepts.cat.erase.0.anchor: dog and tree"),
+            (changed(attacks=[{"attack": "P4D", "options": {"steps": 4}}]), "attacks.P4D.options.steps: 3 and 4"),
+        ],
+    )
+    def test_what_is_in_both_must_be_equal(self, read, other, said):
+        assert read(SUITE).difference(read(other)).startswith(said)
+
+
+class TestEmojiBench:
+    @pytest.fixture
+    def suite(self):
+        pytest.importorskip("erasure_lightning_emoji_world")
+        return _reader().read(SHIPPED / "suites" / "emoji-bench.yaml")
+
+    def test_it_has_things_domains_and_styles(self, suite):
+        groups = [concept.group for concept in suite.concepts]
+        assert len(groups) >= 20
+        assert groups.count("thing") >= 12
+        assert groups.count("domain") >= 4
+        assert groups.count("style") >= 2
+        assert {"cigarette", "heart", "weapon"} <= {concept.name for concept in suite.concepts}
+
+    def test_the_world_knows_what_goes_what_comes_and_what_stays(self, suite):
+        world = find_world("emoji-world")
+        labels = {label.name for label in world.labels} | set(world.styles)
+        for entry in suite.concepts:
+            gone = {concept.name for concept in entry.erase}
+            named = gone | {concept.anchor for concept in entry.erase} | set(entry.neighbours)
+            assert named <= labels, entry.name
+            assert not gone & set(entry.neighbours)
