@@ -35,7 +35,7 @@ class ConceptInversion(ConceptAttack):
 
     Args:
         steps: Steps of AdamW, at least 0; 5,000 in the paper.
-        lr: AdamW's learning rate, above 0; 0.08 in the paper.
+        lr: AdamW's learning rate, at least 0; 0.08 in the paper.
         weight_decay: AdamW's decay, at least 0.
         examples: Pictures of the concept that the original draws for it, at least 1; each step sees all of them.
         seed: Of everything the attack draws.
@@ -52,7 +52,7 @@ class ConceptInversion(ConceptAttack):
         self.lr = lr
         self.weight_decay = weight_decay
         self.examples = examples
-        check_at_least(self, steps=0, weight_decay=0, examples=1)
+        check_at_least(self, lr=0, steps=0, weight_decay=0, examples=1)
 
     def find(self, target: Target, case: Case) -> Found:
         """Learn the word, and draw the case's sentence with it."""

@@ -43,7 +43,7 @@ class P4D(ConceptAttack):
         steps: Steps of AdamW, at least 0; 3,000 in the paper.
         every: Steps after which the words are tried, at least 1; 50 in the paper.
         examples: Pictures of the concept that the original draws for it, at least 1; each step sees all of them.
-        lr: AdamW's learning rate, above 0.
+        lr: AdamW's learning rate, at least 0.
         weight_decay: AdamW's decay, at least 0.
         seed: Of everything the attack draws.
 
@@ -69,7 +69,7 @@ class P4D(ConceptAttack):
         self.examples = examples
         self.lr = lr
         self.weight_decay = weight_decay
-        check_at_least(self, tokens=1, steps=0, every=1, examples=1, weight_decay=0)
+        check_at_least(self, lr=0, tokens=1, steps=0, every=1, examples=1, weight_decay=0)
 
     def find(self, target: Target, case: Case) -> Found:
         """Search, and draw with the first words that succeeded, else those that came closest."""

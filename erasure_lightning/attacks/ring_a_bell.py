@@ -16,7 +16,7 @@ tokens are judged as they read when they are spelt, since a prompt is words, and
 reaches; the best prompt so far is never changed. Defaults are for the emoji world, where the search is short and finds
 its way for some sentences only.
 
-Cost: no evaluation of a denoiser; ``population * generations`` prompts are encoded (up to twice as many).
+Cost: no evaluation of a denoiser, and at most ``2 population * generations`` encoded prompts.
 """
 
 import torch

@@ -28,7 +28,7 @@ class SoftEmbedding(ConceptAttack):
 
     Args:
         steps: Steps of Adam, at least 0.
-        lr: Its learning rate, above 0.
+        lr: Its learning rate, at least 0.
         examples: Pictures of the concept that the original draws for it, at least 1; each step sees all of them.
         seed: Of everything the attack draws.
 
@@ -41,7 +41,7 @@ class SoftEmbedding(ConceptAttack):
         self.steps = steps
         self.lr = lr
         self.examples = examples
-        check_at_least(self, steps=0, examples=1)
+        check_at_least(self, lr=0, steps=0, examples=1)
 
     def find(self, target: Target, case: Case) -> Found:
         """Descend, and draw with what was found."""

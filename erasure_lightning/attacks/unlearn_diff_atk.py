@@ -39,7 +39,7 @@ class UnlearnDiffAtk(ConceptAttack):
         tokens: Words in front of the prompt, at least 1; 5 or 3 in the paper.
         times: Times at which the loss is taken one after the other, at least 0; 50 in the paper.
         steps: Steps of Adam at each, at least 0; 40 in the paper.
-        lr: Adam's learning rate, above 0.
+        lr: Adam's learning rate, at least 0.
         weight_decay: Adam's decay, at least 0.
         seed: Of everything the attack draws.
 
@@ -63,7 +63,7 @@ class UnlearnDiffAtk(ConceptAttack):
         self.steps = steps
         self.lr = lr
         self.weight_decay = weight_decay
-        check_at_least(self, tokens=1, times=0, steps=0, weight_decay=0)
+        check_at_least(self, lr=0, tokens=1, times=0, steps=0, weight_decay=0)
 
     def find(self, target: Target, case: Case) -> Found:
         """Search, and draw with the first prompt that succeeded, else the one that came closest."""

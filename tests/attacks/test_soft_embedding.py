@@ -1,4 +1,4 @@
-"""The soft embedding's promises: its budget, that it passes by the text encoder, and that it brings things back."""
+"""The soft embedding's promises: its budget, that it needs no words, and that it brings an erased cigarette back."""
 
 import pytest
 import torch
