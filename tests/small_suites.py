@@ -13,8 +13,6 @@ import json, os, pathlib, shutil, signal, sys, time
 command, given = sys.argv[1], dict(zip(sys.argv[2::2], sys.argv[3::2]))
 run = pathlib.Path(given.get("--run_dir", given.get("--ckpt_path")))
 run.mkdir(parents=True, exist_ok=True)
-with open(run / "calls", "a") as calls:
-    calls.write(command + "\\n")
 (run / "config.yaml").touch()
 
 def leave(number, frame):
@@ -23,7 +21,14 @@ def leave(number, frame):
     sys.exit(143)
 
 signal.signal(signal.SIGTERM, leave)
+with open(run / "calls", "a") as calls:
+    calls.write(command + "\\n")
 print("working")
+patience = time.monotonic() + 100
+while len(list(run.parents[2].glob("*/*/*/calls"))) < int(given.get("--model.company", 1)):
+    if time.monotonic() > patience:
+        sys.exit("nobody came")
+    time.sleep(0.01)
 time.sleep(float(given.get("--model.sleep", 0)))
 if message := given.get("--model.fail"):
     sys.exit("Traceback of something\\nerasure: error: " + message)
