@@ -19,6 +19,9 @@ SMALL = {
     "RingABell": {"tokens": 2, "population": 2, "generations": 1},
     "ConceptInversion": {"steps": 1, "examples": 1},
     "SoftEmbedding": {"steps": 1, "examples": 1},
+    "LatentInversion": {"steps": 1},
+    "BenignFineTune": {"steps": 1, "points": 1, "examples": 1, "batch_size": 1},
+    "RelearningCurve": {"steps": 1, "examples": "[0, 1]"},
 }
 
 
