@@ -4,13 +4,13 @@ import signal
 # Workers of pytest-xdist, and what they start, share the cores; torch's threads would fight for them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# A shell that runs the tests in the background lets them ignore Ctrl-C, which some of them press.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-
 import pytest
 import torch
 
 from erasure_lightning.backbones.tiny import TinyBackbone
+
+# A shell that runs the tests in the background lets them ignore Ctrl-C, which some of them press.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
