@@ -174,7 +174,7 @@ def test_help_tells_of_files_of_concepts(capsys):
         (["--model.lr", "7"], "erasure fit needs a method"),
         (["--model", "sgae"], "unknown method 'sgae'. Did you mean 'SAGE'? Known: "),
         (["--model", "sage"], "model needs concepts: give --model.concepts"),
-        (["--model", "trivial.Nothing"], "model: module 'trivial' has no attribute 'Nothing'"),
+        (["--model", "trivial.Missing"], "model: module 'trivial' has no attribute 'Missing'"),
         ([*SAGE, "--model.lrr", "1"], "model has no option 'lrr'. Did you mean 'lr'?"),
         ([*SAGE, "--model.lr", "abc"], "model.lr needs a number; found 'abc'"),
         ([*SAGE, "--model.edit", "x"], "model.edit needs one of 'text_encoder', 'cross_attention'; found 'x'"),
