@@ -100,6 +100,8 @@ def _helped(words: list[str]) -> list[str]:
 def _config(path: Path) -> str:
     """A config's text; of a run's own, or a method's, only how it draws."""
     content = load_yaml(path.read_text(encoding="utf-8"))
+    if isinstance(name := content.get("attack"), str):
+        content["attack"] = {"class_path": name}
     if "model" in content:
         data = content.get("data") or {}
         content = {"data": {name: value for name, value in data.items() if name in Trials.__dataclass_fields__}}

@@ -112,7 +112,6 @@ def find_concepts(name: str) -> Path:
 _UNDER: dict[str, Callable[[str], Any]] = {
     "model": partial(offered_path, find_method),
     "model.class_path": partial(offered_path, find_method),
-    "attack": partial(offered_path, find_attack),
     "attack.class_path": partial(offered_path, find_attack),
     "callbacks": class_path,
     "logger": logger,
@@ -121,6 +120,9 @@ _UNDER: dict[str, Callable[[str], Any]] = {
     "bank": class_path,
     "concepts": concepts,
 }
+
+#: And behind an option; inside a config ``attack`` may be a method's own word.
+_BEHIND = _UNDER | {"attack": partial(offered_path, find_attack)}
 
 
 def load_names(text: str) -> Any:
@@ -136,18 +138,13 @@ def written_out(value: Any, key: str = "") -> Any:
         key: What they stand under.
     """
     if isinstance(value, dict):
-        return {k: written_out(v, f"{key}.{k}" if _inside(k, key) else k) for k, v in value.items()}
+        return {k: written_out(v, f"{key}.{k}" if k == "class_path" else k) for k, v in value.items()}
     if isinstance(value, list):
         return [item for v in value if (item := _item(v, key)) is not True]
     if not isinstance(value, str):
         return value
     naming = _UNDER.get(key, class_path if key.endswith(".class_path") else None)
     return naming(value) if naming else value
-
-
-def _inside(key: str, outer: str) -> bool:
-    """Whether a key means something only with what it stands under; methods have an ``attack`` of their own."""
-    return key == "class_path" or (bool(outer) and key in ("model", "attack"))
 
 
 def _item(value: Any, key: str) -> Any:
@@ -183,9 +180,9 @@ def _value(option: str, word: str) -> str:
         steps.pop()
     if steps[-1] == "concepts" and word.startswith(("{", "[")):
         _check_yaml(word)
-    if word.startswith(("{", "[")) or steps[-1] not in _UNDER or (steps[-1] in ("model", "attack") and len(steps) > 1):
+    if word.startswith(("{", "[")) or steps[-1] not in _BEHIND or (steps[-1] in ("model", "attack") and len(steps) > 1):
         return word
-    full = _UNDER[steps[-1]](word)
+    full = _BEHIND[steps[-1]](word)
     return full if isinstance(full, str) else json.dumps(full, ensure_ascii=False)
 
 
