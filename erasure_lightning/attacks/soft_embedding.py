@@ -5,7 +5,7 @@ An attack on the denoiser alone: it starts from the plain sentence's token state
     ``min_c  E_(x_0, t, n) |eps_theta(a_t x_0 + s_t n, t, c) - n|^2``
 
 over pictures ``x_0`` that the original draws of the concept. Receler trains against such states (Huang et al. 2024,
-arXiv 2311.17717, jasper0314-huang/Receler@c2e5f36; there a few rows behind the prompt and the original's prediction as
+arXiv 2311.17717, jasper0314-huang/Receler@3ccedc9; there a few rows behind the prompt and the original's prediction as
 target), methods.md section 7 calls it textual inversion of the output. No paper fixes a budget for it as an evaluation;
 loss and settings here are ours.
 
