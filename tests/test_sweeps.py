@@ -49,6 +49,7 @@ def test_a_draw_of_the_sweep_runs_as_the_agent_starts_it(path: Path, tmp_path, m
     (tmp_path / name).write_text(QUICK)
     for variable, value in {"MODE": "offline", "SWEEP_ID": "s1", "RUN_ID": "r1", "SILENT": "true"}.items():
         monkeypatch.setenv(f"WANDB_{variable}", value)
+    monkeypatch.delenv("WANDB_SERVICE", raising=False)  # an agent starts no run inside another's process
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     # The last word wins: as many steps as the sweep says would take minutes.
     subprocess.run([*words, "--trainer.max_steps=2"], cwd=tmp_path, check=True, timeout=200)
