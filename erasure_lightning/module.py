@@ -27,7 +27,7 @@ from erasure_lightning.errors import ErasureError
 from erasure_lightning.functional import mix, warm_cosine
 from erasure_lightning.ranks import averaged, gathered, own, spoken
 from erasure_lightning.sampling import draw
-from erasure_lightning.sharding import put, split, whole
+from erasure_lightning.sharding import pour, put, split, whole
 from erasure_lightning.shots import Shots
 
 PREFIX = "backbone."
@@ -95,22 +95,25 @@ class ErasureModule(LightningModule, ABC):
         """Load the backbone and keep its original; called before a checkpoint is restored, in every command."""
         if "backbone" in self._modules:
             return
-        (given,) = self._given
+        (given,), mesh = self._given, self._device_mesh
+        empty = mesh is not None and self.global_rank > 0  # rank 0 alone reads the denoiser's weights
         with torch.device("cpu"):  # Lightning moves what was made, where its own context would put some of it elsewhere
-            self.backbone = load_backbone(given) if isinstance(given, str) else given
+            self.backbone = load_backbone(given, empty=empty) if isinstance(given, str) else given
             self._check_world()
             self.original = self.backbone.original(self.touched())
-            self.fingerprint = self.original.fingerprint()
+            self.fingerprint = "" if empty else self.original.fingerprint()
             with torch.random.fork_rng(devices=[]):  # adapters begin alike on every rank and at every start
                 torch.manual_seed(mix(self.seed, 5))
                 self.adapt()
         for parameter in self.trainable().values():
             parameter.requires_grad_(True)
-        if self._device_mesh is not None:
-            self._split(self._device_mesh["data_parallel"])
+        if mesh is not None:
+            self._split(mesh["data_parallel"])
 
     def _split(self, mesh: DeviceMesh) -> None:
         """Share the weights out among ranks, which from now on must ask the model together."""
+        (self.fingerprint,) = gathered([self.fingerprint])[:1]
+        full = {} if self.global_rank else {n: v.detach() for n, v in [*self.named_parameters(), *self.named_buffers()]}
         models = [module for module in self.children() if isinstance(module, Backbone)]
         trained = {} if self.stays_whole() else self.trainable()
         split(self.backbone.denoiser, [m.denoiser for m in models if m is not self.backbone], mesh, trained)
@@ -121,6 +124,7 @@ class ErasureModule(LightningModule, ABC):
             )
         for model in models:
             model.lockstep = True
+        pour(self, full, self.trainer.strategy.root_device)
 
     def edit_values(self) -> dict[str, Tensor]:
         """The values of everything `editable`, whole; where weights are split, every rank must ask."""

@@ -253,8 +253,8 @@ class Backbone(nn.Module, ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.parameters()).device
+        """Where the weights are; those of a denoiser may still be missing (`load_backbone`)."""
+        return next(self.text_encoders.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:

@@ -15,12 +15,13 @@ from erasure_lightning.worlds import World, find_world
 FAMILIES = {"StableDiffusionPipeline": "Stable Diffusion 1.x and 2.x"}
 
 
-def load_backbone(name: str) -> Backbone:
+def load_backbone(name: str, *, empty: bool = False) -> Backbone:
     """Load a text-to-image model in float32.
 
     Args:
         name: A world's name (``emoji-world``), a folder as diffusers writes it, or a Hub id (``owner/model``); only the
             last goes to the network.
+        empty: Leave the denoiser's weights out (on the meta device), for a rank that is given them by another.
 
     Raises:
         ErasureError: If nothing is there, the family is not known, or the weights are not safetensors.
@@ -36,7 +37,7 @@ def load_backbone(name: str) -> Backbone:
         known = ", ".join(f"{k} ({v})" for k, v in FAMILIES.items())
         raise ErasureError(f"The backbone {name!r} needs a known pipeline class; found {family}. Known: {known}.")
     _refuse_pickles(source)
-    return _stable_diffusion(name, source, world)
+    return _stable_diffusion(name, source, world, empty)
 
 
 def _family(source: str) -> str:
@@ -68,7 +69,7 @@ def _refuse_pickles(source: str) -> None:
             )
 
 
-def _stable_diffusion(name: str, source: str, world: World | None) -> Backbone:
+def _stable_diffusion(name: str, source: str, world: World | None, empty: bool) -> Backbone:
     import diffusers
     from transformers import CLIPTextModel, CLIPTokenizer
     from transformers.utils import logging as transformers_logging
@@ -82,7 +83,9 @@ def _stable_diffusion(name: str, source: str, world: World | None) -> Backbone:
     try:
         return StableDiffusion(
             name=name,
-            unet=diffusers.UNet2DConditionModel.from_pretrained(
+            unet=_empty_unet(source)
+            if empty
+            else diffusers.UNet2DConditionModel.from_pretrained(
                 source, subfolder="unet", dtype=torch.float32, **weights
             ),
             vae=diffusers.AutoencoderKL.from_pretrained(source, subfolder="vae", dtype=torch.float32, **weights),
@@ -95,3 +98,11 @@ def _stable_diffusion(name: str, source: str, world: World | None) -> Backbone:
         ).requires_grad_(False)
     except OSError as error:
         raise ErasureError(f"The backbone {name!r} could not be loaded: {str(error).splitlines()[0]}") from error
+
+
+def _empty_unet(source: str) -> Any:
+    """The UNet that a folder or Hub id describes, without weights."""
+    from diffusers import UNet2DConditionModel
+
+    with torch.device("meta"):
+        return UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(source, subfolder="unet")).eval()

@@ -74,7 +74,9 @@ def check_edit(module: ErasureModule, added: Mapping[str, Tensor]) -> None:
 def _before(module: ErasureModule, added: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Old values of what is edited, also where an adapter has been wrapped around its layer since."""
     old, found = dict(module.original.named_parameters()), dict(added)
-    for name in module.editable().keys() - found.keys():
+    for name in module.editable():  # in this order on every rank, since split weights are gathered one by one
+        if name in found:
+            continue
         found[name] = whole(old.get(name, old.get(name.replace(".base_layer.", "."), torch.empty(0))))
     return found
 

@@ -35,6 +35,7 @@ from erasure_lightning.loggers import MetricsFile
 from erasure_lightning.methods import METHODS
 from erasure_lightning.module import ErasureModule
 from erasure_lightning.sharing import without_secrets
+from erasure_lightning.strategies import register
 
 TRAINER = {"max_steps": 100, "enable_model_summary": False, "num_sanity_val_steps": 0, "log_every_n_steps": 20}
 
@@ -61,6 +62,7 @@ def run(command: str, argv: list[str]) -> None:
         Interrupted: If a signal came.
     """
     hush()
+    register()
     keeper = LastCheckpoint()
     try:
         with keeper.watching():
