@@ -20,6 +20,8 @@ from tempfile import TemporaryDirectory
 import yaml
 from rows import head, line
 
+from erasure_lightning.loggers import read_metrics
+
 METHODS = ("esd", "sage", "mace", "spm", "sdd", "uce")
 
 #: Seconds in which the other ranks must have ended.
@@ -117,12 +119,18 @@ def alive(pid: int) -> bool:
         return False
 
 
-def state(folder: Path) -> tuple[bytes, str, dict]:
+def rows(path: Path) -> list[dict]:
+    """What was logged in training; an edit that was measured later has its figures in a folder of their own."""
+    found = [{k: v for k, v in row.items() if v and not k.startswith("measure/")} for row in read_metrics(path)]
+    return [row for row in found if len(row) > 1]
+
+
+def state(folder: Path) -> tuple[bytes, list[dict], dict]:
     """What must not depend on kills."""
     cost = json.loads((folder / "cost.json").read_text())
     return (
         (folder / "edit.safetensors").read_bytes(),
-        (folder / "metrics.csv").read_text(),
+        rows(folder / "metrics.csv"),
         {name: cost[name] for name in ("steps", "evaluations", "backwards", "trained_parameters")},
     )
 

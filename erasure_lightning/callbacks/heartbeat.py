@@ -175,7 +175,7 @@ class Heartbeat(Callback):
 
     def _trouble(self) -> Trouble | None:
         self._adopt()
-        if os.getppid() != self._parent:
+        if self._trainer.local_rank and os.getppid() != self._parent:  # that of the first may be a shell that was left
             return Trouble(f"The process that started rank {self._trainer.global_rank} is gone.", alone=True)
         if self._store is None and not self._connect():
             return self._unborn()

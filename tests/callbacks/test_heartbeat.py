@@ -20,7 +20,8 @@ FORK = multiprocessing.get_context("fork")
 def trainer(rank):
     launcher = SimpleNamespace(procs=[])
     strategy = SimpleNamespace(launcher=launcher)
-    return SimpleNamespace(world_size=2, global_rank=rank, is_global_zero=not rank, global_step=12, strategy=strategy)
+    ranks = {"world_size": 2, "global_rank": rank, "local_rank": rank, "is_global_zero": not rank}
+    return SimpleNamespace(**ranks, global_step=12, strategy=strategy)
 
 
 def be(rank, folder, port, what):
