@@ -54,18 +54,9 @@ class RetentionMonitor(Callback):
         keep_best: bool = True,
         scorer: str | None = None,
     ) -> None:
-        if min(every, count, steps) < 1:
-            raise ErasureError(
-                f"RetentionMonitor needs every, count, steps of at least 1; found {every}, {count}, {steps}."
-            )
-        for name, share in (("budget", budget), ("goal", goal)):
-            if share is not None and not 0 <= share <= 1:
-                raise ErasureError(f"RetentionMonitor needs {name} from 0 to 1; found {share}.")
         self.every = every
         given = read_lines(prompts, "RetentionMonitor") if isinstance(prompts, str) else prompts
         self.groups = given if isinstance(given, dict) else {}
-        if empty := [group for group, texts in self.groups.items() if not texts]:
-            raise ErasureError(f"RetentionMonitor needs a prompt at least in each group; found none in {empty[0]!r}.")
         self.given = [prompt for texts in given.values() for prompt in texts] if isinstance(given, dict) else given
         self.count = count
         self.steps = steps
@@ -75,6 +66,19 @@ class RetentionMonitor(Callback):
         self.keep_best = keep_best
         self.scorer = scorer
         self.best: dict[str, Any] = {"tradeoff": -1.0, "step": 0, "edit": {}}
+        self._check()
+
+    def _check(self) -> None:
+        if min(self.every, self.count, self.steps) < 1:
+            raise ErasureError(
+                "RetentionMonitor needs every, count, steps of at least 1; found "
+                f"{self.every}, {self.count}, {self.steps}."
+            )
+        for name, share in (("budget", self.budget), ("goal", self.goal)):
+            if share is not None and not 0 <= share <= 1:
+                raise ErasureError(f"RetentionMonitor needs {name} from 0 to 1; found {share}.")
+        if empty := [group for group, texts in self.groups.items() if not texts]:
+            raise ErasureError(f"RetentionMonitor needs a prompt at least in each group; found none in {empty[0]!r}.")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw what the original draws."""
