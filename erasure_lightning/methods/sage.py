@@ -137,7 +137,7 @@ class SAGE(GradientErasure):
         if self.target_template == "found":
             anchor = tuple(with_template_of(a, c) for a, c in zip(anchor, asked, strict=True))
         with torch.no_grad():
-            wanted = aligned_states(self.original, anchor, like=asked)
+            wanted = aligned_states(self.original.contextualize(anchor).tokens, anchor, like=asked)
             if self.eta:
                 wanted = wanted - self.eta * (self.original.contextualize(asked).tokens - wanted)
         gap = (self.backbone.contextualize(asked).tokens - wanted).square().mean(dim=2)
