@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 
 from rows import head, line
 
-#: Ends a process behind the first training step of the config it is given.
+#: Ends a process behind the first training step of the config it is given; ending in any other way is a failure.
 FIRST_STEP = """
 import os, sys
 from erasure_lightning.module import ClosedFormErasure, GradientErasure
@@ -23,7 +23,7 @@ for cls in (ClosedFormErasure, GradientErasure):
     step = cls.training_step
     cls.training_step = lambda *given, step=step: (step(*given), os._exit(0))
 from erasure_lightning.__main__ import main
-main(["fit", "--config", sys.argv[1]])
+sys.exit(main(["fit", "--config", sys.argv[1]]) or 1)
 """
 
 CASES = {
