@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from erasure_lightning.backbones.process import NoiseProcess
+from erasure_lightning.backbones.states import States, reader_of
 from erasure_lightning.concepts import Phrase
 from erasure_lightning.functional import fingerprint
 from erasure_lightning.ranks import gathered
@@ -91,6 +92,21 @@ class Conditioning:
         pooled = None if self.pooled is None or other.pooled is None else torch.cat((self.pooled, other.pooled))
         return Conditioning(torch.cat((self.tokens, other.tokens)), pooled)
 
+    @classmethod
+    def stack(cls, each: "Sequence[Conditioning]") -> "Conditioning":
+        """What single prompts are said to be, ``(L, D)`` each, as a batch."""
+        pooled = [one.pooled for one in each if one.pooled is not None]
+        return cls(torch.stack([one.tokens for one in each]), torch.stack(pooled) if pooled else None)
+
+    def copied(self) -> "Conditioning":
+        """The same in memory of its own."""
+        return self._each(Tensor.clone)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory it takes."""
+        return self.tokens.nbytes + (0 if self.pooled is None else self.pooled.nbytes)
+
     def expand(self, count: int) -> "Conditioning":
         """A single prompt's conditioning repeated for a batch of ``count``."""
         return self._each(lambda v: v.expand(count, *v.shape[1:]))
@@ -127,6 +143,7 @@ class Backbone(nn.Module, ABC):
         self.text_encoders = nn.ModuleList(text_encoders)
         self.process = process
         self.world = world
+        self._states = States()
 
     @abstractmethod
     def embed(self, prompts: Sequence[str | Phrase]) -> tuple[Embedded, ...]:
@@ -220,8 +237,11 @@ class Backbone(nn.Module, ABC):
         return {name: parameter for name, parameter in found.items() if name not in cross}
 
     def encode(self, prompts: Sequence[str | Phrase]) -> Conditioning:
-        """What the denoiser reads of the prompts, ``(B, L, D)``."""
-        return self.contextualize(self.embed(prompts))
+        """What the denoiser reads of the prompts, ``(B, L, D)``; frozen text encoders read each sentence once."""
+        reader = reader_of(self.text_encoders)
+        if reader is None:
+            return self.contextualize(self.embed(prompts))
+        return Conditioning.stack(self._states.of(prompts, reader, lambda some: self.contextualize(self.embed(some))))
 
     def summarize(self, embedded: Sequence[Embedded]) -> Tensor:
         """End-of-text states ``(B, D)``, encoded no further than they are read."""
@@ -238,7 +258,10 @@ class Backbone(nn.Module, ABC):
         Args:
             edited: Names of parameters, or of modules that will be replaced (adapters).
         """
-        return _share(self, {tuple(name.split(".")) for name in edited})
+        twin = _share(self, {tuple(name.split(".")) for name in edited})
+        if twin.text_encoders is not self.text_encoders:
+            twin._states = States()
+        return twin
 
     def anyone(self, flag: bool) -> bool:
         """Whether the flag is up on any rank, where ranks ask the model together; else this rank's own.
