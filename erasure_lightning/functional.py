@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +14,25 @@ def mix(*parts: int) -> int:
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=7).digest(), "big")
 
 
-def fingerprint(module: nn.Module) -> str:
-    """A short hash of a module's weights: names, shapes and the first values of every tensor."""
+def fingerprint(module: nn.Module, dtype: torch.dtype | None = None) -> str:
+    """A short hash of a module's weights: names, shapes and the first values of every tensor.
+
+    Args:
+        module: Whose weights.
+        dtype: A precision that values are rounded to first; by default they are taken as they are.
+    """
     digest = hashlib.sha256()
     for name, value in module.state_dict().items():
         digest.update(f"{name}{tuple(value.shape)}".encode())
-        digest.update(value.flatten()[:64].double().cpu().numpy().tobytes())
+        first = value.flatten()[:64]
+        digest.update(first.to(dtype or first.dtype).double().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def widen(parameters: Iterable[Tensor]) -> None:
+    """Give parameters that are about to change float32 at least, in place; bfloat16 would swallow small steps."""
+    for parameter in parameters:
+        parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
 
 
 def warm_cosine(warmup: int, total: int) -> Callable[[int], float]:
@@ -119,12 +131,12 @@ class Regression:
 
 
 def corrected(weight: Tensor, correction: Tensor) -> Tensor:
-    """``W* (I + C)`` ``(out, D)``, in the precision of ``W*``, computed in float32 at least.
+    """``W* (I + C)`` ``(out, D)``, in the precision of ``W*``, in float32 at least: the change may be small.
 
     What is ill-conditioned, the solving for ``C``, has been done in float64; here that would double the cost.
     """
-    wide = torch.promote_types(weight.dtype, torch.float32)
-    return (weight.to(wide) + weight.to(wide) @ correction.to(wide)).to(weight.dtype)
+    wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    return wide + wide @ correction.to(wide.dtype)
 
 
 def remap(weights: Sequence[Tensor], sources: Tensor, images: Tensor, kept: Tensor, ridge: float) -> list[Tensor]:

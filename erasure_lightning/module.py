@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from lightning import LightningModule
@@ -22,7 +22,7 @@ from erasure_lightning.concepts import Batch, Concept, Phrase, check_concepts
 from erasure_lightning.data import PromptData
 from erasure_lightning.edits import plain
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.functional import mix, warm_cosine
+from erasure_lightning.functional import mix, warm_cosine, widen
 from erasure_lightning.sampling import draw
 from erasure_lightning.shots import Shots
 
@@ -36,6 +36,7 @@ class ErasureModule(LightningModule, ABC):
         concepts: What must be forgotten: concepts, or a CSV, YAML or text file of them (`read_concepts`).
         backbone: A world's name, a diffusers folder, a Hub id, or a `Backbone`.
         seed: Of everything the run draws.
+        base: Precision of the frozen weights, and of the arithmetic; what is edited stays float32.
 
     Raises:
         ErasureError: If there are no concepts, their file cannot be read, one is named twice, or the world does not
@@ -47,7 +48,12 @@ class ErasureModule(LightningModule, ABC):
     original: Backbone
 
     def __init__(
-        self, *, concepts: list[Concept] | str, backbone: str | Backbone = "emoji-world", seed: int = 0
+        self,
+        *,
+        concepts: list[Concept] | str,
+        backbone: str | Backbone = "emoji-world",
+        seed: int = 0,
+        base: Literal["float32", "bfloat16"] = "float32",
     ) -> None:
         super().__init__()
         concepts = read_concepts(Path(concepts)) if isinstance(concepts, str) else concepts
@@ -56,6 +62,7 @@ class ErasureModule(LightningModule, ABC):
         self.hparams["concepts"] = [asdict(c) for c in concepts]  # the file may be gone when the edit is used
         self.concepts = concepts
         self.seed = seed
+        self.base = base
         self.strict_loading = False
         #: What retention callbacks ask of a closed form: Gram matrices ``(D, D)`` of text states to hold, by name.
         self.kept: dict[str, Callable[[], Tensor]] = {}
@@ -83,12 +90,14 @@ class ErasureModule(LightningModule, ABC):
         if "backbone" in self._modules:
             return
         (given,) = self._given
-        self.backbone = load_backbone(given) if isinstance(given, str) else given
+        dtype = torch.bfloat16 if self.base == "bfloat16" else torch.float32
+        self.backbone = load_backbone(given, dtype) if isinstance(given, str) else given.to(dtype)
         self._check_world()
         self.original = self.backbone.original(self.touched())
         with torch.random.fork_rng(devices=[]):  # adapters begin alike on every rank and at every start
             torch.manual_seed(mix(self.seed, 5))
             self.adapt()
+        widen((self.editable() | self.trainable()).values())
         for parameter in self.trainable().values():
             parameter.requires_grad_(True)
 
@@ -115,6 +124,7 @@ class ErasureModule(LightningModule, ABC):
             "concepts": [asdict(c) for c in self.concepts],
             "backbone": self.backbone.name,
             "backbone_fingerprint": self.original.fingerprint(),
+            "backbone_bfloat16": self.original.fingerprint(torch.bfloat16),
             "seed": self.seed,
             "versions": {name: version(name) for name in packages},
         }
@@ -138,10 +148,16 @@ class ErasureModule(LightningModule, ABC):
                 f"{type(self).__name__} edits {len(wanted)} parameters as configured; the checkpoint has {len(found)}. "
                 f"They differ in {len(odd)}, {odd[0]} first. Use the config the checkpoint was made with."
             )
-        made, here = checkpoint.get("erasure", {}).get("backbone_fingerprint"), self.original.fingerprint()
-        if made not in (None, here):
+        self._check_original(checkpoint.get("erasure", {}))
+
+    def _check_original(self, made: Mapping[str, Any]) -> None:
+        """The same weights, or the same when one of both is rounded to bfloat16, as the other is."""
+        then, here = made.get("backbone_fingerprint"), self.original.fingerprint()
+        if then in (None, here) or then == self.original.fingerprint(torch.bfloat16):
+            return
+        if made.get("backbone_bfloat16") != here:
             raise ErasureError(
-                f"The checkpoint edits a model with fingerprint {made}; {self.backbone.name} has {here}."
+                f"The checkpoint edits a model with fingerprint {then}; {self.backbone.name} has {here}."
             )
 
     def kept_gram(self) -> Tensor:
@@ -261,8 +277,18 @@ class GradientErasure(ErasureModule):
                 self.log(f"gradient/{name}", torch.stack([s.norm() for s in slopes if s is not None]).norm())
 
     def configure_optimizers(self) -> Any:
-        """Adam with warm-up and cosine over the run's steps."""
-        optimizer = Adam(self.trainable().values(), lr=self.lr)
+        """Adam with warm-up and cosine over the run's steps.
+
+        Raises:
+            ErasureError: If the trainer's precision has rounded what the base's leaves in float32.
+        """
+        trained = list(self.trainable().values())
+        if self.base == "bfloat16" and any(p.dtype != torch.float32 for p in trained):
+            raise ErasureError(
+                f"{type(self).__name__} with base bfloat16 needs its edit in float32; found {trained[0].dtype}. Leave "
+                "--trainer.precision at 32-true."
+            )
+        optimizer = Adam(trained, lr=self.lr)
         data: PromptData = self.trainer.datamodule  # type: ignore[attr-defined]
         schedule = LambdaLR(optimizer, warm_cosine(self.warmup, data.training_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

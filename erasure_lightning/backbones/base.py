@@ -4,7 +4,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, Self, TypeVar
 
@@ -236,9 +236,14 @@ class Backbone(nn.Module, ABC):
         """
         return _share(self, {tuple(name.split(".")) for name in edited})
 
-    def fingerprint(self) -> str:
-        """A short hash of the weights: names, shapes and the first values of every tensor."""
-        return fingerprint(self)
+    def fingerprint(self, dtype: torch.dtype | None = None) -> str:
+        """A short hash of the weights, or of what they would be when rounded to a precision."""
+        return fingerprint(self, dtype)
+
+    def computing(self) -> AbstractContextManager[object]:
+        """While entered, layers compute in the base's precision, also where an edited weight or an input has more."""
+        low = self.base in (torch.bfloat16, torch.float16)
+        return torch.autocast(self.device.type, self.base) if low else nullcontext()
 
     @property
     def device(self) -> torch.device:
@@ -246,9 +251,14 @@ class Backbone(nn.Module, ABC):
         return next(self.parameters()).device
 
     @property
+    def base(self) -> torch.dtype:
+        """The frozen weights' precision; told by a word table, which no method edits."""
+        return self.word_tables()[0].dtype
+
+    @property
     def dtype(self) -> torch.dtype:
-        """The denoiser's precision, and that of latents."""
-        return next(self.denoiser.parameters()).dtype
+        """Precision of latents, text states and predictions: the base's, float32 at least."""
+        return torch.promote_types(self.base, torch.float32)
 
 
 def _share(module: M, paths: set[tuple[str, ...]]) -> M:

@@ -15,12 +15,13 @@ from erasure_lightning.worlds import World, find_world
 FAMILIES = {"StableDiffusionPipeline": "Stable Diffusion 1.x and 2.x"}
 
 
-def load_backbone(name: str) -> Backbone:
-    """Load a text-to-image model in float32.
+def load_backbone(name: str, dtype: torch.dtype = torch.float32) -> Backbone:
+    """Load a text-to-image model.
 
     Args:
         name: A world's name (``emoji-world``), a folder as diffusers writes it, or a Hub id (``owner/model``); only the
             last goes to the network.
+        dtype: Precision of all weights, whatever they are stored in.
 
     Raises:
         ErasureError: If nothing is there, the family is not known, or the weights are not safetensors.
@@ -36,7 +37,7 @@ def load_backbone(name: str) -> Backbone:
         known = ", ".join(f"{k} ({v})" for k, v in FAMILIES.items())
         raise ErasureError(f"The backbone {name!r} needs a known pipeline class; found {family}. Known: {known}.")
     _refuse_pickles(source)
-    return _stable_diffusion(name, source, world)
+    return _stable_diffusion(name, source, world, dtype)
 
 
 def _family(source: str) -> str:
@@ -68,7 +69,7 @@ def _refuse_pickles(source: str) -> None:
             )
 
 
-def _stable_diffusion(name: str, source: str, world: World | None) -> Backbone:
+def _stable_diffusion(name: str, source: str, world: World | None, dtype: torch.dtype) -> Backbone:
     import diffusers
     from transformers import CLIPTextModel, CLIPTokenizer
     from transformers.utils import logging as transformers_logging
@@ -82,12 +83,10 @@ def _stable_diffusion(name: str, source: str, world: World | None) -> Backbone:
     try:
         return StableDiffusion(
             name=name,
-            unet=diffusers.UNet2DConditionModel.from_pretrained(
-                source, subfolder="unet", dtype=torch.float32, **weights
-            ),
-            vae=diffusers.AutoencoderKL.from_pretrained(source, subfolder="vae", dtype=torch.float32, **weights),
+            unet=diffusers.UNet2DConditionModel.from_pretrained(source, subfolder="unet", dtype=dtype, **weights),
+            vae=diffusers.AutoencoderKL.from_pretrained(source, subfolder="vae", dtype=dtype, **weights),
             text_encoder=CLIPTextModel.from_pretrained(
-                source, subfolder="text_encoder", dtype=torch.float32, use_safetensors=True
+                source, subfolder="text_encoder", dtype=dtype, use_safetensors=True
             ),
             tokenizer=CLIPTokenizer.from_pretrained(source, subfolder="tokenizer"),
             scheduler=getattr(diffusers, settings["_class_name"]).from_config(settings),
