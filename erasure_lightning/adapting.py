@@ -102,12 +102,14 @@ class PerConceptErasure(GradientErasure):
 
     The adapters stand apart from the backbone, so that rows of a batch pass those of their own concepts side by side.
     An edit is weights at any time: a checkpoint holds what fusion would make of the adapters as they are. Adapters of
-    concepts that a batch lacks rest, for which several devices need the strategy ``ddp_find_unused_parameters_true``.
+    concepts that a batch lacks rest.
 
     Args:
         rank: Of each adapter, at least 1.
         kwargs: Arguments of every gradient method.
     """
+
+    rests = True
 
     def __init__(self, *, rank: int = 1, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -135,10 +137,9 @@ class PerConceptErasure(GradientErasure):
         return self.adapters.beside(self.backbone.text_layers().values(), self.numbers(batch))
 
     @torch.no_grad()
-    def write(self, weights: Tensor) -> None:
+    def write_layers(self, weights: Tensor) -> None:
         """Put weights ``(out, D)`` into the text layers."""
-        for name, weight in self._by_name(weights).items():
-            self.backbone.get_parameter(name).copy_(weight)
+        self.write(self._by_name(weights))
 
     def _by_name(self, weights: Tensor) -> dict[str, Tensor]:
         return dict(
@@ -147,7 +148,7 @@ class PerConceptErasure(GradientErasure):
 
     def on_train_end(self) -> None:
         """Fuse."""
-        self.write(self.fused())
+        self.write_layers(self.fused())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the adapters beside the edit they make."""

@@ -131,13 +131,20 @@ class TrajectoryBank:
     def _at(self, key: str, rows: Tensor, columns: Tensor) -> Tensor:
         return self._held[key][rows, columns].float()
 
-    def recall(self, question: Question, drawn: Drawn, ask: Callable[[Tensor], Tensor]) -> Tensor:
+    def recall(
+        self,
+        question: Question,
+        drawn: Drawn,
+        ask: Callable[[Tensor], Tensor],
+        anyone: Callable[[bool], bool] = lambda missing: missing,
+    ) -> Tensor:
         """The original's predictions at drawn moments, ``(B, C, h, w)``; it is asked only where it never was before.
 
         Args:
             question: What about.
             drawn: Where.
             ask: Makes the predictions for some rows of ``drawn``, given by number.
+            anyone: Whether any rank lacks answers, for ranks that can only ask together (`Backbone.anyone`).
         """
         everything = torch.arange(len(drawn.rows))
         if self.student:
@@ -146,14 +153,17 @@ class TrajectoryBank:
             self._held[question] = torch.zeros_like(self._held["x"])
             self._held[f"known {question}"] = torch.zeros_like(self._held["known x"])
         held, known = self._held[question], self._held[f"known {question}"]
-        if len(new := everything[~known[drawn.rows, drawn.columns]]):
+        new = everything[~known[drawn.rows, drawn.columns]]
+        if anyone(len(new) > 0):
+            new = new if len(new) else everything[:1]  # asked for the others' sake
             held[drawn.rows[new], drawn.columns[new]] = ask(new).to(held.dtype)
             known[drawn.rows[new], drawn.columns[new]] = True
         return self._at(question, drawn.rows, drawn.columns)
 
     def teacher(self, original: Backbone, drawn: Drawn) -> "Teacher":
         """The frozen original at drawn moments."""
-        return Teacher(original, drawn.x, drawn.t, drawn.batch, lambda question, ask: self.recall(question, drawn, ask))
+        anyone = original.anyone
+        return Teacher(original, drawn.x, drawn.t, drawn.batch, lambda q, ask: self.recall(q, drawn, ask, anyone))
 
     def nbytes(self) -> int:
         """Memory it holds, in bytes."""

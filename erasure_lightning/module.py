@@ -10,6 +10,8 @@ from typing import Any, Literal, cast
 import torch
 from lightning import LightningModule
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -23,7 +25,9 @@ from erasure_lightning.data import PromptData
 from erasure_lightning.edits import plain
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.functional import mix, warm_cosine, widen
+from erasure_lightning.ranks import averaged, gathered, own, spoken
 from erasure_lightning.sampling import draw
+from erasure_lightning.sharding import put, split, whole
 from erasure_lightning.shots import Shots
 
 PREFIX = "backbone."
@@ -43,6 +47,8 @@ class ErasureModule(LightningModule, ABC):
             know one.
     """
 
+    #: Whether some of what is trained may have no gradient in a step, which DDP must be told.
+    rests = False
     #: The model being edited and its frozen original; both are there once Lightning has called `configure_model`.
     backbone: Backbone
     original: Backbone
@@ -85,21 +91,54 @@ class ErasureModule(LightningModule, ABC):
     def adapt(self) -> None:
         """Put modules of the method's own into the backbone, once its original is safe; by default none."""
 
+    def stays_whole(self) -> bool:
+        """Whether what is trained is kept from being split over ranks, by a strategy that splits weights.
+
+        By default that of closed forms is: they have no optimizer whose states would be worth it.
+        """
+        return not self.automatic_optimization
+
     def configure_model(self) -> None:
         """Load the backbone and keep its original; called before a checkpoint is restored, in every command."""
         if "backbone" in self._modules:
             return
         (given,) = self._given
-        dtype = torch.bfloat16 if self.base == "bfloat16" else torch.float32
-        self.backbone = load_backbone(given, dtype) if isinstance(given, str) else given.to(dtype)
-        self._check_world()
-        self.original = self.backbone.original(self.touched())
-        with torch.random.fork_rng(devices=[]):  # adapters begin alike on every rank and at every start
-            torch.manual_seed(mix(self.seed, 5))
-            self.adapt()
+        with torch.device("cpu"):  # Lightning moves what was made, where its own context would put some of it elsewhere
+            dtype = torch.bfloat16 if self.base == "bfloat16" else torch.float32
+            self.backbone = load_backbone(given, dtype) if isinstance(given, str) else given.to(dtype)
+            self._check_world()
+            self.original = self.backbone.original(self.touched())
+            self.fingerprint, self.rounded = (self.original.fingerprint(d) for d in (None, torch.bfloat16))
+            with torch.random.fork_rng(devices=[]):  # adapters begin alike on every rank and at every start
+                torch.manual_seed(mix(self.seed, 5))
+                self.adapt()
         widen((self.editable() | self.trainable()).values())
         for parameter in self.trainable().values():
             parameter.requires_grad_(True)
+        if self._device_mesh is not None:
+            self._split(self._device_mesh["data_parallel"])
+
+    def _split(self, mesh: DeviceMesh) -> None:
+        """Share the weights out among ranks, which from now on must ask the model together."""
+        models = [module for module in self.children() if isinstance(module, Backbone)]
+        trained = {} if self.stays_whole() else self.trainable()
+        split(self.backbone.denoiser, [m.denoiser for m in models if m is not self.backbone], mesh, trained)
+        towers = {name: parameter for name, parameter in trained.items() if name.startswith("text_encoders.")}
+        if towers:
+            split(
+                self.backbone.text_encoders, [m.text_encoders for m in models if m is not self.backbone], mesh, towers
+            )
+        for model in models:
+            model.lockstep = True
+
+    def edit_values(self) -> dict[str, Tensor]:
+        """The values of everything `editable`, whole; where weights are split, every rank must ask."""
+        return {name: whole(parameter) for name, parameter in self.editable().items()}
+
+    def write(self, values: Mapping[str, Tensor]) -> None:
+        """Give weights of the backbone new values, by name; where weights are split, every rank must call it."""
+        for name, value in values.items():
+            put(self.backbone.get_parameter(name), value)
 
     def _check_world(self) -> None:
         world = self.backbone.world
@@ -123,15 +162,15 @@ class ErasureModule(LightningModule, ABC):
             "arguments": self.arguments(),
             "concepts": [asdict(c) for c in self.concepts],
             "backbone": self.backbone.name,
-            "backbone_fingerprint": self.original.fingerprint(),
-            "backbone_bfloat16": self.original.fingerprint(torch.bfloat16),
+            "backbone_fingerprint": self.fingerprint,
+            "backbone_bfloat16": self.rounded,
             "seed": self.seed,
             "versions": {name: version(name) for name in packages},
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the edit alone, and plain values only, so that the file can be read without running code."""
-        checkpoint["state_dict"] = {PREFIX + n: p.detach() for n, p in self.editable().items()}
+        checkpoint["state_dict"] = {PREFIX + name: value for name, value in self.edit_values().items()}
         checkpoint["hyper_parameters"] = self.arguments()
         checkpoint["erasure"] = self.description()
 
@@ -148,16 +187,11 @@ class ErasureModule(LightningModule, ABC):
                 f"{type(self).__name__} edits {len(wanted)} parameters as configured; the checkpoint has {len(found)}. "
                 f"They differ in {len(odd)}, {odd[0]} first. Use the config the checkpoint was made with."
             )
-        self._check_original(checkpoint.get("erasure", {}))
-
-    def _check_original(self, made: Mapping[str, Any]) -> None:
-        """The same weights, or the same when one of both is rounded to bfloat16, as the other is."""
-        then, here = made.get("backbone_fingerprint"), self.original.fingerprint()
-        if then in (None, here) or then == self.original.fingerprint(torch.bfloat16):
-            return
-        if made.get("backbone_bfloat16") != here:
+        made = checkpoint.get("erasure", {})
+        then = made.get("backbone_fingerprint")
+        if then not in (None, self.fingerprint, self.rounded) and made.get("backbone_bfloat16") != self.fingerprint:
             raise ErasureError(
-                f"The checkpoint edits a model with fingerprint {then}; {self.backbone.name} has {here}."
+                f"The checkpoint edits a model with fingerprint {then}; {self.backbone.name} has {self.fingerprint}."
             )
 
     def kept_gram(self) -> Tensor:
@@ -169,7 +203,7 @@ class ErasureModule(LightningModule, ABC):
     def test_step(self, batch: Shots, batch_idx: int) -> dict[str, Tensor]:
         """Draw a batch of prompts with the original and the edited model from the same noise."""
         folder = getattr(self.trainer.datamodule, "originals", None)  # type: ignore[attr-defined]
-        before = kept(folder, self.original.fingerprint(), batch, lambda: self._draw(self.original, batch))
+        before = kept(folder, self.fingerprint, batch, lambda: self._draw(self.original, batch), self.original.anyone)
         return {"original": before.to(self.device), "edited": self._draw(self.backbone, batch)}
 
     def validation_step(self, batch: Shots, batch_idx: int) -> dict[str, Tensor]:
@@ -208,13 +242,14 @@ class GradientErasure(ErasureModule):
         """Keep the bank too, so that a resumed run draws the same moments."""
         super().on_save_checkpoint(checkpoint)
         if self.bank is not None:
-            checkpoint["bank"] = self.bank.state_dict()
+            checkpoint["banks"] = gathered([self.bank.state_dict()])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up the bank where it was left."""
+        """Take up the bank where it was left; a rank that had none walks its own."""
         super().on_load_checkpoint(checkpoint)
-        if self.bank is not None and "bank" in checkpoint:
-            self.bank.load_state_dict(checkpoint["bank"])
+        state = own(checkpoint.get("banks", []))
+        if self.bank is not None and state is not None:
+            self.bank.load_state_dict(state)
 
     @abstractmethod
     def erasure_loss(self, x: Tensor, t: Tensor, batch: Batch) -> Tensor:
@@ -261,14 +296,19 @@ class GradientErasure(ErasureModule):
         terms = {"erasure": self.erasure_loss(x, t, batch)} | {n: term() for n, term in self.loss_terms.items()}
         self._log_terms(terms)
         loss = torch.stack(list(terms.values())).sum()
-        self.log("loss", loss.detach(), prog_bar=True)
+        self.log("loss", loss.detach(), prog_bar=True, sync_dist=True)
         return loss
+
+    def on_after_backward(self) -> None:
+        """Average the gradients of weights that a strategy which splits weights has left whole."""
+        if self.backbone.lockstep:
+            averaged([p for p in self.trainable().values() if not isinstance(p, DTensor)])
 
     def _log_terms(self, terms: Mapping[str, Tensor]) -> None:
         """Values every step; gradient norms, which cost a backward each, only on the steps that are logged."""
-        self.log_dict({f"loss/{name}": value.detach() for name, value in terms.items()})
+        self.log_dict({f"loss/{name}": value.detach() for name, value in terms.items()}, sync_dist=True)
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if (self.global_step + 1) % every:
+        if (self.global_step + 1) % every or self.backbone.lockstep:  # split weights are no leaves of the graph
             return
         parameters = [p for p in self.trainable().values() if p.requires_grad]
         for name, value in terms.items() if len(terms) > 1 else ():
@@ -307,15 +347,16 @@ class ClosedFormErasure(ErasureModule):
 
     @torch.no_grad()
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """Solve, write the weights, stop; a run resumed behind its one step has nothing left to do."""
+        """Solve on one rank, write the weights, stop; a run resumed behind its one step has nothing left to do."""
         self.trainer.should_stop = True
         if self.global_step:
             return
-        editable, solution = self.editable(), self.solve()
-        if editable.keys() != solution.keys():
-            raise ErasureError(f"{type(self).__name__}.solve must return every editable parameter and no other.")
-        for name, parameter in editable.items():
-            parameter.copy_(solution[name])
+        if self.global_rank == 0 or self.backbone.lockstep:
+            solution = self.solve()
+            if self.editable().keys() != solution.keys():
+                raise ErasureError(f"{type(self).__name__}.solve must return every editable parameter and no other.")
+            self.write(solution)
+        spoken(self.editable().values())
         optimizer = self.optimizers()
         optimizer.step()  # type: ignore[union-attr]
 

@@ -69,6 +69,10 @@ class SalientErasure(GradientErasure):
         self.share = share
         self.masks: Masks = {}
 
+    def stays_whole(self) -> bool:
+        """It is: the masks are found by slopes of whole weights."""
+        return True
+
     @abstractmethod
     def saliency(self) -> Masks:
         """The masks, one for each of `trainable`; asked once, while the model is its original."""
@@ -90,6 +94,7 @@ class SalientErasure(GradientErasure):
 
     def on_after_backward(self) -> None:
         """Flatten the slopes of what may not move: Adam without decay leaves it where it is."""
+        super().on_after_backward()
         for name, parameter in self.trainable().items() if self.masks else ():
             if parameter.grad is not None:
                 parameter.grad.mul_(self.masks[name])

@@ -3,7 +3,7 @@
 import csv
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -68,6 +68,9 @@ class Shots(NamedTuple):
 class Sheet:
     """The batches of pictures one rank draws; a loader of its own, since Lightning would take a list for many loaders.
 
+    Several ranks keep step: each has as many batches, of as many sampling steps each, as every other. Where equal
+    settings are fewer than ranks, some draw a picture that another rank draws too.
+
     Args:
         shots: All pictures.
         count: The most to draw side by side.
@@ -82,9 +85,8 @@ class Sheet:
     def __init__(self, shots: Sequence[Shot], count: int, size: int | None, rank: int = 0, ranks: int = 1) -> None:
         if len(shots) < ranks:
             raise ErasureError(f"{ranks} processes need a picture each to draw; found {len(shots)}. Use fewer devices.")
-        count = min(count, len(shots) // ranks)  # rounded down, or nine pictures leave the last of four ranks without
         runs = [list(run) for _, run in groupby(shots, key=lambda s: (s.steps, s.guidance))]
-        batches = [Shots(run[i : i + count], size) for run in runs for i in range(0, len(run), count)]
+        batches = [Shots(part, size) for run in runs for part in _parts(run, count, ranks)]
         self.batches = batches[rank::ranks]
 
     def __len__(self) -> int:
@@ -92,6 +94,15 @@ class Sheet:
 
     def __iter__(self) -> Iterator[Shots]:
         return iter(self.batches)
+
+
+def _parts(run: list[Shot], count: int, ranks: int) -> list[list[Shot]]:
+    """A run in parts of at most ``count``, as many for each rank, and of several ranks as even as can be."""
+    if ranks == 1:
+        return [run[i : i + count] for i in range(0, len(run), count)]
+    parts = ranks * -(-len(run) // (count * ranks))
+    cuts = [i * len(run) // parts for i in range(parts + 1)]
+    return [run[a:b] or run[-1:] for a, b in pairwise(cuts)]
 
 
 class Columns(NamedTuple):

@@ -144,7 +144,7 @@ def fit(
     total: int | None = None,
     save: Path | None = None,
     resume: Path | None = None,
-    precision: Any = "32-true",
+    **trainer: Any,
 ) -> ErasureModule:
     """Train quietly on the CPU.
 
@@ -155,22 +155,22 @@ def fit(
         total: Steps the schedules are planned for; ``steps`` by default.
         save: Where to write a checkpoint: at the end, or (with ``total``) behind the step at which it stops.
         resume: A checkpoint to go on from.
-        precision: Of the trainer.
+        trainer: Further arguments of the trainer.
     """
-    trainer = Trainer(
+    runner = Trainer(
         max_steps=total or steps, accelerator="cpu", logger=False, enable_checkpointing=False, log_every_n_steps=2,
-        enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0, precision=precision,
-        callbacks=[*callbacks, _StopAt(steps, save if total else None)],
+        enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
+        callbacks=[*callbacks, _StopAt(steps, save if total else None)], **trainer,
     )  # fmt: skip
-    trainer.fit(module, PromptData(batch_size=2), ckpt_path=resume, weights_only=True)
+    runner.fit(module, PromptData(batch_size=2), ckpt_path=resume, weights_only=True)
     if save and not total:
-        trainer.save_checkpoint(save)
+        runner.save_checkpoint(save)
     return module
 
 
 def edit_of(module: ErasureModule) -> dict[str, Tensor]:
     """A copy of what a module edits, by name."""
-    return {name: value.detach().clone() for name, value in module.editable().items()}
+    return {name: value.clone() for name, value in module.edit_values().items()}
 
 
 def _check_edit(module: ErasureModule, circumstance: str = "") -> None:

@@ -105,8 +105,17 @@ def test_ranks_share_the_pictures():
     shots = [Shot(str(i), i, "prompts", str(i), "", 2 if i < 3 else 4, 1.0) for i in range(7)]
     whole = [b.prompts for b in Sheet(shots, 2, None)]
     assert whole == [["0", "1"], ["2"], ["3", "4"], ["5", "6"]]
-    parts = [b.prompts for rank in range(2) for b in Sheet(shots, 2, None, rank, 2)]
-    assert sorted(parts) == sorted(whole)
+    ranks = [list(Sheet(shots, 2, None, rank, 2)) for rank in range(2)]
+    assert [b.steps for b in ranks[0]] == [b.steps for b in ranks[1]], "ranks that ask a model together must keep step"
+    assert {p for rank in ranks for b in rank for p in b.prompts} == {s.prompt for s in shots}
+    assert max(len(b.shots) for rank in ranks for b in rank) <= 2
+
+
+def test_ranks_that_keep_step_draw_a_lonely_picture_twice():
+    shots = [Shot(str(i), i, "prompts", str(i), "", 2, 1.0 if i else 7.5) for i in range(4)]
+    first, second = (list(Sheet(shots, 2, None, rank, 2)) for rank in range(2))
+    assert [b.prompts for b in first] == [["0"], ["1"]]
+    assert [b.prompts for b in second] == [["0"], ["2", "3"]]
 
 
 def test_the_plan_follows_the_protocol():

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from erasure_lightning.backbones.process import NoiseProcess
 from erasure_lightning.concepts import Phrase
 from erasure_lightning.functional import fingerprint
+from erasure_lightning.ranks import gathered
 from erasure_lightning.worlds import World
 
 M = TypeVar("M", bound=nn.Module)
@@ -107,6 +108,9 @@ class Backbone(nn.Module, ABC):
         process: How latents are noised and what the denoiser predicts.
         world: The world it came from, where it came from one.
     """
+
+    #: Whether weights are split over ranks, so that each of them must be asked by all ranks together.
+    lockstep = False
 
     def __init__(
         self,
@@ -244,6 +248,13 @@ class Backbone(nn.Module, ABC):
         """While entered, layers compute in the base's precision, also where an edited weight or an input has more."""
         low = self.base in (torch.bfloat16, torch.float16)
         return torch.autocast(self.device.type, self.base) if low else nullcontext()
+
+    def anyone(self, flag: bool) -> bool:
+        """Whether the flag is up on any rank, where ranks ask the model together; else this rank's own.
+
+        What decides if a split model is asked must be decided by all, or some wait for the others forever.
+        """
+        return any(gathered([flag])) if self.lockstep else flag
 
     @property
     def device(self) -> torch.device:

@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Callback
 
 from erasure_lightning.edits import write_atomically
 from erasure_lightning.module import ErasureModule
+from erasure_lightning.ranks import gathered, place
 from erasure_lightning.tally import Tally
 
 
@@ -20,7 +21,8 @@ class Cost(Callback):
 
     ``seconds`` of training (all parts of a resumed run together), ``steps``, ``trained_parameters``, ``evaluations``
     (latents that a denoiser was asked about, the original's included) with ``backwards`` among them that a gradient
-    could flow through, and ``peak_gib``: the most memory the process held up to then, on the GPU where there is one.
+    could flow through, and ``peak_gib``: the most memory a process held up to then, on the GPU where there is one.
+    Evaluations are those of all ranks.
     """
 
     def __init__(self) -> None:
@@ -43,27 +45,31 @@ class Cost(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the file."""
         self._tally.stop()
-        if not trainer.is_global_zero:
-            return
         trained = cast(ErasureModule, pl_module).trainable()
         cost = {
             "seconds": round(self.seconds, 2),
             "steps": trainer.global_step,
             "trained_parameters": sum(p.numel() for p in trained.values()),
-            "evaluations": self._tally.evaluations,
-            "backwards": self._tally.backwards,
-            "peak_gib": round(peak_memory(), 3),
+            **self._asked(),
+            "peak_gib": round(max(gathered([peak_memory()])), 3),
         }
-        write_atomically(Path(trainer.default_root_dir, "cost.json"), json.dumps(cost, indent=1).encode())
+        if trainer.is_global_zero:
+            write_atomically(Path(trainer.default_root_dir, "cost.json"), json.dumps(cost, indent=1).encode())
+
+    def _asked(self) -> dict[str, int]:
+        """What all ranks asked of denoisers."""
+        ranks = gathered([(self._tally.evaluations, self._tally.backwards)])
+        return {"evaluations": sum(rank[0] for rank in ranks), "backwards": sum(rank[1] for rank in ranks)}
 
     def state_dict(self) -> dict[str, Any]:
         """What was spent, so that a resumed run adds to it."""
-        seconds = self.seconds if self._start else self._earlier
-        return {"seconds": seconds, "evaluations": self._tally.evaluations, "backwards": self._tally.backwards}
+        return {"seconds": self.seconds if self._start else self._earlier, **self._asked()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Add to what an earlier part took."""
+        """Add to what an earlier part took; what ranks asked counts on the first."""
         self._earlier = state_dict["seconds"]
+        if place():
+            return
         self._tally.evaluations, self._tally.backwards = (
             state_dict.get("evaluations", 0),
             state_dict.get("backwards", 0),

@@ -22,6 +22,9 @@ class ExportEdit(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write it."""
-        if isinstance(pl_module, ErasureModule) and trainer.is_global_zero:
+        if not isinstance(pl_module, ErasureModule):
+            return
+        edit = pl_module.edit_values()
+        if trainer.is_global_zero:
             metadata = pl_module.description() | ({"config": self.config} if self.config else {})
-            write_edit(Run(Path(trainer.default_root_dir)).edit, pl_module.editable(), metadata)
+            write_edit(Run(Path(trainer.default_root_dir)).edit, edit, metadata)

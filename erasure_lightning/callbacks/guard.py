@@ -10,6 +10,7 @@ from torch import Tensor
 
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.module import ErasureModule
+from erasure_lightning.sharding import whole
 
 
 class Guard(Callback):
@@ -57,22 +58,25 @@ def check_edit(module: ErasureModule, added: Mapping[str, Tensor]) -> None:
     Raises:
         ErasureError: If it holds NaN or infinity, or equals the original.
     """
-    editable, before = module.editable(), {**dict(module.original.named_parameters()), **added}
+    editable, before = module.edit_values(), _before(module, added)
     if bad := [name for name, value in editable.items() if not value.isfinite().all()]:
         raise ErasureError(
             f"The edit holds NaN or infinity in {len(bad)} of {len(editable)} parameters, {bad[0]} first; nothing was "
             f"written. {_advice(module)}"
         )
-    if all(torch.equal(value, _plain(name, before)) for name, value in editable.items()):
+    if all(torch.equal(value, before[name]) for name, value in editable.items()):
         raise ErasureError(
             f"{type(module).__name__} changed none of its {len(editable)} parameters; nothing was written. "
             "Give it more steps (--trainer.max_steps) or a higher learning rate, or look at its concepts."
         )
 
 
-def _plain(name: str, before: Mapping[str, Tensor]) -> Tensor:
-    """A parameter's old value, also where an adapter has been wrapped around its layer since."""
-    return before.get(name, before.get(name.replace(".base_layer.", "."), torch.empty(0)))
+def _before(module: ErasureModule, added: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Old values of what is edited, also where an adapter has been wrapped around its layer since."""
+    old, found = dict(module.original.named_parameters()), dict(added)
+    for name in module.editable().keys() - found.keys():
+        found[name] = whole(old.get(name, old.get(name.replace(".base_layer.", "."), torch.empty(0))))
+    return found
 
 
 def _advice(module: LightningModule) -> str:

@@ -15,7 +15,6 @@ from erasure_lightning.callbacks.pairs import PairCallback
 from erasure_lightning.metrics.judge import Judge
 from erasure_lightning.metrics.protocol import Protocol, Result, short_hash
 from erasure_lightning.metrics.questions import ERASING, QUESTIONS, STRUCTURE
-from erasure_lightning.metrics.ranks import gathered
 from erasure_lightning.metrics.scorer import Scorer
 from erasure_lightning.metrics.seeds import (
     Estimate,
@@ -25,6 +24,7 @@ from erasure_lightning.metrics.seeds import (
     Recognized,
 )
 from erasure_lightning.module import ErasureModule
+from erasure_lightning.ranks import gathered
 from erasure_lightning.shots import Shot
 from erasure_lightning.vocabulary import Vocabulary
 

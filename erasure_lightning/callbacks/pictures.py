@@ -10,7 +10,7 @@ from lightning import Callback, LightningModule, Trainer
 from erasure_lightning.callbacks.contact import image, png
 from erasure_lightning.edits import write_atomically
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.metrics.ranks import gathered
+from erasure_lightning.ranks import gathered
 from erasure_lightning.shots import Shot
 
 MANIFEST = "manifest.csv"
@@ -50,7 +50,8 @@ class PictureWriter(Callback):
         """Write what all ranks have drawn into the manifest."""
         written = sorted(gathered(self._written), key=lambda pair: pair[0])
         if trainer.is_global_zero:
-            write_atomically(Path(trainer.default_root_dir, MANIFEST), _manifest([shot for _, shot in written]))
+            once = {shot.case: shot for _, shot in written}  # ranks that keep step may have drawn one twice
+            write_atomically(Path(trainer.default_root_dir, MANIFEST), _manifest(list(once.values())))
 
 
 def _manifest(shots: list[Shot]) -> bytes:

@@ -16,8 +16,8 @@ from erasure_lightning.concepts import in_short
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files import SAMPLES_COLUMNS, SAMPLES_FILE, write_atomically
 from erasure_lightning.metrics.questions import HEADINGS
-from erasure_lightning.metrics.ranks import gathered
 from erasure_lightning.module import ErasureModule
+from erasure_lightning.ranks import gathered
 from erasure_lightning.runs import Run
 from erasure_lightning.shots import Shot
 from erasure_lightning.vocabulary import spread

@@ -166,6 +166,8 @@ class CommandLine(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer with the run's folder and what every run has."""
         given = self.config_init.trainer
+        if given.strategy == "ddp" and self.model.rests:
+            self.config_init.trainer.strategy = "ddp_find_unused_parameters_true"
         return super().instantiate_trainer(
             default_root_dir=str(self.run.root),
             logger=self._loggers(given.logger),

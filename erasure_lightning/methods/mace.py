@@ -95,7 +95,7 @@ class MACE(PerConceptErasure):
             for batch in self._asked:
                 equations.redirect(*shared_rows(self.original, batch))
             self._refined = corrected(self._old, equations.correction(self.ridge))
-        self.write(self._refined)
+        self.write_layers(self._refined)
         if self.bank is None:
             asked = [phrase(SHOWN[concept.kind], concept.name) for concept in self.concepts]
             prompts = [prompt for prompt in asked for _ in range(self.pictures)]

@@ -118,8 +118,7 @@ class RealEra(NeighbourMining, LoraErasure):
     def on_train_start(self) -> None:
         """Stage A, beneath the adapters; a resumed run has it in its checkpoint."""
         if self.closed_form and not self.global_step:
-            for name, weight in self.stage_a().items():
-                self.backbone.get_parameter(f"{name}.base_layer.weight").copy_(weight)
+            self.write({f"{name}.base_layer.weight": weight for name, weight in self.stage_a().items()})
 
     def erasure_loss(self, x: Tensor, t: Tensor, batch: Batch) -> Tensor:
         """``L_era + lam_b' L_bey`` (methods.md 5.4), a scalar."""

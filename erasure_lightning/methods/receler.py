@@ -42,6 +42,7 @@ from erasure_lightning.backbones.base import CONCEPT, Conditioning
 from erasure_lightning.concepts import Batch
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.functional import mix
+from erasure_lightning.ranks import gathered, own
 
 
 class Receler(AdapterErasure):
@@ -88,7 +89,7 @@ class Receler(AdapterErasure):
         self.attack_lr, self.attack_decay = attack_lr, attack_decay
         self.mask_weight, self.threshold = mask_weight, threshold
         self.adversaries: Adversaries | None = None
-        self._left: dict[str, Any] = {}
+        self._left: dict[str, Any] | None = None
 
     def plan(self) -> Plan:
         """An eraser behind each cross-attention."""
@@ -133,15 +134,15 @@ class Receler(AdapterErasure):
         return self.adversaries
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the adversarial rows."""
+        """Keep the adversarial rows of every rank."""
         super().on_save_checkpoint(checkpoint)
         if self.adversaries is not None:
-            checkpoint["adversaries"] = self.adversaries.state_dict()
+            checkpoint["adversaries"] = gathered([self.adversaries.state_dict()])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take them up."""
         super().on_load_checkpoint(checkpoint)
-        self._left = checkpoint.get("adversaries", {})
+        self._left = own(checkpoint.get("adversaries", []))
 
 
 def _pixels(maps: dict[str, Tensor], x: Tensor) -> int:

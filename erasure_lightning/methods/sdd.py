@@ -31,6 +31,7 @@ from erasure_lightning.concepts import Batch
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.functional import mix
 from erasure_lightning.module import PREFIX, GradientErasure
+from erasure_lightning.sharding import put, whole
 
 
 class SDD(GradientErasure):
@@ -61,11 +62,9 @@ class SDD(GradientErasure):
         """The part of the denoiser that ``train`` names."""
         return self.backbone.denoiser_parameters(self.train_part)
 
-    def configure_model(self) -> None:
+    def adapt(self) -> None:
         """Begin the average at the original."""
-        super().configure_model()
-        if "average" not in self._modules:
-            self.average = self.backbone.original(self.touched())
+        self.average = self.backbone.original(self.touched())
 
     def erasure_loss(self, x: Tensor, t: Tensor, batch: Batch) -> Tensor:
         """``mse(eps(x, c_e), sg eps(x, 0))``, both of the student."""
@@ -101,30 +100,23 @@ class SDD(GradientErasure):
 
     def on_train_start(self) -> None:
         """Go on with the student that a checkpoint held."""
-        self._write(self._parked)
+        self.write(self._parked)
         self._parked = {}
 
     def on_train_end(self) -> None:
         """Put the average in the student's place."""
         self._parked = {name: parameter.detach().clone() for name, parameter in self.editable().items()}
-        self._write(self._averaged())
-
-    @torch.no_grad()
-    def _write(self, values: dict[str, Tensor]) -> None:
-        parameters = self.editable()
-        for name, value in values.items():
-            parameters[name].copy_(value)
+        self.write(self._averaged())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the average as the edit, and the student beside it."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint["state_dict"] = {PREFIX + name: mean for name, mean in self._averaged().items()}
-        checkpoint["student"] = self._parked or {name: p.detach() for name, p in self.editable().items()}
+        checkpoint["state_dict"] = {PREFIX + name: whole(mean) for name, mean in self._averaged().items()}
+        checkpoint["student"] = {name: whole(value) for name, value in (self._parked or self.editable()).items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up the average; the student waits until training starts."""
         super().on_load_checkpoint(checkpoint)
-        with torch.no_grad():
-            for name, mean in self._averaged().items():
-                mean.copy_(checkpoint["state_dict"][PREFIX + name])
+        for name, mean in self._averaged().items():
+            put(mean, checkpoint["state_dict"][PREFIX + name])
         self._parked = dict(checkpoint.get("student", {}))

@@ -108,7 +108,7 @@ class RetentionMonitor(Callback):
         module.log_dict(self._by_group(after))
         within = self.budget is None or kept >= self.budget
         if within and tradeoff > self.best["tradeoff"]:
-            edit = {name: p.detach().cpu().clone() for name, p in module.editable().items()}
+            edit = {name: value.cpu().clone() for name, value in module.edit_values().items()}
             self.best = {"tradeoff": tradeoff, "step": trainer.global_step, "edit": edit}
         if not within or (self.goal is not None and forgotten >= self.goal):
             trainer.should_stop = True
@@ -134,12 +134,10 @@ class RetentionMonitor(Callback):
         called = [bool(q.right[(q.labels @ image).argmax()]) for image, q in zip(after, questions, strict=False)]
         return 1 - sum(called) / asked, same[asked:].mean().item()
 
-    @torch.no_grad()
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Go back to the best look."""
-        if self.keep_best and self.best["edit"]:
-            for name, parameter in cast(ErasureModule, pl_module).editable().items():
-                parameter.copy_(self.best["edit"][name])
+        if self.keep_best:
+            cast(ErasureModule, pl_module).write(self.best["edit"])
 
     def state_dict(self) -> dict[str, Any]:
         """The best look, so that a resumed run can go back to it."""

@@ -156,7 +156,7 @@ class TestSuppression:
         x, t = torch.randn(2, 4, 8, 8), torch.tensor([300, 300])
 
         def attended(module):
-            module.write(module._refined)
+            module.write_layers(module._refined)
             return module.erasure_loss(x, t, BATCH).item()
 
         refined = idle.erasure_loss(x, t, BATCH).item()

@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import distributed, multiprocessing
 
-from erasure_lightning.metrics.ranks import gathered
 from erasure_lightning.metrics.seeds import (
     STUDENT,
     Estimate,
@@ -16,6 +15,7 @@ from erasure_lightning.metrics.seeds import (
     SeedMean,
     student,
 )
+from erasure_lightning.ranks import gathered
 
 LABELS = torch.eye(3)
 

@@ -1,0 +1,54 @@
+"""What the ranks of a run found, brought together; alone, a rank's own."""
+
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor, distributed, nn
+
+T = TypeVar("T")
+
+
+def several() -> bool:
+    """Whether there is more than one rank."""
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
+def place() -> int:
+    """This rank's number."""
+    return distributed.get_rank() if several() else 0
+
+
+def gathered(mine: Sequence[T]) -> list[T]:
+    """The items of every rank, in rank order; the same list on all of them. Every rank must call it."""
+    if not several():
+        return list(mine)
+    parts: list[list[T]] = [[] for _ in range(distributed.get_world_size())]
+    distributed.all_gather_object(parts, list(mine))
+    return [item for part in parts for item in part]
+
+
+def own(parts: Sequence[T]) -> T | None:
+    """This rank's part of what `gathered` brought together, perhaps by other ranks; ``None`` where it had none."""
+    return parts[place()] if place() < len(parts) else None
+
+
+def spoken(tensors: Iterable[Tensor]) -> None:
+    """Give every rank what rank 0 holds, in place. Every rank must call it, with tensors of the same shapes."""
+    for tensor in tensors if several() else ():
+        distributed.broadcast(tensor.detach(), 0)
+
+
+def averaged(parameters: Sequence[nn.Parameter]) -> None:
+    """Give every rank the mean of all ranks' gradients; a parameter that no rank has one for keeps none.
+
+    Every rank must call it behind each backward: what was averaged before is alike on all, and stays.
+    """
+    if not several() or not parameters:
+        return
+    has = torch.tensor([p.grad is not None for p in parameters], device=parameters[0].device, dtype=torch.uint8)
+    distributed.all_reduce(has, distributed.ReduceOp.MAX)
+    for parameter in (p for p, given in zip(parameters, has.tolist(), strict=True) if given):
+        parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        distributed.all_reduce(parameter.grad)
+        parameter.grad /= distributed.get_world_size()

@@ -1,0 +1,108 @@
+"""Weights split over ranks (FSDP2): no rank holds a whole model, and the frozen original shares the splits.
+
+Student and original share all modules that the edit does not reach (`Backbone.original`). FSDP2 gathers the weights of
+a *unit* before it runs and lets go of them behind it, whoever runs it; so a unit that lies in both trees serves both.
+That leaves out blocks that hold an edited layer beside shared ones: those are split further, down to the layers. Each
+unit is a root of its own, since a root remembers its descendants and these have two ancestors.
+
+What stays whole on every rank: frozen text encoders (the denoiser is what is large), the autoencoder, tables of
+embeddings (they are read without being run), frozen weights below `LEAST`, and adapters, whose gradients are averaged
+behind each backward.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+#: Frozen weights in a unit: not worth gathering below, too much to gather at once above.
+LEAST, MOST = 2**12, 2**26
+
+
+def split(module: nn.Module, twins: Sequence[nn.Module], mesh: DeviceMesh, trained: Mapping[str, Tensor]) -> None:
+    """Split a model's weights over the ranks of ``mesh``: what is trained layer by layer, what is frozen in blocks.
+
+    Args:
+        module: A part of the model in training.
+        twins: The same part of every model that shares modules with it.
+        mesh: One dimension, of all ranks.
+        trained: The weights that an optimizer moves, by any names; their twins are split with them.
+    """
+    own = set(map(id, trained.values()))
+    _visit(module, twins, mesh, own)
+
+
+def _visit(mine: nn.Module, twins: Sequence[nn.Module], mesh: DeviceMesh, trained: set[int]) -> None:
+    if all(twin is mine for twin in twins):
+        _frozen(mine, mesh)
+    elif any(id(parameter) in trained for parameter in mine._parameters.values()):
+        for each in (mine, *twins):
+            _unit(each, mesh)
+    else:  # what an adapter added has no twin, and stays as it is
+        for name, child in mine.named_children():
+            if all(name in twin._modules for twin in twins):
+                _visit(child, [twin.get_submodule(name) for twin in twins], mesh, trained)
+
+
+def _frozen(module: nn.Module, mesh: DeviceMesh) -> None:
+    """Split a frozen module, in units as large as may be gathered at once."""
+    size = sum(parameter.numel() for parameter in module.parameters())
+    if size < LEAST or isinstance(module, nn.Embedding):
+        return
+    parts = list(module.modules())
+    runs = type(module).forward is not nn.Module.forward  # lists of modules are never run themselves
+    if runs and (len(parts) == 1 or (size <= MOST and not any(isinstance(part, nn.Embedding) for part in parts))):
+        _unit(module, mesh)
+    else:
+        for child in module.children():
+            _frozen(child, mesh)
+
+
+def _unit(module: nn.Module, mesh: DeviceMesh) -> None:
+    fully_shard(module, mesh=mesh, reshard_after_forward=True)
+
+
+def whole(value: Tensor) -> Tensor:
+    """A weight as every rank can read it; of a split one every rank must ask."""
+    return value.full_tensor().detach() if isinstance(value, DTensor) else value.detach()
+
+
+@torch.no_grad()
+def put(weight: Tensor, value: Tensor) -> None:
+    """Give a weight, split or whole, a value that every rank holds alike: split as it is, or whole."""
+    if isinstance(weight, DTensor) and not isinstance(value, DTensor):
+        value = distributed_like(weight, value)
+    weight.copy_(value)
+
+
+def distributed_like(weight: DTensor, value: Tensor) -> Tensor:
+    """A whole tensor split as a weight is; every rank takes its own part of it."""
+    here = value.to(weight.device_mesh.device_type)
+    return distribute_tensor(here, weight.device_mesh, weight.placements, src_data_rank=None)
+
+
+def whole_state(state: dict[str, Any]) -> dict[str, Any]:
+    """An optimizer's state as a single process would have it; every rank must ask."""
+    found = {
+        number: {key: whole(v) if isinstance(v, Tensor) else v for key, v in values.items()}
+        for number, values in state["state"].items()
+    }
+    return {**state, "state": found}
+
+
+def split_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """A whole state of an optimizer, split as its parameters are."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    found = {}
+    for number, values in state["state"].items():
+        weight = parameters[int(number)]
+        found[number] = {key: distributed_like(weight, v) if _alike(weight, v) else v for key, v in values.items()}
+    return {**state, "state": found}
+
+
+def _alike(weight: Tensor, value: Any) -> bool:
+    return isinstance(weight, DTensor) and isinstance(value, Tensor) and value.shape == weight.shape

@@ -1,0 +1,79 @@
+"""``fsdp2``: Lightning's FSDP2 strategy with defaults and checkpoints that suit an edit."""
+
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any, Literal, cast
+
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.strategies import ModelParallelStrategy, ParallelStrategy, StrategyRegistry
+from torch.optim import Optimizer
+
+from erasure_lightning.module import PREFIX, ErasureModule
+from erasure_lightning.sharding import split_state, whole_state
+
+#: What ``--trainer.strategy`` calls it.
+NAME = "fsdp2"
+
+
+class FSDP2(ModelParallelStrategy):
+    """Splits weights, gradients and optimizer states over all devices; `sharding` tells how.
+
+    A checkpoint is the one file that a single process would write: the edit, and the optimizer's states, whole. So a
+    run goes on on any number of devices, under any strategy.
+
+    Args:
+        data_parallel_size: Devices that split a model among them, each with data of its own; all by default.
+        process_group_backend: ``nccl`` or ``gloo``; by default what suits the devices.
+        timeout: How long a rank waits for the others.
+    """
+
+    def __init__(
+        self,
+        data_parallel_size: Literal["auto"] | int = "auto",
+        process_group_backend: str | None = None,
+        timeout: timedelta = timedelta(minutes=30),
+    ) -> None:
+        super().__init__(
+            data_parallel_size=data_parallel_size,
+            tensor_parallel_size=1,
+            save_distributed_checkpoint=False,
+            process_group_backend=process_group_backend,
+            timeout=timeout,
+        )
+
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        """Lightning hands the optimizers' states to `load_optimizer_state_dict`."""
+        return True
+
+    def setup_environment(self) -> None:
+        """Take all devices, where Lightning's ``auto`` takes the number of nodes."""
+        if self._data_parallel_size == "auto":
+            self._data_parallel_size = self.num_processes * self.num_nodes
+        super().setup_environment()
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """Nothing: `ErasureModule.on_save_checkpoint` puts the edit in, and the frozen rest is not gathered."""
+        return {}
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        """Give every rank its part of the edit."""
+        edit = {name.removeprefix(PREFIX): value for name, value in checkpoint["state_dict"].items()}
+        cast(ErasureModule, self.lightning_module).write(edit)
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """The states of all ranks together."""
+        plain = optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
+        return whole_state(plain.state_dict())
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """Give every rank its part of the states."""
+        for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            optimizer.load_state_dict(split_state(optimizer, state))
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read the one file, as any other strategy does."""
+        return ParallelStrategy.load_checkpoint(self, self.broadcast(checkpoint_path), weights_only=weights_only)
+
+
+StrategyRegistry.register(NAME, FSDP2, description="FSDP2 for edits", override=True)
