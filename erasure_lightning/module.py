@@ -41,6 +41,7 @@ class ErasureModule(LightningModule, ABC):
         backbone: A world's name, a diffusers folder, a Hub id, or a `Backbone`.
         seed: Of everything the run draws.
         base: Precision of the frozen weights, and of the arithmetic; what is edited stays float32.
+        checkpointing: Compute again in the backward what blocks computed in the forward: less memory, more time.
 
     Raises:
         ErasureError: If there are no concepts, their file cannot be read, one is named twice, or the world does not
@@ -60,6 +61,7 @@ class ErasureModule(LightningModule, ABC):
         backbone: str | Backbone = "emoji-world",
         seed: int = 0,
         base: Literal["float32", "bfloat16"] = "float32",
+        checkpointing: bool = False,
     ) -> None:
         super().__init__()
         concepts = read_concepts(Path(concepts)) if isinstance(concepts, str) else concepts
@@ -69,6 +71,7 @@ class ErasureModule(LightningModule, ABC):
         self.concepts = concepts
         self.seed = seed
         self.base = base
+        self.checkpointing = checkpointing
         self.strict_loading = False
         #: What retention callbacks ask of a closed form: Gram matrices ``(D, D)`` of text states to hold, by name.
         self.kept: dict[str, Callable[[], Tensor]] = {}
@@ -113,6 +116,8 @@ class ErasureModule(LightningModule, ABC):
                 torch.manual_seed(mix(self.seed, 5))
                 self.adapt()
         widen((self.editable() | self.trainable()).values())
+        if self.checkpointing:
+            self.backbone.checkpoint()
         for parameter in self.trainable().values():
             parameter.requires_grad_(True)
         if self._device_mesh is not None:

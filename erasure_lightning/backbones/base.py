@@ -11,6 +11,7 @@ from typing import Any, Literal, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
+from erasure_lightning.backbones.checkpointing import checkpoint_blocks
 from erasure_lightning.backbones.process import NoiseProcess
 from erasure_lightning.concepts import Phrase
 from erasure_lightning.functional import fingerprint
@@ -243,6 +244,10 @@ class Backbone(nn.Module, ABC):
     def fingerprint(self, dtype: torch.dtype | None = None) -> str:
         """A short hash of the weights, or of what they would be when rounded to a precision."""
         return fingerprint(self, dtype)
+
+    def checkpoint(self) -> None:
+        """Keep only what blocks are asked for the backward, which computes the rest again: less memory, more time."""
+        checkpoint_blocks(self.denoiser, self.text_encoders)
 
     def computing(self) -> AbstractContextManager[object]:
         """While entered, layers compute in the base's precision, also where an edited weight or an input has more."""
