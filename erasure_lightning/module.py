@@ -12,7 +12,7 @@ from lightning import LightningModule
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
-from torch.optim import Adam, Optimizer
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from erasure_lightning.album import kept
@@ -25,6 +25,7 @@ from erasure_lightning.data import PromptData
 from erasure_lightning.edits import plain
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.functional import mix, warm_cosine, widen
+from erasure_lightning.optimizers import Kind, make_optimizer
 from erasure_lightning.ranks import averaged, gathered, own, spoken
 from erasure_lightning.sampling import draw
 from erasure_lightning.sharding import put, split, whole
@@ -231,12 +232,22 @@ class GradientErasure(ErasureModule):
         lr: Highest learning rate of Adam, above 0.
         warmup: Steps over which the rate rises from 0; then it falls along a cosine to the end of the run.
         bank: Where noisy latents come from: a bank of trajectories, or (``None``) pure noise at random times.
+        optimizer: ``adam``, or ``adam8bit``, whose state is a quarter (needs the extra ``bitsandbytes``).
         kwargs: Arguments of every method.
     """
 
-    def __init__(self, *, lr: float = 1e-4, warmup: int = 0, bank: TrajectoryBank | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        lr: float = 1e-4,
+        warmup: int = 0,
+        bank: TrajectoryBank | None = None,
+        optimizer: Kind = "adam",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.lr = lr
+        self.optimizer = optimizer
         self.warmup = warmup
         self.bank = bank
         self._drawn: Drawn | None = None
@@ -333,7 +344,7 @@ class GradientErasure(ErasureModule):
                 f"{type(self).__name__} with base bfloat16 needs its edit in float32; found {trained[0].dtype}. Leave "
                 "--trainer.precision at 32-true."
             )
-        optimizer = Adam(trained, lr=self.lr)
+        optimizer = make_optimizer(self.optimizer, trained, self.lr)
         data: PromptData = self.trainer.datamodule  # type: ignore[attr-defined]
         schedule = LambdaLR(optimizer, warm_cosine(self.warmup, data.training_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
