@@ -5,14 +5,14 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from lightning import LightningModule
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
-from torch.optim import Adam, Optimizer
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from erasure_lightning.album import kept
@@ -24,13 +24,17 @@ from erasure_lightning.concepts import Batch, Concept, Phrase, check_concepts
 from erasure_lightning.data import PromptData
 from erasure_lightning.edits import plain
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.functional import mix, warm_cosine
+from erasure_lightning.functional import mix, warm_cosine, widen
+from erasure_lightning.optimizers import Kind, make_optimizer
 from erasure_lightning.ranks import averaged, gathered, own, spoken
 from erasure_lightning.sampling import draw
 from erasure_lightning.sharding import pour, put, split, whole
 from erasure_lightning.shots import Shots
 
 PREFIX = "backbone."
+
+#: Precisions in which a model is recognised: its own, and what it is rounded to as a base.
+_KNOWN_BY = (None, torch.bfloat16)
 
 
 class ErasureModule(LightningModule, ABC):
@@ -40,6 +44,8 @@ class ErasureModule(LightningModule, ABC):
         concepts: What must be forgotten: concepts, or a CSV, YAML or text file of them (`read_concepts`).
         backbone: A world's name, a diffusers folder, a Hub id, or a `Backbone`.
         seed: Of everything the run draws.
+        base: Precision of the frozen weights, and of the arithmetic; what is edited stays float32.
+        checkpointing: Compute again in the backward what blocks computed in the forward: less memory, more time.
 
     Raises:
         ErasureError: If there are no concepts, their file cannot be read, one is named twice, or the world does not
@@ -53,7 +59,13 @@ class ErasureModule(LightningModule, ABC):
     original: Backbone
 
     def __init__(
-        self, *, concepts: list[Concept] | str, backbone: str | Backbone = "emoji-world", seed: int = 0
+        self,
+        *,
+        concepts: list[Concept] | str,
+        backbone: str | Backbone = "emoji-world",
+        seed: int = 0,
+        base: Literal["float32", "bfloat16"] = "float32",
+        checkpointing: bool = False,
     ) -> None:
         super().__init__()
         concepts = read_concepts(Path(concepts)) if isinstance(concepts, str) else concepts
@@ -62,6 +74,8 @@ class ErasureModule(LightningModule, ABC):
         self.hparams["concepts"] = [asdict(c) for c in concepts]  # the file may be gone when the edit is used
         self.concepts = concepts
         self.seed = seed
+        self.base = base
+        self.checkpointing = checkpointing
         self.strict_loading = False
         #: What retention callbacks ask of a closed form: Gram matrices ``(D, D)`` of text states to hold, by name.
         self.kept: dict[str, Callable[[], Tensor]] = {}
@@ -98,13 +112,17 @@ class ErasureModule(LightningModule, ABC):
         (given,), mesh = self._given, self._device_mesh
         empty = mesh is not None and self.global_rank > 0  # rank 0 alone reads the denoiser's weights
         with torch.device("cpu"):  # Lightning moves what was made, where its own context would put some of it elsewhere
-            self.backbone = load_backbone(given, empty=empty) if isinstance(given, str) else given
+            dtype = torch.bfloat16 if self.base == "bfloat16" else torch.float32
+            self.backbone = load_backbone(given, dtype, empty=empty) if isinstance(given, str) else given.to(dtype)
             self._check_world()
             self.original = self.backbone.original(self.touched())
-            self.fingerprint = "" if empty else self.original.fingerprint()
+            self.fingerprint, self.rounded = ("" if empty else self.original.fingerprint(d) for d in _KNOWN_BY)
             with torch.random.fork_rng(devices=[]):  # adapters begin alike on every rank and at every start
                 torch.manual_seed(mix(self.seed, 5))
                 self.adapt()
+        widen((self.editable() | self.trainable()).values())
+        if self.checkpointing:
+            self.backbone.checkpoint()
         for parameter in self.trainable().values():
             parameter.requires_grad_(True)
         if mesh is not None:
@@ -112,7 +130,7 @@ class ErasureModule(LightningModule, ABC):
 
     def _split(self, mesh: DeviceMesh) -> None:
         """Share the weights out among ranks, which from now on must ask the model together."""
-        (self.fingerprint,) = gathered([self.fingerprint])[:1]
+        self.fingerprint, self.rounded = gathered([self.fingerprint, self.rounded])[:2]
         full = {} if self.global_rank else {n: v.detach() for n, v in [*self.named_parameters(), *self.named_buffers()]}
         models = [module for module in self.children() if isinstance(module, Backbone)]
         trained = {} if self.stays_whole() else self.trainable()
@@ -158,6 +176,7 @@ class ErasureModule(LightningModule, ABC):
             "concepts": [asdict(c) for c in self.concepts],
             "backbone": self.backbone.name,
             "backbone_fingerprint": self.fingerprint,
+            "backbone_bfloat16": self.rounded,
             "seed": self.seed,
             "versions": {name: version(name) for name in packages},
         }
@@ -181,10 +200,11 @@ class ErasureModule(LightningModule, ABC):
                 f"{type(self).__name__} edits {len(wanted)} parameters as configured; the checkpoint has {len(found)}. "
                 f"They differ in {len(odd)}, {odd[0]} first. Use the config the checkpoint was made with."
             )
-        made = checkpoint.get("erasure", {}).get("backbone_fingerprint")
-        if made not in (None, self.fingerprint):
+        made = checkpoint.get("erasure", {})
+        then = made.get("backbone_fingerprint")
+        if then not in (None, self.fingerprint, self.rounded) and made.get("backbone_bfloat16") != self.fingerprint:
             raise ErasureError(
-                f"The checkpoint edits a model with fingerprint {made}; {self.backbone.name} has {self.fingerprint}."
+                f"The checkpoint edits a model with fingerprint {then}; {self.backbone.name} has {self.fingerprint}."
             )
 
     def kept_gram(self) -> Tensor:
@@ -219,12 +239,22 @@ class GradientErasure(ErasureModule):
         lr: Highest learning rate of Adam, above 0.
         warmup: Steps over which the rate rises from 0; then it falls along a cosine to the end of the run.
         bank: Where noisy latents come from: a bank of trajectories, or (``None``) pure noise at random times.
+        optimizer: ``adam``, or ``adam8bit``, whose state is a quarter (needs the extra ``bitsandbytes``).
         kwargs: Arguments of every method.
     """
 
-    def __init__(self, *, lr: float = 1e-4, warmup: int = 0, bank: TrajectoryBank | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        lr: float = 1e-4,
+        warmup: int = 0,
+        bank: TrajectoryBank | None = None,
+        optimizer: Kind = "adam",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.lr = lr
+        self.optimizer = optimizer
         self.warmup = warmup
         self.bank = bank
         self._drawn: Drawn | None = None
@@ -310,8 +340,18 @@ class GradientErasure(ErasureModule):
                 self.log(f"gradient/{name}", torch.stack([s.norm() for s in slopes if s is not None]).norm())
 
     def configure_optimizers(self) -> Any:
-        """Adam with warm-up and cosine over the run's steps."""
-        optimizer = Adam(self.trainable().values(), lr=self.lr)
+        """Adam with warm-up and cosine over the run's steps.
+
+        Raises:
+            ErasureError: If the trainer's precision has rounded what the base's leaves in float32.
+        """
+        trained = list(self.trainable().values())
+        if self.base == "bfloat16" and any(p.dtype != torch.float32 for p in trained):
+            raise ErasureError(
+                f"{type(self).__name__} with base bfloat16 needs its edit in float32; found {trained[0].dtype}. Leave "
+                "--trainer.precision at 32-true."
+            )
+        optimizer = make_optimizer(self.optimizer, trained, self.lr)
         data: PromptData = self.trainer.datamodule  # type: ignore[attr-defined]
         schedule = LambdaLR(optimizer, warm_cosine(self.warmup, data.training_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

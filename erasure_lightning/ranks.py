@@ -54,6 +54,6 @@ def averaged(parameters: Sequence[nn.Parameter]) -> None:
         return
     together = torch.cat([grad.flatten() for grad in grads])
     distributed.all_reduce(together)
-    parts = (together / distributed.get_world_size()).split([grad.numel() for grad in grads])
+    parts = (together / distributed.get_world_size()).split_with_sizes([grad.numel() for grad in grads])
     for parameter, part in zip(moved, parts, strict=True):
         parameter.grad = part.view_as(parameter)

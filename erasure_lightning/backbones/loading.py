@@ -15,12 +15,13 @@ from erasure_lightning.worlds import World, find_world
 FAMILIES = {"StableDiffusionPipeline": "Stable Diffusion 1.x and 2.x"}
 
 
-def load_backbone(name: str, *, empty: bool = False) -> Backbone:
-    """Load a text-to-image model in float32.
+def load_backbone(name: str, dtype: torch.dtype = torch.float32, *, empty: bool = False) -> Backbone:
+    """Load a text-to-image model.
 
     Args:
         name: A world's name (``emoji-world``), a folder as diffusers writes it, or a Hub id (``owner/model``); only the
             last goes to the network.
+        dtype: Precision of all weights, whatever they are stored in.
         empty: Leave the denoiser's weights out (on the meta device), for a rank that is given them by another.
 
     Raises:
@@ -37,7 +38,7 @@ def load_backbone(name: str, *, empty: bool = False) -> Backbone:
         known = ", ".join(f"{k} ({v})" for k, v in FAMILIES.items())
         raise ErasureError(f"The backbone {name!r} needs a known pipeline class; found {family}. Known: {known}.")
     _refuse_pickles(source)
-    return _stable_diffusion(name, source, world, empty)
+    return _stable_diffusion(name, source, world, dtype, empty)
 
 
 def _family(source: str) -> str:
@@ -69,7 +70,7 @@ def _refuse_pickles(source: str) -> None:
             )
 
 
-def _stable_diffusion(name: str, source: str, world: World | None, empty: bool) -> Backbone:
+def _stable_diffusion(name: str, source: str, world: World | None, dtype: torch.dtype, empty: bool) -> Backbone:
     import diffusers
     from transformers import CLIPTextModel, CLIPTokenizer
     from transformers.utils import logging as transformers_logging
@@ -78,19 +79,16 @@ def _stable_diffusion(name: str, source: str, world: World | None, empty: bool) 
 
     transformers_logging.disable_progress_bar()
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    weights: dict[str, Any] = {"use_safetensors": True, "low_cpu_mem_usage": True}
     settings = diffusers.DDIMScheduler.load_config(source, subfolder="scheduler")
     try:
         return StableDiffusion(
             name=name,
-            unet=_empty_unet(source)
-            if empty
-            else diffusers.UNet2DConditionModel.from_pretrained(
-                source, subfolder="unet", dtype=torch.float32, **weights
+            unet=_unet(source, dtype, empty),
+            vae=diffusers.AutoencoderKL.from_pretrained(
+                source, subfolder="vae", dtype=dtype, use_safetensors=True, low_cpu_mem_usage=True
             ),
-            vae=diffusers.AutoencoderKL.from_pretrained(source, subfolder="vae", dtype=torch.float32, **weights),
             text_encoder=CLIPTextModel.from_pretrained(
-                source, subfolder="text_encoder", dtype=torch.float32, use_safetensors=True
+                source, subfolder="text_encoder", dtype=dtype, use_safetensors=True
             ),
             tokenizer=CLIPTokenizer.from_pretrained(source, subfolder="tokenizer"),
             scheduler=getattr(diffusers, settings["_class_name"]).from_config(settings),
@@ -100,9 +98,11 @@ def _stable_diffusion(name: str, source: str, world: World | None, empty: bool) 
         raise ErasureError(f"The backbone {name!r} could not be loaded: {str(error).splitlines()[0]}") from error
 
 
-def _empty_unet(source: str) -> Any:
-    """The UNet that a folder or Hub id describes, without weights."""
-    from diffusers import UNet2DConditionModel
+def _unet(source: str, dtype: torch.dtype, empty: bool) -> Any:
+    """The UNet of a folder or Hub id, or only what it describes."""
+    from diffusers import UNet2DConditionModel as UNet
 
-    with torch.device("meta"):
-        return UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(source, subfolder="unet")).eval()
+    if empty:
+        with torch.device("meta"):
+            return UNet.from_config(UNet.load_config(source, subfolder="unet")).to(dtype).eval()
+    return UNet.from_pretrained(source, subfolder="unet", dtype=dtype, use_safetensors=True, low_cpu_mem_usage=True)

@@ -96,7 +96,7 @@ def main(out, strategy, names):
     warnings.simplefilter("ignore")
     sharding.LEAST = 1  # the tiny model has nothing larger
     loaded, load = [], base.load_backbone
-    base.load_backbone = lambda name, empty: loaded.append(empty) or load(name, empty=empty)
+    base.load_backbone = lambda *given, empty: loaded.append(empty) or load(*given, empty=empty)
     for name in names:
         ranks = [None, None]
         mine = fits(name, strategy, out) | {"empty": loaded[0]}
