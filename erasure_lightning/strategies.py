@@ -8,7 +8,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy, ParallelStrategy, StrategyRegistry
 from torch.optim import Optimizer
 
-from erasure_lightning.module import PREFIX, ErasureModule
+from erasure_lightning.erasure import PREFIX, ErasureModule
 from erasure_lightning.sharding import split_state, whole_state
 
 #: What ``--trainer.strategy`` calls it.

@@ -8,8 +8,8 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from erasure_lightning.erasure import ErasureModule
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.module import ErasureModule
 from erasure_lightning.sharding import whole
 
 

@@ -34,10 +34,10 @@ from erasure_lightning.cli.parser import Parser
 from erasure_lightning.cli.resume import check_same, own_config
 from erasure_lightning.data import PromptData
 from erasure_lightning.edits import write_atomically
+from erasure_lightning.erasure import ErasureModule
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.loggers import MetricsFile
 from erasure_lightning.methods import METHODS
-from erasure_lightning.module import ErasureModule
 from erasure_lightning.sharing import without_secrets
 from erasure_lightning.strategies import register
 

@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
 from erasure_lightning.backbones.base import Backbone
+from erasure_lightning.erasure import ErasureModule
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.metrics.judge import Judge
 from erasure_lightning.metrics.scorer import Scorer
-from erasure_lightning.module import ErasureModule
 from erasure_lightning.retention.base import read_lines
 from erasure_lightning.sampling import draw
 from erasure_lightning.vocabulary import Vocabulary, spread

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import distributed
 from torch.distributed.tensor import DTensor
 
-from erasure_lightning import module as base
+from erasure_lightning import erasure as base
 from erasure_lightning import sharding
 from erasure_lightning.concepts import Concept
 from erasure_lightning.module import GradientErasure
