@@ -1,8 +1,6 @@
 """The seam: everything that depends on a model family lives behind `Backbone`."""
 
-import copy
 from abc import ABC, abstractmethod
-from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ from torch import Tensor, nn
 from erasure_lightning.backbones.checkpointing import checkpoint_blocks
 from erasure_lightning.backbones.process import NoiseProcess
 from erasure_lightning.backbones.states import States, reader_of
+from erasure_lightning.backbones.twins import share
 from erasure_lightning.concepts import Phrase
 from erasure_lightning.functional import fingerprint
 from erasure_lightning.ranks import gathered
@@ -259,7 +258,7 @@ class Backbone(nn.Module, ABC):
         Args:
             edited: Names of parameters, or of modules that will be replaced (adapters).
         """
-        twin = _share(self, {tuple(name.split(".")) for name in edited})
+        twin = share(self, {tuple(name.split(".")) for name in edited})
         if twin.text_encoders is not self.text_encoders:
             twin._states = States()
         return twin
@@ -298,20 +297,3 @@ class Backbone(nn.Module, ABC):
     def dtype(self) -> torch.dtype:
         """Precision of latents, text states and predictions: the base's, float32 at least."""
         return torch.promote_types(self.base, torch.float32)
-
-
-def _share(module: M, paths: set[tuple[str, ...]]) -> M:
-    """Copy ``module`` along ``paths``; share every child and parameter that no path enters."""
-    twin = copy.copy(module)
-    for key, value in vars(module).items():
-        # Children, parameters, buffers and hooks: what is put into one must not appear in the other.
-        if type(value) in (dict, OrderedDict):
-            twin.__dict__[key] = value.copy()
-    for head in {path[0] for path in paths}:
-        rest = {path[1:] for path in paths if path[0] == head and len(path) > 1}
-        parameter, child = module._parameters.get(head), module._modules.get(head)
-        if parameter is not None:
-            twin._parameters[head] = nn.Parameter(parameter.detach().clone(), requires_grad=False)
-        elif child is not None and rest:
-            twin._modules[head] = _share(child, rest)
-    return twin

@@ -24,7 +24,7 @@ class Guard(Callback):
         if isinstance(pl_module, ErasureModule):
             old = dict(pl_module.original.named_parameters())
             new = {n: p for n, p in pl_module.editable().items() if n not in old}
-            self._added = {name: parameter.detach().clone() for name, parameter in new.items()}
+            self._added = {name: parameter.detach().cpu().clone() for name, parameter in new.items()}
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -64,7 +64,7 @@ def check_edit(module: ErasureModule, added: Mapping[str, Tensor]) -> None:
             f"The edit holds NaN or infinity in {len(bad)} of {len(editable)} parameters, {bad[0]} first; nothing was "
             f"written. {_advice(module)}"
         )
-    if all(torch.equal(value, before[name]) for name, value in editable.items()):
+    if all(torch.equal(value.cpu(), before[name].cpu()) for name, value in editable.items()):
         raise ErasureError(
             f"{type(module).__name__} changed none of its {len(editable)} parameters; nothing was written. "
             "Give it more steps (--trainer.max_steps) or a higher learning rate, or look at its concepts."
