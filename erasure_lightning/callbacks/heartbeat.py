@@ -33,6 +33,9 @@ _WAITING = ("torch/distributed/", "torch/nn/parallel/", "torch/autograd/graph.py
 
 HOST = socket.gethostname()
 
+#: Where the first rank of a machine tells those that it starts who it is: it may be gone before they look.
+_LAUNCHER = "ERASURE_LAUNCHER"
+
 
 class Beat(NamedTuple):
     """What a rank last said of itself.
@@ -127,7 +130,10 @@ class Heartbeat(Callback):
         if trainer.world_size == 1:
             yield
             return
-        self._trainer, self._parent, self._start = trainer, os.getppid(), time.monotonic()
+        self._trainer, self._start = trainer, time.monotonic()
+        self._parent = int(os.environ.get(_LAUNCHER, os.getppid()))
+        if not trainer.local_rank:
+            os.environ[_LAUNCHER] = str(os.getpid())
         thread = threading.Thread(target=self._watch, name="heartbeat", daemon=True)
         thread.start()
         try:

@@ -66,6 +66,7 @@ class RetentionMonitor(Callback):
         self.keep_best = keep_best
         self.scorer = scorer
         self.best: dict[str, Any] = {"tradeoff": -1.0, "step": 0, "edit": {}}
+        self._seen: dict[str, float] = {}
         self._check()
 
     def _check(self) -> None:
@@ -102,14 +103,16 @@ class RetentionMonitor(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Look, log, remember the best, stop if it is time."""
-        if trainer.global_step % self.every:
-            return
         module = cast(ErasureModule, pl_module)
+        if trainer.global_step % self.every:
+            module.log_dict(self._seen)  # as Lightning does by itself, but in a run that was resumed too
+            return
         after = self._look(module.backbone)
         forgotten, kept = self._score(after)
         tradeoff = 2 * forgotten * kept / (forgotten + kept) if forgotten + kept > 0 else 0.0
-        module.log_dict({"monitor/forgotten": forgotten, "monitor/kept": kept, "monitor/tradeoff": tradeoff})
-        module.log_dict(self._by_group(after))
+        self._seen = {"monitor/forgotten": forgotten, "monitor/kept": kept, "monitor/tradeoff": tradeoff}
+        self._seen |= self._by_group(after)
+        module.log_dict(self._seen)
         within = self.budget is None or kept >= self.budget
         if within and tradeoff > self.best["tradeoff"]:
             edit = {name: value.cpu().clone() for name, value in module.edit_values().items()}
@@ -144,9 +147,10 @@ class RetentionMonitor(Callback):
             cast(ErasureModule, pl_module).write(self.best["edit"])
 
     def state_dict(self) -> dict[str, Any]:
-        """The best look, so that a resumed run can go back to it."""
-        return self.best
+        """The best look, so that a resumed run can go back to it, and what the last one saw."""
+        return {**self.best, "seen": self._seen}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take it up."""
-        self.best = state_dict
+        """Take them up."""
+        self.best = {name: value for name, value in state_dict.items() if name != "seen"}
+        self._seen = state_dict.get("seen", {})

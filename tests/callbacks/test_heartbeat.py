@@ -111,10 +111,35 @@ HEARTS = []
 
 @pytest.fixture(autouse=True)
 def hearts(monkeypatch):
+    monkeypatch.delenv("ERASURE_LAUNCHER", raising=False)
     made = Heartbeat.__init__
     monkeypatch.setattr(Heartbeat, "__init__", lambda self, **given: (HEARTS.append(self), made(self, **given))[1])
     yield
     HEARTS.clear()
+
+
+def test_a_rank_whose_starter_is_gone_before_it_looks_does_not_wait(tmp_path):
+    ready = FORK.Event()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def first():
+        os.environ["ERASURE_LAUNCHER"] = str(os.getpid())
+        second = os.fork()
+        if second == 0:
+            ready.wait(10)
+            be(1, tmp_path, port, hang)
+        (tmp_path / "pid").write_text(str(second))
+
+    starter = FORK.Process(target=first)
+    starter.start()
+    starter.join()
+    ready.set()
+    until, told = time.monotonic() + 20, tmp_path / "1.txt"
+    while not (told.exists() and told.read_text()) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert told.read_text().strip() == "erasure: error: The process that started rank 1 is gone."
 
 
 def test_one_rank_is_not_watched():
