@@ -1,12 +1,15 @@
 """How long one waits for commands, and for the first step of a fit: ``python benchmarks/startup.py``.
 
-Fresh processes in turns, medians. The yardsticks are what no fit can do without: importing torch, and importing
-Lightning's command line, which imports torch and much else. *first step* ends when the first loss is known (a closed
-form's new weights); it includes loading the emoji world, and what the method does before: an ESD's bank of
-trajectories is walked there, on half of its evaluations.
+Fresh processes of one thread in turns, medians: *seconds* on the clock, *processor* only when it worked for them, which
+the machine's load does not stretch; ratios are of these. The yardsticks are what no fit can do without: importing
+torch, and importing Lightning's command line, which imports torch and much else. *first step* ends when the first loss
+is known (a closed form's new weights); it includes loading the emoji world, and what the method does before: an ESD
+walks its bank of trajectories there, which is more than half of all its evaluations.
 """
 
 import argparse
+import os
+import resource
 import subprocess
 import sys
 import time
@@ -38,12 +41,20 @@ CASES = {
 }
 
 
-def seconds(given: list[str]) -> float:
-    """How long a fresh Python takes for arguments."""
+def now() -> tuple[float, float]:
+    """The clock, and what the processor has worked for children."""
+    worked = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.perf_counter(), worked.ru_utime + worked.ru_stime
+
+
+def seconds(given: list[str]) -> tuple[float, float]:
+    """How long a fresh Python takes for arguments, on the clock and of the processor."""
     with TemporaryDirectory() as folder:
-        start = time.perf_counter()
-        subprocess.run([sys.executable, *given], cwd=folder, capture_output=True, check=True)
-        return time.perf_counter() - start
+        start, worked = now()
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        subprocess.run([sys.executable, *given], cwd=folder, env=environment, capture_output=True, check=True)
+        end, done = now()
+        return end - start, done - worked
 
 
 def main() -> None:
@@ -52,11 +63,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds
     times = [{name: seconds(given) for name, given in CASES.items()} for _ in range(rounds)]
-    took = {name: median(each[name] for each in times) for name in CASES}
-    torch, lightning, *_ = took.values()
-    print(head(["", "seconds", "times `import torch`", "times `import lightning.pytorch.cli`"]))
-    for name, value in took.items():
-        print(line([name, f"{value:.2f}", f"{value / torch:.2f}", f"{value / lightning:.2f}"]))
+    took = {name: [median(each[name][i] for each in times) for i in range(2)] for name in CASES}
+    (_, torch), (_, lightning), *_ = took.values()
+    print(head(["", "seconds", "processor, s", "times `import torch`", "times `import lightning.pytorch.cli`"]))
+    for name, (clock, worked) in took.items():
+        print(line([name, *(f"{v:.2f}" for v in (clock, worked, worked / torch, worked / lightning))]))
 
 
 if __name__ == "__main__":

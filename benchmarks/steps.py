@@ -3,7 +3,8 @@
 Every gradient method's shipped config, as `erasure fit` runs it. *bare* is the part of a step that no implementation
 can save: the student's evaluations (denoiser and text encoder) that carry a gradient, those of attacks included, and
 the way back through them. *whole* is the time from the end of a step to the end of the next, with all that Lightning,
-loggers and callbacks do in between. Both are clocks of the same steps, so whatever else the machine does is in both.
+loggers and callbacks do in between. Both are clocks of the same steps, of the processor's time (one thread): what else
+the machine does is in neither.
 What the ratio consists of: *teacher*, evaluations of a denoiser without gradient, mostly the frozen original's;
 *words*, tokenizing, and encoding without gradient; *rest*, losses, masks, the optimizer, logs, and everything else.
 Medians over the steps behind the first quarter; a step that walks a bank anew is rare and so left out.
@@ -45,7 +46,7 @@ class Clock(Callback):
 
     def on_train_batch_end(self, *_: Any) -> None:
         """Close a step."""
-        now = time.perf_counter()
+        now = time.process_time()
         self.steps.append(self.parts + Counter(whole=now - self.last))
         self.last, self.parts = now, Counter()
 
@@ -53,9 +54,9 @@ class Clock(Callback):
         """The same work, whose time counts as the part that its result and its arguments say."""
 
         def listening(*given: Any, **named: Any) -> Any:
-            start = time.perf_counter()
+            start = time.process_time()
             result = work(*given, **named)
-            self.parts[part(result, named)] += time.perf_counter() - start
+            self.parts[part(result, named)] += time.process_time() - start
             return result
 
         return listening
