@@ -15,13 +15,14 @@ from erasure_lightning.worlds import World, find_world
 FAMILIES = {"StableDiffusionPipeline": "Stable Diffusion 1.x and 2.x"}
 
 
-def load_backbone(name: str, dtype: torch.dtype = torch.float32) -> Backbone:
+def load_backbone(name: str, dtype: torch.dtype = torch.float32, weights: bool = True) -> Backbone:
     """Load a text-to-image model.
 
     Args:
         name: A world's name (``emoji-world``), a folder as diffusers writes it, or a Hub id (``owner/model``); only the
             last goes to the network.
         dtype: Precision of all weights, whatever they are stored in.
+        weights: Whether they are read; else they are random, for who wants to know their shapes alone.
 
     Raises:
         ErasureError: If nothing is there, the family is not known, or the weights are not safetensors.
@@ -37,7 +38,7 @@ def load_backbone(name: str, dtype: torch.dtype = torch.float32) -> Backbone:
         known = ", ".join(f"{k} ({v})" for k, v in FAMILIES.items())
         raise ErasureError(f"The backbone {name!r} needs a known pipeline class; found {family}. Known: {known}.")
     _refuse_pickles(source)
-    return _stable_diffusion(name, source, world, dtype)
+    return _stable_diffusion(name, source, world, dtype if weights else None)
 
 
 def _family(source: str) -> str:
@@ -69,25 +70,31 @@ def _refuse_pickles(source: str) -> None:
             )
 
 
-def _stable_diffusion(name: str, source: str, world: World | None, dtype: torch.dtype) -> Backbone:
+def _stable_diffusion(name: str, source: str, world: World | None, dtype: torch.dtype | None) -> Backbone:
     import diffusers
-    from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
     from transformers.utils import logging as transformers_logging
 
     from erasure_lightning.backbones.stable_diffusion import StableDiffusion
 
     transformers_logging.disable_progress_bar()
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    weights: dict[str, Any] = {"use_safetensors": True, "low_cpu_mem_usage": True}
+
+    def part(cls: Any, folder: str) -> Any:
+        if dtype is None:
+            return cls.from_config(cls.load_config(source, subfolder=folder))
+        return cls.from_pretrained(source, subfolder=folder, dtype=dtype, use_safetensors=True, low_cpu_mem_usage=True)
+
     settings = diffusers.DDIMScheduler.load_config(source, subfolder="scheduler")
+    told = {"subfolder": "text_encoder", "use_safetensors": True}
     try:
         return StableDiffusion(
             name=name,
-            unet=diffusers.UNet2DConditionModel.from_pretrained(source, subfolder="unet", dtype=dtype, **weights),
-            vae=diffusers.AutoencoderKL.from_pretrained(source, subfolder="vae", dtype=dtype, **weights),
-            text_encoder=CLIPTextModel.from_pretrained(
-                source, subfolder="text_encoder", dtype=dtype, use_safetensors=True
-            ),
+            unet=part(diffusers.UNet2DConditionModel, "unet"),
+            vae=part(diffusers.AutoencoderKL, "vae"),
+            text_encoder=CLIPTextModel(CLIPTextConfig.from_pretrained(source, subfolder="text_encoder"))
+            if dtype is None
+            else CLIPTextModel.from_pretrained(source, dtype=dtype, **told),
             tokenizer=CLIPTokenizer.from_pretrained(source, subfolder="tokenizer"),
             scheduler=getattr(diffusers, settings["_class_name"]).from_config(settings),
             world=world,
