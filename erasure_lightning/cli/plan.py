@@ -141,25 +141,26 @@ class Needs:
     """
 
     def __init__(self, found: Forecast, devices: int, strategy: str) -> None:
-        fsdp = strategy == "fsdp2"
-        part = (lambda size: size // devices) if fsdp else (lambda size: size)
-        own = part if found.splits else (lambda size: size)
+        share = devices if strategy == "fsdp2" else 1
+        own = share if found.splits else 1
         self.devices, self.strategy = devices, strategy
-        self.rows = {
-            "frozen weights": found.frozen - found.denoiser + part(found.denoiser),
-            "the original's own copies": own(found.teacher),
-            "what is edited": own(found.edit),
-            "its gradients": own(found.gradients),
-            "its optimizer": own(found.state),
+        held = {
+            "frozen weights": found.frozen - found.denoiser + found.denoiser // share,
+            "the original's own copies": found.teacher // own,
+            "what is edited": found.edit // own,
             "bank": found.bank,
-            "copies between devices": found.unit if fsdp else found.gradients if devices > 1 else 0,
+            "copies between devices": found.unit if share > 1 else found.gradients if devices > 1 else 0,
         }
-        fixed = found.frozen + found.teacher + found.edit + found.gradients + found.state + found.bank
-        lessened = sum(self.rows.values()) - fixed
-        self.whens = {name: peak + lessened for name, peak in found.peaks.items() if peak}
+        trained = {"its gradients": found.gradients // own, "its optimizer": found.state // own}
+        self.rows = held | trained
+        fixed = found.frozen + found.teacher + found.edit + found.bank
+        more = sum(held.values()) - fixed
+        late = more + sum(trained.values()) - found.gradients - found.state
+        early = ("preparing", "sampling")
+        self.whens = {name: peak + (more if name in early else late) for name, peak in found.peaks.items() if peak}
         self.when = max(self.whens, key=lambda name: self.whens[name])
         self.peak = self.whens[self.when]
-        self.activations = max(found.peaks["step"] - fixed, 0)
+        self.activations = max(found.peaks["step"] - fixed - found.gradients - found.state, 0)
 
     def plain(self) -> dict[str, Any]:
         """As JSON says it."""
