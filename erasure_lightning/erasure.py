@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from erasure_lightning.album import kept
 from erasure_lightning.backbones.base import Backbone
-from erasure_lightning.backbones.loading import load_backbone
+from erasure_lightning.backbones.loading import Weights, load_backbone
 from erasure_lightning.concept_files import read_concepts
 from erasure_lightning.concepts import Concept, check_concepts
 from erasure_lightning.edits import plain
@@ -107,7 +107,8 @@ class ErasureModule(LightningModule, ABC):
         empty = mesh is not None and self.global_rank > 0  # rank 0 alone reads the denoiser's weights
         with torch.device("cpu"):  # Lightning moves what was made, where its own context would put some of it elsewhere
             dtype = torch.bfloat16 if self.base == "bfloat16" else torch.float32
-            self.backbone = load_backbone(given, dtype, empty=empty) if isinstance(given, str) else given.to(dtype)
+            read: Weights = "text encoders" if empty else "all"
+            self.backbone = load_backbone(given, dtype, read) if isinstance(given, str) else given.to(dtype)
             self._check_world()
             self.original = self.backbone.original(self.touched())
             self.fingerprint, self.rounded = ("" if empty else self.original.fingerprint(d) for d in _KNOWN_BY)

@@ -15,6 +15,7 @@ _SYSTEM = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, e
 
 COMMANDS = {
     "fit": "erase concepts; resume with --ckpt_path",
+    "plan": "say what memory and work a fit needs, before it runs",
     "test": "measure an edit",
     "validate": "measure an edit on the smallest plan",
     "predict": "draw prompts before and after an edit",
@@ -33,6 +34,7 @@ COMMANDS = {
 
 #: Commands with a parser of their own, and where; all others are runs of Lightning.
 _OWN = {
+    "plan": "plan:plan",
     "calibrate": "calibrate:calibrate_bounds",
     "purify": "purify:purify",
     "attack": "attack:attack",

@@ -51,6 +51,7 @@ HELP = {
     "validate": "Measure an edit on the smallest plan.",
     "test": "Measure an edit.",
     "predict": "Draw prompts before and after an edit.",
+    "plan": "Say what a fit needs, before it runs.",
 }
 
 
