@@ -2,6 +2,7 @@
 
 import json
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -85,20 +86,20 @@ def _stable_diffusion(name: str, source: str, world: World | None, dtype: torch.
     transformers_logging.disable_progress_bar()
     logging.getLogger("transformers").setLevel(logging.ERROR)
 
-    def part(cls: Any, folder: str) -> Any:
-        if weights == "none":
-            return cls.from_config(cls.load_config(source, subfolder=folder))
+    def part(cls: Any, folder: str, read: bool) -> Any:
+        if not read:
+            return cls.from_config(cls.load_config(source, subfolder=folder)).to(dtype).eval()
         return cls.from_pretrained(source, subfolder=folder, dtype=dtype, use_safetensors=True, low_cpu_mem_usage=True)
 
     settings = diffusers.DDIMScheduler.load_config(source, subfolder="scheduler")
     told = {"subfolder": "text_encoder", "use_safetensors": True}
     try:
+        with torch.device("meta") if weights == "text encoders" else nullcontext():
+            unet = part(diffusers.UNet2DConditionModel, "unet", weights == "all")
         return StableDiffusion(
             name=name,
-            unet=_promised(source, dtype)
-            if weights == "text encoders"
-            else part(diffusers.UNet2DConditionModel, "unet"),
-            vae=part(diffusers.AutoencoderKL, "vae"),
+            unet=unet,
+            vae=part(diffusers.AutoencoderKL, "vae", weights != "none"),
             text_encoder=CLIPTextModel(CLIPTextConfig.from_pretrained(source, subfolder="text_encoder"))
             if weights == "none"
             else CLIPTextModel.from_pretrained(source, dtype=dtype, **told),
@@ -108,12 +109,3 @@ def _stable_diffusion(name: str, source: str, world: World | None, dtype: torch.
         ).requires_grad_(False)
     except OSError as error:
         raise ErasureError(f"The backbone {name!r} could not be loaded: {str(error).splitlines()[0]}") from error
-
-
-def _promised(source: str, dtype: torch.dtype) -> Any:
-    """The UNet of a folder or Hub id on the meta device."""
-    from diffusers import UNet2DConditionModel
-
-    with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(source, subfolder="unet"))
-    return unet.to(dtype).eval()
