@@ -11,7 +11,7 @@ from torch.optim import AdamW
 from erasure_lightning.backbones.base import Backbone, Conditioning, Part
 from erasure_lightning.concepts import Phrase
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.functional import mix
+from erasure_lightning.functional import mix, widen
 from erasure_lightning.gallery import Gallery
 
 #: What is trained: a part of the denoiser as in ESD, the text encoder alone, or all of both.
@@ -68,6 +68,7 @@ class FineTuning:
         self.steps = 0
         copied = dict(self.model.named_parameters())
         self._trained = [copied[name].requires_grad_(True) for name in names]
+        widen(self._trained)
         self._adam = AdamW(self._trained, lr=lr)
         with torch.no_grad():
             self._said = None if train in ("text", "everything") else self._encoded(range(len(prompts)))

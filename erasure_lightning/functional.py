@@ -15,13 +15,25 @@ def mix(*parts: int) -> int:
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=7).digest(), "big")
 
 
-def fingerprint(module: nn.Module) -> str:
-    """A short hash of a module's weights: names, shapes and the first values of every tensor."""
+def fingerprint(module: nn.Module, dtype: torch.dtype | None = None) -> str:
+    """A short hash of a module's weights: names, shapes and the first values of every tensor.
+
+    Args:
+        module: Whose weights.
+        dtype: A precision that values are rounded to first; by default they are taken as they are.
+    """
     digest = hashlib.sha256()
     for name, value in module.state_dict().items():
         digest.update(f"{name}{tuple(value.shape)}".encode())
-        digest.update(value.flatten()[:64].double().cpu().numpy().tobytes())
+        first = value.flatten()[:64]
+        digest.update(first.to(dtype or first.dtype).double().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def widen(parameters: Iterable[Tensor]) -> None:
+    """Give parameters that are about to change float32 at least, in place; bfloat16 would swallow small steps."""
+    for parameter in parameters:
+        parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
 
 
 def warm_cosine(warmup: int, total: int) -> Callable[[int], float]:
@@ -132,7 +144,7 @@ class Regression:
         return self._behind(self._pulled(), ridge)
 
     def solve(self, weights: Iterable[Tensor], ridge: float) -> list[Tensor]:
-        """The new maps ``W* (I + C)`` of old ones ``(out, D)``, in their order and precision."""
+        """The new maps ``W* (I + C)`` of old ones ``(out, D)``, in their order, in float32 at least."""
         if self.pull is None:
             away, keys = self.away.mT, self._behind(self.keys, ridge)
             return [corrected(weight, away, keys) for weight in weights]
@@ -141,18 +153,17 @@ class Regression:
 
 
 def corrected(weight: Tensor, *factors: Tensor) -> Tensor:
-    """``W* (I + C)`` ``(out, D)``, in the precision of ``W*``, computed in float32 at least.
+    """``W* (I + C)`` ``(out, D)``, in the precision of ``W*``, in float32 at least: the change may be small.
 
     What is ill-conditioned, the solving for ``C``, has been done in float64; here that would double the cost.
 
     Args:
-        weight: ``W*``.
-        factors: Matrices whose product is ``C``, ``(D, D)``.
+            weight: ``W*``.
+            factors: Matrices whose product is ``C``, ``(D, D)``.
     """
-    wide = torch.promote_types(weight.dtype, torch.float32)
-    *first, last = (factor.to(wide) for factor in factors)
-    read = reduce(torch.matmul, first, weight.to(wide))
-    return torch.addmm(weight.to(wide), read, last).to(weight.dtype)
+    wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    *first, last = (factor.to(wide.dtype) for factor in factors)
+    return torch.addmm(wide, reduce(torch.matmul, first, wide), last)
 
 
 def remap(weights: Sequence[Tensor], sources: Tensor, images: Tensor, kept: Tensor, ridge: float) -> list[Tensor]:

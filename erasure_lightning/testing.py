@@ -18,7 +18,8 @@ from erasure_lightning import retention
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts import Concept
 from erasure_lightning.data import PromptData
-from erasure_lightning.module import PREFIX, ErasureModule, GradientErasure
+from erasure_lightning.erasure import PREFIX, ErasureModule
+from erasure_lightning.module import GradientErasure
 from erasure_lightning.retention.base import RetentionCallback
 from erasure_lightning.worlds import find_world
 
@@ -35,8 +36,8 @@ def check_method(
 
     Something changed; nothing outside `editable` did; all is finite; one seed gives one edit; an edit saved and loaded
     is the same edit; a run stopped half-way and resumed ends bit-identical to one that was not. And thoroughly: every
-    retention callback works with it; bfloat16 does; on a trained world, if it is installed, what is said of the
-    concepts moves more than what is said of other things.
+    retention callback works with it; bfloat16 does, of everything or of all but the edit; on a trained world, if it is
+    installed, what is said of the concepts moves more than what is said of other things.
 
     Args:
         method: The class.
@@ -67,6 +68,7 @@ def check_method(
         _check_retention(make())
         for precision in ("bf16-mixed", "bf16-true"):
             _check_edit(fit(make(), 2, precision=precision), precision)
+        _check_base(fit(make(base="bfloat16"), 2))
         if world and find_world(world):
             _check_aim(method(concepts=_FORGOTTEN, backbone=world, seed=1, **deepcopy(arguments)), steps)
     return fitted
@@ -117,9 +119,9 @@ def _moved(module: ErasureModule, prompts: list[str]) -> float:
     return (torch.stack(each[0]) - torch.stack(each[1])).square().mean().item()
 
 
-def _maker(method: type[ErasureModule], arguments: dict[str, Any]) -> Callable[[], ErasureModule]:
+def _maker(method: type[ErasureModule], arguments: dict[str, Any]) -> Callable[..., ErasureModule]:
     concepts = [Concept("cat", "dog"), Concept("star", "heart")]
-    return lambda: method(concepts=concepts, backbone=TinyBackbone(), seed=1, **deepcopy(arguments))
+    return lambda **more: method(concepts=concepts, backbone=TinyBackbone(), seed=1, **deepcopy(arguments), **more)
 
 
 class _StopAt(Callback):
@@ -174,15 +176,23 @@ def edit_of(module: ErasureModule) -> dict[str, Tensor]:
 
 def _check_edit(module: ErasureModule, circumstance: str = "") -> None:
     name, editable = f"{type(module).__name__}{circumstance and f' with {circumstance}'}", module.editable()
-    before = {name: p.to(module.backbone.dtype) for name, p in TinyBackbone().named_parameters()}
+    before = {name: p.to(module.backbone.base) for name, p in TinyBackbone().named_parameters()}
     now = {name.replace(".base_layer.", "."): p.detach() for name, p in module.backbone.named_parameters()}
-    moved = {name for name, p in now.items() if name not in before or not torch.equal(p, before[name])}
+    moved = {name for name, p in now.items() if name not in before or not torch.equal(p, before[name].to(p))}
     assert moved, f"{name} changed nothing"
     extra = moved - {name.replace(".base_layer.", ".") for name in editable}
     assert not extra, f"{name} changed {sorted(extra)[0]}, which is not editable"
     assert all(p.isfinite().all() for p in editable.values()), f"{name} left a number that is not finite"
     frozen = {n for n, p in module.original.named_parameters() if not torch.equal(p.detach(), before[n])}
     assert not frozen, f"{name} changed the frozen original"
+
+
+def _check_base(module: ErasureModule) -> None:
+    _check_edit(module, "a bfloat16 base")
+    coarse = {name for name, p in module.editable().items() if p.dtype != torch.float32}
+    assert not coarse, f"{type(module).__name__} edits {sorted(coarse)[0]} in less than float32"
+    fine = {n for n, p in module.backbone.named_parameters() if p.dtype == torch.float32} - module.editable().keys()
+    assert not fine, f"{type(module).__name__} keeps {sorted(fine)[0]} in float32, which it does not edit"
 
 
 def _same(a: dict[str, Tensor], b: dict[str, Tensor], broken: str) -> None:

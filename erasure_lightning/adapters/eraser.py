@@ -56,5 +56,5 @@ def outside(added: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Tensor:
     layers = []
     for name, change in added.items():
         off = ~masks[name]
-        layers.append(((change.square().mean(dim=2) * off).sum(dim=1) / off.sum(dim=1).clamp(min=1)).mean())
+        layers.append(((change.float().square().mean(dim=2) * off).sum(dim=1) / off.sum(dim=1).clamp(min=1)).mean())
     return torch.stack(layers).mean()

@@ -21,7 +21,7 @@ class _Recorder:
         query = attn.head_to_batch_dim(attn.to_q(hidden_states))
         key, value = (attn.head_to_batch_dim(to(words)) for to in (attn.to_k, attn.to_v))
         probabilities = attn.get_attention_scores(query, key)
-        self.maps[self.name] = probabilities.unflatten(0, (len(hidden_states), attn.heads))
+        self.maps[self.name] = probabilities.float().unflatten(0, (len(hidden_states), attn.heads))
         mixed: Tensor = attn.to_out[0](attn.batch_to_head_dim(probabilities @ value))
         dropped: Tensor = attn.to_out[1](mixed)
         return dropped

@@ -1,18 +1,18 @@
 """The seam: everything that depends on a model family lives behind `Backbone`."""
 
-import copy
 from abc import ABC, abstractmethod
-from collections import OrderedDict
 from collections.abc import Collection, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from erasure_lightning.backbones.checkpointing import checkpoint_blocks
 from erasure_lightning.backbones.process import NoiseProcess
 from erasure_lightning.backbones.states import States, reader_of
+from erasure_lightning.backbones.twins import share
 from erasure_lightning.concepts import Phrase
 from erasure_lightning.functional import fingerprint
 from erasure_lightning.ranks import gathered
@@ -258,10 +258,23 @@ class Backbone(nn.Module, ABC):
         Args:
             edited: Names of parameters, or of modules that will be replaced (adapters).
         """
-        twin = _share(self, {tuple(name.split(".")) for name in edited})
+        twin = share(self, {tuple(name.split(".")) for name in edited})
         if twin.text_encoders is not self.text_encoders:
             twin._states = States()
         return twin
+
+    def fingerprint(self, dtype: torch.dtype | None = None) -> str:
+        """A short hash of the weights, or of what they would be when rounded to a precision."""
+        return fingerprint(self, dtype)
+
+    def checkpoint(self) -> None:
+        """Keep only what blocks are asked for the backward, which computes the rest again: less memory, more time."""
+        checkpoint_blocks(self.denoiser, self.text_encoders)
+
+    def computing(self) -> AbstractContextManager[object]:
+        """While entered, layers compute in the base's precision, also where an edited weight or an input has more."""
+        low = self.base in (torch.bfloat16, torch.float16)
+        return torch.autocast(self.device.type, self.base) if low else nullcontext()
 
     def anyone(self, flag: bool) -> bool:
         """Whether the flag is up on any rank, where ranks ask the model together; else this rank's own.
@@ -270,33 +283,17 @@ class Backbone(nn.Module, ABC):
         """
         return any(gathered([flag])) if self.lockstep else flag
 
-    def fingerprint(self) -> str:
-        """A short hash of the weights: names, shapes and the first values of every tensor."""
-        return fingerprint(self)
-
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.parameters()).device
+        """Where the weights are; those of a denoiser may still be missing (`load_backbone`)."""
+        return next(self.text_encoders.parameters()).device
+
+    @property
+    def base(self) -> torch.dtype:
+        """The frozen weights' precision; told by a word table, which no method edits."""
+        return self.word_tables()[0].dtype
 
     @property
     def dtype(self) -> torch.dtype:
-        """The denoiser's precision, and that of latents."""
-        return next(self.denoiser.parameters()).dtype
-
-
-def _share(module: M, paths: set[tuple[str, ...]]) -> M:
-    """Copy ``module`` along ``paths``; share every child and parameter that no path enters."""
-    twin = copy.copy(module)
-    for key, value in vars(module).items():
-        # Children, parameters, buffers and hooks: what is put into one must not appear in the other.
-        if type(value) in (dict, OrderedDict):
-            twin.__dict__[key] = value.copy()
-    for head in {path[0] for path in paths}:
-        rest = {path[1:] for path in paths if path[0] == head and len(path) > 1}
-        parameter, child = module._parameters.get(head), module._modules.get(head)
-        if parameter is not None:
-            twin._parameters[head] = nn.Parameter(parameter.detach().clone(), requires_grad=False)
-        elif child is not None and rest:
-            twin._modules[head] = _share(child, rest)
-    return twin
+        """Precision of latents, text states and predictions: the base's, float32 at least."""
+        return torch.promote_types(self.base, torch.float32)

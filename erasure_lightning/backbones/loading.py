@@ -3,7 +3,7 @@
 import json
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -11,16 +11,23 @@ from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.worlds import World, find_world
 
+#: Which weights are read.
+Weights = Literal["all", "text encoders", "none"]
+
 #: Pipeline classes and the family that takes them apart.
 FAMILIES = {"StableDiffusionPipeline": "Stable Diffusion 1.x and 2.x"}
 
 
-def load_backbone(name: str) -> Backbone:
-    """Load a text-to-image model in float32.
+def load_backbone(name: str, dtype: torch.dtype = torch.float32, weights: Weights = "all") -> Backbone:
+    """Load a text-to-image model.
 
     Args:
         name: A world's name (``emoji-world``), a folder as diffusers writes it, or a Hub id (``owner/model``); only the
             last goes to the network.
+        dtype: Precision of all weights, whatever they are stored in.
+        weights: Which are read: ``all``; those of the ``text encoders`` and the autoencoder, where another rank will
+            give this one its denoiser's, which are on the meta device till then; or ``none``, where shapes are all that
+            is asked for.
 
     Raises:
         ErasureError: If nothing is there, the family is not known, or the weights are not safetensors.
@@ -36,7 +43,7 @@ def load_backbone(name: str) -> Backbone:
         known = ", ".join(f"{k} ({v})" for k, v in FAMILIES.items())
         raise ErasureError(f"The backbone {name!r} needs a known pipeline class; found {family}. Known: {known}.")
     _refuse_pickles(source)
-    return _stable_diffusion(name, source, world)
+    return _stable_diffusion(name, source, world, dtype, weights)
 
 
 def _family(source: str) -> str:
@@ -68,30 +75,45 @@ def _refuse_pickles(source: str) -> None:
             )
 
 
-def _stable_diffusion(name: str, source: str, world: World | None) -> Backbone:
+def _stable_diffusion(name: str, source: str, world: World | None, dtype: torch.dtype, weights: Weights) -> Backbone:
     import diffusers
-    from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
     from transformers.utils import logging as transformers_logging
 
     from erasure_lightning.backbones.stable_diffusion import StableDiffusion
 
     transformers_logging.disable_progress_bar()
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    weights: dict[str, Any] = {"use_safetensors": True, "low_cpu_mem_usage": True}
+
+    def part(cls: Any, folder: str) -> Any:
+        if weights == "none":
+            return cls.from_config(cls.load_config(source, subfolder=folder))
+        return cls.from_pretrained(source, subfolder=folder, dtype=dtype, use_safetensors=True, low_cpu_mem_usage=True)
+
     settings = diffusers.DDIMScheduler.load_config(source, subfolder="scheduler")
+    told = {"subfolder": "text_encoder", "use_safetensors": True}
     try:
         return StableDiffusion(
             name=name,
-            unet=diffusers.UNet2DConditionModel.from_pretrained(
-                source, subfolder="unet", dtype=torch.float32, **weights
-            ),
-            vae=diffusers.AutoencoderKL.from_pretrained(source, subfolder="vae", dtype=torch.float32, **weights),
-            text_encoder=CLIPTextModel.from_pretrained(
-                source, subfolder="text_encoder", dtype=torch.float32, use_safetensors=True
-            ),
+            unet=_promised(source, dtype)
+            if weights == "text encoders"
+            else part(diffusers.UNet2DConditionModel, "unet"),
+            vae=part(diffusers.AutoencoderKL, "vae"),
+            text_encoder=CLIPTextModel(CLIPTextConfig.from_pretrained(source, subfolder="text_encoder"))
+            if weights == "none"
+            else CLIPTextModel.from_pretrained(source, dtype=dtype, **told),
             tokenizer=CLIPTokenizer.from_pretrained(source, subfolder="tokenizer"),
             scheduler=getattr(diffusers, settings["_class_name"]).from_config(settings),
             world=world,
         ).requires_grad_(False)
     except OSError as error:
         raise ErasureError(f"The backbone {name!r} could not be loaded: {str(error).splitlines()[0]}") from error
+
+
+def _promised(source: str, dtype: torch.dtype) -> Any:
+    """The UNet of a folder or Hub id on the meta device."""
+    from diffusers import UNet2DConditionModel
+
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(source, subfolder="unet"))
+    return unet.to(dtype).eval()

@@ -77,7 +77,7 @@ class StableDiffusion(Backbone):
             self._spelt.update(zip(new, self._spell_out(new), strict=True))
         spelt = zip(*(self._spelt[prompt] for prompt in prompts), strict=True)
         ids, roles = (torch.stack(rows).to(self.device) for rows in spelt)
-        return (Embedded(self.word_tables()[0][ids], ids, roles),)
+        return (Embedded(self.word_tables()[0][ids].to(self.dtype), ids, roles),)
 
     def _spell_out(self, prompts: Sequence[str | Phrase]) -> Iterable[tuple[Tensor, Tensor]]:
         """Ids and roles ``(L,)`` of each prompt."""
@@ -118,15 +118,19 @@ class StableDiffusion(Backbone):
         """Run the text tower on input embeddings: ``(B, L, E)`` to ``(B, L, D)`` behind its final norm."""
         (only,) = embedded
         # CLIPTextModel takes ids alone; the table's output is the one place where other embeddings can enter.
-        handle = self._tower.get_input_embeddings().register_forward_hook(lambda *_: only.embeddings)
+        words = only.embeddings.to(self.base)
+        handle = self._tower.get_input_embeddings().register_forward_hook(lambda *_: words)
         try:
-            return Conditioning(self._tower(input_ids=only.ids).last_hidden_state)
+            with self.computing():
+                return Conditioning(self._tower(input_ids=only.ids).last_hidden_state.to(self.dtype))
         finally:
             handle.remove()
 
     def denoise(self, x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         """The UNet's prediction, ``(B, C, H, W)``."""
-        return cast(Tensor, self.denoiser(x, t, encoder_hidden_states=conditioning.tokens, return_dict=False)[0])
+        with self.computing():
+            said = self.denoiser(x, t, encoder_hidden_states=conditioning.tokens, return_dict=False)[0]
+        return cast(Tensor, said.to(self.dtype))
 
     def text_layers(self) -> dict[str, nn.Linear]:
         """Every ``attn2.to_k`` and ``attn2.to_v`` of the UNet."""
@@ -194,19 +198,21 @@ class StableDiffusion(Backbone):
         """Starting latents ``(B, C, h, w)``, drawn on the CPU so that every device starts from the same."""
         shape = self.latent_shape(size)
         drawn = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-        weights = next(self.denoiser.parameters())
-        return torch.stack(drawn).to(weights) * float(self._scheduler.init_noise_sigma)
+        return torch.stack(drawn).to(self.device, self.dtype) * float(self._scheduler.init_noise_sigma)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures ``(B, 3, H, W)`` in 0..1."""
         vae = cast(Any, self.vae)
-        pictures = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
-        return cast(Tensor, (pictures / 2 + 0.5).clamp(0, 1))
+        with self.computing():
+            pictures = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
+        return cast(Tensor, (pictures.to(self.dtype) / 2 + 0.5).clamp(0, 1))
 
     def compress(self, pictures: Tensor) -> Tensor:
         """Latents ``(B, C, h, w)`` of pictures in 0..1: the mode of the autoencoder's posterior, nothing drawn."""
         vae = cast(Any, self.vae)
-        return cast(Tensor, vae.encode(pictures * 2 - 1).latent_dist.mode() * vae.config.scaling_factor)
+        with self.computing():
+            latents = vae.encode(pictures * 2 - 1).latent_dist.mode()
+        return cast(Tensor, latents.to(self.dtype) * vae.config.scaling_factor)
 
     def save(self, folder: Path) -> None:
         """Write a diffusers pipeline folder that holds today's weights."""

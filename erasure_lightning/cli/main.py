@@ -7,6 +7,7 @@ import sys
 from importlib import import_module
 from importlib.metadata import version
 
+from erasure_lightning.cli.rank import first
 from erasure_lightning.errors import ErasureError
 
 #: What an operating system says that the user must mend.
@@ -14,6 +15,7 @@ _SYSTEM = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, e
 
 COMMANDS = {
     "fit": "erase concepts; resume with --ckpt_path",
+    "plan": "say what memory and work a fit needs, before it runs",
     "test": "measure an edit",
     "validate": "measure an edit on the smallest plan",
     "predict": "draw prompts before and after an edit",
@@ -32,6 +34,7 @@ COMMANDS = {
 
 #: Commands with a parser of their own, and where; all others are runs of Lightning.
 _OWN = {
+    "plan": "plan:plan",
     "calibrate": "calibrate:calibrate_bounds",
     "purify": "purify:purify",
     "attack": "attack:attack",
@@ -88,7 +91,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    if os.environ.get("LOCAL_RANK", "0") == "0":  # once, however many processes meet it
+    if first():  # once, however many processes meet it
         print(f"erasure: {' '.join(message.split())}", file=sys.stderr)
     return code
 

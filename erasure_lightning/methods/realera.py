@@ -21,9 +21,10 @@ from torch.nn.functional import mse_loss
 from erasure_lightning.adapting import LoraErasure
 from erasure_lightning.backbones.base import Conditioning
 from erasure_lightning.concepts import Batch
+from erasure_lightning.erasure import ErasureModule
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.functional import Regression, mix
-from erasure_lightning.module import ClosedFormErasure, ErasureModule
+from erasure_lightning.module import ClosedFormErasure
 from erasure_lightning.neighbours import Mining, Neighbourhood, beyond_drift, concept_onward, exchanged, sentences
 from erasure_lightning.prompts import aligned_states
 from erasure_lightning.vocabulary import Vocabulary

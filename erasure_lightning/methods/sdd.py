@@ -28,9 +28,10 @@ from torch.nn.functional import mse_loss
 
 from erasure_lightning.backbones.base import Backbone, Part
 from erasure_lightning.concepts import Batch
+from erasure_lightning.erasure import PREFIX
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.functional import mix
-from erasure_lightning.module import PREFIX, GradientErasure
+from erasure_lightning.module import GradientErasure
 from erasure_lightning.sharding import put, whole
 
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from erasure_lightning.bank import pure_noise
 from erasure_lightning.concepts import Batch
-from erasure_lightning.module import ErasureModule, GradientErasure
+from erasure_lightning.erasure import ErasureModule
+from erasure_lightning.module import GradientErasure
 from erasure_lightning.neighbours import beyond_drift, beyond_gram, concept_onward, sentences
 from erasure_lightning.retention.base import RetentionCallback
 from erasure_lightning.vocabulary import Vocabulary

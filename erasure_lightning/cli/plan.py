@@ -1,0 +1,216 @@
+"""``erasure plan``: what a fit needs, before it runs."""
+
+import json
+import logging
+import warnings
+from typing import Any
+
+from lightning.pytorch.cli import LightningArgumentParser
+from rich.console import Console
+from rich.table import Table
+
+from erasure_lightning.callbacks.interrupt import LastCheckpoint
+from erasure_lightning.cli.noise import hush
+from erasure_lightning.cli.run import CommandLine
+from erasure_lightning.errors import ErasureError
+from erasure_lightning.planning import STUDENT, TEACHER, Forecast, forecast
+
+GIB = 2**30
+
+#: Arguments of the trainer that change what a step needs.
+_PLAYED = ("max_steps", "max_epochs", "precision", "accumulate_grad_batches", "gradient_clip_val")
+
+#: Strategies by the name that `--trainer.strategy` has for them.
+STRATEGIES = ("ddp", "fsdp2")
+
+
+def plan(argv: list[str]) -> None:
+    """Say what a fit needs, and whether it fits.
+
+    Raises:
+        ErasureError: If the arguments are none that `erasure fit` would take.
+    """
+    hush()
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")
+    Planner(argv).say()
+
+
+class Planner(CommandLine):
+    """The parser of `erasure fit`, for a fit that is only played.
+
+    Args:
+        argv: What stood behind the command.
+    """
+
+    def __init__(self, argv: list[str]) -> None:
+        super().__init__("plan", argv, LastCheckpoint())
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add where it is to run, beside what a fit takes."""
+        super().add_default_arguments_to_parser(parser)
+        parser.add_argument("--devices", type=int | None, help="How many; by default the trainer's.")
+        parser.add_argument("--strategy", type=str | None, help="ddp or fsdp2, on several devices; ddp by default.")
+        parser.add_argument("--gpu-memory", type=float | None, help="GiB of each device; is it enough?")
+        parser.add_argument("--json", action="store_true", help="Print JSON, in bytes, for programs.")
+
+    def before_instantiate_classes(self) -> None:
+        """Settle devices and strategy; a plan has no folder and no logger.
+
+        Raises:
+            ErasureError: If a number is out of range, or a strategy or precision is none that can be planned.
+        """
+        config, given = self.config, self.config.trainer
+        told = config.devices if config.devices is not None else given.devices
+        self.devices = told if isinstance(told, int) and told != -1 else 1
+        strategy = config.strategy or (given.strategy if given.strategy in STRATEGIES else "ddp")
+        if self.devices < 1 or strategy not in STRATEGIES or (config.gpu_memory or 1) <= 0:
+            raise ErasureError(
+                "erasure plan needs devices of at least 1, the strategy ddp or fsdp2, and gpu-memory above 0; found "
+                f"{self.devices}, {strategy} and {config.gpu_memory}."
+            )
+        if str(given.precision) not in ("None", "32", "32-true", "bf16-mixed"):
+            raise ErasureError(
+                f"erasure plan knows the precisions 32-true and bf16-mixed; found {given.precision}. For weights in "
+                "bfloat16 give --model.base bfloat16."
+            )
+        self.strategy = strategy if self.devices > 1 else "one device"
+        given.logger = False
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        """None: the fit is played."""
+        return None
+
+    def say(self) -> None:
+        """Play the fit and print what it needs."""
+        given = self.config_init.trainer
+        callbacks = given.callbacks if isinstance(given.callbacks, list) else [given.callbacks] * bool(given.callbacks)
+        played = {name: given[name] for name in _PLAYED if given[name] is not None}
+        found = forecast(self.model, self.datamodule, callbacks, self.config.measure, **played)
+        needs = Needs(found, self.devices, self.strategy)
+        if self.config.json:
+            print(json.dumps(found.plain() | needs.plain(), indent=1))
+            return
+        Console().print(_table(found, needs, type(self.model).__name__))
+        for line in [*_counted(found), *self._verdict(found, needs)]:
+            print(line)
+
+    def _verdict(self, found: Forecast, needs: "Needs") -> list[str]:
+        memory, peak = self.config.gpu_memory, needs.peak / GIB
+        if memory is None:
+            return [f"Needs {peak:.2f} GiB on each device."]
+        if peak <= memory - 1:
+            return [f"Fits: {peak:.2f} of {memory:g} GiB on each device."]
+        close = f"Close: {peak:.2f} of {memory:g} GiB, and a device needs up to 1 GiB for itself."
+        return [
+            close if peak <= memory else f"Does not fit: {peak:.2f} GiB, and a device has {memory:g}.",
+            *(f"  {advice}" for advice in self._advice(found, needs)),
+        ]
+
+    def _advice(self, found: Forecast, needs: "Needs") -> list[str]:
+        """What to change, in the order of what it is likely to save."""
+        module, when, data = self.model, needs.when, self.datamodule
+        advice = []
+        if when == "measuring":
+            advice.append(
+                f"Measuring needs most: --data.draw_size {max(data.draw_size // 4, 1)} (now {data.draw_size})."
+            )
+        if when in ("sampling", "preparing") and getattr(module, "bank", None) is not None:
+            advice.append(f"Walking the bank needs most: give it a batch_size below {module.bank.batch_size}.")
+        if when == "step" and not module.checkpointing:
+            advice.append("--model.checkpointing true keeps fewer activations, and takes about a third longer.")
+        if module.base == "float32":
+            advice.append("--model.base bfloat16 halves the frozen weights and most activations.")
+        if when == "step" and data.batch_size > 1:
+            advice.append(f"--data.batch_size {data.batch_size // 2} halves the activations (now {data.batch_size}).")
+        if self.strategy != "fsdp2" and found.splits:
+            advice.append(f"--strategy fsdp2 --devices {max(2, self.devices)} splits weights, edit and optimizer.")
+        if found.state > found.gradients and getattr(module, "optimizer", "") == "adam" and self.strategy != "fsdp2":
+            advice.append("--model.optimizer adam8bit quarters the optimizer's state (needs bitsandbytes).")
+        return advice
+
+
+class Needs:
+    """A forecast on so many devices: what each of them holds.
+
+    Args:
+        found: The forecast, of one device.
+        devices: How many.
+        strategy: One of `STRATEGIES`, or ``one device``.
+    """
+
+    def __init__(self, found: Forecast, devices: int, strategy: str) -> None:
+        share = devices if strategy == "fsdp2" else 1
+        own = share if found.splits else 1
+        self.devices, self.strategy = devices, strategy
+        held = {
+            "frozen weights": found.frozen - found.denoiser + found.denoiser // share,
+            "the original's own copies": found.teacher // own,
+            "what is edited": found.edit // own,
+            "bank": found.bank,
+            "copies between devices": found.unit if share > 1 else found.gradients if devices > 1 else 0,
+        }
+        trained = {"its gradients": found.gradients // own, "its optimizer": found.state // own}
+        self.rows = held | trained
+        fixed = found.frozen + found.teacher + found.edit + found.bank
+        more = sum(held.values()) - fixed
+        late = more + sum(trained.values()) - found.gradients - found.state
+        early = ("preparing", "sampling")
+        self.whens = {name: peak + (more if name in early else late) for name, peak in found.peaks.items() if peak}
+        self.when = max(self.whens, key=lambda name: self.whens[name])
+        self.peak = self.whens[self.when]
+        self.activations = max(found.peaks["step"] - fixed - found.gradients - found.state, 0)
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON says it."""
+        rows = {"devices": self.devices, "strategy": self.strategy, "per_device": self.rows}
+        return rows | {"activations": self.activations, "peak_when": self.when, "peaks_per_device": self.whens,
+                       "peak": self.peak}  # fmt: skip
+
+
+WHEN = {
+    "preparing": "before the first step",
+    "sampling": "while latents or pictures to train on are drawn",
+    "step": "in a step",
+    "measuring": "while the edit is measured",
+}
+
+
+def _table(found: Forecast, needs: Needs, method: str) -> Table:
+    where = f"{needs.devices} devices, {needs.strategy}" if needs.devices > 1 else needs.strategy
+    table = Table("on each device", "GiB", title=f"{method}, planned for {where}")
+    for name, size in needs.rows.items():
+        if size or name not in ("bank", "copies between devices"):
+            table.add_row(name, _gib(size))
+    table.add_row("activations of a step", _gib(needs.activations), end_section=True)
+    for name, size in needs.whens.items():
+        table.add_row(f"most {WHEN[name]}", _gib(size), style="bold" if name == needs.when else None)
+    return table
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.3f}" if size < GIB else f"{size / GIB:.2f}"
+
+
+def _counted(found: Forecast) -> list[str]:
+    first, last = found.asked["first"], found.asked["last"]
+    parts = ", ".join(f"{name} {count / 1e6:.1f} M" for name, count in found.parameters.items())
+    total = sum(found.parameters.values())
+    inside = sorted({".".join(name.split(".")[:2]) for name in found.names})
+    shown = ", ".join(inside[:4]) + (", ..." if len(inside) > 4 else "")
+    trained = f"{found.trained / 1e6:.3f} M ({found.trained / total:.2%}) in {len(found.names)} tensors of {shown}"
+    steps = [f"Each of {found.steps} steps asks the student {last[STUDENT]} times and the original {last[TEACHER]} "
+             f"times about a latent; {last['backwards']} backwards."]  # fmt: skip
+    if first != last:
+        steps.append(f"(The first asks {first[STUDENT]} and {first[TEACHER]}; {first['backwards']} backwards.)")
+    if found.sampled:
+        steps.append(f"Trajectories or pictures to train on cost {found.sampled} evaluations.")
+    whole = found.steps * (last[STUDENT] + last[TEACHER]) + found.sampled
+    drawn = f"The measurement draws 2 x {found.pictures} pictures in {found.measured} evaluations."
+    return [
+        f"Parameters: {parts}.",
+        f"Trained: {trained}." if found.trained else "Trained: nothing; the edit is solved for.",
+        *(steps if found.trained else []),
+        f"In all about {whole} evaluations.{' ' + drawn if found.pictures else ''}",
+    ]

@@ -1,0 +1,288 @@
+"""What a fit needs, found out before it runs: its first and its last step, played with tensors that have no values."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, cast
+
+import torch
+from lightning import Trainer
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor, nn
+
+from erasure_lightning.backbones.base import Backbone, Conditioning
+from erasure_lightning.backbones.loading import load_backbone
+from erasure_lightning.data import PromptData
+from erasure_lightning.erasure import ErasureModule
+from erasure_lightning.ledger import Ledger, nbytes, shapes, without_values
+from erasure_lightning.module import GradientErasure
+from erasure_lightning.retention.base import RetentionCallback
+from erasure_lightning.saliency import SalientErasure
+
+#: Who is asked: the model in training, or a frozen one.
+STUDENT, TEACHER = "student", "teacher"
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a fit needs on each device, in bytes, and what it asks.
+
+    Args:
+        parameters: Numbers of them in the denoiser, the text encoders and all else (the autoencoder).
+        trained: How many an optimizer moves.
+        names: Of what is trained.
+        steps: Of the optimizer.
+        frozen: Bytes of the weights that stay, whole.
+        denoiser: Bytes among them that a splitting strategy splits.
+        teacher: Bytes of what frozen twins hold of their own.
+        edit: Bytes of what is edited and trained.
+        gradients: Bytes.
+        state: Bytes of the optimizer's state.
+        bank: Bytes of trajectories and answers.
+        splits: Whether a splitting strategy splits teacher, edit, gradients and state too.
+        unit: Bytes of the largest unit that such a strategy gathers at once.
+        peaks: The most bytes alive while it prepares, samples (a bank, pictures to train on), steps, and measures.
+        asked: Latents that student and teacher are asked about in a step (the last, and the first, which fills a bank),
+            and backwards.
+        sampled: Latents asked about before and between steps, to walk or draw.
+        pictures: That the measurement draws, of either model.
+        measured: Latents that it asks about.
+    """
+
+    parameters: dict[str, int]
+    trained: int
+    names: list[str]
+    steps: int
+    frozen: int
+    denoiser: int
+    teacher: int
+    edit: int
+    gradients: int
+    state: int
+    bank: int
+    splits: bool
+    unit: int
+    peaks: dict[str, int]
+    asked: dict[str, dict[str, int]]
+    sampled: int
+    pictures: int
+    measured: int
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON says it."""
+        return asdict(self)
+
+
+class Listener:
+    """Stands before a model's denoiser and counts; what sampling asks again and again is answered from memory.
+
+    Args:
+        backbone: The model.
+        who: Its part in training.
+        ledger: The account.
+    """
+
+    def __init__(self, backbone: Backbone, who: str, ledger: Ledger) -> None:
+        self.who, self.ledger = who, ledger
+        self.asked: dict[str, int] = {}
+        self.sampled = self.sampling = 0
+        self._denoise = backbone.denoise
+        self._seen: dict[Any, int] = {}
+        backbone.denoise = self  # type: ignore[method-assign]
+
+    def __call__(self, x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        """What `Backbone.denoise` would say; a time for all latents at once is asked for by samplers alone."""
+        if t.dim():
+            said = self._denoise(x, t, conditioning)
+            self._count(self.who, len(x))
+            self._count("backwards", len(x) if said.requires_grad else 0)
+            return said
+        self.sampled += len(x)
+        key = (x.shape, conditioning.tokens.shape)
+        before, peak = self.ledger.live, self.ledger.restart()
+        if key not in self._seen:
+            self._denoise(x, t, conditioning)
+            self._seen[key] = self.ledger.peak - before
+        self.sampling = max(self.sampling, before + self._seen[key])
+        self.ledger.peak = max(peak, self.ledger.live)
+        return torch.empty_like(x)
+
+    def _count(self, what: str, latents: int) -> None:
+        self.asked[what] = self.asked.get(what, 0) + latents
+
+
+class _Player(Callback):
+    """Marks where steps begin and end, and jumps from the first to the last."""
+
+    def __init__(self, ledger: Ledger, listeners: Sequence[Listener]) -> None:
+        self.ledger, self.listeners = ledger, listeners
+        self.peaks = {"preparing": 0, "step": 0}
+        self.asked: list[dict[str, int]] = []
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        self.peaks["preparing"] = max(self.peaks["preparing"], 0 if self.asked else self.ledger.restart())
+        self.ledger.restart()
+        for listener in self.listeners:
+            listener.asked = {}
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        self.peaks["step"] = max(self.peaks["step"], self.ledger.restart())
+        self.asked.append(_added(listener.asked for listener in self.listeners))
+        last = cast(Any, trainer).datamodule.training_steps - 1
+        trainer.should_stop = trainer.should_stop or trainer.global_step > last or len(self.asked) > 1
+        loop = trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total
+        loop.ready = loop.completed = max(trainer.global_step, last)
+
+
+def _added(counts: Iterable[dict[str, int]]) -> dict[str, int]:
+    total = {STUDENT: 0, TEACHER: 0, "backwards": 0}
+    for count in counts:
+        for what, latents in count.items():
+            total[what] += latents
+    return total
+
+
+def forecast(
+    module: ErasureModule, data: PromptData, callbacks: Sequence[Callback] = (), measure: bool = True, **trainer: Any
+) -> Forecast:
+    """Play a fit.
+
+    Args:
+        module: The method; afterwards it is good for nothing else.
+        data: Its prompts.
+        callbacks: Of the trainer; those that retain are played, others are left out.
+        measure: Whether the edit is measured at the end.
+        trainer: Further arguments of the trainer.
+    """
+    ledger = Ledger()
+    _without_values(module, ledger)
+    eight = isinstance(module, GradientErasure) and module.optimizer == "adam8bit"
+    if isinstance(module, GradientErasure):
+        module.optimizer = "adam"  # whose state has the same number of entries
+    retained = [_quick(callback) for callback in callbacks if isinstance(callback, RetentionCallback)]
+    player = _Player(ledger, [])
+    runner = Trainer(
+        accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, limit_val_batches=0, log_every_n_steps=1, callbacks=[*retained, player], **trainer,
+    )  # fmt: skip
+    with ledger:
+        module.configure_model()
+        player.listeners = _listen(module, ledger)
+        runner.fit(module, data)
+        walked = max(listener.sampling for listener in player.listeners)
+        sampled = sum(listener.sampled for listener in player.listeners)
+        pictures, measured, drawing = _measurement(module, data, player.listeners, ledger) if measure else (0, 0, 0)
+    peaks = {**player.peaks, "sampling": walked, "measuring": drawing}
+    return _forecast(module, data, player, peaks, sampled, pictures, measured, eight)
+
+
+def _without_values(module: ErasureModule, ledger: Ledger) -> None:
+    """Give a module a backbone of shapes alone, that no one moves or reads."""
+    (given,) = module._given
+    mode = shapes()
+    if isinstance(given, str):
+        with mode:
+            given = load_backbone(given, weights="none")
+    backbone = cast(Any, given)
+    without_values(backbone, torch.bfloat16 if module.base == "bfloat16" else torch.float32, mode)
+    backbone.fingerprint = lambda dtype=None: ""
+    backbone.to = lambda *_: backbone
+    cast(Any, module)._given = (backbone,)
+    cast(Any, module)._apply = lambda *_, **__: module
+    ledger.hold([*backbone.parameters(), *backbone.buffers()])
+    if isinstance(module, SalientErasure):  # one loss needs as much memory as a hundred, one after the other
+        slopes = module.slopes
+        cast(Any, module).slopes = lambda losses: slopes([next(iter(losses))])
+
+
+def _quick(callback: RetentionCallback) -> RetentionCallback:
+    callback.nearness = 2.0  # what is far from a concept cannot be told without values
+    return callback
+
+
+def _listen(module: ErasureModule, ledger: Ledger) -> list[Listener]:
+    models = [part for part in module.children() if isinstance(part, Backbone)]
+    return [Listener(model, STUDENT if model is module.backbone else TEACHER, ledger) for model in models]
+
+
+@torch.no_grad()
+def _measurement(
+    module: ErasureModule, data: PromptData, listeners: Sequence[Listener], ledger: Ledger
+) -> tuple[int, int, int]:
+    """How many pictures of either model, how many latents that asks about, and the most bytes it takes."""
+    batches = list(data.test_dataloader())
+    each = [len(batch.shots) * batch.steps * (2 if batch.guidance > 1 else 1) for batch in batches]
+    for listener in listeners:
+        listener.sampling = 0
+    ledger.restart()
+    for model in (module.original, module.backbone):
+        module._draw(model, batches[0]._replace(shots=[s._replace(steps=1) for s in batches[0].shots]))
+    peak = max(ledger.restart(), *(listener.sampling for listener in listeners))
+    return sum(len(batch.shots) for batch in batches), 2 * sum(each), peak
+
+
+def _forecast(
+    module: ErasureModule,
+    data: PromptData,
+    player: _Player,
+    peaks: dict[str, int],
+    sampled: int,
+    pictures: int,
+    measured: int,
+    eight: bool,
+) -> Forecast:
+    backbone, trained = module.backbone, module.trainable() if module.automatic_optimization else {}
+    edited = {id(p): p for p in (module.editable() | trained).values()}
+    own = {id(p): p for p in backbone.parameters()}
+    frozen = [p for key, p in own.items() if key not in edited] + list(backbone.buffers())
+    twins = [p for model in module.children() if isinstance(model, Backbone) for p in model.parameters()]
+    state = [v for o in module.trainer.optimizers for s in o.state.values() for v in s.values() if trained]
+    bank = module.bank.nbytes() if isinstance(module, GradientErasure) and module.bank is not None else 0
+    full = nbytes(t for t in state if isinstance(t, Tensor))
+    small = _in_eight_bits(trained.values()) if eight else full
+    parts = {"denoiser": backbone.denoiser, "text encoders": backbone.text_encoders}
+    count = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+    count["autoencoder"] = sum(p.numel() for p in own.values()) - sum(count.values())
+    denoiser = [p for p in backbone.denoiser.parameters() if id(p) not in edited]
+    return Forecast(
+        parameters=count,
+        trained=sum(p.numel() for p in trained.values()),
+        names=list(trained),
+        steps=data.training_steps if trained else 1,
+        frozen=nbytes(frozen),
+        denoiser=nbytes(denoiser),
+        teacher=nbytes(p for p in twins if id(p) not in own),
+        edit=nbytes(edited.values()),
+        gradients=nbytes(trained.values()),
+        state=small,
+        bank=bank,
+        splits=bool(trained) and not module.stays_whole() and all(n in _names(module.original) for n in trained),
+        unit=_largest(backbone.denoiser, denoiser[0].element_size()) if denoiser else 0,
+        peaks={name: peak and peak - (full - small if name in ("step", "measuring") else 0)
+               for name, peak in peaks.items()},
+        asked={"first": player.asked[0], "last": player.asked[-1]},
+        sampled=sampled,
+        pictures=pictures,
+        measured=measured,
+    )  # fmt: skip
+
+
+def _names(backbone: Backbone) -> set[str]:
+    return {name for name, _ in backbone.named_parameters()}
+
+
+def _in_eight_bits(parameters: Iterable[nn.Parameter]) -> int:
+    """Bytes of two moments of a byte an entry and a scale for each 256; of fewer than 4096 entries they stay float32.
+
+    Verified in bitsandbytes 0.50.
+    """
+    sizes = [p.numel() for p in parameters]
+    return sum(2 * (n + 4 * -(-n // 256)) if n >= 4096 else 8 * n for n in sizes)
+
+
+def _largest(module: nn.Module, width: int) -> int:
+    """Bytes of the largest part that is split as one: `sharding.MOST` weights at most, where it has parts."""
+    from erasure_lightning.sharding import MOST
+
+    size = sum(p.numel() for p in module.parameters())
+    children: list[Callable[[], int]] = [lambda c=c: _largest(c, width) for c in module.children()]  # type: ignore[misc]
+    return size * width if size <= MOST or not children else max(child() for child in children)

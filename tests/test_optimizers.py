@@ -1,0 +1,53 @@
+import sys
+from types import ModuleType
+
+import pytest
+import torch
+from torch.optim import Adam
+from trivial import Distillation
+
+from erasure_lightning import optimizers
+from erasure_lightning.backbones.tiny import TinyBackbone
+from erasure_lightning.cli.main import main
+from erasure_lightning.concepts import Concept
+from erasure_lightning.errors import ErasureError
+from erasure_lightning.optimizers import make_optimizer
+from erasure_lightning.testing import edit_of, fit
+
+
+class Adam8bit(Adam):
+    """Stands in for the package's, which needs a wheel of its own."""
+
+
+@pytest.fixture
+def package(monkeypatch):
+    inner = ModuleType("bitsandbytes.optim")
+    inner.Adam8bit = Adam8bit
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", inner)
+    monkeypatch.setattr(optimizers, "find_spec", lambda name: inner)
+
+
+def made(**arguments):
+    return Distillation(concepts=[Concept("cat", "dog")], backbone=TinyBackbone(), lr=1e-2, **arguments)
+
+
+def test_the_package_moves_the_edit(package):
+    module = fit(made(optimizer="adam8bit"), 2)
+    assert type(module.trainer.optimizers[0]) is Adam8bit
+    assert type(fit(made(), 1).trainer.optimizers[0]) is Adam
+    before = dict(module.original.named_parameters())
+    assert all(not torch.equal(value, before[name]) for name, value in edit_of(module).items())
+
+
+def test_without_the_package_one_sentence_says_what_to_install(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(optimizers, "find_spec", lambda name: None)
+    told = ["--model", "ESD", "--model.concepts", "[{name: cat}]", "--model.backbone", "TinyBackbone"]
+    few = ["--model.optimizer", "adam8bit", "--trainer.max_steps", "1", "--run_dir", str(tmp_path / "run")]
+    assert main(["fit", *told, *few]) == 2
+    assert "pip install 'erasure-lightning[bitsandbytes]'" in capsys.readouterr().err
+
+
+def test_split_weights_are_refused(package, monkeypatch):
+    monkeypatch.setattr(optimizers, "DTensor", torch.nn.Parameter)
+    with pytest.raises(ErasureError, match="needs whole weights"):
+        make_optimizer("adam8bit", [torch.nn.Parameter(torch.zeros(2))], 1e-3)
