@@ -21,6 +21,7 @@ from diffusers import UNet2DConditionModel
 from lightning.pytorch.callbacks import Callback
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator
 from rows import head, line
 
 from erasure_lightning.backbones.stable_diffusion import StableDiffusion
@@ -111,7 +112,7 @@ def swept(rounds: int, report: Callable[[str], None]) -> dict[str, list[tuple[in
 def drawn(series: dict[str, list[tuple[int, dict[str, float]]]], path: Path) -> None:
     """Step time above, memory below, against each of the three."""
     figure = Figure(figsize=(9.6, 5.2), dpi=150, layout="constrained")
-    rows = figure.subplots(2, len(series), sharey="row")
+    rows = figure.subplots(2, len(series), sharex="col", sharey="row")
     for column, (what, points) in enumerate(series.items()):
         values = [value for value, _ in points]
         for axes, shown in zip(rows[:, column], (("step, ms",), ("memory, MiB", "bank, MiB")), strict=True):
@@ -122,7 +123,8 @@ def drawn(series: dict[str, list[tuple[int, dict[str, float]]]], path: Path) -> 
     rows[0, 0].set_ylabel("step, ms")
     rows[1, 0].set_ylabel("memory, MiB")
     rows[1, 0].legend(frameon=False, fontsize=9)
-    figure.suptitle("What a step takes and what a fit holds: ESD", x=0.01, ha="left", fontsize=11, weight="bold")
+    title = "ESD on random models: a step of two sentences (one thread), and what a fit holds"
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11, weight="bold")
     figure.savefig(path)
 
 
@@ -130,6 +132,8 @@ def _dressed(axes: Axes, values: list[int]) -> None:
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xticks(values, [str(value) for value in values])
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.minorticks_off()
     axes.grid(color="0.92")
     axes.set_axisbelow(True)

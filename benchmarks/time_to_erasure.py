@@ -2,7 +2,8 @@
 
 Both erase the emoji world's cigarette on our backbone, in processes of one thread that run side by side, and are
 measured in the protocol of BARS.md. *published* is the schedule of rohitgandikota/erasing @ 25613d2: before every
-iteration a fresh walk of 0 to 49 of 50 steps of the frozen original, a second model, at guidance 3; one latent, the
+iteration a fresh walk of 0 to 49 of 50 steps of the frozen original (there a second model, here our shared one) at
+guidance 3; one latent, the
 bare name, Adam at a constant rate. *as shipped* is `configs/esd.yaml`. *short* is the same on a smaller bank and in
 fewer steps at a higher rate: enough for what the published schedule reaches. *seconds* are those of training, on the
 clock; *processor* counts only when the thread ran, so the load of the machine is not in it, nor in *times*, the ratio

@@ -158,8 +158,8 @@ def corrected(weight: Tensor, *factors: Tensor) -> Tensor:
     What is ill-conditioned, the solving for ``C``, has been done in float64; here that would double the cost.
 
     Args:
-            weight: ``W*``.
-            factors: Matrices whose product is ``C``, ``(D, D)``.
+        weight: ``W*``.
+        factors: Matrices whose product is ``C``, ``(D, D)``.
     """
     wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
     *first, last = (factor.to(wide.dtype) for factor in factors)

@@ -30,7 +30,7 @@ from erasure_lightning.backbones.base import Backbone, Part
 from erasure_lightning.concepts import Batch
 from erasure_lightning.erasure import PREFIX
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.functional import mix
+from erasure_lightning.functional import mix, widen
 from erasure_lightning.module import GradientErasure
 from erasure_lightning.sharding import put, whole
 
@@ -64,8 +64,9 @@ class SDD(GradientErasure):
         return self.backbone.denoiser_parameters(self.train_part)
 
     def adapt(self) -> None:
-        """Begin the average at the original."""
+        """Begin the average at the original, in no less precision than the edit, or it would round every step away."""
         self.average = self.backbone.original(self.touched())
+        widen(self.average.get_parameter(name) for name in self.editable())
 
     def erasure_loss(self, x: Tensor, t: Tensor, batch: Batch) -> Tensor:
         """``mse(eps(x, c_e), sg eps(x, 0))``, both of the student."""

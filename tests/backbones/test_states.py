@@ -3,6 +3,8 @@ from contextlib import contextmanager
 import pytest
 import torch
 
+from erasure_lightning.backbones import stable_diffusion
+from erasure_lightning.backbones.base import CONCEPT, END, PADDING, START, TEMPLATE
 from erasure_lightning.backbones.states import BLOCK
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts import phrase
@@ -102,3 +104,18 @@ def test_nothing_of_it_is_saved(tiny):
     before = set(tiny.state_dict())
     tiny.encode(["a cat"])
     assert set(tiny.state_dict()) == before
+
+
+def test_tokens_are_remembered_by_the_sentence_and_where_its_concept_stands(tiny, monkeypatch):
+    monkeypatch.setattr(stable_diffusion, "MOST", 3)
+    prompts = [*(f"a {word}" for word in WORDS), phrase("a {}", "cat"), phrase("{} cat", "a")]
+    first, again = ([tiny.embed([prompt])[0] for prompt in prompts] for _ in range(2))
+    together = tiny.embed(prompts)[0]
+    for place, (one, two) in enumerate(zip(first, again, strict=True)):
+        for kept in ("ids", "roles", "embeddings"):
+            assert torch.equal(getattr(one, kept), getattr(two, kept))
+            assert torch.equal(getattr(one, kept)[0], getattr(together, kept)[place])
+    assert [first[i].roles.tolist() for i in (0, -2, -1)] == [
+        [[START, *middle, END, *[PADDING] * 12]]
+        for middle in ((TEMPLATE, TEMPLATE), (TEMPLATE, CONCEPT), (CONCEPT, TEMPLATE))
+    ]
