@@ -1,100 +1,137 @@
-"""How long closed forms solve on matrices the size of Stable Diffusion 1.x: ``python benchmarks/closed_form.py``.
+"""How long closed forms solve on matrices of real sizes: ``python benchmarks/closed_form.py``.
 
-32 random maps (K and V of 16 cross-attention layers, 768 in, 320, 640 or 1280 out), against the straightforward way,
-which builds and solves the equations anew for every map, in float32 as the official codes do. *UCE-like*: one token a
-concept. *MACE-like*: all 77 tokens of a concept in every template. *gather* accumulates the rows into the equations,
-*solve* is all that follows, to the 32 new matrices. A straightforward way that would take minutes is timed on one map
-of each size and multiplied; ``~`` marks it.
+Random maps as many and as large as the keys and values of every cross-attention of Stable Diffusion 1.x and SDXL, in
+float32. *UCE-like*: one token a concept. *MACE-like*: all 77 tokens of a concept in every sentence. *gather*
+accumulates the rows into the equations; *solve* is all that is solved for, the correction that all maps share; *apply*
+makes every map anew. *peak* is the share of the machine's speed (of a square matrix product timed in turns with it) at
+which that ran. *error* is the largest relative difference from the same solved and applied in
+float64. *map by map* is the straightforward way, as the official codes go it: equations built and solved for every map
+on its own, in float32; timed on one map of each size and multiplied, and its own error beside it. All in seconds of the
+processor on one thread, which other work on the machine does not add to; of several rounds the fastest counts.
 """
 
 import argparse
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
+from rows import head, line
 from torch import Tensor
 
-from erasure_lightning.functional import Regression, corrected
+from erasure_lightning.functional import Regression
 
-WIDTH = 768
 TOKENS = 77
-#: Outputs of a map, and how many maps have so many.
-SIZES = {320: 10, 640: 10, 1280: 12}
+#: Width of the text states, and how many maps have so many outputs.
+MODELS = {
+    "SD 1.x": (768, {320: 10, 640: 10, 1280: 12}),
+    "SDXL": (2048, {640: 20, 1280: 120}),
+}
 RIDGE = 0.5
 #: Rows at a time; as many as a few concepts' sentences have.
 CHUNK = 4096
-#: Rows above which the straightforward way is timed on one map of each size.
-MANY = 20000
 
 
-def pairs(rows: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Random rows and their images, as long as states of Stable Diffusion 1.x, a chunk at a time."""
+def pairs(rows: int, width: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Random rows and their images, a chunk at a time."""
     for start in range(0, rows, CHUNK):
         generator = torch.Generator().manual_seed(start)
-        yield torch.randn(2, min(CHUNK, rows - start), WIDTH, generator=generator).unbind()
+        yield torch.randn(2, min(CHUNK, rows - start), width, generator=generator).unbind()
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """How long it takes."""
-    start = time.perf_counter()
+    """How long the processor takes."""
+    start = time.process_time()
     work()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
-def ours(maps: list[Tensor], rows: int) -> tuple[float, float, list[Tensor]]:
-    """Seconds of gathering and of solving, and the new maps."""
-    equations, gather = Regression(torch.zeros(WIDTH, WIDTH)), 0.0
-    for keys, images in pairs(rows):
-        gather += seconds(lambda keys=keys, images=images: equations.redirect(keys, images))
-    start = time.perf_counter()
-    correction = equations.correction(RIDGE)
-    new = [corrected(weight, correction) for weight in maps]
-    return gather, time.perf_counter() - start, new
+def gathered(rows: int, width: int) -> tuple[float, Regression]:
+    """Seconds of writing rows into equations, and the equations."""
+    equations, spent = Regression(torch.zeros(width, width)), 0.0
+    for keys, images in pairs(rows, width):
+        spent += seconds(lambda keys=keys, images=images: equations.redirect(keys, images))
+    return spent, equations
 
 
-def straightforward(weight: Tensor, rows: int) -> tuple[float, Tensor]:
+def map_by_map(weight: Tensor, rows: int) -> tuple[float, Tensor]:
     """Seconds for one map on its own, and the new map."""
-    values, gram, spent = RIDGE * weight, RIDGE * torch.eye(WIDTH), 0.0
-    for keys, images in pairs(rows):
-        start = time.perf_counter()
+    width = weight.shape[1]
+    values, gram, spent = RIDGE * weight, RIDGE * torch.eye(width), 0.0
+    for keys, images in pairs(rows, width):
+        start = time.process_time()
         values, gram = values + (images @ weight.T).T @ keys, gram + keys.T @ keys
-        spent += time.perf_counter() - start
-    start = time.perf_counter()
+        spent += time.process_time() - start
+    start = time.process_time()
     new = values @ torch.inverse(gram)
-    return spent + time.perf_counter() - start, new
+    return spent + time.process_time() - start, new
 
 
-def compare(maps: list[Tensor], name: str, concepts: int, rows: int) -> None:
-    """Print a line."""
-    gather, solve, new = ours(maps, rows)
-    few = rows > MANY
-    firsts = {w.shape[0]: i for i, w in reversed(list(enumerate(maps)))}
-    timed = {i: straightforward(maps[i], rows) for i in (firsts.values() if few else range(len(maps)))}
-    total = sum(timed[i][0] * (SIZES[len(maps[i])] if few else 1) for i in timed)
-    gap = max((new[i] - timed[i][1]).norm() / new[i].norm() for i in timed)
-    print(
-        f"| {name} | {concepts} | {rows} | {gather:.2f} | {solve:.2f} | {'~' * few}{total:.1f} | "
-        f"{total / (gather + solve):.0f} | {gap:.0e} |",
-        flush=True,
-    )
+def gap(new: Tensor, exact: Tensor) -> float:
+    """Relative difference of two maps."""
+    return float((new.double() - exact).norm() / exact.norm())
+
+
+def timed(equations: Regression, maps: list[Tensor]) -> float:
+    """Seconds of solving for new maps; without any, of solving for what they share."""
+    return seconds(lambda: equations.solve(maps, RIDGE))
+
+
+def product(width: int) -> float:
+    """Seconds of a square matrix product."""
+    a = torch.randn(width, width)
+    return seconds(lambda: a @ a)
+
+
+def operations(equations: Regression, outputs: int) -> float:
+    """What applying costs: two slim products for few rows, else a square one."""
+    width = len(equations.gram)
+    inner = 2 * len(equations.keys) if equations.pull is None else width
+    return 2 * outputs * width * inner
+
+
+def compare(sizes: dict[int, int], width: int, rows: int, rounds: int) -> list[str]:
+    """Cells of a row: gather, solve, apply, peak, error, map by map and its error."""
+    maps = [torch.randn(out, width) / width**0.5 for out, count in sizes.items() for _ in range(count)]
+    gather, equations = gathered(rows, width)
+    times = [(timed(equations, []), timed(equations, maps), product(width)) for _ in range(rounds)]
+    solve, both, once = map(min, zip(*times, strict=True))  # whatever else the machine does only ever adds
+    apply = both - solve
+    peak = operations(equations, sum(map(len, maps))) / apply / (2 * width**3 / once)
+    firsts = [next(weight for weight in maps if len(weight) == out) for out in sizes]
+    exact = equations.solve([weight.double() for weight in firsts], RIDGE)
+    ours = max(map(gap, equations.solve(firsts, RIDGE), exact))
+    alone = [map_by_map(weight, rows) for weight in firsts]
+    total = sum(spent * count for (spent, _), count in zip(alone, sizes.values(), strict=True))
+    theirs = max(gap(new, one) for (_, new), one in zip(alone, exact, strict=True))
+    took = [f"{gather:.2f}", f"{solve:.2f}", f"{apply:.2f}", f"{peak:.0%}", f"{ours:.0e}"]
+    return [*took, f"{total:.1f}", f"{theirs:.0e}", f"{total / (gather + solve + apply):.0f}"]
+
+
+def cases(concepts: Iterable[int], sentences: int) -> Iterator[tuple[str, int, int]]:
+    """Kind of rows, concepts, and rows in all."""
+    for count in concepts:
+        yield from (("UCE-like", count, count), ("MACE-like", count, count * TOKENS * sentences))
 
 
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
     parser.add_argument("--concepts", type=int, nargs="+", default=[1, 10, 100, 1000])
-    parser.add_argument("--templates", type=int, default=3, help="sentences a concept, MACE-like")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--sentences", type=int, default=3, help="of a concept, MACE-like")
+    parser.add_argument("--rounds", type=int, default=5, help="of which the fastest counts")
+    parser.add_argument("--kinds", nargs="+", default=["UCE-like", "MACE-like"])
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    generator = torch.Generator().manual_seed(0)
-    maps = [torch.randn(out, WIDTH, generator=generator) / 28 for out, count in SIZES.items() for _ in range(count)]
-    ours(maps, 1)  # the first call of each routine pays for its loading
-    print("| rows | concepts | rows in all | gather, s | solve, s | straightforward, s | times | difference |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
-    for concepts in args.concepts:
-        compare(maps, "UCE-like", concepts, concepts)
-        compare(maps, "MACE-like", concepts, concepts * TOKENS * args.templates)
+    torch.set_num_threads(1)
+    compare({64: 1}, 768, 1, 1)  # the first call of each routine pays for its loading
+    columns = ("gather, s", "solve, s", "apply, s", "peak", "error", "map by map, s", "its error", "times")
+    print(head(["model", "rows", "concepts", "rows in all", *columns]))
+    for model in args.models:
+        width, sizes = MODELS[model]
+        for kind, concepts, rows in cases(args.concepts, args.sentences):
+            if kind not in args.kinds:
+                continue
+            print(line([model, kind, str(concepts), str(rows), *compare(sizes, width, rows, args.rounds)]), flush=True)
 
 
 if __name__ == "__main__":

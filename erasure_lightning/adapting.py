@@ -13,7 +13,8 @@ from erasure_lightning.adapters.kinds import adapter_parameters, install
 from erasure_lightning.adapters.lora import merge_lora, remove_lora
 from erasure_lightning.adapters.per_concept import ConceptAdapters
 from erasure_lightning.concepts import Batch
-from erasure_lightning.module import PREFIX, GradientErasure
+from erasure_lightning.erasure import PREFIX
+from erasure_lightning.module import GradientErasure
 
 
 class AdapterErasure(GradientErasure):

@@ -11,8 +11,8 @@ from lightning import __version__ as lightning_version
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from erasure_lightning.edits import read_edit, write_atomically
+from erasure_lightning.erasure import PREFIX
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.module import PREFIX
 from erasure_lightning.runs import Run
 
 SUFFIXES = (".ckpt", ".safetensors")

@@ -89,13 +89,6 @@ class PromptData(LightningDataModule):
         prompts: str | None = None,
     ) -> None:
         super().__init__()
-        least = {"batch_size": (batch_size, 1), "rounds": (1 if rounds is None else rounds, 1)}
-        least |= {"seeds": (seeds, 2), "others": (others, 1), "draw_size": (draw_size, 1)}
-        for name, (value, bound) in least.items():
-            if value < bound:
-                raise ErasureError(f"PromptData needs {name} of at least {bound}; found {value}.")
-        if bad := [t for t in templates or () if "{}" not in t]:
-            raise ErasureError(f"PromptData needs {{}} in every template for the concept's words; found {bad[0]!r}.")
         self.batch_size = batch_size
         self.rounds = rounds
         self.templates = templates
@@ -108,6 +101,14 @@ class PromptData(LightningDataModule):
         self.draw_size = draw_size
         self.originals = originals
         self.prompts = prompts
+        self._check()
+
+    def _check(self) -> None:
+        for name, bound in {"batch_size": 1, "rounds": 1, "seeds": 2, "others": 1, "draw_size": 1}.items():
+            if (value := getattr(self, name)) is not None and value < bound:
+                raise ErasureError(f"PromptData needs {name} of at least {bound}; found {value}.")
+        if bad := [t for t in self.templates or () if "{}" not in t]:
+            raise ErasureError(f"PromptData needs {{}} in every template for the concept's words; found {bad[0]!r}.")
 
     @property
     def _module(self) -> Any:

@@ -5,8 +5,8 @@ from typing import Any
 
 from erasure_lightning.checkpoints import read_checkpoint
 from erasure_lightning.concepts import Concept
+from erasure_lightning.erasure import ErasureModule
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.module import ErasureModule
 from erasure_lightning.registry import known_methods, load_method
 
 

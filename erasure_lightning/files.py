@@ -1,10 +1,15 @@
-"""Names of what a run writes, and how anything is written. Imports next to nothing: the light commands need it too."""
+"""Names of what a run writes, how it is written and read. Imports next to nothing: the light commands need it too."""
 
+import json
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any, TypeVar
 
 from erasure_lightning.errors import ErasureError
+
+T = TypeVar("T")
 
 EDIT_FILE = "edit.safetensors"
 
@@ -32,4 +37,45 @@ def write_atomically(path: Path, content: bytes) -> None:
     except OSError as error:
         with suppress(OSError):  # A read-only folder refuses this too, and the first cause is the one to tell.
             temporary.unlink(missing_ok=True)
-        raise ErasureError(f"Could not write {path}: {error.strerror}. What was there before is untouched.") from error
+        raise _unwritten(path, error) from error
+
+
+def append(path: Path, content: bytes) -> None:
+    """Write behind what is there; a full disk or a kill may cut what is added.
+
+    Raises:
+        ErasureError: If the file cannot be written to or the disk is full.
+    """
+    try:
+        with path.open("ab") as file:
+            file.write(content)
+    except OSError as error:
+        raise _unwritten(path, error) from error
+
+
+def _unwritten(path: Path, error: OSError) -> ErasureError:
+    return ErasureError(f"Could not write {path}: {error.strerror}. What was there before is untouched.")
+
+
+def read_record(path: Path, what: str, command: str, made: Callable[[dict[str, Any]], T]) -> T:
+    """What a command of ours wrote as JSON.
+
+    Args:
+        path: Where it lies.
+        what: What it holds, such as ``figures``.
+        command: The command of `erasure` that writes such a file.
+        made: Makes the object from the file's content, in which the protocol is without its identity.
+
+    Raises:
+        ErasureError: If there is no such file, or it holds something else.
+    """
+    if not path.is_file():
+        raise ErasureError(f"No {what} at {path}: the file does not exist. `erasure {command}` writes it.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        content["protocol"].pop("identity", None)
+        return made(content)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ErasureError(
+            f"{path} needs {what} as `erasure {command}` writes them; found others ({error})."
+        ) from error

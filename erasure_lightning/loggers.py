@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from erasure_lightning.edits import write_atomically
+from erasure_lightning.files import append, write_atomically
 
 FILE = "metrics.csv"
 
@@ -63,16 +63,15 @@ class MetricsFile(Logger):
         if new or added:
             write_atomically(self._path, _text(self._columns, self._rows, header=True))
         else:
-            with self._path.open("ab") as file:
-                file.write(_text(self._columns, [row]))
+            append(self._path, _text(self._columns, [row]))
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The rows of a ``metrics.csv``, none where there is no file; a row says nothing in the columns it left empty."""
     if not path.is_file():
         return []
-    with path.open(newline="") as file:
-        return [row for row in csv.DictReader(file) if (row["step"] or "").isdigit()]  # a kill may cut the last one
+    whole, end, _ = path.read_text(encoding="utf-8").rpartition("\n")  # a kill, or a full disk, may cut the last row
+    return [row for row in csv.DictReader(io.StringIO(whole + end, newline="")) if (row["step"] or "").isdigit()]
 
 
 def _text(columns: list[str], rows: list[dict[str, Any]], header: bool = False) -> bytes:

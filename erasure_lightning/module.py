@@ -1,228 +1,24 @@
-"""`ErasureModule` and its two shapes: methods that descend a gradient, and methods that solve in closed form."""
+"""The two shapes of an `ErasureModule`: methods that descend a gradient, and methods that solve in closed form."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict
-from importlib.metadata import version
-from pathlib import Path
-from typing import Any, Literal, cast
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
 
 import torch
-from lightning import LightningModule
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from erasure_lightning.album import kept
-from erasure_lightning.backbones.base import Backbone
-from erasure_lightning.backbones.loading import load_backbone
 from erasure_lightning.bank import Drawn, Teacher, TrajectoryBank, pure_noise
-from erasure_lightning.concept_files import read_concepts
-from erasure_lightning.concepts import Batch, Concept, Phrase, check_concepts
+from erasure_lightning.concepts import Batch, Phrase
 from erasure_lightning.data import PromptData
-from erasure_lightning.edits import plain
+from erasure_lightning.erasure import PREFIX as PREFIX  # these two are part of what this module offers
+from erasure_lightning.erasure import ErasureModule as ErasureModule
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.functional import mix, warm_cosine, widen
+from erasure_lightning.functional import mix, warm_cosine
 from erasure_lightning.optimizers import Kind, make_optimizer
 from erasure_lightning.ranks import averaged, gathered, own, spoken
-from erasure_lightning.sampling import draw
-from erasure_lightning.sharding import put, split, whole
-from erasure_lightning.shots import Shots
-
-PREFIX = "backbone."
-
-
-class ErasureModule(LightningModule, ABC):
-    """A text-to-image model that is made to forget; the base of every method.
-
-    Args:
-        concepts: What must be forgotten: concepts, or a CSV, YAML or text file of them (`read_concepts`).
-        backbone: A world's name, a diffusers folder, a Hub id, or a `Backbone`.
-        seed: Of everything the run draws.
-        base: Precision of the frozen weights, and of the arithmetic; what is edited stays float32.
-        checkpointing: Compute again in the backward what blocks computed in the forward: less memory, more time.
-
-    Raises:
-        ErasureError: If there are no concepts, their file cannot be read, one is named twice, or the world does not
-            know one.
-    """
-
-    #: Whether some of what is trained may have no gradient in a step, which DDP must be told.
-    rests = False
-    #: The model being edited and its frozen original; both are there once Lightning has called `configure_model`.
-    backbone: Backbone
-    original: Backbone
-
-    def __init__(
-        self,
-        *,
-        concepts: list[Concept] | str,
-        backbone: str | Backbone = "emoji-world",
-        seed: int = 0,
-        base: Literal["float32", "bfloat16"] = "float32",
-        checkpointing: bool = False,
-    ) -> None:
-        super().__init__()
-        concepts = read_concepts(Path(concepts)) if isinstance(concepts, str) else concepts
-        check_concepts(concepts, type(self).__name__)
-        self.save_hyperparameters(ignore=[] if isinstance(backbone, str) else ["backbone"], logger=False)
-        self.hparams["concepts"] = [asdict(c) for c in concepts]  # the file may be gone when the edit is used
-        self.concepts = concepts
-        self.seed = seed
-        self.base = base
-        self.checkpointing = checkpointing
-        self.strict_loading = False
-        #: What retention callbacks ask of a closed form: Gram matrices ``(D, D)`` of text states to hold, by name.
-        self.kept: dict[str, Callable[[], Tensor]] = {}
-        # In a tuple, since a module that is assigned becomes a part, and parts are made in configure_model.
-        self._given = (backbone,)
-
-    def editable(self) -> dict[str, nn.Parameter]:
-        """What may change and is saved, by name in the backbone; by default the text layers' weights."""
-        layers = self.backbone.text_layers()
-        return {f"{name}.weight": cast(nn.Parameter, layer.weight) for name, layer in layers.items()}
-
-    def trainable(self) -> dict[str, nn.Parameter]:
-        """What of it an optimizer moves; by default all that is editable."""
-        return self.editable()
-
-    def touched(self) -> Collection[str]:
-        """Parameters that will change, and modules that `adapt` will add or replace, by name in the backbone."""
-        return self.editable()
-
-    def adapt(self) -> None:
-        """Put modules of the method's own into the backbone, once its original is safe; by default none."""
-
-    def stays_whole(self) -> bool:
-        """Whether what is trained is kept from being split over ranks, by a strategy that splits weights.
-
-        By default that of closed forms is: they have no optimizer whose states would be worth it.
-        """
-        return not self.automatic_optimization
-
-    def configure_model(self) -> None:
-        """Load the backbone and keep its original; called before a checkpoint is restored, in every command."""
-        if "backbone" in self._modules:
-            return
-        (given,) = self._given
-        with torch.device("cpu"):  # Lightning moves what was made, where its own context would put some of it elsewhere
-            dtype = torch.bfloat16 if self.base == "bfloat16" else torch.float32
-            self.backbone = load_backbone(given, dtype) if isinstance(given, str) else given.to(dtype)
-            self._check_world()
-            self.original = self.backbone.original(self.touched())
-            self.fingerprint, self.rounded = (self.original.fingerprint(d) for d in (None, torch.bfloat16))
-            with torch.random.fork_rng(devices=[]):  # adapters begin alike on every rank and at every start
-                torch.manual_seed(mix(self.seed, 5))
-                self.adapt()
-        widen((self.editable() | self.trainable()).values())
-        if self.checkpointing:
-            self.backbone.checkpoint()
-        for parameter in self.trainable().values():
-            parameter.requires_grad_(True)
-        if self._device_mesh is not None:
-            self._split(self._device_mesh["data_parallel"])
-
-    def _split(self, mesh: DeviceMesh) -> None:
-        """Share the weights out among ranks, which from now on must ask the model together."""
-        models = [module for module in self.children() if isinstance(module, Backbone)]
-        trained = {} if self.stays_whole() else self.trainable()
-        split(self.backbone.denoiser, [m.denoiser for m in models if m is not self.backbone], mesh, trained)
-        towers = {name: parameter for name, parameter in trained.items() if name.startswith("text_encoders.")}
-        if towers:
-            split(
-                self.backbone.text_encoders, [m.text_encoders for m in models if m is not self.backbone], mesh, towers
-            )
-        for model in models:
-            model.lockstep = True
-
-    def edit_values(self) -> dict[str, Tensor]:
-        """The values of everything `editable`, whole; where weights are split, every rank must ask."""
-        return {name: whole(parameter) for name, parameter in self.editable().items()}
-
-    def write(self, values: Mapping[str, Tensor]) -> None:
-        """Give weights of the backbone new values, by name; where weights are split, every rank must call it."""
-        for name, value in values.items():
-            put(self.backbone.get_parameter(name), value)
-
-    def _check_world(self) -> None:
-        world = self.backbone.world
-        unknown = [c.name for c in self.concepts if world is not None and not world.knows(c.name)]
-        if world is not None and unknown:
-            near = ", ".join(world.nearest(unknown[0])) or "see its labels.json"
-            raise ErasureError(f"The world {world.name} does not know {unknown[0]!r}. Nearest: {near}.")
-
-    def arguments(self) -> dict[str, Any]:
-        """The constructor's arguments as plain values."""
-        named = {key: plain(value) for key, value in self.hparams.items() if not key.startswith("_")}
-        (given,) = self._given
-        return named | {"backbone": given if isinstance(given, str) else given.name}
-
-    def description(self) -> dict[str, Any]:
-        """What an edit was made from: method, arguments, base model and versions."""
-        cls = type(self)
-        packages = ("erasure-lightning", "torch", "diffusers", "transformers")
-        return {
-            "method": f"{cls.__module__}.{cls.__qualname__}",
-            "arguments": self.arguments(),
-            "concepts": [asdict(c) for c in self.concepts],
-            "backbone": self.backbone.name,
-            "backbone_fingerprint": self.fingerprint,
-            "backbone_bfloat16": self.rounded,
-            "seed": self.seed,
-            "versions": {name: version(name) for name in packages},
-        }
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the edit alone, and plain values only, so that the file can be read without running code."""
-        checkpoint["state_dict"] = {PREFIX + name: value for name, value in self.edit_values().items()}
-        checkpoint["hyper_parameters"] = self.arguments()
-        checkpoint["erasure"] = self.description()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse an edit of another model or of other parameters.
-
-        Raises:
-            ErasureError: Naming what differs.
-        """
-        found, wanted = set(checkpoint["state_dict"]), {PREFIX + n for n in self.editable()}
-        if found != wanted:
-            odd = sorted(found ^ wanted)
-            raise ErasureError(
-                f"{type(self).__name__} edits {len(wanted)} parameters as configured; the checkpoint has {len(found)}. "
-                f"They differ in {len(odd)}, {odd[0]} first. Use the config the checkpoint was made with."
-            )
-        made = checkpoint.get("erasure", {})
-        then = made.get("backbone_fingerprint")
-        if then not in (None, self.fingerprint, self.rounded) and made.get("backbone_bfloat16") != self.fingerprint:
-            raise ErasureError(
-                f"The checkpoint edits a model with fingerprint {then}; {self.backbone.name} has {self.fingerprint}."
-            )
-
-    def kept_gram(self) -> Tensor:
-        """``sum w p p^T`` of the text states that retention callbacks hold, ``(D, D)`` in float64; else zeros."""
-        width = next(iter(self.original.text_layers().values())).in_features
-        nothing = torch.zeros(width, width, dtype=torch.float64, device=self.backbone.device)
-        return torch.stack([nothing, *(gram() for gram in self.kept.values())]).sum(dim=0)
-
-    def test_step(self, batch: Shots, batch_idx: int) -> dict[str, Tensor]:
-        """Draw a batch of prompts with the original and the edited model from the same noise."""
-        folder = getattr(self.trainer.datamodule, "originals", None)  # type: ignore[attr-defined]
-        before = kept(folder, self.fingerprint, batch, lambda: self._draw(self.original, batch), self.original.anyone)
-        return {"original": before.to(self.device), "edited": self._draw(self.backbone, batch)}
-
-    def validation_step(self, batch: Shots, batch_idx: int) -> dict[str, Tensor]:
-        """The same as `test_step`, on the smaller plan of ``validate``."""
-        return self.test_step(batch, batch_idx)
-
-    def predict_step(self, batch: Shots, batch_idx: int) -> dict[str, Tensor]:
-        """The same as `test_step`, on a user's prompts."""
-        return self.test_step(batch, batch_idx)
-
-    @staticmethod
-    def _draw(backbone: Backbone, shots: Shots) -> Tensor:
-        return draw(backbone, shots.prompts, shots.seeds, steps=shots.steps, guidance=shots.guidance, size=shots.size)
 
 
 class GradientErasure(ErasureModule):

@@ -8,7 +8,7 @@ the concept itself to stay. Positions are perturbed one by one (the paper does n
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle
 from typing import Literal
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import mse_loss, normalize
 
 from erasure_lightning.backbones.base import Backbone, Conditioning, Embedded
-from erasure_lightning.concepts import Batch, Concept
+from erasure_lightning.concepts import Batch, Concept, Phrase
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.functional import Regression
 from erasure_lightning.vocabulary import Vocabulary, spread
@@ -224,7 +224,7 @@ def exchanged(conditioning: Conditioning, where: Tensor, states: Tensor) -> Cond
     return replace(conditioning, tokens=torch.where(where.unsqueeze(2), states, conditioning.tokens))
 
 
-def beyond_drift(edited: Backbone, original: Backbone, x: Tensor, t: Tensor, plain: tuple[Embedded, ...]) -> Tensor:
+def beyond_drift(edited: Backbone, original: Backbone, x: Tensor, t: Tensor, prompts: Sequence[str | Phrase]) -> Tensor:
     """``L_bey = E |eps(x, t, b) - eps*(x, t, b)|^2`` (methods.md 5.4), a scalar; 0 while a model is its original.
 
     Args:
@@ -232,10 +232,10 @@ def beyond_drift(edited: Backbone, original: Backbone, x: Tensor, t: Tensor, pla
         original: What it was; its text encoder is the one that speaks.
         x: Noisy latents ``(B, C, h, w)``.
         t: Their times ``(B,)``.
-        plain: The concepts' prompts, ``B`` of them, from whose states ``b`` is drawn.
+        prompts: The concepts', ``B`` of them, from whose states ``b`` is drawn.
     """
-    asked = original.contextualize(plain)
-    elsewhere = exchanged(asked, concept_onward(plain[0]), beyond(asked.tokens))
+    asked = original.encode(prompts)
+    elsewhere = exchanged(asked, concept_onward(original.embed(prompts)[0]), beyond(asked.tokens))
     with torch.no_grad():
         before = original.denoise(x, t, elsewhere)
     return mse_loss(edited.denoise(x, t, elsewhere), before)

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from erasure_lightning.backbones.base import Backbone, Conditioning
 from erasure_lightning.backbones.loading import load_backbone
 from erasure_lightning.data import PromptData
+from erasure_lightning.erasure import ErasureModule
 from erasure_lightning.ledger import Ledger, nbytes, shapes, without_values
-from erasure_lightning.module import ErasureModule, GradientErasure
+from erasure_lightning.module import GradientErasure
 from erasure_lightning.retention.base import RetentionCallback
 from erasure_lightning.saliency import SalientErasure
 
@@ -180,7 +181,7 @@ def _without_values(module: ErasureModule, ledger: Ledger) -> None:
     mode = shapes()
     if isinstance(given, str):
         with mode:
-            given = load_backbone(given, weights=False)
+            given = load_backbone(given, weights="none")
     backbone = cast(Any, given)
     without_values(backbone, torch.bfloat16 if module.base == "bfloat16" else torch.float32, mode)
     backbone.fingerprint = lambda dtype=None: ""

@@ -61,15 +61,15 @@ def with_template_of(prompts: Embedded, other: Embedded) -> Embedded:
     return replace(prompts, embeddings=embeddings)
 
 
-def aligned_states(backbone: Backbone, prompts: Prompts, like: Prompts) -> Tensor:
+def aligned_states(states: Tensor, prompts: Prompts, like: Prompts) -> Tensor:
     """States of ``prompts`` ``(B, L, D)``, each at the position where ``like`` has what corresponds to it.
 
     Both are the same sentences but for the concept's words: before them positions agree, span meets
     span, end meets end.
     """
-    tokens, span = backbone.contextualize(prompts).tokens, like[0].span()
-    place = aligned(span, prompts[0].span(otherwise=span[:, 0]), tokens.shape[1])
-    return tokens.gather(1, place.unsqueeze(2).expand_as(tokens))
+    span = like[0].span()
+    place = aligned(span, prompts[0].span(otherwise=span[:, 0]), states.shape[1])
+    return states.gather(1, place.unsqueeze(2).expand_as(states))
 
 
 def subject_rows(backbone: Backbone, batch: Batch, *, tail: bool = False) -> tuple[Tensor, Tensor]:
@@ -90,8 +90,8 @@ def subject_rows(backbone: Backbone, batch: Batch, *, tail: bool = False) -> tup
     inside = (place < length).all(dim=0)
     sentence = torch.arange(len(span), device=last.device).unsqueeze(1).expand_as(inside)[inside]
     concept, anchor = (
-        backbone.contextualize(prompts).tokens[sentence, where[inside]]
-        for prompts, where in zip((asked, instead), place, strict=True)
+        backbone.encode(prompts).tokens[sentence, where[inside]]
+        for prompts, where in zip((batch.prompts, batch.targets), place, strict=True)
     )
     return concept, anchor
 
@@ -112,7 +112,7 @@ def shared_rows(backbone: Backbone, batch: Batch) -> tuple[Tensor, Tensor]:
         behind = zip(*(range(len(tokens) - after, length) for tokens in short), strict=False)
         pairs += [(sentence, place, place) for place in range(before)] + [(sentence, k, a) for k, a in behind]
     row, k, a = torch.tensor(pairs).T
-    return backbone.contextualize(asked).tokens[row, k], backbone.contextualize(instead).tokens[row, a]
+    return backbone.encode(batch.prompts).tokens[row, k], backbone.encode(batch.targets).tokens[row, a]
 
 
 def _in_common(a: Sequence[int], b: Sequence[int]) -> int:

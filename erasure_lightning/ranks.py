@@ -48,7 +48,12 @@ def averaged(parameters: Sequence[nn.Parameter]) -> None:
         return
     has = torch.tensor([p.grad is not None for p in parameters], device=parameters[0].device, dtype=torch.uint8)
     distributed.all_reduce(has, distributed.ReduceOp.MAX)
-    for parameter in (p for p, given in zip(parameters, has.tolist(), strict=True) if given):
-        parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        distributed.all_reduce(parameter.grad)
-        parameter.grad /= distributed.get_world_size()
+    moved = [parameter for parameter, given in zip(parameters, has.tolist(), strict=True) if given]
+    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in moved]
+    if not moved:
+        return
+    together = torch.cat([grad.flatten() for grad in grads])
+    distributed.all_reduce(together)
+    parts = (together / distributed.get_world_size()).split_with_sizes([grad.numel() for grad in grads])
+    for parameter, part in zip(moved, parts, strict=True):
+        parameter.grad = part.view_as(parameter)

@@ -11,7 +11,7 @@ from erasure_lightning.methods import METHODS, BuiltIn
 
 if TYPE_CHECKING:  # a listing must not pay for torch
     from erasure_lightning.attacks.base import Attack
-    from erasure_lightning.module import ErasureModule
+    from erasure_lightning.erasure import ErasureModule
 
 #: What could not be loaded so far, and why; kept so that a later error can name it.
 failures: dict[str, str] = {}

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from erasure_lightning.claims import RUNNING_FILE
 from erasure_lightning.concepts import in_short
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files import EDIT_FILE
@@ -120,7 +121,7 @@ def run_of(path: Path) -> Run:
 def unused(folder: Path) -> Path:
     """The folder if it holds no more than a config, else the first such of ``folder-2``, ``folder-3``, ..."""
     number, found = 1, folder
-    while found.exists() and any(file.name != CONFIG_FILE for file in found.iterdir()):
+    while found.exists() and any(file.name not in (CONFIG_FILE, RUNNING_FILE) for file in found.iterdir()):
         number += 1
         found = folder.with_name(f"{folder.name}-{number}")
     return found

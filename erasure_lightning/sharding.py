@@ -11,12 +11,12 @@ behind each backward.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 #: Frozen weights in a unit: not worth gathering below, too much to gather at once above.
@@ -64,6 +64,42 @@ def _frozen(module: nn.Module, mesh: DeviceMesh) -> None:
 
 def _unit(module: nn.Module, mesh: DeviceMesh) -> None:
     fully_shard(module, mesh=mesh, reshard_after_forward=True)
+
+
+@torch.no_grad()
+def pour(module: nn.Module, full: Mapping[str, Tensor], device: torch.device) -> None:
+    """Give every rank its part of weights that only rank 0 has, and move all to their device.
+
+    Args:
+        module: A model whose weights are split; elsewhere than on rank 0 some are on the meta device.
+        full: The whole weights and buffers by name, on rank 0.
+        device: This rank's.
+    """
+    for unit in [part for part in module.modules() if isinstance(part, FSDPModule)]:
+        if any(parameter.is_meta for parameter in cast(nn.Module, unit).parameters()):
+            cast(nn.Module, unit).to_empty(device=device)
+    _make_room(module, device)
+    module.to(device)
+    for name, weight in [*module.named_parameters(), *module.named_buffers()]:
+        if isinstance(weight, DTensor):
+            value = (
+                full[name].to(device) if name in full else torch.empty(weight.shape, dtype=weight.dtype, device=device)
+            )
+            weight.copy_(distribute_tensor(value, weight.device_mesh, weight.placements))
+        else:
+            distributed.broadcast(weight.detach(), 0)
+
+
+def _make_room(module: nn.Module, device: torch.device) -> None:
+    """Put empty weights where there are none; what models share they share still, which `to_empty` would end."""
+    made: dict[Tensor, Tensor] = {}
+    for part in module.modules():
+        for held in (part._parameters, part._buffers):
+            for name, value in held.items():
+                if value is not None and value.is_meta:
+                    room = torch.empty_like(value, device=device)
+                    fresh = nn.Parameter(room, value.requires_grad) if isinstance(value, nn.Parameter) else room
+                    held[name] = made.setdefault(value, fresh)  # type: ignore[assignment]
 
 
 def whole(value: Tensor) -> Tensor:

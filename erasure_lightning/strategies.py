@@ -8,7 +8,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy, ParallelStrategy, StrategyRegistry
 from torch.optim import Optimizer
 
-from erasure_lightning.module import PREFIX, ErasureModule
+from erasure_lightning.erasure import PREFIX, ErasureModule
 from erasure_lightning.sharding import split_state, whole_state
 
 #: What ``--trainer.strategy`` calls it.
@@ -76,4 +76,6 @@ class FSDP2(ModelParallelStrategy):
         return ParallelStrategy.load_checkpoint(self, self.broadcast(checkpoint_path), weights_only=weights_only)
 
 
-StrategyRegistry.register(NAME, FSDP2, description="FSDP2 for edits", override=True)
+def register() -> None:
+    """Let ``--trainer.strategy`` know it by name."""
+    StrategyRegistry.register(NAME, FSDP2, description="Splits weights over devices (FSDP2)", override=True)

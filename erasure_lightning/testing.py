@@ -18,7 +18,8 @@ from erasure_lightning import retention
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts import Concept
 from erasure_lightning.data import PromptData
-from erasure_lightning.module import PREFIX, ErasureModule, GradientErasure
+from erasure_lightning.erasure import PREFIX, ErasureModule
+from erasure_lightning.module import GradientErasure
 from erasure_lightning.retention.base import RetentionCallback
 from erasure_lightning.worlds import find_world
 

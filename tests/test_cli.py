@@ -64,7 +64,14 @@ def printed(capsys, *argv):
 def test_light_commands_do_not_import_torch(argv):
     code = f"import sys; from erasure_lightning.__main__ import main; main({argv!r}); print(*sys.modules)"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert not {"torch", "lightning", "jsonargparse"} & set(said.splitlines()[-1].split())
+    assert not {"torch", "lightning", "jsonargparse", "numpy", "PIL"} & set(said.splitlines()[-1].split())
+
+
+def test_a_run_is_parsed_without_what_it_may_never_need():
+    code = "import sys; import erasure_lightning.cli.run; print(*sys.modules)"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    never = {"diffusers", "peft", "accelerate", "transformers.models.clip", "wandb", "tensorboard", "pandas", "nudenet"}
+    assert not never & set(said.splitlines()[-1].split())
 
 
 def test_help_lists_every_command(capsys):

@@ -1,4 +1,6 @@
+import inspect
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 import yaml
@@ -6,6 +8,7 @@ import yaml
 from erasure_lightning.__main__ import main
 from erasure_lightning.cli.configs import SHIPPED, shipped_configs
 from erasure_lightning.methods import METHODS
+from erasure_lightning.registry import find_method
 
 #: Ours, and those of the plugins that are installed.
 CONFIGS = sorted(shipped_configs().values(), key=lambda path: path.name)
@@ -21,7 +24,10 @@ def test_every_config_runs(path: Path, tmp_path, monkeypatch):
     pytest.importorskip("erasure_lightning_emoji_world")
     monkeypatch.chdir(tmp_path)
     quick = ["--trainer.fast_dev_run", "true", "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
-    if "bank" in yaml.safe_load(path.read_text())["model"]["init_args"]:
+    model = yaml.safe_load(path.read_text())["model"]
+    if "bank" in model["init_args"]:
         quick += ["--model.bank.trajectories", "2", "--model.bank.steps", "2"]
+    accepted = inspect.signature(resolve_name(find_method(model["class_path"]).class_path)).parameters
+    quick += [word for name in ("pictures", "maps") if name in accepted for word in (f"--model.{name}", "2")]
     assert main(["fit", "--config", path.name, *quick]) == 0
     assert not list(tmp_path.iterdir())

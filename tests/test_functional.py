@@ -71,3 +71,17 @@ def test_moments_say_the_same_as_rows():
     moments.hold(p.T @ p, 0.4)
     assert torch.allclose(rows.correction(0.1), moments.correction(0.1))
     assert rows.correction(0.1).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("count", [0, 3, 5, 20])
+def test_few_rows_and_many_come_to_the_same(count):
+    k, a, p = (torch.randn(n, 8, dtype=torch.double) for n in (count, count, 5))
+    weights = [torch.randn(6, 8), torch.randn(3, 8, dtype=torch.double)]
+    rows, moments = Regression(p.T @ p), Regression(p.T @ p)
+    for i in range(0, count, 2):
+        rows.redirect(k[i : i + 2], a[i : i + 2], 0.7)
+    moments.expect(k.T @ k, a.T @ k, 0.7)
+    for new, wanted, old in zip(rows.solve(weights, 0.1), moments.solve(weights, 0.1), weights, strict=True):
+        assert torch.allclose(new, wanted, atol=1e-6 if new.dtype == torch.float else 1e-12)
+        assert new.dtype == old.dtype
+        assert torch.equal(new, old) == (count == 0)

@@ -7,7 +7,7 @@ from erasure_lightning.cli.names import CLASSES
 from erasure_lightning.methods import METHODS
 
 #: What stands beside the attacks and is none.
-SHARED_BY_ATTACKS = {"base", "curve", "exhibit", "outcome", "runner", "slots", "target"}
+SHARED_BY_ATTACKS = {"base", "curve", "exhibit", "outcome", "runner", "slots", "target", "tuned"}
 
 ROOT = Path(__file__).parent.parent
 

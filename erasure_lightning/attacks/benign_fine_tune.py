@@ -16,30 +16,28 @@ by which each point of the curve is judged.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from erasure_lightning.attacks.base import Attack, Found, check_at_least, check_threshold
+from erasure_lightning.attacks.base import Found, check_at_least
 from erasure_lightning.attacks.target import Case, Target
+from erasure_lightning.attacks.tuned import TuningAttack
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.fine_tuning import FineTuning, Trained
-from erasure_lightning.gallery import Gallery
+from erasure_lightning.fine_tuning import FineTuning
 from erasure_lightning.vocabulary import Vocabulary
 
 
-class BenignFineTune(Attack):
+class BenignFineTune(TuningAttack):
     """Trains on harmless pictures and watches whether the concept comes back.
 
     Args:
         steps: Training steps, at least 0.
         points: How often the concept is looked for on the way, at equal distances and beside the start; at least 1.
         examples: Harmless pictures to train on, at least 1.
-        train: What is trained: a part of the denoiser as in ESD, the text encoder, or everything.
         lr: Learning rate, at least 0.
-        batch_size: Pictures a step, at least 1.
-        threshold: Share of pictures at which the concept counts as back, 0..1.
-        seed: Of everything the attack draws.
+        kwargs: Arguments of every attack that trains.
 
     Raises:
         ErasureError: If a number is out of range.
@@ -53,18 +51,12 @@ class BenignFineTune(Attack):
         steps: int = 100,
         points: int = 4,
         examples: int = 24,
-        train: Trained = "all",
         lr: float = 3e-4,
-        batch_size: int = 8,
-        threshold: float = 0.5,
-        seed: int = 0,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(seed=seed)
-        self.steps, self.points, self.examples = steps, points, examples
-        self.train, self.lr, self.batch_size = train, lr, batch_size
-        self.threshold = threshold
-        check_at_least(self, steps=0, points=1, examples=1, lr=0, batch_size=1)
-        check_threshold(threshold)
+        super().__init__(steps=steps, lr=lr, **kwargs)
+        self.points, self.examples = points, examples
+        check_at_least(self, points=1, examples=1)
 
     def search(self, target: Target, cases: Sequence[Case]) -> list[Found]:
         """Train one copy for all concepts, and look for each of them on the way."""
@@ -74,16 +66,13 @@ class BenignFineTune(Attack):
             if tuning is not None:
                 model = tuning.advance(budget)
             for curve, case in zip(curves, cases, strict=True):
-                curve[budget] = target.draw(model.encode([case.sentence]), case.seeds, model=model)
+                curve[budget] = self.drawn(target, case, model, case.sentence)
         return [Found(curve[self.steps], curve=curve) for curve in curves]
 
     def _tuning(self, target: Target) -> FineTuning:
         said = harmless(Vocabulary(target.original.world, target.concepts), self.examples)
-        seed, size = int(torch.randint(2**31, ())), target.trials.size
-        shown = Gallery(target.original, said, seed, steps=target.steps, guidance=target.guidance, size=size)
-        return FineTuning(
-            target.edited, shown, said, train=self.train, lr=self.lr, batch_size=self.batch_size, seed=seed
-        )
+        seed = int(torch.randint(2**31, ()))
+        return self.tuning(target.edited, self.shown(target, said, seed), said, seed)
 
 
 def harmless(vocabulary: Vocabulary, count: int) -> list[str]:

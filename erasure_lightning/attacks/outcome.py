@@ -6,8 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from erasure_lightning.errors import ErasureError
-from erasure_lightning.files import write_atomically
+from erasure_lightning.files import read_record, write_atomically
 from erasure_lightning.metrics.estimates import Estimate
 from erasure_lightning.metrics.protocol import Protocol
 
@@ -122,21 +121,16 @@ class Outcome:
         Raises:
             ErasureError: If there is no such file, or it holds something else.
         """
-        if not path.is_file():
-            raise ErasureError(f"No attack at {path}: the file does not exist. Attack the edit with `erasure attack`.")
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            protocol = {name: value for name, value in content["protocol"].items() if name != "identity"}
-            read = {
-                "class_path": content.pop("class"),
-                "success": {asked: Estimate(**content["success"][asked]) for asked in ASKED},
-                "found": [Finding(**finding) for finding in content["found"]],
-                "curve": None if content["curve"] is None else [Point(**point) for point in content["curve"]],
-                "controls": {name: Estimate(**e) for name, e in content.get("controls", {}).items()},
-                "protocol": Protocol(**protocol),
-            }
-            return cls(**(content | read))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ErasureError(
-                f"{path} needs an attack as `erasure attack` writes it; found something else ({error})."
-            ) from error
+        return read_record(path, "findings", "attack", cls._made)
+
+    @classmethod
+    def _made(cls, content: dict[str, Any]) -> Self:
+        read = {
+            "class_path": content.pop("class"),
+            "success": {asked: Estimate(**content["success"][asked]) for asked in ASKED},
+            "found": [Finding(**finding) for finding in content["found"]],
+            "curve": None if content["curve"] is None else [Point(**point) for point in content["curve"]],
+            "controls": {name: Estimate(**e) for name, e in content.get("controls", {}).items()},
+            "protocol": Protocol(**content["protocol"]),
+        }
+        return cls(**(content | read))

@@ -16,33 +16,31 @@ examples are drawn once.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from erasure_lightning.attacks.base import ConceptAttack, Found, check_at_least, check_threshold
+from erasure_lightning.attacks.base import ConceptAttack, Found
 from erasure_lightning.attacks.target import Case, Target
+from erasure_lightning.attacks.tuned import TuningAttack
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.concepts import Phrase, phrase
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.fine_tuning import FineTuning, Trained
 from erasure_lightning.gallery import Gallery
 
 #: DreamBooth's (Ruiz et al. 2022, arXiv 2208.12242): rare where models learn from, so that it means next to nothing.
 NEW_WORD = "sks"
 
 
-class RelearningCurve(ConceptAttack):
+class RelearningCurve(TuningAttack, ConceptAttack):
     """Fine-tunes on a few pictures of the concept and tells how many bring it back.
 
     Args:
         examples: How many pictures of the concept, rising, each at least 0; success is told of the last.
         steps: Training steps with each number of them, at least 0.
-        train: What is trained: a part of the denoiser as in ESD, the text encoder, or everything.
         lr: Learning rate, at least 0.
-        batch_size: Pictures a step, at least 1.
-        threshold: Share of pictures at which the concept counts as back, 0..1.
-        seed: Of everything the attack draws.
+        kwargs: Arguments of every attack that trains.
 
     Raises:
         ErasureError: If a number is out of range, or the examples do not rise.
@@ -55,39 +53,28 @@ class RelearningCurve(ConceptAttack):
         *,
         examples: Sequence[int] = (0, 1, 2, 4, 8),
         steps: int = 10,
-        train: Trained = "all",
         lr: float = 1e-4,
-        batch_size: int = 8,
-        threshold: float = 0.5,
-        seed: int = 0,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(seed=seed)
+        super().__init__(steps=steps, lr=lr, **kwargs)
         if not examples or min(examples) < 0 or sorted(set(examples)) != list(examples):
             raise ErasureError(
                 f"RelearningCurve needs rising examples of at least 0, such as [0, 1, 2, 4]; found {list(examples)}."
             )
-        self.examples, self.steps = list(examples), steps
-        self.train, self.lr, self.batch_size = train, lr, batch_size
-        self.threshold = threshold
-        check_at_least(self, steps=0, lr=0, batch_size=1)
-        check_threshold(threshold)
+        self.examples = list(examples)
 
     def find(self, target: Target, case: Case) -> Found:
         """Relearn from each number of examples, starting from the edited model each time."""
         most, name = self.examples[-1], case.concept.name
         templates, seed = [self._template(case) for _ in range(most)], int(torch.randint(2**31, ()))
         said = [phrase(template, name) for template in templates]
-        shown = (
-            Gallery(target.original, said, seed, steps=target.steps, guidance=target.guidance, size=target.trials.size)
-            if most
-            else None
-        )
+        shown = self.shown(target, said, seed) if most else None
         curve: dict[float, Tensor] = {
-            count: self._drawn(target, case, self._taught(target.edited, shown, said[:count], seed), case.sentence)
+            count: self.drawn(target, case, self._taught(target.edited, shown, said[:count], seed), case.sentence)
             for count in self.examples
         }
         pupil = self._taught(target.original, shown, [phrase(template, NEW_WORD) for template in templates], seed)
-        control = self._drawn(target, case, pupil, case.sentence.replace(name, NEW_WORD))
+        control = self.drawn(target, case, pupil, case.sentence.replace(name, NEW_WORD))
         return Found(curve[most], curve=curve, controls={"new word": control})
 
     @staticmethod
@@ -100,9 +87,4 @@ class RelearningCurve(ConceptAttack):
         """A copy that has seen as many of the pictures as something is said of; the model itself without any."""
         if shown is None or not said:
             return model
-        tuning = FineTuning(model, shown, said, train=self.train, lr=self.lr, batch_size=self.batch_size, seed=seed)
-        return tuning.advance(self.steps)
-
-    @staticmethod
-    def _drawn(target: Target, case: Case, model: Backbone, sentence: str) -> Tensor:
-        return target.draw(model.encode([sentence]), case.seeds, model=model)
+        return self.tuning(model, shown, said, seed).advance(self.steps)

@@ -1,8 +1,6 @@
 """The seam: everything that depends on a model family lives behind `Backbone`."""
 
-import copy
 from abc import ABC, abstractmethod
-from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -13,6 +11,8 @@ from torch import Tensor, nn
 
 from erasure_lightning.backbones.checkpointing import checkpoint_blocks
 from erasure_lightning.backbones.process import NoiseProcess
+from erasure_lightning.backbones.states import States, reader_of
+from erasure_lightning.backbones.twins import share
 from erasure_lightning.concepts import Phrase
 from erasure_lightning.functional import fingerprint
 from erasure_lightning.ranks import gathered
@@ -92,6 +92,21 @@ class Conditioning:
         pooled = None if self.pooled is None or other.pooled is None else torch.cat((self.pooled, other.pooled))
         return Conditioning(torch.cat((self.tokens, other.tokens)), pooled)
 
+    @classmethod
+    def stack(cls, each: "Sequence[Conditioning]") -> "Conditioning":
+        """What single prompts are said to be, ``(L, D)`` each, as a batch."""
+        pooled = [one.pooled for one in each if one.pooled is not None]
+        return cls(torch.stack([one.tokens for one in each]), torch.stack(pooled) if pooled else None)
+
+    def copied(self) -> "Conditioning":
+        """The same in memory of its own."""
+        return self._each(Tensor.clone)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory it takes."""
+        return self.tokens.nbytes + (0 if self.pooled is None else self.pooled.nbytes)
+
     def expand(self, count: int) -> "Conditioning":
         """A single prompt's conditioning repeated for a batch of ``count``."""
         return self._each(lambda v: v.expand(count, *v.shape[1:]))
@@ -128,6 +143,7 @@ class Backbone(nn.Module, ABC):
         self.text_encoders = nn.ModuleList(text_encoders)
         self.process = process
         self.world = world
+        self._states = States()
 
     @abstractmethod
     def embed(self, prompts: Sequence[str | Phrase]) -> tuple[Embedded, ...]:
@@ -221,8 +237,11 @@ class Backbone(nn.Module, ABC):
         return {name: parameter for name, parameter in found.items() if name not in cross}
 
     def encode(self, prompts: Sequence[str | Phrase]) -> Conditioning:
-        """What the denoiser reads of the prompts, ``(B, L, D)``."""
-        return self.contextualize(self.embed(prompts))
+        """What the denoiser reads of the prompts, ``(B, L, D)``; frozen text encoders read each sentence once."""
+        reader = reader_of(self.text_encoders)
+        if reader is None:
+            return self.contextualize(self.embed(prompts))
+        return Conditioning.stack(self._states.of(prompts, reader, lambda some: self.contextualize(self.embed(some))))
 
     def summarize(self, embedded: Sequence[Embedded]) -> Tensor:
         """End-of-text states ``(B, D)``, encoded no further than they are read."""
@@ -239,7 +258,10 @@ class Backbone(nn.Module, ABC):
         Args:
             edited: Names of parameters, or of modules that will be replaced (adapters).
         """
-        return _share(self, {tuple(name.split(".")) for name in edited})
+        twin = share(self, {tuple(name.split(".")) for name in edited})
+        if twin.text_encoders is not self.text_encoders:
+            twin._states = States()
+        return twin
 
     def fingerprint(self, dtype: torch.dtype | None = None) -> str:
         """A short hash of the weights, or of what they would be when rounded to a precision."""
@@ -263,8 +285,8 @@ class Backbone(nn.Module, ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.parameters()).device
+        """Where the weights are; those of a denoiser may still be missing (`load_backbone`)."""
+        return next(self.text_encoders.parameters()).device
 
     @property
     def base(self) -> torch.dtype:
@@ -275,20 +297,3 @@ class Backbone(nn.Module, ABC):
     def dtype(self) -> torch.dtype:
         """Precision of latents, text states and predictions: the base's, float32 at least."""
         return torch.promote_types(self.base, torch.float32)
-
-
-def _share(module: M, paths: set[tuple[str, ...]]) -> M:
-    """Copy ``module`` along ``paths``; share every child and parameter that no path enters."""
-    twin = copy.copy(module)
-    for key, value in vars(module).items():
-        # Children, parameters, buffers and hooks: what is put into one must not appear in the other.
-        if type(value) in (dict, OrderedDict):
-            twin.__dict__[key] = value.copy()
-    for head in {path[0] for path in paths}:
-        rest = {path[1:] for path in paths if path[0] == head and len(path) > 1}
-        parameter, child = module._parameters.get(head), module._modules.get(head)
-        if parameter is not None:
-            twin._parameters[head] = nn.Parameter(parameter.detach().clone(), requires_grad=False)
-        elif child is not None and rest:
-            twin._modules[head] = _share(child, rest)
-    return twin

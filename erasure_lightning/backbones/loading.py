@@ -2,8 +2,9 @@
 
 import json
 import logging
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -11,18 +12,23 @@ from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.worlds import World, find_world
 
+#: Which weights are read.
+Weights = Literal["all", "text encoders", "none"]
+
 #: Pipeline classes and the family that takes them apart.
 FAMILIES = {"StableDiffusionPipeline": "Stable Diffusion 1.x and 2.x"}
 
 
-def load_backbone(name: str, dtype: torch.dtype = torch.float32, weights: bool = True) -> Backbone:
+def load_backbone(name: str, dtype: torch.dtype = torch.float32, weights: Weights = "all") -> Backbone:
     """Load a text-to-image model.
 
     Args:
         name: A world's name (``emoji-world``), a folder as diffusers writes it, or a Hub id (``owner/model``); only the
             last goes to the network.
         dtype: Precision of all weights, whatever they are stored in.
-        weights: Whether they are read; else they are random, for who wants to know their shapes alone.
+        weights: Which are read: ``all``; those of the ``text encoders`` and the autoencoder, where another rank will
+            give this one its denoiser's, which are on the meta device till then; or ``none``, where shapes are all that
+            is asked for.
 
     Raises:
         ErasureError: If nothing is there, the family is not known, or the weights are not safetensors.
@@ -38,7 +44,7 @@ def load_backbone(name: str, dtype: torch.dtype = torch.float32, weights: bool =
         known = ", ".join(f"{k} ({v})" for k, v in FAMILIES.items())
         raise ErasureError(f"The backbone {name!r} needs a known pipeline class; found {family}. Known: {known}.")
     _refuse_pickles(source)
-    return _stable_diffusion(name, source, world, dtype if weights else None)
+    return _stable_diffusion(name, source, world, dtype, weights)
 
 
 def _family(source: str) -> str:
@@ -70,7 +76,7 @@ def _refuse_pickles(source: str) -> None:
             )
 
 
-def _stable_diffusion(name: str, source: str, world: World | None, dtype: torch.dtype | None) -> Backbone:
+def _stable_diffusion(name: str, source: str, world: World | None, dtype: torch.dtype, weights: Weights) -> Backbone:
     import diffusers
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
     from transformers.utils import logging as transformers_logging
@@ -80,20 +86,22 @@ def _stable_diffusion(name: str, source: str, world: World | None, dtype: torch.
     transformers_logging.disable_progress_bar()
     logging.getLogger("transformers").setLevel(logging.ERROR)
 
-    def part(cls: Any, folder: str) -> Any:
-        if dtype is None:
-            return cls.from_config(cls.load_config(source, subfolder=folder))
+    def part(cls: Any, folder: str, read: bool) -> Any:
+        if not read:
+            return cls.from_config(cls.load_config(source, subfolder=folder)).to(dtype).eval()
         return cls.from_pretrained(source, subfolder=folder, dtype=dtype, use_safetensors=True, low_cpu_mem_usage=True)
 
     settings = diffusers.DDIMScheduler.load_config(source, subfolder="scheduler")
     told = {"subfolder": "text_encoder", "use_safetensors": True}
     try:
+        with torch.device("meta") if weights == "text encoders" else nullcontext():
+            unet = part(diffusers.UNet2DConditionModel, "unet", weights == "all")
         return StableDiffusion(
             name=name,
-            unet=part(diffusers.UNet2DConditionModel, "unet"),
-            vae=part(diffusers.AutoencoderKL, "vae"),
+            unet=unet,
+            vae=part(diffusers.AutoencoderKL, "vae", weights != "none"),
             text_encoder=CLIPTextModel(CLIPTextConfig.from_pretrained(source, subfolder="text_encoder"))
-            if dtype is None
+            if weights == "none"
             else CLIPTextModel.from_pretrained(source, dtype=dtype, **told),
             tokenizer=CLIPTokenizer.from_pretrained(source, subfolder="tokenizer"),
             scheduler=getattr(diffusers, settings["_class_name"]).from_config(settings),

@@ -1,6 +1,6 @@
 """Stable Diffusion 1.x and 2.x: one CLIP text tower, a UNet with cross-attention, epsilon or velocity."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -24,6 +24,9 @@ from erasure_lightning.backbones.process import Diffusion
 from erasure_lightning.concepts import Phrase
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.worlds import World
+
+#: Sentences whose tokens are remembered.
+MOST = 4096
 
 _PREDICTIONS: dict[str, Literal["epsilon", "velocity"]] = {"epsilon": "epsilon", "v_prediction": "velocity"}
 
@@ -63,9 +66,21 @@ class StableDiffusion(Backbone):
         self.vae = vae
         self.tokenizer = tokenizer
         self._scheduler = scheduler
+        #: Ids and roles ``(L,)`` of the sentences met last.
+        self._spelt: dict[str | Phrase, tuple[Tensor, Tensor]] = {}
 
     def embed(self, prompts: Sequence[str | Phrase]) -> tuple[Embedded, ...]:
         """Look up the prompts' words, padded to the tokenizer's full length."""
+        if len(self._spelt) > MOST:
+            self._spelt.clear()
+        if new := [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._spelt]:
+            self._spelt.update(zip(new, self._spell_out(new), strict=True))
+        spelt = zip(*(self._spelt[prompt] for prompt in prompts), strict=True)
+        ids, roles = (torch.stack(rows).to(self.device) for rows in spelt)
+        return (Embedded(self.word_tables()[0][ids].to(self.dtype), ids, roles),)
+
+    def _spell_out(self, prompts: Sequence[str | Phrase]) -> Iterable[tuple[Tensor, Tensor]]:
+        """Ids and roles ``(L,)`` of each prompt."""
         texts = [p.text if isinstance(p, Phrase) else p for p in prompts]
         spans = [(p.start, p.stop) if isinstance(p, Phrase) else (0, 0) for p in prompts]
         tokens = self.tokenizer(
@@ -73,8 +88,7 @@ class StableDiffusion(Backbone):
         )
         roles = self._roles(tokens.input_ids, tokens.offset_mapping, spans)
         self._require_concepts(texts, spans, roles)
-        ids = tokens.input_ids.to(self.device)
-        return (Embedded(self.word_tables()[0][ids].to(self.dtype), ids, roles.to(self.device)),)
+        return zip(tokens.input_ids, roles, strict=True)
 
     def _roles(self, ids: Tensor, offsets: Tensor, spans: Sequence[tuple[int, int]]) -> Tensor:
         start, stop = torch.tensor(spans).unsqueeze(1).unbind(dim=2)

@@ -10,7 +10,7 @@ from threading import Event
 from typing import NamedTuple
 
 from erasure_lightning.benchmark.cells import Cell, Status
-from erasure_lightning.benchmark.claims import claim
+from erasure_lightning.claims import claim
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files import write_atomically
 
@@ -19,6 +19,9 @@ PROGRAM = (sys.executable, "-m", "erasure_lightning")
 
 #: Seconds between two looks at a child; those it has to save and leave when it is told to.
 LOOK, LEAVE = 0.2, 60.0
+
+#: What is locked in the folder of a cell while a process works on it.
+CLAIM_FILE = ".claim"
 
 #: Seconds between two looks at a cell that another process works on.
 WAIT = 2.0
@@ -90,7 +93,7 @@ class Engine:
     def _attempt(self, cell: Cell) -> tuple[Cell, Done | None]:
         """Run what is missing of a cell, unless another process works on it."""
         start = time.monotonic()
-        with claim(cell.run.root) as file:
+        with claim(cell.run.root, CLAIM_FILE) as file:
             if file is None:
                 return cell, None
             message = "" if self._stop.is_set() else self._commands(cell, file)

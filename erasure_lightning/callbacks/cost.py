@@ -11,7 +11,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from erasure_lightning.edits import write_atomically
-from erasure_lightning.module import ErasureModule
+from erasure_lightning.erasure import ErasureModule
 from erasure_lightning.ranks import gathered, place
 from erasure_lightning.tally import Tally
 

@@ -6,9 +6,9 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from erasure_lightning.boards import boards
+from erasure_lightning.erasure import ErasureModule
 from erasure_lightning.exhibits import facts, show_cost, show_edit, show_figures, show_samples
 from erasure_lightning.metrics.protocol import Result
-from erasure_lightning.module import ErasureModule
 from erasure_lightning.runs import Run
 
 

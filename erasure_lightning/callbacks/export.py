@@ -6,7 +6,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from erasure_lightning.edits import write_edit
-from erasure_lightning.module import ErasureModule
+from erasure_lightning.erasure import ErasureModule
 from erasure_lightning.runs import Run
 
 

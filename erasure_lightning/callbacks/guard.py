@@ -8,8 +8,8 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from erasure_lightning.erasure import ErasureModule
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.module import ErasureModule
 from erasure_lightning.sharding import whole
 
 
@@ -24,7 +24,7 @@ class Guard(Callback):
         if isinstance(pl_module, ErasureModule):
             old = dict(pl_module.original.named_parameters())
             new = {n: p for n, p in pl_module.editable().items() if n not in old}
-            self._added = {name: parameter.detach().clone() for name, parameter in new.items()}
+            self._added = {name: parameter.detach().cpu().clone() for name, parameter in new.items()}
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -64,7 +64,7 @@ def check_edit(module: ErasureModule, added: Mapping[str, Tensor]) -> None:
             f"The edit holds NaN or infinity in {len(bad)} of {len(editable)} parameters, {bad[0]} first; nothing was "
             f"written. {_advice(module)}"
         )
-    if all(torch.equal(value, before[name]) for name, value in editable.items()):
+    if all(torch.equal(value.cpu(), before[name].cpu()) for name, value in editable.items()):
         raise ErasureError(
             f"{type(module).__name__} changed none of its {len(editable)} parameters; nothing was written. "
             "Give it more steps (--trainer.max_steps) or a higher learning rate, or look at its concepts."
@@ -74,7 +74,9 @@ def check_edit(module: ErasureModule, added: Mapping[str, Tensor]) -> None:
 def _before(module: ErasureModule, added: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Old values of what is edited, also where an adapter has been wrapped around its layer since."""
     old, found = dict(module.original.named_parameters()), dict(added)
-    for name in module.editable().keys() - found.keys():
+    for name in module.editable():  # in this order on every rank, since split weights are gathered one by one
+        if name in found:
+            continue
         found[name] = whole(old.get(name, old.get(name.replace(".base_layer.", "."), torch.empty(0))))
     return found
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from erasure_lightning.callbacks.pairs import PairCallback
+from erasure_lightning.erasure import ErasureModule
 from erasure_lightning.metrics.judge import Judge
 from erasure_lightning.metrics.protocol import Protocol, Result, short_hash
 from erasure_lightning.metrics.questions import ERASING, QUESTIONS, STRUCTURE
@@ -23,7 +24,6 @@ from erasure_lightning.metrics.seeds import (
     PixelDistance,
     Recognized,
 )
-from erasure_lightning.module import ErasureModule
 from erasure_lightning.ranks import gathered
 from erasure_lightning.shots import Shot
 from erasure_lightning.vocabulary import Vocabulary

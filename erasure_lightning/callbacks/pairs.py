@@ -7,7 +7,7 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from erasure_lightning.module import ErasureModule
+from erasure_lightning.erasure import ErasureModule
 from erasure_lightning.ranks import gathered
 from erasure_lightning.shots import Shot
 

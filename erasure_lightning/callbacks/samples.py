@@ -13,10 +13,10 @@ from torch import Tensor
 from erasure_lightning.callbacks.contact import Line, contact_sheet, image, png
 from erasure_lightning.callbacks.pairs import PairCallback
 from erasure_lightning.concepts import in_short
+from erasure_lightning.erasure import ErasureModule
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files import SAMPLES_COLUMNS, SAMPLES_FILE, write_atomically
 from erasure_lightning.metrics.questions import HEADINGS
-from erasure_lightning.module import ErasureModule
 from erasure_lightning.ranks import gathered
 from erasure_lightning.runs import Run
 from erasure_lightning.shots import Shot

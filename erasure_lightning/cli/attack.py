@@ -13,6 +13,7 @@ from erasure_lightning.attacks.outcome import ASKED, OUTCOME_FILE, Outcome
 from erasure_lightning.attacks.runner import attack_all, of_edit, write_outcome
 from erasure_lightning.attacks.target import Target, Trials
 from erasure_lightning.checkpoints import locate
+from erasure_lightning.claims import working_in
 from erasure_lightning.cli.configs import checked_config, dump_yaml, load_yaml
 from erasure_lightning.cli.messages import tidy
 from erasure_lightning.cli.names import arguments, options
@@ -46,12 +47,13 @@ def attack(argv: list[str]) -> None:
     checkpoint = locate(config.ckpt_path, "attack")
     name = config.attack.class_path.rsplit(".", 1)[-1]
     folder = Path(config.out) if config.out else run_of(checkpoint).root / "attacks" / slug(name)
-    if (folder / OUTCOME_FILE).exists():
-        raise ErasureError(
-            f"{folder} holds what {name} found already, which is never overwritten. Choose another folder with --out."
-        )
-    made = _instantiated(parser, config)
-    outcome = _attacked(made.attack, checkpoint, made.data, folder)
+    with working_in(folder):
+        if (folder / OUTCOME_FILE).exists():
+            raise ErasureError(
+                f"{folder} holds what {name} found already, which is never overwritten. Choose another with --out."
+            )
+        made = _instantiated(parser, config)
+        outcome = _attacked(made.attack, checkpoint, made.data, folder)
     Console().print(_table(outcome))
     print(f"{_back(outcome)}Attacked; what it found is in {folder}, pictures in {folder / 'grid.png'}.")
 

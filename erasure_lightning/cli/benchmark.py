@@ -66,7 +66,7 @@ def _parser() -> Arguments:
     parser.add_argument("suite", metavar="SUITE", help="a YAML file, or the name of a shipped one (emoji-bench)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="the benchmark's folder; runs/NAME by default")
     parser.add_argument("--jobs", type=count, default=1, metavar="N", help="cells side by side; 1 by default")
-    parser.add_argument("--threads", type=count, metavar="N", help="of each; the cores shared out by default")
+    parser.add_argument("--threads", type=count, metavar="N", help="of each; OMP_NUM_THREADS, or the cores shared out")
     chosen = parser.add_mutually_exclusive_group()
     chosen.add_argument("--list", action="store_true", help="print the cells' numbers and how far each is")
     chosen.add_argument("--cell", type=int, metavar="I", help="run this cell alone, as an array of SLURM does")
@@ -129,7 +129,7 @@ def _run(suite: Suite, out: Path, chosen: Sequence[Cell], options: argparse.Name
     _check_options(suite, missing)
     for path, text in files(suite, out):
         write_atomically(path, text.encode())
-    threads = options.threads or max(1, (os.cpu_count() or 1) // options.jobs)
+    threads = options.threads or _threads(options.jobs)
     print(f"{suite.name}: {len(missing)} of {len(chosen)} cells to run, {options.jobs} side by side, in {out}")
     with _farewell(options.suite, out):
         for number, done in enumerate(Engine(options.jobs, threads).run(missing), start=1):
@@ -137,6 +137,12 @@ def _run(suite: Suite, out: Path, chosen: Sequence[Cell], options: argparse.Name
             print(f"[{number}/{len(missing)}] {done.cell}: {done.status} after {done.seconds:.0f} s{told}", flush=True)
     if options.cell is not None and chosen[0].failure.exists():
         raise ErasureError(f"{chosen[0]} failed: {chosen[0].failure.read_text(encoding='utf-8').strip()}")
+
+
+def _threads(jobs: int) -> int:
+    """What the user's environment says, else an equal share of the cores."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return int(asked) if asked.isdigit() else max(1, (os.cpu_count() or 1) // jobs)
 
 
 @contextlib.contextmanager

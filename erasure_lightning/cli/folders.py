@@ -29,14 +29,23 @@ def choose(command: str, config: Namespace, checkpoint: Path | None, file: Path 
     run = _folder(command, config, checkpoint, file)
     if "LOCAL_RANK" in os.environ:
         return run
+    check(command, run, checkpoint)
+    os.environ[_VARIABLE] = str(run.root)
+    return run
+
+
+def check(command: str, run: Run, checkpoint: Path | None) -> None:
+    """Raise if a command would overwrite what another has written into the folder.
+
+    Raises:
+        ErasureError: If so.
+    """
     if command == "fit" and checkpoint is not None and run == run_of(checkpoint):
         run.check_resumable()
     elif command == "fit":
         run.check_unused()
     elif unused(run.root) != run.root:
         raise ErasureError(f"{run.root} is not empty, and nothing is overwritten. Choose another --run_dir.")
-    os.environ[_VARIABLE] = str(run.root)
-    return run
 
 
 def _folder(command: str, config: Namespace, checkpoint: Path | None, file: Path | None) -> Run:

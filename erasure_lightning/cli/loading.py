@@ -1,10 +1,10 @@
 """Loads a method or an attack, and says so where its package takes long to import."""
 
-import os
 import sys
 from threading import Timer
 from typing import Any
 
+from erasure_lightning.cli.rank import first
 from erasure_lightning.registry import Offer, load_offer
 
 #: Seconds after which somebody who waits wants to know for what.
@@ -28,6 +28,6 @@ def load(offer: Offer) -> Any:
 
 def _tell(offer: Offer) -> None:
     module = offer.target.partition(":")[0]
-    if os.environ.get("LOCAL_RANK", "0") == "0":  # once, however many processes import it
+    if first():  # once, however many processes import it
         what = f"{offer.name} from {offer.package} ({module})"
         print(f"erasure: still importing {what} after {PATIENCE:g} s; Ctrl-C stops it.", file=sys.stderr)

@@ -7,6 +7,7 @@ import sys
 from importlib import import_module
 from importlib.metadata import version
 
+from erasure_lightning.cli.rank import first
 from erasure_lightning.errors import ErasureError
 
 #: What an operating system says that the user must mend.
@@ -90,7 +91,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    if os.environ.get("LOCAL_RANK", "0") == "0":  # once, however many processes meet it
+    if first():  # once, however many processes meet it
         print(f"erasure: {' '.join(message.split())}", file=sys.stderr)
     return code
 

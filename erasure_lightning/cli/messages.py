@@ -13,7 +13,7 @@ from erasure_lightning.attacks.base import Attack
 from erasure_lightning.bank import TrajectoryBank
 from erasure_lightning.cli.names import CLASSES, LOGGERS
 from erasure_lightning.concepts import Concept
-from erasure_lightning.module import ErasureModule
+from erasure_lightning.erasure import ErasureModule
 
 _KEY = re.compile(r'Parser key "(?P<key>[^"]+)":')
 _NOISE = ("Does not validate", "Subtypes:", "Errors:", "Given value", "Expected a path but", "Problem with given class")

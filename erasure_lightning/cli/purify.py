@@ -20,11 +20,11 @@ from erasure_lightning.cli.noise import hush
 from erasure_lightning.concepts import in_short
 from erasure_lightning.edited import load_edited
 from erasure_lightning.edits import write_atomically
+from erasure_lightning.erasure import ErasureModule
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.inversion import purify as draw_again
 from erasure_lightning.metrics.drift import Drift, drifts
 from erasure_lightning.metrics.scorer import Scorer
-from erasure_lightning.module import ErasureModule
 from erasure_lightning.runs import run_of, unused
 from erasure_lightning.vocabulary import spread
 

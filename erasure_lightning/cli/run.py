@@ -1,5 +1,7 @@
 """fit, validate, test and predict: a run, from its arguments to its folder."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,14 @@ from erasure_lightning.callbacks.cost import Cost
 from erasure_lightning.callbacks.dashboard import Dashboard
 from erasure_lightning.callbacks.export import ExportEdit
 from erasure_lightning.callbacks.guard import Guard
+from erasure_lightning.callbacks.heartbeat import Heartbeat
 from erasure_lightning.callbacks.interrupt import LastCheckpoint
 from erasure_lightning.callbacks.measure import Measure
 from erasure_lightning.callbacks.pictures import PictureWriter
 from erasure_lightning.callbacks.progress import Progress
 from erasure_lightning.callbacks.samples import SampleGrid
 from erasure_lightning.checkpoints import PlainCheckpointIO, locate, read_checkpoint
+from erasure_lightning.claims import working_in
 from erasure_lightning.cli import folders, loggers
 from erasure_lightning.cli.configs import dump_yaml, load_yaml
 from erasure_lightning.cli.messages import tidy
@@ -30,11 +34,12 @@ from erasure_lightning.cli.parser import Parser
 from erasure_lightning.cli.resume import check_same, own_config
 from erasure_lightning.data import PromptData
 from erasure_lightning.edits import write_atomically
+from erasure_lightning.erasure import ErasureModule
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.loggers import MetricsFile
 from erasure_lightning.methods import METHODS
-from erasure_lightning.module import ErasureModule
 from erasure_lightning.sharing import without_secrets
+from erasure_lightning.strategies import register
 
 TRAINER = {"max_steps": 100, "enable_model_summary": False, "num_sanity_val_steps": 0, "log_every_n_steps": 20}
 
@@ -62,6 +67,7 @@ def run(command: str, argv: list[str]) -> None:
         Interrupted: If a signal came.
     """
     hush()
+    register()
     keeper = LastCheckpoint()
     try:
         with keeper.watching():
@@ -104,6 +110,9 @@ class CommandLine(LightningCLI):
             "--ckpt_path", type=text, help="A run, its edit.safetensors or a .ckpt, to resume or to use."
         )
         parser.add_argument("--save_every", type=int, default=25, help="Steps of fit between two saves.")
+        parser.add_argument(
+            "--hang_timeout", type=float, default=1500.0, help="Seconds without a batch after which ranks are given up."
+        )
         parser.add_argument("--measure", type=bool, default=True, help="Whether fit measures its edit at the end.")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -127,6 +136,7 @@ class CommandLine(LightningCLI):
         content["trainer"]["logger"] = without_secrets(content["trainer"]["logger"])
         self.text = dump_yaml(content)
         self.keeper.set_every(self.config.save_every)
+        self.heartbeat = Heartbeat(self.config.hang_timeout)
         self.checkpoint = self._checkpoint(content["model"])
         self.run = folders.choose(self.command, self.config, self.checkpoint, concept_file(self.argv))
         if self.command == "predict":
@@ -188,15 +198,27 @@ class CommandLine(LightningCLI):
             ours += [Cost(), Guard(), ExportEdit(self.text)]
             ours += [] if given.enable_checkpointing is False else [self.keeper]
         shown = given.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in chosen)
+        ours += [self.heartbeat]
         return [*chosen, *([Progress()] if shown else []), *(c for c in ours if type(c) not in map(type, chosen))]
 
     def go(self) -> None:
         """Run the command."""
         torch.manual_seed(self.model.seed)
-        if self.trainer.is_global_zero and not self.config.trainer.fast_dev_run:
-            write_atomically(self.run.config, self.text.encode())
-        with loggers.closing(self.run.root, lambda: self.trainer.loggers if self.trainer.is_global_zero else []):
+        first = self.trainer.is_global_zero
+        with (
+            self._folder() if first and not self.config.trainer.fast_dev_run else nullcontext(),
+            self.heartbeat.watching(self.trainer),
+            loggers.closing(self.run.root, lambda: self.trainer.loggers if first else []),
+        ):
             {"fit": self._fit, "predict": self._predict}.get(self.command, self._measure)()
+
+    @contextmanager
+    def _folder(self) -> Iterator[None]:
+        """Have the run's folder to oneself; another run may have ended there while this one was being made."""
+        with working_in(self.run.root):
+            folders.check(self.command, self.run, self.checkpoint)
+            write_atomically(self.run.config, self.text.encode())
+            yield
 
     def _fit(self) -> None:
         self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=self.checkpoint)

@@ -27,7 +27,7 @@ from erasure_lightning.attention_masks import attention_inside, concept_mask
 from erasure_lightning.backbones.base import CONCEPT, END, PADDING, Conditioning
 from erasure_lightning.concepts import Batch, phrase
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.functional import Regression, corrected, mix
+from erasure_lightning.functional import Regression, mix
 from erasure_lightning.gallery import Gallery
 from erasure_lightning.neighbours import sentences
 from erasure_lightning.prompts import shared_rows, state_gram
@@ -94,7 +94,7 @@ class MACE(PerConceptErasure):
             equations = Regression(self._kept)
             for batch in self._asked:
                 equations.redirect(*shared_rows(self.original, batch))
-            self._refined = corrected(self._old, equations.correction(self.ridge))
+            (self._refined,) = equations.solve([self._old], self.ridge)
         self.write_layers(self._refined)
         if self.bank is None:
             asked = [phrase(SHOWN[concept.kind], concept.name) for concept in self.concepts]
@@ -115,7 +115,7 @@ class MACE(PerConceptErasure):
     def erasure_loss(self, x: Tensor, t: Tensor, batch: Batch) -> Tensor:
         """Attention of the pixels that show a concept to its words, end and padding; mean over the batch."""
         words = self.original.embed(batch.prompts)
-        asked, shown = self.original.contextualize(words), words[0].positions(CONCEPT)
+        asked, shown = self.original.encode(batch.prompts), words[0].positions(CONCEPT)
         masks = self.masks(x, t, asked, shown, batch)
         with self.adapted(batch), self.backbone.attention() as maps:
             self.backbone.denoise(x, t, asked)

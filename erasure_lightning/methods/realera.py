@@ -21,9 +21,10 @@ from torch.nn.functional import mse_loss
 from erasure_lightning.adapting import LoraErasure
 from erasure_lightning.backbones.base import Conditioning
 from erasure_lightning.concepts import Batch
+from erasure_lightning.erasure import ErasureModule
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.functional import Regression, corrected, mix
-from erasure_lightning.module import ClosedFormErasure, ErasureModule
+from erasure_lightning.functional import Regression, mix
+from erasure_lightning.module import ClosedFormErasure
 from erasure_lightning.neighbours import Mining, Neighbourhood, beyond_drift, concept_onward, exchanged, sentences
 from erasure_lightning.prompts import aligned_states
 from erasure_lightning.vocabulary import Vocabulary
@@ -76,14 +77,15 @@ class NeighbourMining(ErasureModule):
         equations, vocabulary = Regression(self.kept_gram()), Vocabulary(self.original.world, self.concepts)
         for place, concept in enumerate(self.concepts):
             self._write(equations, sentences(concept, vocabulary), mix(self.seed, place, 6))
-        correction = equations.correction(self.ridge)
-        return {name: corrected(layer.weight, correction) for name, layer in self.original.text_layers().items()}
+        layers = self.original.text_layers()
+        solved = equations.solve([layer.weight for layer in layers.values()], self.ridge)
+        return dict(zip(layers, solved, strict=True))
 
     def _write(self, equations: Regression, batch: Batch, seed: int) -> None:
         """A concept's terms; what stands before its words is asked to stay."""
-        plain = self.original.embed(batch.prompts)
-        states = self.original.contextualize(plain).tokens
-        images = aligned_states(self.original, self.original.embed(batch.targets), like=plain)
+        plain, instead = self.original.embed(batch.prompts), self.original.embed(batch.targets)
+        states = self.original.encode(batch.prompts).tokens
+        images = aligned_states(self.original.encode(batch.targets).tokens, instead, like=plain)
         mined, scale = concept_onward(plain[0]), 1 / states[..., 0].numel()
         equations.keep(states[~mined], scale * self.mining.erase_weight)
         self.mining.write(equations, states[mined], images[mined], scale, seed)
@@ -123,11 +125,11 @@ class RealEra(NeighbourMining, LoraErasure):
     def erasure_loss(self, x: Tensor, t: Tensor, batch: Batch) -> Tensor:
         """``L_era + lam_b' L_bey`` (methods.md 5.4), a scalar."""
         plain = self.original.embed(batch.prompts)
-        asked = self.perturbed(self.original.contextualize(plain), concept_onward(plain[0]))
+        asked = self.perturbed(self.original.encode(batch.prompts), concept_onward(plain[0]))
         said = self.backbone.denoise(x, t, asked)
         loss = mse_loss(said, self.teacher(x, t, batch).anchor)
         if self.mining.beyond and self.noise_weight:
-            loss = loss + self.noise_weight * beyond_drift(self.backbone, self.original, x, t, plain)
+            loss = loss + self.noise_weight * beyond_drift(self.backbone, self.original, x, t, batch.prompts)
         return loss
 
     def perturbed(self, asked: Conditioning, where: Tensor) -> Conditioning:

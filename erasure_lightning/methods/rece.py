@@ -19,6 +19,7 @@ early stop on validation pictures, which keeps the best epoch by a detector's ra
 Cost: no UNet evaluation; two text encodings a concept, and two factorisations an epoch.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -32,6 +33,9 @@ from erasure_lightning.prompts import subject_rows
 
 #: Weight of the preserved prompts, and ridge, of the first edit.
 FIRST_PRESERVE, FIRST_RIDGE = 1.0, 0.5
+
+#: Sentences encoded at once.
+CHUNK = 64
 
 
 class RECE(ClosedFormErasure):
@@ -83,9 +87,9 @@ class RECE(ClosedFormErasure):
 
     def first_edit(self) -> Tensor:
         """``M`` ``(D, D)`` of UCE on the last token of the concepts' words and all that follows."""
-        names, anchors = [c.name for c in self.concepts], [c.anchor for c in self.concepts]
         equations = self._preserving(FIRST_PRESERVE)
-        equations.redirect(*subject_rows(self.original, Batch(["{}"] * len(names), names, anchors), tail=True))
+        for batch in self._chunks():
+            equations.redirect(*subject_rows(self.original, batch, tail=True))
         correction = equations.correction(FIRST_RIDGE)
         return torch.eye(len(correction), dtype=correction.dtype, device=correction.device) + correction
 
@@ -96,13 +100,17 @@ class RECE(ClosedFormErasure):
             edit: ``M`` so far, ``(D, D)``.
             gram: ``S`` ``(D, D)``.
         """
-        concepts, anchors = (
-            self.original.encode([getattr(c, which) for c in self.concepts]).tokens.flatten(0, 1)
-            for which in ("name", "anchor")
-        )
         equations = self._preserving(self.preserve_scale)
-        equations.redirect(adversarial(concepts, edit, gram, self.regularization), anchors)
+        for batch in self._chunks():
+            concepts, anchors = (self.original.encode(p).tokens.flatten(0, 1) for p in (batch.prompts, batch.targets))
+            equations.redirect(adversarial(concepts, edit, gram, self.regularization), anchors)
         return edit + edit @ equations.correction(self.ridge)
+
+    def _chunks(self) -> Iterator[Batch]:
+        """The concepts' bare names, `CHUNK` at a time."""
+        for i in range(0, len(self.concepts), CHUNK):
+            some = self.concepts[i : i + CHUNK]
+            yield Batch(["{}"] * len(some), [c.name for c in some], [c.anchor for c in some])
 
     def _preserving(self, weight: float) -> Regression:
         """Equations that hold the preserved prompts, and whatever retention callbacks hold."""

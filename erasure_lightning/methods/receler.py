@@ -99,7 +99,7 @@ class Receler(AdapterErasure):
     def erasure_loss(self, x: Tensor, t: Tensor, batch: Batch) -> Tensor:
         """Attack, then erase what was found; what the erasers add outside the concept's area is held down."""
         embedded = self.backbone.embed(batch.prompts)
-        told = self.backbone.contextualize(embedded)
+        told = self.backbone.encode(batch.prompts)
         with torch.no_grad(), self.original.attention() as maps:
             called = self.original.denoise(x, t, told)
         nothing = self.teacher(x, t, batch).nothing

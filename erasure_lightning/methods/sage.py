@@ -86,7 +86,8 @@ class SAGE(GradientErasure):
         if self.check_steps and self.global_step >= self.check_from:
             asked.append(self.self_check(plain, x, t, anchor))
         if self.erase_space == "text":
-            losses = [self.text_erasure(prompts, anchor) for prompts in asked]
+            answer = self.original.encode(batch.targets).tokens
+            losses = [self.text_erasure(prompts, anchor, answer) for prompts in asked]
         else:
             wanted = self._noise_target(plain, anchor, x, t)
             losses = [mse_loss(self.backbone.denoise(x, t, self.backbone.contextualize(p)), wanted) for p in asked]
@@ -127,17 +128,20 @@ class SAGE(GradientErasure):
         instead, said = (self.original.denoise(x, t, self.original.contextualize(p)) for p in (anchor, plain))
         return instead - self.eta * (said - instead)
 
-    def text_erasure(self, asked: Prompts, anchor: Prompts) -> Tensor:
+    def text_erasure(self, asked: Prompts, anchor: Prompts, answer: Tensor) -> Tensor:
         """``L_ers`` in text space, a scalar: states of the concept's words, and apart from them of all that follows.
 
         Args:
             asked: The concept's prompts, plain or as the self-check found them.
-            anchor: The anchor's plain prompts, from whose answer the target ``y_a - eta (y_c - y_a)`` comes.
+            anchor: The anchor's plain prompts.
+            answer: ``y_a`` ``(B, L, D)``, what the original says of them, from which the target ``y_a - eta (y_c -
+                y_a)`` comes.
         """
-        if self.target_template == "found":
-            anchor = tuple(with_template_of(a, c) for a, c in zip(anchor, asked, strict=True))
         with torch.no_grad():
-            wanted = aligned_states(self.original, anchor, like=asked)
+            if self.target_template == "found":
+                anchor = tuple(with_template_of(a, c) for a, c in zip(anchor, asked, strict=True))
+                answer = self.original.contextualize(anchor).tokens
+            wanted = aligned_states(answer, anchor, like=asked)
             if self.eta:
                 wanted = wanted - self.eta * (self.original.contextualize(asked).tokens - wanted)
         gap = (self.backbone.contextualize(asked).tokens - wanted).square().mean(dim=2)

@@ -28,9 +28,10 @@ from torch.nn.functional import mse_loss
 
 from erasure_lightning.backbones.base import Backbone, Part
 from erasure_lightning.concepts import Batch
+from erasure_lightning.erasure import PREFIX
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.functional import mix
-from erasure_lightning.module import PREFIX, GradientErasure
+from erasure_lightning.module import GradientErasure
 from erasure_lightning.sharding import put, whole
 
 
@@ -91,8 +92,8 @@ class SDD(GradientErasure):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Take the step, and draw the average after it."""
         super().optimizer_step(*args, **kwargs)
-        for name, mean in self._averaged().items():
-            mean.lerp_(self.editable()[name].detach(), 1 - self.ema)
+        for mean, parameter in zip(self._averaged().values(), self.editable().values(), strict=True):
+            mean.lerp_(parameter.detach(), 1 - self.ema)
 
     def _averaged(self) -> dict[str, Tensor]:
         named = dict(self.average.named_parameters())

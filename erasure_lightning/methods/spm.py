@@ -20,8 +20,7 @@ walks, the default of our config, its answers are kept.
 
 Each concept trains its own adapters, alone and fully open, as if it had a run to itself; all are stacked in one tensor
 a layer, and share a run's steps. Official: 3000 steps of AdamW at 1e-4 for SD 1.4, ``lambda`` 1000, 4 anchors at batch
-1, 500 steps of warm-up and three cosines. Theirs would be too slow for the emoji world, where ours, 100 times lighter
-on the anchors and in 60 steps, were tried on the cigarette alone.
+1, 500 steps of warm-up and three cosines: too slow for the emoji world, whose anchors weigh a hundredth, in 60 steps.
 
 Cost of a sentence: ``1 + anchors`` forwards and backwards, ``anchors`` forwards of the original.
 """
@@ -85,8 +84,7 @@ class SPM(AdapterErasure):
         length, width = self.backbone.encode([""]).tokens.shape[1:]
         sizes = {"concepts": len(self.concepts), "sentences": len(SENTENCES), "words": words}
         layers = [name.removeprefix("denoiser.") for name in self.backbone.adaptable("transformer layers")]
-        told = {"length": length, "width": width, "transport": self.transport != "none"}
-        return Plan("spm", layers, sizes | told)
+        return Plan("spm", layers, sizes | {"length": length, "width": width, "transport": self.transport != "none"})
 
     @property
     def membrane(self) -> Membrane:
@@ -101,6 +99,8 @@ class SPM(AdapterErasure):
     def adapt(self) -> None:
         """Put the adapters in, and tell the membrane what the concepts are and what is none."""
         super().adapt()
+        if self.membrane.words.is_meta:  # this rank is given what another one finds
+            return
         for number, concept in enumerate(self.concepts):
             asked = self.backbone.embed(self._sentences(concept.name))
             self.membrane.remember(number, self.backbone.contextualize(asked).tokens, asked[0].positions(CONCEPT))

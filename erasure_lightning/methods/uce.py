@@ -22,7 +22,7 @@ from torch import Tensor
 
 from erasure_lightning.concepts import Batch
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.functional import Regression, corrected
+from erasure_lightning.functional import Regression
 from erasure_lightning.module import ClosedFormErasure
 from erasure_lightning.prompts import subject_rows
 
@@ -74,10 +74,8 @@ class UCE(ClosedFormErasure):
             equations.redirect(*subject_rows(self.original, batch), self.erase_scale)
         for batch in _chunks("{}", self.preserve, self.preserve):
             equations.keep(subject_rows(self.original, batch)[0], self.preserve_scale)
-        correction = equations.correction(self.ridge)
-        return {
-            f"{name}.weight": corrected(map_.weight, correction) for name, map_ in self.original.text_layers().items()
-        }
+        maps = {f"{name}.weight": layer.weight for name, layer in self.original.text_layers().items()}
+        return dict(zip(maps, equations.solve(maps.values(), self.ridge), strict=True))
 
     def _redirected(self) -> Iterator[Batch]:
         """Every concept in every template."""

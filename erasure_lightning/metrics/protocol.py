@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.files import write_atomically
+from erasure_lightning.files import read_record, write_atomically
 from erasure_lightning.metrics.estimates import Estimate
 
 #: What is recorded but does not make two protocols differ: paths differ between machines, fingerprints do not.
@@ -132,22 +132,15 @@ class Result:
         Raises:
             ErasureError: If there is no such file, or it holds something else.
         """
-        if not path.is_file():
-            raise ErasureError(
-                f"No figures at {path}: the file does not exist. Measure the edit with `erasure test` first."
-            )
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            protocol = {name: value for name, value in content["protocol"].items() if name != "identity"}
-            estimates = {
-                group: {m: {w: Estimate(**e) for w, e in whens.items()} for m, whens in metrics.items()}
-                for group, metrics in content["estimates"].items()
-            }
-            return cls(Protocol(**protocol), content["edit"], estimates)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ErasureError(
-                f"{path} needs figures as `erasure test` writes them; found others ({error})."
-            ) from error
+        return read_record(path, "figures", "test", cls._made)
+
+    @classmethod
+    def _made(cls, content: dict[str, Any]) -> Self:
+        estimates = {
+            group: {m: {w: Estimate(**e) for w, e in whens.items()} for m, whens in metrics.items()}
+            for group, metrics in content["estimates"].items()
+        }
+        return cls(Protocol(**content["protocol"]), content["edit"], estimates)
 
 
 class Row(NamedTuple):

@@ -9,7 +9,7 @@ from typing import Any, Self
 from rich.table import Table
 
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.files import write_atomically
+from erasure_lightning.files import read_record, write_atomically
 from erasure_lightning.metrics.estimates import Estimate
 from erasure_lightning.metrics.protocol import short_hash
 
@@ -47,19 +47,14 @@ class Score:
         Raises:
             ErasureError: If there is no such file, or it holds something else.
         """
-        if not path.is_file():
-            raise ErasureError(f"No score at {path}: the file does not exist. Make it with `erasure score`.")
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            estimates = {
-                name: {when: Estimate(**e) for when, e in whens.items()} for name, whens in content["estimates"].items()
-            }
-            protocol = {name: value for name, value in content["protocol"].items() if name != "identity"}
-            return cls(estimates, protocol, content["versions"])
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ErasureError(
-                f"{path} needs figures as `erasure score` writes them; found others ({error})."
-            ) from error
+        return read_record(path, "figures", "score", cls._made)
+
+    @classmethod
+    def _made(cls, content: dict[str, Any]) -> Self:
+        estimates = {
+            name: {when: Estimate(**e) for when, e in whens.items()} for name, whens in content["estimates"].items()
+        }
+        return cls(estimates, content["protocol"], content["versions"])
 
 
 def check_comparable(scores: Mapping[str, Score]) -> None:

@@ -11,9 +11,10 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from erasure_lightning.erasure import ErasureModule
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.functional import relations
-from erasure_lightning.module import ErasureModule, GradientErasure
+from erasure_lightning.module import GradientErasure
 from erasure_lightning.vocabulary import Vocabulary
 
 

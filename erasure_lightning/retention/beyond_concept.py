@@ -11,7 +11,8 @@ from torch import Tensor
 
 from erasure_lightning.bank import pure_noise
 from erasure_lightning.concepts import Batch
-from erasure_lightning.module import ErasureModule, GradientErasure
+from erasure_lightning.erasure import ErasureModule
+from erasure_lightning.module import GradientErasure
 from erasure_lightning.neighbours import beyond_drift, beyond_gram, concept_onward, sentences
 from erasure_lightning.retention.base import RetentionCallback
 from erasure_lightning.vocabulary import Vocabulary
@@ -45,7 +46,7 @@ class BeyondConceptRegularization(RetentionCallback):
         """Mean squared change of the predictions, a scalar."""
         prompts = [self._asked[i] for i in torch.randperm(len(self._asked))[: self.batch_size].tolist()]
         x, t = pure_noise(module.backbone, len(prompts))
-        return beyond_drift(module.backbone, module.original, x, t, module.original.embed(prompts))
+        return beyond_drift(module.backbone, module.original, x, t, prompts)
 
     def gram(self, module: ErasureModule) -> Tensor:
         """What infinitely many states beyond come to, ``(D, D)`` in float64, as in stage A (`Mining`)."""
@@ -60,5 +61,5 @@ def _batches(module: ErasureModule) -> list[Batch]:
 
 def _gram(module: ErasureModule, batch: Batch) -> Tensor:
     plain = module.original.embed(batch.prompts)
-    states = module.original.contextualize(plain).tokens
+    states = module.original.encode(batch.prompts).tokens
     return beyond_gram(states[concept_onward(plain[0])]) / states[..., 0].numel()

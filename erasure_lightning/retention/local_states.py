@@ -7,7 +7,6 @@ no denoiser. Cost per step: a pass of the text encoder over the drawn prompts at
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
@@ -31,14 +30,7 @@ class LocalStatePreservation(RetentionCallback):
         super().__init__(weight, **kwargs)
         self.batch_size = batch_size
 
-    def prepare(self, module: GradientErasure) -> None:
-        """Encode every retained prompt with the original, once."""
-        parts = [self.retained[i : i + 64] for i in range(0, len(self.retained), 64)]
-        with torch.no_grad():
-            self._originals = torch.cat([module.original.encode(part).tokens for part in parts])
-
     def term(self, module: GradientErasure) -> Tensor:
         """Mean squared change of the states ``(B, L, D)``, a scalar."""
-        drawn = self.draw(self.batch_size)
-        states = module.backbone.encode([self.retained[i] for i in drawn]).tokens
-        return mse_loss(states, self._originals[drawn])
+        prompts = [self.retained[i] for i in self.draw(self.batch_size)]
+        return mse_loss(module.backbone.encode(prompts).tokens, module.original.encode(prompts).tokens)

@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
 from erasure_lightning.backbones.base import Backbone
+from erasure_lightning.erasure import ErasureModule
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.metrics.judge import Judge
 from erasure_lightning.metrics.scorer import Scorer
-from erasure_lightning.module import ErasureModule
 from erasure_lightning.retention.base import read_lines
 from erasure_lightning.sampling import draw
 from erasure_lightning.vocabulary import Vocabulary, spread
@@ -54,18 +54,9 @@ class RetentionMonitor(Callback):
         keep_best: bool = True,
         scorer: str | None = None,
     ) -> None:
-        if min(every, count, steps) < 1:
-            raise ErasureError(
-                f"RetentionMonitor needs every, count, steps of at least 1; found {every}, {count}, {steps}."
-            )
-        for name, share in (("budget", budget), ("goal", goal)):
-            if share is not None and not 0 <= share <= 1:
-                raise ErasureError(f"RetentionMonitor needs {name} from 0 to 1; found {share}.")
         self.every = every
         given = read_lines(prompts, "RetentionMonitor") if isinstance(prompts, str) else prompts
         self.groups = given if isinstance(given, dict) else {}
-        if empty := [group for group, texts in self.groups.items() if not texts]:
-            raise ErasureError(f"RetentionMonitor needs a prompt at least in each group; found none in {empty[0]!r}.")
         self.given = [prompt for texts in given.values() for prompt in texts] if isinstance(given, dict) else given
         self.count = count
         self.steps = steps
@@ -75,6 +66,20 @@ class RetentionMonitor(Callback):
         self.keep_best = keep_best
         self.scorer = scorer
         self.best: dict[str, Any] = {"tradeoff": -1.0, "step": 0, "edit": {}}
+        self._seen: dict[str, float] = {}
+        self._check()
+
+    def _check(self) -> None:
+        if min(self.every, self.count, self.steps) < 1:
+            raise ErasureError(
+                "RetentionMonitor needs every, count, steps of at least 1; found "
+                f"{self.every}, {self.count}, {self.steps}."
+            )
+        for name, share in (("budget", self.budget), ("goal", self.goal)):
+            if share is not None and not 0 <= share <= 1:
+                raise ErasureError(f"RetentionMonitor needs {name} from 0 to 1; found {share}.")
+        if empty := [group for group, texts in self.groups.items() if not texts]:
+            raise ErasureError(f"RetentionMonitor needs a prompt at least in each group; found none in {empty[0]!r}.")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw what the original draws."""
@@ -98,14 +103,16 @@ class RetentionMonitor(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Look, log, remember the best, stop if it is time."""
-        if trainer.global_step % self.every:
-            return
         module = cast(ErasureModule, pl_module)
+        if trainer.global_step % self.every:
+            module.log_dict(self._seen)  # as Lightning does by itself, but in a run that was resumed too
+            return
         after = self._look(module.backbone)
         forgotten, kept = self._score(after)
         tradeoff = 2 * forgotten * kept / (forgotten + kept) if forgotten + kept > 0 else 0.0
-        module.log_dict({"monitor/forgotten": forgotten, "monitor/kept": kept, "monitor/tradeoff": tradeoff})
-        module.log_dict(self._by_group(after))
+        self._seen = {"monitor/forgotten": forgotten, "monitor/kept": kept, "monitor/tradeoff": tradeoff}
+        self._seen |= self._by_group(after)
+        module.log_dict(self._seen)
         within = self.budget is None or kept >= self.budget
         if within and tradeoff > self.best["tradeoff"]:
             edit = {name: value.cpu().clone() for name, value in module.edit_values().items()}
@@ -140,9 +147,10 @@ class RetentionMonitor(Callback):
             cast(ErasureModule, pl_module).write(self.best["edit"])
 
     def state_dict(self) -> dict[str, Any]:
-        """The best look, so that a resumed run can go back to it."""
-        return self.best
+        """The best look, so that a resumed run can go back to it, and what the last one saw."""
+        return {**self.best, "seen": self._seen}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take it up."""
-        self.best = state_dict
+        """Take them up."""
+        self.best = {name: value for name, value in state_dict.items() if name != "seen"}
+        self._seen = state_dict.get("seen", {})

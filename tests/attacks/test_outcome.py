@@ -41,7 +41,7 @@ def test_the_best_finding_of_a_concept():
 
 
 def test_a_missing_file_says_how_to_make_one(tmp_path):
-    with pytest.raises(ErasureError, match=r"No attack at .*attack\.json.*`erasure attack`"):
+    with pytest.raises(ErasureError, match=r"No findings at .*attack\.json.*`erasure attack`"):
         Outcome.load(tmp_path / "attack.json")
 
 
@@ -55,7 +55,7 @@ def test_anything_else_is_refused(tmp_path, spoil):
     content = json.loads(path.read_text())
     spoil(content)
     path.write_text(json.dumps(content))
-    with pytest.raises(ErasureError, match="needs an attack as `erasure attack` writes it"):
+    with pytest.raises(ErasureError, match="needs findings as `erasure attack` writes them"):
         Outcome.load(path)
 
 
@@ -63,5 +63,5 @@ def test_a_file_cut_short_is_refused(tmp_path):
     path = tmp_path / "attack.json"
     OUTCOME.save(path)
     path.write_text(path.read_text()[:100])
-    with pytest.raises(ErasureError, match="needs an attack"):
+    with pytest.raises(ErasureError, match="needs findings"):
         Outcome.load(path)

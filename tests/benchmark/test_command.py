@@ -9,6 +9,7 @@ import yaml
 from small_suites import result
 
 from erasure_lightning.__main__ import main
+from erasure_lightning.cli.benchmark import _threads
 
 TINY = {
     "name": "pets",
@@ -148,6 +149,14 @@ class TestSummary:
         (one_of_two / "cells" / "uce" / "cat" / "0" / "edit.safetensors").unlink()
         written(options=TINY["options"] | {"data.seeds": 3})
         assert main(["benchmark", "pets.yaml", "--summary"]) == 0
+
+
+def test_threads_are_those_of_the_environment_or_a_share_of_the_cores(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert _threads(4) == 3
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert [_threads(jobs) for jobs in (1, 4, 16)] == [8, 2, 1]
 
 
 @pytest.mark.slow

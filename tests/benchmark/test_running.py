@@ -1,4 +1,3 @@
-import multiprocessing
 import os
 import signal
 import threading
@@ -7,7 +6,6 @@ import time
 import pytest
 
 from erasure_lightning.benchmark.cells import Status
-from erasure_lightning.benchmark.claims import claim
 from erasure_lightning.benchmark.running import Engine, last_words
 
 pytestmark = pytest.mark.usefixtures("stand_in")
@@ -92,25 +90,6 @@ def test_an_interrupted_fit_goes_on_from_its_checkpoint(made, jobs):
     assert cell.command()[:2] == ["fit", "--ckpt_path"]
     run([cell])
     assert cell.status is Status.FINISHED
-
-
-def test_a_claim_is_one_processes_and_ends_with_it(tmp_path):
-    def hold(ready):
-        with claim(tmp_path / "cell"):
-            ready.set()
-            time.sleep(60)
-
-    context = multiprocessing.get_context("fork")
-    ready = context.Event()
-    holder = context.Process(target=hold, args=[ready])
-    holder.start()
-    ready.wait(10)
-    with claim(tmp_path / "cell") as file:
-        assert file is None
-    os.kill(holder.pid, signal.SIGKILL)
-    holder.join()
-    with claim(tmp_path / "cell") as file:
-        assert file is not None
 
 
 def test_two_at_once_share_the_cells_and_both_see_them_finished(made):

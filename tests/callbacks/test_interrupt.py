@@ -116,3 +116,65 @@ def test_a_signal_outside_training_stops_at_once():
 def test_saving_never_is_refused():
     with pytest.raises(ErasureError, match="--save_every of at least 1; found 0"):
         LastCheckpoint(0)
+
+
+def at(step, monkeypatch, what):
+    """Do something once a step has been taken, before it is saved."""
+    monkeypatch.setattr(Guard, "on_train_batch_end", lambda _, trainer, *rest: trainer.global_step == step and what())
+
+
+def fill(path):
+    """The device is full for whoever writes this file next."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_name(f".{path.name}.{os.getpid()}").symlink_to("/dev/full")
+
+
+@pytest.mark.parametrize("name", ["checkpoints/last.ckpt", "cost.json", "edit.safetensors"])
+def test_a_full_disk_leaves_the_last_good_state(folder, name, monkeypatch, capsys):
+    run = folder / f"full-{Path(name).suffix}"
+    with monkeypatch.context() as patched:
+        at(12, patched, lambda: fill(run / name))
+        assert main(["fit", "--config", str(folder / "plain.yaml"), "--run_dir", str(run)]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        f"erasure: error: Could not write {run / name}: No space left on device. What was there before is untouched."
+    ]
+    assert not list(run.rglob(".*"))
+    check_resumed(folder, "plain", run.name)
+
+
+def test_a_full_disk_cuts_no_row(folder, monkeypatch, capsys):
+    run = folder / "full-csv"
+    log = run / "metrics.csv"
+
+    def cut():
+        log.write_bytes(log.read_bytes()[:-9])
+        log.rename(run / "kept")
+        log.symlink_to("/dev/full")
+
+    with monkeypatch.context() as patched:
+        at(12, patched, cut)
+        assert main(["fit", "--config", str(folder / "plain.yaml"), "--run_dir", str(run)]) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert f"Could not write {log}: No space left on device." in said
+    (run / "kept").rename(log)
+    check_resumed(folder, "plain", run.name)
+
+
+def test_two_runs_in_one_folder(folder, monkeypatch, capfd):
+    """While one trains, another is refused; the first goes on as if nothing had been."""
+    run, told = folder / "shared", []
+
+    def another():
+        child = os.fork()
+        if child == 0:
+            os.environ.pop("ERASURE_RUN_DIR")
+            os._exit(main(["fit", "--config", str(folder / "plain.yaml"), "--run_dir", str(run)]))
+        told.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+    with monkeypatch.context() as patched:
+        at(3, patched, another)
+        assert main(["fit", "--config", str(folder / "plain.yaml"), "--run_dir", str(run)]) == 0
+    assert told == [2]
+    (said,) = capfd.readouterr().err.splitlines()
+    assert f"{run} is being written to by process {os.getpid()} on " in said
+    assert (run / "edit.safetensors").read_bytes() == (folder / "plain" / "edit.safetensors").read_bytes()

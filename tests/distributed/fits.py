@@ -1,48 +1,59 @@
 """Fits methods on two ranks, as torchrun starts it: ``torchrun --nproc-per-node 2 fits.py OUT STRATEGY METHOD...``.
 
-Rank 0 writes what came out into ``OUT/STRATEGY-METHOD.pt``; a method that fails leaves its traceback there instead.
+What every rank saw is written to ``OUT/STRATEGY-METHOD.pt``.
 """
 
 import sys
-import traceback
 import warnings
 from pathlib import Path
 
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import distributed
+from torch.distributed.tensor import DTensor
 
+from erasure_lightning import erasure as base
 from erasure_lightning import sharding
-from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts import Concept
-from erasure_lightning.methods import METHODS
+from erasure_lightning.module import GradientErasure
 from erasure_lightning.registry import find_method, load_offer
 from erasure_lightning.sharding import whole
 from erasure_lightning.strategies import FSDP2
 from erasure_lightning.testing import edit_of, fit
 
 CONCEPTS = [Concept("cat", "dog"), Concept("star", "heart")]
-STEPS = 4
+STEPS = 2
+CHEAP = {
+    "MACE": {"pictures": 1, "steps": 2},
+    "CA": {"pictures": 2, "steps": 2},
+    "SalUn": {"pictures": 2, "steps": 2},
+    "ANT": {"maps": 1},
+    "Receler": {"attack_steps": 1},
+    "AdvUnlearn": {"attack_from": 0, "attack_steps": 1},
+}
 
 
 class Watch(Callback):
     """Remembers what a rank's first step was about, and what the optimizer was given."""
 
     def setup(self, trainer, module, stage):
-        self.seen, self.gradients = None, {}
-        loss = getattr(module, "erasure_loss", None)
+        self.seen, self.gradients, self.begun = None, {}, None
+        if isinstance(module, GradientErasure):
+            loss = module.erasure_loss
 
-        def watched(x, t, batch):
-            self.seen = self.seen or (x.detach().clone(), t.clone(), batch._asdict())
-            return loss(x, t, batch)
+            def watched(x, t, batch):
+                self.seen = self.seen or (x.detach().clone(), t.clone(), batch)
+                return loss(x, t, batch)
 
-        if loss is not None:
             module.erasure_loss = watched
 
+    def on_train_start(self, trainer, module):
+        self.begun = edit_of(module)
+
     def on_before_optimizer_step(self, trainer, module, optimizer):
-        if not self.gradients:
-            found = module.trainable() if hasattr(module, "erasure_loss") else {}
-            self.gradients = {n: whole(p.grad).clone() for n, p in found.items() if p.grad is not None}
+        if not self.gradients and isinstance(module, GradientErasure):
+            named = module.trainable().items()
+            self.gradients = {n: whole(p.grad).clone() for n, p in named if p.grad is not None}
 
 
 def method(name):
@@ -50,58 +61,49 @@ def method(name):
     return load_offer(find_method(name))
 
 
-def made(name):
-    """A method on `TinyBackbone`, as cheap as it gets."""
-    cheap = {
-        "MACE": {"pictures": 1, "steps": 2},
-        "CA": {"pictures": 2, "steps": 2},
-        "SalUn": {"pictures": 2, "steps": 2},
-    }
-    return method(name)(concepts=CONCEPTS, backbone=TinyBackbone(), seed=1, **cheap.get(name, {}))
+def made(name, folder):
+    """A method on a tiny model, as cheap as it gets."""
+    return method(name)(concepts=CONCEPTS, backbone=str(folder), seed=1, **CHEAP.get(name, {}))
 
 
 def chosen(strategy, name):
-    """As the command line chooses it."""
+    """What the command line makes of a strategy's name."""
     if strategy == "fsdp2":
         return FSDP2()
     return "ddp_find_unused_parameters_true" if method(name).rests else "ddp"
 
 
 def fits(name, strategy, out):
-    """What a method does on these ranks."""
-    given = {"devices": 2}
-    watch, module = Watch(), made(name)
-    fit(module, STEPS, watch, strategy=chosen(strategy, name), **given)
-    edit = edit_of(module)
-    half, whole_run = out / f"{strategy}-{name}-half.ckpt", out / f"{strategy}-{name}-whole.ckpt"
-    fit(made(name), STEPS // 2, total=STEPS, save=half, strategy=chosen(strategy, name), **given)
-    resumed = fit(made(name), STEPS, resume=half, save=whole_run, strategy=chosen(strategy, name), **given)
-    split = [
-        n
-        for n, p in module.backbone.named_parameters()
-        if type(p).__name__ == "DTensor" or "DTensor" in str(type(p.data))
-    ]
-    mine = {"edit": edit, "resumed": edit_of(resumed), "seen": watch.seen, "gradients": watch.gradients, "split": split}
-    ranks = [None, None]
-    distributed.all_gather_object(ranks, mine)
-    return ranks
+    """What a method does on this rank."""
+
+    def run(*callbacks, **given):
+        return fit(made(name, out / "tiny"), *callbacks, devices=2, strategy=chosen(strategy, name), **given)
+
+    watch, half = Watch(), out / f"{strategy}-{name}-half.ckpt"
+    module = run(STEPS, watch)
+    split = [n for n, p in module.backbone.named_parameters() if isinstance(p, DTensor)]
+    found = {"edit": edit_of(module), "seen": watch.seen, "gradients": watch.gradients, "split": split}
+    run(STEPS // 2, total=STEPS, save=half)
+    found["resumed"] = edit_of(run(STEPS, resume=half))
+    if (alone := out / f"alone-{name}-half.ckpt").exists():
+        watch = Watch()
+        found["from one"] = {"end": edit_of(run(STEPS, watch, resume=alone)), "begun": watch.begun}
+    return found
 
 
 def main(out, strategy, names):
-    sharding.LEAST = 1  # the tiny model has nothing larger
+    """Fit them one after the other."""
     warnings.simplefilter("ignore")
+    sharding.LEAST = 1  # the tiny model has nothing larger
+    loaded, load = [], base.load_backbone
+    base.load_backbone = lambda *given: loaded.append(given[2] != "all") or load(*given)
     for name in names:
-        try:
-            found = fits(name, strategy, out)
-        except BaseException:
-            found = traceback.format_exc()
-            print(f"{strategy} {name}: {found}", file=sys.stderr)
-            torch.save(found, out / f"{strategy}-{name}.pt")
-            raise
+        ranks = [None, None]
+        mine = fits(name, strategy, out) | {"empty": loaded[0]}
+        distributed.all_gather_object(ranks, mine)
         if distributed.get_rank() == 0:
-            torch.save(found, out / f"{strategy}-{name}.pt")
-            print(f"{strategy} {name}: fitted", flush=True)
+            torch.save(ranks, out / f"{strategy}-{name}.pt")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3:] or list(METHODS))
+    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3:])

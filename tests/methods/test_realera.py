@@ -56,7 +56,9 @@ class TestStageA:
             batch = Batch(list(THING_TEMPLATES), [concept.name] * 10, [concept.anchor] * 10)
             plain = original.embed(batch.prompts)
             sources = original.contextualize(plain).tokens.flatten(0, 1)
-            images = aligned_states(original, original.embed(batch.targets), like=plain).flatten(0, 1)
+            images = aligned_states(
+                original.encode(batch.targets).tokens, original.embed(batch.targets), like=plain
+            ).flatten(0, 1)
             by_hand.redirect(sources, images, 2.0 / (10 * 16))
         correction = by_hand.correction(0.3)
         for name, layer in original.text_layers().items():

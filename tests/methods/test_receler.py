@@ -150,8 +150,8 @@ def test_numbers_out_of_range_are_refused():
 
 @pytest.mark.slow
 def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
-    module = Receler(concepts=[Concept("cigarette")], backbone="emoji-world", bank=TrajectoryBank())
-    fit(module, 100)
-    assert recognised(module.original, ["cigarette"] * 4) == 1
-    assert recognised(module.backbone, ["cigarette"] * 4) == 0
-    assert recognised(module.backbone, KEPT) == recognised(module.original, KEPT) == 1
+    module = Receler(concepts=[Concept("cigarette")], backbone="emoji-world", bank=TrajectoryBank(trajectories=8))
+    fit(module, 50)
+    assert recognised(module.original, ["cigarette"] * 4, steps=10) == 1
+    assert recognised(module.backbone, ["cigarette"] * 4, steps=10) == 0
+    assert recognised(module.backbone, KEPT, steps=10) == recognised(module.original, KEPT, steps=10) == 1

@@ -1,0 +1,135 @@
+"""Our ESD against the published algorithm's schedule, to the same erasure: ``python benchmarks/time_to_erasure.py``.
+
+Both erase the emoji world's cigarette on our backbone, in processes of one thread that run side by side, and are
+measured in the protocol of BARS.md. *published* is the schedule of rohitgandikota/erasing @ 25613d2: before every
+iteration a fresh walk of 0 to 49 of 50 steps of the frozen original, a second model, at guidance 3; one latent, the
+bare name, Adam at a constant rate. *as shipped* is `configs/esd.yaml`. *short* is the same on a smaller bank and in
+fewer steps at a higher rate: enough for what the published schedule reaches. *seconds* are those of training, on the
+clock; *processor* counts only when the thread ran, so the load of the machine is not in it, nor in *times*, the ratio
+of the published schedule's to each.
+"""
+
+import argparse
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from rows import fitted, head, line, mean
+from torch import Tensor
+from torch.nn.functional import mse_loss
+from torch.optim import Adam, Optimizer
+
+from erasure_lightning.concepts import Batch
+from erasure_lightning.methods.esd import ESD
+from erasure_lightning.sampling import Moment, trajectory
+
+#: Sampling steps of a walk, and its guidance.
+STEPS, GUIDANCE = 50, 3.0
+
+
+class PublishedESD(ESD):
+    """ESD that walks anew before every iteration, written after the description in research/methods.md, section 6."""
+
+    def noisy_latents(self, batch: Batch) -> tuple[Tensor, Tensor, Batch]:
+        """The latent that a walk of 0 to 49 steps ends in; the last moment's predictions are the teacher's answers."""
+        number = int(torch.randint(STEPS, ()))
+        said, nothing = self.original.encode(batch.prompts), self.original.encode([""])
+        x = self.original.noise([int(torch.randint(2**31, ()))])
+        with torch.no_grad():
+            walk = trajectory(self.original, said, nothing, x, STEPS, GUIDANCE)
+            self._moment: Moment = next(islice(walk, number, None))
+        return self._moment.x, self._moment.t.expand(1), batch
+
+    def erasure_loss(self, x: Tensor, t: Tensor, batch: Batch) -> Tensor:
+        """``mse(eps(c), eps*(0) - eta (eps*(c) - eps*(0)))``."""
+        said, nothing = self._moment.conditional, self._moment.unconditional
+        return mse_loss(self.student(x, t, batch.prompts), nothing - self.eta * (said - nothing))
+
+    def configure_optimizers(self) -> Optimizer:
+        """Adam at a constant rate."""
+        return Adam(self.trainable().values(), lr=self.lr)
+
+
+class Processor(Callback):
+    """Writes how long the processor worked on training, in seconds, into the run's folder."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._start = time.process_time()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the file."""
+        Path(trainer.default_root_dir, "processor.json").write_text(json.dumps(time.process_time() - self._start))
+
+
+def published(iterations: int) -> list[str]:
+    """Arguments of a run of the published schedule."""
+    given = ["--model", "time_to_erasure.PublishedESD", "--model.lr", "5e-4", "--data.batch_size", "1"]
+    return [*given, "--data.templates", '["{}"]', "--trainer.max_steps", str(iterations)]
+
+
+SHIPPED = ["--config", "esd.yaml"]
+SHORT = ["--model.lr", "4e-4", "--model.bank.trajectories", "8", "--data.rounds", "16"]
+
+
+def row(name: str, folder: Path, given: list[str], originals: Path) -> dict[str, Any]:
+    """A run's figures."""
+    every = ["--model.concepts", "cigarette.yaml", "--data.originals", str(originals)]
+    metrics, cost = fitted(folder, [*given, *every, "--trainer.callbacks+=time_to_erasure.Processor"], threads=1)
+    estimates = metrics["estimates"]
+    groups = {"own": "efficacy", "domain": "generality", "retain": "specificity"}
+    figures = {key: mean(estimates[group]["recognized"]) for key, group in groups.items()}
+    feature = mean(estimates["structure"]["similarity"])
+    worked = json.loads((folder / "processor.json").read_text())
+    return {"": name, **figures, "feature": feature, **cost, "processor": worked}
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("runs/time-to-erasure"))
+    parser.add_argument("--iterations", type=int, default=200, help="of the published schedule")
+    options = parser.parse_args()
+    cases = {"published": published(options.iterations), "as shipped": SHIPPED, "short": [*SHIPPED, *SHORT]}
+    with ThreadPoolExecutor(len(cases)) as pool:
+        originals = options.out / "originals"
+        runs = [
+            pool.submit(row, name, options.out / name.replace(" ", "-"), given, originals)
+            for name, given in cases.items()
+        ]
+        rows = [run.result() for run in runs]
+    print(
+        head(
+            [
+                "",
+                "own",
+                "domain",
+                "retain",
+                "feature",
+                "evaluations",
+                "with gradient",
+                "seconds",
+                "processor, s",
+                "times",
+            ]
+        )
+    )
+    for found in rows:
+        shares = [f"{found[key]:.3f}" for key in ("own", "domain", "retain", "feature")]
+        counts = [f"{found[key]:,}" for key in ("evaluations", "backwards")]
+        times = [
+            f"{found['seconds']:.0f}",
+            f"{found['processor']:.1f}",
+            f"{rows[0]['processor'] / found['processor']:.1f}",
+        ]
+        print(line([found[""], *shares, *counts, *times]))
+
+
+if __name__ == "__main__":
+    main()

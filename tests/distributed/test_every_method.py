@@ -1,0 +1,87 @@
+"""Every method on two ranks of the CPU, by DDP and by FSDP2, beside what one process does."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from distributed import fits
+from torch.testing import assert_close
+
+from erasure_lightning.backbones.tiny import TinyBackbone
+from erasure_lightning.concepts import Batch
+from erasure_lightning.methods import METHODS
+from erasure_lightning.module import ClosedFormErasure
+from erasure_lightning.testing import edit_of, fit
+
+#: Methods whose loss draws nothing of its own in the first step, so that it can be taken again.
+PLAIN = ("ESD", "AllButOne", "SDD", "SAGE")
+
+
+@pytest.fixture(scope="module", params=["ddp", "fsdp2"])
+def ranks(request, tmp_path_factory):
+    """What both ranks of each method saw, and the folder of their files."""
+    out = tmp_path_factory.mktemp(request.param)
+    TinyBackbone().save(out / "tiny")
+    fit(fits.made("ESD", out / "tiny"), 1, total=fits.STEPS, save=out / "alone-ESD-half.ckpt")
+    here = Path(__file__).parent
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(here.parent), *sys.path])}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    command = [*launcher, str(here / "fits.py"), str(out), request.param, *METHODS]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=280)
+    assert done.returncode == 0, done.stderr[-6000:]
+    return (
+        request.param,
+        out,
+        {name: torch.load(out / f"{request.param}-{name}.pt", weights_only=False) for name in METHODS},
+    )
+
+
+def alone(name, out):
+    return fit(fits.made(name, out / "tiny"), fits.STEPS)
+
+
+@pytest.mark.slow
+def test_ranks(ranks, subtests):
+    strategy, out, found = ranks
+    for name, (first, second) in found.items():
+        with subtests.test(f"{name} ends alike on both ranks, and where it ended when it was stopped"):
+            assert_close(first["edit"], second["edit"], rtol=0, atol=0)
+            assert_close(first["edit"], first["resumed"], rtol=0, atol=0)
+        with subtests.test(f"{name} reads weights where they are needed, and splits them where it should"):
+            assert (first["empty"], second["empty"]) == (False, strategy == "fsdp2")
+            # What its slopes are taken of stays whole: of a method that trains everything, all does.
+            assert bool(first["split"]) == (strategy == "fsdp2" and name not in ("SalUn", "ANT"))
+        if issubclass(fits.method(name), ClosedFormErasure):
+            with subtests.test(f"{name} solves as one process does"):
+                assert_close(first["edit"], edit_of(alone(name, out)), rtol=0, atol=0)
+        else:
+            with subtests.test(f"{name} draws its own on each rank"):
+                assert not torch.equal(first["seen"][0], second["seen"][0])
+    for name in PLAIN:
+        with subtests.test(f"{name} averages what one rank with both batches would find"):
+            assert_close(found[name][0]["gradients"], of_both(name, out, found[name]), rtol=1e-4, atol=1e-7)
+    with subtests.test("a run of one process goes on on two"):
+        begun = found["ESD"][0]["from one"]["begun"]
+        saved = torch.load(out / "alone-ESD-half.ckpt", weights_only=True)["state_dict"]
+        assert_close(begun, {n.removeprefix("backbone."): value for n, value in saved.items()}, rtol=0, atol=0)
+        assert not torch.equal(*(next(iter(edit.values())) for edit in found["ESD"][0]["from one"].values()))
+    with subtests.test("a run of two processes goes on on one"):
+        half = out / f"{strategy}-ESD-half.ckpt"
+        resumed = fit(fits.made("ESD", out / "tiny"), fits.STEPS, resume=half)
+        assert resumed.trainer.global_step == fits.STEPS
+        steps = {int(state["step"]) for state in resumed.trainer.optimizers[0].state.values()}
+        assert steps == {fits.STEPS}, "the optimizer goes on too"
+
+
+def of_both(name, out, ranks):
+    """Gradients of the loss on what both ranks saw, taken by one."""
+    module = fits.made(name, out / "tiny")
+    module.configure_model()
+    seen = [rank["seen"] for rank in ranks]
+    x, t = (torch.cat([one[i] for one in seen]) for i in range(2))
+    batch = Batch(*([*a, *b] for a, b in zip(seen[0][2], seen[1][2], strict=True)))
+    module.erasure_loss(x, t, batch).backward()
+    return {n: p.grad for n, p in module.trainable().items() if p.grad is not None}
