@@ -1,13 +1,13 @@
 """Planned and measured peaks of `erasure fit`: ``python benchmarks/memory.py [--full]``.
 
 Each row is one `erasure fit` in a process of its own, and one `erasure plan` of the same arguments. *Tensors* is the
-most that tensors held at once in the real fit, every operation's output counted until it was let go of; *process* is
-what the process held at most beyond what it held before the model was loaded (anonymous resident memory, read every
-two milliseconds), in which kernels' scratch, the allocator's slack and whatever Python loads meanwhile are too: tens of
-MiB, which drown the small model and nothing else. *Off by* is the plan against the tensors, then the process. *To the
-least* is the peak of tensors over one model, in the precision of its base, and a step's activations. ``--full`` adds a
-random model of the size of Stable Diffusion 1.5 (860 M in its UNet, pictures of 256 pixels), built once in
-``--folder``; that takes minutes.
+most that tensors held at once in the real fit once the model was loaded, every operation's output counted until it was
+let go of; *process* is what the process held at most beyond what it held before the model was loaded (resident memory,
+read every two milliseconds), in which kernels' scratch, the allocator's slack and whatever Python loads meanwhile are
+too: tens of MiB, which drown the small model and nothing else. *Off by* is the plan against the tensors, then the
+process. *To the least* is the peak of tensors over one model, in the precision of its base, and a step's activations.
+``--full`` adds a random model of the size of Stable Diffusion 1.5 (860 M in its UNet, pictures of 256 pixels), built
+once in ``--folder``; that takes minutes.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from erasure_lightning.retention import local_noise
 
 def held():
     with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) for line in file if line.startswith("RssAnon")) * 1024
+        return next(int(line.split()[1]) for line in file if line.startswith("VmRSS")) * 1024
 
 def watch():
     global most
@@ -41,6 +41,7 @@ def watch():
 
 def configured(module, configure=ErasureModule.configure_model):
     configure(module)
+    ledger.restart()
     ledger.hold([*module.parameters(), *module.buffers()])
 
 ErasureModule.configure_model, ledger = configured, Ledger()

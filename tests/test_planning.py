@@ -112,12 +112,13 @@ def test_the_command_says_it_all_and_writes_nothing(tmp_path, monkeypatch, capsy
     shown = capsys.readouterr().out
     for words in ("activations of a step", "Parameters: denoiser 0.2 M", "Trained: 0.009 M", "Does not fit", "draw"):
         assert words in shown
-    assert main(["plan", *TOLD, *small, "--json"]) == 0
+    TinyBackbone().save(tmp_path / "tiny")
+    assert main(["plan", *TOLD[:-1], str(tmp_path / "tiny"), *small, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["devices"] == 1
     assert found["trained"] == 8784
     assert found["peak"] == found["peaks_per_device"][found["peak_when"]]
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,8 @@ def _stable_diffusion(name: str, source: str, world: World | None, dtype: torch.
 
     def part(cls: Any, folder: str, read: bool) -> Any:
         if not read:
-            return cls.from_config(cls.load_config(source, subfolder=folder)).to(dtype).eval()
+            made = cls.from_config(cls.load_config(source, subfolder=folder)).eval()
+            return made if weights == "none" else made.to(dtype)  # shapes without values cannot be moved
         return cls.from_pretrained(source, subfolder=folder, dtype=dtype, use_safetensors=True, low_cpu_mem_usage=True)
 
     settings = diffusers.DDIMScheduler.load_config(source, subfolder="scheduler")
