@@ -1,7 +1,8 @@
 """What each of two ranks holds of a model: ``torchrun --nproc-per-node 2 benchmarks/shares.py``.
 
-Weights of student and original together, on the emoji world after one step, by DDP and by FSDP2, beside what `erasure plan`
-says. Peaks are not measured here: FSDP2 empties what it gathered in place, which an account of tensors cannot see.
+Weights of student and original together, on the emoji world after one step, by DDP and by FSDP2, beside what
+`erasure plan` says. Peaks are not measured here: FSDP2 empties what it gathered in place, which an account of tensors
+cannot see.
 """
 
 import logging

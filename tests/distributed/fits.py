@@ -65,9 +65,9 @@ def method(name):
     return load_offer(find_method(name))
 
 
-def made(name, folder):
+def made(name, folder, **given):
     """A method on a tiny model, as cheap as it gets."""
-    return method(name)(concepts=CONCEPTS, backbone=str(folder), seed=1, **CHEAP.get(name, {}))
+    return method(name)(concepts=CONCEPTS, backbone=str(folder), seed=1, **CHEAP.get(name, {}), **given)
 
 
 def chosen(strategy, name):
@@ -87,6 +87,9 @@ def fits(name, strategy, out):
     module = run(STEPS, watch)
     split = [n for n, p in module.backbone.named_parameters() if isinstance(p, DTensor)]
     found = {"edit": edit_of(module), "seen": watch.seen, "gradients": watch.gradients, "split": split}
+    if strategy == "fsdp2" and name in ("ESD", "SAGE"):
+        thrifty = made(name, out / "tiny", checkpointing=True)
+        found["checkpointed"] = edit_of(fit(thrifty, STEPS, devices=2, strategy=FSDP2()))
     if name in STOPPED:
         run(STEPS // 2, total=STEPS, save=half)
         found["resumed"] = edit_of(run(STEPS, resume=half))

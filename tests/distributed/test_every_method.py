@@ -49,9 +49,12 @@ def test_ranks(out, subtests):
 
 def _check_methods(strategy, found, out, subtests):
     for name, (first, second) in found.items():
-        with subtests.test(f"{strategy}: {name} ends alike on both ranks, and where it ended when it was stopped"):
+        with subtests.test(
+            f"{strategy}: {name} ends alike on both ranks, and where it does when it is stopped or checkpointed"
+        ):
             assert_close(first["edit"], second["edit"], rtol=0, atol=0)
             assert_close(first["edit"], first.get("resumed", first["edit"]), rtol=0, atol=0)
+            assert_close(first["edit"], first.get("checkpointed", first["edit"]), rtol=0, atol=0)
         with subtests.test(f"{strategy}: {name} reads weights where they are needed, and splits them where it should"):
             assert (first["empty"], second["empty"]) == (False, strategy == "fsdp2")
             # What its slopes are taken of stays whole: of a method that trains everything, all does.
