@@ -15,10 +15,13 @@ from torch.distributed.tensor import DTensor
 
 from erasure_lightning import erasure as base
 from erasure_lightning import sharding
+from erasure_lightning.backbones.tiny import WORDS
 from erasure_lightning.concepts import Concept
 from erasure_lightning.methods import METHODS
 from erasure_lightning.module import GradientErasure
+from erasure_lightning.ranks import averaged
 from erasure_lightning.registry import find_method, load_offer
+from erasure_lightning.retention.global_alignment import GlobalSemanticAlignment
 from erasure_lightning.sharding import whole
 from erasure_lightning.strategies import FSDP2
 from erasure_lightning.testing import edit_of, fit
@@ -96,7 +99,21 @@ def fits(name, strategy, out):
     if (alone := out / f"alone-{name}-half.ckpt").exists():
         watch = Watch()
         found["from one"] = {"end": edit_of(run(STEPS, watch, resume=alone)), "begun": watch.begun}
+    if strategy == "ddp" and name == "SAGE":
+        found["related"] = related(module, [0, 1, 2] if distributed.get_rank() == 0 else [3, 4, 5])
     return found
+
+
+def related(module, rows):
+    """Slopes of the relations between prompts by number, on the ranks there are."""
+    callback = GlobalSemanticAlignment(mode="self", prompts=[f"a {word}" for word in WORDS[14:]])
+    callback.retained, callback.draw = callback.given, lambda count: rows
+    callback.prepare(module)
+    module.zero_grad()
+    callback.term(module).backward()
+    trained = module.trainable()
+    averaged(list(trained.values()))
+    return {name: p.grad.clone() for name, p in trained.items() if p.grad is not None}
 
 
 def main(out):

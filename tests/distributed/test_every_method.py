@@ -46,6 +46,17 @@ def test_ranks(out, subtests):
         _check_methods(strategy, found, out, subtests)
         _check_checkpoints(strategy, found["ESD"], out, subtests)
 
+    ranks = torch.load(out / "ddp-SAGE.pt", weights_only=False)
+    with subtests.test("relations span the prompts of both ranks"):
+        module = fits.made("SAGE", out / "tiny")
+        module.configure_model()
+        module.write(ranks[0]["edit"])
+        one, half = fits.related(module, [*range(6)]), fits.related(module, [0, 1, 2])
+        assert_close(ranks[0]["related"], one, rtol=1e-4, atol=1e-9)
+        assert_close(ranks[0]["related"], ranks[1]["related"], rtol=0, atol=0)
+        with pytest.raises(AssertionError):  # what it would be if each rank saw its own alone
+            assert_close(half, one, rtol=1e-4, atol=1e-9)
+
 
 def _check_methods(strategy, found, out, subtests):
     for name, (first, second) in found.items():
