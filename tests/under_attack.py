@@ -7,6 +7,7 @@ from tiny_scorers import KnownScorer
 from trivial import Redirection
 
 from erasure_lightning.attacks.target import Target, Trials
+from erasure_lightning.backbones.states import States
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts import Concept
 from erasure_lightning.methods.uce import UCE
@@ -55,6 +56,7 @@ def filtered(word, instead, pictures=2):
     module = _module()
     model = module.original.original(())
     passed = lambda prompt: prompt if word not in getattr(prompt, "text", prompt) else f"a {instead}"  # noqa: E731
+    model._states = States()  # what the unfiltered text encoder has said is not what this one says
     model.embed = lambda prompts: module.original.embed([passed(prompt) for prompt in prompts])
     return Target(model, module.original, module.concepts, Trials(seeds=2, pictures=pictures))
 

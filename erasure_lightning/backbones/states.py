@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from erasure_lightning.concepts import Phrase
 
@@ -67,8 +68,8 @@ def reader_of(text_encoders: nn.Module) -> Hashable:
     change behind torch's back (``parameter.data.add_``) is not seen.
     """
     parameters = list(text_encoders.parameters())
-    if not parameters or any(p.requires_grad or type(p) is not nn.Parameter for p in parameters):
+    if not parameters or any(p.requires_grad or isinstance(p, DTensor) for p in parameters):
         return None
     device, dtype = parameters[0].device, parameters[0].dtype
     autocast = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type)
-    return device, dtype, autocast, *((p.data_ptr(), p._version) for p in parameters)
+    return device, dtype, autocast, *((p.untyped_storage()._cdata, p._version) for p in parameters)

@@ -17,7 +17,7 @@ from erasure_lightning.edits import read_edit
 def test_two_processes_fit_measure_and_write_once(strategy, tmp_path):
     given = ["--trainer.devices", "2", "--trainer.strategy", strategy, "--trainer.accelerator", "cpu"]
     command = [sys.executable, "-m", "erasure_lightning", "fit", *TINY, *given, "--run_dir", str(tmp_path / "run")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Erased; the edit is in") == 1
