@@ -1,8 +1,8 @@
 """What a second process is worth: ``python benchmarks/ddp.py``.
 
 ESD on the emoji world in one process of one thread, and by DDP in two of one thread each, in turns; a process trains
-equally large batches either way. Samples per second of the steps behind the first few; a machine with fewer than two
-idle cores has no second process to give.
+equally large batches either way. Samples per second of the steps behind the first few. Two processes that know nothing
+of each other say what the machine has to give: cores share caches and memory, and perhaps a processor.
 """
 
 import argparse
@@ -49,15 +49,17 @@ def timed() -> None:
     trainer.fit(ESD(concepts=[Concept("cigarette", "lollipop")], bank=bank), PromptData(batch_size=BATCH))
 
 
-def speed(ranks: int) -> float:
-    """Samples per second of so many processes."""
+def speed(ranks: int, runs: int = 1) -> float:
+    """Samples per second of so many processes, of so many runs side by side."""
     launcher = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [*launcher, str(ranks), __file__, "--timed"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    return float(done.stdout.split()[-1])
+    pipe = subprocess.PIPE
+    started = [subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True) for _ in range(runs)]
+    told = [run.communicate() for run in started]
+    if any(run.returncode for run in started):
+        raise SystemExit(told[0][1])
+    return sum(float(said.split()[-1]) for said, _ in told)
 
 
 def main() -> None:
@@ -69,10 +71,10 @@ def main() -> None:
     if args.timed:
         timed()
         return
-    pairs = [(speed(1), speed(2)) for _ in range(args.rounds)]
-    one, two = (median(pair[i] for pair in pairs) for i in range(2))
-    ratios = ", ".join(f"{pair[1] / pair[0]:.2f}" for pair in pairs)
-    print(f"one process {one:.1f} samples/s, two {two:.1f}: {median(p[1] / p[0] for p in pairs):.2f} times ({ratios})")
+    found = [(speed(1), speed(2), speed(1, runs=2)) for _ in range(args.rounds)]
+    one, two, apart = (median(row[i] for row in found) for i in range(3))
+    print(f"one process {one:.1f} samples/s; two by DDP {two:.1f}, {median(r[1] / r[0] for r in found):.2f} times;")
+    print(f"two apart {apart:.1f}, {median(r[2] / r[0] for r in found):.2f} times: DDP gives {two / apart:.2f} of that")
 
 
 if __name__ == "__main__":

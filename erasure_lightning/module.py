@@ -108,8 +108,13 @@ class GradientErasure(ErasureModule):
         terms = {"erasure": self.erasure_loss(x, t, batch)} | {n: term() for n, term in self.loss_terms.items()}
         self._log_terms(terms)
         loss = torch.stack(list(terms.values())).sum()
-        self.log("loss", loss.detach(), prog_bar=True, sync_dist=True)
+        self.log("loss", loss.detach(), prog_bar=True, sync_dist=self._logged())
         return loss
+
+    def _logged(self) -> bool:
+        """Whether this step's values are written down: then they are the mean of all ranks, who wait for each other."""
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return (self.global_step + 1) % every == 0
 
     def on_after_backward(self) -> None:
         """Average the gradients of weights that a strategy which splits weights has left whole."""
@@ -118,9 +123,9 @@ class GradientErasure(ErasureModule):
 
     def _log_terms(self, terms: Mapping[str, Tensor]) -> None:
         """Values every step; gradient norms, which cost a backward each, only on the steps that are logged."""
-        self.log_dict({f"loss/{name}": value.detach() for name, value in terms.items()}, sync_dist=True)
-        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if (self.global_step + 1) % every or self.backbone.lockstep:  # split weights are no leaves of the graph
+        logged = self._logged()
+        self.log_dict({f"loss/{name}": value.detach() for name, value in terms.items()}, sync_dist=logged)
+        if not logged or self.backbone.lockstep:  # split weights are no leaves of the graph
             return
         parameters = [p for p in self.trainable().values() if p.requires_grad]
         for name, value in terms.items() if len(terms) > 1 else ():
