@@ -107,14 +107,7 @@ class GradientErasure(ErasureModule):
         x, t, batch = self.noisy_latents(batch)
         terms = {"erasure": self.erasure_loss(x, t, batch)} | {n: term() for n, term in self.loss_terms.items()}
         self._log_terms(terms)
-        loss = torch.stack(list(terms.values())).sum()
-        self.log("loss", loss.detach(), prog_bar=True, sync_dist=self._logged())
-        return loss
-
-    def _logged(self) -> bool:
-        """Whether this step's values are written down: then they are the mean of all ranks, who wait for each other."""
-        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        return (self.global_step + 1) % every == 0
+        return torch.stack(list(terms.values())).sum()
 
     def on_after_backward(self) -> None:
         """Average the gradients of weights that a strategy which splits weights has left whole."""
@@ -122,10 +115,15 @@ class GradientErasure(ErasureModule):
             averaged([p for p in self.trainable().values() if not isinstance(p, DTensor)])
 
     def _log_terms(self, terms: Mapping[str, Tensor]) -> None:
-        """Values every step; gradient norms, which cost a backward each, only on the steps that are logged."""
-        logged = self._logged()
-        self.log_dict({f"loss/{name}": value.detach() for name, value in terms.items()}, sync_dist=logged)
-        if not logged or self.backbone.lockstep:  # split weights are no leaves of the graph
+        """Values every step; only where they are written down those of all ranks, and what costs a backward each."""
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        written = (self.global_step + 1) % every == 0
+        values = torch.stack([value.detach() for value in terms.values()])
+        if written:
+            values = self.trainer.strategy.reduce(values, reduce_op="mean")
+        self.log_dict({f"loss/{name}": value for name, value in zip(terms, values.unbind(), strict=True)})
+        self.log("loss", values.sum(), prog_bar=True)
+        if not written or self.backbone.lockstep:  # split weights are no leaves of the graph
             return
         parameters = [p for p in self.trainable().values() if p.requires_grad]
         for name, value in terms.items() if len(terms) > 1 else ():
