@@ -78,7 +78,7 @@ def _refuse_pickles(source: str) -> None:
 
 def _stable_diffusion(name: str, source: str, world: World | None, dtype: torch.dtype, weights: Weights) -> Backbone:
     import diffusers
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+    from transformers import CLIPTokenizer
     from transformers.utils import logging as transformers_logging
 
     from erasure_lightning.backbones.stable_diffusion import StableDiffusion
@@ -93,7 +93,6 @@ def _stable_diffusion(name: str, source: str, world: World | None, dtype: torch.
         return cls.from_pretrained(source, subfolder=folder, dtype=dtype, use_safetensors=True, low_cpu_mem_usage=True)
 
     settings = diffusers.DDIMScheduler.load_config(source, subfolder="scheduler")
-    told = {"subfolder": "text_encoder", "use_safetensors": True}
     try:
         with torch.device("meta") if weights == "text encoders" else nullcontext():
             unet = part(diffusers.UNet2DConditionModel, "unet", weights == "all")
@@ -101,12 +100,18 @@ def _stable_diffusion(name: str, source: str, world: World | None, dtype: torch.
             name=name,
             unet=unet,
             vae=part(diffusers.AutoencoderKL, "vae", weights != "none"),
-            text_encoder=CLIPTextModel(CLIPTextConfig.from_pretrained(source, subfolder="text_encoder"))
-            if weights == "none"
-            else CLIPTextModel.from_pretrained(source, dtype=dtype, **told),
+            text_encoder=_text_encoder(source, dtype, weights),
             tokenizer=CLIPTokenizer.from_pretrained(source, subfolder="tokenizer"),
             scheduler=getattr(diffusers, settings["_class_name"]).from_config(settings),
             world=world,
         ).requires_grad_(False)
     except OSError as error:
         raise ErasureError(f"The backbone {name!r} could not be loaded: {str(error).splitlines()[0]}") from error
+
+
+def _text_encoder(source: str, dtype: torch.dtype, weights: Weights) -> Any:
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    if weights == "none":
+        return CLIPTextModel(CLIPTextConfig.from_pretrained(source, subfolder="text_encoder"))
+    return CLIPTextModel.from_pretrained(source, subfolder="text_encoder", dtype=dtype, use_safetensors=True)

@@ -1,16 +1,13 @@
 """What frozen text encoders said of sentences, kept while nothing can change it."""
 
 from collections.abc import Callable, Hashable, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.concepts import Phrase
-
-if TYPE_CHECKING:
-    from erasure_lightning.backbones.base import Conditioning
 
 #: Sentences read side by side, half of those that a concept is put into. Always as many, the last one repeated: matrix
 #: products of another shape may round otherwise, and what is said of a sentence would depend on its company.
@@ -36,8 +33,8 @@ class States:
         self,
         prompts: Sequence[str | Phrase],
         reader: Hashable,
-        read: "Callable[[Sequence[str | Phrase]], Conditioning]",
-    ) -> "list[Conditioning]":
+        read: Callable[[Sequence[str | Phrase]], Conditioning],
+    ) -> list[Conditioning]:
         """What is said of each prompt, ``(L, D)``; nothing is read twice.
 
         Args:
