@@ -42,6 +42,11 @@ class Run:
         return self.root / "checkpoints" / "last.ckpt"
 
     @property
+    def next(self) -> Path:
+        """What becomes the last checkpoint once its step has been logged."""
+        return self.last.with_name("next.ckpt")
+
+    @property
     def grid(self) -> Path:
         """Pictures before and after."""
         return self.root / "grid.png"

@@ -32,6 +32,9 @@ class Interrupted(BaseException):
 class LastCheckpoint(Checkpoint):
     """Saves ``checkpoints/last.ckpt`` every so many steps, and when interrupted; a second interruption stops at once.
 
+    Lightning logs a step after its callbacks have seen its end. So that no kill comes between the two and costs a row,
+    a checkpoint is written beside the last one, and takes its place once the step's row is there.
+
     Args:
         every: Steps between two saves, at least 1.
 
@@ -42,7 +45,7 @@ class LastCheckpoint(Checkpoint):
     def __init__(self, every: int = 25) -> None:
         self.set_every(every)
         self._asked: int | None = None
-        self._training = self._stopping = False
+        self._training = self._stopping = self._waiting = False
         self._saved = 0
 
     def set_every(self, every: int) -> None:
@@ -82,20 +85,20 @@ class LastCheckpoint(Checkpoint):
         self._listen()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Stop where the step before has been saved and logged.
+        """Take the last step's checkpoint for good, and stop if asked to.
 
         Raises:
             Interrupted: If a signal came during that step.
         """
-        self._stop(trainer)
+        self._settle(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop if a signal came during the last step; from here on there is nothing to save but the result.
+        """The same after the last step; from here on there is nothing to save but the result.
 
         Raises:
             Interrupted: If one came.
         """
-        self._stop(trainer)
+        self._settle(trainer)
         self._training = False
 
     def on_train_batch_end(
@@ -107,14 +110,18 @@ class LastCheckpoint(Checkpoint):
         if self._stopping or due:
             self._save(trainer)
 
-    def _stop(self, trainer: Trainer) -> None:
+    def _settle(self, trainer: Trainer) -> None:
+        if self._waiting and trainer.is_global_zero:
+            run = Run(Path(trainer.default_root_dir))
+            run.next.replace(run.last)
+        self._waiting = False
         if self._stopping:
             self._training = False
             raise Interrupted(self._asked or signal.SIGTERM, _farewell(trainer))
 
     def _save(self, trainer: Trainer) -> None:
-        trainer.save_checkpoint(Run(Path(trainer.default_root_dir)).last)
-        self._saved = trainer.global_step
+        trainer.save_checkpoint(Run(Path(trainer.default_root_dir)).next)
+        self._saved, self._waiting = trainer.global_step, True
 
 
 def _farewell(trainer: Trainer) -> str:

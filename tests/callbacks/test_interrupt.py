@@ -66,6 +66,23 @@ def test_a_killed_run_resumes_bit_for_bit(folder):
     check_resumed(folder, "plain", "killed")
 
 
+def test_a_kill_between_saving_a_step_and_logging_it_loses_no_row(folder, monkeypatch):
+    save, run = LastCheckpoint._save, folder / "between"
+
+    def save_and_die(keeper, trainer):
+        save(keeper, trainer)
+        if trainer.global_step == 10:
+            os._exit(9)
+
+    child = os.fork()
+    if child == 0:
+        monkeypatch.setattr(LastCheckpoint, "_save", save_and_die)
+        os._exit(main(["fit", "--config", str(folder / "plain.yaml"), "--run_dir", str(run)]))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert (run / "checkpoints" / "next.ckpt").exists()
+    check_resumed(folder, "plain", run.name)
+
+
 @pytest.mark.parametrize("whole", ["plain", "sage"])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_says_how_to_go_on(folder, whole, number, code, monkeypatch, capsys):
@@ -129,7 +146,7 @@ def fill(path):
     path.with_name(f".{path.name}.{os.getpid()}").symlink_to("/dev/full")
 
 
-@pytest.mark.parametrize("name", ["checkpoints/last.ckpt", "cost.json", "edit.safetensors"])
+@pytest.mark.parametrize("name", ["checkpoints/next.ckpt", "cost.json", "edit.safetensors"])
 def test_a_full_disk_leaves_the_last_good_state(folder, name, monkeypatch, capsys):
     run = folder / f"full-{Path(name).suffix}"
     with monkeypatch.context() as patched:
