@@ -123,7 +123,7 @@ def alive(pid: int) -> bool:
 def rows(path: Path) -> list[dict]:
     """What was logged in training; an edit that was measured later has its figures in a folder of their own."""
     found = [{k: v for k, v in row.items() if v and not k.startswith("measure/")} for row in read_metrics(path)]
-    return [row for row in found if len(row) > 1]
+    return [row for row in found if row.keys() > {"step", "epoch"}]
 
 
 def state(folder: Path) -> tuple[bytes, list[dict], dict]:

@@ -1,4 +1,4 @@
-"""Planned and measured peaks of `erasure fit`: ``python benchmarks/memory.py [--full]``.
+"""Planned and measured peaks of `erasure fit`: ``python benchmarks/memory.py [--full] [--accelerator cuda]``.
 
 Each row is one `erasure fit` in a process of its own, and one `erasure plan` of the same arguments. *Tensors* is the
 most that tensors held at once in the real fit once the model was loaded, every operation's output counted until it was
@@ -6,6 +6,7 @@ let go of; *process* is what the process held at most beyond what it held before
 read every two milliseconds), in which kernels' scratch, the allocator's slack and whatever Python loads meanwhile are
 too: tens of MiB, which drown the small model and nothing else. *Off by* is the plan against the tensors, then the
 process. *To the least* is the peak of tensors over one model, in the precision of its base, and a step's activations.
+On a GPU *tensors* is the most that CUDA's allocator had given out, and *process* the most that it had reserved.
 ``--full`` adds a random model of the size of Stable Diffusion 1.5 (860 M in its UNet, pictures of 256 pixels), built
 once in ``--folder``; that takes minutes.
 """
@@ -53,7 +54,17 @@ print("PEAK", ledger.peak, most - before)
 sys.exit(code)
 """
 
-SMALL = ["--measure", "false", "--trainer.max_steps", "3", "--trainer.max_epochs", "-1", "--trainer.accelerator", "cpu"]
+CUDA_CHILD = """
+import sys
+import torch
+from erasure_lightning.cli import main
+code = main.main(["fit", *sys.argv[1:]])
+print("PEAK", torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved())
+sys.exit(code)
+"""
+
+CHILDREN = {"cpu": CHILD, "cuda": CUDA_CHILD}
+SMALL = ["--measure", "false", "--trainer.max_steps", "3", "--trainer.max_epochs", "-1"]
 THRIFTY = ["--model.checkpointing", "true"]
 COARSE = ["--model.base", "bfloat16"]
 ALL = ["--model.train", "all"]
@@ -76,6 +87,7 @@ def full(folder: Path) -> dict[str, list[str]]:
         "ESD, bfloat16 base": [*esd, *COARSE],
         "ESD, bfloat16 base, checkpointing": [*esd, *COARSE, *THRIFTY],
         "ESD, bfloat16 base, all weights": [*esd, *COARSE, *ALL],
+        "ESD, fsdp2 on one device": [*esd, "--trainer.strategy", "fsdp2", "--trainer.devices", "1"],
         "SAGE, bfloat16 base": ["--model", "SAGE", *told, *COARSE],
     }
 
@@ -118,11 +130,12 @@ def output(*command: str) -> str:
     return done.stdout
 
 
-def row(name: str, given: list[str]) -> str:
+def row(name: str, given: list[str], accelerator: str) -> str:
     """Plan and fit."""
-    planned = json.loads(output("-m", "erasure_lightning", "plan", *given, *SMALL, "--json"))
+    given = [*given, *SMALL, "--trainer.accelerator", accelerator]
+    planned = json.loads(output("-m", "erasure_lightning", "plan", *given, "--json"))
     with tempfile.TemporaryDirectory() as folder:
-        fitted = output("-c", CHILD, *given, *SMALL, "--run_dir", f"{folder}/run")
+        fitted = output("-c", CHILDREN[accelerator], *given, "--run_dir", f"{folder}/run")
     tensors, process = map(int, fitted.split("PEAK")[1].split())
     model, peak = planned["frozen"] + planned["edit"], planned["peak"]
     sizes = [f"{size / 2**30:.3f}" for size in (peak, tensors, process)]
@@ -136,7 +149,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--full", action="store_true", help="on a model as large as Stable Diffusion 1.5, too")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir(), "sd15-sized"))
-    parser.add_argument("--rows", nargs="+", help="only those whose names begin so")
+    parser.add_argument("--accelerator", choices=CHILDREN, default="cpu")
+    parser.add_argument("--rows", nargs="+", help="only these")
     args = parser.parse_args()
     if args.full and not args.folder.exists():
         build(args.folder)
@@ -146,7 +160,7 @@ def main() -> None:
         print(head([where, *columns]), flush=True)
         for name, given in rows.items():
             if not args.rows or name in args.rows:
-                print(row(name, given), flush=True)
+                print(row(name, given, args.accelerator), flush=True)
         print()
 
 
