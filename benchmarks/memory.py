@@ -68,13 +68,15 @@ SMALL = ["--measure", "false", "--trainer.max_steps", "3", "--trainer.max_epochs
 THRIFTY = ["--model.checkpointing", "true"]
 COARSE = ["--model.base", "bfloat16"]
 ALL = ["--model.train", "all"]
+CONFIGS = (
+    *("all-but-one", "sage", "sdd", "ca", "spm", "mace", "realera", "receler", "advunlearn", "ant", "salun"),
+    *("uce", "rece", "realera-closed-form"),
+)
 WORLD = {
     "ESD": ["--config", "esd.yaml"],
     "ESD, checkpointing": ["--config", "esd.yaml", *THRIFTY],
     "ESD, bfloat16 base": ["--config", "esd.yaml", *COARSE],
-    "SAGE": ["--config", "sage.yaml"],
-    "MACE": ["--config", "mace.yaml"],
-    "UCE": ["--config", "uce.yaml"],
+    **{name: ["--config", f"{name}.yaml"] for name in CONFIGS},
 }
 
 

@@ -158,7 +158,7 @@ def forecast(
     eight = isinstance(module, GradientErasure) and module.optimizer == "adam8bit"
     if isinstance(module, GradientErasure):
         module.optimizer = "adam"  # whose state has the same number of entries
-    retained = [_quick(callback) for callback in callbacks if isinstance(callback, RetentionCallback)]
+    retained = [callback for callback in callbacks if isinstance(callback, RetentionCallback)]
     player = _Player(ledger, [])
     runner = Trainer(
         accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
@@ -192,11 +192,6 @@ def _without_values(module: ErasureModule, ledger: Ledger) -> None:
     if isinstance(module, SalientErasure):  # one loss needs as much memory as a hundred, one after the other
         slopes = module.slopes
         cast(Any, module).slopes = lambda losses: slopes([next(iter(losses))])
-
-
-def _quick(callback: RetentionCallback) -> RetentionCallback:
-    callback.nearness = 2.0  # what is far from a concept cannot be told without values
-    return callback
 
 
 def _listen(module: ErasureModule, ledger: Ledger) -> list[Listener]:

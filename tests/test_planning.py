@@ -16,6 +16,7 @@ from erasure_lightning.methods.uce import UCE
 from erasure_lightning.planning import forecast
 from erasure_lightning.retention.local_noise import LocalNoisePreservation
 from erasure_lightning.tally import Tally
+from erasure_lightning.vocabulary import EVERYDAY
 
 TOLD = ["--model", "ESD", "--model.concepts", "[{name: cat}]", "--model.backbone", "TinyBackbone"]
 
@@ -63,6 +64,12 @@ def test_what_is_planned_is_what_a_fit_takes(method, arguments, retains):
     if method is ESD and not retains:  # a bank's answers are kept, and the steps differ
         assert tally.evaluations == 3 * (middle["student"] + middle["teacher"])
         assert tally.backwards == 3 * middle["backwards"]
+
+
+def test_everything_is_planned_to_be_retained_since_nobody_knows_what_is_near():
+    callback = LocalNoisePreservation()
+    planned(UCE, callback)
+    assert len(callback.retained) == 3 * len(set(EVERYDAY) - {"cat"})
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import reduce
 from pathlib import Path
 from typing import cast
 
@@ -70,9 +71,8 @@ class RetentionCallback(Callback, ABC):
         Where the states' images under the edited maps stay, so do the predictions. Each prompt counts once: its
         positions share the weight.
         """
-        states = [module.original.encode(self.retained[i : i + 64]).tokens for i in range(0, len(self.retained), 64)]
-        rows = torch.cat([part.flatten(0, 1) for part in states]).double()
-        return rows.mT @ rows / states[0].shape[1]
+        blocks = (module.original.encode(self.retained[i : i + 64]).tokens for i in range(0, len(self.retained), 64))
+        return reduce(torch.add, (_gram(block.double()) for block in blocks))
 
     def prepare(self, module: GradientErasure) -> None:
         """Compute what does not change while training; the retained prompts are there."""
@@ -112,6 +112,12 @@ class RetentionCallback(Callback, ABC):
         """``count`` different retained prompts by number, or all if there are fewer."""
         order: list[int] = torch.randperm(len(self.retained))[:count].tolist()
         return order
+
+
+def _gram(states: Tensor) -> Tensor:
+    """Of states ``(B, L, D)``, each prompt's sum being divided by its length."""
+    rows = states.flatten(0, 1)
+    return rows.mT @ rows / states.shape[1]
 
 
 def read_lines(path: str, owner: str) -> list[str]:
@@ -155,5 +161,5 @@ def far_from(module: ErasureModule, labels: Sequence[str], nearness: float) -> l
         return list(labels)
     original, anchors = module.original, {c.anchor for c in module.concepts}
     cosines = relations(original.summarize(original.embed(labels)), original.summarize(original.embed(things)))
-    near = (cosines.amax(dim=1) > nearness).tolist()
-    return [label for label, is_near in zip(labels, near, strict=True) if not is_near or label in anchors]
+    far = (cosines.amax(dim=1) <= nearness).tolist()  # asked this way round, a plan takes them all to be far
+    return [label for label, is_far in zip(labels, far, strict=True) if is_far or label in anchors]
