@@ -64,7 +64,7 @@ sys.exit(code)
 """
 
 CHILDREN = {"cpu": CHILD, "cuda": CUDA_CHILD}
-SMALL = ["--measure", "false", "--trainer.max_steps", "3", "--trainer.max_epochs", "-1"]
+SMALL = "--measure false --trainer.max_steps 3 --trainer.max_epochs -1 --trainer.log_every_n_steps 1".split()
 THRIFTY = ["--model.checkpointing", "true"]
 COARSE = ["--model.base", "bfloat16"]
 ALL = ["--model.train", "all"]
@@ -139,7 +139,7 @@ def row(name: str, given: list[str], accelerator: str) -> str:
     with tempfile.TemporaryDirectory() as folder:
         fitted = output("-c", CHILDREN[accelerator], *given, "--run_dir", f"{folder}/run")
     tensors, process = map(int, fitted.split("PEAK")[1].split())
-    model, peak = planned["frozen"] + planned["edit"], planned["peak"]
+    model, peak = planned["weights"]["frozen"] + planned["weights"]["edit"], planned["peak"]
     sizes = [f"{size / 2**30:.3f}" for size in (peak, tensors, process)]
     least = tensors / (model + planned["activations"])
     shares = [f"{peak / tensors - 1:+.0%}", f"{peak / process - 1:+.0%}"]

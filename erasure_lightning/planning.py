@@ -1,6 +1,6 @@
 """What a fit needs, found out before it runs: its first and its last step, played with tensors that have no values."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
@@ -23,23 +23,38 @@ STUDENT, TEACHER = "student", "teacher"
 
 
 @dataclass(frozen=True)
+class Weights:
+    """Bytes of weights, all on one device.
+
+    Args:
+        frozen: What stays as it is.
+        denoiser: What of it a splitting strategy splits.
+        teacher: What frozen twins hold of their own.
+        edit: What is edited and trained.
+        unit: The largest unit that a splitting strategy gathers at once.
+    """
+
+    frozen: int
+    denoiser: int
+    teacher: int
+    edit: int
+    unit: int
+
+
+@dataclass(frozen=True)
 class Forecast:
-    """What a fit needs on each device, in bytes, and what it asks.
+    """What a fit needs on one device, in bytes, and what it asks.
 
     Args:
         parameters: Numbers of them in the denoiser, the text encoders and all else (the autoencoder).
         trained: How many an optimizer moves.
         names: Of what is trained.
         steps: Of the optimizer.
-        frozen: Bytes of the weights that stay, whole.
-        denoiser: Bytes among them that a splitting strategy splits.
-        teacher: Bytes of what frozen twins hold of their own.
-        edit: Bytes of what is edited and trained.
+        weights: Bytes of weights.
         gradients: Bytes.
         state: Bytes of the optimizer's state.
         bank: Bytes of trajectories and answers.
         splits: Whether a splitting strategy splits teacher, edit, gradients and state too.
-        unit: Bytes of the largest unit that such a strategy gathers at once.
         peaks: The most bytes alive while it prepares, samples (a bank, pictures to train on), steps, and measures.
         asked: Latents that student and teacher are asked about in a step (the last, and the first, which fills a bank),
             and backwards.
@@ -52,15 +67,11 @@ class Forecast:
     trained: int
     names: list[str]
     steps: int
-    frozen: int
-    denoiser: int
-    teacher: int
-    edit: int
+    weights: Weights
     gradients: int
     state: int
     bank: int
     splits: bool
-    unit: int
     peaks: dict[str, int]
     asked: dict[str, dict[str, int]]
     sampled: int
@@ -225,40 +236,55 @@ def _forecast(
     measured: int,
     eight: bool,
 ) -> Forecast:
-    backbone, trained = module.backbone, module.trainable() if module.automatic_optimization else {}
-    edited = {id(p): p for p in (module.editable() | trained).values()}
-    own = {id(p): p for p in backbone.parameters()}
-    frozen = [p for key, p in own.items() if key not in edited] + list(backbone.buffers())
-    twins = [p for model in module.children() if isinstance(model, Backbone) for p in model.parameters()]
-    state = [v for o in module.trainer.optimizers for s in o.state.values() for v in s.values() if trained]
-    bank = module.bank.nbytes() if isinstance(module, GradientErasure) and module.bank is not None else 0
-    full = nbytes(t for t in state if isinstance(t, Tensor))
-    small = _in_eight_bits(trained.values()) if eight else full
-    parts = {"denoiser": backbone.denoiser, "text encoders": backbone.text_encoders}
-    count = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
-    count["autoencoder"] = sum(p.numel() for p in own.values()) - sum(count.values())
-    denoiser = [p for p in backbone.denoiser.parameters() if id(p) not in edited]
+    trained = module.trainable() if module.automatic_optimization else {}
+    full = nbytes(_moments(module)) if trained else 0
+    state = _in_eight_bits(trained.values()) if eight else full
+    less = {name: full - state if name in ("step", "measuring") else 0 for name in peaks}
     return Forecast(
-        parameters=count,
+        parameters=_counts(module.backbone),
         trained=sum(p.numel() for p in trained.values()),
         names=list(trained),
         steps=data.training_steps if trained else 1,
-        frozen=nbytes(frozen),
-        denoiser=nbytes(denoiser),
-        teacher=nbytes(p for p in twins if id(p) not in own),
-        edit=nbytes(edited.values()),
+        weights=_weights(module, trained),
         gradients=nbytes(trained.values()),
-        state=small,
-        bank=bank,
-        splits=bool(trained) and not module.stays_whole() and all(n in _names(module.original) for n in trained),
-        unit=_largest(backbone.denoiser, denoiser[0].element_size()) if denoiser else 0,
-        peaks={name: peak and peak - (full - small if name in ("step", "measuring") else 0)
-               for name, peak in peaks.items()},
+        state=state,
+        bank=module.bank.nbytes() if isinstance(module, GradientErasure) and module.bank is not None else 0,
+        splits=bool(trained) and not module.stays_whole() and trained.keys() <= _names(module.original),
+        peaks={name: peak and peak - less[name] for name, peak in peaks.items()},
         asked={"first": player.asked[0], "last": player.asked[-1]},
         sampled=sampled,
         pictures=pictures,
         measured=measured,
-    )  # fmt: skip
+    )
+
+
+def _weights(module: ErasureModule, trained: dict[str, nn.Parameter]) -> Weights:
+    backbone = module.backbone
+    edited = {id(p): p for p in (module.editable() | trained).values()}
+    own = {id(p): p for p in backbone.parameters()}
+    twins = [p for model in module.children() if isinstance(model, Backbone) for p in model.parameters()]
+    denoiser = [p for p in backbone.denoiser.parameters() if id(p) not in edited]
+    return Weights(
+        frozen=nbytes([*(p for key, p in own.items() if key not in edited), *backbone.buffers()]),
+        denoiser=nbytes(denoiser),
+        teacher=nbytes(p for p in twins if id(p) not in own),
+        edit=nbytes(edited.values()),
+        unit=_largest(backbone.denoiser, denoiser[0].element_size()) if denoiser else 0,
+    )
+
+
+def _counts(backbone: Backbone) -> dict[str, int]:
+    """Numbers of parameters, by part."""
+    parts = {"denoiser": backbone.denoiser, "text encoders": backbone.text_encoders}
+    count = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+    return count | {"autoencoder": sum(p.numel() for p in backbone.parameters()) - sum(count.values())}
+
+
+def _moments(module: ErasureModule) -> Iterator[Tensor]:
+    """What optimizers keep of each weight."""
+    for optimizer in module.trainer.optimizers:
+        for state in optimizer.state.values():
+            yield from (value for value in state.values() if isinstance(value, Tensor))
 
 
 def _names(backbone: Backbone) -> set[str]:

@@ -82,9 +82,9 @@ def test_each_remedy_lowers_what_it_should(plain):
         planned(ESD, train="all", checkpointing=True, base="bfloat16"),
         planned(ESD, train="all", optimizer="adam8bit"),
     )
-    assert thrifty.frozen == pytest.approx(plain.frozen / 2, rel=0.01)
-    assert thrifty.edit == plain.edit
-    assert thrifty.peaks["step"] - plain.peaks["step"] < thrifty.frozen - plain.frozen
+    assert thrifty.weights.frozen == pytest.approx(plain.weights.frozen / 2, rel=0.01)
+    assert thrifty.weights.edit == plain.weights.edit
+    assert thrifty.peaks["step"] - plain.peaks["step"] < thrifty.weights.frozen - plain.weights.frozen
     assert eight.state < 0.6 * plain.state  # most tensors of a tiny model stay in float32
     assert plain.peaks["step"] - eight.peaks["step"] == plain.state - eight.state
 
@@ -107,9 +107,9 @@ def test_splitting_shares_what_it_splits(plain):
     assert two.peak == one.peak + found.gradients
     for name in ("what is edited", "its gradients", "its optimizer", "the original's own copies"):
         assert split.rows[name] == one.rows[name] // 2
-    assert split.rows["frozen weights"] == found.frozen - found.denoiser + found.denoiser // 2
+    assert split.rows["frozen weights"] == found.weights.frozen - found.weights.denoiser + found.weights.denoiser // 2
     solved = planned(UCE)
-    assert Needs(solved, 2, "fsdp2").rows["what is edited"] == solved.edit
+    assert Needs(solved, 2, "fsdp2").rows["what is edited"] == solved.weights.edit
 
 
 def test_the_command_says_it_all_and_writes_nothing(tmp_path, monkeypatch, capsys):

@@ -144,16 +144,17 @@ class Needs:
         share = devices if strategy == "fsdp2" else 1
         own = share if found.splits else 1
         self.devices, self.strategy = devices, strategy
+        weights = found.weights
         held = {
-            "frozen weights": found.frozen - found.denoiser + found.denoiser // share,
-            "the original's own copies": found.teacher // own,
-            "what is edited": found.edit // own,
+            "frozen weights": weights.frozen - weights.denoiser + weights.denoiser // share,
+            "the original's own copies": weights.teacher // own,
+            "what is edited": weights.edit // own,
             "bank": found.bank,
-            "copies between devices": found.unit if share > 1 else found.gradients if devices > 1 else 0,
+            "copies between devices": weights.unit if share > 1 else found.gradients if devices > 1 else 0,
         }
         trained = {"its gradients": found.gradients // own, "its optimizer": found.state // own}
         self.rows = held | trained
-        fixed = found.frozen + found.teacher + found.edit + found.bank
+        fixed = weights.frozen + weights.teacher + weights.edit + found.bank
         more = sum(held.values()) - fixed
         late = more + sum(trained.values()) - found.gradients - found.state
         early = ("preparing", "sampling")
