@@ -64,7 +64,7 @@ sys.exit(code)
 """
 
 CHILDREN = {"cpu": CHILD, "cuda": CUDA_CHILD}
-SMALL = "--measure false --trainer.max_steps 3 --trainer.max_epochs -1 --trainer.log_every_n_steps 1".split()
+SMALL = ["--measure", "false", "--trainer.max_steps", "3", "--trainer.max_epochs=-1", "--trainer.log_every_n_steps=1"]
 THRIFTY = ["--model.checkpointing", "true"]
 COARSE = ["--model.base", "bfloat16"]
 ALL = ["--model.train", "all"]

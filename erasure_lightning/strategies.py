@@ -1,5 +1,6 @@
 """``fsdp2``: Lightning's FSDP2 strategy with defaults and checkpoints that suit an edit."""
 
+import difflib
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any, Literal, cast
@@ -9,10 +10,15 @@ from lightning.pytorch.strategies import ModelParallelStrategy, ParallelStrategy
 from torch.optim import Optimizer
 
 from erasure_lightning.erasure import PREFIX, ErasureModule
+from erasure_lightning.errors import ErasureError
 from erasure_lightning.sharding import split_state, whole_state
 
 #: What ``--trainer.strategy`` calls it.
 NAME = "fsdp2"
+
+#: Names that ``--trainer.strategy`` takes. Others start processes otherwise, or split weights as no checkpoint of an
+#: edit does.
+NAMES = ("auto", "ddp", NAME, "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true")
 
 
 class FSDP2(ModelParallelStrategy):
@@ -74,6 +80,20 @@ class FSDP2(ModelParallelStrategy):
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """Read the one file, as any other strategy does."""
         return ParallelStrategy.load_checkpoint(self, self.broadcast(checkpoint_path), weights_only=weights_only)
+
+
+def check(given: object) -> None:
+    """Raise for the name of a strategy that is none, or under which no run of ours works; a class is its user's own.
+
+    Raises:
+        ErasureError: If so.
+    """
+    if isinstance(given, str) and given not in NAMES:
+        near = difflib.get_close_matches(given, NAMES, n=1)
+        meant = f" Did you mean {near[0]!r}?" if near else ""
+        raise ErasureError(
+            f"--trainer.strategy needs auto, ddp, fsdp2, or a class_path with init_args; found {given!r}.{meant}"
+        )
 
 
 def register() -> None:

@@ -13,7 +13,10 @@ _VARIABLE = "ERASURE_RUN_DIR"
 
 
 def choose(command: str, config: Namespace, checkpoint: Path | None, file: Path | None = None) -> Run:
-    """The folder of a command, checked by the launching process alone: the others would find its files there.
+    """The folder of a command.
+
+    Processes that Lightning starts are told it. Those that torchrun or a scheduler starts find it out and check it
+    each: nothing but a config is written there before they have met.
 
     Args:
         command: ``fit``, ``validate``, ``test`` or ``predict``.
@@ -27,10 +30,9 @@ def choose(command: str, config: Namespace, checkpoint: Path | None, file: Path 
     if "LOCAL_RANK" in os.environ and _VARIABLE in os.environ:
         return Run(Path(os.environ[_VARIABLE]))
     run = _folder(command, config, checkpoint, file)
-    if "LOCAL_RANK" in os.environ:
-        return run
     check(command, run, checkpoint)
-    os.environ[_VARIABLE] = str(run.root)
+    if "LOCAL_RANK" not in os.environ:
+        os.environ[_VARIABLE] = str(run.root)
     return run
 
 

@@ -37,7 +37,8 @@ def tidy(message: str, parser: LightningArgumentParser) -> str:
 def _told(message: str, parser: LightningArgumentParser) -> Iterator[str]:
     """What remains of a nested complaint, each with the key it is about."""
     keys: list[str] = []
-    for line in message.splitlines():
+    lines = message.splitlines()
+    for number, line in enumerate(lines):
         text = line.strip().removeprefix("- ")
         if found := _KEY.match(text):
             keys.append(found["key"])
@@ -45,10 +46,19 @@ def _told(message: str, parser: LightningArgumentParser) -> Iterator[str]:
         key = ".".join(dict.fromkeys(keys))
         nothing = (*_NOTHING, _FILE) if key.startswith(_CONCEPTS) else _NOTHING
         if text and not text.startswith(_NOISE) and text not in nothing:
-            yield _line(text, key, parser)
+            yield _line(text, key, parser, _given(lines[number:]))
 
 
-def _line(text: str, key: str, parser: LightningArgumentParser) -> str:
+def _given(lines: Iterable[str]) -> str:
+    """What was found, as the alternatives' common end tells; empty if it does not."""
+    for line in lines:
+        name, _, value = line.strip().partition(": ")
+        if name == "Given value":
+            return "" if "(" in value else f"; found {value!r}"  # no object that the parser made of it
+    return ""
+
+
+def _line(text: str, key: str, parser: LightningArgumentParser, given: str) -> str:
     if found := re.match(r"Option '(.+)' is not accepted", text):
         return _refused(key, found[1], parser)
     if (found := re.match(r"Expected a dot import path string: (.*)", text)) and key == _CONCEPTS:
@@ -60,7 +70,7 @@ def _line(text: str, key: str, parser: LightningArgumentParser) -> str:
     if found := re.match(r"Expected a (.+)\. Got value: (.*)", text):
         return f"{key} needs {_type(found[1])}; found {found[2]!r}"
     if (found := re.fullmatch(r"Expected a (<class '\w+'>)", text)) and key:
-        return f"{key} needs {_type(found[1])}"
+        return f"{key} needs {_type(found[1])}{given}"
     return f"{key}: {text}" if key else text
 
 

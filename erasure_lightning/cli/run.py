@@ -39,7 +39,7 @@ from erasure_lightning.errors import ErasureError
 from erasure_lightning.loggers import MetricsFile
 from erasure_lightning.methods import METHODS
 from erasure_lightning.sharing import without_secrets
-from erasure_lightning.strategies import register
+from erasure_lightning.strategies import check, register
 
 TRAINER = {"max_steps": 100, "enable_model_summary": False, "num_sanity_val_steps": 0, "log_every_n_steps": 20}
 
@@ -123,6 +123,7 @@ class CommandLine(LightningCLI):
                 f"Known: {', '.join(METHODS)} (`erasure methods` lists all)."
             )
         self.config = parser.parse_args(args)
+        check(self.config.trainer.strategy)
 
     def _set_seed(self) -> None:
         """Nothing yet: `go` seeds with the model's own."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from test_cli import TINY
 
+from erasure_lightning.__main__ import main
 from erasure_lightning.edits import read_edit
 
 
@@ -26,3 +27,14 @@ def test_two_processes_fit_measure_and_write_once(strategy, tmp_path):
     assert metadata["concepts"][0]["name"] == "cat"
     protocol = json.loads((tmp_path / "run" / "metrics.json").read_text())["protocol"]
     assert protocol["prompts"]["specificity"]
+
+
+def test_every_process_that_torchrun_starts_refuses_by_itself(tmp_path, monkeypatch, capsys):
+    """One that did not would wait for the others, and torchrun for it."""
+    (tmp_path / "edit.safetensors").touch()
+    monkeypatch.delenv("ERASURE_RUN_DIR", raising=False)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert main(["fit", *TINY, "--run_dir", str(tmp_path)]) == 2
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert main(["fit", *TINY, "--run_dir", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.count("holds a finished run") == 1
