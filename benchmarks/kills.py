@@ -22,7 +22,7 @@ from rows import head, line
 
 from erasure_lightning.loggers import read_metrics
 
-METHODS = ("esd", "sage", "mace", "spm", "sdd", "uce")
+METHODS = ("esd", "sage", "mace", "spm", "sdd", "uce", "realera")
 
 #: Seconds in which the other ranks must have ended.
 LIMIT = 60.0
