@@ -110,7 +110,8 @@ class PerConceptErasure(GradientErasure):
         kwargs: Arguments of every gradient method.
     """
 
-    rests = True
+    has_unused = True
+    made_at_end = True
 
     def __init__(self, *, rank: int = 1, **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -81,14 +81,16 @@ class TrajectoryBank:
         self._walks = self._draws = 0
 
     def follow(self, backbone: Backbone, sentences: Callable[[int], Batch], seed: int) -> None:
-        """Walk the trajectories if there are none yet, or if it is time to walk anew.
+        """Walk the trajectories if there are none, or if it is time to; all ranks, where they can only ask together.
 
         Args:
             backbone: Whose predictions are followed: the frozen original, or the student.
             sentences: What the trajectories draw, by the number of the walk.
             seed: Differs from rank to rank and from bank to bank.
         """
-        if self._held and not (self.refresh and self._draws >= self.refresh * self._walks):
+        due = not self._held or (self.refresh > 0 and self._draws >= self.refresh * self._walks)
+        if not backbone.anyone(due):
+            self._held = {key: value.to(_place(key, backbone)) for key, value in self._held.items()}
             return
         self.walked = sentences(self._walks)
         count = len(self.walked.concepts)
@@ -177,6 +179,11 @@ class TrajectoryBank:
         """Take up where `state_dict` left off."""
         self._held, self.walked = state["held"], Batch(**state["walked"])
         self._walks, self._draws = state["walks"], state["draws"]
+
+
+def _place(key: str, backbone: Backbone) -> torch.device:
+    """Where a bank keeps what it holds: beside the model, but for the notes of what is known."""
+    return torch.device("cpu") if key.startswith("known") else backbone.device
 
 
 class Teacher:

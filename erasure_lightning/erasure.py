@@ -22,7 +22,7 @@ from erasure_lightning.errors import ErasureError
 from erasure_lightning.functional import mix, widen
 from erasure_lightning.ranks import gathered
 from erasure_lightning.sampling import draw
-from erasure_lightning.sharding import pour, put, split, whole
+from erasure_lightning.sharding import put, scatter, split, whole
 from erasure_lightning.shots import Shots
 
 PREFIX = "backbone."
@@ -47,7 +47,9 @@ class ErasureModule(LightningModule, ABC):
     """
 
     #: Whether some of what is trained may have no gradient in a step, which DDP must be told.
-    rests = False
+    has_unused = False
+    #: Whether the edit is made when training ends, of something else than the model that is trained.
+    made_at_end = False
     #: The model being edited and its frozen original; both are there once Lightning has called `configure_model`.
     backbone: Backbone
     original: Backbone
@@ -137,10 +139,10 @@ class ErasureModule(LightningModule, ABC):
             )
         for model in models:
             model.lockstep = True
-        pour(self, full, self.trainer.strategy.root_device)
+        scatter(self, full, self.trainer.strategy.root_device)
 
     def edit_values(self) -> dict[str, Tensor]:
-        """The values of everything `editable`, whole; where weights are split, every rank must ask."""
+        """The values of everything `editable`, whole, on the CPU; where weights are split, every rank must ask."""
         return {name: whole(parameter) for name, parameter in self.editable().items()}
 
     def write(self, values: Mapping[str, Tensor]) -> None:

@@ -18,7 +18,7 @@ from erasure_lightning.erasure import ErasureModule as ErasureModule
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.functional import mix, warm_cosine
 from erasure_lightning.optimizers import Kind, make_optimizer
-from erasure_lightning.ranks import averaged, gathered, own, spoken
+from erasure_lightning.ranks import averaged, broadcast, collected, of_this_rank
 
 
 class GradientErasure(ErasureModule):
@@ -54,12 +54,12 @@ class GradientErasure(ErasureModule):
         """Keep the bank too, so that a resumed run draws the same moments."""
         super().on_save_checkpoint(checkpoint)
         if self.bank is not None:
-            checkpoint["banks"] = gathered([self.bank.state_dict()])
+            checkpoint["banks"] = collected(self.bank.state_dict())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up the bank where it was left; a rank that had none walks its own."""
         super().on_load_checkpoint(checkpoint)
-        state = own(checkpoint.get("banks", []))
+        state = of_this_rank(checkpoint.get("banks", []))
         if self.bank is not None and state is not None:
             self.bank.load_state_dict(state)
 
@@ -171,7 +171,7 @@ class ClosedFormErasure(ErasureModule):
             if self.editable().keys() != solution.keys():
                 raise ErasureError(f"{type(self).__name__}.solve must return every editable parameter and no other.")
             self.write(solution)
-        spoken(self.editable().values())
+        broadcast(self.editable().values())
         optimizer = self.optimizers()
         optimizer.step()  # type: ignore[union-attr]
 

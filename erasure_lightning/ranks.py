@@ -1,7 +1,7 @@
 """What the ranks of a run found, brought together; alone, a rank's own."""
 
 from collections.abc import Iterable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
@@ -28,12 +28,32 @@ def gathered(mine: Sequence[T]) -> list[T]:
     return [item for part in parts for item in part]
 
 
-def own(parts: Sequence[T]) -> T | None:
-    """This rank's part of what `gathered` brought together, perhaps by other ranks; ``None`` where it had none."""
+def collected(mine: T) -> list[T]:
+    """What every rank has, in rank order, for rank 0 to save, with tensors on the CPU; the others get nothing of it.
+
+    Every rank must call it.
+    """
+    parts: list[T] = [_on_cpu(mine)] * (distributed.get_world_size() if several() else 1)
+    if several():
+        distributed.gather_object(parts[0], parts if place() == 0 else None)
+    return parts if place() == 0 else []
+
+
+def _on_cpu(value: Any) -> Any:
+    """A value whose tensors, however deep, are on the CPU: another rank's device is no place for them."""
+    if isinstance(value, Tensor):
+        return value.detach().cpu()
+    if isinstance(value, dict):
+        return {key: _on_cpu(part) for key, part in value.items()}
+    return [_on_cpu(part) for part in value] if isinstance(value, list) else value
+
+
+def of_this_rank(parts: Sequence[T]) -> T | None:
+    """This rank's part of what was `collected`, perhaps from other ranks; ``None`` where it had none."""
     return parts[place()] if place() < len(parts) else None
 
 
-def spoken(tensors: Iterable[Tensor]) -> None:
+def broadcast(tensors: Iterable[Tensor]) -> None:
     """Give every rank what rank 0 holds, in place. Every rank must call it, with tensors of the same shapes."""
     for tensor in tensors if several() else ():
         distributed.broadcast(tensor.detach(), 0)

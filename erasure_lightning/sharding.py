@@ -1,4 +1,4 @@
-"""Weights split over ranks (FSDP2): no rank holds a whole model, and the frozen original shares the splits.
+"""Weights split over ranks (FSDP2): no rank trains with a whole denoiser, and the frozen original shares the splits.
 
 Student and original share all modules that the edit does not reach (`Backbone.original`). FSDP2 gathers the weights of
 a *unit* before it runs and lets go of them behind it, whoever runs it; so a unit that lies in both trees serves both.
@@ -18,6 +18,8 @@ from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+from erasure_lightning.ranks import place
 
 #: Frozen weights in a unit: not worth gathering below, too much to gather at once above.
 LEAST, MOST = 2**12, 2**26
@@ -67,7 +69,7 @@ def _unit(module: nn.Module, mesh: DeviceMesh) -> None:
 
 
 @torch.no_grad()
-def pour(module: nn.Module, full: Mapping[str, Tensor], device: torch.device) -> None:
+def scatter(module: nn.Module, full: Mapping[str, Tensor], device: torch.device) -> None:
     """Give every rank its part of weights that only rank 0 has, and move all to their device.
 
     Args:
@@ -103,8 +105,8 @@ def _make_room(module: nn.Module, device: torch.device) -> None:
 
 
 def whole(value: Tensor) -> Tensor:
-    """A weight as every rank can read it; of a split one every rank must ask."""
-    return value.full_tensor().detach() if isinstance(value, DTensor) else value.detach()
+    """A weight on the CPU, as every rank can read it; of a split one every rank must ask."""
+    return (value.full_tensor() if isinstance(value, DTensor) else value).detach().cpu()
 
 
 @torch.no_grad()
@@ -122,11 +124,16 @@ def distributed_like(weight: DTensor, value: Tensor) -> Tensor:
 
 
 def whole_state(state: dict[str, Any]) -> dict[str, Any]:
-    """An optimizer's state as a single process would have it; every rank must ask."""
-    found = {
-        number: {key: whole(v) if isinstance(v, Tensor) else v for key, v in values.items()}
-        for number, values in state["state"].items()
-    }
+    """An optimizer's state as a single process would have it, for rank 0 to save; every rank must ask.
+
+    Tensor by tensor, so that no device holds more than one of them whole.
+    """
+    found: dict[Any, dict[str, Any]] = {}
+    for number, values in state["state"].items():
+        for key, value in values.items():
+            full = whole(value) if isinstance(value, Tensor) else value
+            if place() == 0:
+                found.setdefault(number, {})[key] = full
     return {**state, "state": found}
 
 

@@ -3,10 +3,10 @@
 import difflib
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.strategies import ModelParallelStrategy, ParallelStrategy, StrategyRegistry
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, ParallelStrategy, StrategyRegistry
 from torch.optim import Optimizer
 
 from erasure_lightning.erasure import PREFIX, ErasureModule
@@ -20,6 +20,9 @@ NAME = "fsdp2"
 #: edit does.
 NAMES = ("auto", "ddp", NAME, "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true")
 
+#: Seconds for which collectives wait longer than ranks that hang are given, so that these are named first.
+GRACE = 300.0
+
 
 class FSDP2(ModelParallelStrategy):
     """Splits weights, gradients and optimizer states over all devices; `sharding` tells how.
@@ -28,19 +31,17 @@ class FSDP2(ModelParallelStrategy):
     run goes on on any number of devices, under any strategy.
 
     Args:
-        data_parallel_size: Devices that split a model among them, each with data of its own; all by default.
         process_group_backend: ``nccl`` or ``gloo``; by default what suits the devices.
         timeout: How long a rank waits for the others.
     """
 
     def __init__(
         self,
-        data_parallel_size: Literal["auto"] | int = "auto",
         process_group_backend: str | None = None,
         timeout: timedelta = timedelta(minutes=30),
     ) -> None:
         super().__init__(
-            data_parallel_size=data_parallel_size,
+            data_parallel_size="auto",
             tensor_parallel_size=1,
             save_distributed_checkpoint=False,
             process_group_backend=process_group_backend,
@@ -54,8 +55,7 @@ class FSDP2(ModelParallelStrategy):
 
     def setup_environment(self) -> None:
         """Take all devices, where Lightning's ``auto`` takes the number of nodes."""
-        if self._data_parallel_size == "auto":
-            self._data_parallel_size = self.num_processes * self.num_nodes
+        self._data_parallel_size = self.num_processes * self.num_nodes
         super().setup_environment()
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
@@ -94,6 +94,24 @@ def check(given: object) -> None:
         raise ErasureError(
             f"--trainer.strategy needs auto, ddp, fsdp2, or a class_path with init_args; found {given!r}.{meant}"
         )
+
+
+def named(given: Any, has_unused: bool, hang_timeout: float) -> Any:
+    """The strategy that a name stands for; what is no name of several devices' stays as it is.
+
+    Args:
+        given: What ``--trainer.strategy`` says.
+        has_unused: Whether some of what is trained may have no gradient in a step.
+        hang_timeout: Seconds after which ranks that hang are given up.
+    """
+    timeout = timedelta(seconds=hang_timeout + GRACE)
+    if given == NAME:
+        return FSDP2(timeout=timeout)
+    if given == "ddp":  # buffers are alike on all ranks, and what edits train is sent as it lies
+        return DDPStrategy(
+            timeout=timeout, find_unused_parameters=has_unused, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
+    return given
 
 
 def register() -> None:

@@ -1,6 +1,5 @@
 """Stops a run that went wrong, and refuses an edit that is none."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -20,8 +19,8 @@ class Guard(Callback):
         self._added: dict[str, Tensor] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remember what adapters were."""
-        if isinstance(pl_module, ErasureModule):
+        """Remember what adapters were when training began."""
+        if isinstance(pl_module, ErasureModule) and not self._added:
             old = dict(pl_module.original.named_parameters())
             new = {n: p for n, p in pl_module.editable().items() if n not in old}
             self._added = {name: parameter.detach().cpu().clone() for name, parameter in new.items()}
@@ -38,6 +37,14 @@ class Guard(Callback):
         if isinstance(loss, Tensor) and not loss.isfinite().all():
             raise ErasureError(f"The loss became {loss.item()} at step {trainer.global_step}. {_advice(pl_module)}")
 
+    def state_dict(self) -> dict[str, Any]:
+        """What adapters were, for a resumed run, whose own have moved."""
+        return {"added": self._added}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take it up."""
+        self._added = state_dict["added"]
+
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look at the edit.
 
@@ -48,7 +55,7 @@ class Guard(Callback):
             check_edit(pl_module, self._added)
 
 
-def check_edit(module: ErasureModule, added: Mapping[str, Tensor]) -> None:
+def check_edit(module: ErasureModule, added: dict[str, Tensor]) -> None:
     """Raise unless the module's edit is one.
 
     Args:
@@ -58,27 +65,22 @@ def check_edit(module: ErasureModule, added: Mapping[str, Tensor]) -> None:
     Raises:
         ErasureError: If it holds NaN or infinity, or equals the original.
     """
-    editable, before = module.edit_values(), _before(module, added)
-    if bad := [name for name, value in editable.items() if not value.isfinite().all()]:
+    editable, bad, moved = module.editable(), [], False
+    before = added | dict(module.original.named_parameters())
+    for name, parameter in editable.items():  # one by one: split weights are whole for a moment
+        value = whole(parameter)
+        bad += [name] * (not value.isfinite().all())
+        moved = moved or not torch.equal(value, whole(before[name.replace(".base_layer.", ".")]))  # alike on all ranks
+    if bad:
         raise ErasureError(
             f"The edit holds NaN or infinity in {len(bad)} of {len(editable)} parameters, {bad[0]} first; nothing was "
             f"written. {_advice(module)}"
         )
-    if all(torch.equal(value.cpu(), before[name].cpu()) for name, value in editable.items()):
+    if not moved:
         raise ErasureError(
             f"{type(module).__name__} changed none of its {len(editable)} parameters; nothing was written. "
             "Give it more steps (--trainer.max_steps) or a higher learning rate, or look at its concepts."
         )
-
-
-def _before(module: ErasureModule, added: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Old values of what is edited, also where an adapter has been wrapped around its layer since."""
-    old, found = dict(module.original.named_parameters()), dict(added)
-    for name in module.editable():  # in this order on every rank, since split weights are gathered one by one
-        if name in found:
-            continue
-        found[name] = whole(old.get(name, old.get(name.replace(".base_layer.", "."), torch.empty(0))))
-    return found
 
 
 def _advice(module: LightningModule) -> str:

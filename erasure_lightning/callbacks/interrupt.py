@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
@@ -32,8 +32,10 @@ class Interrupted(BaseException):
 class LastCheckpoint(Checkpoint):
     """Saves ``checkpoints/last.ckpt`` every so many steps, and when interrupted; a second interruption stops at once.
 
-    Lightning logs a step after its callbacks have seen its end. So that no kill comes between the two and costs a row,
-    a checkpoint is written beside the last one, and takes its place once the step's row is there.
+    A checkpoint is written beside the last one, and takes its place when the next step begins. For Lightning logs a
+    step after its callbacks have seen its end, and a kill between the two would cost the row. Nor does the last step's
+    ever take it: a run that went on from there would not be told that training ends, on which methods and callbacks
+    finish their work.
 
     Args:
         every: Steps between two saves, at least 1.
@@ -46,7 +48,7 @@ class LastCheckpoint(Checkpoint):
         self.set_every(every)
         self._asked: int | None = None
         self._training = self._stopping = self._waiting = False
-        self._saved = 0
+        self._step = 0
 
     def set_every(self, every: int) -> None:
         """Change the steps between two saves.
@@ -69,6 +71,17 @@ class LastCheckpoint(Checkpoint):
             for number, handler in before.items():
                 signal.signal(number, handler)
 
+    def listen_in(self, trainer: Trainer) -> None:
+        """Take signals back from a trainer as soon as it takes them: its handler waits for the other ranks."""
+        connector = cast(Any, trainer)._signal_connector
+        register = connector.register_signal_handlers
+
+        def and_listen() -> None:
+            register()
+            self._listen()
+
+        connector.register_signal_handlers = and_listen
+
     def _listen(self) -> None:
         for number in SIGNALS:
             signal.signal(number, self._hear)
@@ -80,9 +93,9 @@ class LastCheckpoint(Checkpoint):
         raise Interrupted(number, "Interrupted at once; what was written before is untouched.")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the signals back from Lightning, which would end the run in the middle of a step."""
+        """From here on a run can be saved."""
         self._training = True
-        self._listen()
+        self._step = trainer.global_step
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Take the last step's checkpoint for good, and stop if asked to.
@@ -90,40 +103,53 @@ class LastCheckpoint(Checkpoint):
         Raises:
             Interrupted: If a signal came during that step.
         """
-        self._settle(trainer)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The same after the last step; from here on there is nothing to save but the result.
-
-        Raises:
-            Interrupted: If one came.
-        """
-        self._settle(trainer)
-        self._training = False
+        if self._waiting and trainer.is_global_zero:
+            run = _run(trainer)
+            run.next.replace(run.last)
+        self._waiting = False
+        if self._stopping:
+            self._training = False
+            saved = f"Interrupted after step {trainer.global_step} and saved; go on with"
+            raise Interrupted(
+                self._asked or signal.SIGTERM, f"{saved} `erasure fit --ckpt_path {trainer.default_root_dir}`."
+            )
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save when it is time, or when asked to stop; every rank stops if one was asked to."""
-        self._stopping = trainer.strategy.reduce_boolean_decision(self._asked is not None, all=False)
-        due = trainer.global_step > self._saved and trainer.global_step % self.every == 0
-        if self._stopping or due:
-            self._save(trainer)
+        asked = _any(trainer, self._asked is not None)
+        if trainer.global_step == self._step:  # gradients are being added up, and a checkpoint does not hold them
+            return
+        self._step, self._stopping = trainer.global_step, asked
+        if asked or self._step % self.every == 0:
+            trainer.save_checkpoint(_run(trainer).next)
+            self._waiting = True
 
-    def _settle(self, trainer: Trainer) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget the last step's checkpoint."""
         if self._waiting and trainer.is_global_zero:
-            run = Run(Path(trainer.default_root_dir))
-            run.next.replace(run.last)
+            _run(trainer).next.unlink()
         self._waiting = False
-        if self._stopping:
-            self._training = False
-            raise Interrupted(self._asked or signal.SIGTERM, _farewell(trainer))
 
-    def _save(self, trainer: Trainer) -> None:
-        trainer.save_checkpoint(Run(Path(trainer.default_root_dir)).next)
-        self._saved, self._waiting = trainer.global_step, True
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop behind the edit, if a signal came too late to stop before it.
+
+        Raises:
+            Interrupted: If one came.
+        """
+        self._training = False
+        if _any(trainer, self._asked is not None):
+            written = "Interrupted after the last step; the edit is written. Measure it with"
+            raise Interrupted(
+                self._asked or signal.SIGTERM, f"{written} `erasure test --ckpt_path {trainer.default_root_dir}`."
+            )
 
 
-def _farewell(trainer: Trainer) -> str:
-    folder = trainer.default_root_dir
-    return f"Interrupted after step {trainer.global_step} and saved; go on with `erasure fit --ckpt_path {folder}`."
+def _run(trainer: Trainer) -> Run:
+    return Run(Path(trainer.default_root_dir))
+
+
+def _any(trainer: Trainer, flag: bool) -> bool:
+    """Whether the flag is up on any rank."""
+    return trainer.strategy.reduce_boolean_decision(flag, all=False)

@@ -50,6 +50,24 @@ def check_same(model: dict[str, Any], made: dict[str, Any]) -> None:
         print(f"erasure: warning: not as the checkpoint was made: {', '.join(odd)}.", file=sys.stderr)
 
 
+def check_unfinished(path: Path, step: int, max_steps: int) -> None:
+    """Raise if a run that goes on from a checkpoint would take no step: what ends a training would never happen.
+
+    Args:
+        path: The checkpoint.
+        step: Steps it has taken.
+        max_steps: Steps that are asked for in all, -1 for any number.
+
+    Raises:
+        ErasureError: If so.
+    """
+    if 0 <= max_steps <= step:
+        raise ErasureError(
+            f"{path} has taken {step} steps, and --trainer.max_steps {max_steps} asks for no more. Ask for more, or "
+            "use what it holds: `erasure test`, `predict` and `attack` take it as --ckpt_path."
+        )
+
+
 def _differ(now: Any, then: Any) -> bool:
     opaque = isinstance(then, str) and then.startswith("<")  # an object, not a value
     return not opaque and _said(now) != _said(then)

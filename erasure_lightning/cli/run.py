@@ -31,7 +31,7 @@ from erasure_lightning.cli.messages import tidy
 from erasure_lightning.cli.names import arguments, concept_file
 from erasure_lightning.cli.noise import hush
 from erasure_lightning.cli.parser import Parser
-from erasure_lightning.cli.resume import check_same, own_config
+from erasure_lightning.cli.resume import check_same, check_unfinished, own_config
 from erasure_lightning.data import PromptData
 from erasure_lightning.edits import write_atomically
 from erasure_lightning.erasure import ErasureModule
@@ -39,7 +39,7 @@ from erasure_lightning.errors import ErasureError
 from erasure_lightning.loggers import MetricsFile
 from erasure_lightning.methods import METHODS
 from erasure_lightning.sharing import without_secrets
-from erasure_lightning.strategies import check, register
+from erasure_lightning.strategies import check, named, register
 
 TRAINER = {"max_steps": 100, "enable_model_summary": False, "num_sanity_val_steps": 0, "log_every_n_steps": 20}
 
@@ -159,7 +159,10 @@ class CommandLine(LightningCLI):
                 )
             return None
         path = locate(self.config.ckpt_path, self.command)
-        check_same(model, read_checkpoint(path)["erasure"])
+        checkpoint = read_checkpoint(path)
+        check_same(model, checkpoint["erasure"])
+        if self.command == "fit":
+            check_unfinished(path, checkpoint["global_step"], self.config.trainer.max_steps)
         return path
 
     def instantiate_classes(self) -> None:
@@ -178,15 +181,16 @@ class CommandLine(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer with the run's folder and what every run has."""
         given = self.config_init.trainer
-        if given.strategy == "ddp" and self.model.rests:
-            self.config_init.trainer.strategy = "ddp_find_unused_parameters_true"
-        return super().instantiate_trainer(
+        given.strategy = named(given.strategy, self.model.has_unused, self.config.hang_timeout)
+        trainer = super().instantiate_trainer(
             default_root_dir=str(self.run.root),
             logger=self._loggers(given.logger),
             callbacks=self._callbacks(given),
             plugins=[*_list(given.plugins), PlainCheckpointIO()],
             **kwargs,
         )
+        self.keeper.listen_in(trainer)
+        return trainer
 
     def _loggers(self, given: Any) -> list[Logger] | bool:
         if given is False:

@@ -42,7 +42,7 @@ from erasure_lightning.backbones.base import CONCEPT, Conditioning
 from erasure_lightning.concepts import Batch
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.functional import mix
-from erasure_lightning.ranks import gathered, own
+from erasure_lightning.ranks import collected, of_this_rank
 
 
 class Receler(AdapterErasure):
@@ -137,12 +137,12 @@ class Receler(AdapterErasure):
         """Keep the adversarial rows of every rank."""
         super().on_save_checkpoint(checkpoint)
         if self.adversaries is not None:
-            checkpoint["adversaries"] = gathered([self.adversaries.state_dict()])
+            checkpoint["adversaries"] = collected(self.adversaries.state_dict())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take them up."""
         super().on_load_checkpoint(checkpoint)
-        self._left = own(checkpoint.get("adversaries", []))
+        self._left = of_this_rank(checkpoint.get("adversaries", []))
 
 
 def _pixels(maps: dict[str, Tensor], x: Tensor) -> int:

@@ -51,6 +51,8 @@ class SDD(GradientErasure):
     #: The model with averaged weights; of what is edited it has copies, all else it shares.
     average: Backbone
 
+    made_at_end = True
+
     def __init__(self, *, train: Part = "x", ema: float = 0.975, lr: float = 2e-4, **kwargs: Any) -> None:
         super().__init__(lr=lr, **kwargs)
         if not 0 <= ema < 1:

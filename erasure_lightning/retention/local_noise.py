@@ -14,7 +14,7 @@ from erasure_lightning.bank import Teacher, TrajectoryBank, pure_noise
 from erasure_lightning.concepts import Batch
 from erasure_lightning.functional import mix
 from erasure_lightning.module import GradientErasure
-from erasure_lightning.ranks import gathered, own
+from erasure_lightning.ranks import collected, of_this_rank
 from erasure_lightning.retention.base import RetentionCallback
 
 
@@ -57,11 +57,11 @@ class LocalNoisePreservation(RetentionCallback):
 
     def state_dict(self) -> dict[str, Any]:
         """Every rank's bank, so that a resumed run draws the same moments."""
-        return {"banks": gathered([self.bank.state_dict()])} if self.bank is not None else {}
+        return {"banks": collected(self.bank.state_dict())} if self.bank is not None else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the bank where it was left; a rank that had none walks its own."""
-        state = own(state_dict.get("banks", []))
+        state = of_this_rank(state_dict.get("banks", []))
         if self.bank is not None and state is not None:
             self.bank.load_state_dict(state)
 

@@ -13,6 +13,7 @@ from erasure_lightning.erasure import ErasureModule
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.metrics.judge import Judge
 from erasure_lightning.metrics.scorer import Scorer
+from erasure_lightning.ranks import broadcast
 from erasure_lightning.retention.base import read_lines
 from erasure_lightning.sampling import draw
 from erasure_lightning.vocabulary import Vocabulary, spread
@@ -24,7 +25,8 @@ class RetentionMonitor(Callback):
     ``monitor/forgotten``: share of the concept prompts no longer recognised as the concept (without a scorer: how far
     their pictures went, ``1 - cos``). ``monitor/kept``: cosine of the retained prompts' pictures with the original's.
     ``monitor/tradeoff``: their harmonic mean. ``monitor/kept/GROUP``: the same as ``kept`` of each group of retained
-    prompts, where they have groups.
+    prompts, where they have groups. Of methods that make their edit when training ends (MACE fuses adapters, SDD takes
+    an average) it sees the model that is trained, and goes back to nothing.
 
     Args:
         every: Steps between two looks, at least 1.
@@ -99,7 +101,9 @@ class RetentionMonitor(Callback):
         """What the scorer sees, unit vectors ``(N, D)``: the concept prompts first, then the retained."""
         prompts = [prompt for prompt, _ in self._asked] + self._kept
         pictures = draw(backbone, prompts, range(len(prompts)), steps=self.steps, guidance=self.guidance)
-        return self._eyes.images(pictures) if self._eyes else normalize(pictures.flatten(1), dim=1)
+        seen = self._eyes.images(pictures) if self._eyes else normalize(pictures.flatten(1), dim=1)
+        broadcast([seen])  # ranks decide alike, however their devices round
+        return seen
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Look, log, remember the best, stop if it is time."""
@@ -115,7 +119,7 @@ class RetentionMonitor(Callback):
         module.log_dict(self._seen)
         within = self.budget is None or kept >= self.budget
         if within and tradeoff > self.best["tradeoff"]:
-            edit = {name: value.cpu().clone() for name, value in module.edit_values().items()}
+            edit = {name: value.clone() for name, value in module.edit_values().items()}
             self.best = {"tradeoff": tradeoff, "step": trainer.global_step, "edit": edit}
         if not within or (self.goal is not None and forgotten >= self.goal):
             trainer.should_stop = True
@@ -143,8 +147,9 @@ class RetentionMonitor(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Go back to the best look."""
-        if self.keep_best:
-            cast(ErasureModule, pl_module).write(self.best["edit"])
+        module = cast(ErasureModule, pl_module)
+        if self.keep_best and not module.made_at_end:
+            module.write(self.best["edit"])
 
     def state_dict(self) -> dict[str, Any]:
         """The best look, so that a resumed run can go back to it, and what the last one saw."""

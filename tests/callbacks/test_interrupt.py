@@ -4,16 +4,19 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 
 from erasure_lightning.__main__ import main
+from erasure_lightning.callbacks.export import ExportEdit
 from erasure_lightning.callbacks.guard import Guard
 from erasure_lightning.callbacks.interrupt import Interrupted, LastCheckpoint
 from erasure_lightning.edits import read_edit
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.loggers import read_metrics
 
 TESTS = Path(__file__).parents[1]
 
@@ -39,6 +42,15 @@ def folder(tmp_path_factory):
         (made / f"{name}.yaml").write_text(yaml.safe_dump(config(method)))
         assert main(["fit", "--config", str(made / f"{name}.yaml"), "--run_dir", str(made / name)]) == 0
     return made
+
+
+def elsewhere(command):
+    """The exit code of a command in a process of its own, which may die."""
+    child = os.fork()
+    if child == 0:
+        os.environ.pop("ERASURE_RUN_DIR", None)
+        os._exit(main(command))
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def check_resumed(folder, whole, name):
@@ -67,18 +79,16 @@ def test_a_killed_run_resumes_bit_for_bit(folder):
 
 
 def test_a_kill_between_saving_a_step_and_logging_it_loses_no_row(folder, monkeypatch):
-    save, run = LastCheckpoint._save, folder / "between"
+    save, run = LastCheckpoint.on_train_batch_end, folder / "between"
 
-    def save_and_die(keeper, trainer):
-        save(keeper, trainer)
+    def save_and_die(keeper, trainer, *rest):
+        save(keeper, trainer, *rest)
         if trainer.global_step == 10:
             os._exit(9)
 
-    child = os.fork()
-    if child == 0:
-        monkeypatch.setattr(LastCheckpoint, "_save", save_and_die)
-        os._exit(main(["fit", "--config", str(folder / "plain.yaml"), "--run_dir", str(run)]))
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    with monkeypatch.context() as patched:
+        patched.setattr(LastCheckpoint, "on_train_batch_end", save_and_die)
+        assert elsewhere(["fit", "--config", str(folder / "plain.yaml"), "--run_dir", str(run)]) == 9
     assert (run / "checkpoints" / "next.ckpt").exists()
     check_resumed(folder, "plain", run.name)
 
@@ -101,21 +111,74 @@ def test_an_interrupted_run_says_how_to_go_on(folder, whole, number, code, monke
     check_resumed(folder, whole, name)
 
 
-def test_an_interruption_in_the_last_step_exports_nothing_yet(folder, monkeypatch):
-    def raise_signal(guard, trainer, *rest):
-        if trainer.global_step == STEPS:
-            signal.raise_signal(signal.SIGINT)
+def test_an_interruption_in_the_last_step_waits_for_the_edit(folder, monkeypatch, capsys):
+    with monkeypatch.context() as patched:
+        at(STEPS, patched, lambda: signal.raise_signal(signal.SIGINT))
+        assert main(["fit", "--config", str(folder / "plain.yaml"), "--run_dir", str(folder / "late")]) == 130
+    assert "Interrupted after the last step; the edit is written. Measure it with" in capsys.readouterr().err
+    assert (folder / "late" / "edit.safetensors").read_bytes() == (folder / "plain" / "edit.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("method", ["RealEra", "SPM", "MACE", "SDD"])
+def test_a_kill_behind_the_last_step_and_before_the_edit(folder, method, tmp_path, monkeypatch):
+    """What methods and callbacks do when training ends, they do in the resumed run."""
+    given = config(method)
+    given["trainer"]["max_steps"] = 6
+    given["trainer"]["callbacks"] = [{"class_path": "RetentionMonitor", "init_args": {"every": 2, "steps": 2}}]
+    (tmp_path / "given.yaml").write_text(yaml.safe_dump(given | {"save_every": 2}))
+    fit = ["fit", "--config", str(tmp_path / "given.yaml"), "--run_dir"]
+    assert main([*fit, str(tmp_path / "whole")]) == 0
+    with monkeypatch.context() as patched:
+        patched.setattr(ExportEdit, "on_fit_end", lambda *_: os._exit(9))
+        assert elsewhere([*fit, str(tmp_path / "killed")]) == 9
+    assert main(["fit", "--ckpt_path", str(tmp_path / "killed")]) == 0
+    one, other = (tmp_path / name / "edit.safetensors" for name in ("whole", "killed"))
+    assert one.read_bytes() == other.read_bytes()
+
+
+def test_a_run_that_stopped_on_its_goal_stops_there_again(folder, tmp_path, monkeypatch):
+    given = config("trivial.Distillation")
+    looks = {"every": 2, "steps": 2, "goal": 0.0}
+    given["trainer"]["callbacks"] = [{"class_path": "RetentionMonitor", "init_args": looks}]
+    (tmp_path / "given.yaml").write_text(yaml.safe_dump(given | {"save_every": 1}))
+    fit = ["fit", "--config", str(tmp_path / "given.yaml"), "--run_dir"]
+    with monkeypatch.context() as patched:
+        patched.setattr(ExportEdit, "on_fit_end", lambda *_: os._exit(9))
+        assert elsewhere([*fit, str(tmp_path / "killed")]) == 9
+    assert main(["fit", "--ckpt_path", str(tmp_path / "killed")]) == 0
+    assert len(read_metrics(tmp_path / "killed" / "metrics.csv")) == 2
+
+
+def test_gradients_that_add_up_are_not_cut(folder, tmp_path, monkeypatch):
+    given = config("trivial.Distillation")
+    given["trainer"] |= {"accumulate_grad_batches": 3, "max_steps": 6}
+    (tmp_path / "given.yaml").write_text(yaml.safe_dump(given))
+    fit, seen = ["fit", "--config", str(tmp_path / "given.yaml"), "--run_dir"], []
+    assert main([*fit, str(tmp_path / "whole")]) == 0
+
+    def inside(guard, trainer, *rest):
+        seen.append(trainer.global_step)
+        if seen == [0, 0, 1, 1]:
+            signal.raise_signal(signal.SIGTERM)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Guard, "on_train_batch_end", raise_signal)
-        assert main(["fit", "--config", str(folder / "plain.yaml"), "--run_dir", str(folder / "late")]) == 130
-    check_resumed(folder, "plain", "late")
+        patched.setattr(Guard, "on_train_batch_end", inside)
+        assert main([*fit, str(tmp_path / "cut")]) == 143
+    check_resumed(tmp_path, "whole", "cut")
+
+
+def test_a_run_that_has_all_its_steps_is_not_gone_on_with(folder, monkeypatch, capsys):
+    with monkeypatch.context() as patched:
+        at(12, patched, lambda: signal.raise_signal(signal.SIGINT))
+        assert main(["fit", "--config", str(folder / "plain.yaml"), "--run_dir", str(folder / "short")]) == 130
+    assert main(["fit", "--ckpt_path", str(folder / "short"), "--trainer.max_steps", "12"]) == 2
+    assert "has taken 12 steps, and --trainer.max_steps 12 asks for no more." in capsys.readouterr().err
 
 
 def test_a_second_signal_stops_at_once():
     keeper = LastCheckpoint()
     with keeper.watching():
-        keeper.on_train_start(None, None)
+        keeper.on_train_start(SimpleNamespace(global_step=0), None)
         signal.raise_signal(signal.SIGINT)
         with pytest.raises(Interrupted, match="Interrupted at once") as caught:
             signal.raise_signal(signal.SIGINT)
@@ -182,11 +245,7 @@ def test_two_runs_in_one_folder(folder, monkeypatch, capfd):
     run, told = folder / "shared", []
 
     def another():
-        child = os.fork()
-        if child == 0:
-            os.environ.pop("ERASURE_RUN_DIR")
-            os._exit(main(["fit", "--config", str(folder / "plain.yaml"), "--run_dir", str(run)]))
-        told.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        told.append(elsewhere(["fit", "--config", str(folder / "plain.yaml"), "--run_dir", str(run)]))
 
     with monkeypatch.context() as patched:
         at(3, patched, another)

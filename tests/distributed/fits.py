@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 from erasure_lightning import erasure as base
 from erasure_lightning import sharding
 from erasure_lightning.backbones.tiny import WORDS
+from erasure_lightning.bank import TrajectoryBank
 from erasure_lightning.concepts import Concept
 from erasure_lightning.methods import METHODS
 from erasure_lightning.module import GradientErasure
@@ -23,7 +24,7 @@ from erasure_lightning.ranks import averaged
 from erasure_lightning.registry import find_method, load_offer
 from erasure_lightning.retention.global_alignment import GlobalSemanticAlignment
 from erasure_lightning.sharding import whole
-from erasure_lightning.strategies import FSDP2
+from erasure_lightning.strategies import FSDP2, named
 from erasure_lightning.testing import edit_of, fit
 
 CONCEPTS = [Concept("cat", "dog"), Concept("star", "heart")]
@@ -70,14 +71,13 @@ def method(name):
 
 def made(name, folder, **given):
     """A method on a tiny model, as cheap as it gets."""
+    given |= {"bank": TrajectoryBank(trajectories=2, steps=2)} if name == "ESD" else {}
     return method(name)(concepts=CONCEPTS, backbone=str(folder), seed=1, **CHEAP.get(name, {}), **given)
 
 
 def chosen(strategy, name):
     """What the command line makes of a strategy's name."""
-    if strategy == "fsdp2":
-        return FSDP2()
-    return "ddp_find_unused_parameters_true" if method(name).rests else "ddp"
+    return named(strategy, method(name).has_unused, 1500.0)
 
 
 def fits(name, strategy, out):
