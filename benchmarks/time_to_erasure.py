@@ -1,6 +1,6 @@
 """Our ESD against the published algorithm's schedule, to the same erasure: ``python benchmarks/time_to_erasure.py``.
 
-Both erase the emoji world's cigarette on our backbone, in processes of one thread that run side by side, and are
+Both erase a concept of the emoji world on our backbone, in processes of one thread that run side by side, and are
 measured in the protocol of BARS.md. *published* is the schedule of rohitgandikota/erasing @ 25613d2: before every
 iteration a fresh walk of 0 to 49 of 50 steps of the frozen original (there a second model, here our shared one) at
 guidance 3; one latent, the
@@ -79,9 +79,12 @@ SHIPPED = ["--config", "esd.yaml"]
 SHORT = ["--model.lr", "4e-4", "--model.bank.trajectories", "8", "--data.rounds", "16"]
 
 
-def row(name: str, folder: Path, given: list[str], originals: Path) -> dict[str, Any]:
+COLUMNS = ("own", "domain", "retain", "feature", "evaluations", "with gradient", "seconds", "processor, s", "times")
+
+
+def row(name: str, folder: Path, given: list[str], concept: str) -> dict[str, Any]:
     """A run's figures."""
-    every = ["--model.concepts", "cigarette.yaml", "--data.originals", str(originals)]
+    every = ["--model.concepts", f"{concept}.yaml", "--data.originals", str(folder.parent / "originals")]
     metrics, cost = fitted(folder, [*given, *every, "--trainer.callbacks+=time_to_erasure.Processor"], threads=1)
     estimates = metrics["estimates"]
     groups = {"own": "efficacy", "domain": "generality", "retain": "specificity"}
@@ -95,32 +98,18 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/time-to-erasure"))
+    parser.add_argument("--concept", default="cigarette", help="a file of configs/concepts")
     parser.add_argument("--iterations", type=int, default=200, help="of the published schedule")
     options = parser.parse_args()
     cases = {"published": published(options.iterations), "as shipped": SHIPPED, "short": [*SHIPPED, *SHORT]}
     with ThreadPoolExecutor(len(cases)) as pool:
-        originals = options.out / "originals"
+        out = options.out / options.concept
         runs = [
-            pool.submit(row, name, options.out / name.replace(" ", "-"), given, originals)
+            pool.submit(row, name, out / name.replace(" ", "-"), given, options.concept)
             for name, given in cases.items()
         ]
         rows = [run.result() for run in runs]
-    print(
-        head(
-            [
-                "",
-                "own",
-                "domain",
-                "retain",
-                "feature",
-                "evaluations",
-                "with gradient",
-                "seconds",
-                "processor, s",
-                "times",
-            ]
-        )
-    )
+    print(head([options.concept, *COLUMNS]))
     for found in rows:
         shares = [f"{found[key]:.3f}" for key in ("own", "domain", "retain", "feature")]
         counts = [f"{found[key]:,}" for key in ("evaluations", "backwards")]
