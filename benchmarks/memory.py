@@ -80,8 +80,9 @@ WORLD = {
 }
 
 
-def full(folder: Path) -> dict[str, list[str]]:
+def full(folder: Path, accelerator: str) -> dict[str, list[str]]:
     """Rows on the large model."""
+    split = ["--trainer.strategy", "fsdp2", "--trainer.devices", "1"]
     told = ["--model.concepts", "[{name: cat, anchor: dog}]", "--model.backbone", str(folder), "--data.batch_size", "2"]
     esd = ["--model", "ESD", *told]
     return {
@@ -89,8 +90,9 @@ def full(folder: Path) -> dict[str, list[str]]:
         "ESD, bfloat16 base": [*esd, *COARSE],
         "ESD, bfloat16 base, checkpointing": [*esd, *COARSE, *THRIFTY],
         "ESD, bfloat16 base, all weights": [*esd, *COARSE, *ALL],
-        "ESD, fsdp2 on one device": [*esd, "--trainer.strategy", "fsdp2", "--trainer.devices", "1"],
         "SAGE, bfloat16 base": ["--model", "SAGE", *told, *COARSE],
+        # On the CPU an account of tensors cannot see that FSDP2 empties the storage of what it has gathered.
+        **({"ESD, fsdp2 on one device": [*esd, *split]} if accelerator == "cuda" else {}),
     }
 
 
@@ -156,7 +158,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.full and not args.folder.exists():
         build(args.folder)
-    tables = {"emoji world": WORLD} | ({"SD 1.5-sized": full(args.folder)} if args.full else {})
+    tables = {"emoji world": WORLD} | ({"SD 1.5-sized": full(args.folder, args.accelerator)} if args.full else {})
     columns = ["planned, GiB", "tensors", "process", "off by", "", "model", "to the least", "most when"]
     for where, rows in tables.items():
         print(head([where, *columns]), flush=True)

@@ -122,12 +122,17 @@ class Listener:
 
 
 class _Player(Callback):
-    """Marks where steps begin and end, and jumps from the first to the last."""
+    """Marks where steps begin and end, and jumps from the first to the last; optimizers step as on the device."""
 
-    def __init__(self, ledger: Ledger, listeners: Sequence[Listener]) -> None:
-        self.ledger, self.listeners = ledger, listeners
+    def __init__(self, ledger: Ledger, together: bool) -> None:
+        self.ledger, self.together = ledger, together
+        self.listeners: Sequence[Listener] = []
         self.peaks = {"preparing": 0, "step": 0}
         self.asked: list[dict[str, int]] = []
+
+    def on_train_start(self, trainer: Trainer, *_: Any) -> None:
+        for group in [group for optimizer in trainer.optimizers for group in optimizer.param_groups]:
+            group["foreach"] = self.together
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         self.peaks["preparing"] = max(self.peaks["preparing"], 0 if self.asked else self.ledger.restart())
@@ -153,7 +158,12 @@ def _added(counts: Iterable[dict[str, int]]) -> dict[str, int]:
 
 
 def forecast(
-    module: ErasureModule, data: PromptData, callbacks: Sequence[Callback] = (), measure: bool = True, **trainer: Any
+    module: ErasureModule,
+    data: PromptData,
+    callbacks: Sequence[Callback] = (),
+    measure: bool = True,
+    accelerator: str = "cpu",
+    **trainer: Any,
 ) -> Forecast:
     """Play a fit.
 
@@ -162,6 +172,8 @@ def forecast(
         data: Its prompts.
         callbacks: Of the trainer; those that retain are played, others are left out.
         measure: Whether the edit is measured at the end.
+        accelerator: What is planned for. On others than ``cpu`` an optimizer moves all weights at once, and needs room
+            for as much again while it does.
         trainer: Further arguments of the trainer.
     """
     ledger = Ledger()
@@ -170,7 +182,7 @@ def forecast(
     if isinstance(module, GradientErasure):
         module.optimizer = "adam"  # whose state has the same number of entries
     retained = [callback for callback in callbacks if isinstance(callback, RetentionCallback)]
-    player = _Player(ledger, [])
+    player = _Player(ledger, together=accelerator != "cpu")
     runner = Trainer(
         accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, limit_val_batches=0, log_every_n_steps=1, callbacks=[*retained, player], **trainer,

@@ -87,7 +87,9 @@ class Planner(CommandLine):
         given = self.config_init.trainer
         callbacks = given.callbacks if isinstance(given.callbacks, list) else [given.callbacks] * bool(given.callbacks)
         played = {name: given[name] for name in _PLAYED if given[name] is not None}
-        found = forecast(self.model, self.datamodule, callbacks, self.config.measure, **played)
+        found = forecast(
+            self.model, self.datamodule, callbacks, self.config.measure, accelerator=str(given.accelerator), **played
+        )
         needs = Needs(found, self.devices, self.strategy)
         if self.config.json:
             print(json.dumps(found.plain() | needs.plain(), indent=1))
