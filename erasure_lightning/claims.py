@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.files import is_temporary
 
 #: What a command of ours locks in the folder that it writes into, while it does.
 RUNNING_FILE = ".running"
@@ -76,7 +77,7 @@ def _locked(path: Path) -> int | None:
 
 @contextmanager
 def working_in(folder: Path) -> Iterator[None]:
-    """Have a folder to oneself.
+    """Have a folder to oneself, without what killed processes left half-written in it.
 
     Raises:
         ErasureError: If another process works there.
@@ -90,4 +91,12 @@ def working_in(folder: Path) -> Iterator[None]:
                 f"{folder} is being written to by {who or 'another process'}. Wait until it has ended, or choose "
                 "another folder."
             )
+        _sweep(folder)
         yield
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what nobody will finish; with whole weights that is gigabytes a kill."""
+    for file in [*folder.iterdir(), *folder.glob("checkpoints/*")]:
+        if is_temporary(file):
+            file.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -38,6 +39,11 @@ def write_atomically(path: Path, content: bytes) -> None:
         with suppress(OSError):  # A read-only folder refuses this too, and the first cause is the one to tell.
             temporary.unlink(missing_ok=True)
         raise _unwritten(path, error) from error
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether `write_atomically` wrote it, or writes it still, under a name that is not the file's own."""
+    return re.fullmatch(r"\..+\.\d+", path.name) is not None
 
 
 def append(path: Path, content: bytes) -> None:

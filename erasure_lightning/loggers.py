@@ -67,11 +67,11 @@ class MetricsFile(Logger):
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a ``metrics.csv``, none where there is no file; a row says nothing in the columns it left empty."""
+    """The rows of a ``metrics.csv``, none where there is no file or it is not ours; empty cells say nothing."""
     if not path.is_file():
         return []
     whole, end, _ = path.read_text(encoding="utf-8").rpartition("\n")  # a kill, or a full disk, may cut the last row
-    return [row for row in csv.DictReader(io.StringIO(whole + end, newline="")) if (row["step"] or "").isdigit()]
+    return [row for row in csv.DictReader(io.StringIO(whole + end, newline="")) if (row.get("step") or "").isdigit()]
 
 
 def _text(columns: list[str], rows: list[dict[str, Any]], header: bool = False) -> bytes:

@@ -8,7 +8,7 @@ from pathlib import Path
 from erasure_lightning.claims import RUNNING_FILE
 from erasure_lightning.concepts import in_short
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.files import EDIT_FILE
+from erasure_lightning.files import EDIT_FILE, is_temporary
 
 #: Where runs go that were not told where.
 RUNS = Path("runs")
@@ -126,7 +126,12 @@ def run_of(path: Path) -> Run:
 def unused(folder: Path) -> Path:
     """The folder if it holds no more than a config, else the first such of ``folder-2``, ``folder-3``, ..."""
     number, found = 1, folder
-    while found.exists() and any(file.name not in (CONFIG_FILE, RUNNING_FILE) for file in found.iterdir()):
+    while found.exists() and any(map(_counts, found.iterdir())):
         number += 1
         found = folder.with_name(f"{folder.name}-{number}")
     return found
+
+
+def _counts(file: Path) -> bool:
+    """Whether it makes a folder a used one; what a faster rank is just writing does not."""
+    return file.name not in (CONFIG_FILE, RUNNING_FILE) and not is_temporary(file)

@@ -8,6 +8,7 @@ import pytest
 from erasure_lightning import claims
 from erasure_lightning.claims import RUNNING_FILE, claim, working_in
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.files import write_atomically
 
 
 @pytest.fixture
@@ -52,6 +53,35 @@ def test_nothing_is_left_of_it(tmp_path):
     with working_in(tmp_path / "full"):
         (tmp_path / "full" / "edit").touch()
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["edit"]
+
+
+def killed_while_saving(path):
+    child = os.fork()
+    if child == 0:
+        os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
+        write_atomically(path, b"weights")
+        os._exit(0)
+    os.waitpid(child, 0)
+
+
+def test_what_a_kill_left_half_written_is_removed_and_nothing_else(tmp_path):
+    run = tmp_path / "run"
+    kept = {run / ".hidden", run / ".v1.2b", run / "log.17", run / "checkpoints", run / "checkpoints" / "last.ckpt"}
+    for path in kept - {run / "checkpoints"}:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    for name in ("edit.safetensors", "checkpoints/last.ckpt"):
+        killed_while_saving(run / name)
+    assert len(set(run.rglob("*")) - kept) == 2
+    with working_in(run):
+        assert set(run.rglob("*")) == kept | {run / RUNNING_FILE}
+
+
+def test_what_another_is_writing_is_left_alone(tmp_path, worker):
+    (tmp_path / "run" / f".config.yaml.{worker}").touch()
+    with pytest.raises(ErasureError, match="is being written to"):
+        working_in(tmp_path / "run").__enter__()
+    assert (tmp_path / "run" / f".config.yaml.{worker}").exists()
 
 
 def test_a_file_that_its_owner_removes_meanwhile_is_made_anew(tmp_path, monkeypatch):

@@ -369,6 +369,23 @@ def test_a_full_disk_is_one_line(error, folder, monkeypatch):
     )
 
 
+def denied(number, name):
+    def work(*argv):
+        raise OSError(number, os.strerror(number), name)
+
+    return work
+
+
+def test_a_file_that_may_not_be_read_is_not_said_to_be_written(error, monkeypatch):
+    monkeypatch.setattr("erasure_lightning.cli.run.run", denied(errno.EACCES, "prompts.csv"))
+    assert error("predict") == "prompts.csv could not be used: Permission denied."
+
+
+def test_what_no_writing_can_have_changed_is_said_to_be_so(error, monkeypatch):
+    monkeypatch.setattr("erasure_lightning.cli.run.run", denied(errno.EROFS, "out"))
+    assert error("fit") == "out could not be written: Read-only file system. What was there before is untouched."
+
+
 def test_a_folder_that_cannot_be_made_is_one_line(error, folder):
     (folder / "file").touch()
     assert "file/r" in error("fit", *TINY, "--run_dir", "file/r")

@@ -231,4 +231,4 @@ def test_it_says_what_it_wrote_and_what_comes_next(capsys, folder):
 
 def test_a_folder_that_cannot_be_written_is_one_line(capsys, folder):
     (folder / "file").touch()
-    assert "could not be written" in refused(capsys, "MyMethod", "--plugin", "--folder", "file")
+    assert "could not be used" in refused(capsys, "MyMethod", "--plugin", "--folder", "file")

@@ -7,7 +7,7 @@ from lightning import Trainer
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.bank import TrajectoryBank
 from erasure_lightning.cli.main import main
-from erasure_lightning.cli.plan import Needs
+from erasure_lightning.cli.plan import Needs, Planner
 from erasure_lightning.concepts import Concept
 from erasure_lightning.data import PromptData
 from erasure_lightning.ledger import Ledger
@@ -129,8 +129,28 @@ def test_the_command_says_it_all_and_writes_nothing(tmp_path, monkeypatch, capsy
 
 
 @pytest.mark.parametrize(
+    ("given", "devices"),
+    [
+        ([], 1),
+        (["--trainer.devices", "4"], 4),
+        (["--trainer.devices", "0,1,5"], 3),
+        (["--trainer.devices", "[0, 1]"], 2),
+        (["--trainer.devices", "4", "--trainer.num_nodes", "2"], 8),
+        (["--trainer.devices", "-1", "--devices", "3", "--trainer.num_nodes", "2"], 6),
+        (["--config", "auto.yaml"], 1),  # as a run saves the trainer's default
+    ],
+)
+def test_devices_are_those_of_all_nodes(given, devices, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "auto.yaml").write_text("trainer: {devices: auto}")
+    assert Planner([*TOLD, *given]).devices == devices
+
+
+@pytest.mark.parametrize(
     ("given", "words"),
     [
+        (["--trainer.devices", "-1"], "found -1, which does not say: give --devices NUMBER"),
+        (["--trainer.devices=auto"], "found auto"),
         (["--strategy", "deepspeed"], "the strategy ddp or fsdp2"),
         (["--devices", "0"], "devices of at least 1"),
         (["--gpu-memory", "-3"], "gpu-memory above 0"),

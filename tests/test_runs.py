@@ -1,7 +1,7 @@
 import pytest
 
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.loggers import MetricsFile
+from erasure_lightning.loggers import MetricsFile, read_metrics
 from erasure_lightning.runs import Run, default_run, run_of, slug, unused
 
 
@@ -48,6 +48,8 @@ def test_a_folder_with_no_more_than_a_config_is_unused(tmp_path):
     folder.mkdir()
     (folder / "config.yaml").touch()
     assert unused(folder) == folder
+    (folder / ".config.yaml.123").touch()  # as a faster rank writes it, or a kill has left it
+    assert unused(folder) == folder
     (folder / "metrics.json").touch()
     assert unused(folder) == tmp_path / "test-2"
 
@@ -70,6 +72,14 @@ def test_a_resumed_run_replaces_what_it_does_again(tmp_path):
         for step in range(start, start + 3):
             logger.log_metrics({"a": value}, step)
     assert rows(tmp_path) == ["step,a", "0,1", "1,1", "2,7", "3,7", "4,7"]
+
+
+@pytest.mark.parametrize("text", ["epoch,a\n0,1\n", "\n", "step\n\n"])
+def test_a_table_of_others_has_no_rows(tmp_path, text):
+    (tmp_path / "metrics.csv").write_text(text)
+    assert not read_metrics(tmp_path / "metrics.csv")
+    MetricsFile(tmp_path).log_metrics({"b": 5}, 2)
+    assert rows(tmp_path) == ["step,b", "2,5"]
 
 
 def test_a_row_cut_short_is_dropped(tmp_path):

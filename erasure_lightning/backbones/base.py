@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,6 @@ from erasure_lightning.concepts import Phrase
 from erasure_lightning.functional import fingerprint
 from erasure_lightning.ranks import gathered
 from erasure_lightning.worlds import World
-
-M = TypeVar("M", bound=nn.Module)
 
 #: Parts of a denoiser, in ESD's terms: its cross-attention, the text layers alone, all but cross-attention, everything.
 Part = Literal["x", "x-strict", "u", "all"]

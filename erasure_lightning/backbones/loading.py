@@ -86,20 +86,14 @@ def _stable_diffusion(name: str, source: str, world: World | None, dtype: torch.
     transformers_logging.disable_progress_bar()
     logging.getLogger("transformers").setLevel(logging.ERROR)
 
-    def part(cls: Any, folder: str, read: bool) -> Any:
-        if not read:
-            made = cls.from_config(cls.load_config(source, subfolder=folder)).eval()
-            return made if weights == "none" else made.to(dtype)  # shapes without values cannot be moved
-        return cls.from_pretrained(source, subfolder=folder, dtype=dtype, use_safetensors=True, low_cpu_mem_usage=True)
-
     settings = diffusers.DDIMScheduler.load_config(source, subfolder="scheduler")
     try:
         with torch.device("meta") if weights == "text encoders" else nullcontext():
-            unet = part(diffusers.UNet2DConditionModel, "unet", weights == "all")
+            unet = _part(diffusers.UNet2DConditionModel, "unet", source, dtype, weights)
         return StableDiffusion(
             name=name,
             unet=unet,
-            vae=part(diffusers.AutoencoderKL, "vae", weights != "none"),
+            vae=_part(diffusers.AutoencoderKL, "vae", source, dtype, weights),
             text_encoder=_text_encoder(source, dtype, weights),
             tokenizer=CLIPTokenizer.from_pretrained(source, subfolder="tokenizer"),
             scheduler=getattr(diffusers, settings["_class_name"]).from_config(settings),
@@ -107,6 +101,14 @@ def _stable_diffusion(name: str, source: str, world: World | None, dtype: torch.
         ).requires_grad_(False)
     except OSError as error:
         raise ErasureError(f"The backbone {name!r} could not be loaded: {str(error).splitlines()[0]}") from error
+
+
+def _part(cls: Any, folder: str, source: str, dtype: torch.dtype, weights: Weights) -> Any:
+    """A part as diffusers makes it, with its weights if they are among those that are read."""
+    if weights == "all" or (weights == "text encoders" and folder == "vae"):
+        return cls.from_pretrained(source, subfolder=folder, dtype=dtype, use_safetensors=True, low_cpu_mem_usage=True)
+    made = cls.from_config(cls.load_config(source, subfolder=folder)).eval()
+    return made if weights == "none" else made.to(dtype)  # shapes without values cannot be moved
 
 
 def _text_encoder(source: str, dtype: torch.dtype, weights: Weights) -> Any:

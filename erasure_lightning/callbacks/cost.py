@@ -21,7 +21,7 @@ class Cost(Callback):
 
     ``seconds`` of training (all parts of a resumed run together), ``steps``, ``trained_parameters``, ``evaluations``
     (latents that a denoiser was asked about, the original's included) with ``backwards`` among them that a gradient
-    could flow through, and ``peak_gib``: the most memory a process held up to then, on the GPU where there is one.
+    could flow through, and ``peak_gib``: the most memory a process held up to then, of the GPU's if it trained there.
     Evaluations are those of all ranks.
     """
 
@@ -51,7 +51,7 @@ class Cost(Callback):
             "steps": trainer.global_step,
             "trained_parameters": sum(p.numel() for p in trained.values()),
             **self._asked(),
-            "peak_gib": round(max(gathered([peak_memory()])), 3),
+            "peak_gib": round(max(gathered([peak_memory(trainer.strategy.root_device)])), 3),
         }
         if trainer.is_global_zero:
             write_atomically(Path(trainer.default_root_dir, "cost.json"), json.dumps(cost, indent=1).encode())
@@ -76,8 +76,12 @@ class Cost(Callback):
         )
 
 
-def peak_memory() -> float:
-    """The most memory this process ever held, in GiB."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
+def peak_memory(device: torch.device | None = None) -> float:
+    """The most memory this process ever held, in GiB.
+
+    Args:
+        device: Where it computed; by default the GPU, where there is one.
+    """
+    if torch.cuda.is_available() if device is None else device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB

@@ -13,6 +13,9 @@ from erasure_lightning.errors import ErasureError
 #: What an operating system says that the user must mend.
 _SYSTEM = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
 
+#: What it says of nothing but writing; of the others nobody knows.
+_WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+
 COMMANDS = {
     "fit": "erase concepts; resume with --ckpt_path",
     "plan": "say what memory and work a fit needs, before it runs",
@@ -80,14 +83,20 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in _SYSTEM:
             raise
-        where = error.filename or "The run's folder"
-        return _fail(f"error: {where} could not be written: {error.strerror}. What was there before is untouched.", 2)
+        return _fail(f"error: {_refused(error)}", 2)
     except KeyboardInterrupt:
         return _fail("Interrupted.", 130)
     except BaseException as error:
         if not (code := getattr(error, "exit_code", 0)):  # an `Interrupted`, whose class would import Lightning
             raise
         return _fail(str(error), code)
+
+
+def _refused(error: OSError) -> str:
+    where = error.filename or "The run's folder"
+    if error.errno in _WRITING:
+        return f"{where} could not be written: {error.strerror}. What was there before is untouched."
+    return f"{where} could not be used: {error.strerror}."
 
 
 def _fail(message: str, code: int) -> int:

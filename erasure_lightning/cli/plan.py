@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from erasure_lightning.callbacks.interrupt import LastCheckpoint
+from erasure_lightning.cli.names import options
 from erasure_lightning.cli.noise import hush
 from erasure_lightning.cli.run import CommandLine
 from erasure_lightning.errors import ErasureError
@@ -50,7 +51,7 @@ class Planner(CommandLine):
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add where it is to run, beside what a fit takes."""
         super().add_default_arguments_to_parser(parser)
-        parser.add_argument("--devices", type=int | None, help="How many; by default the trainer's.")
+        parser.add_argument("--devices", type=int | None, help="How many on each node; by default the trainer's.")
         parser.add_argument("--strategy", type=str | None, help="ddp or fsdp2, on several devices; ddp by default.")
         parser.add_argument("--gpu-memory", type=float | None, help="GiB of each device; is it enough?")
         parser.add_argument("--json", action="store_true", help="Print JSON, in bytes, for programs.")
@@ -59,11 +60,11 @@ class Planner(CommandLine):
         """Settle devices and strategy; a plan has no folder and no logger.
 
         Raises:
-            ErasureError: If a number is out of range, or a strategy or precision is none that can be planned.
+            ErasureError: If a number is unknown or out of range, or a strategy or precision cannot be planned.
         """
         config, given = self.config, self.config.trainer
-        told = config.devices if config.devices is not None else given.devices
-        self.devices = told if isinstance(told, int) and told != -1 else 1
+        self.on_each = self._on_each_node()
+        self.devices = self.on_each * given.num_nodes
         strategy = config.strategy or (given.strategy if given.strategy in STRATEGIES else "ddp")
         if self.devices < 1 or strategy not in STRATEGIES or (config.gpu_memory or 1) <= 0:
             raise ErasureError(
@@ -77,6 +78,22 @@ class Planner(CommandLine):
             )
         self.strategy = strategy if self.devices > 1 else "one device"
         given.logger = False
+
+    def _on_each_node(self) -> int:
+        """How many devices, in whichever of Lightning's ways they were told: ``4``, ``"4"``, ``"0,1"``, ``[0, 1]``."""
+        told = self.config.trainer.devices if self.config.devices is None else self.config.devices
+        if told == "auto" and "--trainer.devices" not in dict(options(self.argv)):
+            return 1  # nobody asked for it: it is the trainer's default, also in the config of a run
+        if isinstance(told, str) and "," in told:
+            told = [number for number in told.split(",") if number]
+        if isinstance(told, list):
+            return len(told)
+        if not str(told).isdecimal():
+            raise ErasureError(
+                f"erasure plan needs to know how many devices a node has; found {told}, which does not say: "
+                "give --devices NUMBER."
+            )
+        return int(told)
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """None: the fit is played."""
@@ -127,7 +144,8 @@ class Planner(CommandLine):
         if when == "step" and data.batch_size > 1:
             advice.append(f"--data.batch_size {data.batch_size // 2} halves the activations (now {data.batch_size}).")
         if self.strategy != "fsdp2" and found.splits:
-            advice.append(f"--strategy fsdp2 --devices {max(2, self.devices)} splits weights, edit and optimizer.")
+            devices = self.on_each if self.devices > 1 else 2
+            advice.append(f"--strategy fsdp2 --devices {devices} splits weights, edit and optimizer.")
         if found.state > found.gradients and getattr(module, "optimizer", "") == "adam" and self.strategy != "fsdp2":
             advice.append("--model.optimizer adam8bit quarters the optimizer's state (needs bitsandbytes).")
         return advice

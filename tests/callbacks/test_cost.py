@@ -1,9 +1,10 @@
 import json
 
+import torch
 from trivial import Distillation
 
 from erasure_lightning.backbones.tiny import TinyBackbone
-from erasure_lightning.callbacks.cost import Cost
+from erasure_lightning.callbacks.cost import Cost, peak_memory
 from erasure_lightning.concepts import Concept
 from erasure_lightning.methods.sage import SAGE
 from erasure_lightning.testing import fit
@@ -17,6 +18,15 @@ def test_it_writes_what_the_edit_cost(tmp_path, monkeypatch):
     assert cost["seconds"] > 0
     assert cost["trained_parameters"] == sum(p.numel() for p in module.editable().values())
     assert 0 < cost["peak_gib"] < 1000
+
+
+def test_memory_is_that_of_the_device_in_use(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.max_memory_allocated", lambda device=None: 2**50)
+    fit(Distillation(concepts=[Concept("cat", "dog")], backbone=TinyBackbone()), 1, Cost())
+    assert 0 < json.loads((tmp_path / "cost.json").read_text())["peak_gib"] < 1000
+    assert peak_memory(torch.device("cuda", 1)) == 2**20
 
 
 def test_it_counts_what_both_denoisers_were_asked(tmp_path, monkeypatch):
