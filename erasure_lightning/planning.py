@@ -1,18 +1,19 @@
 """What a fit needs, found out before it runs: its first and its last step, played with tensors that have no values."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 import torch
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
-from torch import Tensor, nn
+from torch import Tensor
 
 from erasure_lightning.backbones.base import Backbone, Conditioning
 from erasure_lightning.backbones.loading import load_backbone
 from erasure_lightning.data import PromptData
 from erasure_lightning.erasure import ErasureModule
+from erasure_lightning.footprint import Weights, counts, in_eight_bits, moments, weights_of
 from erasure_lightning.ledger import Ledger, nbytes, shapes, without_values
 from erasure_lightning.module import GradientErasure
 from erasure_lightning.retention.base import RetentionCallback
@@ -20,25 +21,6 @@ from erasure_lightning.saliency import SalientErasure
 
 #: Who is asked: the model in training, or a frozen one.
 STUDENT, TEACHER = "student", "teacher"
-
-
-@dataclass(frozen=True)
-class Weights:
-    """Bytes of weights, all on one device.
-
-    Args:
-        frozen: What stays as it is.
-        denoiser: What of it a splitting strategy splits.
-        teacher: What frozen twins hold of their own.
-        edit: What is edited and trained.
-        unit: The largest unit that a splitting strategy gathers at once.
-    """
-
-    frozen: int
-    denoiser: int
-    teacher: int
-    edit: int
-    unit: int
 
 
 @dataclass(frozen=True)
@@ -238,6 +220,10 @@ def _measurement(
     return sum(len(batch.shots) for batch in batches), 2 * sum(each), peak
 
 
+def _has(backbone: Backbone, names: Iterable[str]) -> bool:
+    return set(names) <= {name for name, _ in backbone.named_parameters()}
+
+
 def _forecast(
     module: ErasureModule,
     data: PromptData,
@@ -249,73 +235,22 @@ def _forecast(
     eight: bool,
 ) -> Forecast:
     trained = module.trainable() if module.automatic_optimization else {}
-    full = nbytes(_moments(module)) if trained else 0
-    state = _in_eight_bits(trained.values()) if eight else full
+    full = nbytes(moments(module)) if trained else 0
+    state = in_eight_bits(trained.values()) if eight else full
     less = {name: full - state if name in ("step", "measuring") else 0 for name in peaks}
     return Forecast(
-        parameters=_counts(module.backbone),
+        parameters=counts(module.backbone),
         trained=sum(p.numel() for p in trained.values()),
         names=list(trained),
         steps=data.training_steps if trained else 1,
-        weights=_weights(module, trained),
+        weights=weights_of(module, trained),
         gradients=nbytes(trained.values()),
         state=state,
         bank=module.bank.nbytes() if isinstance(module, GradientErasure) and module.bank is not None else 0,
-        splits=bool(trained) and not module.stays_whole() and trained.keys() <= _names(module.original),
+        splits=bool(trained) and not module.stays_whole() and _has(module.original, trained),
         peaks={name: peak and peak - less[name] for name, peak in peaks.items()},
         asked={"first": player.asked[0], "last": player.asked[-1]},
         sampled=sampled,
         pictures=pictures,
         measured=measured,
     )
-
-
-def _weights(module: ErasureModule, trained: dict[str, nn.Parameter]) -> Weights:
-    backbone = module.backbone
-    edited = {id(p): p for p in (module.editable() | trained).values()}
-    own = {id(p): p for p in backbone.parameters()}
-    twins = [p for model in module.children() if isinstance(model, Backbone) for p in model.parameters()]
-    denoiser = [p for p in backbone.denoiser.parameters() if id(p) not in edited]
-    return Weights(
-        frozen=nbytes([*(p for key, p in own.items() if key not in edited), *backbone.buffers()]),
-        denoiser=nbytes(denoiser),
-        teacher=nbytes(p for p in twins if id(p) not in own),
-        edit=nbytes(edited.values()),
-        unit=_largest(backbone.denoiser, denoiser[0].element_size()) if denoiser else 0,
-    )
-
-
-def _counts(backbone: Backbone) -> dict[str, int]:
-    """Numbers of parameters, by part."""
-    parts = {"denoiser": backbone.denoiser, "text encoders": backbone.text_encoders}
-    count = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
-    return count | {"autoencoder": sum(p.numel() for p in backbone.parameters()) - sum(count.values())}
-
-
-def _moments(module: ErasureModule) -> Iterator[Tensor]:
-    """What optimizers keep of each weight."""
-    for optimizer in module.trainer.optimizers:
-        for state in optimizer.state.values():
-            yield from (value for value in state.values() if isinstance(value, Tensor))
-
-
-def _names(backbone: Backbone) -> set[str]:
-    return {name for name, _ in backbone.named_parameters()}
-
-
-def _in_eight_bits(parameters: Iterable[nn.Parameter]) -> int:
-    """Bytes of two moments of a byte an entry and a scale for each 256; of fewer than 4096 entries they stay float32.
-
-    Verified in bitsandbytes 0.50.
-    """
-    sizes = [p.numel() for p in parameters]
-    return sum(2 * (n + 4 * -(-n // 256)) if n >= 4096 else 8 * n for n in sizes)
-
-
-def _largest(module: nn.Module, width: int) -> int:
-    """Bytes of the largest part that is split as one: `sharding.MOST` weights at most, where it has parts."""
-    from erasure_lightning.sharding import MOST
-
-    size = sum(p.numel() for p in module.parameters())
-    children: list[Callable[[], int]] = [lambda c=c: _largest(c, width) for c in module.children()]  # type: ignore[misc]
-    return size * width if size <= MOST or not children else max(child() for child in children)

@@ -83,7 +83,9 @@ def attack_all(attack: Attack, target: Target, tell: Callable[[str], None] = pri
             for attempt in attempts[-len(found) :]:
                 tell(_line(attempt))
     cost = {"seconds": round(seconds, 2), "evaluations": tally.evaluations, "backwards": tally.backwards}
-    return _outcome(attack, target, attempts, cost | {"peak_gib": round(peak_memory(), 3)}), attempts
+    return _outcome(
+        attack, target, attempts, cost | {"peak_gib": round(peak_memory(target.edited.device), 3)}
+    ), attempts
 
 
 def _judged(target: Target, case: Case, found: Found) -> Attempt:

@@ -1,0 +1,80 @@
+"""What a method's weights and its optimizer take, in numbers and bytes."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from erasure_lightning.backbones.base import Backbone
+from erasure_lightning.erasure import ErasureModule
+from erasure_lightning.ledger import nbytes
+from erasure_lightning.sharding import MOST
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Bytes of weights, all on one device.
+
+    Args:
+        frozen: What stays as it is.
+        denoiser: What of it a splitting strategy splits.
+        teacher: What frozen twins hold of their own.
+        edit: What is edited and trained.
+        unit: The largest unit that a splitting strategy gathers at once.
+    """
+
+    frozen: int
+    denoiser: int
+    teacher: int
+    edit: int
+    unit: int
+
+
+def weights_of(module: ErasureModule, trained: dict[str, nn.Parameter]) -> Weights:
+    """Of a method, once its model is there.
+
+    Args:
+        module: The method.
+        trained: What its optimizer moves, by name.
+    """
+    backbone = module.backbone
+    edited = {id(p): p for p in (module.editable() | trained).values()}
+    own = {id(p): p for p in backbone.parameters()}
+    twins = [p for model in module.children() if isinstance(model, Backbone) for p in model.parameters()]
+    denoiser = [p for p in backbone.denoiser.parameters() if id(p) not in edited]
+    return Weights(
+        frozen=nbytes([*(p for key, p in own.items() if key not in edited), *backbone.buffers()]),
+        denoiser=nbytes(denoiser),
+        teacher=nbytes(p for p in twins if id(p) not in own),
+        edit=nbytes(edited.values()),
+        unit=_largest(backbone.denoiser) * denoiser[0].element_size() if denoiser else 0,
+    )
+
+
+def _largest(module: nn.Module) -> int:
+    """Weights of the largest part that is split as one: `sharding.MOST` at most, where it has parts."""
+    size, children = sum(p.numel() for p in module.parameters()), list(module.children())
+    return size if size <= MOST or not children else max(map(_largest, children))
+
+
+def counts(backbone: Backbone) -> dict[str, int]:
+    """Numbers of parameters in the denoiser, the text encoders and all else (the autoencoder)."""
+    parts = {"denoiser": backbone.denoiser, "text encoders": backbone.text_encoders}
+    count = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+    return count | {"autoencoder": sum(p.numel() for p in backbone.parameters()) - sum(count.values())}
+
+
+def moments(module: ErasureModule) -> Iterator[Tensor]:
+    """What optimizers keep of each weight."""
+    for optimizer in module.trainer.optimizers:
+        for state in optimizer.state.values():
+            yield from (value for value in state.values() if isinstance(value, Tensor))
+
+
+def in_eight_bits(parameters: Iterable[nn.Parameter]) -> int:
+    """Bytes of two moments of a byte an entry and a scale for each 256; of fewer than 4096 entries they stay float32.
+
+    Verified in bitsandbytes 0.50.
+    """
+    sizes = [p.numel() for p in parameters]
+    return sum(2 * (n + 4 * -(-n // 256)) if n >= 4096 else 8 * n for n in sizes)
