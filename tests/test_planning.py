@@ -117,7 +117,13 @@ def test_the_command_says_it_all_and_writes_nothing(tmp_path, monkeypatch, capsy
     small = ["--data.others", "2", "--data.seeds", "2", "--data.steps", "2", "--data.draw_size", "64"]
     assert main(["plan", *TOLD, *small, "--devices", "2", "--gpu-memory", "0.001"]) == 0
     shown = capsys.readouterr().out
-    for words in ("activations of a step", "Parameters: denoiser 0.2 M", "Trained: 0.009 M", "Does not fit", "draw"):
+    for words in (
+        "activations and temporaries",
+        "Parameters: denoiser 0.2 M",
+        "Trained: 0.009 M",
+        "Does not fit",
+        "draw",
+    ):
         assert words in shown
     TinyBackbone().save(tmp_path / "tiny")
     assert main(["plan", *TOLD[:-1], str(tmp_path / "tiny"), *small, "--json"]) == 0

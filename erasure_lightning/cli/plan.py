@@ -204,7 +204,7 @@ def _table(found: Forecast, needs: Needs, method: str) -> Table:
     for name, size in needs.rows.items():
         if size or name not in ("bank", "copies between devices"):
             table.add_row(name, _gib(size))
-    table.add_row("activations of a step", _gib(needs.activations), end_section=True)
+    table.add_row("activations and temporaries", _gib(needs.activations), end_section=True)
     for name, size in needs.whens.items():
         table.add_row(f"most {WHEN[name]}", _gib(size), style="bold" if name == needs.when else None)
     return table
