@@ -26,6 +26,7 @@ def timed() -> None:
     from erasure_lightning.concepts import Concept
     from erasure_lightning.data import PromptData
     from erasure_lightning.methods.esd import ESD
+    from erasure_lightning.strategies import named
 
     class Clock(Callback):
         def on_train_batch_start(self, trainer: Trainer, *_: object) -> None:
@@ -41,7 +42,7 @@ def timed() -> None:
     torch.set_num_threads(1)
     ranks = int(os.environ["WORLD_SIZE"])
     trainer = Trainer(
-        max_steps=STEPS + WARM, accelerator="cpu", devices=ranks, strategy="ddp" if ranks > 1 else "auto",
+        max_steps=STEPS + WARM, accelerator="cpu", devices=ranks, strategy=named("ddp" if ranks > 1 else "auto", ESD.has_unused, 1500.0),
         logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         limit_val_batches=0, callbacks=[Clock()],
     )  # fmt: skip
