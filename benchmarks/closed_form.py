@@ -7,8 +7,8 @@ makes every map anew. *peak* is the share of the machine's speed (of a square ma
 which that ran. *error* is the largest relative difference from the same solved and applied in
 float64. *map by map* is the straightforward way, as the official codes go it: equations built and solved for every map
 on its own, in float32; timed on one map of each size and multiplied, and its own error beside it. All in seconds of the
-processor on one thread, which other work on the machine does not add to; with ``--threads 2`` in seconds of the clock, for
-which the machine must be idle. Of several rounds the fastest counts.
+processor on one thread, which other work on the machine does not add to; with ``--threads 2`` in seconds of the clock,
+for which the machine must be idle. Of several rounds the fastest counts.
 """
 
 import argparse
@@ -39,9 +39,13 @@ def pairs(rows: int, width: int) -> Iterator[tuple[Tensor, Tensor]]:
         yield torch.randn(2, min(CHUNK, rows - start), width, generator=generator).unbind()
 
 
+def clock() -> float:
+    """Seconds that the one thread has worked, or that have passed where several work."""
+    return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
+
+
 def seconds(work: Callable[[], object]) -> float:
-    """How long the one thread works, or the clock runs while several do."""
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    """How long it takes."""
     start = clock()
     work()
     return clock() - start
@@ -60,12 +64,12 @@ def map_by_map(weight: Tensor, rows: int) -> tuple[float, Tensor]:
     width = weight.shape[1]
     values, gram, spent = RIDGE * weight, RIDGE * torch.eye(width), 0.0
     for keys, images in pairs(rows, width):
-        found: list[Tensor] = []
-        spent += seconds(lambda k=keys, i=images: found.extend(((i @ weight.T).T @ k, k.T @ k)))
-        values, gram = values + found[0], gram + found[1]
-    found = []
-    spent += seconds(lambda: found.append(values @ torch.inverse(gram)))
-    return spent, found[0]
+        start = clock()
+        values, gram = values + (images @ weight.T).T @ keys, gram + keys.T @ keys
+        spent += clock() - start
+    start = clock()
+    new = values @ torch.inverse(gram)
+    return spent + clock() - start, new
 
 
 def gap(new: Tensor, exact: Tensor) -> float:

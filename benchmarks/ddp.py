@@ -42,7 +42,8 @@ def timed() -> None:
     torch.set_num_threads(1)
     ranks = int(os.environ["WORLD_SIZE"])
     trainer = Trainer(
-        max_steps=STEPS + WARM, accelerator="cpu", devices=ranks, strategy=named("ddp" if ranks > 1 else "auto", ESD.has_unused, 1500.0),
+        max_steps=STEPS + WARM, accelerator="cpu", devices=ranks,
+        strategy=named("ddp" if ranks > 1 else "auto", ESD.has_unused, 1500.0),
         logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         limit_val_batches=0, callbacks=[Clock()],
     )  # fmt: skip
