@@ -3,20 +3,19 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import distributed
 
+from erasure_lightning.callbacks.beats import HOST, MACHINE, Beat, Seen, place
 from erasure_lightning.errors import ErasureError
 
 #: Seconds between two beats; those for which a peer may be silent before it counts as gone.
@@ -26,48 +25,10 @@ BEAT, SILENCE = 1.0, 120.0
 START = 300.0
 
 #: Seconds that a rank whose collective failed waits to learn why, and that ranks are given to leave by themselves.
-REASON, LEAVE = 5.0, 10.0
-
-#: Files of torch in whose innermost frame a rank waits for others.
-_WAITING = ("torch/distributed/", "torch/nn/parallel/", "torch/autograd/graph.py")
-
-HOST = socket.gethostname()
+REASON, LEAVE = 6.0, 10.0
 
 #: Where the first rank of a machine tells those that it starts who it is: it may be gone before they look.
 _LAUNCHER = "ERASURE_LAUNCHER"
-
-
-class Beat(NamedTuple):
-    """What a rank last said of itself.
-
-    Args:
-        number: How many it has sent.
-        moves: How many batches it has finished.
-        step: The optimizer's.
-        place: The line its main thread is at.
-        waits: Whether that line waits for other ranks.
-        pid, host: Its process.
-        left: Why it left, empty while it is there.
-        code: Its exit code then.
-    """
-
-    number: int
-    moves: int
-    step: int
-    place: str
-    waits: bool
-    pid: int
-    host: str
-    left: str = ""
-    code: int = 0
-
-
-class Seen(NamedTuple):
-    """A peer's last beat, and by this process's clock when it was new and when the peer last moved."""
-
-    beat: Beat
-    heard: float
-    moved: float
 
 
 class Trouble(NamedTuple):
@@ -76,12 +37,12 @@ class Trouble(NamedTuple):
     Args:
         message: For the user.
         code: The exit code.
-        alone: Whether this rank cannot know that another one says so.
+        others: Ranks that are there to say the same; the first of all says it.
     """
 
     message: str
     code: int = 1
-    alone: bool = False
+    others: Sequence[int] = ()
 
 
 class Heartbeat(Callback):
@@ -102,11 +63,18 @@ class Heartbeat(Callback):
         if timeout <= 0:
             raise ErasureError(f"Watching over the ranks needs --hang_timeout above 0 seconds; found {timeout:g}.")
         self.timeout = timeout
+        self._limit = min(timeout, SILENCE)
         self._over = threading.Event()
         self._children: list[subprocess.Popen[bytes]] = []
         self._store: Any = None
         self._peers: dict[int, Seen] = {}
         self._moves = self._number = 0
+        # Seconds by this process's own beats: while it is stopped too (Ctrl-Z), no peer counts as silent.
+        self._clock = 0.0
+        self._answered: float | None = None
+        self._error: Exception | None = None
+        self._farewell = ("", 0)
+        self._told = False
 
     def on_train_batch_end(self, *_: Any) -> None:
         """A step is done."""
@@ -126,132 +94,181 @@ class Heartbeat(Callback):
 
     @contextmanager
     def watching(self, trainer: Trainer) -> Iterator[None]:
-        """Watch from before the ranks are started until the last has ended."""
+        """Watch from before the ranks are started until the last has ended.
+
+        An error that this rank has told the first one of, which will print it, is marked as ``told``.
+        """
         if trainer.world_size == 1:
             yield
             return
-        self._trainer, self._start = trainer, time.monotonic()
-        self._parent = int(os.environ.get(_LAUNCHER, os.getppid()))
-        if not trainer.local_rank:
-            os.environ[_LAUNCHER] = str(os.getpid())
-        thread = threading.Thread(target=self._watch, name="heartbeat", daemon=True)
-        thread.start()
+        self._begin(trainer)
         try:
             yield
         except BaseException as error:
             if isinstance(error, RuntimeError):  # a collective fails where a peer has died: who, will be told
-                thread.join(REASON)
-            self._leave(thread, *_reason(error))
+                self._judge.join(REASON)
+            self._leave(*_reason(error))
+            error.told = self._told  # type: ignore[attr-defined]
             raise
-        self._leave(thread, "finished", 0)
+        else:
+            self._leave("finished", 0)
+        finally:
+            os.environ.pop(_LAUNCHER, None)
 
-    def _leave(self, thread: threading.Thread, why: str, code: int) -> None:
+    def _begin(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+        told = None if distributed.is_torchelastic_launched() else os.environ.get(_LAUNCHER)
+        self._parent = int(told or os.getppid())
+        if not trainer.local_rank:
+            os.environ[_LAUNCHER] = str(os.getpid())
+        # The store does not answer while the process that holds it is stopped: who judges must not be who asks.
+        self._talk = threading.Thread(target=self._talking, name="heartbeat", daemon=True)
+        self._judge = threading.Thread(target=self._judging, name="heartbeat's judge", daemon=True)
+        self._talk.start()
+        self._judge.start()
+
+    def _leave(self, why: str, code: int) -> None:
         """Tell the others that this rank goes, and see them off where they depend on it."""
+        self._farewell = why, code
         self._over.set()
-        thread.join()
-        until = time.monotonic() + LEAVE
-        with suppress(RuntimeError):  # rank 0 holds the store, and may have gone
-            if self._store is not None:
-                self._send(why, code)
-            while self._store is not None and self._needed() and time.monotonic() < until:
-                time.sleep(BEAT / 10)
-                self._listen()
+        self._judge.join()
+        self._talk.join(LEAVE + BEAT)
         for child in self._children if code else ():
             child.kill()
 
-    def _needed(self) -> bool:
-        left = [seen.beat.left or _gone(seen.beat) for seen in self._peers.values()]
-        return self._trainer.is_global_zero and not all(left)
+    def _talking(self) -> None:
+        """All that is said and heard; nobody else uses the store."""
+        try:
+            while not self._over.wait(BEAT):
+                if self._connected():
+                    self._send()
+                    self._listen()
+            if self._store is not None:
+                self._send(*self._farewell)
+                self._told = bool(self._trainer.global_rank) and 0 in self._there()
+                self._see_off()
+        except Exception as error:  # as a RuntimeError torch tells of its store; `_trouble` passes it on
+            self._error = error
 
-    def _watch(self) -> None:
+    def _see_off(self) -> None:
+        until = time.monotonic() + LEAVE
+        while self._trainer.is_global_zero and not self._all_left() and time.monotonic() < until:
+            time.sleep(BEAT / 10)
+            self._listen()
+
+    def _all_left(self) -> bool:
+        return all(seen.beat.left or seen.beat.gone for seen in self._peers.values())
+
+    def _judging(self) -> None:
         while not self._over.wait(BEAT):
-            trouble = self._trouble()
-            if trouble and not self._over.wait(BEAT):  # where this rank is about to say the same, it may
-                self._end(trouble)
+            self._clock += BEAT
+            if trouble := self._trouble():
+                speaks = self._trainer.global_rank <= min(trouble.others, default=self._trainer.global_rank)
+                # This rank may be about to say the same by itself; and no other goes before the first has judged.
+                if not self._over.wait(BEAT if speaks else 3 * BEAT):
+                    self._end(trouble, speaks)
 
-    def _end(self, trouble: Trouble) -> None:
+    def _end(self, trouble: Trouble, speaks: bool) -> None:
         """End the process, whatever its main thread waits for; files are written atomically."""
-        others = [rank for rank, seen in self._peers.items() if not (seen.beat.left or _gone(seen.beat))]
-        first = self._trainer.global_rank <= min(others, default=self._trainer.global_rank)
-        if trouble.message and (first or trouble.alone):
+        if trouble.message and speaks:
             print(f"\nerasure: error: {' '.join(trouble.message.split())}", file=sys.stderr, flush=True)
         for child in self._children:
             child.kill()
         os._exit(trouble.code)
 
+    def _there(self) -> list[int]:
+        """Ranks that can still speak. One that falls silent cannot, well before it counts as gone."""
+        now, peers = self._answered or 0.0, self._peers.items()
+        heard = {rank: beat for rank, (beat, heard, *_) in peers if now - heard < self._limit / 2}
+        return [rank for rank, beat in heard.items() if not (beat.left or beat.gone)]
+
     def _trouble(self) -> Trouble | None:
         self._adopt()
         if self._trainer.local_rank and os.getppid() != self._parent:  # that of the first may be a shell that was left
-            return Trouble(f"The process that started rank {self._trainer.global_rank} is gone.", alone=True)
-        if self._store is None and not self._connect():
+            return Trouble(f"The process that started rank {self._trainer.global_rank} is gone.")
+        if self._answered is None:
             return self._unborn()
-        try:
-            self._send()
-            self._listen()
-        except RuntimeError:  # as which torch tells of its store
-            return Trouble("Rank 0 is gone, through which the ranks find each other.", alone=True)
-        return self._lost() or self._stuck()
+        return self._cut_off(self._clock - self._answered) or self._lost(self._answered) or self._stuck(self._answered)
 
     def _adopt(self) -> None:
         """Take the ranks started here from Lightning's own watch, which would kill all of them without a word."""
         started = getattr(self._trainer.strategy.launcher, "procs", [])
-        self._children += started
-        started.clear()
+        while started:  # one by one: Lightning may be about to add another
+            self._children.append(started.pop(0))
 
     def _unborn(self) -> Trouble | None:
         """Before the ranks have found each other, those started here can be looked at alone."""
-        for rank, child in enumerate(self._children, start=1):
+        for rank, child in enumerate(self._children, start=self._trainer.global_rank + 1):
             if code := child.poll():
                 how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
                 return Trouble(f"Rank {rank} ended while it started ({how}).")
-        if (waited := time.monotonic() - self._start) > max(self.timeout, START):
-            return Trouble(f"The ranks have not found each other within {waited:.0f} s.", alone=True)
+        if self._clock > max(self.timeout, START):
+            return Trouble(f"The ranks have not found each other within {self._clock:.0f} s.")
         return None
 
-    def _connect(self) -> bool:
-        if not distributed.is_initialized():
-            return False
-        # A connection of its own: torch's is locked while the main thread waits for something in the store.
-        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        self._store = distributed.TCPStore(  # type: ignore[attr-defined]
-            host, port, is_master=False, wait_for_workers=False
-        )
-        return True
+    def _connected(self) -> bool:
+        if self._store is None and distributed.is_initialized():
+            self._answered = self._clock
+            # A connection of its own: torch's is locked while the main thread waits for something in the store.
+            host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+            store = distributed.TCPStore(  # type: ignore[attr-defined]
+                host, port, is_master=False, wait_for_workers=False
+            )
+            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun's store outlives those before
+            self._store = distributed.PrefixStore(f"heartbeat {attempt}", store)  # type: ignore[attr-defined]
+        return self._store is not None
 
     def _send(self, left: str = "", code: int = 0) -> None:
         self._number += 1
-        place, waits = _place()
-        now = Beat(self._number, self._moves, self._trainer.global_step, place, waits, os.getpid(), HOST, left, code)
-        self._store.set(f"beat {self._trainer.global_rank}", json.dumps(now))
+        here = *place(), os.getpid(), HOST, MACHINE
+        now = Beat(self._number, self._moves, self._trainer.global_step, *here, left, code)
+        self._store.set(str(self._trainer.global_rank), json.dumps(now))
 
     def _listen(self) -> None:
-        now = time.monotonic()
+        peers, now = dict(self._peers), self._clock
         for rank in range(self._trainer.world_size):
-            if self._store.check([f"beat {rank}"]):
-                beat = Beat(*json.loads(self._store.get(f"beat {rank}")))
-                old = self._peers.get(rank, Seen(beat, now, now))
-                heard = old.heard if beat.number == old.beat.number else now
-                self._peers[rank] = Seen(beat, heard, old.moved if beat.moves == old.beat.moves else now)
+            died = rank in peers and peers[rank].beat.gone  # asked first: its last word may come just before its end
+            if self._store.check([str(rank)]):
+                beat = Beat(*json.loads(self._store.get(str(rank))))
+                peers[rank] = peers.get(rank, Seen(beat, now, now)).next(beat, now, died)
+        self._peers, self._answered = peers, now
 
-    def _lost(self) -> Trouble | None:
-        """A rank that failed, died, or no longer says anything."""
-        now = time.monotonic()
-        for rank, (beat, heard, _) in self._peers.items():
-            who = f"Rank {rank} (process {beat.pid} on {beat.host})"
-            if beat.left and beat.code:  # rank 0 tells of itself
-                return Trouble(f"Rank {rank}: {beat.left}" if rank else "", beat.code)
-            if not beat.left and _gone(beat):
-                return Trouble(f"{who} is gone since step {beat.step}: it was killed, or it crashed.")
-            if not beat.left and now - heard > min(self.timeout, SILENCE):
-                return Trouble(
-                    f"{who} has said nothing for {now - heard:.0f} s, since step {beat.step}: it is stopped or dead."
-                )
+    def _cut_off(self, waited: float) -> Trouble | None:
+        """The process that holds the store has ended or stands still, so no rank hears of those on other machines."""
+        agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        who = "torchrun, on the first machine," if agent else self._who(0)
+        near = [rank for rank in self._there() if self._peers[rank].beat.machine == MACHINE and (rank or agent)]
+        if isinstance(self._error, RuntimeError):
+            return Trouble(f"{who} is gone, through which the ranks find each other.", others=near)
+        if self._error is not None:
+            return Trouble(f"{who} cannot be heard ({_reason(self._error)[0]}).")
+        if waited > self._limit:
+            since = f"for {waited:.0f} s, since step {self._trainer.global_step}"
+            return Trouble(f"{who} does not answer {since}: it is stopped, or its machine is gone.", others=near)
         return None
 
-    def _stuck(self) -> Trouble | None:
+    def _who(self, rank: int) -> str:
+        known = self._peers.get(rank)
+        return f"Rank {rank} (process {known.beat.pid} on {known.beat.host})" if known else f"Rank {rank}"
+
+    def _lost(self, now: float) -> Trouble | None:
+        """A rank that failed, died, or no longer says anything."""
+        others = self._there()
+        for rank, (beat, heard, _, died) in self._peers.items():
+            if beat.left and beat.code:  # rank 0 tells of itself
+                return Trouble(f"Rank {rank}: {beat.left}" if rank else "", beat.code, others)
+            since = f"since step {beat.step}: it"
+            if not beat.left and died:
+                return Trouble(f"{self._who(rank)} is gone {since} was killed, or it crashed.", others=others)
+            if not beat.left and now - heard > self._limit:
+                silent = f"has said nothing for {now - heard:.0f} s"
+                return Trouble(f"{self._who(rank)} {silent}, {since} is stopped or dead.", others=others)
+        return None
+
+    def _stuck(self, now: float) -> Trouble | None:
         """All ranks stand still; those that do not wait for others are to blame."""
         here = {rank: seen for rank, seen in self._peers.items() if not seen.beat.left}
-        since = min((time.monotonic() - seen.moved for seen in here.values()), default=0.0)
+        since = min((now - seen.moved for seen in here.values()), default=0.0)
         if since <= self.timeout:
             return None
         guilty = [rank for rank, seen in here.items() if not seen.beat.waits] or list(here)
@@ -259,7 +276,8 @@ class Heartbeat(Callback):
         which = " and ".join(map(str, guilty))
         return Trouble(
             f"No rank has finished a batch for {since:.0f} s, since step {here[guilty[0]].beat.step}: rank {which} may "
-            f"be stuck ({told}). Give slow batches more time with --hang_timeout."
+            f"be stuck ({told}). Give slow batches more time with --hang_timeout.",
+            others=self._there(),
         )
 
 
@@ -268,25 +286,3 @@ def _reason(error: BaseException) -> tuple[str, int]:
     named = isinstance(error, Exception) and not isinstance(error, ErasureError)
     code = getattr(error, "exit_code", 2 if isinstance(error, ErasureError) else 1)
     return f"{type(error).__name__}: {error}" if named else str(error) or type(error).__name__, code
-
-
-def _place() -> tuple[str, bool]:
-    """The line that the main thread is at, and whether it waits there for other ranks."""
-    frame = sys._current_frames()[threading.main_thread().ident or 0]
-    path = frame.f_code.co_filename
-    line = f"{'/'.join(Path(path).parts[-3:])}:{frame.f_lineno}, in {frame.f_code.co_name}"
-    return line, any(part in path for part in _WAITING)
-
-
-def _gone(beat: Beat) -> bool:
-    """Whether the process is known not to run: it is of this machine, and has ended."""
-    if beat.host != HOST:
-        return False
-    try:
-        os.kill(beat.pid, 0)
-        state = Path(f"/proc/{beat.pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except ProcessLookupError:
-        return True
-    except OSError:  # no such table on this system
-        return False
-    return state in "ZX"  # ended, but not yet taken note of by the process that started it

@@ -27,13 +27,18 @@ def choose(command: str, config: Namespace, checkpoint: Path | None, file: Path 
     Raises:
         ErasureError: If something there would be overwritten.
     """
-    if "LOCAL_RANK" in os.environ and _VARIABLE in os.environ:
+    if "LOCAL_RANK" in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ and _VARIABLE in os.environ:
         return Run(Path(os.environ[_VARIABLE]))
     run = _folder(command, config, checkpoint, file)
     check(command, run, checkpoint)
     if "LOCAL_RANK" not in os.environ:
         os.environ[_VARIABLE] = str(run.root)
     return run
+
+
+def forget() -> None:
+    """Leave what is started after the command to itself."""
+    os.environ.pop(_VARIABLE, None)
 
 
 def check(command: str, run: Run, checkpoint: Path | None) -> None:

@@ -7,7 +7,7 @@ import sys
 from importlib import import_module
 from importlib.metadata import version
 
-from erasure_lightning.cli.rank import first
+from erasure_lightning.cli.rank import prefix
 from erasure_lightning.errors import ErasureError
 
 #: What an operating system says that the user must mend.
@@ -73,23 +73,32 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         0, 2 for a mistake of the user, 128 + the signal for an interruption (or for a reader who left).
     """
+    given = sys.argv[1:] if argv is None else argv
     try:
-        return _dispatch(sys.argv[1:] if argv is None else argv)
-    except ErasureError as error:
-        return _fail(f"error: {error}", 2)
+        return _dispatch(given)
     except BrokenPipeError:  # whoever read has read enough (`erasure methods | head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except OSError as error:
-        if error.errno not in _SYSTEM:
-            raise
-        return _fail(f"error: {_refused(error)}", 2)
-    except KeyboardInterrupt:
-        return _fail("Interrupted.", 130)
     except BaseException as error:
-        if not (code := getattr(error, "exit_code", 0)):  # an `Interrupted`, whose class would import Lightning
+        message, code = _words(error)
+        if not code:
             raise
-        return _fail(str(error), code)
+        # Ranks of one run meet the same mistakes, and an error of one alone the first rank may have been told of.
+        front = prefix(together="".join(given[:1]) not in _OWN)
+        if front is not None and not getattr(error, "told", False):
+            print(f"{front}erasure: {' '.join(message.split())}", file=sys.stderr)
+        return code
+
+
+def _words(error: BaseException) -> tuple[str, int]:
+    """What is said of an error that the user can mend or has brought about, and the exit code; 0 for any other."""
+    if isinstance(error, ErasureError):
+        return f"error: {error}", 2
+    if isinstance(error, OSError) and error.errno in _SYSTEM:
+        return f"error: {_refused(error)}", 2
+    if isinstance(error, KeyboardInterrupt):
+        return "Interrupted.", 130
+    return str(error), getattr(error, "exit_code", 0)  # an `Interrupted`, whose class would import Lightning
 
 
 def _refused(error: OSError) -> str:
@@ -97,12 +106,6 @@ def _refused(error: OSError) -> str:
     if error.errno in _WRITING:
         return f"{where} could not be written: {error.strerror}. What was there before is untouched."
     return f"{where} could not be used: {error.strerror}."
-
-
-def _fail(message: str, code: int) -> int:
-    if first():  # once, however many processes meet it
-        print(f"erasure: {' '.join(message.split())}", file=sys.stderr)
-    return code
 
 
 def _dispatch(argv: list[str]) -> int:

@@ -2,10 +2,36 @@
 
 import os
 
-#: What launchers tell a process: torchrun's number among all, SLURM's, and (Lightning's own) that among the machine's.
-_VARIABLES = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
+#: Jobs of SLURM whose numbers Lightning disregards: each process is a run of its own, or starts its ranks by itself.
+_INTERACTIVE = ("bash", "interactive")
 
 
 def first() -> bool:
     """Whether this is the process that speaks for all."""
-    return all(os.environ.get(name, "0") == "0" for name in _VARIABLES)
+    return _numbers() == ("0", "0")
+
+
+def prefix(together: bool = True) -> str | None:
+    """What a process puts in front of an error that it meets.
+
+    The first of all puts nothing there, the first of every other machine who it is. The other processes of a machine
+    say nothing, since they meet what its first one does.
+
+    Args:
+        together: Whether the processes are ranks of one run; those that are not speak for themselves.
+
+    Returns:
+        The words, or ``None`` for a process that says nothing.
+    """
+    rank, local = _numbers()
+    if first():
+        return ""
+    return f"rank {rank} on {os.uname().nodename}: " if local == "0" or not together else None
+
+
+def _numbers() -> tuple[str, str]:
+    """This process's number among all, and among those of its machine; each "0" where nobody has told it."""
+    known = os.environ
+    slurm = {} if known.get("SLURM_JOB_NAME") in _INTERACTIVE else known
+    rank = known.get("RANK", slurm.get("SLURM_PROCID", "0"))  # torchrun's, which SLURM may have started, goes first
+    return rank, known.get("LOCAL_RANK", slurm.get("SLURM_LOCALID", "0"))

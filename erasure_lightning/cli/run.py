@@ -74,6 +74,8 @@ def run(command: str, argv: list[str]) -> None:
             CommandLine(command, argv, keeper).go()
     except MisconfigurationException as error:
         raise ErasureError(str(error)) from error
+    finally:
+        folders.forget()
 
 
 class CommandLine(LightningCLI):
@@ -203,8 +205,8 @@ class CommandLine(LightningCLI):
             ours += [Cost(), Guard(), ExportEdit(self.text)]
             ours += [] if given.enable_checkpointing is False else [self.keeper]
         shown = given.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in chosen)
-        ours += [self.heartbeat]
-        return [*chosen, *([Progress()] if shown else []), *(c for c in ours if type(c) not in map(type, chosen))]
+        ours = [c for c in ours if type(c) not in map(type, chosen)]
+        return [*chosen, *([Progress()] if shown else []), *ours, self.heartbeat]  # which alone is told to watch
 
     def go(self) -> None:
         """Run the command."""
