@@ -26,7 +26,7 @@ def timed() -> None:
     from erasure_lightning.concepts import Concept
     from erasure_lightning.data import PromptData
     from erasure_lightning.methods.esd import ESD
-    from erasure_lightning.strategies import named
+    from erasure_lightning.strategies import register
 
     class Clock(Callback):
         def on_train_batch_start(self, trainer: Trainer, *_: object) -> None:
@@ -39,11 +39,12 @@ def timed() -> None:
             if trainer.is_global_zero:
                 print(STEPS * BATCH * trainer.world_size / (time.perf_counter() - self.start))
 
+    register()
     torch.set_num_threads(1)
     ranks = int(os.environ["WORLD_SIZE"])
     trainer = Trainer(
         max_steps=STEPS + WARM, accelerator="cpu", devices=ranks,
-        strategy=named("ddp" if ranks > 1 else "auto", ESD.has_unused, 1500.0),
+        strategy="ddp" if ranks > 1 else "auto",
         logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         limit_val_batches=0, callbacks=[Clock()],
     )  # fmt: skip

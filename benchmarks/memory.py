@@ -141,7 +141,7 @@ def row(name: str, given: list[str], accelerator: str) -> str:
     with tempfile.TemporaryDirectory() as folder:
         fitted = output("-c", CHILDREN[accelerator], *given, "--run_dir", f"{folder}/run")
     tensors, process = map(int, fitted.split("PEAK")[1].split())
-    model, peak = planned["weights"]["frozen"] + planned["weights"]["edit"], planned["peak"]
+    model, peak = planned["held"]["weights"]["frozen"] + planned["held"]["weights"]["edit"], planned["peak"]
     sizes = [f"{size / 2**30:.3f}" for size in (peak, tensors, process)]
     least = tensors / (model + planned["activations"])
     shares = [f"{peak / tensors - 1:+.0%}", f"{peak / process - 1:+.0%}"]

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.erasure import ErasureModule
 from erasure_lightning.ledger import nbytes
+from erasure_lightning.module import GradientErasure
 from erasure_lightning.sharding import MOST
 
 
@@ -30,13 +31,61 @@ class Weights:
     unit: int
 
 
-def weights_of(module: ErasureModule, trained: dict[str, nn.Parameter]) -> Weights:
-    """Of a method, once its model is there.
+@dataclass(frozen=True)
+class Footprint:
+    """What a method in training keeps on one device, without what passes in a step.
 
     Args:
-        module: The method.
-        trained: What its optimizer moves, by name.
+        parameters: Numbers of them in the denoiser, the text encoders and all else (the autoencoder).
+        trained: How many an optimizer moves.
+        names: Of what is trained.
+        weights: Bytes of weights.
+        gradients: Bytes.
+        state: Bytes of the optimizer's state.
+        spared: Bytes that a state in 8 bits takes less than one in float32.
+        bank: Bytes of trajectories and answers.
+        splits: Whether a splitting strategy splits teacher, edit, gradients and state too.
     """
+
+    parameters: dict[str, int]
+    trained: int
+    names: list[str]
+    weights: Weights
+    gradients: int
+    state: int
+    spared: int
+    bank: int
+    splits: bool
+
+
+def footprint_of(module: ErasureModule, eight: bool) -> Footprint:
+    """Of a method that has taken a step with Adam.
+
+    Args:
+        module: The method; its optimizer has its state, and nothing is merged or fused yet.
+        eight: Whether that state would be in 8 bits.
+    """
+    trained = module.trainable() if module.automatic_optimization else {}
+    full = nbytes(_moments(module)) if trained else 0
+    state = _in_eight_bits(trained.values()) if eight else full
+    return Footprint(
+        parameters=_counts(module.backbone),
+        trained=sum(p.numel() for p in trained.values()),
+        names=list(trained),
+        weights=_weights(module, trained),
+        gradients=nbytes(trained.values()),
+        state=state,
+        spared=full - state,
+        bank=module.bank.nbytes() if isinstance(module, GradientErasure) and module.bank is not None else 0,
+        splits=bool(trained) and not module.stays_whole() and trained.keys() <= _names(module.original),
+    )
+
+
+def _names(backbone: Backbone) -> set[str]:
+    return {name for name, _ in backbone.named_parameters()}
+
+
+def _weights(module: ErasureModule, trained: dict[str, nn.Parameter]) -> Weights:
     backbone = module.backbone
     edited = {id(p): p for p in (module.editable() | trained).values()}
     own = {id(p): p for p in backbone.parameters()}
@@ -57,21 +106,21 @@ def _largest(module: nn.Module) -> int:
     return size if size <= MOST or not children else max(map(_largest, children))
 
 
-def counts(backbone: Backbone) -> dict[str, int]:
+def _counts(backbone: Backbone) -> dict[str, int]:
     """Numbers of parameters in the denoiser, the text encoders and all else (the autoencoder)."""
     parts = {"denoiser": backbone.denoiser, "text encoders": backbone.text_encoders}
     count = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
     return count | {"autoencoder": sum(p.numel() for p in backbone.parameters()) - sum(count.values())}
 
 
-def moments(module: ErasureModule) -> Iterator[Tensor]:
+def _moments(module: ErasureModule) -> Iterator[Tensor]:
     """What optimizers keep of each weight."""
     for optimizer in module.trainer.optimizers:
         for state in optimizer.state.values():
             yield from (value for value in state.values() if isinstance(value, Tensor))
 
 
-def in_eight_bits(parameters: Iterable[nn.Parameter]) -> int:
+def _in_eight_bits(parameters: Iterable[nn.Parameter]) -> int:
     """Bytes of two moments of a byte an entry and a scale for each 256; of fewer than 4096 entries they stay float32.
 
     Verified in bitsandbytes 0.50.

@@ -30,6 +30,9 @@ class GradientErasure(ErasureModule):
         bank: Where noisy latents come from: a bank of trajectories, or (``None``) pure noise at random times.
         optimizer: ``adam``, or ``adam8bit``, whose state is a quarter (needs the extra ``bitsandbytes``).
         kwargs: Arguments of every method.
+
+    Raises:
+        ErasureError: If a number is out of range.
     """
 
     def __init__(
@@ -42,6 +45,10 @@ class GradientErasure(ErasureModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        if lr <= 0 or warmup < 0:
+            raise ErasureError(
+                f"{type(self).__name__} needs lr above 0 and warmup of at least 0; found {lr} and {warmup}."
+            )
         self.lr = lr
         self.optimizer = optimizer
         self.warmup = warmup

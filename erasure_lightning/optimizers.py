@@ -27,17 +27,29 @@ def make_optimizer(kind: Kind, parameters: Sequence[nn.Parameter], lr: float) ->
     """
     if kind == "adam":
         return Adam(parameters, lr=lr)
+    check_eight_bits(split=any(isinstance(parameter, DTensor) for parameter in parameters))
+    from bitsandbytes.optim import Adam8bit
+
+    made: Optimizer = Adam8bit(parameters, lr=lr)
+    return made
+
+
+def check_eight_bits(split: bool) -> None:
+    """Raise where moments cannot be in 8 bits.
+
+    Args:
+        split: Whether a strategy has split what is to be moved.
+
+    Raises:
+        ErasureError: If it has, or the package is not installed.
+    """
+    if split:
+        raise ErasureError(
+            "optimizer adam8bit needs whole weights; found some that the strategy has split. Leave the optimizer at "
+            "adam, whose state is split with them."
+        )
     if find_spec("bitsandbytes") is None:
         raise ErasureError(
             "optimizer adam8bit needs the package bitsandbytes, which is not installed. "
             "pip install 'erasure-lightning[bitsandbytes]', or leave the optimizer at adam."
         )
-    if any(isinstance(parameter, DTensor) for parameter in parameters):
-        raise ErasureError(
-            "optimizer adam8bit needs whole weights; found some that the strategy has split. Leave the optimizer at "
-            "adam, whose state is split with them."
-        )
-    from bitsandbytes.optim import Adam8bit
-
-    made: Optimizer = Adam8bit(parameters, lr=lr)
-    return made

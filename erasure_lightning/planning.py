@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 import torch
-from lightning import Trainer
+from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
@@ -13,8 +13,9 @@ from erasure_lightning.backbones.base import Backbone, Conditioning
 from erasure_lightning.backbones.loading import load_backbone
 from erasure_lightning.data import PromptData
 from erasure_lightning.erasure import ErasureModule
-from erasure_lightning.footprint import Weights, counts, in_eight_bits, moments, weights_of
-from erasure_lightning.ledger import Ledger, nbytes, shapes, without_values
+from erasure_lightning.errors import ErasureError
+from erasure_lightning.footprint import Footprint, footprint_of
+from erasure_lightning.ledger import Ledger, shapes, without_values
 from erasure_lightning.module import GradientErasure
 from erasure_lightning.retention.base import RetentionCallback
 from erasure_lightning.saliency import SalientErasure
@@ -28,15 +29,8 @@ class Forecast:
     """What a fit needs on one device, in bytes, and what it asks.
 
     Args:
-        parameters: Numbers of them in the denoiser, the text encoders and all else (the autoencoder).
-        trained: How many an optimizer moves.
-        names: Of what is trained.
+        held: What it keeps there.
         steps: Of the optimizer.
-        weights: Bytes of weights.
-        gradients: Bytes.
-        state: Bytes of the optimizer's state.
-        bank: Bytes of trajectories and answers.
-        splits: Whether a splitting strategy splits teacher, edit, gradients and state too.
         peaks: The most bytes alive while it prepares, samples (a bank, pictures to train on), steps, and measures.
         asked: Latents that student and teacher are asked about in a step (the last, and the first, which fills a bank),
             and backwards.
@@ -45,15 +39,8 @@ class Forecast:
         measured: Latents that it asks about.
     """
 
-    parameters: dict[str, int]
-    trained: int
-    names: list[str]
+    held: Footprint
     steps: int
-    weights: Weights
-    gradients: int
-    state: int
-    bank: int
-    splits: bool
     peaks: dict[str, int]
     asked: dict[str, dict[str, int]]
     sampled: int
@@ -106,8 +93,8 @@ class Listener:
 class _Player(Callback):
     """Marks where steps begin and end, and jumps from the first to the last; optimizers step as on the device."""
 
-    def __init__(self, ledger: Ledger, together: bool) -> None:
-        self.ledger, self.together = ledger, together
+    def __init__(self, ledger: Ledger, together: bool, eight: bool) -> None:
+        self.ledger, self.together, self.eight = ledger, together, eight
         self.listeners: Sequence[Listener] = []
         self.peaks = {"preparing": 0, "step": 0}
         self.asked: list[dict[str, int]] = []
@@ -129,6 +116,9 @@ class _Player(Callback):
         trainer.should_stop = trainer.should_stop or trainer.global_step > last or len(self.asked) > 1
         loop = trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total
         loop.ready = loop.completed = max(trainer.global_step, last)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.held = footprint_of(cast(ErasureModule, pl_module), self.eight)
 
 
 def _added(counts: Iterable[dict[str, int]]) -> dict[str, int]:
@@ -157,6 +147,9 @@ def forecast(
         accelerator: What is planned for. On others than ``cpu`` an optimizer moves all weights at once, and needs room
             for as much again while it does.
         trainer: Further arguments of the trainer.
+
+    Raises:
+        ErasureError: If no step is asked for.
     """
     ledger = Ledger()
     _without_values(module, ledger)
@@ -164,7 +157,7 @@ def forecast(
     if isinstance(module, GradientErasure):
         module.optimizer = "adam"  # whose state has the same number of entries
     retained = [callback for callback in callbacks if isinstance(callback, RetentionCallback)]
-    player = _Player(ledger, together=accelerator != "cpu")
+    player = _Player(ledger, accelerator != "cpu", eight)
     runner = Trainer(
         accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, limit_val_batches=0, log_every_n_steps=1, callbacks=[*retained, player], **trainer,
@@ -173,11 +166,21 @@ def forecast(
         module.configure_model()
         player.listeners = _listen(module, ledger)
         runner.fit(module, data)
+        if not player.asked:
+            raise ErasureError("A plan plays a step at least; found --trainer.max_steps 0, which asks for none.")
         walked = max(listener.sampling for listener in player.listeners)
         sampled = sum(listener.sampled for listener in player.listeners)
         pictures, measured, drawing = _measurement(module, data, player.listeners, ledger) if measure else (0, 0, 0)
-    peaks = {**player.peaks, "sampling": walked, "measuring": drawing}
-    return _forecast(module, data, player, peaks, sampled, pictures, measured, eight)
+    peaks, late = {**player.peaks, "sampling": walked, "measuring": drawing}, ("step", "measuring")
+    return Forecast(
+        held=player.held,
+        steps=data.training_steps if player.held.trained else 1,
+        peaks={name: peak and peak - player.held.spared * (name in late) for name, peak in peaks.items()},
+        asked={"first": player.asked[0], "last": player.asked[-1]},
+        sampled=sampled,
+        pictures=pictures,
+        measured=measured,
+    )
 
 
 def _without_values(module: ErasureModule, ledger: Ledger) -> None:
@@ -218,39 +221,3 @@ def _measurement(
         module._draw(model, batches[0]._replace(shots=[s._replace(steps=1) for s in batches[0].shots]))
     peak = max(ledger.restart(), *(listener.sampling for listener in listeners))
     return sum(len(batch.shots) for batch in batches), 2 * sum(each), peak
-
-
-def _has(backbone: Backbone, names: Iterable[str]) -> bool:
-    return set(names) <= {name for name, _ in backbone.named_parameters()}
-
-
-def _forecast(
-    module: ErasureModule,
-    data: PromptData,
-    player: _Player,
-    peaks: dict[str, int],
-    sampled: int,
-    pictures: int,
-    measured: int,
-    eight: bool,
-) -> Forecast:
-    trained = module.trainable() if module.automatic_optimization else {}
-    full = nbytes(moments(module)) if trained else 0
-    state = in_eight_bits(trained.values()) if eight else full
-    less = {name: full - state if name in ("step", "measuring") else 0 for name in peaks}
-    return Forecast(
-        parameters=counts(module.backbone),
-        trained=sum(p.numel() for p in trained.values()),
-        names=list(trained),
-        steps=data.training_steps if trained else 1,
-        weights=weights_of(module, trained),
-        gradients=nbytes(trained.values()),
-        state=state,
-        bank=module.bank.nbytes() if isinstance(module, GradientErasure) and module.bank is not None else 0,
-        splits=bool(trained) and not module.stays_whole() and _has(module.original, trained),
-        peaks={name: peak and peak - less[name] for name, peak in peaks.items()},
-        asked={"first": player.asked[0], "last": player.asked[-1]},
-        sampled=sampled,
-        pictures=pictures,
-        measured=measured,
-    )

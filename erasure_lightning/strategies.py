@@ -96,24 +96,18 @@ def check(given: object) -> None:
         )
 
 
-def named(given: Any, has_unused: bool, hang_timeout: float) -> Any:
-    """The strategy that a name stands for; what is no name of several devices' stays as it is.
+def register(has_unused: bool = False, hang_timeout: float = 1500.0) -> None:
+    """Let ``--trainer.strategy`` know ours by name, and what suits an edit by those of Lightning.
 
     Args:
-        given: What ``--trainer.strategy`` says.
         has_unused: Whether some of what is trained may have no gradient in a step.
         hang_timeout: Seconds after which ranks that hang are given up.
     """
     timeout = timedelta(seconds=hang_timeout + GRACE)
-    if given == NAME:
-        return FSDP2(timeout=timeout)
-    if given == "ddp":  # buffers are alike on all ranks, and what edits train is sent as it lies
-        return DDPStrategy(
-            timeout=timeout, find_unused_parameters=has_unused, broadcast_buffers=False, gradient_as_bucket_view=True
-        )
-    return given
-
-
-def register() -> None:
-    """Let ``--trainer.strategy`` know it by name."""
-    StrategyRegistry.register(NAME, FSDP2, description="Splits weights over devices (FSDP2)", override=True)
+    about = "Splits weights over devices (FSDP2)"
+    StrategyRegistry.register(NAME, FSDP2, description=about, override=True, timeout=timeout)
+    # Also what several devices get if nothing is said. Buffers are alike on all ranks; gradients are sent as they lie.
+    StrategyRegistry.register(
+        "ddp", DDPStrategy, description="Gradients are averaged over devices", override=True, timeout=timeout,
+        find_unused_parameters=has_unused, broadcast_buffers=False, gradient_as_bucket_view=True,
+    )  # fmt: skip

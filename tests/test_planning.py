@@ -12,6 +12,7 @@ from erasure_lightning.concepts import Concept
 from erasure_lightning.data import PromptData
 from erasure_lightning.ledger import Ledger
 from erasure_lightning.methods.esd import ESD
+from erasure_lightning.methods.realera import RealEra
 from erasure_lightning.methods.uce import UCE
 from erasure_lightning.planning import forecast
 from erasure_lightning.retention.local_noise import LocalNoisePreservation
@@ -72,6 +73,17 @@ def test_everything_is_planned_to_be_retained_since_nobody_knows_what_is_near():
     assert len(callback.retained) == 3 * len(set(EVERYDAY) - {"cat"})
 
 
+def test_what_is_merged_at_the_end_is_planned_as_it_is_trained():
+    merged, kept = planned(RealEra, merge=True).held, planned(RealEra, merge=False).held
+    assert merged == kept
+    assert merged.trained > 0
+
+
+def test_a_method_of_a_plugin_that_looks_at_values_is_planned(capsys):
+    assert main(["plan", "--config", "speed.yaml", "--measure", "false", "--trainer.accelerator", "cpu"]) == 0
+    assert "SPEED, planned for one device" in capsys.readouterr().out
+
+
 @pytest.fixture(scope="module")
 def plain():
     return planned(ESD, train="all")
@@ -82,11 +94,11 @@ def test_each_remedy_lowers_what_it_should(plain):
         planned(ESD, train="all", checkpointing=True, base="bfloat16"),
         planned(ESD, train="all", optimizer="adam8bit"),
     )
-    assert thrifty.weights.frozen == pytest.approx(plain.weights.frozen / 2, rel=0.01)
-    assert thrifty.weights.edit == plain.weights.edit
-    assert thrifty.peaks["step"] - plain.peaks["step"] < thrifty.weights.frozen - plain.weights.frozen
-    assert eight.state < 0.6 * plain.state  # most tensors of a tiny model stay in float32
-    assert plain.peaks["step"] - eight.peaks["step"] == plain.state - eight.state
+    assert thrifty.held.weights.frozen == pytest.approx(plain.held.weights.frozen / 2, rel=0.01)
+    assert thrifty.held.weights.edit == plain.held.weights.edit
+    assert thrifty.peaks["step"] - plain.peaks["step"] < thrifty.held.weights.frozen - plain.held.weights.frozen
+    assert eight.held.state < 0.6 * plain.held.state  # most tensors of a tiny model stay in float32
+    assert plain.peaks["step"] - eight.peaks["step"] == plain.held.state - eight.held.state
 
 
 def test_a_bank_counts_and_is_walked_on_paper_only():
@@ -95,7 +107,7 @@ def test_a_bank_counts_and_is_walked_on_paper_only():
     model.denoiser.register_forward_hook(lambda *_: asked.append(torch.is_grad_enabled()))
     module = ESD(concepts=[Concept("cat")], backbone=model, bank=TrajectoryBank(trajectories=8, steps=50, batch_size=8))
     found = forecast(module, PromptData(batch_size=4), measure=False, max_steps=9)
-    assert found.bank == pytest.approx(3 * 8 * 50 * 4 * 8 * 8 * 4, rel=0.1)
+    assert found.held.bank == pytest.approx(3 * 8 * 50 * 4 * 8 * 8 * 4, rel=0.1)
     assert found.sampled == 8 * 50 * 2
     assert len(asked) < 10
 
@@ -104,18 +116,21 @@ def test_splitting_shares_what_it_splits(plain):
     found = plain
     one, two = Needs(found, 1, "one device"), Needs(found, 2, "ddp")
     split = Needs(found, 2, "fsdp2")
-    assert two.peak == one.peak + found.gradients
+    assert two.peak == one.peak + found.held.gradients
     for name in ("what is edited", "its gradients", "its optimizer", "the original's own copies"):
         assert split.rows[name] == one.rows[name] // 2
-    assert split.rows["frozen weights"] == found.weights.frozen - found.weights.denoiser + found.weights.denoiser // 2
+    assert (
+        split.rows["frozen weights"]
+        == found.held.weights.frozen - found.held.weights.denoiser + found.held.weights.denoiser // 2
+    )
     solved = planned(UCE)
-    assert Needs(solved, 2, "fsdp2").rows["what is edited"] == solved.weights.edit
+    assert Needs(solved, 2, "fsdp2").rows["what is edited"] == solved.held.weights.edit
 
 
 def test_the_command_says_it_all_and_writes_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     small = ["--data.others", "2", "--data.seeds", "2", "--data.steps", "2", "--data.draw_size", "64"]
-    assert main(["plan", *TOLD, *small, "--devices", "2", "--gpu-memory", "0.001"]) == 0
+    assert main(["plan", *TOLD, *small, "--devices", "2", "--gpu-memory", "0.001"]) == 1
     shown = capsys.readouterr().out
     for words in (
         "activations and temporaries",
@@ -129,7 +144,7 @@ def test_the_command_says_it_all_and_writes_nothing(tmp_path, monkeypatch, capsy
     assert main(["plan", *TOLD[:-1], str(tmp_path / "tiny"), *small, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["devices"] == 1
-    assert found["trained"] == 8784
+    assert found["held"]["trained"] == 8784
     assert found["peak"] == found["peaks_per_device"][found["peak_when"]]
     assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
 
@@ -165,6 +180,10 @@ def test_devices_are_those_of_all_nodes(given, devices, tmp_path, monkeypatch):
         (["--trainer.strategy", "fsdp"], "--trainer.strategy needs auto, ddp, fsdp2"),
         (["--trainer.precision", "bf16-true"], "give --model.base bfloat16"),
         (["--model.bank", "x"], "bank"),
+        (["--model.lr", "-1"], "ESD needs lr above 0"),
+        (["--trainer.max_steps", "0"], "found --trainer.max_steps 0"),
+        (["--save_every", "0"], "--save_every of at least 1"),
+        (["--model.optimizer", "adam8bit", "--devices", "2", "--strategy", "fsdp2"], "adam8bit needs whole weights"),
     ],
 )
 def test_mistakes_end_in_one_sentence(given, words, capsys):

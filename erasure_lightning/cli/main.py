@@ -11,7 +11,8 @@ from erasure_lightning.cli.rank import prefix
 from erasure_lightning.errors import ErasureError
 
 #: What an operating system says that the user must mend.
-_SYSTEM = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
+_SYSTEM = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
+_SYSTEM |= {errno.ENOTDIR, errno.EEXIST, errno.EISDIR}
 
 #: What it says of nothing but writing; of the others nobody knows.
 _WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
@@ -71,7 +72,8 @@ def main(argv: list[str] | None = None) -> int:
         argv: Arguments; those of the process by default.
 
     Returns:
-        0, 2 for a mistake of the user, 128 + the signal for an interruption (or for a reader who left).
+        0; 1 where `plan` says that a fit does not fit; 2 for a mistake of the user; 128 + the signal for an
+        interruption (or for a reader who left).
     """
     given = sys.argv[1:] if argv is None else argv
     try:
@@ -116,7 +118,7 @@ def _dispatch(argv: list[str]) -> int:
         print(f"erasure-lightning {version('erasure-lightning')}")
     elif command in _OWN:
         module, _, function = _OWN[command].partition(":")
-        getattr(import_module(f"erasure_lightning.cli.{module}"), function)(argv[1:])
+        return getattr(import_module(f"erasure_lightning.cli.{module}"), function)(argv[1:]) or 0
     elif command in COMMANDS:
         from erasure_lightning.cli.run import run
 

@@ -88,7 +88,9 @@ def _unrecognized(words: list[str], parser: LightningArgumentParser) -> str:
 
 
 def _refused(key: str, option: str, parser: LightningArgumentParser) -> str:
-    return f"{key or 'the config'} has no option {option!r}{_meant(option, _options(key, parser))}"
+    known = _options(key, parser)
+    meant = ": others of its kind have, this class has not" if option in known else _meant(option, known)
+    return f"{key or 'the config'} has no option {option!r}{meant}"
 
 
 def _options(key: str, parser: LightningArgumentParser) -> set[str]:

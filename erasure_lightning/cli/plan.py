@@ -8,12 +8,15 @@ from typing import Any
 from lightning.pytorch.cli import LightningArgumentParser
 from rich.console import Console
 from rich.table import Table
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
+from erasure_lightning.callbacks.heartbeat import Heartbeat
 from erasure_lightning.callbacks.interrupt import LastCheckpoint
 from erasure_lightning.cli.names import options
 from erasure_lightning.cli.noise import hush
 from erasure_lightning.cli.run import CommandLine
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.optimizers import check_eight_bits
 from erasure_lightning.planning import STUDENT, TEACHER, Forecast, forecast
 
 GIB = 2**30
@@ -25,8 +28,11 @@ _PLAYED = ("max_steps", "max_epochs", "precision", "accumulate_grad_batches", "g
 STRATEGIES = ("ddp", "fsdp2")
 
 
-def plan(argv: list[str]) -> None:
+def plan(argv: list[str]) -> int:
     """Say what a fit needs, and whether it fits.
+
+    Returns:
+        1 if the memory of a device was told and is too little, else 0.
 
     Raises:
         ErasureError: If the arguments are none that `erasure fit` would take.
@@ -35,7 +41,7 @@ def plan(argv: list[str]) -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
-    Planner(argv).say()
+    return Planner(argv).say()
 
 
 class Planner(CommandLine):
@@ -63,10 +69,12 @@ class Planner(CommandLine):
             ErasureError: If a number is unknown or out of range, or a strategy or precision cannot be planned.
         """
         config, given = self.config, self.config.trainer
+        self.keeper.set_every(config.save_every)  # these two refuse what a fit would
+        Heartbeat(config.hang_timeout)
         self.on_each = self._on_each_node()
         self.devices = self.on_each * given.num_nodes
         strategy = config.strategy or (given.strategy if given.strategy in STRATEGIES else "ddp")
-        if self.devices < 1 or strategy not in STRATEGIES or (config.gpu_memory or 1) <= 0:
+        if self.devices < 1 or strategy not in STRATEGIES or (config.gpu_memory is not None and config.gpu_memory <= 0):
             raise ErasureError(
                 "erasure plan needs devices of at least 1, the strategy ddp or fsdp2, and gpu-memory above 0; found "
                 f"{self.devices}, {strategy} and {config.gpu_memory}."
@@ -99,21 +107,35 @@ class Planner(CommandLine):
         """None: the fit is played."""
         return None
 
-    def say(self) -> None:
-        """Play the fit and print what it needs."""
+    def say(self) -> int:
+        """Play the fit and print what it needs; 1 if a device has less."""
+        eight = getattr(self.model, "optimizer", "") == "adam8bit"
+        found = self._played()
+        if eight:
+            check_eight_bits(split=self.strategy == "fsdp2" and found.held.splits)
+        needs = Needs(found, self.devices, self.strategy)
+        fits = None if self.config.gpu_memory is None else needs.peak <= self.config.gpu_memory * GIB
+        if self.config.json:
+            memory = {"gpu_memory": self.config.gpu_memory and int(self.config.gpu_memory * GIB), "fits": fits}
+            print(json.dumps(found.plain() | needs.plain() | memory, indent=1))
+        else:
+            Console().print(_table(found, needs, type(self.model).__name__))
+            for line in [*_counted(found, self.devices), *self._verdict(found, needs)]:
+                print(line)
+        return int(fits is False)
+
+    def _played(self) -> Forecast:
         given = self.config_init.trainer
         callbacks = given.callbacks if isinstance(given.callbacks, list) else [given.callbacks] * bool(given.callbacks)
         played = {name: given[name] for name in _PLAYED if given[name] is not None}
-        found = forecast(
-            self.model, self.datamodule, callbacks, self.config.measure, accelerator=str(given.accelerator), **played
-        )
-        needs = Needs(found, self.devices, self.strategy)
-        if self.config.json:
-            print(json.dumps(found.plain() | needs.plain(), indent=1))
-            return
-        Console().print(_table(found, needs, type(self.model).__name__))
-        for line in [*_counted(found), *self._verdict(found, needs)]:
-            print(line)
+        where = {"accelerator": str(given.accelerator)}
+        try:
+            return forecast(self.model, self.datamodule, callbacks, self.config.measure, **where, **played)
+        except (DataDependentOutputException, DynamicOutputShapeException) as error:
+            raise ErasureError(
+                f"{type(self.model).__name__} asks {error.func} for values, which a plan does not have. Try a step of "
+                "it: `erasure fit` with --trainer.fast_dev_run 1."
+            ) from error
 
     def _verdict(self, found: Forecast, needs: "Needs") -> list[str]:
         memory, peak = self.config.gpu_memory, needs.peak / GIB
@@ -143,10 +165,14 @@ class Planner(CommandLine):
             advice.append("--model.base bfloat16 halves the frozen weights and most activations.")
         if when == "step" and data.batch_size > 1:
             advice.append(f"--data.batch_size {data.batch_size // 2} halves the activations (now {data.batch_size}).")
-        if self.strategy != "fsdp2" and found.splits:
+        if self.strategy != "fsdp2" and found.held.splits:
             devices = self.on_each if self.devices > 1 else 2
             advice.append(f"--strategy fsdp2 --devices {devices} splits weights, edit and optimizer.")
-        if found.state > found.gradients and getattr(module, "optimizer", "") == "adam" and self.strategy != "fsdp2":
+        if (
+            found.held.state > found.held.gradients
+            and getattr(module, "optimizer", "") == "adam"
+            and self.strategy != "fsdp2"
+        ):
             advice.append("--model.optimizer adam8bit quarters the optimizer's state (needs bitsandbytes).")
         return advice
 
@@ -162,26 +188,26 @@ class Needs:
 
     def __init__(self, found: Forecast, devices: int, strategy: str) -> None:
         share = devices if strategy == "fsdp2" else 1
-        own = share if found.splits else 1
+        own = share if found.held.splits else 1
         self.devices, self.strategy = devices, strategy
-        weights = found.weights
+        weights = found.held.weights
         held = {
             "frozen weights": weights.frozen - weights.denoiser + weights.denoiser // share,
             "the original's own copies": weights.teacher // own,
             "what is edited": weights.edit // own,
-            "bank": found.bank,
-            "copies between devices": weights.unit if share > 1 else found.gradients if devices > 1 else 0,
+            "bank": found.held.bank,
+            "copies between devices": weights.unit if share > 1 else found.held.gradients if devices > 1 else 0,
         }
-        trained = {"its gradients": found.gradients // own, "its optimizer": found.state // own}
+        trained = {"its gradients": found.held.gradients // own, "its optimizer": found.held.state // own}
         self.rows = held | trained
-        fixed = weights.frozen + weights.teacher + weights.edit + found.bank
+        fixed = weights.frozen + weights.teacher + weights.edit + found.held.bank
         more = sum(held.values()) - fixed
-        late = more + sum(trained.values()) - found.gradients - found.state
+        late = more + sum(trained.values()) - found.held.gradients - found.held.state
         early = ("preparing", "sampling")
         self.whens = {name: peak + (more if name in early else late) for name, peak in found.peaks.items() if peak}
         self.when = max(self.whens, key=lambda name: self.whens[name])
         self.peak = self.whens[self.when]
-        self.activations = max(found.peaks["step"] - fixed - found.gradients - found.state, 0)
+        self.activations = max(found.peaks["step"] - fixed - found.held.gradients - found.held.state, 0)
 
     def plain(self) -> dict[str, Any]:
         """As JSON says it."""
@@ -214,13 +240,13 @@ def _gib(size: int) -> str:
     return f"{size / GIB:.3f}" if size < GIB else f"{size / GIB:.2f}"
 
 
-def _counted(found: Forecast) -> list[str]:
-    first, last = found.asked["first"], found.asked["last"]
-    parts = ", ".join(f"{name} {count / 1e6:.1f} M" for name, count in found.parameters.items())
-    total = sum(found.parameters.values())
-    inside = sorted({".".join(name.split(".")[:2]) for name in found.names})
+def _counted(found: Forecast, devices: int) -> list[str]:
+    held, first, last = found.held, found.asked["first"], found.asked["last"]
+    parts = ", ".join(f"{name} {count / 1e6:.1f} M" for name, count in held.parameters.items())
+    total = sum(held.parameters.values())
+    inside = sorted({".".join(name.split(".")[:2]) for name in held.names})
     shown = ", ".join(inside[:4]) + (", ..." if len(inside) > 4 else "")
-    trained = f"{found.trained / 1e6:.3f} M ({found.trained / total:.2%}) in {len(found.names)} tensors of {shown}"
+    trained = f"{held.trained / 1e6:.3f} M ({held.trained / total:.2%}) in {len(held.names)} tensors of {shown}"
     steps = [f"Each of {found.steps} steps asks the student {last[STUDENT]} times and the original {last[TEACHER]} "
              f"times about a latent; {last['backwards']} backwards."]  # fmt: skip
     if first != last:
@@ -228,10 +254,11 @@ def _counted(found: Forecast) -> list[str]:
     if found.sampled:
         steps.append(f"Trajectories or pictures to train on cost {found.sampled} evaluations.")
     whole = found.steps * (last[STUDENT] + last[TEACHER]) + found.sampled
-    drawn = f"The measurement draws 2 x {found.pictures} pictures in {found.measured} evaluations."
+    each, together = (" on each device", ", on all devices together") if devices > 1 else ("", "")
+    drawn = f"The measurement draws 2 x {found.pictures} pictures in {found.measured} evaluations{together}."
     return [
         f"Parameters: {parts}.",
-        f"Trained: {trained}." if found.trained else "Trained: nothing; the edit is solved for.",
-        *(steps if found.trained else []),
-        f"In all about {whole} evaluations.{' ' + drawn if found.pictures else ''}",
+        f"Trained: {trained}." if held.trained else "Trained: nothing; the edit is solved for.",
+        *(steps if held.trained else []),
+        f"In all about {whole} evaluations{each}.{' ' + drawn if found.pictures else ''}",
     ]

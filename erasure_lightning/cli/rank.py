@@ -29,6 +29,13 @@ def prefix(together: bool = True) -> str | None:
     return f"rank {rank} on {os.uname().nodename}: " if local == "0" or not together else None
 
 
+def started() -> tuple[int, int] | None:
+    """How many processes torchrun has started on this machine, and on how many machines; elsewhere ``None``."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return None
+    return int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["GROUP_WORLD_SIZE"])
+
+
 def _numbers() -> tuple[str, str]:
     """This process's number among all, and among those of its machine; each "0" where nobody has told it."""
     known = os.environ

@@ -31,6 +31,7 @@ from erasure_lightning.cli.messages import tidy
 from erasure_lightning.cli.names import arguments, concept_file
 from erasure_lightning.cli.noise import hush
 from erasure_lightning.cli.parser import Parser
+from erasure_lightning.cli.rank import started
 from erasure_lightning.cli.resume import check_same, check_unfinished, own_config
 from erasure_lightning.data import PromptData
 from erasure_lightning.edits import write_atomically
@@ -39,7 +40,7 @@ from erasure_lightning.errors import ErasureError
 from erasure_lightning.loggers import MetricsFile
 from erasure_lightning.methods import METHODS
 from erasure_lightning.sharing import without_secrets
-from erasure_lightning.strategies import check, named, register
+from erasure_lightning.strategies import check, register
 
 TRAINER = {"max_steps": 100, "enable_model_summary": False, "num_sanity_val_steps": 0, "log_every_n_steps": 20}
 
@@ -67,7 +68,6 @@ def run(command: str, argv: list[str]) -> None:
         Interrupted: If a signal came.
     """
     hush()
-    register()
     keeper = LastCheckpoint()
     try:
         with keeper.watching():
@@ -139,6 +139,7 @@ class CommandLine(LightningCLI):
         content["trainer"]["logger"] = without_secrets(content["trainer"]["logger"])
         self.text = dump_yaml(content)
         self.keeper.set_every(self.config.save_every)
+        _take_up(self.config.trainer)
         self.heartbeat = Heartbeat(self.config.hang_timeout)
         self.checkpoint = self._checkpoint(content["model"])
         self.run = folders.choose(self.command, self.config, self.checkpoint, concept_file(self.argv))
@@ -183,7 +184,7 @@ class CommandLine(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer with the run's folder and what every run has."""
         given = self.config_init.trainer
-        given.strategy = named(given.strategy, self.model.has_unused, self.config.hang_timeout)
+        register(self.model.has_unused, self.config.hang_timeout)
         trainer = super().instantiate_trainer(
             default_root_dir=str(self.run.root),
             logger=self._loggers(given.logger),
@@ -250,6 +251,20 @@ class CommandLine(LightningCLI):
         if self.trainer.is_global_zero:
             grid = f", before and after in {self.run.grid}" if self.run.grid.exists() and text[:5] != "Draw " else ""
             print(f"{text}{grid}.")
+
+
+def _take_up(given: Namespace) -> None:
+    """Use the processes that torchrun has started, where no devices were told, and refuse another number of them."""
+    if (found := started()) is None:
+        return
+    here, machines = found
+    if given.devices == "auto":
+        given.devices, given.num_nodes = here, machines
+    elif str(given.devices).isdecimal() and int(given.devices) != here:
+        raise ErasureError(
+            f"torchrun has started {here} processes on this machine, and --trainer.devices says {given.devices}. "
+            f"Say --trainer.devices {here}, or nothing of devices."
+        )
 
 
 def _list(value: Any) -> list[Any]:

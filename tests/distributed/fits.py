@@ -24,7 +24,7 @@ from erasure_lightning.ranks import averaged
 from erasure_lightning.registry import find_method, load_offer
 from erasure_lightning.retention.global_alignment import GlobalSemanticAlignment
 from erasure_lightning.sharding import whole
-from erasure_lightning.strategies import FSDP2, named
+from erasure_lightning.strategies import FSDP2, register
 from erasure_lightning.testing import edit_of, fit
 
 CONCEPTS = [Concept("cat", "dog"), Concept("star", "heart")]
@@ -75,16 +75,13 @@ def made(name, folder, **given):
     return method(name)(concepts=CONCEPTS, backbone=str(folder), seed=1, **CHEAP.get(name, {}), **given)
 
 
-def chosen(strategy, name):
-    """What the command line makes of a strategy's name."""
-    return named(strategy, method(name).has_unused, 1500.0)
-
-
 def fits(name, strategy, out):
     """What a method does on this rank."""
 
     def run(*callbacks, **given):
-        return fit(made(name, out / "tiny"), *callbacks, devices=2, strategy=chosen(strategy, name), **given)
+        return fit(made(name, out / "tiny"), *callbacks, devices=2, strategy=strategy, **given)
+
+    register(method(name).has_unused)
 
     watch, half = Watch(), out / f"{strategy}-{name}-half.ckpt"
     module = run(STEPS, watch)

@@ -29,6 +29,13 @@ def test_two_processes_fit_measure_and_write_once(strategy, tmp_path):
     assert protocol["prompts"]["specificity"]
 
 
+def test_other_devices_than_torchrun_has_started_are_refused(tmp_path, monkeypatch, capsys):
+    for name, value in {"TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert main(["fit", *TINY, "--run_dir", str(tmp_path), "--trainer.devices", "3"]) == 2
+    assert "torchrun has started 2 processes on this machine, and --trainer.devices says 3." in capsys.readouterr().err
+
+
 def test_every_process_that_torchrun_starts_refuses_by_itself(tmp_path, monkeypatch, capsys):
     """One that did not would wait for the others, and torchrun for it."""
     (tmp_path / "edit.safetensors").touch()
