@@ -1,8 +1,8 @@
 """Every method on cigarette, heart and weapon of the emoji world: ``python benchmarks/methods.py``.
 
-Each row is one `erasure fit` with the method's shipped config, the concepts of ``configs/concepts/``, and the protocol
-of BARS.md: seeds 0, 1, 2, DDIM with 20 steps, guidance 4, 54 other labels. The official implementations' rows are those
-of BARS.md, measured there on two cores. Runs lie in ``--out`` and are taken from there when finished, so that a table
+Each row is one `erasure fit` with the method's shipped config, the concepts of ``configs/concepts/``, and the world's
+protocol: seeds 0, 1, 2, DDIM with 20 steps, guidance 4, 54 other labels. The official implementations' rows were measured
+once in the same protocol, on two cores, by those who trained the world. Runs lie in ``--out`` and are taken from there when finished, so that a table
 goes on where it stopped.
 """
 
@@ -24,7 +24,7 @@ HEAD = (
     *("seconds", "peak GiB", "trained", "evaluations", "with gradient"),
 )
 
-#: Own, domain, retain, feature, L1, seconds (BARS.md, "Measured on 2 cores").
+#: Own, domain, retain, feature, L1, seconds of the official implementations, as measured by those who trained the world.
 OFFICIAL = {
     "cigarette": {
         "official UCE": (0.00, 0.00, 0.96, 0.920, 0.048, 11),
@@ -41,7 +41,7 @@ def harmonic(own: float, domain: float, retain: float) -> float:
 
 
 def official(name: str, figures: tuple[float, ...]) -> str:
-    """A row of BARS.md."""
+    """A row of an official implementation."""
     own, domain, retain, feature, l1, seconds = figures
     values = (own, domain, retain, harmonic(own, domain, retain), feature, l1)
     return line([name, *(f"{v:.3f}" for v in values), f"{seconds:.0f}", *["-"] * 4])

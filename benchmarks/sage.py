@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rows import COLUMNS, fitted, head, interval, line
 
-#: Concepts of the bars (BARS.md), and three that nobody looked at while the defaults were chosen.
+#: Concepts by which the defaults were chosen, and three that nobody looked at while the defaults were chosen.
 CIGARETTE = ["--config", "sage.yaml", "--data.neighbours", "[pill, syringe]"]
 WEAPONS = ["--config", "sage-weapons.yaml"]
 BARS = {

@@ -1,7 +1,7 @@
 """Our ESD against the published algorithm's schedule, to the same erasure: ``python benchmarks/time_to_erasure.py``.
 
 Both erase a concept of the emoji world on our backbone, in processes of one thread that run side by side, and are
-measured in the protocol of BARS.md. *published* is the schedule of rohitgandikota/erasing @ 25613d2: before every
+measured as `erasure fit` measures. *published* is the schedule of rohitgandikota/erasing @ 25613d2: before every
 iteration a fresh walk of 0 to 49 of 50 steps of the frozen original (there a second model, here our shared one) at
 guidance 3; one latent, the
 bare name, Adam at a constant rate. *as shipped* is `configs/esd.yaml`. *short* is the same on a smaller bank and in
@@ -35,7 +35,7 @@ STEPS, GUIDANCE = 50, 3.0
 
 
 class PublishedESD(ESD):
-    """ESD that walks anew before every iteration, written after the description in research/methods.md, section 6."""
+    """ESD that walks anew before every iteration, written after the official code's steps."""
 
     def noisy_latents(self, batch: Batch) -> tuple[Tensor, Tensor, Batch]:
         """The latent that a walk of 0 to 49 steps ends in; the last moment's predictions are the teacher's answers."""

@@ -238,7 +238,7 @@ class Teacher:
 def pure_noise(backbone: Backbone, count: int) -> tuple[Tensor, Tensor]:
     """Latents of an empty picture noised to random times: the cheap stand-in for trajectories.
 
-    MACE and Forget-Me-Not ship the same as ``no_real_image`` (verified in code, methods.md section 3).
+    MACE and Forget-Me-Not ship the same as ``no_real_image`` (verified in code).
     """
     t = draw_times(backbone.process, count, backbone.device)
     noise = torch.randn(count, *backbone.latent_shape()).to(backbone.device, backbone.dtype)

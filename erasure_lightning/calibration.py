@@ -1,4 +1,4 @@
-"""What the bounds of a concept's neighbourhood should be, read off the text encoder (RealEra; methods.md section 5.5).
+"""What the bounds of a concept's neighbourhood should be, read off the text encoder (RealEra).
 
 The paper does not say how ``S_1``, ``S_2`` and ``D_1`` are set; the rule is ours. ``S_2`` lies just below the median
 cosine of rephrasings, ``S_1`` half-way between the medians of associated and of unrelated words, ``D_1`` where ``S_1``

@@ -203,7 +203,7 @@ def pick(items: Sequence[T], generator: torch.Generator) -> T:
 
 
 def plan(vocabulary: Vocabulary, others: int, neighbours: Sequence[str]) -> list[tuple[str, str, str]]:
-    """Group, prompt and expected label of every measured prompt, in the protocol of the emoji world (BARS.md)."""
+    """Group, prompt and expected label of every measured prompt, in the protocol of the emoji world."""
     captions = vocabulary.captions
     kept = chosen(vocabulary.others, others)
     rows = [("efficacy", text, thing) for text, thing in vocabulary.concept_prompts()]

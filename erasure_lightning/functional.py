@@ -92,7 +92,7 @@ class Regression:
 
         ``sum_i w_i |W k_i - W* a_i|^2 + sum_j w_j |(W - W*) p_j|^2 + ridge |W - W*|^2``
 
-    (UCE, MACE, RECE; methods.md section 2, verified in code). The minimiser is ``W = W* (I + C)`` with one correction
+    (UCE, MACE, RECE; verified in code). The minimiser is ``W = W* (I + C)`` with one correction
     ``C = (sum_i w_i (a_i - k_i) k_i^T) G^-1`` for all, ``G = sum_i w_i k_i k_i^T + sum_j w_j p_j p_j^T + ridge I``: to
     solve for it costs the same for any number of maps. Few rows are kept as they are, since then ``C`` is a product of
     two slim matrices, and the maps need not meet all of it.

@@ -1,6 +1,6 @@
 """DDIM inversion: from a picture back to the noise a model draws it from, and from there forth with another model.
 
-Concept purification (All but One, methods.md section 4.5: that it exists is stated, the procedure is reconstructed): a
+Concept purification (All but One: that it exists is stated, the procedure is reconstructed): a
 picture is inverted with the original model and drawn again with the edited one. Where the two agree the picture comes
 back; where the edit changed what the prompt means, it goes the edit's way.
 """

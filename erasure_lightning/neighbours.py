@@ -1,7 +1,7 @@
 """Neighbour-concept mining (RealEra, Liu et al., arXiv 2410.09140): text states that a concept's are associated with.
 
 Stated by the paper: a neighbour ``e + eta`` of a state ``e`` has ``d(e, e + eta) <= D_1`` and ``cos(e, e + eta)`` in
-``[S_1, S_2]``, and what lies beyond keeps its image. Derived (methods.md 5.2, 5.3): neighbours here keep the length
+``[S_1, S_2]``, and what lies beyond keeps its image. Derived here: neighbours here keep the length
 ``r`` of their state, as the text encoder's last norm does; then ``d = r sqrt(2 - 2 cos)``, both constraints are one
 interval of cosines, and it is drawn from without rejection. States beyond are orthogonal to ``e``, for any overlap asks
 the concept itself to stay. Positions are perturbed one by one (the paper does not say), the start never: all share it.
@@ -137,7 +137,7 @@ def around(states: Tensor, cosines: Tensor, generator: torch.Generator | None = 
 def gram_around(states: Tensor, squares: Tensor) -> Tensor:
     """``sum_i E b b^T`` of states ``b`` around ``e_i``, ``(D, D)`` in float64: the limit of many draws of `around`.
 
-    ``E b b^T = r^2 (s^2 u u^T + (1 - s^2) / (D - 1) (I - u u^T))`` with ``u = e / r`` (derived, methods.md 5.3).
+    ``E b b^T = r^2 (s^2 u u^T + (1 - s^2) / (D - 1) (I - u u^T))`` with ``u = e / r`` (derived here).
 
     Args:
         states: ``e_i``, ``(N, D)``.
@@ -161,7 +161,7 @@ def beyond_gram(states: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Mining:
-    """Stage A's terms for a concept's states: neighbours go where it goes, what is beyond stays (methods.md 5.3).
+    """Stage A's terms for a concept's states: neighbours go where it goes, what is beyond stays.
 
     Args:
         neighbourhood: Of each state.
@@ -225,7 +225,7 @@ def exchanged(conditioning: Conditioning, where: Tensor, states: Tensor) -> Cond
 
 
 def beyond_drift(edited: Backbone, original: Backbone, x: Tensor, t: Tensor, prompts: Sequence[str | Phrase]) -> Tensor:
-    """``L_bey = E |eps(x, t, b) - eps*(x, t, b)|^2`` (methods.md 5.4), a scalar; 0 while a model is its original.
+    """``L_bey = E |eps(x, t, b) - eps*(x, t, b)|^2``, a scalar; 0 while a model is its original.
 
     Args:
         edited: The model that changes.

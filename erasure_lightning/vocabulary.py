@@ -32,7 +32,7 @@ def spread(items: Sequence[T], count: int) -> list[T]:
 
 
 def chosen(items: Sequence[T], count: int) -> list[T]:
-    """``count`` items by lot, the same in every run (BARS.md: seed 7), in their order; all if there are fewer."""
+    """``count`` items by lot, the same in every run (seed 7), in their order; all if there are fewer."""
     places = Random(7).sample(range(len(items)), min(count, len(items)))
     return [items[place] for place in sorted(places)]
 

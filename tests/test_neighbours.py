@@ -1,4 +1,4 @@
-"""RealEra's samplers, their expectation, and what stage A's terms do to a map: methods.md 5.2, 5.3, 9 (1) to (3)."""
+"""RealEra's samplers, their expectation, and what stage A's terms do to a map."""
 
 import pytest
 import torch
@@ -111,7 +111,7 @@ def edited(e, a, lam_b, overlap=0.0, cosine=0.9, ridge=0.1):
 
 
 class TestShrinking:
-    """methods.md 5.3, derived there: neighbours with one target shrink a map wherever nothing holds it."""
+    """Neighbours with one target shrink a map wherever nothing holds it."""
 
     e, a = torch.eye(WIDTH)[:1] * WIDTH**0.5, torch.eye(WIDTH)[1:2] * WIDTH**0.5
     across = torch.eye(WIDTH, dtype=torch.float64)[5]

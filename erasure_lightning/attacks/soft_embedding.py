@@ -6,7 +6,7 @@ An attack on the denoiser alone: it starts from the plain sentence's token state
 
 over pictures ``x_0`` that the original draws of the concept. Receler trains against such states (Huang et al. 2024,
 arXiv 2311.17717, jasper0314-huang/Receler@3ccedc9; there a few rows behind the prompt and the original's prediction as
-target), methods.md section 7 calls it textual inversion of the output. No paper fixes a budget for it as an evaluation;
+target), which is textual inversion of the output. No paper fixes a budget for it as an evaluation;
 loss and settings here are ours.
 
 A text encoder that was trained to forget is bypassed: against SAGE and AdvUnlearn this says what the untouched denoiser

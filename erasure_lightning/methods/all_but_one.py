@@ -8,7 +8,7 @@ term alone for that of an alternative; the unconditional part, which guidance pu
 with ``D_tgt = D_*(c_a)``. Where both vanish, the concept is drawn as the original draws the alternative: from the same
 seed the same picture, at any guidance.
 
-Stated by the paper (methods.md section 4.1): the surgical update of the guidance term, the constraint on the
+Stated by the paper: the surgical update of the guidance term, the constraint on the
 unconditional drift, the alternative, and purification (``erasure purify``). Reconstructed: the exact loss, ``lam``, who
 carries gradient, what is trained, whose latents, every number. The more general ``D_tgt = a D_*(c_a) - eta D_*(c_e)``
 is ours; at ``(0, 1)``, detached and without drift term it is ESD.

@@ -3,10 +3,10 @@
 Random neighbours of the concept's text states go where the concept goes, and states beyond them stay: first in closed
 form in the text layers (stage A), then in low-rank adapters that align noise predictions (stage B).
 
-Stated by the paper: mining under ``d <= D_1`` and ``cos in [S_1, S_2]``, beyond-concept regularisation, and both stages
-(methods.md 5.1). No code was published: the terms are inferred with high confidence, their weights are ours, as is the
-form of what lies beyond (5.2 to 5.4). Where it can, stage A takes the mean over all neighbours exactly. Cosine bounds
-are those that ``erasure calibrate`` finds on the emoji world; methods.md 5.5 starts from 0.8 and 0.95.
+Stated by the paper: mining under ``d <= D_1`` and ``cos in [S_1, S_2]``, beyond-concept regularisation, and both
+stages. No code was published: the terms are inferred with high confidence, their weights are ours, as is the form of
+what lies beyond. Where it can, stage A takes the mean over all neighbours exactly. Cosine bounds are those that
+``erasure calibrate`` finds on the emoji world; for other models it must be asked again.
 
 Cost: stage A encodes ten sentences a concept and solves one system, no denoiser. A step of stage B takes three forwards
 and two backwards of the denoiser on the batch, and a fourth forward where no bank holds the anchor's prediction.
@@ -73,7 +73,7 @@ class NeighbourMining(ErasureModule):
         self.ridge = ridge
 
     def stage_a(self) -> dict[str, Tensor]:
-        """The text layers' new weights, by the layers' names: the minimiser of ``J`` (methods.md 5.3)."""
+        """The text layers' new weights, by the layers' names: the minimiser of ``J``."""
         equations, vocabulary = Regression(self.kept_gram()), Vocabulary(self.original.world, self.concepts)
         for place, concept in enumerate(self.concepts):
             self._write(equations, sentences(concept, vocabulary), mix(self.seed, place, 6))
@@ -123,7 +123,7 @@ class RealEra(NeighbourMining, LoraErasure):
             self.write({f"{name}.base_layer.weight": weight for name, weight in self.stage_a().items()})
 
     def erasure_loss(self, x: Tensor, t: Tensor, batch: Batch) -> Tensor:
-        """``L_era + lam_b' L_bey`` (methods.md 5.4), a scalar."""
+        """``L_era + lam_b' L_bey``, a scalar."""
         plain = self.original.embed(batch.prompts)
         asked = self.perturbed(self.original.encode(batch.prompts), concept_onward(plain[0]))
         said = self.backbone.denoise(x, t, asked)

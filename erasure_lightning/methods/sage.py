@@ -3,7 +3,7 @@
 Self-check finds sentences around the concept's words under which the trained text encoder still says what the original
 said; self-erasure unlearns them, so that a concept *domain* goes and not a word. Retention stands in callbacks.
 
-Stated by the paper or its reviews (methods.md section 3.1): the alternation of self-check and self-erasure, the attack
+Stated by the paper or its reviews: the alternation of self-check and self-erasure, the attack
 ``[tau_t, tau_c]`` on the template's word embeddings from the concept prompt outward, the text encoder as what is
 trained, no denoising of many steps. Everything numeric, and the exact losses, are our reconstruction (section 3.3).
 
@@ -117,7 +117,7 @@ class SAGE(GradientErasure):
         return climb(start, lambda p: -self.check_loss(say(self.backbone, p), said, instead), sizes, self.check_steps)
 
     def check_loss(self, now: Tensor, said: Tensor, instead: Tensor | None = None) -> Tensor:
-        """``L_chk`` (methods.md 3.3 (1), variants b and c), ``(B,)``; 0 where the model says what the original said."""
+        """``L_chk`` ``(B,)``, two readings of the paper's words; 0 where the model says what the original said."""
         if self.check == "outside_in":
             return (now - said).square().flatten(1).mean(dim=1)
         return cosine_gap(now, said) + (0 if instead is None else 1 - cosine_gap(now, instead))

@@ -104,7 +104,7 @@ class Result:
     estimates: Estimates
 
     def overall(self, when: str) -> float | None:
-        """Harmonic mean of what should be high: 1 - efficacy, 1 - generality, specificity (methods.md section 8).
+        """Harmonic mean of what should be high: 1 - efficacy, 1 - generality, specificity.
 
         A group that was not measured is left out; ``None`` without efficacy or specificity.
         """

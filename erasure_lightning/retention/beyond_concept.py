@@ -1,4 +1,4 @@
-"""Beyond-concept regularisation, RealEra's retention term (arXiv 2410.09140, methods.md sections 5.3 and 5.4).
+"""Beyond-concept regularisation, RealEra's retention term (arXiv 2410.09140).
 
 Stated in the paper: what lies beyond the concept's neighbourhood keeps its image, in both stages. The form is ours:
 random text states orthogonal to the concept's, for those that overlap it ask the concept itself to stay. It needs no

@@ -1,4 +1,4 @@
-"""Global semantic relationship alignment, SAGE's first retention term (arXiv 2506.09363, methods.md section 3.3 (3)).
+"""Global semantic relationship alignment, SAGE's first retention term (arXiv 2506.09363).
 
 The idea is stated in the paper; the matrix is our reconstruction. Cost per step: one pass of the text encoder over the
 drawn prompts, cut to the longest of them; no denoiser.

@@ -1,4 +1,4 @@
-"""Local predicted-noise preservation, SAGE's second retention term (arXiv 2506.09363, methods.md section 3.3 (4)).
+"""Local predicted-noise preservation, SAGE's second retention term (arXiv 2506.09363).
 
 Stated in the paper; the form is inferred with high confidence. Cost per step: two denoiser forwards and one backward on
 the drawn prompts; one forward less where a bank holds the original's predictions.

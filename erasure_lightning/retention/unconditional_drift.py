@@ -1,4 +1,4 @@
-"""Unconditional drift, constrained: the second half of All but One (arXiv 2312.12807, methods.md section 4.2).
+"""Unconditional drift, constrained: the second half of All but One (arXiv 2312.12807).
 
 ``L_unc = E |eps(x, t, 0) - eps*(x, t, 0)|^2``: the two-term structure is inferred with high confidence. Guidance
 subtracts the empty prompt's prediction in *every* picture and multiplies what is left, so a drift of it moves them all.

@@ -59,7 +59,6 @@ class TestLoss:
         assert torch.allclose(module.erasure_loss(X, T, BATCH), by_hand)
 
     def test_during_warm_up_it_is_sages_in_noise_space_without_a_self_check(self):
-        """methods.md section 9 (7)."""
         ours, sages = method(), method(SAGE, blocks=None, check_steps=0, erase_space="noise", eta=1.0)
         assert torch.allclose(ours.erasure_loss(X, T, BATCH), sages.erasure_loss(X, T, BATCH))
 

@@ -1,4 +1,4 @@
-"""All but One's promises: the facts of methods.md 4.2, section 9 (4), (6) and (7), and a step's cost, with controls."""
+"""All but One's promises: what guidance does to its target, and a step's cost, with controls."""
 
 import json
 from types import SimpleNamespace

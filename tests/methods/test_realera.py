@@ -1,4 +1,4 @@
-"""RealEra's promises: the contract of both stages, methods.md section 9 (1) and (7), and the erasure, with controls."""
+"""RealEra's promises: the contract of both stages, and the erasure, with controls."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""SAGE's promises: the contract, methods.md section 9 (5) to (7), and the erasure itself, with controls."""
+"""SAGE's promises: the contract, its losses on cases with known answers, and the erasure itself, with controls."""
 
 import copy
 from dataclasses import replace

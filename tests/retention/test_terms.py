@@ -46,7 +46,6 @@ TERMS = {
 
 @pytest.mark.parametrize("name", TERMS)
 def test_zero_at_the_original_and_more_behind_it(name):
-    """methods.md section 9 (1), with a control."""
     owner = module(blocks=None)
     callback = ready(TERMS[name](), owner)
     assert callback.term(owner).abs() < 1e-6
