@@ -1,9 +1,9 @@
 """Every method on cigarette, heart and weapon of the emoji world: ``python benchmarks/methods.py``.
 
 Each row is one `erasure fit` with the method's shipped config, the concepts of ``configs/concepts/``, and the world's
-protocol: seeds 0, 1, 2, DDIM with 20 steps, guidance 4, 54 other labels. The official implementations' rows were measured
-once in the same protocol, on two cores, by those who trained the world. Runs lie in ``--out`` and are taken from there when finished, so that a table
-goes on where it stopped.
+protocol: seeds 0, 1, 2, DDIM with 20 steps, guidance 4, 54 other labels. The official implementations' rows were
+measured once in the same protocol, on two cores, by those who trained the world. Runs lie in ``--out`` and are taken
+from there when finished, so that a table goes on where it stopped.
 """
 
 import argparse
@@ -24,7 +24,7 @@ HEAD = (
     *("seconds", "peak GiB", "trained", "evaluations", "with gradient"),
 )
 
-#: Own, domain, retain, feature, L1, seconds of the official implementations, as measured by those who trained the world.
+#: Own, domain, retain, feature, L1, seconds of the official implementations.
 OFFICIAL = {
     "cigarette": {
         "official UCE": (0.00, 0.00, 0.96, 0.920, 0.048, 11),
