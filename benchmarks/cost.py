@@ -3,6 +3,7 @@
 Peaks of processes that load the pipeline, load it and sample, and fit. `steps.py` has the time.
 """
 
+import argparse
 import subprocess
 import sys
 
@@ -39,6 +40,8 @@ def peak(code: str) -> float:
 
 def main() -> None:
     """Print the peaks."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args()
     load, sample, fit = peak(LOAD), peak(SAMPLE), peak(FIT)
     print(f"peak memory: loading {load:.2f} GiB, sampling {sample:.2f} GiB, fitting {fit:.2f} GiB")
 

@@ -5,6 +5,7 @@ Weights of student and original together, on the emoji world after one step, by 
 cannot see.
 """
 
+import argparse
 import logging
 import warnings
 from typing import Any
@@ -45,6 +46,8 @@ def held(module: ErasureModule, strategy: Any) -> float:
 
 def main() -> None:
     """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args()
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     rows = [head(["MiB on each rank", "ddp", "fsdp2", "ddp, planned", "fsdp2, planned"])]

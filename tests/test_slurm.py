@@ -8,6 +8,7 @@ import pytest
 
 SCRIPT = Path(__file__).parent.parent / "configs" / "slurm" / "fit.sbatch"
 WHERE = "--trainer.num_nodes 2 --trainer.devices 4"
+SLURM = {"SLURM_NNODES": "2", "SLURM_NTASKS_PER_NODE": "4", "SLURM_JOB_ID": "7"}
 
 
 @pytest.fixture
@@ -19,7 +20,7 @@ def job(tmp_path):
         command.chmod(0o755)
 
     def run(code=0):
-        slurm = {"SLURM_NNODES": "2", "SLURM_NTASKS_PER_NODE": "4", "SLURM_JOB_ID": "7", "CODE": str(code)}
+        slurm = {**SLURM, "CODE": str(code)}
         (tmp_path / "calls").write_text("")
         argv = ["bash", str(SCRIPT), "my run", "--config", "sage.yaml"]
         path = f"{tmp_path}:{os.environ['PATH']}"
@@ -76,3 +77,20 @@ def test_an_edit_that_was_not_to_be_measured_is_finished(job, run):
     (run / "edit.safetensors").touch()
     (run / "config.yaml").write_text("hang_timeout: 1500.0\nmeasure: false\n")
     assert job() == (0, [])
+
+
+@pytest.mark.parametrize(
+    ("given", "missing", "told"),
+    [
+        ([], None, "usage: sbatch --ntasks-per-node N fit.sbatch RUN_DIR"),
+        (["my run"], "SLURM_NTASKS_PER_NODE", "give sbatch --ntasks-per-node N"),
+        (["my run"], "SLURM_NNODES", "start this with sbatch"),
+    ],
+)
+def test_what_is_missing_is_said(given, missing, told):
+    known = {name: value for name, value in SLURM.items() if name != missing}
+    env = {**known, "PATH": os.environ["PATH"]}
+    ended = subprocess.run(["bash", str(SCRIPT), *given], env=env, capture_output=True, text=True)
+    assert ended.returncode
+    assert told in ended.stderr
+    assert "unbound" not in ended.stderr
