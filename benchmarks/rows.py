@@ -18,7 +18,8 @@ def fitted(folder: Path, given: list[str], threads: int | None = None) -> tuple[
         threads: Of torch; all cores by default.
     """
     if not (folder / "metrics.json").exists():
-        environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+        paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])  # methods of benchmarks
+        environment = os.environ | {"PYTHONPATH": paths} | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
         command = [sys.executable, "-m", "erasure_lightning", "fit", *given, "--run_dir", str(folder)]
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, text=True)
         if done.returncode:

@@ -18,14 +18,14 @@ class Weights:
 
     Args:
         frozen: What stays as it is.
-        denoiser: What of it a splitting strategy splits.
+        divisible: What of it a splitting strategy splits.
         teacher: What frozen twins hold of their own.
         edit: What is edited and trained.
         unit: The largest unit that a splitting strategy gathers at once.
     """
 
     frozen: int
-    denoiser: int
+    divisible: int
     teacher: int
     edit: int
     unit: int
@@ -90,13 +90,16 @@ def _weights(module: ErasureModule, trained: dict[str, nn.Parameter]) -> Weights
     edited = {id(p): p for p in (module.editable() | trained).values()}
     own = {id(p): p for p in backbone.parameters()}
     twins = [p for model in module.children() if isinstance(model, Backbone) for p in model.parameters()]
-    denoiser = [p for p in backbone.denoiser.parameters() if id(p) not in edited]
+    towers = [backbone.text_encoders] if any(name.startswith("text_encoders.") for name in trained) else []
+    parts = [module for part in (backbone.denoiser, *towers) for module in part.modules()]
+    own_of = (p for part in parts if not isinstance(part, nn.Embedding) for p in part.parameters(recurse=False))
+    divisible = [p for p in own_of if id(p) not in edited]
     return Weights(
         frozen=nbytes([*(p for key, p in own.items() if key not in edited), *backbone.buffers()]),
-        denoiser=nbytes(denoiser),
+        divisible=nbytes(divisible),
         teacher=nbytes(p for p in twins if id(p) not in own),
         edit=nbytes(edited.values()),
-        unit=_largest(backbone.denoiser) * denoiser[0].element_size() if denoiser else 0,
+        unit=_largest(backbone.denoiser) * divisible[0].element_size() if divisible else 0,
     )
 
 

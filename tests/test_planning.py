@@ -121,7 +121,7 @@ def test_splitting_shares_what_it_splits(plain):
         assert split.rows[name] == one.rows[name] // 2
     assert (
         split.rows["frozen weights"]
-        == found.held.weights.frozen - found.held.weights.denoiser + found.held.weights.denoiser // 2
+        == found.held.weights.frozen - found.held.weights.divisible + found.held.weights.divisible // 2
     )
     solved = planned(UCE)
     assert Needs(solved, 2, "fsdp2").rows["what is edited"] == solved.held.weights.edit

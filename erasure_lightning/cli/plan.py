@@ -192,7 +192,7 @@ class Needs:
         self.devices, self.strategy = devices, strategy
         weights = found.held.weights
         held = {
-            "frozen weights": weights.frozen - weights.denoiser + weights.denoiser // share,
+            "frozen weights": weights.frozen - weights.divisible + weights.divisible // share,
             "the original's own copies": weights.teacher // own,
             "what is edited": weights.edit // own,
             "bank": found.held.bank,
