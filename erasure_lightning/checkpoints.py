@@ -53,6 +53,11 @@ def _in_run(run: Run, command: str) -> Path:
     for path in (run.last,) if command == "fit" else (run.edit, run.last):
         if path.is_file():
             return path
+    if run.config.is_file():
+        raise ErasureError(
+            f"{run.root} holds a config and nothing that {command} could use, like a run that was stopped before its "
+            f"first checkpoint. Start it again with `erasure fit --config {run.config} --run_dir {run.root}`."
+        )
     wanted = "checkpoints/last.ckpt" if command == "fit" else "edit.safetensors and no checkpoints/last.ckpt"
     raise ErasureError(f"{run.root} is no run of ours that {command} could use: it holds no {wanted}.")
 

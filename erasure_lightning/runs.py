@@ -57,6 +57,19 @@ class Run:
         return self.root / "metrics.json"
 
     @property
+    def figures(self) -> Path:
+        """What was measured of the edit, by `fit` or else by the newest `erasure test`."""
+        apart = sorted(self.root.glob("test*/metrics.json"), key=lambda file: file.stat().st_mtime)
+        return apart[-1] if apart and not self.metrics.exists() else self.metrics
+
+    @property
+    def command(self) -> str:
+        """What goes on from the edit or the checkpoint that lies here; empty where nothing is left to do."""
+        if self.edit.exists():
+            return "" if self.figures.exists() else f"erasure test --ckpt_path {self.root}"
+        return f"erasure fit --ckpt_path {self.root}" if self.last.exists() else ""
+
+    @property
     def log(self) -> Path:
         """What was logged while training, a row a step."""
         return self.root / "metrics.csv"
@@ -83,13 +96,14 @@ class Run:
             ErasureError: If a finished run, or the checkpoint of an unfinished one, would be overwritten.
         """
         if self.edit.exists():
+            measure = f"Measure it with `{self.command}`, or choose" if self.command else "Choose"
             raise ErasureError(
                 f"{self.root} holds a finished run ({self.edit.name}), which is never overwritten. "
-                "Choose another folder with --run_dir, or delete this one."
+                f"{measure} another folder with --run_dir, or delete this one."
             )
         if self.last.exists():
             raise ErasureError(
-                f"{self.root} holds an unfinished run. Continue it with `erasure fit --ckpt_path {self.root}`, "
+                f"{self.root} holds an unfinished run. Continue it with `{self.command}`, "
                 "or start over elsewhere with --run_dir, or delete it."
             )
 

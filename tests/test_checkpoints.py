@@ -65,6 +65,15 @@ def test_nothing_there(tmp_path):
         read_checkpoint(tmp_path / "gone.ckpt")
 
 
+@pytest.mark.parametrize("command", ["fit", "test", "predict"])
+def test_a_run_without_a_checkpoint_is_started_again(tmp_path, command):
+    run = Run(tmp_path)
+    run.config.touch()
+    with pytest.raises(ErasureError, match=f"nothing that {command} could use") as caught:
+        locate(str(tmp_path), command)
+    assert f"again with `erasure fit --config {run.config} --run_dir {tmp_path}`." in str(caught.value)
+
+
 @pytest.mark.parametrize("name", ["model.pt", "model.bin", "model.pth", "model"])
 def test_other_files_are_refused_with_a_way_out(tmp_path, name):
     (tmp_path / name).touch()

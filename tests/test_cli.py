@@ -287,6 +287,26 @@ def test_an_edit_is_measured_from_its_folder_alone(finished):
     assert main(["compare", str(finished), str(finished / "test")]) == 0
 
 
+def test_figures_of_a_later_test_are_compared(folder, finished, capsys):
+    assert main(["fit", *TINY, "--measure", "false", "--run_dir", "late"]) == 0
+    assert main(["compare", str(finished), "late"]) == 2  # the control
+    assert main(["test", "--ckpt_path", "late"]) == 0
+    assert main(["compare", str(finished), "late"]) == 0
+
+
+def test_half_an_edit_is_not_measured_without_a_word(folder, capsys):
+    assert main(["fit", *TINY, "--measure", "false", "--save_every", "1", "--run_dir", "half"]) == 0
+    (folder / "half" / "edit.safetensors").unlink()
+    capsys.readouterr()
+    assert main(["test", "--ckpt_path", "half"]) == 0
+    assert capsys.readouterr().err.splitlines() == [
+        "erasure: warning: half holds an unfinished run, whose last checkpoint is used; go on with "
+        "`erasure fit --ckpt_path half`."
+    ]
+    assert main(["test", "--ckpt_path", "half/checkpoints/last.ckpt"]) == 0  # the control: named, it is meant
+    assert "warning" not in capsys.readouterr().err
+
+
 def test_an_edit_alone_brings_its_config(finished, folder):
     edit = folder / "edit.safetensors"
     edit.write_bytes((finished / "edit.safetensors").read_bytes())

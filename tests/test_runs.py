@@ -1,3 +1,5 @@
+import os
+
 import pytest
 
 from erasure_lightning.errors import ErasureError
@@ -27,10 +29,29 @@ def test_a_run_is_found_from_anything_in_it(tmp_path, inside):
 def test_a_finished_run_is_left_alone(tmp_path):
     run = Run(tmp_path)
     run.edit.touch()
-    with pytest.raises(ErasureError, match=r"holds a finished run \(edit.safetensors\).*--run_dir, or delete"):
+    measure = (
+        f"Measure it with `erasure test --ckpt_path {tmp_path}`, or choose another folder with --run_dir, or delete"
+    )
+    with pytest.raises(ErasureError, match=rf"holds a finished run \(edit.safetensors\).*{measure}"):
+        run.check_unused()
+    run.metrics.touch()
+    with pytest.raises(ErasureError, match=r"never overwritten\. Choose another folder with --run_dir, or delete"):
         run.check_unused()
     with pytest.raises(ErasureError, match="nothing is left to resume"):
         run.check_resumable()
+
+
+def test_figures_are_those_of_fit_or_else_of_the_newest_test(tmp_path):
+    run = Run(tmp_path)
+    run.edit.touch()
+    assert (run.figures, run.command) == (run.metrics, f"erasure test --ckpt_path {tmp_path}")
+    for age, name in enumerate(("test-2", "test", "validate")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.json").touch()
+        os.utime(tmp_path / name / "metrics.json", (age, age))
+    assert (run.figures, run.command) == (tmp_path / "test" / "metrics.json", "")
+    run.metrics.touch()
+    assert (run.figures, run.command) == (run.metrics, "")
 
 
 def test_an_unfinished_run_says_how_to_go_on(tmp_path):

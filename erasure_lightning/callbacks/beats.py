@@ -1,12 +1,15 @@
-"""What the ranks of a run tell each other of themselves."""
+"""What the ranks of a run tell each other of themselves, and the user of each other."""
 
 import os
 import socket
 import sys
 import threading
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
+
+from erasure_lightning.errors import ErasureError
 
 #: Files of torch in whose innermost frame a rank waits for others.
 _WAITING = ("torch/distributed/", "torch/nn/parallel/", "torch/autograd/graph.py")
@@ -79,12 +82,38 @@ class Seen(NamedTuple):
         return Seen(beat, heard, self.moved if beat.moves == self.beat.moves else now, died)
 
 
+class Trouble(NamedTuple):
+    """Why the run cannot go on.
+
+    Args:
+        message: For the user.
+        code: The exit code.
+        others: Ranks that are there to say the same; the first of all says it.
+    """
+
+    message: str
+    code: int = 1
+    others: Sequence[int] = ()
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether it is no trouble but somebody's wish."""
+        return self.code > 128
+
+
 def place() -> tuple[str, bool]:
     """The line that the main thread is at, and whether it waits there for other ranks."""
     frame = sys._current_frames()[threading.main_thread().ident or 0]
     path = frame.f_code.co_filename
     line = f"{'/'.join(Path(path).parts[-3:])}:{frame.f_lineno}, in {frame.f_code.co_name}"
     return line, any(part in path for part in _WAITING)
+
+
+def reason(error: BaseException) -> tuple[str, int]:
+    """What is told of an error, and the exit code it leads to."""
+    named = isinstance(error, Exception) and not isinstance(error, ErasureError)
+    code = getattr(error, "exit_code", 2 if isinstance(error, ErasureError) else 1)
+    return f"{type(error).__name__}: {error}" if named else str(error) or type(error).__name__, code
 
 
 def _machine() -> str:

@@ -7,15 +7,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import distributed
 
-from erasure_lightning.callbacks.beats import HOST, MACHINE, Beat, Seen, place
+from erasure_lightning.callbacks.beats import HOST, MACHINE, Beat, Seen, Trouble, place, reason
+from erasure_lightning.callbacks.interrupt import SIGNALS, at_once
 from erasure_lightning.errors import ErasureError
 
 #: Seconds between two beats; those for which a peer may be silent before it counts as gone.
@@ -30,19 +31,8 @@ REASON, LEAVE = 6.0, 10.0
 #: Where the first rank of a machine tells those that it starts who it is: it may be gone before they look.
 _LAUNCHER = "ERASURE_LAUNCHER"
 
-
-class Trouble(NamedTuple):
-    """Why the run cannot go on.
-
-    Args:
-        message: For the user.
-        code: The exit code.
-        others: Ranks that are there to say the same; the first of all says it.
-    """
-
-    message: str
-    code: int = 1
-    others: Sequence[int] = ()
+#: How a process ends that was interrupted, by itself or by the signal, and the exit code that this is for a command.
+_INTERRUPTED = {code: 128 + number for number in SIGNALS for code in (128 + number, -number)}
 
 
 class Heartbeat(Callback):
@@ -74,6 +64,8 @@ class Heartbeat(Callback):
         self._answered: float | None = None
         self._error: Exception | None = None
         self._farewell = ("", 0)
+        self._met = 0.0
+        self._failure = ""
         self._told = False
 
     def on_train_batch_end(self, *_: Any) -> None:
@@ -106,8 +98,9 @@ class Heartbeat(Callback):
             yield
         except BaseException as error:
             if isinstance(error, RuntimeError):  # a collective fails where a peer has died: who, will be told
+                self._failure = reason(error)[0].splitlines()[0]
                 self._judge.join(REASON)
-            self._leave(*_reason(error))
+            self._leave(*reason(error))
             error.told = self._told  # type: ignore[attr-defined]
             raise
         else:
@@ -171,7 +164,8 @@ class Heartbeat(Callback):
     def _end(self, trouble: Trouble, speaks: bool) -> None:
         """End the process, whatever its main thread waits for; files are written atomically."""
         if trouble.message and speaks:
-            print(f"\nerasure: error: {' '.join(trouble.message.split())}", file=sys.stderr, flush=True)
+            front = "" if trouble.interrupted else "error: "
+            print(f"\nerasure: {front}{' '.join(trouble.message.split())}", file=sys.stderr, flush=True)
         for child in self._children:
             child.kill()
         os._exit(trouble.code)
@@ -187,8 +181,10 @@ class Heartbeat(Callback):
         if self._trainer.local_rank and os.getppid() != self._parent:  # that of the first may be a shell that was left
             return Trouble(f"The process that started rank {self._trainer.global_rank} is gone.")
         if self._answered is None:
-            return self._unborn()
-        return self._cut_off(self._clock - self._answered) or self._lost(self._answered) or self._stuck(self._answered)
+            return self._fallen() or self._apart()
+        now = self._answered
+        found = self._cut_off(self._clock - now) or self._lost(now) or self._fallen() or self._unheard(now)
+        return found or self._stuck(now)
 
     def _adopt(self) -> None:
         """Take the ranks started here from Lightning's own watch, which would kill all of them without a word."""
@@ -196,19 +192,35 @@ class Heartbeat(Callback):
         while started:  # one by one: Lightning may be about to add another
             self._children.append(started.pop(0))
 
-    def _unborn(self) -> Trouble | None:
-        """Before the ranks have found each other, those started here can be looked at alone."""
+    def _fallen(self) -> Trouble | None:
+        """Before a rank has been heard of, it can be looked at where it was started."""
         for rank, child in enumerate(self._children, start=self._trainer.global_rank + 1):
-            if code := child.poll():
+            code = 0 if rank in self._peers else child.poll()
+            if code in _INTERRUPTED:  # as this one is, but where its main thread waits for the others it cannot hear
+                return Trouble(at_once(self._trainer), _INTERRUPTED[code])
+            if code:
                 how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
                 return Trouble(f"Rank {rank} ended while it started ({how}).")
+        return None
+
+    def _apart(self) -> Trouble | None:
         if self._clock > max(self.timeout, START):
             return Trouble(f"The ranks have not found each other within {self._clock:.0f} s.")
         return None
 
+    def _unheard(self, now: float) -> Trouble | None:
+        """A rank that was stopped or died before its first beat, of which nothing but its number is known."""
+        silent = [rank for rank in range(self._trainer.world_size) if rank not in self._peers]
+        since = now - self._met
+        if not silent or since <= (REASON / 2 if self._failure else self._limit):
+            return None
+        told = f"has never been heard of since the ranks met, {since:.0f} s ago"
+        failure = f" Here: {self._failure}" if self._failure else ""
+        return Trouble(f"Rank {silent[0]} {told}: it is stopped or dead.{failure}", others=self._there())
+
     def _connected(self) -> bool:
         if self._store is None and distributed.is_initialized():
-            self._answered = self._clock
+            self._answered = self._met = self._clock
             # A connection of its own: torch's is locked while the main thread waits for something in the store.
             host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
             store = distributed.TCPStore(  # type: ignore[attr-defined]
@@ -241,7 +253,7 @@ class Heartbeat(Callback):
         if isinstance(self._error, RuntimeError):
             return Trouble(f"{who} is gone, through which the ranks find each other.", others=near)
         if self._error is not None:
-            return Trouble(f"{who} cannot be heard ({_reason(self._error)[0]}).")
+            return Trouble(f"{who} cannot be heard ({reason(self._error)[0]}).")
         if waited > self._limit:
             since = f"for {waited:.0f} s, since step {self._trainer.global_step}"
             return Trouble(f"{who} does not answer {since}: it is stopped, or its machine is gone.", others=near)
@@ -279,10 +291,3 @@ class Heartbeat(Callback):
             f"be stuck ({told}). Give slow batches more time with --hang_timeout.",
             others=self._there(),
         )
-
-
-def _reason(error: BaseException) -> tuple[str, int]:
-    """What is told of an error, and the exit code it leads to."""
-    named = isinstance(error, Exception) and not isinstance(error, ErasureError)
-    code = getattr(error, "exit_code", 2 if isinstance(error, ErasureError) else 1)
-    return f"{type(error).__name__}: {error}" if named else str(error) or type(error).__name__, code

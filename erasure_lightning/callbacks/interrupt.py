@@ -49,6 +49,7 @@ class LastCheckpoint(Checkpoint):
         self._asked: int | None = None
         self._training = self._stopping = self._waiting = False
         self._step = 0
+        self._trainer: Trainer | None = None
 
     def set_every(self, every: int) -> None:
         """Change the steps between two saves.
@@ -73,6 +74,7 @@ class LastCheckpoint(Checkpoint):
 
     def listen_in(self, trainer: Trainer) -> None:
         """Take signals back from a trainer as soon as it takes them: its handler waits for the other ranks."""
+        self._trainer = trainer
         connector = cast(Any, trainer)._signal_connector
         register = connector.register_signal_handlers
 
@@ -90,7 +92,7 @@ class LastCheckpoint(Checkpoint):
         if self._training and self._asked is None:
             self._asked = number
             return
-        raise Interrupted(number, "Interrupted at once; what was written before is untouched.")
+        raise Interrupted(number, at_once(self._trainer))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From here on a run can be saved."""
@@ -144,6 +146,17 @@ class LastCheckpoint(Checkpoint):
             raise Interrupted(
                 self._asked or signal.SIGTERM, f"{written} `erasure test --ckpt_path {trainer.default_root_dir}`."
             )
+
+
+def at_once(trainer: Trainer | None) -> str:
+    """What is said of an interruption that waits for nothing, and how to go on from there.
+
+    Args:
+        trainer: Of the run, if there is one yet.
+    """
+    command = _run(trainer).command if trainer else ""
+    go_on = f" Go on with `{command}`." if command else ""
+    return f"Interrupted at once; what was written before is untouched.{go_on}"
 
 
 def _run(trainer: Trainer) -> Run:

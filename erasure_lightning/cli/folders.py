@@ -1,10 +1,12 @@
 """Which folder a command writes into."""
 
 import os
+import sys
 from pathlib import Path
 
 from jsonargparse import Namespace
 
+from erasure_lightning.cli.rank import first
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.runs import Run, default_run, run_of, unused
 
@@ -31,6 +33,7 @@ def choose(command: str, config: Namespace, checkpoint: Path | None, file: Path 
         return Run(Path(os.environ[_VARIABLE]))
     run = _folder(command, config, checkpoint, file)
     check(command, run, checkpoint)
+    _warn_of_half_an_edit(command, config, checkpoint)
     if "LOCAL_RANK" not in os.environ:
         os.environ[_VARIABLE] = str(run.root)
     return run
@@ -53,6 +56,16 @@ def check(command: str, run: Run, checkpoint: Path | None) -> None:
         run.check_unused()
     elif unused(run.root) != run.root:
         raise ErasureError(f"{run.root} is not empty, and nothing is overwritten. Choose another --run_dir.")
+
+
+def _warn_of_half_an_edit(command: str, config: Namespace, checkpoint: Path | None) -> None:
+    """Say so where a run is named that has no edit yet; who names its last.ckpt means it."""
+    if command == "fit" or checkpoint is None or checkpoint == Path(config.ckpt_path) or not first():
+        return
+    run = run_of(checkpoint)
+    if checkpoint == run.last:
+        what = f"{run.root} holds an unfinished run, whose last checkpoint is used"
+        print(f"erasure: warning: {what}; go on with `{run.command}`.", file=sys.stderr)
 
 
 def _folder(command: str, config: Namespace, checkpoint: Path | None, file: Path | None) -> Run:

@@ -9,6 +9,7 @@ from erasure_lightning.cli.arguments import Arguments
 from erasure_lightning.cli.loading import load
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.registry import Offer, known_attacks, known_methods
+from erasure_lightning.runs import Run
 from erasure_lightning.worlds import GROUP as WORLDS
 
 
@@ -71,7 +72,7 @@ def compare(argv: list[str]) -> None:
 
     from erasure_lightning.metrics import protocol
 
-    results = {str(p): protocol.Result.load(p / "metrics.json" if p.is_dir() else p) for p in given}
+    results = {str(p): protocol.Result.load(Run(p).figures if p.is_dir() else p) for p in given}
     rows = protocol.compare(results)
     table = Table("", "before", *results, caption=f"protocol {next(iter(results.values())).protocol.identity}")
     for row in rows:

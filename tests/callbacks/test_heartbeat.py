@@ -15,7 +15,7 @@ from torch import distributed
 
 from erasure_lightning.__main__ import main
 from erasure_lightning.callbacks import beats, heartbeat
-from erasure_lightning.callbacks.heartbeat import Heartbeat, _reason
+from erasure_lightning.callbacks.heartbeat import Heartbeat
 from erasure_lightning.cli import folders
 from erasure_lightning.cli.rank import first
 from erasure_lightning.cli.run import CommandLine
@@ -31,10 +31,12 @@ def trainer(rank, size=2):
     return SimpleNamespace(**ranks, global_step=12, strategy=strategy)
 
 
-def be(rank, folder, port, what, guilty=1, size=2):
+def be(rank, folder, port, what, guilty=1, size=2, mute=False):
     """A rank that does something wrong, or waits for the others."""
     sys.stderr = (folder / f"{rank}.txt").open("w", buffering=1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    if mute and rank == guilty:
+        heartbeat.BEAT = 100.0
     try:
         with Heartbeat(timeout=4.5).watching(trainer(rank, size)):
             distributed.init_process_group("gloo", rank=rank, world_size=size, timeout=timedelta(seconds=100))
@@ -70,9 +72,9 @@ def free_port():
         return free.getsockname()[1]
 
 
-def started(tmp_path, what, guilty=1, size=2):
+def started(tmp_path, what, guilty=1, size=2, mute=False):
     port = free_port()
-    ranks = [FORK.Process(target=be, args=(rank, tmp_path, port, what, guilty, size)) for rank in range(size)]
+    ranks = [FORK.Process(target=be, args=(rank, tmp_path, port, what, guilty, size, mute)) for rank in range(size)]
     for rank in ranks:
         rank.start()
     return ranks
@@ -106,6 +108,56 @@ def test_the_others_end_and_name_it(tmp_path, what, words, codes):
     assert words in line
     assert "ank 1" in line
     assert found == codes
+
+
+@pytest.mark.parametrize("what", [stop, die])
+def test_a_rank_that_never_spoke_is_named_too(tmp_path, what):
+    """Its first beat may be what it was stopped or killed before."""
+    (line,), found = ended(tmp_path, started(tmp_path, what, mute=True), [1] if what is stop else [])
+    named, _, here = line.partition(" Here: ")
+    assert named.startswith("erasure: error: Rank 1 has never been heard of since the ranks met, ")
+    assert named.endswith(" s ago: it is stopped or dead.")
+    assert here.startswith("RuntimeError: ") == (what is die)  # the connection to a stopped process stands
+    assert found == [1, -signal.SIGKILL]
+
+
+def with_child(tmp_path, code):
+    """A heart whose rank has started another, which ended so."""
+    heart = Heartbeat()
+    heart._trainer = trainer(0)
+    heart._trainer.default_root_dir = str(tmp_path)
+    heart._children = [SimpleNamespace(poll=lambda: code)]
+    return heart
+
+
+@pytest.mark.parametrize("met", [False, True])
+@pytest.mark.parametrize(("code", "how"), [(-signal.SIGKILL, "SIGKILL"), (2, "exit code 2"), (None, ""), (0, "")])
+def test_a_rank_that_ends_before_it_is_heard_of_is_named_at_once(tmp_path, monkeypatch, met, code, how):
+    heart = with_child(tmp_path, code)
+    monkeypatch.setattr(os, "getppid", lambda: heart._parent)
+    heart._parent, heart._answered = 1, 0.0 if met else None
+    trouble = heart._trouble()
+    assert trouble == (beats.Trouble(f"Rank 1 ended while it started ({how}).") if how else None)
+
+
+def test_how_a_rank_ends_that_has_been_heard_of_is_left_to_its_last_word(tmp_path):
+    heart = with_child(tmp_path, 2)
+    assert heart._fallen()  # the control
+    heart._peers = {1: None}
+    assert not heart._fallen()
+
+
+@pytest.mark.parametrize(("code", "told"), [(130, 130), (143, 143), (-2, 130), (-15, 143)])
+def test_a_rank_that_was_interrupted_while_it_started_is_no_error(tmp_path, monkeypatch, capsys, code, told):
+    codes, heart = [], with_child(tmp_path, code)
+    monkeypatch.setattr(os, "_exit", codes.append)
+    trouble = heart._fallen()
+    heart._children = []
+    heart._end(trouble, speaks=True)
+    assert capsys.readouterr().err == "\nerasure: Interrupted at once; what was written before is untouched.\n"
+    heart._end(beats.Trouble("Rank 1 is gone."), speaks=True)  # the control
+    assert capsys.readouterr().err == "\nerasure: error: Rank 1 is gone.\n"
+    assert codes == [told, 1]
 
 
 def test_a_first_rank_that_is_stopped_is_named_once(tmp_path):
@@ -363,8 +415,8 @@ def test_one_rank_is_not_watched():
 
 
 def test_reasons():
-    assert _reason(ErasureError("No.")) == ("No.", 2)
-    assert _reason(ValueError("odd")) == ("ValueError: odd", 1)
+    assert beats.reason(ErasureError("No.")) == ("No.", 2)
+    assert beats.reason(ValueError("odd")) == ("ValueError: odd", 1)
 
 
 def test_a_timeout_of_nothing_is_refused():

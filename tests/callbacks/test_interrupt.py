@@ -193,6 +193,27 @@ def test_a_signal_outside_training_stops_at_once():
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+@pytest.mark.parametrize(
+    ("there", "command"),
+    [
+        ([], ""),
+        (["checkpoints/last.ckpt"], "fit"),
+        (["checkpoints/last.ckpt", "edit.safetensors"], "test"),
+        (["edit.safetensors", "metrics.json"], ""),
+    ],
+)
+def test_an_interruption_at_once_says_how_to_go_on(tmp_path, there, command):
+    for name in there:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    keeper, connector = LastCheckpoint(), SimpleNamespace(register_signal_handlers=lambda: None)
+    keeper.listen_in(SimpleNamespace(_signal_connector=connector, default_root_dir=str(tmp_path)))
+    with keeper.watching(), pytest.raises(Interrupted) as caught:
+        signal.raise_signal(signal.SIGINT)
+    go_on = f" Go on with `erasure {command} --ckpt_path {tmp_path}`." if command else ""
+    assert str(caught.value) == f"Interrupted at once; what was written before is untouched.{go_on}"
+
+
 def test_saving_never_is_refused():
     with pytest.raises(ErasureError, match="--save_every of at least 1; found 0"):
         LastCheckpoint(0)
