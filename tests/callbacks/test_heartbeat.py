@@ -175,9 +175,9 @@ def test_a_first_rank_that_is_stopped_is_named_where_torchrun_holds_the_store(tm
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
     store = distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     monkeypatch.setitem(globals(), "free_port", lambda: store.port)
-    (line,), found = ended(tmp_path, started(tmp_path, stop, guilty=0, size=3), stopped=[0])
-    assert "Rank 0 (process " in line
-    assert "has said nothing for" in line
+    lines, found = ended(tmp_path, started(tmp_path, stop, guilty=0, size=3), stopped=[0])
+    assert lines  # one, unless the machine is so busy that two ranks do not hear each other either
+    assert all("Rank 0 (process " in line and "has said nothing for" in line for line in lines)
     assert found == [-signal.SIGKILL, 1, 1]
 
 
