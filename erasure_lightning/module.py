@@ -25,7 +25,7 @@ class GradientErasure(ErasureModule):
     """A method that lowers a loss.
 
     Args:
-        lr: Highest learning rate of Adam, above 0.
+        lr: Highest learning rate of Adam, at least 0.
         warmup: Steps over which the rate rises from 0; then it falls along a cosine to the end of the run.
         bank: Where noisy latents come from: a bank of trajectories, or (``None``) pure noise at random times.
         optimizer: ``adam``, or ``adam8bit``, whose state is a quarter (needs the extra ``bitsandbytes``).
@@ -45,10 +45,8 @@ class GradientErasure(ErasureModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if lr <= 0 or warmup < 0:
-            raise ErasureError(
-                f"{type(self).__name__} needs lr above 0 and warmup of at least 0; found {lr} and {warmup}."
-            )
+        if lr < 0 or warmup < 0:
+            raise ErasureError(f"{type(self).__name__} needs lr and warmup of at least 0; found {lr} and {warmup}.")
         self.lr = lr
         self.optimizer = optimizer
         self.warmup = warmup

@@ -93,8 +93,8 @@ class Listener:
 class _Player(Callback):
     """Marks where steps begin and end, and jumps from the first to the last; optimizers step as on the device."""
 
-    def __init__(self, ledger: Ledger, together: bool, eight: bool) -> None:
-        self.ledger, self.together, self.eight = ledger, together, eight
+    def __init__(self, ledger: Ledger, together: bool, in_eight_bits: bool) -> None:
+        self.ledger, self.together, self.in_eight_bits = ledger, together, in_eight_bits
         self.listeners: Sequence[Listener] = []
         self.peaks = {"preparing": 0, "step": 0}
         self.asked: list[dict[str, int]] = []
@@ -118,7 +118,7 @@ class _Player(Callback):
         loop.ready = loop.completed = max(trainer.global_step, last)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.held = footprint_of(cast(ErasureModule, pl_module), self.eight)
+        self.held = footprint_of(cast(ErasureModule, pl_module), self.in_eight_bits)
 
 
 def _added(counts: Iterable[dict[str, int]]) -> dict[str, int]:
