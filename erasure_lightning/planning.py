@@ -156,18 +156,9 @@ def forecast(
     eight = isinstance(module, GradientErasure) and module.optimizer == "adam8bit"
     if isinstance(module, GradientErasure):
         module.optimizer = "adam"  # whose state has the same number of entries
-    retained = [callback for callback in callbacks if isinstance(callback, RetentionCallback)]
     player = _Player(ledger, accelerator != "cpu", eight)
-    runner = Trainer(
-        accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, limit_val_batches=0, log_every_n_steps=1, callbacks=[*retained, player], **trainer,
-    )  # fmt: skip
     with ledger:
-        module.configure_model()
-        player.listeners = _listen(module, ledger)
-        runner.fit(module, data)
-        if not player.asked:
-            raise ErasureError("A plan plays a step at least; found --trainer.max_steps 0, which asks for none.")
+        _fit(module, data, player, callbacks, trainer)
         walked = max(listener.sampling for listener in player.listeners)
         sampled = sum(listener.sampled for listener in player.listeners)
         pictures, measured, drawing = _measurement(module, data, player.listeners, ledger) if measure else (0, 0, 0)
@@ -181,6 +172,22 @@ def forecast(
         pictures=pictures,
         measured=measured,
     )
+
+
+def _fit(
+    module: ErasureModule, data: PromptData, player: _Player, callbacks: Sequence[Callback], given: dict[str, Any]
+) -> None:
+    """Play the training, with the arguments given to the trainer."""
+    retained = [callback for callback in callbacks if isinstance(callback, RetentionCallback)]
+    trainer = Trainer(
+        accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, limit_val_batches=0, log_every_n_steps=1, callbacks=[*retained, player], **given,
+    )  # fmt: skip
+    module.configure_model()
+    player.listeners = _listen(module, player.ledger)
+    trainer.fit(module, data)
+    if not player.asked:
+        raise ErasureError("A plan plays a step at least; found --trainer.max_steps 0, which asks for none.")
 
 
 def _without_values(module: ErasureModule, ledger: Ledger) -> None:

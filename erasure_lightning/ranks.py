@@ -14,7 +14,7 @@ def several() -> bool:
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
-def place() -> int:
+def rank() -> int:
     """This rank's number."""
     return distributed.get_rank() if several() else 0
 
@@ -33,10 +33,12 @@ def collected(mine: T) -> list[T]:
 
     Every rank must call it.
     """
-    parts: list[T] = [_on_cpu(mine)] * (distributed.get_world_size() if several() else 1)
-    if several():
-        distributed.gather_object(parts[0], parts if place() == 0 else None)
-    return parts if place() == 0 else []
+    here: T = _on_cpu(mine)
+    if not several():
+        return [here]
+    parts = [here] * distributed.get_world_size() if rank() == 0 else []
+    distributed.gather_object(here, parts or None)
+    return parts
 
 
 def _on_cpu(value: Any) -> Any:
@@ -50,7 +52,7 @@ def _on_cpu(value: Any) -> Any:
 
 def of_this_rank(parts: Sequence[T]) -> T | None:
     """This rank's part of what was `collected`, perhaps from other ranks; ``None`` where it had none."""
-    return parts[place()] if place() < len(parts) else None
+    return parts[rank()] if rank() < len(parts) else None
 
 
 def broadcast(tensors: Iterable[Tensor]) -> None:

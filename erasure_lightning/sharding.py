@@ -19,7 +19,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from erasure_lightning.ranks import place
+from erasure_lightning.ranks import rank
 
 #: Frozen weights in a unit: not worth gathering below, too much to gather at once above.
 LEAST, MOST = 2**12, 2**26
@@ -132,7 +132,7 @@ def whole_state(state: dict[str, Any]) -> dict[str, Any]:
     for number, values in state["state"].items():
         for key, value in values.items():
             full = whole(value) if isinstance(value, Tensor) else value
-            if place() == 0:
+            if rank() == 0:
                 found.setdefault(number, {})[key] = full
     return {**state, "state": found}
 

@@ -1,4 +1,4 @@
-"""``fsdp2``: Lightning's FSDP2 strategy with defaults and checkpoints that suit an edit."""
+"""Several devices: ``ddp`` and ``fsdp2``, Lightning's strategies with defaults and checkpoints that suit an edit."""
 
 import difflib
 from collections.abc import Mapping

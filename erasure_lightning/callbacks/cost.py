@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Callback
 
 from erasure_lightning.edits import write_atomically
 from erasure_lightning.erasure import ErasureModule
-from erasure_lightning.ranks import gathered, place
+from erasure_lightning.ranks import gathered, rank
 from erasure_lightning.tally import Tally
 
 
@@ -68,7 +68,7 @@ class Cost(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Add to what an earlier part took; what ranks asked counts on the first."""
         self._earlier = state_dict["seconds"]
-        if place():
+        if rank():
             return
         self._tally.evaluations, self._tally.backwards = (
             state_dict.get("evaluations", 0),

@@ -122,8 +122,7 @@ def _folders(path: Path) -> tuple[Run, Run]:
     outer = Run(run.root.resolve().parent)
     if outer.edit.is_file() and not run.edit.exists():
         return outer, run
-    apart = sorted(run.root.glob("test*/metrics.json"), key=lambda file: file.stat().st_mtime)
-    return run, Run(apart[-1].parent) if apart and not run.metrics.exists() else run
+    return run, Run(run.figures.parent)
 
 
 def _config(path: Path) -> str:

@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from functools import reduce
 from pathlib import Path
 from typing import cast
 
@@ -16,6 +15,7 @@ from erasure_lightning.erasure import ErasureModule
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.functional import relations
 from erasure_lightning.module import GradientErasure
+from erasure_lightning.prompts import state_gram
 from erasure_lightning.vocabulary import Vocabulary
 
 
@@ -71,8 +71,8 @@ class RetentionCallback(Callback, ABC):
         Where the states' images under the edited maps stay, so do the predictions. Each prompt counts once: its
         positions share the weight.
         """
-        blocks = (module.original.encode(self.retained[i : i + 64]).tokens for i in range(0, len(self.retained), 64))
-        return reduce(torch.add, (_gram(block.double()) for block in blocks))
+        length = module.original.encode(self.retained[:1]).tokens.shape[1]
+        return state_gram(module.original, self.retained) / length
 
     def prepare(self, module: GradientErasure) -> None:
         """Compute what does not change while training; the retained prompts are there."""
@@ -112,12 +112,6 @@ class RetentionCallback(Callback, ABC):
         """``count`` different retained prompts by number, or all if there are fewer."""
         order: list[int] = torch.randperm(len(self.retained))[:count].tolist()
         return order
-
-
-def _gram(states: Tensor) -> Tensor:
-    """Of states ``(B, L, D)``, each prompt's sum being divided by its length."""
-    rows = states.flatten(0, 1)
-    return rows.mT @ rows / states.shape[1]
 
 
 def read_lines(path: str, owner: str) -> list[str]:
