@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.functional import fingerprint
-from erasure_lightning.metrics.scorer import Preprocessing, check_source, features_of, read_model
+from erasure_lightning.metrics.scorer import UNREADABLE, Preprocessing, check_source, features_of, read_model
 
 
 class Features(nn.Module):
@@ -41,7 +41,7 @@ class Features(nn.Module):
         try:
             model, settings = read_model(name)
             return cls(name, model, Preprocessing.read(settings))
-        except (OSError, ValueError, KeyError) as error:
+        except UNREADABLE as error:
             first = (str(error).splitlines() or [type(error).__name__])[0]
             raise ErasureError(f"The network {name!r} could not be loaded: {first}") from error
 

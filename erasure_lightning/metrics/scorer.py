@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
 
@@ -13,6 +14,9 @@ from erasure_lightning.functional import fingerprint
 
 #: Model types that were trained on texts padded to their full length and read the last position of it.
 PADDED = ("siglip", "siglip2")
+
+#: What reading a folder or a Hub id raises where something of it is not as it must be.
+UNREADABLE = (OSError, ValueError, KeyError, SafetensorError)
 
 
 class Preprocessing(NamedTuple):
@@ -115,7 +119,7 @@ class Scorer(nn.Module):
         try:
             model, tokenizer, settings = _read(name)
             return cls(name, model, tokenizer, Preprocessing.read(settings))
-        except (OSError, ValueError, KeyError) as error:
+        except UNREADABLE as error:
             first = (str(error).splitlines() or [type(error).__name__])[0]
             raise ErasureError(f"The scorer {name!r} could not be loaded: {first}") from error
 
@@ -170,13 +174,31 @@ def _read(name: str) -> tuple[nn.Module, Any, Mapping[str, Any]]:
 
 
 def read_model(name: str) -> tuple[nn.Module, Mapping[str, Any]]:
-    """Model and picture settings; none of a model folder's own code is run."""
+    """Model and picture settings; none of a model folder's own code is run.
+
+    Raises:
+        ValueError: If weights are missing or have another shape: transformers would draw them at random.
+    """
     from transformers import AutoModel, VisionTextDualEncoderModel
     from transformers.image_processing_base import ImageProcessingMixin
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    model = AutoModel.from_pretrained(name, use_safetensors=True, dtype=torch.float32, trust_remote_code=False)
+    logging.set_verbosity_error()
+    model, found = AutoModel.from_pretrained(
+        name,
+        use_safetensors=True,
+        dtype=torch.float32,
+        trust_remote_code=False,
+        ignore_mismatched_sizes=True,  # they are refused below, in one line
+        output_loading_info=True,
+    )
+    mismatched = {key for key, *_ in found["mismatched_keys"]}
+    if wrong := sorted(mismatched | set(found["missing_keys"])):
+        raise ValueError(
+            f"{len(wrong)} of its weights are missing or of another shape than its config.json asks "
+            f"for, the first {wrong[0]}. Write the whole model again with save_pretrained."
+        )
     if isinstance(model, VisionTextDualEncoderModel):
         # A residual network's pooled state is (B, C, 1, 1), which this class hands to the projection as it is.
         model.visual_projection.register_forward_pre_hook(_flatten)

@@ -1,10 +1,14 @@
+import json
+
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tiny_scorers import save_scorer
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.metrics.features import Features
 from erasure_lightning.metrics.scorer import Preprocessing, Scorer
 
 
@@ -93,6 +97,40 @@ def test_a_model_that_cannot_score_is_refused(tmp_path):
         ErasureError, match=r"needs get_image_features and get_text_features .* found CLIPTextModel without"
     ):
         Scorer.load(tmp_path)
+
+
+@pytest.mark.parametrize(("setting", "value", "count"), [("num_hidden_layers", 2, 16), ("intermediate_size", 24, 3)])
+def test_weights_that_are_not_those_of_the_config_are_refused(tmp_path, setting, value, count):
+    config = json.loads((save_scorer(tmp_path) / "config.json").read_text())
+    config["text_config"][setting] = value
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    message = f"could not be loaded: {count} of its weights are missing or of another shape .* the first text_model"
+    for kind in (Scorer, Features):
+        with pytest.raises(ErasureError, match=message):
+            kind.load(tmp_path)
+
+
+def test_a_tower_that_is_named_and_not_there_is_refused(tmp_path):
+    """A world's scorer lists in its index what it shares with the pipeline."""
+    whole = load_file(save_scorer(tmp_path / "scorer") / "model.safetensors")
+    (tmp_path / "scorer/model.safetensors").rename(tmp_path / "tower.safetensors")
+    own = {key: value for key, value in whole.items() if not key.startswith("text_model.")}
+    save_file(own, tmp_path / "scorer/own.safetensors", {"format": "pt"})
+    where = {key: "own.safetensors" if key in own else "../tower.safetensors" for key in whole}
+    (tmp_path / "scorer/model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    values = Scorer.load(tmp_path / "scorer").model.state_dict()
+    assert all(torch.equal(values[key], whole[key]) for key in whole)
+    (tmp_path / "tower.safetensors").unlink()
+    with pytest.raises(ErasureError, match=r"could not be loaded: No such file .*tower\.safetensors"):
+        Scorer.load(tmp_path / "scorer")
+
+
+def test_a_cut_file_is_refused(tmp_path):
+    file = save_scorer(tmp_path) / "model.safetensors"
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    for kind in (Scorer, Features):
+        with pytest.raises(ErasureError, match="could not be loaded: Error while deserializing header"):
+            kind.load(tmp_path)
 
 
 def test_a_folder_without_settings_is_refused(tmp_path):

@@ -1,5 +1,6 @@
 """The package holds what it promises, and all of it loads without a network."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from erasure_lightning_emoji_world import ROOT
+from safetensors.torch import load_file
 from transformers import AutoTokenizer, VisionTextDualEncoderModel
 
 WORKS = [
@@ -63,6 +65,21 @@ def test_scorer_puts_both_sides_in_one_space() -> None:
         image = scorer.visual_projection(scorer.vision_model(torch.zeros(2, 3, 64, 64)).pooler_output.flatten(1))
     assert text.shape == image.shape == (2, 384)
     assert text.dtype == image.dtype == torch.float32
+
+
+def test_scorer_is_the_one_that_was_trained() -> None:
+    """Its text tower lies in the pipeline; together they are, to the bit, what one file held."""
+    scorer = VisionTextDualEncoderModel.from_pretrained(ROOT / "scorer", dtype=torch.float32)
+    hashed = hashlib.sha256()
+    for name, value in sorted(scorer.state_dict().items()):
+        hashed.update(name.encode() + value.numpy().tobytes())
+    assert hashed.hexdigest().startswith("a4acbf54134b44fe")
+
+
+def test_each_weight_is_shipped_once() -> None:
+    values = [value for file in ROOT.rglob("*.safetensors") for value in load_file(file).values()]
+    large = [value.numpy().tobytes() for value in values if value.numel() > 1000]
+    assert len(large) == len(set(large)) > 100
 
 
 def test_files_are_weights_and_text_only() -> None:
