@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionPipeline
 from PIL import Image, ImageDraw, ImageFont
 
 from erasure_lightning.worlds import World, find_world
@@ -54,7 +53,7 @@ def spread(world: World, count: int) -> list[str]:
 @torch.inference_mode()
 def sample(world: World, prompts: Sequence[str], batch: int = 24) -> list[Image.Image]:
     """Pictures of prompts, each from a generator of its own with seed 0, so that a batch changes none of them."""
-    pipeline = StableDiffusionPipeline.from_pretrained(world.pipeline, dtype=torch.float32)
+    pipeline = world.load_pipeline()
     pipeline.set_progress_bar_config(disable=True)
     pictures: list[Image.Image] = []
     for start in range(0, len(prompts), batch):

@@ -3,12 +3,14 @@
 import json
 import re
 import sys
-from importlib.metadata import EntryPoint, EntryPoints
+from importlib.metadata import EntryPoint, EntryPoints, PathDistribution
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
+from diffusers import StableDiffusionPipeline
 
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.worlds import GROUP, Label, World, find_world, worlds
@@ -23,6 +25,12 @@ CONTENT = {
         {"label": "tiger face", "group": "mammals", "tags": ["wild"]},
         {"label": "Christmas tree", "group": "plants", "tags": []},
     ],
+}
+#: A world with an autoencoder and a scorer of another's.
+BASED = {
+    "base": "garden",
+    "sampling": {"steps": 6, "guidance": 3.0, "size": 16},
+    "parts": {"pipeline/vae": "pipeline/vae", "pipeline/vae_2": "pipeline/vae", "scorer": "scorer"},
 }
 
 
@@ -45,6 +53,20 @@ class Shipped:
             package.__dict__["ROOT"] = root
         self.monkeypatch.setitem(sys.modules, module, package)
         self.entries.append(EntryPoint(name, f"{module}:ROOT", GROUP))
+
+    def based(self, folder: Path, base: str = "garden", needs: str = "garden-package", has: str = "1.2") -> None:
+        """Declares a world that shares parts with another, and of both which package they are of."""
+        park = folder / "park"
+        (park / "pipeline").mkdir(parents=True)
+        (folder / "pipeline/vae").mkdir()
+        (park / "labels.json").write_text(json.dumps(BASED | {"base": base}))
+        self.add(park, name="park", module="park_package")
+        for entry, package in zip(self.entries, ("garden_package", "park"), strict=True):
+            info = folder / f"{package}.dist-info"
+            info.mkdir()
+            lines = (f"Name: {package}", f"Version: {has}", "Requires-Dist: torch", f"Requires-Dist: {needs}")
+            (info / "METADATA").write_text("\n".join(lines))
+            entry._for(PathDistribution(info))
 
 
 @pytest.fixture
@@ -177,6 +199,91 @@ def test_labels_that_cannot_be_read(shipped: Shipped, folder: Path, text: str, c
     shipped.add(folder)
     with pytest.raises(ErasureError, match=rf"garden_package:ROOT\): {cause}"):
         find_world("garden")
+
+
+def test_world_based_on_another(shipped: Shipped, garden: World, folder: Path) -> None:
+    shipped.based(folder)
+    park = find_world("park")
+    assert park is not None
+    assert (park.name, park.root, park.package) == ("park", folder / "park", "park 1.2")
+    assert (park.labels, park.styles, park.captions) == (garden.labels, ("ink",), garden.captions)
+    assert (park.steps, park.guidance, park.size) == (6, 3.0, 16)
+    assert (park.pipeline, park.scorer) == (folder / "park/pipeline", folder / "scorer")
+    assert park.component("unet") == folder / "park/pipeline/unet"
+    assert park.component("vae") == park.component("vae_2") == folder / "pipeline/vae"
+    assert garden.component("vae") == folder / "pipeline/vae"
+
+
+@pytest.mark.parametrize(
+    ("base", "how"),
+    [
+        (
+            "emoji-world",
+            "run `pip install erasure-lightning-emoji-world`, or in a checkout `pip install -e plugins/emoji-world`",
+        ),
+        ("meadow", "install the package that brings it"),
+    ],
+)
+def test_base_that_is_not_installed(shipped: Shipped, garden: World, folder: Path, base: str, how: str) -> None:
+    shipped.based(folder, base)
+    message = f"The world 'park' needs the world '{base}', which is not installed: {how}."
+    with pytest.raises(ErasureError, match=f"^{re.escape(message)}$"):
+        find_world("park")
+
+
+@pytest.mark.parametrize("needs", ["garden-package>=1.3", "Garden.Package<1.2", "garden_package==1.0"])
+def test_base_of_another_version(shipped: Shipped, garden: World, folder: Path, needs: str) -> None:
+    shipped.based(folder, needs=needs)
+    message = f"The world 'park' needs {needs}; found 1.2: run `pip install '{needs}'`."
+    with pytest.raises(ErasureError, match=f"^{re.escape(message)}$"):
+        find_world("park")
+
+
+@pytest.mark.parametrize(
+    ("needs", "has"), [("garden-package>=1.2,<1.3", "1.2"), ("garden-package>=1.2", "1.3.dev1"), ("other>=9", "1.2")]
+)
+def test_base_of_a_version_that_will_do(shipped: Shipped, garden: World, folder: Path, needs: str, has: str) -> None:
+    shipped.based(folder, needs=needs, has=has)
+    assert find_world("park") is not None
+
+
+def test_base_that_lacks_a_part(shipped: Shipped, garden: World, folder: Path) -> None:
+    shipped.based(folder)
+    (folder / "pipeline/vae").rmdir()
+    message = (
+        "The world 'park' needs pipeline/vae of garden_package 1.2; found no such folder: reinstall both packages."
+    )
+    with pytest.raises(ErasureError, match=f"^{re.escape(message)}$"):
+        find_world("park")
+
+
+def test_base_that_cannot_be_read_is_named(shipped: Shipped, garden: World, folder: Path) -> None:
+    shipped.based(folder)
+    (folder / "labels.json").write_text("{")
+    with pytest.raises(ErasureError, match=r"^The world 'garden' could not be loaded from garden_package 1\.2 "):
+        find_world("park")
+
+
+def test_based_world_needs_the_parts_it_does_not_share(shipped: Shipped, garden: World, folder: Path) -> None:
+    shipped.based(folder)
+    del (content := json.loads((folder / "park/labels.json").read_text()))["parts"]["scorer"]
+    (folder / "park/labels.json").write_text(json.dumps(content))
+    with pytest.raises(ErasureError, match=r"FileNotFoundError: .*park has no scorer\. Reinstall that"):
+        find_world("park")
+
+
+def test_pipeline_is_the_stock_one() -> None:
+    world = find_world("emoji-world")
+    assert world is not None
+    ours = world.load_pipeline()
+    stock = StableDiffusionPipeline.from_pretrained(world.pipeline, dtype=torch.float32)
+    assert type(ours) is type(stock)
+    assert ours.components.keys() == stock.components.keys()
+    for name in ("unet", "vae", "text_encoder"):
+        values, expected = ours.components[name].state_dict(), stock.components[name].state_dict()
+        assert values.keys() == expected.keys()
+        assert all(torch.equal(values[key], expected[key]) for key in expected)
+        assert ours.components[name].dtype == torch.float32
 
 
 def test_emoji_world() -> None:
