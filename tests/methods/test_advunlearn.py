@@ -3,6 +3,7 @@
 import pytest
 import torch
 from recognition import KEPT, recognised
+from shipped import numbers
 
 from erasure_lightning.backbones.base import CONCEPT, END, START, TEMPLATE
 from erasure_lightning.backbones.tiny import TinyBackbone
@@ -187,6 +188,7 @@ def test_numbers_out_of_range_are_refused(arguments, words):
 def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
     hold = LocalNoisePreservation(weight=0.3, batch_size=5, bank=TrajectoryBank(trajectories=32, steps=5))
     bank = TrajectoryBank(trajectories=4, steps=10)
-    module = fit(AdvUnlearn(concepts=[Concept("cigarette")], attack_from=10, attack_steps=1, bank=bank), 40, hold)
+    given = numbers("advunlearn", attack_from=10, attack_steps=1)
+    module = fit(AdvUnlearn(concepts=[Concept("cigarette")], bank=bank, **given), 40, hold)
     assert recognised(module.backbone, ["cigarette"] * 4) == 0
     assert recognised(module.backbone, KEPT) >= 0.75

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
+from shipped import numbers
 from torch import nn
 
 from erasure_lightning.backbones.tiny import TinyBackbone
@@ -311,8 +312,8 @@ KEPT = ["fox", "grapes", "guitar", "snowman"]
 
 @pytest.mark.slow
 def test_it_erases_the_cigarette_of_the_emoji_world_from_prompts_and_from_pictures_and_keeps_the_rest():
-    bank = TrajectoryBank(trajectories=8)
-    module = fit(AllButOne(concepts=[Concept("cigarette", "lollipop")], bank=bank), 120)
+    given = numbers("all-but-one", lr=3e-4, bank=TrajectoryBank(trajectories=8, steps=20))
+    module = fit(AllButOne(concepts=[Concept("cigarette", "lollipop")], **given), 120)
     ask = {"seeds": range(4), "steps": 20, "guidance": 4.0}
     shown, smoke = draw(module.original, [f"a {word}" for word in KEPT], **ask), ["cigarette"] * 4
     smoked = draw(module.original, ["a cigarette"] * 4, **ask)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from recognition import KEPT, recognised
+from shipped import numbers
 
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.bank import TrajectoryBank
@@ -157,7 +158,7 @@ def test_arguments_out_of_range(arguments, words):
 
 @pytest.mark.slow
 def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
-    given = {"early": 0.05, "drift": 2.0, "maps": 2, "bank": TrajectoryBank(trajectories=8)}  # as in the config
+    given = numbers("ant", lr=3e-4, bank=TrajectoryBank(trajectories=8, steps=20))
     module = fit(ANT(concepts=[Concept("cigarette")], **given), 160)  # of 2 pairs, there 80 of 4
     assert recognised(module.original, ["cigarette"] * 4) == 1
     assert recognised(module.backbone, ["cigarette"] * 4) == 0

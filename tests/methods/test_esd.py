@@ -3,6 +3,7 @@
 import pytest
 import torch
 from recognition import KEPT, recognised
+from shipped import numbers
 
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.bank import TrajectoryBank
@@ -118,7 +119,7 @@ def test_arguments_out_of_range(arguments, words):
 
 @pytest.mark.slow
 def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
-    module = fit(ESD(concepts=[Concept("cigarette")], bank=TrajectoryBank(trajectories=8)), 100)
+    module = fit(ESD(concepts=[Concept("cigarette")], bank=TrajectoryBank(8, 20), **numbers("esd")), 100)
     assert recognised(module.original, ["cigarette"] * 4) == 1
     assert recognised(module.backbone, ["cigarette"] * 4) == 0
     assert recognised(module.backbone, KEPT) == recognised(module.original, KEPT) == 1

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from recognition import recognised
+from shipped import numbers
 
 from erasure_lightning.adapters.per_concept import ConceptAdapters
 from erasure_lightning.attention_masks import attention_inside
@@ -276,7 +277,7 @@ def test_numbers_out_of_range(wrong):
 @pytest.mark.slow
 def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
     kept = ["fox", "grapes", "guitar", "snowman"]
-    module = fit(MACE(concepts=[Concept("cigarette", "lollipop")], pictures=4), 50)
+    module = fit(MACE(concepts=[Concept("cigarette", "lollipop")], **numbers("mace", pictures=4)), 50)
     assert recognised(module.original, ["cigarette"] * 4) == 1
     assert recognised(module.backbone, ["cigarette"] * 4) == 0
     assert recognised(module.backbone, kept) == recognised(module.original, kept) == 1

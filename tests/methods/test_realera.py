@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from shipped import numbers
 
 from erasure_lightning.backbones.base import Conditioning
 from erasure_lightning.backbones.tiny import TinyBackbone
@@ -185,8 +186,10 @@ def recognised(model, words):
 @pytest.mark.slow
 def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
     asked, kept = ["cigarette", "smoking", "tobacco"], ["fox", "grapes", "guitar", "snowman"]
-    retention = LocalNoisePreservation()
-    module = fit(RealEra(concepts=[Concept("cigarette", "lollipop", domain=["smoking"])]), 10, retention)
+    retention = LocalNoisePreservation(batch_size=4)
+    module = fit(
+        RealEra(concepts=[Concept("cigarette", "lollipop", domain=["smoking"])], **numbers("realera")), 10, retention
+    )
     assert recognised(module.original, asked) == ["cigarette"] * 3
     assert "cigarette" not in recognised(module.backbone, asked)
     assert recognised(module.backbone, kept) == recognised(module.original, kept) == kept

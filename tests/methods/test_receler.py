@@ -3,6 +3,7 @@
 import pytest
 import torch
 from recognition import KEPT, recognised
+from shipped import numbers
 from torch import nn
 
 from erasure_lightning.adapters.eraser import listening, outside
@@ -150,7 +151,7 @@ def test_numbers_out_of_range_are_refused():
 
 @pytest.mark.slow
 def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
-    module = Receler(concepts=[Concept("cigarette")], backbone="emoji-world", bank=TrajectoryBank(trajectories=8))
+    module = Receler(concepts=[Concept("cigarette")], bank=TrajectoryBank(8, 20), **numbers("receler"))
     fit(module, 50)
     assert recognised(module.original, ["cigarette"] * 4, steps=10) == 1
     assert recognised(module.backbone, ["cigarette"] * 4, steps=10) == 0

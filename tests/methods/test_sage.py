@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from recognition import KEPT, recognised
+from shipped import numbers
 from trivial import Idle
 
 from erasure_lightning.backbones.base import TEMPLATE
@@ -173,8 +174,10 @@ def moves(module):
 
 @pytest.mark.slow
 def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
-    retention = GlobalSemanticAlignment(batch_size=32), LocalStatePreservation(batch_size=4), UnconditionalDrift()
-    module = fit(SAGE(concepts=WORLD, check_steps=2), 30, *retention)
+    retention = (
+        GlobalSemanticAlignment(800, batch_size=32), LocalStatePreservation(1.5, batch_size=4), UnconditionalDrift(3)
+    )  # fmt: skip
+    module = fit(SAGE(concepts=WORLD, **numbers("sage", check_steps=2)), 30, *retention)
     after = moves(module)
     assert after["concept"] > 0.4
     assert after["anchor"] < 0.2

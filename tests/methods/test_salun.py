@@ -3,6 +3,7 @@
 import pytest
 import torch
 from recognition import KEPT, recognised
+from shipped import numbers
 
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.bank import TrajectoryBank
@@ -159,7 +160,7 @@ def test_arguments_out_of_range(arguments, words):
 
 @pytest.mark.slow
 def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
-    module = fit(SalUn(concepts=[Concept("cigarette", "lollipop")], pictures=16, steps=10), 40)
+    module = fit(SalUn(concepts=[Concept("cigarette", "lollipop")], **numbers("salun", pictures=16, steps=10)), 40)
     assert recognised(module.original, ["cigarette"] * 4, steps=10) == 1
     assert recognised(module.backbone, ["cigarette"] * 4, steps=10) == 0
     assert recognised(module.backbone, KEPT, steps=10) == 1

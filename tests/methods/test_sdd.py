@@ -3,6 +3,7 @@
 import pytest
 import torch
 from recognition import KEPT, recognised
+from shipped import numbers
 
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.bank import TrajectoryBank
@@ -127,7 +128,7 @@ def test_ema_out_of_range(ema):
 
 @pytest.mark.slow
 def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
-    module = fit(SDD(concepts=[Concept("cigarette")], bank=TrajectoryBank(trajectories=8)), 80)
+    module = fit(SDD(concepts=[Concept("cigarette")], bank=TrajectoryBank(8, 20), **numbers("sdd")), 80)
     assert recognised(module.original, ["cigarette"] * 4, steps=10) == 1
     assert recognised(module.backbone, ["cigarette"] * 4, steps=10) <= 0.25  # one of four was seen to stay
     assert recognised(module.backbone, KEPT, steps=10) == recognised(module.original, KEPT, steps=10) == 1

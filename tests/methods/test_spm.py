@@ -3,6 +3,7 @@
 import pytest
 import torch
 from recognition import KEPT, recognised
+from shipped import numbers
 from torch import nn
 
 from erasure_lightning.backbones.tiny import TinyBackbone
@@ -118,7 +119,7 @@ def test_negative_numbers_are_refused():
 @pytest.mark.slow
 def test_it_erases_the_cigarette_of_the_emoji_world_and_transport_keeps_the_rest():
     module = SPM(
-        concepts=[Concept("cigarette", "lollipop")], backbone="emoji-world", bank=TrajectoryBank(trajectories=8)
+        concepts=[Concept("cigarette", "lollipop")], bank=TrajectoryBank(trajectories=8, steps=20), **numbers("spm")
     )
     fit(module, 60)
     assert recognised(module.original, ["cigarette"] * 4) == 1

@@ -116,7 +116,8 @@ def test_it_erases_the_cigarette_of_the_emoji_world():
     config = yaml.safe_load((Path(__file__).parents[1] / "erasure_lightning_age/configs/age.yaml").read_text())
     assert config["model"]["class_path"] == "AGE"
     bank = TrajectoryBank(trajectories=8, steps=10)
-    module = fit(AGE(concepts=[Concept("cigarette", domain=["smoking", "tobacco"])], bank=bank), 30)
+    given = {"closest": 60, "centres": 20, "target_lr": 1e-2, "lr": 1e-4, "schedule": "cosine"}
+    module = fit(AGE(concepts=[Concept("cigarette", domain=["smoking", "tobacco"])], bank=bank, **given), 30)
 
     def gap(prompt):
         now, then = (
