@@ -12,8 +12,8 @@ from erasure_lightning.adapters.base import CHILD, Plan
 from erasure_lightning.adapters.kinds import adapter_parameters, install
 from erasure_lightning.adapters.lora import merge_lora, remove_lora
 from erasure_lightning.adapters.per_concept import ConceptAdapters
-from erasure_lightning.concepts import Batch
 from erasure_lightning.erasure import PREFIX
+from erasure_lightning.latents import NoisyBatch
 from erasure_lightning.module import GradientErasure
 
 
@@ -68,6 +68,11 @@ class LoraErasure(AdapterErasure):
         names = [place.removesuffix(f".{CHILD}") for place in super().touched()]
         return [f"{name}.weight" for name in names] + names
 
+    def beneath(self, name: str) -> str:
+        """Name of a layer's own weight while an adapter wraps the layer."""
+        layer = name.removesuffix(".weight").removeprefix("denoiser.")
+        return f"denoiser.{layer}.base_layer.weight" if layer in self._plan.layers else name
+
     def trainable(self) -> dict[str, nn.Parameter]:
         """The adapters alone."""
         return adapter_parameters(self.backbone)
@@ -116,7 +121,6 @@ class PerConceptErasure(GradientErasure):
     def __init__(self, *, rank: int = 1, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.rank = rank
-        self._number = {concept.name: number for number, concept in enumerate(self.concepts)}
 
     @abstractmethod
     def fused(self) -> Tensor:
@@ -130,13 +134,9 @@ class PerConceptErasure(GradientErasure):
         """The adapters alone."""
         return {f"adapters.{name}": parameter for name, parameter in self.adapters.named_parameters()}
 
-    def numbers(self, batch: Batch) -> list[int]:
-        """Which concept each row of a batch is about."""
-        return [self._number[name] for name in batch.concepts]
-
-    def adapted(self, batch: Batch) -> AbstractContextManager[None]:
+    def adapted(self, batch: NoisyBatch) -> AbstractContextManager[None]:
         """While entered, each row of the backbone's batch passes the adapters of its concept."""
-        return self.adapters.beside(self.backbone.text_layers().values(), self.numbers(batch))
+        return self.adapters.beside(self.backbone.text_layers().values(), batch.indices)
 
     @torch.no_grad()
     def write_layers(self, weights: Tensor) -> None:

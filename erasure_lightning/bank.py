@@ -1,54 +1,32 @@
-"""The bank of trajectories that training draws from, and the frozen teacher whose answers on them are kept."""
+"""The bank of trajectories that training draws from, with the frozen teacher's predictions on them."""
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from erasure_lightning.backbones.base import Backbone
-from erasure_lightning.backbones.process import draw_times
-from erasure_lightning.concepts import Batch, Phrase
+from erasure_lightning.concepts import Batch
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.sampling import trajectory
-
-#: What a teacher is asked about beside latents: the concept's sentence, its anchor's, or none.
-Question = Literal["concept", "anchor", "nothing"]
+from erasure_lightning.latents import LatentSource, Models, NoisyBatch, Query, Teacher, random_rows
+from erasure_lightning.sampling import rollout
 
 
-class Drawn(NamedTuple):
-    """A minibatch out of a `TrajectoryBank`.
+class TrajectoryBank(LatentSource):
+    """Denoising trajectories, cached with the teacher's predictions on them, from which batches are drawn.
 
-    Args:
-        x: Latents ``(B, C, h, w)``.
-        t: Their times, ``(B,)``.
-        batch: The sentences whose trajectories they lie on.
-        rows: Which trajectories, ``(B,)``.
-        columns: Which of their steps, ``(B,)``.
-    """
-
-    x: Tensor
-    t: Tensor
-    batch: Batch
-    rows: Tensor
-    columns: Tensor
-
-
-class TrajectoryBank:
-    """Trajectories walked once, every step of them kept with the predictions made on it, and drawn from ever after.
-
-    Peers walk up to 50 steps to make one training latent; here a walk of ``steps`` steps makes ``steps`` of them, and
-    what the frozen original says on a moment is asked once, however often the moment is drawn.
+    Peers roll out up to 50 steps for one training latent; here a rollout of ``steps`` steps makes ``steps`` of them,
+    and the frozen original predicts once at each, however often it is drawn.
 
     Args:
-        trajectories: How many to walk, at least 1, and at least one a concept; concepts take turns.
+        trajectories: How many to roll out, at least 1, and at least one a concept; concepts take turns.
         steps: Sampling steps of each, at least 1 (50 in the official code of ESD and its kin).
-        guidance: Scale of classifier-free guidance while walking.
+        guidance: Scale of classifier-free guidance of the rollouts.
         student: Follow the model that is trained, and not the original; then ``refresh`` says how often.
-        refresh: Walk anew after so many draws; 0 for never, which is right while the frozen original is followed.
+        refresh: Roll out anew after so many draws; 0 for never, which is right while the frozen original is followed.
         half: Keep the latents and predictions in float16.
-        batch_size: Trajectories walked side by side.
+        batch_size: Trajectories rolled out side by side.
 
     Raises:
         ErasureError: If a count is below 1, or a student is followed and never again.
@@ -76,170 +54,111 @@ class TrajectoryBank:
         self.refresh = refresh
         self.half = half
         self.batch_size = batch_size
-        self.walked = Batch([], [], [])
+        #: The sentences that the trajectories were rolled out for.
+        self.sentences = Batch([], [], [])
         self._held: dict[str, Tensor] = {}
-        self._walks = self._draws = 0
+        self._rollouts = self._draws = 0
 
-    def follow(self, backbone: Backbone, sentences: Callable[[int], Batch], seed: int) -> None:
-        """Walk the trajectories if there are none, or if it is time to; all ranks, where they can only ask together.
-
-        Args:
-            backbone: Whose predictions are followed: the frozen original, or the student.
-            sentences: What the trajectories draw, by the number of the walk.
-            seed: Differs from rank to rank and from bank to bank.
-        """
-        due = not self._held or (self.refresh > 0 and self._draws >= self.refresh * self._walks)
+    def follow(self, models: Models) -> None:
+        """Roll trajectories out if there are none, or if it is time to; where ranks share weights, all of them."""
+        backbone = models.student if self.student else models.original
+        due = not self._held or (self.refresh > 0 and self._draws >= self.refresh * self._rollouts)
         if not backbone.anyone(due):
             self._held = {key: value.to(_place(key, backbone)) for key, value in self._held.items()}
             return
-        self.walked = sentences(self._walks)
-        count = len(self.walked.concepts)
-        generator = torch.Generator().manual_seed(seed + self._walks)
+        self.sentences = models.sentences(max(self.trajectories, models.concepts), self._rollouts)
+        count = len(self.sentences.concepts)
+        generator = torch.Generator().manual_seed(models.seed + self._rollouts)
         seeds = torch.randint(2**31, (count,), generator=generator).tolist()
-        parts = [self._walk(backbone, slice(i, i + self.batch_size), seeds) for i in range(0, count, self.batch_size)]
+        parts = [
+            self._roll_out(backbone, slice(i, i + self.batch_size), seeds) for i in range(0, count, self.batch_size)
+        ]
         self._held = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
-        self._walks += 1
+        self._rollouts += 1
 
     @torch.no_grad()
-    def _walk(self, backbone: Backbone, chosen: slice, seeds: Sequence[int]) -> dict[str, Tensor]:
-        x, prompts = backbone.noise(seeds[chosen]), self.walked.prompts[chosen]
-        conditioning, nothing = backbone.encode(prompts), backbone.encode([""])
-        moments = list(trajectory(backbone, conditioning, nothing, x, self.steps, self.guidance))
-        held = {"x": torch.stack([m.x for m in moments], 1)}
-        if not self.student:
-            held["concept"] = torch.stack([m.conditional for m in moments], 1)
+    def _roll_out(self, backbone: Backbone, chosen: slice, seeds: Sequence[int]) -> dict[str, Tensor]:
+        conditioning = backbone.encode(self.sentences.prompts[chosen])
+        steps = list(rollout(backbone, conditioning, seeds[chosen], steps=self.steps, guidance=self.guidance))
+        held = {"x": torch.stack([step.x for step in steps], 1)}
+        if not (self.student or backbone.embeds_guidance):  # predictions at another guidance are not the teacher's
+            held["concept"] = torch.stack([step.conditional for step in steps], 1)
             if self.guidance > 1:
-                held["nothing"] = torch.stack([m.unconditional for m in moments], 1)
+                held["unconditional"] = torch.stack([step.unconditional for step in steps], 1)
         held = {key: value.half() if self.half else value for key, value in held.items()}
         known = {f"known {key}": torch.ones(value.shape[:2], dtype=torch.bool) for key, value in held.items()}
-        times = torch.stack([m.t for m in moments]).to(torch.long)
-        return held | known | {"t": times.expand(len(x), -1).clone()}
+        times = torch.stack([step.t for step in steps]).float()
+        return held | known | {"t": times.expand(len(held["x"]), -1).clone()}
 
-    def draw(self, concepts: Sequence[str]) -> Drawn:
-        """A random moment of a random trajectory of each concept; each must be among those ``walked``."""
-        rows = torch.tensor([self._row(concept) for concept in concepts])
+    def draw(self, sentences: Batch, models: Models) -> NoisyBatch:
+        """A random step of a random trajectory of each sentence's concept, with the trajectory's own sentence."""
+        self.follow(models)
+        rows = torch.tensor(random_rows(self.sentences, sentences.indices))
         self._draws += 1
-        return self.at(rows, torch.randint(self.steps, (len(rows),)))
+        return self.at(rows, torch.randint(self.length, (len(rows),)), models.original)
 
-    def at(self, rows: Tensor, columns: Tensor) -> Drawn:
+    @property
+    def length(self) -> int:
+        """Evaluations of the denoiser on a trajectory: the steps, or more where the sampler is of higher order."""
+        return self._held["t"].shape[1]
+
+    def at(self, rows: Tensor, columns: Tensor, original: Backbone) -> NoisyBatch:
         """Given steps of given trajectories, by number, ``(B,)`` both."""
-        batch = Batch(*([field[i] for i in rows.tolist()] for field in self.walked))
-        return Drawn(self._at("x", rows, columns), self._held["t"][rows, columns], batch, rows, columns)
+        sentences = self.sentences.rows(rows.tolist())
+        x, t = self._at("x", rows, columns).to(original.dtype), self._held["t"][rows, columns]
 
-    def _row(self, concept: str) -> int:
-        rows = [i for i, walked in enumerate(self.walked.concepts) if walked == concept]
-        return rows[int(torch.randint(len(rows), ()))]
+        def recall(query: Query, predict: Callable[[Tensor], Tensor]) -> Tensor:
+            return self._recall(query, rows, columns, predict, original.anyone)
+
+        return NoisyBatch(x, t, sentences, Teacher(original, x, t, sentences, None if self.student else recall), rows)
 
     def _at(self, key: str, rows: Tensor, columns: Tensor) -> Tensor:
         return self._held[key][rows, columns].float()
 
-    def recall(
+    def _recall(
         self,
-        question: Question,
-        drawn: Drawn,
-        ask: Callable[[Tensor], Tensor],
-        anyone: Callable[[bool], bool] = lambda missing: missing,
+        query: Query,
+        rows: Tensor,
+        columns: Tensor,
+        predict: Callable[[Tensor], Tensor],
+        anyone: Callable[[bool], bool],
     ) -> Tensor:
-        """The original's predictions at drawn moments, ``(B, C, h, w)``; it is asked only where it never was before.
+        """The original's predictions at steps of trajectories ``(B, C, h, w)``; each is made once.
 
         Args:
-            question: What about.
-            drawn: Where.
-            ask: Makes the predictions for some rows of ``drawn``, given by number.
-            anyone: Whether any rank lacks answers, for ranks that can only ask together (`Backbone.anyone`).
+            query: For what.
+            rows: Trajectories, ``(B,)``.
+            columns: Their steps, ``(B,)``.
+            predict: Makes the predictions of some of the ``B``, by number.
+            anyone: Whether any rank lacks predictions, for ranks that can only predict together (`Backbone.anyone`).
         """
-        everything = torch.arange(len(drawn.rows))
-        if self.student:
-            return ask(everything)
-        if question not in self._held:
-            self._held[question] = torch.zeros_like(self._held["x"])
-            self._held[f"known {question}"] = torch.zeros_like(self._held["known x"])
-        held, known = self._held[question], self._held[f"known {question}"]
-        new = everything[~known[drawn.rows, drawn.columns]]
+        if query not in self._held:
+            self._held[query] = torch.zeros_like(self._held["x"])
+            self._held[f"known {query}"] = torch.zeros_like(self._held["known x"])
+        held, known = self._held[query], self._held[f"known {query}"]
+        every = torch.arange(len(rows))
+        new = every[~known[rows, columns]]
         if anyone(len(new) > 0):
-            new = new if len(new) else everything[:1]  # asked for the others' sake
-            held[drawn.rows[new], drawn.columns[new]] = ask(new).to(held.dtype)
-            known[drawn.rows[new], drawn.columns[new]] = True
-        return self._at(question, drawn.rows, drawn.columns)
-
-    def teacher(self, original: Backbone, drawn: Drawn) -> "Teacher":
-        """The frozen original at drawn moments."""
-        anyone = original.anyone
-        return Teacher(original, drawn.x, drawn.t, drawn.batch, lambda q, ask: self.recall(q, drawn, ask, anyone))
+            new = new if len(new) else every[:1]  # a forward that only the other ranks need
+            held[rows[new], columns[new]] = predict(new).to(held.dtype)
+            known[rows[new], columns[new]] = True
+        return self._at(query, rows, columns)
 
     def nbytes(self) -> int:
         """Memory it holds, in bytes."""
         return sum(value.nbytes for value in self._held.values())
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs to draw the same moments."""
-        return {"held": self._held, "walked": self.walked._asdict(), "walks": self._walks, "draws": self._draws}
+        """What a resumed run needs to draw the same steps."""
+        counts = {"rollouts": self._rollouts, "draws": self._draws}
+        return {"held": self._held, "sentences": self.sentences._asdict(), **counts}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up where `state_dict` left off."""
-        self._held, self.walked = state["held"], Batch(**state["walked"])
-        self._walks, self._draws = state["walks"], state["draws"]
+        """Go on where `state_dict` left off."""
+        self._held, self.sentences = state["held"], Batch(**state["sentences"])
+        self._rollouts, self._draws = state["rollouts"], state["draws"]
 
 
 def _place(key: str, backbone: Backbone) -> torch.device:
     """Where a bank keeps what it holds: beside the model, but for the notes of what is known."""
     return torch.device("cpu") if key.startswith("known") else backbone.device
-
-
-class Teacher:
-    """What the frozen original says at noisy latents: no gradient, and nothing is asked that no one wants to know.
-
-    Args:
-        original: The frozen model.
-        x: Noisy latents ``(B, C, h, w)``.
-        t: Their times ``(B,)``.
-        batch: The sentences.
-        recall: Looks the answers up where a bank may hold them; ``recall(question, ask)``.
-    """
-
-    def __init__(
-        self,
-        original: Backbone,
-        x: Tensor,
-        t: Tensor,
-        batch: Batch,
-        recall: Callable[[Question, Callable[[Tensor], Tensor]], Tensor] | None = None,
-    ) -> None:
-        self.original, self.x, self.t, self.batch = original, x, t, batch
-        self._recall = recall
-
-    @torch.no_grad()
-    def says(self, prompts: Sequence[str | Phrase], rows: Tensor | None = None) -> Tensor:
-        """Its predictions for prompts of your own, ``(B, C, h, w)``, at all latents or at some ``rows`` of them."""
-        x, t = (self.x, self.t) if rows is None else (self.x[rows], self.t[rows])
-        return self.original.denoise(x, t, self.original.encode(prompts))
-
-    @cached_property
-    def concept(self) -> Tensor:
-        """``eps*(x, t, c_e)``: its predictions for the concepts' sentences, ``(B, C, h, w)``."""
-        return self._answer("concept", self.batch.prompts)
-
-    @cached_property
-    def anchor(self) -> Tensor:
-        """``eps*(x, t, c_a)``: for the anchors' sentences, for the empty prompt where there is none."""
-        return self._answer("anchor", self.batch.alternatives)
-
-    @cached_property
-    def nothing(self) -> Tensor:
-        """``eps*(x, t, 0)``: for the empty prompt."""
-        return self._answer("nothing", [""] * len(self.x))
-
-    def _answer(self, question: Question, prompts: Sequence[str | Phrase]) -> Tensor:
-        if self._recall is None:
-            return self.says(prompts)
-        return self._recall(question, lambda rows: self.says([prompts[i] for i in rows.tolist()], rows)).to(self.x)
-
-
-def pure_noise(backbone: Backbone, count: int) -> tuple[Tensor, Tensor]:
-    """Latents of an empty picture noised to random times: the cheap stand-in for trajectories.
-
-    MACE and Forget-Me-Not ship the same as ``no_real_image`` (verified in code).
-    """
-    t = draw_times(backbone.process, count, backbone.device)
-    noise = torch.randn(count, *backbone.latent_shape()).to(backbone.device, backbone.dtype)
-    return backbone.process.noise(torch.zeros_like(noise), noise, t), t

@@ -15,8 +15,9 @@ from torch import Tensor
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.concepts import Batch, Concept, Phrase, phrase
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.functional import aligned, relations
-from erasure_lightning.neighbours import concept_onward, sentences
+from erasure_lightning.functional import relations
+from erasure_lightning.neighbours import sentences
+from erasure_lightning.prompts import aligned_states
 from erasure_lightning.vocabulary import Vocabulary
 
 #: Which states are compared: of all tokens from the concept's words on, aligned, or of the end of text alone.
@@ -136,16 +137,10 @@ def _ends(backbone: Backbone, own: list[Phrase], asked: list[Phrase]) -> tuple[T
 
 def _tokens(backbone: Backbone, own: list[Phrase], asked: list[Phrase]) -> tuple[Tensor, Tensor]:
     """The same of aligned tokens, their mean from the concept's words on."""
-    plain, other = backbone.embed(own), backbone.embed(asked)
-    there, here, mined = (
-        backbone.contextualize(plain).tokens,
-        backbone.contextualize(other).tokens,
-        concept_onward(plain[0]),
-    )
+    there, here = backbone.encode(own), backbone.encode(asked)
     found = []
-    for states, where, span in zip(there, mined, plain[0].span(), strict=True):
-        place = aligned(span.expand(len(asked), 2), other[0].span(), len(states))
-        like = here.gather(1, place.unsqueeze(2).expand_as(here))[:, where]
+    for number, (states, where) in enumerate(zip(there.tokens, there.from_concept(), strict=True)):
+        like = aligned_states(here, like=there[number : number + 1].expand(len(asked)))[:, where]
         cosines = torch.cosine_similarity(like, states[where], dim=2)
         found.append((cosines.mean(dim=1), (like - states[where]).norm(dim=2).mean(dim=1)))
     cosines, distances = (torch.stack(values, dim=1) for values in zip(*found, strict=True))

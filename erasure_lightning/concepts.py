@@ -116,12 +116,24 @@ class Batch(NamedTuple):
     Args:
         templates: ``B`` sentences with ``{}`` where the concept's words go.
         concepts: ``B`` concepts' words.
-        anchors: ``B`` anchors' words, empty where nothing stands in.
+        anchors: ``B`` anchors' words, empty where a concept has no anchor.
+        indices: Number of each concept among the method's, ``B`` of them; none where no source draws for them.
     """
 
     templates: list[str]
     concepts: list[str]
     anchors: list[str]
+    indices: Sequence[int] = ()
+
+    @classmethod
+    def plain(cls, prompts: Sequence[str]) -> "Batch":
+        """Prompts without a concept."""
+        return cls(list(prompts), [""] * len(prompts), [""] * len(prompts), [0] * len(prompts))
+
+    def rows(self, numbers: Sequence[int]) -> "Batch":
+        """Some sentences, by number, in that order."""
+        templates, concepts, anchors = ([each[i] for i in numbers] for each in self[:3])
+        return Batch(templates, concepts, anchors, [self.indices[i] for i in numbers] if self.indices else ())
 
     @property
     def prompts(self) -> list[Phrase]:

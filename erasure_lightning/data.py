@@ -150,17 +150,17 @@ class PromptData(LightningDataModule):
         """``count`` concept prompts, a function of seed, rank, ``number`` and ``salt`` (which tells uses apart)."""
         module = self._module
         generator = torch.Generator().manual_seed(mix(module.seed, module.global_rank, number, salt))
-        chosen = [self._turn(number * count + i) for i in range(count)]
-        return Batch(
-            [self._template(c, generator) for c in chosen], [c.name for c in chosen], [c.anchor for c in chosen]
-        )
+        indices = [self._turn(number * count + i) for i in range(count)]
+        chosen = [module.concepts[index] for index in indices]
+        templates = [self._template(concept, generator) for concept in chosen]
+        return Batch(templates, [c.name for c in chosen], [c.anchor for c in chosen], indices)
 
-    def _turn(self, place: int) -> Concept:
-        """Concepts take turns in an order that is drawn anew each round, so that none waits long."""
+    def _turn(self, place: int) -> int:
+        """Number of a concept; they take turns in an order that is drawn anew each round, so that none waits long."""
         module = self._module
         turn, concept = divmod(place, len(module.concepts))
         generator = torch.Generator().manual_seed(mix(module.seed, module.global_rank, turn, 2))
-        return cast(Concept, module.concepts[int(torch.randperm(len(module.concepts), generator=generator)[concept])])
+        return int(torch.randperm(len(module.concepts), generator=generator)[concept])
 
     def _template(self, concept: Concept, generator: torch.Generator) -> str:
         template = pick(self.templates or self._vocabulary.templates(concept.kind), generator)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from lightning import LightningModule
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from erasure_lightning.album import kept
-from erasure_lightning.backbones.base import Backbone
+from erasure_lightning.backbones.base import Backbone, Capability, TextInput
 from erasure_lightning.backbones.loading import Weights, load_backbone
 from erasure_lightning.concept_files import read_concepts
 from erasure_lightning.concepts import Concept, check_concepts
@@ -50,6 +50,8 @@ class ErasureModule(LightningModule, ABC):
     has_unused = False
     #: Whether the edit is made when training ends, of something else than the model that is trained.
     made_at_end = False
+    #: What the method asks of a model family beyond predictions; a family without it is refused before training.
+    needs: ClassVar[frozenset[Capability]] = frozenset()
     #: The model being edited and its frozen original; both are there once Lightning has called `configure_model`.
     backbone: Backbone
     original: Backbone
@@ -74,7 +76,7 @@ class ErasureModule(LightningModule, ABC):
         self.checkpointing = checkpointing
         self.strict_loading = False
         #: What retention callbacks ask of a closed form: Gram matrices ``(D, D)`` of text states to hold, by name.
-        self.kept: dict[str, Callable[[], Tensor]] = {}
+        self.kept: dict[str, Callable[[TextInput], Tensor]] = {}
         # In a tuple, since a module that is assigned becomes a part, and parts are made in configure_model.
         self._given = (backbone,)
 
@@ -112,6 +114,7 @@ class ErasureModule(LightningModule, ABC):
             read: Weights = "text encoders" if empty else "all"
             self.backbone = load_backbone(given, dtype, read) if isinstance(given, str) else given.to(dtype)
             self._check_world()
+            self._check_capabilities()
             self.original = self.backbone.original(self.touched())
             self.fingerprint, self.rounded = ("" if empty else self.original.fingerprint(d) for d in _KNOWN_BY)
             with torch.random.fork_rng(devices=[]):  # adapters begin alike on every rank and at every start
@@ -132,7 +135,7 @@ class ErasureModule(LightningModule, ABC):
         models = [module for module in self.children() if isinstance(module, Backbone)]
         trained = {} if self.stays_whole() else self.trainable()
         split(self.backbone.denoiser, [m.denoiser for m in models if m is not self.backbone], mesh, trained)
-        towers = {name: parameter for name, parameter in trained.items() if name.startswith("text_encoders.")}
+        towers = {name: parameter for name, parameter in trained.items() if Backbone.edits_text([name])}
         if towers:
             split(
                 self.backbone.text_encoders, [m.text_encoders for m in models if m is not self.backbone], mesh, towers
@@ -149,6 +152,13 @@ class ErasureModule(LightningModule, ABC):
         """Give weights of the backbone new values, by name; where weights are split, every rank must call it."""
         for name, value in values.items():
             put(self.backbone.get_parameter(name), value)
+
+    def _check_capabilities(self) -> None:
+        if missing := sorted(self.needs - self.backbone.capabilities):
+            raise ErasureError(
+                f"{type(self).__name__} needs {' and '.join(missing)}, which {type(self.backbone).__name__} does not "
+                "have. `erasure methods` lists the others."
+            )
 
     def _check_world(self) -> None:
         world = self.backbone.world
@@ -204,11 +214,10 @@ class ErasureModule(LightningModule, ABC):
                 f"The checkpoint edits a model with fingerprint {then}; {self.backbone.name} has {self.fingerprint}."
             )
 
-    def kept_gram(self) -> Tensor:
-        """``sum w p p^T`` of the text states that retention callbacks hold, ``(D, D)`` in float64; else zeros."""
-        width = next(iter(self.original.text_layers().values())).in_features
-        nothing = torch.zeros(width, width, dtype=torch.float64, device=self.backbone.device)
-        return torch.stack([nothing, *(gram() for gram in self.kept.values())]).sum(dim=0)
+    def kept_gram(self, source: TextInput) -> Tensor:
+        """``sum w p p^T`` of the inputs that retention callbacks hold, ``(D, D)`` in float64; else zeros."""
+        zeros = torch.zeros(source.width, source.width, dtype=torch.float64, device=self.backbone.device)
+        return torch.stack([zeros, *(gram(source) for gram in self.kept.values())]).sum(dim=0)
 
     def test_step(self, batch: Shots, batch_idx: int) -> dict[str, Tensor]:
         """Draw a batch of prompts with the original and the edited model from the same noise."""

@@ -76,7 +76,7 @@ def footprint_of(module: ErasureModule, eight: bool) -> Footprint:
         gradients=nbytes(trained.values()),
         state=state,
         spared=full - state,
-        bank=module.bank.nbytes() if isinstance(module, GradientErasure) and module.bank is not None else 0,
+        bank=module.latents.nbytes() if isinstance(module, GradientErasure) else 0,
         splits=bool(trained) and not module.stays_whole() and trained.keys() <= _names(module.original),
     )
 
@@ -90,7 +90,7 @@ def _weights(module: ErasureModule, trained: dict[str, nn.Parameter]) -> Weights
     edited = {id(p): p for p in (module.editable() | trained).values()}
     own = {id(p): p for p in backbone.parameters()}
     twins = [p for model in module.children() if isinstance(model, Backbone) for p in model.parameters()]
-    towers = [backbone.text_encoders] if any(name.startswith("text_encoders.") for name in trained) else []
+    towers = [backbone.text_encoders] if backbone.edits_text(trained) else []
     parts = [module for part in (backbone.denoiser, *towers) for module in part.modules()]
     own_of = (p for part in parts if not isinstance(part, nn.Embedding) for p in part.parameters(recurse=False))
     divisible = [p for p in own_of if id(p) not in edited]

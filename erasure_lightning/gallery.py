@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from erasure_lightning.backbones.base import Backbone
-from erasure_lightning.backbones.process import NoiseProcess, draw_times
+from erasure_lightning.backbones.base import Backbone, Size
+from erasure_lightning.backbones.process import NoiseProcess
 from erasure_lightning.concepts import Phrase
 from erasure_lightning.sampling import sample
 
@@ -21,7 +21,7 @@ class Noised(NamedTuple):
     Args:
         x: Noisy latents, ``(B, C, h, w)``.
         t: Their times, ``(B,)``.
-        target: What a perfect denoiser would say of them, ``(B, C, h, w)``.
+        target: The prediction of a perfect denoiser, ``(B, C, h, w)``.
     """
 
     x: Tensor
@@ -30,7 +30,7 @@ class Noised(NamedTuple):
 
 
 class Gallery:
-    """The pictures of some prompts, in latents: nobody looks at pixels, and the autoencoder would only take them back.
+    """The pictures of some prompts as latents; they are never decoded, since training would only encode them again.
 
     Args:
         backbone: Who draws them.
@@ -39,6 +39,7 @@ class Gallery:
         steps: Sampling steps, at least 1.
         guidance: Scale of classifier-free guidance.
         size: Height and width in pixels; the model's own by default.
+        first: Number of the first picture, where pictures of the same seed were drawn before these.
     """
 
     def __init__(
@@ -49,10 +50,11 @@ class Gallery:
         *,
         steps: int,
         guidance: float,
-        size: int | None = None,
+        size: Size | None = None,
+        first: int = 0,
     ) -> None:
         generator = torch.Generator().manual_seed(seed)
-        seeds = torch.randint(2**31, (len(prompts),), generator=generator).tolist()
+        seeds = torch.randint(2**31, (first + len(prompts),), generator=generator)[first:].tolist()
         chunks = [slice(i, i + SIDE_BY_SIDE) for i in range(0, len(prompts), SIDE_BY_SIDE)]
         drawn = [sample(backbone, prompts[c], seeds[c], steps=steps, guidance=guidance, size=size) for c in chunks]
         self.latents = torch.cat(drawn)
@@ -61,7 +63,7 @@ class Gallery:
     def noised(self, rows: Sequence[int]) -> Noised:
         """Pictures by number, with fresh noise at times drawn from all there are."""
         clean = self.latents[list(rows)]
-        return noised(self.process, clean, draw_times(self.process, len(clean), clean.device))
+        return noised(self.process, clean, self.process.draw_times(len(clean)).to(clean.device))
 
 
 def noised(process: NoiseProcess, clean: Tensor, t: Tensor) -> Noised:

@@ -12,7 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from erasure_lightning.backbones.base import Backbone, Conditioning
+from erasure_lightning.backbones.base import Backbone
+from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.backbones.process import NoiseProcess
 
 
@@ -64,8 +65,8 @@ def retrace(backbone: Backbone, conditioning: Conditioning, x: Tensor, steps: in
 
 def _times(backbone: Backbone, steps: int) -> Tensor:
     """Where the walk halts, rising from 0; samplers of higher order name a time twice."""
-    times: Tensor = backbone.scheduler(steps).timesteps
-    return torch.tensor(sorted({0, *times.long().tolist()}), device=times.device)
+    times = backbone.sampler(steps).times
+    return torch.tensor(sorted({0.0, *times.tolist()}), device=times.device)
 
 
 def _moved(process: NoiseProcess, x: Tensor, noise: Tensor, t: Tensor, to: Tensor) -> Tensor:
@@ -74,9 +75,9 @@ def _moved(process: NoiseProcess, x: Tensor, noise: Tensor, t: Tensor, to: Tenso
 
 
 def _predictor(backbone: Backbone, conditioning: Conditioning, guidance: float) -> Callable[[Tensor, Tensor], Tensor]:
-    if guidance <= 1:
-        return lambda x, t: backbone.denoise(x, t, conditioning)
-    both = backbone.encode([""]).expand(len(conditioning.tokens)) + conditioning
+    if guidance <= 1 or backbone.embeds_guidance:
+        return lambda x, t: backbone.denoise(x, t, conditioning, guidance)
+    both = Conditioning.cat([backbone.unconditional(len(conditioning)), conditioning])
 
     def guided(x: Tensor, t: Tensor) -> Tensor:
         unconditional, conditional = backbone.denoise(torch.cat((x, x)), t, both).chunk(2)

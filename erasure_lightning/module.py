@@ -1,7 +1,7 @@
 """The two shapes of an `ErasureModule`: methods that descend a gradient, and methods that solve in closed form."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
@@ -10,13 +10,15 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from erasure_lightning.bank import Drawn, Teacher, TrajectoryBank, pure_noise
-from erasure_lightning.concepts import Batch, Phrase
+from erasure_lightning.backbones.base import TextInput
+from erasure_lightning.backbones.conditioning import Conditioning
+from erasure_lightning.concepts import Batch
 from erasure_lightning.data import PromptData
 from erasure_lightning.erasure import PREFIX as PREFIX  # these two are part of what this module offers
 from erasure_lightning.erasure import ErasureModule as ErasureModule
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.functional import mix
+from erasure_lightning.functional import Regression, mix
+from erasure_lightning.latents import LatentSource, Models, NoisyBatch, PureNoise
 from erasure_lightning.optimizers import Kind, Schedule, make_optimizer, rate_factor
 from erasure_lightning.ranks import averaged, broadcast, collected, of_this_rank
 
@@ -33,7 +35,7 @@ class GradientErasure(ErasureModule):
     Args:
         lr: Highest learning rate, at least 0.
         warmup: Steps over which the rate rises from 0, at least 0.
-        bank: Where noisy latents come from: a bank of trajectories, or (``None``) pure noise at random times.
+        latents: Where noisy latents come from; by default the method's own choice (`default_latents`).
         schedule: Whether the rate then stays (``constant``) or falls to 0 at the end of the run (``cosine``).
         optimizer: ``adam``, ``adamw``, or ``adam8bit``, whose state is a quarter (needs the extra ``bitsandbytes``).
         weight_decay: At least 0; by default 0, and 0.01 of ``adamw``.
@@ -48,7 +50,7 @@ class GradientErasure(ErasureModule):
         *,
         lr: float = 1e-5,
         warmup: int = 0,
-        bank: TrajectoryBank | None = None,
+        latents: LatentSource | None = None,
         schedule: Schedule = "constant",
         optimizer: Kind = "adam",
         weight_decay: float | None = None,
@@ -63,58 +65,65 @@ class GradientErasure(ErasureModule):
         self.schedule: Schedule = schedule
         self.optimizer = optimizer
         self.weight_decay = weight_decay
-        self.bank = bank
-        self._drawn: Drawn | None = None
+        self.latents = self.default_latents() if latents is None else latents
         #: Weighted terms that retention callbacks add to the loss, by name.
         self.loss_terms: dict[str, Callable[[], Tensor]] = {}
 
+    def default_latents(self) -> LatentSource:
+        """Where noisy latents come from unless an argument says so; by default pure noise."""
+        return PureNoise()
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the bank too, so that a resumed run draws the same moments."""
+        """Keep the latents too, so that a resumed run draws the same."""
         super().on_save_checkpoint(checkpoint)
-        if self.bank is not None:
-            checkpoint["banks"] = collected(self.bank.state_dict())
+        checkpoint["latents"] = collected(self.latents.state_dict())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up the bank where it was left; a rank that had none walks its own."""
+        """Take up the latents where they were left; a rank that had none draws its own."""
         super().on_load_checkpoint(checkpoint)
-        state = of_this_rank(checkpoint.get("banks", []))
-        if self.bank is not None and state is not None:
-            self.bank.load_state_dict(state)
+        if state := of_this_rank(checkpoint.get("latents", [])):
+            self.latents.load_state_dict(state)
 
     @abstractmethod
-    def erasure_loss(self, x: Tensor, t: Tensor, batch: Batch) -> Tensor:
-        """What is to be lowered, a scalar.
+    def erasure_loss(self, batch: NoisyBatch) -> Tensor:
+        """The erasure loss, a scalar.
 
         Args:
-            x: Noisy latents, ``(B, C, h, w)``.
-            t: Their times, ``(B,)``.
-            batch: The concept prompts, ``B`` of them.
+            batch: Noisy latents ``(B, C, h, w)`` with their times, and the ``B`` concept prompts they belong to.
         """
 
-    def noisy_latents(self, batch: Batch) -> tuple[Tensor, Tensor, Batch]:
-        """Latents ``(B, C, h, w)`` and times ``(B,)`` at which the loss is taken, and the sentences they belong to."""
-        if self.bank is None:
-            return *pure_noise(self.backbone, len(batch.concepts)), batch
-        followed = self.backbone if self.bank.student else self.original
-        self.bank.follow(followed, self._walked, mix(self.seed, self.global_rank))
-        drawn = self.bank.draw(batch.concepts)
-        self._drawn = drawn._replace(x=drawn.x.to(self.backbone.dtype))
-        return self._drawn.x, drawn.t, drawn.batch
+    def on_train_start(self) -> None:
+        """Draw the latents that are drawn once."""
+        self.latents.prepare(self.models())
 
-    def _walked(self, walk: int) -> Batch:
-        """What a walk of the bank draws: at least one sentence a concept."""
+    def models(self) -> Models:
+        """What latents are drawn from: both models, and the sentences of rollouts and images."""
+        seed = mix(self.seed, self.global_rank)
+        return Models(self.original, self.backbone, self.source_sentences, len(self.concepts), seed)
+
+    def source_sentences(self, count: int, number: int) -> Batch:
+        """``count`` sentences that trajectories or images are drawn for, a function of ``number``."""
+        return self.sentences(count, number, salt=4)
+
+    def sentences(self, count: int, number: int, salt: int) -> Batch:
+        """``count`` concept prompts, a function of seed, rank, ``number`` and ``salt`` (which tells uses apart)."""
         data: PromptData = self.trainer.datamodule  # type: ignore[attr-defined]
-        return data.sentences(max(cast(TrajectoryBank, self.bank).trajectories, len(self.concepts)), walk, salt=4)
+        return data.sentences(count, number, salt)
 
-    def teacher(self, x: Tensor, t: Tensor, batch: Batch) -> Teacher:
-        """The frozen original at these latents; answers that the bank holds are not asked again."""
-        if self.bank is not None and self._drawn is not None and x is self._drawn.x:
-            return self.bank.teacher(self.original, self._drawn)
-        return Teacher(self.original, x, t, batch)
+    def noisy_batch(self, sentences: Batch) -> NoisyBatch:
+        """Noisy latents for sentences, or for others of the same concepts."""
+        return self.latents.draw(sentences, self.models())
 
-    def student(self, x: Tensor, t: Tensor, prompts: Sequence[str | Phrase]) -> Tensor:
-        """What the edited model predicts for prompts, ``(B, C, h, w)``."""
-        return self.backbone.denoise(x, t, self.backbone.encode(prompts))
+    def student(self, batch: NoisyBatch, conditioning: Conditioning | None = None) -> Tensor:
+        """The edited model's predictions at a batch's latents, ``(B, C, h, w)``.
+
+        Args:
+            batch: The latents.
+            conditioning: Of prompts, ``(B, L, D)``; the batch's concept prompts by default.
+        """
+        return self.backbone.denoise(
+            batch.x, batch.t, self.backbone.encode(batch.prompts) if conditioning is None else conditioning
+        )
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Key every draw of the step to seed, rank and step: a resumed run draws what an unbroken one would have."""
@@ -122,8 +131,8 @@ class GradientErasure(ErasureModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One step on the erasure loss and every retention term."""
-        x, t, batch = self.noisy_latents(batch)
-        terms = {"erasure": self.erasure_loss(x, t, batch)} | {n: term() for n, term in self.loss_terms.items()}
+        terms = {"erasure": self.erasure_loss(self.noisy_batch(batch))}
+        terms |= {name: term() for name, term in self.loss_terms.items()}
         self._log_terms(terms)
         return torch.stack(list(terms.values())).sum()
 
@@ -174,9 +183,28 @@ class ClosedFormErasure(ErasureModule):
         super().__init__(**kwargs)
         self.automatic_optimization = False
 
+    def editable(self) -> dict[str, nn.Parameter]:
+        """The weights of every layer whose input is a function of the prompt alone."""
+        layers = {n: layer for read in self.backbone.text_inputs() for n, layer in read.layers.items()}
+        return {f"{name}.weight": cast(nn.Parameter, layer.weight) for name, layer in layers.items()}
+
     @abstractmethod
     def solve(self) -> dict[str, Tensor]:
         """The new values of everything `editable`, by name, in any precision."""
+
+    def solve_each(self, fill: Callable[[Regression, TextInput], None], ridge: float) -> dict[str, Tensor]:
+        """New weights of every text input of the original, each by normal equations of its own.
+
+        Args:
+            fill: Writes the method's terms into equations that hold what retention callbacks hold already.
+            ridge: Pull towards the old weights, above 0.
+        """
+        solution: dict[str, Tensor] = {}
+        for source in self.original.text_inputs():
+            equations = Regression(self.kept_gram(source))
+            fill(equations, source)
+            solution |= source.named(equations.solve(source.weights(), ridge))
+        return solution
 
     @torch.no_grad()
     def training_step(self, batch: Batch, batch_idx: int) -> None:

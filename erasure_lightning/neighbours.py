@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss, normalize
 
-from erasure_lightning.backbones.base import Backbone, Conditioning, Embedded
+from erasure_lightning.backbones.base import Backbone
+from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.concepts import Batch, Concept, Phrase
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.functional import Regression
@@ -203,40 +204,42 @@ class Mining:
             equations.keep(beyond(states, generator), scale * self.beyond_weight / self.beyond)
 
 
-def sentences(concept: Concept, vocabulary: Vocabulary) -> Batch:
-    """All sentences a concept is put into, those of a style on things that are kept."""
+def sentences(concept: Concept, vocabulary: Vocabulary, index: int = 0) -> Batch:
+    """All sentences a concept is put into, those of a style on things that are kept.
+
+    Args:
+        concept: The concept.
+        vocabulary: What is kept.
+        index: The concept's number among the method's.
+    """
     templates = vocabulary.templates(concept.kind)
     things = cycle(spread(vocabulary.others, len(templates)) or [""])
     filled = [t.replace("{thing}", thing) for t, thing in zip(templates, things, strict=False)]
-    return Batch(filled, [concept.name] * len(filled), [concept.anchor] * len(filled))
-
-
-def concept_onward(prompts: Embedded) -> Tensor:
-    """Positions of the concept's words and of all that follows, padding included, ``(B, L)``.
-
-    What stands before them knows nothing of the concept in a causal encoder, and is the same with the anchor.
-    """
-    place = torch.arange(prompts.roles.shape[1], device=prompts.roles.device)
-    return place >= prompts.span()[:, :1]
+    count = len(filled)
+    return Batch(filled, [concept.name] * count, [concept.anchor] * count, [index] * count)
 
 
 def exchanged(conditioning: Conditioning, where: Tensor, states: Tensor) -> Conditioning:
     """The conditioning with other states ``(B, L, D)`` at some positions ``(B, L)``; all others bit-identical."""
-    return replace(conditioning, tokens=torch.where(where.unsqueeze(2), states, conditioning.tokens))
+    return conditioning.with_tokens(torch.where(where.unsqueeze(2), states, conditioning.tokens))
 
 
 def beyond_drift(edited: Backbone, original: Backbone, x: Tensor, t: Tensor, prompts: Sequence[str | Phrase]) -> Tensor:
     """``L_bey = E |eps(x, t, b) - eps*(x, t, b)|^2``, a scalar; 0 while a model is its original.
 
+    The pooled vector, where the family has one, is exchanged as the tokens are.
+
     Args:
         edited: The model that changes.
-        original: What it was; its text encoder is the one that speaks.
+        original: What it was; its text towers encode the prompts.
         x: Noisy latents ``(B, C, h, w)``.
         t: Their times ``(B,)``.
         prompts: The concepts', ``B`` of them, from whose states ``b`` is drawn.
     """
-    asked = original.encode(prompts)
-    elsewhere = exchanged(asked, concept_onward(original.embed(prompts)[0]), beyond(asked.tokens))
+    plain = original.encode(prompts)
+    elsewhere = exchanged(plain, plain.from_concept(), beyond(plain.tokens))
+    if plain.pooled is not None:
+        elsewhere = replace(elsewhere, pooled=beyond(plain.pooled))
     with torch.no_grad():
         before = original.denoise(x, t, elsewhere)
     return mse_loss(edited.denoise(x, t, elsewhere), before)

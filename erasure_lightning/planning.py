@@ -9,7 +9,8 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from erasure_lightning.backbones.base import Backbone, Conditioning
+from erasure_lightning.backbones.base import Backbone
+from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.backbones.loading import load_backbone
 from erasure_lightning.data import PromptData
 from erasure_lightning.erasure import ErasureModule
@@ -69,10 +70,10 @@ class Listener:
         self._seen: dict[Any, int] = {}
         backbone.denoise = self  # type: ignore[method-assign]
 
-    def __call__(self, x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
-        """What `Backbone.denoise` would say; a time for all latents at once is asked for by samplers alone."""
+    def __call__(self, x: Tensor, t: Tensor, conditioning: Conditioning, guidance: float | None = None) -> Tensor:
+        """The prediction of `Backbone.denoise`; a time for all latents at once is asked for by samplers alone."""
         if t.dim():
-            said = self._denoise(x, t, conditioning)
+            said = self._denoise(x, t, conditioning, guidance)
             self._count(self.who, len(x))
             self._count("backwards", len(x) if said.requires_grad else 0)
             return said
@@ -80,7 +81,7 @@ class Listener:
         key = (x.shape, conditioning.tokens.shape)
         before, peak = self.ledger.live, self.ledger.restart()
         if key not in self._seen:
-            self._denoise(x, t, conditioning)
+            self._denoise(x, t, conditioning, guidance)
             self._seen[key] = self.ledger.peak - before
         self.sampling = max(self.sampling, before + self._seen[key])
         self.ledger.peak = max(peak, self.ledger.live)

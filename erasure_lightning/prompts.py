@@ -3,11 +3,15 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import takewhile
+from typing import cast
 
 import torch
 from torch import Tensor
+from torch.nn.functional import mse_loss
 
-from erasure_lightning.backbones.base import TEMPLATE, Backbone, Embedded
+from erasure_lightning.backbones.base import Backbone, TextInput
+from erasure_lightning.backbones.conditioning import END, TEMPLATE, Conditioning, concept_span
+from erasure_lightning.backbones.towers import Embedded
 from erasure_lightning.concepts import Batch, Phrase
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.functional import aligned
@@ -61,58 +65,97 @@ def with_template_of(prompts: Embedded, other: Embedded) -> Embedded:
     return replace(prompts, embeddings=embeddings)
 
 
-def aligned_states(states: Tensor, prompts: Prompts, like: Prompts) -> Tensor:
-    """States of ``prompts`` ``(B, L, D)``, each at the position where ``like`` has what corresponds to it.
+def aligned_states(states: Conditioning, like: Conditioning) -> Tensor:
+    """Token states ``(B, L, D)`` of ``states``, each at the position where ``like`` has what corresponds to it.
 
     Both are the same sentences but for the concept's words: before them positions agree, span meets
-    span, end meets end.
+    span, end meets end; segment by segment.
     """
-    span = like[0].span()
-    place = aligned(span, prompts[0].span(otherwise=span[:, 0]), states.shape[1])
-    return states.gather(1, place.unsqueeze(2).expand_as(states))
+    place = torch.cat([_aligned_segment(states, like, segment) for segment in like.segments], dim=1)
+    return states.tokens.gather(1, place.unsqueeze(2).expand_as(states.tokens))
 
 
-def subject_rows(backbone: Backbone, batch: Batch, *, tail: bool = False) -> tuple[Tensor, Tensor]:
-    """States of the last tokens of the concepts' words and of their anchors', in pairs, ``(N, D)`` both.
+def _aligned_segment(states: Conditioning, like: Conditioning, segment: slice) -> Tensor:
+    roles = like.roles[:, segment]
+    span = concept_span(roles)
+    other = concept_span(states.roles[:, segment], otherwise=span[:, 0])
+    place: Tensor = aligned(span, other, roles.shape[1]) + segment.start
+    return place
 
-    Empty words have their last token in front of where they would stand: the start token where they are all there is.
+
+def state_drift(now: Conditioning, before: Conditioning) -> Tensor:
+    """Mean squared difference of token states, plus that of pooled vectors where the family has them, a scalar."""
+    drift: Tensor = mse_loss(now.tokens, before.tokens)
+    if now.pooled is None or before.pooled is None:
+        return drift
+    return drift + mse_loss(now.pooled, before.pooled)
+
+
+def subject_rows(backbone: Backbone, batch: Batch, source: TextInput, *, tail: bool = False) -> tuple[Tensor, Tensor]:
+    """What a text input reads of the concepts' words and of their anchors', in pairs, ``(N, D)`` both.
+
+    Of tokens the last of the words, in every segment; empty words have their last token in front of where they would
+    stand: the start token where they are all there is. Of a pooled vector the vector.
 
     Args:
         backbone: Whose states.
         batch: The sentences.
+        source: The layers that read them.
         tail: Go on from there to the end, end-of-text and padding included, as far as both sentences reach.
     """
-    asked, instead = backbone.embed(batch.prompts), backbone.embed(batch.targets)
-    span = asked[0].span()
-    last = torch.stack((span[:, 1], instead[0].span(otherwise=span[:, 0])[:, 1])).sub(1).clamp(min=0)
-    length = asked[0].ids.shape[1]
+    concept, anchor = backbone.encode(batch.prompts), backbone.encode(batch.targets)
+    if source.source == "pooled":
+        return source.rows(concept).flatten(0, 1), source.rows(anchor).flatten(0, 1)
+    pairs = [_last_rows(concept, anchor, segment, tail) for segment in concept.segments]
+    return torch.cat([c for c, _ in pairs]), torch.cat([a for _, a in pairs])
+
+
+def _last_rows(concept: Conditioning, anchor: Conditioning, segment: slice, tail: bool) -> tuple[Tensor, Tensor]:
+    """`subject_rows` of the tokens of a segment."""
+    span = concept_span(concept.roles[:, segment])
+    other = concept_span(anchor.roles[:, segment], otherwise=span[:, 0])
+    last = torch.stack((span[:, 1], other[:, 1])).sub(1).clamp(min=0)
+    length = segment.stop - segment.start
     place = last.unsqueeze(2) + torch.arange(length if tail else 1, device=last.device)
     inside = (place < length).all(dim=0)
     sentence = torch.arange(len(span), device=last.device).unsqueeze(1).expand_as(inside)[inside]
-    concept, anchor = (
-        backbone.encode(prompts).tokens[sentence, where[inside]]
-        for prompts, where in zip((batch.prompts, batch.targets), place, strict=True)
-    )
-    return concept, anchor
+    rows = [each[inside] + segment.start for each in place]
+    return concept.tokens[sentence, rows[0]], anchor.tokens[sentence, rows[1]]
 
 
-def shared_rows(backbone: Backbone, batch: Batch) -> tuple[Tensor, Tensor]:
-    """States of the tokens that a concept's sentence shares with its anchor's, in pairs, ``(N, D)`` both.
+def shared_rows(backbone: Backbone, batch: Batch, source: TextInput) -> tuple[Tensor, Tensor]:
+    """What a text input reads of the tokens that a concept's sentence shares with its anchor's, ``(N, D)`` both.
 
     The longest common prefix, the longest common suffix with the end-of-text token, and padding as far as both reach;
-    the words in which they differ are in no pair (MACE's alignment, verified in code, Shilin-LU/MACE@057e7a6).
+    the words in which they differ are in no pair (MACE's alignment, verified in code, Shilin-LU/MACE@057e7a6). Of a
+    pooled vector, which every word is in, the vector.
     """
-    asked, instead = backbone.embed(batch.prompts), backbone.embed(batch.targets)
-    ids, ends = ([e[0].ids.tolist() for e in (asked, instead)], [e[0].ends.tolist() for e in (asked, instead)])
-    length, pairs = asked[0].ids.shape[1], list[tuple[int, int, int]]()
-    for sentence, sides in enumerate(zip(*ids, strict=True)):
-        short = [tokens[: e[sentence] + 1] for tokens, e in zip(sides, ends, strict=True)]
+    concept, anchor = backbone.encode(batch.prompts), backbone.encode(batch.targets)
+    if source.source == "pooled":
+        return source.rows(concept).flatten(0, 1), source.rows(anchor).flatten(0, 1)
+    pairs = [pair for segment in concept.segments for pair in _shared_places(concept, anchor, segment)]
+    row, k, a = torch.tensor(pairs).T
+    return concept.tokens[row, k], anchor.tokens[row, a]
+
+
+def _shared_places(concept: Conditioning, anchor: Conditioning, segment: slice) -> list[tuple[int, int, int]]:
+    """Sentence and both positions of every pair of a segment."""
+    pairs = list[tuple[int, int, int]]()
+    length, offset = segment.stop - segment.start, segment.start
+    for sentence in range(len(concept)):
+        short = [_up_to_end(side, sentence, segment) for side in (concept, anchor)]
         before = _in_common(*short)
         after = _in_common(*(tokens[before:][::-1] for tokens in short))
         behind = zip(*(range(len(tokens) - after, length) for tokens in short), strict=False)
-        pairs += [(sentence, place, place) for place in range(before)] + [(sentence, k, a) for k, a in behind]
-    row, k, a = torch.tensor(pairs).T
-    return backbone.encode(batch.prompts).tokens[row, k], backbone.encode(batch.targets).tokens[row, a]
+        places = [(place, place) for place in range(before)] + list(behind)
+        pairs += [(sentence, k + offset, a + offset) for k, a in places]
+    return pairs
+
+
+def _up_to_end(conditioning: Conditioning, sentence: int, segment: slice) -> list[int]:
+    """Token ids of a sentence up to its end of text, in a segment."""
+    ids, roles = conditioning.ids[sentence, segment], conditioning.roles[sentence, segment]
+    return cast(list[int], ids[: int((roles == END).int().argmax()) + 1].tolist())
 
 
 def _in_common(a: Sequence[int], b: Sequence[int]) -> int:
@@ -120,17 +163,17 @@ def _in_common(a: Sequence[int], b: Sequence[int]) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
 
 
-def state_gram(backbone: Backbone, prompts: Sequence[str | Phrase], chunk: int = 64) -> Tensor:
-    """``sum k k^T`` over all token states of prompts, ``(D, D)`` in float64.
+def input_gram(backbone: Backbone, prompts: Sequence[str | Phrase], source: TextInput, chunk: int = 64) -> Tensor:
+    """``sum k k^T`` over everything that a text input reads of prompts, ``(D, D)`` in float64.
 
     Args:
         backbone: Whose states.
         prompts: Any number of them.
+        source: The layers that read them.
         chunk: How many are encoded at once.
     """
-    width = next(iter(backbone.text_layers().values())).in_features
-    gram = torch.zeros(width, width, dtype=torch.float64, device=backbone.device)
+    gram = torch.zeros(source.width, source.width, dtype=torch.float64, device=backbone.device)
     for i in range(0, len(prompts), chunk):
-        rows = backbone.encode(prompts[i : i + chunk]).tokens.flatten(0, 1).double()
+        rows = source.rows(backbone.encode(prompts[i : i + chunk])).flatten(0, 1).double()
         gram += rows.mT @ rows
     return gram

@@ -110,10 +110,10 @@ def _check_aim(module: ErasureModule, steps: int) -> None:
 @torch.no_grad()
 def _moved(module: ErasureModule, prompts: list[str]) -> float:
     """Mean squared change of what is predicted for prompts, from noise, at times over the whole range."""
-    times = torch.linspace(0.2, 0.95, 4) * module.backbone.process.times
+    times = module.backbone.process.at(torch.linspace(0.2, 0.95, 4))
     x = module.backbone.noise(range(len(times)))
     each = [
-        [model.denoise(x, times.long(), model.encode([prompt]).expand(len(x))) for prompt in prompts]
+        [model.denoise(x, times, model.encode([prompt]).expand(len(x))) for prompt in prompts]
         for model in (module.backbone, module.original)
     ]
     return (torch.stack(each[0]) - torch.stack(each[1])).square().mean().item()

@@ -25,8 +25,8 @@ from torch.optim import AdamW
 from erasure_lightning.attacks.base import ConceptAttack, Found, check_at_least, descend
 from erasure_lightning.attacks.slots import Slots
 from erasure_lightning.attacks.target import Case, Target
-from erasure_lightning.backbones.base import CONCEPT, Backbone, Conditioning
-from erasure_lightning.backbones.process import draw_times
+from erasure_lightning.backbones.base import Backbone
+from erasure_lightning.backbones.conditioning import CONCEPT, Conditioning
 from erasure_lightning.concepts import phrase
 
 
@@ -62,7 +62,7 @@ class ConceptInversion(ConceptAttack):
         slots = [Slots(model, sentence, 1) for sentence in target.sentences(case)]
         for _ in range(self.steps):
             chosen = slots[int(torch.randint(len(slots), ()))]
-            times = draw_times(model.process, len(clean), clean.device)
+            times = model.process.draw_times(len(clean)).to(clean.device)
             descend(optimizer, target.denoising_loss(asked(chosen, word), clean, times))
         plain = Slots(model, case.sentence.replace(name, "{}", 1), 1)
         tensors = {f"embedding.{i}": row for i, row in enumerate(word)}
@@ -77,5 +77,4 @@ def own_rows(model: Backbone, words: str) -> list[Tensor]:
 
 def asked(slots: Slots, word: list[Tensor]) -> Conditioning:
     """A sentence with the word ``(1, E)`` in its free place."""
-    ids = slots.embedded[0].ids[slots.embedded[0].positions(CONCEPT)].unsqueeze(0)
-    return slots.backbone.contextualize(slots.filled([row.unsqueeze(0) for row in word], ids))
+    return slots.backbone.contextualize(slots.filled([row.unsqueeze(0) for row in word], slots.ids))

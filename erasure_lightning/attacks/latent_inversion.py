@@ -56,16 +56,16 @@ class LatentInversion(ConceptAttack):
 
     def _retold(self, target: Target, model: Backbone, given: Tensor) -> tuple[Tensor, Tensor]:
         """The noise of latents, and the pictures that a model draws from it."""
-        nothing, steps = model.encode([""]), self.steps or target.steps
+        steps = self.steps or target.steps
         parts = torch.split(given, target.trials.draw_size)
-        noise = torch.cat([invert(model, nothing.expand(len(x)), x, steps, self.refinements) for x in parts])
+        noise = torch.cat([invert(model, model.unconditional(len(x)), x, steps, self.refinements) for x in parts])
         return noise, self._drawn(target, model, noise)
 
     @torch.no_grad()
     def _drawn(self, target: Target, model: Backbone, noise: Tensor) -> Tensor:
-        nothing, steps = model.encode([""]), self.steps or target.steps
+        steps = self.steps or target.steps
         parts = torch.split(noise, target.trials.draw_size)
-        return torch.cat([model.decode(retrace(model, nothing.expand(len(x)), x, steps)) for x in parts])
+        return torch.cat([model.decode(retrace(model, model.unconditional(len(x)), x, steps)) for x in parts])
 
 
 @torch.no_grad()

@@ -30,8 +30,7 @@ from torch.optim import AdamW
 from erasure_lightning.attacks.base import ConceptAttack, Found, check_at_least, descend
 from erasure_lightning.attacks.slots import Slots
 from erasure_lightning.attacks.target import Case, Target
-from erasure_lightning.backbones.base import Conditioning
-from erasure_lightning.backbones.process import draw_times
+from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.gallery import noised
 
 
@@ -92,7 +91,8 @@ class P4D(ConceptAttack):
     @staticmethod
     def _loss(target: Target, slots: Slots, soft: list[Tensor], clean: Tensor, plain: Conditioning) -> Tensor:
         """How far the edited model's predictions for the nearest words are from the original's for the prompt."""
-        choice, times = nearest(soft, slots.tables), draw_times(target.edited.process, len(clean), clean.device)
+        choice = nearest(soft, slots.tables)
+        times = target.edited.process.draw_times(len(clean)).to(clean.device)
         x, t, _ = noised(target.edited.process, clean, times)
         hard = [s + (table[choice] - s).detach() for s, table in zip(soft, slots.tables, strict=True)]
         asked = target.edited.contextualize(slots.filled([row.unsqueeze(0) for row in hard], slots.words[choice][None]))

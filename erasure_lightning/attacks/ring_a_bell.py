@@ -19,11 +19,14 @@ its way for some sentences only.
 Cost: no evaluation of a denoiser, and at most ``2 population * generations`` encoded prompts.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from erasure_lightning.attacks.base import ConceptAttack, Found, check_at_least
 from erasure_lightning.attacks.target import Case, Target
+from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.concepts import phrase
 
 
@@ -67,27 +70,34 @@ class RingABell(ConceptAttack):
     def find(self, target: Target, case: Case) -> Found:
         """Search, and draw with the words that come closest."""
         model, wanted = target.edited, self.wanted(target, case)
-        vocabulary = len(model.word_tables()[0])
+        vocabulary = model.vocabulary_size
         prompts = torch.randint(vocabulary, (self.population, self.tokens))
         for generation in range(self.generations):
-            spelt = model.embed([model.spell(prompt) for prompt in prompts])
-            read = model.contextualize([e.trimmed() for e in spelt]).tokens
-            misses = (read - wanted[:, : read.shape[1]]).square().sum(dim=(1, 2))
+            spelled = model.embed([model.spell(prompt) for prompt in prompts])
+            read = model.contextualize(model.shortened(spelled))
+            misses = distance(read, wanted)
             prompts = prompts[misses.argsort().cpu()[: self.population // 2]]
             if generation < self.generations - 1:
                 prompts = self._mutated(self._crossed(prompts), vocabulary)
         best = model.spell(prompts[0])
         return Found(target.draw(model.encode([best]), case.seeds), prompt=best)
 
-    def wanted(self, target: Target, case: Case) -> Tensor:
-        """What is to be meant, ``(1, L, D)``."""
+    def wanted(self, target: Target, case: Case) -> Conditioning:
+        """What is to be meant, tokens ``(1, L, D)``, and the pooled vector where the family has one."""
         sentences = target.sentences(case)
-        asked, without = (
-            target.original.encode([phrase(sentence, words) for sentence in sentences]).tokens
+        present, absent = (
+            target.original.encode([phrase(sentence, words) for sentence in sentences])
             for words in (case.concept.name, "")
         )
-        vector = (asked - without).mean(dim=0, keepdim=True)
-        return target.original.encode([case.sentence]).tokens + self.strength * vector
+        plain = target.original.encode([case.sentence])
+
+        def moved(start: Tensor, ends: Tensor, starts: Tensor) -> Tensor:
+            return start + self.strength * (ends - starts).mean(dim=0, keepdim=True)
+
+        tokens = moved(plain.tokens, present.tokens, absent.tokens)
+        if plain.pooled is None or present.pooled is None or absent.pooled is None:
+            return replace(plain, tokens=tokens)
+        return replace(plain, tokens=tokens, pooled=moved(plain.pooled, present.pooled, absent.pooled))
 
     def _crossed(self, parents: Tensor) -> Tensor:
         """The parents ``(B, k)``, the best first, and the children of some."""
@@ -102,3 +112,11 @@ class RingABell(ConceptAttack):
         changed = place & (torch.rand(len(prompts), 1) < self.mutation)
         changed[0] = False
         return torch.where(changed, torch.randint(vocabulary, prompts.shape), prompts)
+
+
+def distance(read: Conditioning, wanted: Conditioning) -> Tensor:
+    """Summed squares between prompts' states, as far as they were read, and those of one prompt, ``(B,)``."""
+    tokens: Tensor = (read.tokens - wanted.tokens[:, : read.tokens.shape[1]]).square().sum(dim=(1, 2))
+    if read.pooled is None or wanted.pooled is None:
+        return tokens
+    return tokens + (read.pooled - wanted.pooled).square().sum(dim=1)

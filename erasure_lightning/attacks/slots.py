@@ -7,7 +7,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from erasure_lightning.backbones.base import CONCEPT, Backbone
+from erasure_lightning.backbones.base import Backbone
+from erasure_lightning.backbones.conditioning import CONCEPT
 from erasure_lightning.concepts import phrase
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.prompts import Prompts
@@ -37,12 +38,11 @@ class Slots:
         self._places = [e.positions(CONCEPT)[0].nonzero().flatten() for e in self.embedded]
         if any(len(places) != count for places in self._places):
             raise ErasureError(f"{backbone.name} has no room for {count} tokens in {template!r}. Try fewer.")
-        tables = backbone.word_tables()
-        if len({len(table) for table in tables}) > 1:
+        if "one vocabulary" not in backbone.capabilities:
             raise ErasureError(
                 f"A search for words needs text encoders of one vocabulary; {backbone.name} has several."
             )
-        self._tables = tables
+        self._tables = backbone.word_tables()
 
     @cached_property
     def words(self) -> Tensor:
@@ -53,6 +53,12 @@ class Slots:
     def tables(self) -> list[Tensor]:
         """What each text encoder embeds them as, ``(W, E)``."""
         return [table[self.words] for table in self._tables]
+
+    @property
+    def ids(self) -> Tensor:
+        """Token ids that stand in the free places until they are filled, ``(1, k)``."""
+        first, places = self.embedded[0], self._places[0]
+        return first.ids[:, places]
 
     def filled(self, rows: Sequence[Tensor], ids: Tensor) -> Prompts:
         """The prompts with embeddings in their free places.

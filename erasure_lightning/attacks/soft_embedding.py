@@ -15,12 +15,12 @@ still can, not what a prompt can get, and is to be reported apart from attacks t
 Cost: one evaluation with gradient per example and step, and the sampling of the examples.
 """
 
+from dataclasses import replace
+
 from torch.optim import Adam
 
 from erasure_lightning.attacks.base import ConceptAttack, Found, check_at_least, descend
 from erasure_lightning.attacks.target import Case, Target
-from erasure_lightning.backbones.base import Conditioning
-from erasure_lightning.backbones.process import draw_times
 
 
 class SoftEmbedding(ConceptAttack):
@@ -46,11 +46,12 @@ class SoftEmbedding(ConceptAttack):
     def find(self, target: Target, case: Case) -> Found:
         """Descend, and draw with what was found."""
         plain = target.edited.encode([case.sentence])
-        states = [v.clone().requires_grad_(True) for v in (plain.tokens, plain.pooled) if v is not None]
-        asked, optimizer = Conditioning(*states), Adam(states, lr=self.lr)
+        named = {"tokens": plain.tokens} | ({} if plain.pooled is None else {"pooled": plain.pooled})
+        states = {name: value.clone().requires_grad_(True) for name, value in named.items()}
+        soft = replace(plain, tokens=states["tokens"], pooled=states.get("pooled"))
+        optimizer = Adam(states.values(), lr=self.lr)
         clean = target.examples(case, self.examples)
         for _ in range(self.steps):
-            times = draw_times(target.edited.process, len(clean), clean.device)
-            descend(optimizer, target.denoising_loss(asked, clean, times))
-        names = ("tokens", "pooled")
-        return Found(target.draw(asked, case.seeds), tensors=dict(zip(names, states, strict=False)))
+            times = target.edited.process.draw_times(len(clean)).to(clean.device)
+            descend(optimizer, target.denoising_loss(soft, clean, times))
+        return Found(target.draw(soft, case.seeds), tensors=states)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from erasure_lightning.backbones.base import Backbone, Conditioning
+from erasure_lightning.backbones.base import Backbone
+from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.concepts import Concept
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.functional import mix
@@ -18,7 +19,7 @@ from erasure_lightning.gallery import noised
 from erasure_lightning.metrics.judge import Judge
 from erasure_lightning.metrics.protocol import Protocol, short_hash
 from erasure_lightning.metrics.scorer import Scorer
-from erasure_lightning.sampling import trajectory
+from erasure_lightning.sampling import final, rollout
 from erasure_lightning.vocabulary import Vocabulary
 
 NO_SCORER = (
@@ -138,7 +139,6 @@ class Target:
         seeds: Sequence[int],
         *,
         model: Backbone | None = None,
-        x: Tensor | None = None,
     ) -> Tensor:
         """Pictures ``(B, 3, H, W)`` in 0..1.
 
@@ -147,28 +147,26 @@ class Target:
                 ``contextualize`` of input embeddings, or whatever an attack makes up.
             seeds: Of the noise, ``B``.
             model: Who draws; the edited model by default.
-            x: Starting latents ``(B, C, h, w)``; the seeds' noise by default.
         """
         model = model or self.edited
-        x = model.noise(seeds, self.trials.size) if x is None else x
-        every = conditioning if len(conditioning.tokens) == len(x) else conditioning.expand(len(x))
-        return torch.cat([model.decode(self._walk(model, every[part], x[part])) for part in self._parts(len(x))])
+        every = conditioning if len(conditioning) == len(seeds) else conditioning.expand(len(seeds))
+        parts = self._parts(len(seeds))
+        return torch.cat([model.decode(self._latents(model, every[part], seeds[part])) for part in parts])
 
     def _parts(self, count: int) -> list[slice]:
         return [slice(i, i + self.trials.draw_size) for i in range(0, count, self.trials.draw_size)]
 
-    def _walk(self, model: Backbone, conditioning: Conditioning, x: Tensor) -> Tensor:
-        for moment in trajectory(model, conditioning, model.encode([""]), x, self.steps, self.guidance):
-            x = moment.after
-        return x
+    def _latents(self, model: Backbone, conditioning: Conditioning, seeds: Sequence[int]) -> Tensor:
+        size, steps, guidance = self.trials.size, self.steps, self.guidance
+        return final(rollout(model, conditioning, seeds, steps=steps, guidance=guidance, size=size))
 
     @torch.no_grad()
     def examples(self, case: Case, count: int) -> Tensor:
         """Latents ``(N, C, h, w)`` of the concept as the original draws it, from noise that no case is judged by."""
         generator = torch.Generator().manual_seed(mix(case.seed, 9))
         seeds = torch.randint(2**20, 2**31, (count,), generator=generator).tolist()
-        noise, asked = self.original.noise(seeds, self.trials.size), self.original.encode([case.sentence])
-        return torch.cat([self._walk(self.original, asked.expand(len(noise[p])), noise[p]) for p in self._parts(count)])
+        plain = self.original.encode([case.sentence]).expand(count)
+        return torch.cat([self._latents(self.original, plain[p], seeds[p]) for p in self._parts(count)])
 
     def denoising_loss(self, conditioning: Conditioning, clean: Tensor, t: Tensor) -> Tensor:
         """How badly the edited model denoises examples of the concept when it is asked so, a scalar.
@@ -181,7 +179,7 @@ class Target:
             t: Times, ``(B,)``.
         """
         x, t, wanted = noised(self.edited.process, clean, t)
-        every = conditioning if len(conditioning.tokens) == len(x) else conditioning.expand(len(x))
+        every = conditioning if len(conditioning) == len(x) else conditioning.expand(len(x))
         return mse_loss(self.edited.denoise(x, t, every), wanted)
 
     @torch.no_grad()
@@ -218,7 +216,7 @@ class Target:
             steps=self.steps,
             guidance=self.guidance,
             size=side.shape[-1],
-            sampler=type(self.original.scheduler(1)).__name__,
+            sampler=self.original.sampler_name,
             scorer_fingerprint=self.scorer.fingerprint(),
             backbone_fingerprint=self.original.fingerprint(),
             vocabulary=short_hash([self._judges[c.name].labels for c in self.concepts]),

@@ -73,10 +73,10 @@ class UnlearnDiffAtk(ConceptAttack):
             weights = torch.full((self.tokens, len(slots.words)), 1 / len(slots.words), device=clean.device)
             optimizer = Adam([weights.requires_grad_(True)], lr=self.lr, weight_decay=self.weight_decay)
             tried = [(target.promise(case, best), best)]
-            for t in spread_times(target.edited.process.times, self.times):
+            for t in target.edited.process.at(spread_shares(self.times)).to(clean.device):
                 if tried[-1][0] > 0:
                     break
-                self._descend(target, slots, optimizer, clean, torch.tensor([t], device=clean.device))
+                self._descend(target, slots, optimizer, clean, t.unsqueeze(0))
                 words = slots.spelt(weights.argmax(dim=1))
                 tried.append((target.promise(case, words), words))
             best = max(tried)[1]
@@ -114,6 +114,6 @@ def onto_simplex(rows: Tensor) -> Tensor:
     return (rows - excess.gather(1, last)).clamp(min=0)
 
 
-def spread_times(times: int, count: int) -> list[int]:
-    """``count`` times in the middle of equal parts, from clean to noisy."""
-    return [(2 * i + 1) * times // (2 * count) for i in range(count)]
+def spread_shares(count: int) -> Tensor:
+    """Shares of the range of times in the middle of ``count`` equal parts, from clean to noisy, ``(count,)``."""
+    return (2 * torch.arange(count) + 1) / (2 * count)

@@ -3,74 +3,86 @@
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any, Literal, Self
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
 
 from erasure_lightning.backbones.checkpointing import checkpoint_blocks
-from erasure_lightning.backbones.conditioning import Conditioning as Conditioning  # part of the seam
+from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.backbones.process import NoiseProcess
+from erasure_lightning.backbones.sampler import Sampler
 from erasure_lightning.backbones.states import States, reader_of
+from erasure_lightning.backbones.towers import Embedded, Encoded, TextTower
 from erasure_lightning.backbones.twins import share
 from erasure_lightning.concepts import Phrase
+from erasure_lightning.errors import ErasureError
 from erasure_lightning.functional import fingerprint
 from erasure_lightning.ranks import gathered
 from erasure_lightning.worlds import World
 
-#: Parts of a denoiser, in ESD's terms: its cross-attention, the text layers alone, all but cross-attention, everything.
+#: Parts of a denoiser, in ESD's terms: its cross-attention, text keys and values alone, all but cross-attention, all.
 Part = Literal["x", "x-strict", "u", "all"]
 
 #: Where adapters can stand: every linear layer and convolution of the transformers, or each cross-attention as a whole.
 Place = Literal["transformer layers", "cross-attention"]
 
-#: What stands at a token's position.
-START, TEMPLATE, CONCEPT, END, PADDING = range(5)
+#: What only some families can do: give the probabilities of cross-attention; search prompts word by word, since all
+#: text towers share one vocabulary; put adapters beside a `Place`.
+Capability = Literal["attention maps", "one vocabulary", "transformer layers", "cross-attention"]
+
+#: Height and width in pixels; one number for a square.
+Size = int | tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Embedded:
-    """Prompts as one text encoder's input embeddings, before any context.
+class TextInput:
+    """Linear layers whose input is a function of the prompt alone, and the same for all of them.
 
     Args:
-        embeddings: Word embeddings without positions, ``(B, L, E)``.
-        ids: Token ids, ``(B, L)``.
-        roles: What stands where (`START`, `TEMPLATE`, `CONCEPT`, `END`, `PADDING`), ``(B, L)``.
+        layers: The layers, by their names in the backbone.
+        source: What of a `Conditioning` they read: its ``tokens`` or its ``pooled`` vector.
+        columns: Which columns of their weights read it; the others read something else, and stay.
     """
 
-    embeddings: Tensor
-    ids: Tensor
-    roles: Tensor
+    layers: dict[str, nn.Linear]
+    source: Literal["tokens", "pooled"]
+    columns: slice = field(default_factory=lambda: slice(None))
 
     @property
-    def ends(self) -> Tensor:
-        """Position of each prompt's end-of-text token, ``(B,)``."""
-        return (self.roles == END).int().argmax(dim=1)
+    def width(self) -> int:
+        """Size ``D`` of the input."""
+        return self.weights()[0].shape[1]
 
-    def positions(self, *roles: int) -> Tensor:
-        """Where one of the roles stands, boolean ``(B, L)``."""
-        return torch.isin(self.roles, torch.tensor(roles, device=self.roles.device))
+    def weights(self) -> list[Tensor]:
+        """The weights of the columns that read it, ``(out, D)`` each; biases stand outside of every closed form."""
+        return [layer.weight[:, self.columns] for layer in self.layers.values()]
 
-    def span(self, otherwise: Tensor | None = None) -> Tensor:
-        """First position of the concept's words and one past their last, ``(B, 2)``.
+    def rows(self, conditioning: Conditioning) -> Tensor:
+        """Every input that the layers read of prompts, ``(B, N, D)``: token by token, or one pooled vector."""
+        if self.source == "tokens":
+            return conditioning.tokens
+        return cast(Tensor, conditioning.pooled).unsqueeze(1)
 
-        Args:
-            otherwise: Where the empty span of a prompt without a concept stands, ``(B,)``; at 0 by default.
-        """
-        words = self.positions(CONCEPT).int()
-        length, first = words.sum(dim=1), words.argmax(dim=1)
-        start = first if otherwise is None else torch.where(length > 0, first, otherwise)
-        return torch.stack((start, start + length), dim=1)
+    def from_concept(self, conditioning: Conditioning) -> Tensor:
+        """Which of `rows` depend on the concept's words, ``(B, N)``: tokens from the words on, or the pooled vector."""
+        if self.source == "tokens":
+            return conditioning.from_concept()
+        return torch.ones(len(conditioning), 1, dtype=torch.bool, device=conditioning.tokens.device)
 
-    def trimmed(self) -> "Embedded":
-        """Cut behind the longest prompt; a causal tower gives the same states there at a fraction of the cost."""
-        length = int(self.ends.max()) + 1
-        return Embedded(self.embeddings[:, :length], self.ids[:, :length], self.roles[:, :length])
+    def named(self, solved: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Whole weights with new values ``(out, D)`` in their columns, by name in the backbone."""
+        named = {}
+        for (name, layer), new in zip(self.layers.items(), solved, strict=True):
+            weight = layer.weight.detach().to(torch.promote_types(new.dtype, layer.weight.dtype)).clone()
+            weight[:, self.columns] = new.to(weight)
+            named[f"{name}.weight"] = weight
+        return named
 
 
 class Backbone(nn.Module, ABC):
-    """A text-to-image model taken apart: text encoders, denoiser, autoencoder, noise process.
+    """A text-to-image model taken apart: text towers, denoiser, autoencoder, noise process.
 
     A family implements the abstract methods; nothing above this folder asks which family it is.
 
@@ -82,6 +94,13 @@ class Backbone(nn.Module, ABC):
         world: The world it came from, where it came from one.
     """
 
+    #: The diffusers pipeline class that the family is taken from.
+    pipeline_class: ClassVar[str]
+    #: Parts of the backbone and the pipeline's component that each is: for loading, edits, exports and reports.
+    components: ClassVar[dict[str, str]]
+    #: What the family can do beyond predicting.
+    capabilities: ClassVar[frozenset[Capability]]
+
     #: Whether weights are split over ranks, so that each of them must be asked by all ranks together.
     lockstep = False
 
@@ -90,7 +109,7 @@ class Backbone(nn.Module, ABC):
         *,
         name: str,
         denoiser: nn.Module,
-        text_encoders: Sequence[nn.Module],
+        text_encoders: Sequence[TextTower],
         process: NoiseProcess,
         world: World | None = None,
     ) -> None:
@@ -102,25 +121,53 @@ class Backbone(nn.Module, ABC):
         self.world = world
         self._states = States()
 
+    @classmethod
     @abstractmethod
-    def embed(self, prompts: Sequence[str | Phrase]) -> tuple[Embedded, ...]:
-        """Look up the prompts' words, padded to the encoder's full length: one record per text encoder.
+    def from_pipeline(cls, name: str, pipeline: Any, world: World | None = None) -> Self:
+        """A diffusers pipeline taken apart; weights are shared with it.
+
+        Args:
+            name: How the user named it.
+            pipeline: A pipeline of `pipeline_class`.
+            world: The world it came from, where it came from one.
 
         Raises:
-            ErasureError: If a concept's words fall behind the encoder's last position.
+            ErasureError: If its sampler or its prediction is none that the family can be trained with.
         """
 
     @abstractmethod
-    def contextualize(self, embedded: Sequence[Embedded]) -> Conditioning:
-        """Run the text encoders on input embeddings."""
+    def to_pipeline(self) -> Any:
+        """A diffusers pipeline of today's weights, which are shared with it."""
 
     @abstractmethod
-    def denoise(self, x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
-        """The native prediction at latents ``x`` and times ``t`` ``(B,)`` or ``()``, both ``(B, C, h, w)``."""
+    def join(self, prompts: Sequence[Embedded], outputs: Sequence[Encoded]) -> Conditioning:
+        """The towers' outputs as the denoiser reads them.
+
+        Args:
+            prompts: The embedded prompts, one record a tower.
+            outputs: What each tower made of them.
+        """
 
     @abstractmethod
-    def text_layers(self) -> dict[str, nn.Linear]:
-        """The linear layers that read text tokens directly, by their names in this backbone."""
+    def denoise(self, x: Tensor, t: Tensor, conditioning: Conditioning, guidance: float | None = None) -> Tensor:
+        """The native prediction, ``(B, C, h, w)``.
+
+        Args:
+            x: Noisy latents of the noise process, ``(B, C, h, w)``.
+            t: Their times, real-valued, ``(B,)`` or ``()``.
+            conditioning: Of the prompts, ``(B, L, D)``.
+            guidance: Scale for a denoiser that takes it as an input (`embeds_guidance`); 1 by default, as in every
+                prediction that a loss compares.
+        """
+
+    @property
+    @abstractmethod
+    def embeds_guidance(self) -> bool:
+        """Whether the denoiser takes the guidance scale as an input, in place of classifier-free guidance."""
+
+    @abstractmethod
+    def text_inputs(self) -> list[TextInput]:
+        """The layers that closed forms can solve for: the one that reads tokens first."""
 
     @abstractmethod
     def cross_attention_parameters(self) -> dict[str, nn.Parameter]:
@@ -131,40 +178,24 @@ class Backbone(nn.Module, ABC):
         """Modules of the denoiser that adapters can stand beside, by their names in this backbone."""
 
     @abstractmethod
-    def word_tables(self) -> tuple[Tensor, ...]:
-        """The frozen word embeddings ``(V, E)`` of each text encoder."""
+    def sampler(self, steps: int) -> Sampler:
+        """The pipeline's own sampler for one rollout of ``steps`` steps.
 
-    @abstractmethod
-    def words(self) -> Tensor:
-        """Ids ``(W,)`` of the first text encoder's tokens that are whole words: spelt, they are read as themselves."""
-
-    @abstractmethod
-    def spell(self, ids: Tensor) -> str:
-        """The words that token ids ``(N,)`` of the first text encoder stand for."""
-
-    @abstractmethod
-    def text_parameters(self, blocks: int | None = None) -> dict[str, nn.Parameter]:
-        """What the text encoders compute with: blocks and final norms, not token and position tables.
-
-        Args:
-            blocks: Only so many blocks of each, counted from the last; all by default.
+        Raises:
+            ErasureError: If it cannot take so many.
         """
 
+    @property
     @abstractmethod
-    def scheduler(self, steps: int) -> Any:
-        """A fresh sampler (diffusers scheduler) with its timesteps set."""
+    def sampler_name(self) -> str:
+        """Class of the pipeline's sampler."""
 
     @abstractmethod
-    def latent_shape(self, size: int | None = None) -> tuple[int, int, int]:
-        """Channels, height and width of the latents of a picture of ``size`` pixels; the model's own by default."""
+    def latent_shape(self, size: Size | None = None) -> tuple[int, int, int]:
+        """Channels, height and width of the latents of a picture; of the model's own size by default.
 
-    @abstractmethod
-    def noise(self, seeds: Sequence[int], size: int | None = None) -> Tensor:
-        """Starting latents ``(B, C, h, w)``, a generator per seed: a seed means the same noise in any batch.
-
-        Args:
-            seeds: One per picture.
-            size: Height and width in pixels; the model's own by default.
+        Raises:
+            ErasureError: If the model cannot draw that size.
         """
 
     @abstractmethod
@@ -175,12 +206,46 @@ class Backbone(nn.Module, ABC):
     def compress(self, pictures: Tensor) -> Tensor:
         """Latents ``(B, C, h, w)`` of pictures ``(B, 3, H, W)`` in 0..1: what `decode` undoes, as well as it can."""
 
-    @abstractmethod
     def attention(self) -> AbstractContextManager[dict[str, Tensor]]:
         """Collects, while it is entered, the probabilities ``(B, heads, pixels, L)`` of every cross-attention layer.
 
         The last `denoise` inside counts; they carry gradient.
+
+        Raises:
+            ErasureError: If the family has no such layers (capability ``attention maps``).
         """
+        raise ErasureError(f"{type(self).__name__} has no cross-attention whose maps could be read.")
+
+    @property
+    def towers(self) -> list[TextTower]:
+        """The text towers."""
+        return [cast(TextTower, tower) for tower in self.text_encoders]
+
+    def text_layers(self) -> dict[str, nn.Linear]:
+        """The linear layers that read text tokens directly, by their names in this backbone."""
+        return self.text_inputs()[0].layers
+
+    def text_parameters(self, blocks: int | None = None) -> dict[str, nn.Parameter]:
+        """What the model's reading of text depends on: blocks and norms, not token and position tables.
+
+        Args:
+            blocks: Only so many blocks of each tower, counted from the layer that is read; all by default.
+        """
+        named: dict[str, nn.Parameter] = {}
+        for number, tower in enumerate(self.towers):
+            read = tower.read_parameters(blocks)
+            named |= {f"text_encoders.{number}.{name}": parameter for name, parameter in read.items()}
+        return named
+
+    @staticmethod
+    def edits_text(names: Collection[str]) -> bool:
+        """Whether any of the parameters named belongs to a text tower."""
+        return any(name.startswith("text_encoders.") for name in names)
+
+    @staticmethod
+    def edits_denoiser(names: Collection[str]) -> bool:
+        """Whether any of the parameters named belongs to the denoiser."""
+        return any(name.startswith("denoiser.") for name in names)
 
     def denoiser_parameters(self, part: Part = "all") -> dict[str, nn.Parameter]:
         """What the denoiser computes with, or a part of it, by name in this backbone."""
@@ -193,18 +258,72 @@ class Backbone(nn.Module, ABC):
         found = {f"denoiser.{name}": parameter for name, parameter in self.denoiser.named_parameters()}
         return {name: parameter for name, parameter in found.items() if name not in cross}
 
+    def embed(self, prompts: Sequence[str | Phrase]) -> tuple[Embedded, ...]:
+        """Look up the prompts' words, padded to each tower's full length: one record a tower.
+
+        Raises:
+            ErasureError: If a concept's words fall behind a tower's last position.
+        """
+        return tuple(tower.embed(prompts, self.dtype) for tower in self.towers)
+
+    def contextualize(self, prompts: Sequence[Embedded]) -> Conditioning:
+        """Run the text towers on input embeddings, one record a tower."""
+        with self.computing():
+            outputs = [tower.encode(e) for tower, e in zip(self.towers, prompts, strict=True)]
+        return self.join(prompts, [output.to(self.dtype) for output in outputs])
+
     def encode(self, prompts: Sequence[str | Phrase]) -> Conditioning:
-        """What the denoiser reads of the prompts, ``(B, L, D)``; frozen text encoders read each sentence once."""
+        """What the denoiser reads of the prompts, ``(B, L, D)``; frozen text towers read each sentence once."""
         reader = reader_of(self.text_encoders)
         if reader is None:
             return self.contextualize(self.embed(prompts))
         return Conditioning.stack(self._states.of(prompts, reader, lambda some: self.contextualize(self.embed(some))))
 
-    def summarize(self, embedded: Sequence[Embedded]) -> Tensor:
-        """End-of-text states ``(B, D)``, encoded no further than they are read."""
-        short = tuple(e.trimmed() for e in embedded)
-        tokens = self.contextualize(short).tokens
-        return tokens[torch.arange(len(tokens), device=tokens.device), short[0].ends]
+    def unconditional(self, count: int = 1) -> Conditioning:
+        """What the denoiser reads where classifier-free guidance asks for no prompt, for a batch of ``count``.
+
+        The empty prompt, pooled vector included, unless the family's pipeline says otherwise.
+        """
+        return self.encode([""]).expand(count)
+
+    def summarize(self, prompts: Sequence[Embedded]) -> Tensor:
+        """What similarity of meaning is measured in, ``(B, S)``; causal towers read no further than they must."""
+        return self.contextualize(self.shortened(prompts)).summary
+
+    def shortened(self, prompts: Sequence[Embedded]) -> tuple[Embedded, ...]:
+        """The prompts without the padding that no tower needs: causal towers give the same states before it."""
+        if not all(tower.causal for tower in self.towers):
+            return tuple(prompts)
+        length = max(int(embedded.ends.max()) for embedded in prompts) + 1
+        return tuple(embedded.cut(length) for embedded in prompts)
+
+    def word_tables(self) -> tuple[Tensor, ...]:
+        """The frozen word embeddings ``(V, E)`` of each text tower."""
+        return tuple(tower.table for tower in self.towers)
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Entries of the vocabulary that the text towers share."""
+        return len(self.word_tables()[0])
+
+    def words(self) -> Tensor:
+        """Ids ``(W,)`` of the vocabulary's whole words: spelled, they are read as themselves."""
+        return self.towers[0].words()
+
+    def spell(self, ids: Tensor) -> str:
+        """The words that token ids ``(N,)`` of the vocabulary stand for."""
+        return self.towers[0].spell(ids)
+
+    def noise(self, seeds: Sequence[int], size: Size | None = None) -> Tensor:
+        """Unit noise ``(B, C, h, w)``, a generator a seed: a seed means the same noise in any batch, on any device.
+
+        Args:
+            seeds: One a picture.
+            size: Height and width in pixels; the model's own by default.
+        """
+        shape = self.latent_shape(size)
+        drawn = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        return torch.stack(drawn).to(self.device, self.dtype)
 
     def original(self, edited: Collection[str]) -> Self:
         """A frozen backbone with today's weights that stays as it is when ``edited`` change here.
@@ -247,7 +366,7 @@ class Backbone(nn.Module, ABC):
 
     @property
     def base(self) -> torch.dtype:
-        """The frozen weights' precision; told by a word table, which no method edits."""
+        """The frozen weights' precision, read off a word table, which no method edits."""
         return self.word_tables()[0].dtype
 
     @property

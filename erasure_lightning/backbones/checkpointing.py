@@ -1,6 +1,6 @@
 """Gradient checkpointing that knows what stood around a block: the backward computes again what was computed."""
 
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -34,7 +34,7 @@ def checkpoint_blocks(denoiser: nn.Module, text_encoders: nn.ModuleList) -> None
     """Let blocks of a diffusers denoiser, and of transformers' text encoders, be checkpointed under gradient."""
     denoiser.enable_gradient_checkpointing(checkpointed)  # type: ignore[operator]
     for tower in text_encoders:
-        tower.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+        cast(Any, tower).model.gradient_checkpointing_enable({"use_reentrant": False})
         for layer in tower.modules():
             # transformers checkpoints layers in training alone; their children, dropout among them, stay as they are.
             if getattr(layer, "gradient_checkpointing", None) is True:

@@ -90,15 +90,17 @@ def _stable_diffusion(name: str, source: str, world: World | None, dtype: torch.
     try:
         with torch.device("meta") if weights == "text encoders" else nullcontext():
             unet = _part(diffusers.UNet2DConditionModel, "unet", source, dtype, weights)
-        return StableDiffusion(
-            name=name,
+        pipeline = diffusers.StableDiffusionPipeline(
             unet=unet,
             vae=_part(diffusers.AutoencoderKL, "vae", source, dtype, weights),
             text_encoder=_text_encoder(source, dtype, weights),
             tokenizer=CLIPTokenizer.from_pretrained(source, subfolder="tokenizer"),
             scheduler=getattr(diffusers, settings["_class_name"]).from_config(settings),
-            world=world,
-        ).requires_grad_(False)
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+        return StableDiffusion.from_pipeline(name, pipeline, world).requires_grad_(False)
     except OSError as error:
         raise ErasureError(f"The backbone {name!r} could not be loaded: {str(error).splitlines()[0]}") from error
 

@@ -1,5 +1,6 @@
 """Noise processes: how latents are noised and what a denoiser predicts."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -8,14 +9,27 @@ from torch import Tensor
 
 
 class NoiseProcess(Protocol):
-    """How clean latents become noise, and what the denoiser says about it.
+    """How clean latents become noise, and what a denoiser's prediction means.
 
-    Times ``t`` are in the backbone's own units, shape ``(B,)``; latents and predictions are ``(B, C, H, W)``.
+    Times ``t`` are real-valued, in the backbone's own units, ``(B,)`` or ``()``; latents and predictions are
+    ``(B, C, H, W)``.
     """
 
-    @property
-    def times(self) -> int:
-        """How many times there are; ``t`` runs from 0 to ``times - 1``."""
+    def share(self, t: Tensor) -> Tensor:
+        """Times as shares of the whole range, from 0 (clean) to 1 (noise), of their shape."""
+        ...
+
+    def at(self, share: Tensor) -> Tensor:
+        """The times at shares 0..1 of the whole range, of their shape."""
+        ...
+
+    def draw_times(self, count: int, density: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """Random times ``(count,)``, on the CPU and from its generator, so that every device draws the same.
+
+        Args:
+            count: How many.
+            density: Maps shares 0..1 ``(N,)`` to weights ``(N,)``; uniform by default.
+        """
         ...
 
     def noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
@@ -23,11 +37,15 @@ class NoiseProcess(Protocol):
         ...
 
     def remove(self, x: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """The clean latents ``x0`` behind ``x_t``, given its noise: what `noise` did, undone."""
+        """The clean latents ``x0`` behind ``x_t``, given its noise: the inverse of `noise`."""
+        ...
+
+    def noise_in(self, x: Tensor, x0: Tensor, t: Tensor) -> Tensor:
+        """The noise of ``x_t``, given its clean latents."""
         ...
 
     def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """What a perfect denoiser predicts at ``x_t``."""
+        """The prediction of a perfect denoiser at ``x_t``."""
         ...
 
     def epsilon(self, prediction: Tensor, x: Tensor, t: Tensor) -> Tensor:
@@ -43,21 +61,42 @@ class NoiseProcess(Protocol):
 class Diffusion:
     """The variance-preserving diffusion ``x_t = a x0 + s noise`` with ``a^2 = alphas``, ``s^2 = 1 - alphas``.
 
+    Between two times of the schedule ``log(s / a)`` is linear, as in k-diffusion's ``t_to_sigma``.
+
     Args:
-        alphas: The cumulative products of the schedule, ``(T,)``, in (0, 1), falling.
+        alphas: The cumulative products of the schedule, ``(T,)``, in 0..1, falling.
         prediction: ``epsilon`` (the noise) or ``velocity`` (``a noise - s x0``; Salimans and Ho, arXiv 2202.00512).
     """
 
     alphas: Tensor
     prediction: Literal["epsilon", "velocity"]
 
-    @property
-    def times(self) -> int:
-        """How many times there are."""
-        return len(self.alphas)
+    def share(self, t: Tensor) -> Tensor:
+        """``t / T``, of the shape of ``t``."""
+        return t / len(self.alphas)
+
+    def at(self, share: Tensor) -> Tensor:
+        """``T`` times the share, at most the last time of the schedule."""
+        return (share * len(self.alphas)).clamp(max=len(self.alphas) - 1)
+
+    def draw_times(self, count: int, density: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """Times of the schedule ``(count,)``, which are whole; all equally likely by default."""
+        if density is None:
+            return torch.randint(len(self.alphas), (count,)).float()
+        weights = density(torch.arange(len(self.alphas)) / len(self.alphas))
+        return torch.multinomial(weights, count, replacement=True).float()
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """``a^2`` at real-valued times, of their shape, in the precision of the schedule."""
+        alphas = self.alphas.to(t.device)
+        low = t.floor().long().clamp(0, len(alphas) - 1)
+        high = (low + 1).clamp(max=len(alphas) - 1)
+        between = (t - low).clamp(0, 1).to(alphas)
+        before, behind = ((alphas[i] / (1 - alphas[i])).log() for i in (low, high))
+        return torch.where(between == 0, alphas[low], torch.lerp(before, behind, between).sigmoid())
 
     def _scales(self, like: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        alpha = self.alphas.to(device=like.device)[t].to(like.dtype).view(-1, 1, 1, 1)
+        alpha = self.alpha(t.to(like.device)).to(like.dtype).view(-1, 1, 1, 1)
         return alpha.sqrt(), (1 - alpha).sqrt()
 
     def noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
@@ -70,8 +109,13 @@ class Diffusion:
         a, s = self._scales(x, t)
         return (x - s * noise) / a
 
+    def noise_in(self, x: Tensor, x0: Tensor, t: Tensor) -> Tensor:
+        """The noise of ``x_t``, ``(B, C, H, W)``."""
+        a, s = self._scales(x, t)
+        return (x - a * x0) / s
+
     def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """What a perfect denoiser predicts at ``x_t``, ``(B, C, H, W)``."""
+        """The prediction of a perfect denoiser at ``x_t``, ``(B, C, H, W)``."""
         if self.prediction == "epsilon":
             return noise
         a, s = self._scales(x0, t)
@@ -88,8 +132,3 @@ class Diffusion:
         """The clean latents a prediction stands for, ``(B, C, H, W)``."""
         a, s = self._scales(x, t)
         return a * x - s * prediction if self.prediction == "velocity" else (x - s * prediction) / a
-
-
-def draw_times(process: NoiseProcess, count: int, device: torch.device) -> Tensor:
-    """``count`` times, uniform over all of them, ``(B,)``; drawn on the CPU so that every device draws the same."""
-    return torch.randint(process.times, (count,)).to(device)

@@ -1,32 +1,20 @@
 """Stable Diffusion 1.x and 2.x: one CLIP text tower, a UNet with cross-attention, epsilon or velocity."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
 
 from erasure_lightning.backbones.attention import recorded
-from erasure_lightning.backbones.base import (
-    CONCEPT,
-    END,
-    PADDING,
-    START,
-    TEMPLATE,
-    Backbone,
-    Conditioning,
-    Embedded,
-    Place,
-)
+from erasure_lightning.backbones.base import Backbone, Capability, Place, Size, TextInput
+from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.backbones.process import Diffusion
-from erasure_lightning.concepts import Phrase
+from erasure_lightning.backbones.sampler import Sampler, unsupported
+from erasure_lightning.backbones.towers import ClipTower, Embedded, Encoded, TextTower
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.worlds import World
-
-#: Sentences whose tokens are remembered.
-MOST = 4096
 
 _PREDICTIONS: dict[str, Literal["epsilon", "velocity"]] = {"epsilon": "epsilon", "v_prediction": "velocity"}
 
@@ -38,14 +26,27 @@ class StableDiffusion(Backbone):
         name: How the user named it.
         unet: A `UNet2DConditionModel`.
         vae: An `AutoencoderKL`.
-        text_encoder: A `CLIPTextModel`.
-        tokenizer: Its `CLIPTokenizer`.
+        towers: The text towers, in the order in which their states are joined.
         scheduler: The pipeline's sampler; its config says what the UNet predicts.
         world: The world it came from, where it came from one.
 
     Raises:
-        ErasureError: If the scheduler names a prediction other than epsilon and velocity.
+        ErasureError: If the sampler predicts something other than epsilon and velocity, or lacks a property that
+            training and drawing rest on.
     """
+
+    pipeline_class: ClassVar[str] = "StableDiffusionPipeline"
+    components: ClassVar[dict[str, str]] = {
+        "denoiser": "unet",
+        "text_encoders.0.model": "text_encoder",
+        "vae": "vae",
+    }
+    capabilities: ClassVar[frozenset[Capability]] = frozenset(
+        ("attention maps", "one vocabulary", "transformer layers", "cross-attention")
+    )
+
+    #: Whether the stock pipeline tells its scheduler that it begins at the first step.
+    _begins_at_index = False
 
     def __init__(
         self,
@@ -53,90 +54,90 @@ class StableDiffusion(Backbone):
         name: str,
         unet: nn.Module,
         vae: nn.Module,
-        text_encoder: nn.Module,
-        tokenizer: Any,
+        towers: Sequence[TextTower],
         scheduler: Any,
         world: World | None = None,
     ) -> None:
-        prediction = scheduler.config.prediction_type
-        if prediction not in _PREDICTIONS:
-            raise ErasureError(f"{name} needs a scheduler that predicts epsilon or v_prediction; found {prediction!r}.")
-        process = Diffusion(scheduler.alphas_cumprod, _PREDICTIONS[prediction])
-        super().__init__(name=name, denoiser=unet, text_encoders=[text_encoder], process=process, world=world)
+        process = _process(name, scheduler)
+        super().__init__(name=name, denoiser=unet, text_encoders=towers, process=process, world=world)
         self.vae = vae
-        self.tokenizer = tokenizer
         self._scheduler = scheduler
-        #: Ids and roles ``(L,)`` of the sentences met last.
-        self._spelt: dict[str | Phrase, tuple[Tensor, Tensor]] = {}
 
-    def embed(self, prompts: Sequence[str | Phrase]) -> tuple[Embedded, ...]:
-        """Look up the prompts' words, padded to the tokenizer's full length."""
-        if len(self._spelt) > MOST:
-            self._spelt.clear()
-        if new := [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._spelt]:
-            self._spelt.update(zip(new, self._spell_out(new), strict=True))
-        spelt = zip(*(self._spelt[prompt] for prompt in prompts), strict=True)
-        ids, roles = (torch.stack(rows).to(self.device) for rows in spelt)
-        return (Embedded(self.word_tables()[0][ids].to(self.dtype), ids, roles),)
-
-    def _spell_out(self, prompts: Sequence[str | Phrase]) -> Iterable[tuple[Tensor, Tensor]]:
-        """Ids and roles ``(L,)`` of each prompt."""
-        texts = [p.text if isinstance(p, Phrase) else p for p in prompts]
-        spans = [(p.start, p.stop) if isinstance(p, Phrase) else (0, 0) for p in prompts]
-        tokens = self.tokenizer(
-            texts, padding="max_length", truncation=True, return_offsets_mapping=True, return_tensors="pt"
+    @classmethod
+    def from_pipeline(cls, name: str, pipeline: Any, world: World | None = None) -> Self:
+        """A `StableDiffusionPipeline` taken apart."""
+        tower = ClipTower(pipeline.text_encoder, pipeline.tokenizer)
+        return cls(
+            name=name,
+            unet=pipeline.unet,
+            vae=pipeline.vae,
+            towers=[tower],
+            scheduler=pipeline.scheduler,
+            world=world,
         )
-        roles = self._roles(tokens.input_ids, tokens.offset_mapping, spans)
-        self._require_concepts(texts, spans, roles)
-        return zip(tokens.input_ids, roles, strict=True)
 
-    def _roles(self, ids: Tensor, offsets: Tensor, spans: Sequence[tuple[int, int]]) -> Tensor:
-        start, stop = torch.tensor(spans).unsqueeze(1).unbind(dim=2)
-        first, last = offsets.unbind(dim=2)
-        roles = torch.full_like(ids, TEMPLATE)
-        roles[(first < stop) & (last > start) & (last > first)] = CONCEPT
-        ends = (ids[:, 1:] == self.tokenizer.eos_token_id).int().argmax(dim=1, keepdim=True) + 1
-        place = torch.arange(ids.shape[1])
-        roles[place > ends] = PADDING
-        roles[place == ends] = END
-        roles[:, 0] = START
-        return roles
+    def to_pipeline(self) -> Any:
+        """A `StableDiffusionPipeline` without a safety checker."""
+        from diffusers import StableDiffusionPipeline
 
-    def _require_concepts(self, texts: Sequence[str], spans: Sequence[tuple[int, int]], roles: Tensor) -> None:
-        for text, (start, stop), row in zip(texts, spans, roles, strict=True):
-            if stop > start and not (row == CONCEPT).any():
-                raise ErasureError(
-                    f"{self.name} reads {self.tokenizer.model_max_length} tokens; found {text[start:stop]!r} behind "
-                    f"the last of them in {text!r}. Shorten the sentence."
-                )
+        (tower,) = self.towers
+        return StableDiffusionPipeline(
+            vae=self.vae,
+            text_encoder=tower.model,
+            tokenizer=tower.tokenizer,
+            unet=self.denoiser,
+            scheduler=self._scheduler,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
 
-    @property
-    def _tower(self) -> Any:
-        return self.text_encoders[0]
+    def join(self, prompts: Sequence[Embedded], outputs: Sequence[Encoded]) -> Conditioning:
+        """The tower's states; meaning is compared by the state at the end of text."""
+        ((embedded,), (output,)) = prompts, outputs
+        rows = torch.arange(len(output.tokens), device=output.tokens.device)
+        segments = (slice(0, output.tokens.shape[1]),)
+        summary = output.tokens[rows, embedded.ends]
+        return Conditioning(output.tokens, embedded.roles, embedded.ids, segments, None, summary)
 
-    def contextualize(self, embedded: Sequence[Embedded]) -> Conditioning:
-        """Run the text tower on input embeddings: ``(B, L, E)`` to ``(B, L, D)`` behind its final norm."""
-        (only,) = embedded
-        # CLIPTextModel takes ids alone; the table's output is the one place where other embeddings can enter.
-        words = only.embeddings.to(self.base)
-        handle = self._tower.get_input_embeddings().register_forward_hook(lambda *_: words)
-        try:
-            with self.computing():
-                return Conditioning(self._tower(input_ids=only.ids).last_hidden_state.to(self.dtype))
-        finally:
-            handle.remove()
-
-    def denoise(self, x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+    def denoise(self, x: Tensor, t: Tensor, conditioning: Conditioning, guidance: float | None = None) -> Tensor:
         """The UNet's prediction, ``(B, C, H, W)``."""
         with self.computing():
-            said = self.denoiser(x, t, encoder_hidden_states=conditioning.tokens, return_dict=False)[0]
-        return cast(Tensor, said.to(self.dtype))
+            prediction = self.denoiser(
+                x,
+                t,
+                encoder_hidden_states=conditioning.tokens,
+                timestep_cond=self._guidance_embedding(x, guidance),
+                added_cond_kwargs=self._added(x, conditioning),
+                return_dict=False,
+            )[0]
+        return cast(Tensor, prediction.to(self.dtype))
 
-    def text_layers(self) -> dict[str, nn.Linear]:
+    def _added(self, x: Tensor, conditioning: Conditioning) -> dict[str, Tensor] | None:
+        """What the UNet reads beside latents, time and tokens."""
+        return None
+
+    @property
+    def embeds_guidance(self) -> bool:
+        """Whether the UNet was distilled to take the guidance scale, as latent consistency models are."""
+        return cast(Any, self.denoiser).config.time_cond_proj_dim is not None
+
+    def _guidance_embedding(self, x: Tensor, guidance: float | None) -> Tensor | None:
+        """The sinusoidal embedding ``(B, E)`` of ``w = guidance - 1``, as the stock pipeline makes it."""
+        if not self.embeds_guidance:
+            return None
+        width = cast(Any, self.denoiser).config.time_cond_proj_dim
+        half = width // 2
+        rates = torch.exp(torch.arange(half) * -(torch.log(torch.tensor(10000.0)) / (half - 1)))
+        angles = torch.tensor((1.0 if guidance is None else guidance) - 1).repeat(len(x))[:, None] * 1000 * rates
+        embedding = torch.cat((angles.sin(), angles.cos()), dim=1)
+        return nn.functional.pad(embedding, (0, width % 2)).to(x)
+
+    def text_inputs(self) -> list[TextInput]:
         """Every ``attn2.to_k`` and ``attn2.to_v`` of the UNet."""
         ends = ("attn2.to_k", "attn2.to_v")
         found = ((n, m) for n, m in self.denoiser.named_modules() if n.endswith(ends))
-        return {f"denoiser.{n}": m for n, m in found if isinstance(m, nn.Linear)}
+        return [TextInput({f"denoiser.{n}": m for n, m in found if isinstance(m, nn.Linear)}, "tokens")]
 
     def cross_attention_parameters(self) -> dict[str, nn.Parameter]:
         """All of every ``attn2``: queries, keys, values and outputs."""
@@ -154,51 +155,32 @@ class StableDiffusion(Backbone):
         """Collects the probabilities ``(B, heads, pixels, L)`` of every ``attn2``."""
         return recorded(self.denoiser, "attn2")
 
-    def word_tables(self) -> tuple[Tensor, ...]:
-        """The text tower's token table."""
-        return (cast(Tensor, self._tower.get_input_embeddings().weight).detach(),)
-
-    def words(self) -> Tensor:
-        """Tokens that end a word and are read as themselves where they stand between other words."""
-        ids = torch.arange(len(self.tokenizer))
-        spelt = self.tokenizer.batch_decode(ids.unsqueeze(1), skip_special_tokens=True)
-        read = self.tokenizer([f"a {word.strip()} a" for word in spelt]).input_ids
-        around = self.tokenizer("a a").input_ids
-        kept = [tokens == [*around[:2], i, *around[2:]] for i, tokens in enumerate(read)]
-        return ids[torch.tensor(kept)].to(self.device)
-
-    def spell(self, ids: Tensor) -> str:
-        """What the tokenizer decodes."""
-        return cast(str, self.tokenizer.decode(ids.tolist(), skip_special_tokens=True)).strip()
-
-    def text_parameters(self, blocks: int | None = None) -> dict[str, nn.Parameter]:
-        """Transformer blocks and final norm of the text tower; tables stay, so that a word means one embedding."""
-        count = self._tower.config.num_hidden_layers
-        first = 0 if blocks is None else max(count - blocks, 0)
-        wanted = (*(f"encoder.layers.{i}." for i in range(first, count)), "final_layer_norm.")
-        found = self._tower.named_parameters()
-        return {f"text_encoders.0.{name}": parameter for name, parameter in found if name.startswith(wanted)}
-
-    def scheduler(self, steps: int) -> Any:
-        """A fresh sampler of the pipeline's own kind."""
+    def sampler(self, steps: int) -> Sampler:
+        """The pipeline's own sampler for one rollout."""
+        most = len(self._scheduler.alphas_cumprod)
+        if not 1 <= steps <= most:
+            raise ErasureError(f"{self.name} needs from 1 to {most} sampling steps; found {steps}.")
         scheduler = type(self._scheduler).from_config(self._scheduler.config)
-        scheduler.set_timesteps(steps, device=self.device)
-        return scheduler
+        return Sampler(scheduler, steps, self.device, begin_index=self._begins_at_index)
 
-    def latent_shape(self, size: int | None = None) -> tuple[int, int, int]:
+    @property
+    def sampler_name(self) -> str:
+        """Class of the pipeline's scheduler."""
+        return type(self._scheduler).__name__
+
+    def latent_shape(self, size: Size | None = None) -> tuple[int, int, int]:
         """Channels, height and width of the latents."""
         unet, vae = cast(Any, self.denoiser).config, cast(Any, self.vae).config
         factor = 2 ** (len(vae.block_out_channels) - 1)
-        if size is not None and (size < factor or size % factor):
-            raise ErasureError(f"{self.name} needs a size that is a multiple of {factor} pixels; found {size}.")
-        side = unet.sample_size if size is None else size // factor
-        return unet.in_channels, side, side
-
-    def noise(self, seeds: Sequence[int], size: int | None = None) -> Tensor:
-        """Starting latents ``(B, C, h, w)``, drawn on the CPU so that every device starts from the same."""
-        shape = self.latent_shape(size)
-        drawn = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-        return torch.stack(drawn).to(self.device, self.dtype) * float(self._scheduler.init_noise_sigma)
+        if size is None:
+            sides = unet.sample_size
+            height, width = (sides, sides) if isinstance(sides, int) else sides
+            return unet.in_channels, height, width
+        height, width = (size, size) if isinstance(size, int) else size
+        for side in (height, width):
+            if side < factor or side % factor:
+                raise ErasureError(f"{self.name} needs a size that is a multiple of {factor} pixels; found {side}.")
+        return unet.in_channels, height // factor, width // factor
 
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures ``(B, 3, H, W)`` in 0..1."""
@@ -208,24 +190,25 @@ class StableDiffusion(Backbone):
         return cast(Tensor, (pictures.to(self.dtype) / 2 + 0.5).clamp(0, 1))
 
     def compress(self, pictures: Tensor) -> Tensor:
-        """Latents ``(B, C, h, w)`` of pictures in 0..1: the mode of the autoencoder's posterior, nothing drawn."""
+        """Latents ``(B, C, h, w)`` of pictures in 0..1: the mode of the autoencoder's posterior, not a sample."""
         vae = cast(Any, self.vae)
         with self.computing():
             latents = vae.encode(pictures * 2 - 1).latent_dist.mode()
         return cast(Tensor, latents.to(self.dtype) * vae.config.scaling_factor)
 
-    def save(self, folder: Path) -> None:
-        """Write a diffusers pipeline folder that holds today's weights."""
-        from diffusers import StableDiffusionPipeline
 
-        pipeline = StableDiffusionPipeline(
-            vae=self.vae,
-            text_encoder=self._tower,
-            tokenizer=self.tokenizer,
-            unet=self.denoiser,
-            scheduler=self._scheduler,
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
+def _process(name: str, scheduler: Any) -> Diffusion:
+    """The noise process that a scheduler's config speaks of."""
+    kind = type(scheduler).__name__
+    prediction = scheduler.config.get("prediction_type")
+    if prediction not in _PREDICTIONS or not hasattr(scheduler, "alphas_cumprod"):
+        raise ErasureError(
+            f"{name} needs a sampler that predicts epsilon or v_prediction; found {kind} with {prediction!r}."
         )
-        pipeline.save_pretrained(folder)
+    process = Diffusion(scheduler.alphas_cumprod, _PREDICTIONS[prediction])
+    if cause := unsupported(scheduler, process):
+        raise ErasureError(
+            f"{name} needs another sampler: {kind} {cause}. Name DDIMScheduler in the folder's scheduler config, or "
+            "give the pipeline one: DDIMScheduler.from_config(pipeline.scheduler.config)."
+        )
+    return process

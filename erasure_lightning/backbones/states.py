@@ -51,7 +51,7 @@ class States:
             block = missing[i : i + BLOCK]
             with torch.inference_mode(False), torch.no_grad():
                 said = read([*block, *block[-1:] * (BLOCK - len(block))])
-                known |= {prompt: said[place].copied() for place, prompt in enumerate(block)}
+                known |= {prompt: said[place].clone() for place, prompt in enumerate(block)}
         self._kept |= known
         while self._kept and len(self._kept) * known[asked[0]].nbytes > self.limit:
             del self._kept[next(iter(self._kept))]

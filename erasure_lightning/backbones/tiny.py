@@ -1,10 +1,16 @@
-"""A Stable Diffusion of random weights, built in a second: for tests, notebooks and plugin authors."""
+"""A tiny model of random weights of each family, built in a second: for tests, notebooks and plugin authors."""
 
 from typing import Any, Literal, cast
 
 import torch
 
+from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.stable_diffusion import StableDiffusion
+from erasure_lightning.backbones.stable_diffusion_xl import StableDiffusionXL
+from erasure_lightning.backbones.towers import ClipTower
+
+#: What a tiny model's UNet predicts.
+Prediction = Literal["epsilon", "velocity"]
 
 #: Words the tiny tokenizer knows whole; it spells everything else letter by letter.
 WORDS = (
@@ -21,32 +27,82 @@ class TinyBackbone(StableDiffusion):
         prediction: What its UNet predicts.
     """
 
-    def __init__(self, *, seed: int = 0, prediction: Literal["epsilon", "velocity"] = "epsilon") -> None:
-        from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-
+    def __init__(self, *, seed: int = 0, prediction: Prediction = "epsilon") -> None:
         tokenizer = _tokenizer()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            unet = UNet2DConditionModel(
-                sample_size=8, in_channels=4, out_channels=4, block_out_channels=(16, 32), layers_per_block=1,
-                norm_num_groups=8, cross_attention_dim=32, attention_head_dim=8,
-                down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-                up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            unet, vae = _unet(cross_attention_dim=32), _vae()
+            tower = ClipTower(_text_encoder(tokenizer, "CLIPTextModel"), tokenizer)
+        super().__init__(name="TinyBackbone", unet=unet, vae=vae, towers=[tower], scheduler=_scheduler(prediction))
+        self.requires_grad_(False).eval()
+
+
+class TinyXL(StableDiffusionXL):
+    """Stable Diffusion XL with 0.3 M random parameters, 8x8 latents and a vocabulary of its own; needs no files.
+
+    Args:
+        seed: Of the weights.
+        prediction: What its UNet predicts.
+        zero_unconditional: Whether no prompt means zeros.
+    """
+
+    def __init__(self, *, seed: int = 0, prediction: Prediction = "epsilon", zero_unconditional: bool = True) -> None:
+        tokenizers = _tokenizer(), _tokenizer()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            unet = _unet(
+                cross_attention_dim=32 + 24, addition_embed_type="text_time", addition_time_embed_dim=4,
+                projection_class_embeddings_input_dim=20 + 6 * 4,
             )  # fmt: skip
-            vae = AutoencoderKL(
-                block_out_channels=(8, 8), latent_channels=4, norm_num_groups=4, sample_size=16,
-                down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
-            )  # fmt: skip
-            text_encoder = _text_encoder(tokenizer)
-        scheduler = DDIMScheduler(
-            beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False,
-            set_alpha_to_one=False, steps_offset=1,
-            prediction_type={"epsilon": "epsilon", "velocity": "v_prediction"}[prediction],
-        )  # fmt: skip
+            vae = _vae()
+            first = _text_encoder(tokenizers[0], "CLIPTextModel", layers=3)
+            second = _text_encoder(tokenizers[1], "CLIPTextModelWithProjection", layers=3, width=24, projection=20)
         super().__init__(
-            name="TinyBackbone", unet=unet, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=scheduler
+            name="TinyXL",
+            unet=unet,
+            vae=vae,
+            towers=[
+                ClipTower(first, tokenizers[0], layer=-2),
+                ClipTower(second, tokenizers[1], layer=-2, projection=True),
+            ],
+            scheduler=_scheduler(prediction, "EulerDiscreteScheduler"),
+            zero_unconditional=zero_unconditional,
         )
         self.requires_grad_(False).eval()
+
+
+#: A tiny model of every family.
+TINY: tuple[type[Backbone], ...] = (TinyBackbone, TinyXL)
+
+
+def _unet(**settings: Any) -> Any:
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(
+        sample_size=8, in_channels=4, out_channels=4, block_out_channels=(16, 32), layers_per_block=1,
+        norm_num_groups=8, attention_head_dim=8,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), **settings,
+    )  # fmt: skip
+
+
+def _vae() -> Any:
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        block_out_channels=(8, 8), latent_channels=4, norm_num_groups=4, sample_size=16,
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+    )  # fmt: skip
+
+
+def _scheduler(prediction: Prediction, kind: str = "DDIMScheduler") -> Any:
+    import diffusers
+
+    settings: dict[str, Any] = {"clip_sample": False, "set_alpha_to_one": False} if kind == "DDIMScheduler" else {}
+    return getattr(diffusers, kind)(
+        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, steps_offset=1,
+        prediction_type={"epsilon": "epsilon", "velocity": "v_prediction"}[prediction], **settings,
+    )  # fmt: skip
 
 
 def _tokenizer() -> Any:
@@ -67,12 +123,13 @@ def _tokenizer() -> Any:
     return CLIPTokenizer(vocab=vocabulary, merges=list(dict.fromkeys(merges)), model_max_length=16)
 
 
-def _text_encoder(tokenizer: Any) -> Any:
-    from transformers import CLIPTextConfig, CLIPTextModel
+def _text_encoder(tokenizer: Any, kind: str, *, layers: int = 2, width: int = 32, projection: int = 32) -> Any:
+    import transformers
 
-    config = CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        max_position_embeddings=16, projection_dim=32, bos_token_id=cast(int, tokenizer.bos_token_id),
-        eos_token_id=cast(int, tokenizer.eos_token_id), pad_token_id=cast(int, tokenizer.eos_token_id),
+    config = transformers.CLIPTextConfig(
+        vocab_size=len(tokenizer), hidden_size=width, intermediate_size=64, num_hidden_layers=layers,
+        num_attention_heads=4, max_position_embeddings=16, projection_dim=projection,
+        bos_token_id=cast(int, tokenizer.bos_token_id), eos_token_id=cast(int, tokenizer.eos_token_id),
+        pad_token_id=cast(int, tokenizer.eos_token_id),
     )  # fmt: skip
-    return CLIPTextModel(config).eval()
+    return getattr(transformers, kind)(config).eval()

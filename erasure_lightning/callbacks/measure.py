@@ -152,7 +152,7 @@ class Gauge:
             steps=shots[0].steps,
             guidance=shots[0].guidance,
             size=self.side,
-            sampler=type(module.backbone.scheduler(1)).__name__,
+            sampler=module.backbone.sampler_name,
             scorer_fingerprint=self.scorer.fingerprint() if self.scorer else "",
             backbone_fingerprint=edit["backbone_fingerprint"],
             vocabulary=short_hash(self.labels),

@@ -31,7 +31,11 @@ CLASSES = {
     "Dashboard": "erasure_lightning.callbacks.dashboard.Dashboard",
     "RetentionMonitor": "erasure_lightning.retention.monitor.RetentionMonitor",
     "TinyBackbone": "erasure_lightning.backbones.tiny.TinyBackbone",
+    "TinyXL": "erasure_lightning.backbones.tiny.TinyXL",
+    "PureNoise": "erasure_lightning.latents.PureNoise",
     "TrajectoryBank": "erasure_lightning.bank.TrajectoryBank",
+    "GeneratedImages": "erasure_lightning.image_sources.GeneratedImages",
+    "ImageFolder": "erasure_lightning.image_sources.ImageFolder",
 }
 
 #: Loggers beside ``metrics.csv``, which is written unless the logger is ``false``.
@@ -117,7 +121,7 @@ _UNDER: dict[str, Callable[[str], Any]] = {
     "logger": logger,
     "logger.class_path": logger_path,
     "backbone": backbone,
-    "bank": class_path,
+    "latents": class_path,
     "concepts": concepts,
 }
 

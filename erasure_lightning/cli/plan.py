@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
+from erasure_lightning.bank import TrajectoryBank
 from erasure_lightning.callbacks.heartbeat import Heartbeat
 from erasure_lightning.callbacks.interrupt import LastCheckpoint
 from erasure_lightning.cli.names import options
@@ -157,8 +158,9 @@ class Planner(CommandLine):
             advice.append(
                 f"Measuring needs most: --data.draw_size {max(data.draw_size // 4, 1)} (now {data.draw_size})."
             )
-        if when in ("sampling", "preparing") and getattr(module, "bank", None) is not None:
-            advice.append(f"Walking the bank needs most: give it a batch_size below {module.bank.batch_size}.")
+        bank = getattr(module, "latents", None)
+        if when in ("sampling", "preparing") and isinstance(bank, TrajectoryBank):
+            advice.append(f"Rolling the bank out needs most: give it a batch_size below {bank.batch_size}.")
         if when == "step" and not module.checkpointing:
             advice.append("--model.checkpointing true keeps fewer activations, and takes about a third longer.")
         if module.base == "float32":

@@ -15,13 +15,13 @@ from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.callbacks.contact import Line, contact_sheet, image, png
 from erasure_lightning.checkpoints import locate
 from erasure_lightning.cli.arguments import Arguments, count
-from erasure_lightning.cli.images import fitted, image_files, names
 from erasure_lightning.cli.noise import hush
 from erasure_lightning.concepts import in_short
 from erasure_lightning.edited import load_edited
 from erasure_lightning.edits import write_atomically
 from erasure_lightning.erasure import ErasureModule
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.images import fitted, image_files, names
 from erasure_lightning.inversion import purify as draw_again
 from erasure_lightning.metrics.drift import Drift, drifts
 from erasure_lightning.metrics.scorer import Scorer
@@ -101,8 +101,7 @@ def _parser() -> Arguments:
 
 def _steps(given: int | None, backbone: Backbone) -> int:
     steps = given or (backbone.world.steps if backbone.world else STEPS)
-    if steps > backbone.process.times:
-        raise ErasureError(f"{backbone.name} needs --steps of at most {backbone.process.times}; found {steps}.")
+    backbone.sampler(steps)  # refuses more steps than the model has times, before pictures are read
     return steps
 
 
@@ -119,7 +118,7 @@ def _purifications(module: ErasureModule, files: Sequence[Path], settings: Setti
     scorer = Scorer.load(original.world.scorer).to(original.device) if original.world else None
     called = names(files, {SHEET})
     for i in range(0, len(files), BATCH):
-        given = torch.stack([fitted(file, side) for file in files[i : i + BATCH]]).to(original.device)
+        given = torch.stack([fitted(file, side, side) for file in files[i : i + BATCH]]).to(original.device)
         prompts = [settings.prompt] * len(given)
         pictures = draw_again(
             original, module.backbone, given, prompts, steps=settings.steps, guidance=settings.guidance

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from erasure_lightning.callbacks.pictures import MANIFEST
 from erasure_lightning.cli.arguments import Arguments
-from erasure_lightning.cli.images import SUFFIXES, read
 from erasure_lightning.cli.noise import hush
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files import SCORE_FILE
+from erasure_lightning.images import SUFFIXES, read
 from erasure_lightning.metrics.estimates import Estimate
 from erasure_lightning.metrics.features import Features
 from erasure_lightning.metrics.gauges import Accuracy, Batch, ClipScore, Distances, Gauge, Nudity, Perceptual

@@ -34,9 +34,11 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 from torch.optim import Adam
 
-from erasure_lightning.backbones.base import END, TEMPLATE, Embedded
+from erasure_lightning.backbones.conditioning import END, TEMPLATE
+from erasure_lightning.backbones.towers import Embedded
 from erasure_lightning.concepts import Batch
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.latents import NoisyBatch
 from erasure_lightning.module import GradientErasure
 
 
@@ -87,43 +89,42 @@ class AdvUnlearn(GradientErasure):
         """Blocks and final norm of the text encoder; tables stay, so that an attack means the same throughout."""
         return self.backbone.text_parameters(self.blocks)
 
-    def erasure_loss(self, x: Tensor, t: Tensor, batch: Batch) -> Tensor:
+    def erasure_loss(self, batch: NoisyBatch) -> Tensor:
         """``mse(eps(E(d ++ c_e)), eps*(0) - eta (eps*(c_e) - eps*(0)))``, without ``d`` during warm-up."""
-        original = self.teacher(x, t, batch)  # before the attack draws moments of its own from the bank
-        wanted = original.nothing - self.eta * (original.concept - original.nothing)
+        teacher = batch.teacher
+        target = teacher.unconditional - self.eta * (teacher.concept - teacher.unconditional)
         attacked = self.attack_steps and self.global_step >= self.attack_from
-        return mse_loss(self.said(x, t, batch, self.found(batch) if attacked else ()), wanted)
+        prefix = self.attack_prefix(batch.sentences) if attacked else ()
+        return mse_loss(self.prediction(batch, prefix), target)
 
-    def said(self, x: Tensor, t: Tensor, batch: Batch, words: Sequence[Tensor] = ()) -> Tensor:
-        """What the edited model predicts for the concepts' sentences, ``(B, C, h, w)``.
+    def prediction(self, batch: NoisyBatch, prefix: Sequence[Tensor] = ()) -> Tensor:
+        """The edited model's predictions for the concepts' sentences, ``(B, C, h, w)``.
 
         Args:
-            x: Noisy latents ``(B, C, h, w)``.
-            t: Their times ``(B,)``.
-            batch: The sentences.
-            words: Embeddings ``(B, k, E)`` of words in front of them, for each text encoder; none for plain sentences.
+            batch: Noisy latents and sentences.
+            prefix: Embeddings ``(B, k, E)`` of words in front of them, for each text tower; none for plain sentences.
         """
         prompts = self.backbone.embed(batch.prompts)
-        if words:
-            prompts = tuple(behind(plain, front) for plain, front in zip(prompts, words, strict=True))
-        return self.backbone.denoise(x, t, self.backbone.contextualize(prompts))
+        if prefix:
+            prompts = tuple(prepend(plain, words) for plain, words in zip(prompts, prefix, strict=True))
+        return self.student(batch, self.backbone.contextualize(prompts))
 
-    def found(self, batch: Batch) -> list[Tensor]:
-        """Words in front of the sentences behind which the model says what the original says to them, as in `said`."""
-        shape, tables = (len(batch.concepts), self.words), self.backbone.word_tables()
+    def attack_prefix(self, sentences: Batch) -> list[Tensor]:
+        """Words in front of the sentences that bring the original's predictions for them back, as in `prediction`."""
+        shape, tables = (len(sentences.concepts), self.words), self.backbone.word_tables()
         words = [t[torch.randint(len(t), shape).to(t.device)].float().requires_grad_(True) for t in tables]
         optimizer = Adam(words, lr=self.attack_lr)
         for _ in range(self.attack_steps):
-            x, t, batch = self.noisy_latents(batch)
-            gap = mse_loss(self.said(x, t, batch, words), self.teacher(x, t, batch).concept)
-            for word, slope in zip(words, torch.autograd.grad(gap, words), strict=True):
-                word.grad = slope.sign() if self.attack == "sign" else slope
+            batch = self.noisy_batch(sentences)
+            gap = mse_loss(self.prediction(batch, words), batch.teacher.concept)
+            for word, gradient in zip(words, torch.autograd.grad(gap, words), strict=True):
+                word.grad = gradient.sign() if self.attack == "sign" else gradient
             optimizer.step()
         return [word.detach() for word in words]
 
 
-def behind(prompts: Embedded, words: Tensor) -> Embedded:
-    """Prompts behind other words, with as much less padding at their end.
+def prepend(prompts: Embedded, words: Tensor) -> Embedded:
+    """Prompts with words in front of them, and as much less padding at their end.
 
     Args:
         prompts: Of ``L`` positions; they keep every token.

@@ -29,9 +29,9 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from erasure_lightning.backbones.base import Part
-from erasure_lightning.bank import Teacher
-from erasure_lightning.concepts import Batch
+from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.latents import NoisyBatch, Teacher
 from erasure_lightning.module import GradientErasure
 
 
@@ -76,23 +76,26 @@ class AllButOne(GradientErasure):
         """The part of the denoiser that ``train`` names."""
         return self.backbone.denoiser_parameters(self.train_part)
 
-    def erasure_loss(self, x: Tensor, t: Tensor, batch: Batch) -> Tensor:
+    def erasure_loss(self, batch: NoisyBatch) -> Tensor:
         """``L_sur + lam L_unc``, both of one forward of the student."""
-        teacher = self.teacher(x, t, batch)
-        nothing, said = self.predictions(x, t, batch)
-        beside = nothing.detach() if self.detach_unconditional else nothing
-        surgical = mse_loss(said - beside, self.target(teacher))
-        return surgical + self.lam * mse_loss(nothing, teacher.nothing) if self.lam else surgical
+        unconditional, conditional = self.predictions(batch)
+        base = unconditional.detach() if self.detach_unconditional else unconditional
+        surgical = mse_loss(conditional - base, self.target(batch.teacher))
+        if not self.lam:
+            return surgical
+        return surgical + self.lam * mse_loss(unconditional, batch.teacher.unconditional)
 
-    def predictions(self, x: Tensor, t: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """What the student says to the empty prompt and to the concepts' sentences, ``(B, C, h, w)`` each."""
-        asked = self.backbone.encode([""]).expand(len(x)) + self.backbone.encode(batch.prompts)
-        nothing, said = self.backbone.denoise(torch.cat((x, x)), torch.cat((t, t)), asked).chunk(2)
-        return nothing, said
+    def predictions(self, batch: NoisyBatch) -> tuple[Tensor, Tensor]:
+        """The student's predictions without a prompt and for the concepts' sentences, ``(B, C, h, w)`` each."""
+        prompts = self.backbone.encode(batch.prompts)
+        both = Conditioning.cat([self.backbone.unconditional(len(batch)), prompts])
+        x, t = torch.cat((batch.x, batch.x)), torch.cat((batch.t, batch.t))
+        unconditional, conditional = self.backbone.denoise(x, t, both).chunk(2)
+        return unconditional, conditional
 
     def target(self, teacher: Teacher) -> Tensor:
-        """``D_tgt = a D_*(c_a) - eta D_*(c_e)``, ``(B, C, h, w)``; the original is asked for what counts only."""
+        """``D_tgt = a D_*(c_a) - eta D_*(c_e)``, ``(B, C, h, w)``; predictions of weight 0 are not made."""
         target = torch.zeros_like(teacher.x)
-        if self.alternative and any(teacher.batch.anchors):
-            target = self.alternative * (teacher.anchor - teacher.nothing)
-        return target - self.eta * (teacher.concept - teacher.nothing) if self.eta else target
+        if self.alternative and any(teacher.sentences.anchors):
+            target = self.alternative * (teacher.anchor - teacher.unconditional)
+        return target - self.eta * (teacher.concept - teacher.unconditional) if self.eta else target

@@ -36,9 +36,11 @@ import torch
 from torch import Tensor, nn
 
 from erasure_lightning.backbones.base import Part
+from erasure_lightning.bank import TrajectoryBank
 from erasure_lightning.concepts import Batch
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.functional import row_mean
+from erasure_lightning.latents import NoisyBatch
 from erasure_lightning.saliency import Masks, SalientErasure, salient
 
 #: Pairs of latents that a saliency map sums over, at least, and how many of them at a time.
@@ -80,9 +82,9 @@ class ANT(SalientErasure):
         if alpha < 0 or drift < 0 or maps < 1:
             found = f"{alpha}, {drift}, {maps}"
             raise ErasureError(f"ANT needs alpha and drift of at least 0, maps of at least 1; found {found}.")
-        if self.bank is not None and self.bank.steps < 2:
+        if isinstance(self.latents, TrajectoryBank) and self.latents.steps < 2:
             raise ErasureError(
-                f"ANT needs a bank of at least 2 steps, an early and a late one; found {self.bank.steps}."
+                f"ANT needs trajectories of at least 2 steps, an early and a late one; found {self.latents.steps}."
             )
         self.early, self.alpha, self.drift, self.maps = early, alpha, drift, maps
         self.train_part = train
@@ -97,31 +99,30 @@ class ANT(SalientErasure):
 
     def is_early(self, t: Tensor) -> Tensor:
         """Which times belong to the early stage, boolean of their shape."""
-        if self.bank is None:
-            return t >= (1 - self.early) * self.backbone.process.times
-        times: Tensor = self.backbone.scheduler(self.bank.steps).timesteps
-        return t >= times[self.first_steps(self.bank.steps) - 1].to(t)
+        if not isinstance(self.latents, TrajectoryBank):
+            return self.backbone.process.share(t) >= 1 - self.early
+        times = self.backbone.sampler(self.latents.steps).times
+        return t >= times[self.first_steps(len(times)) - 1].to(t)
 
-    def noisy_latents(self, batch: Batch) -> tuple[Tensor, Tensor, Batch]:
-        """An early and a late moment of a trajectory of each concept, ``2 B``; without a bank noise at any time."""
-        x, t, batch = super().noisy_latents(batch)
-        if self.bank is None or self._drawn is None:
-            return x, t, batch
-        rows, steps = self._drawn.rows, self.bank.steps
+    def noisy_batch(self, sentences: Batch) -> NoisyBatch:
+        """An early and a late step of a trajectory of each concept, ``2 B``; of other latents those of any time."""
+        batch = super().noisy_batch(sentences)
+        if not isinstance(self.latents, TrajectoryBank) or batch.rows is None:
+            return batch
+        rows, steps = batch.rows, self.latents.length
         first = self.first_steps(steps)
         columns = torch.cat((torch.randint(first, rows.shape), torch.randint(first, steps, rows.shape)))
-        drawn = self.bank.at(rows.repeat(2), columns)
-        self._drawn = drawn._replace(x=drawn.x.to(x.dtype))
-        return self._drawn.x, drawn.t, drawn.batch
+        return self.latents.at(rows.repeat(2), columns, self.original)
 
-    def erasure_loss(self, x: Tensor, t: Tensor, batch: Batch) -> Tensor:
+    def erasure_loss(self, batch: NoisyBatch) -> Tensor:
         """The four terms; of each stage the mean over its latents, 0 where it has none."""
-        original, early = self.teacher(x, t, batch), self.is_early(t)
-        turned = 2 * original.nothing - original.concept
-        wanted = torch.where(early.view(-1, 1, 1, 1), original.concept, turned)
-        gap = _gap(self.student(x, t, batch.prompts), wanted)
+        teacher, early = batch.teacher, self.is_early(batch.t)
+        turned = 2 * teacher.unconditional - teacher.concept
+        target = torch.where(early.view(-1, 1, 1, 1), teacher.concept, turned)
+        gap = _gap(self.student(batch), target)
         if self.drift:
-            gap = gap + self.drift * _gap(self.student(x, t, [""] * len(x)), original.nothing)
+            unconditional = self.student(batch, self.backbone.unconditional(len(batch)))
+            gap = gap + self.drift * _gap(unconditional, teacher.unconditional)
         kept, away = (row_mean(gap.unsqueeze(0), stage.unsqueeze(0)) for stage in (early, ~early))
         return away + self.alpha * kept
 
@@ -134,10 +135,9 @@ class ANT(SalientErasure):
 
     def _loss(self, number: int) -> Tensor:
         """The loss at fresh latents; concepts take turns with ``number``."""
-        batch: Batch = self.trainer.datamodule.sentences(CHUNK, number, salt=8)  # type: ignore[attr-defined]
-        return self.erasure_loss(*self.noisy_latents(batch))
+        return self.erasure_loss(self.noisy_batch(self.sentences(CHUNK, number, salt=8)))
 
 
-def _gap(now: Tensor, wanted: Tensor) -> Tensor:
+def _gap(now: Tensor, target: Tensor) -> Tensor:
     """Mean squared difference of each latent's predictions, ``(B,)``."""
-    return (now - wanted).square().flatten(1).mean(dim=1)
+    return (now - target).square().flatten(1).mean(dim=1)

@@ -24,8 +24,10 @@ Cost of a step: 1 forward (``model``), 1 forward and backward, one more of those
 ``steps`` forwards each, once.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -33,10 +35,11 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from erasure_lightning.backbones.base import Part
-from erasure_lightning.concepts import Batch, Phrase
+from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.functional import mix
-from erasure_lightning.gallery import Gallery
+from erasure_lightning.image_sources import GeneratedImages
+from erasure_lightning.latents import LatentSource, Models, NoisyBatch, alternatives
 from erasure_lightning.module import GradientErasure
 from erasure_lightning.optimizers import Kind
 
@@ -62,9 +65,6 @@ class CA(GradientErasure):
     Args:
         target: What the concept's sentence is taught: the ``model``'s own words for the anchor, or the ``noise``.
         prior: Weight of denoising the anchor's pictures under their own name, at least 0; 0 for none.
-        pictures: How many of the anchors are drawn beforehand, at least 1, and at least one a concept.
-        steps: Sampling steps of each.
-        guidance: Scale of classifier-free guidance while they are drawn.
         train: Which part of the denoiser, as in ESD: ``x-strict`` is its keys and values of text, ``all`` the official
             choice for memorised pictures.
         lr: Highest learning rate.
@@ -72,7 +72,7 @@ class CA(GradientErasure):
         kwargs: Arguments of every gradient method.
 
     Raises:
-        ErasureError: If a number is out of range, or there is a bank, which it has no use for.
+        ErasureError: If a number is out of range.
     """
 
     def __init__(
@@ -80,63 +80,61 @@ class CA(GradientErasure):
         *,
         target: Literal["model", "noise"] = "model",
         prior: float = 0.0,
-        pictures: int = 1000,
-        steps: int = 25,
-        guidance: float = 6.0,
         train: Part = "x-strict",
         lr: float = 1.6e-5,
         optimizer: Kind = "adamw",
         **kwargs: Any,
     ) -> None:
         super().__init__(lr=lr, optimizer=optimizer, **kwargs)
-        if prior < 0 or pictures < 1 or steps < 1:
-            raise ErasureError(
-                f"CA needs prior of at least 0, pictures and steps of at least 1; found {prior}, {pictures}, {steps}."
-            )
-        if self.bank is not None:
-            raise ErasureError("CA needs no bank: it noises pictures of its anchors. Found one; leave it out.")
-        self.target, self.prior = target, prior
-        self.pictures, self.steps, self.guidance = pictures, steps, guidance
+        if prior < 0:
+            raise ErasureError(f"CA needs prior of at least 0; found {prior}.")
+        self.target = target
+        self.prior = prior
         self.train_part = train
+
+    def default_latents(self) -> LatentSource:
+        """Images of the anchors: 1,000 at 25 steps and guidance 6 in the official code."""
+        return GeneratedImages(images=1000, steps=25, guidance=6.0, of="anchor")
 
     def editable(self) -> dict[str, nn.Parameter]:
         """The part of the denoiser that ``train`` names."""
         return self.backbone.denoiser_parameters(self.train_part)
 
-    def on_train_start(self) -> None:
-        """Draw the anchors' pictures; they depend on seed and rank alone, so a resumed run draws the same ones."""
-        count = max(self.pictures, len(self.concepts))
-        self._shown: Batch = self.trainer.datamodule.sentences(count, 0, salt=6)  # type: ignore[attr-defined]
-        seed = mix(self.seed, self.global_rank, 6)
-        asked = self._shown.alternatives
-        self._gallery = Gallery(self.original, asked, seed, steps=self.steps, guidance=self.guidance)
+    def models(self) -> Models:
+        """Images are drawn for sentences of their own."""
+        sentences = partial(self.sentences, salt=6)
+        return replace(super().models(), sentences=sentences, seed=mix(self.seed, self.global_rank, 6))
 
-    def noised(self, concepts: Sequence[str]) -> tuple[Tensor, Tensor, Batch, Tensor]:
-        """A random picture of each concept's anchor, noised: ``x``, ``t``, sentences, the perfect prediction."""
-        rows = [[i for i, shown in enumerate(self._shown.concepts) if shown == concept] for concept in concepts]
-        drawn = [of[int(torch.randint(len(of), ()))] for of in rows]
-        x, t, target = self._gallery.noised(drawn)
-        return x, t, Batch(*([field[i] for i in drawn] for field in self._shown)), target
-
-    def noisy_latents(self, batch: Batch) -> tuple[Tensor, Tensor, Batch]:
-        """Pictures of the concepts' anchors, noised."""
-        x, t, batch, self._target = self.noised(batch.concepts)
-        return x, t, batch
-
-    def student(self, x: Tensor, t: Tensor, prompts: Sequence[str | Phrase]) -> Tensor:
-        """What the edited model predicts, ``(B, C, h, w)``, without a slope through the start token."""
+    def student(self, batch: NoisyBatch, conditioning: Conditioning | None = None) -> Tensor:
+        """The edited model's predictions, ``(B, C, h, w)``, without a gradient through the start token."""
         with start_token_held(self.backbone.text_layers().values()):
-            return super().student(x, t, prompts)
+            return super().student(batch, conditioning)
 
-    def erasure_loss(self, x: Tensor, t: Tensor, batch: Batch) -> Tensor:
-        """``mse(eps(x, c_e), sg eps(x, c_a))`` or ``mse(eps(x, c_e), n)``, and the prior."""
+    def erasure_loss(self, batch: NoisyBatch) -> Tensor:
+        """``mse(eps(x, c_e), sg eps(x, c_a))`` or ``mse(eps(x, c_e), n)``, and the prior.
+
+        Raises:
+            ErasureError: If the noise is predicted of latents without clean ones.
+        """
         if self.target == "model":
             with torch.no_grad():
-                wanted = self.student(x, t, batch.alternatives)
+                target = self.student(batch, alternatives(self.backbone, batch.sentences))
         else:
-            wanted = self._target
-        loss = mse_loss(self.student(x, t, batch.prompts), wanted)
+            target = noise_target(batch)
+        loss = mse_loss(self.student(batch), target)
         if not self.prior:
             return loss
-        x, t, batch, wanted = self.noised(batch.concepts)
-        return loss + self.prior * mse_loss(self.student(x, t, batch.alternatives), wanted)
+        again = self.noisy_batch(batch.sentences)
+        anchors = self.student(again, alternatives(self.backbone, again.sentences))
+        return loss + self.prior * mse_loss(anchors, noise_target(again))
+
+
+def noise_target(batch: NoisyBatch) -> Tensor:
+    """The prediction of a perfect denoiser, ``(B, C, h, w)``.
+
+    Raises:
+        ErasureError: If the source of the latents has no clean ones.
+    """
+    if batch.target is None:
+        raise ErasureError("CA with target noise or a prior needs images; give latents GeneratedImages or ImageFolder.")
+    return batch.target

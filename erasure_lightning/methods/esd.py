@@ -35,6 +35,7 @@ from torch.nn.functional import mse_loss
 from erasure_lightning.backbones.base import Part
 from erasure_lightning.concepts import Batch
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.latents import NoisyBatch
 from erasure_lightning.module import GradientErasure
 
 
@@ -76,21 +77,22 @@ class ESD(GradientErasure):
         """The part of the denoiser that ``train`` names."""
         return self.backbone.denoiser_parameters(self.train_part)
 
-    def noisy_latents(self, batch: Batch) -> tuple[Tensor, Tensor, Batch]:
+    def noisy_batch(self, sentences: Batch) -> NoisyBatch:
         """Latents on trajectories of the sentences that are edited; those of anchors come as the concepts' own."""
-        return super().noisy_latents(self._edited(batch))
+        return super().noisy_batch(self._edited(sentences))
 
-    def _walked(self, walk: int) -> Batch:
-        return self._edited(super()._walked(walk))
+    def source_sentences(self, count: int, number: int) -> Batch:
+        """The sentences that are edited."""
+        return self._edited(super().source_sentences(count, number))
 
     def _edited(self, batch: Batch) -> Batch:
         """Concepts and anchors, with their places exchanged where it is the anchors' sentences that are edited."""
         turned = self.erase_from == "anchor"
-        return Batch(batch.templates, batch.anchors, batch.concepts) if turned else batch
+        return batch._replace(concepts=batch.anchors, anchors=batch.concepts) if turned else batch
 
-    def erasure_loss(self, x: Tensor, t: Tensor, batch: Batch) -> Tensor:
-        """``mse(eps(c_f), eps*(c_f) - (1 + eta) (eps*(c_e) - eps*(0)))``; ``batch`` as `noisy_latents` gives it."""
-        said = self.teacher(x, t, batch)
-        called = said.concept if self.erase_from == "concept" else said.anchor
-        wanted = said.concept - (1 + self.eta) * (called - said.nothing)
-        return mse_loss(self.student(x, t, batch.prompts), wanted)
+    def erasure_loss(self, batch: NoisyBatch) -> Tensor:
+        """``mse(eps(c_f), eps*(c_f) - (1 + eta) (eps*(c_e) - eps*(0)))``; ``batch`` as `noisy_batch` gives it."""
+        teacher = batch.teacher
+        erased = teacher.concept if self.erase_from == "concept" else teacher.anchor
+        target = teacher.concept - (1 + self.eta) * (erased - teacher.unconditional)
+        return mse_loss(self.student(batch), target)

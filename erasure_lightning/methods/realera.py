@@ -13,20 +13,23 @@ Cost: stage A encodes ten sentences a concept and solves one system, no denoiser
 and two backwards of the denoiser on the batch, and a fourth forward where no bank holds the anchor's prediction.
 """
 
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from erasure_lightning.adapting import LoraErasure
-from erasure_lightning.backbones.base import Conditioning
+from erasure_lightning.backbones.base import Backbone, TextInput
+from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.concepts import Batch
 from erasure_lightning.erasure import ErasureModule
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.functional import Regression, mix
+from erasure_lightning.latents import NoisyBatch
 from erasure_lightning.module import ClosedFormErasure
-from erasure_lightning.neighbours import Mining, Neighbourhood, beyond_drift, concept_onward, exchanged, sentences
+from erasure_lightning.neighbours import Mining, Neighbourhood, beyond_drift, exchanged, sentences
 from erasure_lightning.optimizers import Kind
 from erasure_lightning.prompts import aligned_states
 from erasure_lightning.vocabulary import Vocabulary
@@ -75,20 +78,21 @@ class NeighbourMining(ErasureModule):
         self.ridge = ridge
 
     def stage_a(self) -> dict[str, Tensor]:
-        """The text layers' new weights, by the layers' names: the minimiser of ``J``."""
-        equations, vocabulary = Regression(self.kept_gram()), Vocabulary(self.original.world, self.concepts)
-        for place, concept in enumerate(self.concepts):
-            self._write(equations, sentences(concept, vocabulary), mix(self.seed, place, 6))
-        layers = self.original.text_layers()
-        solved = equations.solve([layer.weight for layer in layers.values()], self.ridge)
-        return dict(zip(layers, solved, strict=True))
+        """New weights of every text input, by name: the minimiser of ``J``."""
+        solved: dict[str, Tensor] = {}
+        for source in self.original.text_inputs():
+            equations, vocabulary = Regression(self.kept_gram(source)), Vocabulary(self.original.world, self.concepts)
+            for place, concept in enumerate(self.concepts):
+                self._write(equations, sentences(concept, vocabulary), source, mix(self.seed, place, 6))
+            solved |= source.named(equations.solve(source.weights(), self.ridge))
+        return solved
 
-    def _write(self, equations: Regression, batch: Batch, seed: int) -> None:
-        """A concept's terms; what stands before its words is asked to stay."""
-        plain, instead = self.original.embed(batch.prompts), self.original.embed(batch.targets)
-        states = self.original.encode(batch.prompts).tokens
-        images = aligned_states(self.original.encode(batch.targets).tokens, instead, like=plain)
-        mined, scale = concept_onward(plain[0]), 1 / states[..., 0].numel()
+    def _write(self, equations: Regression, batch: Batch, source: TextInput, seed: int) -> None:
+        """A concept's terms; what stands before its words is to stay."""
+        plain, anchor = self.original.encode(batch.prompts), self.original.encode(batch.targets)
+        states, mined = source.rows(plain), source.from_concept(plain)
+        images = aligned_states(anchor, like=plain) if source.source == "tokens" else source.rows(anchor)
+        scale = 1 / states[..., 0].numel()
         equations.keep(states[~mined], scale * self.mining.erase_weight)
         self.mining.write(equations, states[mined], images[mined], scale, seed)
 
@@ -98,7 +102,7 @@ class RealEraClosedForm(NeighbourMining, ClosedFormErasure):
 
     def solve(self) -> dict[str, Tensor]:
         """The minimiser of ``J``."""
-        return {f"{name}.weight": weight for name, weight in self.stage_a().items()}
+        return self.stage_a()
 
 
 class RealEra(NeighbourMining, LoraErasure):
@@ -127,27 +131,48 @@ class RealEra(NeighbourMining, LoraErasure):
         self.closed_form = closed_form
         self.noise_weight = noise_weight
 
+    def touched(self) -> list[str]:
+        """The layers with adapters, and whatever else stage A solves for."""
+        return super().touched() + self._solved_alone(self.backbone)
+
+    def editable(self) -> dict[str, nn.Parameter]:
+        """The layers with adapters, and whatever else stage A solves for."""
+        alone = {name: self.backbone.get_parameter(name) for name in self._solved_alone(self.original)}
+        return super().editable() | alone
+
+    def _solved_alone(self, backbone: Backbone) -> list[str]:
+        """Weights of text inputs that stage A alone edits, by name: all but those that read tokens."""
+        others = backbone.text_inputs()[1:] if self.closed_form else []
+        return [f"{name}.weight" for source in others for name in source.layers]
+
     @torch.no_grad()
     def on_train_start(self) -> None:
         """Stage A, beneath the adapters; a resumed run has it in its checkpoint."""
+        super().on_train_start()
         if self.closed_form and not self.global_step:
-            self.write({f"{name}.base_layer.weight": weight for name, weight in self.stage_a().items()})
+            self.write({self.beneath(name): weight for name, weight in self.stage_a().items()})
 
-    def erasure_loss(self, x: Tensor, t: Tensor, batch: Batch) -> Tensor:
+    def erasure_loss(self, batch: NoisyBatch) -> Tensor:
         """``L_era + lam_b' L_bey``, a scalar."""
-        plain = self.original.embed(batch.prompts)
-        asked = self.perturbed(self.original.encode(batch.prompts), concept_onward(plain[0]))
-        said = self.backbone.denoise(x, t, asked)
-        loss = mse_loss(said, self.teacher(x, t, batch).anchor)
+        prediction = self.student(batch, self.perturbed(self.original.encode(batch.prompts)))
+        loss = mse_loss(prediction, batch.teacher.anchor)
         if self.mining.beyond and self.noise_weight:
-            loss = loss + self.noise_weight * beyond_drift(self.backbone, self.original, x, t, batch.prompts)
+            drift = beyond_drift(self.backbone, self.original, batch.x, batch.t, batch.prompts)
+            loss = loss + self.noise_weight * drift
         return loss
 
-    def perturbed(self, asked: Conditioning, where: Tensor) -> Conditioning:
-        """Half of the batch with fresh neighbours at the positions ``where`` ``(B, L)``, by lot if it is odd."""
+    def perturbed(self, prompts: Conditioning) -> Conditioning:
+        """Half of the batch with fresh neighbours from the concept's words on, at random if it is odd.
+
+        The pooled vector, where the family has one, has a neighbour of its own.
+        """
         if not self.mining.neighbours:
-            return asked
-        count = len(asked.tokens)
-        chosen = 2 * torch.randperm(count) + torch.randint(2, ()) < count
-        near = self.neighbourhood.draw(asked.tokens, "reject" if self.mining.sampler == "reject" else "direct")
-        return exchanged(asked, where & chosen.to(where.device).unsqueeze(1), near)
+            return prompts
+        count, where = len(prompts), prompts.from_concept()
+        chosen = (2 * torch.randperm(count) + torch.randint(2, ()) < count).to(where.device).unsqueeze(1)
+        sampler: Literal["reject", "direct"] = "reject" if self.mining.sampler == "reject" else "direct"
+        near = exchanged(prompts, where & chosen, self.neighbourhood.draw(prompts.tokens, sampler))
+        if prompts.pooled is None:
+            return near
+        pooled = torch.where(chosen, self.neighbourhood.draw(prompts.pooled, sampler), prompts.pooled)
+        return replace(near, pooled=pooled)

@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from erasure_lightning.backbones.base import TextInput
 from erasure_lightning.concepts import Batch
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.functional import Regression, corrected
@@ -78,33 +79,37 @@ class RECE(ClosedFormErasure):
         self.ridge = ridge
 
     def solve(self) -> dict[str, Tensor]:
-        """``W = W* M`` for every map."""
-        layers = self.original.text_layers()
-        gram = sum_of_grams([layer.weight for layer in layers.values()])
-        edit = self.first_edit()
-        for _ in range(self.epochs):
-            edit = self.epoch(edit, gram)
-        identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-        return {f"{name}.weight": corrected(layer.weight, edit - identity) for name, layer in layers.items()}
+        """``W = W* M`` for every map, with one ``M`` for all that share an input."""
+        solution: dict[str, Tensor] = {}
+        for source in self.original.text_inputs():
+            gram = sum_of_grams(source.weights())
+            edit = self.first_edit(source)
+            for _ in range(self.epochs):
+                edit = self.epoch(edit, gram, source)
+            identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+            solution |= source.named([corrected(weight, edit - identity) for weight in source.weights()])
+        return solution
 
-    def first_edit(self) -> Tensor:
+    def first_edit(self, source: TextInput) -> Tensor:
         """``M`` ``(D, D)`` of UCE on the last token of the concepts' words and all that follows."""
-        equations = self._preserving(FIRST_PRESERVE)
+        equations = self._preserving(FIRST_PRESERVE, source)
         for batch in self._chunks():
-            equations.redirect(*subject_rows(self.original, batch, tail=True))
+            equations.redirect(*subject_rows(self.original, batch, source, tail=True))
         correction = equations.correction(FIRST_RIDGE)
         return torch.eye(len(correction), dtype=correction.dtype, device=correction.device) + correction
 
-    def epoch(self, edit: Tensor, gram: Tensor) -> Tensor:
+    def epoch(self, edit: Tensor, gram: Tensor, source: TextInput) -> Tensor:
         """``M`` after one more edit, of what would bring the concepts back past the edit so far.
 
         Args:
             edit: ``M`` so far, ``(D, D)``.
             gram: ``S`` ``(D, D)``.
+            source: The maps.
         """
-        equations = self._preserving(self.preserve_scale)
+        equations = self._preserving(self.preserve_scale, source)
         for batch in self._chunks():
-            concepts, anchors = (self.original.encode(p).tokens.flatten(0, 1) for p in (batch.prompts, batch.targets))
+            both = (self.original.encode(prompts) for prompts in (batch.prompts, batch.targets))
+            concepts, anchors = (source.rows(prompts).flatten(0, 1) for prompts in both)
             equations.redirect(adversarial(concepts, edit, gram, self.regularization), anchors)
         return edit + edit @ equations.correction(self.ridge)
 
@@ -114,11 +119,11 @@ class RECE(ClosedFormErasure):
             some = self.concepts[i : i + CHUNK]
             yield Batch(["{}"] * len(some), [c.name for c in some], [c.anchor for c in some])
 
-    def _preserving(self, weight: float) -> Regression:
+    def _preserving(self, weight: float, source: TextInput) -> Regression:
         """Equations that hold the preserved prompts, and whatever retention callbacks hold."""
-        equations = Regression(self.kept_gram())
+        equations = Regression(self.kept_gram(source))
         if self.preserve:
-            equations.keep(self.original.encode(self.preserve).tokens.flatten(0, 1), weight)
+            equations.keep(source.rows(self.original.encode(self.preserve)).flatten(0, 1), weight)
         return equations
 
 

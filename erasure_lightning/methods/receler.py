@@ -39,10 +39,10 @@ from erasure_lightning.adapters.eraser import listening, outside
 from erasure_lightning.adapting import AdapterErasure
 from erasure_lightning.adversaries import Adversaries
 from erasure_lightning.attention_masks import concept_mask
-from erasure_lightning.backbones.base import CONCEPT, Conditioning
-from erasure_lightning.concepts import Batch
+from erasure_lightning.backbones.conditioning import CONCEPT, Conditioning
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.functional import mix
+from erasure_lightning.latents import NoisyBatch
 from erasure_lightning.ranks import collected, of_this_rank
 
 
@@ -64,6 +64,8 @@ class Receler(AdapterErasure):
     Raises:
         ErasureError: If a number is out of range.
     """
+
+    needs = frozenset({"attention maps", "cross-attention"})
 
     def __init__(
         self,
@@ -95,33 +97,32 @@ class Receler(AdapterErasure):
         layers = [name.removeprefix("denoiser.") for name in self.backbone.adaptable("cross-attention")]
         return Plan("eraser", layers, {"rank": self.rank})
 
-    def erasure_loss(self, x: Tensor, t: Tensor, batch: Batch) -> Tensor:
-        """Attack, then erase what was found; what the erasers add outside the concept's area is held down."""
-        embedded = self.backbone.embed(batch.prompts)
-        told = self.backbone.encode(batch.prompts)
+    def erasure_loss(self, batch: NoisyBatch) -> Tensor:
+        """Attack, then erase under attack; what the erasers add outside the concept's area is held down."""
+        prompts = self.backbone.encode(batch.prompts)
         with torch.no_grad(), self.original.attention() as maps:
-            called = self.original.denoise(x, t, told)
-        nothing = self.teacher(x, t, batch).nothing
+            concept = self.original.denoise(batch.x, batch.t, prompts)
+        unconditional = batch.teacher.unconditional
         for _ in range(self.attack_steps):
-            found = self.backbone.denoise(x, t, self.attacked(told, embedded[0].ends, batch))
-            self.adversaries_for(told.tokens).attack(mse_loss(found, called))
+            prediction = self.student(batch, self.attacked(prompts, batch))
+            self.adversaries_for(prompts.tokens).attack(mse_loss(prediction, concept))
         with torch.no_grad():
-            told = self.attacked(told, embedded[0].ends, batch)
+            attacked = self.attacked(prompts, batch)
         with listening(self.backbone.denoiser) as added:
-            now = self.backbone.denoise(x, t, told)
-        erasure = mse_loss(now, nothing - self.guidance * (called - nothing))
-        masks = concept_mask(maps, embedded[0].positions(CONCEPT), self.threshold, _pixels(maps, x))
+            prediction = self.student(batch, attacked)
+        erasure = mse_loss(prediction, unconditional - self.guidance * (concept - unconditional))
+        masks = concept_mask(maps, attacked.positions(CONCEPT), self.threshold, _pixels(maps, batch.x))
         return erasure + self.mask_weight * outside(added, masks)
 
-    def attacked(self, told: Conditioning, ends: Tensor, batch: Batch) -> Conditioning:
-        """The states with the concepts' adversarial rows from the ends ``(B,)`` on; without an attack, as they are."""
+    def attacked(self, prompts: Conditioning, batch: NoisyBatch) -> Conditioning:
+        """The states with the concepts' adversarial rows from the end of text on; without an attack, as they are."""
         if not self.attack_steps:
-            return told
-        rows = self.adversaries_for(told.tokens).of(batch.concepts).to(told.tokens)
-        place = torch.arange(told.tokens.shape[1], device=ends.device) - ends.unsqueeze(1)
-        chosen = place.clamp(0, self.rows - 1).unsqueeze(2).expand_as(told.tokens)
+            return prompts
+        rows = self.adversaries_for(prompts.tokens).of(batch.sentences.concepts).to(prompts.tokens)
+        place = prompts.from_end()
+        chosen = place.clamp(0, self.rows - 1).unsqueeze(2).expand_as(prompts.tokens)
         inside = ((place >= 0) & (place < self.rows)).unsqueeze(2)
-        return Conditioning(torch.where(inside, rows.gather(1, chosen), told.tokens), told.pooled)
+        return prompts.with_tokens(torch.where(inside, rows.gather(1, chosen), prompts.tokens))
 
     def adversaries_for(self, like: Tensor) -> Adversaries:
         """The adversarial rows; at first those of a checkpoint or new ones, on the device that needs them."""

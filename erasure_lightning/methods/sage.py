@@ -19,10 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from erasure_lightning.backbones.base import CONCEPT, Backbone
-from erasure_lightning.concepts import Batch
+from erasure_lightning.backbones.base import Backbone
+from erasure_lightning.backbones.conditioning import CONCEPT, Conditioning
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.functional import cosine_gap, row_mean
+from erasure_lightning.latents import NoisyBatch, alternatives
 from erasure_lightning.module import GradientErasure
 from erasure_lightning.prompts import Prompts, aligned_states, climb, with_random_template, with_template_of
 
@@ -79,72 +80,91 @@ class SAGE(GradientErasure):
         """The text encoder's last blocks and final norm, or the text layers of the denoiser."""
         return self.backbone.text_parameters(self.blocks) if self.edit == "text_encoder" else super().editable()
 
-    def erasure_loss(self, x: Tensor, t: Tensor, batch: Batch) -> Tensor:
+    def erasure_loss(self, batch: NoisyBatch) -> Tensor:
         """Self-erasure of the plain prompts and, once it has begun, of what the self-check found."""
-        instead = batch.targets if self.erase_space == "text" else batch.alternatives
-        plain, anchor = self.backbone.embed(batch.prompts), self.backbone.embed(instead)
-        asked = [plain]
+        text = self.erase_space == "text"
+        anchor = self.backbone.embed(batch.targets if text else batch.sentences.alternatives)
+        plain = self.backbone.embed(batch.prompts)
+        prompts = [plain]
         if self.check_steps and self.global_step >= self.check_from:
-            asked.append(self.self_check(plain, x, t, anchor))
-        if self.erase_space == "text":
-            answer = self.original.encode(batch.targets).tokens
-            losses = [self.text_erasure(prompts, anchor, answer) for prompts in asked]
+            prompts.append(self.self_check(plain, batch, anchor))
+        if text:
+            target = self.original.encode(batch.targets)
+            losses = [self.text_erasure(p, anchor, target) for p in prompts]
         else:
-            wanted = self._noise_target(plain, anchor, x, t)
-            losses = [mse_loss(self.backbone.denoise(x, t, self.backbone.contextualize(p)), wanted) for p in asked]
+            noise = self._noise_target(plain, batch)
+            losses = [mse_loss(self.student(batch, self.backbone.contextualize(p)), noise) for p in prompts]
         return torch.stack(losses).mean()
 
-    def self_check(self, plain: Prompts, x: Tensor, t: Tensor, anchor: Prompts | None = None) -> Prompts:
-        """Walk the template's words, from the plain prompt outward, to where the concept is said again.
+    def self_check(self, plain: Prompts, batch: NoisyBatch, anchor: Prompts | None = None) -> Prompts:
+        """Templates, from the plain prompt outward, under which the edited model still means the concept.
 
         Args:
             plain: The concept prompts.
-            x: Noisy latents ``(B, C, h, w)``, read by ``outside_in`` alone.
-            t: Their times ``(B,)``.
+            batch: Noisy latents, read by ``outside_in`` alone.
             anchor: The anchor's prompts, read by ``margin`` alone.
         """
         outside = self.check == "outside_in"
 
-        def say(backbone: Backbone, prompts: Prompts) -> Tensor:
-            return backbone.denoise(x, t, backbone.contextualize(prompts)) if outside else backbone.summarize(prompts)
+        def meaning(backbone: Backbone, prompts: Prompts) -> Tensor:
+            if not outside:
+                return backbone.summarize(prompts)
+            return backbone.denoise(batch.x, batch.t, backbone.contextualize(prompts))
 
         with torch.no_grad():
-            said = say(self.original, plain)
-            instead = self.original.summarize(anchor) if self.check == "margin" and anchor else None
+            concept = meaning(self.original, plain)
+            other = self.original.summarize(anchor) if self.check == "margin" and anchor else None
         tables, start = self.backbone.word_tables(), plain
         if outside:
             start = tuple(with_random_template(e, table) for e, table in zip(plain, tables, strict=True))
         sizes = tuple(self.check_size * table.norm(dim=1).median() for table in tables)
-        return climb(start, lambda p: -self.check_loss(say(self.backbone, p), said, instead), sizes, self.check_steps)
 
-    def check_loss(self, now: Tensor, said: Tensor, instead: Tensor | None = None) -> Tensor:
-        """``L_chk`` ``(B,)``, two readings of the paper's words; 0 where the model says what the original said."""
+        def score(prompts: Prompts) -> Tensor:
+            return -self.check_loss(meaning(self.backbone, prompts), concept, other)
+
+        return climb(start, score, sizes, self.check_steps)
+
+    def check_loss(self, now: Tensor, concept: Tensor, anchor: Tensor | None = None) -> Tensor:
+        """``L_chk`` ``(B,)``, two readings of the paper's words; 0 where the model means what the original meant."""
         if self.check == "outside_in":
-            return (now - said).square().flatten(1).mean(dim=1)
-        return cosine_gap(now, said) + (0 if instead is None else 1 - cosine_gap(now, instead))
+            return (now - concept).square().flatten(1).mean(dim=1)
+        return cosine_gap(now, concept) + (0 if anchor is None else 1 - cosine_gap(now, anchor))
 
     @torch.no_grad()
-    def _noise_target(self, plain: Prompts, anchor: Prompts, x: Tensor, t: Tensor) -> Tensor:
+    def _noise_target(self, plain: Prompts, batch: NoisyBatch) -> Tensor:
         """``eps*(c_a) - eta (eps*(c_e) - eps*(c_a))``, ``(B, C, h, w)``; without anchor and at eta 1 that of ESD."""
-        instead, said = (self.original.denoise(x, t, self.original.contextualize(p)) for p in (anchor, plain))
-        return instead - self.eta * (said - instead)
+        anchor = self.original.denoise(batch.x, batch.t, alternatives(self.original, batch.sentences))
+        concept = self.original.denoise(batch.x, batch.t, self.original.contextualize(plain))
+        return anchor - self.eta * (concept - anchor)
 
-    def text_erasure(self, asked: Prompts, anchor: Prompts, answer: Tensor) -> Tensor:
+    def text_erasure(self, prompts: Prompts, anchor: Prompts, target: Conditioning) -> Tensor:
         """``L_ers`` in text space, a scalar: states of the concept's words, and apart from them of all that follows.
 
+        The pooled vector, where the family has one, is a third.
+
         Args:
-            asked: The concept's prompts, plain or as the self-check found them.
+            prompts: The concept's prompts, plain or as the self-check found them.
             anchor: The anchor's plain prompts.
-            answer: ``y_a`` ``(B, L, D)``, what the original says of them, from which the target ``y_a - eta (y_c -
+            target: ``y_a`` ``(B, L, D)``, the original's states of them, from which the target ``y_a - eta (y_c -
                 y_a)`` comes.
         """
-        with torch.no_grad():
-            if self.target_template == "found":
-                anchor = tuple(with_template_of(a, c) for a, c in zip(anchor, asked, strict=True))
-                answer = self.original.contextualize(anchor).tokens
-            wanted = aligned_states(answer, anchor, like=asked)
-            if self.eta:
-                wanted = wanted - self.eta * (self.original.contextualize(asked).tokens - wanted)
-        gap = (self.backbone.contextualize(asked).tokens - wanted).square().mean(dim=2)
-        behind = torch.arange(gap.shape[1], device=gap.device) >= asked[0].span()[:, 1:]
-        return row_mean(gap, asked[0].positions(CONCEPT)) + row_mean(gap, behind)
+        if self.target_template == "found":
+            anchor = tuple(with_template_of(a, c) for a, c in zip(anchor, prompts, strict=True))
+            with torch.no_grad():
+                target = self.original.contextualize(anchor)
+        now = self.backbone.contextualize(prompts)
+        tokens, pooled = self._past(aligned_states(target, like=now), target.pooled, prompts)
+        gap = (now.tokens - tokens).square().mean(dim=2)
+        loss = row_mean(gap, now.positions(CONCEPT)) + row_mean(gap, now.behind_concept())
+        return loss if now.pooled is None or pooled is None else loss + mse_loss(now.pooled, pooled)
+
+    @torch.no_grad()
+    def _past(self, tokens: Tensor, pooled: Tensor | None, prompts: Prompts) -> tuple[Tensor, Tensor | None]:
+        """``y_a - eta (y_c - y_a)`` of the anchor's states, tokens and pooled vector."""
+        if not self.eta:
+            return tokens, pooled
+        concept = self.original.contextualize(prompts)
+        tokens = tokens - self.eta * (concept.tokens - tokens)
+        if pooled is None or concept.pooled is None:
+            return tokens, None
+        return tokens, pooled - self.eta * (concept.pooled - pooled)

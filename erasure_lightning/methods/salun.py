@@ -28,17 +28,20 @@ each picture of the concept, the pictures twice ``steps`` forwards, once.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from erasure_lightning.backbones.base import Part
-from erasure_lightning.concepts import Batch
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.functional import mix
 from erasure_lightning.gallery import Gallery
+from erasure_lightning.image_sources import GeneratedImages
+from erasure_lightning.latents import LatentSource, Models, NoisyBatch, alternatives
 from erasure_lightning.saliency import Masks, SalientErasure, salient
 from erasure_lightning.vocabulary import Vocabulary
 
@@ -54,51 +57,59 @@ class SalUn(SalientErasure):
 
     Args:
         alpha: Weight of denoising pictures of what remains, at least 0; 0 for none.
-        pictures: How many are drawn of the concepts, and as many of what remains; at least 1, and one a concept.
-        steps: Sampling steps of each, at least 1.
-        guidance: Scale of classifier-free guidance while they are drawn.
+        remaining: Images of what remains, as many steps and as much guidance as the concepts' have; at least 1.
         share: Of the weights that may move, above 0; at 1 all, and no saliency is taken.
         train: Which part of the denoiser, as in ESD: ``all`` of it, or ``x``, its cross-attention.
         lr: Highest learning rate.
         kwargs: Arguments of every gradient method.
 
     Raises:
-        ErasureError: If a number is out of range, or there is a bank, which it has no use for.
+        ErasureError: If a number is out of range, or latents are no generated images.
     """
 
     def __init__(
         self,
         *,
         alpha: float = 0.5,
-        pictures: int = 800,
-        steps: int = 50,
-        guidance: float = 7.5,
+        remaining: int = 800,
         share: float = 0.5,
         train: Part = "all",
         lr: float = 1e-5,
         **kwargs: Any,
     ) -> None:
         super().__init__(share=share, lr=lr, **kwargs)
-        if alpha < 0 or pictures < 1 or steps < 1:
-            found = f"{alpha}, {pictures}, {steps}"
-            raise ErasureError(f"SalUn needs alpha of at least 0, pictures and steps of at least 1; found {found}.")
-        if self.bank is not None:
-            raise ErasureError("SalUn needs no bank: it noises pictures. Found one; leave it out.")
-        self.alpha, self.pictures, self.steps, self.guidance = alpha, pictures, steps, guidance
+        if alpha < 0 or remaining < 1:
+            raise ErasureError(f"SalUn needs alpha of at least 0, remaining of at least 1; found {alpha}, {remaining}.")
+        if not isinstance(self.latents, GeneratedImages):
+            found = type(self.latents).__name__
+            raise ErasureError(f"SalUn needs images that the original generates; found {found}. Give GeneratedImages.")
+        self.alpha = alpha
+        self.remaining = remaining
         self.train_part = train
+
+    def default_latents(self) -> LatentSource:
+        """Images of the concepts: 800 in the official code for nudity."""
+        return GeneratedImages(images=800)
 
     def editable(self) -> dict[str, nn.Parameter]:
         """The part of the denoiser that ``train`` names; the saliency masks decide what of it moves."""
         return self.backbone.denoiser_parameters(self.train_part)
 
+    def models(self) -> Models:
+        """Images are drawn for sentences of their own."""
+        sentences = partial(self.sentences, salt=7)
+        return replace(super().models(), sentences=sentences, seed=mix(self.seed, self.global_rank, 7))
+
     def on_train_start(self) -> None:
-        """Draw the pictures, which a resumed run draws again, and find the masks."""
-        count = max(self.pictures, len(self.concepts))
-        self._forgotten: Batch = self.trainer.datamodule.sentences(count, 0, salt=7)  # type: ignore[attr-defined]
-        self._remaining = self._others(self.pictures) if self.alpha else []
-        prompts = [*self._forgotten.prompts, *self._remaining]
-        seed = mix(self.seed, self.global_rank, 7)
-        self._gallery = Gallery(self.original, prompts, seed, steps=self.steps, guidance=self.guidance)
+        """Draw the images of what remains, which a resumed run draws again, and find the masks."""
+        source = cast(GeneratedImages, self.latents)
+        if self.alpha:
+            first = source.images * len(self.concepts)  # those of the concepts come before
+            self._captions = self._others(self.remaining)
+            seed, steps, guidance = self.models().seed, source.steps, source.guidance
+            self._kept_images = Gallery(
+                self.original, self._captions, seed, steps=steps, guidance=guidance, first=first
+            )
         super().on_train_start()
 
     def _others(self, count: int) -> list[str]:
@@ -111,37 +122,28 @@ class SalUn(SalientErasure):
         return [captions[order[i]][(turn + i) % len(captions[order[i]])] for turn, i in turns]
 
     def saliency(self) -> Masks:
-        """The largest slopes of denoising the concepts' pictures, at one cut for all weights."""
-        rows = range(len(self._forgotten.concepts))
+        """The largest gradients of denoising the concepts' images, at one cut for all weights."""
+        rows = range(len(cast(GeneratedImages, self.latents).sentences.concepts))
         losses = (self.denoising(rows[i : i + CHUNK]) for i in range(0, len(rows), CHUNK))
         return salient(self.slopes(losses), self.share)
 
     def denoising(self, rows: Sequence[int]) -> Tensor:
-        """``mse(n, (1 + g) eps(x_t, c_f) - g eps(x_t, 0))`` for pictures of concepts by number, a scalar."""
-        x, t, target = self._gallery.noised(rows)
-        said, nothing = (self.student(x, t, p) for p in (self._shown(rows).prompts, [""] * len(rows)))
-        return mse_loss((1 + GUIDANCE) * said - GUIDANCE * nothing, target)
+        """``mse(n, (1 + g) eps(x_t, c_f) - g eps(x_t, 0))`` for images of concepts by number, a scalar."""
+        batch = cast(GeneratedImages, self.latents).at(list(rows), self.models())
+        unconditional = self.student(batch, self.backbone.unconditional(len(batch)))
+        guided = (1 + GUIDANCE) * self.student(batch) - GUIDANCE * unconditional
+        return mse_loss(guided, cast(Tensor, batch.target))
 
-    def _shown(self, rows: Sequence[int]) -> Batch:
-        return Batch(*([field[i] for i in rows] for field in self._forgotten))
-
-    def noisy_latents(self, batch: Batch) -> tuple[Tensor, Tensor, Batch]:
-        """A random picture of each concept, noised, and the sentence it was drawn for."""
-        shown = self._forgotten.concepts
-        of = [[i for i, name in enumerate(shown) if name == concept] for concept in batch.concepts]
-        rows = [own[int(torch.randint(len(own), ()))] for own in of]
-        x, t, _ = self._gallery.noised(rows)
-        return x, t, self._shown(rows)
-
-    def erasure_loss(self, x: Tensor, t: Tensor, batch: Batch) -> Tensor:
+    def erasure_loss(self, batch: NoisyBatch) -> Tensor:
         """``mse(eps(x_t, c_f), sg eps(x_t, c_p)) + alpha mse(n', eps(x'_t, c_r))``."""
         with torch.no_grad():
-            wanted = self.student(x, t, batch.alternatives)
-        loss = mse_loss(self.student(x, t, batch.prompts), wanted)
-        return loss + self.alpha * self.remaining(len(x)) if self.alpha else loss
+            target = self.student(batch, alternatives(self.backbone, batch.sentences))
+        loss = mse_loss(self.student(batch), target)
+        return loss + self.alpha * self.remaining_loss(len(batch)) if self.alpha else loss
 
-    def remaining(self, count: int) -> Tensor:
-        """``mse(n', eps(x'_t, c_r))`` on ``count`` random pictures of what remains, a scalar."""
-        rows = torch.randint(len(self._remaining), (count,)).tolist()
-        x, t, target = self._gallery.noised([len(self._forgotten.concepts) + i for i in rows])
-        return mse_loss(self.student(x, t, [self._remaining[i] for i in rows]), target)
+    def remaining_loss(self, count: int) -> Tensor:
+        """``mse(n', eps(x'_t, c_r))`` on ``count`` random images of what remains, a scalar."""
+        rows = torch.randint(len(self._captions), (count,)).tolist()
+        x, t, target = self._kept_images.noised(rows)
+        captions = self.backbone.encode([self._captions[i] for i in rows])
+        return mse_loss(self.backbone.denoise(x, t, captions), target)

@@ -20,6 +20,7 @@ joined prompt keeps our template; there it is the bare words.
 Cost of a step: 1 forward, 1 forward and backward; a walk costs twice its steps.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -30,7 +31,8 @@ from erasure_lightning.backbones.base import Backbone, Part
 from erasure_lightning.concepts import Batch
 from erasure_lightning.erasure import PREFIX
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.functional import mix, widen
+from erasure_lightning.functional import widen
+from erasure_lightning.latents import Models, NoisyBatch
 from erasure_lightning.module import GradientErasure
 from erasure_lightning.optimizers import Kind
 from erasure_lightning.sharding import put, whole
@@ -82,21 +84,23 @@ class SDD(GradientErasure):
         self.average = self.backbone.original(self.touched())
         widen(self.average.get_parameter(name) for name in self.editable())
 
-    def erasure_loss(self, x: Tensor, t: Tensor, batch: Batch) -> Tensor:
+    def erasure_loss(self, batch: NoisyBatch) -> Tensor:
         """``mse(eps(x, c_e), sg eps(x, 0))``, both of the student."""
         with torch.no_grad():
-            wanted = self.student(x, t, [""] * len(x))
-        return mse_loss(self.student(x, t, batch.prompts), wanted)
+            target = self.student(batch, self.backbone.unconditional(len(batch)))
+        return mse_loss(self.student(batch), target)
 
-    def noisy_latents(self, batch: Batch) -> tuple[Tensor, Tensor, Batch]:
-        """Latents on trajectories of all concepts at once, walked by the average if the bank follows the student."""
-        if self.bank is not None and self.bank.student:
-            self.bank.follow(self.average, self._walked, mix(self.seed, self.global_rank))
-        x, t, _ = super().noisy_latents(batch)
-        return x, t, batch
+    def models(self) -> Models:
+        """A source that follows the student follows its average."""
+        return replace(super().models(), student=self.average)
 
-    def _walked(self, walk: int) -> Batch:
-        batch = super()._walked(walk)
+    def noisy_batch(self, sentences: Batch) -> NoisyBatch:
+        """Latents on trajectories of all concepts at once, for the step's own sentences."""
+        return super().noisy_batch(sentences).with_sentences(sentences)
+
+    def source_sentences(self, count: int, number: int) -> Batch:
+        """Sentences that name all concepts, their own first."""
+        batch = super().source_sentences(count, number)
         pairs = zip(batch.templates, batch.concepts, strict=True)
         return batch._replace(templates=[template.replace("{}", self._joined(c)) for template, c in pairs])
 

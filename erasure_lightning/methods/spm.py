@@ -36,10 +36,11 @@ from torch.nn.functional import mse_loss, one_hot
 from erasure_lightning.adapters.base import CHILD, Plan
 from erasure_lightning.adapters.semi_permeable import Membrane
 from erasure_lightning.adapting import AdapterErasure
-from erasure_lightning.backbones.base import CONCEPT, Conditioning
-from erasure_lightning.concepts import Batch, Phrase, phrase
+from erasure_lightning.backbones.conditioning import CONCEPT, Conditioning
+from erasure_lightning.concepts import Phrase, phrase
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.optimizers import Kind, Schedule
+from erasure_lightning.latents import NoisyBatch
 
 #: Sentences a membrane knows its concept by, whatever its kind, and how many foreign words it is shown in each.
 SENTENCES, FOILS = ("{}", "a photo of {}", "a picture of {}", "an image of {}"), 32
@@ -64,6 +65,8 @@ class SPM(AdapterErasure):
     Raises:
         ErasureError: If a number is negative, or a template has no place for the words.
     """
+
+    needs = frozenset({"transformer layers"})
 
     def __init__(
         self,
@@ -91,8 +94,9 @@ class SPM(AdapterErasure):
     def plan(self) -> Plan:
         """One adapter beside each layer of the transformers, and a membrane that holds the concepts' sentences."""
         sentences = [s for concept in self.concepts for s in self._sentences(concept.name)]
-        words = int(self.backbone.embed(sentences)[0].positions(CONCEPT).sum(dim=1).max())
-        length, width = self.backbone.encode([""]).tokens.shape[1:]
+        states = self.backbone.encode(sentences)
+        words = int(states.positions(CONCEPT).sum(dim=1).max())
+        length, width = states.tokens.shape[1:]
         sizes = {"concepts": len(self.concepts), "sentences": len(self.templates), "words": words}
         layers = [name.removeprefix("denoiser.") for name in self.backbone.adaptable("transformer layers")]
         return Plan("spm", layers, sizes | {"length": length, "width": width, "transport": self.transport != "none"})
@@ -113,8 +117,8 @@ class SPM(AdapterErasure):
         if self.membrane.words.is_meta:  # this rank is given what another one finds
             return
         for number, concept in enumerate(self.concepts):
-            asked = self.backbone.embed(self._sentences(concept.name))
-            self.membrane.remember(number, self.backbone.contextualize(asked).tokens, asked[0].positions(CONCEPT))
+            states = self.backbone.encode(self._sentences(concept.name))
+            self.membrane.remember(number, states.tokens, states.positions(CONCEPT))
         if self.transport == "rescaled":
             seen = self.membrane.similarities(self._foreign())
             seen = seen.reshape(2, FOILS, len(self.templates), *seen.shape[2:])
@@ -133,28 +137,36 @@ class SPM(AdapterErasure):
             told.append(replace(embedded, embeddings=torch.where(where, words, embedded.embeddings)))
         return self.backbone.contextualize(told).tokens
 
-    def erasure_loss(self, x: Tensor, t: Tensor, batch: Batch) -> Tensor:
+    def erasure_loss(self, batch: NoisyBatch) -> Tensor:
         """The concept's prediction, and the anchors', in one evaluation of the adapters of each sentence's concept."""
-        said, told, count = self.teacher(x, t, batch), self.backbone.encode(batch.prompts).tokens, 1 + self.anchors
-        wanted = said.anchor - self.guidance * (said.concept - said.anchor)
-        anchors = self.latent_anchors(told)
-        x, t = x.repeat(count, 1, 1, 1), t.repeat(count)
+        teacher, prompts, count = batch.teacher, self.backbone.encode(batch.prompts), len(batch)
+        target = teacher.anchor - self.guidance * (teacher.concept - teacher.anchor)
+        every = [prompts, self.latent_anchors(prompts)] if self.anchors else [prompts]
+        copies = 1 + self.anchors
+        x, t = batch.x.repeat(copies, 1, 1, 1), batch.t.repeat(copies)
+        own = one_hot(torch.tensor(batch.indices, device=self.device), len(self.concepts))
+        with self.membrane.held(own.repeat(copies, 1)):
+            now = self.backbone.denoise(x, t, Conditioning.cat(every))
+        erasure = mse_loss(now[:count], target)
+        if not self.anchors:
+            return erasure
         with torch.no_grad():
-            kept = self.original.denoise(x[len(told) :], t[len(told) :], Conditioning(anchors)) if count > 1 else None
-        with self.membrane.held(self._own(batch).repeat(count, 1)):
-            now = self.backbone.denoise(x, t, Conditioning(torch.cat((told, anchors))))
-        erasure = mse_loss(now[: len(told)], wanted)
-        return erasure if kept is None else erasure + self.anchor_weight * mse_loss(now[len(told) :], kept)
+            kept = self.original.denoise(x[count:], t[count:], every[1])
+        return erasure + self.anchor_weight * mse_loss(now[count:], kept)
 
-    def _own(self, batch: Batch) -> Tensor:
-        names = [concept.name for concept in self.concepts]
-        rows = torch.tensor([names.index(c) for c in batch.concepts], device=self.device)
-        return one_hot(rows, len(names))
+    def latent_anchors(self, prompts: Conditioning) -> Conditioning:
+        """Random states about as long as the concepts' ``(B, L, D)``, so many of each, ``(anchors * B, L, D)``.
 
-    def latent_anchors(self, told: Tensor) -> Tensor:
-        """Random states about as long as a concept's ``(B, L, D)``, so many of each, ``(anchors * B, L, D)``."""
-        like = told.repeat(self.anchors, 1, 1)
-        noise, stretched = torch.randn_like(like), 0.8 + 0.4 * torch.rand(len(like)).to(like)
-        lengths = like.flatten(1).norm(dim=1) / noise.flatten(1).norm(dim=1)
-        scaled: Tensor = noise * (stretched * lengths).view(-1, 1, 1)
-        return scaled
+        The pooled vector, where the family has one, is as random.
+        """
+        like = prompts.repeat(self.anchors)
+        tokens = _random_like(like.tokens)
+        return replace(like, tokens=tokens, pooled=None if like.pooled is None else _random_like(like.pooled))
+
+
+def _random_like(states: Tensor) -> Tensor:
+    """A random direction for each of a batch, as long as its states times ``U[0.8, 1.2]``."""
+    noise, stretched = torch.randn_like(states), 0.8 + 0.4 * torch.rand(len(states)).to(states)
+    lengths = states.flatten(1).norm(dim=1) / noise.flatten(1).norm(dim=1)
+    scaled: Tensor = noise * (stretched * lengths).view(-1, *[1] * (states.dim() - 1))
+    return scaled

@@ -20,6 +20,7 @@ from typing import Any
 
 from torch import Tensor
 
+from erasure_lightning.backbones.base import TextInput
 from erasure_lightning.concepts import Batch
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.functional import Regression
@@ -69,13 +70,13 @@ class UCE(ClosedFormErasure):
 
     def solve(self) -> dict[str, Tensor]:
         """``W = W* (I + C)`` for every map, with the one ``C`` that minimises ``J``."""
-        equations = Regression(self.kept_gram())
+        return self.solve_each(self._fill, self.ridge)
+
+    def _fill(self, equations: Regression, source: TextInput) -> None:
         for batch in self._redirected():
-            equations.redirect(*subject_rows(self.original, batch), self.erase_scale)
+            equations.redirect(*subject_rows(self.original, batch, source), self.erase_scale)
         for batch in _chunks("{}", self.preserve, self.preserve):
-            equations.keep(subject_rows(self.original, batch)[0], self.preserve_scale)
-        maps = {f"{name}.weight": layer.weight for name, layer in self.original.text_layers().items()}
-        return dict(zip(maps, equations.solve(maps.values(), self.ridge), strict=True))
+            equations.keep(subject_rows(self.original, batch, source)[0], self.preserve_scale)
 
     def _redirected(self) -> Iterator[Batch]:
         """Every concept in every template."""

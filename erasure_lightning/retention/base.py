@@ -11,11 +11,12 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from erasure_lightning.backbones.base import TextInput
 from erasure_lightning.erasure import ErasureModule
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.functional import relations
 from erasure_lightning.module import GradientErasure
-from erasure_lightning.prompts import state_gram
+from erasure_lightning.prompts import input_gram
 from erasure_lightning.vocabulary import Vocabulary
 
 
@@ -65,14 +66,14 @@ class RetentionCallback(Callback, ABC):
     def term(self, module: GradientErasure) -> Tensor:
         """The unweighted loss, a scalar; 0 while the model is its original."""
 
-    def gram(self, module: ErasureModule) -> Tensor:
-        """What a closed form must hold, ``(D, D)`` in float64: by default the retained prompts' token states.
+    def gram(self, module: ErasureModule, source: TextInput) -> Tensor:
+        """What a closed form must hold, ``(D, D)`` in float64: by default all that a text input reads of the prompts.
 
-        Where the states' images under the edited maps stay, so do the predictions. Each prompt counts once: its
+        Where the images of its inputs under the edited maps stay, so do the predictions. Each prompt counts once: its
         positions share the weight.
         """
-        length = module.original.encode(self.retained[:1]).tokens.shape[1]
-        return state_gram(module.original, self.retained) / length
+        length = source.rows(module.original.encode(self.retained[:1])).shape[1]
+        return input_gram(module.original, self.retained, source) / length
 
     def prepare(self, module: GradientErasure) -> None:
         """Compute what does not change while training; the retained prompts are there."""
@@ -88,7 +89,7 @@ class RetentionCallback(Callback, ABC):
         if isinstance(module, GradientErasure):
             module.loss_terms[name] = lambda: self._strength(trainer) * self.term(module)
         if not self.of_states:
-            module.kept[name] = lambda: self.weight * self.gram(module)
+            module.kept[name] = lambda source: self.weight * self.gram(module, source)
 
     def _strength(self, trainer: Trainer) -> float:
         return self.weight * min((trainer.global_step + 1) / self.ramp, 1.0) if self.ramp else self.weight
@@ -102,7 +103,7 @@ class RetentionCallback(Callback, ABC):
             self.prepare(module)
 
     def _require_text_encoder(self, module: ErasureModule) -> None:
-        if self.of_states and not any(name.startswith("text_encoders.") for name in module.editable()):
+        if self.of_states and not module.backbone.edits_text(module.editable()):
             rank_zero_warn(
                 f"{type(self).__name__} holds text states, and {type(module).__name__} edits no text encoder: it will "
                 "stay at 0. LocalNoisePreservation holds what the denoiser says."

@@ -9,11 +9,12 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from erasure_lightning.bank import pure_noise
+from erasure_lightning.backbones.base import TextInput
 from erasure_lightning.concepts import Batch
 from erasure_lightning.erasure import ErasureModule
+from erasure_lightning.latents import pure_noise
 from erasure_lightning.module import GradientErasure
-from erasure_lightning.neighbours import beyond_drift, beyond_gram, concept_onward, sentences
+from erasure_lightning.neighbours import beyond_drift, beyond_gram, sentences
 from erasure_lightning.retention.base import RetentionCallback
 from erasure_lightning.vocabulary import Vocabulary
 
@@ -36,7 +37,7 @@ class BeyondConceptRegularization(RetentionCallback):
     def prepare(self, module: GradientErasure) -> None:
         """Write the concepts' sentences down."""
         self._asked = [prompt for batch in _batches(module) for prompt in batch.prompts]
-        if not any(name.startswith("denoiser.") for name in module.editable()):
+        if not module.backbone.edits_denoiser(module.editable()):
             rank_zero_warn(
                 f"{type(self).__name__} holds what the denoiser makes of text states, and {type(module).__name__} "
                 "edits no denoiser: it will stay at 0. GlobalSemanticAlignment holds what the text encoder says."
@@ -48,9 +49,9 @@ class BeyondConceptRegularization(RetentionCallback):
         x, t = pure_noise(module.backbone, len(prompts))
         return beyond_drift(module.backbone, module.original, x, t, prompts)
 
-    def gram(self, module: ErasureModule) -> Tensor:
+    def gram(self, module: ErasureModule, source: TextInput) -> Tensor:
         """What infinitely many states beyond come to, ``(D, D)`` in float64, as in stage A (`Mining`)."""
-        return torch.stack([_gram(module, batch) for batch in _batches(module)]).mean(dim=0)
+        return torch.stack([_gram(module, batch, source) for batch in _batches(module)]).mean(dim=0)
 
 
 def _batches(module: ErasureModule) -> list[Batch]:
@@ -59,7 +60,7 @@ def _batches(module: ErasureModule) -> list[Batch]:
     return [sentences(concept, vocabulary) for concept in module.concepts]
 
 
-def _gram(module: ErasureModule, batch: Batch) -> Tensor:
-    plain = module.original.embed(batch.prompts)
-    states = module.original.encode(batch.prompts).tokens
-    return beyond_gram(states[concept_onward(plain[0])]) / states[..., 0].numel()
+def _gram(module: ErasureModule, batch: Batch, source: TextInput) -> Tensor:
+    plain = module.original.encode(batch.prompts)
+    rows, mined = source.rows(plain), source.from_concept(plain)
+    return beyond_gram(rows[mined]) / rows[..., 0].numel()

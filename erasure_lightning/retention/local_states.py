@@ -8,9 +8,9 @@ no denoiser. Cost per step: a pass of the text encoder over the drawn prompts at
 from typing import Any
 
 from torch import Tensor
-from torch.nn.functional import mse_loss
 
 from erasure_lightning.module import GradientErasure
+from erasure_lightning.prompts import state_drift
 from erasure_lightning.retention.base import RetentionCallback
 
 
@@ -31,6 +31,6 @@ class LocalStatePreservation(RetentionCallback):
         self.batch_size = batch_size
 
     def term(self, module: GradientErasure) -> Tensor:
-        """Mean squared change of the states ``(B, L, D)``, a scalar."""
+        """Mean squared change of the states ``(B, L, D)``, and of pooled vectors where there are any, a scalar."""
         prompts = [self.retained[i] for i in self.draw(self.batch_size)]
-        return mse_loss(module.backbone.encode(prompts).tokens, module.original.encode(prompts).tokens)
+        return state_drift(module.backbone.encode(prompts), module.original.encode(prompts))

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from erasure_lightning.bank import pure_noise
+from erasure_lightning.latents import pure_noise
 from erasure_lightning.module import GradientErasure
+from erasure_lightning.prompts import state_drift
 from erasure_lightning.retention.base import RetentionCallback
 
 
@@ -41,14 +42,14 @@ class UnconditionalDrift(RetentionCallback):
     def prepare(self, module: GradientErasure) -> None:
         """Encode the empty prompt with the original, once."""
         with torch.no_grad():
-            self._before = module.original.encode([""])
-        self._edits_denoiser = any(name.startswith("denoiser.") for name in module.editable())
+            self._before = module.original.unconditional()
+        self._edits_denoiser = module.backbone.edits_denoiser(module.editable())
 
     def term(self, module: GradientErasure) -> Tensor:
         """Mean squared change, a scalar."""
-        now = module.backbone.encode([""])
+        now = module.backbone.unconditional()
         if not self._edits_denoiser:
-            return mse_loss(now.tokens, self._before.tokens)
+            return state_drift(now, self._before)
         x, t = pure_noise(module.backbone, self.batch_size)
         with torch.no_grad():
             before = module.original.denoise(x, t, self._before.expand(self.batch_size))

@@ -17,16 +17,17 @@ Cost of a step: 2 forwards and backwards of the student and 2 forwards of the or
 the concept is the bank's); 2 forwards of the student and 2 forwards and backwards of the original for the mixture.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss, one_hot
 
-from erasure_lightning.backbones.base import Conditioning, Part
-from erasure_lightning.bank import pure_noise
-from erasure_lightning.concepts import Batch
+from erasure_lightning.backbones.base import Part
+from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.latents import NoisyBatch, pure_noise
 from erasure_lightning.module import GradientErasure
 from erasure_lightning.retention.base import read_lines
 from erasure_lightning.vocabulary import Vocabulary, spread
@@ -87,8 +88,8 @@ class AGE(GradientErasure):
         """Encode the vocabulary, find each concept's targets, and take up the mixtures where a checkpoint left them."""
         others = Vocabulary(self.backbone.world, self.concepts).others
         words = read_lines(self.vocabulary, "AGE") if self.vocabulary else others
-        parts = [self.original.encode(words[i : i + 64]).tokens for i in range(0, len(words), 64)]
-        self._table = torch.cat(parts)
+        super().on_train_start()
+        self._table = Conditioning.cat([self.original.encode(words[i : i + 64]) for i in range(0, len(words), 64)])
         self._targets = torch.stack([self._near(concept.name) for concept in self.concepts])
         count = self._targets.shape[1]
         self._logits = torch.full((len(self.concepts), count), 1 / count, device=self.device, requires_grad=True)
@@ -99,40 +100,47 @@ class AGE(GradientErasure):
 
     def _near(self, concept: str) -> Tensor:
         """Numbers of the words that may stand in the concept's place, nearest first."""
-        state = self.original.encode([concept]).tokens
-        ranked = (self._table - state).flatten(1).float().norm(dim=1).argsort()[: self.closest].tolist()
-        return torch.tensor(spread(ranked, self.centres), device=self._table.device)
+        state, table = self.original.encode([concept]).tokens, self._table.tokens
+        ranked = (table - state).flatten(1).float().norm(dim=1).argsort()[: self.closest].tolist()
+        return torch.tensor(spread(ranked, self.centres), device=table.device)
 
-    def mixture(self, batch: Batch) -> Conditioning:
+    def mixture(self, batch: NoisyBatch) -> Conditioning:
         """``c_t`` ``(B, L, D)``: a draw of each concept's mixture; the gradient flows to its logits."""
-        rows = torch.tensor([[c.name for c in self.concepts].index(name) for name in batch.concepts])
+        rows = torch.tensor(batch.indices)
         gumbel = -torch.empty(len(rows), self._logits.shape[1]).exponential_().log().to(self._logits)
         shares = ((self._logits[rows] + gumbel) / self.temperature).softmax(dim=1)
         kept = one_hot(shares.topk(min(self.top, shares.shape[1])).indices, shares.shape[1]).sum(dim=1)
         shares = shares * kept / (shares * kept).sum(dim=1, keepdim=True)
         words = self._table[self._targets[rows]]
-        return Conditioning(torch.einsum("bn,bnld->bld", shares.to(words), words))
 
-    def erasure_loss(self, x: Tensor, t: Tensor, batch: Batch) -> Tensor:
+        def mixed(states: Tensor) -> Tensor:
+            return torch.einsum("bn,bn...->b...", shares.to(states), states)
+
+        pooled = None if words.pooled is None else mixed(words.pooled)
+        return replace(words[:, 0], tokens=mixed(words.tokens), pooled=pooled)
+
+    def erasure_loss(self, batch: NoisyBatch) -> Tensor:
         """A step of the mixture uphill, then the loss of the weights at a fresh draw of it."""
-        free, times = pure_noise(self.backbone, len(x))
+        x, t = batch.x, batch.t
+        free, times = pure_noise(self.backbone, len(batch))
         if self.target_lr:
-            slope = torch.autograd.grad(self.harm(x, t, free, times, batch, self.mixture(batch)), self._logits)
+            slope = torch.autograd.grad(self.harm(batch, free, times, self.mixture(batch)), self._logits)
             self._logits.grad = slope[0]
             self._ascent.step()
         with torch.no_grad():
             target = self.mixture(batch)
-            instead = self._clean(self.original.denoise(x, t, target), x, t)
-        said = self._clean(self.teacher(x, t, batch).concept, x, t)
-        now = self._clean(self.student(x, t, batch.prompts), x, t)
-        return mse_loss(now, instead - self.eta * (said - instead)) + self.preserve * self._drift(free, times, target)
+            mixed = self._clean(self.original.denoise(x, t, target), x, t)
+        concept = self._clean(batch.teacher.concept, x, t)
+        now = self._clean(self.student(batch), x, t)
+        return mse_loss(now, mixed - self.eta * (concept - mixed)) + self.preserve * self._drift(free, times, target)
 
-    def harm(self, x: Tensor, t: Tensor, free: Tensor, times: Tensor, batch: Batch, target: Conditioning) -> Tensor:
+    def harm(self, batch: NoisyBatch, free: Tensor, times: Tensor, target: Conditioning) -> Tensor:
         """What the mixture raises: how far the concept is from it, and how far the edit has moved it; a scalar."""
+        x, t = batch.x, batch.t
         with torch.no_grad():
-            now = self._clean(self.student(x, t, batch.prompts), x, t)
-        instead = self._clean(self.original.denoise(x, t, target), x, t)
-        return mse_loss(now, instead) + self.preserve * self._drift(free, times, target)
+            now = self._clean(self.student(batch), x, t)
+        mixed = self._clean(self.original.denoise(x, t, target), x, t)
+        return mse_loss(now, mixed) + self.preserve * self._drift(free, times, target)
 
     def _drift(self, x: Tensor, t: Tensor, target: Conditioning) -> Tensor:
         now, before = (self._clean(model.denoise(x, t, target), x, t) for model in (self.backbone, self.original))

@@ -97,7 +97,7 @@ class SPEED(ClosedFormErasure):
 
     def solve(self) -> dict[str, Tensor]:
         """``W* + D`` for every value map."""
-        rows, held = self.rows(), self.kept_gram()
+        rows, held = self.rows(), self.kept_gram(self.original.text_inputs()[0])
         generator = torch.Generator().manual_seed(mix(self.seed, 7))
         solution = {}
         for name in self.editable():
@@ -116,8 +116,9 @@ class SPEED(ClosedFormErasure):
         return Rows(concepts, instead, self._last_tokens(texts, texts)[0], torch.cat((empty[:1], centres(empty[1:]))))
 
     def _last_tokens(self, words: list[str], instead: list[str]) -> tuple[Tensor, Tensor]:
+        read = self.original.text_inputs()[0]
         pairs = [
-            subject_rows(self.original, Batch([template] * len(part), part, instead[i : i + CHUNK]))
+            subject_rows(self.original, Batch([template] * len(part), part, instead[i : i + CHUNK]), read)
             for template in self.templates
             for i in range(0, len(words), CHUNK)
             if (part := words[i : i + CHUNK])

@@ -13,26 +13,26 @@ from erasure_lightning.errors import ErasureError
 SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
-def image_files(given: Sequence[str]) -> list[Path]:
+def image_files(given: Sequence[str], owner: str = "purify") -> list[Path]:
     """The files, and those in the folders, in the order given.
 
     Raises:
-        ErasureError: If one is not there, is no PNG or JPEG, or cannot be read.
+        ErasureError: Naming ``owner``, if one is not there, is no PNG or JPEG, or cannot be read.
     """
-    files = [file for path in map(Path, given) for file in (_inside(path) if path.is_dir() else [path])]
+    files = [file for path in map(Path, given) for file in (_inside(path, owner) if path.is_dir() else [path])]
     for path in files:
         if not path.is_file():
             raise ErasureError(f"No picture at {path}: there is no such file or folder.")
         if path.suffix.lower() not in SUFFIXES:
-            raise ErasureError(f"purify reads PNG and JPEG files; found {path}.")
+            raise ErasureError(f"{owner} reads PNG and JPEG files; found {path}.")
         read(path)  # all of them at once, rather than failing on the last after an hour
     return files
 
 
-def _inside(folder: Path) -> list[Path]:
+def _inside(folder: Path, owner: str) -> list[Path]:
     found = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
     if not found:
-        raise ErasureError(f"purify reads PNG and JPEG files; found none in the folder {folder}.")
+        raise ErasureError(f"{owner} reads PNG and JPEG files; found none in the folder {folder}.")
     return found
 
 
@@ -49,10 +49,10 @@ def read(path: Path) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright).convert("RGB")
 
 
-def fitted(path: Path, side: int) -> Tensor:
-    """The central square of a picture, resized to ``(3, side, side)`` in 0..1."""
-    square = ImageOps.fit(read(path), (side, side), Image.Resampling.LANCZOS)
-    return torch.tensor(numpy.asarray(square)).permute(2, 0, 1).float() / 255
+def fitted(path: Path, height: int, width: int) -> Tensor:
+    """The centre of a picture, resized to ``(3, height, width)`` in 0..1."""
+    centre = ImageOps.fit(read(path), (width, height), Image.Resampling.LANCZOS)
+    return torch.tensor(numpy.asarray(centre)).permute(2, 0, 1).float() / 255
 
 
 def names(files: Sequence[Path], taken: set[str]) -> list[str]:

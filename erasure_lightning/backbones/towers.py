@@ -1,0 +1,206 @@
+"""Text towers: a text encoder, its tokenizer, and what of its output the model reads."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from erasure_lightning.backbones.conditioning import CONCEPT, END, PADDING, START, TEMPLATE, positions
+from erasure_lightning.concepts import Phrase
+from erasure_lightning.errors import ErasureError
+
+#: Prompts whose tokens are remembered.
+MOST = 4096
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Prompts as one text tower's input embeddings, before any context.
+
+    Args:
+        embeddings: Word embeddings without positions, ``(B, L, E)``.
+        ids: Token ids, ``(B, L)``.
+        roles: What stands where (`START`, `TEMPLATE`, `CONCEPT`, `END`, `PADDING`), ``(B, L)``.
+    """
+
+    embeddings: Tensor
+    ids: Tensor
+    roles: Tensor
+
+    @property
+    def ends(self) -> Tensor:
+        """Position of each prompt's end-of-text token, ``(B,)``."""
+        return (self.roles == END).int().argmax(dim=1)
+
+    def positions(self, *roles: int) -> Tensor:
+        """Where one of the roles stands, boolean ``(B, L)``."""
+        return positions(self.roles, *roles)
+
+    def cut(self, length: int) -> "Embedded":
+        """The first ``length`` positions."""
+        return Embedded(self.embeddings[:, :length], self.ids[:, :length], self.roles[:, :length])
+
+
+class Encoded(NamedTuple):
+    """A tower's output.
+
+    Args:
+        tokens: States of the layer that the model reads, ``(B, L, D)``.
+        pooled: Projected state at the end of text, ``(B, P)``, where the tower has a projection.
+    """
+
+    tokens: Tensor
+    pooled: Tensor | None
+
+    def to(self, dtype: torch.dtype) -> "Encoded":
+        """The same in another precision."""
+        return Encoded(self.tokens.to(dtype), None if self.pooled is None else self.pooled.to(dtype))
+
+
+class TextTower(nn.Module, ABC):
+    """A text encoder with its tokenizer.
+
+    Args:
+        model: A text encoder of transformers.
+        tokenizer: Its tokenizer.
+    """
+
+    #: Whether a position sees only those before it, so that a prompt need not be encoded past its end.
+    causal: bool
+
+    def __init__(self, model: nn.Module, tokenizer: Any) -> None:
+        super().__init__()
+        self.model = model
+        self.tokenizer = tokenizer
+        self._tokenized: dict[str | Phrase, tuple[Tensor, Tensor]] = {}
+
+    @property
+    def table(self) -> Tensor:
+        """The word embeddings ``(V, E)``, frozen."""
+        return cast(Tensor, cast(Any, self.model).get_input_embeddings().weight).detach()
+
+    @abstractmethod
+    def encode(self, embedded: Embedded) -> Encoded:
+        """Run the encoder on input embeddings."""
+
+    @abstractmethod
+    def read_parameters(self, blocks: int | None = None) -> dict[str, nn.Parameter]:
+        """Weights that the model's reading depends on, by name in the tower, but for token and position tables.
+
+        Args:
+            blocks: Only so many blocks, counted from the layer that is read; all by default.
+        """
+
+    @abstractmethod
+    def roles(self, ids: Tensor, offsets: Tensor, spans: Sequence[tuple[int, int]]) -> Tensor:
+        """Roles ``(B, L)`` of tokenized prompts.
+
+        Args:
+            ids: Token ids, ``(B, L)``.
+            offsets: Characters that each token spells, ``(B, L, 2)``.
+            spans: Characters of each prompt's concept.
+        """
+
+    def embed(self, prompts: Sequence[str | Phrase], dtype: torch.dtype) -> Embedded:
+        """Look up the prompts' words, padded to the tokenizer's full length.
+
+        Raises:
+            ErasureError: If a concept's words fall behind the last position.
+        """
+        if len(self._tokenized) > MOST:
+            self._tokenized.clear()
+        if new := [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._tokenized]:
+            self._tokenized.update(zip(new, self._tokenize(new), strict=True))
+        rows = zip(*(self._tokenized[prompt] for prompt in prompts), strict=True)
+        ids, roles = (torch.stack(row).to(self.table.device) for row in rows)
+        return Embedded(self.table[ids].to(dtype), ids, roles)
+
+    def _tokenize(self, prompts: Sequence[str | Phrase]) -> Iterable[tuple[Tensor, Tensor]]:
+        """Ids and roles ``(L,)`` of each prompt."""
+        texts = [p.text if isinstance(p, Phrase) else p for p in prompts]
+        spans = [(p.start, p.stop) if isinstance(p, Phrase) else (0, 0) for p in prompts]
+        tokens = self.tokenizer(
+            texts, padding="max_length", truncation=True, return_offsets_mapping=True, return_tensors="pt"
+        )
+        roles = self.roles(tokens.input_ids, tokens.offset_mapping, spans)
+        for text, (start, stop), row in zip(texts, spans, roles, strict=True):
+            if stop > start and not (row == CONCEPT).any():
+                raise ErasureError(
+                    f"The text encoder reads {self.tokenizer.model_max_length} tokens; found {text[start:stop]!r} "
+                    f"behind the last of them in {text!r}. Shorten the sentence."
+                )
+        return zip(tokens.input_ids, roles, strict=True)
+
+    def words(self) -> Tensor:
+        """Ids ``(W,)`` of tokens that are whole words: spelled, they are read as themselves between other words."""
+        ids = torch.arange(len(self.tokenizer))
+        spelled = self.tokenizer.batch_decode(ids.unsqueeze(1), skip_special_tokens=True)
+        read = self.tokenizer([f"a {word.strip()} a" for word in spelled]).input_ids
+        around = self.tokenizer("a a").input_ids
+        kept = [tokens == [*around[:2], i, *around[2:]] for i, tokens in enumerate(read)]
+        return ids[torch.tensor(kept)].to(self.table.device)
+
+    def spell(self, ids: Tensor) -> str:
+        """The words that token ids ``(N,)`` stand for."""
+        return cast(str, self.tokenizer.decode(ids.tolist(), skip_special_tokens=True)).strip()
+
+
+class ClipTower(TextTower):
+    """A CLIP text encoder.
+
+    Args:
+        model: A `CLIPTextModel`, or a `CLIPTextModelWithProjection`.
+        tokenizer: Its `CLIPTokenizer`.
+        layer: Which hidden state the model reads: -1 the last, behind the final norm; -2 the one before, as it is.
+        projection: Whether the model reads the projected state at the end of text too.
+    """
+
+    causal = True
+
+    def __init__(self, model: nn.Module, tokenizer: Any, *, layer: int = -1, projection: bool = False) -> None:
+        super().__init__(model, tokenizer)
+        self.layer = layer
+        self.projection = projection
+
+    def encode(self, embedded: Embedded) -> Encoded:
+        """Token states ``(B, L, D)`` of the layer that is read, and the projected state at the end of text."""
+        model = cast(Any, self.model)
+        # CLIP's model takes ids alone; the table's output is the one place where other embeddings can enter.
+        words = embedded.embeddings.to(self.table.dtype)
+        handle = model.get_input_embeddings().register_forward_hook(lambda *_: words)
+        try:
+            output = model(input_ids=embedded.ids, output_hidden_states=self.layer != -1)
+        finally:
+            handle.remove()
+        tokens = output.last_hidden_state if self.layer == -1 else output.hidden_states[self.layer]
+        return Encoded(tokens, output.text_embeds if self.projection else None)
+
+    def roles(self, ids: Tensor, offsets: Tensor, spans: Sequence[tuple[int, int]]) -> Tensor:
+        """Roles ``(B, L)``: a start token, words, an end token, padding."""
+        start, stop = torch.tensor(spans).unsqueeze(1).unbind(dim=2)
+        first, last = offsets.unbind(dim=2)
+        roles = torch.full_like(ids, TEMPLATE)
+        roles[(first < stop) & (last > start) & (last > first)] = CONCEPT
+        ends = (ids[:, 1:] == self.tokenizer.eos_token_id).int().argmax(dim=1, keepdim=True) + 1
+        place = torch.arange(ids.shape[1])
+        roles[place > ends] = PADDING
+        roles[place == ends] = END
+        roles[:, 0] = START
+        return roles
+
+    def read_parameters(self, blocks: int | None = None) -> dict[str, nn.Parameter]:
+        """Blocks as far as they are read, and what stands behind the last of them: final norm and projection."""
+        count = cast(Any, self.model).config.num_hidden_layers
+        read = count + 1 + self.layer
+        last = count if self.projection else read
+        first = 0 if blocks is None else max(read - blocks, 0)
+        parts = tuple(f"encoder.layers.{i}." for i in range(first, last))
+        if last == count and (self.projection or self.layer == -1):
+            parts += ("final_layer_norm.",)
+        if self.projection:
+            parts += ("text_projection.",)
+        named = self.model.named_parameters()
+        return {f"model.{name}": p for name, p in named if name.removeprefix("text_model.").startswith(parts)}
