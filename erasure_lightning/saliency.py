@@ -91,6 +91,7 @@ class SalientErasure(GradientErasure):
 
     def on_train_start(self) -> None:
         """Find the masks, unless a checkpoint held them."""
+        super().on_train_start()
         if self.share < 1 and not self.masks:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(mix(self.seed, self.global_rank, 8))
