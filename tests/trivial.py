@@ -1,6 +1,5 @@
 """Methods and an attack without a paper: what the base classes, callbacks and the registry are tested with."""
 
-import torch
 from torch.nn.functional import mse_loss
 
 from erasure_lightning.attacks.base import ConceptAttack, Found
@@ -11,10 +10,8 @@ from erasure_lightning.module import ClosedFormErasure, GradientErasure
 class Distillation(GradientErasure):
     """Predicts for the concept what the original predicts for the anchor."""
 
-    def erasure_loss(self, x, t, batch):
-        with torch.no_grad():
-            wanted = self.original.denoise(x, t, self.original.encode(batch.targets))
-        return mse_loss(self.backbone.denoise(x, t, self.backbone.encode(batch.prompts)), wanted)
+    def erasure_loss(self, batch):
+        return mse_loss(self.student(batch), batch.teacher.predict(batch.targets))
 
 
 class Redirection(ClosedFormErasure):
@@ -32,14 +29,14 @@ class Redirection(ClosedFormErasure):
 class Idle(GradientErasure):
     """Does nothing at all: the negative control."""
 
-    def erasure_loss(self, x, t, batch):
+    def erasure_loss(self, batch):
         return 0 * next(iter(self.editable().values())).sum()
 
 
 class Exploding(GradientErasure):
     """Loses its loss at once."""
 
-    def erasure_loss(self, x, t, batch):
+    def erasure_loss(self, batch):
         return next(iter(self.editable().values())).sum() * float("nan")
 
 
