@@ -17,9 +17,9 @@ from erasure_lightning.data import PromptData
 from erasure_lightning.erasure import PREFIX as PREFIX  # these two are part of what this module offers
 from erasure_lightning.erasure import ErasureModule as ErasureModule
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.functional import Regression, mix
+from erasure_lightning.functional import Regression, Schedule, mix, rate_factor
 from erasure_lightning.latents import LatentSource, Models, NoisyBatch, PureNoise
-from erasure_lightning.optimizers import Kind, Schedule, make_optimizer, rate_factor
+from erasure_lightning.optimizers import Kind, make_optimizer
 from erasure_lightning.ranks import averaged, broadcast, collected, of_this_rank
 
 

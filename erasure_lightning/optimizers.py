@@ -1,6 +1,6 @@
 """Optimizers of an edit, by the names that a config gives them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Literal
 
@@ -9,14 +9,10 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Adam, AdamW, Optimizer
 
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.functional import warm_cosine
 
 #: Adam with moments in float32, with decoupled weight decay, or (bitsandbytes) with moments in 8 bits, for which a
 #: weight's state takes 2 bytes instead of 8.
 Kind = Literal["adam", "adamw", "adam8bit"]
-
-#: What a learning rate does behind its warm-up: it stays, or falls along a cosine to 0 at the end of the run.
-Schedule = Literal["constant", "cosine"]
 
 #: Weight decay of each optimizer where none is given; AdamW's is PyTorch's own.
 DECAY = {"adam": 0.0, "adamw": 0.01, "adam8bit": 0.0}
@@ -44,19 +40,6 @@ def make_optimizer(
         made: Optimizer = Adam8bit(parameters, lr=lr, weight_decay=decay)
         return made
     return (AdamW if kind == "adamw" else Adam)(parameters, lr=lr, weight_decay=decay)
-
-
-def rate_factor(schedule: Schedule, warmup: int, total: int) -> Callable[[int], float]:
-    """Factor of the learning rate at a step, 0..1.
-
-    Args:
-        schedule: What follows the warm-up.
-        warmup: Steps of linear rise from 0 to 1, at least 0.
-        total: Steps of the run.
-    """
-    if schedule == "cosine":
-        return warm_cosine(warmup, total)
-    return lambda step: min((step + 1) / warmup, 1.0) if warmup else 1.0
 
 
 def check_eight_bits(split: bool) -> None:

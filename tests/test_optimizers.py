@@ -11,7 +11,8 @@ from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.cli.main import main
 from erasure_lightning.concepts import Concept
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.optimizers import make_optimizer, rate_factor
+from erasure_lightning.functional import rate_factor
+from erasure_lightning.optimizers import make_optimizer
 from erasure_lightning.testing import edit_of, fit
 
 

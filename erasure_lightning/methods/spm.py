@@ -39,11 +39,12 @@ from erasure_lightning.adapting import AdapterErasure
 from erasure_lightning.backbones.conditioning import CONCEPT, Conditioning
 from erasure_lightning.concepts import Phrase, phrase
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.functional import Schedule
 from erasure_lightning.latents import NoisyBatch
-from erasure_lightning.optimizers import Kind, Schedule
+from erasure_lightning.optimizers import Kind
 
-#: Sentences a membrane knows its concept by, whatever its kind, and how many foreign words it is shown in each.
-SENTENCES, FOILS = ("{}", "a photo of {}", "a picture of {}", "an image of {}"), 32
+#: Sentences a membrane knows its concept by, and how many foreign words it is shown in each.
+SENTENCES, FOILS = ("{}", "a {}", "a photo of {}", "an image of {}"), 32
 
 
 class SPM(AdapterErasure):

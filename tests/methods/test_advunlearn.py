@@ -19,10 +19,14 @@ CONCEPTS = [Concept("cat", "dog"), Concept("star", "heart")]
 BATCH = Batch(["a photo of a {}", "the {} in a house"], ["cat", "star"], ["", ""])
 X, T = torch.linspace(-2, 2, 512).view(2, 4, 8, 8), torch.tensor([100, 900])
 
+#: What the shipped config gives.
+GIVEN = numbers("advunlearn")
+
 
 def method(cls=AdvUnlearn, **arguments):
     """A method whose text encoder has moved, so that student and original differ."""
-    module = cls(concepts=CONCEPTS, backbone=TinyBackbone(), **arguments)
+    given = (GIVEN if cls is AdvUnlearn else {}) | arguments
+    module = cls(concepts=CONCEPTS, backbone=TinyBackbone(), **given)
     module.configure_model()
     for parameter in module.editable().values():
         parameter.data.add_(0.02)
@@ -44,11 +48,11 @@ def front(module, count=1):
     ids=str,
 )
 def test_contract(arguments):
-    check_method(AdvUnlearn, thorough=False, bank=TrajectoryBank(trajectories=2, steps=3), **arguments)
+    check_method(AdvUnlearn, thorough=False, bank=TrajectoryBank(trajectories=2, steps=3), **(GIVEN | arguments))
 
 
 def test_contract_on_pure_noise_late_blocks_and_the_world():
-    check_method(AdvUnlearn, attack_from=1, attack_steps=1, blocks=1)
+    check_method(AdvUnlearn, **(GIVEN | {"attack_from": 1, "attack_steps": 1, "blocks": 1}))
 
 
 class TestLoss:

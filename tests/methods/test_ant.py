@@ -17,13 +17,16 @@ BATCH = Batch(["a photo of a {}", "the {} in a house", "a {}"], ["cat", "star", 
 X, T = torch.linspace(-2, 2, 768).view(3, 4, 8, 8), torch.tensor([100, 900, 500])
 LATE, EARLY = [0, 2], [1]
 
+#: A rate that moves the tiny model.
+GIVEN = {"lr": 3e-4, "schedule": "cosine"}
+
 
 def bank(**arguments):
     return TrajectoryBank(**({"trajectories": 2, "steps": 4} | arguments))
 
 
 def ant(moved=0.01, **arguments):
-    module = ANT(concepts=CONCEPTS, backbone=TinyBackbone(), **arguments)
+    module = ANT(concepts=CONCEPTS, backbone=TinyBackbone(), **(GIVEN | arguments))
     module.configure_model()
     for parameter in module.editable().values():
         parameter.data.add_(moved)
@@ -58,11 +61,11 @@ def moved(module, question):
     ids=["masked", "cross-attention", "student"],
 )
 def test_contract(arguments):
-    check_method(ANT, thorough=False, **{"bank": bank(), "maps": 2} | arguments)
+    check_method(ANT, thorough=False, **(GIVEN | {"bank": bank(), "maps": 2} | arguments))
 
 
 def test_contract_on_pure_noise_and_the_world():
-    check_method(ANT, maps=1)
+    check_method(ANT, maps=1, **GIVEN)
 
 
 class TestLoss:

@@ -15,7 +15,7 @@ from erasure_lightning.testing import check_method, fit
 
 BATCH = Batch(["a photo of a {}", "the {} in a house"], ["cat", "star"], ["dog", ""])
 X, T = torch.linspace(-2, 2, 512).view(2, 4, 8, 8), torch.tensor([100, 900])
-FEW = {"pictures": 4, "steps": 2, "guidance": 2.0}
+FEW = numbers("ca", pictures=4, steps=2, guidance=2.0)
 
 
 def ca(prediction="epsilon", **arguments):

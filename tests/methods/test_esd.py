@@ -17,9 +17,12 @@ BATCH = Batch(["a photo of a {}", "the {} in a house"], ["cat", "star"], ["dog",
 X, T = torch.linspace(-2, 2, 512).view(2, 4, 8, 8), torch.tensor([100, 900])
 PARTS = ("x", "x-strict", "u", "all")
 
+#: What the shipped config gives.
+GIVEN = numbers("esd")
+
 
 def esd(concepts=CONCEPTS, **arguments):
-    module = ESD(concepts=concepts, backbone=TinyBackbone(), **arguments)
+    module = ESD(concepts=concepts, backbone=TinyBackbone(), **(GIVEN | arguments))
     module.configure_model()
     for parameter in module.editable().values():  # so that student and original differ
         parameter.data.add_(0.01)
@@ -33,7 +36,7 @@ def says(model, words):
 
 @pytest.mark.parametrize("part", PARTS)
 def test_contract(part):
-    check_method(ESD, train=part, thorough=part == "x", bank=TrajectoryBank(trajectories=2, steps=3))
+    check_method(ESD, train=part, thorough=part == "x", bank=TrajectoryBank(2, 3), **GIVEN)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +49,7 @@ def test_contract(part):
     ids=["pure noise", "student", "anchor"],
 )
 def test_contract_on_other_latents(arguments):
-    check_method(ESD, thorough=False, **arguments)
+    check_method(ESD, thorough=False, **(GIVEN | arguments))
 
 
 class TestLoss:

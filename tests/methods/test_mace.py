@@ -16,7 +16,7 @@ from erasure_lightning.methods.mace import MACE, importance
 from erasure_lightning.prompts import shared_rows, state_gram
 from erasure_lightning.testing import check_method, fit
 
-QUICK = {"pictures": 1, "steps": 2}
+QUICK = numbers("mace", pictures=1, steps=2)
 BATCH = Batch(["a photo of a {}", "the {} in a house"], ["cat", "star"], ["dog", "heart"])
 CONCEPTS = [Concept("cat", "dog"), Concept("star", "heart")]
 

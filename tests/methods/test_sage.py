@@ -25,9 +25,14 @@ from erasure_lightning.testing import check_method, fit
 BATCH = Batch(["a photo of a {}", "the {} in a house"], ["cat", "star"], ["dog", "heart"])
 LATENTS = torch.zeros(2, 4, 8, 8), torch.tensor([100, 900])
 
+#: What the shipped config gives.
+GIVEN = numbers("sage")
+
 
 def sage(**arguments):
-    module = SAGE(concepts=[Concept("cat", "dog"), Concept("star", "heart")], backbone=TinyBackbone(), **arguments)
+    module = SAGE(
+        concepts=[Concept("cat", "dog"), Concept("star", "heart")], backbone=TinyBackbone(), **(GIVEN | arguments)
+    )
     module.configure_model()
     return module
 
@@ -45,7 +50,7 @@ def sage(**arguments):
     ids=str,
 )
 def test_contract(arguments):
-    check_method(SAGE, check_from=1, warmup=1, thorough=not arguments, **arguments)
+    check_method(SAGE, thorough=not arguments, **(GIVEN | {"check_from": 1, "warmup": 1} | arguments))
 
 
 class TestSelfCheck:

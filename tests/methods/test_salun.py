@@ -16,9 +16,12 @@ CONCEPTS = [Concept("cat", "dog"), Concept("star")]
 BATCH = Batch(["a photo of a {}", "the {} in a house"], ["cat", "star"], ["dog", ""])
 X, T = torch.linspace(-2, 2, 512).view(2, 4, 8, 8), torch.tensor([100, 900])
 
+#: What the shipped config gives.
+GIVEN = numbers("salun", pictures=4, steps=2)
+
 
 def salun(prediction="epsilon", **arguments):
-    given = {"pictures": 4, "steps": 2} | arguments
+    given = GIVEN | arguments
     return SalUn(concepts=CONCEPTS, backbone=TinyBackbone(prediction=prediction), **given)
 
 
@@ -32,11 +35,11 @@ def ask(model, prompts):
 
 
 def test_contract():
-    check_method(SalUn, pictures=4, steps=2)
+    check_method(SalUn, **GIVEN)
 
 
 def test_contract_without_masks_and_pictures_of_what_remains():
-    check_method(SalUn, thorough=False, pictures=4, steps=2, train="x", share=1.0, alpha=0.0)
+    check_method(SalUn, thorough=False, train="x", share=1.0, alpha=0.0, **GIVEN)
 
 
 class TestLoss:

@@ -16,10 +16,13 @@ from erasure_lightning.testing import check_method, edit_of, fit
 BATCH = Batch(["a photo of a {}", "the {} in a house"], ["cat", "star"], ["dog", "heart"])
 X, T = torch.linspace(-2, 2, 512).view(2, 4, 8, 8), torch.tensor([100, 900])
 
+#: What the shipped config gives.
+GIVEN = numbers("sdd")
+
 
 def sdd(**arguments):
     concepts = [Concept("cat"), Concept("star"), Concept("heart")]
-    module = SDD(concepts=concepts, backbone=TinyBackbone(), **arguments)
+    module = SDD(concepts=concepts, backbone=TinyBackbone(), **(GIVEN | arguments))
     module.configure_model()
     return module
 
@@ -34,7 +37,7 @@ def followed():
     ids=["defaults", "no average", "all", "average's trajectories", "original's trajectories"],
 )
 def test_contract(arguments):
-    check_method(SDD, thorough=not arguments, **arguments)
+    check_method(SDD, thorough=not arguments, **(GIVEN | arguments))
 
 
 class TestLoss:
@@ -71,7 +74,7 @@ class Recording(SDD):
 
 class TestAverage:
     def test_what_is_kept_is_the_average_of_every_step(self):
-        module = Recording(concepts=[Concept("cat")], backbone=TinyBackbone(), ema=0.8)
+        module = Recording(concepts=[Concept("cat")], backbone=TinyBackbone(), **(GIVEN | {"ema": 0.8}))
         fit(module, 3)
         for name, kept in edit_of(module).items():
             by_hand = dict(module.original.named_parameters())[name]
@@ -81,12 +84,12 @@ class TestAverage:
             assert not torch.allclose(kept, module.history[-1][name], atol=1e-6)  # the control
 
     def test_without_memory_the_student_is_kept(self):
-        module = Recording(concepts=[Concept("cat")], backbone=TinyBackbone(), ema=0.0)
+        module = Recording(concepts=[Concept("cat")], backbone=TinyBackbone(), **(GIVEN | {"ema": 0.0}))
         fit(module, 3)
         assert all(torch.equal(kept, module.history[-1][name]) for name, kept in edit_of(module).items())
 
     def test_a_checkpoint_of_a_run_under_way_is_the_average_and_has_the_student_beside_it(self, tmp_path):
-        module = Recording(concepts=[Concept("cat")], backbone=TinyBackbone(), ema=0.8)
+        module = Recording(concepts=[Concept("cat")], backbone=TinyBackbone(), **(GIVEN | {"ema": 0.8}))
         fit(module, 2, total=4, save=tmp_path / "half.ckpt")
         saved = torch.load(tmp_path / "half.ckpt", weights_only=True)
         averaged = dict(module.average.named_parameters())

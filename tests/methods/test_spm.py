@@ -18,9 +18,12 @@ CONCEPTS = [Concept("cat", "dog"), Concept("star")]
 BATCH = Batch(["a photo of a {}", "the {} in a house"], ["cat", "star"], ["dog", ""])
 X, T = torch.linspace(-2, 2, 512).view(2, 4, 8, 8), torch.tensor([100, 900])
 
+#: What the shipped config gives.
+GIVEN = numbers("spm")
+
 
 def spm(**arguments):
-    module = SPM(concepts=CONCEPTS, backbone=TinyBackbone(), **arguments)
+    module = SPM(concepts=CONCEPTS, backbone=TinyBackbone(), **(GIVEN | arguments))
     module.configure_model()
     for parameter in module.trainable().values():  # so that student and original differ
         nn.init.normal_(parameter, std=0.1)
@@ -41,7 +44,7 @@ def says(model, prompts):
     ids=["default", "student", "no transport"],
 )
 def test_contract(arguments):
-    check_method(SPM, warmup=1, thorough=not arguments, **arguments)
+    check_method(SPM, thorough=not arguments, **(GIVEN | {"warmup": 1} | arguments))
 
 
 @pytest.mark.parametrize("guidance", [0.0, 1.0])
@@ -82,7 +85,7 @@ class TestLatentAnchors:
 
     def test_they_hold_the_rest_where_it_was(self):
         def moved(weight):
-            module = SPM(concepts=CONCEPTS, backbone=TinyBackbone(), anchor_weight=weight, lr=1e-2, warmup=1)
+            module = SPM(concepts=CONCEPTS, backbone=TinyBackbone(), **(GIVEN | {"anchor_weight": weight, "warmup": 1}))
             fit(module, 20)
             with module.membrane.held(torch.ones(2, 2)):
                 return (says(module.backbone, ["a car", "a boat"]) - says(module.original, ["a car", "a boat"])).norm()
