@@ -25,8 +25,9 @@ def fitted(steps: int):  # noqa: ANN201  (imports stay inside, so that the other
     from erasure_lightning.retention.unconditional_drift import UnconditionalDrift
     from erasure_lightning.testing import fit
 
-    module = SAGE(concepts=[Concept("cigarette", "lollipop")])
-    terms = GlobalSemanticAlignment(), LocalNoisePreservation(), LocalStatePreservation(), UnconditionalDrift()
+    module = SAGE(concepts=[Concept("cigarette", "lollipop")], blocks=2, check_steps=5, check_from=5)
+    local = LocalNoisePreservation(batch_size=4)
+    terms = GlobalSemanticAlignment(), local, LocalStatePreservation(), UnconditionalDrift()
     return fit(module, steps, *terms)
 
 

@@ -24,7 +24,7 @@ from erasure_lightning.methods.sage import SAGE
 from erasure_lightning.planning import forecast
 from erasure_lightning.strategies import FSDP2
 
-CASES = [(ESD, {"train": "all"}), (ESD, {"train": "x"}), (SAGE, {})]
+CASES = [(ESD, {"train": "all"}), (ESD, {"train": "x"}), (SAGE, {"blocks": 2})]
 WEIGHTS = ("frozen weights", "the original's own copies", "what is edited")
 
 

@@ -24,7 +24,6 @@ from lightning.pytorch.callbacks import Callback
 from rows import fitted, head, line, mean
 from torch import Tensor
 from torch.nn.functional import mse_loss
-from torch.optim import Adam, Optimizer
 
 from erasure_lightning.concepts import Batch
 from erasure_lightning.methods.esd import ESD
@@ -51,10 +50,6 @@ class PublishedESD(ESD):
         """``mse(eps(c), eps*(0) - eta (eps*(c) - eps*(0)))``."""
         said, nothing = self._moment.conditional, self._moment.unconditional
         return mse_loss(self.student(x, t, batch.prompts), nothing - self.eta * (said - nothing))
-
-    def configure_optimizers(self) -> Optimizer:
-        """Adam at a constant rate."""
-        return Adam(self.trainable().values(), lr=self.lr)
 
 
 class Processor(Callback):

@@ -46,13 +46,13 @@ class LoraErasure(AdapterErasure):
     """A method that trains low-rank adapters of the text layers.
 
     Args:
-        rank: Of each adapter, at least 1.
+        rank: Of each adapter, at least 1 (1 as in MACE).
         merge: Add the adapters to the weights when training ends, so that the edit is weights like any other; else the
             edit holds them apart.
         kwargs: Arguments of every gradient method.
     """
 
-    def __init__(self, *, rank: int = 4, merge: bool = True, **kwargs: Any) -> None:
+    def __init__(self, *, rank: int = 1, merge: bool = True, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.rank = rank
         self.merge = merge

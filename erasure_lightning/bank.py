@@ -43,7 +43,7 @@ class TrajectoryBank:
 
     Args:
         trajectories: How many to walk, at least 1, and at least one a concept; concepts take turns.
-        steps: Sampling steps of each, at least 1.
+        steps: Sampling steps of each, at least 1 (50 in the official code of ESD and its kin).
         guidance: Scale of classifier-free guidance while walking.
         student: Follow the model that is trained, and not the original; then ``refresh`` says how often.
         refresh: Walk anew after so many draws; 0 for never, which is right while the frozen original is followed.
@@ -57,7 +57,7 @@ class TrajectoryBank:
     def __init__(
         self,
         trajectories: int = 32,
-        steps: int = 20,
+        steps: int = 50,
         guidance: float = 3.0,
         student: bool = False,
         refresh: int = 0,

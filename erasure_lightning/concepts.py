@@ -7,6 +7,8 @@ from typing import Literal, NamedTuple
 
 from erasure_lightning.errors import ErasureError
 
+Kind = Literal["thing", "style", "person"]
+
 #: Sentences for things: the captions people write, ``{}`` stands for the concept's words.
 THING_TEMPLATES: tuple[str, ...] = (
     "{}",
@@ -16,7 +18,7 @@ THING_TEMPLATES: tuple[str, ...] = (
     "a picture of a {}",
     "an image of a {}",
     "a drawing of a {}",
-    "an emoji of a {}",
+    "a rendering of a {}",
     "a small {}",
     "a close-up of a {}",
 )
@@ -28,10 +30,31 @@ STYLE_TEMPLATES: tuple[str, ...] = (
     "the {thing}, {} style",
     "a {thing} in {} style",
     "a {thing} in the style of {}",
-    "a {} style emoji of a {thing}",
+    "a {} style image of a {thing}",
     "a {} style picture of a {thing}",
     "a {} style drawing of a {thing}",
 )
+
+#: Sentences for people, whose names bear no article.
+PERSON_TEMPLATES: tuple[str, ...] = (
+    "{}",
+    "a photo of {}",
+    "a picture of {}",
+    "an image of {}",
+    "a drawing of {}",
+    "a painting of {}",
+    "a portrait of {}",
+    "a close-up of {}",
+    "{} in the street",
+    "{} smiling",
+)
+
+#: Sentences of each kind where a world has none of its own.
+TEMPLATES: dict[Kind, tuple[str, ...]] = {
+    "thing": THING_TEMPLATES,
+    "style": STYLE_TEMPLATES,
+    "person": PERSON_TEMPLATES,
+}
 
 
 @dataclass
@@ -43,7 +66,7 @@ class Concept:
         anchor: What is drawn in its place, ``star``; empty for nothing in particular.
         domain: Words that call it without naming it (synonyms, associations). They are measured and kept out of the
             retained prompts; no method trains on them.
-        kind: ``thing`` or ``style``; decides which sentences it is put into.
+        kind: ``thing``, ``style`` (an artist's too) or ``person``; decides which sentences it is put into.
 
     Raises:
         ErasureError: If the name is empty or equals the anchor, which would erase nothing.
@@ -52,18 +75,13 @@ class Concept:
     name: str
     anchor: str = ""
     domain: list[str] = field(default_factory=list)
-    kind: Literal["thing", "style"] = "thing"
+    kind: Kind = "thing"
 
     def __post_init__(self) -> None:
         if not self.name.strip():
             raise ErasureError("A concept needs a name: the words that call it in a prompt. Found an empty one.")
         if self.name.strip().casefold() == self.anchor.strip().casefold():
             raise ErasureError(f"Concept {self.name!r} has itself as anchor, which would erase nothing; name another.")
-
-    @property
-    def templates(self) -> tuple[str, ...]:
-        """The sentences its words are put into."""
-        return STYLE_TEMPLATES if self.kind == "style" else THING_TEMPLATES
 
 
 class Phrase(NamedTuple):

@@ -128,7 +128,8 @@ class PromptData(LightningDataModule):
         """Concept prompts, a function of seed, rank and step."""
         trainer = self.trainer
         assert trainer is not None
-        self._others = self.vocabulary.others
+        self._vocabulary = self.vocabulary
+        self._others = self._vocabulary.others
         return Draws(self._batch, self.training_steps * trainer.accumulate_grad_batches)
 
     @property
@@ -162,7 +163,7 @@ class PromptData(LightningDataModule):
         return cast(Concept, module.concepts[int(torch.randperm(len(module.concepts), generator=generator)[concept])])
 
     def _template(self, concept: Concept, generator: torch.Generator) -> str:
-        template = pick(self.templates or concept.templates, generator)
+        template = pick(self.templates or self._vocabulary.templates(concept.kind), generator)
         return template.replace("{thing}", pick(self._others, generator))
 
     def val_dataloader(self) -> Sheet | list[Shots]:

@@ -4,10 +4,14 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import reduce
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, normalize
+
+#: What a learning rate does behind its warm-up: it stays, or falls along a cosine to 0 at the end of the run.
+Schedule = Literal["constant", "cosine"]
 
 
 def mix(*parts: int) -> int:
@@ -46,6 +50,19 @@ def warm_cosine(warmup: int, total: int) -> Callable[[int], float]:
         return 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
 
     return factor
+
+
+def rate_factor(schedule: Schedule, warmup: int, total: int) -> Callable[[int], float]:
+    """Factor of the learning rate at a step, 0..1.
+
+    Args:
+        schedule: What follows the warm-up.
+        warmup: Steps of linear rise from 0 to 1, at least 0.
+        total: Steps of the run.
+    """
+    if schedule == "cosine":
+        return warm_cosine(warmup, total)
+    return lambda step: min((step + 1) / warmup, 1.0) if warmup else 1.0
 
 
 def relations(rows: Tensor, columns: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from erasure_lightning.data import PromptData
 from erasure_lightning.erasure import PREFIX as PREFIX  # these two are part of what this module offers
 from erasure_lightning.erasure import ErasureModule as ErasureModule
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.functional import mix, warm_cosine
+from erasure_lightning.functional import Schedule, mix, rate_factor
 from erasure_lightning.optimizers import Kind, make_optimizer
 from erasure_lightning.ranks import averaged, broadcast, collected, of_this_rank
 
@@ -24,11 +24,19 @@ from erasure_lightning.ranks import averaged, broadcast, collected, of_this_rank
 class GradientErasure(ErasureModule):
     """A method that lowers a loss.
 
+    Defaults of a method are the paper's or its official code's for Stable Diffusion 1.x, or those of its nearest
+    relative with code; what suits the embedded worlds stands in their configs. Three things all methods here share,
+    and most official code does not: sentences are drawn from the ten of `concepts` (there the bare words:
+    ``--data.templates '["{}"]'``), times are the steps of a bank's sampler (there all 1000, or 50), and
+    ``max_steps`` counts the steps of all concepts together (``--data.rounds`` those of each).
+
     Args:
-        lr: Highest learning rate of Adam, at least 0.
-        warmup: Steps over which the rate rises from 0; then it falls along a cosine to the end of the run.
+        lr: Highest learning rate, at least 0.
+        warmup: Steps over which the rate rises from 0, at least 0.
         bank: Where noisy latents come from: a bank of trajectories, or (``None``) pure noise at random times.
-        optimizer: ``adam``, or ``adam8bit``, whose state is a quarter (needs the extra ``bitsandbytes``).
+        schedule: Whether the rate then stays (``constant``) or falls to 0 at the end of the run (``cosine``).
+        optimizer: ``adam``, ``adamw``, or ``adam8bit``, whose state is a quarter (needs the extra ``bitsandbytes``).
+        weight_decay: At least 0; by default 0, and 0.01 of ``adamw``.
         kwargs: Arguments of every method.
 
     Raises:
@@ -38,18 +46,23 @@ class GradientErasure(ErasureModule):
     def __init__(
         self,
         *,
-        lr: float = 1e-4,
+        lr: float = 1e-5,
         warmup: int = 0,
         bank: TrajectoryBank | None = None,
+        schedule: Schedule = "constant",
         optimizer: Kind = "adam",
+        weight_decay: float | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if lr < 0 or warmup < 0:
-            raise ErasureError(f"{type(self).__name__} needs lr and warmup of at least 0; found {lr} and {warmup}.")
+        for name, value in {"lr": lr, "warmup": warmup, "weight_decay": weight_decay or 0}.items():
+            if value < 0:
+                raise ErasureError(f"{type(self).__name__} needs {name} of at least 0; found {value}.")
         self.lr = lr
-        self.optimizer = optimizer
         self.warmup = warmup
+        self.schedule: Schedule = schedule
+        self.optimizer = optimizer
+        self.weight_decay = weight_decay
         self.bank = bank
         self._drawn: Drawn | None = None
         #: Weighted terms that retention callbacks add to the loss, by name.
@@ -137,7 +150,7 @@ class GradientErasure(ErasureModule):
                 self.log(f"gradient/{name}", torch.stack([s.norm() for s in slopes if s is not None]).norm())
 
     def configure_optimizers(self) -> Any:
-        """Adam with warm-up and cosine over the run's steps.
+        """The optimizer, and its rate's schedule over the run's steps.
 
         Raises:
             ErasureError: If the trainer's precision has rounded what the base's leaves in float32.
@@ -148,9 +161,9 @@ class GradientErasure(ErasureModule):
                 f"{type(self).__name__} with base bfloat16 needs its edit in float32; found {trained[0].dtype}. Leave "
                 "--trainer.precision at 32-true."
             )
-        optimizer = make_optimizer(self.optimizer, trained, self.lr)
+        optimizer = make_optimizer(self.optimizer, trained, self.lr, self.weight_decay)
         data: PromptData = self.trainer.datamodule  # type: ignore[attr-defined]
-        schedule = LambdaLR(optimizer, warm_cosine(self.warmup, data.training_steps))
+        schedule = LambdaLR(optimizer, rate_factor(self.schedule, self.warmup, data.training_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 

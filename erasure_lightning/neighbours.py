@@ -205,8 +205,9 @@ class Mining:
 
 def sentences(concept: Concept, vocabulary: Vocabulary) -> Batch:
     """All sentences a concept is put into, those of a style on things that are kept."""
-    things = cycle(spread(vocabulary.others, len(concept.templates)) or [""])
-    filled = [t.replace("{thing}", thing) for t, thing in zip(concept.templates, things, strict=False)]
+    templates = vocabulary.templates(concept.kind)
+    things = cycle(spread(vocabulary.others, len(templates)) or [""])
+    filled = [t.replace("{thing}", thing) for t, thing in zip(templates, things, strict=False)]
     return Batch(filled, [concept.name] * len(filled), [concept.anchor] * len(filled))
 
 

@@ -6,32 +6,40 @@ from typing import Literal
 
 from torch import nn
 from torch.distributed.tensor import DTensor
-from torch.optim import Adam, Optimizer
+from torch.optim import Adam, AdamW, Optimizer
 
 from erasure_lightning.errors import ErasureError
 
-#: Adam with moments in float32, or (bitsandbytes) in 8 bits, for which a weight's state takes 2 bytes instead of 8.
-Kind = Literal["adam", "adam8bit"]
+#: Adam with moments in float32, with decoupled weight decay, or (bitsandbytes) with moments in 8 bits, for which a
+#: weight's state takes 2 bytes instead of 8.
+Kind = Literal["adam", "adamw", "adam8bit"]
+
+#: Weight decay of each optimizer where none is given; AdamW's is PyTorch's own.
+DECAY = {"adam": 0.0, "adamw": 0.01, "adam8bit": 0.0}
 
 
-def make_optimizer(kind: Kind, parameters: Sequence[nn.Parameter], lr: float) -> Optimizer:
+def make_optimizer(
+    kind: Kind, parameters: Sequence[nn.Parameter], lr: float, weight_decay: float | None = None
+) -> Optimizer:
     """An optimizer of parameters.
 
     Args:
         kind: Which.
         parameters: What it moves.
         lr: Its rate, above 0.
+        weight_decay: At least 0; decoupled from the gradient with ``adamw``. `DECAY` by default.
 
     Raises:
         ErasureError: If its package is not installed, or it cannot move weights that a strategy has split.
     """
-    if kind == "adam":
-        return Adam(parameters, lr=lr)
-    check_eight_bits(split=any(isinstance(parameter, DTensor) for parameter in parameters))
-    from bitsandbytes.optim import Adam8bit
+    decay = DECAY[kind] if weight_decay is None else weight_decay
+    if kind == "adam8bit":
+        check_eight_bits(split=any(isinstance(parameter, DTensor) for parameter in parameters))
+        from bitsandbytes.optim import Adam8bit
 
-    made: Optimizer = Adam8bit(parameters, lr=lr)
-    return made
+        made: Optimizer = Adam8bit(parameters, lr=lr, weight_decay=decay)
+        return made
+    return (AdamW if kind == "adamw" else Adam)(parameters, lr=lr, weight_decay=decay)
 
 
 def check_eight_bits(split: bool) -> None:

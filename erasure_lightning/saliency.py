@@ -10,6 +10,7 @@ from torch import Tensor
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.functional import mix
 from erasure_lightning.module import GradientErasure
+from erasure_lightning.optimizers import DECAY
 
 #: Which entries of each parameter move, boolean and of its shape, by name.
 Masks = dict[str, Tensor]
@@ -59,13 +60,19 @@ class SalientErasure(GradientErasure):
         kwargs: Arguments of every gradient method.
 
     Raises:
-        ErasureError: If the share is out of range, or no weight is salient.
+        ErasureError: If the share is out of range, weights decay, or no weight is salient.
     """
 
     def __init__(self, *, share: float = 0.5, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if not 0 < share <= 1:
             raise ErasureError(f"{type(self).__name__} needs share above 0 and at most 1; found {share}.")
+        decay = DECAY[self.optimizer] if self.weight_decay is None else self.weight_decay
+        if decay and share < 1:
+            raise ErasureError(
+                f"{type(self).__name__} needs a weight_decay of 0, for decay moves what the masks hold; found {decay}. "
+                "Set --model.weight_decay 0, or --model.share 1 for no masks."
+            )
         self.share = share
         self.masks: Masks = {}
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from random import Random
 from typing import TypeVar
 
-from erasure_lightning.concepts import Concept
+from erasure_lightning.concepts import TEMPLATES, Concept, Kind
 from erasure_lightning.worlds import World
 
 T = TypeVar("T")
@@ -24,6 +24,10 @@ EVERYDAY: tuple[str, ...] = (
     *("keyboard", "cell phone", "microwave", "oven", "toaster", "sink", "refrigerator", "book", "clock", "vase"),
     *("scissors", "teddy bear", "hair dryer", "toothbrush"),
 )
+
+#: Captions of things, and of people, where a model has no vocabulary of its own: bare, plain, and as a picture.
+CAPTIONS: tuple[str, ...] = ("{}", "a {}", "an image of a {}")
+PERSON_CAPTIONS: tuple[str, ...] = ("{}", "a photo of {}", "an image of {}")
 
 
 def spread(items: Sequence[T], count: int) -> list[T]:
@@ -60,7 +64,7 @@ class Vocabulary:
     @property
     def erased(self) -> set[str]:
         """Labels that must no longer be drawn."""
-        return self.named(c.name for c in self.concepts if c.kind == "thing")
+        return self.named(c.name for c in self.concepts if c.kind != "style")
 
     @property
     def others(self) -> list[str]:
@@ -68,10 +72,15 @@ class Vocabulary:
         gone = self.erased | {word for c in self.concepts for word in c.domain}
         return [label for label in self.labels if label not in gone]
 
+    def templates(self, kind: Kind) -> tuple[str, ...]:
+        """Sentences that concepts of a kind are put into: the world's own, else the core's."""
+        own = self.world.templates.get(kind) if self.world else None
+        return tuple(own) if own else TEMPLATES[kind]
+
     @property
     def captions(self) -> tuple[str, ...]:
         """Sentences the model was trained on, ``{}`` for the thing: bare, with an article, and as a picture."""
-        return tuple(self.world.captions["label"]) if self.world else ("{}", "a {}", "an image of a {}")
+        return tuple(self.world.captions["label"]) if self.world else CAPTIONS
 
     def kept_captions(self, label: str) -> list[str]:
         """What is said of a label that must survive: every caption, and where a style goes, the other styles too."""
@@ -85,12 +94,12 @@ class Vocabulary:
 
         Of many concepts each is asked for in fewer sentences, but in one at least.
         """
-        return self._share([self._asking(c.name, c.kind, self.captions) for c in self.concepts])
+        return self._share([self._asking(c.name, c.kind, self._captions(c.kind)) for c in self.concepts])
 
     def domain_prompts(self) -> list[tuple[str, str]]:
         """The same for the words that call the concepts without naming them, each in one sentence."""
         return self._share(
-            [[p for w in c.domain for p in self._asking(w, c.kind, self.captions[1:2])] for c in self.concepts]
+            [[p for w in c.domain for p in self._asking(w, c.kind, self._captions(c.kind)[1:2])] for c in self.concepts]
         )
 
     @staticmethod
@@ -103,9 +112,12 @@ class Vocabulary:
         turned = [[*prompts[i % len(prompts) :], *prompts[: i % len(prompts)]] for i, prompts in enumerate(asked)]
         return [prompt for prompts in turned for prompt in prompts[:each]]
 
-    def _asking(self, words: str, kind: str, captions: Sequence[str]) -> list[tuple[str, str]]:
-        """A thing in every caption, a style on a few of the things that are kept."""
-        if kind == "thing":
+    def _captions(self, kind: Kind) -> tuple[str, ...]:
+        return PERSON_CAPTIONS if kind == "person" else self.captions
+
+    def _asking(self, words: str, kind: Kind, captions: Sequence[str]) -> list[tuple[str, str]]:
+        """A thing or a person in every caption, a style on a few of the things that are kept."""
+        if kind != "style":
             return [(caption.format(words), "") for caption in captions]
         return [(self.styled(thing, words), thing) for thing in spread(self.others, 12)]
 

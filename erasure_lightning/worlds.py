@@ -45,6 +45,8 @@ class World:
         steps, guidance, size: Sampling steps and guidance scale it looks right with, and the side of its pictures.
         captions: Templates of its training: ``"label"`` holds ``{}``, ``"style"`` holds ``{thing}`` and ``{style}``.
         parts: Folders that lie in another world, by their path below ``root`` (``pipeline/vae``).
+        templates: Sentences that concepts of a kind are put into (``"thing"``, ``"style"`` with ``{thing}``, or
+            ``"person"``), where they differ from the core's.
     """
 
     name: str
@@ -57,6 +59,7 @@ class World:
     size: int
     captions: dict[str, list[str]]
     parts: Mapping[str, Path] = field(default_factory=dict)
+    templates: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def pipeline(self) -> Path:
@@ -157,7 +160,8 @@ def _read(entry: EntryPoint, root: Path) -> World:
         return _based(entry, root, content)
     labels = tuple(Label(row["label"], row["group"], tuple(row["tags"])) for row in content["labels"])
     styles, captions, package = tuple(content["styles"]), content["captions"], _package(entry)
-    return World(entry.name, root, package, labels, styles, captions=captions, **content["sampling"])
+    told = {"captions": captions, "templates": content.get("templates", {})}
+    return World(entry.name, root, package, labels, styles, **told, **content["sampling"])
 
 
 def _based(entry: EntryPoint, root: Path, content: Mapping[str, Any]) -> World:

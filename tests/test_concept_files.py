@@ -80,7 +80,7 @@ def test_a_file_knows_styles(written):
         ("c.csv", "anchor,kind\ncat,thing\n", "a column name is needed; found anchor, kind."),
         ("c.csv", "name,name\ncat,dog\n", "found 'name' more than once"),
         ("c.csv", "name,anchor\ncat,dog\n\n,dog\n", "c.csv, line 4: A concept needs a name"),
-        ("c.csv", "name,kind\ncat,dog\n", "line 2: kind needs one of thing, style; found 'dog'."),
+        ("c.csv", "name,kind\ncat,dog\n", "line 2: kind needs one of thing, style, person; found 'dog'."),
         ("c.csv", "name,anchor\ncat,dog,bird\n", "line 2: found 3 cells under 2 columns"),
         ("c.csv", 'name,anchor\n"cat,dog\n', "no valid CSV"),
         ("c.csv", "name,anchor\ncat,Cat\n", "line 2: Concept 'cat' has itself as anchor"),

@@ -1,6 +1,9 @@
+import re
+from typing import get_args
+
 import pytest
 
-from erasure_lightning.concepts import Batch, Concept, check_concepts, phrase
+from erasure_lightning.concepts import TEMPLATES, Batch, Concept, Kind, check_concepts, phrase
 from erasure_lightning.errors import ErasureError
 
 
@@ -17,7 +20,17 @@ def test_a_batch_puts_anchors_in_the_same_sentences():
 
 
 def test_styles_have_sentences_of_their_own():
-    assert all("{thing}" in t for t in Concept("twemoji", "noto", kind="style").templates)
+    assert all("{thing}" in template for template in TEMPLATES["style"])
+
+
+def test_people_have_sentences_without_an_article():
+    assert TEMPLATES.keys() == set(get_args(Kind))
+    assert not any(re.search(r"\b(a|the) {}", template) for template in TEMPLATES["person"])
+    assert any(re.search(r"\b(a|the) {}", template) for template in TEMPLATES["thing"])  # the control
+
+
+def test_no_sentence_of_the_core_speaks_of_emojis():
+    assert not [t for templates in TEMPLATES.values() for t in templates if "emoji" in t]
 
 
 @pytest.mark.parametrize(("name", "anchor", "words"), [("  ", "", "needs a name"), ("Cat", "cat", "itself as anchor")])

@@ -80,7 +80,8 @@ def rounds(module, *callbacks, resume=None):
 
 def test_rounds_end_the_training_and_its_schedule_also_of_a_run_that_was_stopped(tmp_path):
     def made():
-        return Distillation(concepts=[Concept("cat", "dog"), Concept("star"), Concept("boat")], backbone=TinyBackbone())
+        concepts = [Concept("cat", "dog"), Concept("star"), Concept("boat")]
+        return Distillation(concepts=concepts, backbone=TinyBackbone(), schedule="cosine")
 
     whole, half = rounds(made()), rounds(made(), StopBehind(tmp_path / "half.ckpt"))
     assert whole.global_step == 2 * 3
@@ -134,6 +135,16 @@ def test_vocabulary_without_a_world_is_everyday_things():
     assert vocabulary.erased == {"cat", "nudity"}
     assert "cat" not in vocabulary.others
     assert "dog" in vocabulary.others
+
+
+def test_a_person_is_asked_for_without_an_article():
+    person = Vocabulary(None, [Concept("Ada Lovelace", kind="person", domain=["first programmer"])])
+    texts = ["Ada Lovelace", "a photo of Ada Lovelace", "an image of Ada Lovelace"]
+    assert person.concept_prompts() == [(text, "") for text in texts]
+    assert person.domain_prompts() == [("a photo of first programmer", "")]
+    assert person.erased == {"Ada Lovelace"}
+    thing = Vocabulary(None, [Concept("Ada Lovelace")])
+    assert ("a Ada Lovelace", "") in thing.concept_prompts()  # the control
 
 
 def test_vocabulary_of_a_style_keeps_the_other_styles():

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from diffusers import PNDMScheduler
+from shipped import numbers
 from trivial import Idle
 
 from erasure_lightning.backbones.tiny import TinyBackbone
@@ -88,8 +89,10 @@ def recognised(world, pictures, words):
 @pytest.mark.slow
 def test_a_cigarette_is_purified_and_the_rest_comes_back():
     pytest.importorskip("erasure_lightning_emoji_world")
-    retention = GlobalSemanticAlignment(batch_size=32), LocalStatePreservation(batch_size=4), UnconditionalDrift()
-    module = fit(SAGE(concepts=[Concept("cigarette", "lollipop")], check_steps=2), 30, *retention)
+    retention = (
+        GlobalSemanticAlignment(800, batch_size=32), LocalStatePreservation(1.5, batch_size=4), UnconditionalDrift(3)
+    )  # fmt: skip
+    module = fit(SAGE(concepts=[Concept("cigarette", "lollipop")], **numbers("sage", check_steps=2)), 30, *retention)
     world = module.backbone.world
     (_, cigarettes), (_, rest) = purified(module, ERASED), purified(module, KEPT)
     assert recognised(world, cigarettes.reconstructed, ERASED) == 1

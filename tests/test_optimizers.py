@@ -3,7 +3,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from torch.optim import Adam
+from torch.optim import Adam, AdamW
 from trivial import Distillation
 
 from erasure_lightning import optimizers
@@ -11,6 +11,7 @@ from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.cli.main import main
 from erasure_lightning.concepts import Concept
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.functional import rate_factor
 from erasure_lightning.optimizers import make_optimizer
 from erasure_lightning.testing import edit_of, fit
 
@@ -51,3 +52,44 @@ def test_split_weights_are_refused(package, monkeypatch):
     monkeypatch.setattr(optimizers, "DTensor", torch.nn.Parameter)
     with pytest.raises(ErasureError, match="needs whole weights"):
         make_optimizer("adam8bit", [torch.nn.Parameter(torch.zeros(2))], 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "decay"),
+    [
+        ({}, Adam, 0.0),
+        ({"weight_decay": 0.1}, Adam, 0.1),
+        ({"optimizer": "adamw"}, AdamW, 0.01),
+        ({"optimizer": "adamw", "weight_decay": 0.0}, AdamW, 0.0),
+    ],
+)
+def test_weights_decay_by_adamw_alone_unless_told_otherwise(arguments, kind, decay):
+    (optimizer,) = fit(made(**arguments), 1).trainer.optimizers
+    assert type(optimizer) is kind
+    assert optimizer.param_groups[0]["weight_decay"] == decay
+
+
+@pytest.mark.parametrize(
+    ("schedule", "warmup", "factors"),
+    [
+        ("constant", 0, [1.0, 1.0, 1.0, 1.0]),
+        ("constant", 2, [0.5, 1.0, 1.0, 1.0]),
+        ("cosine", 0, [1.0, 0.853553, 0.5, 0.146447]),
+        ("cosine", 2, [0.5, 1.0, 1.0, 0.5]),
+    ],
+)
+def test_rates_rise_and_then_stay_or_fall(schedule, warmup, factors):
+    factor = rate_factor(schedule, warmup, 4)
+    assert [factor(step) for step in range(4)] == pytest.approx(factors, abs=1e-6)
+    module = fit(made(schedule=schedule, warmup=warmup), 3, total=4)
+    (rate,) = module.lr_schedulers().get_last_lr()
+    assert rate == pytest.approx(1e-2 * factors[3], abs=1e-8)
+
+
+def test_the_rate_stays_by_default_as_in_official_code():
+    assert (made().schedule, made().warmup) == ("constant", 0)
+
+
+def test_a_negative_decay_is_refused():
+    with pytest.raises(ErasureError, match="Distillation needs weight_decay of at least 0; found -0.1"):
+        made(weight_decay=-0.1)

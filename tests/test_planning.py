@@ -180,7 +180,7 @@ def test_devices_are_those_of_all_nodes(given, devices, tmp_path, monkeypatch):
         (["--trainer.strategy", "fsdp"], "--trainer.strategy needs auto, ddp, fsdp2"),
         (["--trainer.precision", "bf16-true"], "give --model.base bfloat16"),
         (["--model.bank", "x"], "bank"),
-        (["--model.lr", "-1"], "ESD needs lr and warmup of at least 0; found -1.0"),
+        (["--model.lr", "-1"], "ESD needs lr of at least 0; found -1.0"),
         (["--trainer.max_steps", "0"], "found --trainer.max_steps 0"),
         (["--save_every", "0"], "--save_every of at least 1"),
         (["--model.optimizer", "adam8bit", "--devices", "2", "--strategy", "fsdp2"], "adam8bit needs whole weights"),

@@ -111,3 +111,12 @@ def test_a_share_out_of_range_is_refused():
 def test_masks_that_let_nothing_move_are_refused():
     with pytest.raises(ErasureError, match="needs a weight that may move; found none"):
         fit(salient_erasure(share=1e-9), 1)
+
+
+def test_weights_that_decay_are_refused_where_masks_hold_them():
+    with pytest.raises(
+        ErasureError, match="needs a weight_decay of 0, for decay moves what the masks hold; found 0.01"
+    ):
+        salient_erasure(share=0.3, optimizer="adamw")
+    for arguments in ({"share": 1.0}, {"share": 0.3, "weight_decay": 0.0}):
+        assert salient_erasure(optimizer="adamw", **arguments).optimizer == "adamw"

@@ -2,20 +2,24 @@
 
 import pytest
 import torch
+from shipped import numbers
 from torch import nn
 
 from erasure_lightning.adapters.semi_permeable import Membrane, SemiPermeable
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts import Concept
 from erasure_lightning.edits import apply_edit, write_edit
-from erasure_lightning.methods.spm import SENTENCES, SPM
+from erasure_lightning.methods.spm import SPM
 
 CONCEPTS = [Concept("small cat", "dog"), Concept("star")]
+
+#: What the shipped config gives.
+GIVEN = numbers("spm")
 
 
 def disturbed(**arguments):
     """An SPM whose adapters are not at their beginning any more."""
-    module = SPM(concepts=CONCEPTS, backbone=TinyBackbone(), **arguments)
+    module = SPM(concepts=CONCEPTS, backbone=TinyBackbone(), **(GIVEN | arguments))
     module.configure_model()
     for parameter in module.trainable().values():
         nn.init.normal_(parameter, std=0.2)
@@ -62,7 +66,7 @@ class TestGamma:
     def test_a_concepts_own_sentences_open_it_and_it_alone(self, transport):
         module = disturbed(transport=transport)
         for number, concept in enumerate(CONCEPTS):
-            prompts = [sentence.format(concept.name) for sentence in SENTENCES]
+            prompts = [sentence.format(concept.name) for sentence in module.templates]
             gamma = module.membrane.gamma(module.backbone.encode(prompts).tokens)
             assert torch.allclose(gamma[:, number], torch.ones(len(prompts)), atol=1e-5)
             assert (gamma[:, 1 - number] < 0.97).all()

@@ -12,7 +12,9 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
+from erasure_lightning.concepts import TEMPLATES, Concept
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.vocabulary import Vocabulary
 from erasure_lightning.worlds import GROUP, Label, World, find_world, worlds
 
 CONTENT = {
@@ -100,6 +102,17 @@ def test_world_is_read_from_its_folder(garden: World, folder: Path) -> None:
     assert garden.styles == ("ink",)
     assert garden.captions == CONTENT["captions"]
     assert garden.labels[0] == Label("dog", "mammals", ("pet",))
+    assert garden.templates == {}
+
+
+def test_concepts_are_put_into_the_worlds_sentences_where_it_has_some(shipped: Shipped, folder: Path) -> None:
+    told = CONTENT | {"templates": {"thing": ["{}", "a sketch of a {}"]}}
+    (folder / "labels.json").write_text(json.dumps(told))
+    shipped.add(folder)
+    vocabulary = Vocabulary(find_world("garden"), [Concept("dog")])
+    assert vocabulary.templates("thing") == ("{}", "a sketch of a {}")
+    assert vocabulary.templates("style") == TEMPLATES["style"]
+    assert Vocabulary(None, []).templates("thing") == TEMPLATES["thing"]  # the control
 
 
 @pytest.mark.parametrize(

@@ -59,8 +59,7 @@ class ConceptInversion(ConceptAttack):
         model, name = target.edited, case.concept.name
         word = [row.clone().requires_grad_(True) for row in own_rows(model, name)]
         optimizer, clean = AdamW(word, lr=self.lr, weight_decay=self.weight_decay), target.examples(case, self.examples)
-        sentences = [t.replace("{thing}", case.thing) for t in case.concept.templates]
-        slots = [Slots(model, sentence, 1) for sentence in sentences]
+        slots = [Slots(model, sentence, 1) for sentence in target.sentences(case)]
         for _ in range(self.steps):
             chosen = slots[int(torch.randint(len(slots), ()))]
             times = draw_times(model.process, len(clean), clean.device)

@@ -66,7 +66,9 @@ class RelearningCurve(TuningAttack, ConceptAttack):
     def find(self, target: Target, case: Case) -> Found:
         """Relearn from each number of examples, starting from the edited model each time."""
         most, name = self.examples[-1], case.concept.name
-        templates, seed = [self._template(case) for _ in range(most)], int(torch.randint(2**31, ()))
+        sentences = target.sentences(case)
+        templates = [sentences[int(torch.randint(len(sentences), ()))] for _ in range(most)]
+        seed = int(torch.randint(2**31, ()))
         said = [phrase(template, name) for template in templates]
         shown = self.shown(target, said, seed) if most else None
         curve: dict[float, Tensor] = {
@@ -76,12 +78,6 @@ class RelearningCurve(TuningAttack, ConceptAttack):
         pupil = self._taught(target.original, shown, [phrase(template, NEW_WORD) for template in templates], seed)
         control = self.drawn(target, case, pupil, case.sentence.replace(name, NEW_WORD))
         return Found(curve[most], curve=curve, controls={"new word": control})
-
-    @staticmethod
-    def _template(case: Case) -> str:
-        """One of the concept's sentences by lot; a style is put on the thing that it is asked of."""
-        templates = case.concept.templates
-        return templates[int(torch.randint(len(templates), ()))].replace("{thing}", case.thing)
 
     def _taught(self, model: Backbone, shown: Gallery | None, said: Sequence[Phrase], seed: int) -> Backbone:
         """A copy that has seen as many of the pictures as something is said of; the model itself without any."""

@@ -81,7 +81,7 @@ class RingABell(ConceptAttack):
 
     def wanted(self, target: Target, case: Case) -> Tensor:
         """What is to be meant, ``(1, L, D)``."""
-        sentences = [t.replace("{thing}", case.thing) for t in case.concept.templates]
+        sentences = target.sentences(case)
         asked, without = (
             target.original.encode([phrase(sentence, words) for sentence in sentences]).tokens
             for words in (case.concept.name, "")

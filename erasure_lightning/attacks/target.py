@@ -126,6 +126,11 @@ class Target:
             made.append(Case(concept, sentence, thing, seed, [seed * count + i for i in range(count)]))
         return made
 
+    def sentences(self, case: Case) -> list[str]:
+        """Every sentence that the case's concept is put into, with ``{}`` for its words."""
+        templates = self._judges[case.concept.name].vocabulary.templates(case.concept.kind)
+        return [template.replace("{thing}", case.thing) for template in templates]
+
     @torch.no_grad()
     def draw(
         self,

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import torch
 import yaml
@@ -16,7 +17,7 @@ from erasure_lightning.cli.configs import SHIPPED
 from erasure_lightning.cli.noise import hush
 from erasure_lightning.cli.plots import plot_calibration
 from erasure_lightning.concept_files import read_concepts
-from erasure_lightning.concepts import Concept
+from erasure_lightning.concepts import Concept, Kind
 from erasure_lightning.edits import write_atomically
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.runs import unused
@@ -54,7 +55,7 @@ def _parser() -> Arguments:
     )
     parser.add_argument("--concept", required=True, metavar="WORDS", help="what is to be erased")
     parser.add_argument("--backbone", default="emoji-world", metavar="NAME", help="a world, a folder or a Hub id")
-    parser.add_argument("--kind", choices=("thing", "style"), default="thing", help="decides which sentences it is in")
+    parser.add_argument("--kind", choices=get_args(Kind), default="thing", help="decides which sentences it is in")
     parser.add_argument("--synonyms", type=_words, default=[], metavar="A,B", help="other words for it")
     parser.add_argument("--associated", type=_words, default=[], metavar="A,B", help=(
         "words that call it without naming it; by default its domain in the shipped files of concepts"

@@ -18,7 +18,8 @@ of more tokens than words. Ours clears, takes the last step too, and drops paddi
 concept, from the last attack's words (``latest``), and on a UNet in training are left out.
 
 Its numbers for SD 1.4: 1000 steps of 1 sentence, 200 of them warm-up, Adam 1e-5 (constant), all blocks and the final
-norm; 1 word, 30 attack steps of 1e-3. Defaults are tuned on the emoji world: as far as that goes, in fewer steps.
+norm; 1 word, 30 attack steps of 1e-3. Those are the defaults. An attack's steps see other sentences of the concept than
+the loss does: what it finds is an average over templates.
 
 Cost of a step on a bank: ``attack_steps + 1`` forwards and backwards of denoiser and text encoder; there also a walk of
 up to 50 steps for each of them.
@@ -62,12 +63,12 @@ class AdvUnlearn(GradientErasure):
         *,
         blocks: int | None = None,
         eta: float = 1.0,
-        attack_from: int = 20,
-        attack_steps: int = 3,
-        attack_lr: float = 1e-2,
+        attack_from: int = 200,
+        attack_steps: int = 30,
+        attack_lr: float = 1e-3,
         attack: Literal["slope", "sign"] = "slope",
         words: int = 1,
-        lr: float = 1.5e-4,
+        lr: float = 1e-5,
         **kwargs: Any,
     ) -> None:
         super().__init__(lr=lr, **kwargs)

@@ -11,7 +11,8 @@ seed the same picture, at any guidance.
 Stated by the paper: the surgical update of the guidance term, the constraint on the
 unconditional drift, the alternative, and purification (``erasure purify``). Reconstructed: the exact loss, ``lam``, who
 carries gradient, what is trained, whose latents, every number. The more general ``D_tgt = a D_*(c_a) - eta D_*(c_e)``
-is ours; at ``(0, 1)``, detached and without drift term it is ESD.
+is ours; at ``(0, 1)``, detached and without drift term its gradient is ESD's while the unconditional prediction is the
+original's, thus at the first step: afterwards the target ``eps_th(0) - eta D_*(c_e)`` moves with the student.
 
 Predictions are compared as the model makes them. In a model of velocity both differences are those of noise over the
 signal's scale ``a_t``: the optimum and the meaning of ``lam`` are the same. Compared as noise, such a model's errors
@@ -46,8 +47,7 @@ class AllButOne(GradientErasure):
         alternative: ``a``, how much of the alternative's guidance is aimed at.
         eta: How much of the concept's own guidance is aimed away from, at least 0.
         detach_unconditional: Let the guidance term move the conditional prediction alone.
-        lr: Highest learning rate; peers train SD 1.x with 1e-5 for 200 to 1500 steps.
-        warmup: Steps to reach it.
+        lr: Highest learning rate; ESD's of 2023, as peers train SD 1.x with it for 200 to 1500 steps.
         kwargs: Arguments of every gradient method.
 
     Raises:
@@ -58,15 +58,14 @@ class AllButOne(GradientErasure):
         self,
         *,
         train: Part = "x",
-        lam: float = 5.0,
+        lam: float = 1.0,
         alternative: float = 1.0,
         eta: float = 0.0,
         detach_unconditional: bool = False,
-        lr: float = 3e-4,
-        warmup: int = 5,
+        lr: float = 1e-5,
         **kwargs: Any,
     ) -> None:
-        super().__init__(lr=lr, warmup=warmup, **kwargs)
+        super().__init__(lr=lr, **kwargs)
         if lam < 0 or eta < 0:
             raise ErasureError(f"AllButOne needs lam and eta of at least 0; found {lam}, {eta}.")
         self.train_part = train

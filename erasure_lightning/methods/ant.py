@@ -23,8 +23,8 @@ the early and the drift terms have no slope: a map is the late term's. Officiall
 
 The latents are the student's there, the original's in the script for many, which trains rank-64 adapters and fuses them
 by MACE's closed form (left out); the bank decides. Its numbers for SD 1.4: Adam 5e-4 (constant), 250 steps of 1 pair,
-the whole UNet. The rate here is the emoji world's; ``early``, ``alpha`` and ``drift`` are the script's, and that
-world, which is small and decides early what it draws, needs others: its config has them.
+the whole UNet. The rate, ``early``, ``alpha`` and ``drift`` are the script's; the emoji world, which is small and
+decides early what it draws, needs others: its config has them.
 
 Cost of a step on a bank, for each pair: 4 forwards and backwards, none of the original. The maps cost as much as
 ``maps`` times 10 pairs, once.
@@ -71,7 +71,7 @@ class ANT(SalientErasure):
         maps: int = 5,
         share: float = 0.5,
         train: Part = "all",
-        lr: float = 3e-4,
+        lr: float = 5e-4,
         **kwargs: Any,
     ) -> None:
         super().__init__(share=share, lr=lr, **kwargs)

@@ -18,7 +18,7 @@ Where ours differs: a velocity model is taught its own form of the noise (the of
 exchanged in a template, where the official string replacement also hits parts of words. No masks, and no pictures
 scaled, pasted or cropped (the official augmentation of objects), since that is done to pixels; its losses are sums
 over channels and so 4 times ours: its prior weight 1 (diffusers) is our 0.25, its 0.2 (compvis) is 0.2 here. Rates
-for SD 1.4 are 1.6e-5 (AdamW, decay 0.01, constant) over 100 steps of 8; defaults are tuned on the emoji world.
+for SD 1.4 are 1.6e-5 (AdamW, decay 0.01, constant) over 100 steps of 8: the defaults.
 
 Cost of a step: 1 forward (``model``), 1 forward and backward, one more of those with a prior. The pictures cost twice
 ``steps`` forwards each, once.
@@ -38,6 +38,7 @@ from erasure_lightning.errors import ErasureError
 from erasure_lightning.functional import mix
 from erasure_lightning.gallery import Gallery
 from erasure_lightning.module import GradientErasure
+from erasure_lightning.optimizers import Kind
 
 
 @contextmanager
@@ -67,6 +68,7 @@ class CA(GradientErasure):
         train: Which part of the denoiser, as in ESD: ``x-strict`` is its keys and values of text, ``all`` the official
             choice for memorised pictures.
         lr: Highest learning rate.
+        optimizer: As in every gradient method.
         kwargs: Arguments of every gradient method.
 
     Raises:
@@ -78,14 +80,15 @@ class CA(GradientErasure):
         *,
         target: Literal["model", "noise"] = "model",
         prior: float = 0.0,
-        pictures: int = 40,
-        steps: int = 20,
+        pictures: int = 1000,
+        steps: int = 25,
         guidance: float = 6.0,
         train: Part = "x-strict",
-        lr: float = 2e-4,
+        lr: float = 1.6e-5,
+        optimizer: Kind = "adamw",
         **kwargs: Any,
     ) -> None:
-        super().__init__(lr=lr, **kwargs)
+        super().__init__(lr=lr, optimizer=optimizer, **kwargs)
         if prior < 0 or pictures < 1 or steps < 1:
             raise ErasureError(
                 f"CA needs prior of at least 0, pictures and steps of at least 1; found {prior}, {pictures}, {steps}."

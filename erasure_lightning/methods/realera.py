@@ -5,8 +5,9 @@ form in the text layers (stage A), then in low-rank adapters that align noise pr
 
 Stated by the paper: mining under ``d <= D_1`` and ``cos in [S_1, S_2]``, beyond-concept regularisation, and both
 stages. No code was published: the terms are inferred with high confidence, their weights are ours, as is the form of
-what lies beyond. Where it can, stage A takes the mean over all neighbours exactly. Cosine bounds are those that
-``erasure calibrate`` finds on the emoji world; for other models it must be asked again.
+what lies beyond. Where it can, stage A takes the mean over all neighbours exactly. Its weights by default are UCE's,
+stage B's rate, rank and optimizer MACE's for things (1e-4 there for people and styles). No cosine bounds were
+published: ``erasure calibrate`` measures what fits a model.
 
 Cost: stage A encodes ten sentences a concept and solves one system, no denoiser. A step of stage B takes three forwards
 and two backwards of the denoiser on the batch, and a fourth forward where no bank holds the anchor's prediction.
@@ -26,6 +27,7 @@ from erasure_lightning.errors import ErasureError
 from erasure_lightning.functional import Regression, mix
 from erasure_lightning.module import ClosedFormErasure
 from erasure_lightning.neighbours import Mining, Neighbourhood, beyond_drift, concept_onward, exchanged, sentences
+from erasure_lightning.optimizers import Kind
 from erasure_lightning.prompts import aligned_states
 from erasure_lightning.vocabulary import Vocabulary
 
@@ -56,9 +58,9 @@ class NeighbourMining(ErasureModule):
         neighbours: int = 50,
         beyond: int = 50,
         sampler: Literal["expectation", "direct", "reject"] = "expectation",
-        erase_weight: float = 10.0,
-        beyond_weight: float = 100.0,
-        ridge: float = 0.1,
+        erase_weight: float = 1.0,
+        beyond_weight: float = 1.0,
+        ridge: float = 0.5,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -106,11 +108,20 @@ class RealEra(NeighbourMining, LoraErasure):
         closed_form: Begin with stage A; without it, stage B starts from the original.
         noise_weight: ``lam_b'`` of the beyond term in stage B, at least 0.
         lr: Highest learning rate.
+        optimizer: As in every gradient method.
         kwargs: Of `NeighbourMining` and `LoraErasure`.
     """
 
-    def __init__(self, *, closed_form: bool = True, noise_weight: float = 1.0, lr: float = 1e-3, **kwargs: Any) -> None:
-        super().__init__(lr=lr, **kwargs)
+    def __init__(
+        self,
+        *,
+        closed_form: bool = True,
+        noise_weight: float = 1.0,
+        lr: float = 1e-5,
+        optimizer: Kind = "adamw",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(lr=lr, optimizer=optimizer, **kwargs)
         if noise_weight < 0:
             raise ErasureError(f"RealEra needs a noise_weight of at least 0; found {noise_weight}.")
         self.closed_form = closed_form

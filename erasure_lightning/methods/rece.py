@@ -5,12 +5,14 @@ After a first edit, each epoch looks for the embedding that makes the edited map
 
     ``c' = argmin sum_l |W_l c' - W*_l c|^2 + reg |c'|^2``, then ``W c' -> W a`` for the anchor ``a``.
 
-Official code: CharlesGong12/RECE @ 403a67f, ``train_object.py``, ``close_form_emb.py`` (``close_regzero``) and
-``erase_methods/uce.py``. Verified there: ``c'`` for all positions of the bare name over all K and V maps together;
-pairs by position; targets, ridge and preservation of each epoch from the *current* weights; ``e, p, lamb`` of 1, 0.1,
-0.1; every epoch begins again from ``c``. The first edit is UCE as of its paper's time (f7222e6): from the last token of
-the words to the end of the padding, ``e, p, lamb`` of 1, 1, 0.5, the empty prompt preserved. Its ``reg`` x epochs: 0.1
-x 3 (nudity), 0.1 x 2 (unsafe), 1e-3 x 1 (styles, hard things), 0.1 x 1 (easy things).
+Official code: CharlesGong12/RECE @ 403a67f, ``train_object.py``,
+``utils/embedding_calculation/close_form_emb.py`` (``close_regzero``) and ``erase_methods/uce.py``.
+Verified there: ``c'`` for all positions of the bare name over all K and V maps together; pairs by
+position; targets, ridge and preservation of each epoch from the *current* weights; ``e, p, lamb``
+of 1, 0.1, 0.1; every epoch begins again from ``c``. The first edit is UCE as of its paper's time
+(f7222e6): from the last token of the words to the end of the padding, ``e, p, lamb`` of 1, 1, 0.5,
+the empty prompt preserved. Its ``reg`` x epochs: 0.1 x 3 (nudity), 0.1 x 2 (unsafe), 1e-3 x 1
+(styles, hard things), 0.1 x 1 (easy things).
 
 Different here: every map is ``W* M`` with one ``M``, so ``c'`` needs ``S = sum_l W*_l^T W*_l`` alone and an epoch costs
 the same for any number of maps; float64; what retention callbacks hold joins the preserved prompts. Left out: the

@@ -5,7 +5,9 @@ said; self-erasure unlearns them, so that a concept *domain* goes and not a word
 
 Stated by the paper or its reviews: the alternation of self-check and self-erasure, the attack
 ``[tau_t, tau_c]`` on the template's word embeddings from the concept prompt outward, the text encoder as what is
-trained, no denoising of many steps. Everything numeric, and the exact losses, are our reconstruction (section 3.3).
+trained, no denoising of many steps. The exact losses are our reconstruction; numbers by default are those of its
+nearest relative with code, AdvUnlearn. Of the retention callbacks in our configs `LocalStatePreservation` and
+`UnconditionalDrift` are not the paper's.
 
 Cost per step: ``check_steps + 1`` forwards and backwards of the text encoder on the concept prompts, none of the
 denoiser (``erase_space="noise"``: 3 or 4 forwards and 1 or 2 backwards of it).
@@ -33,7 +35,8 @@ class SAGE(GradientErasure):
         blocks: How many of the text encoder's last blocks are trained, all if ``None``. Late blocks hold meaning: an
             edit there reaches words that share the concept's.
         check_steps: Gradient steps of the self-check, 0 for none.
-        check_size: Length of a step, in lengths of the vocabulary's median word embedding.
+        check_size: Length of a step, in lengths of the vocabulary's median word embedding; 0.07 is about as far as
+            AdvUnlearn's Adam of rate 1e-3 goes in the 768 coordinates of CLIP-L.
         check_from: First step with a self-check.
         check: What it climbs: ``cosine`` to what the original says of the concept, ``margin`` of that over the anchor,
             or (``outside_in``) closeness of noise predictions, from random words.
@@ -41,7 +44,6 @@ class SAGE(GradientErasure):
         target_template: Of the anchor's answer: ``plain``, which pulls what was found all the way back, or ``found``.
         eta: How far past the anchor the target lies, away from the concept; at least 0.
         lr: Highest learning rate.
-        warmup: Steps to reach it.
         kwargs: Arguments of every gradient method.
     """
 
@@ -49,19 +51,18 @@ class SAGE(GradientErasure):
         self,
         *,
         edit: Literal["text_encoder", "cross_attention"] = "text_encoder",
-        blocks: int | None = 2,
-        check_steps: int = 5,
-        check_size: float = 0.5,
-        check_from: int = 5,
+        blocks: int | None = None,
+        check_steps: int = 30,
+        check_size: float = 0.07,
+        check_from: int = 200,
         check: Literal["cosine", "margin", "outside_in"] = "cosine",
         erase_space: Literal["text", "noise"] = "text",
         target_template: Literal["plain", "found"] = "plain",
         eta: float = 0.0,
-        lr: float = 6e-4,
-        warmup: int = 5,
+        lr: float = 1e-5,
         **kwargs: Any,
     ) -> None:
-        super().__init__(lr=lr, warmup=warmup, **kwargs)
+        super().__init__(lr=lr, **kwargs)
         if edit == "cross_attention" and erase_space == "text":
             raise ErasureError(
                 "SAGE with edit 'cross_attention' needs erase_space 'noise'; text states stay as they are."

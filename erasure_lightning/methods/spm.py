@@ -16,11 +16,12 @@ four random ones cost an evaluation and are dropped, so that its runs spend half
 `UnconditionalDrift` can); gamma acts squared, and mixes concepts; its latents are 32 to 42 times cleaner than their
 label says. Ours are the bank's. There they lie on the student's walk of the concept (30 steps, guidance 3), which the
 bank gives with ``student: true`` and a ``refresh``; a student walks as it is used, membrane and all. On the original's
-walks, the default of our config, its answers are kept.
+walks, the choice of our config, its answers are kept.
 
 Each concept trains its own adapters, alone and fully open, as if it had a run to itself; all are stacked in one tensor
-a layer, and share a run's steps. Official: 3000 steps of AdamW at 1e-4 for SD 1.4, ``lambda`` 1000, 4 anchors at batch
-1, 500 steps of warm-up and three cosines: too slow for the emoji world, whose anchors weigh a hundredth, in 60 steps.
+a layer, and share a run's steps. Official, and the defaults: AdamW at 1e-4 for SD 1.4, ``lambda`` 1000, 4 anchors at
+batch 1, 500 steps of warm-up and three cosines (here one) in 3000 steps, transport by the cosine as it is. On the emoji
+world anchors weigh a hundredth, in 60 steps, and transport is ``rescaled``, which is ours.
 
 Cost of a sentence: ``1 + anchors`` forwards and backwards, ``anchors`` forwards of the original.
 """
@@ -38,9 +39,11 @@ from erasure_lightning.adapting import AdapterErasure
 from erasure_lightning.backbones.base import CONCEPT, Conditioning
 from erasure_lightning.concepts import Batch, Phrase, phrase
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.functional import Schedule
+from erasure_lightning.optimizers import Kind
 
 #: Sentences a membrane knows its concept by, and how many foreign words it is shown in each.
-SENTENCES, FOILS = ("{}", "a {}", "a photo of a {}", "an emoji of a {}"), 32
+SENTENCES, FOILS = ("{}", "a {}", "a photo of {}", "an image of {}"), 32
 
 
 class SPM(AdapterErasure):
@@ -50,39 +53,48 @@ class SPM(AdapterErasure):
         guidance: ``g``, how far the target lies past the anchor, away from the concept; at least 0.
         anchors: Latent anchors a sentence of the batch.
         anchor_weight: ``lambda``, at least 0.
+        templates: Sentences with ``{}`` by which a membrane knows its concept; `SENTENCES` by default.
         transport: How far adapters open for a prompt: ``rescaled`` from the similarity of foreign words, ``cosine`` as
             it is (official), or ``none``, fully for every prompt.
         lr: Highest learning rate.
         warmup: Steps to reach it.
+        schedule: As in every gradient method.
+        optimizer: As in every gradient method.
         kwargs: Arguments of every gradient method.
 
     Raises:
-        ErasureError: If a number is negative.
+        ErasureError: If a number is negative, or a template has no place for the words.
     """
 
     def __init__(
         self,
         *,
         guidance: float = 1.0,
-        anchors: int = 1,
-        anchor_weight: float = 10.0,
-        transport: Literal["rescaled", "cosine", "none"] = "rescaled",
-        lr: float = 1e-2,
-        warmup: int = 5,
+        anchors: int = 4,
+        anchor_weight: float = 1000.0,
+        templates: list[str] | None = None,
+        transport: Literal["rescaled", "cosine", "none"] = "cosine",
+        lr: float = 1e-4,
+        warmup: int = 500,
+        schedule: Schedule = "cosine",
+        optimizer: Kind = "adamw",
         **kwargs: Any,
     ) -> None:
-        super().__init__(lr=lr, warmup=warmup, **kwargs)
+        super().__init__(lr=lr, warmup=warmup, schedule=schedule, optimizer=optimizer, **kwargs)
         for name, value in {"guidance": guidance, "anchors": anchors, "anchor_weight": anchor_weight}.items():
             if value < 0:
                 raise ErasureError(f"SPM needs {name} of at least 0; found {value}.")
-        self.guidance, self.anchors, self.anchor_weight, self.transport = guidance, anchors, anchor_weight, transport
+        if bad := [t for t in templates or () if "{}" not in t]:
+            raise ErasureError(f"SPM needs {{}} in every template for the concept's words; found {bad[0]!r}.")
+        self.guidance, self.anchors, self.anchor_weight = guidance, anchors, anchor_weight
+        self.templates, self.transport = templates or [*SENTENCES], transport
 
     def plan(self) -> Plan:
         """One adapter beside each layer of the transformers, and a membrane that holds the concepts' sentences."""
         sentences = [s for concept in self.concepts for s in self._sentences(concept.name)]
         words = int(self.backbone.embed(sentences)[0].positions(CONCEPT).sum(dim=1).max())
         length, width = self.backbone.encode([""]).tokens.shape[1:]
-        sizes = {"concepts": len(self.concepts), "sentences": len(SENTENCES), "words": words}
+        sizes = {"concepts": len(self.concepts), "sentences": len(self.templates), "words": words}
         layers = [name.removeprefix("denoiser.") for name in self.backbone.adaptable("transformer layers")]
         return Plan("spm", layers, sizes | {"length": length, "width": width, "transport": self.transport != "none"})
 
@@ -106,12 +118,11 @@ class SPM(AdapterErasure):
             self.membrane.remember(number, self.backbone.contextualize(asked).tokens, asked[0].positions(CONCEPT))
         if self.transport == "rescaled":
             seen = self.membrane.similarities(self._foreign())
-            seen = seen.reshape(2, FOILS, len(SENTENCES), *seen.shape[2:])
+            seen = seen.reshape(2, FOILS, len(self.templates), *seen.shape[2:])
             self.membrane.unrelated.copy_(seen.diagonal(dim1=2, dim2=4).quantile(0.95, dim=1))
 
-    @staticmethod
-    def _sentences(words: str) -> list[Phrase]:
-        return [phrase(sentence, words) for sentence in SENTENCES]
+    def _sentences(self, words: str) -> list[Phrase]:
+        return [phrase(template, words) for template in self.templates]
 
     def _foreign(self) -> Tensor:
         """States of the sentences with random words of the vocabulary, ``(FOILS * J, L, D)``."""

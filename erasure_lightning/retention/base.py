@@ -150,7 +150,7 @@ def retained_prompts(module: ErasureModule, nearness: float) -> list[str]:
 @torch.no_grad()
 def far_from(module: ErasureModule, labels: Sequence[str], nearness: float) -> list[str]:
     """Labels whose end-of-text state is no nearer to any thing's than ``nearness``; anchors always are among them."""
-    things = [c.name for c in module.concepts if c.kind == "thing"]
+    things = [c.name for c in module.concepts if c.kind != "style"]
     if not things or not labels:
         return list(labels)
     original, anchors = module.original, {c.anchor for c in module.concepts}

@@ -38,7 +38,7 @@ class GlobalSemanticAlignment(RetentionCallback):
 
     def __init__(
         self,
-        weight: float = 800.0,
+        weight: float = 1.0,
         mode: Literal["cross", "self", "kl_softmax"] = "cross",
         batch_size: int = 64,
         temperature: float = 0.05,

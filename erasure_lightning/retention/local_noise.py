@@ -22,7 +22,7 @@ class LocalNoisePreservation(RetentionCallback):
     """Keeps the denoiser's predictions on retained prompts as they were: ``E |eps(x, t, r) - eps*(x, t, r)|^2``.
 
     Args:
-        weight: Of the term.
+        weight: Of the term; 0.3, and 5 prompts, in AdvUnlearn.
         batch_size: Prompts drawn a step, on each rank.
         bank: Take ``(x, t)`` from trajectories of the original on retained prompts; by default from pure noise at
             random times, which reaches more prompts for less.
@@ -32,7 +32,7 @@ class LocalNoisePreservation(RetentionCallback):
     name = "local"
 
     def __init__(
-        self, weight: float = 0.3, batch_size: int = 4, bank: TrajectoryBank | None = None, **kwargs: Any
+        self, weight: float = 0.3, batch_size: int = 5, bank: TrajectoryBank | None = None, **kwargs: Any
     ) -> None:
         super().__init__(weight, **kwargs)
         self.batch_size = batch_size

@@ -26,7 +26,7 @@ class LocalStatePreservation(RetentionCallback):
     name = "states"
     of_states = True
 
-    def __init__(self, weight: float = 1.5, batch_size: int = 16, **kwargs: Any) -> None:
+    def __init__(self, weight: float = 1.0, batch_size: int = 16, **kwargs: Any) -> None:
         super().__init__(weight, **kwargs)
         self.batch_size = batch_size
 

@@ -34,7 +34,7 @@ class RetentionMonitor(Callback):
             default ``count`` labels.
         count: How many of the concept prompts, and of the vocabulary, are watched.
         steps: Sampling steps; few will do.
-        guidance: Scale of classifier-free guidance.
+        guidance: Scale of classifier-free guidance; the world's by default, else 7.5.
         budget: Stop once ``kept`` falls below, 0..1.
         goal: Stop once ``forgotten`` reaches it, 0..1.
         keep_best: At the end, go back to the look with the best trade-off.
@@ -50,7 +50,7 @@ class RetentionMonitor(Callback):
         prompts: list[str] | dict[str, list[str]] | str | None = None,
         count: int = 6,
         steps: int = 10,
-        guidance: float = 4.0,
+        guidance: float | None = None,
         budget: float | None = None,
         goal: float | None = None,
         keep_best: bool = True,
@@ -88,6 +88,8 @@ class RetentionMonitor(Callback):
         module = cast(ErasureModule, pl_module)
         world = module.backbone.world
         vocabulary = Vocabulary(world, module.concepts)
+        usual = world.guidance if world else 7.5
+        self._scale = usual if self.guidance is None else self.guidance
         source = self.scorer or (world.scorer if world else None)
         self._eyes = Scorer.load(source).to(module.device) if source else None
         self._asked = spread(vocabulary.concept_prompts(), self.count)
@@ -100,7 +102,7 @@ class RetentionMonitor(Callback):
     def _look(self, backbone: Backbone) -> Tensor:
         """What the scorer sees, unit vectors ``(N, D)``: the concept prompts first, then the retained."""
         prompts = [prompt for prompt, _ in self._asked] + self._kept
-        pictures = draw(backbone, prompts, range(len(prompts)), steps=self.steps, guidance=self.guidance)
+        pictures = draw(backbone, prompts, range(len(prompts)), steps=self.steps, guidance=self._scale)
         seen = self._eyes.images(pictures) if self._eyes else normalize(pictures.flatten(1), dim=1)
         broadcast([seen])  # ranks decide alike, however their devices round
         return seen

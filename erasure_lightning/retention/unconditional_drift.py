@@ -34,7 +34,7 @@ class UnconditionalDrift(RetentionCallback):
 
     name = "unconditional"
 
-    def __init__(self, weight: float = 3.0, batch_size: int = 4, ramp: int = 0) -> None:
+    def __init__(self, weight: float = 1.0, batch_size: int = 4, ramp: int = 0) -> None:
         super().__init__(weight, prompts=[""], ramp=ramp)
         self.batch_size = batch_size
 

@@ -19,7 +19,7 @@ def test_what_is_to_be_meant_by_hand():
     encode = lambda prompt: target.original.encode([prompt]).tokens  # noqa: E731
     pairs = [("cat", ""), ("a cat", "a"), ("the cat", "the"), ("a photo of a cat", "a photo of a"),
              ("a picture of a cat", "a picture of a"), ("an image of a cat", "an image of a"),
-             ("a drawing of a cat", "a drawing of a"), ("an emoji of a cat", "an emoji of a"),
+             ("a drawing of a cat", "a drawing of a"), ("a rendering of a cat", "a rendering of a"),
              ("a small cat", "a small"), ("a close-up of a cat", "a close-up of a")]  # fmt: skip
     vector = torch.stack([encode(with_it) - encode(without) for with_it, without in pairs]).mean(dim=0)
     assert torch.allclose(attack(strength=2.0).wanted(target, case), encode("a cat") + 2 * vector, atol=1e-5)

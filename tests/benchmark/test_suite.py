@@ -85,7 +85,7 @@ def changed(**values):
         (changed(concepts=[{"anchor": "dog"}]), "concepts[0] needs name; found anchor."),
         (changed(concepts=["cat"]), "concepts[0] needs `key: value` lines"),
         (changed(concepts=[{"name": "cat", "anhcor": "x"}]), "concepts[0] has no 'anhcor'. Did you mean 'anchor'?"),
-        (changed(concepts=[{"name": "cat", "kind": "thin"}]), "concepts[0]: kind needs one of thing, style"),
+        (changed(concepts=[{"name": "cat", "kind": "thin"}]), "concepts[0]: kind needs one of thing, style, person"),
         (changed(concepts=[{"name": "cat", "anchor": "cat"}]), "concepts[0]: Concept 'cat' has itself as anchor"),
         (changed(concepts=[{"name": "c", "erase": ["cat"], "anchor": "x"}]), "concepts[0] has both erase and 'anchor'"),
         (changed(concepts=[{"name": "c", "erase": ["cat", "cat"]}]), "concepts[0] needs each concept once"),

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from recognition import KEPT, recognised
+from shipped import numbers
 
 from erasure_lightning.backbones.base import CONCEPT, END, START, TEMPLATE
 from erasure_lightning.backbones.tiny import TinyBackbone
@@ -18,10 +19,14 @@ CONCEPTS = [Concept("cat", "dog"), Concept("star", "heart")]
 BATCH = Batch(["a photo of a {}", "the {} in a house"], ["cat", "star"], ["", ""])
 X, T = torch.linspace(-2, 2, 512).view(2, 4, 8, 8), torch.tensor([100, 900])
 
+#: What the shipped config gives.
+GIVEN = numbers("advunlearn")
+
 
 def method(cls=AdvUnlearn, **arguments):
     """A method whose text encoder has moved, so that student and original differ."""
-    module = cls(concepts=CONCEPTS, backbone=TinyBackbone(), **arguments)
+    given = (GIVEN if cls is AdvUnlearn else {}) | arguments
+    module = cls(concepts=CONCEPTS, backbone=TinyBackbone(), **given)
     module.configure_model()
     for parameter in module.editable().values():
         parameter.data.add_(0.02)
@@ -43,11 +48,11 @@ def front(module, count=1):
     ids=str,
 )
 def test_contract(arguments):
-    check_method(AdvUnlearn, thorough=False, bank=TrajectoryBank(trajectories=2, steps=3), **arguments)
+    check_method(AdvUnlearn, thorough=False, bank=TrajectoryBank(trajectories=2, steps=3), **(GIVEN | arguments))
 
 
 def test_contract_on_pure_noise_late_blocks_and_the_world():
-    check_method(AdvUnlearn, attack_from=1, attack_steps=1, blocks=1)
+    check_method(AdvUnlearn, **(GIVEN | {"attack_from": 1, "attack_steps": 1, "blocks": 1}))
 
 
 class TestLoss:
@@ -187,6 +192,7 @@ def test_numbers_out_of_range_are_refused(arguments, words):
 def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
     hold = LocalNoisePreservation(weight=0.3, batch_size=5, bank=TrajectoryBank(trajectories=32, steps=5))
     bank = TrajectoryBank(trajectories=4, steps=10)
-    module = fit(AdvUnlearn(concepts=[Concept("cigarette")], attack_from=10, attack_steps=1, bank=bank), 40, hold)
+    given = numbers("advunlearn", attack_from=10, attack_steps=1)
+    module = fit(AdvUnlearn(concepts=[Concept("cigarette")], bank=bank, **given), 40, hold)
     assert recognised(module.backbone, ["cigarette"] * 4) == 0
     assert recognised(module.backbone, KEPT) >= 0.75

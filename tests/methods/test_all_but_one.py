@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
+from shipped import numbers
 from torch import nn
 
 from erasure_lightning.backbones.tiny import TinyBackbone
@@ -24,9 +25,12 @@ CONCEPTS = [Concept("cat", "dog"), Concept("star")]
 BATCH = Batch(["a photo of a {}", "the {} in a house"], ["cat", "star"], ["dog", ""])
 BOTH = pytest.mark.parametrize("prediction", ["epsilon", "velocity"])
 
+#: What the shipped config gives.
+GIVEN = numbers("all-but-one")
+
 
 def all_but_one(backbone=None, **arguments):
-    module = AllButOne(concepts=CONCEPTS, backbone=backbone or TinyBackbone(), **arguments)
+    module = AllButOne(concepts=CONCEPTS, backbone=backbone or TinyBackbone(), **(GIVEN | arguments))
     module.configure_model()
     return module
 
@@ -57,7 +61,7 @@ def disturb(module, size=0.02):
     ids=lambda arguments: ", ".join(arguments) or "default",
 )
 def test_contract(arguments):
-    check_method(AllButOne, warmup=1, thorough=not arguments, **arguments)
+    check_method(AllButOne, thorough=not arguments, **(GIVEN | {"warmup": 1} | arguments))
 
 
 class TestLoss:
@@ -311,8 +315,8 @@ KEPT = ["fox", "grapes", "guitar", "snowman"]
 
 @pytest.mark.slow
 def test_it_erases_the_cigarette_of_the_emoji_world_from_prompts_and_from_pictures_and_keeps_the_rest():
-    bank = TrajectoryBank(trajectories=8)
-    module = fit(AllButOne(concepts=[Concept("cigarette", "lollipop")], bank=bank), 120)
+    given = numbers("all-but-one", lr=3e-4, bank=TrajectoryBank(trajectories=8, steps=20))
+    module = fit(AllButOne(concepts=[Concept("cigarette", "lollipop")], **given), 120)
     ask = {"seeds": range(4), "steps": 20, "guidance": 4.0}
     shown, smoke = draw(module.original, [f"a {word}" for word in KEPT], **ask), ["cigarette"] * 4
     smoked = draw(module.original, ["a cigarette"] * 4, **ask)

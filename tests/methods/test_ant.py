@@ -3,6 +3,7 @@
 import pytest
 import torch
 from recognition import KEPT, recognised
+from shipped import numbers
 
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.bank import TrajectoryBank
@@ -16,13 +17,16 @@ BATCH = Batch(["a photo of a {}", "the {} in a house", "a {}"], ["cat", "star", 
 X, T = torch.linspace(-2, 2, 768).view(3, 4, 8, 8), torch.tensor([100, 900, 500])
 LATE, EARLY = [0, 2], [1]
 
+#: A rate that moves the tiny model.
+GIVEN = {"lr": 3e-4, "schedule": "cosine"}
+
 
 def bank(**arguments):
     return TrajectoryBank(**({"trajectories": 2, "steps": 4} | arguments))
 
 
 def ant(moved=0.01, **arguments):
-    module = ANT(concepts=CONCEPTS, backbone=TinyBackbone(), **arguments)
+    module = ANT(concepts=CONCEPTS, backbone=TinyBackbone(), **(GIVEN | arguments))
     module.configure_model()
     for parameter in module.editable().values():
         parameter.data.add_(moved)
@@ -57,11 +61,11 @@ def moved(module, question):
     ids=["masked", "cross-attention", "student"],
 )
 def test_contract(arguments):
-    check_method(ANT, thorough=False, **{"bank": bank(), "maps": 2} | arguments)
+    check_method(ANT, thorough=False, **(GIVEN | {"bank": bank(), "maps": 2} | arguments))
 
 
 def test_contract_on_pure_noise_and_the_world():
-    check_method(ANT, maps=1)
+    check_method(ANT, maps=1, **GIVEN)
 
 
 class TestLoss:
@@ -157,7 +161,7 @@ def test_arguments_out_of_range(arguments, words):
 
 @pytest.mark.slow
 def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
-    given = {"early": 0.05, "drift": 2.0, "maps": 2, "bank": TrajectoryBank(trajectories=8)}  # as in the config
+    given = numbers("ant", lr=3e-4, bank=TrajectoryBank(trajectories=8, steps=20))
     module = fit(ANT(concepts=[Concept("cigarette")], **given), 160)  # of 2 pairs, there 80 of 4
     assert recognised(module.original, ["cigarette"] * 4) == 1
     assert recognised(module.backbone, ["cigarette"] * 4) == 0

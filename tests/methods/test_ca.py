@@ -3,6 +3,7 @@
 import pytest
 import torch
 from recognition import KEPT, recognised
+from shipped import numbers
 
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.bank import TrajectoryBank
@@ -14,7 +15,7 @@ from erasure_lightning.testing import check_method, fit
 
 BATCH = Batch(["a photo of a {}", "the {} in a house"], ["cat", "star"], ["dog", ""])
 X, T = torch.linspace(-2, 2, 512).view(2, 4, 8, 8), torch.tensor([100, 900])
-FEW = {"pictures": 4, "steps": 2, "guidance": 2.0}
+FEW = numbers("ca", pictures=4, steps=2, guidance=2.0)
 
 
 def ca(prediction="epsilon", **arguments):
@@ -128,7 +129,7 @@ def test_arguments_out_of_range(arguments, words):
 
 @pytest.mark.slow
 def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
-    module = fit(CA(concepts=[Concept("cigarette", "lollipop")], pictures=8), 80)
+    module = fit(CA(concepts=[Concept("cigarette", "lollipop")], **numbers("ca", pictures=8)), 80)
     assert recognised(module.original, ["cigarette"] * 4, steps=10) == 1
     assert recognised(module.backbone, ["cigarette"] * 4, steps=10) == 0
     assert recognised(module.backbone, KEPT, steps=10) == recognised(module.original, KEPT, steps=10) == 1

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from recognition import KEPT, recognised
+from shipped import numbers
 
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.bank import TrajectoryBank
@@ -16,9 +17,12 @@ BATCH = Batch(["a photo of a {}", "the {} in a house"], ["cat", "star"], ["dog",
 X, T = torch.linspace(-2, 2, 512).view(2, 4, 8, 8), torch.tensor([100, 900])
 PARTS = ("x", "x-strict", "u", "all")
 
+#: What the shipped config gives.
+GIVEN = numbers("esd")
+
 
 def esd(concepts=CONCEPTS, **arguments):
-    module = ESD(concepts=concepts, backbone=TinyBackbone(), **arguments)
+    module = ESD(concepts=concepts, backbone=TinyBackbone(), **(GIVEN | arguments))
     module.configure_model()
     for parameter in module.editable().values():  # so that student and original differ
         parameter.data.add_(0.01)
@@ -32,7 +36,7 @@ def says(model, words):
 
 @pytest.mark.parametrize("part", PARTS)
 def test_contract(part):
-    check_method(ESD, train=part, thorough=part == "x", bank=TrajectoryBank(trajectories=2, steps=3))
+    check_method(ESD, train=part, thorough=part == "x", bank=TrajectoryBank(2, 3), **GIVEN)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +49,7 @@ def test_contract(part):
     ids=["pure noise", "student", "anchor"],
 )
 def test_contract_on_other_latents(arguments):
-    check_method(ESD, thorough=False, **arguments)
+    check_method(ESD, thorough=False, **(GIVEN | arguments))
 
 
 class TestLoss:
@@ -118,7 +122,7 @@ def test_arguments_out_of_range(arguments, words):
 
 @pytest.mark.slow
 def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
-    module = fit(ESD(concepts=[Concept("cigarette")], bank=TrajectoryBank(trajectories=8)), 100)
+    module = fit(ESD(concepts=[Concept("cigarette")], bank=TrajectoryBank(8, 20), **numbers("esd")), 100)
     assert recognised(module.original, ["cigarette"] * 4) == 1
     assert recognised(module.backbone, ["cigarette"] * 4) == 0
     assert recognised(module.backbone, KEPT) == recognised(module.original, KEPT) == 1

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from recognition import recognised
+from shipped import numbers
 
 from erasure_lightning.adapters.per_concept import ConceptAdapters
 from erasure_lightning.attention_masks import attention_inside
@@ -15,7 +16,7 @@ from erasure_lightning.methods.mace import MACE, importance
 from erasure_lightning.prompts import shared_rows, state_gram
 from erasure_lightning.testing import check_method, fit
 
-QUICK = {"pictures": 1, "steps": 2}
+QUICK = numbers("mace", pictures=1, steps=2)
 BATCH = Batch(["a photo of a {}", "the {} in a house"], ["cat", "star"], ["dog", "heart"])
 CONCEPTS = [Concept("cat", "dog"), Concept("star", "heart")]
 
@@ -276,7 +277,7 @@ def test_numbers_out_of_range(wrong):
 @pytest.mark.slow
 def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
     kept = ["fox", "grapes", "guitar", "snowman"]
-    module = fit(MACE(concepts=[Concept("cigarette", "lollipop")], pictures=4), 50)
+    module = fit(MACE(concepts=[Concept("cigarette", "lollipop")], **numbers("mace", pictures=4)), 50)
     assert recognised(module.original, ["cigarette"] * 4) == 1
     assert recognised(module.backbone, ["cigarette"] * 4) == 0
     assert recognised(module.backbone, kept) == recognised(module.original, kept) == 1

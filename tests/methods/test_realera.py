@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from shipped import numbers
 
 from erasure_lightning.backbones.base import Conditioning
 from erasure_lightning.backbones.tiny import TinyBackbone
@@ -20,9 +21,12 @@ from erasure_lightning.testing import check_method, edit_of, fit
 CONCEPTS = [Concept("cat", "dog"), Concept("star", "heart")]
 BATCH = Batch(["a photo of a {}", "the {} in a house"], ["cat", "star"], ["dog", "heart"])
 
+#: What the shipped configs give, by class.
+GIVEN = {RealEra: numbers("realera"), RealEraClosedForm: numbers("realera-closed-form")}
+
 
 def made(method=RealEra, concepts=CONCEPTS, **arguments):
-    module = method(concepts=concepts, backbone=TinyBackbone(), **arguments)
+    module = method(concepts=concepts, backbone=TinyBackbone(), **(GIVEN[method] | arguments))
     module.configure_model()
     return module
 
@@ -39,12 +43,12 @@ def made(method=RealEra, concepts=CONCEPTS, **arguments):
     ids=lambda arguments: ", ".join(arguments) or "default",
 )
 def test_contract(arguments):
-    check_method(RealEra, lr=1e-2, thorough=not arguments, **arguments)
+    check_method(RealEra, thorough=not arguments, **(GIVEN[RealEra] | {"lr": 1e-2} | arguments))
 
 
 @pytest.mark.parametrize("arguments", [{}, {"sampler": "direct", "neighbours": 3, "beyond": 3}], ids=str)
 def test_contract_of_stage_a_alone(arguments):
-    check_method(RealEraClosedForm, thorough=not arguments, **arguments)
+    check_method(RealEraClosedForm, thorough=not arguments, **(GIVEN[RealEraClosedForm] | arguments))
 
 
 class TestStageA:
@@ -185,8 +189,10 @@ def recognised(model, words):
 @pytest.mark.slow
 def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
     asked, kept = ["cigarette", "smoking", "tobacco"], ["fox", "grapes", "guitar", "snowman"]
-    retention = LocalNoisePreservation()
-    module = fit(RealEra(concepts=[Concept("cigarette", "lollipop", domain=["smoking"])]), 10, retention)
+    retention = LocalNoisePreservation(batch_size=4)
+    module = fit(
+        RealEra(concepts=[Concept("cigarette", "lollipop", domain=["smoking"])], **numbers("realera")), 10, retention
+    )
     assert recognised(module.original, asked) == ["cigarette"] * 3
     assert "cigarette" not in recognised(module.backbone, asked)
     assert recognised(module.backbone, kept) == recognised(module.original, kept) == kept

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from recognition import KEPT, recognised
+from shipped import numbers
 from torch import nn
 
 from erasure_lightning.adapters.eraser import listening, outside
@@ -18,9 +19,12 @@ CONCEPTS = [Concept("cat", "dog"), Concept("star", "heart")]
 BATCH = Batch(["a photo of a {}", "the {} in a house"], ["cat", "star"], ["dog", "heart"])
 X, T = torch.linspace(-2, 2, 512).view(2, 4, 8, 8), torch.tensor([100, 900])
 
+#: What the shipped config gives.
+GIVEN = numbers("receler")
+
 
 def receler(**arguments):
-    module = Receler(concepts=CONCEPTS, backbone=TinyBackbone(), rank=8, **arguments)
+    module = Receler(concepts=CONCEPTS, backbone=TinyBackbone(), **(GIVEN | {"rank": 8} | arguments))
     module.configure_model()
     for parameter in module.trainable().values():  # so that student and original differ
         nn.init.normal_(parameter, std=0.1)
@@ -41,7 +45,7 @@ def says(model, prompts):
     ids=["default", "student", "no attack"],
 )
 def test_contract(arguments):
-    check_method(Receler, warmup=1, thorough=not arguments, **arguments)
+    check_method(Receler, thorough=not arguments, **(GIVEN | {"warmup": 1} | arguments))
 
 
 def test_without_attack_and_mask_it_is_the_loss_of_esd():
@@ -150,7 +154,7 @@ def test_numbers_out_of_range_are_refused():
 
 @pytest.mark.slow
 def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
-    module = Receler(concepts=[Concept("cigarette")], backbone="emoji-world", bank=TrajectoryBank(trajectories=8))
+    module = Receler(concepts=[Concept("cigarette")], bank=TrajectoryBank(8, 20), **numbers("receler"))
     fit(module, 50)
     assert recognised(module.original, ["cigarette"] * 4, steps=10) == 1
     assert recognised(module.backbone, ["cigarette"] * 4, steps=10) == 0

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from recognition import KEPT, recognised
+from shipped import numbers
 from trivial import Idle
 
 from erasure_lightning.backbones.base import TEMPLATE
@@ -24,9 +25,14 @@ from erasure_lightning.testing import check_method, fit
 BATCH = Batch(["a photo of a {}", "the {} in a house"], ["cat", "star"], ["dog", "heart"])
 LATENTS = torch.zeros(2, 4, 8, 8), torch.tensor([100, 900])
 
+#: What the shipped config gives.
+GIVEN = numbers("sage")
+
 
 def sage(**arguments):
-    module = SAGE(concepts=[Concept("cat", "dog"), Concept("star", "heart")], backbone=TinyBackbone(), **arguments)
+    module = SAGE(
+        concepts=[Concept("cat", "dog"), Concept("star", "heart")], backbone=TinyBackbone(), **(GIVEN | arguments)
+    )
     module.configure_model()
     return module
 
@@ -44,7 +50,7 @@ def sage(**arguments):
     ids=str,
 )
 def test_contract(arguments):
-    check_method(SAGE, check_from=1, warmup=1, thorough=not arguments, **arguments)
+    check_method(SAGE, thorough=not arguments, **(GIVEN | {"check_from": 1, "warmup": 1} | arguments))
 
 
 class TestSelfCheck:
@@ -173,8 +179,10 @@ def moves(module):
 
 @pytest.mark.slow
 def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
-    retention = GlobalSemanticAlignment(batch_size=32), LocalStatePreservation(batch_size=4), UnconditionalDrift()
-    module = fit(SAGE(concepts=WORLD, check_steps=2), 30, *retention)
+    retention = (
+        GlobalSemanticAlignment(800, batch_size=32), LocalStatePreservation(1.5, batch_size=4), UnconditionalDrift(3)
+    )  # fmt: skip
+    module = fit(SAGE(concepts=WORLD, **numbers("sage", check_steps=2)), 30, *retention)
     after = moves(module)
     assert after["concept"] > 0.4
     assert after["anchor"] < 0.2

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from recognition import KEPT, recognised
+from shipped import numbers
 
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.bank import TrajectoryBank
@@ -15,9 +16,12 @@ CONCEPTS = [Concept("cat", "dog"), Concept("star")]
 BATCH = Batch(["a photo of a {}", "the {} in a house"], ["cat", "star"], ["dog", ""])
 X, T = torch.linspace(-2, 2, 512).view(2, 4, 8, 8), torch.tensor([100, 900])
 
+#: What the shipped config gives.
+GIVEN = numbers("salun", pictures=4, steps=2)
+
 
 def salun(prediction="epsilon", **arguments):
-    given = {"pictures": 4, "steps": 2} | arguments
+    given = GIVEN | arguments
     return SalUn(concepts=CONCEPTS, backbone=TinyBackbone(prediction=prediction), **given)
 
 
@@ -31,11 +35,11 @@ def ask(model, prompts):
 
 
 def test_contract():
-    check_method(SalUn, pictures=4, steps=2)
+    check_method(SalUn, **GIVEN)
 
 
 def test_contract_without_masks_and_pictures_of_what_remains():
-    check_method(SalUn, thorough=False, pictures=4, steps=2, train="x", share=1.0, alpha=0.0)
+    check_method(SalUn, thorough=False, train="x", share=1.0, alpha=0.0, **GIVEN)
 
 
 class TestLoss:
@@ -159,7 +163,7 @@ def test_arguments_out_of_range(arguments, words):
 
 @pytest.mark.slow
 def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
-    module = fit(SalUn(concepts=[Concept("cigarette", "lollipop")], pictures=16, steps=10), 40)
+    module = fit(SalUn(concepts=[Concept("cigarette", "lollipop")], **numbers("salun", pictures=16, steps=10)), 40)
     assert recognised(module.original, ["cigarette"] * 4, steps=10) == 1
     assert recognised(module.backbone, ["cigarette"] * 4, steps=10) == 0
     assert recognised(module.backbone, KEPT, steps=10) == 1

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from recognition import KEPT, recognised
+from shipped import numbers
 
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.bank import TrajectoryBank
@@ -15,10 +16,13 @@ from erasure_lightning.testing import check_method, edit_of, fit
 BATCH = Batch(["a photo of a {}", "the {} in a house"], ["cat", "star"], ["dog", "heart"])
 X, T = torch.linspace(-2, 2, 512).view(2, 4, 8, 8), torch.tensor([100, 900])
 
+#: What the shipped config gives.
+GIVEN = numbers("sdd")
+
 
 def sdd(**arguments):
     concepts = [Concept("cat"), Concept("star"), Concept("heart")]
-    module = SDD(concepts=concepts, backbone=TinyBackbone(), **arguments)
+    module = SDD(concepts=concepts, backbone=TinyBackbone(), **(GIVEN | arguments))
     module.configure_model()
     return module
 
@@ -33,7 +37,7 @@ def followed():
     ids=["defaults", "no average", "all", "average's trajectories", "original's trajectories"],
 )
 def test_contract(arguments):
-    check_method(SDD, thorough=not arguments, **arguments)
+    check_method(SDD, thorough=not arguments, **(GIVEN | arguments))
 
 
 class TestLoss:
@@ -70,7 +74,7 @@ class Recording(SDD):
 
 class TestAverage:
     def test_what_is_kept_is_the_average_of_every_step(self):
-        module = Recording(concepts=[Concept("cat")], backbone=TinyBackbone(), ema=0.8)
+        module = Recording(concepts=[Concept("cat")], backbone=TinyBackbone(), **(GIVEN | {"ema": 0.8}))
         fit(module, 3)
         for name, kept in edit_of(module).items():
             by_hand = dict(module.original.named_parameters())[name]
@@ -80,12 +84,12 @@ class TestAverage:
             assert not torch.allclose(kept, module.history[-1][name], atol=1e-6)  # the control
 
     def test_without_memory_the_student_is_kept(self):
-        module = Recording(concepts=[Concept("cat")], backbone=TinyBackbone(), ema=0.0)
+        module = Recording(concepts=[Concept("cat")], backbone=TinyBackbone(), **(GIVEN | {"ema": 0.0}))
         fit(module, 3)
         assert all(torch.equal(kept, module.history[-1][name]) for name, kept in edit_of(module).items())
 
     def test_a_checkpoint_of_a_run_under_way_is_the_average_and_has_the_student_beside_it(self, tmp_path):
-        module = Recording(concepts=[Concept("cat")], backbone=TinyBackbone(), ema=0.8)
+        module = Recording(concepts=[Concept("cat")], backbone=TinyBackbone(), **(GIVEN | {"ema": 0.8}))
         fit(module, 2, total=4, save=tmp_path / "half.ckpt")
         saved = torch.load(tmp_path / "half.ckpt", weights_only=True)
         averaged = dict(module.average.named_parameters())
@@ -127,7 +131,7 @@ def test_ema_out_of_range(ema):
 
 @pytest.mark.slow
 def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
-    module = fit(SDD(concepts=[Concept("cigarette")], bank=TrajectoryBank(trajectories=8)), 80)
+    module = fit(SDD(concepts=[Concept("cigarette")], bank=TrajectoryBank(8, 20), **numbers("sdd")), 80)
     assert recognised(module.original, ["cigarette"] * 4, steps=10) == 1
     assert recognised(module.backbone, ["cigarette"] * 4, steps=10) <= 0.25  # one of four was seen to stay
     assert recognised(module.backbone, KEPT, steps=10) == recognised(module.original, KEPT, steps=10) == 1

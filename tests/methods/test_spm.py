@@ -3,6 +3,7 @@
 import pytest
 import torch
 from recognition import KEPT, recognised
+from shipped import numbers
 from torch import nn
 
 from erasure_lightning.backbones.tiny import TinyBackbone
@@ -17,9 +18,12 @@ CONCEPTS = [Concept("cat", "dog"), Concept("star")]
 BATCH = Batch(["a photo of a {}", "the {} in a house"], ["cat", "star"], ["dog", ""])
 X, T = torch.linspace(-2, 2, 512).view(2, 4, 8, 8), torch.tensor([100, 900])
 
+#: What the shipped config gives.
+GIVEN = numbers("spm")
+
 
 def spm(**arguments):
-    module = SPM(concepts=CONCEPTS, backbone=TinyBackbone(), **arguments)
+    module = SPM(concepts=CONCEPTS, backbone=TinyBackbone(), **(GIVEN | arguments))
     module.configure_model()
     for parameter in module.trainable().values():  # so that student and original differ
         nn.init.normal_(parameter, std=0.1)
@@ -40,7 +44,7 @@ def says(model, prompts):
     ids=["default", "student", "no transport"],
 )
 def test_contract(arguments):
-    check_method(SPM, warmup=1, thorough=not arguments, **arguments)
+    check_method(SPM, thorough=not arguments, **(GIVEN | {"warmup": 1} | arguments))
 
 
 @pytest.mark.parametrize("guidance", [0.0, 1.0])
@@ -81,7 +85,7 @@ class TestLatentAnchors:
 
     def test_they_hold_the_rest_where_it_was(self):
         def moved(weight):
-            module = SPM(concepts=CONCEPTS, backbone=TinyBackbone(), anchor_weight=weight, lr=1e-2, warmup=1)
+            module = SPM(concepts=CONCEPTS, backbone=TinyBackbone(), **(GIVEN | {"anchor_weight": weight, "warmup": 1}))
             fit(module, 20)
             with module.membrane.held(torch.ones(2, 2)):
                 return (says(module.backbone, ["a car", "a boat"]) - says(module.original, ["a car", "a boat"])).norm()
@@ -118,7 +122,7 @@ def test_negative_numbers_are_refused():
 @pytest.mark.slow
 def test_it_erases_the_cigarette_of_the_emoji_world_and_transport_keeps_the_rest():
     module = SPM(
-        concepts=[Concept("cigarette", "lollipop")], backbone="emoji-world", bank=TrajectoryBank(trajectories=8)
+        concepts=[Concept("cigarette", "lollipop")], bank=TrajectoryBank(trajectories=8, steps=20), **numbers("spm")
     )
     fit(module, 60)
     assert recognised(module.original, ["cigarette"] * 4) == 1

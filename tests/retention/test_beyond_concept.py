@@ -39,7 +39,7 @@ def test_zero_at_the_original_and_more_behind_it():
 
 
 def test_it_holds_predictions_with_any_gradient_method():
-    free, held = module(lr=3e-3), module(lr=3e-3)
+    free, held = (module(lr=3e-3, schedule="cosine") for _ in range(2))
     fit(free, 20)
     fit(held, 20, BeyondConceptRegularization(weight=10.0))
 

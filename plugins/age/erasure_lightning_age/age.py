@@ -42,7 +42,8 @@ class AGE(GradientErasure):
         eta: How far past the target, away from the concept; at least 0.
         preserve: Weight ``lambda`` of what the targets themselves must keep; at least 0.
         vocabulary: A text file of words, one a line, to choose targets from; by default what the world draws.
-        closest: How many of them, the nearest, may be targets of a concept; at least 1.
+        closest: How many of them, the nearest, may be targets of a concept; at least 1. Officially 1000 of 3000 English
+            words; of a shorter list all.
         centres: How many of those, at equal ranks, are; at least 1.
         temperature: Of the Gumbel softmax, above 0.
         top: Words in a mixture; at least 1, and at 1 a single word.
@@ -61,12 +62,12 @@ class AGE(GradientErasure):
         eta: float = 1.0,
         preserve: float = 1.0,
         vocabulary: str | None = None,
-        closest: int = 60,
-        centres: int = 20,
+        closest: int = 1000,
+        centres: int = 100,
         temperature: float = 2.0,
         top: int = 5,
-        target_lr: float = 1e-2,
-        lr: float = 1e-4,
+        target_lr: float = 1e-3,
+        lr: float = 1e-5,
         **kwargs: Any,
     ) -> None:
         super().__init__(lr=lr, **kwargs)

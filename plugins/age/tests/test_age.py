@@ -17,9 +17,12 @@ from erasure_lightning.testing import check_method, fit
 BATCH = Batch(["a {}", "the {}"], ["cat", "star"], ["", ""])
 CONCEPTS = [Concept("cat"), Concept("star")]
 
+#: Numbers of the shipped config, on the tiny model.
+GIVEN = {"closest": 60, "centres": 20, "target_lr": 1e-2, "lr": 1e-3, "schedule": "cosine"}
+
 
 def age(**arguments):
-    module = AGE(concepts=CONCEPTS, backbone=TinyBackbone(), **arguments)
+    module = AGE(concepts=CONCEPTS, backbone=TinyBackbone(), **(GIVEN | arguments))
     module.configure_model()
     module.on_train_start()
     return module
@@ -38,7 +41,7 @@ FREE = torch.randn(2, 4, 8, 8), torch.tensor([300, 700])
 
 @pytest.mark.parametrize("arguments", [{}, {"top": 1, "train": "x-strict"}, {"target_lr": 0.0}], ids=str)
 def test_contract(arguments):
-    check_method(AGE, lr=1e-3, thorough=not arguments, bank=TrajectoryBank(trajectories=2, steps=3), **arguments)
+    check_method(AGE, thorough=not arguments, bank=TrajectoryBank(2, 3), **(GIVEN | arguments))
 
 
 def test_it_is_announced_by_its_package():
@@ -116,7 +119,8 @@ def test_it_erases_the_cigarette_of_the_emoji_world():
     config = yaml.safe_load((Path(__file__).parents[1] / "erasure_lightning_age/configs/age.yaml").read_text())
     assert config["model"]["class_path"] == "AGE"
     bank = TrajectoryBank(trajectories=8, steps=10)
-    module = fit(AGE(concepts=[Concept("cigarette", domain=["smoking", "tobacco"])], bank=bank), 30)
+    given = GIVEN | {"lr": 1e-4}
+    module = fit(AGE(concepts=[Concept("cigarette", domain=["smoking", "tobacco"])], bank=bank, **given), 30)
 
     def gap(prompt):
         now, then = (

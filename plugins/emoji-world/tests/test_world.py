@@ -106,3 +106,18 @@ def test_attributions(work: str, holder: str, licence: str) -> None:
 @pytest.mark.parametrize("file", ["LICENSE", "README.md"])
 def test_paperwork_of_a_checkout(file: str) -> None:
     assert (Path(__file__).parents[1] / file).read_text(encoding="utf-8").strip()
+
+
+def test_concepts_are_put_into_these_sentences_in_this_order() -> None:
+    templates = json.loads((ROOT / "labels.json").read_text())["templates"]
+    assert templates == {
+        "thing": [
+            "{}", "a {}", "the {}", "a photo of a {}", "a picture of a {}", "an image of a {}", "a drawing of a {}",
+            "an emoji of a {}", "a small {}", "a close-up of a {}",
+        ],
+        "style": [
+            "{thing}, {} style", "a {thing}, {} style", "the {thing}, {} style", "a {thing} in {} style",
+            "a {thing} in the style of {}", "a {} style emoji of a {thing}", "a {} style picture of a {thing}",
+            "a {} style drawing of a {thing}",
+        ],
+    }  # fmt: skip
