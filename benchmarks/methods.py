@@ -1,5 +1,8 @@
 """Every method on cigarette, heart and weapon of the emoji world: ``python benchmarks/methods.py``.
 
+With ``--backbone emoji-world-xl`` five methods on the same world in the SDXL family, and on two concepts more, which
+nobody tuned on: guitar and skull.
+
 Each row is one `erasure fit` with the method's shipped config, the concepts of ``configs/concepts/``, and the world's
 protocol: seeds 0, 1, 2, DDIM with 20 steps, guidance 4, 54 other labels. The official implementations' rows were
 measured once in the same protocol, on two cores, by those who trained the world. Runs lie in ``--out`` and are taken
@@ -18,6 +21,10 @@ METHODS = (
     *("sage", "all-but-one", "realera", "esd", "ca", "uce", "rece", "mace", "spm", "sdd", "salun", "advunlearn"),
     *("receler", "ant", "age", "speed"),
 )
+
+#: Of the SDXL family's table.
+XL_METHODS = ("sage", "all-but-one", "realera", "esd", "uce")
+XL_CONCEPTS = (*CONCEPTS, "guitar", "skull")
 
 HEAD = (
     *("method", "own", "domain", "retain", "harmonic", "feature", "L1"),
@@ -50,9 +57,18 @@ def official(name: str, figures: tuple[float, ...]) -> str:
 def measured(method: str, concept: str, options: argparse.Namespace) -> tuple[dict, dict] | None:
     """Estimates and cost of a run of ours; nothing where it is not to be fitted and was not before."""
     folder = options.out / f"{method}-{concept}"
+    others = [] if options.backbone == "emoji-world" else ["--model.backbone", options.backbone]
     if options.finished and not (folder / "metrics.json").exists():
         return None
-    given = ["--config", f"{method}.yaml", "--model.concepts", f"{concept}.yaml", "--data.seeds", options.seeds]
+    given = [
+        "--config",
+        f"{method}.yaml",
+        "--model.concepts",
+        f"{concept}.yaml",
+        "--data.seeds",
+        options.seeds,
+        *others,
+    ]
     given += ["--data.originals", str(options.out / "originals")]  # every method is measured against the same pictures
     metrics, cost = fitted(folder, given, threads=options.threads)
     return metrics["estimates"], cost
@@ -75,6 +91,14 @@ def ours(method: str, run: tuple[dict, dict] | None) -> str:
     return line([method, *(f"{v:.3f}" for v in quality(estimates)), *costs])
 
 
+def before(run: tuple[dict, dict] | None) -> str:
+    """The row of the model before any edit, from the figures of a run on it."""
+    if run is None:
+        return line(["before", *["-"] * (len(HEAD) - 1)])
+    groups = (run[0][group]["recognized"]["before"]["mean"] for group in ("efficacy", "generality", "specificity"))
+    return line(["before", *(f"{value:.3f}" for value in groups), *["-"] * (len(HEAD) - 4)])
+
+
 def compact(method: str, runs: list[tuple[dict, dict] | None]) -> str:
     """A row for all concepts: own, domain, retain and feature of each."""
     cells = ["-" if r is None else " ".join(f"{quality(r[0])[i]:.2f}" for i in (0, 1, 2, 4)) for r in runs]
@@ -84,15 +108,20 @@ def compact(method: str, runs: list[tuple[dict, dict] | None]) -> str:
 def main() -> None:
     """Print a table for each concept, or one for all, as Markdown."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("runs/methods"))
-    parser.add_argument("--methods", nargs="+", default=METHODS, help="names of configs")
-    parser.add_argument("--concepts", nargs="+", default=CONCEPTS, help="names of lists in configs/concepts")
+    parser.add_argument("--out", type=Path, help="runs/methods by default, runs/BACKBONE of another model")
+    parser.add_argument("--backbone", default="emoji-world", help="the model: a world")
+    parser.add_argument("--methods", nargs="+", help="names of configs")
+    parser.add_argument("--concepts", nargs="+", help="names of lists in configs/concepts")
     parser.add_argument("--seeds", default="3")
     parser.add_argument("--jobs", type=int, default=2, help="fits side by side")
     parser.add_argument("--threads", type=int, default=1, help="of each fit")
     parser.add_argument("--compact", action="store_true", help="one table: own, domain, retain, feature")
     parser.add_argument("--finished", action="store_true", help="fit nothing, print what there is")
     options = parser.parse_args()
+    xl = options.backbone != "emoji-world"
+    options.out = options.out or Path("runs", options.backbone if xl else "methods")
+    options.methods = options.methods or (XL_METHODS if xl else METHODS)
+    options.concepts = options.concepts or (XL_CONCEPTS if xl else CONCEPTS)
     with ThreadPoolExecutor(options.jobs) as pool:
         runs = {
             (concept, method): pool.submit(measured, method, concept, options)
@@ -106,7 +135,8 @@ def main() -> None:
             return
         for concept in options.concepts:
             print(f"\n**{concept}**\n\n{head(list(HEAD))}")
-            for name, figures in OFFICIAL.get(concept, {}).items():
+            print(before(runs[concept, options.methods[0]].result()))
+            for name, figures in OFFICIAL.get(concept, {}).items() if not xl else ():
                 print(official(name, figures))
             for method in options.methods:
                 print(ours(method, runs[concept, method].result()), flush=True)

@@ -24,7 +24,7 @@ def kept(
 
     Args:
         folder: Where they are kept, ``None`` to draw them anew.
-        model: The model's fingerprint.
+        model: Fingerprint of the model and of its sampler.
         shots: What the pictures are of. A batch is kept as one, since a picture's last bits depend on its neighbours.
         draw: Draws them.
         anyone: Whether any rank lacks its batch, for ranks that can only draw together (`Backbone.anyone`).

@@ -222,7 +222,8 @@ class ErasureModule(LightningModule, ABC):
     def test_step(self, batch: Shots, batch_idx: int) -> dict[str, Tensor]:
         """Draw a batch of prompts with the original and the edited model from the same noise."""
         folder = getattr(self.trainer.datamodule, "originals", None)  # type: ignore[attr-defined]
-        before = kept(folder, self.fingerprint, batch, lambda: self._draw(self.original, batch), self.original.anyone)
+        model = f"{self.fingerprint} {self.original.sampling_fingerprint}"
+        before = kept(folder, model, batch, lambda: self._draw(self.original, batch), self.original.anyone)
         return {"original": before.to(self.device), "edited": self._draw(self.backbone, batch)}
 
     def validation_step(self, batch: Shots, batch_idx: int) -> dict[str, Tensor]:

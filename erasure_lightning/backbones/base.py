@@ -190,6 +190,11 @@ class Backbone(nn.Module, ABC):
     def sampler_name(self) -> str:
         """Class of the pipeline's sampler."""
 
+    @property
+    @abstractmethod
+    def sampling_fingerprint(self) -> str:
+        """A short hash of what pictures depend on beside weights: the sampler and its settings."""
+
     @abstractmethod
     def latent_shape(self, size: Size | None = None) -> tuple[int, int, int]:
         """Channels, height and width of the latents of a picture; of the model's own size by default.

@@ -1,5 +1,7 @@
 """Stable Diffusion 1.x and 2.x: one CLIP text tower, a UNet with cross-attention, epsilon or velocity."""
 
+import hashlib
+import json
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Literal, Self, cast
@@ -167,6 +169,13 @@ class StableDiffusion(Backbone):
     def sampler_name(self) -> str:
         """Class of the pipeline's scheduler."""
         return type(self._scheduler).__name__
+
+    @property
+    def sampling_fingerprint(self) -> str:
+        """A short hash of the scheduler's class and config."""
+        config = {key: value for key, value in self._scheduler.config.items() if not key.startswith("_")}
+        text = json.dumps([self.sampler_name, config], sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def latent_shape(self, size: Size | None = None) -> tuple[int, int, int]:
         """Channels, height and width of the latents."""

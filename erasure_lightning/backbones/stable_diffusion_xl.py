@@ -94,6 +94,11 @@ class StableDiffusionXL(StableDiffusion):
         zero = {name: torch.zeros_like(getattr(empty, name)) for name in ("tokens", "pooled", "summary")}
         return Conditioning(roles=empty.roles, ids=empty.ids, segments=empty.segments, **zero)
 
+    @property
+    def sampling_fingerprint(self) -> str:
+        """The scheduler's, and whether no prompt means zeros."""
+        return f"{super().sampling_fingerprint}{'-zeros' if self.zero_unconditional else ''}"
+
     def _added(self, x: Tensor, conditioning: Conditioning) -> dict[str, Tensor]:
         """The pooled vector, and the sizes: pictures are original and uncropped, of the latents' own size."""
         factor = 2 ** (len(cast(Any, self.vae).config.block_out_channels) - 1)
