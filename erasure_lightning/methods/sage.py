@@ -9,8 +9,8 @@ trained, no denoising of many steps. The exact losses are our reconstruction; nu
 nearest relative with code, AdvUnlearn. Of the retention callbacks in our configs `LocalStatePreservation` and
 `UnconditionalDrift` are not the paper's.
 
-Cost per step: ``check_steps + 1`` forwards and backwards of the text encoder on the concept prompts, none of the
-denoiser (``erase_space="noise"``: 3 or 4 forwards and 1 or 2 backwards of it).
+Cost per step: ``check_steps + 2`` forwards and backwards of the text encoder on the concept prompts, and a
+forward more, none of the denoiser (``erase_space="noise"``: 3 or 4 forwards and 1 or 2 backwards of it).
 """
 
 from typing import Any, Literal
@@ -95,7 +95,9 @@ class SAGE(GradientErasure):
         return torch.stack(losses).mean()
 
     def self_check(self, plain: Prompts, x: Tensor, t: Tensor, anchor: Prompts | None = None) -> Prompts:
-        """Walk the template's words, from the plain prompt outward, to where the concept is said again.
+        """The template's words, from the plain prompt outward, at which the concept is said again.
+
+        Where the model says what the original says, the template stays as it is.
 
         Args:
             plain: The concept prompts.
