@@ -20,29 +20,52 @@ from erasure_lightning.functional import aligned
 Prompts = tuple[Embedded, ...]
 
 
-def climb(start: Prompts, height: Callable[[Prompts], Tensor], sizes: tuple[Tensor, ...], steps: int) -> Prompts:
-    """Walk the template's word embeddings up a score by gradient steps of fixed length.
+#: Gain of a score that rounding makes too, and that thus is none.
+LEAST_GAIN = 1e-5
 
-    Only `TEMPLATE` positions move; start, concept, end and padding stay what they are.
+
+def climb(start: Prompts, height: Callable[[Prompts], Tensor], sizes: tuple[Tensor, ...], steps: int) -> Prompts:
+    """Ascent of a score over the template's word embeddings, by gradient steps of fixed length.
+
+    Only `TEMPLATE` positions move; start, concept, end and padding stay what they are. A row takes no
+    step whose gain, to first order, is at most `LEAST_GAIN`, and the highest point of each row is
+    returned: a row that starts at an optimum stays as it is.
 
     Args:
-        start: Where the walk begins.
+        start: Where the ascent begins.
         height: The score of prompts, ``(B,)``.
         sizes: For each text encoder, how far the word that moves farthest goes in a step.
         steps: How many, at least 0.
     """
-    for _ in range(steps):
-        words = [e.embeddings.detach().requires_grad_(True) for e in start]
-        here = tuple(replace(e, embeddings=w) for e, w in zip(start, words, strict=True))
-        slopes = torch.autograd.grad(height(here).sum(), words)
-        start = tuple(_step(e, g, size) for e, g, size in zip(start, slopes, sizes, strict=True))
-    return start
+    best, top = start, torch.full((len(start[0].ids),), -torch.inf, device=start[0].ids.device)
+    here = start
+    for step in range(steps + 1 if steps else 0):
+        words = [e.embeddings.detach().requires_grad_(step < steps) for e in here]
+        here = tuple(replace(e, embeddings=w) for e, w in zip(here, words, strict=True))
+        with torch.set_grad_enabled(step < steps):
+            heights = height(here)
+        higher = heights.detach() > top + LEAST_GAIN
+        best = tuple(_chosen(higher, a, b) for a, b in zip(here, best, strict=True))
+        top = torch.where(higher, heights.detach(), top)
+        if step < steps:
+            slopes = torch.autograd.grad(heights.sum(), words)
+            here = tuple(_step(e, g, size) for e, g, size in zip(here, slopes, sizes, strict=True))
+    return best
 
 
 def _step(prompts: Embedded, slope: Tensor, size: Tensor) -> Embedded:
     slope = slope * prompts.positions(TEMPLATE).unsqueeze(2)
     longest = slope.norm(dim=2).amax(dim=1).clamp(min=1e-12)
-    return replace(prompts, embeddings=prompts.embeddings.detach() + size * slope / longest.view(-1, 1, 1))
+    scale = size / longest
+    gain = scale * slope.square().sum(dim=(1, 2))
+    moved = torch.where(gain > LEAST_GAIN, scale, 0.0).view(-1, 1, 1) * slope
+    return replace(prompts, embeddings=prompts.embeddings.detach() + moved)
+
+
+def _chosen(where: Tensor, one: Embedded, other: Embedded) -> Embedded:
+    """Prompts whose rows are ``one``'s at ``where`` ``(B,)``, and ``other``'s elsewhere."""
+    embeddings = torch.where(where.view(-1, 1, 1), one.embeddings.detach(), other.embeddings.detach())
+    return replace(one, embeddings=embeddings)
 
 
 def with_random_template(prompts: Embedded, table: Tensor) -> Embedded:

@@ -9,8 +9,8 @@ trained, no denoising of many steps. The exact losses are our reconstruction; nu
 nearest relative with code, AdvUnlearn. Of the retention callbacks in our configs `LocalStatePreservation` and
 `UnconditionalDrift` are not the paper's.
 
-Cost per step: ``check_steps + 1`` forwards and backwards of the text encoder on the concept prompts, none of the
-denoiser (``erase_space="noise"``: 3 or 4 forwards and 1 or 2 backwards of it).
+Cost per step: ``check_steps + 2`` forwards and backwards of the text encoder on the concept prompts, and a
+forward more, none of the denoiser (``erase_space="noise"``: 3 or 4 forwards and 1 or 2 backwards of it).
 """
 
 from typing import Any, Literal
@@ -98,6 +98,8 @@ class SAGE(GradientErasure):
 
     def self_check(self, plain: Prompts, batch: NoisyBatch, anchor: Prompts | None = None) -> Prompts:
         """Templates, from the plain prompt outward, under which the edited model still means the concept.
+
+        Where the model means what the original means, the template stays as it is.
 
         Args:
             plain: The concept prompts.

@@ -15,7 +15,7 @@ from erasure_lightning.concepts import Batch, Concept
 from erasure_lightning.edits import apply_edit, write_edit
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.sage import SAGE
-from erasure_lightning.prompts import with_template_of
+from erasure_lightning.prompts import climb, with_template_of
 from erasure_lightning.retention.global_alignment import GlobalSemanticAlignment
 from erasure_lightning.retention.local_states import LocalStatePreservation
 from erasure_lightning.retention.unconditional_drift import UnconditionalDrift
@@ -61,10 +61,38 @@ class TestSelfCheck:
         plain = module.backbone.embed(BATCH.prompts)
         said = module.original.summarize(plain)
         assert module.check_loss(module.backbone.summarize(plain), said).abs().max() < 1e-6
-        words = plain[0].embeddings.clone().requires_grad_(True)
-        now = module.backbone.summarize((replace(plain[0], embeddings=words),))
-        (slope,) = torch.autograd.grad(module.check_loss(now, said).sum(), words)
-        assert slope.abs().max() < 1e-4
+        (found,) = module.self_check(plain, *LATENTS)
+        assert torch.equal(found.embeddings, plain[0].embeddings)
+        fit(other := sage(check_steps=0, lr=1e-2, warmup=1), 5)  # the control: a trained encoder
+        other.check_steps = module.check_steps
+        (found,) = other.self_check(other.backbone.embed(BATCH.prompts), *LATENTS)
+        assert not torch.equal(found.embeddings, plain[0].embeddings)
+
+    def test_rows_that_are_untouched_stay_beside_rows_that_are_not(self):
+        """As a batch of few among many concepts does."""
+        height = lambda prompts: -prompts[0].embeddings.square().sum(dim=(1, 2))  # noqa: E731
+        (plain,) = sage().backbone.embed(BATCH.prompts)
+        words = plain.embeddings.clone()
+        words[0] = 0.0
+        start = replace(plain, embeddings=words)
+        (found,) = climb((start,), height, (torch.tensor(0.1),), 5)
+        assert torch.equal(found.embeddings[0], start.embeddings[0])
+        assert (height((found,)) > height((start,)))[1]
+
+    def test_the_highest_point_is_kept_and_not_the_last(self):
+        (plain,) = sage().backbone.embed(BATCH.prompts)
+        words = plain.positions(TEMPLATE).unsqueeze(2)
+        height = lambda prompts: -(prompts[0].embeddings * words).square().sum(dim=(1, 2))  # noqa: E731
+        heights = []
+
+        def seen(prompts):
+            heights.append(height(prompts).detach())
+            return height(prompts)
+
+        (found,) = climb((plain,), seen, (torch.tensor(3.0),), 6)
+        assert len(heights) == 7
+        assert torch.allclose(height((found,)), torch.stack(heights).amax(dim=0))
+        assert (torch.stack(heights)[-1] < torch.stack(heights).amax(dim=0)).any()  # the control
 
     def test_after_the_plain_prompt_is_erased_it_finds_the_concept_again(self):
         module = fit(sage(check_steps=0, lr=3e-3, warmup=1), 40)

@@ -1,5 +1,6 @@
 """AGE's promises: the contract, the mixture, both turns of a step, and the erasure itself."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,20 @@ LATENTS = torch.randn(2, 4, 8, 8), torch.tensor([100, 900])
 FREE = torch.randn(2, 4, 8, 8), torch.tensor([300, 700])
 
 
-@pytest.mark.parametrize("arguments", [{}, {"top": 1, "train": "x-strict"}, {"target_lr": 0.0}], ids=str)
+def by_hand(x, t, free, times, batch, target, module):
+    """The official objective of the mixture, in clean latents: its first term has no gradient."""
+    model, original = module.backbone, module.original
+    before = original.denoise(free, times, target).detach()
+    a = model.process.alphas[times].view(-1, 1, 1, 1)
+    gap = ((1 - a) / a * (model.denoise(free, times, target) - before).square()).mean()
+    return module.preserve * gap
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{}, {"top": 1, "train": "x-strict", "ascent": "full"}, {"target_lr": 0.0}],
+    ids=str,
+)
 def test_contract(arguments):
     check_method(AGE, thorough=not arguments, bank=TrajectoryBank(2, 3), **(GIVEN | arguments))
 
@@ -68,17 +82,31 @@ class TestMixture:
         assert set(module._targets[0].tolist()) == set(distances.argsort()[:3].tolist())
         assert distances.min() > 0  # the cat itself is no target
 
-    def test_both_terms_of_the_harm_reach_it(self):
-        """The official code computes the first without gradient; its control is the student that has not moved."""
-        module = age(preserve=0.0)
-        (slope,) = torch.autograd.grad(module.harm(*LATENTS, *FREE, BATCH, module.mixture(BATCH)), module._logits)
-        assert slope.abs().max() > 0
-        module = spoiled(age())
-        (slope,) = torch.autograd.grad(module._drift(*FREE, module.mixture(BATCH)), module._logits)
-        assert slope.abs().max() > 0
+    def test_by_default_it_moves_by_the_students_side_of_the_drift_alone(self):
+        """As in the official code; by hand, with the original's side detached."""
+        module = spoiled(age(preserve=2.0))
+        slopes = []
+        for harm in (module.harm, partial(by_hand, module=module)):
+            torch.manual_seed(1)
+            value = harm(*LATENTS, *FREE, BATCH, module.mixture(BATCH))
+            slopes.append(torch.autograd.grad(value, module._logits)[0])
+        assert torch.allclose(*slopes, rtol=1e-4)
+        module.ascent = "full"  # the control
+        torch.manual_seed(1)
+        value = module.harm(*LATENTS, *FREE, BATCH, module.mixture(BATCH))
+        (slope,) = torch.autograd.grad(value, module._logits)
+        assert not torch.allclose(slope, slopes[0], rtol=1e-2)
+
+    def test_both_terms_of_the_full_harm_reach_it(self):
+        for module in age(preserve=0.0, ascent="full"), spoiled(age(ascent="full")):
+            value = module.harm(*LATENTS, *FREE, BATCH, module.mixture(BATCH))
+            assert torch.autograd.grad(value, module._logits)[0].abs().max() > 0
+        module = age(preserve=0.0)  # the control: the first term has no gradient in the official code
+        value = module.harm(*LATENTS, *FREE, BATCH, module.mixture(BATCH))
+        assert torch.autograd.grad(value, module._logits)[0].abs().max() == 0
 
     def test_a_step_moves_it_uphill(self):
-        module = spoiled(age(target_lr=0.5, temperature=0.5))
+        module = spoiled(age(target_lr=0.5, temperature=0.5, ascent="full"))
         torch.manual_seed(0)
         before = module.harm(*LATENTS, *FREE, BATCH, module.mixture(BATCH))
         for _ in range(10):
