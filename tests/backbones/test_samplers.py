@@ -1,0 +1,153 @@
+"""Every scheduler class of diffusers: trained on and drawn with as stock does, or refused in one line."""
+
+import diffusers
+import pytest
+import torch
+
+from erasure_lightning.backbones.stable_diffusion import StableDiffusion
+from erasure_lightning.backbones.tiny import TinyBackbone
+from erasure_lightning.bank import TrajectoryBank
+from erasure_lightning.concepts import Batch
+from erasure_lightning.errors import ErasureError
+from erasure_lightning.latents import Models
+from erasure_lightning.sampling import final, rollout, sample
+
+#: Those that can be trained on and drawn with; a new one of diffusers must be entered here or be refused.
+SUPPORTED = {
+    "CogVideoXDDIMScheduler",
+    *("DDIMParallelScheduler", "DDIMScheduler", "DDPMParallelScheduler", "DDPMScheduler", "DEISMultistepScheduler"),
+    *("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "EulerAncestralDiscreteScheduler"),
+    *("EulerDiscreteScheduler", "HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler"),
+    *("LCMScheduler", "PNDMScheduler", "SASolverScheduler", "TCDScheduler", "UniPCMultistepScheduler"),
+}
+#: Those that draw noise at their steps.
+STOCHASTIC = {
+    *("DDPMParallelScheduler", "DDPMScheduler", "EulerAncestralDiscreteScheduler", "KDPM2AncestralDiscreteScheduler"),
+    *("LCMScheduler", "SASolverScheduler"),
+}
+#: Whose config needs what no Stable Diffusion pipeline has.
+UNBUILT = {"AmusedScheduler", "RFD4ProteinaScheduler", "VQDiffusionScheduler"}
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # deprecations inside diffusers, thousands a rollout
+
+NOISING = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+SENTENCES = Batch(["a {}", "the {}", "a {}"], ["cat", "star", "cat"], ["dog", "", "dog"])
+DRAWN = {"steps": 4, "guidance": 3.0}
+
+
+def classes():
+    """Every scheduler class of diffusers, by name."""
+    found = {name: getattr(diffusers, name, None) for name in dir(diffusers)}
+    return {n: c for n, c in found.items() if isinstance(c, type) and issubclass(c, diffusers.SchedulerMixin)}
+
+
+def tried():
+    """Those that could stand in a Stable Diffusion folder and are not entered."""
+    names = set(classes()) - SUPPORTED - UNBUILT
+    return sorted(name for name in names if classes()[name] is not diffusers.SchedulerMixin)
+
+
+VARIANTS = [(name, "epsilon", {}) for name in sorted(SUPPORTED)]
+#: What velocity changes is the same for all of a kind.
+KINDS = ("DDIM", "DDPM", "DPMSolverMultistep", "EulerAncestralDiscrete", "HeunDiscrete", "LCM", "PNDM")
+VARIANTS += [(f"{kind}Scheduler", "v_prediction", {}) for kind in KINDS]
+TRAILING = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+VARIANTS += [(name, "v_prediction", TRAILING) for name in ("DDIMScheduler", "DDPMScheduler", "EulerDiscreteScheduler")]
+VARIANTS += [
+    ("DPMSolverMultistepScheduler", "epsilon", {"algorithm_type": "sde-dpmsolver++"}),
+    ("DPMSolverMultistepScheduler", "epsilon", {"use_karras_sigmas": True}),
+    ("EulerDiscreteScheduler", "epsilon", {"use_karras_sigmas": True}),
+    ("EulerDiscreteScheduler", "epsilon", {"timestep_spacing": "linspace"}),
+    ("PNDMScheduler", "epsilon", {"skip_prk_steps": True}),
+]
+
+
+def pipeline(name, prediction="epsilon", settings=None):
+    """The tiny model as a stock pipeline with a sampler."""
+    stock = TinyBackbone().to_pipeline()
+    config = {**NOISING, "steps_offset": 1, "clip_sample": False, "prediction_type": prediction, **(settings or {})}
+    stock.scheduler = getattr(diffusers, name).from_config(config)
+    stock.set_progress_bar_config(disable=True)
+    return stock
+
+
+def identity(variant):
+    name, prediction, settings = variant
+    return "-".join([name.removesuffix("Scheduler"), prediction, *map(str, settings.values())])
+
+
+@pytest.fixture(scope="module", params=VARIANTS, ids=identity)
+def stock(request):
+    return pipeline(*request.param)
+
+
+@pytest.fixture(scope="module")
+def model(stock):
+    return StableDiffusion.from_pipeline("stock", stock)
+
+
+def test_what_is_listed_is_there():
+    assert set(classes()) >= SUPPORTED | UNBUILT
+    for name in UNBUILT:
+        with pytest.raises((TypeError, ValueError)):
+            classes()[name].from_config(NOISING)
+
+
+@pytest.mark.parametrize("name", tried())
+def test_the_others_are_refused_in_one_line(name):
+    stock, kind = TinyBackbone().to_pipeline(), classes()[name]
+    own = {"beta_schedule": "squaredcos_cap_v2"} if name == "UnCLIPScheduler" else {}
+    stock.scheduler = kind.from_config({**NOISING, **own, "steps_offset": 1, "clip_sample": False})
+    with pytest.raises(ErasureError, match=f"found {name} with|needs another sampler: {name} ") as refused:
+        StableDiffusion.from_pipeline("stock", stock)
+    assert "\n" not in str(refused.value)
+
+
+class TestSupported:
+    def test_a_bank_holds_what_the_denoiser_was_asked_at_every_evaluation(self, stock, model):
+        bank = TrajectoryBank(trajectories=3, **DRAWN)
+        bank.follow(Models(model, model, lambda count, number: SENTENCES, 2, seed=5))
+        stock.scheduler.set_timesteps(4)
+        assert bank.length == len(stock.scheduler.timesteps) >= 4  # more where a step has stages
+        for column in range(bank.length):
+            batch = bank.at(torch.arange(3), torch.full((3,), column), model)
+            anew = model.denoise(batch.x, batch.t, model.encode(batch.prompts))
+            unconditional = model.denoise(batch.x, batch.t, model.unconditional(3))
+            assert torch.allclose(batch.teacher.concept, anew, atol=1e-5)
+            assert torch.allclose(batch.teacher.unconditional, unconditional, atol=1e-5)
+            # the control: neither the prompt nor the time is without effect
+            assert not torch.allclose(anew, unconditional, atol=1e-4)
+            other = model.denoise(batch.x, (batch.t + 300) % 900, model.encode(batch.prompts))
+            assert not torch.allclose(anew, other, atol=1e-4)
+
+    def test_a_picture_does_not_depend_on_its_company(self, model):
+        alone = sample(model, ["a cat"], [7], **DRAWN)
+        among = sample(model, ["a dog", "a cat", "the star"], [1, 7, 3], **DRAWN)
+        assert torch.allclose(alone[0], among[1], atol=1e-5 * max(1, float(among.abs().max())))
+        assert not torch.allclose(among[0], among[1], atol=1e-2)
+
+    def test_an_edit_of_nothing_measures_0(self, model):
+        original = model.original(model.cross_attention_parameters())
+        ours, theirs = (sample(m, ["a cat", "a dog"], [7, 8], **DRAWN) for m in (model, original))
+        assert torch.equal(ours, theirs)
+        with torch.no_grad():
+            next(iter(original.cross_attention_parameters().values())).mul_(3)
+        assert not torch.equal(sample(original, ["a cat", "a dog"], [7, 8], **DRAWN), theirs)
+
+    def test_latents_are_the_stock_pipelines_bit_for_bit(self, stock, model):
+        prompts, seeds = ["a cat", "a photo of a dog"], [3, 4]
+        theirs = stock(
+            prompts,
+            num_inference_steps=4,
+            guidance_scale=3.0,
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+            output_type="latent",
+        ).images
+        assert torch.equal(sample(model, prompts, seeds, **DRAWN), theirs)
+
+    def test_the_noise_of_its_steps_comes_from_the_seeds(self, stock, model):
+        """The same first latents, and generators that go on elsewhere."""
+        start, conditioning = model.noise([7]), model.encode(["a cat"])
+        one, other = (final(rollout(model, conditioning, [seed], start=start, **DRAWN)) for seed in (1, 2))
+        noisy = type(stock.scheduler).__name__ in STOCHASTIC or "sde" in str(stock.scheduler.config)
+        assert torch.equal(one, other) != noisy
