@@ -23,12 +23,20 @@ BARS = {
     "rocket (held out)": ["rocket", "sailboat", "[spaceship, spacecraft, shuttle]", "[airplane, helicopter, alien]"],
 }
 
-TERMS = ("GlobalSemanticAlignment", "LocalNoisePreservation", "LocalStatePreservation", "UnconditionalDrift")
+#: Callbacks of the shipped configs, the paper's two first, and what these set of them.
+TERMS = {
+    "GlobalSemanticAlignment": {"weight": 800, "nearness": 1},
+    "LocalNoisePreservation": {"weight": 0.3, "batch_size": 4, "nearness": 1},
+    "LocalStatePreservation": {"weight": 1.5, "nearness": 1},
+    "UnconditionalDrift": {"weight": 3},
+}
+GLOBAL, NOISE, STATES, UNCONDITIONAL = TERMS
 
 
-def retention(*names: str) -> list[str]:
-    """Override that leaves only these callbacks."""
-    return ["--trainer.callbacks", json.dumps([{"class_path": name} for name in names])]
+def retention(*names: str, **more: dict) -> list[str]:
+    """Override that leaves only these callbacks, some with more arguments, by name."""
+    given = [{"class_path": n, "init_args": TERMS[n] | more.get(n, {})} for n in names]
+    return ["--trainer.callbacks", json.dumps(given)]
 
 
 BANK = {"class_path": "TrajectoryBank", "init_args": {"trajectories": 48, "steps": 10, "guidance": 4.0}}
@@ -37,15 +45,14 @@ ABLATIONS = {
     "no self-check": ["--model.check_steps", "0"],
     "outside-in attack": ["--model.check", "outside_in"],
     "erasure in noise space": ["--model.erase_space", "noise", "--model.eta", "1"],
-    "no global term": retention(*TERMS[1:]),
-    "no local noise term": retention(TERMS[0], *TERMS[2:]),
-    "the paper's two terms alone": retention(*TERMS[:2]),
-    "no local state term": retention(*TERMS[:2], TERMS[3]),
-    "no unconditional term": retention(*TERMS[:3]),
-    "local noise on trajectories": [
-        "--trainer.callbacks",
-        json.dumps([{"class_path": n, **({"init_args": {"bank": BANK}} if n == TERMS[1] else {})} for n in TERMS]),
-    ],
+    "no global term": retention(NOISE, STATES, UNCONDITIONAL),
+    "no local noise term": retention(GLOBAL, STATES, UNCONDITIONAL),
+    "the paper's two terms alone": retention(GLOBAL, NOISE),
+    "our two terms alone": retention(STATES, UNCONDITIONAL),
+    "no local state term": retention(GLOBAL, NOISE, UNCONDITIONAL),
+    "no unconditional term": retention(GLOBAL, NOISE, STATES),
+    "no retention": retention(),
+    "local noise on trajectories": retention(*TERMS, **{NOISE: {"bank": BANK}}),
     "all blocks trained": ["--model.blocks", "null"],
 }
 

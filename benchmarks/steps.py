@@ -88,7 +88,7 @@ def clocked(case: str, steps: int) -> list[Counter]:
     clock = Clock()
     with TemporaryDirectory() as folder, ExitStack() as patches:
         given = CASES[case] or ["--config", f"{case}.yaml"]
-        given = [*given, "--trainer.max_steps", str(steps), "--run_dir", f"{folder}/run"]
+        given = [*given, "--data.rounds", str(steps), "--run_dir", f"{folder}/run"]
         command = CommandLine("fit", [*given, "--trainer.enable_progress_bar", "false"], LastCheckpoint())
         module, trainer = command.model, command.trainer
         trainer.callbacks.append(clock)

@@ -24,6 +24,25 @@ EVERYDAY: tuple[str, ...] = (
     *("keyboard", "cell phone", "microwave", "oven", "toaster", "sink", "refrigerator", "book", "clock", "vase"),
     *("scissors", "teddy bear", "hair dryer", "toothbrush"),
 )
+#: Styles and artists of the past: what is kept of others where a style is erased of a model without a
+#: vocabulary of its own.
+STYLES: tuple[str, ...] = (
+    *("photograph", "oil painting", "watercolor", "pencil sketch", "charcoal", "cartoon", "pixel art"),
+    *("3d render", "impressionist", "cubist", "surrealist", "pop art", "art nouveau", "ukiyo-e"),
+    *("Leonardo da Vinci", "Rembrandt", "Johannes Vermeer", "Katsushika Hokusai", "William Turner"),
+    *("Claude Monet", "Vincent van Gogh", "Paul Cezanne", "Edvard Munch", "Gustav Klimt"),
+    *("Wassily Kandinsky", "Pablo Picasso", "Frida Kahlo", "Salvador Dali"),
+)
+
+#: People without a name: what is kept of others where a person is erased.
+PEOPLE: tuple[str, ...] = (
+    *("a man", "a woman", "a boy", "a girl", "an old man", "an old woman", "a child", "a couple"),
+    *("a family", "a crowd", "a doctor", "a teacher", "a farmer", "a soldier", "a dancer", "a musician"),
+    *("an actor", "an actress", "a politician", "a king", "a queen", "an athlete"),
+)
+
+#: Of other styles without a world, how many each label is put into; labels take turns.
+STYLES_A_LABEL = 2
 
 #: Captions of things, and of people, where a model has no vocabulary of its own: bare, plain, and as a picture.
 CAPTIONS: tuple[str, ...] = ("{}", "a {}", "an image of a {}")
@@ -83,11 +102,38 @@ class Vocabulary:
         return tuple(self.world.captions["label"]) if self.world else CAPTIONS
 
     def kept_captions(self, label: str) -> list[str]:
-        """What is said of a label that must survive: every caption, and where a style goes, the other styles too."""
+        """What is said of a label that must survive: every caption, and where a style goes, other styles too."""
         plain = [caption.format(label) for caption in self.captions]
-        gone = {c.name for c in self.concepts if c.kind == "style"}
-        styles = [s for s in self.world.styles if s not in gone] if self.world and gone else []
-        return plain + [f"a {label}, {style} style" for style in styles]
+        styles = self.other_styles
+        if styles and not self.world:
+            first = STYLES_A_LABEL * self.labels.index(label)
+            styles = [styles[(first + i) % len(styles)] for i in range(STYLES_A_LABEL)]
+        return plain + [self.styled(label, style) for style in styles]
+
+    @property
+    def other_styles(self) -> list[str]:
+        """Styles that must survive where a style is erased: the world's, else anchors and well-known ones."""
+        erased = [c for c in self.concepts if c.kind == "style"]
+        if not erased:
+            return []
+        anchors = [c.anchor for c in erased if c.anchor]
+        gone = {c.name.casefold() for c in erased}
+        if self.world:
+            known = dict.fromkeys((*self.world.styles, *anchors))
+            return [style for style in known if style.casefold() not in gone]
+        gone |= {word.casefold() for c in erased for word in c.domain}
+        apart = [s for s in STYLES if not any(g in s.casefold() or s.casefold() in g for g in gone)]
+        return list(dict.fromkeys((*anchors, *apart)))
+
+    def kin_captions(self) -> list[str]:
+        """What is said of anchors that are no labels, and of other people where a person is erased."""
+        people = [c for c in self.concepts if c.kind == "person"]
+        named = [c.anchor for c in self.concepts if c.kind == "thing" and c.anchor]
+        things = [anchor for anchor in named if anchor not in self.labels]
+        others = [*(c.anchor for c in people if c.anchor), *(PEOPLE if people else ())]
+        texts = [caption.format(words) for words in things for caption in self.captions]
+        texts += [caption.format(words) for words in others for caption in PERSON_CAPTIONS]
+        return list(dict.fromkeys(texts))
 
     def concept_prompts(self) -> list[tuple[str, str]]:
         """Prompts that name the concepts, each with the thing a style is put on, empty where a thing is erased.

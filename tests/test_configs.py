@@ -8,6 +8,7 @@ import yaml
 from erasure_lightning.__main__ import main
 from erasure_lightning.cli.configs import SHIPPED, shipped_configs
 from erasure_lightning.methods import METHODS
+from erasure_lightning.module import GradientErasure
 from erasure_lightning.registry import find_method
 
 #: Ours, and those of the plugins that are installed.
@@ -17,6 +18,18 @@ CONFIGS = sorted(shipped_configs().values(), key=lambda path: path.name)
 def test_every_method_has_a_config():
     shipped = {yaml.safe_load(path.read_text())["model"]["class_path"] for path in SHIPPED.glob("*.yaml")}
     assert shipped >= set(METHODS)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_steps_are_counted_for_each_concept_where_there_is_a_gradient(path: Path):
+    config = yaml.safe_load(path.read_text())
+    method = resolve_name(find_method(config["model"]["class_path"]).class_path)
+    trainer = {key: config["trainer"].get(key) for key in ("max_steps", "max_epochs")}
+    if issubclass(method, GradientErasure):
+        assert config["data"]["rounds"] > 0
+        assert trainer == {"max_steps": -1, "max_epochs": 1}
+    else:
+        assert trainer["max_steps"] == 1
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -17,7 +17,6 @@ from erasure_lightning.methods.uce import UCE
 from erasure_lightning.planning import forecast
 from erasure_lightning.retention.local_noise import LocalNoisePreservation
 from erasure_lightning.tally import Tally
-from erasure_lightning.vocabulary import EVERYDAY
 
 TOLD = ["--model", "ESD", "--model.concepts", "[{name: cat}]", "--model.backbone", "TinyBackbone"]
 
@@ -67,10 +66,14 @@ def test_what_is_planned_is_what_a_fit_takes(method, arguments, retains):
         assert tally.backwards == 3 * middle["backwards"]
 
 
-def test_everything_is_planned_to_be_retained_since_nobody_knows_what_is_near():
-    callback = LocalNoisePreservation()
-    planned(UCE, callback)
-    assert len(callback.retained) == 3 * len(set(EVERYDAY) - {"cat"})
+def test_as_many_prompts_are_planned_to_be_retained_as_are():
+    """Which labels are near nobody knows before the run, but how many."""
+    plan, run, every = (LocalNoisePreservation(nearness=share) for share in (0.98, 0.98, 1))
+    planned(UCE, plan)
+    planned(UCE, every)
+    fitted(UCE, run)
+    assert len(plan.retained) == len(run.retained)
+    assert len(every.retained) == len(plan.retained) + 3
 
 
 def test_what_is_merged_at_the_end_is_planned_as_it_is_trained():

@@ -28,15 +28,16 @@ class RetentionCallback(Callback, ABC):
 
     Args:
         weight: Of the term in the loss, or of each retained prompt in a closed form, at least 0.
-        prompts: What is retained: prompts, or a text file with one a line. Default: the world's labels (everyday things
-            where there is no world) in its captions, without the concepts, their domains, and what is nearer than
-            ``nearness``.
-        nearness: Cosine to a concept, in the original's end-of-text states, above which a label counts as part of its
-            domain; 0..1.
+        prompts: What is retained: prompts, or a text file with one a line. Default: the world's labels
+            (everyday things where there is no world) in its captions, with the anchors and the concepts'
+            kin (other styles, other people), without the concepts, their domains, and what is nearest.
+        nearness: Share of the labels that count as other things, above 0 and at most 1: the rest, those
+            nearest to a concept in the original's end-of-text states, count as its domain. Ranks mean the
+            same in every encoder; cosines do not.
         ramp: Steps over which the weight rises from 0; at least 0.
 
     Raises:
-        ErasureError: If the weight is negative, or the file is missing or empty.
+        ErasureError: If a number is out of range, or the file is missing or empty.
     """
 
     #: What it is called in logs.
@@ -45,10 +46,15 @@ class RetentionCallback(Callback, ABC):
     of_states = False
 
     def __init__(
-        self, weight: float = 1.0, prompts: list[str] | str | None = None, nearness: float = 0.6, ramp: int = 0
+        self, weight: float = 1.0, prompts: list[str] | str | None = None, nearness: float = 0.98, ramp: int = 0
     ) -> None:
         if weight < 0 or ramp < 0:
             raise ErasureError(f"{type(self).__name__} needs weight and ramp of at least 0; found {weight}, {ramp}.")
+        if not 0 < nearness <= 1:
+            raise ErasureError(
+                f"{type(self).__name__} needs nearness above 0 and at most 1, the share of labels it "
+                f"retains; found {nearness}."
+            )
         self.weight = weight
         self.ramp = ramp
         self.nearness = nearness
@@ -134,27 +140,37 @@ def read_lines(path: str, owner: str) -> list[str]:
 
 @torch.no_grad()
 def retained_prompts(module: ErasureModule, nearness: float) -> list[str]:
-    """Captions of everything an edit must leave alone.
+    """Captions of everything an edit must leave alone: the anchors, the concepts' kin, other labels.
 
     Raises:
         ErasureError: If nothing is left.
     """
     vocabulary = Vocabulary(module.backbone.world, module.concepts)
     labels = far_from(module, vocabulary.others, nearness)
-    if not labels:
+    captions = [caption for label in labels for caption in vocabulary.kept_captions(label)]
+    captions += vocabulary.kin_captions()
+    if not captions:
         raise ErasureError(
-            f"Retention needs something to retain; nothing is farther than {nearness} from the concepts."
+            "Retention needs something to retain; found that concepts and domains are all there is. Name prompts."
         )
-    return [caption for label in labels for caption in vocabulary.kept_captions(label)]
+    return captions
 
 
 @torch.no_grad()
 def far_from(module: ErasureModule, labels: Sequence[str], nearness: float) -> list[str]:
-    """Labels whose end-of-text state is no nearer to any thing's than ``nearness``; anchors always are among them."""
+    """Labels without those whose end-of-text states are nearest to a thing's; anchors always are among them.
+
+    Args:
+        module: The method, with its original.
+        labels: Any number.
+        nearness: Share of the labels that is far; of the others as many as there are, rounded down.
+    """
     things = [c.name for c in module.concepts if c.kind != "style"]
-    if not things or not labels:
+    near = int((1 - nearness) * len(labels) + 1e-9)
+    if not things or not near:
         return list(labels)
     original, anchors = module.original, {c.anchor for c in module.concepts}
-    cosines = relations(original.summarize(original.embed(labels)), original.summarize(original.embed(things)))
-    far = (cosines.amax(dim=1) <= nearness).tolist()  # asked this way round, a plan takes them all to be far
-    return [label for label, is_far in zip(labels, far, strict=True) if is_far or label in anchors]
+    states = (original.summarize(original.embed(words)) for words in (labels, things))
+    order = relations(*states).amax(dim=1).argsort(descending=True)
+    dropped = {labels[place] for place in order[:near].tolist()} - anchors
+    return [label for label in labels if label not in dropped]

@@ -16,6 +16,7 @@ from erasure_lightning.retention.local_noise import LocalNoisePreservation
 from erasure_lightning.retention.local_states import LocalStatePreservation
 from erasure_lightning.retention.unconditional_drift import UnconditionalDrift
 from erasure_lightning.testing import edit_of, fit
+from erasure_lightning.vocabulary import EVERYDAY, STYLES
 
 CAT = [Concept("cat", "dog")]
 KEPT = ["a star", "a heart", "a tree", "a car", "a boat"]
@@ -160,16 +161,95 @@ class TestRetainedPrompts:
     def test_from_the_world_without_concept_and_domain(self):
         owner = Distillation(concepts=[Concept("cigarette", "lollipop", domain=["syringe"])])
         owner.configure_model()
-        prompts = retained_prompts(owner, nearness=0.6)
+        prompts = retained_prompts(owner, nearness=1)
         assert {"a lollipop", "a dog", "an emoji of a dog"} <= set(prompts)
         assert not [p for p in prompts if "cigarette" in p or "syringe" in p]
-        assert len(far_from(owner, ["pipe smoke", "dog"], 0.3)) < 2
 
-    def test_nothing_left(self):
-        owner = Distillation(concepts=[Concept("cat")], backbone=TinyBackbone())
+
+class TestNearness:
+    WORDS = ("car", "cat", "kite", "dog", "star")
+
+    def owner(self, *concepts):
+        owner = Distillation(concepts=list(concepts), backbone=TinyBackbone())
         owner.configure_model()
-        with pytest.raises(ErasureError, match="nothing is farther than -1"):
-            retained_prompts(owner, nearness=-1)
+        return owner
+
+    def ranked(self, owner):
+        """The words, nearest to the first concept first."""
+        model, name = owner.original, owner.concepts[0].name
+        states = [model.summarize(model.embed(words)) for words in ([name], self.WORDS)]
+        order = torch.cosine_similarity(*states).argsort(descending=True)
+        return [self.WORDS[place] for place in order.tolist()]
+
+    @pytest.mark.parametrize(("nearness", "dropped"), [(1, 0), (0.98, 0), (0.8, 1), (0.4, 3)])
+    def test_the_nearest_share_is_dropped(self, nearness, dropped):
+        owner = self.owner(Concept("cow"))
+        far = far_from(owner, self.WORDS, nearness)
+        assert set(self.WORDS) - set(far) == set(self.ranked(owner)[:dropped])
+        assert far == [word for word in self.WORDS if word in far]
+
+    def test_an_anchor_is_never_dropped(self):
+        nearest, *_ = self.ranked(self.owner(Concept("cow")))
+        owner = self.owner(Concept("cow", nearest))
+        assert nearest in far_from(owner, self.WORDS, 0.8)
+        assert nearest not in far_from(self.owner(Concept("cow")), self.WORDS, 0.8)  # the control
+
+    def test_an_encoder_to_which_all_texts_are_near_leaves_as_many(self, monkeypatch):
+        """As CLIP's unprojected states do: no cosine is below 0.6."""
+        owner = self.owner(Concept("cow"))
+        plain = owner.original.summarize
+        monkeypatch.setattr(owner.original, "summarize", lambda e: plain(e) + 100)
+        assert len(far_from(owner, self.WORDS, 0.8)) == len(self.WORDS) - 1
+
+    def test_many_concepts_leave_the_share_too(self):
+        concepts = [Concept(f"thing {i}") for i in range(60)]
+        kept = retained_prompts(self.owner(*concepts), 0.98)
+        assert len(kept) == 3 * (len(EVERYDAY) - 1)
+
+
+class TestKin:
+    """What is near a concept and must survive, without a world and with one."""
+
+    def prompts(self, *concepts, **given):
+        owner = Distillation(concepts=list(concepts), **({"backbone": TinyBackbone()} | given))
+        owner.configure_model()
+        return retained_prompts(owner, nearness=1)
+
+    def test_an_anchor_that_is_no_label_is_retained(self):
+        assert {"lollipop", "a lollipop", "an image of a lollipop"} <= set(
+            self.prompts(Concept("cigarette", "lollipop"))
+        )
+        assert "a lollipop" not in self.prompts(Concept("cigarette"))  # the control
+        assert self.prompts(Concept("cat", "dog")).count("a dog") == 1
+
+    def test_with_a_world_too(self):
+        prompts = self.prompts(Concept("cigarette", "pencil sharpener"), backbone="emoji-world")
+        assert {"a pencil sharpener", "an emoji of a pencil sharpener"} <= set(prompts)
+
+    def test_other_artists_are_retained_where_one_is_erased(self):
+        prompts = self.prompts(Concept("Van Gogh", "photograph", kind="style"))
+        styles = {prompt.rpartition(", ")[2] for prompt in prompts if prompt.endswith(" style")}
+        assert styles == {f"{s} style" for s in STYLES if s != "Vincent van Gogh"}
+        assert not [prompt for prompt in self.prompts(Concept("cat")) if "style" in prompt]  # the control
+
+    def test_other_people_are_retained_where_one_is_erased(self):
+        prompts = self.prompts(Concept("Ada Lovelace", "a mathematician", kind="person"))
+        assert {"a photo of a woman", "a photo of a mathematician", "a dog"} <= set(prompts)
+        assert not [prompt for prompt in prompts if "Ada" in prompt]
+        assert "a photo of a woman" not in self.prompts(Concept("cat"))  # the control
+
+
+def test_nothing_left():
+    owner = Distillation(concepts=[Concept("cat", domain=[*EVERYDAY])], backbone=TinyBackbone())
+    owner.configure_model()
+    with pytest.raises(ErasureError, match="found that concepts and domains are all there is"):
+        retained_prompts(owner, nearness=1)
+
+
+@pytest.mark.parametrize("nearness", [0.0, -1.0, 1.1])
+def test_a_nearness_out_of_range(nearness):
+    with pytest.raises(ErasureError, match=rf"above 0 and at most 1, the .* it retains; found {nearness}"):
+        GlobalSemanticAlignment(nearness=nearness)
 
 
 @pytest.mark.parametrize("arguments", [{"weight": -1.0}, {"ramp": -1}])
