@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,8 @@ class StableDiffusion(Backbone):
     Raises:
         ErasureError: If the scheduler names a prediction other than epsilon and velocity.
     """
+
+    components: ClassVar[dict[str, str]] = {"denoiser": "unet", "text_encoders.0": "text_encoder", "vae": "vae"}
 
     def __init__(
         self,
