@@ -16,7 +16,9 @@ from erasure_lightning.backbones.sampler import Sampler
 from erasure_lightning.backbones.states import States, reader_of
 from erasure_lightning.backbones.towers import Embedded, Encoded, TextTower
 from erasure_lightning.backbones.twins import share
+from erasure_lightning.components import fingerprints
 from erasure_lightning.concepts import Phrase
+from erasure_lightning.edit_format import plain_name
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.functional import fingerprint
 from erasure_lightning.ranks import gathered
@@ -347,6 +349,26 @@ class Backbone(nn.Module, ABC):
     def fingerprint(self, dtype: torch.dtype | None = None) -> str:
         """A short hash of the weights, or of what they would be when rounded to a precision."""
         return fingerprint(self, dtype)
+
+    @classmethod
+    def part_of(cls, name: str) -> str:
+        """Which of the parts in `components` a parameter or module is in, by its name in this backbone."""
+        return max((part for part in cls.components if name.startswith(f"{part}.")), key=len)
+
+    @classmethod
+    def component_name(cls, name: str) -> str:
+        """A parameter's name in an edit file: the pipeline's component and its own name there."""
+        part = cls.part_of(name)
+        return f"{cls.components[part]}.{plain_name(name.removeprefix(f'{part}.'))}"
+
+    def fingerprints(self, names: Collection[str]) -> dict[str, dict[str, str]]:
+        """The `fingerprints` of the pipeline's components that parameters or modules are in.
+
+        Args:
+            names: Of parameters or modules in this backbone.
+        """
+        parts = sorted({self.part_of(name) for name in names})
+        return {self.components[part]: fingerprints(self.get_submodule(part)) for part in parts}
 
     def checkpoint(self) -> None:
         """Keep only what blocks are asked for the backward, which computes the rest again: less memory, more time."""
