@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from erasure_lightning.backbones.base import Backbone
+from erasure_lightning.checks import require
 from erasure_lightning.concepts import Batch
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.latents import LatentSource, Models, NoisyBatch, Query, Teacher, random_rows
@@ -29,7 +30,8 @@ class TrajectoryBank(LatentSource):
         batch_size: Trajectories rolled out side by side.
 
     Raises:
-        ErasureError: If a count is below 1, or a student is followed and never again.
+        ErasureError: If a count is below 1, guidance is negative, NaN or infinite, or a student is followed
+            and never again.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class TrajectoryBank(LatentSource):
         for name, value in {"trajectories": trajectories, "steps": steps, "batch_size": batch_size}.items():
             if value < 1:
                 raise ErasureError(f"TrajectoryBank needs {name} of at least 1; found {value}.")
+        require("TrajectoryBank", at_least=0, guidance=guidance)
         if student and refresh < 1:
             raise ErasureError(f"TrajectoryBank needs refresh of at least 1 to follow the student; found {refresh}.")
         self.trajectories = trajectories

@@ -1,13 +1,17 @@
 """Prompts: the concepts' sentences to train on, and the pictures to draw when an edit is measured or used."""
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
 import torch
 from lightning import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_warn
 
-from erasure_lightning.concepts import Batch, Concept
+from erasure_lightning.backbones.base import Backbone
+from erasure_lightning.checks import require
+from erasure_lightning.concepts import Batch, Concept, phrase
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.functional import mix
 from erasure_lightning.shots import Sheet, Shot, Shots, read_prompts
@@ -19,11 +23,12 @@ T = TypeVar("T")
 class Draws(Generic[T]):
     """Batches that are a function of their number, so that a resumed run goes on where the killed one stopped.
 
-    Lightning saves and restores anything that has ``state_dict`` and ``load_state_dict``.
+    Numbers count the batches of all epochs. Lightning saves and restores anything that has ``state_dict`` and
+    ``load_state_dict``, and counts itself how many batches of a resumed epoch are left.
 
     Args:
         draw: Makes the batch of a number.
-        length: How many there are.
+        length: Batches of an epoch.
     """
 
     def __init__(self, draw: Callable[[int], T], length: int) -> None:
@@ -35,13 +40,12 @@ class Draws(Generic[T]):
         return self.length
 
     def __iter__(self) -> Iterator[T]:
-        while self._given < self.length:
+        for _ in range(self.length):
             self._given += 1
             yield self.draw(self._given - 1)
-        self._given = 0
 
     def state_dict(self) -> dict[str, int]:
-        """How many batches were given."""
+        """How many batches were given, in all epochs."""
         return {"given": self._given}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
@@ -54,15 +58,16 @@ class PromptData(LightningDataModule):
 
     Args:
         batch_size: Concept prompts a training step (on each rank), at least 1.
-        rounds: Training steps for each concept, at least 1: with ``n`` of them an epoch has ``n`` times as many, in
-            which they take turns. By default an epoch is as long as the trainer's ``max_steps``, whatever ``n`` is.
+        rounds: Training steps for each concept in an epoch, at least 1: with ``n`` of them an epoch has ``n`` times as
+            many, in which they take turns. By default an epoch is as long as the trainer's ``max_steps``, whatever
+            ``n`` is, and has 1,000 steps where those have no bound.
         templates: Sentences with ``{}`` for the concept (and ``{thing}`` for something kept, in those of a style); the
             concepts' own by default.
         seeds: Seeds each measured prompt is drawn with, at least 2 so that there is an interval.
         others: How many of the other labels are drawn, spread over the vocabulary.
         neighbours: Things close to the concept, measured beside it.
-        steps: Sampling steps; the world's by default, else 50.
-        guidance: Scale of classifier-free guidance; the world's by default, else 7.5.
+        steps: Sampling steps, at least 1; the world's by default, else 50.
+        guidance: Scale of classifier-free guidance, at least 0; the world's by default, else 7.5.
         size: Height and width in pixels; the model's own by default.
         draw_size: Pictures drawn side by side.
         originals: Folder that keeps the original model's pictures, so that runs measured alike draw them once.
@@ -104,9 +109,10 @@ class PromptData(LightningDataModule):
         self._check()
 
     def _check(self) -> None:
-        for name, bound in {"batch_size": 1, "rounds": 1, "seeds": 2, "others": 1, "draw_size": 1}.items():
-            if (value := getattr(self, name)) is not None and value < bound:
-                raise ErasureError(f"PromptData needs {name} of at least {bound}; found {value}.")
+        names = ("batch_size", "rounds", "others", "steps", "size", "draw_size")
+        require("PromptData", at_least=1, **{name: getattr(self, name) for name in names})
+        require("PromptData", at_least=2, seeds=self.seeds)
+        require("PromptData", at_least=0, guidance=self.guidance)
         if bad := [t for t in self.templates or () if "{}" not in t]:
             raise ErasureError(f"PromptData needs {{}} in every template for the concept's words; found {bad[0]!r}.")
 
@@ -130,11 +136,12 @@ class PromptData(LightningDataModule):
         assert trainer is not None
         self._vocabulary = self.vocabulary
         self._others = self._vocabulary.others
-        return Draws(self._batch, self.training_steps * trainer.accumulate_grad_batches)
+        warn_of_cut(self._module.backbone, self._every_sentence(), "sentences to train on")
+        return Draws(self._batch, self._epoch_steps * trainer.accumulate_grad_batches)
 
     @property
-    def training_steps(self) -> int:
-        """How many a run takes: its rounds of all concepts, and no more than the trainer's ``max_steps``.
+    def _epoch_steps(self) -> int:
+        """Steps of an epoch, no more than the trainer's ``max_steps``.
 
         Lightning's own estimate makes the loader before a checkpoint is restored, which then does not reach it.
         """
@@ -142,6 +149,31 @@ class PromptData(LightningDataModule):
         bounds = [most] if most > 0 else []
         bounds += [] if self.rounds is None else [self.rounds * len(self._module.concepts)]
         return min(bounds, default=1000)
+
+    @property
+    def training_steps(self) -> int:
+        """Steps of a run: those of all its epochs, and no more than the trainer's ``max_steps``.
+
+        Raises:
+            ErasureError: If the trainer bounds neither, or ``max_steps`` leaves nothing for a second epoch.
+        """
+        trainer = cast(Any, self.trainer)
+        epochs, most, limit = int(trainer.max_epochs), int(trainer.max_steps), trainer.limit_train_batches
+        batches = self._epoch_steps * trainer.accumulate_grad_batches
+        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        steps = math.ceil(batches / trainer.accumulate_grad_batches)
+        if epochs < 0 and most < 0:
+            raise ErasureError(
+                "A run needs an end; found max_epochs -1 and max_steps -1, which set none. Give "
+                "--trainer.max_steps N, or --trainer.max_epochs N with --data.rounds N."
+            )
+        if epochs > 1 and 0 <= most <= steps:
+            raise ErasureError(
+                f"{epochs} epochs need more than the {most} steps of max_steps, which an epoch takes alone. Give "
+                "--trainer.max_steps -1 with --data.rounds N (steps for each concept in an epoch), or a larger "
+                "--trainer.max_steps without max_epochs."
+            )
+        return most if epochs < 0 else steps * epochs if most < 0 else min(steps * epochs, most)
 
     def _batch(self, number: int) -> Batch:
         return self.sentences(self.batch_size, number, salt=1)
@@ -154,6 +186,14 @@ class PromptData(LightningDataModule):
         chosen = [module.concepts[index] for index in indices]
         templates = [self._template(concept, generator) for concept in chosen]
         return Batch(templates, [c.name for c in chosen], [c.anchor for c in chosen], indices)
+
+    def _every_sentence(self) -> Iterator[str]:
+        """Whatever a concept or its anchor can be trained in, with the longest of the things that stay."""
+        longest = max(self._others, key=len, default="")
+        for concept in self._module.concepts:
+            for template in self.templates or self._vocabulary.templates(concept.kind):
+                filled = template.replace("{thing}", longest)
+                yield from (phrase(filled, words).text for words in (concept.name, concept.anchor))
 
     def _turn(self, place: int) -> int:
         """Number of a concept; they take turns in an order that is drawn anew each round, so that none waits long."""
@@ -177,6 +217,7 @@ class PromptData(LightningDataModule):
 
     def _sheet(self, shots: Sequence[Shot]) -> Sheet:
         assert self.trainer is not None
+        warn_of_cut(self._module.backbone, (shot.prompt for shot in shots), "prompts to draw")
         return Sheet(shots, self.draw_size, self.size, self.trainer.global_rank, self.trainer.world_size)
 
     def _plan(self, seeds: int) -> list[Shot]:
@@ -196,6 +237,22 @@ class PromptData(LightningDataModule):
             )
         steps, guidance = self._default(self.steps, "steps", 50), self._default(self.guidance, "guidance", 7.5)
         return self._sheet(read_prompts(Path(self.prompts), steps, guidance))
+
+
+def warn_of_cut(backbone: Backbone, prompts: Iterable[str], what: str) -> None:
+    """Warn, on the first rank, if prompts are longer than the model reads.
+
+    Args:
+        backbone: The model.
+        prompts: The prompts; each counts once.
+        what: What they are, as the warning names them.
+    """
+    every = list(dict.fromkeys(prompts))
+    if cut := backbone.too_long(every):
+        rank_zero_warn(
+            f"{backbone.name} reads only the beginning of {len(cut)} of {len(every)} {what}, which have more tokens "
+            f"than its text encoder takes. The first: {cut[0]!r}"
+        )
 
 
 def pick(items: Sequence[T], generator: torch.Generator) -> T:

@@ -1,6 +1,5 @@
 """The edit as a file, only what was changed, with what it was made from; and in pipelines."""
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, is_dataclass
 from functools import partial
@@ -17,9 +16,8 @@ from erasure_lightning.adapters.lora import merged
 from erasure_lightning.components import Component, fingerprints, is_same
 from erasure_lightning.edit_format import EDIT_FORMAT, current_name, read_metadata
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.files import (
-    EDIT_FILE as EDIT_FILE,
-)  # part of what this module offers, as it always was
+from erasure_lightning.files import EDIT_FILE as EDIT_FILE  # part of what this module offers, as it always was
+from erasure_lightning.files import json_text
 from erasure_lightning.files import write_atomically as write_atomically
 
 #: The attribute of a component that lists the edits it holds.
@@ -46,7 +44,7 @@ def write_edit(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str,
         metadata: What it was made from; anything JSON holds.
     """
     # One entry, since safetensors writes several in an order of its own: equal edits are to be equal files.
-    text = json.dumps({"format": EDIT_FORMAT, **metadata})
+    text = json_text({"format": EDIT_FORMAT, **metadata}, str(path))
     values = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_atomically(path, save(values, metadata={"erasure": text}))
 

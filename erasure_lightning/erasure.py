@@ -15,11 +15,13 @@ from torch.distributed.device_mesh import DeviceMesh
 from erasure_lightning.album import kept
 from erasure_lightning.backbones.base import Backbone, Capability, TextInput
 from erasure_lightning.backbones.loading import Weights, load_backbone
+from erasure_lightning.checks import require_finite, require_seed
 from erasure_lightning.concept_files import read_concepts
 from erasure_lightning.concepts import Concept, check_concepts
 from erasure_lightning.edits import plain, write_edit
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.functional import mix, widen
+from erasure_lightning.pictures import require_finite_pictures
 from erasure_lightning.ranks import gathered
 from erasure_lightning.sampling import draw
 from erasure_lightning.sharding import put, scatter, split, whole
@@ -42,8 +44,8 @@ class ErasureModule(LightningModule, ABC):
         checkpointing: Compute again in the backward what blocks computed in the forward: less memory, more time.
 
     Raises:
-        ErasureError: If there are no concepts, their file cannot be read, one is named twice, or the world does not
-            know one.
+        ErasureError: If there are no concepts, their file cannot be read, one is named twice, the world does not know
+            one, or an argument of the method is NaN, infinite, or no seed.
     """
 
     #: Whether some of what is trained may have no gradient in a step, which DDP must be told.
@@ -68,7 +70,9 @@ class ErasureModule(LightningModule, ABC):
         super().__init__()
         concepts = read_concepts(Path(concepts)) if isinstance(concepts, str) else concepts
         check_concepts(concepts, type(self).__name__)
+        require_seed(type(self).__name__, seed=seed)
         self.save_hyperparameters(ignore=[] if isinstance(backbone, str) else ["backbone"], logger=False)
+        require_finite(type(self).__name__, self.hparams)
         self.hparams["concepts"] = [asdict(c) for c in concepts]  # the file may be gone when the edit is used
         self.concepts = concepts
         self.seed = seed
@@ -237,11 +241,15 @@ class ErasureModule(LightningModule, ABC):
         return torch.stack([zeros, *(gram(source) for gram in self.kept.values())]).sum(dim=0)
 
     def test_step(self, batch: Shots, batch_idx: int) -> dict[str, Tensor]:
-        """Draw a batch of prompts with the original and the edited model from the same noise."""
+        """Draw a batch of prompts with the original and the edited model from the same noise.
+
+        Raises:
+            ErasureError: If a picture of either holds NaN or infinity.
+        """
         folder = getattr(self.trainer.datamodule, "originals", None)  # type: ignore[attr-defined]
         model = f"{self.fingerprint} {self.original.sampling_fingerprint}"
-        before = kept(folder, model, batch, lambda: self._draw(self.original, batch), self.original.anyone)
-        return {"original": before.to(self.device), "edited": self._draw(self.backbone, batch)}
+        before = kept(folder, model, batch, lambda: self._finite_pictures("original", batch), self.original.anyone)
+        return {"original": before.to(self.device), "edited": self._finite_pictures("edited", batch)}
 
     def validation_step(self, batch: Shots, batch_idx: int) -> dict[str, Tensor]:
         """The same as `test_step`, on the smaller plan of ``validate``."""
@@ -250,6 +258,10 @@ class ErasureModule(LightningModule, ABC):
     def predict_step(self, batch: Shots, batch_idx: int) -> dict[str, Tensor]:
         """The same as `test_step`, on a user's prompts."""
         return self.test_step(batch, batch_idx)
+
+    def _finite_pictures(self, model: Literal["original", "edited"], shots: Shots) -> Tensor:
+        backbone = self.original if model == "original" else self.backbone
+        return require_finite_pictures(self._draw(backbone, shots), model, backbone, shots.prompts)
 
     @staticmethod
     def _draw(backbone: Backbone, shots: Shots) -> Tensor:

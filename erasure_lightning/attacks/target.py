@@ -12,6 +12,7 @@ from torch.nn.functional import mse_loss
 
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.conditioning import Conditioning
+from erasure_lightning.checks import require
 from erasure_lightning.concepts import Concept
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.functional import mix
@@ -19,6 +20,7 @@ from erasure_lightning.gallery import noised
 from erasure_lightning.metrics.judge import Judge
 from erasure_lightning.metrics.protocol import Protocol, short_hash
 from erasure_lightning.metrics.scorer import Scorer
+from erasure_lightning.pictures import require_finite_pictures
 from erasure_lightning.sampling import final, rollout
 from erasure_lightning.vocabulary import Vocabulary
 
@@ -35,8 +37,8 @@ class Trials:
     Args:
         seeds: Independent attacks on each concept, at least 2 so that there is an interval.
         pictures: Pictures by which each is judged, at least 1; the attack has not seen their noise.
-        steps: Sampling steps; the world's by default, else 50.
-        guidance: Scale of classifier-free guidance; the world's by default, else 7.5.
+        steps: Sampling steps, at least 1; the world's by default, else 50.
+        guidance: Scale of classifier-free guidance, at least 0; the world's by default, else 7.5.
         size: Height and width in pixels; the model's own by default.
         draw_size: Pictures drawn side by side.
         scorer: Folder or Hub id of a CLIP or SigLIP that tells what a picture shows; the world's own by default.
@@ -54,10 +56,8 @@ class Trials:
     scorer: str | None = None
 
     def __post_init__(self) -> None:
-        for name, least in {"seeds": 2, "pictures": 1, "draw_size": 1, "steps": 1}.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ErasureError(f"An attack needs data.{name} of at least {least}; found {value}.")
+        for name, least in {"seeds": 2, "pictures": 1, "draw_size": 1, "steps": 1, "size": 1, "guidance": 0}.items():
+            require("An attack", at_least=least, **{f"data.{name}": getattr(self, name)})
 
 
 class Case(NamedTuple):
@@ -106,7 +106,8 @@ class Target:
         self.trials = trials = trials or Trials()
         world = original.world
         self.steps: int = trials.steps or (world.steps if world else 50)
-        self.guidance: float = trials.guidance or (world.guidance if world else 7.5)
+        default = world.guidance if world else 7.5
+        self.guidance: float = default if trials.guidance is None else trials.guidance
         source = trials.scorer or (world.scorer if world else None)
         if scorer is None and source is None:
             raise ErasureError(NO_SCORER.format(original.name))
@@ -166,7 +167,8 @@ class Target:
         generator = torch.Generator().manual_seed(mix(case.seed, 9))
         seeds = torch.randint(2**20, 2**31, (count,), generator=generator).tolist()
         plain = self.original.encode([case.sentence]).expand(count)
-        return torch.cat([self._latents(self.original, plain[p], seeds[p]) for p in self._parts(count)])
+        parts = [self._latents(self.original, plain[p], seeds[p]) for p in self._parts(count)]
+        return require_finite_pictures(torch.cat(parts), "original", self.original, [case.sentence] * count)
 
     def denoising_loss(self, conditioning: Conditioning, clean: Tensor, t: Tensor) -> Tensor:
         """How badly the edited model denoises examples of the concept when it is asked so, a scalar.

@@ -273,6 +273,11 @@ class Backbone(nn.Module, ABC):
         """
         return tuple(tower.embed(prompts, self.dtype) for tower in self.towers)
 
+    def too_long(self, prompts: Sequence[str]) -> list[str]:
+        """Those of the prompts of which a text tower reads the beginning only."""
+        cut = {prompt for tower in self.towers for prompt in tower.too_long(prompts)}
+        return [prompt for prompt in prompts if prompt in cut]
+
     def contextualize(self, prompts: Sequence[Embedded]) -> Conditioning:
         """Run the text towers on input embeddings, one record a tower."""
         with self.computing():

@@ -134,6 +134,13 @@ class TextTower(nn.Module, ABC):
                 )
         return zip(tokens.input_ids, roles, strict=True)
 
+    def too_long(self, prompts: Sequence[str]) -> list[str]:
+        """Those of the prompts that have more tokens than the tokenizer keeps."""
+        most = self.tokenizer.model_max_length
+        some = [p for p in prompts if len(p.encode()) + 2 > most]  # a token spells a byte at least
+        rows = self.tokenizer(some).input_ids if some else []
+        return [p for p, ids in zip(some, rows, strict=True) if len(ids) > most]
+
     def words(self) -> Tensor:
         """Ids ``(W,)`` of tokens that are whole words: spelled, they are read as themselves between other words."""
         ids = torch.arange(len(self.tokenizer))

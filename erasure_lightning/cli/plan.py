@@ -1,6 +1,5 @@
 """``erasure plan``: what a fit needs, before it runs."""
 
-import json
 import logging
 import warnings
 from typing import Any
@@ -13,17 +12,21 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from erasure_lightning.bank import TrajectoryBank
 from erasure_lightning.callbacks.heartbeat import Heartbeat
 from erasure_lightning.callbacks.interrupt import LastCheckpoint
+from erasure_lightning.checks import require
 from erasure_lightning.cli.names import options
 from erasure_lightning.cli.noise import hush
 from erasure_lightning.cli.run import CommandLine
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.files import json_text
 from erasure_lightning.optimizers import check_eight_bits
 from erasure_lightning.planning import STUDENT, TEACHER, Forecast, forecast
 
 GIB = 2**30
 
 #: Arguments of the trainer that change what a step needs.
-_PLAYED = ("max_steps", "max_epochs", "precision", "accumulate_grad_batches", "gradient_clip_val")
+_PLAYED = (
+    "max_steps", "max_epochs", "limit_train_batches", "precision", "accumulate_grad_batches", "gradient_clip_val"
+)  # fmt: skip
 
 #: Strategies by the name that `--trainer.strategy` has for them.
 STRATEGIES = ("ddp", "fsdp2")
@@ -75,10 +78,11 @@ class Planner(CommandLine):
         self.on_each = self._on_each_node()
         self.devices = self.on_each * given.num_nodes
         strategy = config.strategy or (given.strategy if given.strategy in STRATEGIES else "ddp")
-        if self.devices < 1 or strategy not in STRATEGIES or (config.gpu_memory is not None and config.gpu_memory <= 0):
+        require("erasure plan", above=0, **{"--gpu-memory": config.gpu_memory})
+        if self.devices < 1 or strategy not in STRATEGIES:
             raise ErasureError(
-                "erasure plan needs devices of at least 1, the strategy ddp or fsdp2, and gpu-memory above 0; found "
-                f"{self.devices}, {strategy} and {config.gpu_memory}."
+                "erasure plan needs devices of at least 1, and the strategy ddp or fsdp2; found "
+                f"{self.devices} and {strategy}."
             )
         if str(given.precision) not in ("None", "32", "32-true", "bf16-mixed"):
             raise ErasureError(
@@ -118,7 +122,7 @@ class Planner(CommandLine):
         fits = None if self.config.gpu_memory is None else needs.peak <= self.config.gpu_memory * GIB
         if self.config.json:
             memory = {"gpu_memory": self.config.gpu_memory and int(self.config.gpu_memory * GIB), "fits": fits}
-            print(json.dumps(found.plain() | needs.plain() | memory, indent=1))
+            print(json_text(found.plain() | needs.plain() | memory, "A plan", indent=1))
         else:
             Console().print(_table(found, needs, type(self.model).__name__))
             for line in [*_counted(found, self.devices), *self._verdict(found, needs)]:

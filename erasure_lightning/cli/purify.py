@@ -1,6 +1,5 @@
 """``erasure purify``: real pictures, inverted with the original model and drawn again with the edited one."""
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,13 +13,16 @@ from torch import Tensor
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.callbacks.contact import Line, contact_sheet, image, png
 from erasure_lightning.checkpoints import locate
+from erasure_lightning.checks import require
 from erasure_lightning.cli.arguments import Arguments, count
 from erasure_lightning.cli.noise import hush
 from erasure_lightning.concepts import in_short
+from erasure_lightning.data import warn_of_cut
 from erasure_lightning.edited import load_edited
 from erasure_lightning.edits import write_atomically
 from erasure_lightning.erasure import ErasureModule
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.files import write_json
 from erasure_lightning.images import fitted, image_files, names
 from erasure_lightning.inversion import purify as draw_again
 from erasure_lightning.metrics.drift import Drift, drifts
@@ -62,18 +64,20 @@ def purify(argv: list[str]) -> None:
         ErasureError: If a picture or the edit cannot be read, or something would be overwritten.
     """
     options = _parser().parse_args(argv)
+    require("erasure purify", at_least=0, **{"--guidance": options.guidance})
     files, checkpoint = image_files(options.images), locate(options.ckpt_path, "purify")
     folder = _folder(options.out, checkpoint)
     hush()
     module = load_edited(checkpoint).to(torch.accelerator.current_accelerator() or "cpu")
     settings = Settings(options.prompt, _steps(options.steps, module.original), options.guidance)
+    warn_of_cut(module.original, [options.prompt], "prompts")
     made = []
     for one in _purifications(module, files, settings):
         write_atomically(folder / f"{one.name}.png", png(image(one.purified)))  # a killed run keeps what it has drawn
         made.append(one)
     write_atomically(folder / f"{SHEET}.png", png(_sheet(module, made, settings)))
     content = {"edit": str(checkpoint)} | settings._asdict() | {"pictures": {p.name: p.drift._asdict() for p in made}}
-    write_atomically(folder / "purify.json", json.dumps(content, indent=2).encode())
+    write_json(folder / "purify.json", content)
     Console().print(_table(made))
     print(f"Purified; the pictures are in {folder}, side by side in {folder / f'{SHEET}.png'}.")
 
