@@ -22,8 +22,8 @@ CAT = [Concept("cat", "dog")]
 class Toward:
     """Predicts for the concept what the original predicts for the anchor."""
 
-    def erasure_loss(self, x, t, batch):
-        return mse_loss(self.student(x, t, batch.prompts), self.teacher(x, t, batch).anchor)
+    def erasure_loss(self, batch):
+        return mse_loss(self.student(batch), batch.teacher.anchor)
 
 
 class Lora(Toward, LoraErasure):
@@ -54,11 +54,11 @@ def shifts(monkeypatch):
 
 def pipeline():
     tiny = TinyBackbone()
-    return type("Pipeline", (), {"unet": tiny.denoiser, "text_encoder": tiny.text_encoders[0]})(), tiny
+    return tiny.to_pipeline(), tiny
 
 
 def says(backbone):
-    x, t = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(3)), torch.tensor([100, 900])
+    x, t = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(3)), torch.tensor([100.0, 900.0])
     with torch.no_grad():
         return backbone.denoise(x, t, backbone.encode(["a cat", "a tree"]))
 

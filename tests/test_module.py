@@ -26,7 +26,7 @@ def test_a_method_that_does_nothing_is_caught():
 def test_distillation_learns_what_the_loss_says():
     """The positive control of everything built on it: the concept's prediction goes to the anchor's."""
     module = fit(Distillation(concepts=CAT, backbone=TinyBackbone(), lr=1e-2), 60)
-    x, t = torch.randn(4, 4, 8, 8), torch.tensor([100, 300, 600, 900])
+    x, t = torch.randn(4, 4, 8, 8), torch.tensor([100.0, 300.0, 600.0, 900.0])
     ask = lambda model, word: model.denoise(x, t, model.encode([word]).expand(4))  # noqa: E731
     wanted, before = ask(module.original, "a dog"), ask(module.original, "a cat")
     after = ask(module.backbone, "a cat")
@@ -40,7 +40,7 @@ def test_seeds_differ_and_repeat():
 
 
 def test_a_bank_feeds_the_loss_and_resumes():
-    check_method(Distillation, bank=TrajectoryBank(trajectories=2, steps=3, refresh=2))
+    check_method(Distillation, latents=TrajectoryBank(trajectories=2, steps=3, refresh=2))
 
 
 def test_a_checkpoint_holds_the_edit_and_no_code(tmp_path):

@@ -8,7 +8,7 @@ from erasure_lightning.backbones.loading import load_backbone
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.bank import TrajectoryBank
 from erasure_lightning.cli.main import main
-from erasure_lightning.concepts import Concept
+from erasure_lightning.concepts import Batch, Concept
 from erasure_lightning.edited import load_edited
 from erasure_lightning.edits import apply_edit
 from erasure_lightning.errors import ErasureError
@@ -17,7 +17,7 @@ from erasure_lightning.gallery import Gallery
 from erasure_lightning.testing import edit_of, fit
 
 CAT = [Concept("cat", "dog")]
-X, T = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([100, 800])
+X, T = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([100.0, 800.0])
 
 
 def made(method=Distillation, base="bfloat16", **arguments):
@@ -25,7 +25,7 @@ def made(method=Distillation, base="bfloat16", **arguments):
 
 
 def test_weights_are_bfloat16_and_all_that_is_edited_or_said_is_float32():
-    module = fit(made(bank=TrajectoryBank(trajectories=2, steps=3)), 2)
+    module = fit(made(latents=TrajectoryBank(trajectories=2, steps=3)), 2)
     edited = module.editable()
     for name, parameter in module.backbone.named_parameters():
         assert parameter.dtype == (torch.float32 if name in edited else torch.bfloat16), name
@@ -35,7 +35,8 @@ def test_weights_are_bfloat16_and_all_that_is_edited_or_said_is_float32():
     said = module.backbone.encode(["a cat", "a dog"])
     drawn = module.backbone.noise([0, 1])
     pictures = module.backbone.decode(drawn)
-    for tensor in (said.tokens, drawn, pictures, module.backbone.denoise(X, T, said), module.bank.draw(["cat"]).x):
+    drawn_for_cat = module.noisy_batch(Batch(["a {}"], ["cat"], ["dog"], [0])).x
+    for tensor in (said.tokens, drawn, pictures, module.backbone.denoise(X, T, said), drawn_for_cat):
         assert tensor.dtype == torch.float32
     assert module.backbone.compress(pictures).dtype == torch.float32
 
@@ -73,7 +74,7 @@ def test_gradients_are_those_of_float32_but_for_rounding():
 @pytest.fixture
 def run(tmp_path, request):
     """A run of the command line on a folder of weights, fitted and measured."""
-    TinyBackbone().save(tmp_path / "tiny")
+    TinyBackbone().to_pipeline().save_pretrained(tmp_path / "tiny")
     told = ["--model", "ESD", "--model.concepts", "[{name: cat}]", "--model.backbone", str(tmp_path / "tiny")]
     small = ["--data.others", "2", "--data.seeds", "2", "--data.steps", "2", "--trainer.accelerator", "cpu"]
     steps = ["--trainer.max_steps", "2", "--trainer.enable_progress_bar", "false", *request.param]
@@ -136,7 +137,7 @@ def test_a_precision_that_would_round_the_edit_is_refused():
 
 
 def test_weights_are_loaded_in_the_precision_asked_for(tmp_path):
-    TinyBackbone().save(tmp_path)
+    TinyBackbone().to_pipeline().save_pretrained(tmp_path)
     loaded = load_backbone(str(tmp_path), torch.bfloat16)
     assert {p.dtype for p in loaded.parameters()} == {torch.bfloat16}
     assert loaded.fingerprint() == TinyBackbone().fingerprint(torch.bfloat16) != TinyBackbone().fingerprint()

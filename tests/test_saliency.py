@@ -18,13 +18,13 @@ class Salient(SalientErasure):
 
     calls = 0
 
-    def erasure_loss(self, x, t, batch):
-        return mse_loss(self.student(x, t, batch.prompts), torch.zeros_like(x))
+    def erasure_loss(self, batch):
+        return mse_loss(self.student(batch), torch.zeros_like(batch.x))
 
     def saliency(self):
         self.calls += 1
         batch = self.trainer.datamodule.sentences(2, 0, salt=1)
-        return salient(self.slopes([self.erasure_loss(*self.noisy_latents(batch))]), self.share)
+        return salient(self.slopes([self.erasure_loss(self.noisy_batch(batch))]), self.share)
 
 
 def salient_erasure(**arguments):

@@ -72,7 +72,7 @@ class TestGamma:
             assert (gamma[:, 1 - number] < 0.97).all()
 
     def test_what_is_unrelated_opens_less(self):
-        module = disturbed()
+        module = disturbed(transport="rescaled")
         gamma = module.membrane.gamma(module.backbone.encode(["a car", "a bird", "a boat", ""]).tokens)
         assert (gamma >= 0).all()
         assert gamma.max() < 0.6
@@ -109,8 +109,8 @@ def test_shut_it_is_the_original_and_open_it_is_not():
 def test_a_pipeline_opens_as_the_module_does(tmp_path, transport):
     module, tiny = disturbed(transport=transport), TinyBackbone()
     module.save_edit(tmp_path / "edit.safetensors")
-    pipeline = type("Pipeline", (), {"unet": tiny.denoiser, "text_encoder": tiny.text_encoders[0]})()
-    prompts = ["a small cat", "a car", ""]
+    pipeline = tiny.to_pipeline()
+    prompts = ["small cat", "a car", ""]
     before = says(tiny, prompts)
     apply_edit(tmp_path, pipeline)
     assert torch.allclose(says(tiny, prompts), says(module.backbone, prompts), atol=1e-6)

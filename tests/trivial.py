@@ -3,7 +3,6 @@
 from torch.nn.functional import mse_loss
 
 from erasure_lightning.attacks.base import ConceptAttack, Found
-from erasure_lightning.functional import remap
 from erasure_lightning.module import ClosedFormErasure, GradientErasure
 
 
@@ -15,15 +14,14 @@ class Distillation(GradientErasure):
 
 
 class Redirection(ClosedFormErasure):
-    """Sends every token of the concept where the anchor's went."""
+    """Sends all that is read of the concept where the anchor's went."""
 
     def solve(self):
-        sources, images = (
-            self.original.encode([getattr(c, which) for c in self.concepts]).tokens.flatten(0, 1)
-            for which in ("name", "anchor")
-        )
-        layers = self.editable()
-        return dict(zip(layers, remap(list(layers.values()), sources, images, sources[:0], 0.1), strict=True))
+        return self.solve_each(self._fill, 0.1)
+
+    def _fill(self, equations, source):
+        words = ([concept.name for concept in self.concepts], [concept.anchor for concept in self.concepts])
+        equations.redirect(*(source.rows(self.original.encode(each)).flatten(0, 1) for each in words))
 
 
 class Idle(GradientErasure):

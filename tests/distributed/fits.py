@@ -5,6 +5,7 @@ What every rank saw is written to ``OUT/STRATEGY-METHOD.pt``.
 
 import sys
 import warnings
+from copy import deepcopy
 from itertools import product
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from erasure_lightning import sharding
 from erasure_lightning.backbones.tiny import WORDS
 from erasure_lightning.bank import TrajectoryBank
 from erasure_lightning.concepts import Concept
+from erasure_lightning.image_sources import GeneratedImages
 from erasure_lightning.methods import METHODS
 from erasure_lightning.module import GradientErasure
 from erasure_lightning.ranks import averaged
@@ -32,9 +34,10 @@ STEPS = 2
 #: Methods whose checkpoints hold more than an edit and an optimizer's state, and one more.
 STOPPED = ("ESD", "RealEra", "MACE", "SDD", "SalUn", "Receler")
 CHEAP = {
-    "MACE": {"pictures": 1, "steps": 2},
-    "CA": {"pictures": 2, "steps": 2},
-    "SalUn": {"pictures": 2, "steps": 2},
+    "ESD": {"latents": TrajectoryBank(trajectories=2, steps=2)},
+    "MACE": {"latents": GeneratedImages(images=1, steps=2)},
+    "CA": {"latents": GeneratedImages(images=2, steps=2, of="anchor")},
+    "SalUn": {"latents": GeneratedImages(images=2, steps=2), "remaining": 2},
     "ANT": {"maps": 1},
     "Receler": {"attack_steps": 1},
     "AdvUnlearn": {"attack_from": 0, "attack_steps": 1},
@@ -49,9 +52,9 @@ class Watch(Callback):
         if isinstance(module, GradientErasure):
             loss = module.erasure_loss
 
-            def watched(x, t, batch):
-                self.seen = self.seen or (x.detach().clone(), t.clone(), batch)
-                return loss(x, t, batch)
+            def watched(batch):
+                self.seen = self.seen or (batch.x.detach().clone(), batch.t.clone(), batch.sentences)
+                return loss(batch)
 
             module.erasure_loss = watched
 
@@ -71,8 +74,7 @@ def method(name):
 
 def made(name, folder, **given):
     """A method on a tiny model, as cheap as it gets."""
-    given |= {"bank": TrajectoryBank(trajectories=2, steps=2)} if name == "ESD" else {}
-    return method(name)(concepts=CONCEPTS, backbone=str(folder), seed=1, **CHEAP.get(name, {}), **given)
+    return method(name)(concepts=CONCEPTS, backbone=str(folder), seed=1, **deepcopy(CHEAP.get(name, {})), **given)
 
 
 def fits(name, strategy, out):

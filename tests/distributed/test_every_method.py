@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from distributed import fits
+from noisy import noisy
 from torch.testing import assert_close
 
 from erasure_lightning.backbones.tiny import TinyBackbone
@@ -24,7 +25,7 @@ PLAIN = ("ESD", "AllButOne", "SDD", "SAGE")
 def out(tmp_path_factory):
     """The folder into which both ranks wrote what they saw."""
     out = tmp_path_factory.mktemp("ranks")
-    TinyBackbone().save(out / "tiny")
+    TinyBackbone().to_pipeline().save_pretrained(out / "tiny")
     fit(fits.made("ESD", out / "tiny"), 1, total=fits.STEPS, save=out / "alone-ESD-half.ckpt")
     here = Path(__file__).parent
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(here.parent), *sys.path])}
@@ -102,5 +103,5 @@ def of_both(name, out, ranks):
     seen = [rank["seen"] for rank in ranks]
     x, t = (torch.cat([one[i] for one in seen]) for i in range(2))
     batch = Batch(*([*a, *b] for a, b in zip(seen[0][2], seen[1][2], strict=True)))
-    module.erasure_loss(x, t, batch).backward()
+    module.erasure_loss(noisy(module, x, t, batch)).backward()
     return {n: p.grad for n, p in module.trainable().items() if p.grad is not None}

@@ -1,23 +1,26 @@
 """AdvUnlearn's promises: the contract, its loss by hand, an attack that attacks, the official traps, the erasure."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from noisy import noisy
 from recognition import KEPT, recognised
 from shipped import numbers
 
-from erasure_lightning.backbones.base import CONCEPT, END, START, TEMPLATE
+from erasure_lightning.backbones.conditioning import CONCEPT, END, START, TEMPLATE
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.bank import TrajectoryBank
 from erasure_lightning.concepts import Batch, Concept
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.methods.advunlearn import AdvUnlearn, behind
+from erasure_lightning.methods.advunlearn import AdvUnlearn, prepend
 from erasure_lightning.methods.sage import SAGE
 from erasure_lightning.retention.local_noise import LocalNoisePreservation
 from erasure_lightning.testing import check_method, fit
 
 CONCEPTS = [Concept("cat", "dog"), Concept("star", "heart")]
-BATCH = Batch(["a photo of a {}", "the {} in a house"], ["cat", "star"], ["", ""])
-X, T = torch.linspace(-2, 2, 512).view(2, 4, 8, 8), torch.tensor([100, 900])
+BATCH = Batch(["a photo of a {}", "the {} in a house"], ["cat", "star"], ["", ""], [0, 1])
+X, T = torch.linspace(-2, 2, 512).view(2, 4, 8, 8), torch.tensor([100.0, 900.0])
 
 #: What the shipped config gives.
 GIVEN = numbers("advunlearn")
@@ -48,7 +51,7 @@ def front(module, count=1):
     ids=str,
 )
 def test_contract(arguments):
-    check_method(AdvUnlearn, thorough=False, bank=TrajectoryBank(trajectories=2, steps=3), **(GIVEN | arguments))
+    check_method(AdvUnlearn, thorough=False, latents=TrajectoryBank(trajectories=2, steps=3), **(GIVEN | arguments))
 
 
 def test_contract_on_pure_noise_late_blocks_and_the_world():
@@ -61,20 +64,22 @@ class TestLoss:
         said, nothing = says(module.original, BATCH.prompts), says(module.original, ["", ""])
         wanted = nothing - 1.5 * (said - nothing)
         by_hand = (says(module.backbone, BATCH.prompts) - wanted).square().mean()
-        assert torch.allclose(module.erasure_loss(X, T, BATCH), by_hand)
+        assert torch.allclose(module.erasure_loss(noisy(module, X, T, BATCH)), by_hand)
 
     def test_during_warm_up_it_is_sages_in_noise_space_without_a_self_check(self):
         ours, sages = method(), method(SAGE, blocks=None, check_steps=0, erase_space="noise", eta=1.0)
-        assert torch.allclose(ours.erasure_loss(X, T, BATCH), sages.erasure_loss(X, T, BATCH))
+        assert torch.allclose(
+            ours.erasure_loss(noisy(ours, X, T, BATCH)), sages.erasure_loss(noisy(sages, X, T, BATCH))
+        )
 
     def test_behind_an_attack_it_is_taken_at_the_attacked_sentence_alone(self):
         module = method(attack_from=0)
-        module.found = lambda batch: front(module)
+        module.attack_prefix = lambda sentences: front(module)
         said, nothing = says(module.original, BATCH.prompts), says(module.original, ["", ""])
-        attacked = module.said(X, T, BATCH, front(module))
+        attacked = module.prediction(noisy(module, X, T, BATCH), front(module))
         assert not torch.allclose(attacked, says(module.backbone, BATCH.prompts), atol=1e-4)
         by_hand = (attacked - (2 * nothing - said)).square().mean()
-        assert torch.allclose(module.erasure_loss(X, T, BATCH), by_hand)
+        assert torch.allclose(module.erasure_loss(noisy(module, X, T, BATCH)), by_hand)
 
     def test_retention_is_nothing_at_the_original(self):
         """The second half of the official loss, which stands in the config."""
@@ -87,20 +92,24 @@ class TestLoss:
 
 class TestAttack:
     def gap(self, module, words):
-        return (module.said(X, T, BATCH, words) - says(module.original, BATCH.prompts)).square().mean()
+        return (
+            (module.prediction(noisy(module, X, T, BATCH), words) - says(module.original, BATCH.prompts))
+            .square()
+            .mean()
+        )
 
     @pytest.mark.parametrize("attack", ["slope", "sign"])
     def test_it_brings_the_concept_nearer(self, attack):
         module = method(attack=attack, attack_steps=10, attack_lr=0.02)
-        module.noisy_latents = lambda batch: (X, T, batch)
-        found = (torch.manual_seed(0), module.found(BATCH))[1]
+        module.noisy_batch = lambda sentences: noisy(module, X, T, sentences)
+        found = (torch.manual_seed(0), module.attack_prefix(BATCH))[1]
         module.attack_steps = 0
-        start = (torch.manual_seed(0), module.found(BATCH))[1]
+        start = (torch.manual_seed(0), module.attack_prefix(BATCH))[1]
         assert self.gap(module, found) < 0.95 * self.gap(module, start)
 
     def test_it_starts_at_words_of_the_vocabulary(self):
         module = method(attack_steps=0, words=2)
-        (start,) = module.found(BATCH)
+        (start,) = module.attack_prefix(BATCH)
         table = module.backbone.word_tables()[0]
         assert start.shape == (2, 2, table.shape[1])
         assert all((table == word).all(dim=1).any() for word in start.flatten(0, 1))
@@ -108,28 +117,29 @@ class TestAttack:
     def test_a_single_step_is_one(self):
         """The official code trains on the words before the last step; and Adam's first step is as long as its rate."""
         module = method(attack_steps=1, attack_lr=0.03)
-        (found,) = (torch.manual_seed(0), module.found(BATCH))[1]
+        (found,) = (torch.manual_seed(0), module.attack_prefix(BATCH))[1]
         module.attack_steps = 0
-        (start,) = (torch.manual_seed(0), module.found(BATCH))[1]
+        (start,) = (torch.manual_seed(0), module.attack_prefix(BATCH))[1]
         assert torch.allclose((found - start).abs().median(), torch.tensor(0.03), rtol=1e-3)
 
     def test_slopes_are_not_summed_up(self):
         """The official attack never clears them. Of 1, -1, 1, -1 Adam makes a step; of the sums 1, 0, 1, 0 three."""
         module, signs = method(attack_steps=4, attack_lr=0.01), iter([1.0, -1.0, 1.0, -1.0])
-        module.said = lambda x, t, batch, words: next(signs) * words[0].sum() + torch.zeros(2, 4, 8, 8)
-        module.teacher = lambda x, t, batch: type("Asked", (), {"concept": torch.full((2, 4, 8, 8), -1e6)})
-        (found,) = (torch.manual_seed(0), module.found(BATCH))[1]
-        (start,) = (torch.manual_seed(0), method(attack_steps=0).found(BATCH))[1]
+        module.prediction = lambda batch, words: next(signs) * words[0].sum() + torch.zeros(2, 4, 8, 8)
+        teacher = SimpleNamespace(concept=torch.full((2, 4, 8, 8), -1e6))
+        module.noisy_batch = lambda sentences: SimpleNamespace(teacher=teacher)
+        (found,) = (torch.manual_seed(0), module.attack_prefix(BATCH))[1]
+        (start,) = (torch.manual_seed(0), method(attack_steps=0).attack_prefix(BATCH))[1]
         assert 0.005 < (found - start).abs().max() < 0.02
 
     def test_there_is_none_before_its_step(self):
         module = method(attack_from=1)
-        module.found = lambda batch: pytest.fail("attacked during warm-up")
-        module.erasure_loss(X, T, BATCH)
+        module.attack_prefix = lambda sentences: pytest.fail("attacked during warm-up")
+        module.erasure_loss(noisy(module, X, T, BATCH))
 
     def test_it_leaves_no_slope_in_the_model(self):
         module = method(attack_steps=2)
-        module.found(BATCH)
+        module.attack_prefix(BATCH)
         assert all(p.grad is None for p in module.backbone.parameters())
 
 
@@ -139,7 +149,7 @@ class TestPrefix:
         model = TinyBackbone()
         (plain,) = model.embed(Batch(["a {}"], ["zebra"], [""]).prompts)
         assert plain.positions(CONCEPT).sum() == 5
-        put = behind(plain, torch.zeros(1, 2, plain.embeddings.shape[2]))
+        put = prepend(plain, torch.zeros(1, 2, plain.embeddings.shape[2]))
         assert torch.equal(put.ids[0, 3:], plain.ids[0, 1:-2])
         assert torch.equal(put.embeddings[0, 3:], plain.embeddings[0, 1:-2])
         assert torch.equal(put.roles[0, 3:], plain.roles[0, 1:-2])
@@ -150,29 +160,29 @@ class TestPrefix:
     def test_words_of_the_table_read_as_they_would_in_a_sentence(self):
         model = TinyBackbone()
         (plain,), (wanted,) = model.embed(["a cat"]), model.embed(["dog a cat"])
-        put = behind(plain, wanted.embeddings[:, 1:2])
+        put = prepend(plain, wanted.embeddings[:, 1:2])
         assert torch.allclose(model.contextualize([put]).tokens, model.contextualize([wanted]).tokens, atol=1e-6)
 
     def test_no_room_is_no_room(self):
         (full,) = TinyBackbone().embed(["a photo of a small dog in a house of a star in a tree"])
         assert (full.roles == END).any()
         with pytest.raises(ErasureError, match="needs room for 1 words before a sentence"):
-            behind(full, torch.zeros(1, 1, full.embeddings.shape[2]))
+            prepend(full, torch.zeros(1, 1, full.embeddings.shape[2]))
 
 
 def test_slopes_reach_the_text_encoders_blocks_alone():
     module = method(attack_from=0, attack_steps=1)
-    module.erasure_loss(X, T, BATCH).backward()
+    module.erasure_loss(noisy(module, X, T, BATCH)).backward()
     reached = {name for name, p in module.backbone.named_parameters() if p.grad is not None}
     assert reached == set(module.editable())
     assert all(name.startswith("text_encoders.0.") and "embeddings" not in name for name in reached)
 
 
 def test_the_bank_answers_for_the_original_on_both_sides_of_an_attack():
-    module = method(attack_from=0, attack_steps=2, bank=TrajectoryBank(trajectories=2, steps=3))
+    module = method(attack_from=0, attack_steps=2, latents=TrajectoryBank(trajectories=2, steps=3))
     fit(module, 1)
     module.original.denoise = lambda *_: pytest.fail("asked the original what the bank holds")
-    module.erasure_loss(*module.noisy_latents(Batch(["a {}"], ["cat"], ["dog"])))
+    module.erasure_loss(module.noisy_batch(Batch(["a {}"], ["cat"], ["dog"], [0])))
 
 
 @pytest.mark.parametrize(
@@ -190,9 +200,9 @@ def test_numbers_out_of_range_are_refused(arguments, words):
 
 @pytest.mark.slow
 def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
-    hold = LocalNoisePreservation(weight=0.3, batch_size=5, bank=TrajectoryBank(trajectories=32, steps=5))
+    hold = LocalNoisePreservation(weight=0.3, batch_size=5, latents=TrajectoryBank(trajectories=32, steps=5))
     bank = TrajectoryBank(trajectories=4, steps=10)
     given = numbers("advunlearn", attack_from=10, attack_steps=1)
-    module = fit(AdvUnlearn(concepts=[Concept("cigarette")], bank=bank, **given), 40, hold)
+    module = fit(AdvUnlearn(concepts=[Concept("cigarette")], latents=bank, **given), 40, hold)
     assert recognised(module.backbone, ["cigarette"] * 4) == 0
     assert recognised(module.backbone, KEPT) >= 0.75

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
+from noisy import noisy
 from shipped import numbers
 from torch import nn
 
@@ -22,7 +23,7 @@ from erasure_lightning.sampling import draw
 from erasure_lightning.testing import check_method, fit
 
 CONCEPTS = [Concept("cat", "dog"), Concept("star")]
-BATCH = Batch(["a photo of a {}", "the {} in a house"], ["cat", "star"], ["dog", ""])
+BATCH = Batch(["a photo of a {}", "the {} in a house"], ["cat", "star"], ["dog", ""], [0, 1])
 BOTH = pytest.mark.parametrize("prediction", ["epsilon", "velocity"])
 
 #: What the shipped config gives.
@@ -37,11 +38,15 @@ def all_but_one(backbone=None, **arguments):
 
 def latents(count=2):
     generator = torch.Generator().manual_seed(3)
-    return torch.randn(count, 4, 8, 8, generator=generator), torch.arange(100, 1000, 850 // count)[:count]
+    return torch.randn(count, 4, 8, 8, generator=generator), torch.arange(100.0, 1000.0, 850 // count)[:count]
 
 
 def says(model, prompts, x, t):
     return model.denoise(x, t, model.encode(prompts))
+
+
+def loss_of(module, batch=BATCH):
+    return module.erasure_loss(noisy(module, *latents(), batch))
 
 
 def disturb(module, size=0.02):
@@ -54,7 +59,7 @@ def disturb(module, size=0.02):
     "arguments",
     [
         {},
-        {"bank": TrajectoryBank(trajectories=2, steps=3)},
+        {"latents": TrajectoryBank(trajectories=2, steps=3)},
         {"train": "x-strict", "lam": 0.0, "detach_unconditional": True},
         {"train": "u", "alternative": 0.5, "eta": 1.0},
     ],
@@ -78,10 +83,10 @@ class TestLoss:
         instead, concept = (says(module.original, p, x, t) - before for p in (BATCH.alternatives, BATCH.prompts))
         by_hand = (said - nothing - (alternative * instead - eta * concept)).square().mean()
         by_hand = by_hand + lam * (nothing - before).square().mean()
-        assert torch.allclose(module.erasure_loss(x, t, BATCH), by_hand)
+        assert torch.allclose(module.erasure_loss(noisy(module, x, t, BATCH)), by_hand)
 
     def test_at_the_original_the_drift_is_nothing_and_the_guidance_is_not(self):
-        whole, surgical = (all_but_one(lam=lam).erasure_loss(*latents(), BATCH) for lam in (1e6, 0.0))
+        whole, surgical = (loss_of(all_but_one(lam=lam)) for lam in (1e6, 0.0))
         assert surgical > 1e-4
         assert torch.allclose(whole, surgical)
 
@@ -92,8 +97,9 @@ class TestLoss:
         disturb(module)
         x, t = latents()
         process = module.backbone.process
-        signal = process.alphas[t].sqrt().view(-1, 1, 1, 1) if prediction == "velocity" else 1.0
-        native = [*module.predictions(x, t, BATCH), module.teacher(x, t, BATCH).nothing]
+        signal = process.alpha(t).sqrt().view(-1, 1, 1, 1) if prediction == "velocity" else 1.0
+        batch = noisy(module, x, t, BATCH)
+        native = [*module.predictions(batch), batch.teacher.unconditional]
         nothing, said, before = (process.epsilon(p, x, t) for p in native)
         assert torch.allclose(said - nothing, signal * (native[1] - native[0]), atol=1e-6)
         assert torch.allclose(nothing - before, signal * (native[0] - native[2]), atol=1e-6)
@@ -102,7 +108,7 @@ class TestLoss:
         asked = []
         module = all_but_one(alternative=0.0, eta=1.0, lam=0.0)
         module.original.denoiser.register_forward_hook(lambda *_: asked.append(1))
-        module.erasure_loss(*latents(), BATCH)
+        module.erasure_loss(noisy(module, *latents(), BATCH))
         assert len(asked) == 2  # the concept and nothing, not the alternative
 
 
@@ -123,8 +129,8 @@ class TestReductionToESD:
         x, t = latents()
         before, concept = (says(module.original, p, x, t) for p in (["", ""], BATCH.prompts))
         esd = (says(module.backbone, BATCH.prompts, x, t) - (before - (concept - before))).square().mean()
-        weights = list(module.trainable().values())
-        return [(loss, torch.autograd.grad(loss, weights)) for loss in (module.erasure_loss(x, t, BATCH), esd)]
+        weights, ours = list(module.trainable().values()), module.erasure_loss(noisy(module, x, t, BATCH))
+        return [(loss, torch.autograd.grad(loss, weights)) for loss in (ours, esd)]
 
     def test_loss_and_gradient_are_those_of_esd_while_the_unconditional_prediction_stays(self):
         (ours, slopes), (theirs, esd_slopes) = self.losses(still)
@@ -144,7 +150,7 @@ class Table(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.config = SimpleNamespace(sample_size=8, in_channels=4)
+        self.config = SimpleNamespace(sample_size=8, in_channels=4, time_cond_proj_dim=None)
         self.answers = nn.Parameter(torch.randn(len(PROMPTS), 4, 8, 8, generator=torch.Generator().manual_seed(0)))
 
 
@@ -157,7 +163,7 @@ class TableBackbone(TinyBackbone):
     def cross_attention_parameters(self):
         return {"denoiser.answers": self.denoiser.answers}
 
-    def denoise(self, x, t, conditioning):
+    def denoise(self, x, t, conditioning, guidance=None):
         rows = torch.cdist(conditioning.tokens.flatten(1), self.known).argmin(dim=1)
         return x.tanh() + self.denoiser.answers[rows]
 
@@ -166,13 +172,13 @@ def at_the_optimum(prediction="epsilon", **arguments):
     """A table trained until nothing is left to gain, and how far each of its answers went."""
     module = all_but_one(TableBackbone(prediction=prediction), **arguments)
     batch, optimizer = (
-        Batch(["{}"] * 2, ["cat", "star"], ["dog", ""]),
+        Batch(["{}"] * 2, ["cat", "star"], ["dog", ""], [0, 1]),
         torch.optim.SGD(module.trainable().values(), 1.0),
     )
     scale = 4 * 8 * 8  # of the mean in the loss
     for _ in range(300):
         optimizer.zero_grad()
-        (scale * module.erasure_loss(*latents(), batch) / (2 + 2 * module.lam)).backward()
+        (scale * module.erasure_loss(noisy(module, *latents(), batch)) / (2 + 2 * module.lam)).backward()
         optimizer.step()
     now, before = (
         dict(zip(PROMPTS, m.denoiser.answers.detach(), strict=True)) for m in (module.backbone, module.original)
@@ -231,8 +237,8 @@ class TestUNet:
         weights = [layer.weight for layer in module.backbone.text_layers().values()]
         for weight, solved in zip(weights, remap(weights, concept, instead, nothing, 1e-9), strict=True):
             weight.data.copy_(solved)
-        batch = Batch(["a {}"] * 2, ["cat"] * 2, ["dog"] * 2)
-        assert module.erasure_loss(*latents(), batch) < 1e-3 * all_but_one().erasure_loss(*latents(), batch)
+        batch = Batch(["a {}"] * 2, ["cat"] * 2, ["dog"] * 2, [0, 0])
+        assert module.erasure_loss(noisy(module, *latents(), batch)) < 1e-3 * loss_of(all_but_one(), batch)
         for guidance in (1.0, 7.5):
             ask = {"seeds": [0], "steps": 4, "guidance": guidance}
             wanted = draw(module.original, ["a dog"], **ask)
@@ -260,7 +266,7 @@ class TestUNet:
         """Section 9 (6)."""
         module = all_but_one(train=train)
         disturb(module)
-        module.erasure_loss(*latents(), BATCH).backward()
+        module.erasure_loss(noisy(module, *latents(), BATCH)).backward()
         reached = {name for name, p in module.backbone.named_parameters() if p.grad is not None}
         assert reached == set(module.editable())
         assert {name.split(".attn2.")[1].split(".")[0] for name in reached} == parts
@@ -288,7 +294,7 @@ class Asked(Callback):
 def test_once_the_bank_is_complete_a_step_is_one_batch_of_the_student(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     asked, bank = Asked(), TrajectoryBank(trajectories=2, steps=3)
-    fit(all_but_one(bank=bank, warmup=1), 24, asked, Cost())
+    fit(all_but_one(latents=bank, warmup=1), 24, asked, Cost())
     assert asked.steps[0] == [("original", 4, False)] * 3 + [("student", 4, True), ("original", 2, False)]
     assert asked.steps[12:] == [[("student", 4, True)]] * 12
     cost = json.loads((tmp_path / "cost.json").read_text())
@@ -315,7 +321,7 @@ KEPT = ["fox", "grapes", "guitar", "snowman"]
 
 @pytest.mark.slow
 def test_it_erases_the_cigarette_of_the_emoji_world_from_prompts_and_from_pictures_and_keeps_the_rest():
-    given = numbers("all-but-one", lr=3e-4, bank=TrajectoryBank(trajectories=8, steps=20))
+    given = numbers("all-but-one", lr=3e-4, latents=TrajectoryBank(trajectories=8, steps=20))
     module = fit(AllButOne(concepts=[Concept("cigarette", "lollipop")], **given), 120)
     ask = {"seeds": range(4), "steps": 20, "guidance": 4.0}
     shown, smoke = draw(module.original, [f"a {word}" for word in KEPT], **ask), ["cigarette"] * 4

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from noisy import noisy
 from recognition import KEPT, recognised
 from shipped import numbers
 
@@ -13,8 +14,10 @@ from erasure_lightning.methods.ant import ANT
 from erasure_lightning.testing import check_method, edit_of, fit
 
 CONCEPTS = [Concept("cat", "dog"), Concept("star", "heart")]
-BATCH = Batch(["a photo of a {}", "the {} in a house", "a {}"], ["cat", "star", "cat"], ["dog", "heart", "dog"])
-X, T = torch.linspace(-2, 2, 768).view(3, 4, 8, 8), torch.tensor([100, 900, 500])
+BATCH = Batch(
+    ["a photo of a {}", "the {} in a house", "a {}"], ["cat", "star", "cat"], ["dog", "heart", "dog"], [0, 1, 0]
+)
+X, T = torch.linspace(-2, 2, 768).view(3, 4, 8, 8), torch.tensor([100.0, 900.0, 500.0])
 LATE, EARLY = [0, 2], [1]
 
 #: A rate that moves the tiny model.
@@ -44,24 +47,27 @@ def mse(a, b):
 def slopes(module, rows=slice(None)):
     batch = Batch(*(field[rows] for field in BATCH))
     parameters = list(module.trainable().values())
-    found = torch.autograd.grad(module.erasure_loss(X[rows], T[rows], batch), parameters, materialize_grads=True)
+    found = torch.autograd.grad(
+        module.erasure_loss(noisy(module, X[rows], T[rows], batch)), parameters, materialize_grads=True
+    )
     return torch.cat([slope.flatten() for slope in found])
 
 
 def moved(module, question):
     """How far the predictions went from the original's, at each step of the bank's trajectories."""
-    held, t, sentences = module.bank._held, module.bank._held["t"], module.bank.walked.prompts
-    asked = sentences if question == "concept" else [""] * len(sentences)
-    return [mse(module.student(held["x"][:, i], t[:, i], asked), held[question][:, i]).item() for i in range(4)]
+    held, t, sentences = module.latents._held, module.latents._held["t"], module.latents.sentences.prompts
+    model, prompts = module.backbone, sentences if question == "concept" else [""] * len(sentences)
+    read = model.encode(prompts)
+    return [mse(model.denoise(held["x"][:, i], t[:, i], read), held[question][:, i]).item() for i in range(4)]
 
 
 @pytest.mark.parametrize(
     "arguments",
-    [{}, {"share": 1.0, "train": "x"}, {"bank": bank(student=True, refresh=2), "alpha": 0.0, "drift": 0.0}],
+    [{}, {"share": 1.0, "train": "x"}, {"latents": bank(student=True, refresh=2), "alpha": 0.0, "drift": 0.0}],
     ids=["masked", "cross-attention", "student"],
 )
 def test_contract(arguments):
-    check_method(ANT, thorough=False, **(GIVEN | {"bank": bank(), "maps": 2} | arguments))
+    check_method(ANT, thorough=False, **(GIVEN | {"latents": bank(), "maps": 2} | arguments))
 
 
 def test_contract_on_pure_noise_and_the_world():
@@ -77,27 +83,28 @@ class TestLoss:
         away = away + 0.3 * mse(says(now, nothing, LATE), says(then, nothing, LATE))
         kept = mse(says(now, asked, EARLY), says(then, asked, EARLY))
         kept = kept + 0.3 * mse(says(now, nothing, EARLY), says(then, nothing, EARLY))
-        assert torch.allclose(module.erasure_loss(X, T, BATCH), away + 0.7 * kept)
+        assert torch.allclose(module.erasure_loss(noisy(module, X, T, BATCH)), away + 0.7 * kept)
 
     def test_at_the_original_early_and_drift_are_nothing_and_have_no_slope(self):
         module = ant(moved=0.0)
         early = Batch(*(field[1:2] for field in BATCH))
-        assert module.erasure_loss(X[1:2], T[1:2], early) == 0
+        assert module.erasure_loss(noisy(module, X[1:2], T[1:2], early)) == 0
         assert slopes(module, slice(1, 2)).abs().max() == 0
         assert slopes(module).abs().max() > 0  # the control: late ones do
         without = ant(moved=0.0, drift=0.0)
-        assert torch.allclose(module.erasure_loss(X, T, BATCH), without.erasure_loss(X, T, BATCH))
+        losses = [each.erasure_loss(noisy(each, X, T, BATCH)) for each in (module, without)]
+        assert torch.allclose(*losses)
 
     def test_the_drift_terms_have_slopes_once_it_has_moved(self):
         """The official ones are constants."""
         assert not torch.allclose(slopes(ant(drift=1.0)), slopes(ant(drift=0.0)), atol=1e-4)
 
     def test_drift_is_held_by_it(self):
-        without, held = (fit(ant(0.0, drift=b, bank=bank(), share=1.0, lr=3e-3, warmup=1), 40) for b in (0.0, 3.0))
-        assert sum(moved(held, "nothing")) < 0.7 * sum(moved(without, "nothing"))
+        without, held = (fit(ant(0.0, drift=b, latents=bank(), share=1.0, lr=3e-3, warmup=1), 40) for b in (0.0, 3.0))
+        assert sum(moved(held, "unconditional")) < 0.7 * sum(moved(without, "unconditional"))
 
     def test_early_steps_stay_and_late_ones_turn(self):
-        module = fit(ant(0.0, bank=bank(), share=1.0, lr=3e-3, warmup=1), 40)
+        module = fit(ant(0.0, latents=bank(), share=1.0, lr=3e-3, warmup=1), 40)
         each, first = moved(module, "concept"), module.first_steps(4)
         assert max(each[:first]) < 0.5 * min(each[first:])
 
@@ -105,8 +112,8 @@ class TestLoss:
 class TestStages:
     @pytest.mark.parametrize(("early", "steps", "first"), [(0.14, 50, 7), (0.14, 20, 3), (0.08, 50, 4), (0.5, 2, 1)])
     def test_the_first_steps_are_early(self, early, steps, first):
-        module = ant(early=early, bank=bank(steps=steps))
-        times = module.backbone.scheduler(steps).timesteps
+        module = ant(early=early, latents=bank(steps=steps))
+        times = module.backbone.sampler(steps).times
         assert module.is_early(times).tolist() == [True] * first + [False] * (steps - first)
 
     def test_one_step_at_least_and_not_all(self):
@@ -114,32 +121,33 @@ class TestStages:
         assert ant(early=0.99).first_steps(4) == 3
 
     def test_without_a_bank_the_noisiest_times_are(self):
-        assert ant(early=0.14).is_early(torch.tensor([0, 859, 860, 999])).tolist() == [False, False, True, True]
+        assert ant(early=0.14).is_early(torch.tensor([0.0, 859.0, 860.0, 999.0])).tolist() == [False, False, True, True]
 
     def test_a_pair_lies_on_one_trajectory_the_early_moment_first(self):
-        module = fit(ant(0.0, bank=bank(steps=8, trajectories=6), share=1.0), 1)
+        module = fit(ant(0.0, latents=bank(steps=8, trajectories=6), share=1.0), 1)
+        module.original.denoise = lambda *_: pytest.fail("asked the original what the bank holds")
         for _ in range(10):
-            x, t, batch = module.noisy_latents(Batch(["a {}"] * 3, ["cat", "star", "cat"], ["dog", "heart", "dog"]))
-            assert (t[:3] > t[3:]).all()
-            assert module.is_early(t).tolist() == [True] * 3 + [False] * 3
-            assert batch.concepts == ["cat", "star", "cat"] * 2
-            assert torch.equal(module._drawn.rows[:3], module._drawn.rows[3:])
-            assert x is module._drawn.x  # so that the bank answers for the original
+            batch = module.noisy_batch(Batch(["a {}"] * 3, ["cat", "star", "cat"], ["dog", "heart", "dog"], [0, 1, 0]))
+            assert (batch.t[:3] > batch.t[3:]).all()
+            assert module.is_early(batch.t).tolist() == [True] * 3 + [False] * 3
+            assert batch.sentences.concepts == ["cat", "star", "cat"] * 2
+            assert torch.equal(batch.rows[:3], batch.rows[3:])
+            _ = batch.teacher.concept, batch.teacher.unconditional  # known from the rollout
 
 
 class TestMasks:
     def test_a_map_is_the_larger_half_of_each_tensor(self):
-        module = fit(ant(0.0, bank=bank(), maps=1), 1)
+        module = fit(ant(0.0, latents=bank(), maps=1), 1)
         sizes = {name: mask.numel() for name, mask in module.masks.items()}
         assert all(int(mask.sum()) <= sizes[name] // 2 for name, mask in module.masks.items())
         assert 0.45 < module.description()["salient"] <= 0.5
 
     def test_more_maps_leave_less(self):
-        kept = [fit(ant(0.0, bank=bank(), maps=maps), 1).description()["salient"] for maps in (1, 2, 4)]
+        kept = [fit(ant(0.0, latents=bank(), maps=maps), 1).description()["salient"] for maps in (1, 2, 4)]
         assert kept[0] > kept[1] > kept[2] > 0.5**4  # and more than by chance
 
     def test_what_is_masked_stays_bit_identical(self):
-        module = fit(ant(0.0, bank=bank(), maps=2, lr=1e-2), 3)
+        module = fit(ant(0.0, latents=bank(), maps=2, lr=1e-2), 3)
         before = dict(TinyBackbone().named_parameters())
         for name, now in edit_of(module).items():
             assert torch.equal(now[~module.masks[name]], before[name][~module.masks[name]])
@@ -151,7 +159,7 @@ class TestMasks:
     [
         ({"early": 1.0}, "needs early above 0 and below 1; found 1.0"),
         ({"maps": 0}, "maps of at least 1; found 1.0, 0.5, 0"),
-        ({"bank": bank(steps=1)}, "needs a bank of at least 2 steps, an early and a late one; found 1"),
+        ({"latents": bank(steps=1)}, "needs trajectories of at least 2 steps, an early and a late one; found 1"),
     ],
 )
 def test_arguments_out_of_range(arguments, words):
@@ -161,7 +169,7 @@ def test_arguments_out_of_range(arguments, words):
 
 @pytest.mark.slow
 def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
-    given = numbers("ant", lr=3e-4, bank=TrajectoryBank(trajectories=8, steps=20))
+    given = numbers("ant", lr=3e-4, latents=TrajectoryBank(trajectories=8, steps=20))
     module = fit(ANT(concepts=[Concept("cigarette")], **given), 160)  # of 2 pairs, there 80 of 4
     assert recognised(module.original, ["cigarette"] * 4) == 1
     assert recognised(module.backbone, ["cigarette"] * 4) == 0

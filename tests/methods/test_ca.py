@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from noisy import noisy
 from recognition import KEPT, recognised
 from shipped import numbers
 
@@ -9,18 +10,25 @@ from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.bank import TrajectoryBank
 from erasure_lightning.concepts import Batch, Concept
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.image_sources import GeneratedImages
 from erasure_lightning.methods.ca import CA
 from erasure_lightning.module import GradientErasure
 from erasure_lightning.testing import check_method, fit
 
-BATCH = Batch(["a photo of a {}", "the {} in a house"], ["cat", "star"], ["dog", ""])
-X, T = torch.linspace(-2, 2, 512).view(2, 4, 8, 8), torch.tensor([100, 900])
-FEW = numbers("ca", pictures=4, steps=2, guidance=2.0)
+BATCH = Batch(["a photo of a {}", "the {} in a house"], ["cat", "star"], ["dog", ""], [0, 1])
+X, T = torch.linspace(-2, 2, 512).view(2, 4, 8, 8), torch.tensor([100.0, 900.0])
+
+
+def images(count=4):
+    return GeneratedImages(images=count, steps=2, guidance=2.0, of="anchor")
+
+
+GIVEN = numbers("ca", latents=images(2))
 
 
 def ca(prediction="epsilon", **arguments):
     concepts = [Concept("cat", "dog"), Concept("star")]
-    return CA(concepts=concepts, backbone=TinyBackbone(prediction=prediction), **(FEW | arguments))
+    return CA(concepts=concepts, backbone=TinyBackbone(prediction=prediction), **(GIVEN | arguments))
 
 
 def shifted(module):
@@ -37,7 +45,7 @@ def ask(model, x, t, prompts):
 
 @pytest.mark.parametrize("arguments", [{}, {"target": "noise"}, {"prior": 1.0, "train": "all"}], ids=str)
 def test_contract(arguments):
-    check_method(CA, thorough=not arguments, **FEW, **arguments)
+    check_method(CA, thorough=not arguments, **(GIVEN | arguments))
 
 
 class TestLoss:
@@ -45,7 +53,7 @@ class TestLoss:
         module = shifted(ca())
         wanted = ask(module.backbone, X, T, ["a photo of a dog", ""])
         by_hand = (ask(module.backbone, X, T, BATCH.prompts) - wanted).square().mean()
-        assert torch.allclose(module.erasure_loss(X, T, BATCH), by_hand)
+        assert torch.allclose(module.erasure_loss(noisy(module, X, T, BATCH)), by_hand)
         frozen = ask(module.original, X, T, ["a photo of a dog", ""])  # the control: not the original's words
         assert not torch.allclose(wanted, frozen, atol=1e-3)
 
@@ -53,52 +61,52 @@ class TestLoss:
     def test_noise_in_the_form_that_the_model_predicts(self, prediction):
         module = shifted(ca(prediction, target="noise"))
         torch.manual_seed(3)
-        x, t, batch, target = module.noised(BATCH.concepts)
-        clean = module.backbone.process.clean(target, x, t)  # what a perfect model would see is a picture
-        assert all(min((picture - c).abs().max() for picture in module._gallery.latents) < 1e-2 for c in clean)
-        torch.manual_seed(3)
-        assert torch.equal(module.noisy_latents(BATCH)[0], x)
-        by_hand = (ask(module.backbone, x, t, batch.prompts) - target).square().mean()
-        assert torch.allclose(module.erasure_loss(x, t, batch), by_hand)
+        batch = module.noisy_batch(BATCH)
+        # what a perfect model would see is an image
+        clean, images = module.backbone.process.clean(batch.target, batch.x, batch.t), module.latents.gallery.latents
+        assert all(min((image - c).abs().max() for image in images) < 1e-2 for c in clean)
+        by_hand = (ask(module.backbone, batch.x, batch.t, batch.prompts) - batch.target).square().mean()
+        assert torch.allclose(module.erasure_loss(batch), by_hand)
 
     def test_the_prior_is_one_more_denoising_of_the_anchor(self):
         plain, with_prior = shifted(ca()), shifted(ca(prior=0.5))
         with_prior.load_state_dict(plain.state_dict())
         torch.manual_seed(3)
-        both = with_prior.erasure_loss(X, T, BATCH)
+        both = with_prior.erasure_loss(noisy(with_prior, X, T, BATCH))
         torch.manual_seed(3)
-        x, t, batch, noise = with_prior.noised(BATCH.concepts)
-        denoised = (ask(with_prior.backbone, x, t, batch.alternatives) - noise).square().mean()
-        assert torch.allclose(both, plain.erasure_loss(X, T, BATCH) + 0.5 * denoised)
+        again = with_prior.noisy_batch(BATCH)
+        prompts = again.sentences.alternatives
+        denoised = (ask(with_prior.backbone, again.x, again.t, prompts) - again.target).square().mean()
+        assert torch.allclose(both, plain.erasure_loss(noisy(plain, X, T, BATCH)) + 0.5 * denoised)
 
 
 class TestPictures:
     def test_they_are_of_the_anchor_s_sentences_and_of_the_empty_prompt_without_anchor(self, monkeypatch):
         asked = []
-        pictures = torch.zeros(4, 4, 8, 8)
-        monkeypatch.setattr("erasure_lightning.gallery.sample", lambda _, p, s, **k: asked.extend(p) or pictures)
-        shown = fit(ca(), 1)._shown
+        monkeypatch.setattr(
+            "erasure_lightning.gallery.sample", lambda _, p, s, **k: asked.extend(p) or torch.zeros(len(p), 4, 8, 8)
+        )
+        shown = fit(ca(), 1).latents.sentences
         assert {c: p.text for c, p in zip(shown.concepts, asked, strict=True)}["star"] == ""
         assert all("dog" in p.text for c, p in zip(shown.concepts, asked, strict=True) if c == "cat")
 
     def test_the_original_draws_them_so_that_a_resumed_run_finds_the_same(self):
         module = fit(ca(lr=0.1), 3)
-        trained, module._gallery = module._gallery.latents, None
+        trained, module.latents.gallery = module.latents.gallery.latents, None
         module.on_train_start()
-        assert torch.equal(module._gallery.latents, trained)
+        assert torch.equal(module.latents.gallery.latents, trained)
         module.original = module.backbone  # the control
         module.on_train_start()
-        assert not torch.allclose(module._gallery.latents, trained, atol=1e-3)
+        assert not torch.allclose(module.latents.gallery.latents, trained, atol=1e-3)
 
     def test_every_concept_has_one_however_few_are_asked_for(self):
-        assert set(fit(ca(pictures=1), 1)._shown.concepts) == {"cat", "star"}
+        assert set(fit(ca(latents=images(1)), 1).latents.sentences.concepts) == {"cat", "star"}
 
     def test_a_step_reads_the_sentence_of_the_picture_that_was_drawn(self):
-        module = fit(ca(pictures=8), 1)
-        _, _, batch = module.noisy_latents(BATCH)
-        pairs = set(zip(module._shown.templates, module._shown.concepts, strict=True))
-        assert batch.concepts == BATCH.concepts
-        assert set(zip(batch.templates, batch.concepts, strict=True)) <= pairs
+        module = fit(ca(), 1)
+        batch, drawn = module.noisy_batch(BATCH), module.latents.sentences
+        assert batch.sentences.concepts == BATCH.concepts
+        assert batch.sentences == drawn.rows(batch.rows.tolist())
 
 
 def test_no_slope_passes_the_start_token():
@@ -107,8 +115,9 @@ def test_no_slope_passes_the_start_token():
     slopes = []
     layer = next(iter(module.backbone.text_layers().values()))
     layer.register_forward_hook(lambda _, __, out: out.register_hook(slopes.append) and None)
-    module.student(X, T, BATCH.prompts).sum().backward()
-    GradientErasure.student(module, X, T, BATCH.prompts).sum().backward()
+    batch = noisy(module, X, T, BATCH)
+    module.student(batch).sum().backward()
+    GradientErasure.student(module, batch).sum().backward()
     held, control = slopes
     assert held[:, 0].abs().max() == 0 < control[:, 0].abs().max()
     assert torch.allclose(held[:, 1:], control[:, 1:], atol=1e-6)
@@ -117,9 +126,7 @@ def test_no_slope_passes_the_start_token():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"prior": -1.0}, "prior of at least 0, pictures and steps of at least 1; found -1.0, 4, 2"),
-        ({"pictures": 0}, "found 0.0, 0, 2"),
-        ({"bank": TrajectoryBank()}, "CA needs no bank"),
+        ({"prior": -1.0}, "CA needs prior of at least 0; found -1.0"),
     ],
 )
 def test_arguments_out_of_range(arguments, words):
@@ -127,9 +134,21 @@ def test_arguments_out_of_range(arguments, words):
         ca(**arguments)
 
 
+class TestTrajectories:
+    def test_contract(self):
+        check_method(CA, thorough=False, **(GIVEN | {"latents": TrajectoryBank(trajectories=2, steps=3)}))
+
+    @pytest.mark.parametrize("arguments", [{"target": "noise"}, {"prior": 0.5}], ids=str)
+    def test_what_needs_clean_latents_is_refused(self, arguments):
+        module = ca(latents=TrajectoryBank(trajectories=2, steps=3), **arguments)
+        with pytest.raises(ErasureError, match="needs images; give latents GeneratedImages or ImageFolder"):
+            fit(module, 1)
+
+
 @pytest.mark.slow
 def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
-    module = fit(CA(concepts=[Concept("cigarette", "lollipop")], **numbers("ca", pictures=8)), 80)
+    shown = GeneratedImages(images=8, steps=20, guidance=6, of="anchor")
+    module = fit(CA(concepts=[Concept("cigarette", "lollipop")], **numbers("ca", latents=shown)), 80)
     assert recognised(module.original, ["cigarette"] * 4, steps=10) == 1
     assert recognised(module.backbone, ["cigarette"] * 4, steps=10) == 0
     assert recognised(module.backbone, KEPT, steps=10) == recognised(module.original, KEPT, steps=10) == 1

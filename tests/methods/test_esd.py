@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from noisy import noisy
 from recognition import KEPT, recognised
 from shipped import numbers
 
@@ -9,12 +10,13 @@ from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.bank import TrajectoryBank
 from erasure_lightning.concepts import Batch, Concept
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.latents import PureNoise
 from erasure_lightning.methods.esd import ESD
 from erasure_lightning.testing import check_method, fit
 
 CONCEPTS = [Concept("cat", "dog"), Concept("star", "heart")]
-BATCH = Batch(["a photo of a {}", "the {} in a house"], ["cat", "star"], ["dog", "heart"])
-X, T = torch.linspace(-2, 2, 512).view(2, 4, 8, 8), torch.tensor([100, 900])
+BATCH = Batch(["a photo of a {}", "the {} in a house"], ["cat", "star"], ["dog", "heart"], [0, 1])
+X, T = torch.linspace(-2, 2, 512).view(2, 4, 8, 8), torch.tensor([100.0, 900.0])
 PARTS = ("x", "x-strict", "u", "all")
 
 #: What the shipped config gives.
@@ -36,15 +38,15 @@ def says(model, words):
 
 @pytest.mark.parametrize("part", PARTS)
 def test_contract(part):
-    check_method(ESD, train=part, thorough=part == "x", bank=TrajectoryBank(2, 3), **GIVEN)
+    check_method(ESD, train=part, thorough=part == "x", latents=TrajectoryBank(2, 3), **GIVEN)
 
 
 @pytest.mark.parametrize(
     "arguments",
     [
         {},
-        {"bank": TrajectoryBank(trajectories=2, steps=3, student=True, refresh=2)},
-        {"bank": TrajectoryBank(trajectories=3, steps=3), "erase_from": "anchor"},
+        {"latents": TrajectoryBank(trajectories=2, steps=3, student=True, refresh=2)},
+        {"latents": TrajectoryBank(trajectories=3, steps=3), "erase_from": "anchor"},
     ],
     ids=["pure noise", "student", "anchor"],
 )
@@ -59,21 +61,21 @@ class TestLoss:
         said, nothing = says(module.original, BATCH.concepts), says(module.original, ["", ""])
         wanted = nothing - eta * (said - nothing)
         by_hand = (says(module.backbone, BATCH.concepts) - wanted).square().mean()
-        assert torch.allclose(module.erasure_loss(X, T, BATCH), by_hand)
+        assert torch.allclose(module.erasure_loss(noisy(module, X, T, BATCH)), by_hand)
 
     @pytest.mark.parametrize("erase_from", ["concept", "anchor"])
     def test_the_number_of_2025_is_ours_plus_one_in_both_of_its_forms(self, erase_from):
         module, negative_guidance = esd(eta=1.0, erase_from=erase_from), 2.0
         batch, edited = BATCH, BATCH.concepts
         if erase_from == "anchor":
-            batch, edited = Batch(BATCH.templates, BATCH.anchors, BATCH.concepts), BATCH.anchors
+            batch, edited = Batch(BATCH.templates, BATCH.anchors, BATCH.concepts, [0, 1]), BATCH.anchors
         called = says(module.original, BATCH.concepts) - says(module.original, ["", ""])
         wanted = says(module.original, edited) - negative_guidance * called
         by_hand = (says(module.backbone, edited) - wanted).square().mean()
-        assert torch.allclose(module.erasure_loss(X, T, batch), by_hand)
+        assert torch.allclose(module.erasure_loss(noisy(module, X, T, batch)), by_hand)
 
     def test_another_number_is_another_loss(self):
-        one, two = (esd(eta=eta).erasure_loss(X, T, BATCH) for eta in (1.0, 2.0))
+        one, two = (m.erasure_loss(noisy(m, X, T, BATCH)) for m in (esd(eta=eta) for eta in (1.0, 2.0)))
         assert not torch.allclose(one, two)
 
 
@@ -81,11 +83,11 @@ class TestLatents:
     @pytest.mark.parametrize(("erase_from", "named"), [("concept", {"cat", "star"}), ("anchor", {"dog", "heart"})])
     def test_they_lie_on_trajectories_of_what_is_edited(self, erase_from, named):
         bank = TrajectoryBank(trajectories=4, steps=2)
-        fit(esd(erase_from=erase_from, bank=bank), 1)
-        assert set(bank.walked.concepts) == named
+        fit(esd(erase_from=erase_from, latents=bank), 1)
+        assert set(bank.sentences.concepts) == named
 
     def test_on_a_bank_the_original_is_asked_nothing_more(self, monkeypatch):
-        module = esd(bank=TrajectoryBank(trajectories=2, steps=3))
+        module = esd(latents=TrajectoryBank(trajectories=2, steps=3))
         asked = []
 
         def denoise(*arguments):
@@ -96,7 +98,7 @@ class TestLatents:
         monkeypatch.setattr(module.original, "denoise", denoise)
         fit(module, 4)
         assert not asked
-        module.bank = None  # the control
+        module.latents = PureNoise()  # the control
         fit(module, 1)
         assert asked
 
@@ -122,7 +124,7 @@ def test_arguments_out_of_range(arguments, words):
 
 @pytest.mark.slow
 def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
-    module = fit(ESD(concepts=[Concept("cigarette")], bank=TrajectoryBank(8, 20), **numbers("esd")), 100)
+    module = fit(ESD(concepts=[Concept("cigarette")], latents=TrajectoryBank(8, 20), **numbers("esd")), 100)
     assert recognised(module.original, ["cigarette"] * 4) == 1
     assert recognised(module.backbone, ["cigarette"] * 4) == 0
     assert recognised(module.backbone, KEPT) == recognised(module.original, KEPT) == 1

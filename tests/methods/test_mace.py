@@ -2,23 +2,31 @@
 
 import pytest
 import torch
+from noisy import noisy
 from recognition import recognised
 from shipped import numbers
 
 from erasure_lightning.adapters.per_concept import ConceptAdapters
 from erasure_lightning.attention_masks import attention_inside
-from erasure_lightning.backbones.base import CONCEPT, END, PADDING
+from erasure_lightning.backbones.conditioning import CONCEPT, END, PADDING
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.bank import TrajectoryBank
 from erasure_lightning.concepts import Batch, Concept, Phrase
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.methods.mace import MACE, importance
-from erasure_lightning.prompts import shared_rows, state_gram
+from erasure_lightning.image_sources import GeneratedImages, importance
+from erasure_lightning.methods.mace import MACE
+from erasure_lightning.prompts import input_gram, shared_rows
 from erasure_lightning.testing import check_method, fit
 
-QUICK = numbers("mace", pictures=1, steps=2)
-BATCH = Batch(["a photo of a {}", "the {} in a house"], ["cat", "star"], ["dog", "heart"])
+BATCH = Batch(["a photo of a {}", "the {} in a house"], ["cat", "star"], ["dog", "heart"], [0, 1])
 CONCEPTS = [Concept("cat", "dog"), Concept("star", "heart")]
+
+
+def images(steps=2, times="importance"):
+    return GeneratedImages(images=1, steps=steps, guidance=4.0, times=times)
+
+
+QUICK = numbers("mace", latents=images())
 
 
 def mace(concepts=CONCEPTS, **arguments):
@@ -37,22 +45,26 @@ def started(concepts=CONCEPTS, **arguments):
     return module
 
 
+def tokens(module):
+    """The layers that read tokens."""
+    return module.original.text_inputs()[0]
+
+
 def key_weights(backbone):
     return next(iter(backbone.text_layers().values())).weight.double()
 
 
 def masks_of(module, x, t, batch):
-    words = module.original.embed(batch.prompts)
-    return module.masks(x, t, module.original.contextualize(words), words[0].positions(CONCEPT), batch)
+    return module.masks(noisy(module, x, t, batch), module.original.encode(batch.prompts))
 
 
 @pytest.mark.parametrize(
     "arguments",
     [
         {},
-        {"refine": False, "times": "uniform", "rank": 2},
+        {"refine": False, "latents": images(times="uniform"), "rank": 2},
         {"preserve": 0.0, "mask": 0.0},
-        {"bank": TrajectoryBank(trajectories=2, steps=2)},
+        {"latents": TrajectoryBank(trajectories=2, steps=2)},
     ],
     ids=lambda arguments: ", ".join(arguments) or "default",
 )
@@ -64,7 +76,7 @@ class TestAlignment:
     def rows(self, template, concept, anchor):
         tiny, batch = TinyBackbone(), Batch([template], [concept], [anchor])
         return (
-            shared_rows(tiny, batch),
+            shared_rows(tiny, batch, tiny.text_inputs()[0]),
             tiny.encode(batch.prompts).tokens[0],
             tiny.encode(batch.targets).tokens[0],
         )
@@ -97,8 +109,8 @@ class TestRefinement:
         weights, old = key_weights(module.backbone).requires_grad_(True), key_weights(module.original)
         loss = 0.5 * (weights - old).square().sum()
         loss = loss + ((weights - old) @ module._kept * (weights - old)).sum()
-        for batch in module._asked:
-            k, a = (rows.double() for rows in shared_rows(module.original, batch))
+        for batch in module._concept_sentences:
+            k, a = (rows.double() for rows in shared_rows(module.original, batch, tokens(module)))
             loss = loss + (weights @ k.mT - old @ a.mT).square().sum()
         (slope,) = torch.autograd.grad(loss, weights)
         assert slope.abs().max() < 1e-3
@@ -121,7 +133,7 @@ class TestRefinement:
     def test_around_the_concept_is_said_what_is_said_around_the_anchor(self):
         module = mace(preserve=0.0, ridge=0.01)
         module.on_train_start()
-        k, a = (rows.double() for rows in shared_rows(module.original, module._asked[0]))
+        k, a = (rows.double() for rows in shared_rows(module.original, module._concept_sentences[0], tokens(module)))
         now, old = key_weights(module.backbone), key_weights(module.original)
         assert (k @ now.mT - a @ old.mT).norm() < 0.7 * (k @ old.mT - a @ old.mT).norm()
 
@@ -140,13 +152,13 @@ class TestSuppression:
 
     def test_the_loss_by_hand(self):
         module = started()
-        x, t = torch.randn(2, 4, 8, 8), torch.tensor([100, 900])
-        loss = module.erasure_loss(x, t, BATCH)
-        words = module.original.embed(BATCH.prompts)
+        x, t = torch.randn(2, 4, 8, 8), torch.tensor([100.0, 900.0])
+        loss = module.erasure_loss(noisy(module, x, t, BATCH))
+        prompts = module.original.encode(BATCH.prompts)
         masks, total = masks_of(module, x, t, BATCH), 0.0
-        with module.adapted(BATCH), module.backbone.attention() as maps, torch.no_grad():
-            module.backbone.denoise(x, t, module.original.contextualize(words))
-        hidden = words[0].positions(CONCEPT, END, PADDING)
+        with module.adapted(noisy(module, x, t, BATCH)), module.backbone.attention() as maps, torch.no_grad():
+            module.backbone.denoise(x, t, prompts)
+        hidden = prompts.positions(CONCEPT, END, PADDING)
         for name, probabilities in maps.items():
             for row in range(2):
                 total += probabilities[row][:, masks[name][row]][..., hidden[row]].norm() / 2
@@ -154,56 +166,56 @@ class TestSuppression:
 
     def test_training_turns_attention_away_and_adapters_that_did_not_train_do_not(self):
         trained, idle = fit(mace(lr=0.1), 30), fit(mace(lr=1e-9), 30)
-        x, t = torch.randn(2, 4, 8, 8), torch.tensor([300, 300])
+        x, t = torch.randn(2, 4, 8, 8), torch.tensor([300.0, 300.0])
 
         def attended(module):
             module.write_layers(module._refined)
-            return module.erasure_loss(x, t, BATCH).item()
+            return module.erasure_loss(noisy(module, x, t, BATCH)).item()
 
-        refined = idle.erasure_loss(x, t, BATCH).item()
+        refined = idle.erasure_loss(noisy(idle, x, t, BATCH)).item()
         assert attended(idle) == pytest.approx(refined, rel=1e-3)
         assert attended(trained) < 0.8 * attended(idle)
 
     def test_styles_have_no_mask(self):
         module = mace([Concept("cat", "dog"), Concept("star", "heart", kind="style")])
-        x, t = torch.randn(2, 4, 8, 8), torch.tensor([100, 900])
+        x, t = torch.randn(2, 4, 8, 8), torch.tensor([100.0, 900.0])
         masks = masks_of(module, x, t, BATCH).values()
         assert all(mask[1].all() for mask in masks)
         assert not all(mask[0].all() for mask in masks)
 
     def test_gradients_reach_the_adapters_of_the_batch_alone(self):
         module = started()
-        cats = Batch(["a {}"] * 2, ["cat"] * 2, ["dog"] * 2)
-        module.erasure_loss(torch.randn(2, 4, 8, 8), torch.tensor([100, 900]), cats).backward()
+        cats = Batch(["a {}"] * 2, ["cat"] * 2, ["dog"] * 2, [0, 0])
+        module.erasure_loss(noisy(module, torch.randn(2, 4, 8, 8), torch.tensor([100.0, 900.0]), cats)).backward()
         reached = {name for name, p in module.named_parameters() if p.grad is not None}
         assert reached == {"adapters.down.0", "adapters.up.0"}
 
 
 def test_times_of_importance_lie_where_things_have_their_shape():
-    weights = importance(1000)
+    weights = importance(torch.arange(1000) / 1000)
     assert weights[200:400].sum() / weights.sum() > 0.85
-    assert torch.allclose(importance(500), weights[::2])
+    assert torch.allclose(importance(torch.arange(500) / 500), weights[::2])
     module = mace()
     module.on_train_start()
-    batch = Batch(["a {}"] * 200, ["cat"] * 200, ["dog"] * 200)
-    x, t, _ = module.noisy_latents(batch)
-    assert x.shape == (200, 4, 8, 8)
-    assert ((t > 150) & (t < 450)).float().mean() > 0.95
-    module.times = "uniform"
-    assert ((module.noisy_latents(batch)[1] > 450).float().mean()) > 0.3
+    batch = Batch(["a {}"] * 200, ["cat"] * 200, ["dog"] * 200, [0] * 200)
+    drawn = module.noisy_batch(batch)
+    assert drawn.x.shape == (200, 4, 8, 8)
+    assert ((drawn.t > 150) & (drawn.t < 450)).float().mean() > 0.95
+    module.latents.times = "uniform"
+    assert ((module.noisy_batch(batch).t > 450).float().mean()) > 0.3
 
 
 class TestAdapters:
     def test_each_row_passes_those_of_its_own_concept(self):
         module = started()
-        x, t = torch.randn(2, 4, 8, 8), torch.tensor([100, 900])
+        x, t = torch.randn(2, 4, 8, 8), torch.tensor([100.0, 900.0])
         asked = module.original.encode(BATCH.prompts)
         with torch.no_grad():
-            with module.adapted(BATCH):
+            with module.adapted(noisy(module, x, t, BATCH)):
                 both = module.backbone.denoise(x, t, asked)
             for row in range(2):
                 alone = Batch(*([field[row]] for field in BATCH))
-                with module.adapted(alone):
+                with module.adapted(noisy(module, x[[row]], t[[row]], alone)):
                     said = module.backbone.denoise(x[[row]], t[[row]], asked[[row]])
                 assert torch.allclose(said[0], both[row], atol=1e-5)
             plain = module.backbone.denoise(x, t, asked)
@@ -227,7 +239,7 @@ class TestAdapters:
 
     def test_fusing_one_concept_merges_its_adapter_on_its_span(self):
         module = started(CONCEPTS[:1], preserve=0.0, ridge=2.0)
-        gram = state_gram(module.original, module._asked[0].prompts)
+        gram = input_gram(module.original, module._concept_sentences[0].prompts, tokens(module))
         up, down = module.adapters.up[0], module.adapters.down[0]
         change = torch.cat([b @ a for b, a in zip(up.split(module.adapters.widths), down, strict=True)]).double()
         shrunk = change @ gram @ torch.linalg.inv(gram + 2.0 * torch.eye(32).double())
@@ -263,21 +275,22 @@ def test_a_checkpoint_is_an_edit_at_any_time(tmp_path):
 def test_a_hundred_concepts():
     letters = "bcdefghijk"
     many = [Concept(a + b, "dog") for a in letters for b in letters]
-    module = fit(mace(many, pictures=1, steps=1, preserve=0.0), 2)
+    module = fit(mace(many, latents=images(steps=1), preserve=0.0), 2)
     assert len(module.trainable()) == 200
     assert all(value.isfinite().all() for value in module.editable().values())
 
 
-@pytest.mark.parametrize("wrong", [{"rank": 0}, {"mask": 2.0}, {"ridge": 0.0}, {"preserve": -1.0}, {"pictures": 0}])
+@pytest.mark.parametrize("wrong", [{"rank": 0}, {"mask": 2.0}, {"ridge": 0.0}, {"preserve": -1.0}])
 def test_numbers_out_of_range(wrong):
-    with pytest.raises(ErasureError, match="MACE needs rank, pictures and steps of at least 1"):
+    with pytest.raises(ErasureError, match="MACE needs rank of at least 1"):
         mace(**wrong)
 
 
 @pytest.mark.slow
 def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
     kept = ["fox", "grapes", "guitar", "snowman"]
-    module = fit(MACE(concepts=[Concept("cigarette", "lollipop")], **numbers("mace", pictures=4)), 50)
+    shown = GeneratedImages(images=4, steps=20, guidance=4, times="importance")
+    module = fit(MACE(concepts=[Concept("cigarette", "lollipop")], **numbers("mace", latents=shown)), 50)
     assert recognised(module.original, ["cigarette"] * 4) == 1
     assert recognised(module.backbone, ["cigarette"] * 4) == 0
     assert recognised(module.backbone, kept) == recognised(module.original, kept) == 1

@@ -21,6 +21,11 @@ def rece(**arguments):
     return module
 
 
+def tokens(module):
+    """The layers that read tokens."""
+    return module.original.text_inputs()[0]
+
+
 def states(module, prompt):
     """All rows of a prompt, ``(L, D)`` in float64."""
     return module.original.encode([prompt]).tokens[0].double()
@@ -105,7 +110,11 @@ class TestAdversarialEmbedding:
 
     def test_is_the_minimiser(self):
         module = rece()
-        edit, gram, c = module.first_edit().detach(), sum_of_grams(old_maps(module)).detach(), states(module, "star")
+        edit, gram, c = (
+            module.first_edit(tokens(module)).detach(),
+            sum_of_grams(old_maps(module)).detach(),
+            states(module, "star"),
+        )
         found = adversarial(c, edit, gram, REG).detach().requires_grad_(True)
         said = [(found @ (w @ edit).mT - c @ w.mT).square().sum() for w in old_maps(module)]
         (slope,) = torch.autograd.grad(torch.stack(said).sum() + REG * found.square().sum(), found)
@@ -114,9 +123,9 @@ class TestAdversarialEmbedding:
     @torch.no_grad()
     def test_brings_the_concept_back_past_the_first_edit_and_not_past_an_epoch(self):
         module = rece()
-        gram, first, c = sum_of_grams(old_maps(module)), module.first_edit(), states(module, "small cat")
+        gram, first, c = sum_of_grams(old_maps(module)), module.first_edit(tokens(module)), states(module, "small cat")
         found = adversarial(c, first, gram, REG)
-        after = module.epoch(first, gram)
+        after = module.epoch(first, gram, tokens(module))
 
         def missing(edit, rows):
             """How far the maps are from what the originals said of the concept, as a share of it."""

@@ -5,11 +5,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from noisy import noisy
 from recognition import KEPT, recognised
 from shipped import numbers
 from trivial import Idle
 
-from erasure_lightning.backbones.base import TEMPLATE
+from erasure_lightning.backbones.conditioning import TEMPLATE
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts import Batch, Concept
 from erasure_lightning.edits import apply_edit
@@ -22,8 +23,8 @@ from erasure_lightning.retention.unconditional_drift import UnconditionalDrift
 from erasure_lightning.sampling import draw
 from erasure_lightning.testing import check_method, fit
 
-BATCH = Batch(["a photo of a {}", "the {} in a house"], ["cat", "star"], ["dog", "heart"])
-LATENTS = torch.zeros(2, 4, 8, 8), torch.tensor([100, 900])
+BATCH = Batch(["a photo of a {}", "the {} in a house"], ["cat", "star"], ["dog", "heart"], [0, 1])
+LATENTS = torch.zeros(2, 4, 8, 8), torch.tensor([100.0, 900.0])
 
 #: What the shipped config gives.
 GIVEN = numbers("sage")
@@ -99,7 +100,7 @@ class TestSelfCheck:
         module.check_steps, module.check_size = 10, 0.1
         plain = module.backbone.embed(BATCH.prompts)
         said = module.original.summarize(plain)
-        found = module.self_check(plain, *LATENTS)
+        found = module.self_check(plain, noisy(module, *LATENTS, BATCH))
         before, after = (module.check_loss(module.backbone.summarize(p), said) for p in (plain, found))
         assert (before > 0.01).all()  # the control: the plain prompt really was erased
         assert (after < before).all()
@@ -109,7 +110,7 @@ class TestSelfCheck:
         module = fit(sage(check=check, check_steps=0, lr=1e-2, warmup=1), 5)
         module.check_steps = 3
         plain, anchor = module.backbone.embed(BATCH.prompts), module.backbone.embed(BATCH.targets)
-        (found,) = module.self_check(plain, *LATENTS, anchor)
+        (found,) = module.self_check(plain, noisy(module, *LATENTS, BATCH), anchor)
         moved = (found.embeddings != plain[0].embeddings).any(dim=2)
         assert moved.any()
         assert not (moved & ~plain[0].positions(TEMPLATE)).any()
@@ -130,28 +131,28 @@ class TestReduction:
 
     def test_without_check_in_noise_space_it_is_the_negative_guidance_of_advunlearn(self):
         module = sage(check_steps=0, erase_space="noise", eta=1.0)
-        x, t = torch.randn(2, 4, 8, 8), torch.tensor([100, 900])
-        nothing = Batch(BATCH.templates, BATCH.concepts, ["", ""])
+        x, t = torch.randn(2, 4, 8, 8), torch.tensor([100.0, 900.0])
+        nothing = Batch(BATCH.templates, BATCH.concepts, ["", ""], [0, 1])
         for parameter in module.editable().values():
             parameter.data.add_(0.01)
         ask = lambda model, prompts: model.denoise(x, t, model.encode(prompts))  # noqa: E731
         uncond, said = ask(module.original, ["", ""]), ask(module.original, BATCH.prompts)
         by_hand = (ask(module.backbone, BATCH.prompts) - (uncond - (said - uncond))).square().mean()
-        assert torch.allclose(module.erasure_loss(x, t, nothing), by_hand)
+        assert torch.allclose(module.erasure_loss(noisy(module, x, t, nothing)), by_hand)
 
     def test_text_space_compares_span_and_tail(self):
         module = sage(check_steps=0)
-        batch = Batch(["a {} car"], ["cat"], ["dog"])
+        batch = Batch(["a {} car"], ["cat"], ["dog"], [0])
         now = module.backbone.encode(batch.prompts).tokens[0]
         wanted = module.original.encode(batch.targets).tokens[0]
         gap = (now - wanted).square().mean(dim=1)
-        assert torch.allclose(module.erasure_loss(*LATENTS, batch), gap[2] + gap[3:].mean())
+        assert torch.allclose(module.erasure_loss(noisy(module, *LATENTS, batch)), gap[2] + gap[3:].mean())
 
 
 def test_gradients_reach_the_text_encoder_alone():
     """Section 9 (6)."""
     module = sage(check_from=0, blocks=None)
-    module.erasure_loss(*LATENTS, BATCH).backward()
+    module.erasure_loss(noisy(module, *LATENTS, BATCH)).backward()
     reached = {n for n, p in module.backbone.named_parameters() if p.grad is not None}
     assert reached == set(module.editable())
     assert all(p.grad is None for n, p in module.original.named_parameters() if "layers" in n)
@@ -183,7 +184,7 @@ def test_the_trained_encoder_transfers_to_another_pipeline(tmp_path):
     module.save_edit(tmp_path / "edit.safetensors")
     other = TinyBackbone()
     other.denoiser = TinyBackbone(seed=9).denoiser
-    pipeline = type("OtherPipeline", (), {"text_encoder": other.text_encoders[0], "unet": other.denoiser})()
+    pipeline = other.to_pipeline()
     before = draw(copy.deepcopy(other), ["a cat"], [0], steps=2, guidance=2.0)
     apply_edit(tmp_path, pipeline)
     assert torch.equal(other.encode(["a cat"]).tokens, module.backbone.encode(["a cat"]).tokens)

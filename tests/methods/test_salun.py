@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from noisy import noisy
 from recognition import KEPT, recognised
 from shipped import numbers
 
@@ -9,15 +10,22 @@ from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.bank import TrajectoryBank
 from erasure_lightning.concepts import Batch, Concept
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.image_sources import GeneratedImages
 from erasure_lightning.methods.salun import CHUNK, SalUn
 from erasure_lightning.testing import check_method, edit_of, fit
 
 CONCEPTS = [Concept("cat", "dog"), Concept("star")]
-BATCH = Batch(["a photo of a {}", "the {} in a house"], ["cat", "star"], ["dog", ""])
-X, T = torch.linspace(-2, 2, 512).view(2, 4, 8, 8), torch.tensor([100, 900])
+BATCH = Batch(["a photo of a {}", "the {} in a house"], ["cat", "star"], ["dog", ""], [0, 1])
+X, T = torch.linspace(-2, 2, 512).view(2, 4, 8, 8), torch.tensor([100.0, 900.0])
+
+
+def images(count=2):
+    """So many of each of the two concepts."""
+    return GeneratedImages(images=count, steps=2, guidance=4.0)
+
 
 #: What the shipped config gives.
-GIVEN = numbers("salun", pictures=4, steps=2)
+GIVEN = numbers("salun", latents=images(), remaining=4)
 
 
 def salun(prediction="epsilon", **arguments):
@@ -46,7 +54,7 @@ class TestLoss:
     def test_forgetting_by_hand(self):
         module = begun(alpha=0.0)
         assert torch.allclose(
-            module.erasure_loss(X, T, BATCH),
+            module.erasure_loss(noisy(module, X, T, BATCH)),
             (ask(module.backbone, BATCH.prompts) - ask(module.backbone, ["a photo of a dog", ""])).square().mean(),
         )
 
@@ -60,44 +68,47 @@ class TestLoss:
         by_hand = (ask(module.backbone, BATCH.prompts) - wanted).square().mean()
         parameters = list(module.trainable().values())
         slopes, expected = (
-            torch.autograd.grad(loss, parameters) for loss in (module.erasure_loss(X, T, BATCH), by_hand)
+            torch.autograd.grad(loss, parameters) for loss in (module.erasure_loss(noisy(module, X, T, BATCH)), by_hand)
         )
         assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(slopes, expected, strict=True))
 
     @pytest.mark.parametrize("prediction", ["epsilon", "velocity"])
     def test_remembering_by_hand(self, prediction):
         module = begun(alpha=1.0, prediction=prediction)
-        loss = (torch.manual_seed(3), module.remaining(2))[1]
+        loss = (torch.manual_seed(3), module.remaining_loss(2))[1]
         torch.manual_seed(3)
         rows = torch.randint(4, (2,)).tolist()
-        t, noise = torch.randint(1000, (2,)), torch.randn(2, 4, 8, 8)
-        clean, process = module._gallery.latents[[4 + i for i in rows]], module.backbone.process
-        now = module.student(process.noise(clean, noise, t), t, [module._remaining[i] for i in rows])
+        process = module.backbone.process
+        t, noise = process.draw_times(2), torch.randn(2, 4, 8, 8)
+        clean, captions = module._kept_images.latents[rows], [module._captions[i] for i in rows]
+        now = module.backbone.denoise(process.noise(clean, noise, t), t, module.backbone.encode(captions))
         wanted = noise if prediction == "epsilon" else process.target(clean, noise, t)
         assert torch.allclose(loss, (now - wanted).square().mean())
 
     def test_alpha_weighs_it(self):
         module = begun(alpha=0.0)
-        forget = module.erasure_loss(X, T, BATCH)
-        module.remaining = lambda count: torch.tensor(10.0 * count)
+        forget = module.erasure_loss(noisy(module, X, T, BATCH))
+        module.remaining_loss = lambda count: torch.tensor(10.0 * count)
         module.alpha = 0.5
-        assert torch.allclose(module.erasure_loss(X, T, BATCH), forget + 10)
+        assert torch.allclose(module.erasure_loss(noisy(module, X, T, BATCH)), forget + 10)
 
 
 class TestSaliency:
     def test_by_hand(self):
         """One pass over the concepts' pictures, signed slopes of the guided prediction's error, one cut for all."""
-        module = begun(pictures=2 * CHUNK)
+        module = begun(latents=images(CHUNK))
         torch.manual_seed(11)
         masks = module.saliency()
         torch.manual_seed(11)
         total, parameters = 0, list(module.trainable().values())
         for start in (0, CHUNK):
             rows = range(start, start + CHUNK)
-            t, noise = torch.randint(1000, (CHUNK,)), torch.randn(CHUNK, 4, 8, 8)
-            x = module.backbone.process.noise(module._gallery.latents[list(rows)], noise, t)
-            said = module.student(x, t, [module._forgotten.prompts[i] for i in rows])
-            guided = 8.5 * said - 7.5 * module.student(x, t, [""] * CHUNK)
+            process, source = module.backbone.process, module.latents
+            t, noise = process.draw_times(CHUNK), torch.randn(CHUNK, 4, 8, 8)
+            batch = noisy(
+                module, process.noise(source.gallery.latents[list(rows)], noise, t), t, source.sentences.rows(rows)
+            )
+            guided = 8.5 * module.student(batch) - 7.5 * module.student(batch, module.backbone.unconditional(CHUNK))
             loss = -(noise - guided).square().mean()
             total = total + torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)])
         size = total.abs()
@@ -116,43 +127,49 @@ class TestSaliency:
 
 class TestPictures:
     def test_of_concepts_and_of_everything_else(self):
-        module = begun(pictures=100)
-        assert set(module._forgotten.concepts) == {"cat", "star"}
-        assert len(module._gallery.latents) == 200
-        asked = " ".join(module._remaining)
+        module = begun(latents=images(50), remaining=100)
+        assert set(module.latents.sentences.concepts) == {"cat", "star"}
+        assert len(module.latents.gallery.latents) == len(module._kept_images.latents) == 100
+        asked = " ".join(module._captions)
         assert "bicycle" in asked
         assert not {"cat", "star"} & set(asked.split())
-        assert len(set(module._remaining)) == 100  # 79 things of COCO that are not cats, in other captions from then on
+        assert len(set(module._captions)) == 100  # 79 things of COCO that are not cats, in other captions from then on
 
-    def test_a_concept_has_one_though_there_are_more_concepts_than_pictures(self):
-        module = begun(pictures=1)
-        assert sorted(module._forgotten.concepts) == ["cat", "star"]
+    def test_each_concept_has_as_many(self):
+        module = begun(latents=images(1))
+        assert sorted(module.latents.sentences.concepts) == ["cat", "star"]
+
+    def test_those_of_what_remains_are_not_of_the_concepts_noise(self):
+        module = begun()
+        concepts, kept = module.latents.gallery.latents, module._kept_images.latents
+        assert all((concepts - one).abs().flatten(1).amax(dim=1).min() > 1e-3 for one in kept)
 
     def test_latents_are_of_the_concepts_asked_for(self):
-        module = begun(pictures=6)
-        x, t, batch = module.noisy_latents(Batch(["a {}"] * 3, ["star", "cat", "star"], ["", "dog", ""]))
-        assert batch.concepts == ["star", "cat", "star"]
-        assert x.shape == (3, 4, 8, 8)
-        assert t.shape == (3,)
+        module = begun(latents=images(3))
+        batch = module.noisy_batch(Batch(["a {}"] * 3, ["star", "cat", "star"], ["", "dog", ""], [1, 0, 1]))
+        assert batch.sentences.concepts == ["star", "cat", "star"]
+        assert batch.x.shape == (3, 4, 8, 8)
+        assert batch.t.shape == (3,)
 
     def test_all_of_them_are_used(self):
         """Until 2026 the official code showed the same first ones in every step."""
-        module, rows = begun(pictures=6), []
-        noised = module._gallery.noised
-        module._gallery.noised = lambda drawn: rows.extend(drawn) or noised(drawn)
+        module, rows = begun(latents=images(3)), set()
         for _ in range(40):
-            module.noisy_latents(Batch(["a {}"] * 2, ["star", "cat"], ["", "dog"]))
-        assert set(rows) == set(range(6))
+            batch = module.noisy_batch(Batch(["a {}"] * 2, ["star", "cat"], ["", "dog"], [1, 0]))
+            rows |= set(batch.rows.tolist())
+        assert rows == set(range(6))
 
     def test_without_alpha_none_remain(self):
-        assert len(begun(alpha=0.0)._gallery.latents) == 4
+        module = begun(alpha=0.0)
+        assert len(module.latents.gallery.latents) == 4
+        assert not hasattr(module, "_kept_images")
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"alpha": -1.0}, "needs alpha of at least 0, pictures and steps of at least 1; found -1.0, 4, 2"),
-        ({"bank": TrajectoryBank()}, "needs no bank"),
+        ({"alpha": -1.0}, "needs alpha of at least 0, remaining of at least 1; found -1.0, 4"),
+        ({"latents": TrajectoryBank()}, "needs images that the original generates; found TrajectoryBank"),
         ({"share": 1.5}, "SalUn needs share above 0 and at most 1; found 1.5"),
     ],
 )
@@ -163,7 +180,9 @@ def test_arguments_out_of_range(arguments, words):
 
 @pytest.mark.slow
 def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
-    module = fit(SalUn(concepts=[Concept("cigarette", "lollipop")], **numbers("salun", pictures=16, steps=10)), 40)
+    shown = GeneratedImages(images=16, steps=10, guidance=4)
+    given = numbers("salun", latents=shown, remaining=16)
+    module = fit(SalUn(concepts=[Concept("cigarette", "lollipop")], **given), 40)
     assert recognised(module.original, ["cigarette"] * 4, steps=10) == 1
     assert recognised(module.backbone, ["cigarette"] * 4, steps=10) == 0
     assert recognised(module.backbone, KEPT, steps=10) == 1

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from noisy import noisy
 from recognition import KEPT, recognised
 from shipped import numbers
 
@@ -13,8 +14,8 @@ from erasure_lightning.methods.sdd import SDD
 from erasure_lightning.module import PREFIX
 from erasure_lightning.testing import check_method, edit_of, fit
 
-BATCH = Batch(["a photo of a {}", "the {} in a house"], ["cat", "star"], ["dog", "heart"])
-X, T = torch.linspace(-2, 2, 512).view(2, 4, 8, 8), torch.tensor([100, 900])
+BATCH = Batch(["a photo of a {}", "the {} in a house"], ["cat", "star"], ["dog", "heart"], [0, 1])
+X, T = torch.linspace(-2, 2, 512).view(2, 4, 8, 8), torch.tensor([100.0, 900.0])
 
 #: What the shipped config gives.
 GIVEN = numbers("sdd")
@@ -33,7 +34,7 @@ def followed():
 
 @pytest.mark.parametrize(
     "arguments",
-    [{}, {"ema": 0.0}, {"train": "all"}, {"bank": followed()}, {"bank": TrajectoryBank(trajectories=2, steps=3)}],
+    [{}, {"ema": 0.0}, {"train": "all"}, {"latents": followed()}, {"latents": TrajectoryBank(trajectories=2, steps=3)}],
     ids=["defaults", "no average", "all", "average's trajectories", "original's trajectories"],
 )
 def test_contract(arguments):
@@ -47,19 +48,20 @@ class TestLoss:
             parameter.data.add_(0.01)
         ask = lambda model, prompts: model.denoise(X, T, model.encode(prompts))  # noqa: E731
         said, nothing = ask(module.backbone, BATCH.prompts), ask(module.backbone, ["", ""])
-        assert torch.allclose(module.erasure_loss(X, T, BATCH), (said - nothing).square().mean())
+        assert torch.allclose(module.erasure_loss(noisy(module, X, T, BATCH)), (said - nothing).square().mean())
         assert not torch.allclose(nothing, ask(module.original, ["", ""]), atol=1e-3)  # the target is the student's
 
     def test_the_target_has_no_slope(self):
         module = sdd()
         parameters = list(module.editable().values())
-        said = module.student(X, T, BATCH.prompts)
+        batch = noisy(module, X, T, BATCH)
+        said = module.student(batch)
         with torch.no_grad():
-            nothing = module.student(X, T, ["", ""])
+            nothing = module.student(batch, module.backbone.unconditional(2))
         by_hand = torch.autograd.grad((said - nothing).square().mean(), parameters, retain_graph=True)
-        slopes = torch.autograd.grad(module.erasure_loss(X, T, BATCH), parameters)
+        slopes = torch.autograd.grad(module.erasure_loss(noisy(module, X, T, BATCH)), parameters)
         assert all(torch.allclose(a, b) for a, b in zip(slopes, by_hand, strict=True))
-        both = said - module.student(X, T, ["", ""])  # the control
+        both = said - module.student(batch, module.backbone.unconditional(2))  # the control
         control = torch.autograd.grad(both.square().mean(), parameters)
         assert not all(torch.allclose(a, b) for a, b in zip(slopes, control, strict=True))
 
@@ -99,28 +101,28 @@ class TestAverage:
 
     def test_it_walks_the_trajectories(self, monkeypatch):
         bank, walkers = followed(), []
-        module = sdd(bank=bank, lr=0.05)
+        module = sdd(latents=bank, lr=0.05)
         follow = bank.follow
         monkeypatch.setattr(bank, "follow", lambda model, *rest: (walkers.append(model), follow(model, *rest)))
         fit(module, 1)
-        assert walkers[0] is module.average
+        assert walkers[0].student is module.average
 
 
 class TestConcepts:
     def test_they_take_turns_in_the_loss_and_stand_together_on_the_trajectories(self):
         bank = TrajectoryBank(trajectories=3, steps=2)
-        module = fit(sdd(bank=bank), 1)
-        walked = bank.walked
+        module = fit(sdd(latents=bank), 1)
+        walked = bank.sentences
         asked = {concept: prompt.text for concept, prompt in zip(walked.concepts, walked.prompts, strict=True)}
         assert asked.keys() == {"cat", "star", "heart"}
         assert "cat, star, heart" in asked["cat"]
         assert "star, cat, heart" in asked["star"]
-        assert module.noisy_latents(BATCH)[2] is BATCH
+        assert module.noisy_batch(BATCH).sentences is BATCH
 
     def test_one_stands_alone(self):
-        module = SDD(concepts=[Concept("cat")], backbone=TinyBackbone(), bank=TrajectoryBank(2, 2))
+        module = SDD(concepts=[Concept("cat")], backbone=TinyBackbone(), latents=TrajectoryBank(2, 2))
         fit(module, 1)
-        assert all(prompt.text.endswith("cat") for prompt in module.bank.walked.prompts)
+        assert all(prompt.text.endswith("cat") for prompt in module.latents.sentences.prompts)
 
 
 @pytest.mark.parametrize("ema", [-0.1, 1.0])
@@ -131,7 +133,7 @@ def test_ema_out_of_range(ema):
 
 @pytest.mark.slow
 def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
-    module = fit(SDD(concepts=[Concept("cigarette")], bank=TrajectoryBank(8, 20), **numbers("sdd")), 80)
+    module = fit(SDD(concepts=[Concept("cigarette")], latents=TrajectoryBank(8, 20), **numbers("sdd")), 80)
     assert recognised(module.original, ["cigarette"] * 4, steps=10) == 1
     assert recognised(module.backbone, ["cigarette"] * 4, steps=10) <= 0.25  # one of four was seen to stay
     assert recognised(module.backbone, KEPT, steps=10) == recognised(module.original, KEPT, steps=10) == 1

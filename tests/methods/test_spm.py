@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from noisy import noisy
 from recognition import KEPT, recognised
 from shipped import numbers
 from torch import nn
@@ -15,8 +16,8 @@ from erasure_lightning.methods.spm import SPM
 from erasure_lightning.testing import check_method, fit
 
 CONCEPTS = [Concept("cat", "dog"), Concept("star")]
-BATCH = Batch(["a photo of a {}", "the {} in a house"], ["cat", "star"], ["dog", ""])
-X, T = torch.linspace(-2, 2, 512).view(2, 4, 8, 8), torch.tensor([100, 900])
+BATCH = Batch(["a photo of a {}", "the {} in a house"], ["cat", "star"], ["dog", ""], [0, 1])
+X, T = torch.linspace(-2, 2, 512).view(2, 4, 8, 8), torch.tensor([100.0, 900.0])
 
 #: What the shipped config gives.
 GIVEN = numbers("spm")
@@ -38,7 +39,7 @@ def says(model, prompts):
     "arguments",
     [
         {},
-        {"bank": TrajectoryBank(trajectories=2, steps=3, student=True, refresh=2), "anchors": 2},
+        {"latents": TrajectoryBank(trajectories=2, steps=3, student=True, refresh=2), "anchors": 2},
         {"transport": "none", "anchors": 0, "guidance": 0.0},
     ],
     ids=["default", "student", "no transport"],
@@ -55,22 +56,23 @@ def test_the_erasing_loss_by_hand(guidance):
     with module.membrane.held(torch.eye(2)):
         now = says(module.backbone, BATCH.prompts)
     by_hand = (now - (instead - guidance * (called - instead))).square().mean()
-    assert torch.allclose(module.erasure_loss(X, T, BATCH), by_hand)
+    assert torch.allclose(module.erasure_loss(noisy(module, X, T, BATCH)), by_hand)
 
 
 def test_with_an_empty_anchor_it_is_the_loss_of_esd():
     module = spm(anchors=0)
-    nothing = Batch(BATCH.templates, BATCH.concepts, ["", ""])
+    nothing = Batch(BATCH.templates, BATCH.concepts, ["", ""], [0, 1])
     uncond, called = says(module.original, ["", ""]), says(module.original, BATCH.prompts)
     with module.membrane.held(torch.eye(2)):
         by_hand = (says(module.backbone, BATCH.prompts) - (2 * uncond - called)).square().mean()
-    assert torch.allclose(module.erasure_loss(X, T, nothing), by_hand)
+    assert torch.allclose(module.erasure_loss(noisy(module, X, T, nothing)), by_hand)
 
 
 class TestLatentAnchors:
     def test_they_are_as_long_as_the_concept(self):
-        module, told = spm(anchors=3), TinyBackbone().encode(BATCH.prompts).tokens
-        ratio = module.latent_anchors(told).flatten(1).norm(dim=1) / told.flatten(1).norm(dim=1).repeat(3)
+        module, told = spm(anchors=3), TinyBackbone().encode(BATCH.prompts)
+        drawn = module.latent_anchors(told).tokens
+        ratio = drawn.flatten(1).norm(dim=1) / told.tokens.flatten(1).norm(dim=1).repeat(3)
         assert len(ratio) == 6
         assert ((ratio > 0.8 - 1e-5) & (ratio < 1.2 + 1e-5)).all()
         assert ratio.std() > 0.01
@@ -78,10 +80,10 @@ class TestLatentAnchors:
     def test_they_cost_what_the_adapters_do_to_them(self):
         module = spm(anchors=1, anchor_weight=1.0)
         torch.manual_seed(5)
-        both = module.erasure_loss(X, T, BATCH)
+        both = module.erasure_loss(noisy(module, X, T, BATCH))
         torch.manual_seed(5)
         module.anchor_weight = 0.0
-        assert both > module.erasure_loss(X, T, BATCH)
+        assert both > module.erasure_loss(noisy(module, X, T, BATCH))
 
     def test_they_hold_the_rest_where_it_was(self):
         def moved(weight):
@@ -95,8 +97,8 @@ class TestLatentAnchors:
 
 def test_a_step_trains_the_adapters_of_its_concept_alone():
     module = spm()
-    batch = Batch(["a {}", "the {}"], ["star", "star"], ["", ""])
-    module.erasure_loss(X, T, batch).backward()
+    batch = Batch(["a {}", "the {}"], ["star", "star"], ["", ""], [1, 1])
+    module.erasure_loss(noisy(module, X, T, batch)).backward()
     for parameter in module.trainable().values():
         assert not parameter.grad[0].any()
         assert parameter.grad[1].any()
@@ -122,7 +124,7 @@ def test_negative_numbers_are_refused():
 @pytest.mark.slow
 def test_it_erases_the_cigarette_of_the_emoji_world_and_transport_keeps_the_rest():
     module = SPM(
-        concepts=[Concept("cigarette", "lollipop")], bank=TrajectoryBank(trajectories=8, steps=20), **numbers("spm")
+        concepts=[Concept("cigarette", "lollipop")], latents=TrajectoryBank(trajectories=8, steps=20), **numbers("spm")
     )
     fit(module, 60)
     assert recognised(module.original, ["cigarette"] * 4) == 1

@@ -71,7 +71,7 @@ class TestSolution:
     def test_holds_what_callbacks_ask_for(self):
         module, gram = uce(), torch.randn(32, 32, dtype=torch.float64)
         gram = gram @ gram.mT
-        module.kept["test"] = lambda: gram
+        module.kept["test"] = lambda source: gram
         pairs = [("small cat", "dog"), ("star", "red heart"), ("boat", "")]
         assert same(module.solve(), by_hand(module, pairs, [], 1.0, 1.0, 0.5, gram))
         assert not same(module.solve(), by_hand(module, pairs, [], 1.0, 1.0, 0.5))

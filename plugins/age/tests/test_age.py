@@ -12,10 +12,11 @@ from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.bank import TrajectoryBank
 from erasure_lightning.concepts import Batch, Concept
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.latents import NoisyBatch, Teacher
 from erasure_lightning.registry import find_method, load_method
 from erasure_lightning.testing import check_method, fit
 
-BATCH = Batch(["a {}", "the {}"], ["cat", "star"], ["", ""])
+BATCH = Batch(["a {}", "the {}"], ["cat", "star"], ["", ""], [0, 1])
 CONCEPTS = [Concept("cat"), Concept("star")]
 
 #: Numbers of the shipped config, on the tiny model.
@@ -29,6 +30,11 @@ def age(**arguments):
     return module
 
 
+def at(module):
+    x, t = LATENTS
+    return NoisyBatch(x, t, BATCH, Teacher(module.original, x, t, BATCH))
+
+
 def spoiled(module):
     """The student somewhere else than the original."""
     for parameter in module.editable().values():
@@ -36,15 +42,15 @@ def spoiled(module):
     return module
 
 
-LATENTS = torch.randn(2, 4, 8, 8), torch.tensor([100, 900])
-FREE = torch.randn(2, 4, 8, 8), torch.tensor([300, 700])
+LATENTS = torch.randn(2, 4, 8, 8), torch.tensor([100.0, 900.0])
+FREE = torch.randn(2, 4, 8, 8), torch.tensor([300.0, 700.0])
 
 
-def by_hand(x, t, free, times, batch, target, module):
+def by_hand(batch, free, times, target, module):
     """The official objective of the mixture, in clean latents: its first term has no gradient."""
     model, original = module.backbone, module.original
     before = original.denoise(free, times, target).detach()
-    a = model.process.alphas[times].view(-1, 1, 1, 1)
+    a = model.process.alpha(times).view(-1, 1, 1, 1)
     gap = ((1 - a) / a * (model.denoise(free, times, target) - before).square()).mean()
     return module.preserve * gap
 
@@ -55,7 +61,7 @@ def by_hand(x, t, free, times, batch, target, module):
     ids=str,
 )
 def test_contract(arguments):
-    check_method(AGE, thorough=not arguments, bank=TrajectoryBank(2, 3), **(GIVEN | arguments))
+    check_method(AGE, thorough=not arguments, latents=TrajectoryBank(2, 3), **(GIVEN | arguments))
 
 
 def test_it_is_announced_by_its_package():
@@ -67,18 +73,18 @@ def test_it_is_announced_by_its_package():
 class TestMixture:
     def test_a_single_word_is_a_row_of_the_vocabulary(self):
         module = age(top=1)
-        for row, targets in zip(module.mixture(BATCH).tokens, module._targets, strict=True):
-            assert any(torch.allclose(row, word, atol=1e-6) for word in module._table[targets])
+        for row, targets in zip(module.mixture(at(module)).tokens, module._targets, strict=True):
+            assert any(torch.allclose(row, word, atol=1e-6) for word in module._table.tokens[targets])
 
     def test_it_leaves_the_start_alone(self):
         module = age()
         start = module.original.encode(["a cat"]).tokens[0, 0]
-        assert torch.allclose(module.mixture(BATCH).tokens[:, 0], start.expand(2, -1), atol=1e-5)
+        assert torch.allclose(module.mixture(at(module)).tokens[:, 0], start.expand(2, -1), atol=1e-5)
 
     def test_targets_are_near_and_none_is_erased(self):
         module = age(closest=3, centres=3)
         state = module.original.encode(["cat"]).tokens
-        distances = (module._table - state).flatten(1).norm(dim=1)
+        distances = (module._table.tokens - state).flatten(1).norm(dim=1)
         assert set(module._targets[0].tolist()) == set(distances.argsort()[:3].tolist())
         assert distances.min() > 0  # the cat itself is no target
 
@@ -88,51 +94,51 @@ class TestMixture:
         slopes = []
         for harm in (module.harm, partial(by_hand, module=module)):
             torch.manual_seed(1)
-            value = harm(*LATENTS, *FREE, BATCH, module.mixture(BATCH))
+            value = harm(at(module), *FREE, module.mixture(at(module)))
             slopes.append(torch.autograd.grad(value, module._logits)[0])
         assert torch.allclose(*slopes, rtol=1e-4)
         module.ascent = "full"  # the control
         torch.manual_seed(1)
-        value = module.harm(*LATENTS, *FREE, BATCH, module.mixture(BATCH))
+        value = module.harm(at(module), *FREE, module.mixture(at(module)))
         (slope,) = torch.autograd.grad(value, module._logits)
         assert not torch.allclose(slope, slopes[0], rtol=1e-2)
 
     def test_both_terms_of_the_full_harm_reach_it(self):
         for module in age(preserve=0.0, ascent="full"), spoiled(age(ascent="full")):
-            value = module.harm(*LATENTS, *FREE, BATCH, module.mixture(BATCH))
+            value = module.harm(at(module), *FREE, module.mixture(at(module)))
             assert torch.autograd.grad(value, module._logits)[0].abs().max() > 0
         module = age(preserve=0.0)  # the control: the first term has no gradient in the official code
-        value = module.harm(*LATENTS, *FREE, BATCH, module.mixture(BATCH))
+        value = module.harm(at(module), *FREE, module.mixture(at(module)))
         assert torch.autograd.grad(value, module._logits)[0].abs().max() == 0
 
     def test_a_step_moves_it_uphill(self):
         module = spoiled(age(target_lr=0.5, temperature=0.5, ascent="full"))
         torch.manual_seed(0)
-        before = module.harm(*LATENTS, *FREE, BATCH, module.mixture(BATCH))
+        before = module.harm(at(module), *FREE, module.mixture(at(module)))
         for _ in range(10):
             torch.manual_seed(0)
-            slope = torch.autograd.grad(module.harm(*LATENTS, *FREE, BATCH, module.mixture(BATCH)), module._logits)
+            slope = torch.autograd.grad(module.harm(at(module), *FREE, module.mixture(at(module))), module._logits)
             module._logits.grad = slope[0]
             module._ascent.step()
         torch.manual_seed(0)
-        assert module.harm(*LATENTS, *FREE, BATCH, module.mixture(BATCH)) > before
+        assert module.harm(at(module), *FREE, module.mixture(at(module))) > before
 
 
 def test_the_loss_by_hand():
     """In clean latents an epsilon model's errors weigh ``(1 - a) / a``."""
     module = spoiled(age(target_lr=0.0, top=1, closest=1, centres=1, preserve=0.0, eta=0.5))
     x, t = LATENTS
-    target = module.mixture(BATCH)
+    target = module.mixture(at(module))
     instead = module.original.denoise(x, t, target)
     said, now = (m.denoise(x, t, m.encode(BATCH.prompts)) for m in (module.original, module.backbone))
-    a = module.backbone.process.alphas[t].view(-1, 1, 1, 1)
+    a = module.backbone.process.alpha(t).view(-1, 1, 1, 1)
     by_hand = ((1 - a) / a * (now - (instead - 0.5 * (said - instead))).square()).mean()
-    assert torch.allclose(module.erasure_loss(x, t, BATCH), by_hand, rtol=1e-4)
+    assert torch.allclose(module.erasure_loss(at(module)), by_hand, rtol=1e-4)
 
 
 def test_a_step_on_the_mixture_leaves_no_gradient_in_the_weights():
     module = spoiled(age())
-    module.erasure_loss(*LATENTS, BATCH)
+    module.erasure_loss(at(module))
     assert all(parameter.grad is None for parameter in module.editable().values())
 
 
@@ -148,7 +154,7 @@ def test_it_erases_the_cigarette_of_the_emoji_world():
     assert config["model"]["class_path"] == "AGE"
     bank = TrajectoryBank(trajectories=8, steps=10)
     given = GIVEN | {"lr": 1e-4}
-    module = fit(AGE(concepts=[Concept("cigarette", domain=["smoking", "tobacco"])], bank=bank, **given), 30)
+    module = fit(AGE(concepts=[Concept("cigarette", domain=["smoking", "tobacco"])], latents=bank, **given), 30)
 
     def gap(prompt):
         now, then = (
@@ -156,6 +162,6 @@ def test_it_erases_the_cigarette_of_the_emoji_world():
         )
         return (now - then).square().mean()
 
-    x, t = module.backbone.noise(range(4)), torch.tensor([300, 500, 700, 900])
+    x, t = module.backbone.noise(range(4)), torch.tensor([300.0, 500.0, 700.0, 900.0])
     with torch.no_grad():
         assert gap("a cigarette") > 3 * gap("a dog")

@@ -147,7 +147,7 @@ def test_values_move_from_concept_to_anchor_and_nothing_else_does():
         assert missing < 0.3 * (old @ (last(module, "dog") - last(module, "cat"))).norm()
         held = torch.stack([last(module, prompt) for prompt in ("tree", "house", "")])
         assert (held @ (new - old).mT).norm() < 0.1 * ((new - old) @ last(module, "cat")).norm()
-    x, t, prompts = torch.randn(2, 4, 8, 8), torch.tensor([100, 900]), module.backbone.encode(["a cat", "a star"])
+    x, t, prompts = torch.randn(2, 4, 8, 8), torch.tensor([100.0, 900.0]), module.backbone.encode(["a cat", "a star"])
     keys = relations(
         module.backbone.denoise(x, t, prompts).flatten(1), module.original.denoise(x, t, prompts).flatten(1)
     )
@@ -169,7 +169,7 @@ def test_arguments_out_of_range(arguments, words):
 
 
 def test_a_model_without_value_maps_is_refused(monkeypatch):
-    monkeypatch.setattr(TinyBackbone, "text_layers", lambda self: {})
+    monkeypatch.setattr(TinyBackbone, "text_inputs", lambda self: [])
     with pytest.raises(ErasureError, match="TinyBackbone has none"):
         speed()
 
