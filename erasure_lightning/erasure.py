@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from erasure_lightning.album import kept
-from erasure_lightning.backbones.base import Backbone, Capability, TextInput
+from erasure_lightning.backbones.base import Backbone
+from erasure_lightning.backbones.interface import Capability, TextInput
 from erasure_lightning.backbones.loading import Weights, load_backbone
 from erasure_lightning.checks import require_finite, require_seed
 from erasure_lightning.concept_files import read_concepts

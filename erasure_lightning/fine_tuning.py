@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 from torch.optim import AdamW
 
-from erasure_lightning.backbones.base import Backbone, Part
+from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.conditioning import Conditioning
+from erasure_lightning.backbones.interface import Part
 from erasure_lightning.concepts import Phrase
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.functional import mix, widen

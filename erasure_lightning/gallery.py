@@ -6,7 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from erasure_lightning.backbones.base import Backbone, Size
+from erasure_lightning.backbones.base import Backbone
+from erasure_lightning.backbones.interface import Size
 from erasure_lightning.backbones.process import NoiseProcess
 from erasure_lightning.concepts import Phrase
 from erasure_lightning.sampling import sample

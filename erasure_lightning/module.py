@@ -10,8 +10,8 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from erasure_lightning.backbones.base import TextInput
 from erasure_lightning.backbones.conditioning import Conditioning
+from erasure_lightning.backbones.interface import TextInput
 from erasure_lightning.concepts import Batch
 from erasure_lightning.data import PromptData
 from erasure_lightning.erasure import PREFIX as PREFIX  # these two are part of what this module offers

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from erasure_lightning.backbones.base import Backbone, TextInput
+from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.conditioning import END, TEMPLATE, Conditioning, concept_span
+from erasure_lightning.backbones.interface import TextInput
 from erasure_lightning.backbones.towers import Embedded
 from erasure_lightning.concepts import Batch, Phrase
 from erasure_lightning.errors import ErasureError

@@ -6,8 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from erasure_lightning.backbones.base import Backbone, Size
+from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.conditioning import Conditioning
+from erasure_lightning.backbones.interface import Size
 from erasure_lightning.concepts import Phrase
 
 

@@ -34,7 +34,7 @@ class Spoiled(Redirection):
         super().configure_model()
         if made:
             model = getattr(self, self.which)
-            model.denoise = lambda x, t, c: torch.full_like(x, math.nan)
+            model.denoise = lambda x, t, c, guidance=None: torch.full_like(x, math.nan)
 
 
 @pytest.fixture(autouse=True)
@@ -105,14 +105,14 @@ def test_the_model_is_named_that_drew_them(which, called):
 
 def test_an_attack_on_a_model_that_draws_none():
     target = tiny_target()
-    target.edited.denoise = lambda x, t, c: torch.full_like(x, math.nan)
+    target.edited.denoise = lambda x, t, c, guidance=None: torch.full_like(x, math.nan)
     with pytest.raises(ErasureError, match="The edited model TinyBackbone draws NaN or infinity for .*cat"):
         attack_all(Nothing(), target, tell=lambda line: None)
 
 
 def test_an_original_that_draws_none_has_no_examples():
     target = tiny_target()
-    target.original.denoise = lambda x, t, c: torch.full_like(x, math.nan)
+    target.original.denoise = lambda x, t, c, guidance=None: torch.full_like(x, math.nan)
     with pytest.raises(ErasureError, match="The original model TinyBackbone draws NaN or infinity for .*cat"):
         target.examples(target.cases(0)[0], 2)
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from erasure_lightning.backbones.attention import recorded
-from erasure_lightning.backbones.base import Backbone, Capability, Place, Size, TextInput
+from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.conditioning import Conditioning
+from erasure_lightning.backbones.interface import Capability, Place, Size, TextInput
 from erasure_lightning.backbones.process import Diffusion
 from erasure_lightning.backbones.sampler import Sampler, unsupported
 from erasure_lightning.backbones.towers import ClipTower, Embedded, Encoded, TextTower

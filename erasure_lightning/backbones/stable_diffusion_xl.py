@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from erasure_lightning.backbones.base import TextInput
 from erasure_lightning.backbones.conditioning import Conditioning
+from erasure_lightning.backbones.interface import TextInput
 from erasure_lightning.backbones.stable_diffusion import StableDiffusion
 from erasure_lightning.backbones.towers import ClipTower, Embedded, Encoded
 from erasure_lightning.worlds import World

@@ -28,8 +28,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from erasure_lightning.backbones.base import Part
 from erasure_lightning.backbones.conditioning import Conditioning
+from erasure_lightning.backbones.interface import Part
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.latents import NoisyBatch, Teacher
 from erasure_lightning.module import GradientErasure

@@ -35,7 +35,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from erasure_lightning.backbones.base import Part
+from erasure_lightning.backbones.interface import Part
 from erasure_lightning.bank import TrajectoryBank
 from erasure_lightning.concepts import Batch
 from erasure_lightning.errors import ErasureError

@@ -34,8 +34,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from erasure_lightning.backbones.base import Part
 from erasure_lightning.backbones.conditioning import Conditioning
+from erasure_lightning.backbones.interface import Part
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.functional import mix
 from erasure_lightning.image_sources import GeneratedImages

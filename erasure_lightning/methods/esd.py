@@ -32,7 +32,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from erasure_lightning.backbones.base import Part
+from erasure_lightning.backbones.interface import Part
 from erasure_lightning.concepts import Batch
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.latents import NoisyBatch

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from erasure_lightning.adapting import LoraErasure
-from erasure_lightning.backbones.base import Backbone, TextInput
+from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.conditioning import Conditioning
+from erasure_lightning.backbones.interface import TextInput
 from erasure_lightning.concepts import Batch
 from erasure_lightning.erasure import ErasureModule
 from erasure_lightning.errors import ErasureError

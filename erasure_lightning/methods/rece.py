@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from erasure_lightning.backbones.base import TextInput
+from erasure_lightning.backbones.interface import TextInput
 from erasure_lightning.concepts import Batch
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.functional import Regression, corrected

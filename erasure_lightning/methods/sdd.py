@@ -27,7 +27,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from erasure_lightning.backbones.base import Backbone, Part
+from erasure_lightning.backbones.base import Backbone
+from erasure_lightning.backbones.interface import Part
 from erasure_lightning.concepts import Batch
 from erasure_lightning.erasure import PREFIX
 from erasure_lightning.errors import ErasureError

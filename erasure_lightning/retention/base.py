@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from erasure_lightning.backbones.base import TextInput
+from erasure_lightning.backbones.interface import TextInput
 from erasure_lightning.checks import require, require_finite
 from erasure_lightning.erasure import ErasureModule
 from erasure_lightning.errors import ErasureError
@@ -50,11 +50,7 @@ class RetentionCallback(Callback, ABC):
         self, weight: float = 1.0, prompts: list[str] | str | None = None, nearness: float = 0.98, ramp: int = 0
     ) -> None:
         require(type(self).__name__, at_least=0, weight=weight, ramp=ramp)
-        if not 0 < nearness <= 1:
-            raise ErasureError(
-                f"{type(self).__name__} needs nearness above 0 and at most 1, the share of labels it "
-                f"retains; found {nearness}."
-            )
+        require(type(self).__name__, above=0, at_most=1, nearness=nearness)
         self.weight = weight
         self.ramp = ramp
         self.nearness = nearness

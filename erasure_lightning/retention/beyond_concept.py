@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from erasure_lightning.backbones.base import TextInput
+from erasure_lightning.backbones.interface import TextInput
 from erasure_lightning.concepts import Batch
 from erasure_lightning.erasure import ErasureModule
 from erasure_lightning.latents import pure_noise

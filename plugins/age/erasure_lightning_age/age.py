@@ -29,8 +29,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss, one_hot
 
-from erasure_lightning.backbones.base import Part
 from erasure_lightning.backbones.conditioning import Conditioning
+from erasure_lightning.backbones.interface import Part
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.latents import NoisyBatch, pure_noise
 from erasure_lightning.module import GradientErasure
