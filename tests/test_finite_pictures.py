@@ -44,20 +44,29 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def zero_eps(folder):
-    """A folder that predicts epsilon at zero terminal signal-to-noise ratio: all its pictures are NaN."""
+def loud(folder):
+    """A folder whose predictions are so large that all its pictures are NaN."""
+    model = TinyBackbone()
+    with torch.no_grad():
+        model.denoiser.conv_out.bias[0] = 3e38
+    model.save(folder / "loud")
+    return "loud"
+
+
+def test_epsilon_at_a_signal_to_noise_ratio_of_zero_is_refused_before_anything_is_drawn(folder, capsys):
     TinyBackbone().save(folder / "zero-eps")
     path = folder / "zero-eps/scheduler/scheduler_config.json"
     changes = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-    return "zero-eps"
+    line = error(capsys, "fit", "--model", "UCE", "--model.concepts", "[{name: cat}]", "--model.backbone", "zero-eps")
+    assert line.startswith("zero-eps needs another sampler: DDIMScheduler ends in latents that are not finite")
 
 
 @pytest.fixture
-def edit(zero_eps):
+def edit(loud):
     """A run of a fit that was not measured."""
     concepts = "[{name: cat, anchor: dog}]"
-    argv = ["fit", "--model", "trivial.Redirection", "--model.concepts", concepts, "--model.backbone", zero_eps]
+    argv = ["fit", "--model", "trivial.Redirection", "--model.concepts", concepts, "--model.backbone", loud]
     assert main([*argv, "--trainer.max_steps", "1", "--measure", "false", *FEW, "--run_dir", "run"]) == 0
     return "run"
 
@@ -70,23 +79,23 @@ def error(capsys, *argv):
 
 
 class TestCommands:
-    def test_fit_keeps_its_edit_and_writes_no_figures(self, zero_eps, folder, capsys):
+    def test_fit_keeps_its_edit_and_writes_no_figures(self, loud, folder, capsys):
         concepts = "[{name: cat, anchor: dog}]"
-        argv = ["fit", "--model", "trivial.Redirection", "--model.concepts", concepts, "--model.backbone", zero_eps]
+        argv = ["fit", "--model", "trivial.Redirection", "--model.concepts", concepts, "--model.backbone", loud]
         line = error(capsys, *argv, "--trainer.max_steps", "1", *FEW, "--run_dir", "run")
-        assert line == f"The original model zero-eps draws NaN or infinity for 'cat' with DDIMScheduler. {HELP}"
+        assert line == f"The original model loud draws NaN or infinity for 'cat' with DDIMScheduler. {HELP}"
         assert (folder / "run/edit.safetensors").exists()
         assert not (folder / "run/metrics.json").exists()
 
     @pytest.mark.parametrize("command", ["test", "validate"])
     def test_measurements(self, command, edit, capsys):
         line = error(capsys, command, "--ckpt_path", edit, *FEW)
-        assert line.startswith("The original model zero-eps draws NaN or infinity for 'cat' with DDIMScheduler.")
+        assert line.startswith("The original model loud draws NaN or infinity for 'cat' with DDIMScheduler.")
 
     def test_predict_writes_no_picture(self, edit, folder, capsys):
         (folder / "prompts.csv").write_text("prompt,evaluation_seed\na dog,1\n")
         line = error(capsys, "predict", "--ckpt_path", edit, "--data.prompts", "prompts.csv", "--run_dir", "out", *FEW)
-        assert line.startswith("The original model zero-eps draws NaN or infinity for 'a dog' with DDIMScheduler.")
+        assert line.startswith("The original model loud draws NaN or infinity for 'a dog' with DDIMScheduler.")
         assert not list((folder / "out").rglob("*.png"))
 
     def test_kept_pictures_of_the_original_hold_none(self, edit, folder, capsys):
