@@ -12,7 +12,9 @@ position; targets, ridge and preservation of each epoch from the *current* weigh
 of 1, 0.1, 0.1; every epoch begins again from ``c``. The first edit is UCE as of its paper's time
 (f7222e6): from the last token of the words to the end of the padding, ``e, p, lamb`` of 1, 1, 0.5,
 the empty prompt preserved. Its ``reg`` x epochs: 0.1 x 3 (nudity), 0.1 x 2 (unsafe), 1e-3 x 1
-(styles, hard things), 0.1 x 1 (easy things).
+(styles, hard things), 0.1 x 1 (easy things). Its anchor is empty (``' '``) unless concepts are
+guided. As published it keeps little of the emoji world; a retention callback, which our config has,
+is not the paper's.
 
 Different here: every map is ``W* M`` with one ``M``, so ``c'`` needs ``S = sum_l W*_l^T W*_l`` alone and an epoch costs
 the same for any number of maps; float64; what retention callbacks hold joins the preserved prompts. Left out: the

@@ -14,6 +14,8 @@ quarter of the latents' side (here of the side next to it, where a model has no 
 resolution. Verified in code, with the 16 rows that begin where the text ends, drawn from ``U[0, 1)``, Adam at 0.1 with
 ``L2`` decay 0.1, and 50 attack steps before each step of the erasers, on the same latents.
 
+If the official attack worked, erasing would read the rows before the last attack step; ours reads those after it.
+
 The bug to know: the released code writes those rows into a copy, so that no prediction ever reads them: its runs are
 ESD's loss on erasers, with a mask, and no attack. Here they are really in the sentence. Without attack steps ours still
 erases (there, 0 trains nothing).

@@ -10,7 +10,9 @@ objective and its three weights, one token a concept, sums (not means) over conc
 weights; so the order of concepts has no influence. An empty anchor is, there and here, the token in front of where the
 concept's words stand: the start token for the bare name, ``of`` in ``image of {}``. Different here: float64 in place of
 float32; templates are named, where the code has a switch for five of its own; and what retention callbacks hold joins
-the ``p_j``. The code of the paper's time (@ f7222e6) edits the rows behind the last token too, as `RECE` does first.
+the ``p_j``; where words follow the place in a template, the code takes the sentence's last token
+for the subject's. The code of the paper's time (@ f7222e6) edits the rows behind the last token too,
+as `RECE` does first.
 
 Cost: no UNet evaluation; two text encodings a concept and template, and one factorisation for all maps.
 """

@@ -43,13 +43,15 @@ class SPEED(ClosedFormErasure):
     Args:
         templates: Sentences with ``{}`` for the words, in which concepts are redirected and labels retained; the bare
             words by default, as in the official code.
-        retain: Texts whose last token's values stay, or a text file with one a line; those that hold a concept's words
-            are left out. Default: the world's other labels, everyday things where there is no world.
+        retain: Texts whose last token's values stay (officially ``""``, or a CSV), or a text file with
+            one a line; those that hold a concept's words are left out. Default: the world's other
+            labels, everyday things where there is no world.
         filter: Retain only what an unconstrained edit would move by more than the mean.
         augment: Noisy copies of each retained row, at least 0; none also means no filter, as in the official code.
         threshold: Eigenvalue of the retained rows' mean Gram matrix below which a direction is free, above 0. Relates
             to squared lengths of states: of about 780 in Stable Diffusion 1.x and 250 in the emoji world.
-        retain_scale: ``r``, the pull towards the original weights, above 0.
+        retain_scale: ``r``, the pull towards the original weights, above 0 (officially 0.05, and no
+            filter, for ten celebrities).
         soften: ``l``, 0 holds the empty prompt's rows exactly.
         kwargs: Arguments of every method.
 
