@@ -1,5 +1,6 @@
 """Prompts: the concepts' sentences to train on, and the pictures to draw when an edit is measured or used."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
@@ -19,11 +20,12 @@ T = TypeVar("T")
 class Draws(Generic[T]):
     """Batches that are a function of their number, so that a resumed run goes on where the killed one stopped.
 
-    Lightning saves and restores anything that has ``state_dict`` and ``load_state_dict``.
+    Numbers count the batches of all epochs. Lightning saves and restores anything that has ``state_dict`` and
+    ``load_state_dict``, and counts itself how many batches of a resumed epoch are left.
 
     Args:
         draw: Makes the batch of a number.
-        length: How many there are.
+        length: Batches of an epoch.
     """
 
     def __init__(self, draw: Callable[[int], T], length: int) -> None:
@@ -35,13 +37,12 @@ class Draws(Generic[T]):
         return self.length
 
     def __iter__(self) -> Iterator[T]:
-        while self._given < self.length:
+        for _ in range(self.length):
             self._given += 1
             yield self.draw(self._given - 1)
-        self._given = 0
 
     def state_dict(self) -> dict[str, int]:
-        """How many batches were given."""
+        """How many batches were given, in all epochs."""
         return {"given": self._given}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
@@ -54,8 +55,9 @@ class PromptData(LightningDataModule):
 
     Args:
         batch_size: Concept prompts a training step (on each rank), at least 1.
-        rounds: Training steps for each concept, at least 1: with ``n`` of them an epoch has ``n`` times as many, in
-            which they take turns. By default an epoch is as long as the trainer's ``max_steps``, whatever ``n`` is.
+        rounds: Training steps for each concept in an epoch, at least 1: with ``n`` of them an epoch has ``n`` times as
+            many, in which they take turns. By default an epoch is as long as the trainer's ``max_steps``, whatever
+            ``n`` is, and has 1,000 steps where those have no bound.
         templates: Sentences with ``{}`` for the concept (and ``{thing}`` for something kept, in those of a style); the
             concepts' own by default.
         seeds: Seeds each measured prompt is drawn with, at least 2 so that there is an interval.
@@ -130,11 +132,11 @@ class PromptData(LightningDataModule):
         assert trainer is not None
         self._vocabulary = self.vocabulary
         self._others = self._vocabulary.others
-        return Draws(self._batch, self.training_steps * trainer.accumulate_grad_batches)
+        return Draws(self._batch, self._epoch_steps * trainer.accumulate_grad_batches)
 
     @property
-    def training_steps(self) -> int:
-        """How many a run takes: its rounds of all concepts, and no more than the trainer's ``max_steps``.
+    def _epoch_steps(self) -> int:
+        """Steps of an epoch, no more than the trainer's ``max_steps``.
 
         Lightning's own estimate makes the loader before a checkpoint is restored, which then does not reach it.
         """
@@ -142,6 +144,31 @@ class PromptData(LightningDataModule):
         bounds = [most] if most > 0 else []
         bounds += [] if self.rounds is None else [self.rounds * len(self._module.concepts)]
         return min(bounds, default=1000)
+
+    @property
+    def training_steps(self) -> int:
+        """Steps of a run: those of all its epochs, and no more than the trainer's ``max_steps``.
+
+        Raises:
+            ErasureError: If the trainer bounds neither, or ``max_steps`` leaves nothing for a second epoch.
+        """
+        trainer = cast(Any, self.trainer)
+        epochs, most, limit = trainer.max_epochs, trainer.max_steps, trainer.limit_train_batches
+        batches = self._epoch_steps * trainer.accumulate_grad_batches
+        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        steps = math.ceil(batches / trainer.accumulate_grad_batches)
+        if epochs < 0 and most < 0:
+            raise ErasureError(
+                "A run needs an end, along which its rate falls; found max_epochs -1 and max_steps -1. Give "
+                "--trainer.max_steps N, or --trainer.max_epochs N with --data.rounds N."
+            )
+        if epochs > 1 and 0 <= most <= steps:
+            raise ErasureError(
+                f"{epochs} epochs need more than the {most} steps of max_steps, which an epoch takes alone. Give "
+                "--trainer.max_steps -1 with --data.rounds N (steps for each concept in an epoch), or a larger "
+                "--trainer.max_steps without max_epochs."
+            )
+        return most if epochs < 0 else steps * epochs if most < 0 else min(steps * epochs, most)
 
     def _batch(self, number: int) -> Batch:
         return self.sentences(self.batch_size, number, salt=1)

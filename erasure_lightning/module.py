@@ -135,7 +135,7 @@ class GradientErasure(ErasureModule):
     def _log_terms(self, terms: Mapping[str, Tensor]) -> None:
         """Values every step; only where they are written down those of all ranks, and what costs a backward each."""
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        written = (self.global_step + 1) % every == 0
+        written = every > 0 and (self.global_step + 1) % every == 0
         values = torch.stack([value.detach() for value in terms.values()])
         if written:
             values = self.trainer.strategy.reduce(values, reduce_op="mean")

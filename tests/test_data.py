@@ -57,39 +57,117 @@ def test_a_run_has_the_trainers_steps_or_so_many_rounds_of_the_concepts_if_those
         PromptData(rounds=0)
 
 
-class StopBehind(Callback):
-    """Saves behind the third step, and ends the run there."""
+class SaveBehind(Callback):
+    """Saves behind a step, and ends the run there."""
 
-    def __init__(self, path):
-        self.path = path
+    def __init__(self, path, step):
+        self.path, self.step = path, step
 
     def on_train_batch_end(self, trainer, *_):
-        if trainer.global_step == 3:
+        if trainer.global_step == self.step:
             trainer.save_checkpoint(self.path)
             trainer.should_stop = True
 
 
-def rounds(module, *callbacks, resume=None):
+class Recorder(Callback):
+    """Keeps the sentences and the rate of every step."""
+
+    def __init__(self):
+        self.batches, self.rates = [], []
+
+    def on_train_batch_start(self, trainer, module, batch, *_):
+        self.batches.append(tuple(batch.prompts))
+        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+
+def made():
+    concepts = [Concept("cat", "dog"), Concept("star"), Concept("boat")]
+    return Distillation(concepts=concepts, backbone=TinyBackbone(), schedule="cosine")
+
+
+def trained(*callbacks, resume=None, rounds=2, **given):
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "limit_val_batches": 0}
-    trainer = Trainer(
-        max_steps=-1, max_epochs=1, accelerator="cpu", enable_model_summary=False, callbacks=list(callbacks), **quiet
-    )
-    trainer.fit(module, PromptData(batch_size=1, rounds=2), ckpt_path=resume, weights_only=True)
+    settings = {"max_steps": -1, "max_epochs": 1, **given}
+    trainer = Trainer(accelerator="cpu", enable_model_summary=False, callbacks=list(callbacks), **quiet, **settings)
+    module = made()
+    trainer.fit(module, PromptData(batch_size=1, rounds=rounds), ckpt_path=resume, weights_only=True)
     return module
 
 
-def test_rounds_end_the_training_and_its_schedule_also_of_a_run_that_was_stopped(tmp_path):
-    def made():
-        concepts = [Concept("cat", "dog"), Concept("star"), Concept("boat")]
-        return Distillation(concepts=concepts, backbone=TinyBackbone(), schedule="cosine")
+def equal(one, other):
+    values = edit_of(other)
+    return all(torch.equal(value, values[name]) for name, value in edit_of(one).items())
 
-    whole, half = rounds(made()), rounds(made(), StopBehind(tmp_path / "half.ckpt"))
+
+def test_rounds_end_the_training_and_its_schedule_also_of_a_run_that_was_stopped(tmp_path):
+    whole, half = trained(), trained(SaveBehind(tmp_path / "half.ckpt", 3))
     assert whole.global_step == 2 * 3
     assert half.global_step == 3
     assert whole.lr_schedulers().get_last_lr() == [pytest.approx(0)]
-    resumed = rounds(made(), resume=tmp_path / "half.ckpt")
-    assert all(torch.equal(value, edit_of(resumed)[name]) for name, value in edit_of(whole).items())
-    assert not all(torch.equal(value, edit_of(half)[name]) for name, value in edit_of(whole).items())
+    assert equal(trained(resume=tmp_path / "half.ckpt"), whole)
+    assert not equal(half, whole)
+
+
+def test_more_epochs_are_more_steps_of_other_batches_along_one_cosine():
+    runs = {}
+    for epochs in (1, 2, 3):
+        recorder = Recorder()
+        module = trained(recorder, rounds=1, max_epochs=epochs)
+        runs[epochs] = module
+        assert module.global_step == len(recorder.batches) == 3 * epochs
+        assert module.lr_schedulers().get_last_lr() == [pytest.approx(0)]
+        assert min(recorder.rates) > 0, "the rate reaches 0 behind the last step and at no step"
+        assert recorder.rates == sorted(recorder.rates, reverse=True)
+        parts = {tuple(recorder.batches[i : i + 3]) for i in range(0, 3 * epochs, 3)}
+        assert len(parts) == epochs, "an epoch repeated the batches of another"
+    assert not equal(runs[1], runs[2])
+    assert not equal(runs[2], runs[3])
+
+
+@pytest.mark.parametrize("step", range(1, 9))
+def test_a_run_resumed_at_any_step_of_any_epoch_is_the_unbroken_one(tmp_path, step):
+    recorder, late = Recorder(), Recorder()
+    whole = trained(recorder, rounds=1, max_epochs=3)
+    trained(SaveBehind(tmp_path / "half.ckpt", step), rounds=1, max_epochs=3)
+    resumed = trained(late, resume=tmp_path / "half.ckpt", rounds=1, max_epochs=3)
+    assert late.batches == recorder.batches[step:]
+    assert late.rates == recorder.rates[step:]
+    assert equal(resumed, whole)
+
+
+@pytest.mark.parametrize(
+    ("given", "steps"),
+    [
+        ({"max_epochs": 2, "limit_train_batches": 2}, 4),
+        ({"max_epochs": 2, "limit_train_batches": 0.5}, 6),
+        ({"max_epochs": 2, "accumulate_grad_batches": 2}, 12),
+        ({"max_epochs": 2, "accumulate_grad_batches": 2, "limit_train_batches": 3}, 4),
+        ({"max_epochs": 3, "max_steps": 10}, 10),
+        ({"max_epochs": -1, "max_steps": 7}, 7),
+        ({"max_epochs": None, "max_steps": 4}, 4),
+        ({"max_epochs": 3, "overfit_batches": 2}, 6),
+        ({"fast_dev_run": 2}, 2),
+    ],
+)
+def test_the_schedule_ends_with_the_run_however_that_is_bounded(given, steps):
+    recorder = Recorder()
+    module = trained(recorder, rounds=2, **given)
+    assert module.trainer.datamodule.training_steps == module.global_step == steps
+    assert module.lr_schedulers().get_last_lr() == [pytest.approx(0)]
+    assert len(set(recorder.batches)) > 1
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"max_epochs": -1}, "A run needs an end.*found max_epochs -1 and max_steps -1. Give --trainer.max_steps N"),
+        ({"max_epochs": 3, "max_steps": 6}, "3 epochs need more than the 6 steps of max_steps.*--data.rounds N"),
+        ({"max_epochs": 3, "max_steps": 4, "rounds": None}, "3 epochs need more than the 4 steps of max_steps"),
+    ],
+)
+def test_epochs_that_would_add_nothing_and_runs_without_an_end_are_refused(given, words):
+    with pytest.raises(ErasureError, match=words):
+        trained(**given)
 
 
 def test_draws_go_on_where_they_stopped():
@@ -98,8 +176,9 @@ def test_draws_go_on_where_they_stopped():
     assert [next(iterator), next(iterator)] == [0, 1]
     resumed = Draws(lambda i: i, 5)
     resumed.load_state_dict(draws.state_dict())
-    assert list(resumed) == [2, 3, 4]
-    assert list(resumed) == [0, 1, 2, 3, 4]
+    first = iter(resumed)
+    assert [next(first) for _ in range(3)] == [2, 3, 4]
+    assert list(resumed) == [5, 6, 7, 8, 9], "the next epoch begins anew, and with other batches"
 
 
 def test_ranks_share_the_pictures():

@@ -22,7 +22,9 @@ from erasure_lightning.planning import STUDENT, TEACHER, Forecast, forecast
 GIB = 2**30
 
 #: Arguments of the trainer that change what a step needs.
-_PLAYED = ("max_steps", "max_epochs", "precision", "accumulate_grad_batches", "gradient_clip_val")
+_PLAYED = (
+    "max_steps", "max_epochs", "limit_train_batches", "precision", "accumulate_grad_batches", "gradient_clip_val"
+)  # fmt: skip
 
 #: Strategies by the name that `--trainer.strategy` has for them.
 STRATEGIES = ("ddp", "fsdp2")

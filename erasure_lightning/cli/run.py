@@ -42,7 +42,8 @@ from erasure_lightning.methods import METHODS
 from erasure_lightning.sharing import without_secrets
 from erasure_lightning.strategies import check, register
 
-TRAINER = {"max_steps": 100, "enable_model_summary": False, "num_sanity_val_steps": 0, "log_every_n_steps": 20}
+TRAINER = {"max_steps": 100, "max_epochs": 1, "enable_model_summary": False}
+TRAINER |= {"num_sanity_val_steps": 0, "log_every_n_steps": 20}
 
 #: Options of which a command needs one.
 _NAMING = ("-c", "--config", "--model", "--model.class_path", "-h", "--help")
