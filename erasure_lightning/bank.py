@@ -9,6 +9,7 @@ from torch import Tensor
 
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.process import draw_times
+from erasure_lightning.checks import require
 from erasure_lightning.concepts import Batch, Phrase
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.sampling import trajectory
@@ -51,7 +52,8 @@ class TrajectoryBank:
         batch_size: Trajectories walked side by side.
 
     Raises:
-        ErasureError: If a count is below 1, or a student is followed and never again.
+        ErasureError: If a count is below 1, guidance is negative, NaN or infinite, or a student is followed
+            and never again.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class TrajectoryBank:
         for name, value in {"trajectories": trajectories, "steps": steps, "batch_size": batch_size}.items():
             if value < 1:
                 raise ErasureError(f"TrajectoryBank needs {name} of at least 1; found {value}.")
+        require("TrajectoryBank", at_least=0, guidance=guidance)
         if student and refresh < 1:
             raise ErasureError(f"TrajectoryBank needs refresh of at least 1 to follow the student; found {refresh}.")
         self.trajectories = trajectories

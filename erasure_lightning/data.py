@@ -8,6 +8,7 @@ from typing import Any, Generic, TypeVar, cast
 import torch
 from lightning import LightningDataModule
 
+from erasure_lightning.checks import require
 from erasure_lightning.concepts import Batch, Concept
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.functional import mix
@@ -63,8 +64,8 @@ class PromptData(LightningDataModule):
         seeds: Seeds each measured prompt is drawn with, at least 2 so that there is an interval.
         others: How many of the other labels are drawn, spread over the vocabulary.
         neighbours: Things close to the concept, measured beside it.
-        steps: Sampling steps; the world's by default, else 50.
-        guidance: Scale of classifier-free guidance; the world's by default, else 7.5.
+        steps: Sampling steps, at least 1; the world's by default, else 50.
+        guidance: Scale of classifier-free guidance, at least 0; the world's by default, else 7.5.
         size: Height and width in pixels; the model's own by default.
         draw_size: Pictures drawn side by side.
         originals: Folder that keeps the original model's pictures, so that runs measured alike draw them once.
@@ -106,9 +107,10 @@ class PromptData(LightningDataModule):
         self._check()
 
     def _check(self) -> None:
-        for name, bound in {"batch_size": 1, "rounds": 1, "seeds": 2, "others": 1, "draw_size": 1}.items():
-            if (value := getattr(self, name)) is not None and value < bound:
-                raise ErasureError(f"PromptData needs {name} of at least {bound}; found {value}.")
+        names = ("batch_size", "rounds", "others", "steps", "size", "draw_size")
+        require("PromptData", at_least=1, **{name: getattr(self, name) for name in names})
+        require("PromptData", at_least=2, seeds=self.seeds)
+        require("PromptData", at_least=0, guidance=self.guidance)
         if bad := [t for t in self.templates or () if "{}" not in t]:
             raise ErasureError(f"PromptData needs {{}} in every template for the concept's words; found {bad[0]!r}.")
 

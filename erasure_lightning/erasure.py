@@ -15,6 +15,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from erasure_lightning.album import kept
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.loading import Weights, load_backbone
+from erasure_lightning.checks import require_finite, require_seed
 from erasure_lightning.concept_files import read_concepts
 from erasure_lightning.concepts import Concept, check_concepts
 from erasure_lightning.edits import plain
@@ -42,8 +43,8 @@ class ErasureModule(LightningModule, ABC):
         checkpointing: Compute again in the backward what blocks computed in the forward: less memory, more time.
 
     Raises:
-        ErasureError: If there are no concepts, their file cannot be read, one is named twice, or the world does not
-            know one.
+        ErasureError: If there are no concepts, their file cannot be read, one is named twice, the world does not know
+            one, or an argument of the method is NaN, infinite, or no seed.
     """
 
     #: Whether some of what is trained may have no gradient in a step, which DDP must be told.
@@ -66,7 +67,9 @@ class ErasureModule(LightningModule, ABC):
         super().__init__()
         concepts = read_concepts(Path(concepts)) if isinstance(concepts, str) else concepts
         check_concepts(concepts, type(self).__name__)
+        require_seed(type(self).__name__, seed=seed)
         self.save_hyperparameters(ignore=[] if isinstance(backbone, str) else ["backbone"], logger=False)
+        require_finite(type(self).__name__, self.hparams)
         self.hparams["concepts"] = [asdict(c) for c in concepts]  # the file may be gone when the edit is used
         self.concepts = concepts
         self.seed = seed

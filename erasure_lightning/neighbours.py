@@ -53,7 +53,7 @@ class Neighbourhood:
                 f"Neighbours need cosines 0 < min_cosine <= max_cosine <= 1; found {self.min_cosine} and "
                 f"{self.max_cosine}."
             )
-        if self.max_distance is not None and self.max_distance <= 0:
+        if self.max_distance is not None and not 0 < self.max_distance < math.inf:
             raise ErasureError(f"Neighbours need a max_distance above 0; found {self.max_distance}.")
 
     def lowest(self, states: Tensor) -> Tensor:

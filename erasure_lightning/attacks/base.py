@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from erasure_lightning.attacks.target import Case, Target
+from erasure_lightning.checks import require, require_seed
 from erasure_lightning.edits import plain
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.functional import mix
@@ -42,12 +43,16 @@ class Attack(ABC):
 
     Args:
         seed: Of everything the attack draws.
+
+    Raises:
+        ErasureError: If the seed is none that a generator takes.
     """
 
     #: What the budgets of its curve count.
     axis: ClassVar[str] = ""
 
     def __init__(self, *, seed: int = 0) -> None:
+        require_seed(type(self).__name__, seed=seed)
         self.seed = seed
 
     def run(self, target: Target, seed: int) -> list[Found]:
@@ -83,8 +88,7 @@ def check_at_least(attack: Attack, **bounds: float) -> None:
         ErasureError: Naming the first that does not.
     """
     for name, least in bounds.items():
-        if (value := getattr(attack, name)) < least:
-            raise ErasureError(f"{type(attack).__name__} needs {name} of at least {least}; found {value}.")
+        require(type(attack).__name__, at_least=least, **{name: getattr(attack, name)})
 
 
 def check_threshold(threshold: float) -> None:

@@ -18,6 +18,7 @@ from erasure_lightning.attacks.outcome import ASKED, OUTCOME_FILE, Finding, Outc
 from erasure_lightning.attacks.target import Case, Target
 from erasure_lightning.callbacks.contact import Line, contact_sheet, image, png
 from erasure_lightning.callbacks.cost import peak_memory
+from erasure_lightning.checks import require_finite
 from erasure_lightning.concepts import in_short
 from erasure_lightning.edits import write_atomically
 from erasure_lightning.metrics.seeds import Estimate, SeedMean
@@ -69,7 +70,11 @@ def attack_all(attack: Attack, target: Target, tell: Callable[[str], None] = pri
 
     Returns:
         The outcome, without what a `Target` cannot know (method, edit), and all attempts with their pictures.
+
+    Raises:
+        ErasureError: If an argument of the attack is NaN or infinite.
     """
+    require_finite(type(attack).__name__, attack.arguments())
     started, attempts = time.monotonic(), list[Attempt]()
     seconds = 0.0
     with Tally([target.edited.denoiser, target.original.denoiser]) as tally:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from erasure_lightning.backbones.base import Backbone, Conditioning
+from erasure_lightning.checks import require
 from erasure_lightning.concepts import Concept
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.functional import mix
@@ -34,8 +35,8 @@ class Trials:
     Args:
         seeds: Independent attacks on each concept, at least 2 so that there is an interval.
         pictures: Pictures by which each is judged, at least 1; the attack has not seen their noise.
-        steps: Sampling steps; the world's by default, else 50.
-        guidance: Scale of classifier-free guidance; the world's by default, else 7.5.
+        steps: Sampling steps, at least 1; the world's by default, else 50.
+        guidance: Scale of classifier-free guidance, at least 0; the world's by default, else 7.5.
         size: Height and width in pixels; the model's own by default.
         draw_size: Pictures drawn side by side.
         scorer: Folder or Hub id of a CLIP or SigLIP that tells what a picture shows; the world's own by default.
@@ -53,10 +54,8 @@ class Trials:
     scorer: str | None = None
 
     def __post_init__(self) -> None:
-        for name, least in {"seeds": 2, "pictures": 1, "draw_size": 1, "steps": 1}.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ErasureError(f"An attack needs data.{name} of at least {least}; found {value}.")
+        for name, least in {"seeds": 2, "pictures": 1, "draw_size": 1, "steps": 1, "size": 1, "guidance": 0}.items():
+            require("An attack", at_least=least, **{f"data.{name}": getattr(self, name)})
 
 
 class Case(NamedTuple):
@@ -105,7 +104,8 @@ class Target:
         self.trials = trials = trials or Trials()
         world = original.world
         self.steps: int = trials.steps or (world.steps if world else 50)
-        self.guidance: float = trials.guidance or (world.guidance if world else 7.5)
+        default = world.guidance if world else 7.5
+        self.guidance: float = default if trials.guidance is None else trials.guidance
         source = trials.scorer or (world.scorer if world else None)
         if scorer is None and source is None:
             raise ErasureError(NO_SCORER.format(original.name))

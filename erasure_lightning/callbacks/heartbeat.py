@@ -17,7 +17,7 @@ from torch import distributed
 
 from erasure_lightning.callbacks.beats import HOST, MACHINE, Beat, Seen, Trouble, place, reason
 from erasure_lightning.callbacks.interrupt import SIGNALS, at_once
-from erasure_lightning.errors import ErasureError
+from erasure_lightning.checks import require
 
 #: Seconds between two beats; those for which a peer may be silent before it counts as gone.
 BEAT, SILENCE = 1.0, 120.0
@@ -50,8 +50,7 @@ class Heartbeat(Callback):
     """
 
     def __init__(self, timeout: float = 1500.0) -> None:
-        if timeout <= 0:
-            raise ErasureError(f"Watching over the ranks needs --hang_timeout above 0 seconds; found {timeout:g}.")
+        require("Watching over the ranks", above=0, **{"--hang_timeout": timeout})
         self.timeout = timeout
         self._limit = min(timeout, SILENCE)
         self._over = threading.Event()

@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 
 from erasure_lightning.callbacks.heartbeat import Heartbeat
 from erasure_lightning.callbacks.interrupt import LastCheckpoint
+from erasure_lightning.checks import require
 from erasure_lightning.cli.names import options
 from erasure_lightning.cli.noise import hush
 from erasure_lightning.cli.run import CommandLine
@@ -76,10 +77,11 @@ class Planner(CommandLine):
         self.on_each = self._on_each_node()
         self.devices = self.on_each * given.num_nodes
         strategy = config.strategy or (given.strategy if given.strategy in STRATEGIES else "ddp")
-        if self.devices < 1 or strategy not in STRATEGIES or (config.gpu_memory is not None and config.gpu_memory <= 0):
+        require("erasure plan", above=0, **{"--gpu-memory": config.gpu_memory})
+        if self.devices < 1 or strategy not in STRATEGIES:
             raise ErasureError(
-                "erasure plan needs devices of at least 1, the strategy ddp or fsdp2, and gpu-memory above 0; found "
-                f"{self.devices}, {strategy} and {config.gpu_memory}."
+                "erasure plan needs devices of at least 1, and the strategy ddp or fsdp2; found "
+                f"{self.devices} and {strategy}."
             )
         if str(given.precision) not in ("None", "32", "32-true", "bf16-mixed"):
             raise ErasureError(

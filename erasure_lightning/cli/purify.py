@@ -14,6 +14,7 @@ from torch import Tensor
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.callbacks.contact import Line, contact_sheet, image, png
 from erasure_lightning.checkpoints import locate
+from erasure_lightning.checks import require
 from erasure_lightning.cli.arguments import Arguments, count
 from erasure_lightning.cli.images import fitted, image_files, names
 from erasure_lightning.cli.noise import hush
@@ -62,6 +63,7 @@ def purify(argv: list[str]) -> None:
         ErasureError: If a picture or the edit cannot be read, or something would be overwritten.
     """
     options = _parser().parse_args(argv)
+    require("erasure purify", at_least=0, **{"--guidance": options.guidance})
     files, checkpoint = image_files(options.images), locate(options.ckpt_path, "purify")
     folder = _folder(options.out, checkpoint)
     hush()

@@ -24,6 +24,7 @@ from erasure_lightning.callbacks.pictures import PictureWriter
 from erasure_lightning.callbacks.progress import Progress
 from erasure_lightning.callbacks.samples import SampleGrid
 from erasure_lightning.checkpoints import PlainCheckpointIO, locate, read_checkpoint
+from erasure_lightning.checks import require
 from erasure_lightning.claims import working_in
 from erasure_lightning.cli import folders, loggers
 from erasure_lightning.cli.configs import dump_yaml, load_yaml
@@ -140,6 +141,7 @@ class CommandLine(LightningCLI):
         content["trainer"]["logger"] = without_secrets(content["trainer"]["logger"])
         self.text = dump_yaml(content)
         self.keeper.set_every(self.config.save_every)
+        _check_numbers(self.config.trainer)
         _take_up(self.config.trainer)
         self.heartbeat = Heartbeat(self.config.hang_timeout)
         self.checkpoint = self._checkpoint(content["model"])
@@ -252,6 +254,13 @@ class CommandLine(LightningCLI):
         if self.trainer.is_global_zero:
             grid = f", before and after in {self.run.grid}" if self.run.grid.exists() and text[:5] != "Draw " else ""
             print(f"{text}{grid}.")
+
+
+def _check_numbers(given: Namespace) -> None:
+    """Refuse numbers that Lightning would fail on, one of them behind the loading of the model."""
+    require("The trainer", at_least=0, log_every_n_steps=given.log_every_n_steps)
+    require("The trainer", at_least=0, gradient_clip_val=given.gradient_clip_val)
+    require("The trainer", at_least=1, accumulate_grad_batches=given.accumulate_grad_batches)
 
 
 def _take_up(given: Namespace) -> None:

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from erasure_lightning.checks import require, require_finite
 from erasure_lightning.erasure import ErasureModule
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.functional import relations
@@ -47,8 +48,7 @@ class RetentionCallback(Callback, ABC):
     def __init__(
         self, weight: float = 1.0, prompts: list[str] | str | None = None, nearness: float = 0.98, ramp: int = 0
     ) -> None:
-        if weight < 0 or ramp < 0:
-            raise ErasureError(f"{type(self).__name__} needs weight and ramp of at least 0; found {weight}, {ramp}.")
+        require(type(self).__name__, at_least=0, weight=weight, ramp=ramp)
         if not 0 < nearness <= 1:
             raise ErasureError(
                 f"{type(self).__name__} needs nearness above 0 and at most 1, the share of labels it "
@@ -84,9 +84,15 @@ class RetentionCallback(Callback, ABC):
         """Compute what does not change while training; the retained prompts are there."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Take a place in the method's loss."""
+        """Take a place in the method's loss.
+
+        Raises:
+            ErasureError: If a number is NaN or infinite, or a batch is empty.
+        """
         if stage != "fit":
             return
+        require_finite(type(self).__name__, vars(self))
+        require(type(self).__name__, at_least=1, batch_size=getattr(self, "batch_size", None))
         module = cast(ErasureModule, pl_module)
         terms = module.loss_terms if isinstance(module, GradientErasure) else module.kept
         same = sum(name.split("_")[0] == self.name for name in terms)

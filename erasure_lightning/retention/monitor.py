@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
 from erasure_lightning.backbones.base import Backbone
+from erasure_lightning.checks import require
 from erasure_lightning.erasure import ErasureModule
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.metrics.judge import Judge
@@ -72,14 +73,10 @@ class RetentionMonitor(Callback):
         self._check()
 
     def _check(self) -> None:
-        if min(self.every, self.count, self.steps) < 1:
-            raise ErasureError(
-                "RetentionMonitor needs every, count, steps of at least 1; found "
-                f"{self.every}, {self.count}, {self.steps}."
-            )
-        for name, share in (("budget", self.budget), ("goal", self.goal)):
-            if share is not None and not 0 <= share <= 1:
-                raise ErasureError(f"RetentionMonitor needs {name} from 0 to 1; found {share}.")
+        owner = type(self).__name__
+        require(owner, at_least=1, every=self.every, count=self.count, steps=self.steps)
+        require(owner, at_least=0, guidance=self.guidance)
+        require(owner, at_least=0, at_most=1, budget=self.budget, goal=self.goal)
         if empty := [group for group, texts in self.groups.items() if not texts]:
             raise ErasureError(f"RetentionMonitor needs a prompt at least in each group; found none in {empty[0]!r}.")
 

@@ -117,8 +117,16 @@ def test_who_brings_no_scorer_must_name_one():
         Target(TinyBackbone(), TinyBackbone(), CAT)
 
 
-@pytest.mark.parametrize("trials", [{"seeds": 1}, {"pictures": 0}, {"steps": 0}, {"draw_size": 0}], ids=str)
+@pytest.mark.parametrize(
+    "trials", [{"seeds": 1}, {"pictures": 0}, {"steps": 0}, {"draw_size": 0}, {"size": -8}], ids=str
+)
 def test_trials_out_of_range(trials):
     ((name, value),) = trials.items()
     with pytest.raises(ErasureError, match=rf"data\.{name} of at least \d; found {value}"):
         Trials(**trials)
+
+
+def test_guidance_is_a_number_and_0_is_one():
+    with pytest.raises(ErasureError, match=r"An attack needs a finite data\.guidance; found nan"):
+        Trials(guidance=float("nan"))
+    assert tiny_target(guidance=0.0).guidance == 0

@@ -426,5 +426,5 @@ def test_reasons():
 
 
 def test_a_timeout_of_nothing_is_refused():
-    with pytest.raises(ErasureError, match="--hang_timeout above 0 seconds; found 0"):
+    with pytest.raises(ErasureError, match="--hang_timeout above 0; found 0"):
         Heartbeat(timeout=0)

@@ -76,7 +76,13 @@ def test_with_a_world_it_recognises_the_concept():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"), [({"every": 0}, "of at least 1"), ({"budget": 2.0}, "needs budget from 0 to 1; found 2.0")]
+    ("arguments", "words"),
+    [
+        ({"every": 0}, "every of at least 1; found 0"),
+        ({"budget": 2.0}, "needs budget of at least 0 and at most 1; found 2.0"),
+        ({"goal": float("nan")}, "needs a finite goal; found nan"),
+        ({"guidance": float("inf")}, "needs a finite guidance; found inf"),
+    ],
 )
 def test_arguments_out_of_range(arguments, words):
     with pytest.raises(ErasureError, match=words):

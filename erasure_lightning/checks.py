@@ -1,0 +1,61 @@
+"""Checks of numbers where they come in: from options, files and constructors."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from erasure_lightning.errors import ErasureError
+
+#: The largest seed of a generator, as torch has it.
+MAX_SEED = 2**64 - 1
+
+
+def require(
+    owner: str,
+    *,
+    at_least: float = -math.inf,
+    above: float = -math.inf,
+    at_most: float = math.inf,
+    below: float = math.inf,
+    **numbers: float | None,
+) -> None:
+    """Raise unless numbers are finite and in a range.
+
+    Args:
+        owner: Who needs them, as the message names it.
+        at_least: Lower bound, itself allowed.
+        above: Lower bound, itself refused.
+        at_most: Upper bound, itself allowed.
+        below: Upper bound, itself refused.
+        numbers: The numbers by name; ``None`` (a default that is set later) passes.
+
+    Raises:
+        ErasureError: Naming the first that is out of range, NaN or infinite.
+    """
+    for name, value in numbers.items():
+        if value is None:
+            continue
+        if not abs(value) < math.inf:
+            raise ErasureError(f"{owner} needs a finite {name}; found {value}.")
+        if not (at_least <= value <= at_most and above < value < below):
+            bounds = {"at least": at_least, "above": above, "at most": at_most, "below": below}
+            text = " and ".join(f"{word} {bound}" for word, bound in bounds.items() if abs(bound) < math.inf)
+            raise ErasureError(f"{owner} needs {name} {'of ' * text.startswith('at')}{text}; found {value}.")
+
+
+def require_seed(owner: str, **seeds: int | None) -> None:
+    """Raise unless seeds are some that a generator takes.
+
+    Raises:
+        ErasureError: Naming the first that is none.
+    """
+    require(owner, at_least=0, at_most=MAX_SEED, **seeds)
+
+
+def require_finite(owner: str, arguments: Mapping[str, Any]) -> None:
+    """Raise if any of the arguments that are numbers is NaN or infinite; their ranges are their owner's to check.
+
+    Raises:
+        ErasureError: Naming the first.
+    """
+    require(owner, **{name: value for name, value in arguments.items() if isinstance(value, float)})
