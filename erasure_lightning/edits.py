@@ -15,6 +15,7 @@ from erasure_lightning.adapters.base import Plan
 from erasure_lightning.adapters.kinds import install
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files import EDIT_FILE as EDIT_FILE  # part of what this module offers, as it always was
+from erasure_lightning.files import json_text
 from erasure_lightning.files import write_atomically as write_atomically
 
 #: Version of the file's layout.
@@ -49,7 +50,7 @@ def write_edit(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str,
         metadata: What it was made from; anything JSON holds.
     """
     # One entry, since safetensors writes several in an order of its own: equal edits are to be equal files.
-    text = json.dumps({"format": EDIT_FORMAT, **metadata})
+    text = json_text({"format": EDIT_FORMAT, **metadata}, str(path))
     values = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_atomically(path, save(values, metadata={"erasure": text}))
 

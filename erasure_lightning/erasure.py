@@ -21,6 +21,7 @@ from erasure_lightning.concepts import Concept, check_concepts
 from erasure_lightning.edits import plain
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.functional import mix, widen
+from erasure_lightning.pictures import require_finite_pictures
 from erasure_lightning.ranks import gathered
 from erasure_lightning.sampling import draw
 from erasure_lightning.sharding import put, scatter, split, whole
@@ -214,10 +215,14 @@ class ErasureModule(LightningModule, ABC):
         return torch.stack([nothing, *(gram() for gram in self.kept.values())]).sum(dim=0)
 
     def test_step(self, batch: Shots, batch_idx: int) -> dict[str, Tensor]:
-        """Draw a batch of prompts with the original and the edited model from the same noise."""
+        """Draw a batch of prompts with the original and the edited model from the same noise.
+
+        Raises:
+            ErasureError: If a picture of either holds NaN or infinity.
+        """
         folder = getattr(self.trainer.datamodule, "originals", None)  # type: ignore[attr-defined]
-        before = kept(folder, self.fingerprint, batch, lambda: self._draw(self.original, batch), self.original.anyone)
-        return {"original": before.to(self.device), "edited": self._draw(self.backbone, batch)}
+        before = kept(folder, self.fingerprint, batch, lambda: self._drawn("original", batch), self.original.anyone)
+        return {"original": before.to(self.device), "edited": self._drawn("edited", batch)}
 
     def validation_step(self, batch: Shots, batch_idx: int) -> dict[str, Tensor]:
         """The same as `test_step`, on the smaller plan of ``validate``."""
@@ -226,6 +231,10 @@ class ErasureModule(LightningModule, ABC):
     def predict_step(self, batch: Shots, batch_idx: int) -> dict[str, Tensor]:
         """The same as `test_step`, on a user's prompts."""
         return self.test_step(batch, batch_idx)
+
+    def _drawn(self, model: Literal["original", "edited"], shots: Shots) -> Tensor:
+        backbone = self.original if model == "original" else self.backbone
+        return require_finite_pictures(self._draw(backbone, shots), model, backbone, shots.prompts)
 
     @staticmethod
     def _draw(backbone: Backbone, shots: Shots) -> Tensor:

@@ -1,9 +1,10 @@
 """Names of what a run writes, how it is written and read. Imports next to nothing: the light commands need it too."""
 
 import json
+import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -61,6 +62,46 @@ def append(path: Path, content: bytes) -> None:
 
 def _unwritten(path: Path, error: OSError) -> ErasureError:
     return ErasureError(f"Could not write {path}: {error.strerror}. What was there before is untouched.")
+
+
+def json_text(content: Any, what: str, **options: Any) -> str:
+    """JSON text that every reader takes: NaN and infinity are no JSON.
+
+    Args:
+        content: What JSON holds.
+        what: What it is, as the message names it.
+        options: Further arguments of `json.dumps`.
+
+    Raises:
+        ErasureError: If a number in it is NaN or infinite, naming the first.
+    """
+    try:
+        return json.dumps(content, allow_nan=False, **options)
+    except ValueError as error:
+        place, value = next(_not_finite(content), ("", error))
+        raise ErasureError(
+            f"{what} needs finite numbers; found {value} at {place}, and nothing was written. Look at what it was made "
+            "from: the pictures, and the model's settings."
+        ) from error
+
+
+def _not_finite(content: Any, place: str = "") -> Iterator[tuple[str, float]]:
+    """Where in nested content NaN and infinity stand, and which of the two."""
+    if isinstance(content, float) and not math.isfinite(content):
+        yield place.removeprefix("."), content
+    inside = content.items() if isinstance(content, dict) else ()
+    inside = enumerate(content) if isinstance(content, list | tuple) else inside
+    for key, value in inside:
+        yield from _not_finite(value, f"{place}.{key}")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write content as indented JSON, atomically.
+
+    Raises:
+        ErasureError: If a number in it is NaN or infinite, or the file cannot be written.
+    """
+    write_atomically(path, (json_text(content, str(path), indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def read_record(path: Path, what: str, command: str, made: Callable[[dict[str, Any]], T]) -> T:

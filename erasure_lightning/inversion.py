@@ -13,7 +13,15 @@ import torch
 from torch import Tensor
 
 from erasure_lightning.backbones.base import Backbone, Conditioning
-from erasure_lightning.backbones.process import NoiseProcess
+from erasure_lightning.errors import ErasureError
+from erasure_lightning.pictures import require_finite_pictures
+
+#: Scale of the clean latents below which a noisy latent is taken to hold none of them (zero terminal signal-to-noise
+#: ratio, which samplers also write as 2**-24). The noisiest time of a usual schedule has .07.
+FAINT = 1e-3
+
+#: How `purify` draws.
+SAMPLING = "DDIM inversion"
 
 
 @torch.no_grad()
@@ -32,13 +40,20 @@ def invert(backbone: Backbone, conditioning: Conditioning, x0: Tensor, steps: in
         x0: Clean latents, ``(B, C, h, w)``.
         steps: Steps of the way back, at least 1.
         refinements: Further evaluations a step; 0 is plain DDIM inversion.
+
+    Raises:
+        ErasureError: If the noisiest prediction tells nothing of a picture.
     """
     process, x = backbone.process, x0
     for t, noisier in pairwise(_times(backbone, steps)):
-        start = x
+        start, faint = x, bool(process.noise(torch.ones_like(x), torch.zeros_like(x), noisier).max() < FAINT)
         for _ in range(1 + refinements):
-            noise = process.epsilon(backbone.denoise(x, noisier, conditioning), x, noisier)
-            x = _moved(process, start, noise, t, noisier)
+            prediction = backbone.denoise(x, noisier, conditioning)
+            if faint:  # then x is its own noise, whatever is predicted, and only a clean prediction tells anything
+                noise = process.noise_in(start, process.clean(prediction, x, noisier), t)
+            else:
+                noise = process.epsilon(prediction, x, noisier)
+            x = process.noise(process.remove(start, noise, t), noise, noisier)
     return x
 
 
@@ -55,22 +70,34 @@ def retrace(backbone: Backbone, conditioning: Conditioning, x: Tensor, steps: in
         x: Noise, ``(B, C, h, w)``.
         steps: As many as `invert` took.
         guidance: Scale of classifier-free guidance; at 1 or below the empty prompt is not evaluated.
+
+    Raises:
+        ErasureError: If the noisiest prediction tells nothing of a picture.
     """
     predict, process = _predictor(backbone, conditioning, guidance), backbone.process
     for t, cleaner in pairwise(_times(backbone, steps).flip(0)):
-        x = _moved(process, x, process.epsilon(predict(x, t), x, t), t, cleaner)
+        prediction = predict(x, t)  # the clean latents out of it, since its noise may hold no trace of them
+        x = process.noise(process.clean(prediction, x, t), process.epsilon(prediction, x, t), cleaner)
     return x
 
 
 def _times(backbone: Backbone, steps: int) -> Tensor:
     """Where the walk halts, rising from 0; samplers of higher order name a time twice."""
     times: Tensor = backbone.scheduler(steps).timesteps
-    return torch.tensor(sorted({0, *times.long().tolist()}), device=times.device)
+    rising = torch.tensor(sorted({0, *times.long().tolist()}), device=times.device)
+    _require_clean(backbone, rising[-1])
+    return rising
 
 
-def _moved(process: NoiseProcess, x: Tensor, noise: Tensor, t: Tensor, to: Tensor) -> Tensor:
-    """A DDIM step that draws no noise, in either direction."""
-    return process.noise(process.remove(x, noise, t), noise, to)
+def _require_clean(backbone: Backbone, t: Tensor) -> None:
+    """Raise unless a prediction at a time tells the clean latents."""
+    one = torch.ones(1, 1, 1, 1, device=t.device)
+    if backbone.process.clean(torch.zeros_like(one), one, t).abs().item() > 1 / FAINT:
+        raise ErasureError(
+            f"{backbone.name} predicts the noise (epsilon) also where latents hold nothing else (zero terminal "
+            "signal-to-noise ratio), which tells nothing of a picture. Its scheduler needs prediction_type "
+            "v_prediction, or rescale_betas_zero_snr false, whichever its weights were trained with."
+        )
 
 
 def _predictor(backbone: Backbone, conditioning: Conditioning, guidance: float) -> Callable[[Tensor, Tensor], Tensor]:
@@ -111,9 +138,15 @@ def purify(
         prompts: What each of them shows, ``B``; an edit acts on what the prompt names.
         steps: Steps in both directions.
         guidance: Of drawing, for the original and the edited model alike.
+
+    Raises:
+        ErasureError: If a picture of either model holds NaN or infinity, or the noisiest prediction tells nothing of a
+            picture.
     """
     asked = original.encode(prompts)
     noise = invert(original, asked, original.compress(pictures), steps)
     reconstructed = original.decode(retrace(original, asked, noise, steps, guidance))
+    require_finite_pictures(reconstructed, "original", original, prompts, SAMPLING)
     purified = edited.decode(retrace(edited, edited.encode(prompts), noise, steps, guidance))
+    require_finite_pictures(purified, "edited", edited, prompts, SAMPLING)
     return Purified(reconstructed, purified)

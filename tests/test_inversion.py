@@ -4,12 +4,14 @@ import copy
 
 import pytest
 import torch
-from diffusers import PNDMScheduler
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, PNDMScheduler
 from shipped import numbers
 from trivial import Idle
 
+from erasure_lightning.backbones.process import Diffusion
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts import Concept
+from erasure_lightning.errors import ErasureError
 from erasure_lightning.inversion import invert, purify, retrace
 from erasure_lightning.methods.sage import SAGE
 from erasure_lightning.metrics.drift import psnr
@@ -47,6 +49,40 @@ def test_other_samplers_are_replaced_by_ddim_in_both_directions(tiny):
     tiny._scheduler = PNDMScheduler.from_config(tiny._scheduler.config, skip_prk_steps=True)
     assert len(tiny.scheduler(20).timesteps) == 21  # it asks at one time twice
     assert lost(tiny, 8) < 1e-3
+
+
+def zero_terminal(prediction, sampler=DDIMScheduler):
+    """A model whose noisiest latents hold no picture; DPM's sampler writes the ratio as 2**-24."""
+    model = TinyBackbone(prediction=prediction)
+    changes = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    model._scheduler = sampler.from_config(model._scheduler.config, **changes)
+    model.process = Diffusion(model._scheduler.alphas_cumprod, prediction)
+    return model
+
+
+@pytest.mark.parametrize("sampler", [DDIMScheduler, DPMSolverMultistepScheduler])
+def test_the_way_begins_and_ends_where_latents_hold_nothing_but_noise(sampler):
+    model = zero_terminal("velocity", sampler)
+    assert model.process.alphas[-1] < 1e-7
+    assert model.scheduler(20).timesteps[0] == 999
+    gaps = [lost(model, refinements) for refinements in (0, 1, 3, 8)]
+    assert gaps == sorted(gaps, reverse=True)
+    assert gaps[-1] < 1e-3
+
+
+@pytest.mark.parametrize("sampler", [DDIMScheduler, DPMSolverMultistepScheduler])
+def test_noise_predicted_where_there_is_nothing_else_is_refused(sampler):
+    with pytest.raises(ErasureError, match="TinyBackbone predicts the noise .* needs prediction_type v_prediction"):
+        lost(zero_terminal("epsilon", sampler), 1)
+
+
+@pytest.mark.parametrize("which", ["original", "edited"])
+def test_pictures_that_are_no_numbers_are_refused(which):
+    models = {name: TinyBackbone() for name in ("original", "edited")}
+    next(models[which].text_encoders.parameters()).data.fill_(float("nan"))
+    words = f"The {which} model TinyBackbone draws NaN or infinity for 'a cat' with DDIM inversion"
+    with pytest.raises(ErasureError, match=words):
+        purify(models["original"], models["edited"], torch.rand(1, 3, 16, 16), ["a cat"], steps=2)
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])

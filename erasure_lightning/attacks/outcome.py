@@ -1,12 +1,11 @@
 """`Outcome`: what an attack brought back, how sure that is, and how it was asked; as a file."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from erasure_lightning.files import read_record, write_atomically
+from erasure_lightning.files import read_record, write_json
 from erasure_lightning.metrics.estimates import Estimate
 from erasure_lightning.metrics.protocol import Protocol
 
@@ -112,7 +111,7 @@ class Outcome:
             "cost": self.cost,
             "protocol": {"identity": self.protocol.identity, **asdict(self.protocol)},
         }
-        write_atomically(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+        write_json(path, content)
 
     @classmethod
     def load(cls, path: Path) -> Self:

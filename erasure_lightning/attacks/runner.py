@@ -22,6 +22,7 @@ from erasure_lightning.checks import require_finite
 from erasure_lightning.concepts import in_short
 from erasure_lightning.edits import write_atomically
 from erasure_lightning.metrics.seeds import Estimate, SeedMean
+from erasure_lightning.pictures import require_finite_pictures
 from erasure_lightning.runs import slug
 from erasure_lightning.tally import Tally
 from erasure_lightning.vocabulary import spread
@@ -72,7 +73,7 @@ def attack_all(attack: Attack, target: Target, tell: Callable[[str], None] = pri
         The outcome, without what a `Target` cannot know (method, edit), and all attempts with their pictures.
 
     Raises:
-        ErasureError: If an argument of the attack is NaN or infinite.
+        ErasureError: If an argument of the attack, or a picture, is NaN or infinite.
     """
     require_finite(type(attack).__name__, attack.arguments())
     started, attempts = time.monotonic(), list[Attempt]()
@@ -96,10 +97,19 @@ def attack_all(attack: Attack, target: Target, tell: Callable[[str], None] = pri
 def _judged(target: Target, case: Case, found: Found) -> Attempt:
     original = target.draw(target.original.encode([case.sentence]), case.seeds, model=target.original)
     plain = target.draw(target.edited.encode([case.sentence]), case.seeds)
+    _check(target, case, found, original, plain)
     shares = [target.share(case, pictures) for pictures in (original, plain, found.pictures)]
     curve = {budget: target.share(case, pictures) for budget, pictures in found.curve.items()}
     controls = {name: target.share(case, pictures) for name, pictures in found.controls.items()}
     return Attempt(case, found, original, plain, (shares[0], shares[1], shares[2]), curve, controls)
+
+
+def _check(target: Target, case: Case, found: Found, original: Tensor, plain: Tensor) -> None:
+    """Raise if a picture holds NaN or infinity: a scorer would take it for one without the concept."""
+    require_finite_pictures(original, "original", target.original, [case.sentence] * len(original))
+    require_finite_pictures(plain, "edited", target.edited, [case.sentence] * len(plain))
+    for pictures in (found.pictures, *found.curve.values(), *found.controls.values()):
+        require_finite_pictures(pictures, "attacked", target.edited, [case.sentence] * len(pictures))
 
 
 def _line(attempt: Attempt) -> str:

@@ -19,6 +19,7 @@ from erasure_lightning.gallery import noised
 from erasure_lightning.metrics.judge import Judge
 from erasure_lightning.metrics.protocol import Protocol, short_hash
 from erasure_lightning.metrics.scorer import Scorer
+from erasure_lightning.pictures import require_finite_pictures
 from erasure_lightning.sampling import trajectory
 from erasure_lightning.vocabulary import Vocabulary
 
@@ -168,7 +169,8 @@ class Target:
         generator = torch.Generator().manual_seed(mix(case.seed, 9))
         seeds = torch.randint(2**20, 2**31, (count,), generator=generator).tolist()
         noise, asked = self.original.noise(seeds, self.trials.size), self.original.encode([case.sentence])
-        return torch.cat([self._walk(self.original, asked.expand(len(noise[p])), noise[p]) for p in self._parts(count)])
+        parts = [self._walk(self.original, asked.expand(len(noise[p])), noise[p]) for p in self._parts(count)]
+        return require_finite_pictures(torch.cat(parts), "original", self.original, [case.sentence] * count)
 
     def denoising_loss(self, conditioning: Conditioning, clean: Tensor, t: Tensor) -> Tensor:
         """How badly the edited model denoises examples of the concept when it is asked so, a scalar.

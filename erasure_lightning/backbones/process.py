@@ -26,6 +26,10 @@ class NoiseProcess(Protocol):
         """The clean latents ``x0`` behind ``x_t``, given its noise: what `noise` did, undone."""
         ...
 
+    def noise_in(self, x: Tensor, x0: Tensor, t: Tensor) -> Tensor:
+        """The noise of ``x_t``, given its clean latents."""
+        ...
+
     def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """What a perfect denoiser predicts at ``x_t``."""
         ...
@@ -44,7 +48,7 @@ class Diffusion:
     """The variance-preserving diffusion ``x_t = a x0 + s noise`` with ``a^2 = alphas``, ``s^2 = 1 - alphas``.
 
     Args:
-        alphas: The cumulative products of the schedule, ``(T,)``, in (0, 1), falling.
+        alphas: The cumulative products of the schedule, ``(T,)``, in 0..1, falling.
         prediction: ``epsilon`` (the noise) or ``velocity`` (``a noise - s x0``; Salimans and Ho, arXiv 2202.00512).
     """
 
@@ -69,6 +73,11 @@ class Diffusion:
         """The clean latents behind ``x_t``, ``(B, C, H, W)``."""
         a, s = self._scales(x, t)
         return (x - s * noise) / a
+
+    def noise_in(self, x: Tensor, x0: Tensor, t: Tensor) -> Tensor:
+        """The noise of ``x_t``, ``(B, C, H, W)``."""
+        a, s = self._scales(x, t)
+        return (x - a * x0) / s
 
     def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """What a perfect denoiser predicts at ``x_t``, ``(B, C, H, W)``."""

@@ -12,7 +12,7 @@ from typing import Any
 from erasure_lightning.attacks.outcome import Outcome
 from erasure_lightning.benchmark.cells import Cell, Status
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.files import write_atomically
+from erasure_lightning.files import write_atomically, write_json
 from erasure_lightning.metrics.estimates import Estimate
 from erasure_lightning.metrics.protocol import Protocol, Result
 
@@ -126,7 +126,7 @@ def save(folder: Path, table: Sequence[Row], protocols: Mapping[str, Protocol]) 
     writer.writerows(table)
     write_atomically(folder / "table.csv", text.getvalue().encode())
     content = {identity: asdict(protocol) for identity, protocol in sorted(protocols.items())}
-    write_atomically(folder / "protocols.json", json.dumps(content, indent=1, ensure_ascii=False).encode())
+    write_json(folder / "protocols.json", content)
     if (parquet := _parquet(table)) is not None:
         write_atomically(folder / "table.parquet", parquet)
 

@@ -1,6 +1,5 @@
 """What an edit cost: seconds, memory, trained parameters."""
 
-import json
 import resource
 import time
 from pathlib import Path
@@ -10,8 +9,8 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from erasure_lightning.edits import write_atomically
 from erasure_lightning.erasure import ErasureModule
+from erasure_lightning.files import write_json
 from erasure_lightning.ranks import gathered, rank
 from erasure_lightning.tally import Tally
 
@@ -54,7 +53,7 @@ class Cost(Callback):
             "peak_gib": round(max(gathered([peak_memory(trainer.strategy.root_device)])), 3),
         }
         if trainer.is_global_zero:
-            write_atomically(Path(trainer.default_root_dir, "cost.json"), json.dumps(cost, indent=1).encode())
+            write_json(Path(trainer.default_root_dir, "cost.json"), cost)
 
     def _asked(self) -> dict[str, int]:
         """What all ranks asked of denoisers."""

@@ -1,6 +1,5 @@
 """``erasure plan``: what a fit needs, before it runs."""
 
-import json
 import logging
 import warnings
 from typing import Any
@@ -17,6 +16,7 @@ from erasure_lightning.cli.names import options
 from erasure_lightning.cli.noise import hush
 from erasure_lightning.cli.run import CommandLine
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.files import json_text
 from erasure_lightning.optimizers import check_eight_bits
 from erasure_lightning.planning import STUDENT, TEACHER, Forecast, forecast
 
@@ -121,7 +121,7 @@ class Planner(CommandLine):
         fits = None if self.config.gpu_memory is None else needs.peak <= self.config.gpu_memory * GIB
         if self.config.json:
             memory = {"gpu_memory": self.config.gpu_memory and int(self.config.gpu_memory * GIB), "fits": fits}
-            print(json.dumps(found.plain() | needs.plain() | memory, indent=1))
+            print(json_text(found.plain() | needs.plain() | memory, "A plan", indent=1))
         else:
             Console().print(_table(found, needs, type(self.model).__name__))
             for line in [*_counted(found, self.devices), *self._verdict(found, needs)]:

@@ -1,6 +1,5 @@
 """``erasure purify``: real pictures, inverted with the original model and drawn again with the edited one."""
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +22,7 @@ from erasure_lightning.edited import load_edited
 from erasure_lightning.edits import write_atomically
 from erasure_lightning.erasure import ErasureModule
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.files import write_json
 from erasure_lightning.inversion import purify as draw_again
 from erasure_lightning.metrics.drift import Drift, drifts
 from erasure_lightning.metrics.scorer import Scorer
@@ -75,7 +75,7 @@ def purify(argv: list[str]) -> None:
         made.append(one)
     write_atomically(folder / f"{SHEET}.png", png(_sheet(module, made, settings)))
     content = {"edit": str(checkpoint)} | settings._asdict() | {"pictures": {p.name: p.drift._asdict() for p in made}}
-    write_atomically(folder / "purify.json", json.dumps(content, indent=2).encode())
+    write_json(folder / "purify.json", content)
     Console().print(_table(made))
     print(f"Purified; the pictures are in {folder}, side by side in {folder / f'{SHEET}.png'}.")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.files import read_record, write_atomically
+from erasure_lightning.files import read_record, write_json
 from erasure_lightning.metrics.estimates import Estimate
 
 #: What is recorded but does not make two protocols differ: paths differ between machines, fingerprints do not.
@@ -123,7 +123,7 @@ class Result:
         overall = {when: self.overall(when) for when in ("before", "after")}
         protocol = {"identity": self.protocol.identity, **asdict(self.protocol)}
         content = {"edit": self.edit, "overall": overall, "estimates": estimates, "protocol": protocol}
-        write_atomically(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+        write_json(path, content)
 
     @classmethod
     def load(cls, path: Path) -> Self:

@@ -1,6 +1,5 @@
 """`Score`: figures of finished pictures, and how they came about."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any, Self
 from rich.table import Table
 
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.files import read_record, write_atomically
+from erasure_lightning.files import read_record, write_json
 from erasure_lightning.metrics.estimates import Estimate
 from erasure_lightning.metrics.protocol import short_hash
 
@@ -38,7 +37,7 @@ class Score:
         estimates = {name: {when: e._asdict() for when, e in whens.items()} for name, whens in self.estimates.items()}
         protocol = {"identity": self.identity, **self.protocol}
         content = {"estimates": estimates, "protocol": protocol, "versions": dict(self.versions)}
-        write_atomically(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+        write_json(path, content)
 
     @classmethod
     def load(cls, path: Path) -> Self:

@@ -1,6 +1,6 @@
 """`RetentionMonitor`: how much is forgotten and how much is kept, seen while training."""
 
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from lightning import LightningModule, Trainer
@@ -14,6 +14,7 @@ from erasure_lightning.erasure import ErasureModule
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.metrics.judge import Judge
 from erasure_lightning.metrics.scorer import Scorer
+from erasure_lightning.pictures import require_finite_pictures
 from erasure_lightning.ranks import broadcast
 from erasure_lightning.retention.base import read_lines
 from erasure_lightning.sampling import draw
@@ -93,13 +94,14 @@ class RetentionMonitor(Callback):
         kept = [vocabulary.captions[1].format(label) for label in spread(vocabulary.others, self.count)]
         self._kept = list(self.given) if self.given else kept
         self._judge = Judge(self._eyes, vocabulary, []) if self._eyes else None
-        self._before = self._look(module.original)
+        self._before = self._look("original", module.original)
 
     @torch.no_grad()
-    def _look(self, backbone: Backbone) -> Tensor:
+    def _look(self, model: Literal["original", "edited"], backbone: Backbone) -> Tensor:
         """What the scorer sees, unit vectors ``(N, D)``: the concept prompts first, then the retained."""
         prompts = [prompt for prompt, _ in self._asked] + self._kept
         pictures = draw(backbone, prompts, range(len(prompts)), steps=self.steps, guidance=self._scale)
+        require_finite_pictures(pictures, model, backbone, prompts)
         seen = self._eyes.images(pictures) if self._eyes else normalize(pictures.flatten(1), dim=1)
         broadcast([seen])  # ranks decide alike, however their devices round
         return seen
@@ -110,7 +112,7 @@ class RetentionMonitor(Callback):
         if trainer.global_step % self.every:
             module.log_dict(self._seen)  # as Lightning does by itself, but in a run that was resumed too
             return
-        after = self._look(module.backbone)
+        after = self._look("edited", module.backbone)
         forgotten, kept = self._score(after)
         tradeoff = 2 * forgotten * kept / (forgotten + kept) if forgotten + kept > 0 else 0.0
         self._seen = {"monitor/forgotten": forgotten, "monitor/kept": kept, "monitor/tradeoff": tradeoff}
