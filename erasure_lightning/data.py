@@ -1,15 +1,17 @@
 """Prompts: the concepts' sentences to train on, and the pictures to draw when an edit is measured or used."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
 import torch
 from lightning import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_warn
 
+from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.checks import require
-from erasure_lightning.concepts import Batch, Concept
+from erasure_lightning.concepts import Batch, Concept, phrase
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.functional import mix
 from erasure_lightning.shots import Sheet, Shot, Shots, read_prompts
@@ -134,6 +136,7 @@ class PromptData(LightningDataModule):
         assert trainer is not None
         self._vocabulary = self.vocabulary
         self._others = self._vocabulary.others
+        warn_of_cut(self._module.backbone, self._every_sentence(), "sentences to train on")
         return Draws(self._batch, self._epoch_steps * trainer.accumulate_grad_batches)
 
     @property
@@ -161,7 +164,7 @@ class PromptData(LightningDataModule):
         steps = math.ceil(batches / trainer.accumulate_grad_batches)
         if epochs < 0 and most < 0:
             raise ErasureError(
-                "A run needs an end, along which its rate falls; found max_epochs -1 and max_steps -1. Give "
+                "A run needs an end; found max_epochs -1 and max_steps -1, which set none. Give "
                 "--trainer.max_steps N, or --trainer.max_epochs N with --data.rounds N."
             )
         if epochs > 1 and 0 <= most <= steps:
@@ -183,6 +186,14 @@ class PromptData(LightningDataModule):
         return Batch(
             [self._template(c, generator) for c in chosen], [c.name for c in chosen], [c.anchor for c in chosen]
         )
+
+    def _every_sentence(self) -> Iterator[str]:
+        """Whatever a concept or its anchor can be trained in, with the longest of the things that stay."""
+        longest = max(self._others, key=len, default="")
+        for concept in self._module.concepts:
+            for template in self.templates or self._vocabulary.templates(concept.kind):
+                filled = template.replace("{thing}", longest)
+                yield from (phrase(filled, words).text for words in (concept.name, concept.anchor))
 
     def _turn(self, place: int) -> Concept:
         """Concepts take turns in an order that is drawn anew each round, so that none waits long."""
@@ -206,6 +217,7 @@ class PromptData(LightningDataModule):
 
     def _sheet(self, shots: Sequence[Shot]) -> Sheet:
         assert self.trainer is not None
+        warn_of_cut(self._module.backbone, (shot.prompt for shot in shots), "prompts to draw")
         return Sheet(shots, self.draw_size, self.size, self.trainer.global_rank, self.trainer.world_size)
 
     def _plan(self, seeds: int) -> list[Shot]:
@@ -225,6 +237,22 @@ class PromptData(LightningDataModule):
             )
         steps, guidance = self._default(self.steps, "steps", 50), self._default(self.guidance, "guidance", 7.5)
         return self._sheet(read_prompts(Path(self.prompts), steps, guidance))
+
+
+def warn_of_cut(backbone: Backbone, prompts: Iterable[str], what: str) -> None:
+    """Warn, on the first rank, if prompts are longer than the model reads.
+
+    Args:
+        backbone: The model.
+        prompts: The prompts; each counts once.
+        what: What they are, as the warning names them.
+    """
+    every = list(dict.fromkeys(prompts))
+    if cut := backbone.too_long(every):
+        rank_zero_warn(
+            f"{backbone.name} reads only the beginning of {len(cut)} of {len(every)} {what}, which have more tokens "
+            f"than its text encoder takes. The first: {cut[0]!r}"
+        )
 
 
 def pick(items: Sequence[T], generator: torch.Generator) -> T:

@@ -5,7 +5,7 @@ from trivial import Distillation
 
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts import Concept
-from erasure_lightning.data import Draws, PromptData, plan
+from erasure_lightning.data import Draws, PromptData, plan, warn_of_cut
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.shots import Sheet, Shot, read_prompts
 from erasure_lightning.testing import edit_of
@@ -160,7 +160,10 @@ def test_the_schedule_ends_with_the_run_however_that_is_bounded(given, steps):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"max_epochs": -1}, "A run needs an end.*found max_epochs -1 and max_steps -1. Give --trainer.max_steps N"),
+        (
+            {"max_epochs": -1},
+            "A run needs an end; found max_epochs -1 and max_steps -1, which set none. Give --trainer.max_steps N",
+        ),
         ({"max_epochs": 3, "max_steps": 6}, "3 epochs need more than the 6 steps of max_steps.*--data.rounds N"),
         ({"max_epochs": 3, "max_steps": 4, "rounds": None}, "3 epochs need more than the 4 steps of max_steps"),
     ],
@@ -179,6 +182,36 @@ def test_draws_go_on_where_they_stopped():
     first = iter(resumed)
     assert [next(first) for _ in range(3)] == [2, 3, 4]
     assert list(resumed) == [5, 6, 7, 8, 9], "the next epoch begins anew, and with other batches"
+
+
+LONG = "a cat " + "and a dog " * 8
+
+
+def test_prompts_longer_than_the_model_reads_are_counted_and_one_is_named(tmp_path):
+    backbone = TinyBackbone()
+    with pytest.warns(UserWarning, match="TinyBackbone reads only the beginning of 1 of 2 prompts.* The first: 'a cat"):
+        warn_of_cut(backbone, [LONG, "a cat", LONG], "prompts")
+    full = "cat " * 14
+    assert backbone.too_long([full, full + "cat", "", "a"]) == [full + "cat"], "14 words fill the 16 places"
+
+
+def test_each_command_tells_of_prompts_that_are_cut(tmp_path):
+    module, quiet = made(), {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    (tmp_path / "prompts.csv").write_text(f"prompt,evaluation_seed\n{LONG},1\na cat,2\n")
+    few = {"others": 1, "seeds": 2, "steps": 1, "neighbours": [LONG], "templates": ["{} " + LONG, "{}"]}
+    data = PromptData(batch_size=1, prompts=str(tmp_path / "prompts.csv"), **few)
+    trainer = Trainer(max_steps=1, accelerator="cpu", enable_model_summary=False, **quiet)
+    with pytest.warns(UserWarning, match=r"beginning of \d of \d+ sentences to train on"):
+        trainer.fit(module, data)
+    with pytest.warns(UserWarning, match=r"beginning of \d+ of \d+ prompts to draw"):
+        trainer.test(module, data, verbose=False)
+    with pytest.warns(UserWarning, match="beginning of 1 of 2 prompts to draw"):
+        trainer.predict(module, data, return_predictions=False)
+
+
+def test_nothing_is_said_where_nothing_is_cut(recwarn):
+    warn_of_cut(TinyBackbone(), ["a cat", "a dog"], "prompts")
+    assert not recwarn
 
 
 def test_ranks_share_the_pictures():

@@ -111,6 +111,10 @@ class Backbone(nn.Module, ABC):
         """
 
     @abstractmethod
+    def too_long(self, prompts: Sequence[str]) -> list[str]:
+        """Those of the prompts that a text encoder reads the beginning of only."""
+
+    @abstractmethod
     def contextualize(self, embedded: Sequence[Embedded]) -> Conditioning:
         """Run the text encoders on input embeddings."""
 

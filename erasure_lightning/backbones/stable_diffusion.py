@@ -110,6 +110,13 @@ class StableDiffusion(Backbone):
                     f"the last of them in {text!r}. Shorten the sentence."
                 )
 
+    def too_long(self, prompts: Sequence[str]) -> list[str]:
+        """Those of the prompts that have more tokens than the tokenizer keeps."""
+        most = self.tokenizer.model_max_length
+        some = [p for p in prompts if len(p.encode()) + 2 > most]  # a token spells a byte at least
+        rows = self.tokenizer(some).input_ids if some else []
+        return [p for p, ids in zip(some, rows, strict=True) if len(ids) > most]
+
     @property
     def _tower(self) -> Any:
         return self.text_encoders[0]

@@ -18,6 +18,7 @@ from erasure_lightning.cli.arguments import Arguments, count
 from erasure_lightning.cli.images import fitted, image_files, names
 from erasure_lightning.cli.noise import hush
 from erasure_lightning.concepts import in_short
+from erasure_lightning.data import warn_of_cut
 from erasure_lightning.edited import load_edited
 from erasure_lightning.edits import write_atomically
 from erasure_lightning.erasure import ErasureModule
@@ -69,6 +70,7 @@ def purify(argv: list[str]) -> None:
     hush()
     module = load_edited(checkpoint).to(torch.accelerator.current_accelerator() or "cpu")
     settings = Settings(options.prompt, _steps(options.steps, module.original), options.guidance)
+    warn_of_cut(module.original, [options.prompt], "prompts")
     made = []
     for one in _purifications(module, files, settings):
         write_atomically(folder / f"{one.name}.png", png(image(one.purified)))  # a killed run keeps what it has drawn
