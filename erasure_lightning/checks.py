@@ -43,13 +43,13 @@ def require(
             raise ErasureError(f"{owner} needs {name} {'of ' * text.startswith('at')}{text}; found {value}.")
 
 
-def require_seed(owner: str, **seeds: int | None) -> None:
-    """Raise unless seeds are some that a generator takes.
+def require_seed(owner: str, seed: int) -> None:
+    """Raise unless it is a seed that a generator takes.
 
     Raises:
-        ErasureError: Naming the first that is none.
+        ErasureError: If it is none.
     """
-    require(owner, at_least=0, at_most=MAX_SEED, **seeds)
+    require(owner, at_least=0, at_most=MAX_SEED, seed=seed)
 
 
 def require_finite(owner: str, arguments: Mapping[str, Any]) -> None:

@@ -158,7 +158,7 @@ class PromptData(LightningDataModule):
             ErasureError: If the trainer bounds neither, or ``max_steps`` leaves nothing for a second epoch.
         """
         trainer = cast(Any, self.trainer)
-        epochs, most, limit = trainer.max_epochs, trainer.max_steps, trainer.limit_train_batches
+        epochs, most, limit = int(trainer.max_epochs), int(trainer.max_steps), trainer.limit_train_batches
         batches = self._epoch_steps * trainer.accumulate_grad_batches
         batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
         steps = math.ceil(batches / trainer.accumulate_grad_batches)

@@ -221,8 +221,10 @@ class ErasureModule(LightningModule, ABC):
             ErasureError: If a picture of either holds NaN or infinity.
         """
         folder = getattr(self.trainer.datamodule, "originals", None)  # type: ignore[attr-defined]
-        before = kept(folder, self.fingerprint, batch, lambda: self._drawn("original", batch), self.original.anyone)
-        return {"original": before.to(self.device), "edited": self._drawn("edited", batch)}
+        before = kept(
+            folder, self.fingerprint, batch, lambda: self._finite_pictures("original", batch), self.original.anyone
+        )
+        return {"original": before.to(self.device), "edited": self._finite_pictures("edited", batch)}
 
     def validation_step(self, batch: Shots, batch_idx: int) -> dict[str, Tensor]:
         """The same as `test_step`, on the smaller plan of ``validate``."""
@@ -232,7 +234,7 @@ class ErasureModule(LightningModule, ABC):
         """The same as `test_step`, on a user's prompts."""
         return self.test_step(batch, batch_idx)
 
-    def _drawn(self, model: Literal["original", "edited"], shots: Shots) -> Tensor:
+    def _finite_pictures(self, model: Literal["original", "edited"], shots: Shots) -> Tensor:
         backbone = self.original if model == "original" else self.backbone
         return require_finite_pictures(self._draw(backbone, shots), model, backbone, shots.prompts)
 

@@ -4,7 +4,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -89,8 +89,11 @@ def _not_finite(content: Any, place: str = "") -> Iterator[tuple[str, float]]:
     """Where in nested content NaN and infinity stand, and which of the two."""
     if isinstance(content, float) and not math.isfinite(content):
         yield place.removeprefix("."), content
-    inside = content.items() if isinstance(content, dict) else ()
-    inside = enumerate(content) if isinstance(content, list | tuple) else inside
+    inside: Iterable[tuple[Any, Any]] = ()
+    if isinstance(content, dict):
+        inside = content.items()
+    elif isinstance(content, list | tuple):
+        inside = enumerate(content)
     for key, value in inside:
         yield from _not_finite(value, f"{place}.{key}")
 
