@@ -62,6 +62,13 @@ class Sampler:
         return cast(Tensor, self.scheduler.step(prediction, self.times[step], x, **named, return_dict=False)[0])
 
 
+def fresh(scheduler: Any) -> Any:
+    """A scheduler of the same class and settings, in its first state."""
+    # What a pipeline repaired in a config is still listed as a default, which `from_config` would restore.
+    config = {key: value for key, value in scheduler.config.items() if key != "_use_default_values"}
+    return type(scheduler).from_config(config)
+
+
 def unsupported(scheduler: Any, process: NoiseProcess) -> str | None:
     """Why a scheduler cannot be trained on and drawn with, in a clause; None where it can.
 
@@ -100,7 +107,7 @@ def _broken_property(scheduler: Any, process: NoiseProcess) -> str | None:
 
 
 def _sampler(scheduler: Any) -> Sampler:
-    return Sampler(type(scheduler).from_config(scheduler.config), TRIAL_STEPS, torch.device("cpu"))
+    return Sampler(fresh(scheduler), TRIAL_STEPS, torch.device("cpu"))
 
 
 def _rollout(scheduler: Any, process: NoiseProcess, seeds: Sequence[int]) -> tuple[Tensor, list[float]]:

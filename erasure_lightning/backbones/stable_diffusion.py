@@ -14,7 +14,7 @@ from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.backbones.interface import Capability, Place, Size, TextInput
 from erasure_lightning.backbones.process import Diffusion
-from erasure_lightning.backbones.sampler import Sampler, unsupported
+from erasure_lightning.backbones.sampler import Sampler, fresh, unsupported
 from erasure_lightning.backbones.towers import ClipTower, Embedded, Encoded, TextTower
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.worlds import World
@@ -163,8 +163,7 @@ class StableDiffusion(Backbone):
         most = len(self._scheduler.alphas_cumprod)
         if not 1 <= steps <= most:
             raise ErasureError(f"{self.name} needs from 1 to {most} sampling steps; found {steps}.")
-        scheduler = type(self._scheduler).from_config(self._scheduler.config)
-        return Sampler(scheduler, steps, self.device, begin_index=self._begins_at_index)
+        return Sampler(fresh(self._scheduler), steps, self.device, begin_index=self._begins_at_index)
 
     @property
     def sampler_name(self) -> str:
