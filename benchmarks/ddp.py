@@ -49,7 +49,7 @@ def timed() -> None:
         limit_val_batches=0, callbacks=[Clock()],
     )  # fmt: skip
     bank = TrajectoryBank(trajectories=4, steps=8)
-    trainer.fit(ESD(concepts=[Concept("cigarette", "lollipop")], bank=bank), PromptData(batch_size=BATCH))
+    trainer.fit(ESD(concepts=[Concept("cigarette", "lollipop")], latents=bank), PromptData(batch_size=BATCH))
 
 
 def speed(ranks: int, runs: int = 1) -> float:

@@ -36,7 +36,7 @@ def config(method: str, steps: int) -> dict:
     trained = {
         "lr": 1e-3,
         "warmup": 3,
-        "bank": {"class_path": "TrajectoryBank", "init_args": {"trajectories": 4, "steps": 4}},
+        "latents": {"class_path": "TrajectoryBank", "init_args": {"trajectories": 4, "steps": 4}},
     }
     given = {
         "concepts": [{"name": "cat", "anchor": "dog"}, {"name": "star", "anchor": "heart"}],

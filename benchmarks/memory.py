@@ -104,7 +104,7 @@ def build(folder: Path) -> None:
 
     from erasure_lightning.backbones.tiny import TinyBackbone
 
-    tokenizer = TinyBackbone().tokenizer
+    tokenizer = TinyBackbone().towers[0].tokenizer
     tokenizer.model_max_length = 77
     torch.set_default_dtype(torch.bfloat16)
     blocks = {f"{way}_block_types": (f"{way.title()}{kind}Block2D",) * 4

@@ -69,10 +69,8 @@ def widened(width: int) -> StableDiffusion:
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
     )  # fmt: skip
-    (text,), scheduler = tiny.text_encoders, tiny.scheduler(1)
-    wide = StableDiffusion(
-        name="wide", unet=unet, vae=tiny.vae, text_encoder=text, tokenizer=tiny.tokenizer, scheduler=scheduler
-    )
+    scheduler = tiny.to_pipeline().scheduler
+    wide = StableDiffusion(name="wide", unet=unet, vae=tiny.vae, towers=tiny.towers, scheduler=scheduler)
     return wide.requires_grad_(False).eval()
 
 
@@ -83,7 +81,7 @@ def measured(point: dict[str, int]) -> dict[str, float]:
     names = [f"{a}{b}{c}" for a in letters for b in letters for c in letters][: point["concepts"]]
     bank = TrajectoryBank(trajectories=point["trajectories"], steps=2)
     start = time.process_time()
-    fit(ESD(concepts=[Concept(name) for name in names], backbone=backbone, bank=bank), STEPS, clock)
+    fit(ESD(concepts=[Concept(name) for name in names], backbone=backbone, latents=bank), STEPS, clock)
     steps = [after - before for before, after in zip(clock.ends, clock.ends[1:], strict=False)]
     figures = (
         1e3 * median(steps[STEPS // 4 :]), 2**10 * (peak_memory() - held), bank.nbytes() / 2**20,

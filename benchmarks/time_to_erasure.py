@@ -71,7 +71,7 @@ def published(iterations: int) -> list[str]:
 
 
 SHIPPED = ["--config", "esd.yaml"]
-SHORT = ["--model.lr", "4e-4", "--model.bank.trajectories", "8", "--data.rounds", "16"]
+SHORT = ["--model.lr", "4e-4", "--model.latents.trajectories", "8", "--data.rounds", "16"]
 
 
 COLUMNS = ("own", "domain", "retain", "feature", "evaluations", "with gradient", "seconds", "processor, s", "times")

@@ -3,7 +3,7 @@
 import torch
 
 from erasure_lightning.attention_masks import concept_mask, concept_relevance
-from erasure_lightning.backbones.base import CONCEPT
+from erasure_lightning.backbones.conditioning import CONCEPT
 from erasure_lightning.backbones.tiny import TinyBackbone
 
 POSITIONS = torch.tensor([[False, True, True, False]] * 2)

@@ -39,7 +39,7 @@ def test_every_config_runs(path: Path, tmp_path, monkeypatch):
     quick = ["--trainer.fast_dev_run", "true", "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
     model = yaml.safe_load(path.read_text())["model"]
     if "bank" in model["init_args"]:
-        quick += ["--model.bank.trajectories", "2", "--model.bank.steps", "2"]
+        quick += ["--model.latents.trajectories", "2", "--model.latents.steps", "2"]
     accepted = inspect.signature(resolve_name(find_method(model["class_path"]).class_path)).parameters
     quick += [word for name in ("pictures", "maps") if name in accepted for word in (f"--model.{name}", "2")]
     assert main(["fit", "--config", path.name, *quick]) == 0

@@ -47,7 +47,7 @@ def test_every_refinement_brings_it_nearer(either):
 
 def test_other_samplers_are_replaced_by_ddim_in_both_directions(tiny):
     tiny._scheduler = PNDMScheduler.from_config(tiny._scheduler.config, skip_prk_steps=True)
-    assert len(tiny.scheduler(20).timesteps) == 21  # it asks at one time twice
+    assert len(tiny.sampler(20).times) == 21  # it asks at one time twice
     assert lost(tiny, 8) < 1e-3
 
 

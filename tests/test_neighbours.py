@@ -13,7 +13,6 @@ from erasure_lightning.neighbours import (
     around,
     beyond,
     beyond_gram,
-    concept_onward,
     exchanged,
     gram_around,
     sentences,
@@ -184,8 +183,8 @@ class TestPositions:
     def test_start_and_template_are_bit_identical(self):
         backbone, place = TinyBackbone(), Neighbourhood(0.5, 0.9)
         prompts = Batch(["a photo of a {}", "{} in style"], ["cat", "star"], ["dog", "heart"]).prompts
-        plain = backbone.embed(prompts)
-        asked, where = backbone.contextualize(plain), concept_onward(plain[0])
+        asked = backbone.encode(prompts)
+        where = asked.from_concept()
         moved = exchanged(asked, where, place.draw(asked.tokens)).tokens != asked.tokens
         assert torch.equal(moved.any(dim=2), where)
         assert where.sum(dim=1).tolist() == [16 - 5, 16 - 1]

@@ -46,7 +46,7 @@ def fitted(method, *callbacks, **arguments):
 @pytest.mark.parametrize(
     ("method", "arguments", "retains"),
     [
-        (ESD, {"bank": lambda: TrajectoryBank(trajectories=4, steps=3)}, True),
+        (ESD, {"latents": lambda: TrajectoryBank(trajectories=4, steps=3)}, True),
         (ESD, {"train": lambda: "all", "checkpointing": lambda: True, "base": lambda: "bfloat16"}, False),
         (UCE, {}, False),
     ],
@@ -108,7 +108,9 @@ def test_a_bank_counts_and_is_walked_on_paper_only():
     asked = []
     model = TinyBackbone()
     model.denoiser.register_forward_hook(lambda *_: asked.append(torch.is_grad_enabled()))
-    module = ESD(concepts=[Concept("cat")], backbone=model, bank=TrajectoryBank(trajectories=8, steps=50, batch_size=8))
+    module = ESD(
+        concepts=[Concept("cat")], backbone=model, latents=TrajectoryBank(trajectories=8, steps=50, batch_size=8)
+    )
     found = forecast(module, PromptData(batch_size=4), measure=False, max_steps=9)
     assert found.held.bank == pytest.approx(3 * 8 * 50 * 4 * 8 * 8 * 4, rel=0.1)
     assert found.sampled == 8 * 50 * 2
@@ -143,7 +145,7 @@ def test_the_command_says_it_all_and_writes_nothing(tmp_path, monkeypatch, capsy
         "draw",
     ):
         assert words in shown
-    TinyBackbone().save(tmp_path / "tiny")
+    TinyBackbone().to_pipeline().save_pretrained(tmp_path / "tiny")
     assert main(["plan", *TOLD[:-1], str(tmp_path / "tiny"), *small, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["devices"] == 1

@@ -22,7 +22,7 @@ CAT = [Concept("cat", "dog")]
 def saved(tmp_path_factory):
     """A run's folder with an edit of a model that lies on the disk, and the module that made it."""
     folder = tmp_path_factory.mktemp("saved")
-    TinyBackbone().save(folder / "pipeline")
+    TinyBackbone().to_pipeline().save_pretrained(folder / "pipeline")
     module = fit(SAGE(concepts=CAT, backbone=str(folder / "pipeline"), lr=1e-2, warmup=1, check_steps=0), 3)
     (folder / "run").mkdir()
     module.save_edit(folder / "run" / "edit.safetensors")
@@ -91,7 +91,7 @@ class TestCommand:
             assert names == {"red", "sheet-2", "red-2", "sheet"}
 
     def test_an_edit_that_changed_nothing_draws_the_same(self, tmp_path, picture):
-        TinyBackbone().save(tmp_path / "pipeline")
+        TinyBackbone().to_pipeline().save_pretrained(tmp_path / "pipeline")
         module = SAGE(concepts=CAT, backbone=str(tmp_path / "pipeline"))
         module.configure_model()
         module.save_edit(tmp_path / "edit.safetensors")
@@ -141,7 +141,7 @@ class TestMistakes:
 
     def test_more_steps_than_there_are(self, capsys, run, picture):
         assert main(["purify", str(picture), "--ckpt_path", str(run), "--prompt", "", "--steps", "1001"]) == 2
-        assert "--steps of at most 1000; found 1001" in capsys.readouterr().err
+        assert "needs from 1 to 1000 sampling steps; found 1001" in capsys.readouterr().err
 
 
 class TestLoadEdited:

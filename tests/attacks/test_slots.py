@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from erasure_lightning.attacks.slots import Slots
-from erasure_lightning.backbones.base import CONCEPT, TEMPLATE
+from erasure_lightning.backbones.conditioning import CONCEPT, TEMPLATE
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.errors import ErasureError
 

@@ -5,7 +5,6 @@ import torch
 from under_attack import cigarette, tiny_target
 
 from erasure_lightning.attacks.soft_embedding import SoftEmbedding
-from erasure_lightning.backbones.base import Conditioning
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.tally import Tally
 
@@ -24,7 +23,8 @@ def test_the_budget_is_kept():
 def test_what_is_kept_draws_the_pictures_without_any_words():
     target = tiny_target()
     (case,), (found,) = target.cases(0), attack().run(target, 0)
-    assert torch.equal(found.pictures, target.draw(Conditioning(found.tensors["tokens"]), case.seeds))
+    soft = target.edited.encode([case.sentence]).with_tokens(found.tensors["tokens"])
+    assert torch.equal(found.pictures, target.draw(soft, case.seeds))
     assert found.prompt is None
 
 
@@ -36,7 +36,8 @@ def test_it_lowers_the_denoising_loss():
     def loss(steps):
         (found,) = attack(steps=steps, lr=0.1).run(target, 0)
         torch.manual_seed(0)
-        return target.denoising_loss(Conditioning(found.tensors["tokens"]), clean, t).item()
+        soft = target.edited.encode([case.sentence]).with_tokens(found.tensors["tokens"])
+        return target.denoising_loss(soft, clean, t).item()
 
     assert loss(40) < loss(0)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from under_attack import cigarette, tiny_target, weakly_erased
 
-from erasure_lightning.attacks.unlearn_diff_atk import OneWord, UnlearnDiffAtk, onto_simplex, spread_times
+from erasure_lightning.attacks.unlearn_diff_atk import OneWord, UnlearnDiffAtk, onto_simplex, spread_shares
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.tally import Tally
 
@@ -32,7 +32,8 @@ class TestParts:
         assert torch.equal(weights.grad, torch.tensor([[0.5, -1.0, 1.0]] * 2))
 
     def test_the_times_are_those_of_the_official_code(self):
-        assert spread_times(1000, 50) == list(range(10, 1000, 20))
+        times = tiny_target().edited.process.at(spread_shares(50))
+        assert torch.allclose(times, torch.arange(10.0, 1000, 20))
 
 
 def test_the_budget_is_kept():

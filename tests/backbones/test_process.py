@@ -1,8 +1,8 @@
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, EulerDiscreteScheduler
 
-from erasure_lightning.backbones.process import Diffusion, draw_times
+from erasure_lightning.backbones.process import Diffusion
 
 
 @pytest.fixture(params=[("epsilon", "epsilon"), ("velocity", "v_prediction")])
@@ -41,5 +41,30 @@ def test_velocity_target_is_what_diffusers_says():
 
 def test_times_reach_from_the_first_to_the_last():
     process = Diffusion(DDIMScheduler(num_train_timesteps=10).alphas_cumprod, "epsilon")
-    drawn = draw_times(process, 1000, torch.device("cpu"))
+    drawn = process.draw_times(1000)
     assert set(drawn.tolist()) == set(range(10))
+
+
+def test_between_two_times_the_noise_is_interpolated_as_euler_does(pair):
+    process, scheduler = pair
+    euler = EulerDiscreteScheduler.from_config(scheduler.config, timestep_spacing="linspace")
+    euler.set_timesteps(7)
+    t = euler.timesteps
+    assert (t != t.round()).any()
+    alpha = process.alpha(t)
+    high = torch.tensor([float(v) for v in euler.sigmas[:-1]])
+    low, behind = process.alphas[t.floor().long()], process.alphas[t.ceil().long()]
+    assert torch.allclose(((1 - alpha) / alpha).sqrt(), high, rtol=5e-3)
+    assert ((alpha <= low + 1e-6) & (alpha >= behind - 1e-6)).all()
+    whole = torch.tensor([0.0, 500.0, 999.0])
+    assert torch.equal(process.alpha(whole), process.alphas[whole.long()])
+
+
+def test_shares_and_times_undo_each_other(pair):
+    process, _ = pair
+    t = torch.tensor([0.0, 10.5, 999.0])
+    assert torch.allclose(process.at(process.share(t)), t)
+    assert process.at(torch.tensor(1.0)) == 999
+    late = process.draw_times(500, density=lambda share: (share > 0.9).float())
+    assert late.is_floating_point()
+    assert process.share(late).min() > 0.9

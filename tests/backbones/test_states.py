@@ -3,8 +3,8 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from erasure_lightning.backbones import stable_diffusion
-from erasure_lightning.backbones.base import CONCEPT, END, PADDING, START, TEMPLATE
+from erasure_lightning.backbones import towers
+from erasure_lightning.backbones.conditioning import CONCEPT, END, PADDING, START, TEMPLATE
 from erasure_lightning.backbones.states import BLOCK
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts import phrase
@@ -107,7 +107,7 @@ def test_nothing_of_it_is_saved(tiny):
 
 
 def test_tokens_are_remembered_by_the_sentence_and_where_its_concept_stands(tiny, monkeypatch):
-    monkeypatch.setattr(stable_diffusion, "MOST", 3)
+    monkeypatch.setattr(towers, "MOST", 3)
     prompts = [*(f"a {word}" for word in WORDS), phrase("a {}", "cat"), phrase("{} cat", "a")]
     first, again = ([tiny.embed([prompt])[0] for prompt in prompts] for _ in range(2))
     together = tiny.embed(prompts)[0]

@@ -6,7 +6,6 @@ from trivial import Distillation
 
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts import Concept
-from erasure_lightning.functional import Regression, corrected
 from erasure_lightning.methods.realera import RealEraClosedForm
 from erasure_lightning.methods.sage import SAGE
 from erasure_lightning.module import ClosedFormErasure
@@ -59,11 +58,8 @@ class Keeping(ClosedFormErasure):
     """Redirects end-of-text states and keeps what callbacks hold."""
 
     def solve(self):
-        equations = Regression(self.kept_gram())
         ends = [self.original.summarize(self.original.embed(w)) for w in (["cat", "star"], ["dog", "heart"])]
-        equations.redirect(*ends)
-        correction = equations.correction(0.1)
-        return {f"{n}.weight": corrected(m.weight, correction) for n, m in self.original.text_layers().items()}
+        return self.solve_each(lambda equations, source: equations.redirect(*ends), ridge=0.1)
 
 
 def test_a_closed_form_holds_what_is_beyond():

@@ -8,7 +8,6 @@ from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.bank import TrajectoryBank
 from erasure_lightning.concepts import Concept
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.functional import Regression, corrected
 from erasure_lightning.methods.sage import SAGE
 from erasure_lightning.retention.base import far_from, retained_prompts
 from erasure_lightning.retention.global_alignment import GlobalSemanticAlignment
@@ -41,7 +40,7 @@ TERMS = {
     "noise": lambda: LocalNoisePreservation(batch_size=3),
     "states": lambda: LocalStatePreservation(batch_size=3),
     "unconditional": UnconditionalDrift,
-    "trajectory": lambda: LocalNoisePreservation(batch_size=3, bank=TrajectoryBank(trajectories=2, steps=3)),
+    "trajectory": lambda: LocalNoisePreservation(batch_size=3, latents=TrajectoryBank(trajectories=2, steps=3)),
 }
 
 
@@ -102,14 +101,11 @@ class Keeping(Redirection):
     """The closed form of the tests, with what callbacks hold."""
 
     def solve(self):
-        sources, images = (
-            self.original.encode([getattr(c, which) for c in self.concepts]).tokens.flatten(0, 1)
-            for which in ("name", "anchor")
-        )
-        equations = Regression(self.kept_gram())
-        equations.redirect(sources, images)
-        correction = equations.correction(0.1)
-        return {name: corrected(weight, correction) for name, weight in self.editable().items()}
+        def fill(equations, source):
+            names, anchors = ([getattr(c, which) for c in self.concepts] for which in ("name", "anchor"))
+            equations.redirect(*(source.rows(self.original.encode(w)).flatten(0, 1) for w in (names, anchors)))
+
+        return self.solve_each(fill, ridge=0.1)
 
 
 @pytest.mark.parametrize("make", [LocalNoisePreservation, UnconditionalDrift])
@@ -135,10 +131,14 @@ def test_a_closed_form_has_no_text_states_to_hold():
 
 
 def test_banks_resume():
-    callback = ready(TERMS["trajectory"](), module())
+    owner = module()
+    callback = ready(TERMS["trajectory"](), owner)
+    callback.term(owner)
     other = TERMS["trajectory"]()
     other.load_state_dict(callback.state_dict())
-    assert other.bank.walked == callback.bank.walked
+    assert callback.latents.sentences.concepts
+    assert other.latents.sentences == callback.latents.sentences
+    assert torch.equal(other.latents.state_dict()["held"]["x"], callback.latents.state_dict()["held"]["x"])
 
 
 class TestRetainedPrompts:

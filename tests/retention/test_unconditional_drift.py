@@ -9,6 +9,7 @@ from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.bank import TrajectoryBank
 from erasure_lightning.callbacks.cost import Cost
 from erasure_lightning.concepts import Batch, Concept
+from erasure_lightning.latents import Models
 from erasure_lightning.methods.esd import ESD
 from erasure_lightning.methods.sage import SAGE
 from erasure_lightning.retention.unconditional_drift import UnconditionalDrift
@@ -19,15 +20,17 @@ CAT = [Concept("cat", "dog")]
 
 def esd(train="x", prediction="epsilon"):
     bank = TrajectoryBank(trajectories=2, steps=4)
-    return ESD(concepts=CAT, backbone=TinyBackbone(prediction=prediction), train=train, bank=bank, lr=3e-3)
+    return ESD(concepts=CAT, backbone=TinyBackbone(prediction=prediction), train=train, latents=bank, lr=3e-3)
 
 
 def drift(module):
     """Mean square of the change on trajectories of other prompts."""
     elsewhere = TrajectoryBank(steps=5, guidance=4.0)
-    elsewhere.follow(module.original, lambda _: Batch(["a {}"] * 3, ["star", "tree", "car"], [""] * 3), seed=7)
-    then = elsewhere.teacher(module.original, elsewhere.draw(["star", "tree", "car"] * 4))
-    return mse_loss(module.student(then.x, then.t, [""] * len(then.x)), then.nothing).item()
+    others = Batch(["a {}"] * 3, ["star", "tree", "car"], [""] * 3, [0, 1, 2])
+    models = Models(module.original, module.backbone, lambda count, number: others, 3, seed=7)
+    batch = elsewhere.draw(others.rows([0, 1, 2] * 4), models)
+    unconditional = module.backbone.unconditional(len(batch))
+    return mse_loss(module.student(batch, unconditional), batch.teacher.unconditional).item()
 
 
 @pytest.mark.parametrize(
