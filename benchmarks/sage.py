@@ -52,7 +52,7 @@ ABLATIONS = {
     "no local state term": retention(GLOBAL, NOISE, UNCONDITIONAL),
     "no unconditional term": retention(GLOBAL, NOISE, STATES),
     "no retention": retention(),
-    "local noise on trajectories": retention(*TERMS, **{NOISE: {"bank": BANK}}),
+    "local noise on trajectories": retention(*TERMS, **{NOISE: {"latents": BANK}}),
     "all blocks trained": ["--model.blocks", "null"],
 }
 

@@ -181,7 +181,7 @@ class TestLoading:
     def test_another_prediction(self, folder):
         config = folder / "scheduler" / "scheduler_config.json"
         config.write_text(config.read_text().replace('"epsilon"', '"sample"'))
-        with pytest.raises(ErasureError, match="predicts epsilon or v_prediction; found .* with 'sample'"):
+        with pytest.raises(ErasureError, match="predicts epsilon or v_prediction; found 'sample"):
             load_backbone(str(folder))
 
     def test_a_damaged_folder(self, folder):
