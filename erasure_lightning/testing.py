@@ -2,7 +2,7 @@
 
 import pkgutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from importlib import import_module
 from pathlib import Path
@@ -15,10 +15,12 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from erasure_lightning import retention
-from erasure_lightning.backbones.tiny import TinyBackbone
+from erasure_lightning.backbones.base import Backbone
+from erasure_lightning.backbones.tiny import TINY
 from erasure_lightning.concepts import Concept
 from erasure_lightning.data import PromptData
 from erasure_lightning.erasure import PREFIX, ErasureModule
+from erasure_lightning.errors import ErasureError
 from erasure_lightning.module import GradientErasure
 from erasure_lightning.retention.base import RetentionCallback
 from erasure_lightning.worlds import find_world
@@ -30,48 +32,97 @@ def check_method(
     steps: int = 4,
     world: str | None = "emoji-world",
     thorough: bool = True,
+    families: Sequence[type[Backbone]] = TINY,
     **arguments: Any,
 ) -> ErasureModule:
-    """Fit a method on `TinyBackbone` and demand what every method promises.
+    """Fit a method on a tiny model of every family and demand what every method promises.
 
-    Something changed; nothing outside `editable` did; all is finite; one seed gives one edit; an edit saved and loaded
-    is the same edit; a run stopped half-way and resumed ends bit-identical to one that was not. And thoroughly: every
-    retention callback works with it; bfloat16 does, of everything or of all but the edit; on a trained world, if it is
-    installed, what is said of the concepts moves more than what is said of other things.
+    Something changed; nothing outside `editable` did; all is finite; all that is trained has a
+    gradient in every step; one seed gives one edit; an edit saved and loaded is the same edit; a
+    run stopped half-way and resumed ends bit-identical to one that was not. And thoroughly: every
+    retention callback works with it; bfloat16 does, of everything or of all but the edit; on a
+    trained world, if it is installed, predictions for the concepts move more than those for other
+    things. A family without what the method `needs` is refused before training.
 
     Args:
         method: The class.
-        steps: Training steps, an even number of at least 2; closed forms stop after one by themselves.
+        steps: Training steps, an even number of at least 2; closed forms stop after one by
+            themselves.
         world: The trained world, ``None`` to leave its promise out.
-        thorough: Whether all of it is demanded; the first part will do for a method's further variants.
+        thorough: Whether all of it is demanded; the first part will do for a method's further
+            variants.
+        families: Tiny models, made without arguments, of which one at least suits the method.
         arguments: Of its constructor, without ``concepts``, ``backbone`` and ``seed``.
 
     Returns:
-        The fitted module, for the method's own claims.
+        The module fitted on the first family that suits it, for the method's own claims.
 
     Raises:
         AssertionError: Naming the promise that was broken.
     """
-    make = _maker(method, arguments)
-    fitted = fit(make(), steps)
-    _check_edit(fitted)
-    again = edit_of(fit(make(), steps))
-    _same(edit_of(fitted), again, f"{method.__name__} gives two edits for one seed")
+    suitable = [family for family in families if method.needs <= family.capabilities]
+    assert suitable, f"{method.__name__} suits no family of {[f.__name__ for f in families]}"
+    for family in set(families) - set(suitable):
+        _check_refusal(_maker(method, family, arguments)(), family)
+    fitted = [_check_family(method, family, steps, arguments) for family in suitable]
+    if not thorough:
+        return fitted[0]
+    for family in suitable:
+        make = _maker(method, family, arguments)
+        _check_retention(make(), family)
+        for precision in ("bf16-mixed", "bf16-true"):
+            _check_edit(fit(make(), 2, precision=precision), family, precision)
+        _check_base(fit(make(base="bfloat16"), 2), family)
+    if world and find_world(world):
+        given = deepcopy(arguments)
+        _check_aim(method(concepts=_FORGOTTEN, backbone=world, seed=1, **given), steps)
+    return fitted[0]
+
+
+def _check_family(
+    method: type[ErasureModule], family: type[Backbone], steps: int, arguments: dict[str, Any]
+) -> ErasureModule:
+    """The promises that every variant of a method keeps, on a family; gives the fitted module."""
+    make, name = _maker(method, family, arguments), f"{method.__name__} on {family.__name__}"
+    gradients = _Gradients()
+    fitted = fit(make(), steps, gradients)
+    _check_edit(fitted, family)
+    lacking = gradients.lacking
+    assert not lacking, f"{name} trains {lacking[0]} without a gradient"
     with TemporaryDirectory() as folder:
         half, whole = Path(folder, "half.ckpt"), Path(folder, "whole.ckpt")
         fit(make(), steps // 2, total=steps, save=half)
-        resumed = fit(make(), steps, resume=half, save=whole)
-        _same(edit_of(fitted), edit_of(resumed), f"{method.__name__} ends elsewhere when stopped and resumed")
-        loaded = _load(make(), whole)
-    _same(edit_of(fitted), edit_of(loaded), f"{method.__name__} loads another edit than it saved")
-    if thorough:
-        _check_retention(make())
-        for precision in ("bf16-mixed", "bf16-true"):
-            _check_edit(fit(make(), 2, precision=precision), precision)
-        _check_base(fit(make(base="bfloat16"), 2))
-        if world and find_world(world):
-            _check_aim(method(concepts=_FORGOTTEN, backbone=world, seed=1, **deepcopy(arguments)), steps)
+        resumed = edit_of(fit(make(), steps, resume=half, save=whole))
+        loaded = edit_of(_load(make(), whole))
+    if not _equal(edit_of(fitted), resumed):  # both runs have one seed: which promise is broken?
+        again = edit_of(fit(make(), steps))
+        assert _equal(edit_of(fitted), again), f"{name} gives two edits for one seed"
+        raise AssertionError(f"{name} ends elsewhere when stopped and resumed")
+    assert _equal(resumed, loaded), f"{name} loads another edit than it saved"
     return fitted
+
+
+def _check_refusal(module: ErasureModule, family: type[Backbone]) -> None:
+    missing = module.needs - family.capabilities
+    try:
+        module.configure_model()
+    except ErasureError as error:
+        unnamed = [c for c in missing if c not in str(error)]
+        assert not unnamed, f"{type(module).__name__} refuses {family.__name__} without {unnamed}"
+        return
+    name = type(module).__name__
+    raise AssertionError(f"{name} does not refuse {family.__name__}, which lacks {sorted(missing)}")
+
+
+class _Gradients(Callback):
+    """Collects the trained parameters that had no gradient in some step, which DDP must be told."""
+
+    def __init__(self) -> None:
+        self.lacking: list[str] = []
+
+    def on_after_backward(self, trainer: Trainer, pl_module: Any) -> None:
+        if not pl_module.has_unused:
+            self.lacking += [n for n, p in pl_module.trainable().items() if p.grad is None]
 
 
 #: What the world is made to forget, and what it must not.
@@ -87,14 +138,14 @@ def retention_callbacks() -> list[type[RetentionCallback]]:
     return sorted(ours, key=lambda c: c.name)
 
 
-def _check_retention(module: ErasureModule) -> None:
+def _check_retention(module: ErasureModule, family: type[Backbone]) -> None:
     callbacks = [cls() for cls in retention_callbacks()]
     for callback in callbacks:
         callback.given = callback.given or ["a tree", "a car", "a boat"]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*edits no text encoder.*")
         fit(module, 2, *callbacks)
-    _check_edit(module, "every retention callback")
+    _check_edit(module, family, "every retention callback")
     terms = module.loss_terms if isinstance(module, GradientErasure) else module.kept
     wanted = {c.name for c in callbacks if terms is not module.kept or not c.of_states}
     assert terms.keys() == wanted, f"{type(module).__name__} leaves out the terms of {wanted - terms.keys()}"
@@ -119,9 +170,17 @@ def _moved(module: ErasureModule, prompts: list[str]) -> float:
     return (torch.stack(each[0]) - torch.stack(each[1])).square().mean().item()
 
 
-def _maker(method: type[ErasureModule], arguments: dict[str, Any]) -> Callable[..., ErasureModule]:
+def _maker(
+    method: type[ErasureModule], family: type[Backbone], arguments: dict[str, Any]
+) -> Callable[..., ErasureModule]:
     concepts = [Concept("cat", "dog"), Concept("star", "heart")]
-    return lambda **more: method(concepts=concepts, backbone=TinyBackbone(), seed=1, **deepcopy(arguments), **more)
+    return lambda **more: method(concepts=concepts, backbone=_tiny(family), seed=1, **deepcopy(arguments), **more)
+
+
+def _tiny(family: type[Backbone]) -> Backbone:
+    """A family's tiny model, which is made without arguments."""
+    make: Callable[[], Backbone] = family
+    return make()
 
 
 class _StopAt(Callback):
@@ -174,9 +233,10 @@ def edit_of(module: ErasureModule) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in module.edit_values().items()}
 
 
-def _check_edit(module: ErasureModule, circumstance: str = "") -> None:
-    name, editable = f"{type(module).__name__}{circumstance and f' with {circumstance}'}", module.editable()
-    before = {name: p.to(module.backbone.base) for name, p in TinyBackbone().named_parameters()}
+def _check_edit(module: ErasureModule, family: type[Backbone], circumstance: str = "") -> None:
+    name = f"{type(module).__name__}{circumstance and f' with {circumstance}'}"
+    editable = module.editable()
+    before = {n: p.to(module.backbone.base) for n, p in _tiny(family).named_parameters()}
     now = {name.replace(".base_layer.", "."): p.detach() for name, p in module.backbone.named_parameters()}
     moved = {name for name, p in now.items() if name not in before or not torch.equal(p, before[name].to(p))}
     assert moved, f"{name} changed nothing"
@@ -187,17 +247,16 @@ def _check_edit(module: ErasureModule, circumstance: str = "") -> None:
     assert not frozen, f"{name} changed the frozen original"
 
 
-def _check_base(module: ErasureModule) -> None:
-    _check_edit(module, "a bfloat16 base")
+def _check_base(module: ErasureModule, family: type[Backbone]) -> None:
+    _check_edit(module, family, "a bfloat16 base")
     coarse = {name for name, p in module.editable().items() if p.dtype != torch.float32}
     assert not coarse, f"{type(module).__name__} edits {sorted(coarse)[0]} in less than float32"
     fine = {n for n, p in module.backbone.named_parameters() if p.dtype == torch.float32} - module.editable().keys()
     assert not fine, f"{type(module).__name__} keeps {sorted(fine)[0]} in float32, which it does not edit"
 
 
-def _same(a: dict[str, Tensor], b: dict[str, Tensor], broken: str) -> None:
-    assert a.keys() == b.keys(), broken
-    assert all(torch.equal(a[name], b[name]) for name in a), broken
+def _equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def _load(module: ErasureModule, checkpoint: Path) -> ErasureModule:

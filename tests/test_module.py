@@ -23,6 +23,55 @@ def test_a_method_that_does_nothing_is_caught():
         check_method(Idle)
 
 
+class Plain(TinyBackbone):
+    """A family without attention maps."""
+
+    capabilities = TinyBackbone.capabilities - {"attention maps"}
+
+
+class Needy(Distillation):
+    """Needs them."""
+
+    needs = frozenset({"attention maps"})
+
+
+class Careless(Needy):
+    """Would train without what it needs."""
+
+    def _check_capabilities(self):
+        pass
+
+
+class Idler(Distillation):
+    """Trains a part of the text encoder that its loss does not depend on."""
+
+    def erasure_loss(self, batch):
+        return (self.student(batch, self.original.encode(batch.prompts)) - batch.teacher.anchor).square().mean()
+
+    def editable(self):
+        return super().editable() | self.backbone.text_parameters(1)
+
+
+GIVEN = {"lr": 1e-2, "thorough": False}
+
+
+class TestFamilies:
+    def test_one_without_what_the_method_needs_is_refused(self):
+        assert isinstance(check_method(Needy, families=[Plain, TinyBackbone], **GIVEN), Needy)
+
+    def test_a_method_that_does_not_refuse_it_is_caught(self):
+        with pytest.raises(AssertionError, match=r"does not refuse Plain, which lacks \['attention maps'\]"):
+            check_method(Careless, families=[TinyBackbone, Plain], **GIVEN)
+
+    def test_one_at_least_must_suit(self):
+        with pytest.raises(AssertionError, match=r"Needy suits no family of \['Plain'\]"):
+            check_method(Needy, families=[Plain], **GIVEN)
+
+    def test_a_parameter_without_a_gradient_is_caught(self):
+        with pytest.raises(AssertionError, match=r"Idler on TinyBackbone trains text_encoders\..* without a gradient"):
+            check_method(Idler, families=[TinyBackbone], **GIVEN)
+
+
 def test_distillation_learns_what_the_loss_says():
     """The positive control of everything built on it: the concept's prediction goes to the anchor's."""
     module = fit(Distillation(concepts=CAT, backbone=TinyBackbone(), lr=1e-2), 60)

@@ -1,7 +1,8 @@
 """Text towers: a text encoder, its tokenizer, and what of its output the model reads."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -155,6 +156,11 @@ class TextTower(nn.Module, ABC):
         return cast(str, self.tokenizer.decode(ids.tolist(), skip_special_tokens=True)).strip()
 
 
+def _recording(states: list[Tensor]) -> Callable[[nn.Module, Any, Any], None]:
+    """A forward hook that keeps a block's output."""
+    return lambda _, __, out: states.append(out[0] if isinstance(out, tuple) else out)
+
+
 class ClipTower(TextTower):
     """A CLIP text encoder.
 
@@ -177,13 +183,20 @@ class ClipTower(TextTower):
         model = cast(Any, self.model)
         # CLIP's model takes ids alone; the table's output is the one place where other embeddings can enter.
         words = embedded.embeddings.to(self.table.dtype)
-        handle = model.get_input_embeddings().register_forward_hook(lambda *_: words)
-        try:
-            output = model(input_ids=embedded.ids, output_hidden_states=self.layer != -1)
-        finally:
-            handle.remove()
-        tokens = output.last_hidden_state if self.layer == -1 else output.hidden_states[self.layer]
+        states: list[Tensor] = []
+        with ExitStack() as hooks:
+            table = model.get_input_embeddings()
+            hooks.callback(table.register_forward_hook(lambda *_: words).remove)
+            if self.layer != -1:  # transformers' own records are wrong where two models share layers
+                hooks.callback(self._block().register_forward_hook(_recording(states)).remove)
+            output = model(input_ids=embedded.ids)
+        tokens = output.last_hidden_state if self.layer == -1 else states[0]
         return Encoded(tokens, output.text_embeds if self.projection else None)
+
+    def _block(self) -> nn.Module:
+        """The block whose output the model reads."""
+        body = getattr(self.model, "text_model", self.model)
+        return cast(nn.Module, cast(Any, body).encoder.layers[self.layer])
 
     def roles(self, ids: Tensor, offsets: Tensor, spans: Sequence[tuple[int, int]]) -> Tensor:
         """Roles ``(B, L)``: a start token, words, an end token, padding."""
