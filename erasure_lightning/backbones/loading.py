@@ -1,22 +1,23 @@
 """Turns what the user named (a world, a diffusers folder, a Hub id) into a `Backbone`."""
 
-import json
 import logging
-from contextlib import nullcontext
-from pathlib import Path
-from typing import Any, Literal
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any, Literal, cast
 
 import torch
+from torch import nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from erasure_lightning.backbones.base import Backbone
+from erasure_lightning.backbones.inspection import Component, inspect, one_line
+from erasure_lightning.backbones.sources import family_of, locate
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.worlds import World, find_world
 
 #: Which weights are read.
 Weights = Literal["all", "text encoders", "none"]
-
-#: Pipeline classes and the family that takes them apart.
-FAMILIES = {"StableDiffusionPipeline": "Stable Diffusion 1.x and 2.x"}
 
 
 def load_backbone(name: str, dtype: torch.dtype = torch.float32, weights: Weights = "all") -> Backbone:
@@ -31,89 +32,73 @@ def load_backbone(name: str, dtype: torch.dtype = torch.float32, weights: Weight
             is asked for.
 
     Raises:
-        ErasureError: If nothing is there, the family is not known, or the weights are not safetensors.
+        ErasureError: If nothing is there, or anything there is missing, broken, of another kind, or does not fit.
     """
-    world = find_world(name)
-    source = str(world.pipeline) if world else name
-    if not Path(source).exists() and (source.count("/") != 1 or source.startswith((".", "~"))):
-        raise ErasureError(
-            f"The backbone {name!r} was not found: it is no installed world, no folder, and no Hub id (owner/model)."
+    source = locate(name)
+    index = source.index()
+    family = family_of(source, index)
+    module, _, cls = family.backbone.partition(":")
+    backbone = getattr(import_module(module), cls)
+    left = {"all": {}, "text encoders": {backbone.components["denoiser"]}, "none": family.models}[weights]
+    read = [part for part in family.models if part not in left]
+    with _quiet():
+        with unset_fake_temporarily():  # a plan makes tensors without values, a comparison of shapes has its own
+            found = inspect(source, family, index, read)
+        parts = {
+            part: _shapes(component, dtype, weights) if part in left else _read(component, dtype)
+            for part, component in found.components.items()
+        }
+        # The constructor repairs configs of 2022 (clip_sample, steps_offset, sample_size) as stock.
+        with one_line(f"backbone {name!r}"):
+            pipeline = found.pipeline(**parts, **found.others, **family.options)
+    return cast(Backbone, backbone.from_pipeline(name, pipeline, source.world).requires_grad_(False))
+
+
+def _read(component: Component, dtype: torch.dtype) -> Any:
+    """A component with its weights, which must be finite."""
+    assert component.stored is not None
+    with one_line(component.title):
+        model = type(component.model).from_pretrained(
+            component.folder,
+            dtype=dtype,
+            variant=component.stored.variant,
+            use_safetensors=True,
+            low_cpu_mem_usage=True,
         )
-    family = _family(source)
-    if family not in FAMILIES:
-        known = ", ".join(f"{k} ({v})" for k, v in FAMILIES.items())
-        raise ErasureError(f"The backbone {name!r} needs a known pipeline class; found {family}. Known: {known}.")
-    _refuse_pickles(source)
-    return _stable_diffusion(name, source, world, dtype, weights)
+    _require_finite(component.title, model)
+    return model
 
 
-def _family(source: str) -> str:
-    """The pipeline class that ``model_index.json`` names."""
-    if Path(source).is_dir():
-        index = Path(source, "model_index.json")
-        if not index.is_file():
-            raise ErasureError(f"The folder {source} needs a model_index.json as diffusers writes it; found none.")
-        return str(json.loads(index.read_text()).get("_class_name"))
-    from diffusers import DiffusionPipeline
-
-    try:
-        return str(DiffusionPipeline.load_config(source)["_class_name"])
-    except (OSError, ValueError) as error:
-        first = str(error).splitlines()[0]
-        raise ErasureError(f"The Hub id {source!r} could not be read: {first}") from error
+def _shapes(component: Component, dtype: torch.dtype, weights: Weights) -> Any:
+    """A component without values; made anew for ``none``, whose caller says by its context what stands for them."""
+    if weights == "text encoders":
+        return component.model.to(dtype).eval()
+    cls, config = type(component.model), component.model.config
+    return (cls(config) if hasattr(cls, "config_class") else cls.from_config(config)).eval()
 
 
-def _refuse_pickles(source: str) -> None:
-    for part in ("unet", "vae", "text_encoder"):
-        folder = Path(source, part)
-        if folder.is_dir() and not any(folder.glob("*.safetensors")):
-            found = (
-                ", ".join(sorted(p.name for p in folder.iterdir() if p.suffix in {".bin", ".pt", ".ckpt"})) or "none"
-            )
+def _require_finite(title: str, model: nn.Module) -> None:
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not tensor.sum(dtype=torch.float32).isfinite():
             raise ErasureError(
-                f"{folder} needs weights as safetensors; found {found}. Pickles can run code and are not read: load "
-                "it once where you trust it, and write it with pipeline.save_pretrained(folder)."
+                f"The {title} needs finite weights; found NaN or infinity in {name}. Its training diverged, or the "
+                "file is damaged: give another one."
             )
 
 
-def _stable_diffusion(name: str, source: str, world: World | None, dtype: torch.dtype, weights: Weights) -> Backbone:
-    import diffusers
-    from transformers import CLIPTokenizer
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the libraries' remarks on old configs, which are repaired, from the terminal."""
+    from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
-
-    from erasure_lightning.backbones.stable_diffusion import StableDiffusion
 
     transformers_logging.disable_progress_bar()
     logging.getLogger("transformers").setLevel(logging.ERROR)
-
-    settings = diffusers.DDIMScheduler.load_config(source, subfolder="scheduler")
+    before = diffusers_logging.get_verbosity()
+    diffusers_logging.set_verbosity_error()
     try:
-        with torch.device("meta") if weights == "text encoders" else nullcontext():
-            unet = _part(diffusers.UNet2DConditionModel, "unet", source, dtype, weights)
-        return StableDiffusion(
-            name=name,
-            unet=unet,
-            vae=_part(diffusers.AutoencoderKL, "vae", source, dtype, weights),
-            text_encoder=_text_encoder(source, dtype, weights),
-            tokenizer=CLIPTokenizer.from_pretrained(source, subfolder="tokenizer"),
-            scheduler=getattr(diffusers, settings["_class_name"]).from_config(settings),
-            world=world,
-        ).requires_grad_(False)
-    except OSError as error:
-        raise ErasureError(f"The backbone {name!r} could not be loaded: {str(error).splitlines()[0]}") from error
-
-
-def _part(cls: Any, folder: str, source: str, dtype: torch.dtype, weights: Weights) -> Any:
-    """A part as diffusers makes it, with its weights if they are among those that are read."""
-    if weights == "all" or (weights == "text encoders" and folder == "vae"):
-        return cls.from_pretrained(source, subfolder=folder, dtype=dtype, use_safetensors=True, low_cpu_mem_usage=True)
-    made = cls.from_config(cls.load_config(source, subfolder=folder)).eval()
-    return made if weights == "none" else made.to(dtype)  # shapes without values cannot be moved
-
-
-def _text_encoder(source: str, dtype: torch.dtype, weights: Weights) -> Any:
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    if weights == "none":
-        return CLIPTextModel(CLIPTextConfig.from_pretrained(source, subfolder="text_encoder"))
-    return CLIPTextModel.from_pretrained(source, subfolder="text_encoder", dtype=dtype, use_safetensors=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        diffusers_logging.set_verbosity(before)

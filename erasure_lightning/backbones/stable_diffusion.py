@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,13 @@ class StableDiffusion(Backbone):
         ErasureError: If the scheduler names a prediction other than epsilon and velocity.
     """
 
+    #: Our parts and the pipeline's components that they are.
+    components: ClassVar[dict[str, str]] = {
+        "denoiser": "unet",
+        "text_encoders.0": "text_encoder",
+        "vae": "vae",
+    }
+
     def __init__(
         self,
         *,
@@ -68,6 +75,19 @@ class StableDiffusion(Backbone):
         self._scheduler = scheduler
         #: Ids and roles ``(L,)`` of the sentences met last.
         self._spelt: dict[str | Phrase, tuple[Tensor, Tensor]] = {}
+
+    @classmethod
+    def from_pipeline(cls, name: str, pipeline: Any, world: World | None = None) -> Self:
+        """The backbone of a `StableDiffusionPipeline`, whose components it shares."""
+        return cls(
+            name=name,
+            unet=pipeline.unet,
+            vae=pipeline.vae,
+            text_encoder=pipeline.text_encoder,
+            tokenizer=pipeline.tokenizer,
+            scheduler=pipeline.scheduler,
+            world=world,
+        )
 
     def embed(self, prompts: Sequence[str | Phrase]) -> tuple[Embedded, ...]:
         """Look up the prompts' words, padded to the tokenizer's full length."""

@@ -1,0 +1,208 @@
+"""Looks at all of a pipeline before any weight is read: classes, configs, tokenizers, sampler, names and shapes."""
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from erasure_lightning.backbones.families import Family
+from erasure_lightning.backbones.fitting import require_channels, require_tokens
+from erasure_lightning.backbones.sources import Source, fetch, read_json, repository_files
+from erasure_lightning.backbones.stored import STEMS, Stored, find_weights, preferred, require_fit
+from erasure_lightning.errors import ErasureError
+
+#: What a text encoder's config may call itself: its own half of CLIP, or the whole.
+_TEXT_CONFIGS = (None, "clip_text_model", "clip")
+
+
+@dataclass(frozen=True)
+class Component:
+    """A component with weights.
+
+    Args:
+        title: What it is called in messages.
+        folder: Where it lies.
+        model: A model made from its config, on the meta device.
+        stored: Its weight files; None where they are not on this machine, as they are not read.
+    """
+
+    title: str
+    folder: Path
+    model: Any
+    stored: Stored | None
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """A pipeline whose files fit together.
+
+    Args:
+        family: Of its class.
+        pipeline: Its class.
+        components: Those with weights, by name.
+        others: Tokenizers and the sampler, by name.
+    """
+
+    family: Family
+    pipeline: Any
+    components: Mapping[str, Component]
+    others: Mapping[str, Any]
+
+
+@contextmanager
+def one_line(title: str) -> Iterator[None]:
+    """Whatever the libraries raise over a component's files becomes one line with its name."""
+    try:
+        yield
+    except ErasureError:
+        raise
+    except Exception as error:  # they raise anything over what someone wrote
+        first = next(iter(str(error).strip().splitlines()), "no reason was given")
+        raise ErasureError(f"The {title} could not be loaded: {type(error).__name__}: {first}") from error
+
+
+def inspect(source: Source, family: Family, index: dict[str, Any], read: Collection[str]) -> Inspected:
+    """Look at every file that is read, but at no weight.
+
+    Args:
+        source: Where the pipeline lies.
+        family: Of its class.
+        index: Content of its ``model_index.json``.
+        read: Components whose weights will be read. In a folder, those of the others are looked at all the same.
+
+    Raises:
+        ErasureError: At the first thing that is missing, broken, or does not fit the rest.
+    """
+    import diffusers
+
+    classes = {name: _class(source, index, name, *family.models[name]) for name in family.models}
+    samplers = _sampler_class(source, index)
+    if source.hub:
+        _fetch(source, family, read)
+    models = {name: _empty(source, name, cls) for name, cls in classes.items()}
+    tokenizers = {name: _tokenizer(source, index, name) for name in family.tokenizers}
+    others = {**tokenizers, "scheduler": _sampler(source, samplers)}
+    for name, tower in family.tokenizers.items():
+        require_tokens(f"{name} of {source.name}", tokenizers[name], tower, models[tower].config)
+    towers = [models[tower].config for tower in family.tokenizers.values()]
+    require_channels(source.name, models["unet"].config, models["vae"].config, towers)
+    components = {}
+    for name, model in models.items():
+        title, folder = f"{name} of {source.name}", source.folder(name)
+        stored = None if source.hub and name not in read else find_weights(folder, family.models[name][0])
+        if stored:
+            with one_line(title):
+                require_fit(title, model, stored)
+        components[name] = Component(title, folder, model, stored)
+    return Inspected(family, getattr(diffusers, index["_class_name"]), components, others)
+
+
+def _fetch(source: Source, family: Family, read: Collection[str]) -> None:
+    """Bring configs and tokenizers of a Hub repository here, and weights in the variant that is read."""
+    folders = [*family.models, *family.tokenizers, "scheduler"]
+    patterns = [f"{folder}/*.{ending}" for folder in folders for ending in ("json", "txt")]
+    files = repository_files(source) if read else []
+    for name in read:
+        own = [file.removeprefix(f"{name}/") for file in files if file.startswith(f"{name}/")]
+        if best := preferred(own, STEMS[family.models[name][0]]):
+            patterns += [f"{name}/{file}" for file in best[1]]
+    fetch(source, patterns)
+
+
+def _named(source: Source, index: dict[str, Any], name: str) -> tuple[str, str]:
+    """Library and class that ``model_index.json`` names for a component."""
+    match index.get(name):
+        case [str(library), str(cls)]:
+            return library, cls
+        case found:
+            raise ErasureError(
+                f"The model_index.json of {source.name} needs a library and a class for its {name}; found {found}."
+            )
+
+
+def _class(source: Source, index: dict[str, Any], name: str, library: str, cls: str) -> Any:
+    found = _named(source, index, name)
+    if found != (library, cls):
+        raise ErasureError(f"The {name} of {source.name} needs the class {library}.{cls}; found {'.'.join(found)}.")
+    import diffusers
+    import transformers
+
+    return getattr({"diffusers": diffusers, "transformers": transformers}[library], cls)
+
+
+def _folder(source: Source, name: str, config: str) -> Path:
+    """A component's folder, which holds its config."""
+    folder = source.folder(name)
+    if not folder.is_dir():
+        raise ErasureError(f"The backbone {source.name!r} needs a folder {folder}; found none. Download it again.")
+    if not (folder / config).is_file():
+        raise ErasureError(f"The {name} of {source.name} needs {folder / config}; found none. Download it again.")
+    return folder
+
+
+def _empty(source: Source, name: str, cls: Any) -> Any:
+    """A component made from its config on the meta device."""
+    folder = _folder(source, name, "config.json")
+    config = read_json(folder / "config.json")
+    kind, described = config.get("model_type"), config.get("_class_name", cls.__name__)
+    text = hasattr(cls, "config_class")
+    if described != cls.__name__ or (text and kind not in _TEXT_CONFIGS):
+        other = described if described != cls.__name__ else kind
+        raise ErasureError(f"{folder}/config.json needs to describe a {cls.__name__}; found {other}.")
+    if config.get("quantization_config"):
+        raise ErasureError(f"The {name} of {source.name} needs plain weights; found quantized ones. Give the original.")
+    with one_line(f"{name} of {source.name}"), torch.device("meta"):
+        return cls(cls.config_class.from_pretrained(folder)) if text else cls.from_config(config)
+
+
+def _tokenizer(source: Source, index: dict[str, Any], name: str) -> Any:
+    import transformers
+
+    found = _named(source, index, name)
+    if found not in {("transformers", "CLIPTokenizer"), ("transformers", "CLIPTokenizerFast")}:
+        raise ErasureError(
+            f"The {name} of {source.name} needs the class transformers.CLIPTokenizer; found {'.'.join(found)}."
+        )
+    folder = source.folder(name)
+    if not (folder / "tokenizer.json").is_file():
+        for file in ("vocab.json", "merges.txt"):
+            if not (folder / file).is_file():
+                raise ErasureError(
+                    f"The {name} of {source.name} needs tokenizer.json, or vocab.json and merges.txt, in {folder}; "
+                    f"found no {file}. Download it again."
+                )
+    with one_line(f"{name} of {source.name}"):
+        return transformers.CLIPTokenizer.from_pretrained(folder)
+
+
+def _sampler_class(source: Source, index: dict[str, Any]) -> Any:
+    import diffusers
+
+    library, name = _named(source, index, "scheduler")
+    cls = getattr(diffusers, name, None) if library == "diffusers" else None
+    if not (isinstance(cls, type) and issubclass(cls, diffusers.SchedulerMixin)):
+        raise ErasureError(
+            f"The scheduler of {source.name} needs to be one of the installed diffusers; found {library}.{name}."
+        )
+    return cls
+
+
+def _sampler(source: Source, cls: Any) -> Any:
+    folder = _folder(source, "scheduler", "scheduler_config.json")
+    config = read_json(folder / "scheduler_config.json")
+    with one_line(f"scheduler of {source.name}"):
+        sampler = cls.from_config(config)
+    prediction = sampler.config.get("prediction_type")
+    if not hasattr(sampler, "alphas_cumprod"):
+        raise ErasureError(
+            f"The scheduler of {source.name} needs a noise schedule (alphas_cumprod); found {cls.__name__}, which has "
+            "none. Name the one that the model was trained with, such as DDIMScheduler."
+        )
+    if prediction not in ("epsilon", "v_prediction"):
+        raise ErasureError(
+            f"{source.name} needs a scheduler that predicts epsilon or v_prediction; found {prediction!r}."
+        )
+    return sampler

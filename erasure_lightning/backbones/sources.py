@@ -1,0 +1,137 @@
+"""Where a pipeline lies: a world, a folder as diffusers writes it, or a repository of the Hub."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from erasure_lightning.backbones.families import FAMILIES, Family
+from erasure_lightning.errors import ErasureError
+from erasure_lightning.worlds import World, find_world
+
+INDEX = "model_index.json"
+
+#: Endings of checkpoints that hold a whole pipeline in one file.
+_SINGLE = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A pipeline's files on this machine.
+
+    Args:
+        name: How the user named it.
+        root: Folder of ``model_index.json``.
+        world: The world it is, where it is one.
+        hub: Whether it is a repository of the Hub, of which only what is read is fetched.
+    """
+
+    name: str
+    root: Path
+    world: World | None = None
+    hub: bool = False
+
+    def folder(self, component: str) -> Path:
+        """Folder of a component (``unet``, ``tokenizer_2``)."""
+        return self.world.component(component) if self.world else self.root / component
+
+    def index(self) -> dict[str, Any]:
+        """Content of ``model_index.json``."""
+        if (self.root / INDEX).exists():
+            return read_json(self.root / INDEX, encoding="utf-8-sig")
+        near = [*self.root.glob(f"*/{INDEX}"), *self.root.glob(f"snapshots/*/{INDEX}")]
+        near += [p for p in (self.root.resolve().parent / INDEX,) if p.is_file()]
+        hint = f"; did you mean {near[0].parent}?" if near else "."
+        raise ErasureError(f"The folder {self.root} needs a {INDEX} as diffusers writes it; found none{hint}")
+
+
+def locate(name: str) -> Source:
+    """Find what the user named; only a Hub id goes to the network.
+
+    Args:
+        name: A world's name, a folder or its ``model_index.json``, or a Hub id (``owner/model``).
+
+    Raises:
+        ErasureError: If nothing is there, or it is a checkpoint in one file.
+    """
+    if world := find_world(name):
+        return Source(name, world.pipeline, world)
+    path = Path(os.path.expanduser(name))
+    if name and path.is_dir():
+        return Source(name, path)
+    if path.name == INDEX and path.is_file():
+        return Source(name, path.parent)
+    if path.suffix in _SINGLE and path.is_file():
+        raise ErasureError(
+            f"The backbone {name!r} is a checkpoint in one file; a folder as diffusers writes it is "
+            f"needed. Convert it once: StableDiffusionPipeline.from_single_file({name!r})"
+            ".save_pretrained(folder), and name that folder."
+        )
+    if path.exists() or path.suffix in _SINGLE or not _is_hub_id(name):
+        found = "a file" if path.exists() else "no installed world, no folder, and no Hub id (owner/model)"
+        raise ErasureError(f"The backbone {name!r} was not found: it is {found}.")
+    return Source(name, _download(name, [INDEX]), hub=True)
+
+
+def _is_hub_id(name: str) -> bool:
+    return name.count("/") == 1 and all(name.split("/")) and not name.startswith((".", "~"))
+
+
+def family_of(source: Source, index: dict[str, Any]) -> Family:
+    """Family that ``model_index.json`` names.
+
+    Raises:
+        ErasureError: If it names none that is known.
+    """
+    found = index.get("_class_name")
+    if isinstance(found, str) and found in FAMILIES:
+        return FAMILIES[found]
+    known = ", ".join(f"{name} ({family.title})" for name, family in FAMILIES.items())
+    raise ErasureError(f"The backbone {source.name!r} needs a known pipeline class; found {found}. Known: {known}.")
+
+
+def read_json(path: Path, encoding: str = "utf-8") -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        ErasureError: If it cannot be read or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding=encoding))
+    except OSError as error:
+        raise ErasureError(f"{path} cannot be read: {error.strerror}.") from error
+    except ValueError as error:  # also bytes that are no UTF-8
+        raise ErasureError(f"{path} needs JSON in UTF-8; found an error: {error}.") from error
+    if not isinstance(content, dict):
+        raise ErasureError(f"{path} needs a JSON object; found {type(content).__name__}.")
+    return content
+
+
+def fetch(source: Source, files: Sequence[str]) -> None:
+    """Bring files of a Hub repository into the cache: patterns below its root."""
+    _download(source.name, files)
+
+
+def repository_files(source: Source) -> list[str]:
+    """Paths of all files of a Hub repository; of those in the cache where the Hub is out of reach."""
+    from huggingface_hub import HfApi
+
+    try:
+        return HfApi().list_repo_files(source.name)
+    except Exception:  # offline, gated, down: errors of three libraries. What is missing is named later.
+        return [str(p.relative_to(source.root)) for p in source.root.rglob("*") if p.is_file()]
+
+
+def _download(name: str, patterns: Sequence[str]) -> Path:
+    from huggingface_hub import snapshot_download, try_to_load_from_cache
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(patterns)))
+    except Exception as error:  # as above
+        cached = try_to_load_from_cache(name, INDEX)
+        if isinstance(cached, str):
+            return Path(cached).parent
+        first = str(error).strip().splitlines()[0]
+        raise ErasureError(f"The Hub id {name!r} could not be read: {first}") from error
