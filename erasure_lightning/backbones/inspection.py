@@ -15,7 +15,7 @@ from erasure_lightning.backbones.stored import STEMS, Stored, find_weights, pref
 from erasure_lightning.errors import ErasureError
 
 #: What a text encoder's config may call itself: its own half of CLIP, or the whole.
-_TEXT_CONFIGS = (None, "clip_text_model", "clip")
+_TEXT_CONFIGS = ("clip_text_model", "clip")
 
 
 @dataclass(frozen=True)
@@ -147,11 +147,10 @@ def _empty(source: Source, name: str, cls: Any) -> Any:
     """A component made from its config on the meta device."""
     folder = _folder(source, name, "config.json")
     config = read_json(folder / "config.json")
-    kind, described = config.get("model_type"), config.get("_class_name", cls.__name__)
+    kind = config.get("_class_name", config.get("model_type"))
     text = hasattr(cls, "config_class")
-    if described != cls.__name__ or (text and kind not in _TEXT_CONFIGS):
-        other = described if described != cls.__name__ else kind
-        raise ErasureError(f"{folder}/config.json needs to describe a {cls.__name__}; found {other}.")
+    if kind not in (None, cls.__name__, *(_TEXT_CONFIGS if text else ())):
+        raise ErasureError(f"{folder}/config.json needs to describe a {cls.__name__}; found {kind}.")
     if config.get("quantization_config"):
         raise ErasureError(f"The {name} of {source.name} needs plain weights; found quantized ones. Give the original.")
     with one_line(f"{name} of {source.name}"), torch.device("meta"):

@@ -70,7 +70,7 @@ def locate(name: str) -> Source:
             ".save_pretrained(folder), and name that folder."
         )
     if path.exists() or path.suffix in _SINGLE or not _is_hub_id(name):
-        found = "a file" if path.exists() else "no installed world, no folder, and no Hub id (owner/model)"
+        found = "a file" if path.is_file() else "no installed world, no folder, and no Hub id (owner/model)"
         raise ErasureError(f"The backbone {name!r} was not found: it is {found}.")
     return Source(name, _download(name, [INDEX]), hub=True)
 

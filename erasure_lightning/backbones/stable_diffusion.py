@@ -78,14 +78,16 @@ class StableDiffusion(Backbone):
 
     @classmethod
     def from_pipeline(cls, name: str, pipeline: Any, world: World | None = None) -> Self:
-        """The backbone of a `StableDiffusionPipeline`, whose components it shares."""
+        """The backbone of a `StableDiffusionPipeline`, whose models it shares."""
+        # What the pipeline repaired is still listed as a default, which `from_config` would restore.
+        config = {k: v for k, v in pipeline.scheduler.config.items() if k != "_use_default_values"}
         return cls(
             name=name,
             unet=pipeline.unet,
             vae=pipeline.vae,
             text_encoder=pipeline.text_encoder,
             tokenizer=pipeline.tokenizer,
-            scheduler=pipeline.scheduler,
+            scheduler=type(pipeline.scheduler).from_config(config),
             world=world,
         )
 
