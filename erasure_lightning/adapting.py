@@ -39,7 +39,8 @@ class AdapterErasure(GradientErasure):
 
     def description(self) -> dict[str, Any]:
         """What an edit was made from, and the adapters a pipeline must be given."""
-        return super().description() | {"adapters": {"denoiser": asdict(self._plan)}}
+        component = self.backbone.components["denoiser"]
+        return super().description() | {"adapters": {component: asdict(self._plan)}}
 
 
 class LoraErasure(AdapterErasure):

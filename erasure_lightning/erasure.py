@@ -18,7 +18,7 @@ from erasure_lightning.backbones.loading import Weights, load_backbone
 from erasure_lightning.checks import require_finite, require_seed
 from erasure_lightning.concept_files import read_concepts
 from erasure_lightning.concepts import Concept, check_concepts
-from erasure_lightning.edits import plain
+from erasure_lightning.edits import plain, write_edit
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.functional import mix, widen
 from erasure_lightning.pictures import require_finite_pictures
@@ -118,6 +118,7 @@ class ErasureModule(LightningModule, ABC):
             self._check_world()
             self.original = self.backbone.original(self.touched())
             self.fingerprint, self.rounded = ("" if empty else self.original.fingerprint(d) for d in _KNOWN_BY)
+            self.fingerprints = {} if empty else self.original.fingerprints(self.touched())
             with torch.random.fork_rng(devices=[]):  # adapters begin alike on every rank and at every start
                 torch.manual_seed(mix(self.seed, 5))
                 self.adapt()
@@ -132,6 +133,7 @@ class ErasureModule(LightningModule, ABC):
     def _split(self, mesh: DeviceMesh) -> None:
         """Share the weights out among ranks, which from now on must ask the model together."""
         self.fingerprint, self.rounded = gathered([self.fingerprint, self.rounded])[:2]
+        self.fingerprints = gathered([self.fingerprints])[0]
         full = {} if self.global_rank else {n: v.detach() for n, v in [*self.named_parameters(), *self.named_buffers()]}
         models = [module for module in self.children() if isinstance(module, Backbone)]
         trained = {} if self.stays_whole() else self.trainable()
@@ -148,6 +150,17 @@ class ErasureModule(LightningModule, ABC):
     def edit_values(self) -> dict[str, Tensor]:
         """The values of everything `editable`, whole, on the CPU; where weights are split, every rank must ask."""
         return {name: whole(parameter) for name, parameter in self.editable().items()}
+
+    def save_edit(self, path: Path, **metadata: Any) -> None:
+        """Write the edit as a file, on rank 0; where weights are split, every rank must call it.
+
+        Args:
+            path: Where to; replaced atomically.
+            metadata: What is kept with it beside the `description`.
+        """
+        values = {self.backbone.component_name(name): value for name, value in self.edit_values().items()}
+        if self.global_rank == 0:
+            write_edit(path, values, self.description() | metadata)
 
     def write(self, values: Mapping[str, Tensor]) -> None:
         """Give weights of the backbone new values, by name; where weights are split, every rank must call it."""
@@ -178,6 +191,7 @@ class ErasureModule(LightningModule, ABC):
             "backbone": self.backbone.name,
             "backbone_fingerprint": self.fingerprint,
             "backbone_bfloat16": self.rounded,
+            "fingerprints": self.fingerprints,
             "seed": self.seed,
             "versions": {name: version(name) for name in packages},
         }
@@ -189,11 +203,13 @@ class ErasureModule(LightningModule, ABC):
         checkpoint["erasure"] = self.description()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse an edit of another model or of other parameters.
+        """Refuse an edit of another model or of other parameters; names of an edit file become the backbone's.
 
         Raises:
             ErasureError: Naming what differs.
         """
+        own = {PREFIX + self.backbone.component_name(n): PREFIX + n for n in self.editable()}
+        checkpoint["state_dict"] = {own.get(n, n): value for n, value in checkpoint["state_dict"].items()}
         found, wanted = set(checkpoint["state_dict"]), {PREFIX + n for n in self.editable()}
         if found != wanted:
             odd = sorted(found ^ wanted)

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import reduce
 from typing import Literal
 
@@ -20,18 +20,23 @@ def mix(*parts: int) -> int:
 
 
 def fingerprint(module: nn.Module, dtype: torch.dtype | None = None) -> str:
-    """A short hash of a module's weights: names, shapes and the first values of every tensor.
+    """`digest` of a module's weights, in their order."""
+    return digest(module.state_dict(), dtype)
+
+
+def digest(tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> str:
+    """A short hash of tensors: names, shapes and the first values of each.
 
     Args:
-        module: Whose weights.
+        tensors: By name; their order counts.
         dtype: A precision that values are rounded to first; by default they are taken as they are.
     """
-    digest = hashlib.sha256()
-    for name, value in module.state_dict().items():
-        digest.update(f"{name}{tuple(value.shape)}".encode())
+    hashed = hashlib.sha256()
+    for name, value in tensors.items():
+        hashed.update(f"{name}{tuple(value.shape)}".encode())
         first = value.flatten()[:64]
-        digest.update(first.to(dtype or first.dtype).double().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
+        hashed.update(first.to(dtype or first.dtype).double().cpu().numpy().tobytes())
+    return hashed.hexdigest()[:16]
 
 
 def widen(parameters: Iterable[Tensor]) -> None:

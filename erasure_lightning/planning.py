@@ -200,6 +200,7 @@ def _without_values(module: ErasureModule, ledger: Ledger) -> None:
     backbone = cast(Any, given)
     without_values(backbone, torch.bfloat16 if module.base == "bfloat16" else torch.float32, mode)
     backbone.fingerprint = lambda dtype=None: ""
+    backbone.fingerprints = lambda names: {}
     backbone.to = lambda *_: backbone
     cast(Any, module)._given = (backbone,)
     cast(Any, module)._apply = lambda *_, **__: module

@@ -52,8 +52,8 @@ def description(name="cat", **changes):
 
 
 def write_edit(folder, about):
-    values = {"text_encoders.0.layer.weight": numpy.zeros((4, 3), numpy.float32)}
-    content = save(values, metadata={"erasure": json.dumps({"format": 1, **about})})
+    values = {"text_encoder.layer.weight": numpy.zeros((4, 3), numpy.float32)}
+    content = save(values, metadata={"erasure": json.dumps({"format": 2, **about})})
     (folder / "edit.safetensors").write_bytes(content)
 
 

@@ -10,8 +10,9 @@ from erasure_lightning.adapters.kinds import KINDS, install
 from erasure_lightning.adapting import AdapterErasure, LoraErasure
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.callbacks.guard import check_edit
+from erasure_lightning.checkpoints import read_checkpoint
 from erasure_lightning.concepts import Concept
-from erasure_lightning.edits import apply_edit, write_edit
+from erasure_lightning.edits import apply_edit
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.testing import check_method, edit_of, fit
 
@@ -74,7 +75,7 @@ def test_contract(method, arguments):
 )
 def test_an_edit_applied_to_a_pipeline_says_the_same(tmp_path, method, arguments):
     module = fit(method(concepts=CAT, backbone=TinyBackbone(), lr=1e-2, **arguments), 4)
-    write_edit(tmp_path / "edit.safetensors", module.editable(), module.description())
+    module.save_edit(tmp_path / "edit.safetensors")
     made, tiny = pipeline()
     before = says(tiny)
     apply_edit(tmp_path, made)
@@ -96,6 +97,20 @@ def test_a_merged_checkpoint_is_read_by_a_fresh_module(tmp_path):
     fresh = Lora(concepts=CAT, backbone=TinyBackbone())
     fresh.configure_model()
     saved = torch.load(tmp_path / "end.ckpt", weights_only=True)
+    fresh.on_load_checkpoint(saved)
+    fresh.load_state_dict(saved["state_dict"], strict=False)
+    assert torch.equal(says(fresh.backbone), says(module.backbone))
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments"), [(Lora, {}), (Lora, {"merge": False}), (Shifting, {})], ids=["merged", "apart", "beside"]
+)
+def test_an_edit_file_goes_back_into_its_module(tmp_path, method, arguments):
+    module = fit(method(concepts=CAT, backbone=TinyBackbone(), lr=1e-2, **arguments), 2)
+    module.save_edit(tmp_path / "edit.safetensors")
+    fresh, saved = method(concepts=CAT, backbone=TinyBackbone()), read_checkpoint(tmp_path / "edit.safetensors")
+    assert all("base_layer" not in name and name.startswith("backbone.unet.") for name in saved["state_dict"])
+    fresh.configure_model()
     fresh.on_load_checkpoint(saved)
     fresh.load_state_dict(saved["state_dict"], strict=False)
     assert torch.equal(says(fresh.backbone), says(module.backbone))

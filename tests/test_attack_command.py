@@ -9,7 +9,6 @@ from erasure_lightning.attacks.outcome import Outcome
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.cli.configs import SHIPPED
 from erasure_lightning.concepts import Concept
-from erasure_lightning.edits import write_edit
 from erasure_lightning.methods.sage import SAGE
 from erasure_lightning.testing import fit
 
@@ -32,7 +31,7 @@ def saved(tmp_path_factory):
     TinyBackbone().save(folder / "pipeline")
     save_scorer(folder / "scorer")
     module = fit(SAGE(concepts=[Concept("cat", "dog")], backbone=str(folder / "pipeline"), check_steps=0), 1)
-    write_edit(folder / "edit.safetensors", module.editable(), module.description())
+    module.save_edit(folder / "edit.safetensors")
     return folder
 
 

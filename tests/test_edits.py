@@ -3,6 +3,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from erasure_lightning.components import fingerprints
 from erasure_lightning.edits import apply_edit, read_edit, write_atomically, write_edit
 from erasure_lightning.errors import ErasureError
 
@@ -10,11 +11,11 @@ META = {"method": "tests.trivial.Distillation", "concepts": [{"name": "cat"}], "
 
 
 def test_an_edit_comes_back_with_what_it_was_made_from(tmp_path):
-    values = {"text_encoders.0.w": torch.randn(2, 3)}
+    values = {"text_encoder.w": torch.randn(2, 3)}
     write_edit(tmp_path / "run" / "edit.safetensors", values, META)
     tensors, metadata = read_edit(tmp_path / "run" / "edit.safetensors")
-    assert torch.equal(tensors["text_encoders.0.w"], values["text_encoders.0.w"])
-    assert metadata == META | {"format": 1}
+    assert torch.equal(tensors["text_encoder.w"], values["text_encoder.w"])
+    assert metadata == META | {"format": 2}
     first = (tmp_path / "run" / "edit.safetensors").read_bytes()
     write_edit(tmp_path / "again.safetensors", values, META)
     assert (tmp_path / "again.safetensors").read_bytes() == first
@@ -43,6 +44,22 @@ def test_missing_files_and_foreign_ones(tmp_path):
         read_edit(tmp_path / "foreign.safetensors")
 
 
+def test_an_edit_of_a_later_layout_is_refused(tmp_path):
+    write_edit(tmp_path / "edit", {"unet.w": torch.ones(1)}, META | {"format": 3})
+    with pytest.raises(ErasureError, match="needs a later version .*: found layout 3, known are 1 to 2"):
+        read_edit(tmp_path / "edit")
+
+
+def test_an_edit_of_layout_1_comes_in_today_s(tmp_path):
+    older = ["denoiser.a.base_layer.weight", "denoiser.a.lora_A.default.weight", "text_encoders.0.b"]
+    plan = {"kind": "spm", "layers": ["a"]}
+    about = META | {"format": 1, "adapters": {"denoiser": plan}}
+    write_edit(tmp_path / "edit", {name: torch.ones(1) for name in older}, about)
+    tensors, metadata = read_edit(tmp_path / "edit")
+    assert set(tensors) == {"unet.a.weight", "unet.a.lora_A.default.weight", "text_encoder.b"}
+    assert metadata == META | {"format": 2, "adapters": {"unet": plan}}
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "edit.safetensors"
     write_atomically(path, b"old")
@@ -63,18 +80,26 @@ class Pipeline:
         self.unet = nn.Linear(1, 1)
 
 
-def test_an_edit_goes_into_a_pipeline_that_shares_the_part(tmp_path):
+def test_an_edit_goes_into_a_pipeline_that_shares_the_component(tmp_path):
     pipeline, new = Pipeline(), torch.randn(2, 2)
-    write_edit(tmp_path / "edit.safetensors", {"text_encoders.0.weight": new}, META)
+    made_on = META | {"fingerprints": {"text_encoder": fingerprints(pipeline.text_encoder)}}
+    write_edit(tmp_path / "edit.safetensors", {"text_encoder.weight": new}, made_on)
     unet = pipeline.unet.weight.clone()
     assert apply_edit(tmp_path, pipeline)["method"] == META["method"]
     assert torch.equal(pipeline.text_encoder.weight, new)
     assert torch.equal(pipeline.unet.weight, unet)
 
 
-def test_a_pipeline_of_another_shape_is_refused(tmp_path):
-    write_edit(tmp_path / "edit.safetensors", {"text_encoders.0.weight": torch.ones(2, 2)}, META)
+@pytest.mark.parametrize("transfer", [False, True])
+def test_a_pipeline_of_another_shape_is_refused(tmp_path, transfer):
+    write_edit(tmp_path / "edit.safetensors", {"text_encoder.weight": torch.ones(2, 2)}, META)
     with pytest.raises(
         ErasureError, match=r"1 parameters of Pipeline.text_encoder; found 1 missing or of another shape"
     ):
-        apply_edit(tmp_path, Pipeline(width=3))
+        apply_edit(tmp_path, Pipeline(width=3), transfer=transfer)
+
+
+def test_a_pipeline_without_the_component_is_refused(tmp_path):
+    write_edit(tmp_path / "edit.safetensors", {"text_encoder_2.weight": torch.ones(2, 2)}, META)
+    with pytest.raises(ErasureError, match="needs a pipeline with a text_encoder_2; found none in Pipeline"):
+        apply_edit(tmp_path, Pipeline())

@@ -93,7 +93,7 @@ def test_a_run_of_it_is_measured_loaded_and_applied(run):
         pipeline = StableDiffusionPipeline.from_pretrained(run.parent / "tiny", safety_checker=None, dtype=dtype)
         apply_edit(run, pipeline)
         name, value = next(iter(edit.items()))
-        assert torch.equal(pipeline.unet.get_parameter(name.removeprefix("denoiser.")), value.to(dtype))
+        assert torch.equal(pipeline.unet.get_parameter(name.removeprefix("unet.")), value.to(dtype))
 
 
 @pytest.mark.parametrize("run", [["--trainer.precision", "bf16-mixed"]], indirect=True)

@@ -25,7 +25,7 @@ def saved(tmp_path_factory):
     TinyBackbone().save(folder / "pipeline")
     module = fit(SAGE(concepts=CAT, backbone=str(folder / "pipeline"), lr=1e-2, warmup=1, check_steps=0), 3)
     (folder / "run").mkdir()
-    write_edit(folder / "run" / "edit.safetensors", module.editable(), module.description())
+    module.save_edit(folder / "run" / "edit.safetensors")
     return folder / "run", module
 
 
@@ -94,7 +94,7 @@ class TestCommand:
         TinyBackbone().save(tmp_path / "pipeline")
         module = SAGE(concepts=CAT, backbone=str(tmp_path / "pipeline"))
         module.configure_model()
-        write_edit(tmp_path / "edit.safetensors", module.editable(), module.description())
+        module.save_edit(tmp_path / "edit.safetensors")
         assert purify(picture, "--ckpt_path", tmp_path / "edit.safetensors", "--prompt", "a cat") == 0
         drift = json.loads((tmp_path / "purify" / "purify.json").read_text())["pictures"]["red"]
         assert drift["purified_psnr"] > MOST - 5

@@ -8,7 +8,7 @@ from torch import nn
 from erasure_lightning.adapters.semi_permeable import Membrane, SemiPermeable
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts import Concept
-from erasure_lightning.edits import apply_edit, write_edit
+from erasure_lightning.edits import apply_edit
 from erasure_lightning.methods.spm import SPM
 
 CONCEPTS = [Concept("small cat", "dog"), Concept("star")]
@@ -108,7 +108,7 @@ def test_shut_it_is_the_original_and_open_it_is_not():
 @pytest.mark.parametrize("transport", ["rescaled", "none"])
 def test_a_pipeline_opens_as_the_module_does(tmp_path, transport):
     module, tiny = disturbed(transport=transport), TinyBackbone()
-    write_edit(tmp_path / "edit.safetensors", module.editable(), module.description())
+    module.save_edit(tmp_path / "edit.safetensors")
     pipeline = type("Pipeline", (), {"unet": tiny.denoiser, "text_encoder": tiny.text_encoders[0]})()
     prompts = ["a small cat", "a car", ""]
     before = says(tiny, prompts)

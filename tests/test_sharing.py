@@ -40,7 +40,7 @@ def test_a_shared_edit_is_the_same_edit(tmp_path: Path):
     assert torch.equal(tensors["w"], torch.arange(3.0))
     assert (
         public
-        == {"format": 1, "method": "x.Y", "backbone": "sd15"}
+        == {"format": 2, "method": "x.Y", "backbone": "sd15"}
         == {k: v for k, v in written.items() if k != "config"}
     )
     assert yaml.safe_load(written["config"])["model"]["init_args"] == {"backbone": "sd15", "lr": 1e-5}

@@ -31,6 +31,10 @@ class Eraser(Adapter):
         """``h + E(h)``, ``(B, pixels, D)``."""
         return output + cast(Tensor, self.maps(output))
 
+    def is_identity(self) -> bool:
+        """Whether the second map is zero."""
+        return not any(parameter.any() for parameter in self.maps[2].parameters())
+
 
 @contextmanager
 def listening(denoiser: nn.Module) -> Iterator[dict[str, Tensor]]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, linear, normalize
 
-from erasure_lightning.adapters.base import CHILD, Adapter
+from erasure_lightning.adapters.base import CHILD, HANDLES, Adapter
 
 
 class Membrane(nn.Module):
@@ -135,11 +135,15 @@ class SemiPermeable(Adapter):
         openness = self.membrane[0].openness.to(inner)
         return (inner * openness.view(len(openness), *[1] * (inner.dim() - 2), -1)) @ self.up.to(inner)
 
+    def is_identity(self) -> bool:
+        """Whether ``u`` of every concept is zero."""
+        return not self.up.any()
+
     @classmethod
     def watch(cls, denoiser: nn.Module, adapters: Sequence[Adapter], **settings: Any) -> None:
         """Give them a membrane; it is the denoiser's own child of that name."""
         membrane = Membrane(**settings).to(next(denoiser.parameters()))
         setattr(denoiser, CHILD, membrane)
-        denoiser.register_forward_pre_hook(membrane.look, with_kwargs=True)
+        setattr(denoiser, HANDLES, [denoiser.register_forward_pre_hook(membrane.look, with_kwargs=True)])
         for adapter in adapters:
             cast(SemiPermeable, adapter).membrane = (membrane,)

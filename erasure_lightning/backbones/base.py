@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,9 @@ from erasure_lightning.backbones.conditioning import Conditioning as Conditionin
 from erasure_lightning.backbones.process import NoiseProcess
 from erasure_lightning.backbones.states import States, reader_of
 from erasure_lightning.backbones.twins import share
+from erasure_lightning.components import fingerprints
 from erasure_lightning.concepts import Phrase
+from erasure_lightning.edit_format import plain_name
 from erasure_lightning.functional import fingerprint
 from erasure_lightning.ranks import gathered
 from erasure_lightning.worlds import World
@@ -81,6 +83,9 @@ class Backbone(nn.Module, ABC):
         process: How latents are noised and what the denoiser predicts.
         world: The world it came from, where it came from one.
     """
+
+    #: Parts of the backbone, and which component of the family's pipeline each is.
+    components: ClassVar[dict[str, str]]
 
     #: Whether weights are split over ranks, so that each of them must be asked by all ranks together.
     lockstep = False
@@ -227,6 +232,26 @@ class Backbone(nn.Module, ABC):
     def fingerprint(self, dtype: torch.dtype | None = None) -> str:
         """A short hash of the weights, or of what they would be when rounded to a precision."""
         return fingerprint(self, dtype)
+
+    @classmethod
+    def part_of(cls, name: str) -> str:
+        """Which of the parts in `components` a parameter or module is in, by its name in this backbone."""
+        return max((part for part in cls.components if name.startswith(f"{part}.")), key=len)
+
+    @classmethod
+    def component_name(cls, name: str) -> str:
+        """A parameter's name in an edit file: the pipeline's component and its own name there."""
+        part = cls.part_of(name)
+        return f"{cls.components[part]}.{plain_name(name.removeprefix(f'{part}.'))}"
+
+    def fingerprints(self, names: Collection[str]) -> dict[str, dict[str, str]]:
+        """The `fingerprints` of the pipeline's components that parameters or modules are in.
+
+        Args:
+            names: Of parameters or modules in this backbone.
+        """
+        parts = sorted({self.part_of(name) for name in names})
+        return {self.components[part]: fingerprints(self.get_submodule(part)) for part in parts}
 
     def checkpoint(self) -> None:
         """Keep only what blocks are asked for the backward, which computes the rest again: less memory, more time."""

@@ -5,7 +5,6 @@ from pathlib import Path
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from erasure_lightning.edits import write_edit
 from erasure_lightning.erasure import ErasureModule
 from erasure_lightning.runs import Run
 
@@ -24,7 +23,5 @@ class ExportEdit(Callback):
         """Write it."""
         if not isinstance(pl_module, ErasureModule):
             return
-        edit = pl_module.edit_values()
-        if trainer.is_global_zero:
-            metadata = pl_module.description() | ({"config": self.config} if self.config else {})
-            write_edit(Run(Path(trainer.default_root_dir)).edit, edit, metadata)
+        metadata = {"config": self.config} if self.config else {}
+        pl_module.save_edit(Run(Path(trainer.default_root_dir)).edit, **metadata)

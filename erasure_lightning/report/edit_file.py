@@ -1,7 +1,6 @@
 """The file of an edit, read for what it says: none of its values are loaded."""
 
 import hashlib
-import json
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from erasure_lightning.edit_format import current_name, read_metadata
 from erasure_lightning.errors import ErasureError
 
 
@@ -20,7 +20,7 @@ class EditFile:
         sha256: Of the file, 64 hexadecimal digits.
         size: In bytes.
         tensors, values: How many it holds.
-        parts: Of the backbone, those that it changes.
+        components: Of a pipeline, those that it changes.
         metadata: What it was made from.
     """
 
@@ -28,7 +28,7 @@ class EditFile:
     size: int
     tensors: int
     values: int
-    parts: tuple[str, ...]
+    components: tuple[str, ...]
     metadata: dict[str, Any]
 
 
@@ -40,18 +40,12 @@ def read_edit_file(path: Path) -> EditFile:
     """
     try:
         with safe_open(path, framework="numpy") as file:
-            metadata, names = file.metadata() or {}, sorted(file.keys())
+            header, names = file.metadata() or {}, sorted(file.keys())
             values = sum(prod(file.get_slice(name).get_shape()) for name in names)
-        about = json.loads(metadata["erasure"])
+        about = read_metadata(path, header)
         with path.open("rb") as content:
             sha256 = hashlib.file_digest(content, "sha256").hexdigest()
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise ErasureError(f"{path} needs to be an edit as `erasure fit` writes it; found none ({error}).") from error
-    parts = tuple(dict.fromkeys(_part(name) for name in names))
-    return EditFile(sha256, path.stat().st_size, len(names), values, parts, about)
-
-
-def _part(name: str) -> str:
-    """``denoiser`` or ``text_encoders.0``, of a parameter's name."""
-    first, second, *_ = name.split(".") if "." in name else (name, "")
-    return f"{first}.{second}" if first == "text_encoders" else first
+    components = tuple(dict.fromkeys(current_name(name).partition(".")[0] for name in names))
+    return EditFile(sha256, path.stat().st_size, len(names), values, components, about)

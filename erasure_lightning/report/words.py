@@ -26,15 +26,6 @@ COMPARED = {
     ),
 }
 
-#: What is put into a pipeline, in diffusers' names.
-COMPONENTS = {
-    "denoiser": "unet (or transformer)",
-    "text_encoders.0": "text_encoder",
-    "text_encoders.1": "text_encoder_2",
-    "text_encoders.2": "text_encoder_3",
-}
-
-
 #: Of the cost of an attack, each in words.
 SPENT = {
     "seconds": "{} s",
@@ -212,4 +203,4 @@ def spent(cost: Mapping[str, float]) -> str:
 
 def parts(facts: Facts) -> str:
     """What of a pipeline the edit changes."""
-    return ", ".join(COMPONENTS.get(part, part) for part in facts.edit.parts) if facts.edit else ""
+    return ", ".join(facts.edit.components) if facts.edit else ""

@@ -25,8 +25,10 @@ def fit(folder, method, *callbacks, steps=3):
 def test_an_edit_is_written_with_what_it_was_made_from(tmp_path):
     module = fit(tmp_path, Distillation)
     tensors, metadata = read_edit(tmp_path / "edit.safetensors")
-    assert tensors.keys() == module.editable().keys()
-    assert all(torch.equal(value, module.editable()[name]) for name, value in tensors.items())
+    editable = {module.backbone.component_name(name): value for name, value in module.editable().items()}
+    assert tensors.keys() == editable.keys()
+    assert all(torch.equal(value, editable[name]) for name, value in tensors.items())
+    assert {name.partition(".")[0] for name in tensors} == metadata["fingerprints"].keys() == {"unet"}
     assert metadata["method"] == "trivial.Distillation"
     assert metadata["concepts"][0]["name"] == "cat"
     assert metadata["config"] == "a: 1\n"

@@ -10,7 +10,7 @@ from erasure_lightning.adapters.eraser import listening, outside
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.bank import TrajectoryBank
 from erasure_lightning.concepts import Batch, Concept
-from erasure_lightning.edits import apply_edit, write_edit
+from erasure_lightning.edits import apply_edit
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.receler import Receler
 from erasure_lightning.testing import check_method, fit
@@ -140,7 +140,7 @@ def test_what_erasers_add_is_heard():
 
 def test_a_pipeline_says_what_the_module_says(tmp_path):
     module, tiny = receler(), TinyBackbone()
-    write_edit(tmp_path / "edit.safetensors", module.editable(), module.description())
+    module.save_edit(tmp_path / "edit.safetensors")
     before = says(tiny, BATCH.prompts)
     apply_edit(tmp_path, type("Pipeline", (), {"unet": tiny.denoiser, "text_encoder": tiny.text_encoders[0]})())
     assert torch.allclose(says(tiny, BATCH.prompts), says(module.backbone, BATCH.prompts), atol=1e-6)

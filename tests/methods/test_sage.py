@@ -12,7 +12,7 @@ from trivial import Idle
 from erasure_lightning.backbones.base import TEMPLATE
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts import Batch, Concept
-from erasure_lightning.edits import apply_edit, write_edit
+from erasure_lightning.edits import apply_edit
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.sage import SAGE
 from erasure_lightning.prompts import climb, with_template_of
@@ -180,7 +180,7 @@ def test_a_sentence_cut_short_is_refused():
 def test_the_trained_encoder_transfers_to_another_pipeline(tmp_path):
     """The concept's tokens move the same way in a pipeline with the same text encoder and another UNet."""
     module = fit(sage(), 10)
-    write_edit(tmp_path / "edit.safetensors", module.editable(), module.description())
+    module.save_edit(tmp_path / "edit.safetensors")
     other = TinyBackbone()
     other.denoiser = TinyBackbone(seed=9).denoiser
     pipeline = type("OtherPipeline", (), {"text_encoder": other.text_encoders[0], "unet": other.denoiser})()

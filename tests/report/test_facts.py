@@ -19,7 +19,7 @@ def test_a_run_with_everything(run):
     assert (facts.name, facts.measured, facts.method) == ("uce-cat", ".", "UCE")
     assert facts.paper.endswith("https://arxiv.org/abs/2308.14761")
     assert [c.name for c in facts.concepts] == ["cat"]
-    assert (facts.edit.tensors, facts.edit.values, facts.edit.parts) == (1, 12, ("text_encoders.0",))
+    assert (facts.edit.tensors, facts.edit.values, facts.edit.components) == (1, 12, ("text_encoder",))
     assert len(facts.edit.sha256) == 64
     assert facts.result.protocol.identity == PROTOCOL.identity
     assert [c.name for c in facts.curves] == ["monitor/kept", "monitor/forgotten", "loss/erasure"]
