@@ -14,8 +14,9 @@ from erasure_lightning.functional import digest
 #: Precisions that a component may be loaded in.
 _PRECISIONS = (torch.float32, torch.bfloat16, torch.float16)
 
-#: Copies of attention weights that ``fuse_qkv_projections`` makes, and that unfusing leaves behind.
-_FUSED = ("to_qkv", "to_kv", "to_added_qkv")
+#: Segments of names beside a component's own: our adapters, IP-Adapter's, and the copies of attention
+#: weights that ``fuse_qkv_projections`` makes and that unfusing leaves behind.
+_ADDED = (CHILD, "processor", "encoder_hid_proj", "to_qkv", "to_kv", "to_added_qkv")
 
 
 def fingerprints(module: nn.Module) -> dict[str, str]:
@@ -30,7 +31,7 @@ def fingerprints(module: nn.Module) -> dict[str, str]:
 
 
 def _is_own(name: str) -> bool:
-    return not any(s in (CHILD, *_FUSED) or s.startswith("lora_") for s in name.split("."))
+    return not any(s in _ADDED or s.startswith("lora_") for s in name.split("."))
 
 
 def is_same(one: dict[str, str], other: dict[str, str]) -> bool:

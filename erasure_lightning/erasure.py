@@ -116,9 +116,10 @@ class ErasureModule(LightningModule, ABC):
             read: Weights = "text encoders" if empty else "all"
             self.backbone = load_backbone(given, dtype, read) if isinstance(given, str) else given.to(dtype)
             self._check_world()
-            self.original = self.backbone.original(self.touched())
+            touched = self.touched()
+            self.original = self.backbone.original(touched)
             self.fingerprint, self.rounded = ("" if empty else self.original.fingerprint(d) for d in _KNOWN_BY)
-            self.fingerprints = {} if empty else self.original.fingerprints(self.touched())
+            self.fingerprints = {} if empty else self.original.fingerprints(touched)
             with torch.random.fork_rng(devices=[]):  # adapters begin alike on every rank and at every start
                 torch.manual_seed(mix(self.seed, 5))
                 self.adapt()

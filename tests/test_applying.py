@@ -1,14 +1,18 @@
 """Edits in stock diffusers pipelines: they act, act once, last, and go into no other component unseen."""
 
+import copy
+
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
 from peft import LoraConfig
 from torch import nn
 from trivial import Distillation
 
 from erasure_lightning.adapting import LoraErasure
 from erasure_lightning.backbones.tiny import TinyBackbone
+from erasure_lightning.components import fingerprints, is_same
 from erasure_lightning.concepts import Concept
 from erasure_lightning.edits import MARK, apply_edit, read_edit, write_edit
 from erasure_lightning.errors import ErasureError
@@ -279,6 +283,29 @@ def test_weights_that_do_not_act_are_refused(edits, load, change, words, names):
         with pytest.raises(ErasureError, match=words) as caught:
             apply_edit(edits / name, pipeline)
         assert "\n" not in str(caught.value)
+
+
+def test_what_stands_beside_a_component_is_not_its_fingerprint(load):
+    unet = load().unet
+    before = fingerprints(unet)
+    with_ip = {
+        name: IPAdapterAttnProcessor2_0(16, 32) if "attn2" in name else processor
+        for name, processor in unet.attn_processors.items()
+    }
+    unet.set_attn_processor(with_ip)
+    unet.add_adapter(LoraConfig(r=4, target_modules=["to_k", "to_v"]))
+    assert fingerprints(unet) == before
+    unet.conv_out.bias.data += 1
+    assert not is_same(fingerprints(unet), before)
+
+
+def test_a_copy_of_a_pipeline_with_adapters_acts_and_refuses_alike(edits, load, tmp_path):
+    pipeline = load()
+    apply_edit(edits / "spm", pipeline)
+    copied = copy.deepcopy(pipeline)
+    assert torch.equal(latents(copied), latents(pipeline))
+    with pytest.raises(ErasureError, match="needs weights alone"):
+        copied.save_pretrained(tmp_path)
 
 
 def test_fused_projections_take_the_edit_once_they_are_unfused(edits, load):
