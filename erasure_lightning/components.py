@@ -64,6 +64,10 @@ class Component:
             hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) for m in found.modules()
         )
 
+    def is_float16(self) -> bool:
+        """Whether its weights are in half precision, to which other numbers round than to bfloat16."""
+        return next(self.module.parameters()).dtype == torch.float16
+
     def parameters(self) -> dict[str, nn.Parameter]:
         """Its parameters by their plain names, whatever they are wrapped in."""
         return {plain_name(n): p for n, p in self.module.named_parameters(remove_duplicate=False)}

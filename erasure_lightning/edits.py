@@ -178,6 +178,8 @@ class _Change:
             found = "an edit of an earlier version, which does not say which. Fit it again"
         elif marks:
             found = f"one that holds another edit{self._held()}. Load the pipeline again, erase all concepts in one fit"
+        elif self.made_on["native"] == self.made_on["bfloat16"] and self.component.is_float16():
+            found = "float16, by which a bfloat16 base is not known. Load it in float32 or bfloat16"
         else:
             found = "another of equal shapes, or one that was changed since. Apply it to the model it was made on"
         raise ErasureError(

@@ -140,6 +140,8 @@ def test_an_edit_of_a_bfloat16_base_is_recognised(tmp_path, load, dtype):
     module.backbone.text_layers().popitem()[1].weight.data += 1
     module.save_edit(tmp_path / "edit.safetensors")
     assert apply_edit(tmp_path, load(dtype=dtype))["transferred"] == []
+    with pytest.raises(ErasureError, match="float16, by which a bfloat16 base is not known. Load it in float32"):
+        apply_edit(tmp_path, load(dtype=torch.float16))
     with pytest.raises(ErasureError, match="another of equal shapes"):
         apply_edit(tmp_path, load(seed=1, dtype=dtype))
 
