@@ -1,6 +1,5 @@
 """The edit as a file, only what was changed, with what it was made from; and in pipelines."""
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, is_dataclass
 from functools import partial
