@@ -11,6 +11,7 @@ from torch import nn
 from trivial import Distillation
 
 from erasure_lightning.adapting import LoraErasure
+from erasure_lightning.backbones.loading import load_backbone
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.components import fingerprints, is_same
 from erasure_lightning.concepts import Concept
@@ -123,6 +124,17 @@ def test_adapters_refuse_to_be_saved(edits, load, name, tmp_path):
     pipeline.unet = load().unet
     pipeline.save_pretrained(tmp_path / "plain")
     assert (tmp_path / "plain" / "unet").is_dir()
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_a_folder_that_was_saved_with_adapters_is_not_loaded(edits, load, tmp_path, name):
+    pipeline = load()
+    pipeline.save_pretrained(tmp_path)
+    load_backbone(str(tmp_path))
+    apply_edit(edits / name, pipeline)
+    type(pipeline.unet).save_pretrained(pipeline.unet, tmp_path / "unet")  # as if nothing refused it
+    with pytest.raises(ErasureError, match=r"needs the tensors that its config describes; found \d+ unexpected"):
+        load_backbone(str(tmp_path))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
