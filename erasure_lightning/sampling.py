@@ -61,7 +61,7 @@ def sample(
     *,
     steps: int,
     guidance: float,
-    size: int | None = None,
+    size: int | tuple[int, int] | None = None,
 ) -> Tensor:
     """Latents ``(B, C, h, w)`` for prompts at seeds; a seed means the same starting noise in any batch and order.
 
@@ -87,7 +87,7 @@ def draw(
     *,
     steps: int,
     guidance: float,
-    size: int | None = None,
+    size: int | tuple[int, int] | None = None,
 ) -> Tensor:
     """Pictures ``(B, 3, H, W)`` in 0..1 for prompts at seeds; arguments as `sample`."""
     return backbone.decode(sample(backbone, prompts, seeds, steps=steps, guidance=guidance, size=size))

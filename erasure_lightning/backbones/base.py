@@ -164,16 +164,16 @@ class Backbone(nn.Module, ABC):
         """A fresh sampler (diffusers scheduler) with its timesteps set."""
 
     @abstractmethod
-    def latent_shape(self, size: int | None = None) -> tuple[int, int, int]:
+    def latent_shape(self, size: int | tuple[int, int] | None = None) -> tuple[int, int, int]:
         """Channels, height and width of the latents of a picture of ``size`` pixels; the model's own by default."""
 
     @abstractmethod
-    def noise(self, seeds: Sequence[int], size: int | None = None) -> Tensor:
+    def noise(self, seeds: Sequence[int], size: int | tuple[int, int] | None = None) -> Tensor:
         """Starting latents ``(B, C, h, w)``, a generator per seed: a seed means the same noise in any batch.
 
         Args:
             seeds: One per picture.
-            size: Height and width in pixels; the model's own by default.
+            size: Height and width in pixels, one number where they are equal; the model's own by default.
         """
 
     @abstractmethod

@@ -214,16 +214,16 @@ class StableDiffusion(Backbone):
         scheduler.set_timesteps(steps, device=self.device)
         return scheduler
 
-    def latent_shape(self, size: int | None = None) -> tuple[int, int, int]:
+    def latent_shape(self, size: int | tuple[int, int] | None = None) -> tuple[int, int, int]:
         """Channels, height and width of the latents."""
         unet, vae = cast(Any, self.denoiser).config, cast(Any, self.vae).config
         factor = 2 ** (len(vae.block_out_channels) - 1)
-        if size is not None and (size < factor or size % factor):
-            raise ErasureError(f"{self.name} needs a size that is a multiple of {factor} pixels; found {size}.")
-        side = unet.sample_size if size is None else size // factor
-        return unet.in_channels, side, side
+        sides = [unet.sample_size * factor] * 2 if size is None else [size] * 2 if isinstance(size, int) else size
+        if bad := [side for side in sides if side < factor or side % factor]:
+            raise ErasureError(f"{self.name} needs a size that is a multiple of {factor} pixels; found {bad[0]}.")
+        return unet.in_channels, sides[0] // factor, sides[1] // factor
 
-    def noise(self, seeds: Sequence[int], size: int | None = None) -> Tensor:
+    def noise(self, seeds: Sequence[int], size: int | tuple[int, int] | None = None) -> Tensor:
         """Starting latents ``(B, C, h, w)``, drawn on the CPU so that every device starts from the same."""
         shape = self.latent_shape(size)
         drawn = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
