@@ -240,7 +240,7 @@ def test_a_mistake_is_one_clear_line(error, argv, said):
         ),
         (
             "model:\n  class_path: sage\n  init_args: {concepts: [{name: cat, kind: x}]}\n",
-            "model.concepts[0]: kind needs one of thing, style; found 'x'.",
+            "model.concepts[0]: kind needs one of thing, style, person; found 'x'.",
         ),
         ("model:\n  class_path: sage\n  init_args: {concepts: 5}\n", "model.concepts needs a list"),
         ("model:\n  class_path: sage\n  init_args: {concepts: wepon}\n", "--model.concepts needs a list, or a CSV"),
@@ -478,9 +478,10 @@ def test_many_concepts_are_one_value_for_the_parser(folder, capsys):
     few, many = (parser_calls(*uce, "--model.concepts", f"{count}.txt") for count in (3, 200))
     assert many <= few + 2000, "a parser that looks at each concept makes hundreds of calls for each"
     capsys.readouterr()
-    (folder / "saved.yaml").write_text(printed(capsys, *uce, "--model.concepts", "200.txt"))
-    (folder / "200.txt").unlink()
-    few, many = parser_calls("--config", "uce.yaml"), parser_calls("--config", "saved.yaml")
-    assert many <= few + 4000
+    for count in (3, 200):
+        (folder / f"{count}.yaml").write_text(printed(capsys, *uce, "--model.concepts", f"{count}.txt"))
+        (folder / f"{count}.txt").unlink()
+    few, many = (parser_calls("--config", f"{count}.yaml") for count in (3, 200))
+    assert many <= few + 2000
     capsys.readouterr()
-    assert printed(capsys, "--config", "saved.yaml") == (folder / "saved.yaml").read_text()
+    assert printed(capsys, "--config", "200.yaml") == (folder / "200.yaml").read_text()
