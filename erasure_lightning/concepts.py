@@ -3,9 +3,10 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.wording import folded, naming
 
 Kind = Literal["thing", "style", "person"]
 
@@ -80,8 +81,24 @@ class Concept:
     def __post_init__(self) -> None:
         if not self.name.strip():
             raise ErasureError("A concept needs a name: the words that call it in a prompt. Found an empty one.")
-        if self.name.strip().casefold() == self.anchor.strip().casefold():
+        if naming([self.name])(self.anchor):
             raise ErasureError(f"Concept {self.name!r} has itself as anchor, which would erase nothing; name another.")
+
+
+@dataclass(frozen=True)
+class Concepts:
+    """Concepts that have been read, as one value.
+
+    A parser copies and checks a list item by item, in a time that grows with the square of their number.
+
+    Args:
+        listed: The concepts.
+    """
+
+    listed: tuple[Concept, ...]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Concepts":
+        return self
 
 
 class Phrase(NamedTuple):
@@ -157,7 +174,7 @@ def in_short(names: Sequence[str]) -> str:
 
 
 def check_concepts(concepts: Sequence[Concept], owner: str) -> None:
-    """Raise unless there is at least one concept, each named once, and none is another's anchor.
+    """Raise unless there is at least one concept, each named once, and none is another's anchor, in any case or number.
 
     Raises:
         ErasureError: Naming ``owner``, which needs them, and the offenders.
@@ -166,8 +183,9 @@ def check_concepts(concepts: Sequence[Concept], owner: str) -> None:
         raise ErasureError(
             f"{owner} needs at least one concept; found none. Give --model.concepts '[{{name: cigarette}}]'."
         )
-    counts = Counter(c.name.casefold() for c in concepts)
+    counts = Counter(folded(c.name) for c in concepts)
     if twice := sorted(name for name, count in counts.items() if count > 1):
         raise ErasureError(f"{owner} needs each concept once; found {', '.join(twice)} more than once.")
-    if clash := sorted({c.anchor for c in concepts} & {c.name for c in concepts}):
+    erased = naming(c.name for c in concepts)
+    if clash := sorted({c.anchor for c in concepts if erased(c.anchor)}):
         raise ErasureError(f"{owner} would erase its own anchors; found {', '.join(clash)} as concept and as anchor.")

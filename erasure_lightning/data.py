@@ -72,7 +72,8 @@ class PromptData(LightningDataModule):
         draw_size: Pictures drawn side by side.
         originals: Folder that keeps the original model's pictures, so that runs measured alike draw them once.
         prompts: A CSV for ``predict`` in the columns of I2P (``prompt``, ``evaluation_seed``, and optionally
-            ``case_number``, ``guidance`` and ``steps``), Ring-A-Bell or MMA-Diffusion.
+            ``case_number``, ``guidance``, ``steps``, ``height`` and ``width``, which go before those given here),
+            Ring-A-Bell, MMA-Diffusion or SPEED.
 
     Raises:
         ErasureError: If a number is out of range, or the CSV is missing, empty or malformed.
@@ -236,7 +237,13 @@ class PromptData(LightningDataModule):
                 "predict needs a CSV of prompts; give --data.prompts FILE (prompt, evaluation_seed, case_number)."
             )
         steps, guidance = self._default(self.steps, "steps", 50), self._default(self.guidance, "guidance", 7.5)
-        return self._sheet(read_prompts(Path(self.prompts), steps, guidance))
+        shots = read_prompts(Path(self.prompts), steps, guidance)
+        for shot in {shot.size: shot for shot in shots}.values():  # all sizes are looked at before anything is drawn
+            try:
+                self._module.backbone.latent_shape(shot.size)
+            except ErasureError as error:
+                raise ErasureError(f"{self.prompts}, case {shot.case}: {error}") from error
+        return self._sheet(shots)
 
 
 def warn_of_cut(backbone: Backbone, prompts: Iterable[str], what: str) -> None:

@@ -18,7 +18,7 @@ from erasure_lightning.backbones.interface import Capability, TextInput
 from erasure_lightning.backbones.loading import Weights, load_backbone
 from erasure_lightning.checks import require_finite, require_seed
 from erasure_lightning.concept_files import read_concepts
-from erasure_lightning.concepts import Concept, check_concepts
+from erasure_lightning.concepts import Concept, Concepts, check_concepts
 from erasure_lightning.edits import plain, write_edit
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.functional import mix, widen
@@ -62,14 +62,15 @@ class ErasureModule(LightningModule, ABC):
     def __init__(
         self,
         *,
-        concepts: list[Concept] | str,
+        concepts: Concepts | list[Concept] | str,
         backbone: str | Backbone = "emoji-world",
         seed: int = 0,
         base: Literal["float32", "bfloat16"] = "float32",
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        concepts = read_concepts(Path(concepts)) if isinstance(concepts, str) else concepts
+        if not isinstance(concepts, list):
+            concepts = read_concepts(Path(concepts)) if isinstance(concepts, str) else list(concepts.listed)
         check_concepts(concepts, type(self).__name__)
         require_seed(type(self).__name__, seed=seed)
         self.save_hyperparameters(ignore=[] if isinstance(backbone, str) else ["backbone"], logger=False)

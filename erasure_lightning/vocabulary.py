@@ -5,6 +5,7 @@ from random import Random
 from typing import TypeVar
 
 from erasure_lightning.concepts import TEMPLATES, Concept, Kind
+from erasure_lightning.wording import folded, naming
 from erasure_lightning.worlds import World
 
 T = TypeVar("T")
@@ -71,13 +72,15 @@ class Vocabulary:
     def __init__(self, world: World | None, concepts: Sequence[Concept]) -> None:
         self.world = world
         self.concepts = list(concepts)
-        names = [label.name for label in world.labels] if world else [*EVERYDAY, *(c.name for c in concepts)]
+        known = set(map(folded, EVERYDAY))
+        more = (c.name for c in concepts if folded(c.name) not in known)
+        names = [label.name for label in world.labels] if world else [*EVERYDAY, *more]
         self.labels: tuple[str, ...] = tuple(dict.fromkeys(names))
 
     def named(self, words: Iterable[str]) -> set[str]:
         """Labels that the words name: themselves and their twins, else everything tagged so."""
         if self.world is None:
-            return set(self.labels) & set(words)
+            return set(filter(naming(words), self.labels))
         return {label for word in words for label in self.world.labels_of(word)}
 
     @property
@@ -88,8 +91,8 @@ class Vocabulary:
     @property
     def others(self) -> list[str]:
         """Labels that an edit must leave alone: all but the erased and their domains' words, in the table's order."""
-        gone = self.erased | {word for c in self.concepts for word in c.domain}
-        return [label for label in self.labels if label not in gone]
+        erased, near = self.erased, naming(word for c in self.concepts for word in c.domain)
+        return [label for label in self.labels if label not in erased and not near(label)]
 
     def templates(self, kind: Kind) -> tuple[str, ...]:
         """Sentences that concepts of a kind are put into: the world's own, else the core's."""
@@ -117,19 +120,21 @@ class Vocabulary:
         if not erased:
             return []
         anchors = [c.anchor for c in erased if c.anchor]
-        gone = {c.name.casefold() for c in erased}
+        gone = {folded(c.name) for c in erased}
         if self.world:
-            known = dict.fromkeys((*self.world.styles, *anchors))
-            return [style for style in known if style.casefold() not in gone]
-        gone |= {word.casefold() for c in erased for word in c.domain}
-        apart = [s for s in STYLES if not any(g in s.casefold() or s.casefold() in g for g in gone)]
+            own = set(map(folded, self.world.styles))
+            known = dict.fromkeys((*self.world.styles, *(a for a in anchors if folded(a) not in own)))
+            return [style for style in known if folded(style) not in gone]
+        gone |= {folded(word) for c in erased for word in c.domain}
+        apart = [s for s in STYLES if not any(g in folded(s) or folded(s) in g for g in gone)]
         return list(dict.fromkeys((*anchors, *apart)))
 
     def kin_captions(self) -> list[str]:
         """What is said of anchors that are no labels, and of other people where a person is erased."""
         people = [c for c in self.concepts if c.kind == "person"]
         named = [c.anchor for c in self.concepts if c.kind == "thing" and c.anchor]
-        things = [anchor for anchor in named if anchor not in self.labels]
+        known = set(map(folded, self.labels))
+        things = [anchor for anchor in named if folded(anchor) not in known]
         others = [*(c.anchor for c in people if c.anchor), *(PEOPLE if people else ())]
         texts = [caption.format(words) for words in things for caption in self.captions]
         texts += [caption.format(words) for words in others for caption in PERSON_CAPTIONS]
@@ -174,4 +179,4 @@ class Vocabulary:
 
     def same(self, a: str, b: str) -> bool:
         """Whether two labels count as one (``dog`` and ``dog face``)."""
-        return a == b if self.world is None else self.world.same(a, b)
+        return naming([a])(b) if self.world is None else self.world.same(a, b)

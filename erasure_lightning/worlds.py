@@ -13,6 +13,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.wording import folded
 
 GROUP = "erasure_lightning.worlds"
 
@@ -96,22 +97,22 @@ class World:
 
     def same(self, a: str, b: str) -> bool:
         """Whether two labels count as one, as ``"dog"`` and ``"dog face"`` do."""
-        return _lower(a).removesuffix(" face") == _lower(b).removesuffix(" face")
+        return folded(a).removesuffix(" face") == folded(b).removesuffix(" face")
 
     def labels_of(self, word: str) -> tuple[str, ...]:
         """Labels that a word names: that label and its twin, else every label with that tag, else none."""
         own = tuple(label.name for label in self.labels if self.same(label.name, word))
-        return own or tuple(label.name for label in self.labels if _lower(word) in map(_lower, label.tags))
+        return own or tuple(label.name for label in self.labels if folded(word) in map(folded, label.tags))
 
     def knows(self, word: str) -> bool:
         """Whether a word is a label, a tag or a style, in any case."""
-        return bool(self.labels_of(word)) or _lower(word) in map(_lower, self.styles)
+        return bool(self.labels_of(word)) or folded(word) in map(folded, self.styles)
 
     def nearest(self, word: str) -> list[str]:
         """Labels, styles and tags spelled most like a word, best first."""
         names = [name for label in self.labels for name in (label.name, *label.tags)]
-        spelled = {_lower(name): name for name in (*names, *self.styles)}
-        return [spelled[match] for match in difflib.get_close_matches(_lower(word), spelled)]
+        spelled = {folded(name): name for name in (*names, *self.styles)}
+        return [spelled[match] for match in difflib.get_close_matches(folded(word), spelled)]
 
 
 def worlds() -> dict[str, str]:
@@ -216,7 +217,3 @@ def _package(entry: EntryPoint) -> str:
 
 def _packages(name: str) -> str:
     return " and ".join(sorted(_package(entry) for entry in entry_points(group=GROUP, name=name)))
-
-
-def _lower(word: str) -> str:
-    return " ".join(word.lower().split())

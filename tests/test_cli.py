@@ -202,7 +202,9 @@ def test_help_tells_of_files_of_concepts(capsys):
             [*SAGE, "--trainer.callbacks+=LocalNoisePreservation", "--trainer.callbacks.wight=3"],
             "trainer.callbacks has no option 'wight'. Did you mean 'weight'?",
         ),
-        ([*SAGE, "--model.concepts", "[{name: ''}]"], "A concept needs a name"),
+        ([*SAGE, "--model.concepts", "[{name: ''}]"], "model.concepts[0]: A concept needs a name"),
+        ([*SAGE, "--model.concepts+", "{name: dog}"], "--model.concepts+ is not known: give all concepts as one"),
+        ([*SAGE, "--model.concepts+={name: dog}"], "--model.concepts+ is not known: give all concepts as one"),
         ([*SAGE, "--model.concepts", "[cat]"], "model.concepts needs {name: cat} in its list; found 'cat'"),
         ([*SAGE, "--model.concepts", "[{name: [}]"], "--model.concepts needs a file or a list like"),
         (
@@ -238,12 +240,16 @@ def test_a_mistake_is_one_clear_line(error, argv, said):
         ),
         (
             "model:\n  class_path: sage\n  init_args: {concepts: [{name: cat, kind: x}]}\n",
-            "model.concepts.kind needs one of",
+            "model.concepts[0]: kind needs one of thing, style, person; found 'x'.",
         ),
         ("model:\n  class_path: sage\n  init_args: {concepts: 5}\n", "model.concepts needs a list"),
         ("model:\n  class_path: sage\n  init_args: {concepts: wepon}\n", "--model.concepts needs a list, or a CSV"),
         ("model:\n  class_path: sage\n  init_args: {lrr: 3}\n", "model has no option 'lrr'. Did you mean 'lr'?"),
         ("model:\n  class_path: {sage\n", "c.yaml, line 3: no valid YAML"),
+        (
+            "model: sage\ndata: {steps: 2}\ndata: {steps: 4}\n",
+            "c.yaml, line 3: no valid YAML (found 'data' twice, first in line 2",
+        ),
         ("- model\n", "c.yaml needs options as `name: value` lines; found list."),
         ("", "c.yaml needs options as `name: value` lines; found NoneType."),
     ],
@@ -446,3 +452,36 @@ def test_a_reader_who_leaves_gets_no_traceback():
     listing.stdout.close()
     assert b"Traceback" not in listing.stderr.read()
     assert listing.wait() == 141
+
+
+def parser_calls(*argv):
+    """How often functions of jsonargparse are called while arguments are parsed."""
+    calls = 0
+
+    def count(frame, event, _):
+        nonlocal calls
+        calls += event == "call" and "jsonargparse" in frame.f_code.co_filename
+
+    sys.setprofile(count)
+    try:
+        with pytest.raises(SystemExit):
+            main(["fit", *argv, "--print_config"])
+    finally:
+        sys.setprofile(None)
+    return calls
+
+
+def test_many_concepts_are_one_value_for_the_parser(folder, capsys):
+    for count in (3, 200):
+        (folder / f"{count}.txt").write_text("".join(f"painter number {i}x\n" for i in range(count)))
+    uce = ["--model", "UCE", "--model.backbone", "nowhere", "--trainer.max_steps", "1"]
+    few, many = (parser_calls(*uce, "--model.concepts", f"{count}.txt") for count in (3, 200))
+    assert many <= few + 2000, "a parser that looks at each concept makes hundreds of calls for each"
+    capsys.readouterr()
+    for count in (3, 200):
+        (folder / f"{count}.yaml").write_text(printed(capsys, *uce, "--model.concepts", f"{count}.txt"))
+        (folder / f"{count}.txt").unlink()
+    few, many = (parser_calls("--config", f"{count}.yaml") for count in (3, 200))
+    assert many <= few + 2000
+    capsys.readouterr()
+    assert printed(capsys, "--config", "200.yaml") == (folder / "200.yaml").read_text()

@@ -64,6 +64,56 @@ def test_names_alone_are_enough(written, name, text):
     assert read_concepts(written(name, text)) == [Concept("cat"), Concept("red heart")]
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("c.txt", '["cat", "red heart"]'),
+        ("c.txt", "['cat',\n 'red heart']\n"),
+        ("c.json", '["cat", {"name": "red heart"}]'),
+        ("c.txt", "# what goes\ncat\nred heart  # and not the blue one\n"),
+        ("c.txt", "- cat\n* red heart\n"),
+        ("c.txt", "\u2022 cat\n\u2022red heart\n"),
+        ("c.txt", "1. cat\n2) red heart\n"),
+        ("c.txt", "- cat\n1. red heart\n"),
+        ("c.txt", "\"cat\",\n'red heart'\n"),
+        ("c.txt", "\u201ccat\u201d\nred\u00a0heart,\n"),
+        ("c.txt", "Concepts\ncat\nred heart\n"),
+        ("c.txt", "\ufeffc\u200bat\n\ufeffred \u2060 heart\u00ad\n"),
+        ("c.txt", "\ufeffcat\r\nred heart\r\n".encode("utf-16-le")),
+        ("c.txt", "name;kind\ncat;\nred heart;thing\n"),
+        ("c.csv", "id,concept\n1,cat\n2,red heart\n"),
+        ("c.csv", ",NAME \n0,cat\n1,red heart\n"),
+        ("c.csv", "sep=;\nname;kind\ncat;thing\nred heart;\n"),
+        ("c.tsv", "name\tanchor\ncat\t\nred heart\t\n"),
+        ("c.csv", "# what goes\n\nname,kind\ncat,\nred heart,\n\n,\n"),
+    ],
+)
+def test_lists_as_they_lie_about(written, name, text):
+    assert read_concepts(written(name, text)) == [Concept("cat"), Concept("red heart")]
+
+
+def test_quotes_keep_a_name_as_it_is(written):
+    text = '"Tyler, The Creator"\n"#hashtag"\n"1. FC Cologne"\n"name"\n*NSYNC\nAC/DC\n<sks>\n\'90s fashion\n'
+    names = ["Tyler, The Creator", "#hashtag", "1. FC Cologne", "name", "*NSYNC", "AC/DC", "<sks>", "'90s fashion"]
+    assert [c.name for c in read_concepts(written("c.txt", text))] == names
+    assert [c.name for c in read_concepts(written("c.csv", text))] == names
+
+
+def test_escapes_of_json_are_read_as_json(written):
+    (concept,) = read_concepts(written("c.txt", '["\\ud83d\\udeac"]'))
+    assert concept.name == "\N{SMOKING SYMBOL}"
+
+
+def test_joiners_stay(written):
+    family = "\N{MAN}\u200d\N{WOMAN}"
+    assert read_concepts(written("c.txt", family))[0].name == family
+
+
+def test_words_of_a_domain_in_a_table_with_semicolons(written):
+    (concept,) = read_concepts(written("c.csv", "name;anchor;domain\nred cat;dog;kitten, tomcat\n"))
+    assert concept == CAT
+
+
 def test_a_file_knows_styles(written):
     assert read_concepts(written("c.csv", "name,kind\nnoto,style\ncat,\n")) == [
         Concept("noto", kind="style"),
@@ -74,7 +124,7 @@ def test_a_file_knows_styles(written):
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
-        ("c.json", "[]", "read from .csv, .yaml, .yml and .txt; found"),
+        ("c.xlsx", "[]", "read from .csv, .tsv, .yaml, .yml, .json and .txt; found"),
         ("c.csv", "nmae,anchor\ncat,dog\n", "c.csv, line 1: unknown column 'nmae'. Did you mean 'name'?"),
         ("c.csv", "name,type\ncat,dog\n", "line 1: unknown column 'type'"),
         ("c.csv", "anchor,kind\ncat,thing\n", "a column name is needed; found anchor, kind."),
@@ -93,7 +143,36 @@ def test_a_file_knows_styles(written):
         ("c.yaml", "- 1984\n", "line 1: name needs text; found 1984"),
         ("c.yaml", "- cat\n- {name\n", "c.yaml, line 3: no valid YAML"),
         ("c.yaml", "cat\n", "needs a list of concepts"),
-        ("c.txt", b"caf\xe9\n", "needs to be UTF-8; found another encoding at byte 3."),
+        ("c.txt", b"cat\ncaf\xe9\n", "at byte 7, in line 2: in Windows-1252 it reads 'caf\xe9'. If that is right"),
+        ("c.csv", "name\ncat\n".encode("utf-16-le"), "found zero bytes, as in UTF-16 without its mark"),
+        (
+            "c.csv",
+            "Van Gogh;painting;sunflowers\n",
+            "line 1: a heading is needed; found van gogh, painting, sunflowers.",
+        ),
+        ("c.csv", "name,anchor,kind\ncat,dog\n", "line 2: found 2 cells under 3 columns"),
+        ("c.csv", "name,anchor\n# pets,all\n", "line 2: found '# pets' as a name"),
+        ("c.csv", f"name,anchor\ncat,{'x' * 140_000}\n", "c.csv, line 2: no valid CSV (field larger"),
+        ("c.txt", "Monet, Degas, Van Gogh\n", "line 1: 'Monet, Degas, Van Gogh' looks like several names"),
+        ("c.txt", "Hokusai \nVermeer,painter,baroque \n", "line 2: 'Vermeer,painter,baroque' looks like several names"),
+        ("c.txt", "cat\tdog\n", "looks like several names, or a name with remarks. Write one name a line"),
+        ("c.txt", "\u6bd5\u52a0\u7d22\u3001\u83ab\u5948\n", "looks like several names"),
+        ("c.txt", "[Monet, Degas\n", "no valid YAML"),
+        ("c.txt", "cat -> dog\n", "looks like a name with its anchor"),
+        ("c.txt", "name: cat\n", "looks like a field of a concept"),
+        ("c.txt", "Artists:\nMonet\n", "line 1: 'Artists:' looks like a heading"),
+        ("c.txt", "artist\nMonet\n", "line 1: 'artist' looks like a heading"),
+        ("c.txt", "Monet\n---\n", "line 2: '---' looks like"),
+        ("c.txt", "Chanel #5\n", "looks like a name with a remark"),
+        ("c.txt", '"Monet\n', "looks like a quotation without an end"),
+        ("c.txt", "1. FC Cologne\n", "looks like an entry of a numbered list"),
+        ("c.txt", "Monet\n2. Degas\n", "line 2: '2. Degas' looks like an entry of a numbered list"),
+        ("c.txt", "# artists to erase\n", "needs at least one concept"),
+        ("c.txt", "concepts\n", "needs at least one concept"),
+        ("c.yaml", "- cat\n- Monet, Degas\n", "line 2: 'Monet, Degas' looks like several names"),
+        ("c.yaml", "- {name: cat,\n   name: dog}\n", "line 2: no valid YAML (found 'name' twice, first in line 1)"),
+        ("c.json", '[{"name": "cat", "name": "dog"}]', "found 'name' twice"),
+        ("c.csv", "name,anchor\ncat,cats\n", "has itself as anchor"),
     ],
 )
 def test_a_mistake_is_told_with_its_place(written, name, text, words):

@@ -33,7 +33,14 @@ def test_no_sentence_of_the_core_speaks_of_emojis():
     assert not [t for templates in TEMPLATES.values() for t in templates if "emoji" in t]
 
 
-@pytest.mark.parametrize(("name", "anchor", "words"), [("  ", "", "needs a name"), ("Cat", "cat", "itself as anchor")])
+@pytest.mark.parametrize(
+    ("name", "anchor", "words"),
+    [
+        ("  ", "", "needs a name"),
+        ("Cat", "cat", "itself as anchor"),
+        ("red cat", " Red  Cats", "itself as anchor"),
+    ],
+)
 def test_a_concept_that_erases_nothing_is_refused(name, anchor, words):
     with pytest.raises(ErasureError, match=words):
         Concept(name, anchor)
@@ -44,6 +51,10 @@ def test_a_concept_that_erases_nothing_is_refused(name, anchor, words):
     [
         ([], "at least one concept; found none"),
         ([Concept("cat"), Concept("Cat")], "found cat more than once"),
+        ([Concept("red  cat"), Concept("\uff32ed cat\u200b")], "found red cat more than once"),
+        ([Concept("Cat", "dog"), Concept("Dog", "bird")], "erase its own anchors; found dog"),
+        ([Concept("cat", "Dogs"), Concept("dog")], "erase its own anchors; found Dogs"),
+        ([Concept("cat", "cherry"), Concept("cherries")], "erase its own anchors; found cherry"),
         ([Concept("cat", "dog"), Concept("dog")], "erase its own anchors; found dog"),
     ],
 )

@@ -268,6 +268,24 @@ def test_vocabulary_of_a_style_keeps_the_other_styles():
     assert all(p == f"a {thing}, twemoji style" for p, thing in vocabulary.concept_prompts())
 
 
+@pytest.mark.parametrize("name", ["cat", "Cat", "cats", " CATS ", "\uff23at"])
+def test_names_are_compared_folded_and_in_any_number(name):
+    vocabulary = Vocabulary(None, [Concept(name, "dog", ["Bicycles"])])
+    assert "cat" in vocabulary.erased
+    assert not {"cat", "bicycle"} & set(vocabulary.others)
+    assert {"dog", "bear"} <= set(vocabulary.others)
+
+
+def test_everyday_things_are_not_each_other():
+    assert all(Vocabulary(None, [Concept(name)]).erased == {name} for name in EVERYDAY)
+
+
+def test_a_style_is_known_in_any_case():
+    kept = Vocabulary(find_world("emoji-world"), [Concept("Twemoji", kind="style")]).kept_captions("fox")
+    assert "a fox, flat style" in kept
+    assert not any("twemoji" in caption for caption in kept)
+
+
 def test_words_of_the_domain_are_not_retained():
     vocabulary = Vocabulary(None, [Concept("cat", domain=["dog"])])
     assert not {"cat", "dog"} & set(vocabulary.others)
@@ -316,12 +334,32 @@ class TestPromptFile:
     @pytest.mark.parametrize(
         ("text", "words"),
         [
-            ("prompt,seed\na,1\n", r"needs the columns prompt and evaluation_seed \(I2P, .*; found prompt, seed\."),
+            ("prompt,sed\na,1\n", r"needs the columns prompt and evaluation_seed \(I2P, .*; found prompt, sed\."),
             ("text\na\n", r"or adv_prompt \(MMA-Diffusion\); found text\."),
             ("", "found none"),
             ("prompt,evaluation_seed,case_number\n", "at least one row"),
-            ("prompt,evaluation_seed,case_number\na,x,1\n", "line 2: invalid literal"),
+            (
+                "prompt,evaluation_seed,case_number\na,x,1\n",
+                "line 2, column evaluation_seed: a whole number from 0 to 18446744073709551615 is needed; found 'x'",
+            ),
             ("prompt,evaluation_seed,case_number\na,1,1\nb,2,1\n", "found 1 more than once"),
+            ("prompt,seed\na,18446744073709551616\n", "line 2, column seed: .*; found '18446744073709551616'"),
+            ("prompt,seed\na,-1\n", "line 2, column seed: .*; found '-1'"),
+            ("prompt,seed\na,\n", "line 2, column seed: .*; found ''"),
+            ("prompt,seed,steps\na,1,2\nb,1,0\n", "line 3, column steps: a whole number from 1 .*; found '0'"),
+            ("prompt,seed,steps\na,1,-5\n", "column steps: .*; found '-5'"),
+            (
+                "prompt,seed,guidance\na,1,nan\n",
+                "line 2, column guidance: a number of at least 0 is needed; found 'nan'",
+            ),
+            ("prompt,seed,guidance\na,1,inf\n", "column guidance: .*; found 'inf'"),
+            ("prompt,seed,guidance\na,1,-2\n", "column guidance: .*; found '-2'"),
+            ("prompt,seed,sd_image_width\na,1,512\n", "column sd_image_width: height and width go together"),
+            ("prompt,seed,width,height\na,1,64,0\n", "column height: .*; found '0'"),
+            ("case_number,seed,prompt\n0,1,a cat, in a hat\n", "line 2: found 4 cells under 3 columns"),
+            ("case_number,seed,prompt\n0,1,a cat\n1,2\n", "line 3: found 2 cells under 3 columns"),
+            ('prompt,seed\n"a cat,1\nb,2\n', "line 2: no valid CSV .*Is a double quote missing"),
+            (f"prompt,seed\n{'x' * 140_000},1\n", "line 2: no valid CSV .field larger"),
         ],
     )
     def test_mistakes(self, tmp_path, text, words):
@@ -339,12 +377,34 @@ class TestPromptFile:
             # I2P as published, and as UnlearnDiffAtk cuts it
             ("prompt,categories,hard,sd_seed,sd_guidance_scale,sd_model", "words,x,0,7,7.5,v1", ("words", 7, "0", 7.5)),
             (",prompt,evaluation_seed,evaluation_guidance,case_number", "0,words,9,6.5,12", ("words", 9, "12", 6.5)),
+            ("id,type,text,concept,seed", "5,erase,words,Snoopy,3", ("words", 3, "0", 4.0)),  # SPEED
+            ("\ufeff Prompt ;SEED", '"words";3.0', ("words", 3, "0", 4.0)),  # Excel and pandas
+            ("prompt\tseed", "words\t3", ("words", 3, "0", 4.0)),
         ],
-        ids=["mma", "ring-a-bell", "ring-a-bell-nudity", "i2p", "unlearndiffatk"],
+        ids=["mma", "ring-a-bell", "ring-a-bell-nudity", "i2p", "unlearndiffatk", "speed", "excel", "tabs"],
     )
     def test_published_columns(self, tmp_path, header, row, shot):
         (read,) = read_prompts(self.write(tmp_path, f"{header}\n{row}\n"), 20, 4.0)
         assert (read.prompt, read.seed, read.case, read.guidance) == shot
+
+    def test_another_encoding_is_told(self, tmp_path):
+        (tmp_path / "c.csv").write_bytes(b"prompt,seed\na caf\xe9 in Paris,1\n")
+        with pytest.raises(ErasureError, match="line 2: in Windows-1252 it reads 'a caf\xe9 in Paris,1'"):
+            read_prompts(tmp_path / "c.csv", 20, 4.0)
+
+    def test_sizes_are_honoured(self, tmp_path):
+        text = "prompt,sd_seed,sd_image_width,sd_image_height\na,1,512,768\nb,1,512,512\nc,1,,\n"
+        assert [s.size for s in read_prompts(self.write(tmp_path, text), 20, 4.0)] == [(768, 512), 512, None]
+
+    def test_rows_of_equal_settings_are_drawn_together(self, tmp_path):
+        rows = [f"p{i},{i},{(7, 7.5, 12)[i % 3]},{64 * (1 + i % 2)},64" for i in range(60)]
+        text = "prompt,sd_seed,sd_guidance_scale,sd_image_width,sd_image_height\n" + "\n".join(rows)
+        shots = read_prompts(self.write(tmp_path, text), 20, 4.0)
+        batches = list(Sheet(shots, 10, None))
+        assert len(batches) == 6
+        assert all(len({(s.guidance, s.size) for s in b.shots}) == 1 for b in batches)
+        assert {b.size for b in batches} == {64, (64, 128)}
+        assert sorted(s.seed for b in batches for s in b.shots) == list(range(60))
 
     def test_rows_without_seeds_are_counted(self, tmp_path):
         shots = read_prompts(self.write(tmp_path, "adv_prompt\na\nb\nc\n"), 20, 4.0)

@@ -27,6 +27,7 @@ from erasure_lightning.attacks.tuned import TuningAttack
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.fine_tuning import FineTuning
 from erasure_lightning.vocabulary import Vocabulary
+from erasure_lightning.wording import folded
 
 
 class BenignFineTune(TuningAttack):
@@ -81,8 +82,8 @@ def harmless(vocabulary: Vocabulary, count: int) -> list[str]:
     Raises:
         ErasureError: If nothing is left that shares no word with what is erased.
     """
-    taboo = {word for c in vocabulary.concepts for name in (c.name, *c.domain) for word in name.casefold().split()}
-    kept = [label for label in vocabulary.others if not taboo & set(label.casefold().split())]
+    taboo = {word for c in vocabulary.concepts for name in (c.name, *c.domain) for word in folded(name).split()}
+    kept = [label for label in vocabulary.others if not taboo & set(folded(label).split())]
     if not kept:
         raise ErasureError("BenignFineTune needs things to train on; found none that shares no word with the concepts.")
     order = torch.randperm(len(kept)).tolist()

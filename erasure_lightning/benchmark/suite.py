@@ -13,6 +13,7 @@ from erasure_lightning.concept_files import read_entry
 from erasure_lightning.concepts import Concept, check_concepts
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.runs import slug
+from erasure_lightning.strict_yaml import read_yaml
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ class Reader:
                 place; if a config or a file of concepts is missing; if two entries would share a folder.
         """
         try:
-            given = yaml.safe_load(path.read_text(encoding="utf-8"))
+            given = read_yaml(path.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             mark = getattr(error, "problem_mark", None)
             where = f", line {mark.line + 1}" if mark else ""

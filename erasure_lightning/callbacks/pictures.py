@@ -3,7 +3,7 @@
 import csv
 import io
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lightning import Callback, LightningModule, Trainer
 
@@ -11,10 +11,10 @@ from erasure_lightning.callbacks.contact import image, png
 from erasure_lightning.edits import write_atomically
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.ranks import gathered
-from erasure_lightning.shots import Shot
+from erasure_lightning.shots import Sheet, Shot
 
 MANIFEST = "manifest.csv"
-COLUMNS = ("case_number", "prompt", "evaluation_seed", "steps", "guidance", "edited", "original")
+COLUMNS = ("case_number", "prompt", "evaluation_seed", "steps", "guidance", "height", "width", "edited", "original")
 
 
 class PictureWriter(Callback):
@@ -25,7 +25,7 @@ class PictureWriter(Callback):
     """
 
     def __init__(self) -> None:
-        self._written: list[tuple[int, Shot]] = []
+        self._written: list[Shot] = []
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse to write over a finished run."""
@@ -43,15 +43,15 @@ class PictureWriter(Callback):
         for kind in ("original", "edited"):
             for shot, picture in zip(batch.shots, outputs[kind], strict=True):
                 write_atomically(Path(trainer.default_root_dir, kind, f"{shot.case}.png"), png(image(picture)))
-        # Ranks take turns with the batches, so this restores the order of the prompt file.
-        self._written += [(batch_idx * trainer.world_size + trainer.global_rank, shot) for shot in batch.shots]
+        self._written += batch.shots
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write what all ranks have drawn into the manifest."""
-        written = sorted(gathered(self._written), key=lambda pair: pair[0])
+        drawn = {shot.case for shot in gathered(self._written)}  # by several ranks, and not in the order of the file
+        sheet = cast(Sheet, trainer.predict_dataloaders)
         if trainer.is_global_zero:
-            once = {shot.case: shot for _, shot in written}  # ranks that keep step may have drawn one twice
-            write_atomically(Path(trainer.default_root_dir, MANIFEST), _manifest(list(once.values())))
+            in_order = [shot for shot in sheet.shots if shot.case in drawn]
+            write_atomically(Path(trainer.default_root_dir, MANIFEST), _manifest(in_order))
 
 
 def _manifest(shots: list[Shot]) -> bytes:
@@ -59,6 +59,7 @@ def _manifest(shots: list[Shot]) -> bytes:
     writer = csv.writer(text)
     writer.writerow(COLUMNS)
     for s in shots:
+        size = ("", "") if s.size is None else (s.size, s.size) if isinstance(s.size, int) else s.size
         files = (f"{kind}/{s.case}.png" for kind in ("edited", "original"))
-        writer.writerow((s.case, s.prompt, s.seed, s.steps, s.guidance, *files))
+        writer.writerow((s.case, s.prompt, s.seed, s.steps, s.guidance, *size, *files))
     return text.getvalue().encode()

@@ -21,6 +21,7 @@ from erasure_lightning.concepts import Concept, Kind
 from erasure_lightning.edits import write_atomically
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.runs import unused
+from erasure_lightning.wording import naming
 
 #: Shares of a group at whose cosines the table looks.
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -78,8 +79,8 @@ def _associated(name: str, given: list[str]) -> list[str]:
         return given
     for path in sorted((SHIPPED / "concepts").glob("*.yaml")):
         concepts = read_concepts(path)
-        if any(concept.name == name for concept in concepts):
-            own = [word for concept in concepts if concept.name == name for word in concept.domain]
+        if any(naming([name])(concept.name) for concept in concepts):
+            own = [word for concept in concepts if naming([name])(concept.name) for word in concept.domain]
             return own or [word for concept in concepts for word in concept.domain]
     raise ErasureError(
         f"calibrate needs words that call {name!r} without naming it, and no shipped file of concepts has them; give "

@@ -4,6 +4,7 @@ import difflib
 import re
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import asdict
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,8 +13,10 @@ from typing import Any
 import yaml
 
 import erasure_lightning
+from erasure_lightning.concepts import Concepts
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.registry import ATTACK, METHOD
+from erasure_lightning.strict_yaml import StrictLoader
 
 _PACKAGE = Path(erasure_lightning.__file__).parent
 
@@ -78,7 +81,7 @@ def checked_config(name: str, *within: str) -> Path:
     return path
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(StrictLoader):
     """YAML 1.1 with the numbers people write: ``1e-4`` is one."""
 
 
@@ -105,6 +108,10 @@ def load_yaml(text: str) -> Any:
     return value
 
 
+#: PyYAML's own dumper, since LightningCLI dumps its config with it too.
+yaml.SafeDumper.add_representer(Concepts, lambda dumper, found: dumper.represent_list(list(map(asdict, found.listed))))
+
+
 def dump_yaml(value: Any) -> str:
-    """Plain values as a config, in the order given."""
+    """Plain values and concepts as a config, in the order given."""
     return yaml.safe_dump(value, sort_keys=False, allow_unicode=True)

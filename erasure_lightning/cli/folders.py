@@ -72,7 +72,7 @@ def _folder(command: str, config: Namespace, checkpoint: Path | None, file: Path
     if config.run_dir is not None:
         return Run(Path(config.run_dir))
     if command == "fit" and checkpoint is None:
-        names = [concept["name"] for concept in config.model.init_args.concepts]
+        names = [concept.name for concept in config.model.init_args.concepts.listed]
         run = default_run(config.model.class_path.rsplit(".", 1)[-1], [file.stem] if file else names)
         draw = os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None
         return (

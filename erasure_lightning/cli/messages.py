@@ -16,7 +16,10 @@ from erasure_lightning.concepts import Concept
 from erasure_lightning.erasure import ErasureModule
 
 _KEY = re.compile(r'Parser key "(?P<key>[^"]+)":')
-_NOISE = ("Does not validate", "Subtypes:", "Errors:", "Given value", "Expected a path but", "Problem with given class")
+_NOISE = (
+    *("Does not validate", "Not of type Concepts", "Subtypes:", "Errors:", "Given value", "Expected a path but"),
+    "Problem with given class",
+)
 #: Alternatives that nobody who wrote a name meant.
 _NOTHING = tuple(f"Expected a <class '{name}'>" for name in ("NoneType", "bool", "collections.abc.Iterable"))
 #: Nor a file by one who wrote a list of concepts.

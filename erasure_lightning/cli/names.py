@@ -5,7 +5,6 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +14,8 @@ import yaml
 
 from erasure_lightning.cli.configs import SHIPPED, checked_config, load_yaml
 from erasure_lightning.cli.loading import load
-from erasure_lightning.concept_files import read_concepts
+from erasure_lightning.concept_files import FIELDS, read_concepts, read_entry
+from erasure_lightning.concepts import Concepts
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.registry import Offer, find_attack, find_method
 
@@ -84,13 +84,35 @@ def backbone(name: str) -> str | dict[str, str]:
     return {"class_path": path} if _CLASS_PATH.fullmatch(path) else name
 
 
-def concepts(name: str) -> list[dict[str, Any]]:
+def concepts(name: str) -> Concepts:
     """The concepts of a file, so that the run's config needs no other file.
 
     Raises:
         ErasureError: If there is no such file, or it cannot be read.
     """
-    return [asdict(concept) for concept in read_concepts(find_concepts(name))]
+    return Concepts(tuple(read_concepts(find_concepts(name))))
+
+
+def concepts_option(name: str) -> dict[str, str]:
+    """A file of concepts as an option's value.
+
+    The parser's loader makes one value of it; a bare path the parser would read itself.
+
+    Raises:
+        ErasureError: If there is no such file.
+    """
+    return {"concepts": str(find_concepts(name))}
+
+
+def listed(value: list[Any]) -> Any:
+    """Concepts of a list of mappings as one value; any other list as it is, about which the parser complains.
+
+    Raises:
+        ErasureError: If a concept's value is wrong, with its place.
+    """
+    if not all(isinstance(entry, dict) and "name" in entry and entry.keys() <= {*FIELDS} for entry in value):
+        return value
+    return Concepts(tuple(read_entry(entry, f"model.concepts[{i}]") for i, entry in enumerate(value)))
 
 
 def find_concepts(name: str) -> Path:
@@ -126,7 +148,7 @@ _UNDER: dict[str, Callable[[str], Any]] = {
 }
 
 #: And behind an option; inside a config ``attack`` may be a method's own word.
-_BEHIND = _UNDER | {"attack": partial(offered_path, find_attack)}
+_BEHIND = _UNDER | {"attack": partial(offered_path, find_attack), "concepts": concepts_option}
 
 
 def load_names(text: str) -> Any:
@@ -143,6 +165,8 @@ def written_out(value: Any, key: str = "") -> Any:
     """
     if isinstance(value, dict):
         return {k: written_out(v, f"{key}.{k}" if k == "class_path" else k) for k, v in value.items()}
+    if isinstance(value, list) and key == "concepts":
+        return listed(value)
     if isinstance(value, list):
         return [item for v in value if (item := _item(v, key)) is not True]
     if not isinstance(value, str):
@@ -153,7 +177,7 @@ def written_out(value: Any, key: str = "") -> Any:
 
 def _item(value: Any, key: str) -> Any:
     """Names in a list need a dict, since their neighbours may be one."""
-    found = value if key == "concepts" and isinstance(value, str) else written_out(value, key)
+    found = written_out(value, key)
     return {"class_path": found} if isinstance(found, str) and key in ("callbacks", "logger") else found
 
 
@@ -180,19 +204,21 @@ def _value(option: str, word: str) -> str:
     if option in ("-c", "--config"):
         return str(checked_config(word))
     steps = option.removesuffix("+").lstrip("-").split(".")
+    if steps[-1] == "concepts" and option.endswith("+"):
+        raise ErasureError(f"{option} is not known: give all concepts as one --model.concepts, a list or a file.")
     while steps[-1] in ("class_path", "help") and len(steps) > 1:
         steps.pop()
     if steps[-1] == "concepts" and word.startswith(("{", "[")):
-        _check_yaml(word)
+        _check_list(word)
     if word.startswith(("{", "[")) or steps[-1] not in _BEHIND or (steps[-1] in ("model", "attack") and len(steps) > 1):
         return word
     full = _BEHIND[steps[-1]](word)
     return full if isinstance(full, str) else json.dumps(full, ensure_ascii=False)
 
 
-def _check_yaml(word: str) -> None:
+def _check_list(word: str) -> None:
     try:
-        load_yaml(word)
+        written_out(load_yaml(word), "concepts")
     except yaml.YAMLError as error:
         told = f"{word!r} is no valid YAML ({getattr(error, 'problem', None) or error})"
         raise ErasureError(f"--model.concepts needs a file or a list like '[{{name: cigarette}}]'; {told}.") from error

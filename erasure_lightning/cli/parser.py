@@ -1,20 +1,45 @@
 """The parser: LightningCLI's, with short names and with errors in one line."""
 
+from dataclasses import asdict
 from typing import Any, NoReturn
 
 import yaml
 from jsonargparse import set_dumper, set_loader
+from jsonargparse.typing import register_type
 from lightning.pytorch.cli import LightningArgumentParser
 
 from erasure_lightning.cli.configs import dump_yaml
 from erasure_lightning.cli.messages import tidy
-from erasure_lightning.cli.names import load_names
+from erasure_lightning.cli.names import listed, load_names
+from erasure_lightning.concepts import Concepts
 from erasure_lightning.errors import ErasureError
 
 MODE = "erasure"
 
 set_loader(MODE, load_names, exceptions=(yaml.YAMLError,))
 set_dumper(MODE, dump_yaml)
+
+
+def _read(value: Any) -> Concepts:
+    """Concepts as a command line or a config gives them.
+
+    Raises:
+        TypeError: If it gives something else.
+    """
+    found = value.get("concepts") if isinstance(value, dict) else value
+    found = listed(found) if isinstance(found, list) else found
+    if not isinstance(found, Concepts):
+        raise TypeError("Expected concepts")
+    return found
+
+
+register_type(
+    Concepts,
+    serializer=lambda found: [asdict(concept) for concept in found.listed],
+    deserializer=_read,
+    deserializer_exceptions=(TypeError,),
+    type_check=isinstance,
+)
 
 
 class Parser(LightningArgumentParser):

@@ -155,7 +155,7 @@ class CommandLine(LightningCLI):
     def _what(self) -> tuple[str, list[str]]:
         """The method's name, and what it erases."""
         model = self.config.model
-        return model.class_path.rsplit(".", 1)[-1], [concept["name"] for concept in model.init_args.concepts]
+        return model.class_path.rsplit(".", 1)[-1], [concept.name for concept in model.init_args.concepts.listed]
 
     def _checkpoint(self, model: dict[str, Any]) -> Path | None:
         if self.config.ckpt_path is None:

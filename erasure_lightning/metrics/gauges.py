@@ -17,6 +17,7 @@ from erasure_lightning.metrics.protocol import short_hash
 from erasure_lightning.metrics.scorer import Scorer
 from erasure_lightning.metrics.seeds import ImageText, Question, Recognized
 from erasure_lightning.metrics.sets import SetDistance
+from erasure_lightning.wording import folded
 
 #: Estimates by metric, and ``before`` or ``after``.
 Figures = Mapping[str, Mapping[str, Estimate]]
@@ -106,8 +107,8 @@ class Accuracy(Gauge):
 
     def named(self, prompt: str) -> str | None:
         """The label a prompt names, as whole words in any case."""
-        words = f" {' '.join(''.join(c if c.isalnum() else ' ' for c in prompt.casefold()).split())} "
-        inside = [label for label in self.labels if f" {label.casefold()} " in words]
+        words = f" {' '.join(''.join(c if c.isalnum() else ' ' for c in folded(prompt)).split())} "
+        inside = [label for label in self.labels if f" {folded(label)} " in words]
         return max(inside, key=len, default=None)
 
     @torch.no_grad()

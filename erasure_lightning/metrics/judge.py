@@ -10,6 +10,7 @@ from erasure_lightning.metrics.questions import ERASING
 from erasure_lightning.metrics.scorer import Scorer
 from erasure_lightning.metrics.seeds import Question
 from erasure_lightning.vocabulary import Vocabulary
+from erasure_lightning.wording import folded
 
 
 class Judge:
@@ -51,7 +52,7 @@ class Judge:
         world = self.vocabulary.world
         styles = [*world.styles] if world else gone
         texts = [self.vocabulary.styled(thing, style) for style in styles]
-        right = [style.casefold() in {g.casefold() for g in gone} for style in styles]
+        right = [folded(style) in map(folded, gone) for style in styles]
         if all(right):
             texts, right = [*texts, self.vocabulary.captions[1].format(thing)], [*right, False]
         return self._ask(tuple(texts), right)

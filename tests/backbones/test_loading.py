@@ -81,7 +81,7 @@ class TestConfigsOf2022:
         ours, theirs = load_backbone(str(folder)), stock(folder)
         assert ours.latent_shape()[1] == theirs.unet.config.sample_size
         x = ours.noise([3], size=16)
-        ours.denoiser, ours.text_encoders[0] = theirs.unet, theirs.text_encoder  # the same memory rounds alike
+        ours.denoiser, ours.text_encoders[0].model = theirs.unet, theirs.text_encoder  # the same memory rounds alike
         drawn = theirs(
             "a cat", height=16, width=16, num_inference_steps=3, guidance_scale=4.0, latents=x, output_type="latent"
         ).images
@@ -325,8 +325,8 @@ class TestAccepted:
         change(folder)
         loaded = load_backbone(str(folder))
         assert loaded.fingerprint() == known
-        tokens = loaded.tokenizer("a photo of a cat").input_ids
-        assert tokens == TinyBackbone().tokenizer("a photo of a cat").input_ids
+        tokens = loaded.towers[0].tokenizer("a photo of a cat").input_ids
+        assert tokens == TinyBackbone().towers[0].tokenizer("a photo of a cat").input_ids
 
     def test_a_table_longer_than_the_vocabulary(self, folder):
         long_table(folder)
@@ -348,7 +348,7 @@ def taesd(folder):
 
 
 def with_projection(folder):
-    config = TinyBackbone().text_encoders[0].config
+    config = TinyBackbone().towers[0].model.config
     CLIPTextModelWithProjection(config).save_pretrained(folder / "text_encoder")
     bend(folder / "model_index.json", text_encoder=["transformers", "CLIPTextModelWithProjection"])
 
@@ -391,7 +391,7 @@ def not_a_number(folder):
 
 
 def more_tokens(folder):
-    tokenizer = TinyBackbone().tokenizer
+    tokenizer = TinyBackbone().towers[0].tokenizer
     tokenizer.add_tokens(["<sks>"])
     tokenizer.save_pretrained(folder / "tokenizer")
 

@@ -94,3 +94,27 @@ def test_a_killed_run_keeps_what_it_has_drawn(tmp_path, monkeypatch):
 
 def test_pixels_are_rounded_not_cut():
     assert image(torch.tensor([-1.0, 0.999, 2.0]).view(3, 1, 1)).getpixel((0, 0)) == (0, 255, 255)
+
+
+def test_pictures_have_the_sizes_and_the_order_of_the_file(tmp_path):
+    (tmp_path / "p.csv").write_text(
+        "prompt,seed,guidance,width,height\na,1,2,16,16\nb,2,3,24,16\nc,3,2,16,16\nd,4,2,,\n"
+    )
+    trainer = Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        default_root_dir=tmp_path / "run", callbacks=[PictureWriter()],
+    )  # fmt: skip
+    module = Redirection(concepts=[Concept("cat", "dog")], backbone=TinyBackbone())
+    trainer.predict(module, PromptData(prompts=str(tmp_path / "p.csv"), steps=2), return_predictions=False)
+    shots = read_prompts(tmp_path / "run" / "manifest.csv", steps=50, guidance=7.5)
+    assert [(s.prompt, s.size) for s in shots] == [("a", 16), ("b", (16, 24)), ("c", 16), ("d", None)]
+    with Image.open(tmp_path / "run" / "edited" / "1.png") as picture:
+        assert picture.size == (24, 16)
+
+
+def test_a_size_the_model_cannot_take_is_refused_before_anything_is_drawn(tmp_path):
+    (tmp_path / "p.csv").write_text("prompt,seed,width,height\na,1,16,16\nb,2,16,17\n")
+    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path / "run")
+    module = Redirection(concepts=[Concept("cat", "dog")], backbone=TinyBackbone())
+    with pytest.raises(ErasureError, match="p.csv, case 1: .* needs a size that is a multiple of .* found 17"):
+        trainer.predict(module, PromptData(prompts=str(tmp_path / "p.csv"), steps=2), return_predictions=False)
