@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from erasure_lightning.backbones.process import NoiseProcess
 
@@ -82,7 +83,8 @@ def unsupported(scheduler: Any, process: NoiseProcess) -> str | None:
     """
     state = torch.get_rng_state()
     try:
-        return _broken_property(scheduler, process)
+        with unset_fake_temporarily():  # a plan makes models without values; a trial needs some
+            return _broken_property(scheduler, process)
     except Exception as error:  # third-party code fails in its own ways
         cause = f"{type(error).__name__}: {error}".splitlines()[0]
         return f"cannot step from noise to clean latents of this model ({cause[:120]})"
