@@ -26,8 +26,9 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from erasure_lightning.concepts import Batch
+from erasure_lightning.latents import NoisyBatch, Teacher
 from erasure_lightning.methods.esd import ESD
-from erasure_lightning.sampling import Moment, trajectory
+from erasure_lightning.sampling import Step, rollout
 
 #: Sampling steps of a walk, and its guidance.
 STEPS, GUIDANCE = 50, 3.0
@@ -36,20 +37,21 @@ STEPS, GUIDANCE = 50, 3.0
 class PublishedESD(ESD):
     """ESD that walks anew before every iteration, written after the official code's steps."""
 
-    def noisy_latents(self, batch: Batch) -> tuple[Tensor, Tensor, Batch]:
-        """The latent that a walk of 0 to 49 steps ends in; the last moment's predictions are the teacher's answers."""
+    def noisy_batch(self, sentences: Batch) -> NoisyBatch:
+        """The latent that a rollout of 0 to 49 steps ends in; the teacher's predictions are those made there."""
         number = int(torch.randint(STEPS, ()))
-        said, nothing = self.original.encode(batch.prompts), self.original.encode([""])
-        x = self.original.noise([int(torch.randint(2**31, ()))])
+        prompts, seed = self.original.encode(sentences.prompts), int(torch.randint(2**31, ()))
         with torch.no_grad():
-            walk = trajectory(self.original, said, nothing, x, STEPS, GUIDANCE)
-            self._moment: Moment = next(islice(walk, number, None))
-        return self._moment.x, self._moment.t.expand(1), batch
+            steps = rollout(self.original, prompts, [seed], steps=STEPS, guidance=GUIDANCE)
+            self._step: Step = next(islice(steps, number, None))
+        x, t = self._step.x, self._step.t.expand(1).float()
+        return NoisyBatch(x, t, sentences, Teacher(self.original, x, t, sentences))
 
-    def erasure_loss(self, x: Tensor, t: Tensor, batch: Batch) -> Tensor:
+    def erasure_loss(self, batch: NoisyBatch) -> Tensor:
         """``mse(eps(c), eps*(0) - eta (eps*(c) - eps*(0)))``."""
-        said, nothing = self._moment.conditional, self._moment.unconditional
-        return mse_loss(self.student(x, t, batch.prompts), nothing - self.eta * (said - nothing))
+        conditional, unconditional = self._step.conditional, self._step.unconditional
+        target = unconditional - self.eta * (conditional - unconditional)
+        return mse_loss(self.student(batch), target)
 
 
 class Processor(Callback):
