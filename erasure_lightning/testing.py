@@ -49,8 +49,8 @@ def check_method(
         steps: Training steps, an even number of at least 2; closed forms stop after one by
             themselves.
         world: The trained world, ``None`` to leave its promise out.
-        thorough: Whether all of it is demanded; the first part will do for a method's further
-            variants.
+        thorough: Whether all of it is demanded. For a method's further variants the first part
+            will do, and stopping, saving and loading on the first family that suits.
         families: Tiny models, made without arguments, of which one at least suits the method.
         arguments: Of its constructor, without ``concepts``, ``backbone`` and ``seed``.
 
@@ -64,7 +64,9 @@ def check_method(
     assert suitable, f"{method.__name__} suits no family of {[f.__name__ for f in families]}"
     for family in set(families) - set(suitable):
         _check_refusal(_maker(method, family, arguments)(), family)
-    fitted = [_check_family(method, family, steps, arguments) for family in suitable]
+    fitted = [_check_fit(method, family, steps, arguments) for family in suitable]
+    for module, family in zip(fitted, suitable if thorough else suitable[:1], strict=False):
+        _check_resumed(module, _maker(method, family, arguments), steps)
     if not thorough:
         return fitted[0]
     for family in suitable:
@@ -79,16 +81,21 @@ def check_method(
     return fitted[0]
 
 
-def _check_family(
+def _check_fit(
     method: type[ErasureModule], family: type[Backbone], steps: int, arguments: dict[str, Any]
 ) -> ErasureModule:
-    """The promises that every variant of a method keeps, on a family; gives the fitted module."""
-    make, name = _maker(method, family, arguments), f"{method.__name__} on {family.__name__}"
+    """Fit on a family; what is editable changed, and all that is trained had a gradient."""
     gradients = _Gradients()
-    fitted = fit(make(), steps, gradients)
+    fitted = fit(_maker(method, family, arguments)(), steps, gradients)
     _check_edit(fitted, family)
-    lacking = gradients.lacking
+    lacking, name = gradients.lacking, f"{method.__name__} on {family.__name__}"
     assert not lacking, f"{name} trains {lacking[0]} without a gradient"
+    return fitted
+
+
+def _check_resumed(fitted: ErasureModule, make: Callable[..., ErasureModule], steps: int) -> None:
+    """One seed gives one edit, also to a run that is stopped, resumed, saved and loaded."""
+    name = f"{type(fitted).__name__} on {type(fitted.backbone).__name__}"
     with TemporaryDirectory() as folder:
         half, whole = Path(folder, "half.ckpt"), Path(folder, "whole.ckpt")
         fit(make(), steps // 2, total=steps, save=half)
@@ -99,7 +106,6 @@ def _check_family(
         assert _equal(edit_of(fitted), again), f"{name} gives two edits for one seed"
         raise AssertionError(f"{name} ends elsewhere when stopped and resumed")
     assert _equal(resumed, loaded), f"{name} loads another edit than it saved"
-    return fitted
 
 
 def _check_refusal(module: ErasureModule, family: type[Backbone]) -> None:
