@@ -11,6 +11,7 @@ from erasure_lightning.concepts import Concept
 from erasure_lightning.edited import load_edited
 from erasure_lightning.edits import read_edit, write_edit
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.latents import PureNoise
 from erasure_lightning.methods.sage import SAGE
 from erasure_lightning.metrics.drift import MOST, psnr
 from erasure_lightning.testing import fit
@@ -158,8 +159,8 @@ class TestLoadEdited:
 
     def test_an_object_among_the_arguments_is_left_out(self, run):
         _, made = read_edit(run / "edit.safetensors")
-        path = changed(run, arguments=made["arguments"] | {"bank": "<a bank>"})
-        assert load_edited(path).bank is None
+        path = changed(run, arguments=made["arguments"] | {"latents": "<a bank>"})
+        assert isinstance(load_edited(path).latents, PureNoise)
 
     def test_a_method_nobody_registered_is_not_imported(self, run, tmp_path, monkeypatch):
         (tmp_path / "foreign.py").write_text("open('ran', 'w')\nclass SAGE: ...\n")

@@ -7,6 +7,7 @@ import pytest
 from erasure_lightning.backbones.states import BLOCK
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts import Concept
+from erasure_lightning.image_sources import GeneratedImages
 from erasure_lightning.methods.mace import MACE
 from erasure_lightning.methods.realera import RealEraClosedForm
 from erasure_lightning.methods.rece import RECE
@@ -15,13 +16,13 @@ from erasure_lightning.retention.beyond_concept import BeyondConceptRegularizati
 from erasure_lightning.retention.local_noise import LocalNoisePreservation
 from erasure_lightning.testing import fit
 
-#: A hundred cats, half of which become dogs and half birds.
-MANY = [Concept(f"cat {chr(97 + i // 26)}{chr(97 + i % 26)}", "dog" if i % 2 else "bird") for i in range(100)]
+#: A hundred short words, half of which become dogs and half birds.
+MANY = [Concept(f"{chr(97 + i // 26)}{chr(97 + i % 26)}", "dog" if i % 2 else "bird") for i in range(100)]
 
 METHODS = {
     "UCE": lambda **given: UCE(templates=["{}", "a {}"], **given),
     "RECE": RECE,
-    "MACE": lambda **given: MACE(pictures=1, steps=1, **given),
+    "MACE": lambda **given: MACE(latents=GeneratedImages(1, 1), **given),
     "RealEraClosedForm": RealEraClosedForm,
 }
 
