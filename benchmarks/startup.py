@@ -13,6 +13,7 @@ import resource
 import subprocess
 import sys
 import time
+from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
@@ -29,12 +30,18 @@ from erasure_lightning.__main__ import main
 sys.exit(main(["fit", "--config", sys.argv[1]]) or 1)
 """
 
+#: What a parser does with so many concepts and with one, without loading a model.
+PARSED = ["-m", "erasure_lightning", "fit", "--model", "UCE", "--model.backbone", "nowhere", "--print_config"]
+NAMES = 1834
+
 CASES = {
     "`import torch`": ["-c", "import torch"],
     "`import lightning.pytorch.cli`": ["-c", "import lightning.pytorch.cli"],
     "`erasure --help`": ["-m", "erasure_lightning", "--help"],
     "`erasure methods`": ["-m", "erasure_lightning", "methods"],
     "`erasure attacks`": ["-m", "erasure_lightning", "attacks"],
+    "`erasure fit --model UCE`, one concept, parsed": [*PARSED, "--model.concepts", "[{name: cat}]"],
+    f"`erasure fit --model UCE`, a file of {NAMES} names, parsed": [*PARSED, "--model.concepts", "names.txt"],
     "`erasure fit --config uce.yaml`, first step": ["-c", FIRST_STEP, "uce.yaml"],
     "`erasure fit --config sage.yaml`, first step": ["-c", FIRST_STEP, "sage.yaml"],
     "`erasure fit --config esd.yaml`, first step": ["-c", FIRST_STEP, "esd.yaml"],
@@ -50,6 +57,7 @@ def now() -> tuple[float, float]:
 def seconds(given: list[str]) -> tuple[float, float]:
     """How long a fresh Python takes for arguments, on the clock and of the processor."""
     with TemporaryDirectory() as folder:
+        Path(folder, "names.txt").write_text("".join(f"painter number {i}x\n" for i in range(NAMES)))
         start, worked = now()
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         subprocess.run([sys.executable, *given], cwd=folder, env=environment, capture_output=True, check=True)

@@ -13,9 +13,6 @@ from erasure_lightning.wording import folded
 #: What may stand between cells.
 DELIMITERS = (",", ";", "\t", "|")
 
-#: The largest seed that a generator of torch takes.
-LAST_SEED = 2**64 - 1
-
 
 class Row(NamedTuple):
     """A row of a table.

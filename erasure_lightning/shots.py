@@ -6,7 +6,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from erasure_lightning.csv_table import LAST_SEED, Row, read_table
+from erasure_lightning.checks import MAX_SEED
+from erasure_lightning.csv_table import Row, read_table
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.text_files import read_text
 
@@ -188,9 +189,9 @@ def _shot(row: Row, number: int, columns: Columns, steps: int, guidance: float) 
     case, own_steps, own_guidance = (_filled(row, names) for names in (_CASE, _STEPS, _GUIDANCE))
     return Shot(
         row.cells[columns.prompt],
-        row.whole(columns.seed[0], 0, LAST_SEED) if columns.seed else number,
+        row.whole(columns.seed[0], 0, MAX_SEED) if columns.seed else number,
         "prompts",
-        str(row.whole(case, 0, LAST_SEED) if case else number),
+        str(row.whole(case, 0, MAX_SEED) if case else number),
         "",
         row.whole(own_steps, 1, _MOST_STEPS) if own_steps else steps,
         row.real(own_guidance) if own_guidance else guidance,

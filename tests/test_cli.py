@@ -165,6 +165,13 @@ def test_concepts_come_from_a_file(capsys, folder, monkeypatch, given):
     assert printed(capsys, "--config", "f.yaml") == inline
 
 
+def test_a_file_of_concepts_may_stand_behind_a_flag(folder):
+    (folder / "c.txt").write_text("cat\n")
+    given = arguments(["--print_config", "--model.concepts", "c.txt"])
+    assert given == ["--print_config", *arguments(["--model.concepts", "c.txt"])]
+    assert given[-1] != "c.txt"
+
+
 def test_help_tells_of_files_of_concepts(capsys):
     with pytest.raises(SystemExit):
         main(["fit", "--model.help", "SAGE"])

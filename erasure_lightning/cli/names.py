@@ -189,7 +189,7 @@ def arguments(argv: list[str]) -> list[str]:
 def _arguments(argv: list[str]) -> Iterator[str]:
     option = ""
     for word in argv:
-        if option:
+        if option and not word.startswith("--"):  # behind a flag the next option follows
             yield _value(option, word)
             option = ""
         elif word.startswith("-") and "=" in word:
