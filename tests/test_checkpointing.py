@@ -7,16 +7,17 @@ from torch.utils.checkpoint import checkpoint
 from erasure_lightning.backbones.checkpointing import as_it_is, checkpointed
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts import Concept
+from erasure_lightning.image_sources import GeneratedImages
 from erasure_lightning.registry import find_method, load_method
 from erasure_lightning.retention.local_noise import LocalNoisePreservation
 from erasure_lightning.testing import edit_of, fit
 
 CONCEPTS = [Concept("cat", "dog"), Concept("star", "heart")]
-#: One that needs nothing, and all that stand beside blocks for the time of a forward; few pictures, early attacks.
+#: One that needs nothing, and all that stand beside blocks for the time of a forward; few images, early attacks.
 METHODS = {
     "ESD": {},
-    "CA": {"pictures": 2, "steps": 2},
-    "MACE": {"pictures": 2, "steps": 2},
+    "CA": {"latents": GeneratedImages(2, 2, of="anchor")},
+    "MACE": {"latents": GeneratedImages(2, 2)},
     "SPM": {},
     "Receler": {},
     "RealEra": {},
