@@ -1,6 +1,10 @@
 """What is kept in step by hand stays in step."""
 
+import ast
+import re
 from pathlib import Path
+
+import pytest
 
 from erasure_lightning.attacks import ATTACKS
 from erasure_lightning.cli.names import CLASSES
@@ -41,3 +45,64 @@ def test_budgets_hold():
     most = {path: 150 if path.parent.name == "attacks" and path not in shared else 300 for path in lengths}
     assert not {path.name: n for path, n in lengths.items() if n > most[path]}
     assert not [path for path in lengths if path.stem in {"utils", "helpers", "common"}]
+
+
+#: What depends on a model family: towers, module paths, whole-numbered times, schedulers. It lives in `backbones/`.
+FAMILY = re.compile(
+    r"text_encoder|text_model|attn\d|to_[kqv]\b|attentions|encoder_hidden_states|add_embedding|unet|"
+    r"scheduler|scale_model_input|set_timesteps|timesteps?|alphas_cumprod|init_noise_sigma|prediction_type"
+)
+
+#: Where one of them is meant all the same, and why.
+MEANT = {
+    # Weights of towers are split over ranks, and counted, apart from the denoiser's.
+    "erasure.py": {"text_encoders"},
+    "footprint.py": {"text_encoders", "text encoders"},
+    # Of learning rates, as Lightning calls it.
+    "module.py": {"lr_scheduler", "scheduler"},
+    # The user's word for what is edited, not a module.
+    "methods/sage.py": {"text_encoder"},
+}
+
+
+def spoken(path):
+    """Names, attributes, keywords and strings of a module's code, docstrings left out."""
+    tree = ast.parse(path.read_text())
+    documented = (n for n in ast.walk(tree) if isinstance(n, ast.Module | ast.ClassDef | ast.FunctionDef))
+    docstrings = {id(n.body[0].value) for n in documented if ast.get_docstring(n) is not None}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            yield node.attr
+        elif isinstance(node, ast.Name):
+            yield node.id
+        elif isinstance(node, ast.keyword | ast.arg) and node.arg:
+            yield node.arg
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            if id(node) not in docstrings and " " not in node.value:  # what has spaces is a message
+                yield node.value
+
+
+#: Whatever trains, holds or attacks a model by way of the seam.
+ABOVE_THE_SEAM = [
+    *(path for room in ("methods", "retention", "attacks") for path in (ROOT / "erasure_lightning" / room).glob("*.py")),
+    *(ROOT / "plugins").glob("[as]*/erasure_lightning_*/*.py"),
+    *(ROOT / "erasure_lightning" / f"{name}.py" for name in (
+        *("module", "erasure", "latents", "bank", "image_sources", "gallery", "sampling", "inversion", "prompts"),
+        *("adapting", "saliency", "neighbours", "calibration", "fine_tuning", "footprint", "testing"),
+    )),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", ABOVE_THE_SEAM, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_nothing_above_the_seam_speaks_of_a_family(path):
+    """No tower, module path, whole-numbered time or scheduler's method."""
+    meant = next((words for name, words in MEANT.items() if str(path).endswith(name)), set())
+    assert not {word for word in spoken(path) if FAMILY.search(word)} - meant
+    code = path.read_text()
+    assert not re.search(r"word_tables\(\)\[|embed\([^\n]*\)\[0\]|\bt\.long\(\)|times\.long\(\)", code)
+
+
+def test_the_family_s_own_file_speaks_of_it():
+    """The control."""
+    words = set(spoken(ROOT / "erasure_lightning/backbones/stable_diffusion.py"))
+    assert {"attn2", "attn2.to_k", "scheduler"} <= {word for word in words if FAMILY.search(word)}

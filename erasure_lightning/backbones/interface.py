@@ -133,6 +133,10 @@ class FamilyInterface(nn.Module, ABC):
         """The layers that closed forms can solve for: the one that reads tokens first."""
 
     @abstractmethod
+    def value_layers(self) -> dict[str, nn.Linear]:
+        """Those of the text layers whose outputs are attention's values, by name; empty where there are none."""
+
+    @abstractmethod
     def cross_attention_parameters(self) -> dict[str, nn.Parameter]:
         """Weights and biases of every layer where pixels meet the text: `text_layers`, queries and outputs."""
 

@@ -142,6 +142,10 @@ class StableDiffusion(Backbone):
         found = ((n, m) for n, m in self.denoiser.named_modules() if n.endswith(ends))
         return [TextInput({f"denoiser.{n}": m for n, m in found if isinstance(m, nn.Linear)}, "tokens")]
 
+    def value_layers(self) -> dict[str, nn.Linear]:
+        """Every ``attn2.to_v``."""
+        return {name: layer for name, layer in self.text_layers().items() if name.endswith("to_v")}
+
     def cross_attention_parameters(self) -> dict[str, nn.Parameter]:
         """All of every ``attn2``: queries, keys, values and outputs."""
         return {name: parameter for name, parameter in self.denoiser_parameters().items() if ".attn2." in name}

@@ -106,11 +106,11 @@ class RetentionCallback(Callback, ABC):
         """Collect the retained prompts and prepare."""
         module = cast(ErasureModule, pl_module)
         self.retained = list(self.given) if self.given else retained_prompts(module, self.nearness)
-        self._require_text_encoder(module)
+        self._warn_without_text_edit(module)
         if isinstance(module, GradientErasure):
             self.prepare(module)
 
-    def _require_text_encoder(self, module: ErasureModule) -> None:
+    def _warn_without_text_edit(self, module: ErasureModule) -> None:
         if self.of_states and not module.backbone.edits_text(module.editable()):
             rank_zero_warn(
                 f"{type(self).__name__} holds text states, and {type(module).__name__} edits no text encoder: it will "

@@ -19,7 +19,7 @@ Cost: no UNet evaluation; an eigendecomposition and a singular value decompositi
 """
 
 import re
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -85,17 +85,15 @@ class SPEED(ClosedFormErasure):
         self.threshold, self.retain_scale, self.soften = threshold, retain_scale, soften
 
     def editable(self) -> dict[str, nn.Parameter]:
-        """The value maps among the text layers; a UNet names them ``to_v``.
+        """The value maps among the text layers.
 
         Raises:
             ErasureError: If there are none.
         """
-        values = {name: p for name, p in super().editable().items() if name.endswith("to_v.weight")}
+        values = self.backbone.value_layers()
         if not values:
-            raise ErasureError(
-                f"SPEED edits value maps (to_v) of a UNet's cross-attention; {self.backbone.name} has none."
-            )
-        return values
+            raise ErasureError(f"SPEED edits value maps of cross-attention; {self.backbone.name} has none.")
+        return {f"{name}.weight": cast(nn.Parameter, layer.weight) for name, layer in values.items()}
 
     def solve(self) -> dict[str, Tensor]:
         """``W* + D`` for every value map."""
