@@ -77,20 +77,19 @@ def spoken(path):
             yield node.id
         elif isinstance(node, ast.keyword | ast.arg) and node.arg:
             yield node.arg
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            if id(node) not in docstrings and " " not in node.value:  # what has spaces is a message
-                yield node.value
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
+            yield node.value if " " not in node.value else ""  # what has spaces is a message
 
 
 #: Whatever trains, holds or attacks a model by way of the seam.
+ROOMS = ("methods", "retention", "attacks")
+MODULES = ("module", "erasure", "latents", "bank", "image_sources", "gallery", "sampling", "inversion", "prompts")
+MODULES += ("adapting", "saliency", "neighbours", "calibration", "fine_tuning", "footprint", "testing")
 ABOVE_THE_SEAM = [
-    *(path for room in ("methods", "retention", "attacks") for path in (ROOT / "erasure_lightning" / room).glob("*.py")),
+    *(path for room in ROOMS for path in (ROOT / "erasure_lightning" / room).glob("*.py")),
     *(ROOT / "plugins").glob("[as]*/erasure_lightning_*/*.py"),
-    *(ROOT / "erasure_lightning" / f"{name}.py" for name in (
-        *("module", "erasure", "latents", "bank", "image_sources", "gallery", "sampling", "inversion", "prompts"),
-        *("adapting", "saliency", "neighbours", "calibration", "fine_tuning", "footprint", "testing"),
-    )),
-]  # fmt: skip
+    *(ROOT / "erasure_lightning" / f"{name}.py" for name in MODULES),
+]
 
 
 @pytest.mark.parametrize("path", ABOVE_THE_SEAM, ids=lambda path: f"{path.parent.name}/{path.stem}")

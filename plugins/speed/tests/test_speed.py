@@ -169,7 +169,7 @@ def test_arguments_out_of_range(arguments, words):
 
 
 def test_a_model_without_value_maps_is_refused(monkeypatch):
-    monkeypatch.setattr(TinyBackbone, "text_inputs", lambda self: [])
+    monkeypatch.setattr(TinyBackbone, "value_layers", lambda self: {})
     with pytest.raises(ErasureError, match="TinyBackbone has none"):
         speed()
 
