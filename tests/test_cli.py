@@ -111,18 +111,18 @@ def test_every_way_to_name_a_method():
         assert arguments(given)[-1].endswith(full)
 
 
-def test_callbacks_loggers_and_banks_have_names(capsys, folder):
+def test_callbacks_loggers_and_latents_have_names(capsys, folder):
     (folder / "c.yaml").write_text(
         "model: sage\ntrainer:\n  logger: [csv, tensorboard]\n"
         "  callbacks: [GlobalSemanticAlignment, {class_path: localnoisepreservation}, LearningRateMonitor]\n"
     )
     found = yaml.safe_load(
-        printed(capsys, "--config", "c.yaml", "--model.concepts", "[{name: cat}]", "--model.bank", "TrajectoryBank")
+        printed(capsys, "--config", "c.yaml", "--model.concepts", "[{name: cat}]", "--model.latents", "TrajectoryBank")
     )
     names = [c["class_path"].rsplit(".", 1)[-1] for c in found["trainer"]["callbacks"]]
     assert names == ["GlobalSemanticAlignment", "LocalNoisePreservation", "LearningRateMonitor"]
     assert [c["class_path"].rsplit(".", 1)[-1] for c in found["trainer"]["logger"]] == ["TensorBoardLogger"]
-    assert found["model"]["init_args"]["bank"]["init_args"]["trajectories"] == 32
+    assert found["model"]["init_args"]["latents"]["init_args"]["trajectories"] == 32
 
 
 def test_a_printed_config_runs_again(capsys, folder):

@@ -104,7 +104,7 @@ def test_what_python_allows_for_no_class_is_refused(given):
     [
         (["SAGE"], "The name SAGE is taken by the method of erasure-lightning "),
         (["sage"], "The name Sage is taken by the method of erasure-lightning "),
-        (["Batch"], "The name Batch is taken by what every method imports"),
+        (["NoisyBatch"], "The name NoisyBatch is taken by what every method imports"),
         (["SageHeart"], "The name SageHeart is taken by the config "),
         (["Lightning"], "The name Lightning is taken by an installed package, erasure_lightning"),
     ],

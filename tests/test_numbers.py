@@ -115,7 +115,7 @@ def test_a_banks_guidance(guidance):
     ("made", "words"),
     [
         (lambda: GlobalSemanticAlignment(weight=NAN), "needs a finite weight; found nan"),
-        (lambda: GlobalSemanticAlignment(nearness=NAN), "Alignment needs nearness above 0 and at most 1.*found nan"),
+        (lambda: GlobalSemanticAlignment(nearness=NAN), "Alignment needs a finite nearness; found nan"),
         (lambda: GlobalSemanticAlignment(temperature=INF), "needs a finite temperature; found inf"),
         (
             lambda: LocalNoisePreservation(batch_size=0),

@@ -45,7 +45,7 @@ def draw(folder, edited=0, seeds=3):
         for kind, pixels in (("original", picture), ("edited", picture - numpy.uint8(edited))):
             (folder / kind).mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels).save(folder / kind / f"{case}.png")
-        rows.append((case, prompt, seed, 20, 4.0, f"edited/{case}.png", f"original/{case}.png"))
+        rows.append((case, prompt, seed, 20, 4.0, "", "", f"edited/{case}.png", f"original/{case}.png"))
     with (folder / "manifest.csv").open("w", newline="") as file:
         csv.writer(file).writerows([COLUMNS, *rows])
     return folder

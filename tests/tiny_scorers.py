@@ -26,7 +26,7 @@ SETTINGS = """{"do_resize": true, "size": {"shortest_edge": 16}, "do_center_crop
 
 
 def _text():
-    tokenizer = TinyBackbone().tokenizer
+    tokenizer = TinyBackbone().towers[0].tokenizer
     return tokenizer, {
         "vocab_size": len(tokenizer), "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
         "num_attention_heads": 2, "max_position_embeddings": 16, "bos_token_id": tokenizer.bos_token_id,

@@ -142,7 +142,8 @@ def read_pictures(folder: Path) -> list[Picture]:
 def _row(folder: Path, row: dict[str, str]) -> Picture:
     try:
         files = {"before": folder / row["original"], "after": folder / row["edited"]}
-        drawn = (row["prompt"], row["evaluation_seed"], row["steps"], row["guidance"])
+        size = (row.get("height", ""), row.get("width", ""))  # not in manifests of old
+        drawn = (row["prompt"], row["evaluation_seed"], row["steps"], row["guidance"], *size)
         return Picture(row["prompt"], int(row["evaluation_seed"]), files, drawn)
     except (KeyError, TypeError, ValueError) as error:
         raise ErasureError(f"{folder / MANIFEST} is not as predict writes it ({error}).") from error
