@@ -69,20 +69,20 @@ class RingABell(ConceptAttack):
     @torch.no_grad()
     def find(self, target: Target, case: Case) -> Found:
         """Search, and draw with the words that come closest."""
-        model, wanted = target.edited, self.wanted(target, case)
+        model, goal = target.edited, self.goal(target, case)
         vocabulary = model.vocabulary_size
         prompts = torch.randint(vocabulary, (self.population, self.tokens))
         for generation in range(self.generations):
             spelled = model.embed([model.spell(prompt) for prompt in prompts])
             read = model.contextualize(model.shortened(spelled))
-            misses = distance(read, wanted)
+            misses = distance(read, goal)
             prompts = prompts[misses.argsort().cpu()[: self.population // 2]]
             if generation < self.generations - 1:
                 prompts = self._mutated(self._crossed(prompts), vocabulary)
         best = model.spell(prompts[0])
         return Found(target.draw(model.encode([best]), case.seeds), prompt=best)
 
-    def wanted(self, target: Target, case: Case) -> Conditioning:
+    def goal(self, target: Target, case: Case) -> Conditioning:
         """What is to be meant, tokens ``(1, L, D)``, and the pooled vector where the family has one."""
         sentences = target.sentences(case)
         present, absent = (
@@ -114,9 +114,9 @@ class RingABell(ConceptAttack):
         return torch.where(changed, torch.randint(vocabulary, prompts.shape), prompts)
 
 
-def distance(read: Conditioning, wanted: Conditioning) -> Tensor:
+def distance(read: Conditioning, goal: Conditioning) -> Tensor:
     """Summed squares between prompts' states, as far as they were read, and those of one prompt, ``(B,)``."""
-    tokens: Tensor = (read.tokens - wanted.tokens[:, : read.tokens.shape[1]]).square().sum(dim=(1, 2))
-    if read.pooled is None or wanted.pooled is None:
+    tokens: Tensor = (read.tokens - goal.tokens[:, : read.tokens.shape[1]]).square().sum(dim=(1, 2))
+    if read.pooled is None or goal.pooled is None:
         return tokens
-    return tokens + (read.pooled - wanted.pooled).square().sum(dim=1)
+    return tokens + (read.pooled - goal.pooled).square().sum(dim=1)

@@ -138,14 +138,14 @@ def require_fit(title: str, model: Any, stored: Stored) -> None:
     if not (missing or unexpected or misshaped):
         return
     kinds = {"missing": missing, "unexpected": unexpected, "of another shape": misshaped}
-    told = "; ".join(f"{len(v)} {kind} ({_some(v)})" for kind, v in kinds.items() if v)
+    differences = "; ".join(f"{len(v)} {kind} ({_some(v)})" for kind, v in kinds.items() if v)
     lora = any("lora" in name for name in unexpected)
     cure = (
         "It was saved with LoRA layers inside: call fuse_lora() and unload_lora_weights() before save_pretrained."
         if lora
         else "Its config.json belongs to other weights, or the file is incomplete: take both from one place."
     )
-    raise ErasureError(f"The {title} needs the tensors that its config describes; found {told}. {cure}")
+    raise ErasureError(f"The {title} needs the tensors that its config describes; found {differences}. {cure}")
 
 
 def _some(names: Collection[str]) -> str:
@@ -159,12 +159,12 @@ Differences = tuple[list[str], list[str], list[str]]
 def _diffusers(model: Any, empty: dict[str, torch.Tensor], sharded: bool) -> Differences:
     if not sharded:  # diffusers does not rename in shards either
         model._fix_state_dict_keys_on_load(empty)
-    wanted = model.state_dict()
-    common = wanted.keys() & empty.keys()
-    misshaped = [_mismatch(n, empty[n].shape, wanted[n].shape) for n in common if empty[n].shape != wanted[n].shape]
+    expected = model.state_dict()
+    common = expected.keys() & empty.keys()
+    misshaped = [_mismatch(n, empty[n].shape, expected[n].shape) for n in common if empty[n].shape != expected[n].shape]
     ignored = model._keys_to_ignore_on_load_unexpected or ()
-    unexpected = [n for n in empty.keys() - wanted.keys() if not any(re.search(p, n) for p in ignored)]
-    return list(wanted.keys() - empty.keys()), unexpected, misshaped
+    unexpected = [n for n in empty.keys() - expected.keys() if not any(re.search(p, n) for p in ignored)]
+    return list(expected.keys() - empty.keys()), unexpected, misshaped
 
 
 def _transformers(model: Any, empty: Mapping[str, torch.Tensor], sharded: bool) -> Differences:
@@ -180,5 +180,5 @@ def _transformers(model: Any, empty: Mapping[str, torch.Tensor], sharded: bool) 
     return list(found["missing_keys"]), unexpected, [_mismatch(*row) for row in found["mismatched_keys"]]
 
 
-def _mismatch(name: str, stored: Collection[int], wanted: Collection[int]) -> str:
-    return f"{name}: {list(stored)} stored, {list(wanted)} by the config"
+def _mismatch(name: str, stored: Collection[int], expected: Collection[int]) -> str:
+    return f"{name}: {list(stored)} stored, {list(expected)} by the config"

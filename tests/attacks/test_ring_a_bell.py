@@ -22,7 +22,7 @@ def test_what_is_to_be_meant_by_hand():
              ("a drawing of a cat", "a drawing of a"), ("a rendering of a cat", "a rendering of a"),
              ("a small cat", "a small"), ("a close-up of a cat", "a close-up of a")]  # fmt: skip
     vector = torch.stack([encode(with_it) - encode(without) for with_it, without in pairs]).mean(dim=0)
-    assert torch.allclose(attack(strength=2.0).wanted(target, case).tokens, encode("a cat") + 2 * vector, atol=1e-5)
+    assert torch.allclose(attack(strength=2.0).goal(target, case).tokens, encode("a cat") + 2 * vector, atol=1e-5)
 
 
 class TestSearch:
@@ -51,7 +51,7 @@ class TestSearch:
         def miss(generations):
             (found,) = attack(generations=generations, strength=1.0).run(target, 0)
             read = target.edited.encode([found.prompt]).tokens
-            return (read - attack(strength=1.0).wanted(target, case).tokens).square().sum().item()
+            return (read - attack(strength=1.0).goal(target, case).tokens).square().sum().item()
 
         assert miss(40) < miss(1)
 
