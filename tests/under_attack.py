@@ -16,9 +16,9 @@ from erasure_lightning.testing import fit
 CAT = [Concept("cat", "dog", domain=["bird"])]
 
 
-def tiny_target(concepts=CAT, **trials):
+def tiny_target(concepts=CAT, family=TinyBackbone, **trials):
     """A cat that became a dog, with a scorer of random verdicts."""
-    module = fit(Redirection(concepts=CAT, backbone=TinyBackbone()), 1)
+    module = fit(Redirection(concepts=CAT, backbone=family()), 1)
     few = {"seeds": 2, "pictures": 2, "steps": 2, "guidance": 3.0}
     return Target(module.backbone, module.original, concepts, Trials(**(few | trials)), KnownScorer())
 

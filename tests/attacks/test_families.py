@@ -1,0 +1,46 @@
+"""Every attack on a tiny model of every family: it searches, draws, and leaves the target as it was."""
+
+import pytest
+import torch
+from under_attack import tiny_target, weights
+
+from erasure_lightning.attacks import ATTACKS
+from erasure_lightning.backbones.tiny import TINY
+from erasure_lightning.registry import find_attack, load_attack
+
+#: As little as an attack can do and still do all it does.
+BUDGETS = {
+    "UnlearnDiffAtk": {"tokens": 1, "times": 1, "steps": 1},
+    "P4D": {"tokens": 1, "steps": 2, "every": 1, "examples": 1},
+    "RingABell": {"tokens": 1, "population": 4, "generations": 2},
+    "ConceptInversion": {"steps": 2, "examples": 1},
+    "SoftEmbedding": {"steps": 2, "examples": 1},
+    "LatentInversion": {"steps": 2, "refinements": 1},
+    "BenignFineTune": {"steps": 1, "points": 1, "examples": 2, "batch_size": 2},
+    "RelearningCurve": {"steps": 1, "examples": [0, 1], "batch_size": 1},
+}
+
+
+def test_every_attack_has_a_budget_here():
+    assert BUDGETS.keys() == ATTACKS.keys()
+
+
+@pytest.mark.parametrize("name", BUDGETS)
+@pytest.mark.parametrize("family", TINY, ids=lambda family: family.__name__)
+def test_it_runs(name, family):
+    target = tiny_target(family=family)
+    before = weights(target.edited)
+    attack = load_attack(find_attack(name))(**BUDGETS[name])
+    (found,) = attack.run(target, 0)
+    assert len(found.pictures) == 2
+    assert found.pictures.isfinite().all()
+    after = weights(target.edited)
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+
+
+def test_soft_states_of_a_family_with_a_pooled_vector_are_attacked_whole():
+    target = tiny_target(family=TINY[1])
+    (found,) = load_attack(find_attack("SoftEmbedding"))(steps=2, lr=0.1, examples=1).run(target, 0)
+    plain = target.edited.encode(["a cat"])
+    assert found.tensors.keys() == {"tokens", "pooled"}
+    assert not torch.allclose(found.tensors["pooled"], plain.pooled)
