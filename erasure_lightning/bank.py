@@ -44,9 +44,7 @@ class TrajectoryBank(LatentSource):
         half: bool = False,
         batch_size: int = 16,
     ) -> None:
-        for name, value in {"trajectories": trajectories, "steps": steps, "batch_size": batch_size}.items():
-            if value < 1:
-                raise ErasureError(f"TrajectoryBank needs {name} of at least 1; found {value}.")
+        require("TrajectoryBank", at_least=1, trajectories=trajectories, steps=steps, batch_size=batch_size)
         require("TrajectoryBank", at_least=0, guidance=guidance)
         if student and refresh < 1:
             raise ErasureError(f"TrajectoryBank needs refresh of at least 1 to follow the student; found {refresh}.")

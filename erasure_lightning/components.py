@@ -116,12 +116,13 @@ class Component:
         Raises:
             ErasureError: Naming the first obstacle and the way around it.
         """
-        for found, cure in self._obstacles(adapters):
+        for found, cure in (*self._elsewhere(), *self._overruled(adapters)):
             raise ErasureError(
                 f"An edit needs weights of {self.title} that it can write and that act; found {found}. {cure}."
             )
 
-    def _obstacles(self, adapters: bool) -> Iterator[tuple[str, str]]:
+    def _elsewhere(self) -> Iterator[tuple[str, str]]:
+        """Weights that cannot be written: what was found, and the way around it."""
         modules, parameters = list(self.module.modules()), list(self.module.parameters())
         if any(p.is_meta for p in parameters):
             yield (
@@ -139,6 +140,10 @@ class Component:
                 f"quantised ones ({type(odd.data).__name__}, {str(odd.dtype).removeprefix('torch.')})",
                 "Apply the edit in float32, bfloat16 or float16, save the pipeline, and quantise what was saved",
             )
+
+    def _overruled(self, adapters: bool) -> Iterator[tuple[str, str]]:
+        """Weights and adapters that would not act once they are written."""
+        modules = list(self.module.modules())
         if any(_is_fused(m) for m in modules):
             yield (
                 "fused attention projections, which act in their place",

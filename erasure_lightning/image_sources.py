@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from erasure_lightning.checks import require
 from erasure_lightning.concepts import Batch
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.gallery import Gallery, noised
@@ -27,7 +28,7 @@ class GeneratedImages(LatentSource):
         times: Of the noise: ``uniform``, or by ``importance`` (MACE).
 
     Raises:
-        ErasureError: If a count is below 1.
+        ErasureError: If a count is below 1, or guidance is negative, NaN or infinite.
     """
 
     def __init__(
@@ -38,9 +39,8 @@ class GeneratedImages(LatentSource):
         of: Literal["concept", "anchor"] = "concept",
         times: Times = "uniform",
     ) -> None:
-        for name, value in {"images": images, "steps": steps}.items():
-            if value < 1:
-                raise ErasureError(f"GeneratedImages needs {name} of at least 1; found {value}.")
+        require("GeneratedImages", at_least=1, images=images, steps=steps)
+        require("GeneratedImages", at_least=0, guidance=guidance)
         self.images = images
         self.steps = steps
         self.guidance = guidance
