@@ -29,7 +29,7 @@ def config(method):
     concepts = [{"name": "cat", "anchor": "dog"}]
     bank = {"class_path": "TrajectoryBank", "init_args": {"trajectories": 2, "steps": 3}}
     trainer = {"max_steps": STEPS, "accelerator": "cpu", "log_every_n_steps": 1, "enable_progress_bar": False}
-    given = {"concepts": concepts, "backbone": "TinyBackbone", "lr": 1e-3, "warmup": 3, "bank": bank}
+    given = {"concepts": concepts, "backbone": "TinyBackbone", "lr": 1e-3, "warmup": 3, "latents": bank}
     model = {"class_path": method, "init_args": given}
     return {"model": model, "trainer": trainer, "data": {"batch_size": 2}, "measure": False, "save_every": 5}
 
