@@ -36,11 +36,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark"))
     parser.add_argument("--seeds", default="5")
     options = parser.parse_args()
-    asked = ["--model.concepts", f"{options.concept}.yaml", "--data.seeds", options.seeds]
+    shared = ["--model.concepts", f"{options.concept}.yaml", "--data.seeds", options.seeds]
     folder = options.out / f"realera-{options.concept}"
     printed = False
     for name, given in CASES.items():
-        figures = row(folder / name.translate(str.maketrans(" ", "-", "(),'")), [*given, *asked])
+        figures = row(folder / name.translate(str.maketrans(" ", "-", "(),'")), [*given, *shared])
         if not printed:
             print(head(["", *figures]))
             printed = True

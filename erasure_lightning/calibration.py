@@ -103,13 +103,13 @@ def calibrate(
         if not words:
             raise ErasureError(f"Calibration needs at least one {name} word for {concept.name!r}; found none.")
     own = sentences(concept, vocabulary)
-    asked = {
+    prompts = {
         "rephrasings": _sentences(own, [concept.name, *synonyms]),
         "associated": _sentences(own, concept.domain),
         "unrelated": _sentences(own, unrelated),
     }
     lengths = backbone.encode(own.prompts).tokens.norm(dim=2)
-    groups = {name: _group(backbone, own.prompts, *said, states) for name, said in asked.items()}
+    groups = {name: _group(backbone, own.prompts, *pairs, states) for name, pairs in prompts.items()}
     return _implied(groups, lengths.median().item())
 
 
@@ -119,28 +119,28 @@ def _sentences(own: Batch, words: Sequence[str]) -> tuple[list[str], list[Phrase
     return [word for word, _ in pairs], [prompt for _, prompt in pairs]
 
 
-def _group(backbone: Backbone, own: list[Phrase], words: list[str], asked: list[Phrase], states: States) -> Group:
+def _group(backbone: Backbone, own: list[Phrase], words: list[str], prompts: list[Phrase], states: States) -> Group:
     """Each sentence with the nearest of the concept's, which is not itself."""
     compare = _tokens if states == "tokens" else _ends
-    parts = [compare(backbone, own, asked[i : i + CHUNK]) for i in range(0, len(asked), CHUNK)]
+    parts = [compare(backbone, own, prompts[i : i + CHUNK]) for i in range(0, len(prompts), CHUNK)]
     cosines, distances = (torch.cat(values).cpu() for values in zip(*parts, strict=True))
-    itself = torch.tensor([[here == there for there in own] for here in asked])
+    itself = torch.tensor([[here == there for there in own] for here in prompts])
     nearest = cosines.masked_fill(itself, -1.0).max(dim=1)
     return Group(words, nearest.values, distances.gather(1, nearest.indices.unsqueeze(1)).squeeze(1))
 
 
-def _ends(backbone: Backbone, own: list[Phrase], asked: list[Phrase]) -> tuple[Tensor, Tensor]:
+def _ends(backbone: Backbone, own: list[Phrase], prompts: list[Phrase]) -> tuple[Tensor, Tensor]:
     """Cosines and distances of end-of-text states, ``(B, T)`` both."""
-    here, there = (backbone.summarize(backbone.embed(prompts)) for prompts in (asked, own))
+    here, there = (backbone.summarize(backbone.embed(part)) for part in (prompts, own))
     return relations(here, there), torch.cdist(here, there)
 
 
-def _tokens(backbone: Backbone, own: list[Phrase], asked: list[Phrase]) -> tuple[Tensor, Tensor]:
+def _tokens(backbone: Backbone, own: list[Phrase], prompts: list[Phrase]) -> tuple[Tensor, Tensor]:
     """The same of aligned tokens, their mean from the concept's words on."""
-    there, here = backbone.encode(own), backbone.encode(asked)
+    there, here = backbone.encode(own), backbone.encode(prompts)
     found = []
     for number, (states, where) in enumerate(zip(there.tokens, there.from_concept(), strict=True)):
-        like = aligned_states(here, like=there[number : number + 1].expand(len(asked)))[:, where]
+        like = aligned_states(here, like=there[number : number + 1].expand(len(prompts)))[:, where]
         cosines = torch.cosine_similarity(like, states[where], dim=2)
         found.append((cosines.mean(dim=1), (like - states[where]).norm(dim=2).mean(dim=1)))
     cosines, distances = (torch.stack(values, dim=1) for values in zip(*found, strict=True))

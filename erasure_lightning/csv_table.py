@@ -74,7 +74,7 @@ def heading(text: str, known: Collection[str]) -> tuple[str, list[str]]:
 
     Args:
         text: The file's content.
-        known: Columns by which the delimiter is told from others.
+        known: Columns that decide which delimiter a file has.
     """
     first = next((line for line in text.splitlines() if not _above(line)), "")
     columns = {d: [folded(cell) for row in _parsed(first, d) for cell in row] for d in DELIMITERS}
@@ -101,7 +101,7 @@ def read_table(path: Path, text: str, known: Collection[str]) -> Table:
     Args:
         path: The file, for errors.
         text: Its content.
-        known: Columns by which its delimiter (``,``, ``;``, tab or ``|``) is told from others.
+        known: Columns that decide which delimiter (``,``, ``;``, tab or ``|``) it has.
 
     Raises:
         ErasureError: If it is no CSV, a column stands twice, or a row has another number of cells than the heading.

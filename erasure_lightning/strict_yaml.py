@@ -42,8 +42,8 @@ def _check_once(keys: list[yaml.ScalarNode]) -> None:
     for key in keys:
         before = first.setdefault((key.tag, key.value), key)
         if before is not key:
-            told = f"found {key.value!r} twice, first in line {before.start_mark.line + 1}"
-            raise ConstructorError(None, None, told, key.start_mark)
+            problem = f"found {key.value!r} twice, first in line {before.start_mark.line + 1}"
+            raise ConstructorError(None, None, problem, key.start_mark)
 
 
 def read_yaml(text: str) -> Any:

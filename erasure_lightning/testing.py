@@ -121,7 +121,7 @@ def _check_refusal(module: ErasureModule, family: type[Backbone]) -> None:
 
 
 class _Gradients(Callback):
-    """Collects the trained parameters that had no gradient in some step, which DDP must be told."""
+    """Collects the trained parameters that had no gradient in some step, which DDP must know."""
 
     def __init__(self) -> None:
         self.lacking: list[str] = []

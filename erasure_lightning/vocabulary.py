@@ -105,7 +105,7 @@ class Vocabulary:
         return tuple(self.world.captions["label"]) if self.world else CAPTIONS
 
     def kept_captions(self, label: str) -> list[str]:
-        """What is said of a label that must survive: every caption, and where a style goes, other styles too."""
+        """The prompts of a label that must survive: every caption, and where a style goes, other styles too."""
         plain = [caption.format(label) for caption in self.captions]
         styles = self.other_styles
         if styles and not self.world:
@@ -130,7 +130,7 @@ class Vocabulary:
         return list(dict.fromkeys((*anchors, *apart)))
 
     def kin_captions(self) -> list[str]:
-        """What is said of anchors that are no labels, and of other people where a person is erased."""
+        """The prompts of anchors that are no labels, and of other people where a person is erased."""
         people = [c for c in self.concepts if c.kind == "person"]
         named = [c.anchor for c in self.concepts if c.kind == "thing" and c.anchor]
         known = set(map(folded, self.labels))

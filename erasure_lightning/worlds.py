@@ -161,8 +161,8 @@ def _read(entry: EntryPoint, root: Path) -> World:
         return _based(entry, root, content)
     labels = tuple(Label(row["label"], row["group"], tuple(row["tags"])) for row in content["labels"])
     styles, captions, package = tuple(content["styles"]), content["captions"], _package(entry)
-    told = {"captions": captions, "templates": content.get("templates", {})}
-    return World(entry.name, root, package, labels, styles, **told, **content["sampling"])
+    sentences = {"captions": captions, "templates": content.get("templates", {})}
+    return World(entry.name, root, package, labels, styles, **sentences, **content["sampling"])
 
 
 def _based(entry: EntryPoint, root: Path, content: Mapping[str, Any]) -> World:

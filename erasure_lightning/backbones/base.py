@@ -36,7 +36,7 @@ class Backbone(FamilyInterface):
         world: The world it came from, where it came from one.
     """
 
-    #: Whether weights are split over ranks, so that each of them must be asked by all ranks together.
+    #: Whether weights are split over ranks, so that all ranks must run each of them together.
     lockstep = False
 
     def __init__(
@@ -213,7 +213,7 @@ class Backbone(FamilyInterface):
         return {self.components[part]: fingerprints(self.get_submodule(part)) for part in parts}
 
     def checkpoint(self) -> None:
-        """Keep only what blocks are asked for the backward, which computes the rest again: less memory, more time."""
+        """Keep only the inputs of blocks for the backward, which computes the rest again: less memory, more time."""
         checkpoint_blocks(self.denoiser, self.text_encoders)
 
     def computing(self) -> AbstractContextManager[object]:
@@ -224,7 +224,7 @@ class Backbone(FamilyInterface):
     def anyone(self, flag: bool) -> bool:
         """Whether the flag is up on any rank, where ranks ask the model together; else this rank's own.
 
-        What decides if a split model is asked must be decided by all, or some wait for the others forever.
+        What decides whether a split model runs must be decided by all ranks, or some wait for the others forever.
         """
         return any(gathered([flag])) if self.lockstep else flag
 

@@ -1,4 +1,4 @@
-"""Weights as they lie on disk: which files are read, and whether their tensors fit the model, told by headers alone."""
+"""Weights on disk: which files are read, and whether their tensors fit the model, judged by headers alone."""
 
 import re
 from collections import defaultdict
