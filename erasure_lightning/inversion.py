@@ -43,7 +43,7 @@ def invert(backbone: Backbone, conditioning: Conditioning, x0: Tensor, steps: in
         refinements: Further evaluations a step; 0 is plain DDIM inversion.
 
     Raises:
-        ErasureError: If the noisiest prediction tells nothing of a picture.
+        ErasureError: If the noisiest prediction does not determine a picture.
     """
     process, x = backbone.process, x0
     for t, noisier in pairwise(_times(backbone, steps)):
@@ -73,7 +73,7 @@ def retrace(backbone: Backbone, conditioning: Conditioning, x: Tensor, steps: in
         guidance: Scale of classifier-free guidance; at 1 or below the empty prompt is not evaluated.
 
     Raises:
-        ErasureError: If the noisiest prediction tells nothing of a picture.
+        ErasureError: If the noisiest prediction does not determine a picture.
     """
     predict, process = _predictor(backbone, conditioning, guidance), backbone.process
     for t, cleaner in pairwise(_times(backbone, steps).flip(0)):
@@ -95,8 +95,8 @@ def _require_clean(backbone: Backbone, t: Tensor) -> None:
     one = torch.ones(1, 1, 1, 1, device=t.device)
     if backbone.process.clean(torch.zeros_like(one), one, t).abs().item() > 1 / FAINT:
         raise ErasureError(
-            f"{backbone.name} predicts the noise (epsilon) also where latents hold nothing else (zero terminal "
-            "signal-to-noise ratio), which tells nothing of a picture. Its scheduler needs prediction_type "
+            f"{backbone.name} predicts the noise (epsilon) also where latents are noise alone (zero terminal "
+            "signal-to-noise ratio), which does not determine a picture. Its scheduler needs prediction_type "
             "v_prediction, or rescale_betas_zero_snr false, whichever its weights were trained with."
         )
 
@@ -141,8 +141,8 @@ def purify(
         guidance: Of drawing, for the original and the edited model alike.
 
     Raises:
-        ErasureError: If a picture of either model holds NaN or infinity, or the noisiest prediction tells nothing of a
-            picture.
+        ErasureError: If a picture of either model holds NaN or infinity, or the noisiest prediction does not determine
+            a picture.
     """
     asked = original.encode(prompts)
     noise = invert(original, asked, original.compress(pictures), steps)

@@ -71,12 +71,12 @@ class Listener:
         backbone.denoise = self  # type: ignore[method-assign]
 
     def __call__(self, x: Tensor, t: Tensor, conditioning: Conditioning, guidance: float | None = None) -> Tensor:
-        """The prediction of `Backbone.denoise`; a time for all latents at once is asked for by samplers alone."""
+        """The prediction of `Backbone.denoise`; only samplers give one time for all latents."""
         if t.dim():
-            said = self._denoise(x, t, conditioning, guidance)
+            prediction = self._denoise(x, t, conditioning, guidance)
             self._count(self.who, len(x))
-            self._count("backwards", len(x) if said.requires_grad else 0)
-            return said
+            self._count("backwards", len(x) if prediction.requires_grad else 0)
+            return prediction
         self.sampled += len(x)
         key = (x.shape, conditioning.tokens.shape)
         before, peak = self.ledger.live, self.ledger.restart()

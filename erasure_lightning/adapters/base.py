@@ -48,7 +48,7 @@ class Adapter(nn.Module, ABC):
         """The layer's new output, from its input ``(B, N, D)`` and its output ``(B, N, E)``."""
 
     def is_identity(self) -> bool:
-        """Whether every output passes unchanged, as before training; False where that cannot be told."""
+        """Whether every output passes unchanged, as before training; False where that is not known."""
         return False
 
     @classmethod

@@ -130,13 +130,13 @@ class SPM(AdapterErasure):
 
     def _foreign(self) -> Tensor:
         """States of the sentences with random words of the vocabulary, ``(FOILS * J, L, D)``."""
-        asked = self.backbone.embed(self._sentences("x") * FOILS)
-        told = []
-        for embedded, table in zip(asked, self.backbone.word_tables(), strict=True):
+        prompts = self.backbone.embed(self._sentences("x") * FOILS)
+        foils = []
+        for embedded, table in zip(prompts, self.backbone.word_tables(), strict=True):
             words = table[torch.randint(len(table), embedded.ids.shape)]
             where = embedded.positions(CONCEPT).unsqueeze(2)
-            told.append(replace(embedded, embeddings=torch.where(where, words, embedded.embeddings)))
-        return self.backbone.contextualize(told).tokens
+            foils.append(replace(embedded, embeddings=torch.where(where, words, embedded.embeddings)))
+        return self.backbone.contextualize(foils).tokens
 
     def erasure_loss(self, batch: NoisyBatch) -> Tensor:
         """The concept's prediction, and the anchors', in one evaluation of the adapters of each sentence's concept."""
