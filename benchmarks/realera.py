@@ -7,8 +7,7 @@ and are taken from there when finished, so that a table goes on where it stopped
 import argparse
 from pathlib import Path
 
-from rows import head, line
-from sage import row
+from sage import print_table
 
 BOTH, STAGE_A = ["--config", "realera.yaml"], ["--config", "realera-closed-form.yaml"]
 NO_CALLBACK, NO_NEIGHBOURS = ["--trainer.callbacks", "null"], ["--model.neighbours", "0"]
@@ -37,14 +36,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="5")
     options = parser.parse_args()
     shared = ["--model.concepts", f"{options.concept}.yaml", "--data.seeds", options.seeds]
-    folder = options.out / f"realera-{options.concept}"
-    printed = False
-    for name, given in CASES.items():
-        figures = row(folder / name.translate(str.maketrans(" ", "-", "(),'")), [*given, *shared])
-        if not printed:
-            print(head(["", *figures]))
-            printed = True
-        print(line([name, *figures.values()]), flush=True)
+    print_table(CASES, options.out / f"realera-{options.concept}", shared)
 
 
 if __name__ == "__main__":

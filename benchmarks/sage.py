@@ -76,6 +76,21 @@ def row(folder: Path, given: list[str]) -> dict[str, str]:
     return figures | {"seconds": f"{cost['seconds']:.0f}", "peak GiB": f"{cost['peak_gib']:.2f}"}
 
 
+def print_table(cases: dict[str, list[str]], out: Path, shared: list[str]) -> None:
+    """Print a row of Markdown as soon as its run is done.
+
+    Args:
+        cases: Arguments of each `erasure fit`, by the row's name.
+        out: Folder of the runs.
+        shared: Arguments of all of them.
+    """
+    for number, (name, given) in enumerate(cases.items()):
+        figures = row(out / name.translate(str.maketrans(" ", "-", "(),'")), [*given, *shared])
+        if number == 0:
+            print(head(["", *figures]))
+        print(line([name, *figures.values()]), flush=True)
+
+
 def main() -> None:
     """Print the table as Markdown."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -87,14 +102,7 @@ def main() -> None:
         cases = {name: arguments(case) for name, case in BARS.items()}
     else:
         cases = {name: [*WEAPONS, *extra] for name, extra in ABLATIONS.items()}
-    printed = False
-    for name, given in cases.items():
-        folder = options.out / options.table / name.translate(str.maketrans(" ", "-", "()'"))
-        figures = row(folder, [*given, "--data.seeds", options.seeds])
-        if not printed:
-            print(head(["", *figures]))
-            printed = True
-        print(line([name, *figures.values()]), flush=True)
+    print_table(cases, options.out / options.table, ["--data.seeds", options.seeds])
 
 
 if __name__ == "__main__":

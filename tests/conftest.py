@@ -21,3 +21,10 @@ def seeded():
 @pytest.fixture
 def tiny():
     return TinyBackbone()
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty folder that is the working directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

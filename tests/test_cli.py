@@ -14,17 +14,13 @@ from erasure_lightning.cli.main import COMMANDS
 from erasure_lightning.cli.names import arguments
 from erasure_lightning.edits import read_edit
 
+pytestmark = pytest.mark.usefixtures("folder")
+
 TINY = ["--model", "trivial.Distillation", "--model.concepts", "[{name: cat, anchor: dog}]"]
 TINY += ["--model.backbone", "TinyBackbone", "--model.lr", "1e-3", "--data.others", "2", "--data.steps", "2"]
 TINY += ["--data.seeds", "2", "--data.batch_size", "2", "--trainer.max_steps", "2", "--trainer.accelerator", "cpu"]
 TINY += ["--trainer.enable_progress_bar", "false", "--trainer.log_every_n_steps", "1"]
 SAGE = ["--model", "sage", "--model.concepts", "[{name: cat, anchor: dog}]", "--model.backbone", "TinyBackbone"]
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 @pytest.fixture

@@ -18,6 +18,8 @@ from erasure_lightning.pictures import require_finite_pictures
 from erasure_lightning.retention.monitor import RetentionMonitor
 from erasure_lightning.testing import fit
 
+pytestmark = pytest.mark.usefixtures("folder")
+
 FEW = ["--data.steps", "2", "--data.others", "2", "--data.seeds", "2", "--trainer.enable_progress_bar", "false"]
 FEW += ["--trainer.accelerator", "cpu", "--trainer.logger", "false"]
 HELP = "Compare its scheduler with the one it was trained with (prediction_type, rescale_betas_zero_snr: epsilon "
@@ -35,12 +37,6 @@ class Spoiled(Redirection):
         if made:
             model = getattr(self, self.which)
             model.denoise = lambda x, t, c, guidance=None: torch.full_like(x, math.nan)
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 @pytest.fixture

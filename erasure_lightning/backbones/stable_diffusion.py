@@ -181,10 +181,14 @@ class StableDiffusion(Backbone):
         text = json.dumps([self.sampler_name, config], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
+    @property
+    def vae_scale_factor(self) -> int:
+        """Pixels along a side that one latent stands for."""
+        return 2 ** (len(cast(Any, self.vae).config.block_out_channels) - 1)
+
     def latent_shape(self, size: Size | None = None) -> tuple[int, int, int]:
         """Channels, height and width of the latents."""
-        unet, vae = cast(Any, self.denoiser).config, cast(Any, self.vae).config
-        factor = 2 ** (len(vae.block_out_channels) - 1)
+        unet, factor = cast(Any, self.denoiser).config, self.vae_scale_factor
         if size is None:
             sides = unet.sample_size
             height, width = (sides, sides) if isinstance(sides, int) else sides

@@ -101,8 +101,7 @@ class StableDiffusionXL(StableDiffusion):
 
     def _added(self, x: Tensor, conditioning: Conditioning) -> dict[str, Tensor]:
         """The pooled vector, and the sizes: pictures are original and uncropped, of the latents' own size."""
-        factor = 2 ** (len(cast(Any, self.vae).config.block_out_channels) - 1)
-        height, width = x.shape[-2] * factor, x.shape[-1] * factor
+        height, width = (side * self.vae_scale_factor for side in x.shape[-2:])
         sizes = torch.tensor([height, width, 0, 0, height, width], dtype=x.dtype, device=x.device)
         pooled = cast(Tensor, conditioning.pooled)
         return {"text_embeds": pooled, "time_ids": sizes.expand(len(pooled), -1)}

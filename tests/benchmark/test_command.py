@@ -11,6 +11,8 @@ from small_suites import result
 from erasure_lightning.__main__ import main
 from erasure_lightning.cli.benchmark import _threads
 
+pytestmark = pytest.mark.usefixtures("folder")
+
 TINY = {
     "name": "pets",
     "backbone": "TinyBackbone",
@@ -18,12 +20,6 @@ TINY = {
     "concepts": [{"name": "cat", "anchor": "dog", "domain": ["star"]}, {"name": "bird", "anchor": "boat"}],
     "options": {"data.seeds": 2, "data.others": 2, "data.steps": 2, "trainer.accelerator": "cpu"},
 }
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 @pytest.fixture
