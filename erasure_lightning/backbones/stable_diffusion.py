@@ -184,7 +184,8 @@ class StableDiffusion(Backbone):
     @property
     def vae_scale_factor(self) -> int:
         """Pixels along a side that one latent stands for."""
-        return 2 ** (len(cast(Any, self.vae).config.block_out_channels) - 1)
+        levels = cast(list[int], cast(Any, self.vae).config.block_out_channels)
+        return int(2 ** (len(levels) - 1))
 
     def latent_shape(self, size: Size | None = None) -> tuple[int, int, int]:
         """Channels, height and width of the latents."""
