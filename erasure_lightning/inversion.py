@@ -83,7 +83,7 @@ def retrace(backbone: Backbone, conditioning: Conditioning, x: Tensor, steps: in
 
 
 def _times(backbone: Backbone, steps: int) -> Tensor:
-    """Where the walk halts, rising from 0; samplers of higher order name a time twice."""
+    """Times of the inversion, rising from 0, ``(S + 1,)``; samplers of higher order name a time twice."""
     times = backbone.sampler(steps).times
     rising = torch.tensor(sorted({0.0, *times.tolist()}), device=times.device)
     _require_clean(backbone, rising[-1])

@@ -35,7 +35,7 @@ class Forecast:
         peaks: The most bytes alive while it prepares, samples (a bank, pictures to train on), steps, and measures.
         asked: Latents that student and teacher are asked about in a step (the last, and the first, which fills a bank),
             and backwards.
-        sampled: Latents asked about before and between steps, to walk or draw.
+        sampled: Latents denoised before and between steps, for rollouts and pictures.
         pictures: That the measurement draws, of either model.
         measured: Latents that it asks about.
     """

@@ -1,4 +1,4 @@
-"""What methods do with embedded prompts: walk their templates' words, exchange templates, line up spans."""
+"""What methods do with embedded prompts: gradient ascent over templates, exchange of templates, alignment of spans."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -20,46 +20,47 @@ from erasure_lightning.functional import aligned
 #: Prompts as every text encoder of a backbone reads them.
 Prompts = tuple[Embedded, ...]
 
-
-#: Gain of a score that rounding makes too, and that thus is none.
+#: Gain of a score, to first order, that rounding errors reach too.
 LEAST_GAIN = 1e-5
 
 
-def climb(start: Prompts, height: Callable[[Prompts], Tensor], sizes: tuple[Tensor, ...], steps: int) -> Prompts:
-    """Ascent of a score over the template's word embeddings, by gradient steps of fixed length.
+def gradient_ascent(
+    start: Prompts, score: Callable[[Prompts], Tensor], sizes: tuple[Tensor, ...], steps: int
+) -> Prompts:
+    """Prompts of the highest score among those that gradient steps of fixed length pass through.
 
-    Only `TEMPLATE` positions move; start, concept, end and padding stay what they are. A row takes no
-    step whose gain, to first order, is at most `LEAST_GAIN`, and the highest point of each row is
-    returned: a row that starts at an optimum stays as it is.
+    Only the word embeddings at `TEMPLATE` positions move; start, concept, end and padding stay what they are. A row
+    takes no step whose gain, to first order, is at most `LEAST_GAIN`, and each row's best point is returned: a row
+    that starts at an optimum stays as it is.
 
     Args:
-        start: Where the ascent begins.
-        height: The score of prompts, ``(B,)``.
-        sizes: For each text encoder, how far the word that moves farthest goes in a step.
+        start: Where the ascent begins, a batch of ``B`` prompts.
+        score: What is maximised, ``(B,)``.
+        sizes: For each text encoder, how far the word that moves farthest goes in a step, ``()``.
         steps: How many, at least 0.
     """
-    best, top = start, torch.full((len(start[0].ids),), -torch.inf, device=start[0].ids.device)
+    best, highest = start, torch.full((len(start[0].ids),), -torch.inf, device=start[0].ids.device)
     here = start
     for step in range(steps + 1 if steps else 0):
         words = [e.embeddings.detach().requires_grad_(step < steps) for e in here]
         here = tuple(replace(e, embeddings=w) for e, w in zip(here, words, strict=True))
         with torch.set_grad_enabled(step < steps):
-            heights = height(here)
-        higher = heights.detach() > top + LEAST_GAIN
+            scores = score(here)
+        higher = scores.detach() > highest + LEAST_GAIN
         best = tuple(_chosen(higher, a, b) for a, b in zip(here, best, strict=True))
-        top = torch.where(higher, heights.detach(), top)
+        highest = torch.where(higher, scores.detach(), highest)
         if step < steps:
-            slopes = torch.autograd.grad(heights.sum(), words)
-            here = tuple(_step(e, g, size) for e, g, size in zip(here, slopes, sizes, strict=True))
+            gradients = torch.autograd.grad(scores.sum(), words)
+            here = tuple(_step(e, g, size) for e, g, size in zip(here, gradients, sizes, strict=True))
     return best
 
 
-def _step(prompts: Embedded, slope: Tensor, size: Tensor) -> Embedded:
-    slope = slope * prompts.positions(TEMPLATE).unsqueeze(2)
-    longest = slope.norm(dim=2).amax(dim=1).clamp(min=1e-12)
+def _step(prompts: Embedded, gradient: Tensor, size: Tensor) -> Embedded:
+    gradient = gradient * prompts.positions(TEMPLATE).unsqueeze(2)
+    longest = gradient.norm(dim=2).amax(dim=1).clamp(min=1e-12)
     scale = size / longest
-    gain = scale * slope.square().sum(dim=(1, 2))
-    moved = torch.where(gain > LEAST_GAIN, scale, 0.0).view(-1, 1, 1) * slope
+    gain = scale * gradient.square().sum(dim=(1, 2))
+    moved = torch.where(gain > LEAST_GAIN, scale, 0.0).view(-1, 1, 1) * gradient
     return replace(prompts, embeddings=prompts.embeddings.detach() + moved)
 
 

@@ -21,8 +21,8 @@ Its numbers for SD 1.4: 1000 steps of 1 sentence, 200 of them warm-up, Adam 1e-5
 norm; 1 word, 30 attack steps of 1e-3. Those are the defaults. An attack's steps see other sentences of the concept than
 the loss does: what it finds is an average over templates.
 
-Cost of a step on a bank: ``attack_steps + 1`` forwards and backwards of denoiser and text encoder; there also a walk of
-up to 50 steps for each of them.
+Cost of a step on a bank: ``attack_steps + 1`` forwards and backwards of denoiser and text encoder; there also a
+rollout of up to 50 steps for each of them.
 """
 
 from collections.abc import Sequence

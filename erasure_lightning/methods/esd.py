@@ -13,18 +13,18 @@ Two numbers have been called eta. Ours is that of 2023. The rewrite's ``negative
 ``eps*(c_f) - negative_guidance D*(c_e)``: it is ours plus 1, so that its default 2 is our 1 and nothing changed but the
 name. (A second script of the rewrite, `alt_esd_diffusers.py`, has 2 in the paper's form: twice the push.)
 
-Whose latents: the paper walks with the student (``student: true`` and a ``refresh`` in the bank), the rewrite with the
-frozen original (the bank's default); both at guidance 3 and along ``c_f``, as here. There a walk of up to 50 steps ends
-in one latent; ours keeps every step of a walk, and the two answers of the original that were made on it.
+Whose latents: the paper rolls out the student (``student: true`` and a ``refresh`` in the bank), the rewrite the frozen
+original (the bank's default); both at guidance 3 and with ``c_f``, as here. There a rollout of up to 50 steps ends in
+one latent; ours keeps every step of it, and the two predictions of the original that were made there.
 
 Where ours differs: the rewrite trains pictures of 1024 pixels also where the model's are 512, ours the model's own; it
 trains bfloat16 weights, whose rounding swallows most updates of its rate 5e-5; the default here is that of 2023, 1e-5
-(1000 steps in float32). Latents of 2023 lie 39 to 58 of 1000 times cleaner than their label says; ours where it says.
+(1000 steps in float32). Latents of 2023 lie 39 to 58 of 1000 times cleaner than their time says; ours as it says.
 Its parts spare norms (2025) or the output and time layers (2023); ``u`` and ``all`` here spare nothing. Their batches
 are single latents, ours (in the config) 16: at equal work fewer and better-founded steps of Adam keep more of the rest.
 
 Cost of a step on a bank that is not refreshed: 1 forward and backward, none of the original (2023: 51 forwards more).
-The walks cost twice their steps, once.
+The rollouts cost twice their steps, once.
 """
 
 from typing import Any, Literal

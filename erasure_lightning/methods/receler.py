@@ -24,8 +24,8 @@ A concept's rows and the state of their Adam outlive the step, as there, and are
 attack goes on from the last one's. On the emoji world, one attack step a step and the official decay leave the rows
 near zero (deviation 0.004 to 0.01 after 100 steps), so that there it is blanks that are trained against more than an
 attack; ``attack_decay: 0`` is there to try. Official, and the defaults: 3e-4 (constant), 50 attack steps; 500 steps,
-batch 1, SD 1.4, latents 39 to 58 times cleaner than their label says, on the student's walk; ours are the bank's
-(``student: true`` for the walk).
+batch 1, SD 1.4, latents 39 to 58 times cleaner than their time says, on the student's rollout; ours are the bank's
+(``student: true`` for the rollout).
 
 Cost of a sentence: 1 forward of the original for the mask, ``attack_steps + 1`` forwards and backwards.
 """

@@ -1,7 +1,7 @@
 """SAGE: semantic-augment erasing (Zhu et al., arXiv 2506.09363).
 
-Self-check finds sentences around the concept's words under which the trained text encoder still says what the original
-said; self-erasure unlearns them, so that a concept *domain* goes and not a word. Retention stands in callbacks.
+Self-check finds sentences around the concept's words that the trained text encoder still encodes as the original does;
+self-erasure unlearns them, so that a concept *domain* goes and not a word. Retention stands in callbacks.
 
 Stated by the paper or its reviews: the alternation of self-check and self-erasure, the attack
 ``[tau_t, tau_c]`` on the template's word embeddings from the concept prompt outward, the text encoder as what is
@@ -25,7 +25,7 @@ from erasure_lightning.errors import ErasureError
 from erasure_lightning.functional import cosine_gap, row_mean
 from erasure_lightning.latents import NoisyBatch, alternatives
 from erasure_lightning.module import GradientErasure
-from erasure_lightning.prompts import Prompts, aligned_states, climb, with_random_template, with_template_of
+from erasure_lightning.prompts import Prompts, aligned_states, gradient_ascent, with_random_template, with_template_of
 
 
 class SAGE(GradientErasure):
@@ -39,10 +39,10 @@ class SAGE(GradientErasure):
         check_size: Length of a step, in lengths of the vocabulary's median word embedding; 0.07 is about as far as
             AdvUnlearn's Adam of rate 1e-3 goes in the 768 coordinates of CLIP-L.
         check_from: First step with a self-check.
-        check: What it climbs: ``cosine`` to what the original says of the concept, ``margin`` of that over the anchor,
-            or (``outside_in``) closeness of noise predictions, from random words.
+        check: What it maximises: ``cosine`` to the original's summary of the concept, ``margin`` of that over the
+            anchor's, or (``outside_in``) closeness of noise predictions, from random words.
         erase_space: Where concept meets anchor: in the text encoder's states or the denoiser's predictions.
-        target_template: Of the anchor's answer: ``plain``, which pulls what was found all the way back, or ``found``.
+        target_template: Of the anchor's states: ``plain``, which pulls what was found all the way back, or ``found``.
         eta: How far past the anchor the target lies, away from the concept; at least 0.
         lr: Highest learning rate.
         kwargs: Arguments of every gradient method.
@@ -124,7 +124,7 @@ class SAGE(GradientErasure):
         def score(prompts: Prompts) -> Tensor:
             return -self.check_loss(meaning(self.backbone, prompts), concept, other)
 
-        return climb(start, score, sizes, self.check_steps)
+        return gradient_ascent(start, score, sizes, self.check_steps)
 
     def check_loss(self, now: Tensor, concept: Tensor, anchor: Tensor | None = None) -> Tensor:
         """``L_chk`` ``(B,)``, two readings of the paper's words; 0 where the model means what the original meant."""

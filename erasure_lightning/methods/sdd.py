@@ -10,14 +10,14 @@ code nannullna/safe-diffusion @ a2e820c, `train_sdd.py`. Verified in code:
 * several concepts: one a step in the loss (they take turns), while trajectories ask for all of them, joined by commas.
   Here each trajectory names its step's concept first, so that a text encoder that cuts the row short still reads it.
 
-Where ours differs: the official code labels the clean end of a whole walk with the noisiest times where it drew no
-steps at all (2 % of its batches); the bank's latents bear their own times. It walks up to 50 steps for one latent, with
-the average of that moment; the bank keeps every step, and walks anew each ``refresh`` steps (``student: true`` follows
-the average). The official numbers are the defaults: 1e-5 (AdamW, decay 1e-4, constant) with ``ema`` 0.999, which leaves
-0.999^1500 = 22 % of the original's weights in the average of 1500 steps; the 0.975 of our config leaves 5 % of 120. A
-joined prompt keeps our template; there it is the bare words.
+Where ours differs: the official code labels the clean end of a whole rollout with the noisiest times where it drew no
+steps at all (2 % of its batches); the bank's latents bear their own times. It rolls out up to 50 steps for one latent,
+with the average of that moment; the bank keeps every step, and rolls out anew each ``refresh`` draws (``student: true``
+follows the average). The official numbers are the defaults: 1e-5 (AdamW, decay 1e-4, constant) with ``ema`` 0.999,
+which leaves 0.999^1500 = 22 % of the original's weights in the average of 1500 steps; the 0.975 of our config leaves 5 %
+of 120. A joined prompt keeps our template; there it is the bare words.
 
-Cost of a step: 1 forward, 1 forward and backward; a walk costs twice its steps.
+Cost of a step: 1 forward, 1 forward and backward; a rollout costs twice its steps.
 """
 
 from dataclasses import replace

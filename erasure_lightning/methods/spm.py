@@ -14,9 +14,9 @@ far they open is `adapters.semi_permeable.Membrane`: facilitated transport.
 Where the official code has bugs and ours is what the paper means: half of its anchors are empty prompts, and two of
 four random ones cost an evaluation and are dropped, so that its runs spend half of ``lambda`` on the empty prompt (as
 `UnconditionalDrift` can); gamma acts squared, and mixes concepts; its latents are 32 to 42 times cleaner than their
-label says. Ours are the bank's. There they lie on the student's walk of the concept (30 steps, guidance 3), which the
-bank gives with ``student: true`` and a ``refresh``; a student walks as it is used, membrane and all. On the original's
-walks, the choice of our config, its answers are kept.
+time says. Ours are the bank's. There they lie on the student's rollout of the concept (30 steps, guidance 3), which the
+bank gives with ``student: true`` and a ``refresh``; a student is rolled out as it is used, with the membrane. On the
+original's rollouts, the choice of our config, its predictions are kept.
 
 Each concept trains its own adapters, alone and fully open, as if it had a run to itself; all are stacked in one tensor
 a layer, and share a run's steps. Official, and the defaults: AdamW at 1e-4 for SD 1.4, ``lambda`` 1000, 4 anchors at

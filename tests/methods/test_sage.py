@@ -16,7 +16,7 @@ from erasure_lightning.concepts import Batch, Concept
 from erasure_lightning.edits import apply_edit
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.sage import SAGE
-from erasure_lightning.prompts import climb, with_template_of
+from erasure_lightning.prompts import gradient_ascent, with_template_of
 from erasure_lightning.retention.global_alignment import GlobalSemanticAlignment
 from erasure_lightning.retention.local_states import LocalStatePreservation
 from erasure_lightning.retention.unconditional_drift import UnconditionalDrift
@@ -60,8 +60,8 @@ class TestSelfCheck:
     def test_at_the_original_it_stays_at_the_template(self):
         module = sage()
         plain = module.backbone.embed(BATCH.prompts)
-        said = module.original.summarize(plain)
-        assert module.check_loss(module.backbone.summarize(plain), said).abs().max() < 1e-6
+        concept = module.original.summarize(plain)
+        assert module.check_loss(module.backbone.summarize(plain), concept).abs().max() < 1e-6
         (found,) = module.self_check(plain, *LATENTS)
         assert torch.equal(found.embeddings, plain[0].embeddings)
         fit(other := sage(check_steps=0, lr=1e-2, warmup=1), 5)  # the control: a trained encoder
@@ -71,37 +71,37 @@ class TestSelfCheck:
 
     def test_rows_that_are_untouched_stay_beside_rows_that_are_not(self):
         """As a batch of few among many concepts does."""
-        height = lambda prompts: -prompts[0].embeddings.square().sum(dim=(1, 2))  # noqa: E731
+        score = lambda prompts: -prompts[0].embeddings.square().sum(dim=(1, 2))  # noqa: E731
         (plain,) = sage().backbone.embed(BATCH.prompts)
         words = plain.embeddings.clone()
         words[0] = 0.0
         start = replace(plain, embeddings=words)
-        (found,) = climb((start,), height, (torch.tensor(0.1),), 5)
+        (found,) = gradient_ascent((start,), score, (torch.tensor(0.1),), 5)
         assert torch.equal(found.embeddings[0], start.embeddings[0])
-        assert (height((found,)) > height((start,)))[1]
+        assert (score((found,)) > score((start,)))[1]
 
-    def test_the_highest_point_is_kept_and_not_the_last(self):
+    def test_the_best_point_is_kept_and_not_the_last(self):
         (plain,) = sage().backbone.embed(BATCH.prompts)
         words = plain.positions(TEMPLATE).unsqueeze(2)
-        height = lambda prompts: -(prompts[0].embeddings * words).square().sum(dim=(1, 2))  # noqa: E731
-        heights = []
+        score = lambda prompts: -(prompts[0].embeddings * words).square().sum(dim=(1, 2))  # noqa: E731
+        scores = []
 
         def seen(prompts):
-            heights.append(height(prompts).detach())
-            return height(prompts)
+            scores.append(score(prompts).detach())
+            return score(prompts)
 
-        (found,) = climb((plain,), seen, (torch.tensor(3.0),), 6)
-        assert len(heights) == 7
-        assert torch.allclose(height((found,)), torch.stack(heights).amax(dim=0))
-        assert (torch.stack(heights)[-1] < torch.stack(heights).amax(dim=0)).any()  # the control
+        (found,) = gradient_ascent((plain,), seen, (torch.tensor(3.0),), 6)
+        assert len(scores) == 7
+        assert torch.allclose(score((found,)), torch.stack(scores).amax(dim=0))
+        assert (torch.stack(scores)[-1] < torch.stack(scores).amax(dim=0)).any()  # the control
 
     def test_after_the_plain_prompt_is_erased_it_finds_the_concept_again(self):
         module = fit(sage(check_steps=0, lr=3e-3, warmup=1), 40)
         module.check_steps, module.check_size = 10, 0.1
         plain = module.backbone.embed(BATCH.prompts)
-        said = module.original.summarize(plain)
+        concept = module.original.summarize(plain)
         found = module.self_check(plain, noisy(module, *LATENTS, BATCH))
-        before, after = (module.check_loss(module.backbone.summarize(p), said) for p in (plain, found))
+        before, after = (module.check_loss(module.backbone.summarize(p), concept) for p in (plain, found))
         assert (before > 0.01).all()  # the control: the plain prompt really was erased
         assert (after < before).all()
 
@@ -136,8 +136,8 @@ class TestReduction:
         for parameter in module.editable().values():
             parameter.data.add_(0.01)
         ask = lambda model, prompts: model.denoise(x, t, model.encode(prompts))  # noqa: E731
-        uncond, said = ask(module.original, ["", ""]), ask(module.original, BATCH.prompts)
-        by_hand = (ask(module.backbone, BATCH.prompts) - (uncond - (said - uncond))).square().mean()
+        uncond, concept = ask(module.original, ["", ""]), ask(module.original, BATCH.prompts)
+        by_hand = (ask(module.backbone, BATCH.prompts) - (uncond - (concept - uncond))).square().mean()
         assert torch.allclose(module.erasure_loss(noisy(module, x, t, nothing)), by_hand)
 
     def test_text_space_compares_span_and_tail(self):
