@@ -14,8 +14,8 @@ Where ours differs: the official code labels the clean end of a whole rollout wi
 steps at all (2 % of its batches); the bank's latents bear their own times. It rolls out up to 50 steps for one latent,
 with the average of that moment; the bank keeps every step, and rolls out anew each ``refresh`` draws (``student: true``
 follows the average). The official numbers are the defaults: 1e-5 (AdamW, decay 1e-4, constant) with ``ema`` 0.999,
-which leaves 0.999^1500 = 22 % of the original's weights in the average of 1500 steps; the 0.975 of our config leaves 5 %
-of 120. A joined prompt keeps our template; there it is the bare words.
+which leaves 0.999^1500 = 22 % of the original's weights in the average of 1500 steps; the 0.975 of our config leaves 5
+% of 120. A joined prompt keeps our template; there it is the bare words.
 
 Cost of a step: 1 forward, 1 forward and backward; a rollout costs twice its steps.
 """
