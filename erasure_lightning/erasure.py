@@ -21,7 +21,7 @@ from erasure_lightning.concept_files import read_concepts
 from erasure_lightning.concepts import Concept, Concepts, check_concepts
 from erasure_lightning.edits import plain, write_edit
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.functional import mix, widen
+from erasure_lightning.functional import Regression, mix, widen
 from erasure_lightning.pictures import require_finite_pictures
 from erasure_lightning.ranks import gathered
 from erasure_lightning.sampling import draw
@@ -241,6 +241,20 @@ class ErasureModule(LightningModule, ABC):
         """``sum w p p^T`` of the inputs that retention callbacks hold, ``(D, D)`` in float64; else zeros."""
         zeros = torch.zeros(source.width, source.width, dtype=torch.float64, device=self.backbone.device)
         return torch.stack([zeros, *(gram(source) for gram in self.kept.values())]).sum(dim=0)
+
+    def solve_each(self, fill: Callable[[Regression, TextInput], None], ridge: float) -> dict[str, Tensor]:
+        """New weights of every text input of the original, each by normal equations of its own.
+
+        Args:
+            fill: Writes the method's terms into equations that hold what retention callbacks hold already.
+            ridge: Pull towards the old weights, above 0.
+        """
+        solution: dict[str, Tensor] = {}
+        for source in self.original.text_inputs():
+            equations = Regression(self.kept_gram(source))
+            fill(equations, source)
+            solution |= source.named(equations.solve(source.weights(), ridge))
+        return solution
 
     def test_step(self, batch: Shots, batch_idx: int) -> dict[str, Tensor]:
         """Draw a batch of prompts with the original and the edited model from the same noise.

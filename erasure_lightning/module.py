@@ -11,13 +11,12 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from erasure_lightning.backbones.conditioning import Conditioning
-from erasure_lightning.backbones.interface import TextInput
 from erasure_lightning.concepts import Batch
 from erasure_lightning.data import PromptData
 from erasure_lightning.erasure import PREFIX as PREFIX  # these two are part of what this module offers
 from erasure_lightning.erasure import ErasureModule as ErasureModule
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.functional import Regression, Schedule, mix, rate_factor
+from erasure_lightning.functional import Schedule, mix, rate_factor
 from erasure_lightning.latents import LatentSource, Models, NoisyBatch, PureNoise
 from erasure_lightning.optimizers import Kind, make_optimizer
 from erasure_lightning.ranks import averaged, broadcast, collected, of_this_rank
@@ -191,20 +190,6 @@ class ClosedFormErasure(ErasureModule):
     @abstractmethod
     def solve(self) -> dict[str, Tensor]:
         """The new values of everything `editable`, by name, in any precision."""
-
-    def solve_each(self, fill: Callable[[Regression, TextInput], None], ridge: float) -> dict[str, Tensor]:
-        """New weights of every text input of the original, each by normal equations of its own.
-
-        Args:
-            fill: Writes the method's terms into equations that hold what retention callbacks hold already.
-            ridge: Pull towards the old weights, above 0.
-        """
-        solution: dict[str, Tensor] = {}
-        for source in self.original.text_inputs():
-            equations = Regression(self.kept_gram(source))
-            fill(equations, source)
-            solution |= source.named(equations.solve(source.weights(), ridge))
-        return solution
 
     @torch.no_grad()
     def training_step(self, batch: Batch, batch_idx: int) -> None:

@@ -80,13 +80,13 @@ class NeighbourMining(ErasureModule):
 
     def stage_a(self) -> dict[str, Tensor]:
         """New weights of every text input, by name: the minimiser of ``J``."""
-        solved: dict[str, Tensor] = {}
-        for source in self.original.text_inputs():
-            equations, vocabulary = Regression(self.kept_gram(source)), Vocabulary(self.original.world, self.concepts)
-            for place, concept in enumerate(self.concepts):
-                self._write(equations, sentences(concept, vocabulary), source, mix(self.seed, place, 6))
-            solved |= source.named(equations.solve(source.weights(), self.ridge))
-        return solved
+        return self.solve_each(self._fill, self.ridge)
+
+    def _fill(self, equations: Regression, source: TextInput) -> None:
+        """Every concept's terms."""
+        vocabulary = Vocabulary(self.original.world, self.concepts)
+        for place, concept in enumerate(self.concepts):
+            self._write(equations, sentences(concept, vocabulary), source, mix(self.seed, place, 6))
 
     def _write(self, equations: Regression, batch: Batch, source: TextInput, seed: int) -> None:
         """A concept's terms; what stands before its words is to stay."""
