@@ -37,9 +37,12 @@ def be(rank, folder, port, what, guilty=1, size=2, mute=False):
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     if mute and rank == guilty:
         heartbeat.BEAT = 100.0
+    heart = Heartbeat(timeout=4.5)
     try:
-        with Heartbeat(timeout=4.5).watching(trainer(rank, size)):
+        with heart.watching(trainer(rank, size)):
             distributed.init_process_group("gloo", rank=rank, world_size=size, timeout=timedelta(seconds=100))
+            while not mute and len(heart._peers) < size:  # two that have not heard of each other would both report
+                time.sleep(0.1)
             distributed.barrier()
             if rank == guilty:
                 time.sleep(1)  # so that its heart has beaten
@@ -160,15 +163,9 @@ def test_a_rank_that_was_interrupted_while_it_started_is_no_error(tmp_path, monk
     assert codes == [told, 1]
 
 
-def stop_later():
-    """Once the ranks have had time to hear of each other; two that have not would both speak."""
-    time.sleep(1)
-    stop()
-
-
 def test_a_first_rank_that_is_stopped_is_named_once(tmp_path):
     """It holds the store, and whoever asks there waits for ever."""
-    ranks = started(tmp_path, stop_later, guilty=0, size=3)
+    ranks = started(tmp_path, stop, guilty=0, size=3)
     (line,), found = ended(tmp_path, ranks, stopped=[0])
     assert f"Rank 0 (process {ranks[0].pid} on {beats.HOST}) does not answer for" in line
     assert "since step 12: it is stopped, or its machine is gone." in line
@@ -181,7 +178,7 @@ def test_a_first_rank_that_is_stopped_is_named_where_torchrun_holds_the_store(tm
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
     store = distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     monkeypatch.setitem(globals(), "free_port", lambda: store.port)
-    (line,), found = ended(tmp_path, started(tmp_path, stop_later, guilty=0, size=3), stopped=[0])
+    (line,), found = ended(tmp_path, started(tmp_path, stop, guilty=0, size=3), stopped=[0])
     assert "Rank 0 (process " in line
     assert "has said nothing for" in line
     assert found == [-signal.SIGKILL, 1, 1]
