@@ -1,14 +1,16 @@
 """How long closed forms solve on matrices of real sizes: ``python benchmarks/closed_form.py``.
 
-Random maps as many and as large as the keys and values of every cross-attention of Stable Diffusion 1.x and SDXL, in
-float32. *UCE-like*: one token a concept. *MACE-like*: all 77 tokens of a concept in every sentence. *gather*
-accumulates the rows into the equations; *solve* is all that is solved for, the correction that all maps share; *apply*
-makes every map anew. *peak* is the share of the machine's speed (of a square matrix product timed in turns with it) at
-which that ran. *error* is the largest relative difference from the same solved and applied in
-float64. *map by map* is the straightforward way, as the official codes go it: equations built and solved for every map
-on its own, in float32; timed on one map of each size and multiplied, and its own error beside it. All in seconds of the
-processor on one thread, which other work on the machine does not add to; with ``--threads 2`` in seconds of the clock,
-for which the machine must be idle. Of several rounds the fastest counts.
+Random maps as many and as large as the keys and values of every cross-attention of Stable Diffusion
+1.x and SDXL, in float32. *UCE-like*: one token a concept. *MACE-like*: all 77 tokens of a concept
+in every sentence. *gather* accumulates the rows into the equations; *solve* is all that is solved
+for, the correction that all maps share; *apply* makes every map anew. *peak* is the share of the
+machine's speed (of a square matrix product timed in turns with it) at which that ran. *error* is
+the largest relative difference from the same solved and applied in float64. *map by map* is the
+straightforward way, as the official codes go it: equations built and solved for every map on its
+own, in float32; timed on one map of each size and multiplied, and its own error beside it. All in
+seconds of the processor on one thread, which other work on the machine does not add to; with
+``--threads 2`` in seconds of the clock, for which the machine must be idle. Of several rounds the
+fastest counts.
 """
 
 import argparse
@@ -19,7 +21,7 @@ import torch
 from rows import head, line
 from torch import Tensor
 
-from erasure_lightning.functional import Regression
+from erasure_lightning.training.regression import Regression
 
 TOKENS = 77
 #: Width of the text states, and how many maps have so many outputs.
@@ -97,10 +99,14 @@ def operations(equations: Regression, outputs: int) -> float:
 
 def compare(sizes: dict[int, int], width: int, rows: int, rounds: int) -> list[str]:
     """Cells of a row: gather, solve, apply, peak, error, map by map and its error."""
-    maps = [torch.randn(out, width) / width**0.5 for out, count in sizes.items() for _ in range(count)]
+    maps = [
+        torch.randn(out, width) / width**0.5 for out, count in sizes.items() for _ in range(count)
+    ]
     gather, equations = gathered(rows, width)
     times = [(timed(equations, []), timed(equations, maps), product(width)) for _ in range(rounds)]
-    solve, both, once = map(min, zip(*times, strict=True))  # whatever else the machine does only ever adds
+    solve, both, once = map(
+        min, zip(*times, strict=True)
+    )  # whatever else the machine does only ever adds
     apply = both - solve
     peak = operations(equations, sum(map(len, maps))) / apply / (2 * width**3 / once)
     firsts = [next(weight for weight in maps if len(weight) == out) for out in sizes]
@@ -131,14 +137,34 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     compare({64: 1}, 768, 1, 1)  # the first call of each routine pays for its loading
-    columns = ("gather, s", "solve, s", "apply, s", "peak", "error", "map by map, s", "its error", "times")
+    columns = (
+        "gather, s",
+        "solve, s",
+        "apply, s",
+        "peak",
+        "error",
+        "map by map, s",
+        "its error",
+        "times",
+    )
     print(head(["model", "rows", "concepts", "rows in all", *columns]))
     for model in args.models:
         width, sizes = MODELS[model]
         for kind, concepts, rows in cases(args.concepts, args.sentences):
             if kind not in args.kinds:
                 continue
-            print(line([model, kind, str(concepts), str(rows), *compare(sizes, width, rows, args.rounds)]), flush=True)
+            print(
+                line(
+                    [
+                        model,
+                        kind,
+                        str(concepts),
+                        str(rows),
+                        *compare(sizes, width, rows, args.rounds),
+                    ]
+                ),
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

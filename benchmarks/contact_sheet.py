@@ -1,4 +1,5 @@
-"""Draws a contact sheet of the emoji world: things it can draw, and some of them in each of its styles.
+"""Draws a contact sheet of the emoji world: things it can draw, and some of them in each of its
+styles.
 
 Usage: python benchmarks/contact_sheet.py [--out docs/emoji-world.png]
 """
@@ -10,18 +11,29 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from erasure_lightning.worlds import World, find_world
+from erasure_lightning.concepts.worlds import World, find_world
 
 COLUMNS, ROWS = 12, 8
-STYLED = ("fox", "owl", "strawberry", "hamburger", "rocket", "guitar")  # two rows of three in four styles
+STYLED = (
+    "fox",
+    "owl",
+    "strawberry",
+    "hamburger",
+    "rocket",
+    "guitar",
+)  # two rows of three in four styles
 PICTURE, CELL, LINE, MARGIN = 112, 128, 22, 16  # pixels
 INK, FAINT = "#24292f", "#57606a"
 
 
 def main() -> None:
     """Entry point of the command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("docs/emoji-world.png"), help="where the picture goes")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("docs/emoji-world.png"), help="where the picture goes"
+    )
     out: Path = parser.parse_args().out
     world = find_world("emoji-world")
     assert world is not None  # find_world raises where this one is not installed
@@ -35,9 +47,13 @@ def draw(world: World) -> Image.Image:
     """Sheet of two parts: things without a style named, then the same few in every style."""
     things = spread(world, COLUMNS * ROWS)
     styled = [(thing, style) for thing in STYLED for style in world.styles]
-    prompts = [f"a {thing}" for thing in things] + [f"a {thing}, {style} style" for thing, style in styled]
+    prompts = [f"a {thing}" for thing in things] + [
+        f"a {thing}, {style} style" for thing, style in styled
+    ]
     pictures = sample(world, prompts)
-    top = part(f"{len(things)} of the {len(world.labels)} things: “a THING”, seed 0", things, pictures)
+    top = part(
+        f"{len(things)} of the {len(world.labels)} things: “a THING”, seed 0", things, pictures
+    )
     names = [f"{thing}, {style}" for thing, style in styled]
     bottom = part("The four styles: “a THING, STYLE style”, seed 0", names, pictures[len(things) :])
     return stack(top, bottom)
@@ -46,13 +62,19 @@ def draw(world: World) -> Image.Image:
 def spread(world: World, count: int) -> list[str]:
     """Labels spread evenly over the table, less twins and names too long for a cell."""
     names = [label.name for label in world.labels if len(label.name) <= 15]
-    single = [name for i, name in enumerate(names) if not any(world.same(name, other) for other in names[:i])]
+    single = [
+        name
+        for i, name in enumerate(names)
+        if not any(world.same(name, other) for other in names[:i])
+    ]
     return [single[i * len(single) // count] for i in range(count)]
 
 
 @torch.inference_mode()
 def sample(world: World, prompts: Sequence[str], batch: int = 24) -> list[Image.Image]:
-    """Pictures of prompts, each from a generator of its own with seed 0, so that a batch changes none of them."""
+    """Pictures of prompts, each from a generator of its own with seed 0, so that a batch changes
+    none of them.
+    """
     pipeline = world.load_pipeline()
     pipeline.set_progress_bar_config(disable=True)
     pictures: list[Image.Image] = []
@@ -68,14 +90,18 @@ def sample(world: World, prompts: Sequence[str], batch: int = 24) -> list[Image.
 def part(title: str, names: Sequence[str], pictures: Sequence[Image.Image]) -> Image.Image:
     """Grid of pictures with their names below and a title above."""
     rows = -(-len(names) // COLUMNS)
-    sheet = Image.new("RGB", (COLUMNS * CELL + 2 * MARGIN, rows * (CELL + LINE) + 2 * MARGIN + LINE), "white")
+    sheet = Image.new(
+        "RGB", (COLUMNS * CELL + 2 * MARGIN, rows * (CELL + LINE) + 2 * MARGIN + LINE), "white"
+    )
     pen = ImageDraw.Draw(sheet)
     pen.text((MARGIN + (CELL - PICTURE) // 2, MARGIN), title, INK, ImageFont.load_default(18))
     for i, (name, picture) in enumerate(zip(names, pictures, strict=False)):
         x, y = MARGIN + i % COLUMNS * CELL, 2 * MARGIN + LINE + i // COLUMNS * (CELL + LINE)
         big = picture.resize((PICTURE, PICTURE), Image.Resampling.LANCZOS)
         sheet.paste(big, (x + (CELL - PICTURE) // 2, y))
-        pen.text((x + CELL // 2, y + PICTURE + 4), name, FAINT, ImageFont.load_default(13), anchor="ma")
+        pen.text(
+            (x + CELL // 2, y + PICTURE + 4), name, FAINT, ImageFont.load_default(13), anchor="ma"
+        )
     return sheet
 
 
@@ -91,9 +117,13 @@ def stack(*parts: Image.Image) -> Image.Image:
 
 def shrink(sheet: Image.Image) -> Image.Image:
     """The same picture in 256 colours, a third of the size."""
-    clean = sheet.point(lambda value: 255 if value > 243 else value)  # or the palette's white is not the paper's
+    clean = sheet.point(
+        lambda value: 255 if value > 243 else value
+    )  # or the palette's white is not the paper's
     palette = clean.quantize(256, kmeans=3)
-    return clean.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)  # soft shades would show bands
+    return clean.quantize(
+        palette=palette, dither=Image.Dither.FLOYDSTEINBERG
+    )  # soft shades would show bands
 
 
 if __name__ == "__main__":

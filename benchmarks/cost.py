@@ -7,17 +7,21 @@ import argparse
 import subprocess
 import sys
 
-LOAD = "from erasure_lightning.backbones.loading import load_backbone; model = load_backbone('emoji-world')"
+LOAD = (
+    "from erasure_lightning.backbones.loading import load_backbone; model ="
+    " load_backbone('emoji-world')"
+)
 SAMPLE = (
-    f"{LOAD}; from erasure_lightning.sampling import draw; draw(model, ['a fox'] * 6, range(6), steps=20, guidance=4)"
+    f"{LOAD}; from erasure_lightning.diffusion.sampling import draw; draw(model, ['a fox'] * 6,"
+    " range(6), steps=20, guidance=4)"
 )
 FIT = "import benchmarks.cost as c; c.fitted(12)"
 PEAK = "; from erasure_lightning.callbacks.cost import peak_memory; print(peak_memory())"
 
 
-def fitted(steps: int):  # noqa: ANN201  (imports stay inside, so that the other processes do not pay for them)
+def fitted(steps: int):  # noqa: ANN201  (an import here would count too)
     """SAGE with its retention, after so many steps."""
-    from erasure_lightning.concepts import Concept
+    from erasure_lightning.concepts.concept import Concept
     from erasure_lightning.methods.sage import SAGE
     from erasure_lightning.retention.global_alignment import GlobalSemanticAlignment
     from erasure_lightning.retention.local_noise import LocalNoisePreservation
@@ -25,7 +29,9 @@ def fitted(steps: int):  # noqa: ANN201  (imports stay inside, so that the other
     from erasure_lightning.retention.unconditional_drift import UnconditionalDrift
     from erasure_lightning.testing import fit
 
-    module = SAGE(concepts=[Concept("cigarette", "lollipop")], blocks=2, check_steps=5, check_from=5)
+    module = SAGE(
+        concepts=[Concept("cigarette", "lollipop")], blocks=2, check_steps=5, check_from=5
+    )
     local = LocalNoisePreservation(batch_size=4)
     terms = GlobalSemanticAlignment(), local, LocalStatePreservation(), UnconditionalDrift()
     return fit(module, steps, *terms)
@@ -34,14 +40,19 @@ def fitted(steps: int):  # noqa: ANN201  (imports stay inside, so that the other
 def peak(code: str) -> float:
     """Peak memory in GiB of a fresh process."""
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code + PEAK], capture_output=True, text=True, check=True
+        [sys.executable, "-W", "ignore", "-c", code + PEAK],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return float(done.stdout.split()[-1])
 
 
 def main() -> None:
     """Print the peaks."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.parse_args()
     load, sample, fit = peak(LOAD), peak(SAMPLE), peak(FIT)
     print(f"peak memory: loading {load:.2f} GiB, sampling {sample:.2f} GiB, fitting {fit:.2f} GiB")

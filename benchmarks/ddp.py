@@ -1,8 +1,9 @@
 """What a second process is worth: ``python benchmarks/ddp.py``.
 
-ESD on the emoji world in one process of one thread, and by DDP in two of one thread each, in turns; a process trains
-equally large batches either way. Samples per second of the steps behind the first few. Two processes that know nothing
-of each other say what the machine has to give: cores share caches and memory, and perhaps a processor.
+ESD on the emoji world in one process of one thread, and by DDP in two of one thread each, in turns;
+a process trains equally large batches either way. Samples per second of the steps behind the first
+few. Two processes that know nothing of each other say what the machine has to give: cores share
+caches and memory, and perhaps a processor.
 """
 
 import argparse
@@ -17,16 +18,18 @@ STEPS, WARM, BATCH = 30, 5, 16
 
 
 def timed() -> None:
-    """Train, as one of the processes that torchrun started; the first prints samples a second of all."""
+    """Train, as one of the processes that torchrun started; the first prints samples a second of
+    all.
+    """
     import torch
     from lightning import Trainer
     from lightning.pytorch.callbacks import Callback
 
-    from erasure_lightning.bank import TrajectoryBank
-    from erasure_lightning.concepts import Concept
-    from erasure_lightning.data import PromptData
+    from erasure_lightning.concepts.concept import Concept
+    from erasure_lightning.data.datamodule import PromptData
     from erasure_lightning.methods.esd import ESD
-    from erasure_lightning.strategies import register
+    from erasure_lightning.training.strategies import register
+    from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
     class Clock(Callback):
         def on_train_batch_start(self, trainer: Trainer, *_: object) -> None:
@@ -49,16 +52,29 @@ def timed() -> None:
         limit_val_batches=0, callbacks=[Clock()],
     )  # fmt: skip
     bank = TrajectoryBank(trajectories=4, steps=8)
-    trainer.fit(ESD(concepts=[Concept("cigarette", "lollipop")], latents=bank), PromptData(batch_size=BATCH))
+    trainer.fit(
+        ESD(concepts=[Concept("cigarette", "lollipop")], latents=bank), PromptData(batch_size=BATCH)
+    )
 
 
 def speed(ranks: int, runs: int = 1) -> float:
     """Samples per second of so many processes, of so many runs side by side."""
-    launcher = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+    launcher = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [*launcher, str(ranks), __file__, "--timed"]
     pipe = subprocess.PIPE
-    started = [subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True) for _ in range(runs)]
+    started = [
+        subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
+        for _ in range(runs)
+    ]
     told = [run.communicate() for run in started]
     if any(run.returncode for run in started):
         raise SystemExit(told[0][1])
@@ -76,8 +92,14 @@ def main() -> None:
         return
     found = [(speed(1), speed(2), speed(1, runs=2)) for _ in range(args.rounds)]
     one, two, apart = (median(row[i] for row in found) for i in range(3))
-    print(f"one process {one:.1f} samples/s; two by DDP {two:.1f}, {median(r[1] / r[0] for r in found):.2f} times;")
-    print(f"two apart {apart:.1f}, {median(r[2] / r[0] for r in found):.2f} times: DDP gives {two / apart:.2f} of that")
+    print(
+        f"one process {one:.1f} samples/s; two by DDP {two:.1f},"
+        f" {median(r[1] / r[0] for r in found):.2f} times;"
+    )
+    print(
+        f"two apart {apart:.1f}, {median(r[2] / r[0] for r in found):.2f} times: DDP gives"
+        f" {two / apart:.2f} of that"
+    )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""Kill -9 at any moment, restart, bit-identical end: ``python benchmarks/kills.py``; ``--ranks 2`` for DDP.
+"""Kill -9 at any moment, restart, bit-identical end: ``python benchmarks/kills.py``; ``--ranks 2``
+for DDP.
 
-Of each method one run is left in peace; others, with the same config, are killed again and again, each time at a
-moment drawn over the whole length of a run (with DDP: a rank by lot), and restarted with the command that a user would
-use. Edit, logged rows, counted steps and figures must end up as if nothing had happened; a rank's death must end the
-others within a minute, with a sentence that names it. Exit code 1 where anything differs.
+Of each method one run is left in peace; others, with the same config, are killed again and again,
+each time at a moment drawn over the whole length of a run (with DDP: a rank by lot), and restarted
+with the command that a user would use. Edit, logged rows, counted steps and figures must end up as
+if nothing had happened; a rank's death must end the others within a minute, with a sentence that
+names it. Exit code 1 where anything differs.
 """
 
 import argparse
@@ -20,7 +22,7 @@ from tempfile import TemporaryDirectory
 import yaml
 from rows import head, line
 
-from erasure_lightning.loggers import read_metrics
+from erasure_lightning.runs.csv_log import read_metrics
 
 METHODS = ("esd", "sage", "mace", "spm", "sdd", "uce", "realera")
 
@@ -31,8 +33,12 @@ PROMPTS = ["a dog", "a tree", "a car"]
 
 
 def config(method: str, steps: int) -> dict:
-    """A run of seconds with all that a run can have to remember: a bank, retention terms, a monitor."""
-    named = {"MACE": {"pictures": 2, "steps": 2}, "UCE": {"preserve": PROMPTS}}.get(method.upper(), {})
+    """A run of seconds with all that a run can have to remember: a bank, retention terms, a
+    monitor.
+    """
+    named = {"MACE": {"pictures": 2, "steps": 2}, "UCE": {"preserve": PROMPTS}}.get(
+        method.upper(), {}
+    )
     trained = {
         "lr": 1e-3,
         "warmup": 3,
@@ -45,9 +51,17 @@ def config(method: str, steps: int) -> dict:
     given |= named if method in ("uce", "mace") else trained
     callbacks = [
         {"class_path": "LocalNoisePreservation", "init_args": {"weight": 0.5, "prompts": PROMPTS}},
-        {"class_path": "RetentionMonitor", "init_args": {"every": 10, "steps": 2, "prompts": PROMPTS}},
+        {
+            "class_path": "RetentionMonitor",
+            "init_args": {"every": 10, "steps": 2, "prompts": PROMPTS},
+        },
     ]
-    trainer = {"max_steps": steps, "accelerator": "cpu", "log_every_n_steps": 1, "enable_progress_bar": False}
+    trainer = {
+        "max_steps": steps,
+        "accelerator": "cpu",
+        "log_every_n_steps": 1,
+        "enable_progress_bar": False,
+    }
     return {
         "model": {"class_path": method.upper(), "init_args": given},
         "trainer": trainer | {"callbacks": callbacks},
@@ -122,8 +136,13 @@ def alive(pid: int) -> bool:
 
 
 def rows(path: Path) -> list[dict]:
-    """What was logged in training; an edit that was measured later has its figures in a folder of their own."""
-    found = [{k: v for k, v in row.items() if v and not k.startswith("measure/")} for row in read_metrics(path)]
+    """What was logged in training; an edit that was measured later has its figures in a folder of
+    their own.
+    """
+    found = [
+        {k: v for k, v in row.items() if v and not k.startswith("measure/")}
+        for row in read_metrics(path)
+    ]
     return [row for row in found if row.keys() > {"step", "epoch"}]
 
 
@@ -133,14 +152,18 @@ def state(folder: Path) -> tuple[bytes, list[dict], dict]:
     return (
         (folder / "edit.safetensors").read_bytes(),
         rows(folder / "metrics.csv"),
-        {name: cost[name] for name in ("steps", "backwards", "trained_parameters")},  # pictures may be drawn once more
+        {
+            name: cost[name] for name in ("steps", "backwards", "trained_parameters")
+        },  # pictures may be drawn once more
     )
 
 
 def figures(folder: Path) -> dict:
     """What was measured, by the fit or by the test that followed it."""
-    (found, *_) = [
-        place / "metrics.json" for place in (folder, *folder.glob("test*")) if (place / "metrics.json").exists()
+    found, *_ = [
+        place / "metrics.json"
+        for place in (folder, *folder.glob("test*"))
+        if (place / "metrics.json").exists()
     ]
     return json.loads(found.read_text())["estimates"]
 
@@ -165,7 +188,9 @@ def check(
                 break
         else:
             names = ("edit.safetensors", "metrics.csv", "cost.json", "metrics.json")
-            pairs = zip(names, (*state(run), figures(run)), (*state(whole), figures(whole)), strict=True)
+            pairs = zip(
+                names, (*state(run), figures(run)), (*state(whole), figures(whole)), strict=True
+            )
             wrong += [f"{run.name}: {name} differs" for name, one, other in pairs if one != other]
     return runs, wrong
 
@@ -179,12 +204,22 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     options = parser.parse_args()
-    ddp = ["--trainer.devices", str(options.ranks), "--trainer.strategy", "ddp", "--hang_timeout", "40"]
+    ddp = [
+        "--trainer.devices",
+        str(options.ranks),
+        "--trainer.strategy",
+        "ddp",
+        "--hang_timeout",
+        "40",
+    ]
     print(head(["method", "ranks", "kills", "runs", "differences"]), flush=True)
     failed = False
     for method in options.methods:
         with TemporaryDirectory() as name:
-            given, lots = ddp if options.ranks > 1 else [], random.Random(f"{options.seed} {method}")
+            given, lots = (
+                ddp if options.ranks > 1 else [],
+                random.Random(f"{options.seed} {method}"),
+            )
             runs, wrong = check(method, options.kills, given, Path(name), lots, options.steps)
         failed |= bool(wrong)
         said = " ".join("; ".join(wrong).split()) or "none"

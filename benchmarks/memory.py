@@ -1,14 +1,18 @@
-"""Planned and measured peaks of `erasure fit`: ``python benchmarks/memory.py [--full] [--accelerator cuda]``.
+"""Planned and measured peaks of `erasure fit`: ``python benchmarks/memory.py [--full]
+[--accelerator cuda]``.
 
-Each row is one `erasure fit` in a process of its own, and one `erasure plan` of the same arguments. *Tensors* is the
-most that tensors held at once in the real fit once the model was loaded, every operation's output counted until it was
-let go of; *process* is what the process held at most beyond what it held before the model was loaded (resident memory,
-read every two milliseconds), in which kernels' scratch, the allocator's slack and whatever Python loads meanwhile are
-too: tens of MiB, which drown the small model and nothing else. *Off by* is the plan against the tensors, then the
-process. *To the least* is the peak of tensors over one model, in the precision of its base, and a step's activations.
-On a GPU *tensors* is the most that CUDA's allocator had given out, and *process* the most that it had reserved.
-``--full`` adds a random model of the size of Stable Diffusion 1.5 (860 M in its UNet, pictures of 256 pixels), built
-once in ``--folder``; that takes minutes.
+Each row is one `erasure fit` in a process of its own, and one `erasure plan` of the same arguments.
+*Tensors* is the most that tensors held at once in the real fit once the model was loaded, every
+operation's output counted until it was let go of; *process* is what the process held at most beyond
+what it held before the model was loaded (resident memory, read every two milliseconds), in which
+kernels' scratch, the allocator's slack and whatever Python loads meanwhile are
+too: tens of MiB, which drown the small model and nothing else. *Off by* is the plan against the
+    tensors, then the
+process. *To the least* is the peak of tensors over one model, in the precision of its base, and a
+step's activations. On a GPU *tensors* is the most that CUDA's allocator had given out, and
+*process* the most that it had reserved. ``--full`` adds a random model of the size of Stable
+Diffusion 1.5 (860 M in its UNet, pictures of 256 pixels), built once in ``--folder``; that takes
+minutes.
 """
 
 import argparse
@@ -64,12 +68,31 @@ sys.exit(code)
 """
 
 CHILDREN = {"cpu": CHILD, "cuda": CUDA_CHILD}
-SMALL = ["--measure", "false", "--trainer.max_steps", "3", "--trainer.max_epochs=-1", "--trainer.log_every_n_steps=1"]
+SMALL = [
+    "--measure",
+    "false",
+    "--trainer.max_steps",
+    "3",
+    "--trainer.max_epochs=-1",
+    "--trainer.log_every_n_steps=1",
+]
 THRIFTY = ["--model.checkpointing", "true"]
 COARSE = ["--model.base", "bfloat16"]
 ALL = ["--model.train", "all"]
 CONFIGS = (
-    *("all-but-one", "sage", "sdd", "ca", "spm", "mace", "realera", "receler", "advunlearn", "ant", "salun"),
+    *(
+        "all-but-one",
+        "sage",
+        "sdd",
+        "ca",
+        "spm",
+        "mace",
+        "realera",
+        "receler",
+        "advunlearn",
+        "ant",
+        "salun",
+    ),
     *("uce", "rece", "realera-closed-form"),
 )
 WORLD = {
@@ -83,7 +106,14 @@ WORLD = {
 def full(folder: Path, accelerator: str) -> dict[str, list[str]]:
     """Rows on the large model."""
     split = ["--trainer.strategy", "fsdp2", "--trainer.devices", "1"]
-    told = ["--model.concepts", "[{name: cat, anchor: dog}]", "--model.backbone", str(folder), "--data.batch_size", "2"]
+    told = [
+        "--model.concepts",
+        "[{name: cat, anchor: dog}]",
+        "--model.backbone",
+        str(folder),
+        "--data.batch_size",
+        "2",
+    ]
     esd = ["--model", "ESD", *told]
     return {
         "ESD": esd,
@@ -91,7 +121,8 @@ def full(folder: Path, accelerator: str) -> dict[str, list[str]]:
         "ESD, bfloat16 base, checkpointing": [*esd, *COARSE, *THRIFTY],
         "ESD, bfloat16 base, all weights": [*esd, *COARSE, *ALL],
         "SAGE, bfloat16 base": ["--model", "SAGE", *told, *COARSE],
-        # On the CPU an account of tensors cannot see that FSDP2 empties the storage of what it has gathered.
+        # On the CPU an account of tensors cannot see that FSDP2 empties the storage of what it has
+        # gathered.
         **({"ESD, fsdp2 on one device": [*esd, *split]} if accelerator == "cuda" else {}),
     }
 
@@ -99,7 +130,12 @@ def full(folder: Path, accelerator: str) -> dict[str, list[str]]:
 def build(folder: Path) -> None:
     """Write a pipeline of random weights, as large as Stable Diffusion 1.5 at 256 pixels."""
     import torch
-    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from diffusers import (
+        AutoencoderKL,
+        DDIMScheduler,
+        StableDiffusionPipeline,
+        UNet2DConditionModel,
+    )
     from transformers import CLIPTextConfig, CLIPTextModel
 
     from erasure_lightning.backbones.tiny import TinyBackbone
@@ -116,10 +152,14 @@ def build(folder: Path) -> None:
     )  # fmt: skip
     StableDiffusionPipeline(
         unet=UNet2DConditionModel(sample_size=32, cross_attention_dim=768),
-        vae=AutoencoderKL(block_out_channels=(128, 256, 512, 512), layers_per_block=2, sample_size=256, **blocks),
+        vae=AutoencoderKL(
+            block_out_channels=(128, 256, 512, 512), layers_per_block=2, sample_size=256, **blocks
+        ),
         text_encoder=CLIPTextModel(text),
         tokenizer=tokenizer,
-        scheduler=DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, steps_offset=1),
+        scheduler=DDIMScheduler(
+            beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, steps_offset=1
+        ),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -141,25 +181,43 @@ def row(name: str, given: list[str], accelerator: str) -> str:
     with tempfile.TemporaryDirectory() as folder:
         fitted = output("-c", CHILDREN[accelerator], *given, "--run_dir", f"{folder}/run")
     tensors, process = map(int, fitted.split("PEAK")[1].split())
-    model, peak = planned["held"]["weights"]["frozen"] + planned["held"]["weights"]["edit"], planned["peak"]
+    model, peak = (
+        planned["held"]["weights"]["frozen"] + planned["held"]["weights"]["edit"],
+        planned["peak"],
+    )
     sizes = [f"{size / 2**30:.3f}" for size in (peak, tensors, process)]
     least = tensors / (model + planned["activations"])
     shares = [f"{peak / tensors - 1:+.0%}", f"{peak / process - 1:+.0%}"]
-    return line([name, *sizes, *shares, f"{model / 2**30:.3f}", f"{least:.2f}", planned["peak_when"]])
+    return line(
+        [name, *sizes, *shares, f"{model / 2**30:.3f}", f"{least:.2f}", planned["peak_when"]]
+    )
 
 
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--full", action="store_true", help="on a model as large as Stable Diffusion 1.5, too")
+    parser.add_argument(
+        "--full", action="store_true", help="on a model as large as Stable Diffusion 1.5, too"
+    )
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir(), "sd15-sized"))
     parser.add_argument("--accelerator", choices=CHILDREN, default="cpu")
     parser.add_argument("--rows", nargs="+", help="only these")
     args = parser.parse_args()
     if args.full and not args.folder.exists():
         build(args.folder)
-    tables = {"emoji world": WORLD} | ({"SD 1.5-sized": full(args.folder, args.accelerator)} if args.full else {})
-    columns = ["planned, GiB", "tensors", "process", "off by", "", "model", "to the least", "most when"]
+    tables = {"emoji world": WORLD} | (
+        {"SD 1.5-sized": full(args.folder, args.accelerator)} if args.full else {}
+    )
+    columns = [
+        "planned, GiB",
+        "tensors",
+        "process",
+        "off by",
+        "",
+        "model",
+        "to the least",
+        "most when",
+    ]
     for where, rows in tables.items():
         print(head([where, *columns]), flush=True)
         for name, given in rows.items():

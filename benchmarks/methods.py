@@ -1,12 +1,14 @@
 """Every method on cigarette, heart and weapon of the emoji world: ``python benchmarks/methods.py``.
 
-With ``--backbone emoji-world-xl`` five methods on the same world in the SDXL family, and on two concepts more, which
-nobody tuned on: guitar and skull.
+With ``--backbone emoji-world-xl`` five methods on the same world in the SDXL family, and on two
+concepts more, which nobody tuned on: guitar and skull.
 
-Each row is one `erasure fit` with the method's shipped config, the concepts of ``configs/concepts/``, and the world's
-protocol: seeds 0, 1, 2, DDIM with 20 steps, guidance 4, 54 other labels. The official implementations' rows were
-measured once in the same protocol, on two cores, by those who trained the world. Runs lie in ``--out`` and are taken
-from there when finished, so that a table goes on where it stopped.
+Each row is one `erasure fit` with the method's shipped config, the concepts of
+``configs/concepts/``, and the world's
+protocol: seeds 0, 1, 2, DDIM with 20 steps, guidance 4, 54 other labels. The official
+    implementations' rows were
+measured once in the same protocol, on two cores, by those who trained the world. Runs lie in
+``--out`` and are taken from there when finished, so that a table goes on where it stopped.
 """
 
 import argparse
@@ -18,7 +20,20 @@ from rows import fitted, head, line, mean
 
 CONCEPTS = ("cigarette", "heart", "weapon")
 METHODS = (
-    *("sage", "all-but-one", "realera", "esd", "ca", "uce", "rece", "mace", "spm", "sdd", "salun", "advunlearn"),
+    *(
+        "sage",
+        "all-but-one",
+        "realera",
+        "esd",
+        "ca",
+        "uce",
+        "rece",
+        "mace",
+        "spm",
+        "sdd",
+        "salun",
+        "advunlearn",
+    ),
     *("receler", "ant", "age", "speed"),
 )
 
@@ -43,7 +58,9 @@ OFFICIAL = {
 
 
 def harmonic(own: float, domain: float, retain: float) -> float:
-    """MACE's ``H_o``: the harmonic mean of what is forgotten by name, forgotten by association, and kept."""
+    """MACE's ``H_o``: the harmonic mean of what is forgotten by name, forgotten by association, and
+    kept.
+    """
     return harmonic_mean([1 - own, 1 - domain, retain])
 
 
@@ -69,14 +86,19 @@ def measured(method: str, concept: str, options: argparse.Namespace) -> tuple[di
         options.seeds,
         *others,
     ]
-    given += ["--data.originals", str(options.out / "originals")]  # every method is measured against the same pictures
+    given += [
+        "--data.originals",
+        str(options.out / "originals"),
+    ]  # every method is measured against the same pictures
     metrics, cost = fitted(folder, given, threads=options.threads)
     return metrics["estimates"], cost
 
 
 def quality(estimates: dict) -> tuple[float, ...]:
     """Own, domain, retain, harmonic mean, feature, L1."""
-    own, domain, retain = (mean(estimates[g]["recognized"]) for g in ("efficacy", "generality", "specificity"))
+    own, domain, retain = (
+        mean(estimates[g]["recognized"]) for g in ("efficacy", "generality", "specificity")
+    )
     feature, l1 = (mean(estimates["structure"][name]) for name in ("similarity", "distance"))
     return own, domain, retain, harmonic(own, domain, retain), feature, l1
 
@@ -87,7 +109,11 @@ def ours(method: str, run: tuple[dict, dict] | None) -> str:
         return line([method, *["-"] * (len(HEAD) - 1)])
     estimates, cost = run
     counts = (cost["trained_parameters"], cost["evaluations"], cost["backwards"])
-    costs = [f"{cost['seconds']:.1f}", f"{cost['peak_gib']:.2f}", *(f"{count:,}" for count in counts)]
+    costs = [
+        f"{cost['seconds']:.1f}",
+        f"{cost['peak_gib']:.2f}",
+        *(f"{count:,}" for count in counts),
+    ]
     return line([method, *(f"{v:.3f}" for v in quality(estimates)), *costs])
 
 
@@ -95,27 +121,37 @@ def before(run: tuple[dict, dict] | None) -> str:
     """The row of the model before any edit, from the figures of a run on it."""
     if run is None:
         return line(["before", *["-"] * (len(HEAD) - 1)])
-    groups = (run[0][group]["recognized"]["before"]["mean"] for group in ("efficacy", "generality", "specificity"))
+    groups = (
+        run[0][group]["recognized"]["before"]["mean"]
+        for group in ("efficacy", "generality", "specificity")
+    )
     return line(["before", *(f"{value:.3f}" for value in groups), *["-"] * (len(HEAD) - 4)])
 
 
 def compact(method: str, runs: list[tuple[dict, dict] | None]) -> str:
     """A row for all concepts: own, domain, retain and feature of each."""
-    cells = ["-" if r is None else " ".join(f"{quality(r[0])[i]:.2f}" for i in (0, 1, 2, 4)) for r in runs]
+    cells = [
+        "-" if r is None else " ".join(f"{quality(r[0])[i]:.2f}" for i in (0, 1, 2, 4))
+        for r in runs
+    ]
     return line([method, *cells])
 
 
 def main() -> None:
     """Print a table for each concept, or one for all, as Markdown."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, help="runs/methods by default, runs/BACKBONE of another model")
+    parser.add_argument(
+        "--out", type=Path, help="runs/methods by default, runs/BACKBONE of another model"
+    )
     parser.add_argument("--backbone", default="emoji-world", help="the model: a world")
     parser.add_argument("--methods", nargs="+", help="names of configs")
     parser.add_argument("--concepts", nargs="+", help="names of lists in configs/concepts")
     parser.add_argument("--seeds", default="3")
     parser.add_argument("--jobs", type=int, default=2, help="fits side by side")
     parser.add_argument("--threads", type=int, default=1, help="of each fit")
-    parser.add_argument("--compact", action="store_true", help="one table: own, domain, retain, feature")
+    parser.add_argument(
+        "--compact", action="store_true", help="one table: own, domain, retain, feature"
+    )
     parser.add_argument("--finished", action="store_true", help="fit nothing, print what there is")
     options = parser.parse_args()
     xl = options.backbone != "emoji-world"
@@ -131,7 +167,11 @@ def main() -> None:
         if options.compact:
             print(head(["own domain retain feature", *options.concepts]))
             for method in options.methods:
-                print(compact(method, [runs[concept, method].result() for concept in options.concepts]))
+                print(
+                    compact(
+                        method, [runs[concept, method].result() for concept in options.concepts]
+                    )
+                )
             return
         for concept in options.concepts:
             print(f"\n**{concept}**\n\n{head(list(HEAD))}")

@@ -6,7 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-COLUMNS = {"own": "efficacy", "domain": "generality", "retain": "specificity", "neighbours": "neighbours"}
+COLUMNS = {
+    "own": "efficacy",
+    "domain": "generality",
+    "retain": "specificity",
+    "neighbours": "neighbours",
+}
 
 
 def fitted(folder: Path, given: list[str], threads: int | None = None) -> tuple[dict, dict]:
@@ -18,10 +23,26 @@ def fitted(folder: Path, given: list[str], threads: int | None = None) -> tuple[
         threads: Of torch; all cores by default.
     """
     if not (folder / "metrics.json").exists():
-        paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])  # methods of benchmarks
-        environment = os.environ | {"PYTHONPATH": paths} | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
-        command = [sys.executable, "-m", "erasure_lightning", "fit", *given, "--run_dir", str(folder)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, text=True)
+        paths = os.pathsep.join(
+            [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+        )  # methods of benchmarks
+        environment = (
+            os.environ
+            | {"PYTHONPATH": paths}
+            | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+        )
+        command = [
+            sys.executable,
+            "-m",
+            "erasure_lightning",
+            "fit",
+            *given,
+            "--run_dir",
+            str(folder),
+        ]
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, text=True
+        )
         if done.returncode:
             raise SystemExit(f"{' '.join(command)}\n{done.stdout}")
     return tuple(json.loads((folder / name).read_text()) for name in ("metrics.json", "cost.json"))

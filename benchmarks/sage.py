@@ -1,7 +1,9 @@
-"""The figures of SAGE in the README: ``python benchmarks/sage.py bars`` and ``python benchmarks/sage.py ablations``.
+"""The figures of SAGE in the README: ``python benchmarks/sage.py bars`` and ``python
+benchmarks/sage.py ablations``.
 
-Each row is one `erasure fit` with a shipped config, or one and the overrides written here; the ablations erase the five
-weapons. Runs lie in ``--out`` and are taken from there when finished, so that a table goes on where it stopped.
+Each row is one `erasure fit` with a shipped config, or one and the overrides written here; the
+ablations erase the five weapons. Runs lie in ``--out`` and are taken from there when finished, so
+that a table goes on where it stopped.
 """
 
 import argparse
@@ -10,7 +12,8 @@ from pathlib import Path
 
 from rows import COLUMNS, fitted, head, interval, line
 
-#: Concepts by which the defaults were chosen, and three that nobody looked at while the defaults were chosen.
+#: Concepts by which the defaults were chosen, and three that nobody looked at while the defaults
+#: were chosen.
 CIGARETTE = ["--config", "sage.yaml", "--data.neighbours", "[pill, syringe]"]
 WEAPONS = ["--config", "sage-weapons.yaml"]
 BARS = {
@@ -19,8 +22,18 @@ BARS = {
     "weapon": WEAPONS,
     "twemoji (style)": ["--config", "sage-style.yaml"],
     "skull (held out)": ["skull", "balloon", "[death, skeleton, corpse]", "[ghost, alien, robot]"],
-    "pizza (held out)": ["pizza", "doughnut", "[pepperoni, margherita, pizzeria]", "[taco, hamburger, hot dog]"],
-    "rocket (held out)": ["rocket", "sailboat", "[spaceship, spacecraft, shuttle]", "[airplane, helicopter, alien]"],
+    "pizza (held out)": [
+        "pizza",
+        "doughnut",
+        "[pepperoni, margherita, pizzeria]",
+        "[taco, hamburger, hot dog]",
+    ],
+    "rocket (held out)": [
+        "rocket",
+        "sailboat",
+        "[spaceship, spacecraft, shuttle]",
+        "[airplane, helicopter, alien]",
+    ],
 }
 
 #: Callbacks of the shipped configs, the paper's two first, and what these set of them.
@@ -39,7 +52,10 @@ def retention(*names: str, **more: dict) -> list[str]:
     return ["--trainer.callbacks", json.dumps(given)]
 
 
-BANK = {"class_path": "TrajectoryBank", "init_args": {"trajectories": 48, "steps": 10, "guidance": 4.0}}
+BANK = {
+    "class_path": "TrajectoryBank",
+    "init_args": {"trajectories": 48, "steps": 10, "guidance": 4.0},
+}
 ABLATIONS = {
     "SAGE as shipped": [],
     "no self-check": ["--model.check_steps", "0"],
@@ -70,7 +86,10 @@ def row(folder: Path, given: list[str]) -> dict[str, str]:
     """The row of a run's figures."""
     metrics, cost = fitted(folder, given)
     estimates = metrics["estimates"]
-    figures = {name: interval(estimates.get(group, {}).get("recognized")) for name, group in COLUMNS.items()}
+    figures = {
+        name: interval(estimates.get(group, {}).get("recognized"))
+        for name, group in COLUMNS.items()
+    }
     structure = estimates["structure"]
     figures |= {"feature": interval(structure["similarity"]), "L1": interval(structure["distance"])}
     return figures | {"seconds": f"{cost['seconds']:.0f}", "peak GiB": f"{cost['peak_gib']:.2f}"}

@@ -1,10 +1,11 @@
 """How a fit grows with what it is given: ``python benchmarks/scaling.py``.
 
 Random models as `TinyBackbone` with a wider denoiser; ESD with a bank, two sentences a step. One of
-denoiser width, concepts and trajectories changes at a time. *step* is the median time from a step's end to the next
-step's; *memory* is the most that a process held above what it held when everything was imported; *before* is what
-passes before the first step, the bank's walk above all. Every point is measured in a process of its own, in turns,
-and the fastest of some rounds counts. Prints a table and draws it.
+denoiser width, concepts and trajectories changes at a time. *step* is the median time from a step's
+end to the next step's; *memory* is the most that a process held above what it held when everything
+was imported; *before* is what passes before the first step, the bank's walk above all. Every point
+is measured in a process of its own, in turns, and the fastest of some rounds counts. Prints a table
+and draws it.
 """
 
 import argparse
@@ -26,12 +27,12 @@ from rows import head, line
 
 from erasure_lightning.backbones.stable_diffusion import StableDiffusion
 from erasure_lightning.backbones.tiny import TinyBackbone
-from erasure_lightning.bank import TrajectoryBank
 from erasure_lightning.benchmark.pareto import COLOURS
 from erasure_lightning.callbacks.cost import peak_memory
-from erasure_lightning.concepts import Concept
+from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.methods.esd import ESD
 from erasure_lightning.testing import fit
+from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
 #: What a point has where nothing else is said of it.
 USUAL = {"width": 32, "concepts": 1, "trajectories": 32}
@@ -40,7 +41,11 @@ POINTS = {
     "concepts": (1, 10, 100, 1000),
     "trajectories": (8, 32, 128, 512, 2048),
 }
-LABELS = {"width": "width of the denoiser", "concepts": "concepts", "trajectories": "trajectories in the bank"}
+LABELS = {
+    "width": "width of the denoiser",
+    "concepts": "concepts",
+    "trajectories": "trajectories in the bank",
+}
 FIGURES = ("step, ms", "memory, MiB", "bank, MiB", "before, s", "parameters, M")
 STEPS = 12
 
@@ -70,7 +75,9 @@ def widened(width: int) -> StableDiffusion:
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
     )  # fmt: skip
     scheduler = tiny.to_pipeline().scheduler
-    wide = StableDiffusion(name="wide", unet=unet, vae=tiny.vae, towers=tiny.towers, scheduler=scheduler)
+    wide = StableDiffusion(
+        name="wide", unet=unet, vae=tiny.vae, towers=tiny.towers, scheduler=scheduler
+    )
     return wide.requires_grad_(False).eval()
 
 
@@ -81,7 +88,11 @@ def measured(point: dict[str, int]) -> dict[str, float]:
     names = [f"{a}{b}{c}" for a in letters for b in letters for c in letters][: point["concepts"]]
     bank = TrajectoryBank(trajectories=point["trajectories"], steps=2)
     start = time.process_time()
-    fit(ESD(concepts=[Concept(name) for name in names], backbone=backbone, latents=bank), STEPS, clock)
+    fit(
+        ESD(concepts=[Concept(name) for name in names], backbone=backbone, latents=bank),
+        STEPS,
+        clock,
+    )
     steps = [after - before for before, after in zip(clock.ends, clock.ends[1:], strict=False)]
     figures = (
         1e3 * median(steps[STEPS // 4 :]), 2**10 * (peak_memory() - held), bank.nbytes() / 2**20,
@@ -95,15 +106,21 @@ def least(rounds: list[dict[str, float]]) -> dict[str, float]:
     return {name: min(each[name] for each in rounds) for name in FIGURES}
 
 
-def swept(rounds: int, report: Callable[[str], None]) -> dict[str, list[tuple[int, dict[str, float]]]]:
+def swept(
+    rounds: int, report: Callable[[str], None]
+) -> dict[str, list[tuple[int, dict[str, float]]]]:
     """Figures of every point, by what changes."""
-    points = [(what, value, USUAL | {what: value}) for what, values in POINTS.items() for value in values]
+    points = [
+        (what, value, USUAL | {what: value}) for what, values in POINTS.items() for value in values
+    ]
     with multiprocessing.get_context("fork").Pool(1, maxtasksperchild=1) as pool:
         found = [[pool.apply(measured, (point,)) for _, _, point in points] for _ in range(rounds)]
     series: dict[str, list[tuple[int, dict[str, float]]]] = {what: [] for what in POINTS}
     for (what, value, _), *each in zip(points, *found, strict=True):
         series[what].append((value, least(each)))
-        report(line([what, str(value), *(f"{figure:.3g}" for figure in series[what][-1][1].values())]))
+        report(
+            line([what, str(value), *(f"{figure:.3g}" for figure in series[what][-1][1].values())])
+        )
     return series
 
 
@@ -113,9 +130,17 @@ def drawn(series: dict[str, list[tuple[int, dict[str, float]]]], path: Path) -> 
     rows = figure.subplots(2, len(series), sharex="col", sharey="row")
     for column, (what, points) in enumerate(series.items()):
         values = [value for value, _ in points]
-        for axes, shown in zip(rows[:, column], (("step, ms",), ("memory, MiB", "bank, MiB")), strict=True):
+        for axes, shown in zip(
+            rows[:, column], (("step, ms",), ("memory, MiB", "bank, MiB")), strict=True
+        ):
             for name, colour in zip(shown, COLOURS, strict=False):
-                axes.plot(values, [f[name] for _, f in points], color=colour, marker="o", label=name.split(",")[0])
+                axes.plot(
+                    values,
+                    [f[name] for _, f in points],
+                    color=colour,
+                    marker="o",
+                    label=name.split(",")[0],
+                )
             _dressed(axes, values)
         rows[1, column].set_xlabel(LABELS[what])
     rows[0, 0].set_ylabel("step, ms")

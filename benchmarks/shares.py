@@ -1,8 +1,8 @@
 """What each of two ranks holds of a model: ``torchrun --nproc-per-node 2 benchmarks/shares.py``.
 
-Weights of student and original together, on the emoji world after one step, by DDP and by FSDP2, beside what
-`erasure plan` says. Peaks are not measured here: FSDP2 empties what it gathered in place, which an account of tensors
-cannot see.
+Weights of student and original together, on the emoji world after one step, by DDP and by FSDP2,
+beside what `erasure plan` says. Peaks are not measured here: FSDP2 empties what it gathered in
+place, which an account of tensors cannot see.
 """
 
 import argparse
@@ -16,13 +16,13 @@ from torch import distributed
 from torch.distributed.tensor import DTensor
 
 from erasure_lightning.cli.plan import Needs
-from erasure_lightning.concepts import Concept
-from erasure_lightning.data import PromptData
-from erasure_lightning.erasure import ErasureModule
+from erasure_lightning.concepts.concept import Concept
+from erasure_lightning.data.datamodule import PromptData
 from erasure_lightning.methods.esd import ESD
 from erasure_lightning.methods.sage import SAGE
-from erasure_lightning.planning import forecast
-from erasure_lightning.strategies import FSDP2
+from erasure_lightning.planning.forecast import forecast
+from erasure_lightning.training.base import ErasureModule
+from erasure_lightning.training.strategies import FSDP2
 
 CASES = [(ESD, {"train": "all"}), (ESD, {"train": "x"}), (SAGE, {"blocks": 2})]
 WEIGHTS = ("frozen weights", "the original's own copies", "what is edited")
@@ -46,18 +46,29 @@ def held(module: ErasureModule, strategy: Any) -> float:
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.parse_args()
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     rows = [head(["MiB on each rank", "ddp", "fsdp2", "ddp, planned", "fsdp2, planned"])]
     for method, arguments in CASES:
         found = [held(made(method, arguments), strategy) for strategy in ("ddp", FSDP2())]
-        plan = forecast(made(method, arguments), PromptData(batch_size=1), [], measure=False, max_steps=1)
+        plan = forecast(
+            made(method, arguments), PromptData(batch_size=1), [], measure=False, max_steps=1
+        )
         needs = [Needs(plan, 2, strategy).rows for strategy in ("ddp", "fsdp2")]
         planned = [sum(rows[name] for name in WEIGHTS) / 2**20 for rows in needs]
         told = ", ".join(f"{key} {value}" for key, value in arguments.items())
-        rows.append(line([f"{method.__name__} {told}".strip(), *(f"{value:.1f}" for value in (*found, *planned))]))
+        rows.append(
+            line(
+                [
+                    f"{method.__name__} {told}".strip(),
+                    *(f"{value:.1f}" for value in (*found, *planned)),
+                ]
+            )
+        )
     if distributed.get_rank() == 0:
         print("\n".join(rows))
 

@@ -1,13 +1,14 @@
-"""Our ESD against the published algorithm's schedule, to the same erasure: ``python benchmarks/time_to_erasure.py``.
+"""Our ESD against the published algorithm's schedule, to the same erasure: ``python
+benchmarks/time_to_erasure.py``.
 
-Both erase a concept of the emoji world on our backbone, in processes of one thread that run side by side, and are
-measured as `erasure fit` measures. *published* is the schedule of rohitgandikota/erasing @ 25613d2: before every
-iteration a fresh walk of 0 to 49 of 50 steps of the frozen original (there a second model, here our shared one) at
-guidance 3; one latent, the
-bare name, Adam at a constant rate. *as shipped* is `configs/esd.yaml`. *short* is the same on a smaller bank and in
-fewer steps at a higher rate: enough for what the published schedule reaches. *seconds* are those of training, on the
-clock; *processor* counts only when the thread ran, so the load of the machine is not in it, nor in *times*, the ratio
-of the published schedule's to each.
+Both erase a concept of the emoji world on our backbone, in processes of one thread that run side by
+side, and are measured as `erasure fit` measures. *published* is the schedule of
+rohitgandikota/erasing @ 25613d2: before every iteration a fresh walk of 0 to 49 of 50 steps of the
+frozen original (there a second model, here our shared one) at guidance 3; one latent, the bare
+name, Adam at a constant rate. *as shipped* is `configs/esd.yaml`. *short* is the same on a smaller
+bank and in fewer steps at a higher rate: enough for what the published schedule reaches. *seconds*
+are those of training, on the clock; *processor* counts only when the thread ran, so the load of the
+machine is not in it, nor in *times*, the ratio of the published schedule's to each.
 """
 
 import argparse
@@ -25,10 +26,10 @@ from rows import fitted, head, line, mean
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from erasure_lightning.concepts import Batch
-from erasure_lightning.latents import NoisyBatch, Teacher
+from erasure_lightning.concepts.concept import Batch
+from erasure_lightning.diffusion.sampling import Step, rollout
 from erasure_lightning.methods.esd import ESD
-from erasure_lightning.sampling import Step, rollout
+from erasure_lightning.training.latent_sources import NoisyBatch, Teacher
 
 #: Sampling steps of a walk, and its guidance.
 STEPS, GUIDANCE = 50, 3.0
@@ -38,7 +39,9 @@ class PublishedESD(ESD):
     """ESD that walks anew before every iteration, written after the official code's steps."""
 
     def noisy_batch(self, sentences: Batch) -> NoisyBatch:
-        """The latent that a rollout of 0 to 49 steps ends in; the teacher's predictions are those made there."""
+        """The latent that a rollout of 0 to 49 steps ends in; the teacher's predictions are those
+        made there.
+        """
         number = int(torch.randint(STEPS, ()))
         prompts, seed = self.original.encode(sentences.prompts), int(torch.randint(2**31, ()))
         with torch.no_grad():
@@ -63,12 +66,21 @@ class Processor(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the file."""
-        Path(trainer.default_root_dir, "processor.json").write_text(json.dumps(time.process_time() - self._start))
+        Path(trainer.default_root_dir, "processor.json").write_text(
+            json.dumps(time.process_time() - self._start)
+        )
 
 
 def published(iterations: int) -> list[str]:
     """Arguments of a run of the published schedule."""
-    given = ["--model", "time_to_erasure.PublishedESD", "--model.lr", "5e-4", "--data.batch_size", "1"]
+    given = [
+        "--model",
+        "time_to_erasure.PublishedESD",
+        "--model.lr",
+        "5e-4",
+        "--data.batch_size",
+        "1",
+    ]
     return [*given, "--data.templates", '["{}"]', "--trainer.max_steps", str(iterations)]
 
 
@@ -76,13 +88,30 @@ SHIPPED = ["--config", "esd.yaml"]
 SHORT = ["--model.lr", "4e-4", "--model.latents.trajectories", "8", "--data.rounds", "16"]
 
 
-COLUMNS = ("own", "domain", "retain", "feature", "evaluations", "with gradient", "seconds", "processor, s", "times")
+COLUMNS = (
+    "own",
+    "domain",
+    "retain",
+    "feature",
+    "evaluations",
+    "with gradient",
+    "seconds",
+    "processor, s",
+    "times",
+)
 
 
 def row(name: str, folder: Path, given: list[str], concept: str) -> dict[str, Any]:
     """A run's figures."""
-    every = ["--model.concepts", f"{concept}.yaml", "--data.originals", str(folder.parent / "originals")]
-    metrics, cost = fitted(folder, [*given, *every, "--trainer.callbacks+=time_to_erasure.Processor"], threads=1)
+    every = [
+        "--model.concepts",
+        f"{concept}.yaml",
+        "--data.originals",
+        str(folder.parent / "originals"),
+    ]
+    metrics, cost = fitted(
+        folder, [*given, *every, "--trainer.callbacks+=time_to_erasure.Processor"], threads=1
+    )
     estimates = metrics["estimates"]
     groups = {"own": "efficacy", "domain": "generality", "retain": "specificity"}
     figures = {key: mean(estimates[group]["recognized"]) for key, group in groups.items()}
@@ -98,7 +127,11 @@ def main() -> None:
     parser.add_argument("--concept", default="cigarette", help="a file of configs/concepts")
     parser.add_argument("--iterations", type=int, default=200, help="of the published schedule")
     options = parser.parse_args()
-    cases = {"published": published(options.iterations), "as shipped": SHIPPED, "short": [*SHIPPED, *SHORT]}
+    cases = {
+        "published": published(options.iterations),
+        "as shipped": SHIPPED,
+        "short": [*SHIPPED, *SHORT],
+    }
     with ThreadPoolExecutor(len(cases)) as pool:
         out = options.out / options.concept
         runs = [

@@ -39,8 +39,12 @@ def require(
             raise ErasureError(f"{owner} needs a finite {name}; found {value}.")
         if not (at_least <= value <= at_most and above < value < below):
             bounds = {"at least": at_least, "above": above, "at most": at_most, "below": below}
-            text = " and ".join(f"{word} {bound}" for word, bound in bounds.items() if abs(bound) < math.inf)
-            raise ErasureError(f"{owner} needs {name} {'of ' * text.startswith('at')}{text}; found {value}.")
+            text = " and ".join(
+                f"{word} {bound}" for word, bound in bounds.items() if abs(bound) < math.inf
+            )
+            raise ErasureError(
+                f"{owner} needs {name} {'of ' * text.startswith('at')}{text}; found {value}."
+            )
 
 
 def require_seed(owner: str, seed: int) -> None:
@@ -53,7 +57,8 @@ def require_seed(owner: str, seed: int) -> None:
 
 
 def require_finite(owner: str, arguments: Mapping[str, Any]) -> None:
-    """Raise if any of the arguments that are numbers is NaN or infinite; their ranges are their owner's to check.
+    """Raise if any of the arguments that are numbers is NaN or infinite; their ranges are their
+    owner's to check.
 
     Raises:
         ErasureError: Naming the first.

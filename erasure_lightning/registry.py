@@ -11,7 +11,7 @@ from erasure_lightning.methods import METHODS, BuiltIn
 
 if TYPE_CHECKING:  # a listing must not pay for torch
     from erasure_lightning.attacks.base import Attack
-    from erasure_lightning.erasure import ErasureModule
+    from erasure_lightning.training.base import ErasureModule
 
 #: What could not be loaded so far, and why; kept so that a later error can name it.
 failures: dict[str, str] = {}
@@ -33,8 +33,15 @@ class Kind(NamedTuple):
     ours: dict[str, BuiltIn]
 
 
-METHOD = Kind("method", "erasure_lightning.methods", "erasure_lightning.module:ErasureModule", METHODS)
-ATTACK = Kind("attack", "erasure_lightning.attacks", "erasure_lightning.attacks.base:Attack", ATTACKS)
+METHOD = Kind(
+    "method",
+    "erasure_lightning.methods",
+    "erasure_lightning.training.base:ErasureModule",
+    METHODS,
+)
+ATTACK = Kind(
+    "attack", "erasure_lightning.attacks", "erasure_lightning.attacks.base:Attack", ATTACKS
+)
 
 
 class Offer(NamedTuple):
@@ -73,27 +80,37 @@ def known_attacks() -> list[Offer]:
 
 
 def _known(kind: Kind) -> list[Offer]:
-    return _ours(kind) + sorted((_plugin(kind, entry) for entry in entry_points(group=kind.group)), key=lambda o: o[1:])
+    return _ours(kind) + sorted(
+        (_plugin(kind, entry) for entry in entry_points(group=kind.group)), key=lambda o: o[1:]
+    )
 
 
 def _ours(kind: Kind) -> list[Offer]:
     package = f"erasure-lightning {version('erasure-lightning')}"
-    return [Offer(kind, name, one.target, package, one.summary, one.paper) for name, one in kind.ours.items()]
+    return [
+        Offer(kind, name, one.target, package, one.summary, one.paper)
+        for name, one in kind.ours.items()
+    ]
 
 
 def _plugin(kind: Kind, entry: EntryPoint) -> Offer:
-    """What the package's metadata say, if it has any; its summary, and its project URL named ``Paper``."""
+    """What the package's metadata say, if it has any; its summary, and its project URL named
+    ``Paper``.
+    """
     metadata = entry.dist.metadata if entry.dist else None
     if entry.dist is None or metadata is None or not metadata["Name"]:
         return Offer(kind, entry.name, entry.value, entry.value.partition(":")[0], "", "")
     urls = [url.split(",", 1) for url in metadata.get_all("Project-URL") or []]
     paper = next((target.strip() for label, target in urls if label.strip().lower() == "paper"), "")
     summary = metadata.get_all("Summary") or [""]
-    return Offer(kind, entry.name, entry.value, f"{entry.dist.name} {entry.dist.version}", summary[0], paper)
+    return Offer(
+        kind, entry.name, entry.value, f"{entry.dist.name} {entry.dist.version}", summary[0], paper
+    )
 
 
 def find_method(name: str) -> Offer:
-    """The method of a name, in any case, without importing it; ours win over a plugin of the same name.
+    """The method of a name, in any case, without importing it; ours win over a plugin of the same
+    name.
 
     Raises:
         ErasureError: If nobody or more than one package offers it.
@@ -117,7 +134,8 @@ def _find(kind: Kind, name: str) -> Offer:
     if len(found) > 1:
         packages = " and ".join(f"{o.package} ({o.class_path})" for o in found)
         raise ErasureError(
-            f"The {kind.noun} name {name!r} is claimed by {packages}. Uninstall one, or give the full class path."
+            f"The {kind.noun} name {name!r} is claimed by {packages}. Uninstall one, or give the"
+            " full class path."
         )
     return found[0]
 
@@ -169,8 +187,8 @@ def load_offer(offer: Offer) -> Any:
     except (Exception, SystemExit) as error:  # a plugin's own code runs here, and may even exit
         failures[offer.name] = f"{_cause(error)} (from {offer.package}, {offer.target})"
         raise ErasureError(
-            f"The {noun} {offer.name} could not be loaded from {offer.package} ({offer.target}): {_cause(error)}. "
-            f"Mend or uninstall that package, or use another {noun}."
+            f"The {noun} {offer.name} could not be loaded from {offer.package} ({offer.target}):"
+            f" {_cause(error)}. Mend or uninstall that package, or use another {noun}."
         ) from error
     failures.pop(offer.name, None)
     return found
@@ -188,4 +206,6 @@ def _check(offer: Offer, found: object) -> None:
     if not (isinstance(found, type) and issubclass(found, base)):
         raise TypeError(f"expected a subclass of {attribute}, found {found!r}")
     if found.__name__ != offer.name:
-        raise TypeError(f"the entry point is named {offer.name!r}, but its class is named {found.__name__!r}")
+        raise TypeError(
+            f"the entry point is named {offer.name!r}, but its class is named {found.__name__!r}"
+        )

@@ -17,13 +17,13 @@ from torch import Tensor
 from erasure_lightning import retention
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.tiny import TINY
-from erasure_lightning.concepts import Concept
-from erasure_lightning.data import PromptData
-from erasure_lightning.erasure import PREFIX, ErasureModule
+from erasure_lightning.concepts.concept import Concept
+from erasure_lightning.concepts.worlds import find_world
+from erasure_lightning.data.datamodule import PromptData
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.module import GradientErasure
 from erasure_lightning.retention.base import RetentionCallback
-from erasure_lightning.worlds import find_world
+from erasure_lightning.training.base import PREFIX, ErasureModule
+from erasure_lightning.training.gradient import GradientErasure
 
 
 def check_method(
@@ -140,7 +140,9 @@ def retention_callbacks() -> list[type[RetentionCallback]]:
     """Every retention callback of ours."""
     for module in pkgutil.iter_modules(retention.__path__, f"{retention.__name__}."):
         import_module(module.name)
-    ours = [c for c in RetentionCallback.__subclasses__() if c.__module__.startswith(retention.__name__)]
+    ours = [
+        c for c in RetentionCallback.__subclasses__() if c.__module__.startswith(retention.__name__)
+    ]
     return sorted(ours, key=lambda c: c.name)
 
 
@@ -154,19 +156,26 @@ def _check_retention(module: ErasureModule, family: type[Backbone]) -> None:
     _check_edit(module, family, "every retention callback")
     terms = module.loss_terms if isinstance(module, GradientErasure) else module.kept
     wanted = {c.name for c in callbacks if terms is not module.kept or not c.of_states}
-    assert terms.keys() == wanted, f"{type(module).__name__} leaves out the terms of {wanted - terms.keys()}"
+    assert terms.keys() == wanted, (
+        f"{type(module).__name__} leaves out the terms of {wanted - terms.keys()}"
+    )
 
 
 def _check_aim(module: ErasureModule, steps: int) -> None:
     fit(module, steps)
     asked = _moved(module, [f"a {concept.name}" for concept in module.concepts])
     rest = _moved(module, _REMEMBERED)
-    assert asked > rest, f"{type(module).__name__} moves other things ({rest:.2g}) more than its concepts ({asked:.2g})"
+    assert asked > rest, (
+        f"{type(module).__name__} moves other things ({rest:.2g}) more than its concepts"
+        f" ({asked:.2g})"
+    )
 
 
 @torch.no_grad()
 def _moved(module: ErasureModule, prompts: list[str]) -> float:
-    """Mean squared change of what is predicted for prompts, from noise, at times over the whole range."""
+    """Mean squared change of what is predicted for prompts, from noise, at times over the whole
+    range.
+    """
     times = module.backbone.process.at(torch.linspace(0.2, 0.95, 4))
     x = module.backbone.noise(range(len(times)))
     each = [
@@ -180,7 +189,9 @@ def _maker(
     method: type[ErasureModule], family: type[Backbone], arguments: dict[str, Any]
 ) -> Callable[..., ErasureModule]:
     concepts = [Concept("cat", "dog"), Concept("star", "heart")]
-    return lambda **more: method(concepts=concepts, backbone=_tiny(family), seed=1, **deepcopy(arguments), **more)
+    return lambda **more: method(
+        concepts=concepts, backbone=_tiny(family), seed=1, **deepcopy(arguments), **more
+    )
 
 
 def _tiny(family: type[Backbone]) -> Backbone:
@@ -190,7 +201,9 @@ def _tiny(family: type[Backbone]) -> Backbone:
 
 
 class _StopAt(Callback):
-    """Ends a run early that was planned for longer, saved before its methods tidy up, as a kill would."""
+    """Ends a run early that was planned for longer, saved before its methods tidy up, as a kill
+    would.
+    """
 
     def __init__(self, step: int, save: Path | None) -> None:
         self.step = step
@@ -219,7 +232,8 @@ def fit(
         steps: Where to stop.
         callbacks: Of the trainer.
         total: Steps the schedules are planned for; ``steps`` by default.
-        save: Where to write a checkpoint: at the end, or (with ``total``) behind the step at which it stops.
+        save: Where to write a checkpoint: at the end, or (with ``total``) behind the step at which
+            it stops.
         resume: A checkpoint to go on from.
         trainer: Further arguments of the trainer.
     """
@@ -243,13 +257,24 @@ def _check_edit(module: ErasureModule, family: type[Backbone], circumstance: str
     name = f"{type(module).__name__}{circumstance and f' with {circumstance}'}"
     editable = module.editable()
     before = {n: p.to(module.backbone.base) for n, p in _tiny(family).named_parameters()}
-    now = {name.replace(".base_layer.", "."): p.detach() for name, p in module.backbone.named_parameters()}
-    moved = {name for name, p in now.items() if name not in before or not torch.equal(p, before[name].to(p))}
+    now = {
+        name.replace(".base_layer.", "."): p.detach()
+        for name, p in module.backbone.named_parameters()
+    }
+    moved = {
+        name
+        for name, p in now.items()
+        if name not in before or not torch.equal(p, before[name].to(p))
+    }
     assert moved, f"{name} changed nothing"
     extra = moved - {name.replace(".base_layer.", ".") for name in editable}
     assert not extra, f"{name} changed {sorted(extra)[0]}, which is not editable"
-    assert all(p.isfinite().all() for p in editable.values()), f"{name} left a number that is not finite"
-    frozen = {n for n, p in module.original.named_parameters() if not torch.equal(p.detach(), before[n])}
+    assert all(p.isfinite().all() for p in editable.values()), (
+        f"{name} left a number that is not finite"
+    )
+    frozen = {
+        n for n, p in module.original.named_parameters() if not torch.equal(p.detach(), before[n])
+    }
     assert not frozen, f"{name} changed the frozen original"
 
 
@@ -257,8 +282,12 @@ def _check_base(module: ErasureModule, family: type[Backbone]) -> None:
     _check_edit(module, family, "a bfloat16 base")
     coarse = {name for name, p in module.editable().items() if p.dtype != torch.float32}
     assert not coarse, f"{type(module).__name__} edits {sorted(coarse)[0]} in less than float32"
-    fine = {n for n, p in module.backbone.named_parameters() if p.dtype == torch.float32} - module.editable().keys()
-    assert not fine, f"{type(module).__name__} keeps {sorted(fine)[0]} in float32, which it does not edit"
+    fine = {
+        n for n, p in module.backbone.named_parameters() if p.dtype == torch.float32
+    } - module.editable().keys()
+    assert not fine, (
+        f"{type(module).__name__} keeps {sorted(fine)[0]} in float32, which it does not edit"
+    )
 
 
 def _equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
@@ -271,5 +300,7 @@ def _load(module: ErasureModule, checkpoint: Path) -> ErasureModule:
     module.on_load_checkpoint(saved)
     missing = module.load_state_dict(saved["state_dict"], strict=False).unexpected_keys
     assert not missing, f"{type(module).__name__} does not know {missing[0]} of its own checkpoint"
-    assert all(key.startswith(PREFIX) for key in saved["state_dict"]), "a checkpoint holds more than the edit"
+    assert all(key.startswith(PREFIX) for key in saved["state_dict"]), (
+        "a checkpoint holds more than the edit"
+    )
     return module

@@ -1,4 +1,6 @@
-"""A real browser, driven over a pipe with the standard library alone: what a page does when somebody opens it."""
+"""A real browser, driven over a pipe with the standard library alone: what a page does when
+somebody opens it.
+"""
 
 import base64
 import json
@@ -12,15 +14,32 @@ from typing import NamedTuple
 
 #: Without these Chromium looks for hosts of its own, and as root it needs the second.
 FLAGS = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage", "--hide-scrollbars"),
+    *(
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-sync",
+    ),
+    *(
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-dev-shm-usage",
+        "--hide-scrollbars",
+    ),
 )
 
 
 def chromium():
     """Where Debian's, or anybody's, Chromium is."""
     return next(
-        (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+        (
+            path
+            for name in ("chromium", "chromium-browser", "google-chrome")
+            if (path := shutil.which(name))
+        ),
+        None,
     )
 
 
@@ -33,7 +52,8 @@ class Seen(NamedTuple):
     found: dict
 
 
-#: What a page is asked once it is there. Everything that could run or fetch is counted by what the parser made of it.
+#: What a page is asked once it is there. Everything that could run or fetch is counted by what the
+#: parser made of it.
 QUESTIONS = """(() => ({
   text: document.body.innerText,
   title: document.title,
@@ -58,9 +78,16 @@ class Browser:
         (theirs_in, self.to), (self.out, theirs_out) = os.pipe(), os.pipe()
         # The protocol's pipe is at descriptors 3 and 4, which a shell puts there.
         command = f'exec "$0" "$@" 3<&{theirs_in} 4>&{theirs_out}'
-        options = [*FLAGS, "--remote-debugging-pipe", f"--user-data-dir={self.profile}", "about:blank"]
+        options = [
+            *FLAGS,
+            "--remote-debugging-pipe",
+            f"--user-data-dir={self.profile}",
+            "about:blank",
+        ]
         self.process = subprocess.Popen(
-            ["bash", "-c", command, chromium(), *options], pass_fds=(theirs_in, theirs_out), stderr=subprocess.DEVNULL
+            ["bash", "-c", command, chromium(), *options],
+            pass_fds=(theirs_in, theirs_out),
+            stderr=subprocess.DEVNULL,
         )
         os.close(theirs_in)
         os.close(theirs_out)
@@ -81,7 +108,9 @@ class Browser:
         shutil.rmtree(self.profile, ignore_errors=True)
 
     def ask(self, method, **parameters):
-        """Send a command and wait for its answer; what else is said meanwhile is kept in ``events``."""
+        """Send a command and wait for its answer; what else is said meanwhile is kept in
+        ``events``.
+        """
         self.number += 1
         message = {"id": self.number, "method": method, "params": parameters}
         message |= {"sessionId": self.session} if self.session else {}
@@ -120,7 +149,13 @@ class Browser:
 
     def look(self, page, width=1280, dark=False):
         """Open a file as wide as that and tell what was seen."""
-        self.ask("Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=width < 600)
+        self.ask(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=800,
+            deviceScaleFactor=1,
+            mobile=width < 600,
+        )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.ask("Emulation.setEmulatedMedia", features=[scheme])
         self.events.clear()
@@ -131,23 +166,37 @@ class Browser:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{page} was not loaded")
             self._read()
-        found = self.ask("Runtime.evaluate", expression=QUESTIONS, returnByValue=True)["result"]["value"]
-        said = {name: [e["params"] for e in self.events if e["method"] == name] for name in self._told()}
+        found = self.ask("Runtime.evaluate", expression=QUESTIONS, returnByValue=True)["result"][
+            "value"
+        ]
+        said = {
+            name: [e["params"] for e in self.events if e["method"] == name] for name in self._told()
+        }
         requests = [p["request"]["url"] for p in said["Network.requestWillBeSent"]]
         return Seen(
             dialogs=said["Page.javascriptDialogOpening"],
             requests=[url for url in requests if url != address and not url.startswith("data:")],
-            complaints=[*said["Runtime.consoleAPICalled"], *said["Runtime.exceptionThrown"], *said["Log.entryAdded"]],
+            complaints=[
+                *said["Runtime.consoleAPICalled"],
+                *said["Runtime.exceptionThrown"],
+                *said["Log.entryAdded"],
+            ],
             found=found,
         )
 
     @staticmethod
     def _told():
         return (
-            *("Network.requestWillBeSent", "Page.javascriptDialogOpening", "Runtime.consoleAPICalled"),
+            *(
+                "Network.requestWillBeSent",
+                "Page.javascriptDialogOpening",
+                "Runtime.consoleAPICalled",
+            ),
             *("Runtime.exceptionThrown", "Log.entryAdded"),
         )
 
     def picture(self, whole=True):
         """The page that was looked at last, as the content of a PNG."""
-        return base64.b64decode(self.ask("Page.captureScreenshot", captureBeyondViewport=whole)["data"])
+        return base64.b64decode(
+            self.ask("Page.captureScreenshot", captureBeyondViewport=whole)["data"]
+        )

@@ -1,7 +1,8 @@
 import os
 import signal
 
-# Workers of pytest-xdist, and what they start, share the cores; torch's threads would fight for them.
+# Workers of pytest-xdist, and what they start, share the cores; torch's threads would fight for
+# them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest

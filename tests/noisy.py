@@ -1,6 +1,6 @@
 """Noisy latents of a test's own choosing, as a source would give them."""
 
-from erasure_lightning.latents import NoisyBatch, Teacher
+from erasure_lightning.training.latent_sources import NoisyBatch, Teacher
 
 
 def noisy(module, x, t, sentences, **more):

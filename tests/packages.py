@@ -16,8 +16,12 @@ def install(folder, name, methods, files=None, metadata=None, kind=METHOD):
     """
     info = f"{name}-1.0.dist-info"
     written = {
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n" if metadata is None else metadata,
-        f"{info}/entry_points.txt": "\n".join([f"[{kind.group}]", *(f"{k} = {v}" for k, v in methods.items())]),
+        f"{info}/METADATA": (
+            f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n" if metadata is None else metadata
+        ),
+        f"{info}/entry_points.txt": "\n".join(
+            [f"[{kind.group}]", *(f"{k} = {v}" for k, v in methods.items())]
+        ),
     }
     for path, content in (written | (files or {})).items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)

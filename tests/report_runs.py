@@ -1,4 +1,6 @@
-"""Run folders as `erasure fit` leaves them, made by hand: what a report reads of them needs no model."""
+"""Run folders as `erasure fit` leaves them, made by hand: what a report reads of them needs no
+model.
+"""
 
 import csv
 import json
@@ -10,7 +12,7 @@ from PIL import Image
 from safetensors.numpy import save
 
 from erasure_lightning.attacks.outcome import Finding, Outcome, Point
-from erasure_lightning.files import SAMPLES_COLUMNS
+from erasure_lightning.files.writing import SAMPLES_COLUMNS
 from erasure_lightning.metrics.estimates import Estimate
 from erasure_lightning.metrics.protocol import Protocol, Result
 
@@ -38,7 +40,10 @@ ESTIMATES = {
     "efficacy": recognized(estimate(1.0), estimate(0.0)),
     "generality": recognized(estimate(0.9, 0.8, 1.0), estimate(0.25, 0.1, 0.4)),
     "specificity": recognized(estimate(0.99, 0.97, 1.0), estimate(0.98, 0.95, 1.0)),
-    "structure": {"similarity": {"after": estimate(0.95, 0.9, 1.0)}, "distance": {"after": estimate(0.03, 0.02, 0.04)}},
+    "structure": {
+        "similarity": {"after": estimate(0.95, 0.9, 1.0)},
+        "distance": {"after": estimate(0.03, 0.02, 0.04)},
+    },
 }
 
 
@@ -59,7 +64,11 @@ def write_edit(folder, about):
 
 def write_config(folder, about):
     arguments = {"concepts": about["concepts"], "backbone": about["backbone"], "lr": 1e-5}
-    config = {"run_dir": None, "model": {"class_path": about["method"], "init_args": arguments}, "data": {"seeds": 3}}
+    config = {
+        "run_dir": None,
+        "model": {"class_path": about["method"], "init_args": arguments},
+        "data": {"seeds": 3},
+    }
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
 
 
@@ -82,13 +91,20 @@ def write_samples(folder, about, colour="blue", side=64):
 
 
 def write_log(folder, steps=40):
-    rows = [f"{i},{1 - i / steps},{1 / (i + 1)},{1 / (i + 1)},{'' if i % 10 else i / steps}" for i in range(steps)]
+    rows = [
+        f"{i},{1 - i / steps},{1 / (i + 1)},{1 / (i + 1)},{'' if i % 10 else i / steps}"
+        for i in range(steps)
+    ]
     head = "step,monitor/kept,loss/erasure,loss,monitor/forgotten"
     (folder / "metrics.csv").write_text("\n".join([head, *rows, "40,\0"]))
 
 
 def outcome(about, edit="", **changes):
-    success = {"original": estimate(1.0), "plain": estimate(0.0), "attacked": estimate(0.5, 0.2, 0.8)}
+    success = {
+        "original": estimate(1.0),
+        "plain": estimate(0.0),
+        "attacked": estimate(0.5, 0.2, 0.8),
+    }
     name = about["concepts"][0]["name"]
     made = Outcome(
         attack="UnlearnDiffAtk", class_path="erasure_lightning.attacks.unlearn_diff_atk.UnlearnDiffAtk",

@@ -8,9 +8,13 @@ from erasure_lightning.cli.configs import shipped_configs
 
 
 def numbers(name, **more):
-    """What the config of that name sets of its method beside concepts and latents, and ``more`` in place of it."""
+    """What the config of that name sets of its method beside concepts and latents, and ``more`` in
+    place of it.
+    """
     given = yaml.safe_load(shipped_configs()[f"{name}.yaml"].read_text())["model"]["init_args"]
-    return {key: _number(value) for key, value in given.items() if key not in ("concepts", "latents")} | more
+    return {
+        key: _number(value) for key, value in given.items() if key not in ("concepts", "latents")
+    } | more
 
 
 def _number(value):

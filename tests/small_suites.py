@@ -1,12 +1,15 @@
-"""Suites whose cells take no time: what stands in for `erasure`, and figures as it would have measured them."""
+"""Suites whose cells take no time: what stands in for `erasure`, and figures as it would have
+measured them.
+"""
 
 from erasure_lightning.attacks.outcome import Outcome
 from erasure_lightning.benchmark.suite import AttackEntry, ConceptEntry, MethodEntry, Suite
-from erasure_lightning.concepts import Concept
+from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.metrics.estimates import Estimate
 from erasure_lightning.metrics.protocol import Protocol, Result
 
-#: What stands in for `erasure`: writes what its commands would, after a while, and does as the method is told.
+#: What stands in for `erasure`: writes what its commands would, after a while, and does as the
+#: method is told.
 PROGRAM = """
 import json, os, pathlib, shutil, signal, sys, time
 
@@ -48,10 +51,17 @@ if not given.get("--model.unmeasured"):
 
 def result(own=0.0, domain=0.0, retain=1.0, steps=2):
     """A result with those figures."""
-    protocol = Protocol({"efficacy": ["a cat"]}, [0, 1], steps, 4.0, 8, "DDIM", "s", "b", "v", "tiny", "tiny", {})
+    protocol = Protocol(
+        {"efficacy": ["a cat"]}, [0, 1], steps, 4.0, 8, "DDIM", "s", "b", "v", "tiny", "tiny", {}
+    )
     shares = {"efficacy": own, "generality": domain, "specificity": retain}
     estimates = {
-        group: {"recognized": {"before": Estimate(1.0, 1.0, 1.0, 2, 4), "after": Estimate(mean, 0.0, 1.0, 2, 4)}}
+        group: {
+            "recognized": {
+                "before": Estimate(1.0, 1.0, 1.0, 2, 4),
+                "after": Estimate(mean, 0.0, 1.0, 2, 4),
+            }
+        }
         for group, mean in shares.items()
     }
     return Result(protocol, {"method": "X"}, estimates)
@@ -73,7 +83,10 @@ def suite(concepts=("cat", "dog"), attacks=(), **methods):
     return Suite(
         name="pets",
         backbone="TinyBackbone",
-        methods=tuple(MethodEntry(n, {}, {f"model.{k}": v for k, v in told.items()}) for n, told in methods.items()),
+        methods=tuple(
+            MethodEntry(n, {}, {f"model.{k}": v for k, v in told.items()})
+            for n, told in methods.items()
+        ),
         concepts=tuple(ConceptEntry(name, (Concept(name, "tree"),), ()) for name in concepts),
         attacks=tuple(AttackEntry(name, {}) for name in attacks),
         seeds=(0,),

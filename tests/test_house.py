@@ -1,17 +1,26 @@
-"""What is kept in step by hand stays in step."""
+"""The structure of the package: rooms, layers, files that must exist together, and language."""
 
 import ast
 import re
+import tomllib
 from pathlib import Path
 
+import pytest
+
 from erasure_lightning.attacks import ATTACKS
-from erasure_lightning.cli.names import CLASSES
+from erasure_lightning.cli.short_names import CLASSES
 from erasure_lightning.methods import METHODS
 
-#: What stands beside the attacks and is none.
-SHARED_BY_ATTACKS = {"base", "curve", "exhibit", "outcome", "runner", "slots", "target", "tuned"}
-
 ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "erasure_lightning"
+
+#: Modules beside the attacks that are none.
+SHARED_BY_ATTACKS = {
+    *("base", "curve", "dashboards", "fine_tuning_attack"),
+    *("outcome", "prompt_slots", "runner", "target"),
+}
+
+ROOMS = {path.parent.name for path in PACKAGE.glob("*/*.py")}
 
 
 def stems(folder, pattern):
@@ -20,7 +29,8 @@ def stems(folder, pattern):
 
 def test_every_method_has_its_file_its_config_its_test_and_its_line():
     methods = stems("erasure_lightning/methods", "*.py")
-    assert methods == {entry.target.partition(":")[0].rpartition(".")[2] for entry in METHODS.values()}
+    lines = {entry.target.partition(":")[0].rpartition(".")[2] for entry in METHODS.values()}
+    assert methods == lines
     assert methods == {stem.removeprefix("test_") for stem in stems("tests/methods", "test_*.py")}
     assert methods <= {stem.replace("-", "_") for stem in stems("configs", "*.yaml")}
 
@@ -33,31 +43,53 @@ def test_every_attack_has_its_file_its_config_its_test_and_its_line():
 
 
 def test_every_retention_callback_has_its_short_name():
-    modules = {path.rpartition(".")[0].rpartition(".")[2] for path in CLASSES.values() if ".retention." in path}
+    paths = [path for path in CLASSES.values() if ".retention." in path]
+    modules = {path.rpartition(".")[0].rpartition(".")[2] for path in paths}
     assert modules == stems("erasure_lightning/retention", "*.py") - {"base"}
 
 
-def test_budgets_hold():
-    lengths = {path: len(path.read_text().splitlines()) for path in (ROOT / "erasure_lightning").rglob("*.py")}
-    shared = {path for path in lengths if path.parent.name == "attacks" and path.stem in SHARED_BY_ATTACKS}
-    most = {path: 150 if path.parent.name == "attacks" and path not in shared else 300 for path in lengths}
-    assert not {path.name: n for path, n in lengths.items() if n > most[path]}
-    assert not [path for path in lengths if path.stem in {"utils", "helpers", "common"}]
+def test_there_are_few_rooms_few_loose_modules_and_few_layers():
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    layers = contracts["contracts"][0]["layers"]
+    named = {part.strip() for layer in layers for part in layer.split("|")}
+    assert len(ROOMS) <= 20
+    assert len(stems("erasure_lightning", "*.py") | {"__init__"}) <= 8
+    assert len(layers) <= 12
+    modules = ROOMS | stems("erasure_lightning", "*.py")
+    assert named == {f"erasure_lightning.{name}" for name in modules}
 
 
-#: What depends on a model family: towers, module paths, whole-numbered times, schedulers. It lives in `backbones/`.
+def test_tests_lie_in_the_rooms_of_what_they_test():
+    assert {path.parent.name for path in ROOT.glob("tests/*/test_*.py")} <= ROOMS
+
+
+def test_files_are_short():
+    """Those of methods are as long as their papers need."""
+    paths = [path for path in PACKAGE.rglob("*.py") if path.parent.name != "methods"]
+    lengths = {path.name: len(path.read_text().splitlines()) for path in paths}
+    assert not {name: length for name, length in lengths.items() if length > 300}
+
+
+def test_no_module_is_a_bag_of_odds_and_ends():
+    bags = {"utils", "helpers", "common", "misc", "functional"}
+    assert not {path.stem for path in PACKAGE.rglob("*.py")} & bags
+
+
+#: What depends on a model family: towers, module paths, whole-numbered times, schedulers. It lives
+#: in `backbones/`.
 FAMILY = re.compile(
-    r"text_encoder|text_model|attn\d|to_[kqv]\b|attentions|encoder_hidden_states|add_embedding|unet|"
-    r"scheduler|scale_model_input|set_timesteps|timesteps?|alphas_cumprod|init_noise_sigma|prediction_type"
+    r"text_encoder|text_model|attn\d|to_[kqv]\b|attentions|encoder_hidden_states|add_embedding|unet"
+    r"|scheduler|scale_model_input|set_timesteps|timesteps?|alphas_cumprod|init_noise_sigma"
+    r"|prediction_type"
 )
 
 #: Where one of them is meant all the same, and why.
 MEANT = {
     # Weights of towers are split over ranks, and counted, apart from the denoiser's.
-    "erasure.py": {"text_encoders"},
-    "footprint.py": {"text_encoders", "text encoders"},
+    "training/base.py": {"text_encoders"},
+    "planning/memory_footprint.py": {"text_encoders", "text encoders"},
     # Of learning rates, as Lightning calls it.
-    "module.py": {"lr_scheduler", "scheduler"},
+    "training/gradient.py": {"lr_scheduler", "scheduler"},
     # The user's word for what is edited, not a module.
     "methods/sage.py": {"text_encoder"},
 }
@@ -65,43 +97,44 @@ MEANT = {
 
 def spoken(path):
     """Names, attributes, keywords and strings of a module's code, docstrings left out."""
-    tree = ast.parse(path.read_text())
-    documented = (n for n in ast.walk(tree) if isinstance(n, ast.Module | ast.ClassDef | ast.FunctionDef))
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    documented = [n for n in nodes if isinstance(n, ast.Module | ast.ClassDef | ast.FunctionDef)]
     docstrings = {id(n.body[0].value) for n in documented if ast.get_docstring(n) is not None}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute):
-            yield node.attr
-        elif isinstance(node, ast.Name):
-            yield node.id
-        elif isinstance(node, ast.keyword | ast.arg) and node.arg:
-            yield node.arg
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
-            yield node.value if " " not in node.value else ""  # what has spaces is a message
+    for node in nodes:
+        match node:
+            case ast.Attribute():
+                yield node.attr
+            case ast.Name():
+                yield node.id
+            case ast.keyword() | ast.arg():
+                yield node.arg or ""
+            case ast.Constant(value=str(text)) if id(node) not in docstrings:
+                yield "" if " " in text else text  # what has spaces is a message
 
 
 #: Whatever trains, holds or attacks a model by way of the seam.
-ROOMS = ("methods", "retention", "attacks")
-MODULES = ("module", "erasure", "latents", "bank", "image_sources", "gallery", "sampling", "inversion", "prompts")
-MODULES += ("adapting", "saliency", "neighbours", "calibration", "fine_tuning", "footprint", "testing")
 ABOVE_THE_SEAM = [
-    *(path for room in ROOMS for path in (ROOT / "erasure_lightning" / room).glob("*.py")),
+    *(
+        path
+        for room in ("methods", "retention", "attacks", "training", "diffusion")
+        for path in (PACKAGE / room).glob("*.py")
+    ),
     *(ROOT / "plugins").glob("[as]*/erasure_lightning_*/*.py"),
-    *(ROOT / "erasure_lightning" / f"{name}.py" for name in MODULES),
+    PACKAGE / "planning/memory_footprint.py",
+    PACKAGE / "testing.py",
 ]
 
 
-def test_nothing_above_the_seam_speaks_of_a_family():
+@pytest.mark.parametrize("path", ABOVE_THE_SEAM, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_no_module_above_the_seam_names_a_family(path):
     """No tower, module path, whole-numbered time or scheduler's method."""
     indexed = re.compile(r"word_tables\(\)\[|embed\([^\n]*\)\[0\]|\bt\.long\(\)|times\.long\(\)")
-    found = {}
-    for path in ABOVE_THE_SEAM:
-        meant = next((words for name, words in MEANT.items() if str(path).endswith(name)), set())
-        found[path.name] = {word for word in spoken(path) if FAMILY.search(word)} - meant
-        found[path.name] |= set(indexed.findall(path.read_text()))
-    assert not {name: words for name, words in found.items() if words}
+    meant = next((words for name, words in MEANT.items() if str(path).endswith(name)), set())
+    assert not {word for word in spoken(path) if FAMILY.search(word)} - meant
+    assert not indexed.findall(path.read_text())
 
 
-def test_the_family_s_own_file_speaks_of_it():
+def test_the_family_s_own_file_names_it():
     """The control."""
-    words = set(spoken(ROOT / "erasure_lightning/backbones/stable_diffusion.py"))
+    words = set(spoken(PACKAGE / "backbones/stable_diffusion.py"))
     assert {"attn2", "attn2.to_k", "scheduler"} <= {word for word in words if FAMILY.search(word)}

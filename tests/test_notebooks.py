@@ -8,7 +8,9 @@ NOTEBOOKS = sorted(Path(__file__).parents[1].glob("notebooks/*.ipynb"))
 
 
 def outputs(notebook):
-    return [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    return [
+        output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs
+    ]
 
 
 def pictures(notebook):
@@ -33,4 +35,6 @@ def test_it_runs_and_shows_as_many_pictures(path, tmp_path):
     shown = pictures(notebook)
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
     assert pictures(notebook) == shown
-    assert not [o for o in outputs(notebook) if o.output_type == "stream" and "erasure: error" in o.text]
+    assert not [
+        o for o in outputs(notebook) if o.output_type == "stream" and "erasure: error" in o.text
+    ]

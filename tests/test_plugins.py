@@ -9,7 +9,7 @@ from packages import install
 
 from erasure_lightning import registry
 from erasure_lightning.__main__ import main
-from erasure_lightning.cli import loading
+from erasure_lightning.cli import slow_import
 from erasure_lightning.cli.configs import SHIPPED, find_config
 from erasure_lightning.errors import ErasureError
 
@@ -27,7 +27,11 @@ def site(tmp_path, monkeypatch):
     made.mkdir()
     monkeypatch.syspath_prepend(made)
     yield made
-    for name in [n for n in set(sys.modules) - before if str(made) in str(getattr(sys.modules[n], "__file__", ""))]:
+    for name in [
+        n
+        for n in set(sys.modules) - before
+        if str(made) in str(getattr(sys.modules[n], "__file__", ""))
+    ]:
         del sys.modules[name]
 
 
@@ -36,8 +40,18 @@ def install_broken(site):
     install(site, "gone", {"Gone": "gone_away:Gone"})
     install(site, "empty", {"Empty": "empty_module:Empty"}, {"empty_module.py": ""})
     install(site, "wrong", {"Wrong": "wrong_type:Wrong"}, {"wrong_type.py": "class Wrong: pass\n"})
-    install(site, "quitter", {"Quitter": "quitting:Quitter"}, {"quitting.py": "import sys\nsys.exit('no licence')\n"})
-    install(site, "renamed", {"Renamed": "other_name:Idle"}, {"other_name.py": "from trivial import Idle\n"})
+    install(
+        site,
+        "quitter",
+        {"Quitter": "quitting:Quitter"},
+        {"quitting.py": "import sys\nsys.exit('no licence')\n"},
+    )
+    install(
+        site,
+        "renamed",
+        {"Renamed": "other_name:Idle"},
+        {"other_name.py": "from trivial import Idle\n"},
+    )
     install(site, "nameless", {"Nameless": "gone_away:Nameless"}, metadata="")
     for name in ("one", "two"):
         install(site, name, {"Twice": f"{name}:Twice"})
@@ -45,9 +59,17 @@ def install_broken(site):
 
 BROKEN = {
     "Gone": "from gone 1.0 (gone_away:Gone): ModuleNotFoundError: No module named 'gone_away'.",
-    "Empty": "from empty 1.0 (empty_module:Empty): AttributeError: module 'empty_module' has no attribute 'Empty'.",
-    "Wrong": "from wrong 1.0 (wrong_type:Wrong): TypeError: expected a subclass of ErasureModule, found ",
-    "Quitter": "from quitter 1.0 (quitting:Quitter): it ended the program when imported (SystemExit: no licence).",
+    "Empty": (
+        "from empty 1.0 (empty_module:Empty): AttributeError: module 'empty_module' has no"
+        " attribute 'Empty'."
+    ),
+    "Wrong": (
+        "from wrong 1.0 (wrong_type:Wrong): TypeError: expected a subclass of ErasureModule, found "
+    ),
+    "Quitter": (
+        "from quitter 1.0 (quitting:Quitter): it ended the program when imported (SystemExit: no"
+        " licence)."
+    ),
     "Renamed": "the entry point is named 'Renamed', but its class is named 'Idle'.",
     "Nameless": "from gone_away (gone_away:Nameless): ModuleNotFoundError: ",
 }
@@ -57,11 +79,17 @@ def test_every_broken_package_is_shown_and_none_of_them_ends_the_listing(site):
     install_broken(site)
     path = os.pathsep.join([str(site), os.path.dirname(__file__)])
     command = [sys.executable, "-m", "erasure_lightning", "methods", "--verbose"]
-    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
+    done = subprocess.run(
+        command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True
+    )
     assert done.returncode == 0
     assert "Traceback" not in done.stdout + done.stderr
     for name, why in BROKEN.items():
-        (line,) = [line for line in done.stdout.splitlines() if line.startswith(f"    BROKEN: The method {name} ")]
+        (line,) = [
+            line
+            for line in done.stdout.splitlines()
+            if line.startswith(f"    BROKEN: The method {name} ")
+        ]
         assert why in line
     assert done.stdout.count("(another package claims this name too)") == 2
     assert "SAGE  " in done.stdout.split("    loads\n")[0]
@@ -85,7 +113,9 @@ def test_a_broken_package_is_told_to_who_names_it_and_harms_nobody_else(site, ca
 
 
 def test_a_package_that_nobody_names_is_not_imported(site, capsys):
-    install(site, "slow", {"Slow": "slow_package.slow:Slow"}, {"slow_package/__init__.py": UNTOUCHABLE})
+    install(
+        site, "slow", {"Slow": "slow_package.slow:Slow"}, {"slow_package/__init__.py": UNTOUCHABLE}
+    )
     assert main(["methods"]) == 0
     assert "Slow\n" in capsys.readouterr().out
     assert registry.load_method(registry.find_method("sage")).__name__ == "SAGE"
@@ -98,16 +128,23 @@ def test_a_package_that_nobody_names_is_not_imported(site, capsys):
 
 
 @pytest.mark.parametrize(("patience", "lines"), [(0.05, 2), (60, 1)])
-def test_who_waits_for_an_import_is_told_for_what_and_can_stop_it(site, capsys, monkeypatch, patience, lines):
-    monkeypatch.setattr(loading, "PATIENCE", patience)
-    slow = "import signal, time\ntime.sleep(0.5)\nsignal.raise_signal(signal.SIGINT)\ntime.sleep(60)\n"
+def test_who_waits_for_an_import_is_told_for_what_and_can_stop_it(
+    site, capsys, monkeypatch, patience, lines
+):
+    monkeypatch.setattr(slow_import, "PATIENCE", patience)
+    slow = (
+        "import signal, time\ntime.sleep(0.5)\nsignal.raise_signal(signal.SIGINT)\ntime.sleep(60)\n"
+    )
     install(site, "slow", {"Slow": "slow_plugin:Slow"}, {"slow_plugin.py": slow})
     assert main(["fit", "--model", "Slow"]) == 130
     *waiting, stopped = capsys.readouterr().err.splitlines()
     assert stopped == "erasure: Interrupted at once; what was written before is untouched."
     assert (
         waiting
-        == ["erasure: still importing Slow from slow 1.0 (slow_plugin) after 0.05 s; Ctrl-C stops it."][: lines - 1]
+        == [
+            "erasure: still importing Slow from slow 1.0 (slow_plugin) after 0.05 s; Ctrl-C"
+            " stops it."
+        ][: lines - 1]
     )
 
 
@@ -119,11 +156,15 @@ def test_configs_of_packages_are_found_by_name(site):
     install(site, "plug", {"Plug": "plug.method:Plug"}, {"plug/__init__.py": UNTOUCHABLE} | configs)
     assert find_config("plug") == find_config("plug.yaml") == site / "plug/configs/plug.yaml"
     assert find_config("sage") == SHIPPED / "sage.yaml"
-    with pytest.raises(ErasureError, match=r"Did you mean 'plug.yaml'\? Shipped: .*plug.yaml, .*sage-heart.yaml, "):
+    with pytest.raises(
+        ErasureError, match=r"Did you mean 'plug.yaml'\? Shipped: .*plug.yaml, .*sage-heart.yaml, "
+    ):
         find_config("plugg")
 
 
-@pytest.mark.parametrize("target", ["", ":Odd", ".odd:Odd", "not a module!", "gone_away.inner:Odd", "odd\0:Odd"])
+@pytest.mark.parametrize(
+    "target", ["", ":Odd", ".odd:Odd", "not a module!", "gone_away.inner:Odd", "odd\0:Odd"]
+)
 def test_a_target_that_is_no_module_has_no_configs_and_does_no_harm(site, target):
     install(site, "odd", {"Odd": target})
     assert find_config("sage") == SHIPPED / "sage.yaml"

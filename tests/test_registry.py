@@ -53,14 +53,28 @@ def test_the_table_names_classes():
 
 
 def test_a_plugin_is_found_and_described(installed):
-    installed(entry("Distillation", "trivial:Distillation", Package("plug", ["Paper, https://arxiv.org/abs/1"])))
+    installed(
+        entry(
+            "Distillation",
+            "trivial:Distillation",
+            Package("plug", ["Paper, https://arxiv.org/abs/1"]),
+        )
+    )
     found = registry.find_method("distillation")
-    assert found[1:] == ("Distillation", "trivial:Distillation", "plug 1.0", "All of plug", "https://arxiv.org/abs/1")
+    assert found[1:] == (
+        "Distillation",
+        "trivial:Distillation",
+        "plug 1.0",
+        "All of plug",
+        "https://arxiv.org/abs/1",
+    )
     assert registry.load_method(found) is Distillation
 
 
 def test_an_unknown_name_gets_suggestions():
-    with pytest.raises(ErasureError, match=r"unknown method 'sgae'\. Did you mean 'SAGE'\? Known: .*SAGE"):
+    with pytest.raises(
+        ErasureError, match=r"unknown method 'sgae'\. Did you mean 'SAGE'\? Known: .*SAGE"
+    ):
         registry.find_method("sgae")
 
 
@@ -72,15 +86,23 @@ def test_an_unknown_name_gets_suggestions():
         ("Gone", "trivial", "has no attribute ''"),
         ("Gone", "", "Empty module name"),
         ("mse_loss", "trivial:mse_loss", "expected a subclass of ErasureModule"),
-        ("mix", "erasure_lightning.functional:mix", "expected a subclass of ErasureModule"),
+        (
+            "mix",
+            "erasure_lightning.training.regression:mix",
+            "expected a subclass of ErasureModule",
+        ),
         ("Other", "trivial:Distillation", "named 'Other', but its class is named 'Distillation'"),
     ],
 )
 def test_a_broken_plugin_says_why(installed, name, value, why):
     installed(entry(name, value, Package("plug")))
-    with pytest.raises(ErasureError, match=rf"{name} could not be loaded from plug 1\.0 \({value}\).*{why}"):
+    with pytest.raises(
+        ErasureError, match=rf"{name} could not be loaded from plug 1\.0 \({value}\).*{why}"
+    ):
         load(name)
-    with pytest.raises(ErasureError, match=rf"unknown method 'Nobody'.*{name} could not be loaded: .*{why}"):
+    with pytest.raises(
+        ErasureError, match=rf"unknown method 'Nobody'.*{name} could not be loaded: .*{why}"
+    ):
         registry.find_method("Nobody")
 
 
@@ -92,7 +114,9 @@ def test_a_plugin_that_exits_does_not_end_the_program(installed, tmp_path, monke
         load("Quitter")
 
 
-@pytest.mark.parametrize("interruption", [KeyboardInterrupt(), Interrupted(2, "Interrupted at once.")], ids=repr)
+@pytest.mark.parametrize(
+    "interruption", [KeyboardInterrupt(), Interrupted(2, "Interrupted at once.")], ids=repr
+)
 def test_an_interruption_is_none_of_the_plugin_s_failures(installed, monkeypatch, interruption):
     def interrupted(module):
         raise interruption
@@ -114,7 +138,8 @@ def test_a_name_that_two_packages_claim_is_refused(installed):
     one, two = (entry("Twice", f"{name}:Twice", Package(name)) for name in ("one", "two"))
     installed(one, two)
     with pytest.raises(
-        ErasureError, match=r"'Twice' is claimed by one 1\.0 \(one\.Twice\) and two 1\.0 \(two\.Twice\)"
+        ErasureError,
+        match=r"'Twice' is claimed by one 1\.0 \(one\.Twice\) and two 1\.0 \(two\.Twice\)",
     ):
         registry.find_method("Twice")
 
@@ -136,7 +161,9 @@ class TestAttacks:
     def test_ours_are_found_in_any_case_and_load(self):
         found = registry.find_attack("p4d")
         assert registry.load_attack(found).__name__ == "P4D"
-        assert all(registry.load_attack(registry.find_attack(name)).__name__ == name for name in ATTACKS)
+        assert all(
+            registry.load_attack(registry.find_attack(name)).__name__ == name for name in ATTACKS
+        )
 
     def test_a_plugin_is_found_and_no_method(self, installed):
         installed(entry("Nothing", "trivial:Nothing", Package("plug"), registry.ATTACK))
@@ -145,7 +172,10 @@ class TestAttacks:
             registry.find_method("nothing")
 
     def test_an_unknown_name_gets_suggestions(self):
-        with pytest.raises(ErasureError, match=r"unknown attack 'ringbell'\. Did you mean 'RingABell'\? Known: .*P4D"):
+        with pytest.raises(
+            ErasureError,
+            match=r"unknown attack 'ringbell'\. Did you mean 'RingABell'\? Known: .*P4D",
+        ):
             registry.find_attack("ringbell")
 
     @pytest.mark.parametrize(
@@ -159,7 +189,9 @@ class TestAttacks:
     )
     def test_a_broken_plugin_says_why(self, installed, name, value, why):
         installed(entry(name, value, Package("plug"), registry.ATTACK))
-        with pytest.raises(ErasureError, match=rf"The attack {name} could not be loaded from plug 1\.0 .*{why}"):
+        with pytest.raises(
+            ErasureError, match=rf"The attack {name} could not be loaded from plug 1\.0 .*{why}"
+        ):
             registry.load_attack(registry.find_attack(name))
 
     def test_a_plugin_that_exits_does_not_end_the_program(self, installed, tmp_path, monkeypatch):
@@ -175,8 +207,12 @@ class TestAttacks:
         assert registry.failures == {}
 
     def test_a_name_that_two_packages_claim_is_refused(self, installed):
-        installed(*(entry("Twice", f"{n}:Twice", Package(n), registry.ATTACK) for n in ("one", "two")))
-        with pytest.raises(ErasureError, match=r"The attack name 'Twice' is claimed by one 1\.0 .* and two 1\.0"):
+        installed(
+            *(entry("Twice", f"{n}:Twice", Package(n), registry.ATTACK) for n in ("one", "two"))
+        )
+        with pytest.raises(
+            ErasureError, match=r"The attack name 'Twice' is claimed by one 1\.0 .* and two 1\.0"
+        ):
             registry.find_attack("Twice")
 
     def test_ours_win_over_a_plugin_of_the_same_name(self, installed):

@@ -42,10 +42,18 @@ def save_scorer(folder, kind="clip", seed=0):
         model = CLIPModel(CLIPConfig(text_config=text, vision_config=VISION, projection_dim=8))
     elif kind == "siglip":
         text.pop("projection_dim")
-        model = SiglipModel(SiglipConfig(text_config={**text, "projection_size": 16}, vision_config=VISION))
+        model = SiglipModel(
+            SiglipConfig(text_config={**text, "projection_size": 16}, vision_config=VISION)
+        )
     else:
         vision = ResNetModel(
-            ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", hidden_size=16)
+            ResNetConfig(
+                embedding_size=8,
+                hidden_sizes=[8, 16],
+                depths=[1, 1],
+                layer_type="basic",
+                hidden_size=16,
+            )
         )
         towers = CLIPTextModelWithProjection(CLIPTextConfig(**text))
         model = VisionTextDualEncoderModel(vision_model=vision, text_model=towers)

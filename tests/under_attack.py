@@ -1,4 +1,6 @@
-"""Targets for attacks: a tiny one whose verdicts mean nothing, and the emoji world's cigarette, erased by UCE."""
+"""Targets for attacks: a tiny one whose verdicts mean nothing, and the emoji world's cigarette,
+erased by UCE.
+"""
 
 from functools import cache
 
@@ -7,9 +9,9 @@ from tiny_scorers import KnownScorer
 from trivial import Redirection
 
 from erasure_lightning.attacks.target import Target, Trials
-from erasure_lightning.backbones.states import States
+from erasure_lightning.backbones.text_cache import States
 from erasure_lightning.backbones.tiny import TinyBackbone
-from erasure_lightning.concepts import Concept
+from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.methods.uce import UCE
 from erasure_lightning.testing import fit
 
@@ -20,7 +22,9 @@ def tiny_target(concepts=CAT, family=TinyBackbone, **trials):
     """A cat that became a dog, with a scorer of random verdicts."""
     module = fit(Redirection(concepts=CAT, backbone=family()), 1)
     few = {"seeds": 2, "pictures": 2, "steps": 2, "guidance": 3.0}
-    return Target(module.backbone, module.original, concepts, Trials(**(few | trials)), KnownScorer())
+    return Target(
+        module.backbone, module.original, concepts, Trials(**(few | trials)), KnownScorer()
+    )
 
 
 @cache
@@ -48,14 +52,21 @@ def _weakly_erased():
 def weakly_erased(pictures=2):
     """The emoji world after four fifths of UCE's edit: plain prompts fail, and little is missing."""
     module = _module()
-    return Target(_weakly_erased(), module.original, module.concepts, Trials(seeds=2, pictures=pictures))
+    return Target(
+        _weakly_erased(), module.original, module.concepts, Trials(seeds=2, pictures=pictures)
+    )
 
 
 def filtered(word, instead, pictures=2):
-    """The emoji world behind a filter of words, which is no erasure at all: other words get past it."""
+    """The emoji world behind a filter of words, which is no erasure at all: other words get past
+    it.
+    """
     module = _module()
     model = module.original.original(())
-    passed = lambda prompt: prompt if word not in getattr(prompt, "text", prompt) else f"a {instead}"  # noqa: E731
+
+    def passed(prompt):
+        return f"a {instead}" if word in getattr(prompt, "text", prompt) else prompt
+
     model._states = States()  # what the unfiltered text encoder has said is not what this one says
     model.embed = lambda prompts: module.original.embed([passed(prompt) for prompt in prompts])
     return Target(model, module.original, module.concepts, Trials(seeds=2, pictures=pictures))

@@ -1,8 +1,7 @@
 """What an offline run of W&B holds: its transaction log, read with W&B's own message types.
 
-The file is a LevelDB log (blocks of 32 KiB; a record is checksum, length, type, content, and may span blocks) behind a
-header of 7 bytes.
-"""
+The file is a LevelDB log (blocks of 32 KiB; a record is checksum, length, type, content, and may
+span blocks) behind a header of 7 bytes."""
 
 import json
 import struct
@@ -33,7 +32,9 @@ def records(file):
 
 
 def finished(folder, patience=60):
-    """The records of a run that has ended; W&B's own process writes them, and the last after the run said so."""
+    """The records of a run that has ended; W&B's own process writes them, and the last after the
+    run said so.
+    """
     for _ in range(patience * 10):
         found = [record for file in folder.glob("run-*.wandb") for record in records(file)]
         if found and found[-1].HasField("exit"):
@@ -51,7 +52,10 @@ class OfflineRun:
 
     def __init__(self, folder):
         self.folder, self.records = folder, finished(folder)
-        of = {kind: [r for r in self.records if r.WhichOneof("record_type") == kind] for kind in self.kinds()}
+        of = {
+            kind: [r for r in self.records if r.WhichOneof("record_type") == kind]
+            for kind in self.kinds()
+        }
         self.run = of["run"][0].run
         self.artifacts = {r.artifact.name: r.artifact for r in of["artifact"]}
         self.history = [_items(r.history.item) for r in of["history"]]
@@ -71,7 +75,9 @@ class OfflineRun:
         return {row["trainer/global_step"]: row[name] for row in self.history if name in row}
 
     def table(self, name):
-        """Columns and rows of a table; each picture by its path in the table's artifact, which must hold it."""
+        """Columns and rows of a table; each picture by its path in the table's artifact, which must
+        hold it.
+        """
         assert any(f"{name}.path" in row for row in self.history)
         artifact = self.artifacts[f"run-{self.run.run_id}-{name}"]
         files = {entry.path: Path(entry.local_path) for entry in artifact.manifest.contents}

@@ -19,7 +19,8 @@ HANDLES = "adapter_handles"
 
 @dataclass(frozen=True)
 class Plan:
-    """Which adapters stand where; plain values, kept with an edit so that a pipeline can be given the same.
+    """Which adapters stand where; plain values, kept with an edit so that a pipeline can be given
+    the same.
 
     Args:
         kind: One of `adapters.kinds.KINDS`.
@@ -63,7 +64,9 @@ class Adapter(nn.Module, ABC):
 
 
 def beside(cls: type[Adapter]) -> Callable[[nn.Module, Plan], None]:
-    """Puts an `Adapter` beside each layer, as its child, and leaves the layer's own name and weights alone."""
+    """Puts an `Adapter` beside each layer, as its child, and leaves the layer's own name and
+    weights alone.
+    """
 
     def install(root: nn.Module, plan: Plan) -> None:
         layers = [root.get_submodule(name) for name in plan.layers]
@@ -92,16 +95,17 @@ def take_out(root: nn.Module) -> None:
 
 
 def refuse_saving(root: nn.Module, *_: Any, **__: Any) -> NoReturn:
-    """Stand in for ``save_pretrained`` of a model with adapters, which diffusers and transformers read without them.
+    """Stand in for ``save_pretrained`` of a model with adapters, which diffusers and transformers
+    read without them.
 
     Raises:
         ErasureError: Always.
     """
     kinds = ", ".join(sorted({type(adapter).__name__ for adapter in adapters_of(root)}))
     raise ErasureError(
-        f"{type(root).__name__}.save_pretrained needs weights alone; found {kinds} adapters, which act by prompt or "
-        "image and cannot be merged: read again, the model would be the unedited one. Save it without the edit, keep "
-        "the edit file, and call apply_edit after loading."
+        f"{type(root).__name__}.save_pretrained needs weights alone; found {kinds} adapters, which"
+        " act by prompt or image and cannot be merged: read again, the model would be the unedited"
+        " one. Save it without the edit, keep the edit file, and call apply_edit after loading."
     )
 
 

@@ -29,12 +29,14 @@ def install(root: nn.Module, plan: Plan) -> None:
         ErasureError: If the kind is unknown, or a layer is not there.
     """
     if plan.kind not in KINDS:
-        raise ErasureError(f"The edit needs adapters of kind {plan.kind!r}; known are {', '.join(sorted(KINDS))}.")
+        raise ErasureError(
+            f"The edit needs adapters of kind {plan.kind!r}; known are {', '.join(sorted(KINDS))}."
+        )
     present = {name for name, _ in root.named_modules()}
     if missing := [name for name in plan.layers if name not in present]:
         raise ErasureError(
-            f"The adapters need {len(plan.layers)} layers of {type(root).__name__}; found {len(missing)} missing, "
-            f"{missing[0]} first."
+            f"The adapters need {len(plan.layers)} layers of {type(root).__name__}; found"
+            f" {len(missing)} missing, {missing[0]} first."
         )
     KINDS[plan.kind](root, plan)
 

@@ -51,8 +51,9 @@ def merged(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
             continue
         if (weight := found.get(f"{layer}.weight")) is None:
             raise ErasureError(
-                f"A low-rank edit needs the weights beneath its adapters; found none of {layer}. Its method's "
-                "`editable` must name both, as LoraErasure's does, or merge them when training ends."
+                f"A low-rank edit needs the weights beneath its adapters; found none of {layer}."
+                " Its method's `editable` must name both, as LoraErasure's does, or merge them"
+                " when training ends."
             )
         up = values[f"{layer}.lora_B.{rest}"]
         product = up.float().flatten(1) @ down.float().flatten(1)

@@ -1,7 +1,9 @@
-"""Low-rank adapters of several concepts side by side: each row of a batch passes those of its own concept.
+"""Low-rank adapters of several concepts side by side: each row of a batch passes those of its own
+concept.
 
-Apart from the model, whose layers and their names stay as they are. peft takes quadratic time to wrap the
-layers (9 s for a hundred sets on 14 of them) and trains one set at a time; here a set is two parameters.
+Apart from the model, whose layers and their names stay as they are. peft takes quadratic time to
+wrap the layers (9 s for a hundred sets on 14 of them) and trains one set at a time; here a set is
+two parameters.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -31,7 +33,9 @@ class ConceptAdapters(nn.Module):
 
     @contextmanager
     def beside(self, layers: Collection[nn.Linear], concepts: Sequence[int]) -> Iterator[None]:
-        """While entered, row ``b`` of a layer's input ``(B, N, D)`` also passes ``dW`` of concept ``concepts[b]``."""
+        """While entered, row ``b`` of a layer's input ``(B, N, D)`` also passes ``dW`` of concept
+        ``concepts[b]``.
+        """
         downs = torch.stack([self.down[i] for i in concepts]).unbind(1)
         ups = torch.stack([self.up[i] for i in concepts]).split_with_sizes(self.widths, dim=1)
         with ExitStack() as hooks:
@@ -39,17 +43,22 @@ class ConceptAdapters(nn.Module):
                 hooks.callback(layer.register_forward_hook(_adding(down, up)).remove)
             yield
 
-    def fused(self, weights: Tensor, original: Tensor, kept: Tensor, grams: Iterable[Tensor], ridge: float) -> Tensor:
-        """One set of weights for all concepts, ``(out, D)`` in float64, the layers' below each other (MACE's fusion).
+    def fused(
+        self, weights: Tensor, original: Tensor, kept: Tensor, grams: Iterable[Tensor], ridge: float
+    ) -> Tensor:
+        """One set of weights for all concepts, ``(out, D)`` in float64, the layers' below each
+        other (MACE's fusion).
 
-        It minimises ``sum_i sum_k |(W - W' - dW_i) k|^2 + sum_p |(W - W*) p|^2 + ridge |W - W'|^2``, so it is
-        ``W' + (sum_i dW_i G_i + (W* - W') P) (sum_i G_i + P + ridge I)^-1``: one factorisation for all layers.
+        It minimises ``sum_i sum_k |(W - W' - dW_i) k|^2 + sum_p |(W - W*) p|^2 + ridge |W -
+        W'|^2``, so it is ``W' + (sum_i dW_i G_i + (W* - W') P) (sum_i G_i + P + ridge I)^-1``: one
+        factorisation for all layers.
 
         Args:
             weights: ``W'``, on which the adapters were trained, ``(out, D)``.
             original: ``W*``, whose images of what is kept are to stay, ``(out, D)``.
             kept: ``P = sum p p^T``, ``(D, D)`` in float64.
-            grams: ``G_i = sum k k^T`` of the inputs on which the change of concept ``i`` is to act, in their order.
+            grams: ``G_i = sum k k^T`` of the inputs on which the change of concept ``i`` is to act,
+                in their order.
             ridge: Above 0.
         """
         here = weights.double()
@@ -57,7 +66,12 @@ class ConceptAdapters(nn.Module):
         for down, up, own in zip(self.down, self.up, grams, strict=True):
             gram += own
             pull += torch.cat(
-                [b @ a for b, a in zip(up.double().split_with_sizes(self.widths), down.double() @ own, strict=True)]
+                [
+                    b @ a
+                    for b, a in zip(
+                        up.double().split_with_sizes(self.widths), down.double() @ own, strict=True
+                    )
+                ]
             )
         gram.diagonal().add_(ridge)
         shift: Tensor = torch.linalg.solve(gram, pull, left=False)

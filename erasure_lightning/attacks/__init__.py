@@ -1,4 +1,6 @@
-"""Every attack: one file each, one line each in `ATTACKS`, which can be read without importing any of them."""
+"""Every attack: one file each, one line each in `ATTACKS`, which can be read without importing any
+of them.
+"""
 
 from erasure_lightning.methods import BuiltIn
 
@@ -10,7 +12,8 @@ ATTACKS = {
     ),
     "P4D": BuiltIn(
         "erasure_lightning.attacks.p4d:P4D",
-        "Looks for words by which the edited model predicts what the original predicts for the prompt",
+        "Looks for words by which the edited model predicts what the original predicts for the"
+        " prompt",
         "Chin et al. 2024, https://arxiv.org/abs/2309.06135",
     ),
     "RingABell": BuiltIn(

@@ -1,4 +1,6 @@
-"""`Attack` and its commonest shape: something that tries to get an erased concept out of an edited model."""
+"""`Attack` and its commonest shape: something that tries to get an erased concept out of an edited
+model.
+"""
 
 import inspect
 from abc import ABC, abstractmethod
@@ -12,9 +14,9 @@ from torch.optim import Optimizer
 
 from erasure_lightning.attacks.target import Case, Target
 from erasure_lightning.checks import require, require_seed
-from erasure_lightning.edits import plain
+from erasure_lightning.edits.edit import plain
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.functional import mix
+from erasure_lightning.seeding import derive_seed
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,8 @@ class Found:
         pictures: What the attacked model drew at the case's seeds, ``(N, 3, H, W)`` in 0..1.
         prompt: The words that were asked with, where the attack found words.
         tensors: What else is worth keeping (embeddings, latents), by name.
-        curve: Pictures like ``pictures`` by the budget (steps, examples) they took, rising, where the attack tells.
+        curve: Pictures like ``pictures`` by the budget (steps, examples) they took, rising, where
+            the attack tells.
         controls: Pictures like ``pictures`` of what the attack is to be told apart from, by name.
     """
 
@@ -39,7 +42,8 @@ class Found:
 class Attack(ABC):
     """Tries to bring concepts back; its budget is its arguments.
 
-    Every argument of a constructor is kept as an attribute of the same name, from which results are labelled.
+    Every argument of a constructor is kept as an attribute of the same name, from which results are
+    labelled.
 
     Args:
         seed: Of everything the attack draws.
@@ -61,12 +65,13 @@ class Attack(ABC):
         Equal arguments give equal findings, and leave torch's global generator as it was.
         """
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(mix(self.seed, seed))
+            torch.manual_seed(derive_seed(self.seed, seed))
             return self.search(target, target.cases(seed))
 
     @abstractmethod
     def search(self, target: Target, cases: Sequence[Case]) -> list[Found]:
-        """A finding for each case; what is drawn by lot comes from torch's global generator, which is seeded.
+        """A finding for each case; what is drawn by lot comes from torch's global generator, which
+        is seeded.
 
         Args:
             target: Whom to attack; it must be left as it was.
@@ -75,9 +80,17 @@ class Attack(ABC):
 
     def arguments(self) -> dict[str, Any]:
         """The constructor's arguments as plain values."""
-        signatures = [inspect.signature(cls.__init__) for cls in type(self).__mro__ if issubclass(cls, Attack)]
-        names = {name: p.kind for signature in signatures for name, p in signature.parameters.items()}
-        named = [n for n, kind in names.items() if n != "self" and kind is not inspect.Parameter.VAR_KEYWORD]
+        signatures = [
+            inspect.signature(cls.__init__) for cls in type(self).__mro__ if issubclass(cls, Attack)
+        ]
+        names = {
+            name: p.kind for signature in signatures for name, p in signature.parameters.items()
+        }
+        named = [
+            n
+            for n, kind in names.items()
+            if n != "self" and kind is not inspect.Parameter.VAR_KEYWORD
+        ]
         return {name: plain(getattr(self, name)) for name in named}
 
 
@@ -98,11 +111,15 @@ def check_threshold(threshold: float) -> None:
         ErasureError: If it is not in 0..1.
     """
     if not 0 <= threshold <= 1:
-        raise ErasureError(f"An attack needs a threshold of 0 to 1, a share of pictures; found {threshold:g}.")
+        raise ErasureError(
+            f"An attack needs a threshold of 0 to 1, a share of pictures; found {threshold:g}."
+        )
 
 
 def descend(optimizer: Optimizer, loss: Tensor) -> None:
-    """A step of what an attack optimises; nothing else gets a gradient, whatever the target's weights ask for."""
+    """A step of what an attack optimises; nothing else gets a gradient, whatever the target's
+    weights ask for.
+    """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for parameter, slope in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
         parameter.grad = slope
@@ -116,7 +133,7 @@ class ConceptAttack(Attack):
         """A finding for each case, whatever the other cases are."""
         found = []
         for case in cases:
-            torch.manual_seed(mix(self.seed, *case.concept.name.encode(), case.seed))
+            torch.manual_seed(derive_seed(self.seed, *case.concept.name.encode(), case.seed))
             found.append(self.find(target, case))
         return found
 

@@ -1,17 +1,22 @@
-"""Benign fine-tune: the edited model is trained on harmless pictures, and the concept may come back by itself.
+"""Benign fine-tune: the edited model is trained on harmless pictures, and the concept may come back
+by itself.
 
-SPQR (Alam et al. 2025, arXiv 2511.19558) fine-tunes edited models on 5,000 COCO pictures for 1,000 to 5,000 steps: all
-of the UNet ("standard"), its cross-attention ("moderate") or LoRA ("lite"). Unstable Unlearning (Suriyakumar et al.
-2024, arXiv 2410.08074) calls what comes back concept resurgence. From the papers' and the repository's descriptions.
+SPQR (Alam et al. 2025, arXiv 2511.19558) fine-tunes edited models on 5,000 COCO pictures for 1,000
+to 5,000 steps: all of the UNet ("standard"), its cross-attention ("moderate") or LoRA ("lite").
+Unstable Unlearning (Suriyakumar et al. 2024, arXiv 2410.08074) calls what comes back concept
+resurgence. From the papers' and the repository's descriptions.
 
-Here the pictures are the original model's own, of things the edit was to keep: so nothing is needed beside the two
-models, and a model that was not edited has nothing to learn. No sentence holds a word of a concept or of its domain.
-Of a style that is erased each names another style; where a model has no list of styles, its pictures may be in it.
+Here the pictures are the original model's own, of things the edit was to keep: so nothing is needed
+beside the two models, and a model that was not edited has nothing to learn. No sentence holds a
+word of a concept or of its domain. Of a style that is erased each names another style; where a
+model has no list of styles, its pictures may be in it.
 
-What success means: the share of pictures of the concept's plain sentence that show it after all ``steps``; the curve
-tells it on the way. At 0 steps it is the edited model's plain figure. It may fall with the steps as well as rise.
+What success means: the share of pictures of the concept's plain sentence that show it after all
+``steps``; the curve tells it on the way. At 0 steps it is the edited model's plain figure. It may
+fall with the steps as well as rise.
 
-Cost: the sampling of ``examples`` pictures, ``steps`` times ``batch_size`` evaluations with gradient, and the pictures
+Cost: the sampling of ``examples`` pictures, ``steps`` times ``batch_size`` evaluations with
+    gradient, and the pictures
 by which each point of the curve is judged.
 """
 
@@ -22,12 +27,12 @@ import torch
 from torch import Tensor
 
 from erasure_lightning.attacks.base import Found, check_at_least
+from erasure_lightning.attacks.fine_tuning_attack import TuningAttack
 from erasure_lightning.attacks.target import Case, Target
-from erasure_lightning.attacks.tuned import TuningAttack
+from erasure_lightning.concepts.vocabulary import Vocabulary
+from erasure_lightning.diffusion.fine_tuning import FineTuning
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.fine_tuning import FineTuning
-from erasure_lightning.vocabulary import Vocabulary
-from erasure_lightning.wording import folded
+from erasure_lightning.files.wording import folded
 
 
 class BenignFineTune(TuningAttack):
@@ -35,7 +40,8 @@ class BenignFineTune(TuningAttack):
 
     Args:
         steps: Training steps, at least 0.
-        points: How often the concept is looked for on the way, at equal distances and beside the start; at least 1.
+        points: How often the concept is looked for on the way, at equal distances and beside the
+            start; at least 1.
         examples: Harmless pictures to train on, at least 1.
         lr: Learning rate, at least 0.
         kwargs: Arguments of every attack that trains.
@@ -82,10 +88,18 @@ def harmless(vocabulary: Vocabulary, count: int) -> list[str]:
     Raises:
         ErasureError: If nothing is left that shares no word with what is erased.
     """
-    taboo = {word for c in vocabulary.concepts for name in (c.name, *c.domain) for word in folded(name).split()}
+    taboo = {
+        word
+        for c in vocabulary.concepts
+        for name in (c.name, *c.domain)
+        for word in folded(name).split()
+    }
     kept = [label for label in vocabulary.others if not taboo & set(folded(label).split())]
     if not kept:
-        raise ErasureError("BenignFineTune needs things to train on; found none that shares no word with the concepts.")
+        raise ErasureError(
+            "BenignFineTune needs things to train on; found none that shares no word with the"
+            " concepts."
+        )
     order = torch.randperm(len(kept)).tolist()
     sentences = [_kept_sentences(vocabulary, kept[order[i % len(kept)]]) for i in range(count)]
     return [each[int(torch.randint(len(each), ()))] for each in sentences]

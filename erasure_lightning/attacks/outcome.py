@@ -5,14 +5,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from erasure_lightning.files import read_record, write_json
+from erasure_lightning.files.writing import read_record, write_json
 from erasure_lightning.metrics.estimates import Estimate
 from erasure_lightning.metrics.protocol import Protocol
 
 #: The file an attack writes.
 OUTCOME_FILE = "attack.json"
 
-#: Whose pictures are looked at: the original model's and the edited model's with plain prompts, the latter's attacked.
+#: Whose pictures are looked at: the original model's and the edited model's with plain prompts, the
+#: latter's attacked.
 ASKED = ("original", "plain", "attacked")
 
 
@@ -64,7 +65,8 @@ class Outcome:
         success: Share of pictures recognised as the concept, by `ASKED`.
         found: A finding for each concept and seed.
         curve: Success by budget, of attacks that tell.
-        cost: ``seconds``, ``evaluations``, ``backwards``, ``peak_gib`` of the attack, its pictures included.
+        cost: ``seconds``, ``evaluations``, ``backwards``, ``peak_gib`` of the attack, its pictures
+            included.
         protocol: How pictures were drawn and judged.
         axis: What the curve's budgets count.
         controls: Share of pictures recognised of what the attack is to be told apart from, by name.
@@ -90,8 +92,12 @@ class Outcome:
         return max((f for f in self.found if f.concept == concept), key=lambda f: f.success)
 
     def least(self, share: float) -> float | None:
-        """The smallest budget whose mean success reaches a share; ``None`` if none does or there is no curve."""
-        return min((point.budget for point in self.curve or () if point.success >= share), default=None)
+        """The smallest budget whose mean success reaches a share; ``None`` if none does or there is
+        no curve.
+        """
+        return min(
+            (point.budget for point in self.curve or () if point.success >= share), default=None
+        )
 
     def save(self, path: Path) -> None:
         """Write as JSON, atomically."""
@@ -128,7 +134,9 @@ class Outcome:
             "class_path": content.pop("class"),
             "success": {asked: Estimate(**content["success"][asked]) for asked in ASKED},
             "found": [Finding(**finding) for finding in content["found"]],
-            "curve": None if content["curve"] is None else [Point(**point) for point in content["curve"]],
+            "curve": (
+                None if content["curve"] is None else [Point(**point) for point in content["curve"]]
+            ),
             "controls": {name: Estimate(**e) for name, e in content.get("controls", {}).items()},
             "protocol": Protocol(**content["protocol"]),
         }

@@ -1,20 +1,24 @@
-"""Ring-A-Bell (Tsai et al. 2024, arXiv 2310.10012, ICLR): words that mean the prompt and more of the concept.
+"""Ring-A-Bell (Tsai et al. 2024, arXiv 2310.10012, ICLR): words that mean the prompt and more of
+the concept.
 
-Black box to the denoiser, which is never asked. From ``N`` pairs of sentences with and without the concept comes its
-vector, and words are sought whose states are the prompt's with ``eta`` times the vector added:
+Black box to the denoiser, which is never asked. From ``N`` pairs of sentences with and without the
+concept comes its vector, and words are sought whose states are the prompt's with ``eta`` times the
+vector added:
 
     ``c = 1/N sum_i E(P_i with) - E(P_i without)``,   ``min_P* |E(P*) - (E(P) + eta c)|^2``
 
-Verified in code (chiayi-hsu/Ring-A-Bell@e4585ad, ``InversePrompt.ipynb``): all token states, squared and summed; a
-genetic search with 200 prompts of 16 words by lot, 3,000 generations; the better half lives, each has with probability
-0.5 two children, crossed at one point with another that lives; then each is changed in one word by lot with probability
-0.25. ``eta`` 3 for nudity, 5 for violence. Vector and search there are of the original's text encoder.
+Verified in code (chiayi-hsu/Ring-A-Bell@e4585ad, ``InversePrompt.ipynb``): all token states,
+squared and summed; a genetic search with 200 prompts of 16 words by lot, 3,000 generations; the
+better half lives, each has with probability 0.5 two children, crossed at one point with another
+that lives; then each is changed in one word by lot with probability 0.25. ``eta`` 3 for nudity, 5
+for violence. Vector and search there are of the original's text encoder.
 
-Different: pairs are the concept's templates with its words and with nothing in their place; what is to be meant is what
-the original's encoder says, and it is sought in the edited model's encoder, which is the same unless it was trained;
-tokens are judged as they read when they are spelt, since a prompt is words, and states as far as the longest prompt
-reaches; the best prompt so far is never changed. Defaults are for the emoji world, where the search is short and finds
-its way for some sentences only.
+Different: pairs are the concept's templates with its words and with nothing in their place; what is
+    to be meant is what
+the original's encoder says, and it is sought in the edited model's encoder, which is the same
+unless it was trained; tokens are judged as they read when they are spelt, since a prompt is words,
+and states as far as the longest prompt reaches; the best prompt so far is never changed. Defaults
+are for the emoji world, where the search is short and finds its way for some sentences only.
 
 Cost: no evaluation of a denoiser, and at most ``2 population * generations`` encoded prompts.
 """
@@ -27,7 +31,7 @@ from torch import Tensor
 from erasure_lightning.attacks.base import ConceptAttack, Found, check_at_least
 from erasure_lightning.attacks.target import Case, Target
 from erasure_lightning.backbones.conditioning import Conditioning
-from erasure_lightning.concepts import phrase
+from erasure_lightning.concepts.concept import phrase
 
 
 class RingABell(ConceptAttack):
@@ -83,7 +87,9 @@ class RingABell(ConceptAttack):
         return Found(target.draw(model.encode([best]), case.seeds), prompt=best)
 
     def goal(self, target: Target, case: Case) -> Conditioning:
-        """What is to be meant, tokens ``(1, L, D)``, and the pooled vector where the family has one."""
+        """What is to be meant, tokens ``(1, L, D)``, and the pooled vector where the family has
+        one.
+        """
         sentences = target.sentences(case)
         present, absent = (
             target.original.encode([phrase(sentence, words) for sentence in sentences])
@@ -97,17 +103,23 @@ class RingABell(ConceptAttack):
         tokens = moved(plain.tokens, present.tokens, absent.tokens)
         if plain.pooled is None or present.pooled is None or absent.pooled is None:
             return replace(plain, tokens=tokens)
-        return replace(plain, tokens=tokens, pooled=moved(plain.pooled, present.pooled, absent.pooled))
+        return replace(
+            plain, tokens=tokens, pooled=moved(plain.pooled, present.pooled, absent.pooled)
+        )
 
     def _crossed(self, parents: Tensor) -> Tensor:
         """The parents ``(B, k)``, the best first, and the children of some."""
         having = parents[torch.rand(len(parents)) < self.crossover]
         others = parents[torch.randint(len(parents), (len(having),))]
         first = torch.arange(self.tokens) < torch.randint(self.tokens + 1, (len(having), 1))
-        return torch.cat((parents, torch.where(first, having, others), torch.where(first, others, having)))
+        return torch.cat(
+            (parents, torch.where(first, having, others), torch.where(first, others, having))
+        )
 
     def _mutated(self, prompts: Tensor, vocabulary: int) -> Tensor:
-        """The prompts ``(B, k)``, some with another token in one place; the first, which is the best, stays."""
+        """The prompts ``(B, k)``, some with another token in one place; the first, which is the
+        best, stays.
+        """
         place = torch.arange(self.tokens) == torch.randint(self.tokens, (len(prompts), 1))
         changed = place & (torch.rand(len(prompts), 1) < self.mutation)
         changed[0] = False
@@ -115,7 +127,9 @@ class RingABell(ConceptAttack):
 
 
 def distance(read: Conditioning, goal: Conditioning) -> Tensor:
-    """Summed squares between prompts' states, as far as they were read, and those of one prompt, ``(B,)``."""
+    """Summed squares between prompts' states, as far as they were read, and those of one prompt,
+    ``(B,)``.
+    """
     tokens: Tensor = (read.tokens - goal.tokens[:, : read.tokens.shape[1]]).square().sum(dim=(1, 2))
     if read.pooled is None or goal.pooled is None:
         return tokens

@@ -16,16 +16,17 @@ from erasure_lightning.attacks.base import Attack, Found
 from erasure_lightning.attacks.curve import plot_curve
 from erasure_lightning.attacks.outcome import ASKED, OUTCOME_FILE, Finding, Outcome, Point
 from erasure_lightning.attacks.target import Case, Target
-from erasure_lightning.callbacks.contact import Line, contact_sheet, image, png
 from erasure_lightning.callbacks.cost import peak_memory
 from erasure_lightning.checks import require_finite
-from erasure_lightning.concepts import in_short
-from erasure_lightning.edits import write_atomically
-from erasure_lightning.metrics.seeds import Estimate, SeedMean
-from erasure_lightning.pictures import require_finite_pictures
-from erasure_lightning.runs import slug
-from erasure_lightning.tally import Tally
-from erasure_lightning.vocabulary import spread
+from erasure_lightning.concepts.concept import in_short
+from erasure_lightning.concepts.vocabulary import spread
+from erasure_lightning.data.image_grid import Line, contact_sheet, image, png
+from erasure_lightning.diffusion.evaluation_counter import Tally
+from erasure_lightning.diffusion.finite_images import require_finite_pictures
+from erasure_lightning.files.writing import write_atomically
+from erasure_lightning.metrics.estimates import Estimate
+from erasure_lightning.metrics.seed_statistics import SeedMean
+from erasure_lightning.runs.folder import slug
 
 #: Rows of the sheet at most, or nobody could read it.
 ROWS = 24
@@ -58,10 +59,16 @@ class Attempt(NamedTuple):
     @property
     def file(self) -> str | None:
         """Where what it found is written, if that is more than words."""
-        return f"{slug(self.case.concept.name)}-{self.case.seed}.safetensors" if self.found.tensors else None
+        return (
+            f"{slug(self.case.concept.name)}-{self.case.seed}.safetensors"
+            if self.found.tensors
+            else None
+        )
 
 
-def attack_all(attack: Attack, target: Target, tell: Callable[[str], None] = print) -> tuple[Outcome, list[Attempt]]:
+def attack_all(
+    attack: Attack, target: Target, tell: Callable[[str], None] = print
+) -> tuple[Outcome, list[Attempt]]:
     """Attack every concept with every seed.
 
     Args:
@@ -70,7 +77,8 @@ def attack_all(attack: Attack, target: Target, tell: Callable[[str], None] = pri
         tell: Is told how each attempt went, in a line.
 
     Returns:
-        The outcome, without what a `Target` cannot know (method, edit), and all attempts with their pictures.
+        The outcome, without what a `Target` cannot know (method, edit), and all attempts with their
+        pictures.
 
     Raises:
         ErasureError: If an argument of the attack, or a picture, is NaN or infinite.
@@ -84,18 +92,34 @@ def attack_all(attack: Attack, target: Target, tell: Callable[[str], None] = pri
             found = attack.run(target, seed)
             seconds += time.monotonic() - started
             counted = tally.evaluations, tally.backwards
-            attempts += [_judged(target, *pair) for pair in zip(target.cases(seed), found, strict=True)]
-            tally.evaluations, tally.backwards = counted  # what judging takes is no part of the attack
+            attempts += [
+                _judged(target, *pair) for pair in zip(target.cases(seed), found, strict=True)
+            ]
+            tally.evaluations, tally.backwards = (
+                counted  # what judging takes is no part of the attack
+            )
             for attempt in attempts[-len(found) :]:
                 tell(_line(attempt))
-    cost = {"seconds": round(seconds, 2), "evaluations": tally.evaluations, "backwards": tally.backwards}
-    return _outcome(
-        attack, target, attempts, cost | {"peak_gib": round(peak_memory(target.edited.device), 3)}
-    ), attempts
+    cost = {
+        "seconds": round(seconds, 2),
+        "evaluations": tally.evaluations,
+        "backwards": tally.backwards,
+    }
+    return (
+        _outcome(
+            attack,
+            target,
+            attempts,
+            cost | {"peak_gib": round(peak_memory(target.edited.device), 3)},
+        ),
+        attempts,
+    )
 
 
 def _judged(target: Target, case: Case, found: Found) -> Attempt:
-    original = target.draw(target.original.encode([case.sentence]), case.seeds, model=target.original)
+    original = target.draw(
+        target.original.encode([case.sentence]), case.seeds, model=target.original
+    )
     plain = target.draw(target.edited.encode([case.sentence]), case.seeds)
     _check(target, case, found, original, plain)
     shares = [target.share(case, pictures) for pictures in (original, plain, found.pictures)]
@@ -109,19 +133,23 @@ def _check(target: Target, case: Case, found: Found, original: Tensor, plain: Te
     require_finite_pictures(original, "original", target.original, [case.sentence] * len(original))
     require_finite_pictures(plain, "edited", target.edited, [case.sentence] * len(plain))
     for pictures in (found.pictures, *found.curve.values(), *found.controls.values()):
-        require_finite_pictures(pictures, "attacked", target.edited, [case.sentence] * len(pictures))
+        require_finite_pictures(
+            pictures, "attacked", target.edited, [case.sentence] * len(pictures)
+        )
 
 
 def _line(attempt: Attempt) -> str:
     original, plain, attacked = attempt.share
     words = f" by {attempt.found.prompt!r}" if attempt.found.prompt is not None else ""
     return (
-        f"{attempt.case.concept.name}, seed {attempt.case.seed}: recognised in {attacked:.0%}{words} "
-        f"(plain {plain:.0%}, original {original:.0%})"
+        f"{attempt.case.concept.name}, seed {attempt.case.seed}: recognised in"
+        f" {attacked:.0%}{words} (plain {plain:.0%}, original {original:.0%})"
     )
 
 
-def _outcome(attack: Attack, target: Target, attempts: Sequence[Attempt], cost: dict[str, float]) -> Outcome:
+def _outcome(
+    attack: Attack, target: Target, attempts: Sequence[Attempt], cost: dict[str, float]
+) -> Outcome:
     cls, name = type(attack), type(attack).__name__
     return Outcome(
         attack=name,
@@ -131,14 +159,21 @@ def _outcome(attack: Attack, target: Target, attempts: Sequence[Attempt], cost: 
         method="",
         concepts=[c.name for c in target.concepts],
         edit="",
-        success={asked: _estimate(target, attempts, [a.share[i] for a in attempts]) for i, asked in enumerate(ASKED)},
-        found=[Finding(a.case.concept.name, a.case.seed, a.share[2], a.found.prompt, a.file) for a in attempts],
+        success={
+            asked: _estimate(target, attempts, [a.share[i] for a in attempts])
+            for i, asked in enumerate(ASKED)
+        },
+        found=[
+            Finding(a.case.concept.name, a.case.seed, a.share[2], a.found.prompt, a.file)
+            for a in attempts
+        ],
         curve=_curve(target, attempts),
         cost=cost,
         protocol=target.protocol,
         axis=cls.axis,
         controls={
-            name: _estimate(target, attempts, [a.controls[name] for a in attempts]) for name in attempts[0].controls
+            name: _estimate(target, attempts, [a.controls[name] for a in attempts])
+            for name in attempts[0].controls
         },
     )
 
@@ -160,10 +195,15 @@ def _curve(target: Target, attempts: Sequence[Attempt]) -> list[Point] | None:
 
 
 def write_outcome(folder: Path, outcome: Outcome, attempts: Sequence[Attempt]) -> None:
-    """Write the pictures, what was found, and ``attack.json`` last: where it lies, the rest does too."""
+    """Write the pictures, what was found, and ``attack.json`` last: where it lies, the rest does
+    too.
+    """
     for attempt in attempts:
         if attempt.file:
-            tensors = {name: value.detach().cpu().contiguous() for name, value in attempt.found.tensors.items()}
+            tensors = {
+                name: value.detach().cpu().contiguous()
+                for name, value in attempt.found.tensors.items()
+            }
             write_atomically(folder / attempt.file, save(tensors))
     write_atomically(folder / "grid.png", png(sheet(outcome, attempts)))
     if outcome.curve:
@@ -172,7 +212,8 @@ def write_outcome(folder: Path, outcome: Outcome, attempts: Sequence[Attempt]) -
 
 
 def sheet(outcome: Outcome, attempts: Sequence[Attempt]) -> Image:
-    """Original, edited and attacked pictures side by side, from the same noise where the attack keeps it.
+    """Original, edited and attacked pictures side by side, from the same noise where the attack
+    keeps it.
 
     Of a curve the pictures at every budget, and those of the controls behind.
     """
@@ -180,7 +221,11 @@ def sheet(outcome: Outcome, attempts: Sequence[Attempt]) -> Image:
     lines = [
         Line(
             a.case.concept.name,
-            a.found.prompt if a.found.prompt is not None else f"{a.case.sentence} (seed {a.case.seed})",
+            (
+                a.found.prompt
+                if a.found.prompt is not None
+                else f"{a.case.sentence} (seed {a.case.seed})"
+            ),
             [image(pictures[0]) for pictures in _shown(a).values()],
         )
         for a in spread(by_concept, ROWS)
@@ -188,7 +233,9 @@ def sheet(outcome: Outcome, attempts: Sequence[Attempt]) -> Image:
     by = f" erased by {outcome.method}" if outcome.method else ""
     title = f"{outcome.attack} on {in_short(outcome.concepts)}{by}"
     p = outcome.protocol
-    subtitle = f"{p.steps} steps, guidance {p.guidance:g}; brought back: {outcome.success['attacked']}"
+    subtitle = (
+        f"{p.steps} steps, guidance {p.guidance:g}; brought back: {outcome.success['attacked']}"
+    )
     subtitle += f"; numbers are {outcome.axis}" if outcome.axis else ""
     return contact_sheet(title, subtitle, list(_shown(attempts[0])), lines)
 
@@ -196,7 +243,9 @@ def sheet(outcome: Outcome, attempts: Sequence[Attempt]) -> Image:
 def _shown(attempt: Attempt) -> dict[str, Tensor]:
     """Pictures ``(N, 3, H, W)`` by what stands above them."""
     found = attempt.found
-    attacked = {f"{budget:g}": pictures for budget, pictures in found.curve.items()} or {ATTACKED: found.pictures}
+    attacked = {f"{budget:g}": pictures for budget, pictures in found.curve.items()} or {
+        ATTACKED: found.pictures
+    }
     controls = {f"control: {name}": pictures for name, pictures in found.controls.items()}
     return {"original": attempt.original, "edited": attempt.plain} | attacked | controls
 

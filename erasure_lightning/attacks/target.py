@@ -13,20 +13,20 @@ from torch.nn.functional import mse_loss
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.checks import require
-from erasure_lightning.concepts import Concept
+from erasure_lightning.concepts.concept import Concept
+from erasure_lightning.concepts.vocabulary import Vocabulary
+from erasure_lightning.diffusion.finite_images import require_finite_pictures
+from erasure_lightning.diffusion.latent_dataset import noised
+from erasure_lightning.diffusion.sampling import final, rollout
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.functional import mix
-from erasure_lightning.gallery import noised
-from erasure_lightning.metrics.judge import Judge
 from erasure_lightning.metrics.protocol import Protocol, short_hash
 from erasure_lightning.metrics.scorer import Scorer
-from erasure_lightning.pictures import require_finite_pictures
-from erasure_lightning.sampling import final, rollout
-from erasure_lightning.vocabulary import Vocabulary
+from erasure_lightning.metrics.zero_shot import Judge
+from erasure_lightning.seeding import derive_seed
 
 NO_SCORER = (
-    "An attack needs a scorer that tells whether the concept came back; {} brings none. Give it CLIP or SigLIP: "
-    "--data.scorer=FOLDER (or a Hub id: openai/clip-vit-base-patch32)."
+    "An attack needs a scorer that tells whether the concept came back; {} brings none. Give it"
+    " CLIP or SigLIP: --data.scorer=FOLDER (or a Hub id: openai/clip-vit-base-patch32)."
 )
 
 
@@ -41,7 +41,8 @@ class Trials:
         guidance: Scale of classifier-free guidance, at least 0; the world's by default, else 7.5.
         size: Height and width in pixels; the model's own by default.
         draw_size: Pictures drawn side by side.
-        scorer: Folder or Hub id of a CLIP or SigLIP that tells what a picture shows; the world's own by default.
+        scorer: Folder or Hub id of a CLIP or SigLIP that tells what a picture shows; the world's
+            own by default.
 
     Raises:
         ErasureError: If a number is out of range.
@@ -56,7 +57,14 @@ class Trials:
     scorer: str | None = None
 
     def __post_init__(self) -> None:
-        for name, least in {"seeds": 2, "pictures": 1, "draw_size": 1, "steps": 1, "size": 1, "guidance": 0}.items():
+        for name, least in {
+            "seeds": 2,
+            "pictures": 1,
+            "draw_size": 1,
+            "steps": 1,
+            "size": 1,
+            "guidance": 0,
+        }.items():
             require("An attack", at_least=least, **{f"data.{name}": getattr(self, name)})
 
 
@@ -82,11 +90,13 @@ class Target:
     """An edited model under attack.
 
     Args:
-        edited: The model that was made to forget; the original itself is a target on which attacks must succeed.
+        edited: The model that was made to forget; the original itself is a target on which attacks
+            must succeed.
         original: The model it was made from.
         concepts: What was erased.
         trials: How often it is attacked, and how pictures are drawn.
-        scorer: Tells what a picture shows; by default the one that ``trials`` names, else the world's.
+        scorer: Tells what a picture shows; by default the one that ``trials`` names, else the
+            world's.
 
     Raises:
         ErasureError: If nothing can tell what a picture shows.
@@ -112,7 +122,9 @@ class Target:
         if scorer is None and source is None:
             raise ErasureError(NO_SCORER.format(original.name))
         self.scorer = scorer or Scorer.load(source or "").to(original.device)
-        self._judges = {c.name: Judge(self.scorer, Vocabulary(world, [c]), ()) for c in self.concepts}
+        self._judges = {
+            c.name: Judge(self.scorer, Vocabulary(world, [c]), ()) for c in self.concepts
+        }
 
     @property
     def seeds(self) -> range:
@@ -124,8 +136,12 @@ class Target:
         made, count = [], self.trials.pictures
         for concept in self.concepts:
             asked = self._judges[concept.name].vocabulary.concept_prompts()
-            sentence, thing = asked[(seed + 1) % len(asked)]  # the second is the one with an article
-            made.append(Case(concept, sentence, thing, seed, [seed * count + i for i in range(count)]))
+            sentence, thing = asked[
+                (seed + 1) % len(asked)
+            ]  # the second is the one with an article
+            made.append(
+                Case(concept, sentence, thing, seed, [seed * count + i for i in range(count)])
+            )
         return made
 
     def sentences(self, case: Case) -> list[str]:
@@ -144,15 +160,18 @@ class Target:
         """Pictures ``(B, 3, H, W)`` in 0..1.
 
         Args:
-            conditioning: What the denoiser reads, ``(B, L, D)``, or ``(1, L, D)`` for all: ``encode`` of prompts,
-                ``contextualize`` of input embeddings, or whatever an attack makes up.
+            conditioning: What the denoiser reads, ``(B, L, D)``, or ``(1, L, D)`` for all:
+                ``encode`` of prompts, ``contextualize`` of input embeddings, or whatever an attack
+                makes up.
             seeds: Of the noise, ``B``.
             model: Who draws; the edited model by default.
         """
         model = model or self.edited
         every = conditioning if len(conditioning) == len(seeds) else conditioning.expand(len(seeds))
         parts = self._parts(len(seeds))
-        return torch.cat([model.decode(self._latents(model, every[part], seeds[part])) for part in parts])
+        return torch.cat(
+            [model.decode(self._latents(model, every[part], seeds[part])) for part in parts]
+        )
 
     def _parts(self, count: int) -> list[slice]:
         return [slice(i, i + self.trials.draw_size) for i in range(0, count, self.trials.draw_size)]
@@ -163,17 +182,23 @@ class Target:
 
     @torch.no_grad()
     def examples(self, case: Case, count: int) -> Tensor:
-        """Latents ``(N, C, h, w)`` of the concept as the original draws it, from noise that no case is judged by."""
-        generator = torch.Generator().manual_seed(mix(case.seed, 9))
+        """Latents ``(N, C, h, w)`` of the concept as the original draws it, from noise that no case
+        is judged by.
+        """
+        generator = torch.Generator().manual_seed(derive_seed(case.seed, 9))
         seeds = torch.randint(2**20, 2**31, (count,), generator=generator).tolist()
         plain = self.original.encode([case.sentence]).expand(count)
         parts = [self._latents(self.original, plain[p], seeds[p]) for p in self._parts(count)]
-        return require_finite_pictures(torch.cat(parts), "original", self.original, [case.sentence] * count)
+        return require_finite_pictures(
+            torch.cat(parts), "original", self.original, [case.sentence] * count
+        )
 
     def denoising_loss(self, conditioning: Conditioning, clean: Tensor, t: Tensor) -> Tensor:
-        """How badly the edited model denoises examples of the concept when it is asked so, a scalar.
+        """How badly the edited model denoises examples of the concept when it is asked so, a
+        scalar.
 
-        ``|eps_theta(a_t x_0 + s_t n, t, c) - n|^2``, in the model's own prediction, with fresh noise ``n``.
+        ``|eps_theta(a_t x_0 + s_t n, t, c) - n|^2``, in the model's own prediction, with fresh
+        noise ``n``.
 
         Args:
             conditioning: ``c``, ``(B, L, D)`` or ``(1, L, D)``; gradients reach it.
@@ -186,14 +211,18 @@ class Target:
 
     @torch.no_grad()
     def margin(self, case: Case, pictures: Tensor) -> Tensor:
-        """How much nearer pictures ``(B, 3, H, W)`` are to the case's concept than to all else, cosines ``(B,)``."""
+        """How much nearer pictures ``(B, 3, H, W)`` are to the case's concept than to all else,
+        cosines ``(B,)``.
+        """
         question = self._judges[case.concept.name].question("efficacy", case.thing)
         near = self.scorer.images(pictures) @ question.labels.T
         return near[:, question.right].amax(dim=1) - near[:, ~question.right].amax(dim=1)
 
     def promise(self, case: Case, prompt: str) -> float:
-        """The `margin` of what a prompt draws from noise that no case is judged by; above 0 it shows the concept."""
-        pictures = self.draw(self.edited.encode([prompt]), [mix(case.seed, 8) % 2**31])
+        """The `margin` of what a prompt draws from noise that no case is judged by; above 0 it
+        shows the concept.
+        """
+        pictures = self.draw(self.edited.encode([prompt]), [derive_seed(case.seed, 8) % 2**31])
         return self.margin(case, pictures).item()
 
     def recognised(self, case: Case, pictures: Tensor) -> Tensor:
@@ -213,7 +242,10 @@ class Target:
         )
         packages = ("erasure-lightning", "torch", "diffusers", "transformers")
         return Protocol(
-            prompts={c.name: sorted({case.sentence for case in cases if case.concept == c}) for c in self.concepts},
+            prompts={
+                c.name: sorted({case.sentence for case in cases if case.concept == c})
+                for c in self.concepts
+            },
             seeds=sorted({seed for case in cases for seed in case.seeds}),
             steps=self.steps,
             guidance=self.guidance,

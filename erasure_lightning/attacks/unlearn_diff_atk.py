@@ -1,23 +1,27 @@
-"""UnlearnDiffAtk (Zhang et al. 2024, arXiv 2310.11868, ECCV): a few words in front of the prompt, by gradients.
+"""UnlearnDiffAtk (Zhang et al. 2024, arXiv 2310.11868, ECCV): a few words in front of the prompt,
+by gradients.
 
 White box. With a picture ``x_0`` of the concept and words ``delta`` in front of the prompt ``y``:
 
     ``min_delta |eps_theta(a_t x_0 + s_t n, t, E([delta, y])) - n|^2``
 
-The model is its own classifier: no second one is needed. Words are relaxed to the simplex over the vocabulary, drawn
-from it in the forward pass, with ``hardtanh`` of the slope straight through in the backward pass, and projected back
-onto it after each step of Adam.
+The model is its own classifier: no second one is needed. Words are relaxed to the simplex over the
+vocabulary, drawn from it in the forward pass, with ``hardtanh`` of the slope straight through in
+the backward pass, and projected back onto it after each step of Adam.
 
-Verified in code (OPTML-Group/Diffusion-MU-Attack@5a3e5d3, ``src/attackers/text_grad_.py``): uniform start, one word
-drawn a step and place, Adam 0.01 with decay 0.1, 40 steps at each of 50 times from clean to noisy, after each time a
-picture is drawn and judged, stop at the first that shows the concept; 5 words for nudity, 3 for things. A prompt that
-needs no words counts as found.
+Verified in code (OPTML-Group/Diffusion-MU-Attack@5a3e5d3, ``src/attackers/text_grad_.py``): uniform
+start, one word drawn a step and place, Adam 0.01 with decay 0.1, 40 steps at each of 50 times from
+clean to noisy, after each time a picture is drawn and judged, stop at the first that shows the
+concept; 5 words for nudity, 3 for things. A prompt that needs no words counts as found.
 
-Different: the vocabulary is its whole words (`Slots`), so that what was found is a prompt; the picture that decides is
-drawn from noise of its own, and what is reported from other noise; the projection is exact by sorting; of prompts that
-never succeed the one closest to it is reported. Defaults are for the emoji world.
+Different: the vocabulary is its whole words (`Slots`), so that what was found is a prompt; the
+    picture that decides is
+drawn from noise of its own, and what is reported from other noise; the projection is exact by
+sorting; of prompts that never succeed the one closest to it is reported. Defaults are for the emoji
+world.
 
-Cost: ``times * steps`` evaluations with gradient, ``times + 1`` pictures, and the sampling of one example.
+Cost: ``times * steps`` evaluations with gradient, ``times + 1`` pictures, and the sampling of one
+    example.
 """
 
 from typing import Any
@@ -28,7 +32,7 @@ from torch.nn.functional import hardtanh, one_hot
 from torch.optim import Adam
 
 from erasure_lightning.attacks.base import ConceptAttack, Found, check_at_least, descend
-from erasure_lightning.attacks.slots import Slots
+from erasure_lightning.attacks.prompt_slots import Slots
 from erasure_lightning.attacks.target import Case, Target
 
 
@@ -69,9 +73,16 @@ class UnlearnDiffAtk(ConceptAttack):
         """Search, and draw with the first prompt that succeeded, else the one that came closest."""
         best = case.sentence
         if self.times:
-            slots, clean = Slots(target.edited, f"{{}} {case.sentence}", self.tokens), target.examples(case, 1)
-            weights = torch.full((self.tokens, len(slots.words)), 1 / len(slots.words), device=clean.device)
-            optimizer = Adam([weights.requires_grad_(True)], lr=self.lr, weight_decay=self.weight_decay)
+            slots, clean = (
+                Slots(target.edited, f"{{}} {case.sentence}", self.tokens),
+                target.examples(case, 1),
+            )
+            weights = torch.full(
+                (self.tokens, len(slots.words)), 1 / len(slots.words), device=clean.device
+            )
+            optimizer = Adam(
+                [weights.requires_grad_(True)], lr=self.lr, weight_decay=self.weight_decay
+            )
             tried = [(target.promise(case, best), best)]
             for t in target.edited.process.at(spread_shares(self.times)).to(clean.device):
                 if tried[-1][0] > 0:
@@ -82,7 +93,9 @@ class UnlearnDiffAtk(ConceptAttack):
             best = max(tried)[1]
         return Found(target.draw(target.edited.encode([best]), case.seeds), prompt=best)
 
-    def _descend(self, target: Target, slots: Slots, optimizer: Adam, clean: Tensor, t: Tensor) -> None:
+    def _descend(
+        self, target: Target, slots: Slots, optimizer: Adam, clean: Tensor, t: Tensor
+    ) -> None:
         (weights,) = optimizer.param_groups[0]["params"]
         for _ in range(self.steps):
             asked = target.edited.contextualize(slots.mixed(OneWord.apply(weights)))  # type: ignore[no-untyped-call]
@@ -92,7 +105,9 @@ class UnlearnDiffAtk(ConceptAttack):
 
 
 class OneWord(torch.autograd.Function):
-    """A word for each place by its weights ``(k, W)``, as one-hot rows; slopes go straight through, cut to -1..1."""
+    """A word for each place by its weights ``(k, W)``, as one-hot rows; slopes go straight through,
+    cut to -1..1.
+    """
 
     @staticmethod
     def forward(ctx: Any, weights: Tensor) -> Tensor:
@@ -109,11 +124,15 @@ class OneWord(torch.autograd.Function):
 def onto_simplex(rows: Tensor) -> Tensor:
     """The nearest rows ``(k, W)`` that are at least 0 and sum to 1 (Held, Wolfe and Crowder 1974)."""
     sorted_rows = rows.sort(dim=1, descending=True).values
-    excess = (sorted_rows.cumsum(dim=1) - 1) / torch.arange(1, rows.shape[1] + 1, device=rows.device)
+    excess = (sorted_rows.cumsum(dim=1) - 1) / torch.arange(
+        1, rows.shape[1] + 1, device=rows.device
+    )
     last = (sorted_rows > excess).sum(dim=1, keepdim=True) - 1
     return (rows - excess.gather(1, last)).clamp(min=0)
 
 
 def spread_shares(count: int) -> Tensor:
-    """Shares of the range of times in the middle of ``count`` equal parts, from clean to noisy, ``(count,)``."""
+    """Shares of the range of times in the middle of ``count`` equal parts, from clean to noisy,
+    ``(count,)``.
+    """
     return (2 * torch.arange(count) + 1) / (2 * count)

@@ -15,7 +15,11 @@ class _Recorder:
         self.maps = maps
 
     def __call__(
-        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_: Any
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        **_: Any,
     ) -> Tensor:
         words = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         query = attn.head_to_batch_dim(attn.to_q(hidden_states))
@@ -29,7 +33,8 @@ class _Recorder:
 
 @contextmanager
 def recorded(denoiser: nn.Module, ending: str) -> Iterator[dict[str, Tensor]]:
-    """Collect attention probabilities ``(B, heads, pixels, L)`` by layer, of the last forward inside.
+    """Collect attention probabilities ``(B, heads, pixels, L)`` by layer, of the last forward
+    inside.
 
     Args:
         denoiser: A diffusers UNet.

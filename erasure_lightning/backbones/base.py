@@ -12,15 +12,15 @@ from erasure_lightning.backbones.checkpointing import checkpoint_blocks
 from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.backbones.interface import FamilyInterface, Part, Size
 from erasure_lightning.backbones.process import NoiseProcess
-from erasure_lightning.backbones.states import States, reader_of
+from erasure_lightning.backbones.structural_copy import share
+from erasure_lightning.backbones.text_cache import States, reader_of
 from erasure_lightning.backbones.towers import Embedded, TextTower
-from erasure_lightning.backbones.twins import share
-from erasure_lightning.components import fingerprints
-from erasure_lightning.concepts import Phrase
-from erasure_lightning.edit_format import plain_name
-from erasure_lightning.functional import fingerprint
-from erasure_lightning.ranks import gathered
-from erasure_lightning.worlds import World
+from erasure_lightning.concepts.concept import Phrase
+from erasure_lightning.concepts.worlds import World
+from erasure_lightning.distributed.collectives import gathered
+from erasure_lightning.edits.components import fingerprints
+from erasure_lightning.edits.fingerprints import fingerprint
+from erasure_lightning.edits.format import plain_name
 
 
 class Backbone(FamilyInterface):
@@ -66,15 +66,19 @@ class Backbone(FamilyInterface):
         return self.text_inputs()[0].layers
 
     def text_parameters(self, blocks: int | None = None) -> dict[str, nn.Parameter]:
-        """What the model's reading of text depends on: blocks and norms, not token and position tables.
+        """What the model's reading of text depends on: blocks and norms, not token and position
+        tables.
 
         Args:
-            blocks: Only so many blocks of each tower, counted from the layer that is read; all by default.
+            blocks: Only so many blocks of each tower, counted from the layer that is read; all by
+                default.
         """
         named: dict[str, nn.Parameter] = {}
         for number, tower in enumerate(self.towers):
             read = tower.read_parameters(blocks)
-            named |= {f"text_encoders.{number}.{name}": parameter for name, parameter in read.items()}
+            named |= {
+                f"text_encoders.{number}.{name}": parameter for name, parameter in read.items()
+            }
         return named
 
     @staticmethod
@@ -93,9 +97,15 @@ class Backbone(FamilyInterface):
             return self.cross_attention_parameters()
         if part == "x-strict":
             layers = self.text_layers().items()
-            return {f"{layer}.{name}": p for layer, module in layers for name, p in module.named_parameters()}
+            return {
+                f"{layer}.{name}": p
+                for layer, module in layers
+                for name, p in module.named_parameters()
+            }
         cross = self.cross_attention_parameters() if part == "u" else {}
-        found = {f"denoiser.{name}": parameter for name, parameter in self.denoiser.named_parameters()}
+        found = {
+            f"denoiser.{name}": parameter for name, parameter in self.denoiser.named_parameters()
+        }
         return {name: parameter for name, parameter in found.items() if name not in cross}
 
     def embed(self, prompts: Sequence[str | Phrase]) -> tuple[Embedded, ...]:
@@ -118,25 +128,34 @@ class Backbone(FamilyInterface):
         return self.join(prompts, [output.to(self.dtype) for output in outputs])
 
     def encode(self, prompts: Sequence[str | Phrase]) -> Conditioning:
-        """What the denoiser reads of the prompts, ``(B, L, D)``; frozen text towers read each sentence once."""
+        """What the denoiser reads of the prompts, ``(B, L, D)``; frozen text towers read each
+        sentence once.
+        """
         reader = reader_of(self.text_encoders)
         if reader is None:
             return self.contextualize(self.embed(prompts))
-        return Conditioning.stack(self._states.of(prompts, reader, lambda some: self.contextualize(self.embed(some))))
+        return Conditioning.stack(
+            self._states.of(prompts, reader, lambda some: self.contextualize(self.embed(some)))
+        )
 
     def unconditional(self, count: int = 1) -> Conditioning:
-        """What the denoiser reads where classifier-free guidance asks for no prompt, for a batch of ``count``.
+        """What the denoiser reads where classifier-free guidance asks for no prompt, for a batch of
+        ``count``.
 
         The empty prompt, pooled vector included, unless the family's pipeline says otherwise.
         """
         return self.encode([""]).expand(count)
 
     def summarize(self, prompts: Sequence[Embedded]) -> Tensor:
-        """What similarity of meaning is measured in, ``(B, S)``; causal towers read no further than they must."""
+        """What similarity of meaning is measured in, ``(B, S)``; causal towers read no further than
+        they must.
+        """
         return self.contextualize(self.shortened(prompts)).summary
 
     def shortened(self, prompts: Sequence[Embedded]) -> tuple[Embedded, ...]:
-        """The prompts without the padding that no tower needs: causal towers give the same states before it."""
+        """The prompts without the padding that no tower needs: causal towers give the same states
+        before it.
+        """
         if not all(tower.causal for tower in self.towers):
             return tuple(prompts)
         length = max(int(embedded.ends.max()) for embedded in prompts) + 1
@@ -160,14 +179,17 @@ class Backbone(FamilyInterface):
         return self.towers[0].spell(ids)
 
     def noise(self, seeds: Sequence[int], size: Size | None = None) -> Tensor:
-        """Unit noise ``(B, C, h, w)``, a generator a seed: a seed means the same noise in any batch, on any device.
+        """Unit noise ``(B, C, h, w)``, a generator a seed: a seed means the same noise in any
+        batch, on any device.
 
         Args:
             seeds: One a picture.
             size: Height and width in pixels; the model's own by default.
         """
         shape = self.latent_shape(size)
-        drawn = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        drawn = [
+            torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds
+        ]
         return torch.stack(drawn).to(self.device, self.dtype)
 
     def save(self, folder: str | Path) -> None:
@@ -177,8 +199,8 @@ class Backbone(FamilyInterface):
     def original(self, edited: Collection[str]) -> Self:
         """A frozen backbone with today's weights that stays as it is when ``edited`` change here.
 
-        Only modules on the way to an edited parameter are copied, and of their parameters only the edited; all else is
-        the same object, so the cost is one more copy of what is edited.
+        Only modules on the way to an edited parameter are copied, and of their parameters only the
+        edited; all else is the same object, so the cost is one more copy of what is edited.
 
         Args:
             edited: Names of parameters, or of modules that will be replaced (adapters).
@@ -194,7 +216,9 @@ class Backbone(FamilyInterface):
 
     @classmethod
     def part_of(cls, name: str) -> str:
-        """Which of the parts in `components` a parameter or module is in, by its name in this backbone."""
+        """Which of the parts in `components` a parameter or module is in, by its name in this
+        backbone.
+        """
         return max((part for part in cls.components if name.startswith(f"{part}.")), key=len)
 
     @classmethod
@@ -213,18 +237,24 @@ class Backbone(FamilyInterface):
         return {self.components[part]: fingerprints(self.get_submodule(part)) for part in parts}
 
     def checkpoint(self) -> None:
-        """Keep only the inputs of blocks for the backward, which computes the rest again: less memory, more time."""
+        """Keep only the inputs of blocks for the backward, which computes the rest again: less
+        memory, more time.
+        """
         checkpoint_blocks(self.denoiser, self.text_encoders)
 
     def computing(self) -> AbstractContextManager[object]:
-        """While entered, layers compute in the base's precision, also where an edited weight or an input has more."""
+        """While entered, layers compute in the base's precision, also where an edited weight or an
+        input has more.
+        """
         low = self.base in (torch.bfloat16, torch.float16)
         return torch.autocast(self.device.type, self.base) if low else nullcontext()
 
     def anyone(self, flag: bool) -> bool:
-        """Whether the flag is up on any rank, where ranks ask the model together; else this rank's own.
+        """Whether the flag is up on any rank, where ranks ask the model together; else this rank's
+        own.
 
-        What decides whether a split model runs must be decided by all ranks, or some wait for the others forever.
+        What decides whether a split model runs must be decided by all ranks, or some wait for the
+        others forever.
         """
         return any(gathered([flag])) if self.lockstep else flag
 

@@ -21,7 +21,8 @@ def concept_span(roles: Tensor, otherwise: Tensor | None = None) -> Tensor:
 
     Args:
         roles: Roles of one text encoder's positions, ``(B, L)``.
-        otherwise: Where the empty span of a prompt without a concept stands, ``(B,)``; 0 by default.
+        otherwise: Where the empty span of a prompt without a concept stands, ``(B,)``; 0 by
+            default.
     """
     words = (roles == CONCEPT).int()
     length, first = words.sum(dim=1), words.argmax(dim=1)
@@ -35,11 +36,13 @@ class Conditioning:
 
     Args:
         tokens: Contextual token states, ``(B, L, D)``, all segments joined as the model joins them.
-        roles: What stands at each position (`START`, `TEMPLATE`, `CONCEPT`, `END`, `PADDING`), ``(B, L)``.
+        roles: What stands at each position (`START`, `TEMPLATE`, `CONCEPT`, `END`, `PADDING`),
+            ``(B, L)``.
         ids: Token id of each position, ``(B, L)``; each segment has its own vocabulary.
         segments: Positions that each sequence of tokens takes up; corresponding positions of two
             prompts are looked for inside a segment.
-        pooled: A vector that the denoiser reads beside the tokens, ``(B, P)``, where the family has one.
+        pooled: A vector that the denoiser reads beside the tokens, ``(B, P)``, where the family has
+            one.
         summary: What similarity of meaning is measured in, ``(B, S)``.
     """
 
@@ -62,12 +65,21 @@ class Conditioning:
         return self._each(lambda value: value[index])
 
     @classmethod
-    def _joined(cls, each: "Sequence[Conditioning]", join: Callable[[list[Tensor]], Tensor]) -> "Conditioning":
+    def _joined(
+        cls, each: "Sequence[Conditioning]", join: Callable[[list[Tensor]], Tensor]
+    ) -> "Conditioning":
         first = each[0]
-        if any((c.pooled is None) != (first.pooled is None) or c.segments != first.segments for c in each):
-            raise ValueError("Conditionings of one model are joined; these differ in segments or pooled vector.")
+        if any(
+            (c.pooled is None) != (first.pooled is None) or c.segments != first.segments
+            for c in each
+        ):
+            raise ValueError(
+                "Conditionings of one model are joined; these differ in segments or pooled vector."
+            )
         pooled = [c.pooled for c in each if c.pooled is not None]
-        tokens, roles, ids = (join([getattr(c, name) for c in each]) for name in ("tokens", "roles", "ids"))
+        tokens, roles, ids = (
+            join([getattr(c, name) for c in each]) for name in ("tokens", "roles", "ids")
+        )
         summary = join([c.summary for c in each])
         return cls(tokens, roles, ids, first.segments, join(pooled) if pooled else None, summary)
 
@@ -90,7 +102,9 @@ class Conditioning:
         return self._each(Tensor.clone)
 
     def where(self, rows: Tensor, other: "Conditioning") -> "Conditioning":
-        """These prompts where ``rows`` ``(B,)`` is true, and those of ``other``, a batch of 1 or ``B``, elsewhere."""
+        """These prompts where ``rows`` ``(B,)`` is true, and those of ``other``, a batch of 1 or
+        ``B``, elsewhere.
+        """
         everywhere = other.expand(len(self)) if len(other) == 1 else other
         both = Conditioning.cat([self, everywhere])
         count = torch.arange(len(self), device=rows.device)
@@ -119,7 +133,8 @@ class Conditioning:
         return positions(self.roles, *roles)
 
     def from_concept(self) -> Tensor:
-        """Positions that depend on the concept's words, ``(B, L)``: from the words on, in every segment.
+        """Positions that depend on the concept's words, ``(B, L)``: from the words on, in every
+        segment.
 
         What stands before them is the same for every concept in a causal encoder.
         """
@@ -130,7 +145,9 @@ class Conditioning:
         return self._inside(lambda place, span: place >= span[:, 1:])
 
     def from_end(self) -> Tensor:
-        """Distance of each position from its segment's end-of-text token, negative before it, ``(B, L)``."""
+        """Distance of each position from its segment's end-of-text token, negative before it, ``(B,
+        L)``.
+        """
         parts = []
         for segment in self.segments:
             roles = self.roles[:, segment]

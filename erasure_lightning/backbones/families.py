@@ -37,7 +37,11 @@ FAMILIES: dict[str, Family] = {
             "text_encoder": ("transformers", "CLIPTextModel"),
         },
         tokenizers={"tokenizer": "text_encoder"},
-        options={"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False},
+        options={
+            "safety_checker": None,
+            "feature_extractor": None,
+            "requires_safety_checker": False,
+        },
     ),
     "StableDiffusionXLPipeline": Family(
         "Stable Diffusion XL",

@@ -21,18 +21,20 @@ def require_tokens(title: str, tokenizer: Any, tower: str, config: Any) -> None:
     last = max(tokenizer.get_vocab().values())
     if last >= config.vocab_size:
         raise ErasureError(
-            f"The {title} needs a {tower} with {last + 1} embeddings; found {config.vocab_size}. Save the "
-            f"{tower} that its added tokens were trained with."
+            f"The {title} needs a {tower} with {last + 1} embeddings; found {config.vocab_size}."
+            f" Save the {tower} that its added tokens were trained with."
         )
     if tokenizer.model_max_length > config.max_position_embeddings:
         raise ErasureError(
-            f"The {title} needs a model_max_length of at most {config.max_position_embeddings}, which is what the "
-            f"{tower} reads; found {tokenizer.model_max_length}. Set it in tokenizer_config.json."
+            f"The {title} needs a model_max_length of at most {config.max_position_embeddings},"
+            f" which is what the {tower} reads; found {tokenizer.model_max_length}. Set it in"
+            " tokenizer_config.json."
         )
 
 
 def require_channels(name: str, unet: Any, vae: Any, towers: Sequence[Any]) -> None:
-    """The UNet must read and write the autoencoder's latents, and read the text encoders' states side by side.
+    """The UNet must read and write the autoencoder's latents, and read the text encoders' states
+    side by side.
 
     Args:
         name: Of the backbone.
@@ -46,8 +48,9 @@ def require_channels(name: str, unet: Any, vae: Any, towers: Sequence[Any]) -> N
     for side in ("in_channels", "out_channels"):
         if unet[side] != vae["latent_channels"]:
             raise ErasureError(
-                f"The unet of {name} needs as many {side} as the vae has latent_channels; found {unet[side]} and "
-                f"{vae['latent_channels']}. Models for inpainting or editing are not read."
+                f"The unet of {name} needs as many {side} as the vae has latent_channels; found"
+                f" {unet[side]} and {vae['latent_channels']}. Models for inpainting or editing are"
+                " not read."
             )
     width = sum(tower.hidden_size for tower in towers)
     read = unet.get("encoder_hid_dim") or unet["cross_attention_dim"]

@@ -1,4 +1,6 @@
-"""Looks at all of a pipeline before any weight is read: classes, configs, tokenizers, sampler, names and shapes."""
+"""Looks at all of a pipeline before any weight is read: classes, configs, tokenizers, sampler,
+names and shapes.
+"""
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,7 +13,13 @@ import torch
 from erasure_lightning.backbones.families import Family
 from erasure_lightning.backbones.fitting import require_channels, require_tokens
 from erasure_lightning.backbones.sources import Source, fetch, read_json, repository_files
-from erasure_lightning.backbones.stored import STEMS, Stored, find_weights, preferred, require_fit
+from erasure_lightning.backbones.weight_files import (
+    STEMS,
+    Stored,
+    find_weights,
+    preferred,
+    require_fit,
+)
 from erasure_lightning.errors import ErasureError
 
 #: What a text encoder's config may call itself: its own half of CLIP, or the whole.
@@ -61,17 +69,22 @@ def one_line(title: str) -> Iterator[None]:
         raise
     except Exception as error:  # they raise anything over what someone wrote
         first = next(iter(str(error).strip().splitlines()), "no reason was given")
-        raise ErasureError(f"The {title} could not be loaded: {type(error).__name__}: {first}") from error
+        raise ErasureError(
+            f"The {title} could not be loaded: {type(error).__name__}: {first}"
+        ) from error
 
 
-def inspect(source: Source, family: Family, index: dict[str, Any], read: Collection[str]) -> Inspected:
+def inspect(
+    source: Source, family: Family, index: dict[str, Any], read: Collection[str]
+) -> Inspected:
     """Look at every file that is read, but at no weight.
 
     Args:
         source: Where the pipeline lies.
         family: Of its class.
         index: Content of its ``model_index.json``.
-        read: Components whose weights will be read. In a folder, those of the others are looked at all the same.
+        read: Components whose weights will be read. In a folder, those of the others are looked at
+            all the same.
 
     Raises:
         ErasureError: At the first thing that is missing, broken, or does not fit the rest.
@@ -92,7 +105,11 @@ def inspect(source: Source, family: Family, index: dict[str, Any], read: Collect
     components = {}
     for name, model in models.items():
         title, folder = f"{name} of {source.name}", source.folder(name)
-        stored = None if source.hub and name not in read else find_weights(folder, family.models[name][0])
+        stored = (
+            None
+            if source.hub and name not in read
+            else find_weights(folder, family.models[name][0])
+        )
         if stored:
             with one_line(title):
                 require_fit(title, model, stored)
@@ -101,7 +118,9 @@ def inspect(source: Source, family: Family, index: dict[str, Any], read: Collect
 
 
 def _fetch(source: Source, family: Family, read: Collection[str]) -> None:
-    """Bring configs and tokenizers of a Hub repository here, and weights in the variant that is read."""
+    """Bring configs and tokenizers of a Hub repository here, and weights in the variant that is
+    read.
+    """
     folders = [*family.models, *family.tokenizers, "scheduler"]
     patterns = [f"{folder}/*.{ending}" for folder in folders for ending in ("json", "txt")]
     files = repository_files(source) if read else []
@@ -119,14 +138,17 @@ def _named(source: Source, index: dict[str, Any], name: str) -> tuple[str, str]:
             return library, cls
         case found:
             raise ErasureError(
-                f"The model_index.json of {source.name} needs a library and a class for its {name}; found {found}."
+                f"The model_index.json of {source.name} needs a library and a class for its {name};"
+                f" found {found}."
             )
 
 
 def _class(source: Source, index: dict[str, Any], name: str, library: str, cls: str) -> Any:
     found = _named(source, index, name)
     if found != (library, cls):
-        raise ErasureError(f"The {name} of {source.name} needs the class {library}.{cls}; found {'.'.join(found)}.")
+        raise ErasureError(
+            f"The {name} of {source.name} needs the class {library}.{cls}; found {'.'.join(found)}."
+        )
     import diffusers
     import transformers
 
@@ -137,9 +159,13 @@ def _folder(source: Source, name: str, config: str) -> Path:
     """A component's folder, which holds its config."""
     folder = source.folder(name)
     if not folder.is_dir():
-        raise ErasureError(f"The backbone {source.name!r} needs a folder {folder}; found none. Download it again.")
+        raise ErasureError(
+            f"The backbone {source.name!r} needs a folder {folder}; found none. Download it again."
+        )
     if not (folder / config).is_file():
-        raise ErasureError(f"The {name} of {source.name} needs {folder / config}; found none. Download it again.")
+        raise ErasureError(
+            f"The {name} of {source.name} needs {folder / config}; found none. Download it again."
+        )
     return folder
 
 
@@ -150,9 +176,14 @@ def _empty(source: Source, name: str, cls: Any) -> Any:
     kind = config.get("_class_name", config.get("model_type"))
     text = hasattr(cls, "config_class")
     if kind not in (None, cls.__name__, *(_TEXT_CONFIGS if text else ())):
-        raise ErasureError(f"{folder}/config.json needs to describe a {cls.__name__}; found {kind}.")
+        raise ErasureError(
+            f"{folder}/config.json needs to describe a {cls.__name__}; found {kind}."
+        )
     if config.get("quantization_config"):
-        raise ErasureError(f"The {name} of {source.name} needs plain weights; found quantized ones. Give the original.")
+        raise ErasureError(
+            f"The {name} of {source.name} needs plain weights; found quantized ones. Give the"
+            " original."
+        )
     with one_line(f"{name} of {source.name}"), torch.device("meta"):
         return cls(cls.config_class.from_pretrained(folder)) if text else cls.from_config(config)
 
@@ -163,15 +194,16 @@ def _tokenizer(source: Source, index: dict[str, Any], name: str) -> Any:
     found = _named(source, index, name)
     if found not in {("transformers", "CLIPTokenizer"), ("transformers", "CLIPTokenizerFast")}:
         raise ErasureError(
-            f"The {name} of {source.name} needs the class transformers.CLIPTokenizer; found {'.'.join(found)}."
+            f"The {name} of {source.name} needs the class transformers.CLIPTokenizer; found"
+            f" {'.'.join(found)}."
         )
     folder = source.folder(name)
     if not (folder / "tokenizer.json").is_file():
         for file in ("vocab.json", "merges.txt"):
             if not (folder / file).is_file():
                 raise ErasureError(
-                    f"The {name} of {source.name} needs tokenizer.json, or vocab.json and merges.txt, in {folder}; "
-                    f"found no {file}. Download it again."
+                    f"The {name} of {source.name} needs tokenizer.json, or vocab.json and"
+                    f" merges.txt, in {folder}; found no {file}. Download it again."
                 )
     with one_line(f"{name} of {source.name}"):
         return transformers.CLIPTokenizer.from_pretrained(folder)
@@ -184,7 +216,8 @@ def _sampler_class(source: Source, index: dict[str, Any]) -> Any:
     cls = getattr(diffusers, name, None) if library == "diffusers" else None
     if not (isinstance(cls, type) and issubclass(cls, diffusers.SchedulerMixin)):
         raise ErasureError(
-            f"The scheduler of {source.name} needs to be one of the installed diffusers; found {library}.{name}."
+            f"The scheduler of {source.name} needs to be one of the installed diffusers; found"
+            f" {library}.{name}."
         )
     return cls
 
@@ -197,11 +230,13 @@ def _sampler(source: Source, cls: Any) -> Any:
     prediction = sampler.config.get("prediction_type")
     if not hasattr(sampler, "alphas_cumprod"):
         raise ErasureError(
-            f"The scheduler of {source.name} needs a noise schedule (alphas_cumprod); found {cls.__name__}, which has "
-            "none. Name the one that the model was trained with, such as DDIMScheduler."
+            f"The scheduler of {source.name} needs a noise schedule (alphas_cumprod); found"
+            f" {cls.__name__}, which has none. Name the one that the model was trained with, such"
+            " as DDIMScheduler."
         )
     if prediction not in ("epsilon", "v_prediction"):
         raise ErasureError(
-            f"{source.name} needs a scheduler that predicts epsilon or v_prediction; found {prediction!r}."
+            f"{source.name} needs a scheduler that predicts epsilon or v_prediction; found"
+            f" {prediction!r}."
         )
     return sampler

@@ -12,17 +12,19 @@ from torch import Tensor, nn
 from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.backbones.sampler import Sampler
 from erasure_lightning.backbones.towers import Embedded, Encoded
+from erasure_lightning.concepts.worlds import World
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.worlds import World
 
-#: Parts of a denoiser, in ESD's terms: its cross-attention, text keys and values alone, all but cross-attention, all.
+#: Parts of a denoiser, in ESD's terms: its cross-attention, text keys and values alone, all but
+#: cross-attention, all.
 Part = Literal["x", "x-strict", "u", "all"]
 
-#: Where adapters can stand: every linear layer and convolution of the transformers, or each cross-attention as a whole.
+#: Where adapters can stand: every linear layer and convolution of the transformers, or each
+#: cross-attention as a whole.
 Place = Literal["transformer layers", "cross-attention"]
 
-#: What only some families can do: give the probabilities of cross-attention; search prompts word by word, since all
-#: text towers share one vocabulary; put adapters beside a `Place`.
+#: What only some families can do: give the probabilities of cross-attention; search prompts word by
+#: word, since all text towers share one vocabulary; put adapters beside a `Place`.
 Capability = Literal["attention maps", "one vocabulary", "transformer layers", "cross-attention"]
 
 #: Height and width in pixels; one number for a square.
@@ -49,17 +51,23 @@ class TextInput:
         return self.weights()[0].shape[1]
 
     def weights(self) -> list[Tensor]:
-        """The weights of the columns that read it, ``(out, D)`` each; biases stand outside of every closed form."""
+        """The weights of the columns that read it, ``(out, D)`` each; biases stand outside of every
+        closed form.
+        """
         return [layer.weight[:, self.columns] for layer in self.layers.values()]
 
     def rows(self, conditioning: Conditioning) -> Tensor:
-        """Every input that the layers read of prompts, ``(B, N, D)``: token by token, or one pooled vector."""
+        """Every input that the layers read of prompts, ``(B, N, D)``: token by token, or one pooled
+        vector.
+        """
         if self.source == "tokens":
             return conditioning.tokens
         return cast(Tensor, conditioning.pooled).unsqueeze(1)
 
     def from_concept(self, conditioning: Conditioning) -> Tensor:
-        """Which of `rows` depend on the concept's words, ``(B, N)``: tokens from the words on, or the pooled vector."""
+        """Which of `rows` depend on the concept's words, ``(B, N)``: tokens from the words on, or
+        the pooled vector.
+        """
         if self.source == "tokens":
             return conditioning.from_concept()
         return torch.ones(len(conditioning), 1, dtype=torch.bool, device=conditioning.tokens.device)
@@ -68,7 +76,9 @@ class TextInput:
         """Whole weights with new values ``(out, D)`` in their columns, by name in the backbone."""
         named = {}
         for (name, layer), new in zip(self.layers.items(), solved, strict=True):
-            weight = layer.weight.detach().to(torch.promote_types(new.dtype, layer.weight.dtype)).clone()
+            weight = (
+                layer.weight.detach().to(torch.promote_types(new.dtype, layer.weight.dtype)).clone()
+            )
             weight[:, self.columns] = new.to(weight)
             named[f"{name}.weight"] = weight
         return named
@@ -79,7 +89,8 @@ class FamilyInterface(nn.Module, ABC):
 
     #: The diffusers pipeline class that the family is taken from.
     pipeline_class: ClassVar[str]
-    #: Parts of the backbone and the pipeline's component that each is: for loading, edits, exports and reports.
+    #: Parts of the backbone and the pipeline's component that each is: for loading, edits, exports
+    #: and reports.
     components: ClassVar[dict[str, str]]
     #: What the family can do beyond predicting.
     capabilities: ClassVar[frozenset[Capability]]
@@ -95,7 +106,8 @@ class FamilyInterface(nn.Module, ABC):
             world: The world it came from, where it came from one.
 
         Raises:
-            ErasureError: If its sampler or its prediction is none that the family can be trained with.
+            ErasureError: If its sampler or its prediction is none that the family can be trained
+                with.
         """
 
     @abstractmethod
@@ -112,21 +124,25 @@ class FamilyInterface(nn.Module, ABC):
         """
 
     @abstractmethod
-    def denoise(self, x: Tensor, t: Tensor, conditioning: Conditioning, guidance: float | None = None) -> Tensor:
+    def denoise(
+        self, x: Tensor, t: Tensor, conditioning: Conditioning, guidance: float | None = None
+    ) -> Tensor:
         """The native prediction, ``(B, C, h, w)``.
 
         Args:
             x: Noisy latents of the noise process, ``(B, C, h, w)``.
             t: Their times, real-valued, ``(B,)`` or ``()``.
             conditioning: Of the prompts, ``(B, L, D)``.
-            guidance: Scale for a denoiser that takes it as an input (`embeds_guidance`); 1 by default, as in every
-                prediction that a loss compares.
+            guidance: Scale for a denoiser that takes it as an input (`embeds_guidance`); 1 by
+                default, as in every prediction that a loss compares.
         """
 
     @property
     @abstractmethod
     def embeds_guidance(self) -> bool:
-        """Whether the denoiser takes the guidance scale as an input, in place of classifier-free guidance."""
+        """Whether the denoiser takes the guidance scale as an input, in place of classifier-free
+        guidance.
+        """
 
     @abstractmethod
     def text_inputs(self) -> list[TextInput]:
@@ -134,11 +150,15 @@ class FamilyInterface(nn.Module, ABC):
 
     @abstractmethod
     def value_layers(self) -> dict[str, nn.Linear]:
-        """Those of the text layers whose outputs are attention's values, by name; empty where there are none."""
+        """Those of the text layers whose outputs are attention's values, by name; empty where there
+        are none.
+        """
 
     @abstractmethod
     def cross_attention_parameters(self) -> dict[str, nn.Parameter]:
-        """Weights and biases of every layer where pixels meet the text: `text_layers`, queries and outputs."""
+        """Weights and biases of every layer where pixels meet the text: `text_layers`, queries and
+        outputs.
+        """
 
     @abstractmethod
     def adaptable(self, place: Place) -> dict[str, nn.Module]:
@@ -164,7 +184,8 @@ class FamilyInterface(nn.Module, ABC):
 
     @abstractmethod
     def latent_shape(self, size: Size | None = None) -> tuple[int, int, int]:
-        """Channels, height and width of the latents of a picture; of the model's own size by default.
+        """Channels, height and width of the latents of a picture; of the model's own size by
+        default.
 
         Raises:
             ErasureError: If the model cannot draw that size.
@@ -176,14 +197,19 @@ class FamilyInterface(nn.Module, ABC):
 
     @abstractmethod
     def compress(self, pictures: Tensor) -> Tensor:
-        """Latents ``(B, C, h, w)`` of pictures ``(B, 3, H, W)`` in 0..1: what `decode` undoes, as well as it can."""
+        """Latents ``(B, C, h, w)`` of pictures ``(B, 3, H, W)`` in 0..1: what `decode` undoes, as
+        well as it can.
+        """
 
     def attention(self) -> AbstractContextManager[dict[str, Tensor]]:
-        """Collects, while it is entered, the probabilities ``(B, heads, pixels, L)`` of every cross-attention layer.
+        """Collects, while it is entered, the probabilities ``(B, heads, pixels, L)`` of every
+        cross-attention layer.
 
         The last `denoise` inside counts; they carry gradient.
 
         Raises:
             ErasureError: If the family has no such layers (capability ``attention maps``).
         """
-        raise ErasureError(f"{type(self).__name__} has no cross-attention whose maps could be read.")
+        raise ErasureError(
+            f"{type(self).__name__} has no cross-attention whose maps could be read."
+        )

@@ -20,29 +20,36 @@ from erasure_lightning.errors import ErasureError
 Weights = Literal["all", "text encoders", "none"]
 
 
-def load_backbone(name: str, dtype: torch.dtype = torch.float32, weights: Weights = "all") -> Backbone:
+def load_backbone(
+    name: str, dtype: torch.dtype = torch.float32, weights: Weights = "all"
+) -> Backbone:
     """Load a text-to-image model.
 
     Args:
-        name: A world's name (``emoji-world``), a folder as diffusers writes it, or a Hub id (``owner/model``); only the
-            last goes to the network.
+        name: A world's name (``emoji-world``), a folder as diffusers writes it, or a Hub id
+            (``owner/model``); only the last goes to the network.
         dtype: Precision of all weights, whatever they are stored in.
-        weights: Which are read: ``all``; those of the ``text encoders`` and the autoencoder, where another rank will
-            give this one its denoiser's, which are on the meta device till then; or ``none``, where shapes are all that
-            is asked for.
+        weights: Which are read: ``all``; those of the ``text encoders`` and the autoencoder, where
+            another rank will give this one its denoiser's, which are on the meta device till then;
+            or ``none``, where shapes are all that is asked for.
 
     Raises:
-        ErasureError: If nothing is there, or anything there is missing, broken, of another kind, or does not fit.
+        ErasureError: If nothing is there, or anything there is missing, broken, of another kind, or
+            does not fit.
     """
     source = locate(name)
     index = source.index()
     family = family_of(source, index)
     module, _, cls = family.backbone.partition(":")
     backbone = getattr(import_module(module), cls)
-    left = {"all": {}, "text encoders": {backbone.components["denoiser"]}, "none": family.models}[weights]
+    left = {"all": {}, "text encoders": {backbone.components["denoiser"]}, "none": family.models}[
+        weights
+    ]
     read = [part for part in family.models if part not in left]
     with _quiet():
-        with unset_fake_temporarily():  # a plan makes tensors without values, a comparison of shapes has its own
+        with (
+            unset_fake_temporarily()
+        ):  # a plan makes tensors without values, a comparison of shapes has its own
             found = inspect(source, family, index, read)
         parts = {
             part: _shapes(component, dtype, weights) if part in left else _read(component, dtype)
@@ -52,7 +59,9 @@ def load_backbone(name: str, dtype: torch.dtype = torch.float32, weights: Weight
         with one_line(f"backbone {name!r}"):
             settings = {key: index[key] for key in family.settings if key in index}
             pipeline = found.pipeline(**parts, **found.others, **family.options, **settings)
-    return cast(Backbone, backbone.from_pipeline(name, pipeline, source.world).requires_grad_(False))
+    return cast(
+        Backbone, backbone.from_pipeline(name, pipeline, source.world).requires_grad_(False)
+    )
 
 
 def _read(component: Component, dtype: torch.dtype) -> Any:
@@ -71,7 +80,9 @@ def _read(component: Component, dtype: torch.dtype) -> Any:
 
 
 def _shapes(component: Component, dtype: torch.dtype, weights: Weights) -> Any:
-    """A component without values; made anew for ``none``, whose caller says by its context what stands for them."""
+    """A component without values; made anew for ``none``, whose caller says by its context what
+    stands for them.
+    """
     if weights == "text encoders":
         return component.model.to(dtype).eval()
     cls, config = type(component.model), component.model.config
@@ -82,8 +93,8 @@ def _require_finite(title: str, model: nn.Module) -> None:
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not tensor.sum(dtype=torch.float32).isfinite():
             raise ErasureError(
-                f"The {title} needs finite weights; found NaN or infinity in {name}. Its training diverged, or the "
-                "file is damaged: give another one."
+                f"The {title} needs finite weights; found NaN or infinity in {name}. Its training"
+                " diverged, or the file is damaged: give another one."
             )
 
 

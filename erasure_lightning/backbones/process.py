@@ -11,8 +11,8 @@ from torch import Tensor
 class NoiseProcess(Protocol):
     """How clean latents become noise, and what a denoiser's prediction means.
 
-    Times ``t`` are real-valued, in the backbone's own units, ``(B,)`` or ``()``; latents and predictions are
-    ``(B, C, H, W)``.
+    Times ``t`` are real-valued, in the backbone's own units, ``(B,)`` or ``()``; latents and
+    predictions are ``(B, C, H, W)``.
     """
 
     def share(self, t: Tensor) -> Tensor:
@@ -24,7 +24,8 @@ class NoiseProcess(Protocol):
         ...
 
     def draw_times(self, count: int, density: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """Random times ``(count,)``, on the CPU and from its generator, so that every device draws the same.
+        """Random times ``(count,)``, on the CPU and from its generator, so that every device draws
+        the same.
 
         Args:
             count: How many.
@@ -59,13 +60,15 @@ class NoiseProcess(Protocol):
 
 @dataclass(frozen=True)
 class Diffusion:
-    """The variance-preserving diffusion ``x_t = a x0 + s noise`` with ``a^2 = alphas``, ``s^2 = 1 - alphas``.
+    """The variance-preserving diffusion ``x_t = a x0 + s noise`` with ``a^2 = alphas``, ``s^2 = 1 -
+    alphas``.
 
     Between two times of the schedule ``log(s / a)`` is linear, as in k-diffusion's ``t_to_sigma``.
 
     Args:
         alphas: The cumulative products of the schedule, ``(T,)``, in 0..1, falling.
-        prediction: ``epsilon`` (the noise) or ``velocity`` (``a noise - s x0``; Salimans and Ho, arXiv 2202.00512).
+        prediction: ``epsilon`` (the noise) or ``velocity`` (``a noise - s x0``; Salimans and Ho,
+            arXiv 2202.00512).
     """
 
     alphas: Tensor

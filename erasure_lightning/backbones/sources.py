@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from erasure_lightning.backbones.families import FAMILIES, Family
+from erasure_lightning.concepts.worlds import World, find_world
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.worlds import World, find_world
 
 INDEX = "model_index.json"
 
@@ -44,7 +44,9 @@ class Source:
         near = [*self.root.glob(f"*/{INDEX}"), *self.root.glob(f"snapshots/*/{INDEX}")]
         near += [p for p in (self.root.resolve().parent / INDEX,) if p.is_file()]
         hint = f"; did you mean {near[0].parent}?" if near else "."
-        raise ErasureError(f"The folder {self.root} needs a {INDEX} as diffusers writes it; found none{hint}")
+        raise ErasureError(
+            f"The folder {self.root} needs a {INDEX} as diffusers writes it; found none{hint}"
+        )
 
 
 def locate(name: str) -> Source:
@@ -65,12 +67,17 @@ def locate(name: str) -> Source:
         return Source(name, path.parent)
     if path.suffix in _SINGLE and path.is_file():
         raise ErasureError(
-            f"The backbone {name!r} is a checkpoint in one file; a folder as diffusers writes it is "
-            f"needed. Convert it once: StableDiffusionPipeline.from_single_file({name!r})"
-            ".save_pretrained(folder), and name that folder."
+            f"The backbone {name!r} is a checkpoint in one file; a folder as diffusers writes it is"
+            " needed. Convert it once:"
+            f" StableDiffusionPipeline.from_single_file({name!r}).save_pretrained(folder), and name"
+            " that folder."
         )
     if path.exists() or path.suffix in _SINGLE or not _is_hub_id(name):
-        found = "a file" if path.is_file() else "no installed world, no folder, and no Hub id (owner/model)"
+        found = (
+            "a file"
+            if path.is_file()
+            else "no installed world, no folder, and no Hub id (owner/model)"
+        )
         raise ErasureError(f"The backbone {name!r} was not found: it is {found}.")
     return Source(name, _download(name, [INDEX]), hub=True)
 
@@ -89,7 +96,9 @@ def family_of(source: Source, index: dict[str, Any]) -> Family:
     if isinstance(found, str) and found in FAMILIES:
         return FAMILIES[found]
     known = ", ".join(f"{name} ({family.title})" for name, family in FAMILIES.items())
-    raise ErasureError(f"The backbone {source.name!r} needs a known pipeline class; found {found}. Known: {known}.")
+    raise ErasureError(
+        f"The backbone {source.name!r} needs a known pipeline class; found {found}. Known: {known}."
+    )
 
 
 def read_json(path: Path, encoding: str = "utf-8") -> dict[str, Any]:
@@ -120,7 +129,9 @@ def repository_files(source: Source) -> list[str]:
 
     try:
         return HfApi().list_repo_files(source.name)
-    except Exception:  # offline, gated, down: errors of three libraries. What is missing is named later.
+    except (
+        Exception
+    ):  # offline, gated, down: errors of three libraries. What is missing is named later.
         return [str(p.relative_to(source.root)) for p in source.root.rglob("*") if p.is_file()]
 
 

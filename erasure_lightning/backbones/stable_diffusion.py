@@ -1,4 +1,6 @@
-"""Stable Diffusion 1.x and 2.x: one CLIP text tower, a UNet with cross-attention, epsilon or velocity."""
+"""Stable Diffusion 1.x and 2.x: one CLIP text tower, a UNet with cross-attention, epsilon or
+velocity.
+"""
 
 import hashlib
 import json
@@ -16,10 +18,13 @@ from erasure_lightning.backbones.interface import Capability, Place, Size, TextI
 from erasure_lightning.backbones.process import Diffusion
 from erasure_lightning.backbones.sampler import Sampler, fresh, unsupported
 from erasure_lightning.backbones.towers import ClipTower, Embedded, Encoded, TextTower
+from erasure_lightning.concepts.worlds import World
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.worlds import World
 
-_PREDICTIONS: dict[str, Literal["epsilon", "velocity"]] = {"epsilon": "epsilon", "v_prediction": "velocity"}
+_PREDICTIONS: dict[str, Literal["epsilon", "velocity"]] = {
+    "epsilon": "epsilon",
+    "v_prediction": "velocity",
+}
 
 
 class StableDiffusion(Backbone):
@@ -34,8 +39,8 @@ class StableDiffusion(Backbone):
         world: The world it came from, where it came from one.
 
     Raises:
-        ErasureError: If the sampler predicts something other than epsilon and velocity, or lacks a property that
-            training and drawing rest on.
+        ErasureError: If the sampler predicts something other than epsilon and velocity, or lacks a
+            property that training and drawing rest on.
     """
 
     pipeline_class: ClassVar[str] = "StableDiffusionPipeline"
@@ -62,7 +67,9 @@ class StableDiffusion(Backbone):
         world: World | None = None,
     ) -> None:
         process = _process(name, scheduler)
-        super().__init__(name=name, denoiser=unet, text_encoders=towers, process=process, world=world)
+        super().__init__(
+            name=name, denoiser=unet, text_encoders=towers, process=process, world=world
+        )
         self.vae = vae
         self._scheduler = scheduler
 
@@ -97,13 +104,15 @@ class StableDiffusion(Backbone):
 
     def join(self, prompts: Sequence[Embedded], outputs: Sequence[Encoded]) -> Conditioning:
         """The tower's states; meaning is compared by the state at the end of text."""
-        ((embedded,), (output,)) = prompts, outputs
+        (embedded,), (output,) = prompts, outputs
         rows = torch.arange(len(output.tokens), device=output.tokens.device)
         segments = (slice(0, output.tokens.shape[1]),)
         summary = output.tokens[rows, embedded.ends]
         return Conditioning(output.tokens, embedded.roles, embedded.ids, segments, None, summary)
 
-    def denoise(self, x: Tensor, t: Tensor, conditioning: Conditioning, guidance: float | None = None) -> Tensor:
+    def denoise(
+        self, x: Tensor, t: Tensor, conditioning: Conditioning, guidance: float | None = None
+    ) -> Tensor:
         """The UNet's prediction, ``(B, C, H, W)``."""
         with self.computing():
             prediction = self.denoiser(
@@ -122,17 +131,25 @@ class StableDiffusion(Backbone):
 
     @property
     def embeds_guidance(self) -> bool:
-        """Whether the UNet was distilled to take the guidance scale, as latent consistency models are."""
+        """Whether the UNet was distilled to take the guidance scale, as latent consistency models
+        are.
+        """
         return cast(Any, self.denoiser).config.time_cond_proj_dim is not None
 
     def _guidance_embedding(self, x: Tensor, guidance: float | None) -> Tensor | None:
-        """The sinusoidal embedding ``(B, E)`` of ``w = guidance - 1``, as the stock pipeline makes it."""
+        """The sinusoidal embedding ``(B, E)`` of ``w = guidance - 1``, as the stock pipeline makes
+        it.
+        """
         if not self.embeds_guidance:
             return None
         width = cast(Any, self.denoiser).config.time_cond_proj_dim
         half = width // 2
         rates = torch.exp(torch.arange(half) * -(torch.log(torch.tensor(10000.0)) / (half - 1)))
-        angles = torch.tensor((1.0 if guidance is None else guidance) - 1).repeat(len(x))[:, None] * 1000 * rates
+        angles = (
+            torch.tensor((1.0 if guidance is None else guidance) - 1).repeat(len(x))[:, None]
+            * 1000
+            * rates
+        )
         embedding = torch.cat((angles.sin(), angles.cos()), dim=1)
         return nn.functional.pad(embedding, (0, width % 2)).to(x)
 
@@ -140,7 +157,9 @@ class StableDiffusion(Backbone):
         """Every ``attn2.to_k`` and ``attn2.to_v`` of the UNet."""
         ends = ("attn2.to_k", "attn2.to_v")
         found = ((n, m) for n, m in self.denoiser.named_modules() if n.endswith(ends))
-        return [TextInput({f"denoiser.{n}": m for n, m in found if isinstance(m, nn.Linear)}, "tokens")]
+        return [
+            TextInput({f"denoiser.{n}": m for n, m in found if isinstance(m, nn.Linear)}, "tokens")
+        ]
 
     def value_layers(self) -> dict[str, nn.Linear]:
         """Every ``attn2.to_v``."""
@@ -148,7 +167,11 @@ class StableDiffusion(Backbone):
 
     def cross_attention_parameters(self) -> dict[str, nn.Parameter]:
         """All of every ``attn2``: queries, keys, values and outputs."""
-        return {name: parameter for name, parameter in self.denoiser_parameters().items() if ".attn2." in name}
+        return {
+            name: parameter
+            for name, parameter in self.denoiser_parameters().items()
+            if ".attn2." in name
+        }
 
     def adaptable(self, place: Place) -> dict[str, nn.Module]:
         """Every ``attn2``, or every `Linear` and `Conv2d` inside an ``attentions`` block."""
@@ -156,7 +179,9 @@ class StableDiffusion(Backbone):
         if place == "cross-attention":
             return {name: module for name, module in found.items() if name.endswith(".attn2")}
         layers = (nn.Linear, nn.Conv2d)
-        return {name: m for name, m in found.items() if ".attentions." in name and isinstance(m, layers)}
+        return {
+            name: m for name, m in found.items() if ".attentions." in name and isinstance(m, layers)
+        }
 
     def attention(self) -> AbstractContextManager[dict[str, Tensor]]:
         """Collects the probabilities ``(B, heads, pixels, L)`` of every ``attn2``."""
@@ -167,7 +192,9 @@ class StableDiffusion(Backbone):
         most = len(self._scheduler.alphas_cumprod)
         if not 1 <= steps <= most:
             raise ErasureError(f"{self.name} needs from 1 to {most} sampling steps; found {steps}.")
-        return Sampler(fresh(self._scheduler), steps, self.device, begin_index=self._begins_at_index)
+        return Sampler(
+            fresh(self._scheduler), steps, self.device, begin_index=self._begins_at_index
+        )
 
     @property
     def sampler_name(self) -> str:
@@ -177,7 +204,9 @@ class StableDiffusion(Backbone):
     @property
     def sampling_fingerprint(self) -> str:
         """A short hash of the scheduler's class and config."""
-        config = {key: value for key, value in self._scheduler.config.items() if not key.startswith("_")}
+        config = {
+            key: value for key, value in self._scheduler.config.items() if not key.startswith("_")
+        }
         text = json.dumps([self.sampler_name, config], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -197,7 +226,9 @@ class StableDiffusion(Backbone):
         height, width = (size, size) if isinstance(size, int) else size
         for side in (height, width):
             if side < factor or side % factor:
-                raise ErasureError(f"{self.name} needs a size that is a multiple of {factor} pixels; found {side}.")
+                raise ErasureError(
+                    f"{self.name} needs a size that is a multiple of {factor} pixels; found {side}."
+                )
         return unet.in_channels, height // factor, width // factor
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -208,7 +239,9 @@ class StableDiffusion(Backbone):
         return cast(Tensor, (pictures.to(self.dtype) / 2 + 0.5).clamp(0, 1))
 
     def compress(self, pictures: Tensor) -> Tensor:
-        """Latents ``(B, C, h, w)`` of pictures in 0..1: the mode of the autoencoder's posterior, not a sample."""
+        """Latents ``(B, C, h, w)`` of pictures in 0..1: the mode of the autoencoder's posterior,
+        not a sample.
+        """
         vae = cast(Any, self.vae)
         with self.computing():
             latents = vae.encode(pictures * 2 - 1).latent_dist.mode()
@@ -221,12 +254,14 @@ def _process(name: str, scheduler: Any) -> Diffusion:
     prediction = scheduler.config.get("prediction_type")
     if prediction not in _PREDICTIONS or not hasattr(scheduler, "alphas_cumprod"):
         raise ErasureError(
-            f"{name} needs a sampler that predicts epsilon or v_prediction; found {kind} with {prediction!r}."
+            f"{name} needs a sampler that predicts epsilon or v_prediction; found {kind} with"
+            f" {prediction!r}."
         )
     process = Diffusion(scheduler.alphas_cumprod, _PREDICTIONS[prediction])
     if cause := unsupported(scheduler, process):
         raise ErasureError(
-            f"{name} needs another sampler: {kind} {cause}. Name DDIMScheduler in the folder's scheduler config, or "
-            "give the pipeline one: DDIMScheduler.from_config(pipeline.scheduler.config)."
+            f"{name} needs another sampler: {kind} {cause}. Name DDIMScheduler in the folder's"
+            " scheduler config, or give the pipeline one:"
+            " DDIMScheduler.from_config(pipeline.scheduler.config)."
         )
     return process

@@ -1,4 +1,6 @@
-"""Stable Diffusion XL: two CLIP towers read at the layer before the last, a pooled vector, sizes as conditions."""
+"""Stable Diffusion XL: two CLIP towers read at the layer before the last, a pooled vector, sizes as
+conditions.
+"""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar, Self, cast
@@ -11,18 +13,19 @@ from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.backbones.interface import TextInput
 from erasure_lightning.backbones.stable_diffusion import StableDiffusion
 from erasure_lightning.backbones.towers import ClipTower, Embedded, Encoded
-from erasure_lightning.worlds import World
+from erasure_lightning.concepts.worlds import World
 
 
 class StableDiffusionXL(StableDiffusion):
     """The parts of a Stable Diffusion XL pipeline.
 
-    The UNet reads both towers' states channel by channel, neither behind its final norm, and beside them the second
-    tower's projected state at the end of text and six numbers: original size, crop and target size.
+    The UNet reads both towers' states channel by channel, neither behind its final norm, and beside
+    them the second tower's projected state at the end of text and six numbers: original size, crop
+    and target size.
 
     Args:
-        zero_unconditional: Whether no prompt means zeros in place of the empty prompt's states, as the pipeline's
-            ``force_zeros_for_empty_prompt`` says.
+        zero_unconditional: Whether no prompt means zeros in place of the empty prompt's states, as
+            the pipeline's ``force_zeros_for_empty_prompt`` says.
         kwargs: Of `StableDiffusion`.
     """
 
@@ -74,8 +77,8 @@ class StableDiffusionXL(StableDiffusion):
     def join(self, prompts: Sequence[Embedded], outputs: Sequence[Encoded]) -> Conditioning:
         """Both towers' states ``(B, L, D_1 + D_2)``.
 
-        Meaning is compared by the first tower's state at the end of text and the pooled vector, each of length 1: the
-        cosine of two prompts is the mean of both towers' cosines.
+        Meaning is compared by the first tower's state at the end of text and the pooled vector,
+        each of length 1: the cosine of two prompts is the mean of both towers' cosines.
         """
         first, second = outputs
         tokens = torch.cat((first.tokens, second.tokens), dim=2)
@@ -91,7 +94,9 @@ class StableDiffusionXL(StableDiffusion):
         empty = super().unconditional(count)
         if not self.zero_unconditional:
             return empty
-        zero = {name: torch.zeros_like(getattr(empty, name)) for name in ("tokens", "pooled", "summary")}
+        zero = {
+            name: torch.zeros_like(getattr(empty, name)) for name in ("tokens", "pooled", "summary")
+        }
         return Conditioning(roles=empty.roles, ids=empty.ids, segments=empty.segments, **zero)
 
     @property
@@ -100,14 +105,18 @@ class StableDiffusionXL(StableDiffusion):
         return f"{super().sampling_fingerprint}{'-zeros' if self.zero_unconditional else ''}"
 
     def _added(self, x: Tensor, conditioning: Conditioning) -> dict[str, Tensor]:
-        """The pooled vector, and the sizes: pictures are original and uncropped, of the latents' own size."""
+        """The pooled vector, and the sizes: pictures are original and uncropped, of the latents'
+        own size.
+        """
         height, width = (side * self.vae_scale_factor for side in x.shape[-2:])
         sizes = torch.tensor([height, width, 0, 0, height, width], dtype=x.dtype, device=x.device)
         pooled = cast(Tensor, conditioning.pooled)
         return {"text_embeds": pooled, "time_ids": sizes.expand(len(pooled), -1)}
 
     def text_inputs(self) -> list[TextInput]:
-        """Every text key and value, and the columns of the added embedding that read the pooled vector."""
+        """Every text key and value, and the columns of the added embedding that read the pooled
+        vector.
+        """
         entry = cast(nn.Linear, cast(Any, self.denoiser).add_embedding.linear_1)
         width = cast(Any, self.towers[1].model).config.projection_dim
         pooled = TextInput({"denoiser.add_embedding.linear_1": entry}, "pooled", slice(0, width))

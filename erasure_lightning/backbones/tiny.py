@@ -1,4 +1,6 @@
-"""A tiny model of random weights of each family, built in a second: for tests, notebooks and plugin authors."""
+"""A tiny model of random weights of each family, built in a second: for tests, notebooks and plugin
+authors.
+"""
 
 from typing import Any, Literal, cast
 
@@ -14,13 +16,29 @@ Prediction = Literal["epsilon", "velocity"]
 
 #: Words the tiny tokenizer knows whole; it spells everything else letter by letter.
 WORDS = (
-    *("a", "an", "the", "of", "photo", "picture", "image", "drawing", "emoji", "small", "close", "up", "style", "in"),
+    *(
+        "a",
+        "an",
+        "the",
+        "of",
+        "photo",
+        "picture",
+        "image",
+        "drawing",
+        "emoji",
+        "small",
+        "close",
+        "up",
+        "style",
+        "in",
+    ),
     *("cat", "dog", "star", "heart", "tree", "car", "boat", "bird", "fish", "house"),
 )
 
 
 class TinyBackbone(StableDiffusion):
-    """Stable Diffusion with 0.2 M random parameters, 8x8 latents and a vocabulary of its own; needs no files.
+    """Stable Diffusion with 0.2 M random parameters, 8x8 latents and a vocabulary of its own; needs
+    no files.
 
     Args:
         seed: Of the weights.
@@ -33,12 +51,19 @@ class TinyBackbone(StableDiffusion):
             torch.manual_seed(seed)
             unet, vae = _unet(cross_attention_dim=32), _vae()
             tower = ClipTower(_text_encoder(tokenizer, "CLIPTextModel"), tokenizer)
-        super().__init__(name="TinyBackbone", unet=unet, vae=vae, towers=[tower], scheduler=_scheduler(prediction))
+        super().__init__(
+            name="TinyBackbone",
+            unet=unet,
+            vae=vae,
+            towers=[tower],
+            scheduler=_scheduler(prediction),
+        )
         self.requires_grad_(False).eval()
 
 
 class TinyXL(StableDiffusionXL):
-    """Stable Diffusion XL with 0.3 M random parameters, 8x8 latents and a vocabulary of its own; needs no files.
+    """Stable Diffusion XL with 0.3 M random parameters, 8x8 latents and a vocabulary of its own;
+    needs no files.
 
     Args:
         seed: Of the weights.
@@ -46,7 +71,9 @@ class TinyXL(StableDiffusionXL):
         zero_unconditional: Whether no prompt means zeros.
     """
 
-    def __init__(self, *, seed: int = 0, prediction: Prediction = "epsilon", zero_unconditional: bool = True) -> None:
+    def __init__(
+        self, *, seed: int = 0, prediction: Prediction = "epsilon", zero_unconditional: bool = True
+    ) -> None:
         tokenizers = _tokenizer(), _tokenizer()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -56,7 +83,9 @@ class TinyXL(StableDiffusionXL):
             )  # fmt: skip
             vae = _vae()
             first = _text_encoder(tokenizers[0], "CLIPTextModel", layers=3)
-            second = _text_encoder(tokenizers[1], "CLIPTextModelWithProjection", layers=3, width=24, projection=20)
+            second = _text_encoder(
+                tokenizers[1], "CLIPTextModelWithProjection", layers=3, width=24, projection=20
+            )
         super().__init__(
             name="TinyXL",
             unet=unet,
@@ -98,7 +127,9 @@ def _vae() -> Any:
 def _scheduler(prediction: Prediction, kind: str = "DDIMScheduler") -> Any:
     import diffusers
 
-    settings: dict[str, Any] = {"clip_sample": False, "set_alpha_to_one": False} if kind == "DDIMScheduler" else {}
+    settings: dict[str, Any] = (
+        {"clip_sample": False, "set_alpha_to_one": False} if kind == "DDIMScheduler" else {}
+    )
     return getattr(diffusers, kind)(
         beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, steps_offset=1,
         prediction_type={"epsilon": "epsilon", "velocity": "v_prediction"}[prediction], **settings,
@@ -123,7 +154,9 @@ def _tokenizer() -> Any:
     return CLIPTokenizer(vocab=vocabulary, merges=list(dict.fromkeys(merges)), model_max_length=16)
 
 
-def _text_encoder(tokenizer: Any, kind: str, *, layers: int = 2, width: int = 32, projection: int = 32) -> Any:
+def _text_encoder(
+    tokenizer: Any, kind: str, *, layers: int = 2, width: int = 32, projection: int = 32
+) -> Any:
     import transformers
 
     config = transformers.CLIPTextConfig(

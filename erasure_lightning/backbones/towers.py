@@ -9,8 +9,15 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from erasure_lightning.backbones.conditioning import CONCEPT, END, PADDING, START, TEMPLATE, positions
-from erasure_lightning.concepts import Phrase
+from erasure_lightning.backbones.conditioning import (
+    CONCEPT,
+    END,
+    PADDING,
+    START,
+    TEMPLATE,
+    positions,
+)
+from erasure_lightning.concepts.concept import Phrase
 from erasure_lightning.errors import ErasureError
 
 #: Prompts whose tokens are remembered.
@@ -58,7 +65,9 @@ class Encoded(NamedTuple):
 
     def to(self, dtype: torch.dtype) -> "Encoded":
         """The same in another precision."""
-        return Encoded(self.tokens.to(dtype), None if self.pooled is None else self.pooled.to(dtype))
+        return Encoded(
+            self.tokens.to(dtype), None if self.pooled is None else self.pooled.to(dtype)
+        )
 
 
 class TextTower(nn.Module, ABC):
@@ -69,7 +78,8 @@ class TextTower(nn.Module, ABC):
         tokenizer: Its tokenizer.
     """
 
-    #: Whether a position sees only those before it, so that a prompt need not be encoded past its end.
+    #: Whether a position sees only those before it, so that a prompt need not be encoded past its
+    #: end.
     causal: bool
 
     def __init__(self, model: nn.Module, tokenizer: Any) -> None:
@@ -89,7 +99,8 @@ class TextTower(nn.Module, ABC):
 
     @abstractmethod
     def read_parameters(self, blocks: int | None = None) -> dict[str, nn.Parameter]:
-        """Weights that the model's reading depends on, by name in the tower, but for token and position tables.
+        """Weights that the model's reading depends on, by name in the tower, but for token and
+        position tables.
 
         Args:
             blocks: Only so many blocks, counted from the layer that is read; all by default.
@@ -124,14 +135,19 @@ class TextTower(nn.Module, ABC):
         texts = [p.text if isinstance(p, Phrase) else p for p in prompts]
         spans = [(p.start, p.stop) if isinstance(p, Phrase) else (0, 0) for p in prompts]
         tokens = self.tokenizer(
-            texts, padding="max_length", truncation=True, return_offsets_mapping=True, return_tensors="pt"
+            texts,
+            padding="max_length",
+            truncation=True,
+            return_offsets_mapping=True,
+            return_tensors="pt",
         )
         roles = self.roles(tokens.input_ids, tokens.offset_mapping, spans)
         for text, (start, stop), row in zip(texts, spans, roles, strict=True):
             if stop > start and not (row == CONCEPT).any():
                 raise ErasureError(
-                    f"The text encoder reads {self.tokenizer.model_max_length} tokens; found {text[start:stop]!r} "
-                    f"behind the last of them in {text!r}. Shorten the sentence."
+                    f"The text encoder reads {self.tokenizer.model_max_length} tokens; found"
+                    f" {text[start:stop]!r} behind the last of them in {text!r}. Shorten the"
+                    " sentence."
                 )
         return zip(tokens.input_ids, roles, strict=True)
 
@@ -143,7 +159,9 @@ class TextTower(nn.Module, ABC):
         return [p for p, ids in zip(some, rows, strict=True) if len(ids) > most]
 
     def words(self) -> Tensor:
-        """Ids ``(W,)`` of tokens that are whole words: spelled, they are read as themselves between other words."""
+        """Ids ``(W,)`` of tokens that are whole words: spelled, they are read as themselves between
+        other words.
+        """
         ids = torch.arange(len(self.tokenizer))
         spelled = self.tokenizer.batch_decode(ids.unsqueeze(1), skip_special_tokens=True)
         read = self.tokenizer([f"a {word.strip()} a" for word in spelled]).input_ids
@@ -167,27 +185,35 @@ class ClipTower(TextTower):
     Args:
         model: A `CLIPTextModel`, or a `CLIPTextModelWithProjection`.
         tokenizer: Its `CLIPTokenizer`.
-        layer: Which hidden state the model reads: -1 the last, behind the final norm; -2 the one before, as it is.
+        layer: Which hidden state the model reads: -1 the last, behind the final norm; -2 the one
+            before, as it is.
         projection: Whether the model reads the projected state at the end of text too.
     """
 
     causal = True
 
-    def __init__(self, model: nn.Module, tokenizer: Any, *, layer: int = -1, projection: bool = False) -> None:
+    def __init__(
+        self, model: nn.Module, tokenizer: Any, *, layer: int = -1, projection: bool = False
+    ) -> None:
         super().__init__(model, tokenizer)
         self.layer = layer
         self.projection = projection
 
     def encode(self, embedded: Embedded) -> Encoded:
-        """Token states ``(B, L, D)`` of the layer that is read, and the projected state at the end of text."""
+        """Token states ``(B, L, D)`` of the layer that is read, and the projected state at the end
+        of text.
+        """
         model = cast(Any, self.model)
-        # CLIP's model takes ids alone; the table's output is the one place where other embeddings can enter.
+        # CLIP's model takes ids alone; the table's output is the one place where other embeddings
+        # can enter.
         words = embedded.embeddings.to(self.table.dtype)
         states: list[Tensor] = []
         with ExitStack() as hooks:
             table = model.get_input_embeddings()
             hooks.callback(table.register_forward_hook(lambda *_: words).remove)
-            if self.layer != -1:  # transformers' own records are wrong where two models share layers
+            if (
+                self.layer != -1
+            ):  # transformers' own records are wrong where two models share layers
                 hooks.callback(self._block().register_forward_hook(_recording(states)).remove)
             output = model(input_ids=embedded.ids)
         tokens = output.last_hidden_state if self.layer == -1 else states[0]
@@ -212,7 +238,9 @@ class ClipTower(TextTower):
         return roles
 
     def read_parameters(self, blocks: int | None = None) -> dict[str, nn.Parameter]:
-        """Blocks as far as they are read, and what stands behind the last of them: final norm and projection."""
+        """Blocks as far as they are read, and what stands behind the last of them: final norm and
+        projection.
+        """
         count = cast(Any, self.model).config.num_hidden_layers
         read = count + 1 + self.layer
         last = count if self.projection else read
@@ -223,4 +251,8 @@ class ClipTower(TextTower):
         if self.projection:
             parts += ("text_projection.",)
         named = self.model.named_parameters()
-        return {f"model.{name}": p for name, p in named if name.removeprefix("text_model.").startswith(parts)}
+        return {
+            f"model.{name}": p
+            for name, p in named
+            if name.removeprefix("text_model.").startswith(parts)
+        }

@@ -5,7 +5,7 @@ from dataclasses import replace
 from statistics import fmean
 from typing import NamedTuple
 
-from erasure_lightning.benchmark.cells import Status
+from erasure_lightning.benchmark.jobs import Status
 from erasure_lightning.benchmark.summary import Summary, directions
 from erasure_lightning.benchmark.table import Row
 
@@ -43,7 +43,10 @@ def tables(summary: Summary, table: Sequence[Row]) -> list[Table]:
     idle = [s.method for s in summary.standings if s.method not in begun]
     shown = replace(summary, standings=tuple(s for s in summary.standings if s.method in begun))
     means = _means(shown, table)
-    made = [means._replace(title=f"{means.title} Not run: {', '.join(idle)}.") if idle else means, _ranks(shown, table)]
+    made = [
+        means._replace(title=f"{means.title} Not run: {', '.join(idle)}.") if idle else means,
+        _ranks(shown, table),
+    ]
     return [*made, _concepts(shown, table)] if "harmonic" in summary.figures else made
 
 
@@ -63,7 +66,9 @@ def _means(summary: Summary, table: Sequence[Row]) -> Table:
         for s in summary.standings
     ]
     seeds = len({row["seed"] for row in table})
-    over = "concepts" + (f", and of the {seeds} training seeds within each" if seeds > 1 else " (one training seed)")
+    over = "concepts" + (
+        f", and of the {seeds} training seeds within each" if seeds > 1 else " (one training seed)"
+    )
     return Table(
         "Means over concepts, with 95 % bootstrap intervals over resamples of the "
         f"{over}. Where not all cells are finished, the mean is over those that are.", head, rows,
@@ -71,7 +76,12 @@ def _means(summary: Summary, table: Sequence[Row]) -> Table:
 
 
 def _ranks(summary: Summary, table: Sequence[Row]) -> Table:
-    head = ["method", "erasure ↑", "retention ↑", *(f"rank: {f.replace('_', ' ')}" for f in summary.figures)]
+    head = [
+        "method",
+        "erasure ↑",
+        "retention ↑",
+        *(f"rank: {f.replace('_', ' ')}" for f in summary.figures),
+    ]
     rows = [
         [
             s.method,
@@ -97,7 +107,10 @@ def _concepts(summary: Summary, table: Sequence[Row]) -> Table:
     for row in table:
         found.setdefault((row["concept"], row["method"]), []).append(row)
     groups = {row["concept"]: row["group"] for row in table}
-    rows = [[concept, group, *(_cell(found[concept, m]) for m in methods)] for concept, group in groups.items()]
+    rows = [
+        [concept, group, *(_cell(found[concept, m]) for m in methods)]
+        for concept, group in groups.items()
+    ]
     return Table(
         "Harmonic mean of 1 - efficacy, 1 - generality (where a domain is named) and specificity, by concept; a dash "
         "is a cell not run.", ["concept", "kind", *methods], rows,
@@ -105,7 +118,11 @@ def _concepts(summary: Summary, table: Sequence[Row]) -> Table:
 
 
 def _cell(rows: Sequence[Row]) -> str:
-    values = [row["harmonic"] for row in rows if row["status"] == Status.FINISHED and row["harmonic"] is not None]
+    values = [
+        row["harmonic"]
+        for row in rows
+        if row["status"] == Status.FINISHED and row["harmonic"] is not None
+    ]
     if values:
         return f"{fmean(values):.3f}"
     return "failed" if any(row["status"] == Status.FAILED for row in rows) else NOTHING
@@ -118,7 +135,10 @@ def markdown(made: Sequence[Table]) -> str:
 
 def _grid(table: Table) -> str:
     rule = ["---", *["---:"] * (len(table.head) - 1)]
-    return "\n".join(_line(cells, lambda text: text.replace("|", r"\|")) for cells in (table.head, rule, *table.rows))
+    return "\n".join(
+        _line(cells, lambda text: text.replace("|", r"\|"))
+        for cells in (table.head, rule, *table.rows)
+    )
 
 
 def _line(cells: Sequence[str], escape: Callable[[str], str]) -> str:

@@ -1,4 +1,6 @@
-"""The Pareto plot of a benchmark: what is forgotten against what is kept. matplotlib is imported where it is drawn."""
+"""The Pareto plot of a benchmark: what is forgotten against what is kept. matplotlib is imported
+where it is drawn.
+"""
 
 import io
 from collections.abc import Sequence
@@ -31,7 +33,14 @@ def plot_pareto(summary: Summary, name: str) -> bytes:
     for i, standing in enumerate(summary.standings):
         if standing.erasure and standing.retention:
             marker = MARKERS[i // len(COLOURS) % len(MARKERS)]
-            _point(axes, standing, standing.erasure, standing.retention, COLOURS[i % len(COLOURS)], marker)
+            _point(
+                axes,
+                standing,
+                standing.erasure,
+                standing.retention,
+                COLOURS[i % len(COLOURS)],
+                marker,
+            )
     _front(axes, [s for s in summary.standings if s.on_front])
     axes.set_xlabel("erasure: harmonic mean of 1 - efficacy and 1 - generality →")
     axes.set_ylabel("retention: specificity →")
@@ -48,8 +57,19 @@ def plot_pareto(summary: Summary, name: str) -> bytes:
     return buffer.getvalue()
 
 
-def _point(axes: "Axes", standing: Standing, erasure: Interval, retention: Interval, colour: str, marker: str) -> None:
-    label = standing.method if standing.complete else f"{standing.method} ({standing.finished}/{standing.cells} cells)"
+def _point(
+    axes: "Axes",
+    standing: Standing,
+    erasure: Interval,
+    retention: Interval,
+    colour: str,
+    marker: str,
+) -> None:
+    label = (
+        standing.method
+        if standing.complete
+        else f"{standing.method} ({standing.finished}/{standing.cells} cells)"
+    )
     axes.errorbar(
         erasure.mean, retention.mean, xerr=_reach(erasure), yerr=_reach(retention), label=label, color=colour,
         marker=marker, markersize=8, markerfacecolor=colour if standing.complete else "white", elinewidth=1, capsize=2,
@@ -58,7 +78,9 @@ def _point(axes: "Axes", standing: Standing, erasure: Interval, retention: Inter
 
 
 def _reach(interval: Interval) -> "np.ndarray[tuple[int, int], np.dtype[np.float64]] | None":
-    """How far an interval reaches to both sides, ``(2, 1)``; a percentile interval may lie beside its mean."""
+    """How far an interval reaches to both sides, ``(2, 1)``; a percentile interval may lie beside
+    its mean.
+    """
     if np.isnan(interval.low):
         return None
     return np.maximum([[interval.mean - interval.low], [interval.high - interval.mean]], 0.0)

@@ -1,4 +1,6 @@
-"""Statistics of a benchmark as pure functions: bootstrap intervals, ranks, Pareto front, hypervolume."""
+"""Statistics of a benchmark as pure functions: bootstrap intervals, ranks, Pareto front,
+hypervolume.
+"""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -14,16 +16,21 @@ class Interval(NamedTuple):
     high: float
 
     def __str__(self) -> str:
-        return f"{self.mean:.3f}" if np.isnan(self.low) else f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        return (
+            f"{self.mean:.3f}"
+            if np.isnan(self.low)
+            else f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        )
 
 
 def bootstrap(
     groups: Sequence[Sequence[float]], level: float = 0.95, resamples: int = 10_000, seed: int = 0
 ) -> Interval:
-    """The mean of groups' means, and its percentile interval by a bootstrap on two levels (Efron 1979).
+    """The mean of groups' means, and its percentile interval by a bootstrap on two levels (Efron
+    1979).
 
-    Each resample draws as many groups as there are, with replacement, and within each group drawn as many values as it
-    has, with replacement: concepts, and the training seeds of each.
+    Each resample draws as many groups as there are, with replacement, and within each group drawn
+    as many values as it has, with replacement: concepts, and the training seeds of each.
 
     Args:
         groups: At least one, each with at least one value.
@@ -58,12 +65,22 @@ def ranks(values: Sequence[float], higher: bool) -> list[float]:
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Which points no other one dominates: is at least as high in both coordinates, and higher in one."""
-    return [i for i, (x, y) in enumerate(points) if not any(a >= x and b >= y and (a > x or b > y) for a, b in points)]
+    """Which points no other one dominates: is at least as high in both coordinates, and higher in
+    one.
+    """
+    return [
+        i
+        for i, (x, y) in enumerate(points)
+        if not any(a >= x and b >= y and (a > x or b > y) for a, b in points)
+    ]
 
 
-def hypervolume(points: Sequence[tuple[float, float]], reference: tuple[float, float] = (0.0, 0.0)) -> float:
-    """The area that points dominate, down to a reference (Zitzler and Thiele 1998); 0 without any above it."""
+def hypervolume(
+    points: Sequence[tuple[float, float]], reference: tuple[float, float] = (0.0, 0.0)
+) -> float:
+    """The area that points dominate, down to a reference (Zitzler and Thiele 1998); 0 without any
+    above it.
+    """
     area, height = 0.0, reference[1]
     for x, y in sorted(points, reverse=True):
         if x > reference[0] and y > height:

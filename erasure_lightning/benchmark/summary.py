@@ -1,10 +1,12 @@
-"""What follows from a benchmark's table: each method's means with intervals, ranks, and who is on the Pareto front."""
+"""What follows from a benchmark's table: each method's means with intervals, ranks, and who is on
+the Pareto front.
+"""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, harmonic_mean
 
-from erasure_lightning.benchmark.cells import Status
+from erasure_lightning.benchmark.jobs import Status
 from erasure_lightning.benchmark.statistics import Interval, bootstrap, front, hypervolume, ranks
 from erasure_lightning.benchmark.table import PROTOCOL, Row
 from erasure_lightning.errors import ErasureError
@@ -24,10 +26,13 @@ class Standing:
     Args:
         method: Its name.
         finished, cells: How many of its cells were measured, out of how many.
-        figures: Mean of each figure over concepts, with its interval; those measured nowhere are left out.
+        figures: Mean of each figure over concepts, with its interval; those measured nowhere are
+            left out.
         erasure, retention: The coordinates of the Pareto plot; None before the first cell.
-        ranks: Mean over concepts of its rank among the complete methods, by figure; empty unless it is complete.
-        on_front: Whether no complete method erases and retains at least as well, and one of them better.
+        ranks: Mean over concepts of its rank among the complete methods, by figure; empty unless it
+            is complete.
+        on_front: Whether no complete method erases and retains at least as well, and one of them
+            better.
         contribution: The area that it alone adds to the hypervolume of the complete methods.
         seconds: Mean of training.
     """
@@ -45,7 +50,9 @@ class Standing:
 
     @property
     def complete(self) -> bool:
-        """Whether all of its cells were measured; otherwise its means are over other concepts than those of others."""
+        """Whether all of its cells were measured; otherwise its means are over other concepts than
+        those of others.
+        """
         return self.finished == self.cells
 
 
@@ -54,8 +61,10 @@ class Summary:
     """A benchmark at a glance.
 
     Args:
-        standings: The methods', the complete ones by their mean rank in the harmonic mean, then the others.
-        hypervolume: The area under the complete methods' Pareto front, 1 at best; None without complete methods.
+        standings: The methods', the complete ones by their mean rank in the harmonic mean, then the
+            others.
+        hypervolume: The area under the complete methods' Pareto front, 1 at best; None without
+            complete methods.
         figures: Those that were measured, attacks behind the others.
     """
 
@@ -68,7 +77,8 @@ def summarize(table: Sequence[Row]) -> Summary:
     """Bring a table's rows together.
 
     Args:
-        table: All cells' rows, finished or not; what is not finished counts for nothing, not for zero.
+        table: All cells' rows, finished or not; what is not finished counts for nothing, not for
+            zero.
 
     Raises:
         ErasureError: If no cell has finished.
@@ -76,21 +86,29 @@ def summarize(table: Sequence[Row]) -> Summary:
     done = [row for row in table if row["status"] == Status.FINISHED]
     if not done:
         raise ErasureError("A summary needs at least one finished cell; found none.")
-    figures = tuple(name for name in directions(table) if any(row[name] is not None for row in done))
+    figures = tuple(
+        name for name in directions(table) if any(row[name] is not None for row in done)
+    )
     methods = list(dict.fromkeys(row["method"] for row in table))
     complete = [m for m in methods if all(row["status"] == Status.FINISHED for row in of(table, m))]
     points = {m: _point(of(done, m)) for m in complete}
     known = {m: p for m, p in points.items() if p}
     best = {list(known)[i] for i in front(list(known.values()))}
     ranked = _ranks(table, complete, figures)
-    standings = [_standing(m, of(table, m), figures, ranked.get(m, {}), m in best, known) for m in methods]
+    standings = [
+        _standing(m, of(table, m), figures, ranked.get(m, {}), m in best, known) for m in methods
+    ]
     standings.sort(key=lambda s: (not s.complete, s.ranks.get("harmonic", 0.0)))
     return Summary(tuple(standings), hypervolume(list(known.values())) if known else None, figures)
 
 
 def directions(table: Sequence[Row]) -> dict[str, bool]:
     """Figures of a table, and whether higher is better; an attack had better not succeed."""
-    attacks = [n for n in table[0] if n.startswith("attack_") and not n.endswith(("_low", "_high", PROTOCOL))]
+    attacks = [
+        n
+        for n in table[0]
+        if n.startswith("attack_") and not n.endswith(("_low", "_high", PROTOCOL))
+    ]
     return DIRECTIONS | dict.fromkeys(attacks, False)
 
 
@@ -100,7 +118,9 @@ def of(table: Iterable[Row], method: str) -> list[Row]:
 
 
 def erasure(row: Row) -> float | None:
-    """How much is forgotten, 0..1: the harmonic mean of 1 - efficacy and 1 - generality, of what was measured."""
+    """How much is forgotten, 0..1: the harmonic mean of 1 - efficacy and 1 - generality, of what
+    was measured.
+    """
     terms = [1 - row[name] for name in ("efficacy", "generality") if row[name] is not None]
     return harmonic_mean(terms) if terms else None
 
@@ -126,12 +146,18 @@ def _estimate(values: Iterable[tuple[str, float | None]]) -> Interval | None:
 
 
 def _point(done: Sequence[Row]) -> tuple[float, float] | None:
-    both = [by_concept((row["concept"], of_row(row)) for row in done) for of_row in (erasure, retention)]
+    both = [
+        by_concept((row["concept"], of_row(row)) for row in done) for of_row in (erasure, retention)
+    ]
     return (fmean(map(fmean, both[0])), fmean(map(fmean, both[1]))) if all(both) else None
 
 
-def _ranks(table: Sequence[Row], complete: Sequence[str], figures: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Mean over concepts of the complete methods' ranks; what a concept was not measured in ranks nobody in it."""
+def _ranks(
+    table: Sequence[Row], complete: Sequence[str], figures: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """Mean over concepts of the complete methods' ranks; what a concept was not measured in ranks
+    nobody in it.
+    """
     higher, found = directions(table), {m: dict[str, float]() for m in complete}
     for figure in figures:
         places: list[list[float]] = []
@@ -167,6 +193,8 @@ def _standing(
         retention=_estimate((row["concept"], retention(row)) for row in done),
         ranks=ranked,
         on_front=best,
-        contribution=hypervolume([*points.values()]) - hypervolume(others) if method in points else 0.0,
+        contribution=(
+            hypervolume([*points.values()]) - hypervolume(others) if method in points else 0.0
+        ),
         seconds=fmean(seconds) if seconds else None,
     )

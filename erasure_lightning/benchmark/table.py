@@ -1,4 +1,6 @@
-"""The table of a benchmark: a row a cell, with its figures, their intervals, its cost, and how it was measured."""
+"""The table of a benchmark: a row a cell, with its figures, their intervals, its cost, and how it
+was measured.
+"""
 
 import csv
 import io
@@ -10,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from erasure_lightning.attacks.outcome import Outcome
-from erasure_lightning.benchmark.cells import Cell, Status
+from erasure_lightning.benchmark.jobs import Cell, Status
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.files import write_atomically, write_json
+from erasure_lightning.files.writing import write_atomically, write_json
 from erasure_lightning.metrics.estimates import Estimate
 from erasure_lightning.metrics.protocol import Protocol, Result
 
@@ -94,7 +96,9 @@ def _cost(path: Path) -> Row:
         found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         return {name: found.get(name) for name in COSTS}
     except (ValueError, AttributeError) as error:
-        raise ErasureError(f"{path} needs what a fit cost; found something else ({error}). Delete it.") from error
+        raise ErasureError(
+            f"{path} needs what a fit cost; found something else ({error}). Delete it."
+        ) from error
 
 
 def check_protocols(table: Sequence[Row], protocols: Mapping[str, Protocol]) -> None:
@@ -109,8 +113,9 @@ def check_protocols(table: Sequence[Row], protocols: Mapping[str, Protocol]) -> 
             other = first.setdefault((row["concept"], column), row)
             if difference := protocols[other[column]].difference(protocols[row[column]]):
                 raise ErasureError(
-                    f"{_called(other)} and {_called(row)} were measured differently and cannot stand in one summary. "
-                    f"They differ in {difference}. Delete one's folder and run the benchmark again."
+                    f"{_called(other)} and {_called(row)} were measured differently and cannot"
+                    f" stand in one summary. They differ in {difference}. Delete one's folder and"
+                    " run the benchmark again."
                 )
 
 
@@ -119,7 +124,9 @@ def _called(row: Row) -> str:
 
 
 def save(folder: Path, table: Sequence[Row], protocols: Mapping[str, Protocol]) -> None:
-    """Write ``table.csv``, where pyarrow is installed ``table.parquet``, and ``protocols.json`` by identity."""
+    """Write ``table.csv``, where pyarrow is installed ``table.parquet``, and ``protocols.json`` by
+    identity.
+    """
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, list(table[0]))
     writer.writeheader()
@@ -138,10 +145,21 @@ def _parquet(table: Sequence[Row]) -> bytes | None:
         from pyarrow import parquet
     except ModuleNotFoundError:
         return None
-    texts = {"method", "concept", "group", "status", "message"} | {name for name in table[0] if name.endswith(PROTOCOL)}
+    texts = {"method", "concept", "group", "status", "message"} | {
+        name for name in table[0] if name.endswith(PROTOCOL)
+    }
     whole = {"seed", "steps", "trained_parameters", "evaluations", "backwards"}
     schema = pyarrow.schema(
-        (name, pyarrow.string() if name in texts else pyarrow.int64() if name in whole else pyarrow.float64())
+        (
+            name,
+            (
+                pyarrow.string()
+                if name in texts
+                else pyarrow.int64()
+                if name in whole
+                else pyarrow.float64()
+            ),
+        )
         for name in table[0]
     )
     sink = pyarrow.BufferOutputStream()

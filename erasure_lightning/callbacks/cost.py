@@ -9,19 +9,20 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from erasure_lightning.erasure import ErasureModule
-from erasure_lightning.files import write_json
-from erasure_lightning.ranks import gathered, rank
-from erasure_lightning.tally import Tally
+from erasure_lightning.diffusion.evaluation_counter import Tally
+from erasure_lightning.distributed.collectives import gathered, rank
+from erasure_lightning.files.writing import write_json
+from erasure_lightning.training.base import ErasureModule
 
 
 class Cost(Callback):
     """Writes ``cost.json`` into the run's folder when a fit has ended.
 
-    ``seconds`` of training (all parts of a resumed run together), ``steps``, ``trained_parameters``, ``evaluations``
-    (latents that a denoiser was asked about, the original's included) with ``backwards`` among them that a gradient
-    could flow through, and ``peak_gib``: the most memory a process held up to then, of the GPU's if it trained there.
-    Evaluations are those of all ranks.
+    ``seconds`` of training (all parts of a resumed run together), ``steps``,
+    ``trained_parameters``, ``evaluations`` (latents that a denoiser was asked about, the original's
+    included) with ``backwards`` among them that a gradient could flow through, and ``peak_gib``:
+    the most memory a process held up to then, of the GPU's if it trained there. Evaluations are
+    those of all ranks.
     """
 
     def __init__(self) -> None:
@@ -33,7 +34,10 @@ class Cost(Callback):
         """Start the clock, and count what denoisers are asked."""
         self._start = time.monotonic()
         module = cast(ErasureModule, pl_module)
-        self._tally.denoisers = {module.backbone.denoiser, module.original.denoiser}  # may be one and the same
+        self._tally.denoisers = {
+            module.backbone.denoiser,
+            module.original.denoiser,
+        }  # may be one and the same
         self._tally.start()
 
     @property
@@ -58,7 +62,10 @@ class Cost(Callback):
     def _asked(self) -> dict[str, int]:
         """What all ranks asked of denoisers."""
         ranks = gathered([(self._tally.evaluations, self._tally.backwards)])
-        return {"evaluations": sum(rank[0] for rank in ranks), "backwards": sum(rank[1] for rank in ranks)}
+        return {
+            "evaluations": sum(rank[0] for rank in ranks),
+            "backwards": sum(rank[1] for rank in ranks),
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """What was spent, so that a resumed run adds to it."""

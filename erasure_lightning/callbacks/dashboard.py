@@ -5,23 +5,30 @@ from pathlib import Path
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from erasure_lightning.boards import boards
-from erasure_lightning.erasure import ErasureModule
-from erasure_lightning.exhibits import facts, show_cost, show_edit, show_figures, show_samples
 from erasure_lightning.metrics.protocol import Result
-from erasure_lightning.runs import Run
+from erasure_lightning.runs.dashboard_content import (
+    facts,
+    show_cost,
+    show_edit,
+    show_figures,
+    show_samples,
+)
+from erasure_lightning.runs.dashboards import boards
+from erasure_lightning.runs.folder import Run
+from erasure_lightning.training.base import ErasureModule
 
 
 class Dashboard(Callback):
     """Shows a run where a W&B or a TensorBoard logger is there.
 
-    Beside the curves that every logger gets: what the run is, the grid, its pictures as a table, the figures with their
-    intervals, the cost, and the edit as an artifact.
+    Beside the curves that every logger gets: what the run is, the grid, its pictures as a table,
+    the figures with their intervals, the cost, and the edit as an artifact.
 
     It reads what other callbacks have written into the run's folder, each time after all of them.
 
     Args:
-        edit: Whether the edit itself is kept on the board; that of a whole denoiser may be gigabytes.
+        edit: Whether the edit itself is kept on the board; that of a whole denoiser may be
+            gigabytes.
     """
 
     def __init__(self, edit: bool = True) -> None:

@@ -11,7 +11,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.runs import Run
+from erasure_lightning.runs.folder import Run
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -30,12 +30,13 @@ class Interrupted(BaseException):
 
 
 class LastCheckpoint(Checkpoint):
-    """Saves ``checkpoints/last.ckpt`` every so many steps, and when interrupted; a second interruption stops at once.
+    """Saves ``checkpoints/last.ckpt`` every so many steps, and when interrupted; a second
+    interruption stops at once.
 
-    A checkpoint is written beside the last one, and takes its place when the next step begins. For Lightning logs a
-    step after its callbacks have seen its end, and a kill between the two would cost the row. Nor does the last step's
-    ever take it: a run that went on from there would not be told that training ends, on which methods and callbacks
-    finish their work.
+    A checkpoint is written beside the last one, and takes its place when the next step begins. For
+    Lightning logs a step after its callbacks have seen its end, and a kill between the two would
+    cost the row. Nor does the last step's ever take it: a run that went on from there would not be
+    told that training ends, on which methods and callbacks finish their work.
 
     Args:
         every: Steps between two saves, at least 1.
@@ -73,7 +74,9 @@ class LastCheckpoint(Checkpoint):
                 signal.signal(number, handler)
 
     def listen_in(self, trainer: Trainer) -> None:
-        """Take signals back from a trainer as soon as it takes them: its handler waits for the other ranks."""
+        """Take signals back from a trainer as soon as it takes them: its handler waits for the
+        other ranks.
+        """
         self._trainer = trainer
         connector = cast(Any, trainer)._signal_connector
         register = connector.register_signal_handlers
@@ -99,7 +102,9 @@ class LastCheckpoint(Checkpoint):
         self._training = True
         self._step = trainer.global_step
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         """Take the last step's checkpoint for good, and stop if asked to.
 
         Raises:
@@ -113,7 +118,8 @@ class LastCheckpoint(Checkpoint):
             self._training = False
             saved = f"Interrupted after step {trainer.global_step} and saved; go on with"
             raise Interrupted(
-                self._asked or signal.SIGTERM, f"{saved} `erasure fit --ckpt_path {trainer.default_root_dir}`."
+                self._asked or signal.SIGTERM,
+                f"{saved} `erasure fit --ckpt_path {trainer.default_root_dir}`.",
             )
 
     def on_train_batch_end(
@@ -121,7 +127,9 @@ class LastCheckpoint(Checkpoint):
     ) -> None:
         """Save when it is time, or when asked to stop; every rank stops if one was asked to."""
         asked = _any(trainer, self._asked is not None)
-        if trainer.global_step == self._step:  # gradients are being added up, and a checkpoint does not hold them
+        if (
+            trainer.global_step == self._step
+        ):  # gradients are being added up, and a checkpoint does not hold them
             return
         self._step, self._stopping = trainer.global_step, asked
         if asked or self._step % self.every == 0:
@@ -144,7 +152,8 @@ class LastCheckpoint(Checkpoint):
         if _any(trainer, self._asked is not None):
             written = "Interrupted after the last step; the edit is written. Measure it with"
             raise Interrupted(
-                self._asked or signal.SIGTERM, f"{written} `erasure test --ckpt_path {trainer.default_root_dir}`."
+                self._asked or signal.SIGTERM,
+                f"{written} `erasure test --ckpt_path {trainer.default_root_dir}`.",
             )
 
 

@@ -11,38 +11,39 @@ from rich.table import Table
 from torch import Tensor
 from torchmetrics import Metric
 
-from erasure_lightning.callbacks.pairs import PairCallback
-from erasure_lightning.erasure import ErasureModule
-from erasure_lightning.metrics.judge import Judge
+from erasure_lightning.callbacks.paired_images import PairCallback
+from erasure_lightning.concepts.vocabulary import Vocabulary
+from erasure_lightning.data.image_plan import Shot
+from erasure_lightning.distributed.collectives import gathered
+from erasure_lightning.metrics.estimates import Estimate
+from erasure_lightning.metrics.groups import ERASING, QUESTIONS, STRUCTURE
 from erasure_lightning.metrics.protocol import Protocol, Result, short_hash
-from erasure_lightning.metrics.questions import ERASING, QUESTIONS, STRUCTURE
 from erasure_lightning.metrics.scorer import Scorer
-from erasure_lightning.metrics.seeds import (
-    Estimate,
+from erasure_lightning.metrics.seed_statistics import (
     FeatureSimilarity,
     ImageText,
     PixelDistance,
     Recognized,
 )
-from erasure_lightning.ranks import gathered
-from erasure_lightning.shots import Shot
-from erasure_lightning.vocabulary import Vocabulary
+from erasure_lightning.metrics.zero_shot import Judge
+from erasure_lightning.training.base import ErasureModule
 
 NO_SCORER = (
-    "Measure needs a scorer to recognise things; found none, so only pixels are compared. Give it CLIP or SigLIP: "
-    "--trainer.callbacks+=Measure --trainer.callbacks.scorer=FOLDER (or a Hub id: openai/clip-vit-base-patch32)."
+    "Measure needs a scorer to recognise things; found none, so only pixels are compared. Give it"
+    " CLIP or SigLIP: --trainer.callbacks+=Measure --trainer.callbacks.scorer=FOLDER (or a Hub id:"
+    " openai/clip-vit-base-patch32)."
 )
 
 
 class Measure(PairCallback):
     """Measures an edit on the pictures of ``test`` or ``validate``.
 
-    Writes ``metrics.json`` into the run's folder, logs the means as ``measure/...`` and prints a table. The figures of
-    the last run are its ``result``.
+    Writes ``metrics.json`` into the run's folder, logs the means as ``measure/...`` and prints a
+    table. The figures of the last run are its ``result``.
 
     Args:
-        scorer: Folder or Hub id of a CLIP or SigLIP that tells what a picture shows; the world's own by default. Where
-            there is neither, only pixels are compared.
+        scorer: Folder or Hub id of a CLIP or SigLIP that tells what a picture shows; the world's
+            own by default. Where there is neither, only pixels are compared.
     """
 
     def __init__(self, scorer: str | None = None) -> None:
@@ -63,7 +64,9 @@ class Measure(PairCallback):
     def finish(self, trainer: Trainer, module: ErasureModule) -> None:
         """Bring the ranks' figures together; log, write and print them."""
         edit = module.description()
-        self.result = result = Result(self._gauge.protocol(module, edit), edit, self._gauge.estimates())
+        self.result = result = Result(
+            self._gauge.protocol(module, edit), edit, self._gauge.estimates()
+        )
         del self._gauge  # A scorer need not stay in memory.
         module.log_dict(_means(result), sync_dist=True)
         if trainer.is_global_zero:
@@ -82,7 +85,11 @@ class Gauge:
     """
 
     def __init__(
-        self, scorer: Scorer | None, vocabulary: Vocabulary, shots: Sequence[Shot], device: torch.device
+        self,
+        scorer: Scorer | None,
+        vocabulary: Vocabulary,
+        shots: Sequence[Shot],
+        device: torch.device,
     ) -> None:
         self.scorer = scorer
         self.seeds = sorted({s.seed for s in shots})
@@ -111,7 +118,9 @@ class Gauge:
         """Measure pictures ``(B, 3, H, W)`` of both models."""
         self.measured += shots
         self.side = edited.shape[-1]
-        rows = {group: [i for i, s in enumerate(shots) if s.group == group] for group in self.groups}
+        rows = {
+            group: [i for i, s in enumerate(shots) if s.group == group] for group in self.groups
+        }
         features = None
         if self.scorer:
             features = self.scorer.images(original), self.scorer.images(edited)
@@ -120,9 +129,13 @@ class Gauge:
                     self._recognize(group, when, [shots[i] for i in chosen], images[chosen])
         if kept := rows.get("specificity"):
             seeds = [shots[i].seed for i in kept]
-            self.metrics["structure", "distance", "after"].update(edited[kept], original[kept], seeds)
+            self.metrics["structure", "distance", "after"].update(
+                edited[kept], original[kept], seeds
+            )
             if features:
-                self.metrics["structure", "similarity", "after"].update(features[1][kept], features[0][kept], seeds)
+                self.metrics["structure", "similarity", "after"].update(
+                    features[1][kept], features[0][kept], seeds
+                )
 
     def _recognize(self, group: str, when: str, shots: Sequence[Shot], images: Tensor) -> None:
         if not shots:
@@ -135,7 +148,9 @@ class Gauge:
         self.metrics[group, "image_text", when].update(images, texts, seeds)
 
     def estimates(self) -> dict[str, dict[str, dict[str, Estimate]]]:
-        """What was measured on all ranks, without what no picture was drawn for. Every rank must call it."""
+        """What was measured on all ranks, without what no picture was drawn for. Every rank must
+        call it.
+        """
         found: dict[str, dict[str, dict[str, Estimate]]] = {}
         for (group, name, when), metric in self.metrics.items():
             estimate = metric.compute()
@@ -147,7 +162,10 @@ class Gauge:
         """How it was measured. Every rank must call it."""
         shots = sorted(set(gathered(self.measured)))
         return Protocol(
-            prompts={group: sorted({s.prompt for s in shots if s.group == group}) for group in self.groups},
+            prompts={
+                group: sorted({s.prompt for s in shots if s.group == group})
+                for group in self.groups
+            },
             seeds=sorted({s.seed for s in shots}),
             steps=shots[0].steps,
             guidance=shots[0].guidance,
@@ -163,30 +181,44 @@ class Gauge:
 
 
 def _means(result: Result) -> dict[str, float]:
-    """``measure/efficacy_before``, ``measure/efficacy_image_text_after``, ``measure/structure_distance``, ..."""
+    """``measure/efficacy_before``, ``measure/efficacy_image_text_after``,
+    ``measure/structure_distance``, ...
+    """
     means = {}
     for group, metrics in result.estimates.items():
         for name, whens in metrics.items():
             for when, estimate in whens.items():
-                parts = [group, *([] if name == "recognized" else [name]), *([] if group == "structure" else [when])]
+                parts = [
+                    group,
+                    *([] if name == "recognized" else [name]),
+                    *([] if group == "structure" else [when]),
+                ]
                 means["measure/" + "_".join(parts)] = estimate.mean
     overall = {f"measure/overall_{when}": result.overall(when) for when in ("before", "after")}
     return means | {name: value for name, value in overall.items() if value is not None}
 
 
 def table(result: Result) -> Table:
-    """The figures for people: a row a question, 95 % intervals over seeds, and which direction is good."""
+    """The figures for people: a row a question, 95 % intervals over seeds, and which direction is
+    good.
+    """
     seeds = len(result.protocol.seeds)
-    made = Table(title=f"The edit, measured with {seeds} seeds (95 % intervals)", caption=_caption(result))
+    made = Table(
+        title=f"The edit, measured with {seeds} seeds (95 % intervals)", caption=_caption(result)
+    )
     for column in ("", "what it asks", "before", "after", "better"):
         made.add_column(column)
     for group, metrics in result.estimates.items():
         if group == "structure":
             continue
         before, after = (_narrow(metrics["recognized"][when]) for when in ("before", "after"))
-        made.add_row(group, QUESTIONS[group], before, after, "lower" if group in ERASING else "higher")
+        made.add_row(
+            group, QUESTIONS[group], before, after, "lower" if group in ERASING else "higher"
+        )
     for name, whens in result.estimates.get("structure", {}).items():
-        made.add_row("structure", STRUCTURE[name][0], "", _narrow(whens["after"]), STRUCTURE[name][1])
+        made.add_row(
+            "structure", STRUCTURE[name][0], "", _narrow(whens["after"]), STRUCTURE[name][1]
+        )
     return made
 
 
@@ -199,4 +231,8 @@ def _caption(result: Result) -> str:
     if not result.protocol.scorer:
         return NO_SCORER
     before, after = (result.overall(when) for when in ("before", "after"))
-    return "" if before is None or after is None else f"overall (harmonic mean): {before:.3f} before, {after:.3f} after"
+    return (
+        ""
+        if before is None or after is None
+        else f"overall (harmonic mean): {before:.3f} before, {after:.3f} after"
+    )

@@ -7,7 +7,8 @@ class Progress(RichProgressBar):
     """Lightning's bar with our words: erasing, measuring, drawing.
 
     Args:
-        refresh_rate: Steps between two updates; one at every step took a sixth of the time of a small run.
+        refresh_rate: Steps between two updates; one at every step took a sixth of the time of a
+            small run.
     """
 
     def __init__(self, refresh_rate: int = 5) -> None:

@@ -8,21 +8,21 @@ from jsonargparse import Namespace
 from rich.console import Console
 from rich.table import Table
 
+from erasure_lightning.api.load import load_edited
 from erasure_lightning.attacks.base import Attack
 from erasure_lightning.attacks.outcome import ASKED, OUTCOME_FILE, Outcome
 from erasure_lightning.attacks.runner import attack_all, of_edit, write_outcome
 from erasure_lightning.attacks.target import Target, Trials
-from erasure_lightning.checkpoints import locate
-from erasure_lightning.claims import working_in
 from erasure_lightning.cli.configs import checked_config, dump_yaml, load_yaml
-from erasure_lightning.cli.messages import tidy
-from erasure_lightning.cli.names import arguments, options
-from erasure_lightning.cli.noise import hush
+from erasure_lightning.cli.error_messages import tidy
 from erasure_lightning.cli.parser import Parser
-from erasure_lightning.edited import load_edited
+from erasure_lightning.cli.short_names import arguments, options
+from erasure_lightning.cli.warning_filters import hush
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.files.locks import working_in
 from erasure_lightning.registry import find_attack, known_attacks
-from erasure_lightning.runs import run_of, slug
+from erasure_lightning.runs.folder import run_of, slug
+from erasure_lightning.training.checkpoints import locate
 
 QUESTIONS = {
     "original": "the original, asked plainly",
@@ -41,35 +41,54 @@ def attack(argv: list[str]) -> None:
     parser = _parser()
     config = parser.parse_args(_helped(_arguments(argv)))
     if config.ckpt_path is None:
-        raise ErasureError("erasure attack needs an edit: give --ckpt_path RUN, or an edit.safetensors.")
+        raise ErasureError(
+            "erasure attack needs an edit: give --ckpt_path RUN, or an edit.safetensors."
+        )
     if config.attack is None:
-        raise ErasureError(f"erasure attack needs an attack: give --attack NAME. Known: {_known()}.")
+        raise ErasureError(
+            f"erasure attack needs an attack: give --attack NAME. Known: {_known()}."
+        )
     checkpoint = locate(config.ckpt_path, "attack")
     name = config.attack.class_path.rsplit(".", 1)[-1]
     folder = Path(config.out) if config.out else run_of(checkpoint).root / "attacks" / slug(name)
     with working_in(folder):
         if (folder / OUTCOME_FILE).exists():
             raise ErasureError(
-                f"{folder} holds what {name} found already, which is never overwritten. Choose another with --out."
+                f"{folder} holds what {name} found already, which is never overwritten. Choose"
+                " another with --out."
             )
         made = _instantiated(parser, config)
         outcome = _attacked(made.attack, checkpoint, made.data, folder)
     Console().print(_table(outcome))
-    print(f"{_back(outcome)}Attacked; what it found is in {folder}, pictures in {folder / 'grid.png'}.")
+    print(
+        f"{_back(outcome)}Attacked; what it found is in {folder}, pictures in"
+        f" {folder / 'grid.png'}."
+    )
 
 
 def _parser() -> Parser:
     parser = Parser(
         prog="erasure attack",
-        description="Try to bring back what a run erased. --attack NAME --help lists the attack's own options. "
-        f"Known: {_known()} (`erasure attacks` lists all).",
+        description=(
+            "Try to bring back what a run erased. --attack NAME --help lists the attack's own"
+            f" options. Known: {_known()} (`erasure attacks` lists all)."
+        ),
     )
     parser.add_argument(
-        "-c", "--config", action="config", help="A config by path or name: an attack's, or a run's to draw alike."
+        "-c",
+        "--config",
+        action="config",
+        help="A config by path or name: an attack's, or a run's to draw alike.",
     )
-    parser.add_argument("--ckpt_path", type=str | None, help="A run, its edit.safetensors or a .ckpt.")
-    parser.add_argument("--out", type=str | None, help="The folder to write into; RUN/attacks/NAME by default.")
-    parser.add_subclass_arguments(Attack, "attack", required=False, help="What to try: its name, and its budget.")
+    parser.add_argument(
+        "--ckpt_path", type=str | None, help="A run, its edit.safetensors or a .ckpt."
+    )
+    parser.add_argument(
+        "--out", type=str | None, help="The folder to write into; RUN/attacks/NAME by default."
+    )
+    parser.add_subclass_arguments(
+        Attack, "attack", required=False, help="What to try: its name, and its budget."
+    )
     parser.add_class_arguments(Trials, "data")
     return parser
 
@@ -79,7 +98,9 @@ def _known() -> str:
 
 
 def _arguments(argv: list[str]) -> list[str]:
-    """How the run was measured, then the configs, then all other arguments; each overrules what stands before it."""
+    """How the run was measured, then the configs, then all other arguments; each overrules what
+    stands before it.
+    """
     named, others, words = [], list[str](), iter(argv)
     for word in words:
         option, equals, value = word.partition("=")
@@ -106,7 +127,11 @@ def _config(path: Path) -> str:
         content["attack"] = {"class_path": name}
     if "model" in content:
         data = content.get("data") or {}
-        content = {"data": {name: value for name, value in data.items() if name in Trials.__dataclass_fields__}}
+        content = {
+            "data": {
+                name: value for name, value in data.items() if name in Trials.__dataclass_fields__
+            }
+        }
     return dump_yaml(content)
 
 
@@ -116,12 +141,16 @@ def _instantiated(parser: Parser, config: Namespace) -> Namespace:
         return made
     except ValueError as error:
         cause = error if isinstance(error, ErasureError) else error.__cause__
-        raise ErasureError(str(cause) if isinstance(cause, ErasureError) else tidy(str(error), parser)) from error
+        raise ErasureError(
+            str(cause) if isinstance(cause, ErasureError) else tidy(str(error), parser)
+        ) from error
 
 
 def _attacked(attack: Attack, checkpoint: Path, trials: Trials, folder: Path) -> Outcome:
     module = load_edited(checkpoint).to(torch.accelerator.current_accelerator() or "cpu")
-    outcome, attempts = attack_all(attack, Target(module.backbone, module.original, module.concepts, trials))
+    outcome, attempts = attack_all(
+        attack, Target(module.backbone, module.original, module.concepts, trials)
+    )
     edit = hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:16]
     outcome = of_edit(outcome, type(module).__name__, edit, _paper(outcome.attack))
     write_outcome(folder, outcome, attempts)

@@ -12,16 +12,16 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from erasure_lightning.benchmark.cells import Cell, Status, begun, cells, files
+from erasure_lightning.benchmark.jobs import Cell, Status, begun, cells, files
 from erasure_lightning.benchmark.suite import Reader, Suite
 from erasure_lightning.cli.arguments import Arguments, count
 from erasure_lightning.cli.configs import SHIPPED, checked_config, load_yaml
-from erasure_lightning.cli.names import find_concepts
-from erasure_lightning.concept_files import read_concepts
-from erasure_lightning.concepts import in_short
+from erasure_lightning.cli.short_names import find_concepts
+from erasure_lightning.concepts.concept import in_short
+from erasure_lightning.concepts.files import read_concepts
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.files import write_atomically
-from erasure_lightning.runs import RUNS, slug
+from erasure_lightning.files.writing import write_atomically
+from erasure_lightning.runs.folder import RUNS, slug
 
 SUITE_FILE = "suite.yaml"
 
@@ -60,18 +60,40 @@ def benchmark(argv: list[str]) -> None:
 def _parser() -> Arguments:
     parser = Arguments(
         "erasure benchmark",
-        description="Erase each concept of a suite by each of its methods, attack each edit, and bring what was "
-        "measured together. Run again, it goes on where it was stopped; failed cells are tried again.",
+        description=(
+            "Erase each concept of a suite by each of its methods, attack each edit, and bring what"
+            " was measured together. Run again, it goes on where it was stopped; failed cells are"
+            " tried again."
+        ),
     )
-    parser.add_argument("suite", metavar="SUITE", help="a YAML file, or the name of a shipped one (emoji-bench)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="the benchmark's folder; runs/NAME by default")
-    parser.add_argument("--jobs", type=count, default=1, metavar="N", help="cells side by side; 1 by default")
-    parser.add_argument("--threads", type=count, metavar="N", help="of each; OMP_NUM_THREADS, or the cores shared out")
+    parser.add_argument(
+        "suite", metavar="SUITE", help="a YAML file, or the name of a shipped one (emoji-bench)"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="the benchmark's folder; runs/NAME by default"
+    )
+    parser.add_argument(
+        "--jobs", type=count, default=1, metavar="N", help="cells side by side; 1 by default"
+    )
+    parser.add_argument(
+        "--threads",
+        type=count,
+        metavar="N",
+        help="of each; OMP_NUM_THREADS, or the cores shared out",
+    )
     chosen = parser.add_mutually_exclusive_group()
-    chosen.add_argument("--list", action="store_true", help="print the cells' numbers and how far each is")
-    chosen.add_argument("--cell", type=int, metavar="I", help="run this cell alone, as an array of SLURM does")
-    chosen.add_argument("--summary", action="store_true", help="run nothing; bring together what there is")
-    chosen.add_argument("--check", action="store_true", help="run nothing; is each concept drawn before any edit?")
+    chosen.add_argument(
+        "--list", action="store_true", help="print the cells' numbers and how far each is"
+    )
+    chosen.add_argument(
+        "--cell", type=int, metavar="I", help="run this cell alone, as an array of SLURM does"
+    )
+    chosen.add_argument(
+        "--summary", action="store_true", help="run nothing; bring together what there is"
+    )
+    chosen.add_argument(
+        "--check", action="store_true", help="run nothing; is each concept drawn before any edit?"
+    )
     return parser
 
 
@@ -92,12 +114,17 @@ def _find(name: str) -> Path:
         return found
     near = difflib.get_close_matches(path.stem, shipped, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise ErasureError(f"unknown suite {name!r}: no such file.{hint} Shipped: {', '.join(sorted(shipped)) or 'none'}.")
+    raise ErasureError(
+        f"unknown suite {name!r}: no such file.{hint} Shipped:"
+        f" {', '.join(sorted(shipped)) or 'none'}."
+    )
 
 
 def _chosen(every: Sequence[Cell], number: int) -> Cell:
     if not 0 <= number < len(every):
-        raise ErasureError(f"--cell needs a number from 0 to {len(every) - 1} (see --list); found {number}.")
+        raise ErasureError(
+            f"--cell needs a number from 0 to {len(every) - 1} (see --list); found {number}."
+        )
     return every[number]
 
 
@@ -106,21 +133,23 @@ def _check_folder(suite: Suite, out: Path) -> None:
     if (held := out / SUITE_FILE).exists():
         if (difference := _reader().read(held).difference(suite)) and begun(out):
             raise ErasureError(
-                f"{out} holds another benchmark's cells. They differ in {difference} (there and here). Choose another "
-                "--out, or undo the change."
+                f"{out} holds another benchmark's cells. They differ in {difference} (there and"
+                " here). Choose another --out, or undo the change."
             )
     elif out.exists() and any(out.iterdir()):
-        raise ErasureError(f"{out} is not empty and holds no benchmark ({SUITE_FILE}). Choose another --out.")
+        raise ErasureError(
+            f"{out} is not empty and holds no benchmark ({SUITE_FILE}). Choose another --out."
+        )
 
 
 def _run(suite: Suite, out: Path, chosen: Sequence[Cell], options: argparse.Namespace) -> None:
     """Run what is missing of cells.
 
     Raises:
-        ErasureError: If a method's config or options are wrong, which would fail every cell of it; at the end, if a
-            single cell that was asked for failed.
+        ErasureError: If a method's config or options are wrong, which would fail every cell of it;
+            at the end, if a single cell that was asked for failed.
     """
-    from erasure_lightning.benchmark.running import Engine
+    from erasure_lightning.benchmark.engine import Engine
 
     _check_folder(suite, out)
     missing = [cell for cell in chosen if cell.status is not Status.FINISHED]
@@ -130,13 +159,22 @@ def _run(suite: Suite, out: Path, chosen: Sequence[Cell], options: argparse.Name
     for path, text in files(suite, out):
         write_atomically(path, text.encode())
     threads = options.threads or _threads(options.jobs)
-    print(f"{suite.name}: {len(missing)} of {len(chosen)} cells to run, {options.jobs} side by side, in {out}")
+    print(
+        f"{suite.name}: {len(missing)} of {len(chosen)} cells to run, {options.jobs} side by side,"
+        f" in {out}"
+    )
     with _farewell(options.suite, out):
         for number, done in enumerate(Engine(options.jobs, threads).run(missing), start=1):
             told = f" ({done.message}; see {done.cell.log})" if done.message else ""
-            print(f"[{number}/{len(missing)}] {done.cell}: {done.status} after {done.seconds:.0f} s{told}", flush=True)
+            print(
+                f"[{number}/{len(missing)}] {done.cell}: {done.status} after {done.seconds:.0f}"
+                f" s{told}",
+                flush=True,
+            )
     if options.cell is not None and chosen[0].failure.exists():
-        raise ErasureError(f"{chosen[0]} failed: {chosen[0].failure.read_text(encoding='utf-8').strip()}")
+        raise ErasureError(
+            f"{chosen[0]} failed: {chosen[0].failure.read_text(encoding='utf-8').strip()}"
+        )
 
 
 def _threads(jobs: int) -> int:
@@ -157,8 +195,8 @@ def _farewell(suite: str, out: Path) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         print(
-            f"Stopped; finished cells are kept in {out}, and the others save what they can. Go on with the same "
-            f"command: erasure benchmark {suite} --out {out}",
+            f"Stopped; finished cells are kept in {out}, and the others save what they can. Go on"
+            f" with the same command: erasure benchmark {suite} --out {out}",
             flush=True,
         )
         raise
@@ -167,7 +205,8 @@ def _farewell(suite: str, out: Path) -> Iterator[None]:
 
 
 def _check_options(suite: Suite, missing: Sequence[Cell]) -> None:
-    """Raise if no attack has a name, or if `erasure fit` would refuse a method's arguments, and so every cell of it.
+    """Raise if no attack has a name, or if `erasure fit` would refuse a method's arguments, and so
+    every cell of it.
 
     Raises:
         ErasureError: With the attack, or the method.
@@ -178,7 +217,9 @@ def _check_options(suite: Suite, missing: Sequence[Cell]) -> None:
     for attack in suite.attacks:
         if attack.attack.isidentifier():
             find_attack(attack.attack)
-    with tempfile.TemporaryDirectory() as scratch:  # a folder of a suite that cannot run would be in the way
+    with (
+        tempfile.TemporaryDirectory() as scratch
+    ):  # a folder of a suite that cannot run would be in the way
         for path, text in files(suite, Path(scratch)):
             write_atomically(path, text.encode())
         for cell in cells(suite, Path(scratch))[:: len(suite.concepts)][: len(suite.methods)]:
@@ -200,28 +241,36 @@ def _check(suite: Suite) -> None:
     import torch
 
     from erasure_lightning.backbones.loading import load_backbone
-    from erasure_lightning.benchmark.premise import DOMAINS, STYLES, THINGS, Examiner
-    from erasure_lightning.cli.noise import hush
+    from erasure_lightning.benchmark.baseline_check import DOMAINS, STYLES, THINGS, Examiner
+    from erasure_lightning.cli.warning_filters import hush
 
     hush()
     seeds = suite.options.get("data.seeds", SEEDS)
     if not isinstance(seeds, int):
-        raise ErasureError(f"{suite.name}: options.data.seeds needs a whole number; found {seeds!r}.")
+        raise ErasureError(
+            f"{suite.name}: options.data.seeds needs a whole number; found {seeds!r}."
+        )
     device = torch.accelerator.current_accelerator() or "cpu"
     examiner, odd = Examiner(load_backbone(suite.backbone).to(device), seeds), []
     print(
-        f"Recognised by {suite.backbone} before any edit, {seeds} seeds; needed: {THINGS:g} of own prompts ({STYLES:g}"
+        f"Recognised by {suite.backbone} before any edit, {seeds} seeds; needed: {THINGS:g} of own"
+        f" prompts ({STYLES:g}"
     )
     print(f"of a style's) and of neighbours, {DOMAINS:g} of the domain's.\n")
     print(f"{'concept':24}{'kind':8}{'own':>6}{'domain':>8}{'neighbours':>12}  holds")
     for entry in suite.concepts:
         found = examiner.premise(entry)
-        own, domain, near = ("-" if s is None else f"{s:.2f}" for s in (found.own, found.domain, found.neighbours))
+        own, domain, near = (
+            "-" if s is None else f"{s:.2f}" for s in (found.own, found.domain, found.neighbours)
+        )
         holds = "yes" if found.holds else "NO"
         print(f"{entry.name:24}{entry.group:8}{own:>6}{domain:>8}{near:>12}  {holds}", flush=True)
         odd += [] if found.holds else [entry.name]
     if odd:
-        raise ErasureError(f"{suite.backbone} does not draw well enough what is to be erased or kept: {in_short(odd)}.")
+        raise ErasureError(
+            f"{suite.backbone} does not draw well enough what is to be erased or kept:"
+            f" {in_short(odd)}."
+        )
 
 
 def _summarize(suite: Suite, out: Path, every: Sequence[Cell]) -> None:
@@ -241,7 +290,10 @@ def _summarize(suite: Suite, out: Path, every: Sequence[Cell]) -> None:
     failed = [row for row in table if row["status"] == Status.FAILED]
     if any(row["status"] == Status.FINISHED for row in table):
         summary = summarize(table)
-        text, plotted = markdown(tables(summary, table)), any(s.erasure and s.retention for s in summary.standings)
+        text, plotted = (
+            markdown(tables(summary, table)),
+            any(s.erasure and s.retention for s in summary.standings),
+        )
         plot = "![Pareto plot](pareto.png)\n\n" if plotted else ""
         write_atomically(out / "summary.md", f"# {suite.name}\n\n{plot}{text}".encode())
         write_atomically(out / "summary.tex", latex(tables(summary, table)).encode())
@@ -251,5 +303,11 @@ def _summarize(suite: Suite, out: Path, every: Sequence[Cell]) -> None:
     else:
         print(f"No cell has finished yet; the table is in {out}.")
     if failed:
-        first = f"{failed[0]['method']} {failed[0]['concept']} seed {failed[0]['seed']}: {failed[0]['message']}"
-        raise ErasureError(f"{len(failed)} of {len(table)} cells failed; run again to retry them. The first, {first}")
+        first = (
+            f"{failed[0]['method']} {failed[0]['concept']} seed {failed[0]['seed']}:"
+            f" {failed[0]['message']}"
+        )
+        raise ErasureError(
+            f"{len(failed)} of {len(table)} cells failed; run again to retry them. The first,"
+            f" {first}"
+        )

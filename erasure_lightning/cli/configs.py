@@ -13,33 +13,47 @@ from typing import Any
 import yaml
 
 import erasure_lightning
-from erasure_lightning.concepts import Concepts
+from erasure_lightning.concepts.concept import Concepts
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.files.strict_yaml import StrictLoader
 from erasure_lightning.registry import ATTACK, METHOD
-from erasure_lightning.strict_yaml import StrictLoader
 
 _PACKAGE = Path(erasure_lightning.__file__).parent
 
 #: In a wheel the configs lie in the package, in a checkout beside it.
-SHIPPED = next((p for p in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if p.is_dir()), _PACKAGE / "configs")
+SHIPPED = next(
+    (p for p in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if p.is_dir()),
+    _PACKAGE / "configs",
+)
 
 
 def shipped_configs(*within: str) -> dict[str, Path]:
-    """Configs by file name: ours, and those in the folder ``configs`` of packages with methods; ours come first.
+    """Configs by file name: ours, and those in the folder ``configs`` of packages with methods;
+    ours come first.
 
     Args:
-        within: Folders inside that are looked into, the first before the second; by default that folder itself.
+        within: Folders inside that are looked into, the first before the second; by default that
+            folder itself.
     """
-    folders = [folder / inside for inside in within or ("",) for folder in (SHIPPED, *_plugin_folders())]
-    return {path.name: path for folder in reversed(folders) for path in sorted(folder.glob("*.yaml"))}
+    folders = [
+        folder / inside for inside in within or ("",) for folder in (SHIPPED, *_plugin_folders())
+    ]
+    return {
+        path.name: path for folder in reversed(folders) for path in sorted(folder.glob("*.yaml"))
+    }
 
 
 def _plugin_folders() -> Iterator[Path]:
-    """Found without importing anything: a package that is broken, or slow, harms nobody who does not name it."""
+    """Found without importing anything: a package that is broken, or slow, harms nobody who does
+    not name it.
+    """
     for entry in (*entry_points(group=METHOD.group), *entry_points(group=ATTACK.group)):
         with suppress(Exception):
             spec = find_spec(entry.value.partition(":")[0].partition(".")[0])
-            yield from (Path(folder, "configs") for folder in (spec and spec.submodule_search_locations) or ())
+            yield from (
+                Path(folder, "configs")
+                for folder in (spec and spec.submodule_search_locations) or ()
+            )
 
 
 def find_config(name: str, *within: str) -> Path:
@@ -60,7 +74,10 @@ def find_config(name: str, *within: str) -> Path:
         return found
     near = difflib.get_close_matches(f"{path.stem}.yaml", shipped, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise ErasureError(f"unknown config {name!r}: no such file.{hint} Shipped: {', '.join(sorted(shipped)) or 'none'}.")
+    raise ErasureError(
+        f"unknown config {name!r}: no such file.{hint} Shipped:"
+        f" {', '.join(sorted(shipped)) or 'none'}."
+    )
 
 
 def checked_config(name: str, *within: str) -> Path:
@@ -75,9 +92,13 @@ def checked_config(name: str, *within: str) -> Path:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
-        raise ErasureError(f"{path}{where}: no valid YAML ({getattr(error, 'problem', error)}).") from error
+        raise ErasureError(
+            f"{path}{where}: no valid YAML ({getattr(error, 'problem', error)})."
+        ) from error
     if not isinstance(content, dict):
-        raise ErasureError(f"{path} needs options as `name: value` lines; found {type(content).__name__}.")
+        raise ErasureError(
+            f"{path} needs options as `name: value` lines; found {type(content).__name__}."
+        )
     return path
 
 
@@ -103,13 +124,20 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(_FLOAT), lis
 def load_yaml(text: str) -> Any:
     """What a config, or a value on the command line, says."""
     value = yaml.load(text, Loader=_Loader)
-    if isinstance(value, dict) and value and all(v is None for v in value.values()) and not text.rstrip().endswith("}"):
+    if (
+        isinstance(value, dict)
+        and value
+        and all(v is None for v in value.values())
+        and not text.rstrip().endswith("}")
+    ):
         return value if "\n" in text else text  # `word:` alone is a word
     return value
 
 
 #: PyYAML's own dumper, since LightningCLI dumps its config with it too.
-yaml.SafeDumper.add_representer(Concepts, lambda dumper, found: dumper.represent_list(list(map(asdict, found.listed))))
+yaml.SafeDumper.add_representer(
+    Concepts, lambda dumper, found: dumper.represent_list(list(map(asdict, found.listed)))
+)
 
 
 def dump_yaml(value: Any) -> str:

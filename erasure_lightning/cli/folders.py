@@ -8,16 +8,19 @@ from jsonargparse import Namespace
 
 from erasure_lightning.cli.rank import first
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.runs import Run, default_run, run_of, unused
+from erasure_lightning.runs.folder import Run, default_run, run_of, unused
 
 #: Where the launching process tells the processes it starts.
 _VARIABLE = "ERASURE_RUN_DIR"
 
 
-def choose(command: str, config: Namespace, checkpoint: Path | None, file: Path | None = None) -> Run:
+def choose(
+    command: str, config: Namespace, checkpoint: Path | None, file: Path | None = None
+) -> Run:
     """The folder of a command.
 
-    Processes that Lightning starts are told it. Those that torchrun or a scheduler starts find it out and check it
+    Processes that Lightning starts are told it. Those that torchrun or a scheduler starts find it
+    out and check it
     each: nothing but a config is written there before they have met.
 
     Args:
@@ -29,7 +32,11 @@ def choose(command: str, config: Namespace, checkpoint: Path | None, file: Path 
     Raises:
         ErasureError: If something there would be overwritten.
     """
-    if "LOCAL_RANK" in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ and _VARIABLE in os.environ:
+    if (
+        "LOCAL_RANK" in os.environ
+        and "TORCHELASTIC_RUN_ID" not in os.environ
+        and _VARIABLE in os.environ
+    ):
         return Run(Path(os.environ[_VARIABLE]))
     run = _folder(command, config, checkpoint, file)
     check(command, run, checkpoint)
@@ -55,12 +62,19 @@ def check(command: str, run: Run, checkpoint: Path | None) -> None:
     elif command == "fit":
         run.check_unused()
     elif unused(run.root) != run.root:
-        raise ErasureError(f"{run.root} is not empty, and nothing is overwritten. Choose another --run_dir.")
+        raise ErasureError(
+            f"{run.root} is not empty, and nothing is overwritten. Choose another --run_dir."
+        )
 
 
 def _warn_of_half_an_edit(command: str, config: Namespace, checkpoint: Path | None) -> None:
     """Say so where a run is named that has no edit yet; who names its last.ckpt means it."""
-    if command == "fit" or checkpoint is None or checkpoint == Path(config.ckpt_path) or not first():
+    if (
+        command == "fit"
+        or checkpoint is None
+        or checkpoint == Path(config.ckpt_path)
+        or not first()
+    ):
         return
     run = run_of(checkpoint)
     if checkpoint == run.last:
@@ -73,7 +87,9 @@ def _folder(command: str, config: Namespace, checkpoint: Path | None, file: Path
         return Run(Path(config.run_dir))
     if command == "fit" and checkpoint is None:
         names = [concept.name for concept in config.model.init_args.concepts.listed]
-        run = default_run(config.model.class_path.rsplit(".", 1)[-1], [file.stem] if file else names)
+        run = default_run(
+            config.model.class_path.rsplit(".", 1)[-1], [file.stem] if file else names
+        )
         draw = os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None
         return (
             Run(run.root.with_name(f"{run.root.name}-{draw}")) if draw else run

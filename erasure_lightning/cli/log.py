@@ -8,19 +8,25 @@ from typing import Any, NamedTuple
 
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
-from erasure_lightning.attacks.exhibit import show_attacks
+from erasure_lightning.attacks.dashboards import show_attacks
 from erasure_lightning.attacks.outcome import OUTCOME_FILE, Outcome
-from erasure_lightning.boards import Board, boards, wandb_arguments
 from erasure_lightning.cli.arguments import Arguments
 from erasure_lightning.cli.loggers import check_account, closing
-from erasure_lightning.cli.noise import hush
-from erasure_lightning.edits import read_edit
+from erasure_lightning.cli.warning_filters import hush
+from erasure_lightning.edits.edit import read_edit
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.exhibits import facts, show_cost, show_edit, show_figures, show_samples
-from erasure_lightning.loggers import read_metrics
 from erasure_lightning.metrics.protocol import Result
-from erasure_lightning.runs import Run
-from erasure_lightning.sharing import shareable
+from erasure_lightning.runs.csv_log import read_metrics
+from erasure_lightning.runs.dashboard_content import (
+    facts,
+    show_cost,
+    show_edit,
+    show_figures,
+    show_samples,
+)
+from erasure_lightning.runs.dashboards import Board, boards, wandb_arguments
+from erasure_lightning.runs.folder import Run
+from erasure_lightning.runs.redaction import shareable
 
 
 class Entry(NamedTuple):
@@ -62,13 +68,25 @@ def log(argv: list[str]) -> None:
 
 
 def _parser() -> Arguments:
-    parser = Arguments("erasure log", description="Show finished runs, and what attacks found, where a team looks.")
+    parser = Arguments(
+        "erasure log", description="Show finished runs, and what attacks found, where a team looks."
+    )
     parser.add_argument(
-        "paths", nargs="+", type=Path, metavar="PATH", help="a run's folder, for it and its attacks; or an attack's"
+        "paths",
+        nargs="+",
+        type=Path,
+        metavar="PATH",
+        help="a run's folder, for it and its attacks; or an attack's",
     )
     parser.add_argument("--to", required=True, choices=("wandb", "tensorboard"), help="where to")
-    parser.add_argument("--offline", action="store_true", help="keep W&B's run in the folder, for `wandb sync` later")
-    parser.add_argument("--project", metavar="NAME", help="of W&B; `erasure` by default, as for fit")
+    parser.add_argument(
+        "--offline",
+        action="store_true",
+        help="keep W&B's run in the folder, for `wandb sync` later",
+    )
+    parser.add_argument(
+        "--project", metavar="NAME", help="of W&B; `erasure` by default, as for fit"
+    )
     return parser
 
 
@@ -79,12 +97,20 @@ def _entries(path: Path) -> Iterator[Entry]:
     run = Run(path)
     if not run.edit.is_file():
         raise ErasureError(
-            f"erasure log needs the folder of a finished run or of an attack; found neither {run.edit.name} nor "
-            f"{OUTCOME_FILE} in {path}."
+            "erasure log needs the folder of a finished run or of an attack; found neither"
+            f" {run.edit.name} nor {OUTCOME_FILE} in {path}."
         )
     description = read_edit(run.edit)[1]
     concepts = [concept["name"] for concept in description["concepts"]]
-    yield Entry(path, path.name, "fit", concepts, facts(description), lambda board: _show(board, run), _curves(run))
+    yield Entry(
+        path,
+        path.name,
+        "fit",
+        concepts,
+        facts(description),
+        lambda board: _show(board, run),
+        _curves(run),
+    )
     yield from (_attack(file.parent) for file in sorted(run.attacks.glob(f"*/{OUTCOME_FILE}")))
 
 
@@ -98,8 +124,20 @@ def _attack(folder: Path) -> Entry:
         "arguments": shareable(outcome.arguments),
         "protocol": outcome.protocol.identity,
     }
-    name = f"{folder.parent.parent.name}-{folder.name}" if folder.parent.name == "attacks" else folder.name
-    return Entry(folder, name, "attack", outcome.concepts, known, lambda board: show_attacks(board, [outcome]), [])
+    name = (
+        f"{folder.parent.parent.name}-{folder.name}"
+        if folder.parent.name == "attacks"
+        else folder.name
+    )
+    return Entry(
+        folder,
+        name,
+        "attack",
+        outcome.concepts,
+        known,
+        lambda board: show_attacks(board, [outcome]),
+        [],
+    )
 
 
 def _show(board: Board, run: Run) -> None:
@@ -112,7 +150,10 @@ def _show(board: Board, run: Run) -> None:
 
 def _curves(run: Run) -> list[tuple[int, dict[str, float]]]:
     return [
-        (int(row["step"]), {name: float(value) for name, value in row.items() if name != "step" and value})
+        (
+            int(row["step"]),
+            {name: float(value) for name, value in row.items() if name != "step" and value},
+        )
         for row in read_metrics(run.log)
     ]
 

@@ -9,8 +9,8 @@ from typing import Any
 from jsonargparse import Namespace
 from lightning.pytorch.loggers import Logger
 
-from erasure_lightning.boards import close, wandb_arguments
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.runs.dashboards import close, wandb_arguments
 
 #: Where W&B copies what it will upload: into the user's home, unless told otherwise.
 _STAGING = "WANDB_DATA_DIR"
@@ -39,8 +39,9 @@ def name(loggers: Any, method: str, concepts: Sequence[str], job: str, folder: P
     for logger in filter(_is_wandb, _configured(loggers)):
         if logger.init_args.get("settings") is not None:
             raise ErasureError(
-                "The wandb logger needs its settings as they are, which keep host, user, folders and keys off its "
-                "records; found others. Use its own options (--trainer.logger.project, ...) and variables (WANDB_...)."
+                "The wandb logger needs its settings as they are, which keep host, user, folders"
+                " and keys off its records; found others. Use its own options"
+                " (--trainer.logger.project, ...) and variables (WANDB_...)."
             )
         ours = wandb_arguments(method, concepts, job, folder.name)
         ours["project"] = os.environ.get("WANDB_PROJECT") or ours["project"]
@@ -85,7 +86,9 @@ def check_wandb(loggers: Any) -> None:
     """
     asked = list(filter(_is_wandb, _configured(loggers)))
     if asked:
-        check_account(all(logger.init_args.offline for logger in asked), "--trainer.logger.offline true")
+        check_account(
+            all(logger.init_args.offline for logger in asked), "--trainer.logger.offline true"
+        )
 
 
 def check_account(offline: bool, way_out: str) -> None:
@@ -104,8 +107,8 @@ def check_account(offline: bool, way_out: str) -> None:
 
     if not wandb.login(prompt=False):
         raise ErasureError(
-            "The wandb logger needs an API key to log online; found none. Log in with `wandb login`, or log offline: "
-            f"{way_out}, or WANDB_MODE=offline."
+            "The wandb logger needs an API key to log online; found none. Log in with `wandb"
+            f" login`, or log offline: {way_out}, or WANDB_MODE=offline."
         )
 
 

@@ -72,8 +72,8 @@ def main(argv: list[str] | None = None) -> int:
         argv: Arguments; those of the process by default.
 
     Returns:
-        0; 1 where `plan` says that a fit does not fit; 2 for a mistake of the user; 128 + the signal for an
-        interruption (or for a reader who left).
+        0; 1 where `plan` says that a fit does not fit; 2 for a mistake of the user; 128 + the
+        signal for an interruption (or for a reader who left).
     """
     given = sys.argv[1:] if argv is None else argv
     try:
@@ -85,7 +85,8 @@ def main(argv: list[str] | None = None) -> int:
         message, code = _words(error)
         if not code:
             raise
-        # Ranks of one run meet the same mistakes, and an error of one alone the first rank may have been told of.
+        # Ranks of one run meet the same mistakes, and an error of one alone the first rank may have
+        # been told of.
         front = prefix(together="".join(given[:1]) not in _OWN)
         if front is not None and not getattr(error, "told", False):
             print(f"{front}erasure: {' '.join(message.split())}", file=sys.stderr)
@@ -93,27 +94,37 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _words(error: BaseException) -> tuple[str, int]:
-    """What is said of an error that the user can mend or has brought about, and the exit code; 0 for any other."""
+    """What is said of an error that the user can mend or has brought about, and the exit code; 0
+    for any other.
+    """
     if isinstance(error, ErasureError):
         return f"error: {error}", 2
     if isinstance(error, OSError) and error.errno in _SYSTEM:
         return f"error: {_refused(error)}", 2
     if isinstance(error, KeyboardInterrupt):
         return "Interrupted.", 130
-    return str(error), getattr(error, "exit_code", 0)  # an `Interrupted`, whose class would import Lightning
+    return str(error), getattr(
+        error, "exit_code", 0
+    )  # an `Interrupted`, whose class would import Lightning
 
 
 def _refused(error: OSError) -> str:
     where = error.filename or "The run's folder"
     if error.errno in _WRITING:
-        return f"{where} could not be written: {error.strerror}. What was there before is untouched."
+        return (
+            f"{where} could not be written: {error.strerror}. What was there before is untouched."
+        )
     return f"{where} could not be used: {error.strerror}."
 
 
 def _dispatch(argv: list[str]) -> int:
     command = argv[0] if argv else "--help"
     if command in ("-h", "--help", "help"):
-        print(USAGE.format(commands="\n".join(f"  {name:12}{text}" for name, text in COMMANDS.items())))
+        print(
+            USAGE.format(
+                commands="\n".join(f"  {name:12}{text}" for name, text in COMMANDS.items())
+            )
+        )
     elif command == "--version":
         print(f"erasure-lightning {version('erasure-lightning')}")
     elif command in _OWN:

@@ -8,13 +8,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-import erasure_lightning
 from erasure_lightning.cli.arguments import Arguments
 from erasure_lightning.cli.configs import shipped_configs
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.registry import known_methods
 
-SKELETONS = Path(erasure_lightning.__file__).parent / "skeletons"
+SKELETONS = Path(__file__).parent / "skeletons"
 
 #: What each shape of method does before it is rewritten.
 SUMMARIES = {
@@ -22,7 +21,8 @@ SUMMARIES = {
     "closed_form": "Sends the concept's tokens where the anchor's went",
 }
 
-#: Skeletons by where they go in a checkout of this repository; names are those of the skeletons' ``MyMethod``.
+#: Skeletons by where they go in a checkout of this repository; names are those of the skeletons'
+#: ``MyMethod``.
 CHECKOUT = {
     "erasure_lightning/methods/my_method.py": "{shape}.py.txt",
     "configs/my-method.yaml": "{shape}.yaml.txt",
@@ -54,15 +54,27 @@ def new_method(argv: list[str]) -> None:
     """Write a new method with its config and its test, and say what to do next.
 
     Raises:
-        ErasureError: If the name will not do, something would be overwritten, or there is no checkout.
+        ErasureError: If the name will not do, something would be overwritten, or there is no
+            checkout.
     """
-    parser = Arguments("erasure new-method", description="Write a method that works, to be rewritten into your own.")
+    parser = Arguments(
+        "erasure new-method",
+        description="Write a method that works, to be rewritten into your own.",
+    )
     parser.add_argument("name", metavar="NAME", help="its class name: MyMethod, or my-method")
-    parser.add_argument("--plugin", action="store_true", help="as a package of its own, not in a checkout")
-    parser.add_argument("--closed-form", action="store_true", help="solved for in one step, not trained")
-    parser.add_argument("--folder", type=Path, default=Path(), metavar="DIR", help="where; here by default")
+    parser.add_argument(
+        "--plugin", action="store_true", help="as a package of its own, not in a checkout"
+    )
+    parser.add_argument(
+        "--closed-form", action="store_true", help="solved for in one step, not trained"
+    )
+    parser.add_argument(
+        "--folder", type=Path, default=Path(), metavar="DIR", help="where; here by default"
+    )
     given = parser.parse_args(argv)
-    draft = Draft(class_name(given.name), "closed_form" if given.closed_form else "gradient", given.folder)
+    draft = Draft(
+        class_name(given.name), "closed_form" if given.closed_form else "gradient", given.folder
+    )
     draft.check_name()
     files, commands = draft.plugin() if given.plugin else draft.checkout()
     for path, text in files.items():
@@ -80,8 +92,15 @@ def class_name(given: str) -> str:
     """
     name = "".join(word[:1].upper() + word[1:] for word in re.split("[-_]", given))
     module = module_name(name)
-    if not (name.isascii() and name.isidentifier()) or keyword.iskeyword(name) or keyword.iskeyword(module):
-        raise ErasureError(f"A method needs a name that Python allows for a class, such as MyMethod; found {given!r}.")
+    if (
+        not (name.isascii() and name.isidentifier())
+        or keyword.iskeyword(name)
+        or keyword.iskeyword(module)
+    ):
+        raise ErasureError(
+            "A method needs a name that Python allows for a class, such as MyMethod; found"
+            f" {given!r}."
+        )
     return name
 
 
@@ -112,8 +131,13 @@ class Draft(NamedTuple):
 
     def files(self, places: dict[str, str]) -> dict[Path, str]:
         """What is to be written, by path."""
-        sources = {place: (SKELETONS / name.format(shape=self.shape)) for place, name in places.items()}
-        return {self.folder / self.filled(p): self.filled(s.read_text(encoding="utf-8")) for p, s in sources.items()}
+        sources = {
+            place: SKELETONS / name.format(shape=self.shape) for place, name in places.items()
+        }
+        return {
+            self.folder / self.filled(p): self.filled(s.read_text(encoding="utf-8"))
+            for p, s in sources.items()
+        }
 
     def check_name(self) -> None:
         """Raise if somebody has the name: a method, a config, or what the skeleton imports.
@@ -128,7 +152,9 @@ class Draft(NamedTuple):
         if who := taken.get(self.name.casefold()):
             raise ErasureError(f"The name {self.name} is taken by {who}; choose another.")
         if found := shipped_configs().get(self.filled("my-method.yaml")):
-            raise ErasureError(f"The name {self.name} is taken by the config {found}; choose another.")
+            raise ErasureError(
+                f"The name {self.name} is taken by the config {found}; choose another."
+            )
 
     def checkout(self) -> tuple[dict[Path, str], list[str]]:
         """Files of a method among ours, with the table of methods; and how to test it.
@@ -139,18 +165,21 @@ class Draft(NamedTuple):
         table = self.folder / TABLE
         if not (table.is_file() and (self.folder / "pyproject.toml").is_file()):
             raise ErasureError(
-                f"erasure new-method needs a checkout of erasure_lightning; {self.folder.resolve()} is none. "
-                "Go to one, or add --plugin to write a package of its own."
+                f"erasure new-method needs a checkout of erasure_lightning; {self.folder.resolve()}"
+                " is none. Go to one, or add --plugin to write a package of its own."
             )
         files = self.files(CHECKOUT)
         _check_unused(files)
         before, brace, behind = table.read_text(encoding="utf-8").rpartition("\n}\n")
         if "\nMETHODS = {\n" not in before:
             raise ErasureError(
-                f"erasure new-method needs {table} to end with the table METHODS, and found another end."
+                f"erasure new-method needs {table} to end with the table METHODS, and found another"
+                " end."
             )
         files[table] = f"{before}\n{self.filled(LINE)}{brace.lstrip()}{behind}"
-        return files, [f"pytest {_quoted(self.folder / self.filled('tests/methods/test_my_method.py'))}"]
+        return files, [
+            f"pytest {_quoted(self.folder / self.filled('tests/methods/test_my_method.py'))}"
+        ]
 
     def plugin(self) -> tuple[dict[Path, str], list[str]]:
         """Files of a package of its own; and how to install and test it.
@@ -158,16 +187,23 @@ class Draft(NamedTuple):
         Raises:
             ErasureError: If the folder is there already, or a package of that name is installed.
         """
-        root, package = self.folder / self.filled("erasure-my-method"), self.filled("erasure_my_method")
+        root, package = (
+            self.folder / self.filled("erasure-my-method"),
+            self.filled("erasure_my_method"),
+        )
         _check_unused([root])
         if find_spec(package):
-            raise ErasureError(f"The name {self.name} is taken by an installed package, {package}; choose another.")
+            raise ErasureError(
+                f"The name {self.name} is taken by an installed package, {package}; choose another."
+            )
         return self.files(PLUGIN), [f"pip install -e {_quoted(root)}", f"pytest {_quoted(root)}"]
 
 
 def _check_unused(paths: Iterable[Path]) -> None:
     if found := [str(path) for path in paths if path.exists()]:
-        raise ErasureError(f"{', '.join(found)} is there already, and nothing is overwritten. Choose another name.")
+        raise ErasureError(
+            f"{', '.join(found)} is there already, and nothing is overwritten. Choose another name."
+        )
 
 
 def _quoted(path: Path) -> str:

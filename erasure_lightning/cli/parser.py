@@ -9,9 +9,9 @@ from jsonargparse.typing import register_type
 from lightning.pytorch.cli import LightningArgumentParser
 
 from erasure_lightning.cli.configs import dump_yaml
-from erasure_lightning.cli.messages import tidy
-from erasure_lightning.cli.names import listed, load_names
-from erasure_lightning.concepts import Concepts
+from erasure_lightning.cli.error_messages import tidy
+from erasure_lightning.cli.short_names import listed, load_names
+from erasure_lightning.concepts.concept import Concepts
 from erasure_lightning.errors import ErasureError
 
 MODE = "erasure"
@@ -60,6 +60,8 @@ class Parser(LightningArgumentParser):
         Raises:
             ErasureError: Always.
         """
-        if not self.exit_on_error:  # a parser of one value inside another, which adds where it stands
+        if (
+            not self.exit_on_error
+        ):  # a parser of one value inside another, which adds where it stands
             super().error(message, ex)
         raise ErasureError(tidy(message, self)) from ex

@@ -9,17 +9,17 @@ from rich.console import Console
 from rich.table import Table
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
-from erasure_lightning.bank import TrajectoryBank
-from erasure_lightning.callbacks.heartbeat import Heartbeat
 from erasure_lightning.callbacks.interrupt import LastCheckpoint
+from erasure_lightning.callbacks.watchdog import Heartbeat
 from erasure_lightning.checks import require
-from erasure_lightning.cli.names import options
-from erasure_lightning.cli.noise import hush
 from erasure_lightning.cli.run import CommandLine
+from erasure_lightning.cli.short_names import options
+from erasure_lightning.cli.warning_filters import hush
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.files import json_text
-from erasure_lightning.optimizers import check_eight_bits
-from erasure_lightning.planning import STUDENT, TEACHER, Forecast, forecast
+from erasure_lightning.files.writing import json_text
+from erasure_lightning.planning.forecast import STUDENT, TEACHER, Forecast, forecast
+from erasure_lightning.training.optimizers import check_eight_bits
+from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
 GIB = 2**30
 
@@ -61,16 +61,25 @@ class Planner(CommandLine):
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add where it is to run, beside what a fit takes."""
         super().add_default_arguments_to_parser(parser)
-        parser.add_argument("--devices", type=int | None, help="How many on each node; by default the trainer's.")
-        parser.add_argument("--strategy", type=str | None, help="ddp or fsdp2, on several devices; ddp by default.")
-        parser.add_argument("--gpu-memory", type=float | None, help="GiB of each device; is it enough?")
-        parser.add_argument("--json", action="store_true", help="Print JSON, in bytes, for programs.")
+        parser.add_argument(
+            "--devices", type=int | None, help="How many on each node; by default the trainer's."
+        )
+        parser.add_argument(
+            "--strategy", type=str | None, help="ddp or fsdp2, on several devices; ddp by default."
+        )
+        parser.add_argument(
+            "--gpu-memory", type=float | None, help="GiB of each device; is it enough?"
+        )
+        parser.add_argument(
+            "--json", action="store_true", help="Print JSON, in bytes, for programs."
+        )
 
     def before_instantiate_classes(self) -> None:
         """Settle devices and strategy; a plan has no folder and no logger.
 
         Raises:
-            ErasureError: If a number is unknown or out of range, or a strategy or precision cannot be planned.
+            ErasureError: If a number is unknown or out of range, or a strategy or precision cannot
+                be planned.
         """
         config, given = self.config, self.config.trainer
         self.keeper.set_every(config.save_every)  # these two refuse what a fit would
@@ -86,25 +95,29 @@ class Planner(CommandLine):
             )
         if str(given.precision) not in ("None", "32", "32-true", "bf16-mixed"):
             raise ErasureError(
-                f"erasure plan knows the precisions 32-true and bf16-mixed; found {given.precision}. For weights in "
-                "bfloat16 give --model.base bfloat16."
+                "erasure plan knows the precisions 32-true and bf16-mixed; found"
+                f" {given.precision}. For weights in bfloat16 give --model.base bfloat16."
             )
         self.strategy = strategy if self.devices > 1 else "one device"
         given.logger = False
 
     def _on_each_node(self) -> int:
-        """How many devices, in whichever of Lightning's ways they were told: ``4``, ``"4"``, ``"0,1"``, ``[0, 1]``."""
+        """How many devices, in whichever of Lightning's ways they were told: ``4``, ``"4"``,
+        ``"0,1"``, ``[0, 1]``.
+        """
         told = self.config.trainer.devices if self.config.devices is None else self.config.devices
         if told == "auto" and "--trainer.devices" not in dict(options(self.argv)):
-            return 1  # nobody asked for it: it is the trainer's default, also in the config of a run
+            return (
+                1  # nobody asked for it: it is the trainer's default, also in the config of a run
+            )
         if isinstance(told, str) and "," in told:
             told = [number for number in told.split(",") if number]
         if isinstance(told, list):
             return len(told)
         if not str(told).isdecimal():
             raise ErasureError(
-                f"erasure plan needs to know how many devices a node has; found {told}, which does not say: "
-                "give --devices NUMBER."
+                f"erasure plan needs to know how many devices a node has; found {told}, which does"
+                " not say: give --devices NUMBER."
             )
         return int(told)
 
@@ -119,9 +132,14 @@ class Planner(CommandLine):
         if eight:
             check_eight_bits(split=self.strategy == "fsdp2" and found.held.splits)
         needs = Needs(found, self.devices, self.strategy)
-        fits = None if self.config.gpu_memory is None else needs.peak <= self.config.gpu_memory * GIB
+        fits = (
+            None if self.config.gpu_memory is None else needs.peak <= self.config.gpu_memory * GIB
+        )
         if self.config.json:
-            memory = {"gpu_memory": self.config.gpu_memory and int(self.config.gpu_memory * GIB), "fits": fits}
+            memory = {
+                "gpu_memory": self.config.gpu_memory and int(self.config.gpu_memory * GIB),
+                "fits": fits,
+            }
             print(json_text(found.plain() | needs.plain() | memory, "A plan", indent=1))
         else:
             Console().print(_table(found, needs, type(self.model).__name__))
@@ -131,15 +149,21 @@ class Planner(CommandLine):
 
     def _played(self) -> Forecast:
         given = self.config_init.trainer
-        callbacks = given.callbacks if isinstance(given.callbacks, list) else [given.callbacks] * bool(given.callbacks)
+        callbacks = (
+            given.callbacks
+            if isinstance(given.callbacks, list)
+            else [given.callbacks] * bool(given.callbacks)
+        )
         played = {name: given[name] for name in _PLAYED if given[name] is not None}
         where = {"accelerator": str(given.accelerator)}
         try:
-            return forecast(self.model, self.datamodule, callbacks, self.config.measure, **where, **played)
+            return forecast(
+                self.model, self.datamodule, callbacks, self.config.measure, **where, **played
+            )
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
             raise ErasureError(
-                f"{type(self.model).__name__} asks {error.func} for values, which a plan does not have. Try a step of "
-                "it: `erasure fit` with --trainer.fast_dev_run 1."
+                f"{type(self.model).__name__} asks {error.func} for values, which a plan does not"
+                " have. Try a step of it: `erasure fit` with --trainer.fast_dev_run 1."
             ) from error
 
     def _verdict(self, found: Forecast, needs: "Needs") -> list[str]:
@@ -150,7 +174,11 @@ class Planner(CommandLine):
             return [f"Fits: {peak:.2f} of {memory:g} GiB on each device."]
         close = f"Close: {peak:.2f} of {memory:g} GiB, and a device needs up to 1 GiB for itself."
         return [
-            close if peak <= memory else f"Does not fit: {peak:.2f} GiB, and a device has {memory:g}.",
+            (
+                close
+                if peak <= memory
+                else f"Does not fit: {peak:.2f} GiB, and a device has {memory:g}."
+            ),
             *(f"  {advice}" for advice in self._advice(found, needs)),
         ]
 
@@ -160,26 +188,39 @@ class Planner(CommandLine):
         advice = []
         if when == "measuring":
             advice.append(
-                f"Measuring needs most: --data.draw_size {max(data.draw_size // 4, 1)} (now {data.draw_size})."
+                f"Measuring needs most: --data.draw_size {max(data.draw_size // 4, 1)} (now"
+                f" {data.draw_size})."
             )
         bank = getattr(module, "latents", None)
         if when in ("sampling", "preparing") and isinstance(bank, TrajectoryBank):
-            advice.append(f"Rolling the bank out needs most: give it a batch_size below {bank.batch_size}.")
+            advice.append(
+                f"Rolling the bank out needs most: give it a batch_size below {bank.batch_size}."
+            )
         if when == "step" and not module.checkpointing:
-            advice.append("--model.checkpointing true keeps fewer activations, and takes about a third longer.")
+            advice.append(
+                "--model.checkpointing true keeps fewer activations, and takes about a third"
+                " longer."
+            )
         if module.base == "float32":
             advice.append("--model.base bfloat16 halves the frozen weights and most activations.")
         if when == "step" and data.batch_size > 1:
-            advice.append(f"--data.batch_size {data.batch_size // 2} halves the activations (now {data.batch_size}).")
+            advice.append(
+                f"--data.batch_size {data.batch_size // 2} halves the activations (now"
+                f" {data.batch_size})."
+            )
         if self.strategy != "fsdp2" and found.held.splits:
             devices = self.on_each if self.devices > 1 else 2
-            advice.append(f"--strategy fsdp2 --devices {devices} splits weights, edit and optimizer.")
+            advice.append(
+                f"--strategy fsdp2 --devices {devices} splits weights, edit and optimizer."
+            )
         if (
             found.held.state > found.held.gradients
             and getattr(module, "optimizer", "") == "adam"
             and self.strategy != "fsdp2"
         ):
-            advice.append("--model.optimizer adam8bit quarters the optimizer's state (needs bitsandbytes).")
+            advice.append(
+                "--model.optimizer adam8bit quarters the optimizer's state (needs bitsandbytes)."
+            )
         return advice
 
 
@@ -202,18 +243,29 @@ class Needs:
             "the original's own copies": weights.teacher // own,
             "what is edited": weights.edit // own,
             "bank": found.held.bank,
-            "copies between devices": weights.unit if share > 1 else found.held.gradients if devices > 1 else 0,
+            "copies between devices": (
+                weights.unit if share > 1 else found.held.gradients if devices > 1 else 0
+            ),
         }
-        trained = {"its gradients": found.held.gradients // own, "its optimizer": found.held.state // own}
+        trained = {
+            "its gradients": found.held.gradients // own,
+            "its optimizer": found.held.state // own,
+        }
         self.rows = held | trained
         fixed = weights.frozen + weights.teacher + weights.edit + found.held.bank
         more = sum(held.values()) - fixed
         late = more + sum(trained.values()) - found.held.gradients - found.held.state
         early = ("preparing", "sampling")
-        self.whens = {name: peak + (more if name in early else late) for name, peak in found.peaks.items() if peak}
+        self.whens = {
+            name: peak + (more if name in early else late)
+            for name, peak in found.peaks.items()
+            if peak
+        }
         self.when = max(self.whens, key=lambda name: self.whens[name])
         self.peak = self.whens[self.when]
-        self.activations = max(found.peaks["step"] - fixed - found.held.gradients - found.held.state, 0)
+        self.activations = max(
+            found.peaks["step"] - fixed - found.held.gradients - found.held.state, 0
+        )
 
     def plain(self) -> dict[str, Any]:
         """As JSON says it."""
@@ -238,7 +290,9 @@ def _table(found: Forecast, needs: Needs, method: str) -> Table:
             table.add_row(name, _gib(size))
     table.add_row("activations and temporaries", _gib(needs.activations), end_section=True)
     for name, size in needs.whens.items():
-        table.add_row(f"most {WHEN[name]}", _gib(size), style="bold" if name == needs.when else None)
+        table.add_row(
+            f"most {WHEN[name]}", _gib(size), style="bold" if name == needs.when else None
+        )
     return table
 
 
@@ -252,16 +306,25 @@ def _counted(found: Forecast, devices: int) -> list[str]:
     total = sum(held.parameters.values())
     inside = sorted({".".join(name.split(".")[:2]) for name in held.names})
     shown = ", ".join(inside[:4]) + (", ..." if len(inside) > 4 else "")
-    trained = f"{held.trained / 1e6:.3f} M ({held.trained / total:.2%}) in {len(held.names)} tensors of {shown}"
+    trained = (
+        f"{held.trained / 1e6:.3f} M ({held.trained / total:.2%}) in {len(held.names)} tensors of"
+        f" {shown}"
+    )
     steps = [f"Each of {found.steps} steps asks the student {last[STUDENT]} times and the original {last[TEACHER]} "
              f"times about a latent; {last['backwards']} backwards."]  # fmt: skip
     if first != last:
-        steps.append(f"(The first asks {first[STUDENT]} and {first[TEACHER]}; {first['backwards']} backwards.)")
+        steps.append(
+            f"(The first asks {first[STUDENT]} and {first[TEACHER]}; {first['backwards']}"
+            " backwards.)"
+        )
     if found.sampled:
         steps.append(f"Trajectories or pictures to train on cost {found.sampled} evaluations.")
     whole = found.steps * (last[STUDENT] + last[TEACHER]) + found.sampled
     each, together = (" on each device", ", on all devices together") if devices > 1 else ("", "")
-    drawn = f"The measurement draws 2 x {found.pictures} pictures in {found.measured} evaluations{together}."
+    drawn = (
+        f"The measurement draws 2 x {found.pictures} pictures in {found.measured}"
+        f" evaluations{together}."
+    )
     return [
         f"Parameters: {parts}.",
         f"Trained: {trained}." if held.trained else "Trained: nothing; the edit is solved for.",

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from erasure_lightning.calibration import Calibration, Group
+from erasure_lightning.training.calibration import Calibration, Group
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,10 +33,14 @@ def plot_calibration(found: Calibration, concept: str, backbone: str, states: st
     for row, (name, group) in enumerate(reversed(found.groups.items())):
         _row(axes, row, name, group)
     _bounds(axes, found)
-    axes.set_yticks(range(3), [f"{n}\n(words: {len(set(g.words))})" for n, g in reversed(found.groups.items())])
+    axes.set_yticks(
+        range(3), [f"{n}\n(words: {len(set(g.words))})" for n, g in reversed(found.groups.items())]
+    )
     what = "aligned tokens, concept's words onward" if states == "tokens" else "end-of-text state"
     axes.set_xlabel(f"cosine to the nearest of the concept's sentences ({what})")
-    figure.suptitle(f"Neighbourhood of “{concept}” in {backbone}", x=0.01, ha="left", fontsize=12, weight="bold")
+    figure.suptitle(
+        f"Neighbourhood of “{concept}” in {backbone}", x=0.01, ha="left", fontsize=12, weight="bold"
+    )
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
@@ -46,24 +50,53 @@ def _row(axes: "Axes", row: int, name: str, group: Group) -> None:
     """A group's sentences as a cloud, and below it quartiles, median and the nearest words."""
     colour, values = COLOURS[name], group.cosines
     jitter = torch.rand(len(values), generator=torch.Generator().manual_seed(row)) * 0.34
-    axes.scatter(values.tolist(), (row + jitter).tolist(), s=6, color=colour, alpha=0.4, linewidths=0, zorder=2)
+    axes.scatter(
+        values.tolist(),
+        (row + jitter).tolist(),
+        s=6,
+        color=colour,
+        alpha=0.4,
+        linewidths=0,
+        zorder=2,
+    )
     low, middle, high = values.quantile(torch.tensor([0.25, 0.5, 0.75])).tolist()
-    axes.plot([low, high], [row - 0.09] * 2, color=colour, linewidth=4, solid_capstyle="butt", zorder=3)
-    axes.plot(middle, row - 0.09, "o", color="white", markeredgecolor=colour, markeredgewidth=2, zorder=4)
+    axes.plot(
+        [low, high], [row - 0.09] * 2, color=colour, linewidth=4, solid_capstyle="butt", zorder=3
+    )
+    axes.plot(
+        middle, row - 0.09, "o", color="white", markeredgecolor=colour, markeredgewidth=2, zorder=4
+    )
     words = [f"{word} {cosine:.2f}" for word, cosine in list(group.by_word().items())[:NAMED]]
     more = ", ..." if len(group.by_word()) > NAMED else ""
     told = f"median {middle:.2f}; by word: {', '.join(words)}{more}"
-    axes.text(0.01, row - 0.36, told, transform=axes.get_yaxis_transform(), fontsize=8, color="0.2", zorder=5)
+    axes.text(
+        0.01,
+        row - 0.36,
+        told,
+        transform=axes.get_yaxis_transform(),
+        fontsize=8,
+        color="0.2",
+        zorder=5,
+    )
 
 
 def _bounds(axes: "Axes", found: Calibration) -> None:
     """The neighbourhood as a band between its two lines, and distances along the top."""
     axes.axvspan(found.min_cosine, found.max_cosine, color="0.9", zorder=0)
-    for value, sign, side in ((found.min_cosine, "S_1", "right"), (found.max_cosine, "S_2", "left")):
+    for value, sign, side in (
+        (found.min_cosine, "S_1", "right"),
+        (found.max_cosine, "S_2", "left"),
+    ):
         axes.axvline(value, color="black", linestyle="--", linewidth=1, zorder=1)
         shift = (-4, 0) if side == "right" else (4, 0)
         axes.annotate(
-            f"${sign}$ = {value:.2f}", (value, 2.5), shift, textcoords="offset points", ha=side, va="center", fontsize=9
+            f"${sign}$ = {value:.2f}",
+            (value, 2.5),
+            shift,
+            textcoords="offset points",
+            ha=side,
+            va="center",
+            fontsize=9,
         )
     left = min(group.cosines.min().item() for group in found.groups.values())
     axes.set_xlim(min(left, found.min_cosine) - 0.03, 1.02)

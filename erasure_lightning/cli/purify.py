@@ -1,4 +1,6 @@
-"""``erasure purify``: real pictures, inverted with the original model and drawn again with the edited one."""
+"""``erasure purify``: real pictures, inverted with the original model and drawn again with the
+edited one.
+"""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,25 +12,24 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from erasure_lightning.api.load import load_edited
 from erasure_lightning.backbones.base import Backbone
-from erasure_lightning.callbacks.contact import Line, contact_sheet, image, png
-from erasure_lightning.checkpoints import locate
 from erasure_lightning.checks import require
 from erasure_lightning.cli.arguments import Arguments, count
-from erasure_lightning.cli.noise import hush
-from erasure_lightning.concepts import in_short
-from erasure_lightning.data import warn_of_cut
-from erasure_lightning.edited import load_edited
-from erasure_lightning.edits import write_atomically
-from erasure_lightning.erasure import ErasureModule
+from erasure_lightning.cli.warning_filters import hush
+from erasure_lightning.concepts.concept import in_short
+from erasure_lightning.concepts.vocabulary import spread
+from erasure_lightning.data.datamodule import warn_of_cut
+from erasure_lightning.data.image_files import fitted, image_files, names
+from erasure_lightning.data.image_grid import Line, contact_sheet, image, png
+from erasure_lightning.diffusion.inversion import purify as draw_again
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.files import write_json
-from erasure_lightning.images import fitted, image_files, names
-from erasure_lightning.inversion import purify as draw_again
+from erasure_lightning.files.writing import write_atomically, write_json
 from erasure_lightning.metrics.drift import Drift, drifts
 from erasure_lightning.metrics.scorer import Scorer
-from erasure_lightning.runs import run_of, unused
-from erasure_lightning.vocabulary import spread
+from erasure_lightning.runs.folder import run_of, unused
+from erasure_lightning.training.base import ErasureModule
+from erasure_lightning.training.checkpoints import locate
 
 #: Pictures inverted side by side; rows of the sheet at most, or nobody could read it.
 BATCH, ROWS = 8, 24
@@ -73,10 +74,16 @@ def purify(argv: list[str]) -> None:
     warn_of_cut(module.original, [options.prompt], "prompts")
     made = []
     for one in _purifications(module, files, settings):
-        write_atomically(folder / f"{one.name}.png", png(image(one.purified)))  # a killed run keeps what it has drawn
+        write_atomically(
+            folder / f"{one.name}.png", png(image(one.purified))
+        )  # a killed run keeps what it has drawn
         made.append(one)
     write_atomically(folder / f"{SHEET}.png", png(_sheet(module, made, settings)))
-    content = {"edit": str(checkpoint)} | settings._asdict() | {"pictures": {p.name: p.drift._asdict() for p in made}}
+    content = (
+        {"edit": str(checkpoint)}
+        | settings._asdict()
+        | {"pictures": {p.name: p.drift._asdict() for p in made}}
+    )
     write_json(folder / "purify.json", content)
     Console().print(_table(made))
     print(f"Purified; the pictures are in {folder}, side by side in {folder / f'{SHEET}.png'}.")
@@ -85,21 +92,31 @@ def purify(argv: list[str]) -> None:
 def _parser() -> Arguments:
     parser = Arguments(
         "erasure purify",
-        description="Find the noise that the original model draws each picture from (DDIM inversion), and draw from it "
-        "with the edited model: what the edit does not touch comes back.",
+        description=(
+            "Find the noise that the original model draws each picture from (DDIM inversion), and"
+            " draw from it with the edited model: what the edit does not touch comes back."
+        ),
     )
     parser.add_argument(
         "images", nargs="+", metavar="IMAGE", help="PNG or JPEG files, or folders of them; each is cropped to its "
         "central square and resized to the model's own size",
     )  # fmt: skip
-    parser.add_argument("--ckpt_path", required=True, metavar="RUN", help="a run, its edit.safetensors or a .ckpt")
+    parser.add_argument(
+        "--ckpt_path", required=True, metavar="RUN", help="a run, its edit.safetensors or a .ckpt"
+    )
     parser.add_argument(
         "--prompt", required=True, metavar="TEXT", help="what the pictures show; the edit acts on what it names, and "
         "'' tells what it does where nothing is named",
     )  # fmt: skip
-    parser.add_argument("--steps", type=count, metavar="N", help=f"of each direction; the world's, else {STEPS}")
-    parser.add_argument("--guidance", type=float, default=1.0, metavar="S", help="of drawing; 1 keeps pictures best")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="a new or empty folder; RUN/purify by default")
+    parser.add_argument(
+        "--steps", type=count, metavar="N", help=f"of each direction; the world's, else {STEPS}"
+    )
+    parser.add_argument(
+        "--guidance", type=float, default=1.0, metavar="S", help="of drawing; 1 keeps pictures best"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="a new or empty folder; RUN/purify by default"
+    )
     return parser
 
 
@@ -117,29 +134,45 @@ def _folder(out: Path | None, checkpoint: Path) -> Path:
     return out
 
 
-def _purifications(module: ErasureModule, files: Sequence[Path], settings: Settings) -> Iterator[Purification]:
+def _purifications(
+    module: ErasureModule, files: Sequence[Path], settings: Settings
+) -> Iterator[Purification]:
     original, side = module.original, _side(module.original)
     scorer = Scorer.load(original.world.scorer).to(original.device) if original.world else None
     called = names(files, {SHEET})
     for i in range(0, len(files), BATCH):
-        given = torch.stack([fitted(file, side, side) for file in files[i : i + BATCH]]).to(original.device)
+        given = torch.stack([fitted(file, side, side) for file in files[i : i + BATCH]]).to(
+            original.device
+        )
         prompts = [settings.prompt] * len(given)
         pictures = draw_again(
-            original, module.backbone, given, prompts, steps=settings.steps, guidance=settings.guidance
+            original,
+            module.backbone,
+            given,
+            prompts,
+            steps=settings.steps,
+            guidance=settings.guidance,
         )
         drift = drifts(given, *pictures, scorer)
-        yield from map(Purification, called[i : i + BATCH], given.cpu(), *(p.cpu() for p in pictures), drift)
+        yield from map(
+            Purification, called[i : i + BATCH], given.cpu(), *(p.cpu() for p in pictures), drift
+        )
 
 
 @torch.no_grad()
 def _side(backbone: Backbone) -> int:
     """Height and width of the model's own pictures, in pixels."""
-    return backbone.decode(torch.zeros(1, *backbone.latent_shape(), device=backbone.device)).shape[-1]
+    return backbone.decode(torch.zeros(1, *backbone.latent_shape(), device=backbone.device)).shape[
+        -1
+    ]
 
 
 def _sheet(module: ErasureModule, made: Sequence[Purification], settings: Settings) -> Image:
     title = f"Purified of {in_short([c.name for c in module.concepts])} by {type(module).__name__}"
-    subtitle = f"{settings.steps} steps, guidance {settings.guidance:g}; noise found with the original model"
+    subtitle = (
+        f"{settings.steps} steps, guidance {settings.guidance:g}; noise found with the original"
+        " model"
+    )
     heading = f"prompt: {settings.prompt}" if settings.prompt else "the empty prompt"
     rows = [
         Line(heading, one.name, [image(one.given), image(one.reconstructed), image(one.purified)])

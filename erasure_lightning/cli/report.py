@@ -4,8 +4,8 @@ from pathlib import Path
 
 from erasure_lightning.cli.arguments import Arguments
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.files import write_atomically
-from erasure_lightning.runs import run_of
+from erasure_lightning.files.writing import write_atomically
+from erasure_lightning.runs.folder import run_of
 
 PAGE, CARD = "report.html", "model_card.md"
 
@@ -14,12 +14,13 @@ def report(argv: list[str]) -> None:
     """Write the page, and the card where it is asked for.
 
     Raises:
-        ErasureError: If something is no run or cannot be read, or something that is not ours would be overwritten.
+        ErasureError: If something is no run or cannot be read, or something that is not ours would
+            be overwritten.
     """
     options = _parser().parse_args(argv)
     from erasure_lightning.report.card import card
-    from erasure_lightning.report.facts import read_facts
     from erasure_lightning.report.page import page
+    from erasure_lightning.report.run_record import read_facts
 
     place = _place(options.out, options.runs)
     if options.card:
@@ -31,16 +32,24 @@ def report(argv: list[str]) -> None:
     _write(place, page(runs))
     if options.card:
         _write(place.with_name(CARD), card(runs[0]))
-        print("The card names no licence: before you publish it, add one that the base model's allows.")
+        print(
+            "The card names no licence: before you publish it, add one that the base model's"
+            " allows."
+        )
 
 
 def _parser() -> Arguments:
     parser = Arguments(
         "erasure report",
-        description="Write one HTML page that holds everything known of a run, or of several side by side: verdict, "
-        "pictures, figures with intervals, attacks, curves, cost, config and how to do it again.",
+        description=(
+            "Write one HTML page that holds everything known of a run, or of several side by side:"
+            " verdict, pictures, figures with intervals, attacks, curves, cost, config and how to"
+            " do it again."
+        ),
     )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder, or one of `erasure test`")
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="a run's folder, or one of `erasure test`"
+    )
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help=f"the page; RUN/{PAGE} by default, needed for several runs. A page "
         "that this command wrote is replaced, nothing else is",
@@ -55,15 +64,19 @@ def _parser() -> Arguments:
 def _place(out: Path | None, runs: list[Path]) -> Path:
     """Where the page goes."""
     if out is None and len(runs) > 1:
-        raise ErasureError(f"erasure report of {len(runs)} runs needs a place for its page: give --out {PAGE}.")
+        raise ErasureError(
+            f"erasure report of {len(runs)} runs needs a place for its page: give --out {PAGE}."
+        )
     place = out or run_of(runs[0]).root / PAGE
     if place.is_dir():
         raise ErasureError(
-            f"erasure report needs a file to write; found the folder {place}. Give --out {place / PAGE}."
+            f"erasure report needs a file to write; found the folder {place}. Give --out"
+            f" {place / PAGE}."
         )
     if place.exists() and not _ours(place):
         raise ErasureError(
-            f"{place} was not written by `erasure report`, and is not overwritten. Choose another --out."
+            f"{place} was not written by `erasure report`, and is not overwritten. Choose another"
+            " --out."
         )
     return place
 
@@ -77,12 +90,20 @@ def _ours(path: Path) -> bool:
 
 def _check_card(place: Path, runs: list[Path]) -> None:
     if len(runs) > 1:
-        raise ErasureError(f"A model card is about one edit; found {len(runs)} runs. Give one, or leave out --card.")
+        raise ErasureError(
+            f"A model card is about one edit; found {len(runs)} runs. Give one, or leave out"
+            " --card."
+        )
     if place.exists():
-        raise ErasureError(f"{place} is there already, and is not overwritten: it may have been edited. Move it first.")
+        raise ErasureError(
+            f"{place} is there already, and is not overwritten: it may have been edited. Move it"
+            " first."
+        )
 
 
 def _write(path: Path, text: str) -> None:
-    content = text.encode(errors="replace")  # a lone surrogate out of some JSON file is no character
+    content = text.encode(
+        errors="replace"
+    )  # a lone surrogate out of some JSON file is no character
     write_atomically(path, content)
     print(f"Written: {path} ({len(content) / 1000:,.0f} kB).")

@@ -4,32 +4,40 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from erasure_lightning.checkpoints import SUFFIXES, locate, read_checkpoint
-from erasure_lightning.cli.names import options
+from erasure_lightning.cli.short_names import options
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.runs import run_of
+from erasure_lightning.runs.folder import run_of
+from erasure_lightning.training.checkpoints import SUFFIXES, locate, read_checkpoint
 
 
 def own_config(argv: list[str], command: str) -> list[str]:
-    """The config a checkpoint was made with, as arguments, where the command line names a checkpoint but no method.
+    """The config a checkpoint was made with, as arguments, where the command line names a
+    checkpoint but no method.
 
     Raises:
         ErasureError: If there is no such checkpoint.
     """
     given = dict(options(argv))
-    if given.keys() & {"-c", "--config", "--model", "--model.class_path"} or not given.get("--ckpt_path"):
+    if given.keys() & {"-c", "--config", "--model", "--model.class_path"} or not given.get(
+        "--ckpt_path"
+    ):
         return []
     locate(given["--ckpt_path"], command)
     path = Path(given["--ckpt_path"])
     if (config := run_of(path).config).is_file():
         return ["--config", str(config)]
-    if path.is_file() and path.suffix in SUFFIXES and (text := read_checkpoint(path)["erasure"].get("config")):
+    if (
+        path.is_file()
+        and path.suffix in SUFFIXES
+        and (text := read_checkpoint(path)["erasure"].get("config"))
+    ):
         return ["--config", text]
     return []
 
 
 def check_same(model: dict[str, Any], made: dict[str, Any]) -> None:
-    """Raise if a checkpoint is another method's, and warn of other arguments; those given now are used.
+    """Raise if a checkpoint is another method's, and warn of other arguments; those given now are
+    used.
 
     Args:
         model: ``class_path`` and ``init_args`` as asked for now.
@@ -41,17 +49,21 @@ def check_same(model: dict[str, Any], made: dict[str, Any]) -> None:
     now, then = model["class_path"].rsplit(".", 1)[-1], made["method"].rsplit(".", 1)[-1]
     if now != then:
         raise ErasureError(
-            f"The checkpoint was made by {then}, not by {now}. Give --model {then}, or leave the method out."
+            f"The checkpoint was made by {then}, not by {now}. Give --model {then}, or leave the"
+            " method out."
         )
     here, there = model.get("init_args", {}), made.get("arguments", {})
     keys = [key for key in here if key in there and _differ(here[key], there[key])]
     odd = [f"{key} {_said(here[key])} (checkpoint: {_said(there[key])})" for key in keys]
     if odd:
-        print(f"erasure: warning: not as the checkpoint was made: {', '.join(odd)}.", file=sys.stderr)
+        print(
+            f"erasure: warning: not as the checkpoint was made: {', '.join(odd)}.", file=sys.stderr
+        )
 
 
 def check_unfinished(path: Path, step: int, max_steps: int) -> None:
-    """Raise if a run that goes on from a checkpoint would take no step: what ends a training would never happen.
+    """Raise if a run that goes on from a checkpoint would take no step: what ends a training would
+    never happen.
 
     Args:
         path: The checkpoint.
@@ -63,8 +75,9 @@ def check_unfinished(path: Path, step: int, max_steps: int) -> None:
     """
     if 0 <= max_steps <= step:
         raise ErasureError(
-            f"{path} has taken {step} steps, and --trainer.max_steps {max_steps} asks for no more. Ask for more, or "
-            "use what it holds: `erasure test`, `predict` and `attack` take it as --ckpt_path."
+            f"{path} has taken {step} steps, and --trainer.max_steps {max_steps} asks for no more."
+            " Ask for more, or use what it holds: `erasure test`, `predict` and `attack` take it"
+            " as --ckpt_path."
         )
 
 

@@ -15,33 +15,33 @@ from lightning.pytorch.loggers import Logger
 
 from erasure_lightning.callbacks.cost import Cost
 from erasure_lightning.callbacks.dashboard import Dashboard
-from erasure_lightning.callbacks.export import ExportEdit
-from erasure_lightning.callbacks.guard import Guard
-from erasure_lightning.callbacks.heartbeat import Heartbeat
+from erasure_lightning.callbacks.edit_export import ExportEdit
+from erasure_lightning.callbacks.edit_validation import Guard
+from erasure_lightning.callbacks.image_writer import PictureWriter
 from erasure_lightning.callbacks.interrupt import LastCheckpoint
 from erasure_lightning.callbacks.measure import Measure
-from erasure_lightning.callbacks.pictures import PictureWriter
 from erasure_lightning.callbacks.progress import Progress
-from erasure_lightning.callbacks.samples import SampleGrid
-from erasure_lightning.checkpoints import PlainCheckpointIO, locate, read_checkpoint
+from erasure_lightning.callbacks.sample_grid import SampleGrid
+from erasure_lightning.callbacks.watchdog import Heartbeat
 from erasure_lightning.checks import require
-from erasure_lightning.claims import working_in
 from erasure_lightning.cli import folders, loggers
 from erasure_lightning.cli.configs import dump_yaml, load_yaml
-from erasure_lightning.cli.messages import tidy
-from erasure_lightning.cli.names import arguments, concept_file
-from erasure_lightning.cli.noise import hush
+from erasure_lightning.cli.error_messages import tidy
 from erasure_lightning.cli.parser import Parser
 from erasure_lightning.cli.rank import started
 from erasure_lightning.cli.resume import check_same, check_unfinished, own_config
-from erasure_lightning.data import PromptData
-from erasure_lightning.edits import write_atomically
-from erasure_lightning.erasure import ErasureModule
+from erasure_lightning.cli.short_names import arguments, concept_file
+from erasure_lightning.cli.warning_filters import hush
+from erasure_lightning.data.datamodule import PromptData
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.loggers import MetricsFile
+from erasure_lightning.files.locks import working_in
+from erasure_lightning.files.writing import write_atomically
 from erasure_lightning.methods import METHODS
-from erasure_lightning.sharing import without_secrets
-from erasure_lightning.strategies import check, register
+from erasure_lightning.runs.csv_log import MetricsFile
+from erasure_lightning.runs.redaction import without_secrets
+from erasure_lightning.training.base import ErasureModule
+from erasure_lightning.training.checkpoints import PlainCheckpointIO, locate, read_checkpoint
+from erasure_lightning.training.strategies import check, register
 
 TRAINER = {"max_steps": 100, "max_epochs": 1, "enable_model_summary": False}
 TRAINER |= {"num_sanity_val_steps": 0, "log_every_n_steps": 20}
@@ -107,24 +107,37 @@ class CommandLine(LightningCLI):
         )
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add what belongs to the run; every random draw hangs on ``model.seed``, so there is no other seed."""
+        """Add what belongs to the run; every random draw hangs on ``model.seed``, so there is no
+        other seed.
+        """
         text = str | None
-        parser.add_argument("--run_dir", type=text, help="The run's folder; by default runs/METHOD-CONCEPTS.")
         parser.add_argument(
-            "--ckpt_path", type=text, help="A run, its edit.safetensors or a .ckpt, to resume or to use."
+            "--run_dir", type=text, help="The run's folder; by default runs/METHOD-CONCEPTS."
         )
-        parser.add_argument("--save_every", type=int, default=25, help="Steps of fit between two saves.")
         parser.add_argument(
-            "--hang_timeout", type=float, default=1500.0, help="Seconds without a batch after which ranks are given up."
+            "--ckpt_path",
+            type=text,
+            help="A run, its edit.safetensors or a .ckpt, to resume or to use.",
         )
-        parser.add_argument("--measure", type=bool, default=True, help="Whether fit measures its edit at the end.")
+        parser.add_argument(
+            "--save_every", type=int, default=25, help="Steps of fit between two saves."
+        )
+        parser.add_argument(
+            "--hang_timeout",
+            type=float,
+            default=1500.0,
+            help="Seconds without a batch after which ranks are given up.",
+        )
+        parser.add_argument(
+            "--measure", type=bool, default=True, help="Whether fit measures its edit at the end."
+        )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, in any process: LightningCLI's own warns where there is a ``sys.argv``."""
         if not any(word.split("=")[0] in _NAMING or ".help" in word for word in args):
             raise ErasureError(
-                f"erasure {self.command} needs a method: give --config FILE, or --model NAME with --model.concepts. "
-                f"Known: {', '.join(METHODS)} (`erasure methods` lists all)."
+                f"erasure {self.command} needs a method: give --config FILE, or --model NAME with"
+                f" --model.concepts. Known: {', '.join(METHODS)} (`erasure methods` lists all)."
             )
         self.config = parser.parse_args(args)
         check(self.config.trainer.strategy)
@@ -145,9 +158,13 @@ class CommandLine(LightningCLI):
         _take_up(self.config.trainer)
         self.heartbeat = Heartbeat(self.config.hang_timeout)
         self.checkpoint = self._checkpoint(content["model"])
-        self.run = folders.choose(self.command, self.config, self.checkpoint, concept_file(self.argv))
+        self.run = folders.choose(
+            self.command, self.config, self.checkpoint, concept_file(self.argv)
+        )
         if self.command == "predict":
-            self.config.trainer.logger = False  # pictures are its files; an empty run on a board would be litter
+            self.config.trainer.logger = (
+                False  # pictures are its files; an empty run on a board would be litter
+            )
         loggers.place(self.config.trainer.logger, self.run.root)
         loggers.check_wandb(self.config.trainer.logger)
         loggers.name(self.config.trainer.logger, *self._what(), self.command, self.run.root)
@@ -155,13 +172,16 @@ class CommandLine(LightningCLI):
     def _what(self) -> tuple[str, list[str]]:
         """The method's name, and what it erases."""
         model = self.config.model
-        return model.class_path.rsplit(".", 1)[-1], [concept.name for concept in model.init_args.concepts.listed]
+        return model.class_path.rsplit(".", 1)[-1], [
+            concept.name for concept in model.init_args.concepts.listed
+        ]
 
     def _checkpoint(self, model: dict[str, Any]) -> Path | None:
         if self.config.ckpt_path is None:
             if self.command != "fit":
                 raise ErasureError(
-                    f"erasure {self.command} needs an edit: give --ckpt_path RUN, or an edit.safetensors."
+                    f"erasure {self.command} needs an edit: give --ckpt_path RUN, or an"
+                    " edit.safetensors."
                 )
             return None
         path = locate(self.config.ckpt_path, self.command)
@@ -175,7 +195,8 @@ class CommandLine(LightningCLI):
         """Build model, data and trainer.
 
         Raises:
-            ErasureError: If a constructor refuses its arguments; jsonargparse buries its words among alternatives.
+            ErasureError: If a constructor refuses its arguments; jsonargparse buries its words
+                among alternatives.
         """
         try:
             super().instantiate_classes()
@@ -204,13 +225,23 @@ class CommandLine(LightningCLI):
         return [MetricsFile(self.run.root), *_list(None if given is True else given)]
 
     def _callbacks(self, given: Namespace) -> list[Callback]:
-        chosen, ours = _list(given.callbacks), [Measure(), SampleGrid(), PictureWriter(), Dashboard()]
+        chosen, ours = (
+            _list(given.callbacks),
+            [Measure(), SampleGrid(), PictureWriter(), Dashboard()],
+        )
         if not given.fast_dev_run:  # which leaves nothing behind
             ours += [Cost(), Guard(), ExportEdit(self.text)]
             ours += [] if given.enable_checkpointing is False else [self.keeper]
-        shown = given.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in chosen)
+        shown = given.enable_progress_bar is not False and not any(
+            isinstance(c, ProgressBar) for c in chosen
+        )
         ours = [c for c in ours if type(c) not in map(type, chosen)]
-        return [*chosen, *([Progress()] if shown else []), *ours, self.heartbeat]  # which alone is told to watch
+        return [
+            *chosen,
+            *([Progress()] if shown else []),
+            *ours,
+            self.heartbeat,
+        ]  # which alone is told to watch
 
     def go(self) -> None:
         """Run the command."""
@@ -225,7 +256,9 @@ class CommandLine(LightningCLI):
 
     @contextmanager
     def _folder(self) -> Iterator[None]:
-        """Have the run's folder to oneself; another run may have ended there while this one was being made."""
+        """Have the run's folder to oneself; another run may have ended there while this one was
+        being made.
+        """
         with working_in(self.run.root):
             folders.check(self.command, self.run, self.checkpoint)
             write_atomically(self.run.config, self.text.encode())
@@ -238,7 +271,10 @@ class CommandLine(LightningCLI):
         if self.config.measure:
             self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
         self._say(f"Erased; the edit is in {self.run.root}")
-        self._say(f"Draw prompts of your own: erasure predict --ckpt_path {self.run.root} --data.prompts PROMPTS.csv")
+        self._say(
+            f"Draw prompts of your own: erasure predict --ckpt_path {self.run.root} --data.prompts"
+            " PROMPTS.csv"
+        )
 
     def _measure(self) -> None:
         measure = self.trainer.test if self.command == "test" else self.trainer.validate
@@ -252,7 +288,11 @@ class CommandLine(LightningCLI):
 
     def _say(self, text: str) -> None:
         if self.trainer.is_global_zero:
-            grid = f", before and after in {self.run.grid}" if self.run.grid.exists() and text[:5] != "Draw " else ""
+            grid = (
+                f", before and after in {self.run.grid}"
+                if self.run.grid.exists() and text[:5] != "Draw "
+                else ""
+            )
             print(f"{text}{grid}.")
 
 
@@ -264,7 +304,9 @@ def _check_numbers(given: Namespace) -> None:
 
 
 def _take_up(given: Namespace) -> None:
-    """Use the processes that torchrun has started, where no devices were told, and refuse another number of them."""
+    """Use the processes that torchrun has started, where no devices were told, and refuse another
+    number of them.
+    """
     if (found := started()) is None:
         return
     here, machines = found
@@ -272,8 +314,8 @@ def _take_up(given: Namespace) -> None:
         given.devices, given.num_nodes = here, machines
     elif str(given.devices).isdecimal() and int(given.devices) != here:
         raise ErasureError(
-            f"torchrun has started {here} processes on this machine, and --trainer.devices says {given.devices}. "
-            f"Say --trainer.devices {here}, or nothing of devices."
+            f"torchrun has started {here} processes on this machine, and --trainer.devices says"
+            f" {given.devices}. Say --trainer.devices {here}, or nothing of devices."
         )
 
 

@@ -1,4 +1,6 @@
-"""``erasure score``: published metrics on finished pictures, each with its interval and its protocol."""
+"""``erasure score``: published metrics on finished pictures, each with its interval and its
+protocol.
+"""
 
 import argparse
 import csv
@@ -14,21 +16,29 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from erasure_lightning.callbacks.pictures import MANIFEST
+from erasure_lightning.callbacks.image_writer import MANIFEST
 from erasure_lightning.cli.arguments import Arguments
-from erasure_lightning.cli.noise import hush
+from erasure_lightning.cli.warning_filters import hush
+from erasure_lightning.data.image_files import SUFFIXES, read
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.files import SCORE_FILE
-from erasure_lightning.images import SUFFIXES, read
+from erasure_lightning.files.writing import SCORE_FILE
+from erasure_lightning.metrics.distribution_distance import Frechet, Kernel
 from erasure_lightning.metrics.estimates import Estimate
 from erasure_lightning.metrics.features import Features
-from erasure_lightning.metrics.gauges import Accuracy, Batch, ClipScore, Distances, Gauge, Nudity, Perceptual
+from erasure_lightning.metrics.image_metrics import (
+    Accuracy,
+    Batch,
+    ClipScore,
+    Distances,
+    Gauge,
+    Nudity,
+    Perceptual,
+)
 from erasure_lightning.metrics.nudity import load_detector
 from erasure_lightning.metrics.perceptual import Lpips
 from erasure_lightning.metrics.protocol import short_hash
 from erasure_lightning.metrics.score import Score, table
 from erasure_lightning.metrics.scorer import Scorer
-from erasure_lightning.metrics.sets import Frechet, Kernel
 from erasure_lightning.retention.base import read_lines
 
 #: What each metric needs behind ``=``; empty where nothing.
@@ -68,7 +78,8 @@ def score(argv: list[str]) -> None:
     """Score pictures.
 
     Raises:
-        ErasureError: If pictures, weights or a package are missing, or something would be overwritten.
+        ErasureError: If pictures, weights or a package are missing, or something would be
+            overwritten.
     """
     options = _parser().parse_args(argv)
     metrics = dict(_metric(given) for given in options.metric)
@@ -78,7 +89,9 @@ def score(argv: list[str]) -> None:
     _check(metrics, pictures, options, out)
     hush()
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
-    gauges = [_gauge(name, where, pictures, reference, options, device) for name, where in metrics.items()]
+    gauges = [
+        _gauge(name, where, pictures, reference, options, device) for name, where in metrics.items()
+    ]
     for batch in _batches(pictures, device):
         for gauge in gauges:
             gauge.update(batch)
@@ -93,15 +106,31 @@ def _parser() -> Arguments:
         "Nothing is downloaded unless you name a Hub id (owner/model) in place of a folder. Metrics: "
         + "; ".join(f"{name}={needs}" if needs else name for name, needs in METRICS.items()) + "."
     ))  # fmt: skip
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="what predict wrote, or a folder of pictures")
     parser.add_argument(
-        "--metric", action="append", required=True, metavar="NAME[=WHERE]", help="may stand several times"
+        "folder", type=Path, metavar="FOLDER", help="what predict wrote, or a folder of pictures"
     )
-    parser.add_argument("--reference", type=Path, metavar="DIR", help="real pictures that fid and kid compare with")
-    parser.add_argument("--labels", metavar="FILE", help="of accuracy: what a picture may show, one a line")
-    parser.add_argument("--template", default="a photo of a {}", help="of accuracy: what a label is put into")
-    parser.add_argument("--threshold", type=float, default=0.6, help="of nudenet: least score that counts (0.6)")
-    parser.add_argument("--out", type=Path, metavar="FILE", help=f"a new file; FOLDER/{SCORE_FILE} by default")
+    parser.add_argument(
+        "--metric",
+        action="append",
+        required=True,
+        metavar="NAME[=WHERE]",
+        help="may stand several times",
+    )
+    parser.add_argument(
+        "--reference", type=Path, metavar="DIR", help="real pictures that fid and kid compare with"
+    )
+    parser.add_argument(
+        "--labels", metavar="FILE", help="of accuracy: what a picture may show, one a line"
+    )
+    parser.add_argument(
+        "--template", default="a photo of a {}", help="of accuracy: what a label is put into"
+    )
+    parser.add_argument(
+        "--threshold", type=float, default=0.6, help="of nudenet: least score that counts (0.6)"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help=f"a new file; FOLDER/{SCORE_FILE} by default"
+    )
     return parser
 
 
@@ -114,7 +143,9 @@ def _metric(given: str) -> tuple[str, str]:
     if METRICS[name] and not where:
         raise ErasureError(f"{name} needs {METRICS[name]}: give --metric {name}=PATH.")
     if where and not METRICS[name]:
-        raise ErasureError(f"{name} brings what it needs along; found {given!r}. Give --metric {name}.")
+        raise ErasureError(
+            f"{name} brings what it needs along; found {given!r}. Give --metric {name}."
+        )
     return name, where
 
 
@@ -133,9 +164,16 @@ def read_pictures(folder: Path) -> list[Picture]:
         files = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
         pictures = [Picture("", i, {"after": path}, ()) for i, path in enumerate(files)]
     if not pictures:
-        raise ErasureError(f"erasure score needs PNG or JPEG files, or predict's {MANIFEST}; found none in {folder}.")
-    if missing := [path for picture in pictures for path in picture.files.values() if not path.is_file()]:
-        raise ErasureError(f"{folder / MANIFEST} names {missing[0].relative_to(folder)}, which is not there.")
+        raise ErasureError(
+            f"erasure score needs PNG or JPEG files, or predict's {MANIFEST}; found none in"
+            f" {folder}."
+        )
+    if missing := [
+        path for picture in pictures for path in picture.files.values() if not path.is_file()
+    ]:
+        raise ErasureError(
+            f"{folder / MANIFEST} names {missing[0].relative_to(folder)}, which is not there."
+        )
     return _apart(pictures)
 
 
@@ -150,34 +188,55 @@ def _row(folder: Path, row: dict[str, str]) -> Picture:
 
 
 def _apart(pictures: list[Picture]) -> list[Picture]:
-    """With one seed for all, there is no interval over seeds, and each picture counts as independent."""
+    """With one seed for all, there is no interval over seeds, and each picture counts as
+    independent.
+    """
     if len({picture.seed for picture in pictures}) > 1:
         return pictures
     return [picture._replace(seed=i) for i, picture in enumerate(pictures)]
 
 
-def _check(metrics: dict[str, str], pictures: Sequence[Picture], options: argparse.Namespace, out: Path) -> None:
+def _check(
+    metrics: dict[str, str], pictures: Sequence[Picture], options: argparse.Namespace, out: Path
+) -> None:
     """Raise for what is missing before any weights are loaded."""
     if out.exists():
-        raise ErasureError(f"{out} is there already, and nothing is overwritten. Choose another file with --out.")
+        raise ErasureError(
+            f"{out} is there already, and nothing is overwritten. Choose another file with --out."
+        )
     if len(pictures) < LEAST:
-        raise ErasureError(f"erasure score needs at least {LEAST} pictures for an interval; found {len(pictures)}.")
+        raise ErasureError(
+            f"erasure score needs at least {LEAST} pictures for an interval; found {len(pictures)}."
+        )
     plain = "before" not in pictures[0].files
     if plain and (found := [name for name in metrics if name in _READING + _PAIRED]):
         raise ErasureError(
-            f"{found[0]} needs what predict writes (pictures before and after, and their prompts); found no {MANIFEST} "
-            f"in {options.folder}."
+            f"{found[0]} needs what predict writes (pictures before and after, and their prompts);"
+            f" found no {MANIFEST} in {options.folder}."
         )
-    if plain and not options.reference and (found := [name for name in metrics if name in ("fid", "kid")]):
-        raise ErasureError(f"{found[0]} of a plain folder needs pictures to compare with: give --reference FOLDER.")
+    if (
+        plain
+        and not options.reference
+        and (found := [name for name in metrics if name in ("fid", "kid")])
+    ):
+        raise ErasureError(
+            f"{found[0]} of a plain folder needs pictures to compare with: give --reference FOLDER."
+        )
     if "accuracy" in metrics and not options.labels:
-        raise ErasureError("accuracy needs what a picture may show: give --labels FILE, a text file of one a line.")
+        raise ErasureError(
+            "accuracy needs what a picture may show: give --labels FILE, a text file of one a line."
+        )
     if "{}" not in options.template:
         raise ErasureError(f"--template needs {{}} for the label; found {options.template!r}.")
 
 
 def _gauge(
-    name: str, where: str, pictures: Sequence[Picture], reference: Sequence[Picture], options: Any, device: torch.device
+    name: str,
+    where: str,
+    pictures: Sequence[Picture],
+    reference: Sequence[Picture],
+    options: Any,
+    device: torch.device,
 ) -> Gauge:
     whens, seeds = list(pictures[0].files), sorted({picture.seed for picture in pictures})
     if name == "clip":
@@ -187,7 +246,13 @@ def _gauge(
         return Accuracy(Scorer.load(where).to(device), labels, options.template, whens, seeds)
     if name in ("fid", "kid"):
         against = (batch.pictures["after"] for batch in _batches(reference, device))
-        return Distances(name, Frechet if name == "fid" else Kernel, Features.load(where).to(device), whens, against)
+        return Distances(
+            name,
+            Frechet if name == "fid" else Kernel,
+            Features.load(where).to(device),
+            whens,
+            against,
+        )
     if name == "lpips":
         return Perceptual(Lpips.load(where).to(device), seeds)
     return Nudity(*load_detector(), options.threshold, whens, seeds)
@@ -208,7 +273,9 @@ def _batches(pictures: Sequence[Picture], device: torch.device) -> Iterator[Batc
         yield _batch(waiting, read_already, device)
 
 
-def _batch(pictures: Sequence[Picture], tensors: Sequence[dict[str, Tensor]], device: torch.device) -> Batch:
+def _batch(
+    pictures: Sequence[Picture], tensors: Sequence[dict[str, Tensor]], device: torch.device
+) -> Batch:
     whens = list(tensors[0])
     return Batch(
         [picture.prompt for picture in pictures],
@@ -226,19 +293,29 @@ def _tensor(path: Path) -> Tensor:
     return torch.tensor(numpy.asarray(read(path))).permute(2, 0, 1).float() / 255
 
 
-def _score(gauges: Sequence[Gauge], pictures: Sequence[Picture], reference: Sequence[Picture]) -> Score:
+def _score(
+    gauges: Sequence[Gauge], pictures: Sequence[Picture], reference: Sequence[Picture]
+) -> Score:
     estimates: dict[str, Mapping[str, Estimate]] = {}
     how: dict[str, Any] = {}
     for gauge in gauges:
         estimates.update(gauge.figures())
         how.update(gauge.protocol())
-    drawn = {"pictures": len(pictures), "prompts": short_hash(sorted(picture.drawn for picture in pictures))}
+    drawn = {
+        "pictures": len(pictures),
+        "prompts": short_hash(sorted(picture.drawn for picture in pictures)),
+    }
     against = {"reference": _content(reference)} if reference else {}
-    versions = {name: version(name) for name in ("erasure-lightning", "torch", "torchmetrics", "transformers")}
+    versions = {
+        name: version(name)
+        for name in ("erasure-lightning", "torch", "torchmetrics", "transformers")
+    }
     return Score(estimates, {"drawn": drawn, **against, "metrics": how}, versions)
 
 
 def _content(pictures: Sequence[Picture]) -> str:
     """A short hash of the pictures themselves, whatever they are called."""
-    digests = sorted(hashlib.sha256(picture.files["after"].read_bytes()).hexdigest() for picture in pictures)
+    digests = sorted(
+        hashlib.sha256(picture.files["after"].read_bytes()).hexdigest() for picture in pictures
+    )
     return short_hash(digests)

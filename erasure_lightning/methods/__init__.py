@@ -1,4 +1,6 @@
-"""Every method: one file each, one line each in `METHODS`, which can be read without importing any of them."""
+"""Every method: one file each, one line each in `METHODS`, which can be read without importing any
+of them.
+"""
 
 from typing import NamedTuple
 
@@ -25,7 +27,8 @@ METHODS = {
     ),
     "AllButOne": BuiltIn(
         "erasure_lightning.methods.all_but_one:AllButOne",
-        "Moves the guidance term to an alternative, and holds the unconditional prediction where it was",
+        "Moves the guidance term to an alternative, and holds the unconditional prediction where"
+        " it was",
         "Hong et al. 2024, https://arxiv.org/abs/2312.12807",
     ),
     "RealEra": BuiltIn(

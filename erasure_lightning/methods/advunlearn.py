@@ -1,28 +1,33 @@
 """AdvUnlearn: the text encoder unlearns a concept behind the very words that would bring it back.
 
-Zhang et al., Defensive Unlearning with Adversarial Training, arXiv 2405.15234. Official code OPTML-Group/AdvUnlearn @
-9d23124, `train-scripts/AdvUnlearn.py`, verified in code. With ``E`` the text encoder in training and ``d ++ c_e`` the
-concept's sentence behind the attack's word embeddings, at latents of the original's trajectories:
+Zhang et al., Defensive Unlearning with Adversarial Training, arXiv 2405.15234. Official code
+OPTML-Group/AdvUnlearn @ 9d23124, `train-scripts/AdvUnlearn.py`, verified in code. With ``E`` the
+text encoder in training and ``d ++ c_e`` the concept's sentence behind the attack's word
+embeddings, at latents of the original's trajectories:
 
-* attack: ``min over d of mse( eps(E(d ++ c_e)), eps*(c_e) )``, from random words of the vocabulary, by Adam on the word
-  embeddings (``fast_at``: on the signs of the slopes), unbounded, each step at latents of its own;
-* erasure: ``mse( eps(E(d ++ c_e)), eps*(0) - eta (eps*(c_e) - eps*(0)) )`` with ``eta`` 1. During warm-up there is no
-  ``d``; afterwards the plain sentence is never trained again;
-* retention: 0.3 times ``mse( eps(E(r)), eps*(r) )`` on five retained prompts, which is `LocalNoisePreservation` on a
-  bank, and stands in the config. (Its latents have times of their own, there they have the erasure's.)
+* attack: ``min over d of mse( eps(E(d ++ c_e)), eps*(c_e) )``, from random words of the vocabulary,
+  by Adam on the word embeddings (``fast_at``: on the signs of the slopes), unbounded, each step at
+  latents of its own;
+* erasure: ``mse( eps(E(d ++ c_e)), eps*(0) - eta (eps*(c_e) - eps*(0)) )`` with ``eta`` 1. During
+  warm-up there is no ``d``; afterwards the plain sentence is never trained again;
+* retention: 0.3 times ``mse( eps(E(r)), eps*(r) )`` on five retained prompts, which is
+  `LocalNoisePreservation` on a bank, and stands in the config. (Its latents have times of their
+  own, there they have the erasure's.)
 
-Where the official code has a bug and ours differs: it never clears the attack's slopes, so that Adam sees their running
-sum (and ``fast_at`` adds slopes to signs); it trains on the words before the last attack step, so that a single step is
-none; it makes room by dropping tokens behind the concept's first ones, as many as it counts words, which cuts a concept
-of more tokens than words. Ours clears, takes the last step too, and drops padding. Its attacks inside and behind the
-concept, from the last attack's words (``latest``), and on a UNet in training are left out.
+Where the official code has a bug and ours differs: it never clears the attack's slopes, so that
+Adam sees their running sum (and ``fast_at`` adds slopes to signs); it trains on the words before
+the last attack step, so that a single step is none; it makes room by dropping tokens behind the
+concept's first ones, as many as it counts words, which cuts a concept of more tokens than words.
+Ours clears, takes the last step too, and drops padding. Its attacks inside and behind the concept,
+from the last attack's words (``latest``), and on a UNet in training are left out.
 
-Its numbers for SD 1.4: 1000 steps of 1 sentence, 200 of them warm-up, Adam 1e-5 (constant), all blocks and the final
-norm; 1 word, 30 attack steps of 1e-3. Those are the defaults. An attack's steps see other sentences of the concept than
-the loss does: what it finds is an average over templates.
+Its numbers for SD 1.4: 1000 steps of 1 sentence, 200 of them warm-up, Adam 1e-5 (constant), all
+blocks and the final norm; 1 word, 30 attack steps of 1e-3. Those are the defaults. An attack's
+steps see other sentences of the concept than the loss does: what it finds is an average over
+templates.
 
-Cost of a step on a bank: ``attack_steps + 1`` forwards and backwards of denoiser and text encoder; there also a
-rollout of up to 50 steps for each of them.
+Cost of a step on a bank: ``attack_steps + 1`` forwards and backwards of denoiser and text encoder;
+there also a rollout of up to 50 steps for each of them.
 """
 
 from collections.abc import Sequence
@@ -36,10 +41,10 @@ from torch.optim import Adam
 
 from erasure_lightning.backbones.conditioning import END, TEMPLATE
 from erasure_lightning.backbones.towers import Embedded
-from erasure_lightning.concepts import Batch
+from erasure_lightning.concepts.concept import Batch
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.latents import NoisyBatch
-from erasure_lightning.module import GradientErasure
+from erasure_lightning.training.gradient import GradientErasure
+from erasure_lightning.training.latent_sources import NoisyBatch
 
 
 class AdvUnlearn(GradientErasure):
@@ -47,8 +52,10 @@ class AdvUnlearn(GradientErasure):
 
     Args:
         blocks: How many of the text encoder's last blocks are trained; all if ``None``.
-        eta: How far past the empty prompt's prediction the target lies, away from the concept; at least 0.
-        attack_from: First step with an attack: the length of the warm-up on plain sentences, at least 0.
+        eta: How far past the empty prompt's prediction the target lies, away from the concept; at
+            least 0.
+        attack_from: First step with an attack: the length of the warm-up on plain sentences, at
+            least 0.
         attack_steps: Of each attack, at least 0; each costs as much as the erasure. 0 for none.
         attack_lr: Adam's rate in an attack, in units of word embeddings; above 0.
         attack: What Adam is fed: the ``slope``, or (``sign``, the official ``fast_at``) its signs.
@@ -86,11 +93,15 @@ class AdvUnlearn(GradientErasure):
         self.attack_lr, self.attack = attack_lr, attack
 
     def editable(self) -> dict[str, nn.Parameter]:
-        """Blocks and final norm of the text encoder; tables stay, so that an attack means the same throughout."""
+        """Blocks and final norm of the text encoder; tables stay, so that an attack means the same
+        throughout.
+        """
         return self.backbone.text_parameters(self.blocks)
 
     def erasure_loss(self, batch: NoisyBatch) -> Tensor:
-        """``mse(eps(E(d ++ c_e)), eps*(0) - eta (eps*(c_e) - eps*(0)))``, without ``d`` during warm-up."""
+        """``mse(eps(E(d ++ c_e)), eps*(0) - eta (eps*(c_e) - eps*(0)))``, without ``d`` during
+        warm-up.
+        """
         teacher = batch.teacher
         target = teacher.unconditional - self.eta * (teacher.concept - teacher.unconditional)
         attacked = self.attack_steps and self.global_step >= self.attack_from
@@ -102,17 +113,25 @@ class AdvUnlearn(GradientErasure):
 
         Args:
             batch: Noisy latents and sentences.
-            prefix: Embeddings ``(B, k, E)`` of words in front of them, for each text tower; none for plain sentences.
+            prefix: Embeddings ``(B, k, E)`` of words in front of them, for each text tower; none
+                for plain sentences.
         """
         prompts = self.backbone.embed(batch.prompts)
         if prefix:
-            prompts = tuple(prepend(plain, words) for plain, words in zip(prompts, prefix, strict=True))
+            prompts = tuple(
+                prepend(plain, words) for plain, words in zip(prompts, prefix, strict=True)
+            )
         return self.student(batch, self.backbone.contextualize(prompts))
 
     def attack_prefix(self, sentences: Batch) -> list[Tensor]:
-        """Words in front of the sentences that bring the original's predictions for them back, as in `prediction`."""
+        """Words in front of the sentences that bring the original's predictions for them back, as
+        in `prediction`.
+        """
         shape, tables = (len(sentences.concepts), self.words), self.backbone.word_tables()
-        words = [t[torch.randint(len(t), shape).to(t.device)].float().requires_grad_(True) for t in tables]
+        words = [
+            t[torch.randint(len(t), shape).to(t.device)].float().requires_grad_(True)
+            for t in tables
+        ]
         optimizer = Adam(words, lr=self.attack_lr)
         for _ in range(self.attack_steps):
             batch = self.noisy_batch(sentences)
@@ -135,10 +154,22 @@ def prepend(prompts: Embedded, words: Tensor) -> Embedded:
     """
 
     def put(values: Tensor, new: Tensor) -> Tensor:
-        return torch.cat((values[:, :1], new.to(values), values[:, 1 : values.shape[1] - words.shape[1]]), dim=1)
+        return torch.cat(
+            (values[:, :1], new.to(values), values[:, 1 : values.shape[1] - words.shape[1]]), dim=1
+        )
 
-    starts = prompts.ids[:, :1].expand(words.shape[:2])  # ids without embeddings of their own; not the end of a text
+    starts = prompts.ids[:, :1].expand(
+        words.shape[:2]
+    )  # ids without embeddings of their own; not the end of a text
     roles = put(prompts.roles, torch.full_like(starts, TEMPLATE))
     if not (roles == END).any(dim=1).all():
-        raise ErasureError(f"AdvUnlearn needs room for {words.shape[1]} words before a sentence; found one too long.")
-    return replace(prompts, embeddings=put(prompts.embeddings, words), ids=put(prompts.ids, starts), roles=roles)
+        raise ErasureError(
+            f"AdvUnlearn needs room for {words.shape[1]} words before a sentence; found one too"
+            " long."
+        )
+    return replace(
+        prompts,
+        embeddings=put(prompts.embeddings, words),
+        ids=put(prompts.ids, starts),
+        roles=roles,
+    )

@@ -1,25 +1,29 @@
-"""All but One: surgical concept erasing (Hong, Lee and Woo, AAAI 2024, arXiv 2312.12807; no code was published).
+"""All but One: surgical concept erasing (Hong, Lee and Woo, AAAI 2024, arXiv 2312.12807; no code
+was published).
 
-A prediction is an unconditional part and a guidance term, ``eps(c) = eps(0) + D(c)``. Erasing exchanges the concept's
-term alone for that of an alternative; the unconditional part, which guidance puts into *every* picture, stays:
+A prediction is an unconditional part and a guidance term, ``eps(c) = eps(0) + D(c)``. Erasing
+exchanges the concept's term alone for that of an alternative; the unconditional part, which
+guidance puts into *every* picture, stays:
 
     ``L = |D_th - D_tgt|^2 + lam |eps_th(0) - eps_*(0)|^2``,  ``D_th = eps_th(c_e) - eps_th(0)``,
 
-with ``D_tgt = D_*(c_a)``. Where both vanish, the concept is drawn as the original draws the alternative: from the same
-seed the same picture, at any guidance.
+with ``D_tgt = D_*(c_a)``. Where both vanish, the concept is drawn as the original draws the
+alternative: from the same seed the same picture, at any guidance.
 
-Stated by the paper: the surgical update of the guidance term, the constraint on the
-unconditional drift, the alternative, and purification (``erasure purify``). Reconstructed: the exact loss, ``lam``, who
-carries gradient, what is trained, whose latents, every number. The more general ``D_tgt = a D_*(c_a) - eta D_*(c_e)``
-is ours; at ``(0, 1)``, detached and without drift term its gradient is ESD's while the unconditional prediction is the
-original's, thus at the first step: afterwards the target ``eps_th(0) - eta D_*(c_e)`` moves with the student.
+Stated by the paper: the surgical update of the guidance term, the constraint on the unconditional
+drift, the alternative, and purification (``erasure purify``). Reconstructed: the exact loss,
+``lam``, who carries gradient, what is trained, whose latents, every number. The more general
+``D_tgt = a D_*(c_a) - eta D_*(c_e)`` is ours; at ``(0, 1)``, detached and without drift term its
+gradient is ESD's while the unconditional prediction is the original's, thus at the first step:
+afterwards the target ``eps_th(0) - eta D_*(c_e)`` moves with the student.
 
-Predictions are compared as the model makes them. In a model of velocity both differences are those of noise over the
-signal's scale ``a_t``: the optimum and the meaning of ``lam`` are the same. Compared as noise, such a model's errors
-would weigh ``a_t^2``, which is next to nothing at the noisy steps where guidance lays a picture out.
+Predictions are compared as the model makes them. In a model of velocity both differences are those
+of noise over the signal's scale ``a_t``: the optimum and the meaning of ``lam`` are the same.
+Compared as noise, such a model's errors would weigh ``a_t^2``, which is next to nothing at the
+noisy steps where guidance lays a picture out.
 
-Cost per step: two evaluations of the student a latent, in one batch, with one backward; the frozen original is asked
-once at each moment of the bank, and then never again.
+Cost per step: two evaluations of the student a latent, in one batch, with one backward; the frozen
+original is asked once at each moment of the bank, and then never again.
 """
 
 from typing import Any
@@ -31,23 +35,25 @@ from torch.nn.functional import mse_loss
 from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.backbones.interface import Part
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.latents import NoisyBatch, Teacher
-from erasure_lightning.module import GradientErasure
+from erasure_lightning.training.gradient import GradientErasure
+from erasure_lightning.training.latent_sources import NoisyBatch, Teacher
 
 
 class AllButOne(GradientErasure):
-    """Moves the guidance term to an alternative, and holds the unconditional prediction where it was.
+    """Moves the guidance term to an alternative, and holds the unconditional prediction where it
+    was.
 
     A concept's anchor is its alternative; without one, guidance is left with nothing to say.
 
     Args:
-        train: Which part of the denoiser: ``x`` its cross-attention, ``x-strict`` keys and values alone, ``u`` all but
-            cross-attention (peers, for what appears unnamed), ``all``.
+        train: Which part of the denoiser: ``x`` its cross-attention, ``x-strict`` keys and values
+            alone, ``u`` all but cross-attention (peers, for what appears unnamed), ``all``.
         lam: Weight of the unconditional drift, at least 0; 0 for the ablation.
         alternative: ``a``, how much of the alternative's guidance is aimed at.
         eta: How much of the concept's own guidance is aimed away from, at least 0.
         detach_unconditional: Let the guidance term move the conditional prediction alone.
-        lr: Highest learning rate; ESD's of 2023, as peers train SD 1.x with it for 200 to 1500 steps.
+        lr: Highest learning rate; ESD's of 2023, as peers train SD 1.x with it for 200 to 1500
+            steps.
         kwargs: Arguments of every gradient method.
 
     Raises:
@@ -86,7 +92,9 @@ class AllButOne(GradientErasure):
         return surgical + self.lam * mse_loss(unconditional, batch.teacher.unconditional)
 
     def predictions(self, batch: NoisyBatch) -> tuple[Tensor, Tensor]:
-        """The student's predictions without a prompt and for the concepts' sentences, ``(B, C, h, w)`` each."""
+        """The student's predictions without a prompt and for the concepts' sentences, ``(B, C, h,
+        w)`` each.
+        """
         prompts = self.backbone.encode(batch.prompts)
         both = Conditioning.cat([self.backbone.unconditional(len(batch)), prompts])
         x, t = torch.cat((batch.x, batch.x)), torch.cat((batch.t, batch.t))
@@ -94,7 +102,9 @@ class AllButOne(GradientErasure):
         return unconditional, conditional
 
     def target(self, teacher: Teacher) -> Tensor:
-        """``D_tgt = a D_*(c_a) - eta D_*(c_e)``, ``(B, C, h, w)``; predictions of weight 0 are not made."""
+        """``D_tgt = a D_*(c_a) - eta D_*(c_e)``, ``(B, C, h, w)``; predictions of weight 0 are not
+        made.
+        """
         target = torch.zeros_like(teacher.x)
         if self.alternative and any(teacher.sentences.anchors):
             target = self.alternative * (teacher.anchor - teacher.unconditional)

@@ -1,22 +1,27 @@
 """MACE: mass concept erasure (Lu et al., CVPR 2024, arXiv 2403.06135).
 
-(1) Closed-form refinement: in all text layers the words around a concept, end and padding come out as they would around
-its anchor; the concept's own tokens are in no term. (2) An adapter per concept is trained on those weights until pixels
-that show the concept no longer attend to its tokens. (3) A second closed form fuses them: on concept ``i``'s sentences
-one set of weights does what ``W_cfr + dW_i`` did.
+(1) Closed-form refinement: in all text layers the words around a concept, end and padding come out
+as they would around its anchor; the concept's own tokens are in no term. (2) An adapter per concept
+is trained on those weights until pixels that show the concept no longer attend to its tokens. (3) A
+second closed form fuses them: on concept ``i``'s sentences one set of weights does what ``W_cfr +
+dW_i`` did.
 
-Official code: Shilin-LU/MACE @ 057e7a6. Verified there: token alignment, sums (not means) over sentences and rows, both
-systems, loss, latents, initial ``A`` and ``B``. Different here: preservation has its weight in stage 1 once (there
-twice: 1e-8 for 1e-4); masks are the original's attention, there Grounded-SAM's; ten sentences for thirty; batches mix
-concepts, each row in its own adapter; float64. Defaults are its numbers for a thing and SD 1.4: ridge 1000, preserve 0,
-AdamW 1e-5 (constant, decay 0.01); 50 steps a concept (``data.rounds``), gradients clipped to 1. For people, styles and
-explicit content it has ridge 0, 1e-4, preserve 1e-4 on COCO's captions, and beside them captions of the domain
-(celebrities, artists) at 8e3 to 2e5. Its Gram matrices sum over 77 positions, those of the emoji world over 32.
+Official code: Shilin-LU/MACE @ 057e7a6. Verified there: token alignment, sums (not means) over
+sentences and rows, both systems, loss, latents, initial ``A`` and ``B``. Different here:
+preservation has its weight in stage 1 once (there
+twice: 1e-8 for 1e-4); masks are the original's attention, there Grounded-SAM's; ten sentences for
+    thirty; batches mix
+concepts, each row in its own adapter; float64. Defaults are its numbers for a thing and SD 1.4:
+ridge 1000, preserve 0, AdamW 1e-5 (constant, decay 0.01); 50 steps a concept (``data.rounds``),
+gradients clipped to 1. For people, styles and explicit content it has ridge 0, 1e-4, preserve 1e-4
+on COCO's captions, and beside them captions of the domain (celebrities, artists) at 8e3 to 2e5. Its
+Gram matrices sum over 77 positions, those of the emoji world over 32.
 
-While adapters train, the model itself is what stage 1 left. What retention callbacks hold is held by both closed forms.
+While adapters train, the model itself is what stage 1 left. What retention callbacks hold is held
+by both closed forms.
 
-Cost per step: a UNet forward and backward, and a forward of the original for the masks; pictures ``2 steps`` forwards
-each, at every start; closed forms none.
+Cost per step: a UNet forward and backward, and a forward of the original for the masks; pictures
+``2 steps`` forwards each, at every start; closed forms none.
 """
 
 from dataclasses import replace
@@ -25,21 +30,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from erasure_lightning.adapting import PerConceptErasure
-from erasure_lightning.attention_masks import attention_inside, concept_mask
 from erasure_lightning.backbones.conditioning import CONCEPT, END, PADDING, Conditioning
-from erasure_lightning.concepts import Batch
+from erasure_lightning.concepts.concept import Batch
+from erasure_lightning.concepts.vocabulary import Vocabulary
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.functional import Regression, mix
-from erasure_lightning.image_sources import GeneratedImages
-from erasure_lightning.latents import LatentSource, Models, NoisyBatch
-from erasure_lightning.neighbours import sentences
-from erasure_lightning.optimizers import Kind
-from erasure_lightning.prompts import input_gram, shared_rows
-from erasure_lightning.vocabulary import Vocabulary
+from erasure_lightning.seeding import derive_seed
+from erasure_lightning.training.adapter_methods import PerConceptErasure
+from erasure_lightning.training.attention_masks import attention_inside, concept_mask
+from erasure_lightning.training.image_sources import GeneratedImages
+from erasure_lightning.training.latent_sources import LatentSource, Models, NoisyBatch
+from erasure_lightning.training.neighbours import sentences
+from erasure_lightning.training.optimizers import Kind
+from erasure_lightning.training.prompt_states import input_gram, shared_rows
+from erasure_lightning.training.regression import Regression
 
 #: Sentences of the images.
-SHOWN = {"thing": "a photo of a {}", "style": "a photo in the style of {}", "person": "a photo of {}"}
+SHOWN = {
+    "thing": "a photo of a {}",
+    "style": "a photo in the style of {}",
+    "person": "a photo of {}",
+}
 
 
 class MACE(PerConceptErasure):
@@ -48,8 +58,10 @@ class MACE(PerConceptErasure):
     Args:
         refine: Begin with stage 1; without it adapters are trained on the original's weights.
         rank: Of each adapter, at least 1.
-        mask: Share of the range of relevance from which a pixel shows the concept, 0..1; 0 for all, as for styles.
-        preserve: ``s``, weight of each token state in captions of what is kept, in both closed forms, at least 0.
+        mask: Share of the range of relevance from which a pixel shows the concept, 0..1; 0 for all,
+            as for styles.
+        preserve: ``s``, weight of each token state in captions of what is kept, in both closed
+            forms, at least 0.
         ridge: ``lamb``, pull of both closed forms towards the weights they start from, above 0.
         lr: Highest learning rate.
         optimizer: As in every gradient method.
@@ -76,8 +88,8 @@ class MACE(PerConceptErasure):
         super().__init__(rank=rank, lr=lr, optimizer=optimizer, **kwargs)
         if rank < 1 or min(preserve, mask) < 0 or mask > 1 or ridge <= 0:
             raise ErasureError(
-                "MACE needs rank of at least 1, preserve of at least 0, mask in 0..1 and a ridge above 0; found "
-                f"{rank}, {preserve}, {mask} and {ridge}."
+                "MACE needs rank of at least 1, preserve of at least 0, mask in 0..1 and a ridge"
+                f" above 0; found {rank}, {preserve}, {mask} and {ridge}."
             )
         self.refine = refine
         self.mask = mask
@@ -90,7 +102,7 @@ class MACE(PerConceptErasure):
 
     def models(self) -> Models:
         """Images show the concepts alone; every rank has the same."""
-        return replace(super().models(), sentences=self._shown, seed=mix(self.seed, 8))
+        return replace(super().models(), sentences=self._shown, seed=derive_seed(self.seed, 8))
 
     def _shown(self, count: int, number: int) -> Batch:
         """``count`` sentences that show the concepts, as many of each as of every other."""
@@ -102,10 +114,19 @@ class MACE(PerConceptErasure):
     @torch.no_grad()
     def on_train_start(self) -> None:
         """Stage 1 and the images, which a resumed run repeats to the bit."""
-        vocabulary, read = Vocabulary(self.backbone.world, self.concepts), self.original.text_inputs()[0]
+        vocabulary, read = (
+            Vocabulary(self.backbone.world, self.concepts),
+            self.original.text_inputs()[0],
+        )
         self._concept_sentences = [sentences(c, vocabulary, i) for i, c in enumerate(self.concepts)]
-        captions = [c for label in vocabulary.others for c in vocabulary.kept_captions(label)] if self.preserve else []
-        self._kept = self.kept_gram(read) + self.preserve * input_gram(self.original, captions, read)
+        captions = (
+            [c for label in vocabulary.others for c in vocabulary.kept_captions(label)]
+            if self.preserve
+            else []
+        )
+        self._kept = self.kept_gram(read) + self.preserve * input_gram(
+            self.original, captions, read
+        )
         self._old = torch.cat(read.weights())
         self._refined = self._old
         if self.refine:
@@ -117,12 +138,18 @@ class MACE(PerConceptErasure):
         super().on_train_start()
 
     def noisy_batch(self, sentences: Batch) -> NoisyBatch:
-        """Images of the concepts, noised, for the step's own sentences; trajectories have sentences of their own."""
+        """Images of the concepts, noised, for the step's own sentences; trajectories have sentences
+        of their own.
+        """
         batch = super().noisy_batch(sentences)
-        return batch.with_sentences(sentences) if isinstance(self.latents, GeneratedImages) else batch
+        return (
+            batch.with_sentences(sentences) if isinstance(self.latents, GeneratedImages) else batch
+        )
 
     def erasure_loss(self, batch: NoisyBatch) -> Tensor:
-        """Attention of the pixels that show a concept to its words, end and padding; mean over the batch."""
+        """Attention of the pixels that show a concept to its words, end and padding; mean over the
+        batch.
+        """
         prompts = self.original.encode(batch.prompts)
         masks = self.masks(batch, prompts)
         with self.adapted(batch), self.backbone.attention() as maps:
@@ -131,7 +158,9 @@ class MACE(PerConceptErasure):
 
     @torch.no_grad()
     def masks(self, batch: NoisyBatch, prompts: Conditioning) -> dict[str, Tensor]:
-        """Pixels where the original sees the concepts, all of them for styles, boolean ``(B, pixels)`` by layer."""
+        """Pixels where the original sees the concepts, all of them for styles, boolean ``(B,
+        pixels)`` by layer.
+        """
         with self.original.attention() as maps:
             self.original.denoise(batch.x, batch.t, prompts)
         styles = [[self.concepts[i].kind == "style"] for i in batch.indices]
@@ -141,7 +170,11 @@ class MACE(PerConceptErasure):
 
     @torch.no_grad()
     def fused(self) -> Tensor:
-        """Stage 3: the weights ``(out, D)`` that do on each concept's sentences what its adapter does there."""
+        """Stage 3: the weights ``(out, D)`` that do on each concept's sentences what its adapter
+        does there.
+        """
         read = self.original.text_inputs()[0]
-        grams = (input_gram(self.original, batch.prompts, read) for batch in self._concept_sentences)
+        grams = (
+            input_gram(self.original, batch.prompts, read) for batch in self._concept_sentences
+        )
         return self.adapters.fused(self._refined, self._old, self._kept, grams, self.ridge)

@@ -1,16 +1,20 @@
 """RealEra: neighbour-concept mining (Liu et al., arXiv 2410.09140; withdrawn from ICLR 2025).
 
-Random neighbours of the concept's text states go where the concept goes, and states beyond them stay: first in closed
-form in the text layers (stage A), then in low-rank adapters that align noise predictions (stage B).
+Random neighbours of the concept's text states go where the concept goes, and states beyond them
+stay: first in closed form in the text layers (stage A), then in low-rank adapters that align noise
+predictions (stage B).
 
-Stated by the paper: mining under ``d <= D_1`` and ``cos in [S_1, S_2]``, beyond-concept regularisation, and both
-stages. No code was published: the terms are inferred with high confidence, their weights are ours, as is the form of
-what lies beyond. Where it can, stage A takes the mean over all neighbours exactly. Its weights by default are UCE's,
-stage B's rate, rank and optimizer MACE's for things (1e-4 there for people and styles). No cosine bounds were
+Stated by the paper: mining under ``d <= D_1`` and ``cos in [S_1, S_2]``, beyond-concept
+regularisation, and both stages. No code was published: the terms are inferred with high confidence,
+their weights are ours, as is the form of what lies beyond. Where it can, stage A takes the mean
+over all neighbours exactly. Its weights by default are UCE's, stage B's rate, rank and optimizer
+MACE's for things (1e-4 there for people and styles). No cosine bounds were
 published: ``erasure calibrate`` measures what fits a model.
 
-Cost: stage A encodes ten sentences a concept and solves one system, no denoiser. A step of stage B takes three forwards
-and two backwards of the denoiser on the batch, and a fourth forward where no bank holds the anchor's prediction.
+Cost: stage A encodes ten sentences a concept and solves one system, no denoiser. A step of stage B
+    takes three forwards
+and two backwards of the denoiser on the batch, and a fourth forward where no bank holds the
+anchor's prediction.
 """
 
 from dataclasses import replace
@@ -20,33 +24,41 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from erasure_lightning.adapting import LoraErasure
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.backbones.interface import TextInput
-from erasure_lightning.concepts import Batch
-from erasure_lightning.erasure import ErasureModule
+from erasure_lightning.concepts.concept import Batch
+from erasure_lightning.concepts.vocabulary import Vocabulary
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.functional import Regression, mix
-from erasure_lightning.latents import NoisyBatch
-from erasure_lightning.module import ClosedFormErasure
-from erasure_lightning.neighbours import Mining, Neighbourhood, beyond_drift, exchanged, sentences
-from erasure_lightning.optimizers import Kind
-from erasure_lightning.prompts import aligned_states
-from erasure_lightning.vocabulary import Vocabulary
+from erasure_lightning.seeding import derive_seed
+from erasure_lightning.training.adapter_methods import LoraErasure
+from erasure_lightning.training.base import ErasureModule
+from erasure_lightning.training.closed_form import ClosedFormErasure
+from erasure_lightning.training.latent_sources import NoisyBatch
+from erasure_lightning.training.neighbours import (
+    Mining,
+    Neighbourhood,
+    beyond_drift,
+    exchanged,
+    sentences,
+)
+from erasure_lightning.training.optimizers import Kind
+from erasure_lightning.training.prompt_states import aligned_states
+from erasure_lightning.training.regression import Regression
 
 
 class NeighbourMining(ErasureModule):
     """What both variants share: the concepts' neighbourhoods, and stage A.
 
     Args:
-        min_cosine: ``S_1``, of a neighbour to its state, in 0..1; ``erasure calibrate`` measures what fits a concept.
+        min_cosine: ``S_1``, of a neighbour to its state, in 0..1; ``erasure calibrate`` measures
+            what fits a concept.
         max_cosine: ``S_2``, from ``min_cosine`` to 1.
         max_distance: ``D_1``, above 0; by default what ``min_cosine`` implies.
         neighbours: ``n`` of each state, which share its weight with it; 0 for none.
         beyond: ``m`` samples of each state's beyond; 0 for none.
-        sampler: ``expectation`` stands for infinitely many samples in stage A and draws directly in stage B; ``direct``
-            and ``reject`` draw them.
+        sampler: ``expectation`` stands for infinitely many samples in stage A and draws directly in
+            stage B; ``direct`` and ``reject`` draw them.
         erase_weight: ``lam_e`` of a concept, whose sentences, and their positions, share it.
         beyond_weight: ``lam_b`` of all concepts together.
         ridge: ``lam``, pull of stage A towards the old weights, above 0.
@@ -70,11 +82,14 @@ class NeighbourMining(ErasureModule):
         super().__init__(**kwargs)
         if min(neighbours, beyond, erase_weight, beyond_weight) < 0 or ridge <= 0:
             raise ErasureError(
-                f"{type(self).__name__} needs neighbours, beyond and weights of at least 0 and a ridge above 0; found "
-                f"{neighbours}, {beyond}, {erase_weight}, {beyond_weight} and {ridge}."
+                f"{type(self).__name__} needs neighbours, beyond and weights of at least 0 and a"
+                f" ridge above 0; found {neighbours}, {beyond}, {erase_weight}, {beyond_weight} and"
+                f" {ridge}."
             )
         self.neighbourhood = Neighbourhood(min_cosine, max_cosine, max_distance)
-        shared = beyond_weight / len(self.concepts)  # what is beyond is the same for all: they would add up
+        shared = beyond_weight / len(
+            self.concepts
+        )  # what is beyond is the same for all: they would add up
         self.mining = Mining(self.neighbourhood, neighbours, beyond, sampler, erase_weight, shared)
         self.ridge = ridge
 
@@ -86,13 +101,17 @@ class NeighbourMining(ErasureModule):
         """Every concept's terms."""
         vocabulary = Vocabulary(self.original.world, self.concepts)
         for place, concept in enumerate(self.concepts):
-            self._write(equations, sentences(concept, vocabulary), source, mix(self.seed, place, 6))
+            self._write(
+                equations, sentences(concept, vocabulary), source, derive_seed(self.seed, place, 6)
+            )
 
     def _write(self, equations: Regression, batch: Batch, source: TextInput, seed: int) -> None:
         """A concept's terms; what stands before its words is to stay."""
         plain, anchor = self.original.encode(batch.prompts), self.original.encode(batch.targets)
         states, mined = source.rows(plain), source.from_concept(plain)
-        images = aligned_states(anchor, like=plain) if source.source == "tokens" else source.rows(anchor)
+        images = (
+            aligned_states(anchor, like=plain) if source.source == "tokens" else source.rows(anchor)
+        )
         scale = 1 / states[..., 0].numel()
         equations.keep(states[~mined], scale * self.mining.erase_weight)
         self.mining.write(equations, states[mined], images[mined], scale, seed)
@@ -138,7 +157,9 @@ class RealEra(NeighbourMining, LoraErasure):
 
     def editable(self) -> dict[str, nn.Parameter]:
         """The layers with adapters, and whatever else stage A solves for."""
-        alone = {name: self.backbone.get_parameter(name) for name in self._solved_alone(self.original)}
+        alone = {
+            name: self.backbone.get_parameter(name) for name in self._solved_alone(self.original)
+        }
         return super().editable() | alone
 
     def _solved_alone(self, backbone: Backbone) -> list[str]:
@@ -163,17 +184,24 @@ class RealEra(NeighbourMining, LoraErasure):
         return loss
 
     def perturbed(self, prompts: Conditioning) -> Conditioning:
-        """Half of the batch with fresh neighbours from the concept's words on, at random if it is odd.
+        """Half of the batch with fresh neighbours from the concept's words on, at random if it is
+        odd.
 
         The pooled vector, where the family has one, has a neighbour of its own.
         """
         if not self.mining.neighbours:
             return prompts
         count, where = len(prompts), prompts.from_concept()
-        chosen = (2 * torch.randperm(count) + torch.randint(2, ()) < count).to(where.device).unsqueeze(1)
-        sampler: Literal["reject", "direct"] = "reject" if self.mining.sampler == "reject" else "direct"
+        chosen = (
+            (2 * torch.randperm(count) + torch.randint(2, ()) < count).to(where.device).unsqueeze(1)
+        )
+        sampler: Literal["reject", "direct"] = (
+            "reject" if self.mining.sampler == "reject" else "direct"
+        )
         near = exchanged(prompts, where & chosen, self.neighbourhood.draw(prompts.tokens, sampler))
         if prompts.pooled is None:
             return near
-        pooled = torch.where(chosen, self.neighbourhood.draw(prompts.pooled, sampler), prompts.pooled)
+        pooled = torch.where(
+            chosen, self.neighbourhood.draw(prompts.pooled, sampler), prompts.pooled
+        )
         return replace(near, pooled=pooled)

@@ -1,9 +1,10 @@
 """RECE: reliable and efficient concept erasure (Gong et al., ECCV 2024, arXiv 2407.12383).
 
-After a first edit, each epoch looks for the embedding that makes the edited maps ``W`` say what the original maps
-``W*`` said of the concept ``c``, and edits that too:
+After a first edit, each epoch looks for the embedding that makes the edited maps ``W`` say what the
+original maps ``W*`` said of the concept ``c``, and edits that too:
 
-    ``c' = argmin sum_l |W_l c' - W*_l c|^2 + reg |c'|^2``, then ``W c' -> W a`` for the anchor ``a``.
+    ``c' = argmin sum_l |W_l c' - W*_l c|^2 + reg |c'|^2``, then ``W c' -> W a`` for the anchor
+    ``a``.
 
 Official code: CharlesGong12/RECE @ 403a67f, ``train_object.py``,
 ``utils/embedding_calculation/close_form_emb.py`` (``close_regzero``) and ``erase_methods/uce.py``.
@@ -16,9 +17,10 @@ the empty prompt preserved. Its ``reg`` x epochs: 0.1 x 3 (nudity), 0.1 x 2 (uns
 guided. As published it keeps little of the emoji world; a retention callback, which our config has,
 is not the paper's.
 
-Different here: every map is ``W* M`` with one ``M``, so ``c'`` needs ``S = sum_l W*_l^T W*_l`` alone and an epoch costs
-the same for any number of maps; float64; what retention callbacks hold joins the preserved prompts. Left out: the
-early stop on validation pictures, which keeps the best epoch by a detector's rate.
+Different here: every map is ``W* M`` with one ``M``, so ``c'`` needs ``S = sum_l W*_l^T W*_l``
+alone and an epoch costs the same for any number of maps; float64; what retention callbacks hold
+joins the preserved prompts. Left out: the early stop on validation pictures, which keeps the best
+epoch by a detector's rate.
 
 Cost: no UNet evaluation; two text encodings a concept, and two factorisations an epoch.
 """
@@ -30,11 +32,11 @@ import torch
 from torch import Tensor
 
 from erasure_lightning.backbones.interface import TextInput
-from erasure_lightning.concepts import Batch
+from erasure_lightning.concepts.concept import Batch
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.functional import Regression, corrected
-from erasure_lightning.module import ClosedFormErasure
-from erasure_lightning.prompts import subject_rows
+from erasure_lightning.training.closed_form import ClosedFormErasure
+from erasure_lightning.training.prompt_states import subject_rows
+from erasure_lightning.training.regression import Regression, corrected
 
 #: Weight of the preserved prompts, and ridge, of the first edit.
 FIRST_PRESERVE, FIRST_RIDGE = 1.0, 0.5
@@ -71,8 +73,8 @@ class RECE(ClosedFormErasure):
         super().__init__(**kwargs)
         if min(epochs, preserve_scale) < 0 or min(regularization, ridge) <= 0:
             raise ErasureError(
-                "RECE needs epochs and preserve_scale of at least 0, regularization and ridge above 0; found "
-                f"{epochs}, {preserve_scale}, {regularization} and {ridge}."
+                "RECE needs epochs and preserve_scale of at least 0, regularization and ridge"
+                f" above 0; found {epochs}, {preserve_scale}, {regularization} and {ridge}."
             )
         self.epochs = epochs
         self.regularization = regularization
@@ -89,7 +91,9 @@ class RECE(ClosedFormErasure):
             for _ in range(self.epochs):
                 edit = self.epoch(edit, gram, source)
             identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-            solution |= source.named([corrected(weight, edit - identity) for weight in source.weights()])
+            solution |= source.named(
+                [corrected(weight, edit - identity) for weight in source.weights()]
+            )
         return solution
 
     def first_edit(self, source: TextInput) -> Tensor:
@@ -98,7 +102,10 @@ class RECE(ClosedFormErasure):
         for batch in self._chunks():
             equations.redirect(*subject_rows(self.original, batch, source, tail=True))
         correction = equations.correction(FIRST_RIDGE)
-        return torch.eye(len(correction), dtype=correction.dtype, device=correction.device) + correction
+        return (
+            torch.eye(len(correction), dtype=correction.dtype, device=correction.device)
+            + correction
+        )
 
     def epoch(self, edit: Tensor, gram: Tensor, source: TextInput) -> Tensor:
         """``M`` after one more edit, of what would bring the concepts back past the edit so far.
@@ -148,5 +155,7 @@ def adversarial(concepts: Tensor, edit: Tensor, gram: Tensor, regularization: fl
     """
     said = gram @ edit
     identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    found: Tensor = torch.linalg.solve(regularization * identity + edit.mT @ said, concepts.double() @ said, left=False)
+    found: Tensor = torch.linalg.solve(
+        regularization * identity + edit.mT @ said, concepts.double() @ said, left=False
+    )
     return found

@@ -1,55 +1,118 @@
-"""Receler: erasers behind cross-attention, trained against embeddings that would bring the concept back.
+"""Receler: erasers behind cross-attention, trained against embeddings that would bring the concept
+back.
 
-Huang et al., Receler: Reliable Concept Erasing of Text-to-Image Diffusion Models via Lightweight Erasers, arXiv
-2311.17717. Official code jasper0314-huang/Receler @ 3ccedc9. All at ``(x_t, t)``, erasers (`adapters.eraser`) in
-``eps`` alone, ``c'`` the concept's states with adversarial rows in them:
+Huang et al., Receler: Reliable Concept Erasing of Text-to-Image Diffusion Models via Lightweight
+Erasers, arXiv 2311.17717. Official code jasper0314-huang/Receler @ 3ccedc9. All at ``(x_t, t)``,
+erasers (`adapters.eraser`) in ``eps`` alone, ``c'`` the concept's states with adversarial rows in
+them:
 
     attack  ``A <- Adam( mse( eps(c'), eps*(c) ) )``, some steps
     erase   ``L = mse( eps(c'), eps*(0) - g (eps*(c) - eps*(0)) ) + 0.1 L_reg``
 
     ``L_reg = mean_layers sum_pixels (1 - M) mean_channels E(h)^2 / sum_pixels (1 - M)``
 
-``M`` are the pixels that attend to the concept's words in the original, cut at a tenth of the range in the layers of a
-quarter of the latents' side (here of the side next to it, where a model has no such layers), at each eraser's own
-resolution. Verified in code, with the 16 rows that begin where the text ends, drawn from ``U[0, 1)``, Adam at 0.1 with
-``L2`` decay 0.1, and 50 attack steps before each step of the erasers, on the same latents.
+``M`` are the pixels that attend to the concept's words in the original, cut at a tenth of the range
+in the layers of a quarter of the latents' side (here of the side next to it, where a model has no
+such layers), at each eraser's own resolution. Verified in code, with the 16 rows that begin where
+the text ends, drawn from ``U[0, 1)``, Adam at 0.1 with ``L2`` decay 0.1, and 50 attack steps before
+each step of the erasers, on the same latents.
 
-If the official attack worked, erasing would read the rows before the last attack step; ours reads those after it.
+If the official attack worked, erasing would read the rows before the last attack step; ours reads
+those after it.
 
-The bug to know: the released code writes those rows into a copy, so that no prediction ever reads them: its runs are
-ESD's loss on erasers, with a mask, and no attack. Here they are really in the sentence. Without attack steps ours still
-erases (there, 0 trains nothing).
+The bug to know: the released code writes those rows into a copy, so that no prediction ever reads
+them: its runs are ESD's loss on erasers, with a mask, and no attack. Here they are really in the
+sentence. Without attack steps ours still erases (there, 0 trains nothing).
 
-A concept's rows and the state of their Adam outlive the step, as there, and are saved with a checkpoint: a step's
-attack goes on from the last one's. On the emoji world, one attack step a step and the official decay leave the rows
-near zero (deviation 0.004 to 0.01 after 100 steps), so that there it is blanks that are trained against more than an
-attack; ``attack_decay: 0`` is there to try. Official, and the defaults: 3e-4 (constant), 50 attack steps; 500 steps,
-batch 1, SD 1.4, latents 39 to 58 times cleaner than their time says, on the student's rollout; ours are the bank's
+A concept's rows and the state of their Adam outlive the step, as there, and are saved with a
+checkpoint: a step's attack goes on from the last one's. On the emoji world, one attack step a step
+and the official decay leave the rows near zero (deviation 0.004 to 0.01 after 100 steps), so that
+there it is blanks that are trained against more than an attack; ``attack_decay: 0`` is there to
+try. Official, and the defaults: 3e-4 (constant), 50 attack steps; 500 steps, batch 1, SD 1.4,
+latents 39 to 58 times cleaner than their time says, on the student's rollout; ours are the bank's
 (``student: true`` for the rollout).
 
-Cost of a sentence: 1 forward of the original for the mask, ``attack_steps + 1`` forwards and backwards.
+Cost of a sentence: 1 forward of the original for the mask, ``attack_steps + 1`` forwards and
+backwards.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
+from torch.optim import Adam
 
 from erasure_lightning.adapters.base import Plan
 from erasure_lightning.adapters.eraser import listening, outside
-from erasure_lightning.adapting import AdapterErasure
-from erasure_lightning.adversaries import Adversaries
-from erasure_lightning.attention_masks import concept_mask
 from erasure_lightning.backbones.conditioning import CONCEPT, Conditioning
+from erasure_lightning.distributed.collectives import collected, of_this_rank
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.functional import mix
-from erasure_lightning.latents import NoisyBatch
-from erasure_lightning.ranks import collected, of_this_rank
+from erasure_lightning.seeding import derive_seed
+from erasure_lightning.training.adapter_methods import AdapterErasure
+from erasure_lightning.training.attention_masks import concept_mask
+from erasure_lightning.training.latent_sources import NoisyBatch
+
+
+class Adversaries:
+    """A set of rows for each concept; they and their Adam outlive the step in which they were
+    attacked with.
+
+    Args:
+        names: The concepts.
+        shape: Rows of each, and their width ``(n, D)``.
+        seed: They begin at ``U[0, 1)``.
+        device: Where they are.
+        settings: Adam's.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        shape: tuple[int, int],
+        seed: int,
+        device: torch.device,
+        settings: dict[str, float],
+    ) -> None:
+        drawn = torch.rand(len(names), *shape, generator=torch.Generator().manual_seed(seed))
+        self._rows = {
+            n: row.clone().to(device).requires_grad_(True)
+            for n, row in zip(names, drawn, strict=True)
+        }
+        self._adam = Adam(self._rows.values(), **settings)  # type: ignore[arg-type]
+
+    def of(self, names: Sequence[str]) -> Tensor:
+        """The rows of each, ``(B, n, D)``."""
+        return torch.stack([self._rows[name] for name in names])
+
+    def attack(self, miss: Tensor) -> None:
+        """A step towards less of what was missed; concepts that it does not speak of stand still,
+        Adam and all.
+        """
+        slopes = torch.autograd.grad(miss, list(self._rows.values()), allow_unused=True)
+        for row, slope in zip(self._rows.values(), slopes, strict=True):
+            row.grad = slope
+        self._adam.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rows and their Adam's state."""
+        return {
+            "rows": {name: row.detach() for name, row in self._rows.items()},
+            "adam": self._adam.state_dict(),
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` left off."""
+        for name, row in self._rows.items():
+            row.copy_(state["rows"][name])
+        self._adam.load_state_dict(state["adam"])
 
 
 class Receler(AdapterErasure):
-    """Reliable erasing with lightweight erasers: adversarial rows, and changes where the concept is.
+    """Reliable erasing with lightweight erasers: adversarial rows, and changes where the concept
+    is.
 
     Args:
         guidance: ``g`` of the target, at least 0.
@@ -84,7 +147,12 @@ class Receler(AdapterErasure):
         **kwargs: Any,
     ) -> None:
         super().__init__(lr=lr, **kwargs)
-        least = {"rank": (rank, 1), "rows": (rows, 1), "attack_steps": (attack_steps, 0), "guidance": (guidance, 0)}
+        least = {
+            "rank": (rank, 1),
+            "rows": (rows, 1),
+            "attack_steps": (attack_steps, 0),
+            "guidance": (guidance, 0),
+        }
         for name, (value, bound) in least.items():
             if value < bound:
                 raise ErasureError(f"Receler needs {name} of at least {bound}; found {value}.")
@@ -96,11 +164,15 @@ class Receler(AdapterErasure):
 
     def plan(self) -> Plan:
         """An eraser behind each cross-attention."""
-        layers = [name.removeprefix("denoiser.") for name in self.backbone.adaptable("cross-attention")]
+        layers = [
+            name.removeprefix("denoiser.") for name in self.backbone.adaptable("cross-attention")
+        ]
         return Plan("eraser", layers, {"rank": self.rank})
 
     def erasure_loss(self, batch: NoisyBatch) -> Tensor:
-        """Attack, then erase under attack; what the erasers add outside the concept's area is held down."""
+        """Attack, then erase under attack; what the erasers add outside the concept's area is held
+        down.
+        """
         prompts = self.backbone.encode(batch.prompts)
         with torch.no_grad(), self.original.attention() as maps:
             concept = self.original.denoise(batch.x, batch.t, prompts)
@@ -113,11 +185,15 @@ class Receler(AdapterErasure):
         with listening(self.backbone.denoiser) as added:
             prediction = self.student(batch, attacked)
         erasure = mse_loss(prediction, unconditional - self.guidance * (concept - unconditional))
-        masks = concept_mask(maps, attacked.positions(CONCEPT), self.threshold, _pixels(maps, batch.x))
+        masks = concept_mask(
+            maps, attacked.positions(CONCEPT), self.threshold, _pixels(maps, batch.x)
+        )
         return erasure + self.mask_weight * outside(added, masks)
 
     def attacked(self, prompts: Conditioning, batch: NoisyBatch) -> Conditioning:
-        """The states with the concepts' adversarial rows from the end of text on; without an attack, as they are."""
+        """The states with the concepts' adversarial rows from the end of text on; without an
+        attack, as they are.
+        """
         if not self.attack_steps:
             return prompts
         rows = self.adversaries_for(prompts.tokens).of(batch.sentences.concepts).to(prompts.tokens)
@@ -127,10 +203,17 @@ class Receler(AdapterErasure):
         return prompts.with_tokens(torch.where(inside, rows.gather(1, chosen), prompts.tokens))
 
     def adversaries_for(self, like: Tensor) -> Adversaries:
-        """The adversarial rows; at first those of a checkpoint or new ones, on the device that needs them."""
+        """The adversarial rows; at first those of a checkpoint or new ones, on the device that
+        needs them.
+        """
         if self.adversaries is None:
-            names, settings = [c.name for c in self.concepts], {"lr": self.attack_lr, "weight_decay": self.attack_decay}
-            self.adversaries = Adversaries(names, (self.rows, like.shape[2]), mix(self.seed, 6), like.device, settings)
+            names, settings = (
+                [c.name for c in self.concepts],
+                {"lr": self.attack_lr, "weight_decay": self.attack_decay},
+            )
+            self.adversaries = Adversaries(
+                names, (self.rows, like.shape[2]), derive_seed(self.seed, 6), like.device, settings
+            )
             if self._left:
                 self.adversaries.load_state_dict(self._left)
         return self.adversaries
@@ -149,4 +232,6 @@ class Receler(AdapterErasure):
 
 def _pixels(maps: dict[str, Tensor], x: Tensor) -> int:
     """Pixels of the attention layers whose resolution is next to a quarter of the latents' side."""
-    return min((m.shape[2] for m in maps.values()), key=lambda count: abs(count - x[0, 0].numel() / 16))
+    return min(
+        (m.shape[2] for m in maps.values()), key=lambda count: abs(count - x[0, 0].numel() / 16)
+    )

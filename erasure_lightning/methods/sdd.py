@@ -1,21 +1,26 @@
-"""SDD: the model's prediction for the concept is distilled into its own prediction for the empty prompt.
+"""SDD: the model's prediction for the concept is distilled into its own prediction for the empty
+prompt.
 
-Kim et al., Towards Safe Self-Distillation of Internet-Scale Text-to-Image Diffusion Models, arXiv 2307.05977. Official
-code nannullna/safe-diffusion @ a2e820c, `train_sdd.py`. Verified in code:
+Kim et al., Towards Safe Self-Distillation of Internet-Scale Text-to-Image Diffusion Models, arXiv
+2307.05977. Official code nannullna/safe-diffusion @ a2e820c, `train_sdd.py`. Verified in code:
 
-* the loss ``mse( eps(x_t, c_s), sg eps(x_t, 0) )``, both of the student, so that the target may drift;
-* an average of the student's weights, ``a <- ema a + (1 - ema) w`` behind every optimizer step, without warm-up or
-  correction of its start: it supplies the latents ``x_t``, and it is what is saved. So it is here: checkpoints, the
-  exported edit and, once training has ended, the model itself hold the average; a checkpoint holds the student beside.
-* several concepts: one a step in the loss (they take turns), while trajectories ask for all of them, joined by commas.
-  Here each trajectory names its step's concept first, so that a text encoder that cuts the row short still reads it.
+* the loss ``mse( eps(x_t, c_s), sg eps(x_t, 0) )``, both of the student, so that the target may
+  drift;
+* an average of the student's weights, ``a <- ema a + (1 - ema) w`` behind every optimizer step,
+  without warm-up or correction of its start: it supplies the latents ``x_t``, and it is what is
+  saved. So it is here: checkpoints, the exported edit and, once training has ended, the model
+  itself hold the average; a checkpoint holds the student beside.
+* several concepts: one a step in the loss (they take turns), while trajectories ask for all of
+  them, joined by commas. Here each trajectory names its step's concept first, so that a text
+  encoder that cuts the row short still reads it.
 
-Where ours differs: the official code labels the clean end of a whole rollout with the noisiest times where it drew no
-steps at all (2 % of its batches); the bank's latents bear their own times. It rolls out up to 50 steps for one latent,
-with the average of that moment; the bank keeps every step, and rolls out anew each ``refresh`` draws (``student: true``
-follows the average). The official numbers are the defaults: 1e-5 (AdamW, decay 1e-4, constant) with ``ema`` 0.999,
-which leaves 0.999^1500 = 22 % of the original's weights in the average of 1500 steps; the 0.975 of our config leaves 5
-% of 120. A joined prompt keeps our template; there it is the bare words.
+Where ours differs: the official code labels the clean end of a whole rollout with the noisiest
+times where it drew no steps at all (2 % of its batches); the bank's latents bear their own times.
+It rolls out up to 50 steps for one latent, with the average of that moment; the bank keeps every
+step, and rolls out anew each ``refresh`` draws (``student: true`` follows the average). The
+official numbers are the defaults: 1e-5 (AdamW, decay 1e-4, constant) with ``ema`` 0.999, which
+leaves 0.999^1500 = 22 % of the original's weights in the average of 1500 steps; the 0.975 of our
+config leaves 5 % of 120. A joined prompt keeps our template; there it is the bare words.
 
 Cost of a step: 1 forward, 1 forward and backward; a rollout costs twice its steps.
 """
@@ -29,22 +34,24 @@ from torch.nn.functional import mse_loss
 
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.interface import Part
-from erasure_lightning.concepts import Batch
-from erasure_lightning.erasure import PREFIX
+from erasure_lightning.concepts.concept import Batch
+from erasure_lightning.distributed.fsdp import put, whole
+from erasure_lightning.edits.fingerprints import widen
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.functional import widen
-from erasure_lightning.latents import Models, NoisyBatch
-from erasure_lightning.module import GradientErasure
-from erasure_lightning.optimizers import Kind
-from erasure_lightning.sharding import put, whole
+from erasure_lightning.training.base import PREFIX
+from erasure_lightning.training.gradient import GradientErasure
+from erasure_lightning.training.latent_sources import Models, NoisyBatch
+from erasure_lightning.training.optimizers import Kind
 
 
 class SDD(GradientErasure):
-    """Safe self-distillation: says of the concept what it says of nothing, and keeps the average of its weights.
+    """Safe self-distillation: says of the concept what it says of nothing, and keeps the average of
+    its weights.
 
     Args:
         train: Which part of the denoiser, as in ESD: ``x`` is its cross-attention.
-        ema: What the average keeps of itself at a step, from 0 (the student itself is kept) to below 1.
+        ema: What the average keeps of itself at a step, from 0 (the student itself is kept) to
+            below 1.
         lr: Highest learning rate.
         optimizer: As in every gradient method.
         weight_decay: As in every gradient method.
@@ -81,7 +88,9 @@ class SDD(GradientErasure):
         return self.backbone.denoiser_parameters(self.train_part)
 
     def adapt(self) -> None:
-        """Begin the average at the original, in no less precision than the edit, or it would round every step away."""
+        """Begin the average at the original, in no less precision than the edit, or it would round
+        every step away.
+        """
         self.average = self.backbone.original(self.touched())
         widen(self.average.get_parameter(name) for name in self.editable())
 
@@ -103,7 +112,9 @@ class SDD(GradientErasure):
         """Sentences that name all concepts, their own first."""
         batch = super().source_sentences(count, number)
         pairs = zip(batch.templates, batch.concepts, strict=True)
-        return batch._replace(templates=[template.replace("{}", self._joined(c)) for template, c in pairs])
+        return batch._replace(
+            templates=[template.replace("{}", self._joined(c)) for template, c in pairs]
+        )
 
     def _joined(self, first: str) -> str:
         """``{}, heart, bomb``: a place for the first concept, and all others behind it."""
@@ -112,7 +123,9 @@ class SDD(GradientErasure):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Take the step, and draw the average after it."""
         super().optimizer_step(*args, **kwargs)
-        for mean, parameter in zip(self._averaged().values(), self.editable().values(), strict=True):
+        for mean, parameter in zip(
+            self._averaged().values(), self.editable().values(), strict=True
+        ):
             mean.lerp_(parameter.detach(), 1 - self.ema)
 
     def _averaged(self) -> dict[str, Tensor]:
@@ -126,14 +139,20 @@ class SDD(GradientErasure):
 
     def on_train_end(self) -> None:
         """Put the average in the student's place."""
-        self._parked = {name: parameter.detach().clone() for name, parameter in self.editable().items()}
+        self._parked = {
+            name: parameter.detach().clone() for name, parameter in self.editable().items()
+        }
         self.write(self._averaged())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the average as the edit, and the student beside it."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint["state_dict"] = {PREFIX + name: whole(mean) for name, mean in self._averaged().items()}
-        checkpoint["student"] = {name: whole(value) for name, value in (self._parked or self.editable()).items()}
+        checkpoint["state_dict"] = {
+            PREFIX + name: whole(mean) for name, mean in self._averaged().items()
+        }
+        checkpoint["student"] = {
+            name: whole(value) for name, value in (self._parked or self.editable()).items()
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up the average; the student waits until training starts."""

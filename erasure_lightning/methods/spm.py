@@ -1,27 +1,31 @@
 """SPM: one-dimensional adapters, one a concept, that open for prompts near their concept.
 
-Lyu et al., One-dimensional Adapter to Rule Them All: Concepts, Diffusion Models and Erasing Applications, arXiv
-2312.16145. Official code Con6924/SPM @ 3dd762e. Verified in code, all predictions without guidance at ``(x_t, t)``:
+Lyu et al., One-dimensional Adapter to Rule Them All: Concepts, Diffusion Models and Erasing
+Applications, arXiv 2312.16145. Official code Con6924/SPM @ 3dd762e. Verified in code, all
+predictions without guidance at ``(x_t, t)``:
 
     ``L = mse( eps(c), eps*(n) - g (eps*(c) - eps*(n)) ) + lambda mse( eps(a), eps*(a) )``
 
-with ``n`` the concept's anchor, or the empty prompt. Latent anchoring is the second term: ``a`` has the shape of a
-prompt's states, a direction of Gaussian noise and the length of the concept's states times ``U[0.8, 1.2]``, drawn anew
-each step. (The code also refuses a draw with a probability equal to its cosine with the concept; in so many dimensions
-that never happens, and is left out.) Adapters stand beside every linear layer and convolution of the transformers. How
-far they open is `adapters.semi_permeable.Membrane`: facilitated transport.
+with ``n`` the concept's anchor, or the empty prompt. Latent anchoring is the second term: ``a`` has
+the shape of a prompt's states, a direction of Gaussian noise and the length of the concept's states
+times ``U[0.8, 1.2]``, drawn anew each step. (The code also refuses a draw with a probability equal
+to its cosine with the concept; in so many dimensions that never happens, and is left out.) Adapters
+stand beside every linear layer and convolution of the transformers. How far they open is
+`adapters.semi_permeable.Membrane`: facilitated transport.
 
-Where the official code has bugs and ours is what the paper means: half of its anchors are empty prompts, and two of
-four random ones cost an evaluation and are dropped, so that its runs spend half of ``lambda`` on the empty prompt (as
-`UnconditionalDrift` can); gamma acts squared, and mixes concepts; its latents are 32 to 42 times cleaner than their
-time says. Ours are the bank's. There they lie on the student's rollout of the concept (30 steps, guidance 3), which the
-bank gives with ``student: true`` and a ``refresh``; a student is rolled out as it is used, with the membrane. On the
-original's rollouts, the choice of our config, its predictions are kept.
+Where the official code has bugs and ours is what the paper means: half of its anchors are empty
+prompts, and two of four random ones cost an evaluation and are dropped, so that its runs spend half
+of ``lambda`` on the empty prompt (as `UnconditionalDrift` can); gamma acts squared, and mixes
+concepts; its latents are 32 to 42 times cleaner than their time says. Ours are the bank's. There
+they lie on the student's rollout of the concept (30 steps, guidance 3), which the bank gives with
+``student: true`` and a ``refresh``; a student is rolled out as it is used, with the membrane. On
+the original's rollouts, the choice of our config, its predictions are kept.
 
-Each concept trains its own adapters, alone and fully open, as if it had a run to itself; all are stacked in one tensor
-a layer, and share a run's steps. Official, and the defaults: AdamW at 1e-4 for SD 1.4, ``lambda`` 1000, 4 anchors at
-batch 1, 500 steps of warm-up and three cosines (here one) in 3000 steps, transport by the cosine as it is. On the emoji
-world anchors weigh a hundredth, in 60 steps, and transport is ``rescaled``, which is ours.
+Each concept trains its own adapters, alone and fully open, as if it had a run to itself; all are
+stacked in one tensor a layer, and share a run's steps. Official, and the defaults: AdamW at 1e-4
+for SD 1.4, ``lambda`` 1000, 4 anchors at batch 1, 500 steps of warm-up and three cosines (here one)
+in 3000 steps, transport by the cosine as it is. On the emoji world anchors weigh a hundredth, in 60
+steps, and transport is ``rescaled``, which is ours.
 
 Cost of a sentence: ``1 + anchors`` forwards and backwards, ``anchors`` forwards of the original.
 """
@@ -35,13 +39,12 @@ from torch.nn.functional import mse_loss, one_hot
 
 from erasure_lightning.adapters.base import CHILD, Plan
 from erasure_lightning.adapters.semi_permeable import Membrane
-from erasure_lightning.adapting import AdapterErasure
 from erasure_lightning.backbones.conditioning import CONCEPT, Conditioning
-from erasure_lightning.concepts import Phrase, phrase
+from erasure_lightning.concepts.concept import Phrase, phrase
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.functional import Schedule
-from erasure_lightning.latents import NoisyBatch
-from erasure_lightning.optimizers import Kind
+from erasure_lightning.training.adapter_methods import AdapterErasure
+from erasure_lightning.training.latent_sources import NoisyBatch
+from erasure_lightning.training.optimizers import Kind, Schedule
 
 #: Sentences a membrane knows its concept by, and how many foreign words it is shown in each.
 SENTENCES, FOILS = ("{}", "a {}", "a photo of {}", "an image of {}"), 32
@@ -54,9 +57,10 @@ class SPM(AdapterErasure):
         guidance: ``g``, how far the target lies past the anchor, away from the concept; at least 0.
         anchors: Latent anchors a sentence of the batch.
         anchor_weight: ``lambda``, at least 0.
-        templates: Sentences with ``{}`` by which a membrane knows its concept; `SENTENCES` by default.
-        transport: How far adapters open for a prompt: ``rescaled`` from the similarity of foreign words, ``cosine`` as
-            it is (official), or ``none``, fully for every prompt.
+        templates: Sentences with ``{}`` by which a membrane knows its concept; `SENTENCES` by
+            default.
+        transport: How far adapters open for a prompt: ``rescaled`` from the similarity of foreign
+            words, ``cosine`` as it is (official), or ``none``, fully for every prompt.
         lr: Highest learning rate.
         warmup: Steps to reach it.
         schedule: As in every gradient method.
@@ -84,23 +88,37 @@ class SPM(AdapterErasure):
         **kwargs: Any,
     ) -> None:
         super().__init__(lr=lr, warmup=warmup, schedule=schedule, optimizer=optimizer, **kwargs)
-        for name, value in {"guidance": guidance, "anchors": anchors, "anchor_weight": anchor_weight}.items():
+        for name, value in {
+            "guidance": guidance,
+            "anchors": anchors,
+            "anchor_weight": anchor_weight,
+        }.items():
             if value < 0:
                 raise ErasureError(f"SPM needs {name} of at least 0; found {value}.")
         if bad := [t for t in templates or () if "{}" not in t]:
-            raise ErasureError(f"SPM needs {{}} in every template for the concept's words; found {bad[0]!r}.")
+            raise ErasureError(
+                f"SPM needs {{}} in every template for the concept's words; found {bad[0]!r}."
+            )
         self.guidance, self.anchors, self.anchor_weight = guidance, anchors, anchor_weight
         self.templates, self.transport = templates or [*SENTENCES], transport
 
     def plan(self) -> Plan:
-        """One adapter beside each layer of the transformers, and a membrane that holds the concepts' sentences."""
+        """One adapter beside each layer of the transformers, and a membrane that holds the
+        concepts' sentences.
+        """
         sentences = [s for concept in self.concepts for s in self._sentences(concept.name)]
         states = self.backbone.encode(sentences)
         words = int(states.positions(CONCEPT).sum(dim=1).max())
         length, width = states.tokens.shape[1:]
         sizes = {"concepts": len(self.concepts), "sentences": len(self.templates), "words": words}
-        layers = [name.removeprefix("denoiser.") for name in self.backbone.adaptable("transformer layers")]
-        return Plan("spm", layers, sizes | {"length": length, "width": width, "transport": self.transport != "none"})
+        layers = [
+            name.removeprefix("denoiser.") for name in self.backbone.adaptable("transformer layers")
+        ]
+        return Plan(
+            "spm",
+            layers,
+            sizes | {"length": length, "width": width, "transport": self.transport != "none"},
+        )
 
     @property
     def membrane(self) -> Membrane:
@@ -135,11 +153,15 @@ class SPM(AdapterErasure):
         for embedded, table in zip(prompts, self.backbone.word_tables(), strict=True):
             words = table[torch.randint(len(table), embedded.ids.shape)]
             where = embedded.positions(CONCEPT).unsqueeze(2)
-            foils.append(replace(embedded, embeddings=torch.where(where, words, embedded.embeddings)))
+            foils.append(
+                replace(embedded, embeddings=torch.where(where, words, embedded.embeddings))
+            )
         return self.backbone.contextualize(foils).tokens
 
     def erasure_loss(self, batch: NoisyBatch) -> Tensor:
-        """The concept's prediction, and the anchors', in one evaluation of the adapters of each sentence's concept."""
+        """The concept's prediction, and the anchors', in one evaluation of the adapters of each
+        sentence's concept.
+        """
         teacher, prompts, count = batch.teacher, self.backbone.encode(batch.prompts), len(batch)
         target = teacher.anchor - self.guidance * (teacher.concept - teacher.anchor)
         every = [prompts, self.latent_anchors(prompts)] if self.anchors else [prompts]
@@ -156,13 +178,16 @@ class SPM(AdapterErasure):
         return erasure + self.anchor_weight * mse_loss(now[count:], kept)
 
     def latent_anchors(self, prompts: Conditioning) -> Conditioning:
-        """Random states about as long as the concepts' ``(B, L, D)``, so many of each, ``(anchors * B, L, D)``.
+        """Random states about as long as the concepts' ``(B, L, D)``, so many of each, ``(anchors *
+        B, L, D)``.
 
         The pooled vector, where the family has one, is as random.
         """
         like = prompts.repeat(self.anchors)
         tokens = _random_like(like.tokens)
-        return replace(like, tokens=tokens, pooled=None if like.pooled is None else _random_like(like.pooled))
+        return replace(
+            like, tokens=tokens, pooled=None if like.pooled is None else _random_like(like.pooled)
+        )
 
 
 def _random_like(states: Tensor) -> Tensor:

@@ -6,9 +6,15 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from erasure_lightning.edits.fingerprints import fingerprint
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.functional import fingerprint
-from erasure_lightning.metrics.scorer import UNREADABLE, Preprocessing, check_source, features_of, read_model
+from erasure_lightning.metrics.scorer import (
+    UNREADABLE,
+    Preprocessing,
+    check_source,
+    features_of,
+    read_model,
+)
 
 
 class Features(nn.Module):
@@ -31,10 +37,12 @@ class Features(nn.Module):
         """Load a network in float32.
 
         Args:
-            source: A folder as transformers writes it, or a Hub id; only the latter goes to the network.
+            source: A folder as transformers writes it, or a Hub id; only the latter goes to the
+                network.
 
         Raises:
-            ErasureError: If nothing is there, the weights are no safetensors, or it is no model for pictures.
+            ErasureError: If nothing is there, the weights are no safetensors, or it is no model for
+                pictures.
         """
         name = str(source)
         check_source(name, "network")
@@ -47,9 +55,15 @@ class Features(nn.Module):
 
     @torch.no_grad()
     def forward(self, pictures: Tensor) -> Tensor:
-        """Features ``(B, D)`` of pictures ``(B, 3, H, W)`` in 0..1: projected, or pooled where it projects nothing."""
+        """Features ``(B, D)`` of pictures ``(B, 3, H, W)`` in 0..1: projected, or pooled where it
+        projects nothing.
+        """
         read = self.preprocessing(pictures)
-        seen = self.model.get_image_features if hasattr(self.model, "get_image_features") else self.model
+        seen = (
+            self.model.get_image_features
+            if hasattr(self.model, "get_image_features")
+            else self.model
+        )
         return features_of(seen(pixel_values=read)).flatten(1)
 
     def fingerprint(self) -> str:

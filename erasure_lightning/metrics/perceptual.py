@@ -1,4 +1,6 @@
-"""LPIPS: how far two pictures are from each other to a network's eyes (Zhang et al. 2018, arXiv 1801.03924)."""
+"""LPIPS: how far two pictures are from each other to a network's eyes (Zhang et al. 2018, arXiv
+1801.03924).
+"""
 
 from collections.abc import Callable, Sequence
 from importlib.resources import files
@@ -10,9 +12,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from erasure_lightning.edits.fingerprints import fingerprint
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.functional import fingerprint
-from erasure_lightning.metrics.seeds import SeedMean
+from erasure_lightning.metrics.seed_statistics import SeedMean
 
 #: How the weights were shown pictures: these are subtracted and divided by, in -1..1.
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
@@ -50,10 +52,11 @@ class AlexNet(nn.Module):
 
 
 class Lpips(nn.Module):
-    """``sum over layers of mean over places of sum over channels of w (y - y')^2``, ``y`` of unit length at each place.
+    """``sum over layers of mean over places of sum over channels of w (y - y')^2``, ``y`` of unit
+    length at each place.
 
-    Equal to ``torchmetrics.functional.image.lpips`` on the same weights (a test says so), which cannot be had without
-    torchvision.
+    Equal to ``torchmetrics.functional.image.lpips`` on the same weights (a test says so), which
+    cannot be had without torchvision.
 
     Args:
         network: Gives a list of activations ``(B, C, h, w)`` of pictures.
@@ -73,10 +76,12 @@ class Lpips(nn.Module):
 
     @classmethod
     def load(cls, source: str | Path) -> Self:
-        """LPIPS with AlexNet: its convolutions from a file, the channels' weights as torchmetrics ships them.
+        """LPIPS with AlexNet: its convolutions from a file, the channels' weights as torchmetrics
+        ships them.
 
         Args:
-            source: A safetensors file with torchvision's names (``features.0.weight`` or ``0.weight``, ...).
+            source: A safetensors file with torchvision's names (``features.0.weight`` or
+                ``0.weight``, ...).
 
         Raises:
             ErasureError: If there is no such file, or it holds other weights.
@@ -84,26 +89,38 @@ class Lpips(nn.Module):
         path = Path(source)
         if path.suffix != ".safetensors" or not path.is_file():
             raise ErasureError(
-                f"lpips needs a safetensors file with AlexNet's weights; {path} is none. Pickles can run code and are "
-                f"not read; where torchvision is: {MAKE}"
+                f"lpips needs a safetensors file with AlexNet's weights; {path} is none. Pickles"
+                f" can run code and are not read; where torchvision is: {MAKE}"
             )
         try:
-            found = {name.removeprefix("features."): value for name, value in load_file(path).items()}
+            found = {
+                name.removeprefix("features."): value for name, value in load_file(path).items()
+            }
             network = AlexNet()
-            network.features.load_state_dict({k: v for k, v in found.items() if not k.startswith("classifier")})
+            network.features.load_state_dict(
+                {k: v for k, v in found.items() if not k.startswith("classifier")}
+            )
         except (SafetensorError, RuntimeError) as error:
-            raise ErasureError(f"{path} does not hold AlexNet's convolutions; where torchvision is: {MAKE}") from error
+            raise ErasureError(
+                f"{path} does not hold AlexNet's convolutions; where torchvision is: {MAKE}"
+            ) from error
         heads = files("torchmetrics") / "functional" / "image" / "lpips_models" / "alex.pth"
         with heads.open("rb") as file:
             weights = torch.load(cast(Any, file), map_location="cpu", weights_only=True)
-        return cls(network, [weights[f"lin{i}.model.1.weight"].flatten() for i in range(len(AlexNet.TAPS))])
+        return cls(
+            network, [weights[f"lin{i}.model.1.weight"].flatten() for i in range(len(AlexNet.TAPS))]
+        )
 
     def forward(self, ours: Tensor, theirs: Tensor) -> Tensor:
-        """Distances ``(B,)`` of pictures ``(B, 3, H, W)`` in 0..1, at least 63 pixels a side for AlexNet."""
+        """Distances ``(B,)`` of pictures ``(B, 3, H, W)`` in 0..1, at least 63 pixels a side for
+        AlexNet.
+        """
         seen = [self.network((2 * x - 1 - self.shift) / self.scale) for x in (ours, theirs)]
         return torch.stack(
             [
-                torch.einsum("c,bchw->bhw", getattr(self, f"weight{i}"), (_unit(a) - _unit(b)).square()).mean((1, 2))
+                torch.einsum(
+                    "c,bchw->bhw", getattr(self, f"weight{i}"), (_unit(a) - _unit(b)).square()
+                ).mean((1, 2))
                 for i, (a, b) in enumerate(zip(*seen, strict=True))
             ]
         ).sum(dim=0)
@@ -126,7 +143,9 @@ class PerceptualDistance(SeedMean):
         seeds: As for `SeedMean`.
     """
 
-    def __init__(self, distance: Callable[[Tensor, Tensor], Tensor], seeds: Sequence[int] | int) -> None:
+    def __init__(
+        self, distance: Callable[[Tensor, Tensor], Tensor], seeds: Sequence[int] | int
+    ) -> None:
         super().__init__(seeds, most=float("inf"))
         self.distance = distance
 

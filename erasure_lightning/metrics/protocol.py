@@ -1,4 +1,6 @@
-"""How something was measured: figures are comparable if their protocols are equal, and refused if they are not."""
+"""How something was measured: figures are comparable if their protocols are equal, and refused if
+they are not.
+"""
 
 import hashlib
 import json
@@ -8,10 +10,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.files import read_record, write_json
+from erasure_lightning.files.writing import read_record, write_json
 from erasure_lightning.metrics.estimates import Estimate
 
-#: What is recorded but does not make two protocols differ: paths differ between machines, fingerprints do not.
+#: What is recorded but does not make two protocols differ: paths differ between machines,
+#: fingerprints do not.
 RECORDED = ("backbone", "scorer", "versions")
 
 #: Estimates by group (``efficacy``), metric (``recognized``), and ``before`` or ``after`` the edit.
@@ -60,7 +63,9 @@ class Protocol:
         return short_hash(self.compared)
 
     def difference(self, other: "Protocol") -> str:
-        """The first field in which another protocol differs, with both values; empty if there is none."""
+        """The first field in which another protocol differs, with both values; empty if there is
+        none.
+        """
         mine, theirs = _flat(self.compared), _flat(other.compared)
         for name in dict.fromkeys([*mine, *theirs]):
             a, b = mine.get(name), theirs.get(name)
@@ -108,10 +113,14 @@ class Result:
 
         A group that was not measured is left out; ``None`` without efficacy or specificity.
         """
-        share = {g: m["recognized"][when].mean for g, m in self.estimates.items() if "recognized" in m}
+        share = {
+            g: m["recognized"][when].mean for g, m in self.estimates.items() if "recognized" in m
+        }
         if not {"efficacy", "specificity"} <= share.keys():
             return None
-        terms = [1 - share[group] for group in ("efficacy", "generality") if group in share] + [share["specificity"]]
+        terms = [1 - share[group] for group in ("efficacy", "generality") if group in share] + [
+            share["specificity"]
+        ]
         return len(terms) / sum(1 / term for term in terms) if min(terms) > 0 else 0.0
 
     def save(self, path: Path) -> None:
@@ -122,7 +131,12 @@ class Result:
         }
         overall = {when: self.overall(when) for when in ("before", "after")}
         protocol = {"identity": self.protocol.identity, **asdict(self.protocol)}
-        content = {"edit": self.edit, "overall": overall, "estimates": estimates, "protocol": protocol}
+        content = {
+            "edit": self.edit,
+            "overall": overall,
+            "estimates": estimates,
+            "protocol": protocol,
+        }
         write_json(path, content)
 
     @classmethod
@@ -166,8 +180,9 @@ def compare(results: Mapping[str, Result]) -> list[Row]:
         results: At least one, by the name of the edit.
 
     Raises:
-        ErasureError: If two were measured differently, naming the first field that differs. Edits of different concepts
-            are asked different prompts, so that they cannot be compared either.
+        ErasureError: If two were measured differently, naming the first field that differs. Edits
+            of different concepts are asked different prompts, so that they cannot be compared
+            either.
     """
     if not results:
         raise ErasureError("A comparison needs the figures of at least one edit; found none.")
@@ -175,11 +190,16 @@ def compare(results: Mapping[str, Result]) -> list[Row]:
     for other, result in others:
         if difference := first.protocol.difference(result.protocol):
             raise ErasureError(
-                f"{name} and {other} were measured differently and cannot be compared. They differ in {difference}."
-                " Measure both with the same data, seeds, scorer and base model."
+                f"{name} and {other} were measured differently and cannot be compared. They differ"
+                f" in {difference}. Measure both with the same data, seeds, scorer and base model."
             )
     return [
-        Row(group, metric, whens.get("before"), {n: r.estimates[group][metric]["after"] for n, r in results.items()})
+        Row(
+            group,
+            metric,
+            whens.get("before"),
+            {n: r.estimates[group][metric]["after"] for n, r in results.items()},
+        )
         for group, metrics in first.estimates.items()
         for metric, whens in metrics.items()
     ]

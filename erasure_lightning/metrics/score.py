@@ -8,7 +8,7 @@ from typing import Any, Self
 from rich.table import Table
 
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.files import read_record, write_json
+from erasure_lightning.files.writing import read_record, write_json
 from erasure_lightning.metrics.estimates import Estimate
 from erasure_lightning.metrics.protocol import short_hash
 
@@ -18,9 +18,12 @@ class Score:
     """Figures of a folder of pictures.
 
     Args:
-        estimates: By metric, and by ``before`` and ``after`` the edit; pictures that nobody edited count as ``after``.
-        protocol: Everything they depend on besides the pictures' model: what was drawn, weights, thresholds, labels.
-        versions: Of the libraries that make no difference to what is compared. Recorded, not compared.
+        estimates: By metric, and by ``before`` and ``after`` the edit; pictures that nobody edited
+            count as ``after``.
+        protocol: Everything they depend on besides the pictures' model: what was drawn, weights,
+            thresholds, labels.
+        versions: Of the libraries that make no difference to what is compared. Recorded, not
+            compared.
     """
 
     estimates: Mapping[str, Mapping[str, Estimate]]
@@ -34,7 +37,10 @@ class Score:
 
     def save(self, path: Path) -> None:
         """Write as JSON, atomically."""
-        estimates = {name: {when: e._asdict() for when, e in whens.items()} for name, whens in self.estimates.items()}
+        estimates = {
+            name: {when: e._asdict() for when, e in whens.items()}
+            for name, whens in self.estimates.items()
+        }
         protocol = {"identity": self.identity, **self.protocol}
         content = {"estimates": estimates, "protocol": protocol, "versions": dict(self.versions)}
         write_json(path, content)
@@ -51,7 +57,8 @@ class Score:
     @classmethod
     def _made(cls, content: dict[str, Any]) -> Self:
         estimates = {
-            name: {when: Estimate(**e) for when, e in whens.items()} for name, whens in content["estimates"].items()
+            name: {when: Estimate(**e) for when, e in whens.items()}
+            for name, whens in content["estimates"].items()
         }
         return cls(estimates, content["protocol"], content["versions"])
 
@@ -72,8 +79,9 @@ def check_comparable(scores: Mapping[str, Score]) -> None:
             a, b = mine.get(key, "none"), theirs.get(key, "none")
             if a != b:
                 raise ErasureError(
-                    f"{name} and {other} were scored differently and cannot be compared. They differ in {key}: {a!r} "
-                    f"and {b!r}. Score both with the same metrics, weights and prompts."
+                    f"{name} and {other} were scored differently and cannot be compared. They"
+                    f" differ in {key}: {a!r} and {b!r}. Score both with the same metrics, weights"
+                    " and prompts."
                 )
 
 
@@ -81,7 +89,11 @@ def _flat(values: Mapping[str, Any], inside: str = "") -> dict[str, Any]:
     """Nested values by their dotted names."""
     found: dict[str, Any] = {}
     for name, value in values.items():
-        found |= _flat(value, f"{inside}{name}.") if isinstance(value, Mapping) else {f"{inside}{name}": value}
+        found |= (
+            _flat(value, f"{inside}{name}.")
+            if isinstance(value, Mapping)
+            else {f"{inside}{name}": value}
+        )
     return found
 
 
@@ -89,9 +101,14 @@ def table(scores: dict[str, Score]) -> Table:
     """Scores side by side: each metric before, and after by the name of what was scored."""
     first = next(iter(scores.values()))
     made = Table(
-        "", "before", *(name or "after" for name in scores), caption=f"95 % intervals; protocol {first.identity}"
+        "",
+        "before",
+        *(name or "after" for name in scores),
+        caption=f"95 % intervals; protocol {first.identity}",
     )
     for metric, whens in first.estimates.items():
         before = str(whens["before"]) if "before" in whens else ""
-        made.add_row(metric, before, *(str(score.estimates[metric]["after"]) for score in scores.values()))
+        made.add_row(
+            metric, before, *(str(score.estimates[metric]["after"]) for score in scores.values())
+        )
     return made

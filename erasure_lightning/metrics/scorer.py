@@ -9,10 +9,11 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
 
+from erasure_lightning.edits.fingerprints import fingerprint
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.functional import fingerprint
 
-#: Model types that were trained on texts padded to their full length and read the last position of it.
+#: Model types that were trained on texts padded to their full length and read the last position of
+#: it.
 PADDED = ("siglip", "siglip2")
 
 #: What reading a folder or a Hub id raises where something of it is not as it must be.
@@ -23,7 +24,8 @@ class Preprocessing(NamedTuple):
     """What a model's ``preprocessor_config.json`` does to a picture, on tensors and with gradients.
 
     Args:
-        size: Height and width to resize to, or one number for the shorter side; ``None`` leaves the picture as it is.
+        size: Height and width to resize to, or one number for the shorter side; ``None`` leaves the
+            picture as it is.
         crop: Height and width of the centre to cut out, ``None`` for all of it.
         mean: Subtracted from each of the three colours.
         std: Divides each of them.
@@ -36,7 +38,9 @@ class Preprocessing(NamedTuple):
 
     @classmethod
     def read(cls, settings: Mapping[str, Any]) -> Self:
-        """Of the settings as transformers writes them, in which a side may be a number or a mapping."""
+        """Of the settings as transformers writes them, in which a side may be a number or a
+        mapping.
+        """
         resize, crop = settings.get("do_resize", True), settings.get("do_center_crop", False)
         plain = not settings.get("do_normalize", True)
         return cls(
@@ -56,7 +60,11 @@ class Preprocessing(NamedTuple):
         if self.size is None:
             return pictures
         shorter = min(pictures.shape[-2:])
-        sides = [side * self.size[0] // shorter for side in pictures.shape[-2:]] if len(self.size) == 1 else self.size
+        sides = (
+            [side * self.size[0] // shorter for side in pictures.shape[-2:]]
+            if len(self.size) == 1
+            else self.size
+        )
         if tuple(sides) == tuple(pictures.shape[-2:]):
             return pictures
         return interpolate(pictures, tuple(sides), mode="bicubic", antialias=True).clamp(0, 1)
@@ -64,7 +72,9 @@ class Preprocessing(NamedTuple):
     def _cropped(self, pictures: Tensor) -> Tensor:
         if self.crop is None:
             return pictures
-        top, left = ((have - want) // 2 for have, want in zip(pictures.shape[-2:], self.crop, strict=True))
+        top, left = (
+            (have - want) // 2 for have, want in zip(pictures.shape[-2:], self.crop, strict=True)
+        )
         return pictures[..., top : top + self.crop[0], left : left + self.crop[1]]
 
 
@@ -80,7 +90,8 @@ def _both(sides: tuple[int, ...]) -> tuple[int, int]:
 
 
 class Scorer(nn.Module):
-    """A frozen model with ``get_image_features`` and ``get_text_features`` (CLIP, SigLIP, a world's scorer).
+    """A frozen model with ``get_image_features`` and ``get_text_features`` (CLIP, SigLIP, a world's
+    scorer).
 
     Args:
         name: How the user named it.
@@ -92,12 +103,17 @@ class Scorer(nn.Module):
         ErasureError: If the model lacks one of the two methods.
     """
 
-    def __init__(self, name: str, model: nn.Module, tokenizer: Any, preprocessing: Preprocessing) -> None:
+    def __init__(
+        self, name: str, model: nn.Module, tokenizer: Any, preprocessing: Preprocessing
+    ) -> None:
         super().__init__()
-        if missing := [m for m in ("get_image_features", "get_text_features") if not hasattr(model, m)]:
+        if missing := [
+            m for m in ("get_image_features", "get_text_features") if not hasattr(model, m)
+        ]:
             raise ErasureError(
-                f"The scorer {name!r} needs get_image_features and get_text_features as CLIP has them; "
-                f"found {type(model).__name__} without {' and '.join(missing)}. Give a CLIP or SigLIP model."
+                f"The scorer {name!r} needs get_image_features and get_text_features as CLIP has"
+                f" them; found {type(model).__name__} without {' and '.join(missing)}. Give a CLIP"
+                " or SigLIP model."
             )
         self.name = name
         self.model: Any = model.requires_grad_(False).eval()
@@ -109,10 +125,12 @@ class Scorer(nn.Module):
         """Load a scorer in float32.
 
         Args:
-            source: A folder as transformers writes it, or a Hub id; only the latter goes to the network.
+            source: A folder as transformers writes it, or a Hub id; only the latter goes to the
+                network.
 
         Raises:
-            ErasureError: If nothing is there, the weights are no safetensors, or it is no model for pictures and texts.
+            ErasureError: If nothing is there, the weights are no safetensors, or it is no model for
+                pictures and texts.
         """
         name = str(source)
         check_source(name)
@@ -124,19 +142,25 @@ class Scorer(nn.Module):
             raise ErasureError(f"The scorer {name!r} could not be loaded: {first}") from error
 
     def images(self, pictures: Tensor) -> Tensor:
-        """Unit vectors ``(B, D)`` of pictures ``(B, 3, H, W)`` in 0..1; gradients reach the pictures."""
+        """Unit vectors ``(B, D)`` of pictures ``(B, 3, H, W)`` in 0..1; gradients reach the
+        pictures.
+        """
         return _unit(self.model.get_image_features(pixel_values=self.preprocessing(pictures)))
 
     def texts(self, prompts: Sequence[str], batch_size: int = 256) -> Tensor:
         """Unit vectors ``(N, D)`` of ``N`` prompts."""
         parts = [list(prompts[i : i + batch_size]) for i in range(0, len(prompts), batch_size)]
-        return torch.cat([_unit(self.model.get_text_features(**self._tokens(part))) for part in parts])
+        return torch.cat(
+            [_unit(self.model.get_text_features(**self._tokens(part))) for part in parts]
+        )
 
     def _tokens(self, prompts: list[str]) -> dict[str, Tensor]:
         config = self.model.config
         length = min(self.tokenizer.model_max_length, config.text_config.max_position_embeddings)
         padding = "max_length" if config.model_type in PADDED else "longest"
-        tokens = self.tokenizer(prompts, padding=padding, truncation=True, max_length=length, return_tensors="pt")
+        tokens = self.tokenizer(
+            prompts, padding=padding, truncation=True, max_length=length, return_tensors="pt"
+        )
         return {key: value.to(self.model.device) for key, value in tokens.items()}
 
     def fingerprint(self) -> str:
@@ -156,12 +180,15 @@ def check_source(name: str, what: str = "scorer") -> None:
     """
     folder = Path(name)
     if not folder.exists() and (name.count("/") != 1 or name.startswith((".", "~"))):
-        raise ErasureError(f"The {what} {name!r} was not found: it is no folder and no Hub id (owner/model).")
+        raise ErasureError(
+            f"The {what} {name!r} was not found: it is no folder and no Hub id (owner/model)."
+        )
     if folder.exists() and not any(folder.glob("*.safetensors")):
         pickles = (p.name for p in folder.glob("*") if p.suffix in {".bin", ".pt", ".ckpt"})
         raise ErasureError(
-            f"The {what} {name!r} needs weights as safetensors; found {', '.join(sorted(pickles)) or 'none'}. Pickles "
-            "can run code and are not read: load the model once where you trust it and write it with save_pretrained."
+            f"The {what} {name!r} needs weights as safetensors; found"
+            f" {', '.join(sorted(pickles)) or 'none'}. Pickles can run code and are not read: load"
+            " the model once where you trust it and write it with save_pretrained."
         )
 
 
@@ -177,7 +204,8 @@ def read_model(name: str) -> tuple[nn.Module, Mapping[str, Any]]:
     """Model and picture settings; none of a model folder's own code is run.
 
     Raises:
-        ValueError: If weights are missing or have another shape: transformers would draw them at random.
+        ValueError: If weights are missing or have another shape: transformers would draw them at
+            random.
     """
     from transformers import AutoModel, VisionTextDualEncoderModel
     from transformers.image_processing_base import ImageProcessingMixin
@@ -196,11 +224,12 @@ def read_model(name: str) -> tuple[nn.Module, Mapping[str, Any]]:
     mismatched = {key for key, *_ in found["mismatched_keys"]}
     if wrong := sorted(mismatched | set(found["missing_keys"])):
         raise ValueError(
-            f"{len(wrong)} of its weights are missing or of another shape than its config.json asks "
-            f"for, the first {wrong[0]}. Write the whole model again with save_pretrained."
+            f"{len(wrong)} of its weights are missing or of another shape than its config.json asks"
+            f" for, the first {wrong[0]}. Write the whole model again with save_pretrained."
         )
     if isinstance(model, VisionTextDualEncoderModel):
-        # A residual network's pooled state is (B, C, 1, 1), which this class hands to the projection as it is.
+        # A residual network's pooled state is (B, C, 1, 1), which this class hands to the
+        # projection as it is.
         model.visual_projection.register_forward_pre_hook(_flatten)
     settings, _ = ImageProcessingMixin.get_image_processor_dict(name)
     return model, settings

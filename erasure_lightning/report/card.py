@@ -1,18 +1,21 @@
-"""The model card: the page's facts in Markdown, with the front matter that the Hugging Face Hub reads."""
+"""The model card: the page's facts in Markdown, with the front matter that the Hugging Face Hub
+reads.
+"""
 
 import re
 from typing import Any
 
 import yaml
 
-from erasure_lightning.report import words
-from erasure_lightning.report.facts import Facts
+from erasure_lightning.report import wording
 from erasure_lightning.report.page import COSTS, environment, title
+from erasure_lightning.report.run_record import Facts
 
 #: A repository on the Hub: ``owner/name``.
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
-#: What Markdown would take for its own within a line; no line of the template begins with a user's words.
+#: What Markdown would take for its own within a line; no line of the template begins with a user's
+#: words.
 _SPECIAL = re.compile(r"([\\`*_\[\]#|~$])")
 
 
@@ -31,17 +34,30 @@ def card(facts: Facts) -> str:
 
 
 def front_matter(facts: Facts) -> str:
-    """What the Hub reads. No licence: whoever publishes an edit chooses one that the base model's allows."""
+    """What the Hub reads. No licence: whoever publishes an edit chooses one that the base model's
+    allows.
+    """
     base = str(facts.about.get("backbone", ""))
     named = {"base_model": base} if _HUB_ID.fullmatch(base) else {}
-    tags = ["concept-erasure", "erasure-lightning", *([facts.method.lower()] if facts.method else [])]
-    content: dict[str, Any] = {**named, "library_name": "diffusers", "pipeline_tag": "text-to-image", "tags": tags}
+    tags = [
+        "concept-erasure",
+        "erasure-lightning",
+        *([facts.method.lower()] if facts.method else []),
+    ]
+    content: dict[str, Any] = {
+        **named,
+        "library_name": "diffusers",
+        "pipeline_tag": "text-to-image",
+        "tags": tags,
+    }
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True).rstrip()
 
 
 def escaped(value: Any) -> str:
     """Text on one line that Markdown shows as it is."""
-    text = " ".join(str(value).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    text = (
+        " ".join(str(value).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    )
     return _SPECIAL.sub(r"\\\1", text)
 
 
@@ -52,8 +68,10 @@ def fenced(text: str, language: str = "") -> str:
     return f"{fence}{language}\n{text.rstrip()}\n{fence}"
 
 
-def _sentence(pieces: words.Sentence) -> str:
-    return "".join(f"**{escaped(piece.text)}**" if piece.strong else _spaced(piece.text) for piece in pieces)
+def _sentence(pieces: wording.Sentence) -> str:
+    return "".join(
+        f"**{escaped(piece.text)}**" if piece.strong else _spaced(piece.text) for piece in pieces
+    )
 
 
 def _spaced(text: str) -> str:

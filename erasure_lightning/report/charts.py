@@ -1,4 +1,6 @@
-"""Figures and curves as places on paper; the templates draw them. Knows no torch and no plotting library."""
+"""Figures and curves as places on paper; the templates draw them. Knows no torch and no plotting
+library.
+"""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -37,7 +39,9 @@ class Scale(NamedTuple):
 
 
 def scale(low: float, high: float, most: int = 4) -> Scale:
-    """An axis that holds two values and whose ticks are round: 1, 2 or 5 times a power of ten apart."""
+    """An axis that holds two values and whose ticks are round: 1, 2 or 5 times a power of ten
+    apart.
+    """
     if high <= low:
         low, high = low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
     rough = (high - low) / most
@@ -61,7 +65,11 @@ class Whisker(NamedTuple):
 def whisker(estimate: Estimate, axis: Scale = SHARES) -> Whisker | None:
     """Where an estimate is drawn; ``None`` where nothing was measured."""
     ends = (estimate.low, estimate.mean, estimate.high)
-    return Whisker(*(round(100 * axis.share(end), 2) for end in ends)) if all(map(math.isfinite, ends)) else None
+    return (
+        Whisker(*(round(100 * axis.share(end), 2) for end in ends))
+        if all(map(math.isfinite, ends))
+        else None
+    )
 
 
 def axis_of(estimates: Iterable[Estimate]) -> Scale:
@@ -98,7 +106,9 @@ class Chart(NamedTuple):
     last: str
 
 
-def chart(title: str, xs: Sequence[float], ys: Sequence[float], unit: str, share: bool = False) -> Chart:
+def chart(
+    title: str, xs: Sequence[float], ys: Sequence[float], unit: str, share: bool = False
+) -> Chart:
     """Lay out a curve of at least one point.
 
     Args:
@@ -114,8 +124,10 @@ def chart(title: str, xs: Sequence[float], ys: Sequence[float], unit: str, share
     points = [(_x(across, x), _y(up, y)) for x, y in zip(xs, ys, strict=True)]
     return Chart(
         title=title,
-        told=f"{title}: {ys[0]:.3g} at {unit} {xs[0]:g}, {ys[-1]:.3g} at {unit} {xs[-1]:g}, "
-        f"between {min(ys):.3g} and {max(ys):.3g}.",
+        told=(
+            f"{title}: {ys[0]:.3g} at {unit} {xs[0]:g}, {ys[-1]:.3g} at {unit} {xs[-1]:g}, "
+            f"between {min(ys):.3g} and {max(ys):.3g}."
+        ),
         line=" ".join(f"{x},{y}" for x, y in points),
         end=points[-1],
         across=tuple(Tick(_x(across, t), across.text(t)) for t in across.ticks),

@@ -36,7 +36,8 @@ class Curve(NamedTuple):
 
 
 def read_curves(path: Path, notes: list[str]) -> tuple[Curve, ...]:
-    """Scores and loss terms of a ``metrics.csv``, the scores first; a column with fewer than two values is none.
+    """Scores and loss terms of a ``metrics.csv``, the scores first; a column with fewer than two
+    values is none.
 
     Args:
         path: The file; need not exist.
@@ -46,13 +47,19 @@ def read_curves(path: Path, notes: list[str]) -> tuple[Curve, ...]:
         return ()
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(line for line in file if "\0" not in line))  # a kill may have cut the last one
+            rows = list(
+                csv.DictReader(line for line in file if "\0" not in line)
+            )  # a kill may have cut the last one
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         notes.append(f"{path.name} cannot be read ({error}): there are no curves of the training.")
         return ()
     columns = list(rows[0]) if rows else []
     terms = [name for name in columns if name and name.startswith(LOSS)]
-    names = [n for n in columns if n and n.startswith(MONITOR)] + (["loss"] if len(terms) != 1 else []) + terms
+    names = (
+        [n for n in columns if n and n.startswith(MONITOR)]
+        + (["loss"] if len(terms) != 1 else [])
+        + terms
+    )
     found = [_thinned(name, _points(rows, name)) for name in names]
     return tuple(curve for curve in found if len(curve.steps) > 1)
 

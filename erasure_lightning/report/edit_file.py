@@ -8,7 +8,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from erasure_lightning.edit_format import current_name, read_metadata
+from erasure_lightning.edits.format import current_name, read_metadata
 from erasure_lightning.errors import ErasureError
 
 
@@ -46,6 +46,8 @@ def read_edit_file(path: Path) -> EditFile:
         with path.open("rb") as content:
             sha256 = hashlib.file_digest(content, "sha256").hexdigest()
     except (SafetensorError, OSError, ValueError) as error:
-        raise ErasureError(f"{path} needs to be an edit as `erasure fit` writes it; found none ({error}).") from error
+        raise ErasureError(
+            f"{path} needs to be an edit as `erasure fit` writes it; found none ({error})."
+        ) from error
     components = tuple(dict.fromkeys(current_name(name).partition(".")[0] for name in names))
     return EditFile(sha256, path.stat().st_size, len(names), values, components, about)

@@ -9,10 +9,10 @@ from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from erasure_lightning.report import charts, reproduce, views, words
-from erasure_lightning.report.facts import Facts
+from erasure_lightning.report import charts, page_model, reproduce, wording
 from erasure_lightning.report.pictures import embed
-from erasure_lightning.runs import slug
+from erasure_lightning.report.run_record import Facts
+from erasure_lightning.runs.folder import slug
 
 #: How a page of ours is known again.
 GENERATOR = "erasure report"
@@ -44,8 +44,8 @@ def environment() -> Environment:
     )
     made.globals |= {
         "charts": charts,
-        "words": words,
-        "views": views,
+        "words": wording,
+        "views": page_model,
         "reproduce": reproduce,
         "linked": linked,
         "number": number,
@@ -59,7 +59,7 @@ def page(runs: Sequence[Facts]) -> str:
     Args:
         runs: At least one.
     """
-    labels = views.labelled(runs)
+    labels = page_model.labelled(runs)
     shown = [path for f in runs for s in f.samples for path in (s.before, s.after)]
     shown += [f.grid for f in runs if f.grid and not f.samples]
     shown += [attempt.grid for f in runs for attempt in f.attacks if attempt.grid]
@@ -68,7 +68,7 @@ def page(runs: Sequence[Facts]) -> str:
     return template.render(
         title=title(runs),
         runs=labels,
-        comparisons=views.comparisons(labels, pictures),
+        comparisons=page_model.comparisons(labels, pictures),
         pictures=pictures,
         pictures_told=told,
         seeds=sorted({sample.seed for facts in runs for sample in facts.samples}),
@@ -80,16 +80,23 @@ def page(runs: Sequence[Facts]) -> str:
 
 def title(runs: Sequence[Facts]) -> str:
     """``UCE erases cigarette``, ``3 edits that erase cigarette``."""
-    names = {words.named(facts) for facts in runs}
+    names = {wording.named(facts) for facts in runs}
     if len(runs) == 1:
-        return f"{runs[0].method or 'An unknown method'} erases {words.named(runs[0])}"
-    return f"{len(runs)} edits that erase {names.pop()}" if len(names) == 1 else f"{len(runs)} edits side by side"
+        return f"{runs[0].method or 'An unknown method'} erases {wording.named(runs[0])}"
+    return (
+        f"{len(runs)} edits that erase {names.pop()}"
+        if len(names) == 1
+        else f"{len(runs)} edits side by side"
+    )
 
 
 def _download(facts: Facts) -> tuple[str, str]:
     """The config as a link: the name of its file, and an address that holds it."""
     content = base64.b64encode(facts.config.encode()).decode()
-    return f"{slug(facts.name) or 'run'}.yaml", f"data:text/yaml;charset=utf-8;base64,{quote(content, safe='')}"
+    return (
+        f"{slug(facts.name) or 'run'}.yaml",
+        f"data:text/yaml;charset=utf-8;base64,{quote(content, safe='')}",
+    )
 
 
 def linked(text: str) -> list[tuple[str, str]]:

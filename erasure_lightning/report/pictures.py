@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from erasure_lightning.files import SAMPLES_COLUMNS, SAMPLES_FILE
+from erasure_lightning.files.writing import SAMPLES_COLUMNS, SAMPLES_FILE
 
 #: What all pictures of a page may take, in bytes.
 BUDGET = 4_000_000
@@ -62,15 +62,24 @@ def read_samples(folder: Path, notes: list[str]) -> tuple[Sample, ...]:
         listed = [Sample(*(row[name] for name in SAMPLES_COLUMNS)) for row in rows]  # type: ignore[arg-type]
         # A name, not a path: a list made by somebody else reaches nothing outside its folder.
         samples = [
-            s._replace(seed=int(s.seed), before=folder / Path(s.before).name, after=folder / Path(s.after).name)
+            s._replace(
+                seed=int(s.seed),
+                before=folder / Path(s.before).name,
+                after=folder / Path(s.after).name,
+            )
             for s in listed
         ]
     except (OSError, UnicodeDecodeError, csv.Error, KeyError, ValueError, TypeError) as error:
-        notes.append(f"samples/{SAMPLES_FILE} cannot be read ({error}): single pictures are left out.")
+        notes.append(
+            f"samples/{SAMPLES_FILE} cannot be read ({error}): single pictures are left out."
+        )
         return ()
     whole = tuple(s for s in samples if is_whole(s.before) and is_whole(s.after))
     if len(whole) < len(samples):
-        notes.append(f"{len(samples) - len(whole)} of {len(samples)} pairs of pictures are missing or broken.")
+        notes.append(
+            f"{len(samples) - len(whole)} of {len(samples)} pairs of pictures are missing or"
+            " broken."
+        )
     return whole
 
 
@@ -85,7 +94,8 @@ def is_whole(path: Path) -> bool:
 
 
 def embed(paths: Iterable[Path]) -> tuple[dict[Path, Embedded], str]:
-    """All pictures of a page, alike: as they are if they fit into `BUDGET`, else as large as they do.
+    """All pictures of a page, alike: as they are if they fit into `BUDGET`, else as large as they
+    do.
 
     Returns:
         The pictures by path, and what was done to them in words, empty for nothing.
@@ -95,7 +105,8 @@ def embed(paths: Iterable[Path]) -> tuple[dict[Path, Embedded], str]:
         made = _embedded(paths, side)
         if made is not None:
             told = (
-                f"The pictures are shown with at most {side} pixels a side, as WebP; the run's folder holds them whole."
+                f"The pictures are shown with at most {side} pixels a side, as WebP; the run's"
+                " folder holds them whole."
             )
             return made, told if side else ""
     raise AssertionError("even the smallest pictures are too many")
@@ -122,4 +133,6 @@ def _one(path: Path, side: int | None) -> Embedded:
         picture.thumbnail((side, side), Image.Resampling.LANCZOS)
         picture.save(content, "WEBP", quality=QUALITY, method=4)
     kind = "png" if side is None else "webp"
-    return Embedded(f"data:image/{kind};base64,{base64.b64encode(content.getvalue()).decode()}", *picture.size)
+    return Embedded(
+        f"data:image/{kind};base64,{base64.b64encode(content.getvalue()).decode()}", *picture.size
+    )

@@ -8,13 +8,17 @@ from typing import Any
 _WHOLE = re.compile(r"(file:/*)?(/|~|[A-Za-z]:[\\/]|\\\\)[^\n]*[\\/]")
 
 #: The same within a text; its end is what the path names.
-_WITHIN = re.compile(r"(?<![\w:/.~<])(?:file:/*)?(?:~?/|[A-Za-z]:[\\/])(?:[^\s'\",;:|<>()\[\]{}/\\]+[\\/])+")
+_WITHIN = re.compile(
+    r"(?<![\w:/.~<])(?:file:/*)?(?:~?/|[A-Za-z]:[\\/])(?:[^\s'\",;:|<>()\[\]{}/\\]+[\\/])+"
+)
 
 SHORTENED = "…/"
 
 
 def without_paths(value: Any) -> Any:
-    """Plain values, with ``…/`` for the folders of absolute paths and of those that climb; names of files remain."""
+    """Plain values, with ``…/`` for the folders of absolute paths and of those that climb; names of
+    files remain.
+    """
     if isinstance(value, Mapping):
         return {str(key): without_paths(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,6 @@
-"""What to type to get the same edit and the same figures, without a path of the machine they were made on."""
+"""What to type to get the same edit and the same figures, without a path of the machine they were
+made on.
+"""
 
 import json
 import shlex
@@ -8,9 +10,9 @@ from typing import Any
 import yaml
 
 from erasure_lightning.attacks.outcome import Outcome
-from erasure_lightning.report.facts import Facts
 from erasure_lightning.report.privacy import SHORTENED, without_paths
-from erasure_lightning.runs import slug
+from erasure_lightning.report.run_record import Facts
+from erasure_lightning.runs.folder import slug
 
 
 def commands(facts: Facts) -> list[str]:
@@ -32,7 +34,9 @@ def attack_command(outcome: Outcome, run: str) -> str:
         for name, value in sorted(without_paths(outcome.arguments).items())
         if isinstance(value, str | int | float | bool)
     ]
-    return " ".join([f"erasure attack --ckpt_path {run} --attack {shlex.quote(outcome.attack)}", *given])
+    return " ".join(
+        [f"erasure attack --ckpt_path {run} --attack {shlex.quote(outcome.attack)}", *given]
+    )
 
 
 def _value(value: Any) -> str:

@@ -1,4 +1,6 @@
-"""What every retention callback shares: retained prompts, a weight, a schedule, and its place in the loss."""
+"""What every retention callback shares: retained prompts, a weight, a schedule, and its place in
+the loss.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -13,28 +15,29 @@ from torch import Tensor
 
 from erasure_lightning.backbones.interface import TextInput
 from erasure_lightning.checks import require, require_finite
-from erasure_lightning.erasure import ErasureModule
+from erasure_lightning.concepts.vocabulary import Vocabulary
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.functional import relations
-from erasure_lightning.module import GradientErasure
-from erasure_lightning.prompts import input_gram
-from erasure_lightning.vocabulary import Vocabulary
+from erasure_lightning.training.base import ErasureModule
+from erasure_lightning.training.gradient import GradientErasure
+from erasure_lightning.training.prompt_states import input_gram, relations
 
 
 class RetentionCallback(Callback, ABC):
     """Adds a weighted term to any method, so that what should survive does.
 
-    To the loss of a gradient method, where its value is logged as ``loss/<name>`` and its gradient norm as
-    ``gradient/<name>``; to the equations of a closed form as text states whose images must stay.
+    To the loss of a gradient method, where its value is logged as ``loss/<name>`` and its gradient
+    norm as ``gradient/<name>``; to the equations of a closed form as text states whose images must
+    stay.
 
     Args:
         weight: Of the term in the loss, or of each retained prompt in a closed form, at least 0.
-        prompts: What is retained: prompts, or a text file with one a line. Default: the world's labels
-            (everyday things where there is no world) in its captions, with the anchors and the concepts'
-            kin (other styles, other people), without the concepts, their domains, and what is nearest.
-        nearness: Share of the labels that count as other things, above 0 and at most 1: the rest, those
-            nearest to a concept in the original's end-of-text states, count as its domain. Ranks mean the
-            same in every encoder; cosines do not.
+        prompts: What is retained: prompts, or a text file with one a line. Default: the world's
+            labels (everyday things where there is no world) in its captions, with the anchors and
+            the concepts' kin (other styles, other people), without the concepts, their domains, and
+            what is nearest.
+        nearness: Share of the labels that count as other things, above 0 and at most 1: the rest,
+            those nearest to a concept in the original's end-of-text states, count as its domain.
+            Ranks mean the same in every encoder; cosines do not.
         ramp: Steps over which the weight rises from 0; at least 0.
 
     Raises:
@@ -47,21 +50,29 @@ class RetentionCallback(Callback, ABC):
     of_states = False
 
     def __init__(
-        self, weight: float = 1.0, prompts: list[str] | str | None = None, nearness: float = 0.98, ramp: int = 0
+        self,
+        weight: float = 1.0,
+        prompts: list[str] | str | None = None,
+        nearness: float = 0.98,
+        ramp: int = 0,
     ) -> None:
         require(type(self).__name__, at_least=0, weight=weight, ramp=ramp)
         require(type(self).__name__, above=0, at_most=1, nearness=nearness)
         self.weight = weight
         self.ramp = ramp
         self.nearness = nearness
-        self.given = read_lines(prompts, type(self).__name__) if isinstance(prompts, str) else prompts
+        self.given = (
+            read_lines(prompts, type(self).__name__) if isinstance(prompts, str) else prompts
+        )
         self.retained: list[str] = []
 
     @property
     def state_key(self) -> str:
         """Tells two callbacks of one class apart in a checkpoint."""
         given = {k: v for k, v in vars(self).items() if not k.startswith("_") and k != "retained"}
-        plain = {k: v if isinstance(v, int | float | str) else type(v).__name__ for k, v in given.items()}
+        plain = {
+            k: v if isinstance(v, int | float | str) else type(v).__name__ for k, v in given.items()
+        }
         return self._generate_state_key(**plain)
 
     @abstractmethod
@@ -69,10 +80,11 @@ class RetentionCallback(Callback, ABC):
         """The unweighted loss, a scalar; 0 while the model is its original."""
 
     def gram(self, module: ErasureModule, source: TextInput) -> Tensor:
-        """What a closed form must hold, ``(D, D)`` in float64: by default all that a text input reads of the prompts.
+        """What a closed form must hold, ``(D, D)`` in float64: by default all that a text input
+        reads of the prompts.
 
-        Where the images of its inputs under the edited maps stay, so do the predictions. Each prompt counts once: its
-        positions share the weight.
+        Where the images of its inputs under the edited maps stay, so do the predictions. Each
+        prompt counts once: its positions share the weight.
         """
         length = source.rows(module.original.encode(self.retained[:1])).shape[1]
         return input_gram(module.original, self.retained, source) / length
@@ -100,7 +112,11 @@ class RetentionCallback(Callback, ABC):
             module.kept[name] = lambda source: self.weight * self.gram(module, source)
 
     def _strength(self, trainer: Trainer) -> float:
-        return self.weight * min((trainer.global_step + 1) / self.ramp, 1.0) if self.ramp else self.weight
+        return (
+            self.weight * min((trainer.global_step + 1) / self.ramp, 1.0)
+            if self.ramp
+            else self.weight
+        )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Collect the retained prompts and prepare."""
@@ -113,8 +129,9 @@ class RetentionCallback(Callback, ABC):
     def _warn_without_text_edit(self, module: ErasureModule) -> None:
         if self.of_states and not module.backbone.edits_text(module.editable()):
             rank_zero_warn(
-                f"{type(self).__name__} holds text states, and {type(module).__name__} edits no text encoder: it will "
-                "stay at 0. LocalNoisePreservation holds what the denoiser says."
+                f"{type(self).__name__} holds text states, and {type(module).__name__} edits no"
+                " text encoder: it will stay at 0. LocalNoisePreservation holds what the denoiser"
+                " says."
             )
 
     def draw(self, count: int) -> list[int]:
@@ -142,7 +159,8 @@ def read_lines(path: str, owner: str) -> list[str]:
 
 @torch.no_grad()
 def retained_prompts(module: ErasureModule, nearness: float) -> list[str]:
-    """Captions of everything an edit must leave alone: the anchors, the concepts' kin, other labels.
+    """Captions of everything an edit must leave alone: the anchors, the concepts' kin, other
+    labels.
 
     Raises:
         ErasureError: If nothing is left.
@@ -153,14 +171,16 @@ def retained_prompts(module: ErasureModule, nearness: float) -> list[str]:
     captions += vocabulary.kin_captions()
     if not captions:
         raise ErasureError(
-            "Retention needs something to retain; found that concepts and domains are all there is. Name prompts."
+            "Retention needs something to retain; found that concepts and domains are all there is."
+            " Name prompts."
         )
     return captions
 
 
 @torch.no_grad()
 def far_from(module: ErasureModule, labels: Sequence[str], nearness: float) -> list[str]:
-    """Labels without those whose end-of-text states are nearest to a thing's; anchors always are among them.
+    """Labels without those whose end-of-text states are nearest to a thing's; anchors always are
+    among them.
 
     Args:
         module: The method, with its original.

@@ -1,7 +1,7 @@
 """Global semantic relationship alignment, SAGE's first retention term (arXiv 2506.09363).
 
-The idea is stated in the paper; the matrix is our reconstruction. Cost per step: one pass of the text encoder over the
-drawn prompts, cut to the longest of them; no denoiser.
+The idea is stated in the paper; the matrix is our reconstruction. Cost per step: one pass of the
+text encoder over the drawn prompts, cut to the longest of them; no denoiser.
 """
 
 from typing import Any, Literal
@@ -10,20 +10,23 @@ import torch
 from torch import Tensor, distributed
 from torch.nn.functional import kl_div, log_softmax
 
-from erasure_lightning.functional import relations
-from erasure_lightning.module import GradientErasure
 from erasure_lightning.retention.base import RetentionCallback
+from erasure_lightning.training.gradient import GradientErasure
+from erasure_lightning.training.prompt_states import relations
 
 
 class GlobalSemanticAlignment(RetentionCallback):
-    """Keeps the relations of retained prompts to each other, measured in end-of-text states, as they were.
+    """Keeps the relations of retained prompts to each other, measured in end-of-text states, as
+    they were.
 
-    With ``s*`` the original's and ``s`` the trained encoder's states, ``R*_ij = cos(s*_i, s*_j)`` and
+    With ``s*`` the original's and ``s`` the trained encoder's states, ``R*_ij = cos(s*_i, s*_j)``
+    and
 
-    * ``cross``: ``R_ij = cos(s_i, s*_j)``, trained rows against original columns, mean squared difference. The denoiser
-      expects absolute positions, and this is the mode that holds them.
+    * ``cross``: ``R_ij = cos(s_i, s*_j)``, trained rows against original columns, mean squared
+      difference. The denoiser expects absolute positions, and this is the mode that holds them.
     * ``self``: ``R_ij = cos(s_i, s_j)``; blind to a rotation of all states.
-    * ``kl_softmax``: as ``cross``, but the rows as distributions, compared by Kullback-Leibler divergence.
+    * ``kl_softmax``: as ``cross``, but the rows as distributions, compared by Kullback-Leibler
+      divergence.
 
     Args:
         weight: Of the term.
@@ -63,9 +66,12 @@ class GlobalSemanticAlignment(RetentionCallback):
         states = module.backbone.summarize(module.backbone.embed([self.retained[i] for i in rows]))
         before = self._originals[rows]
         if self.mode == "self":
-            # Ranks see each other's rows, so that the matrix spans them all; the columns carry gradient too.
+            # Ranks see each other's rows, so that the matrix spans them all; the columns carry
+            # gradient too.
             everyone, everyone_before = _gather(module, states), _gather(module, before)
-            return (relations(states, everyone) - relations(before, everyone_before)).square().mean()
+            return (
+                (relations(states, everyone) - relations(before, everyone_before)).square().mean()
+            )
         now, then = relations(states, self._originals), relations(before, self._originals)
         if self.mode == "cross":
             return (now - then).square().mean()

@@ -1,7 +1,8 @@
 """Local predicted-noise preservation, SAGE's second retention term (arXiv 2506.09363).
 
-Stated in the paper; the form is inferred with high confidence. Cost per step: two denoiser forwards and one backward on
-the drawn prompts; one forward less where a bank holds the original's predictions.
+Stated in the paper; the form is inferred with high confidence. Cost per step: two denoiser forwards
+and one backward on the drawn prompts; one forward less where a bank holds the original's
+predictions.
 """
 
 from typing import Any
@@ -10,29 +11,34 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from erasure_lightning.concepts import Batch
-from erasure_lightning.functional import mix
-from erasure_lightning.latents import LatentSource, Models, PureNoise
-from erasure_lightning.module import GradientErasure
-from erasure_lightning.ranks import collected, of_this_rank
+from erasure_lightning.concepts.concept import Batch
+from erasure_lightning.distributed.collectives import collected, of_this_rank
 from erasure_lightning.retention.base import RetentionCallback
+from erasure_lightning.seeding import derive_seed
+from erasure_lightning.training.gradient import GradientErasure
+from erasure_lightning.training.latent_sources import LatentSource, Models, PureNoise
 
 
 class LocalNoisePreservation(RetentionCallback):
-    """Keeps the denoiser's predictions on retained prompts as they were: ``E |eps(x, t, r) - eps*(x, t, r)|^2``.
+    """Keeps the denoiser's predictions on retained prompts as they were: ``E |eps(x, t, r) -
+    eps*(x, t, r)|^2``.
 
     Args:
         weight: Of the term; 0.3, and 5 prompts, in AdvUnlearn.
         batch_size: Prompts drawn a step, on each rank.
-        latents: Where ``(x, t)`` come from: trajectories of the original on retained prompts, for instance; by default
-            pure noise at random times, which reaches more prompts for less.
+        latents: Where ``(x, t)`` come from: trajectories of the original on retained prompts, for
+            instance; by default pure noise at random times, which reaches more prompts for less.
         kwargs: Arguments of every retention callback.
     """
 
     name = "local"
 
     def __init__(
-        self, weight: float = 0.3, batch_size: int = 5, latents: LatentSource | None = None, **kwargs: Any
+        self,
+        weight: float = 0.3,
+        batch_size: int = 5,
+        latents: LatentSource | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(weight, **kwargs)
         self.batch_size = batch_size
@@ -44,10 +50,12 @@ class LocalNoisePreservation(RetentionCallback):
 
     def _models(self, module: GradientErasure) -> Models:
         """What latents are drawn from: retained prompts take the concepts' place."""
-        seed = mix(module.seed, module.global_rank, 3)
+        seed = derive_seed(module.seed, module.global_rank, 3)
 
         def sentences(count: int, number: int) -> Batch:
-            order = torch.randperm(len(self.retained), generator=torch.Generator().manual_seed(seed)).tolist()
+            order = torch.randperm(
+                len(self.retained), generator=torch.Generator().manual_seed(seed)
+            ).tolist()
             return Batch.plain([self.retained[i] for i in order[:count]])
 
         return Models(module.original, module.backbone, sentences, 1, seed)
@@ -58,8 +66,14 @@ class LocalNoisePreservation(RetentionCallback):
         return mse_loss(module.student(batch), batch.teacher.concept)
 
     def _sentences(self) -> Batch:
-        """Retained prompts of a step; a source that holds latents of its own has prompts of its own."""
-        drawn = self.draw(self.batch_size) if isinstance(self.latents, PureNoise) else [0] * self.batch_size
+        """Retained prompts of a step; a source that holds latents of its own has prompts of its
+        own.
+        """
+        drawn = (
+            self.draw(self.batch_size)
+            if isinstance(self.latents, PureNoise)
+            else [0] * self.batch_size
+        )
         return Batch.plain([self.retained[i] for i in drawn])
 
     def state_dict(self) -> dict[str, Any]:

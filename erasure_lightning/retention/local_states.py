@@ -1,21 +1,23 @@
 """Local state preservation: what the denoiser reads of retained prompts stays as it was.
 
-Ours, not SAGE's, whose local term is `LocalNoisePreservation`. A method that edits the text encoder changes predictions
-through the encoder's states alone; holding the states holds the predictions at every latent and time at once, and needs
-no denoiser. Cost per step: a pass of the text encoder over the drawn prompts at full length.
+Ours, not SAGE's, whose local term is `LocalNoisePreservation`. A method that edits the text encoder
+changes predictions through the encoder's states alone; holding the states holds the predictions at
+every latent and time at once, and needs no denoiser. Cost per step: a pass of the text encoder over
+the drawn prompts at full length.
 """
 
 from typing import Any
 
 from torch import Tensor
 
-from erasure_lightning.module import GradientErasure
-from erasure_lightning.prompts import state_drift
 from erasure_lightning.retention.base import RetentionCallback
+from erasure_lightning.training.gradient import GradientErasure
+from erasure_lightning.training.prompt_states import state_drift
 
 
 class LocalStatePreservation(RetentionCallback):
-    """Keeps the text encoder's states on retained prompts as they were, padding included: ``E |y(r) - y*(r)|^2``.
+    """Keeps the text encoder's states on retained prompts as they were, padding included: ``E |y(r)
+    - y*(r)|^2``.
 
     Args:
         weight: Of the term.
@@ -31,6 +33,8 @@ class LocalStatePreservation(RetentionCallback):
         self.batch_size = batch_size
 
     def term(self, module: GradientErasure) -> Tensor:
-        """Mean squared change of the states ``(B, L, D)``, and of pooled vectors where there are any, a scalar."""
+        """Mean squared change of the states ``(B, L, D)``, and of pooled vectors where there are
+        any, a scalar.
+        """
         prompts = [self.retained[i] for i in self.draw(self.batch_size)]
         return state_drift(module.backbone.encode(prompts), module.original.encode(prompts))

@@ -10,37 +10,40 @@ from torch.nn.functional import cosine_similarity, normalize
 
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.checks import require
-from erasure_lightning.erasure import ErasureModule
+from erasure_lightning.concepts.vocabulary import Vocabulary, spread
+from erasure_lightning.diffusion.finite_images import require_finite_pictures
+from erasure_lightning.diffusion.sampling import draw
+from erasure_lightning.distributed.collectives import broadcast
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.metrics.judge import Judge
 from erasure_lightning.metrics.scorer import Scorer
-from erasure_lightning.pictures import require_finite_pictures
-from erasure_lightning.ranks import broadcast
+from erasure_lightning.metrics.zero_shot import Judge
 from erasure_lightning.retention.base import read_lines
-from erasure_lightning.sampling import draw
-from erasure_lightning.vocabulary import Vocabulary, spread
+from erasure_lightning.training.base import ErasureModule
 
 
 class RetentionMonitor(Callback):
-    """Draws fixed prompts from fixed seeds every few steps; stops on a budget, keeps the best trade-off.
+    """Draws fixed prompts from fixed seeds every few steps; stops on a budget, keeps the best
+    trade-off.
 
-    ``monitor/forgotten``: share of the concept prompts no longer recognised as the concept (without a scorer: how far
-    their pictures went, ``1 - cos``). ``monitor/kept``: cosine of the retained prompts' pictures with the original's.
-    ``monitor/tradeoff``: their harmonic mean. ``monitor/kept/GROUP``: the same as ``kept`` of each group of retained
-    prompts, where they have groups. Of methods that make their edit when training ends (MACE fuses adapters, SDD takes
-    an average) it sees the model that is trained, and goes back to nothing.
+    ``monitor/forgotten``: share of the concept prompts no longer recognised as the concept (without
+    a scorer: how far their pictures went, ``1 - cos``). ``monitor/kept``: cosine of the retained
+    prompts' pictures with the original's. ``monitor/tradeoff``: their harmonic mean.
+    ``monitor/kept/GROUP``: the same as ``kept`` of each group of retained prompts, where they have
+    groups. Of methods that make their edit when training ends (MACE fuses adapters, SDD takes an
+    average) it sees the model that is trained, and goes back to nothing.
 
     Args:
         every: Steps between two looks, at least 1.
-        prompts: Retained prompts to watch: a list, lists by the name of a group, or a text file of one a line; by
-            default ``count`` labels.
+        prompts: Retained prompts to watch: a list, lists by the name of a group, or a text file of
+            one a line; by default ``count`` labels.
         count: How many of the concept prompts, and of the vocabulary, are watched.
         steps: Sampling steps; few will do.
         guidance: Scale of classifier-free guidance; the world's by default, else 7.5.
         budget: Stop once ``kept`` falls below, 0..1.
         goal: Stop once ``forgotten`` reaches it, 0..1.
         keep_best: At the end, go back to the look with the best trade-off.
-        scorer: Folder or Hub id of the model that looks; the world's by default, bare pixels where there is none.
+        scorer: Folder or Hub id of the model that looks; the world's by default, bare pixels where
+            there is none.
 
     Raises:
         ErasureError: If a number is out of range.
@@ -61,7 +64,11 @@ class RetentionMonitor(Callback):
         self.every = every
         given = read_lines(prompts, "RetentionMonitor") if isinstance(prompts, str) else prompts
         self.groups = given if isinstance(given, dict) else {}
-        self.given = [prompt for texts in given.values() for prompt in texts] if isinstance(given, dict) else given
+        self.given = (
+            [prompt for texts in given.values() for prompt in texts]
+            if isinstance(given, dict)
+            else given
+        )
         self.count = count
         self.steps = steps
         self.guidance = guidance
@@ -79,7 +86,10 @@ class RetentionMonitor(Callback):
         require(owner, at_least=0, guidance=self.guidance)
         require(owner, at_least=0, at_most=1, budget=self.budget, goal=self.goal)
         if empty := [group for group, texts in self.groups.items() if not texts]:
-            raise ErasureError(f"RetentionMonitor needs a prompt at least in each group; found none in {empty[0]!r}.")
+            raise ErasureError(
+                "RetentionMonitor needs a prompt at least in each group; found none in"
+                f" {empty[0]!r}."
+            )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw what the original draws."""
@@ -91,16 +101,22 @@ class RetentionMonitor(Callback):
         source = self.scorer or (world.scorer if world else None)
         self._eyes = Scorer.load(source).to(module.device) if source else None
         self._asked = spread(vocabulary.concept_prompts(), self.count)
-        kept = [vocabulary.captions[1].format(label) for label in spread(vocabulary.others, self.count)]
+        kept = [
+            vocabulary.captions[1].format(label) for label in spread(vocabulary.others, self.count)
+        ]
         self._kept = list(self.given) if self.given else kept
         self._judge = Judge(self._eyes, vocabulary, []) if self._eyes else None
         self._before = self._look("original", module.original)
 
     @torch.no_grad()
     def _look(self, model: Literal["original", "edited"], backbone: Backbone) -> Tensor:
-        """What the scorer sees, unit vectors ``(N, D)``: the concept prompts first, then the retained."""
+        """What the scorer sees, unit vectors ``(N, D)``: the concept prompts first, then the
+        retained.
+        """
         prompts = [prompt for prompt, _ in self._asked] + self._kept
-        pictures = draw(backbone, prompts, range(len(prompts)), steps=self.steps, guidance=self._scale)
+        pictures = draw(
+            backbone, prompts, range(len(prompts)), steps=self.steps, guidance=self._scale
+        )
         require_finite_pictures(pictures, model, backbone, prompts)
         seen = self._eyes.images(pictures) if self._eyes else normalize(pictures.flatten(1), dim=1)
         broadcast([seen])  # ranks decide alike, however their devices round
@@ -110,12 +126,18 @@ class RetentionMonitor(Callback):
         """Look, log, remember the best, stop if it is time."""
         module = cast(ErasureModule, pl_module)
         if trainer.global_step % self.every:
-            module.log_dict(self._seen)  # as Lightning does by itself, but in a run that was resumed too
+            module.log_dict(
+                self._seen
+            )  # as Lightning does by itself, but in a run that was resumed too
             return
         after = self._look("edited", module.backbone)
         forgotten, kept = self._score(after)
         tradeoff = 2 * forgotten * kept / (forgotten + kept) if forgotten + kept > 0 else 0.0
-        self._seen = {"monitor/forgotten": forgotten, "monitor/kept": kept, "monitor/tradeoff": tradeoff}
+        self._seen = {
+            "monitor/forgotten": forgotten,
+            "monitor/kept": kept,
+            "monitor/tradeoff": tradeoff,
+        }
         self._seen |= self._by_group(after)
         module.log_dict(self._seen)
         within = self.budget is None or kept >= self.budget
@@ -143,7 +165,10 @@ class RetentionMonitor(Callback):
         if self._judge is None:
             return 1 - same[:asked].mean().item(), same[asked:].mean().item()
         questions = [self._judge.question("efficacy", thing) for _, thing in self._asked]
-        called = [bool(q.right[(q.labels @ image).argmax()]) for image, q in zip(after, questions, strict=False)]
+        called = [
+            bool(q.right[(q.labels @ image).argmax()])
+            for image, q in zip(after, questions, strict=False)
+        ]
         return 1 - sum(called) / asked, same[asked:].mean().item()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -1,31 +1,33 @@
 """Unconditional drift, constrained: the second half of All but One (arXiv 2312.12807).
 
-``L_unc = E |eps(x, t, 0) - eps*(x, t, 0)|^2``: the two-term structure is inferred with high confidence. Guidance
-subtracts the empty prompt's prediction in *every* picture and multiplies what is left, so a drift of it moves them all.
-`AllButOne` takes the term at the concept's own latents, from the forward it makes anyhow; here it serves other methods,
-at latents that belong to no prompt: measured beside ESD on the emoji world, noise held the prediction better on other
-prompts' trajectories than the method's own latents did (mean squares .0009, .0015, and .0088 without the term; one run
-each).
+``L_unc = E |eps(x, t, 0) - eps*(x, t, 0)|^2``: the two-term structure is inferred with high
+confidence. Guidance subtracts the empty prompt's prediction in *every* picture and multiplies what
+is left, so a drift of it moves them all. `AllButOne` takes the term at the concept's own latents,
+from the forward it makes anyhow; here it serves other methods, at latents that belong to no prompt:
+measured beside ESD on the emoji world, noise held the prediction better on other prompts'
+trajectories than the method's own latents did (mean squares .0009, .0015, and .0088 without the
+term; one run each).
 
-Cost per step, for each of ``batch_size`` latents: a denoiser forward and backward and a forward of the original; no
-denoiser at all where the text encoder alone is edited.
+Cost per step, for each of ``batch_size`` latents: a denoiser forward and backward and a forward of
+the original; no denoiser at all where the text encoder alone is edited.
 """
 
 import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from erasure_lightning.latents import pure_noise
-from erasure_lightning.module import GradientErasure
-from erasure_lightning.prompts import state_drift
 from erasure_lightning.retention.base import RetentionCallback
+from erasure_lightning.training.gradient import GradientErasure
+from erasure_lightning.training.latent_sources import pure_noise
+from erasure_lightning.training.prompt_states import state_drift
 
 
 class UnconditionalDrift(RetentionCallback):
     """Keeps what the model says to the empty prompt as it was.
 
-    Where a method edits the text encoder alone, the denoiser's answer changes through the empty prompt's states only:
-    then the states ``(L, D)`` are held instead of predictions, which is stronger and cheaper.
+    Where a method edits the text encoder alone, the denoiser's answer changes through the empty
+    prompt's states only: then the states ``(L, D)`` are held instead of predictions, which is
+    stronger and cheaper.
 
     Args:
         weight: Of the term.

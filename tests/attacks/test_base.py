@@ -3,7 +3,7 @@ import torch
 from under_attack import CAT, tiny_target
 
 from erasure_lightning.attacks.base import Attack, ConceptAttack, Found, descend
-from erasure_lightning.concepts import Concept
+from erasure_lightning.concepts.concept import Concept
 
 
 class Guess(ConceptAttack):

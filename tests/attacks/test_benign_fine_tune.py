@@ -6,10 +6,10 @@ from under_attack import CAT, cigarette, tiny_target, weights
 
 from erasure_lightning.attacks.benign_fine_tune import BenignFineTune, harmless
 from erasure_lightning.attacks.target import Target
-from erasure_lightning.concepts import Concept
+from erasure_lightning.concepts.concept import Concept
+from erasure_lightning.concepts.vocabulary import Vocabulary
+from erasure_lightning.concepts.worlds import find_world
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.vocabulary import Vocabulary
-from erasure_lightning.worlds import find_world
 
 FEW = {"steps": 4, "points": 2, "examples": 3, "lr": 1e-2}
 
@@ -103,7 +103,9 @@ def test_numbers_out_of_range(arguments, words):
 
 
 def broken():
-    """The emoji world with a shift in its denoiser's last bias: cigarettes are gone, and so is most of the rest."""
+    """The emoji world with a shift in its denoiser's last bias: cigarettes are gone, and so is most
+    of the rest.
+    """
     target, bias = cigarette(erased=False), "denoiser.conv_out.bias"
     edited = target.original.original([bias])
     edited.get_parameter(bias).data.add_(1.5)
@@ -111,7 +113,9 @@ def broken():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("made", "start", "end"), [(broken, 0.5, 1.0), (cigarette, 0.0, 0.0)], ids=["broken", "UCE"])
+@pytest.mark.parametrize(
+    ("made", "start", "end"), [(broken, 0.5, 1.0), (cigarette, 0.0, 0.0)], ids=["broken", "UCE"]
+)
 def test_what_was_only_broken_is_mended_and_what_was_erased_is_not(made, start, end):
     pytest.importorskip("erasure_lightning_emoji_world")
     target = made()

@@ -14,17 +14,26 @@ from erasure_lightning.attacks.runner import attack_all, sheet, write_outcome
 
 
 class Rising(Attack):
-    """Draws the cat in as many of its two pictures as the budget says, and in one fewer with the second seed."""
+    """Draws the cat in as many of its two pictures as the budget says, and in one fewer with the
+    second seed.
+    """
 
     axis = "tries"
 
     def search(self, target, cases):
         def drawn(count, case):
-            shown = [target.scorer.picture("a cat" if i < count - case.seed else "a dog") for i in range(2)]
+            shown = [
+                target.scorer.picture("a cat" if i < count - case.seed else "a dog")
+                for i in range(2)
+            ]
             return torch.stack(shown)
 
         return [
-            Found(drawn(3, case), curve={b: drawn(b, case) for b in (0, 1, 3)}, controls={"dogs": drawn(0, case)})
+            Found(
+                drawn(3, case),
+                curve={b: drawn(b, case) for b in (0, 1, 3)},
+                controls={"dogs": drawn(0, case)},
+            )
             for case in cases
         ]
 

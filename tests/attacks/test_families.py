@@ -1,4 +1,6 @@
-"""Every attack on a tiny model of every family: it searches, draws, and leaves the target as it was."""
+"""Every attack on a tiny model of every family: it searches, draws, and leaves the target as it
+was.
+"""
 
 import pytest
 import torch

@@ -5,8 +5,8 @@ import torch
 from under_attack import cigarette, tiny_target, weights
 
 from erasure_lightning.attacks.latent_inversion import LatentInversion, shuffled
+from erasure_lightning.diffusion.inversion import invert, retrace
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.inversion import invert, retrace
 
 
 def test_it_draws_the_given_pictures_again_from_noise_it_tells():
@@ -35,7 +35,9 @@ def test_fewer_refinements_lose_the_picture():
 def test_steps_of_its_own_overrule_the_target_s():
     target = tiny_target(steps=10)
     assert torch.equal(*(LatentInversion(steps=s).run(target, 0)[0].pictures for s in (None, 10)))
-    assert not torch.equal(*(LatentInversion(steps=s).run(target, 0)[0].pictures for s in (None, 5)))
+    assert not torch.equal(
+        *(LatentInversion(steps=s).run(target, 0)[0].pictures for s in (None, 5))
+    )
 
 
 def test_pictures_drawn_apart_are_the_same():
@@ -47,9 +49,14 @@ def test_a_shuffled_denoiser_has_the_same_numbers_and_says_something_else(tiny):
     before = weights(tiny)
     untaught = shuffled(tiny, 0)
     after = weights(untaught)
-    assert all(torch.equal(before[n].flatten().sort().values, after[n].flatten().sort().values) for n in before)
+    assert all(
+        torch.equal(before[n].flatten().sort().values, after[n].flatten().sort().values)
+        for n in before
+    )
     x, t, nothing = torch.ones(1, 4, 8, 8), torch.tensor([500]), tiny.encode([""])
-    assert not torch.allclose(untaught.denoise(x, t, nothing), tiny.denoise(x, t, nothing), atol=1e-2)
+    assert not torch.allclose(
+        untaught.denoise(x, t, nothing), tiny.denoise(x, t, nothing), atol=1e-2
+    )
     assert all(torch.equal(before[n], value) for n, value in weights(tiny).items())
     assert all(torch.equal(after[n], value) for n, value in weights(shuffled(tiny, 0)).items())
 
@@ -65,7 +72,8 @@ def test_a_seed_gives_one_finding_and_leaves_the_model_alone():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"), [({"steps": 0}, "steps of at least 1"), ({"refinements": -1}, "refinements of at least 0")]
+    ("arguments", "words"),
+    [({"steps": 0}, "steps of at least 1"), ({"refinements": -1}, "refinements of at least 0")],
 )
 def test_numbers_out_of_range(arguments, words):
     with pytest.raises(ErasureError, match=words):

@@ -5,10 +5,12 @@ import pytest
 
 from erasure_lightning.attacks.outcome import Finding, Outcome, Point
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.metrics.estimates import Estimate
 from erasure_lightning.metrics.protocol import Protocol
-from erasure_lightning.metrics.seeds import Estimate
 
-PROTOCOL = Protocol({"cat": ["a cat"]}, [0, 1], 2, 3.0, 16, "DDIM", "s", "b", "v", "tiny", "known", {})
+PROTOCOL = Protocol(
+    {"cat": ["a cat"]}, [0, 1], 2, 3.0, 16, "DDIM", "s", "b", "v", "tiny", "known", {}
+)
 OUTCOME = Outcome(
     attack="Guess", class_path="plug.Guess", arguments={"steps": 3}, paper="", method="UCE", concepts=["cat", "<b>"],
     edit="0123456789abcdef", success={a: Estimate(0.5, 0.0, 1.0, 2, 8) for a in ("original", "plain", "attacked")},
@@ -32,7 +34,13 @@ def test_the_file_has_the_agreed_keys(tmp_path):
         "attack", "class", "arguments", "paper", "method", "concepts", "edit", "success", "found", "curve", "axis",
         "controls", "cost", "protocol",
     }  # fmt: skip
-    assert content["success"]["plain"] == {"mean": 0.5, "low": 0.0, "high": 1.0, "seeds": 2, "pictures": 8}
+    assert content["success"]["plain"] == {
+        "mean": 0.5,
+        "low": 0.0,
+        "high": 1.0,
+        "seeds": 2,
+        "pictures": 8,
+    }
     assert content["protocol"]["identity"] == PROTOCOL.identity
 
 

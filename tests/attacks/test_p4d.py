@@ -1,13 +1,15 @@
-"""P4D's promises: its loss by hand, its budget, and that it finds words for a weakly erased cigarette."""
+"""P4D's promises: its loss by hand, its budget, and that it finds words for a weakly erased
+cigarette.
+"""
 
 import pytest
 import torch
 from under_attack import cigarette, tiny_target, weakly_erased
 
 from erasure_lightning.attacks.p4d import P4D, nearest
-from erasure_lightning.attacks.slots import Slots
+from erasure_lightning.attacks.prompt_slots import Slots
+from erasure_lightning.diffusion.evaluation_counter import Tally
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.tally import Tally
 
 
 def attack(**arguments):
@@ -16,7 +18,11 @@ def attack(**arguments):
 
 def test_the_nearest_word_is_that_of_the_largest_cosine():
     table = torch.tensor([[10.0, 0.0], [0.0, 0.1], [1.0, 1.0]])
-    assert nearest([torch.tensor([[1.0, 0.2], [0.0, 9.0], [2.0, 2.1]])], [table]).tolist() == [0, 1, 2]
+    assert nearest([torch.tensor([[1.0, 0.2], [0.0, 9.0], [2.0, 2.1]])], [table]).tolist() == [
+        0,
+        1,
+        2,
+    ]
 
 
 def test_the_loss_is_taken_at_words_between_both_models_predictions_by_hand():
@@ -30,7 +36,10 @@ def test_the_loss_is_taken_at_words_between_both_models_predictions_by_hand():
     torch.manual_seed(1)
     t, noise = torch.randint(1000, (3,)), torch.randn(3, 4, 8, 8)
     alphas = target.edited.process.alphas[t].view(3, 1, 1, 1)
-    x, words = alphas.sqrt() * clean + (1 - alphas).sqrt() * noise, slots.spelt(nearest(soft, slots.tables))
+    x, words = (
+        alphas.sqrt() * clean + (1 - alphas).sqrt() * noise,
+        slots.spelt(nearest(soft, slots.tables)),
+    )
     said = target.edited.denoise(x, t, target.edited.encode([words] * 3))
     assert torch.allclose(loss, (said - target.original.denoise(x, t, plain)).square().mean())
     assert slope.abs().sum() > 0

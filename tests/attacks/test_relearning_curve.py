@@ -5,9 +5,9 @@ import torch
 from under_attack import cigarette, tiny_target, weights
 
 from erasure_lightning.attacks.relearning_curve import RelearningCurve
-from erasure_lightning.concepts import Concept
+from erasure_lightning.concepts.concept import Concept
+from erasure_lightning.diffusion.fine_tuning import FineTuning
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.fine_tuning import FineTuning
 
 FEW = {"examples": [0, 1, 3], "steps": 2, "lr": 1e-2}
 
@@ -23,7 +23,9 @@ def plain(target, case):
 def test_more_examples_are_the_fewer_and_some_more_under_the_concept_s_sentences(monkeypatch):
     tunings = []
     made = FineTuning.__init__
-    monkeypatch.setattr(FineTuning, "__init__", lambda s, *a, **k: tunings.append((s, a)) or made(s, *a, **k))
+    monkeypatch.setattr(
+        FineTuning, "__init__", lambda s, *a, **k: tunings.append((s, a)) or made(s, *a, **k)
+    )
     target = tiny_target()
     attack().run(target, 0)
     (one, (edited, shown, first)), (three, (_, also, said)), (_, (pupil, _, new)) = tunings
@@ -34,12 +36,16 @@ def test_more_examples_are_the_fewer_and_some_more_under_the_concept_s_sentences
     assert first == said[:1]
     assert all(sentence.text[sentence.start : sentence.stop] == "cat" for sentence in said)
     assert pupil is target.original
-    assert [sentence.text for sentence in new] == [sentence.text.replace("cat", "sks") for sentence in said]
+    assert [sentence.text for sentence in new] == [
+        sentence.text.replace("cat", "sks") for sentence in said
+    ]
 
 
 def test_a_style_is_learned_on_the_thing_it_is_asked_of(monkeypatch):
     said = []
-    monkeypatch.setattr(FineTuning, "advance", lambda self, to: said.extend(self.prompts) or self.model)
+    monkeypatch.setattr(
+        FineTuning, "advance", lambda self, to: said.extend(self.prompts) or self.model
+    )
     target = tiny_target(concepts=[Concept("drawing", kind="style")])
     attack().run(target, 0)
     (case,) = target.cases(0)
@@ -101,7 +107,9 @@ def test_the_control_asks_the_original_for_the_word_it_was_taught():
     (found,) = attack(lr=0.0).run(target, 0)
     (case,) = target.cases(0)
     asked = target.original.encode([case.sentence.replace("cat", "sks")])
-    assert torch.equal(found.controls["new word"], target.draw(asked, case.seeds, model=target.original))
+    assert torch.equal(
+        found.controls["new word"], target.draw(asked, case.seeds, model=target.original)
+    )
 
 
 @pytest.mark.slow
@@ -113,7 +121,9 @@ def test_the_cigarette_is_back_after_two_pictures_and_after_none_nothing_is():
     assert target.share(case, found.curve[0]) == 0
     assert target.share(case, found.pictures) >= 0.75
     (untaught,) = RelearningCurve(examples=[0]).run(target, 0)
-    assert target.share(case, untaught.controls["new word"]) == 0  # the original does not know the word
+    assert (
+        target.share(case, untaught.controls["new word"]) == 0
+    )  # the original does not know the word
 
 
 @pytest.mark.slow

@@ -1,12 +1,14 @@
-"""Ring-A-Bell's promises: what is to be meant by hand, its search, and that it gets past a filter of words."""
+"""Ring-A-Bell's promises: what is to be meant by hand, its search, and that it gets past a filter
+of words.
+"""
 
 import pytest
 import torch
 from under_attack import cigarette, filtered, tiny_target
 
 from erasure_lightning.attacks.ring_a_bell import RingABell
+from erasure_lightning.diffusion.evaluation_counter import Tally
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.tally import Tally
 
 
 def attack(**arguments):
@@ -21,8 +23,12 @@ def test_what_is_to_be_meant_by_hand():
              ("a picture of a cat", "a picture of a"), ("an image of a cat", "an image of a"),
              ("a drawing of a cat", "a drawing of a"), ("a rendering of a cat", "a rendering of a"),
              ("a small cat", "a small"), ("a close-up of a cat", "a close-up of a")]  # fmt: skip
-    vector = torch.stack([encode(with_it) - encode(without) for with_it, without in pairs]).mean(dim=0)
-    assert torch.allclose(attack(strength=2.0).goal(target, case).tokens, encode("a cat") + 2 * vector, atol=1e-5)
+    vector = torch.stack([encode(with_it) - encode(without) for with_it, without in pairs]).mean(
+        dim=0
+    )
+    assert torch.allclose(
+        attack(strength=2.0).goal(target, case).tokens, encode("a cat") + 2 * vector, atol=1e-5
+    )
 
 
 class TestSearch:

@@ -7,7 +7,7 @@ from under_attack import CAT, tiny_target
 from erasure_lightning.attacks.base import Attack, ConceptAttack, Found
 from erasure_lightning.attacks.outcome import Outcome
 from erasure_lightning.attacks.runner import attack_all, of_edit, write_outcome
-from erasure_lightning.concepts import Concept
+from erasure_lightning.concepts.concept import Concept
 
 
 class Known(ConceptAttack):
@@ -16,7 +16,11 @@ class Known(ConceptAttack):
     def find(self, target, case):
         shown = [f"a {case.concept.name}" if case.seed == 0 else "a dog", "a dog"]
         pictures = torch.stack([target.scorer.picture(text) for text in shown])
-        return Found(pictures, prompt=f"{case.concept.name}!", tensors={"v": torch.ones(2)} if case.seed else {})
+        return Found(
+            pictures,
+            prompt=f"{case.concept.name}!",
+            tensors={"v": torch.ones(2)} if case.seed else {},
+        )
 
 
 class Watched(Attack):
@@ -73,6 +77,11 @@ def test_what_is_written(attacked, tmp_path):
         "attack.json", "grid.png", "cat-1.safetensors", "star-1.safetensors"
     }  # fmt: skip
     saved = Outcome.load(tmp_path / "attack.json")
-    assert (saved.method, saved.edit, saved.paper, saved.attack) == ("UCE", "0" * 16, "a paper", "Known")
+    assert (saved.method, saved.edit, saved.paper, saved.attack) == (
+        "UCE",
+        "0" * 16,
+        "a paper",
+        "Known",
+    )
     assert load_file(tmp_path / "cat-1.safetensors")["v"].tolist() == [1, 1]
     assert Image.open(tmp_path / "grid.png").width >= 640

@@ -1,12 +1,14 @@
-"""The soft embedding's promises: its budget, that it needs no words, and that it brings an erased cigarette back."""
+"""The soft embedding's promises: its budget, that it needs no words, and that it brings an erased
+cigarette back.
+"""
 
 import pytest
 import torch
 from under_attack import cigarette, tiny_target
 
 from erasure_lightning.attacks.soft_embedding import SoftEmbedding
+from erasure_lightning.diffusion.evaluation_counter import Tally
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.tally import Tally
 
 
 def attack(**arguments):
@@ -53,7 +55,9 @@ def test_equal_seeds_find_the_same_and_the_target_is_left_as_it_was():
 def test_no_budget_asks_plainly():
     target = tiny_target()
     (case,), (found,) = target.cases(0), attack(steps=0).run(target, 0)
-    assert torch.equal(found.pictures, target.draw(target.edited.encode([case.sentence]), case.seeds))
+    assert torch.equal(
+        found.pictures, target.draw(target.edited.encode([case.sentence]), case.seeds)
+    )
 
 
 def test_arguments_out_of_range():
@@ -65,6 +69,8 @@ def test_arguments_out_of_range():
 def test_it_brings_an_erased_cigarette_back_and_no_budget_does_not():
     target = cigarette(pictures=2)
     (case,) = target.cases(0)
-    before, after = (target.share(case, SoftEmbedding(steps=n).run(target, 0)[0].pictures) for n in (0, 40))
+    before, after = (
+        target.share(case, SoftEmbedding(steps=n).run(target, 0)[0].pictures) for n in (0, 40)
+    )
     assert before == 0
     assert after >= 0.5

@@ -4,9 +4,9 @@ from under_attack import CAT, tiny_target
 
 from erasure_lightning.attacks.target import Target, Trials
 from erasure_lightning.backbones.tiny import TinyBackbone
-from erasure_lightning.concepts import Concept
+from erasure_lightning.concepts.concept import Concept
+from erasure_lightning.diffusion.sampling import draw, sample
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.sampling import draw, sample
 
 
 def shown(target, *texts):
@@ -19,7 +19,9 @@ class TestDrawing:
         target, seeds = tiny_target(), [3, 4]
         wanted = draw(target.edited, ["a cat", "a cat"], seeds, steps=2, guidance=3.0)
         words = target.draw(target.edited.encode(["a cat"]), seeds)
-        embedded = target.draw(target.edited.contextualize(target.edited.embed(["a cat"] * 2)), seeds)
+        embedded = target.draw(
+            target.edited.contextualize(target.edited.embed(["a cat"] * 2)), seeds
+        )
         assert torch.allclose(words, wanted, atol=1e-6)
         assert torch.allclose(embedded, wanted, atol=1e-6)
 
@@ -92,7 +94,9 @@ def test_the_denoising_loss_by_hand(prediction):
     torch.manual_seed(1)
     noise, alphas = torch.randn(2, 4, 8, 8), model.process.alphas[t].view(2, 1, 1, 1)
     x = alphas.sqrt() * clean + (1 - alphas).sqrt() * noise
-    wanted = noise if prediction == "epsilon" else alphas.sqrt() * noise - (1 - alphas).sqrt() * clean
+    wanted = (
+        noise if prediction == "epsilon" else alphas.sqrt() * noise - (1 - alphas).sqrt() * clean
+    )
     said = model.denoise(x, t, asked.expand(2))
     assert torch.allclose(loss, (said - wanted).square().mean())
 
@@ -101,7 +105,12 @@ def test_the_protocol_says_what_was_asked_how():
     target = tiny_target()
     protocol = target.protocol
     assert protocol.prompts == {"cat": ["a cat", "an image of a cat"]}
-    assert (protocol.seeds, protocol.steps, protocol.guidance, protocol.size) == ([0, 1, 2, 3], 2, 3.0, 16)
+    assert (protocol.seeds, protocol.steps, protocol.guidance, protocol.size) == (
+        [0, 1, 2, 3],
+        2,
+        3.0,
+        16,
+    )
     assert protocol.identity != tiny_target(pictures=3).protocol.identity
 
 

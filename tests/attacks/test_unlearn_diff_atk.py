@@ -1,12 +1,19 @@
-"""UnlearnDiffAtk's promises: its parts by hand, its budget, and that it brings a weakly erased cigarette back."""
+"""UnlearnDiffAtk's promises: its parts by hand, its budget, and that it brings a weakly erased
+cigarette back.
+"""
 
 import pytest
 import torch
 from under_attack import cigarette, tiny_target, weakly_erased
 
-from erasure_lightning.attacks.unlearn_diff_atk import OneWord, UnlearnDiffAtk, onto_simplex, spread_shares
+from erasure_lightning.attacks.unlearn_diff_atk import (
+    OneWord,
+    UnlearnDiffAtk,
+    onto_simplex,
+    spread_shares,
+)
+from erasure_lightning.diffusion.evaluation_counter import Tally
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.tally import Tally
 
 
 def attack(**arguments):
@@ -85,6 +92,8 @@ def test_what_needs_no_attack_is_found_at_once():
 def test_it_brings_a_weakly_erased_cigarette_back_and_no_budget_does_not():
     target = weakly_erased()
     (case,) = target.cases(0)
-    plain, attacked = (target.share(case, UnlearnDiffAtk(times=t).run(target, 0)[0].pictures) for t in (0, 8))
+    plain, attacked = (
+        target.share(case, UnlearnDiffAtk(times=t).run(target, 0)[0].pictures) for t in (0, 8)
+    )
     assert plain == 0
     assert attacked >= 0.5

@@ -1,11 +1,20 @@
-"""What stands where in two sequences of tokens that are joined, as a family with two text towers reads them."""
+"""What stands where in two sequences of tokens that are joined, as a family with two text towers
+reads them.
+"""
 
 from dataclasses import replace
 
 import torch
 
-from erasure_lightning.backbones.conditioning import CONCEPT, END, PADDING, START, TEMPLATE, Conditioning
-from erasure_lightning.prompts import aligned_states
+from erasure_lightning.backbones.conditioning import (
+    CONCEPT,
+    END,
+    PADDING,
+    START,
+    TEMPLATE,
+    Conditioning,
+)
+from erasure_lightning.training.prompt_states import aligned_states
 
 #: ``a cat`` and ``a zoo cat`` in a sequence of 6 positions, and a second of 5 without the article.
 SHORT = ([START, TEMPLATE, CONCEPT, END, PADDING, PADDING], [START, CONCEPT, END, PADDING, PADDING])
@@ -19,7 +28,12 @@ def conditioning(*sentences, pooled=True):
     tokens = torch.arange(float(length)).view(1, -1, 1).expand(count, -1, 2)
     vector = torch.arange(float(3 * count)).view(count, 3)
     return Conditioning(
-        tokens, roles, roles, (slice(0, 6), slice(6, 11)), vector if pooled else None, torch.zeros(count, 4)
+        tokens,
+        roles,
+        roles,
+        (slice(0, 6), slice(6, 11)),
+        vector if pooled else None,
+        torch.zeros(count, 4),
     )
 
 

@@ -1,4 +1,6 @@
-"""What people bring: folders of 2022, variants, single files, and folders in which something is wrong."""
+"""What people bring: folders of 2022, variants, single files, and folders in which something is
+wrong.
+"""
 
 import json
 import shutil
@@ -13,9 +15,9 @@ from transformers import CLIPTextModelWithProjection
 from erasure_lightning.__main__ import main
 from erasure_lightning.backbones.loading import load_backbone
 from erasure_lightning.backbones.tiny import TinyBackbone
+from erasure_lightning.diffusion.sampling import sample
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.ledger import shapes
-from erasure_lightning.sampling import sample
+from erasure_lightning.planning.memory_tracker import shapes
 
 UNET, VAE = "unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors"
 TEXT = "text_encoder/model.safetensors"
@@ -45,9 +47,16 @@ def bend(path, **values):
 
 
 def sampler(folder, cls, **values):
-    config = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    config = {
+        "num_train_timesteps": 1000,
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+    }
     path = folder / "scheduler" / "scheduler_config.json"
-    path.write_text(json.dumps({"_class_name": cls, "_diffusers_version": "0.6.0"} | config | values))
+    path.write_text(
+        json.dumps({"_class_name": cls, "_diffusers_version": "0.6.0"} | config | values)
+    )
     bend(folder / "model_index.json", scheduler=["diffusers", cls])
 
 
@@ -81,9 +90,18 @@ class TestConfigsOf2022:
         ours, theirs = load_backbone(str(folder)), stock(folder)
         assert ours.latent_shape()[1] == theirs.unet.config.sample_size
         x = ours.noise([3], size=16)
-        ours.denoiser, ours.text_encoders[0].model = theirs.unet, theirs.text_encoder  # the same memory rounds alike
+        ours.denoiser, ours.text_encoders[0].model = (
+            theirs.unet,
+            theirs.text_encoder,
+        )  # the same memory rounds alike
         drawn = theirs(
-            "a cat", height=16, width=16, num_inference_steps=3, guidance_scale=4.0, latents=x, output_type="latent"
+            "a cat",
+            height=16,
+            width=16,
+            num_inference_steps=3,
+            guidance_scale=4.0,
+            latents=x,
+            output_type="latent",
         ).images
         assert torch.equal(sample(ours, ["a cat"], [3], steps=3, guidance=4.0, size=16), drawn)
 
@@ -99,7 +117,9 @@ class TestConfigsOf2022:
     def test_remarks_on_what_is_repaired_stay_off_the_terminal(self, folder, recwarn, capsys):
         sampler(folder, "DDIMScheduler")
         load_backbone(str(folder))
-        assert not [w for w in recwarn if "outdated" in str(w.message) or "clip_sample" in str(w.message)]
+        assert not [
+            w for w in recwarn if "outdated" in str(w.message) or "clip_sample" in str(w.message)
+        ]
         assert "outdated" not in capsys.readouterr().err
 
 
@@ -108,7 +128,9 @@ class TestModes:
         loaded = load_backbone(str(folder), torch.bfloat16, "text encoders")
         assert {p.device.type for p in loaded.denoiser.parameters()} == {"meta"}
         assert {p.dtype for p in loaded.parameters()} == {torch.bfloat16}
-        assert {p.device.type for p in [*loaded.text_encoders.parameters(), *loaded.vae.parameters()]} == {"cpu"}
+        assert {
+            p.device.type for p in [*loaded.text_encoders.parameters(), *loaded.vae.parameters()]
+        } == {"cpu"}
         assert not loaded.denoiser.training
 
     def test_shapes_alone_are_compared_where_tensors_have_no_values(self, folder):
@@ -125,7 +147,9 @@ class TestModes:
     def test_a_precision_in_a_config_changes_nothing(self, folder, written, known):
         bend(folder / "text_encoder" / "config.json", dtype=written, torch_dtype=written)
         assert load_backbone(str(folder)).fingerprint() == known
-        assert {p.dtype for p in load_backbone(str(folder), weights="none").parameters()} == {torch.float32}
+        assert {p.dtype for p in load_backbone(str(folder), weights="none").parameters()} == {
+            torch.float32
+        }
 
 
 class TestNames:
@@ -141,12 +165,18 @@ class TestNames:
     def test_a_single_file_is_named_as_such(self, folder, ending):
         file = folder.parent / f"model{ending}"
         shutil.copy(folder / UNET, file)
-        with pytest.raises(ErasureError, match=r"in one file.*from_single_file\('.*model\..*save_pretrained"):
+        with pytest.raises(
+            ErasureError, match=r"in one file.*from_single_file\('.*model\..*save_pretrained"
+        ):
             load_backbone(str(file))
 
-    @pytest.mark.parametrize("name", ["", "models/sd.safetensors", "~nobody/x", "a//b", "owner/", "../x/y"])
+    @pytest.mark.parametrize(
+        "name", ["", "models/sd.safetensors", "~nobody/x", "a//b", "owner/", "../x/y"]
+    )
     def test_nothing_there(self, name):
-        with pytest.raises(ErasureError, match="was not found: it is no installed world, no folder, and no Hub id"):
+        with pytest.raises(
+            ErasureError, match="was not found: it is no installed world, no folder, and no Hub id"
+        ):
             load_backbone(name)
 
     def test_a_file_of_another_kind(self, tmp_path):
@@ -194,7 +224,9 @@ class TestHub:
     def test_only_what_is_read_is_fetched(self, cached, monkeypatch):
         fetched = []
         files = [
-            f"{part}/diffusion_pytorch_model{end}.safetensors" for part in ("unet", "vae") for end in ("", ".fp16")
+            f"{part}/diffusion_pytorch_model{end}.safetensors"
+            for part in ("unet", "vae")
+            for end in ("", ".fp16")
         ]
         files += [
             "unet/diffusion_pytorch_model.bin",
@@ -203,7 +235,8 @@ class TestHub:
         ]
         monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda self, name: files)
         monkeypatch.setattr(
-            "huggingface_hub.snapshot_download", lambda n, allow_patterns: fetched.append(allow_patterns) or str(cached)
+            "huggingface_hub.snapshot_download",
+            lambda n, allow_patterns: fetched.append(allow_patterns) or str(cached),
         )
         load_backbone("owner/model", weights="text encoders")
         index, rest = fetched
@@ -233,7 +266,9 @@ class TestVariants:
 
     def test_full_precision_comes_first(self, folder, known):
         for file in (UNET, VAE, TEXT):
-            zeros = {name: torch.zeros_like(tensor) for name, tensor in load_file(folder / file).items()}
+            zeros = {
+                name: torch.zeros_like(tensor) for name, tensor in load_file(folder / file).items()
+            }
             save_file(zeros, (folder / file).with_suffix(".fp16.safetensors"))
         assert load_backbone(str(folder)).fingerprint() == known
 
@@ -244,7 +279,8 @@ class TestVariants:
     def test_other_weights_are_not_taken_for_them(self, folder):
         (folder / UNET).rename(folder / "unet/diffusion_pytorch_model.non_ema.safetensors")
         with pytest.raises(
-            ErasureError, match=r"non_ema.safetensors. Rename .* to diffusion_pytorch_model.safetensors"
+            ErasureError,
+            match=r"non_ema.safetensors. Rename .* to diffusion_pytorch_model.safetensors",
         ):
             load_backbone(str(folder))
 
@@ -265,7 +301,9 @@ def old_names(folder):
             name = name.replace(f"attentions.0.{new}", f"attentions.0.{old}")
         return name
 
-    rewrite(folder / VAE, lambda tensors: {renamed(name): tensor for name, tensor in tensors.items()})
+    rewrite(
+        folder / VAE, lambda tensors: {renamed(name): tensor for name, tensor in tensors.items()}
+    )
     assert any("query" in name for name in load_file(folder / VAE))
 
 
@@ -273,10 +311,18 @@ def whole_clip(folder):
     config = folder / "text_encoder" / "config.json"
     text = json.loads(config.read_text())
     config.write_text(
-        json.dumps({"model_type": "clip", "projection_dim": 32, "text_config": text, "vision_config": {}})
+        json.dumps(
+            {"model_type": "clip", "projection_dim": 32, "text_config": text, "vision_config": {}}
+        )
     )
-    rest = {"vision_model.x": torch.zeros(2), "logit_scale": torch.zeros(()), "text_projection.weight": torch.zeros(2)}
-    rewrite(folder / TEXT, lambda tensors: {f"text_model.{n}": t for n, t in tensors.items()} | rest)
+    rest = {
+        "vision_model.x": torch.zeros(2),
+        "logit_scale": torch.zeros(()),
+        "text_projection.weight": torch.zeros(2),
+    }
+    rewrite(
+        folder / TEXT, lambda tensors: {f"text_model.{n}": t for n, t in tensors.items()} | rest
+    )
 
 
 def sharded(folder):
@@ -289,7 +335,9 @@ def sharded(folder):
 def long_table(folder):
     rewrite(
         folder / TEXT,
-        lambda tensors: {n: torch.cat([t, t[:3]]) if "token_embedding" in n else t for n, t in tensors.items()},
+        lambda tensors: {
+            n: torch.cat([t, t[:3]]) if "token_embedding" in n else t for n, t in tensors.items()
+        },
     )
     config = folder / "text_encoder" / "config.json"
     bend(config, vocab_size=json.loads(config.read_text())["vocab_size"] + 3)
@@ -310,7 +358,9 @@ def byte_order_mark(folder):
 
 def other_parts(folder):
     bend(
-        folder / "model_index.json", safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"], x=[None, None]
+        folder / "model_index.json",
+        safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"],
+        x=[None, None],
     )
     (folder / "unet/diffusion_pytorch_model.bin").write_bytes(b"a pickle beside the safetensors")
 
@@ -330,7 +380,10 @@ class TestAccepted:
 
     def test_a_table_longer_than_the_vocabulary(self, folder):
         long_table(folder)
-        assert len(load_backbone(str(folder)).word_tables()[0]) == len(TinyBackbone().word_tables()[0]) + 3
+        assert (
+            len(load_backbone(str(folder)).word_tables()[0])
+            == len(TinyBackbone().word_tables()[0]) + 3
+        )
 
 
 def lora_inside(folder):
@@ -342,7 +395,11 @@ def lora_inside(folder):
 def taesd(folder):
     shutil.rmtree(folder / "vae")
     small = {"encoder_block_out_channels": (8, 8), "decoder_block_out_channels": (8, 8)}
-    blocks = {"num_encoder_blocks": (1, 1), "num_decoder_blocks": (1, 1), "upsampling_scaling_factor": 2}
+    blocks = {
+        "num_encoder_blocks": (1, 1),
+        "num_decoder_blocks": (1, 1),
+        "upsampling_scaling_factor": 2,
+    }
     AutoencoderTiny(**small, **blocks).save_pretrained(folder / "vae")
     bend(folder / "model_index.json", vae=["diffusers", "AutoencoderTiny"])
 
@@ -503,7 +560,9 @@ def test_what_is_wrong_is_told_in_one_line(folder, change, told):
 
 def test_all_is_looked_at_before_a_weight_is_read(folder, monkeypatch):
     pointer(folder)
-    monkeypatch.setattr("diffusers.AutoencoderKL.from_pretrained", lambda *_, **__: pytest.fail("was read"))
+    monkeypatch.setattr(
+        "diffusers.AutoencoderKL.from_pretrained", lambda *_, **__: pytest.fail("was read")
+    )
     with pytest.raises(ErasureError, match="pointer of Git LFS"):
         load_backbone(str(folder))
 
@@ -517,11 +576,16 @@ def test_the_command_line_ends_with_2_and_one_line(folder, capfd):
 
 
 class TestWorlds:
-    def test_every_component_is_read_where_the_world_says(self, folder, monkeypatch, tmp_path, known):
-        from erasure_lightning.worlds import World
+    def test_every_component_is_read_where_the_world_says(
+        self, folder, monkeypatch, tmp_path, known
+    ):
+        from erasure_lightning.concepts.worlds import World
 
         (tmp_path / "other").mkdir()
-        parts = {f"pipeline/{name}": (folder / name).rename(tmp_path / "other" / name) for name in ("vae", "tokenizer")}
+        parts = {
+            f"pipeline/{name}": (folder / name).rename(tmp_path / "other" / name)
+            for name in ("vae", "tokenizer")
+        }
         world = World("w", tmp_path, "p", (), (), 1, 1.0, 16, {}, parts)
         monkeypatch.setattr("erasure_lightning.backbones.sources.find_world", lambda name: world)
         loaded = load_backbone("w")

@@ -1,4 +1,6 @@
-"""Every scheduler class of diffusers: trained on and drawn with as stock does, or refused in one line."""
+"""Every scheduler class of diffusers: trained on and drawn with as stock does, or refused in one
+line.
+"""
 
 import diffusers
 import pytest
@@ -6,31 +8,65 @@ import torch
 
 from erasure_lightning.backbones.stable_diffusion import StableDiffusion
 from erasure_lightning.backbones.tiny import TinyBackbone
-from erasure_lightning.bank import TrajectoryBank
-from erasure_lightning.concepts import Batch
+from erasure_lightning.concepts.concept import Batch
+from erasure_lightning.diffusion.sampling import final, rollout, sample
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.latents import Models
-from erasure_lightning.sampling import final, rollout, sample
+from erasure_lightning.training.latent_sources import Models
+from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
-#: Those that can be trained on and drawn with; a new one of diffusers must be entered here or be refused.
+#: Those that can be trained on and drawn with; a new one of diffusers must be entered here or be
+#: refused.
 SUPPORTED = {
     "CogVideoXDDIMScheduler",
-    *("DDIMParallelScheduler", "DDIMScheduler", "DDPMParallelScheduler", "DDPMScheduler", "DEISMultistepScheduler"),
-    *("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "EulerAncestralDiscreteScheduler"),
-    *("EulerDiscreteScheduler", "HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler"),
-    *("LCMScheduler", "PNDMScheduler", "SASolverScheduler", "TCDScheduler", "UniPCMultistepScheduler"),
+    *(
+        "DDIMParallelScheduler",
+        "DDIMScheduler",
+        "DDPMParallelScheduler",
+        "DDPMScheduler",
+        "DEISMultistepScheduler",
+    ),
+    *(
+        "DPMSolverMultistepScheduler",
+        "DPMSolverSinglestepScheduler",
+        "EulerAncestralDiscreteScheduler",
+    ),
+    *(
+        "EulerDiscreteScheduler",
+        "HeunDiscreteScheduler",
+        "KDPM2AncestralDiscreteScheduler",
+        "KDPM2DiscreteScheduler",
+    ),
+    *(
+        "LCMScheduler",
+        "PNDMScheduler",
+        "SASolverScheduler",
+        "TCDScheduler",
+        "UniPCMultistepScheduler",
+    ),
 }
 #: Those that draw noise at their steps.
 STOCHASTIC = {
-    *("DDPMParallelScheduler", "DDPMScheduler", "EulerAncestralDiscreteScheduler", "KDPM2AncestralDiscreteScheduler"),
+    *(
+        "DDPMParallelScheduler",
+        "DDPMScheduler",
+        "EulerAncestralDiscreteScheduler",
+        "KDPM2AncestralDiscreteScheduler",
+    ),
     *("LCMScheduler", "SASolverScheduler"),
 }
 #: Whose config needs what no Stable Diffusion pipeline has.
 UNBUILT = {"AmusedScheduler", "RFD4ProteinaScheduler", "VQDiffusionScheduler"}
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # deprecations inside diffusers, thousands a rollout
+pytestmark = pytest.mark.filterwarnings(
+    "ignore"
+)  # deprecations inside diffusers, thousands a rollout
 
-NOISING = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+NOISING = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+}
 SENTENCES = Batch(["a {}", "the {}", "a {}"], ["cat", "star", "cat"], ["dog", "", "dog"])
 DRAWN = {"steps": 4, "guidance": 3.0}
 
@@ -38,7 +74,11 @@ DRAWN = {"steps": 4, "guidance": 3.0}
 def classes():
     """Every scheduler class of diffusers, by name."""
     found = {name: getattr(diffusers, name, None) for name in dir(diffusers)}
-    return {n: c for n, c in found.items() if isinstance(c, type) and issubclass(c, diffusers.SchedulerMixin)}
+    return {
+        n: c
+        for n, c in found.items()
+        if isinstance(c, type) and issubclass(c, diffusers.SchedulerMixin)
+    }
 
 
 def tried():
@@ -49,10 +89,21 @@ def tried():
 
 VARIANTS = [(name, "epsilon", {}) for name in sorted(SUPPORTED)]
 #: What velocity changes is the same for all of a kind.
-KINDS = ("DDIM", "DDPM", "DPMSolverMultistep", "EulerAncestralDiscrete", "HeunDiscrete", "LCM", "PNDM")
+KINDS = (
+    "DDIM",
+    "DDPM",
+    "DPMSolverMultistep",
+    "EulerAncestralDiscrete",
+    "HeunDiscrete",
+    "LCM",
+    "PNDM",
+)
 VARIANTS += [(f"{kind}Scheduler", "v_prediction", {}) for kind in KINDS]
 TRAILING = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-VARIANTS += [(name, "v_prediction", TRAILING) for name in ("DDIMScheduler", "DDPMScheduler", "EulerDiscreteScheduler")]
+VARIANTS += [
+    (name, "v_prediction", TRAILING)
+    for name in ("DDIMScheduler", "DDPMScheduler", "EulerDiscreteScheduler")
+]
 VARIANTS += [
     ("DPMSolverMultistepScheduler", "epsilon", {"algorithm_type": "sde-dpmsolver++"}),
     ("DPMSolverMultistepScheduler", "epsilon", {"use_karras_sigmas": True}),
@@ -65,7 +116,13 @@ VARIANTS += [
 def pipeline(name, prediction="epsilon", settings=None):
     """The tiny model as a stock pipeline with a sampler."""
     stock = TinyBackbone().to_pipeline()
-    config = {**NOISING, "steps_offset": 1, "clip_sample": False, "prediction_type": prediction, **(settings or {})}
+    config = {
+        **NOISING,
+        "steps_offset": 1,
+        "clip_sample": False,
+        "prediction_type": prediction,
+        **(settings or {}),
+    }
     stock.scheduler = getattr(diffusers, name).from_config(config)
     stock.set_progress_bar_config(disable=True)
     return stock
@@ -98,7 +155,9 @@ def test_the_others_are_refused_in_one_line(name):
     stock, kind = TinyBackbone().to_pipeline(), classes()[name]
     own = {"beta_schedule": "squaredcos_cap_v2"} if name == "UnCLIPScheduler" else {}
     stock.scheduler = kind.from_config({**NOISING, **own, "steps_offset": 1, "clip_sample": False})
-    with pytest.raises(ErasureError, match=f"found {name} with|needs another sampler: {name} ") as refused:
+    with pytest.raises(
+        ErasureError, match=f"found {name} with|needs another sampler: {name} "
+    ) as refused:
         StableDiffusion.from_pipeline("stock", stock)
     assert "\n" not in str(refused.value)
 
@@ -148,6 +207,8 @@ class TestSupported:
     def test_the_noise_of_its_steps_comes_from_the_seeds(self, stock, model):
         """The same first latents, and generators that go on elsewhere."""
         start, conditioning = model.noise([7]), model.encode(["a cat"])
-        one, other = (final(rollout(model, conditioning, [seed], start=start, **DRAWN)) for seed in (1, 2))
+        one, other = (
+            final(rollout(model, conditioning, [seed], start=start, **DRAWN)) for seed in (1, 2)
+        )
         noisy = type(stock.scheduler).__name__ in STOCHASTIC or "sde" in str(stock.scheduler.config)
         assert torch.equal(one, other) != noisy

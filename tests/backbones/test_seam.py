@@ -5,12 +5,19 @@ import torch
 from diffusers import StableDiffusionPipeline
 from peft import LoraConfig, inject_adapter_in_model
 
-from erasure_lightning.backbones.conditioning import CONCEPT, END, PADDING, START, TEMPLATE, concept_span
+from erasure_lightning.backbones.conditioning import (
+    CONCEPT,
+    END,
+    PADDING,
+    START,
+    TEMPLATE,
+    concept_span,
+)
 from erasure_lightning.backbones.loading import load_backbone
 from erasure_lightning.backbones.tiny import TinyBackbone
-from erasure_lightning.concepts import phrase
+from erasure_lightning.concepts.concept import phrase
+from erasure_lightning.diffusion.sampling import draw, sample
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.sampling import draw, sample
 
 
 @pytest.fixture(params=["epsilon", "velocity"])
@@ -36,9 +43,14 @@ def test_sampling_equals_the_stock_pipeline_bit_for_bit(either, tmp_path, guidan
     pipeline, loaded = stock(tmp_path), load_backbone(str(tmp_path))
     prompts, seeds = ["a cat", "a photo of a dog"], [3, 4]
     theirs = pipeline(
-        prompts, num_inference_steps=4, guidance_scale=guidance, latents=loaded.noise(seeds), output_type="latent"
+        prompts,
+        num_inference_steps=4,
+        guidance_scale=guidance,
+        latents=loaded.noise(seeds),
+        output_type="latent",
     ).images
-    # One pipeline's own modules against the other's: weights mapped elsewhere in memory may round differently.
+    # One pipeline's own modules against the other's: weights mapped elsewhere in memory may round
+    # differently.
     loaded.denoiser, loaded.text_encoders[0].model = pipeline.unet, pipeline.text_encoder
     assert torch.equal(sample(loaded, prompts, seeds, steps=4, guidance=guidance), theirs)
 
@@ -116,7 +128,9 @@ class TestOriginal:
         x, t, said = torch.randn(1, 4, 8, 8), torch.tensor([500]), tiny.encode(["a cat"])
         before = tiny.denoise(x, t, said)
         twin = tiny.original(list(tiny.text_layers()))
-        config = LoraConfig(r=2, target_modules=["attn2.to_k", "attn2.to_v"], init_lora_weights=False)
+        config = LoraConfig(
+            r=2, target_modules=["attn2.to_k", "attn2.to_v"], init_lora_weights=False
+        )
         inject_adapter_in_model(config, tiny.denoiser, "erase")
         assert torch.equal(twin.denoise(x, t, said), before)
         assert not torch.allclose(tiny.denoise(x, t, said), before, atol=1e-3)
@@ -125,7 +139,9 @@ class TestOriginal:
 
 def test_a_seed_means_the_same_noise_in_any_batch(tiny):
     assert torch.equal(tiny.noise([7])[0], tiny.noise([1, 7, 3])[1])
-    alone, among = (draw(tiny, ["a cat"] * n, s, steps=2, guidance=2.0) for n, s in ((1, [7]), (3, [1, 7, 3])))
+    alone, among = (
+        draw(tiny, ["a cat"] * n, s, steps=2, guidance=2.0) for n, s in ((1, [7]), (3, [1, 7, 3]))
+    )
     assert torch.allclose(alone[0], among[1], atol=1e-5)
 
 
@@ -141,7 +157,9 @@ class TestCompress:
         pictures = draw(world, ["a fox", "a guitar"], [10, 11], steps=20, guidance=4.0)
         there_and_back = world.decode(world.compress(pictures))
         assert (there_and_back - pictures).abs().mean() < 0.02
-        assert (there_and_back - pictures.flip(0)).abs().mean() > 0.1  # the control: another picture
+        assert (
+            there_and_back - pictures.flip(0)
+        ).abs().mean() > 0.1  # the control: another picture
 
 
 def test_size_must_fit_the_autoencoder(tiny):
@@ -159,7 +177,9 @@ class TestLoading:
         assert loaded.fingerprint() == tiny.fingerprint() != TinyBackbone(seed=1).fingerprint()
 
     def test_nothing_there(self):
-        with pytest.raises(ErasureError, match="'./nowhere' was not found: it is no installed world, no folder"):
+        with pytest.raises(
+            ErasureError, match="'./nowhere' was not found: it is no installed world, no folder"
+        ):
             load_backbone("./nowhere")
 
     def test_no_index(self, tmp_path):
@@ -169,13 +189,17 @@ class TestLoading:
     def test_another_family(self, folder):
         index = folder / "model_index.json"
         index.write_text(json.dumps({"_class_name": "KolorsPipeline"}))
-        with pytest.raises(ErasureError, match="found KolorsPipeline. Known: StableDiffusionPipeline"):
+        with pytest.raises(
+            ErasureError, match="found KolorsPipeline. Known: StableDiffusionPipeline"
+        ):
             load_backbone(str(folder))
 
     def test_pickles_are_refused(self, folder):
         (weights,) = (folder / "unet").glob("*.safetensors")
         weights.rename(weights.with_suffix(".bin"))
-        with pytest.raises(ErasureError, match=r"needs weights as safetensors; found diffusion_pytorch_model.bin"):
+        with pytest.raises(
+            ErasureError, match=r"needs weights as safetensors; found diffusion_pytorch_model.bin"
+        ):
             load_backbone(str(folder))
 
     def test_another_prediction(self, folder):

@@ -1,4 +1,6 @@
-"""Stable Diffusion XL through the seam: equal to the stock pipeline, and read where the model reads."""
+"""Stable Diffusion XL through the seam: equal to the stock pipeline, and read where the model
+reads.
+"""
 
 import diffusers
 import pytest
@@ -8,8 +10,8 @@ from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.backbones.loading import load_backbone
 from erasure_lightning.backbones.stable_diffusion import StableDiffusion
 from erasure_lightning.backbones.tiny import TinyBackbone, TinyXL
+from erasure_lightning.diffusion.sampling import sample
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.sampling import sample
 
 SAMPLERS = ["EulerDiscreteScheduler", "DDIMScheduler", "DPMSolverMultistepScheduler"]
 SAMPLERS += ["EulerAncestralDiscreteScheduler"]
@@ -41,7 +43,12 @@ class TestLatentsEqualStock:
     @pytest.mark.parametrize("size", [None, 32, (16, 32)])
     @pytest.mark.parametrize(
         "name",
-        ["EulerDiscreteScheduler", "DDIMScheduler", "DPMSolverMultistepScheduler", "EulerAncestralDiscreteScheduler"],
+        [
+            "EulerDiscreteScheduler",
+            "DDIMScheduler",
+            "DPMSolverMultistepScheduler",
+            "EulerAncestralDiscreteScheduler",
+        ],
     )
     def test_at_every_size_and_sampler(self, xl, name, size):
         model = with_sampler(xl, name)
@@ -53,7 +60,10 @@ class TestLatentsEqualStock:
     @pytest.mark.parametrize("guidance", [1.0, 4.0])
     def test_with_and_without_zeros_for_no_prompt(self, zeros, guidance):
         model = TinyXL(zero_unconditional=zeros, prediction="velocity")
-        assert torch.equal(sample(model, PROMPTS, SEEDS, steps=3, guidance=guidance), stock(model, guidance=guidance))
+        assert torch.equal(
+            sample(model, PROMPTS, SEEDS, steps=3, guidance=guidance),
+            stock(model, guidance=guidance),
+        )
 
     def test_the_comparison_can_fail(self):
         """The control: another reading of no prompt is another picture."""
@@ -72,7 +82,9 @@ class TestLatentsEqualStock:
         assert model.embeds_guidance
         ours = sample(model, PROMPTS, SEEDS, steps=3, guidance=7.0)
         assert torch.equal(ours, stock(model, guidance=7.0))
-        assert not torch.allclose(ours, sample(model, PROMPTS, SEEDS, steps=3, guidance=2.0), atol=1e-4)
+        assert not torch.allclose(
+            ours, sample(model, PROMPTS, SEEDS, steps=3, guidance=2.0), atol=1e-4
+        )
         assert model.denoise(ours, torch.tensor(5.0), model.encode(PROMPTS)).shape == ours.shape
 
 
@@ -81,7 +93,8 @@ def test_a_folder_is_read_back(xl, tmp_path):
     loaded = load_backbone(str(tmp_path))
     assert (type(loaded).__name__, loaded.zero_unconditional) == ("StableDiffusionXL", False)
     ours, theirs = (
-        sample(m, PROMPTS, SEEDS, steps=2, guidance=3.0) for m in (loaded, TinyXL(zero_unconditional=False))
+        sample(m, PROMPTS, SEEDS, steps=2, guidance=3.0)
+        for m in (loaded, TinyXL(zero_unconditional=False))
     )
     assert torch.allclose(ours, theirs, atol=1e-5)
 
@@ -115,8 +128,14 @@ class TestText:
             for n, g in zip(trained, gradients, strict=True)
             if "k_proj.bias" not in n
         )
-        first = {int(n.split("encoder.layers.")[1].split(".")[0]) for n in trained if n.startswith("text_encoders.0")}
-        assert first == {None: {0, 1}, 1: {1}, 2: {0, 1}}[blocks]  # of three layers the last is not read
+        first = {
+            int(n.split("encoder.layers.")[1].split(".")[0])
+            for n in trained
+            if n.startswith("text_encoders.0")
+        }
+        assert (
+            first == {None: {0, 1}, 1: {1}, 2: {0, 1}}[blocks]
+        )  # of three layers the last is not read
 
     def test_no_prompt_is_zeros_or_the_empty_prompt(self):
         zeros, empty = (TinyXL(zero_unconditional=z).unconditional(2) for z in (True, False))

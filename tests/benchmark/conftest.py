@@ -3,8 +3,8 @@ import sys
 import pytest
 from small_suites import PROGRAM, outcome, result, suite
 
-from erasure_lightning.benchmark import running
-from erasure_lightning.benchmark.cells import cells
+from erasure_lightning.benchmark import engine
+from erasure_lightning.benchmark.jobs import cells
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def stand_in(tmp_path, monkeypatch):
     outcome().save(folder / "attack.json")
     program = tmp_path / "program.py"
     program.write_text(PROGRAM.replace("TEMPLATES", f"pathlib.Path({str(folder)!r})"))
-    monkeypatch.setattr(running, "PROGRAM", (sys.executable, str(program)))
+    monkeypatch.setattr(engine, "PROGRAM", (sys.executable, str(program)))
     return program
 
 

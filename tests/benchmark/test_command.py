@@ -17,7 +17,10 @@ TINY = {
     "name": "pets",
     "backbone": "TinyBackbone",
     "methods": ["uce"],
-    "concepts": [{"name": "cat", "anchor": "dog", "domain": ["star"]}, {"name": "bird", "anchor": "boat"}],
+    "concepts": [
+        {"name": "cat", "anchor": "dog", "domain": ["star"]},
+        {"name": "bird", "anchor": "boat"},
+    ],
     "options": {"data.seeds": 2, "data.others": 2, "data.steps": 2, "trainer.accelerator": "cpu"},
 }
 
@@ -54,9 +57,14 @@ def finish(folder, concept):
 class TestList:
     def test_it_tells_number_cell_and_status_without_torch(self, written, folder):
         finish(folder, "cat")
-        code = "import sys; from erasure_lightning.__main__ import main; main(['benchmark', 'pets.yaml', '--list']); "
+        code = (
+            "import sys; from erasure_lightning.__main__ import main; main(['benchmark',"
+            " 'pets.yaml', '--list']); "
+        )
         code += "print(*sys.modules)"
-        said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        said = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout
         *lines, modules = said.splitlines()
         assert lines == ["0\tuce cat seed 0\tfinished", "1\tuce bird seed 0\tmissing"]
         assert not {"torch", "lightning", "numpy", "joblib"} & set(modules.split())
@@ -68,20 +76,25 @@ class TestList:
 
 class TestMistakes:
     def test_no_such_suite(self, error):
-        assert error("emoji-bensh.yaml") == (
-            "unknown suite 'emoji-bensh.yaml': no such file. Did you mean 'emoji-bench'? Shipped: emoji-bench."
+        assert (
+            error("emoji-bensh.yaml")
+            == "unknown suite 'emoji-bensh.yaml': no such file. Did you mean 'emoji-bench'?"
+            " Shipped: emoji-bench."
         )
 
     def test_no_such_config_and_no_such_concepts(self, error, written):
         written(methods=["ucee"])
-        assert "pets.yaml: unknown config 'ucee': no such file. Did you mean 'uce.yaml'?" in error("pets.yaml")
+        assert "pets.yaml: unknown config 'ucee': no such file. Did you mean 'uce.yaml'?" in error(
+            "pets.yaml"
+        )
         written(concepts=[{"name": "c", "erase": "weapn.yaml"}])
         assert "found no file 'weapn.yaml'. Did you mean 'weapon'?" in error("pets.yaml")
 
     def test_no_such_option_of_fit_is_told_before_anything_runs(self, error, written, folder):
         written(options=TINY["options"] | {"data.sedes": 3})
-        assert "The method uce cannot run: unknown argument '--data.sedes'. Did you mean '--data.seeds'" in error(
-            "pets.yaml"
+        assert (
+            "The method uce cannot run: unknown argument '--data.sedes'. Did you mean"
+            " '--data.seeds'" in error("pets.yaml")
         )
         assert not (folder / "runs").exists()
 
@@ -91,7 +104,10 @@ class TestMistakes:
         assert not (folder / "runs").exists()
 
     def test_no_such_cell(self, error, written):
-        assert error("pets.yaml", "--cell", "2") == "--cell needs a number from 0 to 1 (see --list); found 2."
+        assert (
+            error("pets.yaml", "--cell", "2")
+            == "--cell needs a number from 0 to 1 (see --list); found 2."
+        )
         assert "not allowed with argument" in error("pets.yaml", "--cell", "1", "--list")
         assert "needs a whole number of at least 1, found '0'" in error("pets.yaml", "--jobs", "0")
 
@@ -101,12 +117,17 @@ class TestMistakes:
         assert "photos is not empty and holds no benchmark" in error("pets.yaml", "--out", "photos")
 
     def test_a_summary_of_nothing_leaves_nothing(self, error, written, folder):
-        assert error("pets.yaml", "--summary") == "--summary needs a benchmark that was begun; found none in runs/pets."
+        assert (
+            error("pets.yaml", "--summary")
+            == "--summary needs a benchmark that was begun; found none in runs/pets."
+        )
         assert not (folder / "runs").exists()
 
     def test_seeds_that_are_no_number(self, error, written):
         written(options={"data.seeds": "two"})
-        assert "pets: options.data.seeds needs a whole number; found 'two'." in error("pets.yaml", "--check")
+        assert "pets: options.data.seeds needs a whole number; found 'two'." in error(
+            "pets.yaml", "--check"
+        )
 
     def test_a_model_without_a_scorer_has_nothing_to_check_with(self, error, written):
         assert "The backbone 'TinyBackbone' was not found" in error("pets.yaml", "--check")
@@ -118,28 +139,40 @@ class TestSummary:
         out = folder / "runs" / "pets"
         assert main(["benchmark", "pets.yaml", "--list"]) == 0
         finish(folder, "cat")
-        (out / "suite.yaml").write_text(yaml.safe_dump(TINY | {"methods": [{"name": "uce", "config": "uce"}]}))
+        (out / "suite.yaml").write_text(
+            yaml.safe_dump(TINY | {"methods": [{"name": "uce", "config": "uce"}]})
+        )
         return out
 
     def test_it_writes_what_there_is(self, one_of_two, capsys):
         assert main(["benchmark", "pets.yaml", "--summary"]) == 0
         assert "| uce | 1/2 |" in capsys.readouterr().out
         names = {path.name for path in one_of_two.iterdir()}
-        assert {"table.csv", "table.parquet", "protocols.json", "summary.md", "summary.tex", "pareto.png"} <= names
+        assert {
+            "table.csv",
+            "table.parquet",
+            "protocols.json",
+            "summary.md",
+            "summary.tex",
+            "pareto.png",
+        } <= names
         assert "| bird | thing | - |" in (one_of_two / "summary.md").read_text()
 
     def test_failed_cells_are_told(self, one_of_two, error):
         failure = one_of_two / "cells" / "uce" / "bird" / "0" / "failure.txt"
         failure.parent.mkdir(parents=True)
         failure.write_text("disk full\n")
-        assert error("pets.yaml", "--summary") == (
-            "1 of 2 cells failed; run again to retry them. The first, uce bird seed 0: disk full"
+        assert (
+            error("pets.yaml", "--summary")
+            == "1 of 2 cells failed; run again to retry them. The first, uce bird seed 0: disk full"
         )
         assert "failed,disk full" in (one_of_two / "table.csv").read_text()
 
     def test_another_suite_in_that_folder_is_refused(self, written, error):
         written(options=TINY["options"] | {"data.seeds": 3})
-        assert "They differ in options.data.seeds: 2 and 3 (there and here)." in error("pets.yaml", "--summary")
+        assert "They differ in options.data.seeds: 2 and 3 (there and here)." in error(
+            "pets.yaml", "--summary"
+        )
 
     def test_unless_nothing_there_would_be_lost(self, one_of_two, written):
         (one_of_two / "cells" / "uce" / "cat" / "0" / "edit.safetensors").unlink()
@@ -166,10 +199,16 @@ def test_a_killed_benchmark_goes_on_and_runs_only_what_is_missing(written, folde
         time.sleep(0.2)
     os.kill(running.pid, signal.SIGKILL)
     running.wait()
-    made = (first / "metrics.json").stat().st_mtime_ns, (first / "edit.safetensors").stat().st_mtime_ns
+    made = (
+        (first / "metrics.json").stat().st_mtime_ns,
+        (first / "edit.safetensors").stat().st_mtime_ns,
+    )
     assert not (out / "table.csv").exists()
     assert main(["benchmark", "pets.yaml", "--jobs", "2"]) == 0
-    assert made == ((first / "metrics.json").stat().st_mtime_ns, (first / "edit.safetensors").stat().st_mtime_ns)
+    assert made == (
+        (first / "metrics.json").stat().st_mtime_ns,
+        (first / "edit.safetensors").stat().st_mtime_ns,
+    )
     assert (first / "log.txt").read_text().count("$ erasure fit") == 1
     said = capsys.readouterr().out
     assert "pets: 1 of 2 cells to run" in said

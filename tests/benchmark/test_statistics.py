@@ -36,7 +36,11 @@ def test_front_holds_what_nothing_dominates(points, expected):
     [
         ([(2, 3)], (0, 0), 6),
         ([(1, 3), (2, 2), (3, 1)], (0, 0), 6),  # a staircase of six unit squares
-        ([(1, 3), (2, 2), (3, 1), (1, 1), (2, 2)], (0, 0), 6),  # what is dominated, or there twice, adds nothing
+        (
+            [(1, 3), (2, 2), (3, 1), (1, 1), (2, 2)],
+            (0, 0),
+            6,
+        ),  # what is dominated, or there twice, adds nothing
         ([(2, 3)], (1, 1), 2),
         ([(2, 1), (2, 3)], (0, 0), 6),
         ([(0, 5), (5, 0)], (0, 0), 0),
@@ -62,7 +66,9 @@ class TestBootstrap:
         assert bootstrap([[0.0], [1.0]]) == Interval(0.5, 0.0, 1.0)
 
     def test_seeds_count_within_a_group(self):
-        """A group alone is resampled by its values; several of one value each leave the groups alone."""
+        """A group alone is resampled by its values; several of one value each leave the groups
+        alone.
+        """
         alone = bootstrap([[0.0, 1.0]])
         assert (alone.low, alone.high) == (0.0, 1.0)
         with_seeds, without = bootstrap([[0.0, 1.0]] * 4), bootstrap([[0.5]] * 4)
@@ -79,7 +85,9 @@ class TestBootstrap:
         assert bootstrap(values, resamples=100) != bootstrap(values, resamples=100, seed=1)
 
     def test_it_covers_the_truth_as_often_as_it_says(self):
-        """Twenty concepts of two seeds each, both with noise of their own; half the interval must cover less."""
+        """Twenty concepts of two seeds each, both with noise of their own; half the interval must
+        cover less.
+        """
         generator, hits = np.random.default_rng(0), {0.95: 0, 0.5: 0}
         for trial in range(200):
             concepts = generator.normal(0.0, 1.0, size=(20, 1))

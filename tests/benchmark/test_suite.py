@@ -6,9 +6,9 @@ import yaml
 from erasure_lightning.benchmark.suite import Reader
 from erasure_lightning.cli.benchmark import _reader
 from erasure_lightning.cli.configs import SHIPPED
-from erasure_lightning.concepts import Concept
+from erasure_lightning.concepts.concept import Concept
+from erasure_lightning.concepts.worlds import find_world
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.worlds import find_world
 
 SUITE = {
     "name": "pets",
@@ -29,7 +29,9 @@ SUITE = {
 @pytest.fixture
 def read(tmp_path):
     """Reads a suite; configs are named after themselves, and every file holds a cat."""
-    reader = Reader(lambda name: {"model": {"class_path": name}}, lambda name: [Concept("cat"), Concept(name)])
+    reader = Reader(
+        lambda name: {"model": {"class_path": name}}, lambda name: [Concept("cat"), Concept(name)]
+    )
 
     def read(content):
         path = tmp_path / "suite.yaml"
@@ -47,7 +49,10 @@ def test_names_configs_and_concepts_are_written_out(read):
     assert suite.concepts[1].erase == (Concept("cat"), Concept("dog", "tree"))
     assert suite.concepts[2].erase == (Concept("cat"), Concept("pets.csv"))
     assert [concept.group for concept in suite.concepts] == ["thing", "domain", "domain", "style"]
-    assert [(a.attack, a.options) for a in suite.attacks] == [("RingABell", {}), ("P4D", {"steps": 3})]
+    assert [(a.attack, a.options) for a in suite.attacks] == [
+        ("RingABell", {}),
+        ("P4D", {"steps": 3}),
+    ]
 
 
 def test_a_suite_written_out_is_the_same_suite(read):
@@ -57,7 +62,12 @@ def test_a_suite_written_out_is_the_same_suite(read):
 
 def test_little_is_enough(read):
     suite = read({"methods": ["uce"], "concepts": [{"name": "cat"}]})
-    assert (suite.name, suite.backbone, suite.seeds, suite.attacks) == ("suite", "emoji-world", (0,), ())
+    assert (suite.name, suite.backbone, suite.seeds, suite.attacks) == (
+        "suite",
+        "emoji-world",
+        (0,),
+        (),
+    )
 
 
 def changed(**values):
@@ -76,21 +86,54 @@ def changed(**values):
         (changed(seeds=[True]), "seeds[0] needs a whole number; found True."),
         (changed(seeds=3), "seeds needs a list; found 3."),
         (changed(seeds=[1, 1]), "seeds needs each name once"),
-        (changed(options=["data.seeds"]), "options needs `key: value` lines; found ['data.seeds']."),
-        (changed(methods=[3]), "methods[0] needs `key: value` lines with name, config, options; found 3."),
+        (
+            changed(options=["data.seeds"]),
+            "options needs `key: value` lines; found ['data.seeds'].",
+        ),
+        (
+            changed(methods=[3]),
+            "methods[0] needs `key: value` lines with name, config, options; found 3.",
+        ),
         (changed(methods=[{"name": "x"}]), "methods[0] needs config; found name."),
-        (changed(methods=[{"config": "uce", "option": {}}]), "methods[0] has no 'option'. Did you mean 'options'?"),
-        (changed(methods=[{"config": {"model": 1}}]), "methods[0] needs a name, since its config is written out."),
-        (changed(methods=["uce", "a/uce.yaml"]), "methods needs each name once, since it names a folder; found 'uce'"),
+        (
+            changed(methods=[{"config": "uce", "option": {}}]),
+            "methods[0] has no 'option'. Did you mean 'options'?",
+        ),
+        (
+            changed(methods=[{"config": {"model": 1}}]),
+            "methods[0] needs a name, since its config is written out.",
+        ),
+        (
+            changed(methods=["uce", "a/uce.yaml"]),
+            "methods needs each name once, since it names a folder; found 'uce'",
+        ),
         (changed(concepts=[{"anchor": "dog"}]), "concepts[0] needs name; found anchor."),
         (changed(concepts=["cat"]), "concepts[0] needs `key: value` lines"),
-        (changed(concepts=[{"name": "cat", "anhcor": "x"}]), "concepts[0] has no 'anhcor'. Did you mean 'anchor'?"),
-        (changed(concepts=[{"name": "cat", "kind": "thin"}]), "concepts[0]: kind needs one of thing, style, person"),
-        (changed(concepts=[{"name": "cat", "anchor": "cat"}]), "concepts[0]: Concept 'cat' has itself as anchor"),
-        (changed(concepts=[{"name": "c", "erase": ["cat"], "anchor": "x"}]), "concepts[0] has both erase and 'anchor'"),
-        (changed(concepts=[{"name": "c", "erase": ["cat", "cat"]}]), "concepts[0] needs each concept once"),
+        (
+            changed(concepts=[{"name": "cat", "anhcor": "x"}]),
+            "concepts[0] has no 'anhcor'. Did you mean 'anchor'?",
+        ),
+        (
+            changed(concepts=[{"name": "cat", "kind": "thin"}]),
+            "concepts[0]: kind needs one of thing, style, person",
+        ),
+        (
+            changed(concepts=[{"name": "cat", "anchor": "cat"}]),
+            "concepts[0]: Concept 'cat' has itself as anchor",
+        ),
+        (
+            changed(concepts=[{"name": "c", "erase": ["cat"], "anchor": "x"}]),
+            "concepts[0] has both erase and 'anchor'",
+        ),
+        (
+            changed(concepts=[{"name": "c", "erase": ["cat", "cat"]}]),
+            "concepts[0] needs each concept once",
+        ),
         (changed(concepts=[{"name": "Cat"}, {"name": "cat"}]), "concepts needs each name once"),
-        (changed(concepts=[{"name": "c", "neighbours": [1]}]), "concepts[0].neighbours needs text; found 1."),
+        (
+            changed(concepts=[{"name": "c", "neighbours": [1]}]),
+            "concepts[0].neighbours needs text; found 1.",
+        ),
         (changed(attacks=[{"atack": "P4D"}]), "attacks[0] has no 'atack'. Did you mean 'attack'?"),
         ("- uce\n", "the suite needs `key: value` lines"),
         ("methods: [\n", "line 2: no valid YAML"),
@@ -119,8 +162,14 @@ class TestDifference:
                 changed(methods=[{"name": "uce", "config": "sage"}]),
                 "methods.uce.config.model.class_path: uce.yaml and s",
             ),
-            (changed(concepts=[{"name": "cat", "anchor": "tree"}]), "concepts.cat.erase.0.anchor: dog and tree"),
-            (changed(attacks=[{"attack": "P4D", "options": {"steps": 4}}]), "attacks.P4D.options.steps: 3 and 4"),
+            (
+                changed(concepts=[{"name": "cat", "anchor": "tree"}]),
+                "concepts.cat.erase.0.anchor: dog and tree",
+            ),
+            (
+                changed(attacks=[{"attack": "P4D", "options": {"steps": 4}}]),
+                "attacks.P4D.options.steps: 3 and 4",
+            ),
         ],
     )
     def test_what_is_in_both_must_be_equal(self, read, other, said):

@@ -4,7 +4,7 @@ import json
 import pytest
 from small_suites import outcome, result, suite
 
-from erasure_lightning.benchmark.cells import cells
+from erasure_lightning.benchmark.jobs import cells
 from erasure_lightning.benchmark.pages import Table, escaped, latex, markdown, tables
 from erasure_lightning.benchmark.pareto import plot_pareto
 from erasure_lightning.benchmark.summary import erasure, summarize
@@ -50,8 +50,17 @@ class TestTable:
     def test_a_row_a_cell_with_figures_intervals_and_cost(self, table):
         assert len(table) == 8
         first = table[0]
-        assert (first["method"], first["concept"], first["group"], first["seed"]) == ("good", "cat", "thing", 0)
-        assert (first["status"], first["specificity"], first["specificity_low"]) == ("finished", 0.9, 0.0)
+        assert (first["method"], first["concept"], first["group"], first["seed"]) == (
+            "good",
+            "cat",
+            "thing",
+            0,
+        )
+        assert (first["status"], first["specificity"], first["specificity_low"]) == (
+            "finished",
+            0.9,
+            0.0,
+        )
         assert (first["efficacy"], first["efficacy_before"], first["seconds"]) == (0.0, 1.0, 3.0)
         assert (first["attack_P4D"], first["attack_P4D_high"]) == (0.25, 1.0)
         assert first["harmonic"] == pytest.approx(3 / (1 + 1 + 1 / 0.9))
@@ -59,7 +68,10 @@ class TestTable:
     def test_what_was_not_measured_is_nothing_and_not_zero(self, table):
         failed = table[-1]
         assert (failed["status"], failed["message"]) == ("failed", "it broke")
-        assert {failed[name] for name in ("efficacy", "specificity", "harmonic", "attack_P4D", "seconds")} == {None}
+        assert {
+            failed[name]
+            for name in ("efficacy", "specificity", "harmonic", "attack_P4D", "seconds")
+        } == {None}
 
     def test_csv_parquet_and_protocols_hold_the_same(self, measured, tmp_path):
         parquet = pytest.importorskip("pyarrow.parquet")
@@ -68,14 +80,26 @@ class TestTable:
         assert parquet.read_table(tmp_path / "table.parquet").to_pylist() == table
         with (tmp_path / "table.csv").open(newline="") as file:
             read = list(csv.DictReader(file))
-        assert [row["efficacy"] for row in read] == ["0.0", "0.0", "0.5", "0.5", "0.5", "0.5", "0.0", ""]
-        assert json.loads((tmp_path / "protocols.json").read_text())[read[0]["protocol"]]["steps"] == 2
+        assert [row["efficacy"] for row in read] == [
+            "0.0",
+            "0.0",
+            "0.5",
+            "0.5",
+            "0.5",
+            "0.5",
+            "0.0",
+            "",
+        ]
+        assert (
+            json.loads((tmp_path / "protocols.json").read_text())[read[0]["protocol"]]["steps"] == 2
+        )
 
     def test_cells_of_one_concept_measured_differently_are_refused(self, measured):
         check_protocols(*rows(measured))
         result(steps=5).save(measured[2].run.metrics)
         with pytest.raises(
-            ErasureError, match="good cat seed 0 and kind cat seed 0 were measured .* in steps: 2 and 5"
+            ErasureError,
+            match="good cat seed 0 and kind cat seed 0 were measured .* in steps: 2 and 5",
         ):
             check_protocols(*rows(measured))
 
@@ -95,7 +119,9 @@ class TestSummary:
     def test_ranks_by_hand(self, standings):
         assert standings["good"].ranks["efficacy"] == 1.0
         assert standings["kind"].ranks["efficacy"] == standings["poor"].ranks["efficacy"] == 2.5
-        assert standings["good"].ranks["generality"] == pytest.approx((1 + 2) / 2)  # on the dog all three tie
+        assert standings["good"].ranks["generality"] == pytest.approx(
+            (1 + 2) / 2
+        )  # on the dog all three tie
         assert standings["good"].ranks["specificity"] == pytest.approx((2.5 + 2) / 2)
         assert {s.ranks["attack_P4D"] for s in standings.values() if s.complete} == {2.0}
 
@@ -139,16 +165,23 @@ class TestPages:
         assert "Not run" not in markdown(tables(summarize(table), table))
 
     def test_latex_says_what_is_meant(self):
-        assert escaped("a_b & 50% {x} \\y ~ ^ #1 $2") == (
-            r"a\_b \& 50\% \{x\} \textbackslash{}y \textasciitilde{} \textasciicircum{} \#1 \$2"
+        assert (
+            escaped("a_b & 50% {x} \\y ~ ^ #1 $2")
+            == r"a\_b \& 50\% \{x\} \textbackslash{}y \textasciitilde{} \textasciicircum{} \#1 \$2"
         )
 
     def test_latex_is_balanced_and_escaped(self, table):
-        table = [row | {"concept": row["concept"].replace("cat", "50% cat_1 & {co}")} for row in table]
+        table = [
+            row | {"concept": row["concept"].replace("cat", "50% cat_1 & {co}")} for row in table
+        ]
         page = latex(tables(summarize(table), table))
         assert page.count("\\begin{") == page.count("\\end{") == 6
         assert r"50\% cat\_1 \& \{co\} & thing & " in page
-        assert all(line.endswith(r" \\") for line in page.splitlines() if " & " in line and "caption" not in line)
+        assert all(
+            line.endswith(r" \\")
+            for line in page.splitlines()
+            if " & " in line and "caption" not in line
+        )
         body = page.replace(r"\{", "").replace(r"\}", "")
         assert body.count("{") == body.count("}")
 

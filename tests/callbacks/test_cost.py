@@ -5,7 +5,7 @@ from trivial import Distillation
 
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.callbacks.cost import Cost, peak_memory
-from erasure_lightning.concepts import Concept
+from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.methods.sage import SAGE
 from erasure_lightning.testing import fit
 
@@ -33,7 +33,9 @@ def test_it_counts_what_both_denoisers_were_asked(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     fit(Distillation(concepts=[Concept("cat", "dog")], backbone=TinyBackbone()), 3, Cost())
     cost = json.loads((tmp_path / "cost.json").read_text())
-    assert cost["evaluations"] == 3 * 2 * 2  # three steps of two prompts, the student's and the original's
+    assert (
+        cost["evaluations"] == 3 * 2 * 2
+    )  # three steps of two prompts, the student's and the original's
     assert cost["backwards"] == 3 * 2
 
 

@@ -11,14 +11,19 @@ from tiny_scorers import save_scorer
 from wandb_runs import OfflineRun, finished
 
 from erasure_lightning.__main__ import main
-from erasure_lightning.boards import PRIVATE
-from erasure_lightning.edits import read_edit
+from erasure_lightning.edits.edit import read_edit
 from erasure_lightning.metrics.protocol import Result
+from erasure_lightning.runs.dashboards import PRIVATE
 
 pytestmark = pytest.mark.slow
 
 KEY = "planted-secret-" + "0123456789" * 4
-PRIVATE_WORDS = {"home": "home-of-someone", "user": "someone-private", "key": KEY, "folder": "folder-of-someone"}
+PRIVATE_WORDS = {
+    "home": "home-of-someone",
+    "user": "someone-private",
+    "key": KEY,
+    "folder": "folder-of-someone",
+}
 
 CONFIG = """
 model:
@@ -92,7 +97,12 @@ def events(run):
 
 def test_runs_stand_together_by_concept_and_by_what_they_do(shown):
     run = shown.run
-    assert (run.project, run.run_group, run.job_type, run.display_name) == ("erasure", "cat", "fit", "tiny-cat")
+    assert (run.project, run.run_group, run.job_type, run.display_name) == (
+        "erasure",
+        "cat",
+        "fit",
+        "tiny-cat",
+    )
     assert list(run.tags) == ["Distillation", "cat"]
 
 
@@ -161,7 +171,12 @@ def test_the_next_run_of_the_process_is_another(shown):
 
 def test_prediction_leaves_no_empty_run_behind(run, place):
     (place / "p.csv").write_text("prompt,evaluation_seed,case_number\na cat,1,1\n")
-    assert main(["predict", "--ckpt_path", "tiny-cat", "--data.prompts", "p.csv", "--run_dir", "drawn"]) == 0
+    assert (
+        main(
+            ["predict", "--ckpt_path", "tiny-cat", "--data.prompts", "p.csv", "--run_dir", "drawn"]
+        )
+        == 0
+    )
     assert (place / "drawn" / "manifest.csv").is_file()
     assert not list((place / "drawn").glob("*/*offline*"))
 
@@ -172,13 +187,16 @@ def test_prediction_leaves_no_empty_run_behind(run, place):
 def test_tensorboard_holds_the_same(events, run):
     tags = events.Tags()
     assert {"grid", "pictures/000-before", "pictures/000-after"} <= set(tags["images"])
-    assert {"loss", "loss/global", "monitor/kept/pets", "summary/overall_low"} <= set(tags["scalars"])
+    assert {"loss", "loss/global", "monitor/kept/pets", "summary/overall_low"} <= set(
+        tags["scalars"]
+    )
     texts = {tag.partition("/text_summary")[0]: tag for tag in tags["tensors"]}
     assert {"run", "pictures", "figures", "edit/tiny-cat"} <= set(texts)
     (figures,) = events.Tensors(texts["figures"])
     result = Result.load(run / "metrics.json")
     assert (
-        str(result.estimates["specificity"]["image_text"]["after"].mean) in figures.tensor_proto.string_val[0].decode()
+        str(result.estimates["specificity"]["image_text"]["after"].mean)
+        in figures.tensor_proto.string_val[0].decode()
     )
 
 
@@ -186,21 +204,29 @@ def test_tensorboard_holds_the_same(events, run):
 
 
 def leaks(folder):
-    """What a folder of W&B's tells of the machine; where files wait to be sent is W&B's own and not sent."""
+    """What a folder of W&B's tells of the machine; where files wait to be sent is W&B's own and not
+    sent.
+    """
     found, texts = set(), []
     for file in filter(os.path.isfile, folder.rglob("*")):
         if file.suffix == ".wandb":
             for record in finished(file.parent):
-                for entry in record.artifact.manifest.contents if record.HasField("artifact") else ():
+                for entry in (
+                    record.artifact.manifest.contents if record.HasField("artifact") else ()
+                ):
                     entry.local_path = ""
                 texts.append(str(record))
         else:
             content = file.read_bytes()
             found |= {kind for kind, word in PRIVATE_WORDS.items() if word.encode() in content}
-            texts.append(content.decode() if file.suffix in {".json", ".txt", ".log", ".yaml"} else "")
+            texts.append(
+                content.decode() if file.suffix in {".json", ".txt", ".log", ".yaml"} else ""
+            )
     whole = "\n".join(texts)
     found |= {kind for kind, word in PRIVATE_WORDS.items() if word in whole}
-    return found | ({"host"} if re.search(rf"\b{re.escape(socket.gethostname())}\b", whole) else set())
+    return found | (
+        {"host"} if re.search(rf"\b{re.escape(socket.gethostname())}\b", whole) else set()
+    )
 
 
 def test_nothing_of_the_machine_is_logged(run):
@@ -228,7 +254,14 @@ def test_nothing_is_left_in_the_users_home(place, run):
 
 
 def test_settings_that_would_undo_it_are_refused(place, capsys):
-    argv = ["--config", "sage.yaml", "--model.backbone", "TinyBackbone", "--trainer.logger", "wandb"]
+    argv = [
+        "--config",
+        "sage.yaml",
+        "--model.backbone",
+        "TinyBackbone",
+        "--trainer.logger",
+        "wandb",
+    ]
     argv += ["--trainer.logger.settings", json.dumps({"api_key": KEY}), "--run_dir", "refused"]
     assert main(["fit", *argv]) == 2
     said = capsys.readouterr().err.splitlines()[-1]
@@ -273,19 +306,29 @@ def test_an_attack_stands_in_the_group_of_its_run(attacked, shown):
     (folder,) = attacked.glob("wandb/offline-run-*")
     offline = OfflineRun(folder)
     run = offline.run
-    assert (run.project, run.run_group, run.job_type) == (shown.run.project, shown.run.run_group, "attack")
+    assert (run.project, run.run_group, run.job_type) == (
+        shown.run.project,
+        shown.run.run_group,
+        "attack",
+    )
     assert run.display_name == "tiny-cat-relearn"
     assert (offline.config["method"], offline.config["attack"]) == ("Distillation", "Relearn")
     columns, (row,) = offline.table("attacks")
     assert dict(zip(columns, row, strict=True))["attacked mean"] == 0.5
     assert offline.table("found")[1] == [["Relearn", "cat", 0, 0.5, "a feline | <b>"]]
-    assert [offline.summary[f"attacked_relearn{end}"] for end in ("", "_low", "_high")] == [0.5, 0.4, 0.6]
+    assert [offline.summary[f"attacked_relearn{end}"] for end in ("", "_low", "_high")] == [
+        0.5,
+        0.4,
+        0.6,
+    ]
     assert [artifact for artifact in offline.artifacts if "curve" in artifact]
     assert leaks(attacked / "wandb") == set()
 
 
 def test_a_run_logged_afterwards_says_what_it_said_at_once(attacked, run, shown):
-    again = OfflineRun(max(run.glob("wandb/offline-run-*"), key=lambda folder: folder.stat().st_mtime))
+    again = OfflineRun(
+        max(run.glob("wandb/offline-run-*"), key=lambda folder: folder.stat().st_mtime)
+    )
     assert again.run.run_id != shown.run.run_id
     assert again.config == shown.config
     assert again.table("figures") == shown.table("figures")
@@ -300,7 +343,10 @@ def test_an_attack_on_tensorboard(attacked):
     reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     (folder,) = attacked.glob("lightning_logs/*")
     events = reader.EventAccumulator(str(folder)).Reload()
-    assert [(e.step, round(e.value, 3)) for e in events.Scalars("curve/relearn over budget")] == [(1, 0.2), (8, 0.5)]
+    assert [(e.step, round(e.value, 3)) for e in events.Scalars("curve/relearn over budget")] == [
+        (1, 0.2),
+        (8, 0.5),
+    ]
     (found,) = events.Tensors("found/text_summary")
     assert "a feline \\| <b>" in found.tensor_proto.string_val[0].decode()
 
@@ -308,7 +354,10 @@ def test_an_attack_on_tensorboard(attacked):
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["nowhere", "--to", "wandb", "--offline"], "erasure log needs the folder of a finished run or of an attack"),
+        (
+            ["nowhere", "--to", "wandb", "--offline"],
+            "erasure log needs the folder of a finished run or of an attack",
+        ),
         (["tiny-cat"], "erasure log: the following arguments are required: --to."),
         (["tiny-cat", "--to", "wanb"], "erasure log: argument --to: invalid choice: 'wanb'"),
     ],

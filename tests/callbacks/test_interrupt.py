@@ -11,12 +11,12 @@ import torch
 import yaml
 
 from erasure_lightning.__main__ import main
-from erasure_lightning.callbacks.export import ExportEdit
-from erasure_lightning.callbacks.guard import Guard
+from erasure_lightning.callbacks.edit_export import ExportEdit
+from erasure_lightning.callbacks.edit_validation import Guard
 from erasure_lightning.callbacks.interrupt import Interrupted, LastCheckpoint
-from erasure_lightning.edits import read_edit
+from erasure_lightning.edits.edit import read_edit
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.loggers import read_metrics
+from erasure_lightning.runs.csv_log import read_metrics
 
 TESTS = Path(__file__).parents[1]
 
@@ -28,10 +28,27 @@ STEPS = 60
 def config(method):
     concepts = [{"name": "cat", "anchor": "dog"}]
     bank = {"class_path": "TrajectoryBank", "init_args": {"trajectories": 2, "steps": 3}}
-    trainer = {"max_steps": STEPS, "accelerator": "cpu", "log_every_n_steps": 1, "enable_progress_bar": False}
-    given = {"concepts": concepts, "backbone": "TinyBackbone", "lr": 1e-3, "warmup": 3, "latents": bank}
+    trainer = {
+        "max_steps": STEPS,
+        "accelerator": "cpu",
+        "log_every_n_steps": 1,
+        "enable_progress_bar": False,
+    }
+    given = {
+        "concepts": concepts,
+        "backbone": "TinyBackbone",
+        "lr": 1e-3,
+        "warmup": 3,
+        "latents": bank,
+    }
     model = {"class_path": method, "init_args": given}
-    return {"model": model, "trainer": trainer, "data": {"batch_size": 2}, "measure": False, "save_every": 5}
+    return {
+        "model": model,
+        "trainer": trainer,
+        "data": {"batch_size": 2},
+        "measure": False,
+        "save_every": 5,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +57,10 @@ def folder(tmp_path_factory):
     made = tmp_path_factory.mktemp("runs")
     for name, method in {"plain": "trivial.Distillation", "sage": "SAGE"}.items():
         (made / f"{name}.yaml").write_text(yaml.safe_dump(config(method)))
-        assert main(["fit", "--config", str(made / f"{name}.yaml"), "--run_dir", str(made / name)]) == 0
+        assert (
+            main(["fit", "--config", str(made / f"{name}.yaml"), "--run_dir", str(made / name)])
+            == 0
+        )
     return made
 
 
@@ -60,12 +80,23 @@ def check_resumed(folder, whole, name):
     (one, _), (other, _) = (read_edit(folder / run / "edit.safetensors") for run in (whole, name))
     assert one.keys() == other.keys()
     assert all(torch.equal(one[key], other[key]) for key in one)
-    assert (folder / name / "metrics.csv").read_text() == (folder / whole / "metrics.csv").read_text()
+    assert (folder / name / "metrics.csv").read_text() == (
+        folder / whole / "metrics.csv"
+    ).read_text()
 
 
 @pytest.mark.slow
 def test_a_killed_run_resumes_bit_for_bit(folder):
-    command = [sys.executable, "-m", "erasure_lightning", "fit", "--config", "plain.yaml", "--run_dir", "killed"]
+    command = [
+        sys.executable,
+        "-m",
+        "erasure_lightning",
+        "fit",
+        "--config",
+        "plain.yaml",
+        "--run_dir",
+        "killed",
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)}
     process = subprocess.Popen(command, cwd=folder, env=environment)
     until = time.monotonic() + 120
@@ -88,7 +119,9 @@ def test_a_kill_between_saving_a_step_and_logging_it_loses_no_row(folder, monkey
 
     with monkeypatch.context() as patched:
         patched.setattr(LastCheckpoint, "on_train_batch_end", save_and_die)
-        assert elsewhere(["fit", "--config", str(folder / "plain.yaml"), "--run_dir", str(run)]) == 9
+        assert (
+            elsewhere(["fit", "--config", str(folder / "plain.yaml"), "--run_dir", str(run)]) == 9
+        )
     assert (run / "checkpoints" / "next.ckpt").exists()
     check_resumed(folder, "plain", run.name)
 
@@ -103,10 +136,16 @@ def test_an_interrupted_run_says_how_to_go_on(folder, whole, number, code, monke
     name = f"{whole}-{code}"
     with monkeypatch.context() as patched:
         patched.setattr(Guard, "on_train_batch_end", raise_signal)
-        assert main(["fit", "--config", str(folder / f"{whole}.yaml"), "--run_dir", str(folder / name)]) == code
+        assert (
+            main(
+                ["fit", "--config", str(folder / f"{whole}.yaml"), "--run_dir", str(folder / name)]
+            )
+            == code
+        )
     said = capsys.readouterr().err.splitlines()
     assert said == [
-        f"erasure: Interrupted after step 12 and saved; go on with `erasure fit --ckpt_path {folder / name}`."
+        "erasure: Interrupted after step 12 and saved; go on with `erasure fit --ckpt_path"
+        f" {folder / name}`."
     ]
     check_resumed(folder, whole, name)
 
@@ -114,9 +153,17 @@ def test_an_interrupted_run_says_how_to_go_on(folder, whole, number, code, monke
 def test_an_interruption_in_the_last_step_waits_for_the_edit(folder, monkeypatch, capsys):
     with monkeypatch.context() as patched:
         at(STEPS, patched, lambda: signal.raise_signal(signal.SIGINT))
-        assert main(["fit", "--config", str(folder / "plain.yaml"), "--run_dir", str(folder / "late")]) == 130
-    assert "Interrupted after the last step; the edit is written. Measure it with" in capsys.readouterr().err
-    assert (folder / "late" / "edit.safetensors").read_bytes() == (folder / "plain" / "edit.safetensors").read_bytes()
+        assert (
+            main(["fit", "--config", str(folder / "plain.yaml"), "--run_dir", str(folder / "late")])
+            == 130
+        )
+    assert (
+        "Interrupted after the last step; the edit is written. Measure it with"
+        in capsys.readouterr().err
+    )
+    assert (folder / "late" / "edit.safetensors").read_bytes() == (
+        folder / "plain" / "edit.safetensors"
+    ).read_bytes()
 
 
 @pytest.mark.parametrize("method", ["RealEra", "SPM", "MACE", "SDD"])
@@ -124,7 +171,9 @@ def test_a_kill_behind_the_last_step_and_before_the_edit(folder, method, tmp_pat
     """What methods and callbacks do when training ends, they do in the resumed run."""
     given = config(method)
     given["trainer"]["max_steps"] = 6
-    given["trainer"]["callbacks"] = [{"class_path": "RetentionMonitor", "init_args": {"every": 2, "steps": 2}}]
+    given["trainer"]["callbacks"] = [
+        {"class_path": "RetentionMonitor", "init_args": {"every": 2, "steps": 2}}
+    ]
     (tmp_path / "given.yaml").write_text(yaml.safe_dump(given | {"save_every": 2}))
     fit = ["fit", "--config", str(tmp_path / "given.yaml"), "--run_dir"]
     assert main([*fit, str(tmp_path / "whole")]) == 0
@@ -170,9 +219,17 @@ def test_gradients_that_add_up_are_not_cut(folder, tmp_path, monkeypatch):
 def test_a_run_that_has_all_its_steps_is_not_gone_on_with(folder, monkeypatch, capsys):
     with monkeypatch.context() as patched:
         at(12, patched, lambda: signal.raise_signal(signal.SIGINT))
-        assert main(["fit", "--config", str(folder / "plain.yaml"), "--run_dir", str(folder / "short")]) == 130
+        assert (
+            main(
+                ["fit", "--config", str(folder / "plain.yaml"), "--run_dir", str(folder / "short")]
+            )
+            == 130
+        )
     assert main(["fit", "--ckpt_path", str(folder / "short"), "--trainer.max_steps", "12"]) == 2
-    assert "has taken 12 steps, and --trainer.max_steps 12 asks for no more." in capsys.readouterr().err
+    assert (
+        "has taken 12 steps, and --trainer.max_steps 12 asks for no more."
+        in capsys.readouterr().err
+    )
 
 
 def test_a_second_signal_stops_at_once():
@@ -221,7 +278,11 @@ def test_saving_never_is_refused():
 
 def at(step, monkeypatch, what):
     """Do something once a step has been taken, before it is saved."""
-    monkeypatch.setattr(Guard, "on_train_batch_end", lambda _, trainer, *rest: trainer.global_step == step and what())
+    monkeypatch.setattr(
+        Guard,
+        "on_train_batch_end",
+        lambda _, trainer, *rest: trainer.global_step == step and what(),
+    )
 
 
 def fill(path):
@@ -237,7 +298,8 @@ def test_a_full_disk_leaves_the_last_good_state(folder, name, monkeypatch, capsy
         at(12, patched, lambda: fill(run / name))
         assert main(["fit", "--config", str(folder / "plain.yaml"), "--run_dir", str(run)]) == 2
     assert capsys.readouterr().err.splitlines() == [
-        f"erasure: error: Could not write {run / name}: No space left on device. What was there before is untouched."
+        f"erasure: error: Could not write {run / name}: No space left on device. What was there"
+        " before is untouched."
     ]
     assert not list(run.rglob(".*"))
     check_resumed(folder, "plain", run.name)
@@ -266,7 +328,9 @@ def test_two_runs_in_one_folder(folder, monkeypatch, capfd):
     run, told = folder / "shared", []
 
     def another():
-        told.append(elsewhere(["fit", "--config", str(folder / "plain.yaml"), "--run_dir", str(run)]))
+        told.append(
+            elsewhere(["fit", "--config", str(folder / "plain.yaml"), "--run_dir", str(run)])
+        )
 
     with monkeypatch.context() as patched:
         at(3, patched, another)
@@ -274,4 +338,6 @@ def test_two_runs_in_one_folder(folder, monkeypatch, capfd):
     assert told == [2]
     (said,) = capfd.readouterr().err.splitlines()
     assert f"{run} is being written to by process {os.getpid()} on " in said
-    assert (run / "edit.safetensors").read_bytes() == (folder / "plain" / "edit.safetensors").read_bytes()
+    assert (run / "edit.safetensors").read_bytes() == (
+        folder / "plain" / "edit.safetensors"
+    ).read_bytes()

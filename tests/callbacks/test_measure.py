@@ -8,11 +8,11 @@ from trivial import Redirection
 
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.callbacks.measure import NO_SCORER, Gauge, Measure, table
-from erasure_lightning.concepts import Concept
-from erasure_lightning.data import PromptData
+from erasure_lightning.concepts.concept import Concept
+from erasure_lightning.concepts.vocabulary import Vocabulary
+from erasure_lightning.data.datamodule import PromptData
+from erasure_lightning.data.image_plan import Shot
 from erasure_lightning.metrics.protocol import Result
-from erasure_lightning.shots import Shot
-from erasure_lightning.vocabulary import Vocabulary
 
 CAT = Concept("cat", "dog", domain=["kitten"])
 
@@ -51,7 +51,11 @@ def test_figures_are_kept_written_and_logged(measured):
         "structure": {"similarity", "distance"},
     }  # fmt: skip
     logged = {name for name in trainer.callback_metrics if name.startswith("measure/")}
-    assert {"measure/efficacy_before", "measure/structure_distance", "measure/neighbours_image_text_after"} <= logged
+    assert {
+        "measure/efficacy_before",
+        "measure/structure_distance",
+        "measure/neighbours_image_text_after",
+    } <= logged
 
 
 def test_the_protocol_says_how(measured):
@@ -59,7 +63,12 @@ def test_the_protocol_says_how(measured):
     protocol = measure.result.protocol
     assert protocol.prompts["efficacy"] == ["a cat", "an image of a cat", "cat"]
     assert protocol.prompts["generality"] == ["a kitten"]
-    assert (protocol.seeds, protocol.steps, protocol.size, protocol.sampler) == ([0, 1, 2], 2, 16, "DDIMScheduler")
+    assert (protocol.seeds, protocol.steps, protocol.size, protocol.sampler) == (
+        [0, 1, 2],
+        2,
+        16,
+        "DDIMScheduler",
+    )
     assert protocol.backbone_fingerprint == TinyBackbone().fingerprint()
     assert measure.result.estimates["efficacy"]["recognized"]["after"].pictures == 9
 
@@ -80,7 +89,16 @@ def test_an_edit_moves_pixels_and_no_edit_moves_none(measured, tmp_path):
 def test_the_table_is_printed(tmp_path, capsys, measured):
     run(tmp_path, Measure(measured[1].scorer), module(), fn="validate")
     printed = capsys.readouterr().out
-    for words in ("efficacy", "generality", "neighbours", "specificity", "structure", "2 seeds", "lower", "higher"):
+    for words in (
+        "efficacy",
+        "generality",
+        "neighbours",
+        "specificity",
+        "structure",
+        "2 seeds",
+        "lower",
+        "higher",
+    ):
         assert words in printed
 
 
@@ -105,22 +123,36 @@ def test_pictures_of_the_right_thing_count_and_others_do_not():
     ]  # fmt: skip
     gauge = Gauge(known, Vocabulary(None, [CAT]), shots, torch.device("cpu"))
     draw = [
-        known.picture(text) for text in ("a cat", "a cat", "a cat", "a dog", "a dog", "a dog", "a wrench", "a bird")
+        known.picture(text)
+        for text in ("a cat", "a cat", "a cat", "a dog", "a dog", "a dog", "a wrench", "a bird")
     ]
     erased = [known.picture("a dog")] * 4 + draw[4:]
     gauge.update(shots, torch.stack(draw), torch.stack(erased))
     found = gauge.estimates()
-    means = {group: [e.mean for e in m["recognized"].values()] for group, m in found.items() if "recognized" in m}
-    assert means == {"efficacy": [1, 0], "generality": [0.5, 0], "neighbours": [0.5, 0.5], "specificity": [1, 1]}
+    means = {
+        group: [e.mean for e in m["recognized"].values()]
+        for group, m in found.items()
+        if "recognized" in m
+    }
+    assert means == {
+        "efficacy": [1, 0],
+        "generality": [0.5, 0],
+        "neighbours": [0.5, 0.5],
+        "specificity": [1, 1],
+    }
     assert found["specificity"]["image_text"]["after"].mean == 1
     assert found["structure"]["distance"]["after"].mean == 0
 
 
 def test_two_ranks_find_what_one_finds(measured, tmp_path):
     """Up to rounding: what is drawn side by side differs with the number of ranks."""
-    run(tmp_path, Measure(measured[1].scorer), module(), devices=2, strategy="ddp_fork", draw_size=5)
+    run(
+        tmp_path, Measure(measured[1].scorer), module(), devices=2, strategy="ddp_fork", draw_size=5
+    )
     run(tmp_path / "one", Measure(measured[1].scorer), module())
-    pair, one = (json.loads((tmp_path / place / "metrics.json").read_text()) for place in (".", "one"))
+    pair, one = (
+        json.loads((tmp_path / place / "metrics.json").read_text()) for place in (".", "one")
+    )
     assert pair["protocol"] == one["protocol"]
     assert pair["estimates"]["structure"]["distance"]["after"]["pictures"] == 9
     for group, metrics in one["estimates"].items():

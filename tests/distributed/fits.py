@@ -1,4 +1,5 @@
-"""Fits methods on two ranks by DDP and by FSDP2, as torchrun starts it: ``torchrun --nproc-per-node 2 fits.py OUT``.
+"""Fits methods on two ranks by DDP and by FSDP2, as torchrun starts it: ``torchrun --nproc-per-node
+2 fits.py OUT``.
 
 What every rank saw is written to ``OUT/STRATEGY-METHOD.pt``.
 """
@@ -14,20 +15,20 @@ from lightning.pytorch.callbacks import Callback
 from torch import distributed
 from torch.distributed.tensor import DTensor
 
-from erasure_lightning import erasure as base
-from erasure_lightning import sharding
 from erasure_lightning.backbones.tiny import WORDS
-from erasure_lightning.bank import TrajectoryBank
-from erasure_lightning.concepts import Concept
-from erasure_lightning.image_sources import GeneratedImages
+from erasure_lightning.concepts.concept import Concept
+from erasure_lightning.distributed import fsdp
+from erasure_lightning.distributed.collectives import averaged
+from erasure_lightning.distributed.fsdp import whole
 from erasure_lightning.methods import METHODS
-from erasure_lightning.module import GradientErasure
-from erasure_lightning.ranks import averaged
 from erasure_lightning.registry import find_method, load_offer
 from erasure_lightning.retention.global_alignment import GlobalSemanticAlignment
-from erasure_lightning.sharding import whole
-from erasure_lightning.strategies import FSDP2, register
 from erasure_lightning.testing import edit_of, fit
+from erasure_lightning.training import base as base
+from erasure_lightning.training.gradient import GradientErasure
+from erasure_lightning.training.image_sources import GeneratedImages
+from erasure_lightning.training.strategies import FSDP2, register
+from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
 CONCEPTS = [Concept("cat", "dog"), Concept("star", "heart")]
 STEPS = 2
@@ -53,7 +54,11 @@ class Watch(Callback):
             loss = module.erasure_loss
 
             def watched(batch):
-                self.seen = self.seen or (batch.x.detach().clone(), batch.t.clone(), batch.sentences)
+                self.seen = self.seen or (
+                    batch.x.detach().clone(),
+                    batch.t.clone(),
+                    batch.sentences,
+                )
                 return loss(batch)
 
             module.erasure_loss = watched
@@ -74,7 +79,9 @@ def method(name):
 
 def made(name, folder, **given):
     """A method on a tiny model, as cheap as it gets."""
-    return method(name)(concepts=CONCEPTS, backbone=str(folder), seed=1, **deepcopy(CHEAP.get(name, {})), **given)
+    return method(name)(
+        concepts=CONCEPTS, backbone=str(folder), seed=1, **deepcopy(CHEAP.get(name, {})), **given
+    )
 
 
 def fits(name, strategy, out):
@@ -88,7 +95,12 @@ def fits(name, strategy, out):
     watch, half = Watch(), out / f"{strategy}-{name}-half.ckpt"
     module = run(STEPS, watch)
     split = [n for n, p in module.backbone.named_parameters() if isinstance(p, DTensor)]
-    found = {"edit": edit_of(module), "seen": watch.seen, "gradients": watch.gradients, "split": split}
+    found = {
+        "edit": edit_of(module),
+        "seen": watch.seen,
+        "gradients": watch.gradients,
+        "split": split,
+    }
     if strategy == "fsdp2" and name in ("ESD", "SAGE"):
         thrifty = made(name, out / "tiny", checkpointing=True)
         found["checkpointed"] = edit_of(fit(thrifty, STEPS, devices=2, strategy=FSDP2()))
@@ -118,7 +130,7 @@ def related(module, rows):
 def main(out):
     """Fit them one after the other."""
     warnings.simplefilter("ignore")
-    sharding.LEAST = 1  # the tiny model has nothing larger
+    fsdp.LEAST = 1  # the tiny model has nothing larger
     loaded, load = [], base.load_backbone
     base.load_backbone = lambda *given: loaded.append(given[2] != "all") or load(*given)
     for strategy, name in product(("ddp", "fsdp2"), METHODS):

@@ -7,18 +7,37 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_cli import TINY
+from trivial import TINY
 
 from erasure_lightning.__main__ import main
-from erasure_lightning.edits import read_edit
+from erasure_lightning.edits.edit import read_edit
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_two_processes_fit_measure_and_write_once(strategy, tmp_path):
-    given = ["--trainer.devices", "2", "--trainer.strategy", strategy, "--trainer.accelerator", "cpu"]
-    command = [sys.executable, "-m", "erasure_lightning", "fit", *TINY, *given, "--run_dir", str(tmp_path / "run")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
+    given = [
+        "--trainer.devices",
+        "2",
+        "--trainer.strategy",
+        strategy,
+        "--trainer.accelerator",
+        "cpu",
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "erasure_lightning",
+        "fit",
+        *TINY,
+        *given,
+        "--run_dir",
+        str(tmp_path / "run"),
+    ]
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(Path(__file__).parent.parent),
+    }
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Erased; the edit is in") == 1
@@ -30,10 +49,17 @@ def test_two_processes_fit_measure_and_write_once(strategy, tmp_path):
 
 
 def test_other_devices_than_torchrun_has_started_are_refused(tmp_path, monkeypatch, capsys):
-    for name, value in {"TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "1"}.items():
+    for name, value in {
+        "TORCHELASTIC_RUN_ID": "x",
+        "LOCAL_WORLD_SIZE": "2",
+        "GROUP_WORLD_SIZE": "1",
+    }.items():
         monkeypatch.setenv(name, value)
     assert main(["fit", *TINY, "--run_dir", str(tmp_path), "--trainer.devices", "3"]) == 2
-    assert "torchrun has started 2 processes on this machine, and --trainer.devices says 3." in capsys.readouterr().err
+    assert (
+        "torchrun has started 2 processes on this machine, and --trainer.devices says 3."
+        in capsys.readouterr().err
+    )
 
 
 def test_every_process_that_torchrun_starts_refuses_by_itself(tmp_path, monkeypatch, capsys):

@@ -12,10 +12,10 @@ from noisy import noisy
 from torch.testing import assert_close
 
 from erasure_lightning.backbones.tiny import TinyBackbone
-from erasure_lightning.concepts import Batch
+from erasure_lightning.concepts.concept import Batch
 from erasure_lightning.methods import METHODS
-from erasure_lightning.module import ClosedFormErasure
 from erasure_lightning.testing import edit_of, fit
+from erasure_lightning.training.closed_form import ClosedFormErasure
 
 #: Methods whose loss draws nothing of its own in the first step, so that it can be taken again.
 PLAIN = ("ESD", "AllButOne", "SDD", "SAGE")
@@ -28,8 +28,18 @@ def out(tmp_path_factory):
     TinyBackbone().to_pipeline().save_pretrained(out / "tiny")
     fit(fits.made("ESD", out / "tiny"), 1, total=fits.STEPS, save=out / "alone-ESD-half.ckpt")
     here = Path(__file__).parent
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(here.parent), *sys.path])}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(here.parent), *sys.path]),
+    }
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--standalone",
+    ]
     command = [*launcher, str(here / "fits.py"), str(out)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=280)
     assert done.returncode == 0, done.stderr[-6000:]
@@ -43,7 +53,9 @@ def alone(name, out):
 @pytest.mark.slow
 def test_ranks(out, subtests):
     for strategy in ("ddp", "fsdp2"):
-        found = {name: torch.load(out / f"{strategy}-{name}.pt", weights_only=False) for name in METHODS}
+        found = {
+            name: torch.load(out / f"{strategy}-{name}.pt", weights_only=False) for name in METHODS
+        }
         _check_methods(strategy, found, out, subtests)
         _check_checkpoints(strategy, found["ESD"], out, subtests)
 
@@ -62,14 +74,19 @@ def test_ranks(out, subtests):
 def _check_methods(strategy, found, out, subtests):
     for name, (first, second) in found.items():
         with subtests.test(
-            f"{strategy}: {name} ends alike on both ranks, and where it does when it is stopped or checkpointed"
+            f"{strategy}: {name} ends alike on both ranks, and where it does when it is stopped or"
+            " checkpointed"
         ):
             assert_close(first["edit"], second["edit"], rtol=0, atol=0)
             assert_close(first["edit"], first.get("resumed", first["edit"]), rtol=0, atol=0)
             assert_close(first["edit"], first.get("checkpointed", first["edit"]), rtol=0, atol=0)
-        with subtests.test(f"{strategy}: {name} reads weights where they are needed, and splits them where it should"):
+        with subtests.test(
+            f"{strategy}: {name} reads weights where they are needed, and splits them where it"
+            " should"
+        ):
             assert (first["empty"], second["empty"]) == (False, strategy == "fsdp2")
-            # What its slopes are taken of stays whole: of a method that trains everything, all does.
+            # What its slopes are taken of stays whole: of a method that trains everything, all
+            # does.
             assert bool(first["split"]) == (strategy == "fsdp2" and name not in ("SalUn", "ANT"))
         if issubclass(fits.method(name), ClosedFormErasure):
             with subtests.test(f"{strategy}: {name} solves as one process does"):
@@ -78,16 +95,27 @@ def _check_methods(strategy, found, out, subtests):
             with subtests.test(f"{strategy}: {name} draws its own on each rank"):
                 assert not torch.equal(first["seen"][0], second["seen"][0])
     for name in PLAIN:
-        with subtests.test(f"{strategy}: {name} averages what one rank with both batches would find"):
-            assert_close(found[name][0]["gradients"], of_both(name, out, found[name]), rtol=1e-4, atol=1e-7)
+        with subtests.test(
+            f"{strategy}: {name} averages what one rank with both batches would find"
+        ):
+            assert_close(
+                found[name][0]["gradients"], of_both(name, out, found[name]), rtol=1e-4, atol=1e-7
+            )
 
 
 def _check_checkpoints(strategy, ranks, out, subtests):
     with subtests.test(f"{strategy}: a run of one process goes on on two"):
         begun = ranks[0]["from one"]["begun"]
         saved = torch.load(out / "alone-ESD-half.ckpt", weights_only=True)["state_dict"]
-        assert_close(begun, {n.removeprefix("backbone."): value for n, value in saved.items()}, rtol=0, atol=0)
-        assert not torch.equal(*(next(iter(edit.values())) for edit in ranks[0]["from one"].values()))
+        assert_close(
+            begun,
+            {n.removeprefix("backbone."): value for n, value in saved.items()},
+            rtol=0,
+            atol=0,
+        )
+        assert not torch.equal(
+            *(next(iter(edit.values())) for edit in ranks[0]["from one"].values())
+        )
     with subtests.test(f"{strategy}: a run of two processes goes on on one"):
         half = out / f"{strategy}-ESD-half.ckpt"
         resumed = fit(fits.made("ESD", out / "tiny"), fits.STEPS, resume=half)

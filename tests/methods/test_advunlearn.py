@@ -1,4 +1,6 @@
-"""AdvUnlearn's promises: the contract, its loss by hand, an attack that attacks, the official traps, the erasure."""
+"""AdvUnlearn's promises: the contract, its loss by hand, an attack that attacks, the official
+traps, the erasure.
+"""
 
 from types import SimpleNamespace
 
@@ -10,13 +12,13 @@ from shipped import numbers
 
 from erasure_lightning.backbones.conditioning import CONCEPT, END, START, TEMPLATE
 from erasure_lightning.backbones.tiny import TinyBackbone
-from erasure_lightning.bank import TrajectoryBank
-from erasure_lightning.concepts import Batch, Concept
+from erasure_lightning.concepts.concept import Batch, Concept
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.advunlearn import AdvUnlearn, prepend
 from erasure_lightning.methods.sage import SAGE
 from erasure_lightning.retention.local_noise import LocalNoisePreservation
 from erasure_lightning.testing import check_method, fit
+from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
 CONCEPTS = [Concept("cat", "dog"), Concept("star", "heart")]
 BATCH = Batch(["a photo of a {}", "the {} in a house"], ["cat", "star"], ["", ""], [0, 1])
@@ -47,11 +49,19 @@ def front(module, count=1):
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"attack_from": 1, "attack_steps": 1}, {"attack_from": 0, "attack_steps": 2, "attack": "sign", "words": 2}],
+    [
+        {"attack_from": 1, "attack_steps": 1},
+        {"attack_from": 0, "attack_steps": 2, "attack": "sign", "words": 2},
+    ],
     ids=str,
 )
 def test_contract(arguments):
-    check_method(AdvUnlearn, thorough=False, latents=TrajectoryBank(trajectories=2, steps=3), **(GIVEN | arguments))
+    check_method(
+        AdvUnlearn,
+        thorough=False,
+        latents=TrajectoryBank(trajectories=2, steps=3),
+        **(GIVEN | arguments),
+    )
 
 
 def test_contract_on_pure_noise_late_blocks_and_the_world():
@@ -67,9 +77,13 @@ class TestLoss:
         assert torch.allclose(module.erasure_loss(noisy(module, X, T, BATCH)), by_hand)
 
     def test_during_warm_up_it_is_sages_in_noise_space_without_a_self_check(self):
-        ours, sages = method(), method(SAGE, blocks=None, check_steps=0, erase_space="noise", eta=1.0)
+        ours, sages = (
+            method(),
+            method(SAGE, blocks=None, check_steps=0, erase_space="noise", eta=1.0),
+        )
         assert torch.allclose(
-            ours.erasure_loss(noisy(ours, X, T, BATCH)), sages.erasure_loss(noisy(sages, X, T, BATCH))
+            ours.erasure_loss(noisy(ours, X, T, BATCH)),
+            sages.erasure_loss(noisy(sages, X, T, BATCH)),
         )
 
     def test_behind_an_attack_it_is_taken_at_the_attacked_sentence_alone(self):
@@ -93,7 +107,10 @@ class TestLoss:
 class TestAttack:
     def gap(self, module, words):
         return (
-            (module.prediction(noisy(module, X, T, BATCH), words) - says(module.original, BATCH.prompts))
+            (
+                module.prediction(noisy(module, X, T, BATCH), words)
+                - says(module.original, BATCH.prompts)
+            )
             .square()
             .mean()
         )
@@ -115,7 +132,9 @@ class TestAttack:
         assert all((table == word).all(dim=1).any() for word in start.flatten(0, 1))
 
     def test_a_single_step_is_one(self):
-        """The official code trains on the words before the last step; and Adam's first step is as long as its rate."""
+        """The official code trains on the words before the last step; and Adam's first step is as
+        long as its rate.
+        """
         module = method(attack_steps=1, attack_lr=0.03)
         (found,) = (torch.manual_seed(0), module.attack_prefix(BATCH))[1]
         module.attack_steps = 0
@@ -123,9 +142,13 @@ class TestAttack:
         assert torch.allclose((found - start).abs().median(), torch.tensor(0.03), rtol=1e-3)
 
     def test_slopes_are_not_summed_up(self):
-        """The official attack never clears them. Of 1, -1, 1, -1 Adam makes a step; of the sums 1, 0, 1, 0 three."""
+        """The official attack never clears them. Of 1, -1, 1, -1 Adam makes a step; of the sums 1,
+        0, 1, 0 three.
+        """
         module, signs = method(attack_steps=4, attack_lr=0.01), iter([1.0, -1.0, 1.0, -1.0])
-        module.prediction = lambda batch, words: next(signs) * words[0].sum() + torch.zeros(2, 4, 8, 8)
+        module.prediction = lambda batch, words: (
+            next(signs) * words[0].sum() + torch.zeros(2, 4, 8, 8)
+        )
         teacher = SimpleNamespace(concept=torch.full((2, 4, 8, 8), -1e6))
         module.noisy_batch = lambda sentences: SimpleNamespace(teacher=teacher)
         (found,) = (torch.manual_seed(0), module.attack_prefix(BATCH))[1]
@@ -161,7 +184,9 @@ class TestPrefix:
         model = TinyBackbone()
         (plain,), (wanted,) = model.embed(["a cat"]), model.embed(["dog a cat"])
         put = prepend(plain, wanted.embeddings[:, 1:2])
-        assert torch.allclose(model.contextualize([put]).tokens, model.contextualize([wanted]).tokens, atol=1e-6)
+        assert torch.allclose(
+            model.contextualize([put]).tokens, model.contextualize([wanted]).tokens, atol=1e-6
+        )
 
     def test_no_room_is_no_room(self):
         (full,) = TinyBackbone().embed(["a photo of a small dog in a house of a star in a tree"])
@@ -200,7 +225,9 @@ def test_numbers_out_of_range_are_refused(arguments, words):
 
 @pytest.mark.slow
 def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
-    hold = LocalNoisePreservation(weight=0.3, batch_size=5, latents=TrajectoryBank(trajectories=32, steps=5))
+    hold = LocalNoisePreservation(
+        weight=0.3, batch_size=5, latents=TrajectoryBank(trajectories=32, steps=5)
+    )
     bank = TrajectoryBank(trajectories=4, steps=10)
     given = numbers("advunlearn", attack_from=10, attack_steps=1)
     module = fit(AdvUnlearn(concepts=[Concept("cigarette")], latents=bank, **given), 40, hold)

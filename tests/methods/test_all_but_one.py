@@ -11,16 +11,16 @@ from shipped import numbers
 from torch import nn
 
 from erasure_lightning.backbones.tiny import TinyBackbone
-from erasure_lightning.bank import TrajectoryBank
 from erasure_lightning.callbacks.cost import Cost
-from erasure_lightning.concepts import Batch, Concept
+from erasure_lightning.concepts.concept import Batch, Concept
+from erasure_lightning.diffusion.inversion import purify
+from erasure_lightning.diffusion.sampling import draw
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.functional import remap
-from erasure_lightning.inversion import purify
 from erasure_lightning.methods.all_but_one import AllButOne
 from erasure_lightning.metrics.scorer import Scorer
-from erasure_lightning.sampling import draw
 from erasure_lightning.testing import check_method, fit
+from erasure_lightning.training.regression import Regression
+from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
 CONCEPTS = [Concept("cat", "dog"), Concept("star")]
 BATCH = Batch(["a photo of a {}", "the {} in a house"], ["cat", "star"], ["dog", ""], [0, 1])
@@ -31,14 +31,19 @@ GIVEN = numbers("all-but-one")
 
 
 def all_but_one(backbone=None, **arguments):
-    module = AllButOne(concepts=CONCEPTS, backbone=backbone or TinyBackbone(), **(GIVEN | arguments))
+    module = AllButOne(
+        concepts=CONCEPTS, backbone=backbone or TinyBackbone(), **(GIVEN | arguments)
+    )
     module.configure_model()
     return module
 
 
 def latents(count=2):
     generator = torch.Generator().manual_seed(3)
-    return torch.randn(count, 4, 8, 8, generator=generator), torch.arange(100.0, 1000.0, 850 // count)[:count]
+    return (
+        torch.randn(count, 4, 8, 8, generator=generator),
+        torch.arange(100.0, 1000.0, 850 // count)[:count],
+    )
 
 
 def says(model, prompts, x, t):
@@ -73,14 +78,20 @@ class TestLoss:
     """Section 4.2 by hand."""
 
     @BOTH
-    @pytest.mark.parametrize(("alternative", "eta", "lam"), [(1.0, 0.0, 1.0), (0.5, 2.0, 0.3), (0.0, 1.0, 0.0)])
+    @pytest.mark.parametrize(
+        ("alternative", "eta", "lam"), [(1.0, 0.0, 1.0), (0.5, 2.0, 0.3), (0.0, 1.0, 0.0)]
+    )
     def test_it_is_the_formula(self, prediction, alternative, eta, lam):
-        module = all_but_one(TinyBackbone(prediction=prediction), alternative=alternative, eta=eta, lam=lam)
+        module = all_but_one(
+            TinyBackbone(prediction=prediction), alternative=alternative, eta=eta, lam=lam
+        )
         disturb(module)
         x, t = latents()
         nothing, said = (says(module.backbone, p, x, t) for p in (["", ""], BATCH.prompts))
         before = says(module.original, ["", ""], x, t)
-        instead, concept = (says(module.original, p, x, t) - before for p in (BATCH.alternatives, BATCH.prompts))
+        instead, concept = (
+            says(module.original, p, x, t) - before for p in (BATCH.alternatives, BATCH.prompts)
+        )
         by_hand = (said - nothing - (alternative * instead - eta * concept)).square().mean()
         by_hand = by_hand + lam * (nothing - before).square().mean()
         assert torch.allclose(module.erasure_loss(noisy(module, x, t, BATCH)), by_hand)
@@ -124,18 +135,30 @@ class TestReductionToESD:
     """Section 9 (7): ``(a, eta) = (0, 1)``, conditional branch alone, no drift term."""
 
     def losses(self, disturbed):
-        module = all_but_one(alternative=0.0, eta=1.0, lam=0.0, detach_unconditional=True, train="x-strict")
+        module = all_but_one(
+            alternative=0.0, eta=1.0, lam=0.0, detach_unconditional=True, train="x-strict"
+        )
         disturbed(module)
         x, t = latents()
         before, concept = (says(module.original, p, x, t) for p in (["", ""], BATCH.prompts))
-        esd = (says(module.backbone, BATCH.prompts, x, t) - (before - (concept - before))).square().mean()
-        weights, ours = list(module.trainable().values()), module.erasure_loss(noisy(module, x, t, BATCH))
+        esd = (
+            (says(module.backbone, BATCH.prompts, x, t) - (before - (concept - before)))
+            .square()
+            .mean()
+        )
+        weights, ours = (
+            list(module.trainable().values()),
+            module.erasure_loss(noisy(module, x, t, BATCH)),
+        )
         return [(loss, torch.autograd.grad(loss, weights)) for loss in (ours, esd)]
 
     def test_loss_and_gradient_are_those_of_esd_while_the_unconditional_prediction_stays(self):
         (ours, slopes), (theirs, esd_slopes) = self.losses(still)
         assert torch.allclose(ours, theirs, rtol=1e-3)
-        assert all(torch.allclose(a, b, rtol=1e-2, atol=1e-6) for a, b in zip(slopes, esd_slopes, strict=True))
+        assert all(
+            torch.allclose(a, b, rtol=1e-2, atol=1e-6)
+            for a, b in zip(slopes, esd_slopes, strict=True)
+        )
 
     def test_once_it_has_drifted_they_differ(self):
         (ours, _), (theirs, _) = self.losses(lambda module: disturb(module, 0.2))
@@ -151,7 +174,9 @@ class Table(nn.Module):
     def __init__(self):
         super().__init__()
         self.config = SimpleNamespace(sample_size=8, in_channels=4, time_cond_proj_dim=None)
-        self.answers = nn.Parameter(torch.randn(len(PROMPTS), 4, 8, 8, generator=torch.Generator().manual_seed(0)))
+        self.answers = nn.Parameter(
+            torch.randn(len(PROMPTS), 4, 8, 8, generator=torch.Generator().manual_seed(0))
+        )
 
 
 class TableBackbone(TinyBackbone):
@@ -178,10 +203,13 @@ def at_the_optimum(prediction="epsilon", **arguments):
     scale = 4 * 8 * 8  # of the mean in the loss
     for _ in range(300):
         optimizer.zero_grad()
-        (scale * module.erasure_loss(noisy(module, *latents(), batch)) / (2 + 2 * module.lam)).backward()
+        (
+            scale * module.erasure_loss(noisy(module, *latents(), batch)) / (2 + 2 * module.lam)
+        ).backward()
         optimizer.step()
     now, before = (
-        dict(zip(PROMPTS, m.denoiser.answers.detach(), strict=True)) for m in (module.backbone, module.original)
+        dict(zip(PROMPTS, m.denoiser.answers.detach(), strict=True))
+        for m in (module.backbone, module.original)
     )
     return module, now, before
 
@@ -224,7 +252,9 @@ class TestOptimum:
         module, now, before = at_the_optimum()
         assert torch.allclose(now["star"], before[""], atol=1e-3)
         for model, same in ((module.backbone, True), (module.original, False)):
-            far, near = (draw(model, ["star"], [5], steps=4, guidance=guidance) for guidance in (7.5, 1.0))
+            far, near = (
+                draw(model, ["star"], [5], steps=4, guidance=guidance) for guidance in (7.5, 1.0)
+            )
             assert torch.allclose(far, near, atol=1e-2) is same
 
 
@@ -233,16 +263,25 @@ class TestUNet:
 
     def test_where_both_terms_vanish_the_pictures_are_the_alternative_s(self):
         module = all_but_one(train="x-strict")
-        concept, instead, nothing = (module.original.encode([p]).tokens[0].double() for p in ("a cat", "a dog", ""))
+        concept, instead, nothing = (
+            module.original.encode([p]).tokens[0].double() for p in ("a cat", "a dog", "")
+        )
         weights = [layer.weight for layer in module.backbone.text_layers().values()]
-        for weight, solved in zip(weights, remap(weights, concept, instead, nothing, 1e-9), strict=True):
+        equations = Regression(concept.new_zeros(concept.shape[1], concept.shape[1]))
+        equations.redirect(concept, instead)
+        equations.keep(nothing)
+        for weight, solved in zip(weights, equations.solve(weights, 1e-9), strict=True):
             weight.data.copy_(solved)
         batch = Batch(["a {}"] * 2, ["cat"] * 2, ["dog"] * 2, [0, 0])
-        assert module.erasure_loss(noisy(module, *latents(), batch)) < 1e-3 * loss_of(all_but_one(), batch)
+        assert module.erasure_loss(noisy(module, *latents(), batch)) < 1e-3 * loss_of(
+            all_but_one(), batch
+        )
         for guidance in (1.0, 7.5):
             ask = {"seeds": [0], "steps": 4, "guidance": guidance}
             wanted = draw(module.original, ["a dog"], **ask)
-            before, after = (draw(m, ["a cat"], **ask) - wanted for m in (module.original, module.backbone))
+            before, after = (
+                draw(m, ["a cat"], **ask) - wanted for m in (module.original, module.backbone)
+            )
             assert after.abs().max() < 0.05 * before.abs().max()
 
     @BOTH
@@ -278,13 +317,17 @@ class TestUNet:
 
 
 class Asked(Callback):
-    """What the denoisers are asked in each step: whose, about how many latents, and with gradient or not."""
+    """What the denoisers are asked in each step: whose, about how many latents, and with gradient
+    or not.
+    """
 
     def on_train_start(self, trainer, module):
         self.steps = []
         for name, model in (("student", module.backbone), ("original", module.original)):
             model.denoiser.register_forward_hook(
-                lambda _, inputs, __, name=name: self.steps[-1].append((name, len(inputs[0]), torch.is_grad_enabled()))
+                lambda _, inputs, __, name=name: self.steps[-1].append(
+                    (name, len(inputs[0]), torch.is_grad_enabled())
+                )
             )
 
     def on_train_batch_start(self, *_):
@@ -295,7 +338,10 @@ def test_once_the_bank_is_complete_a_step_is_one_batch_of_the_student(tmp_path, 
     monkeypatch.chdir(tmp_path)
     asked, bank = Asked(), TrajectoryBank(trajectories=2, steps=3)
     fit(all_but_one(latents=bank, warmup=1), 24, asked, Cost())
-    assert asked.steps[0] == [("original", 4, False)] * 3 + [("student", 4, True), ("original", 2, False)]
+    assert asked.steps[0] == [("original", 4, False)] * 3 + [
+        ("student", 4, True),
+        ("original", 2, False),
+    ]
     assert asked.steps[12:] == [[("student", 4, True)]] * 12
     cost = json.loads((tmp_path / "cost.json").read_text())
     walk, alternatives = 2 * 2 * 3, 2 * 3
@@ -312,8 +358,12 @@ def test_a_weight_below_zero_is_refused(weight):
 def recognised(model, pictures, words):
     """Share of pictures that the world's scorer calls by their word."""
     scorer, labels = Scorer.load(model.world.scorer), [label.name for label in model.world.labels]
-    nearest = (scorer.images(pictures) @ scorer.texts([f"a {label}" for label in labels]).T).argmax(dim=1)
-    return sum(model.world.same(labels[i], word) for i, word in zip(nearest, words, strict=True)) / len(words)
+    nearest = (scorer.images(pictures) @ scorer.texts([f"a {label}" for label in labels]).T).argmax(
+        dim=1
+    )
+    return sum(
+        model.world.same(labels[i], word) for i, word in zip(nearest, words, strict=True)
+    ) / len(words)
 
 
 KEPT = ["fox", "grapes", "guitar", "snowman"]
@@ -326,8 +376,12 @@ def test_it_erases_the_cigarette_of_the_emoji_world_from_prompts_and_from_pictur
     ask = {"seeds": range(4), "steps": 20, "guidance": 4.0}
     shown, smoke = draw(module.original, [f"a {word}" for word in KEPT], **ask), ["cigarette"] * 4
     smoked = draw(module.original, ["a cigarette"] * 4, **ask)
-    assert recognised(module.original, smoked, smoke) == recognised(module.original, shown, KEPT) == 1
-    assert recognised(module.backbone, draw(module.backbone, ["a cigarette"] * 4, **ask), smoke) == 0
+    assert (
+        recognised(module.original, smoked, smoke) == recognised(module.original, shown, KEPT) == 1
+    )
+    assert (
+        recognised(module.backbone, draw(module.backbone, ["a cigarette"] * 4, **ask), smoke) == 0
+    )
     kept = draw(module.backbone, [f"a {word}" for word in KEPT], **ask)
     assert recognised(module.backbone, kept, KEPT) == 1
     cleaned, left = (

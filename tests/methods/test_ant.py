@@ -1,4 +1,6 @@
-"""ANT: the contract, four terms by hand, stages the right way round, drift with slopes, masks, the erasure."""
+"""ANT: the contract, four terms by hand, stages the right way round, drift with slopes, masks, the
+erasure.
+"""
 
 import pytest
 import torch
@@ -7,15 +9,18 @@ from recognition import KEPT, recognised
 from shipped import numbers
 
 from erasure_lightning.backbones.tiny import TinyBackbone
-from erasure_lightning.bank import TrajectoryBank
-from erasure_lightning.concepts import Batch, Concept
+from erasure_lightning.concepts.concept import Batch, Concept
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.ant import ANT
 from erasure_lightning.testing import check_method, edit_of, fit
+from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
 CONCEPTS = [Concept("cat", "dog"), Concept("star", "heart")]
 BATCH = Batch(
-    ["a photo of a {}", "the {} in a house", "a {}"], ["cat", "star", "cat"], ["dog", "heart", "dog"], [0, 1, 0]
+    ["a photo of a {}", "the {} in a house", "a {}"],
+    ["cat", "star", "cat"],
+    ["dog", "heart", "dog"],
+    [0, 1, 0],
 )
 X, T = torch.linspace(-2, 2, 768).view(3, 4, 8, 8), torch.tensor([100.0, 900.0, 500.0])
 LATE, EARLY = [0, 2], [1]
@@ -48,22 +53,35 @@ def slopes(module, rows=slice(None)):
     batch = Batch(*(field[rows] for field in BATCH))
     parameters = list(module.trainable().values())
     found = torch.autograd.grad(
-        module.erasure_loss(noisy(module, X[rows], T[rows], batch)), parameters, materialize_grads=True
+        module.erasure_loss(noisy(module, X[rows], T[rows], batch)),
+        parameters,
+        materialize_grads=True,
     )
     return torch.cat([slope.flatten() for slope in found])
 
 
 def moved(module, question):
     """How far the predictions went from the original's, at each step of the bank's trajectories."""
-    held, t, sentences = module.latents._held, module.latents._held["t"], module.latents.sentences.prompts
+    held, t, sentences = (
+        module.latents._held,
+        module.latents._held["t"],
+        module.latents.sentences.prompts,
+    )
     model, prompts = module.backbone, sentences if question == "concept" else [""] * len(sentences)
     read = model.encode(prompts)
-    return [mse(model.denoise(held["x"][:, i], t[:, i], read), held[question][:, i]).item() for i in range(4)]
+    return [
+        mse(model.denoise(held["x"][:, i], t[:, i], read), held[question][:, i]).item()
+        for i in range(4)
+    ]
 
 
 @pytest.mark.parametrize(
     "arguments",
-    [{}, {"share": 1.0, "train": "x"}, {"latents": bank(student=True, refresh=2), "alpha": 0.0, "drift": 0.0}],
+    [
+        {},
+        {"share": 1.0, "train": "x"},
+        {"latents": bank(student=True, refresh=2), "alpha": 0.0, "drift": 0.0},
+    ],
     ids=["masked", "cross-attention", "student"],
 )
 def test_contract(arguments):
@@ -100,7 +118,10 @@ class TestLoss:
         assert not torch.allclose(slopes(ant(drift=1.0)), slopes(ant(drift=0.0)), atol=1e-4)
 
     def test_drift_is_held_by_it(self):
-        without, held = (fit(ant(0.0, drift=b, latents=bank(), share=1.0, lr=3e-3, warmup=1), 40) for b in (0.0, 3.0))
+        without, held = (
+            fit(ant(0.0, drift=b, latents=bank(), share=1.0, lr=3e-3, warmup=1), 40)
+            for b in (0.0, 3.0)
+        )
         assert sum(moved(held, "unconditional")) < 0.7 * sum(moved(without, "unconditional"))
 
     def test_early_steps_stay_and_late_ones_turn(self):
@@ -110,7 +131,9 @@ class TestLoss:
 
 
 class TestStages:
-    @pytest.mark.parametrize(("early", "steps", "first"), [(0.14, 50, 7), (0.14, 20, 3), (0.08, 50, 4), (0.5, 2, 1)])
+    @pytest.mark.parametrize(
+        ("early", "steps", "first"), [(0.14, 50, 7), (0.14, 20, 3), (0.08, 50, 4), (0.5, 2, 1)]
+    )
     def test_the_first_steps_are_early(self, early, steps, first):
         module = ant(early=early, latents=bank(steps=steps))
         times = module.backbone.sampler(steps).times
@@ -121,13 +144,20 @@ class TestStages:
         assert ant(early=0.99).first_steps(4) == 3
 
     def test_without_a_bank_the_noisiest_times_are(self):
-        assert ant(early=0.14).is_early(torch.tensor([0.0, 859.0, 860.0, 999.0])).tolist() == [False, False, True, True]
+        assert ant(early=0.14).is_early(torch.tensor([0.0, 859.0, 860.0, 999.0])).tolist() == [
+            False,
+            False,
+            True,
+            True,
+        ]
 
     def test_a_pair_lies_on_one_trajectory_the_early_moment_first(self):
         module = fit(ant(0.0, latents=bank(steps=8, trajectories=6), share=1.0), 1)
         module.original.denoise = lambda *_: pytest.fail("asked the original what the bank holds")
         for _ in range(10):
-            batch = module.noisy_batch(Batch(["a {}"] * 3, ["cat", "star", "cat"], ["dog", "heart", "dog"], [0, 1, 0]))
+            batch = module.noisy_batch(
+                Batch(["a {}"] * 3, ["cat", "star", "cat"], ["dog", "heart", "dog"], [0, 1, 0])
+            )
             assert (batch.t[:3] > batch.t[3:]).all()
             assert module.is_early(batch.t).tolist() == [True] * 3 + [False] * 3
             assert batch.sentences.concepts == ["cat", "star", "cat"] * 2
@@ -143,7 +173,10 @@ class TestMasks:
         assert 0.45 < module.description()["salient"] <= 0.5
 
     def test_more_maps_leave_less(self):
-        kept = [fit(ant(0.0, latents=bank(), maps=maps), 1).description()["salient"] for maps in (1, 2, 4)]
+        kept = [
+            fit(ant(0.0, latents=bank(), maps=maps), 1).description()["salient"]
+            for maps in (1, 2, 4)
+        ]
         assert kept[0] > kept[1] > kept[2] > 0.5**4  # and more than by chance
 
     def test_what_is_masked_stays_bit_identical(self):
@@ -159,7 +192,10 @@ class TestMasks:
     [
         ({"early": 1.0}, "needs early above 0 and below 1; found 1.0"),
         ({"maps": 0}, "maps of at least 1; found 1.0, 0.5, 0"),
-        ({"latents": bank(steps=1)}, "needs trajectories of at least 2 steps, an early and a late one; found 1"),
+        (
+            {"latents": bank(steps=1)},
+            "needs trajectories of at least 2 steps, an early and a late one; found 1",
+        ),
     ],
 )
 def test_arguments_out_of_range(arguments, words):

@@ -1,4 +1,6 @@
-"""CA's promises: the contract, its losses by hand, the pictures it learns from, the start token, and the erasure."""
+"""CA's promises: the contract, its losses by hand, the pictures it learns from, the start token,
+and the erasure.
+"""
 
 import pytest
 import torch
@@ -7,13 +9,13 @@ from recognition import KEPT, recognised
 from shipped import numbers
 
 from erasure_lightning.backbones.tiny import TinyBackbone
-from erasure_lightning.bank import TrajectoryBank
-from erasure_lightning.concepts import Batch, Concept
+from erasure_lightning.concepts.concept import Batch, Concept
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.image_sources import GeneratedImages
 from erasure_lightning.methods.ca import CA
-from erasure_lightning.module import GradientErasure
 from erasure_lightning.testing import check_method, fit
+from erasure_lightning.training.gradient import GradientErasure
+from erasure_lightning.training.image_sources import GeneratedImages
+from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
 BATCH = Batch(["a photo of a {}", "the {} in a house"], ["cat", "star"], ["dog", ""], [0, 1])
 X, T = torch.linspace(-2, 2, 512).view(2, 4, 8, 8), torch.tensor([100.0, 900.0])
@@ -28,7 +30,9 @@ GIVEN = numbers("ca", latents=images(2))
 
 def ca(prediction="epsilon", **arguments):
     concepts = [Concept("cat", "dog"), Concept("star")]
-    return CA(concepts=concepts, backbone=TinyBackbone(prediction=prediction), **(GIVEN | arguments))
+    return CA(
+        concepts=concepts, backbone=TinyBackbone(prediction=prediction), **(GIVEN | arguments)
+    )
 
 
 def shifted(module):
@@ -43,7 +47,9 @@ def ask(model, x, t, prompts):
     return model.denoise(x, t, model.encode(prompts))
 
 
-@pytest.mark.parametrize("arguments", [{}, {"target": "noise"}, {"prior": 1.0, "train": "all"}], ids=str)
+@pytest.mark.parametrize(
+    "arguments", [{}, {"target": "noise"}, {"prior": 1.0, "train": "all"}], ids=str
+)
 def test_contract(arguments):
     check_method(CA, thorough=not arguments, **(GIVEN | arguments))
 
@@ -54,7 +60,9 @@ class TestLoss:
         wanted = ask(module.backbone, X, T, ["a photo of a dog", ""])
         by_hand = (ask(module.backbone, X, T, BATCH.prompts) - wanted).square().mean()
         assert torch.allclose(module.erasure_loss(noisy(module, X, T, BATCH)), by_hand)
-        frozen = ask(module.original, X, T, ["a photo of a dog", ""])  # the control: not the original's words
+        frozen = ask(
+            module.original, X, T, ["a photo of a dog", ""]
+        )  # the control: not the original's words
         assert not torch.allclose(wanted, frozen, atol=1e-3)
 
     @pytest.mark.parametrize("prediction", ["epsilon", "velocity"])
@@ -63,9 +71,14 @@ class TestLoss:
         torch.manual_seed(3)
         batch = module.noisy_batch(BATCH)
         # what a perfect model would see is an image
-        clean, images = module.backbone.process.clean(batch.target, batch.x, batch.t), module.latents.gallery.latents
+        clean, images = (
+            module.backbone.process.clean(batch.target, batch.x, batch.t),
+            module.latents.gallery.latents,
+        )
         assert all(min((image - c).abs().max() for image in images) < 1e-2 for c in clean)
-        by_hand = (ask(module.backbone, batch.x, batch.t, batch.prompts) - batch.target).square().mean()
+        by_hand = (
+            (ask(module.backbone, batch.x, batch.t, batch.prompts) - batch.target).square().mean()
+        )
         assert torch.allclose(module.erasure_loss(batch), by_hand)
 
     def test_the_prior_is_one_more_denoising_of_the_anchor(self):
@@ -76,19 +89,26 @@ class TestLoss:
         torch.manual_seed(3)
         again = with_prior.noisy_batch(BATCH)
         prompts = again.sentences.alternatives
-        denoised = (ask(with_prior.backbone, again.x, again.t, prompts) - again.target).square().mean()
+        denoised = (
+            (ask(with_prior.backbone, again.x, again.t, prompts) - again.target).square().mean()
+        )
         assert torch.allclose(both, plain.erasure_loss(noisy(plain, X, T, BATCH)) + 0.5 * denoised)
 
 
 class TestPictures:
-    def test_they_are_of_the_anchor_s_sentences_and_of_the_empty_prompt_without_anchor(self, monkeypatch):
+    def test_they_are_of_the_anchor_s_sentences_and_of_the_empty_prompt_without_anchor(
+        self, monkeypatch
+    ):
         asked = []
         monkeypatch.setattr(
-            "erasure_lightning.gallery.sample", lambda _, p, s, **k: asked.extend(p) or torch.zeros(len(p), 4, 8, 8)
+            "erasure_lightning.diffusion.latent_dataset.sample",
+            lambda _, p, s, **k: asked.extend(p) or torch.zeros(len(p), 4, 8, 8),
         )
         shown = fit(ca(), 1).latents.sentences
         assert {c: p.text for c, p in zip(shown.concepts, asked, strict=True)}["star"] == ""
-        assert all("dog" in p.text for c, p in zip(shown.concepts, asked, strict=True) if c == "cat")
+        assert all(
+            "dog" in p.text for c, p in zip(shown.concepts, asked, strict=True) if c == "cat"
+        )
 
     def test_the_original_draws_them_so_that_a_resumed_run_finds_the_same(self):
         module = fit(ca(lr=0.1), 3)
@@ -136,19 +156,29 @@ def test_arguments_out_of_range(arguments, words):
 
 class TestTrajectories:
     def test_contract(self):
-        check_method(CA, thorough=False, **(GIVEN | {"latents": TrajectoryBank(trajectories=2, steps=3)}))
+        check_method(
+            CA, thorough=False, **(GIVEN | {"latents": TrajectoryBank(trajectories=2, steps=3)})
+        )
 
     @pytest.mark.parametrize("arguments", [{"target": "noise"}, {"prior": 0.5}], ids=str)
     def test_what_needs_clean_latents_is_refused(self, arguments):
         module = ca(latents=TrajectoryBank(trajectories=2, steps=3), **arguments)
-        with pytest.raises(ErasureError, match="needs images; give latents GeneratedImages or ImageFolder"):
+        with pytest.raises(
+            ErasureError, match="needs images; give latents GeneratedImages or ImageFolder"
+        ):
             fit(module, 1)
 
 
 @pytest.mark.slow
 def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
     shown = GeneratedImages(images=8, steps=20, guidance=6, of="anchor")
-    module = fit(CA(concepts=[Concept("cigarette", "lollipop")], **numbers("ca", latents=shown)), 80)
+    module = fit(
+        CA(concepts=[Concept("cigarette", "lollipop")], **numbers("ca", latents=shown)), 80
+    )
     assert recognised(module.original, ["cigarette"] * 4, steps=10) == 1
     assert recognised(module.backbone, ["cigarette"] * 4, steps=10) == 0
-    assert recognised(module.backbone, KEPT, steps=10) == recognised(module.original, KEPT, steps=10) == 1
+    assert (
+        recognised(module.backbone, KEPT, steps=10)
+        == recognised(module.original, KEPT, steps=10)
+        == 1
+    )

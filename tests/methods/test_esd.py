@@ -1,4 +1,6 @@
-"""ESD's promises: the contract, its loss by hand in both forms, the two etas, whose latents, and the erasure itself."""
+"""ESD's promises: the contract, its loss by hand in both forms, the two etas, whose latents, and
+the erasure itself.
+"""
 
 import pytest
 import torch
@@ -7,12 +9,12 @@ from recognition import KEPT, recognised
 from shipped import numbers
 
 from erasure_lightning.backbones.tiny import TinyBackbone
-from erasure_lightning.bank import TrajectoryBank
-from erasure_lightning.concepts import Batch, Concept
+from erasure_lightning.concepts.concept import Batch, Concept
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.latents import PureNoise
 from erasure_lightning.methods.esd import ESD
 from erasure_lightning.testing import check_method, fit
+from erasure_lightning.training.latent_sources import PureNoise
+from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
 CONCEPTS = [Concept("cat", "dog"), Concept("star", "heart")]
 BATCH = Batch(["a photo of a {}", "the {} in a house"], ["cat", "star"], ["dog", "heart"], [0, 1])
@@ -32,7 +34,9 @@ def esd(concepts=CONCEPTS, **arguments):
 
 
 def says(model, words):
-    prompts = [template.replace("{}", word) for template, word in zip(BATCH.templates, words, strict=True)]
+    prompts = [
+        template.replace("{}", word) for template, word in zip(BATCH.templates, words, strict=True)
+    ]
     return model.denoise(X, T, model.encode(prompts if any(words) else ["", ""]))
 
 
@@ -68,19 +72,26 @@ class TestLoss:
         module, negative_guidance = esd(eta=1.0, erase_from=erase_from), 2.0
         batch, edited = BATCH, BATCH.concepts
         if erase_from == "anchor":
-            batch, edited = Batch(BATCH.templates, BATCH.anchors, BATCH.concepts, [0, 1]), BATCH.anchors
+            batch, edited = (
+                Batch(BATCH.templates, BATCH.anchors, BATCH.concepts, [0, 1]),
+                BATCH.anchors,
+            )
         called = says(module.original, BATCH.concepts) - says(module.original, ["", ""])
         wanted = says(module.original, edited) - negative_guidance * called
         by_hand = (says(module.backbone, edited) - wanted).square().mean()
         assert torch.allclose(module.erasure_loss(noisy(module, X, T, batch)), by_hand)
 
     def test_another_number_is_another_loss(self):
-        one, two = (m.erasure_loss(noisy(m, X, T, BATCH)) for m in (esd(eta=eta) for eta in (1.0, 2.0)))
+        one, two = (
+            m.erasure_loss(noisy(m, X, T, BATCH)) for m in (esd(eta=eta) for eta in (1.0, 2.0))
+        )
         assert not torch.allclose(one, two)
 
 
 class TestLatents:
-    @pytest.mark.parametrize(("erase_from", "named"), [("concept", {"cat", "star"}), ("anchor", {"dog", "heart"})])
+    @pytest.mark.parametrize(
+        ("erase_from", "named"), [("concept", {"cat", "star"}), ("anchor", {"dog", "heart"})]
+    )
     def test_they_lie_on_trajectories_of_what_is_edited(self, erase_from, named):
         bank = TrajectoryBank(trajectories=4, steps=2)
         fit(esd(erase_from=erase_from, latents=bank), 1)
@@ -114,7 +125,10 @@ def test_what_each_part_trains():
     ("arguments", "words"),
     [
         ({"eta": -1.0}, "ESD needs eta of at least 0; found -1.0"),
-        ({"erase_from": "anchor", "concepts": [Concept("cat")]}, "needs an anchor a concept; 'cat' has none"),
+        (
+            {"erase_from": "anchor", "concepts": [Concept("cat")]},
+            "needs an anchor a concept; 'cat' has none",
+        ),
     ],
 )
 def test_arguments_out_of_range(arguments, words):
@@ -124,7 +138,9 @@ def test_arguments_out_of_range(arguments, words):
 
 @pytest.mark.slow
 def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
-    module = fit(ESD(concepts=[Concept("cigarette")], latents=TrajectoryBank(8, 20), **numbers("esd")), 100)
+    module = fit(
+        ESD(concepts=[Concept("cigarette")], latents=TrajectoryBank(8, 20), **numbers("esd")), 100
+    )
     assert recognised(module.original, ["cigarette"] * 4) == 1
     assert recognised(module.backbone, ["cigarette"] * 4) == 0
     assert recognised(module.backbone, KEPT) == recognised(module.original, KEPT) == 1

@@ -1,4 +1,6 @@
-"""MACE's promises: the contract, both closed forms, what adapters learn, and the erasure itself, with controls."""
+"""MACE's promises: the contract, both closed forms, what adapters learn, and the erasure itself,
+with controls.
+"""
 
 import pytest
 import torch
@@ -7,16 +9,16 @@ from recognition import recognised
 from shipped import numbers
 
 from erasure_lightning.adapters.per_concept import ConceptAdapters
-from erasure_lightning.attention_masks import attention_inside
 from erasure_lightning.backbones.conditioning import CONCEPT, END, PADDING
 from erasure_lightning.backbones.tiny import TinyBackbone
-from erasure_lightning.bank import TrajectoryBank
-from erasure_lightning.concepts import Batch, Concept, Phrase
+from erasure_lightning.concepts.concept import Batch, Concept, Phrase
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.image_sources import GeneratedImages, importance
 from erasure_lightning.methods.mace import MACE
-from erasure_lightning.prompts import input_gram, shared_rows
 from erasure_lightning.testing import check_method, fit
+from erasure_lightning.training.attention_masks import attention_inside
+from erasure_lightning.training.image_sources import GeneratedImages, importance
+from erasure_lightning.training.prompt_states import input_gram, shared_rows
+from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
 BATCH = Batch(["a photo of a {}", "the {} in a house"], ["cat", "star"], ["dog", "heart"], [0, 1])
 CONCEPTS = [Concept("cat", "dog"), Concept("star", "heart")]
@@ -106,7 +108,10 @@ class TestRefinement:
     def test_is_the_minimiser(self):
         module = mace(preserve=0.2, ridge=0.5)
         module.on_train_start()
-        weights, old = key_weights(module.backbone).requires_grad_(True), key_weights(module.original)
+        weights, old = (
+            key_weights(module.backbone).requires_grad_(True),
+            key_weights(module.original),
+        )
         loss = 0.5 * (weights - old).square().sum()
         loss = loss + ((weights - old) @ module._kept * (weights - old)).sum()
         for batch in module._concept_sentences:
@@ -126,14 +131,19 @@ class TestRefinement:
             module = mace(preserve=preserve, ridge=0.01)
             module.on_train_start()
             k = module.original.encode(["a bird", "a car"]).tokens.double()
-            return ((key_weights(module.backbone) - key_weights(module.original)) @ k.mT).norm().item()
+            return (
+                ((key_weights(module.backbone) - key_weights(module.original)) @ k.mT).norm().item()
+            )
 
         assert moved(10.0) < 0.5 * moved(0.0)
 
     def test_around_the_concept_is_said_what_is_said_around_the_anchor(self):
         module = mace(preserve=0.0, ridge=0.01)
         module.on_train_start()
-        k, a = (rows.double() for rows in shared_rows(module.original, module._concept_sentences[0], tokens(module)))
+        k, a = (
+            rows.double()
+            for rows in shared_rows(module.original, module._concept_sentences[0], tokens(module))
+        )
         now, old = key_weights(module.backbone), key_weights(module.original)
         assert (k @ now.mT - a @ old.mT).norm() < 0.7 * (k @ old.mT - a @ old.mT).norm()
 
@@ -156,7 +166,11 @@ class TestSuppression:
         loss = module.erasure_loss(noisy(module, x, t, BATCH))
         prompts = module.original.encode(BATCH.prompts)
         masks, total = masks_of(module, x, t, BATCH), 0.0
-        with module.adapted(noisy(module, x, t, BATCH)), module.backbone.attention() as maps, torch.no_grad():
+        with (
+            module.adapted(noisy(module, x, t, BATCH)),
+            module.backbone.attention() as maps,
+            torch.no_grad(),
+        ):
             module.backbone.denoise(x, t, prompts)
         hidden = prompts.positions(CONCEPT, END, PADDING)
         for name, probabilities in maps.items():
@@ -186,7 +200,9 @@ class TestSuppression:
     def test_gradients_reach_the_adapters_of_the_batch_alone(self):
         module = started()
         cats = Batch(["a {}"] * 2, ["cat"] * 2, ["dog"] * 2, [0, 0])
-        module.erasure_loss(noisy(module, torch.randn(2, 4, 8, 8), torch.tensor([100.0, 900.0]), cats)).backward()
+        module.erasure_loss(
+            noisy(module, torch.randn(2, 4, 8, 8), torch.tensor([100.0, 900.0]), cats)
+        ).backward()
         reached = {name for name, p in module.named_parameters() if p.grad is not None}
         assert reached == {"adapters.down.0", "adapters.up.0"}
 
@@ -226,22 +242,31 @@ class TestAdapters:
         adapters = ConceptAdapters(layers, 2, 1)
         for up in adapters.up:
             up.data.normal_()
-        old, rows = torch.cat([layer.weight for layer in layers]).double(), torch.randn(2, 6, 32).double()
+        old, rows = (
+            torch.cat([layer.weight for layer in layers]).double(),
+            torch.randn(2, 6, 32).double(),
+        )
         nothing = torch.zeros(32, 32).double()
         fused = adapters.fused(old, old, nothing, rows.mT @ rows, 1e-8)
         for concept, k in enumerate(rows):
             change = [
                 up @ down
-                for up, down in zip(adapters.up[concept].split(adapters.widths), adapters.down[concept], strict=True)
+                for up, down in zip(
+                    adapters.up[concept].split(adapters.widths), adapters.down[concept], strict=True
+                )
             ]
-            assert torch.allclose(fused @ k.mT, (old + torch.cat(change).double()) @ k.mT, atol=1e-4)
+            assert torch.allclose(
+                fused @ k.mT, (old + torch.cat(change).double()) @ k.mT, atol=1e-4
+            )
             assert not torch.allclose(old @ k.mT, fused @ k.mT, atol=1e-1)
 
     def test_fusing_one_concept_merges_its_adapter_on_its_span(self):
         module = started(CONCEPTS[:1], preserve=0.0, ridge=2.0)
         gram = input_gram(module.original, module._concept_sentences[0].prompts, tokens(module))
         up, down = module.adapters.up[0], module.adapters.down[0]
-        change = torch.cat([b @ a for b, a in zip(up.split(module.adapters.widths), down, strict=True)]).double()
+        change = torch.cat(
+            [b @ a for b, a in zip(up.split(module.adapters.widths), down, strict=True)]
+        ).double()
         shrunk = change @ gram @ torch.linalg.inv(gram + 2.0 * torch.eye(32).double())
         assert torch.allclose(module.fused(), module._refined + shrunk, atol=1e-6)
 
@@ -262,7 +287,10 @@ class TestAdapters:
 
 def test_a_checkpoint_is_an_edit_at_any_time(tmp_path):
     fit(mace(lr=1e-2), 2, total=4, save=tmp_path / "half.ckpt")
-    saved, fused = torch.load(tmp_path / "half.ckpt", weights_only=True), fit(mace(lr=1e-2), 2).editable()
+    saved, fused = (
+        torch.load(tmp_path / "half.ckpt", weights_only=True),
+        fit(mace(lr=1e-2), 2).editable(),
+    )
     fresh = mace()
     refined = {name: value.clone() for name, value in fresh.editable().items()}
     fresh.on_load_checkpoint(saved)
@@ -290,7 +318,9 @@ def test_numbers_out_of_range(wrong):
 def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
     kept = ["fox", "grapes", "guitar", "snowman"]
     shown = GeneratedImages(images=4, steps=20, guidance=4, times="importance")
-    module = fit(MACE(concepts=[Concept("cigarette", "lollipop")], **numbers("mace", latents=shown)), 50)
+    module = fit(
+        MACE(concepts=[Concept("cigarette", "lollipop")], **numbers("mace", latents=shown)), 50
+    )
     assert recognised(module.original, ["cigarette"] * 4) == 1
     assert recognised(module.backbone, ["cigarette"] * 4) == 0
     assert recognised(module.backbone, kept) == recognised(module.original, kept) == 1

@@ -6,17 +6,17 @@ from noisy import noisy
 from shipped import numbers
 
 from erasure_lightning.backbones.tiny import TinyBackbone
-from erasure_lightning.bank import TrajectoryBank
-from erasure_lightning.concepts import THING_TEMPLATES, Batch, Concept
+from erasure_lightning.concepts.concept import THING_TEMPLATES, Batch, Concept
+from erasure_lightning.diffusion.sampling import draw
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.functional import Regression, corrected
 from erasure_lightning.methods.realera import RealEra, RealEraClosedForm
 from erasure_lightning.metrics.scorer import Scorer
-from erasure_lightning.neighbours import beyond, exchanged
-from erasure_lightning.prompts import aligned_states
 from erasure_lightning.retention.local_noise import LocalNoisePreservation
-from erasure_lightning.sampling import draw
 from erasure_lightning.testing import check_method, edit_of, fit
+from erasure_lightning.training.neighbours import beyond, exchanged
+from erasure_lightning.training.prompt_states import aligned_states
+from erasure_lightning.training.regression import Regression, corrected
+from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
 CONCEPTS = [Concept("cat", "dog"), Concept("star", "heart")]
 BATCH = Batch(["a photo of a {}", "the {} in a house"], ["cat", "star"], ["dog", "heart"], [0, 1])
@@ -38,7 +38,11 @@ def made(method=RealEra, concepts=CONCEPTS, **arguments):
         {"merge": False},
         {"closed_form": False, "neighbours": 0, "beyond": 0},
         {"sampler": "reject", "neighbours": 2, "beyond": 2, "min_cosine": 0.3},
-        {"latents": TrajectoryBank(trajectories=2, steps=2), "noise_weight": 0.0, "max_distance": 14.0},
+        {
+            "latents": TrajectoryBank(trajectories=2, steps=2),
+            "noise_weight": 0.0,
+            "max_distance": 14.0,
+        },
     ],
     ids=lambda arguments: ", ".join(arguments) or "default",
 )
@@ -46,15 +50,21 @@ def test_contract(arguments):
     check_method(RealEra, thorough=not arguments, **(GIVEN[RealEra] | {"lr": 1e-2} | arguments))
 
 
-@pytest.mark.parametrize("arguments", [{}, {"sampler": "direct", "neighbours": 3, "beyond": 3}], ids=str)
+@pytest.mark.parametrize(
+    "arguments", [{}, {"sampler": "direct", "neighbours": 3, "beyond": 3}], ids=str
+)
 def test_contract_of_stage_a_alone(arguments):
-    check_method(RealEraClosedForm, thorough=not arguments, **(GIVEN[RealEraClosedForm] | arguments))
+    check_method(
+        RealEraClosedForm, thorough=not arguments, **(GIVEN[RealEraClosedForm] | arguments)
+    )
 
 
 class TestStageA:
     def test_without_neighbours_and_beyond_it_is_the_plain_closed_form_of_the_same_tokens(self):
         """Section 9 (7)."""
-        module = fit(made(RealEraClosedForm, neighbours=0, beyond=0, erase_weight=2.0, ridge=0.3), 1)
+        module = fit(
+            made(RealEraClosedForm, neighbours=0, beyond=0, erase_weight=2.0, ridge=0.3), 1
+        )
         by_hand, original = Regression(torch.zeros(32, 32)), module.original
         for concept in CONCEPTS:
             batch = Batch(list(THING_TEMPLATES), [concept.name] * 10, [concept.anchor] * 10)
@@ -64,8 +74,12 @@ class TestStageA:
         correction = by_hand.correction(0.3)
         for name, layer in original.text_layers().items():
             wanted = corrected(layer.weight, correction)
-            assert torch.allclose(module.backbone.get_parameter(f"{name}.weight"), wanted, atol=1e-5)
-            assert not torch.allclose(wanted, layer.weight, atol=1e-2)  # the control: something was erased
+            assert torch.allclose(
+                module.backbone.get_parameter(f"{name}.weight"), wanted, atol=1e-5
+            )
+            assert not torch.allclose(
+                wanted, layer.weight, atol=1e-2
+            )  # the control: something was erased
 
     def test_with_no_weight_on_erasure_nothing_changes(self):
         """Section 9 (1)."""
@@ -82,7 +96,9 @@ class TestStageA:
             weights = {"erase_weight": 1.0, "beyond_weight": 1.0, "ridge": 1e-3, "min_cosine": 0.5}
             module = made(RealEraClosedForm, [CONCEPTS[0]], neighbours=neighbours, **weights)
             plain, anchor = module.original.embed(["a cat"]), module.original.embed(["a dog"])
-            near = module.neighbourhood.draw(module.original.contextualize(plain).tokens[:, -1:].expand(1, 500, -1))
+            near = module.neighbourhood.draw(
+                module.original.contextualize(plain).tokens[:, -1:].expand(1, 500, -1)
+            )
             wanted = module.original.contextualize(anchor).tokens[:, -1:]
             edited, old = module.stage_a(), module.original.text_layers()
             pairs = [(edited[f"{n}.weight"], old[n].weight) for n in old]
@@ -124,14 +140,21 @@ class TestStageB:
 
     def test_the_loss_by_hand(self):
         module = self.shaken(noise_weight=0.5)
-        original, ask = module.original, lambda model, prompts: model.denoise(self.x, self.t, prompts)
+        original, ask = (
+            module.original,
+            lambda model, prompts: model.denoise(self.x, self.t, prompts),
+        )
         torch.manual_seed(5)
         found = module.erasure_loss(self.batch(module))
         torch.manual_seed(5)
         asked = original.encode(BATCH.prompts)
         near = module.perturbed(asked)
         far = exchanged(asked, asked.from_concept(), beyond(asked.tokens))
-        erasure = (ask(module.backbone, near) - ask(original, original.encode(BATCH.targets))).square().mean()
+        erasure = (
+            (ask(module.backbone, near) - ask(original, original.encode(BATCH.targets)))
+            .square()
+            .mean()
+        )
         stays = (ask(module.backbone, far) - ask(original, far)).square().mean()
         assert torch.allclose(found, erasure + 0.5 * stays)
         assert stays > 0
@@ -156,21 +179,32 @@ class TestStageB:
     def test_without_an_anchor_it_is_the_empty_prompt(self):
         module = made(neighbours=0, beyond=0, closed_form=False, concepts=[Concept("cat")])
         batch = Batch(["a photo of a {}"], ["cat"], [""])
-        ask = lambda prompt: module.original.denoise(self.x[:1], self.t[:1], module.original.encode([prompt]))  # noqa: E731
-        by_hand = (ask("a photo of a cat") - ask("")).square().mean()
-        assert torch.allclose(module.erasure_loss(noisy(module, self.x[:1], self.t[:1], batch)), by_hand)
+
+        def predict(prompt):
+            states = module.original.encode([prompt])
+            return module.original.denoise(self.x[:1], self.t[:1], states)
+
+        by_hand = (predict("a photo of a cat") - predict("")).square().mean()
+        assert torch.allclose(
+            module.erasure_loss(noisy(module, self.x[:1], self.t[:1], batch)), by_hand
+        )
 
     def test_gradients_reach_the_adapters_alone(self):
         """Section 9 (6)."""
         module = made()
         module.erasure_loss(self.batch(module)).backward()
-        assert {n for n, p in module.backbone.named_parameters() if p.grad is not None} == set(module.trainable())
+        assert {n for n, p in module.backbone.named_parameters() if p.grad is not None} == set(
+            module.trainable()
+        )
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"neighbours": -1}, "RealEra needs neighbours, beyond and weights of at least 0 .*; found -1, 50"),
+        (
+            {"neighbours": -1},
+            "RealEra needs neighbours, beyond and weights of at least 0 .*; found -1, 50",
+        ),
         ({"ridge": 0.0}, "and a ridge above 0"),
         ({"noise_weight": -1.0}, "needs a noise_weight of at least 0; found -1.0"),
         ({"min_cosine": 0.95, "max_cosine": 0.9}, "found 0.95 and 0.9"),
@@ -184,8 +218,12 @@ def test_arguments_out_of_range(arguments, words):
 def recognised(model, words):
     """What the world's scorer calls pictures of ``a WORD``."""
     scorer, labels = Scorer.load(model.world.scorer), [label.name for label in model.world.labels]
-    pictures = draw(model, [f"a {word}" for word in words], range(len(words)), steps=20, guidance=4.0)
-    nearest = (scorer.images(pictures) @ scorer.texts([f"a {label}" for label in labels]).T).argmax(dim=1)
+    pictures = draw(
+        model, [f"a {word}" for word in words], range(len(words)), steps=20, guidance=4.0
+    )
+    nearest = (scorer.images(pictures) @ scorer.texts([f"a {label}" for label in labels]).T).argmax(
+        dim=1
+    )
     return [labels[i] for i in nearest.tolist()]
 
 
@@ -194,7 +232,11 @@ def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
     asked, kept = ["cigarette", "smoking", "tobacco"], ["fox", "grapes", "guitar", "snowman"]
     retention = LocalNoisePreservation(batch_size=4)
     module = fit(
-        RealEra(concepts=[Concept("cigarette", "lollipop", domain=["smoking"])], **numbers("realera")), 10, retention
+        RealEra(
+            concepts=[Concept("cigarette", "lollipop", domain=["smoking"])], **numbers("realera")
+        ),
+        10,
+        retention,
     )
     assert recognised(module.original, asked) == ["cigarette"] * 3
     assert "cigarette" not in recognised(module.backbone, asked)

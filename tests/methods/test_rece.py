@@ -1,11 +1,13 @@
-"""RECE's promises: its first edit and its epochs map by map, and what brings a concept back, before and after."""
+"""RECE's promises: its first edit and its epochs map by map, and what brings a concept back, before
+and after.
+"""
 
 import pytest
 import torch
 from recognition import KEPT, recognised
 
 from erasure_lightning.backbones.tiny import TinyBackbone
-from erasure_lightning.concepts import Concept
+from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.rece import RECE, adversarial, sum_of_grams
 from erasure_lightning.retention.local_noise import LocalNoisePreservation
@@ -66,12 +68,17 @@ def adversarial_by_hand(module, maps, c):
 
 
 def epoch_by_hand(module, maps):
-    pairs = [(adversarial_by_hand(module, maps, states(module, c)), states(module, a)) for c, a in PAIRS]
+    pairs = [
+        (adversarial_by_hand(module, maps, states(module, c)), states(module, a)) for c, a in PAIRS
+    ]
     return [solved(w, pairs, states(module, ""), P, LAMB) for w in maps]
 
 
 def close(solution, wanted):
-    return all(torch.allclose(s.double(), w, atol=1e-5, rtol=1e-4) for s, w in zip(solution, wanted, strict=True))
+    return all(
+        torch.allclose(s.double(), w, atol=1e-5, rtol=1e-4)
+        for s, w in zip(solution, wanted, strict=True)
+    )
 
 
 @pytest.mark.parametrize(
@@ -123,14 +130,20 @@ class TestAdversarialEmbedding:
     @torch.no_grad()
     def test_brings_the_concept_back_past_the_first_edit_and_not_past_an_epoch(self):
         module = rece()
-        gram, first, c = sum_of_grams(old_maps(module)), module.first_edit(tokens(module)), states(module, "small cat")
+        gram, first, c = (
+            sum_of_grams(old_maps(module)),
+            module.first_edit(tokens(module)),
+            states(module, "small cat"),
+        )
         found = adversarial(c, first, gram, REG)
         after = module.epoch(first, gram, tokens(module))
 
         def missing(edit, rows):
             """How far the maps are from what the originals said of the concept, as a share of it."""
             gaps = [(rows @ (w @ edit).mT - c @ w.mT).square().sum() for w in old_maps(module)]
-            return (torch.stack(gaps).sum() / sum((c @ w.mT).square().sum() for w in old_maps(module))).item()
+            return (
+                torch.stack(gaps).sum() / sum((c @ w.mT).square().sum() for w in old_maps(module))
+            ).item()
 
         assert missing(first, c) > 0.15  # the control: the plain concept really was erased
         assert missing(first, found) < 0.1 * missing(first, c)

@@ -1,4 +1,6 @@
-"""Receler's promises: the contract, its loss and its attack, the mask, resuming, a pipeline, and the erasure itself."""
+"""Receler's promises: the contract, its loss and its attack, the mask, resuming, a pipeline, and
+the erasure itself.
+"""
 
 import pytest
 import torch
@@ -9,12 +11,12 @@ from torch import nn
 
 from erasure_lightning.adapters.eraser import listening, outside
 from erasure_lightning.backbones.tiny import TinyBackbone
-from erasure_lightning.bank import TrajectoryBank
-from erasure_lightning.concepts import Batch, Concept
-from erasure_lightning.edits import apply_edit
+from erasure_lightning.concepts.concept import Batch, Concept
+from erasure_lightning.edits.edit import apply_edit
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.receler import Receler
 from erasure_lightning.testing import check_method, fit
+from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
 CONCEPTS = [Concept("cat", "dog"), Concept("star", "heart")]
 BATCH = Batch(["a photo of a {}", "the {} in a house"], ["cat", "star"], ["dog", "heart"], [0, 1])
@@ -25,7 +27,9 @@ GIVEN = numbers("receler")
 
 
 def receler(**arguments):
-    module = Receler(concepts=CONCEPTS, backbone=TinyBackbone(), **(GIVEN | {"rank": 8} | arguments))
+    module = Receler(
+        concepts=CONCEPTS, backbone=TinyBackbone(), **(GIVEN | {"rank": 8} | arguments)
+    )
     module.configure_model()
     for parameter in module.trainable().values():  # so that student and original differ
         nn.init.normal_(parameter, std=0.1)
@@ -40,7 +44,11 @@ def says(model, prompts):
     "arguments",
     [
         {},
-        {"latents": TrajectoryBank(trajectories=2, steps=3, student=True, refresh=2), "attack_steps": 3, "rows": 3},
+        {
+            "latents": TrajectoryBank(trajectories=2, steps=3, student=True, refresh=2),
+            "attack_steps": 3,
+            "rows": 3,
+        },
         {"attack_steps": 0, "mask_weight": 0.0, "rank": 4},
     ],
     ids=["default", "student", "no attack"],
@@ -64,14 +72,18 @@ class TestAttack:
     def test_rows_stand_where_the_sentences_end_and_nowhere_else(self):
         module = receler(rows=3)
         told, ends = self.told(module)
-        changed = (module.attacked(told, noisy(module, X, T, BATCH)).tokens != told.tokens).any(dim=2)
+        changed = (module.attacked(told, noisy(module, X, T, BATCH)).tokens != told.tokens).any(
+            dim=2
+        )
         for row, end in zip(changed, ends.tolist(), strict=True):
             assert row.nonzero().flatten().tolist() == [end, end + 1, end + 2]
 
     def test_the_row_is_as_long_as_the_encoder_lets_it(self):
         module = receler(rows=16)
         told, ends = self.told(module)
-        changed = (module.attacked(told, noisy(module, X, T, BATCH)).tokens != told.tokens).any(dim=2)
+        changed = (module.attacked(told, noisy(module, X, T, BATCH)).tokens != told.tokens).any(
+            dim=2
+        )
         assert changed.sum(dim=1).tolist() == (16 - ends).tolist()
 
     def test_the_denoiser_really_reads_them(self):
@@ -80,7 +92,9 @@ class TestAttack:
         told, _ = self.told(module)
         plain = module.backbone.denoise(X, T, told)
         assert not torch.allclose(
-            module.backbone.denoise(X, T, module.attacked(told, noisy(module, X, T, BATCH))), plain, atol=1e-3
+            module.backbone.denoise(X, T, module.attacked(told, noisy(module, X, T, BATCH))),
+            plain,
+            atol=1e-3,
         )
 
     def test_its_steps_bring_the_concept_back(self):
@@ -96,7 +110,12 @@ class TestAttack:
 
     def test_a_concept_that_is_not_asked_for_stands_still(self):
         module = receler()
-        before = module.adversaries_for(TinyBackbone().encode(["a"]).tokens).of(["cat", "star"]).detach().clone()
+        before = (
+            module.adversaries_for(TinyBackbone().encode(["a"]).tokens)
+            .of(["cat", "star"])
+            .detach()
+            .clone()
+        )
         cats = Batch(["a {}", "the {}"], ["cat", "cat"], ["dog", "dog"], [0, 0])
         module.erasure_loss(noisy(module, X, T, cats))
         after = module.adversaries.of(["cat", "star"])
@@ -106,18 +125,24 @@ class TestAttack:
     def test_only_the_erasers_and_the_rows_get_gradients(self):
         module = receler()
         module.erasure_loss(noisy(module, X, T, BATCH)).backward()
-        assert {n for n, p in module.backbone.named_parameters() if p.grad is not None} == set(module.editable())
+        assert {n for n, p in module.backbone.named_parameters() if p.grad is not None} == set(
+            module.editable()
+        )
 
 
 class TestMask:
     def test_nothing_outside_costs_nothing(self):
         added = {"a": torch.randn(2, 4, 3), "b": torch.randn(2, 16, 3)}
-        everywhere = {name: torch.ones(change.shape[:2], dtype=torch.bool) for name, change in added.items()}
+        everywhere = {
+            name: torch.ones(change.shape[:2], dtype=torch.bool) for name, change in added.items()
+        }
         assert outside(added, everywhere) == 0
 
     def test_everything_outside_costs_its_mean_square(self):
         added = {"a": torch.randn(2, 4, 3), "b": torch.randn(2, 16, 3)}
-        nowhere = {name: torch.zeros(change.shape[:2], dtype=torch.bool) for name, change in added.items()}
+        nowhere = {
+            name: torch.zeros(change.shape[:2], dtype=torch.bool) for name, change in added.items()
+        }
         by_hand = (added["a"].square().mean() + added["b"].square().mean()) / 2
         assert torch.allclose(outside(added, nowhere), by_hand)
 
@@ -126,7 +151,9 @@ class TestMask:
         without = receler(attack_steps=0, mask_weight=0.0)
         torch.manual_seed(0)
         held = receler(attack_steps=0, mask_weight=1.0, threshold=0.5)
-        assert held.erasure_loss(noisy(held, X, T, BATCH)) > without.erasure_loss(noisy(without, X, T, BATCH))
+        assert held.erasure_loss(noisy(held, X, T, BATCH)) > without.erasure_loss(
+            noisy(without, X, T, BATCH)
+        )
 
 
 def test_erasers_add_nothing_before_they_are_trained():
@@ -139,7 +166,9 @@ def test_what_erasers_add_is_heard():
     module = receler()
     with listening(module.backbone.denoiser) as added:
         says(module.backbone, BATCH.prompts)
-    assert set(added) == {f"{name.removeprefix('denoiser.')}" for name in module.backbone.adaptable("cross-attention")}
+    assert set(added) == {
+        f"{name.removeprefix('denoiser.')}" for name in module.backbone.adaptable("cross-attention")
+    }
     assert {change.shape[1] for change in added.values()} == {64, 16}
 
 
@@ -148,7 +177,9 @@ def test_a_pipeline_says_what_the_module_says(tmp_path):
     module.save_edit(tmp_path / "edit.safetensors")
     before = says(tiny, BATCH.prompts)
     apply_edit(tmp_path, tiny.to_pipeline())
-    assert torch.allclose(says(tiny, BATCH.prompts), says(module.backbone, BATCH.prompts), atol=1e-6)
+    assert torch.allclose(
+        says(tiny, BATCH.prompts), says(module.backbone, BATCH.prompts), atol=1e-6
+    )
     assert not torch.allclose(says(tiny, BATCH.prompts), before, atol=1e-3)
 
 
@@ -159,8 +190,14 @@ def test_numbers_out_of_range_are_refused():
 
 @pytest.mark.slow
 def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
-    module = Receler(concepts=[Concept("cigarette")], latents=TrajectoryBank(8, 20), **numbers("receler"))
+    module = Receler(
+        concepts=[Concept("cigarette")], latents=TrajectoryBank(8, 20), **numbers("receler")
+    )
     fit(module, 50)
     assert recognised(module.original, ["cigarette"] * 4, steps=10) == 1
     assert recognised(module.backbone, ["cigarette"] * 4, steps=10) == 0
-    assert recognised(module.backbone, KEPT, steps=10) == recognised(module.original, KEPT, steps=10) == 1
+    assert (
+        recognised(module.backbone, KEPT, steps=10)
+        == recognised(module.original, KEPT, steps=10)
+        == 1
+    )

@@ -1,4 +1,6 @@
-"""SAGE's promises: the contract, its losses on cases with known answers, and the erasure itself, with controls."""
+"""SAGE's promises: the contract, its losses on cases with known answers, and the erasure itself,
+with controls.
+"""
 
 import copy
 from dataclasses import replace
@@ -12,16 +14,16 @@ from trivial import Idle
 
 from erasure_lightning.backbones.conditioning import TEMPLATE
 from erasure_lightning.backbones.tiny import TinyBackbone
-from erasure_lightning.concepts import Batch, Concept
-from erasure_lightning.edits import apply_edit
+from erasure_lightning.concepts.concept import Batch, Concept
+from erasure_lightning.diffusion.sampling import draw
+from erasure_lightning.edits.edit import apply_edit
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.sage import SAGE
-from erasure_lightning.prompts import gradient_ascent, with_template_of
 from erasure_lightning.retention.global_alignment import GlobalSemanticAlignment
 from erasure_lightning.retention.local_states import LocalStatePreservation
 from erasure_lightning.retention.unconditional_drift import UnconditionalDrift
-from erasure_lightning.sampling import draw
 from erasure_lightning.testing import check_method, fit
+from erasure_lightning.training.prompt_states import gradient_ascent, with_template_of
 
 BATCH = Batch(["a photo of a {}", "the {} in a house"], ["cat", "star"], ["dog", "heart"], [0, 1])
 LATENTS = torch.zeros(2, 4, 8, 8), torch.tensor([100.0, 900.0])
@@ -32,7 +34,9 @@ GIVEN = numbers("sage")
 
 def sage(**arguments):
     module = SAGE(
-        concepts=[Concept("cat", "dog"), Concept("star", "heart")], backbone=TinyBackbone(), **(GIVEN | arguments)
+        concepts=[Concept("cat", "dog"), Concept("star", "heart")],
+        backbone=TinyBackbone(),
+        **(GIVEN | arguments),
     )
     module.configure_model()
     return module
@@ -51,7 +55,9 @@ def sage(**arguments):
     ids=str,
 )
 def test_contract(arguments):
-    check_method(SAGE, thorough=not arguments, **(GIVEN | {"check_from": 1, "warmup": 1} | arguments))
+    check_method(
+        SAGE, thorough=not arguments, **(GIVEN | {"check_from": 1, "warmup": 1} | arguments)
+    )
 
 
 class TestSelfCheck:
@@ -101,7 +107,9 @@ class TestSelfCheck:
         plain = module.backbone.embed(BATCH.prompts)
         concept = module.original.summarize(plain)
         found = module.self_check(plain, noisy(module, *LATENTS, BATCH))
-        before, after = (module.check_loss(module.backbone.summarize(p), concept) for p in (plain, found))
+        before, after = (
+            module.check_loss(module.backbone.summarize(p), concept) for p in (plain, found)
+        )
         assert (before > 0.01).all()  # the control: the plain prompt really was erased
         assert (after < before).all()
 
@@ -117,12 +125,19 @@ class TestSelfCheck:
 
     def test_the_anchor_gets_the_template_that_was_found(self):
         module = sage()
-        (plain,), (anchor,) = module.backbone.embed(BATCH.prompts), module.backbone.embed(BATCH.targets)
+        (plain,), (anchor,) = (
+            module.backbone.embed(BATCH.prompts),
+            module.backbone.embed(BATCH.targets),
+        )
         found = replace(plain, embeddings=plain.embeddings + 1)
         there = with_template_of(anchor, found)
-        assert torch.equal(there.embeddings[anchor.positions(TEMPLATE)], found.embeddings[found.positions(TEMPLATE)])
         assert torch.equal(
-            there.embeddings[~anchor.positions(TEMPLATE)], anchor.embeddings[~anchor.positions(TEMPLATE)]
+            there.embeddings[anchor.positions(TEMPLATE)],
+            found.embeddings[found.positions(TEMPLATE)],
+        )
+        assert torch.equal(
+            there.embeddings[~anchor.positions(TEMPLATE)],
+            anchor.embeddings[~anchor.positions(TEMPLATE)],
         )
 
 
@@ -137,7 +152,9 @@ class TestReduction:
             parameter.data.add_(0.01)
         ask = lambda model, prompts: model.denoise(x, t, model.encode(prompts))  # noqa: E731
         uncond, concept = ask(module.original, ["", ""]), ask(module.original, BATCH.prompts)
-        by_hand = (ask(module.backbone, BATCH.prompts) - (uncond - (concept - uncond))).square().mean()
+        by_hand = (
+            (ask(module.backbone, BATCH.prompts) - (uncond - (concept - uncond))).square().mean()
+        )
         assert torch.allclose(module.erasure_loss(noisy(module, x, t, nothing)), by_hand)
 
     def test_text_space_compares_span_and_tail(self):
@@ -146,7 +163,9 @@ class TestReduction:
         now = module.backbone.encode(batch.prompts).tokens[0]
         wanted = module.original.encode(batch.targets).tokens[0]
         gap = (now - wanted).square().mean(dim=1)
-        assert torch.allclose(module.erasure_loss(noisy(module, *LATENTS, batch)), gap[2] + gap[3:].mean())
+        assert torch.allclose(
+            module.erasure_loss(noisy(module, *LATENTS, batch)), gap[2] + gap[3:].mean()
+        )
 
 
 def test_gradients_reach_the_text_encoder_alone():
@@ -179,7 +198,9 @@ def test_a_sentence_cut_short_is_refused():
 
 
 def test_the_trained_encoder_transfers_to_another_pipeline(tmp_path):
-    """The concept's tokens move the same way in a pipeline with the same text encoder and another UNet."""
+    """The concept's tokens move the same way in a pipeline with the same text encoder and another
+    UNet.
+    """
     module = fit(sage(), 10)
     module.save_edit(tmp_path / "edit.safetensors")
     other = TinyBackbone()
@@ -195,13 +216,21 @@ WORLD = [Concept("cigarette", "lollipop")]
 
 
 def moves(module):
-    """How far the concept, its domain and the rest went from the original, and the concept from its anchor: 1 - cos."""
+    """How far the concept, its domain and the rest went from the original, and the concept from its
+    anchor: 1 - cos.
+    """
 
     def gap(prompts, wanted):
-        now, then = (m.summarize(m.embed(p)) for m, p in ((module.backbone, prompts), (module.original, wanted)))
+        now, then = (
+            m.summarize(m.embed(p))
+            for m, p in ((module.backbone, prompts), (module.original, wanted))
+        )
         return (1 - torch.cosine_similarity(now, then)).mean().item()
 
-    asked, rest = ["a cigarette", "an emoji of a cigarette"], ["a dog", "a pizza", "a guitar", "a rocket"]
+    asked, rest = (
+        ["a cigarette", "an emoji of a cigarette"],
+        ["a dog", "a pizza", "a guitar", "a rocket"],
+    )
     instead = ["a lollipop", "an emoji of a lollipop"]
     return {"concept": gap(asked, asked), "anchor": gap(asked, instead), "rest": gap(rest, rest)}
 

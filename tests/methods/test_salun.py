@@ -1,4 +1,6 @@
-"""SalUn's promises: the contract, its loss and its saliency by hand, what may move, the official traps, the erasure."""
+"""SalUn's promises: the contract, its loss and its saliency by hand, what may move, the official
+traps, the erasure.
+"""
 
 import pytest
 import torch
@@ -7,12 +9,12 @@ from recognition import KEPT, recognised
 from shipped import numbers
 
 from erasure_lightning.backbones.tiny import TinyBackbone
-from erasure_lightning.bank import TrajectoryBank
-from erasure_lightning.concepts import Batch, Concept
+from erasure_lightning.concepts.concept import Batch, Concept
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.image_sources import GeneratedImages
 from erasure_lightning.methods.salun import CHUNK, SalUn
 from erasure_lightning.testing import check_method, edit_of, fit
+from erasure_lightning.training.image_sources import GeneratedImages
+from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
 CONCEPTS = [Concept("cat", "dog"), Concept("star")]
 BATCH = Batch(["a photo of a {}", "the {} in a house"], ["cat", "star"], ["dog", ""], [0, 1])
@@ -55,7 +57,9 @@ class TestLoss:
         module = begun(alpha=0.0)
         assert torch.allclose(
             module.erasure_loss(noisy(module, X, T, BATCH)),
-            (ask(module.backbone, BATCH.prompts) - ask(module.backbone, ["a photo of a dog", ""])).square().mean(),
+            (ask(module.backbone, BATCH.prompts) - ask(module.backbone, ["a photo of a dog", ""]))
+            .square()
+            .mean(),
         )
 
     def test_its_target_is_the_network_in_training_and_has_no_slope(self):
@@ -68,7 +72,8 @@ class TestLoss:
         by_hand = (ask(module.backbone, BATCH.prompts) - wanted).square().mean()
         parameters = list(module.trainable().values())
         slopes, expected = (
-            torch.autograd.grad(loss, parameters) for loss in (module.erasure_loss(noisy(module, X, T, BATCH)), by_hand)
+            torch.autograd.grad(loss, parameters)
+            for loss in (module.erasure_loss(noisy(module, X, T, BATCH)), by_hand)
         )
         assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(slopes, expected, strict=True))
 
@@ -81,7 +86,9 @@ class TestLoss:
         process = module.backbone.process
         t, noise = process.draw_times(2), torch.randn(2, 4, 8, 8)
         clean, captions = module._kept_images.latents[rows], [module._captions[i] for i in rows]
-        now = module.backbone.denoise(process.noise(clean, noise, t), t, module.backbone.encode(captions))
+        now = module.backbone.denoise(
+            process.noise(clean, noise, t), t, module.backbone.encode(captions)
+        )
         wanted = noise if prediction == "epsilon" else process.target(clean, noise, t)
         assert torch.allclose(loss, (now - wanted).square().mean())
 
@@ -95,7 +102,9 @@ class TestLoss:
 
 class TestSaliency:
     def test_by_hand(self):
-        """One pass over the concepts' pictures, signed slopes of the guided prediction's error, one cut for all."""
+        """One pass over the concepts' pictures, signed slopes of the guided prediction's error, one
+        cut for all.
+        """
         module = begun(latents=images(CHUNK))
         torch.manual_seed(11)
         masks = module.saliency()
@@ -106,9 +115,14 @@ class TestSaliency:
             process, source = module.backbone.process, module.latents
             t, noise = process.draw_times(CHUNK), torch.randn(CHUNK, 4, 8, 8)
             batch = noisy(
-                module, process.noise(source.gallery.latents[list(rows)], noise, t), t, source.sentences.rows(rows)
+                module,
+                process.noise(source.gallery.latents[list(rows)], noise, t),
+                t,
+                source.sentences.rows(rows),
             )
-            guided = 8.5 * module.student(batch) - 7.5 * module.student(batch, module.backbone.unconditional(CHUNK))
+            guided = 8.5 * module.student(batch) - 7.5 * module.student(
+                batch, module.backbone.unconditional(CHUNK)
+            )
             loss = -(noise - guided).square().mean()
             total = total + torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)])
         size = total.abs()
@@ -133,7 +147,9 @@ class TestPictures:
         asked = " ".join(module._captions)
         assert "bicycle" in asked
         assert not {"cat", "star"} & set(asked.split())
-        assert len(set(module._captions)) == 100  # 79 things of COCO that are not cats, in other captions from then on
+        assert (
+            len(set(module._captions)) == 100
+        )  # 79 things of COCO that are not cats, in other captions from then on
 
     def test_each_concept_has_as_many(self):
         module = begun(latents=images(1))
@@ -146,7 +162,9 @@ class TestPictures:
 
     def test_latents_are_of_the_concepts_asked_for(self):
         module = begun(latents=images(3))
-        batch = module.noisy_batch(Batch(["a {}"] * 3, ["star", "cat", "star"], ["", "dog", ""], [1, 0, 1]))
+        batch = module.noisy_batch(
+            Batch(["a {}"] * 3, ["star", "cat", "star"], ["", "dog", ""], [1, 0, 1])
+        )
         assert batch.sentences.concepts == ["star", "cat", "star"]
         assert batch.x.shape == (3, 4, 8, 8)
         assert batch.t.shape == (3,)
@@ -169,7 +187,10 @@ class TestPictures:
     ("arguments", "words"),
     [
         ({"alpha": -1.0}, "needs alpha of at least 0, remaining of at least 1; found -1.0, 4"),
-        ({"latents": TrajectoryBank()}, "needs images that the original generates; found TrajectoryBank"),
+        (
+            {"latents": TrajectoryBank()},
+            "needs images that the original generates; found TrajectoryBank",
+        ),
         ({"share": 1.5}, "SalUn needs share above 0 and at most 1; found 1.5"),
     ],
 )

@@ -7,12 +7,12 @@ from recognition import KEPT, recognised
 from shipped import numbers
 
 from erasure_lightning.backbones.tiny import TinyBackbone
-from erasure_lightning.bank import TrajectoryBank
-from erasure_lightning.concepts import Batch, Concept
+from erasure_lightning.concepts.concept import Batch, Concept
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.sdd import SDD
-from erasure_lightning.module import PREFIX
 from erasure_lightning.testing import check_method, edit_of, fit
+from erasure_lightning.training.base import PREFIX
+from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
 BATCH = Batch(["a photo of a {}", "the {} in a house"], ["cat", "star"], ["dog", "heart"], [0, 1])
 X, T = torch.linspace(-2, 2, 512).view(2, 4, 8, 8), torch.tensor([100.0, 900.0])
@@ -34,7 +34,13 @@ def followed():
 
 @pytest.mark.parametrize(
     "arguments",
-    [{}, {"ema": 0.0}, {"train": "all"}, {"latents": followed()}, {"latents": TrajectoryBank(trajectories=2, steps=3)}],
+    [
+        {},
+        {"ema": 0.0},
+        {"train": "all"},
+        {"latents": followed()},
+        {"latents": TrajectoryBank(trajectories=2, steps=3)},
+    ],
     ids=["defaults", "no average", "all", "average's trajectories", "original's trajectories"],
 )
 def test_contract(arguments):
@@ -48,8 +54,12 @@ class TestLoss:
             parameter.data.add_(0.01)
         ask = lambda model, prompts: model.denoise(X, T, model.encode(prompts))  # noqa: E731
         said, nothing = ask(module.backbone, BATCH.prompts), ask(module.backbone, ["", ""])
-        assert torch.allclose(module.erasure_loss(noisy(module, X, T, BATCH)), (said - nothing).square().mean())
-        assert not torch.allclose(nothing, ask(module.original, ["", ""]), atol=1e-3)  # the target is the student's
+        assert torch.allclose(
+            module.erasure_loss(noisy(module, X, T, BATCH)), (said - nothing).square().mean()
+        )
+        assert not torch.allclose(
+            nothing, ask(module.original, ["", ""]), atol=1e-3
+        )  # the target is the student's
 
     def test_the_target_has_no_slope(self):
         module = sdd()
@@ -58,7 +68,9 @@ class TestLoss:
         said = module.student(batch)
         with torch.no_grad():
             nothing = module.student(batch, module.backbone.unconditional(2))
-        by_hand = torch.autograd.grad((said - nothing).square().mean(), parameters, retain_graph=True)
+        by_hand = torch.autograd.grad(
+            (said - nothing).square().mean(), parameters, retain_graph=True
+        )
         slopes = torch.autograd.grad(module.erasure_loss(noisy(module, X, T, BATCH)), parameters)
         assert all(torch.allclose(a, b) for a, b in zip(slopes, by_hand, strict=True))
         both = said - module.student(batch, module.backbone.unconditional(2))  # the control
@@ -76,7 +88,9 @@ class Recording(SDD):
 
 class TestAverage:
     def test_what_is_kept_is_the_average_of_every_step(self):
-        module = Recording(concepts=[Concept("cat")], backbone=TinyBackbone(), **(GIVEN | {"ema": 0.8}))
+        module = Recording(
+            concepts=[Concept("cat")], backbone=TinyBackbone(), **(GIVEN | {"ema": 0.8})
+        )
         fit(module, 3)
         for name, kept in edit_of(module).items():
             by_hand = dict(module.original.named_parameters())[name]
@@ -86,12 +100,20 @@ class TestAverage:
             assert not torch.allclose(kept, module.history[-1][name], atol=1e-6)  # the control
 
     def test_without_memory_the_student_is_kept(self):
-        module = Recording(concepts=[Concept("cat")], backbone=TinyBackbone(), **(GIVEN | {"ema": 0.0}))
+        module = Recording(
+            concepts=[Concept("cat")], backbone=TinyBackbone(), **(GIVEN | {"ema": 0.0})
+        )
         fit(module, 3)
-        assert all(torch.equal(kept, module.history[-1][name]) for name, kept in edit_of(module).items())
+        assert all(
+            torch.equal(kept, module.history[-1][name]) for name, kept in edit_of(module).items()
+        )
 
-    def test_a_checkpoint_of_a_run_under_way_is_the_average_and_has_the_student_beside_it(self, tmp_path):
-        module = Recording(concepts=[Concept("cat")], backbone=TinyBackbone(), **(GIVEN | {"ema": 0.8}))
+    def test_a_checkpoint_of_a_run_under_way_is_the_average_and_has_the_student_beside_it(
+        self, tmp_path
+    ):
+        module = Recording(
+            concepts=[Concept("cat")], backbone=TinyBackbone(), **(GIVEN | {"ema": 0.8})
+        )
         fit(module, 2, total=4, save=tmp_path / "half.ckpt")
         saved = torch.load(tmp_path / "half.ckpt", weights_only=True)
         averaged = dict(module.average.named_parameters())
@@ -103,7 +125,9 @@ class TestAverage:
         bank, walkers = followed(), []
         module = sdd(latents=bank, lr=0.05)
         follow = bank.follow
-        monkeypatch.setattr(bank, "follow", lambda model, *rest: (walkers.append(model), follow(model, *rest)))
+        monkeypatch.setattr(
+            bank, "follow", lambda model, *rest: (walkers.append(model), follow(model, *rest))
+        )
         fit(module, 1)
         assert walkers[0].student is module.average
 
@@ -113,14 +137,19 @@ class TestConcepts:
         bank = TrajectoryBank(trajectories=3, steps=2)
         module = fit(sdd(latents=bank), 1)
         walked = bank.sentences
-        asked = {concept: prompt.text for concept, prompt in zip(walked.concepts, walked.prompts, strict=True)}
+        asked = {
+            concept: prompt.text
+            for concept, prompt in zip(walked.concepts, walked.prompts, strict=True)
+        }
         assert asked.keys() == {"cat", "star", "heart"}
         assert "cat, star, heart" in asked["cat"]
         assert "star, cat, heart" in asked["star"]
         assert module.noisy_batch(BATCH).sentences is BATCH
 
     def test_one_stands_alone(self):
-        module = SDD(concepts=[Concept("cat")], backbone=TinyBackbone(), latents=TrajectoryBank(2, 2))
+        module = SDD(
+            concepts=[Concept("cat")], backbone=TinyBackbone(), latents=TrajectoryBank(2, 2)
+        )
         fit(module, 1)
         assert all(prompt.text.endswith("cat") for prompt in module.latents.sentences.prompts)
 
@@ -133,7 +162,15 @@ def test_ema_out_of_range(ema):
 
 @pytest.mark.slow
 def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
-    module = fit(SDD(concepts=[Concept("cigarette")], latents=TrajectoryBank(8, 20), **numbers("sdd")), 80)
+    module = fit(
+        SDD(concepts=[Concept("cigarette")], latents=TrajectoryBank(8, 20), **numbers("sdd")), 80
+    )
     assert recognised(module.original, ["cigarette"] * 4, steps=10) == 1
-    assert recognised(module.backbone, ["cigarette"] * 4, steps=10) <= 0.25  # one of four was seen to stay
-    assert recognised(module.backbone, KEPT, steps=10) == recognised(module.original, KEPT, steps=10) == 1
+    assert (
+        recognised(module.backbone, ["cigarette"] * 4, steps=10) <= 0.25
+    )  # one of four was seen to stay
+    assert (
+        recognised(module.backbone, KEPT, steps=10)
+        == recognised(module.original, KEPT, steps=10)
+        == 1
+    )

@@ -1,4 +1,6 @@
-"""SPM's promises: the contract, its loss by hand, its latent anchors, and the erasure with what transport buys."""
+"""SPM's promises: the contract, its loss by hand, its latent anchors, and the erasure with what
+transport buys.
+"""
 
 import pytest
 import torch
@@ -8,12 +10,12 @@ from shipped import numbers
 from torch import nn
 
 from erasure_lightning.backbones.tiny import TinyBackbone
-from erasure_lightning.bank import TrajectoryBank
-from erasure_lightning.callbacks.guard import Guard
-from erasure_lightning.concepts import Batch, Concept
+from erasure_lightning.callbacks.edit_validation import Guard
+from erasure_lightning.concepts.concept import Batch, Concept
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.spm import SPM
 from erasure_lightning.testing import check_method, fit
+from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
 CONCEPTS = [Concept("cat", "dog"), Concept("star")]
 BATCH = Batch(["a photo of a {}", "the {} in a house"], ["cat", "star"], ["dog", ""], [0, 1])
@@ -52,7 +54,9 @@ def test_contract(arguments):
 def test_the_erasing_loss_by_hand(guidance):
     module = spm(guidance=guidance, anchors=0)
     called = says(module.original, BATCH.prompts)
-    instead = torch.stack([says(module.original, ["a photo of a dog"] * 2)[0], says(module.original, ["", ""])[1]])
+    instead = torch.stack(
+        [says(module.original, ["a photo of a dog"] * 2)[0], says(module.original, ["", ""])[1]]
+    )
     with module.membrane.held(torch.eye(2)):
         now = says(module.backbone, BATCH.prompts)
     by_hand = (now - (instead - guidance * (called - instead))).square().mean()
@@ -87,10 +91,17 @@ class TestLatentAnchors:
 
     def test_they_hold_the_rest_where_it_was(self):
         def moved(weight):
-            module = SPM(concepts=CONCEPTS, backbone=TinyBackbone(), **(GIVEN | {"anchor_weight": weight, "warmup": 1}))
+            module = SPM(
+                concepts=CONCEPTS,
+                backbone=TinyBackbone(),
+                **(GIVEN | {"anchor_weight": weight, "warmup": 1}),
+            )
             fit(module, 20)
             with module.membrane.held(torch.ones(2, 2)):
-                return (says(module.backbone, ["a car", "a boat"]) - says(module.original, ["a car", "a boat"])).norm()
+                return (
+                    says(module.backbone, ["a car", "a boat"])
+                    - says(module.original, ["a car", "a boat"])
+                ).norm()
 
         assert moved(1000.0) < 0.5 * moved(0.0)
 
@@ -107,7 +118,9 @@ def test_a_step_trains_the_adapters_of_its_concept_alone():
 def test_what_the_membrane_remembers_is_saved_and_not_trained():
     module = spm()
     remembered = set(module.editable()) - set(module.trainable())
-    assert remembered == {f"denoiser.adapter.{name}" for name in ("sentences", "words", "unrelated")}
+    assert remembered == {
+        f"denoiser.adapter.{name}" for name in ("sentences", "words", "unrelated")
+    }
     assert not any(module.editable()[name].requires_grad for name in remembered)
 
 
@@ -124,7 +137,9 @@ def test_negative_numbers_are_refused():
 @pytest.mark.slow
 def test_it_erases_the_cigarette_of_the_emoji_world_and_transport_keeps_the_rest():
     module = SPM(
-        concepts=[Concept("cigarette", "lollipop")], latents=TrajectoryBank(trajectories=8, steps=20), **numbers("spm")
+        concepts=[Concept("cigarette", "lollipop")],
+        latents=TrajectoryBank(trajectories=8, steps=20),
+        **numbers("spm"),
     )
     fit(module, 60)
     assert recognised(module.original, ["cigarette"] * 4) == 1
@@ -141,4 +156,6 @@ def test_it_erases_the_cigarette_of_the_emoji_world_and_transport_keeps_the_rest
 def says_of(model, words):
     with torch.no_grad():
         x = model.noise(range(len(words)))
-        return model.denoise(x, torch.full((len(words),), 600), model.encode([f"a {word}" for word in words]))
+        return model.denoise(
+            x, torch.full((len(words),), 600), model.encode([f"a {word}" for word in words])
+        )

@@ -1,15 +1,17 @@
-"""UCE's promises: the minimiser, solved map by map; which token; and the erasure itself, with controls."""
+"""UCE's promises: the minimiser, solved map by map; which token; and the erasure itself, with
+controls.
+"""
 
 import pytest
 import torch
 
 from erasure_lightning.backbones.tiny import TinyBackbone
-from erasure_lightning.concepts import Concept
+from erasure_lightning.concepts.concept import Concept
+from erasure_lightning.diffusion.sampling import draw
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.uce import UCE
 from erasure_lightning.metrics.scorer import Scorer
 from erasure_lightning.retention.local_noise import LocalNoisePreservation
-from erasure_lightning.sampling import draw
 from erasure_lightning.testing import check_method, edit_of, fit
 
 CONCEPTS = [Concept("small cat", "dog"), Concept("star", "red heart"), Concept("boat")]
@@ -22,7 +24,9 @@ def uce(concepts=CONCEPTS, **arguments):
 
 
 def last(module, prompt):
-    """The row in front of the end-of-text token, as the official code takes it, ``(1, D)`` in float64."""
+    """The row in front of the end-of-text token, as the official code takes it, ``(1, D)`` in
+    float64.
+    """
     (embedded,) = module.original.embed([prompt])
     return module.original.encode([prompt]).tokens[0, embedded.ends - 1].double()
 
@@ -46,10 +50,14 @@ def by_hand(module, pairs, kept, e, p, lamb, gram=None):
 
 def same(solution, wanted):
     assert solution.keys() == wanted.keys()
-    return all(torch.allclose(solution[name].double(), wanted[name], atol=1e-6, rtol=0) for name in wanted)
+    return all(
+        torch.allclose(solution[name].double(), wanted[name], atol=1e-6, rtol=0) for name in wanted
+    )
 
 
-@pytest.mark.parametrize("arguments", [{}, {"templates": ["a {}", "{} in a house"], "preserve": ["tree", ""]}], ids=str)
+@pytest.mark.parametrize(
+    "arguments", [{}, {"templates": ["a {}", "{} in a house"], "preserve": ["tree", ""]}], ids=str
+)
 def test_contract(arguments):
     check_method(UCE, thorough=not arguments, **arguments)
 
@@ -80,15 +88,28 @@ class TestSolution:
         module = uce(preserve=["tree"])
         solution = module.solve()
         for name, layer in module.original.text_layers().items():
-            old, new = layer.weight.double(), solution[f"{name}.weight"].double().requires_grad_(True)
+            old, new = (
+                layer.weight.double(),
+                solution[f"{name}.weight"].double().requires_grad_(True),
+            )
 
             def objective(w, old=old):
-                pairs = [("small cat", "dog"), ("star", "red heart"), ("boat", ""), ("tree", "tree")]
-                gaps = [(last(module, c) @ w.mT - last(module, a) @ old.mT).square().sum() for c, a in pairs]
+                pairs = [
+                    ("small cat", "dog"),
+                    ("star", "red heart"),
+                    ("boat", ""),
+                    ("tree", "tree"),
+                ]
+                gaps = [
+                    (last(module, c) @ w.mT - last(module, a) @ old.mT).square().sum()
+                    for c, a in pairs
+                ]
                 return torch.stack(gaps).sum() + 0.5 * (w - old).square().sum()
 
             (slope,) = torch.autograd.grad(objective(new), new)
-            (before,) = torch.autograd.grad(objective(start := old.clone().requires_grad_(True)), start)
+            (before,) = torch.autograd.grad(
+                objective(start := old.clone().requires_grad_(True)), start
+            )
             assert slope.abs().max() < 1e-5 * before.abs().max()
 
     def test_the_order_of_concepts_does_not_matter(self):
@@ -97,7 +118,8 @@ class TestSolution:
     def test_nothing_to_erase_leaves_every_bit(self):
         module = uce(erase_scale=0.0, preserve=["tree"])
         assert all(
-            torch.equal(new, old) for new, old in zip(module.solve().values(), edit_of(module).values(), strict=True)
+            torch.equal(new, old)
+            for new, old in zip(module.solve().values(), edit_of(module).values(), strict=True)
         )
 
 
@@ -109,7 +131,9 @@ def test_the_concept_comes_out_as_its_anchor_did_and_what_is_preserved_as_before
         says = lambda w, prompt: last(module, prompt) @ w.mT  # noqa: E731
         assert torch.allclose(says(new, "small cat"), says(old, "dog"), atol=1e-3)
         assert torch.allclose(
-            says(new, "boat"), module.original.encode([""]).tokens[0, :1].double() @ old.mT, atol=1e-3
+            says(new, "boat"),
+            module.original.encode([""]).tokens[0, :1].double() @ old.mT,
+            atol=1e-3,
         )
         assert torch.allclose(says(new, "tree"), says(old, "tree"), atol=1e-3)
         assert not torch.allclose(says(old, "small cat"), says(old, "dog"), atol=1e-2)
@@ -139,9 +163,15 @@ KEPT = ["fox", "grapes", "guitar", "snowman"]
 def recognised(model, words, seeds=range(10, 14)):
     """Share of pictures of ``a WORD`` that the world's scorer calls so."""
     scorer, labels = Scorer.load(model.world.scorer), [label.name for label in model.world.labels]
-    pictures = draw(model, [f"a {word}" for word in words], list(seeds)[: len(words)], steps=20, guidance=4.0)
-    nearest = (scorer.images(pictures) @ scorer.texts([f"a {label}" for label in labels]).T).argmax(dim=1)
-    return sum(model.world.same(labels[i], word) for i, word in zip(nearest, words, strict=True)) / len(words)
+    pictures = draw(
+        model, [f"a {word}" for word in words], list(seeds)[: len(words)], steps=20, guidance=4.0
+    )
+    nearest = (scorer.images(pictures) @ scorer.texts([f"a {label}" for label in labels]).T).argmax(
+        dim=1
+    )
+    return sum(
+        model.world.same(labels[i], word) for i, word in zip(nearest, words, strict=True)
+    ) / len(words)
 
 
 @pytest.mark.slow

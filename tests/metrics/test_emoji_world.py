@@ -3,12 +3,12 @@
 import pytest
 
 from erasure_lightning.backbones.loading import load_backbone
-from erasure_lightning.concepts import Concept
-from erasure_lightning.metrics.judge import Judge
+from erasure_lightning.concepts.concept import Concept
+from erasure_lightning.concepts.vocabulary import Vocabulary
+from erasure_lightning.diffusion.sampling import draw
 from erasure_lightning.metrics.scorer import Scorer
-from erasure_lightning.metrics.seeds import Recognized
-from erasure_lightning.sampling import draw
-from erasure_lightning.vocabulary import Vocabulary
+from erasure_lightning.metrics.seed_statistics import Recognized
+from erasure_lightning.metrics.zero_shot import Judge
 
 pytest.importorskip("erasure_lightning_emoji_world")
 THINGS = ["panda", "key", "rainbow", "red apple", "hamburger", "frog"]
@@ -26,5 +26,9 @@ def test_the_worlds_own_pictures_are_recognised():
         metric.update(chosen, [judge.question(group, thing) for thing in THINGS], [0] * len(THINGS))
         assert metric.compute().mean >= least
         metric.reset()
-        metric.update(chosen.roll(1, 0), [judge.question("specificity", thing) for thing in THINGS], [0] * len(THINGS))
+        metric.update(
+            chosen.roll(1, 0),
+            [judge.question("specificity", thing) for thing in THINGS],
+            [0] * len(THINGS),
+        )
         assert metric.compute().mean == 0

@@ -27,7 +27,9 @@ def test_a_vision_model_alone_is_one(tmp_path):
 
 def test_a_model_that_sees_no_pictures_is_refused(tmp_path):
     CLIPTextModel(
-        CLIPTextConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+        CLIPTextConfig(
+            hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+        )
     ).save_pretrained(tmp_path)
     with pytest.raises(ErasureError, match=r"The network .* could not be loaded: "):
         Features.load(tmp_path)

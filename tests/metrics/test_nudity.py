@@ -13,7 +13,11 @@ class Known:
 
     def detect(self, path):
         words = Path(path).name.split("+")
-        return [{"class": word.rpartition("=")[0], "score": float(word.rpartition("=")[2])} for word in words if word]
+        return [
+            {"class": word.rpartition("=")[0], "score": float(word.rpartition("=")[2])}
+            for word in words
+            if word
+        ]
 
 
 def exposure(threshold=0.6, seeds=2):
@@ -50,7 +54,9 @@ def test_without_the_package_it_says_what_to_install(monkeypatch):
 
 
 def test_the_real_detector_finds_nothing_in_a_plain_picture(tmp_path):
-    pytest.importorskip("nudenet", reason="NudeNet is an extra: pip install 'erasure-lightning[metrics]'")
+    pytest.importorskip(
+        "nudenet", reason="NudeNet is an extra: pip install 'erasure-lightning[metrics]'"
+    )
     detector, described = load_detector()
     labels = sys.modules["nudenet.nudenet"].__dict__["__labels"]
     assert set(COUNTED) <= set(labels)

@@ -28,7 +28,10 @@ def small():
 def weights(tmp_path):
     """AlexNet of random weights as a file, named as torchvision names the whole network."""
     network = AlexNet()
-    save_file({f"features.{k}": v for k, v in network.features.state_dict().items()}, tmp_path / "alexnet.safetensors")
+    save_file(
+        {f"features.{k}": v for k, v in network.features.state_dict().items()},
+        tmp_path / "alexnet.safetensors",
+    )
     return network, tmp_path / "alexnet.safetensors"
 
 
@@ -68,7 +71,8 @@ def test_a_pickle_is_refused_and_the_way_out_is_said(tmp_path):
     (tmp_path / "alexnet.pth").write_bytes(b"")
     for name in ("alexnet.pth", "alexnet.safetensors"):
         with pytest.raises(
-            ErasureError, match=rf"lpips needs a safetensors file .*{name} is none\. Pickles .* save_file"
+            ErasureError,
+            match=rf"lpips needs a safetensors file .*{name} is none\. Pickles .* save_file",
         ):
             Lpips.load(tmp_path / name)
 

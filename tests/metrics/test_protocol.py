@@ -4,8 +4,8 @@ from dataclasses import replace
 import pytest
 
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.metrics.estimates import Estimate
 from erasure_lightning.metrics.protocol import Protocol, Result, compare
-from erasure_lightning.metrics.seeds import Estimate
 
 PROTOCOL = Protocol(
     prompts={"efficacy": ["a cat", "cat"], "specificity": ["a dog"]}, seeds=[0, 1], steps=4, guidance=3.0, size=16,
@@ -15,7 +15,12 @@ PROTOCOL = Protocol(
 
 
 def share(mean):
-    return {"recognized": {"before": Estimate(1.0, 1.0, 1.0, 2, 4), "after": Estimate(mean, 0.0, 1.0, 2, 4)}}
+    return {
+        "recognized": {
+            "before": Estimate(1.0, 1.0, 1.0, 2, 4),
+            "after": Estimate(mean, 0.0, 1.0, 2, 4),
+        }
+    }
 
 
 RESULT = Result(PROTOCOL, {"method": "x.Y"}, {"efficacy": share(0.2), "specificity": share(0.8)})
@@ -43,8 +48,13 @@ def test_overall_is_the_harmonic_mean_of_what_should_be_high():
 
 
 def test_comparison_has_a_row_for_each_figure():
-    rows = compare({"one": RESULT, "two": replace(RESULT, estimates={g: share(0.5) for g in RESULT.estimates})})
-    assert [(r.group, r.metric) for r in rows] == [("efficacy", "recognized"), ("specificity", "recognized")]
+    rows = compare(
+        {"one": RESULT, "two": replace(RESULT, estimates={g: share(0.5) for g in RESULT.estimates})}
+    )
+    assert [(r.group, r.metric) for r in rows] == [
+        ("efficacy", "recognized"),
+        ("specificity", "recognized"),
+    ]
     assert [e.mean for e in rows[0].after.values()] == [0.2, 0.5]
     assert rows[0].before == Estimate(1.0, 1.0, 1.0, 2, 4)
 
@@ -56,14 +66,19 @@ def test_comparison_has_a_row_for_each_figure():
         ({"seeds": [0, 2]}, "seeds: 1 and 2"),
         ({"seeds": [0]}, "seeds: 1 and 1 in all"),
         ({"scorer_fingerprint": ""}, "scorer_fingerprint: 's' and ''"),
-        ({"prompts": {"efficacy": ["a star"]}, "seeds": [9]}, "prompts of efficacy: 'a cat', 'cat' and 'a star'"),
+        (
+            {"prompts": {"efficacy": ["a star"]}, "seeds": [9]},
+            "prompts of efficacy: 'a cat', 'cat' and 'a star'",
+        ),
         ({"prompts": {"efficacy": ["a cat", "cat"]}}, "prompts of specificity: 'a dog' and none"),
     ],
 )
 def test_different_protocols_are_refused_by_the_first_field(change, words):
     other = replace(RESULT, protocol=replace(PROTOCOL, **change))
     assert other.protocol.identity != PROTOCOL.identity
-    with pytest.raises(ErasureError, match=rf"one and two were measured differently .* They differ in {words}\."):
+    with pytest.raises(
+        ErasureError, match=rf"one and two were measured differently .* They differ in {words}\."
+    ):
         compare({"one": RESULT, "two": other})
 
 
@@ -77,8 +92,12 @@ def test_no_file_is_refused(tmp_path):
         Result.load(tmp_path / "metrics.json")
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"protocol": {"steps": 3}, "edit": {}, "estimates": {}}'])
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", '{"protocol": {"steps": 3}, "edit": {}, "estimates": {}}']
+)
 def test_another_file_is_refused(tmp_path, content):
     (tmp_path / "metrics.json").write_text(content)
-    with pytest.raises(ErasureError, match="needs figures as `erasure test` writes them; found others"):
+    with pytest.raises(
+        ErasureError, match="needs figures as `erasure test` writes them; found others"
+    ):
         Result.load(tmp_path / "metrics.json")

@@ -15,7 +15,10 @@ from erasure_lightning.metrics.scorer import Preprocessing, Scorer
 @pytest.mark.parametrize("kind", ["clip", "siglip", "dual"])
 def test_embeds_pictures_and_texts_into_one_space(tmp_path, kind):
     scorer = Scorer.load(save_scorer(tmp_path, kind))
-    images, texts = scorer.images(torch.rand(2, 3, 32, 24)), scorer.texts(["a cat", "a dog", "the small bird"])
+    images, texts = (
+        scorer.images(torch.rand(2, 3, 32, 24)),
+        scorer.texts(["a cat", "a dog", "the small bird"]),
+    )
     assert images.shape[1] == texts.shape[1]
     torch.testing.assert_close(images.norm(dim=1), torch.ones(2))
     torch.testing.assert_close(texts.norm(dim=1), torch.ones(3))
@@ -27,7 +30,8 @@ def test_a_text_scores_the_same_in_any_company(tmp_path, kind):
     alone, beside = scorer.texts(["a cat"]), scorer.texts(["a cat", "a small bird in a house"])[:1]
     torch.testing.assert_close(alone, beside)
     torch.testing.assert_close(
-        scorer.texts(["a cat", "a dog", "fish"], batch_size=2), scorer.texts(["a cat", "a dog", "fish"])
+        scorer.texts(["a cat", "a dog", "fish"], batch_size=2),
+        scorer.texts(["a cat", "a dog", "fish"]),
     )
 
 
@@ -47,7 +51,11 @@ def test_gradients_reach_the_picture(tmp_path):
 
 def test_fingerprint_is_of_the_weights(tmp_path):
     one, other = (save_scorer(tmp_path / str(seed), seed=seed) for seed in (0, 1))
-    assert Scorer.load(one).fingerprint() == Scorer.load(one).fingerprint() != Scorer.load(other).fingerprint()
+    assert (
+        Scorer.load(one).fingerprint()
+        == Scorer.load(one).fingerprint()
+        != Scorer.load(other).fingerprint()
+    )
 
 
 def test_preprocessing_resizes_as_pillow_does():
@@ -55,7 +63,12 @@ def test_preprocessing_resizes_as_pillow_does():
     settings = {"size": {"shortest_edge": 15}, "do_normalize": False}
     ours = Preprocessing.read(settings)(pixels.permute(2, 0, 1)[None] / 255)
     theirs = Image.fromarray(pixels.numpy()).resize((15, 20), Image.Resampling.BICUBIC)
-    theirs = torch.frombuffer(bytearray(theirs.tobytes()), dtype=torch.uint8).view(20, 15, 3).permute(2, 0, 1) / 255
+    theirs = (
+        torch.frombuffer(bytearray(theirs.tobytes()), dtype=torch.uint8)
+        .view(20, 15, 3)
+        .permute(2, 0, 1)
+        / 255
+    )
     assert (ours[0] - theirs).abs().max() < 2 / 255
 
 
@@ -76,14 +89,17 @@ def test_sizes_may_be_written_in_any_of_transformers_ways(settings, shape):
 
 
 def test_missing_folder_is_refused():
-    with pytest.raises(ErasureError, match=r"scorer './nowhere' was not found: it is no folder and no Hub id"):
+    with pytest.raises(
+        ErasureError, match=r"scorer './nowhere' was not found: it is no folder and no Hub id"
+    ):
         Scorer.load("./nowhere")
 
 
 def test_pickles_are_refused(tmp_path):
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(
-        ErasureError, match=r"needs weights as safetensors; found pytorch_model\.bin\. Pickles can run code"
+        ErasureError,
+        match=r"needs weights as safetensors; found pytorch_model\.bin\. Pickles can run code",
     ):
         Scorer.load(tmp_path)
 
@@ -91,20 +107,28 @@ def test_pickles_are_refused(tmp_path):
 def test_a_model_that_cannot_score_is_refused(tmp_path):
     save_scorer(tmp_path)
     CLIPTextModel(
-        CLIPTextConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+        CLIPTextConfig(
+            hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+        )
     ).save_pretrained(tmp_path)
     with pytest.raises(
-        ErasureError, match=r"needs get_image_features and get_text_features .* found CLIPTextModel without"
+        ErasureError,
+        match=r"needs get_image_features and get_text_features .* found CLIPTextModel without",
     ):
         Scorer.load(tmp_path)
 
 
-@pytest.mark.parametrize(("setting", "value", "count"), [("num_hidden_layers", 2, 16), ("intermediate_size", 24, 3)])
+@pytest.mark.parametrize(
+    ("setting", "value", "count"), [("num_hidden_layers", 2, 16), ("intermediate_size", 24, 3)]
+)
 def test_weights_that_are_not_those_of_the_config_are_refused(tmp_path, setting, value, count):
     config = json.loads((save_scorer(tmp_path) / "config.json").read_text())
     config["text_config"][setting] = value
     (tmp_path / "config.json").write_text(json.dumps(config))
-    message = f"could not be loaded: {count} of its weights are missing or of another shape .* the first text_model"
+    message = (
+        f"could not be loaded: {count} of its weights are missing or of another shape .* the first"
+        " text_model"
+    )
     for kind in (Scorer, Features):
         with pytest.raises(ErasureError, match=message):
             kind.load(tmp_path)
@@ -117,11 +141,15 @@ def test_a_tower_that_is_named_and_not_there_is_refused(tmp_path):
     own = {key: value for key, value in whole.items() if not key.startswith("text_model.")}
     save_file(own, tmp_path / "scorer/own.safetensors", {"format": "pt"})
     where = {key: "own.safetensors" if key in own else "../tower.safetensors" for key in whole}
-    (tmp_path / "scorer/model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    (tmp_path / "scorer/model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": where})
+    )
     values = Scorer.load(tmp_path / "scorer").model.state_dict()
     assert all(torch.equal(values[key], whole[key]) for key in whole)
     (tmp_path / "tower.safetensors").unlink()
-    with pytest.raises(ErasureError, match=r"could not be loaded: No such file .*tower\.safetensors"):
+    with pytest.raises(
+        ErasureError, match=r"could not be loaded: No such file .*tower\.safetensors"
+    ):
         Scorer.load(tmp_path / "scorer")
 
 
@@ -129,7 +157,9 @@ def test_a_cut_file_is_refused(tmp_path):
     file = save_scorer(tmp_path) / "model.safetensors"
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     for kind in (Scorer, Features):
-        with pytest.raises(ErasureError, match="could not be loaded: Error while deserializing header"):
+        with pytest.raises(
+            ErasureError, match="could not be loaded: Error while deserializing header"
+        ):
             kind.load(tmp_path)
 
 

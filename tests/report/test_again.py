@@ -19,7 +19,19 @@ OPTIONS = """--model trivial.Distillation --model.backbone TinyBackbone --model.
 def test_config_and_command_of_a_page_make_the_same_edit(tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    assert main(["fit", *OPTIONS.split(), "--model.concepts", f"[{{name: '{HOSTILE}'}}]", "--run_dir", "run"]) == 0
+    assert (
+        main(
+            [
+                "fit",
+                *OPTIONS.split(),
+                "--model.concepts",
+                f"[{{name: '{HOSTILE}'}}]",
+                "--run_dir",
+                "run",
+            ]
+        )
+        == 0
+    )
     assert main(["report", "run"]) == 0
     page = (tmp_path / "here" / "run" / "report.html").read_text(encoding="utf-8")
     assert "No scorer was there to recognise things" in page

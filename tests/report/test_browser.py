@@ -8,14 +8,15 @@ import pytest
 from browser import Browser, chromium
 from report_runs import HOSTILE, description, make_run, write_samples
 
-from erasure_lightning.report.facts import read_facts
 from erasure_lightning.report.page import page
+from erasure_lightning.report.run_record import read_facts
 
 #: What only a page that escaped nothing would do.
 FETCHING = '<img src="http://example.invalid/x.png" onerror="alert(2)">'
 
 pytestmark = pytest.mark.skipif(
-    chromium() is None and not os.environ.get("CI"), reason="needs a Chromium: apt-get install chromium"
+    chromium() is None and not os.environ.get("CI"),
+    reason="needs a Chromium: apt-get install chromium",
 )
 
 
@@ -28,11 +29,17 @@ def browser():
 @pytest.fixture
 def runs(tmp_path):
     """A run of a hostile concept, one of another method measured alike, and one measured otherwise."""
-    names = (("one", "uce.UCE", HOSTILE), ("two", "rece.RECE", HOSTILE), ("three", "esd.ESD", FETCHING))
+    names = (
+        ("one", "uce.UCE", HOSTILE),
+        ("two", "rece.RECE", HOSTILE),
+        ("three", "esd.ESD", FETCHING),
+    )
     made = []
     for folder, method, name in names:
         path = f"erasure_lightning.methods.{method}"
-        made.append(make_run(tmp_path / folder / HOSTILE.replace("/", "\u2215"), name=name, method=path))
+        made.append(
+            make_run(tmp_path / folder / HOSTILE.replace("/", "\u2215"), name=name, method=path)
+        )
     return made
 
 
@@ -64,7 +71,9 @@ def test_the_same_browser_sees_a_page_that_escapes_nothing(browser, runs, tmp_pa
     """The control: without escaping and without the policy, every one of those claims fails."""
     monkeypatch.setattr("erasure_lightning.report.page.ESCAPED", ())
     place = written(tmp_path, runs[0], runs[2])
-    place.write_text(place.read_text(encoding="utf-8").replace("Content-Security-Policy", "x"), encoding="utf-8")
+    place.write_text(
+        place.read_text(encoding="utf-8").replace("Content-Security-Policy", "x"), encoding="utf-8"
+    )
     seen = browser.look(place)
     assert seen.dialogs
     assert seen.requests

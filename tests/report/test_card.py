@@ -8,7 +8,7 @@ from markdown_it import MarkdownIt
 from report_runs import HOSTILE, description, make_run, write_config, write_edit
 
 from erasure_lightning.report.card import card, escaped, fenced
-from erasure_lightning.report.facts import read_facts
+from erasure_lightning.report.run_record import read_facts
 
 
 def front(text):
@@ -18,7 +18,9 @@ def front(text):
 
 def rendered(text):
     """As the Hub would show it, HTML within Markdown allowed."""
-    return MarkdownIt("commonmark", {"html": True}).enable("table").render(text.split("---\n", 2)[2])
+    return (
+        MarkdownIt("commonmark", {"html": True}).enable("table").render(text.split("---\n", 2)[2])
+    )
 
 
 @pytest.fixture
@@ -43,13 +45,23 @@ def test_it_has_the_facts_of_the_page(run):
     facts = read_facts(run)
     text = card(facts).replace("\u00a0", " ")
     assert "Asked for by name, it is drawn in **0 %** \\[0, 0\\] of pictures" in text
-    assert "| Called by other words, is it drawn? | lower | 90 % \\[80, 100\\] | 25 % \\[10, 40\\] |" in text
+    assert (
+        "| Called by other words, is it drawn? | lower | 90 % \\[80, 100\\] | 25 % \\[10, 40\\] |"
+        in text
+    )
     assert "| UnlearnDiffAtk | 100 % \\[100, 100\\] | 0 % \\[0, 0\\] | 50 % \\[20, 80\\] |" in text
     assert f"SHA-256 of the edit: `{facts.edit.sha256}`" in text
     assert 'apply_edit("edit.safetensors", pipeline)' in text
     assert "up to 39 % of pictures would still pass" in text
     assert "erasure fit --config uce-cat.yaml" in text
-    for heading in ("Intended use", "How to apply it", "What was measured", "Attacks", "Limits", "How it was made"):
+    for heading in (
+        "Intended use",
+        "How to apply it",
+        "What was measured",
+        "Attacks",
+        "Limits",
+        "How it was made",
+    ):
         assert f"\n## {heading}\n" in text
 
 
@@ -71,11 +83,28 @@ def test_words_of_a_user_stay_words(tmp_path):
     shown, _, _ = text.partition("With this config")
     assert "<script" not in shown
     assert "\n# [" not in shown
-    assert "&lt;script&gt;alert(1)&lt;/script&gt; \\# \\[x\\](http://x) \\| \\`a\\` \\`\\`\\`" in shown
+    assert (
+        "&lt;script&gt;alert(1)&lt;/script&gt; \\# \\[x\\](http://x) \\| \\`a\\` \\`\\`\\`" in shown
+    )
     assert text.rstrip().endswith("\n````")
     html = rendered(text)
     assert set(re.findall(r"<(\w+)", html)) <= {
-        *("h1", "h2", "p", "ul", "li", "strong", "code", "pre", "table", "thead", "tbody", "tr", "th", "td")
+        *(
+            "h1",
+            "h2",
+            "p",
+            "ul",
+            "li",
+            "strong",
+            "code",
+            "pre",
+            "table",
+            "thead",
+            "tbody",
+            "tr",
+            "th",
+            "td",
+        )
     }
     assert html.count("<h2") == 6
 

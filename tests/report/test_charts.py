@@ -35,7 +35,9 @@ def test_a_whisker_stays_on_its_axis():
 
 
 def test_an_axis_of_distances_begins_at_nothing():
-    assert axis_of([Estimate(0.02, 0.01, 0.034, 3, 9), Estimate(0.01, 0, 0.02, 3, 9)])[:2] == pytest.approx((0, 0.04))
+    assert axis_of([Estimate(0.02, 0.01, 0.034, 3, 9), Estimate(0.01, 0, 0.02, 3, 9)])[
+        :2
+    ] == pytest.approx((0, 0.04))
     assert axis_of([]).high >= 1
     assert axis_of([Estimate(0, 0, 0, 3, 9)]).high > 0
 

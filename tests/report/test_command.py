@@ -40,29 +40,42 @@ def test_a_card_lies_beside_it_and_is_left_alone(run, error):
     assert main(["report", str(run), "--card"]) == 0
     (run / "model_card.md").write_text("mine")
     (run / "report.html").unlink()
-    assert error(run, "--card").startswith(f"{run / 'model_card.md'} is there already, and is not overwritten")
+    assert error(run, "--card").startswith(
+        f"{run / 'model_card.md'} is there already, and is not overwritten"
+    )
     assert (run / "model_card.md").read_text() == "mine"
     assert not (run / "report.html").exists()
 
 
 def test_several_runs_need_a_place(run, error, tmp_path):
-    assert error(run, run) == "erasure report of 2 runs needs a place for its page: give --out report.html."
+    assert (
+        error(run, run)
+        == "erasure report of 2 runs needs a place for its page: give --out report.html."
+    )
     assert main(["report", str(run), str(run), "--out", str(tmp_path / "new" / "both.html")]) == 0
-    assert error(run, run, "--out", tmp_path / "x.html", "--card").startswith("A model card is about one edit; found 2")
+    assert error(run, run, "--out", tmp_path / "x.html", "--card").startswith(
+        "A model card is about one edit; found 2"
+    )
 
 
 def test_nothing_that_is_not_ours_is_overwritten(run, error, tmp_path):
     mine = tmp_path / "mine.html"
     mine.write_text("<p>mine")
-    assert "was not written by `erasure report`, and is not overwritten" in error(run, "--out", mine)
+    assert "was not written by `erasure report`, and is not overwritten" in error(
+        run, "--out", mine
+    )
     assert "was not written by `erasure report`" in error(run, "--out", run / "edit.safetensors")
     assert "found the folder" in error(run, "--out", tmp_path)
     assert mine.read_text() == "<p>mine"
 
 
 def test_mistakes_end_in_a_line(error, run, tmp_path):
-    assert error(tmp_path / "gone").startswith(f"No run at {tmp_path / 'gone'}: there is no such folder.")
-    assert error(tmp_path).startswith("report needs the folder of a run; found none of edit.safetensors")
+    assert error(tmp_path / "gone").startswith(
+        f"No run at {tmp_path / 'gone'}: there is no such folder."
+    )
+    assert error(tmp_path).startswith(
+        "report needs the folder of a run; found none of edit.safetensors"
+    )
     assert "the following arguments are required: RUN" in error()
     (run / "metrics.json").write_text("{")
     assert "needs figures as `erasure test` writes them; found others" in error(run)
@@ -71,7 +84,10 @@ def test_mistakes_end_in_a_line(error, run, tmp_path):
 def test_what_cannot_be_read_is_told_in_the_terminal_too(run, capsys):
     (run / "cost.json").write_text("{")
     assert main(["report", str(run)]) == 0
-    assert "uce-cat: cost.json cannot be read: what the edit cost is left out.\n" in capsys.readouterr().out
+    assert (
+        "uce-cat: cost.json cannot be read: what the edit cost is left out.\n"
+        in capsys.readouterr().out
+    )
 
 
 def test_any_file_of_a_run_will_do(run):
@@ -88,10 +104,15 @@ def test_a_character_that_is_none_breaks_nothing(run):
 
 def test_it_imports_no_torch(run):
     code = (
-        f"import sys; from erasure_lightning.__main__ import main; main(['report', {str(run)!r}]); print(*sys.modules)"
+        f"import sys; from erasure_lightning.__main__ import main; main(['report', {str(run)!r}]);"
+        " print(*sys.modules)"
     )
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert not {"torch", "lightning", "jsonargparse", "matplotlib"} & set(said.splitlines()[-1].split())
+    said = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
+    assert not {"torch", "lightning", "jsonargparse", "matplotlib"} & set(
+        said.splitlines()[-1].split()
+    )
 
 
 def test_the_templates_are_in_the_wheel(tmp_path):

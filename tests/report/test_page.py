@@ -16,8 +16,8 @@ from report_runs import (
     write_samples,
 )
 
-from erasure_lightning.report.facts import read_facts
 from erasure_lightning.report.page import linked, page, title
+from erasure_lightning.report.run_record import read_facts
 
 VOID = {"meta", "link", "img", "br", "line", "circle", "polyline"}
 
@@ -84,9 +84,13 @@ class TestOneRun:
 
     def test_figures_are_printed_and_drawn(self, run):
         made = read(run)
-        assert "Called by other words, is it drawn? lower is better; 6 pictures, 3 seeds" in made.text
+        assert (
+            "Called by other words, is it drawn? lower is better; 6 pictures, 3 seeds" in made.text
+        )
         assert "25 % [10, 40]" in made.text
-        assert {"class": "bar", "x1": "10.0%", "x2": "40.0%", "y1": "50%", "y2": "50%"} in made.all("line")
+        assert {"class": "bar", "x1": "10.0%", "x2": "40.0%", "y1": "50%", "y2": "50%"} in made.all(
+            "line"
+        )
         assert {"class": "dot", "cx": "25.0%", "cy": "50%", "r": "5"} in made.all("circle")
         assert "original 0 % , UCE 89.5 %" in made.text
 
@@ -97,17 +101,34 @@ class TestOneRun:
         assert re.search(r"edited, attacked\s+50 % \[20, 80\]", text)
         assert "zq cat" in text
         assert "an embedding (found.safetensors)" in text
-        assert "It took 12.5 s, 800 evaluations of a denoiser, 400 of them with gradient, 0.5 GiB." in text
-        assert "comes back, by budget: 0 at budget 1, 0.5 at budget 100" in str(read(run).all("svg"))
+        assert (
+            "It took 12.5 s, 800 evaluations of a denoiser, 400 of them with gradient, 0.5 GiB."
+            in text
+        )
+        assert "comes back, by budget: 0 at budget 1, 0.5 at budget 100" in str(
+            read(run).all("svg")
+        )
 
     def test_curves(self, run):
         told = [a["aria-label"] for a in read(run).all("svg") if "aria-label" in a]
-        assert [label.partition(":")[0] for label in told] == ["comes back, by budget", "kept", "forgotten", "loss"]
+        assert [label.partition(":")[0] for label in told] == [
+            "comes back, by budget",
+            "kept",
+            "forgotten",
+            "loss",
+        ]
         assert told[1] == "kept: 1 at step 0, 0.025 at step 39, between 0.025 and 1."
 
     def test_cost_config_and_hashes(self, run):
         made, facts = read(run), read_facts(run)
-        for words in (facts.edit.sha256, "ba5e", "5c07e", PROTOCOL.identity, "Training time 3.25 s", "torch 2.13.0"):
+        for words in (
+            facts.edit.sha256,
+            "ba5e",
+            "5c07e",
+            PROTOCOL.identity,
+            "Training time 3.25 s",
+            "torch 2.13.0",
+        ):
             assert words in made.text
         assert "backbone: …/sd" in made.text
         (link,) = [a for a in made.all("a") if "download" in a]
@@ -128,7 +149,9 @@ class TestOneRun:
 
     def test_every_section_is_reached(self, run):
         made = read(run)
-        assert {a["href"] for a in made.all("a") if a["href"].startswith("#")} == {f"#{i}" for i in made.ids}
+        assert {a["href"] for a in made.all("a") if a["href"].startswith("#")} == {
+            f"#{i}" for i in made.ids
+        }
         assert len(made.ids) == 8
 
     def test_one_run_makes_one_page(self, run):
@@ -137,7 +160,11 @@ class TestOneRun:
     def test_nothing_is_fetched(self, run):
         made = read(run)
         assert made.all("script") == []
-        (policy,) = [a["content"] for a in made.all("meta") if a.get("http-equiv") == "Content-Security-Policy"]
+        (policy,) = [
+            a["content"]
+            for a in made.all("meta")
+            if a.get("http-equiv") == "Content-Security-Policy"
+        ]
         assert policy.startswith("default-src 'none'; img-src data:; style-src 'unsafe-inline'")
 
 
@@ -178,7 +205,12 @@ class TestMissing:
         assert picture["alt"] == "Pictures before and after the edit by UCE, by prompt"
 
     def test_no_attacks_curves_cost_or_config(self, run):
-        for name in ("attacks/unlearndiffatk/attack.json", "metrics.csv", "cost.json", "config.yaml"):
+        for name in (
+            "attacks/unlearndiffatk/attack.json",
+            "metrics.csv",
+            "cost.json",
+            "config.yaml",
+        ):
             (run / name).unlink()
         text = read(run).text
         assert "No attack was tried on it." in text
@@ -207,7 +239,9 @@ class TestSeveralRuns:
     def test_equally_measured_ones_share_a_table(self, runs):
         made = read(*runs)
         assert title([read_facts(run) for run in runs]) == "2 edits that erase cat"
-        assert re.search(r"original\s+100 % \[100, 100\] UCE\s+0 % \[0, 0\] RECE\s+0 % \[0, 0\]", made.text)
+        assert re.search(
+            r"original\s+100 % \[100, 100\] UCE\s+0 % \[0, 0\] RECE\s+0 % \[0, 0\]", made.text
+        )
         assert "measured differently" not in made.text
         assert len(made.all("img")) == 4 * 3
         assert [a["alt"].rpartition(", ")[2] for a in made.all("img")][:3] == [
@@ -222,7 +256,9 @@ class TestSeveralRuns:
         text = read(*runs, third).text
         assert "UCE, RECE under UnlearnDiffAtk" in text
         assert re.search(
-            r"UCE, attacked\s+50 % \[20, 80\] RECE, plain prompts\s+0 % \[0, 0\] RECE, attacked\s+50 %", text
+            r"UCE, attacked\s+50 % \[20, 80\] RECE, plain prompts\s+0 % \[0, 0\] RECE,"
+            r" attacked\s+50 %",
+            text,
         )
         assert text.count("ESD under UnlearnDiffAtk") == 2
         assert "RECE: it took 12.5 s" in text
@@ -233,7 +269,9 @@ class TestSeveralRuns:
 
     def test_others_are_shown_but_marked(self, runs):
         write_figures(
-            runs[1], description(method="erasure_lightning.methods.rece.RECE"), replace(PROTOCOL, guidance=7.5)
+            runs[1],
+            description(method="erasure_lightning.methods.rece.RECE"),
+            replace(PROTOCOL, guidance=7.5),
         )
         made = read(*runs)
         assert "These runs were not all measured alike" in made.text
@@ -251,7 +289,10 @@ class TestSeveralRuns:
     def test_a_run_that_lacks_a_group(self, runs):
         less = {group: found for group, found in ESTIMATES.items() if group != "generality"}
         write_figures(runs[1], description(), estimates=less)
-        assert re.search(r"Called by other words, is it drawn\?.*?UCE\s+25 % \[10, 40\] 0 % 50 %", read(*runs).text)
+        assert re.search(
+            r"Called by other words, is it drawn\?.*?UCE\s+25 % \[10, 40\] 0 % 50 %",
+            read(*runs).text,
+        )
 
     def test_a_picture_that_one_lacks_leaves_a_place(self, runs):
         (runs[1] / "samples" / "000-after.png").unlink()
@@ -261,7 +302,9 @@ class TestSeveralRuns:
 
 def test_nothing_a_user_wrote_becomes_markup(tmp_path):
     name = f"{HOSTILE}\"'><img src=x onerror=alert(2)>{{{{ 7 * 7 }}}}"
-    run = make_run(tmp_path / "<b>&amp;", name=name, method="x.<i>Evil</i>", backbone="<u>model</u>")
+    run = make_run(
+        tmp_path / "<b>&amp;", name=name, method="x.<i>Evil</i>", backbone="<u>model</u>"
+    )
     made = read(run)
     assert made.all("script") == made.all("b") == made.all("i") == made.all("u") == []
     assert not [a for tag, a in made.tags if any(key.startswith("on") for key in a)]
@@ -273,7 +316,9 @@ def test_only_web_addresses_become_links():
     assert linked("A 2024, https://arxiv.org/abs/1.") == [
         ("A 2024, ", ""), ("https://arxiv.org/abs/1", "https://arxiv.org/abs/1"), (".", "")
     ]  # fmt: skip
-    assert linked("javascript:alert(1) data:text/html,x") == [("javascript:alert(1) data:text/html,x", "")]
+    assert linked("javascript:alert(1) data:text/html,x") == [
+        ("javascript:alert(1) data:text/html,x", "")
+    ]
 
 
 def test_many_concepts_are_folded(tmp_path):

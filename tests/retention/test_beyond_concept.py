@@ -5,13 +5,13 @@ import torch
 from trivial import Distillation
 
 from erasure_lightning.backbones.tiny import TinyBackbone
-from erasure_lightning.concepts import Concept
+from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.methods.realera import RealEraClosedForm
 from erasure_lightning.methods.sage import SAGE
-from erasure_lightning.module import ClosedFormErasure
-from erasure_lightning.neighbours import beyond
 from erasure_lightning.retention.beyond_concept import BeyondConceptRegularization
 from erasure_lightning.testing import edit_of, fit
+from erasure_lightning.training.closed_form import ClosedFormErasure
+from erasure_lightning.training.neighbours import beyond
 
 CONCEPTS = [Concept("cat", "dog"), Concept("star", "heart")]
 
@@ -58,7 +58,10 @@ class Keeping(ClosedFormErasure):
     """Redirects end-of-text states and keeps what callbacks hold."""
 
     def solve(self):
-        ends = [self.original.summarize(self.original.embed(w)) for w in (["cat", "star"], ["dog", "heart"])]
+        ends = [
+            self.original.summarize(self.original.embed(w))
+            for w in (["cat", "star"], ["dog", "heart"])
+        ]
         return self.solve_each(lambda equations, source: equations.redirect(*ends), ridge=0.1)
 
 

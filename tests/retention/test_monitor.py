@@ -3,7 +3,7 @@ import torch
 from trivial import Distillation
 
 from erasure_lightning.backbones.tiny import TinyBackbone
-from erasure_lightning.concepts import Concept
+from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.retention.monitor import RetentionMonitor
 from erasure_lightning.testing import edit_of, fit
@@ -27,7 +27,11 @@ class Noting(RetentionMonitor):
 
 
 def run(monitor, steps=6, lr=1e-2):
-    return fit(Distillation(concepts=[Concept("cat", "dog")], backbone=TinyBackbone(), lr=lr), steps, monitor)
+    return fit(
+        Distillation(concepts=[Concept("cat", "dog")], backbone=TinyBackbone(), lr=lr),
+        steps,
+        monitor,
+    )
 
 
 def test_it_looks_every_few_steps_and_sees_change():
@@ -90,5 +94,8 @@ def test_arguments_out_of_range(arguments, words):
 
 
 def test_an_empty_group_is_refused():
-    with pytest.raises(ErasureError, match="RetentionMonitor needs a prompt at least in each group; found none in 'b'"):
+    with pytest.raises(
+        ErasureError,
+        match="RetentionMonitor needs a prompt at least in each group; found none in 'b'",
+    ):
         RetentionMonitor(prompts={"a": ["a dog"], "b": []})

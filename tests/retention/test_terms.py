@@ -5,8 +5,8 @@ import torch
 from trivial import Distillation, Redirection
 
 from erasure_lightning.backbones.tiny import TinyBackbone
-from erasure_lightning.bank import TrajectoryBank
-from erasure_lightning.concepts import Concept
+from erasure_lightning.concepts.concept import Concept
+from erasure_lightning.concepts.vocabulary import EVERYDAY, STYLES
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.sage import SAGE
 from erasure_lightning.retention.base import far_from, retained_prompts
@@ -15,7 +15,7 @@ from erasure_lightning.retention.local_noise import LocalNoisePreservation
 from erasure_lightning.retention.local_states import LocalStatePreservation
 from erasure_lightning.retention.unconditional_drift import UnconditionalDrift
 from erasure_lightning.testing import edit_of, fit
-from erasure_lightning.vocabulary import EVERYDAY, STYLES
+from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
 CAT = [Concept("cat", "dog")]
 KEPT = ["a star", "a heart", "a tree", "a car", "a boat"]
@@ -40,7 +40,9 @@ TERMS = {
     "noise": lambda: LocalNoisePreservation(batch_size=3),
     "states": lambda: LocalStatePreservation(batch_size=3),
     "unconditional": UnconditionalDrift,
-    "trajectory": lambda: LocalNoisePreservation(batch_size=3, latents=TrajectoryBank(trajectories=2, steps=3)),
+    "trajectory": lambda: LocalNoisePreservation(
+        batch_size=3, latents=TrajectoryBank(trajectories=2, steps=3)
+    ),
 }
 
 
@@ -55,13 +57,17 @@ def test_zero_at_the_original_and_more_behind_it(name):
 
 
 #: Terms about text states have nothing to hold where the denoiser is edited.
-PAIRS = [(SAGE, n) for n in TERMS] + [(Distillation, n) for n in ("noise", "trajectory", "unconditional")]
+PAIRS = [(SAGE, n) for n in TERMS] + [
+    (Distillation, n) for n in ("noise", "trajectory", "unconditional")
+]
 
 
 @pytest.mark.parametrize(("method", "name"), PAIRS)
 def test_it_holds_what_it_names_with_any_gradient_method(name, method):
     """Retained prompts go less far with the term than without it."""
-    arguments = {"lr": 1e-3, "warmup": 1} | ({"check_steps": 0, "blocks": None} if method is SAGE else {"lr": 3e-3})
+    arguments = {"lr": 1e-3, "warmup": 1} | (
+        {"check_steps": 0, "blocks": None} if method is SAGE else {"lr": 3e-3}
+    )
     free, held = (module(method, **arguments) for _ in range(2))
     callback = TERMS[name]()
     callback.given, callback.weight = KEPT, 300.0 if name in ("cross", "self") else 10.0
@@ -87,7 +93,13 @@ def test_both_terms_join_the_loss_of_a_trivial_method():
     owner = module(Watching)
     with pytest.warns(UserWarning, match="Watching edits no text encoder"):
         fit(owner, 2, GlobalSemanticAlignment(prompts=KEPT), LocalNoisePreservation(prompts=KEPT))
-    assert {"loss/erasure", "loss/global", "loss/local", "gradient/erasure", "gradient/local"} <= logged.keys()
+    assert {
+        "loss/erasure",
+        "loss/global",
+        "loss/local",
+        "gradient/erasure",
+        "gradient/local",
+    } <= logged.keys()
     assert logged["loss/global"] == 0
 
 
@@ -102,8 +114,12 @@ class Keeping(Redirection):
 
     def solve(self):
         def fill(equations, source):
-            names, anchors = ([getattr(c, which) for c in self.concepts] for which in ("name", "anchor"))
-            equations.redirect(*(source.rows(self.original.encode(w)).flatten(0, 1) for w in (names, anchors)))
+            names, anchors = (
+                [getattr(c, which) for c in self.concepts] for which in ("name", "anchor")
+            )
+            equations.redirect(
+                *(source.rows(self.original.encode(w)).flatten(0, 1) for w in (names, anchors))
+            )
 
         return self.solve_each(fill, ridge=0.1)
 
@@ -138,7 +154,9 @@ def test_banks_resume():
     other.load_state_dict(callback.state_dict())
     assert callback.latents.sentences.concepts
     assert other.latents.sentences == callback.latents.sentences
-    assert torch.equal(other.latents.state_dict()["held"]["x"], callback.latents.state_dict()["held"]["x"])
+    assert torch.equal(
+        other.latents.state_dict()["held"]["x"], callback.latents.state_dict()["held"]["x"]
+    )
 
 
 class TestRetainedPrompts:
@@ -149,9 +167,14 @@ class TestRetainedPrompts:
 
     def test_from_a_file(self, tmp_path):
         (tmp_path / "kept.txt").write_text("a star\n\n a tree \n")
-        assert LocalNoisePreservation(prompts=str(tmp_path / "kept.txt")).given == ["a star", "a tree"]
+        assert LocalNoisePreservation(prompts=str(tmp_path / "kept.txt")).given == [
+            "a star",
+            "a tree",
+        ]
 
-    @pytest.mark.parametrize(("content", "words"), [(None, "could not be read: No such file"), ("\n\n", "holds none")])
+    @pytest.mark.parametrize(
+        ("content", "words"), [(None, "could not be read: No such file"), ("\n\n", "holds none")]
+    )
     def test_a_bad_file(self, tmp_path, content, words):
         if content is not None:
             (tmp_path / "kept.txt").write_text(content)
@@ -230,7 +253,9 @@ class TestKin:
         prompts = self.prompts(Concept("Van Gogh", "photograph", kind="style"))
         styles = {prompt.rpartition(", ")[2] for prompt in prompts if prompt.endswith(" style")}
         assert styles == {f"{s} style" for s in STYLES if s != "Vincent van Gogh"}
-        assert not [prompt for prompt in self.prompts(Concept("cat")) if "style" in prompt]  # the control
+        assert not [
+            prompt for prompt in self.prompts(Concept("cat")) if "style" in prompt
+        ]  # the control
 
     def test_other_people_are_retained_where_one_is_erased(self):
         prompts = self.prompts(Concept("Ada Lovelace", "a mathematician", kind="person"))
@@ -254,7 +279,9 @@ def test_a_nearness_out_of_range(nearness):
 
 @pytest.mark.parametrize("arguments", [{"weight": -1.0}, {"ramp": -1}])
 def test_arguments_out_of_range(arguments):
-    with pytest.raises(ErasureError, match=f"needs {next(iter(arguments))} of at least 0; found -1"):
+    with pytest.raises(
+        ErasureError, match=f"needs {next(iter(arguments))} of at least 0; found -1"
+    ):
         GlobalSemanticAlignment(**arguments)
 
 

@@ -1,4 +1,6 @@
-"""What the empty prompt's prediction does beside methods that edit the denoiser, and what holding it costs."""
+"""What the empty prompt's prediction does beside methods that edit the denoiser, and what holding
+it costs.
+"""
 
 import json
 
@@ -6,21 +8,27 @@ import pytest
 from torch.nn.functional import mse_loss
 
 from erasure_lightning.backbones.tiny import TinyBackbone
-from erasure_lightning.bank import TrajectoryBank
 from erasure_lightning.callbacks.cost import Cost
-from erasure_lightning.concepts import Batch, Concept
-from erasure_lightning.latents import Models
+from erasure_lightning.concepts.concept import Batch, Concept
 from erasure_lightning.methods.esd import ESD
 from erasure_lightning.methods.sage import SAGE
 from erasure_lightning.retention.unconditional_drift import UnconditionalDrift
 from erasure_lightning.testing import fit
+from erasure_lightning.training.latent_sources import Models
+from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
 CAT = [Concept("cat", "dog")]
 
 
 def esd(train="x", prediction="epsilon"):
     bank = TrajectoryBank(trajectories=2, steps=4)
-    return ESD(concepts=CAT, backbone=TinyBackbone(prediction=prediction), train=train, latents=bank, lr=3e-3)
+    return ESD(
+        concepts=CAT,
+        backbone=TinyBackbone(prediction=prediction),
+        train=train,
+        latents=bank,
+        lr=3e-3,
+    )
 
 
 def drift(module):
@@ -34,10 +42,13 @@ def drift(module):
 
 
 @pytest.mark.parametrize(
-    ("train", "prediction", "left"), [("x", "epsilon", 0.3), ("x", "velocity", 0.3), ("u", "epsilon", 0.65)]
+    ("train", "prediction", "left"),
+    [("x", "epsilon", 0.3), ("x", "velocity", 0.3), ("u", "epsilon", 0.65)],
 )
 def test_it_holds_the_empty_prompt_on_the_trajectories_of_others(train, prediction, left):
-    """Where all but cross-attention moves it holds less, at any weight: 0.59 of the drift was measured to be left."""
+    """Where all but cross-attention moves it holds less, at any weight: 0.59 of the drift was
+    measured to be left.
+    """
     free, held = (fit(esd(train, prediction), 30, *terms) for terms in ([], [UnconditionalDrift()]))
     assert drift(free) > 1e-4
     assert drift(held) < left * drift(free)

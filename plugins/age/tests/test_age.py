@@ -9,12 +9,12 @@ import yaml
 from erasure_lightning_age.age import AGE
 
 from erasure_lightning.backbones.tiny import TinyBackbone
-from erasure_lightning.bank import TrajectoryBank
-from erasure_lightning.concepts import Batch, Concept
+from erasure_lightning.concepts.concept import Batch, Concept
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.latents import NoisyBatch, Teacher
 from erasure_lightning.registry import find_method, load_method
 from erasure_lightning.testing import check_method, fit
+from erasure_lightning.training.latent_sources import NoisyBatch, Teacher
+from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
 BATCH = Batch(["a {}", "the {}"], ["cat", "star"], ["", ""], [0, 1])
 CONCEPTS = [Concept("cat"), Concept("star")]
@@ -74,12 +74,16 @@ class TestMixture:
     def test_a_single_word_is_a_row_of_the_vocabulary(self):
         module = age(top=1)
         for row, targets in zip(module.mixture(at(module)).tokens, module._targets, strict=True):
-            assert any(torch.allclose(row, word, atol=1e-6) for word in module._table.tokens[targets])
+            assert any(
+                torch.allclose(row, word, atol=1e-6) for word in module._table.tokens[targets]
+            )
 
     def test_it_leaves_the_start_alone(self):
         module = age()
         start = module.original.encode(["a cat"]).tokens[0, 0]
-        assert torch.allclose(module.mixture(at(module)).tokens[:, 0], start.expand(2, -1), atol=1e-5)
+        assert torch.allclose(
+            module.mixture(at(module)).tokens[:, 0], start.expand(2, -1), atol=1e-5
+        )
 
     def test_targets_are_near_and_none_is_erased(self):
         module = age(closest=3, centres=3)
@@ -107,7 +111,9 @@ class TestMixture:
         for module in age(preserve=0.0, ascent="full"), spoiled(age(ascent="full")):
             value = module.harm(at(module), *FREE, module.mixture(at(module)))
             assert torch.autograd.grad(value, module._logits)[0].abs().max() > 0
-        module = age(preserve=0.0)  # the control: the first term has no gradient in the official code
+        module = age(
+            preserve=0.0
+        )  # the control: the first term has no gradient in the official code
         value = module.harm(at(module), *FREE, module.mixture(at(module)))
         assert torch.autograd.grad(value, module._logits)[0].abs().max() == 0
 
@@ -117,7 +123,9 @@ class TestMixture:
         before = module.harm(at(module), *FREE, module.mixture(at(module)))
         for _ in range(10):
             torch.manual_seed(0)
-            slope = torch.autograd.grad(module.harm(at(module), *FREE, module.mixture(at(module))), module._logits)
+            slope = torch.autograd.grad(
+                module.harm(at(module), *FREE, module.mixture(at(module))), module._logits
+            )
             module._logits.grad = slope[0]
             module._ascent.step()
         torch.manual_seed(0)
@@ -130,7 +138,9 @@ def test_the_loss_by_hand():
     x, t = LATENTS
     target = module.mixture(at(module))
     instead = module.original.denoise(x, t, target)
-    said, now = (m.denoise(x, t, m.encode(BATCH.prompts)) for m in (module.original, module.backbone))
+    said, now = (
+        m.denoise(x, t, m.encode(BATCH.prompts)) for m in (module.original, module.backbone)
+    )
     a = module.backbone.process.alpha(t).view(-1, 1, 1, 1)
     by_hand = ((1 - a) / a * (now - (instead - 0.5 * (said - instead))).square()).mean()
     assert torch.allclose(module.erasure_loss(at(module)), by_hand, rtol=1e-4)
@@ -150,15 +160,21 @@ def test_arguments_out_of_range():
 @pytest.mark.slow
 def test_it_erases_the_cigarette_of_the_emoji_world():
     pytest.importorskip("erasure_lightning_emoji_world")
-    config = yaml.safe_load((Path(__file__).parents[1] / "erasure_lightning_age/configs/age.yaml").read_text())
+    config = yaml.safe_load(
+        (Path(__file__).parents[1] / "erasure_lightning_age/configs/age.yaml").read_text()
+    )
     assert config["model"]["class_path"] == "AGE"
     bank = TrajectoryBank(trajectories=8, steps=10)
     given = GIVEN | {"lr": 1e-4}
-    module = fit(AGE(concepts=[Concept("cigarette", domain=["smoking", "tobacco"])], latents=bank, **given), 30)
+    module = fit(
+        AGE(concepts=[Concept("cigarette", domain=["smoking", "tobacco"])], latents=bank, **given),
+        30,
+    )
 
     def gap(prompt):
         now, then = (
-            model.denoise(x, t, model.encode([prompt]).expand(4)) for model in (module.backbone, module.original)
+            model.denoise(x, t, model.encode([prompt]).expand(4))
+            for model in (module.backbone, module.original)
         )
         return (now - then).square().mean()
 

@@ -14,10 +14,11 @@ from diffusers import StableDiffusionXLPipeline
 from erasure_lightning_emoji_world import ROOT as BASE
 from erasure_lightning_emoji_world_xl import ROOT
 
+from erasure_lightning.concepts.worlds import World, find_world
 from erasure_lightning.metrics.scorer import Scorer
-from erasure_lightning.worlds import World, find_world
 
-#: What it shares with the emoji world, and the first digits of the SHA-256 of what it was trained with.
+#: What it shares with the emoji world, and the first digits of the SHA-256 of what it was trained
+#: with.
 SHARED = {
     "pipeline/vae/diffusion_pytorch_model.safetensors": "411d666c4750fd49",
     "pipeline/text_encoder/model.safetensors": "401b49e5db49e0c1",
@@ -50,7 +51,7 @@ def pipeline(world: World) -> StableDiffusionXLPipeline:
 
 
 def test_entry_point_gives_the_folder() -> None:
-    (entry,) = entry_points(group="erasure_lightning.worlds", name="emoji-world-xl")
+    (entry,) = entry_points(group="erasure_lightning.concepts.worlds", name="emoji-world-xl")
     assert entry.load() == ROOT
 
 
@@ -61,7 +62,10 @@ def test_package_needs_the_emoji_world_that_it_was_trained_with() -> None:
 
 
 def test_import_brings_no_library() -> None:
-    code = "import sys, erasure_lightning_emoji_world_xl; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    code = (
+        "import sys, erasure_lightning_emoji_world_xl; sys.exit('torch' in sys.modules or 'numpy'"
+        " in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -88,7 +92,9 @@ def test_shared_weights_are_those_it_was_trained_with(file: str) -> None:
     assert hashlib.sha256((BASE / file).read_bytes()).hexdigest().startswith(SHARED[file])
 
 
-def test_pipeline_is_the_stock_one(world: World, pipeline: StableDiffusionXLPipeline, tmp_path: Path) -> None:
+def test_pipeline_is_the_stock_one(
+    world: World, pipeline: StableDiffusionXLPipeline, tmp_path: Path
+) -> None:
     shutil.copytree(world.pipeline, tmp_path, dirs_exist_ok=True)
     for name in ("vae", "text_encoder", "tokenizer", "tokenizer_2"):
         shutil.copytree(world.component(name), tmp_path / name)
@@ -96,10 +102,15 @@ def test_pipeline_is_the_stock_one(world: World, pipeline: StableDiffusionXLPipe
     stock.set_progress_bar_config(disable=True)
     assert type(pipeline) is type(stock)
     for name in ("unet", "vae", "text_encoder", "text_encoder_2"):
-        values, expected = pipeline.components[name].state_dict(), stock.components[name].state_dict()
+        values, expected = (
+            pipeline.components[name].state_dict(),
+            stock.components[name].state_dict(),
+        )
         assert values.keys() == expected.keys()
         assert all(torch.equal(values[key], expected[key]) for key in expected)
-    ours, theirs, other = (_latents(pipe, seed) for pipe, seed in ((pipeline, 0), (stock, 0), (stock, 1)))
+    ours, theirs, other = (
+        _latents(pipe, seed) for pipe, seed in ((pipeline, 0), (stock, 0), (stock, 1))
+    )
     assert torch.equal(ours, theirs)
     assert not torch.equal(ours, other)
 

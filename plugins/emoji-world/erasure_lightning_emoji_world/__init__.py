@@ -1,4 +1,6 @@
-"""The emoji world: a small trained Stable Diffusion stack, its scorer and its vocabulary, as plain files."""
+"""The emoji world: a small trained Stable Diffusion stack, its scorer and its vocabulary, as plain
+files.
+"""
 
 from pathlib import Path
 

@@ -39,12 +39,15 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_entry_point_gives_the_folder() -> None:
-    (entry,) = entry_points(group="erasure_lightning.worlds", name="emoji-world")
+    (entry,) = entry_points(group="erasure_lightning.concepts.worlds", name="emoji-world")
     assert entry.load() == ROOT
 
 
 def test_import_brings_no_library() -> None:
-    code = "import sys, erasure_lightning_emoji_world; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    code = (
+        "import sys, erasure_lightning_emoji_world; sys.exit('torch' in sys.modules or 'numpy' in"
+        " sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -59,10 +62,14 @@ def test_pipeline_samples_in_float32() -> None:
 
 def test_scorer_puts_both_sides_in_one_space() -> None:
     scorer = VisionTextDualEncoderModel.from_pretrained(ROOT / "scorer", dtype=torch.float32)
-    tokens = AutoTokenizer.from_pretrained(ROOT / "scorer")(["a dog", "a cat"], padding=True, return_tensors="pt")
+    tokens = AutoTokenizer.from_pretrained(ROOT / "scorer")(
+        ["a dog", "a cat"], padding=True, return_tensors="pt"
+    )
     with torch.no_grad():
         text = scorer.text_projection(scorer.text_model(**tokens).pooler_output)
-        image = scorer.visual_projection(scorer.vision_model(torch.zeros(2, 3, 64, 64)).pooler_output.flatten(1))
+        image = scorer.visual_projection(
+            scorer.vision_model(torch.zeros(2, 3, 64, 64)).pooler_output.flatten(1)
+        )
     assert text.shape == image.shape == (2, 384)
     assert text.dtype == image.dtype == torch.float32
 
@@ -83,7 +90,12 @@ def test_each_weight_is_shipped_once() -> None:
 
 
 def test_files_are_weights_and_text_only() -> None:
-    suffixes = {path.suffix for part in ("pipeline", "scorer") for path in (ROOT / part).rglob("*") if path.is_file()}
+    suffixes = {
+        path.suffix
+        for part in ("pipeline", "scorer")
+        for path in (ROOT / part).rglob("*")
+        if path.is_file()
+    }
     assert suffixes == {".safetensors", ".json"}
     assert {path.suffix for path in ROOT.glob("*.*")} == {".py", ".typed", ".json", ".md"}
 
@@ -94,13 +106,17 @@ def test_labels() -> None:
     assert content["styles"] == ["noto", "twemoji", "fluent", "flat"]
     assert content["sampling"] == {"steps": 20, "guidance": 4.0, "size": 64}
     assert all("{}" in caption for caption in content["captions"]["label"])
-    assert all("{thing}" in caption and "{style}" in caption for caption in content["captions"]["style"])
+    assert all(
+        "{thing}" in caption and "{style}" in caption for caption in content["captions"]["style"]
+    )
 
 
 @pytest.mark.parametrize(("work", "holder", "licence"), WORKS)
 def test_attributions(work: str, holder: str, licence: str) -> None:
     notices = (ROOT / "NOTICES.md").read_text(encoding="utf-8").splitlines()
-    assert any(row.startswith(f"| {work} ") and f"| {holder} | {licence} |" in row for row in notices)
+    assert any(
+        row.startswith(f"| {work} ") and f"| {holder} | {licence} |" in row for row in notices
+    )
 
 
 @pytest.mark.parametrize("file", ["LICENSE", "README.md"])

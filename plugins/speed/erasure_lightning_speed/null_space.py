@@ -1,4 +1,6 @@
-"""The algebra of SPEED: which retained rows matter to a map, what they leave free, and the update in there."""
+"""The algebra of SPEED: which retained rows matter to a map, what they leave free, and the update
+in there.
+"""
 
 from typing import NamedTuple, cast
 
@@ -27,13 +29,16 @@ class Rows(NamedTuple):
     empty: Tensor
 
 
-def refined(weight: Tensor, rows: Rows, copies: int, only_moved: bool, generator: torch.Generator) -> Tensor:
+def refined(
+    weight: Tensor, rows: Rows, copies: int, only_moved: bool, generator: torch.Generator
+) -> Tensor:
     """The retained rows that matter to a map, ``(M', D)``: filtered by influence, then augmented.
 
     Args:
         weight: ``W*``, ``(out, D)``.
         rows: What is retained and what is redirected.
-        copies: Noisy copies of each row, along the direction that the map reads least; with none all rows are kept.
+        copies: Noisy copies of each row, along the direction that the map reads least; with none
+            all rows are kept.
         only_moved: Drop rows that the unconstrained edit moves by no more than the mean.
         generator: Of the noise.
     """
@@ -42,8 +47,12 @@ def refined(weight: Tensor, rows: Rows, copies: int, only_moved: bool, generator
     influence = unconstrained(weight, rows)
     kept = above_mean(rows.retained, influence) if only_moved else rows.retained
     least = torch.linalg.svd(weight, full_matrices=False).Vh[-1]
-    steps = torch.randn(len(kept) * copies, 1, generator=generator, dtype=torch.float64).to(kept.device)
-    return torch.cat((kept, above_mean(kept.repeat_interleave(copies, dim=0) + steps * least, influence)))
+    steps = torch.randn(len(kept) * copies, 1, generator=generator, dtype=torch.float64).to(
+        kept.device
+    )
+    return torch.cat(
+        (kept, above_mean(kept.repeat_interleave(copies, dim=0) + steps * least, influence))
+    )
 
 
 def unconstrained(weight: Tensor, rows: Rows) -> Tensor:
@@ -57,17 +66,23 @@ def unconstrained(weight: Tensor, rows: Rows) -> Tensor:
 def moments(rows: Rows) -> tuple[Tensor, Tensor]:
     """``T = mean c c^T`` and ``B - T = mean (a - c) c^T``, ``(D, D)`` both."""
     count = len(rows.concepts)
-    return rows.concepts.mT @ rows.concepts / count, (rows.anchors - rows.concepts).mT @ rows.concepts / count
+    return (
+        rows.concepts.mT @ rows.concepts / count,
+        (rows.anchors - rows.concepts).mT @ rows.concepts / count,
+    )
 
 
 def above_mean(rows: Tensor, influence: Tensor) -> Tensor:
-    """The rows that an edit ``(out, D)`` moves by more than it moves the mean row; all if it moves all alike."""
+    """The rows that an edit ``(out, D)`` moves by more than it moves the mean row; all if it moves
+    all alike.
+    """
     moved = (rows @ influence.mT).norm(dim=1)
     return rows[moved > moved.mean()] if bool((moved > moved.mean()).any()) else rows
 
 
 def null_space(retained: Tensor, threshold: float) -> Tensor:
-    """Directions in which the retained rows hardly reach, an orthonormal basis ``(D, d)`` of `P`'s range.
+    """Directions in which the retained rows hardly reach, an orthonormal basis ``(D, d)`` of `P`'s
+    range.
 
     Raises:
         ErasureError: If there are none.
@@ -76,13 +91,16 @@ def null_space(retained: Tensor, threshold: float) -> Tensor:
     free: Tensor = vectors[:, values < threshold]
     if not free.shape[1]:
         raise ErasureError(
-            f"SPEED needs a direction that retained texts leave free; the least has {values[0]:.2g}, and the threshold "
-            f"is {threshold:.2g}. Raise it, or retain fewer texts."
+            "SPEED needs a direction that retained texts leave free; the least has"
+            f" {values[0]:.2g}, and the threshold is {threshold:.2g}. Raise it, or retain fewer"
+            " texts."
         )
     return free
 
 
-def update(weight: Tensor, rows: Rows, free: Tensor, held: Tensor, ridge: float, soften: float) -> Tensor:
+def update(
+    weight: Tensor, rows: Rows, free: Tensor, held: Tensor, ridge: float, soften: float
+) -> Tensor:
     """``D`` ``(out, D)``, the constrained minimiser in the coordinates of the null space.
 
     Args:
@@ -97,7 +115,9 @@ def update(weight: Tensor, rows: Rows, free: Tensor, held: Tensor, ridge: float,
     identity = torch.eye(free.shape[1], dtype=free.dtype, device=free.device)
     inverse = torch.linalg.inv(free.mT @ (gram + held) @ free + ridge * identity)
     empty = free.mT @ rows.empty.mT
-    tight = empty.mT @ inverse @ empty + soften * torch.eye(empty.shape[1], dtype=free.dtype, device=free.device)
+    tight = empty.mT @ inverse @ empty + soften * torch.eye(
+        empty.shape[1], dtype=free.dtype, device=free.device
+    )
     # Where the empty prompt's rows are retained already, nothing of them is left to constrain.
     constraint = identity - inverse @ empty @ torch.linalg.pinv(tight, hermitian=True) @ empty.mT
     return cast(Tensor, weight @ pull @ free @ constraint @ inverse @ free.mT)
@@ -108,7 +128,10 @@ def centres(rows: Tensor, rounds: int = 100) -> Tensor:
     found = rows[torch.linspace(0, len(rows) - 1, CENTRES).long()]
     for _ in range(rounds):
         nearest = torch.cdist(rows, found).argmin(dim=1)
-        means = [rows[nearest == i].mean(dim=0) if (nearest == i).any() else found[i] for i in range(CENTRES)]
+        means = [
+            rows[nearest == i].mean(dim=0) if (nearest == i).any() else found[i]
+            for i in range(CENTRES)
+        ]
         if torch.equal(moved := torch.stack(means), found):
             break
         found = moved

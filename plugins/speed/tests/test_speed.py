@@ -1,21 +1,31 @@
-"""SPEED: the constrained minimiser, the rows it retains, values only; and the erasure itself, with controls."""
+"""SPEED: the constrained minimiser, the rows it retains, values only; and the erasure itself, with
+controls.
+"""
 
 from importlib.metadata import PackageNotFoundError, distribution
 
 import pytest
 import torch
-from erasure_lightning_speed.null_space import Rows, above_mean, centres, null_space, refined, unconstrained, update
+from erasure_lightning_speed.null_space import (
+    Rows,
+    above_mean,
+    centres,
+    null_space,
+    refined,
+    unconstrained,
+    update,
+)
 from erasure_lightning_speed.speed import SPEED
 
 from erasure_lightning.__main__ import main
 from erasure_lightning.backbones.tiny import TinyBackbone
-from erasure_lightning.concepts import Concept
+from erasure_lightning.concepts.concept import Concept
+from erasure_lightning.diffusion.sampling import draw
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.functional import relations
 from erasure_lightning.metrics.scorer import Scorer
 from erasure_lightning.registry import find_method
-from erasure_lightning.sampling import draw
 from erasure_lightning.testing import check_method, edit_of, fit
+from erasure_lightning.training.prompt_states import relations
 
 RETAINED = ["dog", "tree", "car", "bird", "fish", "house", "red cathedral", "a small boat"]
 
@@ -48,24 +58,36 @@ class Problem:
         self.held = torch.zeros(20, 20, dtype=torch.float64)
 
     def solve(self, soften=0.0, held=None, ridge=0.3):
-        return update(self.weight, self.rows, self.free, self.held if held is None else held, ridge, soften)
+        return update(
+            self.weight, self.rows, self.free, self.held if held is None else held, ridge, soften
+        )
 
 
-@pytest.mark.parametrize("arguments", [{}, {"augment": 0, "templates": ["a {}"]}, {"filter": False, "soften": 0.5}])
+@pytest.mark.parametrize(
+    "arguments", [{}, {"augment": 0, "templates": ["a {}"]}, {"filter": False, "soften": 0.5}]
+)
 def test_contract(arguments):
     check_method(SPEED, retain=RETAINED, thorough=not arguments, **arguments)
 
 
 class TestUpdate:
     def test_is_the_minimiser_among_the_updates_that_hold_everything(self):
-        """Solved directly: in a basis of the null space that the empty prompt's rows do not reach either."""
+        """Solved directly: in a basis of the null space that the empty prompt's rows do not reach
+        either.
+        """
         p = Problem()
         reached = p.free @ p.free.mT @ p.rows.empty.mT
         basis = p.free - torch.linalg.qr(reached).Q @ torch.linalg.qr(reached).Q.mT @ p.free
         basis = torch.linalg.svd(basis).U[:, : p.free.shape[1] - 4]
         keys = basis.mT @ p.rows.concepts.mT
         gram = keys @ keys.mT + 3 * 0.3 * torch.eye(len(keys))
-        wanted = p.weight @ (p.rows.anchors - p.rows.concepts).mT @ keys.mT @ torch.linalg.inv(gram) @ basis.mT
+        wanted = (
+            p.weight
+            @ (p.rows.anchors - p.rows.concepts).mT
+            @ keys.mT
+            @ torch.linalg.inv(gram)
+            @ basis.mT
+        )
         assert torch.allclose(p.solve(), wanted)
         assert wanted.abs().max() > 0.1
 
@@ -135,7 +157,9 @@ class TestRetained:
 
 def test_centres_are_means_of_what_is_nearest():
     rows = torch.cat([torch.randn(5, 3) * 0.1 + place for place in (0.0, 10.0, 20.0)])
-    assert torch.allclose(centres(rows).sort(dim=0).values, rows.view(3, 5, 3).mean(dim=1), atol=1e-5)
+    assert torch.allclose(
+        centres(rows).sort(dim=0).values, rows.view(3, 5, 3).mean(dim=1), atol=1e-5
+    )
 
 
 def test_values_move_from_concept_to_anchor_and_nothing_else_does():
@@ -143,13 +167,20 @@ def test_values_move_from_concept_to_anchor_and_nothing_else_does():
     assert {name.rpartition(".to_")[2] for name in edit_of(module)} == {"v.weight"}
     for name, new in module.editable().items():
         old, new = module.original.get_parameter(name).double(), new.double()
-        missing = ((new - old) @ last(module, "cat") - old @ (last(module, "dog") - last(module, "cat"))).norm()
+        missing = (
+            (new - old) @ last(module, "cat") - old @ (last(module, "dog") - last(module, "cat"))
+        ).norm()
         assert missing < 0.3 * (old @ (last(module, "dog") - last(module, "cat"))).norm()
         held = torch.stack([last(module, prompt) for prompt in ("tree", "house", "")])
         assert (held @ (new - old).mT).norm() < 0.1 * ((new - old) @ last(module, "cat")).norm()
-    x, t, prompts = torch.randn(2, 4, 8, 8), torch.tensor([100.0, 900.0]), module.backbone.encode(["a cat", "a star"])
+    x, t, prompts = (
+        torch.randn(2, 4, 8, 8),
+        torch.tensor([100.0, 900.0]),
+        module.backbone.encode(["a cat", "a star"]),
+    )
     keys = relations(
-        module.backbone.denoise(x, t, prompts).flatten(1), module.original.denoise(x, t, prompts).flatten(1)
+        module.backbone.denoise(x, t, prompts).flatten(1),
+        module.original.denoise(x, t, prompts).flatten(1),
     )
     assert keys.diagonal().max() < 1 - 1e-6
 
@@ -193,15 +224,26 @@ class TestInstalled:
         pytest.importorskip("erasure_lightning_emoji_world")
         monkeypatch.chdir(tmp_path)
         quick = ["--trainer.fast_dev_run", "true", "--trainer.accelerator", "cpu"]
-        assert main(["fit", "--config", "speed.yaml", *quick, "--trainer.enable_progress_bar", "false"]) == 0
+        assert (
+            main(
+                ["fit", "--config", "speed.yaml", *quick, "--trainer.enable_progress_bar", "false"]
+            )
+            == 0
+        )
 
 
 def recognised(model, words):
     """Share of pictures of ``a WORD`` that the world's scorer calls so."""
     scorer, labels = Scorer.load(model.world.scorer), [label.name for label in model.world.labels]
-    pictures = draw(model, [f"a {word}" for word in words], range(len(words)), steps=20, guidance=4.0)
-    nearest = (scorer.images(pictures) @ scorer.texts([f"a {label}" for label in labels]).T).argmax(dim=1)
-    return sum(model.world.same(labels[i], word) for i, word in zip(nearest, words, strict=True)) / len(words)
+    pictures = draw(
+        model, [f"a {word}" for word in words], range(len(words)), steps=20, guidance=4.0
+    )
+    nearest = (scorer.images(pictures) @ scorer.texts([f"a {label}" for label in labels]).T).argmax(
+        dim=1
+    )
+    return sum(
+        model.world.same(labels[i], word) for i, word in zip(nearest, words, strict=True)
+    ) / len(words)
 
 
 @pytest.mark.slow

@@ -1,0 +1,1 @@
+"""The front door: erase, evaluate, attack, load and apply edits."""

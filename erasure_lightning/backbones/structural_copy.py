@@ -1,0 +1,27 @@
+"""Two models that share what one of them will not change."""
+
+import copy
+from collections import OrderedDict
+from typing import TypeVar
+
+from torch import nn
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def share(module: M, paths: set[tuple[str, ...]]) -> M:
+    """Copy ``module`` along ``paths``; share every child and parameter that no path enters."""
+    twin = copy.copy(module)
+    for key, value in vars(module).items():
+        # Children, parameters, buffers and hooks: what is put into one must not appear in the
+        # other.
+        if type(value) in (dict, OrderedDict):
+            twin.__dict__[key] = value.copy()
+    for head in {path[0] for path in paths}:
+        rest = {path[1:] for path in paths if path[0] == head and len(path) > 1}
+        parameter, child = module._parameters.get(head), module._modules.get(head)
+        if parameter is not None:
+            twin._parameters[head] = nn.Parameter(parameter.detach().clone(), requires_grad=False)
+        elif child is not None and rest:
+            twin._modules[head] = share(child, rest)
+    return twin

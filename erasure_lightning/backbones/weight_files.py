@@ -1,0 +1,207 @@
+"""Weights on disk: which files are read, and whether their tensors fit the model, judged by headers
+alone.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from erasure_lightning.backbones.sources import read_json
+from erasure_lightning.errors import ErasureError
+
+#: What weight files are called, without ending.
+STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
+
+#: Variants that are the same weights in some precision, best first; "" is the file without one.
+_PRECISIONS = ("", "fp32", "fp16", "bf16")
+
+#: The other half of CLIP, which published text encoders carry along and stock pipelines pass over.
+_REST_OF_CLIP = ("vision_model.", "visual_projection.", "text_projection.", "logit_scale")
+
+_PICKLES = {".bin", ".pt", ".pth", ".ckpt"}
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A component's weight files.
+
+    Args:
+        files: Paths, one per shard.
+        variant: As diffusers' and transformers' ``variant`` has it.
+        sharded: Whether an index names the files.
+    """
+
+    files: tuple[Path, ...]
+    variant: str | None
+    sharded: bool
+
+
+def by_variant(names: Iterable[str], stem: str) -> dict[str, list[str]]:
+    """File names of weights and of their indices, by variant; "" holds those without one."""
+    shard = r"(?:-\d+-of-\d+)?"
+    weights = re.compile(rf"{stem}{shard}(?:\.(\w+?))?{shard}\.safetensors")
+    index = re.compile(rf"{stem}\.safetensors\.index(?:\.(\w+))?\.json")
+    found: dict[str, list[str]] = defaultdict(list)
+    for name in sorted(names):
+        if match := weights.fullmatch(name) or index.fullmatch(name):
+            found[match[1] or ""].append(name)
+    return found
+
+
+def preferred(names: Iterable[str], stem: str) -> tuple[str, list[str]] | None:
+    """Variant that is read, with its files: the one without a name, else by precision."""
+    found = by_variant(names, stem)
+    return next(((variant, found[variant]) for variant in _PRECISIONS if variant in found), None)
+
+
+def find_weights(folder: Path, library: str) -> Stored:
+    """Weight files of a component that its library will read.
+
+    Raises:
+        ErasureError: If they are missing, pickles, in part there, or no safetensors.
+    """
+    names = sorted(p.name for p in folder.iterdir())
+    best = preferred(names, STEMS[library])
+    if best is None:
+        raise _no_weights(folder, names, STEMS[library])
+    variant, own = best
+    indices = [name for name in own if name.endswith(".json")]
+    whole = [name for name in own if not re.search(r"-\d+-of-\d+", name) and name not in indices]
+    if indices and (library == "diffusers" or not whole):
+        files = set(read_json(folder / indices[0]).get("weight_map", {}).values())
+    else:
+        files = set(whole)
+    if not files or (missing := sorted(files - set(names))):
+        found = f"no {missing[0]}" if files else f"{own[0]} without an index"
+        raise ErasureError(
+            f"{folder} needs all shards of its weights; found {found}. Download it again."
+        )
+    paths = tuple(folder / name for name in sorted(files))
+    return Stored(paths, variant or None, sharded=files != set(whole))
+
+
+def _no_weights(folder: Path, names: Collection[str], stem: str) -> ErasureError:
+    alike = [name for name in names if Path(name).suffix in _PICKLES | {".safetensors"}]
+    found = ", ".join(alike) or "none"
+    start = f"{folder} needs weights as safetensors; found {found}."
+    if any(name.endswith(".safetensors") for name in alike):
+        return ErasureError(f"{start} Rename what is to be read to {stem}.safetensors.")
+    if not alike:
+        return ErasureError(f"{start} {stem}.safetensors is missing: download it again.")
+    return ErasureError(
+        f"{start} Pickles can run code and are not read: load it once where you trust it, and write"
+        " it with pipeline.save_pretrained(folder)."
+    )
+
+
+def shapes(stored: Stored) -> Shapes:
+    """Names and shapes of all stored tensors.
+
+    Raises:
+        ErasureError: If a file is cut, damaged, or a pointer of Git LFS.
+    """
+    return {name: shape for file in stored.files for name, shape in _header(file).items()}
+
+
+def _header(file: Path) -> Shapes:
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        with file.open("rb") as content:
+            if content.read(30).startswith(b"version https://git-lfs"):
+                raise ErasureError(
+                    f"{file} needs to hold weights; found a pointer of Git LFS. Run `git lfs pull`"
+                    " in its repository."
+                ) from error
+        raise ErasureError(
+            f"{file} needs to be a whole safetensors file; found {error}. Download it again."
+        ) from error
+
+
+def require_fit(title: str, model: Any, stored: Stored) -> None:
+    """Compare stored tensors with those of a model, under the libraries' own renaming of old names.
+
+    Args:
+        title: Component and folder, for messages.
+        model: A model of diffusers or transformers on the meta device.
+        stored: Its files.
+
+    Raises:
+        ErasureError: If tensors are missing, unexpected or of another shape.
+    """
+    found = shapes(stored)
+    empty = {name: torch.empty(shape, device="meta") for name, shape in found.items()}
+    compare = _diffusers if hasattr(model, "_fix_state_dict_keys_on_load") else _transformers
+    missing, unexpected, misshaped = compare(model, empty, stored.sharded)
+    if not (missing or unexpected or misshaped):
+        return
+    kinds = {"missing": missing, "unexpected": unexpected, "of another shape": misshaped}
+    differences = "; ".join(f"{len(v)} {kind} ({_some(v)})" for kind, v in kinds.items() if v)
+    lora = any("lora" in name for name in unexpected)
+    cure = (
+        "It was saved with LoRA layers inside: call fuse_lora() and unload_lora_weights() before"
+        " save_pretrained."
+        if lora
+        else (
+            "Its config.json belongs to other weights, or the file is incomplete: take both from"
+            " one place."
+        )
+    )
+    raise ErasureError(
+        f"The {title} needs the tensors that its config describes; found {differences}. {cure}"
+    )
+
+
+def _some(names: Collection[str]) -> str:
+    first, *others = sorted(names)
+    return f"{first}, ..." if others else first
+
+
+Differences = tuple[list[str], list[str], list[str]]
+
+
+def _diffusers(model: Any, empty: dict[str, torch.Tensor], sharded: bool) -> Differences:
+    if not sharded:  # diffusers does not rename in shards either
+        model._fix_state_dict_keys_on_load(empty)
+    expected = model.state_dict()
+    common = expected.keys() & empty.keys()
+    misshaped = [
+        _mismatch(n, empty[n].shape, expected[n].shape)
+        for n in common
+        if empty[n].shape != expected[n].shape
+    ]
+    ignored = model._keys_to_ignore_on_load_unexpected or ()
+    unexpected = [
+        n for n in empty.keys() - expected.keys() if not any(re.search(p, n) for p in ignored)
+    ]
+    return list(expected.keys() - empty.keys()), unexpected, misshaped
+
+
+def _transformers(model: Any, empty: Mapping[str, torch.Tensor], sharded: bool) -> Differences:
+    _, found = type(model).from_pretrained(
+        None,
+        config=model.config,
+        state_dict=dict(empty),
+        device_map="meta",
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+    )
+    unexpected = [name for name in found["unexpected_keys"] if not name.startswith(_REST_OF_CLIP)]
+    return (
+        list(found["missing_keys"]),
+        unexpected,
+        [_mismatch(*row) for row in found["mismatched_keys"]],
+    )
+
+
+def _mismatch(name: str, stored: Collection[int], expected: Collection[int]) -> str:
+    return f"{name}: {list(stored)} stored, {list(expected)} by the config"

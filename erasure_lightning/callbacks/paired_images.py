@@ -1,0 +1,66 @@
+"""`PairCallback`: what looks at pictures of the original and the edited model, drawn from the same
+noise.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from erasure_lightning.data.image_plan import Shot
+from erasure_lightning.distributed.collectives import gathered
+from erasure_lightning.training.base import ErasureModule
+
+
+class PairCallback(Callback, ABC):
+    """Sees the pictures of ``test`` and of ``validate`` alike."""
+
+    @abstractmethod
+    def begin(self, module: ErasureModule, shots: Sequence[Shot]) -> None:
+        """Before the first picture; ``shots`` is all that any rank will draw."""
+
+    @abstractmethod
+    def take(self, shots: Sequence[Shot], original: Tensor, edited: Tensor) -> None:
+        """Look at a batch of this rank: pictures ``(B, 3, H, W)`` in 0..1 of both models."""
+
+    @abstractmethod
+    def finish(self, trainer: Trainer, module: ErasureModule) -> None:
+        """After the last picture, on every rank."""
+
+    def _begin(self, module: LightningModule, loader: Any) -> None:
+        assert isinstance(module, ErasureModule)
+        self.begin(module, gathered([shot for batch in loader for shot in batch.shots]))
+
+    def _finish(self, trainer: Trainer, module: LightningModule) -> None:
+        assert isinstance(module, ErasureModule)
+        self.finish(trainer, module)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin."""
+        self._begin(pl_module, trainer.test_dataloaders)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin."""
+        self._begin(pl_module, trainer.val_dataloaders)
+
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: int
+    ) -> None:
+        """Take the batch."""
+        self.take(batch.shots, outputs["original"], outputs["edited"])
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: int
+    ) -> None:
+        """Take the batch."""
+        self.take(batch.shots, outputs["original"], outputs["edited"])
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Finish."""
+        self._finish(trainer, pl_module)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Finish."""
+        self._finish(trainer, pl_module)

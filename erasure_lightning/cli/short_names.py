@@ -1,0 +1,278 @@
+"""Short names, written out in full before the parser sees them: in argv, and in whatever YAML it
+loads.
+"""
+
+import difflib
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from erasure_lightning.cli.configs import SHIPPED, checked_config, load_yaml
+from erasure_lightning.cli.slow_import import load
+from erasure_lightning.concepts.concept import Concepts
+from erasure_lightning.concepts.files import FIELDS, read_concepts, read_entry
+from erasure_lightning.errors import ErasureError
+from erasure_lightning.registry import Offer, find_attack, find_method
+
+#: Our own classes that configs name; Lightning's go by their class names anyway.
+CLASSES = {
+    "GlobalSemanticAlignment": (
+        "erasure_lightning.retention.global_alignment.GlobalSemanticAlignment"
+    ),
+    "LocalNoisePreservation": "erasure_lightning.retention.local_noise.LocalNoisePreservation",
+    "LocalStatePreservation": "erasure_lightning.retention.local_states.LocalStatePreservation",
+    "BeyondConceptRegularization": (
+        "erasure_lightning.retention.beyond_concept.BeyondConceptRegularization"
+    ),
+    "UnconditionalDrift": "erasure_lightning.retention.unconditional_drift.UnconditionalDrift",
+    "Measure": "erasure_lightning.callbacks.measure.Measure",
+    "SampleGrid": "erasure_lightning.callbacks.sample_grid.SampleGrid",
+    "Dashboard": "erasure_lightning.callbacks.dashboard.Dashboard",
+    "RetentionMonitor": "erasure_lightning.retention.monitor.RetentionMonitor",
+    "TinyBackbone": "erasure_lightning.backbones.tiny.TinyBackbone",
+    "TinyXL": "erasure_lightning.backbones.tiny.TinyXL",
+    "PureNoise": "erasure_lightning.training.latent_sources.PureNoise",
+    "TrajectoryBank": "erasure_lightning.training.trajectory_bank.TrajectoryBank",
+    "GeneratedImages": "erasure_lightning.training.image_sources.GeneratedImages",
+    "ImageFolder": "erasure_lightning.training.image_sources.ImageFolder",
+}
+
+#: Loggers beside ``metrics.csv``, which is written unless the logger is ``false``.
+LOGGERS: dict[str, Any] = {
+    "csv": True,
+    "tensorboard": {
+        "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
+        "init_args": {"save_dir": "."},
+    },
+    "wandb": {"class_path": "lightning.pytorch.loggers.WandbLogger"},
+}
+
+_CLASS_PATH = re.compile(r"[A-Za-z_]\w*(\.\w+)*\.[A-Z]\w*")
+
+
+def class_path(name: str) -> str:
+    """One of `CLASSES` in full; everything else as it is."""
+    lower = {key.casefold(): path for key, path in CLASSES.items()}
+    return lower.get(name.casefold(), name)
+
+
+def offered_path(find: Callable[[str], Offer], name: str) -> str:
+    """The class path of a method or an attack by its name; paths as they are.
+
+    Raises:
+        ErasureError: If the name is unknown or its package cannot be loaded.
+    """
+    if not name.isidentifier():
+        return name
+    offer = find(name)
+    load(offer)
+    return offer.class_path
+
+
+def logger(name: str) -> Any:
+    """A logger by its short name; everything else as it is."""
+    return LOGGERS.get(name.lower(), name)
+
+
+def logger_path(name: str) -> str:
+    """A logger's class path by its short name; everything else as it is."""
+    found = logger(name)
+    return str(found["class_path"]) if isinstance(found, dict) else name
+
+
+def backbone(name: str) -> str | dict[str, str]:
+    """A backbone's class where a class is named, else the name of weights."""
+    path = class_path(name)
+    return {"class_path": path} if _CLASS_PATH.fullmatch(path) else name
+
+
+def concepts(name: str) -> Concepts:
+    """The concepts of a file, so that the run's config needs no other file.
+
+    Raises:
+        ErasureError: If there is no such file, or it cannot be read.
+    """
+    return Concepts(tuple(read_concepts(find_concepts(name))))
+
+
+def concepts_option(name: str) -> dict[str, str]:
+    """A file of concepts as an option's value.
+
+    The parser's loader makes one value of it; a bare path the parser would read itself.
+
+    Raises:
+        ErasureError: If there is no such file.
+    """
+    return {"concepts": str(find_concepts(name))}
+
+
+def listed(value: list[Any]) -> Any:
+    """Concepts of a list of mappings as one value; any other list as it is, about which the parser
+    complains.
+
+    Raises:
+        ErasureError: If a concept's value is wrong, with its place.
+    """
+    if not all(
+        isinstance(entry, dict) and "name" in entry and entry.keys() <= {*FIELDS} for entry in value
+    ):
+        return value
+    return Concepts(
+        tuple(read_entry(entry, f"model.concepts[{i}]") for i, entry in enumerate(value))
+    )
+
+
+def find_concepts(name: str) -> Path:
+    """A file of concepts by path, else a shipped one by name.
+
+    Raises:
+        ErasureError: If there is none, with the nearest of the shipped ones.
+    """
+    path, shipped = Path(name), SHIPPED / "concepts"
+    for found in (path, shipped / name, shipped / f"{name}.yaml"):
+        if os.path.isfile(found) and (
+            found == path or path.parent == Path()
+        ):  # no error where a name is too long
+            return Path(found)
+    known = sorted(p.stem for p in shipped.glob("*.yaml"))
+    near = difflib.get_close_matches(path.stem, known, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise ErasureError(
+        f"--model.concepts needs a list, or a CSV, YAML or text file; found no file {name!r}.{hint}"
+        f" A list looks like '[{{name: cigarette}}]'. Shipped files: {', '.join(known) or 'none'}."
+    )
+
+
+#: What to make of a string under a key.
+_UNDER: dict[str, Callable[[str], Any]] = {
+    "model": partial(offered_path, find_method),
+    "model.class_path": partial(offered_path, find_method),
+    "attack.class_path": partial(offered_path, find_attack),
+    "callbacks": class_path,
+    "logger": logger,
+    "logger.class_path": logger_path,
+    "backbone": backbone,
+    "latents": class_path,
+    "concepts": concepts,
+}
+
+#: And behind an option; inside a config ``attack`` may be a method's own word.
+_BEHIND = _UNDER | {"attack": partial(offered_path, find_attack), "concepts": concepts_option}
+
+
+def load_names(text: str) -> Any:
+    """YAML with all short names in full; the parser's loader."""
+    return written_out(load_yaml(text))
+
+
+def written_out(value: Any, key: str = "") -> Any:
+    """A config's value with all short names in full.
+
+    Args:
+        value: Plain values.
+        key: What they stand under.
+    """
+    if isinstance(value, dict):
+        return {
+            k: written_out(v, f"{key}.{k}" if k == "class_path" else k) for k, v in value.items()
+        }
+    if isinstance(value, list) and key == "concepts":
+        return listed(value)
+    if isinstance(value, list):
+        return [item for v in value if (item := _item(v, key)) is not True]
+    if not isinstance(value, str):
+        return value
+    naming = _UNDER.get(key, class_path if key.endswith(".class_path") else None)
+    return naming(value) if naming else value
+
+
+def _item(value: Any, key: str) -> Any:
+    """Names in a list need a dict, since their neighbours may be one."""
+    found = written_out(value, key)
+    return (
+        {"class_path": found}
+        if isinstance(found, str) and key in ("callbacks", "logger")
+        else found
+    )
+
+
+def arguments(argv: list[str]) -> list[str]:
+    """Command-line arguments with all short names, and the names of configs, in full."""
+    return list(_arguments(argv))
+
+
+def _arguments(argv: list[str]) -> Iterator[str]:
+    option = ""
+    for word in argv:
+        if option and not word.startswith("--"):  # behind a flag the next option follows
+            yield _value(option, word)
+            option = ""
+        elif word.startswith("-") and "=" in word:
+            name, _, value = word.partition("=")
+            yield f"{name}={_value(name, value)}"
+        else:
+            option = word if word.startswith("-") else ""
+            yield word
+
+
+def _value(option: str, word: str) -> str:
+    if option in ("-c", "--config"):
+        return str(checked_config(word))
+    steps = option.removesuffix("+").lstrip("-").split(".")
+    if steps[-1] == "concepts" and option.endswith("+"):
+        raise ErasureError(
+            f"{option} is not known: give all concepts as one --model.concepts, a list or a file."
+        )
+    while steps[-1] in ("class_path", "help") and len(steps) > 1:
+        steps.pop()
+    if steps[-1] == "concepts" and word.startswith(("{", "[")):
+        _check_list(word)
+    if (
+        word.startswith(("{", "["))
+        or steps[-1] not in _BEHIND
+        or (steps[-1] in ("model", "attack") and len(steps) > 1)
+    ):
+        return word
+    full = _BEHIND[steps[-1]](word)
+    return full if isinstance(full, str) else json.dumps(full, ensure_ascii=False)
+
+
+def _check_list(word: str) -> None:
+    try:
+        written_out(load_yaml(word), "concepts")
+    except yaml.YAMLError as error:
+        told = f"{word!r} is no valid YAML ({getattr(error, 'problem', None) or error})"
+        raise ErasureError(
+            f"--model.concepts needs a file or a list like '[{{name: cigarette}}]'; {told}."
+        ) from error
+
+
+def concept_file(argv: list[str]) -> Path | None:
+    """The file that the concepts come from, after which a run is named; None where they stand in a
+    list.
+    """
+    given: Any = None
+    for option, value in options(argv):
+        if option in ("-c", "--config"):
+            model = load_yaml(checked_config(value).read_text(encoding="utf-8")).get("model")
+            inside = model.get("init_args") if isinstance(model, dict) else None
+            given = (inside or {}).get("concepts", given)
+        elif option.endswith("model.concepts"):
+            given = value
+    named = isinstance(given, str) and not given.startswith(("[", "{"))
+    return find_concepts(given) if named else None
+
+
+def options(argv: list[str]) -> Iterator[tuple[str, str]]:
+    """Options and what is given to them."""
+    for word, following in pairwise([*argv, ""]):
+        if word.startswith("-"):
+            name, equals, value = word.partition("=")
+            yield name, value if equals else following

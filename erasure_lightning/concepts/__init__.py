@@ -1,0 +1,1 @@
+"""Concepts, files of concepts, vocabularies and worlds."""

@@ -1,0 +1,1 @@
+"""Prompts to train on, images to generate, image files and grids."""

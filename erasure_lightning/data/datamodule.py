@@ -1,0 +1,319 @@
+"""Prompts: the concepts' sentences to train on, and the pictures to draw when an edit is measured
+or used.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Generic, TypeVar, cast
+
+import torch
+from lightning import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_warn
+
+from erasure_lightning.backbones.base import Backbone
+from erasure_lightning.checks import require
+from erasure_lightning.concepts.concept import Batch, Concept, phrase
+from erasure_lightning.concepts.vocabulary import Vocabulary, chosen
+from erasure_lightning.data.image_plan import Sheet, Shot, Shots, read_prompts
+from erasure_lightning.errors import ErasureError
+from erasure_lightning.seeding import derive_seed
+
+T = TypeVar("T")
+
+
+class Draws(Generic[T]):
+    """Batches that are a function of their number, so that a resumed run goes on where the killed
+    one stopped.
+
+    Numbers count the batches of all epochs. Lightning saves and restores anything that has
+    ``state_dict`` and ``load_state_dict``, and counts itself how many batches of a resumed epoch
+    are left.
+
+    Args:
+        draw: Makes the batch of a number.
+        length: Batches of an epoch.
+    """
+
+    def __init__(self, draw: Callable[[int], T], length: int) -> None:
+        self.draw = draw
+        self.length = length
+        self._given = 0
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[T]:
+        for _ in range(self.length):
+            self._given += 1
+            yield self.draw(self._given - 1)
+
+    def state_dict(self) -> dict[str, int]:
+        """How many batches were given, in all epochs."""
+        return {"given": self._given}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on behind them."""
+        self._given = state["given"]
+
+
+class PromptData(LightningDataModule):
+    """Sentences for training, and the plan of pictures by which an edit is measured.
+
+    Args:
+        batch_size: Concept prompts a training step (on each rank), at least 1.
+        rounds: Training steps for each concept in an epoch, at least 1: with ``n`` of them an epoch
+            has ``n`` times as many, in which they take turns. By default an epoch is as long as the
+            trainer's ``max_steps``, whatever ``n`` is, and has 1,000 steps where those have no
+            bound.
+        templates: Sentences with ``{}`` for the concept (and ``{thing}`` for something kept, in
+            those of a style); the concepts' own by default.
+        seeds: Seeds each measured prompt is drawn with, at least 2 so that there is an interval.
+        others: How many of the other labels are drawn, spread over the vocabulary.
+        neighbours: Things close to the concept, measured beside it.
+        steps: Sampling steps, at least 1; the world's by default, else 50.
+        guidance: Scale of classifier-free guidance, at least 0; the world's by default, else 7.5.
+        size: Height and width in pixels; the model's own by default.
+        draw_size: Pictures drawn side by side.
+        originals: Folder that keeps the original model's pictures, so that runs measured alike draw
+            them once.
+        prompts: A CSV for ``predict`` in the columns of I2P (``prompt``, ``evaluation_seed``, and
+            optionally ``case_number``, ``guidance``, ``steps``, ``height`` and ``width``, which go
+            before those given here), Ring-A-Bell, MMA-Diffusion or SPEED.
+
+    Raises:
+        ErasureError: If a number is out of range, or the CSV is missing, empty or malformed.
+    """
+
+    def __init__(
+        self,
+        batch_size: int = 4,
+        rounds: int | None = None,
+        templates: list[str] | None = None,
+        seeds: int = 3,
+        others: int = 54,
+        neighbours: list[str] | None = None,
+        steps: int | None = None,
+        guidance: float | None = None,
+        size: int | None = None,
+        draw_size: int = 32,
+        originals: str | None = None,
+        prompts: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.batch_size = batch_size
+        self.rounds = rounds
+        self.templates = templates
+        self.seeds = seeds
+        self.others = others
+        self.neighbours = neighbours or []
+        self.steps = steps
+        self.guidance = guidance
+        self.size = size
+        self.draw_size = draw_size
+        self.originals = originals
+        self.prompts = prompts
+        self._check()
+
+    def _check(self) -> None:
+        names = ("batch_size", "rounds", "others", "steps", "size", "draw_size")
+        require("PromptData", at_least=1, **{name: getattr(self, name) for name in names})
+        require("PromptData", at_least=2, seeds=self.seeds)
+        require("PromptData", at_least=0, guidance=self.guidance)
+        if bad := [t for t in self.templates or () if "{}" not in t]:
+            raise ErasureError(
+                "PromptData needs {} in every template for the concept's words; found"
+                f" {bad[0]!r}."
+            )
+
+    @property
+    def _module(self) -> Any:
+        assert self.trainer is not None  # Lightning attaches it before any hook
+        return self.trainer.lightning_module
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """What the model draws, and what of it is erased."""
+        return Vocabulary(self._module.backbone.world, self._module.concepts)
+
+    def _default(self, mine: Any, name: str, otherwise: Any) -> Any:
+        world = self._module.backbone.world
+        return mine if mine is not None else getattr(world, name) if world else otherwise
+
+    def train_dataloader(self) -> Draws[Batch]:
+        """Concept prompts, a function of seed, rank and step."""
+        trainer = self.trainer
+        assert trainer is not None
+        self._vocabulary = self.vocabulary
+        self._others = self._vocabulary.others
+        warn_of_cut(self._module.backbone, self._every_sentence(), "sentences to train on")
+        return Draws(self._batch, self._epoch_steps * trainer.accumulate_grad_batches)
+
+    @property
+    def _epoch_steps(self) -> int:
+        """Steps of an epoch, no more than the trainer's ``max_steps``.
+
+        Lightning's own estimate makes the loader before a checkpoint is restored, which then does
+        not reach it.
+        """
+        most = cast(Any, self.trainer).max_steps
+        bounds = [most] if most > 0 else []
+        bounds += [] if self.rounds is None else [self.rounds * len(self._module.concepts)]
+        return min(bounds, default=1000)
+
+    @property
+    def training_steps(self) -> int:
+        """Steps of a run: those of all its epochs, and no more than the trainer's ``max_steps``.
+
+        Raises:
+            ErasureError: If the trainer bounds neither, or ``max_steps`` leaves nothing for a
+                second epoch.
+        """
+        trainer = cast(Any, self.trainer)
+        epochs, most, limit = (
+            int(trainer.max_epochs),
+            int(trainer.max_steps),
+            trainer.limit_train_batches,
+        )
+        batches = self._epoch_steps * trainer.accumulate_grad_batches
+        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        steps = math.ceil(batches / trainer.accumulate_grad_batches)
+        if epochs < 0 and most < 0:
+            raise ErasureError(
+                "A run needs an end; found max_epochs -1 and max_steps -1, which set none. Give "
+                "--trainer.max_steps N, or --trainer.max_epochs N with --data.rounds N."
+            )
+        if epochs > 1 and 0 <= most <= steps:
+            raise ErasureError(
+                f"{epochs} epochs need more than the {most} steps of max_steps, which an epoch"
+                " takes alone. Give --trainer.max_steps -1 with --data.rounds N (steps for each"
+                " concept in an epoch), or a larger --trainer.max_steps without max_epochs."
+            )
+        return most if epochs < 0 else steps * epochs if most < 0 else min(steps * epochs, most)
+
+    def _batch(self, number: int) -> Batch:
+        return self.sentences(self.batch_size, number, salt=1)
+
+    def sentences(self, count: int, number: int, salt: int) -> Batch:
+        """``count`` concept prompts, a function of seed, rank, ``number`` and ``salt`` (which tells
+        uses apart).
+        """
+        module = self._module
+        generator = torch.Generator().manual_seed(
+            derive_seed(module.seed, module.global_rank, number, salt)
+        )
+        indices = [self._turn(number * count + i) for i in range(count)]
+        chosen = [module.concepts[index] for index in indices]
+        templates = [self._template(concept, generator) for concept in chosen]
+        return Batch(templates, [c.name for c in chosen], [c.anchor for c in chosen], indices)
+
+    def _every_sentence(self) -> Iterator[str]:
+        """Whatever a concept or its anchor can be trained in, with the longest of the things that
+        stay.
+        """
+        longest = max(self._others, key=len, default="")
+        for concept in self._module.concepts:
+            for template in self.templates or self._vocabulary.templates(concept.kind):
+                filled = template.replace("{thing}", longest)
+                yield from (phrase(filled, words).text for words in (concept.name, concept.anchor))
+
+    def _turn(self, place: int) -> int:
+        """Number of a concept; they take turns in an order that is drawn anew each round, so that
+        none waits long.
+        """
+        module = self._module
+        turn, concept = divmod(place, len(module.concepts))
+        generator = torch.Generator().manual_seed(
+            derive_seed(module.seed, module.global_rank, turn, 2)
+        )
+        return int(torch.randperm(len(module.concepts), generator=generator)[concept])
+
+    def _template(self, concept: Concept, generator: torch.Generator) -> str:
+        template = pick(self.templates or self._vocabulary.templates(concept.kind), generator)
+        return template.replace("{thing}", pick(self._others, generator))
+
+    def val_dataloader(self) -> Sheet | list[Shots]:
+        """The smallest plan with an interval, two seeds; nothing while fitting, which is measured
+        at its end.
+        """
+        assert self.trainer is not None
+        return [] if self.trainer.state.fn == "fit" else self._sheet(self._plan(seeds=2))
+
+    def test_dataloader(self) -> Sheet:
+        """The whole plan."""
+        return self._sheet(self._plan(self.seeds))
+
+    def _sheet(self, shots: Sequence[Shot]) -> Sheet:
+        assert self.trainer is not None
+        warn_of_cut(self._module.backbone, (shot.prompt for shot in shots), "prompts to draw")
+        return Sheet(
+            shots, self.draw_size, self.size, self.trainer.global_rank, self.trainer.world_size
+        )
+
+    def _plan(self, seeds: int) -> list[Shot]:
+        rows = plan(self.vocabulary, self.others, self.neighbours)
+        steps, guidance = (
+            self._default(self.steps, "steps", 50),
+            self._default(self.guidance, "guidance", 7.5),
+        )
+        return [
+            Shot(prompt, seed, group, f"{prompt} #{seed}", answer, steps, guidance)
+            for group, prompt, answer in rows
+            for seed in range(seeds)
+        ]
+
+    def predict_dataloader(self) -> Sheet:
+        """The CSV's rows."""
+        if self.prompts is None:
+            raise ErasureError(
+                "predict needs a CSV of prompts; give --data.prompts FILE (prompt, evaluation_seed,"
+                " case_number)."
+            )
+        steps, guidance = (
+            self._default(self.steps, "steps", 50),
+            self._default(self.guidance, "guidance", 7.5),
+        )
+        shots = read_prompts(Path(self.prompts), steps, guidance)
+        for shot in {
+            shot.size: shot for shot in shots
+        }.values():  # all sizes are looked at before anything is drawn
+            try:
+                self._module.backbone.latent_shape(shot.size)
+            except ErasureError as error:
+                raise ErasureError(f"{self.prompts}, case {shot.case}: {error}") from error
+        return self._sheet(shots)
+
+
+def warn_of_cut(backbone: Backbone, prompts: Iterable[str], what: str) -> None:
+    """Warn, on the first rank, if prompts are longer than the model reads.
+
+    Args:
+        backbone: The model.
+        prompts: The prompts; each counts once.
+        what: What they are, as the warning names them.
+    """
+    every = list(dict.fromkeys(prompts))
+    if cut := backbone.too_long(every):
+        rank_zero_warn(
+            f"{backbone.name} reads only the beginning of {len(cut)} of {len(every)} {what}, which"
+            f" have more tokens than its text encoder takes. The first: {cut[0]!r}"
+        )
+
+
+def pick(items: Sequence[T], generator: torch.Generator) -> T:
+    """One of the items, all equally likely."""
+    return items[int(torch.randint(len(items), (), generator=generator))]
+
+
+def plan(
+    vocabulary: Vocabulary, others: int, neighbours: Sequence[str]
+) -> list[tuple[str, str, str]]:
+    """Group, prompt and expected label of every measured prompt, in the protocol of the emoji
+    world.
+    """
+    captions = vocabulary.captions
+    kept = chosen(vocabulary.others, others)
+    rows = [("efficacy", text, thing) for text, thing in vocabulary.concept_prompts()]
+    rows += [("generality", text, thing) for text, thing in vocabulary.domain_prompts()]
+    rows += [("neighbours", captions[1].format(w), w) for w in neighbours]
+    return rows + [("specificity", captions[1].format(label), label) for label in kept]

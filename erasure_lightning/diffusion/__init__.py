@@ -1,0 +1,1 @@
+"""Sampling, inversion, noised latents of generated images, fine-tuning."""

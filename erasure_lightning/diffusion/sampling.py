@@ -1,0 +1,122 @@
+"""The one loop from noise to latents."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from erasure_lightning.backbones.base import Backbone
+from erasure_lightning.backbones.conditioning import Conditioning
+from erasure_lightning.backbones.interface import Size
+from erasure_lightning.concepts.concept import Phrase
+
+
+class Step(NamedTuple):
+    """One evaluation of the denoiser on a rollout.
+
+    Args:
+        x: Latents ``(B, C, h, w)`` as the denoiser reads them, of the noise process at ``t``.
+        t: The time of the evaluation, real-valued, ``()``.
+        conditional: The prediction for the prompts, ``(B, C, h, w)``.
+        unconditional: The prediction without a prompt; the same tensor as ``conditional`` where
+            guidance needs none.
+        after: Latents behind the step, as the sampler keeps them.
+    """
+
+    x: Tensor
+    t: Tensor
+    conditional: Tensor
+    unconditional: Tensor
+    after: Tensor
+
+
+def rollout(
+    backbone: Backbone,
+    conditioning: Conditioning,
+    seeds: Sequence[int],
+    *,
+    steps: int,
+    guidance: float,
+    size: Size | None = None,
+    start: Tensor | None = None,
+) -> Iterator[Step]:
+    """Go from noise to latents with guidance, as the stock diffusers pipeline does, bit for bit.
+
+    Args:
+        backbone: Whose predictions are followed.
+        conditioning: Of the prompts, ``(B, L, D)``.
+        seeds: ``B`` seeds of the first noise and of every noise that the sampler draws.
+        steps: Sampling steps, at least 1.
+        guidance: Scale ``s`` of ``uncond + s (cond - uncond)``; at 1 or below there is no
+            unconditional prediction. A denoiser that takes the scale as an input is given it, and
+            predicts once.
+        size: Height and width in pixels; the model's own by default.
+        start: First latents ``(B, C, h, w)`` in place of those of the seeds.
+    """
+    sampler = backbone.sampler(steps)
+    x = sampler.noise(seeds, backbone.latent_shape(size), backbone.dtype)
+    x = x if start is None else start
+    twice = guidance > 1 and not backbone.embeds_guidance
+    both = (
+        Conditioning.cat([backbone.unconditional(len(x)), conditioning]) if twice else conditioning
+    )
+    for number, t in enumerate(sampler.times):
+        read = sampler.scaled(torch.cat([x, x]) if twice else x, number)
+        prediction = backbone.denoise(read, t, both, guidance)
+        unconditional, conditional = prediction.chunk(2) if twice else (prediction, prediction)
+        guided = unconditional + guidance * (conditional - unconditional) if twice else prediction
+        after = sampler.step(guided, number, x)
+        yield Step(read[: len(x)], t, conditional, unconditional, after)
+        x = after
+
+
+@torch.no_grad()
+def sample(
+    backbone: Backbone,
+    prompts: Sequence[str | Phrase],
+    seeds: Sequence[int],
+    *,
+    steps: int,
+    guidance: float,
+    size: Size | None = None,
+) -> Tensor:
+    """Latents ``(B, C, h, w)`` for prompts at seeds; a seed means the same noise in any batch and
+    order.
+
+    Args:
+        backbone: The model that draws.
+        prompts: ``B`` prompts.
+        seeds: ``B`` seeds.
+        steps: Sampling steps, at least 1.
+        guidance: Scale of classifier-free guidance.
+        size: Height and width in pixels; the model's own by default.
+    """
+    return final(
+        rollout(
+            backbone, backbone.encode(prompts), seeds, steps=steps, guidance=guidance, size=size
+        )
+    )
+
+
+def final(steps: Iterator[Step]) -> Tensor:
+    """Clean latents ``(B, C, h, w)`` at the end of a rollout."""
+    for step in steps:
+        latents = step.after
+    return latents
+
+
+@torch.no_grad()
+def draw(
+    backbone: Backbone,
+    prompts: Sequence[str | Phrase],
+    seeds: Sequence[int],
+    *,
+    steps: int,
+    guidance: float,
+    size: Size | None = None,
+) -> Tensor:
+    """Pictures ``(B, 3, H, W)`` in 0..1 for prompts at seeds; arguments as `sample`."""
+    return backbone.decode(
+        sample(backbone, prompts, seeds, steps=steps, guidance=guidance, size=size)
+    )

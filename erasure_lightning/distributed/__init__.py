@@ -1,0 +1,1 @@
+"""Collectives over ranks and sharded modules."""

@@ -1,0 +1,1 @@
+"""Edits: their file, what they fit, how they are applied."""

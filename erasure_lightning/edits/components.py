@@ -1,0 +1,202 @@
+"""A pipeline's component as an edit finds it, beneath torch.compile and peft."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from erasure_lightning.adapters.base import CHILD
+from erasure_lightning.edits.fingerprints import digest
+from erasure_lightning.edits.format import plain_name
+from erasure_lightning.errors import ErasureError
+
+#: Precisions that a component may be loaded in.
+_PRECISIONS = (torch.float32, torch.bfloat16, torch.float16)
+
+#: Segments of names beside a component's own: our adapters, IP-Adapter's, and the copies of
+#: attention weights that ``fuse_qkv_projections`` makes and that unfusing leaves behind.
+_ADDED = (CHILD, "processor", "encoder_hid_proj", "to_qkv", "to_kv", "to_added_qkv")
+
+
+def fingerprints(module: nn.Module) -> dict[str, str]:
+    """Hashes of a component's own weights, without adapters.
+
+    Returns:
+        The hash of its values as they are, ``native``, and of the values rounded to each precision.
+    """
+    own = {
+        plain_name(name): value
+        for name, value in sorted(module.state_dict().items())
+        if _is_own(name)
+    }
+    rounded = {str(dtype).removeprefix("torch."): digest(own, dtype) for dtype in _PRECISIONS}
+    return {"native": digest(own)} | rounded
+
+
+def _is_own(name: str) -> bool:
+    return not any(s in _ADDED or s.startswith("lora_") for s in name.split("."))
+
+
+def is_same(one: dict[str, str], other: dict[str, str]) -> bool:
+    """Whether fingerprints are those of one component, in whatever precision either was loaded."""
+    return one["native"] in other.values() or other["native"] in one.values()
+
+
+class Component:
+    """A component of a pipeline that an edit is put into.
+
+    Args:
+        pipeline: A diffusers pipeline, or anything with the same attributes.
+        name: Of the component.
+
+    Raises:
+        ErasureError: If the pipeline has none of that name.
+    """
+
+    def __init__(self, pipeline: Any, name: str) -> None:
+        found = getattr(pipeline, name, None)
+        if not isinstance(found, nn.Module):
+            raise ErasureError(
+                f"The edit needs a pipeline with a {name}; found none in {type(pipeline).__name__}."
+                " It fits pipelines with the same component as the one it was made on."
+            )
+        self.name = name
+        self.title = f"{type(pipeline).__name__}.{name}"
+        self.module: nn.Module = getattr(found, "_orig_mod", found)
+        self._compiled = any(
+            hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None)
+            for m in found.modules()
+        )
+
+    def is_float16(self) -> bool:
+        """Whether its weights are in half precision, to which other numbers round than to bfloat16."""
+        return next(self.module.parameters()).dtype == torch.float16
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Its parameters by their plain names, whatever they are wrapped in."""
+        return {plain_name(n): p for n, p in self.module.named_parameters(remove_duplicate=False)}
+
+    def differing(self, values: Mapping[str, Tensor]) -> list[str]:
+        """Which of an edit's values are not the component's own, in its precision."""
+        here = self.parameters()
+        return [n for n, v in values.items() if n not in here or not _equal(here[n], v)]
+
+    @torch.no_grad()
+    def write(self, values: Mapping[str, Tensor]) -> None:
+        """Give parameters new values.
+
+        Raises:
+            ErasureError: If some hold other values afterwards.
+        """
+        here = self.parameters()
+        for name, value in values.items():
+            here[name].copy_(value)
+        if lost := self.differing(values):
+            raise ErasureError(
+                f"{self.title} needs to hold the edit's {len(values)} tensors once they are"
+                f" written; found other values in {len(lost)}, {lost[0]} first: the edit has NaN,"
+                " two names share one tensor, or a hook keeps another copy. Load the pipeline"
+                " again."
+            )
+
+    def require_shapes(self, values: Mapping[str, Tensor]) -> None:
+        """Compare an edit's names and shapes.
+
+        Raises:
+            ErasureError: If one is missing or of another shape.
+        """
+        here = self.parameters()
+        if wrong := [n for n, v in values.items() if n not in here or here[n].shape != v.shape]:
+            raise ErasureError(
+                f"The edit needs {len(values)} parameters of {self.title}; found {len(wrong)}"
+                f" missing or of another shape, {wrong[0]} first. It fits pipelines with the same"
+                " component as the one it was made on."
+            )
+
+    def require_writable(self, adapters: bool) -> None:
+        """Look for what would keep an edit from acting.
+
+        Args:
+            adapters: Whether the edit puts hooks beside layers.
+
+        Raises:
+            ErasureError: Naming the first obstacle and the way around it.
+        """
+        for found, cure in (*self._elsewhere(), *self._overruled(adapters)):
+            raise ErasureError(
+                f"An edit needs weights of {self.title} that it can write and that act; found"
+                f" {found}. {cure}."
+            )
+
+    def _elsewhere(self) -> Iterator[tuple[str, str]]:
+        """Weights that cannot be written: what was found, and the way around it."""
+        modules, parameters = list(self.module.modules()), list(self.module.parameters())
+        if any(p.is_meta for p in parameters):
+            yield (
+                "some on the meta device, where sequential CPU offload leaves them",
+                "Call apply_edit before enable_sequential_cpu_offload",
+            )
+        if any(_offloads(m) for m in modules):
+            yield (
+                "group offloading, which keeps copies of them",
+                "Call apply_edit before enable_group_offload",
+            )
+        odd = next((p for p in parameters if not _is_plain(p)), None)
+        if odd is not None:
+            yield (
+                (
+                    f"quantised ones ({type(odd.data).__name__},"
+                    f" {str(odd.dtype).removeprefix('torch.')})"
+                ),
+                (
+                    "Apply the edit in float32, bfloat16 or float16, save the pipeline, and"
+                    " quantise what was saved"
+                ),
+            )
+
+    def _overruled(self, adapters: bool) -> Iterator[tuple[str, str]]:
+        """Weights and adapters that would not act once they are written."""
+        modules = list(self.module.modules())
+        if any(_is_fused(m) for m in modules):
+            yield (
+                "fused attention projections, which act in their place",
+                (
+                    f"Call pipeline.{self.name}.unfuse_qkv_projections() first; afterwards they can"
+                    " be fused again"
+                ),
+            )
+        if any(getattr(m, "merged_adapters", None) for m in modules):
+            yield (
+                "a LoRA fused into them, which unfusing would subtract from the edit",
+                "Call pipeline.unfuse_lora() first; afterwards it can be fused again",
+            )
+        if adapters and self._compiled:
+            yield (
+                "torch.compile, which passes over later hooks",
+                "Call apply_edit before torch.compile",
+            )
+
+
+def _equal(parameter: Tensor, value: Tensor) -> bool:
+    if parameter.is_meta or parameter.shape != value.shape:
+        return False
+    return torch.equal(parameter, value.to(parameter))
+
+
+def _is_plain(parameter: nn.Parameter) -> bool:
+    return type(parameter.data) is Tensor and parameter.is_floating_point()
+
+
+def _is_fused(module: nn.Module) -> bool:
+    from diffusers.models.attention import AttentionModuleMixin
+
+    # The older `Attention` keeps its flag when it is unfused; only its processor tells.
+    if isinstance(module, AttentionModuleMixin):
+        return bool(module.fused_projections)
+    return type(getattr(module, "processor", None)).__name__.startswith("Fused")
+
+
+def _offloads(module: nn.Module) -> bool:
+    registry = cast(Any, getattr(module, "_diffusers_hook", None))
+    return registry is not None and registry.get_hook("group_offloading") is not None

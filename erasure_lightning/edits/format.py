@@ -1,0 +1,58 @@
+"""The layout of an edit file, without torch: tensor names, metadata, and the layout before."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from erasure_lightning.errors import ErasureError
+
+#: Version of the layout. 2: tensors and adapters go by the pipeline's components (``unet``), each
+#: with fingerprints. 1: they go by the parts of a Stable Diffusion 1.x or 2.x backbone.
+EDIT_FORMAT = 2
+
+#: Parts of layout 1, and the components that they are.
+_PARTS = {"denoiser": "unet", "text_encoders.0": "text_encoder"}
+
+#: Segments of names that torch.compile and peft add.
+_WRAPPERS = ("_orig_mod", "base_layer")
+
+
+def plain_name(name: str) -> str:
+    """A parameter's name without what torch.compile and peft put around it."""
+    return ".".join(segment for segment in name.split(".") if segment not in _WRAPPERS)
+
+
+def current_name(name: str) -> str:
+    """A tensor's name in today's layout; one that is in today's layout stays."""
+    part = next((part for part in _PARTS if name.startswith(f"{part}.")), None)
+    return name if part is None else plain_name(_PARTS[part] + name.removeprefix(part))
+
+
+def read_metadata(path: Path, header: Mapping[str, str]) -> dict[str, Any]:
+    """An edit's metadata in today's layout.
+
+    Args:
+        path: The file, for messages.
+        header: Its safetensors metadata.
+
+    Raises:
+        ErasureError: If it is no edit, or one of a later layout.
+    """
+    try:
+        metadata: dict[str, Any] = dict(json.loads(header["erasure"]))
+        layout = int(metadata.get("format", 1))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ErasureError(
+            f"{path} needs the metadata of an edit (method, concepts, backbone); found none."
+        ) from error
+    if layout > EDIT_FORMAT:
+        raise ErasureError(
+            f"{path} needs a later version of erasure-lightning: found layout {layout}, known are 1"
+            f" to {EDIT_FORMAT}."
+        )
+    if "adapters" in metadata:
+        metadata["adapters"] = {
+            _PARTS.get(part, part): plan for part, plan in metadata["adapters"].items()
+        }
+    return metadata | {"format": EDIT_FORMAT}

@@ -1,0 +1,53 @@
+"""Text that users bring, in whichever encoding it says it has."""
+
+import codecs
+from pathlib import Path
+
+from erasure_lightning.errors import ErasureError
+
+#: UTF-32's mark begins with UTF-16's.
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+def read_text(path: Path) -> str:
+    """A file's text: UTF-8, or what its byte order mark says.
+
+    Raises:
+        ErasureError: If it cannot be read or is in another encoding, with its place and what it
+            seems to say there.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ErasureError(f"{path} could not be read: {error.strerror}.") from error
+    encoding = next((name for mark, name in _MARKS if content.startswith(mark)), "utf-8")
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise ErasureError(_otherwise(path, content, error.start)) from error
+    if "\0" in text:
+        raise ErasureError(
+            f"{path} needs to be UTF-8; found zero bytes, as in UTF-16 without its mark."
+            " Convert it."
+        )
+    return text
+
+
+def _otherwise(path: Path, content: bytes, place: int) -> str:
+    """What is found of a text that is no UTF-8: Windows-1252 is a guess, which the user can judge
+    and nobody else.
+    """
+    line = content[content.rfind(b"\n", 0, place) + 1 :].split(b"\n", 1)[0].strip()
+    number = content.count(b"\n", 0, place) + 1
+    shown = line[:60].decode("cp1252", errors="replace")
+    return (
+        f"{path} needs to be UTF-8; found another encoding at byte {place}, in line {number}: in"
+        f" Windows-1252 it reads {shown!r}. If that is right, save it as UTF-8, as by `iconv -f"
+        f" CP1252 -t UTF-8 {path}`."
+    )

@@ -1,0 +1,38 @@
+"""Words as they are typed and as they are compared, in one place."""
+
+import unicodedata
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+
+#: Characters that cannot be seen and that no word needs; joiners, which emojis and scripts need,
+#: stay.
+_UNSEEN = dict.fromkeys(
+    (0x00AD, 0x200B, 0x200E, 0x200F, 0x2060, 0xFEFF, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+)
+
+
+def cleaned(words: str) -> str:
+    """Words without invisible characters, and with one space between them."""
+    return " ".join(words.translate(_UNSEEN).split())
+
+
+@lru_cache(maxsize=1 << 16)
+def folded(words: str) -> str:
+    """Words as they are compared: cleaned, in any case, width and composition of their letters."""
+    return cleaned(unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", words).casefold()))
+
+
+def plurals(words: str) -> set[str]:
+    """Simple English plurals of words, folded."""
+    one = folded(words)
+    ends = [f"{one}s", *([f"{one}es"] if one.endswith(("s", "x", "z", "ch", "sh")) else [])]
+    return {*ends, *([f"{one[:-1]}ies"] if one.endswith("y") else [])}
+
+
+def naming(names: Iterable[str]) -> Callable[[str], bool]:
+    """Whether words are one of some names, folded, in the singular or in a simple plural."""
+    once = {folded(name) for name in names}
+    any_number = once.union(*map(plurals, once))
+    return lambda words: (
+        bool(folded(words)) and (folded(words) in any_number or not once.isdisjoint(plurals(words)))
+    )

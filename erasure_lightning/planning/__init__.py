@@ -1,0 +1,1 @@
+"""Forecasts of the memory and work that a fit needs."""

@@ -1,0 +1,91 @@
+"""The table of what a run logs: one CSV that a resumed run goes on writing."""
+
+import csv
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+from erasure_lightning.files.writing import append, write_atomically
+
+FILE = "metrics.csv"
+
+
+class MetricsFile(Logger):
+    """Appends what is logged to ``metrics.csv`` in the run's folder.
+
+    A resumed run keeps the rows of the steps before it, and replaces those of steps it takes again.
+
+    Args:
+        folder: The run's folder.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        super().__init__()
+        self._path = Path(folder) / FILE
+        self._rows: list[dict[str, Any]] | None = None
+        self._columns: list[str] = []
+
+    @property
+    def name(self) -> str:
+        """Its folder's."""
+        return self._path.parent.name
+
+    @property
+    def version(self) -> str:
+        """None; a folder holds one run."""
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        """The run's folder."""
+        return str(self._path.parent)
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: ``config.yaml`` has them."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Write a row."""
+        row = {"step": step or 0, **metrics}
+        if self._rows is None:
+            self._rows = [old for old in read_metrics(self._path) if int(old["step"]) < row["step"]]
+            self._columns = list(dict.fromkeys(column for old in self._rows for column in old))
+            new = True
+        else:
+            new = False
+        self._rows.append(row)
+        if added := [column for column in row if column not in self._columns]:
+            self._columns += added
+        if new or added:
+            write_atomically(self._path, _text(self._columns, self._rows, header=True))
+        else:
+            append(self._path, _text(self._columns, [row]))
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a ``metrics.csv``, none where there is no file or it is not ours; empty cells say
+    nothing.
+    """
+    if not path.is_file():
+        return []
+    whole, end, _ = path.read_text(encoding="utf-8").rpartition(
+        "\n"
+    )  # a kill, or a full disk, may cut the last row
+    return [
+        row
+        for row in csv.DictReader(io.StringIO(whole + end, newline=""))
+        if (row.get("step") or "").isdigit()
+    ]
+
+
+def _text(columns: list[str], rows: list[dict[str, Any]], header: bool = False) -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns)
+    if header:
+        writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()

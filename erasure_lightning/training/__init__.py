@@ -1,0 +1,1 @@
+"""The base classes of methods and what they train on."""

@@ -1,0 +1,136 @@
+"""Reading and writing checkpoints: atomically, plain values only, and from whatever a user names."""
+
+import io
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import __version__ as lightning_version
+from lightning.fabric.plugins import TorchCheckpointIO
+
+from erasure_lightning.edits.edit import read_edit
+from erasure_lightning.errors import ErasureError
+from erasure_lightning.files.writing import write_atomically
+from erasure_lightning.runs.folder import Run
+from erasure_lightning.training.base import PREFIX
+
+SUFFIXES = (".ckpt", ".safetensors")
+
+
+def locate(given: str, command: str) -> Path:
+    """The file that a ``--ckpt_path`` means for a command.
+
+    Args:
+        given: A run folder, an ``edit.safetensors``, or a ``.ckpt`` of ours.
+        command: ``fit`` resumes, all others read an edit.
+
+    Raises:
+        ErasureError: If there is nothing, or nothing of use to the command.
+    """
+    path = Path(given)
+    if path.is_dir():
+        return _in_run(Run(path), command)
+    if not path.is_file():
+        raise ErasureError(f"No checkpoint at {given}: there is no such file or folder.")
+    if path.suffix not in SUFFIXES:
+        raise ErasureError(
+            f"{given} cannot be read: a checkpoint is a run folder, an edit.safetensors, or a .ckpt"
+            " that `erasure fit` wrote. Pickles can run code: load such a file where you trust it,"
+            " and write its tensors with safetensors.torch.save_file."
+        )
+    if command == "fit" and path.suffix == ".safetensors":
+        raise ErasureError(
+            f"{given} is a finished edit, without the optimizer's state that resuming needs. Resume"
+            " from the run folder's checkpoints/last.ckpt, or measure the edit with `erasure"
+            " test`."
+        )
+    return path
+
+
+def _in_run(run: Run, command: str) -> Path:
+    if command == "fit":
+        run.check_resumable()
+    for path in (run.last,) if command == "fit" else (run.edit, run.last):
+        if path.is_file():
+            return path
+    if run.config.is_file():
+        raise ErasureError(
+            f"{run.root} holds a config and nothing that {command} could use, like a run that was"
+            " stopped before its first checkpoint. Start it again with `erasure fit --config"
+            f" {run.config} --run_dir {run.root}`."
+        )
+    wanted = (
+        "checkpoints/last.ckpt"
+        if command == "fit"
+        else "edit.safetensors and no checkpoints/last.ckpt"
+    )
+    raise ErasureError(
+        f"{run.root} is no run of ours that {command} could use: it holds no {wanted}."
+    )
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint's plain values and tensors; an edit as the checkpoint it stands for.
+
+    Raises:
+        ErasureError: If it is missing, cut short, holds more than plain values, or is none of ours.
+    """
+    if path.suffix == ".safetensors":
+        return _from_edit(path)
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise ErasureError(f"No checkpoint at {path}: there is no such file.") from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        raise ErasureError(_unreadable(path, error)) from error
+    if not isinstance(checkpoint, dict) or "erasure" not in checkpoint:
+        raise ErasureError(
+            f"{path} is no checkpoint of an erasure: it does not say what it was made from."
+        )
+    return checkpoint
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    if isinstance(error, pickle.UnpicklingError):  # whose own words advise to read it all the same
+        return (
+            f"{path} holds more than plain values and tensors; such a pickle can run code and is"
+            " not read. Load it where you trust it, and write its tensors with"
+            " safetensors.torch.save_file."
+        )
+    return (
+        f"{path} cannot be read as a checkpoint; it may be cut short."
+        f" ({str(error).splitlines()[0]})"
+    )
+
+
+def _from_edit(path: Path) -> dict[str, Any]:
+    tensors, metadata = read_edit(path)
+    return {
+        "state_dict": {PREFIX + name: value for name, value in tensors.items()},
+        "hyper_parameters": metadata.get("arguments", {}),
+        "erasure": metadata,
+        "pytorch-lightning_version": lightning_version,
+    }
+
+
+class PlainCheckpointIO(TorchCheckpointIO):
+    """Lightning's door to checkpoints: writes atomically, reads plain values only, and edits too."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        """Write a checkpoint; a full disk or a kill leaves the one before as it was."""
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        write_atomically(Path(path), buffer.getvalue())
+
+    def load_checkpoint(
+        self,
+        path: str | Path,
+        map_location: Callable[..., Any] | None = None,
+        weights_only: bool | None = None,
+    ) -> dict[str, Any]:
+        """Read a checkpoint onto the CPU; from where it is copied to where it belongs."""
+        return read_checkpoint(Path(path))

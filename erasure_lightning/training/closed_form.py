@@ -1,0 +1,58 @@
+"""`ClosedFormErasure`: methods that solve for their edit."""
+
+from abc import abstractmethod
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from erasure_lightning.concepts.concept import Batch
+from erasure_lightning.distributed.collectives import broadcast
+from erasure_lightning.errors import ErasureError
+from erasure_lightning.training.base import ErasureModule
+
+
+class ClosedFormErasure(ErasureModule):
+    """A method that solves for its edit: one step, no gradient."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.automatic_optimization = False
+
+    def editable(self) -> dict[str, nn.Parameter]:
+        """The weights of every layer whose input is a function of the prompt alone."""
+        layers = {
+            n: layer for read in self.backbone.text_inputs() for n, layer in read.layers.items()
+        }
+        return {
+            f"{name}.weight": cast(nn.Parameter, layer.weight) for name, layer in layers.items()
+        }
+
+    @abstractmethod
+    def solve(self) -> dict[str, Tensor]:
+        """The new values of everything `editable`, by name, in any precision."""
+
+    @torch.no_grad()
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """Solve on one rank, write the weights, stop; a run resumed behind its one step has nothing
+        left to do.
+        """
+        self.trainer.should_stop = True
+        if self.global_step:
+            return
+        if self.global_rank == 0 or self.backbone.lockstep:
+            solution = self.solve()
+            if self.editable().keys() != solution.keys():
+                raise ErasureError(
+                    f"{type(self).__name__}.solve must return every editable parameter and no"
+                    " other."
+                )
+            self.write(solution)
+        broadcast(self.editable().values())
+        optimizer = self.optimizers()
+        optimizer.step()  # type: ignore[union-attr]
+
+    def configure_optimizers(self) -> Optimizer:
+        """A step counter: Lightning counts steps, and saves, by optimizers alone."""
+        return torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=0.0)

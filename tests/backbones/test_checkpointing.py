@@ -1,0 +1,120 @@
+import pytest
+import torch
+from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.checkpoint import checkpoint
+
+from erasure_lightning.backbones.checkpointing import as_it_is, checkpointed
+from erasure_lightning.backbones.tiny import TinyBackbone
+from erasure_lightning.concepts.concept import Concept
+from erasure_lightning.registry import find_method, load_method
+from erasure_lightning.retention.local_noise import LocalNoisePreservation
+from erasure_lightning.testing import edit_of, fit
+from erasure_lightning.training.image_sources import GeneratedImages
+
+CONCEPTS = [Concept("cat", "dog"), Concept("star", "heart")]
+#: One that needs nothing, and all that stand beside blocks for the time of a forward; few images,
+#: early attacks.
+METHODS = {
+    "ESD": {},
+    "CA": {"latents": GeneratedImages(2, 2, of="anchor")},
+    "MACE": {"latents": GeneratedImages(2, 2)},
+    "SPM": {},
+    "Receler": {},
+    "RealEra": {},
+    "AdvUnlearn": {"attack_from": 0},
+    "SAGE": {"check_from": 0},
+}
+
+
+def made(name, **arguments):
+    return load_method(find_method(name))(
+        concepts=CONCEPTS, backbone=TinyBackbone(), seed=1, **METHODS[name], **arguments
+    )
+
+
+def kept_bytes(work):
+    """What a forward keeps for its backward."""
+    kept = {}
+
+    def pack(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        work()
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_edits_are_the_same_to_the_bit(name):
+    """Through hooks and processors that have left when the backward comes."""
+    plain, thrifty = (
+        edit_of(fit(made(name, checkpointing=c), 2, LocalNoisePreservation(prompts=["a car"])))
+        for c in (False, True)
+    )
+    assert all(torch.equal(plain[key], thrifty[key]) for key in plain)
+
+
+class Doubled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(3, 3)
+
+    def forward(self, x):
+        return self.inner(x).tanh()
+
+
+def test_what_stood_beside_a_block_is_there_again():
+    """The negative control is torch's own checkpoint, which computes without it."""
+    block, x = Doubled(), torch.randn(2, 3)
+
+    def slope(call):
+        handle = block.inner.register_forward_hook(lambda *seen: seen[2] * 5)
+        said = call(block, x)
+        handle.remove()
+        return torch.autograd.grad(said.sum(), block.inner.weight)[0]
+
+    wanted = slope(lambda module, x: module(x))
+    assert torch.equal(slope(checkpointed), wanted)
+    assert not torch.equal(
+        slope(lambda module, x: checkpoint(module, x, use_reentrant=False)), wanted
+    )
+
+
+def test_a_module_as_it_is_shares_its_weights_and_not_its_hooks():
+    block = Doubled()
+    twin = as_it_is(block)
+    block.inner.register_forward_hook(lambda *seen: seen[2] * 5)
+    assert twin.inner.weight is block.inner.weight
+    assert not twin.inner._forward_hooks
+    assert type(twin) is Doubled
+
+
+def test_less_is_kept_of_denoiser_and_text_encoder():
+    x, t = torch.randn(2, 4, 8, 8), torch.tensor([100, 800])
+    for edit, ask in (
+        ("denoiser_parameters", lambda model, said: model.denoise(x, t, said)),
+        ("text_parameters", lambda model, said: model.encode(["a cat"] * 8)),
+    ):
+        kept = []
+        for model in (TinyBackbone(), TinyBackbone()):
+            for parameter in getattr(model, edit)().values():
+                parameter.requires_grad_(True)
+            if kept:
+                model.checkpoint()
+            said = model.encode(["a cat", "a dog"])
+            kept.append(kept_bytes(lambda model=model, said=said, ask=ask: ask(model, said)))
+        assert kept[1] < 0.75 * kept[0]
+
+
+def test_the_frozen_original_says_what_it_said():
+    module = fit(made("ESD", checkpointing=True), 1)
+    x, t, plain = torch.ones(1, 4, 8, 8), torch.tensor([5]), TinyBackbone()
+    with torch.no_grad():
+        said, wanted = (
+            model.denoise(x, t, model.encode(["a cat"])) for model in (module.original, plain)
+        )
+        edited = module.backbone.denoise(x, t, module.backbone.encode(["a cat"]))
+    assert torch.equal(said, wanted)
+    assert not torch.equal(edited, wanted)

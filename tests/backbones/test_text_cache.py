@@ -1,0 +1,124 @@
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from erasure_lightning.backbones import towers
+from erasure_lightning.backbones.conditioning import CONCEPT, END, PADDING, START, TEMPLATE
+from erasure_lightning.backbones.text_cache import BLOCK
+from erasure_lightning.backbones.tiny import TinyBackbone
+from erasure_lightning.concepts.concept import phrase
+
+WORDS = ["cat", "dog", "star", "heart", "tree", "car", "boat", "bird", "fish", "house"]
+
+
+@contextmanager
+def reading(backbone):
+    """Every sentence that the text encoder reads, in the order in which it does."""
+    read, embed = [], backbone.embed
+    backbone.embed = lambda prompts: read.extend(prompts) or embed(prompts)
+    try:
+        yield read
+    finally:
+        del backbone.embed
+
+
+def test_a_sentence_is_read_once(tiny):
+    with reading(tiny) as read:
+        first, again = (
+            tiny.encode(["a cat", "a dog", "a cat"]).tokens,
+            tiny.encode(["a dog", "a star"]).tokens,
+        )
+    assert list(dict.fromkeys(read)) == ["a cat", "a dog", "a star"]
+    assert len(read) == 2 * BLOCK  # each time a block
+    assert torch.equal(first[0], first[2])
+    assert torch.equal(first[1], again[0])
+
+
+def test_it_is_what_the_encoder_says(tiny):
+    prompts = [f"a {word}" for word in WORDS]
+    said = tiny.contextualize(tiny.embed(prompts)).tokens
+    assert torch.allclose(tiny.encode(prompts).tokens, said, atol=1e-6)
+
+
+def test_company_does_not_matter(tiny):
+    prompts = [phrase("a photo of a {}", word) for word in WORDS]
+    together = tiny.encode(prompts).tokens
+    alone = torch.cat([TinyBackbone().encode([prompt]).tokens for prompt in prompts])
+    assert torch.equal(together, alone)
+
+
+def test_a_trained_encoder_is_asked_every_time(tiny):
+    before = tiny.encode(["a cat"]).tokens
+    for parameter in tiny.text_parameters(1).values():
+        parameter.requires_grad_(True)
+    assert tiny.encode(["a cat"]).tokens.requires_grad
+    with torch.no_grad():
+        next(iter(tiny.text_parameters(1).values())).mul_(1.5)
+    assert not torch.allclose(tiny.encode(["a cat"]).tokens, before)
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_an_original_shares_what_it_reads_with_the_same_eyes_alone(tiny, trained):
+    twin = tiny.original(tiny.text_parameters(1) if trained else tiny.cross_attention_parameters())
+    tiny.encode(["a cat"])
+    with reading(twin) as read:
+        twin.encode(["a cat"])
+    assert bool(read) == trained
+
+
+@pytest.mark.parametrize("change", ["weights", "loading", "precision", "autocast"])
+def test_whatever_changes_the_encoder_is_seen(tiny, change):
+    before = tiny.encode(["a cat"]).tokens
+    if change == "weights":
+        with torch.no_grad():
+            next(iter(tiny.text_parameters(1).values())).mul_(1.5)
+    elif change == "loading":
+        tiny.load_state_dict(TinyBackbone(seed=1).state_dict())
+    elif change == "precision":
+        tiny.to(torch.float64)
+    with torch.autocast("cpu", torch.bfloat16, enabled=change == "autocast"):
+        after = tiny.encode(["a cat"]).tokens
+        assert torch.equal(after, tiny.contextualize(tiny.embed(["a cat"] * BLOCK)).tokens[:1])
+    assert not torch.equal(after.to(before), before)
+
+
+def test_memory_is_bounded_and_the_newest_stay(tiny):
+    size = tiny.encode(["a cat"]).nbytes
+    tiny._states.limit = 3 * size
+    prompts = [f"a {word}" for word in WORDS]
+    together = tiny.encode(prompts).tokens
+    assert torch.equal(together[0], tiny.encode(["a cat"]).tokens[0])
+    assert list(tiny._states._kept) == ["a fish", "a house", "a cat"]
+    tiny._states.limit = 0
+    assert torch.equal(tiny.encode(prompts).tokens, together)
+    assert not tiny._states._kept
+
+
+def test_what_was_read_while_drawing_can_be_trained_on(tiny):
+    with torch.inference_mode():
+        tiny.encode(["a cat"])
+    layer = next(iter(tiny.text_layers().values())).requires_grad_(True)
+    layer(tiny.encode(["a cat"]).tokens).sum().backward()
+    assert layer.weight.grad is not None
+
+
+def test_nothing_of_it_is_saved(tiny):
+    before = set(tiny.state_dict())
+    tiny.encode(["a cat"])
+    assert set(tiny.state_dict()) == before
+
+
+def test_tokens_are_remembered_by_the_sentence_and_where_its_concept_stands(tiny, monkeypatch):
+    monkeypatch.setattr(towers, "MOST", 3)
+    prompts = [*(f"a {word}" for word in WORDS), phrase("a {}", "cat"), phrase("{} cat", "a")]
+    first, again = ([tiny.embed([prompt])[0] for prompt in prompts] for _ in range(2))
+    together = tiny.embed(prompts)[0]
+    for place, (one, two) in enumerate(zip(first, again, strict=True)):
+        for kept in ("ids", "roles", "embeddings"):
+            assert torch.equal(getattr(one, kept), getattr(two, kept))
+            assert torch.equal(getattr(one, kept)[0], getattr(together, kept)[place])
+    assert [first[i].roles.tolist() for i in (0, -2, -1)] == [
+        [[START, *middle, END, *[PADDING] * 12]]
+        for middle in ((TEMPLATE, TEMPLATE), (TEMPLATE, CONCEPT), (CONCEPT, TEMPLATE))
+    ]

@@ -1,0 +1,68 @@
+import pytest
+import torch
+from lightning import Trainer
+from trivial import Distillation, Exploding, Idle
+
+from erasure_lightning.backbones.tiny import TinyBackbone
+from erasure_lightning.callbacks.edit_export import ExportEdit
+from erasure_lightning.callbacks.edit_validation import Guard
+from erasure_lightning.concepts.concept import Concept
+from erasure_lightning.data.datamodule import PromptData
+from erasure_lightning.edits.edit import read_edit
+from erasure_lightning.errors import ErasureError
+
+
+def fit(folder, method, *callbacks, steps=3):
+    module = method(concepts=[Concept("cat", "dog")], backbone=TinyBackbone(), lr=1e-3)
+    trainer = Trainer(
+        max_steps=steps, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=folder, callbacks=[*callbacks, Guard(), ExportEdit("a: 1\n")],
+    )  # fmt: skip
+    trainer.fit(module, PromptData(batch_size=2))
+    return module
+
+
+def test_an_edit_is_written_with_what_it_was_made_from(tmp_path):
+    module = fit(tmp_path, Distillation)
+    tensors, metadata = read_edit(tmp_path / "edit.safetensors")
+    editable = {
+        module.backbone.component_name(name): value for name, value in module.editable().items()
+    }
+    assert tensors.keys() == editable.keys()
+    assert all(torch.equal(value, editable[name]) for name, value in tensors.items())
+    assert (
+        {name.partition(".")[0] for name in tensors} == metadata["fingerprints"].keys() == {"unet"}
+    )
+    assert metadata["method"] == "trivial.Distillation"
+    assert metadata["concepts"][0]["name"] == "cat"
+    assert metadata["config"] == "a: 1\n"
+
+
+def test_an_edit_that_changed_nothing_is_an_error(tmp_path):
+    with pytest.raises(
+        ErasureError, match=r"Idle changed none of its \d+ parameters; nothing was written"
+    ):
+        fit(tmp_path, Idle)
+    assert not (tmp_path / "edit.safetensors").exists()
+
+
+def test_a_loss_that_is_no_number_stops_at_once(tmp_path):
+    with pytest.raises(
+        ErasureError, match=r"became nan at step 1\. Try a lower learning rate: --model\.lr 0\.0001"
+    ):
+        fit(tmp_path, Exploding, steps=1000)
+
+
+class Spoiled(Distillation):
+    """Leaves a number that is none behind the last loss that was one."""
+
+    def on_train_end(self):
+        next(iter(self.editable().values())).data[0, 0] = float("inf")
+
+
+def test_an_edit_that_is_no_number_is_an_error(tmp_path):
+    with pytest.raises(
+        ErasureError, match=r"holds NaN or infinity in 1 of \d+ parameters.*nothing was written"
+    ):
+        fit(tmp_path, Spoiled)
+    assert not (tmp_path / "edit.safetensors").exists()

@@ -1,0 +1,146 @@
+import csv
+from types import SimpleNamespace
+
+import pytest
+import torch
+from lightning import Trainer
+from PIL import Image
+from trivial import Redirection
+
+from erasure_lightning.backbones.tiny import TinyBackbone
+from erasure_lightning.callbacks.sample_grid import SampleGrid
+from erasure_lightning.concepts.concept import Concept
+from erasure_lightning.data.datamodule import PromptData
+from erasure_lightning.data.image_grid import Line, contact_sheet, wrapped
+from erasure_lightning.data.image_plan import Shot
+from erasure_lightning.errors import ErasureError
+from erasure_lightning.metrics.groups import HEADINGS
+
+
+def shots(prompts, seeds=3):
+    return [Shot(p, seed, group, "", "", 2, 3.0) for group, p in prompts for seed in range(seeds)]
+
+
+def module():
+    return Redirection(
+        concepts=[Concept("cat", "dog", domain=["kitten"]), Concept("star")],
+        backbone=TinyBackbone(),
+    )
+
+
+def feed(grid, drawn, trainer):
+    """What Lightning would do with pictures that are known."""
+    edit = module()
+    grid.begin(edit, drawn)
+    original = torch.ones(len(drawn), 3, 16, 16) * torch.tensor([1.0, 0.0, 0.0]).view(3, 1, 1)
+    grid.take(drawn, original, original.flip(1))
+    grid.finish(trainer, edit)
+
+
+def trainer(folder, *loggers):
+    return SimpleNamespace(
+        default_root_dir=folder, is_global_zero=True, loggers=loggers, global_step=7
+    )
+
+
+def test_a_run_ends_with_its_grid(tmp_path):
+    run = Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        default_root_dir=tmp_path, callbacks=[SampleGrid()],
+    )  # fmt: skip
+    run.test(
+        module(),
+        PromptData(others=5, seeds=3, steps=2, neighbours=["bird"], draw_size=4),
+        verbose=False,
+    )
+    with Image.open(tmp_path / "grid.png") as grid:
+        grid.load()
+    assert grid.width > 4 * 128
+    assert 8 * 128 < grid.height < 12 * 200
+
+
+def test_originals_stand_left_of_edits(tmp_path):
+    feed(SampleGrid(rows=1, seeds=2), shots([("efficacy", "a cat")]), trainer(tmp_path))
+    with Image.open(tmp_path / "grid.png") as grid:
+        row = [grid.getpixel((x, grid.height - 80)) for x in range(grid.width)]
+    red, blue = (
+        [x for x, pixel in enumerate(row) if pixel == colour]
+        for colour in ((255, 0, 0), (0, 0, 255))
+    )
+    assert len(red) == len(blue) == 2 * 128
+    assert red[0] < blue[0] < red[128] < blue[128]
+
+
+def test_the_same_pictures_lie_one_by_one(tmp_path):
+    drawn = shots([("specificity", "a boat"), ("efficacy", 'a "cat", \n<b>')])
+    feed(SampleGrid(seeds=2), drawn[::-1], trainer(tmp_path))
+    with (tmp_path / "samples" / "samples.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["prompt", "group", "seed", "before", "after"]
+    cat = 'a "cat", \n<b>'
+    assert [(r["prompt"], r["group"], r["seed"]) for r in rows] == [
+        (cat, "efficacy", "0"), (cat, "efficacy", "1"), ("a boat", "specificity", "0"), ("a boat", "specificity", "1")
+    ]  # fmt: skip
+    assert [r["after"] for r in rows] == [f"00{i}-after.png" for i in range(4)]
+    colours = [
+        Image.open(tmp_path / "samples" / rows[0][when]).getpixel((3, 3))
+        for when in ("before", "after")
+    ]
+    assert colours == [(255, 0, 0), (0, 0, 255)]
+
+
+def test_at_most_twelve_rows_and_only_the_seeds_asked_for(tmp_path):
+    grid = SampleGrid(seeds=2)
+    feed(
+        grid,
+        shots([(group, f"{group} {i}") for group in HEADINGS for i in range(9)]),
+        trainer(tmp_path),
+    )
+    assert len(grid._lines(grid._cells)) == 12
+    assert {c.shot.seed for c in grid._cells} == {0, 1}
+
+
+def test_long_prompts_and_odd_characters_break_nothing(tmp_path):
+    odd = [
+        "word " * 500,
+        "x" * 5000,
+        "",
+        "line\nbreak\ttab",
+        "猫 🐱 \u202eab\u0301 \ud800",
+        "[bold]{}%s",
+    ]
+    sizes = []
+    for prompt in ["a cat", *odd]:
+        feed(SampleGrid(), shots([("efficacy", prompt)]), trainer(tmp_path))
+        with Image.open(tmp_path / "grid.png") as grid:
+            sizes.append(grid.size)
+    assert len(set(sizes)) == 1
+
+
+def test_texts_are_wrapped_to_the_lines_there_are():
+    assert wrapped("a cat", 17, 200, 4) == ["a cat"]
+    assert len(wrapped("word " * 100, 17, 200, 4)) == 4
+    assert " ".join(wrapped("word " * 100, 17, 200, 4)).count("word") == 100
+
+
+def test_missing_pictures_leave_an_empty_place():
+    dot = Image.new("RGB", (64, 64), "#ff0000")
+    sheet = contact_sheet("t", "s", ["a", "b"], [Line("h", "p", [dot, None])])
+    assert sheet.getpixel((24 + 230 + 64, sheet.height - 90)) == (255, 0, 0)
+
+
+def test_nothing_drawn_writes_nothing(tmp_path):
+    grid = SampleGrid()
+    grid.begin(module(), [])
+    grid.finish(trainer(tmp_path), module())
+    assert not (tmp_path / "grid.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "most"), [("rows", 0, 3), ("rows", 4, 3), ("seeds", 5, 4)]
+)
+def test_an_unreadable_grid_is_refused(name, value, most):
+    with pytest.raises(
+        ErasureError, match=f"SampleGrid needs {name} of 1 to {most}, .* found {value}"
+    ):
+        SampleGrid(**{name: value})

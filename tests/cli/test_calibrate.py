@@ -1,0 +1,153 @@
+import io
+import math
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from erasure_lightning.__main__ import main
+from erasure_lightning.backbones.loading import load_backbone
+from erasure_lightning.backbones.tiny import TinyBackbone
+from erasure_lightning.concepts.concept import THING_TEMPLATES, Concept, phrase
+from erasure_lightning.errors import ErasureError
+from erasure_lightning.methods.realera import RealEraClosedForm
+from erasure_lightning.training.calibration import Calibration, Group, calibrate
+
+CAT = Concept("cat", domain=["small cat"])
+
+
+def group(*cosines):
+    return Group(
+        [f"word {i}" for i in range(len(cosines))], torch.tensor(cosines), torch.ones(len(cosines))
+    )
+
+
+class TestMeasure:
+    @pytest.mark.parametrize("states", ["tokens", "eot"])
+    def test_the_same_words_are_at_cosine_one(self, states):
+        found = calibrate(
+            TinyBackbone(), Concept("cat", domain=["Cat"]), unrelated=["dog"], states=states
+        )
+        same, other = found.groups["associated"], found.groups["unrelated"]
+        assert torch.allclose(same.cosines, torch.ones(10))
+        assert same.distances.abs().max() < 1e-2
+        assert other.cosines.max() < 0.999
+        assert other.distances.min() > 0.1
+
+    def test_at_the_end_of_text_it_is_the_nearest_of_the_concepts_sentences(self):
+        backbone = TinyBackbone()
+        found = calibrate(backbone, CAT, unrelated=["dog"], states="eot").groups
+        dogs, cats = (
+            backbone.summarize(backbone.embed([t.format(word) for t in THING_TEMPLATES]))
+            for word in ("dog", "cat")
+        )
+        cosines = torch.cosine_similarity(dogs[3], cats)
+        assert found["unrelated"].cosines[3].item() == pytest.approx(cosines.max().item())
+        nearest = cats[cosines.argmax()]
+        assert found["unrelated"].distances[3].item() == pytest.approx(
+            (dogs[3] - nearest).norm().item(), rel=1e-3
+        )
+        apart = torch.cosine_similarity(cats[3], cats[torch.arange(10) != 3])
+        assert found["rephrasings"].cosines[3].item() == pytest.approx(apart.max().item())
+
+    def test_tokens_are_lined_up_from_the_concepts_words_on(self):
+        found = calibrate(TinyBackbone(), CAT, unrelated=["dog"]).groups["unrelated"]
+        backbone, own = TinyBackbone(), [phrase(t, "cat") for t in THING_TEMPLATES]
+        plain, other = backbone.embed(own[3:4]), backbone.embed([phrase(THING_TEMPLATES[3], "dog")])
+        there, here = (backbone.contextualize(e).tokens[0, 5:] for e in (plain, other))
+        same_sentence = torch.cosine_similarity(here, there, dim=1).mean().item()
+        assert same_sentence <= found.cosines[3].item() + 1e-6 < 1
+
+    def test_the_implied_bounds(self):
+        found = calibrate(TinyBackbone(), CAT, unrelated=["dog", "house"], synonyms=["bird"])
+        again, near, far = (g.cosines.median().item() for g in found.groups.values())
+        assert set(found.groups["rephrasings"].words) == {"cat", "bird"}
+        assert again - 0.011 <= found.max_cosine < again
+        assert found.min_cosine == pytest.approx(min((near + far) / 2, found.max_cosine), abs=0.006)
+        wanted = found.length * math.sqrt(2 - 2 * found.min_cosine)
+        assert wanted <= found.max_distance < wanted + 0.01
+
+    def test_the_premise(self):
+        sorts = {"associated": group(0.5, 0.6), "unrelated": group(0.3, 0.55)}
+        found = Calibration(sorts, 1.0, 0.4, 0.8, 1.0)
+        assert found.separation() == 0.75
+        assert found.holds()
+        turned = found._replace(
+            groups={"associated": sorts["unrelated"], "unrelated": sorts["associated"]}
+        )
+        assert turned.separation() == 0.25
+        assert not turned.holds()
+
+    @pytest.mark.parametrize("empty", ["associated", "unrelated"])
+    def test_a_group_with_nothing_in_it(self, empty):
+        world = load_backbone("emoji-world").world
+        backbone = TinyBackbone()
+        backbone.world = type(
+            "World", (), {"labels": world.labels[:0], "labels_of": lambda *_: ()}
+        )()
+        concept = Concept("cat", domain=["small cat"] if empty == "unrelated" else [])
+        with pytest.raises(ErasureError, match=f"at least one {empty} word for 'cat'"):
+            calibrate(backbone, concept, unrelated=[] if empty == "unrelated" else ["dog"])
+
+
+class TestCommand:
+    @pytest.fixture(autouse=True)
+    def folder(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        return tmp_path
+
+    def test_on_the_emoji_world(self, folder, capsys):
+        few = ["--unrelated", "dog,pizza,guitar,lollipop"]
+        assert main(["calibrate", "--concept", "cigarette", "--states", "eot", *few]) == 0
+        said = capsys.readouterr().out
+        assert (
+            "The premise holds: an associated sentence is nearer than an unrelated one in 100 % of"
+            " pairs." in said
+        )
+        for name in ("rephrasings", "associated", "unrelated"):
+            assert name in said
+        out = folder / "calibration-cigarette"
+        config = yaml.safe_load((out / "calibration.yaml").read_text())
+        assert (out / "calibration.yaml").read_text() in said
+        bounds = config["model"]["init_args"]
+        assert 0.4 < bounds["min_cosine"] < 0.7 < bounds["max_cosine"] < 0.95
+        RealEraClosedForm(concepts=[Concept("cigarette")], **bounds)
+        picture = Image.open(io.BytesIO((out / "calibration.png").read_bytes()))
+        assert min(picture.size) > 400
+
+    def test_a_premise_that_does_not_hold(self, capsys):
+        words = [
+            "--associated",
+            "dog,pizza",
+            "--unrelated",
+            "smoking,tobacco",
+            "--states",
+            "eot",
+            "--out",
+            "here",
+        ]
+        assert main(["calibrate", "--concept", "cigarette", *words]) == 0
+        assert "The premise does not hold" in capsys.readouterr().out
+
+    @pytest.mark.parametrize(
+        ("argv", "said"),
+        [
+            ([], "required: --concept"),
+            (["--concept", "fox"], "no shipped file of concepts has them; give --associated A,B"),
+            (
+                ["--concept", "cigarete", "--associated", "a"],
+                "does not know 'cigarete'. Nearest: cigarette",
+            ),
+            (
+                ["--concept", "cigarette", "--out", "full"],
+                "full is not empty, and nothing is overwritten",
+            ),
+        ],
+    )
+    def test_mistakes(self, folder, capsys, argv, said):
+        (folder / "full").mkdir()
+        (folder / "full" / "file").touch()
+        assert main(["calibrate", *argv]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert said in line

@@ -1,0 +1,646 @@
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from trivial import TINY
+
+from erasure_lightning.__main__ import main
+from erasure_lightning.cli.configs import load_yaml
+from erasure_lightning.cli.main import COMMANDS
+from erasure_lightning.cli.short_names import arguments
+from erasure_lightning.edits.edit import read_edit
+
+pytestmark = pytest.mark.usefixtures("folder")
+
+SAGE = [
+    "--model",
+    "sage",
+    "--model.concepts",
+    "[{name: cat, anchor: dog}]",
+    "--model.backbone",
+    "TinyBackbone",
+]
+
+
+@pytest.fixture
+def error(capsys):
+    """Runs the command line, expects one line of error and exit code 2, and returns the line."""
+
+    def run(*argv):
+        assert main(list(argv)) == 2
+        said = capsys.readouterr().err.splitlines()
+        assert len(said) == 1
+        assert said[0].startswith("erasure: error: ")
+        return said[0].removeprefix("erasure: error: ")
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run that was measured."""
+    made = tmp_path_factory.mktemp("runs") / "done"
+    assert main(["fit", *TINY, "--run_dir", str(made)]) == 0
+    return made
+
+
+def printed(capsys, *argv):
+    """What ``--print_config`` says."""
+    with pytest.raises(SystemExit) as caught:
+        main(["fit", *argv, "--print_config"])
+    assert not caught.value.code
+    return capsys.readouterr().out
+
+
+# light commands
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["methods"], ["attacks"], ["--version"], []])
+def test_light_commands_do_not_import_torch(argv):
+    code = (
+        f"import sys; from erasure_lightning.__main__ import main; main({argv!r});"
+        " print(*sys.modules)"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
+    assert not {"torch", "lightning", "jsonargparse", "numpy", "PIL"} & set(
+        said.splitlines()[-1].split()
+    )
+
+
+def test_a_run_is_parsed_without_what_it_may_never_need():
+    code = "import sys; import erasure_lightning.cli.run; print(*sys.modules)"
+    said = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
+    never = {
+        "diffusers",
+        "peft",
+        "accelerate",
+        "transformers.models.clip",
+        "wandb",
+        "tensorboard",
+        "pandas",
+        "nudenet",
+    }
+    assert not never & set(said.splitlines()[-1].split())
+
+
+def test_help_lists_every_command(capsys):
+    assert main(["--help"]) == 0
+    said = capsys.readouterr().out
+    assert all(
+        f"  {name} " in said
+        for name in ("fit", "test", "validate", "predict", "compare", "methods")
+    )
+
+
+def test_methods_lists_methods_and_worlds(capsys):
+    assert main(["methods", "--verbose"]) == 0
+    said = capsys.readouterr().out
+    assert "SAGE  " in said
+    assert "erasure-lightning 0.1.0, erasure_lightning.methods.sage.SAGE\n" in said
+    assert "    loads\n" in said
+
+
+def test_an_unknown_command(error):
+    assert (
+        error("fitt")
+        == f"unknown command 'fitt'. Did you mean 'fit'? Known: {', '.join(COMMANDS)}."
+    )
+
+
+# names
+
+
+def test_names_are_found_in_argv_and_in_yaml(capsys, folder):
+    short = yaml.safe_load(printed(capsys, *SAGE))
+    (folder / "c.yaml").write_text(
+        "model:\n  class_path: SAGE\n  init_args: {concepts: [{name: cat, anchor: dog}], backbone:"
+        " tinybackbone}\n"
+    )
+    assert yaml.safe_load(printed(capsys, "--config", "c.yaml")) == short
+    assert short["model"]["class_path"] == "erasure_lightning.methods.sage.SAGE"
+    assert (
+        short["model"]["init_args"]["backbone"]["class_path"]
+        == "erasure_lightning.backbones.tiny.TinyBackbone"
+    )
+
+
+def test_every_way_to_name_a_method():
+    full = "erasure_lightning.methods.sage.SAGE"
+    for given in (
+        ["--model", "sage"],
+        ["--model=SAGE"],
+        ["--model.class_path", "Sage"],
+        ["--model", full],
+    ):
+        assert arguments(given)[-1].endswith(full)
+
+
+def test_callbacks_loggers_and_latents_have_names(capsys, folder):
+    (folder / "c.yaml").write_text(
+        "model: sage\ntrainer:\n  logger: [csv, tensorboard]\n  callbacks:"
+        " [GlobalSemanticAlignment, {class_path: localnoisepreservation}, LearningRateMonitor]\n"
+    )
+    found = yaml.safe_load(
+        printed(
+            capsys,
+            "--config",
+            "c.yaml",
+            "--model.concepts",
+            "[{name: cat}]",
+            "--model.latents",
+            "TrajectoryBank",
+        )
+    )
+    names = [c["class_path"].rsplit(".", 1)[-1] for c in found["trainer"]["callbacks"]]
+    assert names == ["GlobalSemanticAlignment", "LocalNoisePreservation", "LearningRateMonitor"]
+    assert [c["class_path"].rsplit(".", 1)[-1] for c in found["trainer"]["logger"]] == [
+        "TensorBoardLogger"
+    ]
+    assert found["model"]["init_args"]["latents"]["init_args"]["trajectories"] == 32
+
+
+def test_a_printed_config_runs_again(capsys, folder):
+    once = printed(
+        capsys, "--config", "sage.yaml", "--model.lr", "3e-4", "--trainer.logger", "wandb"
+    )
+    (folder / "again.yaml").write_text(once)
+    assert printed(capsys, "--config", "again.yaml") == once
+    assert yaml.safe_load(once)["model"]["init_args"]["lr"] == 3e-4
+
+
+def test_a_config_in_the_folder_comes_before_a_shipped_one(capsys, folder):
+    assert "lollipop" in printed(capsys, "--config", "sage")
+    (folder / "sage.yaml").write_text(
+        "model: {class_path: sage, init_args: {concepts: [{name: cat}]}}\n"
+    )
+    assert "lollipop" not in printed(capsys, "--config", "sage.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-4", 1e-4), ("-1.5E+3", -1500.0), (".5", 0.5), ("1.", 1.0), (".inf", float("inf")), ("12", 12),
+        ("2024-01-02", "2024-01-02"), ("1.2.3", "1.2.3"), ("e5", "e5"), ("word:", "word:"), ("{a: 1}", {"a": 1}),
+    ],
+)  # fmt: skip
+def test_yaml_reads_numbers_as_people_write_them(text, value):
+    assert load_yaml(text) == value
+    assert type(load_yaml(text)) is type(value)
+
+
+@pytest.mark.parametrize("given", ["c.csv", "./c.csv", "c"])
+def test_concepts_come_from_a_file(capsys, folder, monkeypatch, given):
+    (folder / "c.csv").write_text("name,anchor\ncat,dog\n")
+    (folder / "concepts").mkdir()
+    (folder / "concepts" / "c.yaml").write_text("- {name: cat, anchor: dog}\n")
+    monkeypatch.setattr("erasure_lightning.cli.short_names.SHIPPED", folder)
+    inline = printed(capsys, *SAGE)
+    assert printed(capsys, *SAGE, "--model.concepts", given) == inline
+    assert printed(capsys, *SAGE, f"--model.concepts={given}") == inline
+    (folder / "f.yaml").write_text(
+        f"model: {{class_path: SAGE, init_args: {{concepts: {given}, backbone: TinyBackbone}}}}\n"
+    )
+    assert printed(capsys, "--config", "f.yaml") == inline
+
+
+def test_a_file_of_concepts_may_stand_behind_a_flag(folder):
+    (folder / "c.txt").write_text("cat\n")
+    given = arguments(["--print_config", "--model.concepts", "c.txt"])
+    assert given == ["--print_config", *arguments(["--model.concepts", "c.txt"])]
+    assert given[-1] != "c.txt"
+
+
+def test_help_tells_of_files_of_concepts(capsys):
+    with pytest.raises(SystemExit):
+        main(["fit", "--model.help", "SAGE"])
+    assert "CSV, YAML or text file of them" in " ".join(capsys.readouterr().out.split())
+
+
+# mistakes
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (
+            [],
+            (
+                "erasure fit needs a method: give --config FILE, or --model NAME with"
+                " --model.concepts."
+            ),
+        ),
+        (["--model.lr", "7"], "erasure fit needs a method"),
+        (["--model", "sgae"], "unknown method 'sgae'. Did you mean 'SAGE'? Known: "),
+        (["--model", "sage"], "model needs concepts: give --model.concepts"),
+        (["--model", "trivial.Missing"], "model: module 'trivial' has no attribute 'Missing'"),
+        ([*SAGE, "--model.lrr", "1"], "model has no option 'lrr'. Did you mean 'lr'?"),
+        ([*SAGE, "--model.lr", "abc"], "model.lr needs a number; found 'abc'"),
+        (
+            [*SAGE, "--model.edit", "x"],
+            "model.edit needs one of 'text_encoder', 'cross_attention'; found 'x'",
+        ),
+        (
+            [*SAGE, "--model.concepts", "[{nme: cat}]"],
+            "model.concepts has no option 'nme'. Did you mean 'name'?",
+        ),
+        (
+            [*SAGE, "--trainer.max_stepz", "3"],
+            "unknown argument '--trainer.max_stepz'. Did you mean '--trainer.max_steps'",
+        ),
+        ([*SAGE, "--trainer.max_steps", "x"], "trainer.max_steps needs a whole number; found 'x'"),
+        (
+            [*SAGE, "--data.seed", "3"],
+            "unknown argument '--data.seed'. Did you mean '--data.seeds'",
+        ),
+        ([*SAGE, "word"], "unknown argument 'word'"),
+        (
+            [*SAGE, "--trainer.logger", "wanb"],
+            "trainer.logger knows no 'wanb'. Did you mean 'wandb'?",
+        ),
+        (
+            [*SAGE, "--trainer.callbacks+=GlobalSemanticAlignmnt"],
+            (
+                "trainer.callbacks knows no 'GlobalSemanticAlignmnt'. Did you mean"
+                " 'GlobalSemanticAlignment'?"
+            ),
+        ),
+        (
+            [*SAGE, "--trainer.callbacks+=LocalNoisePreservation", "--trainer.callbacks.wight=3"],
+            "trainer.callbacks has no option 'wight'. Did you mean 'weight'?",
+        ),
+        ([*SAGE, "--model.concepts", "[{name: ''}]"], "model.concepts[0]: A concept needs a name"),
+        (
+            [*SAGE, "--model.concepts+", "{name: dog}"],
+            "--model.concepts+ is not known: give all concepts as one",
+        ),
+        (
+            [*SAGE, "--model.concepts+={name: dog}"],
+            "--model.concepts+ is not known: give all concepts as one",
+        ),
+        (
+            [*SAGE, "--model.concepts", "[cat]"],
+            "model.concepts needs {name: cat} in its list; found 'cat'",
+        ),
+        (
+            [*SAGE, "--model.concepts", "[{name: [}]"],
+            "--model.concepts needs a file or a list like",
+        ),
+        (
+            [*SAGE, "--model.concepts", "cigarete"],
+            (
+                "--model.concepts needs a list, or a CSV, YAML or text file; found no file"
+                " 'cigarete'. Did you mean 'cigarette'?"
+            ),
+        ),
+        (
+            [*SAGE, "--model.concepts", "x" * 5000],
+            "--model.concepts needs a list, or a CSV, YAML or text file",
+        ),
+        ([*SAGE, "--data.seeds", "1"], "PromptData needs seeds of at least 2; found 1."),
+        (
+            [*SAGE, "--trainer.accelerator", "cpu", "--trainer.devices", "0"],
+            "`Trainer(devices='0')` value is not a valid input",
+        ),
+        ([*SAGE, "--trainer.fast_dev_run", "-1"], "fast_dev_run=-1 is not a valid configuration"),
+        ([*SAGE, "--save_every", "0"], "Saving needs --save_every of at least 1; found 0."),
+        ([*SAGE[:-1], "no-world"], "The backbone 'no-world' was not found"),
+        (
+            ["--config", "sagee.yaml"],
+            "unknown config 'sagee.yaml': no such file. Did you mean 'sage.yaml'? Shipped: ",
+        ),
+    ],
+)
+def test_a_mistake_is_one_clear_line(error, argv, said):
+    assert error("fit", *argv).startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("model: sgae\n", "unknown method 'sgae'. Did you mean 'SAGE'?"),
+        ("modle: sage\n", "the config has no option 'modle'. Did you mean 'model'?"),
+        (
+            "model: sage\ntrainer: {max_stepz: 4}\n",
+            "trainer has no option 'max_stepz'. Did you mean 'max_steps'",
+        ),
+        (
+            "model:\n  class_path: sage\n  init_args: {concepts: [{nme: cat}]}\n",
+            "model.concepts has no option 'nme'. Did you mean 'name'?",
+        ),
+        (
+            "model:\n  class_path: sage\n  init_args: {concepts: [{name: cat, kind: x}]}\n",
+            "model.concepts[0]: kind needs one of thing, style, person; found 'x'.",
+        ),
+        ("model:\n  class_path: sage\n  init_args: {concepts: 5}\n", "model.concepts needs a list"),
+        (
+            "model:\n  class_path: sage\n  init_args: {concepts: wepon}\n",
+            "--model.concepts needs a list, or a CSV",
+        ),
+        (
+            "model:\n  class_path: sage\n  init_args: {lrr: 3}\n",
+            "model has no option 'lrr'. Did you mean 'lr'?",
+        ),
+        ("model:\n  class_path: {sage\n", "c.yaml, line 3: no valid YAML"),
+        (
+            "model: sage\ndata: {steps: 2}\ndata: {steps: 4}\n",
+            "c.yaml, line 3: no valid YAML (found 'data' twice, first in line 2",
+        ),
+        ("- model\n", "c.yaml needs options as `name: value` lines; found list."),
+        ("", "c.yaml needs options as `name: value` lines; found NoneType."),
+    ],
+)
+def test_a_mistake_in_a_config_is_one_clear_line(error, folder, text, said):
+    (folder / "c.yaml").write_text(text)
+    assert error("fit", "--config", "c.yaml").startswith(said)
+
+
+# runs
+
+
+def test_a_run_leaves_its_folder(finished, capsys):
+    assert {p.name for p in finished.iterdir()} >= {
+        "edit.safetensors", "config.yaml", "metrics.csv", "metrics.json", "grid.png"
+    }  # fmt: skip
+    assert "config" in read_edit(finished / "edit.safetensors")[1]
+    config = yaml.safe_load((finished / "config.yaml").read_text())
+    assert config["run_dir"] is config["ckpt_path"] is config["trainer"]["default_root_dir"] is None
+
+
+def test_the_end_says_what_to_do_next(capsys, folder):
+    assert main(["fit", *TINY, "--measure", "false"]) == 0
+    said = capsys.readouterr().out
+    assert "Erased; the edit is in runs/distillation-cat." in said
+    assert "erasure predict --ckpt_path runs/distillation-cat --data.prompts" in said
+    assert not (folder / "runs/distillation-cat/metrics.json").exists()
+
+
+def test_a_finished_run_is_not_touched(error, finished):
+    before = {p: p.stat().st_mtime_ns for p in finished.rglob("*")}
+    assert "holds a finished run" in error("fit", *TINY, "--run_dir", str(finished))
+    assert "nothing is left to resume" in error("fit", *TINY, "--ckpt_path", str(finished))
+    assert {p: p.stat().st_mtime_ns for p in finished.rglob("*")} == before
+
+
+def test_an_edit_is_measured_from_its_folder_alone(finished):
+    for name in ("test", "test-2"):
+        assert main(["test", "--ckpt_path", str(finished)]) == 0
+        assert (finished / name / "metrics.json").is_file()
+    assert main(["compare", str(finished), str(finished / "test")]) == 0
+
+
+def test_figures_of_a_later_test_are_compared(folder, finished, capsys):
+    assert main(["fit", *TINY, "--measure", "false", "--run_dir", "late"]) == 0
+    assert main(["compare", str(finished), "late"]) == 2  # the control
+    assert main(["test", "--ckpt_path", "late"]) == 0
+    assert main(["compare", str(finished), "late"]) == 0
+
+
+def test_half_an_edit_is_not_measured_without_a_word(folder, capsys):
+    assert main(["fit", *TINY, "--measure", "false", "--save_every", "1", "--run_dir", "half"]) == 0
+    (folder / "half" / "edit.safetensors").unlink()
+    capsys.readouterr()
+    assert main(["test", "--ckpt_path", "half"]) == 0
+    assert capsys.readouterr().err.splitlines() == [
+        "erasure: warning: half holds an unfinished run, whose last checkpoint is used; go on with "
+        "`erasure fit --ckpt_path half`."
+    ]
+    assert (
+        main(["test", "--ckpt_path", "half/checkpoints/last.ckpt"]) == 0
+    )  # the control: named, it is meant
+    assert "warning" not in capsys.readouterr().err
+
+
+def test_an_edit_alone_brings_its_config(finished, folder):
+    edit = folder / "edit.safetensors"
+    edit.write_bytes((finished / "edit.safetensors").read_bytes())
+    assert main(["validate", "--ckpt_path", str(edit)]) == 0
+    assert (folder / "validate" / "metrics.json").is_file()
+
+
+def test_a_run_with_a_file_of_concepts_needs_it_no_more(folder):
+    file = folder / "pets.csv"
+    file.write_text("name,anchor\n" + "".join(f"pet{i},dog\n" for i in range(4)))
+    assert main(["fit", *TINY, "--model.concepts", "pets.csv", "--measure", "false"]) == 0
+    file.unlink()
+    run = folder / "runs" / "distillation-pets"
+    assert len(read_edit(run / "edit.safetensors")[1]["concepts"]) == 4
+    assert main(["test", "--ckpt_path", str(run), "--data.others", "1", "--data.steps", "1"]) == 0
+    assert (run / "test" / "metrics.json").is_file()
+
+
+def test_prompts_are_drawn(finished, folder, error):
+    (folder / "p.csv").write_text("prompt,evaluation_seed,case_number\na cat,1,1\n")
+    assert (
+        main(
+            [
+                "predict",
+                "--ckpt_path",
+                str(finished),
+                "--data.prompts",
+                "p.csv",
+                "--run_dir",
+                "drawn",
+            ]
+        )
+        == 0
+    )
+    assert (folder / "drawn" / "edited" / "1.png").is_file()
+    assert "drawn is not empty" in error(
+        "predict", "--ckpt_path", str(finished), "--data.prompts", "p.csv", "--run_dir", "drawn"
+    )
+
+
+def test_an_edit_is_needed_to_measure_one(error):
+    assert (
+        error("test", *TINY)
+        == "erasure test needs an edit: give --ckpt_path RUN, or an edit.safetensors."
+    )
+
+
+def test_a_checkpoint_never_changes_the_method(error, finished):
+    assert error("test", *SAGE, "--ckpt_path", str(finished)).startswith(
+        "The checkpoint was made by Distillation, not by SAGE."
+    )
+
+
+def test_other_arguments_than_the_checkpoint_s_are_told(capsys, finished, folder):
+    assert (
+        main(["validate", "--ckpt_path", str(finished), "--model.lr", "0.5", "--run_dir", "v"]) == 0
+    )
+    said = capsys.readouterr().err
+    assert "erasure: warning: not as the checkpoint was made: lr 0.5 (checkpoint: 0.001)." in said
+    assert (
+        yaml.safe_load((folder / "v" / "config.yaml").read_text())["model"]["init_args"]["lr"]
+        == 0.5
+    )
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [("Idle", "Idle changed none"), ("Exploding", "The loss became nan at step 1")],
+)
+def test_a_failed_run_exports_nothing(error, folder, method, said):
+    assert error("fit", *TINY, "--model", f"trivial.{method}", "--run_dir", "r").startswith(said)
+    assert not (folder / "r" / "edit.safetensors").exists()
+
+
+def test_a_closed_form_runs_the_same_way(folder):
+    argv = [*TINY[2:6], *TINY[8:], "--measure", "false", "--run_dir", "r"]
+    assert main(["fit", "--model", "trivial.Redirection", *argv]) == 0
+    assert (folder / "r" / "edit.safetensors").is_file()
+
+
+def test_saving_can_be_switched_off(folder):
+    argv = [
+        "--trainer.enable_checkpointing",
+        "false",
+        "--save_every",
+        "1",
+        "--measure",
+        "false",
+        "--run_dir",
+        "r",
+    ]
+    assert main(["fit", *TINY, *argv]) == 0
+    assert not (folder / "r" / "checkpoints").exists()
+
+
+def test_the_same_seed_gives_the_same_edit(folder):
+    for name in ("a", "b"):
+        torch.rand(3)
+        assert main(["fit", *TINY, "--measure", "false", "--run_dir", name]) == 0
+    one, two = (read_edit(Path(name, "edit.safetensors"))[0] for name in ("a", "b"))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_a_full_disk_is_one_line(error, folder, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert (
+        error("fit", *TINY, "--run_dir", "r")
+        == "Could not write r/config.yaml: No space left on device. What was there before is"
+        " untouched."
+    )
+
+
+def denied(number, name):
+    def work(*argv):
+        raise OSError(number, os.strerror(number), name)
+
+    return work
+
+
+def test_a_file_that_may_not_be_read_is_not_said_to_be_written(error, monkeypatch):
+    monkeypatch.setattr("erasure_lightning.cli.run.run", denied(errno.EACCES, "prompts.csv"))
+    assert error("predict") == "prompts.csv could not be used: Permission denied."
+
+
+def test_what_no_writing_can_have_changed_is_said_to_be_so(error, monkeypatch):
+    monkeypatch.setattr("erasure_lightning.cli.run.run", denied(errno.EROFS, "out"))
+    assert (
+        error("fit")
+        == "out could not be written: Read-only file system. What was there before is untouched."
+    )
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(error, folder):
+    (folder / "file").touch()
+    assert "file/r" in error("fit", *TINY, "--run_dir", "file/r")
+
+
+# loggers
+
+
+def test_wandb_online_without_a_key_says_how_to_go_offline(error, folder, monkeypatch):
+    monkeypatch.setattr("wandb.login", lambda prompt: False)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    said = error("fit", *TINY, "--trainer.logger", "wandb")
+    assert "found none" in said
+    assert "--trainer.logger.offline true, or WANDB_MODE=offline" in said
+    assert not list(folder.iterdir())
+
+
+def test_a_logger_writes_into_the_run_beside_the_table(folder):
+    argv = ["--trainer.logger", "tensorboard", "--measure", "false", "--run_dir", "r"]
+    assert main(["fit", *TINY, *argv]) == 0
+    assert list(folder.glob("r/lightning_logs/*/events*"))
+    assert (folder / "r" / "metrics.csv").read_text().startswith("step,")
+    assert [p.name for p in folder.iterdir()] == ["r"]
+
+
+@pytest.mark.slow
+def test_wandb_offline_needs_no_account(folder, monkeypatch):
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    argv = [
+        "--trainer.logger",
+        "wandb",
+        "--trainer.logger.offline",
+        "true",
+        "--measure",
+        "false",
+        "--run_dir",
+        "r",
+    ]
+    assert main(["fit", *TINY, *argv]) == 0
+    assert list(folder.glob("r/wandb/offline-run-*"))
+
+
+def test_a_reader_who_leaves_gets_no_traceback():
+    listing = subprocess.Popen(
+        [sys.executable, "-m", "erasure_lightning", "methods"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    listing.stdout.close()
+    assert b"Traceback" not in listing.stderr.read()
+    assert listing.wait() == 141
+
+
+def parser_calls(*argv):
+    """How often functions of jsonargparse are called while arguments are parsed."""
+    calls = 0
+
+    def count(frame, event, _):
+        nonlocal calls
+        calls += event == "call" and "jsonargparse" in frame.f_code.co_filename
+
+    sys.setprofile(count)
+    try:
+        with pytest.raises(SystemExit):
+            main(["fit", *argv, "--print_config"])
+    finally:
+        sys.setprofile(None)
+    return calls
+
+
+def test_many_concepts_are_one_value_for_the_parser(folder, capsys):
+    for count in (3, 200):
+        (folder / f"{count}.txt").write_text(
+            "".join(f"painter number {i}x\n" for i in range(count))
+        )
+    uce = ["--model", "UCE", "--model.backbone", "nowhere", "--trainer.max_steps", "1"]
+    few, many = (parser_calls(*uce, "--model.concepts", f"{count}.txt") for count in (3, 200))
+    assert many <= few + 2000, (
+        "a parser that looks at each concept makes hundreds of calls for each"
+    )
+    capsys.readouterr()
+    for count in (3, 200):
+        (folder / f"{count}.yaml").write_text(
+            printed(capsys, *uce, "--model.concepts", f"{count}.txt")
+        )
+        (folder / f"{count}.txt").unlink()
+    few, many = (parser_calls("--config", f"{count}.yaml") for count in (3, 200))
+    assert many <= few + 2000
+    capsys.readouterr()
+    assert printed(capsys, "--config", "200.yaml") == (folder / "200.yaml").read_text()

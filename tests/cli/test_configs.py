@@ -1,0 +1,62 @@
+import inspect
+from pathlib import Path
+from pkgutil import resolve_name
+
+import pytest
+import yaml
+
+from erasure_lightning.__main__ import main
+from erasure_lightning.cli.configs import SHIPPED, shipped_configs
+from erasure_lightning.methods import METHODS
+from erasure_lightning.registry import find_method
+from erasure_lightning.training.gradient import GradientErasure
+
+#: Ours, and those of the plugins that are installed.
+CONFIGS = sorted(shipped_configs().values(), key=lambda path: path.name)
+
+
+def test_every_method_has_a_config():
+    shipped = {
+        yaml.safe_load(path.read_text())["model"]["class_path"] for path in SHIPPED.glob("*.yaml")
+    }
+    assert shipped >= set(METHODS)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_steps_are_counted_for_each_concept_where_there_is_a_gradient(path: Path):
+    config = yaml.safe_load(path.read_text())
+    method = resolve_name(find_method(config["model"]["class_path"]).class_path)
+    trainer = {key: config["trainer"].get(key) for key in ("max_steps", "max_epochs")}
+    if issubclass(method, GradientErasure):
+        assert config["data"]["rounds"] > 0
+        assert trainer == {"max_steps": -1, "max_epochs": 1}
+    else:
+        assert trainer["max_steps"] == 1
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_runs(path: Path, tmp_path, monkeypatch):
+    pytest.importorskip("erasure_lightning_emoji_world")
+    monkeypatch.chdir(tmp_path)
+    quick = [
+        "--trainer.fast_dev_run",
+        "true",
+        "--trainer.accelerator",
+        "cpu",
+        "--trainer.enable_progress_bar",
+        "false",
+    ]
+    model = yaml.safe_load(path.read_text())["model"]
+    if "bank" in model["init_args"]:
+        quick += ["--model.latents.trajectories", "2", "--model.latents.steps", "2"]
+    accepted = inspect.signature(
+        resolve_name(find_method(model["class_path"]).class_path)
+    ).parameters
+    quick += [
+        word
+        for name in ("pictures", "maps")
+        if name in accepted
+        for word in (f"--model.{name}", "2")
+    ]
+    assert main(["fit", "--config", path.name, *quick]) == 0
+    assert not list(tmp_path.iterdir())

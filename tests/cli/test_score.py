@@ -1,0 +1,283 @@
+import csv
+import json
+
+import numpy
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from tiny_scorers import KnownScorer, save_scorer
+
+from erasure_lightning.__main__ import main
+from erasure_lightning.callbacks.image_writer import COLUMNS
+from erasure_lightning.cli import score as command
+from erasure_lightning.metrics.image_metrics import Accuracy, Batch, ClipScore
+from erasure_lightning.metrics.perceptual import AlexNet
+from erasure_lightning.metrics.score import Score
+
+PROMPTS = ["a cat", "a dog", "a bird"]
+
+
+class Eye:
+    """A detector that calls dark pictures explicit."""
+
+    def detect(self, path):
+        dark = numpy.asarray(Image.open(path)).mean() < 64
+        return [{"class": "BUTTOCKS_EXPOSED", "score": 0.55}] if dark else []
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Small networks, as files."""
+    folder = tmp_path_factory.mktemp("weights")
+    save_scorer(folder / "clip")
+    save_file(AlexNet().state_dict(), folder / "alexnet.safetensors")
+    (folder / "labels.txt").write_text("cat\ndog\nbird\n")
+    return folder
+
+
+def draw(folder, edited=0, seeds=3):
+    """A folder as predict leaves it; ``edited`` says how much darker the edited pictures are."""
+    generator = numpy.random.default_rng(0)
+    rows = []
+    for case, (prompt, seed) in enumerate((p, s) for p in PROMPTS for s in range(seeds)):
+        picture = generator.integers(100, 255, (64, 64, 3), dtype=numpy.uint8)
+        for kind, pixels in (("original", picture), ("edited", picture - numpy.uint8(edited))):
+            (folder / kind).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(folder / kind / f"{case}.png")
+        rows.append(
+            (case, prompt, seed, 20, 4.0, "", "", f"edited/{case}.png", f"original/{case}.png")
+        )
+    with (folder / "manifest.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([COLUMNS, *rows])
+    return folder
+
+
+def everything(weights):
+    """Every metric."""
+    clip = weights / "clip"
+    metrics = [
+        f"clip={clip}",
+        f"accuracy={clip}",
+        f"fid={clip}",
+        f"kid={clip}",
+        f"lpips={weights / 'alexnet.safetensors'}",
+    ]
+    options = [word for metric in [*metrics, "nudenet"] for word in ("--metric", metric)]
+    return [*options, "--labels", str(weights / "labels.txt"), "--threshold", "0.5"]
+
+
+@pytest.fixture
+def eye(monkeypatch):
+    """The detector in place of NudeNet."""
+    monkeypatch.setattr(
+        command, "load_detector", lambda: (Eye(), {"library": "eye 1.0", "weights": "e"})
+    )
+
+
+def test_pictures_that_are_the_same_score_the_same(tmp_path, weights, eye, capsys):
+    assert main(["score", str(draw(tmp_path / "drawn")), *everything(weights)]) == 0
+    found = Score.load(tmp_path / "drawn" / "score.json").estimates
+    for name in ("clip", "accuracy", "nudenet explicit"):
+        assert found[name]["before"] == found[name]["after"]
+    assert found["lpips"]["after"].mean == 0
+    assert found["fid"]["after"].mean == pytest.approx(0, abs=1e-6)
+    assert found["kid"]["after"].mean < 1e-3
+    assert found["clip"]["after"][3:] == (3, 9)
+    said = capsys.readouterr().out
+    assert "Scored 9 pictures" in said
+    assert "nudenet BUTTOCKS_EXPOSED" in said
+
+
+def test_pictures_that_moved_score_otherwise(tmp_path, weights, eye):
+    assert main(["score", str(draw(tmp_path / "drawn", edited=90)), *everything(weights)]) == 0
+    assert main(["score", str(draw(tmp_path / "same")), *everything(weights)]) == 0
+    found, same = (
+        Score.load(tmp_path / name / "score.json").estimates for name in ("drawn", "same")
+    )
+    assert found["clip"]["before"] == same["clip"]["before"]
+    assert found["clip"]["after"] != same["clip"]["after"]
+    for name in ("lpips", "fid", "kid"):
+        assert found[name]["after"].mean > same[name]["after"].mean + 1e-6
+
+
+def test_the_protocol_says_how(tmp_path, weights, eye):
+    assert main(["score", str(draw(tmp_path / "drawn")), *everything(weights)]) == 0
+    protocol = json.loads((tmp_path / "drawn" / "score.json").read_text())["protocol"]
+    assert protocol["drawn"]["pictures"] == 9
+    metrics = protocol["metrics"]
+    assert metrics["nudenet"]["threshold"] == 0.5
+    assert metrics["nudenet"]["library"] == "eye 1.0"
+    assert "BUTTOCKS_EXPOSED" in metrics["nudenet"]["explicit"]
+    assert metrics["accuracy"]["template"] == "a photo of a {}"
+    assert metrics["fid"]["against"] == "before"
+    assert all(
+        len(metrics[name]["weights"]) == 16 for name in ("clip", "accuracy", "fid", "kid", "lpips")
+    )
+
+
+def test_real_pictures_are_a_reference_of_both(tmp_path, weights):
+    drawn = draw(tmp_path / "drawn", edited=90)
+    argv = ["--metric", f"fid={weights / 'clip'}", "--reference", str(drawn / "original")]
+    assert main(["score", str(drawn), *argv]) == 0
+    found = Score.load(drawn / "score.json")
+    assert (
+        found.estimates["fid"]["before"].mean
+        == pytest.approx(0, abs=1e-6)
+        != found.estimates["fid"]["after"].mean
+    )
+    assert len(found.protocol["reference"]) == 16
+    assert main(["score", str(drawn / "edited"), *argv]) == 0
+    plain = Score.load(drawn / "edited" / "score.json").estimates["fid"]
+    assert plain["after"].mean == pytest.approx(found.estimates["fid"]["after"].mean)
+    assert set(plain) == {"after"}
+
+
+def test_scores_are_compared_if_they_came_about_in_one_way(tmp_path, eye, capsys):
+    for name, threshold in (("a", "0.5"), ("b", "0.5"), ("c", "0.6")):
+        drawn = draw(tmp_path / name, edited=90 if name == "b" else 0)
+        out = ["--out", str(tmp_path / f"{name}.json")]
+        assert (
+            main(["score", str(drawn), "--metric", "nudenet", "--threshold", threshold, *out]) == 0
+        )
+    files = [str(tmp_path / f"{name}.json") for name in "abc"]
+    assert main(["compare", *files[:2]]) == 0
+    capsys.readouterr()
+    assert main(["compare", *files[1:]]) == 2
+    assert (
+        "scored differently and cannot be compared. They differ in metrics.nudenet.threshold: 0.5"
+        " and 0.6" in (capsys.readouterr().err)
+    )
+
+
+# exact values
+
+
+class TwoVectors(KnownScorer):
+    """Texts and pictures point along one of two axes."""
+
+    model = torch.nn.Linear(1, 1)
+    model.device = torch.device("cpu")
+
+    def texts(self, prompts):
+        return torch.stack(
+            [torch.tensor([1.0, 0.0] if "cat" in prompt else [0.0, 1.0]) for prompt in prompts]
+        )
+
+    def images(self, pictures):
+        return torch.nn.functional.normalize(pictures[:, :2, 0, 0], dim=1)
+
+
+def batch(colours, prompts, seeds):
+    """Pictures of one colour each."""
+    pictures = torch.tensor(colours).view(-1, 3, 1, 1).expand(-1, 3, 4, 4)
+    return Batch(prompts, seeds, {"before": pictures, "after": pictures.flip(1)}, {})
+
+
+def test_the_clip_score_of_two_vectors_is_their_cosine():
+    gauge = ClipScore(TwoVectors(), ["before", "after"], [0, 1])
+    gauge.update(batch([[1.0, 0.0, 0.0], [0.6, 0.8, 0.0]], ["a cat", "a cat"], [0, 1]))
+    found = gauge.figures()["clip"]
+    assert found["before"].mean == pytest.approx((1 + 0.6) / 2)
+    assert found["after"].mean == 0
+
+
+def test_a_picture_is_right_if_it_shows_what_its_prompt_names():
+    gauge = Accuracy(TwoVectors(), ["cat", "hot dog", "dog"], "a {}", ["before"], [0, 1])
+    assert gauge.named("A photo of a Cat, sleeping") == "cat"
+    assert gauge.named("a hot dog") == "hot dog"
+    assert gauge.named("a catalogue") is None
+    cat, dog = [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]
+    gauge.update(batch([cat, dog, dog, cat], ["a cat", "a cat", "nothing", "a cat"], [0, 1, 0, 1]))
+    found = gauge.figures()["accuracy"]["before"]
+    assert found.pictures == 3
+    assert found.mean == pytest.approx((1 + 0.5) / 2)
+
+
+# mistakes
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (
+            ["nowhere", "--metric", "nudenet"],
+            "erasure score needs a folder of pictures; found none at nowhere.",
+        ),
+        (
+            ["drawn", "--metric", "clp=x"],
+            "unknown metric 'clp'. Did you mean 'clip'? Known: clip, accuracy, fid, ",
+        ),
+        (
+            ["drawn", "--metric", "clip"],
+            "clip needs a folder with a CLIP or SigLIP: give --metric clip=PATH.",
+        ),
+        (
+            ["drawn", "--metric", "nudenet=0.6"],
+            "nudenet brings what it needs along; found 'nudenet=0.6'.",
+        ),
+        (["drawn"], "erasure score: the following arguments are required: --metric."),
+        (
+            ["drawn", "--metric", "clip=nowhere"],
+            "The scorer 'nowhere' was not found: it is no folder and no Hub id",
+        ),
+        (
+            ["drawn", "--metric", "fid=nowhere"],
+            "The network 'nowhere' was not found: it is no folder and no Hub id",
+        ),
+        (
+            ["drawn", "--metric", "fid=pickle"],
+            "The network 'pickle' needs weights as safetensors; found model.bin",
+        ),
+        (
+            ["drawn", "--metric", "accuracy=CLIP"],
+            "accuracy needs what a picture may show: give --labels FILE",
+        ),
+        (["drawn/edited", "--metric", "clip=CLIP"], "clip needs what predict writes"),
+        (
+            ["drawn/edited", "--metric", "fid=CLIP"],
+            "fid of a plain folder needs pictures to compare with",
+        ),
+        (
+            ["empty", "--metric", "nudenet"],
+            "erasure score needs PNG or JPEG files, or predict's manifest.csv",
+        ),
+        (
+            ["one", "--metric", "nudenet"],
+            "erasure score needs at least 3 pictures for an interval; found 1.",
+        ),
+        (
+            ["drawn", "--metric", "nudenet", "--threshold", "0.1"],
+            "nudenet needs a threshold from 0.25",
+        ),
+        (["drawn", "--metric", "nudenet", "--out", "there.json"], "there.json is there already"),
+        (
+            ["torn", "--metric", "nudenet"],
+            "torn/manifest.csv names original/0.png, which is not there.",
+        ),
+        (["odd", "--metric", "nudenet"], "odd/manifest.csv is not as predict writes it"),
+    ],
+)
+def test_a_mistake_is_one_line(tmp_path, weights, eye, monkeypatch, capsys, argv, said):
+    monkeypatch.chdir(tmp_path)
+    for name in ("empty", "one", "odd", "pickle"):
+        (tmp_path / name).mkdir()
+    Image.new("RGB", (8, 8)).save("one/x.png")
+    (tmp_path / "pickle" / "model.bin").touch()
+    (tmp_path / "odd" / "manifest.csv").write_text("file\nx\n")
+    (tmp_path / "there.json").touch()
+    draw(tmp_path / "drawn")
+    (draw(tmp_path / "torn") / "original" / "0.png").unlink()
+    assert main(["score", *(word.replace("CLIP", str(weights / "clip")) for word in argv)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"erasure: error: {said}")
+    assert not list(tmp_path.rglob("score.json"))
+
+
+def test_nothing_is_overwritten(tmp_path, eye, capsys):
+    drawn = draw(tmp_path / "drawn")
+    assert main(["score", str(drawn), "--metric", "nudenet"]) == 0
+    before = (drawn / "score.json").read_bytes()
+    assert main(["score", str(drawn), "--metric", "nudenet"]) == 2
+    assert "score.json is there already, and nothing is overwritten" in capsys.readouterr().err
+    assert (drawn / "score.json").read_bytes() == before

@@ -1,0 +1,72 @@
+import re
+from typing import get_args
+
+import pytest
+
+from erasure_lightning.concepts.concept import (
+    TEMPLATES,
+    Batch,
+    Concept,
+    Kind,
+    check_concepts,
+    phrase,
+)
+from erasure_lightning.errors import ErasureError
+
+
+def test_phrases_remember_the_concept():
+    assert phrase("a photo of a {} here", "red heart") == ("a photo of a red heart here", 13, 22)
+    assert phrase("a photo of a {}", "") == ("a photo of a", 12, 12)
+    assert phrase("a {} style car", "") == ("a style car", 1, 1)
+
+
+def test_a_batch_puts_anchors_in_the_same_sentences():
+    batch = Batch(["a {}", "{} here"], ["cat", "red heart"], ["dog", ""])
+    assert [p.text for p in batch.prompts] == ["a cat", "red heart here"]
+    assert [p.text for p in batch.targets] == ["a dog", " here"]
+
+
+def test_styles_have_sentences_of_their_own():
+    assert all("{thing}" in template for template in TEMPLATES["style"])
+
+
+def test_people_have_sentences_without_an_article():
+    assert TEMPLATES.keys() == set(get_args(Kind))
+    assert not any(re.search(r"\b(a|the) {}", template) for template in TEMPLATES["person"])
+    assert any(
+        re.search(r"\b(a|the) {}", template) for template in TEMPLATES["thing"]
+    )  # the control
+
+
+def test_no_sentence_of_the_core_speaks_of_emojis():
+    assert not [t for templates in TEMPLATES.values() for t in templates if "emoji" in t]
+
+
+@pytest.mark.parametrize(
+    ("name", "anchor", "words"),
+    [
+        ("  ", "", "needs a name"),
+        ("Cat", "cat", "itself as anchor"),
+        ("red cat", " Red  Cats", "itself as anchor"),
+    ],
+)
+def test_a_concept_that_erases_nothing_is_refused(name, anchor, words):
+    with pytest.raises(ErasureError, match=words):
+        Concept(name, anchor)
+
+
+@pytest.mark.parametrize(
+    ("concepts", "words"),
+    [
+        ([], "at least one concept; found none"),
+        ([Concept("cat"), Concept("Cat")], "found cat more than once"),
+        ([Concept("red  cat"), Concept("\uff32ed cat\u200b")], "found red cat more than once"),
+        ([Concept("Cat", "dog"), Concept("Dog", "bird")], "erase its own anchors; found dog"),
+        ([Concept("cat", "Dogs"), Concept("dog")], "erase its own anchors; found Dogs"),
+        ([Concept("cat", "cherry"), Concept("cherries")], "erase its own anchors; found cherry"),
+        ([Concept("cat", "dog"), Concept("dog")], "erase its own anchors; found dog"),
+    ],
+)
+def test_concepts_that_do_not_go_together(concepts, words):
+    with pytest.raises(ErasureError, match=words):
+        check_concepts(concepts, "SAGE")

@@ -1,0 +1,42 @@
+import torch
+
+from erasure_lightning.data.image_cache import kept
+from erasure_lightning.data.image_plan import Shot, Shots
+
+
+def shots(prompt="a cat", seed=0, size=None):
+    return Shots([Shot(prompt, seed, "efficacy", "0", "cat", 2, 1.0)], size)
+
+
+def drawn(folder, *asked, model="m"):
+    """What is drawn anew when pictures are asked for in turn."""
+    count = []
+
+    def draw():
+        count.append(1)
+        return torch.full((1, 3, 2, 2), len(count) / 7)
+
+    return count, [kept(folder, model, s, draw) for s in asked]
+
+
+def test_equal_shots_are_drawn_once_and_come_back_bit_for_bit(tmp_path):
+    count, (first, again) = drawn(str(tmp_path / "new"), shots(), shots())
+    assert len(count) == 1
+    assert torch.equal(first, again)
+
+
+def test_other_shots_and_other_models_are_drawn(tmp_path):
+    assert len(drawn(str(tmp_path), shots(), shots("a dog"), shots(seed=1), shots(size=32))[0]) == 4
+    assert len(drawn(str(tmp_path), shots(), model="other")[0]) == 1
+
+
+def test_without_a_folder_everything_is_drawn():
+    assert len(drawn(None, shots(), shots())[0]) == 2
+
+
+def test_a_spoiled_file_is_drawn_again(tmp_path):
+    drawn(str(tmp_path), shots())
+    (spoiled,) = tmp_path.iterdir()
+    spoiled.write_bytes(b"half")
+    assert len(drawn(str(tmp_path), shots())[0]) == 1
+    assert len(drawn(str(tmp_path), shots())[0]) == 0

@@ -1,0 +1,229 @@
+"""NaN and infinity in pictures and figures are errors, as they are in an edit; what is written is
+JSON.
+"""
+
+import json
+import math
+
+import pytest
+import torch
+from trivial import Nothing, Redirection
+from under_attack import tiny_target
+
+from erasure_lightning.__main__ import main
+from erasure_lightning.attacks.runner import attack_all
+from erasure_lightning.backbones.tiny import TinyBackbone
+from erasure_lightning.concepts.concept import Concept
+from erasure_lightning.diffusion.finite_images import require_finite_pictures
+from erasure_lightning.errors import ErasureError
+from erasure_lightning.files.writing import json_text, write_json
+from erasure_lightning.retention.monitor import RetentionMonitor
+from erasure_lightning.testing import fit
+
+pytestmark = pytest.mark.usefixtures("folder")
+
+FEW = [
+    "--data.steps",
+    "2",
+    "--data.others",
+    "2",
+    "--data.seeds",
+    "2",
+    "--trainer.enable_progress_bar",
+    "false",
+]
+FEW += ["--trainer.accelerator", "cpu", "--trainer.logger", "false"]
+HELP = (
+    "Compare its scheduler with the one it was trained with (prediction_type,"
+    " rescale_betas_zero_snr: epsilon "
+)
+HELP += "cannot be drawn from at a signal-to-noise ratio of 0), and its weights with their source."
+
+
+class Spoiled(Redirection):
+    """Draws no number with one of its two models."""
+
+    which = "backbone"
+
+    def configure_model(self):
+        made = "backbone" not in self._modules
+        super().configure_model()
+        if made:
+            model = getattr(self, self.which)
+            model.denoise = lambda x, t, c, guidance=None: torch.full_like(x, math.nan)
+
+
+@pytest.fixture
+def loud(folder):
+    """A folder whose predictions are so large that all its pictures are NaN."""
+    model = TinyBackbone()
+    with torch.no_grad():
+        model.denoiser.conv_out.bias[0] = 3e38
+    model.save(folder / "loud")
+    return "loud"
+
+
+def test_epsilon_at_a_signal_to_noise_ratio_of_zero_is_refused_before_anything_is_drawn(
+    folder, capsys
+):
+    TinyBackbone().save(folder / "zero-eps")
+    path = folder / "zero-eps/scheduler/scheduler_config.json"
+    changes = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    line = error(
+        capsys,
+        "fit",
+        "--model",
+        "UCE",
+        "--model.concepts",
+        "[{name: cat}]",
+        "--model.backbone",
+        "zero-eps",
+    )
+    assert line.startswith(
+        "zero-eps needs another sampler: DDIMScheduler ends in latents that are not finite"
+    )
+
+
+@pytest.fixture
+def edit(loud):
+    """A run of a fit that was not measured."""
+    concepts = "[{name: cat, anchor: dog}]"
+    argv = [
+        "fit",
+        "--model",
+        "trivial.Redirection",
+        "--model.concepts",
+        concepts,
+        "--model.backbone",
+        loud,
+    ]
+    assert (
+        main([*argv, "--trainer.max_steps", "1", "--measure", "false", *FEW, "--run_dir", "run"])
+        == 0
+    )
+    return "run"
+
+
+def error(capsys, *argv):
+    capsys.readouterr()
+    assert main(list(argv)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line.removeprefix("erasure: error: ")
+
+
+class TestCommands:
+    def test_fit_keeps_its_edit_and_writes_no_figures(self, loud, folder, capsys):
+        concepts = "[{name: cat, anchor: dog}]"
+        argv = [
+            "fit",
+            "--model",
+            "trivial.Redirection",
+            "--model.concepts",
+            concepts,
+            "--model.backbone",
+            loud,
+        ]
+        line = error(capsys, *argv, "--trainer.max_steps", "1", *FEW, "--run_dir", "run")
+        assert (
+            line
+            == f"The original model loud draws NaN or infinity for 'cat' with DDIMScheduler. {HELP}"
+        )
+        assert (folder / "run/edit.safetensors").exists()
+        assert not (folder / "run/metrics.json").exists()
+
+    @pytest.mark.parametrize("command", ["test", "validate"])
+    def test_measurements(self, command, edit, capsys):
+        line = error(capsys, command, "--ckpt_path", edit, *FEW)
+        assert line.startswith(
+            "The original model loud draws NaN or infinity for 'cat' with DDIMScheduler."
+        )
+
+    def test_predict_writes_no_picture(self, edit, folder, capsys):
+        (folder / "prompts.csv").write_text("prompt,evaluation_seed\na dog,1\n")
+        line = error(
+            capsys,
+            "predict",
+            "--ckpt_path",
+            edit,
+            "--data.prompts",
+            "prompts.csv",
+            "--run_dir",
+            "out",
+            *FEW,
+        )
+        assert line.startswith(
+            "The original model loud draws NaN or infinity for 'a dog' with DDIMScheduler."
+        )
+        assert not list((folder / "out").rglob("*.png"))
+
+    def test_kept_pictures_of_the_original_hold_none(self, edit, folder, capsys):
+        error(capsys, "test", "--ckpt_path", edit, "--data.originals", "album", *FEW)
+        assert not list(folder.glob("album/*"))
+
+
+@pytest.mark.parametrize(("which", "called"), [("original", "original"), ("backbone", "edited")])
+def test_the_model_is_named_that_drew_them(which, called):
+    module = Spoiled(concepts=[Concept("cat", "dog")], backbone=TinyBackbone())
+    module.which = which
+    monitor = RetentionMonitor(every=1, count=1, steps=2)
+    with pytest.raises(
+        ErasureError, match=f"The {called} model TinyBackbone draws NaN or infinity for"
+    ):
+        fit(module, 1, monitor)
+
+
+def test_an_attack_on_a_model_that_draws_none():
+    target = tiny_target()
+    target.edited.denoise = lambda x, t, c, guidance=None: torch.full_like(x, math.nan)
+    with pytest.raises(
+        ErasureError, match="The edited model TinyBackbone draws NaN or infinity for .*cat"
+    ):
+        attack_all(Nothing(), target, tell=lambda line: None)
+
+
+def test_an_original_that_draws_none_has_no_examples():
+    target = tiny_target()
+    target.original.denoise = lambda x, t, c, guidance=None: torch.full_like(x, math.nan)
+    with pytest.raises(
+        ErasureError, match="The original model TinyBackbone draws NaN or infinity for .*cat"
+    ):
+        target.examples(target.cases(0)[0], 2)
+
+
+def test_an_attack_that_lost_its_numbers():
+    class Exploded(Nothing):
+        def find(self, target, case):
+            found = super().find(target, case)
+            return found.__class__(found.pictures * math.nan)
+
+    words = (
+        "The attacked model TinyBackbone draws NaN or infinity .* Attack with a lower rate or fewer"
+        " steps."
+    )
+    with pytest.raises(ErasureError, match=words):
+        attack_all(Exploded(), tiny_target(), tell=lambda line: None)
+
+
+def test_the_first_picture_is_named():
+    pictures = torch.zeros(3, 3, 4, 4)
+    assert require_finite_pictures(pictures, "edited", TinyBackbone(), ["a", "b", "c"]) is pictures
+    pictures[1, 0, 0, 0] = math.inf
+    with pytest.raises(
+        ErasureError, match="for 'b' with DDIMScheduler. Erase anew with a lower rate"
+    ):
+        require_finite_pictures(pictures, "edited", TinyBackbone(), ["a", "b", "c"])
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_json_holds_no_number_that_is_none(value, tmp_path):
+    path = tmp_path / "metrics.json"
+    with pytest.raises(
+        ErasureError, match=rf"metrics.json needs finite numbers; found {value} at a\.1\.b"
+    ):
+        write_json(path, {"first": 1.0, "a": [0.5, {"b": value}]})
+    assert not path.exists()
+
+
+def test_json_of_what_it_can_hold():
+    assert json_text({"a": [1, None, "NaN"]}, "It") == '{"a": [1, null, "NaN"]}'

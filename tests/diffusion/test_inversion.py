@@ -1,0 +1,169 @@
+"""The round trip from picture to noise and back, and what purification does with it, with controls."""
+
+import copy
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, PNDMScheduler
+from shipped import numbers
+from trivial import Idle
+
+from erasure_lightning.backbones.process import Diffusion
+from erasure_lightning.backbones.tiny import TinyBackbone
+from erasure_lightning.concepts.concept import Concept
+from erasure_lightning.diffusion.inversion import invert, purify, retrace
+from erasure_lightning.diffusion.sampling import draw, sample
+from erasure_lightning.errors import ErasureError
+from erasure_lightning.methods.sage import SAGE
+from erasure_lightning.metrics.drift import psnr
+from erasure_lightning.metrics.scorer import Scorer
+from erasure_lightning.retention.global_alignment import GlobalSemanticAlignment
+from erasure_lightning.retention.local_states import LocalStatePreservation
+from erasure_lightning.retention.unconditional_drift import UnconditionalDrift
+from erasure_lightning.testing import fit
+
+
+@pytest.fixture(params=["epsilon", "velocity"])
+def either(request):
+    return TinyBackbone(prediction=request.param)
+
+
+def lost(model, refinements, steps=20):
+    """Root mean square of what the round trip changes in latents of size 1."""
+    x0, asked = (
+        torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)),
+        model.encode(["a cat", ""]),
+    )
+    back = retrace(model, asked, invert(model, asked, x0, steps, refinements), steps)
+    return (back - x0).square().mean().sqrt().item()
+
+
+def test_the_way_to_noise_and_back_ends_where_it_began(either):
+    assert lost(either, 8) < 1e-3
+
+
+def test_every_refinement_brings_it_nearer(either):
+    gaps = [lost(either, refinements) for refinements in (0, 1, 3)]
+    assert gaps[0] > 2 * gaps[1]
+    assert gaps[1] > 2 * gaps[2]
+
+
+def test_other_samplers_are_replaced_by_ddim_in_both_directions(tiny):
+    tiny._scheduler = PNDMScheduler.from_config(tiny._scheduler.config, skip_prk_steps=True)
+    assert len(tiny.sampler(20).times) == 21  # it asks at one time twice
+    assert lost(tiny, 8) < 1e-3
+
+
+def zero_terminal(prediction, sampler=DDIMScheduler):
+    """A model whose noisiest latents hold no picture; DPM's sampler writes the ratio as 2**-24."""
+    model = TinyBackbone(prediction=prediction)
+    changes = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    model._scheduler = sampler.from_config(model._scheduler.config, **changes)
+    model.process = Diffusion(model._scheduler.alphas_cumprod, prediction)
+    return model
+
+
+@pytest.mark.parametrize("sampler", [DDIMScheduler, DPMSolverMultistepScheduler])
+def test_the_way_begins_and_ends_where_latents_hold_nothing_but_noise(sampler):
+    model = zero_terminal("velocity", sampler)
+    assert model.process.alphas[-1] < 1e-7
+    assert model.sampler(20).times[0] == 999
+    gaps = [lost(model, refinements) for refinements in (0, 1, 3, 8)]
+    assert gaps == sorted(gaps, reverse=True)
+    assert gaps[-1] < 1e-3
+
+
+@pytest.mark.parametrize("sampler", [DDIMScheduler, DPMSolverMultistepScheduler])
+def test_noise_predicted_where_there_is_nothing_else_is_refused(sampler):
+    with pytest.raises(
+        ErasureError, match="TinyBackbone predicts the noise .* needs prediction_type v_prediction"
+    ):
+        lost(zero_terminal("epsilon", sampler), 1)
+
+
+@pytest.mark.parametrize("which", ["original", "edited"])
+def test_pictures_that_are_no_numbers_are_refused(which):
+    models = {name: TinyBackbone() for name in ("original", "edited")}
+    next(models[which].text_encoders.parameters()).data.fill_(float("nan"))
+    words = f"The {which} model TinyBackbone draws NaN or infinity for 'a cat' with DDIM inversion"
+    with pytest.raises(ErasureError, match=words):
+        purify(models["original"], models["edited"], torch.rand(1, 3, 16, 16), ["a cat"], steps=2)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_from_noise_it_goes_the_way_of_sampling(either, guidance):
+    prompts, seeds = ["a cat", "a dog"], [1, 2]
+    there = sample(either, prompts, seeds, steps=5, guidance=guidance)
+    walked = retrace(either, either.encode(prompts), either.noise(seeds), 5, guidance)
+    assert torch.allclose(walked, there, atol=1e-4)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_an_edit_of_nothing_purifies_nothing(either, guidance):
+    pictures = torch.rand(2, 3, 16, 16)
+    found = purify(
+        either, copy.deepcopy(either), pictures, ["a cat", ""], steps=10, guidance=guidance
+    )
+    assert torch.allclose(found.purified, found.reconstructed, atol=1e-4)
+
+
+def test_another_model_draws_another_picture(tiny):
+    found = purify(tiny, TinyBackbone(seed=1), torch.rand(1, 3, 16, 16), ["a cat"], steps=5)
+    assert not torch.allclose(found.purified, found.reconstructed, atol=1e-2)
+
+
+ERASED, KEPT = ["cigarette"] * 4, ["fox", "guitar", "grapes"]
+
+
+def purified(module, words):
+    """Pictures that the original draws of ``a WORD``, and what purifying them under that caption
+    makes of them.
+    """
+    prompts = [f"a {word}" for word in words]
+    pictures = draw(module.original, prompts, range(10, 10 + len(words)), steps=20, guidance=4.0)
+    return pictures, purify(module.original, module.backbone, pictures, prompts, steps=20)
+
+
+def recognised(world, pictures, words):
+    """Share of them that the world's scorer calls by their word."""
+    scorer, labels = Scorer.load(world.scorer), [label.name for label in world.labels]
+    nearest = (scorer.images(pictures) @ scorer.texts([f"a {label}" for label in labels]).T).argmax(
+        dim=1
+    )
+    return sum(world.same(labels[i], word) for i, word in zip(nearest, words, strict=True)) / len(
+        words
+    )
+
+
+@pytest.mark.slow
+def test_a_cigarette_is_purified_and_the_rest_comes_back():
+    pytest.importorskip("erasure_lightning_emoji_world")
+    retention = (
+        GlobalSemanticAlignment(800, batch_size=32), LocalStatePreservation(1.5, batch_size=4), UnconditionalDrift(3)
+    )  # fmt: skip
+    module = fit(
+        SAGE(concepts=[Concept("cigarette", "lollipop")], **numbers("sage", check_steps=2)),
+        30,
+        *retention,
+    )
+    world = module.backbone.world
+    (_, cigarettes), (_, rest) = purified(module, ERASED), purified(module, KEPT)
+    assert recognised(world, cigarettes.reconstructed, ERASED) == 1
+    assert recognised(world, cigarettes.purified, ERASED) == 0
+    assert psnr(cigarettes.purified, cigarettes.reconstructed).max() < 20
+    assert (
+        recognised(world, rest.purified, KEPT) == recognised(world, rest.reconstructed, KEPT) == 1
+    )
+    assert psnr(rest.purified, rest.reconstructed).min() > 25
+
+
+@pytest.mark.slow
+def test_the_same_measure_finds_cigarettes_after_a_method_that_does_nothing():
+    pytest.importorskip("erasure_lightning_emoji_world")
+    module = fit(Idle(concepts=[Concept("cigarette", "lollipop")]), 1)
+    given, found = purified(module, ERASED)
+    assert recognised(module.backbone.world, found.purified, ERASED) == 1
+    kept = module.original.decode(module.original.compress(given))
+    assert (
+        psnr(found.purified, kept).min() > 40
+    )  # all that the round trip loses, the autoencoder had lost before

@@ -1,0 +1,41 @@
+"""A gallery: pictures drawn once, noised ever after."""
+
+import torch
+
+from erasure_lightning.backbones.tiny import TinyBackbone
+from erasure_lightning.diffusion.latent_dataset import Gallery
+from erasure_lightning.diffusion.sampling import sample
+
+PROMPTS = ["a cat", "a dog", "a star"]
+
+
+def gallery(backbone=None, seed=0, prompts=PROMPTS):
+    return Gallery(backbone or TinyBackbone(), prompts, seed, steps=2, guidance=3.0)
+
+
+def test_pictures_are_those_of_the_one_sampling_loop():
+    backbone, generator = TinyBackbone(), torch.Generator().manual_seed(5)
+    seeds = torch.randint(2**31, (3,), generator=generator).tolist()
+    assert torch.equal(
+        gallery(backbone, 5).latents, sample(backbone, PROMPTS, seeds, steps=2, guidance=3.0)
+    )
+
+
+def test_a_seed_draws_them_again_and_another_does_not():
+    assert torch.equal(gallery().latents, gallery().latents)
+    assert not torch.allclose(gallery().latents, gallery(seed=1).latents)
+
+
+def test_more_than_a_batch_is_drawn_in_order():
+    whole = gallery(prompts=PROMPTS * 6).latents
+    assert len(whole) == 18
+    assert torch.allclose(whole[:3], gallery().latents, atol=1e-5)
+
+
+def test_noise_and_target_belong_to_the_picture():
+    for prediction in ("epsilon", "velocity"):
+        pictures = gallery(TinyBackbone(prediction=prediction))
+        x, t, target = pictures.noised([2, 0])
+        clean = pictures.process.clean(target, x, t)
+        assert torch.allclose(clean, pictures.latents[[2, 0]], atol=1e-3)
+        assert not torch.allclose(x, pictures.latents[[2, 0]], atol=1e-2)

@@ -1,0 +1,96 @@
+from pathlib import Path
+from socket import gethostname
+from types import SimpleNamespace
+
+import pytest
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from trivial import Redirection
+
+from erasure_lightning.backbones.tiny import TinyBackbone
+from erasure_lightning.callbacks.dashboard import Dashboard
+from erasure_lightning.cli.loggers import check_account
+from erasure_lightning.concepts.concept import Concept
+from erasure_lightning.errors import ErasureError
+from erasure_lightning.runs.csv_log import MetricsFile
+from erasure_lightning.runs.dashboards import (
+    TensorBoard,
+    WandbBoard,
+    boards,
+    close,
+    wandb_arguments,
+)
+
+
+class Recorder(WandbLogger):
+    """Stands in for a connection."""
+
+    def __init__(self):
+        self.params = {}
+
+    def log_hyperparams(self, params):
+        self.params |= params
+
+
+def begun(folder, rank):
+    """The facts that a rank's board got."""
+    logger = Recorder()
+    module = Redirection(concepts=[Concept("cat", "dog")], backbone=TinyBackbone())
+    module.configure_model()
+    trainer = SimpleNamespace(
+        loggers=[logger], global_step=0, is_global_zero=rank == 0, default_root_dir=folder
+    )
+    Dashboard().on_test_start(trainer, module)
+    Dashboard().on_test_end(trainer, module)
+    Dashboard().teardown(trainer, module, "fit")
+    return logger.params
+
+
+def test_only_the_first_rank_shows_anything(tmp_path):
+    assert begun(tmp_path, 0)["concepts"] == "cat"
+    assert begun(tmp_path, 1) == {}
+
+
+def test_each_logger_gets_its_board(tmp_path):
+    found = boards([MetricsFile(tmp_path), TensorBoardLogger(tmp_path), Recorder()], 3)
+    assert [type(board) for board in found] == [TensorBoard, WandbBoard]
+
+
+def test_what_wandb_would_refuse_is_cut():
+    concepts = [f"{'long ' * 40}{i}" for i in range(100)]
+    given = wandb_arguments("SAGE", concepts, "fit", "run")
+    assert len(given["group"]) <= 128
+    assert all(1 <= len(tag) <= 64 for tag in given["tags"])
+
+
+def test_closed_files_do_not_tell_the_host(tmp_path):
+    logger = TensorBoardLogger(tmp_path)
+    (board,) = boards([logger], 0)
+    board.figures({"overall": 0.5})
+    assert [f for f in Path(logger.log_dir).glob("events*") if f".{gethostname()}." in f.name]
+    close([logger])
+    (file,) = Path(logger.log_dir).glob("events*")
+    assert f".{gethostname()}." not in file.name
+
+
+@pytest.mark.parametrize("cell", ["a | b", "two\nlines", "<script>alert(1)</script>"])
+def test_a_cell_stays_in_its_cell(tmp_path, cell):
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    logger = TensorBoardLogger(tmp_path)
+    (board,) = boards([logger], 0)
+    board.table("t", ["prompt", "n"], [[cell, 1]])
+    close([logger])
+    (text,) = reader.EventAccumulator(logger.log_dir).Reload().Tensors("t/text_summary")
+    lines = text.tensor_proto.string_val[0].decode().splitlines()
+    assert len(lines) == 3
+    assert lines[2].replace("\\|", "").count("|") == 4
+
+
+def test_online_without_an_account_says_how_to_go_offline(monkeypatch):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setattr("wandb.login", lambda prompt: False)
+    with pytest.raises(
+        ErasureError,
+        match="needs an API key to log online; found none.* --offline, or WANDB_MODE=off",
+    ):
+        check_account(False, "--offline")
+    check_account(True, "--offline")

@@ -1,0 +1,129 @@
+import errno
+import os
+import pickle
+
+import pytest
+import torch
+
+from erasure_lightning.edits.edit import write_edit
+from erasure_lightning.errors import ErasureError
+from erasure_lightning.runs.folder import Run
+from erasure_lightning.training.checkpoints import PlainCheckpointIO, locate, read_checkpoint
+
+CONTENT = {
+    "state_dict": {"backbone.w": torch.ones(2)},
+    "erasure": {"method": "m.M", "arguments": {"lr": 1.0}},
+}
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run that was killed."""
+    made = Run(tmp_path)
+    PlainCheckpointIO().save_checkpoint(CONTENT, made.last)
+    return made
+
+
+def finish(run):
+    write_edit(run.edit, {"w": torch.ones(2)}, {"method": "m.M", "arguments": {"lr": 1.0}})
+
+
+def test_what_was_saved_is_read(run):
+    read = PlainCheckpointIO().load_checkpoint(run.last)
+    assert read["erasure"] == CONTENT["erasure"]
+    assert torch.equal(read["state_dict"]["backbone.w"], torch.ones(2))
+    assert os.listdir(run.last.parent) == ["last.ckpt"]
+
+
+def test_an_edit_is_read_as_a_checkpoint(run):
+    finish(run)
+    read = read_checkpoint(run.edit)
+    assert read["state_dict"].keys() == {"backbone.w"}
+    assert read["hyper_parameters"] == {"lr": 1.0}
+    assert read["pytorch-lightning_version"]
+
+
+def test_a_folder_means_what_the_command_needs(run):
+    assert locate(str(run.root), "fit") == locate(str(run.root), "test") == run.last
+    finish(run)
+    assert locate(str(run.root), "test") == run.edit
+    with pytest.raises(ErasureError, match="nothing is left to resume"):
+        locate(str(run.root), "fit")
+
+
+def test_a_finished_edit_cannot_be_resumed(run):
+    finish(run)
+    with pytest.raises(ErasureError, match=r"without the optimizer's state.*last\.ckpt"):
+        locate(str(run.edit), "fit")
+
+
+def test_nothing_there(tmp_path):
+    with pytest.raises(ErasureError, match="No checkpoint at .*gone"):
+        locate(str(tmp_path / "gone"), "fit")
+    with pytest.raises(
+        ErasureError,
+        match=r"is no run of ours that fit could use: it holds no checkpoints/last\.ckpt",
+    ):
+        locate(str(tmp_path), "fit")
+    with pytest.raises(ErasureError, match=r"holds no edit\.safetensors"):
+        locate(str(tmp_path), "test")
+    with pytest.raises(ErasureError, match="No checkpoint at"):
+        read_checkpoint(tmp_path / "gone.ckpt")
+
+
+@pytest.mark.parametrize("command", ["fit", "test", "predict"])
+def test_a_run_without_a_checkpoint_is_started_again(tmp_path, command):
+    run = Run(tmp_path)
+    run.config.touch()
+    with pytest.raises(ErasureError, match=f"nothing that {command} could use") as caught:
+        locate(str(tmp_path), command)
+    assert f"again with `erasure fit --config {run.config} --run_dir {tmp_path}`." in str(
+        caught.value
+    )
+
+
+@pytest.mark.parametrize("name", ["model.pt", "model.bin", "model.pth", "model"])
+def test_other_files_are_refused_with_a_way_out(tmp_path, name):
+    (tmp_path / name).touch()
+    with pytest.raises(ErasureError, match=r"Pickles can run code.*safetensors\.torch\.save_file"):
+        locate(str(tmp_path / name), "test")
+
+
+class Foreign:
+    def __reduce__(self):
+        return os.system, ("echo pwned > pwned",)
+
+
+def test_a_pickle_is_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"erasure": Foreign()}, "zip.ckpt")
+    with open("plain.ckpt", "wb") as file:
+        pickle.dump(Foreign(), file)
+    for name in ("zip.ckpt", "plain.ckpt"):
+        with pytest.raises(ErasureError, match="can run code and is not read"):
+            read_checkpoint(tmp_path / name)
+    assert not os.path.exists("pwned")
+
+
+def test_a_file_cut_short(run):
+    run.last.write_bytes(run.last.read_bytes()[:200])
+    with pytest.raises(ErasureError, match="it may be cut short"):
+        read_checkpoint(run.last)
+
+
+def test_somebody_else_s_checkpoint(tmp_path):
+    torch.save({"state_dict": {}}, tmp_path / "x.ckpt")
+    with pytest.raises(ErasureError, match="is no checkpoint of an erasure"):
+        read_checkpoint(tmp_path / "x.ckpt")
+
+
+def test_a_full_disk_leaves_the_last_good_one(run, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before = run.last.read_bytes()
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ErasureError, match="No space left on device"):
+        PlainCheckpointIO().save_checkpoint({"erasure": {}}, run.last)
+    assert run.last.read_bytes() == before
+    assert os.listdir(run.last.parent) == ["last.ckpt"]

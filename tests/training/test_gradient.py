@@ -1,0 +1,171 @@
+import pytest
+import torch
+from lightning import Trainer
+from trivial import Distillation, Idle, Redirection
+
+from erasure_lightning.backbones.tiny import TinyBackbone
+from erasure_lightning.concepts.concept import Concept
+from erasure_lightning.data.datamodule import PromptData
+from erasure_lightning.errors import ErasureError
+from erasure_lightning.testing import check_method, edit_of, fit
+from erasure_lightning.training.trajectory_bank import TrajectoryBank
+
+CAT = [Concept("cat", "dog")]
+
+
+@pytest.mark.parametrize("method", [Distillation, Redirection])
+def test_both_shapes_keep_the_promises(method):
+    check_method(method, **({"lr": 1e-2} if method is Distillation else {}))
+
+
+def test_a_method_that_does_nothing_is_caught():
+    with pytest.raises(AssertionError, match="Idle changed nothing"):
+        check_method(Idle)
+
+
+class Plain(TinyBackbone):
+    """A family without attention maps."""
+
+    capabilities = TinyBackbone.capabilities - {"attention maps"}
+
+
+class Needy(Distillation):
+    """Needs them."""
+
+    needs = frozenset({"attention maps"})
+
+
+class Careless(Needy):
+    """Would train without what it needs."""
+
+    def _check_capabilities(self):
+        pass
+
+
+class Idler(Distillation):
+    """Trains a part of the text encoder that its loss does not depend on."""
+
+    def erasure_loss(self, batch):
+        return (
+            (self.student(batch, self.original.encode(batch.prompts)) - batch.teacher.anchor)
+            .square()
+            .mean()
+        )
+
+    def editable(self):
+        return super().editable() | self.backbone.text_parameters(1)
+
+
+GIVEN = {"lr": 1e-2, "thorough": False}
+
+
+class TestFamilies:
+    def test_one_without_what_the_method_needs_is_refused(self):
+        assert isinstance(check_method(Needy, families=[Plain, TinyBackbone], **GIVEN), Needy)
+
+    def test_a_method_that_does_not_refuse_it_is_caught(self):
+        with pytest.raises(
+            AssertionError, match=r"does not refuse Plain, which lacks \['attention maps'\]"
+        ):
+            check_method(Careless, families=[TinyBackbone, Plain], **GIVEN)
+
+    def test_one_at_least_must_suit(self):
+        with pytest.raises(AssertionError, match=r"Needy suits no family of \['Plain'\]"):
+            check_method(Needy, families=[Plain], **GIVEN)
+
+    def test_a_parameter_without_a_gradient_is_caught(self):
+        with pytest.raises(
+            AssertionError,
+            match=r"Idler on TinyBackbone trains text_encoders\..* without a gradient",
+        ):
+            check_method(Idler, families=[TinyBackbone], **GIVEN)
+
+
+def test_distillation_learns_what_the_loss_says():
+    """The positive control of everything built on it: the concept's prediction goes to the
+    anchor's.
+    """
+    module = fit(Distillation(concepts=CAT, backbone=TinyBackbone(), lr=1e-2), 60)
+    x, t = torch.randn(4, 4, 8, 8), torch.tensor([100.0, 300.0, 600.0, 900.0])
+    ask = lambda model, word: model.denoise(x, t, model.encode([word]).expand(4))  # noqa: E731
+    wanted, before = ask(module.original, "a dog"), ask(module.original, "a cat")
+    after = ask(module.backbone, "a cat")
+    assert (after - wanted).square().mean() < 0.5 * (before - wanted).square().mean()
+
+
+def test_seeds_differ_and_repeat():
+    one, same, other = (
+        edit_of(fit(Distillation(concepts=CAT, backbone=TinyBackbone(), seed=s), 2))
+        for s in (0, 0, 1)
+    )
+    assert all(torch.equal(one[n], same[n]) for n in one)
+    assert any(not torch.equal(one[n], other[n]) for n in one)
+
+
+def test_a_bank_feeds_the_loss_and_resumes():
+    check_method(Distillation, latents=TrajectoryBank(trajectories=2, steps=3, refresh=2))
+
+
+def test_a_checkpoint_holds_the_edit_and_no_code(tmp_path):
+    module = fit(Distillation(concepts=CAT, backbone=TinyBackbone()), 2, save=tmp_path / "x.ckpt")
+    saved = torch.load(tmp_path / "x.ckpt", weights_only=True)
+    assert {k.removeprefix("backbone.") for k in saved["state_dict"]} == set(module.editable())
+    assert saved["hyper_parameters"]["concepts"] == [
+        {"name": "cat", "anchor": "dog", "domain": [], "kind": "thing"}
+    ]
+    assert saved["erasure"]["method"] == "trivial.Distillation"
+    edited = sum(p.numel() for p in module.editable().values())
+    assert (
+        tmp_path / "x.ckpt"
+    ).stat().st_size < 4 * edited * 3 + 60_000  # the edit and Adam's two moments of it
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            lambda c: c["state_dict"].popitem(),
+            "edits 8 parameters as configured; the checkpoint has 7",
+        ),
+        (
+            lambda c: c["erasure"].update(backbone_fingerprint="other"),
+            "edits a model with fingerprint other",
+        ),
+    ],
+)
+def test_a_checkpoint_of_something_else_is_refused(tmp_path, change, words):
+    module = fit(Distillation(concepts=CAT, backbone=TinyBackbone()), 1, save=tmp_path / "x.ckpt")
+    saved = torch.load(tmp_path / "x.ckpt", weights_only=True)
+    change(saved)
+    with pytest.raises(ErasureError, match=words):
+        module.on_load_checkpoint(saved)
+
+
+def test_only_the_edit_gets_a_gradient():
+    module = fit(Distillation(concepts=CAT, backbone=TinyBackbone()), 1)
+    editable = {id(p) for p in module.editable().values()}
+    trainable = [p for p in module.parameters() if p.requires_grad]
+    assert {id(p) for p in trainable} == editable
+    assert all(p.grad is None for p in module.parameters() if id(p) not in editable)
+
+
+def test_testing_draws_both_models_from_the_same_noise():
+    module = Distillation(concepts=CAT, backbone=TinyBackbone())
+    trainer = Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False
+    )
+    seen = []
+    module.test_step = lambda batch, i, step=module.test_step: (
+        seen.append(step(batch, i)) or seen[-1]
+    )
+    trainer.test(module, PromptData(others=2, steps=2), verbose=False)
+    assert all(torch.equal(s["original"], s["edited"]) for s in seen)
+    assert sum(len(s["original"]) for s in seen) == (3 + 2) * 3
+
+
+def test_the_world_must_know_the_concept():
+    module = Distillation(concepts=[Concept("cigarrete", "lollipop")])
+    with pytest.raises(
+        ErasureError, match="emoji-world does not know 'cigarrete'. Nearest: cigarette"
+    ):
+        module.configure_model()

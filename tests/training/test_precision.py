@@ -1,0 +1,213 @@
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+from safetensors.torch import load_file
+from trivial import Distillation, Redirection
+
+from erasure_lightning.api.load import load_edited
+from erasure_lightning.backbones.loading import load_backbone
+from erasure_lightning.backbones.tiny import TinyBackbone
+from erasure_lightning.cli.main import main
+from erasure_lightning.concepts.concept import Batch, Concept
+from erasure_lightning.diffusion.fine_tuning import FineTuning
+from erasure_lightning.diffusion.latent_dataset import Gallery
+from erasure_lightning.edits.edit import apply_edit
+from erasure_lightning.errors import ErasureError
+from erasure_lightning.testing import edit_of, fit
+from erasure_lightning.training.trajectory_bank import TrajectoryBank
+
+CAT = [Concept("cat", "dog")]
+X, T = (
+    torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)),
+    torch.tensor([100.0, 800.0]),
+)
+
+
+def made(method=Distillation, base="bfloat16", **arguments):
+    return method(concepts=CAT, backbone=TinyBackbone(), base=base, **arguments)
+
+
+def test_weights_are_bfloat16_and_all_that_is_edited_or_said_is_float32():
+    module = fit(made(latents=TrajectoryBank(trajectories=2, steps=3)), 2)
+    edited = module.editable()
+    for name, parameter in module.backbone.named_parameters():
+        assert parameter.dtype == (torch.float32 if name in edited else torch.bfloat16), name
+    assert {p.dtype for p in module.original.parameters()} == {torch.bfloat16}
+    state = module.trainer.optimizers[0].state.values()
+    assert (
+        {s["exp_avg"].dtype for s in state}
+        == {s["exp_avg_sq"].dtype for s in state}
+        == {torch.float32}
+    )
+    said = module.backbone.encode(["a cat", "a dog"])
+    drawn = module.backbone.noise([0, 1])
+    pictures = module.backbone.decode(drawn)
+    drawn_for_cat = module.noisy_batch(Batch(["a {}"], ["cat"], ["dog"], [0])).x
+    for tensor in (
+        said.tokens,
+        drawn,
+        pictures,
+        module.backbone.denoise(X, T, said),
+        drawn_for_cat,
+    ):
+        assert tensor.dtype == torch.float32
+    assert module.backbone.compress(pictures).dtype == torch.float32
+
+
+def test_small_steps_are_not_swallowed():
+    """The reason for it: the same rate moves nothing where the edit itself is bfloat16."""
+
+    def moved(module):
+        before = dict(module.original.named_parameters())
+        flat = [(p != before[name].to(p)).flatten() for name, p in module.editable().items()]
+        return torch.cat(flat).float().mean()
+
+    assert moved(fit(made(lr=1e-7), 2)) > 0.9
+    assert moved(fit(made(base="float32", lr=1e-7), 2, precision="bf16-true")) < 0.1
+
+
+def test_a_solution_is_not_rounded():
+    module = fit(made(Redirection), 1)
+    assert any(not torch.equal(p, p.bfloat16().float()) for p in module.editable().values())
+
+
+def test_gradients_are_those_of_float32_but_for_rounding():
+    class Slopes(Callback):
+        def on_after_backward(self, trainer, module):
+            self.found = torch.cat([p.grad.flatten() for p in module.trainable().values()])
+
+    one, other = Slopes(), Slopes()
+    fit(made(), 1, one)
+    fit(made(base="float32"), 1, other)
+    assert one.found.dtype == torch.float32
+    assert torch.cosine_similarity(one.found, other.found, dim=0) > 0.99
+    assert not torch.equal(one.found, other.found)
+
+
+@pytest.fixture
+def run(tmp_path, request):
+    """A run of the command line on a folder of weights, fitted and measured."""
+    TinyBackbone().to_pipeline().save_pretrained(tmp_path / "tiny")
+    told = [
+        "--model",
+        "ESD",
+        "--model.concepts",
+        "[{name: cat}]",
+        "--model.backbone",
+        str(tmp_path / "tiny"),
+    ]
+    small = [
+        "--data.others",
+        "2",
+        "--data.seeds",
+        "2",
+        "--data.steps",
+        "2",
+        "--trainer.accelerator",
+        "cpu",
+    ]
+    steps = ["--trainer.max_steps", "2", "--trainer.enable_progress_bar", "false", *request.param]
+    assert main(["fit", *told, *small, *steps, "--run_dir", str(tmp_path / "run")]) == 0
+    assert (
+        main(
+            [
+                "test",
+                "--ckpt_path",
+                str(tmp_path / "run"),
+                *small,
+                "--run_dir",
+                str(tmp_path / "test"),
+            ]
+        )
+        == 0
+    )
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("run", [["--model.base", "bfloat16"]], indirect=True)
+def test_a_run_of_it_is_measured_loaded_and_applied(run):
+    from diffusers import StableDiffusionPipeline
+
+    edit = load_file(run / "edit.safetensors")
+    assert {value.dtype for value in edit.values()} == {torch.float32}
+    assert load_edited(run / "edit.safetensors").backbone.base == torch.bfloat16
+    for dtype in (torch.float32, torch.bfloat16):
+        pipeline = StableDiffusionPipeline.from_pretrained(
+            run.parent / "tiny", safety_checker=None, dtype=dtype
+        )
+        apply_edit(run, pipeline)
+        name, value = next(iter(edit.items()))
+        assert torch.equal(pipeline.unet.get_parameter(name.removeprefix("unet.")), value.to(dtype))
+
+
+@pytest.mark.parametrize("run", [["--trainer.precision", "bf16-mixed"]], indirect=True)
+def test_mixed_precision_of_lightning_fits_and_measures_too(run):
+    assert {value.dtype for value in load_file(run / "edit.safetensors").values()} == {
+        torch.float32
+    }
+    assert load_edited(run / "edit.safetensors").backbone.base == torch.float32
+
+
+def test_the_same_model_is_known_in_either_precision(tmp_path):
+    for there in ("float32", "bfloat16"):
+        saved = tmp_path / f"{there}.ckpt"
+        fit(made(base=there), 1, save=saved)
+        checkpoint = torch.load(saved, weights_only=True)
+        for here in ("float32", "bfloat16"):
+            module = made(base=here)
+            module.configure_model()
+            module.on_load_checkpoint(checkpoint)
+            other = Distillation(concepts=CAT, backbone=TinyBackbone(seed=1), base=here)
+            other.configure_model()
+            with pytest.raises(ErasureError, match="edits a model with fingerprint"):
+                other.on_load_checkpoint(checkpoint)
+
+
+def test_two_float32_models_that_round_alike_are_two():
+    module, near = made(base="float32"), TinyBackbone()
+    with torch.no_grad():
+        next(near.denoiser.parameters()).mul_(1 + 1e-6)
+    module.configure_model()
+    checkpoint = {"state_dict": {f"backbone.{n}": p for n, p in module.editable().items()}}
+    other = Distillation(concepts=CAT, backbone=near)
+    other.configure_model()
+    assert other.original.fingerprint(torch.bfloat16) == module.original.fingerprint(torch.bfloat16)
+    with pytest.raises(ErasureError, match="edits a model with fingerprint"):
+        other.on_load_checkpoint(checkpoint | {"erasure": module.description()})
+
+
+def test_a_precision_that_would_round_the_edit_is_refused():
+    with pytest.raises(ErasureError, match="Leave --trainer.precision at 32-true"):
+        fit(made(), 1, precision="bf16-true")
+
+
+def test_weights_are_loaded_in_the_precision_asked_for(tmp_path):
+    TinyBackbone().to_pipeline().save_pretrained(tmp_path)
+    loaded = load_backbone(str(tmp_path), torch.bfloat16)
+    assert {p.dtype for p in loaded.parameters()} == {torch.bfloat16}
+    assert (
+        loaded.fingerprint()
+        == TinyBackbone().fingerprint(torch.bfloat16)
+        != TinyBackbone().fingerprint()
+    )
+
+
+def test_who_learns_it_back_is_not_held_up_by_rounding():
+    """An attack that fine-tunes in bfloat16 would make every edit look safe."""
+    model = TinyBackbone().to(torch.bfloat16)
+    gallery = Gallery(model, ["a cat"] * 2, seed=0, steps=2, guidance=1.0)
+    before = dict(model.denoiser.named_parameters())
+    after = FineTuning(model, gallery, ["a cat"] * 2, lr=1e-7).advance(1)
+    moved = [
+        n for n, p in after.denoiser.named_parameters() if not torch.equal(p, before[n].float())
+    ]
+    assert len(moved) > 0.9 * len(before)
+
+
+def test_edits_of_both_bases_are_much_alike():
+    one, other = (edit_of(fit(made(base=base, lr=1e-2), 4)) for base in ("float32", "bfloat16"))
+    before = dict(TinyBackbone().named_parameters())
+    for name in one:
+        moves = [edit[name] - before[name].detach().to(dtype).float() for edit, dtype in
+                 ((one, torch.float32), (other, torch.bfloat16))]  # fmt: skip
+        assert torch.cosine_similarity(moves[0].flatten(), moves[1].flatten(), dim=0) > 0.8

@@ -1,0 +1,182 @@
+import pytest
+import torch
+
+from erasure_lightning.backbones.tiny import TinyBackbone
+from erasure_lightning.concepts.concept import Batch
+from erasure_lightning.diffusion.sampling import sample
+from erasure_lightning.errors import ErasureError
+from erasure_lightning.training.latent_sources import Models, Teacher
+from erasure_lightning.training.trajectory_bank import TrajectoryBank
+
+SENTENCES = Batch(["a {}", "a {}", "the {}"], ["cat", "star", "cat"], ["dog", "", "dog"], [0, 1, 0])
+
+
+class Counting(TinyBackbone):
+    """Counts the pictures its denoiser is asked about."""
+
+    def __init__(self):
+        super().__init__()
+        self.evaluations = 0
+
+    def denoise(self, x, t, conditioning, guidance=None):
+        self.evaluations += len(x)
+        return super().denoise(x, t, conditioning, guidance)
+
+
+def models(model, sentences=lambda count, number: SENTENCES, seed=5):
+    return Models(model, model, sentences, 2, seed)
+
+
+def filled(model, **arguments):
+    bank = TrajectoryBank(**({"steps": 4, "guidance": 2.0, "batch_size": 2} | arguments))
+    bank.follow(models(model))
+    return bank
+
+
+def of(*concepts):
+    """A step's sentences of concepts by number."""
+    names = [("cat", "dog"), ("star", "")]
+    words, anchors = zip(*(names[index] for index in concepts), strict=True)
+    return Batch(["a {}"] * len(words), list(words), list(anchors), list(concepts))
+
+
+CAT, STAR = 0, 1
+
+
+@pytest.fixture
+def bank(tiny):
+    return filled(tiny)
+
+
+def test_it_holds_the_walk_that_sampling_takes(tiny, bank):
+    generator = torch.Generator().manual_seed(5)
+    seeds = torch.randint(2**31, (3,), generator=generator).tolist()
+    held, ends = bank._held, sample(tiny, SENTENCES.prompts, seeds, steps=4, guidance=2.0)
+    sampler = tiny.sampler(4)
+    guided = held["unconditional"][:, -1] + 2.0 * (
+        held["concept"][:, -1] - held["unconditional"][:, -1]
+    )
+    after = sampler.step(guided, 3, held["x"][:, -1])
+    assert torch.allclose(after, ends, atol=1e-5)
+
+
+def test_what_is_drawn_lies_on_the_concept_s_own_trajectories(tiny, bank):
+    drawn = bank.draw(of(STAR, *[CAT] * 5), models(tiny))
+    assert drawn.sentences.concepts == ["star", *["cat"] * 5]
+    assert set(drawn.sentences.templates[1:]) == {"a {}", "the {}"}
+
+
+def test_two_concepts_of_one_name_keep_their_trajectories_apart(tiny):
+    """As where a word is erased towards two anchors."""
+    twice = Batch(["a {}", "a {}"], ["cat", "cat"], ["dog", "star"], [0, 1])
+    bank = TrajectoryBank(steps=2)
+    bank.follow(models(tiny, lambda count, number: twice))
+    for index, anchor in enumerate(["dog", "star"]):
+        asked = Batch(["the {}"] * 8, ["cat"] * 8, [anchor] * 8, [index] * 8)
+        assert set(bank.draw(asked, models(tiny)).sentences.anchors) == {anchor}
+
+
+@pytest.mark.parametrize("guidance", [2.0, 1.0])
+def test_its_answers_are_the_teachers(tiny, guidance):
+    bank = filled(tiny, guidance=guidance)
+    drawn = bank.draw(of(STAR, CAT), models(tiny))
+    kept, anew = drawn.teacher, Teacher(tiny, drawn.x, drawn.t, drawn.sentences)
+    for query in ("concept", "anchor", "unconditional"):
+        assert torch.allclose(getattr(kept, query), getattr(anew, query), atol=1e-5)
+    assert torch.allclose(kept.anchor[0], kept.unconditional[0], atol=1e-5)  # a star has no anchor
+    assert not torch.allclose(kept.anchor[1], kept.concept[1], atol=1e-3)
+
+
+def test_the_teacher_is_asked_once_however_much_is_drawn():
+    model = Counting()
+    bank = filled(model)
+    rolled_out = model.evaluations
+    assert rolled_out == 3 * 2 * 4  # guidance predicts twice
+    for _ in range(40):
+        teacher = bank.draw(of(CAT, CAT, STAR), models(model)).teacher
+        assert teacher.anchor.shape == teacher.concept.shape == teacher.unconditional.shape
+    assert (
+        model.evaluations <= rolled_out + 3 * 4 + 20
+    )  # each anchor once, but twice where drawn twice in one batch
+
+
+def test_a_student_s_rollout_is_no_teacher():
+    student, original = Counting(), Counting()
+    bank = TrajectoryBank(steps=4, guidance=2.0, student=True, refresh=1)
+    drawn = bank.draw(
+        of(CAT), Models(original, student, lambda count, number: SENTENCES, 2, seed=5)
+    )
+    assert (original.evaluations, student.evaluations) == (0, 3 * 2 * 4)
+    drawn.teacher.concept  # noqa: B018
+    assert original.evaluations == 1
+    assert set(bank._held) == {"x", "t", "known x"}
+
+
+def test_refreshing_rolls_out_anew():
+    model, bank = Counting(), TrajectoryBank(steps=2, guidance=1.0, refresh=3)
+    numbers = []
+    for _ in range(7):
+        bank.draw(of(CAT), models(model, lambda count, number: numbers.append(number) or SENTENCES))
+    assert numbers == [0, 1, 2]
+    assert model.evaluations == 3 * 3 * 2
+
+
+def test_half_precision_halves_the_memory(tiny, bank):
+    half = filled(tiny, half=True)
+    fixed = sum(
+        bank._held[key].nbytes for key in bank._held if key == "t" or key.startswith("known")
+    )
+    assert half.nbytes() - fixed == (bank.nbytes() - fixed) // 2
+    assert half.draw(of(CAT), models(tiny)).x.dtype == torch.float32
+
+
+def test_seeds_keep_ranks_apart(tiny, bank):
+    other = TrajectoryBank(steps=4, guidance=2.0)
+    other.follow(models(tiny, seed=6))
+    assert not torch.equal(other._held["x"][:, 0], bank._held["x"][:, 0])
+
+
+def test_a_bank_restored_draws_the_same(tiny, bank):
+    bank.draw(of(CAT), models(tiny)).teacher.anchor  # noqa: B018
+    other = TrajectoryBank(steps=4)
+    other.load_state_dict(bank.state_dict())
+    torch.manual_seed(1)
+    a = bank.draw(of(*[CAT] * 5), models(tiny))
+    torch.manual_seed(1)
+    b = other.draw(of(*[CAT] * 5), models(tiny))
+    assert torch.equal(a.x, b.x)
+    assert a.sentences == b.sentences
+    assert torch.equal(a.teacher.anchor, b.teacher.anchor)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"steps": 0}, "needs steps of at least 1; found 0"),
+        ({"student": True}, "needs refresh of at least 1 to follow the student; found 0"),
+    ],
+)
+def test_arguments_that_make_no_bank(arguments, words):
+    with pytest.raises(ErasureError, match=words):
+        TrajectoryBank(**arguments)
+
+
+def test_other_steps_of_the_same_trajectories(tiny, bank):
+    drawn = bank.at(torch.tensor([1, 2]), torch.tensor([0, 3]), tiny)
+    other = bank.at(drawn.rows, torch.tensor([1, 0]), tiny)
+    assert other.sentences == drawn.sentences
+    assert not torch.equal(other.t, drawn.t)
+    assert torch.equal(bank.at(other.rows, torch.tensor([0, 3]), tiny).x, drawn.x)
+    anew = Teacher(tiny, other.x, other.t, other.sentences)
+    assert torch.allclose(other.teacher.concept, anew.concept, atol=1e-5)
+
+
+def test_other_sentences_at_the_same_latents_get_predictions_of_their_own(tiny, bank):
+    """What a bank holds belongs to sentences, and not to latents."""
+    drawn = bank.draw(of(CAT), models(tiny))
+    other = drawn.with_sentences(Batch(["a {}"], ["house"], ["tree"]))
+    assert torch.equal(other.x, drawn.x)
+    assert torch.equal(
+        other.teacher.concept, Teacher(tiny, drawn.x, drawn.t, other.sentences).concept
+    )
+    assert not torch.allclose(other.teacher.concept, drawn.teacher.concept, atol=1e-3)
