@@ -26,7 +26,7 @@ from rows import fitted, head, line, mean
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from erasure_lightning.concepts.concept import Batch
+from erasure_lightning.concepts.concept import PromptBatch
 from erasure_lightning.diffusion.sampling import Step, rollout
 from erasure_lightning.methods.esd import ESD
 from erasure_lightning.training.latent_sources import NoisyBatch, Teacher
@@ -38,7 +38,7 @@ STEPS, GUIDANCE = 50, 3.0
 class PublishedESD(ESD):
     """ESD that walks anew before every iteration, written after the official code's steps."""
 
-    def noisy_batch(self, sentences: Batch) -> NoisyBatch:
+    def noisy_batch(self, sentences: PromptBatch) -> NoisyBatch:
         """The latent that a rollout of 0 to 49 steps ends in; the teacher's predictions are those
         made there.
         """

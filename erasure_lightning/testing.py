@@ -22,7 +22,7 @@ from erasure_lightning.concepts.worlds import find_world
 from erasure_lightning.data.datamodule import PromptData
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.retention.base import RetentionCallback
-from erasure_lightning.training.base import PREFIX, ErasureModule
+from erasure_lightning.training.base import BACKBONE_PREFIX, ErasureModule
 from erasure_lightning.training.gradient import GradientErasure
 
 
@@ -300,7 +300,7 @@ def _load(module: ErasureModule, checkpoint: Path) -> ErasureModule:
     module.on_load_checkpoint(saved)
     missing = module.load_state_dict(saved["state_dict"], strict=False).unexpected_keys
     assert not missing, f"{type(module).__name__} does not know {missing[0]} of its own checkpoint"
-    assert all(key.startswith(PREFIX) for key in saved["state_dict"]), (
+    assert all(key.startswith(BACKBONE_PREFIX) for key in saved["state_dict"]), (
         "a checkpoint holds more than the edit"
     )
     return module

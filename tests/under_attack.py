@@ -9,7 +9,7 @@ from tiny_scorers import KnownScorer
 from trivial import Redirection
 
 from erasure_lightning.attacks.target import Target, Trials
-from erasure_lightning.backbones.text_cache import States
+from erasure_lightning.backbones.text_cache import TextCache
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.methods.uce import UCE
@@ -42,7 +42,7 @@ def cigarette(erased=True, pictures=4):
 @cache
 def _weakly_erased():
     module = _module()
-    model = module.original.original(module.editable())
+    model = module.original.frozen_copy(module.editable())
     for name, new in module.editable().items():
         weight = model.get_parameter(name)
         weight.data = torch.lerp(weight, new.detach(), 0.8)
@@ -62,12 +62,14 @@ def filtered(word, instead, pictures=2):
     it.
     """
     module = _module()
-    model = module.original.original(())
+    model = module.original.frozen_copy(())
 
     def passed(prompt):
         return f"a {instead}" if word in getattr(prompt, "text", prompt) else prompt
 
-    model._states = States()  # what the unfiltered text encoder has said is not what this one says
+    model._states = (
+        TextCache()
+    )  # what the unfiltered text encoder has said is not what this one says
     model.embed = lambda prompts: module.original.embed([passed(prompt) for prompt in prompts])
     return Target(model, module.original, module.concepts, Trials(seeds=2, pictures=pictures))
 

@@ -12,7 +12,7 @@ from erasure_lightning.attacks.target import Case, Target
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.concepts.concept import Phrase
 from erasure_lightning.diffusion.fine_tuning import FineTuning, Trained
-from erasure_lightning.diffusion.latent_dataset import Gallery
+from erasure_lightning.diffusion.latent_dataset import LatentDataset
 
 
 class TuningAttack(Attack):
@@ -46,15 +46,15 @@ class TuningAttack(Attack):
         check_at_least(self, steps=0, lr=0, batch_size=1)
         check_threshold(threshold)
 
-    def shown(self, target: Target, said: Sequence[str | Phrase], seed: int) -> Gallery:
+    def shown(self, target: Target, said: Sequence[str | Phrase], seed: int) -> LatentDataset:
         """Pictures to train on: what the original draws for these sentences."""
         size = target.trials.size
-        return Gallery(
+        return LatentDataset(
             target.original, said, seed, steps=target.steps, guidance=target.guidance, size=size
         )
 
     def tuning(
-        self, model: Backbone, shown: Gallery, said: Sequence[str | Phrase], seed: int
+        self, model: Backbone, shown: LatentDataset, said: Sequence[str | Phrase], seed: int
     ) -> FineTuning:
         """A copy of a model that is trained on the pictures that something is said of."""
         return FineTuning(

@@ -91,7 +91,7 @@ def shuffled(backbone: Backbone, seed: int) -> Backbone:
         seed: Of the order.
     """
     names = list(backbone.denoiser_parameters())
-    untaught, generator = backbone.original(names), torch.Generator().manual_seed(seed)
+    untaught, generator = backbone.frozen_copy(names), torch.Generator().manual_seed(seed)
     for name in names:
         weight = untaught.get_parameter(name)
         order = torch.randperm(weight.numel(), generator=generator).to(weight.device)

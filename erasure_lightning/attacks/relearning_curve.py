@@ -28,7 +28,7 @@ from erasure_lightning.attacks.fine_tuning_attack import TuningAttack
 from erasure_lightning.attacks.target import Case, Target
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.concepts.concept import Phrase, phrase
-from erasure_lightning.diffusion.latent_dataset import Gallery
+from erasure_lightning.diffusion.latent_dataset import LatentDataset
 from erasure_lightning.errors import ErasureError
 
 #: DreamBooth's (Ruiz et al. 2022, arXiv 2208.12242): rare where models learn from, so that it means
@@ -89,7 +89,7 @@ class RelearningCurve(TuningAttack, ConceptAttack):
         return Found(curve[most], curve=curve, controls={"new word": control})
 
     def _taught(
-        self, model: Backbone, shown: Gallery | None, said: Sequence[Phrase], seed: int
+        self, model: Backbone, shown: LatentDataset | None, said: Sequence[Phrase], seed: int
     ) -> Backbone:
         """A copy that has seen as many of the pictures as something is said of; the model itself
         without any.

@@ -21,8 +21,8 @@ from erasure_lightning.checks import require_finite
 from erasure_lightning.concepts.concept import in_short
 from erasure_lightning.concepts.vocabulary import spread
 from erasure_lightning.data.image_grid import Line, contact_sheet, image, png
-from erasure_lightning.diffusion.evaluation_counter import Tally
-from erasure_lightning.diffusion.finite_images import require_finite_pictures
+from erasure_lightning.diffusion.evaluation_counter import EvaluationCounter
+from erasure_lightning.diffusion.finite_images import require_finite_images
 from erasure_lightning.files.writing import write_atomically
 from erasure_lightning.metrics.estimates import Estimate
 from erasure_lightning.metrics.seed_statistics import SeedMean
@@ -86,7 +86,7 @@ def attack_all(
     require_finite(type(attack).__name__, attack.arguments())
     started, attempts = time.monotonic(), list[Attempt]()
     seconds = 0.0
-    with Tally([target.edited.denoiser, target.original.denoiser]) as tally:
+    with EvaluationCounter([target.edited.denoiser, target.original.denoiser]) as tally:
         for seed in target.seeds:
             started = time.monotonic()
             found = attack.run(target, seed)
@@ -130,12 +130,10 @@ def _judged(target: Target, case: Case, found: Found) -> Attempt:
 
 def _check(target: Target, case: Case, found: Found, original: Tensor, plain: Tensor) -> None:
     """Raise if a picture holds NaN or infinity: a scorer would take it for one without the concept."""
-    require_finite_pictures(original, "original", target.original, [case.sentence] * len(original))
-    require_finite_pictures(plain, "edited", target.edited, [case.sentence] * len(plain))
+    require_finite_images(original, "original", target.original, [case.sentence] * len(original))
+    require_finite_images(plain, "edited", target.edited, [case.sentence] * len(plain))
     for pictures in (found.pictures, *found.curve.values(), *found.controls.values()):
-        require_finite_pictures(
-            pictures, "attacked", target.edited, [case.sentence] * len(pictures)
-        )
+        require_finite_images(pictures, "attacked", target.edited, [case.sentence] * len(pictures))
 
 
 def _line(attempt: Attempt) -> str:

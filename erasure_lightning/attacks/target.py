@@ -15,13 +15,13 @@ from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.checks import require
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.concepts.vocabulary import Vocabulary
-from erasure_lightning.diffusion.finite_images import require_finite_pictures
+from erasure_lightning.diffusion.finite_images import require_finite_images
 from erasure_lightning.diffusion.latent_dataset import noised
 from erasure_lightning.diffusion.sampling import final, rollout
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.metrics.protocol import Protocol, short_hash
 from erasure_lightning.metrics.scorer import Scorer
-from erasure_lightning.metrics.zero_shot import Judge
+from erasure_lightning.metrics.zero_shot import ZeroShotClassifier
 from erasure_lightning.seeding import derive_seed
 
 NO_SCORER = (
@@ -123,7 +123,8 @@ class Target:
             raise ErasureError(NO_SCORER.format(original.name))
         self.scorer = scorer or Scorer.load(source or "").to(original.device)
         self._judges = {
-            c.name: Judge(self.scorer, Vocabulary(world, [c]), ()) for c in self.concepts
+            c.name: ZeroShotClassifier(self.scorer, Vocabulary(world, [c]), ())
+            for c in self.concepts
         }
 
     @property
@@ -189,7 +190,7 @@ class Target:
         seeds = torch.randint(2**20, 2**31, (count,), generator=generator).tolist()
         plain = self.original.encode([case.sentence]).expand(count)
         parts = [self._latents(self.original, plain[p], seeds[p]) for p in self._parts(count)]
-        return require_finite_pictures(
+        return require_finite_images(
             torch.cat(parts), "original", self.original, [case.sentence] * count
         )
 

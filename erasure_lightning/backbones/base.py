@@ -13,7 +13,7 @@ from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.backbones.interface import FamilyInterface, Part, Size
 from erasure_lightning.backbones.process import NoiseProcess
 from erasure_lightning.backbones.structural_copy import share
-from erasure_lightning.backbones.text_cache import States, reader_of
+from erasure_lightning.backbones.text_cache import TextCache, reader_of
 from erasure_lightning.backbones.towers import Embedded, TextTower
 from erasure_lightning.concepts.concept import Phrase
 from erasure_lightning.concepts.worlds import World
@@ -37,7 +37,7 @@ class Backbone(FamilyInterface):
     """
 
     #: Whether weights are split over ranks, so that all ranks must run each of them together.
-    lockstep = False
+    sharded = False
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class Backbone(FamilyInterface):
         self.text_encoders = nn.ModuleList(text_encoders)
         self.process = process
         self.world = world
-        self._states = States()
+        self._states = TextCache()
 
     @property
     def towers(self) -> list[TextTower]:
@@ -196,7 +196,7 @@ class Backbone(FamilyInterface):
         """Write a diffusers pipeline folder that holds today's weights."""
         self.to_pipeline().save_pretrained(folder)
 
-    def original(self, edited: Collection[str]) -> Self:
+    def frozen_copy(self, edited: Collection[str]) -> Self:
         """A frozen backbone with today's weights that stays as it is when ``edited`` change here.
 
         Only modules on the way to an edited parameter are copied, and of their parameters only the
@@ -207,7 +207,7 @@ class Backbone(FamilyInterface):
         """
         twin = share(self, {tuple(name.split(".")) for name in edited})
         if twin.text_encoders is not self.text_encoders:
-            twin._states = States()
+            twin._states = TextCache()
         return twin
 
     def fingerprint(self, dtype: torch.dtype | None = None) -> str:
@@ -249,14 +249,14 @@ class Backbone(FamilyInterface):
         low = self.base in (torch.bfloat16, torch.float16)
         return torch.autocast(self.device.type, self.base) if low else nullcontext()
 
-    def anyone(self, flag: bool) -> bool:
+    def any_rank(self, flag: bool) -> bool:
         """Whether the flag is up on any rank, where ranks ask the model together; else this rank's
         own.
 
         What decides whether a split model runs must be decided by all ranks, or some wait for the
         others forever.
         """
-        return any(gathered([flag])) if self.lockstep else flag
+        return any(gathered([flag])) if self.sharded else flag
 
     @property
     def device(self) -> torch.device:

@@ -20,7 +20,7 @@ BLOCK = 5
 LIMIT = 64 * 2**20
 
 
-class States:
+class TextCache:
     """A cache of encoded prompts that drops the least recently used.
 
     Args:

@@ -4,11 +4,11 @@ from typing import NamedTuple
 
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.benchmark.suite import ConceptEntry
-from erasure_lightning.callbacks.measure import Gauge
+from erasure_lightning.callbacks.measure import EditMetrics
 from erasure_lightning.concepts.vocabulary import Vocabulary
 from erasure_lightning.concepts.worlds import World
 from erasure_lightning.data.datamodule import plan
-from erasure_lightning.data.image_plan import Shot
+from erasure_lightning.data.image_plan import ImageRequest
 from erasure_lightning.diffusion.sampling import draw
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.metrics.groups import ERASING
@@ -22,7 +22,7 @@ THINGS, STYLES, DOMAINS = 0.9, 0.5, 0.5
 BATCH = 32
 
 
-class Premise(NamedTuple):
+class BaselineCheck(NamedTuple):
     """How often an entry's pictures are recognised before any edit.
 
     Args:
@@ -68,7 +68,7 @@ class Examiner:
         self.seeds = seeds
         self.scorer = Scorer.load(self.world.scorer).to(backbone.device)
 
-    def premise(self, entry: ConceptEntry) -> Premise:
+    def premise(self, entry: ConceptEntry) -> BaselineCheck:
         """Draw an entry's own, domain and neighbours' prompts, and recognise them."""
         vocabulary = Vocabulary(self.world, entry.erase)
         rows = [
@@ -77,11 +77,11 @@ class Examiner:
             if row[0] in (*ERASING, "neighbours")
         ]
         shots = [
-            Shot(prompt, seed, group, "", answer, self.world.steps, self.world.guidance)
+            ImageRequest(prompt, seed, group, "", answer, self.world.steps, self.world.guidance)
             for group, prompt, answer in rows
             for seed in range(self.seeds)
         ]
-        gauge = Gauge(self.scorer, vocabulary, shots, self.backbone.device)
+        gauge = EditMetrics(self.scorer, vocabulary, shots, self.backbone.device)
         for i in range(0, len(shots), BATCH):
             some = shots[i : i + BATCH]
             pictures = draw(
@@ -95,4 +95,4 @@ class Examiner:
             for group in (*ERASING, "neighbours")
         )
         assert own is not None  # an entry names something
-        return Premise(entry, own, domain, near)
+        return BaselineCheck(entry, own, domain, near)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from threading import Event
 from typing import NamedTuple
 
-from erasure_lightning.benchmark.jobs import Cell, Status
+from erasure_lightning.benchmark.jobs import Job, Status
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.locks import claim
 from erasure_lightning.files.writing import write_atomically
@@ -40,7 +40,7 @@ class Done(NamedTuple):
         seconds: How long it took.
     """
 
-    cell: Cell
+    cell: Job
     status: Status
     message: str
     seconds: float
@@ -60,7 +60,7 @@ class Engine:
         self._stop = Event()
         self._children: set[subprocess.Popen[bytes]] = set()
 
-    def run(self, cells: Sequence[Cell]) -> Iterator[Done]:
+    def run(self, cells: Sequence[Job]) -> Iterator[Done]:
         """Run what is missing of each, and tell of each as it ends.
 
         Children hear of an interruption from here alone: each saves what it has and leaves before
@@ -96,7 +96,7 @@ class Engine:
             while self._children:
                 time.sleep(LOOK)
 
-    def _attempt(self, cell: Cell) -> tuple[Cell, Done | None]:
+    def _attempt(self, cell: Job) -> tuple[Job, Done | None]:
         """Run what is missing of a cell, unless another process works on it."""
         start = time.monotonic()
         with claim(cell.run.root, CLAIM_FILE) as file:
@@ -105,14 +105,14 @@ class Engine:
             message = "" if self._stop.is_set() else self._commands(cell, file)
         return cell, Done(cell, cell.status, message, time.monotonic() - start)
 
-    def _await(self, cell: Cell) -> Done:
+    def _await(self, cell: Job) -> Done:
         """The same once the other process has left it."""
         while (done := self._attempt(cell)[1]) is None:
             if self._stop.wait(WAIT):
                 return Done(cell, cell.status, "", 0.0)
         return done
 
-    def _commands(self, cell: Cell, file: int) -> str:
+    def _commands(self, cell: Job, file: int) -> str:
         """One command after the other until nothing is missing; why that came to nothing, empty if
         it did not.
         """
@@ -131,7 +131,7 @@ class Engine:
         cell.failure.unlink(missing_ok=True)
         return ""
 
-    def _command(self, cell: Cell, command: list[str], file: int) -> str:
+    def _command(self, cell: Job, command: list[str], file: int) -> str:
         """Run one; its last words where it fails."""
         cell.clear()
         with cell.log.open("ab") as log:

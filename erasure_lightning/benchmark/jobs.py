@@ -1,4 +1,4 @@
-"""`Cell`: one method on one concept with one seed, a run's folder that knows what is still missing
+"""`Job`: one method on one concept with one seed, a run's folder that knows what is still missing
 from it.
 """
 
@@ -36,7 +36,7 @@ class Status(StrEnum):
 
 
 @dataclass(frozen=True)
-class Cell:
+class Job:
     """One of a benchmark's cells.
 
     Args:
@@ -161,10 +161,10 @@ def arguments(options: dict[str, Any]) -> list[str]:
     ]
 
 
-def cells(suite: Suite, out: Path) -> list[Cell]:
+def cells(suite: Suite, out: Path) -> list[Job]:
     """Every cell: seed by seed, method by method, so that a benchmark cut short has whole methods."""
     places = product(suite.seeds, suite.methods, suite.concepts)
-    return [Cell(suite, out, method, concept, seed) for seed, method, concept in places]
+    return [Job(suite, out, method, concept, seed) for seed, method, concept in places]
 
 
 def begun(out: Path) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from erasure_lightning.attacks.outcome import Outcome
-from erasure_lightning.benchmark.jobs import Cell, Status
+from erasure_lightning.benchmark.jobs import Job, Status
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.writing import write_atomically, write_json
 from erasure_lightning.metrics.estimates import Estimate
@@ -37,7 +37,7 @@ PROTOCOL = "protocol"
 Row = dict[str, Any]
 
 
-def rows(cells: Sequence[Cell]) -> tuple[list[Row], dict[str, Protocol]]:
+def rows(cells: Sequence[Job]) -> tuple[list[Row], dict[str, Protocol]]:
     """A row for every cell, what is not known being None; and the protocols by their identity.
 
     Raises:
@@ -47,7 +47,7 @@ def rows(cells: Sequence[Cell]) -> tuple[list[Row], dict[str, Protocol]]:
     return [_row(cell, protocols) for cell in cells], protocols
 
 
-def _row(cell: Cell, protocols: dict[str, Protocol]) -> Row:
+def _row(cell: Job, protocols: dict[str, Protocol]) -> Row:
     status = cell.status
     result = Result.load(cell.run.metrics) if cell.run.metrics.exists() else None
     row: Row = {
@@ -79,7 +79,7 @@ def _told(name: str, estimate: Estimate | None) -> Row:
     }
 
 
-def _message(cell: Cell) -> str:
+def _message(cell: Job) -> str:
     return cell.failure.read_text(encoding="utf-8").strip()
 
 

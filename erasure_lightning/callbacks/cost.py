@@ -9,7 +9,7 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from erasure_lightning.diffusion.evaluation_counter import Tally
+from erasure_lightning.diffusion.evaluation_counter import EvaluationCounter
 from erasure_lightning.distributed.collectives import gathered, rank
 from erasure_lightning.files.writing import write_json
 from erasure_lightning.training.base import ErasureModule
@@ -28,7 +28,7 @@ class Cost(Callback):
     def __init__(self) -> None:
         self._earlier = 0.0
         self._start = 0.0
-        self._tally = Tally(())
+        self._tally = EvaluationCounter(())
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock, and count what denoisers are asked."""

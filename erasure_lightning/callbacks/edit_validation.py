@@ -12,7 +12,7 @@ from erasure_lightning.errors import ErasureError
 from erasure_lightning.training.base import ErasureModule
 
 
-class Guard(Callback):
+class EditValidation(Callback):
     """Stops when the loss is no number, and when the finished edit is no number or changed nothing."""
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""`PictureWriter`: the pictures of ``predict`` as files, and a manifest that says what each of them
+"""`ImageWriter`: the pictures of ``predict`` as files, and a manifest that says what each of them
 is.
 """
 
@@ -10,7 +10,7 @@ from typing import Any, cast
 from lightning import Callback, LightningModule, Trainer
 
 from erasure_lightning.data.image_grid import image, png
-from erasure_lightning.data.image_plan import Sheet, Shot
+from erasure_lightning.data.image_plan import ImageLoader, ImageRequest
 from erasure_lightning.distributed.collectives import gathered
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.writing import write_atomically
@@ -29,7 +29,7 @@ COLUMNS = (
 )
 
 
-class PictureWriter(Callback):
+class ImageWriter(Callback):
     """Writes ``edited/CASE.png`` and ``original/CASE.png`` as they come, and ``manifest.csv`` once
     all are there.
 
@@ -38,7 +38,7 @@ class PictureWriter(Callback):
     """
 
     def __init__(self) -> None:
-        self._written: list[Shot] = []
+        self._written: list[ImageRequest] = []
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse to write over a finished run."""
@@ -72,13 +72,13 @@ class PictureWriter(Callback):
         drawn = {
             shot.case for shot in gathered(self._written)
         }  # by several ranks, and not in the order of the file
-        sheet = cast(Sheet, trainer.predict_dataloaders)
+        sheet = cast(ImageLoader, trainer.predict_dataloaders)
         if trainer.is_global_zero:
             in_order = [shot for shot in sheet.shots if shot.case in drawn]
             write_atomically(Path(trainer.default_root_dir, MANIFEST), _manifest(in_order))
 
 
-def _manifest(shots: list[Shot]) -> bytes:
+def _manifest(shots: list[ImageRequest]) -> bytes:
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow(COLUMNS)

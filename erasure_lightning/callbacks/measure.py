@@ -11,9 +11,9 @@ from rich.table import Table
 from torch import Tensor
 from torchmetrics import Metric
 
-from erasure_lightning.callbacks.paired_images import PairCallback
+from erasure_lightning.callbacks.paired_images import PairedImages
 from erasure_lightning.concepts.vocabulary import Vocabulary
-from erasure_lightning.data.image_plan import Shot
+from erasure_lightning.data.image_plan import ImageRequest
 from erasure_lightning.distributed.collectives import gathered
 from erasure_lightning.metrics.estimates import Estimate
 from erasure_lightning.metrics.groups import ERASING, QUESTIONS, STRUCTURE
@@ -25,7 +25,7 @@ from erasure_lightning.metrics.seed_statistics import (
     PixelDistance,
     Recognized,
 )
-from erasure_lightning.metrics.zero_shot import Judge
+from erasure_lightning.metrics.zero_shot import ZeroShotClassifier
 from erasure_lightning.training.base import ErasureModule
 
 NO_SCORER = (
@@ -35,7 +35,7 @@ NO_SCORER = (
 )
 
 
-class Measure(PairCallback):
+class Measure(PairedImages):
     """Measures an edit on the pictures of ``test`` or ``validate``.
 
     Writes ``metrics.json`` into the run's folder, logs the means as ``measure/...`` and prints a
@@ -50,14 +50,14 @@ class Measure(PairCallback):
         self.scorer = scorer
         self.result: Result | None = None
 
-    def begin(self, module: ErasureModule, shots: Sequence[Shot]) -> None:
+    def begin(self, module: ErasureModule, shots: Sequence[ImageRequest]) -> None:
         """Load the scorer and embed the labels."""
         world = module.backbone.world
         source = self.scorer or (world.scorer if world else None)
         scorer = Scorer.load(source).to(module.device) if source else None
-        self._gauge = Gauge(scorer, Vocabulary(world, module.concepts), shots, module.device)
+        self._gauge = EditMetrics(scorer, Vocabulary(world, module.concepts), shots, module.device)
 
-    def take(self, shots: Sequence[Shot], original: Tensor, edited: Tensor) -> None:
+    def take(self, shots: Sequence[ImageRequest], original: Tensor, edited: Tensor) -> None:
         """Measure a batch of pictures."""
         self._gauge.update(shots, original, edited)
 
@@ -74,7 +74,7 @@ class Measure(PairCallback):
             Console().print(table(result))
 
 
-class Gauge:
+class EditMetrics:
     """All metrics of one run.
 
     Args:
@@ -88,17 +88,17 @@ class Gauge:
         self,
         scorer: Scorer | None,
         vocabulary: Vocabulary,
-        shots: Sequence[Shot],
+        shots: Sequence[ImageRequest],
         device: torch.device,
     ) -> None:
         self.scorer = scorer
         self.seeds = sorted({s.seed for s in shots})
         self.groups = [group for group in QUESTIONS if group in {s.group for s in shots}]
         answers = sorted({s.answer for s in shots if s.group not in ERASING})
-        self.judge = Judge(scorer, vocabulary, answers) if scorer else None
+        self.judge = ZeroShotClassifier(scorer, vocabulary, answers) if scorer else None
         self.labels = self.judge.labels if self.judge else vocabulary.labels
         self.metrics = {key: metric.to(device) for key, metric in self._metrics().items()}
-        self.measured: list[Shot] = []
+        self.measured: list[ImageRequest] = []
         self.side = 0
 
     def _metrics(self) -> dict[tuple[str, str, str], Metric]:
@@ -114,7 +114,7 @@ class Gauge:
             made["structure", "distance", "after"] = PixelDistance(self.seeds)
         return made
 
-    def update(self, shots: Sequence[Shot], original: Tensor, edited: Tensor) -> None:
+    def update(self, shots: Sequence[ImageRequest], original: Tensor, edited: Tensor) -> None:
         """Measure pictures ``(B, 3, H, W)`` of both models."""
         self.measured += shots
         self.side = edited.shape[-1]
@@ -137,7 +137,9 @@ class Gauge:
                     features[1][kept], features[0][kept], seeds
                 )
 
-    def _recognize(self, group: str, when: str, shots: Sequence[Shot], images: Tensor) -> None:
+    def _recognize(
+        self, group: str, when: str, shots: Sequence[ImageRequest], images: Tensor
+    ) -> None:
         if not shots:
             return
         assert self.judge is not None

@@ -1,4 +1,4 @@
-"""`PairCallback`: what looks at pictures of the original and the edited model, drawn from the same
+"""`PairedImages`: what looks at pictures of the original and the edited model, drawn from the same
 noise.
 """
 
@@ -9,20 +9,20 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from erasure_lightning.data.image_plan import Shot
+from erasure_lightning.data.image_plan import ImageRequest
 from erasure_lightning.distributed.collectives import gathered
 from erasure_lightning.training.base import ErasureModule
 
 
-class PairCallback(Callback, ABC):
+class PairedImages(Callback, ABC):
     """Sees the pictures of ``test`` and of ``validate`` alike."""
 
     @abstractmethod
-    def begin(self, module: ErasureModule, shots: Sequence[Shot]) -> None:
+    def begin(self, module: ErasureModule, shots: Sequence[ImageRequest]) -> None:
         """Before the first picture; ``shots`` is all that any rank will draw."""
 
     @abstractmethod
-    def take(self, shots: Sequence[Shot], original: Tensor, edited: Tensor) -> None:
+    def take(self, shots: Sequence[ImageRequest], original: Tensor, edited: Tensor) -> None:
         """Look at a batch of this rank: pictures ``(B, 3, H, W)`` in 0..1 of both models."""
 
     @abstractmethod

@@ -10,11 +10,11 @@ from lightning import Trainer
 from PIL import Image
 from torch import Tensor
 
-from erasure_lightning.callbacks.paired_images import PairCallback
+from erasure_lightning.callbacks.paired_images import PairedImages
 from erasure_lightning.concepts.concept import in_short
 from erasure_lightning.concepts.vocabulary import spread
 from erasure_lightning.data.image_grid import Line, contact_sheet, image, png
-from erasure_lightning.data.image_plan import Shot
+from erasure_lightning.data.image_plan import ImageRequest
 from erasure_lightning.distributed.collectives import gathered
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.writing import SAMPLES_COLUMNS, SAMPLES_FILE, write_atomically
@@ -26,12 +26,12 @@ from erasure_lightning.training.base import ErasureModule
 class Cell(NamedTuple):
     """The two pictures of a shot."""
 
-    shot: Shot
+    shot: ImageRequest
     original: Image.Image
     edited: Image.Image
 
 
-class SampleGrid(PairCallback):
+class SampleGrid(PairedImages):
     """Writes ``grid.png``: prompts by group, and of each the original's and the edited model's
     picture at equal seeds.
 
@@ -58,7 +58,7 @@ class SampleGrid(PairCallback):
         self._columns: list[int] = []
         self._cells: list[Cell] = []
 
-    def begin(self, module: ErasureModule, shots: Sequence[Shot]) -> None:
+    def begin(self, module: ErasureModule, shots: Sequence[ImageRequest]) -> None:
         """Choose the prompts and seeds to show."""
         asked = {
             group: list(dict.fromkeys(s.prompt for s in shots if s.group == group))
@@ -70,7 +70,7 @@ class SampleGrid(PairCallback):
         self._columns = sorted({s.seed for s in shots})[: self.seeds]
         self._cells = []
 
-    def take(self, shots: Sequence[Shot], original: Tensor, edited: Tensor) -> None:
+    def take(self, shots: Sequence[ImageRequest], original: Tensor, edited: Tensor) -> None:
         """Keep what is to be shown."""
         for shot, before, after in zip(shots, original, edited, strict=True):
             if (shot.group, shot.prompt) in self._prompts and shot.seed in self._columns:
@@ -116,7 +116,7 @@ def _title(module: ErasureModule) -> str:
     return f"{type(module).__name__} erases {in_short(names)}"
 
 
-def _subtitle(shot: Shot) -> str:
+def _subtitle(shot: ImageRequest) -> str:
     return (
         f"{shot.steps} steps, guidance {shot.guidance:g}; pictures side by side start from the same"
         " noise"

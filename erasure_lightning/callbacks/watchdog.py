@@ -46,7 +46,7 @@ _LAUNCHER = "ERASURE_LAUNCHER"
 _INTERRUPTED = {code: 128 + number for number in SIGNALS for code in (128 + number, -number)}
 
 
-class Heartbeat(Callback):
+class Watchdog(Callback):
     """Watches over the ranks of a run; where there is one rank, it does nothing.
 
     Each rank tells the others every second that it is there and what it does, over a connection of

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from erasure_lightning.benchmark.jobs import Cell, Status, begun, cells, files
+from erasure_lightning.benchmark.jobs import Job, Status, begun, cells, files
 from erasure_lightning.benchmark.suite import Reader, Suite
 from erasure_lightning.cli.arguments import Arguments, count
 from erasure_lightning.cli.configs import SHIPPED, checked_config, load_yaml
@@ -120,7 +120,7 @@ def _find(name: str) -> Path:
     )
 
 
-def _chosen(every: Sequence[Cell], number: int) -> Cell:
+def _chosen(every: Sequence[Job], number: int) -> Job:
     if not 0 <= number < len(every):
         raise ErasureError(
             f"--cell needs a number from 0 to {len(every) - 1} (see --list); found {number}."
@@ -142,7 +142,7 @@ def _check_folder(suite: Suite, out: Path) -> None:
         )
 
 
-def _run(suite: Suite, out: Path, chosen: Sequence[Cell], options: argparse.Namespace) -> None:
+def _run(suite: Suite, out: Path, chosen: Sequence[Job], options: argparse.Namespace) -> None:
     """Run what is missing of cells.
 
     Raises:
@@ -204,7 +204,7 @@ def _farewell(suite: str, out: Path) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _check_options(suite: Suite, missing: Sequence[Cell]) -> None:
+def _check_options(suite: Suite, missing: Sequence[Job]) -> None:
     """Raise if no attack has a name, or if `erasure fit` would refuse a method's arguments, and so
     every cell of it.
 
@@ -273,7 +273,7 @@ def _check(suite: Suite) -> None:
         )
 
 
-def _summarize(suite: Suite, out: Path, every: Sequence[Cell]) -> None:
+def _summarize(suite: Suite, out: Path, every: Sequence[Job]) -> None:
     """Write table, pages and plot, and print the page.
 
     Raises:

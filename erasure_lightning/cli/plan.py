@@ -10,7 +10,7 @@ from rich.table import Table
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
 from erasure_lightning.callbacks.interrupt import LastCheckpoint
-from erasure_lightning.callbacks.watchdog import Heartbeat
+from erasure_lightning.callbacks.watchdog import Watchdog
 from erasure_lightning.checks import require
 from erasure_lightning.cli.run import CommandLine
 from erasure_lightning.cli.short_names import options
@@ -83,7 +83,7 @@ class Planner(CommandLine):
         """
         config, given = self.config, self.config.trainer
         self.keeper.set_every(config.save_every)  # these two refuse what a fit would
-        Heartbeat(config.hang_timeout)
+        Watchdog(config.hang_timeout)
         self.on_each = self._on_each_node()
         self.devices = self.on_each * given.num_nodes
         strategy = config.strategy or (given.strategy if given.strategy in STRATEGIES else "ddp")

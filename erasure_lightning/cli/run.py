@@ -16,13 +16,13 @@ from lightning.pytorch.loggers import Logger
 from erasure_lightning.callbacks.cost import Cost
 from erasure_lightning.callbacks.dashboard import Dashboard
 from erasure_lightning.callbacks.edit_export import ExportEdit
-from erasure_lightning.callbacks.edit_validation import Guard
-from erasure_lightning.callbacks.image_writer import PictureWriter
+from erasure_lightning.callbacks.edit_validation import EditValidation
+from erasure_lightning.callbacks.image_writer import ImageWriter
 from erasure_lightning.callbacks.interrupt import LastCheckpoint
 from erasure_lightning.callbacks.measure import Measure
 from erasure_lightning.callbacks.progress import Progress
 from erasure_lightning.callbacks.sample_grid import SampleGrid
-from erasure_lightning.callbacks.watchdog import Heartbeat
+from erasure_lightning.callbacks.watchdog import Watchdog
 from erasure_lightning.checks import require
 from erasure_lightning.cli import folders, loggers
 from erasure_lightning.cli.configs import dump_yaml, load_yaml
@@ -156,7 +156,7 @@ class CommandLine(LightningCLI):
         self.keeper.set_every(self.config.save_every)
         _check_numbers(self.config.trainer)
         _take_up(self.config.trainer)
-        self.heartbeat = Heartbeat(self.config.hang_timeout)
+        self.heartbeat = Watchdog(self.config.hang_timeout)
         self.checkpoint = self._checkpoint(content["model"])
         self.run = folders.choose(
             self.command, self.config, self.checkpoint, concept_file(self.argv)
@@ -227,10 +227,10 @@ class CommandLine(LightningCLI):
     def _callbacks(self, given: Namespace) -> list[Callback]:
         chosen, ours = (
             _list(given.callbacks),
-            [Measure(), SampleGrid(), PictureWriter(), Dashboard()],
+            [Measure(), SampleGrid(), ImageWriter(), Dashboard()],
         )
         if not given.fast_dev_run:  # which leaves nothing behind
-            ours += [Cost(), Guard(), ExportEdit(self.text)]
+            ours += [Cost(), EditValidation(), ExportEdit(self.text)]
             ours += [] if given.enable_checkpointing is False else [self.keeper]
         shown = given.enable_progress_bar is not False and not any(
             isinstance(c, ProgressBar) for c in chosen

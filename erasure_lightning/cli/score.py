@@ -21,16 +21,17 @@ from erasure_lightning.cli.arguments import Arguments
 from erasure_lightning.cli.warning_filters import hush
 from erasure_lightning.data.image_files import SUFFIXES, read
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.files.text_files import read_prompts_file
 from erasure_lightning.files.writing import SCORE_FILE
 from erasure_lightning.metrics.distribution_distance import Frechet, Kernel
 from erasure_lightning.metrics.estimates import Estimate
 from erasure_lightning.metrics.features import Features
 from erasure_lightning.metrics.image_metrics import (
     Accuracy,
-    Batch,
     ClipScore,
     Distances,
-    Gauge,
+    ImageMetric,
+    MetricBatch,
     Nudity,
     Perceptual,
 )
@@ -39,7 +40,6 @@ from erasure_lightning.metrics.perceptual import Lpips
 from erasure_lightning.metrics.protocol import short_hash
 from erasure_lightning.metrics.score import Score, table
 from erasure_lightning.metrics.scorer import Scorer
-from erasure_lightning.retention.base import read_lines
 
 #: What each metric needs behind ``=``; empty where nothing.
 METRICS = {
@@ -237,12 +237,12 @@ def _gauge(
     reference: Sequence[Picture],
     options: Any,
     device: torch.device,
-) -> Gauge:
+) -> ImageMetric:
     whens, seeds = list(pictures[0].files), sorted({picture.seed for picture in pictures})
     if name == "clip":
         return ClipScore(Scorer.load(where).to(device), whens, seeds)
     if name == "accuracy":
-        labels = read_lines(options.labels, "accuracy")
+        labels = read_prompts_file(options.labels, "accuracy")
         return Accuracy(Scorer.load(where).to(device), labels, options.template, whens, seeds)
     if name in ("fid", "kid"):
         against = (batch.pictures["after"] for batch in _batches(reference, device))
@@ -258,7 +258,7 @@ def _gauge(
     return Nudity(*load_detector(), options.threshold, whens, seeds)
 
 
-def _batches(pictures: Sequence[Picture], device: torch.device) -> Iterator[Batch]:
+def _batches(pictures: Sequence[Picture], device: torch.device) -> Iterator[MetricBatch]:
     """Pictures of one size side by side."""
     waiting: list[Picture] = []
     read_already: list[dict[str, Tensor]] = []
@@ -275,9 +275,9 @@ def _batches(pictures: Sequence[Picture], device: torch.device) -> Iterator[Batc
 
 def _batch(
     pictures: Sequence[Picture], tensors: Sequence[dict[str, Tensor]], device: torch.device
-) -> Batch:
+) -> MetricBatch:
     whens = list(tensors[0])
-    return Batch(
+    return MetricBatch(
         [picture.prompt for picture in pictures],
         [picture.seed for picture in pictures],
         {when: torch.stack([each[when] for each in tensors]).to(device) for when in whens},
@@ -294,7 +294,7 @@ def _tensor(path: Path) -> Tensor:
 
 
 def _score(
-    gauges: Sequence[Gauge], pictures: Sequence[Picture], reference: Sequence[Picture]
+    gauges: Sequence[ImageMetric], pictures: Sequence[Picture], reference: Sequence[Picture]
 ) -> Score:
     estimates: dict[str, Mapping[str, Estimate]] = {}
     how: dict[str, Any] = {}

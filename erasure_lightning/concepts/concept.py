@@ -134,7 +134,7 @@ def phrase(template: str, words: str) -> Phrase:
     return Phrase(f"{before}{words}{after}", len(before), len(before) + len(words))
 
 
-class Batch(NamedTuple):
+class PromptBatch(NamedTuple):
     """One minibatch of concept prompts; a method reads what it needs.
 
     Args:
@@ -151,14 +151,14 @@ class Batch(NamedTuple):
     indices: Sequence[int] = ()
 
     @classmethod
-    def plain(cls, prompts: Sequence[str]) -> "Batch":
+    def plain(cls, prompts: Sequence[str]) -> "PromptBatch":
         """Prompts without a concept."""
         return cls(list(prompts), [""] * len(prompts), [""] * len(prompts), [0] * len(prompts))
 
-    def rows(self, numbers: Sequence[int]) -> "Batch":
+    def rows(self, numbers: Sequence[int]) -> "PromptBatch":
         """Some sentences, by number, in that order."""
         templates, concepts, anchors = ([each[i] for i in numbers] for each in self[:3])
-        return Batch(
+        return PromptBatch(
             templates, concepts, anchors, [self.indices[i] for i in numbers] if self.indices else ()
         )
 

@@ -13,9 +13,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.checks import require
-from erasure_lightning.concepts.concept import Batch, Concept, phrase
+from erasure_lightning.concepts.concept import Concept, PromptBatch, phrase
 from erasure_lightning.concepts.vocabulary import Vocabulary, chosen
-from erasure_lightning.data.image_plan import Sheet, Shot, Shots, read_prompts
+from erasure_lightning.data.image_plan import ImageBatch, ImageLoader, ImageRequest, read_prompts
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.seeding import derive_seed
 
@@ -140,7 +140,7 @@ class PromptData(LightningDataModule):
         world = self._module.backbone.world
         return mine if mine is not None else getattr(world, name) if world else otherwise
 
-    def train_dataloader(self) -> Draws[Batch]:
+    def train_dataloader(self) -> Draws[PromptBatch]:
         """Concept prompts, a function of seed, rank and step."""
         trainer = self.trainer
         assert trainer is not None
@@ -191,10 +191,10 @@ class PromptData(LightningDataModule):
             )
         return most if epochs < 0 else steps * epochs if most < 0 else min(steps * epochs, most)
 
-    def _batch(self, number: int) -> Batch:
+    def _batch(self, number: int) -> PromptBatch:
         return self.sentences(self.batch_size, number, salt=1)
 
-    def sentences(self, count: int, number: int, salt: int) -> Batch:
+    def sentences(self, count: int, number: int, salt: int) -> PromptBatch:
         """``count`` concept prompts, a function of seed, rank, ``number`` and ``salt`` (which tells
         uses apart).
         """
@@ -205,7 +205,7 @@ class PromptData(LightningDataModule):
         indices = [self._turn(number * count + i) for i in range(count)]
         chosen = [module.concepts[index] for index in indices]
         templates = [self._template(concept, generator) for concept in chosen]
-        return Batch(templates, [c.name for c in chosen], [c.anchor for c in chosen], indices)
+        return PromptBatch(templates, [c.name for c in chosen], [c.anchor for c in chosen], indices)
 
     def _every_sentence(self) -> Iterator[str]:
         """Whatever a concept or its anchor can be trained in, with the longest of the things that
@@ -232,37 +232,37 @@ class PromptData(LightningDataModule):
         template = pick(self.templates or self._vocabulary.templates(concept.kind), generator)
         return template.replace("{thing}", pick(self._others, generator))
 
-    def val_dataloader(self) -> Sheet | list[Shots]:
+    def val_dataloader(self) -> ImageLoader | list[ImageBatch]:
         """The smallest plan with an interval, two seeds; nothing while fitting, which is measured
         at its end.
         """
         assert self.trainer is not None
         return [] if self.trainer.state.fn == "fit" else self._sheet(self._plan(seeds=2))
 
-    def test_dataloader(self) -> Sheet:
+    def test_dataloader(self) -> ImageLoader:
         """The whole plan."""
         return self._sheet(self._plan(self.seeds))
 
-    def _sheet(self, shots: Sequence[Shot]) -> Sheet:
+    def _sheet(self, shots: Sequence[ImageRequest]) -> ImageLoader:
         assert self.trainer is not None
         warn_of_cut(self._module.backbone, (shot.prompt for shot in shots), "prompts to draw")
-        return Sheet(
+        return ImageLoader(
             shots, self.draw_size, self.size, self.trainer.global_rank, self.trainer.world_size
         )
 
-    def _plan(self, seeds: int) -> list[Shot]:
+    def _plan(self, seeds: int) -> list[ImageRequest]:
         rows = plan(self.vocabulary, self.others, self.neighbours)
         steps, guidance = (
             self._default(self.steps, "steps", 50),
             self._default(self.guidance, "guidance", 7.5),
         )
         return [
-            Shot(prompt, seed, group, f"{prompt} #{seed}", answer, steps, guidance)
+            ImageRequest(prompt, seed, group, f"{prompt} #{seed}", answer, steps, guidance)
             for group, prompt, answer in rows
             for seed in range(seeds)
         ]
 
-    def predict_dataloader(self) -> Sheet:
+    def predict_dataloader(self) -> ImageLoader:
         """The CSV's rows."""
         if self.prompts is None:
             raise ErasureError(

@@ -11,16 +11,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from erasure_lightning.data.image_plan import Shots
+from erasure_lightning.data.image_plan import ImageBatch
 from erasure_lightning.files.writing import write_atomically
 
 
-def kept(
+def cached_images(
     folder: str | None,
     model: str,
-    shots: Shots,
+    shots: ImageBatch,
     draw: Callable[[], Tensor],
-    anyone: Callable[[bool], bool] = lambda missing: missing,
+    any_rank: Callable[[bool], bool] = lambda missing: missing,
 ) -> Tensor:
     """A batch of pictures ``(B, 3, H, W)``, from the folder where they lie there; bit for bit what
     was drawn.
@@ -31,8 +31,8 @@ def kept(
         shots: What the pictures are of. A batch is kept as one, since a picture's last bits depend
             on its neighbours.
         draw: Draws them.
-        anyone: Whether any rank lacks its batch, for ranks that can only draw together
-            (`Backbone.anyone`).
+        any_rank: Whether any rank lacks its batch, for ranks that can only draw together
+            (`Backbone.any_rank`).
     """
     if folder is None:
         return draw()
@@ -40,7 +40,7 @@ def kept(
     name = hashlib.sha256(repr((model, shots.size, asked)).encode()).hexdigest()[:32]
     path = Path(folder, f"{name}.safetensors")
     found = _read(path)
-    if not anyone(found is None):
+    if not any_rank(found is None):
         return cast(Tensor, found)
     pictures = draw()
     write_atomically(path, save({"pictures": pictures.detach().cpu().contiguous()}))

@@ -12,7 +12,7 @@ from erasure_lightning.files.csv_table import Row, read_table
 from erasure_lightning.files.text_files import read_text
 
 
-class Shot(NamedTuple):
+class ImageRequest(NamedTuple):
     """One picture to draw.
 
     Args:
@@ -39,7 +39,7 @@ class Shot(NamedTuple):
     size: int | tuple[int, int] | None = None
 
 
-class Shots(NamedTuple):
+class ImageBatch(NamedTuple):
     """A batch of shots with equal steps, guidance and size.
 
     Args:
@@ -48,7 +48,7 @@ class Shots(NamedTuple):
             ``None``.
     """
 
-    shots: list[Shot]
+    shots: list[ImageRequest]
     size: int | tuple[int, int] | None
 
     @property
@@ -72,7 +72,7 @@ class Shots(NamedTuple):
         return self.shots[0].guidance
 
 
-class Sheet:
+class ImageLoader:
     """The batches of pictures one rank draws; a loader of its own, since Lightning would take a
     list for many loaders.
 
@@ -92,18 +92,23 @@ class Sheet:
     """
 
     def __init__(
-        self, shots: Sequence[Shot], count: int, size: int | None, rank: int = 0, ranks: int = 1
+        self,
+        shots: Sequence[ImageRequest],
+        count: int,
+        size: int | None,
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
         if len(shots) < ranks:
             raise ErasureError(
                 f"{ranks} processes need a picture each to draw; found {len(shots)}. Use fewer"
                 " devices."
             )
-        equal: dict[tuple[object, ...], list[Shot]] = {}
+        equal: dict[tuple[object, ...], list[ImageRequest]] = {}
         for shot in shots:
             equal.setdefault((shot.steps, shot.guidance, shot.size or size), []).append(shot)
         batches = [
-            Shots(part, part[0].size or size)
+            ImageBatch(part, part[0].size or size)
             for run in equal.values()
             for part in _parts(run, count, ranks)
         ]
@@ -113,11 +118,11 @@ class Sheet:
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __iter__(self) -> Iterator[Shots]:
+    def __iter__(self) -> Iterator[ImageBatch]:
         return iter(self.batches)
 
 
-def _parts(run: list[Shot], count: int, ranks: int) -> list[list[Shot]]:
+def _parts(run: list[ImageRequest], count: int, ranks: int) -> list[list[ImageRequest]]:
     """A run in parts of at most ``count``, as many for each rank, and of several ranks as even as
     can be.
     """
@@ -166,7 +171,7 @@ _KNOWN |= {*_GUIDANCE, *_HEIGHT, *_WIDTH, *_CASE, *_STEPS}
 _MOST_STEPS, _MOST_PIXELS = 1000, 2**14
 
 
-def read_prompts(path: Path, steps: int, guidance: float) -> list[Shot]:
+def read_prompts(path: Path, steps: int, guidance: float) -> list[ImageRequest]:
     """Rows of a prompt file in the columns of I2P, Ring-A-Bell, MMA-Diffusion or SPEED
     (`PUBLISHED`).
 
@@ -207,9 +212,9 @@ def _columns(path: Path, found: Sequence[str]) -> Columns:
     raise ErasureError(f"{path} needs the columns {ways}; found {', '.join(found) or 'none'}.")
 
 
-def _shot(row: Row, number: int, columns: Columns, steps: int, guidance: float) -> Shot:
+def _shot(row: Row, number: int, columns: Columns, steps: int, guidance: float) -> ImageRequest:
     case, own_steps, own_guidance = (_filled(row, names) for names in (_CASE, _STEPS, _GUIDANCE))
-    return Shot(
+    return ImageRequest(
         row.cells[columns.prompt],
         row.whole(columns.seed[0], 0, MAX_SEED) if columns.seed else number,
         "prompts",

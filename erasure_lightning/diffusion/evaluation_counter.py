@@ -1,4 +1,4 @@
-"""`Tally`: counts what denoisers are asked."""
+"""`EvaluationCounter`: counts what denoisers are asked."""
 
 from collections.abc import Iterable
 from typing import Any, Self
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 
-class Tally:
+class EvaluationCounter:
     """Counts the latents that denoisers are asked about, from `start` to `stop` or while it is
     entered.
 

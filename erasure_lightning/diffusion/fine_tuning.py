@@ -12,7 +12,7 @@ from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.backbones.interface import Part
 from erasure_lightning.concepts.concept import Phrase
-from erasure_lightning.diffusion.latent_dataset import Gallery
+from erasure_lightning.diffusion.latent_dataset import LatentDataset
 from erasure_lightning.edits.fingerprints import widen
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.seeding import derive_seed
@@ -64,7 +64,7 @@ class FineTuning:
     def __init__(
         self,
         backbone: Backbone,
-        gallery: Gallery,
+        gallery: LatentDataset,
         prompts: Sequence[str | Phrase],
         *,
         train: Trained = "all",
@@ -78,7 +78,7 @@ class FineTuning:
                 f" {batch_size}."
             )
         names = list(trained_parameters(backbone, train))
-        self.model = backbone.original(names)
+        self.model = backbone.frozen_copy(names)
         self.gallery, self.prompts = gallery, prompts
         self.batch_size, self.seed = batch_size, seed
         self.steps = 0

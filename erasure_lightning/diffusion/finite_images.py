@@ -20,7 +20,7 @@ _REMEDIES = {
 }
 
 
-def require_finite_pictures(
+def require_finite_images(
     pictures: Tensor,
     model: Literal["original", "edited", "attacked"],
     backbone: Backbone,

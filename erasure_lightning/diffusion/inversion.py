@@ -15,7 +15,7 @@ from torch import Tensor
 
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.conditioning import Conditioning
-from erasure_lightning.diffusion.finite_images import require_finite_pictures
+from erasure_lightning.diffusion.finite_images import require_finite_images
 from erasure_lightning.errors import ErasureError
 
 #: Scale of the clean latents below which a noisy latent is taken to hold none of them (zero
@@ -176,7 +176,7 @@ def purify(
     asked = original.encode(prompts)
     noise = invert(original, asked, original.compress(pictures), steps)
     reconstructed = original.decode(retrace(original, asked, noise, steps, guidance))
-    require_finite_pictures(reconstructed, "original", original, prompts, SAMPLING)
+    require_finite_images(reconstructed, "original", original, prompts, SAMPLING)
     purified = edited.decode(retrace(edited, edited.encode(prompts), noise, steps, guidance))
-    require_finite_pictures(purified, "edited", edited, prompts, SAMPLING)
+    require_finite_images(purified, "edited", edited, prompts, SAMPLING)
     return Purified(reconstructed, purified)

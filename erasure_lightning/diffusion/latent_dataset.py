@@ -16,7 +16,7 @@ from erasure_lightning.diffusion.sampling import sample
 SIDE_BY_SIDE = 16
 
 
-class Noised(NamedTuple):
+class NoisedLatents(NamedTuple):
     """Some pictures, noised.
 
     Args:
@@ -30,7 +30,7 @@ class Noised(NamedTuple):
     target: Tensor
 
 
-class Gallery:
+class LatentDataset:
     """The pictures of some prompts as latents; they are never decoded, since training would only
     encode them again.
 
@@ -66,13 +66,13 @@ class Gallery:
         self.latents = torch.cat(drawn)
         self.process = backbone.process
 
-    def noised(self, rows: Sequence[int]) -> Noised:
+    def noised(self, rows: Sequence[int]) -> NoisedLatents:
         """Pictures by number, with fresh noise at times drawn from all there are."""
         clean = self.latents[list(rows)]
         return noised(self.process, clean, self.process.draw_times(len(clean)).to(clean.device))
 
 
-def noised(process: NoiseProcess, clean: Tensor, t: Tensor) -> Noised:
+def noised(process: NoiseProcess, clean: Tensor, t: Tensor) -> NoisedLatents:
     """Clean latents ``(B, C, h, w)`` with fresh noise at times ``(B,)``."""
     noise = torch.randn(clean.shape).to(clean)
-    return Noised(process.noise(clean, noise, t), t, process.target(clean, noise, t))
+    return NoisedLatents(process.noise(clean, noise, t), t, process.target(clean, noise, t))

@@ -1,7 +1,7 @@
 """Weights split over ranks (FSDP2): no rank trains with a whole denoiser, and the frozen original
 shares the splits.
 
-Student and original share all modules that the edit does not reach (`Backbone.original`). FSDP2
+Student and original share all modules that the edit does not reach (`Backbone.frozen_copy`). FSDP2
 gathers the weights of a *unit* before it runs and lets go of them behind it, whoever runs it; so a
 unit that lies in both trees serves both. That leaves out blocks that hold an edited layer beside
 shared ones: those are split further, down to the layers. Each unit is a root of its own, since a

@@ -51,3 +51,20 @@ def _otherwise(path: Path, content: bytes, place: int) -> str:
         f" Windows-1252 it reads {shown!r}. If that is right, save it as UTF-8, as by `iconv -f"
         f" CP1252 -t UTF-8 {path}`."
     )
+
+
+def read_prompts_file(path: str, owner: str) -> list[str]:
+    """The lines of a text file that are not empty.
+
+    Raises:
+        ErasureError: Naming ``owner``, if the file is missing or holds none.
+    """
+    try:
+        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    except OSError as error:
+        raise ErasureError(
+            f"{owner} needs a text file of prompts; {path} could not be read: {error.strerror}."
+        ) from error
+    if not any(lines):
+        raise ErasureError(f"{owner} needs at least one prompt; {path} holds none.")
+    return [line for line in lines if line]

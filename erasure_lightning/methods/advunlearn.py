@@ -41,7 +41,7 @@ from torch.optim import Adam
 
 from erasure_lightning.backbones.conditioning import END, TEMPLATE
 from erasure_lightning.backbones.towers import Embedded
-from erasure_lightning.concepts.concept import Batch
+from erasure_lightning.concepts.concept import PromptBatch
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.training.gradient import GradientErasure
 from erasure_lightning.training.latent_sources import NoisyBatch
@@ -123,7 +123,7 @@ class AdvUnlearn(GradientErasure):
             )
         return self.student(batch, self.backbone.contextualize(prompts))
 
-    def attack_prefix(self, sentences: Batch) -> list[Tensor]:
+    def attack_prefix(self, sentences: PromptBatch) -> list[Tensor]:
         """Words in front of the sentences that bring the original's predictions for them back, as
         in `prediction`.
         """

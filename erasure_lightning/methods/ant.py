@@ -44,10 +44,10 @@ import torch
 from torch import Tensor, nn
 
 from erasure_lightning.backbones.interface import Part
-from erasure_lightning.concepts.concept import Batch
+from erasure_lightning.concepts.concept import PromptBatch
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.training.latent_sources import NoisyBatch
-from erasure_lightning.training.prompt_states import row_mean
+from erasure_lightning.training.prompt_states import masked_mean
 from erasure_lightning.training.saliency import Masks, SalientErasure, salient
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
@@ -119,7 +119,7 @@ class ANT(SalientErasure):
         times = self.backbone.sampler(self.latents.steps).times
         return t >= times[self.first_steps(len(times)) - 1].to(t)
 
-    def noisy_batch(self, sentences: Batch) -> NoisyBatch:
+    def noisy_batch(self, sentences: PromptBatch) -> NoisyBatch:
         """An early and a late step of a trajectory of each concept, ``2 B``; of other latents those
         of any time.
         """
@@ -142,7 +142,9 @@ class ANT(SalientErasure):
         if self.drift:
             unconditional = self.student(batch, self.backbone.unconditional(len(batch)))
             gap = gap + self.drift * _gap(unconditional, teacher.unconditional)
-        kept, away = (row_mean(gap.unsqueeze(0), stage.unsqueeze(0)) for stage in (early, ~early))
+        kept, away = (
+            masked_mean(gap.unsqueeze(0), stage.unsqueeze(0)) for stage in (early, ~early)
+        )
         return away + self.alpha * kept
 
     def saliency(self) -> Masks:

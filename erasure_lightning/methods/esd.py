@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from erasure_lightning.backbones.interface import Part
-from erasure_lightning.concepts.concept import Batch
+from erasure_lightning.concepts.concept import PromptBatch
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.training.gradient import GradientErasure
 from erasure_lightning.training.latent_sources import NoisyBatch
@@ -87,17 +87,17 @@ class ESD(GradientErasure):
         """The part of the denoiser that ``train`` names."""
         return self.backbone.denoiser_parameters(self.train_part)
 
-    def noisy_batch(self, sentences: Batch) -> NoisyBatch:
+    def noisy_batch(self, sentences: PromptBatch) -> NoisyBatch:
         """Latents on trajectories of the sentences that are edited; those of anchors come as the
         concepts' own.
         """
         return super().noisy_batch(self._edited(sentences))
 
-    def source_sentences(self, count: int, number: int) -> Batch:
+    def source_sentences(self, count: int, number: int) -> PromptBatch:
         """The sentences that are edited."""
         return self._edited(super().source_sentences(count, number))
 
-    def _edited(self, batch: Batch) -> Batch:
+    def _edited(self, batch: PromptBatch) -> PromptBatch:
         """Concepts and anchors, with their places exchanged where it is the anchors' sentences that
         are edited.
         """

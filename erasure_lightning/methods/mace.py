@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from erasure_lightning.backbones.conditioning import CONCEPT, END, PADDING, Conditioning
-from erasure_lightning.concepts.concept import Batch
+from erasure_lightning.concepts.concept import PromptBatch
 from erasure_lightning.concepts.vocabulary import Vocabulary
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.seeding import derive_seed
@@ -104,12 +104,12 @@ class MACE(PerConceptErasure):
         """Images show the concepts alone; every rank has the same."""
         return replace(super().models(), sentences=self._shown, seed=derive_seed(self.seed, 8))
 
-    def _shown(self, count: int, number: int) -> Batch:
+    def _shown(self, count: int, number: int) -> PromptBatch:
         """``count`` sentences that show the concepts, as many of each as of every other."""
         rows = [i * len(self.concepts) // count for i in range(count)]
         chosen = [self.concepts[row] for row in rows]
         templates, names = [SHOWN[c.kind] for c in chosen], [c.name for c in chosen]
-        return Batch(templates, names, [c.anchor for c in chosen], rows)
+        return PromptBatch(templates, names, [c.anchor for c in chosen], rows)
 
     @torch.no_grad()
     def on_train_start(self) -> None:
@@ -124,7 +124,7 @@ class MACE(PerConceptErasure):
             if self.preserve
             else []
         )
-        self._kept = self.kept_gram(read) + self.preserve * input_gram(
+        self._kept = self.retention_gram(read) + self.preserve * input_gram(
             self.original, captions, read
         )
         self._old = torch.cat(read.weights())
@@ -137,7 +137,7 @@ class MACE(PerConceptErasure):
         self.write_layers(self._refined)
         super().on_train_start()
 
-    def noisy_batch(self, sentences: Batch) -> NoisyBatch:
+    def noisy_batch(self, sentences: PromptBatch) -> NoisyBatch:
         """Images of the concepts, noised, for the step's own sentences; trajectories have sentences
         of their own.
         """

@@ -27,7 +27,7 @@ from torch.nn.functional import mse_loss
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.backbones.interface import TextInput
-from erasure_lightning.concepts.concept import Batch
+from erasure_lightning.concepts.concept import PromptBatch
 from erasure_lightning.concepts.vocabulary import Vocabulary
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.seeding import derive_seed
@@ -105,7 +105,9 @@ class NeighbourMining(ErasureModule):
                 equations, sentences(concept, vocabulary), source, derive_seed(self.seed, place, 6)
             )
 
-    def _write(self, equations: Regression, batch: Batch, source: TextInput, seed: int) -> None:
+    def _write(
+        self, equations: Regression, batch: PromptBatch, source: TextInput, seed: int
+    ) -> None:
         """A concept's terms; what stands before its words is to stay."""
         plain, anchor = self.original.encode(batch.prompts), self.original.encode(batch.targets)
         states, mined = source.rows(plain), source.from_concept(plain)
@@ -151,9 +153,9 @@ class RealEra(NeighbourMining, LoraErasure):
         self.closed_form = closed_form
         self.noise_weight = noise_weight
 
-    def touched(self) -> list[str]:
+    def modified(self) -> list[str]:
         """The layers with adapters, and whatever else stage A solves for."""
-        return super().touched() + self._solved_alone(self.backbone)
+        return super().modified() + self._solved_alone(self.backbone)
 
     def editable(self) -> dict[str, nn.Parameter]:
         """The layers with adapters, and whatever else stage A solves for."""

@@ -32,10 +32,10 @@ import torch
 from torch import Tensor
 
 from erasure_lightning.backbones.interface import TextInput
-from erasure_lightning.concepts.concept import Batch
+from erasure_lightning.concepts.concept import PromptBatch
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.training.closed_form import ClosedFormErasure
-from erasure_lightning.training.prompt_states import subject_rows
+from erasure_lightning.training.prompt_states import last_token_states
 from erasure_lightning.training.regression import Regression, corrected
 
 #: Weight of the preserved prompts, and ridge, of the first edit.
@@ -100,7 +100,7 @@ class RECE(ClosedFormErasure):
         """``M`` ``(D, D)`` of UCE on the last token of the concepts' words and all that follows."""
         equations = self._preserving(FIRST_PRESERVE, source)
         for batch in self._chunks():
-            equations.redirect(*subject_rows(self.original, batch, source, tail=True))
+            equations.redirect(*last_token_states(self.original, batch, source, tail=True))
         correction = equations.correction(FIRST_RIDGE)
         return (
             torch.eye(len(correction), dtype=correction.dtype, device=correction.device)
@@ -122,15 +122,15 @@ class RECE(ClosedFormErasure):
             equations.redirect(adversarial(concepts, edit, gram, self.regularization), anchors)
         return edit + edit @ equations.correction(self.ridge)
 
-    def _chunks(self) -> Iterator[Batch]:
+    def _chunks(self) -> Iterator[PromptBatch]:
         """The concepts' bare names, `CHUNK` at a time."""
         for i in range(0, len(self.concepts), CHUNK):
             some = self.concepts[i : i + CHUNK]
-            yield Batch(["{}"] * len(some), [c.name for c in some], [c.anchor for c in some])
+            yield PromptBatch(["{}"] * len(some), [c.name for c in some], [c.anchor for c in some])
 
     def _preserving(self, weight: float, source: TextInput) -> Regression:
         """Equations that hold the preserved prompts, and whatever retention callbacks hold."""
-        equations = Regression(self.kept_gram(source))
+        equations = Regression(self.retention_gram(source))
         if self.preserve:
             equations.keep(source.rows(self.original.encode(self.preserve)).flatten(0, 1), weight)
         return equations

@@ -29,9 +29,9 @@ from erasure_lightning.training.latent_sources import NoisyBatch, alternatives
 from erasure_lightning.training.prompt_states import (
     Prompts,
     aligned_states,
-    cosine_gap,
+    cosine_distance,
     gradient_ascent,
-    row_mean,
+    masked_mean,
     with_random_template,
     with_template_of,
 )
@@ -164,7 +164,9 @@ class SAGE(GradientErasure):
         """
         if self.check == "outside_in":
             return (now - concept).square().flatten(1).mean(dim=1)
-        return cosine_gap(now, concept) + (0 if anchor is None else 1 - cosine_gap(now, anchor))
+        return cosine_distance(now, concept) + (
+            0 if anchor is None else 1 - cosine_distance(now, anchor)
+        )
 
     @torch.no_grad()
     def _noise_target(self, plain: Prompts, batch: NoisyBatch) -> Tensor:
@@ -196,7 +198,7 @@ class SAGE(GradientErasure):
         now = self.backbone.contextualize(prompts)
         tokens, pooled = self._past(aligned_states(target, like=now), target.pooled, prompts)
         gap = (now.tokens - tokens).square().mean(dim=2)
-        loss = row_mean(gap, now.positions(CONCEPT)) + row_mean(gap, now.behind_concept())
+        loss = masked_mean(gap, now.positions(CONCEPT)) + masked_mean(gap, now.behind_concept())
         return loss if now.pooled is None or pooled is None else loss + mse_loss(now.pooled, pooled)
 
     @torch.no_grad()

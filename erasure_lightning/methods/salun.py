@@ -43,7 +43,7 @@ from torch.nn.functional import mse_loss
 
 from erasure_lightning.backbones.interface import Part
 from erasure_lightning.concepts.vocabulary import Vocabulary
-from erasure_lightning.diffusion.latent_dataset import Gallery
+from erasure_lightning.diffusion.latent_dataset import LatentDataset
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.seeding import derive_seed
 from erasure_lightning.training.image_sources import GeneratedImages
@@ -124,7 +124,7 @@ class SalUn(SalientErasure):
             first = source.images * len(self.concepts)  # those of the concepts come before
             self._captions = self._others(self.remaining)
             seed, steps, guidance = self.models().seed, source.steps, source.guidance
-            self._kept_images = Gallery(
+            self._kept_images = LatentDataset(
                 self.original, self._captions, seed, steps=steps, guidance=guidance, first=first
             )
         super().on_train_start()

@@ -34,11 +34,11 @@ from torch.nn.functional import mse_loss
 
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.interface import Part
-from erasure_lightning.concepts.concept import Batch
+from erasure_lightning.concepts.concept import PromptBatch
 from erasure_lightning.distributed.fsdp import put, whole
 from erasure_lightning.edits.fingerprints import widen
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.training.base import PREFIX
+from erasure_lightning.training.base import BACKBONE_PREFIX
 from erasure_lightning.training.gradient import GradientErasure
 from erasure_lightning.training.latent_sources import Models, NoisyBatch
 from erasure_lightning.training.optimizers import Kind
@@ -64,7 +64,7 @@ class SDD(GradientErasure):
     #: The model with averaged weights; of what is edited it has copies, all else it shares.
     average: Backbone
 
-    made_at_end = True
+    finalizes_edit = True
 
     def __init__(
         self,
@@ -91,7 +91,7 @@ class SDD(GradientErasure):
         """Begin the average at the original, in no less precision than the edit, or it would round
         every step away.
         """
-        self.average = self.backbone.original(self.touched())
+        self.average = self.backbone.frozen_copy(self.modified())
         widen(self.average.get_parameter(name) for name in self.editable())
 
     def erasure_loss(self, batch: NoisyBatch) -> Tensor:
@@ -104,11 +104,11 @@ class SDD(GradientErasure):
         """A source that follows the student follows its average."""
         return replace(super().models(), student=self.average)
 
-    def noisy_batch(self, sentences: Batch) -> NoisyBatch:
+    def noisy_batch(self, sentences: PromptBatch) -> NoisyBatch:
         """Latents on trajectories of all concepts at once, for the step's own sentences."""
         return super().noisy_batch(sentences).with_sentences(sentences)
 
-    def source_sentences(self, count: int, number: int) -> Batch:
+    def source_sentences(self, count: int, number: int) -> PromptBatch:
         """Sentences that name all concepts, their own first."""
         batch = super().source_sentences(count, number)
         pairs = zip(batch.templates, batch.concepts, strict=True)
@@ -148,7 +148,7 @@ class SDD(GradientErasure):
         """Keep the average as the edit, and the student beside it."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["state_dict"] = {
-            PREFIX + name: whole(mean) for name, mean in self._averaged().items()
+            BACKBONE_PREFIX + name: whole(mean) for name, mean in self._averaged().items()
         }
         checkpoint["student"] = {
             name: whole(value) for name, value in (self._parked or self.editable()).items()
@@ -158,5 +158,5 @@ class SDD(GradientErasure):
         """Take up the average; the student waits until training starts."""
         super().on_load_checkpoint(checkpoint)
         for name, mean in self._averaged().items():
-            put(mean, checkpoint["state_dict"][PREFIX + name])
+            put(mean, checkpoint["state_dict"][BACKBONE_PREFIX + name])
         self._parked = dict(checkpoint.get("student", {}))

@@ -25,10 +25,10 @@ from typing import Any
 from torch import Tensor
 
 from erasure_lightning.backbones.interface import TextInput
-from erasure_lightning.concepts.concept import Batch
+from erasure_lightning.concepts.concept import PromptBatch
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.training.closed_form import ClosedFormErasure
-from erasure_lightning.training.prompt_states import subject_rows
+from erasure_lightning.training.prompt_states import last_token_states
 from erasure_lightning.training.regression import Regression
 
 #: Sentences encoded at once.
@@ -82,19 +82,19 @@ class UCE(ClosedFormErasure):
 
     def _fill(self, equations: Regression, source: TextInput) -> None:
         for batch in self._redirected():
-            equations.redirect(*subject_rows(self.original, batch, source), self.erase_scale)
+            equations.redirect(*last_token_states(self.original, batch, source), self.erase_scale)
         for batch in _chunks("{}", self.preserve, self.preserve):
-            equations.keep(subject_rows(self.original, batch, source)[0], self.preserve_scale)
+            equations.keep(last_token_states(self.original, batch, source)[0], self.preserve_scale)
 
-    def _redirected(self) -> Iterator[Batch]:
+    def _redirected(self) -> Iterator[PromptBatch]:
         """Every concept in every template."""
         concepts, anchors = [c.name for c in self.concepts], [c.anchor for c in self.concepts]
         for template in self.templates:
             yield from _chunks(template, concepts, anchors)
 
 
-def _chunks(template: str, concepts: list[str], anchors: list[str]) -> Iterator[Batch]:
+def _chunks(template: str, concepts: list[str], anchors: list[str]) -> Iterator[PromptBatch]:
     """The words in a template, `CHUNK` sentences at a time."""
     for i in range(0, len(concepts), CHUNK):
         words = concepts[i : i + CHUNK]
-        yield Batch([template] * len(words), words, anchors[i : i + CHUNK])
+        yield PromptBatch([template] * len(words), words, anchors[i : i + CHUNK])

@@ -23,7 +23,7 @@ from erasure_lightning.metrics.seed_statistics import ImageText, Question, Recog
 Figures = Mapping[str, Mapping[str, Estimate]]
 
 
-class Batch(NamedTuple):
+class MetricBatch(NamedTuple):
     """Some pictures of one size.
 
     Args:
@@ -39,11 +39,11 @@ class Batch(NamedTuple):
     files: Mapping[str, Sequence[Path]]
 
 
-class Gauge(ABC):
+class ImageMetric(ABC):
     """Measures pictures."""
 
     @abstractmethod
-    def update(self, batch: Batch) -> None:
+    def update(self, batch: MetricBatch) -> None:
         """Count pictures in."""
 
     @abstractmethod
@@ -55,7 +55,7 @@ class Gauge(ABC):
         """How."""
 
 
-class ClipScore(Gauge):
+class ClipScore(ImageMetric):
     """``clip``: cosine of a picture and its prompt, -1..1 (Hessel et al. 2021 without their factor
     of 2.5).
 
@@ -70,7 +70,7 @@ class ClipScore(Gauge):
         self.means = {when: ImageText(seeds).to(scorer.model.device) for when in whens}
 
     @torch.no_grad()
-    def update(self, batch: Batch) -> None:
+    def update(self, batch: MetricBatch) -> None:
         """Count pictures in."""
         texts = self.scorer.texts(batch.prompts)
         for when, mean in self.means.items():
@@ -85,7 +85,7 @@ class ClipScore(Gauge):
         return {"clip": {"weights": self.scorer.fingerprint()}}
 
 
-class Accuracy(Gauge):
+class Accuracy(ImageMetric):
     """``accuracy``: share of pictures that show the label their prompt names, out of all labels
     (zero-shot).
 
@@ -120,7 +120,7 @@ class Accuracy(Gauge):
         return max(inside, key=len, default=None)
 
     @torch.no_grad()
-    def update(self, batch: Batch) -> None:
+    def update(self, batch: MetricBatch) -> None:
         """Count pictures in."""
         named = [self.named(prompt) for prompt in batch.prompts]
         rows = [i for i, label in enumerate(named) if label is not None]
@@ -157,7 +157,7 @@ class Accuracy(Gauge):
         return {"accuracy": {"weights": self.scorer.fingerprint(), **asked}}
 
 
-class Distances(Gauge):
+class Distances(ImageMetric):
     """``fid`` or ``kid``: how far the pictures are, as a set, from a reference, or the edited from
     the original.
 
@@ -190,7 +190,7 @@ class Distances(Gauge):
         if self.pairs:
             self.compared = {"after": kind()}
 
-    def update(self, batch: Batch) -> None:
+    def update(self, batch: MetricBatch) -> None:
         """Count pictures in."""
         for when, distance in self.compared.items():
             distance.update(self.network(batch.pictures[when]), batch.seeds)
@@ -211,7 +211,7 @@ class Distances(Gauge):
         }
 
 
-class Perceptual(Gauge):
+class Perceptual(ImageMetric):
     """``lpips``: how far each edited picture is from the original's at the same seed.
 
     Args:
@@ -223,7 +223,7 @@ class Perceptual(Gauge):
         self.lpips = lpips
         self.mean = PerceptualDistance(lpips, seeds).to(lpips.shift.device)
 
-    def update(self, batch: Batch) -> None:
+    def update(self, batch: MetricBatch) -> None:
         """Count pairs in."""
         self.mean.update(batch.pictures["after"], batch.pictures["before"], batch.seeds)
 
@@ -236,7 +236,7 @@ class Perceptual(Gauge):
         return {"lpips": {"weights": self.lpips.fingerprint()}}
 
 
-class Nudity(Gauge):
+class Nudity(ImageMetric):
     """``nudenet``: share of explicit pictures, and how often each part of a body is seen.
 
     Args:
@@ -262,7 +262,7 @@ class Nudity(Gauge):
         }
         self.exposures = {when: Exposure(detector, threshold, seeds) for when in whens}
 
-    def update(self, batch: Batch) -> None:
+    def update(self, batch: MetricBatch) -> None:
         """Count pictures in."""
         for when, exposure in self.exposures.items():
             exposure.update(batch.files[when], batch.seeds)

@@ -1,4 +1,4 @@
-"""`Judge`: what each picture of the plan is asked, and how a scorer knows the answers."""
+"""`ZeroShotClassifier`: what each picture of the plan is asked, and how a scorer knows the answers."""
 
 from collections.abc import Collection, Sequence
 from functools import cache
@@ -13,7 +13,7 @@ from erasure_lightning.metrics.scorer import Scorer
 from erasure_lightning.metrics.seed_statistics import Question
 
 
-class Judge:
+class ZeroShotClassifier:
     """Questions to the pictures of a plan; each set of labels is embedded once.
 
     Args:
@@ -38,7 +38,7 @@ class Judge:
         return self.scorer.texts([prompt])[0]
 
     def _question(self, group: str, answer: str) -> Question:
-        """What a picture of a group is asked; arguments as in a `Shot`."""
+        """What a picture of a group is asked; arguments as in a `ImageRequest`."""
         if group in ERASING:
             return self._style(answer) if answer else self._thing(self.vocabulary.erased)
         return self._thing(self.vocabulary.named([answer]) or {answer})

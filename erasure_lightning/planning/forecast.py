@@ -16,8 +16,8 @@ from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.backbones.loading import load_backbone
 from erasure_lightning.data.datamodule import PromptData
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.planning.memory_footprint import Footprint, footprint_of
-from erasure_lightning.planning.memory_tracker import Ledger, shapes, without_values
+from erasure_lightning.planning.memory_footprint import MemoryFootprint, footprint_of
+from erasure_lightning.planning.memory_tracker import MemoryTracker, shapes, without_values
 from erasure_lightning.retention.base import RetentionCallback
 from erasure_lightning.training.base import ErasureModule
 from erasure_lightning.training.gradient import GradientErasure
@@ -43,7 +43,7 @@ class Forecast:
         measured: Latents that it asks about.
     """
 
-    held: Footprint
+    held: MemoryFootprint
     steps: int
     peaks: dict[str, int]
     asked: dict[str, dict[str, int]]
@@ -66,7 +66,7 @@ class Listener:
         ledger: The account.
     """
 
-    def __init__(self, backbone: Backbone, who: str, ledger: Ledger) -> None:
+    def __init__(self, backbone: Backbone, who: str, ledger: MemoryTracker) -> None:
         self.who, self.ledger = who, ledger
         self.asked: dict[str, int] = {}
         self.sampled = self.sampling = 0
@@ -102,7 +102,7 @@ class _Player(Callback):
     the device.
     """
 
-    def __init__(self, ledger: Ledger, together: bool, in_eight_bits: bool) -> None:
+    def __init__(self, ledger: MemoryTracker, together: bool, in_eight_bits: bool) -> None:
         self.ledger, self.together, self.in_eight_bits = ledger, together, in_eight_bits
         self.listeners: Sequence[Listener] = []
         self.peaks = {"preparing": 0, "step": 0}
@@ -168,7 +168,7 @@ def forecast(
     Raises:
         ErasureError: If no step is asked for.
     """
-    ledger = Ledger()
+    ledger = MemoryTracker()
     _without_values(module, ledger)
     eight = isinstance(module, GradientErasure) and module.optimizer == "adam8bit"
     if isinstance(module, GradientErasure):
@@ -218,7 +218,7 @@ def _fit(
         )
 
 
-def _without_values(module: ErasureModule, ledger: Ledger) -> None:
+def _without_values(module: ErasureModule, ledger: MemoryTracker) -> None:
     """Give a module a backbone of shapes alone, that no one moves or reads."""
     (given,) = module._given
     mode = shapes()
@@ -240,7 +240,7 @@ def _without_values(module: ErasureModule, ledger: Ledger) -> None:
         cast(Any, module).slopes = lambda losses: slopes([next(iter(losses))])
 
 
-def _listen(module: ErasureModule, ledger: Ledger) -> list[Listener]:
+def _listen(module: ErasureModule, ledger: MemoryTracker) -> list[Listener]:
     models = [part for part in module.children() if isinstance(part, Backbone)]
     return [
         Listener(model, STUDENT if model is module.backbone else TEACHER, ledger)
@@ -250,7 +250,7 @@ def _listen(module: ErasureModule, ledger: Ledger) -> list[Listener]:
 
 @torch.no_grad()
 def _measurement(
-    module: ErasureModule, data: PromptData, listeners: Sequence[Listener], ledger: Ledger
+    module: ErasureModule, data: PromptData, listeners: Sequence[Listener], ledger: MemoryTracker
 ) -> tuple[int, int, int]:
     """How many pictures of either model, how many latents that asks about, and the most bytes it
     takes.

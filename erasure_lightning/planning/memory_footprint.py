@@ -32,7 +32,7 @@ class Weights:
 
 
 @dataclass(frozen=True)
-class Footprint:
+class MemoryFootprint:
     """What a method in training keeps on one device, without what passes in a step.
 
     Args:
@@ -59,7 +59,7 @@ class Footprint:
     splits: bool
 
 
-def footprint_of(module: ErasureModule, eight: bool) -> Footprint:
+def footprint_of(module: ErasureModule, eight: bool) -> MemoryFootprint:
     """Of a method that has taken a step with Adam.
 
     Args:
@@ -69,7 +69,7 @@ def footprint_of(module: ErasureModule, eight: bool) -> Footprint:
     trained = module.trainable() if module.automatic_optimization else {}
     full = nbytes(_moments(module)) if trained else 0
     state = _in_eight_bits(trained.values()) if eight else full
-    return Footprint(
+    return MemoryFootprint(
         parameters=_counts(module.backbone),
         trained=sum(p.numel() for p in trained.values()),
         names=list(trained),
@@ -79,7 +79,7 @@ def footprint_of(module: ErasureModule, eight: bool) -> Footprint:
         spared=full - state,
         bank=module.latents.nbytes() if isinstance(module, GradientErasure) else 0,
         splits=bool(trained)
-        and not module.stays_whole()
+        and not module.replicates_trainable()
         and trained.keys() <= _names(module.original),
     )
 

@@ -52,7 +52,7 @@ def nbytes(tensors: Iterable[Tensor]) -> int:
     return sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}.values())
 
 
-class Ledger(TorchDispatchMode):
+class MemoryTracker(TorchDispatchMode):
     """While entered, counts the bytes of every tensor that an operation makes, until it is let go
     of.
 

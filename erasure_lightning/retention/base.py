@@ -4,7 +4,6 @@ the loss.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from pathlib import Path
 from typing import cast
 
 import torch
@@ -17,9 +16,10 @@ from erasure_lightning.backbones.interface import TextInput
 from erasure_lightning.checks import require, require_finite
 from erasure_lightning.concepts.vocabulary import Vocabulary
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.files.text_files import read_prompts_file
 from erasure_lightning.training.base import ErasureModule
 from erasure_lightning.training.gradient import GradientErasure
-from erasure_lightning.training.prompt_states import input_gram, relations
+from erasure_lightning.training.prompt_states import cosine_matrix, input_gram
 
 
 class RetentionCallback(Callback, ABC):
@@ -62,7 +62,7 @@ class RetentionCallback(Callback, ABC):
         self.ramp = ramp
         self.nearness = nearness
         self.given = (
-            read_lines(prompts, type(self).__name__) if isinstance(prompts, str) else prompts
+            read_prompts_file(prompts, type(self).__name__) if isinstance(prompts, str) else prompts
         )
         self.retained: list[str] = []
 
@@ -140,23 +140,6 @@ class RetentionCallback(Callback, ABC):
         return order
 
 
-def read_lines(path: str, owner: str) -> list[str]:
-    """The lines of a text file that are not empty.
-
-    Raises:
-        ErasureError: Naming ``owner``, if the file is missing or holds none.
-    """
-    try:
-        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
-    except OSError as error:
-        raise ErasureError(
-            f"{owner} needs a text file of prompts; {path} could not be read: {error.strerror}."
-        ) from error
-    if not any(lines):
-        raise ErasureError(f"{owner} needs at least one prompt; {path} holds none.")
-    return [line for line in lines if line]
-
-
 @torch.no_grad()
 def retained_prompts(module: ErasureModule, nearness: float) -> list[str]:
     """Captions of everything an edit must leave alone: the anchors, the concepts' kin, other
@@ -193,6 +176,6 @@ def far_from(module: ErasureModule, labels: Sequence[str], nearness: float) -> l
         return list(labels)
     original, anchors = module.original, {c.anchor for c in module.concepts}
     states = (original.summarize(original.embed(words)) for words in (labels, things))
-    order = relations(*states).amax(dim=1).argsort(descending=True)
+    order = cosine_matrix(*states).amax(dim=1).argsort(descending=True)
     dropped = {labels[place] for place in order[:near].tolist()} - anchors
     return [label for label in labels if label not in dropped]

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from erasure_lightning.backbones.interface import TextInput
-from erasure_lightning.concepts.concept import Batch
+from erasure_lightning.concepts.concept import PromptBatch
 from erasure_lightning.concepts.vocabulary import Vocabulary
 from erasure_lightning.retention.base import RetentionCallback
 from erasure_lightning.training.base import ErasureModule
@@ -61,13 +61,13 @@ class BeyondConceptRegularization(RetentionCallback):
         return torch.stack([_gram(module, batch, source) for batch in _batches(module)]).mean(dim=0)
 
 
-def _batches(module: ErasureModule) -> list[Batch]:
+def _batches(module: ErasureModule) -> list[PromptBatch]:
     """The sentences of every concept."""
     vocabulary = Vocabulary(module.original.world, module.concepts)
     return [sentences(concept, vocabulary) for concept in module.concepts]
 
 
-def _gram(module: ErasureModule, batch: Batch, source: TextInput) -> Tensor:
+def _gram(module: ErasureModule, batch: PromptBatch, source: TextInput) -> Tensor:
     plain = module.original.encode(batch.prompts)
     rows, mined = source.rows(plain), source.from_concept(plain)
     return beyond_gram(rows[mined]) / rows[..., 0].numel()

@@ -12,7 +12,7 @@ from torch.nn.functional import kl_div, log_softmax
 
 from erasure_lightning.retention.base import RetentionCallback
 from erasure_lightning.training.gradient import GradientErasure
-from erasure_lightning.training.prompt_states import relations
+from erasure_lightning.training.prompt_states import cosine_matrix
 
 
 class GlobalSemanticAlignment(RetentionCallback):
@@ -70,9 +70,11 @@ class GlobalSemanticAlignment(RetentionCallback):
             # gradient too.
             everyone, everyone_before = _gather(module, states), _gather(module, before)
             return (
-                (relations(states, everyone) - relations(before, everyone_before)).square().mean()
+                (cosine_matrix(states, everyone) - cosine_matrix(before, everyone_before))
+                .square()
+                .mean()
             )
-        now, then = relations(states, self._originals), relations(before, self._originals)
+        now, then = cosine_matrix(states, self._originals), cosine_matrix(before, self._originals)
         if self.mode == "cross":
             return (now - then).square().mean()
         heat = self.temperature

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from erasure_lightning.concepts.concept import Batch
+from erasure_lightning.concepts.concept import PromptBatch
 from erasure_lightning.distributed.collectives import collected, of_this_rank
 from erasure_lightning.retention.base import RetentionCallback
 from erasure_lightning.seeding import derive_seed
@@ -52,11 +52,11 @@ class LocalNoisePreservation(RetentionCallback):
         """What latents are drawn from: retained prompts take the concepts' place."""
         seed = derive_seed(module.seed, module.global_rank, 3)
 
-        def sentences(count: int, number: int) -> Batch:
+        def sentences(count: int, number: int) -> PromptBatch:
             order = torch.randperm(
                 len(self.retained), generator=torch.Generator().manual_seed(seed)
             ).tolist()
-            return Batch.plain([self.retained[i] for i in order[:count]])
+            return PromptBatch.plain([self.retained[i] for i in order[:count]])
 
         return Models(module.original, module.backbone, sentences, 1, seed)
 
@@ -65,7 +65,7 @@ class LocalNoisePreservation(RetentionCallback):
         batch = self.latents.draw(self._sentences(), self._models(module))
         return mse_loss(module.student(batch), batch.teacher.concept)
 
-    def _sentences(self) -> Batch:
+    def _sentences(self) -> PromptBatch:
         """Retained prompts of a step; a source that holds latents of its own has prompts of its
         own.
         """
@@ -74,7 +74,7 @@ class LocalNoisePreservation(RetentionCallback):
             if isinstance(self.latents, PureNoise)
             else [0] * self.batch_size
         )
-        return Batch.plain([self.retained[i] for i in drawn])
+        return PromptBatch.plain([self.retained[i] for i in drawn])
 
     def state_dict(self) -> dict[str, Any]:
         """Every rank's latents, so that a resumed run draws the same."""

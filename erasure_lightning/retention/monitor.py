@@ -11,13 +11,13 @@ from torch.nn.functional import cosine_similarity, normalize
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.checks import require
 from erasure_lightning.concepts.vocabulary import Vocabulary, spread
-from erasure_lightning.diffusion.finite_images import require_finite_pictures
+from erasure_lightning.diffusion.finite_images import require_finite_images
 from erasure_lightning.diffusion.sampling import draw
 from erasure_lightning.distributed.collectives import broadcast
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.files.text_files import read_prompts_file
 from erasure_lightning.metrics.scorer import Scorer
-from erasure_lightning.metrics.zero_shot import Judge
-from erasure_lightning.retention.base import read_lines
+from erasure_lightning.metrics.zero_shot import ZeroShotClassifier
 from erasure_lightning.training.base import ErasureModule
 
 
@@ -28,7 +28,7 @@ class RetentionMonitor(Callback):
     ``monitor/forgotten``: share of the concept prompts no longer recognised as the concept (without
     a scorer: how far their pictures went, ``1 - cos``). ``monitor/kept``: cosine of the retained
     prompts' pictures with the original's. ``monitor/tradeoff``: their harmonic mean.
-    ``monitor/kept/GROUP``: the same as ``kept`` of each group of retained prompts, where they have
+    ``monitor/kept/GROUP``: the same as ``cached_images`` of each group of retained prompts, where they have
     groups. Of methods that make their edit when training ends (MACE fuses adapters, SDD takes an
     average) it sees the model that is trained, and goes back to nothing.
 
@@ -39,7 +39,7 @@ class RetentionMonitor(Callback):
         count: How many of the concept prompts, and of the vocabulary, are watched.
         steps: Sampling steps; few will do.
         guidance: Scale of classifier-free guidance; the world's by default, else 7.5.
-        budget: Stop once ``kept`` falls below, 0..1.
+        budget: Stop once ``cached_images`` falls below, 0..1.
         goal: Stop once ``forgotten`` reaches it, 0..1.
         keep_best: At the end, go back to the look with the best trade-off.
         scorer: Folder or Hub id of the model that looks; the world's by default, bare pixels where
@@ -62,7 +62,9 @@ class RetentionMonitor(Callback):
         scorer: str | None = None,
     ) -> None:
         self.every = every
-        given = read_lines(prompts, "RetentionMonitor") if isinstance(prompts, str) else prompts
+        given = (
+            read_prompts_file(prompts, "RetentionMonitor") if isinstance(prompts, str) else prompts
+        )
         self.groups = given if isinstance(given, dict) else {}
         self.given = (
             [prompt for texts in given.values() for prompt in texts]
@@ -105,7 +107,7 @@ class RetentionMonitor(Callback):
             vocabulary.captions[1].format(label) for label in spread(vocabulary.others, self.count)
         ]
         self._kept = list(self.given) if self.given else kept
-        self._judge = Judge(self._eyes, vocabulary, []) if self._eyes else None
+        self._judge = ZeroShotClassifier(self._eyes, vocabulary, []) if self._eyes else None
         self._before = self._look("original", module.original)
 
     @torch.no_grad()
@@ -117,7 +119,7 @@ class RetentionMonitor(Callback):
         pictures = draw(
             backbone, prompts, range(len(prompts)), steps=self.steps, guidance=self._scale
         )
-        require_finite_pictures(pictures, model, backbone, prompts)
+        require_finite_images(pictures, model, backbone, prompts)
         seen = self._eyes.images(pictures) if self._eyes else normalize(pictures.flatten(1), dim=1)
         broadcast([seen])  # ranks decide alike, however their devices round
         return seen
@@ -152,7 +154,7 @@ class RetentionMonitor(Callback):
         return cosine_similarity(after, self._before).clamp(0, 1)
 
     def _by_group(self, after: Tensor) -> dict[str, float]:
-        """``kept`` of each group, by its name in the log."""
+        """``cached_images`` of each group, by its name in the log."""
         kept, found = iter(self._same(after)[len(self._asked) :].tolist()), {}
         for group, texts in self.groups.items():
             found[f"monitor/kept/{group}"] = sum(next(kept) for _ in texts) / len(texts)
@@ -174,7 +176,7 @@ class RetentionMonitor(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Go back to the best look."""
         module = cast(ErasureModule, pl_module)
-        if self.keep_best and not module.made_at_end:
+        if self.keep_best and not module.finalizes_edit:
             module.write(self.best["edit"])
 
     def state_dict(self) -> dict[str, Any]:

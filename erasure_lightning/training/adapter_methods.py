@@ -14,7 +14,7 @@ from erasure_lightning.adapters.base import CHILD, Plan
 from erasure_lightning.adapters.kinds import adapter_parameters, install
 from erasure_lightning.adapters.lora import merge_lora, remove_lora
 from erasure_lightning.adapters.per_concept import ConceptAdapters
-from erasure_lightning.training.base import PREFIX
+from erasure_lightning.training.base import BACKBONE_PREFIX
 from erasure_lightning.training.gradient import GradientErasure
 from erasure_lightning.training.latent_sources import NoisyBatch
 
@@ -28,7 +28,7 @@ class AdapterErasure(GradientErasure):
         there.
         """
 
-    def touched(self) -> list[str]:
+    def modified(self) -> list[str]:
         """The places of the adapters."""
         self._plan = self.plan()
         return [f"denoiser.{layer}.{CHILD}" for layer in self._plan.layers]
@@ -68,9 +68,9 @@ class LoraErasure(AdapterErasure):
         layers = [name.removeprefix("denoiser.") for name in self.backbone.text_layers()]
         return Plan("lora", layers, {"rank": self.rank})
 
-    def touched(self) -> list[str]:
+    def modified(self) -> list[str]:
         """The text layers: their weights, and they themselves, which are wrapped."""
-        names = [place.removesuffix(f".{CHILD}") for place in super().touched()]
+        names = [place.removesuffix(f".{CHILD}") for place in super().modified()]
         return [f"{name}.weight" for name in names] + names
 
     def beneath(self, name: str) -> str:
@@ -107,7 +107,9 @@ class LoraErasure(AdapterErasure):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the adapters out before merged weights are loaded."""
         merged = not any(
-            ".lora_" in name for name in checkpoint["state_dict"] if name.startswith(PREFIX)
+            ".lora_" in name
+            for name in checkpoint["state_dict"]
+            if name.startswith(BACKBONE_PREFIX)
         )
         if merged and not self._merged:
             remove_lora(self.backbone.denoiser)
@@ -129,7 +131,7 @@ class PerConceptErasure(GradientErasure):
     """
 
     has_unused = True
-    made_at_end = True
+    finalizes_edit = True
 
     def __init__(self, *, rank: int = 1, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -177,7 +179,7 @@ class PerConceptErasure(GradientErasure):
         """Keep the adapters beside the edit they make."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["state_dict"] = {
-            PREFIX + name: weight for name, weight in self._by_name(self.fused()).items()
+            BACKBONE_PREFIX + name: weight for name, weight in self._by_name(self.fused()).items()
         }
         checkpoint["adapters"] = dict(self.adapters.state_dict())
 

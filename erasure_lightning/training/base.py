@@ -20,9 +20,9 @@ from erasure_lightning.backbones.loading import Weights, load_backbone
 from erasure_lightning.checks import require_finite, require_seed
 from erasure_lightning.concepts.concept import Concept, Concepts, check_concepts
 from erasure_lightning.concepts.files import read_concepts
-from erasure_lightning.data.image_cache import kept
-from erasure_lightning.data.image_plan import Shots
-from erasure_lightning.diffusion.finite_images import require_finite_pictures
+from erasure_lightning.data.image_cache import cached_images
+from erasure_lightning.data.image_plan import ImageBatch
+from erasure_lightning.diffusion.finite_images import require_finite_images
 from erasure_lightning.diffusion.sampling import draw
 from erasure_lightning.distributed.collectives import gathered
 from erasure_lightning.distributed.fsdp import put, scatter, split, whole
@@ -32,7 +32,7 @@ from erasure_lightning.errors import ErasureError
 from erasure_lightning.seeding import derive_seed
 from erasure_lightning.training.regression import Regression
 
-PREFIX = "backbone."
+BACKBONE_PREFIX = "backbone."
 
 #: Precisions in which a model is recognised: its own, and what it is rounded to as a base.
 _KNOWN_BY = (None, torch.bfloat16)
@@ -59,7 +59,7 @@ class ErasureModule(LightningModule, ABC):
     has_unused = False
     #: Whether the edit is made when training ends, of something else than the model that is
     #: trained.
-    made_at_end = False
+    finalizes_edit = False
     #: What the method asks of a model family beyond predictions; a family without it is refused
     #: before training.
     needs: ClassVar[frozenset[Capability]] = frozenset()
@@ -118,7 +118,7 @@ class ErasureModule(LightningModule, ABC):
         """What of it an optimizer moves; by default all that is editable."""
         return self.editable()
 
-    def touched(self) -> Collection[str]:
+    def modified(self) -> Collection[str]:
         """Parameters that will change, and modules that `adapt` will add or replace, by name in the
         backbone.
         """
@@ -129,7 +129,7 @@ class ErasureModule(LightningModule, ABC):
         none.
         """
 
-    def stays_whole(self) -> bool:
+    def replicates_trainable(self) -> bool:
         """Whether what is trained is kept from being split over ranks, by a strategy that splits
         weights.
 
@@ -157,12 +157,12 @@ class ErasureModule(LightningModule, ABC):
             )
             self._check_world()
             self._check_capabilities()
-            touched = self.touched()
-            self.original = self.backbone.original(touched)
+            modified = self.modified()
+            self.original = self.backbone.frozen_copy(modified)
             self.fingerprint, self.rounded = (
                 "" if empty else self.original.fingerprint(d) for d in _KNOWN_BY
             )
-            self.fingerprints = {} if empty else self.original.fingerprints(touched)
+            self.fingerprints = {} if empty else self.original.fingerprints(modified)
             with torch.random.fork_rng(
                 devices=[]
             ):  # adapters begin alike on every rank and at every start
@@ -186,7 +186,7 @@ class ErasureModule(LightningModule, ABC):
             else {n: v.detach() for n, v in [*self.named_parameters(), *self.named_buffers()]}
         )
         models = [module for module in self.children() if isinstance(module, Backbone)]
-        trained = {} if self.stays_whole() else self.trainable()
+        trained = {} if self.replicates_trainable() else self.trainable()
         split(
             self.backbone.denoiser,
             [m.denoiser for m in models if m is not self.backbone],
@@ -204,7 +204,7 @@ class ErasureModule(LightningModule, ABC):
                 towers,
             )
         for model in models:
-            model.lockstep = True
+            model.sharded = True
         scatter(self, full, self.trainer.strategy.root_device)
 
     def edit_values(self) -> dict[str, Tensor]:
@@ -279,7 +279,7 @@ class ErasureModule(LightningModule, ABC):
         code.
         """
         checkpoint["state_dict"] = {
-            PREFIX + name: value for name, value in self.edit_values().items()
+            BACKBONE_PREFIX + name: value for name, value in self.edit_values().items()
         }
         checkpoint["hyper_parameters"] = self.arguments()
         checkpoint["erasure"] = self.description()
@@ -291,11 +291,17 @@ class ErasureModule(LightningModule, ABC):
         Raises:
             ErasureError: Naming what differs.
         """
-        own = {PREFIX + self.backbone.component_name(n): PREFIX + n for n in self.editable()}
+        own = {
+            BACKBONE_PREFIX + self.backbone.component_name(n): BACKBONE_PREFIX + n
+            for n in self.editable()
+        }
         checkpoint["state_dict"] = {
             own.get(n, n): value for n, value in checkpoint["state_dict"].items()
         }
-        found, wanted = set(checkpoint["state_dict"]), {PREFIX + n for n in self.editable()}
+        found, wanted = (
+            set(checkpoint["state_dict"]),
+            {BACKBONE_PREFIX + n for n in self.editable()},
+        )
         if found != wanted:
             odd = sorted(found ^ wanted)
             raise ErasureError(
@@ -314,7 +320,7 @@ class ErasureModule(LightningModule, ABC):
                 f" {self.fingerprint}."
             )
 
-    def kept_gram(self, source: TextInput) -> Tensor:
+    def retention_gram(self, source: TextInput) -> Tensor:
         """``sum w p p^T`` of the inputs that retention callbacks hold, ``(D, D)`` in float64; else
         zeros.
         """
@@ -335,12 +341,12 @@ class ErasureModule(LightningModule, ABC):
         """
         solution: dict[str, Tensor] = {}
         for source in self.original.text_inputs():
-            equations = Regression(self.kept_gram(source))
+            equations = Regression(self.retention_gram(source))
             fill(equations, source)
             solution |= source.named(equations.solve(source.weights(), ridge))
         return solution
 
-    def test_step(self, batch: Shots, batch_idx: int) -> dict[str, Tensor]:
+    def test_step(self, batch: ImageBatch, batch_idx: int) -> dict[str, Tensor]:
         """Draw a batch of prompts with the original and the edited model from the same noise.
 
         Raises:
@@ -348,32 +354,32 @@ class ErasureModule(LightningModule, ABC):
         """
         folder = getattr(self.trainer.datamodule, "originals", None)  # type: ignore[attr-defined]
         model = f"{self.fingerprint} {self.original.sampling_fingerprint}"
-        before = kept(
+        before = cached_images(
             folder,
             model,
             batch,
             lambda: self._finite_pictures("original", batch),
-            self.original.anyone,
+            self.original.any_rank,
         )
         return {
             "original": before.to(self.device),
             "edited": self._finite_pictures("edited", batch),
         }
 
-    def validation_step(self, batch: Shots, batch_idx: int) -> dict[str, Tensor]:
+    def validation_step(self, batch: ImageBatch, batch_idx: int) -> dict[str, Tensor]:
         """The same as `test_step`, on the smaller plan of ``validate``."""
         return self.test_step(batch, batch_idx)
 
-    def predict_step(self, batch: Shots, batch_idx: int) -> dict[str, Tensor]:
+    def predict_step(self, batch: ImageBatch, batch_idx: int) -> dict[str, Tensor]:
         """The same as `test_step`, on a user's prompts."""
         return self.test_step(batch, batch_idx)
 
-    def _finite_pictures(self, model: Literal["original", "edited"], shots: Shots) -> Tensor:
+    def _finite_pictures(self, model: Literal["original", "edited"], shots: ImageBatch) -> Tensor:
         backbone = self.original if model == "original" else self.backbone
-        return require_finite_pictures(self._draw(backbone, shots), model, backbone, shots.prompts)
+        return require_finite_images(self._draw(backbone, shots), model, backbone, shots.prompts)
 
     @staticmethod
-    def _draw(backbone: Backbone, shots: Shots) -> Tensor:
+    def _draw(backbone: Backbone, shots: ImageBatch) -> Tensor:
         return draw(
             backbone,
             shots.prompts,

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from erasure_lightning.backbones.base import Backbone
-from erasure_lightning.concepts.concept import Batch, Concept, Phrase, phrase
+from erasure_lightning.concepts.concept import Concept, Phrase, PromptBatch, phrase
 from erasure_lightning.concepts.vocabulary import Vocabulary
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.training.neighbours import sentences
-from erasure_lightning.training.prompt_states import aligned_states, relations
+from erasure_lightning.training.prompt_states import aligned_states, cosine_matrix
 
 #: Which states are compared: of all tokens from the concept's words on, aligned, or of the end of
 #: text alone.
@@ -126,7 +126,7 @@ def calibrate(
     return _implied(groups, lengths.median().item())
 
 
-def _sentences(own: Batch, words: Sequence[str]) -> tuple[list[str], list[Phrase]]:
+def _sentences(own: PromptBatch, words: Sequence[str]) -> tuple[list[str], list[Phrase]]:
     """Words in the concept's place in each of its sentences."""
     pairs = [(word, phrase(template, word)) for word in words for template in own.templates]
     return [word for word, _ in pairs], [prompt for _, prompt in pairs]
@@ -149,7 +149,7 @@ def _group(
 def _ends(backbone: Backbone, own: list[Phrase], prompts: list[Phrase]) -> tuple[Tensor, Tensor]:
     """Cosines and distances of end-of-text states, ``(B, T)`` both."""
     here, there = (backbone.summarize(backbone.embed(part)) for part in (prompts, own))
-    return relations(here, there), torch.cdist(here, there)
+    return cosine_matrix(here, there), torch.cdist(here, there)
 
 
 def _tokens(backbone: Backbone, own: list[Phrase], prompts: list[Phrase]) -> tuple[Tensor, Tensor]:

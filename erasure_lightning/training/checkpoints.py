@@ -14,7 +14,7 @@ from erasure_lightning.edits.edit import read_edit
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.writing import write_atomically
 from erasure_lightning.runs.folder import Run
-from erasure_lightning.training.base import PREFIX
+from erasure_lightning.training.base import BACKBONE_PREFIX
 
 SUFFIXES = (".ckpt", ".safetensors")
 
@@ -108,7 +108,7 @@ def _unreadable(path: Path, error: Exception) -> str:
 def _from_edit(path: Path) -> dict[str, Any]:
     tensors, metadata = read_edit(path)
     return {
-        "state_dict": {PREFIX + name: value for name, value in tensors.items()},
+        "state_dict": {BACKBONE_PREFIX + name: value for name, value in tensors.items()},
         "hyper_parameters": metadata.get("arguments", {}),
         "erasure": metadata,
         "pytorch-lightning_version": lightning_version,

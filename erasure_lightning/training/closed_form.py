@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from erasure_lightning.concepts.concept import Batch
+from erasure_lightning.concepts.concept import PromptBatch
 from erasure_lightning.distributed.collectives import broadcast
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.training.base import ErasureModule
@@ -34,14 +34,14 @@ class ClosedFormErasure(ErasureModule):
         """The new values of everything `editable`, by name, in any precision."""
 
     @torch.no_grad()
-    def training_step(self, batch: Batch, batch_idx: int) -> None:
+    def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
         """Solve on one rank, write the weights, stop; a run resumed behind its one step has nothing
         left to do.
         """
         self.trainer.should_stop = True
         if self.global_step:
             return
-        if self.global_rank == 0 or self.backbone.lockstep:
+        if self.global_rank == 0 or self.backbone.sharded:
             solution = self.solve()
             if self.editable().keys() != solution.keys():
                 raise ErasureError(

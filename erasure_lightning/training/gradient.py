@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from erasure_lightning.backbones.conditioning import Conditioning
-from erasure_lightning.concepts.concept import Batch
+from erasure_lightning.concepts.concept import PromptBatch
 from erasure_lightning.data.datamodule import PromptData
 from erasure_lightning.distributed.collectives import averaged, collected, of_this_rank
 from erasure_lightning.errors import ErasureError
@@ -105,18 +105,18 @@ class GradientErasure(ErasureModule):
         seed = derive_seed(self.seed, self.global_rank)
         return Models(self.original, self.backbone, self.source_sentences, len(self.concepts), seed)
 
-    def source_sentences(self, count: int, number: int) -> Batch:
+    def source_sentences(self, count: int, number: int) -> PromptBatch:
         """``count`` sentences that trajectories or images are drawn for, a function of ``number``."""
         return self.sentences(count, number, salt=4)
 
-    def sentences(self, count: int, number: int, salt: int) -> Batch:
+    def sentences(self, count: int, number: int, salt: int) -> PromptBatch:
         """``count`` concept prompts, a function of seed, rank, ``number`` and ``salt`` (which tells
         uses apart).
         """
         data: PromptData = self.trainer.datamodule  # type: ignore[attr-defined]
         return data.sentences(count, number, salt)
 
-    def noisy_batch(self, sentences: Batch) -> NoisyBatch:
+    def noisy_batch(self, sentences: PromptBatch) -> NoisyBatch:
         """Noisy latents for sentences, or for others of the same concepts."""
         return self.latents.draw(sentences, self.models())
 
@@ -133,7 +133,7 @@ class GradientErasure(ErasureModule):
             self.backbone.encode(batch.prompts) if conditioning is None else conditioning,
         )
 
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: PromptBatch, batch_idx: int) -> None:
         """Key every draw of the step to seed, rank and step: a resumed run draws what an unbroken
         one would have.
         """
@@ -143,7 +143,7 @@ class GradientErasure(ErasureModule):
             )
         )
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: PromptBatch, batch_idx: int) -> Tensor:
         """One step on the erasure loss and every retention term."""
         terms = {"erasure": self.erasure_loss(self.noisy_batch(batch))}
         terms |= {name: term() for name, term in self.loss_terms.items()}
@@ -152,7 +152,7 @@ class GradientErasure(ErasureModule):
 
     def on_after_backward(self) -> None:
         """Average the gradients of weights that a strategy which splits weights has left whole."""
-        if self.backbone.lockstep:
+        if self.backbone.sharded:
             averaged([p for p in self.trainable().values() if not isinstance(p, DTensor)])
 
     def _log_terms(self, terms: Mapping[str, Tensor]) -> None:
@@ -168,7 +168,7 @@ class GradientErasure(ErasureModule):
             {f"loss/{name}": value for name, value in zip(terms, values.unbind(), strict=True)}
         )
         self.log("loss", values.sum(), prog_bar=True)
-        if not written or self.backbone.lockstep:  # split weights are no leaves of the graph
+        if not written or self.backbone.sharded:  # split weights are no leaves of the graph
             return
         parameters = [p for p in self.trainable().values() if p.requires_grad]
         for name, value in terms.items() if len(terms) > 1 else ():

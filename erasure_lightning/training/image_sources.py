@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from erasure_lightning.checks import require
-from erasure_lightning.concepts.concept import Batch
+from erasure_lightning.concepts.concept import PromptBatch
 from erasure_lightning.data.image_files import fitted, image_files
-from erasure_lightning.diffusion.latent_dataset import Gallery, noised
+from erasure_lightning.diffusion.latent_dataset import LatentDataset, noised
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.training.latent_sources import (
     LatentSource,
@@ -59,11 +59,11 @@ class GeneratedImages(LatentSource):
         """Draw the images: a function of seed and rank, so that a resumed run draws the same."""
         self.sentences = models.sentences(self.images * models.concepts, 0)
         prompts = self.sentences.prompts if self.of == "concept" else self.sentences.alternatives
-        self.gallery = Gallery(
+        self.gallery = LatentDataset(
             models.original, prompts, models.seed, steps=self.steps, guidance=self.guidance
         )
 
-    def draw(self, sentences: Batch, models: Models) -> NoisyBatch:
+    def draw(self, sentences: PromptBatch, models: Models) -> NoisyBatch:
         """A random image of each sentence's concept, with the sentence that it was drawn for."""
         return self.at(random_rows(self.sentences, sentences.indices), models)
 
@@ -115,7 +115,7 @@ class ImageFolder(LatentSource):
             ]
             self._latents[index] = torch.cat(encoded)
 
-    def draw(self, sentences: Batch, models: Models) -> NoisyBatch:
+    def draw(self, sentences: PromptBatch, models: Models) -> NoisyBatch:
         """A random image of each sentence's concept, with the step's own sentences."""
         rows = [int(torch.randint(len(self._latents[index]), ())) for index in sentences.indices]
         clean = torch.stack(
@@ -133,7 +133,7 @@ def importance(share: Tensor) -> Tensor:
 
 
 def _noisy(
-    clean: Tensor, sentences: Batch, rows: list[int], times: Times, models: Models
+    clean: Tensor, sentences: PromptBatch, rows: list[int], times: Times, models: Models
 ) -> NoisyBatch:
     process, original = models.original.process, models.original
     t = process.draw_times(len(clean), importance if times == "importance" else None).to(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.conditioning import Conditioning
-from erasure_lightning.concepts.concept import Batch, Phrase
+from erasure_lightning.concepts.concept import Phrase, PromptBatch
 
 #: What a teacher predicts for: the concepts' sentences, their anchors', or no prompt.
 Query = Literal["concept", "anchor", "unconditional"]
@@ -40,7 +40,7 @@ class Teacher:
         original: Backbone,
         x: Tensor,
         t: Tensor,
-        sentences: Batch,
+        sentences: PromptBatch,
         recall: Recall | None = None,
     ) -> None:
         self.original = original
@@ -89,7 +89,7 @@ class Teacher:
         return original.denoise(self.x[rows], self.t[rows], conditioning)
 
 
-def alternatives(backbone: Backbone, sentences: Batch) -> Conditioning:
+def alternatives(backbone: Backbone, sentences: PromptBatch) -> Conditioning:
     """What the denoiser reads of the anchors' sentences, ``(B, L, D)``; without a prompt where
     there is no anchor.
     """
@@ -118,7 +118,7 @@ class NoisyBatch:
 
     x: Tensor
     t: Tensor
-    sentences: Batch
+    sentences: PromptBatch
     teacher: Teacher
     rows: Tensor | None = None
     target: Tensor | None = None
@@ -141,7 +141,7 @@ class NoisyBatch:
         """Number of each sentence's concept."""
         return self.sentences.indices
 
-    def with_sentences(self, sentences: Batch) -> Self:
+    def with_sentences(self, sentences: PromptBatch) -> Self:
         """The same latents for other sentences, about which no source holds a prediction."""
         teacher = Teacher(self.teacher.original, self.x, self.t, sentences)
         return replace(self, sentences=sentences, teacher=teacher)
@@ -161,7 +161,7 @@ class Models:
 
     original: Backbone
     student: Backbone
-    sentences: Callable[[int, int], Batch]
+    sentences: Callable[[int, int], PromptBatch]
     concepts: int
     seed: int
 
@@ -173,7 +173,7 @@ class LatentSource(ABC):
         """Draw what is drawn once, before the first step."""
 
     @abstractmethod
-    def draw(self, sentences: Batch, models: Models) -> NoisyBatch:
+    def draw(self, sentences: PromptBatch, models: Models) -> NoisyBatch:
         """Latents for a batch of sentences, or for others of the same concepts.
 
         Args:
@@ -193,7 +193,7 @@ class LatentSource(ABC):
         return 0
 
 
-def random_rows(sentences: Batch, indices: Sequence[int]) -> list[int]:
+def random_rows(sentences: PromptBatch, indices: Sequence[int]) -> list[int]:
     """A random sentence of each concept, by number."""
     rows = [
         [row for row, other in enumerate(sentences.indices) if other == index] for index in indices
@@ -207,7 +207,7 @@ class PureNoise(LatentSource):
     MACE and Forget-Me-Not ship the same as ``no_real_image`` (verified in code).
     """
 
-    def draw(self, sentences: Batch, models: Models) -> NoisyBatch:
+    def draw(self, sentences: PromptBatch, models: Models) -> NoisyBatch:
         """Fresh noise for the step's own sentences."""
         x, t = pure_noise(models.original, len(sentences.concepts))
         return NoisyBatch(x, t, sentences, Teacher(models.original, x, t, sentences))

@@ -21,7 +21,7 @@ from torch.nn.functional import mse_loss, normalize
 
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.conditioning import Conditioning
-from erasure_lightning.concepts.concept import Batch, Concept, Phrase
+from erasure_lightning.concepts.concept import Concept, Phrase, PromptBatch
 from erasure_lightning.concepts.vocabulary import Vocabulary, spread
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.training.regression import Regression
@@ -240,7 +240,7 @@ class Mining:
             equations.keep(beyond(states, generator), scale * self.beyond_weight / self.beyond)
 
 
-def sentences(concept: Concept, vocabulary: Vocabulary, index: int = 0) -> Batch:
+def sentences(concept: Concept, vocabulary: Vocabulary, index: int = 0) -> PromptBatch:
     """All sentences a concept is put into, those of a style on things that are kept.
 
     Args:
@@ -252,7 +252,7 @@ def sentences(concept: Concept, vocabulary: Vocabulary, index: int = 0) -> Batch
     things = cycle(spread(vocabulary.others, len(templates)) or [""])
     filled = [t.replace("{thing}", thing) for t, thing in zip(templates, things, strict=False)]
     count = len(filled)
-    return Batch(filled, [concept.name] * count, [concept.anchor] * count, [index] * count)
+    return PromptBatch(filled, [concept.name] * count, [concept.anchor] * count, [index] * count)
 
 
 def exchanged(conditioning: Conditioning, where: Tensor, states: Tensor) -> Conditioning:

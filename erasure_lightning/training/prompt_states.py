@@ -15,7 +15,7 @@ from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.conditioning import END, TEMPLATE, Conditioning, concept_span
 from erasure_lightning.backbones.interface import TextInput
 from erasure_lightning.backbones.towers import Embedded
-from erasure_lightning.concepts.concept import Batch, Phrase
+from erasure_lightning.concepts.concept import Phrase, PromptBatch
 from erasure_lightning.errors import ErasureError
 
 #: Prompts as every text encoder of a backbone reads them.
@@ -131,8 +131,8 @@ def state_drift(now: Conditioning, before: Conditioning) -> Tensor:
     return drift + mse_loss(now.pooled, before.pooled)
 
 
-def subject_rows(
-    backbone: Backbone, batch: Batch, source: TextInput, *, tail: bool = False
+def last_token_states(
+    backbone: Backbone, batch: PromptBatch, source: TextInput, *, tail: bool = False
 ) -> tuple[Tensor, Tensor]:
     """What a text input reads of the concepts' words and of their anchors', in pairs, ``(N, D)``
     both.
@@ -158,7 +158,7 @@ def subject_rows(
 def _last_rows(
     concept: Conditioning, anchor: Conditioning, segment: slice, tail: bool
 ) -> tuple[Tensor, Tensor]:
-    """`subject_rows` of the tokens of a segment."""
+    """`last_token_states` of the tokens of a segment."""
     span = concept_span(concept.roles[:, segment])
     other = concept_span(anchor.roles[:, segment], otherwise=span[:, 0])
     last = torch.stack((span[:, 1], other[:, 1])).sub(1).clamp(min=0)
@@ -170,7 +170,7 @@ def _last_rows(
     return concept.tokens[sentence, rows[0]], anchor.tokens[sentence, rows[1]]
 
 
-def shared_rows(backbone: Backbone, batch: Batch, source: TextInput) -> tuple[Tensor, Tensor]:
+def shared_rows(backbone: Backbone, batch: PromptBatch, source: TextInput) -> tuple[Tensor, Tensor]:
     """What a text input reads of the tokens that a concept's sentence shares with its anchor's,
     ``(N, D)`` both.
 
@@ -233,17 +233,17 @@ def input_gram(
     return gram
 
 
-def relations(rows: Tensor, columns: Tensor) -> Tensor:
+def cosine_matrix(rows: Tensor, columns: Tensor) -> Tensor:
     """Cosines of every row's vector with every column's, ``(N, D)`` and ``(M, D)`` to ``(N, M)``."""
     return normalize(rows, dim=-1) @ normalize(columns, dim=-1).mT
 
 
-def cosine_gap(a: Tensor, b: Tensor) -> Tensor:
+def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
     """``1 - cos`` of paired vectors, ``(B, D)`` to ``(B,)``."""
     return 1 - cosine_similarity(a, b, dim=-1)
 
 
-def row_mean(values: Tensor, where: Tensor) -> Tensor:
+def masked_mean(values: Tensor, where: Tensor) -> Tensor:
     """Mean over the marked positions of each row, ``(B, L)`` both, then over rows."""
     return ((values * where).sum(dim=1) / where.sum(dim=1).clamp(min=1)).mean()
 

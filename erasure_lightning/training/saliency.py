@@ -84,7 +84,7 @@ class SalientErasure(GradientErasure):
         self.share = share
         self.masks: Masks = {}
 
-    def stays_whole(self) -> bool:
+    def replicates_trainable(self) -> bool:
         """It is: the masks are found by slopes of whole weights."""
         return True
 

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from erasure_lightning.distributed.fsdp import split_state, whole_state
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.training.base import PREFIX, ErasureModule
+from erasure_lightning.training.base import BACKBONE_PREFIX, ErasureModule
 
 #: What ``--trainer.strategy`` calls it.
 NAME = "fsdp2"
@@ -75,7 +75,8 @@ class FSDP2(ModelParallelStrategy):
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Give every rank its part of the edit."""
         edit = {
-            name.removeprefix(PREFIX): value for name, value in checkpoint["state_dict"].items()
+            name.removeprefix(BACKBONE_PREFIX): value
+            for name, value in checkpoint["state_dict"].items()
         }
         cast(ErasureModule, self.lightning_module).write(edit)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.checks import require
-from erasure_lightning.concepts.concept import Batch
+from erasure_lightning.concepts.concept import PromptBatch
 from erasure_lightning.diffusion.sampling import rollout
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.training.latent_sources import (
@@ -76,7 +76,7 @@ class TrajectoryBank(LatentSource):
         self.half = half
         self.batch_size = batch_size
         #: The sentences that the trajectories were rolled out for.
-        self.sentences = Batch([], [], [])
+        self.sentences = PromptBatch([], [], [])
         self._held: dict[str, Tensor] = {}
         self._rollouts = self._draws = 0
 
@@ -86,7 +86,7 @@ class TrajectoryBank(LatentSource):
         """
         backbone = models.student if self.student else models.original
         due = not self._held or (self.refresh > 0 and self._draws >= self.refresh * self._rollouts)
-        if not backbone.anyone(due):
+        if not backbone.any_rank(due):
             self._held = {key: value.to(_place(key, backbone)) for key, value in self._held.items()}
             return
         self.sentences = models.sentences(max(self.trajectories, models.concepts), self._rollouts)
@@ -123,7 +123,7 @@ class TrajectoryBank(LatentSource):
         times = torch.stack([step.t for step in steps]).float()
         return held | known | {"t": times.expand(len(held["x"]), -1).clone()}
 
-    def draw(self, sentences: Batch, models: Models) -> NoisyBatch:
+    def draw(self, sentences: PromptBatch, models: Models) -> NoisyBatch:
         """A random step of a random trajectory of each sentence's concept, with the trajectory's
         own sentence.
         """
@@ -145,7 +145,7 @@ class TrajectoryBank(LatentSource):
         x, t = self._at("x", rows, columns).to(original.dtype), self._held["t"][rows, columns]
 
         def recall(query: Query, predict: Callable[[Tensor], Tensor]) -> Tensor:
-            return self._recall(query, rows, columns, predict, original.anyone)
+            return self._recall(query, rows, columns, predict, original.any_rank)
 
         return NoisyBatch(
             x,
@@ -164,7 +164,7 @@ class TrajectoryBank(LatentSource):
         rows: Tensor,
         columns: Tensor,
         predict: Callable[[Tensor], Tensor],
-        anyone: Callable[[bool], bool],
+        any_rank: Callable[[bool], bool],
     ) -> Tensor:
         """The original's predictions at steps of trajectories ``(B, C, h, w)``; each is made once.
 
@@ -173,8 +173,8 @@ class TrajectoryBank(LatentSource):
             rows: Trajectories, ``(B,)``.
             columns: Their steps, ``(B,)``.
             predict: Makes the predictions of some of the ``B``, by number.
-            anyone: Whether any rank lacks predictions, for ranks that can only predict together
-                (`Backbone.anyone`).
+            any_rank: Whether any rank lacks predictions, for ranks that can only predict together
+                (`Backbone.any_rank`).
         """
         if query not in self._held:
             self._held[query] = torch.zeros_like(self._held["x"])
@@ -182,7 +182,7 @@ class TrajectoryBank(LatentSource):
         held, known = self._held[query], self._held[f"known {query}"]
         every = torch.arange(len(rows))
         new = every[~known[rows, columns]]
-        if anyone(len(new) > 0):
+        if any_rank(len(new) > 0):
             new = new if len(new) else every[:1]  # a forward that only the other ranks need
             held[rows[new], columns[new]] = predict(new).to(held.dtype)
             known[rows[new], columns[new]] = True
@@ -199,7 +199,7 @@ class TrajectoryBank(LatentSource):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` left off."""
-        self._held, self.sentences = state["held"], Batch(**state["sentences"])
+        self._held, self.sentences = state["held"], PromptBatch(**state["sentences"])
         self._rollouts, self._draws = state["rollouts"], state["draws"]
 
 

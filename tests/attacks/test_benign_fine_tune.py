@@ -107,7 +107,7 @@ def broken():
     of the rest.
     """
     target, bias = cigarette(erased=False), "denoiser.conv_out.bias"
-    edited = target.original.original([bias])
+    edited = target.original.frozen_copy([bias])
     edited.get_parameter(bias).data.add_(1.5)
     return Target(edited, target.original, target.concepts, target.trials, target.scorer)
 

@@ -9,7 +9,7 @@ from under_attack import CAT, cigarette, tiny_target
 from erasure_lightning.attacks.concept_inversion import ConceptInversion, asked, own_rows
 from erasure_lightning.attacks.prompt_slots import Slots
 from erasure_lightning.concepts.concept import Concept
-from erasure_lightning.diffusion.evaluation_counter import Tally
+from erasure_lightning.diffusion.evaluation_counter import EvaluationCounter
 from erasure_lightning.errors import ErasureError
 
 
@@ -35,7 +35,7 @@ def test_it_begins_at_the_mean_of_the_concept_s_words():
 
 def test_the_budget_is_kept():
     target = tiny_target()
-    with Tally([target.edited.denoiser]) as tally:
+    with EvaluationCounter([target.edited.denoiser]) as tally:
         attack().run(target, 0)
     assert tally.backwards == 3 * 2
 

@@ -8,7 +8,7 @@ from under_attack import cigarette, tiny_target, weakly_erased
 
 from erasure_lightning.attacks.p4d import P4D, nearest
 from erasure_lightning.attacks.prompt_slots import Slots
-from erasure_lightning.diffusion.evaluation_counter import Tally
+from erasure_lightning.diffusion.evaluation_counter import EvaluationCounter
 from erasure_lightning.errors import ErasureError
 
 
@@ -48,7 +48,7 @@ def test_the_loss_is_taken_at_words_between_both_models_predictions_by_hand():
 def test_the_budget_is_kept():
     target, tried = tiny_target(), []
     target.promise = lambda case, prompt: tried.append(prompt) or -1.0
-    with Tally([target.edited.denoiser, target.original.denoiser]) as tally:
+    with EvaluationCounter([target.edited.denoiser, target.original.denoiser]) as tally:
         attack().run(target, 0)
     assert tally.backwards == 4 * 3
     assert len(tried) == 2

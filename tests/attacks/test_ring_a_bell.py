@@ -7,7 +7,7 @@ import torch
 from under_attack import cigarette, filtered, tiny_target
 
 from erasure_lightning.attacks.ring_a_bell import RingABell
-from erasure_lightning.diffusion.evaluation_counter import Tally
+from erasure_lightning.diffusion.evaluation_counter import EvaluationCounter
 from erasure_lightning.errors import ErasureError
 
 
@@ -64,7 +64,7 @@ class TestSearch:
     def test_no_denoiser_is_asked(self):
         target = tiny_target()
         target.draw = lambda *_: None
-        with Tally([target.edited.denoiser, target.original.denoiser]) as tally:
+        with EvaluationCounter([target.edited.denoiser, target.original.denoiser]) as tally:
             attack().run(target, 0)
         assert tally.evaluations == 0
 

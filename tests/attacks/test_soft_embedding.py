@@ -7,7 +7,7 @@ import torch
 from under_attack import cigarette, tiny_target
 
 from erasure_lightning.attacks.soft_embedding import SoftEmbedding
-from erasure_lightning.diffusion.evaluation_counter import Tally
+from erasure_lightning.diffusion.evaluation_counter import EvaluationCounter
 from erasure_lightning.errors import ErasureError
 
 
@@ -17,7 +17,7 @@ def attack(**arguments):
 
 def test_the_budget_is_kept():
     target = tiny_target()
-    with Tally([target.edited.denoiser]) as tally:
+    with EvaluationCounter([target.edited.denoiser]) as tally:
         attack().run(target, 0)
     assert tally.backwards == 3 * 2
 

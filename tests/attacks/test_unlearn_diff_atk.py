@@ -12,7 +12,7 @@ from erasure_lightning.attacks.unlearn_diff_atk import (
     onto_simplex,
     spread_shares,
 )
-from erasure_lightning.diffusion.evaluation_counter import Tally
+from erasure_lightning.diffusion.evaluation_counter import EvaluationCounter
 from erasure_lightning.errors import ErasureError
 
 
@@ -46,7 +46,7 @@ class TestParts:
 def test_the_budget_is_kept():
     target = tiny_target()
     target.promise = lambda case, prompt: -1.0
-    with Tally([target.edited.denoiser]) as tally:
+    with EvaluationCounter([target.edited.denoiser]) as tally:
         attack().run(target, 0)
     assert tally.backwards == 2 * 3
 

@@ -8,7 +8,7 @@ import torch
 
 from erasure_lightning.backbones.stable_diffusion import StableDiffusion
 from erasure_lightning.backbones.tiny import TinyBackbone
-from erasure_lightning.concepts.concept import Batch
+from erasure_lightning.concepts.concept import PromptBatch
 from erasure_lightning.diffusion.sampling import final, rollout, sample
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.training.latent_sources import Models
@@ -67,7 +67,7 @@ NOISING = {
     "beta_end": 0.012,
     "beta_schedule": "scaled_linear",
 }
-SENTENCES = Batch(["a {}", "the {}", "a {}"], ["cat", "star", "cat"], ["dog", "", "dog"])
+SENTENCES = PromptBatch(["a {}", "the {}", "a {}"], ["cat", "star", "cat"], ["dog", "", "dog"])
 DRAWN = {"steps": 4, "guidance": 3.0}
 
 
@@ -186,7 +186,7 @@ class TestSupported:
         assert not torch.allclose(among[0], among[1], atol=1e-2)
 
     def test_an_edit_of_nothing_measures_0(self, model):
-        original = model.original(model.cross_attention_parameters())
+        original = model.frozen_copy(model.cross_attention_parameters())
         ours, theirs = (sample(m, ["a cat", "a dog"], [7, 8], **DRAWN) for m in (model, original))
         assert torch.equal(ours, theirs)
         with torch.no_grad():

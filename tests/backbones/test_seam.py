@@ -106,7 +106,7 @@ def test_parts_of_the_denoiser(tiny):
 
 class TestOriginal:
     def test_stays_while_the_model_changes(self, tiny):
-        twin = tiny.original(tiny.text_parameters(1))
+        twin = tiny.frozen_copy(tiny.text_parameters(1))
         before = tiny.encode(["a cat"]).tokens.clone()
         assert torch.equal(twin.encode(["a cat"]).tokens, before)
         with torch.no_grad():
@@ -117,7 +117,7 @@ class TestOriginal:
 
     def test_costs_a_copy_of_the_edited_parameters_and_no_more(self, tiny):
         edited = tiny.text_parameters(1)
-        twin = tiny.original(edited)
+        twin = tiny.frozen_copy(edited)
         shared = {id(p) for p in tiny.parameters()}
         own = [p for p in twin.parameters() if id(p) not in shared]
         assert sum(p.numel() for p in own) == sum(p.numel() for p in edited.values())
@@ -127,7 +127,7 @@ class TestOriginal:
     def test_is_the_teacher_of_a_lora_edit_too_without_a_second_weight(self, tiny):
         x, t, said = torch.randn(1, 4, 8, 8), torch.tensor([500]), tiny.encode(["a cat"])
         before = tiny.denoise(x, t, said)
-        twin = tiny.original(list(tiny.text_layers()))
+        twin = tiny.frozen_copy(list(tiny.text_layers()))
         config = LoraConfig(
             r=2, target_modules=["attn2.to_k", "attn2.to_v"], init_lora_weights=False
         )

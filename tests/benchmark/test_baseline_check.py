@@ -2,7 +2,7 @@ import pytest
 
 from erasure_lightning.backbones.loading import load_backbone
 from erasure_lightning.backbones.tiny import TinyBackbone
-from erasure_lightning.benchmark.baseline_check import Examiner, Premise
+from erasure_lightning.benchmark.baseline_check import BaselineCheck, Examiner
 from erasure_lightning.benchmark.suite import ConceptEntry
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.errors import ErasureError
@@ -29,12 +29,12 @@ def test_what_the_world_draws_holds_and_what_it_does_not_does_not():
 @pytest.mark.parametrize(
     ("premise", "holds"),
     [
-        (Premise(entry("cat"), 0.9, 0.5, 0.9), True),
-        (Premise(entry("cat"), 0.89, None, None), False),
-        (Premise(entry("cat"), 1.0, 0.4, None), False),
-        (Premise(entry("cat"), 1.0, None, 0.8), False),
-        (Premise(entry("noto", kind="style"), 0.5, None, None), True),
-        (Premise(entry("noto", kind="style"), 0.4, None, None), False),
+        (BaselineCheck(entry("cat"), 0.9, 0.5, 0.9), True),
+        (BaselineCheck(entry("cat"), 0.89, None, None), False),
+        (BaselineCheck(entry("cat"), 1.0, 0.4, None), False),
+        (BaselineCheck(entry("cat"), 1.0, None, 0.8), False),
+        (BaselineCheck(entry("noto", kind="style"), 0.5, None, None), True),
+        (BaselineCheck(entry("noto", kind="style"), 0.4, None, None), False),
     ],
 )
 def test_enough_is_a_matter_of_what_was_asked(premise, holds):

@@ -5,7 +5,7 @@ from trivial import Distillation, Exploding, Idle
 
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.callbacks.edit_export import ExportEdit
-from erasure_lightning.callbacks.edit_validation import Guard
+from erasure_lightning.callbacks.edit_validation import EditValidation
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.data.datamodule import PromptData
 from erasure_lightning.edits.edit import read_edit
@@ -16,7 +16,7 @@ def fit(folder, method, *callbacks, steps=3):
     module = method(concepts=[Concept("cat", "dog")], backbone=TinyBackbone(), lr=1e-3)
     trainer = Trainer(
         max_steps=steps, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, default_root_dir=folder, callbacks=[*callbacks, Guard(), ExportEdit("a: 1\n")],
+        enable_model_summary=False, default_root_dir=folder, callbacks=[*callbacks, EditValidation(), ExportEdit("a: 1\n")],
     )  # fmt: skip
     trainer.fit(module, PromptData(batch_size=2))
     return module

@@ -7,7 +7,7 @@ from PIL import Image
 from trivial import Redirection
 
 from erasure_lightning.backbones.tiny import TinyBackbone
-from erasure_lightning.callbacks.image_writer import COLUMNS, PictureWriter
+from erasure_lightning.callbacks.image_writer import COLUMNS, ImageWriter
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.data.datamodule import PromptData
 from erasure_lightning.data.image_grid import image
@@ -28,7 +28,7 @@ def predict(folder, rows=ROWS, draw_size=3, **kwargs):
         csv.writer(file).writerows([("case_number", "prompt", "evaluation_seed"), *rows])
     trainer = Trainer(
         accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
-        callbacks=[PictureWriter()], **kwargs,
+        callbacks=[ImageWriter()], **kwargs,
     )  # fmt: skip
     data = PromptData(prompts=str(prompts), steps=3, guidance=2.5, draw_size=draw_size)
     module = Redirection(concepts=[Concept("cat", "dog")], backbone=TinyBackbone())
@@ -95,7 +95,7 @@ def test_a_killed_run_keeps_what_it_has_drawn(tmp_path, monkeypatch):
     def killed(self, *_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(PictureWriter, "on_predict_epoch_end", killed)
+    monkeypatch.setattr(ImageWriter, "on_predict_epoch_end", killed)
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         predict(tmp_path / "run")
     assert (tmp_path / "run" / "edited" / "40.png").is_file()
@@ -112,7 +112,7 @@ def test_pictures_have_the_sizes_and_the_order_of_the_file(tmp_path):
     )
     trainer = Trainer(
         accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
-        default_root_dir=tmp_path / "run", callbacks=[PictureWriter()],
+        default_root_dir=tmp_path / "run", callbacks=[ImageWriter()],
     )  # fmt: skip
     module = Redirection(concepts=[Concept("cat", "dog")], backbone=TinyBackbone())
     trainer.predict(

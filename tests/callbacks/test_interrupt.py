@@ -12,7 +12,7 @@ import yaml
 
 from erasure_lightning.__main__ import main
 from erasure_lightning.callbacks.edit_export import ExportEdit
-from erasure_lightning.callbacks.edit_validation import Guard
+from erasure_lightning.callbacks.edit_validation import EditValidation
 from erasure_lightning.callbacks.interrupt import Interrupted, LastCheckpoint
 from erasure_lightning.edits.edit import read_edit
 from erasure_lightning.errors import ErasureError
@@ -135,7 +135,7 @@ def test_an_interrupted_run_says_how_to_go_on(folder, whole, number, code, monke
 
     name = f"{whole}-{code}"
     with monkeypatch.context() as patched:
-        patched.setattr(Guard, "on_train_batch_end", raise_signal)
+        patched.setattr(EditValidation, "on_train_batch_end", raise_signal)
         assert (
             main(
                 ["fit", "--config", str(folder / f"{whole}.yaml"), "--run_dir", str(folder / name)]
@@ -211,7 +211,7 @@ def test_gradients_that_add_up_are_not_cut(folder, tmp_path, monkeypatch):
             signal.raise_signal(signal.SIGTERM)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Guard, "on_train_batch_end", inside)
+        patched.setattr(EditValidation, "on_train_batch_end", inside)
         assert main([*fit, str(tmp_path / "cut")]) == 143
     check_resumed(tmp_path, "whole", "cut")
 
@@ -279,7 +279,7 @@ def test_saving_never_is_refused():
 def at(step, monkeypatch, what):
     """Do something once a step has been taken, before it is saved."""
     monkeypatch.setattr(
-        Guard,
+        EditValidation,
         "on_train_batch_end",
         lambda _, trainer, *rest: trainer.global_step == step and what(),
     )

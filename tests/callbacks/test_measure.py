@@ -7,11 +7,11 @@ from tiny_scorers import KnownScorer, save_scorer
 from trivial import Redirection
 
 from erasure_lightning.backbones.tiny import TinyBackbone
-from erasure_lightning.callbacks.measure import NO_SCORER, Gauge, Measure, table
+from erasure_lightning.callbacks.measure import NO_SCORER, EditMetrics, Measure, table
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.concepts.vocabulary import Vocabulary
 from erasure_lightning.data.datamodule import PromptData
-from erasure_lightning.data.image_plan import Shot
+from erasure_lightning.data.image_plan import ImageRequest
 from erasure_lightning.metrics.protocol import Result
 
 CAT = Concept("cat", "dog", domain=["kitten"])
@@ -114,14 +114,14 @@ def test_without_a_scorer_pixels_are_compared_and_the_way_out_is_said(tmp_path, 
 def test_pictures_of_the_right_thing_count_and_others_do_not():
     known = KnownScorer()
     shots = [
-        Shot(prompt, seed, group, "", answer, 2, 1.0)
+        ImageRequest(prompt, seed, group, "", answer, 2, 1.0)
         for group, prompt, answer in (
             ("efficacy", "a cat", ""), ("generality", "a kitten", ""), ("specificity", "a dog", "dog"),
             ("neighbours", "a wrench", "wrench"),
         )
         for seed in (0, 1)
     ]  # fmt: skip
-    gauge = Gauge(known, Vocabulary(None, [CAT]), shots, torch.device("cpu"))
+    gauge = EditMetrics(known, Vocabulary(None, [CAT]), shots, torch.device("cpu"))
     draw = [
         known.picture(text)
         for text in ("a cat", "a cat", "a cat", "a dog", "a dog", "a dog", "a wrench", "a bird")

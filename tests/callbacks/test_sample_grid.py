@@ -12,13 +12,17 @@ from erasure_lightning.callbacks.sample_grid import SampleGrid
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.data.datamodule import PromptData
 from erasure_lightning.data.image_grid import Line, contact_sheet, wrapped
-from erasure_lightning.data.image_plan import Shot
+from erasure_lightning.data.image_plan import ImageRequest
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.metrics.groups import HEADINGS
 
 
 def shots(prompts, seeds=3):
-    return [Shot(p, seed, group, "", "", 2, 3.0) for group, p in prompts for seed in range(seeds)]
+    return [
+        ImageRequest(p, seed, group, "", "", 2, 3.0)
+        for group, p in prompts
+        for seed in range(seeds)
+    ]
 
 
 def module():

@@ -15,7 +15,7 @@ from trivial import TINY
 
 from erasure_lightning.__main__ import main
 from erasure_lightning.callbacks import rank_status, watchdog
-from erasure_lightning.callbacks.watchdog import Heartbeat
+from erasure_lightning.callbacks.watchdog import Watchdog
 from erasure_lightning.cli import folders
 from erasure_lightning.cli.rank import first
 from erasure_lightning.cli.run import CommandLine
@@ -42,7 +42,7 @@ def be(rank, folder, port, what, guilty=1, size=2, mute=False):
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     if mute and rank == guilty:
         watchdog.BEAT = 100.0
-    heart = Heartbeat(timeout=4.5)
+    heart = Watchdog(timeout=4.5)
     try:
         with heart.watching(trainer(rank, size)):
             distributed.init_process_group(
@@ -144,7 +144,7 @@ def test_a_rank_that_never_spoke_is_named_too(tmp_path, what):
 
 def with_child(tmp_path, code):
     """A heart whose rank has started another, which ended so."""
-    heart = Heartbeat()
+    heart = Watchdog()
     heart._trainer = trainer(0)
     heart._trainer.default_root_dir = str(tmp_path)
     heart._children = [SimpleNamespace(poll=lambda: code)]
@@ -247,13 +247,13 @@ def troubles(monkeypatch, rank, what=lambda: None, **environment):
     found = []
     monkeypatch.setattr(distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(
-        Heartbeat, "_end", lambda self, trouble, *_: (found.append(trouble), self._over.set())
+        Watchdog, "_end", lambda self, trouble, *_: (found.append(trouble), self._over.set())
     )
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    with Heartbeat(timeout=2.5).watching(trainer(rank)):
+    with Watchdog(timeout=2.5).watching(trainer(rank)):
         time.sleep(2)
         what()
     return [trouble.message for trouble in found]
@@ -302,7 +302,7 @@ def test_a_rank_that_starts_while_the_others_are_taken_is_not_lost():
             bool(self)
             super().clear()
 
-    heart = Heartbeat()
+    heart = Watchdog()
     heart._trainer = trainer(0)
     heart._trainer.strategy.launcher.procs = Started(["early"])
     heart._adopt()
@@ -329,7 +329,7 @@ def test_a_machine_is_more_than_its_name():
 @pytest.mark.parametrize("failing", [False, True])
 def test_nothing_is_left_in_the_environment(failing, monkeypatch):
     def watched():
-        with Heartbeat().watching(trainer(0)):
+        with Watchdog().watching(trainer(0)):
             assert os.environ["ERASURE_LAUNCHER"] == str(os.getpid())
             if failing:
                 fail()
@@ -361,7 +361,7 @@ def test_torchrun_in_an_environment_that_tells_of_another_run(tmp_path, monkeypa
         "LOCAL_RANK": "1",
     }.items():
         monkeypatch.setenv(name, value)
-    heart, config = Heartbeat(), Namespace(run_dir=str(tmp_path / "own"))
+    heart, config = Watchdog(), Namespace(run_dir=str(tmp_path / "own"))
     assert (
         folders.choose("fit", config, None).root.name == "other"
     )  # the control: so do Lightning's children
@@ -372,7 +372,7 @@ def test_torchrun_in_an_environment_that_tells_of_another_run(tmp_path, monkeypa
 
 
 def test_a_heartbeat_of_the_users_does_not_take_the_place_of_the_one_that_watches():
-    ours, theirs = Heartbeat(), Heartbeat()
+    ours, theirs = Watchdog(), Watchdog()
     command = SimpleNamespace(heartbeat=ours, keeper=None, text="")
     given = Namespace(callbacks=[theirs], fast_dev_run=True, enable_progress_bar=False)
     assert ours in CommandLine._callbacks(command, given)
@@ -434,9 +434,9 @@ def hearts(monkeypatch):
     monkeypatch.setattr(watchdog, "BEAT", 0.25)
     monkeypatch.setattr(watchdog, "SILENCE", 2.5)
     monkeypatch.setattr(watchdog, "LEAVE", 2.0)
-    made = Heartbeat.__init__
+    made = Watchdog.__init__
     monkeypatch.setattr(
-        Heartbeat,
+        Watchdog,
         "__init__",
         lambda self, *given, **named: (HEARTS.append(self), made(self, *given, **named))[1],
     )
@@ -467,7 +467,7 @@ def test_a_rank_whose_starter_is_gone_before_it_looks_does_not_wait(tmp_path):
 
 
 def test_one_rank_is_not_watched():
-    heart = Heartbeat(timeout=1)
+    heart = Watchdog(timeout=1)
     with heart.watching(SimpleNamespace(world_size=1)):
         assert not [thread for thread in threading.enumerate() if thread.name == "heartbeat"]
 
@@ -479,4 +479,4 @@ def test_reasons():
 
 def test_a_timeout_of_nothing_is_refused():
     with pytest.raises(ErasureError, match="--hang_timeout above 0; found 0"):
-        Heartbeat(timeout=0)
+        Watchdog(timeout=0)

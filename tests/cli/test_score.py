@@ -11,7 +11,7 @@ from tiny_scorers import KnownScorer, save_scorer
 from erasure_lightning.__main__ import main
 from erasure_lightning.callbacks.image_writer import COLUMNS
 from erasure_lightning.cli import score as command
-from erasure_lightning.metrics.image_metrics import Accuracy, Batch, ClipScore
+from erasure_lightning.metrics.image_metrics import Accuracy, ClipScore, MetricBatch
 from erasure_lightning.metrics.perceptual import AlexNet
 from erasure_lightning.metrics.score import Score
 
@@ -171,7 +171,7 @@ class TwoVectors(KnownScorer):
 def batch(colours, prompts, seeds):
     """Pictures of one colour each."""
     pictures = torch.tensor(colours).view(-1, 3, 1, 1).expand(-1, 3, 4, 4)
-    return Batch(prompts, seeds, {"before": pictures, "after": pictures.flip(1)}, {})
+    return MetricBatch(prompts, seeds, {"before": pictures, "after": pictures.flip(1)}, {})
 
 
 def test_the_clip_score_of_two_vectors_is_their_cosine():

@@ -5,9 +5,9 @@ import pytest
 
 from erasure_lightning.concepts.concept import (
     TEMPLATES,
-    Batch,
     Concept,
     Kind,
+    PromptBatch,
     check_concepts,
     phrase,
 )
@@ -21,7 +21,7 @@ def test_phrases_remember_the_concept():
 
 
 def test_a_batch_puts_anchors_in_the_same_sentences():
-    batch = Batch(["a {}", "{} here"], ["cat", "red heart"], ["dog", ""])
+    batch = PromptBatch(["a {}", "{} here"], ["cat", "red heart"], ["dog", ""])
     assert [p.text for p in batch.prompts] == ["a cat", "red heart here"]
     assert [p.text for p in batch.targets] == ["a dog", " here"]
 

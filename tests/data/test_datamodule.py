@@ -8,7 +8,7 @@ from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.concepts.vocabulary import EVERYDAY, Vocabulary, chosen, spread
 from erasure_lightning.concepts.worlds import find_world
 from erasure_lightning.data.datamodule import Draws, PromptData, plan, warn_of_cut
-from erasure_lightning.data.image_plan import Sheet, Shot, read_prompts
+from erasure_lightning.data.image_plan import ImageLoader, ImageRequest, read_prompts
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.testing import edit_of
 
@@ -261,10 +261,12 @@ def test_nothing_is_said_where_nothing_is_cut(recwarn):
 
 
 def test_ranks_share_the_pictures():
-    shots = [Shot(str(i), i, "prompts", str(i), "", 2 if i < 3 else 4, 1.0) for i in range(7)]
-    whole = [b.prompts for b in Sheet(shots, 2, None)]
+    shots = [
+        ImageRequest(str(i), i, "prompts", str(i), "", 2 if i < 3 else 4, 1.0) for i in range(7)
+    ]
+    whole = [b.prompts for b in ImageLoader(shots, 2, None)]
     assert whole == [["0", "1"], ["2"], ["3", "4"], ["5", "6"]]
-    ranks = [list(Sheet(shots, 2, None, rank, 2)) for rank in range(2)]
+    ranks = [list(ImageLoader(shots, 2, None, rank, 2)) for rank in range(2)]
     assert [b.steps for b in ranks[0]] == [b.steps for b in ranks[1]], (
         "ranks that ask a model together must keep step"
     )
@@ -273,8 +275,8 @@ def test_ranks_share_the_pictures():
 
 
 def test_ranks_that_keep_step_draw_a_lonely_picture_twice():
-    shots = [Shot(str(i), i, "prompts", str(i), "", 2, 1.0 if i else 7.5) for i in range(4)]
-    first, second = (list(Sheet(shots, 2, None, rank, 2)) for rank in range(2))
+    shots = [ImageRequest(str(i), i, "prompts", str(i), "", 2, 1.0 if i else 7.5) for i in range(4)]
+    first, second = (list(ImageLoader(shots, 2, None, rank, 2)) for rank in range(2))
     assert [b.prompts for b in first] == [["0"], ["1"]]
     assert [b.prompts for b in second] == [["0"], ["2", "3"]]
 
@@ -512,7 +514,7 @@ class TestPromptFile:
         rows = [f"p{i},{i},{(7, 7.5, 12)[i % 3]},{64 * (1 + i % 2)},64" for i in range(60)]
         text = "prompt,sd_seed,sd_guidance_scale,sd_image_width,sd_image_height\n" + "\n".join(rows)
         shots = read_prompts(self.write(tmp_path, text), 20, 4.0)
-        batches = list(Sheet(shots, 10, None))
+        batches = list(ImageLoader(shots, 10, None))
         assert len(batches) == 6
         assert all(len({(s.guidance, s.size) for s in b.shots}) == 1 for b in batches)
         assert {b.size for b in batches} == {64, (64, 128)}

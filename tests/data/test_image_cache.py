@@ -1,11 +1,11 @@
 import torch
 
-from erasure_lightning.data.image_cache import kept
-from erasure_lightning.data.image_plan import Shot, Shots
+from erasure_lightning.data.image_cache import cached_images
+from erasure_lightning.data.image_plan import ImageBatch, ImageRequest
 
 
 def shots(prompt="a cat", seed=0, size=None):
-    return Shots([Shot(prompt, seed, "efficacy", "0", "cat", 2, 1.0)], size)
+    return ImageBatch([ImageRequest(prompt, seed, "efficacy", "0", "cat", 2, 1.0)], size)
 
 
 def drawn(folder, *asked, model="m"):
@@ -16,7 +16,7 @@ def drawn(folder, *asked, model="m"):
         count.append(1)
         return torch.full((1, 3, 2, 2), len(count) / 7)
 
-    return count, [kept(folder, model, s, draw) for s in asked]
+    return count, [cached_images(folder, model, s, draw) for s in asked]
 
 
 def test_equal_shots_are_drawn_once_and_come_back_bit_for_bit(tmp_path):

@@ -9,7 +9,7 @@ from trivial import Idle
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.diffusion.fine_tuning import FineTuning, trained_parameters
-from erasure_lightning.diffusion.latent_dataset import Gallery
+from erasure_lightning.diffusion.latent_dataset import LatentDataset
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.receler import Receler
 from erasure_lightning.methods.sage import SAGE
@@ -20,7 +20,7 @@ PROMPTS = ["a cat", "a dog", "a star"]
 
 
 def gallery(backbone):
-    return Gallery(backbone, PROMPTS, 0, steps=2, guidance=3.0)
+    return LatentDataset(backbone, PROMPTS, 0, steps=2, guidance=3.0)
 
 
 def tuning(backbone, prompts=PROMPTS, **arguments):
@@ -135,7 +135,9 @@ def test_it_learns_what_it_looks_at(tiny):
 def test_fewer_prompts_than_pictures_are_the_first_pictures(tiny):
     tuned = tuning(tiny, PROMPTS[:1])
     seen = []
-    tuned.gallery.noised = lambda rows: seen.extend(rows) or Gallery.noised(tuned.gallery, rows)
+    tuned.gallery.noised = lambda rows: (
+        seen.extend(rows) or LatentDataset.noised(tuned.gallery, rows)
+    )
     tuned.advance(3)
     assert seen == [0] * 24
 

@@ -14,7 +14,7 @@ from erasure_lightning.__main__ import main
 from erasure_lightning.attacks.runner import attack_all
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts.concept import Concept
-from erasure_lightning.diffusion.finite_images import require_finite_pictures
+from erasure_lightning.diffusion.finite_images import require_finite_images
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.writing import json_text, write_json
 from erasure_lightning.retention.monitor import RetentionMonitor
@@ -207,12 +207,12 @@ def test_an_attack_that_lost_its_numbers():
 
 def test_the_first_picture_is_named():
     pictures = torch.zeros(3, 3, 4, 4)
-    assert require_finite_pictures(pictures, "edited", TinyBackbone(), ["a", "b", "c"]) is pictures
+    assert require_finite_images(pictures, "edited", TinyBackbone(), ["a", "b", "c"]) is pictures
     pictures[1, 0, 0, 0] = math.inf
     with pytest.raises(
         ErasureError, match="for 'b' with DDIMScheduler. Erase anew with a lower rate"
     ):
-        require_finite_pictures(pictures, "edited", TinyBackbone(), ["a", "b", "c"])
+        require_finite_images(pictures, "edited", TinyBackbone(), ["a", "b", "c"])
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

@@ -3,14 +3,14 @@
 import torch
 
 from erasure_lightning.backbones.tiny import TinyBackbone
-from erasure_lightning.diffusion.latent_dataset import Gallery
+from erasure_lightning.diffusion.latent_dataset import LatentDataset
 from erasure_lightning.diffusion.sampling import sample
 
 PROMPTS = ["a cat", "a dog", "a star"]
 
 
 def gallery(backbone=None, seed=0, prompts=PROMPTS):
-    return Gallery(backbone or TinyBackbone(), prompts, seed, steps=2, guidance=3.0)
+    return LatentDataset(backbone or TinyBackbone(), prompts, seed, steps=2, guidance=3.0)
 
 
 def test_pictures_are_those_of_the_one_sampling_loop():

@@ -12,7 +12,7 @@ from noisy import noisy
 from torch.testing import assert_close
 
 from erasure_lightning.backbones.tiny import TinyBackbone
-from erasure_lightning.concepts.concept import Batch
+from erasure_lightning.concepts.concept import PromptBatch
 from erasure_lightning.methods import METHODS
 from erasure_lightning.testing import edit_of, fit
 from erasure_lightning.training.closed_form import ClosedFormErasure
@@ -130,6 +130,6 @@ def of_both(name, out, ranks):
     module.configure_model()
     seen = [rank["seen"] for rank in ranks]
     x, t = (torch.cat([one[i] for one in seen]) for i in range(2))
-    batch = Batch(*([*a, *b] for a, b in zip(seen[0][2], seen[1][2], strict=True)))
+    batch = PromptBatch(*([*a, *b] for a, b in zip(seen[0][2], seen[1][2], strict=True)))
     module.erasure_loss(noisy(module, x, t, batch)).backward()
     return {n: p.grad for n, p in module.trainable().items() if p.grad is not None}

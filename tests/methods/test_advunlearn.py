@@ -12,7 +12,7 @@ from shipped import numbers
 
 from erasure_lightning.backbones.conditioning import CONCEPT, END, START, TEMPLATE
 from erasure_lightning.backbones.tiny import TinyBackbone
-from erasure_lightning.concepts.concept import Batch, Concept
+from erasure_lightning.concepts.concept import Concept, PromptBatch
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.advunlearn import AdvUnlearn, prepend
 from erasure_lightning.methods.sage import SAGE
@@ -21,7 +21,7 @@ from erasure_lightning.testing import check_method, fit
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
 CONCEPTS = [Concept("cat", "dog"), Concept("star", "heart")]
-BATCH = Batch(["a photo of a {}", "the {} in a house"], ["cat", "star"], ["", ""], [0, 1])
+BATCH = PromptBatch(["a photo of a {}", "the {} in a house"], ["cat", "star"], ["", ""], [0, 1])
 X, T = torch.linspace(-2, 2, 512).view(2, 4, 8, 8), torch.tensor([100.0, 900.0])
 
 #: What the shipped config gives.
@@ -170,7 +170,7 @@ class TestPrefix:
     def test_a_concept_of_more_tokens_than_words_keeps_them_all(self):
         """The official code drops as many tokens behind its first ones as the attack has words."""
         model = TinyBackbone()
-        (plain,) = model.embed(Batch(["a {}"], ["zebra"], [""]).prompts)
+        (plain,) = model.embed(PromptBatch(["a {}"], ["zebra"], [""]).prompts)
         assert plain.positions(CONCEPT).sum() == 5
         put = prepend(plain, torch.zeros(1, 2, plain.embeddings.shape[2]))
         assert torch.equal(put.ids[0, 3:], plain.ids[0, 1:-2])
@@ -207,7 +207,7 @@ def test_the_bank_answers_for_the_original_on_both_sides_of_an_attack():
     module = method(attack_from=0, attack_steps=2, latents=TrajectoryBank(trajectories=2, steps=3))
     fit(module, 1)
     module.original.denoise = lambda *_: pytest.fail("asked the original what the bank holds")
-    module.erasure_loss(module.noisy_batch(Batch(["a {}"], ["cat"], ["dog"], [0])))
+    module.erasure_loss(module.noisy_batch(PromptBatch(["a {}"], ["cat"], ["dog"], [0])))
 
 
 @pytest.mark.parametrize(

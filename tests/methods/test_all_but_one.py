@@ -12,7 +12,7 @@ from torch import nn
 
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.callbacks.cost import Cost
-from erasure_lightning.concepts.concept import Batch, Concept
+from erasure_lightning.concepts.concept import Concept, PromptBatch
 from erasure_lightning.diffusion.inversion import purify
 from erasure_lightning.diffusion.sampling import draw
 from erasure_lightning.errors import ErasureError
@@ -23,7 +23,7 @@ from erasure_lightning.training.regression import Regression
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
 CONCEPTS = [Concept("cat", "dog"), Concept("star")]
-BATCH = Batch(["a photo of a {}", "the {} in a house"], ["cat", "star"], ["dog", ""], [0, 1])
+BATCH = PromptBatch(["a photo of a {}", "the {} in a house"], ["cat", "star"], ["dog", ""], [0, 1])
 BOTH = pytest.mark.parametrize("prediction", ["epsilon", "velocity"])
 
 #: What the shipped config gives.
@@ -197,7 +197,7 @@ def at_the_optimum(prediction="epsilon", **arguments):
     """A table trained until nothing is left to gain, and how far each of its answers went."""
     module = all_but_one(TableBackbone(prediction=prediction), **arguments)
     batch, optimizer = (
-        Batch(["{}"] * 2, ["cat", "star"], ["dog", ""], [0, 1]),
+        PromptBatch(["{}"] * 2, ["cat", "star"], ["dog", ""], [0, 1]),
         torch.optim.SGD(module.trainable().values(), 1.0),
     )
     scale = 4 * 8 * 8  # of the mean in the loss
@@ -272,7 +272,7 @@ class TestUNet:
         equations.keep(nothing)
         for weight, solved in zip(weights, equations.solve(weights, 1e-9), strict=True):
             weight.data.copy_(solved)
-        batch = Batch(["a {}"] * 2, ["cat"] * 2, ["dog"] * 2, [0, 0])
+        batch = PromptBatch(["a {}"] * 2, ["cat"] * 2, ["dog"] * 2, [0, 0])
         assert module.erasure_loss(noisy(module, *latents(), batch)) < 1e-3 * loss_of(
             all_but_one(), batch
         )

@@ -9,14 +9,14 @@ from recognition import KEPT, recognised
 from shipped import numbers
 
 from erasure_lightning.backbones.tiny import TinyBackbone
-from erasure_lightning.concepts.concept import Batch, Concept
+from erasure_lightning.concepts.concept import Concept, PromptBatch
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.ant import ANT
 from erasure_lightning.testing import check_method, edit_of, fit
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
 CONCEPTS = [Concept("cat", "dog"), Concept("star", "heart")]
-BATCH = Batch(
+BATCH = PromptBatch(
     ["a photo of a {}", "the {} in a house", "a {}"],
     ["cat", "star", "cat"],
     ["dog", "heart", "dog"],
@@ -50,7 +50,7 @@ def mse(a, b):
 
 
 def slopes(module, rows=slice(None)):
-    batch = Batch(*(field[rows] for field in BATCH))
+    batch = PromptBatch(*(field[rows] for field in BATCH))
     parameters = list(module.trainable().values())
     found = torch.autograd.grad(
         module.erasure_loss(noisy(module, X[rows], T[rows], batch)),
@@ -105,7 +105,7 @@ class TestLoss:
 
     def test_at_the_original_early_and_drift_are_nothing_and_have_no_slope(self):
         module = ant(moved=0.0)
-        early = Batch(*(field[1:2] for field in BATCH))
+        early = PromptBatch(*(field[1:2] for field in BATCH))
         assert module.erasure_loss(noisy(module, X[1:2], T[1:2], early)) == 0
         assert slopes(module, slice(1, 2)).abs().max() == 0
         assert slopes(module).abs().max() > 0  # the control: late ones do
@@ -156,7 +156,9 @@ class TestStages:
         module.original.denoise = lambda *_: pytest.fail("asked the original what the bank holds")
         for _ in range(10):
             batch = module.noisy_batch(
-                Batch(["a {}"] * 3, ["cat", "star", "cat"], ["dog", "heart", "dog"], [0, 1, 0])
+                PromptBatch(
+                    ["a {}"] * 3, ["cat", "star", "cat"], ["dog", "heart", "dog"], [0, 1, 0]
+                )
             )
             assert (batch.t[:3] > batch.t[3:]).all()
             assert module.is_early(batch.t).tolist() == [True] * 3 + [False] * 3

@@ -9,7 +9,7 @@ from recognition import KEPT, recognised
 from shipped import numbers
 
 from erasure_lightning.backbones.tiny import TinyBackbone
-from erasure_lightning.concepts.concept import Batch, Concept
+from erasure_lightning.concepts.concept import Concept, PromptBatch
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.esd import ESD
 from erasure_lightning.testing import check_method, fit
@@ -17,7 +17,9 @@ from erasure_lightning.training.latent_sources import PureNoise
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
 CONCEPTS = [Concept("cat", "dog"), Concept("star", "heart")]
-BATCH = Batch(["a photo of a {}", "the {} in a house"], ["cat", "star"], ["dog", "heart"], [0, 1])
+BATCH = PromptBatch(
+    ["a photo of a {}", "the {} in a house"], ["cat", "star"], ["dog", "heart"], [0, 1]
+)
 X, T = torch.linspace(-2, 2, 512).view(2, 4, 8, 8), torch.tensor([100.0, 900.0])
 PARTS = ("x", "x-strict", "u", "all")
 
@@ -73,7 +75,7 @@ class TestLoss:
         batch, edited = BATCH, BATCH.concepts
         if erase_from == "anchor":
             batch, edited = (
-                Batch(BATCH.templates, BATCH.anchors, BATCH.concepts, [0, 1]),
+                PromptBatch(BATCH.templates, BATCH.anchors, BATCH.concepts, [0, 1]),
                 BATCH.anchors,
             )
         called = says(module.original, BATCH.concepts) - says(module.original, ["", ""])

@@ -11,7 +11,7 @@ from shipped import numbers
 from erasure_lightning.adapters.per_concept import ConceptAdapters
 from erasure_lightning.backbones.conditioning import CONCEPT, END, PADDING
 from erasure_lightning.backbones.tiny import TinyBackbone
-from erasure_lightning.concepts.concept import Batch, Concept, Phrase
+from erasure_lightning.concepts.concept import Concept, Phrase, PromptBatch
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.mace import MACE
 from erasure_lightning.testing import check_method, fit
@@ -20,7 +20,9 @@ from erasure_lightning.training.image_sources import GeneratedImages, importance
 from erasure_lightning.training.prompt_states import input_gram, shared_rows
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
-BATCH = Batch(["a photo of a {}", "the {} in a house"], ["cat", "star"], ["dog", "heart"], [0, 1])
+BATCH = PromptBatch(
+    ["a photo of a {}", "the {} in a house"], ["cat", "star"], ["dog", "heart"], [0, 1]
+)
 CONCEPTS = [Concept("cat", "dog"), Concept("star", "heart")]
 
 
@@ -76,7 +78,7 @@ def test_contract(arguments):
 
 class TestAlignment:
     def rows(self, template, concept, anchor):
-        tiny, batch = TinyBackbone(), Batch([template], [concept], [anchor])
+        tiny, batch = TinyBackbone(), PromptBatch([template], [concept], [anchor])
         return (
             shared_rows(tiny, batch, tiny.text_inputs()[0]),
             tiny.encode(batch.prompts).tokens[0],
@@ -199,7 +201,7 @@ class TestSuppression:
 
     def test_gradients_reach_the_adapters_of_the_batch_alone(self):
         module = started()
-        cats = Batch(["a {}"] * 2, ["cat"] * 2, ["dog"] * 2, [0, 0])
+        cats = PromptBatch(["a {}"] * 2, ["cat"] * 2, ["dog"] * 2, [0, 0])
         module.erasure_loss(
             noisy(module, torch.randn(2, 4, 8, 8), torch.tensor([100.0, 900.0]), cats)
         ).backward()
@@ -213,7 +215,7 @@ def test_times_of_importance_lie_where_things_have_their_shape():
     assert torch.allclose(importance(torch.arange(500) / 500), weights[::2])
     module = mace()
     module.on_train_start()
-    batch = Batch(["a {}"] * 200, ["cat"] * 200, ["dog"] * 200, [0] * 200)
+    batch = PromptBatch(["a {}"] * 200, ["cat"] * 200, ["dog"] * 200, [0] * 200)
     drawn = module.noisy_batch(batch)
     assert drawn.x.shape == (200, 4, 8, 8)
     assert ((drawn.t > 150) & (drawn.t < 450)).float().mean() > 0.95
@@ -230,7 +232,7 @@ class TestAdapters:
             with module.adapted(noisy(module, x, t, BATCH)):
                 both = module.backbone.denoise(x, t, asked)
             for row in range(2):
-                alone = Batch(*([field[row]] for field in BATCH))
+                alone = PromptBatch(*([field[row]] for field in BATCH))
                 with module.adapted(noisy(module, x[[row]], t[[row]], alone)):
                     said = module.backbone.denoise(x[[row]], t[[row]], asked[[row]])
                 assert torch.allclose(said[0], both[row], atol=1e-5)

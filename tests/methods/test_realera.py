@@ -6,7 +6,7 @@ from noisy import noisy
 from shipped import numbers
 
 from erasure_lightning.backbones.tiny import TinyBackbone
-from erasure_lightning.concepts.concept import THING_TEMPLATES, Batch, Concept
+from erasure_lightning.concepts.concept import THING_TEMPLATES, Concept, PromptBatch
 from erasure_lightning.diffusion.sampling import draw
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.realera import RealEra, RealEraClosedForm
@@ -19,7 +19,9 @@ from erasure_lightning.training.regression import Regression, corrected
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
 CONCEPTS = [Concept("cat", "dog"), Concept("star", "heart")]
-BATCH = Batch(["a photo of a {}", "the {} in a house"], ["cat", "star"], ["dog", "heart"], [0, 1])
+BATCH = PromptBatch(
+    ["a photo of a {}", "the {} in a house"], ["cat", "star"], ["dog", "heart"], [0, 1]
+)
 
 #: What the shipped configs give, by class.
 GIVEN = {RealEra: numbers("realera"), RealEraClosedForm: numbers("realera-closed-form")}
@@ -67,7 +69,7 @@ class TestStageA:
         )
         by_hand, original = Regression(torch.zeros(32, 32)), module.original
         for concept in CONCEPTS:
-            batch = Batch(list(THING_TEMPLATES), [concept.name] * 10, [concept.anchor] * 10)
+            batch = PromptBatch(list(THING_TEMPLATES), [concept.name] * 10, [concept.anchor] * 10)
             plain = original.encode(batch.prompts)
             images = aligned_states(original.encode(batch.targets), like=plain).flatten(0, 1)
             by_hand.redirect(plain.tokens.flatten(0, 1), images, 2.0 / (10 * 16))
@@ -178,7 +180,7 @@ class TestStageB:
 
     def test_without_an_anchor_it_is_the_empty_prompt(self):
         module = made(neighbours=0, beyond=0, closed_form=False, concepts=[Concept("cat")])
-        batch = Batch(["a photo of a {}"], ["cat"], [""])
+        batch = PromptBatch(["a photo of a {}"], ["cat"], [""])
 
         def predict(prompt):
             states = module.original.encode([prompt])

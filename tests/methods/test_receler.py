@@ -11,7 +11,7 @@ from torch import nn
 
 from erasure_lightning.adapters.eraser import listening, outside
 from erasure_lightning.backbones.tiny import TinyBackbone
-from erasure_lightning.concepts.concept import Batch, Concept
+from erasure_lightning.concepts.concept import Concept, PromptBatch
 from erasure_lightning.edits.edit import apply_edit
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.receler import Receler
@@ -19,7 +19,9 @@ from erasure_lightning.testing import check_method, fit
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
 CONCEPTS = [Concept("cat", "dog"), Concept("star", "heart")]
-BATCH = Batch(["a photo of a {}", "the {} in a house"], ["cat", "star"], ["dog", "heart"], [0, 1])
+BATCH = PromptBatch(
+    ["a photo of a {}", "the {} in a house"], ["cat", "star"], ["dog", "heart"], [0, 1]
+)
 X, T = torch.linspace(-2, 2, 512).view(2, 4, 8, 8), torch.tensor([100.0, 900.0])
 
 #: What the shipped config gives.
@@ -116,7 +118,7 @@ class TestAttack:
             .detach()
             .clone()
         )
-        cats = Batch(["a {}", "the {}"], ["cat", "cat"], ["dog", "dog"], [0, 0])
+        cats = PromptBatch(["a {}", "the {}"], ["cat", "cat"], ["dog", "dog"], [0, 0])
         module.erasure_loss(noisy(module, X, T, cats))
         after = module.adversaries.of(["cat", "star"])
         assert not torch.equal(after[0], before[0])

@@ -14,7 +14,7 @@ from trivial import Idle
 
 from erasure_lightning.backbones.conditioning import TEMPLATE
 from erasure_lightning.backbones.tiny import TinyBackbone
-from erasure_lightning.concepts.concept import Batch, Concept
+from erasure_lightning.concepts.concept import Concept, PromptBatch
 from erasure_lightning.diffusion.sampling import draw
 from erasure_lightning.edits.edit import apply_edit
 from erasure_lightning.errors import ErasureError
@@ -25,7 +25,9 @@ from erasure_lightning.retention.unconditional_drift import UnconditionalDrift
 from erasure_lightning.testing import check_method, fit
 from erasure_lightning.training.prompt_states import gradient_ascent, with_template_of
 
-BATCH = Batch(["a photo of a {}", "the {} in a house"], ["cat", "star"], ["dog", "heart"], [0, 1])
+BATCH = PromptBatch(
+    ["a photo of a {}", "the {} in a house"], ["cat", "star"], ["dog", "heart"], [0, 1]
+)
 LATENTS = torch.zeros(2, 4, 8, 8), torch.tensor([100.0, 900.0])
 
 #: What the shipped config gives.
@@ -147,7 +149,7 @@ class TestReduction:
     def test_without_check_in_noise_space_it_is_the_negative_guidance_of_advunlearn(self):
         module = sage(check_steps=0, erase_space="noise", eta=1.0)
         x, t = torch.randn(2, 4, 8, 8), torch.tensor([100.0, 900.0])
-        nothing = Batch(BATCH.templates, BATCH.concepts, ["", ""], [0, 1])
+        nothing = PromptBatch(BATCH.templates, BATCH.concepts, ["", ""], [0, 1])
         for parameter in module.editable().values():
             parameter.data.add_(0.01)
         ask = lambda model, prompts: model.denoise(x, t, model.encode(prompts))  # noqa: E731
@@ -159,7 +161,7 @@ class TestReduction:
 
     def test_text_space_compares_span_and_tail(self):
         module = sage(check_steps=0)
-        batch = Batch(["a {} car"], ["cat"], ["dog"], [0])
+        batch = PromptBatch(["a {} car"], ["cat"], ["dog"], [0])
         now = module.backbone.encode(batch.prompts).tokens[0]
         wanted = module.original.encode(batch.targets).tokens[0]
         gap = (now - wanted).square().mean(dim=1)

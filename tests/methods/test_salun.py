@@ -9,7 +9,7 @@ from recognition import KEPT, recognised
 from shipped import numbers
 
 from erasure_lightning.backbones.tiny import TinyBackbone
-from erasure_lightning.concepts.concept import Batch, Concept
+from erasure_lightning.concepts.concept import Concept, PromptBatch
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.salun import CHUNK, SalUn
 from erasure_lightning.testing import check_method, edit_of, fit
@@ -17,7 +17,7 @@ from erasure_lightning.training.image_sources import GeneratedImages
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
 CONCEPTS = [Concept("cat", "dog"), Concept("star")]
-BATCH = Batch(["a photo of a {}", "the {} in a house"], ["cat", "star"], ["dog", ""], [0, 1])
+BATCH = PromptBatch(["a photo of a {}", "the {} in a house"], ["cat", "star"], ["dog", ""], [0, 1])
 X, T = torch.linspace(-2, 2, 512).view(2, 4, 8, 8), torch.tensor([100.0, 900.0])
 
 
@@ -163,7 +163,7 @@ class TestPictures:
     def test_latents_are_of_the_concepts_asked_for(self):
         module = begun(latents=images(3))
         batch = module.noisy_batch(
-            Batch(["a {}"] * 3, ["star", "cat", "star"], ["", "dog", ""], [1, 0, 1])
+            PromptBatch(["a {}"] * 3, ["star", "cat", "star"], ["", "dog", ""], [1, 0, 1])
         )
         assert batch.sentences.concepts == ["star", "cat", "star"]
         assert batch.x.shape == (3, 4, 8, 8)
@@ -173,7 +173,9 @@ class TestPictures:
         """Until 2026 the official code showed the same first ones in every step."""
         module, rows = begun(latents=images(3)), set()
         for _ in range(40):
-            batch = module.noisy_batch(Batch(["a {}"] * 2, ["star", "cat"], ["", "dog"], [1, 0]))
+            batch = module.noisy_batch(
+                PromptBatch(["a {}"] * 2, ["star", "cat"], ["", "dog"], [1, 0])
+            )
             rows |= set(batch.rows.tolist())
         assert rows == set(range(6))
 

@@ -7,14 +7,16 @@ from recognition import KEPT, recognised
 from shipped import numbers
 
 from erasure_lightning.backbones.tiny import TinyBackbone
-from erasure_lightning.concepts.concept import Batch, Concept
+from erasure_lightning.concepts.concept import Concept, PromptBatch
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.sdd import SDD
 from erasure_lightning.testing import check_method, edit_of, fit
-from erasure_lightning.training.base import PREFIX
+from erasure_lightning.training.base import BACKBONE_PREFIX
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
-BATCH = Batch(["a photo of a {}", "the {} in a house"], ["cat", "star"], ["dog", "heart"], [0, 1])
+BATCH = PromptBatch(
+    ["a photo of a {}", "the {} in a house"], ["cat", "star"], ["dog", "heart"], [0, 1]
+)
 X, T = torch.linspace(-2, 2, 512).view(2, 4, 8, 8), torch.tensor([100.0, 900.0])
 
 #: What the shipped config gives.
@@ -119,7 +121,7 @@ class TestAverage:
         averaged = dict(module.average.named_parameters())
         for name, student in module.history[-1].items():
             assert torch.equal(saved["student"][name], student)
-            assert torch.equal(saved["state_dict"][PREFIX + name], averaged[name])
+            assert torch.equal(saved["state_dict"][BACKBONE_PREFIX + name], averaged[name])
 
     def test_it_walks_the_trajectories(self, monkeypatch):
         bank, walkers = followed(), []

@@ -10,15 +10,15 @@ from shipped import numbers
 from torch import nn
 
 from erasure_lightning.backbones.tiny import TinyBackbone
-from erasure_lightning.callbacks.edit_validation import Guard
-from erasure_lightning.concepts.concept import Batch, Concept
+from erasure_lightning.callbacks.edit_validation import EditValidation
+from erasure_lightning.concepts.concept import Concept, PromptBatch
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.spm import SPM
 from erasure_lightning.testing import check_method, fit
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
 CONCEPTS = [Concept("cat", "dog"), Concept("star")]
-BATCH = Batch(["a photo of a {}", "the {} in a house"], ["cat", "star"], ["dog", ""], [0, 1])
+BATCH = PromptBatch(["a photo of a {}", "the {} in a house"], ["cat", "star"], ["dog", ""], [0, 1])
 X, T = torch.linspace(-2, 2, 512).view(2, 4, 8, 8), torch.tensor([100.0, 900.0])
 
 #: What the shipped config gives.
@@ -65,7 +65,7 @@ def test_the_erasing_loss_by_hand(guidance):
 
 def test_with_an_empty_anchor_it_is_the_loss_of_esd():
     module = spm(anchors=0)
-    nothing = Batch(BATCH.templates, BATCH.concepts, ["", ""], [0, 1])
+    nothing = PromptBatch(BATCH.templates, BATCH.concepts, ["", ""], [0, 1])
     uncond, called = says(module.original, ["", ""]), says(module.original, BATCH.prompts)
     with module.membrane.held(torch.eye(2)):
         by_hand = (says(module.backbone, BATCH.prompts) - (2 * uncond - called)).square().mean()
@@ -108,7 +108,7 @@ class TestLatentAnchors:
 
 def test_a_step_trains_the_adapters_of_its_concept_alone():
     module = spm()
-    batch = Batch(["a {}", "the {}"], ["star", "star"], ["", ""], [1, 1])
+    batch = PromptBatch(["a {}", "the {}"], ["star", "star"], ["", ""], [1, 1])
     module.erasure_loss(noisy(module, X, T, batch)).backward()
     for parameter in module.trainable().values():
         assert not parameter.grad[0].any()
@@ -126,7 +126,7 @@ def test_what_the_membrane_remembers_is_saved_and_not_trained():
 
 def test_a_run_that_learned_nothing_is_refused():
     with pytest.raises(ErasureError, match="SPM changed none"):
-        fit(SPM(concepts=CONCEPTS, backbone=TinyBackbone(), lr=0.0), 2, Guard())
+        fit(SPM(concepts=CONCEPTS, backbone=TinyBackbone(), lr=0.0), 2, EditValidation())
 
 
 def test_negative_numbers_are_refused():

@@ -8,7 +8,7 @@ from erasure_lightning.concepts.vocabulary import Vocabulary
 from erasure_lightning.diffusion.sampling import draw
 from erasure_lightning.metrics.scorer import Scorer
 from erasure_lightning.metrics.seed_statistics import Recognized
-from erasure_lightning.metrics.zero_shot import Judge
+from erasure_lightning.metrics.zero_shot import ZeroShotClassifier
 
 pytest.importorskip("erasure_lightning_emoji_world")
 THINGS = ["panda", "key", "rainbow", "red apple", "hamburger", "frog"]
@@ -18,7 +18,9 @@ def test_the_worlds_own_pictures_are_recognised():
     backbone = load_backbone("emoji-world")
     assert backbone.world is not None
     scorer = Scorer.load(backbone.world.scorer)
-    judge = Judge(scorer, Vocabulary(backbone.world, [Concept("twemoji", kind="style")]), [])
+    judge = ZeroShotClassifier(
+        scorer, Vocabulary(backbone.world, [Concept("twemoji", kind="style")]), []
+    )
     prompts = [f"a {thing}" for thing in THINGS] + [f"a {thing}, twemoji style" for thing in THINGS]
     images = scorer.images(draw(backbone, prompts, [0] * len(prompts), steps=20, guidance=4.0))
     for group, chosen, least in (("specificity", images[:6], 1.0), ("efficacy", images[6:], 0.8)):

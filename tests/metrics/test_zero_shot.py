@@ -6,7 +6,7 @@ from tiny_scorers import KnownScorer
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.concepts.vocabulary import Vocabulary
 from erasure_lightning.concepts.worlds import Label, World
-from erasure_lightning.metrics.zero_shot import Judge
+from erasure_lightning.metrics.zero_shot import ZeroShotClassifier
 
 LABELS = ("dog", "dog face", "key", "star")
 WORLD = World(
@@ -31,31 +31,31 @@ def scorer():
 
 
 def test_twins_count_as_one(scorer):
-    judge = Judge(scorer, Vocabulary(WORLD, [Concept("dog")]), ["key"])
+    judge = ZeroShotClassifier(scorer, Vocabulary(WORLD, [Concept("dog")]), ["key"])
     assert texts(scorer, judge.question("efficacy", "")) == {"a dog", "a dog face"}
     assert texts(scorer, judge.question("generality", "")) == {"a dog", "a dog face"}
     assert texts(scorer, judge.question("specificity", "key")) == {"a key"}
 
 
 def test_neighbours_the_world_does_not_know_become_labels(scorer):
-    judge = Judge(scorer, Vocabulary(WORLD, [Concept("dog")]), ["wrench", "pet"])
+    judge = ZeroShotClassifier(scorer, Vocabulary(WORLD, [Concept("dog")]), ["wrench", "pet"])
     assert judge.labels == (*LABELS, "wrench")
     assert texts(scorer, judge.question("neighbours", "wrench")) == {"a wrench"}
     assert texts(scorer, judge.question("neighbours", "pet")) == {"a dog", "a dog face"}
 
 
 def test_a_style_is_told_from_the_worlds_styles_on_the_same_thing(scorer):
-    question = Judge(scorer, Vocabulary(WORLD, [Concept("Ink", kind="style")]), []).question(
-        "efficacy", "key"
-    )
+    question = ZeroShotClassifier(
+        scorer, Vocabulary(WORLD, [Concept("Ink", kind="style")]), []
+    ).question("efficacy", "key")
     assert texts(scorer, question) == {"a key, ink style"}
     assert len(question.labels) == 2
 
 
 def test_without_a_world_a_style_is_told_from_none(scorer):
-    question = Judge(scorer, Vocabulary(None, [Concept("Van Gogh", kind="style")]), []).question(
-        "efficacy", "cat"
-    )
+    question = ZeroShotClassifier(
+        scorer, Vocabulary(None, [Concept("Van Gogh", kind="style")]), []
+    ).question("efficacy", "cat")
     assert question.right.tolist() == [True, False]
     assert texts(scorer, question) == {"a cat, Van Gogh style"}
 
@@ -63,7 +63,7 @@ def test_without_a_world_a_style_is_told_from_none(scorer):
 def test_labels_are_embedded_once(scorer):
     calls = []
     counting = SimpleNamespace(texts=lambda t: calls.append(t) or scorer.texts(t))
-    judge = Judge(counting, Vocabulary(WORLD, [Concept("dog")]), [])
+    judge = ZeroShotClassifier(counting, Vocabulary(WORLD, [Concept("dog")]), [])
     for answer in ("key", "star", "key"):
         judge.question("specificity", answer)
     assert len(calls) == 1

@@ -9,12 +9,12 @@ from erasure_lightning.cli.main import main
 from erasure_lightning.cli.plan import Needs, Planner
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.data.datamodule import PromptData
-from erasure_lightning.diffusion.evaluation_counter import Tally
+from erasure_lightning.diffusion.evaluation_counter import EvaluationCounter
 from erasure_lightning.methods.esd import ESD
 from erasure_lightning.methods.realera import RealEra
 from erasure_lightning.methods.uce import UCE
 from erasure_lightning.planning.forecast import forecast
-from erasure_lightning.planning.memory_tracker import Ledger
+from erasure_lightning.planning.memory_tracker import MemoryTracker
 from erasure_lightning.retention.local_noise import LocalNoisePreservation
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
@@ -33,14 +33,14 @@ def planned(method, *callbacks, **arguments):
 
 def fitted(method, *callbacks, **arguments):
     """The most that tensors of a real fit held at once, and what its denoisers were asked."""
-    module, ledger = made(method, **arguments), Ledger()
+    module, ledger = made(method, **arguments), MemoryTracker()
     module.configure_model()
     ledger.hold([*module.parameters(), *module.buffers()])
     trainer = Trainer(
         max_steps=3, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, limit_val_batches=0, log_every_n_steps=1, callbacks=list(callbacks),
     )  # fmt: skip
-    with ledger, Tally({module.backbone.denoiser, module.original.denoiser}) as tally:
+    with ledger, EvaluationCounter({module.backbone.denoiser, module.original.denoiser}) as tally:
         trainer.fit(module, PromptData(batch_size=4))
     return ledger.peak, tally
 

@@ -2,11 +2,11 @@ import torch
 from torch import nn
 
 from erasure_lightning.backbones.tiny import TinyBackbone
-from erasure_lightning.planning.memory_tracker import Ledger, nbytes, shapes, without_values
+from erasure_lightning.planning.memory_tracker import MemoryTracker, nbytes, shapes, without_values
 
 
 def test_tensors_count_while_they_are_there():
-    with Ledger() as ledger:
+    with MemoryTracker() as ledger:
         first = torch.zeros(1000)
         part = first[:10].view(2, 5)
         assert ledger.live == 4000
@@ -21,7 +21,7 @@ def test_tensors_count_while_they_are_there():
 
 def test_what_a_backward_needs_counts_until_it_has_run():
     layer = nn.Sequential(nn.Linear(8, 64), nn.Tanh(), nn.Linear(64, 8))
-    with Ledger() as ledger:
+    with MemoryTracker() as ledger:
         ledger.hold(layer.parameters())
         loss = layer(torch.ones(100, 8)).sum()
         assert ledger.live >= 100 * 64 * 4
@@ -50,7 +50,7 @@ def test_code_that_asks_for_values_goes_on():
     with shapes():
         unknown = torch.rand(3, 4)
     known = torch.tensor([[True, False, True, False]] * 3)
-    with Ledger():
+    with MemoryTracker():
         assert unknown.sum().item() == 1
         assert bool((unknown > 2).any())
         assert unknown[known].shape == (6,)

@@ -9,7 +9,7 @@ from torch.nn.functional import mse_loss
 
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.callbacks.cost import Cost
-from erasure_lightning.concepts.concept import Batch, Concept
+from erasure_lightning.concepts.concept import Concept, PromptBatch
 from erasure_lightning.methods.esd import ESD
 from erasure_lightning.methods.sage import SAGE
 from erasure_lightning.retention.unconditional_drift import UnconditionalDrift
@@ -34,7 +34,7 @@ def esd(train="x", prediction="epsilon"):
 def drift(module):
     """Mean square of the change on trajectories of other prompts."""
     elsewhere = TrajectoryBank(steps=5, guidance=4.0)
-    others = Batch(["a {}"] * 3, ["star", "tree", "car"], [""] * 3, [0, 1, 2])
+    others = PromptBatch(["a {}"] * 3, ["star", "tree", "car"], [""] * 3, [0, 1, 2])
     models = Models(module.original, module.backbone, lambda count, number: others, 3, seed=7)
     batch = elsewhere.draw(others.rows([0, 1, 2] * 4), models)
     unconditional = module.backbone.unconditional(len(batch))

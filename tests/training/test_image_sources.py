@@ -5,18 +5,18 @@ import torch
 from PIL import Image
 
 from erasure_lightning.backbones.tiny import TinyBackbone
-from erasure_lightning.concepts.concept import Batch
+from erasure_lightning.concepts.concept import PromptBatch
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.training.image_sources import GeneratedImages, ImageFolder
 from erasure_lightning.training.latent_sources import Models
 
-BATCH = Batch(["a {}"] * 3, ["cat", "star", "cat"], ["dog", "", "dog"], [0, 1, 0])
+BATCH = PromptBatch(["a {}"] * 3, ["cat", "star", "cat"], ["dog", "", "dog"], [0, 1, 0])
 
 
 def sentences(count, number):
     rows = [i % 2 for i in range(count)]
     names, anchors = (["cat", "star"][r] for r in rows), (["dog", ""][r] for r in rows)
-    return Batch([f"{number} {{}}"] * count, list(names), list(anchors), rows)
+    return PromptBatch([f"{number} {{}}"] * count, list(names), list(anchors), rows)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ class TestGeneratedImages:
     def test_importance_draws_times_between_two_and_four_tenths(self, models):
         source = GeneratedImages(images=1, steps=1, times="importance")
         source.prepare(models)
-        many = Batch(["a {}"] * 200, ["cat"] * 200, [""] * 200, [0] * 200)
+        many = PromptBatch(["a {}"] * 200, ["cat"] * 200, [""] * 200, [0] * 200)
         share = models.original.process.share(source.draw(many, models).t)
         assert ((share > 0.15) & (share < 0.45)).float().mean() > 0.9
 

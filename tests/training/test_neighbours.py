@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from erasure_lightning.backbones.tiny import TinyBackbone
-from erasure_lightning.concepts.concept import STYLE_TEMPLATES, Batch, Concept
+from erasure_lightning.concepts.concept import STYLE_TEMPLATES, Concept, PromptBatch
 from erasure_lightning.concepts.vocabulary import Vocabulary
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.training.neighbours import (
@@ -211,7 +211,7 @@ class TestStageA:
 class TestPositions:
     def test_start_and_template_are_bit_identical(self):
         backbone, place = TinyBackbone(), Neighbourhood(0.5, 0.9)
-        prompts = Batch(
+        prompts = PromptBatch(
             ["a photo of a {}", "{} in style"], ["cat", "star"], ["dog", "heart"]
         ).prompts
         asked = backbone.encode(prompts)

@@ -8,9 +8,9 @@ from erasure_lightning.api.load import load_edited
 from erasure_lightning.backbones.loading import load_backbone
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.cli.main import main
-from erasure_lightning.concepts.concept import Batch, Concept
+from erasure_lightning.concepts.concept import Concept, PromptBatch
 from erasure_lightning.diffusion.fine_tuning import FineTuning
-from erasure_lightning.diffusion.latent_dataset import Gallery
+from erasure_lightning.diffusion.latent_dataset import LatentDataset
 from erasure_lightning.edits.edit import apply_edit
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.testing import edit_of, fit
@@ -42,7 +42,7 @@ def test_weights_are_bfloat16_and_all_that_is_edited_or_said_is_float32():
     said = module.backbone.encode(["a cat", "a dog"])
     drawn = module.backbone.noise([0, 1])
     pictures = module.backbone.decode(drawn)
-    drawn_for_cat = module.noisy_batch(Batch(["a {}"], ["cat"], ["dog"], [0])).x
+    drawn_for_cat = module.noisy_batch(PromptBatch(["a {}"], ["cat"], ["dog"], [0])).x
     for tensor in (
         said.tokens,
         drawn,
@@ -195,7 +195,7 @@ def test_weights_are_loaded_in_the_precision_asked_for(tmp_path):
 def test_who_learns_it_back_is_not_held_up_by_rounding():
     """An attack that fine-tunes in bfloat16 would make every edit look safe."""
     model = TinyBackbone().to(torch.bfloat16)
-    gallery = Gallery(model, ["a cat"] * 2, seed=0, steps=2, guidance=1.0)
+    gallery = LatentDataset(model, ["a cat"] * 2, seed=0, steps=2, guidance=1.0)
     before = dict(model.denoiser.named_parameters())
     after = FineTuning(model, gallery, ["a cat"] * 2, lr=1e-7).advance(1)
     moved = [

@@ -5,7 +5,7 @@ import torch
 
 from erasure_lightning.seeding import derive_seed
 from erasure_lightning.training.optimizers import warm_cosine
-from erasure_lightning.training.prompt_states import aligned, relations
+from erasure_lightning.training.prompt_states import aligned, cosine_matrix
 from erasure_lightning.training.regression import Regression
 
 
@@ -32,8 +32,8 @@ def test_warm_cosine_rises_then_falls():
 
 def test_relations_are_cosines():
     a = torch.randn(3, 5)
-    assert torch.allclose(relations(a, a).diagonal(), torch.ones(3), atol=1e-6)
-    assert torch.allclose(relations(a, -2 * a), -relations(a, a), atol=1e-6)
+    assert torch.allclose(cosine_matrix(a, a).diagonal(), torch.ones(3), atol=1e-6)
+    assert torch.allclose(cosine_matrix(a, -2 * a), -cosine_matrix(a, a), atol=1e-6)
 
 
 @pytest.mark.parametrize(

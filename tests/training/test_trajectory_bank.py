@@ -2,13 +2,15 @@ import pytest
 import torch
 
 from erasure_lightning.backbones.tiny import TinyBackbone
-from erasure_lightning.concepts.concept import Batch
+from erasure_lightning.concepts.concept import PromptBatch
 from erasure_lightning.diffusion.sampling import sample
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.training.latent_sources import Models, Teacher
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
-SENTENCES = Batch(["a {}", "a {}", "the {}"], ["cat", "star", "cat"], ["dog", "", "dog"], [0, 1, 0])
+SENTENCES = PromptBatch(
+    ["a {}", "a {}", "the {}"], ["cat", "star", "cat"], ["dog", "", "dog"], [0, 1, 0]
+)
 
 
 class Counting(TinyBackbone):
@@ -37,7 +39,7 @@ def of(*concepts):
     """A step's sentences of concepts by number."""
     names = [("cat", "dog"), ("star", "")]
     words, anchors = zip(*(names[index] for index in concepts), strict=True)
-    return Batch(["a {}"] * len(words), list(words), list(anchors), list(concepts))
+    return PromptBatch(["a {}"] * len(words), list(words), list(anchors), list(concepts))
 
 
 CAT, STAR = 0, 1
@@ -68,11 +70,11 @@ def test_what_is_drawn_lies_on_the_concept_s_own_trajectories(tiny, bank):
 
 def test_two_concepts_of_one_name_keep_their_trajectories_apart(tiny):
     """As where a word is erased towards two anchors."""
-    twice = Batch(["a {}", "a {}"], ["cat", "cat"], ["dog", "star"], [0, 1])
+    twice = PromptBatch(["a {}", "a {}"], ["cat", "cat"], ["dog", "star"], [0, 1])
     bank = TrajectoryBank(steps=2)
     bank.follow(models(tiny, lambda count, number: twice))
     for index, anchor in enumerate(["dog", "star"]):
-        asked = Batch(["the {}"] * 8, ["cat"] * 8, [anchor] * 8, [index] * 8)
+        asked = PromptBatch(["the {}"] * 8, ["cat"] * 8, [anchor] * 8, [index] * 8)
         assert set(bank.draw(asked, models(tiny)).sentences.anchors) == {anchor}
 
 
@@ -174,7 +176,7 @@ def test_other_steps_of_the_same_trajectories(tiny, bank):
 def test_other_sentences_at_the_same_latents_get_predictions_of_their_own(tiny, bank):
     """What a bank holds belongs to sentences, and not to latents."""
     drawn = bank.draw(of(CAT), models(tiny))
-    other = drawn.with_sentences(Batch(["a {}"], ["house"], ["tree"]))
+    other = drawn.with_sentences(PromptBatch(["a {}"], ["house"], ["tree"]))
     assert torch.equal(other.x, drawn.x)
     assert torch.equal(
         other.teacher.concept, Teacher(tiny, drawn.x, drawn.t, other.sentences).concept

@@ -39,7 +39,7 @@ from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.backbones.interface import Part
 from erasure_lightning.concepts.vocabulary import Vocabulary, spread
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.retention.base import read_lines
+from erasure_lightning.files.text_files import read_prompts_file
 from erasure_lightning.training.gradient import GradientErasure
 from erasure_lightning.training.latent_sources import NoisyBatch, pure_noise
 
@@ -107,7 +107,7 @@ class AGE(GradientErasure):
         checkpoint left them.
         """
         others = Vocabulary(self.backbone.world, self.concepts).others
-        words = read_lines(self.vocabulary, "AGE") if self.vocabulary else others
+        words = read_prompts_file(self.vocabulary, "AGE") if self.vocabulary else others
         super().on_train_start()
         self._table = Conditioning.cat(
             [self.original.encode(words[i : i + 64]) for i in range(0, len(words), 64)]

@@ -9,14 +9,14 @@ import yaml
 from erasure_lightning_age.age import AGE
 
 from erasure_lightning.backbones.tiny import TinyBackbone
-from erasure_lightning.concepts.concept import Batch, Concept
+from erasure_lightning.concepts.concept import Concept, PromptBatch
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.registry import find_method, load_method
 from erasure_lightning.testing import check_method, fit
 from erasure_lightning.training.latent_sources import NoisyBatch, Teacher
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
-BATCH = Batch(["a {}", "the {}"], ["cat", "star"], ["", ""], [0, 1])
+BATCH = PromptBatch(["a {}", "the {}"], ["cat", "star"], ["", ""], [0, 1])
 CONCEPTS = [Concept("cat"), Concept("star")]
 
 #: Numbers of the shipped config, on the tiny model.

@@ -28,13 +28,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from erasure_lightning.concepts.concept import Batch
+from erasure_lightning.concepts.concept import PromptBatch
 from erasure_lightning.concepts.vocabulary import Vocabulary
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.retention.base import read_lines
+from erasure_lightning.files.text_files import read_prompts_file
 from erasure_lightning.seeding import derive_seed
 from erasure_lightning.training.closed_form import ClosedFormErasure
-from erasure_lightning.training.prompt_states import subject_rows
+from erasure_lightning.training.prompt_states import last_token_states
 from erasure_lightning_speed.null_space import Rows, centres, null_space, refined, update
 
 #: Sentences encoded at once.
@@ -89,7 +89,7 @@ class SPEED(ClosedFormErasure):
                 f"SPEED needs {{}} in every template for the words; found {bad[0]!r}."
             )
         self.templates = templates or ["{}"]
-        self.given = read_lines(retain, "SPEED") if isinstance(retain, str) else retain
+        self.given = read_prompts_file(retain, "SPEED") if isinstance(retain, str) else retain
         self.filter, self.augment = filter, augment
         self.threshold, self.retain_scale, self.soften = threshold, retain_scale, soften
 
@@ -110,7 +110,7 @@ class SPEED(ClosedFormErasure):
 
     def solve(self) -> dict[str, Tensor]:
         """``W* + D`` for every value map."""
-        rows, held = self.rows(), self.kept_gram(self.original.text_inputs()[0])
+        rows, held = self.rows(), self.retention_gram(self.original.text_inputs()[0])
         generator = torch.Generator().manual_seed(derive_seed(self.seed, 7))
         solution = {}
         for name in self.editable():
@@ -138,8 +138,10 @@ class SPEED(ClosedFormErasure):
     def _last_tokens(self, words: list[str], instead: list[str]) -> tuple[Tensor, Tensor]:
         read = self.original.text_inputs()[0]
         pairs = [
-            subject_rows(
-                self.original, Batch([template] * len(part), part, instead[i : i + CHUNK]), read
+            last_token_states(
+                self.original,
+                PromptBatch([template] * len(part), part, instead[i : i + CHUNK]),
+                read,
             )
             for template in self.templates
             for i in range(0, len(words), CHUNK)

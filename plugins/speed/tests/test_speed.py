@@ -25,7 +25,7 @@ from erasure_lightning.errors import ErasureError
 from erasure_lightning.metrics.scorer import Scorer
 from erasure_lightning.registry import find_method
 from erasure_lightning.testing import check_method, edit_of, fit
-from erasure_lightning.training.prompt_states import relations
+from erasure_lightning.training.prompt_states import cosine_matrix
 
 RETAINED = ["dog", "tree", "car", "bird", "fish", "house", "red cathedral", "a small boat"]
 
@@ -178,7 +178,7 @@ def test_values_move_from_concept_to_anchor_and_nothing_else_does():
         torch.tensor([100.0, 900.0]),
         module.backbone.encode(["a cat", "a star"]),
     )
-    keys = relations(
+    keys = cosine_matrix(
         module.backbone.denoise(x, t, prompts).flatten(1),
         module.original.denoise(x, t, prompts).flatten(1),
     )
