@@ -17,7 +17,7 @@ from packaging.utils import canonicalize_name
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.wording import folded
 
-GROUP = "erasure_lightning.concepts.worlds"
+GROUP = "erasure_lightning.worlds"
 
 #: How to install the worlds we publish ourselves.
 _INSTALL = {

@@ -51,7 +51,7 @@ def pipeline(world: World) -> StableDiffusionXLPipeline:
 
 
 def test_entry_point_gives_the_folder() -> None:
-    (entry,) = entry_points(group="erasure_lightning.concepts.worlds", name="emoji-world-xl")
+    (entry,) = entry_points(group="erasure_lightning.worlds", name="emoji-world-xl")
     assert entry.load() == ROOT
 
 

@@ -39,7 +39,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_entry_point_gives_the_folder() -> None:
-    (entry,) = entry_points(group="erasure_lightning.concepts.worlds", name="emoji-world")
+    (entry,) = entry_points(group="erasure_lightning.worlds", name="emoji-world")
     assert entry.load() == ROOT
 
 
