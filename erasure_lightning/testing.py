@@ -154,11 +154,13 @@ def _check_retention(module: ErasureModule, family: type[Backbone]) -> None:
         warnings.filterwarnings("ignore", message=".*edits no text encoder.*")
         fit(module, 2, *callbacks)
     _check_edit(module, family, "every retention callback")
-    terms = module.loss_terms if isinstance(module, GradientErasure) else module.kept
-    wanted = {c.name for c in callbacks if terms is not module.kept or not c.of_states}
-    assert terms.keys() == wanted, (
-        f"{type(module).__name__} leaves out the terms of {wanted - terms.keys()}"
-    )
+    used = module.retention
+    if not isinstance(module, GradientErasure):
+        used = [callback for callback in used if not callback.of_states]
+    labels = {callback.label for callback in used}
+    expected = {c.name for c in callbacks if isinstance(module, GradientErasure) or not c.of_states}
+    missing = expected - labels
+    assert not missing, f"{type(module).__name__} leaves out the terms of {missing}"
 
 
 def _check_aim(module: ErasureModule, steps: int) -> None:

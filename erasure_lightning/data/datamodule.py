@@ -4,20 +4,19 @@ or used.
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
-import torch
 from lightning import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
 
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.checks import require
-from erasure_lightning.concepts.concept import Concept, PromptBatch, phrase
+from erasure_lightning.concepts.concept import PromptBatch
 from erasure_lightning.concepts.vocabulary import Vocabulary, chosen
 from erasure_lightning.data.image_plan import ImageBatch, ImageLoader, ImageRequest, read_prompts
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.seeding import derive_seed
 
 T = TypeVar("T")
 
@@ -140,14 +139,22 @@ class PromptData(LightningDataModule):
         world = self._module.backbone.world
         return mine if mine is not None else getattr(world, name) if world else otherwise
 
+    def setup(self, stage: str) -> None:
+        """Hand the module the templates, the steps of its schedule and the image cache."""
+        module = self._module
+        module.prompt_templates = self.templates
+        module.originals = self.originals
+        if stage == "fit" and module.automatic_optimization:
+            module.training_steps = self.training_steps
+
     def train_dataloader(self) -> Draws[PromptBatch]:
         """Concept prompts, a function of seed, rank and step."""
         trainer = self.trainer
-        assert trainer is not None
-        self._vocabulary = self.vocabulary
-        self._others = self._vocabulary.others
-        warn_of_cut(self._module.backbone, self._every_sentence(), "sentences to train on")
-        return Draws(self._batch, self._epoch_steps * trainer.accumulate_grad_batches)
+        assert trainer is not None  # Lightning attaches it before any hook
+        module = self._module
+        warn_of_cut(module.backbone, module.prompts.every(), "sentences to train on")
+        draw = partial(module.prompts.batch, self.batch_size, salt=1)
+        return Draws(draw, self._epoch_steps * trainer.accumulate_grad_batches)
 
     @property
     def _epoch_steps(self) -> int:
@@ -190,47 +197,6 @@ class PromptData(LightningDataModule):
                 " concept in an epoch), or a larger --trainer.max_steps without max_epochs."
             )
         return most if epochs < 0 else steps * epochs if most < 0 else min(steps * epochs, most)
-
-    def _batch(self, number: int) -> PromptBatch:
-        return self.sentences(self.batch_size, number, salt=1)
-
-    def sentences(self, count: int, number: int, salt: int) -> PromptBatch:
-        """``count`` concept prompts, a function of seed, rank, ``number`` and ``salt`` (which tells
-        uses apart).
-        """
-        module = self._module
-        generator = torch.Generator().manual_seed(
-            derive_seed(module.seed, module.global_rank, number, salt)
-        )
-        indices = [self._turn(number * count + i) for i in range(count)]
-        chosen = [module.concepts[index] for index in indices]
-        templates = [self._template(concept, generator) for concept in chosen]
-        return PromptBatch(templates, [c.name for c in chosen], [c.anchor for c in chosen], indices)
-
-    def _every_sentence(self) -> Iterator[str]:
-        """Whatever a concept or its anchor can be trained in, with the longest of the things that
-        stay.
-        """
-        longest = max(self._others, key=len, default="")
-        for concept in self._module.concepts:
-            for template in self.templates or self._vocabulary.templates(concept.kind):
-                filled = template.replace("{thing}", longest)
-                yield from (phrase(filled, words).text for words in (concept.name, concept.anchor))
-
-    def _turn(self, place: int) -> int:
-        """Number of a concept; they take turns in an order that is drawn anew each round, so that
-        none waits long.
-        """
-        module = self._module
-        turn, concept = divmod(place, len(module.concepts))
-        generator = torch.Generator().manual_seed(
-            derive_seed(module.seed, module.global_rank, turn, 2)
-        )
-        return int(torch.randperm(len(module.concepts), generator=generator)[concept])
-
-    def _template(self, concept: Concept, generator: torch.Generator) -> str:
-        template = pick(self.templates or self._vocabulary.templates(concept.kind), generator)
-        return template.replace("{thing}", pick(self._others, generator))
 
     def val_dataloader(self) -> ImageLoader | list[ImageBatch]:
         """The smallest plan with an interval, two seeds; nothing while fitting, which is measured
@@ -298,11 +264,6 @@ def warn_of_cut(backbone: Backbone, prompts: Iterable[str], what: str) -> None:
             f"{backbone.name} reads only the beginning of {len(cut)} of {len(every)} {what}, which"
             f" have more tokens than its text encoder takes. The first: {cut[0]!r}"
         )
-
-
-def pick(items: Sequence[T], generator: torch.Generator) -> T:
-    """One of the items, all equally likely."""
-    return items[int(torch.randint(len(items), (), generator=generator))]
 
 
 def plan(

@@ -65,6 +65,7 @@ class RetentionCallback(Callback, ABC):
             read_prompts_file(prompts, type(self).__name__) if isinstance(prompts, str) else prompts
         )
         self.retained: list[str] = []
+        self._label = ""
 
     @property
     def state_key(self) -> str:
@@ -93,7 +94,7 @@ class RetentionCallback(Callback, ABC):
         """Compute what does not change while training; the retained prompts are there."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Take a place in the method's loss.
+        """Add itself to the module's retention callbacks, under a name of its own.
 
         Raises:
             ErasureError: If a number is NaN or infinite, or a batch is empty.
@@ -103,20 +104,20 @@ class RetentionCallback(Callback, ABC):
         require_finite(type(self).__name__, vars(self))
         require(type(self).__name__, at_least=1, batch_size=getattr(self, "batch_size", None))
         module = cast(ErasureModule, pl_module)
-        terms = module.loss_terms if isinstance(module, GradientErasure) else module.kept
-        same = sum(name.split("_")[0] == self.name for name in terms)
-        name = f"{self.name}_{same + 1}" if same else self.name
-        if isinstance(module, GradientErasure):
-            module.loss_terms[name] = lambda: self._strength(trainer) * self.term(module)
-        if not self.of_states:
-            module.kept[name] = lambda source: self.weight * self.gram(module, source)
+        if self in module.retention:
+            return
+        same = sum(isinstance(callback, type(self)) for callback in module.retention)
+        self._label = f"{self.name}_{same + 1}" if same else self.name
+        module.retention.append(self)
 
-    def _strength(self, trainer: Trainer) -> float:
-        return (
-            self.weight * min((trainer.global_step + 1) / self.ramp, 1.0)
-            if self.ramp
-            else self.weight
-        )
+    @property
+    def label(self) -> str:
+        """Name of the term in logs, numbered where a module has several callbacks of a class."""
+        return self._label or self.name
+
+    def weight_at(self, step: int) -> float:
+        """Weight of the term at a step, counted from 0."""
+        return self.weight * min((step + 1) / self.ramp, 1.0) if self.ramp else self.weight
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Collect the retained prompts and prepare."""

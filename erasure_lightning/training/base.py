@@ -5,9 +5,10 @@ checkpoints of the edit.
 from abc import ABC
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, Protocol, cast
 
 import torch
 from lightning import LightningModule
@@ -18,8 +19,11 @@ from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.interface import Capability, TextInput
 from erasure_lightning.backbones.loading import Weights, load_backbone
 from erasure_lightning.checks import require_finite, require_seed
-from erasure_lightning.concepts.concept import Concept, Concepts, check_concepts
+from erasure_lightning.concepts.concept import Concept, Concepts, PromptBatch, check_concepts
 from erasure_lightning.concepts.files import read_concepts
+from erasure_lightning.concepts.vocabulary import Vocabulary
+from erasure_lightning.data.concept_prompts import ConceptPrompts
+from erasure_lightning.data.datamodule import Draws
 from erasure_lightning.data.image_cache import cached_images
 from erasure_lightning.data.image_plan import ImageBatch
 from erasure_lightning.diffusion.finite_images import require_finite_images
@@ -36,6 +40,28 @@ BACKBONE_PREFIX = "backbone."
 
 #: Precisions in which a model is recognised: its own, and what it is rounded to as a base.
 _KNOWN_BY = (None, torch.bfloat16)
+
+
+class RetentionTerm(Protocol):
+    """What a module asks of a retention callback."""
+
+    #: Weight of the term, or of each retained prompt in a closed form.
+    weight: float
+    #: Whether it holds states of the text encoder alone.
+    of_states: bool
+
+    @property
+    def label(self) -> str:
+        """Name of the term in logs, different for each callback of a module."""
+
+    def weight_at(self, step: int) -> float:
+        """Weight of the term at a step."""
+
+    def term(self, module: Any) -> Tensor:
+        """The unweighted term, a scalar."""
+
+    def gram(self, module: Any, source: TextInput) -> Tensor:
+        """What a closed form must hold, ``(D, D)`` in float64."""
 
 
 class ErasureModule(LightningModule, ABC):
@@ -98,9 +124,13 @@ class ErasureModule(LightningModule, ABC):
         self.base = base
         self.checkpointing = checkpointing
         self.strict_loading = False
-        #: What retention callbacks ask of a closed form: Gram matrices ``(D, D)`` of text states to
-        #: hold, by name.
-        self.kept: dict[str, Callable[[TextInput], Tensor]] = {}
+        #: Retention callbacks, which add themselves at the beginning of a fit.
+        self.retention: list[RetentionTerm] = []
+        #: Sentences with ``{}`` for the concept; by default those of the vocabulary.
+        self.prompt_templates: list[str] | None = None
+        #: Folder that keeps the original model's images from one run to the next.
+        self.originals: str | None = None
+        self._prompts: ConceptPrompts | None = None
         # In a tuple, since a module that is assigned becomes a part, and parts are made in
         # configure_model.
         self._given = (backbone,)
@@ -250,6 +280,27 @@ class ErasureModule(LightningModule, ABC):
                 f"The world {world.name} does not know {unknown[0]!r}. Nearest: {near}."
             )
 
+    @property
+    def prompts(self) -> ConceptPrompts:
+        """The sentences that the concepts are trained in."""
+        made, settings = self._prompts, (self.prompt_templates, self.global_rank)
+        if made is None or (made.templates, made.rank) != settings:
+            vocabulary = Vocabulary(self.backbone.world, self.concepts)
+            made = ConceptPrompts(
+                self.concepts,
+                vocabulary,
+                self.prompt_templates,
+                seed=self.seed,
+                rank=self.global_rank,
+            )
+            self._prompts = made
+        return made
+
+    def train_dataloader(self) -> Draws[PromptBatch]:
+        """Batches of four concept prompts, for a trainer that is given no datamodule."""
+        length = self.trainer.max_steps * self.trainer.accumulate_grad_batches
+        return Draws(partial(self.prompts.batch, 4, salt=1), length if length > 0 else 1000)
+
     def arguments(self) -> dict[str, Any]:
         """The constructor's arguments as plain values."""
         named = {
@@ -324,10 +375,10 @@ class ErasureModule(LightningModule, ABC):
         """``sum w p p^T`` of the inputs that retention callbacks hold, ``(D, D)`` in float64; else
         zeros.
         """
-        zeros = torch.zeros(
-            source.width, source.width, dtype=torch.float64, device=self.backbone.device
-        )
-        return torch.stack([zeros, *(gram(source) for gram in self.kept.values())]).sum(dim=0)
+        size = (source.width, source.width)
+        gram = torch.zeros(size, dtype=torch.float64, device=self.backbone.device)
+        held = [c.weight * c.gram(self, source) for c in self.retention if not c.of_states]
+        return torch.stack([gram, *held]).sum(dim=0)
 
     def solve_each(
         self, fill: Callable[[Regression, TextInput], None], ridge: float
@@ -352,10 +403,9 @@ class ErasureModule(LightningModule, ABC):
         Raises:
             ErasureError: If a picture of either holds NaN or infinity.
         """
-        folder = getattr(self.trainer.datamodule, "originals", None)  # type: ignore[attr-defined]
         model = f"{self.fingerprint} {self.original.sampling_fingerprint}"
         before = cached_images(
-            folder,
+            self.originals,
             model,
             batch,
             lambda: self._finite_pictures("original", batch),

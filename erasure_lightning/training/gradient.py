@@ -1,7 +1,7 @@
 """`GradientErasure`: methods that train on a loss."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,7 +11,6 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.concepts.concept import PromptBatch
-from erasure_lightning.data.datamodule import PromptData
 from erasure_lightning.distributed.collectives import averaged, collected, of_this_rank
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.seeding import derive_seed
@@ -69,8 +68,8 @@ class GradientErasure(ErasureModule):
         self.optimizer = optimizer
         self.weight_decay = weight_decay
         self.latents = self.default_latents() if latents is None else latents
-        #: Weighted terms that retention callbacks add to the loss, by name.
-        self.loss_terms: dict[str, Callable[[], Tensor]] = {}
+        #: Steps of the run, over which the rate's schedule extends; by default Lightning's estimate.
+        self.training_steps: int | None = None
 
     def default_latents(self) -> LatentSource:
         """Where noisy latents come from unless an argument says so; by default pure noise."""
@@ -110,11 +109,10 @@ class GradientErasure(ErasureModule):
         return self.sentences(count, number, salt=4)
 
     def sentences(self, count: int, number: int, salt: int) -> PromptBatch:
-        """``count`` concept prompts, a function of seed, rank, ``number`` and ``salt`` (which tells
-        uses apart).
+        """``count`` concept prompts, a function of seed, rank, ``number`` and ``salt``, which tells
+        uses apart.
         """
-        data: PromptData = self.trainer.datamodule  # type: ignore[attr-defined]
-        return data.sentences(count, number, salt)
+        return self.prompts.batch(count, number, salt)
 
     def noisy_batch(self, sentences: PromptBatch) -> NoisyBatch:
         """Noisy latents for sentences, or for others of the same concepts."""
@@ -146,7 +144,8 @@ class GradientErasure(ErasureModule):
     def training_step(self, batch: PromptBatch, batch_idx: int) -> Tensor:
         """One step on the erasure loss and every retention term."""
         terms = {"erasure": self.erasure_loss(self.noisy_batch(batch))}
-        terms |= {name: term() for name, term in self.loss_terms.items()}
+        for callback in self.retention:
+            terms[callback.label] = callback.weight_at(self.global_step) * callback.term(self)
         self._log_terms(terms)
         return torch.stack(list(terms.values())).sum()
 
@@ -194,6 +193,6 @@ class GradientErasure(ErasureModule):
                 f" {trained[0].dtype}. Leave --trainer.precision at 32-true."
             )
         optimizer = make_optimizer(self.optimizer, trained, self.lr, self.weight_decay)
-        data: PromptData = self.trainer.datamodule  # type: ignore[attr-defined]
-        schedule = LambdaLR(optimizer, rate_factor(self.schedule, self.warmup, data.training_steps))
+        steps = self.training_steps or int(self.trainer.estimated_stepping_batches)
+        schedule = LambdaLR(optimizer, rate_factor(self.schedule, self.warmup, steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

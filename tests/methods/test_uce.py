@@ -2,6 +2,8 @@
 controls.
 """
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -79,7 +81,8 @@ class TestSolution:
     def test_holds_what_callbacks_ask_for(self):
         module, gram = uce(), torch.randn(32, 32, dtype=torch.float64)
         gram = gram @ gram.mT
-        module.kept["test"] = lambda source: gram
+        held = SimpleNamespace(weight=1.0, of_states=False, gram=lambda module, source: gram)
+        module.retention.append(held)
         pairs = [("small cat", "dog"), ("star", "red heart"), ("boat", "")]
         assert same(module.solve(), by_hand(module, pairs, [], 1.0, 1.0, 0.5, gram))
         assert not same(module.solve(), by_hand(module, pairs, [], 1.0, 1.0, 0.5))

@@ -23,7 +23,7 @@ class Salient(SalientErasure):
 
     def saliency(self):
         self.calls += 1
-        batch = self.trainer.datamodule.sentences(2, 0, salt=1)
+        batch = self.sentences(2, 0, salt=1)
         return salient(self.slopes([self.erasure_loss(self.noisy_batch(batch))]), self.share)
 
 

@@ -1,0 +1,81 @@
+"""`ConceptPrompts`: the sentences that concepts are trained in."""
+
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+import torch
+
+from erasure_lightning.concepts.concept import Concept, PromptBatch, phrase
+from erasure_lightning.concepts.vocabulary import Vocabulary
+from erasure_lightning.seeding import derive_seed
+
+_Item = TypeVar("_Item")
+
+
+class ConceptPrompts:
+    """Draws batches of concept prompts as a function of seed, rank and number.
+
+    Args:
+        concepts: What is erased.
+        vocabulary: Templates of each kind of concept, and the things that stay.
+        templates: Sentences with ``{}`` for the concept (and ``{thing}`` for something retained);
+            by default the vocabulary's.
+        seed: Of every draw.
+        rank: The process that draws; ranks draw differently.
+    """
+
+    def __init__(
+        self,
+        concepts: Sequence[Concept],
+        vocabulary: Vocabulary,
+        templates: Sequence[str] | None = None,
+        seed: int = 0,
+        rank: int = 0,
+    ) -> None:
+        self.concepts = concepts
+        self.vocabulary = vocabulary
+        self.templates = templates
+        self.seed = seed
+        self.rank = rank
+        self._others = vocabulary.others
+
+    def batch(self, count: int, number: int, salt: int) -> PromptBatch:
+        """Concept prompts of a batch.
+
+        Args:
+            count: How many, at least 1.
+            number: Of the batch.
+            salt: Tells the uses of batches apart: training, rollouts, images.
+        """
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, self.rank, number, salt))
+        indices = [self._index(number * count + i) for i in range(count)]
+        chosen = [self.concepts[index] for index in indices]
+        templates = [self._template(concept, generator) for concept in chosen]
+        return PromptBatch(templates, [c.name for c in chosen], [c.anchor for c in chosen], indices)
+
+    def every(self) -> Iterator[str]:
+        """All sentences of concepts and anchors, with the longest of the things that stay."""
+        longest = max(self._others, key=len, default="")
+        for concept in self.concepts:
+            for template in self._templates(concept):
+                filled = template.replace("{thing}", longest)
+                yield phrase(filled, concept.name).text
+                yield phrase(filled, concept.anchor).text
+
+    def _index(self, place: int) -> int:
+        """Number of the concept at a place: concepts take turns, in an order drawn each round."""
+        turn, place = divmod(place, len(self.concepts))
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, self.rank, turn, 2))
+        return int(torch.randperm(len(self.concepts), generator=generator)[place])
+
+    def _template(self, concept: Concept, generator: torch.Generator) -> str:
+        template = _pick(self._templates(concept), generator)
+        return template.replace("{thing}", _pick(self._others, generator))
+
+    def _templates(self, concept: Concept) -> Sequence[str]:
+        return self.templates or self.vocabulary.templates(concept.kind)
+
+
+def _pick(items: Sequence[_Item], generator: torch.Generator) -> _Item:
+    """One of the items, all equally likely."""
+    return items[int(torch.randint(len(items), (), generator=generator))]
