@@ -1,1 +1,84 @@
-"""Concept erasure in text-to-image diffusion models."""
+"""Concept erasure in text-to-image diffusion models.
+
+`erase` makes a diffusers pipeline forget a concept; `fit` trains a method and writes a run's folder.
+
+Example:
+    >>> from erasure_lightning import erase
+    >>> from erasure_lightning.backbones.tiny import TinyBackbone
+    >>> pipeline = TinyBackbone().to_pipeline()
+    >>> erase(pipeline, "cat", method="UCE", anchor="dog", progress_bar=False)
+    Edit(UCE of cat, 8 tensors)
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from erasure_lightning.api.erase import erase
+    from erasure_lightning.api.evaluate import attack, evaluate
+    from erasure_lightning.api.fit import fit
+    from erasure_lightning.backbones.base import Backbone
+    from erasure_lightning.backbones.loading import load_backbone
+    from erasure_lightning.concepts.concept import Concept
+    from erasure_lightning.concepts.worlds import find_world
+    from erasure_lightning.data.datamodule import PromptData
+    from erasure_lightning.edits.applied import Edit, apply_edit, load_edit
+    from erasure_lightning.errors import ErasureError
+    from erasure_lightning.retention.base import RetentionCallback
+    from erasure_lightning.training.base import ErasureModule
+    from erasure_lightning.training.closed_form import ClosedFormErasure
+    from erasure_lightning.training.gradient import GradientErasure
+    from erasure_lightning.training.trajectory_bank import TrajectoryBank
+
+__all__ = [
+    "Backbone",
+    "ClosedFormErasure",
+    "Concept",
+    "Edit",
+    "ErasureError",
+    "ErasureModule",
+    "GradientErasure",
+    "PromptData",
+    "RetentionCallback",
+    "TrajectoryBank",
+    "apply_edit",
+    "attack",
+    "erase",
+    "evaluate",
+    "find_world",
+    "fit",
+    "load_backbone",
+    "load_edit",
+]
+
+#: Where each public name is defined; it is imported when it is first used.
+_DEFINED_IN = {
+    "Backbone": "backbones.base",
+    "ClosedFormErasure": "training.closed_form",
+    "Concept": "concepts.concept",
+    "Edit": "edits.applied",
+    "ErasureError": "errors",
+    "ErasureModule": "training.base",
+    "GradientErasure": "training.gradient",
+    "PromptData": "data.datamodule",
+    "RetentionCallback": "retention.base",
+    "TrajectoryBank": "training.trajectory_bank",
+    "apply_edit": "edits.applied",
+    "attack": "api.evaluate",
+    "erase": "api.erase",
+    "evaluate": "api.evaluate",
+    "find_world": "concepts.worlds",
+    "fit": "api.fit",
+    "load_backbone": "backbones.loading",
+    "load_edit": "edits.applied",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _DEFINED_IN:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_DEFINED_IN[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -149,7 +149,7 @@ def retention_callbacks() -> list[type[RetentionCallback]]:
 def _check_retention(module: ErasureModule, family: type[Backbone]) -> None:
     callbacks = [cls() for cls in retention_callbacks()]
     for callback in callbacks:
-        callback.given = callback.given or ["a tree", "a car", "a boat"]
+        callback.prompts = callback.prompts or ["a tree", "a car", "a boat"]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*edits no text encoder.*")
         fit(module, 2, *callbacks)

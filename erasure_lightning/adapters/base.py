@@ -40,6 +40,9 @@ class Adapter(nn.Module, ABC):
         layer: Whose output it changes.
     """
 
+    #: Share of the change that is applied: 0 none, 1 all of it, beyond 1 more.
+    strength: float = 1.0
+
     @abstractmethod
     def __init__(self, layer: nn.Module, **settings: Any) -> None:
         super().__init__()
@@ -110,4 +113,6 @@ def refuse_saving(root: nn.Module, *_: Any, **__: Any) -> NoReturn:
 
 
 def _speak(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-    return cast(Tensor, getattr(layer, CHILD)(inputs[0], output))
+    adapter = cast(Adapter, getattr(layer, CHILD))
+    changed: Tensor = adapter(inputs[0], output)
+    return changed if adapter.strength == 1 else output.lerp(changed, adapter.strength)

@@ -3,16 +3,19 @@
 from pathlib import Path
 from typing import Any
 
+from erasure_lightning.api.pipelines import Borrowed
+from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.concepts.concept import Concept
+from erasure_lightning.edits.applied import Edit
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.registry import known_methods, load_method
-from erasure_lightning.training.base import ErasureModule
+from erasure_lightning.training.base import BACKBONE_PREFIX, ErasureModule
 from erasure_lightning.training.checkpoints import read_checkpoint
 
 
 def load_edited(path: Path) -> ErasureModule:
-    """The module that made an edit, with the edit in its ``backbone`` and the untouched model in
-    its ``original``.
+    """The module that made an edit: the edit in its ``backbone``, the model without it in its
+    ``original``.
 
     A file does not decide which code runs: its method must be one of ours or of an installed
     plugin. Arguments that were objects (a bank of trajectories) are left at their defaults;
@@ -25,34 +28,74 @@ def load_edited(path: Path) -> ErasureModule:
         ErasureError: If the file cannot be read, its method is not installed or takes other
             arguments by now, or the edit is another base model's.
     """
-    checkpoint = read_checkpoint(path)
+    module, checkpoint = _empty_module(str(path), read_checkpoint(path))
+    return _filled(module, checkpoint)
+
+
+def edited_module(edit: Edit, borrowed: Borrowed) -> ErasureModule:
+    """The module of an edit on a pipeline's backbone, whose values it may change.
+
+    Args:
+        edit: The edit.
+        borrowed: The pipeline, which does not hold the edit.
+
+    Raises:
+        ErasureError: As `load_edited` says.
+    """
+    names = {BACKBONE_PREFIX + name: value for name, value in edit.tensors.items()}
+    checkpoint = {"state_dict": names, "erasure": edit.metadata}
+    module, checkpoint = _empty_module(repr(edit), checkpoint, borrowed.backbone)
+    module.configure_model()
+    borrowed.protect(module.editable().values())
+    return _filled(module, checkpoint)
+
+
+def _empty_module(
+    title: str, checkpoint: dict[str, Any], backbone: Backbone | None = None
+) -> tuple[ErasureModule, dict[str, Any]]:
+    """The module that made a checkpoint, before the edit is in it, and the checkpoint.
+
+    Args:
+        title: Of the checkpoint, for errors.
+        checkpoint: Its ``state_dict``, and under ``erasure`` the edit's metadata.
+        backbone: The model; by default the one that the metadata names.
+
+    Raises:
+        ErasureError: If the method is not installed or takes other arguments by now.
+    """
     made = checkpoint["erasure"]
-    method = _method(path, str(made.get("method")))
+    method = _method(title, str(made.get("method")))
+    arguments = _arguments(made) | ({} if backbone is None else {"backbone": backbone})
     try:
-        module = method(**_arguments(made))
+        return method(**arguments), checkpoint
     except (TypeError, KeyError) as error:
-        versions = (
-            ", ".join(f"{name} {version}" for name, version in made.get("versions", {}).items())
-            or "unknown"
-        )
+        versions = [f"{name} {version}" for name, version in made.get("versions", {}).items()]
         raise ErasureError(
-            f"{path} was made with arguments that {method.__name__} does not take here ({error})."
-            f" It was made with: {versions}."
+            f"{title} was made with arguments that {method.__name__} does not take here ({error})."
+            f" It was made with: {', '.join(versions) or 'unknown'}."
         ) from error
+
+
+def _filled(module: ErasureModule, checkpoint: dict[str, Any]) -> ErasureModule:
+    """A module with a checkpoint's edit in its backbone.
+
+    Raises:
+        ErasureError: If the edit is another base model's.
+    """
     module.configure_model()
     module.on_load_checkpoint(checkpoint)
     module.load_state_dict(checkpoint["state_dict"], strict=False)
     return module.requires_grad_(False).eval()
 
 
-def _method(path: Path, made: str) -> type[ErasureModule]:
+def _method(title: str, made: str) -> type[ErasureModule]:
     for offered in known_methods():
         if offered.name == made.rpartition(".")[2]:
             method = load_method(offered)
             if f"{method.__module__}.{method.__qualname__}" == made:
                 return method
     raise ErasureError(
-        f"{path} was made by the method {made}, which no installed package offers (`erasure"
+        f"{title} was made by the method {made}, which no installed package offers (`erasure"
         " methods` lists what is there). Install its package."
     )
 

@@ -44,10 +44,12 @@ class Measure(PairedImages):
     Args:
         scorer: Folder or Hub id of a CLIP or SigLIP that tells what a picture shows; the world's
             own by default. Where there is neither, only pixels are compared.
+        show: Whether the table is printed.
     """
 
-    def __init__(self, scorer: str | None = None) -> None:
+    def __init__(self, scorer: str | None = None, show: bool = True) -> None:
         self.scorer = scorer
+        self.show = show
         self.result: Result | None = None
 
     def begin(self, module: ErasureModule, shots: Sequence[ImageRequest]) -> None:
@@ -71,7 +73,8 @@ class Measure(PairedImages):
         module.log_dict(_means(result), sync_dist=True)
         if trainer.is_global_zero:
             result.save(Path(trainer.default_root_dir) / "metrics.json")
-            Console().print(table(result))
+            if self.show:
+                Console().print(table(result))
 
 
 class EditMetrics:

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from erasure_lightning.api.load import load_edited
+from erasure_lightning.api.quiet import silence
 from erasure_lightning.attacks.base import Attack
 from erasure_lightning.attacks.outcome import ASKED, OUTCOME_FILE, Outcome
 from erasure_lightning.attacks.runner import attack_all, of_edit, write_outcome
@@ -17,7 +18,6 @@ from erasure_lightning.cli.configs import checked_config, dump_yaml, load_yaml
 from erasure_lightning.cli.error_messages import tidy
 from erasure_lightning.cli.parser import Parser
 from erasure_lightning.cli.short_names import arguments, options
-from erasure_lightning.cli.warning_filters import hush
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.locks import working_in
 from erasure_lightning.registry import find_attack, known_attacks
@@ -37,7 +37,7 @@ def attack(argv: list[str]) -> None:
     Raises:
         ErasureError: If the edit or the attack cannot be found, or something would be overwritten.
     """
-    hush()
+    silence()
     parser = _parser()
     config = parser.parse_args(_helped(_arguments(argv)))
     if config.ckpt_path is None:

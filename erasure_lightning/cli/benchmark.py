@@ -240,11 +240,11 @@ def _check(suite: Suite) -> None:
     """
     import torch
 
+    from erasure_lightning.api.quiet import silence
     from erasure_lightning.backbones.loading import load_backbone
     from erasure_lightning.benchmark.baseline_check import DOMAINS, STYLES, THINGS, Examiner
-    from erasure_lightning.cli.warning_filters import hush
 
-    hush()
+    silence()
     seeds = suite.options.get("data.seeds", SEEDS)
     if not isinstance(seeds, int):
         raise ErasureError(

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
+from erasure_lightning.api.quiet import silence
 from erasure_lightning.attacks.dashboards import show_attacks
 from erasure_lightning.attacks.outcome import OUTCOME_FILE, Outcome
 from erasure_lightning.cli.arguments import Arguments
 from erasure_lightning.cli.loggers import check_account, closing
-from erasure_lightning.cli.warning_filters import hush
 from erasure_lightning.edits.edit import read_edit
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.metrics.protocol import Result
@@ -61,7 +61,7 @@ def log(argv: list[str]) -> None:
     entries = [entry for path in options.paths for entry in _entries(path)]
     if options.to == "wandb":
         check_account(options.offline, "--offline")
-    hush()
+    silence()
     for entry in entries:
         _log(entry, options)
         print(f"Logged {entry.folder} as {entry.name}.")

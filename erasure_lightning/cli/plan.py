@@ -9,12 +9,12 @@ from rich.console import Console
 from rich.table import Table
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
+from erasure_lightning.api.quiet import silence
 from erasure_lightning.callbacks.interrupt import LastCheckpoint
 from erasure_lightning.callbacks.watchdog import Watchdog
 from erasure_lightning.checks import require
 from erasure_lightning.cli.run import CommandLine
 from erasure_lightning.cli.short_names import options
-from erasure_lightning.cli.warning_filters import hush
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.writing import json_text
 from erasure_lightning.planning.forecast import STUDENT, TEACHER, Forecast, forecast
@@ -41,7 +41,7 @@ def plan(argv: list[str]) -> int:
     Raises:
         ErasureError: If the arguments are none that `erasure fit` would take.
     """
-    hush()
+    silence()
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")

@@ -13,10 +13,10 @@ from rich.table import Table
 from torch import Tensor
 
 from erasure_lightning.api.load import load_edited
+from erasure_lightning.api.quiet import silence
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.checks import require
 from erasure_lightning.cli.arguments import Arguments, count
-from erasure_lightning.cli.warning_filters import hush
 from erasure_lightning.concepts.concept import in_short
 from erasure_lightning.concepts.vocabulary import spread
 from erasure_lightning.data.datamodule import warn_of_cut
@@ -68,7 +68,7 @@ def purify(argv: list[str]) -> None:
     require("erasure purify", at_least=0, **{"--guidance": options.guidance})
     files, checkpoint = image_files(options.images), locate(options.ckpt_path, "purify")
     folder = _folder(options.out, checkpoint)
-    hush()
+    silence()
     module = load_edited(checkpoint).to(torch.accelerator.current_accelerator() or "cpu")
     settings = Settings(options.prompt, _steps(options.steps, module.original), options.guidance)
     warn_of_cut(module.original, [options.prompt], "prompts")

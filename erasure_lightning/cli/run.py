@@ -1,7 +1,5 @@
 """fit, validate, test and predict: a run, from its arguments to its folder."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +7,12 @@ import torch
 from jsonargparse import Namespace
 from lightning import Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 
-from erasure_lightning.callbacks.cost import Cost
-from erasure_lightning.callbacks.dashboard import Dashboard
-from erasure_lightning.callbacks.edit_export import ExportEdit
-from erasure_lightning.callbacks.edit_validation import EditValidation
-from erasure_lightning.callbacks.image_writer import ImageWriter
+from erasure_lightning.api.fit import TRAINER, run_callbacks, run_loggers, running, train
+from erasure_lightning.api.quiet import silence
 from erasure_lightning.callbacks.interrupt import LastCheckpoint
-from erasure_lightning.callbacks.measure import Measure
-from erasure_lightning.callbacks.progress import Progress
-from erasure_lightning.callbacks.sample_grid import SampleGrid
 from erasure_lightning.callbacks.watchdog import Watchdog
 from erasure_lightning.checks import require
 from erasure_lightning.cli import folders, loggers
@@ -31,20 +22,14 @@ from erasure_lightning.cli.parser import Parser
 from erasure_lightning.cli.rank import started
 from erasure_lightning.cli.resume import check_same, check_unfinished, own_config
 from erasure_lightning.cli.short_names import arguments, concept_file
-from erasure_lightning.cli.warning_filters import hush
 from erasure_lightning.data.datamodule import PromptData
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.files.locks import working_in
 from erasure_lightning.files.writing import write_atomically
 from erasure_lightning.methods import METHODS
-from erasure_lightning.runs.csv_log import MetricsFile
 from erasure_lightning.runs.redaction import without_secrets
 from erasure_lightning.training.base import ErasureModule
 from erasure_lightning.training.checkpoints import PlainCheckpointIO, locate, read_checkpoint
 from erasure_lightning.training.strategies import check, register
-
-TRAINER = {"max_steps": 100, "max_epochs": 1, "enable_model_summary": False}
-TRAINER |= {"num_sanity_val_steps": 0, "log_every_n_steps": 20}
 
 #: Options of which a command needs one.
 _NAMING = ("-c", "--config", "--model", "--model.class_path", "-h", "--help")
@@ -69,7 +54,7 @@ def run(command: str, argv: list[str]) -> None:
         ErasureError: For whatever the user can mend.
         Interrupted: If a signal came.
     """
-    hush()
+    silence()
     keeper = LastCheckpoint()
     try:
         with keeper.watching():
@@ -156,7 +141,7 @@ class CommandLine(LightningCLI):
         self.keeper.set_every(self.config.save_every)
         _check_numbers(self.config.trainer)
         _take_up(self.config.trainer)
-        self.heartbeat = Watchdog(self.config.hang_timeout)
+        self.watchdog = Watchdog(self.config.hang_timeout)
         self.checkpoint = self._checkpoint(content["model"])
         self.run = folders.choose(
             self.command, self.config, self.checkpoint, concept_file(self.argv)
@@ -211,65 +196,44 @@ class CommandLine(LightningCLI):
         register(self.model.has_unused, self.config.hang_timeout)
         trainer = super().instantiate_trainer(
             default_root_dir=str(self.run.root),
-            logger=self._loggers(given.logger),
-            callbacks=self._callbacks(given),
+            logger=run_loggers(
+                self.run, given.logger if isinstance(given.logger, bool) else _list(given.logger)
+            ),
+            callbacks=run_callbacks(
+                _list(given.callbacks),
+                self.keeper,
+                self.watchdog,
+                config=self.text,
+                fast_dev_run=bool(given.fast_dev_run),
+                checkpoints=given.enable_checkpointing is not False,
+                progress_bar=given.enable_progress_bar is not False,
+            ),
             plugins=[*_list(given.plugins), PlainCheckpointIO()],
             **kwargs,
         )
         self.keeper.listen_in(trainer)
         return trainer
 
-    def _loggers(self, given: Any) -> list[Logger] | bool:
-        if given is False:
-            return False
-        return [MetricsFile(self.run.root), *_list(None if given is True else given)]
-
-    def _callbacks(self, given: Namespace) -> list[Callback]:
-        chosen, ours = (
-            _list(given.callbacks),
-            [Measure(), SampleGrid(), ImageWriter(), Dashboard()],
-        )
-        if not given.fast_dev_run:  # which leaves nothing behind
-            ours += [Cost(), EditValidation(), ExportEdit(self.text)]
-            ours += [] if given.enable_checkpointing is False else [self.keeper]
-        shown = given.enable_progress_bar is not False and not any(
-            isinstance(c, ProgressBar) for c in chosen
-        )
-        ours = [c for c in ours if type(c) not in map(type, chosen)]
-        return [
-            *chosen,
-            *([Progress()] if shown else []),
-            *ours,
-            self.heartbeat,
-        ]  # which alone is told to watch
-
     def go(self) -> None:
         """Run the command."""
         torch.manual_seed(self.model.seed)
-        first = self.trainer.is_global_zero
         with (
-            self._folder() if first and not self.config.trainer.fast_dev_run else nullcontext(),
-            self.heartbeat.watching(self.trainer),
-            loggers.closing(self.run.root, lambda: self.trainer.loggers if first else []),
+            running(self.trainer, self.run, self.watchdog, self._prepare),
+            loggers.closing(self.run.root, self._open_loggers),
         ):
             {"fit": self._fit, "predict": self._predict}.get(self.command, self._measure)()
 
-    @contextmanager
-    def _folder(self) -> Iterator[None]:
-        """Have the run's folder to oneself; another run may have ended there while this one was
-        being made.
-        """
-        with working_in(self.run.root):
-            folders.check(self.command, self.run, self.checkpoint)
-            write_atomically(self.run.config, self.text.encode())
-            yield
+    def _prepare(self) -> None:
+        folders.check(self.command, self.run, self.checkpoint)
+        write_atomically(self.run.config, self.text.encode())
+
+    def _open_loggers(self) -> list[Logger]:
+        return self.trainer.loggers if self.trainer.is_global_zero else []
 
     def _fit(self) -> None:
-        self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=self.checkpoint)
+        train(self.trainer, self.model, self.datamodule, self.checkpoint, self.config.measure)
         if self.config.trainer.fast_dev_run:
             return
-        if self.config.measure:
-            self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
         self._say(f"Erased; the edit is in {self.run.root}")
         self._say(
             f"Draw prompts of your own: erasure predict --ckpt_path {self.run.root} --data.prompts"

@@ -16,9 +16,9 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from erasure_lightning.api.quiet import silence
 from erasure_lightning.callbacks.image_writer import MANIFEST
 from erasure_lightning.cli.arguments import Arguments
-from erasure_lightning.cli.warning_filters import hush
 from erasure_lightning.data.image_files import SUFFIXES, read
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.text_files import read_prompts_file
@@ -87,7 +87,7 @@ def score(argv: list[str]) -> None:
     reference = read_pictures(options.reference) if options.reference else []
     out = options.out or options.folder / SCORE_FILE
     _check(metrics, pictures, options, out)
-    hush()
+    silence()
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
     gauges = [
         _gauge(name, where, pictures, reference, options, device) for name, where in metrics.items()

@@ -16,7 +16,7 @@ from erasure_lightning.adapters.lora import merged
 from erasure_lightning.edits.components import Component, fingerprints, is_same
 from erasure_lightning.edits.format import EDIT_FORMAT, current_name, read_metadata
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.files.writing import EDIT_FILE, json_text, write_atomically
+from erasure_lightning.files.writing import json_text, write_atomically
 
 #: The attribute of a component that lists the edits it holds.
 MARK = "erasure_edits"
@@ -69,27 +69,27 @@ def read_edit(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, read_metadata(path, header)
 
 
-def apply_edit(path: str | Path, pipeline: Any, transfer: bool = False) -> dict[str, Any]:
-    """Put an edit into a pipeline: the one it was trained on, or another with the same component.
+def install_edit(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], pipeline: Any, transfer: bool
+) -> list[str]:
+    """Write an edit into a pipeline; where the pipeline holds it already, do nothing.
 
-    A trained text encoder transfers to every pipeline with the same one, whatever its UNet.
     Low-rank adapters are merged into the weights; other adapters stand beside them, and such a
-    pipeline refuses to be saved. An edit that a pipeline holds already is left as it is.
+    pipeline refuses to be saved.
 
     Args:
-        path: An ``edit.safetensors`` or the run folder that holds it.
+        tensors: Edited values by component and name, as `read_edit` returns them.
+        metadata: Of the edit.
         pipeline: A diffusers pipeline, or anything with the same component names.
         transfer: Accept components of equal shapes and other weights.
 
     Returns:
-        The edit's metadata, and under ``transferred`` the components that needed ``transfer``.
+        The components that needed ``transfer``.
 
     Raises:
         ErasureError: If the pipeline lacks a component, has another one, holds another edit in it,
             or keeps its weights where an edit would not act.
     """
-    path = Path(path)
-    tensors, metadata = read_edit(path / EDIT_FILE if path.is_dir() else path)
     changes = list(_changes(tensors, metadata, pipeline))
     due = [change for change in changes if change.is_due(transfer)]
     for change in due:
@@ -98,15 +98,24 @@ def apply_edit(path: str | Path, pipeline: Any, transfer: bool = False) -> dict[
         change.write()
     if any(change.plan for change in due) and hasattr(pipeline, "save_pretrained"):
         pipeline.save_pretrained = partial(_save_pretrained, pipeline)
-    return metadata | {
-        "transferred": [change.component.name for change in changes if change.transferred]
-    }
+    return [change.component.name for change in changes if change.transferred]
+
+
+def title_of(metadata: Mapping[str, Any]) -> str:
+    """An edit in short, ``UCE of guitar``, by which a component lists it."""
+    return f"{metadata.get('method', '').rpartition('.')[2]} of {_concepts(metadata)}"
+
+
+def marks_of(module: nn.Module) -> list[dict[str, Any]]:
+    """The edits that a component holds, the oldest first."""
+    marks: list[dict[str, Any]] = vars(module).setdefault(MARK, [])
+    return marks
 
 
 def _changes(
     tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], pipeline: Any
 ) -> Iterator["_Change"]:
-    about = f"{metadata.get('method', '').rpartition('.')[2]} of {_concepts(metadata)}"
+    about = title_of(metadata)
     for name in sorted({name.partition(".")[0] for name in tensors}):
         values = {
             n.removeprefix(f"{name}."): v for n, v in tensors.items() if n.startswith(f"{name}.")
@@ -204,8 +213,7 @@ class _Change:
         return "".join(f" ({mark['edit']})" for mark in self._marks()[-1:])
 
     def _marks(self) -> list[dict[str, Any]]:
-        marks: list[dict[str, Any]] = vars(self.component.module).setdefault(MARK, [])
-        return marks
+        return marks_of(self.component.module)
 
     def install(self) -> None:
         """Put the adapters in, if there are any; out again where they do not fit or do not act."""
@@ -222,10 +230,14 @@ class _Change:
             raise
 
     def write(self) -> None:
-        """Write the values, and leave a mark."""
+        """Write the values, and leave a mark with those that were there before."""
+        mark: dict[str, Any] = {"edit": self.about, "transferred": self.transferred}
         if self.plan is None:
+            parameters = self.component.parameters()
+            mark["before"] = {name: parameters[name].detach().clone() for name in self.values}
+            mark["after"] = self.values
             self.component.write(self.values)
-        self._marks().append({"edit": self.about, "transferred": self.transferred})
+        self._marks().append(mark)
 
     def _require_effect(self, has: bool) -> None:
         if not has:

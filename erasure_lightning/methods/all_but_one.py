@@ -60,6 +60,8 @@ class AllButOne(GradientErasure):
         ErasureError: If ``lam`` or ``eta`` is negative.
     """
 
+    default_steps = 500
+
     def __init__(
         self,
         *,

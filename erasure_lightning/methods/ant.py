@@ -74,6 +74,8 @@ class ANT(SalientErasure):
         ErasureError: If a number is out of range.
     """
 
+    default_steps = 250
+
     def __init__(
         self,
         *,

@@ -85,6 +85,8 @@ class CA(GradientErasure):
         ErasureError: If a number is out of range.
     """
 
+    default_steps = 100
+
     def __init__(
         self,
         *,

@@ -73,6 +73,8 @@ class MACE(PerConceptErasure):
 
     needs = frozenset({"attention maps"})
 
+    default_steps = 50
+
     def __init__(
         self,
         *,

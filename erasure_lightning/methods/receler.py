@@ -132,6 +132,8 @@ class Receler(AdapterErasure):
 
     needs = frozenset({"attention maps", "cross-attention"})
 
+    default_steps = 500
+
     def __init__(
         self,
         *,

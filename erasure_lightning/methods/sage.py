@@ -61,6 +61,8 @@ class SAGE(GradientErasure):
         kwargs: Arguments of every gradient method.
     """
 
+    default_retention = ("GlobalSemanticAlignment", "LocalNoisePreservation")
+
     def __init__(
         self,
         *,

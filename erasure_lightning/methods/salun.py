@@ -74,6 +74,8 @@ class SalUn(SalientErasure):
         ErasureError: If a number is out of range, or latents are no generated images.
     """
 
+    default_steps = 500
+
     def __init__(
         self,
         *,

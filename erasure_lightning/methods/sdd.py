@@ -61,6 +61,8 @@ class SDD(GradientErasure):
         ErasureError: If ``ema`` is out of range.
     """
 
+    default_steps = 1500
+
     #: The model with averaged weights; of what is edited it has copies, all else it shares.
     average: Backbone
 

@@ -73,6 +73,8 @@ class SPM(AdapterErasure):
 
     needs = frozenset({"transformer layers"})
 
+    default_steps = 3000
+
     def __init__(
         self,
         *,

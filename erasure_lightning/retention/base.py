@@ -61,7 +61,7 @@ class RetentionCallback(Callback, ABC):
         self.weight = weight
         self.ramp = ramp
         self.nearness = nearness
-        self.given = (
+        self.prompts = (
             read_prompts_file(prompts, type(self).__name__) if isinstance(prompts, str) else prompts
         )
         self.retained: list[str] = []
@@ -122,7 +122,9 @@ class RetentionCallback(Callback, ABC):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Collect the retained prompts and prepare."""
         module = cast(ErasureModule, pl_module)
-        self.retained = list(self.given) if self.given else retained_prompts(module, self.nearness)
+        self.retained = (
+            list(self.prompts) if self.prompts else retained_prompts(module, self.nearness)
+        )
         self._warn_without_text_edit(module)
         if isinstance(module, GradientErasure):
             self.prepare(module)

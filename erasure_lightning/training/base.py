@@ -89,6 +89,8 @@ class ErasureModule(LightningModule, ABC):
     #: What the method asks of a model family beyond predictions; a family without it is refused
     #: before training.
     needs: ClassVar[frozenset[Capability]] = frozenset()
+    #: Retention callbacks that belong to the method in its paper, by class name.
+    default_retention: ClassVar[tuple[str, ...]] = ()
     #: The model being edited and its frozen original; both are there once Lightning has called
     #: `configure_model`.
     backbone: Backbone
@@ -283,18 +285,18 @@ class ErasureModule(LightningModule, ABC):
     @property
     def prompts(self) -> ConceptPrompts:
         """The sentences that the concepts are trained in."""
-        made, settings = self._prompts, (self.prompt_templates, self.global_rank)
-        if made is None or (made.templates, made.rank) != settings:
+        prompts, settings = self._prompts, (self.prompt_templates, self.global_rank)
+        if prompts is None or (prompts.templates, prompts.rank) != settings:
             vocabulary = Vocabulary(self.backbone.world, self.concepts)
-            made = ConceptPrompts(
+            prompts = ConceptPrompts(
                 self.concepts,
                 vocabulary,
                 self.prompt_templates,
                 seed=self.seed,
                 rank=self.global_rank,
             )
-            self._prompts = made
-        return made
+            self._prompts = prompts
+        return prompts
 
     def train_dataloader(self) -> Draws[PromptBatch]:
         """Batches of four concept prompts, for a trainer that is given no datamodule."""

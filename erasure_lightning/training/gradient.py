@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -44,6 +44,9 @@ class GradientErasure(ErasureModule):
     Raises:
         ErasureError: If a number is out of range.
     """
+
+    #: Training steps of the paper or its official code, for a concept; 1000 where neither says.
+    default_steps: ClassVar[int] = 1000
 
     def __init__(
         self,

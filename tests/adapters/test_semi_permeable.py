@@ -10,7 +10,7 @@ from torch import nn
 from erasure_lightning.adapters.semi_permeable import Membrane, SemiPermeable
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts.concept import Concept
-from erasure_lightning.edits.edit import apply_edit
+from erasure_lightning.edits.applied import apply_edit
 from erasure_lightning.methods.spm import SPM
 
 CONCEPTS = [Concept("small cat", "dog"), Concept("star")]

@@ -118,7 +118,7 @@ def fits(name, strategy, out):
 def related(module, rows):
     """Slopes of the relations between prompts by number, on the ranks there are."""
     callback = GlobalSemanticAlignment(mode="self", prompts=[f"a {word}" for word in WORDS[14:]])
-    callback.retained, callback.draw = callback.given, lambda count: rows
+    callback.retained, callback.draw = callback.prompts, lambda count: rows
     callback.prepare(module)
     module.zero_grad()
     callback.term(module).backward()

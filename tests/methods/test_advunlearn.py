@@ -98,7 +98,7 @@ class TestLoss:
     def test_retention_is_nothing_at_the_original(self):
         """The second half of the official loss, which stands in the config."""
         module, term = method(), LocalNoisePreservation(prompts=["a tree", "a car"], batch_size=2)
-        term.retained = term.given
+        term.retained = term.prompts
         assert term.term(module) > 1e-6  # the control: the encoder has moved
         module.backbone = module.original
         assert term.term(module) == 0

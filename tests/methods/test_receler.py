@@ -12,7 +12,7 @@ from torch import nn
 from erasure_lightning.adapters.eraser import listening, outside
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts.concept import Concept, PromptBatch
-from erasure_lightning.edits.edit import apply_edit
+from erasure_lightning.edits.applied import apply_edit
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.receler import Receler
 from erasure_lightning.testing import check_method, fit

@@ -70,7 +70,7 @@ def test_it_holds_what_it_names_with_any_gradient_method(name, method):
     )
     free, held = (module(method, **arguments) for _ in range(2))
     callback = TERMS[name]()
-    callback.given, callback.weight = KEPT, 300.0 if name in ("cross", "self") else 10.0
+    callback.prompts, callback.weight = KEPT, 300.0 if name in ("cross", "self") else 10.0
     fit(free, 20)
     fit(held, 20, callback)
     judge = ready(TERMS[name](), held)
@@ -126,12 +126,12 @@ class Keeping(Redirection):
 @pytest.mark.parametrize("make", [LocalNoisePreservation, UnconditionalDrift])
 def test_a_closed_form_holds_the_states_of_what_is_retained(make):
     free, held, callback = module(Keeping), module(Keeping), make(weight=100.0)
-    callback.given = KEPT if make is LocalNoisePreservation else [""]
+    callback.prompts = KEPT if make is LocalNoisePreservation else [""]
     fit(free, 1)
     fit(held, 1, callback)
 
     def moved(owner):
-        states = owner.original.encode(callback.given).tokens
+        states = owner.original.encode(callback.prompts).tokens
         layers = owner.original.text_layers()
         return sum((states @ (w - layers[n.removesuffix(".weight")].weight).T).square().sum()
                    for n, w in owner.editable().items())  # fmt: skip
@@ -167,7 +167,7 @@ class TestRetainedPrompts:
 
     def test_from_a_file(self, tmp_path):
         (tmp_path / "kept.txt").write_text("a star\n\n a tree \n")
-        assert LocalNoisePreservation(prompts=str(tmp_path / "kept.txt")).given == [
+        assert LocalNoisePreservation(prompts=str(tmp_path / "kept.txt")).prompts == [
             "a star",
             "a tree",
         ]

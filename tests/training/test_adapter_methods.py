@@ -10,7 +10,7 @@ from erasure_lightning.adapters.kinds import KINDS, install
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.callbacks.edit_validation import check_edit
 from erasure_lightning.concepts.concept import Concept
-from erasure_lightning.edits.edit import apply_edit
+from erasure_lightning.edits.applied import apply_edit
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.testing import check_method, edit_of, fit
 from erasure_lightning.training.adapter_methods import AdapterErasure, LoraErasure

@@ -11,7 +11,7 @@ from erasure_lightning.cli.main import main
 from erasure_lightning.concepts.concept import Concept, PromptBatch
 from erasure_lightning.diffusion.fine_tuning import FineTuning
 from erasure_lightning.diffusion.latent_dataset import LatentDataset
-from erasure_lightning.edits.edit import apply_edit
+from erasure_lightning.edits.applied import apply_edit
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.testing import edit_of, fit
 from erasure_lightning.training.trajectory_bank import TrajectoryBank

@@ -1,0 +1,173 @@
+"""`erase`: makes a diffusers pipeline forget concepts, in one call."""
+
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Trainer
+
+from erasure_lightning.api.pipelines import Borrowed, as_backbone
+from erasure_lightning.api.quiet import quiet
+from erasure_lightning.callbacks.edit_validation import EditValidation
+from erasure_lightning.callbacks.progress import Progress
+from erasure_lightning.concepts.concept import Concept, Kind
+from erasure_lightning.concepts.files import read_concepts
+from erasure_lightning.data.datamodule import PromptData
+from erasure_lightning.edits.applied import Edit
+from erasure_lightning.edits.components import fingerprints
+from erasure_lightning.errors import ErasureError
+from erasure_lightning.registry import find_method, load_method
+from erasure_lightning.retention.base import RetentionCallback
+from erasure_lightning.training.base import ErasureModule
+from erasure_lightning.training.gradient import GradientErasure
+
+
+def erase(
+    pipeline: Any,
+    concepts: str | Concept | Sequence[str | Concept] | Path,
+    method: str | type[ErasureModule] = "SAGE",
+    *,
+    anchor: str = "",
+    kind: Kind = "thing",
+    retain: Sequence[str] | None = None,
+    retention: Sequence[RetentionCallback] | None = None,
+    steps: int | None = None,
+    batch_size: int = 4,
+    templates: Sequence[str] | None = None,
+    seed: int = 0,
+    accelerator: str = "auto",
+    progress_bar: bool = True,
+    **arguments: Any,
+) -> Edit:
+    """Make a pipeline forget concepts, in place.
+
+    The pipeline draws as before until the edit is finished; an error or an interruption leaves it
+    as it was.
+
+    Args:
+        pipeline: A diffusers pipeline of a known family (Stable Diffusion 1.x, 2.x or XL).
+        concepts: What it must forget: words, a `Concept`, several of them, or a file of concepts.
+        method: Name of a method, built in or from a plugin, or its class.
+        anchor: What is drawn in place of concepts that are given as words; empty for no prompt.
+        kind: What such concepts are: a ``thing``, a ``style`` or a ``person``.
+        retain: Prompts that must be drawn as before; they are given to the retention callbacks.
+        retention: Retention callbacks; by default the method's own, and `LocalNoisePreservation`
+            where there are none and ``retain`` is given.
+        steps: Training steps, at least 1; by default those of the method's paper or official code.
+            A closed form takes one step.
+        batch_size: Concept prompts in a training step, at least 1.
+        templates: Sentences with ``{}`` for the concept; by default ten for each kind.
+        seed: Of everything that is drawn.
+        accelerator: What Lightning trains on, ``cpu`` or ``cuda`` say.
+        progress_bar: Whether the training steps are shown.
+        arguments: Of the method's constructor, ``lr`` or ``erase_scale`` say.
+
+    Returns:
+        The edit, which the pipeline holds: save it, change its strength, remove it.
+
+    Raises:
+        ErasureError: If the pipeline's family, the method, a concept or an argument is none that
+            can be used, or the edit would change nothing or hold NaN.
+
+    Example:
+        >>> from erasure_lightning import erase
+        >>> from erasure_lightning.backbones.tiny import TinyBackbone
+        >>> pipeline = TinyBackbone().to_pipeline()
+        >>> edit = erase(pipeline, "cat", method="UCE", anchor="dog", progress_bar=False)
+        >>> edit
+        Edit(UCE of cat, 8 tensors)
+        >>> edit.strength = 0.5
+        >>> edit.remove()
+    """
+    cls = load_method(find_method(method)) if isinstance(method, str) else method
+    listed = _concepts(concepts, anchor, kind)
+    callbacks = _retention(cls, retention, retain)
+    with quiet(), as_backbone(pipeline) as borrowed:
+        module = _made(cls, listed, borrowed, seed, arguments)
+        data = PromptData(batch_size=batch_size, templates=list(templates) if templates else None)
+        trainer = Trainer(
+            max_steps=_steps(module, steps),
+            accelerator=accelerator,
+            devices=1,
+            callbacks=[
+                *callbacks,
+                EditValidation(),
+                *([Progress()] if progress_bar else []),
+            ],
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            enable_progress_bar=progress_bar,
+            limit_val_batches=0,
+        )
+        torch.manual_seed(seed)
+        trainer.fit(module, data)
+        edit = _edit(module)
+    own = {name: fingerprints(getattr(pipeline, name)) for name in edit.metadata["fingerprints"]}
+    edit.metadata["fingerprints"] = own  # in the pipeline's precision, not in that of training
+    return edit.apply(pipeline)
+
+
+def _concepts(
+    concepts: str | Concept | Sequence[str | Concept] | Path, anchor: str, kind: Kind
+) -> list[Concept]:
+    if isinstance(concepts, Path):
+        return read_concepts(concepts)
+    several = [concepts] if isinstance(concepts, str | Concept) else list(concepts)
+    if not several:
+        raise ErasureError("erase needs at least one concept; found none.")
+    return [c if isinstance(c, Concept) else Concept(c, anchor, kind=kind) for c in several]
+
+
+def _retention(
+    cls: type[ErasureModule],
+    retention: Sequence[RetentionCallback] | None,
+    retain: Sequence[str] | None,
+) -> list[RetentionCallback]:
+    if retention is None:
+        names = cls.default_retention or (("LocalNoisePreservation",) if retain else ())
+        retention = [_retention_class(name)() for name in names]
+    if retain is not None:
+        for callback in retention:
+            callback.prompts = list(retain)
+    return list(retention)
+
+
+def _retention_class(name: str) -> type[RetentionCallback]:
+    from erasure_lightning.cli.short_names import CLASSES
+
+    module, _, cls = CLASSES[name].rpartition(".")
+    found: type[RetentionCallback] = getattr(import_module(module), cls)
+    return found
+
+
+def _made(
+    cls: type[ErasureModule],
+    concepts: list[Concept],
+    borrowed: Borrowed,
+    seed: int,
+    arguments: dict[str, Any],
+) -> ErasureModule:
+    try:
+        module = cls(concepts=concepts, backbone=borrowed.backbone, seed=seed, **arguments)
+    except TypeError as error:
+        raise ErasureError(f"{cls.__name__} cannot be made of these arguments: {error}.") from error
+    module.configure_model()
+    borrowed.protect((module.editable() | module.trainable()).values())
+    return module
+
+
+def _steps(module: ErasureModule, steps: int | None) -> int:
+    if steps is not None and steps < 1:
+        raise ErasureError(f"erase needs steps of at least 1; found {steps}.")
+    if not isinstance(module, GradientErasure):
+        return 1
+    return module.default_steps if steps is None else steps
+
+
+def _edit(module: ErasureModule) -> Edit:
+    name = module.backbone.component_name
+    values = {name(key): value for key, value in module.edit_values().items()}
+    return Edit(values, module.description())

@@ -1,0 +1,148 @@
+"""`evaluate` and `attack`: what an edit of a pipeline took away, and whether it comes back."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from lightning import Trainer
+
+from erasure_lightning.api.load import edited_module
+from erasure_lightning.api.pipelines import as_backbone
+from erasure_lightning.api.quiet import quiet
+from erasure_lightning.attacks.base import Attack
+from erasure_lightning.attacks.outcome import Outcome
+from erasure_lightning.attacks.runner import attack_all
+from erasure_lightning.attacks.target import Target, Trials
+from erasure_lightning.callbacks.measure import Measure
+from erasure_lightning.callbacks.progress import Progress
+from erasure_lightning.data.datamodule import PromptData
+from erasure_lightning.edits.applied import Edit, load_edit
+from erasure_lightning.errors import ErasureError
+from erasure_lightning.metrics.protocol import Result
+from erasure_lightning.registry import find_attack, load_offer
+from erasure_lightning.training.base import ErasureModule
+
+
+def evaluate(
+    edit: Edit | str | Path,
+    pipeline: Any,
+    *,
+    scorer: str | None = None,
+    accelerator: str = "auto",
+    progress_bar: bool = True,
+    **data: Any,
+) -> Result:
+    """Measure an edit on a pipeline: images before and after it, from equal noise.
+
+    The edit is measured at its full strength. The pipeline is afterwards what it was.
+
+    Args:
+        edit: An edit, its file, or the run folder that holds it.
+        pipeline: The diffusers pipeline that the edit was made on, with the edit or without it.
+        scorer: Folder or Hub id of a CLIP or SigLIP that tells what an image shows; the world's own
+            by default. Where there is neither, only pixels are compared.
+        accelerator: What Lightning draws on, ``cpu`` or ``cuda`` say.
+        progress_bar: Whether progress and the table of figures are shown.
+        data: Arguments of `PromptData`: ``seeds``, ``others``, ``steps``, ``guidance`` and others.
+
+    Returns:
+        The figures with their intervals, and how they were measured.
+
+    Raises:
+        ErasureError: If the edit is another model's, or an argument cannot be used.
+
+    Example:
+        >>> from erasure_lightning import erase, evaluate
+        >>> from erasure_lightning.backbones.tiny import TinyBackbone
+        >>> pipeline = TinyBackbone().to_pipeline()
+        >>> edit = erase(pipeline, "cat", method="UCE", anchor="dog", progress_bar=False)
+        >>> result = evaluate(edit, pipeline, seeds=2, others=2, steps=2, progress_bar=False)
+        >>> result.estimates["structure"]["distance"]["after"].pictures
+        4
+    """
+    measure = Measure(scorer, show=progress_bar)
+    with quiet(), _module(edit, pipeline) as module, TemporaryDirectory() as folder:
+        trainer = Trainer(
+            accelerator=accelerator,
+            devices=1,
+            callbacks=[measure, *([Progress()] if progress_bar else [])],
+            logger=False,
+            default_root_dir=folder,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            enable_progress_bar=progress_bar,
+        )
+        trainer.test(module, datamodule=PromptData(**data), verbose=False)
+    assert measure.result is not None
+    return measure.result
+
+
+def attack(
+    edit: Edit | str | Path,
+    pipeline: Any,
+    attack: str | Attack = "UnlearnDiffAtk",
+    *,
+    trials: Trials | None = None,
+    progress_bar: bool = True,
+    **budget: Any,
+) -> Outcome:
+    """Try to bring back what an edit erased from a pipeline.
+
+    An attack that fails at a small budget proves nothing. The pipeline is afterwards what it was.
+
+    Args:
+        edit: An edit, its file, or the run folder that holds it.
+        pipeline: The diffusers pipeline that the edit was made on, with the edit or without it.
+        attack: Name of an attack, built in or from a plugin, or an attack with its budget.
+        trials: How often it is tried, and how its images are drawn and scored.
+        progress_bar: Whether a line is printed for each attempt.
+        budget: Arguments of a named attack, ``steps`` or ``tokens`` say.
+
+    Returns:
+        The share of images that show the concept: under attack, plainly prompted, and of the
+        original.
+
+    Raises:
+        ErasureError: If nothing can tell what an image shows, the edit is another model's, or the
+            attack is unknown.
+    """
+    chosen = attack if isinstance(attack, Attack) else _attack(attack, budget)
+    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    with quiet(), _module(edit, pipeline) as module:
+        module.to(device)
+        target = Target(module.backbone, module.original, module.concepts, trials)
+        outcome, _ = attack_all(chosen, target, print if progress_bar else _silent)
+    return outcome
+
+
+def _silent(line: str) -> None:
+    """Prints no line."""
+
+
+def _attack(name: str, budget: dict[str, Any]) -> Attack:
+    cls = load_offer(find_attack(name))
+    try:
+        made: Attack = cls(**budget)
+    except TypeError as error:
+        raise ErasureError(f"{cls.__name__} cannot be made of these arguments: {error}.") from error
+    return made
+
+
+@contextmanager
+def _module(edit: Edit | str | Path, pipeline: Any) -> Iterator[ErasureModule]:
+    """The edit's module on the pipeline's own weights, which get their former values at the end."""
+    edit = edit if isinstance(edit, Edit) else load_edit(edit)
+    applied, strength = edit.pipeline is pipeline, edit.strength
+    if applied:
+        edit.remove()
+    try:
+        with as_backbone(pipeline) as borrowed:
+            yield edited_module(edit, borrowed)
+    finally:
+        if applied:
+            edit.apply(pipeline, transfer=bool(edit.metadata.get("transferred")))
+            if strength != 1:
+                edit.strength = strength

@@ -1,0 +1,193 @@
+"""`fit`: trains a method and writes the folder of its run, as ``erasure fit`` does."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Trainer
+from lightning.pytorch.callbacks import Callback, ProgressBar
+from lightning.pytorch.loggers import Logger
+
+from erasure_lightning.api.quiet import quiet
+from erasure_lightning.callbacks.cost import Cost
+from erasure_lightning.callbacks.dashboard import Dashboard
+from erasure_lightning.callbacks.edit_export import ExportEdit
+from erasure_lightning.callbacks.edit_validation import EditValidation
+from erasure_lightning.callbacks.image_writer import ImageWriter
+from erasure_lightning.callbacks.interrupt import LastCheckpoint
+from erasure_lightning.callbacks.measure import Measure
+from erasure_lightning.callbacks.progress import Progress
+from erasure_lightning.callbacks.sample_grid import SampleGrid
+from erasure_lightning.callbacks.watchdog import Watchdog
+from erasure_lightning.data.datamodule import PromptData
+from erasure_lightning.files.locks import working_in
+from erasure_lightning.runs.csv_log import MetricsFile
+from erasure_lightning.runs.folder import Run, default_run
+from erasure_lightning.training.base import ErasureModule
+from erasure_lightning.training.checkpoints import PlainCheckpointIO
+from erasure_lightning.training.gradient import GradientErasure
+from erasure_lightning.training.strategies import register
+
+#: Arguments of the trainer where neither a config nor an argument says otherwise.
+TRAINER = {
+    "max_steps": 100,
+    "max_epochs": 1,
+    "enable_model_summary": False,
+    "num_sanity_val_steps": 0,
+    "log_every_n_steps": 20,
+}
+
+
+def fit(
+    module: ErasureModule,
+    data: PromptData | None = None,
+    *,
+    run_dir: str | Path | None = None,
+    callbacks: Sequence[Callback] = (),
+    logger: Sequence[Logger] | bool = True,
+    measure: bool = True,
+    save_every: int = 25,
+    hang_timeout: float = 1500.0,
+    progress_bar: bool = True,
+    **trainer: Any,
+) -> Run:
+    """Train a method, measure its edit, and write the run's folder.
+
+    Args:
+        module: The method, with its concepts and backbone.
+        data: Prompts to train on and images to measure; by default `PromptData` of its defaults.
+        run_dir: The run's folder, which must hold no run; by default ``runs/METHOD-CONCEPTS``.
+        callbacks: Retention callbacks, and any others; those that every run has are added.
+        logger: Loggers beside the run's ``metrics.csv``; False for none at all.
+        measure: Whether the edit is measured when training has ended.
+        save_every: Steps between two checkpoints, at least 1.
+        hang_timeout: Seconds without a batch after which the ranks of a run end, above 0.
+        progress_bar: Whether progress is shown.
+        trainer: Arguments of Lightning's trainer: ``max_steps``, ``devices``, ``strategy`` and
+            others; ``max_steps`` is the method's own by default.
+
+    Returns:
+        The run's folder, by the names of its files.
+
+    Raises:
+        ErasureError: If the folder holds a run, an argument cannot be used, or the edit would
+            change nothing or hold NaN.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from erasure_lightning import Concept, PromptData, fit
+        >>> from erasure_lightning.backbones.tiny import TinyBackbone
+        >>> from erasure_lightning.methods import UCE
+        >>> module = UCE(concepts=[Concept("cat", "dog")], backbone=TinyBackbone())
+        >>> with TemporaryDirectory() as folder:
+        ...     run = fit(module, run_dir=folder, measure=False, progress_bar=False)
+        ...     run.edit.name
+        'edit.safetensors'
+    """
+    run = Run(Path(run_dir)) if run_dir is not None else _default_run(module)
+    run.check_unused()
+    keeper, watchdog = LastCheckpoint(save_every), Watchdog(hang_timeout)
+    register(module.has_unused, hang_timeout)
+    steps = module.default_steps if isinstance(module, GradientErasure) else 1
+    with quiet(), keeper.watching():
+        session = Trainer(
+            **TRAINER | {"max_steps": steps} | trainer,
+            default_root_dir=str(run.root),
+            logger=run_loggers(run, logger),
+            callbacks=run_callbacks(callbacks, keeper, watchdog, progress_bar=progress_bar),
+            plugins=PlainCheckpointIO(),
+            enable_progress_bar=progress_bar,
+        )
+        keeper.listen_in(session)
+        torch.manual_seed(module.seed)
+        with running(session, run, watchdog, run.check_unused):
+            train(session, module, data or PromptData(), measure=measure)
+    return run
+
+
+def run_callbacks(
+    chosen: Sequence[Callback],
+    keeper: LastCheckpoint,
+    watchdog: Watchdog,
+    *,
+    config: str = "",
+    fast_dev_run: bool = False,
+    checkpoints: bool = True,
+    progress_bar: bool = True,
+) -> list[Callback]:
+    """The callbacks of a run: those that were chosen, and those that every run has.
+
+    Args:
+        chosen: The user's; one of a class that every run has takes the place of ours.
+        keeper: Saves the run while it trains.
+        watchdog: Ends ranks that wait for one that is gone.
+        config: The run's config as text, kept with the edit.
+        fast_dev_run: Whether Lightning only tries the run, which then leaves no file.
+        checkpoints: Whether the run is saved while it trains.
+        progress_bar: Whether progress is shown.
+    """
+    own: list[Callback] = [Measure(), SampleGrid(), ImageWriter(), Dashboard()]
+    if not fast_dev_run:
+        own += [Cost(), EditValidation(), ExportEdit(config)]
+        own += [keeper] if checkpoints else []
+    own = [callback for callback in own if type(callback) not in map(type, chosen)]
+    shown = progress_bar and not any(isinstance(callback, ProgressBar) for callback in chosen)
+    return [*chosen, *([Progress()] if shown else []), *own, watchdog]
+
+
+def run_loggers(run: Run, chosen: Sequence[Logger] | bool) -> list[Logger] | bool:
+    """The loggers of a run: its ``metrics.csv``, and those that were chosen; none for False."""
+    if chosen is False:
+        return False
+    return [MetricsFile(run.root), *([] if chosen is True else chosen)]
+
+
+@contextmanager
+def running(
+    trainer: Trainer, run: Run, watchdog: Watchdog, prepare: Callable[[], None]
+) -> Iterator[None]:
+    """Hold a run's folder and watch over its ranks.
+
+    Args:
+        trainer: Of the run.
+        run: Its folder, which the first rank locks, unless Lightning only tries the run.
+        watchdog: Watches over the ranks.
+        prepare: Checks and fills the folder once it is locked.
+    """
+    writes = trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False)
+    with _locked(run, prepare) if writes else nullcontext(), watchdog.watching(trainer):
+        yield
+
+
+@contextmanager
+def _locked(run: Run, prepare: Callable[[], None]) -> Iterator[None]:
+    with working_in(run.root):
+        prepare()  # another run may have ended here while this one was being made
+        yield
+
+
+def train(
+    trainer: Trainer,
+    module: ErasureModule,
+    data: PromptData,
+    checkpoint: Path | None = None,
+    measure: bool = True,
+) -> None:
+    """Train, and measure the edit.
+
+    Args:
+        trainer: Of the run.
+        module: The method.
+        data: Its prompts.
+        checkpoint: Where to go on from.
+        measure: Whether the edit is measured.
+    """
+    trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
+    if measure and not getattr(trainer, "fast_dev_run", False):
+        trainer.test(module, datamodule=data, verbose=False)
+
+
+def _default_run(module: ErasureModule) -> Run:
+    return default_run(type(module).__name__, [concept.name for concept in module.concepts])

@@ -1,0 +1,115 @@
+"""A diffusers pipeline as a `Backbone` that is trained or measured, and given back unchanged."""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from erasure_lightning.backbones.base import Backbone
+from erasure_lightning.backbones.families import FAMILIES
+from erasure_lightning.concepts.worlds import World, find_world, worlds
+from erasure_lightning.errors import ErasureError
+
+
+class Borrowed:
+    """A pipeline's modules as a `Backbone`, and what they were before.
+
+    Args:
+        pipeline: Of a family in `FAMILIES`.
+
+    Raises:
+        ErasureError: If its class is unknown, its weights are offloaded, or its sampler cannot be
+            used.
+    """
+
+    def __init__(self, pipeline: Any) -> None:
+        family = _family(pipeline)
+        roots = [value for value in vars(pipeline).values() if isinstance(value, nn.Module)]
+        modules = {module: None for root in roots for module in root.modules()}
+        parameters = {p: None for root in roots for p in root.parameters()}
+        if any(p.is_meta for p in parameters):
+            raise ErasureError(
+                "Erasing needs the pipeline's weights in memory; found some on the meta device,"
+                " where sequential CPU offload leaves them. Erase before"
+                " enable_sequential_cpu_offload."
+            )
+        self._modules = [(module, *_attributes(module)) for module in modules]
+        self._parameters = [(p, p.data, p.requires_grad) for p in parameters]
+        self.backbone = family.from_pipeline(_name(pipeline), pipeline, _world(pipeline))
+        self.backbone.requires_grad_(False).eval()
+
+    def protect(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Give parameters copies of their values, into which training may write."""
+        for parameter in parameters:
+            parameter.data = parameter.data.clone()
+
+    def restore(self) -> None:
+        """Give every module its former children, hooks, flags, values, precision and device."""
+        for module, attributes, contents in self._modules:
+            vars(module).clear()
+            vars(module).update(attributes)
+            for name, content in contents.items():
+                attributes[name].clear()
+                attributes[name].update(content)
+        for parameter, value, requires_grad in self._parameters:
+            parameter.data = value
+            parameter.grad = None
+            parameter.requires_grad_(requires_grad)
+
+
+def _attributes(module: nn.Module) -> tuple[dict[str, Any], dict[str, dict[Any, Any]]]:
+    """A module's attributes, and the contents of those that are dictionaries."""
+    attributes = dict(vars(module))
+    plain = {n: v for n, v in attributes.items() if type(v) in (dict, OrderedDict)}
+    return attributes, {name: dict(value) for name, value in plain.items()}
+
+
+@contextmanager
+def as_backbone(pipeline: Any) -> Iterator[Borrowed]:
+    """A pipeline's modules as a `Backbone`; whatever happens inside, it is afterwards what it was.
+
+    Args:
+        pipeline: Of a family in `FAMILIES`.
+
+    Raises:
+        ErasureError: If it cannot be used, as `Borrowed` says.
+    """
+    borrowed = Borrowed(pipeline)
+    try:
+        yield borrowed
+    finally:
+        borrowed.restore()
+
+
+def _family(pipeline: Any) -> type[Backbone]:
+    family = FAMILIES.get(type(pipeline).__name__)
+    if family is None:
+        known = ", ".join(f"{name} ({family.title})" for name, family in FAMILIES.items())
+        raise ErasureError(
+            f"Erasing needs a diffusers pipeline of a known family; found"
+            f" {type(pipeline).__name__}. Known: {known}."
+        )
+    module, _, name = family.backbone.partition(":")
+    backbone: type[Backbone] = getattr(import_module(module), name)
+    return backbone
+
+
+def _name(pipeline: Any) -> str:
+    """The folder or Hub id it was loaded from, or the world; else its class."""
+    world = _world(pipeline)
+    if world is not None:
+        return world.name
+    return str(getattr(pipeline, "name_or_path", None) or type(pipeline).__name__)
+
+
+def _world(pipeline: Any) -> World | None:
+    """The world whose folder it was loaded from."""
+    path = getattr(pipeline, "name_or_path", None)
+    if not path or not Path(path).is_dir():
+        return None
+    known = [find_world(name) for name in worlds()]
+    return next((w for w in known if w and w.pipeline.samefile(path)), None)

@@ -1,0 +1,51 @@
+"""Fewer words: what Lightning and its kin print that no user of this package needs."""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_MESSAGES = (
+    r".*does not have many workers.*",
+    r".*smaller than the logging interval.*",
+    r".*Found \d+ module\(s\) in eval mode.*",
+    r".*resuming from a checkpoint that ended before the epoch.*",
+    r".*`weights_only` was not set.*",
+    r".*torchvision.*",
+    r".*Total length of `list` across ranks is zero.*",
+    r".*Checkpoint directory .* exists and is not empty.*",
+    r".*isinstance\(treespec, LeafSpec\).*",
+    r".*Trying to infer the `batch_size`.*",
+    r".*No positive class.*",
+    r".*was called before the ``update`` method.*",  # a rank without an image of a group
+    r".*`broadcast_buffers` is deprecated.*",  # older torch knows no other name for it
+    r".*FSDP2-wrapped module .* returned a view tensor.*",  # no denoiser changes it in place
+    r".*lr_scheduler\.step\(\)` before `optimizer\.step\(\).*",
+    r".*cannot be pickled.*",  # of latent sources, which checkpoints hold by themselves
+)
+
+_LOGGERS = {
+    **dict.fromkeys(("lightning.pytorch", "lightning.fabric", "lightning"), logging.WARNING),
+    **dict.fromkeys(("transformers", "diffusers"), logging.ERROR),
+}
+
+
+def silence() -> None:
+    """Ignore the messages for the rest of the process."""
+    for name, level in _LOGGERS.items():
+        logging.getLogger(name).setLevel(level)
+    for message in _MESSAGES:
+        warnings.filterwarnings("ignore", message=message)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Ignore the messages for a while."""
+    levels = {name: logging.getLogger(name).level for name in _LOGGERS}
+    with warnings.catch_warnings():
+        silence()
+        try:
+            yield
+        finally:
+            for name, level in levels.items():
+                logging.getLogger(name).setLevel(level)

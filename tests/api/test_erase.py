@@ -1,0 +1,179 @@
+"""`erase`, `evaluate` and `attack` on pipeline objects, with controls."""
+
+import pytest
+import torch
+
+from erasure_lightning import Concept, apply_edit, attack, erase, evaluate, find_world, load_edit
+from erasure_lightning.attacks.target import Trials
+from erasure_lightning.backbones.tiny import TinyBackbone, TinyXL
+from erasure_lightning.edits.edit import marks_of
+from erasure_lightning.errors import ErasureError
+from erasure_lightning.methods import METHODS
+from erasure_lightning.registry import find_method, load_method
+from erasure_lightning.retention.local_noise import LocalNoisePreservation
+from erasure_lightning.training.gradient import GradientErasure
+from erasure_lightning.training.image_sources import GeneratedImages
+from erasure_lightning.training.trajectory_bank import TrajectoryBank
+
+QUICK = {"steps": 2, "batch_size": 2, "progress_bar": False, "accelerator": "cpu"}
+
+
+def pipeline_of(family=TinyBackbone, dtype=torch.float32):
+    pipeline = family().to_pipeline().to(dtype)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def latents(pipeline, prompt="a cat"):
+    generator = torch.Generator().manual_seed(0)
+    settings = {"num_inference_steps": 2, "guidance_scale": 3.0, "output_type": "latent"}
+    return pipeline(prompt, generator=generator, **settings).images
+
+
+def small(name):
+    """Arguments by which a method is quick on a tiny model, and moves."""
+    cls = load_method(find_method(name))
+    if not issubclass(cls, GradientErasure):
+        return {}
+    images = GeneratedImages(images=2, steps=2)
+    bank = TrajectoryBank(trajectories=2, steps=3)
+    source = images if name in ("CA", "SalUn", "MACE") else bank
+    more = {"SalUn": {"remaining": 2}, "SDD": {"ema": 0.5}, "AdvUnlearn": {"attack_steps": 1}}
+    return {"lr": 1e-2, "warmup": 0, "latents": source} | more.get(name, {})
+
+
+@pytest.mark.parametrize("family", [TinyBackbone, TinyXL])
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_edits_a_pipeline_which_then_is_as_strong_as_asked_and_can_be_undone(
+    name, family
+):
+    pipeline = pipeline_of(family)
+    before = latents(pipeline)
+    values = {name: value.clone() for name, value in pipeline.unet.state_dict().items()}
+    edit = erase(pipeline, "cat", method=name, anchor="dog", **small(name), **QUICK)
+    after = latents(pipeline)
+    assert not torch.equal(before, after)
+    edit.strength = 0
+    assert torch.allclose(latents(pipeline), before, atol=1e-6)
+    edit.strength = 0.5
+    half = latents(pipeline)
+    assert not torch.allclose(half, before)
+    assert not torch.allclose(half, after)
+    edit.strength = 1
+    assert torch.equal(latents(pipeline), after)
+    edit.remove()
+    assert torch.equal(latents(pipeline), before)
+    here = pipeline.unet.state_dict()
+    assert here.keys() == values.keys()
+    assert all(torch.equal(here[name], values[name]) for name in values)
+
+
+def test_an_edit_is_saved_loaded_and_applied_to_another_pipeline(tmp_path):
+    pipeline, other = pipeline_of(), pipeline_of()
+    edit = erase(pipeline, "cat", method="UCE", anchor="dog", progress_bar=False)
+    path = edit.save(tmp_path / "edits" / "no-cat.safetensors")
+    assert load_edit(path).metadata["concepts"] == edit.metadata["concepts"]
+    assert not torch.equal(latents(other), latents(pipeline))
+    applied = apply_edit(path, other)
+    assert torch.equal(latents(other), latents(pipeline))
+    assert applied.metadata["transferred"] == []
+    assert "UCE of cat" in applied.report()
+
+
+def test_several_concepts_and_arguments_of_the_constructor():
+    pipeline = pipeline_of()
+    concepts = ["cat", Concept("star", "heart")]
+    edit = erase(pipeline, concepts, "UCE", anchor="dog", ridge=2.0, progress_bar=False)
+    found = [(c["name"], c["anchor"]) for c in edit.metadata["concepts"]]
+    assert found == [("cat", "dog"), ("star", "heart")]
+    assert edit.metadata["arguments"]["ridge"] == 2.0
+
+
+def test_retained_prompts_are_retained():
+    """Held by closed forms; the control is the same edit without them."""
+    moved = {}
+    for retain in (None, ["tree"]):
+        pipeline = pipeline_of()
+        before = latents(pipeline, "tree")
+        heavy = LocalNoisePreservation(weight=100.0)
+        retention = [heavy] if retain else []
+        erase(
+            pipeline, "cat", "UCE", anchor="dog", retain=retain, retention=retention,
+            progress_bar=False,
+        )  # fmt: skip
+        moved[bool(retain)] = (latents(pipeline, "tree") - before).norm().item()
+    assert moved[True] < 0.5 * moved[False]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_pipeline_keeps_its_precision(dtype):
+    pipeline = pipeline_of(dtype=dtype)
+    edit = erase(pipeline, "cat", method="UCE", anchor="dog", progress_bar=False)
+    assert {p.dtype for p in pipeline.unet.parameters()} == {dtype}
+    assert edit.metadata["transferred"] == []
+    edit.remove()
+    with pytest.raises(ErasureError, match="needs to be applied"):
+        edit.remove()
+
+
+def test_an_error_leaves_the_pipeline_as_it_was():
+    pipeline = pipeline_of()
+    before = latents(pipeline)
+    with pytest.raises(ErasureError, match="loss became nan|NaN"):
+        erase(pipeline, "cat", "ESD", lr=1e30, latents=TrajectoryBank(2, 3), **QUICK)
+    assert torch.equal(latents(pipeline), before)
+    assert not marks_of(pipeline.unet)
+    assert all(p.grad is None for p in pipeline.unet.parameters())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"method": "UCEE"}, "unknown method 'UCEE'. Did you mean 'UCE'"),
+        ({"method": "UCE", "concepts": []}, "at least one concept"),
+        ({"method": "UCE", "rigde": 1.0}, "rigde"),
+        ({"method": "ESD", "steps": 0}, "steps of at least 1; found 0"),
+        ({"method": "UCE", "pipeline": object()}, "known family; found object"),
+    ],
+)
+def test_mistakes_are_named(arguments, message):
+    defaults = {"pipeline": pipeline_of(), "concepts": "cat", "progress_bar": False}
+    with pytest.raises(ErasureError, match=message):
+        erase(**defaults | arguments)
+
+
+def test_strength_is_a_number_of_at_least_0():
+    edit = erase(pipeline_of(), "cat", "UCE", anchor="dog", progress_bar=False)
+    with pytest.raises(ErasureError, match="strength of at least 0; found -1"):
+        edit.strength = -1
+
+
+def test_an_edit_below_another_is_not_removed():
+    pipeline = pipeline_of()
+    first = erase(pipeline, "cat", "UCE", anchor="dog", progress_bar=False)
+    second = erase(pipeline_of(), "star", "UCE", anchor="dog", progress_bar=False)
+    second.apply(pipeline, transfer=True)
+    with pytest.raises(ErasureError, match="UCE of star on top. Remove that one first"):
+        first.remove()
+    second.remove()
+    first.remove()
+
+
+def test_evaluate_and_attack_on_the_emoji_world():
+    """There before, gone after; an edit of strength 0 is the control."""
+    world = find_world("emoji-world")
+    pipeline = world.load_pipeline()
+    edit = erase(pipeline, "guitar", method="UCE", anchor="drum", progress_bar=False)
+    edit.strength = 0.5
+    result = evaluate(edit, pipeline, seeds=2, others=3, progress_bar=False)
+    own = result.estimates["efficacy"]["recognized"]
+    assert own["before"].mean > 0.9
+    assert own["after"].mean < 0.3
+    assert result.estimates["specificity"]["recognized"]["after"].mean > 0.8
+    assert edit.strength == 0.5  # as before
+    outcome = attack(
+        edit, pipeline, "SoftEmbedding", steps=1, trials=Trials(seeds=2, pictures=1, steps=5),
+        progress_bar=False,
+    )  # fmt: skip
+    assert outcome.attack == "SoftEmbedding"
+    assert outcome.success["original"].mean > outcome.success["plain"].mean

@@ -1,0 +1,38 @@
+"""The front door: public names are loaded when they are first used."""
+
+import subprocess
+import sys
+
+import pytest
+
+import erasure_lightning
+from erasure_lightning.methods import METHODS
+
+
+def test_every_public_name_can_be_imported_and_is_listed():
+    for name in erasure_lightning.__all__:
+        assert getattr(erasure_lightning, name).__name__ == name
+    assert set(erasure_lightning.__all__) <= set(dir(erasure_lightning))
+    assert list(erasure_lightning.__all__) == sorted(erasure_lightning.__all__)
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'erise'"):
+        _ = erasure_lightning.erise
+
+
+def test_methods_can_be_imported_by_name():
+    from erasure_lightning import methods
+
+    for name in METHODS:
+        assert getattr(methods, name).__name__ == name
+
+
+def test_importing_the_package_imports_no_torch():
+    code = (
+        "import erasure_lightning, sys; print('torch' in sys.modules, 'lightning' in sys.modules)"
+    )
+    printed = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert printed.stdout.split() == ["False", "False"]
