@@ -32,7 +32,7 @@ from erasure_lightning.attacks.target import Case, Target
 from erasure_lightning.concepts.vocabulary import Vocabulary
 from erasure_lightning.diffusion.fine_tuning import FineTuning
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.files.wording import folded
+from erasure_lightning.files.words import folded
 
 
 class BenignFineTune(TuningAttack):

@@ -32,7 +32,7 @@ class _Recorder:
 
 
 @contextmanager
-def recorded(denoiser: nn.Module, ending: str) -> Iterator[dict[str, Tensor]]:
+def record_attention(denoiser: nn.Module, ending: str) -> Iterator[dict[str, Tensor]]:
     """Collect attention probabilities ``(B, heads, pixels, L)`` by layer, of the last forward
     inside.
 

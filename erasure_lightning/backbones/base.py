@@ -12,13 +12,13 @@ from erasure_lightning.backbones.checkpointing import checkpoint_blocks
 from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.backbones.interface import FamilyInterface, Part, Size
 from erasure_lightning.backbones.process import NoiseProcess
-from erasure_lightning.backbones.structural_copy import share
-from erasure_lightning.backbones.text_cache import TextCache, reader_of
-from erasure_lightning.backbones.towers import Embedded, TextTower
+from erasure_lightning.backbones.structural_copy import copy_along
+from erasure_lightning.backbones.text_cache import TextCache, encoders_version
+from erasure_lightning.backbones.towers import EmbeddedPrompts, TextTower
 from erasure_lightning.concepts.concept import Phrase
 from erasure_lightning.concepts.worlds import World
-from erasure_lightning.distributed.collectives import gathered
-from erasure_lightning.edits.components import fingerprints
+from erasure_lightning.distributed.collectives import all_gather_items
+from erasure_lightning.edits.components import component_fingerprints
 from erasure_lightning.edits.fingerprints import fingerprint
 from erasure_lightning.edits.format import plain_name
 
@@ -108,7 +108,7 @@ class Backbone(FamilyInterface):
         }
         return {name: parameter for name, parameter in found.items() if name not in cross}
 
-    def embed(self, prompts: Sequence[str | Phrase]) -> tuple[Embedded, ...]:
+    def embed(self, prompts: Sequence[str | Phrase]) -> tuple[EmbeddedPrompts, ...]:
         """Look up the prompts' words, padded to each tower's full length: one record a tower.
 
         Raises:
@@ -121,7 +121,7 @@ class Backbone(FamilyInterface):
         cut = {prompt for tower in self.towers for prompt in tower.too_long(prompts)}
         return [prompt for prompt in prompts if prompt in cut]
 
-    def contextualize(self, prompts: Sequence[Embedded]) -> Conditioning:
+    def contextualize(self, prompts: Sequence[EmbeddedPrompts]) -> Conditioning:
         """Run the text towers on input embeddings, one record a tower."""
         with self.computing():
             outputs = [tower.encode(e) for tower, e in zip(self.towers, prompts, strict=True)]
@@ -131,7 +131,7 @@ class Backbone(FamilyInterface):
         """What the denoiser reads of the prompts, ``(B, L, D)``; frozen text towers read each
         sentence once.
         """
-        reader = reader_of(self.text_encoders)
+        reader = encoders_version(self.text_encoders)
         if reader is None:
             return self.contextualize(self.embed(prompts))
         return Conditioning.stack(
@@ -146,13 +146,13 @@ class Backbone(FamilyInterface):
         """
         return self.encode([""]).expand(count)
 
-    def summarize(self, prompts: Sequence[Embedded]) -> Tensor:
+    def summarize(self, prompts: Sequence[EmbeddedPrompts]) -> Tensor:
         """What similarity of meaning is measured in, ``(B, S)``; causal towers read no further than
         they must.
         """
         return self.contextualize(self.shortened(prompts)).summary
 
-    def shortened(self, prompts: Sequence[Embedded]) -> tuple[Embedded, ...]:
+    def shortened(self, prompts: Sequence[EmbeddedPrompts]) -> tuple[EmbeddedPrompts, ...]:
         """The prompts without the padding that no tower needs: causal towers give the same states
         before it.
         """
@@ -205,7 +205,7 @@ class Backbone(FamilyInterface):
         Args:
             edited: Names of parameters, or of modules that will be replaced (adapters).
         """
-        twin = share(self, {tuple(name.split(".")) for name in edited})
+        twin = copy_along(self, {tuple(name.split(".")) for name in edited})
         if twin.text_encoders is not self.text_encoders:
             twin._states = TextCache()
         return twin
@@ -228,13 +228,16 @@ class Backbone(FamilyInterface):
         return f"{cls.components[part]}.{plain_name(name.removeprefix(f'{part}.'))}"
 
     def fingerprints(self, names: Collection[str]) -> dict[str, dict[str, str]]:
-        """The `fingerprints` of the pipeline's components that parameters or modules are in.
+        """The `component_fingerprints` of the pipeline's components that parameters or modules are in.
 
         Args:
             names: Of parameters or modules in this backbone.
         """
         parts = sorted({self.part_of(name) for name in names})
-        return {self.components[part]: fingerprints(self.get_submodule(part)) for part in parts}
+        return {
+            self.components[part]: component_fingerprints(self.get_submodule(part))
+            for part in parts
+        }
 
     def checkpoint(self) -> None:
         """Keep only the inputs of blocks for the backward, which computes the rest again: less
@@ -256,7 +259,7 @@ class Backbone(FamilyInterface):
         What decides whether a split model runs must be decided by all ranks, or some wait for the
         others forever.
         """
-        return any(gathered([flag])) if self.sharded else flag
+        return any(all_gather_items([flag])) if self.sharded else flag
 
     @property
     def device(self) -> torch.device:

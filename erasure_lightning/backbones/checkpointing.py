@@ -7,17 +7,17 @@ from typing import Any, TypeVar, cast
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-M = TypeVar("M", bound=nn.Module)
+_M = TypeVar("_M", bound=nn.Module)
 
 
-def checkpointed(block: nn.Module, *inputs: Any) -> Any:
+def run_checkpointed(block: nn.Module, *inputs: Any) -> Any:
     """What a block says of its inputs; of all it computed only these are kept, and the backward
     computes it again.
     """
-    return checkpoint(as_it_is(block), *inputs, use_reentrant=False)
+    return checkpoint(snapshot(block), *inputs, use_reentrant=False)
 
 
-def as_it_is(module: M) -> M:
+def snapshot(module: _M) -> _M:
     """The same parameters and buffers in a module that keeps the hooks and settings of today.
 
     Methods stand beside a block for the time of a forward (adapters of a batch's concepts,
@@ -29,7 +29,7 @@ def as_it_is(module: M) -> M:
     )  # not `copy`: classes that split weights make their instances otherwise
     twin.__dict__.update(vars(module))
     twin._modules = {
-        name: child if child is None else as_it_is(child) for name, child in module._modules.items()
+        name: child if child is None else snapshot(child) for name, child in module._modules.items()
     }
     for name, value in vars(module).items():
         if name.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called")):
@@ -37,7 +37,7 @@ def as_it_is(module: M) -> M:
         elif isinstance(value, tuple) and any(
             isinstance(item, nn.Module) for item in value
         ):  # kept, but no part
-            twin.__dict__[name] = tuple(as_it_is(item) for item in value)
+            twin.__dict__[name] = tuple(snapshot(item) for item in value)
     return twin
 
 
@@ -45,7 +45,7 @@ def checkpoint_blocks(denoiser: nn.Module, text_encoders: nn.ModuleList) -> None
     """Let blocks of a diffusers denoiser, and of transformers' text encoders, be checkpointed under
     gradient.
     """
-    denoiser.enable_gradient_checkpointing(checkpointed)  # type: ignore[operator]
+    denoiser.enable_gradient_checkpointing(run_checkpointed)  # type: ignore[operator]
     for tower in text_encoders:
         cast(Any, tower).model.gradient_checkpointing_enable({"use_reentrant": False})
         for layer in tower.modules():

@@ -10,14 +10,19 @@ from typing import Any
 
 import torch
 
+from erasure_lightning.backbones.compatibility import require_channels, require_tokens
 from erasure_lightning.backbones.families import Family
-from erasure_lightning.backbones.fitting import require_channels, require_tokens
-from erasure_lightning.backbones.sources import Source, fetch, read_json, repository_files
+from erasure_lightning.backbones.sources import (
+    PipelineSource,
+    fetch_files,
+    read_json,
+    repository_files,
+)
 from erasure_lightning.backbones.weight_files import (
-    STEMS,
-    Stored,
+    WEIGHT_STEMS,
+    StoredWeights,
     find_weights,
-    preferred,
+    preferred_variant,
     require_fit,
 )
 from erasure_lightning.errors import ErasureError
@@ -27,7 +32,7 @@ _TEXT_CONFIGS = ("clip_text_model", "clip")
 
 
 @dataclass(frozen=True)
-class Component:
+class ComponentFiles:
     """A component with weights.
 
     Args:
@@ -40,11 +45,11 @@ class Component:
     title: str
     folder: Path
     model: Any
-    stored: Stored | None
+    stored: StoredWeights | None
 
 
 @dataclass(frozen=True)
-class Inspected:
+class InspectedPipeline:
     """A pipeline whose files fit together.
 
     Args:
@@ -56,12 +61,12 @@ class Inspected:
 
     family: Family
     pipeline: Any
-    components: Mapping[str, Component]
+    components: Mapping[str, ComponentFiles]
     others: Mapping[str, Any]
 
 
 @contextmanager
-def one_line(title: str) -> Iterator[None]:
+def wrap_errors(title: str) -> Iterator[None]:
     """Whatever the libraries raise over a component's files becomes one line with its name."""
     try:
         yield
@@ -74,9 +79,9 @@ def one_line(title: str) -> Iterator[None]:
         ) from error
 
 
-def inspect(
-    source: Source, family: Family, index: dict[str, Any], read: Collection[str]
-) -> Inspected:
+def inspect_pipeline(
+    source: PipelineSource, family: Family, index: dict[str, Any], read: Collection[str]
+) -> InspectedPipeline:
     """Look at every file that is read, but at no weight.
 
     Args:
@@ -111,13 +116,13 @@ def inspect(
             else find_weights(folder, family.models[name][0])
         )
         if stored:
-            with one_line(title):
+            with wrap_errors(title):
                 require_fit(title, model, stored)
-        components[name] = Component(title, folder, model, stored)
-    return Inspected(family, getattr(diffusers, index["_class_name"]), components, others)
+        components[name] = ComponentFiles(title, folder, model, stored)
+    return InspectedPipeline(family, getattr(diffusers, index["_class_name"]), components, others)
 
 
-def _fetch(source: Source, family: Family, read: Collection[str]) -> None:
+def _fetch(source: PipelineSource, family: Family, read: Collection[str]) -> None:
     """Bring configs and tokenizers of a Hub repository here, and weights in the variant that is
     read.
     """
@@ -126,12 +131,12 @@ def _fetch(source: Source, family: Family, read: Collection[str]) -> None:
     files = repository_files(source) if read else []
     for name in read:
         own = [file.removeprefix(f"{name}/") for file in files if file.startswith(f"{name}/")]
-        if best := preferred(own, STEMS[family.models[name][0]]):
+        if best := preferred_variant(own, WEIGHT_STEMS[family.models[name][0]]):
             patterns += [f"{name}/{file}" for file in best[1]]
-    fetch(source, patterns)
+    fetch_files(source, patterns)
 
 
-def _named(source: Source, index: dict[str, Any], name: str) -> tuple[str, str]:
+def _named(source: PipelineSource, index: dict[str, Any], name: str) -> tuple[str, str]:
     """Library and class that ``model_index.json`` names for a component."""
     match index.get(name):
         case [str(library), str(cls)]:
@@ -143,7 +148,7 @@ def _named(source: Source, index: dict[str, Any], name: str) -> tuple[str, str]:
             )
 
 
-def _class(source: Source, index: dict[str, Any], name: str, library: str, cls: str) -> Any:
+def _class(source: PipelineSource, index: dict[str, Any], name: str, library: str, cls: str) -> Any:
     found = _named(source, index, name)
     if found != (library, cls):
         raise ErasureError(
@@ -155,7 +160,7 @@ def _class(source: Source, index: dict[str, Any], name: str, library: str, cls: 
     return getattr({"diffusers": diffusers, "transformers": transformers}[library], cls)
 
 
-def _folder(source: Source, name: str, config: str) -> Path:
+def _folder(source: PipelineSource, name: str, config: str) -> Path:
     """A component's folder, which holds its config."""
     folder = source.folder(name)
     if not folder.is_dir():
@@ -169,7 +174,7 @@ def _folder(source: Source, name: str, config: str) -> Path:
     return folder
 
 
-def _empty(source: Source, name: str, cls: Any) -> Any:
+def _empty(source: PipelineSource, name: str, cls: Any) -> Any:
     """A component made from its config on the meta device."""
     folder = _folder(source, name, "config.json")
     config = read_json(folder / "config.json")
@@ -184,11 +189,11 @@ def _empty(source: Source, name: str, cls: Any) -> Any:
             f"The {name} of {source.name} needs plain weights; found quantized ones. Give the"
             " original."
         )
-    with one_line(f"{name} of {source.name}"), torch.device("meta"):
+    with wrap_errors(f"{name} of {source.name}"), torch.device("meta"):
         return cls(cls.config_class.from_pretrained(folder)) if text else cls.from_config(config)
 
 
-def _tokenizer(source: Source, index: dict[str, Any], name: str) -> Any:
+def _tokenizer(source: PipelineSource, index: dict[str, Any], name: str) -> Any:
     import transformers
 
     found = _named(source, index, name)
@@ -205,11 +210,11 @@ def _tokenizer(source: Source, index: dict[str, Any], name: str) -> Any:
                     f"The {name} of {source.name} needs tokenizer.json, or vocab.json and"
                     f" merges.txt, in {folder}; found no {file}. Download it again."
                 )
-    with one_line(f"{name} of {source.name}"):
+    with wrap_errors(f"{name} of {source.name}"):
         return transformers.CLIPTokenizer.from_pretrained(folder)
 
 
-def _sampler_class(source: Source, index: dict[str, Any]) -> Any:
+def _sampler_class(source: PipelineSource, index: dict[str, Any]) -> Any:
     import diffusers
 
     library, name = _named(source, index, "scheduler")
@@ -222,10 +227,10 @@ def _sampler_class(source: Source, index: dict[str, Any]) -> Any:
     return cls
 
 
-def _sampler(source: Source, cls: Any) -> Any:
+def _sampler(source: PipelineSource, cls: Any) -> Any:
     folder = _folder(source, "scheduler", "scheduler_config.json")
     config = read_json(folder / "scheduler_config.json")
-    with one_line(f"scheduler of {source.name}"):
+    with wrap_errors(f"scheduler of {source.name}"):
         sampler = cls.from_config(config)
     prediction = sampler.config.get("prediction_type")
     if not hasattr(sampler, "alphas_cumprod"):

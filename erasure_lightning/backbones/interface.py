@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.backbones.sampler import Sampler
-from erasure_lightning.backbones.towers import Embedded, Encoded
+from erasure_lightning.backbones.towers import EmbeddedPrompts, EncoderOutput
 from erasure_lightning.concepts.worlds import World
 from erasure_lightning.errors import ErasureError
 
@@ -115,7 +115,9 @@ class FamilyInterface(nn.Module, ABC):
         """A diffusers pipeline of today's weights, which are shared with it."""
 
     @abstractmethod
-    def join(self, prompts: Sequence[Embedded], outputs: Sequence[Encoded]) -> Conditioning:
+    def join(
+        self, prompts: Sequence[EmbeddedPrompts], outputs: Sequence[EncoderOutput]
+    ) -> Conditioning:
         """The towers' outputs as the denoiser reads them.
 
         Args:

@@ -12,16 +12,16 @@ from torch import nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from erasure_lightning.backbones.base import Backbone
-from erasure_lightning.backbones.inspection import Component, inspect, one_line
-from erasure_lightning.backbones.sources import family_of, locate
+from erasure_lightning.backbones.inspection import ComponentFiles, inspect_pipeline, wrap_errors
+from erasure_lightning.backbones.sources import family_of, locate_pipeline
 from erasure_lightning.errors import ErasureError
 
 #: Which weights are read.
-Weights = Literal["all", "text encoders", "none"]
+WeightsToRead = Literal["all", "text encoders", "none"]
 
 
 def load_backbone(
-    name: str, dtype: torch.dtype = torch.float32, weights: Weights = "all"
+    name: str, dtype: torch.dtype = torch.float32, weights: WeightsToRead = "all"
 ) -> Backbone:
     """Load a text-to-image model.
 
@@ -37,7 +37,7 @@ def load_backbone(
         ErasureError: If nothing is there, or anything there is missing, broken, of another kind, or
             does not fit.
     """
-    source = locate(name)
+    source = locate_pipeline(name)
     index = source.index()
     family = family_of(source, index)
     module, _, cls = family.backbone.partition(":")
@@ -50,13 +50,13 @@ def load_backbone(
         with (
             unset_fake_temporarily()
         ):  # a plan makes tensors without values, a comparison of shapes has its own
-            found = inspect(source, family, index, read)
+            found = inspect_pipeline(source, family, index, read)
         parts = {
             part: _shapes(component, dtype, weights) if part in left else _read(component, dtype)
             for part, component in found.components.items()
         }
         # The constructor repairs configs of 2022 (clip_sample, steps_offset, sample_size) as stock.
-        with one_line(f"backbone {name!r}"):
+        with wrap_errors(f"backbone {name!r}"):
             settings = {key: index[key] for key in family.settings if key in index}
             pipeline = found.pipeline(**parts, **found.others, **family.options, **settings)
     return cast(
@@ -64,10 +64,10 @@ def load_backbone(
     )
 
 
-def _read(component: Component, dtype: torch.dtype) -> Any:
+def _read(component: ComponentFiles, dtype: torch.dtype) -> Any:
     """A component with its weights, which must be finite."""
     assert component.stored is not None
-    with one_line(component.title):
+    with wrap_errors(component.title):
         model = type(component.model).from_pretrained(
             component.folder,
             dtype=dtype,
@@ -79,7 +79,7 @@ def _read(component: Component, dtype: torch.dtype) -> Any:
     return model
 
 
-def _shapes(component: Component, dtype: torch.dtype, weights: Weights) -> Any:
+def _shapes(component: ComponentFiles, dtype: torch.dtype, weights: WeightsToRead) -> Any:
     """A component without values; made anew for ``none``, whose caller says by its context what
     stands for them.
     """

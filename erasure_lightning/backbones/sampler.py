@@ -14,11 +14,11 @@ from erasure_lightning.backbones.process import NoiseProcess
 
 #: Steps of the rollout on which a scheduler is tried; with fewer, solvers of higher order are off
 #: by themselves.
-TRIAL_STEPS = 20
+_TRIAL_STEPS = 20
 
 #: How far the deviation of the noise in a scheduler's latents may lie from the 1 of the noise
 #: process.
-TOLERANCE = 0.1
+_TOLERANCE = 0.1
 
 
 class Sampler:
@@ -81,7 +81,7 @@ class Sampler:
         )
 
 
-def fresh(scheduler: Any) -> Any:
+def fresh_scheduler(scheduler: Any) -> Any:
     """A scheduler of the same class and settings, in its first state."""
     # What a pipeline repaired in a config is still listed as a default, which `from_config` would
     # restore.
@@ -89,7 +89,7 @@ def fresh(scheduler: Any) -> Any:
     return type(scheduler).from_config(config)
 
 
-def unsupported(scheduler: Any, process: NoiseProcess) -> str | None:
+def unsupported_reason(scheduler: Any, process: NoiseProcess) -> str | None:
     """Why a scheduler cannot be trained on and drawn with, in a clause; None where it can.
 
     Three properties are tried on a rollout of a perfect denoiser for a single clean image: it goes
@@ -126,7 +126,7 @@ def _broken_property(scheduler: Any, process: NoiseProcess) -> str | None:
         )
     if not (torch.equal(both[1:], alone) and torch.equal(state, torch.get_rng_state())):
         return "draws noise that a picture's seed does not fix"
-    if not all(abs(deviation - 1) < TOLERANCE for deviation in deviations):
+    if not all(abs(deviation - 1) < _TOLERANCE for deviation in deviations):
         return (
             "shows the denoiser latents that are not those of the model's noise process at their"
             " time"
@@ -135,7 +135,7 @@ def _broken_property(scheduler: Any, process: NoiseProcess) -> str | None:
 
 
 def _sampler(scheduler: Any) -> Sampler:
-    return Sampler(fresh(scheduler), TRIAL_STEPS, torch.device("cpu"))
+    return Sampler(fresh_scheduler(scheduler), _TRIAL_STEPS, torch.device("cpu"))
 
 
 def _rollout(

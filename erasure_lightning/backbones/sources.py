@@ -11,14 +11,14 @@ from erasure_lightning.backbones.families import FAMILIES, Family
 from erasure_lightning.concepts.worlds import World, find_world
 from erasure_lightning.errors import ErasureError
 
-INDEX = "model_index.json"
+_INDEX = "model_index.json"
 
 #: Endings of checkpoints that hold a whole pipeline in one file.
 _SINGLE = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
 
 
 @dataclass(frozen=True)
-class Source:
+class PipelineSource:
     """A pipeline's files on this machine.
 
     Args:
@@ -39,17 +39,17 @@ class Source:
 
     def index(self) -> dict[str, Any]:
         """Content of ``model_index.json``."""
-        if (self.root / INDEX).exists():
-            return read_json(self.root / INDEX, encoding="utf-8-sig")
-        near = [*self.root.glob(f"*/{INDEX}"), *self.root.glob(f"snapshots/*/{INDEX}")]
-        near += [p for p in (self.root.resolve().parent / INDEX,) if p.is_file()]
+        if (self.root / _INDEX).exists():
+            return read_json(self.root / _INDEX, encoding="utf-8-sig")
+        near = [*self.root.glob(f"*/{_INDEX}"), *self.root.glob(f"snapshots/*/{_INDEX}")]
+        near += [p for p in (self.root.resolve().parent / _INDEX,) if p.is_file()]
         hint = f"; did you mean {near[0].parent}?" if near else "."
         raise ErasureError(
-            f"The folder {self.root} needs a {INDEX} as diffusers writes it; found none{hint}"
+            f"The folder {self.root} needs a {_INDEX} as diffusers writes it; found none{hint}"
         )
 
 
-def locate(name: str) -> Source:
+def locate_pipeline(name: str) -> PipelineSource:
     """Find what the user named; only a Hub id goes to the network.
 
     Args:
@@ -59,12 +59,12 @@ def locate(name: str) -> Source:
         ErasureError: If nothing is there, or it is a checkpoint in one file.
     """
     if world := find_world(name):
-        return Source(name, world.pipeline, world)
+        return PipelineSource(name, world.pipeline, world)
     path = Path(os.path.expanduser(name))
     if name and path.is_dir():
-        return Source(name, path)
-    if path.name == INDEX and path.is_file():
-        return Source(name, path.parent)
+        return PipelineSource(name, path)
+    if path.name == _INDEX and path.is_file():
+        return PipelineSource(name, path.parent)
     if path.suffix in _SINGLE and path.is_file():
         raise ErasureError(
             f"The backbone {name!r} is a checkpoint in one file; a folder as diffusers writes it is"
@@ -79,14 +79,14 @@ def locate(name: str) -> Source:
             else "no installed world, no folder, and no Hub id (owner/model)"
         )
         raise ErasureError(f"The backbone {name!r} was not found: it is {found}.")
-    return Source(name, _download(name, [INDEX]), hub=True)
+    return PipelineSource(name, _download(name, [_INDEX]), hub=True)
 
 
 def _is_hub_id(name: str) -> bool:
     return name.count("/") == 1 and all(name.split("/")) and not name.startswith((".", "~"))
 
 
-def family_of(source: Source, index: dict[str, Any]) -> Family:
+def family_of(source: PipelineSource, index: dict[str, Any]) -> Family:
     """Family that ``model_index.json`` names.
 
     Raises:
@@ -118,12 +118,12 @@ def read_json(path: Path, encoding: str = "utf-8") -> dict[str, Any]:
     return content
 
 
-def fetch(source: Source, files: Sequence[str]) -> None:
+def fetch_files(source: PipelineSource, files: Sequence[str]) -> None:
     """Bring files of a Hub repository into the cache: patterns below its root."""
     _download(source.name, files)
 
 
-def repository_files(source: Source) -> list[str]:
+def repository_files(source: PipelineSource) -> list[str]:
     """Paths of all files of a Hub repository; of those in the cache where the Hub is out of reach."""
     from huggingface_hub import HfApi
 
@@ -141,7 +141,7 @@ def _download(name: str, patterns: Sequence[str]) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=list(patterns)))
     except Exception as error:  # as above
-        cached = try_to_load_from_cache(name, INDEX)
+        cached = try_to_load_from_cache(name, _INDEX)
         if isinstance(cached, str):
             return Path(cached).parent
         first = str(error).strip().splitlines()[0]

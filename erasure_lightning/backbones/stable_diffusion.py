@@ -11,13 +11,13 @@ from typing import Any, ClassVar, Literal, Self, cast
 import torch
 from torch import Tensor, nn
 
-from erasure_lightning.backbones.attention import recorded
+from erasure_lightning.backbones.attention import record_attention
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.backbones.interface import Capability, Place, Size, TextInput
 from erasure_lightning.backbones.process import Diffusion
-from erasure_lightning.backbones.sampler import Sampler, fresh, unsupported
-from erasure_lightning.backbones.towers import ClipTower, Embedded, Encoded, TextTower
+from erasure_lightning.backbones.sampler import Sampler, fresh_scheduler, unsupported_reason
+from erasure_lightning.backbones.towers import ClipTower, EmbeddedPrompts, EncoderOutput, TextTower
 from erasure_lightning.concepts.worlds import World
 from erasure_lightning.errors import ErasureError
 
@@ -102,7 +102,9 @@ class StableDiffusion(Backbone):
             requires_safety_checker=False,
         )
 
-    def join(self, prompts: Sequence[Embedded], outputs: Sequence[Encoded]) -> Conditioning:
+    def join(
+        self, prompts: Sequence[EmbeddedPrompts], outputs: Sequence[EncoderOutput]
+    ) -> Conditioning:
         """The tower's states; meaning is compared by the state at the end of text."""
         (embedded,), (output,) = prompts, outputs
         rows = torch.arange(len(output.tokens), device=output.tokens.device)
@@ -185,7 +187,7 @@ class StableDiffusion(Backbone):
 
     def attention(self) -> AbstractContextManager[dict[str, Tensor]]:
         """Collects the probabilities ``(B, heads, pixels, L)`` of every ``attn2``."""
-        return recorded(self.denoiser, "attn2")
+        return record_attention(self.denoiser, "attn2")
 
     def sampler(self, steps: int) -> Sampler:
         """The pipeline's own sampler for one rollout."""
@@ -193,7 +195,7 @@ class StableDiffusion(Backbone):
         if not 1 <= steps <= most:
             raise ErasureError(f"{self.name} needs from 1 to {most} sampling steps; found {steps}.")
         return Sampler(
-            fresh(self._scheduler), steps, self.device, begin_index=self._begins_at_index
+            fresh_scheduler(self._scheduler), steps, self.device, begin_index=self._begins_at_index
         )
 
     @property
@@ -258,7 +260,7 @@ def _process(name: str, scheduler: Any) -> Diffusion:
             f" {prediction!r}."
         )
     process = Diffusion(scheduler.alphas_cumprod, _PREDICTIONS[prediction])
-    if cause := unsupported(scheduler, process):
+    if cause := unsupported_reason(scheduler, process):
         raise ErasureError(
             f"{name} needs another sampler: {kind} {cause}. Name DDIMScheduler in the folder's"
             " scheduler config, or give the pipeline one:"

@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.backbones.interface import TextInput
 from erasure_lightning.backbones.stable_diffusion import StableDiffusion
-from erasure_lightning.backbones.towers import ClipTower, Embedded, Encoded
+from erasure_lightning.backbones.towers import ClipTower, EmbeddedPrompts, EncoderOutput
 from erasure_lightning.concepts.worlds import World
 
 
@@ -74,7 +74,9 @@ class StableDiffusionXL(StableDiffusion):
             add_watermarker=False,
         )
 
-    def join(self, prompts: Sequence[Embedded], outputs: Sequence[Encoded]) -> Conditioning:
+    def join(
+        self, prompts: Sequence[EmbeddedPrompts], outputs: Sequence[EncoderOutput]
+    ) -> Conditioning:
         """Both towers' states ``(B, L, D_1 + D_2)``.
 
         Meaning is compared by the first tower's state at the end of text and the pooled vector,

@@ -6,10 +6,10 @@ from typing import TypeVar
 
 from torch import nn
 
-M = TypeVar("M", bound=nn.Module)
+_M = TypeVar("_M", bound=nn.Module)
 
 
-def share(module: M, paths: set[tuple[str, ...]]) -> M:
+def copy_along(module: _M, paths: set[tuple[str, ...]]) -> _M:
     """Copy ``module`` along ``paths``; share every child and parameter that no path enters."""
     twin = copy.copy(module)
     for key, value in vars(module).items():
@@ -23,5 +23,5 @@ def share(module: M, paths: set[tuple[str, ...]]) -> M:
         if parameter is not None:
             twin._parameters[head] = nn.Parameter(parameter.detach().clone(), requires_grad=False)
         elif child is not None and rest:
-            twin._modules[head] = share(child, rest)
+            twin._modules[head] = copy_along(child, rest)
     return twin

@@ -14,10 +14,10 @@ from erasure_lightning.concepts.concept import Phrase
 #: Prompts encoded in one batch, half of the sentences of a concept. Always as many, the last one
 #: repeated: matrix products of another shape may round otherwise, and a prompt's encoding would
 #: depend on the rest of its batch.
-BLOCK = 5
+BATCH_SIZE_OF_TEXTS = 5
 
 #: Bytes that are kept: 2048 prompts of the emoji world, 280 of Stable Diffusion 1.x.
-LIMIT = 64 * 2**20
+_LIMIT = 64 * 2**20
 
 
 class TextCache:
@@ -27,7 +27,7 @@ class TextCache:
         limit: Bytes that are kept from one call to the next, at least 0.
     """
 
-    def __init__(self, limit: int = LIMIT) -> None:
+    def __init__(self, limit: int = _LIMIT) -> None:
         self.limit = limit
         self._kept: dict[str | Phrase, Conditioning] = {}
         self._reader: Hashable = None
@@ -42,18 +42,18 @@ class TextCache:
 
         Args:
             prompts: Any number, with repeats.
-            reader: Stays equal while the encoders give the same; see `reader_of`.
-            read: Encodes `BLOCK` prompts.
+            reader: Stays equal while the encoders give the same; see `encoders_version`.
+            read: Encodes `BATCH_SIZE_OF_TEXTS` prompts.
         """
         if reader != self._reader:
             self._kept, self._reader = {}, reader
         unique = list(dict.fromkeys(prompts))
         known = {prompt: self._kept.pop(prompt) for prompt in unique if prompt in self._kept}
         missing = [prompt for prompt in unique if prompt not in known]
-        for i in range(0, len(missing), BLOCK):
-            block = missing[i : i + BLOCK]
+        for i in range(0, len(missing), BATCH_SIZE_OF_TEXTS):
+            block = missing[i : i + BATCH_SIZE_OF_TEXTS]
             with torch.inference_mode(False), torch.no_grad():
-                encoded = read([*block, *block[-1:] * (BLOCK - len(block))])
+                encoded = read([*block, *block[-1:] * (BATCH_SIZE_OF_TEXTS - len(block))])
                 known |= {prompt: encoded[place].clone() for place, prompt in enumerate(block)}
         self._kept |= known
         while self._kept and len(self._kept) * known[unique[0]].nbytes > self.limit:
@@ -61,7 +61,7 @@ class TextCache:
         return [known[prompt] for prompt in prompts]
 
 
-def reader_of(text_encoders: nn.Module) -> Hashable:
+def encoders_version(text_encoders: nn.Module) -> Hashable:
     """A key that stays equal while text encoders give the same; None where they must run every
     time.
 

@@ -15,7 +15,7 @@ from erasure_lightning.backbones.towers import ClipTower
 Prediction = Literal["epsilon", "velocity"]
 
 #: Words the tiny tokenizer knows whole; it spells everything else letter by letter.
-WORDS = (
+TINY_WORDS = (
     *(
         "a",
         "an",
@@ -101,7 +101,7 @@ class TinyXL(StableDiffusionXL):
 
 
 #: A tiny model of every family.
-TINY: tuple[type[Backbone], ...] = (TinyBackbone, TinyXL)
+TINY_BACKBONES: tuple[type[Backbone], ...] = (TinyBackbone, TinyXL)
 
 
 def _unet(**settings: Any) -> Any:
@@ -137,13 +137,13 @@ def _scheduler(prediction: Prediction, kind: str = "DDIMScheduler") -> Any:
 
 
 def _tokenizer() -> Any:
-    """CLIP's tokenizer over letters and `WORDS`; 16 positions, so that nothing can assume 77."""
+    """CLIP's tokenizer over letters and `TINY_WORDS`; 16 positions, so that nothing can assume 77."""
     from transformers import CLIPTokenizer
 
     letters = [chr(c) for c in range(33, 127)]
     pieces = letters + [f"{c}</w>" for c in letters]
     merges: list[tuple[str, str]] = []
-    for word in WORDS:
+    for word in TINY_WORDS:
         parts = [*word[:-1], f"{word[-1]}</w>"]
         while len(parts) > 1:
             merges.append((parts[0], parts[1]))

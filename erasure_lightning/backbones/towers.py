@@ -21,11 +21,11 @@ from erasure_lightning.concepts.concept import Phrase
 from erasure_lightning.errors import ErasureError
 
 #: Prompts whose tokens are remembered.
-MOST = 4096
+_MAX_TOKENIZED = 4096
 
 
 @dataclass(frozen=True)
-class Embedded:
+class EmbeddedPrompts:
     """Prompts as one text tower's input embeddings, before any context.
 
     Args:
@@ -47,12 +47,14 @@ class Embedded:
         """Where one of the roles stands, boolean ``(B, L)``."""
         return positions(self.roles, *roles)
 
-    def cut(self, length: int) -> "Embedded":
+    def cut(self, length: int) -> "EmbeddedPrompts":
         """The first ``length`` positions."""
-        return Embedded(self.embeddings[:, :length], self.ids[:, :length], self.roles[:, :length])
+        return EmbeddedPrompts(
+            self.embeddings[:, :length], self.ids[:, :length], self.roles[:, :length]
+        )
 
 
-class Encoded(NamedTuple):
+class EncoderOutput(NamedTuple):
     """A tower's output.
 
     Args:
@@ -63,9 +65,9 @@ class Encoded(NamedTuple):
     tokens: Tensor
     pooled: Tensor | None
 
-    def to(self, dtype: torch.dtype) -> "Encoded":
+    def to(self, dtype: torch.dtype) -> "EncoderOutput":
         """The same in another precision."""
-        return Encoded(
+        return EncoderOutput(
             self.tokens.to(dtype), None if self.pooled is None else self.pooled.to(dtype)
         )
 
@@ -94,7 +96,7 @@ class TextTower(nn.Module, ABC):
         return cast(Tensor, cast(Any, self.model).get_input_embeddings().weight).detach()
 
     @abstractmethod
-    def encode(self, embedded: Embedded) -> Encoded:
+    def encode(self, embedded: EmbeddedPrompts) -> EncoderOutput:
         """Run the encoder on input embeddings."""
 
     @abstractmethod
@@ -116,19 +118,19 @@ class TextTower(nn.Module, ABC):
             spans: Characters of each prompt's concept.
         """
 
-    def embed(self, prompts: Sequence[str | Phrase], dtype: torch.dtype) -> Embedded:
+    def embed(self, prompts: Sequence[str | Phrase], dtype: torch.dtype) -> EmbeddedPrompts:
         """Look up the prompts' words, padded to the tokenizer's full length.
 
         Raises:
             ErasureError: If a concept's words fall behind the last position.
         """
-        if len(self._tokenized) > MOST:
+        if len(self._tokenized) > _MAX_TOKENIZED:
             self._tokenized.clear()
         if new := [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._tokenized]:
             self._tokenized.update(zip(new, self._tokenize(new), strict=True))
         rows = zip(*(self._tokenized[prompt] for prompt in prompts), strict=True)
         ids, roles = (torch.stack(row).to(self.table.device) for row in rows)
-        return Embedded(self.table[ids].to(dtype), ids, roles)
+        return EmbeddedPrompts(self.table[ids].to(dtype), ids, roles)
 
     def _tokenize(self, prompts: Sequence[str | Phrase]) -> Iterable[tuple[Tensor, Tensor]]:
         """Ids and roles ``(L,)`` of each prompt."""
@@ -199,7 +201,7 @@ class ClipTower(TextTower):
         self.layer = layer
         self.projection = projection
 
-    def encode(self, embedded: Embedded) -> Encoded:
+    def encode(self, embedded: EmbeddedPrompts) -> EncoderOutput:
         """Token states ``(B, L, D)`` of the layer that is read, and the projected state at the end
         of text.
         """
@@ -217,7 +219,7 @@ class ClipTower(TextTower):
                 hooks.callback(self._block().register_forward_hook(_recording(states)).remove)
             output = model(input_ids=embedded.ids)
         tokens = output.last_hidden_state if self.layer == -1 else states[0]
-        return Encoded(tokens, output.text_embeds if self.projection else None)
+        return EncoderOutput(tokens, output.text_embeds if self.projection else None)
 
     def _block(self) -> nn.Module:
         """The block whose output the model reads."""

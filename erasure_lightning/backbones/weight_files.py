@@ -16,7 +16,7 @@ from erasure_lightning.backbones.sources import read_json
 from erasure_lightning.errors import ErasureError
 
 #: What weight files are called, without ending.
-STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
+WEIGHT_STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
 
 #: Variants that are the same weights in some precision, best first; "" is the file without one.
 _PRECISIONS = ("", "fp32", "fp16", "bf16")
@@ -26,11 +26,11 @@ _REST_OF_CLIP = ("vision_model.", "visual_projection.", "text_projection.", "log
 
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt"}
 
-Shapes = dict[str, tuple[int, ...]]
+_Shapes = dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredWeights:
     """A component's weight files.
 
     Args:
@@ -44,7 +44,7 @@ class Stored:
     sharded: bool
 
 
-def by_variant(names: Iterable[str], stem: str) -> dict[str, list[str]]:
+def _by_variant(names: Iterable[str], stem: str) -> dict[str, list[str]]:
     """File names of weights and of their indices, by variant; "" holds those without one."""
     shard = r"(?:-\d+-of-\d+)?"
     weights = re.compile(rf"{stem}{shard}(?:\.(\w+?))?{shard}\.safetensors")
@@ -56,22 +56,22 @@ def by_variant(names: Iterable[str], stem: str) -> dict[str, list[str]]:
     return found
 
 
-def preferred(names: Iterable[str], stem: str) -> tuple[str, list[str]] | None:
+def preferred_variant(names: Iterable[str], stem: str) -> tuple[str, list[str]] | None:
     """Variant that is read, with its files: the one without a name, else by precision."""
-    found = by_variant(names, stem)
+    found = _by_variant(names, stem)
     return next(((variant, found[variant]) for variant in _PRECISIONS if variant in found), None)
 
 
-def find_weights(folder: Path, library: str) -> Stored:
+def find_weights(folder: Path, library: str) -> StoredWeights:
     """Weight files of a component that its library will read.
 
     Raises:
         ErasureError: If they are missing, pickles, in part there, or no safetensors.
     """
     names = sorted(p.name for p in folder.iterdir())
-    best = preferred(names, STEMS[library])
+    best = preferred_variant(names, WEIGHT_STEMS[library])
     if best is None:
-        raise _no_weights(folder, names, STEMS[library])
+        raise _no_weights(folder, names, WEIGHT_STEMS[library])
     variant, own = best
     indices = [name for name in own if name.endswith(".json")]
     whole = [name for name in own if not re.search(r"-\d+-of-\d+", name) and name not in indices]
@@ -85,7 +85,7 @@ def find_weights(folder: Path, library: str) -> Stored:
             f"{folder} needs all shards of its weights; found {found}. Download it again."
         )
     paths = tuple(folder / name for name in sorted(files))
-    return Stored(paths, variant or None, sharded=files != set(whole))
+    return StoredWeights(paths, variant or None, sharded=files != set(whole))
 
 
 def _no_weights(folder: Path, names: Collection[str], stem: str) -> ErasureError:
@@ -102,7 +102,7 @@ def _no_weights(folder: Path, names: Collection[str], stem: str) -> ErasureError
     )
 
 
-def shapes(stored: Stored) -> Shapes:
+def _stored_shapes(stored: StoredWeights) -> _Shapes:
     """Names and shapes of all stored tensors.
 
     Raises:
@@ -111,7 +111,7 @@ def shapes(stored: Stored) -> Shapes:
     return {name: shape for file in stored.files for name, shape in _header(file).items()}
 
 
-def _header(file: Path) -> Shapes:
+def _header(file: Path) -> _Shapes:
     try:
         with safe_open(file, framework="pt") as tensors:
             return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
@@ -127,7 +127,7 @@ def _header(file: Path) -> Shapes:
         ) from error
 
 
-def require_fit(title: str, model: Any, stored: Stored) -> None:
+def require_fit(title: str, model: Any, stored: StoredWeights) -> None:
     """Compare stored tensors with those of a model, under the libraries' own renaming of old names.
 
     Args:
@@ -138,7 +138,7 @@ def require_fit(title: str, model: Any, stored: Stored) -> None:
     Raises:
         ErasureError: If tensors are missing, unexpected or of another shape.
     """
-    found = shapes(stored)
+    found = _stored_shapes(stored)
     empty = {name: torch.empty(shape, device="meta") for name, shape in found.items()}
     compare = _diffusers if hasattr(model, "_fix_state_dict_keys_on_load") else _transformers
     missing, unexpected, misshaped = compare(model, empty, stored.sharded)
@@ -166,10 +166,10 @@ def _some(names: Collection[str]) -> str:
     return f"{first}, ..." if others else first
 
 
-Differences = tuple[list[str], list[str], list[str]]
+_Differences = tuple[list[str], list[str], list[str]]
 
 
-def _diffusers(model: Any, empty: dict[str, torch.Tensor], sharded: bool) -> Differences:
+def _diffusers(model: Any, empty: dict[str, torch.Tensor], sharded: bool) -> _Differences:
     if not sharded:  # diffusers does not rename in shards either
         model._fix_state_dict_keys_on_load(empty)
     expected = model.state_dict()
@@ -186,7 +186,7 @@ def _diffusers(model: Any, empty: dict[str, torch.Tensor], sharded: bool) -> Dif
     return list(expected.keys() - empty.keys()), unexpected, misshaped
 
 
-def _transformers(model: Any, empty: Mapping[str, torch.Tensor], sharded: bool) -> Differences:
+def _transformers(model: Any, empty: Mapping[str, torch.Tensor], sharded: bool) -> _Differences:
     _, found = type(model).from_pretrained(
         None,
         config=model.config,

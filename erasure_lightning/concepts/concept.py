@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.files.wording import folded, naming
+from erasure_lightning.files.words import folded, naming
 
-Kind = Literal["thing", "style", "person"]
+ConceptKind = Literal["thing", "style", "person"]
 
 #: Sentences for things: the captions people write, ``{}`` stands for the concept's words.
 THING_TEMPLATES: tuple[str, ...] = (
@@ -51,7 +51,7 @@ PERSON_TEMPLATES: tuple[str, ...] = (
 )
 
 #: Sentences of each kind where a world has none of its own.
-TEMPLATES: dict[Kind, tuple[str, ...]] = {
+TEMPLATES_BY_KIND: dict[ConceptKind, tuple[str, ...]] = {
     "thing": THING_TEMPLATES,
     "style": STYLE_TEMPLATES,
     "person": PERSON_TEMPLATES,
@@ -77,7 +77,7 @@ class Concept:
     name: str
     anchor: str = ""
     domain: list[str] = field(default_factory=list)
-    kind: Kind = "thing"
+    kind: ConceptKind = "thing"
 
     def __post_init__(self) -> None:
         if not self.name.strip():
@@ -122,7 +122,7 @@ class Phrase(NamedTuple):
     stop: int
 
 
-def phrase(template: str, words: str) -> Phrase:
+def fill_template(template: str, words: str) -> Phrase:
     """Put ``words`` in the place of ``{}``; empty words leave no double space behind."""
     before, _, after = template.partition("{}")
     if not words:
@@ -165,12 +165,12 @@ class PromptBatch(NamedTuple):
     @property
     def prompts(self) -> list[Phrase]:
         """The sentences that ask for the concepts."""
-        return [phrase(t, c) for t, c in zip(self.templates, self.concepts, strict=True)]
+        return [fill_template(t, c) for t, c in zip(self.templates, self.concepts, strict=True)]
 
     @property
     def targets(self) -> list[Phrase]:
         """The same sentences with the anchors in the concepts' place."""
-        return [phrase(t, a) for t, a in zip(self.templates, self.anchors, strict=True)]
+        return [fill_template(t, a) for t, a in zip(self.templates, self.anchors, strict=True)]
 
     @property
     def alternatives(self) -> list[Phrase]:
@@ -182,7 +182,7 @@ class PromptBatch(NamedTuple):
         ]
 
 
-def in_short(names: Sequence[str]) -> str:
+def shortened_names(names: Sequence[str]) -> str:
     """``dagger, bomb, bow and 97 more``: all names in a row, or the first three and how many more."""
     return (
         f"{', '.join(names[:3])} and {len(names) - 3} more" if len(names) > 3 else ", ".join(names)

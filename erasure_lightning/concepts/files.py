@@ -13,15 +13,15 @@ from typing import Any, get_args, get_type_hints
 import yaml
 
 from erasure_lightning.concepts.concept import Concept
-from erasure_lightning.concepts.name_lists import HOW, looks_like, read_names
+from erasure_lightning.concepts.name_lists import HOW_TO_LIST, mistaken_for, read_names
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.files.csv_table import heading, read_table
+from erasure_lightning.files.csv_table import read_heading, read_table
 from erasure_lightning.files.strict_yaml import StrictLoader, read_yaml
 from erasure_lightning.files.text_files import read_text
-from erasure_lightning.files.wording import cleaned
+from erasure_lightning.files.words import cleaned
 
 #: What a concept can say of itself: name, anchor, domain, kind.
-FIELDS: tuple[str, ...] = tuple(field.name for field in fields(Concept))
+CONCEPT_FIELDS: tuple[str, ...] = tuple(field.name for field in fields(Concept))
 
 _KINDS: tuple[str, ...] = get_args(get_type_hints(Concept)["kind"])
 
@@ -70,18 +70,18 @@ def read_concepts(path: Path) -> list[Concept]:
 
 def _names(path: Path, text: str) -> Iterator[_Entry]:
     """One name a line, or a table all the same where the first line is the heading of one."""
-    _, columns = heading(text, (*FIELDS, *_ALSO))
-    is_table = len(columns) > 1 and {*columns} <= {*FIELDS, *_ALSO, *_COUNTING}
+    _, columns = read_heading(text, (*CONCEPT_FIELDS, *_ALSO))
+    is_table = len(columns) > 1 and {*columns} <= {*CONCEPT_FIELDS, *_ALSO, *_COUNTING}
     return _table(path, text) if is_table else read_names(path, text)
 
 
 def _table_or_names(path: Path, text: str) -> Iterator[_Entry]:
-    _, columns = heading(text, (*FIELDS, *_ALSO))
+    _, columns = read_heading(text, (*CONCEPT_FIELDS, *_ALSO))
     return _table(path, text) if len(columns) > 1 else read_names(path, text)
 
 
 def _table(path: Path, text: str) -> Iterator[_Entry]:
-    table = read_table(path, text, (*FIELDS, *_ALSO))
+    table = read_table(path, text, (*CONCEPT_FIELDS, *_ALSO))
     _check_columns([_ALSO.get(column, column) for column in table.columns], table.where)
     for row in table.rows:
         cells = {
@@ -95,9 +95,11 @@ def _table(path: Path, text: str) -> Iterator[_Entry]:
 
 
 def _check_columns(columns: list[str], where: str) -> None:
-    if not {*FIELDS} & {*columns}:
-        raise ErasureError(f"{where}: a heading is needed; found {', '.join(columns)}. {HOW}")
-    if unknown := [column for column in columns if column not in (*FIELDS, *_COUNTING)]:
+    if not {*CONCEPT_FIELDS} & {*columns}:
+        raise ErasureError(
+            f"{where}: a heading is needed; found {', '.join(columns)}. {HOW_TO_LIST}"
+        )
+    if unknown := [column for column in columns if column not in (*CONCEPT_FIELDS, *_COUNTING)]:
         raise ErasureError(f"{where}: unknown column {unknown[0]!r}{_meant(unknown[0])}")
     if twice := [column for column in columns if column and columns.count(column) > 1]:
         raise ErasureError(
@@ -113,7 +115,7 @@ def _yaml(path: Path, text: str) -> Iterator[_Entry]:
     except yaml.YAMLError as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         where = f"{path}, line {mark.line + 1}" if mark else str(path)
-        how = "" if path.suffix.lower() in (".yaml", ".yml") else f" {HOW}"
+        how = "" if path.suffix.lower() in (".yaml", ".yml") else f" {HOW_TO_LIST}"
         raise ErasureError(f"{where}: no valid YAML ({problem or error}).{how}") from error
     if node is None or content is None:
         return iter(())
@@ -146,9 +148,11 @@ def _plain(path: Path, node: yaml.Node, entry: Any) -> _Entry:
         isinstance(node, yaml.ScalarNode)
         and not node.style
         and isinstance(entry, str)
-        and looks_like(entry)
+        and mistaken_for(entry)
     ):
-        raise ErasureError(f"{path}, line {line}: {entry!r} looks like {looks_like(entry)}. {HOW}")
+        raise ErasureError(
+            f"{path}, line {line}: {entry!r} looks like {mistaken_for(entry)}. {HOW_TO_LIST}"
+        )
     return line, entry
 
 
@@ -163,7 +167,7 @@ def read_entry(entry: Any, where: str) -> Concept:
         ErasureError: If a field is unknown or its value wrong.
     """
     given = {str(k): v for k, v in entry.items()} if isinstance(entry, Mapping) else {"name": entry}
-    if unknown := [key for key in given if key not in FIELDS]:
+    if unknown := [key for key in given if key not in CONCEPT_FIELDS]:
         raise ErasureError(f"{where}: a concept has no {unknown[0]!r}{_meant(unknown[0])}")
     words = {key: _word(given.get(key), key, where) for key in ("name", "anchor", "kind")}
     kind = words["kind"] or _KINDS[0]
@@ -197,5 +201,5 @@ def _word(value: Any, key: str, where: str) -> str:
 
 
 def _meant(word: str) -> str:
-    near = difflib.get_close_matches(word.casefold(), FIELDS, n=1)
-    return f". Did you mean {near[0]!r}?" if near else f". Known: {', '.join(FIELDS)}."
+    near = difflib.get_close_matches(word.casefold(), CONCEPT_FIELDS, n=1)
+    return f". Did you mean {near[0]!r}?" if near else f". Known: {', '.join(CONCEPT_FIELDS)}."

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.files.wording import cleaned, folded
+from erasure_lightning.files.words import cleaned, folded
 
 #: Headings of a list with a single column; a concept of that name goes in quotes.
-HEADINGS = ("name", "names", "concept", "concepts")
+_HEADINGS = ("name", "names", "concept", "concepts")
 
 #: Words that head a list rather than belong to it.
 _LIKELY = (
@@ -56,13 +56,13 @@ _STRUCTURE = (
     (re.compile(r"^[!-/:-@\[-`{-~\s]+$"), "a rule between names"),
 )
 
-HOW = (
+HOW_TO_LIST = (
     "Write one name a line, and a name with such signs in double quotes; anchors, domains and "
     "kinds need a CSV with the heading name,anchor,domain,kind."
 )
 
 
-def looks_like(name: str) -> str:
+def mistaken_for(name: str) -> str:
     """What a name that stands without quotes may have been meant for; empty if it is a name and
     nothing else.
     """
@@ -97,16 +97,16 @@ def read_names(path: Path, text: str) -> Iterator[tuple[int, str]]:
                 number,
                 next(word for word in found.groups() if word is not None).replace('""', '"'),
             )
-        elif place or folded(bare) not in HEADINGS:
+        elif place or folded(bare) not in _HEADINGS:
             alone = place == 0 and len(lines) > 1 and folded(bare) in _LIKELY
             yield number, _name(bare, f"{path}, line {number}", alone, not numbered)
 
 
 def _name(bare: str, where: str, heads: bool, check_number: bool) -> str:
     name = _REMARK.sub("", bare).rstrip(",;").strip()
-    what = "a heading" if heads else looks_like(name)
+    what = "a heading" if heads else mistaken_for(name)
     if check_number and _NUMBER.match(name):
         what = "an entry of a numbered list, which the others are not"
     if what:
-        raise ErasureError(f"{where}: {bare[:60]!r} looks like {what}. {HOW}")
+        raise ErasureError(f"{where}: {bare[:60]!r} looks like {what}. {HOW_TO_LIST}")
     return name

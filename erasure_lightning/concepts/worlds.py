@@ -15,9 +15,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.files.wording import folded
+from erasure_lightning.files.words import folded
 
-GROUP = "erasure_lightning.worlds"
+WORLDS_GROUP = "erasure_lightning.worlds"
 
 #: How to install the worlds we publish ourselves.
 _INSTALL = {
@@ -135,7 +135,7 @@ class World:
 
 def worlds() -> dict[str, str]:
     """Name of every installed world, with the package it comes from."""
-    return {name: _packages(name) for name in sorted(entry_points(group=GROUP).names)}
+    return {name: _packages(name) for name in sorted(entry_points(group=WORLDS_GROUP).names)}
 
 
 def find_world(name: str) -> World | None:
@@ -154,7 +154,7 @@ def find_world(name: str) -> World | None:
 
 
 def _claim(name: str) -> EntryPoint | None:
-    claims = tuple(entry_points(group=GROUP, name=name))
+    claims = tuple(entry_points(group=WORLDS_GROUP, name=name))
     if len(claims) > 1:
         raise ErasureError(
             f"The world '{name}' is claimed by {_packages(name)}: uninstall all but one of them."
@@ -246,4 +246,6 @@ def _package(entry: EntryPoint) -> str:
 
 
 def _packages(name: str) -> str:
-    return " and ".join(sorted(_package(entry) for entry in entry_points(group=GROUP, name=name)))
+    return " and ".join(
+        sorted(_package(entry) for entry in entry_points(group=WORLDS_GROUP, name=name))
+    )

@@ -13,8 +13,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.checks import require
-from erasure_lightning.concepts.concept import Concept, PromptBatch, phrase
-from erasure_lightning.concepts.vocabulary import Vocabulary, chosen
+from erasure_lightning.concepts.concept import Concept, PromptBatch, fill_template
+from erasure_lightning.concepts.vocabulary import Vocabulary, random_subset
 from erasure_lightning.data.image_plan import ImageBatch, ImageLoader, ImageRequest, read_prompts
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.seeding import derive_seed
@@ -203,9 +203,9 @@ class PromptData(LightningDataModule):
             derive_seed(module.seed, module.global_rank, number, salt)
         )
         indices = [self._turn(number * count + i) for i in range(count)]
-        chosen = [module.concepts[index] for index in indices]
-        templates = [self._template(concept, generator) for concept in chosen]
-        return PromptBatch(templates, [c.name for c in chosen], [c.anchor for c in chosen], indices)
+        drawn = [module.concepts[index] for index in indices]
+        templates = [self._template(concept, generator) for concept in drawn]
+        return PromptBatch(templates, [c.name for c in drawn], [c.anchor for c in drawn], indices)
 
     def _every_sentence(self) -> Iterator[str]:
         """Whatever a concept or its anchor can be trained in, with the longest of the things that
@@ -215,7 +215,9 @@ class PromptData(LightningDataModule):
         for concept in self._module.concepts:
             for template in self.templates or self._vocabulary.templates(concept.kind):
                 filled = template.replace("{thing}", longest)
-                yield from (phrase(filled, words).text for words in (concept.name, concept.anchor))
+                yield from (
+                    fill_template(filled, words).text for words in (concept.name, concept.anchor)
+                )
 
     def _turn(self, place: int) -> int:
         """Number of a concept; they take turns in an order that is drawn anew each round, so that
@@ -312,7 +314,7 @@ def plan(
     world.
     """
     captions = vocabulary.captions
-    kept = chosen(vocabulary.others, others)
+    kept = random_subset(vocabulary.others, others)
     rows = [("efficacy", text, thing) for text, thing in vocabulary.concept_prompts()]
     rows += [("generality", text, thing) for text, thing in vocabulary.domain_prompts()]
     rows += [("neighbours", captions[1].format(w), w) for w in neighbours]

@@ -11,16 +11,16 @@ from torch.optim import AdamW
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.backbones.interface import Part
+from erasure_lightning.backbones.precision import promote_to_float32
 from erasure_lightning.concepts.concept import Phrase
 from erasure_lightning.diffusion.latent_dataset import LatentDataset
-from erasure_lightning.edits.fingerprints import widen
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.seeding import derive_seed
 
 #: What is trained: a part of the denoiser as in ESD, the text encoder alone, or all of both.
-Trained = Literal["x", "x-strict", "u", "all", "text", "everything"]
+TrainedPart = Literal["x", "x-strict", "u", "all", "text", "everything"]
 
-PARTS: dict[str, Part] = {
+_DENOISER_PARTS: dict[str, Part] = {
     "x": "x",
     "x-strict": "x-strict",
     "u": "u",
@@ -29,11 +29,13 @@ PARTS: dict[str, Part] = {
 }
 
 
-def trained_parameters(backbone: Backbone, train: Trained) -> dict[str, nn.Parameter]:
-    """What a word of `Trained` names, by name in the backbone; adapters count as parts of what they
+def trained_parameters(backbone: Backbone, train: TrainedPart) -> dict[str, nn.Parameter]:
+    """What a word of `TrainedPart` names, by name in the backbone; adapters count as parts of what they
     stand beside.
     """
-    denoiser = backbone.denoiser_parameters(PARTS[train]) if train in PARTS else {}
+    denoiser = (
+        backbone.denoiser_parameters(_DENOISER_PARTS[train]) if train in _DENOISER_PARTS else {}
+    )
     return denoiser | (backbone.text_parameters() if train in ("text", "everything") else {})
 
 
@@ -67,7 +69,7 @@ class FineTuning:
         gallery: LatentDataset,
         prompts: Sequence[str | Phrase],
         *,
-        train: Trained = "all",
+        train: TrainedPart = "all",
         lr: float = 1e-4,
         batch_size: int = 8,
         seed: int = 0,
@@ -84,7 +86,7 @@ class FineTuning:
         self.steps = 0
         copied = dict(self.model.named_parameters())
         self._trained = [copied[name].requires_grad_(True) for name in names]
-        widen(self._trained)
+        promote_to_float32(self._trained)
         self._adam = AdamW(self._trained, lr=lr)
         with torch.no_grad():
             self._said = (

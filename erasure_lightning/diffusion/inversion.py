@@ -21,10 +21,10 @@ from erasure_lightning.errors import ErasureError
 #: Scale of the clean latents below which a noisy latent is taken to hold none of them (zero
 #: terminal signal-to-noise ratio, which samplers also write as 2**-24). The noisiest time of a
 #: usual schedule has .07.
-FAINT = 1e-3
+_MIN_SIGNAL = 1e-3
 
-#: How `purify` draws.
-SAMPLING = "DDIM inversion"
+#: How `purify_images` draws.
+_SAMPLING = "DDIM inversion"
 
 
 @torch.no_grad()
@@ -54,7 +54,9 @@ def invert(
     for t, noisier in pairwise(_times(backbone, steps)):
         start, faint = (
             x,
-            bool(process.noise(torch.ones_like(x), torch.zeros_like(x), noisier).max() < FAINT),
+            bool(
+                process.noise(torch.ones_like(x), torch.zeros_like(x), noisier).max() < _MIN_SIGNAL
+            ),
         )
         for _ in range(1 + refinements):
             prediction = backbone.denoise(x, noisier, conditioning)
@@ -112,7 +114,7 @@ def _times(backbone: Backbone, steps: int) -> Tensor:
 def _require_clean(backbone: Backbone, t: Tensor) -> None:
     """Raise unless a prediction at a time tells the clean latents."""
     one = torch.ones(1, 1, 1, 1, device=t.device)
-    if backbone.process.clean(torch.zeros_like(one), one, t).abs().item() > 1 / FAINT:
+    if backbone.process.clean(torch.zeros_like(one), one, t).abs().item() > 1 / _MIN_SIGNAL:
         raise ErasureError(
             f"{backbone.name} predicts the noise (epsilon) also where latents are noise alone (zero"
             " terminal signal-to-noise ratio), which does not determine a picture. Its scheduler"
@@ -135,7 +137,7 @@ def _predictor(
     return guided
 
 
-class Purified(NamedTuple):
+class PurifiedImages(NamedTuple):
     """Pictures drawn from the noise that was found, ``(B, 3, H, W)`` in 0..1.
 
     Args:
@@ -149,7 +151,7 @@ class Purified(NamedTuple):
 
 
 @torch.no_grad()
-def purify(
+def purify_images(
     original: Backbone,
     edited: Backbone,
     pictures: Tensor,
@@ -157,7 +159,7 @@ def purify(
     *,
     steps: int,
     guidance: float = 1.0,
-) -> Purified:
+) -> PurifiedImages:
     """Draw real pictures again with an edited model.
 
     Args:
@@ -176,7 +178,7 @@ def purify(
     asked = original.encode(prompts)
     noise = invert(original, asked, original.compress(pictures), steps)
     reconstructed = original.decode(retrace(original, asked, noise, steps, guidance))
-    require_finite_images(reconstructed, "original", original, prompts, SAMPLING)
+    require_finite_images(reconstructed, "original", original, prompts, _SAMPLING)
     purified = edited.decode(retrace(edited, edited.encode(prompts), noise, steps, guidance))
-    require_finite_images(purified, "edited", edited, prompts, SAMPLING)
-    return Purified(reconstructed, purified)
+    require_finite_images(purified, "edited", edited, prompts, _SAMPLING)
+    return PurifiedImages(reconstructed, purified)

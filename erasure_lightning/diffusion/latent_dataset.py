@@ -10,10 +10,10 @@ from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.interface import Size
 from erasure_lightning.backbones.process import NoiseProcess
 from erasure_lightning.concepts.concept import Phrase
-from erasure_lightning.diffusion.sampling import sample
+from erasure_lightning.diffusion.sampling import sample_latents
 
 #: Pictures drawn side by side.
-SIDE_BY_SIDE = 16
+_BATCH_SIZE = 16
 
 
 class NoisedLatents(NamedTuple):
@@ -58,9 +58,11 @@ class LatentDataset:
     ) -> None:
         generator = torch.Generator().manual_seed(seed)
         seeds = torch.randint(2**31, (first + len(prompts),), generator=generator)[first:].tolist()
-        chunks = [slice(i, i + SIDE_BY_SIDE) for i in range(0, len(prompts), SIDE_BY_SIDE)]
+        chunks = [slice(i, i + _BATCH_SIZE) for i in range(0, len(prompts), _BATCH_SIZE)]
         drawn = [
-            sample(backbone, prompts[c], seeds[c], steps=steps, guidance=guidance, size=size)
+            sample_latents(
+                backbone, prompts[c], seeds[c], steps=steps, guidance=guidance, size=size
+            )
             for c in chunks
         ]
         self.latents = torch.cat(drawn)
@@ -69,10 +71,10 @@ class LatentDataset:
     def noised(self, rows: Sequence[int]) -> NoisedLatents:
         """Pictures by number, with fresh noise at times drawn from all there are."""
         clean = self.latents[list(rows)]
-        return noised(self.process, clean, self.process.draw_times(len(clean)).to(clean.device))
+        return add_noise(self.process, clean, self.process.draw_times(len(clean)).to(clean.device))
 
 
-def noised(process: NoiseProcess, clean: Tensor, t: Tensor) -> NoisedLatents:
+def add_noise(process: NoiseProcess, clean: Tensor, t: Tensor) -> NoisedLatents:
     """Clean latents ``(B, C, h, w)`` with fresh noise at times ``(B,)``."""
     noise = torch.randn(clean.shape).to(clean)
     return NoisedLatents(process.noise(clean, noise, t), t, process.target(clean, noise, t))

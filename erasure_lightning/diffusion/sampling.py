@@ -12,7 +12,7 @@ from erasure_lightning.backbones.interface import Size
 from erasure_lightning.concepts.concept import Phrase
 
 
-class Step(NamedTuple):
+class RolloutStep(NamedTuple):
     """One evaluation of the denoiser on a rollout.
 
     Args:
@@ -40,7 +40,7 @@ def rollout(
     guidance: float,
     size: Size | None = None,
     start: Tensor | None = None,
-) -> Iterator[Step]:
+) -> Iterator[RolloutStep]:
     """Go from noise to latents with guidance, as the stock diffusers pipeline does, bit for bit.
 
     Args:
@@ -67,12 +67,12 @@ def rollout(
         unconditional, conditional = prediction.chunk(2) if twice else (prediction, prediction)
         guided = unconditional + guidance * (conditional - unconditional) if twice else prediction
         after = sampler.step(guided, number, x)
-        yield Step(read[: len(x)], t, conditional, unconditional, after)
+        yield RolloutStep(read[: len(x)], t, conditional, unconditional, after)
         x = after
 
 
 @torch.no_grad()
-def sample(
+def sample_latents(
     backbone: Backbone,
     prompts: Sequence[str | Phrase],
     seeds: Sequence[int],
@@ -92,14 +92,14 @@ def sample(
         guidance: Scale of classifier-free guidance.
         size: Height and width in pixels; the model's own by default.
     """
-    return final(
+    return final_latents(
         rollout(
             backbone, backbone.encode(prompts), seeds, steps=steps, guidance=guidance, size=size
         )
     )
 
 
-def final(steps: Iterator[Step]) -> Tensor:
+def final_latents(steps: Iterator[RolloutStep]) -> Tensor:
     """Clean latents ``(B, C, h, w)`` at the end of a rollout."""
     for step in steps:
         latents = step.after
@@ -107,7 +107,7 @@ def final(steps: Iterator[Step]) -> Tensor:
 
 
 @torch.no_grad()
-def draw(
+def sample_images(
     backbone: Backbone,
     prompts: Sequence[str | Phrase],
     seeds: Sequence[int],
@@ -116,7 +116,7 @@ def draw(
     guidance: float,
     size: Size | None = None,
 ) -> Tensor:
-    """Pictures ``(B, 3, H, W)`` in 0..1 for prompts at seeds; arguments as `sample`."""
+    """Pictures ``(B, 3, H, W)`` in 0..1 for prompts at seeds; arguments as `sample_latents`."""
     return backbone.decode(
-        sample(backbone, prompts, seeds, steps=steps, guidance=guidance, size=size)
+        sample_latents(backbone, prompts, seeds, steps=steps, guidance=guidance, size=size)
     )

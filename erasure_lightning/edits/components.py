@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from erasure_lightning.adapters.base import CHILD
-from erasure_lightning.edits.fingerprints import digest
+from erasure_lightning.edits.fingerprints import hash_tensors
 from erasure_lightning.edits.format import plain_name
 from erasure_lightning.errors import ErasureError
 
@@ -19,7 +19,7 @@ _PRECISIONS = (torch.float32, torch.bfloat16, torch.float16)
 _ADDED = (CHILD, "processor", "encoder_hid_proj", "to_qkv", "to_kv", "to_added_qkv")
 
 
-def fingerprints(module: nn.Module) -> dict[str, str]:
+def component_fingerprints(module: nn.Module) -> dict[str, str]:
     """Hashes of a component's own weights, without adapters.
 
     Returns:
@@ -30,20 +30,20 @@ def fingerprints(module: nn.Module) -> dict[str, str]:
         for name, value in sorted(module.state_dict().items())
         if _is_own(name)
     }
-    rounded = {str(dtype).removeprefix("torch."): digest(own, dtype) for dtype in _PRECISIONS}
-    return {"native": digest(own)} | rounded
+    rounded = {str(dtype).removeprefix("torch."): hash_tensors(own, dtype) for dtype in _PRECISIONS}
+    return {"native": hash_tensors(own)} | rounded
 
 
 def _is_own(name: str) -> bool:
     return not any(s in _ADDED or s.startswith("lora_") for s in name.split("."))
 
 
-def is_same(one: dict[str, str], other: dict[str, str]) -> bool:
+def is_same_component(one: dict[str, str], other: dict[str, str]) -> bool:
     """Whether fingerprints are those of one component, in whatever precision either was loaded."""
     return one["native"] in other.values() or other["native"] in one.values()
 
 
-class Component:
+class EditedComponent:
     """A component of a pipeline that an edit is put into.
 
     Args:

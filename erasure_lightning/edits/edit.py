@@ -13,23 +13,27 @@ from torch import Tensor, nn
 from erasure_lightning.adapters.base import Plan, adapters_of, refuse_saving, take_out
 from erasure_lightning.adapters.kinds import install
 from erasure_lightning.adapters.lora import merged
-from erasure_lightning.edits.components import Component, fingerprints, is_same
+from erasure_lightning.edits.components import (
+    EditedComponent,
+    component_fingerprints,
+    is_same_component,
+)
 from erasure_lightning.edits.format import EDIT_FORMAT, current_name, read_metadata
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.writing import EDIT_FILE, json_text, write_atomically
 
 #: The attribute of a component that lists the edits it holds.
-MARK = "erasure_edits"
+APPLIED_EDITS = "erasure_edits"
 
 
-def plain(value: Any) -> Any:
+def plain_values(value: Any) -> Any:
     """Dataclasses and objects as what YAML can say of them."""
     if is_dataclass(value) and not isinstance(value, type):
         return asdict(value)
     if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
+        return {str(k): plain_values(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
+        return [plain_values(v) for v in value]
     return value if isinstance(value, str | int | float | bool | None) else repr(value)
 
 
@@ -116,7 +120,7 @@ def _changes(
         if plan and plan.kind == "lora":
             values, plan = merged(values), None
         yield _Change(
-            Component(pipeline, name),
+            EditedComponent(pipeline, name),
             values,
             plan,
             metadata.get("fingerprints", {}).get(name),
@@ -137,12 +141,12 @@ class _Change:
         component: Of the pipeline.
         values: New values by plain name; an adapter's too.
         plan: Adapters that stand beside layers.
-        made_on: `fingerprints` of the component it was made on; None in an edit of layout 1.
+        made_on: `component_fingerprints` of the component it was made on; None in an edit of layout 1.
         about: The edit, in short.
         transferred: Whether the component is another than that.
     """
 
-    component: Component
+    component: EditedComponent
     values: dict[str, Tensor]
     plan: Plan | None
     made_on: dict[str, str] | None
@@ -175,8 +179,8 @@ class _Change:
 
     def _is_own(self) -> bool:
         """Whether the component is the one that the edit was made on."""
-        return self.made_on is not None and is_same(
-            self.made_on, fingerprints(self.component.module)
+        return self.made_on is not None and is_same_component(
+            self.made_on, component_fingerprints(self.component.module)
         )
 
     def _refuse(self) -> None:
@@ -204,7 +208,7 @@ class _Change:
         return "".join(f" ({mark['edit']})" for mark in self._marks()[-1:])
 
     def _marks(self) -> list[dict[str, Any]]:
-        marks: list[dict[str, Any]] = vars(self.component.module).setdefault(MARK, [])
+        marks: list[dict[str, Any]] = vars(self.component.module).setdefault(APPLIED_EDITS, [])
         return marks
 
     def install(self) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from erasure_lightning.concepts.concept import PromptBatch
-from erasure_lightning.distributed.collectives import collected, of_this_rank
+from erasure_lightning.distributed.collectives import gather_on_first_rank, of_this_rank
 from erasure_lightning.retention.base import RetentionCallback
 from erasure_lightning.seeding import derive_seed
 from erasure_lightning.training.gradient import GradientErasure
@@ -79,7 +79,7 @@ class LocalNoisePreservation(RetentionCallback):
     def state_dict(self) -> dict[str, Any]:
         """Every rank's latents, so that a resumed run draws the same."""
         state = self.latents.state_dict()
-        return {"latents": collected(state)} if state else {}
+        return {"latents": gather_on_first_rank(state)} if state else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the latents where they were left; a rank that had none draws its own."""
