@@ -1,6 +1,4 @@
-"""Looks at all of a pipeline before any weight is read: classes, configs, tokenizers, sampler,
-names and shapes.
-"""
+"""Checks a pipeline's files before weights are read: classes, configs, tokenizers, shapes."""
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,7 +25,7 @@ from erasure_lightning.backbones.weight_files import (
 )
 from erasure_lightning.errors import ErasureError
 
-#: What a text encoder's config may call itself: its own half of CLIP, or the whole.
+#: Model types of a text encoder's config: the text half of CLIP, or the whole.
 _TEXT_CONFIGS = ("clip_text_model", "clip")
 
 
@@ -36,10 +34,10 @@ class ComponentFiles:
     """A component with weights.
 
     Args:
-        title: What it is called in messages.
-        folder: Where it lies.
-        model: A model made from its config, on the meta device.
-        stored: Its weight files; None where they are not on this machine, as they are not read.
+        title: Its name in messages.
+        folder: Its folder.
+        model: An instance built from its config, on the meta device.
+        stored: Its weight files; None if they are not read, and not on this machine.
     """
 
     title: str
@@ -53,10 +51,10 @@ class InspectedPipeline:
     """A pipeline whose files fit together.
 
     Args:
-        family: Of its class.
-        pipeline: Its class.
-        components: Those with weights, by name.
-        others: Tokenizers and the sampler, by name.
+        family: The pipeline's family.
+        pipeline: The pipeline's class.
+        components: Components with weights, by name.
+        others: Tokenizers and the scheduler, by name.
     """
 
     family: Family
@@ -67,12 +65,12 @@ class InspectedPipeline:
 
 @contextmanager
 def wrap_errors(title: str) -> Iterator[None]:
-    """Whatever the libraries raise over a component's files becomes one line with its name."""
+    """Turns any error of the libraries into an `ErasureError` of one line with ``title``."""
     try:
         yield
     except ErasureError:
         raise
-    except Exception as error:  # they raise anything over what someone wrote
+    except Exception as error:  # the libraries document no error classes
         first = next(iter(str(error).strip().splitlines()), "no reason was given")
         raise ErasureError(
             f"The {title} could not be loaded: {type(error).__name__}: {first}"
@@ -82,17 +80,17 @@ def wrap_errors(title: str) -> Iterator[None]:
 def inspect_pipeline(
     source: PipelineSource, family: Family, index: dict[str, Any], read: Collection[str]
 ) -> InspectedPipeline:
-    """Look at every file that is read, but at no weight.
+    """Checks every file of a pipeline but the values of weights.
 
     Args:
-        source: Where the pipeline lies.
-        family: Of its class.
+        source: Where the pipeline is.
+        family: The pipeline's family.
         index: Content of its ``model_index.json``.
-        read: Components whose weights will be read. In a folder, those of the others are looked at
-            all the same.
+        read: Components whose weights will be read. In a folder, the weight files of the others are
+            checked too.
 
     Raises:
-        ErasureError: At the first thing that is missing, broken, or does not fit the rest.
+        ErasureError: At the first file that is missing, broken, or does not fit the rest.
     """
     import diffusers
 
@@ -110,12 +108,9 @@ def inspect_pipeline(
     components = {}
     for name, model in models.items():
         title, folder = f"{name} of {source.name}", source.folder(name)
-        stored = (
-            None
-            if source.hub and name not in read
-            else find_weights(folder, family.models[name][0])
-        )
-        if stored:
+        stored = None
+        if name in read or not source.hub:
+            stored = find_weights(folder, family.models[name][0])
             with wrap_errors(title):
                 require_fit(title, model, stored)
         components[name] = ComponentFiles(title, folder, model, stored)
@@ -123,9 +118,7 @@ def inspect_pipeline(
 
 
 def _fetch(source: PipelineSource, family: Family, read: Collection[str]) -> None:
-    """Bring configs and tokenizers of a Hub repository here, and weights in the variant that is
-    read.
-    """
+    """Downloads a Hub repository's configs, tokenizers, and weights in the preferred variant."""
     folders = [*family.models, *family.tokenizers, "scheduler"]
     patterns = [f"{folder}/*.{ending}" for folder in folders for ending in ("json", "txt")]
     files = repository_files(source) if read else []
@@ -136,23 +129,24 @@ def _fetch(source: PipelineSource, family: Family, read: Collection[str]) -> Non
     fetch_files(source, patterns)
 
 
-def _named(source: PipelineSource, index: dict[str, Any], name: str) -> tuple[str, str]:
+def _library_and_class(source: PipelineSource, index: dict[str, Any], name: str) -> tuple[str, str]:
     """Library and class that ``model_index.json`` names for a component."""
     match index.get(name):
         case [str(library), str(cls)]:
             return library, cls
-        case found:
+        case value:
             raise ErasureError(
                 f"The model_index.json of {source.name} needs a library and a class for its {name};"
-                f" found {found}."
+                f" found {value}."
             )
 
 
 def _class(source: PipelineSource, index: dict[str, Any], name: str, library: str, cls: str) -> Any:
-    found = _named(source, index, name)
-    if found != (library, cls):
+    actual = _library_and_class(source, index, name)
+    if actual != (library, cls):
         raise ErasureError(
-            f"The {name} of {source.name} needs the class {library}.{cls}; found {'.'.join(found)}."
+            f"The {name} of {source.name} needs the class {library}.{cls};"
+            f" found {'.'.join(actual)}."
         )
     import diffusers
     import transformers
@@ -175,7 +169,7 @@ def _folder(source: PipelineSource, name: str, config: str) -> Path:
 
 
 def _empty(source: PipelineSource, name: str, cls: Any) -> Any:
-    """A component made from its config on the meta device."""
+    """A component built from its config on the meta device."""
     folder = _folder(source, name, "config.json")
     config = read_json(folder / "config.json")
     kind = config.get("_class_name", config.get("model_type"))
@@ -196,11 +190,11 @@ def _empty(source: PipelineSource, name: str, cls: Any) -> Any:
 def _tokenizer(source: PipelineSource, index: dict[str, Any], name: str) -> Any:
     import transformers
 
-    found = _named(source, index, name)
-    if found not in {("transformers", "CLIPTokenizer"), ("transformers", "CLIPTokenizerFast")}:
+    library, cls = _library_and_class(source, index, name)
+    if library != "transformers" or cls not in ("CLIPTokenizer", "CLIPTokenizerFast"):
         raise ErasureError(
             f"The {name} of {source.name} needs the class transformers.CLIPTokenizer; found"
-            f" {'.'.join(found)}."
+            f" {library}.{cls}."
         )
     folder = source.folder(name)
     if not (folder / "tokenizer.json").is_file():
@@ -217,7 +211,7 @@ def _tokenizer(source: PipelineSource, index: dict[str, Any], name: str) -> Any:
 def _sampler_class(source: PipelineSource, index: dict[str, Any]) -> Any:
     import diffusers
 
-    library, name = _named(source, index, "scheduler")
+    library, name = _library_and_class(source, index, "scheduler")
     cls = getattr(diffusers, name, None) if library == "diffusers" else None
     if not (isinstance(cls, type) and issubclass(cls, diffusers.SchedulerMixin)):
         raise ErasureError(

@@ -1,4 +1,4 @@
-"""Two models that share what one of them will not change."""
+"""Copies of modules that share all parameters but those that will change."""
 
 import copy
 from collections import OrderedDict
@@ -10,10 +10,10 @@ _M = TypeVar("_M", bound=nn.Module)
 
 
 def copy_along(module: _M, paths: set[tuple[str, ...]]) -> _M:
-    """Copy ``module`` along ``paths``; share every child and parameter that no path enters."""
+    """Copies ``module`` along ``paths``; children and parameters outside them are shared."""
     twin = copy.copy(module)
     for key, value in vars(module).items():
-        # Children, parameters, buffers and hooks: what is put into one must not appear in the
+        # Children, parameters, buffers and hooks: an entry added to one must not appear in the
         # other.
         if type(value) in (dict, OrderedDict):
             twin.__dict__[key] = value.copy()

@@ -5,7 +5,7 @@ import torch
 
 from erasure_lightning.backbones import towers
 from erasure_lightning.backbones.conditioning import CONCEPT, END, PADDING, START, TEMPLATE
-from erasure_lightning.backbones.text_cache import BATCH_SIZE_OF_TEXTS
+from erasure_lightning.backbones.text_cache import PROMPTS_PER_BATCH
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts.concept import fill_template
 
@@ -30,7 +30,7 @@ def test_a_sentence_is_read_once(tiny):
             tiny.encode(["a dog", "a star"]).tokens,
         )
     assert list(dict.fromkeys(read)) == ["a cat", "a dog", "a star"]
-    assert len(read) == 2 * BATCH_SIZE_OF_TEXTS  # each time a block
+    assert len(read) == 2 * PROMPTS_PER_BATCH  # each time a block
     assert torch.equal(first[0], first[2])
     assert torch.equal(first[1], again[0])
 
@@ -82,21 +82,21 @@ def test_whatever_changes_the_encoder_is_seen(tiny, change):
     with torch.autocast("cpu", torch.bfloat16, enabled=change == "autocast"):
         after = tiny.encode(["a cat"]).tokens
         assert torch.equal(
-            after, tiny.contextualize(tiny.embed(["a cat"] * BATCH_SIZE_OF_TEXTS)).tokens[:1]
+            after, tiny.contextualize(tiny.embed(["a cat"] * PROMPTS_PER_BATCH)).tokens[:1]
         )
     assert not torch.equal(after.to(before), before)
 
 
 def test_memory_is_bounded_and_the_newest_stay(tiny):
     size = tiny.encode(["a cat"]).nbytes
-    tiny._states.limit = 3 * size
+    tiny._text_cache.limit = 3 * size
     prompts = [f"a {word}" for word in WORDS]
     together = tiny.encode(prompts).tokens
     assert torch.equal(together[0], tiny.encode(["a cat"]).tokens[0])
-    assert list(tiny._states._kept) == ["a fish", "a house", "a cat"]
-    tiny._states.limit = 0
+    assert list(tiny._text_cache._encoded) == ["a fish", "a house", "a cat"]
+    tiny._text_cache.limit = 0
     assert torch.equal(tiny.encode(prompts).tokens, together)
-    assert not tiny._states._kept
+    assert not tiny._text_cache._encoded
 
 
 def test_what_was_read_while_drawing_can_be_trained_on(tiny):
