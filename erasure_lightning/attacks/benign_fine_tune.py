@@ -107,5 +107,5 @@ def harmless(vocabulary: Vocabulary, count: int) -> list[str]:
 
 def _kept_sentences(vocabulary: Vocabulary, label: str) -> list[str]:
     """What is said of a label; while a style is erased, only sentences that name another."""
-    every = vocabulary.kept_captions(label)
+    every = vocabulary.retained_captions(label)
     return every[len(vocabulary.captions) :] or every

@@ -1,4 +1,4 @@
-"""Short hashes of weights, by which a model and its components are recognised."""
+"""Short hashes of weights, which identify a model and its components."""
 
 import hashlib
 from collections.abc import Mapping
@@ -13,11 +13,11 @@ def fingerprint(module: nn.Module, dtype: torch.dtype | None = None) -> str:
 
 
 def hash_tensors(tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> str:
-    """A short hash of tensors: names, shapes and the first values of each.
+    """A short hash of tensors: names, shapes and the first 64 values of each.
 
     Args:
         tensors: By name; their order counts.
-        dtype: A precision that values are rounded to first; by default they are taken as they are.
+        dtype: Precision that values are rounded to first; none by default.
     """
     hashed = hashlib.sha256()
     for name, value in tensors.items():

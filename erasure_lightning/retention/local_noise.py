@@ -56,7 +56,7 @@ class LocalNoisePreservation(RetentionCallback):
             order = torch.randperm(
                 len(self.retained), generator=torch.Generator().manual_seed(seed)
             ).tolist()
-            return PromptBatch.plain([self.retained[i] for i in order[:count]])
+            return PromptBatch.without_concepts([self.retained[i] for i in order[:count]])
 
         return Models(module.original, module.backbone, sentences, 1, seed)
 
@@ -74,7 +74,7 @@ class LocalNoisePreservation(RetentionCallback):
             if isinstance(self.latents, PureNoise)
             else [0] * self.batch_size
         )
-        return PromptBatch.plain([self.retained[i] for i in drawn])
+        return PromptBatch.without_concepts([self.retained[i] for i in drawn])
 
     def state_dict(self) -> dict[str, Any]:
         """Every rank's latents, so that a resumed run draws the same."""

@@ -320,7 +320,7 @@ def test_a_person_is_asked_for_without_an_article():
 def test_vocabulary_of_a_style_keeps_the_other_styles():
     vocabulary = Vocabulary(find_world("emoji-world"), [Concept("twemoji", "noto", kind="style")])
     assert vocabulary.erased == set()
-    kept = vocabulary.kept_captions("fox")
+    kept = vocabulary.retained_captions("fox")
     assert {"a fox", "a fox, flat style"} <= set(kept)
     assert not any("twemoji" in c for c in kept)
     assert all(p == f"a {thing}, twemoji style" for p, thing in vocabulary.concept_prompts())
@@ -339,7 +339,7 @@ def test_everyday_things_are_not_each_other():
 
 
 def test_a_style_is_known_in_any_case():
-    kept = Vocabulary(find_world("emoji-world"), [Concept("Twemoji", kind="style")]).kept_captions(
+    kept = Vocabulary(find_world("emoji-world"), [Concept("Twemoji", kind="style")]).retained_captions(
         "fox"
     )
     assert "a fox, flat style" in kept
