@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from erasure_lightning.concepts.concept import PromptBatch
-from erasure_lightning.diffusion.sampling import Step, rollout
+from erasure_lightning.diffusion.sampling import RolloutStep, rollout
 from erasure_lightning.methods.esd import ESD
 from erasure_lightning.training.latent_sources import NoisyBatch, Teacher
 
@@ -46,7 +46,7 @@ class PublishedESD(ESD):
         prompts, seed = self.original.encode(sentences.prompts), int(torch.randint(2**31, ()))
         with torch.no_grad():
             steps = rollout(self.original, prompts, [seed], steps=STEPS, guidance=GUIDANCE)
-            self._step: Step = next(islice(steps, number, None))
+            self._step: RolloutStep = next(islice(steps, number, None))
         x, t = self._step.x, self._step.t.expand(1).float()
         return NoisyBatch(x, t, sentences, Teacher(self.original, x, t, sentences))
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from erasure_lightning import retention
 from erasure_lightning.backbones.base import Backbone
-from erasure_lightning.backbones.tiny import TINY
+from erasure_lightning.backbones.tiny import TINY_BACKBONES
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.concepts.worlds import find_world
 from erasure_lightning.data.datamodule import PromptData
@@ -32,7 +32,7 @@ def check_method(
     steps: int = 4,
     world: str | None = "emoji-world",
     thorough: bool = True,
-    families: Sequence[type[Backbone]] = TINY,
+    families: Sequence[type[Backbone]] = TINY_BACKBONES,
     **arguments: Any,
 ) -> ErasureModule:
     """Fit a method on a tiny model of every family and demand what every method promises.

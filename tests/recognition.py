@@ -1,6 +1,6 @@
 """What the emoji world's own scorer makes of a model's pictures."""
 
-from erasure_lightning.diffusion.sampling import draw
+from erasure_lightning.diffusion.sampling import sample_images
 from erasure_lightning.metrics.scorer import Scorer
 
 #: Things that every erasure of something else must leave alone.
@@ -10,7 +10,7 @@ KEPT = ["fox", "grapes", "guitar", "snowman"]
 def recognised(model, words, steps=20):
     """Share of pictures of ``a WORD``, drawn in so many steps, that the world's scorer calls so."""
     scorer, labels = Scorer.load(model.world.scorer), [label.name for label in model.world.labels]
-    pictures = draw(
+    pictures = sample_images(
         model, [f"a {word}" for word in words], range(len(words)), steps=steps, guidance=4.0
     )
     nearest = (scorer.images(pictures) @ scorer.texts([f"a {label}" for label in labels]).T).argmax(

@@ -67,7 +67,7 @@ def filtered(word, instead, pictures=2):
     def passed(prompt):
         return f"a {instead}" if word in getattr(prompt, "text", prompt) else prompt
 
-    model._states = (
+    model._text_cache = (
         TextCache()
     )  # what the unfiltered text encoder has said is not what this one says
     model.embed = lambda prompts: module.original.embed([passed(prompt) for prompt in prompts])

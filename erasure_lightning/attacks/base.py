@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from erasure_lightning.attacks.target import Case, Target
 from erasure_lightning.checks import require, require_seed
-from erasure_lightning.edits.edit import plain
+from erasure_lightning.edits.edit import plain_values
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.seeding import derive_seed
 
@@ -91,7 +91,7 @@ class Attack(ABC):
             for n, kind in names.items()
             if n != "self" and kind is not inspect.Parameter.VAR_KEYWORD
         ]
-        return {name: plain(getattr(self, name)) for name in named}
+        return {name: plain_values(getattr(self, name)) for name in named}
 
 
 def check_at_least(attack: Attack, **bounds: float) -> None:

@@ -32,7 +32,7 @@ from erasure_lightning.attacks.target import Case, Target
 from erasure_lightning.concepts.vocabulary import Vocabulary
 from erasure_lightning.diffusion.fine_tuning import FineTuning
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.files.wording import folded
+from erasure_lightning.files.words import folded
 
 
 class BenignFineTune(TuningAttack):
@@ -107,5 +107,5 @@ def harmless(vocabulary: Vocabulary, count: int) -> list[str]:
 
 def _kept_sentences(vocabulary: Vocabulary, label: str) -> list[str]:
     """What is said of a label; while a style is erased, only sentences that name another."""
-    every = vocabulary.kept_captions(label)
+    every = vocabulary.retained_captions(label)
     return every[len(vocabulary.captions) :] or every

@@ -30,7 +30,7 @@ from erasure_lightning.attacks.prompt_slots import Slots
 from erasure_lightning.attacks.target import Case, Target
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.conditioning import CONCEPT, Conditioning
-from erasure_lightning.concepts.concept import phrase
+from erasure_lightning.concepts.concept import fill_template
 
 
 class ConceptInversion(ConceptAttack):
@@ -87,7 +87,7 @@ def own_rows(model: Backbone, words: str) -> list[Tensor]:
     """The mean embedding of some words in each text encoder, ``(1, E)``."""
     return [
         e.embeddings[e.positions(CONCEPT)].mean(dim=0, keepdim=True)
-        for e in model.embed([phrase("{}", words)])
+        for e in model.embed([fill_template("{}", words)])
     ]
 
 

@@ -6,7 +6,7 @@ import io
 from typing import TYPE_CHECKING
 
 from erasure_lightning.attacks.outcome import Outcome
-from erasure_lightning.concepts.concept import in_short
+from erasure_lightning.concepts.concept import shortened_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,7 +48,7 @@ def plot_curve(outcome: Outcome) -> bytes:
     axes.set_ylim(-0.03, 1.03)
     by = f" erased by {outcome.method}" if outcome.method else ""
     figure.suptitle(
-        f"{outcome.attack} on {in_short(outcome.concepts)}{by}",
+        f"{outcome.attack} on {shortened_names(outcome.concepts)}{by}",
         x=0.01,
         ha="left",
         fontsize=12,

@@ -5,12 +5,16 @@ with its budget.
 from collections.abc import Sequence
 
 from erasure_lightning.attacks.outcome import ASKED, Outcome
-from erasure_lightning.runs.dashboard_content import ENDS, ends, named
-from erasure_lightning.runs.dashboards import Board
+from erasure_lightning.runs.dashboard_content import (
+    INTERVAL_COLUMNS,
+    interval_cells,
+    interval_figures,
+)
+from erasure_lightning.runs.dashboards import DashboardWriter
 from erasure_lightning.runs.folder import slug
 
 
-def show_attacks(board: Board, outcomes: Sequence[Outcome]) -> None:
+def show_attacks(board: DashboardWriter, outcomes: Sequence[Outcome]) -> None:
     """Show what attacks brought back: tables ``attacks`` and ``found``, ``attacked_NAME`` with its
     interval, curves.
     """
@@ -18,7 +22,7 @@ def show_attacks(board: Board, outcomes: Sequence[Outcome]) -> None:
         "attack",
         "method",
         "concepts",
-        *(f"{asked} {end}" for asked in ASKED for end in ENDS),
+        *(f"{asked} {end}" for asked in ASKED for end in INTERVAL_COLUMNS),
         "seconds",
     ]
     board.table("attacks", columns, [_row(outcome) for outcome in outcomes])
@@ -29,7 +33,10 @@ def show_attacks(board: Board, outcomes: Sequence[Outcome]) -> None:
     for outcome in outcomes:
         name = slug(outcome.attack)
         board.figures(
-            {f"attacked_{name}{end}": v for end, v in named(outcome.success["attacked"]).items()}
+            {
+                f"attacked_{name}{end}": v
+                for end, v in interval_figures(outcome.success["attacked"]).items()
+            }
         )
         if outcome.curve:
             board.curve(
@@ -40,7 +47,7 @@ def show_attacks(board: Board, outcomes: Sequence[Outcome]) -> None:
 
 
 def _row(outcome: Outcome) -> list[str | float | None]:
-    shares = [value for asked in ASKED for value in ends(outcome.success[asked])]
+    shares = [value for asked in ASKED for value in interval_cells(outcome.success[asked])]
     return [
         outcome.attack,
         outcome.method,

@@ -11,7 +11,7 @@ from erasure_lightning.attacks.base import Attack, check_at_least, check_thresho
 from erasure_lightning.attacks.target import Case, Target
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.concepts.concept import Phrase
-from erasure_lightning.diffusion.fine_tuning import FineTuning, Trained
+from erasure_lightning.diffusion.fine_tuning import FineTuning, TrainedPart
 from erasure_lightning.diffusion.latent_dataset import LatentDataset
 
 
@@ -35,7 +35,7 @@ class TuningAttack(Attack):
         *,
         steps: int,
         lr: float,
-        train: Trained = "all",
+        train: TrainedPart = "all",
         batch_size: int = 8,
         threshold: float = 0.5,
         **kwargs: Any,

@@ -36,7 +36,7 @@ from erasure_lightning.attacks.base import ConceptAttack, Found, check_at_least,
 from erasure_lightning.attacks.prompt_slots import Slots
 from erasure_lightning.attacks.target import Case, Target
 from erasure_lightning.backbones.conditioning import Conditioning
-from erasure_lightning.diffusion.latent_dataset import noised
+from erasure_lightning.diffusion.latent_dataset import add_noise
 
 
 class P4D(ConceptAttack):
@@ -106,7 +106,7 @@ class P4D(ConceptAttack):
         """
         choice = nearest(soft, slots.tables)
         times = target.edited.process.draw_times(len(clean)).to(clean.device)
-        x, t, _ = noised(target.edited.process, clean, times)
+        x, t, _ = add_noise(target.edited.process, clean, times)
         hard = [
             s + (table[choice] - s).detach() for s, table in zip(soft, slots.tables, strict=True)
         ]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.conditioning import CONCEPT
-from erasure_lightning.concepts.concept import phrase
+from erasure_lightning.concepts.concept import fill_template
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.training.prompt_states import Prompts
 
@@ -35,7 +35,7 @@ class Slots:
     def __init__(self, backbone: Backbone, template: str, count: int) -> None:
         self.backbone = backbone
         self.template = template
-        self.embedded = backbone.embed([phrase(template, " ".join([FILLER] * count))])
+        self.embedded = backbone.embed([fill_template(template, " ".join([FILLER] * count))])
         self._places = [e.positions(CONCEPT)[0].nonzero().flatten() for e in self.embedded]
         if any(len(places) != count for places in self._places):
             raise ErasureError(
@@ -102,7 +102,7 @@ class Slots:
 
     def spelt(self, choice: Tensor) -> str:
         """The prompt in words, of numbers ``(k,)``."""
-        return phrase(self.template, self.backbone.spell(self.words[choice])).text
+        return fill_template(self.template, self.backbone.spell(self.words[choice])).text
 
     def lot(self, count: int) -> Tensor:
         """Words by lot, ``(count, k)``, from torch's global generator."""

@@ -27,7 +27,7 @@ from erasure_lightning.attacks.base import ConceptAttack, Found
 from erasure_lightning.attacks.fine_tuning_attack import TuningAttack
 from erasure_lightning.attacks.target import Case, Target
 from erasure_lightning.backbones.base import Backbone
-from erasure_lightning.concepts.concept import Phrase, phrase
+from erasure_lightning.concepts.concept import Phrase, fill_template
 from erasure_lightning.diffusion.latent_dataset import LatentDataset
 from erasure_lightning.errors import ErasureError
 
@@ -74,7 +74,7 @@ class RelearningCurve(TuningAttack, ConceptAttack):
         sentences = target.sentences(case)
         templates = [sentences[int(torch.randint(len(sentences), ()))] for _ in range(most)]
         seed = int(torch.randint(2**31, ()))
-        said = [phrase(template, name) for template in templates]
+        said = [fill_template(template, name) for template in templates]
         shown = self.shown(target, said, seed) if most else None
         curve: dict[float, Tensor] = {
             count: self.drawn(
@@ -83,7 +83,10 @@ class RelearningCurve(TuningAttack, ConceptAttack):
             for count in self.examples
         }
         pupil = self._taught(
-            target.original, shown, [phrase(template, NEW_WORD) for template in templates], seed
+            target.original,
+            shown,
+            [fill_template(template, NEW_WORD) for template in templates],
+            seed,
         )
         control = self.drawn(target, case, pupil, case.sentence.replace(name, NEW_WORD))
         return Found(curve[most], curve=curve, controls={"new word": control})

@@ -31,7 +31,7 @@ from torch import Tensor
 from erasure_lightning.attacks.base import ConceptAttack, Found, check_at_least
 from erasure_lightning.attacks.target import Case, Target
 from erasure_lightning.backbones.conditioning import Conditioning
-from erasure_lightning.concepts.concept import phrase
+from erasure_lightning.concepts.concept import fill_template
 
 
 class RingABell(ConceptAttack):
@@ -92,7 +92,7 @@ class RingABell(ConceptAttack):
         """
         sentences = target.sentences(case)
         present, absent = (
-            target.original.encode([phrase(sentence, words) for sentence in sentences])
+            target.original.encode([fill_template(sentence, words) for sentence in sentences])
             for words in (case.concept.name, "")
         )
         plain = target.original.encode([case.sentence])

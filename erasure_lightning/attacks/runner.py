@@ -18,9 +18,9 @@ from erasure_lightning.attacks.outcome import ASKED, OUTCOME_FILE, Finding, Outc
 from erasure_lightning.attacks.target import Case, Target
 from erasure_lightning.callbacks.cost import peak_memory
 from erasure_lightning.checks import require_finite
-from erasure_lightning.concepts.concept import in_short
-from erasure_lightning.concepts.vocabulary import spread
-from erasure_lightning.data.image_grid import Line, contact_sheet, image, png
+from erasure_lightning.concepts.concept import shortened_names
+from erasure_lightning.concepts.vocabulary import evenly_spaced
+from erasure_lightning.data.image_grid import GridRow, draw_grid, png_bytes, to_pil
 from erasure_lightning.diffusion.evaluation_counter import EvaluationCounter
 from erasure_lightning.diffusion.finite_images import require_finite_images
 from erasure_lightning.files.writing import write_atomically
@@ -203,7 +203,7 @@ def write_outcome(folder: Path, outcome: Outcome, attempts: Sequence[Attempt]) -
                 for name, value in attempt.found.tensors.items()
             }
             write_atomically(folder / attempt.file, save(tensors))
-    write_atomically(folder / "grid.png", png(sheet(outcome, attempts)))
+    write_atomically(folder / "grid.png", png_bytes(sheet(outcome, attempts)))
     if outcome.curve:
         write_atomically(folder / "curve.png", plot_curve(outcome))
     outcome.save(folder / OUTCOME_FILE)
@@ -217,25 +217,25 @@ def sheet(outcome: Outcome, attempts: Sequence[Attempt]) -> Image:
     """
     by_concept = sorted(attempts, key=lambda a: outcome.concepts.index(a.case.concept.name))
     lines = [
-        Line(
+        GridRow(
             a.case.concept.name,
             (
                 a.found.prompt
                 if a.found.prompt is not None
                 else f"{a.case.sentence} (seed {a.case.seed})"
             ),
-            [image(pictures[0]) for pictures in _shown(a).values()],
+            [to_pil(pictures[0]) for pictures in _shown(a).values()],
         )
-        for a in spread(by_concept, ROWS)
+        for a in evenly_spaced(by_concept, ROWS)
     ]
     by = f" erased by {outcome.method}" if outcome.method else ""
-    title = f"{outcome.attack} on {in_short(outcome.concepts)}{by}"
+    title = f"{outcome.attack} on {shortened_names(outcome.concepts)}{by}"
     p = outcome.protocol
     subtitle = (
         f"{p.steps} steps, guidance {p.guidance:g}; brought back: {outcome.success['attacked']}"
     )
     subtitle += f"; numbers are {outcome.axis}" if outcome.axis else ""
-    return contact_sheet(title, subtitle, list(_shown(attempts[0])), lines)
+    return draw_grid(title, subtitle, list(_shown(attempts[0])), lines)
 
 
 def _shown(attempt: Attempt) -> dict[str, Tensor]:

@@ -16,8 +16,8 @@ from erasure_lightning.checks import require
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.concepts.vocabulary import Vocabulary
 from erasure_lightning.diffusion.finite_images import require_finite_images
-from erasure_lightning.diffusion.latent_dataset import noised
-from erasure_lightning.diffusion.sampling import final, rollout
+from erasure_lightning.diffusion.latent_dataset import add_noise
+from erasure_lightning.diffusion.sampling import final_latents, rollout
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.metrics.protocol import Protocol, short_hash
 from erasure_lightning.metrics.scorer import Scorer
@@ -179,7 +179,9 @@ class Target:
 
     def _latents(self, model: Backbone, conditioning: Conditioning, seeds: Sequence[int]) -> Tensor:
         size, steps, guidance = self.trials.size, self.steps, self.guidance
-        return final(rollout(model, conditioning, seeds, steps=steps, guidance=guidance, size=size))
+        return final_latents(
+            rollout(model, conditioning, seeds, steps=steps, guidance=guidance, size=size)
+        )
 
     @torch.no_grad()
     def examples(self, case: Case, count: int) -> Tensor:
@@ -206,7 +208,7 @@ class Target:
             clean: Latents ``x_0``, ``(B, C, h, w)``.
             t: Times, ``(B,)``.
         """
-        x, t, wanted = noised(self.edited.process, clean, t)
+        x, t, wanted = add_noise(self.edited.process, clean, t)
         every = conditioning if len(conditioning) == len(x) else conditioning.expand(len(x))
         return mse_loss(self.edited.denoise(x, t, every), wanted)
 

@@ -1,4 +1,4 @@
-"""Cross-attention made visible: which pixels look at which words."""
+"""Records the probabilities of cross-attention layers."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class _Recorder:
-    """A diffusers attention processor that keeps the probabilities it computes, gradient and all."""
+    """A diffusers attention processor that stores its probabilities, with their gradients."""
 
     def __init__(self, name: str, maps: dict[str, Tensor]) -> None:
         self.name = name
@@ -32,13 +32,12 @@ class _Recorder:
 
 
 @contextmanager
-def recorded(denoiser: nn.Module, ending: str) -> Iterator[dict[str, Tensor]]:
-    """Collect attention probabilities ``(B, heads, pixels, L)`` by layer, of the last forward
-    inside.
+def record_attention(denoiser: nn.Module, ending: str) -> Iterator[dict[str, Tensor]]:
+    """Collects the attention probabilities ``(B, heads, pixels, L)`` of the last forward, by layer.
 
     Args:
         denoiser: A diffusers UNet.
-        ending: What the names of the layers end in, ``attn2`` for cross-attention.
+        ending: Suffix of the layers' names, ``attn2`` for cross-attention.
     """
     layers = {name: module for name, module in denoiser.named_modules() if name.endswith(ending)}
     before = {name: layer.processor for name, layer in layers.items()}

@@ -1,4 +1,4 @@
-"""`Conditioning`: what a denoiser reads of prompts, and what stands where in it."""
+"""`Conditioning`: encoded prompts, with the role of each token."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-#: What stands at a token's position.
+#: Roles of a token.
 START, TEMPLATE, CONCEPT, END, PADDING = range(5)
 
 
 def positions(roles: Tensor, *which: int) -> Tensor:
-    """Where one of the roles stands, boolean, of the shape of ``roles``."""
+    """Mask of the positions that have one of the roles, boolean, of the shape of ``roles``."""
     return torch.isin(roles, torch.tensor(which, device=roles.device))
 
 
@@ -21,7 +21,7 @@ def concept_span(roles: Tensor, otherwise: Tensor | None = None) -> Tensor:
 
     Args:
         roles: Roles of one text encoder's positions, ``(B, L)``.
-        otherwise: Where the empty span of a prompt without a concept stands, ``(B,)``; 0 by
+        otherwise: Position of the empty span of a prompt without a concept, ``(B,)``; 0 by
             default.
     """
     words = (roles == CONCEPT).int()
@@ -32,18 +32,17 @@ def concept_span(roles: Tensor, otherwise: Tensor | None = None) -> Tensor:
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What a denoiser reads of a batch of prompts.
+    """A batch of prompts as a denoiser reads them.
 
     Args:
         tokens: Contextual token states, ``(B, L, D)``, all segments joined as the model joins them.
-        roles: What stands at each position (`START`, `TEMPLATE`, `CONCEPT`, `END`, `PADDING`),
-            ``(B, L)``.
-        ids: Token id of each position, ``(B, L)``; each segment has its own vocabulary.
-        segments: Positions that each sequence of tokens takes up; corresponding positions of two
-            prompts are looked for inside a segment.
+        roles: Role of each token (`START`, `TEMPLATE`, `CONCEPT`, `END`, `PADDING`), ``(B, L)``.
+        ids: Token ids, ``(B, L)``; each segment has its own vocabulary.
+        segments: Positions of each sequence of tokens; corresponding positions of two prompts are
+            in the same segment.
         pooled: A vector that the denoiser reads beside the tokens, ``(B, P)``, where the family has
             one.
-        summary: What similarity of meaning is measured in, ``(B, S)``.
+        summary: Vectors whose cosines measure similarity of meaning, ``(B, S)``.
     """
 
     tokens: Tensor
@@ -53,7 +52,7 @@ class Conditioning:
     pooled: Tensor | None
     summary: Tensor
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> "Conditioning":
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "Conditioning":
         pooled = None if self.pooled is None else change(self.pooled)
         tokens, roles, ids = change(self.tokens), change(self.roles), change(self.ids)
         return Conditioning(tokens, roles, ids, self.segments, pooled, change(self.summary))
@@ -62,30 +61,30 @@ class Conditioning:
         return len(self.tokens)
 
     def __getitem__(self, index: Any) -> "Conditioning":
-        return self._each(lambda value: value[index])
+        return self._map(lambda value: value[index])
 
     @classmethod
     def _joined(
         cls, each: "Sequence[Conditioning]", join: Callable[[list[Tensor]], Tensor]
     ) -> "Conditioning":
         first = each[0]
-        if any(
-            (c.pooled is None) != (first.pooled is None) or c.segments != first.segments
-            for c in each
-        ):
+        pooled = [c.pooled for c in each if c.pooled is not None]
+        if len(pooled) not in (0, len(each)) or any(c.segments != first.segments for c in each):
             raise ValueError(
                 "Conditionings of one model are joined; these differ in segments or pooled vector."
             )
-        pooled = [c.pooled for c in each if c.pooled is not None]
-        tokens, roles, ids = (
-            join([getattr(c, name) for c in each]) for name in ("tokens", "roles", "ids")
+        return cls(
+            tokens=join([c.tokens for c in each]),
+            roles=join([c.roles for c in each]),
+            ids=join([c.ids for c in each]),
+            segments=first.segments,
+            pooled=join(pooled) if pooled else None,
+            summary=join([c.summary for c in each]),
         )
-        summary = join([c.summary for c in each])
-        return cls(tokens, roles, ids, first.segments, join(pooled) if pooled else None, summary)
 
     @classmethod
     def cat(cls, each: "Sequence[Conditioning]") -> "Conditioning":
-        """Batches of one model behind each other.
+        """Concatenates batches of one model along the batch dimension.
 
         Raises:
             ValueError: If only some have a pooled vector, or their segments differ.
@@ -94,16 +93,19 @@ class Conditioning:
 
     @classmethod
     def stack(cls, each: "Sequence[Conditioning]") -> "Conditioning":
-        """Single prompts, tokens ``(L, D)`` each, as a batch; raises as `cat`."""
+        """Stacks single prompts, tokens ``(L, D)`` each, into a batch; raises as `cat`."""
         return cls._joined(each, torch.stack)
 
     def clone(self) -> "Conditioning":
-        """The same values in memory of their own."""
-        return self._each(Tensor.clone)
+        """A copy that shares no memory."""
+        return self._map(Tensor.clone)
 
     def where(self, rows: Tensor, other: "Conditioning") -> "Conditioning":
-        """These prompts where ``rows`` ``(B,)`` is true, and those of ``other``, a batch of 1 or
-        ``B``, elsewhere.
+        """These prompts where ``rows`` is true, those of another batch elsewhere.
+
+        Args:
+            rows: Boolean, ``(B,)``.
+            other: A batch of 1 or ``B``.
         """
         everywhere = other.expand(len(self)) if len(other) == 1 else other
         both = Conditioning.cat([self, everywhere])
@@ -116,49 +118,44 @@ class Conditioning:
 
     @property
     def nbytes(self) -> int:
-        """Memory it takes, in bytes."""
+        """Size in bytes."""
         values = (self.tokens, self.roles, self.ids, self.summary, self.pooled)
         return sum(value.nbytes for value in values if value is not None)
 
     def expand(self, count: int) -> "Conditioning":
         """A single prompt's conditioning for a batch of ``count``."""
-        return self._each(lambda value: value.expand(count, *value.shape[1:]))
+        return self._map(lambda value: value.expand(count, *value.shape[1:]))
 
     def repeat(self, count: int) -> "Conditioning":
-        """The whole batch ``count`` times behind itself."""
-        return self._each(lambda value: value.repeat(count, *[1] * (value.dim() - 1)))
+        """The batch repeated ``count`` times along the batch dimension."""
+        return self._map(lambda value: value.repeat(count, *[1] * (value.dim() - 1)))
 
     def positions(self, *roles: int) -> Tensor:
-        """Where one of the roles stands, boolean ``(B, L)``."""
+        """Mask of the positions that have one of the roles, boolean ``(B, L)``."""
         return positions(self.roles, *roles)
 
     def from_concept(self) -> Tensor:
-        """Positions that depend on the concept's words, ``(B, L)``: from the words on, in every
-        segment.
+        """Mask ``(B, L)`` of the positions from the concept's words on, in every segment.
 
-        What stands before them is the same for every concept in a causal encoder.
+        In a causal encoder the states before them are the same for every concept.
         """
-        return self._inside(lambda place, span: place >= span[:, :1])
+        return self._by_segment(lambda position, roles: position >= concept_span(roles)[:, :1])
 
     def behind_concept(self) -> Tensor:
-        """Positions behind the concept's words, end of text and padding included, ``(B, L)``."""
-        return self._inside(lambda place, span: place >= span[:, 1:])
+        """Mask ``(B, L)`` of the positions after the concept's words, up to the last padding."""
+        return self._by_segment(lambda position, roles: position >= concept_span(roles)[:, 1:])
 
     def from_end(self) -> Tensor:
-        """Distance of each position from its segment's end-of-text token, negative before it, ``(B,
-        L)``.
-        """
-        parts = []
-        for segment in self.segments:
-            roles = self.roles[:, segment]
-            place = torch.arange(roles.shape[1], device=roles.device)
-            parts.append(place - (roles == END).int().argmax(dim=1, keepdim=True))
-        return torch.cat(parts, dim=1)
+        """Offset ``(B, L)`` of each position from its segment's end-of-text token."""
+        return self._by_segment(
+            lambda position, roles: position - (roles == END).int().argmax(dim=1, keepdim=True)
+        )
 
-    def _inside(self, where: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    def _by_segment(self, function: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """``function(positions (L_s,), roles (B, L_s))`` of every segment, joined."""
         parts = []
         for segment in self.segments:
             roles = self.roles[:, segment]
-            place = torch.arange(roles.shape[1], device=roles.device)
-            parts.append(where(place, concept_span(roles)))
+            position = torch.arange(roles.shape[1], device=roles.device)
+            parts.append(function(position, roles))
         return torch.cat(parts, dim=1)

@@ -1,4 +1,4 @@
-"""Pipeline classes of diffusers that are read, and what belongs to each."""
+"""The supported pipeline classes of diffusers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,15 +7,15 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Family:
-    """What is read of a pipeline's folder, and who takes the pipeline apart.
+    """A pipeline class: its components, and the `Backbone` made of them.
 
     Args:
-        title: The family in words.
+        title: Name of the family in messages.
         backbone: ``module:class`` of its `Backbone`, which has ``from_pipeline``.
-        models: Component with weights -> ``(library, class)`` that ``model_index.json`` must name.
-        tokenizers: Tokenizer -> text encoder that looks its ids up.
-        options: Arguments of the pipeline's constructor beside its components.
-        settings: Those that ``model_index.json`` says.
+        models: Component with weights -> the ``(library, class)`` of it in ``model_index.json``.
+        tokenizers: Tokenizer -> its text encoder.
+        options: Further arguments of the pipeline's constructor.
+        settings: Names of constructor arguments that ``model_index.json`` holds.
     """
 
     title: str

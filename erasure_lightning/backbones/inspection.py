@@ -1,6 +1,4 @@
-"""Looks at all of a pipeline before any weight is read: classes, configs, tokenizers, sampler,
-names and shapes.
-"""
+"""Checks a pipeline's files before weights are read: classes, configs, tokenizers, shapes."""
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -10,84 +8,89 @@ from typing import Any
 
 import torch
 
+from erasure_lightning.backbones.compatibility import require_channels, require_tokens
 from erasure_lightning.backbones.families import Family
-from erasure_lightning.backbones.fitting import require_channels, require_tokens
-from erasure_lightning.backbones.sources import Source, fetch, read_json, repository_files
+from erasure_lightning.backbones.sources import (
+    PipelineSource,
+    fetch_files,
+    read_json,
+    repository_files,
+)
 from erasure_lightning.backbones.weight_files import (
-    STEMS,
-    Stored,
+    WEIGHT_STEMS,
+    StoredWeights,
     find_weights,
-    preferred,
+    preferred_variant,
     require_fit,
 )
 from erasure_lightning.errors import ErasureError
 
-#: What a text encoder's config may call itself: its own half of CLIP, or the whole.
+#: Model types of a text encoder's config: the text half of CLIP, or the whole.
 _TEXT_CONFIGS = ("clip_text_model", "clip")
 
 
 @dataclass(frozen=True)
-class Component:
+class ComponentFiles:
     """A component with weights.
 
     Args:
-        title: What it is called in messages.
-        folder: Where it lies.
-        model: A model made from its config, on the meta device.
-        stored: Its weight files; None where they are not on this machine, as they are not read.
+        title: Its name in messages.
+        folder: Its folder.
+        model: An instance built from its config, on the meta device.
+        stored: Its weight files; None if they are not read, and not on this machine.
     """
 
     title: str
     folder: Path
     model: Any
-    stored: Stored | None
+    stored: StoredWeights | None
 
 
 @dataclass(frozen=True)
-class Inspected:
+class InspectedPipeline:
     """A pipeline whose files fit together.
 
     Args:
-        family: Of its class.
-        pipeline: Its class.
-        components: Those with weights, by name.
-        others: Tokenizers and the sampler, by name.
+        family: The pipeline's family.
+        pipeline: The pipeline's class.
+        components: Components with weights, by name.
+        others: Tokenizers and the scheduler, by name.
     """
 
     family: Family
     pipeline: Any
-    components: Mapping[str, Component]
+    components: Mapping[str, ComponentFiles]
     others: Mapping[str, Any]
 
 
 @contextmanager
-def one_line(title: str) -> Iterator[None]:
-    """Whatever the libraries raise over a component's files becomes one line with its name."""
+def wrap_errors(title: str) -> Iterator[None]:
+    """Turns any error of the libraries into an `ErasureError` of one line with ``title``."""
     try:
         yield
     except ErasureError:
         raise
-    except Exception as error:  # they raise anything over what someone wrote
+    except Exception as error:  # the libraries document no error classes
         first = next(iter(str(error).strip().splitlines()), "no reason was given")
         raise ErasureError(
             f"The {title} could not be loaded: {type(error).__name__}: {first}"
         ) from error
 
 
-def inspect(
-    source: Source, family: Family, index: dict[str, Any], read: Collection[str]
-) -> Inspected:
-    """Look at every file that is read, but at no weight.
+def inspect_pipeline(
+    source: PipelineSource, family: Family, index: dict[str, Any], read: Collection[str]
+) -> InspectedPipeline:
+    """Checks every file of a pipeline but the values of weights.
 
     Args:
-        source: Where the pipeline lies.
-        family: Of its class.
+        source: Where the pipeline is.
+        family: The pipeline's family.
         index: Content of its ``model_index.json``.
-        read: Components whose weights will be read. In a folder, those of the others are looked at
-            all the same.
+        read: Components whose weights will be read. In a folder, the weight files of the others are
+            checked too.
 
     Raises:
-        ErasureError: At the first thing that is missing, broken, or does not fit the rest.
+        ErasureError: At the first file that is missing, broken, or does not fit the rest.
     """
     import diffusers
 
@@ -105,49 +108,45 @@ def inspect(
     components = {}
     for name, model in models.items():
         title, folder = f"{name} of {source.name}", source.folder(name)
-        stored = (
-            None
-            if source.hub and name not in read
-            else find_weights(folder, family.models[name][0])
-        )
-        if stored:
-            with one_line(title):
+        stored = None
+        if name in read or not source.hub:
+            stored = find_weights(folder, family.models[name][0])
+            with wrap_errors(title):
                 require_fit(title, model, stored)
-        components[name] = Component(title, folder, model, stored)
-    return Inspected(family, getattr(diffusers, index["_class_name"]), components, others)
+        components[name] = ComponentFiles(title, folder, model, stored)
+    return InspectedPipeline(family, getattr(diffusers, index["_class_name"]), components, others)
 
 
-def _fetch(source: Source, family: Family, read: Collection[str]) -> None:
-    """Bring configs and tokenizers of a Hub repository here, and weights in the variant that is
-    read.
-    """
+def _fetch(source: PipelineSource, family: Family, read: Collection[str]) -> None:
+    """Downloads a Hub repository's configs, tokenizers, and weights in the preferred variant."""
     folders = [*family.models, *family.tokenizers, "scheduler"]
     patterns = [f"{folder}/*.{ending}" for folder in folders for ending in ("json", "txt")]
     files = repository_files(source) if read else []
     for name in read:
         own = [file.removeprefix(f"{name}/") for file in files if file.startswith(f"{name}/")]
-        if best := preferred(own, STEMS[family.models[name][0]]):
+        if best := preferred_variant(own, WEIGHT_STEMS[family.models[name][0]]):
             patterns += [f"{name}/{file}" for file in best[1]]
-    fetch(source, patterns)
+    fetch_files(source, patterns)
 
 
-def _named(source: Source, index: dict[str, Any], name: str) -> tuple[str, str]:
+def _library_and_class(source: PipelineSource, index: dict[str, Any], name: str) -> tuple[str, str]:
     """Library and class that ``model_index.json`` names for a component."""
     match index.get(name):
         case [str(library), str(cls)]:
             return library, cls
-        case found:
+        case value:
             raise ErasureError(
                 f"The model_index.json of {source.name} needs a library and a class for its {name};"
-                f" found {found}."
+                f" found {value}."
             )
 
 
-def _class(source: Source, index: dict[str, Any], name: str, library: str, cls: str) -> Any:
-    found = _named(source, index, name)
-    if found != (library, cls):
+def _class(source: PipelineSource, index: dict[str, Any], name: str, library: str, cls: str) -> Any:
+    actual = _library_and_class(source, index, name)
+    if actual != (library, cls):
         raise ErasureError(
-            f"The {name} of {source.name} needs the class {library}.{cls}; found {'.'.join(found)}."
+            f"The {name} of {source.name} needs the class {library}.{cls};"
+            f" found {'.'.join(actual)}."
         )
     import diffusers
     import transformers
@@ -155,7 +154,7 @@ def _class(source: Source, index: dict[str, Any], name: str, library: str, cls: 
     return getattr({"diffusers": diffusers, "transformers": transformers}[library], cls)
 
 
-def _folder(source: Source, name: str, config: str) -> Path:
+def _folder(source: PipelineSource, name: str, config: str) -> Path:
     """A component's folder, which holds its config."""
     folder = source.folder(name)
     if not folder.is_dir():
@@ -169,8 +168,8 @@ def _folder(source: Source, name: str, config: str) -> Path:
     return folder
 
 
-def _empty(source: Source, name: str, cls: Any) -> Any:
-    """A component made from its config on the meta device."""
+def _empty(source: PipelineSource, name: str, cls: Any) -> Any:
+    """A component built from its config on the meta device."""
     folder = _folder(source, name, "config.json")
     config = read_json(folder / "config.json")
     kind = config.get("_class_name", config.get("model_type"))
@@ -184,18 +183,18 @@ def _empty(source: Source, name: str, cls: Any) -> Any:
             f"The {name} of {source.name} needs plain weights; found quantized ones. Give the"
             " original."
         )
-    with one_line(f"{name} of {source.name}"), torch.device("meta"):
+    with wrap_errors(f"{name} of {source.name}"), torch.device("meta"):
         return cls(cls.config_class.from_pretrained(folder)) if text else cls.from_config(config)
 
 
-def _tokenizer(source: Source, index: dict[str, Any], name: str) -> Any:
+def _tokenizer(source: PipelineSource, index: dict[str, Any], name: str) -> Any:
     import transformers
 
-    found = _named(source, index, name)
-    if found not in {("transformers", "CLIPTokenizer"), ("transformers", "CLIPTokenizerFast")}:
+    library, cls = _library_and_class(source, index, name)
+    if library != "transformers" or cls not in ("CLIPTokenizer", "CLIPTokenizerFast"):
         raise ErasureError(
             f"The {name} of {source.name} needs the class transformers.CLIPTokenizer; found"
-            f" {'.'.join(found)}."
+            f" {library}.{cls}."
         )
     folder = source.folder(name)
     if not (folder / "tokenizer.json").is_file():
@@ -205,14 +204,14 @@ def _tokenizer(source: Source, index: dict[str, Any], name: str) -> Any:
                     f"The {name} of {source.name} needs tokenizer.json, or vocab.json and"
                     f" merges.txt, in {folder}; found no {file}. Download it again."
                 )
-    with one_line(f"{name} of {source.name}"):
+    with wrap_errors(f"{name} of {source.name}"):
         return transformers.CLIPTokenizer.from_pretrained(folder)
 
 
-def _sampler_class(source: Source, index: dict[str, Any]) -> Any:
+def _sampler_class(source: PipelineSource, index: dict[str, Any]) -> Any:
     import diffusers
 
-    library, name = _named(source, index, "scheduler")
+    library, name = _library_and_class(source, index, "scheduler")
     cls = getattr(diffusers, name, None) if library == "diffusers" else None
     if not (isinstance(cls, type) and issubclass(cls, diffusers.SchedulerMixin)):
         raise ErasureError(
@@ -222,10 +221,10 @@ def _sampler_class(source: Source, index: dict[str, Any]) -> Any:
     return cls
 
 
-def _sampler(source: Source, cls: Any) -> Any:
+def _sampler(source: PipelineSource, cls: Any) -> Any:
     folder = _folder(source, "scheduler", "scheduler_config.json")
     config = read_json(folder / "scheduler_config.json")
-    with one_line(f"scheduler of {source.name}"):
+    with wrap_errors(f"scheduler of {source.name}"):
         sampler = cls.from_config(config)
     prediction = sampler.config.get("prediction_type")
     if not hasattr(sampler, "alphas_cumprod"):

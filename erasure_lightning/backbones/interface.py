@@ -1,4 +1,4 @@
-"""What a model family implements: its parts, how they fit together, and what stands where."""
+"""`FamilyInterface`: what each model family implements."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -11,20 +11,20 @@ from torch import Tensor, nn
 
 from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.backbones.sampler import Sampler
-from erasure_lightning.backbones.towers import Embedded, Encoded
+from erasure_lightning.backbones.towers import EmbeddedPrompts, EncoderOutput
 from erasure_lightning.concepts.worlds import World
 from erasure_lightning.errors import ErasureError
 
-#: Parts of a denoiser, in ESD's terms: its cross-attention, text keys and values alone, all but
-#: cross-attention, all.
+#: Parts of a denoiser, as ESD names them: cross-attention (``x``), its keys and values alone, all
+#: but cross-attention (``u``), all.
 Part = Literal["x", "x-strict", "u", "all"]
 
-#: Where adapters can stand: every linear layer and convolution of the transformers, or each
-#: cross-attention as a whole.
+#: Modules that adapters can be attached to: every linear layer and convolution of the transformers,
+#: or each cross-attention as a whole.
 Place = Literal["transformer layers", "cross-attention"]
 
-#: What only some families can do: give the probabilities of cross-attention; search prompts word by
-#: word, since all text towers share one vocabulary; put adapters beside a `Place`.
+#: What only some families can do: return the probabilities of cross-attention; search prompts word
+#: by word, since all text towers share one vocabulary; attach adapters to a `Place`.
 Capability = Literal["attention maps", "one vocabulary", "transformer layers", "cross-attention"]
 
 #: Height and width in pixels; one number for a square.
@@ -37,8 +37,8 @@ class TextInput:
 
     Args:
         layers: The layers, by their names in the backbone.
-        source: What of a `Conditioning` they read: its ``tokens`` or its ``pooled`` vector.
-        columns: Which columns of their weights read it; the others read something else, and stay.
+        source: The attribute of `Conditioning` that is their input: ``tokens`` or ``pooled``.
+        columns: Columns of their weights that multiply it; the others stay as they are.
     """
 
     layers: dict[str, nn.Linear]
@@ -51,22 +51,19 @@ class TextInput:
         return self.weights()[0].shape[1]
 
     def weights(self) -> list[Tensor]:
-        """The weights of the columns that read it, ``(out, D)`` each; biases stand outside of every
-        closed form.
-        """
+        """The weights of `columns`, ``(out, D)`` each; biases are in no closed form."""
         return [layer.weight[:, self.columns] for layer in self.layers.values()]
 
     def rows(self, conditioning: Conditioning) -> Tensor:
-        """Every input that the layers read of prompts, ``(B, N, D)``: token by token, or one pooled
-        vector.
-        """
+        """Inputs of the layers, ``(B, N, D)``: one per token, or one pooled vector."""
         if self.source == "tokens":
             return conditioning.tokens
         return cast(Tensor, conditioning.pooled).unsqueeze(1)
 
     def from_concept(self, conditioning: Conditioning) -> Tensor:
-        """Which of `rows` depend on the concept's words, ``(B, N)``: tokens from the words on, or
-        the pooled vector.
+        """Mask of the `rows` that depend on the concept's words, ``(B, N)``.
+
+        These are the tokens from the words on, or the pooled vector.
         """
         if self.source == "tokens":
             return conditioning.from_concept()
@@ -76,9 +73,8 @@ class TextInput:
         """Whole weights with new values ``(out, D)`` in their columns, by name in the backbone."""
         named = {}
         for (name, layer), new in zip(self.layers.items(), solved, strict=True):
-            weight = (
-                layer.weight.detach().to(torch.promote_types(new.dtype, layer.weight.dtype)).clone()
-            )
+            dtype = torch.promote_types(new.dtype, layer.weight.dtype)
+            weight = layer.weight.detach().to(dtype).clone()
             weight[:, self.columns] = new.to(weight)
             named[f"{name}.weight"] = weight
         return named
@@ -87,10 +83,9 @@ class TextInput:
 class FamilyInterface(nn.Module, ABC):
     """The methods that depend on the family; `Backbone` has all others."""
 
-    #: The diffusers pipeline class that the family is taken from.
+    #: The family's pipeline class in diffusers.
     pipeline_class: ClassVar[str]
-    #: Parts of the backbone and the pipeline's component that each is: for loading, edits, exports
-    #: and reports.
+    #: Part of the backbone -> component of the pipeline: for loading, edits, exports and reports.
     components: ClassVar[dict[str, str]]
     #: What the family can do beyond predicting.
     capabilities: ClassVar[frozenset[Capability]]
@@ -98,29 +93,30 @@ class FamilyInterface(nn.Module, ABC):
     @classmethod
     @abstractmethod
     def from_pipeline(cls, name: str, pipeline: Any, world: World | None = None) -> Self:
-        """A diffusers pipeline taken apart; weights are shared with it.
+        """The backbone of a diffusers pipeline; weights are shared with it.
 
         Args:
-            name: How the user named it.
+            name: The user's name for it.
             pipeline: A pipeline of `pipeline_class`.
             world: The world it came from, where it came from one.
 
         Raises:
-            ErasureError: If its sampler or its prediction is none that the family can be trained
-                with.
+            ErasureError: If the family cannot be trained with its scheduler or prediction type.
         """
 
     @abstractmethod
     def to_pipeline(self) -> Any:
-        """A diffusers pipeline of today's weights, which are shared with it."""
+        """A diffusers pipeline of the current weights, which are shared with it."""
 
     @abstractmethod
-    def join(self, prompts: Sequence[Embedded], outputs: Sequence[Encoded]) -> Conditioning:
+    def join(
+        self, prompts: Sequence[EmbeddedPrompts], outputs: Sequence[EncoderOutput]
+    ) -> Conditioning:
         """The towers' outputs as the denoiser reads them.
 
         Args:
-            prompts: The embedded prompts, one record a tower.
-            outputs: What each tower made of them.
+            prompts: The embedded prompts, one record per tower.
+            outputs: The towers' outputs.
         """
 
     @abstractmethod
@@ -140,36 +136,30 @@ class FamilyInterface(nn.Module, ABC):
     @property
     @abstractmethod
     def embeds_guidance(self) -> bool:
-        """Whether the denoiser takes the guidance scale as an input, in place of classifier-free
-        guidance.
-        """
+        """Whether the guidance scale is an input of the denoiser, as in guidance distillation."""
 
     @abstractmethod
     def text_inputs(self) -> list[TextInput]:
-        """The layers that closed forms can solve for: the one that reads tokens first."""
+        """The layers that closed forms can solve for; those that read tokens come first."""
 
     @abstractmethod
     def value_layers(self) -> dict[str, nn.Linear]:
-        """Those of the text layers whose outputs are attention's values, by name; empty where there
-        are none.
-        """
+        """The text layers that compute attention's values, by name; may be empty."""
 
     @abstractmethod
     def cross_attention_parameters(self) -> dict[str, nn.Parameter]:
-        """Weights and biases of every layer where pixels meet the text: `text_layers`, queries and
-        outputs.
-        """
+        """Parameters of every cross-attention: `text_layers`, queries and outputs."""
 
     @abstractmethod
     def adaptable(self, place: Place) -> dict[str, nn.Module]:
-        """Modules of the denoiser that adapters can stand beside, by their names in this backbone."""
+        """Modules of the denoiser that adapters can be attached to, by their names here."""
 
     @abstractmethod
     def sampler(self, steps: int) -> Sampler:
         """The pipeline's own sampler for one rollout of ``steps`` steps.
 
         Raises:
-            ErasureError: If it cannot take so many.
+            ErasureError: If the number of steps is out of range.
         """
 
     @property
@@ -180,32 +170,31 @@ class FamilyInterface(nn.Module, ABC):
     @property
     @abstractmethod
     def sampling_fingerprint(self) -> str:
-        """A short hash of what pictures depend on beside weights: the sampler and its settings."""
+        """A short hash of what images depend on beside weights: the sampler and its settings."""
 
     @abstractmethod
     def latent_shape(self, size: Size | None = None) -> tuple[int, int, int]:
-        """Channels, height and width of the latents of a picture; of the model's own size by
-        default.
+        """Channels, height and width of an image's latents.
+
+        Args:
+            size: Height and width of the image in pixels; the model's own by default.
 
         Raises:
-            ErasureError: If the model cannot draw that size.
+            ErasureError: If the model cannot generate that size.
         """
 
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
-        """Pictures ``(B, 3, H, W)`` in 0..1 of latents ``(B, C, h, w)``."""
+        """Images ``(B, 3, H, W)`` in 0..1 of latents ``(B, C, h, w)``."""
 
     @abstractmethod
-    def compress(self, pictures: Tensor) -> Tensor:
-        """Latents ``(B, C, h, w)`` of pictures ``(B, 3, H, W)`` in 0..1: what `decode` undoes, as
-        well as it can.
-        """
+    def compress(self, images: Tensor) -> Tensor:
+        """Latents ``(B, C, h, w)`` of images ``(B, 3, H, W)`` in 0..1; `decode` is the inverse."""
 
     def attention(self) -> AbstractContextManager[dict[str, Tensor]]:
-        """Collects, while it is entered, the probabilities ``(B, heads, pixels, L)`` of every
-        cross-attention layer.
+        """Records the probabilities ``(B, heads, pixels, L)`` of every cross-attention layer.
 
-        The last `denoise` inside counts; they carry gradient.
+        Those of the last `denoise` inside the context remain, with their gradients.
 
         Raises:
             ErasureError: If the family has no such layers (capability ``attention maps``).

@@ -1,4 +1,4 @@
-"""Turns what the user named (a world, a diffusers folder, a Hub id) into a `Backbone`."""
+"""Loads a `Backbone` from a world, a diffusers folder or a Hub id."""
 
 import logging
 import warnings
@@ -12,62 +12,59 @@ from torch import nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from erasure_lightning.backbones.base import Backbone
-from erasure_lightning.backbones.inspection import Component, inspect, one_line
-from erasure_lightning.backbones.sources import family_of, locate
+from erasure_lightning.backbones.inspection import ComponentFiles, inspect_pipeline, wrap_errors
+from erasure_lightning.backbones.sources import family_of, locate_pipeline
 from erasure_lightning.errors import ErasureError
 
-#: Which weights are read.
-Weights = Literal["all", "text encoders", "none"]
+#: Components whose weights are read.
+WeightsToRead = Literal["all", "text encoders", "none"]
 
 
 def load_backbone(
-    name: str, dtype: torch.dtype = torch.float32, weights: Weights = "all"
+    name: str, dtype: torch.dtype = torch.float32, weights: WeightsToRead = "all"
 ) -> Backbone:
-    """Load a text-to-image model.
+    """Loads a text-to-image model.
 
     Args:
         name: A world's name (``emoji-world``), a folder as diffusers writes it, or a Hub id
             (``owner/model``); only the last goes to the network.
         dtype: Precision of all weights, whatever they are stored in.
-        weights: Which are read: ``all``; those of the ``text encoders`` and the autoencoder, where
-            another rank will give this one its denoiser's, which are on the meta device till then;
-            or ``none``, where shapes are all that is asked for.
+        weights: Which are read: ``all``; ``text encoders``, theirs and the autoencoder's, while the
+            denoiser stays on the meta device until another rank sends its weights; or ``none``, for
+            shapes alone.
 
     Raises:
-        ErasureError: If nothing is there, or anything there is missing, broken, of another kind, or
-            does not fit.
+        ErasureError: If there is no such model, or a file of it is missing, broken, of another
+            kind, or does not fit.
     """
-    source = locate(name)
+    source = locate_pipeline(name)
     index = source.index()
     family = family_of(source, index)
     module, _, cls = family.backbone.partition(":")
     backbone = getattr(import_module(module), cls)
-    left = {"all": {}, "text encoders": {backbone.components["denoiser"]}, "none": family.models}[
-        weights
-    ]
-    read = [part for part in family.models if part not in left]
+    denoiser = backbone.components["denoiser"]
+    unread = {"all": {}, "text encoders": {denoiser}, "none": family.models}[weights]
+    read = [part for part in family.models if part not in unread]
     with _quiet():
-        with (
-            unset_fake_temporarily()
-        ):  # a plan makes tensors without values, a comparison of shapes has its own
-            found = inspect(source, family, index, read)
+        # Under a plan's fake tensors, too: the inspection compares shapes on the meta device.
+        with unset_fake_temporarily():
+            inspected = inspect_pipeline(source, family, index, read)
         parts = {
-            part: _shapes(component, dtype, weights) if part in left else _read(component, dtype)
-            for part, component in found.components.items()
+            part: _empty(component, dtype, weights) if part in unread else _read(component, dtype)
+            for part, component in inspected.components.items()
         }
+        settings = {key: index[key] for key in family.settings if key in index}
         # The constructor repairs configs of 2022 (clip_sample, steps_offset, sample_size) as stock.
-        with one_line(f"backbone {name!r}"):
-            settings = {key: index[key] for key in family.settings if key in index}
-            pipeline = found.pipeline(**parts, **found.others, **family.options, **settings)
-    return cast(
-        Backbone, backbone.from_pipeline(name, pipeline, source.world).requires_grad_(False)
-    )
+        with wrap_errors(f"backbone {name!r}"):
+            pipeline = inspected.pipeline(**parts, **inspected.others, **family.options, **settings)
+    loaded = backbone.from_pipeline(name, pipeline, source.world)
+    return cast(Backbone, loaded.requires_grad_(False))
 
 
-def _read(component: Component, dtype: torch.dtype) -> Any:
+def _read(component: ComponentFiles, dtype: torch.dtype) -> Any:
     """A component with its weights, which must be finite."""
     assert component.stored is not None
-    with one_line(component.title):
+    with wrap_errors(component.title):
         model = type(component.model).from_pretrained(
             component.folder,
             dtype=dtype,
@@ -79,10 +76,8 @@ def _read(component: Component, dtype: torch.dtype) -> Any:
     return model
 
 
-def _shapes(component: Component, dtype: torch.dtype, weights: Weights) -> Any:
-    """A component without values; made anew for ``none``, whose caller says by its context what
-    stands for them.
-    """
+def _empty(component: ComponentFiles, dtype: torch.dtype, weights: WeightsToRead) -> Any:
+    """A component without values: on the meta device, or for ``none`` on the caller's device."""
     if weights == "text encoders":
         return component.model.to(dtype).eval()
     cls, config = type(component.model), component.model.config
@@ -100,7 +95,7 @@ def _require_finite(title: str, model: nn.Module) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the libraries' remarks on old configs, which are repaired, from the terminal."""
+    """Silences the libraries' warnings about old configs, which are repaired."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 

@@ -1,4 +1,4 @@
-"""Noise processes: how latents are noised and what a denoiser predicts."""
+"""Noise processes: the noising of latents and the target of a denoiser."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,27 +9,26 @@ from torch import Tensor
 
 
 class NoiseProcess(Protocol):
-    """How clean latents become noise, and what a denoiser's prediction means.
+    """The noising of clean latents, and the meaning of a denoiser's prediction.
 
     Times ``t`` are real-valued, in the backbone's own units, ``(B,)`` or ``()``; latents and
     predictions are ``(B, C, H, W)``.
     """
 
     def share(self, t: Tensor) -> Tensor:
-        """Times as shares of the whole range, from 0 (clean) to 1 (noise), of their shape."""
+        """Times as fractions of the range, from 0 (clean) to 1 (noise), of their shape."""
         ...
 
     def at(self, share: Tensor) -> Tensor:
-        """The times at shares 0..1 of the whole range, of their shape."""
+        """Times at fractions 0..1 of the range, of their shape."""
         ...
 
     def draw_times(self, count: int, density: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """Random times ``(count,)``, on the CPU and from its generator, so that every device draws
-        the same.
+        """Random times ``(count,)`` from the CPU's generator, the same for every device.
 
         Args:
-            count: How many.
-            density: Maps shares 0..1 ``(N,)`` to weights ``(N,)``; uniform by default.
+            count: Number of times.
+            density: Maps fractions 0..1 ``(N,)`` to weights ``(N,)``; uniform by default.
         """
         ...
 
@@ -38,11 +37,11 @@ class NoiseProcess(Protocol):
         ...
 
     def remove(self, x: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """The clean latents ``x0`` behind ``x_t``, given its noise: the inverse of `noise`."""
+        """The clean latents ``x0`` of ``x_t`` and its noise: the inverse of `noise`."""
         ...
 
     def noise_in(self, x: Tensor, x0: Tensor, t: Tensor) -> Tensor:
-        """The noise of ``x_t``, given its clean latents."""
+        """The noise of ``x_t`` and its clean latents."""
         ...
 
     def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
@@ -50,20 +49,20 @@ class NoiseProcess(Protocol):
         ...
 
     def epsilon(self, prediction: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        """The noise that a native prediction at ``(x, t)`` stands for."""
+        """The noise that a native prediction at ``(x, t)`` implies."""
         ...
 
     def clean(self, prediction: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        """The clean latents ``x0`` that a native prediction at ``(x, t)`` stands for."""
+        """The clean latents ``x0`` that a native prediction at ``(x, t)`` implies."""
         ...
 
 
 @dataclass(frozen=True)
 class Diffusion:
-    """The variance-preserving diffusion ``x_t = a x0 + s noise`` with ``a^2 = alphas``, ``s^2 = 1 -
-    alphas``.
+    """The variance-preserving diffusion ``x_t = a x0 + s noise``.
 
-    Between two times of the schedule ``log(s / a)`` is linear, as in k-diffusion's ``t_to_sigma``.
+    ``a^2 = alphas`` and ``s^2 = 1 - alphas``. Between two times of the schedule ``log(s / a)`` is
+    linear, as in k-diffusion's ``t_to_sigma``.
 
     Args:
         alphas: The cumulative products of the schedule, ``(T,)``, in 0..1, falling.
@@ -79,11 +78,11 @@ class Diffusion:
         return t / len(self.alphas)
 
     def at(self, share: Tensor) -> Tensor:
-        """``T`` times the share, at most the last time of the schedule."""
+        """``T`` times the fraction, at most the last time of the schedule."""
         return (share * len(self.alphas)).clamp(max=len(self.alphas) - 1)
 
     def draw_times(self, count: int, density: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """Times of the schedule ``(count,)``, which are whole; all equally likely by default."""
+        """Whole times of the schedule ``(count,)``; uniform by default."""
         if density is None:
             return torch.randint(len(self.alphas), (count,)).float()
         weights = density(torch.arange(len(self.alphas)) / len(self.alphas))
@@ -95,8 +94,8 @@ class Diffusion:
         low = t.floor().long().clamp(0, len(alphas) - 1)
         high = (low + 1).clamp(max=len(alphas) - 1)
         between = (t - low).clamp(0, 1).to(alphas)
-        before, behind = ((alphas[i] / (1 - alphas[i])).log() for i in (low, high))
-        return torch.where(between == 0, alphas[low], torch.lerp(before, behind, between).sigmoid())
+        before, after = ((alphas[i] / (1 - alphas[i])).log() for i in (low, high))
+        return torch.where(between == 0, alphas[low], torch.lerp(before, after, between).sigmoid())
 
     def _scales(self, like: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         alpha = self.alpha(t.to(like.device)).to(like.dtype).view(-1, 1, 1, 1)
@@ -108,7 +107,7 @@ class Diffusion:
         return a * x0 + s * noise
 
     def remove(self, x: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """The clean latents behind ``x_t``, ``(B, C, H, W)``."""
+        """The clean latents of ``x_t``, ``(B, C, H, W)``."""
         a, s = self._scales(x, t)
         return (x - s * noise) / a
 
@@ -125,13 +124,13 @@ class Diffusion:
         return a * noise - s * x0
 
     def epsilon(self, prediction: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        """The noise a prediction stands for, ``(B, C, H, W)``."""
+        """The noise that a prediction implies, ``(B, C, H, W)``."""
         if self.prediction == "epsilon":
             return prediction
         a, s = self._scales(x, t)
         return s * x + a * prediction
 
     def clean(self, prediction: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        """The clean latents a prediction stands for, ``(B, C, H, W)``."""
+        """The clean latents that a prediction implies, ``(B, C, H, W)``."""
         a, s = self._scales(x, t)
         return a * x - s * prediction if self.prediction == "velocity" else (x - s * prediction) / a

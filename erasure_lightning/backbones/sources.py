@@ -1,4 +1,4 @@
-"""Where a pipeline lies: a world, a folder as diffusers writes it, or a repository of the Hub."""
+"""Locates a pipeline: a world, a folder as diffusers writes it, or a repository of the Hub."""
 
 import json
 import os
@@ -11,21 +11,22 @@ from erasure_lightning.backbones.families import FAMILIES, Family
 from erasure_lightning.concepts.worlds import World, find_world
 from erasure_lightning.errors import ErasureError
 
-INDEX = "model_index.json"
+_INDEX = "model_index.json"
 
 #: Endings of checkpoints that hold a whole pipeline in one file.
 _SINGLE = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
 
 
 @dataclass(frozen=True)
-class Source:
+class PipelineSource:
     """A pipeline's files on this machine.
 
     Args:
-        name: How the user named it.
+        name: The user's name for it.
         root: Folder of ``model_index.json``.
-        world: The world it is, where it is one.
-        hub: Whether it is a repository of the Hub, of which only what is read is fetched.
+        world: The world, if it is one.
+        hub: Whether it is a repository of the Hub, of which only the files that are read are
+            downloaded.
     """
 
     name: str
@@ -39,32 +40,32 @@ class Source:
 
     def index(self) -> dict[str, Any]:
         """Content of ``model_index.json``."""
-        if (self.root / INDEX).exists():
-            return read_json(self.root / INDEX, encoding="utf-8-sig")
-        near = [*self.root.glob(f"*/{INDEX}"), *self.root.glob(f"snapshots/*/{INDEX}")]
-        near += [p for p in (self.root.resolve().parent / INDEX,) if p.is_file()]
+        if (self.root / _INDEX).exists():
+            return read_json(self.root / _INDEX, encoding="utf-8-sig")
+        near = [*self.root.glob(f"*/{_INDEX}"), *self.root.glob(f"snapshots/*/{_INDEX}")]
+        near += [p for p in (self.root.resolve().parent / _INDEX,) if p.is_file()]
         hint = f"; did you mean {near[0].parent}?" if near else "."
         raise ErasureError(
-            f"The folder {self.root} needs a {INDEX} as diffusers writes it; found none{hint}"
+            f"The folder {self.root} needs a {_INDEX} as diffusers writes it; found none{hint}"
         )
 
 
-def locate(name: str) -> Source:
-    """Find what the user named; only a Hub id goes to the network.
+def locate_pipeline(name: str) -> PipelineSource:
+    """Locates a pipeline; only a Hub id uses the network.
 
     Args:
         name: A world's name, a folder or its ``model_index.json``, or a Hub id (``owner/model``).
 
     Raises:
-        ErasureError: If nothing is there, or it is a checkpoint in one file.
+        ErasureError: If there is none, or it is a checkpoint in one file.
     """
     if world := find_world(name):
-        return Source(name, world.pipeline, world)
+        return PipelineSource(name, world.pipeline, world)
     path = Path(os.path.expanduser(name))
     if name and path.is_dir():
-        return Source(name, path)
-    if path.name == INDEX and path.is_file():
-        return Source(name, path.parent)
+        return PipelineSource(name, path)
+    if path.name == _INDEX and path.is_file():
+        return PipelineSource(name, path.parent)
     if path.suffix in _SINGLE and path.is_file():
         raise ErasureError(
             f"The backbone {name!r} is a checkpoint in one file; a folder as diffusers writes it is"
@@ -73,31 +74,28 @@ def locate(name: str) -> Source:
             " that folder."
         )
     if path.exists() or path.suffix in _SINGLE or not _is_hub_id(name):
-        found = (
-            "a file"
-            if path.is_file()
-            else "no installed world, no folder, and no Hub id (owner/model)"
-        )
-        raise ErasureError(f"The backbone {name!r} was not found: it is {found}.")
-    return Source(name, _download(name, [INDEX]), hub=True)
+        kind = "no installed world, no folder, and no Hub id (owner/model)"
+        kind = "a file" if path.is_file() else kind
+        raise ErasureError(f"The backbone {name!r} was not found: it is {kind}.")
+    return PipelineSource(name, _download(name, [_INDEX]), hub=True)
 
 
 def _is_hub_id(name: str) -> bool:
     return name.count("/") == 1 and all(name.split("/")) and not name.startswith((".", "~"))
 
 
-def family_of(source: Source, index: dict[str, Any]) -> Family:
-    """Family that ``model_index.json`` names.
+def family_of(source: PipelineSource, index: dict[str, Any]) -> Family:
+    """The family of the pipeline class in ``model_index.json``.
 
     Raises:
-        ErasureError: If it names none that is known.
+        ErasureError: If the class is not in `FAMILIES`.
     """
-    found = index.get("_class_name")
-    if isinstance(found, str) and found in FAMILIES:
-        return FAMILIES[found]
-    known = ", ".join(f"{name} ({family.title})" for name, family in FAMILIES.items())
+    name = index.get("_class_name")
+    if isinstance(name, str) and name in FAMILIES:
+        return FAMILIES[name]
+    known = ", ".join(f"{key} ({family.title})" for key, family in FAMILIES.items())
     raise ErasureError(
-        f"The backbone {source.name!r} needs a known pipeline class; found {found}. Known: {known}."
+        f"The backbone {source.name!r} needs a known pipeline class; found {name}. Known: {known}."
     )
 
 
@@ -111,27 +109,27 @@ def read_json(path: Path, encoding: str = "utf-8") -> dict[str, Any]:
         content = json.loads(path.read_text(encoding=encoding))
     except OSError as error:
         raise ErasureError(f"{path} cannot be read: {error.strerror}.") from error
-    except ValueError as error:  # also bytes that are no UTF-8
+    except ValueError as error:  # includes bytes that are not UTF-8
         raise ErasureError(f"{path} needs JSON in UTF-8; found an error: {error}.") from error
     if not isinstance(content, dict):
         raise ErasureError(f"{path} needs a JSON object; found {type(content).__name__}.")
     return content
 
 
-def fetch(source: Source, files: Sequence[str]) -> None:
-    """Bring files of a Hub repository into the cache: patterns below its root."""
+def fetch_files(source: PipelineSource, files: Sequence[str]) -> None:
+    """Downloads files of a Hub repository into the cache; patterns are relative to its root."""
     _download(source.name, files)
 
 
-def repository_files(source: Source) -> list[str]:
-    """Paths of all files of a Hub repository; of those in the cache where the Hub is out of reach."""
+def repository_files(source: PipelineSource) -> list[str]:
+    """Paths of a Hub repository's files, or of the cached ones if the Hub is out of reach."""
     from huggingface_hub import HfApi
 
     try:
         return HfApi().list_repo_files(source.name)
     except (
         Exception
-    ):  # offline, gated, down: errors of three libraries. What is missing is named later.
+    ):  # offline, gated, down: three libraries' errors; missing files are named later
         return [str(p.relative_to(source.root)) for p in source.root.rglob("*") if p.is_file()]
 
 
@@ -141,7 +139,7 @@ def _download(name: str, patterns: Sequence[str]) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=list(patterns)))
     except Exception as error:  # as above
-        cached = try_to_load_from_cache(name, INDEX)
+        cached = try_to_load_from_cache(name, _INDEX)
         if isinstance(cached, str):
             return Path(cached).parent
         first = str(error).strip().splitlines()[0]

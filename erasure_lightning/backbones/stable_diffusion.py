@@ -1,6 +1,4 @@
-"""Stable Diffusion 1.x and 2.x: one CLIP text tower, a UNet with cross-attention, epsilon or
-velocity.
-"""
+"""Stable Diffusion 1.x and 2.x: a CLIP text tower and a UNet with cross-attention."""
 
 import hashlib
 import json
@@ -11,13 +9,13 @@ from typing import Any, ClassVar, Literal, Self, cast
 import torch
 from torch import Tensor, nn
 
-from erasure_lightning.backbones.attention import recorded
+from erasure_lightning.backbones.attention import record_attention
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.backbones.interface import Capability, Place, Size, TextInput
 from erasure_lightning.backbones.process import Diffusion
-from erasure_lightning.backbones.sampler import Sampler, fresh, unsupported
-from erasure_lightning.backbones.towers import ClipTower, Embedded, Encoded, TextTower
+from erasure_lightning.backbones.sampler import Sampler, fresh_scheduler, unsupported_reason
+from erasure_lightning.backbones.towers import ClipTower, EmbeddedPrompts, EncoderOutput, TextTower
 from erasure_lightning.concepts.worlds import World
 from erasure_lightning.errors import ErasureError
 
@@ -28,19 +26,19 @@ _PREDICTIONS: dict[str, Literal["epsilon", "velocity"]] = {
 
 
 class StableDiffusion(Backbone):
-    """The parts of a Stable Diffusion 1.x or 2.x pipeline.
+    """A Stable Diffusion 1.x or 2.x pipeline.
 
     Args:
-        name: How the user named it.
+        name: The user's name for it.
         unet: A `UNet2DConditionModel`.
         vae: An `AutoencoderKL`.
         towers: The text towers, in the order in which their states are joined.
-        scheduler: The pipeline's sampler; its config says what the UNet predicts.
+        scheduler: The pipeline's scheduler; its ``prediction_type`` is the UNet's.
         world: The world it came from, where it came from one.
 
     Raises:
-        ErasureError: If the sampler predicts something other than epsilon and velocity, or lacks a
-            property that training and drawing rest on.
+        ErasureError: If the prediction is neither epsilon nor velocity, or the scheduler lacks a
+            property that training and sampling need (`unsupported_reason`).
     """
 
     pipeline_class: ClassVar[str] = "StableDiffusionPipeline"
@@ -53,7 +51,7 @@ class StableDiffusion(Backbone):
         ("attention maps", "one vocabulary", "transformer layers", "cross-attention")
     )
 
-    #: Whether the stock pipeline tells its scheduler that it begins at the first step.
+    #: Whether the stock pipeline calls its scheduler's ``set_begin_index(0)``.
     _begins_at_index = False
 
     def __init__(
@@ -75,7 +73,7 @@ class StableDiffusion(Backbone):
 
     @classmethod
     def from_pipeline(cls, name: str, pipeline: Any, world: World | None = None) -> Self:
-        """A `StableDiffusionPipeline` taken apart."""
+        """The backbone of a `StableDiffusionPipeline`."""
         tower = ClipTower(pipeline.text_encoder, pipeline.tokenizer)
         return cls(
             name=name,
@@ -102,8 +100,10 @@ class StableDiffusion(Backbone):
             requires_safety_checker=False,
         )
 
-    def join(self, prompts: Sequence[Embedded], outputs: Sequence[Encoded]) -> Conditioning:
-        """The tower's states; meaning is compared by the state at the end of text."""
+    def join(
+        self, prompts: Sequence[EmbeddedPrompts], outputs: Sequence[EncoderOutput]
+    ) -> Conditioning:
+        """The tower's states; the summary is the state at the end of text."""
         (embedded,), (output,) = prompts, outputs
         rows = torch.arange(len(output.tokens), device=output.tokens.device)
         segments = (slice(0, output.tokens.shape[1]),)
@@ -126,40 +126,34 @@ class StableDiffusion(Backbone):
         return cast(Tensor, prediction.to(self.dtype))
 
     def _added(self, x: Tensor, conditioning: Conditioning) -> dict[str, Tensor] | None:
-        """What the UNet reads beside latents, time and tokens."""
+        """Further inputs of the UNet."""
         return None
 
     @property
     def embeds_guidance(self) -> bool:
-        """Whether the UNet was distilled to take the guidance scale, as latent consistency models
-        are.
-        """
+        """Whether the guidance scale is an input of the UNet, as in latent consistency models."""
         return cast(Any, self.denoiser).config.time_cond_proj_dim is not None
 
     def _guidance_embedding(self, x: Tensor, guidance: float | None) -> Tensor | None:
-        """The sinusoidal embedding ``(B, E)`` of ``w = guidance - 1``, as the stock pipeline makes
-        it.
-        """
+        """The sinusoidal embedding ``(B, E)`` of ``w = guidance - 1``, as in the stock pipeline."""
         if not self.embeds_guidance:
             return None
         width = cast(Any, self.denoiser).config.time_cond_proj_dim
         half = width // 2
         rates = torch.exp(torch.arange(half) * -(torch.log(torch.tensor(10000.0)) / (half - 1)))
-        angles = (
-            torch.tensor((1.0 if guidance is None else guidance) - 1).repeat(len(x))[:, None]
-            * 1000
-            * rates
-        )
+        scale = torch.tensor((1.0 if guidance is None else guidance) - 1)
+        angles = scale.repeat(len(x))[:, None] * 1000 * rates
         embedding = torch.cat((angles.sin(), angles.cos()), dim=1)
         return nn.functional.pad(embedding, (0, width % 2)).to(x)
 
     def text_inputs(self) -> list[TextInput]:
         """Every ``attn2.to_k`` and ``attn2.to_v`` of the UNet."""
-        ends = ("attn2.to_k", "attn2.to_v")
-        found = ((n, m) for n, m in self.denoiser.named_modules() if n.endswith(ends))
-        return [
-            TextInput({f"denoiser.{n}": m for n, m in found if isinstance(m, nn.Linear)}, "tokens")
-        ]
+        layers = {
+            f"denoiser.{name}": module
+            for name, module in self.denoiser.named_modules()
+            if name.endswith(("attn2.to_k", "attn2.to_v")) and isinstance(module, nn.Linear)
+        }
+        return [TextInput(layers, "tokens")]
 
     def value_layers(self) -> dict[str, nn.Linear]:
         """Every ``attn2.to_v``."""
@@ -175,26 +169,26 @@ class StableDiffusion(Backbone):
 
     def adaptable(self, place: Place) -> dict[str, nn.Module]:
         """Every ``attn2``, or every `Linear` and `Conv2d` inside an ``attentions`` block."""
-        found = {f"denoiser.{name}": module for name, module in self.denoiser.named_modules()}
+        modules = {f"denoiser.{name}": module for name, module in self.denoiser.named_modules()}
         if place == "cross-attention":
-            return {name: module for name, module in found.items() if name.endswith(".attn2")}
-        layers = (nn.Linear, nn.Conv2d)
+            return {name: module for name, module in modules.items() if name.endswith(".attn2")}
         return {
-            name: m for name, m in found.items() if ".attentions." in name and isinstance(m, layers)
+            name: module
+            for name, module in modules.items()
+            if ".attentions." in name and isinstance(module, nn.Linear | nn.Conv2d)
         }
 
     def attention(self) -> AbstractContextManager[dict[str, Tensor]]:
-        """Collects the probabilities ``(B, heads, pixels, L)`` of every ``attn2``."""
-        return recorded(self.denoiser, "attn2")
+        """Records the probabilities ``(B, heads, pixels, L)`` of every ``attn2``."""
+        return record_attention(self.denoiser, "attn2")
 
     def sampler(self, steps: int) -> Sampler:
         """The pipeline's own sampler for one rollout."""
         most = len(self._scheduler.alphas_cumprod)
         if not 1 <= steps <= most:
             raise ErasureError(f"{self.name} needs from 1 to {most} sampling steps; found {steps}.")
-        return Sampler(
-            fresh(self._scheduler), steps, self.device, begin_index=self._begins_at_index
-        )
+        scheduler = fresh_scheduler(self._scheduler)
+        return Sampler(scheduler, steps, self.device, begin_index=self._begins_at_index)
 
     @property
     def sampler_name(self) -> str:
@@ -212,7 +206,7 @@ class StableDiffusion(Backbone):
 
     @property
     def vae_scale_factor(self) -> int:
-        """Pixels along a side that one latent stands for."""
+        """Pixels per latent along a side."""
         levels = cast(list[int], cast(Any, self.vae).config.block_out_channels)
         return int(2 ** (len(levels) - 1))
 
@@ -232,24 +226,22 @@ class StableDiffusion(Backbone):
         return unet.in_channels, height // factor, width // factor
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Pictures ``(B, 3, H, W)`` in 0..1."""
+        """Images ``(B, 3, H, W)`` in 0..1."""
         vae = cast(Any, self.vae)
         with self.computing():
-            pictures = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
-        return cast(Tensor, (pictures.to(self.dtype) / 2 + 0.5).clamp(0, 1))
+            images = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
+        return cast(Tensor, (images.to(self.dtype) / 2 + 0.5).clamp(0, 1))
 
-    def compress(self, pictures: Tensor) -> Tensor:
-        """Latents ``(B, C, h, w)`` of pictures in 0..1: the mode of the autoencoder's posterior,
-        not a sample.
-        """
+    def compress(self, images: Tensor) -> Tensor:
+        """Latents ``(B, C, h, w)`` of images in 0..1: the mode of the autoencoder's posterior."""
         vae = cast(Any, self.vae)
         with self.computing():
-            latents = vae.encode(pictures * 2 - 1).latent_dist.mode()
+            latents = vae.encode(images * 2 - 1).latent_dist.mode()
         return cast(Tensor, latents.to(self.dtype) * vae.config.scaling_factor)
 
 
 def _process(name: str, scheduler: Any) -> Diffusion:
-    """The noise process that a scheduler's config speaks of."""
+    """The noise process of a scheduler's config."""
     kind = type(scheduler).__name__
     prediction = scheduler.config.get("prediction_type")
     if prediction not in _PREDICTIONS or not hasattr(scheduler, "alphas_cumprod"):
@@ -258,7 +250,7 @@ def _process(name: str, scheduler: Any) -> Diffusion:
             f" {prediction!r}."
         )
     process = Diffusion(scheduler.alphas_cumprod, _PREDICTIONS[prediction])
-    if cause := unsupported(scheduler, process):
+    if cause := unsupported_reason(scheduler, process):
         raise ErasureError(
             f"{name} needs another sampler: {kind} {cause}. Name DDIMScheduler in the folder's"
             " scheduler config, or give the pipeline one:"

@@ -1,8 +1,7 @@
-"""Stable Diffusion XL: two CLIP towers read at the layer before the last, a pooled vector, sizes as
-conditions.
-"""
+"""Stable Diffusion XL: two CLIP towers, a pooled vector, and image sizes as conditions."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Self, cast
 
 import torch
@@ -12,21 +11,21 @@ from torch.nn.functional import normalize
 from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.backbones.interface import TextInput
 from erasure_lightning.backbones.stable_diffusion import StableDiffusion
-from erasure_lightning.backbones.towers import ClipTower, Embedded, Encoded
+from erasure_lightning.backbones.towers import ClipTower, EmbeddedPrompts, EncoderOutput
 from erasure_lightning.concepts.worlds import World
 
 
 class StableDiffusionXL(StableDiffusion):
-    """The parts of a Stable Diffusion XL pipeline.
+    """A Stable Diffusion XL pipeline.
 
-    The UNet reads both towers' states channel by channel, neither behind its final norm, and beside
-    them the second tower's projected state at the end of text and six numbers: original size, crop
-    and target size.
+    The UNet reads both towers' states of the layer before the last, joined along channels and
+    without the final norm. Beside them it reads the second tower's projected state at the end of
+    text, and six numbers: original size, crop and target size.
 
     Args:
-        zero_unconditional: Whether no prompt means zeros in place of the empty prompt's states, as
-            the pipeline's ``force_zeros_for_empty_prompt`` says.
-        kwargs: Of `StableDiffusion`.
+        zero_unconditional: Whether unconditional predictions read zeros in place of the empty
+            prompt's states (the pipeline's ``force_zeros_for_empty_prompt``).
+        kwargs: Arguments of `StableDiffusion`.
     """
 
     pipeline_class: ClassVar[str] = "StableDiffusionXLPipeline"
@@ -44,7 +43,7 @@ class StableDiffusionXL(StableDiffusion):
 
     @classmethod
     def from_pipeline(cls, name: str, pipeline: Any, world: World | None = None) -> Self:
-        """A `StableDiffusionXLPipeline` taken apart."""
+        """The backbone of a `StableDiffusionXLPipeline`."""
         first = ClipTower(pipeline.text_encoder, pipeline.tokenizer, layer=-2)
         second = ClipTower(pipeline.text_encoder_2, pipeline.tokenizer_2, layer=-2, projection=True)
         return cls(
@@ -74,11 +73,13 @@ class StableDiffusionXL(StableDiffusion):
             add_watermarker=False,
         )
 
-    def join(self, prompts: Sequence[Embedded], outputs: Sequence[Encoded]) -> Conditioning:
+    def join(
+        self, prompts: Sequence[EmbeddedPrompts], outputs: Sequence[EncoderOutput]
+    ) -> Conditioning:
         """Both towers' states ``(B, L, D_1 + D_2)``.
 
-        Meaning is compared by the first tower's state at the end of text and the pooled vector,
-        each of length 1: the cosine of two prompts is the mean of both towers' cosines.
+        The summary is the first tower's state at the end of text and the pooled vector, each of
+        length 1: the cosine of two prompts is the mean of both towers' cosines.
         """
         first, second = outputs
         tokens = torch.cat((first.tokens, second.tokens), dim=2)
@@ -90,33 +91,31 @@ class StableDiffusionXL(StableDiffusion):
         return Conditioning(tokens, embedded.roles, embedded.ids, segments, pooled, summary)
 
     def unconditional(self, count: int = 1) -> Conditioning:
-        """Zeros where the pipeline says so, else the empty prompt's states."""
+        """Zeros if `zero_unconditional`, else the empty prompt's states."""
         empty = super().unconditional(count)
         if not self.zero_unconditional:
             return empty
-        zero = {
-            name: torch.zeros_like(getattr(empty, name)) for name in ("tokens", "pooled", "summary")
-        }
-        return Conditioning(roles=empty.roles, ids=empty.ids, segments=empty.segments, **zero)
+        return replace(
+            empty,
+            tokens=torch.zeros_like(empty.tokens),
+            pooled=torch.zeros_like(cast(Tensor, empty.pooled)),
+            summary=torch.zeros_like(empty.summary),
+        )
 
     @property
     def sampling_fingerprint(self) -> str:
-        """The scheduler's, and whether no prompt means zeros."""
+        """The scheduler's, with `zero_unconditional`."""
         return f"{super().sampling_fingerprint}{'-zeros' if self.zero_unconditional else ''}"
 
     def _added(self, x: Tensor, conditioning: Conditioning) -> dict[str, Tensor]:
-        """The pooled vector, and the sizes: pictures are original and uncropped, of the latents'
-        own size.
-        """
+        """The pooled vector, and the sizes of uncropped images of the latents' own size."""
         height, width = (side * self.vae_scale_factor for side in x.shape[-2:])
         sizes = torch.tensor([height, width, 0, 0, height, width], dtype=x.dtype, device=x.device)
         pooled = cast(Tensor, conditioning.pooled)
         return {"text_embeds": pooled, "time_ids": sizes.expand(len(pooled), -1)}
 
     def text_inputs(self) -> list[TextInput]:
-        """Every text key and value, and the columns of the added embedding that read the pooled
-        vector.
-        """
+        """Text keys and values, and the columns of the added embedding for the pooled vector."""
         entry = cast(nn.Linear, cast(Any, self.denoiser).add_embedding.linear_1)
         width = cast(Any, self.towers[1].model).config.projection_dim
         pooled = TextInput({"denoiser.add_embedding.linear_1": entry}, "pooled", slice(0, width))

@@ -1,4 +1,4 @@
-"""Two models that share what one of them will not change."""
+"""Copies of modules that share all parameters but those that will change."""
 
 import copy
 from collections import OrderedDict
@@ -6,14 +6,14 @@ from typing import TypeVar
 
 from torch import nn
 
-M = TypeVar("M", bound=nn.Module)
+_M = TypeVar("_M", bound=nn.Module)
 
 
-def share(module: M, paths: set[tuple[str, ...]]) -> M:
-    """Copy ``module`` along ``paths``; share every child and parameter that no path enters."""
+def copy_along(module: _M, paths: set[tuple[str, ...]]) -> _M:
+    """Copies ``module`` along ``paths``; children and parameters outside them are shared."""
     twin = copy.copy(module)
     for key, value in vars(module).items():
-        # Children, parameters, buffers and hooks: what is put into one must not appear in the
+        # Children, parameters, buffers and hooks: an entry added to one must not appear in the
         # other.
         if type(value) in (dict, OrderedDict):
             twin.__dict__[key] = value.copy()
@@ -23,5 +23,5 @@ def share(module: M, paths: set[tuple[str, ...]]) -> M:
         if parameter is not None:
             twin._parameters[head] = nn.Parameter(parameter.detach().clone(), requires_grad=False)
         elif child is not None and rest:
-            twin._modules[head] = share(child, rest)
+            twin._modules[head] = copy_along(child, rest)
     return twin

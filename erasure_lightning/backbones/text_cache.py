@@ -1,6 +1,4 @@
-"""A cache of the conditioning that frozen text encoders give, valid while their weights stay the
-same.
-"""
+"""A least-recently-used cache of the outputs of frozen text encoders."""
 
 from collections.abc import Callable, Hashable, Sequence
 
@@ -11,62 +9,63 @@ from torch.distributed.tensor import DTensor
 from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.concepts.concept import Phrase
 
-#: Prompts encoded in one batch, half of the sentences of a concept. Always as many, the last one
-#: repeated: matrix products of another shape may round otherwise, and a prompt's encoding would
-#: depend on the rest of its batch.
-BLOCK = 5
+#: Prompts per batch, half of the sentences of a concept. The last batch is filled up with repeats:
+#: matrix products of another shape may round differently, and a prompt's encoding would depend on
+#: the rest of its batch.
+PROMPTS_PER_BATCH = 5
 
-#: Bytes that are kept: 2048 prompts of the emoji world, 280 of Stable Diffusion 1.x.
-LIMIT = 64 * 2**20
+#: Capacity in bytes: 2048 prompts of the emoji world, 280 of Stable Diffusion 1.x.
+_LIMIT = 64 * 2**20
 
 
 class TextCache:
-    """A cache of encoded prompts that drops the least recently used.
+    """A cache of encoded prompts.
 
     Args:
-        limit: Bytes that are kept from one call to the next, at least 0.
+        limit: Capacity in bytes between calls, at least 0.
     """
 
-    def __init__(self, limit: int = LIMIT) -> None:
+    def __init__(self, limit: int = _LIMIT) -> None:
         self.limit = limit
-        self._kept: dict[str | Phrase, Conditioning] = {}
-        self._reader: Hashable = None
+        self._encoded: dict[str | Phrase, Conditioning] = {}
+        self._version: Hashable = None
 
-    def of(
+    def encode(
         self,
         prompts: Sequence[str | Phrase],
-        reader: Hashable,
-        read: Callable[[Sequence[str | Phrase]], Conditioning],
+        version: Hashable,
+        encode: Callable[[Sequence[str | Phrase]], Conditioning],
     ) -> list[Conditioning]:
-        """The conditioning of each prompt, its states ``(1, L, D)``; no prompt is encoded twice.
+        """The conditioning of each prompt, tokens ``(L, D)``; no prompt is encoded twice.
 
         Args:
             prompts: Any number, with repeats.
-            reader: Stays equal while the encoders give the same; see `reader_of`.
-            read: Encodes `BLOCK` prompts.
+            version: The encoders' version (`encoders_version`); another one empties the cache.
+            encode: Encodes `PROMPTS_PER_BATCH` prompts.
         """
-        if reader != self._reader:
-            self._kept, self._reader = {}, reader
+        if version != self._version:
+            self._encoded = {}
+            self._version = version
         unique = list(dict.fromkeys(prompts))
-        known = {prompt: self._kept.pop(prompt) for prompt in unique if prompt in self._kept}
+        known = {prompt: self._encoded.pop(prompt) for prompt in unique if prompt in self._encoded}
         missing = [prompt for prompt in unique if prompt not in known]
-        for i in range(0, len(missing), BLOCK):
-            block = missing[i : i + BLOCK]
+        for i in range(0, len(missing), PROMPTS_PER_BATCH):
+            batch = missing[i : i + PROMPTS_PER_BATCH]
+            filling = batch[-1:] * (PROMPTS_PER_BATCH - len(batch))
             with torch.inference_mode(False), torch.no_grad():
-                encoded = read([*block, *block[-1:] * (BLOCK - len(block))])
-                known |= {prompt: encoded[place].clone() for place, prompt in enumerate(block)}
-        self._kept |= known
-        while self._kept and len(self._kept) * known[unique[0]].nbytes > self.limit:
-            del self._kept[next(iter(self._kept))]
+                encoded = encode([*batch, *filling])
+                known |= {prompt: encoded[row].clone() for row, prompt in enumerate(batch)}
+        self._encoded |= known
+        while self._encoded and len(self._encoded) * known[unique[0]].nbytes > self.limit:
+            del self._encoded[next(iter(self._encoded))]
         return [known[prompt] for prompt in prompts]
 
 
-def reader_of(text_encoders: nn.Module) -> Hashable:
-    """A key that stays equal while text encoders give the same; None where they must run every
-    time.
+def encoders_version(text_encoders: nn.Module) -> Hashable:
+    """A key that changes with the encoders' outputs; None where they must not be cached.
 
-    They must where any of their parameters is trained, and where ranks own parts of them and must
-    all run together. A change behind torch's back (``parameter.data.add_``) is not seen.
+    This is where a parameter is trained, and where the encoders are sharded: their forward is a
+    collective. A change that torch does not count (``parameter.data.add_``) is not noticed.
     """
     parameters = list(text_encoders.parameters())
     if not parameters or any(p.requires_grad or isinstance(p, DTensor) for p in parameters):

@@ -1,6 +1,4 @@
-"""A tiny model of random weights of each family, built in a second: for tests, notebooks and plugin
-authors.
-"""
+"""Tiny models with random weights, one of each family, for tests and notebooks."""
 
 from typing import Any, Literal, cast
 
@@ -11,38 +9,24 @@ from erasure_lightning.backbones.stable_diffusion import StableDiffusion
 from erasure_lightning.backbones.stable_diffusion_xl import StableDiffusionXL
 from erasure_lightning.backbones.towers import ClipTower
 
-#: What a tiny model's UNet predicts.
+#: Prediction type of a tiny UNet.
 Prediction = Literal["epsilon", "velocity"]
 
-#: Words the tiny tokenizer knows whole; it spells everything else letter by letter.
-WORDS = (
-    *(
-        "a",
-        "an",
-        "the",
-        "of",
-        "photo",
-        "picture",
-        "image",
-        "drawing",
-        "emoji",
-        "small",
-        "close",
-        "up",
-        "style",
-        "in",
-    ),
-    *("cat", "dog", "star", "heart", "tree", "car", "boat", "bird", "fish", "house"),
-)
+#: Words that are single tokens of the tiny tokenizer; all else is spelled letter by letter.
+TINY_WORDS = (
+    "a", "an", "the", "of", "photo", "picture", "image", "drawing", "emoji", "small", "close", "up",
+    "style", "in", "cat", "dog", "star", "heart", "tree", "car", "boat", "bird", "fish", "house",
+)  # fmt: skip
 
 
 class TinyBackbone(StableDiffusion):
-    """Stable Diffusion with 0.2 M random parameters, 8x8 latents and a vocabulary of its own; needs
-    no files.
+    """Stable Diffusion with 0.2 M random parameters, 8x8 latents and a vocabulary of its own.
+
+    It is built in a second and needs no files.
 
     Args:
-        seed: Of the weights.
-        prediction: What its UNet predicts.
+        seed: Seed of the weights.
+        prediction: Prediction type of the UNet.
     """
 
     def __init__(self, *, seed: int = 0, prediction: Prediction = "epsilon") -> None:
@@ -62,13 +46,12 @@ class TinyBackbone(StableDiffusion):
 
 
 class TinyXL(StableDiffusionXL):
-    """Stable Diffusion XL with 0.3 M random parameters, 8x8 latents and a vocabulary of its own;
-    needs no files.
+    """Stable Diffusion XL with 0.3 M random parameters, 8x8 latents and a vocabulary of its own.
 
     Args:
-        seed: Of the weights.
-        prediction: What its UNet predicts.
-        zero_unconditional: Whether no prompt means zeros.
+        seed: Seed of the weights.
+        prediction: Prediction type of the UNet.
+        zero_unconditional: Whether unconditional predictions read zeros.
     """
 
     def __init__(
@@ -78,9 +61,11 @@ class TinyXL(StableDiffusionXL):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             unet = _unet(
-                cross_attention_dim=32 + 24, addition_embed_type="text_time", addition_time_embed_dim=4,
+                cross_attention_dim=32 + 24,
+                addition_embed_type="text_time",
+                addition_time_embed_dim=4,
                 projection_class_embeddings_input_dim=20 + 6 * 4,
-            )  # fmt: skip
+            )
             vae = _vae()
             first = _text_encoder(tokenizers[0], "CLIPTextModel", layers=3)
             second = _text_encoder(
@@ -101,56 +86,68 @@ class TinyXL(StableDiffusionXL):
 
 
 #: A tiny model of every family.
-TINY: tuple[type[Backbone], ...] = (TinyBackbone, TinyXL)
+TINY_BACKBONES: tuple[type[Backbone], ...] = (TinyBackbone, TinyXL)
 
 
 def _unet(**settings: Any) -> Any:
     from diffusers import UNet2DConditionModel
 
     return UNet2DConditionModel(
-        sample_size=8, in_channels=4, out_channels=4, block_out_channels=(16, 32), layers_per_block=1,
-        norm_num_groups=8, attention_head_dim=8,
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        norm_num_groups=8,
+        attention_head_dim=8,
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), **settings,
-    )  # fmt: skip
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        **settings,
+    )
 
 
 def _vae() -> Any:
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
-        block_out_channels=(8, 8), latent_channels=4, norm_num_groups=4, sample_size=16,
-        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
-    )  # fmt: skip
+        block_out_channels=(8, 8),
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=16,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+    )
 
 
 def _scheduler(prediction: Prediction, kind: str = "DDIMScheduler") -> Any:
     import diffusers
 
-    settings: dict[str, Any] = (
-        {"clip_sample": False, "set_alpha_to_one": False} if kind == "DDIMScheduler" else {}
-    )
+    ddim: dict[str, Any] = {"clip_sample": False, "set_alpha_to_one": False}
     return getattr(diffusers, kind)(
-        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, steps_offset=1,
-        prediction_type={"epsilon": "epsilon", "velocity": "v_prediction"}[prediction], **settings,
-    )  # fmt: skip
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        steps_offset=1,
+        prediction_type={"epsilon": "epsilon", "velocity": "v_prediction"}[prediction],
+        **(ddim if kind == "DDIMScheduler" else {}),
+    )
 
 
 def _tokenizer() -> Any:
-    """CLIP's tokenizer over letters and `WORDS`; 16 positions, so that nothing can assume 77."""
+    """CLIP's tokenizer over letters and `TINY_WORDS`; 16 positions, so that no code assumes 77."""
     from transformers import CLIPTokenizer
 
     letters = [chr(c) for c in range(33, 127)]
     pieces = letters + [f"{c}</w>" for c in letters]
     merges: list[tuple[str, str]] = []
-    for word in WORDS:
+    for word in TINY_WORDS:
         parts = [*word[:-1], f"{word[-1]}</w>"]
         while len(parts) > 1:
             merges.append((parts[0], parts[1]))
             parts[:2] = ["".join(parts[:2])]
             pieces.append(parts[0])
     pieces = list(dict.fromkeys([*pieces, "<|startoftext|>", "<|endoftext|>"]))
-    vocabulary = {piece: place for place, piece in enumerate(pieces)}
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
     return CLIPTokenizer(vocab=vocabulary, merges=list(dict.fromkeys(merges)), model_max_length=16)
 
 
@@ -160,9 +157,15 @@ def _text_encoder(
     import transformers
 
     config = transformers.CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=width, intermediate_size=64, num_hidden_layers=layers,
-        num_attention_heads=4, max_position_embeddings=16, projection_dim=projection,
-        bos_token_id=cast(int, tokenizer.bos_token_id), eos_token_id=cast(int, tokenizer.eos_token_id),
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=64,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        max_position_embeddings=16,
+        projection_dim=projection,
+        bos_token_id=cast(int, tokenizer.bos_token_id),
+        eos_token_id=cast(int, tokenizer.eos_token_id),
         pad_token_id=cast(int, tokenizer.eos_token_id),
-    )  # fmt: skip
+    )
     return getattr(transformers, kind)(config).eval()

@@ -1,4 +1,4 @@
-"""Text towers: a text encoder, its tokenizer, and what of its output the model reads."""
+"""Text towers: a text encoder with its tokenizer, and the layer that the denoiser reads."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
@@ -20,18 +20,18 @@ from erasure_lightning.backbones.conditioning import (
 from erasure_lightning.concepts.concept import Phrase
 from erasure_lightning.errors import ErasureError
 
-#: Prompts whose tokens are remembered.
-MOST = 4096
+#: Capacity of the cache of tokenized prompts.
+_MAX_TOKENIZED = 4096
 
 
 @dataclass(frozen=True)
-class Embedded:
-    """Prompts as one text tower's input embeddings, before any context.
+class EmbeddedPrompts:
+    """Prompts as input embeddings of one text tower.
 
     Args:
-        embeddings: Word embeddings without positions, ``(B, L, E)``.
+        embeddings: Token embeddings without positions, ``(B, L, E)``.
         ids: Token ids, ``(B, L)``.
-        roles: What stands where (`START`, `TEMPLATE`, `CONCEPT`, `END`, `PADDING`), ``(B, L)``.
+        roles: Role of each token (`START`, `TEMPLATE`, `CONCEPT`, `END`, `PADDING`), ``(B, L)``.
     """
 
     embeddings: Tensor
@@ -44,28 +44,30 @@ class Embedded:
         return (self.roles == END).int().argmax(dim=1)
 
     def positions(self, *roles: int) -> Tensor:
-        """Where one of the roles stands, boolean ``(B, L)``."""
+        """Mask of the positions that have one of the roles, boolean ``(B, L)``."""
         return positions(self.roles, *roles)
 
-    def cut(self, length: int) -> "Embedded":
+    def truncated(self, length: int) -> "EmbeddedPrompts":
         """The first ``length`` positions."""
-        return Embedded(self.embeddings[:, :length], self.ids[:, :length], self.roles[:, :length])
+        return EmbeddedPrompts(
+            self.embeddings[:, :length], self.ids[:, :length], self.roles[:, :length]
+        )
 
 
-class Encoded(NamedTuple):
+class EncoderOutput(NamedTuple):
     """A tower's output.
 
     Args:
         tokens: States of the layer that the model reads, ``(B, L, D)``.
-        pooled: Projected state at the end of text, ``(B, P)``, where the tower has a projection.
+        pooled: Projected state at the end of text, ``(B, P)``, if the tower has a projection.
     """
 
     tokens: Tensor
     pooled: Tensor | None
 
-    def to(self, dtype: torch.dtype) -> "Encoded":
-        """The same in another precision."""
-        return Encoded(
+    def to(self, dtype: torch.dtype) -> "EncoderOutput":
+        """The output in another precision."""
+        return EncoderOutput(
             self.tokens.to(dtype), None if self.pooled is None else self.pooled.to(dtype)
         )
 
@@ -78,8 +80,7 @@ class TextTower(nn.Module, ABC):
         tokenizer: Its tokenizer.
     """
 
-    #: Whether a position sees only those before it, so that a prompt need not be encoded past its
-    #: end.
+    #: Whether a position attends only to those before it, so that padding can be left out.
     causal: bool
 
     def __init__(self, model: nn.Module, tokenizer: Any) -> None:
@@ -90,20 +91,19 @@ class TextTower(nn.Module, ABC):
 
     @property
     def table(self) -> Tensor:
-        """The word embeddings ``(V, E)``, frozen."""
+        """The token embeddings ``(V, E)``, frozen."""
         return cast(Tensor, cast(Any, self.model).get_input_embeddings().weight).detach()
 
     @abstractmethod
-    def encode(self, embedded: Embedded) -> Encoded:
-        """Run the encoder on input embeddings."""
+    def encode(self, embedded: EmbeddedPrompts) -> EncoderOutput:
+        """Runs the encoder on input embeddings."""
 
     @abstractmethod
     def read_parameters(self, blocks: int | None = None) -> dict[str, nn.Parameter]:
-        """Weights that the model's reading depends on, by name in the tower, but for token and
-        position tables.
+        """Parameters before the layer that is read, by name, without token and position tables.
 
         Args:
-            blocks: Only so many blocks, counted from the layer that is read; all by default.
+            blocks: Number of blocks, counted backwards from the layer that is read; all by default.
         """
 
     @abstractmethod
@@ -112,23 +112,23 @@ class TextTower(nn.Module, ABC):
 
         Args:
             ids: Token ids, ``(B, L)``.
-            offsets: Characters that each token spells, ``(B, L, 2)``.
+            offsets: First character of each token and one past its last, ``(B, L, 2)``.
             spans: Characters of each prompt's concept.
         """
 
-    def embed(self, prompts: Sequence[str | Phrase], dtype: torch.dtype) -> Embedded:
-        """Look up the prompts' words, padded to the tokenizer's full length.
+    def embed(self, prompts: Sequence[str | Phrase], dtype: torch.dtype) -> EmbeddedPrompts:
+        """Looks up the token embeddings of prompts, padded to the tokenizer's full length.
 
         Raises:
             ErasureError: If a concept's words fall behind the last position.
         """
-        if len(self._tokenized) > MOST:
+        if len(self._tokenized) > _MAX_TOKENIZED:
             self._tokenized.clear()
         if new := [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._tokenized]:
             self._tokenized.update(zip(new, self._tokenize(new), strict=True))
         rows = zip(*(self._tokenized[prompt] for prompt in prompts), strict=True)
         ids, roles = (torch.stack(row).to(self.table.device) for row in rows)
-        return Embedded(self.table[ids].to(dtype), ids, roles)
+        return EmbeddedPrompts(self.table[ids].to(dtype), ids, roles)
 
     def _tokenize(self, prompts: Sequence[str | Phrase]) -> Iterable[tuple[Tensor, Tensor]]:
         """Ids and roles ``(L,)`` of each prompt."""
@@ -152,30 +152,28 @@ class TextTower(nn.Module, ABC):
         return zip(tokens.input_ids, roles, strict=True)
 
     def too_long(self, prompts: Sequence[str]) -> list[str]:
-        """Those of the prompts that have more tokens than the tokenizer keeps."""
+        """Prompts that have more tokens than the tokenizer keeps."""
         most = self.tokenizer.model_max_length
         some = [p for p in prompts if len(p.encode()) + 2 > most]  # a token spells a byte at least
         rows = self.tokenizer(some).input_ids if some else []
         return [p for p, ids in zip(some, rows, strict=True) if len(ids) > most]
 
     def words(self) -> Tensor:
-        """Ids ``(W,)`` of tokens that are whole words: spelled, they are read as themselves between
-        other words.
-        """
+        """Ids ``(W,)`` of the tokens that are whole words: their text has the same tokens."""
         ids = torch.arange(len(self.tokenizer))
         spelled = self.tokenizer.batch_decode(ids.unsqueeze(1), skip_special_tokens=True)
         read = self.tokenizer([f"a {word.strip()} a" for word in spelled]).input_ids
         around = self.tokenizer("a a").input_ids
-        kept = [tokens == [*around[:2], i, *around[2:]] for i, tokens in enumerate(read)]
-        return ids[torch.tensor(kept)].to(self.table.device)
+        whole = [tokens == [*around[:2], i, *around[2:]] for i, tokens in enumerate(read)]
+        return ids[torch.tensor(whole)].to(self.table.device)
 
     def spell(self, ids: Tensor) -> str:
-        """The words that token ids ``(N,)`` stand for."""
+        """The text of token ids ``(N,)``."""
         return cast(str, self.tokenizer.decode(ids.tolist(), skip_special_tokens=True)).strip()
 
 
 def _recording(states: list[Tensor]) -> Callable[[nn.Module, Any, Any], None]:
-    """A forward hook that keeps a block's output."""
+    """A forward hook that appends a block's output to ``states``."""
     return lambda _, __, out: states.append(out[0] if isinstance(out, tuple) else out)
 
 
@@ -185,9 +183,9 @@ class ClipTower(TextTower):
     Args:
         model: A `CLIPTextModel`, or a `CLIPTextModelWithProjection`.
         tokenizer: Its `CLIPTokenizer`.
-        layer: Which hidden state the model reads: -1 the last, behind the final norm; -2 the one
-            before, as it is.
-        projection: Whether the model reads the projected state at the end of text too.
+        layer: The hidden state that the denoiser reads: -1 the last, after the final norm; -2 the
+            one before, without it.
+        projection: Whether the denoiser reads the projected state at the end of text too.
     """
 
     causal = True
@@ -199,28 +197,23 @@ class ClipTower(TextTower):
         self.layer = layer
         self.projection = projection
 
-    def encode(self, embedded: Embedded) -> Encoded:
-        """Token states ``(B, L, D)`` of the layer that is read, and the projected state at the end
-        of text.
-        """
+    def encode(self, embedded: EmbeddedPrompts) -> EncoderOutput:
+        """Token states ``(B, L, D)`` of `layer`, and the projected state at the end of text."""
         model = cast(Any, self.model)
-        # CLIP's model takes ids alone; the table's output is the one place where other embeddings
-        # can enter.
+        # CLIP's model takes ids alone; a hook on the table is the only way to pass embeddings.
         words = embedded.embeddings.to(self.table.dtype)
         states: list[Tensor] = []
         with ExitStack() as hooks:
             table = model.get_input_embeddings()
             hooks.callback(table.register_forward_hook(lambda *_: words).remove)
-            if (
-                self.layer != -1
-            ):  # transformers' own records are wrong where two models share layers
+            if self.layer != -1:  # `hidden_states` is wrong where two models share layers
                 hooks.callback(self._block().register_forward_hook(_recording(states)).remove)
             output = model(input_ids=embedded.ids)
         tokens = output.last_hidden_state if self.layer == -1 else states[0]
-        return Encoded(tokens, output.text_embeds if self.projection else None)
+        return EncoderOutput(tokens, output.text_embeds if self.projection else None)
 
     def _block(self) -> nn.Module:
-        """The block whose output the model reads."""
+        """The block whose output the denoiser reads."""
         body = getattr(self.model, "text_model", self.model)
         return cast(nn.Module, cast(Any, body).encoder.layers[self.layer])
 
@@ -231,16 +224,14 @@ class ClipTower(TextTower):
         roles = torch.full_like(ids, TEMPLATE)
         roles[(first < stop) & (last > start) & (last > first)] = CONCEPT
         ends = (ids[:, 1:] == self.tokenizer.eos_token_id).int().argmax(dim=1, keepdim=True) + 1
-        place = torch.arange(ids.shape[1])
-        roles[place > ends] = PADDING
-        roles[place == ends] = END
+        position = torch.arange(ids.shape[1])
+        roles[position > ends] = PADDING
+        roles[position == ends] = END
         roles[:, 0] = START
         return roles
 
     def read_parameters(self, blocks: int | None = None) -> dict[str, nn.Parameter]:
-        """Blocks as far as they are read, and what stands behind the last of them: final norm and
-        projection.
-        """
+        """Parameters of the blocks that are read, the final norm and the projection."""
         count = cast(Any, self.model).config.num_hidden_layers
         read = count + 1 + self.layer
         last = count if self.projection else read
@@ -250,9 +241,8 @@ class ClipTower(TextTower):
             parts += ("final_layer_norm.",)
         if self.projection:
             parts += ("text_projection.",)
-        named = self.model.named_parameters()
         return {
-            f"model.{name}": p
-            for name, p in named
+            f"model.{name}": parameter
+            for name, parameter in self.model.named_parameters()
             if name.removeprefix("text_model.").startswith(parts)
         }

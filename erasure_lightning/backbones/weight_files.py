@@ -1,6 +1,4 @@
-"""Weights on disk: which files are read, and whether their tensors fit the model, judged by headers
-alone.
-"""
+"""Weight files of a component: their choice, and a check of their tensors by headers alone."""
 
 import re
 from collections import defaultdict
@@ -15,28 +13,28 @@ from safetensors import SafetensorError, safe_open
 from erasure_lightning.backbones.sources import read_json
 from erasure_lightning.errors import ErasureError
 
-#: What weight files are called, without ending.
-STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
+#: Names of weight files, without suffix, by library.
+WEIGHT_STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
 
 #: Variants that are the same weights in some precision, best first; "" is the file without one.
 _PRECISIONS = ("", "fp32", "fp16", "bf16")
 
-#: The other half of CLIP, which published text encoders carry along and stock pipelines pass over.
+#: Tensors of CLIP's other half, which published text encoders hold and stock pipelines ignore.
 _REST_OF_CLIP = ("vision_model.", "visual_projection.", "text_projection.", "logit_scale")
 
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt"}
 
-Shapes = dict[str, tuple[int, ...]]
+_Shapes = dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredWeights:
     """A component's weight files.
 
     Args:
         files: Paths, one per shard.
-        variant: As diffusers' and transformers' ``variant`` has it.
-        sharded: Whether an index names the files.
+        variant: The ``variant`` argument of diffusers and transformers.
+        sharded: Whether an index lists the files.
     """
 
     files: tuple[Path, ...]
@@ -44,34 +42,34 @@ class Stored:
     sharded: bool
 
 
-def by_variant(names: Iterable[str], stem: str) -> dict[str, list[str]]:
-    """File names of weights and of their indices, by variant; "" holds those without one."""
+def _by_variant(names: Iterable[str], stem: str) -> dict[str, list[str]]:
+    """File names of weights and of their indices, by variant; "" is none."""
     shard = r"(?:-\d+-of-\d+)?"
     weights = re.compile(rf"{stem}{shard}(?:\.(\w+?))?{shard}\.safetensors")
     index = re.compile(rf"{stem}\.safetensors\.index(?:\.(\w+))?\.json")
-    found: dict[str, list[str]] = defaultdict(list)
+    files: dict[str, list[str]] = defaultdict(list)
     for name in sorted(names):
         if match := weights.fullmatch(name) or index.fullmatch(name):
-            found[match[1] or ""].append(name)
-    return found
+            files[match[1] or ""].append(name)
+    return files
 
 
-def preferred(names: Iterable[str], stem: str) -> tuple[str, list[str]] | None:
-    """Variant that is read, with its files: the one without a name, else by precision."""
-    found = by_variant(names, stem)
-    return next(((variant, found[variant]) for variant in _PRECISIONS if variant in found), None)
+def preferred_variant(names: Iterable[str], stem: str) -> tuple[str, list[str]] | None:
+    """The variant to read, with its files: the first of `_PRECISIONS`."""
+    files = _by_variant(names, stem)
+    return next(((variant, files[variant]) for variant in _PRECISIONS if variant in files), None)
 
 
-def find_weights(folder: Path, library: str) -> Stored:
-    """Weight files of a component that its library will read.
+def find_weights(folder: Path, library: str) -> StoredWeights:
+    """The weight files of a component that its library will read.
 
     Raises:
-        ErasureError: If they are missing, pickles, in part there, or no safetensors.
+        ErasureError: If they are missing, incomplete, or not safetensors.
     """
     names = sorted(p.name for p in folder.iterdir())
-    best = preferred(names, STEMS[library])
+    best = preferred_variant(names, WEIGHT_STEMS[library])
     if best is None:
-        raise _no_weights(folder, names, STEMS[library])
+        raise _no_weights(folder, names, WEIGHT_STEMS[library])
     variant, own = best
     indices = [name for name in own if name.endswith(".json")]
     whole = [name for name in own if not re.search(r"-\d+-of-\d+", name) and name not in indices]
@@ -85,16 +83,16 @@ def find_weights(folder: Path, library: str) -> Stored:
             f"{folder} needs all shards of its weights; found {found}. Download it again."
         )
     paths = tuple(folder / name for name in sorted(files))
-    return Stored(paths, variant or None, sharded=files != set(whole))
+    return StoredWeights(paths, variant or None, sharded=files != set(whole))
 
 
 def _no_weights(folder: Path, names: Collection[str], stem: str) -> ErasureError:
-    alike = [name for name in names if Path(name).suffix in _PICKLES | {".safetensors"}]
-    found = ", ".join(alike) or "none"
+    weights = [name for name in names if Path(name).suffix in _PICKLES | {".safetensors"}]
+    found = ", ".join(weights) or "none"
     start = f"{folder} needs weights as safetensors; found {found}."
-    if any(name.endswith(".safetensors") for name in alike):
+    if any(name.endswith(".safetensors") for name in weights):
         return ErasureError(f"{start} Rename what is to be read to {stem}.safetensors.")
-    if not alike:
+    if not weights:
         return ErasureError(f"{start} {stem}.safetensors is missing: download it again.")
     return ErasureError(
         f"{start} Pickles can run code and are not read: load it once where you trust it, and write"
@@ -102,16 +100,16 @@ def _no_weights(folder: Path, names: Collection[str], stem: str) -> ErasureError
     )
 
 
-def shapes(stored: Stored) -> Shapes:
+def _stored_shapes(stored: StoredWeights) -> _Shapes:
     """Names and shapes of all stored tensors.
 
     Raises:
-        ErasureError: If a file is cut, damaged, or a pointer of Git LFS.
+        ErasureError: If a file is truncated, damaged, or a pointer of Git LFS.
     """
     return {name: shape for file in stored.files for name, shape in _header(file).items()}
 
 
-def _header(file: Path) -> Shapes:
+def _header(file: Path) -> _Shapes:
     try:
         with safe_open(file, framework="pt") as tensors:
             return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
@@ -127,8 +125,8 @@ def _header(file: Path) -> Shapes:
         ) from error
 
 
-def require_fit(title: str, model: Any, stored: Stored) -> None:
-    """Compare stored tensors with those of a model, under the libraries' own renaming of old names.
+def require_fit(title: str, model: Any, stored: StoredWeights) -> None:
+    """Compares stored tensors with a model's, after the libraries' renaming of old names.
 
     Args:
         title: Component and folder, for messages.
@@ -138,24 +136,23 @@ def require_fit(title: str, model: Any, stored: Stored) -> None:
     Raises:
         ErasureError: If tensors are missing, unexpected or of another shape.
     """
-    found = shapes(stored)
-    empty = {name: torch.empty(shape, device="meta") for name, shape in found.items()}
+    shapes = _stored_shapes(stored)
+    empty = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     compare = _diffusers if hasattr(model, "_fix_state_dict_keys_on_load") else _transformers
     missing, unexpected, misshaped = compare(model, empty, stored.sharded)
     if not (missing or unexpected or misshaped):
         return
     kinds = {"missing": missing, "unexpected": unexpected, "of another shape": misshaped}
     differences = "; ".join(f"{len(v)} {kind} ({_some(v)})" for kind, v in kinds.items() if v)
-    lora = any("lora" in name for name in unexpected)
     cure = (
-        "It was saved with LoRA layers inside: call fuse_lora() and unload_lora_weights() before"
-        " save_pretrained."
-        if lora
-        else (
-            "Its config.json belongs to other weights, or the file is incomplete: take both from"
-            " one place."
-        )
+        "Its config.json belongs to other weights, or the file is incomplete: take both from one"
+        " place."
     )
+    if any("lora" in name for name in unexpected):
+        cure = (
+            "It was saved with LoRA layers inside: call fuse_lora() and unload_lora_weights()"
+            " before save_pretrained."
+        )
     raise ErasureError(
         f"The {title} needs the tensors that its config describes; found {differences}. {cure}"
     )
@@ -166,28 +163,30 @@ def _some(names: Collection[str]) -> str:
     return f"{first}, ..." if others else first
 
 
-Differences = tuple[list[str], list[str], list[str]]
+_Differences = tuple[list[str], list[str], list[str]]
 
 
-def _diffusers(model: Any, empty: dict[str, torch.Tensor], sharded: bool) -> Differences:
+def _diffusers(model: Any, empty: dict[str, torch.Tensor], sharded: bool) -> _Differences:
     if not sharded:  # diffusers does not rename in shards either
         model._fix_state_dict_keys_on_load(empty)
     expected = model.state_dict()
     common = expected.keys() & empty.keys()
     misshaped = [
-        _mismatch(n, empty[n].shape, expected[n].shape)
-        for n in common
-        if empty[n].shape != expected[n].shape
+        _mismatch(name, empty[name].shape, expected[name].shape)
+        for name in common
+        if empty[name].shape != expected[name].shape
     ]
     ignored = model._keys_to_ignore_on_load_unexpected or ()
     unexpected = [
-        n for n in empty.keys() - expected.keys() if not any(re.search(p, n) for p in ignored)
+        name
+        for name in empty.keys() - expected.keys()
+        if not any(re.search(pattern, name) for pattern in ignored)
     ]
     return list(expected.keys() - empty.keys()), unexpected, misshaped
 
 
-def _transformers(model: Any, empty: Mapping[str, torch.Tensor], sharded: bool) -> Differences:
-    _, found = type(model).from_pretrained(
+def _transformers(model: Any, empty: Mapping[str, torch.Tensor], sharded: bool) -> _Differences:
+    _, info = type(model).from_pretrained(
         None,
         config=model.config,
         state_dict=dict(empty),
@@ -195,12 +194,9 @@ def _transformers(model: Any, empty: Mapping[str, torch.Tensor], sharded: bool) 
         ignore_mismatched_sizes=True,
         output_loading_info=True,
     )
-    unexpected = [name for name in found["unexpected_keys"] if not name.startswith(_REST_OF_CLIP)]
-    return (
-        list(found["missing_keys"]),
-        unexpected,
-        [_mismatch(*row) for row in found["mismatched_keys"]],
-    )
+    unexpected = [name for name in info["unexpected_keys"] if not name.startswith(_REST_OF_CLIP)]
+    misshaped = [_mismatch(*row) for row in info["mismatched_keys"]]
+    return list(info["missing_keys"]), unexpected, misshaped
 
 
 def _mismatch(name: str, stored: Collection[int], expected: Collection[int]) -> str:

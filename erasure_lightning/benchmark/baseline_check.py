@@ -9,7 +9,7 @@ from erasure_lightning.concepts.vocabulary import Vocabulary
 from erasure_lightning.concepts.worlds import World
 from erasure_lightning.data.datamodule import plan
 from erasure_lightning.data.image_plan import ImageRequest
-from erasure_lightning.diffusion.sampling import draw
+from erasure_lightning.diffusion.sampling import sample_images
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.metrics.groups import ERASING
 from erasure_lightning.metrics.scorer import Scorer
@@ -84,7 +84,7 @@ class Examiner:
         gauge = EditMetrics(self.scorer, vocabulary, shots, self.backbone.device)
         for i in range(0, len(shots), BATCH):
             some = shots[i : i + BATCH]
-            pictures = draw(
+            pictures = sample_images(
                 self.backbone, [s.prompt for s in some], [s.seed for s in some],
                 steps=self.world.steps, guidance=self.world.guidance,
             )  # fmt: skip

@@ -10,7 +10,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from erasure_lightning.diffusion.evaluation_counter import EvaluationCounter
-from erasure_lightning.distributed.collectives import gathered, rank
+from erasure_lightning.distributed.collectives import all_gather_items, rank
 from erasure_lightning.files.writing import write_json
 from erasure_lightning.training.base import ErasureModule
 
@@ -54,14 +54,16 @@ class Cost(Callback):
             "steps": trainer.global_step,
             "trained_parameters": sum(p.numel() for p in trained.values()),
             **self._asked(),
-            "peak_gib": round(max(gathered([peak_memory(trainer.strategy.root_device)])), 3),
+            "peak_gib": round(
+                max(all_gather_items([peak_memory(trainer.strategy.root_device)])), 3
+            ),
         }
         if trainer.is_global_zero:
             write_json(Path(trainer.default_root_dir, "cost.json"), cost)
 
     def _asked(self) -> dict[str, int]:
         """What all ranks asked of denoisers."""
-        ranks = gathered([(self._tally.evaluations, self._tally.backwards)])
+        ranks = all_gather_items([(self._tally.evaluations, self._tally.backwards)])
         return {
             "evaluations": sum(rank[0] for rank in ranks),
             "backwards": sum(rank[1] for rank in ranks),

@@ -7,13 +7,13 @@ from lightning.pytorch.callbacks import Callback
 
 from erasure_lightning.metrics.protocol import Result
 from erasure_lightning.runs.dashboard_content import (
-    facts,
+    run_config,
     show_cost,
     show_edit,
     show_figures,
     show_samples,
 )
-from erasure_lightning.runs.dashboards import boards
+from erasure_lightning.runs.dashboards import dashboard_writers
 from erasure_lightning.runs.folder import Run
 from erasure_lightning.training.base import ErasureModule
 
@@ -49,14 +49,14 @@ class Dashboard(Callback):
     @staticmethod
     def _begin(trainer: Trainer, module: LightningModule) -> None:
         if trainer.is_global_zero and isinstance(module, ErasureModule):
-            for board in boards(trainer.loggers, trainer.global_step):
-                board.facts(facts(module.description()))
+            for board in dashboard_writers(trainer.loggers, trainer.global_step):
+                board.facts(run_config(module.description()))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Show what a fit has cost, and the edit."""
         if trainer.is_global_zero and stage == "fit":
             run = Run(Path(trainer.default_root_dir))
-            for board in boards(trainer.loggers, trainer.global_step):
+            for board in dashboard_writers(trainer.loggers, trainer.global_step):
                 show_cost(board, run)
                 if self.edit and run.edit.is_file():
                     show_edit(board, run)
@@ -72,7 +72,11 @@ class Dashboard(Callback):
     @staticmethod
     def _measured(trainer: Trainer) -> None:
         run = Run(Path(trainer.default_root_dir))
-        for board in boards(trainer.loggers, trainer.global_step) if trainer.is_global_zero else ():
+        for board in (
+            dashboard_writers(trainer.loggers, trainer.global_step)
+            if trainer.is_global_zero
+            else ()
+        ):
             show_samples(board, run)
             if run.metrics.is_file():
                 show_figures(board, Result.load(run.metrics))

@@ -7,7 +7,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from erasure_lightning.distributed.fsdp import whole
+from erasure_lightning.distributed.fsdp import full_tensor
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.training.base import ErasureModule
 
@@ -72,10 +72,10 @@ def check_edit(module: ErasureModule, added: dict[str, Tensor]) -> None:
     editable, bad, moved = module.editable(), [], False
     before = added | dict(module.original.named_parameters())
     for name, parameter in editable.items():  # one by one: split weights are whole for a moment
-        value = whole(parameter)
+        value = full_tensor(parameter)
         bad += [name] * (not value.isfinite().all())
         moved = moved or not torch.equal(
-            value, whole(before[name.replace(".base_layer.", ".")])
+            value, full_tensor(before[name.replace(".base_layer.", ".")])
         )  # alike on all ranks
     if bad:
         raise ErasureError(

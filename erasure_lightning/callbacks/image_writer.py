@@ -9,9 +9,9 @@ from typing import Any, cast
 
 from lightning import Callback, LightningModule, Trainer
 
-from erasure_lightning.data.image_grid import image, png
+from erasure_lightning.data.image_grid import png_bytes, to_pil
 from erasure_lightning.data.image_plan import ImageLoader, ImageRequest
-from erasure_lightning.distributed.collectives import gathered
+from erasure_lightning.distributed.collectives import all_gather_items
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.writing import write_atomically
 
@@ -63,14 +63,15 @@ class ImageWriter(Callback):
         for kind in ("original", "edited"):
             for shot, picture in zip(batch.shots, outputs[kind], strict=True):
                 write_atomically(
-                    Path(trainer.default_root_dir, kind, f"{shot.case}.png"), png(image(picture))
+                    Path(trainer.default_root_dir, kind, f"{shot.case}.png"),
+                    png_bytes(to_pil(picture)),
                 )
         self._written += batch.shots
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write what all ranks have drawn into the manifest."""
         drawn = {
-            shot.case for shot in gathered(self._written)
+            shot.case for shot in all_gather_items(self._written)
         }  # by several ranks, and not in the order of the file
         sheet = cast(ImageLoader, trainer.predict_dataloaders)
         if trainer.is_global_zero:

@@ -14,7 +14,7 @@ from torchmetrics import Metric
 from erasure_lightning.callbacks.paired_images import PairedImages
 from erasure_lightning.concepts.vocabulary import Vocabulary
 from erasure_lightning.data.image_plan import ImageRequest
-from erasure_lightning.distributed.collectives import gathered
+from erasure_lightning.distributed.collectives import all_gather_items
 from erasure_lightning.metrics.estimates import Estimate
 from erasure_lightning.metrics.groups import ERASING, QUESTIONS, STRUCTURE
 from erasure_lightning.metrics.protocol import Protocol, Result, short_hash
@@ -165,7 +165,7 @@ class EditMetrics:
 
     def protocol(self, module: ErasureModule, edit: Mapping[str, Any]) -> Protocol:
         """How it was measured. Every rank must call it."""
-        shots = sorted(set(gathered(self.measured)))
+        shots = sorted(set(all_gather_items(self.measured)))
         return Protocol(
             prompts={
                 group: sorted({s.prompt for s in shots if s.group == group})

@@ -10,7 +10,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from erasure_lightning.data.image_plan import ImageRequest
-from erasure_lightning.distributed.collectives import gathered
+from erasure_lightning.distributed.collectives import all_gather_items
 from erasure_lightning.training.base import ErasureModule
 
 
@@ -31,7 +31,7 @@ class PairedImages(Callback, ABC):
 
     def _begin(self, module: LightningModule, loader: Any) -> None:
         assert isinstance(module, ErasureModule)
-        self.begin(module, gathered([shot for batch in loader for shot in batch.shots]))
+        self.begin(module, all_gather_items([shot for batch in loader for shot in batch.shots]))
 
     def _finish(self, trainer: Trainer, module: LightningModule) -> None:
         assert isinstance(module, ErasureModule)

@@ -11,11 +11,11 @@ from PIL import Image
 from torch import Tensor
 
 from erasure_lightning.callbacks.paired_images import PairedImages
-from erasure_lightning.concepts.concept import in_short
-from erasure_lightning.concepts.vocabulary import spread
-from erasure_lightning.data.image_grid import Line, contact_sheet, image, png
+from erasure_lightning.concepts.concept import shortened_names
+from erasure_lightning.concepts.vocabulary import evenly_spaced
+from erasure_lightning.data.image_grid import GridRow, draw_grid, png_bytes, to_pil
 from erasure_lightning.data.image_plan import ImageRequest
-from erasure_lightning.distributed.collectives import gathered
+from erasure_lightning.distributed.collectives import all_gather_items
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.writing import SAMPLES_COLUMNS, SAMPLES_FILE, write_atomically
 from erasure_lightning.metrics.groups import HEADINGS
@@ -65,7 +65,9 @@ class SampleGrid(PairedImages):
             for group in HEADINGS
         }
         self._prompts = [
-            (group, prompt) for group, texts in asked.items() for prompt in spread(texts, self.rows)
+            (group, prompt)
+            for group, texts in asked.items()
+            for prompt in evenly_spaced(texts, self.rows)
         ]
         self._columns = sorted({s.seed for s in shots})[: self.seeds]
         self._cells = []
@@ -74,26 +76,26 @@ class SampleGrid(PairedImages):
         """Keep what is to be shown."""
         for shot, before, after in zip(shots, original, edited, strict=True):
             if (shot.group, shot.prompt) in self._prompts and shot.seed in self._columns:
-                self._cells.append(Cell(shot, image(before), image(after)))
+                self._cells.append(Cell(shot, to_pil(before), to_pil(after)))
 
     def finish(self, trainer: Trainer, module: ErasureModule) -> None:
         """Bring the ranks' pictures together and write them."""
-        cells = sorted(gathered(self._cells), key=self._place)
+        cells = sorted(all_gather_items(self._cells), key=self._place)
         if not (cells and trainer.is_global_zero):
             return
         run = Run(Path(trainer.default_root_dir))
         columns = [
             f"seed {seed}: {model}" for seed in self._columns for model in ("original", "edited")
         ]
-        grid = contact_sheet(_title(module), _subtitle(cells[0].shot), columns, self._lines(cells))
-        write_atomically(run.grid, png(grid))
+        grid = draw_grid(_title(module), _subtitle(cells[0].shot), columns, self._lines(cells))
+        write_atomically(run.grid, png_bytes(grid))
         _save(run.samples, cells)
 
     def _place(self, cell: Cell) -> tuple[int, int]:
         """Where a cell stands in the grid."""
         return self._prompts.index((cell.shot.group, cell.shot.prompt)), cell.shot.seed
 
-    def _lines(self, cells: Sequence[Cell]) -> list[Line]:
+    def _lines(self, cells: Sequence[Cell]) -> list[GridRow]:
         """Rows of the grid, without prompts that no picture was drawn for."""
         found = {(c.shot.group, c.shot.prompt, c.shot.seed): c for c in cells}
         lines = []
@@ -103,7 +105,7 @@ class SampleGrid(PairedImages):
                 p for cell in row for p in ((cell.original, cell.edited) if cell else (None, None))
             ]
             if any(row):
-                lines.append(Line(HEADINGS[group], prompt, pictures))
+                lines.append(GridRow(HEADINGS[group], prompt, pictures))
         return lines
 
 
@@ -113,7 +115,7 @@ def _title(module: ErasureModule) -> str:
         f"{c.name} ({c.anchor} in its place)" if c.anchor and few else c.name
         for c in module.concepts
     ]
-    return f"{type(module).__name__} erases {in_short(names)}"
+    return f"{type(module).__name__} erases {shortened_names(names)}"
 
 
 def _subtitle(shot: ImageRequest) -> str:
@@ -131,6 +133,6 @@ def _save(folder: Path, cells: Sequence[Cell]) -> None:
     for number, (shot, *pictures) in enumerate(cells):
         names = [f"{number:03}-{when}.png" for when in ("before", "after")]
         for name, picture in zip(names, pictures, strict=True):
-            write_atomically(folder / name, png(picture))
+            write_atomically(folder / name, png_bytes(picture))
         writer.writerow((shot.prompt, shot.group, shot.seed, *names))
     write_atomically(folder / SAMPLES_FILE, text.getvalue().encode(errors="replace"))

@@ -17,11 +17,11 @@ from erasure_lightning.benchmark.suite import Reader, Suite
 from erasure_lightning.cli.arguments import Arguments, count
 from erasure_lightning.cli.configs import SHIPPED, checked_config, load_yaml
 from erasure_lightning.cli.short_names import find_concepts
-from erasure_lightning.concepts.concept import in_short
+from erasure_lightning.concepts.concept import shortened_names
 from erasure_lightning.concepts.files import read_concepts
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.writing import write_atomically
-from erasure_lightning.runs.folder import RUNS, slug
+from erasure_lightning.runs.folder import RUNS_FOLDER, slug
 
 SUITE_FILE = "suite.yaml"
 
@@ -38,7 +38,7 @@ def benchmark(argv: list[str]) -> None:
     """
     options = _parser().parse_args(argv)
     suite = _reader().read(_find(options.suite))
-    out = options.out or RUNS / slug(suite.name)
+    out = options.out or RUNS_FOLDER / slug(suite.name)
     every = cells(suite, out)
     if options.list:
         for number, cell in enumerate(every):
@@ -269,7 +269,7 @@ def _check(suite: Suite) -> None:
     if odd:
         raise ErasureError(
             f"{suite.backbone} does not draw well enough what is to be erased or kept:"
-            f" {in_short(odd)}."
+            f" {shortened_names(odd)}."
         )
 
 

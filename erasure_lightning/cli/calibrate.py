@@ -17,12 +17,13 @@ from erasure_lightning.backbones.loading import load_backbone
 from erasure_lightning.cli.arguments import Arguments
 from erasure_lightning.cli.configs import SHIPPED
 from erasure_lightning.cli.plots import plot_calibration
-from erasure_lightning.concepts.concept import Concept, Kind
+from erasure_lightning.cli.warning_filters import hush
+from erasure_lightning.concepts.concept import Concept, ConceptKind
 from erasure_lightning.concepts.files import read_concepts
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.files.wording import naming
+from erasure_lightning.files.words import naming
 from erasure_lightning.files.writing import write_atomically
-from erasure_lightning.runs.folder import unused
+from erasure_lightning.runs.folder import unused_folder
 from erasure_lightning.training.calibration import Calibration, calibrate
 
 #: Shares of a group at whose cosines the table looks.
@@ -66,7 +67,10 @@ def _parser() -> Arguments:
         "--backbone", default="emoji-world", metavar="NAME", help="a world, a folder or a Hub id"
     )
     parser.add_argument(
-        "--kind", choices=get_args(Kind), default="thing", help="decides which sentences it is in"
+        "--kind",
+        choices=get_args(ConceptKind),
+        default="thing",
+        help="decides which sentences it is in",
     )
     parser.add_argument(
         "--synonyms", type=_words, default=[], metavar="A,B", help="other words for it"
@@ -130,8 +134,8 @@ def _check_known(backbone: Backbone, concept: Concept) -> None:
 
 def _folder(out: Path | None, concept: Concept) -> Path:
     if out is None:
-        return unused(Path(f"calibration-{concept.name.replace(' ', '-')}"))
-    if unused(out) != out:
+        return unused_folder(Path(f"calibration-{concept.name.replace(' ', '-')}"))
+    if unused_folder(out) != out:
         raise ErasureError(f"{out} is not empty, and nothing is overwritten. Choose another --out.")
     return out
 

@@ -8,7 +8,7 @@ from jsonargparse import Namespace
 
 from erasure_lightning.cli.rank import first
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.runs.folder import Run, default_run, run_of, unused
+from erasure_lightning.runs.folder import Run, default_run, run_of, unused_folder
 
 #: Where the launching process tells the processes it starts.
 _VARIABLE = "ERASURE_RUN_DIR"
@@ -61,7 +61,7 @@ def check(command: str, run: Run, checkpoint: Path | None) -> None:
         run.check_resumable()
     elif command == "fit":
         run.check_unused()
-    elif unused(run.root) != run.root:
+    elif unused_folder(run.root) != run.root:
         raise ErasureError(
             f"{run.root} is not empty, and nothing is overwritten. Choose another --run_dir."
         )
@@ -96,4 +96,4 @@ def _folder(command: str, config: Namespace, checkpoint: Path | None, file: Path
         )  # the draws of a sweep lie side by side
     assert checkpoint is not None  # the other commands cannot do without
     root = run_of(checkpoint).root
-    return Run(root) if command == "fit" else Run(unused(root / command))
+    return Run(root) if command == "fit" else Run(unused_folder(root / command))

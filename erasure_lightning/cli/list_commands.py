@@ -7,7 +7,7 @@ from pathlib import Path
 
 from erasure_lightning.cli.arguments import Arguments
 from erasure_lightning.cli.slow_import import load
-from erasure_lightning.concepts.worlds import GROUP as WORLDS
+from erasure_lightning.concepts.worlds import WORLDS_GROUP as WORLDS
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.registry import Offer, known_attacks, known_methods
 from erasure_lightning.runs.folder import Run

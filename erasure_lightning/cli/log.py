@@ -18,15 +18,15 @@ from erasure_lightning.errors import ErasureError
 from erasure_lightning.metrics.protocol import Result
 from erasure_lightning.runs.csv_log import read_metrics
 from erasure_lightning.runs.dashboard_content import (
-    facts,
+    run_config,
     show_cost,
     show_edit,
     show_figures,
     show_samples,
 )
-from erasure_lightning.runs.dashboards import Board, boards, wandb_arguments
+from erasure_lightning.runs.dashboards import DashboardWriter, dashboard_writers, wandb_arguments
 from erasure_lightning.runs.folder import Run
-from erasure_lightning.runs.redaction import shareable
+from erasure_lightning.runs.redaction import redact_paths
 
 
 class Entry(NamedTuple):
@@ -47,7 +47,7 @@ class Entry(NamedTuple):
     job: str
     concepts: list[str]
     facts: dict[str, Any]
-    show: Callable[[Board], None]
+    show: Callable[[DashboardWriter], None]
     curves: list[tuple[int, dict[str, float]]]
 
 
@@ -107,7 +107,7 @@ def _entries(path: Path) -> Iterator[Entry]:
         path.name,
         "fit",
         concepts,
-        facts(description),
+        run_config(description),
         lambda board: _show(board, run),
         _curves(run),
     )
@@ -121,7 +121,7 @@ def _attack(folder: Path) -> Entry:
         "concepts": ", ".join(outcome.concepts),
         "attack": outcome.attack,
         "edit": outcome.edit,
-        "arguments": shareable(outcome.arguments),
+        "arguments": redact_paths(outcome.arguments),
         "protocol": outcome.protocol.identity,
     }
     name = (
@@ -140,7 +140,7 @@ def _attack(folder: Path) -> Entry:
     )
 
 
-def _show(board: Board, run: Run) -> None:
+def _show(board: DashboardWriter, run: Run) -> None:
     show_cost(board, run)
     show_edit(board, run)
     show_samples(board, run)
@@ -163,7 +163,7 @@ def _log(entry: Entry, options: argparse.Namespace) -> None:
     with closing(entry.folder, lambda: [logger]):
         for step, values in entry.curves:
             logger.log_metrics(values, step)
-        (board,) = boards([logger], max((step for step, _ in entry.curves), default=0))
+        (board,) = dashboard_writers([logger], max((step for step, _ in entry.curves), default=0))
         board.facts(entry.facts)
         entry.show(board)
 

@@ -10,7 +10,7 @@ from jsonargparse import Namespace
 from lightning.pytorch.loggers import Logger
 
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.runs.dashboards import close, wandb_arguments
+from erasure_lightning.runs.dashboards import close_loggers, wandb_arguments
 
 #: Where W&B copies what it will upload: into the user's home, unless told otherwise.
 _STAGING = "WANDB_DATA_DIR"
@@ -72,7 +72,7 @@ def closing(folder: Path, loggers: Callable[[], Sequence[Logger]]) -> Iterator[N
             raise ErasureError(f"The wandb logger cannot log: {error}") from error
         raise
     finally:
-        for offline in close(loggers(), failed):
+        for offline in close_loggers(loggers(), failed):
             print(f"What was logged offline can be sent later: wandb sync {offline}")
         if staged:
             os.environ.pop(_STAGING)

@@ -17,17 +17,18 @@ from erasure_lightning.api.quiet import silence
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.checks import require
 from erasure_lightning.cli.arguments import Arguments, count
-from erasure_lightning.concepts.concept import in_short
-from erasure_lightning.concepts.vocabulary import spread
+from erasure_lightning.cli.warning_filters import hush
+from erasure_lightning.concepts.concept import shortened_names
+from erasure_lightning.concepts.vocabulary import evenly_spaced
 from erasure_lightning.data.datamodule import warn_of_cut
-from erasure_lightning.data.image_files import fitted, image_files, names
-from erasure_lightning.data.image_grid import Line, contact_sheet, image, png
-from erasure_lightning.diffusion.inversion import purify as draw_again
+from erasure_lightning.data.image_files import image_files, output_names, read_resized
+from erasure_lightning.data.image_grid import GridRow, draw_grid, png_bytes, to_pil
+from erasure_lightning.diffusion.inversion import purify_images as draw_again
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.writing import write_atomically, write_json
 from erasure_lightning.metrics.drift import Drift, drifts
 from erasure_lightning.metrics.scorer import Scorer
-from erasure_lightning.runs.folder import run_of, unused
+from erasure_lightning.runs.folder import run_of, unused_folder
 from erasure_lightning.training.base import ErasureModule
 from erasure_lightning.training.checkpoints import locate
 
@@ -75,10 +76,10 @@ def purify(argv: list[str]) -> None:
     made = []
     for one in _purifications(module, files, settings):
         write_atomically(
-            folder / f"{one.name}.png", png(image(one.purified))
+            folder / f"{one.name}.png", png_bytes(to_pil(one.purified))
         )  # a killed run keeps what it has drawn
         made.append(one)
-    write_atomically(folder / f"{SHEET}.png", png(_sheet(module, made, settings)))
+    write_atomically(folder / f"{SHEET}.png", png_bytes(_sheet(module, made, settings)))
     content = (
         {"edit": str(checkpoint)}
         | settings._asdict()
@@ -128,8 +129,8 @@ def _steps(given: int | None, backbone: Backbone) -> int:
 
 def _folder(out: Path | None, checkpoint: Path) -> Path:
     if out is None:
-        return unused(run_of(checkpoint).root / "purify")
-    if unused(out) != out:
+        return unused_folder(run_of(checkpoint).root / "purify")
+    if unused_folder(out) != out:
         raise ErasureError(f"{out} is not empty, and nothing is overwritten. Choose another --out.")
     return out
 
@@ -139,9 +140,9 @@ def _purifications(
 ) -> Iterator[Purification]:
     original, side = module.original, _side(module.original)
     scorer = Scorer.load(original.world.scorer).to(original.device) if original.world else None
-    called = names(files, {SHEET})
+    called = output_names(files, {SHEET})
     for i in range(0, len(files), BATCH):
-        given = torch.stack([fitted(file, side, side) for file in files[i : i + BATCH]]).to(
+        given = torch.stack([read_resized(file, side, side) for file in files[i : i + BATCH]]).to(
             original.device
         )
         prompts = [settings.prompt] * len(given)
@@ -168,17 +169,19 @@ def _side(backbone: Backbone) -> int:
 
 
 def _sheet(module: ErasureModule, made: Sequence[Purification], settings: Settings) -> Image:
-    title = f"Purified of {in_short([c.name for c in module.concepts])} by {type(module).__name__}"
+    title = f"Purified of {shortened_names([c.name for c in module.concepts])} by {type(module).__name__}"
     subtitle = (
         f"{settings.steps} steps, guidance {settings.guidance:g}; noise found with the original"
         " model"
     )
     heading = f"prompt: {settings.prompt}" if settings.prompt else "the empty prompt"
     rows = [
-        Line(heading, one.name, [image(one.given), image(one.reconstructed), image(one.purified)])
-        for one in spread(made, ROWS)
+        GridRow(
+            heading, one.name, [to_pil(one.given), to_pil(one.reconstructed), to_pil(one.purified)]
+        )
+        for one in evenly_spaced(made, ROWS)
     ]
-    return contact_sheet(title, subtitle, ["given", "original model", "edited model"], rows)
+    return draw_grid(title, subtitle, ["given", "original model", "edited model"], rows)
 
 
 def _table(made: Sequence[Purification]) -> Table:

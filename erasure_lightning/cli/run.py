@@ -26,7 +26,8 @@ from erasure_lightning.data.datamodule import PromptData
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.writing import write_atomically
 from erasure_lightning.methods import METHODS
-from erasure_lightning.runs.redaction import without_secrets
+from erasure_lightning.runs.csv_log import MetricsFile
+from erasure_lightning.runs.redaction import redact_secrets
 from erasure_lightning.training.base import ErasureModule
 from erasure_lightning.training.checkpoints import PlainCheckpointIO, locate, read_checkpoint
 from erasure_lightning.training.strategies import check, register
@@ -136,7 +137,7 @@ class CommandLine(LightningCLI):
         given.run_dir = given.ckpt_path = None
         content = load_yaml(self.parser.dump(given, skip_none=False))
         content.pop("config", None)
-        content["trainer"]["logger"] = without_secrets(content["trainer"]["logger"])
+        content["trainer"]["logger"] = redact_secrets(content["trainer"]["logger"])
         self.text = dump_yaml(content)
         self.keeper.set_every(self.config.save_every)
         _check_numbers(self.config.trainer)

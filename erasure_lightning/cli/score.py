@@ -19,7 +19,8 @@ from torch import Tensor
 from erasure_lightning.api.quiet import silence
 from erasure_lightning.callbacks.image_writer import MANIFEST
 from erasure_lightning.cli.arguments import Arguments
-from erasure_lightning.data.image_files import SUFFIXES, read
+from erasure_lightning.cli.warning_filters import hush
+from erasure_lightning.data.image_files import IMAGE_SUFFIXES, read_image
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.text_files import read_prompts_file
 from erasure_lightning.files.writing import SCORE_FILE
@@ -161,7 +162,7 @@ def read_pictures(folder: Path) -> list[Picture]:
         with (folder / MANIFEST).open(newline="", encoding="utf-8") as file:
             pictures = [_row(folder, row) for row in csv.DictReader(file)]
     else:
-        files = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+        files = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
         pictures = [Picture("", i, {"after": path}, ()) for i, path in enumerate(files)]
     if not pictures:
         raise ErasureError(
@@ -290,7 +291,7 @@ def _sizes(tensors: dict[str, Tensor]) -> list[torch.Size]:
 
 
 def _tensor(path: Path) -> Tensor:
-    return torch.tensor(numpy.asarray(read(path))).permute(2, 0, 1).float() / 255
+    return torch.tensor(numpy.asarray(read_image(path))).permute(2, 0, 1).float() / 255
 
 
 def _score(

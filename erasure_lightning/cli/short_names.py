@@ -17,7 +17,7 @@ import yaml
 from erasure_lightning.cli.configs import SHIPPED, checked_config, load_yaml
 from erasure_lightning.cli.slow_import import load
 from erasure_lightning.concepts.concept import Concepts
-from erasure_lightning.concepts.files import FIELDS, read_concepts, read_entry
+from erasure_lightning.concepts.files import CONCEPT_FIELDS, read_concepts, read_entry
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.registry import Offer, find_attack, find_method
 
@@ -121,7 +121,8 @@ def listed(value: list[Any]) -> Any:
         ErasureError: If a concept's value is wrong, with its place.
     """
     if not all(
-        isinstance(entry, dict) and "name" in entry and entry.keys() <= {*FIELDS} for entry in value
+        isinstance(entry, dict) and "name" in entry and entry.keys() <= {*CONCEPT_FIELDS}
+        for entry in value
     ):
         return value
     return Concepts(

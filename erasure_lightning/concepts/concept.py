@@ -1,4 +1,4 @@
-"""What is to be forgotten, what stands in its place, and the sentences they appear in."""
+"""Concepts to erase, their anchors, and the sentences that name them."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.files.wording import folded, naming
+from erasure_lightning.files.words import folded, naming
 
-Kind = Literal["thing", "style", "person"]
+ConceptKind = Literal["thing", "style", "person"]
 
-#: Sentences for things: the captions people write, ``{}`` stands for the concept's words.
+#: Sentences for things, as in captions; ``{}`` is the concept's words.
 THING_TEMPLATES: tuple[str, ...] = (
     "{}",
     "a {}",
@@ -24,7 +24,7 @@ THING_TEMPLATES: tuple[str, ...] = (
     "a close-up of a {}",
 )
 
-#: Sentences for styles; ``{thing}`` is filled with something that is to be kept.
+#: Sentences for styles; ``{thing}`` is a retained label.
 STYLE_TEMPLATES: tuple[str, ...] = (
     "{thing}, {} style",
     "a {thing}, {} style",
@@ -36,7 +36,7 @@ STYLE_TEMPLATES: tuple[str, ...] = (
     "a {} style drawing of a {thing}",
 )
 
-#: Sentences for people, whose names bear no article.
+#: Sentences for people, whose names have no article.
 PERSON_TEMPLATES: tuple[str, ...] = (
     "{}",
     "a photo of {}",
@@ -50,8 +50,8 @@ PERSON_TEMPLATES: tuple[str, ...] = (
     "{} smiling",
 )
 
-#: Sentences of each kind where a world has none of its own.
-TEMPLATES: dict[Kind, tuple[str, ...]] = {
+#: Sentences of each kind, for models without sentences of their own.
+TEMPLATES_BY_KIND: dict[ConceptKind, tuple[str, ...]] = {
     "thing": THING_TEMPLATES,
     "style": STYLE_TEMPLATES,
     "person": PERSON_TEMPLATES,
@@ -60,15 +60,14 @@ TEMPLATES: dict[Kind, tuple[str, ...]] = {
 
 @dataclass
 class Concept:
-    """Something a model must forget.
+    """Something to erase from a model.
 
     Args:
         name: Its words as they appear in prompts, ``red heart``.
-        anchor: What is drawn in its place, ``star``; empty for nothing in particular.
-        domain: Words that call it without naming it (synonyms, associations). They are measured and
-            kept out of the retained prompts; no method trains on them.
-        kind: ``thing``, ``style`` (an artist's too) or ``person``; decides which sentences it is
-            put into.
+        anchor: What the edited model generates in its place, ``star``; empty for none.
+        domain: Words that describe it without its name (synonyms, associations). They are measured
+            and excluded from the retained prompts; no method trains on them.
+        kind: ``thing``, ``style`` (an artist's too) or ``person``; selects the sentences.
 
     Raises:
         ErasureError: If the name is empty or equals the anchor, which would erase nothing.
@@ -77,7 +76,7 @@ class Concept:
     name: str
     anchor: str = ""
     domain: list[str] = field(default_factory=list)
-    kind: Kind = "thing"
+    kind: ConceptKind = "thing"
 
     def __post_init__(self) -> None:
         if not self.name.strip():
@@ -93,10 +92,9 @@ class Concept:
 
 @dataclass(frozen=True)
 class Concepts:
-    """Concepts that have been read, as one value.
+    """Concepts that were read from a file or an option, as one value.
 
-    A parser copies and checks a list item by item, in a time that grows with the square of their
-    number.
+    A parser copies and checks a list item by item, in time quadratic in their number.
 
     Args:
         listed: The concepts.
@@ -109,7 +107,7 @@ class Concepts:
 
 
 class Phrase(NamedTuple):
-    """A prompt that remembers where its concept's words stand.
+    """A prompt with the position of its concept's words.
 
     Args:
         text: The prompt.
@@ -122,27 +120,24 @@ class Phrase(NamedTuple):
     stop: int
 
 
-def phrase(template: str, words: str) -> Phrase:
-    """Put ``words`` in the place of ``{}``; empty words leave no double space behind."""
+def fill_template(template: str, words: str) -> Phrase:
+    """Replaces ``{}`` by ``words``; empty words leave no double space."""
     before, _, after = template.partition("{}")
     if not words:
-        return Phrase(
-            f"{before.rstrip()}{after}" if after.strip() else before.rstrip(),
-            len(before.rstrip()),
-            len(before.rstrip()),
-        )
+        before = before.rstrip()
+        return Phrase(before + after if after.strip() else before, len(before), len(before))
     return Phrase(f"{before}{words}{after}", len(before), len(before) + len(words))
 
 
 class PromptBatch(NamedTuple):
-    """One minibatch of concept prompts; a method reads what it needs.
+    """A minibatch of concept prompts.
 
     Args:
-        templates: ``B`` sentences with ``{}`` where the concept's words go.
+        templates: ``B`` sentences with ``{}`` for the concept's words.
         concepts: ``B`` concepts' words.
         anchors: ``B`` anchors' words, empty where a concept has no anchor.
-        indices: Number of each concept among the method's, ``B`` of them; none where no source
-            draws for them.
+        indices: Index of each concept in the method's list, ``B``; empty where no latent source
+            needs them.
     """
 
     templates: list[str]
@@ -151,50 +146,46 @@ class PromptBatch(NamedTuple):
     indices: Sequence[int] = ()
 
     @classmethod
-    def plain(cls, prompts: Sequence[str]) -> "PromptBatch":
+    def without_concepts(cls, prompts: Sequence[str]) -> "PromptBatch":
         """Prompts without a concept."""
         return cls(list(prompts), [""] * len(prompts), [""] * len(prompts), [0] * len(prompts))
 
     def rows(self, numbers: Sequence[int]) -> "PromptBatch":
-        """Some sentences, by number, in that order."""
-        templates, concepts, anchors = ([each[i] for i in numbers] for each in self[:3])
-        return PromptBatch(
-            templates, concepts, anchors, [self.indices[i] for i in numbers] if self.indices else ()
-        )
+        """The rows with these numbers, in this order."""
+        templates, concepts, anchors = ([column[i] for i in numbers] for column in self[:3])
+        indices = [self.indices[i] for i in numbers] if self.indices else ()
+        return PromptBatch(templates, concepts, anchors, indices)
 
     @property
     def prompts(self) -> list[Phrase]:
-        """The sentences that ask for the concepts."""
-        return [phrase(t, c) for t, c in zip(self.templates, self.concepts, strict=True)]
+        """The sentences with the concepts."""
+        return [fill_template(t, c) for t, c in zip(self.templates, self.concepts, strict=True)]
 
     @property
     def targets(self) -> list[Phrase]:
-        """The same sentences with the anchors in the concepts' place."""
-        return [phrase(t, a) for t, a in zip(self.templates, self.anchors, strict=True)]
+        """The sentences with the anchors in the concepts' place."""
+        return [fill_template(t, a) for t, a in zip(self.templates, self.anchors, strict=True)]
 
     @property
     def alternatives(self) -> list[Phrase]:
-        """What a denoiser is asked instead: `targets`, but the empty prompt where there is no
-        anchor.
-        """
-        return [
-            p if a else Phrase("", 0, 0) for p, a in zip(self.targets, self.anchors, strict=True)
-        ]
+        """`targets`, with the empty prompt where a concept has no anchor."""
+        pairs = zip(self.targets, self.anchors, strict=True)
+        return [target if anchor else Phrase("", 0, 0) for target, anchor in pairs]
 
 
-def in_short(names: Sequence[str]) -> str:
-    """``dagger, bomb, bow and 97 more``: all names in a row, or the first three and how many more."""
-    return (
-        f"{', '.join(names[:3])} and {len(names) - 3} more" if len(names) > 3 else ", ".join(names)
-    )
+def shortened_names(names: Sequence[str]) -> str:
+    """A list of names, shortened to ``dagger, bomb, bow and 97 more`` beyond three."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
 
 
 def check_concepts(concepts: Sequence[Concept], owner: str) -> None:
-    """Raise unless there is at least one concept, each named once, and none is another's anchor, in
-    any case or number.
+    """Raises unless there are concepts, each once, none of which is another's anchor.
+
+    Names are compared in any case and number.
 
     Raises:
-        ErasureError: Naming ``owner``, which needs them, and the offenders.
+        ErasureError: With the concepts in question.
     """
     if not concepts:
         raise ErasureError(
@@ -202,9 +193,9 @@ def check_concepts(concepts: Sequence[Concept], owner: str) -> None:
             " cigarette}]'."
         )
     counts = Counter(folded(c.name) for c in concepts)
-    if twice := sorted(name for name, count in counts.items() if count > 1):
+    if repeated := sorted(name for name, count in counts.items() if count > 1):
         raise ErasureError(
-            f"{owner} needs each concept once; found {', '.join(twice)} more than once."
+            f"{owner} needs each concept once; found {', '.join(repeated)} more than once."
         )
     erased = naming(c.name for c in concepts)
     if clash := sorted({c.anchor for c in concepts if erased(c.anchor)}):

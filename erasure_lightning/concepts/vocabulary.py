@@ -1,241 +1,95 @@
-"""The things a model is expected to draw: which of them an edit erases, and which it must leave
-alone.
-"""
+"""`Vocabulary`: the labels that a model can generate, divided into erased and retained ones."""
 
 from collections.abc import Iterable, Sequence
 from random import Random
 from typing import TypeVar
 
-from erasure_lightning.concepts.concept import TEMPLATES, Concept, Kind
+from erasure_lightning.concepts.concept import TEMPLATES_BY_KIND, Concept, ConceptKind
+from erasure_lightning.concepts.word_lists import COCO_OBJECTS, UNNAMED_PEOPLE, WELL_KNOWN_STYLES
 from erasure_lightning.concepts.worlds import World
-from erasure_lightning.files.wording import folded, naming
+from erasure_lightning.files.words import folded, naming
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
-#: Prompts of each kind (concepts, domains) that are measured, as long as there are no more
-#: concepts.
-MOST = 120
+#: Largest number of measured prompts of concepts, and of domains, unless there are more concepts.
+_MAX_PROMPTS = 120
 
-#: The 80 object names of COCO: what is kept and measured where a model has no vocabulary of its
-#: own.
-EVERYDAY: tuple[str, ...] = (
-    *(
-        "person",
-        "bicycle",
-        "car",
-        "motorcycle",
-        "airplane",
-        "bus",
-        "train",
-        "truck",
-        "boat",
-        "traffic light",
-    ),
-    *(
-        "fire hydrant",
-        "stop sign",
-        "parking meter",
-        "bench",
-        "bird",
-        "cat",
-        "dog",
-        "horse",
-        "sheep",
-        "cow",
-    ),
-    *(
-        "elephant",
-        "bear",
-        "zebra",
-        "giraffe",
-        "backpack",
-        "umbrella",
-        "handbag",
-        "tie",
-        "suitcase",
-        "frisbee",
-    ),
-    *(
-        "skis",
-        "snowboard",
-        "sports ball",
-        "kite",
-        "baseball bat",
-        "baseball glove",
-        "skateboard",
-        "surfboard",
-    ),
-    *(
-        "tennis racket",
-        "bottle",
-        "wine glass",
-        "cup",
-        "fork",
-        "knife",
-        "spoon",
-        "bowl",
-        "banana",
-        "apple",
-    ),
-    *(
-        "sandwich",
-        "orange",
-        "broccoli",
-        "carrot",
-        "hot dog",
-        "pizza",
-        "donut",
-        "cake",
-        "chair",
-        "couch",
-    ),
-    *(
-        "potted plant",
-        "bed",
-        "dining table",
-        "toilet",
-        "television",
-        "laptop",
-        "computer mouse",
-        "remote",
-    ),
-    *(
-        "keyboard",
-        "cell phone",
-        "microwave",
-        "oven",
-        "toaster",
-        "sink",
-        "refrigerator",
-        "book",
-        "clock",
-        "vase",
-    ),
-    *("scissors", "teddy bear", "hair dryer", "toothbrush"),
-)
-#: Styles and artists of the past: what is kept of others where a style is erased of a model without
-#: a vocabulary of its own.
-STYLES: tuple[str, ...] = (
-    *(
-        "photograph",
-        "oil painting",
-        "watercolor",
-        "pencil sketch",
-        "charcoal",
-        "cartoon",
-        "pixel art",
-    ),
-    *("3d render", "impressionist", "cubist", "surrealist", "pop art", "art nouveau", "ukiyo-e"),
-    *("Leonardo da Vinci", "Rembrandt", "Johannes Vermeer", "Katsushika Hokusai", "William Turner"),
-    *("Claude Monet", "Vincent van Gogh", "Paul Cezanne", "Edvard Munch", "Gustav Klimt"),
-    *("Wassily Kandinsky", "Pablo Picasso", "Frida Kahlo", "Salvador Dali"),
-)
+#: Other styles per label for a model without a world; labels take turns.
+_STYLES_PER_LABEL = 2
 
-#: People without a name: what is kept of others where a person is erased.
-PEOPLE: tuple[str, ...] = (
-    *("a man", "a woman", "a boy", "a girl", "an old man", "an old woman", "a child", "a couple"),
-    *(
-        "a family",
-        "a crowd",
-        "a doctor",
-        "a teacher",
-        "a farmer",
-        "a soldier",
-        "a dancer",
-        "a musician",
-    ),
-    *("an actor", "an actress", "a politician", "a king", "a queen", "an athlete"),
-)
-
-#: Of other styles without a world, how many each label is put into; labels take turns.
-STYLES_A_LABEL = 2
-
-#: Captions of things, and of people, where a model has no vocabulary of its own: bare, plain, and
-#: as a picture.
-CAPTIONS: tuple[str, ...] = ("{}", "a {}", "an image of a {}")
-PERSON_CAPTIONS: tuple[str, ...] = ("{}", "a photo of {}", "an image of {}")
+#: Captions of things, and of people, for a model without a world.
+_CAPTIONS: tuple[str, ...] = ("{}", "a {}", "an image of a {}")
+_PERSON_CAPTIONS: tuple[str, ...] = ("{}", "a photo of {}", "an image of {}")
 
 
-def spread(items: Sequence[T], count: int) -> list[T]:
+def evenly_spaced(items: Sequence[_T], count: int) -> list[_T]:
     """``count`` items at equal distances, or all of them if there are fewer."""
-    return (
-        [items[i * len(items) // count] for i in range(count)]
-        if count < len(items)
-        else list(items)
-    )
+    if count >= len(items):
+        return list(items)
+    return [items[i * len(items) // count] for i in range(count)]
 
 
-def chosen(items: Sequence[T], count: int) -> list[T]:
-    """``count`` items by lot, the same in every run (seed 7), in their order; all if there are
-    fewer.
-    """
-    places = Random(7).sample(range(len(items)), min(count, len(items)))
-    return [items[place] for place in sorted(places)]
+def random_subset(items: Sequence[_T], count: int) -> list[_T]:
+    """``count`` random items (seed 7), in their order; all of them if there are fewer."""
+    indices = Random(7).sample(range(len(items)), min(count, len(items)))
+    return [items[index] for index in sorted(indices)]
 
 
 class Vocabulary:
-    """Labels of a world, or everyday things and the concepts themselves where there is no world.
+    """Labels of a world; without a world, COCO's objects and the concepts themselves.
 
     Args:
-        world: Where the backbone comes from, if it comes from a world.
-        concepts: What is erased.
+        world: The backbone's world, if it has one.
+        concepts: The concepts to erase.
     """
 
     def __init__(self, world: World | None, concepts: Sequence[Concept]) -> None:
         self.world = world
         self.concepts = list(concepts)
-        known = set(map(folded, EVERYDAY))
+        known = set(map(folded, COCO_OBJECTS))
         more = (c.name for c in concepts if folded(c.name) not in known)
-        names = [label.name for label in world.labels] if world else [*EVERYDAY, *more]
+        names = [label.name for label in world.labels] if world else [*COCO_OBJECTS, *more]
         self.labels: tuple[str, ...] = tuple(dict.fromkeys(names))
 
     def named(self, words: Iterable[str]) -> set[str]:
-        """Labels that the words name: themselves and their twins, else everything tagged so."""
+        """Labels that words stand for: of that name, else all with that tag."""
         if self.world is None:
             return set(filter(naming(words), self.labels))
         return {label for word in words for label in self.world.labels_of(word)}
 
     @property
     def erased(self) -> set[str]:
-        """Labels that must no longer be drawn."""
+        """Labels that an edit must remove."""
         return self.named(c.name for c in self.concepts if c.kind != "style")
 
     @property
     def others(self) -> list[str]:
-        """Labels that an edit must leave alone: all but the erased and their domains' words, in the
-        table's order.
-        """
+        """Labels that an edit must retain: all but the erased and their domains' words."""
         erased, near = self.erased, naming(word for c in self.concepts for word in c.domain)
         return [label for label in self.labels if label not in erased and not near(label)]
 
-    def templates(self, kind: Kind) -> tuple[str, ...]:
-        """Sentences that concepts of a kind are put into: the world's own, else the core's."""
+    def templates(self, kind: ConceptKind) -> tuple[str, ...]:
+        """Sentences for concepts of a kind: the world's own, else `TEMPLATES_BY_KIND`."""
         own = self.world.templates.get(kind) if self.world else None
-        return tuple(own) if own else TEMPLATES[kind]
+        return tuple(own) if own else TEMPLATES_BY_KIND[kind]
 
     @property
     def captions(self) -> tuple[str, ...]:
-        """Sentences the model was trained on, ``{}`` for the thing: bare, with an article, and as a
-        picture.
-        """
-        return tuple(self.world.captions["label"]) if self.world else CAPTIONS
+        """Sentences of the model's training with ``{}``: bare, with an article, as an image."""
+        return tuple(self.world.captions["label"]) if self.world else _CAPTIONS
 
-    def kept_captions(self, label: str) -> list[str]:
-        """The prompts of a label that must survive: every caption, and where a style goes, other
-        styles too.
-        """
+    def retained_captions(self, label: str) -> list[str]:
+        """Prompts of a retained label: every caption, and other styles if a style is erased."""
         plain = [caption.format(label) for caption in self.captions]
         styles = self.other_styles
         if styles and not self.world:
-            first = STYLES_A_LABEL * self.labels.index(label)
-            styles = [styles[(first + i) % len(styles)] for i in range(STYLES_A_LABEL)]
+            first = _STYLES_PER_LABEL * self.labels.index(label)
+            styles = [styles[(first + i) % len(styles)] for i in range(_STYLES_PER_LABEL)]
         return plain + [self.styled(label, style) for style in styles]
 
     @property
     def other_styles(self) -> list[str]:
-        """Styles that must survive where a style is erased: the world's, else anchors and
-        well-known ones.
-        """
+        """Retained styles if a style is erased: the world's, else anchors and well-known ones."""
         erased = [c for c in self.concepts if c.kind == "style"]
         if not erased:
             return []
@@ -243,71 +97,70 @@ class Vocabulary:
         gone = {folded(c.name) for c in erased}
         if self.world:
             own = set(map(folded, self.world.styles))
-            known = dict.fromkeys(
-                (*self.world.styles, *(a for a in anchors if folded(a) not in own))
-            )
+            more = [anchor for anchor in anchors if folded(anchor) not in own]
+            known = dict.fromkeys((*self.world.styles, *more))
             return [style for style in known if folded(style) not in gone]
         gone |= {folded(word) for c in erased for word in c.domain}
-        apart = [s for s in STYLES if not any(g in folded(s) or folded(s) in g for g in gone)]
+        apart = [
+            s for s in WELL_KNOWN_STYLES if not any(g in folded(s) or folded(s) in g for g in gone)
+        ]
         return list(dict.fromkeys((*anchors, *apart)))
 
-    def kin_captions(self) -> list[str]:
-        """The prompts of anchors that are no labels, and of other people where a person is erased."""
+    def related_captions(self) -> list[str]:
+        """Prompts of anchors that are no labels, and of other people if a person is erased."""
         people = [c for c in self.concepts if c.kind == "person"]
         named = [c.anchor for c in self.concepts if c.kind == "thing" and c.anchor]
         known = set(map(folded, self.labels))
         things = [anchor for anchor in named if folded(anchor) not in known]
-        others = [*(c.anchor for c in people if c.anchor), *(PEOPLE if people else ())]
+        others = [*(c.anchor for c in people if c.anchor), *(UNNAMED_PEOPLE if people else ())]
         texts = [caption.format(words) for words in things for caption in self.captions]
-        texts += [caption.format(words) for words in others for caption in PERSON_CAPTIONS]
+        texts += [caption.format(words) for words in others for caption in _PERSON_CAPTIONS]
         return list(dict.fromkeys(texts))
 
     def concept_prompts(self) -> list[tuple[str, str]]:
-        """Prompts that name the concepts, each with the thing a style is put on, empty where a
-        thing is erased.
+        """Prompts that name the concepts, each with the label that a style is applied to.
 
-        Of many concepts each is asked for in fewer sentences, but in one at least.
+        The label is empty for things and people. With many concepts there are fewer sentences for
+        each, at least one.
         """
-        return self._share(
-            [self._asking(c.name, c.kind, self._captions(c.kind)) for c in self.concepts]
-        )
+        prompts = [self._prompts(c.name, c.kind, self._captions(c.kind)) for c in self.concepts]
+        return self._limited(prompts)
 
     def domain_prompts(self) -> list[tuple[str, str]]:
-        """The same for the words that call the concepts without naming them, each in one sentence."""
-        return self._share(
-            [
-                [p for w in c.domain for p in self._asking(w, c.kind, self._captions(c.kind)[1:2])]
-                for c in self.concepts
-            ]
-        )
+        """As `concept_prompts`, for the domains' words, each in one sentence."""
+        prompts = []
+        for c in self.concepts:
+            captions = self._captions(c.kind)[1:2]
+            prompts.append([p for word in c.domain for p in self._prompts(word, c.kind, captions)])
+        return self._limited(prompts)
 
     @staticmethod
-    def _share(asked: Sequence[Sequence[T]]) -> list[T]:
-        """All prompts up to `MOST`; beyond, equally many of each concept, which take turns with the
-        sentences.
-        """
-        if sum(map(len, asked)) <= MOST:
-            return [prompt for prompts in asked for prompt in prompts]
-        asked = [prompts for prompts in asked if prompts]
-        each = max(1, MOST // len(asked))
-        turned = [
+    def _limited(by_concept: Sequence[Sequence[_T]]) -> list[_T]:
+        """All prompts up to `_MAX_PROMPTS`; beyond, equally many of each concept in turn."""
+        if sum(map(len, by_concept)) <= _MAX_PROMPTS:
+            return [prompt for prompts in by_concept for prompt in prompts]
+        by_concept = [prompts for prompts in by_concept if prompts]
+        each = max(1, _MAX_PROMPTS // len(by_concept))
+        rotated = [
             [*prompts[i % len(prompts) :], *prompts[: i % len(prompts)]]
-            for i, prompts in enumerate(asked)
+            for i, prompts in enumerate(by_concept)
         ]
-        return [prompt for prompts in turned for prompt in prompts[:each]]
+        return [prompt for prompts in rotated for prompt in prompts[:each]]
 
-    def _captions(self, kind: Kind) -> tuple[str, ...]:
-        return PERSON_CAPTIONS if kind == "person" else self.captions
+    def _captions(self, kind: ConceptKind) -> tuple[str, ...]:
+        return _PERSON_CAPTIONS if kind == "person" else self.captions
 
-    def _asking(self, words: str, kind: Kind, captions: Sequence[str]) -> list[tuple[str, str]]:
-        """A thing or a person in every caption, a style on a few of the things that are kept."""
+    def _prompts(
+        self, words: str, kind: ConceptKind, captions: Sequence[str]
+    ) -> list[tuple[str, str]]:
+        """A thing or a person in every caption, a style on a few of the retained labels."""
         if kind != "style":
             return [(caption.format(words), "") for caption in captions]
-        return [(self.styled(thing, words), thing) for thing in spread(self.others, 12)]
+        return [(self.styled(thing, words), thing) for thing in evenly_spaced(self.others, 12)]
 
     @staticmethod
     def styled(thing: str, style: str) -> str:
-        """The sentence that asks for a thing in a style, and by which a style is recognised."""
+        """The sentence for a thing in a style, also the one that scorers recognise a style by."""
         return f"a {thing}, {style} style"
 
     def same(self, a: str, b: str) -> bool:

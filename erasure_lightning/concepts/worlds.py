@@ -1,6 +1,4 @@
-"""Worlds: small trained pipelines that packages ship, each with a scorer and the vocabulary it
-knows.
-"""
+"""Worlds: small trained pipelines from packages, each with a scorer and a vocabulary."""
 
 import difflib
 import json
@@ -15,11 +13,11 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.files.wording import folded
+from erasure_lightning.files.words import folded
 
-GROUP = "erasure_lightning.worlds"
+WORLDS_GROUP = "erasure_lightning.worlds"
 
-#: How to install the worlds we publish ourselves.
+#: How to install our own worlds.
 _INSTALL = {
     "emoji-world": (
         "`pip install erasure-lightning-emoji-world`, or in a checkout `pip install -e"
@@ -34,8 +32,12 @@ _INSTALL = {
 
 @dataclass(frozen=True)
 class Label:
-    """A thing that a world can draw: its name in captions, its kind, and words it shares with other
-    things.
+    """A thing that a world can generate.
+
+    Args:
+        name: Its name in captions.
+        group: Its kind.
+        tags: Words that it shares with other things.
     """
 
     name: str
@@ -45,19 +47,22 @@ class Label:
 
 @dataclass(frozen=True)
 class World:
-    """A trained pipeline that a package ships, and what it knows.
+    """A trained pipeline from a package, with its scorer and vocabulary.
 
     Args:
         name: Name of its entry point.
-        root: Folder that holds ``labels.json``, ``pipeline/`` and ``scorer/``.
-        package: Distribution it comes from, with version.
-        labels, styles: Everything it can draw, and the styles it can draw it in. steps, guidance,
-        size: Sampling steps and guidance scale it looks right with, and the side of its pictures.
+        root: Folder of ``labels.json``, ``pipeline/`` and ``scorer/``.
+        package: Its distribution, with version.
+        labels: All things that it can generate.
+        styles: All styles that it can generate.
+        steps: Default sampling steps.
+        guidance: Default guidance scale.
+        size: Side of its images in pixels.
         captions: Templates of its training: ``"label"`` holds ``{}``, ``"style"`` holds ``{thing}``
             and ``{style}``.
-        parts: Folders that lie in another world, by their path below ``root`` (``pipeline/vae``).
-        templates: Sentences that concepts of a kind are put into (``"thing"``, ``"style"`` with
-            ``{thing}``, or ``"person"``), where they differ from the core's.
+        parts: Folders of another world, by their path below ``root`` (``pipeline/vae``).
+        templates: Sentences for concepts of a kind (``"thing"``, ``"style"`` with ``{thing}``, or
+            ``"person"``), where they differ from `TEMPLATES_BY_KIND`.
     """
 
     name: str
@@ -74,24 +79,24 @@ class World:
 
     @property
     def pipeline(self) -> Path:
-        """Folder of the pipeline's ``model_index.json`` and of the components that are its own."""
+        """Folder of the pipeline's ``model_index.json`` and of its own components."""
         return self.root / "pipeline"
 
     @property
     def scorer(self) -> Path:
-        """Folder of the model that judges its pictures."""
+        """Folder of the scorer of its images."""
         return self.folder("scorer")
 
     def component(self, name: str) -> Path:
         """Folder of a component of the pipeline.
 
         Args:
-            name: As ``model_index.json`` has it (``unet``, ``tokenizer_2``).
+            name: Its name in ``model_index.json`` (``unet``, ``tokenizer_2``).
         """
         return self.folder(f"pipeline/{name}")
 
     def load_pipeline(self) -> Any:
-        """The pipeline of diffusers, of the class that ``model_index.json`` names, in float32."""
+        """The diffusers pipeline, in float32."""
         from diffusers import DiffusionPipeline
         from torch import float32
 
@@ -106,7 +111,7 @@ class World:
         )
 
     def folder(self, path: str) -> Path:
-        """Where a folder lies that ``path`` names below ``root``: there, or in another world."""
+        """A folder of this world by its path below ``root``; it may be another world's."""
         return self.parts.get(path, self.root / path)
 
     def same(self, a: str, b: str) -> bool:
@@ -114,13 +119,10 @@ class World:
         return folded(a).removesuffix(" face") == folded(b).removesuffix(" face")
 
     def labels_of(self, word: str) -> tuple[str, ...]:
-        """Labels that a word names: that label and its twin, else every label with that tag, else
-        none.
-        """
+        """Labels of that name (`same`), else all labels with that tag."""
         own = tuple(label.name for label in self.labels if self.same(label.name, word))
-        return own or tuple(
-            label.name for label in self.labels if folded(word) in map(folded, label.tags)
-        )
+        tagged = (label.name for label in self.labels if folded(word) in map(folded, label.tags))
+        return own or tuple(tagged)
 
     def knows(self, word: str) -> bool:
         """Whether a word is a label, a tag or a style, in any case."""
@@ -134,16 +136,16 @@ class World:
 
 
 def worlds() -> dict[str, str]:
-    """Name of every installed world, with the package it comes from."""
-    return {name: _packages(name) for name in sorted(entry_points(group=GROUP).names)}
+    """Name of every installed world -> its package."""
+    return {name: _packages(name) for name in sorted(entry_points(group=WORLDS_GROUP).names)}
 
 
 def find_world(name: str) -> World | None:
-    """World of that name, or None where no package claims it.
+    """The world of that name; None if no package has one.
 
     Raises:
-        ErasureError: If the world cannot be read, is claimed twice, or is one we publish that is
-            not installed.
+        ErasureError: If the world cannot be read, is claimed twice, or is one of ours and not
+            installed.
     """
     claim = _claim(name)
     if claim is None and name in _INSTALL:
@@ -154,7 +156,7 @@ def find_world(name: str) -> World | None:
 
 
 def _claim(name: str) -> EntryPoint | None:
-    claims = tuple(entry_points(group=GROUP, name=name))
+    claims = tuple(entry_points(group=WORLDS_GROUP, name=name))
     if len(claims) > 1:
         raise ErasureError(
             f"The world '{name}' is claimed by {_packages(name)}: uninstall all but one of them."
@@ -191,10 +193,10 @@ def _read(entry: EntryPoint, root: Path) -> World:
 
 
 def _based(entry: EntryPoint, root: Path, content: Mapping[str, Any]) -> World:
-    """World with the vocabulary, the captions and the listed parts of another."""
+    """A world with the vocabulary, the captions and some parts of another."""
     base = _base(entry, content["base"])
-    parts = {own: base.folder(theirs) for own, theirs in content["parts"].items()}
-    if missing := sorted({content["parts"][own] for own in parts if not parts[own].is_dir()}):
+    parts = {path: base.folder(other) for path, other in content["parts"].items()}
+    if missing := sorted({content["parts"][path] for path in parts if not parts[path].is_dir()}):
         raise ErasureError(
             f"The world '{entry.name}' needs {', '.join(missing)} of {base.package}; "
             "found no such folder: reinstall both packages."
@@ -204,10 +206,10 @@ def _based(entry: EntryPoint, root: Path, content: Mapping[str, Any]) -> World:
 
 
 def _base(entry: EntryPoint, name: str) -> World:
-    """World that another is based on, in a version that the other's package allows.
+    """The world that another is based on, in a version that the other's package allows.
 
     Raises:
-        ErasureError: If it is not installed, or in another version.
+        ErasureError: If it is not installed, or of another version.
     """
     claim = _claim(name)
     if claim is None:
@@ -233,7 +235,7 @@ def _refuse_version(entry: EntryPoint, base: EntryPoint) -> None:
 
 
 def _component(folder: Path, library: str, kind: str) -> Any:
-    """A component as its own class loads it; weights in float32."""
+    """A component, loaded by its own class; weights in float32."""
     from torch import float32, nn
 
     cls = getattr(import_module(library), kind)
@@ -246,4 +248,6 @@ def _package(entry: EntryPoint) -> str:
 
 
 def _packages(name: str) -> str:
-    return " and ".join(sorted(_package(entry) for entry in entry_points(group=GROUP, name=name)))
+    return " and ".join(
+        sorted(_package(entry) for entry in entry_points(group=WORLDS_GROUP, name=name))
+    )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from erasure_lightning.errors import ErasureError
 
-SUFFIXES = (".png", ".jpg", ".jpeg")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 def image_files(given: Sequence[str], owner: str = "purify") -> list[Path]:
@@ -27,20 +27,20 @@ def image_files(given: Sequence[str], owner: str = "purify") -> list[Path]:
     for path in files:
         if not path.is_file():
             raise ErasureError(f"No picture at {path}: there is no such file or folder.")
-        if path.suffix.lower() not in SUFFIXES:
+        if path.suffix.lower() not in IMAGE_SUFFIXES:
             raise ErasureError(f"{owner} reads PNG and JPEG files; found {path}.")
-        read(path)  # all of them at once, rather than failing on the last after an hour
+        read_image(path)  # all of them at once, rather than failing on the last after an hour
     return files
 
 
 def _inside(folder: Path, owner: str) -> list[Path]:
-    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
     if not found:
         raise ErasureError(f"{owner} reads PNG and JPEG files; found none in the folder {folder}.")
     return found
 
 
-def read(path: Path) -> Image.Image:
+def read_image(path: Path) -> Image.Image:
     """A picture as it is meant to be seen: upright, and on white where it is transparent.
 
     Raises:
@@ -55,13 +55,13 @@ def read(path: Path) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright).convert("RGB")
 
 
-def fitted(path: Path, height: int, width: int) -> Tensor:
+def read_resized(path: Path, height: int, width: int) -> Tensor:
     """The centre of a picture, resized to ``(3, height, width)`` in 0..1."""
-    centre = ImageOps.fit(read(path), (width, height), Image.Resampling.LANCZOS)
+    centre = ImageOps.fit(read_image(path), (width, height), Image.Resampling.LANCZOS)
     return torch.tensor(numpy.asarray(centre)).permute(2, 0, 1).float() / 255
 
 
-def names(files: Sequence[Path], taken: set[str]) -> list[str]:
+def output_names(files: Sequence[Path], taken: set[str]) -> list[str]:
     """A name for what is made of each: its stem, numbered from 2 where that is taken already."""
     found = []
     for path in files:

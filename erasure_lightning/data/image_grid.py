@@ -8,25 +8,25 @@ from typing import NamedTuple
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-PAPER, INK, FAINT, BAND, EMPTY = "#f3f5f8", "#1b1f24", "#5b6570", "#dfe5ee", "#e6e9ee"
-MARGIN, GAP, GROUP_GAP, LABEL = 24, 4, 20, 230
-TITLE_SIZE, HEADING_SIZE, TEXT_SIZE = 26, 19, 17
+_PAPER, _INK, _FAINT, _BAND, _EMPTY = "#f3f5f8", "#1b1f24", "#5b6570", "#dfe5ee", "#e6e9ee"
+_MARGIN, _GAP, _GROUP_GAP, _LABEL = 24, 4, 20, 230
+_TITLE_SIZE, _HEADING_SIZE, _TEXT_SIZE = 26, 19, 17
 
 
-def image(picture: Tensor) -> Image.Image:
+def to_pil(picture: Tensor) -> Image.Image:
     """A picture ``(3, H, W)`` in 0..1, rounded to 8 bits."""
     pixels = (picture.detach().float().clamp(0, 1) * 255).round().byte()
     return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
 
 
-def png(picture: Image.Image) -> bytes:
+def png_bytes(picture: Image.Image) -> bytes:
     """A picture as the content of a file."""
     file = io.BytesIO()
     picture.save(file, "PNG")
     return file.getvalue()
 
 
-class Line(NamedTuple):
+class GridRow(NamedTuple):
     """A row of the sheet.
 
     Args:
@@ -40,8 +40,8 @@ class Line(NamedTuple):
     pictures: Sequence[Image.Image | None]
 
 
-def contact_sheet(
-    title: str, subtitle: str, columns: Sequence[str], lines: Sequence[Line]
+def draw_grid(
+    title: str, subtitle: str, columns: Sequence[str], lines: Sequence[GridRow]
 ) -> Image.Image:
     """Draw the sheet.
 
@@ -52,24 +52,36 @@ def contact_sheet(
         lines: Its rows.
     """
     side = _side(lines)
-    xs = [MARGIN + LABEL + i * (side + GAP) + i // 2 * GROUP_GAP for i in range(len(columns))]
-    width = max(xs[-1] + side + MARGIN, 640)
-    top = MARGIN + TITLE_SIZE + TEXT_SIZE + 24
+    xs = [_MARGIN + _LABEL + i * (side + _GAP) + i // 2 * _GROUP_GAP for i in range(len(columns))]
+    width = max(xs[-1] + side + _MARGIN, 640)
+    top = _MARGIN + _TITLE_SIZE + _TEXT_SIZE + 24
     headings = 1 + sum(a.heading != b.heading for a, b in pairwise(lines))
     height = (
-        top + TEXT_SIZE + 14 + headings * (HEADING_SIZE + 30) + len(lines) * (side + GAP) + MARGIN
+        top
+        + _TEXT_SIZE
+        + 14
+        + headings * (_HEADING_SIZE + 30)
+        + len(lines) * (side + _GAP)
+        + _MARGIN
     )
-    sheet = Image.new("RGB", (width, height), PAPER)
+    sheet = Image.new("RGB", (width, height), _PAPER)
     pen = ImageDraw.Draw(sheet)
-    write(pen, (MARGIN, MARGIN), title, TITLE_SIZE, INK, width - 2 * MARGIN)
-    write(pen, (MARGIN, MARGIN + TITLE_SIZE + 10), subtitle, TEXT_SIZE, FAINT, width - 2 * MARGIN)
+    _write_line(pen, (_MARGIN, _MARGIN), title, _TITLE_SIZE, _INK, width - 2 * _MARGIN)
+    _write_line(
+        pen,
+        (_MARGIN, _MARGIN + _TITLE_SIZE + 10),
+        subtitle,
+        _TEXT_SIZE,
+        _FAINT,
+        width - 2 * _MARGIN,
+    )
     for x, text in zip(xs, columns, strict=True):
-        write(pen, (x, top), text, TEXT_SIZE - 2, FAINT, side)
-    _rows(sheet, pen, top + TEXT_SIZE + 8, xs, side, lines)
+        _write_line(pen, (x, top), text, _TEXT_SIZE - 2, _FAINT, side)
+    _rows(sheet, pen, top + _TEXT_SIZE + 8, xs, side, lines)
     return sheet
 
 
-def _side(lines: Sequence[Line]) -> int:
+def _side(lines: Sequence[GridRow]) -> int:
     """Side of a cell: small pictures twice as large, large ones no larger than needed."""
     largest = max(picture.width for line in lines for picture in line.pictures if picture)
     return min(max(128, largest), 192)
@@ -81,15 +93,15 @@ def _rows(
     y: int,
     xs: Sequence[int],
     side: int,
-    lines: Sequence[Line],
+    lines: Sequence[GridRow],
 ) -> None:
     heading = None
     for line in lines:
         if line.heading != heading:
             heading = line.heading
-            pen.rectangle((MARGIN, y + 8, xs[-1] + side, y + HEADING_SIZE + 20), fill=BAND)
-            write(pen, (MARGIN + 10, y + 12), heading, HEADING_SIZE, INK, LABEL * 2)
-            y += HEADING_SIZE + 30
+            pen.rectangle((_MARGIN, y + 8, xs[-1] + side, y + _HEADING_SIZE + 20), fill=_BAND)
+            _write_line(pen, (_MARGIN + 10, y + 12), heading, _HEADING_SIZE, _INK, _LABEL * 2)
+            y += _HEADING_SIZE + 30
         _label(pen, y, side, line.text)
         for x, picture in zip(xs, line.pictures, strict=True):
             if picture:
@@ -97,20 +109,20 @@ def _rows(
                     picture.convert("RGB").resize((side, side), Image.Resampling.LANCZOS), (x, y)
                 )
             else:
-                pen.rectangle((x, y, x + side - 1, y + side - 1), fill=EMPTY)
-        y += side + GAP
+                pen.rectangle((x, y, x + side - 1, y + side - 1), fill=_EMPTY)
+        y += side + _GAP
 
 
 def _label(pen: ImageDraw.ImageDraw, y: int, side: int, text: str) -> None:
     """A prompt in at most four lines, at half height."""
-    broken = wrapped(text, TEXT_SIZE, LABEL - 20, 4)
-    y += (side - len(broken) * (TEXT_SIZE + 5)) // 2
+    broken = wrap_text(text, _TEXT_SIZE, _LABEL - 20, 4)
+    y += (side - len(broken) * (_TEXT_SIZE + 5)) // 2
     for line in broken:
-        write(pen, (MARGIN, y), line, TEXT_SIZE, INK, LABEL - 20)
-        y += TEXT_SIZE + 5
+        _write_line(pen, (_MARGIN, y), line, _TEXT_SIZE, _INK, _LABEL - 20)
+        y += _TEXT_SIZE + 5
 
 
-def wrapped(text: str, size: int, width: int, most: int) -> list[str]:
+def wrap_text(text: str, size: int, width: int, most: int) -> list[str]:
     """A text in lines of at most ``width`` pixels, ``most`` of them; what does not fit ends in
     dots.
     """
@@ -124,7 +136,7 @@ def wrapped(text: str, size: int, width: int, most: int) -> list[str]:
     return [*lines[: most - 1], " ".join(lines[most - 1 :])][: len(lines)]
 
 
-def write(
+def _write_line(
     pen: ImageDraw.ImageDraw, at: tuple[int, int], text: str, size: int, colour: str, width: int
 ) -> None:
     """One line of text, cut with dots where it is wider than ``width`` pixels."""

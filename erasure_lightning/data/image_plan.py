@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from erasure_lightning.checks import MAX_SEED
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.files.csv_table import Row, read_table
+from erasure_lightning.files.csv_table import CsvRow, read_table
 from erasure_lightning.files.text_files import read_text
 
 
@@ -133,7 +133,7 @@ def _parts(run: list[ImageRequest], count: int, ranks: int) -> list[list[ImageRe
     return [run[a:b] or run[-1:] for a, b in pairwise(cuts)]
 
 
-class Columns(NamedTuple):
+class PromptColumns(NamedTuple):
     """How a published prompt file calls what is read of it.
 
     Args:
@@ -150,11 +150,11 @@ class Columns(NamedTuple):
 #: target_prompt and clean_prompt), Ring-A-Bell's nudity list as RECE and SAFREE ship it, I2P with
 #: its descendants, among them Ring-A-Bell's own lists: evaluation_seed (ESD, UnlearnDiffAtk), or
 #: I2P's sd_seed; and SPEED's text and seed.
-PUBLISHED = (
-    Columns("adv_prompt", ()),
-    Columns("sensitive prompt", ()),
-    Columns("prompt", ("evaluation_seed", "sd_seed", "seed")),
-    Columns("text", ("evaluation_seed", "seed")),
+PUBLISHED_COLUMNS = (
+    PromptColumns("adv_prompt", ()),
+    PromptColumns("sensitive prompt", ()),
+    PromptColumns("prompt", ("evaluation_seed", "sd_seed", "seed")),
+    PromptColumns("text", ("evaluation_seed", "seed")),
 )
 
 #: Columns of the settings, the first that is there; what is left empty there takes its default.
@@ -162,8 +162,8 @@ _GUIDANCE = ("guidance", "evaluation_guidance", "sd_guidance_scale", "guidance_s
 _HEIGHT, _WIDTH = ("height", "sd_image_height"), ("width", "sd_image_width")
 _CASE, _STEPS = ("case_number",), ("steps",)
 
-_KNOWN = {column.prompt for column in PUBLISHED} | {
-    seed for column in PUBLISHED for seed in column.seed
+_KNOWN = {column.prompt for column in PUBLISHED_COLUMNS} | {
+    seed for column in PUBLISHED_COLUMNS for seed in column.seed
 }
 _KNOWN |= {*_GUIDANCE, *_HEIGHT, *_WIDTH, *_CASE, *_STEPS}
 
@@ -173,7 +173,7 @@ _MOST_STEPS, _MOST_PIXELS = 1000, 2**14
 
 def read_prompts(path: Path, steps: int, guidance: float) -> list[ImageRequest]:
     """Rows of a prompt file in the columns of I2P, Ring-A-Bell, MMA-Diffusion or SPEED
-    (`PUBLISHED`).
+    (`PUBLISHED_COLUMNS`).
 
     A picture is called by its ``case_number``, else by the number of its row, from 0; so is its
     seed where a list has none. Guidance, steps, height and width are those of its row, where it has
@@ -199,12 +199,12 @@ def read_prompts(path: Path, steps: int, guidance: float) -> list[ImageRequest]:
     return shots
 
 
-def _columns(path: Path, found: Sequence[str]) -> Columns:
+def _columns(path: Path, found: Sequence[str]) -> PromptColumns:
     """Which of the published files this is, with the columns that are there."""
-    for known in PUBLISHED:
+    for known in PUBLISHED_COLUMNS:
         seed = tuple(name for name in known.seed if name in found)[:1]
         if known.prompt in found and (seed or not known.seed):
-            return Columns(known.prompt, seed)
+            return PromptColumns(known.prompt, seed)
     ways = (
         "prompt and evaluation_seed (I2P, Ring-A-Bell; or sd_seed, or seed), text and seed (SPEED),"
         " sensitive prompt (Ring-A-Bell) or adv_prompt (MMA-Diffusion)"
@@ -212,7 +212,9 @@ def _columns(path: Path, found: Sequence[str]) -> Columns:
     raise ErasureError(f"{path} needs the columns {ways}; found {', '.join(found) or 'none'}.")
 
 
-def _shot(row: Row, number: int, columns: Columns, steps: int, guidance: float) -> ImageRequest:
+def _shot(
+    row: CsvRow, number: int, columns: PromptColumns, steps: int, guidance: float
+) -> ImageRequest:
     case, own_steps, own_guidance = (_filled(row, names) for names in (_CASE, _STEPS, _GUIDANCE))
     return ImageRequest(
         row.cells[columns.prompt],
@@ -226,7 +228,7 @@ def _shot(row: Row, number: int, columns: Columns, steps: int, guidance: float) 
     )
 
 
-def _size(row: Row) -> int | tuple[int, int] | None:
+def _size(row: CsvRow) -> int | tuple[int, int] | None:
     """Height and width of a row's picture; one number where they are equal."""
     height, width = (_filled(row, names) for names in (_HEIGHT, _WIDTH))
     if bool(height) != bool(width):
@@ -240,6 +242,6 @@ def _size(row: Row) -> int | tuple[int, int] | None:
     return high if high == wide else (high, wide)
 
 
-def _filled(row: Row, names: Sequence[str]) -> str:
+def _filled(row: CsvRow, names: Sequence[str]) -> str:
     """The first of some columns that is there and is not empty in this row; empty if none is."""
     return next((name for name in names if row.cells.get(name, "").strip()), "")

@@ -1,1 +1,1 @@
-"""Sampling, inversion, noised latents of generated images, fine-tuning."""
+"""Sampling, inversion, noised latents of generated images, and fine-tuning."""

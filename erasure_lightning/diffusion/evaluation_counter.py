@@ -1,4 +1,4 @@
-"""`EvaluationCounter`: counts what denoisers are asked."""
+"""`EvaluationCounter`: counts evaluations of denoisers."""
 
 from collections.abc import Iterable
 from typing import Any, Self
@@ -9,25 +9,26 @@ from torch.utils.hooks import RemovableHandle
 
 
 class EvaluationCounter:
-    """Counts the latents that denoisers are asked about, from `start` to `stop` or while it is
-    entered.
+    """Counts the latents that denoisers evaluate, from `start` to `stop` or as a context manager.
 
     Args:
-        denoisers: Whom to listen to; each counts once, however often it is named.
+        denoisers: The denoisers; repeats count once.
     """
 
     def __init__(self, denoisers: Iterable[nn.Module]) -> None:
         self.denoisers = set(denoisers)
         self._hooks: list[RemovableHandle] = []
-        #: All that were asked about, and those of them that a gradient could flow through.
-        self.evaluations = self.backwards = 0
+        #: Latents that were evaluated.
+        self.evaluations = 0
+        #: Those of them that were evaluated with gradients enabled.
+        self.backwards = 0
 
     def start(self) -> None:
-        """Begin to count."""
+        """Starts counting."""
         self._hooks = [denoiser.register_forward_hook(self._count) for denoiser in self.denoisers]
 
     def stop(self) -> None:
-        """Count no more."""
+        """Stops counting."""
         for hook in self._hooks:
             hook.remove()
 
@@ -39,5 +40,6 @@ class EvaluationCounter:
         self.stop()
 
     def _count(self, denoiser: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
-        self.evaluations += len(inputs[0])
-        self.backwards += len(inputs[0]) if torch.is_grad_enabled() else 0
+        count = len(inputs[0])
+        self.evaluations += count
+        self.backwards += count if torch.is_grad_enabled() else 0

@@ -1,4 +1,4 @@
-"""Plain fine-tuning of a copy of a model: what anybody may do to it once it is out."""
+"""Fine-tuning of a copy of a model with the denoising loss, for relearning attacks."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -11,16 +11,17 @@ from torch.optim import AdamW
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.backbones.interface import Part
+from erasure_lightning.backbones.precision import promote_to_float32
 from erasure_lightning.concepts.concept import Phrase
 from erasure_lightning.diffusion.latent_dataset import LatentDataset
-from erasure_lightning.edits.fingerprints import widen
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.seeding import derive_seed
 
-#: What is trained: a part of the denoiser as in ESD, the text encoder alone, or all of both.
-Trained = Literal["x", "x-strict", "u", "all", "text", "everything"]
+#: The trained part: one of the denoiser as in ESD, the text encoder alone, or all of both.
+TrainedPart = Literal["x", "x-strict", "u", "all", "text", "everything"]
 
-PARTS: dict[str, Part] = {
+#: Values of `TrainedPart` -> part of the denoiser.
+_DENOISER_PARTS: dict[str, Part] = {
     "x": "x",
     "x-strict": "x-strict",
     "u": "u",
@@ -29,33 +30,32 @@ PARTS: dict[str, Part] = {
 }
 
 
-def trained_parameters(backbone: Backbone, train: Trained) -> dict[str, nn.Parameter]:
-    """What a word of `Trained` names, by name in the backbone; adapters count as parts of what they
-    stand beside.
-    """
-    denoiser = backbone.denoiser_parameters(PARTS[train]) if train in PARTS else {}
-    return denoiser | (backbone.text_parameters() if train in ("text", "everything") else {})
+def trained_parameters(backbone: Backbone, train: TrainedPart) -> dict[str, nn.Parameter]:
+    """Parameters of a `TrainedPart`, by name in the backbone, with those of attached adapters."""
+    named: dict[str, nn.Parameter] = {}
+    if train in _DENOISER_PARTS:
+        named |= backbone.denoiser_parameters(_DENOISER_PARTS[train])
+    if train in ("text", "everything"):
+        named |= backbone.text_parameters()
+    return named
 
 
 class FineTuning:
-    """A copy of a model, trained on pictures and what is said of them; the model itself stays as it
-    is, to the bit.
+    """Fine-tunes a copy of a model on images with prompts; the model itself does not change.
 
-    The loss is the one that such models were made with, ``mse(eps(x_t, c), n)`` in the form that
-    the denoiser predicts, at times ``t`` drawn from all there are. AdamW at a constant rate, decay
-    0.01, no warm-up: what diffusers' ``train_text_to_image.py`` does when it is told nothing else.
+    The loss is that of pretraining, ``mse(eps(x_t, c), n)`` in the form of the denoiser's
+    prediction, at times ``t`` drawn uniformly. AdamW at a constant rate, weight decay 0.01, no
+    warm-up: the defaults of diffusers' ``train_text_to_image.py``.
 
     Args:
-        backbone: The model. Copied where it is trained, shared where not.
-        gallery: The pictures.
-        prompts: What is said of each; of fewer prompts than pictures only the first pictures are
-            looked at.
-        train: What is trained.
+        backbone: The model. Its trained parameters are copied, the others shared.
+        dataset: The images.
+        prompts: The prompt of each image; images beyond the prompts are not used.
+        train: The trained part.
         lr: Learning rate, at least 0.
-        batch_size: Pictures a step, at least 1; drawn with replacement, so that a gallery may be
+        batch_size: Images per step, at least 1; drawn with replacement, so that a dataset may be
             smaller.
-        seed: Of pictures, times and noise; a step's draws do not depend on how many pictures there
-            are to choose from.
+        seed: Seed of images, times and noise; a step's draws do not depend on the number of images.
 
     Raises:
         ErasureError: If a number is out of range.
@@ -64,10 +64,10 @@ class FineTuning:
     def __init__(
         self,
         backbone: Backbone,
-        gallery: LatentDataset,
+        dataset: LatentDataset,
         prompts: Sequence[str | Phrase],
         *,
-        train: Trained = "all",
+        train: TrainedPart = "all",
         lr: float = 1e-4,
         batch_size: int = 8,
         seed: int = 0,
@@ -79,22 +79,21 @@ class FineTuning:
             )
         names = list(trained_parameters(backbone, train))
         self.model = backbone.frozen_copy(names)
-        self.gallery, self.prompts = gallery, prompts
-        self.batch_size, self.seed = batch_size, seed
+        self.dataset = dataset
+        self.prompts = prompts
+        self.batch_size = batch_size
+        self.seed = seed
         self.steps = 0
         copied = dict(self.model.named_parameters())
         self._trained = [copied[name].requires_grad_(True) for name in names]
-        widen(self._trained)
+        promote_to_float32(self._trained)
         self._adam = AdamW(self._trained, lr=lr)
         with torch.no_grad():
-            self._said = (
-                None if train in ("text", "everything") else self._encoded(range(len(prompts)))
-            )
+            fixed = train not in ("text", "everything")
+            self._conditioning = self._encode(range(len(prompts))) if fixed else None
 
     def advance(self, to: int) -> Backbone:
-        """Train until ``to`` steps were taken in all, and give the model, which the next call
-        trains on.
-        """
+        """Trains to ``to`` steps in total and returns the model, which the next call changes."""
         with torch.random.fork_rng(devices=[]):
             for step in range(self.steps, to):
                 torch.manual_seed(derive_seed(self.seed, step))
@@ -103,18 +102,19 @@ class FineTuning:
         return self.model
 
     def loss(self) -> Tensor:
-        """The loss on a batch that the global generator draws, a scalar."""
+        """The loss of a batch drawn with the global generator, a scalar."""
         rows = (torch.rand(self.batch_size) * len(self.prompts)).long().tolist()
-        x, t, target = self.gallery.noised(rows)
-        said = self._encoded(rows) if self._said is None else self._said[rows]
-        return mse_loss(self.model.denoise(x, t, said), target)
+        x, t, target = self.dataset.noised(rows)
+        fixed = self._conditioning
+        conditioning = self._encode(rows) if fixed is None else fixed[rows]
+        return mse_loss(self.model.denoise(x, t, conditioning), target)
 
-    def _encoded(self, rows: Sequence[int]) -> Conditioning:
+    def _encode(self, rows: Sequence[int]) -> Conditioning:
         return self.model.encode([self.prompts[row] for row in rows])
 
     def _step(self) -> None:
-        # Not `backward`, which would leave slopes in what the model and its copy share.
-        slopes = torch.autograd.grad(self.loss(), self._trained, allow_unused=True)
-        for parameter, slope in zip(self._trained, slopes, strict=True):
-            parameter.grad = slope
+        # Not `backward`, which would leave gradients in parameters shared with the original.
+        gradients = torch.autograd.grad(self.loss(), self._trained, allow_unused=True)
+        for parameter, gradient in zip(self._trained, gradients, strict=True):
+            parameter.grad = gradient
         self._adam.step()

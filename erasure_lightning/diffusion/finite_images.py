@@ -1,4 +1,4 @@
-"""Pictures as they leave a model: finite numbers, or an error that names model, prompt and sampler."""
+"""Checks that generated images are finite."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -8,7 +8,7 @@ from torch import Tensor
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.errors import ErasureError
 
-#: What to do, by whose pictures they are.
+#: Remedies, by the model of the images.
 _REMEDIES = {
     "original": (
         "Compare its scheduler with the one it was trained with (prediction_type,"
@@ -21,30 +21,29 @@ _REMEDIES = {
 
 
 def require_finite_images(
-    pictures: Tensor,
+    images: Tensor,
     model: Literal["original", "edited", "attacked"],
     backbone: Backbone,
     prompts: Sequence[str],
     sampling: str = "",
 ) -> Tensor:
-    """The pictures, unless they hold NaN or infinity.
+    """The images themselves; raises if they hold NaN or infinity.
 
     Args:
-        pictures: Pictures or latents, ``(B, C, H, W)``.
-        model: Whose they are.
+        images: Images or latents, ``(B, C, H, W)``.
+        model: Kind of the model that generated them.
         backbone: That model.
-        prompts: What each was drawn for, ``B``.
-        sampling: How they were drawn; the class of the model's own sampler by default.
+        prompts: Prompt of each, ``B``.
+        sampling: Name of the procedure; the class of the model's sampler by default.
 
     Raises:
-        ErasureError: If they do, naming the model, the first such prompt, the sampler and what to
-            do.
+        ErasureError: With the model, the first such prompt, the sampler and a remedy.
     """
-    finite = pictures.isfinite().flatten(1).all(dim=1).tolist()
+    finite = images.isfinite().flatten(1).all(dim=1).tolist()
     if not all(finite):
         sampling = sampling or backbone.sampler_name
         raise ErasureError(
             f"The {model} model {backbone.name} draws NaN or infinity for"
             f" {prompts[finite.index(False)]!r} with {sampling}. {_REMEDIES[model]}"
         )
-    return pictures
+    return images

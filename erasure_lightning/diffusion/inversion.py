@@ -1,9 +1,9 @@
-"""DDIM inversion: from a picture back to the noise a model draws it from, and from there forth with
-another model.
+"""DDIM inversion and concept purification.
 
-Concept purification (All but One: that it exists is stated, the procedure is reconstructed): a
-picture is inverted with the original model and drawn again with the edited one. Where the two agree
-the picture comes back; where the edit changed what the prompt means, it goes the edit's way.
+Concept purification (All but One: that it exists is stated, the procedure is reconstructed): an
+image is inverted with the original model, and generated again from that noise with the edited one.
+Where the two models agree the image is reconstructed; where the edit changed the meaning of the
+prompt, the image changes with it.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,47 +18,46 @@ from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.diffusion.finite_images import require_finite_images
 from erasure_lightning.errors import ErasureError
 
-#: Scale of the clean latents below which a noisy latent is taken to hold none of them (zero
-#: terminal signal-to-noise ratio, which samplers also write as 2**-24). The noisiest time of a
-#: usual schedule has .07.
-FAINT = 1e-3
+#: Scale of the clean latents below which noisy latents count as pure noise (zero terminal
+#: signal-to-noise ratio, which schedulers also write as 2**-24). The noisiest time of a usual
+#: schedule has .07.
+_MIN_SIGNAL = 1e-3
 
-#: How `purify` draws.
-SAMPLING = "DDIM inversion"
+#: The procedure of `purify_images` in messages.
+_SAMPLING = "DDIM inversion"
 
 
 @torch.no_grad()
 def invert(
     backbone: Backbone, conditioning: Conditioning, x0: Tensor, steps: int, refinements: int = 3
 ) -> Tensor:
-    """The noise ``(B, C, h, w)`` from which `retrace` comes back to ``x0``, without guidance.
+    """The noise ``(B, C, h, w)`` from which `retrace` returns to ``x0``, without guidance.
 
-    A step from ``x_t`` to the noisier ``x_t'`` needs the prediction at the very ``x_t'`` that it
-    looks for. Plain DDIM inversion (Song et al., arXiv 2010.02502) asks at ``x_t`` instead; here
-    what that gives is asked at again, ``refinements`` times: the fixed-point iteration of AIDI (Pan
-    et al., arXiv 2309.04907), without its acceleration. It converges where the prediction changes
-    little over a step, so that more steps need fewer refinements. Costs ``steps (1 + refinements)``
-    evaluations of the denoiser.
+    A step from ``x_t`` to the noisier ``x_t'`` needs the prediction at ``x_t'``, which is unknown.
+    Plain DDIM inversion (Song et al., arXiv 2010.02502) evaluates it at ``x_t``; here the result is
+    evaluated again, ``refinements`` times: the fixed-point iteration of AIDI (Pan et al., arXiv
+    2309.04907), without its acceleration. It converges where the prediction changes little over a
+    step, so that more steps need fewer refinements. Costs ``steps (1 + refinements)`` evaluations
+    of the denoiser.
 
     Args:
-        backbone: Whose predictions are followed.
-        conditioning: Of the prompts, ``(B, L, D)``.
+        backbone: The model.
+        conditioning: Encoded prompts, ``(B, L, D)``.
         x0: Clean latents, ``(B, C, h, w)``.
-        steps: Steps of the way back, at least 1.
+        steps: Steps of the inversion, at least 1.
         refinements: Further evaluations a step; 0 is plain DDIM inversion.
 
     Raises:
-        ErasureError: If the noisiest prediction does not determine a picture.
+        ErasureError: If the noisiest prediction does not determine an image.
     """
     process, x = backbone.process, x0
     for t, noisier in pairwise(_times(backbone, steps)):
-        start, faint = (
-            x,
-            bool(process.noise(torch.ones_like(x), torch.zeros_like(x), noisier).max() < FAINT),
-        )
+        start = x
+        signal = process.noise(torch.ones_like(x), torch.zeros_like(x), noisier).max()
+        pure_noise = bool(signal < _MIN_SIGNAL)
         for _ in range(1 + refinements):
             prediction = backbone.denoise(x, noisier, conditioning)
-            if faint:  # then x is its own noise, whatever is predicted, and only a clean prediction tells anything
+            if pure_noise:  # x is its own noise: only the clean latents of the prediction count
                 noise = process.noise_in(start, process.clean(prediction, x, noisier), t)
             else:
                 noise = process.epsilon(prediction, x, noisier)
@@ -70,52 +69,48 @@ def invert(
 def retrace(
     backbone: Backbone, conditioning: Conditioning, x: Tensor, steps: int, guidance: float = 1.0
 ) -> Tensor:
-    """Clean latents ``(B, C, h, w)`` from noise by deterministic DDIM, whatever sampler the
-    pipeline came with.
+    """Clean latents ``(B, C, h, w)`` from noise by deterministic DDIM.
 
-    It halts at the times of the pipeline's sampler, each once, and at 0. Where that sampler is DDIM
-    as Stable Diffusion configures it, this is the way `sampling.sample` goes; other samplers step
-    otherwise, and cannot be inverted so.
+    Its times are those of the pipeline's sampler, each once, and 0, whatever that sampler is. If it
+    is DDIM as configured by Stable Diffusion, this equals `sample_latents`; other samplers have
+    other steps, which cannot be inverted like this.
 
     Args:
-        backbone: Whose predictions are followed.
-        conditioning: Of the prompts, ``(B, L, D)``.
+        backbone: The model.
+        conditioning: Encoded prompts, ``(B, L, D)``.
         x: Noise, ``(B, C, h, w)``.
-        steps: As many as `invert` took.
-        guidance: Scale of classifier-free guidance; at 1 or below the empty prompt is not
-            evaluated.
+        steps: The steps of `invert`.
+        guidance: Scale of classifier-free guidance; at 1 or below there is no unconditional
+            prediction.
 
     Raises:
-        ErasureError: If the noisiest prediction does not determine a picture.
+        ErasureError: If the noisiest prediction does not determine an image.
     """
-    predict, process = _predictor(backbone, conditioning, guidance), backbone.process
+    predict = _predictor(backbone, conditioning, guidance)
+    process = backbone.process
     for t, cleaner in pairwise(_times(backbone, steps).flip(0)):
-        prediction = predict(
-            x, t
-        )  # the clean latents out of it, since its noise may hold no trace of them
-        x = process.noise(
-            process.clean(prediction, x, t), process.epsilon(prediction, x, t), cleaner
-        )
+        prediction = predict(x, t)
+        noise = process.epsilon(prediction, x, t)
+        # Not `remove`: at a time of pure noise the noise determines no clean latents.
+        x = process.noise(process.clean(prediction, x, t), noise, cleaner)
     return x
 
 
 def _times(backbone: Backbone, steps: int) -> Tensor:
-    """Times of the inversion, rising from 0, ``(S + 1,)``; samplers of higher order name a time
-    twice.
-    """
-    times = backbone.sampler(steps).times
+    """Times of the inversion, rising from 0, ``(S + 1,)``."""
+    times = backbone.sampler(steps).times  # samplers of higher order repeat a time
     rising = torch.tensor(sorted({0.0, *times.tolist()}), device=times.device)
     _require_clean(backbone, rising[-1])
     return rising
 
 
 def _require_clean(backbone: Backbone, t: Tensor) -> None:
-    """Raise unless a prediction at a time tells the clean latents."""
+    """Raises unless a prediction at time ``t`` determines the clean latents."""
     one = torch.ones(1, 1, 1, 1, device=t.device)
-    if backbone.process.clean(torch.zeros_like(one), one, t).abs().item() > 1 / FAINT:
+    if backbone.process.clean(torch.zeros_like(one), one, t).abs().item() > 1 / _MIN_SIGNAL:
         raise ErasureError(
             f"{backbone.name} predicts the noise (epsilon) also where latents are noise alone (zero"
-            " terminal signal-to-noise ratio), which does not determine a picture. Its scheduler"
+            " terminal signal-to-noise ratio), which does not determine an image. Its scheduler"
             " needs prediction_type v_prediction, or rescale_betas_zero_snr false, whichever its"
             " weights were trained with."
         )
@@ -135,13 +130,13 @@ def _predictor(
     return guided
 
 
-class Purified(NamedTuple):
-    """Pictures drawn from the noise that was found, ``(B, 3, H, W)`` in 0..1.
+class PurifiedImages(NamedTuple):
+    """Images generated from inverted noise, ``(B, 3, H, W)`` in 0..1.
 
     Args:
-        reconstructed: By the original: what inversion, autoencoder and guidance alone change of the
-            given pictures.
-        purified: By the edited model: what the edit changes besides.
+        reconstructed: By the original model; their difference from the input is due to inversion,
+            autoencoder and guidance alone.
+        purified: By the edited model.
     """
 
     reconstructed: Tensor
@@ -149,34 +144,35 @@ class Purified(NamedTuple):
 
 
 @torch.no_grad()
-def purify(
+def purify_images(
     original: Backbone,
     edited: Backbone,
-    pictures: Tensor,
+    images: Tensor,
     prompts: Sequence[str],
     *,
     steps: int,
     guidance: float = 1.0,
-) -> Purified:
-    """Draw real pictures again with an edited model.
+) -> PurifiedImages:
+    """Generates real images again with an edited model.
 
     Args:
-        original: Finds the noise, always without guidance: guided inversion comes back too, but
-            from noise so loud that an edited model loses the picture (measured on the emoji world).
-        edited: Draws from it.
-        pictures: ``(B, 3, H, W)`` in 0..1, of a size the models take.
-        prompts: What each of them shows, ``B``; an edit acts on what the prompt names.
+        original: The model that inverts the images, always without guidance: guided inversion
+            returns to them too, but from noise so large that an edited model loses the image
+            (measured on the emoji world).
+        edited: The model that generates them again.
+        images: ``(B, 3, H, W)`` in 0..1, of a size that the models support.
+        prompts: Description of each image, ``B``; an edit acts on the concepts in it.
         steps: Steps in both directions.
-        guidance: Of drawing, for the original and the edited model alike.
+        guidance: Guidance scale of the generation, for both models.
 
     Raises:
-        ErasureError: If a picture of either model holds NaN or infinity, or the noisiest prediction
-            does not determine a picture.
+        ErasureError: If an image of either model holds NaN or infinity, or the noisiest prediction
+            does not determine an image.
     """
-    asked = original.encode(prompts)
-    noise = invert(original, asked, original.compress(pictures), steps)
-    reconstructed = original.decode(retrace(original, asked, noise, steps, guidance))
-    require_finite_images(reconstructed, "original", original, prompts, SAMPLING)
+    conditioning = original.encode(prompts)
+    noise = invert(original, conditioning, original.compress(images), steps)
+    reconstructed = original.decode(retrace(original, conditioning, noise, steps, guidance))
+    require_finite_images(reconstructed, "original", original, prompts, _SAMPLING)
     purified = edited.decode(retrace(edited, edited.encode(prompts), noise, steps, guidance))
-    require_finite_images(purified, "edited", edited, prompts, SAMPLING)
-    return Purified(reconstructed, purified)
+    require_finite_images(purified, "edited", edited, prompts, _SAMPLING)
+    return PurifiedImages(reconstructed, purified)

@@ -1,4 +1,4 @@
-"""Pictures that a model draws once, as latents, to be noised whenever training looks at them."""
+"""Latents of generated images, noised anew for every training batch."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,14 +10,14 @@ from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.interface import Size
 from erasure_lightning.backbones.process import NoiseProcess
 from erasure_lightning.concepts.concept import Phrase
-from erasure_lightning.diffusion.sampling import sample
+from erasure_lightning.diffusion.sampling import sample_latents
 
-#: Pictures drawn side by side.
-SIDE_BY_SIDE = 16
+#: Images generated per batch.
+_BATCH_SIZE = 16
 
 
 class NoisedLatents(NamedTuple):
-    """Some pictures, noised.
+    """A batch of noised latents with their training target.
 
     Args:
         x: Noisy latents, ``(B, C, h, w)``.
@@ -31,18 +31,17 @@ class NoisedLatents(NamedTuple):
 
 
 class LatentDataset:
-    """The pictures of some prompts as latents; they are never decoded, since training would only
-    encode them again.
+    """Latents of images that a model generates for prompts; they are never decoded.
 
     Args:
-        backbone: Who draws them.
-        prompts: One a picture, ``N`` of them.
-        seed: They depend on it, the prompts and the model alone, so that a resumed run draws the
-            same.
+        backbone: The model.
+        prompts: One per image, ``N``.
+        seed: Seed of the images, which depend on it, the prompts and the model alone: a resumed run
+            generates the same.
         steps: Sampling steps, at least 1.
         guidance: Scale of classifier-free guidance.
         size: Height and width in pixels; the model's own by default.
-        first: Number of the first picture, where pictures of the same seed were drawn before these.
+        first: Number of images that another dataset already has from the same seed.
     """
 
     def __init__(
@@ -58,21 +57,24 @@ class LatentDataset:
     ) -> None:
         generator = torch.Generator().manual_seed(seed)
         seeds = torch.randint(2**31, (first + len(prompts),), generator=generator)[first:].tolist()
-        chunks = [slice(i, i + SIDE_BY_SIDE) for i in range(0, len(prompts), SIDE_BY_SIDE)]
-        drawn = [
-            sample(backbone, prompts[c], seeds[c], steps=steps, guidance=guidance, size=size)
-            for c in chunks
+        batches = [slice(i, i + _BATCH_SIZE) for i in range(0, len(prompts), _BATCH_SIZE)]
+        latents = [
+            sample_latents(
+                backbone, prompts[i], seeds[i], steps=steps, guidance=guidance, size=size
+            )
+            for i in batches
         ]
-        self.latents = torch.cat(drawn)
+        self.latents = torch.cat(latents)
         self.process = backbone.process
 
     def noised(self, rows: Sequence[int]) -> NoisedLatents:
-        """Pictures by number, with fresh noise at times drawn from all there are."""
+        """Images by number, with new noise at times drawn uniformly."""
         clean = self.latents[list(rows)]
-        return noised(self.process, clean, self.process.draw_times(len(clean)).to(clean.device))
+        times = self.process.draw_times(len(clean)).to(clean.device)
+        return add_noise(self.process, clean, times)
 
 
-def noised(process: NoiseProcess, clean: Tensor, t: Tensor) -> NoisedLatents:
-    """Clean latents ``(B, C, h, w)`` with fresh noise at times ``(B,)``."""
+def add_noise(process: NoiseProcess, clean: Tensor, t: Tensor) -> NoisedLatents:
+    """Clean latents ``(B, C, h, w)`` with new noise at times ``(B,)``."""
     noise = torch.randn(clean.shape).to(clean)
     return NoisedLatents(process.noise(clean, noise, t), t, process.target(clean, noise, t))

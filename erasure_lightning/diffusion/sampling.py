@@ -1,4 +1,4 @@
-"""The one loop from noise to latents."""
+"""Sampling: the rollout from noise to latents, and its images."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -12,16 +12,16 @@ from erasure_lightning.backbones.interface import Size
 from erasure_lightning.concepts.concept import Phrase
 
 
-class Step(NamedTuple):
-    """One evaluation of the denoiser on a rollout.
+class RolloutStep(NamedTuple):
+    """One evaluation of the denoiser in a rollout.
 
     Args:
         x: Latents ``(B, C, h, w)`` as the denoiser reads them, of the noise process at ``t``.
         t: The time of the evaluation, real-valued, ``()``.
         conditional: The prediction for the prompts, ``(B, C, h, w)``.
-        unconditional: The prediction without a prompt; the same tensor as ``conditional`` where
+        unconditional: The unconditional prediction; the same tensor as ``conditional`` where
             guidance needs none.
-        after: Latents behind the step, as the sampler keeps them.
+        after: Latents after the step, in the sampler's own scale.
     """
 
     x: Tensor
@@ -40,39 +40,37 @@ def rollout(
     guidance: float,
     size: Size | None = None,
     start: Tensor | None = None,
-) -> Iterator[Step]:
-    """Go from noise to latents with guidance, as the stock diffusers pipeline does, bit for bit.
+) -> Iterator[RolloutStep]:
+    """The steps from noise to latents with guidance, bit-equal to the stock diffusers pipeline.
 
     Args:
-        backbone: Whose predictions are followed.
-        conditioning: Of the prompts, ``(B, L, D)``.
-        seeds: ``B`` seeds of the first noise and of every noise that the sampler draws.
+        backbone: The model.
+        conditioning: Encoded prompts, ``(B, L, D)``.
+        seeds: ``B`` seeds of the initial noise and of all noise that the sampler draws.
         steps: Sampling steps, at least 1.
         guidance: Scale ``s`` of ``uncond + s (cond - uncond)``; at 1 or below there is no
-            unconditional prediction. A denoiser that takes the scale as an input is given it, and
-            predicts once.
+            unconditional prediction. A denoiser that has the scale as an input predicts once.
         size: Height and width in pixels; the model's own by default.
-        start: First latents ``(B, C, h, w)`` in place of those of the seeds.
+        start: Initial latents ``(B, C, h, w)`` in place of those of the seeds.
     """
     sampler = backbone.sampler(steps)
     x = sampler.noise(seeds, backbone.latent_shape(size), backbone.dtype)
     x = x if start is None else start
     twice = guidance > 1 and not backbone.embeds_guidance
-    both = (
-        Conditioning.cat([backbone.unconditional(len(x)), conditioning]) if twice else conditioning
-    )
+    if twice:
+        conditioning = Conditioning.cat([backbone.unconditional(len(x)), conditioning])
     for number, t in enumerate(sampler.times):
         read = sampler.scaled(torch.cat([x, x]) if twice else x, number)
-        prediction = backbone.denoise(read, t, both, guidance)
+        prediction = backbone.denoise(read, t, conditioning, guidance)
         unconditional, conditional = prediction.chunk(2) if twice else (prediction, prediction)
         guided = unconditional + guidance * (conditional - unconditional) if twice else prediction
         after = sampler.step(guided, number, x)
-        yield Step(read[: len(x)], t, conditional, unconditional, after)
+        yield RolloutStep(read[: len(x)], t, conditional, unconditional, after)
         x = after
 
 
 @torch.no_grad()
-def sample(
+def sample_latents(
     backbone: Backbone,
     prompts: Sequence[str | Phrase],
     seeds: Sequence[int],
@@ -81,25 +79,25 @@ def sample(
     guidance: float,
     size: Size | None = None,
 ) -> Tensor:
-    """Latents ``(B, C, h, w)`` for prompts at seeds; a seed means the same noise in any batch and
-    order.
+    """Latents ``(B, C, h, w)`` for prompts and seeds.
+
+    A seed gives the same noise in any batch and order.
 
     Args:
-        backbone: The model that draws.
+        backbone: The model.
         prompts: ``B`` prompts.
         seeds: ``B`` seeds.
         steps: Sampling steps, at least 1.
         guidance: Scale of classifier-free guidance.
         size: Height and width in pixels; the model's own by default.
     """
-    return final(
-        rollout(
-            backbone, backbone.encode(prompts), seeds, steps=steps, guidance=guidance, size=size
-        )
+    conditioning = backbone.encode(prompts)
+    return final_latents(
+        rollout(backbone, conditioning, seeds, steps=steps, guidance=guidance, size=size)
     )
 
 
-def final(steps: Iterator[Step]) -> Tensor:
+def final_latents(steps: Iterator[RolloutStep]) -> Tensor:
     """Clean latents ``(B, C, h, w)`` at the end of a rollout."""
     for step in steps:
         latents = step.after
@@ -107,7 +105,7 @@ def final(steps: Iterator[Step]) -> Tensor:
 
 
 @torch.no_grad()
-def draw(
+def sample_images(
     backbone: Backbone,
     prompts: Sequence[str | Phrase],
     seeds: Sequence[int],
@@ -116,7 +114,6 @@ def draw(
     guidance: float,
     size: Size | None = None,
 ) -> Tensor:
-    """Pictures ``(B, 3, H, W)`` in 0..1 for prompts at seeds; arguments as `sample`."""
-    return backbone.decode(
-        sample(backbone, prompts, seeds, steps=steps, guidance=guidance, size=size)
-    )
+    """Images ``(B, 3, H, W)`` in 0..1 for prompts and seeds; arguments as `sample_latents`."""
+    latents = sample_latents(backbone, prompts, seeds, steps=steps, guidance=guidance, size=size)
+    return backbone.decode(latents)

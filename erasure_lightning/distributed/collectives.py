@@ -6,10 +6,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, distributed, nn
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
-def several() -> bool:
+def _is_distributed() -> bool:
     """Whether there is more than one rank."""
     return (
         distributed.is_available()
@@ -20,28 +20,28 @@ def several() -> bool:
 
 def rank() -> int:
     """This rank's number."""
-    return distributed.get_rank() if several() else 0
+    return distributed.get_rank() if _is_distributed() else 0
 
 
-def gathered(mine: Sequence[T]) -> list[T]:
+def all_gather_items(mine: Sequence[_T]) -> list[_T]:
     """The items of every rank, in rank order; the same list on all of them. Every rank must call
     it.
     """
-    if not several():
+    if not _is_distributed():
         return list(mine)
-    parts: list[list[T]] = [[] for _ in range(distributed.get_world_size())]
+    parts: list[list[_T]] = [[] for _ in range(distributed.get_world_size())]
     distributed.all_gather_object(parts, list(mine))
     return [item for part in parts for item in part]
 
 
-def collected(mine: T) -> list[T]:
+def gather_on_first_rank(mine: _T) -> list[_T]:
     """What every rank has, in rank order, for rank 0 to save, with tensors on the CPU; the others
     get nothing of it.
 
     Every rank must call it.
     """
-    here: T = _on_cpu(mine)
-    if not several():
+    here: _T = _on_cpu(mine)
+    if not _is_distributed():
         return [here]
     parts = [here] * distributed.get_world_size() if rank() == 0 else []
     distributed.gather_object(here, parts or None)
@@ -59,8 +59,8 @@ def _on_cpu(value: Any) -> Any:
     return [_on_cpu(part) for part in value] if isinstance(value, list) else value
 
 
-def of_this_rank(parts: Sequence[T]) -> T | None:
-    """This rank's part of what was `collected`, perhaps from other ranks; ``None`` where it had
+def of_this_rank(parts: Sequence[_T]) -> _T | None:
+    """This rank's part of what was `gather_on_first_rank`, perhaps from other ranks; ``None`` where it had
     none.
     """
     return parts[rank()] if rank() < len(parts) else None
@@ -70,18 +70,18 @@ def broadcast(tensors: Iterable[Tensor]) -> None:
     """Give every rank what rank 0 holds, in place. Every rank must call it, with tensors of the
     same shapes.
     """
-    for tensor in tensors if several() else ():
+    for tensor in tensors if _is_distributed() else ():
         distributed.broadcast(tensor.detach(), 0)
 
 
-def averaged(parameters: Sequence[nn.Parameter]) -> None:
+def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
     """Give every rank the mean of all ranks' gradients; a parameter that no rank has one for keeps
     none.
 
     Every rank must call it behind each backward: what was averaged before is alike on all, and
     stays.
     """
-    if not several() or not parameters:
+    if not _is_distributed() or not parameters:
         return
     has = torch.tensor(
         [p.grad is not None for p in parameters], device=parameters[0].device, dtype=torch.uint8

@@ -8,7 +8,7 @@ shared ones: those are split further, down to the layers. Each unit is a root of
 root remembers its descendants and these have two ancestors.
 
 What stays whole on every rank: frozen text encoders (the denoiser is what is large), the
-autoencoder, tables of embeddings (they are read without being run), frozen weights below `LEAST`,
+autoencoder, tables of embeddings (they are read without being run), frozen weights below `MIN_UNIT`,
 and adapters, whose gradients are averaged behind each backward.
 """
 
@@ -24,10 +24,10 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from erasure_lightning.distributed.collectives import rank
 
 #: Frozen weights in a unit: not worth gathering below, too much to gather at once above.
-LEAST, MOST = 2**12, 2**26
+MIN_UNIT, MAX_UNIT = 2**12, 2**26
 
 
-def split(
+def shard_weights(
     module: nn.Module, twins: Sequence[nn.Module], mesh: DeviceMesh, trained: Mapping[str, Tensor]
 ) -> None:
     """Split a model's weights over the ranks of ``mesh``: what is trained layer by layer, what is
@@ -60,7 +60,7 @@ def _visit(
 def _frozen(module: nn.Module, mesh: DeviceMesh) -> None:
     """Split a frozen module, in units as large as may be gathered at once."""
     size = sum(parameter.numel() for parameter in module.parameters())
-    if size < LEAST or isinstance(module, nn.Embedding):
+    if size < MIN_UNIT or isinstance(module, nn.Embedding):
         return
     parts = list(module.modules())
     runs = (
@@ -68,7 +68,7 @@ def _frozen(module: nn.Module, mesh: DeviceMesh) -> None:
     )  # lists of modules are never run themselves
     if runs and (
         len(parts) == 1
-        or (size <= MOST and not any(isinstance(part, nn.Embedding) for part in parts))
+        or (size <= MAX_UNIT and not any(isinstance(part, nn.Embedding) for part in parts))
     ):
         _unit(module, mesh)
     else:
@@ -81,7 +81,7 @@ def _unit(module: nn.Module, mesh: DeviceMesh) -> None:
 
 
 @torch.no_grad()
-def scatter(module: nn.Module, full: Mapping[str, Tensor], device: torch.device) -> None:
+def scatter_weights(module: nn.Module, full: Mapping[str, Tensor], device: torch.device) -> None:
     """Give every rank its part of weights that only rank 0 has, and move all to their device.
 
     Args:
@@ -125,26 +125,26 @@ def _make_room(module: nn.Module, device: torch.device) -> None:
                     held[name] = made.setdefault(value, fresh)  # type: ignore[assignment]
 
 
-def whole(value: Tensor) -> Tensor:
+def full_tensor(value: Tensor) -> Tensor:
     """A weight on the CPU, as every rank can read it; of a split one every rank must ask."""
     return (value.full_tensor() if isinstance(value, DTensor) else value).detach().cpu()
 
 
 @torch.no_grad()
-def put(weight: Tensor, value: Tensor) -> None:
+def copy_into(weight: Tensor, value: Tensor) -> None:
     """Give a weight, split or whole, a value that every rank holds alike: split as it is, or whole."""
     if isinstance(weight, DTensor) and not isinstance(value, DTensor):
-        value = distributed_like(weight, value)
+        value = _shard_like(weight, value)
     weight.copy_(value)
 
 
-def distributed_like(weight: DTensor, value: Tensor) -> Tensor:
+def _shard_like(weight: DTensor, value: Tensor) -> Tensor:
     """A whole tensor split as a weight is; every rank takes its own part of it."""
     here = value.to(weight.device_mesh.device_type)
     return distribute_tensor(here, weight.device_mesh, weight.placements, src_data_rank=None)
 
 
-def whole_state(state: dict[str, Any]) -> dict[str, Any]:
+def full_optimizer_state(state: dict[str, Any]) -> dict[str, Any]:
     """An optimizer's state as a single process would have it, for rank 0 to save; every rank must
     ask.
 
@@ -153,21 +153,22 @@ def whole_state(state: dict[str, Any]) -> dict[str, Any]:
     found: dict[Any, dict[str, Any]] = {}
     for number, values in state["state"].items():
         for key, value in values.items():
-            full = whole(value) if isinstance(value, Tensor) else value
+            full = full_tensor(value) if isinstance(value, Tensor) else value
             if rank() == 0:
                 found.setdefault(number, {})[key] = full
     return {**state, "state": found}
 
 
-def split_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+def shard_optimizer_state(
+    optimizer: torch.optim.Optimizer, state: dict[str, Any]
+) -> dict[str, Any]:
     """A whole state of an optimizer, split as its parameters are."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     found = {}
     for number, values in state["state"].items():
         weight = parameters[int(number)]
         found[number] = {
-            key: distributed_like(weight, v) if _alike(weight, v) else v
-            for key, v in values.items()
+            key: _shard_like(weight, v) if _alike(weight, v) else v for key, v in values.items()
         }
     return {**state, "state": found}
 

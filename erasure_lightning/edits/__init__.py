@@ -1,1 +1,1 @@
-"""Edits: their file, what they fit, how they are applied."""
+"""Edit files, their compatibility with pipelines, and their application."""

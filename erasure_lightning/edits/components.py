@@ -1,4 +1,4 @@
-"""A pipeline's component as an edit finds it, beneath torch.compile and peft."""
+"""A pipeline's component as the target of an edit, beneath torch.compile and peft."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
@@ -7,107 +7,108 @@ import torch
 from torch import Tensor, nn
 
 from erasure_lightning.adapters.base import CHILD
-from erasure_lightning.edits.fingerprints import digest
+from erasure_lightning.edits.fingerprints import hash_tensors
 from erasure_lightning.edits.format import plain_name
 from erasure_lightning.errors import ErasureError
 
-#: Precisions that a component may be loaded in.
+#: Precisions of a loaded component.
 _PRECISIONS = (torch.float32, torch.bfloat16, torch.float16)
 
-#: Segments of names beside a component's own: our adapters, IP-Adapter's, and the copies of
-#: attention weights that ``fuse_qkv_projections`` makes and that unfusing leaves behind.
+#: Segments of names that are not a component's own: our adapters, IP-Adapter's, and the copies of
+#: attention weights that ``fuse_qkv_projections`` makes and that unfusing leaves.
 _ADDED = (CHILD, "processor", "encoder_hid_proj", "to_qkv", "to_kv", "to_added_qkv")
 
 
-def fingerprints(module: nn.Module) -> dict[str, str]:
+def component_fingerprints(module: nn.Module) -> dict[str, str]:
     """Hashes of a component's own weights, without adapters.
 
     Returns:
-        The hash of its values as they are, ``native``, and of the values rounded to each precision.
+        The hash of its values, ``native``, and of the values rounded to each precision, by dtype.
     """
     own = {
         plain_name(name): value
         for name, value in sorted(module.state_dict().items())
         if _is_own(name)
     }
-    rounded = {str(dtype).removeprefix("torch."): digest(own, dtype) for dtype in _PRECISIONS}
-    return {"native": digest(own)} | rounded
+    rounded = {str(dtype).removeprefix("torch."): hash_tensors(own, dtype) for dtype in _PRECISIONS}
+    return {"native": hash_tensors(own)} | rounded
 
 
 def _is_own(name: str) -> bool:
-    return not any(s in _ADDED or s.startswith("lora_") for s in name.split("."))
+    segments = name.split(".")
+    return not any(s in _ADDED or s.startswith("lora_") for s in segments)
 
 
-def is_same(one: dict[str, str], other: dict[str, str]) -> bool:
-    """Whether fingerprints are those of one component, in whatever precision either was loaded."""
+def is_same_component(one: dict[str, str], other: dict[str, str]) -> bool:
+    """Whether fingerprints are of the same component, loaded in whatever precision."""
     return one["native"] in other.values() or other["native"] in one.values()
 
 
-class Component:
-    """A component of a pipeline that an edit is put into.
+class EditedComponent:
+    """A component of a pipeline that an edit is applied to.
 
     Args:
         pipeline: A diffusers pipeline, or anything with the same attributes.
-        name: Of the component.
+        name: Name of the component.
 
     Raises:
-        ErasureError: If the pipeline has none of that name.
+        ErasureError: If the pipeline has no such component.
     """
 
     def __init__(self, pipeline: Any, name: str) -> None:
-        found = getattr(pipeline, name, None)
-        if not isinstance(found, nn.Module):
+        component = getattr(pipeline, name, None)
+        if not isinstance(component, nn.Module):
             raise ErasureError(
                 f"The edit needs a pipeline with a {name}; found none in {type(pipeline).__name__}."
                 " It fits pipelines with the same component as the one it was made on."
             )
         self.name = name
         self.title = f"{type(pipeline).__name__}.{name}"
-        self.module: nn.Module = getattr(found, "_orig_mod", found)
+        self.module: nn.Module = getattr(component, "_orig_mod", component)
         self._compiled = any(
             hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None)
-            for m in found.modules()
+            for m in component.modules()
         )
 
     def is_float16(self) -> bool:
-        """Whether its weights are in half precision, to which other numbers round than to bfloat16."""
+        """Whether its weights are float16, whose rounding differs from bfloat16's."""
         return next(self.module.parameters()).dtype == torch.float16
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """Its parameters by their plain names, whatever they are wrapped in."""
+        """Its parameters by `plain_name`."""
         return {plain_name(n): p for n, p in self.module.named_parameters(remove_duplicate=False)}
 
     def differing(self, values: Mapping[str, Tensor]) -> list[str]:
-        """Which of an edit's values are not the component's own, in its precision."""
-        here = self.parameters()
-        return [n for n, v in values.items() if n not in here or not _equal(here[n], v)]
+        """Names of the edit's values that differ from the component's, in its precision."""
+        parameters = self.parameters()
+        return [n for n, v in values.items() if n not in parameters or not _equal(parameters[n], v)]
 
     @torch.no_grad()
     def write(self, values: Mapping[str, Tensor]) -> None:
-        """Give parameters new values.
+        """Writes new values of parameters.
 
         Raises:
-            ErasureError: If some hold other values afterwards.
+            ErasureError: If some have other values afterwards.
         """
-        here = self.parameters()
+        parameters = self.parameters()
         for name, value in values.items():
-            here[name].copy_(value)
-        if lost := self.differing(values):
+            parameters[name].copy_(value)
+        if different := self.differing(values):
             raise ErasureError(
                 f"{self.title} needs to hold the edit's {len(values)} tensors once they are"
-                f" written; found other values in {len(lost)}, {lost[0]} first: the edit has NaN,"
-                " two names share one tensor, or a hook keeps another copy. Load the pipeline"
-                " again."
+                f" written; found other values in {len(different)}, {different[0]} first: the edit"
+                " has NaN, two names share one tensor, or a hook keeps another copy. Load the"
+                " pipeline again."
             )
 
     def require_shapes(self, values: Mapping[str, Tensor]) -> None:
-        """Compare an edit's names and shapes.
+        """Raises unless the component has parameters of an edit's names and shapes.
 
         Raises:
             ErasureError: If one is missing or of another shape.
         """
-        here = self.parameters()
-        if wrong := [n for n, v in values.items() if n not in here or here[n].shape != v.shape]:
+        shapes = {name: parameter.shape for name, parameter in self.parameters().items()}
+        if wrong := [name for name, value in values.items() if shapes.get(name) != value.shape]:
             raise ErasureError(
                 f"The edit needs {len(values)} parameters of {self.title}; found {len(wrong)}"
                 f" missing or of another shape, {wrong[0]} first. It fits pipelines with the same"
@@ -115,23 +116,24 @@ class Component:
             )
 
     def require_writable(self, adapters: bool) -> None:
-        """Look for what would keep an edit from acting.
+        """Raises if an edit could not be written, or would have no effect.
 
         Args:
-            adapters: Whether the edit puts hooks beside layers.
+            adapters: Whether the edit adds hooks to layers.
 
         Raises:
-            ErasureError: Naming the first obstacle and the way around it.
+            ErasureError: With the first obstacle and its remedy.
         """
-        for found, cure in (*self._elsewhere(), *self._overruled(adapters)):
+        for obstacle, cure in (*self._unwritable(), *self._ineffective(adapters)):
             raise ErasureError(
                 f"An edit needs weights of {self.title} that it can write and that act; found"
-                f" {found}. {cure}."
+                f" {obstacle}. {cure}."
             )
 
-    def _elsewhere(self) -> Iterator[tuple[str, str]]:
-        """Weights that cannot be written: what was found, and the way around it."""
-        modules, parameters = list(self.module.modules()), list(self.module.parameters())
+    def _unwritable(self) -> Iterator[tuple[str, str]]:
+        """Obstacles to writing weights, each with its remedy."""
+        modules = list(self.module.modules())
+        parameters = list(self.module.parameters())
         if any(p.is_meta for p in parameters):
             yield (
                 "some on the meta device, where sequential CPU offload leaves them",
@@ -142,29 +144,23 @@ class Component:
                 "group offloading, which keeps copies of them",
                 "Call apply_edit before enable_group_offload",
             )
-        odd = next((p for p in parameters if not _is_plain(p)), None)
-        if odd is not None:
+        quantised = next((p for p in parameters if not _is_plain(p)), None)
+        if quantised is not None:
+            dtype = str(quantised.dtype).removeprefix("torch.")
             yield (
-                (
-                    f"quantised ones ({type(odd.data).__name__},"
-                    f" {str(odd.dtype).removeprefix('torch.')})"
-                ),
-                (
-                    "Apply the edit in float32, bfloat16 or float16, save the pipeline, and"
-                    " quantise what was saved"
-                ),
+                f"quantised ones ({type(quantised.data).__name__}, {dtype})",
+                "Apply the edit in float32, bfloat16 or float16, save the pipeline, and quantise"
+                " what was saved",
             )
 
-    def _overruled(self, adapters: bool) -> Iterator[tuple[str, str]]:
-        """Weights and adapters that would not act once they are written."""
+    def _ineffective(self, adapters: bool) -> Iterator[tuple[str, str]]:
+        """Reasons why written weights or adapters would have no effect, each with its remedy."""
         modules = list(self.module.modules())
         if any(_is_fused(m) for m in modules):
             yield (
                 "fused attention projections, which act in their place",
-                (
-                    f"Call pipeline.{self.name}.unfuse_qkv_projections() first; afterwards they can"
-                    " be fused again"
-                ),
+                f"Call pipeline.{self.name}.unfuse_qkv_projections() first; afterwards they can be"
+                " fused again",
             )
         if any(getattr(m, "merged_adapters", None) for m in modules):
             yield (
@@ -191,7 +187,7 @@ def _is_plain(parameter: nn.Parameter) -> bool:
 def _is_fused(module: nn.Module) -> bool:
     from diffusers.models.attention import AttentionModuleMixin
 
-    # The older `Attention` keeps its flag when it is unfused; only its processor tells.
+    # The older `Attention` keeps its flag when it is unfused; only its processor is reliable.
     if isinstance(module, AttentionModuleMixin):
         return bool(module.fused_projections)
     return type(getattr(module, "processor", None)).__name__.startswith("Fused")

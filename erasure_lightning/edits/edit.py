@@ -1,4 +1,4 @@
-"""The edit as a file, only what was changed, with what it was made from; and in pipelines."""
+"""Edit files: the edited values with metadata. Writing, reading, and applying to pipelines."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, is_dataclass
@@ -13,54 +13,59 @@ from torch import Tensor, nn
 from erasure_lightning.adapters.base import Plan, adapters_of, refuse_saving, take_out
 from erasure_lightning.adapters.kinds import install
 from erasure_lightning.adapters.lora import merged
-from erasure_lightning.edits.components import Component, fingerprints, is_same
+from erasure_lightning.edits.components import (
+    EditedComponent,
+    component_fingerprints,
+    is_same_component,
+)
 from erasure_lightning.edits.format import EDIT_FORMAT, current_name, read_metadata
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.writing import json_text, write_atomically
 
-#: The attribute of a component that lists the edits it holds.
-MARK = "erasure_edits"
+#: Attribute of a component that lists its applied edits.
+APPLIED_EDITS = "erasure_edits"
 
 
-def plain(value: Any) -> Any:
-    """Dataclasses and objects as what YAML can say of them."""
+def plain_values(value: Any) -> Any:
+    """Dataclasses and other objects as values that YAML can represent."""
     if is_dataclass(value) and not isinstance(value, type):
         return asdict(value)
     if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
+        return {str(k): plain_values(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
+        return [plain_values(v) for v in value]
     return value if isinstance(value, str | int | float | bool | None) else repr(value)
 
 
 def write_edit(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-    """Write an edit.
+    """Writes an edit.
 
     Args:
-        path: Where to; replaced atomically.
+        path: The file; replaced atomically.
         tensors: Edited values by `Backbone.component_name`, ``unet.down_blocks...``.
-        metadata: What it was made from; anything JSON holds.
+        metadata: Method, concepts, backbone and more, as JSON values.
     """
-    # One entry, since safetensors writes several in an order of its own: equal edits are to be
-    # equal files.
+    # A single entry: safetensors writes several in arbitrary order, and equal edits are to be equal
+    # files.
     text = json_text({"format": EDIT_FORMAT, **metadata}, str(path))
     values = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_atomically(path, save(values, metadata={"erasure": text}))
 
 
 def read_edit(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Edited values by name, and the metadata, both in today's layout.
+    """Edited values by name, and the metadata, both in the current layout.
 
     Raises:
-        ErasureError: If the file is missing, is no safetensors file, is cut short, is no edit, or
-            one of a later layout.
+        ErasureError: If the file is missing, no safetensors file, truncated, no edit, or of a later
+            layout.
     """
     if not path.is_file():
         raise ErasureError(f"No edit at {path}: the file does not exist.")
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
-            tensors = {current_name(n): file.get_tensor(n) for n in file.keys()}  # noqa: SIM118  (not a mapping)
+            names = list(file.keys())
+            tensors = {current_name(name): file.get_tensor(name) for name in names}
     except (SafetensorError, OSError) as error:
         raise ErasureError(
             f"{path} cannot be read as safetensors ({error}). It may be cut short, or a pickle,"
@@ -69,26 +74,24 @@ def read_edit(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, read_metadata(path, header)
 
 
-def install_edit(
-    tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], pipeline: Any, transfer: bool
-) -> list[str]:
-    """Write an edit into a pipeline; where the pipeline holds it already, do nothing.
+def apply_edit(path: str | Path, pipeline: Any, transfer: bool = False) -> dict[str, Any]:
+    """Applies an edit to its pipeline, or to another one with the same component.
 
-    Low-rank adapters are merged into the weights; other adapters stand beside them, and such a
-    pipeline refuses to be saved.
+    A trained text encoder transfers to every pipeline with the same one, whatever its UNet.
+    Low-rank adapters are merged into the weights; other adapters are attached to layers, and such a
+    pipeline cannot be saved. An edit that the pipeline already has is left as it is.
 
     Args:
-        tensors: Edited values by component and name, as `read_edit` returns them.
-        metadata: Of the edit.
+        path: An ``edit.safetensors`` or its run folder.
         pipeline: A diffusers pipeline, or anything with the same component names.
-        transfer: Accept components of equal shapes and other weights.
+        transfer: Whether to accept components of equal shapes and other weights.
 
     Returns:
         The components that needed ``transfer``.
 
     Raises:
-        ErasureError: If the pipeline lacks a component, has another one, holds another edit in it,
-            or keeps its weights where an edit would not act.
+        ErasureError: If the pipeline lacks a component, has another one, has another edit in it, or
+            its weights cannot be edited.
     """
     changes = list(_changes(tensors, metadata, pipeline))
     due = [change for change in changes if change.is_due(transfer)]
@@ -98,18 +101,8 @@ def install_edit(
         change.write()
     if any(change.plan for change in due) and hasattr(pipeline, "save_pretrained"):
         pipeline.save_pretrained = partial(_save_pretrained, pipeline)
-    return [change.component.name for change in changes if change.transferred]
-
-
-def title_of(metadata: Mapping[str, Any]) -> str:
-    """An edit in short, ``UCE of guitar``, by which a component lists it."""
-    return f"{metadata.get('method', '').rpartition('.')[2]} of {_concepts(metadata)}"
-
-
-def marks_of(module: nn.Module) -> list[dict[str, Any]]:
-    """The edits that a component holds, the oldest first."""
-    marks: list[dict[str, Any]] = vars(module).setdefault(MARK, [])
-    return marks
+    transferred = [change.component.name for change in changes if change.transferred]
+    return metadata | {"transferred": transferred}
 
 
 def _changes(
@@ -120,12 +113,13 @@ def _changes(
         values = {
             n.removeprefix(f"{name}."): v for n, v in tensors.items() if n.startswith(f"{name}.")
         }
-        given = metadata.get("adapters", {}).get(name)
-        plan = Plan(**given) if given else None
+        adapters = metadata.get("adapters", {}).get(name)
+        plan = Plan(**adapters) if adapters else None
         if plan and plan.kind == "lora":
-            values, plan = merged(values), None
+            values = merged(values)
+            plan = None
         yield _Change(
-            Component(pipeline, name),
+            EditedComponent(pipeline, name),
             values,
             plan,
             metadata.get("fingerprints", {}).get(name),
@@ -140,40 +134,41 @@ def _concepts(metadata: Mapping[str, Any]) -> str:
 
 @dataclass
 class _Change:
-    """What an edit does to one component.
+    """The change of one component by an edit.
 
     Args:
-        component: Of the pipeline.
-        values: New values by plain name; an adapter's too.
-        plan: Adapters that stand beside layers.
-        made_on: `fingerprints` of the component it was made on; None in an edit of layout 1.
-        about: The edit, in short.
-        transferred: Whether the component is another than that.
+        component: The component.
+        values: New values by plain name, those of adapters included.
+        plan: Adapters that are attached to layers.
+        original: `component_fingerprints` of the trained component; None in an edit of layout 1.
+        about: The edit's method and concepts.
+        transferred: Whether the component differs from the trained one.
     """
 
-    component: Component
+    component: EditedComponent
     values: dict[str, Tensor]
     plan: Plan | None
-    made_on: dict[str, str] | None
+    original: dict[str, str] | None
     about: str
     transferred: bool = False
 
     def is_due(self, transfer: bool) -> bool:
-        """Whether it must be written, since the component does not hold it yet.
+        """Whether the component does not have the change yet.
 
         Raises:
-            ErasureError: If it must not be written, or would change no value.
+            ErasureError: If it cannot be written, or would change no value.
         """
         if not self.component.differing(self.values):
-            marks = self._marks()
-            self._require_effect(bool(marks) or self.plan is not None or not self._is_own())
-            self.transferred = any(m["transferred"] for m in marks if m["edit"] == self.about)
+            records = self._records()
+            self._require_effect(bool(records) or self.plan is not None or not self._is_own())
+            self.transferred = any(m["transferred"] for m in records if m["edit"] == self.about)
             return False
         self.component.require_writable(adapters=self.plan is not None)
         if adapters_of(self.component.module) and (self.plan or not transfer):
             raise ErasureError(
                 f"The edit needs {self.component.title} without adapters; found those of another"
-                f" edit{self._held()}. Load the pipeline again, or erase all concepts in one fit."
+                f" edit{self._last_edit()}. Load the pipeline again, or erase all concepts in one"
+                " fit."
             )
         if not self.plan:
             self.component.require_shapes(self.values)
@@ -183,40 +178,43 @@ class _Change:
         return True
 
     def _is_own(self) -> bool:
-        """Whether the component is the one that the edit was made on."""
-        return self.made_on is not None and is_same(
-            self.made_on, fingerprints(self.component.module)
+        """Whether the component is the one that the edit was trained on."""
+        return self.original is not None and is_same_component(
+            self.original, component_fingerprints(self.component.module)
         )
 
     def _refuse(self) -> None:
-        title, marks = self.component.title, self._marks()
-        if self.made_on is None:
-            found = "an edit of an earlier version, which does not say which. Fit it again"
-        elif marks:
-            found = (
-                f"one that holds another edit{self._held()}. Load the pipeline again, erase all"
-                " concepts in one fit"
+        title = self.component.title
+        if self.original is None:
+            actual = "an edit of an earlier version, which does not say which. Fit it again"
+        elif self._records():
+            actual = (
+                f"one that holds another edit{self._last_edit()}. Load the pipeline again, erase"
+                " all concepts in one fit"
             )
-        elif self.made_on["native"] == self.made_on["bfloat16"] and self.component.is_float16():
-            found = "float16, by which a bfloat16 base is not known. Load it in float32 or bfloat16"
+        elif self.original["native"] == self.original["bfloat16"] and self.component.is_float16():
+            actual = (
+                "float16, by which a bfloat16 base is not known. Load it in float32 or bfloat16"
+            )
         else:
-            found = (
+            actual = (
                 "another of equal shapes, or one that was changed since. Apply it to the model it"
                 " was made on"
             )
         raise ErasureError(
-            f"The edit needs {title} to be the {self.component.name} it was made on; found {found},"
-            " or accept it with apply_edit(..., transfer=True)."
+            f"The edit needs {title} to be the {self.component.name} it was made on; found"
+            f" {actual}, or accept it with apply_edit(..., transfer=True)."
         )
 
-    def _held(self) -> str:
-        return "".join(f" ({mark['edit']})" for mark in self._marks()[-1:])
+    def _last_edit(self) -> str:
+        return "".join(f" ({record['edit']})" for record in self._records()[-1:])
 
-    def _marks(self) -> list[dict[str, Any]]:
-        return marks_of(self.component.module)
+    def _records(self) -> list[dict[str, Any]]:
+        records: list[dict[str, Any]] = vars(self.component.module).setdefault(APPLIED_EDITS, [])
+        return records
 
     def install(self) -> None:
-        """Put the adapters in, if there are any; out again where they do not fit or do not act."""
+        """Installs the adapters, if any; removes them if they do not fit or have no effect."""
         if self.plan is None:
             return
         module = self.component.module
@@ -230,20 +228,18 @@ class _Change:
             raise
 
     def write(self) -> None:
-        """Write the values, and leave a mark with those that were there before."""
-        mark: dict[str, Any] = {"edit": self.about, "transferred": self.transferred}
+        """Writes the values and records the edit."""
         if self.plan is None:
             parameters = self.component.parameters()
             mark["before"] = {name: parameters[name].detach().clone() for name in self.values}
             mark["after"] = self.values
             self.component.write(self.values)
-        self._marks().append(mark)
+        self._records().append({"edit": self.about, "transferred": self.transferred})
 
     def _require_effect(self, has: bool) -> None:
         if not has:
-            dtype = str(next(iter(self.component.parameters().values())).dtype).removeprefix(
-                "torch."
-            )
+            parameter = next(iter(self.component.parameters().values()))
+            dtype = str(parameter.dtype).removeprefix("torch.")
             raise ErasureError(
                 f"The edit needs to change {self.component.title}; found its {len(self.values)}"
                 f" tensors to be, in {dtype}, what the component is without it. Fit it longer, or"
@@ -252,7 +248,7 @@ class _Change:
 
 
 def _save_pretrained(pipeline: Any, *args: Any, **kwargs: Any) -> Any:
-    """A pipeline's ``save_pretrained``, refused before it writes while a component has adapters."""
+    """A pipeline's ``save_pretrained``, which raises while a component has adapters."""
     for component in vars(pipeline).values():
         if isinstance(component, nn.Module) and adapters_of(component):
             refuse_saving(component)

@@ -1,4 +1,4 @@
-"""The layout of an edit file, without torch: tensor names, metadata, and the layout before."""
+"""The layout of an edit file and its predecessor: tensor names and metadata. Without torch."""
 
 import json
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from erasure_lightning.errors import ErasureError
 #: with fingerprints. 1: they go by the parts of a Stable Diffusion 1.x or 2.x backbone.
 EDIT_FORMAT = 2
 
-#: Parts of layout 1, and the components that they are.
+#: Parts of layout 1 -> components of the pipeline.
 _PARTS = {"denoiser": "unet", "text_encoders.0": "text_encoder"}
 
 #: Segments of names that torch.compile and peft add.
@@ -19,25 +19,25 @@ _WRAPPERS = ("_orig_mod", "base_layer")
 
 
 def plain_name(name: str) -> str:
-    """A parameter's name without what torch.compile and peft put around it."""
+    """A parameter's name without the wrappers of torch.compile and peft."""
     return ".".join(segment for segment in name.split(".") if segment not in _WRAPPERS)
 
 
 def current_name(name: str) -> str:
-    """A tensor's name in today's layout; one that is in today's layout stays."""
+    """A tensor's name in the current layout, from either layout."""
     part = next((part for part in _PARTS if name.startswith(f"{part}.")), None)
     return name if part is None else plain_name(_PARTS[part] + name.removeprefix(part))
 
 
 def read_metadata(path: Path, header: Mapping[str, str]) -> dict[str, Any]:
-    """An edit's metadata in today's layout.
+    """An edit's metadata in the current layout.
 
     Args:
         path: The file, for messages.
         header: Its safetensors metadata.
 
     Raises:
-        ErasureError: If it is no edit, or one of a later layout.
+        ErasureError: If it is no edit, or of a later layout.
     """
     try:
         metadata: dict[str, Any] = dict(json.loads(header["erasure"]))

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.files.wording import folded
+from erasure_lightning.files.words import folded
 
 #: What may stand between cells.
-DELIMITERS = (",", ";", "\t", "|")
+_DELIMITERS = (",", ";", "\t", "|")
 
 
-class Row(NamedTuple):
+class CsvRow(NamedTuple):
     """A row of a table.
 
     Args:
@@ -58,7 +58,7 @@ class Row(NamedTuple):
         return value
 
 
-class Table(NamedTuple):
+class CsvTable(NamedTuple):
     """A CSV file's content.
 
     Args:
@@ -69,10 +69,10 @@ class Table(NamedTuple):
 
     where: str
     columns: list[str]
-    rows: list[Row]
+    rows: list[CsvRow]
 
 
-def heading(text: str, known: Collection[str]) -> tuple[str, list[str]]:
+def read_heading(text: str, known: Collection[str]) -> tuple[str, list[str]]:
     """What stands between the cells of a CSV, and its columns.
 
     Args:
@@ -80,9 +80,9 @@ def heading(text: str, known: Collection[str]) -> tuple[str, list[str]]:
         known: Columns that decide which delimiter a file has.
     """
     first = next((line for line in text.splitlines() if not _above(line)), "")
-    columns = {d: [folded(cell) for row in _parsed(first, d) for cell in row] for d in DELIMITERS}
+    columns = {d: [folded(cell) for row in _parsed(first, d) for cell in row] for d in _DELIMITERS}
     found = max(
-        DELIMITERS,
+        _DELIMITERS,
         key=lambda d: (len({*columns[d]} & {*known}), len(columns[d]) > 1 and first.count(d)),
     )
     return found, columns[found]
@@ -93,7 +93,7 @@ def _above(line: str) -> bool:
     delimiter.
     """
     start = line.strip().casefold()
-    return not start or start.startswith("#") or start in {f"sep={d}".strip() for d in DELIMITERS}
+    return not start or start.startswith("#") or start in {f"sep={d}".strip() for d in _DELIMITERS}
 
 
 def _parsed(line: str, delimiter: str) -> list[list[str]]:
@@ -103,7 +103,7 @@ def _parsed(line: str, delimiter: str) -> list[list[str]]:
         return []
 
 
-def read_table(path: Path, text: str, known: Collection[str]) -> Table:
+def read_table(path: Path, text: str, known: Collection[str]) -> CsvTable:
     """The table in a CSV file.
 
     Args:
@@ -115,7 +115,7 @@ def read_table(path: Path, text: str, known: Collection[str]) -> Table:
         ErasureError: If it is no CSV, a column stands twice, or a row has another number of cells
             than the heading.
     """
-    delimiter, columns = heading(text, known)
+    delimiter, columns = read_heading(text, known)
     rows = list(_rows(path, text, delimiter))
     where = f"{path}, line {rows[0][0]}" if rows else str(path)
     if twice := [column for column in columns if column and columns.count(column) > 1]:
@@ -130,7 +130,7 @@ def read_table(path: Path, text: str, known: Collection[str]) -> Table:
                 " than out."
             )
     cells = [(line, dict(zip(columns, row, strict=True))) for line, row in rows[1:]]
-    return Table(where, columns, [Row(f"{path}, line {line}", row) for line, row in cells])
+    return CsvTable(where, columns, [CsvRow(f"{path}, line {line}", row) for line, row in cells])
 
 
 def _rows(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:

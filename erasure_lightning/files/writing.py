@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from erasure_lightning.errors import ErasureError
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 EDIT_FILE = "edit.safetensors"
 
@@ -54,7 +54,7 @@ def is_temporary(path: Path) -> bool:
     return re.fullmatch(r"\..+\.\d+", path.name) is not None
 
 
-def append(path: Path, content: bytes) -> None:
+def append_bytes(path: Path, content: bytes) -> None:
     """Write behind what is there; a full disk or a kill may cut what is added.
 
     Raises:
@@ -118,7 +118,7 @@ def write_json(path: Path, content: Any) -> None:
     )
 
 
-def read_record(path: Path, what: str, command: str, made: Callable[[dict[str, Any]], T]) -> T:
+def read_record(path: Path, what: str, command: str, made: Callable[[dict[str, Any]], _T]) -> _T:
     """What a command of ours wrote as JSON.
 
     Args:

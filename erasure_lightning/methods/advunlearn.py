@@ -40,7 +40,7 @@ from torch.nn.functional import mse_loss
 from torch.optim import Adam
 
 from erasure_lightning.backbones.conditioning import END, TEMPLATE
-from erasure_lightning.backbones.towers import Embedded
+from erasure_lightning.backbones.towers import EmbeddedPrompts
 from erasure_lightning.concepts.concept import PromptBatch
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.training.gradient import GradientErasure
@@ -142,7 +142,7 @@ class AdvUnlearn(GradientErasure):
         return [word.detach() for word in words]
 
 
-def prepend(prompts: Embedded, words: Tensor) -> Embedded:
+def prepend(prompts: EmbeddedPrompts, words: Tensor) -> EmbeddedPrompts:
     """Prompts with words in front of them, and as much less padding at their end.
 
     Args:

@@ -122,7 +122,7 @@ class MACE(PerConceptErasure):
         )
         self._concept_sentences = [sentences(c, vocabulary, i) for i, c in enumerate(self.concepts)]
         captions = (
-            [c for label in vocabulary.others for c in vocabulary.kept_captions(label)]
+            [c for label in vocabulary.others for c in vocabulary.retained_captions(label)]
             if self.preserve
             else []
         )

@@ -47,7 +47,7 @@ from torch.optim import Adam
 from erasure_lightning.adapters.base import Plan
 from erasure_lightning.adapters.eraser import listening, outside
 from erasure_lightning.backbones.conditioning import CONCEPT, Conditioning
-from erasure_lightning.distributed.collectives import collected, of_this_rank
+from erasure_lightning.distributed.collectives import gather_on_first_rank, of_this_rank
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.seeding import derive_seed
 from erasure_lightning.training.adapter_methods import AdapterErasure
@@ -224,7 +224,7 @@ class Receler(AdapterErasure):
         """Keep the adversarial rows of every rank."""
         super().on_save_checkpoint(checkpoint)
         if self.adversaries is not None:
-            checkpoint["adversaries"] = collected(self.adversaries.state_dict())
+            checkpoint["adversaries"] = gather_on_first_rank(self.adversaries.state_dict())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take them up."""

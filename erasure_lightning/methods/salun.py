@@ -137,7 +137,7 @@ class SalUn(SalientErasure):
         """
         vocabulary = Vocabulary(self.backbone.world, self.concepts)
         generator = torch.Generator().manual_seed(derive_seed(self.seed, self.global_rank, 9))
-        captions = [vocabulary.kept_captions(label) for label in vocabulary.others]
+        captions = [vocabulary.retained_captions(label) for label in vocabulary.others]
         order = torch.randperm(len(captions), generator=generator).tolist()
         turns = (divmod(i, len(order)) for i in range(count))
         return [captions[order[i]][(turn + i) % len(captions[order[i]])] for turn, i in turns]

@@ -34,9 +34,9 @@ from torch.nn.functional import mse_loss
 
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.interface import Part
+from erasure_lightning.backbones.precision import promote_to_float32
 from erasure_lightning.concepts.concept import PromptBatch
-from erasure_lightning.distributed.fsdp import put, whole
-from erasure_lightning.edits.fingerprints import widen
+from erasure_lightning.distributed.fsdp import copy_into, full_tensor
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.training.base import BACKBONE_PREFIX
 from erasure_lightning.training.gradient import GradientErasure
@@ -94,7 +94,7 @@ class SDD(GradientErasure):
         every step away.
         """
         self.average = self.backbone.frozen_copy(self.modified())
-        widen(self.average.get_parameter(name) for name in self.editable())
+        promote_to_float32(self.average.get_parameter(name) for name in self.editable())
 
     def erasure_loss(self, batch: NoisyBatch) -> Tensor:
         """``mse(eps(x, c_e), sg eps(x, 0))``, both of the student."""
@@ -150,15 +150,15 @@ class SDD(GradientErasure):
         """Keep the average as the edit, and the student beside it."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["state_dict"] = {
-            BACKBONE_PREFIX + name: whole(mean) for name, mean in self._averaged().items()
+            BACKBONE_PREFIX + name: full_tensor(mean) for name, mean in self._averaged().items()
         }
         checkpoint["student"] = {
-            name: whole(value) for name, value in (self._parked or self.editable()).items()
+            name: full_tensor(value) for name, value in (self._parked or self.editable()).items()
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up the average; the student waits until training starts."""
         super().on_load_checkpoint(checkpoint)
         for name, mean in self._averaged().items():
-            put(mean, checkpoint["state_dict"][BACKBONE_PREFIX + name])
+            copy_into(mean, checkpoint["state_dict"][BACKBONE_PREFIX + name])
         self._parked = dict(checkpoint.get("student", {}))

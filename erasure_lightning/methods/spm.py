@@ -40,7 +40,7 @@ from torch.nn.functional import mse_loss, one_hot
 from erasure_lightning.adapters.base import CHILD, Plan
 from erasure_lightning.adapters.semi_permeable import Membrane
 from erasure_lightning.backbones.conditioning import CONCEPT, Conditioning
-from erasure_lightning.concepts.concept import Phrase, phrase
+from erasure_lightning.concepts.concept import Phrase, fill_template
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.training.adapter_methods import AdapterErasure
 from erasure_lightning.training.latent_sources import NoisyBatch
@@ -146,7 +146,7 @@ class SPM(AdapterErasure):
             self.membrane.unrelated.copy_(seen.diagonal(dim1=2, dim2=4).quantile(0.95, dim=1))
 
     def _sentences(self, words: str) -> list[Phrase]:
-        return [phrase(template, words) for template in self.templates]
+        return [fill_template(template, words) for template in self.templates]
 
     def _foreign(self) -> Tensor:
         """States of the sentences with random words of the vocabulary, ``(FOILS * J, L, D)``."""

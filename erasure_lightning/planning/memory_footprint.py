@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from erasure_lightning.backbones.base import Backbone
-from erasure_lightning.distributed.fsdp import MOST
+from erasure_lightning.distributed.fsdp import MAX_UNIT
 from erasure_lightning.planning.memory_tracker import nbytes
 from erasure_lightning.training.base import ErasureModule
 from erasure_lightning.training.gradient import GradientErasure
@@ -118,7 +118,7 @@ def _largest(module: nn.Module) -> int:
     parts.
     """
     size, children = sum(p.numel() for p in module.parameters()), list(module.children())
-    return size if size <= MOST or not children else max(map(_largest, children))
+    return size if size <= MAX_UNIT or not children else max(map(_largest, children))
 
 
 def _counts(backbone: Backbone) -> dict[str, int]:

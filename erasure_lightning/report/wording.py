@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from erasure_lightning.concepts.concept import in_short
+from erasure_lightning.concepts.concept import shortened_names
 from erasure_lightning.metrics.estimates import Estimate
 from erasure_lightning.metrics.groups import ERASING, QUESTIONS
 from erasure_lightning.metrics.protocol import Protocol
@@ -80,7 +80,7 @@ def counted(number: float, thing: str) -> str:
 
 def named(facts: Facts) -> str:
     """What was erased, in short."""
-    return in_short([c.name for c in facts.concepts]) or "an unknown concept"
+    return shortened_names([c.name for c in facts.concepts]) or "an unknown concept"
 
 
 def share(facts: Facts, group: str, when: str) -> Estimate | None:
@@ -149,7 +149,7 @@ def asides(facts: Facts) -> list[Sentence]:
     """What belongs to the verdict: other words for the concept, attacks, and that there were none."""
     found = []
     if (other := share(facts, "generality", "after")) is not None:
-        words = in_short([word for concept in facts.concepts for word in concept.domain])
+        words = shortened_names([word for concept in facts.concepts for word in concept.domain])
         figure = _figure(other, share(facts, "generality", "before"))
         called = f"Called by other words ({words}): " if words else "Called by other words: "
         found.append((Words(called), *figure, Words(".")))

@@ -153,8 +153,8 @@ def retained_prompts(module: ErasureModule, nearness: float) -> list[str]:
     """
     vocabulary = Vocabulary(module.backbone.world, module.concepts)
     labels = far_from(module, vocabulary.others, nearness)
-    captions = [caption for label in labels for caption in vocabulary.kept_captions(label)]
-    captions += vocabulary.kin_captions()
+    captions = [caption for label in labels for caption in vocabulary.retained_captions(label)]
+    captions += vocabulary.related_captions()
     if not captions:
         raise ErasureError(
             "Retention needs something to retain; found that concepts and domains are all there is."

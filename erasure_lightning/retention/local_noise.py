@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from erasure_lightning.concepts.concept import PromptBatch
-from erasure_lightning.distributed.collectives import collected, of_this_rank
+from erasure_lightning.distributed.collectives import gather_on_first_rank, of_this_rank
 from erasure_lightning.retention.base import RetentionCallback
 from erasure_lightning.seeding import derive_seed
 from erasure_lightning.training.gradient import GradientErasure
@@ -56,7 +56,7 @@ class LocalNoisePreservation(RetentionCallback):
             order = torch.randperm(
                 len(self.retained), generator=torch.Generator().manual_seed(seed)
             ).tolist()
-            return PromptBatch.plain([self.retained[i] for i in order[:count]])
+            return PromptBatch.without_concepts([self.retained[i] for i in order[:count]])
 
         return Models(module.original, module.backbone, sentences, 1, seed)
 
@@ -74,12 +74,12 @@ class LocalNoisePreservation(RetentionCallback):
             if isinstance(self.latents, PureNoise)
             else [0] * self.batch_size
         )
-        return PromptBatch.plain([self.retained[i] for i in drawn])
+        return PromptBatch.without_concepts([self.retained[i] for i in drawn])
 
     def state_dict(self) -> dict[str, Any]:
         """Every rank's latents, so that a resumed run draws the same."""
         state = self.latents.state_dict()
-        return {"latents": collected(state)} if state else {}
+        return {"latents": gather_on_first_rank(state)} if state else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the latents where they were left; a rank that had none draws its own."""

@@ -10,9 +10,9 @@ from torch.nn.functional import cosine_similarity, normalize
 
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.checks import require
-from erasure_lightning.concepts.vocabulary import Vocabulary, spread
+from erasure_lightning.concepts.vocabulary import Vocabulary, evenly_spaced
 from erasure_lightning.diffusion.finite_images import require_finite_images
-from erasure_lightning.diffusion.sampling import draw
+from erasure_lightning.diffusion.sampling import sample_images
 from erasure_lightning.distributed.collectives import broadcast
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.text_files import read_prompts_file
@@ -102,9 +102,10 @@ class RetentionMonitor(Callback):
         self._scale = usual if self.guidance is None else self.guidance
         source = self.scorer or (world.scorer if world else None)
         self._eyes = Scorer.load(source).to(module.device) if source else None
-        self._asked = spread(vocabulary.concept_prompts(), self.count)
+        self._asked = evenly_spaced(vocabulary.concept_prompts(), self.count)
         kept = [
-            vocabulary.captions[1].format(label) for label in spread(vocabulary.others, self.count)
+            vocabulary.captions[1].format(label)
+            for label in evenly_spaced(vocabulary.others, self.count)
         ]
         self._kept = list(self.given) if self.given else kept
         self._judge = ZeroShotClassifier(self._eyes, vocabulary, []) if self._eyes else None
@@ -116,7 +117,7 @@ class RetentionMonitor(Callback):
         retained.
         """
         prompts = [prompt for prompt, _ in self._asked] + self._kept
-        pictures = draw(
+        pictures = sample_images(
             backbone, prompts, range(len(prompts)), steps=self.steps, guidance=self._scale
         )
         require_finite_images(pictures, model, backbone, prompts)

@@ -9,9 +9,9 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from erasure_lightning.files.writing import append, write_atomically
+from erasure_lightning.files.writing import append_bytes, write_atomically
 
-FILE = "metrics.csv"
+_FILE = "metrics.csv"
 
 
 class MetricsFile(Logger):
@@ -25,7 +25,7 @@ class MetricsFile(Logger):
 
     def __init__(self, folder: str | Path) -> None:
         super().__init__()
-        self._path = Path(folder) / FILE
+        self._path = Path(folder) / _FILE
         self._rows: list[dict[str, Any]] | None = None
         self._columns: list[str] = []
 
@@ -63,7 +63,7 @@ class MetricsFile(Logger):
         if new or added:
             write_atomically(self._path, _text(self._columns, self._rows, header=True))
         else:
-            append(self._path, _text(self._columns, [row]))
+            append_bytes(self._path, _text(self._columns, [row]))
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -9,57 +9,62 @@ from typing import Any
 
 from PIL import Image
 
-from erasure_lightning.runs.dashboards import Board
-from erasure_lightning.files.writing import EDIT_FILE
-from erasure_lightning.files.writing import SAMPLES_COLUMNS, SAMPLES_FILE
+from erasure_lightning.files.writing import EDIT_FILE, SAMPLES_COLUMNS, SAMPLES_FILE
 from erasure_lightning.metrics.estimates import Estimate
-from erasure_lightning.metrics.protocol import Result
 from erasure_lightning.metrics.groups import ERASING
+from erasure_lightning.metrics.protocol import Result
+from erasure_lightning.runs.dashboards import DashboardWriter
 from erasure_lightning.runs.folder import Run, slug
-from erasure_lightning.runs.redaction import share_edit, shareable
+from erasure_lightning.runs.redaction import redact_paths, write_redacted_edit
 
 #: Columns of an estimate in a table.
-ENDS = ("mean", "low", "high")
+INTERVAL_COLUMNS = ("mean", "low", "high")
 
 
-def facts(description: Mapping[str, Any]) -> dict[str, Any]:
+def run_config(description: Mapping[str, Any]) -> dict[str, Any]:
     """What a run is, of an edit's description: the method and the concepts by name, for filters and
     groups.
     """
-    named = {
+    interval_figures = {
         "method": description["method"].rsplit(".", 1)[-1],
         "concepts": ", ".join(concept["name"] for concept in description["concepts"]),
     }
     kept = ("arguments", "backbone", "backbone_fingerprint", "seed", "versions")
-    return named | {key: shareable(description[key]) for key in kept}
+    return interval_figures | {key: redact_paths(description[key]) for key in kept}
 
 
-def show_figures(board: Board, result: Result) -> None:
+def show_figures(board: DashboardWriter, result: Result) -> None:
     """Show what was measured: ``efficacy``, ``efficacy_low``, ``efficacy_high``, ... and a table of
     everything.
     """
     board.facts({"protocol": result.protocol.identity})
-    board.figures(summary(result))
+    board.figures(headline_figures(result))
     columns = [
         "group",
         "metric",
-        *(f"{when} {end}" for when in ("before", "after") for end in ENDS),
+        *(f"{when} {end}" for when in ("before", "after") for end in INTERVAL_COLUMNS),
         "pictures",
     ]
     rows = [
-        [group, metric, *ends(whens.get("before")), *ends(whens["after"]), whens["after"].pictures]
+        [
+            group,
+            metric,
+            *interval_cells(whens.get("before")),
+            *interval_cells(whens["after"]),
+            whens["after"].pictures,
+        ]
         for group, metrics in result.estimates.items()
         for metric, whens in metrics.items()
     ]
     board.table("figures", columns, rows)
 
 
-def ends(estimate: Estimate | None) -> list[float | None]:
+def interval_cells(estimate: Estimate | None) -> list[float | None]:
     """Its mean and interval as cells, empty where there is none."""
     return [None] * 3 if estimate is None else [estimate.mean, estimate.low, estimate.high]
 
 
-def summary(result: Result) -> dict[str, float]:
+def headline_figures(result: Result) -> dict[str, float]:
     """The figures that runs are compared by, after the edit, each with its 95 % interval.
 
     ``overall`` is a harmonic mean of several: its ends are what it comes to where all of them are
@@ -69,7 +74,9 @@ def summary(result: Result) -> dict[str, float]:
         for metric, whens in metrics.items():
             if metric != "image_text":  # the table has it
                 name = group if metric == "recognized" else metric
-                found |= {f"{name}{end}": value for end, value in named(whens["after"]).items()}
+                found |= {
+                    f"{name}{end}": value for end, value in interval_figures(whens["after"]).items()
+                }
     overall = {"overall": result.overall("after")}
     overall |= {f"overall_{end}": _at(result, end).overall("after") for end in ("low", "high")}
     return found | {name: value for name, value in overall.items() if value is not None}
@@ -89,7 +96,7 @@ def _at(result: Result, end: str) -> Result:
     return Result(result.protocol, result.edit, moved)
 
 
-def show_samples(board: Board, run: Run) -> None:
+def show_samples(board: DashboardWriter, run: Run) -> None:
     """Show the grid, and its pictures as a table: prompt, group, seed, before, after."""
     if run.grid.is_file():
         board.picture("grid", _picture(run.grid))
@@ -113,7 +120,7 @@ def _picture(path: Path) -> Image.Image:
         return picture.convert("RGB")
 
 
-def show_cost(board: Board, run: Run) -> None:
+def show_cost(board: DashboardWriter, run: Run) -> None:
     """Show what a fit has cost."""
     if run.cost.is_file():
         board.figures(
@@ -121,13 +128,13 @@ def show_cost(board: Board, run: Run) -> None:
         )
 
 
-def show_edit(board: Board, run: Run) -> None:
+def show_edit(board: DashboardWriter, run: Run) -> None:
     """Show the edit, with what it was made from."""
     with TemporaryDirectory() as folder:
         copy = Path(folder, EDIT_FILE)
-        board.edit(slug(run.root.name) or "edit", copy, share_edit(run.edit, copy))
+        board.edit(slug(run.root.name) or "edit", copy, write_redacted_edit(run.edit, copy))
 
 
-def named(estimate: Estimate) -> dict[str, float]:
+def interval_figures(estimate: Estimate) -> dict[str, float]:
     """The mean and its interval, by what a figure's name ends in."""
     return {"": estimate.mean, "_low": estimate.low, "_high": estimate.high}

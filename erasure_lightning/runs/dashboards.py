@@ -15,14 +15,14 @@ import numpy
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from PIL.Image import Image
 
-from erasure_lightning.concepts.concept import in_short
+from erasure_lightning.concepts.concept import shortened_names
 
 #: Where runs go on W&B unless told otherwise.
-PROJECT = "erasure"
+_PROJECT = "erasure"
 
 #: Keeps what W&B would collect by itself off its records: host, user, folders, command line,
 #: packages, console, code.
-PRIVATE: dict[str, Any] = {
+PRIVATE_SETTINGS: dict[str, Any] = {
     "console": "off", "disable_code": True, "disable_git": True, "disable_job_creation": True, "host": "",
     "program": "", "quiet": True, "symlink": False, "username": "", "x_disable_machine_info": True,
     "x_disable_meta": True, "x_save_requirements": False,
@@ -44,16 +44,16 @@ def wandb_arguments(method: str, concepts: Sequence[str], job: str, name: str) -
     """
     tags = [method, *concepts[:8]]
     return {
-        "project": PROJECT,
-        "group": in_short(concepts)[:_GROUP],
+        "project": _PROJECT,
+        "group": shortened_names(concepts)[:_GROUP],
         "job_type": job,
         "name": name,
         "tags": [tag[:_TAG] for tag in tags],
-        "settings": PRIVATE,
+        "settings": PRIVATE_SETTINGS,
     }
 
 
-class Board(ABC):
+class DashboardWriter(ABC):
     """Shows what a run made."""
 
     @abstractmethod
@@ -81,7 +81,7 @@ class Board(ABC):
         """The edit itself, with what it was made from."""
 
 
-class WandbBoard(Board):
+class WandbWriter(DashboardWriter):
     """A run on Weights & Biases.
 
     Args:
@@ -133,7 +133,7 @@ class WandbBoard(Board):
         self.logger.experiment.log_artifact(artifact)
 
 
-class TensorBoard(Board):
+class TensorBoardWriter(DashboardWriter):
     """A run on TensorBoard.
 
     Args:
@@ -189,9 +189,12 @@ def _cell(value: Any) -> str:
     return " ".join(str(value).replace("|", "\\|").split())
 
 
-def boards(loggers: Sequence[Logger], step: int) -> list[Board]:
+def dashboard_writers(loggers: Sequence[Logger], step: int) -> list[DashboardWriter]:
     """A board for each logger that is one."""
-    kinds: dict[type[Logger], type[Any]] = {WandbLogger: WandbBoard, TensorBoardLogger: TensorBoard}
+    kinds: dict[type[Logger], type[Any]] = {
+        WandbLogger: WandbWriter,
+        TensorBoardLogger: TensorBoardWriter,
+    }
     return [
         board(one, step)
         for one in loggers
@@ -200,7 +203,7 @@ def boards(loggers: Sequence[Logger], step: int) -> list[Board]:
     ]
 
 
-def close(loggers: Sequence[Logger], failed: bool = False) -> list[Path]:
+def close_loggers(loggers: Sequence[Logger], failed: bool = False) -> list[Path]:
     """End what loggers hold open, and take out of their folders what names this machine.
 
     A process may hold one W&B run at a time, and the next would write into it. Its notes about

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from erasure_lightning.files.locks import RUNNING_FILE
-from erasure_lightning.concepts.concept import in_short
+from erasure_lightning.concepts.concept import shortened_names
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.files.locks import RUNNING_FILE
 from erasure_lightning.files.writing import EDIT_FILE, is_temporary
 
 #: Where runs go that were not told where.
-RUNS = Path("runs")
+RUNS_FOLDER = Path("runs")
 
 CONFIG_FILE = "config.yaml"
 
@@ -126,7 +126,7 @@ class Run:
 
 def default_run(method: str, concepts: Sequence[str]) -> Run:
     """Where a run goes by default: ``runs/<method>-<concepts>``, of many concepts the first."""
-    return Run(RUNS / slug(f"{method}-{in_short(concepts)}"))
+    return Run(RUNS_FOLDER / slug(f"{method}-{shortened_names(concepts)}"))
 
 
 def slug(text: str) -> str:
@@ -143,7 +143,7 @@ def run_of(path: Path) -> Run:
     return Run(path.parent.parent if path.parent.name == "checkpoints" else path.parent)
 
 
-def unused(folder: Path) -> Path:
+def unused_folder(folder: Path) -> Path:
     """The folder if it holds no more than a config, else the first such of ``folder-2``,
     ``folder-3``, ...
     """

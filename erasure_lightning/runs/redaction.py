@@ -15,31 +15,31 @@ from erasure_lightning.edits.edit import read_edit, write_edit
 _SECRET = re.compile(r"(?i)(^|[_.-])(api_?key|key|token|secret|password)$")
 
 
-def shareable(value: Any) -> Any:
+def redact_paths(value: Any) -> Any:
     """Plain values in which paths that say where this machine keeps things are cut to their last
     name.
     """
     if isinstance(value, Mapping):
-        return {key: shareable(item) for key, item in value.items()}
+        return {key: redact_paths(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [shareable(item) for item in value]
+        return [redact_paths(item) for item in value]
     if isinstance(value, str) and (value.startswith("~") or Path(value).is_absolute()):
         return Path(value).name
     return value
 
 
-def without_secrets(value: Any) -> Any:
+def redact_secrets(value: Any) -> Any:
     """Plain values in which whatever is called a key, token, secret or password is None."""
     if isinstance(value, Mapping):
         return {
-            key: None if _SECRET.search(str(key)) else without_secrets(item)
+            key: None if _SECRET.search(str(key)) else redact_secrets(item)
             for key, item in value.items()
         }
-    return [without_secrets(item) for item in value] if isinstance(value, list) else value
+    return [redact_secrets(item) for item in value] if isinstance(value, list) else value
 
 
-def share_edit(source: Path, target: Path) -> dict[str, Any]:
-    """Copy an edit with `shareable` metadata.
+def write_redacted_edit(source: Path, target: Path) -> dict[str, Any]:
+    """Copy an edit with `redact_paths` metadata.
 
     Args:
         source: The edit.
@@ -53,9 +53,9 @@ def share_edit(source: Path, target: Path) -> dict[str, Any]:
     """
     tensors, metadata = read_edit(source)
     config = metadata.pop("config", "")
-    public: dict[str, Any] = shareable(metadata)
+    public: dict[str, Any] = redact_paths(metadata)
     written = (
-        {"config": yaml.safe_dump(shareable(yaml.safe_load(config)), sort_keys=False)}
+        {"config": yaml.safe_dump(redact_paths(yaml.safe_load(config)), sort_keys=False)}
         if config
         else {}
     )

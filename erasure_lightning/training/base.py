@@ -17,7 +17,8 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.interface import Capability, TextInput
-from erasure_lightning.backbones.loading import Weights, load_backbone
+from erasure_lightning.backbones.loading import WeightsToRead, load_backbone
+from erasure_lightning.backbones.precision import promote_to_float32
 from erasure_lightning.checks import require_finite, require_seed
 from erasure_lightning.concepts.concept import Concept, Concepts, PromptBatch, check_concepts
 from erasure_lightning.concepts.files import read_concepts
@@ -27,11 +28,15 @@ from erasure_lightning.data.datamodule import Draws
 from erasure_lightning.data.image_cache import cached_images
 from erasure_lightning.data.image_plan import ImageBatch
 from erasure_lightning.diffusion.finite_images import require_finite_images
-from erasure_lightning.diffusion.sampling import draw
-from erasure_lightning.distributed.collectives import gathered
-from erasure_lightning.distributed.fsdp import put, scatter, split, whole
-from erasure_lightning.edits.edit import plain, write_edit
-from erasure_lightning.edits.fingerprints import widen
+from erasure_lightning.diffusion.sampling import sample_images
+from erasure_lightning.distributed.collectives import all_gather_items
+from erasure_lightning.distributed.fsdp import (
+    copy_into,
+    full_tensor,
+    scatter_weights,
+    shard_weights,
+)
+from erasure_lightning.edits.edit import plain_values, write_edit
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.seeding import derive_seed
 from erasure_lightning.training.regression import Regression
@@ -183,7 +188,7 @@ class ErasureModule(LightningModule, ABC):
             "cpu"
         ):  # Lightning moves what was made, where its own context would put some of it elsewhere
             dtype = torch.bfloat16 if self.base == "bfloat16" else torch.float32
-            read: Weights = "text encoders" if empty else "all"
+            read: WeightsToRead = "text encoders" if empty else "all"
             self.backbone = (
                 load_backbone(given, dtype, read) if isinstance(given, str) else given.to(dtype)
             )
@@ -200,7 +205,7 @@ class ErasureModule(LightningModule, ABC):
             ):  # adapters begin alike on every rank and at every start
                 torch.manual_seed(derive_seed(self.seed, 5))
                 self.adapt()
-        widen((self.editable() | self.trainable()).values())
+        promote_to_float32((self.editable() | self.trainable()).values())
         if self.checkpointing:
             self.backbone.checkpoint()
         for parameter in self.trainable().values():
@@ -210,8 +215,8 @@ class ErasureModule(LightningModule, ABC):
 
     def _split(self, mesh: DeviceMesh) -> None:
         """Share the weights out among ranks, which from now on must ask the model together."""
-        self.fingerprint, self.rounded = gathered([self.fingerprint, self.rounded])[:2]
-        self.fingerprints = gathered([self.fingerprints])[0]
+        self.fingerprint, self.rounded = all_gather_items([self.fingerprint, self.rounded])[:2]
+        self.fingerprints = all_gather_items([self.fingerprints])[0]
         full = (
             {}
             if self.global_rank
@@ -219,7 +224,7 @@ class ErasureModule(LightningModule, ABC):
         )
         models = [module for module in self.children() if isinstance(module, Backbone)]
         trained = {} if self.replicates_trainable() else self.trainable()
-        split(
+        shard_weights(
             self.backbone.denoiser,
             [m.denoiser for m in models if m is not self.backbone],
             mesh,
@@ -229,7 +234,7 @@ class ErasureModule(LightningModule, ABC):
             name: parameter for name, parameter in trained.items() if Backbone.edits_text([name])
         }
         if towers:
-            split(
+            shard_weights(
                 self.backbone.text_encoders,
                 [m.text_encoders for m in models if m is not self.backbone],
                 mesh,
@@ -237,13 +242,13 @@ class ErasureModule(LightningModule, ABC):
             )
         for model in models:
             model.sharded = True
-        scatter(self, full, self.trainer.strategy.root_device)
+        scatter_weights(self, full, self.trainer.strategy.root_device)
 
     def edit_values(self) -> dict[str, Tensor]:
         """The values of everything `editable`, whole, on the CPU; where weights are split, every
         rank must ask.
         """
-        return {name: whole(parameter) for name, parameter in self.editable().items()}
+        return {name: full_tensor(parameter) for name, parameter in self.editable().items()}
 
     def save_edit(self, path: Path, **metadata: Any) -> None:
         """Write the edit as a file, on rank 0; where weights are split, every rank must call it.
@@ -263,7 +268,7 @@ class ErasureModule(LightningModule, ABC):
         must call it.
         """
         for name, value in values.items():
-            put(self.backbone.get_parameter(name), value)
+            copy_into(self.backbone.get_parameter(name), value)
 
     def _check_capabilities(self) -> None:
         if missing := sorted(self.needs - self.backbone.capabilities):
@@ -306,7 +311,9 @@ class ErasureModule(LightningModule, ABC):
     def arguments(self) -> dict[str, Any]:
         """The constructor's arguments as plain values."""
         named = {
-            key: plain(value) for key, value in self.hparams.items() if not key.startswith("_")
+            key: plain_values(value)
+            for key, value in self.hparams.items()
+            if not key.startswith("_")
         }
         (given,) = self._given
         return named | {"backbone": given if isinstance(given, str) else given.name}
@@ -432,7 +439,7 @@ class ErasureModule(LightningModule, ABC):
 
     @staticmethod
     def _draw(backbone: Backbone, shots: ImageBatch) -> Tensor:
-        return draw(
+        return sample_images(
             backbone,
             shots.prompts,
             shots.seeds,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from erasure_lightning.backbones.base import Backbone
-from erasure_lightning.concepts.concept import Concept, Phrase, PromptBatch, phrase
+from erasure_lightning.concepts.concept import Concept, Phrase, PromptBatch, fill_template
 from erasure_lightning.concepts.vocabulary import Vocabulary
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.training.neighbours import sentences
@@ -128,7 +128,7 @@ def calibrate(
 
 def _sentences(own: PromptBatch, words: Sequence[str]) -> tuple[list[str], list[Phrase]]:
     """Words in the concept's place in each of its sentences."""
-    pairs = [(word, phrase(template, word)) for word in words for template in own.templates]
+    pairs = [(word, fill_template(template, word)) for word in words for template in own.templates]
     return [word for word, _ in pairs], [prompt for _, prompt in pairs]
 
 

@@ -11,7 +11,12 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.concepts.concept import PromptBatch
-from erasure_lightning.distributed.collectives import averaged, collected, of_this_rank
+from erasure_lightning.data.datamodule import PromptData
+from erasure_lightning.distributed.collectives import (
+    average_gradients,
+    gather_on_first_rank,
+    of_this_rank,
+)
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.seeding import derive_seed
 from erasure_lightning.training.base import ErasureModule
@@ -81,7 +86,7 @@ class GradientErasure(ErasureModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the latents too, so that a resumed run draws the same."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint["latents"] = collected(self.latents.state_dict())
+        checkpoint["latents"] = gather_on_first_rank(self.latents.state_dict())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up the latents where they were left; a rank that had none draws its own."""
@@ -155,7 +160,7 @@ class GradientErasure(ErasureModule):
     def on_after_backward(self) -> None:
         """Average the gradients of weights that a strategy which splits weights has left whole."""
         if self.backbone.sharded:
-            averaged([p for p in self.trainable().values() if not isinstance(p, DTensor)])
+            average_gradients([p for p in self.trainable().values() if not isinstance(p, DTensor)])
 
     def _log_terms(self, terms: Mapping[str, Tensor]) -> None:
         """Values every step; only where they are written down those of all ranks, and what costs a

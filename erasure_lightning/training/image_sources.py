@@ -8,8 +8,8 @@ from torch import Tensor
 
 from erasure_lightning.checks import require
 from erasure_lightning.concepts.concept import PromptBatch
-from erasure_lightning.data.image_files import fitted, image_files
-from erasure_lightning.diffusion.latent_dataset import LatentDataset, noised
+from erasure_lightning.data.image_files import image_files, read_resized
+from erasure_lightning.diffusion.latent_dataset import LatentDataset, add_noise
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.training.latent_sources import (
     LatentSource,
@@ -107,7 +107,8 @@ class ImageFolder(LatentSource):
                     f"ImageFolder needs a folder of images of {name!r}; found none at {folder}."
                 )
             pictures = [
-                fitted(file, height, width) for file in image_files([str(folder)], "ImageFolder")
+                read_resized(file, height, width)
+                for file in image_files([str(folder)], "ImageFolder")
             ]
             encoded = [
                 backbone.compress(p.unsqueeze(0).to(backbone.device, backbone.dtype))
@@ -139,6 +140,6 @@ def _noisy(
     t = process.draw_times(len(clean), importance if times == "importance" else None).to(
         clean.device
     )
-    x, t, target = noised(process, clean, t)
+    x, t, target = add_noise(process, clean, t)
     teacher = Teacher(original, x, t, sentences)
     return NoisyBatch(x, t, sentences, teacher, torch.tensor(rows), target)

@@ -22,7 +22,7 @@ from torch.nn.functional import mse_loss, normalize
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.concepts.concept import Concept, Phrase, PromptBatch
-from erasure_lightning.concepts.vocabulary import Vocabulary, spread
+from erasure_lightning.concepts.vocabulary import Vocabulary, evenly_spaced
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.training.regression import Regression
 
@@ -249,7 +249,7 @@ def sentences(concept: Concept, vocabulary: Vocabulary, index: int = 0) -> Promp
         index: The concept's number among the method's.
     """
     templates = vocabulary.templates(concept.kind)
-    things = cycle(spread(vocabulary.others, len(templates)) or [""])
+    things = cycle(evenly_spaced(vocabulary.others, len(templates)) or [""])
     filled = [t.replace("{thing}", thing) for t, thing in zip(templates, things, strict=False)]
     count = len(filled)
     return PromptBatch(filled, [concept.name] * count, [concept.anchor] * count, [index] * count)

@@ -14,12 +14,12 @@ from torch.nn.functional import cosine_similarity, mse_loss, normalize
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.conditioning import END, TEMPLATE, Conditioning, concept_span
 from erasure_lightning.backbones.interface import TextInput
-from erasure_lightning.backbones.towers import Embedded
+from erasure_lightning.backbones.towers import EmbeddedPrompts
 from erasure_lightning.concepts.concept import Phrase, PromptBatch
 from erasure_lightning.errors import ErasureError
 
 #: Prompts as every text encoder of a backbone reads them.
-Prompts = tuple[Embedded, ...]
+Prompts = tuple[EmbeddedPrompts, ...]
 
 #: Gain of a score, to first order, that rounding errors reach too.
 LEAST_GAIN = 1e-5
@@ -58,7 +58,7 @@ def gradient_ascent(
     return best
 
 
-def _step(prompts: Embedded, gradient: Tensor, size: Tensor) -> Embedded:
+def _step(prompts: EmbeddedPrompts, gradient: Tensor, size: Tensor) -> EmbeddedPrompts:
     gradient = gradient * prompts.positions(TEMPLATE).unsqueeze(2)
     longest = gradient.norm(dim=2).amax(dim=1).clamp(min=1e-12)
     scale = size / longest
@@ -67,7 +67,7 @@ def _step(prompts: Embedded, gradient: Tensor, size: Tensor) -> Embedded:
     return replace(prompts, embeddings=prompts.embeddings.detach() + moved)
 
 
-def _chosen(where: Tensor, one: Embedded, other: Embedded) -> Embedded:
+def _chosen(where: Tensor, one: EmbeddedPrompts, other: EmbeddedPrompts) -> EmbeddedPrompts:
     """Prompts whose rows are ``one``'s at ``where`` ``(B,)``, and ``other``'s elsewhere."""
     embeddings = torch.where(
         where.view(-1, 1, 1), one.embeddings.detach(), other.embeddings.detach()
@@ -75,7 +75,7 @@ def _chosen(where: Tensor, one: Embedded, other: Embedded) -> Embedded:
     return replace(one, embeddings=embeddings)
 
 
-def with_random_template(prompts: Embedded, table: Tensor) -> Embedded:
+def with_random_template(prompts: EmbeddedPrompts, table: Tensor) -> EmbeddedPrompts:
     """The prompts with random words of the vocabulary ``(V, E)`` in their templates' place."""
     words = table[torch.randint(len(table), prompts.ids.shape).to(table.device)]
     return replace(
@@ -84,7 +84,7 @@ def with_random_template(prompts: Embedded, table: Tensor) -> Embedded:
     )
 
 
-def with_template_of(prompts: Embedded, other: Embedded) -> Embedded:
+def with_template_of(prompts: EmbeddedPrompts, other: EmbeddedPrompts) -> EmbeddedPrompts:
     """The prompts' own concept words in the other prompts' templates.
 
     Raises:

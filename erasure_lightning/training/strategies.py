@@ -16,7 +16,7 @@ from lightning.pytorch.strategies import (
 )
 from torch.optim import Optimizer
 
-from erasure_lightning.distributed.fsdp import split_state, whole_state
+from erasure_lightning.distributed.fsdp import full_optimizer_state, shard_optimizer_state
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.training.base import BACKBONE_PREFIX, ErasureModule
 
@@ -83,12 +83,12 @@ class FSDP2(ModelParallelStrategy):
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """The states of all ranks together."""
         plain = optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
-        return whole_state(plain.state_dict())
+        return full_optimizer_state(plain.state_dict())
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         """Give every rank its part of the states."""
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
-            optimizer.load_state_dict(split_state(optimizer, state))
+            optimizer.load_state_dict(shard_optimizer_state(optimizer, state))
 
     def load_checkpoint(
         self, checkpoint_path: Any, weights_only: bool | None = None

@@ -7,7 +7,7 @@ import torch
 from under_attack import tiny_target, weights
 
 from erasure_lightning.attacks import ATTACKS
-from erasure_lightning.backbones.tiny import TINY
+from erasure_lightning.backbones.tiny import TINY_BACKBONES
 from erasure_lightning.registry import find_attack, load_attack
 
 #: As little as an attack can do and still do all it does.
@@ -28,7 +28,7 @@ def test_every_attack_has_a_budget_here():
 
 
 @pytest.mark.parametrize("name", BUDGETS)
-@pytest.mark.parametrize("family", TINY, ids=lambda family: family.__name__)
+@pytest.mark.parametrize("family", TINY_BACKBONES, ids=lambda family: family.__name__)
 def test_it_runs(name, family):
     target = tiny_target(family=family)
     before = weights(target.edited)
@@ -41,7 +41,7 @@ def test_it_runs(name, family):
 
 
 def test_soft_states_of_a_family_with_a_pooled_vector_are_attacked_whole():
-    target = tiny_target(family=TINY[1])
+    target = tiny_target(family=TINY_BACKBONES[1])
     (found,) = load_attack(find_attack("SoftEmbedding"))(steps=2, lr=0.1, examples=1).run(target, 0)
     plain = target.edited.encode(["a cat"])
     assert found.tensors.keys() == {"tokens", "pooled"}

@@ -5,7 +5,7 @@ from under_attack import CAT, tiny_target
 from erasure_lightning.attacks.target import Target, Trials
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts.concept import Concept
-from erasure_lightning.diffusion.sampling import draw, sample
+from erasure_lightning.diffusion.sampling import sample_images, sample_latents
 from erasure_lightning.errors import ErasureError
 
 
@@ -17,7 +17,7 @@ def shown(target, *texts):
 class TestDrawing:
     def test_words_input_embeddings_and_states_give_what_sampling_gives(self):
         target, seeds = tiny_target(), [3, 4]
-        wanted = draw(target.edited, ["a cat", "a cat"], seeds, steps=2, guidance=3.0)
+        wanted = sample_images(target.edited, ["a cat", "a cat"], seeds, steps=2, guidance=3.0)
         words = target.draw(target.edited.encode(["a cat"]), seeds)
         embedded = target.draw(
             target.edited.contextualize(target.edited.embed(["a cat"] * 2)), seeds
@@ -27,7 +27,7 @@ class TestDrawing:
 
     def test_another_model_draws_where_one_is_named(self):
         target = tiny_target()
-        wanted = draw(target.original, ["a cat"], [0], steps=2, guidance=3.0)
+        wanted = sample_images(target.original, ["a cat"], [0], steps=2, guidance=3.0)
         asked = target.original.encode(["a cat"])
         assert torch.allclose(target.draw(asked, [0], model=target.original), wanted, atol=1e-6)
         assert not torch.allclose(target.draw(asked, [0]), wanted, atol=1e-4)
@@ -42,7 +42,9 @@ class TestDrawing:
         target = tiny_target(steps=1, guidance=1.0)
         (case,) = target.cases(0)
         examples = target.examples(case, 3)
-        judged = sample(target.original, [case.sentence] * 4, [0, 1, 2, 3], steps=1, guidance=1.0)
+        judged = sample_latents(
+            target.original, [case.sentence] * 4, [0, 1, 2, 3], steps=1, guidance=1.0
+        )
         assert examples.shape == (3, 4, 8, 8)
         assert torch.equal(examples, target.examples(case, 3))
         assert torch.cdist(examples.flatten(1), judged.flatten(1)).min() > 1e-3

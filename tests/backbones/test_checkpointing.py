@@ -4,7 +4,7 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
-from erasure_lightning.backbones.checkpointing import as_it_is, checkpointed
+from erasure_lightning.backbones.checkpointing import run_checkpointed, snapshot
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.registry import find_method, load_method
@@ -76,7 +76,7 @@ def test_what_stood_beside_a_block_is_there_again():
         return torch.autograd.grad(said.sum(), block.inner.weight)[0]
 
     wanted = slope(lambda module, x: module(x))
-    assert torch.equal(slope(checkpointed), wanted)
+    assert torch.equal(slope(run_checkpointed), wanted)
     assert not torch.equal(
         slope(lambda module, x: checkpoint(module, x, use_reentrant=False)), wanted
     )
@@ -84,7 +84,7 @@ def test_what_stood_beside_a_block_is_there_again():
 
 def test_a_module_as_it_is_shares_its_weights_and_not_its_hooks():
     block = Doubled()
-    twin = as_it_is(block)
+    twin = snapshot(block)
     block.inner.register_forward_hook(lambda *seen: seen[2] * 5)
     assert twin.inner.weight is block.inner.weight
     assert not twin.inner._forward_hooks

@@ -15,7 +15,7 @@ from transformers import CLIPTextModelWithProjection
 from erasure_lightning.__main__ import main
 from erasure_lightning.backbones.loading import load_backbone
 from erasure_lightning.backbones.tiny import TinyBackbone
-from erasure_lightning.diffusion.sampling import sample
+from erasure_lightning.diffusion.sampling import sample_latents
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.planning.memory_tracker import shapes
 
@@ -103,7 +103,9 @@ class TestConfigsOf2022:
             latents=x,
             output_type="latent",
         ).images
-        assert torch.equal(sample(ours, ["a cat"], [3], steps=3, guidance=4.0, size=16), drawn)
+        assert torch.equal(
+            sample_latents(ours, ["a cat"], [3], steps=3, guidance=4.0, size=16), drawn
+        )
 
     def test_a_new_config_keeps_its_small_size(self, folder):
         bend(folder / "unet" / "config.json", sample_size=4)

@@ -9,7 +9,7 @@ import torch
 from erasure_lightning.backbones.stable_diffusion import StableDiffusion
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts.concept import PromptBatch
-from erasure_lightning.diffusion.sampling import final, rollout, sample
+from erasure_lightning.diffusion.sampling import final_latents, rollout, sample_latents
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.training.latent_sources import Models
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
@@ -180,18 +180,22 @@ class TestSupported:
             assert not torch.allclose(anew, other, atol=1e-4)
 
     def test_a_picture_does_not_depend_on_its_company(self, model):
-        alone = sample(model, ["a cat"], [7], **DRAWN)
-        among = sample(model, ["a dog", "a cat", "the star"], [1, 7, 3], **DRAWN)
+        alone = sample_latents(model, ["a cat"], [7], **DRAWN)
+        among = sample_latents(model, ["a dog", "a cat", "the star"], [1, 7, 3], **DRAWN)
         assert torch.allclose(alone[0], among[1], atol=1e-5 * max(1, float(among.abs().max())))
         assert not torch.allclose(among[0], among[1], atol=1e-2)
 
     def test_an_edit_of_nothing_measures_0(self, model):
         original = model.frozen_copy(model.cross_attention_parameters())
-        ours, theirs = (sample(m, ["a cat", "a dog"], [7, 8], **DRAWN) for m in (model, original))
+        ours, theirs = (
+            sample_latents(m, ["a cat", "a dog"], [7, 8], **DRAWN) for m in (model, original)
+        )
         assert torch.equal(ours, theirs)
         with torch.no_grad():
             next(iter(original.cross_attention_parameters().values())).mul_(3)
-        assert not torch.equal(sample(original, ["a cat", "a dog"], [7, 8], **DRAWN), theirs)
+        assert not torch.equal(
+            sample_latents(original, ["a cat", "a dog"], [7, 8], **DRAWN), theirs
+        )
 
     def test_latents_are_the_stock_pipelines_bit_for_bit(self, stock, model):
         prompts, seeds = ["a cat", "a photo of a dog"], [3, 4]
@@ -202,13 +206,14 @@ class TestSupported:
             generator=[torch.Generator().manual_seed(seed) for seed in seeds],
             output_type="latent",
         ).images
-        assert torch.equal(sample(model, prompts, seeds, **DRAWN), theirs)
+        assert torch.equal(sample_latents(model, prompts, seeds, **DRAWN), theirs)
 
     def test_the_noise_of_its_steps_comes_from_the_seeds(self, stock, model):
         """The same first latents, and generators that go on elsewhere."""
         start, conditioning = model.noise([7]), model.encode(["a cat"])
         one, other = (
-            final(rollout(model, conditioning, [seed], start=start, **DRAWN)) for seed in (1, 2)
+            final_latents(rollout(model, conditioning, [seed], start=start, **DRAWN))
+            for seed in (1, 2)
         )
         noisy = type(stock.scheduler).__name__ in STOCHASTIC or "sde" in str(stock.scheduler.config)
         assert torch.equal(one, other) != noisy

@@ -15,8 +15,8 @@ from erasure_lightning.backbones.conditioning import (
 )
 from erasure_lightning.backbones.loading import load_backbone
 from erasure_lightning.backbones.tiny import TinyBackbone
-from erasure_lightning.concepts.concept import phrase
-from erasure_lightning.diffusion.sampling import draw, sample
+from erasure_lightning.concepts.concept import fill_template
+from erasure_lightning.diffusion.sampling import sample_images, sample_latents
 from erasure_lightning.errors import ErasureError
 
 
@@ -52,7 +52,7 @@ def test_sampling_equals_the_stock_pipeline_bit_for_bit(either, tmp_path, guidan
     # One pipeline's own modules against the other's: weights mapped elsewhere in memory may round
     # differently.
     loaded.denoiser, loaded.text_encoders[0].model = pipeline.unet, pipeline.text_encoder
-    assert torch.equal(sample(loaded, prompts, seeds, steps=4, guidance=guidance), theirs)
+    assert torch.equal(sample_latents(loaded, prompts, seeds, steps=4, guidance=guidance), theirs)
 
 
 def test_input_embeddings_reproduce_the_tokenised_forward(tiny):
@@ -62,7 +62,7 @@ def test_input_embeddings_reproduce_the_tokenised_forward(tiny):
 
 
 def test_roles_tell_template_concept_and_padding_apart(tiny):
-    (embedded,) = tiny.embed([phrase("a photo of a {} car", "zoo cat"), "dog"])
+    (embedded,) = tiny.embed([fill_template("a photo of a {} car", "zoo cat"), "dog"])
     words = [START, *[TEMPLATE] * 4, *[CONCEPT] * 4, TEMPLATE, END]
     assert embedded.roles[0].tolist() == words + [PADDING] * (16 - len(words))
     assert embedded.roles[1].tolist() == [START, TEMPLATE, END] + [PADDING] * 13
@@ -79,7 +79,7 @@ def test_summaries_need_no_padding(tiny):
 
 def test_a_concept_behind_the_last_token_is_refused(tiny):
     with pytest.raises(ErasureError, match=r"reads 16 tokens; found 'cat' behind the last"):
-        tiny.embed([phrase("abcdefghijklmnopqrstuvwxyz a {}", "cat")])
+        tiny.embed([fill_template("abcdefghijklmnopqrstuvwxyz a {}", "cat")])
 
 
 def test_text_layers_and_text_parameters(tiny):
@@ -140,7 +140,8 @@ class TestOriginal:
 def test_a_seed_means_the_same_noise_in_any_batch(tiny):
     assert torch.equal(tiny.noise([7])[0], tiny.noise([1, 7, 3])[1])
     alone, among = (
-        draw(tiny, ["a cat"] * n, s, steps=2, guidance=2.0) for n, s in ((1, [7]), (3, [1, 7, 3]))
+        sample_images(tiny, ["a cat"] * n, s, steps=2, guidance=2.0)
+        for n, s in ((1, [7]), (3, [1, 7, 3]))
     )
     assert torch.allclose(alone[0], among[1], atol=1e-5)
 
@@ -154,7 +155,7 @@ class TestCompress:
     def test_decoding_undoes_it(self):
         pytest.importorskip("erasure_lightning_emoji_world")
         world = load_backbone("emoji-world")
-        pictures = draw(world, ["a fox", "a guitar"], [10, 11], steps=20, guidance=4.0)
+        pictures = sample_images(world, ["a fox", "a guitar"], [10, 11], steps=20, guidance=4.0)
         there_and_back = world.decode(world.compress(pictures))
         assert (there_and_back - pictures).abs().mean() < 0.02
         assert (
@@ -171,7 +172,7 @@ def test_size_must_fit_the_autoencoder(tiny):
 class TestLoading:
     def test_a_folder_gives_the_same_pictures(self, tiny, folder):
         loaded = load_backbone(str(folder))
-        a, b = (draw(m, ["a cat"], [0], steps=2, guidance=2.0) for m in (tiny, loaded))
+        a, b = (sample_images(m, ["a cat"], [0], steps=2, guidance=2.0) for m in (tiny, loaded))
         assert torch.allclose(a, b, atol=1e-5)
         assert not any(p.requires_grad for p in loaded.parameters())
         assert loaded.fingerprint() == tiny.fingerprint() != TinyBackbone(seed=1).fingerprint()

@@ -10,7 +10,7 @@ from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.backbones.loading import load_backbone
 from erasure_lightning.backbones.stable_diffusion import StableDiffusion
 from erasure_lightning.backbones.tiny import TinyBackbone, TinyXL
-from erasure_lightning.diffusion.sampling import sample
+from erasure_lightning.diffusion.sampling import sample_latents
 from erasure_lightning.errors import ErasureError
 
 SAMPLERS = ["EulerDiscreteScheduler", "DDIMScheduler", "DPMSolverMultistepScheduler"]
@@ -53,7 +53,7 @@ class TestLatentsEqualStock:
     def test_at_every_size_and_sampler(self, xl, name, size):
         model = with_sampler(xl, name)
         height, width = (size, size) if isinstance(size, int) else size or (16, 16)
-        ours = sample(model, PROMPTS, SEEDS, steps=3, guidance=4.0, size=size)
+        ours = sample_latents(model, PROMPTS, SEEDS, steps=3, guidance=4.0, size=size)
         assert torch.equal(ours, stock(model, height=height, width=width))
 
     @pytest.mark.parametrize("zeros", [True, False])
@@ -61,13 +61,15 @@ class TestLatentsEqualStock:
     def test_with_and_without_zeros_for_no_prompt(self, zeros, guidance):
         model = TinyXL(zero_unconditional=zeros, prediction="velocity")
         assert torch.equal(
-            sample(model, PROMPTS, SEEDS, steps=3, guidance=guidance),
+            sample_latents(model, PROMPTS, SEEDS, steps=3, guidance=guidance),
             stock(model, guidance=guidance),
         )
 
     def test_the_comparison_can_fail(self):
         """The control: another reading of no prompt is another picture."""
-        ours = sample(TinyXL(zero_unconditional=True), PROMPTS, SEEDS, steps=3, guidance=4.0)
+        ours = sample_latents(
+            TinyXL(zero_unconditional=True), PROMPTS, SEEDS, steps=3, guidance=4.0
+        )
         assert not torch.allclose(ours, stock(TinyXL(zero_unconditional=False)), atol=1e-3)
 
     def test_a_denoiser_that_takes_the_guidance_scale_is_given_it_and_predicts_once(self):
@@ -80,10 +82,10 @@ class TestLatentsEqualStock:
         pipeline.scheduler = diffusers.LCMScheduler.from_config(pipeline.scheduler.config)
         model = StableDiffusion.from_pipeline("lcm", pipeline)
         assert model.embeds_guidance
-        ours = sample(model, PROMPTS, SEEDS, steps=3, guidance=7.0)
+        ours = sample_latents(model, PROMPTS, SEEDS, steps=3, guidance=7.0)
         assert torch.equal(ours, stock(model, guidance=7.0))
         assert not torch.allclose(
-            ours, sample(model, PROMPTS, SEEDS, steps=3, guidance=2.0), atol=1e-4
+            ours, sample_latents(model, PROMPTS, SEEDS, steps=3, guidance=2.0), atol=1e-4
         )
         assert model.denoise(ours, torch.tensor(5.0), model.encode(PROMPTS)).shape == ours.shape
 
@@ -93,7 +95,7 @@ def test_a_folder_is_read_back(xl, tmp_path):
     loaded = load_backbone(str(tmp_path))
     assert (type(loaded).__name__, loaded.zero_unconditional) == ("StableDiffusionXL", False)
     ours, theirs = (
-        sample(m, PROMPTS, SEEDS, steps=2, guidance=3.0)
+        sample_latents(m, PROMPTS, SEEDS, steps=2, guidance=3.0)
         for m in (loaded, TinyXL(zero_unconditional=False))
     )
     assert torch.allclose(ours, theirs, atol=1e-5)

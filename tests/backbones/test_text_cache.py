@@ -5,9 +5,9 @@ import torch
 
 from erasure_lightning.backbones import towers
 from erasure_lightning.backbones.conditioning import CONCEPT, END, PADDING, START, TEMPLATE
-from erasure_lightning.backbones.text_cache import BLOCK
+from erasure_lightning.backbones.text_cache import PROMPTS_PER_BATCH
 from erasure_lightning.backbones.tiny import TinyBackbone
-from erasure_lightning.concepts.concept import phrase
+from erasure_lightning.concepts.concept import fill_template
 
 WORDS = ["cat", "dog", "star", "heart", "tree", "car", "boat", "bird", "fish", "house"]
 
@@ -30,7 +30,7 @@ def test_a_sentence_is_read_once(tiny):
             tiny.encode(["a dog", "a star"]).tokens,
         )
     assert list(dict.fromkeys(read)) == ["a cat", "a dog", "a star"]
-    assert len(read) == 2 * BLOCK  # each time a block
+    assert len(read) == 2 * PROMPTS_PER_BATCH  # each time a block
     assert torch.equal(first[0], first[2])
     assert torch.equal(first[1], again[0])
 
@@ -42,7 +42,7 @@ def test_it_is_what_the_encoder_says(tiny):
 
 
 def test_company_does_not_matter(tiny):
-    prompts = [phrase("a photo of a {}", word) for word in WORDS]
+    prompts = [fill_template("a photo of a {}", word) for word in WORDS]
     together = tiny.encode(prompts).tokens
     alone = torch.cat([TinyBackbone().encode([prompt]).tokens for prompt in prompts])
     assert torch.equal(together, alone)
@@ -81,20 +81,22 @@ def test_whatever_changes_the_encoder_is_seen(tiny, change):
         tiny.to(torch.float64)
     with torch.autocast("cpu", torch.bfloat16, enabled=change == "autocast"):
         after = tiny.encode(["a cat"]).tokens
-        assert torch.equal(after, tiny.contextualize(tiny.embed(["a cat"] * BLOCK)).tokens[:1])
+        assert torch.equal(
+            after, tiny.contextualize(tiny.embed(["a cat"] * PROMPTS_PER_BATCH)).tokens[:1]
+        )
     assert not torch.equal(after.to(before), before)
 
 
 def test_memory_is_bounded_and_the_newest_stay(tiny):
     size = tiny.encode(["a cat"]).nbytes
-    tiny._states.limit = 3 * size
+    tiny._text_cache.limit = 3 * size
     prompts = [f"a {word}" for word in WORDS]
     together = tiny.encode(prompts).tokens
     assert torch.equal(together[0], tiny.encode(["a cat"]).tokens[0])
-    assert list(tiny._states._kept) == ["a fish", "a house", "a cat"]
-    tiny._states.limit = 0
+    assert list(tiny._text_cache._encoded) == ["a fish", "a house", "a cat"]
+    tiny._text_cache.limit = 0
     assert torch.equal(tiny.encode(prompts).tokens, together)
-    assert not tiny._states._kept
+    assert not tiny._text_cache._encoded
 
 
 def test_what_was_read_while_drawing_can_be_trained_on(tiny):
@@ -112,8 +114,12 @@ def test_nothing_of_it_is_saved(tiny):
 
 
 def test_tokens_are_remembered_by_the_sentence_and_where_its_concept_stands(tiny, monkeypatch):
-    monkeypatch.setattr(towers, "MOST", 3)
-    prompts = [*(f"a {word}" for word in WORDS), phrase("a {}", "cat"), phrase("{} cat", "a")]
+    monkeypatch.setattr(towers, "_MAX_TOKENIZED", 3)
+    prompts = [
+        *(f"a {word}" for word in WORDS),
+        fill_template("a {}", "cat"),
+        fill_template("{} cat", "a"),
+    ]
     first, again = ([tiny.embed([prompt])[0] for prompt in prompts] for _ in range(2))
     together = tiny.embed(prompts)[0]
     for place, (one, two) in enumerate(zip(first, again, strict=True)):

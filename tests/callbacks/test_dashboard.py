@@ -13,7 +13,7 @@ from wandb_runs import OfflineRun, finished
 from erasure_lightning.__main__ import main
 from erasure_lightning.edits.edit import read_edit
 from erasure_lightning.metrics.protocol import Result
-from erasure_lightning.runs.dashboards import PRIVATE
+from erasure_lightning.runs.dashboards import PRIVATE_SETTINGS
 
 pytestmark = pytest.mark.slow
 
@@ -271,7 +271,7 @@ def test_settings_that_would_undo_it_are_refused(place, capsys):
 
 
 def test_what_keeps_it_private_is_known_to_wandb():
-    assert PRIVATE.keys() <= wandb.Settings.model_fields.keys()
+    assert PRIVATE_SETTINGS.keys() <= wandb.Settings.model_fields.keys()
 
 
 # afterwards

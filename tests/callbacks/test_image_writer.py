@@ -10,7 +10,7 @@ from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.callbacks.image_writer import COLUMNS, ImageWriter
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.data.datamodule import PromptData
-from erasure_lightning.data.image_grid import image
+from erasure_lightning.data.image_grid import to_pil
 from erasure_lightning.data.image_plan import read_prompts
 from erasure_lightning.errors import ErasureError
 
@@ -103,7 +103,7 @@ def test_a_killed_run_keeps_what_it_has_drawn(tmp_path, monkeypatch):
 
 
 def test_pixels_are_rounded_not_cut():
-    assert image(torch.tensor([-1.0, 0.999, 2.0]).view(3, 1, 1)).getpixel((0, 0)) == (0, 255, 255)
+    assert to_pil(torch.tensor([-1.0, 0.999, 2.0]).view(3, 1, 1)).getpixel((0, 0)) == (0, 255, 255)
 
 
 def test_pictures_have_the_sizes_and_the_order_of_the_file(tmp_path):

@@ -11,7 +11,7 @@ from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.callbacks.sample_grid import SampleGrid
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.data.datamodule import PromptData
-from erasure_lightning.data.image_grid import Line, contact_sheet, wrapped
+from erasure_lightning.data.image_grid import GridRow, draw_grid, wrap_text
 from erasure_lightning.data.image_plan import ImageRequest
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.metrics.groups import HEADINGS
@@ -122,14 +122,14 @@ def test_long_prompts_and_odd_characters_break_nothing(tmp_path):
 
 
 def test_texts_are_wrapped_to_the_lines_there_are():
-    assert wrapped("a cat", 17, 200, 4) == ["a cat"]
-    assert len(wrapped("word " * 100, 17, 200, 4)) == 4
-    assert " ".join(wrapped("word " * 100, 17, 200, 4)).count("word") == 100
+    assert wrap_text("a cat", 17, 200, 4) == ["a cat"]
+    assert len(wrap_text("word " * 100, 17, 200, 4)) == 4
+    assert " ".join(wrap_text("word " * 100, 17, 200, 4)).count("word") == 100
 
 
 def test_missing_pictures_leave_an_empty_place():
     dot = Image.new("RGB", (64, 64), "#ff0000")
-    sheet = contact_sheet("t", "s", ["a", "b"], [Line("h", "p", [dot, None])])
+    sheet = draw_grid("t", "s", ["a", "b"], [GridRow("h", "p", [dot, None])])
     assert sheet.getpixel((24 + 230 + 64, sheet.height - 90)) == (255, 0, 0)
 
 

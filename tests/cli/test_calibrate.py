@@ -9,7 +9,7 @@ from PIL import Image
 from erasure_lightning.__main__ import main
 from erasure_lightning.backbones.loading import load_backbone
 from erasure_lightning.backbones.tiny import TinyBackbone
-from erasure_lightning.concepts.concept import THING_TEMPLATES, Concept, phrase
+from erasure_lightning.concepts.concept import THING_TEMPLATES, Concept, fill_template
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.realera import RealEraClosedForm
 from erasure_lightning.training.calibration import Calibration, Group, calibrate
@@ -53,8 +53,11 @@ class TestMeasure:
 
     def test_tokens_are_lined_up_from_the_concepts_words_on(self):
         found = calibrate(TinyBackbone(), CAT, unrelated=["dog"]).groups["unrelated"]
-        backbone, own = TinyBackbone(), [phrase(t, "cat") for t in THING_TEMPLATES]
-        plain, other = backbone.embed(own[3:4]), backbone.embed([phrase(THING_TEMPLATES[3], "dog")])
+        backbone, own = TinyBackbone(), [fill_template(t, "cat") for t in THING_TEMPLATES]
+        plain, other = (
+            backbone.embed(own[3:4]),
+            backbone.embed([fill_template(THING_TEMPLATES[3], "dog")]),
+        )
         there, here = (backbone.contextualize(e).tokens[0, 5:] for e in (plain, other))
         same_sentence = torch.cosine_similarity(here, there, dim=1).mean().item()
         assert same_sentence <= found.cosines[3].item() + 1e-6 < 1

@@ -4,20 +4,24 @@ from typing import get_args
 import pytest
 
 from erasure_lightning.concepts.concept import (
-    TEMPLATES,
+    TEMPLATES_BY_KIND,
     Concept,
-    Kind,
+    ConceptKind,
     PromptBatch,
     check_concepts,
-    phrase,
+    fill_template,
 )
 from erasure_lightning.errors import ErasureError
 
 
 def test_phrases_remember_the_concept():
-    assert phrase("a photo of a {} here", "red heart") == ("a photo of a red heart here", 13, 22)
-    assert phrase("a photo of a {}", "") == ("a photo of a", 12, 12)
-    assert phrase("a {} style car", "") == ("a style car", 1, 1)
+    assert fill_template("a photo of a {} here", "red heart") == (
+        "a photo of a red heart here",
+        13,
+        22,
+    )
+    assert fill_template("a photo of a {}", "") == ("a photo of a", 12, 12)
+    assert fill_template("a {} style car", "") == ("a style car", 1, 1)
 
 
 def test_a_batch_puts_anchors_in_the_same_sentences():
@@ -27,19 +31,19 @@ def test_a_batch_puts_anchors_in_the_same_sentences():
 
 
 def test_styles_have_sentences_of_their_own():
-    assert all("{thing}" in template for template in TEMPLATES["style"])
+    assert all("{thing}" in template for template in TEMPLATES_BY_KIND["style"])
 
 
 def test_people_have_sentences_without_an_article():
-    assert TEMPLATES.keys() == set(get_args(Kind))
-    assert not any(re.search(r"\b(a|the) {}", template) for template in TEMPLATES["person"])
+    assert TEMPLATES_BY_KIND.keys() == set(get_args(ConceptKind))
+    assert not any(re.search(r"\b(a|the) {}", template) for template in TEMPLATES_BY_KIND["person"])
     assert any(
-        re.search(r"\b(a|the) {}", template) for template in TEMPLATES["thing"]
+        re.search(r"\b(a|the) {}", template) for template in TEMPLATES_BY_KIND["thing"]
     )  # the control
 
 
 def test_no_sentence_of_the_core_speaks_of_emojis():
-    assert not [t for templates in TEMPLATES.values() for t in templates if "emoji" in t]
+    assert not [t for templates in TEMPLATES_BY_KIND.values() for t in templates if "emoji" in t]
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from erasure_lightning.concepts.concept import TEMPLATES, Concept
+from erasure_lightning.concepts.concept import TEMPLATES_BY_KIND, Concept
 from erasure_lightning.concepts.vocabulary import Vocabulary
-from erasure_lightning.concepts.worlds import GROUP, Label, World, find_world, worlds
+from erasure_lightning.concepts.worlds import WORLDS_GROUP, Label, World, find_world, worlds
 from erasure_lightning.errors import ErasureError
 
 CONTENT = {
@@ -54,7 +54,7 @@ class Shipped:
         if root is not None:
             package.__dict__["ROOT"] = root
         self.monkeypatch.setitem(sys.modules, module, package)
-        self.entries.append(EntryPoint(name, f"{module}:ROOT", GROUP))
+        self.entries.append(EntryPoint(name, f"{module}:ROOT", WORLDS_GROUP))
 
     def based(
         self, folder: Path, base: str = "garden", needs: str = "garden-package", has: str = "1.2"
@@ -120,8 +120,8 @@ def test_concepts_are_put_into_the_worlds_sentences_where_it_has_some(
     shipped.add(folder)
     vocabulary = Vocabulary(find_world("garden"), [Concept("dog")])
     assert vocabulary.templates("thing") == ("{}", "a sketch of a {}")
-    assert vocabulary.templates("style") == TEMPLATES["style"]
-    assert Vocabulary(None, []).templates("thing") == TEMPLATES["thing"]  # the control
+    assert vocabulary.templates("style") == TEMPLATES_BY_KIND["style"]
+    assert Vocabulary(None, []).templates("thing") == TEMPLATES_BY_KIND["thing"]  # the control
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_name_that_two_packages_claim(shipped: Shipped, folder: Path) -> None:
 
 
 def test_package_that_cannot_be_imported(shipped: Shipped) -> None:
-    shipped.entries.append(EntryPoint("garden", "no_such_package:ROOT", GROUP))
+    shipped.entries.append(EntryPoint("garden", "no_such_package:ROOT", WORLDS_GROUP))
     cause = (
         r"could not be loaded from no_such_package \(no_such_package:ROOT\): ModuleNotFoundError:"
         r" No module"

@@ -5,7 +5,8 @@ from trivial import Distillation
 
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts.concept import Concept
-from erasure_lightning.concepts.vocabulary import EVERYDAY, Vocabulary, chosen, spread
+from erasure_lightning.concepts.vocabulary import Vocabulary, evenly_spaced, random_subset
+from erasure_lightning.concepts.word_lists import COCO_OBJECTS
 from erasure_lightning.concepts.worlds import find_world
 from erasure_lightning.data.datamodule import Draws, PromptData, plan, warn_of_cut
 from erasure_lightning.data.image_plan import ImageLoader, ImageRequest, read_prompts
@@ -300,7 +301,7 @@ def test_the_plan_follows_the_protocol():
 
 def test_vocabulary_without_a_world_is_everyday_things():
     vocabulary = Vocabulary(None, [Concept("cat", "dog", domain=["kitten"]), Concept("nudity")])
-    assert len(EVERYDAY) == 80
+    assert len(COCO_OBJECTS) == 80
     assert vocabulary.erased == {"cat", "nudity"}
     assert "cat" not in vocabulary.others
     assert "dog" in vocabulary.others
@@ -319,7 +320,7 @@ def test_a_person_is_asked_for_without_an_article():
 def test_vocabulary_of_a_style_keeps_the_other_styles():
     vocabulary = Vocabulary(find_world("emoji-world"), [Concept("twemoji", "noto", kind="style")])
     assert vocabulary.erased == set()
-    kept = vocabulary.kept_captions("fox")
+    kept = vocabulary.retained_captions("fox")
     assert {"a fox", "a fox, flat style"} <= set(kept)
     assert not any("twemoji" in c for c in kept)
     assert all(p == f"a {thing}, twemoji style" for p, thing in vocabulary.concept_prompts())
@@ -334,11 +335,11 @@ def test_names_are_compared_folded_and_in_any_number(name):
 
 
 def test_everyday_things_are_not_each_other():
-    assert all(Vocabulary(None, [Concept(name)]).erased == {name} for name in EVERYDAY)
+    assert all(Vocabulary(None, [Concept(name)]).erased == {name} for name in COCO_OBJECTS)
 
 
 def test_a_style_is_known_in_any_case():
-    kept = Vocabulary(find_world("emoji-world"), [Concept("Twemoji", kind="style")]).kept_captions(
+    kept = Vocabulary(find_world("emoji-world"), [Concept("Twemoji", kind="style")]).retained_captions(
         "fox"
     )
     assert "a fox, flat style" in kept
@@ -352,18 +353,18 @@ def test_words_of_the_domain_are_not_retained():
 
 
 def test_spread_reaches_over_the_whole():
-    assert spread(range(10), 5) == [0, 2, 4, 6, 8]
-    assert spread([1, 2], 5) == [1, 2]
+    assert evenly_spaced(range(10), 5) == [0, 2, 4, 6, 8]
+    assert evenly_spaced([1, 2], 5) == [1, 2]
 
 
 def test_the_kept_labels_are_drawn_by_lot_and_stay_the_same():
     assert (
-        chosen(range(100), 5)
-        == chosen(range(100), 5)
-        == sorted(chosen(range(100), 5))
+        random_subset(range(100), 5)
+        == random_subset(range(100), 5)
+        == sorted(random_subset(range(100), 5))
         != list(range(5))
     )
-    assert chosen([1, 2], 5) == [1, 2]
+    assert random_subset([1, 2], 5) == [1, 2]
 
 
 @pytest.mark.parametrize(

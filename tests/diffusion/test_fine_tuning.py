@@ -51,7 +51,7 @@ def test_the_loss_is_plain_denoising(prediction, train):
     loss = tuned.loss()
     torch.manual_seed(3)
     rows = (torch.rand(8) * 3).long().tolist()
-    x, t, target = tuned.gallery.noised(rows)
+    x, t, target = tuned.dataset.noised(rows)
     predicted = backbone.denoise(x, t, backbone.encode([PROMPTS[row] for row in rows]))
     assert len(set(rows)) > 1
     assert torch.allclose(loss, (predicted - target).square().mean(), rtol=1e-4)
@@ -135,8 +135,8 @@ def test_it_learns_what_it_looks_at(tiny):
 def test_fewer_prompts_than_pictures_are_the_first_pictures(tiny):
     tuned = tuning(tiny, PROMPTS[:1])
     seen = []
-    tuned.gallery.noised = lambda rows: (
-        seen.extend(rows) or LatentDataset.noised(tuned.gallery, rows)
+    tuned.dataset.noised = lambda rows: (
+        seen.extend(rows) or LatentDataset.noised(tuned.dataset, rows)
     )
     tuned.advance(3)
     assert seen == [0] * 24

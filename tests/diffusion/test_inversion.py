@@ -11,8 +11,8 @@ from trivial import Idle
 from erasure_lightning.backbones.process import Diffusion
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts.concept import Concept
-from erasure_lightning.diffusion.inversion import invert, purify, retrace
-from erasure_lightning.diffusion.sampling import draw, sample
+from erasure_lightning.diffusion.inversion import invert, purify_images, retrace
+from erasure_lightning.diffusion.sampling import sample_images, sample_latents
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.sage import SAGE
 from erasure_lightning.metrics.drift import psnr
@@ -87,13 +87,15 @@ def test_pictures_that_are_no_numbers_are_refused(which):
     next(models[which].text_encoders.parameters()).data.fill_(float("nan"))
     words = f"The {which} model TinyBackbone draws NaN or infinity for 'a cat' with DDIM inversion"
     with pytest.raises(ErasureError, match=words):
-        purify(models["original"], models["edited"], torch.rand(1, 3, 16, 16), ["a cat"], steps=2)
+        purify_images(
+            models["original"], models["edited"], torch.rand(1, 3, 16, 16), ["a cat"], steps=2
+        )
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_from_noise_it_goes_the_way_of_sampling(either, guidance):
     prompts, seeds = ["a cat", "a dog"], [1, 2]
-    there = sample(either, prompts, seeds, steps=5, guidance=guidance)
+    there = sample_latents(either, prompts, seeds, steps=5, guidance=guidance)
     walked = retrace(either, either.encode(prompts), either.noise(seeds), 5, guidance)
     assert torch.allclose(walked, there, atol=1e-4)
 
@@ -101,14 +103,14 @@ def test_from_noise_it_goes_the_way_of_sampling(either, guidance):
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_an_edit_of_nothing_purifies_nothing(either, guidance):
     pictures = torch.rand(2, 3, 16, 16)
-    found = purify(
+    found = purify_images(
         either, copy.deepcopy(either), pictures, ["a cat", ""], steps=10, guidance=guidance
     )
     assert torch.allclose(found.purified, found.reconstructed, atol=1e-4)
 
 
 def test_another_model_draws_another_picture(tiny):
-    found = purify(tiny, TinyBackbone(seed=1), torch.rand(1, 3, 16, 16), ["a cat"], steps=5)
+    found = purify_images(tiny, TinyBackbone(seed=1), torch.rand(1, 3, 16, 16), ["a cat"], steps=5)
     assert not torch.allclose(found.purified, found.reconstructed, atol=1e-2)
 
 
@@ -120,8 +122,10 @@ def purified(module, words):
     makes of them.
     """
     prompts = [f"a {word}" for word in words]
-    pictures = draw(module.original, prompts, range(10, 10 + len(words)), steps=20, guidance=4.0)
-    return pictures, purify(module.original, module.backbone, pictures, prompts, steps=20)
+    pictures = sample_images(
+        module.original, prompts, range(10, 10 + len(words)), steps=20, guidance=4.0
+    )
+    return pictures, purify_images(module.original, module.backbone, pictures, prompts, steps=20)
 
 
 def recognised(world, pictures, words):

@@ -4,7 +4,7 @@ import torch
 
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.diffusion.latent_dataset import LatentDataset
-from erasure_lightning.diffusion.sampling import sample
+from erasure_lightning.diffusion.sampling import sample_latents
 
 PROMPTS = ["a cat", "a dog", "a star"]
 
@@ -17,7 +17,8 @@ def test_pictures_are_those_of_the_one_sampling_loop():
     backbone, generator = TinyBackbone(), torch.Generator().manual_seed(5)
     seeds = torch.randint(2**31, (3,), generator=generator).tolist()
     assert torch.equal(
-        gallery(backbone, 5).latents, sample(backbone, PROMPTS, seeds, steps=2, guidance=3.0)
+        gallery(backbone, 5).latents,
+        sample_latents(backbone, PROMPTS, seeds, steps=2, guidance=3.0),
     )
 
 

@@ -15,11 +15,11 @@ from lightning.pytorch.callbacks import Callback
 from torch import distributed
 from torch.distributed.tensor import DTensor
 
-from erasure_lightning.backbones.tiny import WORDS
+from erasure_lightning.backbones.tiny import TINY_WORDS
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.distributed import fsdp
-from erasure_lightning.distributed.collectives import averaged
-from erasure_lightning.distributed.fsdp import whole
+from erasure_lightning.distributed.collectives import average_gradients
+from erasure_lightning.distributed.fsdp import full_tensor
 from erasure_lightning.methods import METHODS
 from erasure_lightning.registry import find_method, load_offer
 from erasure_lightning.retention.global_alignment import GlobalSemanticAlignment
@@ -69,7 +69,9 @@ class Watch(Callback):
     def on_before_optimizer_step(self, trainer, module, optimizer):
         if not self.gradients and isinstance(module, GradientErasure):
             named = module.trainable().items()
-            self.gradients = {n: whole(p.grad).clone() for n, p in named if p.grad is not None}
+            self.gradients = {
+                n: full_tensor(p.grad).clone() for n, p in named if p.grad is not None
+            }
 
 
 def method(name):
@@ -117,20 +119,22 @@ def fits(name, strategy, out):
 
 def related(module, rows):
     """Slopes of the relations between prompts by number, on the ranks there are."""
-    callback = GlobalSemanticAlignment(mode="self", prompts=[f"a {word}" for word in WORDS[14:]])
-    callback.retained, callback.draw = callback.prompts, lambda count: rows
+    callback = GlobalSemanticAlignment(
+        mode="self", prompts=[f"a {word}" for word in TINY_WORDS[14:]]
+    )
+    callback.retained, callback.draw = callback.given, lambda count: rows
     callback.prepare(module)
     module.zero_grad()
     callback.term(module).backward()
     trained = module.trainable()
-    averaged(list(trained.values()))
+    average_gradients(list(trained.values()))
     return {name: p.grad.clone() for name, p in trained.items() if p.grad is not None}
 
 
 def main(out):
     """Fit them one after the other."""
     warnings.simplefilter("ignore")
-    fsdp.LEAST = 1  # the tiny model has nothing larger
+    fsdp.MIN_UNIT = 1  # the tiny model has nothing larger
     loaded, load = [], base.load_backbone
     base.load_backbone = lambda *given: loaded.append(given[2] != "all") or load(*given)
     for strategy, name in product(("ddp", "fsdp2"), METHODS):

@@ -15,9 +15,8 @@ from trivial import Distillation
 from erasure_lightning.backbones.loading import load_backbone
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts.concept import Concept
-from erasure_lightning.edits.applied import apply_edit
-from erasure_lightning.edits.components import fingerprints, is_same
-from erasure_lightning.edits.edit import MARK, read_edit, write_edit
+from erasure_lightning.edits.components import component_fingerprints, is_same_component
+from erasure_lightning.edits.edit import APPLIED_EDITS, apply_edit, read_edit, write_edit
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.receler import Receler
 from erasure_lightning.methods.sage import SAGE
@@ -100,7 +99,7 @@ def test_an_edit_acts_and_twice_is_once(edits, load, name):
     apply_edit(edits / name, pipeline)
     assert torch.equal(latents(pipeline), once)
     component = pipeline.text_encoder if name == "text" else pipeline.unet
-    assert [mark["transferred"] for mark in getattr(component, MARK)] == [False]
+    assert [mark["transferred"] for mark in getattr(component, APPLIED_EDITS)] == [False]
 
 
 @pytest.mark.parametrize("name", ["weights", "lora", "text"])
@@ -197,8 +196,9 @@ def test_another_component_of_equal_shapes_is_refused_unless_it_is_transferred(e
         "unet"
     ]  # it is in already
     assert torch.equal(latents(pipeline), after)
-    (mark,) = getattr(pipeline.unet, MARK)
-    assert (mark["edit"], mark["transferred"]) == ("Distillation of cat", True)
+    assert getattr(pipeline.unet, APPLIED_EDITS) == [
+        {"edit": "Distillation of cat", "transferred": True}
+    ]
 
 
 def test_a_text_encoder_transfers_to_another_unet(edits, load):
@@ -359,16 +359,16 @@ def test_weights_that_do_not_act_are_refused(edits, load, change, words, names):
 
 def test_what_stands_beside_a_component_is_not_its_fingerprint(load):
     unet = load().unet
-    before = fingerprints(unet)
+    before = component_fingerprints(unet)
     with_ip = {
         name: IPAdapterAttnProcessor2_0(16, 32) if "attn2" in name else processor
         for name, processor in unet.attn_processors.items()
     }
     unet.set_attn_processor(with_ip)
     unet.add_adapter(LoraConfig(r=4, target_modules=["to_k", "to_v"]))
-    assert fingerprints(unet) == before
+    assert component_fingerprints(unet) == before
     unet.conv_out.bias.data += 1
-    assert not is_same(fingerprints(unet), before)
+    assert not is_same_component(component_fingerprints(unet), before)
 
 
 def test_a_copy_of_a_pipeline_with_adapters_acts_and_refuses_alike(edits, load, tmp_path):

@@ -3,9 +3,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from erasure_lightning.edits.applied import apply_edit
-from erasure_lightning.edits.components import fingerprints
-from erasure_lightning.edits.edit import read_edit, write_edit
+from erasure_lightning.edits.components import component_fingerprints
+from erasure_lightning.edits.edit import apply_edit, read_edit, write_edit
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.writing import write_atomically
 
@@ -92,7 +91,9 @@ class Pipeline:
 
 def test_an_edit_goes_into_a_pipeline_that_shares_the_component(tmp_path):
     pipeline, new = Pipeline(), torch.randn(2, 2)
-    made_on = META | {"fingerprints": {"text_encoder": fingerprints(pipeline.text_encoder)}}
+    made_on = META | {
+        "fingerprints": {"text_encoder": component_fingerprints(pipeline.text_encoder)}
+    }
     write_edit(tmp_path / "edit.safetensors", {"text_encoder.weight": new}, made_on)
     unet = pipeline.unet.weight.clone()
     assert apply_edit(tmp_path, pipeline).metadata["method"] == META["method"]

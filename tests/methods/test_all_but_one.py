@@ -13,8 +13,8 @@ from torch import nn
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.callbacks.cost import Cost
 from erasure_lightning.concepts.concept import Concept, PromptBatch
-from erasure_lightning.diffusion.inversion import purify
-from erasure_lightning.diffusion.sampling import draw
+from erasure_lightning.diffusion.inversion import purify_images
+from erasure_lightning.diffusion.sampling import sample_images
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.all_but_one import AllButOne
 from erasure_lightning.metrics.scorer import Scorer
@@ -230,9 +230,9 @@ class TestOptimum:
     def test_pictures_are_the_alternative_s_at_any_guidance(self, prediction, guidance):
         module, *_ = at_the_optimum(prediction)
         ask = {"seeds": [5], "steps": 4, "guidance": guidance}
-        wanted = draw(module.original, ["dog"], **ask)
-        assert torch.allclose(draw(module.backbone, ["cat"], **ask), wanted, atol=1e-3)
-        assert not torch.allclose(draw(module.original, ["cat"], **ask), wanted, atol=0.05)
+        wanted = sample_images(module.original, ["dog"], **ask)
+        assert torch.allclose(sample_images(module.backbone, ["cat"], **ask), wanted, atol=1e-3)
+        assert not torch.allclose(sample_images(module.original, ["cat"], **ask), wanted, atol=0.05)
 
     def test_without_the_drift_term_half_of_the_way_is_gone_by_the_unconditional_prediction(self):
         module, now, before = at_the_optimum(lam=0.0)
@@ -240,7 +240,9 @@ class TestOptimum:
         assert torch.allclose(now[""] - before[""], gap, atol=1e-3)
         ask = {"seeds": [5], "steps": 4, "guidance": 3.0}
         assert not torch.allclose(
-            draw(module.backbone, ["dog"], **ask), draw(module.original, ["dog"], **ask), atol=0.05
+            sample_images(module.backbone, ["dog"], **ask),
+            sample_images(module.original, ["dog"], **ask),
+            atol=0.05,
         )
 
     def test_the_conditional_branch_alone_leaves_it_where_it_was(self):
@@ -253,7 +255,8 @@ class TestOptimum:
         assert torch.allclose(now["star"], before[""], atol=1e-3)
         for model, same in ((module.backbone, True), (module.original, False)):
             far, near = (
-                draw(model, ["star"], [5], steps=4, guidance=guidance) for guidance in (7.5, 1.0)
+                sample_images(model, ["star"], [5], steps=4, guidance=guidance)
+                for guidance in (7.5, 1.0)
             )
             assert torch.allclose(far, near, atol=1e-2) is same
 
@@ -278,9 +281,10 @@ class TestUNet:
         )
         for guidance in (1.0, 7.5):
             ask = {"seeds": [0], "steps": 4, "guidance": guidance}
-            wanted = draw(module.original, ["a dog"], **ask)
+            wanted = sample_images(module.original, ["a dog"], **ask)
             before, after = (
-                draw(m, ["a cat"], **ask) - wanted for m in (module.original, module.backbone)
+                sample_images(m, ["a cat"], **ask) - wanted
+                for m in (module.original, module.backbone)
             )
             assert after.abs().max() < 0.05 * before.abs().max()
 
@@ -374,18 +378,24 @@ def test_it_erases_the_cigarette_of_the_emoji_world_from_prompts_and_from_pictur
     given = numbers("all-but-one", lr=3e-4, latents=TrajectoryBank(trajectories=8, steps=20))
     module = fit(AllButOne(concepts=[Concept("cigarette", "lollipop")], **given), 120)
     ask = {"seeds": range(4), "steps": 20, "guidance": 4.0}
-    shown, smoke = draw(module.original, [f"a {word}" for word in KEPT], **ask), ["cigarette"] * 4
-    smoked = draw(module.original, ["a cigarette"] * 4, **ask)
+    shown, smoke = (
+        sample_images(module.original, [f"a {word}" for word in KEPT], **ask),
+        ["cigarette"] * 4,
+    )
+    smoked = sample_images(module.original, ["a cigarette"] * 4, **ask)
     assert (
         recognised(module.original, smoked, smoke) == recognised(module.original, shown, KEPT) == 1
     )
     assert (
-        recognised(module.backbone, draw(module.backbone, ["a cigarette"] * 4, **ask), smoke) == 0
+        recognised(
+            module.backbone, sample_images(module.backbone, ["a cigarette"] * 4, **ask), smoke
+        )
+        == 0
     )
-    kept = draw(module.backbone, [f"a {word}" for word in KEPT], **ask)
+    kept = sample_images(module.backbone, [f"a {word}" for word in KEPT], **ask)
     assert recognised(module.backbone, kept, KEPT) == 1
     cleaned, left = (
-        purify(module.original, module.backbone, pictures, prompts, steps=20)
+        purify_images(module.original, module.backbone, pictures, prompts, steps=20)
         for pictures, prompts in ((smoked, ["a cigarette"] * 4), (shown, [""] * 4))
     )
     assert recognised(module.backbone, cleaned.reconstructed, smoke) == 1

@@ -7,7 +7,7 @@ from shipped import numbers
 
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts.concept import THING_TEMPLATES, Concept, PromptBatch
-from erasure_lightning.diffusion.sampling import draw
+from erasure_lightning.diffusion.sampling import sample_images
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.realera import RealEra, RealEraClosedForm
 from erasure_lightning.metrics.scorer import Scorer
@@ -220,7 +220,7 @@ def test_arguments_out_of_range(arguments, words):
 def recognised(model, words):
     """What the world's scorer calls pictures of ``a WORD``."""
     scorer, labels = Scorer.load(model.world.scorer), [label.name for label in model.world.labels]
-    pictures = draw(
+    pictures = sample_images(
         model, [f"a {word}" for word in words], range(len(words)), steps=20, guidance=4.0
     )
     nearest = (scorer.images(pictures) @ scorer.texts([f"a {label}" for label in labels]).T).argmax(

@@ -15,8 +15,8 @@ from trivial import Idle
 from erasure_lightning.backbones.conditioning import TEMPLATE
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts.concept import Concept, PromptBatch
-from erasure_lightning.diffusion.sampling import draw
-from erasure_lightning.edits.applied import apply_edit
+from erasure_lightning.diffusion.sampling import sample_images
+from erasure_lightning.edits.edit import apply_edit
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.sage import SAGE
 from erasure_lightning.retention.global_alignment import GlobalSemanticAlignment
@@ -208,10 +208,12 @@ def test_the_trained_encoder_transfers_to_another_pipeline(tmp_path):
     other = TinyBackbone()
     other.denoiser = TinyBackbone(seed=9).denoiser
     pipeline = other.to_pipeline()
-    before = draw(copy.deepcopy(other), ["a cat"], [0], steps=2, guidance=2.0)
+    before = sample_images(copy.deepcopy(other), ["a cat"], [0], steps=2, guidance=2.0)
     apply_edit(tmp_path, pipeline)
     assert torch.equal(other.encode(["a cat"]).tokens, module.backbone.encode(["a cat"]).tokens)
-    assert not torch.allclose(draw(other, ["a cat"], [0], steps=2, guidance=2.0), before, atol=1e-3)
+    assert not torch.allclose(
+        sample_images(other, ["a cat"], [0], steps=2, guidance=2.0), before, atol=1e-3
+    )
 
 
 WORLD = [Concept("cigarette", "lollipop")]

@@ -9,7 +9,7 @@ import torch
 
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts.concept import Concept
-from erasure_lightning.diffusion.sampling import draw
+from erasure_lightning.diffusion.sampling import sample_images
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.uce import UCE
 from erasure_lightning.metrics.scorer import Scorer
@@ -166,7 +166,7 @@ KEPT = ["fox", "grapes", "guitar", "snowman"]
 def recognised(model, words, seeds=range(10, 14)):
     """Share of pictures of ``a WORD`` that the world's scorer calls so."""
     scorer, labels = Scorer.load(model.world.scorer), [label.name for label in model.world.labels]
-    pictures = draw(
+    pictures = sample_images(
         model, [f"a {word}" for word in words], list(seeds)[: len(words)], steps=20, guidance=4.0
     )
     nearest = (scorer.images(pictures) @ scorer.texts([f"a {label}" for label in labels]).T).argmax(

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import distributed, multiprocessing
 
-from erasure_lightning.distributed.collectives import gathered
+from erasure_lightning.distributed.collectives import all_gather_items
 from erasure_lightning.metrics.estimates import Estimate
 from erasure_lightning.metrics.seed_statistics import (
     STUDENT,
@@ -104,7 +104,7 @@ def _measure(rank, ranks, folder):
             seeds[i : i + 1],
         )
     torch.save(
-        (mean.compute(), recognized.compute(), sorted(gathered([rank]))),
+        (mean.compute(), recognized.compute(), sorted(all_gather_items([rank]))),
         f"{folder}/{ranks}-{rank}.pt",
     )
 

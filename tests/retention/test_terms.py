@@ -6,7 +6,7 @@ from trivial import Distillation, Redirection
 
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts.concept import Concept
-from erasure_lightning.concepts.vocabulary import EVERYDAY, STYLES
+from erasure_lightning.concepts.word_lists import COCO_OBJECTS, WELL_KNOWN_STYLES
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.sage import SAGE
 from erasure_lightning.retention.base import far_from, retained_prompts
@@ -227,7 +227,7 @@ class TestNearness:
     def test_many_concepts_leave_the_share_too(self):
         concepts = [Concept(f"thing {i}") for i in range(60)]
         kept = retained_prompts(self.owner(*concepts), 0.98)
-        assert len(kept) == 3 * (len(EVERYDAY) - 1)
+        assert len(kept) == 3 * (len(COCO_OBJECTS) - 1)
 
 
 class TestKin:
@@ -252,7 +252,7 @@ class TestKin:
     def test_other_artists_are_retained_where_one_is_erased(self):
         prompts = self.prompts(Concept("Van Gogh", "photograph", kind="style"))
         styles = {prompt.rpartition(", ")[2] for prompt in prompts if prompt.endswith(" style")}
-        assert styles == {f"{s} style" for s in STYLES if s != "Vincent van Gogh"}
+        assert styles == {f"{s} style" for s in WELL_KNOWN_STYLES if s != "Vincent van Gogh"}
         assert not [
             prompt for prompt in self.prompts(Concept("cat")) if "style" in prompt
         ]  # the control
@@ -265,7 +265,7 @@ class TestKin:
 
 
 def test_nothing_left():
-    owner = Distillation(concepts=[Concept("cat", domain=[*EVERYDAY])], backbone=TinyBackbone())
+    owner = Distillation(concepts=[Concept("cat", domain=[*COCO_OBJECTS])], backbone=TinyBackbone())
     owner.configure_model()
     with pytest.raises(ErasureError, match="found that concepts and domains are all there is"):
         retained_prompts(owner, nearness=1)

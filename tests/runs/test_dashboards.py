@@ -13,10 +13,10 @@ from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.runs.csv_log import MetricsFile
 from erasure_lightning.runs.dashboards import (
-    TensorBoard,
-    WandbBoard,
-    boards,
-    close,
+    TensorBoardWriter,
+    WandbWriter,
+    close_loggers,
+    dashboard_writers,
     wandb_arguments,
 )
 
@@ -51,8 +51,8 @@ def test_only_the_first_rank_shows_anything(tmp_path):
 
 
 def test_each_logger_gets_its_board(tmp_path):
-    found = boards([MetricsFile(tmp_path), TensorBoardLogger(tmp_path), Recorder()], 3)
-    assert [type(board) for board in found] == [TensorBoard, WandbBoard]
+    found = dashboard_writers([MetricsFile(tmp_path), TensorBoardLogger(tmp_path), Recorder()], 3)
+    assert [type(board) for board in found] == [TensorBoardWriter, WandbWriter]
 
 
 def test_what_wandb_would_refuse_is_cut():
@@ -64,10 +64,10 @@ def test_what_wandb_would_refuse_is_cut():
 
 def test_closed_files_do_not_tell_the_host(tmp_path):
     logger = TensorBoardLogger(tmp_path)
-    (board,) = boards([logger], 0)
+    (board,) = dashboard_writers([logger], 0)
     board.figures({"overall": 0.5})
     assert [f for f in Path(logger.log_dir).glob("events*") if f".{gethostname()}." in f.name]
-    close([logger])
+    close_loggers([logger])
     (file,) = Path(logger.log_dir).glob("events*")
     assert f".{gethostname()}." not in file.name
 
@@ -76,9 +76,9 @@ def test_closed_files_do_not_tell_the_host(tmp_path):
 def test_a_cell_stays_in_its_cell(tmp_path, cell):
     reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     logger = TensorBoardLogger(tmp_path)
-    (board,) = boards([logger], 0)
+    (board,) = dashboard_writers([logger], 0)
     board.table("t", ["prompt", "n"], [[cell, 1]])
-    close([logger])
+    close_loggers([logger])
     (text,) = reader.EventAccumulator(logger.log_dir).Reload().Tensors("t/text_summary")
     lines = text.tensor_proto.string_val[0].decode().splitlines()
     assert len(lines) == 3

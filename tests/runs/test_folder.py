@@ -4,7 +4,7 @@ import pytest
 
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.runs.csv_log import MetricsFile, read_metrics
-from erasure_lightning.runs.folder import Run, default_run, run_of, slug, unused
+from erasure_lightning.runs.folder import Run, default_run, run_of, slug, unused_folder
 
 
 def test_a_run_is_named_after_method_and_concepts():
@@ -74,14 +74,14 @@ def test_an_unfinished_run_says_how_to_go_on(tmp_path):
 
 def test_a_folder_with_no_more_than_a_config_is_unused(tmp_path):
     folder = tmp_path / "test"
-    assert unused(folder) == folder
+    assert unused_folder(folder) == folder
     folder.mkdir()
     (folder / "config.yaml").touch()
-    assert unused(folder) == folder
+    assert unused_folder(folder) == folder
     (folder / ".config.yaml.123").touch()  # as a faster rank writes it, or a kill has left it
-    assert unused(folder) == folder
+    assert unused_folder(folder) == folder
     (folder / "metrics.json").touch()
-    assert unused(folder) == tmp_path / "test-2"
+    assert unused_folder(folder) == tmp_path / "test-2"
 
 
 def rows(folder):

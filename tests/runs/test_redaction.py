@@ -4,7 +4,7 @@ import torch
 import yaml
 
 from erasure_lightning.edits.edit import read_edit, write_edit
-from erasure_lightning.runs.redaction import share_edit, shareable, without_secrets
+from erasure_lightning.runs.redaction import redact_paths, redact_secrets, write_redacted_edit
 
 
 def test_paths_of_the_machine_are_cut_to_their_last_name():
@@ -14,7 +14,7 @@ def test_paths_of_the_machine_are_cut_to_their_last_name():
         "lr": 1e-4,
         "id": "owner/model",
     }
-    assert shareable(given) == {
+    assert redact_paths(given) == {
         "backbone": "sd15",
         "files": ["list.csv", "here/list.csv"],
         "lr": 1e-4,
@@ -28,14 +28,14 @@ def test_secrets_are_left_out_and_nothing_else():
         "init_args": {"api_key": "s", "token": "s", "project": "p", "tokens": 3, "key": "s"},
     }
     left = {"api_key": None, "token": None, "project": "p", "tokens": 3, "key": None}
-    assert without_secrets([given]) == [{"class_path": "x.Logger", "init_args": left}]
+    assert redact_secrets([given]) == [{"class_path": "x.Logger", "init_args": left}]
 
 
 def test_a_shared_edit_is_the_same_edit(tmp_path: Path):
     config = {"model": {"init_args": {"backbone": "/home/me/sd15", "lr": 1e-5}}}
     metadata = {"method": "x.Y", "backbone": "/home/me/sd15", "config": yaml.safe_dump(config)}
     write_edit(tmp_path / "a", {"w": torch.arange(3.0)}, metadata)
-    public = share_edit(tmp_path / "a", tmp_path / "b")
+    public = write_redacted_edit(tmp_path / "a", tmp_path / "b")
     tensors, written = read_edit(tmp_path / "b")
     assert torch.equal(tensors["w"], torch.arange(3.0))
     assert (

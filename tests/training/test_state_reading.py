@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from erasure_lightning.backbones.text_cache import BLOCK
+from erasure_lightning.backbones.text_cache import PROMPTS_PER_BATCH
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.methods.mace import MACE
@@ -52,7 +52,7 @@ def test_of_many_concepts_each_sentence_is_read_once_and_in_blocks(method):
     asked, calls = read_by(method, MANY)
     assert len(asked) > len(MANY)
     assert asked.total() <= 1.05 * len(asked)
-    assert sum(calls) <= 1.1 * len(asked) + 3 * BLOCK
+    assert sum(calls) <= 1.1 * len(asked) + 3 * PROMPTS_PER_BATCH
 
 
 @pytest.mark.parametrize("callback", [LocalNoisePreservation, BeyondConceptRegularization])

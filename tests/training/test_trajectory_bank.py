@@ -3,7 +3,7 @@ import torch
 
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts.concept import PromptBatch
-from erasure_lightning.diffusion.sampling import sample
+from erasure_lightning.diffusion.sampling import sample_latents
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.training.latent_sources import Models, Teacher
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
@@ -53,7 +53,7 @@ def bank(tiny):
 def test_it_holds_the_walk_that_sampling_takes(tiny, bank):
     generator = torch.Generator().manual_seed(5)
     seeds = torch.randint(2**31, (3,), generator=generator).tolist()
-    held, ends = bank._held, sample(tiny, SENTENCES.prompts, seeds, steps=4, guidance=2.0)
+    held, ends = bank._held, sample_latents(tiny, SENTENCES.prompts, seeds, steps=4, guidance=2.0)
     sampler = tiny.sampler(4)
     guided = held["unconditional"][:, -1] + 2.0 * (
         held["concept"][:, -1] - held["unconditional"][:, -1]

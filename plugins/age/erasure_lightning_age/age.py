@@ -37,7 +37,7 @@ from torch.nn.functional import mse_loss, one_hot
 
 from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.backbones.interface import Part
-from erasure_lightning.concepts.vocabulary import Vocabulary, spread
+from erasure_lightning.concepts.vocabulary import Vocabulary, evenly_spaced
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.text_files import read_prompts_file
 from erasure_lightning.training.gradient import GradientErasure
@@ -126,7 +126,7 @@ class AGE(GradientErasure):
         """Numbers of the words that may stand in the concept's place, nearest first."""
         state, table = self.original.encode([concept]).tokens, self._table.tokens
         ranked = (table - state).flatten(1).float().norm(dim=1).argsort()[: self.closest].tolist()
-        return torch.tensor(spread(ranked, self.centres), device=table.device)
+        return torch.tensor(evenly_spaced(ranked, self.centres), device=table.device)
 
     def mixture(self, batch: NoisyBatch) -> Conditioning:
         """``c_t`` ``(B, L, D)``: a draw of each concept's mixture; the gradient flows to its

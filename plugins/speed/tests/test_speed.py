@@ -20,7 +20,7 @@ from erasure_lightning_speed.speed import SPEED
 from erasure_lightning.__main__ import main
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts.concept import Concept
-from erasure_lightning.diffusion.sampling import draw
+from erasure_lightning.diffusion.sampling import sample_images
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.metrics.scorer import Scorer
 from erasure_lightning.registry import find_method
@@ -235,7 +235,7 @@ class TestInstalled:
 def recognised(model, words):
     """Share of pictures of ``a WORD`` that the world's scorer calls so."""
     scorer, labels = Scorer.load(model.world.scorer), [label.name for label in model.world.labels]
-    pictures = draw(
+    pictures = sample_images(
         model, [f"a {word}" for word in words], range(len(words)), steps=20, guidance=4.0
     )
     nearest = (scorer.images(pictures) @ scorer.texts([f"a {label}" for label in labels]).T).argmax(

@@ -22,7 +22,7 @@ def folded(words: str) -> str:
     return cleaned(unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", words).casefold()))
 
 
-def plurals(words: str) -> set[str]:
+def _plurals(words: str) -> set[str]:
     """Simple English plurals of words, folded."""
     one = folded(words)
     ends = [f"{one}s", *([f"{one}es"] if one.endswith(("s", "x", "z", "ch", "sh")) else [])]
@@ -32,7 +32,8 @@ def plurals(words: str) -> set[str]:
 def naming(names: Iterable[str]) -> Callable[[str], bool]:
     """Whether words are one of some names, folded, in the singular or in a simple plural."""
     once = {folded(name) for name in names}
-    any_number = once.union(*map(plurals, once))
+    any_number = once.union(*map(_plurals, once))
     return lambda words: (
-        bool(folded(words)) and (folded(words) in any_number or not once.isdisjoint(plurals(words)))
+        bool(folded(words))
+        and (folded(words) in any_number or not once.isdisjoint(_plurals(words)))
     )

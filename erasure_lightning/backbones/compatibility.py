@@ -1,4 +1,4 @@
-"""Whether the components of a pipeline fit together, by their configs."""
+"""Checks that the components of a pipeline fit together, by their configs."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,13 +7,13 @@ from erasure_lightning.errors import ErasureError
 
 
 def require_tokens(title: str, tokenizer: Any, tower: str, config: Any) -> None:
-    """Every id and position of a tokenizer must have its embedding.
+    """Raises unless every id and position of a tokenizer has an embedding.
 
     Args:
-        title: The tokenizer in messages.
+        title: Name of the tokenizer in messages.
         tokenizer: A `CLIPTokenizer`.
-        tower: Name of the text encoder that reads it.
-        config: That encoder's.
+        tower: Name of its text encoder.
+        config: Config of the text encoder.
 
     Raises:
         ErasureError: If the tokenizer has more ids or positions.
@@ -33,11 +33,10 @@ def require_tokens(title: str, tokenizer: Any, tower: str, config: Any) -> None:
 
 
 def require_channels(name: str, unet: Any, vae: Any, towers: Sequence[Any]) -> None:
-    """The UNet must read and write the autoencoder's latents, and read the text encoders' states
-    side by side.
+    """Raises unless the UNet's channels fit the latents, and its width the joined text states.
 
     Args:
-        name: Of the backbone.
+        name: Name of the backbone.
         unet: Config of the UNet.
         vae: Config of the autoencoder.
         towers: Configs of the text encoders.
