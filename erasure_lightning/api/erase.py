@@ -12,11 +12,11 @@ from erasure_lightning.api.pipelines import Borrowed, as_backbone
 from erasure_lightning.api.quiet import quiet
 from erasure_lightning.callbacks.edit_validation import EditValidation
 from erasure_lightning.callbacks.progress import Progress
-from erasure_lightning.concepts.concept import Concept, Kind
+from erasure_lightning.concepts.concept import Concept, ConceptKind
 from erasure_lightning.concepts.files import read_concepts
 from erasure_lightning.data.datamodule import PromptData
 from erasure_lightning.edits.applied import Edit
-from erasure_lightning.edits.components import fingerprints
+from erasure_lightning.edits.components import component_fingerprints
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.registry import find_method, load_method
 from erasure_lightning.retention.base import RetentionCallback
@@ -30,7 +30,7 @@ def erase(
     method: str | type[ErasureModule] = "SAGE",
     *,
     anchor: str = "",
-    kind: Kind = "thing",
+    kind: ConceptKind = "thing",
     retain: Sequence[str] | None = None,
     retention: Sequence[RetentionCallback] | None = None,
     steps: int | None = None,
@@ -105,13 +105,16 @@ def erase(
         torch.manual_seed(seed)
         trainer.fit(module, data)
         edit = _edit(module)
-    own = {name: fingerprints(getattr(pipeline, name)) for name in edit.metadata["fingerprints"]}
+    own = {
+        name: component_fingerprints(getattr(pipeline, name))
+        for name in edit.metadata["fingerprints"]
+    }
     edit.metadata["fingerprints"] = own  # in the pipeline's precision, not in that of training
     return edit.apply(pipeline)
 
 
 def _concepts(
-    concepts: str | Concept | Sequence[str | Concept] | Path, anchor: str, kind: Kind
+    concepts: str | Concept | Sequence[str | Concept] | Path, anchor: str, kind: ConceptKind
 ) -> list[Concept]:
     if isinstance(concepts, Path):
         return read_concepts(concepts)

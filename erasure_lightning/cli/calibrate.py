@@ -17,7 +17,6 @@ from erasure_lightning.backbones.loading import load_backbone
 from erasure_lightning.cli.arguments import Arguments
 from erasure_lightning.cli.configs import SHIPPED
 from erasure_lightning.cli.plots import plot_calibration
-from erasure_lightning.cli.warning_filters import hush
 from erasure_lightning.concepts.concept import Concept, ConceptKind
 from erasure_lightning.concepts.files import read_concepts
 from erasure_lightning.errors import ErasureError

@@ -17,7 +17,6 @@ from erasure_lightning.api.quiet import silence
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.checks import require
 from erasure_lightning.cli.arguments import Arguments, count
-from erasure_lightning.cli.warning_filters import hush
 from erasure_lightning.concepts.concept import shortened_names
 from erasure_lightning.concepts.vocabulary import evenly_spaced
 from erasure_lightning.data.datamodule import warn_of_cut

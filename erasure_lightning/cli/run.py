@@ -26,7 +26,6 @@ from erasure_lightning.data.datamodule import PromptData
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.writing import write_atomically
 from erasure_lightning.methods import METHODS
-from erasure_lightning.runs.csv_log import MetricsFile
 from erasure_lightning.runs.redaction import redact_secrets
 from erasure_lightning.training.base import ErasureModule
 from erasure_lightning.training.checkpoints import PlainCheckpointIO, locate, read_checkpoint

@@ -19,7 +19,6 @@ from torch import Tensor
 from erasure_lightning.api.quiet import silence
 from erasure_lightning.callbacks.image_writer import MANIFEST
 from erasure_lightning.cli.arguments import Arguments
-from erasure_lightning.cli.warning_filters import hush
 from erasure_lightning.data.image_files import IMAGE_SUFFIXES, read_image
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.text_files import read_prompts_file

@@ -5,7 +5,7 @@ from typing import TypeVar
 
 import torch
 
-from erasure_lightning.concepts.concept import Concept, PromptBatch, phrase
+from erasure_lightning.concepts.concept import Concept, PromptBatch, fill_template
 from erasure_lightning.concepts.vocabulary import Vocabulary
 from erasure_lightning.seeding import derive_seed
 
@@ -59,8 +59,8 @@ class ConceptPrompts:
         for concept in self.concepts:
             for template in self._templates(concept):
                 filled = template.replace("{thing}", longest)
-                yield phrase(filled, concept.name).text
-                yield phrase(filled, concept.anchor).text
+                yield fill_template(filled, concept.name).text
+                yield fill_template(filled, concept.anchor).text
 
     def _index(self, place: int) -> int:
         """Number of the concept at a place: concepts take turns, in an order drawn each round."""

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.checks import require
-from erasure_lightning.concepts.concept import Concept, PromptBatch, fill_template
+from erasure_lightning.concepts.concept import PromptBatch
 from erasure_lightning.concepts.vocabulary import Vocabulary, random_subset
 from erasure_lightning.data.image_plan import ImageBatch, ImageLoader, ImageRequest, read_prompts
 from erasure_lightning.errors import ErasureError
@@ -197,49 +197,6 @@ class PromptData(LightningDataModule):
                 " concept in an epoch), or a larger --trainer.max_steps without max_epochs."
             )
         return most if epochs < 0 else steps * epochs if most < 0 else min(steps * epochs, most)
-
-    def _batch(self, number: int) -> PromptBatch:
-        return self.sentences(self.batch_size, number, salt=1)
-
-    def sentences(self, count: int, number: int, salt: int) -> PromptBatch:
-        """``count`` concept prompts, a function of seed, rank, ``number`` and ``salt`` (which tells
-        uses apart).
-        """
-        module = self._module
-        generator = torch.Generator().manual_seed(
-            derive_seed(module.seed, module.global_rank, number, salt)
-        )
-        indices = [self._turn(number * count + i) for i in range(count)]
-        drawn = [module.concepts[index] for index in indices]
-        templates = [self._template(concept, generator) for concept in drawn]
-        return PromptBatch(templates, [c.name for c in drawn], [c.anchor for c in drawn], indices)
-
-    def _every_sentence(self) -> Iterator[str]:
-        """Whatever a concept or its anchor can be trained in, with the longest of the things that
-        stay.
-        """
-        longest = max(self._others, key=len, default="")
-        for concept in self._module.concepts:
-            for template in self.templates or self._vocabulary.templates(concept.kind):
-                filled = template.replace("{thing}", longest)
-                yield from (
-                    fill_template(filled, words).text for words in (concept.name, concept.anchor)
-                )
-
-    def _turn(self, place: int) -> int:
-        """Number of a concept; they take turns in an order that is drawn anew each round, so that
-        none waits long.
-        """
-        module = self._module
-        turn, concept = divmod(place, len(module.concepts))
-        generator = torch.Generator().manual_seed(
-            derive_seed(module.seed, module.global_rank, turn, 2)
-        )
-        return int(torch.randperm(len(module.concepts), generator=generator)[concept])
-
-    def _template(self, concept: Concept, generator: torch.Generator) -> str:
-        template = pick(self.templates or self._vocabulary.templates(concept.kind), generator)
-        return template.replace("{thing}", pick(self._others, generator))
 
     def val_dataloader(self) -> ImageLoader | list[ImageBatch]:
         """The smallest plan with an interval, two seeds; nothing while fitting, which is measured

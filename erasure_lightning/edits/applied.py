@@ -9,8 +9,14 @@ import torch
 from torch import Tensor
 
 from erasure_lightning.adapters.base import adapters_of, take_out
-from erasure_lightning.edits.components import Component
-from erasure_lightning.edits.edit import install_edit, marks_of, read_edit, title_of, write_edit
+from erasure_lightning.edits.components import EditedComponent
+from erasure_lightning.edits.edit import (
+    applied_edits,
+    edit_title,
+    install_edit,
+    read_edit,
+    write_edit,
+)
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.writing import EDIT_FILE
 
@@ -30,7 +36,7 @@ class Edit:
         self._strength = 1.0
 
     def __repr__(self) -> str:
-        return f"Edit({title_of(self.metadata)}, {len(self.tensors)} tensors)"
+        return f"Edit({edit_title(self.metadata)}, {len(self.tensors)} tensors)"
 
     def save(self, path: str | Path) -> Path:
         """Write the edit as a safetensors file with its metadata.
@@ -73,12 +79,12 @@ class Edit:
     def strength(self, value: float) -> None:
         if not 0 <= value < math.inf:
             raise ErasureError(f"An edit needs a strength of at least 0; found {value}.")
-        for component, mark in self._places():
+        for component, record in self._places():
             for adapter in adapters_of(component.module):
                 adapter.strength = float(value)
             parameters = component.parameters()
-            for name, before in mark.get("before", {}).items():
-                after = mark["after"][name].to(before)
+            for name, before in record.get("before", {}).items():
+                after = record["after"][name].to(before)
                 parameters[name].copy_(after if value == 1 else before.lerp(after, value))
         self._strength = float(value)
 
@@ -89,25 +95,25 @@ class Edit:
             ErasureError: If the edit is in no pipeline, or another was applied on top of it.
         """
         places = self._places()
-        for component, mark in places:
-            if marks_of(component.module)[-1] is not mark:
+        for component, record in places:
+            if applied_edits(component.module)[-1] is not record:
                 raise ErasureError(
-                    f"Removing {title_of(self.metadata)} needs it to be the last edit of"
-                    f" {component.title}; found {marks_of(component.module)[-1]['edit']} on top."
+                    f"Removing {edit_title(self.metadata)} needs it to be the last edit of"
+                    f" {component.title}; found {applied_edits(component.module)[-1]['edit']} on top."
                     " Remove that one first."
                 )
-        for component, mark in places:
-            if "before" in mark:
-                component.write(mark["before"])
+        for component, record in places:
+            if "before" in record:
+                component.write(record["before"])
             else:
                 take_out(component.module)
-            marks_of(component.module).remove(mark)
+            applied_edits(component.module).remove(record)
         vars(self.pipeline).pop("save_pretrained", None)
         self.pipeline = None
 
     def report(self) -> str:
         """The edit in words and figures: method, concepts, and how far each component moved."""
-        lines = [title_of(self.metadata)]
+        lines = [edit_title(self.metadata)]
         for concept in self.metadata.get("concepts", []):
             anchor = concept["anchor"] or "no prompt"
             lines.append(f"  {concept['name']} ({concept['kind']}) -> {anchor}")
@@ -121,26 +127,28 @@ class Edit:
     def _distance(self, component: str) -> str:
         """How far a component's weights moved, where it is known what they were."""
         places = self._places() if self.pipeline else []
-        for place, mark in places:
-            if place.name == component and "before" in mark:
-                before = torch.cat([v.flatten().float() for v in mark["before"].values()])
-                after = torch.cat([mark["after"][n].flatten().to(before) for n in mark["before"]])
+        for place, record in places:
+            if place.name == component and "before" in record:
+                before = torch.cat([v.flatten().float() for v in record["before"].values()])
+                after = torch.cat(
+                    [record["after"][n].flatten().to(before) for n in record["before"]]
+                )
                 return f", moved by {(after - before).norm() / before.norm():.2%} of their norm"
         return ""
 
     def _components(self) -> list[str]:
         return sorted({name.partition(".")[0] for name in self.tensors})
 
-    def _places(self) -> list[tuple[Component, dict[str, Any]]]:
+    def _places(self) -> list[tuple[EditedComponent, dict[str, Any]]]:
         """The components that hold the edit, each with its mark."""
-        title = title_of(self.metadata)
+        title = edit_title(self.metadata)
         names = self._components() if self.pipeline else []
-        components = [Component(self.pipeline, name) for name in names]
+        components = [EditedComponent(self.pipeline, name) for name in names]
         places = [
-            (component, mark)
+            (component, record)
             for component in components
-            for mark in marks_of(component.module)
-            if mark["edit"] == title
+            for record in applied_edits(component.module)
+            if record["edit"] == title
         ]
         if not places:
             raise ErasureError(

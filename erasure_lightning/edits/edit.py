@@ -74,15 +74,17 @@ def read_edit(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, read_metadata(path, header)
 
 
-def apply_edit(path: str | Path, pipeline: Any, transfer: bool = False) -> dict[str, Any]:
-    """Applies an edit to its pipeline, or to another one with the same component.
+def install_edit(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], pipeline: Any, transfer: bool
+) -> list[str]:
+    """Writes an edit into a pipeline; one that the pipeline already has is left as it is.
 
-    A trained text encoder transfers to every pipeline with the same one, whatever its UNet.
     Low-rank adapters are merged into the weights; other adapters are attached to layers, and such a
-    pipeline cannot be saved. An edit that the pipeline already has is left as it is.
+    pipeline cannot be saved.
 
     Args:
-        path: An ``edit.safetensors`` or its run folder.
+        tensors: Edited values by component and name, as `read_edit` returns them.
+        metadata: The edit's metadata.
         pipeline: A diffusers pipeline, or anything with the same component names.
         transfer: Whether to accept components of equal shapes and other weights.
 
@@ -101,14 +103,24 @@ def apply_edit(path: str | Path, pipeline: Any, transfer: bool = False) -> dict[
         change.write()
     if any(change.plan for change in due) and hasattr(pipeline, "save_pretrained"):
         pipeline.save_pretrained = partial(_save_pretrained, pipeline)
-    transferred = [change.component.name for change in changes if change.transferred]
-    return metadata | {"transferred": transferred}
+    return [change.component.name for change in changes if change.transferred]
+
+
+def edit_title(metadata: Mapping[str, Any]) -> str:
+    """Method and concepts of an edit, ``UCE of guitar``."""
+    return f"{metadata.get('method', '').rpartition('.')[2]} of {_concepts(metadata)}"
+
+
+def applied_edits(module: nn.Module) -> list[dict[str, Any]]:
+    """Records of the edits applied to a component, the oldest first."""
+    records: list[dict[str, Any]] = vars(module).setdefault(APPLIED_EDITS, [])
+    return records
 
 
 def _changes(
     tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], pipeline: Any
 ) -> Iterator["_Change"]:
-    about = title_of(metadata)
+    about = edit_title(metadata)
     for name in sorted({name.partition(".")[0] for name in tensors}):
         values = {
             n.removeprefix(f"{name}."): v for n, v in tensors.items() if n.startswith(f"{name}.")
@@ -210,8 +222,7 @@ class _Change:
         return "".join(f" ({record['edit']})" for record in self._records()[-1:])
 
     def _records(self) -> list[dict[str, Any]]:
-        records: list[dict[str, Any]] = vars(self.component.module).setdefault(APPLIED_EDITS, [])
-        return records
+        return applied_edits(self.component.module)
 
     def install(self) -> None:
         """Installs the adapters, if any; removes them if they do not fit or have no effect."""
@@ -228,13 +239,14 @@ class _Change:
             raise
 
     def write(self) -> None:
-        """Writes the values and records the edit."""
+        """Writes the values and records the edit, with the values that were there before."""
+        record: dict[str, Any] = {"edit": self.about, "transferred": self.transferred}
         if self.plan is None:
             parameters = self.component.parameters()
-            mark["before"] = {name: parameters[name].detach().clone() for name in self.values}
-            mark["after"] = self.values
+            record["before"] = {name: parameters[name].detach().clone() for name in self.values}
+            record["after"] = self.values
             self.component.write(self.values)
-        self._records().append({"edit": self.about, "transferred": self.transferred})
+        self._records().append(record)
 
     def _require_effect(self, has: bool) -> None:
         if not has:

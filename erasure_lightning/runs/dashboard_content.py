@@ -68,7 +68,8 @@ def headline_figures(result: Result) -> dict[str, float]:
     """The figures that runs are compared by, after the edit, each with its 95 % interval.
 
     ``overall`` is a harmonic mean of several: its ends are what it comes to where all of them are
-    at their worst, or at their best, which is no narrower than its 95 % interval."""
+    at their worst, or at their best, which is no narrower than its 95 % interval.
+    """
     found: dict[str, float] = {}
     for group, metrics in result.estimates.items():
         for metric, whens in metrics.items():

@@ -11,7 +11,6 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.concepts.concept import PromptBatch
-from erasure_lightning.data.datamodule import PromptData
 from erasure_lightning.distributed.collectives import (
     average_gradients,
     gather_on_first_rank,

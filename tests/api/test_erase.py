@@ -6,7 +6,7 @@ import torch
 from erasure_lightning import Concept, apply_edit, attack, erase, evaluate, find_world, load_edit
 from erasure_lightning.attacks.target import Trials
 from erasure_lightning.backbones.tiny import TinyBackbone, TinyXL
-from erasure_lightning.edits.edit import marks_of
+from erasure_lightning.edits.edit import applied_edits
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods import METHODS
 from erasure_lightning.registry import find_method, load_method
@@ -122,7 +122,7 @@ def test_an_error_leaves_the_pipeline_as_it_was():
     with pytest.raises(ErasureError, match="loss became nan|NaN"):
         erase(pipeline, "cat", "ESD", lr=1e30, latents=TrajectoryBank(2, 3), **QUICK)
     assert torch.equal(latents(pipeline), before)
-    assert not marks_of(pipeline.unet)
+    assert not applied_edits(pipeline.unet)
     assert all(p.grad is None for p in pipeline.unet.parameters())
 
 

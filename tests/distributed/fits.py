@@ -122,7 +122,7 @@ def related(module, rows):
     callback = GlobalSemanticAlignment(
         mode="self", prompts=[f"a {word}" for word in TINY_WORDS[14:]]
     )
-    callback.retained, callback.draw = callback.given, lambda count: rows
+    callback.retained, callback.draw = callback.prompts, lambda count: rows
     callback.prepare(module)
     module.zero_grad()
     callback.term(module).backward()

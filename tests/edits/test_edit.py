@@ -3,8 +3,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from erasure_lightning.edits.applied import apply_edit
 from erasure_lightning.edits.components import component_fingerprints
-from erasure_lightning.edits.edit import apply_edit, read_edit, write_edit
+from erasure_lightning.edits.edit import read_edit, write_edit
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.writing import write_atomically
 

@@ -16,7 +16,7 @@ from erasure_lightning.backbones.conditioning import TEMPLATE
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts.concept import Concept, PromptBatch
 from erasure_lightning.diffusion.sampling import sample_images
-from erasure_lightning.edits.edit import apply_edit
+from erasure_lightning.edits.applied import apply_edit
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.sage import SAGE
 from erasure_lightning.retention.global_alignment import GlobalSemanticAlignment
