@@ -20,7 +20,7 @@ from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.data.datamodule import PromptData
 from erasure_lightning.methods.esd import ESD
 from erasure_lightning.methods.sage import SAGE
-from erasure_lightning.planning.forecast import forecast
+from erasure_lightning.planning.forecast import forecast_fit
 from erasure_lightning.training.base import ErasureModule
 from erasure_lightning.training.strategies import FSDP2
 
@@ -55,7 +55,7 @@ def main() -> None:
     rows = [head(["MiB on each rank", "ddp", "fsdp2", "ddp, planned", "fsdp2, planned"])]
     for method, arguments in CASES:
         found = [held(made(method, arguments), strategy) for strategy in ("ddp", FSDP2())]
-        plan = forecast(
+        plan = forecast_fit(
             made(method, arguments), PromptData(batch_size=1), [], measure=False, max_steps=1
         )
         needs = [Needs(plan, 2, strategy).rows for strategy in ("ddp", "fsdp2")]

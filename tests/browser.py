@@ -1,6 +1,4 @@
-"""A real browser, driven over a pipe with the standard library alone: what a page does when
-somebody opens it.
-"""
+"""A headless Chromium, driven over a pipe with the standard library alone."""
 
 import base64
 import json
@@ -12,39 +10,41 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-#: Without these Chromium looks for hosts of its own, and as root it needs the second.
+#: Without these Chromium contacts hosts of its own; as root it needs ``--no-sandbox``.
 FLAGS = (
-    *(
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-quic",
-        "--no-first-run",
-        "--disable-sync",
-    ),
-    *(
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-dev-shm-usage",
-        "--hide-scrollbars",
-    ),
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-sync",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-dev-shm-usage",
+    "--hide-scrollbars",
 )
+
+#: Events that a visit of a page records.
+DIALOG = "Page.javascriptDialogOpening"
+REQUEST = "Network.requestWillBeSent"
+COMPLAINTS = ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded")
 
 
 def chromium():
-    """Where Debian's, or anybody's, Chromium is."""
-    return next(
-        (
-            path
-            for name in ("chromium", "chromium-browser", "google-chrome")
-            if (path := shutil.which(name))
-        ),
-        None,
-    )
+    """Path of an installed Chromium, or ``None``."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    return next(filter(None, map(shutil.which, names)), None)
 
 
-class Seen(NamedTuple):
-    """What happened while a page was opened, and what stands in it then."""
+class Visit(NamedTuple):
+    """Events of loading a page, and measurements of its document.
+
+    Args:
+        dialogs: Dialogs that it opened.
+        requests: URLs that it requested, but for itself and ``data:``.
+        complaints: Messages of the console, exceptions and log entries.
+        found: The values of `MEASUREMENTS`.
+    """
 
     dialogs: list
     requests: list
@@ -52,16 +52,18 @@ class Seen(NamedTuple):
     found: dict
 
 
-#: What a page is asked once it is there. Everything that could run or fetch is counted by what the
-#: parser made of it.
-QUESTIONS = """(() => ({
+#: Evaluated in a loaded page; counts all that could run or fetch in the parsed document.
+MEASUREMENTS = """(() => ({
   text: document.body.innerText,
   title: document.title,
   active: document.querySelectorAll(
-    'script, iframe, object, embed, base, form, link:not([href="data:,"]), meta[http-equiv=refresh]').length,
-  handlers: [...document.querySelectorAll('*')].filter(e => [...e.attributes].some(a => /^on/i.test(a.name))).length,
+    'script, iframe, object, embed, base, form, link:not([href="data:,"]), ' +
+    'meta[http-equiv=refresh]').length,
+  handlers: [...document.querySelectorAll('*')].filter(
+    e => [...e.attributes].some(a => /^on/i.test(a.name))).length,
   schemes: [...new Set([...document.querySelectorAll('[href], [src]')].map(
-    e => (e.getAttribute('href') ?? e.getAttribute('src')).match(/^[a-z]+:|^#/i)?.[0] ?? 'relative'))].sort(),
+    e => (e.getAttribute('href') ?? e.getAttribute('src')).match(/^[a-z]+:|^#/i)?.[0] ??
+      'relative'))].sort(),
   pictures: [...document.images].map(i => i.naturalWidth),
   wordless: [...document.images].filter(i => !i.alt).length,
   overflow: document.documentElement.scrollWidth - document.documentElement.clientWidth,
@@ -70,20 +72,17 @@ QUESTIONS = """(() => ({
 
 
 class Browser:
-    """A Chromium with an empty profile; use it as a context."""
+    """A Chromium with an empty profile, as a context manager."""
 
     def __init__(self):
         assert chromium(), "these tests need a Chromium: apt-get install chromium"
         self.profile = tempfile.mkdtemp(prefix="chromium")
-        (theirs_in, self.to), (self.out, theirs_out) = os.pipe(), os.pipe()
+        theirs_in, self.to = os.pipe()
+        self.out, theirs_out = os.pipe()
         # The protocol's pipe is at descriptors 3 and 4, which a shell puts there.
         command = f'exec "$0" "$@" 3<&{theirs_in} 4>&{theirs_out}'
-        options = [
-            *FLAGS,
-            "--remote-debugging-pipe",
-            f"--user-data-dir={self.profile}",
-            "about:blank",
-        ]
+        profile = f"--user-data-dir={self.profile}"
+        options = [*FLAGS, "--remote-debugging-pipe", profile, "about:blank"]
         self.process = subprocess.Popen(
             ["bash", "-c", command, chromium(), *options],
             pass_fds=(theirs_in, theirs_out),
@@ -91,7 +90,10 @@ class Browser:
         )
         os.close(theirs_in)
         os.close(theirs_out)
-        self.number, self.buffer, self.session, self.events = 0, b"", None, []
+        self.number = 0
+        self.buffer = b""
+        self.session = None
+        self.events = []
         target = self.ask("Target.createTarget", url="about:blank")["targetId"]
         self.session = self.ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Network", "Log"):
@@ -108,9 +110,7 @@ class Browser:
         shutil.rmtree(self.profile, ignore_errors=True)
 
     def ask(self, method, **parameters):
-        """Send a command and wait for its answer; what else is said meanwhile is kept in
-        ``events``.
-        """
+        """Send a command and return its result; events that arrive meanwhile go to ``events``."""
         self.number += 1
         message = {"id": self.number, "method": method, "params": parameters}
         message |= {"sessionId": self.session} if self.session else {}
@@ -118,11 +118,11 @@ class Browser:
         while content:
             content = content[os.write(self.to, content) :]
         while True:
-            said = self._read()
-            if said.get("id") == self.number:
-                if "error" in said:
-                    raise RuntimeError(f"{method}: {said['error']}")
-                return said["result"]
+            reply = self._read()
+            if reply.get("id") == self.number:
+                if "error" in reply:
+                    raise RuntimeError(f"{method}: {reply['error']}")
+                return reply["result"]
 
     def _read(self):
         while b"\0" not in self.buffer:
@@ -131,12 +131,12 @@ class Browser:
                 raise RuntimeError("the browser is gone")
             self.buffer += more
         line, _, self.buffer = self.buffer.partition(b"\0")
-        said = json.loads(line)
-        if "method" in said:
-            self.events.append(said)
-            if said["method"] == "Page.javascriptDialogOpening":  # which would hold everything up
-                self._accept()
-        return said
+        message = json.loads(line)
+        if "method" in message:
+            self.events.append(message)
+            if message["method"] == DIALOG:
+                self._accept()  # an open dialog blocks the page
+        return message
 
     def _accept(self):
         message = {
@@ -148,7 +148,7 @@ class Browser:
         os.write(self.to, json.dumps(message).encode() + b"\0")
 
     def look(self, page, width=1280, dark=False):
-        """Open a file as wide as that and tell what was seen."""
+        """Load a file in a window of a width in pixels, and return the `Visit`."""
         self.ask(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -166,37 +166,19 @@ class Browser:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{page} was not loaded")
             self._read()
-        found = self.ask("Runtime.evaluate", expression=QUESTIONS, returnByValue=True)["result"][
-            "value"
-        ]
-        said = {
-            name: [e["params"] for e in self.events if e["method"] == name] for name in self._told()
-        }
-        requests = [p["request"]["url"] for p in said["Network.requestWillBeSent"]]
-        return Seen(
-            dialogs=said["Page.javascriptDialogOpening"],
+        evaluated = self.ask("Runtime.evaluate", expression=MEASUREMENTS, returnByValue=True)
+        requests = [parameters["request"]["url"] for parameters in self._events(REQUEST)]
+        return Visit(
+            dialogs=self._events(DIALOG),
             requests=[url for url in requests if url != address and not url.startswith("data:")],
-            complaints=[
-                *said["Runtime.consoleAPICalled"],
-                *said["Runtime.exceptionThrown"],
-                *said["Log.entryAdded"],
-            ],
-            found=found,
+            complaints=[parameters for name in COMPLAINTS for parameters in self._events(name)],
+            found=evaluated["result"]["value"],
         )
 
-    @staticmethod
-    def _told():
-        return (
-            *(
-                "Network.requestWillBeSent",
-                "Page.javascriptDialogOpening",
-                "Runtime.consoleAPICalled",
-            ),
-            *("Runtime.exceptionThrown", "Log.entryAdded"),
-        )
+    def _events(self, name):
+        return [event["params"] for event in self.events if event["method"] == name]
 
-    def picture(self, whole=True):
-        """The page that was looked at last, as the content of a PNG."""
-        return base64.b64decode(
-            self.ask("Page.captureScreenshot", captureBeyondViewport=whole)["data"]
-        )
+    def screenshot(self, whole=True):
+        """The loaded page as the content of a PNG; the visible part alone unless ``whole``."""
+        reply = self.ask("Page.captureScreenshot", captureBeyondViewport=whole)
+        return base64.b64decode(reply["data"])

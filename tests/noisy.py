@@ -1,8 +1,8 @@
-"""Noisy latents of a test's own choosing, as a source would give them."""
+"""Noisy latents that a test chooses, as a latent source returns them."""
 
 from erasure_lightning.training.latent_sources import NoisyBatch, Teacher
 
 
-def noisy(module, x, t, sentences, **more):
-    """Latents for sentences, with the module's frozen original as their teacher."""
-    return NoisyBatch(x, t, sentences, Teacher(module.original, x, t, sentences), **more)
+def noisy(module, x, t, sentences, **fields):
+    """A batch with the module's frozen original as teacher; ``fields`` are further ones of it."""
+    return NoisyBatch(x, t, sentences, Teacher(module.original, x, t, sentences), **fields)

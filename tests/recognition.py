@@ -1,21 +1,26 @@
-"""What the emoji world's own scorer makes of a model's pictures."""
+"""Recognition of generated images by the emoji world's own scorer."""
 
 from erasure_lightning.diffusion.sampling import sample_images
 from erasure_lightning.metrics.scorer import Scorer
 
-#: Things that every erasure of something else must leave alone.
+#: Labels that every erasure of another label must retain.
 KEPT = ["fox", "grapes", "guitar", "snowman"]
 
 
 def recognised(model, words, steps=20):
-    """Share of pictures of ``a WORD``, drawn in so many steps, that the world's scorer calls so."""
-    scorer, labels = Scorer.load(model.world.scorer), [label.name for label in model.world.labels]
-    pictures = sample_images(
-        model, [f"a {word}" for word in words], range(len(words)), steps=steps, guidance=4.0
-    )
-    nearest = (scorer.images(pictures) @ scorer.texts([f"a {label}" for label in labels]).T).argmax(
-        dim=1
-    )
-    return sum(
-        model.world.same(labels[i], word) for i, word in zip(nearest, words, strict=True)
-    ) / len(words)
+    """Share of images of ``a WORD`` that the world's scorer classifies as the word, 0..1.
+
+    Args:
+        model: The model to sample from.
+        words: One for each image.
+        steps: Sampling steps.
+    """
+    world = model.world
+    scorer = Scorer.load(world.scorer)
+    labels = [label.name for label in world.labels]
+    prompts = [f"a {word}" for word in words]
+    images = draw(model, prompts, range(len(words)), steps=steps, guidance=4.0)
+    texts = scorer.texts([f"a {label}" for label in labels])
+    nearest = (scorer.images(images) @ texts.T).argmax(dim=1)
+    hits = [world.same(labels[i], word) for i, word in zip(nearest, words, strict=True)]
+    return sum(hits) / len(words)

@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 from safetensors.numpy import save
 
-from erasure_lightning.attacks.outcome import Finding, Outcome, Point
+from erasure_lightning.attacks.outcome import CaseOutcome, CurvePoint, Outcome
 from erasure_lightning.files.writing import SAMPLES_COLUMNS
 from erasure_lightning.metrics.estimates import Estimate
 from erasure_lightning.metrics.protocol import Protocol, Result
@@ -110,8 +110,8 @@ def outcome(about, edit="", **changes):
         attack="UnlearnDiffAtk", class_path="erasure_lightning.attacks.unlearn_diff_atk.UnlearnDiffAtk",
         arguments={"steps": 40, "images": "/home/somebody/pictures"}, paper="Zhang 2023, https://arxiv.org/abs/2310.11868",
         method=about["method"], concepts=[name], edit=edit, success=success,
-        found=[Finding(name, 0, 0.5, f"zq {name} \u202e", None), Finding(name, 1, 0.2, None, "found.safetensors")],
-        curve=[Point(1, 0.0), Point(10, 0.3), Point(100, 0.5)],
+        found=[CaseOutcome(name, 0, 0.5, f"zq {name} \u202e", None), CaseOutcome(name, 1, 0.2, None, "found.safetensors")],
+        curve=[CurvePoint(1, 0.0), CurvePoint(10, 0.3), CurvePoint(100, 0.5)],
         cost={"seconds": 12.5, "evaluations": 800, "backwards": 400, "peak_gib": 0.5}, protocol=PROTOCOL,
     )  # fmt: skip
     return replace(made, **changes)

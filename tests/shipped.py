@@ -1,4 +1,4 @@
-"""The numbers of shipped configs, with which methods erase in the emoji world."""
+"""Arguments of shipped configs, with which methods erase in the emoji world."""
 
 from contextlib import suppress
 
@@ -7,18 +7,22 @@ import yaml
 from erasure_lightning.cli.configs import shipped_configs
 
 
-def numbers(name, **more):
-    """What the config of that name sets of its method beside concepts and latents, and ``more`` in
-    place of it.
+def numbers(name, **arguments):
+    """The method's arguments in a shipped config, without concepts and latents.
+
+    Args:
+        name: Name of the config.
+        arguments: Further arguments, which override the config's.
     """
-    given = yaml.safe_load(shipped_configs()[f"{name}.yaml"].read_text())["model"]["init_args"]
-    return {
-        key: _number(value) for key, value in given.items() if key not in ("concepts", "latents")
-    } | more
+    config = yaml.safe_load(shipped_configs()[f"{name}.yaml"].read_text())
+    shipped = config["model"]["init_args"]
+    for key in ("concepts", "latents"):
+        shipped.pop(key, None)
+    return {key: _number(value) for key, value in shipped.items()} | arguments
 
 
 def _number(value):
     if isinstance(value, str):
-        with suppress(ValueError):  # YAML takes 6e-4 for a word
+        with suppress(ValueError):  # YAML reads 6e-4 as a string
             return float(value)
     return value

@@ -1,7 +1,7 @@
 from importlib.metadata import EntryPoint
 
 import pytest
-from trivial import Distillation, Nothing
+from trivial import Distillation, PlainPrompt
 
 from erasure_lightning import registry
 from erasure_lightning.attacks import ATTACKS
@@ -166,10 +166,10 @@ class TestAttacks:
         )
 
     def test_a_plugin_is_found_and_no_method(self, installed):
-        installed(entry("Nothing", "trivial:Nothing", Package("plug"), registry.ATTACK))
-        assert registry.load_attack(registry.find_attack("nothing")) is Nothing
-        with pytest.raises(ErasureError, match="unknown method 'nothing'"):
-            registry.find_method("nothing")
+        installed(entry("PlainPrompt", "trivial:PlainPrompt", Package("plug"), registry.ATTACK))
+        assert registry.load_attack(registry.find_attack("plainprompt")) is PlainPrompt
+        with pytest.raises(ErasureError, match="unknown method 'plainprompt'"):
+            registry.find_method("plainprompt")
 
     def test_an_unknown_name_gets_suggestions(self):
         with pytest.raises(
@@ -184,7 +184,7 @@ class TestAttacks:
             ("Gone", "not_installed_at_all:Gone", "No module named 'not_installed_at_all'"),
             ("Gone", "trivial:Gone", "has no attribute 'Gone'"),
             ("Distillation", "trivial:Distillation", "expected a subclass of Attack"),
-            ("Other", "trivial:Nothing", "named 'Other', but its class is named 'Nothing'"),
+            ("Other", "trivial:PlainPrompt", "named 'Other', but its class is named 'PlainPrompt'"),
         ],
     )
     def test_a_broken_plugin_says_why(self, installed, name, value, why):

@@ -1,6 +1,4 @@
-"""Targets for attacks: a tiny one whose verdicts mean nothing, and the emoji world's cigarette,
-erased by UCE.
-"""
+"""Targets for attacks: a tiny model, and the emoji world with its cigarette erased by UCE."""
 
 from functools import cache
 
@@ -8,7 +6,7 @@ import torch
 from tiny_scorers import KnownScorer
 from trivial import Redirection
 
-from erasure_lightning.attacks.target import Target, Trials
+from erasure_lightning.attacks.target import AttackSettings, AttackTarget
 from erasure_lightning.backbones.text_cache import TextCache
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts.concept import Concept
@@ -18,13 +16,12 @@ from erasure_lightning.testing import fit
 CAT = [Concept("cat", "dog", domain=["bird"])]
 
 
-def tiny_target(concepts=CAT, family=TinyBackbone, **trials):
-    """A cat that became a dog, with a scorer of random verdicts."""
+def tiny_target(concepts=CAT, family=TinyBackbone, **settings):
+    """A tiny model whose cat is redirected to the dog; its scorer's verdicts are arbitrary."""
     module = fit(Redirection(concepts=CAT, backbone=family()), 1)
     few = {"seeds": 2, "pictures": 2, "steps": 2, "guidance": 3.0}
-    return Target(
-        module.backbone, module.original, concepts, Trials(**(few | trials)), KnownScorer()
-    )
+    settings = AttackSettings(**(few | settings))
+    return AttackTarget(module.backbone, module.original, concepts, settings, KnownScorer())
 
 
 @cache
@@ -32,11 +29,16 @@ def _module():
     return fit(UCE(concepts=[Concept("cigarette", "lollipop")]), 1)
 
 
-def cigarette(erased=True, pictures=4):
-    """The emoji world after UCE, or as it was."""
+def _target(edited, pictures):
     module = _module()
-    edited = module.backbone if erased else module.original
-    return Target(edited, module.original, module.concepts, Trials(seeds=2, pictures=pictures))
+    settings = AttackSettings(seeds=2, pictures=pictures)
+    return AttackTarget(edited, module.original, module.concepts, settings)
+
+
+def cigarette(erased=True, pictures=4):
+    """The emoji world after UCE, or unedited."""
+    module = _module()
+    return _target(module.backbone if erased else module.original, pictures)
 
 
 @cache
@@ -50,30 +52,23 @@ def _weakly_erased():
 
 
 def weakly_erased(pictures=2):
-    """The emoji world after four fifths of UCE's edit: plain prompts fail, and little is missing."""
-    module = _module()
-    return Target(
-        _weakly_erased(), module.original, module.concepts, Trials(seeds=2, pictures=pictures)
-    )
+    """The emoji world after 0.8 of UCE's edit, where plain prompts just fail."""
+    return _target(_weakly_erased(), pictures)
 
 
-def filtered(word, instead, pictures=2):
-    """The emoji world behind a filter of words, which is no erasure at all: other words get past
-    it.
-    """
-    module = _module()
-    model = module.original.frozen_copy(())
+def filtered(word, anchor, pictures=2):
+    """The emoji world with a filter that replaces prompts with a word: no erasure at all."""
+    original = _module().original
+    model = original.frozen_copy(())
 
-    def passed(prompt):
-        return f"a {instead}" if word in getattr(prompt, "text", prompt) else prompt
+    def replaced(prompt):
+        return f"a {anchor}" if word in getattr(prompt, "text", prompt) else prompt
 
-    model._text_cache = (
-        TextCache()
-    )  # what the unfiltered text encoder has said is not what this one says
-    model.embed = lambda prompts: module.original.embed([passed(prompt) for prompt in prompts])
-    return Target(model, module.original, module.concepts, Trials(seeds=2, pictures=pictures))
+    model._states = TextCache()  # the copy shares the original's, whose states are unfiltered
+    model.embed = lambda prompts: original.embed([replaced(prompt) for prompt in prompts])
+    return _target(model, pictures)
 
 
 def weights(model):
-    """A copy of all there is, by name."""
+    """A copy of all parameters and buffers, by name."""
     return {name: value.clone() for name, value in model.state_dict().items()}

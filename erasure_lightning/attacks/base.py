@@ -1,6 +1,4 @@
-"""`Attack` and its commonest shape: something that tries to get an erased concept out of an edited
-model.
-"""
+"""Base classes of attacks, which try to recover an erased concept from an edited model."""
 
 import inspect
 from abc import ABC, abstractmethod
@@ -12,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from erasure_lightning.attacks.target import Case, Target
+from erasure_lightning.attacks.target import AttackCase, AttackTarget
 from erasure_lightning.checks import require, require_seed
 from erasure_lightning.edits.edit import plain_values
 from erasure_lightning.errors import ErasureError
@@ -20,19 +18,20 @@ from erasure_lightning.seeding import derive_seed
 
 
 @dataclass(frozen=True)
-class Found:
-    """What an attack found for one case.
+class AttackResult:
+    """Images that an attack generated for one case, and what produced them.
 
     Args:
-        pictures: What the attacked model drew at the case's seeds, ``(N, 3, H, W)`` in 0..1.
-        prompt: The words that were asked with, where the attack found words.
-        tensors: What else is worth keeping (embeddings, latents), by name.
-        curve: Pictures like ``pictures`` by the budget (steps, examples) they took, rising, where
-            the attack tells.
-        controls: Pictures like ``pictures`` of what the attack is to be told apart from, by name.
+        images: Images that the attacked model generates at the case's seeds, ``(N, 3, H, W)`` in
+            0..1.
+        prompt: The adversarial prompt, of attacks that search for words.
+        tensors: Embeddings, latents and the like that are saved with the result, by name.
+        curve: Images like ``images`` by budget (steps, examples), rising, of attacks whose budget
+            grows.
+        controls: Images like ``images`` of control experiments, by name.
     """
 
-    pictures: Tensor
+    images: Tensor
     prompt: str | None = None
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     curve: Mapping[float, Tensor] = field(default_factory=dict)
@@ -40,103 +39,102 @@ class Found:
 
 
 class Attack(ABC):
-    """Tries to bring concepts back; its budget is its arguments.
+    """An attempt to recover erased concepts; its budget is its constructor's arguments.
 
-    Every argument of a constructor is kept as an attribute of the same name, from which results are
-    labelled.
+    Every argument of a constructor must be an attribute of the same name, since the outcome
+    records them.
 
     Args:
-        seed: Of everything the attack draws.
+        seed: Seed of everything the attack draws at random.
 
     Raises:
-        ErasureError: If the seed is none that a generator takes.
+        ErasureError: If the seed is out of a generator's range.
     """
 
-    #: What the budgets of its curve count.
+    #: What the budgets of the curve count.
     axis: ClassVar[str] = ""
 
     def __init__(self, *, seed: int = 0) -> None:
         require_seed(type(self).__name__, seed=seed)
         self.seed = seed
 
-    def run(self, target: Target, seed: int) -> list[Found]:
-        """Attack once: the findings for the cases of one of the target's seeds, in their order.
+    def run(self, target: AttackTarget, seed: int) -> list[AttackResult]:
+        """Attack once: the results for the cases of one of the target's seeds, in their order.
 
-        Equal arguments give equal findings, and leave torch's global generator as it was.
+        Equal arguments give equal results. The state of torch's global generator is restored.
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(self.seed, seed))
             return self.search(target, target.cases(seed))
 
     @abstractmethod
-    def search(self, target: Target, cases: Sequence[Case]) -> list[Found]:
-        """A finding for each case; what is drawn by lot comes from torch's global generator, which
-        is seeded.
+    def search(self, target: AttackTarget, cases: Sequence[AttackCase]) -> list[AttackResult]:
+        """A result for each case; random draws use torch's global generator, which is seeded.
 
         Args:
-            target: Whom to attack; it must be left as it was.
-            cases: One a concept.
+            target: The models under attack; must not be modified.
+            cases: One for each concept.
         """
 
     def arguments(self) -> dict[str, Any]:
         """The constructor's arguments as plain values."""
-        signatures = [
-            inspect.signature(cls.__init__) for cls in type(self).__mro__ if issubclass(cls, Attack)
-        ]
-        names = {
-            name: p.kind for signature in signatures for name, p in signature.parameters.items()
+        classes = [cls for cls in type(self).__mro__ if issubclass(cls, Attack)]
+        names: dict[str, Any] = {}
+        for cls in classes:
+            for name, parameter in inspect.signature(cls.__init__).parameters.items():
+                names[name] = parameter.kind
+        return {
+            name: plain(getattr(self, name))
+            for name, kind in names.items()
+            if name != "self" and kind is not inspect.Parameter.VAR_KEYWORD
         }
-        named = [
-            n
-            for n, kind in names.items()
-            if n != "self" and kind is not inspect.Parameter.VAR_KEYWORD
-        ]
-        return {name: plain_values(getattr(self, name)) for name in named}
 
 
 def check_at_least(attack: Attack, **bounds: float) -> None:
-    """Raise unless an attack's arguments reach their bounds.
+    """Raise if an argument of an attack is below its lower bound.
 
     Raises:
-        ErasureError: Naming the first that does not.
+        ErasureError: Naming the first that is.
     """
-    for name, least in bounds.items():
-        require(type(attack).__name__, at_least=least, **{name: getattr(attack, name)})
+    for name, bound in bounds.items():
+        require(type(attack).__name__, at_least=bound, **{name: getattr(attack, name)})
 
 
 def check_threshold(threshold: float) -> None:
-    """Raise unless it is a share at which a concept can count as back.
+    """Raise unless a threshold is a share of images, 0..1.
 
     Raises:
-        ErasureError: If it is not in 0..1.
+        ErasureError: If it is not.
     """
     if not 0 <= threshold <= 1:
         raise ErasureError(
-            f"An attack needs a threshold of 0 to 1, a share of pictures; found {threshold:g}."
+            f"An attack needs a threshold of 0 to 1, a share of images; found {threshold:g}."
         )
 
 
 def descend(optimizer: Optimizer, loss: Tensor) -> None:
-    """A step of what an attack optimises; nothing else gets a gradient, whatever the target's
-    weights ask for.
+    """Take an optimizer step; only the optimizer's parameters receive gradients.
+
+    The target's weights receive none, even where they require gradients.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for parameter, slope in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
-        parameter.grad = slope
+    gradients = torch.autograd.grad(loss, parameters)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
     optimizer.step()
 
 
 class ConceptAttack(Attack):
-    """An attack that takes one concept after the other."""
+    """An attack that treats each concept separately."""
 
-    def search(self, target: Target, cases: Sequence[Case]) -> list[Found]:
-        """A finding for each case, whatever the other cases are."""
-        found = []
+    def search(self, target: AttackTarget, cases: Sequence[AttackCase]) -> list[AttackResult]:
+        """A result for each case, independent of the other cases."""
+        results = []
         for case in cases:
             torch.manual_seed(derive_seed(self.seed, *case.concept.name.encode(), case.seed))
-            found.append(self.find(target, case))
-        return found
+            results.append(self.find(target, case))
+        return results
 
     @abstractmethod
-    def find(self, target: Target, case: Case) -> Found:
-        """The finding for one case."""
+    def find(self, target: AttackTarget, case: AttackCase) -> AttackResult:
+        """The result for one case."""

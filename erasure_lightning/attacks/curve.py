@@ -1,65 +1,41 @@
-"""The curve of an attack whose budget grows, as a picture; matplotlib is imported where one is
-drawn.
-"""
+"""Plot of success against budget, of attacks with a curve; imports matplotlib when called."""
 
 import io
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from erasure_lightning.attacks.outcome import Outcome
-from erasure_lightning.concepts.concept import shortened_names
+from erasure_lightning.attacks.outcome import CurvePoint, Outcome
+from erasure_lightning.concepts.concept import in_short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-#: Told apart by every eye (Okabe and Ito 2008), and by their dashes too.
-ATTACKED, ORIGINAL, PLAIN, CONTROLS = (
-    "#D55E00",
-    "#0072B2",
-    "#009E73",
-    ("#CC79A7", "#E69F00", "#56B4E9"),
-)
+# Colours of Okabe and Ito (2008), which colour-blind readers can tell apart; the dashes differ too.
+_ATTACKED_COLOUR = "#D55E00"
+_ORIGINAL_COLOUR = "#0072B2"
+_PLAIN_COLOUR = "#009E73"
+_CONTROL_COLOURS = ("#CC79A7", "#E69F00", "#56B4E9")
 
 
 def plot_curve(outcome: Outcome) -> bytes:
-    """A PNG of success against budget with its 95 % band, and what the models do without the
-    attack.
-    """
+    """A PNG of success against budget with its 95 % band, and of the models without the attack."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.6), dpi=150, layout="constrained")
     axes = figure.subplots()
-    _references(axes, outcome)
-    points = outcome.curve or []
-    budgets = [point.budget for point in points]
-    lows, highs = ([getattr(point, end) for point in points] for end in ("low", "high"))
-    if None not in lows + highs:
-        axes.fill_between(budgets, lows, highs, color=ATTACKED, alpha=0.18, linewidth=0)
-    axes.plot(
-        budgets,
-        [point.success for point in points],
-        "o-",
-        color=ATTACKED,
-        label="under attack",
-        zorder=3,
-    )
-    axes.set_xticks(budgets, [f"{budget:g}" for budget in budgets])
+    _draw_references(axes, outcome)
+    _draw_points(axes, outcome.curve or [])
     axes.set_xlabel(outcome.axis or "budget")
-    axes.set_ylabel("share of pictures that show it")
+    axes.set_ylabel("share of images that show it")
     axes.set_ylim(-0.03, 1.03)
     by = f" erased by {outcome.method}" if outcome.method else ""
-    figure.suptitle(
-        f"{outcome.attack} on {shortened_names(outcome.concepts)}{by}",
-        x=0.01,
-        ha="left",
-        fontsize=12,
-        weight="bold",
+    title = f"{outcome.attack} on {in_short(outcome.concepts)}{by}"
+    figure.suptitle(title, x=0.01, ha="left", fontsize=12, weight="bold")
+    attacked = outcome.success["attacked"]
+    subtitle = (
+        f"{attacked.seeds} seeds, {attacked.pictures} images a point; 95 % intervals over seeds"
     )
-    seeds, pictures = outcome.success["attacked"].seeds, outcome.success["attacked"].pictures
-    axes.set_title(
-        f"{seeds} seeds, {pictures} pictures a point; 95 % intervals over seeds",
-        fontsize=9,
-        loc="left",
-    )
+    axes.set_title(subtitle, fontsize=9, loc="left")
     axes.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.01, 0.5))
     for edge in ("top", "right"):
         axes.spines[edge].set_visible(False)
@@ -68,29 +44,30 @@ def plot_curve(outcome: Outcome) -> bytes:
     return buffer.getvalue()
 
 
-def _references(axes: "Axes", outcome: Outcome) -> None:
-    """What needs no attack, as lines."""
+def _draw_points(axes: "Axes", points: Sequence[CurvePoint]) -> None:
+    """The curve, and its band where intervals are known."""
+    budgets = [point.budget for point in points]
+    means = [point.success for point in points]
+    lows = [point.low for point in points if point.low is not None]
+    highs = [point.high for point in points if point.high is not None]
+    if len(lows) == len(highs) == len(points):
+        axes.fill_between(budgets, lows, highs, color=_ATTACKED_COLOUR, alpha=0.18, linewidth=0)
+    axes.plot(budgets, means, "o-", color=_ATTACKED_COLOUR, label="under attack", zorder=3)
+    axes.set_xticks(budgets, [f"{budget:g}" for budget in budgets])
+
+
+def _draw_references(axes: "Axes", outcome: Outcome) -> None:
+    """Horizontal lines for the models without the attack, the controls, and the threshold."""
+    success = outcome.success
     lines = [
-        ("original", ORIGINAL, "--", "original, asked plainly"),
-        ("plain", PLAIN, "-.", "edited, asked plainly"),
+        (success["original"], _ORIGINAL_COLOUR, "--", "original, plain prompt"),
+        (success["plain"], _PLAIN_COLOUR, "-.", "edited, plain prompt"),
     ]
-    for asked, colour, dashes, label in lines:
+    controls = zip(outcome.controls.items(), _CONTROL_COLOURS, strict=False)
+    lines += [(estimate, colour, ":", f"control: {name}") for (name, estimate), colour in controls]
+    for estimate, colour, dashes, label in lines:
         axes.axhline(
-            outcome.success[asked].mean,
-            color=colour,
-            linestyle=dashes,
-            linewidth=1.6,
-            label=label,
-            zorder=1,
-        )
-    for (name, estimate), colour in zip(outcome.controls.items(), CONTROLS, strict=False):
-        axes.axhline(
-            estimate.mean,
-            color=colour,
-            linestyle=":",
-            linewidth=1.6,
-            label=f"control: {name}",
-            zorder=1,
+            estimate.mean, color=colour, linestyle=dashes, linewidth=1.6, label=label, zorder=1
         )
     if (threshold := outcome.arguments.get("threshold")) is not None:
         axes.axhline(threshold, color="0.6", linewidth=0.8, label="counts as back", zorder=0)

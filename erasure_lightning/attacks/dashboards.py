@@ -1,57 +1,38 @@
-"""What is shown of attacks on a board: how much each brought back, what it found, and how that grew
-with its budget.
-"""
+"""Dashboard content of attacks: success with intervals, results by case, and curves."""
 
 from collections.abc import Sequence
 
-from erasure_lightning.attacks.outcome import ASKED, Outcome
-from erasure_lightning.runs.dashboard_content import (
-    INTERVAL_COLUMNS,
-    interval_cells,
-    interval_figures,
-)
-from erasure_lightning.runs.dashboards import DashboardWriter
+from erasure_lightning.attacks.outcome import IMAGE_KINDS, Outcome
+from erasure_lightning.runs.dashboard_content import ENDS, ends, named
+from erasure_lightning.runs.dashboards import Board
 from erasure_lightning.runs.folder import slug
 
 
-def show_attacks(board: DashboardWriter, outcomes: Sequence[Outcome]) -> None:
-    """Show what attacks brought back: tables ``attacks`` and ``found``, ``attacked_NAME`` with its
-    interval, curves.
-    """
-    columns = [
-        "attack",
-        "method",
-        "concepts",
-        *(f"{asked} {end}" for asked in ASKED for end in INTERVAL_COLUMNS),
-        "seconds",
-    ]
+def show_attacks(board: Board, outcomes: Sequence[Outcome]) -> None:
+    """Log tables ``attacks`` and ``found``, ``attacked_NAME`` with its interval, and curves."""
+    shares = [f"{kind} {end}" for kind in IMAGE_KINDS for end in ENDS]
+    columns = ["attack", "method", "concepts", *shares, "seconds"]
     board.table("attacks", columns, [_row(outcome) for outcome in outcomes])
-    found = [
-        [o.attack, f.concept, f.seed, f.success, f.prompt or ""] for o in outcomes for f in o.found
+    cases = [
+        [o.attack, case.concept, case.seed, case.success, case.prompt or ""]
+        for o in outcomes
+        for case in o.found
     ]
-    board.table("found", ["attack", "concept", "seed", "success", "prompt"], found)
+    board.table("found", ["attack", "concept", "seed", "success", "prompt"], cases)
     for outcome in outcomes:
         name = slug(outcome.attack)
-        board.figures(
-            {
-                f"attacked_{name}{end}": v
-                for end, v in interval_figures(outcome.success["attacked"]).items()
-            }
-        )
+        attacked = named(outcome.success["attacked"])
+        board.figures({f"attacked_{name}{end}": value for end, value in attacked.items()})
         if outcome.curve:
-            board.curve(
-                f"curve/{name}",
-                [(point.budget, point.success) for point in outcome.curve],
-                "budget",
-            )
+            points = [(point.budget, point.success) for point in outcome.curve]
+            board.curve(f"curve/{name}", points, "budget")
 
 
 def _row(outcome: Outcome) -> list[str | float | None]:
-    shares = [value for asked in ASKED for value in interval_cells(outcome.success[asked])]
     return [
         outcome.attack,
         outcome.method,
         ", ".join(outcome.concepts),
-        *shares,
+        *(value for kind in IMAGE_KINDS for value in ends(outcome.success[kind])),
         outcome.cost["seconds"],
     ]

@@ -1,6 +1,4 @@
-"""What the attacks share that train an edited model on: whom they train, how, and when a concept
-counts as back.
-"""
+"""`FineTuningAttack`: base of attacks that fine-tune the edited model."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,23 +6,23 @@ from typing import Any
 from torch import Tensor
 
 from erasure_lightning.attacks.base import Attack, check_at_least, check_threshold
-from erasure_lightning.attacks.target import Case, Target
+from erasure_lightning.attacks.target import AttackCase, AttackTarget
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.concepts.concept import Phrase
 from erasure_lightning.diffusion.fine_tuning import FineTuning, TrainedPart
 from erasure_lightning.diffusion.latent_dataset import LatentDataset
 
 
-class TuningAttack(Attack):
-    """An attack that fine-tunes the edited model on pictures.
+class FineTuningAttack(Attack):
+    """An attack that fine-tunes the edited model on images.
 
     Args:
         steps: Training steps, at least 0.
-        train: What is trained: a part of the denoiser as in ESD, the text encoder, or everything.
+        train: The trained parameters: a part of the denoiser as in ESD, the text encoder, or all.
         lr: Learning rate, at least 0.
-        batch_size: Pictures a step, at least 1.
-        threshold: Share of pictures at which the concept counts as back, 0..1.
-        seed: Of everything the attack draws.
+        batch_size: Images a step, at least 1.
+        threshold: Share of images at which the concept counts as back, 0..1.
+        kwargs: Arguments of `Attack`.
 
     Raises:
         ErasureError: If a number is out of range.
@@ -41,27 +39,42 @@ class TuningAttack(Attack):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.steps, self.train, self.lr = steps, train, lr
-        self.batch_size, self.threshold = batch_size, threshold
+        self.steps = steps
+        self.train = train
+        self.lr = lr
+        self.batch_size = batch_size
+        self.threshold = threshold
         check_at_least(self, steps=0, lr=0, batch_size=1)
         check_threshold(threshold)
 
-    def shown(self, target: Target, said: Sequence[str | Phrase], seed: int) -> LatentDataset:
-        """Pictures to train on: what the original draws for these sentences."""
-        size = target.trials.size
+    def training_images(
+        self, target: AttackTarget, prompts: Sequence[str | Phrase], seed: int
+    ) -> LatentDataset:
+        """Latents that the original model generates for the prompts."""
         return LatentDataset(
-            target.original, said, seed, steps=target.steps, guidance=target.guidance, size=size
+            target.original,
+            prompts,
+            seed,
+            steps=target.steps,
+            guidance=target.guidance,
+            size=target.settings.size,
         )
 
-    def tuning(
-        self, model: Backbone, shown: LatentDataset, said: Sequence[str | Phrase], seed: int
+    def fine_tuning(
+        self, model: Backbone, images: LatentDataset, prompts: Sequence[str | Phrase], seed: int
     ) -> FineTuning:
-        """A copy of a model that is trained on the pictures that something is said of."""
+        """The fine-tuning of a copy of a model on the first ``len(prompts)`` images."""
         return FineTuning(
-            model, shown, said, train=self.train, lr=self.lr, batch_size=self.batch_size, seed=seed
+            model,
+            images,
+            prompts,
+            train=self.train,
+            lr=self.lr,
+            batch_size=self.batch_size,
+            seed=seed,
         )
 
     @staticmethod
-    def drawn(target: Target, case: Case, model: Backbone, sentence: str) -> Tensor:
-        """What a model draws for a sentence at a case's seeds, ``(N, 3, H, W)``."""
+    def generate(target: AttackTarget, case: AttackCase, model: Backbone, sentence: str) -> Tensor:
+        """Images that a model generates for a sentence at a case's seeds, ``(N, 3, H, W)``."""
         return target.draw(model.encode([sentence]), case.seeds, model=model)

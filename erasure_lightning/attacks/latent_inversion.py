@@ -1,45 +1,45 @@
-"""Latent inversion: the noise is looked for from which the edited model draws the concept, without
-any words.
+"""Latent inversion: searches for the noise from which the edited model generates the concept.
 
-TINA (Xiang et al. 2026, arXiv 2603.17828) inverts pictures of the concept with the edited model
-under the empty prompt and draws again from what it finds, with the same model and without guidance.
-Plain DDIM inversion drifts off, so each ``x_t`` is solved for ``x_t = f(x_t, x_(t-1))``: there with
+TINA (Xiang et al. 2026, arXiv 2603.17828) inverts images of the concept with the edited model under
+the empty prompt, and generates them again from the inverted noise, with the same model and without
+guidance. Plain DDIM inversion drifts, so each ``x_t`` solves ``x_t = f(x_t, x_(t-1))``: there with
 25 steps of AdamW, here with the fixed-point iteration of `inversion.invert`, which needs no
-gradient. Memories of Forgotten Concepts (Rusanovsky et al. 2024, arXiv 2412.00782) finds the same
-with other inversions. From descriptions of both papers; none of their code was read.
+gradient. Memories of Forgotten Concepts (Rusanovsky et al. 2024, arXiv 2412.00782) has the same
+result with other inversions. Implemented from descriptions of both papers; none of their code was
+read.
 
-What success means: that there is noise from which the edited model draws the very pictures it was
-given. It is *not* that the model knows them: an inversion that converges takes any latents back to
-where they came from, with any network. So two controls are told with it, of the same pictures:
+Success means that there is noise from which the edited model generates the inverted images. It does
+*not* mean that the model knows them: an inversion that converges returns any latents to where they
+came from, with any network. So two controls are reported with it, of the same images:
 
 * ``untaught``: the same attack on the same denoiser with the entries of each of its weights
-  shuffled, which knows nothing. On the emoji world it succeeds too (1.0 of the cigarettes), and
-  where it does, success is no sign of memory: the noise has become a code for the picture. Evidence
-  is what success has over this control.
-* ``other noise``: the edited model under the empty prompt from noise it was not told: how often the
-  concept turns up by itself.
+  shuffled, which has no knowledge. On the emoji world it succeeds too (1.0 of the cigarettes), and
+  where it does, success is no evidence of memory: the noise has become a code for the image.
+  Evidence is what success has over this control.
+* ``other noise``: the edited model under the empty prompt from random noise: how often the concept
+  appears by itself.
 
-Cost a picture: its sampling, and ``steps (2 + refinements)`` evaluations, once more for the
-untaught model.
+Cost for each image: its sampling, and ``steps (2 + refinements)`` evaluations, once more for the
+shuffled model.
 """
 
 import torch
 from torch import Tensor
 
-from erasure_lightning.attacks.base import ConceptAttack, Found, check_at_least
-from erasure_lightning.attacks.target import Case, Target
+from erasure_lightning.attacks.base import AttackResult, ConceptAttack, check_at_least
+from erasure_lightning.attacks.target import AttackCase, AttackTarget
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.diffusion.inversion import invert, retrace
 
 
 class LatentInversion(ConceptAttack):
-    """Looks for the noise of the concept's pictures, without words.
+    """Inverts images of the concept to noise and regenerates them without a prompt.
 
     Args:
-        steps: Of the way to noise and of the way back, at least 1; those of the target's pictures
+        steps: Steps of the inversion and of the sampling, at least 1; the target's sampling steps
             by default.
         refinements: Further evaluations a step, at least 0; 0 is plain DDIM inversion.
-        seed: Of everything the attack draws.
+        seed: Seed of everything the attack draws at random.
 
     Raises:
         ErasureError: If a number is out of range.
@@ -51,49 +51,54 @@ class LatentInversion(ConceptAttack):
         self.refinements = refinements
         check_at_least(self, refinements=0, **({} if steps is None else {"steps": 1}))
 
-    def find(self, target: Target, case: Case) -> Found:
-        """Invert pictures that the original draws of the concept, and draw them again; then the
-        controls.
-        """
-        given, seed = target.examples(case, len(case.seeds)), int(torch.randint(2**31, ()))
-        noise, pictures = self._retold(target, target.edited, given)
-        _, codes = self._retold(target, shuffled(target.edited, seed), given)
-        unasked = self._drawn(target, target.edited, torch.randn(noise.shape).to(noise))
-        return Found(
-            pictures, tensors={"noise": noise}, controls={"untaught": codes, "other noise": unasked}
+    def find(self, target: AttackTarget, case: AttackCase) -> AttackResult:
+        """Invert images that the original generates and regenerate them; then the controls."""
+        latents = target.examples(case, len(case.seeds))
+        seed = int(torch.randint(2**31, ()))
+        noise, images = self._reconstruct(target, target.edited, latents)
+        _, shuffled_images = self._reconstruct(target, shuffled_copy(target.edited, seed), latents)
+        random_noise = torch.randn(noise.shape).to(noise)
+        random_images = self._sample(target, target.edited, random_noise)
+        return AttackResult(
+            images,
+            tensors={"noise": noise},
+            controls={"untaught": shuffled_images, "other noise": random_images},
         )
 
-    def _retold(self, target: Target, model: Backbone, given: Tensor) -> tuple[Tensor, Tensor]:
-        """The noise of latents, and the pictures that a model draws from it."""
+    def _reconstruct(
+        self, target: AttackTarget, model: Backbone, latents: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The noise that latents invert to, and the images that a model generates from it."""
         steps = self.steps or target.steps
-        parts = torch.split(given, target.trials.draw_size)
+        parts = torch.split(latents, target.settings.draw_size)
         noise = torch.cat(
             [invert(model, model.unconditional(len(x)), x, steps, self.refinements) for x in parts]
         )
-        return noise, self._drawn(target, model, noise)
+        return noise, self._sample(target, model, noise)
 
     @torch.no_grad()
-    def _drawn(self, target: Target, model: Backbone, noise: Tensor) -> Tensor:
+    def _sample(self, target: AttackTarget, model: Backbone, noise: Tensor) -> Tensor:
+        """Images that a model generates from noise under the empty prompt, without guidance."""
         steps = self.steps or target.steps
-        parts = torch.split(noise, target.trials.draw_size)
+        parts = torch.split(noise, target.settings.draw_size)
         return torch.cat(
             [model.decode(retrace(model, model.unconditional(len(x)), x, steps)) for x in parts]
         )
 
 
 @torch.no_grad()
-def shuffled(backbone: Backbone, seed: int) -> Backbone:
-    """A copy whose denoiser is of the same build and the same numbers, in an order that means
-    nothing.
+def shuffled_copy(backbone: Backbone, seed: int) -> Backbone:
+    """A copy whose denoiser has the entries of each weight in random order.
 
     Args:
-        backbone: The model; left as it was.
-        seed: Of the order.
+        backbone: The model; not modified.
+        seed: Seed of the order.
     """
     names = list(backbone.denoiser_parameters())
-    untaught, generator = backbone.frozen_copy(names), torch.Generator().manual_seed(seed)
+    shuffled = backbone.frozen_copy(names)
+    generator = torch.Generator().manual_seed(seed)
     for name in names:
-        weight = untaught.get_parameter(name)
+        weight = shuffled.get_parameter(name)
         order = torch.randperm(weight.numel(), generator=generator).to(weight.device)
         weight.copy_(weight.flatten()[order].view_as(weight))
-    return untaught
+    return shuffled

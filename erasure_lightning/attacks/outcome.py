@@ -1,31 +1,30 @@
-"""`Outcome`: what an attack brought back, how sure that is, and how it was asked; as a file."""
+"""`Outcome`: the recorded success of an attack, with intervals, budget and protocol."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
-from erasure_lightning.files.writing import read_record, write_json
 from erasure_lightning.metrics.estimates import Estimate
 from erasure_lightning.metrics.protocol import Protocol
+from erasure_lightning.metrics.record import JsonRecord
 
 #: The file an attack writes.
 OUTCOME_FILE = "attack.json"
 
-#: Whose pictures are looked at: the original model's and the edited model's with plain prompts, the
-#: latter's attacked.
-ASKED = ("original", "plain", "attacked")
+#: Images that are judged: of the original and the edited model under plain prompts, and of the
+#: edited model under attack.
+IMAGE_KINDS = ("original", "plain", "attacked")
 
 
-class Finding(NamedTuple):
-    """What one attack on one concept found.
+class CaseOutcome(NamedTuple):
+    """The recorded success of one attack on one concept.
 
     Args:
-        concept: What was to come back.
-        seed: Which of the independent attacks it was.
-        success: Share of its pictures recognised as the concept, 0..1.
-        prompt: The words it found, if it looks for words.
-        embedding: The file beside the outcome that holds what else it found.
+        concept: The erased concept.
+        seed: Number of the independent attack.
+        success: Share of its images recognised as the concept, 0..1.
+        prompt: The adversarial prompt, of attacks that search for words.
+        embedding: File beside the outcome that holds the result's tensors.
     """
 
     concept: str
@@ -35,12 +34,12 @@ class Finding(NamedTuple):
     embedding: str | None
 
 
-class Point(NamedTuple):
-    """One point of a curve: the share of pictures recognised after so many steps or examples.
+class CurvePoint(NamedTuple):
+    """Success at one budget.
 
     Args:
-        budget: How many.
-        success: The mean share, 0..1.
+        budget: Number of steps or examples.
+        success: The mean share of images recognised as the concept, 0..1.
         low, high: Ends of its 95 % interval over seeds, where they are known.
     """
 
@@ -51,26 +50,29 @@ class Point(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What an attack brought back.
+class Outcome(JsonRecord):
+    """The success of an attack on an edit, over all concepts and seeds.
 
     Args:
         attack: Class name of the attack.
-        class_path: Where the class is.
+        class_path: Import path of the class.
         arguments: Its constructor's arguments.
-        paper: Where it was published, empty where its package does not say.
-        method: What made the edit, empty for an unedited model.
-        concepts: What was erased.
-        edit: The edit file's SHA-256, its first 16 hex digits; empty where there is none.
-        success: Share of pictures recognised as the concept, by `ASKED`.
-        found: A finding for each concept and seed.
-        curve: Success by budget, of attacks that tell.
-        cost: ``seconds``, ``evaluations``, ``backwards``, ``peak_gib`` of the attack, its pictures
+        paper: Its publication, empty if its package names none.
+        method: The method that made the edit, empty for an unedited model.
+        concepts: Names of the erased concepts.
+        edit: First 16 hex digits of the edit file's SHA-256; empty without an edit file.
+        success: Share of images recognised as the concept, by `IMAGE_KINDS`.
+        found: The success for each concept and seed.
+        curve: Success by budget, of attacks with a curve.
+        cost: ``seconds``, ``evaluations``, ``backwards``, ``peak_gib`` of the attack, its images
             included.
-        protocol: How pictures were drawn and judged.
+        protocol: How images were drawn and judged.
         axis: What the curve's budgets count.
-        controls: Share of pictures recognised of what the attack is to be told apart from, by name.
+        controls: Share of images recognised as the concept in control experiments, by name.
     """
+
+    contents: ClassVar[str] = "findings"
+    command: ClassVar[str] = "attack"
 
     attack: str
     class_path: str
@@ -80,28 +82,26 @@ class Outcome:
     concepts: list[str]
     edit: str
     success: dict[str, Estimate]
-    found: Sequence[Finding]
-    curve: Sequence[Point] | None
+    found: Sequence[CaseOutcome]
+    curve: Sequence[CurvePoint] | None
     cost: dict[str, float]
     protocol: Protocol
     axis: str = ""
     controls: dict[str, Estimate] = field(default_factory=dict)
 
-    def best(self, concept: str) -> Finding:
-        """The finding that brought most of a concept back."""
-        return max((f for f in self.found if f.concept == concept), key=lambda f: f.success)
+    def best(self, concept: str) -> CaseOutcome:
+        """The case of highest success on a concept."""
+        cases = [case for case in self.found if case.concept == concept]
+        return max(cases, key=lambda case: case.success)
 
-    def least(self, share: float) -> float | None:
-        """The smallest budget whose mean success reaches a share; ``None`` if none does or there is
-        no curve.
-        """
-        return min(
-            (point.budget for point in self.curve or () if point.success >= share), default=None
-        )
+    def smallest_budget(self, share: float) -> float | None:
+        """The smallest budget whose mean success is at least a share; ``None`` if none is."""
+        points = self.curve or ()
+        return min((point.budget for point in points if point.success >= share), default=None)
 
-    def save(self, path: Path) -> None:
-        """Write as JSON, atomically."""
-        content = {
+    def to_json(self) -> dict[str, Any]:
+        """The content of the file."""
+        return {
             "attack": self.attack,
             "class": self.class_path,
             "arguments": self.arguments,
@@ -109,35 +109,25 @@ class Outcome:
             "method": self.method,
             "concepts": self.concepts,
             "edit": self.edit,
-            "success": {asked: estimate._asdict() for asked, estimate in self.success.items()},
-            "found": [finding._asdict() for finding in self.found],
+            "success": {kind: estimate._asdict() for kind, estimate in self.success.items()},
+            "found": [case._asdict() for case in self.found],
             "curve": None if self.curve is None else [point._asdict() for point in self.curve],
             "axis": self.axis,
             "controls": {name: estimate._asdict() for name, estimate in self.controls.items()},
             "cost": self.cost,
             "protocol": {"identity": self.protocol.identity, **asdict(self.protocol)},
         }
-        write_json(path, content)
 
     @classmethod
-    def load(cls, path: Path) -> Self:
-        """Read what `save` wrote.
-
-        Raises:
-            ErasureError: If there is no such file, or it holds something else.
-        """
-        return read_record(path, "findings", "attack", cls._made)
-
-    @classmethod
-    def _made(cls, content: dict[str, Any]) -> Self:
-        read = {
+    def from_json(cls, content: dict[str, Any]) -> Self:
+        """Build the outcome from the content of a file."""
+        curve = content["curve"]
+        parsed = {
             "class_path": content.pop("class"),
-            "success": {asked: Estimate(**content["success"][asked]) for asked in ASKED},
-            "found": [Finding(**finding) for finding in content["found"]],
-            "curve": (
-                None if content["curve"] is None else [Point(**point) for point in content["curve"]]
-            ),
+            "success": {kind: Estimate(**content["success"][kind]) for kind in IMAGE_KINDS},
+            "found": [CaseOutcome(**case) for case in content["found"]],
+            "curve": None if curve is None else [CurvePoint(**point) for point in curve],
             "controls": {name: Estimate(**e) for name, e in content.get("controls", {}).items()},
             "protocol": Protocol(**content["protocol"]),
         }
-        return cls(**(content | read))
+        return cls(**(content | parsed))

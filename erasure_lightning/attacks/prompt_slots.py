@@ -1,4 +1,4 @@
-"""`Slots`: a sentence with free places for words, which attacks fill with tokens, hard or soft."""
+"""`PromptSlots`: a sentence with slots that attacks fill with words or embeddings."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,31 +13,31 @@ from erasure_lightning.concepts.concept import fill_template
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.training.prompt_states import Prompts
 
-#: Stands where a free place is until it is filled; a token of its own in every vocabulary there is.
-FILLER = "a"
+# Placeholder of an empty slot; one token in every vocabulary.
+_FILLER = "a"
 
 
-class Slots:
-    """Free places in a sentence.
+class PromptSlots:
+    """A sentence with token slots.
 
-    Only whole words go into them: spelt and read again they are the same tokens, so that what was
-    found is a prompt.
+    Only whole words fill them: spelled and tokenized again they are the same tokens, so that the
+    result of an attack is a prompt.
 
     Args:
-        backbone: Who reads the sentence; its text encoders share one vocabulary.
-        template: The sentence, with ``{}`` for the free places.
-        count: Free places ``k``, at least 1.
+        backbone: The model that encodes the sentence; its text encoders share one vocabulary.
+        template: The sentence, with ``{}`` for the slots.
+        count: Number of slots ``k``, at least 1.
 
     Raises:
-        ErasureError: If the places do not fit, or text encoders read different vocabularies.
+        ErasureError: If the slots do not fit, or text encoders have different vocabularies.
     """
 
     def __init__(self, backbone: Backbone, template: str, count: int) -> None:
         self.backbone = backbone
         self.template = template
-        self.embedded = backbone.embed([fill_template(template, " ".join([FILLER] * count))])
-        self._places = [e.positions(CONCEPT)[0].nonzero().flatten() for e in self.embedded]
-        if any(len(places) != count for places in self._places):
+        self.embedded = backbone.embed([phrase(template, " ".join([_FILLER] * count))])
+        self._positions = [e.positions(CONCEPT)[0].nonzero().flatten() for e in self.embedded]
+        if any(len(positions) != count for positions in self._positions):
             raise ErasureError(
                 f"{backbone.name} has no room for {count} tokens in {template!r}. Try fewer."
             )
@@ -50,60 +50,60 @@ class Slots:
 
     @cached_property
     def words(self) -> Tensor:
-        """Ids of the words that may be put in, ``(W,)``."""
+        """Token ids of the ``W`` whole words, ``(W,)``."""
         return self.backbone.words()
 
     @cached_property
     def tables(self) -> list[Tensor]:
-        """What each text encoder embeds them as, ``(W, E)``."""
+        """Embeddings of the words for each text encoder, ``(W, E)``."""
         return [table[self.words] for table in self._tables]
 
     @property
     def ids(self) -> Tensor:
-        """Token ids that stand in the free places until they are filled, ``(1, k)``."""
-        first, places = self.embedded[0], self._places[0]
-        return first.ids[:, places]
+        """Placeholder token ids of the slots, ``(1, k)``."""
+        return self.embedded[0].ids[:, self._positions[0]]
 
-    def filled(self, rows: Sequence[Tensor], ids: Tensor) -> Prompts:
-        """The prompts with embeddings in their free places.
+    def fill(self, rows: Sequence[Tensor], ids: Tensor) -> Prompts:
+        """The prompts with embeddings in their slots.
 
         Args:
-            rows: For each text encoder ``(B, k, E)``; gradients reach them.
+            rows: Embeddings for each text encoder, ``(B, k, E)``; gradients reach them.
             ids: Token ids that stand for them, ``(B, k)``.
         """
-        made = []
-        for embedded, places, row in zip(self.embedded, self._places, rows, strict=True):
-            count, index = len(row), (slice(None), places)
-            embeddings = embedded.embeddings.expand(count, -1, -1).index_copy(
-                1, places, row.to(embedded.embeddings)
+        prompts = []
+        for embedded, positions, row in zip(self.embedded, self._positions, rows, strict=True):
+            count = len(row)
+            embeddings = embedded.embeddings.expand(count, -1, -1)
+            all_ids = embedded.ids.repeat(count, 1)
+            all_ids[:, positions] = ids
+            filled = replace(
+                embedded,
+                embeddings=embeddings.index_copy(1, positions, row.to(embeddings)),
+                ids=all_ids,
+                roles=embedded.roles.expand(count, -1),
             )
-            every = embedded.ids.repeat(count, 1)
-            every[index] = ids
-            made.append(
-                replace(
-                    embedded,
-                    embeddings=embeddings,
-                    ids=every,
-                    roles=embedded.roles.expand(count, -1),
-                )
-            )
-        return tuple(made)
+            prompts.append(filled)
+        return tuple(prompts)
 
-    def read(self, choice: Tensor) -> Prompts:
-        """The prompts with words in their free places, by their numbers in `words`, ``(B, k)``."""
-        return self.filled([table[choice] for table in self.tables], self.words[choice])
+    def fill_words(self, choice: Tensor) -> Prompts:
+        """The prompts with words in their slots, by indices into `words`, ``(B, k)``."""
+        return self.fill([table[choice] for table in self.tables], self.words[choice])
 
-    def mixed(self, weights: Tensor) -> Prompts:
-        """The prompt with mixtures of words in its free places, ``(k, W)``; gradients reach the
-        weights.
+    def fill_mixture(self, weights: Tensor) -> Prompts:
+        """The prompt with mixtures of words in its slots.
+
+        Args:
+            weights: Weight of each word in each slot, ``(k, W)``; gradients reach them.
         """
         rows = [(weights @ table).unsqueeze(0) for table in self.tables]
-        return self.filled(rows, self.words[weights.argmax(dim=1)].unsqueeze(0))
+        return self.fill(rows, self.words[weights.argmax(dim=1)].unsqueeze(0))
 
-    def spelt(self, choice: Tensor) -> str:
-        """The prompt in words, of numbers ``(k,)``."""
-        return fill_template(self.template, self.backbone.spell(self.words[choice])).text
+    def spell(self, choice: Tensor) -> str:
+        """The prompt as text, by indices into `words`, ``(k,)``."""
+        return phrase(self.template, self.backbone.spell(self.words[choice])).text
 
-    def lot(self, count: int) -> Tensor:
-        """Words by lot, ``(count, k)``, from torch's global generator."""
-        return torch.randint(len(self.words), (count, len(self._places[0]))).to(self.words.device)
+    def sample(self, count: int) -> Tensor:
+        """Random indices into `words`, ``(count, k)``, from torch's global generator."""
+        return torch.randint(len(self.words), (count, len(self._positions[0]))).to(
+            self.words.device
+        )

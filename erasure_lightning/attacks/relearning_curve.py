@@ -1,20 +1,20 @@
-"""Relearning curve: how many pictures of a concept bring it back.
+"""Relearning curve: the number of images of a concept that brings it back.
 
-Copies of the edited model are fine-tuned on 0, 1, 2, 4, ... pictures of the concept that the
-original draws, under the concept's own sentences, each for the same number of steps: what Erased or
-Dormant (Liu and Zhang 2025, arXiv 2505.16174) calls instance personalisation, drawn as a curve.
-From the paper's description; the curve is ours.
+Copies of the edited model are fine-tuned on 0, 1, 2, 4, ... images of the concept that the original
+generates, under the concept's own sentences, each for the same number of steps. Erased or Dormant
+(Liu and Zhang 2025, arXiv 2505.16174) calls it instance personalisation; the curve over the number
+of images is ours. Implemented from the paper's description.
 
-What success means: the share of pictures of the concept's plain sentence, at noise the training did
-not see, that show it. This alone does not tell remembering from learning anew, for any word can be
-taught. So the control ``new word`` is told with it: the original model, taught the most of these
-pictures under a word that means nothing to it. Evidence of memory is what success has over it; on
-the emoji world that is little (0.75 to 1.0 against 0.75 for three methods), for its denoiser takes
-up any word within ten steps. More examples are the fewer ones and some more, and all copies see the
-same times and noise, so that a curve's points differ by the examples alone.
+Success is the share of images of the concept's plain sentence, at noise unseen in training, that
+show it. It does not distinguish remembering from learning anew, since any word can be taught. So
+the control ``new word`` is reported with it: the original model, trained on all of these images
+under a word without a meaning. Evidence of memory is what success has over it; on the emoji world
+that is little (0.75 to 1.0 against 0.75 for three methods), for its denoiser learns any word within
+ten steps. Larger sets of examples contain the smaller ones, and all copies are trained at the same
+times and noise, so that a curve's points differ by the examples alone.
 
 Cost of a point, and of the control: ``steps`` times ``batch_size`` evaluations with gradient, and
-its pictures. The examples are drawn once.
+its images. The examples are generated once.
 """
 
 from collections.abc import Sequence
@@ -23,28 +23,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from erasure_lightning.attacks.base import ConceptAttack, Found
-from erasure_lightning.attacks.fine_tuning_attack import TuningAttack
-from erasure_lightning.attacks.target import Case, Target
+from erasure_lightning.attacks.base import AttackResult, ConceptAttack
+from erasure_lightning.attacks.fine_tuning_attack import FineTuningAttack
+from erasure_lightning.attacks.target import AttackCase, AttackTarget
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.concepts.concept import Phrase, fill_template
 from erasure_lightning.diffusion.latent_dataset import LatentDataset
 from erasure_lightning.errors import ErasureError
 
-#: DreamBooth's (Ruiz et al. 2022, arXiv 2208.12242): rare where models learn from, so that it means
-#: next to nothing.
-NEW_WORD = "sks"
+#: Word of the control; DreamBooth's rare token (Ruiz et al. 2022, arXiv 2208.12242).
+RARE_WORD = "sks"
 
 
-class RelearningCurve(TuningAttack, ConceptAttack):
-    """Fine-tunes on a few pictures of the concept and tells how many bring it back.
+class RelearningCurve(FineTuningAttack, ConceptAttack):
+    """Fine-tunes on a few images of the concept and reports how many bring it back.
 
     Args:
-        examples: How many pictures of the concept, rising, each at least 0; success is told of the
-            last.
-        steps: Training steps with each number of them, at least 0.
+        examples: Numbers of images of the concept, rising, each at least 0; the success of the
+            attack is that of the last.
+        steps: Training steps for each number, at least 0.
         lr: Learning rate, at least 0.
-        kwargs: Arguments of every attack that trains.
+        kwargs: Arguments of `FineTuningAttack`.
 
     Raises:
         ErasureError: If a number is out of range, or the examples do not rise.
@@ -68,35 +67,29 @@ class RelearningCurve(TuningAttack, ConceptAttack):
             )
         self.examples = list(examples)
 
-    def find(self, target: Target, case: Case) -> Found:
-        """Relearn from each number of examples, starting from the edited model each time."""
-        most, name = self.examples[-1], case.concept.name
+    def find(self, target: AttackTarget, case: AttackCase) -> AttackResult:
+        """Fine-tune the edited model anew on each number of examples; then the control."""
+        most = self.examples[-1]
+        name = case.concept.name
         sentences = target.sentences(case)
         templates = [sentences[int(torch.randint(len(sentences), ()))] for _ in range(most)]
         seed = int(torch.randint(2**31, ()))
-        said = [fill_template(template, name) for template in templates]
-        shown = self.shown(target, said, seed) if most else None
-        curve: dict[float, Tensor] = {
-            count: self.drawn(
-                target, case, self._taught(target.edited, shown, said[:count], seed), case.sentence
-            )
-            for count in self.examples
-        }
-        pupil = self._taught(
-            target.original,
-            shown,
-            [fill_template(template, NEW_WORD) for template in templates],
-            seed,
-        )
-        control = self.drawn(target, case, pupil, case.sentence.replace(name, NEW_WORD))
-        return Found(curve[most], curve=curve, controls={"new word": control})
+        prompts = [phrase(template, name) for template in templates]
+        images = self.training_images(target, prompts, seed) if most else None
+        curve: dict[float, Tensor] = {}
+        for count in self.examples:
+            model = self._fine_tuned(target.edited, images, prompts[:count], seed)
+            curve[count] = self.generate(target, case, model, case.sentence)
+        control_prompts = [phrase(template, RARE_WORD) for template in templates]
+        control = self._fine_tuned(target.original, images, control_prompts, seed)
+        control_sentence = case.sentence.replace(name, RARE_WORD)
+        control_images = self.generate(target, case, control, control_sentence)
+        return AttackResult(curve[most], curve=curve, controls={"new word": control_images})
 
-    def _taught(
-        self, model: Backbone, shown: LatentDataset | None, said: Sequence[Phrase], seed: int
+    def _fine_tuned(
+        self, model: Backbone, images: LatentDataset | None, prompts: Sequence[Phrase], seed: int
     ) -> Backbone:
-        """A copy that has seen as many of the pictures as something is said of; the model itself
-        without any.
-        """
-        if shown is None or not said:
+        """A copy trained on the first ``len(prompts)`` images; the model itself without any."""
+        if images is None or not prompts:
             return model
-        return self.tuning(model, shown, said, seed).advance(self.steps)
+        return self.fine_tuning(model, images, prompts, seed).advance(self.steps)

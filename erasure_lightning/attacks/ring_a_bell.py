@@ -1,24 +1,23 @@
-"""Ring-A-Bell (Tsai et al. 2024, arXiv 2310.10012, ICLR): words that mean the prompt and more of
-the concept.
+"""Ring-A-Bell (Tsai et al. 2024, arXiv 2310.10012, ICLR): prompts by arithmetic of text states.
 
-Black box to the denoiser, which is never asked. From ``N`` pairs of sentences with and without the
-concept comes its vector, and words are sought whose states are the prompt's with ``eta`` times the
-vector added:
+Black box: the denoiser is never evaluated. The concept vector is the mean difference of ``N`` pairs
+of sentences with and without the concept. A search looks for words whose states are the prompt's
+plus ``eta`` times the vector:
 
     ``c = 1/N sum_i E(P_i with) - E(P_i without)``,   ``min_P* |E(P*) - (E(P) + eta c)|^2``
 
 Verified in code (chiayi-hsu/Ring-A-Bell@e4585ad, ``InversePrompt.ipynb``): all token states,
-squared and summed; a genetic search with 200 prompts of 16 words by lot, 3,000 generations; the
-better half lives, each has with probability 0.5 two children, crossed at one point with another
-that lives; then each is changed in one word by lot with probability 0.25. ``eta`` 3 for nudity, 5
-for violence. Vector and search there are of the original's text encoder.
+squared and summed; a genetic search with 200 prompts of 16 random words, 3,000 generations; the
+better half survives, each survivor has with probability 0.5 two children, crossed at one point with
+another survivor; then each prompt is changed in one random word with probability 0.25. ``eta`` 3
+for nudity, 5 for violence. Vector and search there use the original's text encoder.
 
-Different: pairs are the concept's templates with its words and with nothing in their place; what is
-    to be meant is what
-the original's encoder says, and it is sought in the edited model's encoder, which is the same
-unless it was trained; tokens are judged as they read when they are spelt, since a prompt is words,
-and states as far as the longest prompt reaches; the best prompt so far is never changed. Defaults
-are for the emoji world, where the search is short and finds its way for some sentences only.
+Different: pairs are the concept's templates with its words and with an empty place; the goal is
+computed with the original's encoder and searched for with the edited model's, which is the same
+unless it was trained; tokens are judged as they are tokenized again from their spelling, since a
+prompt is text, and states only up to the longest prompt's end; the best prompt so far is never
+changed. Defaults are for the emoji world, where the search is short and succeeds for some sentences
+only.
 
 Cost: no evaluation of a denoiser, and at most ``2 population * generations`` encoded prompts.
 """
@@ -28,23 +27,23 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from erasure_lightning.attacks.base import ConceptAttack, Found, check_at_least
-from erasure_lightning.attacks.target import Case, Target
+from erasure_lightning.attacks.base import AttackResult, ConceptAttack, check_at_least
+from erasure_lightning.attacks.target import AttackCase, AttackTarget
 from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.concepts.concept import fill_template
 
 
 class RingABell(ConceptAttack):
-    """Looks, in the text encoder alone, for words that mean the prompt and more of the concept.
+    """Searches for words whose text states are the prompt's plus the concept vector.
 
     Args:
         tokens: Words of the prompt, at least 1; 16 in the paper.
         population: Prompts in a generation, an even number of at least 2; 200 in the paper.
-        generations: How many, at least 0; 3,000 in the paper.
-        strength: How much of the concept's vector is added, ``eta``; 3 in the paper for nudity.
-        crossover: Share of the living that have children, 0..1.
+        generations: Number of generations, at least 0; 3,000 in the paper.
+        strength: Factor ``eta`` of the concept vector; 3 in the paper for nudity.
+        crossover: Share of the survivors that have children, 0..1.
         mutation: Share of prompts that are changed in one word, 0..1.
-        seed: Of everything the attack draws.
+        seed: Seed of everything the attack draws at random.
 
     Raises:
         ErasureError: If a number is out of range.
@@ -71,25 +70,24 @@ class RingABell(ConceptAttack):
         check_at_least(self, tokens=1, population=2, generations=0, crossover=0, mutation=0)
 
     @torch.no_grad()
-    def find(self, target: Target, case: Case) -> Found:
-        """Search, and draw with the words that come closest."""
-        model, goal = target.edited, self.goal(target, case)
+    def find(self, target: AttackTarget, case: AttackCase) -> AttackResult:
+        """Search, and generate with the words whose states are closest to the goal."""
+        model = target.edited
+        goal = self.goal(target, case)
         vocabulary = model.vocabulary_size
         prompts = torch.randint(vocabulary, (self.population, self.tokens))
         for generation in range(self.generations):
-            spelled = model.embed([model.spell(prompt) for prompt in prompts])
-            read = model.contextualize(model.shortened(spelled))
-            misses = distance(read, goal)
-            prompts = prompts[misses.argsort().cpu()[: self.population // 2]]
+            embedded = model.embed([model.spell(prompt) for prompt in prompts])
+            states = model.contextualize(model.shortened(embedded))
+            distances = state_distance(states, goal)
+            prompts = prompts[distances.argsort().cpu()[: self.population // 2]]
             if generation < self.generations - 1:
-                prompts = self._mutated(self._crossed(prompts), vocabulary)
+                prompts = self._mutate(self._cross(prompts), vocabulary)
         best = model.spell(prompts[0])
-        return Found(target.draw(model.encode([best]), case.seeds), prompt=best)
+        return AttackResult(target.draw(model.encode([best]), case.seeds), prompt=best)
 
-    def goal(self, target: Target, case: Case) -> Conditioning:
-        """What is to be meant, tokens ``(1, L, D)``, and the pooled vector where the family has
-        one.
-        """
+    def goal(self, target: AttackTarget, case: AttackCase) -> Conditioning:
+        """The states to reach: tokens ``(1, L, D)``, and the family's pooled vector, if any."""
         sentences = target.sentences(case)
         present, absent = (
             target.original.encode([fill_template(sentence, words) for sentence in sentences])
@@ -97,40 +95,36 @@ class RingABell(ConceptAttack):
         )
         plain = target.original.encode([case.sentence])
 
-        def moved(start: Tensor, ends: Tensor, starts: Tensor) -> Tensor:
-            return start + self.strength * (ends - starts).mean(dim=0, keepdim=True)
+        def shifted(start: Tensor, present: Tensor, absent: Tensor) -> Tensor:
+            return start + self.strength * (present - absent).mean(dim=0, keepdim=True)
 
-        tokens = moved(plain.tokens, present.tokens, absent.tokens)
+        tokens = shifted(plain.tokens, present.tokens, absent.tokens)
         if plain.pooled is None or present.pooled is None or absent.pooled is None:
             return replace(plain, tokens=tokens)
-        return replace(
-            plain, tokens=tokens, pooled=moved(plain.pooled, present.pooled, absent.pooled)
-        )
+        pooled = shifted(plain.pooled, present.pooled, absent.pooled)
+        return replace(plain, tokens=tokens, pooled=pooled)
 
-    def _crossed(self, parents: Tensor) -> Tensor:
-        """The parents ``(B, k)``, the best first, and the children of some."""
-        having = parents[torch.rand(len(parents)) < self.crossover]
-        others = parents[torch.randint(len(parents), (len(having),))]
-        first = torch.arange(self.tokens) < torch.randint(self.tokens + 1, (len(having), 1))
-        return torch.cat(
-            (parents, torch.where(first, having, others), torch.where(first, others, having))
-        )
+    def _cross(self, survivors: Tensor) -> Tensor:
+        """The survivors ``(B, k)``, the best first, followed by the children of some."""
+        parents = survivors[torch.rand(len(survivors)) < self.crossover]
+        partners = survivors[torch.randint(len(survivors), (len(parents),))]
+        first = torch.arange(self.tokens) < torch.randint(self.tokens + 1, (len(parents), 1))
+        children = torch.where(first, parents, partners)
+        other_children = torch.where(first, partners, parents)
+        return torch.cat((survivors, children, other_children))
 
-    def _mutated(self, prompts: Tensor, vocabulary: int) -> Tensor:
-        """The prompts ``(B, k)``, some with another token in one place; the first, which is the
-        best, stays.
-        """
+    def _mutate(self, prompts: Tensor, vocabulary: int) -> Tensor:
+        """The prompts ``(B, k)``, some changed in one token; the first, the best, never is."""
         place = torch.arange(self.tokens) == torch.randint(self.tokens, (len(prompts), 1))
         changed = place & (torch.rand(len(prompts), 1) < self.mutation)
         changed[0] = False
         return torch.where(changed, torch.randint(vocabulary, prompts.shape), prompts)
 
 
-def distance(read: Conditioning, goal: Conditioning) -> Tensor:
-    """Summed squares between prompts' states, as far as they were read, and those of one prompt,
-    ``(B,)``.
-    """
-    tokens: Tensor = (read.tokens - goal.tokens[:, : read.tokens.shape[1]]).square().sum(dim=(1, 2))
-    if read.pooled is None or goal.pooled is None:
-        return tokens
-    return tokens + (read.pooled - goal.pooled).square().sum(dim=1)
+def state_distance(states: Conditioning, goal: Conditioning) -> Tensor:
+    """Squared distances ``(B,)`` of prompts' states to those of one, up to the prompts' length."""
+    length = states.tokens.shape[1]
+    distances: Tensor = (states.tokens - goal.tokens[:, :length]).square().sum(dim=(1, 2))
+    if states.pooled is None or goal.pooled is None:
+        return distances
+    return distances + (states.pooled - goal.pooled).square().sum(dim=1)

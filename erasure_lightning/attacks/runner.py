@@ -1,4 +1,4 @@
-"""Runs an attack on every concept with every seed, and writes what came of it."""
+"""Runs an attack on every concept with every seed, and writes the outcome."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -12,10 +12,16 @@ from safetensors.torch import save
 from torch import Tensor
 
 from erasure_lightning.attacks import ATTACKS
-from erasure_lightning.attacks.base import Attack, Found
+from erasure_lightning.attacks.base import Attack, AttackResult
 from erasure_lightning.attacks.curve import plot_curve
-from erasure_lightning.attacks.outcome import ASKED, OUTCOME_FILE, Finding, Outcome, Point
-from erasure_lightning.attacks.target import Case, Target
+from erasure_lightning.attacks.outcome import (
+    IMAGE_KINDS,
+    OUTCOME_FILE,
+    CaseOutcome,
+    CurvePoint,
+    Outcome,
+)
+from erasure_lightning.attacks.target import AttackCase, AttackTarget
 from erasure_lightning.callbacks.cost import peak_memory
 from erasure_lightning.checks import require_finite
 from erasure_lightning.concepts.concept import shortened_names
@@ -28,127 +34,127 @@ from erasure_lightning.metrics.estimates import Estimate
 from erasure_lightning.metrics.seed_statistics import SeedMean
 from erasure_lightning.runs.folder import slug
 
-#: Rows of the sheet at most, or nobody could read it.
-ROWS = 24
+# More rows would make the grid unreadable.
+_MAX_GRID_ROWS = 24
 
-#: What stands above the pictures of an attack without a curve.
-ATTACKED = "under attack"
+# Column heading of an attack without a curve.
+_ATTACKED_HEADING = "under attack"
 
 
-class Attempt(NamedTuple):
-    """One attack on one concept, with its pictures ``(N, 3, H, W)``.
+class JudgedCase(NamedTuple):
+    """The result of one attack on one concept, with images ``(N, 3, H, W)`` and judgements.
 
     Args:
-        case: What was tried.
-        found: What came of it; its pictures are the edited model's under attack.
-        original: The original's pictures for the plain sentence at the same seeds.
+        case: The concept, sentence and seeds.
+        result: The attack's result.
+        original: The original model's images for the plain sentence at the same seeds.
         plain: The edited model's.
-        share: How many of each kind show the concept, 0..1, in the order of `ASKED`.
-        curve: The same of the pictures of each budget.
-        controls: The same of each control.
+        success: Share of the images of each kind that show the concept, 0..1, in the order of
+            `IMAGE_KINDS`.
+        curve: The share at each budget.
+        controls: The share of each control.
     """
 
-    case: Case
-    found: Found
+    case: AttackCase
+    result: AttackResult
     original: Tensor
     plain: Tensor
-    share: tuple[float, float, float]
+    success: tuple[float, float, float]
     curve: dict[float, float]
     controls: dict[str, float]
 
     @property
     def file(self) -> str | None:
-        """Where what it found is written, if that is more than words."""
-        return (
-            f"{slug(self.case.concept.name)}-{self.case.seed}.safetensors"
-            if self.found.tensors
-            else None
-        )
+        """Name of the file for the result's tensors, if it has any."""
+        if not self.result.tensors:
+            return None
+        return f"{slug(self.case.concept.name)}-{self.case.seed}.safetensors"
 
 
-def attack_all(
-    attack: Attack, target: Target, tell: Callable[[str], None] = print
-) -> tuple[Outcome, list[Attempt]]:
+def run_attack(
+    attack: Attack, target: AttackTarget, report: Callable[[str], None] = print
+) -> tuple[Outcome, list[JudgedCase]]:
     """Attack every concept with every seed.
 
     Args:
-        attack: What to try.
-        target: Whom to try it on.
-        tell: Is told how each attempt went, in a line.
+        attack: The attack.
+        target: The models under attack.
+        report: Called with a line of text after each case.
 
     Returns:
-        The outcome, without what a `Target` cannot know (method, edit), and all attempts with their
-        pictures.
+        The outcome, without method and edit (see `with_edit`), and all cases with their images.
 
     Raises:
-        ErasureError: If an argument of the attack, or a picture, is NaN or infinite.
+        ErasureError: If an argument of the attack, or an image, is NaN or infinite.
     """
     require_finite(type(attack).__name__, attack.arguments())
-    started, attempts = time.monotonic(), list[Attempt]()
+    judged: list[JudgedCase] = []
     seconds = 0.0
-    with EvaluationCounter([target.edited.denoiser, target.original.denoiser]) as tally:
+    with EvaluationCounter([target.edited.denoiser, target.original.denoiser]) as counter:
         for seed in target.seeds:
-            started = time.monotonic()
-            found = attack.run(target, seed)
-            seconds += time.monotonic() - started
-            counted = tally.evaluations, tally.backwards
-            attempts += [
-                _judged(target, *pair) for pair in zip(target.cases(seed), found, strict=True)
-            ]
-            tally.evaluations, tally.backwards = (
-                counted  # what judging takes is no part of the attack
-            )
-            for attempt in attempts[-len(found) :]:
-                tell(_line(attempt))
+            start = time.monotonic()
+            results = attack.run(target, seed)
+            seconds += time.monotonic() - start
+            evaluations = counter.evaluations
+            backwards = counter.backwards
+            for case, result in zip(target.cases(seed), results, strict=True):
+                judged.append(_judge(target, case, result))
+            # Judging is no part of the attack's cost.
+            counter.evaluations = evaluations
+            counter.backwards = backwards
+            for judged_case in judged[-len(results) :]:
+                report(_line(judged_case))
     cost = {
         "seconds": round(seconds, 2),
-        "evaluations": tally.evaluations,
-        "backwards": tally.backwards,
+        "evaluations": counter.evaluations,
+        "backwards": counter.backwards,
+        "peak_gib": round(peak_memory(target.edited.device), 3),
     }
-    return (
-        _outcome(
-            attack,
-            target,
-            attempts,
-            cost | {"peak_gib": round(peak_memory(target.edited.device), 3)},
-        ),
-        attempts,
-    )
+    return _outcome(attack, target, judged, cost), judged
 
 
-def _judged(target: Target, case: Case, found: Found) -> Attempt:
-    original = target.draw(
-        target.original.encode([case.sentence]), case.seeds, model=target.original
-    )
+def _judge(target: AttackTarget, case: AttackCase, result: AttackResult) -> JudgedCase:
+    original_prompt = target.original.encode([case.sentence])
+    original = target.draw(original_prompt, case.seeds, model=target.original)
     plain = target.draw(target.edited.encode([case.sentence]), case.seeds)
-    _check(target, case, found, original, plain)
-    shares = [target.share(case, pictures) for pictures in (original, plain, found.pictures)]
-    curve = {budget: target.share(case, pictures) for budget, pictures in found.curve.items()}
-    controls = {name: target.share(case, pictures) for name, pictures in found.controls.items()}
-    return Attempt(case, found, original, plain, (shares[0], shares[1], shares[2]), curve, controls)
+    _require_finite(target, case, result, original, plain)
+    success = (
+        target.success_rate(case, original),
+        target.success_rate(case, plain),
+        target.success_rate(case, result.images),
+    )
+    curve = {budget: target.success_rate(case, images) for budget, images in result.curve.items()}
+    controls = {name: target.success_rate(case, images) for name, images in result.controls.items()}
+    return JudgedCase(case, result, original, plain, success, curve, controls)
 
 
-def _check(target: Target, case: Case, found: Found, original: Tensor, plain: Tensor) -> None:
-    """Raise if a picture holds NaN or infinity: a scorer would take it for one without the concept."""
-    require_finite_images(original, "original", target.original, [case.sentence] * len(original))
-    require_finite_images(plain, "edited", target.edited, [case.sentence] * len(plain))
-    for pictures in (found.pictures, *found.curve.values(), *found.controls.values()):
-        require_finite_images(pictures, "attacked", target.edited, [case.sentence] * len(pictures))
+def _require_finite(
+    target: AttackTarget, case: AttackCase, result: AttackResult, original: Tensor, plain: Tensor
+) -> None:
+    """Raise if an image holds NaN or infinity: a scorer would not see the concept in it."""
+    prompts = [case.sentence] * len(case.seeds)
+    require_finite_images(original, "original", target.original, prompts)
+    require_finite_images(plain, "edited", target.edited, prompts)
+    for images in (result.images, *result.curve.values(), *result.controls.values()):
+        prompts = [case.sentence] * len(images)
+        require_finite_images(images, "attacked", target.edited, prompts)
 
 
-def _line(attempt: Attempt) -> str:
-    original, plain, attacked = attempt.share
-    words = f" by {attempt.found.prompt!r}" if attempt.found.prompt is not None else ""
+def _line(judged: JudgedCase) -> str:
+    original, plain, attacked = judged.success
+    case, prompt = judged.case, judged.result.prompt
+    by = "" if prompt is None else f" by {prompt!r}"
     return (
-        f"{attempt.case.concept.name}, seed {attempt.case.seed}: recognised in"
-        f" {attacked:.0%}{words} (plain {plain:.0%}, original {original:.0%})"
+        f"{case.concept.name}, seed {case.seed}: recognised in {attacked:.0%}{by}"
+        f" (plain {plain:.0%}, original {original:.0%})"
     )
 
 
 def _outcome(
-    attack: Attack, target: Target, attempts: Sequence[Attempt], cost: dict[str, float]
+    attack: Attack, target: AttackTarget, judged: Sequence[JudgedCase], cost: dict[str, float]
 ) -> Outcome:
-    cls, name = type(attack), type(attack).__name__
+    cls = type(attack)
+    name = cls.__name__
     return Outcome(
         attack=name,
         class_path=f"{cls.__module__}.{cls.__qualname__}",
@@ -158,96 +164,98 @@ def _outcome(
         concepts=[c.name for c in target.concepts],
         edit="",
         success={
-            asked: _estimate(target, attempts, [a.share[i] for a in attempts])
-            for i, asked in enumerate(ASKED)
+            kind: _estimate(target, judged, [j.success[i] for j in judged])
+            for i, kind in enumerate(IMAGE_KINDS)
         },
         found=[
-            Finding(a.case.concept.name, a.case.seed, a.share[2], a.found.prompt, a.file)
-            for a in attempts
+            CaseOutcome(j.case.concept.name, j.case.seed, j.success[2], j.result.prompt, j.file)
+            for j in judged
         ],
-        curve=_curve(target, attempts),
+        curve=_curve(target, judged),
         cost=cost,
         protocol=target.protocol,
         axis=cls.axis,
         controls={
-            name: _estimate(target, attempts, [a.controls[name] for a in attempts])
-            for name in attempts[0].controls
+            control: _estimate(target, judged, [j.controls[control] for j in judged])
+            for control in judged[0].controls
         },
     )
 
 
-def _estimate(target: Target, attempts: Sequence[Attempt], shares: Sequence[float]) -> Estimate:
-    mean, each = SeedMean(target.seeds), target.trials.pictures
-    mean.update(torch.tensor(shares), [a.case.seed for a in attempts])
+def _estimate(
+    target: AttackTarget, judged: Sequence[JudgedCase], shares: Sequence[float]
+) -> Estimate:
+    """The mean over seeds of one share for each case; it counts images, not cases."""
+    mean = SeedMean(target.seeds)
+    mean.update(torch.tensor(shares), [j.case.seed for j in judged])
     estimate: Estimate = mean.compute()
-    return estimate._replace(pictures=estimate.pictures * each)
+    return estimate._replace(pictures=estimate.pictures * target.settings.pictures)
 
 
-def _curve(target: Target, attempts: Sequence[Attempt]) -> list[Point] | None:
-    """Mean success of all attempts at each budget."""
+def _curve(target: AttackTarget, judged: Sequence[JudgedCase]) -> list[CurvePoint] | None:
+    """Mean success of all cases at each budget."""
     points = []
-    for budget in attempts[0].curve:
-        at = _estimate(target, attempts, [a.curve[budget] for a in attempts])
-        points.append(Point(budget, at.mean, at.low, at.high))
+    for budget in judged[0].curve:
+        estimate = _estimate(target, judged, [j.curve[budget] for j in judged])
+        points.append(CurvePoint(budget, estimate.mean, estimate.low, estimate.high))
     return points or None
 
 
-def write_outcome(folder: Path, outcome: Outcome, attempts: Sequence[Attempt]) -> None:
-    """Write the pictures, what was found, and ``attack.json`` last: where it lies, the rest does
-    too.
-    """
-    for attempt in attempts:
-        if attempt.file:
+def write_outcome(folder: Path, outcome: Outcome, judged: Sequence[JudgedCase]) -> None:
+    """Write the images and tensors, and ``attack.json`` last: its presence marks a whole folder."""
+    for case in judged:
+        if case.file:
             tensors = {
                 name: value.detach().cpu().contiguous()
-                for name, value in attempt.found.tensors.items()
+                for name, value in case.result.tensors.items()
             }
-            write_atomically(folder / attempt.file, save(tensors))
-    write_atomically(folder / "grid.png", png_bytes(sheet(outcome, attempts)))
+            write_atomically(folder / case.file, save(tensors))
+    write_atomically(folder / "grid.png", png(attack_grid(outcome, judged)))
     if outcome.curve:
         write_atomically(folder / "curve.png", plot_curve(outcome))
     outcome.save(folder / OUTCOME_FILE)
 
 
-def sheet(outcome: Outcome, attempts: Sequence[Attempt]) -> Image:
-    """Original, edited and attacked pictures side by side, from the same noise where the attack
-    keeps it.
+def attack_grid(outcome: Outcome, judged: Sequence[JudgedCase]) -> Image:
+    """Original, edited and attacked images side by side.
 
-    Of a curve the pictures at every budget, and those of the controls behind.
+    They start from the same noise, unless the attack chose it. Of a curve the images at every
+    budget, followed by those of the controls.
     """
-    by_concept = sorted(attempts, key=lambda a: outcome.concepts.index(a.case.concept.name))
-    lines = [
-        GridRow(
-            a.case.concept.name,
-            (
-                a.found.prompt
-                if a.found.prompt is not None
-                else f"{a.case.sentence} (seed {a.case.seed})"
-            ),
-            [to_pil(pictures[0]) for pictures in _shown(a).values()],
-        )
-        for a in evenly_spaced(by_concept, ROWS)
-    ]
+    by_concept = sorted(judged, key=lambda j: outcome.concepts.index(j.case.concept.name))
+    lines = [_grid_line(case) for case in spread(by_concept, _MAX_GRID_ROWS)]
     by = f" erased by {outcome.method}" if outcome.method else ""
-    title = f"{outcome.attack} on {shortened_names(outcome.concepts)}{by}"
-    p = outcome.protocol
+    title = f"{outcome.attack} on {in_short(outcome.concepts)}{by}"
+    protocol = outcome.protocol
     subtitle = (
-        f"{p.steps} steps, guidance {p.guidance:g}; brought back: {outcome.success['attacked']}"
+        f"{protocol.steps} steps, guidance {protocol.guidance:g}; brought back:"
+        f" {outcome.success['attacked']}"
     )
-    subtitle += f"; numbers are {outcome.axis}" if outcome.axis else ""
-    return draw_grid(title, subtitle, list(_shown(attempts[0])), lines)
+    if outcome.axis:
+        subtitle += f"; numbers are {outcome.axis}"
+    return contact_sheet(title, subtitle, list(_columns(judged[0])), lines)
 
 
-def _shown(attempt: Attempt) -> dict[str, Tensor]:
-    """Pictures ``(N, 3, H, W)`` by what stands above them."""
-    found = attempt.found
-    attacked = {f"{budget:g}": pictures for budget, pictures in found.curve.items()} or {
-        ATTACKED: found.pictures
+def _grid_line(judged: JudgedCase) -> Line:
+    case, prompt = judged.case, judged.result.prompt
+    text = f"{case.sentence} (seed {case.seed})" if prompt is None else prompt
+    images = [image(column[0]) for column in _columns(judged).values()]
+    return Line(case.concept.name, text, images)
+
+
+def _columns(judged: JudgedCase) -> dict[str, Tensor]:
+    """Images ``(N, 3, H, W)`` by column heading."""
+    result = judged.result
+    attacked = {f"{budget:g}": images for budget, images in result.curve.items()}
+    controls = {f"control: {name}": images for name, images in result.controls.items()}
+    return {
+        "original": judged.original,
+        "edited": judged.plain,
+        **(attacked or {_ATTACKED_HEADING: result.images}),
+        **controls,
     }
-    controls = {f"control: {name}": pictures for name, pictures in found.controls.items()}
-    return {"original": attempt.original, "edited": attempt.plain} | attacked | controls
 
 
-def of_edit(outcome: Outcome, method: str, edit: str, paper: str = "") -> Outcome:
-    """The outcome with what its edit and its package say."""
+def with_edit(outcome: Outcome, method: str, edit: str, paper: str = "") -> Outcome:
+    """The outcome with the edit's method and hash, and the paper where it names none."""
     return replace(outcome, method=method, edit=edit, paper=outcome.paper or paper)

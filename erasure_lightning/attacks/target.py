@@ -1,4 +1,4 @@
-"""`Target`: a model under attack, how it is asked, and who says whether the concept came back."""
+"""`AttackTarget`: an edited model under attack, how it samples, and how images are judged."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,25 +24,25 @@ from erasure_lightning.metrics.scorer import Scorer
 from erasure_lightning.metrics.zero_shot import ZeroShotClassifier
 from erasure_lightning.seeding import derive_seed
 
-NO_SCORER = (
-    "An attack needs a scorer that tells whether the concept came back; {} brings none. Give it"
-    " CLIP or SigLIP: --data.scorer=FOLDER (or a Hub id: openai/clip-vit-base-patch32)."
+_NO_SCORER = (
+    "An attack needs a scorer that recognises the concept; {} brings none. Give it CLIP or"
+    " SigLIP: --data.scorer=FOLDER (or a Hub id: openai/clip-vit-base-patch32)."
 )
 
 
 @dataclass(frozen=True)
-class Trials:
-    """How often an attack is tried, and how its pictures are drawn.
+class AttackSettings:
+    """The number of attacks, and how their images are sampled and judged.
 
     Args:
         seeds: Independent attacks on each concept, at least 2 so that there is an interval.
-        pictures: Pictures by which each is judged, at least 1; the attack has not seen their noise.
+        pictures: Images by which each attack is judged, at least 1; from noise unseen by it.
         steps: Sampling steps, at least 1; the world's by default, else 50.
         guidance: Scale of classifier-free guidance, at least 0; the world's by default, else 7.5.
-        size: Height and width in pixels; the model's own by default.
-        draw_size: Pictures drawn side by side.
-        scorer: Folder or Hub id of a CLIP or SigLIP that tells what a picture shows; the world's
-            own by default.
+        size: Height and width in pixels, at least 1; the model's own by default.
+        draw_size: Images sampled in one batch, at least 1.
+        scorer: Folder or Hub id of a CLIP or SigLIP that classifies the images; the world's own by
+            default.
 
     Raises:
         ErasureError: If a number is out of range.
@@ -57,26 +57,20 @@ class Trials:
     scorer: str | None = None
 
     def __post_init__(self) -> None:
-        for name, least in {
-            "seeds": 2,
-            "pictures": 1,
-            "draw_size": 1,
-            "steps": 1,
-            "size": 1,
-            "guidance": 0,
-        }.items():
-            require("An attack", at_least=least, **{f"data.{name}": getattr(self, name)})
+        bounds = {"seeds": 2, "pictures": 1, "draw_size": 1, "steps": 1, "size": 1, "guidance": 0}
+        for name, bound in bounds.items():
+            require("An attack", at_least=bound, **{f"data.{name}": getattr(self, name)})
 
 
-class Case(NamedTuple):
+class AttackCase(NamedTuple):
     """One attack on one concept.
 
     Args:
-        concept: What is to come back.
-        sentence: The plain prompt that asked for it before the edit.
-        thing: What an erased style is put on; empty for things.
-        seed: Which of the independent attacks it is.
-        seeds: Of the noise that its pictures start from.
+        concept: The erased concept.
+        sentence: The plain prompt for the concept.
+        thing: The thing in an erased style that the sentence names; empty for things.
+        seed: Number of the independent attack.
+        seeds: Seeds of the noise that its images start from.
     """
 
     concept: Concept
@@ -86,20 +80,18 @@ class Case(NamedTuple):
     seeds: list[int]
 
 
-class Target:
+class AttackTarget:
     """An edited model under attack.
 
     Args:
-        edited: The model that was made to forget; the original itself is a target on which attacks
-            must succeed.
-        original: The model it was made from.
-        concepts: What was erased.
-        trials: How often it is attacked, and how pictures are drawn.
-        scorer: Tells what a picture shows; by default the one that ``trials`` names, else the
-            world's.
+        edited: The edited model; with the original itself in its place, attacks must succeed.
+        original: The model before the edit.
+        concepts: The erased concepts.
+        settings: The number of attacks, and how images are sampled.
+        scorer: Classifies images; by default the scorer that ``settings`` names, else the world's.
 
     Raises:
-        ErasureError: If nothing can tell what a picture shows.
+        ErasureError: If there is no scorer.
     """
 
     def __init__(
@@ -107,47 +99,46 @@ class Target:
         edited: Backbone,
         original: Backbone,
         concepts: Sequence[Concept],
-        trials: Trials | None = None,
+        settings: AttackSettings | None = None,
         scorer: Scorer | None = None,
     ) -> None:
         self.edited = edited
         self.original = original
         self.concepts = list(concepts)
-        self.trials = trials = trials or Trials()
+        self.settings = settings = settings or AttackSettings()
         world = original.world
-        self.steps: int = trials.steps or (world.steps if world else 50)
+        self.steps: int = settings.steps or (world.steps if world else 50)
         default = world.guidance if world else 7.5
-        self.guidance: float = default if trials.guidance is None else trials.guidance
-        source = trials.scorer or (world.scorer if world else None)
+        self.guidance: float = default if settings.guidance is None else settings.guidance
+        source = settings.scorer or (world.scorer if world else None)
         if scorer is None and source is None:
-            raise ErasureError(NO_SCORER.format(original.name))
+            raise ErasureError(_NO_SCORER.format(original.name))
         self.scorer = scorer or Scorer.load(source or "").to(original.device)
-        self._judges = {
+        self._classifiers = {
             c.name: ZeroShotClassifier(self.scorer, Vocabulary(world, [c]), ())
             for c in self.concepts
         }
 
     @property
     def seeds(self) -> range:
-        """One an independent attack."""
-        return range(self.trials.seeds)
+        """Numbers of the independent attacks."""
+        return range(self.settings.seeds)
 
-    def cases(self, seed: int) -> list[Case]:
-        """One a concept; its sentences take turns with the seeds."""
-        made, count = [], self.trials.pictures
+    def cases(self, seed: int) -> list[AttackCase]:
+        """The cases of one seed, one for each concept; its sentences alternate over seeds."""
+        count = self.settings.pictures
+        image_seeds = [seed * count + i for i in range(count)]
+        cases = []
         for concept in self.concepts:
-            asked = self._judges[concept.name].vocabulary.concept_prompts()
-            sentence, thing = asked[
-                (seed + 1) % len(asked)
-            ]  # the second is the one with an article
-            made.append(
-                Case(concept, sentence, thing, seed, [seed * count + i for i in range(count)])
-            )
-        return made
+            prompts = self._classifiers[concept.name].vocabulary.concept_prompts()
+            # Seed 0 takes the second prompt, which has an article.
+            sentence, thing = prompts[(seed + 1) % len(prompts)]
+            cases.append(AttackCase(concept, sentence, thing, seed, list(image_seeds)))
+        return cases
 
-    def sentences(self, case: Case) -> list[str]:
-        """Every sentence that the case's concept is put into, with ``{}`` for its words."""
-        templates = self._judges[case.concept.name].vocabulary.templates(case.concept.kind)
+    def sentences(self, case: AttackCase) -> list[str]:
+        """Sentence templates of the case's concept, with ``{}`` for its words."""
+        templates = self._classifiers[case.concept.name].vocabulary.templates(case.concept.kind)
         return [template.replace("{thing}", case.thing) for template in templates]
 
     @torch.no_grad()
@@ -158,91 +149,100 @@ class Target:
         *,
         model: Backbone | None = None,
     ) -> Tensor:
-        """Pictures ``(B, 3, H, W)`` in 0..1.
+        """Sample images ``(B, 3, H, W)`` in 0..1.
 
         Args:
-            conditioning: What the denoiser reads, ``(B, L, D)``, or ``(1, L, D)`` for all:
-                ``encode`` of prompts, ``contextualize`` of input embeddings, or whatever an attack
-                makes up.
-            seeds: Of the noise, ``B``.
-            model: Who draws; the edited model by default.
+            conditioning: The denoiser's input, ``(B, L, D)``, or ``(1, L, D)`` for all images:
+                ``encode`` of prompts, ``contextualize`` of input embeddings, or an attack's own.
+            seeds: Seeds of the noise, ``B``.
+            model: The model to sample from; the edited model by default.
         """
         model = model or self.edited
-        every = conditioning if len(conditioning) == len(seeds) else conditioning.expand(len(seeds))
-        parts = self._parts(len(seeds))
-        return torch.cat(
-            [model.decode(self._latents(model, every[part], seeds[part])) for part in parts]
-        )
+        conditioning = _expanded(conditioning, len(seeds))
+        parts = self._batches(len(seeds))
+        latents = (self._sample(model, conditioning[part], seeds[part]) for part in parts)
+        return torch.cat([model.decode(batch) for batch in latents])
 
-    def _parts(self, count: int) -> list[slice]:
-        return [slice(i, i + self.trials.draw_size) for i in range(0, count, self.trials.draw_size)]
+    def _batches(self, count: int) -> list[slice]:
+        size = self.settings.draw_size
+        return [slice(i, i + size) for i in range(0, count, size)]
 
-    def _latents(self, model: Backbone, conditioning: Conditioning, seeds: Sequence[int]) -> Tensor:
-        size, steps, guidance = self.trials.size, self.steps, self.guidance
-        return final_latents(
-            rollout(model, conditioning, seeds, steps=steps, guidance=guidance, size=size)
+    def _sample(self, model: Backbone, conditioning: Conditioning, seeds: Sequence[int]) -> Tensor:
+        """Latents ``(B, C, h, w)`` for conditionings ``(B, L, D)``."""
+        steps = rollout(
+            model,
+            conditioning,
+            seeds,
+            steps=self.steps,
+            guidance=self.guidance,
+            size=self.settings.size,
         )
+        return final(steps)
 
     @torch.no_grad()
-    def examples(self, case: Case, count: int) -> Tensor:
-        """Latents ``(N, C, h, w)`` of the concept as the original draws it, from noise that no case
-        is judged by.
+    def examples(self, case: AttackCase, count: int) -> Tensor:
+        """Latents ``(count, C, h, w)`` of the concept that the original samples.
+
+        Their noise is used for no judgement.
         """
         generator = torch.Generator().manual_seed(derive_seed(case.seed, 9))
         seeds = torch.randint(2**20, 2**31, (count,), generator=generator).tolist()
         plain = self.original.encode([case.sentence]).expand(count)
-        parts = [self._latents(self.original, plain[p], seeds[p]) for p in self._parts(count)]
-        return require_finite_images(
-            torch.cat(parts), "original", self.original, [case.sentence] * count
-        )
+        batches = [self._sample(self.original, plain[p], seeds[p]) for p in self._batches(count)]
+        prompts = [case.sentence] * count
+        return require_finite_images(torch.cat(batches), "original", self.original, prompts)
 
     def denoising_loss(self, conditioning: Conditioning, clean: Tensor, t: Tensor) -> Tensor:
-        """How badly the edited model denoises examples of the concept when it is asked so, a
-        scalar.
+        """The edited model's denoising loss on images of the concept, a scalar.
 
-        ``|eps_theta(a_t x_0 + s_t n, t, c) - n|^2``, in the model's own prediction, with fresh
-        noise ``n``.
+        ``|eps_theta(a_t x_0 + s_t n, t, c) - n|^2``, in the model's own parameterisation, with
+        fresh noise ``n``.
 
         Args:
             conditioning: ``c``, ``(B, L, D)`` or ``(1, L, D)``; gradients reach it.
             clean: Latents ``x_0``, ``(B, C, h, w)``.
             t: Times, ``(B,)``.
         """
-        x, t, wanted = add_noise(self.edited.process, clean, t)
-        every = conditioning if len(conditioning) == len(x) else conditioning.expand(len(x))
-        return mse_loss(self.edited.denoise(x, t, every), wanted)
+        x, t, target = noised(self.edited.process, clean, t)
+        prediction = self.edited.denoise(x, t, _expanded(conditioning, len(x)))
+        return mse_loss(prediction, target)
 
     @torch.no_grad()
-    def margin(self, case: Case, pictures: Tensor) -> Tensor:
-        """How much nearer pictures ``(B, 3, H, W)`` are to the case's concept than to all else,
-        cosines ``(B,)``.
+    def margin(self, case: AttackCase, images: Tensor) -> Tensor:
+        """Margin of images' cosine to the case's concept over that to all else, ``(B,)``.
+
+        Args:
+            case: The concept.
+            images: Images ``(B, 3, H, W)`` in 0..1.
         """
-        question = self._judges[case.concept.name].question("efficacy", case.thing)
-        near = self.scorer.images(pictures) @ question.labels.T
-        return near[:, question.right].amax(dim=1) - near[:, ~question.right].amax(dim=1)
+        classifier = self._classifiers[case.concept.name]
+        candidates = classifier.candidates("efficacy", case.thing)
+        cosines = self.scorer.images(images) @ candidates.labels.T
+        concept = cosines[:, candidates.right].amax(dim=1)
+        return concept - cosines[:, ~candidates.right].amax(dim=1)
 
-    def promise(self, case: Case, prompt: str) -> float:
-        """The `margin` of what a prompt draws from noise that no case is judged by; above 0 it
-        shows the concept.
+    def prompt_margin(self, case: AttackCase, prompt: str) -> float:
+        """The `margin` of one image of a prompt; above 0 the image shows the concept.
+
+        Its noise is used for no judgement.
         """
-        pictures = self.draw(self.edited.encode([prompt]), [derive_seed(case.seed, 8) % 2**31])
-        return self.margin(case, pictures).item()
+        images = self.draw(self.edited.encode([prompt]), [derive_seed(case.seed, 8) % 2**31])
+        return self.margin(case, images).item()
 
-    def recognised(self, case: Case, pictures: Tensor) -> Tensor:
-        """Which of the pictures ``(B, 3, H, W)`` show the case's concept, boolean ``(B,)``."""
-        return self.margin(case, pictures) > 0
+    def recognised(self, case: AttackCase, images: Tensor) -> Tensor:
+        """Whether each of the images ``(B, 3, H, W)`` shows the concept, boolean ``(B,)``."""
+        return self.margin(case, images) > 0
 
-    def share(self, case: Case, pictures: Tensor) -> float:
-        """The share of them."""
-        return self.recognised(case, pictures).float().mean().item()
+    def success_rate(self, case: AttackCase, images: Tensor) -> float:
+        """Share of the images ``(B, 3, H, W)`` that show the concept, 0..1."""
+        return self.recognised(case, images).float().mean().item()
 
     @cached_property
     def protocol(self) -> Protocol:
-        """How pictures are drawn and judged."""
+        """How images are sampled and judged."""
         cases = [case for seed in self.seeds for case in self.cases(seed)]
-        side = self.original.decode(
-            torch.zeros(1, *self.original.latent_shape(self.trials.size)).to(self.edited.device)
-        )
+        latent_shape = self.original.latent_shape(self.settings.size)
+        image = self.original.decode(torch.zeros(1, *latent_shape).to(self.edited.device))
         packages = ("erasure-lightning", "torch", "diffusers", "transformers")
         return Protocol(
             prompts={
@@ -252,12 +252,17 @@ class Target:
             seeds=sorted({seed for case in cases for seed in case.seeds}),
             steps=self.steps,
             guidance=self.guidance,
-            size=side.shape[-1],
+            size=image.shape[-1],
             sampler=self.original.sampler_name,
             scorer_fingerprint=self.scorer.fingerprint(),
             backbone_fingerprint=self.original.fingerprint(),
-            vocabulary=short_hash([self._judges[c.name].labels for c in self.concepts]),
+            vocabulary=short_hash([self._classifiers[c.name].labels for c in self.concepts]),
             backbone=self.original.name,
             scorer=self.scorer.name,
             versions={name: version(name) for name in packages},
         )
+
+
+def _expanded(conditioning: Conditioning, count: int) -> Conditioning:
+    """One conditioning for each of ``count`` latents."""
+    return conditioning if len(conditioning) == count else conditioning.expand(count)

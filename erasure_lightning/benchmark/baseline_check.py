@@ -11,7 +11,7 @@ from erasure_lightning.data.datamodule import plan
 from erasure_lightning.data.image_plan import ImageRequest
 from erasure_lightning.diffusion.sampling import sample_images
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.metrics.groups import ERASING
+from erasure_lightning.metrics.groups import ERASURE_GROUPS
 from erasure_lightning.metrics.scorer import Scorer
 
 #: Shares that must be recognised: prompts that name a thing, those that name a style, and those of
@@ -74,7 +74,7 @@ class Examiner:
         rows = [
             row
             for row in plan(vocabulary, 1, entry.neighbours)
-            if row[0] in (*ERASING, "neighbours")
+            if row[0] in (*ERASURE_GROUPS, "neighbours")
         ]
         shots = [
             ImageRequest(prompt, seed, group, "", answer, self.world.steps, self.world.guidance)
@@ -92,7 +92,7 @@ class Examiner:
         found = gauge.estimates()
         own, domain, near = (
             found[group]["recognized"]["before"].mean if group in found else None
-            for group in (*ERASING, "neighbours")
+            for group in (*ERASURE_GROUPS, "neighbours")
         )
         assert own is not None  # an entry names something
         return BaselineCheck(entry, own, domain, near)

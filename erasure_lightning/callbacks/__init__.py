@@ -1,1 +1,1 @@
-"""What every run has: proof, pictures, figures, interruption."""
+"""Callbacks of a run: cost, validation, images, metrics, dashboards, interruption."""

@@ -1,4 +1,4 @@
-"""What an edit cost: seconds, memory, trained parameters."""
+"""`Cost`: time, memory and denoiser evaluations of a fit."""
 
 import resource
 import time
@@ -16,80 +16,78 @@ from erasure_lightning.training.base import ErasureModule
 
 
 class Cost(Callback):
-    """Writes ``cost.json`` into the run's folder when a fit has ended.
+    """Writes ``cost.json`` into the run's folder at the end of a fit.
 
-    ``seconds`` of training (all parts of a resumed run together), ``steps``,
-    ``trained_parameters``, ``evaluations`` (latents that a denoiser was asked about, the original's
-    included) with ``backwards`` among them that a gradient could flow through, and ``peak_gib``:
-    the most memory a process held up to then, of the GPU's if it trained there. Evaluations are
-    those of all ranks.
+    * ``seconds`` of training, over all parts of a resumed run.
+    * ``steps`` of the optimizer.
+    * ``trained_parameters``, their number.
+    * ``evaluations``: latents that went through a denoiser, the original's included, on all ranks.
+    * ``backwards``: those of them that were evaluated with gradients enabled.
+    * ``peak_gib``: peak memory of a process, of the GPU's if it trained there; the largest of all
+      ranks.
     """
 
     def __init__(self) -> None:
         self._earlier = 0.0
         self._start = 0.0
-        self._tally = EvaluationCounter(())
+        self._counter = EvaluationCounter(())
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock, and count what denoisers are asked."""
+        """Start the clock and the counter."""
         self._start = time.monotonic()
         module = cast(ErasureModule, pl_module)
-        self._tally.denoisers = {
-            module.backbone.denoiser,
-            module.original.denoiser,
-        }  # may be one and the same
-        self._tally.start()
+        # The set counts a denoiser that both models share once.
+        self._counter.denoisers = {module.backbone.denoiser, module.original.denoiser}
+        self._counter.start()
 
     @property
     def seconds(self) -> float:
-        """Time spent training so far."""
+        """Training time so far, in seconds."""
         return self._earlier + time.monotonic() - self._start
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the file."""
-        self._tally.stop()
+        self._counter.stop()
         trained = cast(ErasureModule, pl_module).trainable()
+        peaks = gathered([peak_memory(trainer.strategy.root_device)])
         cost = {
             "seconds": round(self.seconds, 2),
             "steps": trainer.global_step,
             "trained_parameters": sum(p.numel() for p in trained.values()),
-            **self._asked(),
-            "peak_gib": round(
-                max(all_gather_items([peak_memory(trainer.strategy.root_device)])), 3
-            ),
+            **self._evaluations(),
+            "peak_gib": round(max(peaks), 3),
         }
         if trainer.is_global_zero:
             write_json(Path(trainer.default_root_dir, "cost.json"), cost)
 
-    def _asked(self) -> dict[str, int]:
-        """What all ranks asked of denoisers."""
-        ranks = all_gather_items([(self._tally.evaluations, self._tally.backwards)])
+    def _evaluations(self) -> dict[str, int]:
+        """Denoiser evaluations of all ranks."""
+        counts = gathered([(self._counter.evaluations, self._counter.backwards)])
         return {
-            "evaluations": sum(rank[0] for rank in ranks),
-            "backwards": sum(rank[1] for rank in ranks),
+            "evaluations": sum(evaluations for evaluations, _ in counts),
+            "backwards": sum(backwards for _, backwards in counts),
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """What was spent, so that a resumed run adds to it."""
-        return {"seconds": self.seconds if self._start else self._earlier, **self._asked()}
+        """Time and evaluations so far, to which a resumed run adds."""
+        seconds = self.seconds if self._start else self._earlier
+        return {"seconds": seconds, **self._evaluations()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Add to what an earlier part took; what ranks asked counts on the first."""
+        """Restore them; rank 0 takes the evaluations of all ranks."""
         self._earlier = state_dict["seconds"]
-        if rank():
-            return
-        self._tally.evaluations, self._tally.backwards = (
-            state_dict.get("evaluations", 0),
-            state_dict.get("backwards", 0),
-        )
+        if rank() == 0:
+            self._counter.evaluations = state_dict.get("evaluations", 0)
+            self._counter.backwards = state_dict.get("backwards", 0)
 
 
 def peak_memory(device: torch.device | None = None) -> float:
-    """The most memory this process ever held, in GiB.
+    """Peak memory of this process, in GiB.
 
     Args:
-        device: Where it computed; by default the GPU, where there is one.
+        device: The device it computes on; by default the GPU, if there is one.
     """
-    if torch.cuda.is_available() if device is None else device.type == "cuda":
+    on_gpu = torch.cuda.is_available() if device is None else device.type == "cuda"
+    if on_gpu:
         return torch.cuda.max_memory_allocated(device) / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB

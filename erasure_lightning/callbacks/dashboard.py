@@ -1,4 +1,4 @@
-"""`Dashboard`: a run on Weights & Biases and TensorBoard, so that a team sees and compares it."""
+"""`Dashboard`: shows a run on Weights & Biases and TensorBoard."""
 
 from pathlib import Path
 
@@ -19,41 +19,40 @@ from erasure_lightning.training.base import ErasureModule
 
 
 class Dashboard(Callback):
-    """Shows a run where a W&B or a TensorBoard logger is there.
+    """Shows a run with every W&B or TensorBoard logger of the trainer.
 
-    Beside the curves that every logger gets: what the run is, the grid, its pictures as a table,
-    the figures with their intervals, the cost, and the edit as an artifact.
+    Beside the logged curves: the run's description, the grid, its images as a table, the metrics
+    with their intervals, the cost, and the edit as an artifact.
 
-    It reads what other callbacks have written into the run's folder, each time after all of them.
+    It reads what other callbacks wrote into the run's folder, so it must be the last of them.
 
     Args:
-        edit: Whether the edit itself is kept on the board; that of a whole denoiser may be
-            gigabytes.
+        edit: Whether the edit is uploaded; that of a whole denoiser may be gigabytes.
     """
 
     def __init__(self, edit: bool = True) -> None:
         self.edit = edit
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say what the run is."""
-        self._begin(trainer, pl_module)
+        """Show the run's description."""
+        self._show_description(trainer, pl_module)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say what the run is."""
-        self._begin(trainer, pl_module)
+        """Show the run's description."""
+        self._show_description(trainer, pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say what the run is."""
-        self._begin(trainer, pl_module)
+        """Show the run's description."""
+        self._show_description(trainer, pl_module)
 
     @staticmethod
-    def _begin(trainer: Trainer, module: LightningModule) -> None:
+    def _show_description(trainer: Trainer, module: LightningModule) -> None:
         if trainer.is_global_zero and isinstance(module, ErasureModule):
             for board in dashboard_writers(trainer.loggers, trainer.global_step):
                 board.facts(run_config(module.description()))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Show what a fit has cost, and the edit."""
+        """Show the cost of a fit, and the edit."""
         if trainer.is_global_zero and stage == "fit":
             run = Run(Path(trainer.default_root_dir))
             for board in dashboard_writers(trainer.loggers, trainer.global_step):
@@ -62,21 +61,19 @@ class Dashboard(Callback):
                     show_edit(board, run)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show what was drawn and measured."""
-        self._measured(trainer)
+        """Show the images and metrics."""
+        self._show_results(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show what was drawn and measured."""
-        self._measured(trainer)
+        """Show the images and metrics."""
+        self._show_results(trainer)
 
     @staticmethod
-    def _measured(trainer: Trainer) -> None:
+    def _show_results(trainer: Trainer) -> None:
+        if not trainer.is_global_zero:
+            return
         run = Run(Path(trainer.default_root_dir))
-        for board in (
-            dashboard_writers(trainer.loggers, trainer.global_step)
-            if trainer.is_global_zero
-            else ()
-        ):
+        for board in boards(trainer.loggers, trainer.global_step):
             show_samples(board, run)
             if run.metrics.is_file():
                 show_figures(board, Result.load(run.metrics))

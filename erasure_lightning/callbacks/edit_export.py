@@ -1,4 +1,4 @@
-"""Writes the edit when a fit has ended."""
+"""`ExportEdit`: writes the edit at the end of a fit."""
 
 from pathlib import Path
 
@@ -10,18 +10,17 @@ from erasure_lightning.training.base import ErasureModule
 
 
 class ExportEdit(Callback):
-    """Writes ``edit.safetensors`` into the run's folder: what was changed, and what it was made
-    from.
+    """Writes ``edit.safetensors`` into the run's folder: the changed weights, with metadata.
 
     Args:
-        config: The run's config as text, kept with the edit.
+        config: The run's config as text, stored in the edit.
     """
 
     def __init__(self, config: str = "") -> None:
         self.config = config
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write it."""
+        """Write the edit."""
         if not isinstance(pl_module, ErasureModule):
             return
         metadata = {"config": self.config} if self.config else {}

@@ -1,4 +1,4 @@
-"""Stops a run that went wrong, and refuses an edit that is none."""
+"""`EditValidation`: raises for a non-finite loss or edit, and for an edit without a change."""
 
 from typing import Any
 
@@ -13,24 +13,25 @@ from erasure_lightning.training.base import ErasureModule
 
 
 class EditValidation(Callback):
-    """Stops when the loss is no number, and when the finished edit is no number or changed nothing."""
+    """Raises if the loss or the finished edit is not finite, or if the edit equals the original."""
 
     def __init__(self) -> None:
-        self._added: dict[str, Tensor] = {}
+        self._initial_adapters: dict[str, Tensor] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remember what adapters were when training began."""
-        if isinstance(pl_module, ErasureModule) and not self._added:
-            old = dict(pl_module.original.named_parameters())
-            new = {n: p for n, p in pl_module.editable().items() if n not in old}
-            self._added = {
-                name: parameter.detach().cpu().clone() for name, parameter in new.items()
+        """Copy the adapters' initial parameters."""
+        if isinstance(pl_module, ErasureModule) and not self._initial_adapters:
+            original = dict(pl_module.original.named_parameters())
+            self._initial_adapters = {
+                name: parameter.detach().cpu().clone()
+                for name, parameter in pl_module.editable().items()
+                if name not in original
             }
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Look at the loss.
+        """Check the loss.
 
         Raises:
             ErasureError: If it is NaN or infinite.
@@ -42,47 +43,50 @@ class EditValidation(Callback):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """What adapters were, for a resumed run, whose own have moved."""
-        return {"added": self._added}
+        """The initial parameters, since those of a resumed run are trained already."""
+        return {"added": self._initial_adapters}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take it up."""
-        self._added = state_dict["added"]
+        """Restore the initial parameters."""
+        self._initial_adapters = state_dict["added"]
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at the edit.
+        """Check the edit.
 
         Raises:
             ErasureError: If it holds NaN or infinity, or equals the original.
         """
         if isinstance(pl_module, ErasureModule):
-            check_edit(pl_module, self._added)
+            check_edit(pl_module, self._initial_adapters)
 
 
-def check_edit(module: ErasureModule, added: dict[str, Tensor]) -> None:
-    """Raise unless the module's edit is one.
+def check_edit(module: ErasureModule, initial_adapters: dict[str, Tensor]) -> None:
+    """Raise if the edit is non-finite or equals the original.
 
     Args:
-        module: The module.
-        added: What the parameters that the original lacks (adapters) were when training began.
+        module: The module with the edit.
+        initial_adapters: Initial values of the parameters that the original lacks, by name.
 
     Raises:
         ErasureError: If it holds NaN or infinity, or equals the original.
     """
-    editable, bad, moved = module.editable(), [], False
-    before = added | dict(module.original.named_parameters())
-    for name, parameter in editable.items():  # one by one: split weights are whole for a moment
-        value = full_tensor(parameter)
-        bad += [name] * (not value.isfinite().all())
-        moved = moved or not torch.equal(
-            value, full_tensor(before[name.replace(".base_layer.", ".")])
-        )  # alike on all ranks
-    if bad:
+    editable = module.editable()
+    initial = initial_adapters | dict(module.original.named_parameters())
+    not_finite: list[str] = []
+    changed = False
+    # One by one: sharded weights are gathered whole for each comparison, on all ranks.
+    for name, parameter in editable.items():
+        value = whole(parameter)
+        if not value.isfinite().all():
+            not_finite.append(name)
+        if not changed:
+            changed = not torch.equal(value, whole(initial[name.replace(".base_layer.", ".")]))
+    if not_finite:
         raise ErasureError(
-            f"The edit holds NaN or infinity in {len(bad)} of {len(editable)} parameters, {bad[0]}"
-            f" first; nothing was written. {_advice(module)}"
+            f"The edit holds NaN or infinity in {len(not_finite)} of {len(editable)} parameters,"
+            f" {not_finite[0]} first; nothing was written. {_advice(module)}"
         )
-    if not moved:
+    if not changed:
         raise ErasureError(
             f"{type(module).__name__} changed none of its {len(editable)} parameters; nothing was"
             " written. Give it more steps (--trainer.max_steps) or a higher learning rate, or look"
@@ -92,8 +96,6 @@ def check_edit(module: ErasureModule, added: dict[str, Tensor]) -> None:
 
 def _advice(module: LightningModule) -> str:
     lr = getattr(module, "lr", None)
-    return (
-        f"Try a lower learning rate: --model.lr {lr / 10:g} instead of {lr:g}."
-        if lr
-        else "Look at its settings."
-    )
+    if not lr:
+        return "Look at its settings."
+    return f"Try a lower learning rate: --model.lr {lr / 10:g} instead of {lr:g}."

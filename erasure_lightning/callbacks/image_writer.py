@@ -1,6 +1,4 @@
-"""`ImageWriter`: the pictures of ``predict`` as files, and a manifest that says what each of them
-is.
-"""
+"""`ImageWriter`: writes the images of ``predict``, and a manifest of them."""
 
 import csv
 import io
@@ -15,8 +13,11 @@ from erasure_lightning.distributed.collectives import all_gather_items
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.writing import write_atomically
 
-MANIFEST = "manifest.csv"
-COLUMNS = (
+#: List of the images, in the order of the prompt file.
+MANIFEST_FILE = "manifest.csv"
+
+#: Columns of the manifest.
+MANIFEST_COLUMNS = (
     "case_number",
     "prompt",
     "evaluation_seed",
@@ -30,19 +31,20 @@ COLUMNS = (
 
 
 class ImageWriter(Callback):
-    """Writes ``edited/CASE.png`` and ``original/CASE.png`` as they come, and ``manifest.csv`` once
-    all are there.
+    """Writes ``edited/CASE.png`` and ``original/CASE.png`` after each batch of ``predict``.
+
+    The manifest ``manifest.csv`` is written when all images are.
 
     Raises:
-        ErasureError: If the run's folder holds a manifest already, or cannot be written to.
+        ErasureError: If the run's folder has a manifest already, or cannot be written to.
     """
 
     def __init__(self) -> None:
         self._written: list[ImageRequest] = []
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse to write over a finished run."""
-        path = Path(trainer.default_root_dir, MANIFEST)
+        """Refuse to overwrite a finished run."""
+        path = Path(trainer.default_root_dir, MANIFEST_FILE)
         if path.exists():
             raise ErasureError(
                 f"predict needs a folder of its own; found {path} of a finished run. Name another"
@@ -59,34 +61,46 @@ class ImageWriter(Callback):
         batch_idx: int,
         *_: int,
     ) -> None:
-        """Write a batch, so that a killed run keeps what it has drawn."""
+        """Write the images of a batch, so that an interrupted run retains them."""
         for kind in ("original", "edited"):
-            for shot, picture in zip(batch.shots, outputs[kind], strict=True):
-                write_atomically(
-                    Path(trainer.default_root_dir, kind, f"{shot.case}.png"),
-                    png_bytes(to_pil(picture)),
-                )
+            folder = Path(trainer.default_root_dir, kind)
+            for request, pixels in zip(batch.shots, outputs[kind], strict=True):
+                write_atomically(folder / f"{request.case}.png", png(image(pixels)))
         self._written += batch.shots
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write what all ranks have drawn into the manifest."""
-        drawn = {
-            shot.case for shot in all_gather_items(self._written)
-        }  # by several ranks, and not in the order of the file
-        sheet = cast(ImageLoader, trainer.predict_dataloaders)
+        """Write the manifest of all ranks' images."""
+        # Ranks write in an order of their own, and padding makes some images twice.
+        written = {request.case for request in gathered(self._written)}
+        loader = cast(ImageLoader, trainer.predict_dataloaders)
         if trainer.is_global_zero:
-            in_order = [shot for shot in sheet.shots if shot.case in drawn]
-            write_atomically(Path(trainer.default_root_dir, MANIFEST), _manifest(in_order))
+            in_order = [request for request in loader.shots if request.case in written]
+            path = Path(trainer.default_root_dir, MANIFEST_FILE)
+            write_atomically(path, _manifest(in_order))
 
 
-def _manifest(shots: list[ImageRequest]) -> bytes:
+def _manifest(requests: list[ImageRequest]) -> bytes:
     text = io.StringIO(newline="")
     writer = csv.writer(text)
-    writer.writerow(COLUMNS)
-    for s in shots:
-        size = (
-            ("", "") if s.size is None else (s.size, s.size) if isinstance(s.size, int) else s.size
+    writer.writerow(MANIFEST_COLUMNS)
+    for request in requests:
+        files = (f"{kind}/{request.case}.png" for kind in ("edited", "original"))
+        writer.writerow(
+            (
+                request.case,
+                request.prompt,
+                request.seed,
+                request.steps,
+                request.guidance,
+                *_height_and_width(request),
+                *files,
+            )
         )
-        files = (f"{kind}/{s.case}.png" for kind in ("edited", "original"))
-        writer.writerow((s.case, s.prompt, s.seed, s.steps, s.guidance, *size, *files))
     return text.getvalue().encode()
+
+
+def _height_and_width(request: ImageRequest) -> tuple[int, int] | tuple[str, str]:
+    """In pixels; empty cells for the model's own size."""
+    if request.size is None:
+        return "", ""
+    return (request.size, request.size) if isinstance(request.size, int) else request.size

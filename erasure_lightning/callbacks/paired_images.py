@@ -1,6 +1,4 @@
-"""`PairedImages`: what looks at pictures of the original and the edited model, drawn from the same
-noise.
-"""
+"""`PairedImages`: base of callbacks on images of both models from the same noise."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -15,52 +13,58 @@ from erasure_lightning.training.base import ErasureModule
 
 
 class PairedImages(Callback, ABC):
-    """Sees the pictures of ``test`` and of ``validate`` alike."""
+    """Receives the images of the original and the edited model in ``test`` and ``validate``."""
 
     @abstractmethod
-    def begin(self, module: ErasureModule, shots: Sequence[ImageRequest]) -> None:
-        """Before the first picture; ``shots`` is all that any rank will draw."""
+    def begin(self, module: ErasureModule, requests: Sequence[ImageRequest]) -> None:
+        """Prepare for the images; ``requests`` are those of all ranks."""
 
     @abstractmethod
-    def take(self, shots: Sequence[ImageRequest], original: Tensor, edited: Tensor) -> None:
-        """Look at a batch of this rank: pictures ``(B, 3, H, W)`` in 0..1 of both models."""
+    def take(self, requests: Sequence[ImageRequest], original: Tensor, edited: Tensor) -> None:
+        """Process a batch of this rank.
+
+        Args:
+            requests: The ``B`` requests.
+            original: The original model's images, ``(B, 3, H, W)`` in 0..1.
+            edited: The edited model's images, alike.
+        """
 
     @abstractmethod
     def finish(self, trainer: Trainer, module: ErasureModule) -> None:
-        """After the last picture, on every rank."""
+        """Finish after the last batch; called on every rank."""
 
     def _begin(self, module: LightningModule, loader: Any) -> None:
         assert isinstance(module, ErasureModule)
-        self.begin(module, all_gather_items([shot for batch in loader for shot in batch.shots]))
+        self.begin(module, gathered([request for batch in loader for request in batch.shots]))
 
     def _finish(self, trainer: Trainer, module: LightningModule) -> None:
         assert isinstance(module, ErasureModule)
         self.finish(trainer, module)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin."""
+        """Prepare for the images."""
         self._begin(pl_module, trainer.test_dataloaders)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin."""
+        """Prepare for the images."""
         self._begin(pl_module, trainer.val_dataloaders)
 
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: int
     ) -> None:
-        """Take the batch."""
+        """Process a batch."""
         self.take(batch.shots, outputs["original"], outputs["edited"])
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: int
     ) -> None:
-        """Take the batch."""
+        """Process a batch."""
         self.take(batch.shots, outputs["original"], outputs["edited"])
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Finish."""
+        """Finish after the last batch."""
         self._finish(trainer, pl_module)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Finish."""
+        """Finish after the last batch."""
         self._finish(trainer, pl_module)

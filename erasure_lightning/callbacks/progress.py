@@ -1,14 +1,14 @@
-"""The progress bar says what is being done."""
+"""`Progress`: Lightning's progress bar with descriptions of this package."""
 
 from lightning.pytorch.callbacks import RichProgressBar
 
 
 class Progress(RichProgressBar):
-    """Lightning's bar with our words: erasing, measuring, drawing.
+    """Lightning's rich progress bar, with the descriptions erasing, measuring and drawing.
 
     Args:
-        refresh_rate: Steps between two updates; one at every step took a sixth of the time of a
-            small run.
+        refresh_rate: Steps between two updates; updating at every step took a sixth of the time of
+            a small run.
     """
 
     def __init__(self, refresh_rate: int = 5) -> None:
@@ -16,17 +16,17 @@ class Progress(RichProgressBar):
 
     @property
     def test_description(self) -> str:
-        """Of ``test``."""
+        """Description of ``test``."""
         return "measuring"
 
     @property
     def validation_description(self) -> str:
-        """Of ``validate``."""
+        """Description of ``validate``."""
         return "measuring"
 
     @property
     def predict_description(self) -> str:
-        """Of ``predict``."""
+        """Description of ``predict``."""
         return "drawing"
 
     def _get_train_description(self, current_epoch: int) -> str:

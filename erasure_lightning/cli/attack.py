@@ -11,9 +11,9 @@ from rich.table import Table
 from erasure_lightning.api.load import load_edited
 from erasure_lightning.api.quiet import silence
 from erasure_lightning.attacks.base import Attack
-from erasure_lightning.attacks.outcome import ASKED, OUTCOME_FILE, Outcome
-from erasure_lightning.attacks.runner import attack_all, of_edit, write_outcome
-from erasure_lightning.attacks.target import Target, Trials
+from erasure_lightning.attacks.outcome import IMAGE_KINDS, OUTCOME_FILE, Outcome
+from erasure_lightning.attacks.runner import run_attack, with_edit, write_outcome
+from erasure_lightning.attacks.target import AttackSettings, AttackTarget
 from erasure_lightning.cli.configs import checked_config, dump_yaml, load_yaml
 from erasure_lightning.cli.error_messages import tidy
 from erasure_lightning.cli.parser import Parser
@@ -89,7 +89,7 @@ def _parser() -> Parser:
     parser.add_subclass_arguments(
         Attack, "attack", required=False, help="What to try: its name, and its budget."
     )
-    parser.add_class_arguments(Trials, "data")
+    parser.add_class_arguments(AttackSettings, "data")
     return parser
 
 
@@ -129,7 +129,9 @@ def _config(path: Path) -> str:
         data = content.get("data") or {}
         content = {
             "data": {
-                name: value for name, value in data.items() if name in Trials.__dataclass_fields__
+                name: value
+                for name, value in data.items()
+                if name in AttackSettings.__dataclass_fields__
             }
         }
     return dump_yaml(content)
@@ -146,13 +148,13 @@ def _instantiated(parser: Parser, config: Namespace) -> Namespace:
         ) from error
 
 
-def _attacked(attack: Attack, checkpoint: Path, trials: Trials, folder: Path) -> Outcome:
+def _attacked(attack: Attack, checkpoint: Path, trials: AttackSettings, folder: Path) -> Outcome:
     module = load_edited(checkpoint).to(torch.accelerator.current_accelerator() or "cpu")
-    outcome, attempts = attack_all(
-        attack, Target(module.backbone, module.original, module.concepts, trials)
+    outcome, attempts = run_attack(
+        attack, AttackTarget(module.backbone, module.original, module.concepts, trials)
     )
     edit = hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:16]
-    outcome = of_edit(outcome, type(module).__name__, edit, _paper(outcome.attack))
+    outcome = with_edit(outcome, type(module).__name__, edit, _paper(outcome.attack))
     write_outcome(folder, outcome, attempts)
     return outcome
 
@@ -165,7 +167,7 @@ def _table(outcome: Outcome) -> Table:
     pictures = outcome.success["attacked"].pictures
     title = f"{outcome.attack} on {outcome.method}, {pictures} pictures (95 % intervals over seeds)"
     table = Table("asked", "shows what was erased", title=title)
-    for asked in ASKED:
+    for asked in IMAGE_KINDS:
         table.add_row(QUESTIONS[asked], str(outcome.success[asked]))
     for name, estimate in outcome.controls.items():
         table.add_row(f"control: {name}", str(estimate))
@@ -177,6 +179,6 @@ def _back(outcome: Outcome) -> str:
     threshold = outcome.arguments.get("threshold")
     if threshold is None or not outcome.curve:
         return ""
-    least, last = outcome.least(threshold), outcome.curve[-1].budget
+    least, last = outcome.smallest_budget(threshold), outcome.curve[-1].budget
     when = f"never up to {last:g}" if least is None else f"first at {least:g}"
     return f"{threshold:.0%} or more of the pictures show it {when} ({outcome.axis}).\n"

@@ -87,7 +87,7 @@ def compare(argv: list[str]) -> None:
     from erasure_lightning.metrics import protocol
 
     results = {str(p): protocol.Result.load(Run(p).figures if p.is_dir() else p) for p in given}
-    rows = protocol.compare(results)
+    rows = protocol.compare_results(results)
     table = Table(
         "", "before", *results, caption=f"protocol {next(iter(results.values())).protocol.identity}"
     )
@@ -111,8 +111,8 @@ def _is_score(path: Path) -> bool:
 def _compare_scores(given: list[Path]) -> None:
     from rich.console import Console
 
-    from erasure_lightning.metrics.score import Score, check_comparable, table
+    from erasure_lightning.metrics.score import Score, check_comparable, score_table
 
     scores = {str(path): Score.load(path) for path in given}
     check_comparable(scores)
-    Console().print(table(scores))
+    Console().print(score_table(scores))

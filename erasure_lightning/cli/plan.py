@@ -17,7 +17,12 @@ from erasure_lightning.cli.run import CommandLine
 from erasure_lightning.cli.short_names import options
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.writing import json_text
-from erasure_lightning.planning.forecast import STUDENT, TEACHER, Forecast, forecast
+from erasure_lightning.planning.forecast import (
+    STUDENT_CALLS,
+    TEACHER_CALLS,
+    FitForecast,
+    forecast_fit,
+)
 from erasure_lightning.training.optimizers import check_eight_bits
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
@@ -147,7 +152,7 @@ class Planner(CommandLine):
                 print(line)
         return int(fits is False)
 
-    def _played(self) -> Forecast:
+    def _played(self) -> FitForecast:
         given = self.config_init.trainer
         callbacks = (
             given.callbacks
@@ -157,7 +162,7 @@ class Planner(CommandLine):
         played = {name: given[name] for name in _PLAYED if given[name] is not None}
         where = {"accelerator": str(given.accelerator)}
         try:
-            return forecast(
+            return forecast_fit(
                 self.model, self.datamodule, callbacks, self.config.measure, **where, **played
             )
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
@@ -166,7 +171,7 @@ class Planner(CommandLine):
                 " have. Try a step of it: `erasure fit` with --trainer.fast_dev_run 1."
             ) from error
 
-    def _verdict(self, found: Forecast, needs: "Needs") -> list[str]:
+    def _verdict(self, found: FitForecast, needs: "Needs") -> list[str]:
         memory, peak = self.config.gpu_memory, needs.peak / GIB
         if memory is None:
             return [f"Needs {peak:.2f} GiB on each device."]
@@ -182,7 +187,7 @@ class Planner(CommandLine):
             *(f"  {advice}" for advice in self._advice(found, needs)),
         ]
 
-    def _advice(self, found: Forecast, needs: "Needs") -> list[str]:
+    def _advice(self, found: FitForecast, needs: "Needs") -> list[str]:
         """What to change, in the order of what it is likely to save."""
         module, when, data = self.model, needs.when, self.datamodule
         advice = []
@@ -233,7 +238,7 @@ class Needs:
         strategy: One of `STRATEGIES`, or ``one device``.
     """
 
-    def __init__(self, found: Forecast, devices: int, strategy: str) -> None:
+    def __init__(self, found: FitForecast, devices: int, strategy: str) -> None:
         share = devices if strategy == "fsdp2" else 1
         own = share if found.held.splits else 1
         self.devices, self.strategy = devices, strategy
@@ -282,7 +287,7 @@ WHEN = {
 }
 
 
-def _table(found: Forecast, needs: Needs, method: str) -> Table:
+def _table(found: FitForecast, needs: Needs, method: str) -> Table:
     where = f"{needs.devices} devices, {needs.strategy}" if needs.devices > 1 else needs.strategy
     table = Table("on each device", "GiB", title=f"{method}, planned for {where}")
     for name, size in needs.rows.items():
@@ -300,7 +305,7 @@ def _gib(size: int) -> str:
     return f"{size / GIB:.3f}" if size < GIB else f"{size / GIB:.2f}"
 
 
-def _counted(found: Forecast, devices: int) -> list[str]:
+def _counted(found: FitForecast, devices: int) -> list[str]:
     held, first, last = found.held, found.asked["first"], found.asked["last"]
     parts = ", ".join(f"{name} {count / 1e6:.1f} M" for name, count in held.parameters.items())
     total = sum(held.parameters.values())
@@ -310,16 +315,17 @@ def _counted(found: Forecast, devices: int) -> list[str]:
         f"{held.trained / 1e6:.3f} M ({held.trained / total:.2%}) in {len(held.names)} tensors of"
         f" {shown}"
     )
-    steps = [f"Each of {found.steps} steps asks the student {last[STUDENT]} times and the original {last[TEACHER]} "
+    steps = [f"Each of {found.steps} steps asks the student {last[STUDENT_CALLS]} times and the original {last[TEACHER_CALLS]} "
              f"times about a latent; {last['backwards']} backwards."]  # fmt: skip
     if first != last:
         steps.append(
-            f"(The first asks {first[STUDENT]} and {first[TEACHER]}; {first['backwards']}"
+            f"(The first asks {first[STUDENT_CALLS]} and {first[TEACHER_CALLS]}; {first['backwards']}"
             " backwards.)"
         )
     if found.sampled:
         steps.append(f"Trajectories or pictures to train on cost {found.sampled} evaluations.")
-    whole = found.steps * (last[STUDENT] + last[TEACHER]) + found.sampled
+    calls = last[STUDENT_CALLS] + last[TEACHER_CALLS]
+    whole = found.steps * calls + found.sampled
     each, together = (" on each device", ", on all devices together") if devices > 1 else ("", "")
     drawn = (
         f"The measurement draws 2 x {found.pictures} pictures in {found.measured}"

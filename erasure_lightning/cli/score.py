@@ -16,29 +16,28 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from erasure_lightning.api.quiet import silence
-from erasure_lightning.callbacks.image_writer import MANIFEST
+from erasure_lightning.callbacks.image_writer import MANIFEST_FILE
 from erasure_lightning.cli.arguments import Arguments
 from erasure_lightning.data.image_files import IMAGE_SUFFIXES, read_image
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.text_files import read_prompts_file
 from erasure_lightning.files.writing import SCORE_FILE
-from erasure_lightning.metrics.distribution_distance import Frechet, Kernel
+from erasure_lightning.metrics.distribution_distance import FrechetDistance, KernelDistance
 from erasure_lightning.metrics.estimates import Estimate
-from erasure_lightning.metrics.features import Features
+from erasure_lightning.metrics.features import FeatureExtractor
 from erasure_lightning.metrics.image_metrics import (
-    Accuracy,
     ClipScore,
-    Distances,
+    FeatureDistance,
     ImageMetric,
+    LabelAccuracy,
     MetricBatch,
-    Nudity,
-    Perceptual,
+    NudityDetections,
+    PairedLpips,
 )
 from erasure_lightning.metrics.nudity import load_detector
 from erasure_lightning.metrics.perceptual import Lpips
 from erasure_lightning.metrics.protocol import short_hash
-from erasure_lightning.metrics.score import Score, table
+from erasure_lightning.metrics.score import Score, score_table
 from erasure_lightning.metrics.scorer import Scorer
 
 #: What each metric needs behind ``=``; empty where nothing.
@@ -97,7 +96,7 @@ def score(argv: list[str]) -> None:
             gauge.update(batch)
     result = _score(gauges, pictures, reference)
     result.save(out)
-    Console().print(table({"": result}))
+    Console().print(score_table({"": result}))
     print(f"Scored {len(pictures)} pictures; the figures and how they came about are in {out}.")
 
 
@@ -157,22 +156,22 @@ def read_pictures(folder: Path) -> list[Picture]:
     """
     if not folder.is_dir():
         raise ErasureError(f"erasure score needs a folder of pictures; found none at {folder}.")
-    if (folder / MANIFEST).is_file():
-        with (folder / MANIFEST).open(newline="", encoding="utf-8") as file:
+    if (folder / MANIFEST_FILE).is_file():
+        with (folder / MANIFEST_FILE).open(newline="", encoding="utf-8") as file:
             pictures = [_row(folder, row) for row in csv.DictReader(file)]
     else:
         files = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
         pictures = [Picture("", i, {"after": path}, ()) for i, path in enumerate(files)]
     if not pictures:
         raise ErasureError(
-            f"erasure score needs PNG or JPEG files, or predict's {MANIFEST}; found none in"
+            f"erasure score needs PNG or JPEG files, or predict's {MANIFEST_FILE}; found none in"
             f" {folder}."
         )
     if missing := [
         path for picture in pictures for path in picture.files.values() if not path.is_file()
     ]:
         raise ErasureError(
-            f"{folder / MANIFEST} names {missing[0].relative_to(folder)}, which is not there."
+            f"{folder / MANIFEST_FILE} names {missing[0].relative_to(folder)}, which is not there."
         )
     return _apart(pictures)
 
@@ -184,7 +183,9 @@ def _row(folder: Path, row: dict[str, str]) -> Picture:
         drawn = (row["prompt"], row["evaluation_seed"], row["steps"], row["guidance"], *size)
         return Picture(row["prompt"], int(row["evaluation_seed"]), files, drawn)
     except (KeyError, TypeError, ValueError) as error:
-        raise ErasureError(f"{folder / MANIFEST} is not as predict writes it ({error}).") from error
+        raise ErasureError(
+            f"{folder / MANIFEST_FILE} is not as predict writes it ({error})."
+        ) from error
 
 
 def _apart(pictures: list[Picture]) -> list[Picture]:
@@ -212,7 +213,7 @@ def _check(
     if plain and (found := [name for name in metrics if name in _READING + _PAIRED]):
         raise ErasureError(
             f"{found[0]} needs what predict writes (pictures before and after, and their prompts);"
-            f" found no {MANIFEST} in {options.folder}."
+            f" found no {MANIFEST_FILE} in {options.folder}."
         )
     if (
         plain
@@ -243,19 +244,19 @@ def _gauge(
         return ClipScore(Scorer.load(where).to(device), whens, seeds)
     if name == "accuracy":
         labels = read_prompts_file(options.labels, "accuracy")
-        return Accuracy(Scorer.load(where).to(device), labels, options.template, whens, seeds)
+        return LabelAccuracy(Scorer.load(where).to(device), labels, options.template, whens, seeds)
     if name in ("fid", "kid"):
-        against = (batch.pictures["after"] for batch in _batches(reference, device))
-        return Distances(
+        against = (batch.images["after"] for batch in _batches(reference, device))
+        return FeatureDistance(
             name,
-            Frechet if name == "fid" else Kernel,
-            Features.load(where).to(device),
+            FrechetDistance if name == "fid" else KernelDistance,
+            FeatureExtractor.load(where).to(device),
             whens,
             against,
         )
     if name == "lpips":
-        return Perceptual(Lpips.load(where).to(device), seeds)
-    return Nudity(*load_detector(), options.threshold, whens, seeds)
+        return PairedLpips(Lpips.load(where).to(device), seeds)
+    return NudityDetections(*load_detector(), options.threshold, whens, seeds)
 
 
 def _batches(pictures: Sequence[Picture], device: torch.device) -> Iterator[MetricBatch]:
@@ -299,7 +300,7 @@ def _score(
     estimates: dict[str, Mapping[str, Estimate]] = {}
     how: dict[str, Any] = {}
     for gauge in gauges:
-        estimates.update(gauge.figures())
+        estimates.update(gauge.estimates())
         how.update(gauge.protocol())
     drawn = {
         "pictures": len(pictures),

@@ -6,14 +6,12 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from erasure_lightning.errors import ErasureError
-
-_T = TypeVar("_T")
 
 EDIT_FILE = "edit.safetensors"
 
@@ -116,30 +114,3 @@ def write_json(path: Path, content: Any) -> None:
     write_atomically(
         path, (json_text(content, str(path), indent=2, ensure_ascii=False) + "\n").encode()
     )
-
-
-def read_record(path: Path, what: str, command: str, made: Callable[[dict[str, Any]], _T]) -> _T:
-    """What a command of ours wrote as JSON.
-
-    Args:
-        path: Where it lies.
-        what: What it holds, such as ``figures``.
-        command: The command of `erasure` that writes such a file.
-        made: Makes the object from the file's content, in which the protocol is without its
-            identity.
-
-    Raises:
-        ErasureError: If there is no such file, or it holds something else.
-    """
-    if not path.is_file():
-        raise ErasureError(
-            f"No {what} at {path}: the file does not exist. `erasure {command}` writes it."
-        )
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        content["protocol"].pop("identity", None)
-        return made(content)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ErasureError(
-            f"{path} needs {what} as `erasure {command}` writes them; found others ({error})."
-        ) from error

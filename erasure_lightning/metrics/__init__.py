@@ -1,1 +1,1 @@
-"""What is measured of pictures, and under which protocol."""
+"""Metrics of generated images, their intervals, and the protocols they are measured under."""

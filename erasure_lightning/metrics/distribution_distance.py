@@ -1,4 +1,4 @@
-"""Distances between two sets of pictures, by features: FID and KID, each with an interval."""
+"""Distances between the feature distributions of two sets of images: FID and KID with intervals."""
 
 import math
 from abc import ABC, abstractmethod
@@ -14,78 +14,72 @@ from torchmetrics.utilities import dim_zero_cat
 from erasure_lightning.metrics.estimates import Estimate
 from erasure_lightning.metrics.seed_statistics import student
 
-#: Parts that the pictures are left out in, to see how much hangs on them; more make it no surer,
-#: only slower.
-MOST_PARTS = 20
+# Parts of the jackknife; more make it slower, not more precise.
+_MAX_PARTS = 20
 
 
-class SetDistance(Metric, ABC):
-    """A distance of drawn pictures' features from a reference's; its interval is a jackknife's over
-    seeds.
+class DistributionDistance(Metric, ABC):
+    """Distance of generated images' features from a reference's, with a jackknife interval.
 
-    A bootstrap would draw pictures twice, which both distances take for agreement. So each part of
-    the seeds is left out once, and the spread of what remains gives the standard error (Efron and
-    Stein 1981). Features of all ranks are brought together before anything is computed.
+    A bootstrap would repeat images, which both distances take for agreement. So each part of the
+    seeds is left out once, and the spread of the remaining distances gives the standard error
+    (Efron and Stein 1981). Features of all ranks are gathered before anything is computed.
     """
 
     full_state_update = False
     #: Lower end of the distance's range.
     least = -math.inf
-    drawn: list[Tensor]
+    generated: list[Tensor]
     seeds: list[Tensor]
     reference: list[Tensor]
 
     def __init__(self) -> None:
         super().__init__()
-        for name in ("drawn", "seeds", "reference"):
+        for name in ("generated", "seeds", "reference"):
             self.add_state(name, [], dist_reduce_fx="cat")
 
     def update(self, features: Tensor, seeds: Sequence[int]) -> None:
-        """Count drawn pictures in.
+        """Add generated images.
 
         Args:
-            features: Of ``B`` pictures, ``(B, D)``.
-            seeds: The ``B`` seeds they were drawn with.
+            features: Features of ``B`` images, ``(B, D)``.
+            seeds: The ``B`` seeds they were generated with.
         """
-        self.drawn.append(features)
+        self.generated.append(features)
         self.seeds.append(torch.tensor(seeds, device=features.device))
 
-    def refer(self, features: Tensor) -> None:
-        """Count pictures ``(B, D)`` of the reference in."""
+    def update_reference(self, features: Tensor) -> None:
+        """Add features ``(B, D)`` of reference images."""
         self._update_count += 1  # torchmetrics warns of a compute before any update
         self.reference.append(features)
 
     def compute(self) -> Estimate:
-        """The estimate; the reference is taken as given, so that the interval is about the drawn
-        pictures.
-        """
-        drawn, seeds, reference = (
-            dim_zero_cat(part) for part in (self.drawn, self.seeds, self.reference)
-        )
-        known = torch.tensor(sorted(set(seeds.tolist())), device=seeds.device)
-        parts = [part for part in known.tensor_split(min(len(known), MOST_PARTS)) if len(part)]
-        whole = self.distance(drawn, reference)
-        kept = [drawn[~torch.isin(seeds, part)] for part in parts]
-        rest = [self.distance(some, reference) for some in kept if len(some) > 1]
+        """The estimate; its interval is about the generated images, for a fixed reference."""
+        generated = dim_zero_cat(self.generated)
+        seeds = dim_zero_cat(self.seeds)
+        reference = dim_zero_cat(self.reference)
+        distinct = torch.tensor(sorted(set(seeds.tolist())), device=seeds.device)
+        parts = distinct.tensor_split(min(len(distinct), _MAX_PARTS))
+        whole = self.distance(generated, reference)
+        subsets = [generated[~torch.isin(seeds, part)] for part in parts if len(part)]
+        distances = [self.distance(subset, reference) for subset in subsets if len(subset) > 1]
         error = math.inf
-        if len(rest) > 1:
-            mean = sum(rest) / len(rest)
-            error = math.sqrt(
-                (len(rest) - 1) / len(rest) * sum((value - mean) ** 2 for value in rest)
-            )
-        reach = student(len(rest) - 1) * error
-        return Estimate(
-            whole, max(whole - reach, self.least), whole + reach, len(known), len(drawn)
-        )
+        count = len(distances)
+        if count > 1:
+            mean = sum(distances) / count
+            error = math.sqrt((count - 1) / count * sum((value - mean) ** 2 for value in distances))
+        half_width = student(count - 1) * error
+        low = max(whole - half_width, self.least)
+        return Estimate(whole, low, whole + half_width, len(distinct), len(generated))
 
     @staticmethod
     @abstractmethod
-    def distance(drawn: Tensor, reference: Tensor) -> float:
-        """Of features ``(N, D)`` from features ``(M, D)``, at least two of each."""
+    def distance(generated: Tensor, reference: Tensor) -> float:
+        """Distance of features ``(N, D)`` from features ``(M, D)``, at least two of each."""
 
 
-class _Given(nn.Module):
-    """Takes features for pictures, so that torchmetrics computes on them as they are."""
+class _PrecomputedFeatures(nn.Module):
+    """Feature extractor of torchmetrics that returns its input, which is features already."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -95,45 +89,43 @@ class _Given(nn.Module):
         return features
 
 
-class Frechet(SetDistance):
-    """Frechet distance of Gaussians with the features' means and covariances (FID, Heusel et al.
-    2017).
+class FrechetDistance(DistributionDistance):
+    """Frechet distance of Gaussians fitted to the features (FID, Heusel et al. 2017).
 
-    ``|m - m'|^2 + tr(S + S' - 2 (S S')^(1/2))``, computed by torchmetrics in float64. It is biased
-    upwards in small
-    sets: compare it at equal numbers of pictures only.
+    ``|m - m'|^2 + tr(S + S' - 2 (S S')^(1/2))`` of means ``m`` and covariances ``S``, computed by
+    torchmetrics in float64. It is biased upwards in small sets: compare it at equal numbers of
+    images only.
     """
 
     least = 0.0
 
     @staticmethod
-    def distance(drawn: Tensor, reference: Tensor) -> float:
+    def distance(generated: Tensor, reference: Tensor) -> float:
         """The Frechet distance."""
-        metric = (
-            FrechetInceptionDistance(_Given(drawn.shape[1]), normalize=True)
-            .to(drawn.device)
-            .set_dtype(torch.float64)
-        )
+        features = _PrecomputedFeatures(generated.shape[1])
+        metric = FrechetInceptionDistance(features, normalize=True).to(generated.device)
+        metric.set_dtype(torch.float64)
         metric.update(reference.double(), real=True)
-        metric.update(drawn.double(), real=False)
+        metric.update(generated.double(), real=False)
         return float(metric.compute())
 
 
-class Kernel(SetDistance):
-    """Squared maximum mean discrepancy under ``k(x, y) = (x.y / D + 1)^3``, unbiased (KID,
-    Binkowski et al. 2018).
+class KernelDistance(DistributionDistance):
+    """Unbiased squared maximum mean discrepancy of the features (KID, Binkowski et al. 2018).
 
-    ``mean of k(x, x') + mean of k(y, y') - 2 mean of k(x, y)`` over different pictures of each set,
-    all of them and not torchmetrics' random subsets, so that nothing is drawn by lot. Around 0 for
-    sets of one kind, as often below.
+    ``mean of k(x, x') + mean of k(y, y') - 2 mean of k(x, y)`` over distinct images of each set,
+    with the kernel ``k(x, y) = (x.y / D + 1)^3``. It uses all images and not random subsets as
+    torchmetrics does, so it is deterministic. For sets of one distribution it is 0 on average and
+    may be negative.
     """
 
     @staticmethod
-    def distance(drawn: Tensor, reference: Tensor) -> float:
+    def distance(generated: Tensor, reference: Tensor) -> float:
         """The discrepancy, in float64."""
-        x, y = drawn.double(), reference.double()
-        own = [
+        x = generated.double()
+        y = reference.double()
+        within = [
             (k.sum() - k.trace()) / (len(k) * (len(k) - 1))
             for k in (poly_kernel(x, x), poly_kernel(y, y))
         ]
-        return float(own[0] + own[1] - 2 * poly_kernel(x, y).mean())
+        return float(within[0] + within[1] - 2 * poly_kernel(x, y).mean())

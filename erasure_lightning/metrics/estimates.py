@@ -1,4 +1,4 @@
-"""`Estimate`: a mean with its interval; readable without torch."""
+"""`Estimate`: a mean with its interval; imports no torch."""
 
 from typing import NamedTuple
 
@@ -7,11 +7,11 @@ class Estimate(NamedTuple):
     """A mean over seeds with its 95 % interval.
 
     Args:
-        mean: Mean of the seeds' means; NaN where nothing was measured.
+        mean: Mean of the seeds' means; NaN without measurements.
         low: Lower end of the interval.
         high: Upper end.
-        seeds: Seeds that were measured.
-        pictures: Pictures that were measured.
+        seeds: Number of measured seeds.
+        pictures: Number of measured images.
     """
 
     mean: float

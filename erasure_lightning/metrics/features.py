@@ -1,4 +1,4 @@
-"""`Features`: a network that sees pictures, out of a folder, for distances between sets of them."""
+"""`FeatureExtractor`: a frozen vision model whose features FID and KID compare."""
 
 from pathlib import Path
 from typing import Any, Self
@@ -17,13 +17,13 @@ from erasure_lightning.metrics.scorer import (
 )
 
 
-class Features(nn.Module):
+class FeatureExtractor(nn.Module):
     """A frozen vision model of transformers: CLIP, SigLIP, DINOv2, ViT, ResNet, ...
 
     Args:
-        name: How the user named it.
+        name: The folder or Hub id that the user gave.
         model: The model.
-        preprocessing: What it does to pictures before reading them.
+        preprocessing: The model's preprocessing of images.
     """
 
     def __init__(self, name: str, model: nn.Module, preprocessing: Preprocessing) -> None:
@@ -34,15 +34,15 @@ class Features(nn.Module):
 
     @classmethod
     def load(cls, source: str | Path) -> Self:
-        """Load a network in float32.
+        """Load a model in float32.
 
         Args:
-            source: A folder as transformers writes it, or a Hub id; only the latter goes to the
+            source: A folder in the format of transformers, or a Hub id; only the latter needs the
                 network.
 
         Raises:
-            ErasureError: If nothing is there, the weights are no safetensors, or it is no model for
-                pictures.
+            ErasureError: If the source does not exist, its weights are no safetensors, or it is no
+                vision model.
         """
         name = str(source)
         check_source(name, "network")
@@ -54,17 +54,15 @@ class Features(nn.Module):
             raise ErasureError(f"The network {name!r} could not be loaded: {first}") from error
 
     @torch.no_grad()
-    def forward(self, pictures: Tensor) -> Tensor:
-        """Features ``(B, D)`` of pictures ``(B, 3, H, W)`` in 0..1: projected, or pooled where it
-        projects nothing.
+    def forward(self, images: Tensor) -> Tensor:
+        """Features ``(B, D)``: projected, or pooled by models without a projection.
+
+        Args:
+            images: Images ``(B, 3, H, W)`` in 0..1.
         """
-        read = self.preprocessing(pictures)
-        seen = (
-            self.model.get_image_features
-            if hasattr(self.model, "get_image_features")
-            else self.model
-        )
-        return features_of(seen(pixel_values=read)).flatten(1)
+        pixels = self.preprocessing(images)
+        extract = getattr(self.model, "get_image_features", self.model)
+        return features_of(extract(pixel_values=pixels)).flatten(1)
 
     def fingerprint(self) -> str:
         """A short hash of the weights."""

@@ -1,25 +1,25 @@
-"""What each group of pictures is asked, in words; readable without torch."""
+"""Groups of generated images: their names, questions and headings; imports no torch."""
 
-#: Groups whose pictures must no longer be recognised as what is erased; all others must be
-#: recognised as their label.
-ERASING = ("efficacy", "generality")
+#: Groups whose images must no longer be recognised as the erased concept; images of all others
+#: must be recognised as their label.
+ERASURE_GROUPS = ("efficacy", "generality")
 
-#: What each group asks, in the order of the table.
-QUESTIONS = {
-    "efficacy": "asked for, is the concept still drawn?",
+#: The question of each group, in the order of the table.
+GROUP_QUESTIONS = {
+    "efficacy": "named, is the concept still drawn?",
     "generality": "called by other words, is it drawn?",
-    "neighbours": "is what is close to it still drawn?",
+    "neighbours": "are close concepts still drawn?",
     "specificity": "is everything else still drawn?",
 }
 
-#: Of pairs of pictures of the specificity group: what is measured, and which direction is good.
-STRUCTURE = {
-    "similarity": ("do its pictures mean the same as before?", "higher"),
+#: Metrics of image pairs of the specificity group: the question, and the better direction.
+STRUCTURE_METRICS = {
+    "similarity": ("do its images mean the same as before?", "higher"),
     "distance": ("how far are its pixels from before?", "lower"),
 }
 
-#: The groups in a few words, as headings over pictures.
-HEADINGS = {
+#: Headings of the groups above images.
+GROUP_HEADINGS = {
     "efficacy": "the concept",
     "generality": "its domain",
     "neighbours": "neighbours",

@@ -1,4 +1,4 @@
-"""Gauges: each looks at finished pictures in its own way, and says how it did."""
+"""Metrics of finished images before and after an edit."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -9,93 +9,98 @@ import torch
 from torch import Tensor
 
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.files.words import folded
-from erasure_lightning.metrics.distribution_distance import SetDistance
+from erasure_lightning.files.wording import folded
+from erasure_lightning.metrics.distribution_distance import DistributionDistance
 from erasure_lightning.metrics.estimates import Estimate
-from erasure_lightning.metrics.features import Features
-from erasure_lightning.metrics.nudity import COUNTED, EXPLICIT, Detector, Exposure
+from erasure_lightning.metrics.features import FeatureExtractor
+from erasure_lightning.metrics.nudity import (
+    COUNTED_LABELS,
+    EXPLICIT_LABELS,
+    DetectionCounts,
+    Detector,
+)
 from erasure_lightning.metrics.perceptual import Lpips, PerceptualDistance
 from erasure_lightning.metrics.protocol import short_hash
 from erasure_lightning.metrics.scorer import Scorer
-from erasure_lightning.metrics.seed_statistics import ImageText, Question, Recognized
+from erasure_lightning.metrics.seed_statistics import CandidateLabels, ImageText, RecognitionRate
 
-#: Estimates by metric, and ``before`` or ``after``.
-Figures = Mapping[str, Mapping[str, Estimate]]
+#: Estimates by metric, and ``before`` or ``after`` the edit.
+MetricEstimates = Mapping[str, Mapping[str, Estimate]]
 
 
 class MetricBatch(NamedTuple):
-    """Some pictures of one size.
+    """A batch of images of one size.
 
     Args:
-        prompts: What each was asked for with; empty where nobody knows.
-        seeds: What tells independent pictures apart.
-        pictures: ``(B, 3, H, W)`` in 0..1, by ``before`` and ``after``.
-        files: The same on disk.
+        prompts: The ``B`` prompts; empty strings where they are unknown.
+        seeds: The ``B`` seeds; images of different seeds are independent.
+        images: Images ``(B, 3, H, W)`` in 0..1, by ``before`` and ``after``.
+        files: Their files, by ``before`` and ``after``.
     """
 
     prompts: Sequence[str]
     seeds: Sequence[int]
-    pictures: Mapping[str, Tensor]
+    images: Mapping[str, Tensor]
     files: Mapping[str, Sequence[Path]]
 
 
 class ImageMetric(ABC):
-    """Measures pictures."""
+    """Base of metrics that are accumulated over batches of images."""
 
     @abstractmethod
     def update(self, batch: MetricBatch) -> None:
-        """Count pictures in."""
+        """Add a batch of images."""
 
     @abstractmethod
-    def figures(self) -> Figures:
-        """What was measured."""
+    def estimates(self) -> MetricEstimates:
+        """The estimates by metric and stage."""
 
     @abstractmethod
     def protocol(self) -> dict[str, Any]:
-        """How."""
+        """Weights and settings that the metric depends on."""
 
 
 class ClipScore(ImageMetric):
-    """``clip``: cosine of a picture and its prompt, -1..1 (Hessel et al. 2021 without their factor
-    of 2.5).
+    """``clip``: cosine of image and prompt, -1..1.
+
+    The CLIP score of Hessel et al. 2021 without their factor of 2.5.
 
     Args:
-        scorer: Sees both.
-        whens: ``before``, ``after``, or both.
-        seeds: All there are.
+        scorer: Embeds images and prompts.
+        stages: ``before``, ``after``, or both.
+        seeds: All seeds of the images.
     """
 
-    def __init__(self, scorer: Scorer, whens: Sequence[str], seeds: Sequence[int]) -> None:
+    def __init__(self, scorer: Scorer, stages: Sequence[str], seeds: Sequence[int]) -> None:
         self.scorer = scorer
-        self.means = {when: ImageText(seeds).to(scorer.model.device) for when in whens}
+        self.means = {when: ImageText(seeds).to(scorer.model.device) for when in stages}
 
     @torch.no_grad()
     def update(self, batch: MetricBatch) -> None:
-        """Count pictures in."""
+        """Add a batch of images."""
         texts = self.scorer.texts(batch.prompts)
         for when, mean in self.means.items():
-            mean.update(self.scorer.images(batch.pictures[when]), texts, batch.seeds)
+            mean.update(self.scorer.images(batch.images[when]), texts, batch.seeds)
 
-    def figures(self) -> Figures:
+    def estimates(self) -> MetricEstimates:
         """Mean cosine."""
         return {"clip": {when: mean.compute() for when, mean in self.means.items()}}
 
     def protocol(self) -> dict[str, Any]:
-        """The scorer."""
+        """Hash of the scorer's weights."""
         return {"clip": {"weights": self.scorer.fingerprint()}}
 
 
-class Accuracy(ImageMetric):
-    """``accuracy``: share of pictures that show the label their prompt names, out of all labels
-    (zero-shot).
+class LabelAccuracy(ImageMetric):
+    """``accuracy``: zero-shot share of images classified as the label in their prompt, 0..1.
 
     Args:
-        scorer: Sees pictures and labels.
-        labels: What a picture may show; where a prompt names several, the longest is meant. Others
-            are not counted.
-        template: What a label is put into, with ``{}``.
-        whens: ``before``, ``after``, or both.
-        seeds: All there are.
+        scorer: Embeds images and labels.
+        labels: Candidate labels. Where a prompt contains several, the longest counts; images of
+            other prompts are ignored.
+        template: Template of a label's text, with ``{}``.
+        stages: ``before``, ``after``, or both.
+        seeds: All seeds of the images.
     """
 
     def __init__(
@@ -103,7 +108,7 @@ class Accuracy(ImageMetric):
         scorer: Scorer,
         labels: Sequence[str],
         template: str,
-        whens: Sequence[str],
+        stages: Sequence[str],
         seeds: Sequence[int],
     ) -> None:
         self.scorer = scorer
@@ -111,112 +116,112 @@ class Accuracy(ImageMetric):
         self.template = template
         with torch.no_grad():
             self.texts = scorer.texts([template.format(label) for label in labels])
-        self.shares = {when: Recognized(seeds).to(self.texts.device) for when in whens}
+        self.shares = {when: RecognitionRate(seeds).to(self.texts.device) for when in stages}
 
-    def named(self, prompt: str) -> str | None:
-        """The label a prompt names, as whole words in any case."""
-        words = f" {' '.join(''.join(c if c.isalnum() else ' ' for c in folded(prompt)).split())} "
-        inside = [label for label in self.labels if f" {folded(label)} " in words]
-        return max(inside, key=len, default=None)
+    def label_in(self, prompt: str) -> str | None:
+        """The longest label in a prompt, as whole words in any case."""
+        letters = "".join(c if c.isalnum() else " " for c in folded(prompt))
+        words = f" {' '.join(letters.split())} "
+        labels = [label for label in self.labels if f" {folded(label)} " in words]
+        return max(labels, key=len, default=None)
 
     @torch.no_grad()
     def update(self, batch: MetricBatch) -> None:
-        """Count pictures in."""
-        named = [self.named(prompt) for prompt in batch.prompts]
-        rows = [i for i, label in enumerate(named) if label is not None]
-        right = [
-            torch.tensor([label == named[i] for label in self.labels], device=self.texts.device)
-            for i in rows
-        ]
-        questions, seeds = (
-            [Question(self.texts, mask) for mask in right],
-            [batch.seeds[i] for i in rows],
-        )
-        for when, share in self.shares.items() if rows else ():
-            share.update(self.scorer.images(batch.pictures[when][rows]), questions, seeds)
+        """Add a batch of images."""
+        answers = [self.label_in(prompt) for prompt in batch.prompts]
+        rows = [i for i, answer in enumerate(answers) if answer is not None]
+        if not rows:
+            return
+        candidates = []
+        for i in rows:
+            right = [label == answers[i] for label in self.labels]
+            mask = torch.tensor(right, device=self.texts.device)
+            candidates.append(CandidateLabels(self.texts, mask))
+        seeds = [batch.seeds[i] for i in rows]
+        for when, share in self.shares.items():
+            share.update(self.scorer.images(batch.images[when][rows]), candidates, seeds)
 
-    def figures(self) -> Figures:
-        """Share of right answers.
+    def estimates(self) -> MetricEstimates:
+        """Share of images classified as their label.
 
         Raises:
-            ErasureError: If no prompt named a label.
+            ErasureError: If no prompt contains a label.
         """
-        found = {
+        estimates = {
             when: share.compute() for when, share in self.shares.items() if share.update_called
         }
-        if not found:
+        if not estimates:
             raise ErasureError(
                 "accuracy needs prompts that name a label; none names"
                 f" {', '.join(self.labels[:3])}, ..."
             )
-        return {"accuracy": found}
+        return {"accuracy": estimates}
 
     def protocol(self) -> dict[str, Any]:
-        """The scorer and the labels."""
-        asked = {"labels": short_hash(list(self.labels)), "template": self.template}
-        return {"accuracy": {"weights": self.scorer.fingerprint(), **asked}}
+        """Hashes of the scorer's weights and of the labels, and the template."""
+        accuracy = {
+            "weights": self.scorer.fingerprint(),
+            "labels": short_hash(list(self.labels)),
+            "template": self.template,
+        }
+        return {"accuracy": accuracy}
 
 
-class Distances(ImageMetric):
-    """``fid`` or ``kid``: how far the pictures are, as a set, from a reference, or the edited from
-    the original.
+class FeatureDistance(ImageMetric):
+    """``fid`` or ``kid``: distance of the set of images from a reference set.
 
     Args:
-        name: Which of the two.
-        kind: Makes what computes it.
-        network: Sees the pictures.
-        whens: ``before``, ``after``, or both.
-        reference: Batches of pictures ``(B, 3, H, W)``; without any, ``before`` is the reference of
-            ``after``.
+        name: ``fid`` or ``kid``.
+        kind: Class of the distance.
+        network: Extracts features.
+        stages: ``before``, ``after``, or both.
+        reference: Batches of reference images ``(B, 3, H, W)`` in 0..1; without any, the images
+            ``before`` are the reference of those ``after``.
     """
 
     def __init__(
         self,
         name: str,
-        kind: Callable[[], SetDistance],
-        network: Features,
-        whens: Sequence[str],
+        kind: Callable[[], DistributionDistance],
+        network: FeatureExtractor,
+        stages: Sequence[str],
         reference: Iterable[Tensor],
     ) -> None:
         self.name = name
         self.network = network
-        self.compared = {when: kind() for when in whens}
-        self.pairs = True
-        for pictures in reference:
-            self.pairs = False
-            features = network(pictures)
-            for distance in self.compared.values():
-                distance.refer(features)
-        if self.pairs:
-            self.compared = {"after": kind()}
+        self.distances = {when: kind() for when in stages}
+        self.paired = True
+        for images in reference:
+            self.paired = False
+            features = network(images)
+            for distance in self.distances.values():
+                distance.update_reference(features)
+        if self.paired:
+            self.distances = {"after": kind()}
 
     def update(self, batch: MetricBatch) -> None:
-        """Count pictures in."""
-        for when, distance in self.compared.items():
-            distance.update(self.network(batch.pictures[when]), batch.seeds)
-            if self.pairs:
-                distance.refer(self.network(batch.pictures["before"]))
+        """Add a batch of images."""
+        for when, distance in self.distances.items():
+            distance.update(self.network(batch.images[when]), batch.seeds)
+            if self.paired:
+                distance.update_reference(self.network(batch.images["before"]))
 
-    def figures(self) -> Figures:
+    def estimates(self) -> MetricEstimates:
         """The distances."""
-        return {self.name: {when: distance.compute() for when, distance in self.compared.items()}}
+        return {self.name: {when: distance.compute() for when, distance in self.distances.items()}}
 
     def protocol(self) -> dict[str, Any]:
-        """The network."""
-        return {
-            self.name: {
-                "weights": self.network.fingerprint(),
-                "against": "before" if self.pairs else "reference",
-            }
-        }
+        """Hash of the network's weights, and the kind of reference."""
+        against = "before" if self.paired else "reference"
+        return {self.name: {"weights": self.network.fingerprint(), "against": against}}
 
 
-class Perceptual(ImageMetric):
-    """``lpips``: how far each edited picture is from the original's at the same seed.
+class PairedLpips(ImageMetric):
+    """``lpips``: distance of each edited image from the original's at the same seed.
 
     Args:
-        lpips: Tells.
-        seeds: All there are.
+        lpips: The perceptual distance.
+        seeds: All seeds of the images.
     """
 
     def __init__(self, lpips: Lpips, seeds: Sequence[int]) -> None:
@@ -224,57 +229,58 @@ class Perceptual(ImageMetric):
         self.mean = PerceptualDistance(lpips, seeds).to(lpips.shift.device)
 
     def update(self, batch: MetricBatch) -> None:
-        """Count pairs in."""
-        self.mean.update(batch.pictures["after"], batch.pictures["before"], batch.seeds)
+        """Add a batch of pairs."""
+        self.mean.update(batch.images["after"], batch.images["before"], batch.seeds)
 
-    def figures(self) -> Figures:
+    def estimates(self) -> MetricEstimates:
         """Mean distance."""
         return {"lpips": {"after": self.mean.compute()}}
 
     def protocol(self) -> dict[str, Any]:
-        """The network."""
+        """Hash of the network's weights."""
         return {"lpips": {"weights": self.lpips.fingerprint()}}
 
 
-class Nudity(ImageMetric):
-    """``nudenet``: share of explicit pictures, and how often each part of a body is seen.
+class NudityDetections(ImageMetric):
+    """``nudenet``: share of explicit images, and mean detections an image of each body part.
 
     Args:
-        detector: Sees them.
-        described: What a protocol says of it.
-        threshold: Least score that counts.
-        whens: ``before``, ``after``, or both.
-        seeds: All there are.
+        detector: Detects body parts.
+        description: The detector's description for the protocol.
+        threshold: Lowest score of a detection that counts.
+        stages: ``before``, ``after``, or both.
+        seeds: All seeds of the images.
     """
 
     def __init__(
         self,
         detector: Detector,
-        described: dict[str, Any],
+        description: dict[str, Any],
         threshold: float,
-        whens: Sequence[str],
+        stages: Sequence[str],
         seeds: Sequence[int],
     ) -> None:
-        self.described = described | {
+        self.description = description | {
             "threshold": threshold,
-            "explicit": list(EXPLICIT),
-            "counted": list(COUNTED),
+            "explicit": list(EXPLICIT_LABELS),
+            "counted": list(COUNTED_LABELS),
         }
-        self.exposures = {when: Exposure(detector, threshold, seeds) for when in whens}
+        self.counts = {when: DetectionCounts(detector, threshold, seeds) for when in stages}
 
     def update(self, batch: MetricBatch) -> None:
-        """Count pictures in."""
-        for when, exposure in self.exposures.items():
-            exposure.update(batch.files[when], batch.seeds)
+        """Add a batch of images."""
+        for when, counts in self.counts.items():
+            counts.update(batch.files[when], batch.seeds)
 
-    def figures(self) -> Figures:
+    def estimates(self) -> MetricEstimates:
         """``nudenet explicit``, and ``nudenet LABEL``."""
-        found = {when: exposure.estimates() for when, exposure in self.exposures.items()}
-        names = next(iter(found.values()))
+        by_stage = {when: counts.estimates() for when, counts in self.counts.items()}
+        names = next(iter(by_stage.values()))
         return {
-            f"nudenet {name}": {when: each[name] for when, each in found.items()} for name in names
+            f"nudenet {name}": {when: estimates[name] for when, estimates in by_stage.items()}
+            for name in names
         }
 
     def protocol(self) -> dict[str, Any]:
-        """The detector."""
-        return {"nudenet": self.described}
+        """Version, weights, threshold and labels of the detector."""
+        return {"nudenet": self.description}

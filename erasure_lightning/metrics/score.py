@@ -1,30 +1,31 @@
-"""`Score`: figures of finished pictures, and how they came about."""
+"""`Score`: metrics of finished images with the protocol that produced them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from rich.table import Table
 
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.files.writing import read_record, write_json
 from erasure_lightning.metrics.estimates import Estimate
 from erasure_lightning.metrics.protocol import short_hash
+from erasure_lightning.metrics.record import JsonRecord
 
 
 @dataclass(frozen=True)
-class Score:
-    """Figures of a folder of pictures.
+class Score(JsonRecord):
+    """Metrics of a folder of images.
 
     Args:
-        estimates: By metric, and by ``before`` and ``after`` the edit; pictures that nobody edited
+        estimates: By metric, and by ``before`` and ``after`` the edit; images of a plain folder
             count as ``after``.
-        protocol: Everything they depend on besides the pictures' model: what was drawn, weights,
-            thresholds, labels.
-        versions: Of the libraries that make no difference to what is compared. Recorded, not
-            compared.
+        protocol: Prompts, weights, thresholds and labels: all that the metrics depend on besides
+            the model that generated the images.
+        versions: Versions of the libraries. Recorded, not compared.
     """
+
+    contents: ClassVar[str] = "figures"
+    command: ClassVar[str] = "score"
 
     estimates: Mapping[str, Mapping[str, Estimate]]
     protocol: Mapping[str, Any]
@@ -35,80 +36,68 @@ class Score:
         """A short hash, equal for equal protocols."""
         return short_hash(self.protocol)
 
-    def save(self, path: Path) -> None:
-        """Write as JSON, atomically."""
+    def to_json(self) -> dict[str, Any]:
+        """The content of the file."""
         estimates = {
-            name: {when: e._asdict() for when, e in whens.items()}
-            for name, whens in self.estimates.items()
+            metric: {when: estimate._asdict() for when, estimate in by_stage.items()}
+            for metric, by_stage in self.estimates.items()
         }
         protocol = {"identity": self.identity, **self.protocol}
-        content = {"estimates": estimates, "protocol": protocol, "versions": dict(self.versions)}
-        write_json(path, content)
+        return {"estimates": estimates, "protocol": protocol, "versions": dict(self.versions)}
 
     @classmethod
-    def load(cls, path: Path) -> Self:
-        """Read what `save` wrote.
-
-        Raises:
-            ErasureError: If there is no such file, or it holds something else.
-        """
-        return read_record(path, "figures", "score", cls._made)
-
-    @classmethod
-    def _made(cls, content: dict[str, Any]) -> Self:
+    def from_json(cls, content: dict[str, Any]) -> Self:
+        """Build the score from the content of a file."""
         estimates = {
-            name: {when: Estimate(**e) for when, e in whens.items()}
-            for name, whens in content["estimates"].items()
+            metric: {when: Estimate(**estimate) for when, estimate in by_stage.items()}
+            for metric, by_stage in content["estimates"].items()
         }
         return cls(estimates, content["protocol"], content["versions"])
 
 
 def check_comparable(scores: Mapping[str, Score]) -> None:
-    """Raise unless all scores came about in one way.
+    """Raise unless all scores have one protocol.
 
     Args:
-        scores: By the name of what was scored.
+        scores: Scores by the name of what was scored.
 
     Raises:
-        ErasureError: Naming the first thing in which two differ.
+        ErasureError: Naming the first field in which two differ.
     """
     (name, first), *others = scores.items()
-    for other, score in others:
-        mine, theirs = _flat(first.protocol), _flat(score.protocol)
-        for key in dict.fromkeys([*mine, *theirs]):
-            a, b = mine.get(key, "none"), theirs.get(key, "none")
+    for other_name, score in others:
+        fields = _flat(first.protocol)
+        other_fields = _flat(score.protocol)
+        for key in dict.fromkeys([*fields, *other_fields]):
+            a = fields.get(key, "none")
+            b = other_fields.get(key, "none")
             if a != b:
                 raise ErasureError(
-                    f"{name} and {other} were scored differently and cannot be compared. They"
+                    f"{name} and {other_name} were scored differently and cannot be compared. They"
                     f" differ in {key}: {a!r} and {b!r}. Score both with the same metrics, weights"
                     " and prompts."
                 )
 
 
-def _flat(values: Mapping[str, Any], inside: str = "") -> dict[str, Any]:
-    """Nested values by their dotted names."""
-    found: dict[str, Any] = {}
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values by dotted names."""
+    flat: dict[str, Any] = {}
     for name, value in values.items():
-        found |= (
-            _flat(value, f"{inside}{name}.")
-            if isinstance(value, Mapping)
-            else {f"{inside}{name}": value}
-        )
-    return found
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
 
 
-def table(scores: dict[str, Score]) -> Table:
-    """Scores side by side: each metric before, and after by the name of what was scored."""
+def score_table(scores: dict[str, Score]) -> Table:
+    """Scores side by side: a row a metric, before, and after by the name of what was scored."""
     first = next(iter(scores.values()))
-    made = Table(
-        "",
-        "before",
-        *(name or "after" for name in scores),
-        caption=f"95 % intervals; protocol {first.identity}",
-    )
-    for metric, whens in first.estimates.items():
-        before = str(whens["before"]) if "before" in whens else ""
-        made.add_row(
-            metric, before, *(str(score.estimates[metric]["after"]) for score in scores.values())
-        )
-    return made
+    names = [name or "after" for name in scores]
+    caption = f"95 % intervals; protocol {first.identity}"
+    table = Table("", "before", *names, caption=caption)
+    for metric, by_stage in first.estimates.items():
+        before = str(by_stage["before"]) if "before" in by_stage else ""
+        after = [str(score.estimates[metric]["after"]) for score in scores.values()]
+        table.add_row(metric, before, *after)
+    return table

@@ -79,7 +79,7 @@ class SeedMean(Metric):
         return Estimate(mean, low, high, number, int(self.counts.sum()))
 
 
-class Question(NamedTuple):
+class CandidateLabels(NamedTuple):
     """What a picture is compared with to see what it shows.
 
     Args:
@@ -91,10 +91,12 @@ class Question(NamedTuple):
     right: Tensor
 
 
-class Recognized(SeedMean):
+class RecognitionRate(SeedMean):
     """Share of pictures whose nearest label is one of those that count."""
 
-    def update(self, images: Tensor, questions: Sequence[Question], seeds: Sequence[int]) -> None:  # type: ignore[override]
+    def update(  # type: ignore[override]
+        self, images: Tensor, questions: Sequence[CandidateLabels], seeds: Sequence[int]
+    ) -> None:
         """Count pictures in.
 
         Args:

@@ -1,4 +1,4 @@
-"""`ZeroShotClassifier`: what each picture of the plan is asked, and how a scorer knows the answers."""
+"""`ZeroShotClassifier`: candidate labels for generated images, embedded by a scorer."""
 
 from collections.abc import Collection, Sequence
 from functools import cache
@@ -7,20 +7,20 @@ import torch
 from torch import Tensor
 
 from erasure_lightning.concepts.vocabulary import Vocabulary
-from erasure_lightning.files.words import folded
-from erasure_lightning.metrics.groups import ERASING
+from erasure_lightning.files.wording import folded
+from erasure_lightning.metrics.groups import ERASURE_GROUPS
 from erasure_lightning.metrics.scorer import Scorer
-from erasure_lightning.metrics.seed_statistics import Question
+from erasure_lightning.metrics.seed_statistics import CandidateLabels
 
 
 class ZeroShotClassifier:
-    """Questions to the pictures of a plan; each set of labels is embedded once.
+    """Candidate labels of images by group and answer; each set of labels is embedded once.
 
     Args:
         scorer: Embeds the labels.
-        vocabulary: What the model draws, and what of it is erased.
-        answers: Labels that pictures are expected to show; those unknown to the vocabulary join its
-            labels.
+        vocabulary: Labels that the model can generate, and the erased concepts.
+        answers: Labels that images are expected to show; those unknown to the vocabulary are added
+            to its labels.
     """
 
     def __init__(self, scorer: Scorer, vocabulary: Vocabulary, answers: Collection[str]) -> None:
@@ -28,8 +28,8 @@ class ZeroShotClassifier:
         self.vocabulary = vocabulary
         extra = [answer for answer in answers if not vocabulary.named([answer])]
         self.labels = tuple(dict.fromkeys([*vocabulary.labels, *extra]))
-        # Shots of one prompt differ by seed alone, and all things share one question.
-        self.question = cache(self._question)
+        # Images of one prompt differ by seed alone, and all things share one set of candidates.
+        self.candidates = cache(self._candidates)
         self.text = cache(self._text)
         self._embedded = cache(scorer.texts)
 
@@ -37,29 +37,28 @@ class ZeroShotClassifier:
         """Unit vector ``(D,)`` of a prompt."""
         return self.scorer.texts([prompt])[0]
 
-    def _question(self, group: str, answer: str) -> Question:
-        """What a picture of a group is asked; arguments as in a `ImageRequest`."""
-        if group in ERASING:
-            return self._style(answer) if answer else self._thing(self.vocabulary.erased)
-        return self._thing(self.vocabulary.named([answer]) or {answer})
+    def _candidates(self, group: str, answer: str) -> CandidateLabels:
+        """The candidate labels of an image of a group; arguments as in an `ImageRequest`."""
+        if group in ERASURE_GROUPS:
+            return self._styles(answer) if answer else self._things(self.vocabulary.erased)
+        return self._things(self.vocabulary.named([answer]) or {answer})
 
-    def _thing(self, right: Collection[str]) -> Question:
+    def _things(self, right: Collection[str]) -> CandidateLabels:
         texts = tuple(self.vocabulary.captions[1].format(label) for label in self.labels)
-        return self._ask(texts, [label in right for label in self.labels])
+        return self._embed(texts, [label in right for label in self.labels])
 
-    def _style(self, thing: str) -> Question:
-        """Is it still the erased style? Out of the world's styles, or else against the thing in no
-        style at all.
-        """
-        gone = [c.name for c in self.vocabulary.concepts if c.kind == "style"]
+    def _styles(self, thing: str) -> CandidateLabels:
+        """The world's styles of a thing; if all are erased, also the thing in no style."""
+        erased = [c.name for c in self.vocabulary.concepts if c.kind == "style"]
         world = self.vocabulary.world
-        styles = [*world.styles] if world else gone
+        styles = [*world.styles] if world else erased
         texts = [self.vocabulary.styled(thing, style) for style in styles]
-        right = [folded(style) in map(folded, gone) for style in styles]
+        right = [folded(style) in map(folded, erased) for style in styles]
         if all(right):
-            texts, right = [*texts, self.vocabulary.captions[1].format(thing)], [*right, False]
-        return self._ask(tuple(texts), right)
+            texts.append(self.vocabulary.captions[1].format(thing))
+            right.append(False)
+        return self._embed(tuple(texts), right)
 
-    def _ask(self, texts: tuple[str, ...], right: Sequence[bool]) -> Question:
+    def _embed(self, texts: tuple[str, ...], right: Sequence[bool]) -> CandidateLabels:
         labels = self._embedded(texts)
-        return Question(labels, torch.tensor(right, device=labels.device))
+        return CandidateLabels(labels, torch.tensor(right, device=labels.device))

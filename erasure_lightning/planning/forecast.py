@@ -1,6 +1,4 @@
-"""What a fit needs, found out before it runs: its first and its last step, played with tensors that
-have no values.
-"""
+"""Forecast of the memory and denoiser evaluations of a fit, from steps on fake tensors."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -23,24 +21,27 @@ from erasure_lightning.training.base import ErasureModule
 from erasure_lightning.training.gradient import GradientErasure
 from erasure_lightning.training.saliency import SalientErasure
 
-#: Who is asked: the model in training, or a frozen one.
-STUDENT, TEACHER = "student", "teacher"
+#: Key of the evaluations of the trained model in `FitForecast.asked`.
+STUDENT_CALLS = "student"
+
+#: Key of the evaluations of the frozen original in `FitForecast.asked`.
+TEACHER_CALLS = "teacher"
 
 
 @dataclass(frozen=True)
-class Forecast:
-    """What a fit needs on one device, in bytes, and what it asks.
+class FitForecast:
+    """Memory in bytes and denoiser evaluations of a fit on one device.
 
     Args:
-        held: What it keeps there.
-        steps: Of the optimizer.
-        peaks: The most bytes alive while it prepares, samples (a bank, pictures to train on),
-            steps, and measures.
-        asked: Latents that student and teacher are asked about in a step (the last, and the first,
-            which fills a bank), and backwards.
-        sampled: Latents denoised before and between steps, for rollouts and pictures.
-        pictures: That the measurement draws, of either model.
-        measured: Latents that it asks about.
+        held: Memory that is allocated throughout training.
+        steps: Optimizer steps.
+        peaks: Peak memory of each phase: ``preparing``, ``sampling`` (of a bank or of training
+            images), ``step`` and ``measuring``.
+        asked: Latents that student and teacher evaluate in the ``first`` step, which fills a bank,
+            and in the ``last``; ``backwards`` of them with gradient.
+        sampled: Latents evaluated before and between steps, by rollouts and for training images.
+        pictures: Images that the measurement generates, of each model.
+        measured: Latents that the measurement evaluates.
     """
 
     held: MemoryFootprint
@@ -52,146 +53,157 @@ class Forecast:
     measured: int
 
     def plain(self) -> dict[str, Any]:
-        """As JSON says it."""
+        """The fields as a JSON object."""
         return asdict(self)
 
 
-class Listener:
-    """Stands before a model's denoiser and counts; what sampling asks again and again is answered
-    from memory.
+class DenoiserCounter:
+    """Replaces a backbone's ``denoise``: counts latents and records the peak memory of sampling.
+
+    A sampler's evaluation is run once for each shape; its peak is reused for the others.
 
     Args:
-        backbone: The model.
-        who: Its part in training.
-        ledger: The account.
+        backbone: The model; its ``denoise`` is replaced.
+        role: `STUDENT_CALLS` or `TEACHER_CALLS`.
+        memory: The tracker that is active during the fit.
     """
 
-    def __init__(self, backbone: Backbone, who: str, ledger: MemoryTracker) -> None:
-        self.who, self.ledger = who, ledger
-        self.asked: dict[str, int] = {}
-        self.sampled = self.sampling = 0
+    def __init__(self, backbone: Backbone, role: str, memory: MemoryTracker) -> None:
+        self.role = role
+        self.memory = memory
+        self.counts: dict[str, int] = {}
+        self.sampled = 0
+        self.sampling_peak = 0
         self._denoise = backbone.denoise
-        self._seen: dict[Any, int] = {}
+        self._increase: dict[Any, int] = {}
         backbone.denoise = self  # type: ignore[method-assign]
 
     def __call__(
         self, x: Tensor, t: Tensor, conditioning: Conditioning, guidance: float | None = None
     ) -> Tensor:
-        """The prediction of `Backbone.denoise`; only samplers give one time for all latents."""
+        """The prediction; arguments as of `Backbone.denoise`.
+
+        Samplers are recognised by their single time for all latents.
+        """
         if t.dim():
             prediction = self._denoise(x, t, conditioning, guidance)
-            self._count(self.who, len(x))
+            self._count(self.role, len(x))
             self._count("backwards", len(x) if prediction.requires_grad else 0)
             return prediction
         self.sampled += len(x)
         key = (x.shape, conditioning.tokens.shape)
-        before, peak = self.ledger.live, self.ledger.restart()
-        if key not in self._seen:
+        before = self.memory.live
+        peak = self.memory.restart()
+        if key not in self._increase:
             self._denoise(x, t, conditioning, guidance)
-            self._seen[key] = self.ledger.peak - before
-        self.sampling = max(self.sampling, before + self._seen[key])
-        self.ledger.peak = max(peak, self.ledger.live)
+            self._increase[key] = self.memory.peak - before
+        self.sampling_peak = max(self.sampling_peak, before + self._increase[key])
+        self.memory.peak = max(peak, self.memory.live)
         return torch.empty_like(x)
 
-    def _count(self, what: str, latents: int) -> None:
-        self.asked[what] = self.asked.get(what, 0) + latents
+    def _count(self, key: str, latents: int) -> None:
+        self.counts[key] = self.counts.get(key, 0) + latents
 
 
-class _Player(Callback):
-    """Marks where steps begin and end, and jumps from the first to the last; optimizers step as on
-    the device.
+class _StepRecorder(Callback):
+    """Records peak memory and evaluations of the first and the last step, and skips the others.
+
+    Args:
+        memory: The tracker that is active during the fit.
+        foreach: Whether optimizers update all weights at once, as they do on the planned device.
+        in_eight_bits: Whether the optimizer's state is planned in 8 bits.
     """
 
-    def __init__(self, ledger: MemoryTracker, together: bool, in_eight_bits: bool) -> None:
-        self.ledger, self.together, self.in_eight_bits = ledger, together, in_eight_bits
-        self.listeners: Sequence[Listener] = []
+    def __init__(self, memory: MemoryTracker, foreach: bool, in_eight_bits: bool) -> None:
+        self.memory = memory
+        self.foreach = foreach
+        self.in_eight_bits = in_eight_bits
+        self.counters: Sequence[DenoiserCounter] = []
         self.peaks = {"preparing": 0, "step": 0}
-        self.asked: list[dict[str, int]] = []
+        self.counts: list[dict[str, int]] = []
 
     def on_train_start(self, trainer: Trainer, *_: Any) -> None:
-        for group in [
-            group for optimizer in trainer.optimizers for group in optimizer.param_groups
-        ]:
-            group["foreach"] = self.together
+        for optimizer in trainer.optimizers:
+            for group in optimizer.param_groups:
+                group["foreach"] = self.foreach
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
-        self.peaks["preparing"] = max(
-            self.peaks["preparing"], 0 if self.asked else self.ledger.restart()
-        )
-        self.ledger.restart()
-        for listener in self.listeners:
-            listener.asked = {}
+        peak = self.memory.restart()
+        if not self.counts:
+            self.peaks["preparing"] = max(self.peaks["preparing"], peak)
+        for counter in self.counters:
+            counter.counts = {}
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        self.peaks["step"] = max(self.peaks["step"], self.ledger.restart())
-        self.asked.append(_added(listener.asked for listener in self.listeners))
+        self.peaks["step"] = max(self.peaks["step"], self.memory.restart())
+        self.counts.append(_total(counter.counts for counter in self.counters))
         last = cast(Any, trainer).datamodule.training_steps - 1
-        trainer.should_stop = (
-            trainer.should_stop or trainer.global_step > last or len(self.asked) > 1
-        )
-        loop = (
-            trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total
-        )
-        loop.ready = loop.completed = max(trainer.global_step, last)
+        if trainer.global_step > last or len(self.counts) > 1:
+            trainer.should_stop = True
+        optimization = trainer.fit_loop.epoch_loop.automatic_optimization
+        steps = optimization.optim_progress.optimizer.step.total
+        steps.ready = steps.completed = max(trainer.global_step, last)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.held = footprint_of(cast(ErasureModule, pl_module), self.in_eight_bits)
 
 
-def _added(counts: Iterable[dict[str, int]]) -> dict[str, int]:
-    total = {STUDENT: 0, TEACHER: 0, "backwards": 0}
+def _total(counts: Iterable[dict[str, int]]) -> dict[str, int]:
+    total = {STUDENT_CALLS: 0, TEACHER_CALLS: 0, "backwards": 0}
     for count in counts:
-        for what, latents in count.items():
-            total[what] += latents
+        for key, latents in count.items():
+            total[key] += latents
     return total
 
 
-def forecast(
+def forecast_fit(
     module: ErasureModule,
     data: PromptData,
     callbacks: Sequence[Callback] = (),
     measure: bool = True,
     accelerator: str = "cpu",
     **trainer: Any,
-) -> Forecast:
-    """Play a fit.
+) -> FitForecast:
+    """Run the first and the last step of a fit on fake tensors.
 
     Args:
-        module: The method; afterwards it is good for nothing else.
+        module: The method; consumed (its weights become fake tensors).
         data: Its prompts.
-        callbacks: Of the trainer; those that retain are played, others are left out.
+        callbacks: Callbacks of the trainer; all but retention callbacks are ignored.
         measure: Whether the edit is measured at the end.
-        accelerator: What is planned for. On others than ``cpu`` an optimizer moves all weights at
-            once, and needs room for as much again while it does.
+        accelerator: The planned accelerator. On all but ``cpu`` an optimizer updates all weights at
+            once, which takes as much memory again.
         trainer: Further arguments of the trainer.
 
     Raises:
-        ErasureError: If no step is asked for.
+        ErasureError: If the trainer's arguments allow no step.
     """
-    ledger = MemoryTracker()
-    _without_values(module, ledger)
-    eight = isinstance(module, GradientErasure) and module.optimizer == "adam8bit"
+    memory = MemoryTracker()
+    _make_fake(module, memory)
+    in_eight_bits = isinstance(module, GradientErasure) and module.optimizer == "adam8bit"
     if isinstance(module, GradientErasure):
         module.optimizer = "adam"  # whose state has the same number of entries
-    player = _Player(ledger, accelerator != "cpu", eight)
-    with ledger:
-        _fit(module, data, player, callbacks, trainer)
-        walked = max(listener.sampling for listener in player.listeners)
-        sampled = sum(listener.sampled for listener in player.listeners)
-        pictures, measured, drawing = (
-            _measurement(module, data, player.listeners, ledger) if measure else (0, 0, 0)
-        )
-    peaks, late = {**player.peaks, "sampling": walked, "measuring": drawing}, ("step", "measuring")
-    return Forecast(
-        held=player.held,
-        steps=data.training_steps if player.held.trained else 1,
-        peaks={
-            name: peak and peak - player.held.spared * (name in late)
-            for name, peak in peaks.items()
-        },
-        asked={"first": player.asked[0], "last": player.asked[-1]},
+    recorder = _StepRecorder(memory, accelerator != "cpu", in_eight_bits)
+    with memory:
+        _fit(module, data, recorder, callbacks, trainer)
+        counters = recorder.counters
+        sampling_peak = max(counter.sampling_peak for counter in counters)
+        sampled = sum(counter.sampled for counter in counters)
+        images, measured, measuring_peak = 0, 0, 0
+        if measure:
+            images, measured, measuring_peak = _measurement(module, data, counters, memory)
+    held = recorder.held
+    peaks = recorder.peaks | {"sampling": sampling_peak, "measuring": measuring_peak}
+    for name in ("step", "measuring"):  # phases in which the optimizer's state is allocated
+        if peaks[name]:
+            peaks[name] -= held.spared
+    return FitForecast(
+        held=held,
+        steps=data.training_steps if held.trained else 1,
+        peaks=peaks,
+        asked={"first": recorder.counts[0], "last": recorder.counts[-1]},
         sampled=sampled,
-        pictures=pictures,
+        pictures=images,
         measured=measured,
     )
 
@@ -199,70 +211,82 @@ def forecast(
 def _fit(
     module: ErasureModule,
     data: PromptData,
-    player: _Player,
+    recorder: _StepRecorder,
     callbacks: Sequence[Callback],
-    given: dict[str, Any],
+    arguments: dict[str, Any],
 ) -> None:
-    """Play the training, with the arguments given to the trainer."""
-    retained = [callback for callback in callbacks if isinstance(callback, RetentionCallback)]
+    """Run the training, with further arguments of the trainer."""
+    retention = [callback for callback in callbacks if isinstance(callback, RetentionCallback)]
     trainer = Trainer(
-        accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, limit_val_batches=0, log_every_n_steps=1, callbacks=[*retained, player], **given,
-    )  # fmt: skip
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+        log_every_n_steps=1,
+        callbacks=[*retention, recorder],
+        **arguments,
+    )
     module.configure_model()
-    player.listeners = _listen(module, player.ledger)
+    recorder.counters = _counters(module, recorder.memory)
     trainer.fit(module, data)
-    if not player.asked:
-        raise ErasureError(
-            "A plan plays a step at least; found --trainer.max_steps 0, which asks for none."
-        )
+    if not recorder.counts:
+        raise ErasureError("A plan needs at least one step; found --trainer.max_steps 0.")
 
 
-def _without_values(module: ErasureModule, ledger: MemoryTracker) -> None:
-    """Give a module a backbone of shapes alone, that no one moves or reads."""
-    (given,) = module._given
+def _make_fake(module: ErasureModule, memory: MemoryTracker) -> None:
+    """Replace a module's backbone by one of fake tensors, which is neither moved nor hashed."""
+    (source,) = module._given
     mode = shapes()
-    if isinstance(given, str):
+    if isinstance(source, str):
         with mode:
-            given = load_backbone(given, weights="none")
-    backbone = cast(Any, given)
-    without_values(backbone, torch.bfloat16 if module.base == "bfloat16" else torch.float32, mode)
+            source = load_backbone(source, weights="none")
+    backbone = cast(Any, source)
+    dtype = torch.bfloat16 if module.base == "bfloat16" else torch.float32
+    without_values(backbone, dtype, mode)
     backbone.fingerprint = lambda dtype=None: ""
     backbone.fingerprints = lambda names: {}
     backbone.to = lambda *_: backbone
     cast(Any, module)._given = (backbone,)
     cast(Any, module)._apply = lambda *_, **__: module
-    ledger.hold([*backbone.parameters(), *backbone.buffers()])
-    if isinstance(
-        module, SalientErasure
-    ):  # one loss needs as much memory as a hundred, one after the other
+    memory.hold([*backbone.parameters(), *backbone.buffers()])
+    if isinstance(module, SalientErasure):
+        # Losses are differentiated one after the other, so that one takes as much memory as all.
         slopes = module.slopes
         cast(Any, module).slopes = lambda losses: slopes([next(iter(losses))])
 
 
-def _listen(module: ErasureModule, ledger: MemoryTracker) -> list[Listener]:
-    models = [part for part in module.children() if isinstance(part, Backbone)]
-    return [
-        Listener(model, STUDENT if model is module.backbone else TEACHER, ledger)
-        for model in models
-    ]
+def _counters(module: ErasureModule, memory: MemoryTracker) -> list[DenoiserCounter]:
+    """A counter for each model of a module."""
+    counters = []
+    for model in module.children():
+        if isinstance(model, Backbone):
+            role = STUDENT_CALLS if model is module.backbone else TEACHER_CALLS
+            counters.append(DenoiserCounter(model, role, memory))
+    return counters
 
 
 @torch.no_grad()
 def _measurement(
-    module: ErasureModule, data: PromptData, listeners: Sequence[Listener], ledger: MemoryTracker
+    module: ErasureModule,
+    data: PromptData,
+    counters: Sequence[DenoiserCounter],
+    memory: MemoryTracker,
 ) -> tuple[int, int, int]:
-    """How many pictures of either model, how many latents that asks about, and the most bytes it
-    takes.
-    """
+    """Images of each model, evaluated latents of both, and peak memory in bytes."""
     batches = list(data.test_dataloader())
-    each = [len(batch.shots) * batch.steps * (2 if batch.guidance > 1 else 1) for batch in batches]
-    for listener in listeners:
-        listener.sampling = 0
-    ledger.restart()
+    evaluations = 0
+    for batch in batches:
+        evaluations += len(batch.shots) * batch.steps * (2 if batch.guidance > 1 else 1)
+    for counter in counters:
+        counter.sampling_peak = 0
+    memory.restart()
+    single_step = batches[0]._replace(
+        shots=[request._replace(steps=1) for request in batches[0].shots]
+    )
     for model in (module.original, module.backbone):
-        module._draw(
-            model, batches[0]._replace(shots=[s._replace(steps=1) for s in batches[0].shots])
-        )
-    peak = max(ledger.restart(), *(listener.sampling for listener in listeners))
-    return sum(len(batch.shots) for batch in batches), 2 * sum(each), peak
+        module._draw(model, single_step)
+    peak = max(memory.restart(), *(counter.sampling_peak for counter in counters))
+    return sum(len(batch.shots) for batch in batches), 2 * evaluations, peak

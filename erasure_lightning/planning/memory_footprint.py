@@ -1,4 +1,4 @@
-"""What a method's weights and its optimizer take, in numbers and bytes."""
+"""`MemoryFootprint`: memory of a method's weights, gradients and optimizer in training."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -13,15 +13,15 @@ from erasure_lightning.training.gradient import GradientErasure
 
 
 @dataclass(frozen=True)
-class Weights:
-    """Bytes of weights, all on one device.
+class WeightBytes:
+    """Bytes of weights on one device.
 
     Args:
-        frozen: What stays as it is.
-        divisible: What of it a splitting strategy splits.
-        teacher: What frozen twins hold of their own.
-        edit: What is edited and trained.
-        unit: The largest unit that a splitting strategy gathers at once.
+        frozen: Weights that are not trained.
+        divisible: Those of them that a sharding strategy splits.
+        teacher: Weights of the frozen original that it shares with no other model.
+        edit: Weights that are edited and trained.
+        unit: The largest unit that a sharding strategy gathers at once.
     """
 
     frozen: int
@@ -33,25 +33,24 @@ class Weights:
 
 @dataclass(frozen=True)
 class MemoryFootprint:
-    """What a method in training keeps on one device, without what passes in a step.
+    """Memory that a method in training allocates on one device, without activations.
 
     Args:
-        parameters: Numbers of them in the denoiser, the text encoders and all else (the
-            autoencoder).
-        trained: How many an optimizer moves.
-        names: Of what is trained.
+        parameters: Numbers of parameters in the denoiser, the text encoders and the autoencoder.
+        trained: Number of trained parameters.
+        names: Names of the trained tensors.
         weights: Bytes of weights.
-        gradients: Bytes.
+        gradients: Bytes of gradients.
         state: Bytes of the optimizer's state.
-        spared: Bytes that a state in 8 bits takes less than one in float32.
-        bank: Bytes of trajectories and answers.
-        splits: Whether a splitting strategy splits teacher, edit, gradients and state too.
+        spared: Bytes by which a state in 8 bits is smaller than one in float32.
+        bank: Bytes of cached trajectories and predictions.
+        splits: Whether a sharding strategy splits teacher, edit, gradients and state too.
     """
 
     parameters: dict[str, int]
     trained: int
     names: list[str]
-    weights: Weights
+    weights: WeightBytes
     gradients: int
     state: int
     spared: int
@@ -59,89 +58,88 @@ class MemoryFootprint:
     splits: bool
 
 
-def footprint_of(module: ErasureModule, eight: bool) -> MemoryFootprint:
-    """Of a method that has taken a step with Adam.
+def footprint_of(module: ErasureModule, in_eight_bits: bool) -> MemoryFootprint:
+    """The footprint of a method after a step of Adam.
 
     Args:
-        module: The method; its optimizer has its state, and nothing is merged or fused yet.
-        eight: Whether that state would be in 8 bits.
+        module: The method; its optimizer has its state, and adapters are not merged yet.
+        in_eight_bits: Whether that state is planned in 8 bits.
     """
     trained = module.trainable() if module.automatic_optimization else {}
-    full = nbytes(_moments(module)) if trained else 0
-    state = _in_eight_bits(trained.values()) if eight else full
+    full_state = nbytes(_optimizer_state(module)) if trained else 0
+    state = _bytes_in_eight_bits(trained.values()) if in_eight_bits else full_state
+    original = {name for name, _ in module.original.named_parameters()}
+    splits = bool(trained) and not module.replicates_trainable() and trained.keys() <= original
     return MemoryFootprint(
-        parameters=_counts(module.backbone),
+        parameters=_parameter_counts(module.backbone),
         trained=sum(p.numel() for p in trained.values()),
         names=list(trained),
         weights=_weights(module, trained),
         gradients=nbytes(trained.values()),
         state=state,
-        spared=full - state,
+        spared=full_state - state,
         bank=module.latents.nbytes() if isinstance(module, GradientErasure) else 0,
-        splits=bool(trained)
-        and not module.replicates_trainable()
-        and trained.keys() <= _names(module.original),
+        splits=splits,
     )
 
 
-def _names(backbone: Backbone) -> set[str]:
-    return {name for name, _ in backbone.named_parameters()}
-
-
-def _weights(module: ErasureModule, trained: dict[str, nn.Parameter]) -> Weights:
+def _weights(module: ErasureModule, trained: dict[str, nn.Parameter]) -> WeightBytes:
     backbone = module.backbone
-    edited = {id(p): p for p in (module.editable() | trained).values()}
+    edited = {id(p) for p in (module.editable() | trained).values()}
     own = {id(p): p for p in backbone.parameters()}
-    twins = [
-        p for model in module.children() if isinstance(model, Backbone) for p in model.parameters()
-    ]
-    towers = [backbone.text_encoders] if backbone.edits_text(trained) else []
-    parts = [module for part in (backbone.denoiser, *towers) for module in part.modules()]
-    own_of = (
-        p
-        for part in parts
-        if not isinstance(part, nn.Embedding)
-        for p in part.parameters(recurse=False)
-    )
-    divisible = [p for p in own_of if id(p) not in edited]
-    return Weights(
-        frozen=nbytes([*(p for key, p in own.items() if key not in edited), *backbone.buffers()]),
+    models = [model for model in module.children() if isinstance(model, Backbone)]
+    frozen = [p for key, p in own.items() if key not in edited]
+    divisible = [p for p in _split_weights(backbone, trained) if id(p) not in edited]
+    unit = _largest_unit(backbone.denoiser) * divisible[0].element_size() if divisible else 0
+    return WeightBytes(
+        frozen=nbytes([*frozen, *backbone.buffers()]),
         divisible=nbytes(divisible),
-        teacher=nbytes(p for p in twins if id(p) not in own),
-        edit=nbytes(edited.values()),
-        unit=_largest(backbone.denoiser) * divisible[0].element_size() if divisible else 0,
+        teacher=nbytes(p for model in models for p in model.parameters() if id(p) not in own),
+        edit=nbytes((module.editable() | trained).values()),
+        unit=unit,
     )
 
 
-def _largest(module: nn.Module) -> int:
-    """Weights of the largest part that is split as one: `sharding.MOST` at most, where it has
-    parts.
+def _split_weights(backbone: Backbone, trained: dict[str, nn.Parameter]) -> Iterator[nn.Parameter]:
+    """Weights that a sharding strategy splits: all but those of embeddings and frozen towers."""
+    towers = [backbone.text_encoders] if backbone.edits_text(trained) else []
+    for part in (backbone.denoiser, *towers):
+        for module in part.modules():
+            if not isinstance(module, nn.Embedding):
+                yield from module.parameters(recurse=False)
+
+
+def _largest_unit(module: nn.Module) -> int:
+    """Parameters of the largest part that is sharded as one.
+
+    Parts of more than ``distributed.fsdp.MOST`` parameters are divided, if they have children.
     """
-    size, children = sum(p.numel() for p in module.parameters()), list(module.children())
-    return size if size <= MAX_UNIT or not children else max(map(_largest, children))
+    size = sum(p.numel() for p in module.parameters())
+    children = list(module.children())
+    if size <= MOST or not children:
+        return size
+    return max(map(_largest_unit, children))
 
 
-def _counts(backbone: Backbone) -> dict[str, int]:
-    """Numbers of parameters in the denoiser, the text encoders and all else (the autoencoder)."""
+def _parameter_counts(backbone: Backbone) -> dict[str, int]:
+    """Numbers of parameters in the denoiser, the text encoders and the autoencoder (the rest)."""
     parts = {"denoiser": backbone.denoiser, "text encoders": backbone.text_encoders}
-    count = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
-    return count | {
-        "autoencoder": sum(p.numel() for p in backbone.parameters()) - sum(count.values())
-    }
+    counts = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+    total = sum(p.numel() for p in backbone.parameters())
+    return counts | {"autoencoder": total - sum(counts.values())}
 
 
-def _moments(module: ErasureModule) -> Iterator[Tensor]:
-    """What optimizers keep of each weight."""
+def _optimizer_state(module: ErasureModule) -> Iterator[Tensor]:
+    """Tensors of the optimizers' states."""
     for optimizer in module.trainer.optimizers:
         for state in optimizer.state.values():
             yield from (value for value in state.values() if isinstance(value, Tensor))
 
 
-def _in_eight_bits(parameters: Iterable[nn.Parameter]) -> int:
-    """Bytes of two moments of a byte an entry and a scale for each 256; of fewer than 4096 entries
-    they stay float32.
+def _bytes_in_eight_bits(parameters: Iterable[nn.Parameter]) -> int:
+    """Bytes of Adam's two moments in 8 bits: a byte an entry, and a scale for each 256 entries.
 
-    Verified in bitsandbytes 0.50.
+    Moments of fewer than 4096 entries are float32. Verified in bitsandbytes 0.50.
     """
     sizes = [p.numel() for p in parameters]
     return sum(2 * (n + 4 * -(-n // 256)) if n >= 4096 else 8 * n for n in sizes)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from erasure_lightning.attacks.outcome import Outcome
 from erasure_lightning.metrics.estimates import Estimate
-from erasure_lightning.metrics.groups import HEADINGS
+from erasure_lightning.metrics.groups import GROUP_HEADINGS
 from erasure_lightning.metrics.protocol import short_hash
 from erasure_lightning.report import wording
 from erasure_lightning.report.charts import SHARES, Chart, Scale, Whisker, axis_of, chart, whisker
@@ -21,7 +21,7 @@ from erasure_lightning.report.wording import ASKED, COMPARED, HARD, counted, int
 #: Of each group, how well its pictures fit their prompts.
 FITTING = {
     group: (f"{heading.capitalize()}: do pictures fit their prompts?", "")
-    for group, heading in HEADINGS.items()
+    for group, heading in GROUP_HEADINGS.items()
 }
 
 #: Width of pictures, in pixels, up to which many stand in a row.
@@ -229,7 +229,7 @@ def _panels(group: Mapping[str, Facts], pictures: Mapping[Path, Embedded]) -> li
             line[label] = sample.after
     return [
         Panel(
-            HEADINGS.get(name, name).capitalize(),
+            GROUP_HEADINGS.get(name, name).capitalize(),
             [
                 Card(
                     p,

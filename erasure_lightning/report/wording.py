@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from erasure_lightning.concepts.concept import shortened_names
 from erasure_lightning.metrics.estimates import Estimate
-from erasure_lightning.metrics.groups import ERASING, QUESTIONS
+from erasure_lightning.metrics.groups import ERASURE_GROUPS, GROUP_QUESTIONS
 from erasure_lightning.metrics.protocol import Protocol
 from erasure_lightning.report.run_record import Facts
 
@@ -15,8 +15,8 @@ HARD = "\u00a0"
 
 #: Of each group: what is asked, and whether little or much of it is good.
 ASKED = {
-    group: (text.capitalize(), "lower" if group in ERASING else "higher")
-    for group, text in QUESTIONS.items()
+    group: (text.capitalize(), "lower" if group in ERASURE_GROUPS else "higher")
+    for group, text in GROUP_QUESTIONS.items()
 }
 
 #: The same of pairs of pictures of everything else, with the unit.

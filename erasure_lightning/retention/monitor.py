@@ -167,7 +167,7 @@ class RetentionMonitor(Callback):
         asked = len(self._asked)
         if self._judge is None:
             return 1 - same[:asked].mean().item(), same[asked:].mean().item()
-        questions = [self._judge.question("efficacy", thing) for _, thing in self._asked]
+        questions = [self._judge.candidates("efficacy", thing) for _, thing in self._asked]
         called = [
             bool(q.right[(q.labels @ image).argmax()])
             for image, q in zip(after, questions, strict=False)

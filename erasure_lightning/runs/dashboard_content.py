@@ -11,9 +11,8 @@ from PIL import Image
 
 from erasure_lightning.files.writing import EDIT_FILE, SAMPLES_COLUMNS, SAMPLES_FILE
 from erasure_lightning.metrics.estimates import Estimate
-from erasure_lightning.metrics.groups import ERASING
 from erasure_lightning.metrics.protocol import Result
-from erasure_lightning.runs.dashboards import DashboardWriter
+from erasure_lightning.metrics.groups import ERASURE_GROUPS
 from erasure_lightning.runs.folder import Run, slug
 from erasure_lightning.runs.redaction import redact_paths, write_redacted_edit
 
@@ -90,7 +89,7 @@ def _at(result: Result, end: str) -> Result:
     moved = {}
     for group, metrics in result.estimates.items():
         if "recognized" in metrics:
-            worse, better = ("high", "low") if group in ERASING else ("low", "high")
+            worse, better = ("high", "low") if group in ERASURE_GROUPS else ("low", "high")
             after = metrics["recognized"]["after"]
             mean = getattr(after, worse if end == "low" else better)
             moved[group] = {"recognized": {"after": after._replace(mean=mean)}}

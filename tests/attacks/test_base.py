@@ -2,12 +2,12 @@ import pytest
 import torch
 from under_attack import CAT, tiny_target
 
-from erasure_lightning.attacks.base import Attack, ConceptAttack, Found, descend
+from erasure_lightning.attacks.base import Attack, AttackResult, ConceptAttack, descend
 from erasure_lightning.concepts.concept import Concept
 
 
 class Guess(ConceptAttack):
-    """Draws by lot what the denoiser reads."""
+    """Random conditioning of the denoiser."""
 
     def __init__(self, *, scale: float = 1.0, **kwargs):
         super().__init__(**kwargs)
@@ -15,20 +15,20 @@ class Guess(ConceptAttack):
 
     def find(self, target, case):
         states = self.scale * torch.randn_like(target.edited.encode([case.sentence]).tokens)
-        return Found(torch.zeros(2, 3, 16, 16), tensors={"states": states})
+        return AttackResult(torch.zeros(2, 3, 16, 16), tensors={"states": states})
 
 
 def states(attack, seed, concepts=CAT):
-    return [found.tensors["states"] for found in attack.run(tiny_target(concepts), seed)]
+    return [result.tensors["states"] for result in attack.run(tiny_target(concepts), seed)]
 
 
-def test_equal_seeds_find_the_same_and_others_something_else():
+def test_equal_seeds_give_equal_results_and_others_do_not():
     assert torch.equal(*(states(Guess(), 0)[0] for _ in range(2)))
     assert not torch.equal(states(Guess(), 0)[0], states(Guess(), 1)[0])
     assert not torch.equal(states(Guess(), 0)[0], states(Guess(seed=1), 0)[0])
 
 
-def test_the_global_generator_is_left_as_it_was():
+def test_the_global_generator_is_restored():
     before = torch.random.get_rng_state()
     Guess().run(target := tiny_target(), 0)
     torch.random.set_rng_state(before)
@@ -36,23 +36,23 @@ def test_the_global_generator_is_left_as_it_was():
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_a_concept_is_attacked_alike_whatever_stands_beside_it():
+def test_a_concept_is_attacked_independently_of_the_others():
     alone, beside = states(Guess(), 0), states(Guess(), 0, [Concept("star"), *CAT])
     assert torch.equal(alone[0], beside[1])
     assert not torch.equal(beside[0], beside[1])
 
 
-def test_arguments_are_named_with_those_of_the_base():
+def test_arguments_include_those_of_the_base():
     assert Guess(scale=2.0, seed=3).arguments() == {"scale": 2.0, "seed": 3}
 
 
-def test_a_step_reaches_nothing_but_what_is_optimised():
+def test_a_step_changes_the_optimised_parameters_alone():
     ours, theirs = (torch.ones(2, requires_grad=True) for _ in range(2))
     descend(torch.optim.SGD([ours], lr=1.0), (ours * theirs).sum())
     assert torch.equal(ours, torch.zeros(2))
     assert theirs.grad is None
 
 
-def test_an_attack_says_how_it_searches():
+def test_an_attack_must_implement_its_search():
     with pytest.raises(TypeError, match="abstract"):
         Attack()

@@ -1,11 +1,11 @@
-"""Benign fine-tune: what it trains on, its curve, and when the concept comes back."""
+"""Benign fine-tuning: its training sentences, its curve, and when the concept returns."""
 
 import pytest
 import torch
 from under_attack import CAT, cigarette, tiny_target, weights
 
-from erasure_lightning.attacks.benign_fine_tune import BenignFineTune, harmless
-from erasure_lightning.attacks.target import Target
+from erasure_lightning.attacks.benign_fine_tune import BenignFineTune, retained_sentences
+from erasure_lightning.attacks.target import AttackTarget
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.concepts.vocabulary import Vocabulary
 from erasure_lightning.concepts.worlds import find_world
@@ -23,10 +23,10 @@ def plain(target, case):
 
 
 class TestSentences:
-    def test_none_holds_a_word_of_the_concepts_or_their_domains(self):
+    def test_none_contains_a_word_of_the_concepts_or_their_domains(self):
         erased = [Concept("hot dog", "pizza", domain=["glass"])]
-        said = harmless(Vocabulary(None, erased), 400)
-        words = {word for sentence in said for word in sentence.split()}
+        sentences = retained_sentences(Vocabulary(None, erased), 400)
+        words = {word for sentence in sentences for word in sentence.split()}
         assert not words & {"hot", "dog", "glass", "wine"}
         assert {"cat", "fork", "spoon"} <= words
 
@@ -34,50 +34,51 @@ class TestSentences:
         world = find_world("emoji-world")
         if world is None:
             pytest.skip("needs the emoji world")
-        said = harmless(Vocabulary(world, [Concept("twemoji", "noto", kind="style")]), 50)
+        erased = [Concept("twemoji", "noto", kind="style")]
+        sentences = retained_sentences(Vocabulary(world, erased), 50)
         styles = [style for style in world.styles if style != "twemoji"]
-        assert all(any(f"{style} style" in sentence for style in styles) for sentence in said)
-        assert not any("twemoji" in sentence for sentence in said)
+        assert all(any(f"{style} style" in sentence for style in styles) for sentence in sentences)
+        assert not any("twemoji" in sentence for sentence in sentences)
 
-    def test_nothing_left_to_train_on(self):
+    def test_no_label_to_train_on(self):
         vocabulary = Vocabulary(None, [Concept("everything")])
         vocabulary.labels = ("everything", "nearly everything")
         with pytest.raises(ErasureError, match="found none that shares no word"):
-            harmless(vocabulary, 1)
+            retained_sentences(vocabulary, 1)
 
 
 class TestCurve:
-    def test_it_starts_at_the_edited_model_s_plain_pictures_and_ends_at_the_budget(self):
+    def test_it_starts_at_the_edited_model_s_plain_images_and_ends_at_the_budget(self):
         target = tiny_target()
-        (found,) = attack().run(target, 0)
+        (result,) = attack().run(target, 0)
         (case,) = target.cases(0)
-        assert list(found.curve) == [0, 2, 4]
-        assert torch.equal(found.curve[0], plain(target, case))
-        assert torch.equal(found.curve[4], found.pictures)
-        assert not torch.equal(found.curve[0], found.pictures)
+        assert list(result.curve) == [0, 2, 4]
+        assert torch.equal(result.curve[0], plain(target, case))
+        assert torch.equal(result.curve[4], result.images)
+        assert not torch.equal(result.curve[0], result.images)
 
     @pytest.mark.parametrize("arguments", [{"steps": 0}, {"lr": 0.0}], ids=str)
-    def test_without_training_the_pictures_are_the_plain_ones(self, arguments):
+    def test_without_training_the_images_are_the_plain_ones(self, arguments):
         target = tiny_target()
         (case,) = target.cases(1)
-        (found,) = attack(**arguments).run(target, 1)
-        assert torch.equal(found.pictures, plain(target, case))
+        (result,) = attack(**arguments).run(target, 1)
+        assert torch.equal(result.images, plain(target, case))
         (control,) = attack().run(target, 1)
-        assert not torch.allclose(control.pictures, plain(target, case), atol=1e-3)
+        assert not torch.allclose(control.images, plain(target, case), atol=1e-3)
 
-    def test_its_end_does_not_depend_on_where_it_is_looked_at(self):
+    def test_its_end_does_not_depend_on_the_number_of_points(self):
         target = tiny_target()
         often, once = (attack(points=points).run(target, 0)[0] for points in (4, 1))
-        assert torch.equal(often.pictures, once.pictures)
+        assert torch.equal(often.images, once.images)
         assert len(often.curve) == 5
 
 
-def test_a_seed_gives_one_finding_and_leaves_the_model_alone():
+def test_equal_seeds_give_equal_results_and_the_model_is_not_modified():
     target = tiny_target()
     before = weights(target.edited)
     first, again, other = (attack(seed=seed).run(target, 0)[0] for seed in (0, 0, 1))
-    assert torch.equal(first.pictures, again.pictures)
-    assert not torch.equal(first.pictures, other.pictures)
+    assert torch.equal(first.images, again.images)
+    assert not torch.equal(first.images, other.images)
     assert all(torch.equal(before[n], value) for n, value in weights(target.edited).items())
     assert not any(p.grad is not None for p in target.edited.parameters())
 
@@ -103,33 +104,34 @@ def test_numbers_out_of_range(arguments, words):
 
 
 def broken():
-    """The emoji world with a shift in its denoiser's last bias: cigarettes are gone, and so is most
-    of the rest.
-    """
-    target, bias = cigarette(erased=False), "denoiser.conv_out.bias"
+    """The emoji world with a shifted last bias: neither cigarettes nor most else is generated."""
+    target = cigarette(erased=False)
+    bias = "denoiser.conv_out.bias"
     edited = target.original.frozen_copy([bias])
     edited.get_parameter(bias).data.add_(1.5)
-    return Target(edited, target.original, target.concepts, target.trials, target.scorer)
+    return AttackTarget(edited, target.original, target.concepts, target.settings, target.scorer)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("made", "start", "end"), [(broken, 0.5, 1.0), (cigarette, 0.0, 0.0)], ids=["broken", "UCE"]
+    ("make_target", "start", "end"),
+    [(broken, 0.5, 1.0), (cigarette, 0.0, 0.0)],
+    ids=["broken", "UCE"],
 )
-def test_what_was_only_broken_is_mended_and_what_was_erased_is_not(made, start, end):
+def test_it_repairs_a_broken_model_and_not_an_erasure(make_target, start, end):
     pytest.importorskip("erasure_lightning_emoji_world")
-    target = made()
+    target = make_target()
     (case,) = target.cases(0)
-    (found,) = BenignFineTune(steps=40, points=1, examples=8).run(target, 0)
-    first, last = (target.share(case, pictures) for pictures in found.curve.values())
+    (result,) = BenignFineTune(steps=40, points=1, examples=8).run(target, 0)
+    first, last = (target.success_rate(case, images) for images in result.curve.values())
     assert first <= start
     assert abs(last - end) <= 0.25
 
 
 @pytest.mark.slow
-def test_a_model_that_forgot_nothing_stays_as_it_is():
+def test_an_unedited_model_keeps_the_concept():
     pytest.importorskip("erasure_lightning_emoji_world")
     target = cigarette(erased=False)
     (case,) = target.cases(0)
-    (found,) = BenignFineTune(steps=20, points=1, examples=8).run(target, 0)
-    assert target.share(case, found.pictures) == 1
+    (result,) = BenignFineTune(steps=20, points=1, examples=8).run(target, 0)
+    assert target.success_rate(case, result.images) == 1

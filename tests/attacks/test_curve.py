@@ -1,4 +1,4 @@
-"""What the runner makes of curves and controls: intervals, the file, the picture."""
+"""Curves and controls in an outcome: intervals, the file, the plot."""
 
 import io
 
@@ -7,32 +7,27 @@ import torch
 from PIL import Image
 from under_attack import tiny_target
 
-from erasure_lightning.attacks.base import Attack, Found
+from erasure_lightning.attacks.base import Attack, AttackResult
 from erasure_lightning.attacks.curve import plot_curve
 from erasure_lightning.attacks.outcome import Outcome
-from erasure_lightning.attacks.runner import attack_all, sheet, write_outcome
+from erasure_lightning.attacks.runner import attack_grid, run_attack, write_outcome
 
 
 class Rising(Attack):
-    """Draws the cat in as many of its two pictures as the budget says, and in one fewer with the
-    second seed.
-    """
+    """Shows the cat in ``budget - seed`` of its two images."""
 
     axis = "tries"
 
     def search(self, target, cases):
-        def drawn(count, case):
-            shown = [
-                target.scorer.picture("a cat" if i < count - case.seed else "a dog")
-                for i in range(2)
-            ]
-            return torch.stack(shown)
+        def images(budget, case):
+            labels = ["a cat" if i < budget - case.seed else "a dog" for i in range(2)]
+            return torch.stack([target.scorer.picture(label) for label in labels])
 
         return [
-            Found(
-                drawn(3, case),
-                curve={b: drawn(b, case) for b in (0, 1, 3)},
-                controls={"dogs": drawn(0, case)},
+            AttackResult(
+                images(3, case),
+                curve={budget: images(budget, case) for budget in (0, 1, 3)},
+                controls={"dogs": images(0, case)},
             )
             for case in cases
         ]
@@ -40,12 +35,13 @@ class Rising(Attack):
 
 class Plain(Attack):
     def search(self, target, cases):
-        return [Found(target.draw(target.edited.encode([c.sentence]), c.seeds)) for c in cases]
+        encode = target.edited.encode
+        return [AttackResult(target.draw(encode([case.sentence]), case.seeds)) for case in cases]
 
 
 @pytest.fixture
 def rising():
-    return attack_all(Rising(), tiny_target(), tell=lambda line: None)
+    return run_attack(Rising(), tiny_target(), report=lambda line: None)
 
 
 def test_every_budget_and_every_control_has_its_interval(rising):
@@ -61,35 +57,36 @@ def test_every_budget_and_every_control_has_its_interval(rising):
     assert outcome.axis == "tries"
 
 
-def test_the_least_budget_that_reaches_a_share(rising):
+def test_the_smallest_budget_that_reaches_a_share(rising):
     outcome, _ = rising
-    assert [outcome.least(share) for share in (0.0, 0.2, 0.25, 0.3, 1.0)] == [0, 1, 1, 3, 3]
+    budgets = [outcome.smallest_budget(share) for share in (0.0, 0.2, 0.25, 0.3, 1.0)]
+    assert budgets == [0, 1, 1, 3, 3]
     outcome.curve.pop()
-    assert outcome.least(0.3) is None
+    assert outcome.smallest_budget(0.3) is None
 
 
-def test_the_file_holds_them(rising, tmp_path):
-    outcome, attempts = rising
-    write_outcome(tmp_path, outcome, attempts)
+def test_the_file_contains_curve_and_controls(rising, tmp_path):
+    outcome, judged = rising
+    write_outcome(tmp_path, outcome, judged)
     assert Outcome.load(tmp_path / "attack.json") == outcome
     assert (tmp_path / "curve.png").is_file()
 
 
-def test_an_attack_without_a_curve_has_no_picture_of_one(tmp_path):
-    outcome, attempts = attack_all(Plain(), tiny_target(), tell=lambda line: None)
-    write_outcome(tmp_path, outcome, attempts)
+def test_an_attack_without_a_curve_has_no_plot(tmp_path):
+    outcome, judged = run_attack(Plain(), tiny_target(), report=lambda line: None)
+    write_outcome(tmp_path, outcome, judged)
     assert outcome.curve is None
-    assert outcome.least(0.0) is None
+    assert outcome.smallest_budget(0.0) is None
     assert {path.name for path in tmp_path.iterdir()} == {"attack.json", "grid.png"}
 
 
 def test_a_column_for_every_budget_and_control(rising):
-    outcome, attempts = rising
-    plain = attack_all(Plain(), tiny_target(), tell=lambda line: None)
-    assert sheet(outcome, attempts).width > sheet(*plain).width
+    outcome, judged = rising
+    plain = run_attack(Plain(), tiny_target(), report=lambda line: None)
+    assert attack_grid(outcome, judged).width > attack_grid(*plain).width
 
 
-def test_the_picture_can_be_read_without_intervals_too(rising):
+def test_the_plot_needs_no_intervals(rising):
     outcome, _ = rising
     for curve in (outcome.curve, [p._replace(low=None, high=None) for p in outcome.curve]):
         outcome.curve[:] = curve

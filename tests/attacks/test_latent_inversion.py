@@ -1,73 +1,73 @@
-"""Latent inversion: what it draws, its controls, and that success is no proof of memory."""
+"""Latent inversion: its images and controls, and that success is no proof of memory."""
 
 import pytest
 import torch
 from under_attack import cigarette, tiny_target, weights
 
-from erasure_lightning.attacks.latent_inversion import LatentInversion, shuffled
+from erasure_lightning.attacks.latent_inversion import LatentInversion, shuffled_copy
 from erasure_lightning.diffusion.inversion import invert, retrace
 from erasure_lightning.errors import ErasureError
 
 
-def test_it_draws_the_given_pictures_again_from_noise_it_tells():
+def test_it_regenerates_the_images_from_the_noise_it_returns():
     target = tiny_target(steps=10)
-    (found,) = LatentInversion(refinements=8).run(target, 0)
+    (result,) = LatentInversion(refinements=8).run(target, 0)
     (case,) = target.cases(0)
-    given = target.examples(case, 2)
-    assert torch.allclose(found.pictures, target.edited.decode(given), atol=1e-2)
-    nothing = target.edited.encode([""]).expand(2)
-    assert torch.equal(found.tensors["noise"], invert(target.edited, nothing, given, 10, 8))
-    again = retrace(target.edited, nothing, found.tensors["noise"], 10)
-    assert torch.equal(target.edited.decode(again), found.pictures)
-    assert not torch.allclose(found.controls["other noise"], found.pictures, atol=1e-2)
+    latents = target.examples(case, 2)
+    assert torch.allclose(result.images, target.edited.decode(latents), atol=1e-2)
+    unconditional = target.edited.encode([""]).expand(2)
+    assert torch.equal(
+        result.tensors["noise"], invert(target.edited, unconditional, latents, 10, 8)
+    )
+    again = retrace(target.edited, unconditional, result.tensors["noise"], 10)
+    assert torch.equal(target.edited.decode(again), result.images)
+    assert not torch.allclose(result.controls["other noise"], result.images, atol=1e-2)
 
 
-def test_fewer_refinements_lose_the_picture():
+def test_fewer_refinements_lose_the_image():
     def missed(refinements):
         target = tiny_target(steps=10)
-        (found,) = LatentInversion(refinements=refinements).run(target, 0)
-        given = target.edited.decode(target.examples(target.cases(0)[0], 2))
-        return (found.pictures - given).abs().max().item()
+        (result,) = LatentInversion(refinements=refinements).run(target, 0)
+        inverted = target.edited.decode(target.examples(target.cases(0)[0], 2))
+        return (result.images - inverted).abs().max().item()
 
     assert missed(0) > 2 * missed(3)
 
 
 def test_steps_of_its_own_overrule_the_target_s():
     target = tiny_target(steps=10)
-    assert torch.equal(*(LatentInversion(steps=s).run(target, 0)[0].pictures for s in (None, 10)))
-    assert not torch.equal(
-        *(LatentInversion(steps=s).run(target, 0)[0].pictures for s in (None, 5))
-    )
+    assert torch.equal(*(LatentInversion(steps=s).run(target, 0)[0].images for s in (None, 10)))
+    assert not torch.equal(*(LatentInversion(steps=s).run(target, 0)[0].images for s in (None, 5)))
 
 
-def test_pictures_drawn_apart_are_the_same():
+def test_images_sampled_in_smaller_batches_are_the_same():
     together, apart = (LatentInversion().run(tiny_target(draw_size=size), 0)[0] for size in (2, 1))
-    assert torch.allclose(together.pictures, apart.pictures, atol=1e-4)
+    assert torch.allclose(together.images, apart.images, atol=1e-4)
 
 
-def test_a_shuffled_denoiser_has_the_same_numbers_and_says_something_else(tiny):
+def test_a_shuffled_denoiser_has_the_same_entries_and_another_prediction(tiny):
     before = weights(tiny)
-    untaught = shuffled(tiny, 0)
-    after = weights(untaught)
+    shuffled = shuffled_copy(tiny, 0)
+    after = weights(shuffled)
     assert all(
         torch.equal(before[n].flatten().sort().values, after[n].flatten().sort().values)
         for n in before
     )
-    x, t, nothing = torch.ones(1, 4, 8, 8), torch.tensor([500]), tiny.encode([""])
+    x, t, unconditional = torch.ones(1, 4, 8, 8), torch.tensor([500]), tiny.encode([""])
     assert not torch.allclose(
-        untaught.denoise(x, t, nothing), tiny.denoise(x, t, nothing), atol=1e-2
+        shuffled.denoise(x, t, unconditional), tiny.denoise(x, t, unconditional), atol=1e-2
     )
     assert all(torch.equal(before[n], value) for n, value in weights(tiny).items())
-    assert all(torch.equal(after[n], value) for n, value in weights(shuffled(tiny, 0)).items())
+    assert all(torch.equal(after[n], value) for n, value in weights(shuffled_copy(tiny, 0)).items())
 
 
-def test_a_seed_gives_one_finding_and_leaves_the_model_alone():
+def test_equal_seeds_give_equal_results_and_the_model_is_not_modified():
     target = tiny_target()
     before = weights(target.edited)
     first, again, other = (LatentInversion(seed=seed).run(target, 0)[0] for seed in (0, 0, 1))
-    for name, pictures in first.controls.items():
-        assert torch.equal(pictures, again.controls[name])
-        assert not torch.equal(pictures, other.controls[name])
+    for name, images in first.controls.items():
+        assert torch.equal(images, again.controls[name])
+        assert not torch.equal(images, other.controls[name])
     assert all(torch.equal(before[n], value) for n, value in weights(target.edited).items())
 
 
@@ -85,10 +85,10 @@ def test_numbers_out_of_range(arguments, words):
 def test_cigarettes_come_back_and_just_as_well_from_a_network_that_knows_nothing(erased):
     pytest.importorskip("erasure_lightning_emoji_world")
     target = cigarette(erased, pictures=2)
-    (found,) = LatentInversion(refinements=1).run(target, 0)
+    (result,) = LatentInversion(refinements=1).run(target, 0)
     (case,) = target.cases(0)
     plain = target.draw(target.edited.encode([case.sentence]), case.seeds)
-    assert target.share(case, plain) == (0 if erased else 1)
-    assert target.share(case, found.pictures) == 1
-    assert target.share(case, found.controls["untaught"]) == 1
-    assert target.share(case, found.controls["other noise"]) == 0  # the measure can say no
+    assert target.success_rate(case, plain) == (0 if erased else 1)
+    assert target.success_rate(case, result.images) == 1
+    assert target.success_rate(case, result.controls["untaught"]) == 1
+    assert target.success_rate(case, result.controls["other noise"]) == 0  # the measure can say no

@@ -1,4 +1,4 @@
-"""Relearning: which pictures it learns from, its curve, and when the concept comes back."""
+"""Relearning: the training images, the curve, and when the concept returns."""
 
 import pytest
 import torch
@@ -20,67 +20,67 @@ def plain(target, case):
     return target.draw(target.edited.encode([case.sentence]), case.seeds)
 
 
-def test_more_examples_are_the_fewer_and_some_more_under_the_concept_s_sentences(monkeypatch):
+def test_larger_sets_of_examples_contain_the_smaller_ones(monkeypatch):
     tunings = []
-    made = FineTuning.__init__
+    constructor = FineTuning.__init__
     monkeypatch.setattr(
-        FineTuning, "__init__", lambda s, *a, **k: tunings.append((s, a)) or made(s, *a, **k)
+        FineTuning, "__init__", lambda s, *a, **k: tunings.append((s, a)) or constructor(s, *a, **k)
     )
     target = tiny_target()
     attack().run(target, 0)
-    (one, (edited, shown, first)), (three, (_, also, said)), (_, (pupil, _, new)) = tunings
+    (one, (edited, shown, first)), (three, (_, also, prompts)), (_, (pupil, _, new)) = tunings
     assert edited is target.edited
     assert one is not three
     assert shown is also
-    assert [len(first), len(said), len(shown.latents)] == [1, 3, 3]
-    assert first == said[:1]
-    assert all(sentence.text[sentence.start : sentence.stop] == "cat" for sentence in said)
+    assert [len(first), len(prompts), len(shown.latents)] == [1, 3, 3]
+    assert first == prompts[:1]
+    assert all(sentence.text[sentence.start : sentence.stop] == "cat" for sentence in prompts)
     assert pupil is target.original
     assert [sentence.text for sentence in new] == [
-        sentence.text.replace("cat", "sks") for sentence in said
+        sentence.text.replace("cat", "sks") for sentence in prompts
     ]
 
 
-def test_a_style_is_learned_on_the_thing_it_is_asked_of(monkeypatch):
-    said = []
+def test_a_style_is_learned_on_the_thing_of_the_case(monkeypatch):
+    prompts = []
     monkeypatch.setattr(
-        FineTuning, "advance", lambda self, to: said.extend(self.prompts) or self.model
+        FineTuning, "advance", lambda self, to: prompts.extend(self.prompts) or self.model
     )
     target = tiny_target(concepts=[Concept("drawing", kind="style")])
     attack().run(target, 0)
     (case,) = target.cases(0)
     assert case.thing
-    learned, control = said[:4], said[4:]
+    learned, control = prompts[:4], prompts[4:]
     assert all(case.thing in sentence.text and "drawing" in sentence.text for sentence in learned)
     assert all(case.thing in sentence.text and "sks" in sentence.text for sentence in control)
 
 
-def test_the_curve_ends_at_what_it_draws():
+def test_the_curve_ends_at_the_result_s_images():
     target = tiny_target()
-    (found,) = attack().run(target, 0)
+    (result,) = attack().run(target, 0)
     (case,) = target.cases(0)
-    assert list(found.curve) == [0, 1, 3]
-    assert torch.equal(found.curve[0], plain(target, case))
-    assert torch.equal(found.curve[3], found.pictures)
-    assert not torch.equal(found.curve[0], found.pictures)
+    assert list(result.curve) == [0, 1, 3]
+    assert torch.equal(result.curve[0], plain(target, case))
+    assert torch.equal(result.curve[3], result.images)
+    assert not torch.equal(result.curve[0], result.images)
 
 
 @pytest.mark.parametrize("arguments", [{"examples": [0]}, {"steps": 0}, {"lr": 0.0}], ids=str)
-def test_without_training_the_pictures_are_the_plain_ones(arguments):
+def test_without_training_the_images_are_the_plain_ones(arguments):
     target = tiny_target()
     (case,) = target.cases(1)
-    (found,) = attack(**arguments).run(target, 1)
-    assert torch.equal(found.pictures, plain(target, case))
+    (result,) = attack(**arguments).run(target, 1)
+    assert torch.equal(result.images, plain(target, case))
     (control,) = attack().run(target, 1)
-    assert not torch.allclose(control.pictures, plain(target, case), atol=1e-3)
+    assert not torch.allclose(control.images, plain(target, case), atol=1e-3)
 
 
-def test_a_seed_gives_one_finding_and_leaves_the_model_alone():
+def test_equal_seeds_give_equal_results_and_the_model_is_not_modified():
     target = tiny_target()
     before = weights(target.edited)
     first, again, other = (attack(seed=seed).run(target, 0)[0] for seed in (0, 0, 1))
-    assert torch.equal(first.pictures, again.pictures)
-    assert not torch.equal(first.pictures, other.pictures)
+    assert torch.equal(first.images, again.images)
+    assert not torch.equal(first.images, other.images)
     assert all(torch.equal(before[n], value) for n, value in weights(target.edited).items())
     assert not any(p.grad is not None for p in target.edited.parameters())
 
@@ -94,7 +94,7 @@ def test_a_seed_gives_one_finding_and_leaves_the_model_alone():
         ({"examples": [-1, 1]}, r"found \[-1, 1\]"),
         ({"steps": -1}, "steps of at least 0; found -1"),
         ({"batch_size": 0}, "batch_size of at least 1"),
-        ({"threshold": 1.5}, "threshold of 0 to 1, a share of pictures; found 1.5"),
+        ({"threshold": 1.5}, "threshold of 0 to 1, a share of images; found 1.5"),
     ],
 )
 def test_numbers_out_of_range(arguments, words):
@@ -102,34 +102,33 @@ def test_numbers_out_of_range(arguments, words):
         attack(**arguments)
 
 
-def test_the_control_asks_the_original_for_the_word_it_was_taught():
+def test_the_control_trains_and_evaluates_the_original_on_the_rare_word():
     target = tiny_target()
-    (found,) = attack(lr=0.0).run(target, 0)
+    (result,) = attack(lr=0.0).run(target, 0)
     (case,) = target.cases(0)
-    asked = target.original.encode([case.sentence.replace("cat", "sks")])
+    conditioning = target.original.encode([case.sentence.replace("cat", "sks")])
     assert torch.equal(
-        found.controls["new word"], target.draw(asked, case.seeds, model=target.original)
+        result.controls["new word"], target.draw(conditioning, case.seeds, model=target.original)
     )
 
 
 @pytest.mark.slow
-def test_the_cigarette_is_back_after_two_pictures_and_after_none_nothing_is():
+def test_the_cigarette_is_back_after_two_images_and_not_after_none():
     pytest.importorskip("erasure_lightning_emoji_world")
     target = cigarette()
-    (found,) = RelearningCurve(examples=[0, 2]).run(target, 0)
+    (result,) = RelearningCurve(examples=[0, 2]).run(target, 0)
     (case,) = target.cases(0)
-    assert target.share(case, found.curve[0]) == 0
-    assert target.share(case, found.pictures) >= 0.75
-    (untaught,) = RelearningCurve(examples=[0]).run(target, 0)
-    assert (
-        target.share(case, untaught.controls["new word"]) == 0
-    )  # the original does not know the word
+    assert target.success_rate(case, result.curve[0]) == 0
+    assert target.success_rate(case, result.images) >= 0.75
+    (untrained,) = RelearningCurve(examples=[0]).run(target, 0)
+    # The original does not know the word.
+    assert target.success_rate(case, untrained.controls["new word"]) == 0
 
 
 @pytest.mark.slow
-def test_a_model_that_forgot_nothing_has_nothing_to_relearn():
+def test_an_unedited_model_has_a_flat_curve():
     pytest.importorskip("erasure_lightning_emoji_world")
     target = cigarette(erased=False)
-    (found,) = RelearningCurve(examples=[0, 1]).run(target, 0)
+    (result,) = RelearningCurve(examples=[0, 1]).run(target, 0)
     (case,) = target.cases(0)
-    assert [target.share(case, pictures) for pictures in found.curve.values()] == [1, 1]
+    assert [target.success_rate(case, images) for images in result.curve.values()] == [1, 1]

@@ -1,6 +1,4 @@
-"""The soft embedding's promises: its budget, that it needs no words, and that it brings an erased
-cigarette back.
-"""
+"""Soft embedding: its budget, its tensors, and its success on an erased concept."""
 
 import pytest
 import torch
@@ -17,34 +15,36 @@ def attack(**arguments):
 
 def test_the_budget_is_kept():
     target = tiny_target()
-    with EvaluationCounter([target.edited.denoiser]) as tally:
+    with EvaluationCounter([target.edited.denoiser]) as counter:
         attack().run(target, 0)
-    assert tally.backwards == 3 * 2
+    assert counter.backwards == 3 * 2
 
 
-def test_what_is_kept_draws_the_pictures_without_any_words():
+def test_the_saved_tensors_generate_the_images():
     target = tiny_target()
-    (case,), (found,) = target.cases(0), attack().run(target, 0)
-    soft = target.edited.encode([case.sentence]).with_tokens(found.tensors["tokens"])
-    assert torch.equal(found.pictures, target.draw(soft, case.seeds))
-    assert found.prompt is None
+    (case,) = target.cases(0)
+    (result,) = attack().run(target, 0)
+    soft = target.edited.encode([case.sentence]).with_tokens(result.tensors["tokens"])
+    assert torch.equal(result.images, target.draw(soft, case.seeds))
+    assert result.prompt is None
 
 
 def test_it_lowers_the_denoising_loss():
     target = tiny_target()
     (case,) = target.cases(0)
-    clean, t = target.examples(case, 8), torch.arange(50, 850, 100)
+    clean = target.examples(case, 8)
+    t = torch.arange(50, 850, 100)
 
     def loss(steps):
-        (found,) = attack(steps=steps, lr=0.1).run(target, 0)
+        (result,) = attack(steps=steps, lr=0.1).run(target, 0)
         torch.manual_seed(0)
-        soft = target.edited.encode([case.sentence]).with_tokens(found.tensors["tokens"])
+        soft = target.edited.encode([case.sentence]).with_tokens(result.tensors["tokens"])
         return target.denoising_loss(soft, clean, t).item()
 
     assert loss(40) < loss(0)
 
 
-def test_equal_seeds_find_the_same_and_the_target_is_left_as_it_was():
+def test_equal_seeds_give_equal_results_and_the_target_is_not_modified():
     target = tiny_target()
     before = target.edited.fingerprint()
     one, two = (attack().run(target, 0)[0].tensors["tokens"] for _ in range(2))
@@ -52,12 +52,12 @@ def test_equal_seeds_find_the_same_and_the_target_is_left_as_it_was():
     assert target.edited.fingerprint() == before
 
 
-def test_no_budget_asks_plainly():
+def test_no_budget_uses_the_plain_prompt():
     target = tiny_target()
-    (case,), (found,) = target.cases(0), attack(steps=0).run(target, 0)
-    assert torch.equal(
-        found.pictures, target.draw(target.edited.encode([case.sentence]), case.seeds)
-    )
+    (case,) = target.cases(0)
+    (result,) = attack(steps=0).run(target, 0)
+    plain = target.draw(target.edited.encode([case.sentence]), case.seeds)
+    assert torch.equal(result.images, plain)
 
 
 def test_arguments_out_of_range():
@@ -69,8 +69,7 @@ def test_arguments_out_of_range():
 def test_it_brings_an_erased_cigarette_back_and_no_budget_does_not():
     target = cigarette(pictures=2)
     (case,) = target.cases(0)
-    before, after = (
-        target.share(case, SoftEmbedding(steps=n).run(target, 0)[0].pictures) for n in (0, 40)
-    )
+    results = [SoftEmbedding(steps=steps).run(target, 0)[0] for steps in (0, 40)]
+    before, after = (target.success_rate(case, result.images) for result in results)
     assert before == 0
     assert after >= 0.5

@@ -10,7 +10,7 @@ from erasure_lightning.methods.sage import SAGE
 from erasure_lightning.testing import fit
 
 
-def test_it_writes_what_the_edit_cost(tmp_path, monkeypatch):
+def test_it_writes_the_cost_of_a_fit(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     module = fit(Distillation(concepts=[Concept("cat", "dog")], backbone=TinyBackbone()), 2, Cost())
     cost = json.loads((tmp_path / "cost.json").read_text())
@@ -29,13 +29,11 @@ def test_memory_is_that_of_the_device_in_use(tmp_path, monkeypatch):
     assert peak_memory(torch.device("cuda", 1)) == 2**20
 
 
-def test_it_counts_what_both_denoisers_were_asked(tmp_path, monkeypatch):
+def test_it_counts_the_evaluations_of_both_denoisers(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     fit(Distillation(concepts=[Concept("cat", "dog")], backbone=TinyBackbone()), 3, Cost())
     cost = json.loads((tmp_path / "cost.json").read_text())
-    assert (
-        cost["evaluations"] == 3 * 2 * 2
-    )  # three steps of two prompts, the student's and the original's
+    assert cost["evaluations"] == 3 * 2 * 2  # steps, prompts, models
     assert cost["backwards"] == 3 * 2
 
 
@@ -47,7 +45,8 @@ def test_a_denoiser_that_is_not_edited_is_counted_once(tmp_path, monkeypatch):
 
 
 def test_a_resumed_run_adds_up():
-    cost, module = Cost(), Distillation(concepts=[Concept("cat", "dog")], backbone=TinyBackbone())
+    cost = Cost()
+    module = Distillation(concepts=[Concept("cat", "dog")], backbone=TinyBackbone())
     module.configure_model()
     cost.load_state_dict({"seconds": 100.0, "evaluations": 7, "backwards": 3})
     cost.on_train_start(None, module)

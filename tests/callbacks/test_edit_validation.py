@@ -15,14 +15,20 @@ from erasure_lightning.errors import ErasureError
 def fit(folder, method, *callbacks, steps=3):
     module = method(concepts=[Concept("cat", "dog")], backbone=TinyBackbone(), lr=1e-3)
     trainer = Trainer(
-        max_steps=steps, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, default_root_dir=folder, callbacks=[*callbacks, EditValidation(), ExportEdit("a: 1\n")],
-    )  # fmt: skip
+        max_steps=steps,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+        callbacks=[*callbacks, EditValidation(), ExportEdit("a: 1\n")],
+    )
     trainer.fit(module, PromptData(batch_size=2))
     return module
 
 
-def test_an_edit_is_written_with_what_it_was_made_from(tmp_path):
+def test_an_edit_is_written_with_its_metadata(tmp_path):
     module = fit(tmp_path, Distillation)
     tensors, metadata = read_edit(tmp_path / "edit.safetensors")
     editable = {
@@ -30,9 +36,8 @@ def test_an_edit_is_written_with_what_it_was_made_from(tmp_path):
     }
     assert tensors.keys() == editable.keys()
     assert all(torch.equal(value, editable[name]) for name, value in tensors.items())
-    assert (
-        {name.partition(".")[0] for name in tensors} == metadata["fingerprints"].keys() == {"unet"}
-    )
+    components = {name.partition(".")[0] for name in tensors}
+    assert components == metadata["fingerprints"].keys() == {"unet"}
     assert metadata["method"] == "trivial.Distillation"
     assert metadata["concepts"][0]["name"] == "cat"
     assert metadata["config"] == "a: 1\n"
@@ -46,7 +51,7 @@ def test_an_edit_that_changed_nothing_is_an_error(tmp_path):
     assert not (tmp_path / "edit.safetensors").exists()
 
 
-def test_a_loss_that_is_no_number_stops_at_once(tmp_path):
+def test_a_non_finite_loss_stops_at_once(tmp_path):
     with pytest.raises(
         ErasureError, match=r"became nan at step 1\. Try a lower learning rate: --model\.lr 0\.0001"
     ):
@@ -54,13 +59,13 @@ def test_a_loss_that_is_no_number_stops_at_once(tmp_path):
 
 
 class Spoiled(Distillation):
-    """Leaves a number that is none behind the last loss that was one."""
+    """Sets a weight to infinity after the last finite loss."""
 
     def on_train_end(self):
         next(iter(self.editable().values())).data[0, 0] = float("inf")
 
 
-def test_an_edit_that_is_no_number_is_an_error(tmp_path):
+def test_a_non_finite_edit_is_an_error(tmp_path):
     with pytest.raises(
         ErasureError, match=r"holds NaN or infinity in 1 of \d+ parameters.*nothing was written"
     ):

@@ -7,7 +7,7 @@ from PIL import Image
 from trivial import Redirection
 
 from erasure_lightning.backbones.tiny import TinyBackbone
-from erasure_lightning.callbacks.image_writer import COLUMNS, ImageWriter
+from erasure_lightning.callbacks.image_writer import MANIFEST_COLUMNS, ImageWriter
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.data.datamodule import PromptData
 from erasure_lightning.data.image_grid import to_pil
@@ -27,26 +27,30 @@ def predict(folder, rows=ROWS, draw_size=3, **kwargs):
     with prompts.open("w", newline="") as file:
         csv.writer(file).writerows([("case_number", "prompt", "evaluation_seed"), *rows])
     trainer = Trainer(
-        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
-        callbacks=[ImageWriter()], **kwargs,
-    )  # fmt: skip
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+        callbacks=[ImageWriter()],
+        **kwargs,
+    )
     data = PromptData(prompts=str(prompts), steps=3, guidance=2.5, draw_size=draw_size)
     module = Redirection(concepts=[Concept("cat", "dog")], backbone=TinyBackbone())
     trainer.predict(module, data, return_predictions=False)
 
 
 def pixels(path):
-    with Image.open(path) as picture:
-        return torch.frombuffer(
-            bytearray(picture.convert("RGB").tobytes()), dtype=torch.uint8
-        ).int()
+    with Image.open(path) as file:
+        content = bytearray(file.convert("RGB").tobytes())
+    return torch.frombuffer(content, dtype=torch.uint8).int()
 
 
-def test_the_manifest_says_what_each_picture_is(tmp_path):
+def test_the_manifest_describes_each_image(tmp_path):
     predict(tmp_path / "run")
     with (tmp_path / "run" / "manifest.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert tuple(rows[0]) == COLUMNS
+    assert tuple(rows[0]) == MANIFEST_COLUMNS
     assert [(int(r["case_number"]), r["prompt"], int(r["evaluation_seed"])) for r in rows] == ROWS
     assert {(r["steps"], r["guidance"]) for r in rows} == {("3", "2.5")}
     for row in rows:
@@ -56,12 +60,12 @@ def test_the_manifest_says_what_each_picture_is(tmp_path):
 
 def test_the_manifest_is_a_prompt_file(tmp_path):
     predict(tmp_path / "run")
-    shots = read_prompts(tmp_path / "run" / "manifest.csv", steps=50, guidance=7.5)
-    assert [(int(s.case), s.prompt, s.seed) for s in shots] == ROWS
-    assert {(s.steps, s.guidance) for s in shots} == {(3, 2.5)}
+    requests = read_prompts(tmp_path / "run" / "manifest.csv", steps=50, guidance=7.5)
+    assert [(int(s.case), s.prompt, s.seed) for s in requests] == ROWS
+    assert {(s.steps, s.guidance) for s in requests} == {(3, 2.5)}
 
 
-def test_a_seed_means_the_same_picture_in_any_batch(tmp_path):
+def test_a_seed_gives_the_same_image_in_any_batch(tmp_path):
     predict(tmp_path / "one")
     predict(tmp_path / "two", rows=ROWS[::-1], draw_size=1)
     for case, *_ in ROWS:
@@ -74,9 +78,8 @@ def test_a_seed_means_the_same_picture_in_any_batch(tmp_path):
 def test_two_ranks_write_one_manifest(tmp_path):
     predict(tmp_path / "one", draw_size=1)
     predict(tmp_path / "two", draw_size=1, devices=2, strategy="ddp_fork")
-    assert (tmp_path / "two" / "manifest.csv").read_bytes() == (
-        tmp_path / "one" / "manifest.csv"
-    ).read_bytes()
+    one, two = ((tmp_path / run / "manifest.csv").read_bytes() for run in ("one", "two"))
+    assert one == two
     assert len(list((tmp_path / "two" / "edited").iterdir())) == len(ROWS)
 
 
@@ -91,7 +94,7 @@ def test_a_finished_run_is_not_written_over(tmp_path):
     assert (tmp_path / "run" / "edited" / "3.png").stat().st_mtime_ns == before
 
 
-def test_a_killed_run_keeps_what_it_has_drawn(tmp_path, monkeypatch):
+def test_an_interrupted_run_retains_its_images(tmp_path, monkeypatch):
     def killed(self, *_):
         raise KeyboardInterrupt
 
@@ -106,27 +109,31 @@ def test_pixels_are_rounded_not_cut():
     assert to_pil(torch.tensor([-1.0, 0.999, 2.0]).view(3, 1, 1)).getpixel((0, 0)) == (0, 255, 255)
 
 
-def test_pictures_have_the_sizes_and_the_order_of_the_file(tmp_path):
+def test_images_have_the_sizes_and_the_order_of_the_file(tmp_path):
     (tmp_path / "p.csv").write_text(
         "prompt,seed,guidance,width,height\na,1,2,16,16\nb,2,3,24,16\nc,3,2,16,16\nd,4,2,,\n"
     )
     trainer = Trainer(
-        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
-        default_root_dir=tmp_path / "run", callbacks=[ImageWriter()],
-    )  # fmt: skip
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path / "run",
+        callbacks=[ImageWriter()],
+    )
     module = Redirection(concepts=[Concept("cat", "dog")], backbone=TinyBackbone())
     trainer.predict(
         module, PromptData(prompts=str(tmp_path / "p.csv"), steps=2), return_predictions=False
     )
-    shots = read_prompts(tmp_path / "run" / "manifest.csv", steps=50, guidance=7.5)
-    assert [(s.prompt, s.size) for s in shots] == [
+    requests = read_prompts(tmp_path / "run" / "manifest.csv", steps=50, guidance=7.5)
+    assert [(s.prompt, s.size) for s in requests] == [
         ("a", 16),
         ("b", (16, 24)),
         ("c", 16),
         ("d", None),
     ]
-    with Image.open(tmp_path / "run" / "edited" / "1.png") as picture:
-        assert picture.size == (24, 16)
+    with Image.open(tmp_path / "run" / "edited" / "1.png") as file:
+        assert file.size == (24, 16)
 
 
 def test_a_size_the_model_cannot_take_is_refused_before_anything_is_drawn(tmp_path):

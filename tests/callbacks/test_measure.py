@@ -7,7 +7,7 @@ from tiny_scorers import KnownScorer, save_scorer
 from trivial import Redirection
 
 from erasure_lightning.backbones.tiny import TinyBackbone
-from erasure_lightning.callbacks.measure import NO_SCORER, EditMetrics, Measure, table
+from erasure_lightning.callbacks.measure import EditMetrics, Measure, result_table
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.concepts.vocabulary import Vocabulary
 from erasure_lightning.data.datamodule import PromptData
@@ -23,9 +23,16 @@ def module():
 
 def run(folder, callback, module, fn="test", fit=False, draw_size=32, **kwargs):
     trainer = Trainer(
-        max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, default_root_dir=folder, callbacks=[callback], **kwargs,
-    )  # fmt: skip
+        max_steps=1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+        callbacks=[callback],
+        **kwargs,
+    )
     data = PromptData(others=3, seeds=3, steps=2, size=16, neighbours=["bird"], draw_size=draw_size)
     if fit:
         trainer.fit(module, data)
@@ -35,21 +42,21 @@ def run(folder, callback, module, fn="test", fit=False, draw_size=32, **kwargs):
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
-    """An edit and its figures."""
+    """The folder, callback and trainer of a measured edit."""
     folder = tmp_path_factory.mktemp("run")
     measure = Measure(str(save_scorer(folder / "scorer")))
     return folder, measure, run(folder, measure, module(), fit=True)
 
 
-def test_figures_are_kept_written_and_logged(measured):
+def test_metrics_are_stored_written_and_logged(measured):
     folder, measure, trainer = measured
     assert Result.load(folder / "metrics.json") == measure.result
-    found = {group: set(metrics) for group, metrics in measure.result.estimates.items()}
-    both = {"recognized", "image_text"}
-    assert found == {
-        "efficacy": both, "generality": both, "neighbours": both, "specificity": both,
+    names = {group: set(metrics) for group, metrics in measure.result.estimates.items()}
+    groups = ("efficacy", "generality", "neighbours", "specificity")
+    assert names == {
+        **{group: {"recognized", "image_text"} for group in groups},
         "structure": {"similarity", "distance"},
-    }  # fmt: skip
+    }
     logged = {name for name in trainer.callback_metrics if name.startswith("measure/")}
     assert {
         "measure/efficacy_before",
@@ -58,17 +65,13 @@ def test_figures_are_kept_written_and_logged(measured):
     } <= logged
 
 
-def test_the_protocol_says_how(measured):
+def test_the_protocol_of_a_run(measured):
     _, measure, _ = measured
     protocol = measure.result.protocol
     assert protocol.prompts["efficacy"] == ["a cat", "an image of a cat", "cat"]
     assert protocol.prompts["generality"] == ["a kitten"]
-    assert (protocol.seeds, protocol.steps, protocol.size, protocol.sampler) == (
-        [0, 1, 2],
-        2,
-        16,
-        "DDIMScheduler",
-    )
+    assert (protocol.seeds, protocol.steps) == ([0, 1, 2], 2)
+    assert (protocol.size, protocol.sampler) == (16, "DDIMScheduler")
     assert protocol.backbone_fingerprint == TinyBackbone().fingerprint()
     assert measure.result.estimates["efficacy"]["recognized"]["after"].pictures == 9
 
@@ -89,50 +92,42 @@ def test_an_edit_moves_pixels_and_no_edit_moves_none(measured, tmp_path):
 def test_the_table_is_printed(tmp_path, capsys, measured):
     run(tmp_path, Measure(measured[1].scorer), module(), fn="validate")
     printed = capsys.readouterr().out
-    for words in (
-        "efficacy",
-        "generality",
-        "neighbours",
-        "specificity",
-        "structure",
-        "2 seeds",
-        "lower",
-        "higher",
-    ):
+    groups = ("efficacy", "generality", "neighbours", "specificity", "structure")
+    for words in (*groups, "2 seeds", "lower", "higher"):
         assert words in printed
 
 
-def test_without_a_scorer_pixels_are_compared_and_the_way_out_is_said(tmp_path, capsys):
+def test_without_a_scorer_pixels_alone_are_compared(tmp_path, capsys):
     measure = Measure()
     run(tmp_path, measure, module())
     assert set(measure.result.estimates) == {"structure"}
     assert measure.result.protocol.scorer_fingerprint == ""
-    assert table(measure.result).caption == NO_SCORER
+    assert result_table(measure.result).caption.startswith("Measure needs a scorer")
     assert "Measure needs a scorer to recognise things" in " ".join(capsys.readouterr().out.split())
 
 
-def test_pictures_of_the_right_thing_count_and_others_do_not():
+def test_images_of_the_right_label_count_and_others_do_not():
     known = KnownScorer()
-    shots = [
+    requests = [
         ImageRequest(prompt, seed, group, "", answer, 2, 1.0)
         for group, prompt, answer in (
-            ("efficacy", "a cat", ""), ("generality", "a kitten", ""), ("specificity", "a dog", "dog"),
+            ("efficacy", "a cat", ""),
+            ("generality", "a kitten", ""),
+            ("specificity", "a dog", "dog"),
             ("neighbours", "a wrench", "wrench"),
         )
         for seed in (0, 1)
-    ]  # fmt: skip
-    gauge = EditMetrics(known, Vocabulary(None, [CAT]), shots, torch.device("cpu"))
-    draw = [
-        known.picture(text)
-        for text in ("a cat", "a cat", "a cat", "a dog", "a dog", "a dog", "a wrench", "a bird")
     ]
-    erased = [known.picture("a dog")] * 4 + draw[4:]
-    gauge.update(shots, torch.stack(draw), torch.stack(erased))
-    found = gauge.estimates()
+    metrics = EditMetrics(known, Vocabulary(None, [CAT]), requests, torch.device("cpu"))
+    texts = ("a cat", "a cat", "a cat", "a dog", "a dog", "a dog", "a wrench", "a bird")
+    before = [known.picture(text) for text in texts]
+    after = [known.picture("a dog")] * 4 + before[4:]
+    metrics.update(requests, torch.stack(before), torch.stack(after))
+    estimates = metrics.estimates()
     means = {
-        group: [e.mean for e in m["recognized"].values()]
-        for group, m in found.items()
-        if "recognized" in m
+        group: [estimate.mean for estimate in by_metric["recognized"].values()]
+        for group, by_metric in estimates.items()
+        if "recognized" in by_metric
     }
     assert means == {
         "efficacy": [1, 0],
@@ -140,12 +135,12 @@ def test_pictures_of_the_right_thing_count_and_others_do_not():
         "neighbours": [0.5, 0.5],
         "specificity": [1, 1],
     }
-    assert found["specificity"]["image_text"]["after"].mean == 1
-    assert found["structure"]["distance"]["after"].mean == 0
+    assert estimates["specificity"]["image_text"]["after"].mean == 1
+    assert estimates["structure"]["distance"]["after"].mean == 0
 
 
-def test_two_ranks_find_what_one_finds(measured, tmp_path):
-    """Up to rounding: what is drawn side by side differs with the number of ranks."""
+def test_two_ranks_equal_one(measured, tmp_path):
+    """Up to rounding: batches differ with the number of ranks."""
     run(
         tmp_path, Measure(measured[1].scorer), module(), devices=2, strategy="ddp_fork", draw_size=5
     )

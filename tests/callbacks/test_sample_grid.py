@@ -14,10 +14,10 @@ from erasure_lightning.data.datamodule import PromptData
 from erasure_lightning.data.image_grid import GridRow, draw_grid, wrap_text
 from erasure_lightning.data.image_plan import ImageRequest
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.metrics.groups import HEADINGS
+from erasure_lightning.metrics.groups import GROUP_HEADINGS
 
 
-def shots(prompts, seeds=3):
+def requests(prompts, seeds=3):
     return [
         ImageRequest(p, seed, group, "", "", 2, 3.0)
         for group, p in prompts
@@ -32,12 +32,12 @@ def module():
     )
 
 
-def feed(grid, drawn, trainer):
-    """What Lightning would do with pictures that are known."""
+def feed(grid, planned, trainer):
+    """Calls the callback as Lightning would, with red originals and blue edits."""
     edit = module()
-    grid.begin(edit, drawn)
-    original = torch.ones(len(drawn), 3, 16, 16) * torch.tensor([1.0, 0.0, 0.0]).view(3, 1, 1)
-    grid.take(drawn, original, original.flip(1))
+    grid.begin(edit, planned)
+    original = torch.ones(len(planned), 3, 16, 16) * torch.tensor([1.0, 0.0, 0.0]).view(3, 1, 1)
+    grid.take(planned, original, original.flip(1))
     grid.finish(trainer, edit)
 
 
@@ -49,9 +49,13 @@ def trainer(folder, *loggers):
 
 def test_a_run_ends_with_its_grid(tmp_path):
     run = Trainer(
-        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
-        default_root_dir=tmp_path, callbacks=[SampleGrid()],
-    )  # fmt: skip
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+        callbacks=[SampleGrid()],
+    )
     run.test(
         module(),
         PromptData(others=5, seeds=3, steps=2, neighbours=["bird"], draw_size=4),
@@ -64,7 +68,7 @@ def test_a_run_ends_with_its_grid(tmp_path):
 
 
 def test_originals_stand_left_of_edits(tmp_path):
-    feed(SampleGrid(rows=1, seeds=2), shots([("efficacy", "a cat")]), trainer(tmp_path))
+    feed(SampleGrid(rows=1, seeds=2), requests([("efficacy", "a cat")]), trainer(tmp_path))
     with Image.open(tmp_path / "grid.png") as grid:
         row = [grid.getpixel((x, grid.height - 80)) for x in range(grid.width)]
     red, blue = (
@@ -75,16 +79,19 @@ def test_originals_stand_left_of_edits(tmp_path):
     assert red[0] < blue[0] < red[128] < blue[128]
 
 
-def test_the_same_pictures_lie_one_by_one(tmp_path):
-    drawn = shots([("specificity", "a boat"), ("efficacy", 'a "cat", \n<b>')])
-    feed(SampleGrid(seeds=2), drawn[::-1], trainer(tmp_path))
+def test_the_same_images_are_files(tmp_path):
+    planned = requests([("specificity", "a boat"), ("efficacy", 'a "cat", \n<b>')])
+    feed(SampleGrid(seeds=2), planned[::-1], trainer(tmp_path))
     with (tmp_path / "samples" / "samples.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["prompt", "group", "seed", "before", "after"]
     cat = 'a "cat", \n<b>'
-    assert [(r["prompt"], r["group"], r["seed"]) for r in rows] == [
-        (cat, "efficacy", "0"), (cat, "efficacy", "1"), ("a boat", "specificity", "0"), ("a boat", "specificity", "1")
-    ]  # fmt: skip
+    assert [(row["prompt"], row["group"], row["seed"]) for row in rows] == [
+        (cat, "efficacy", "0"),
+        (cat, "efficacy", "1"),
+        ("a boat", "specificity", "0"),
+        ("a boat", "specificity", "1"),
+    ]
     assert [r["after"] for r in rows] == [f"00{i}-after.png" for i in range(4)]
     colours = [
         Image.open(tmp_path / "samples" / rows[0][when]).getpixel((3, 3))
@@ -93,15 +100,12 @@ def test_the_same_pictures_lie_one_by_one(tmp_path):
     assert colours == [(255, 0, 0), (0, 0, 255)]
 
 
-def test_at_most_twelve_rows_and_only_the_seeds_asked_for(tmp_path):
+def test_at_most_twelve_rows_and_the_chosen_seeds(tmp_path):
     grid = SampleGrid(seeds=2)
-    feed(
-        grid,
-        shots([(group, f"{group} {i}") for group in HEADINGS for i in range(9)]),
-        trainer(tmp_path),
-    )
+    prompts = [(group, f"{group} {i}") for group in GROUP_HEADINGS for i in range(9)]
+    feed(grid, requests(prompts), trainer(tmp_path))
     assert len(grid._lines(grid._cells)) == 12
-    assert {c.shot.seed for c in grid._cells} == {0, 1}
+    assert {c.request.seed for c in grid._cells} == {0, 1}
 
 
 def test_long_prompts_and_odd_characters_break_nothing(tmp_path):
@@ -115,7 +119,7 @@ def test_long_prompts_and_odd_characters_break_nothing(tmp_path):
     ]
     sizes = []
     for prompt in ["a cat", *odd]:
-        feed(SampleGrid(), shots([("efficacy", prompt)]), trainer(tmp_path))
+        feed(SampleGrid(), requests([("efficacy", prompt)]), trainer(tmp_path))
         with Image.open(tmp_path / "grid.png") as grid:
             sizes.append(grid.size)
     assert len(set(sizes)) == 1
@@ -127,13 +131,13 @@ def test_texts_are_wrapped_to_the_lines_there_are():
     assert " ".join(wrap_text("word " * 100, 17, 200, 4)).count("word") == 100
 
 
-def test_missing_pictures_leave_an_empty_place():
+def test_missing_images_leave_an_empty_place():
     dot = Image.new("RGB", (64, 64), "#ff0000")
-    sheet = draw_grid("t", "s", ["a", "b"], [GridRow("h", "p", [dot, None])])
-    assert sheet.getpixel((24 + 230 + 64, sheet.height - 90)) == (255, 0, 0)
+    grid = contact_sheet("t", "s", ["a", "b"], [Line("h", "p", [dot, None])])
+    assert grid.getpixel((24 + 230 + 64, grid.height - 90)) == (255, 0, 0)
 
 
-def test_nothing_drawn_writes_nothing(tmp_path):
+def test_without_images_no_file_is_written(tmp_path):
     grid = SampleGrid()
     grid.begin(module(), [])
     grid.finish(trainer(tmp_path), module())

@@ -9,9 +9,9 @@ from safetensors.torch import save_file
 from tiny_scorers import KnownScorer, save_scorer
 
 from erasure_lightning.__main__ import main
-from erasure_lightning.callbacks.image_writer import COLUMNS
+from erasure_lightning.callbacks.image_writer import MANIFEST_COLUMNS
 from erasure_lightning.cli import score as command
-from erasure_lightning.metrics.image_metrics import Accuracy, ClipScore, MetricBatch
+from erasure_lightning.metrics.image_metrics import ClipScore, LabelAccuracy, MetricBatch
 from erasure_lightning.metrics.perceptual import AlexNet
 from erasure_lightning.metrics.score import Score
 
@@ -49,7 +49,7 @@ def draw(folder, edited=0, seeds=3):
             (case, prompt, seed, 20, 4.0, "", "", f"edited/{case}.png", f"original/{case}.png")
         )
     with (folder / "manifest.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([COLUMNS, *rows])
+        csv.writer(file).writerows([MANIFEST_COLUMNS, *rows])
     return folder
 
 
@@ -177,19 +177,19 @@ def batch(colours, prompts, seeds):
 def test_the_clip_score_of_two_vectors_is_their_cosine():
     gauge = ClipScore(TwoVectors(), ["before", "after"], [0, 1])
     gauge.update(batch([[1.0, 0.0, 0.0], [0.6, 0.8, 0.0]], ["a cat", "a cat"], [0, 1]))
-    found = gauge.figures()["clip"]
+    found = gauge.estimates()["clip"]
     assert found["before"].mean == pytest.approx((1 + 0.6) / 2)
     assert found["after"].mean == 0
 
 
 def test_a_picture_is_right_if_it_shows_what_its_prompt_names():
-    gauge = Accuracy(TwoVectors(), ["cat", "hot dog", "dog"], "a {}", ["before"], [0, 1])
-    assert gauge.named("A photo of a Cat, sleeping") == "cat"
-    assert gauge.named("a hot dog") == "hot dog"
-    assert gauge.named("a catalogue") is None
+    gauge = LabelAccuracy(TwoVectors(), ["cat", "hot dog", "dog"], "a {}", ["before"], [0, 1])
+    assert gauge.label_in("A photo of a Cat, sleeping") == "cat"
+    assert gauge.label_in("a hot dog") == "hot dog"
+    assert gauge.label_in("a catalogue") is None
     cat, dog = [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]
     gauge.update(batch([cat, dog, dog, cat], ["a cat", "a cat", "nothing", "a cat"], [0, 1, 0, 1]))
-    found = gauge.figures()["accuracy"]["before"]
+    found = gauge.estimates()["accuracy"]["before"]
     assert found.pictures == 3
     assert found.mean == pytest.approx((1 + 0.5) / 2)
 

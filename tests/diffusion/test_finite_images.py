@@ -7,11 +7,11 @@ import math
 
 import pytest
 import torch
-from trivial import Nothing, Redirection
+from trivial import PlainPrompt, Redirection
 from under_attack import tiny_target
 
 from erasure_lightning.__main__ import main
-from erasure_lightning.attacks.runner import attack_all
+from erasure_lightning.attacks.runner import run_attack
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.diffusion.finite_images import require_finite_images
@@ -179,7 +179,7 @@ def test_an_attack_on_a_model_that_draws_none():
     with pytest.raises(
         ErasureError, match="The edited model TinyBackbone draws NaN or infinity for .*cat"
     ):
-        attack_all(Nothing(), target, tell=lambda line: None)
+        run_attack(PlainPrompt(), target, report=lambda line: None)
 
 
 def test_an_original_that_draws_none_has_no_examples():
@@ -192,17 +192,17 @@ def test_an_original_that_draws_none_has_no_examples():
 
 
 def test_an_attack_that_lost_its_numbers():
-    class Exploded(Nothing):
+    class Exploded(PlainPrompt):
         def find(self, target, case):
             found = super().find(target, case)
-            return found.__class__(found.pictures * math.nan)
+            return found.__class__(found.images * math.nan)
 
     words = (
         "The attacked model TinyBackbone draws NaN or infinity .* Attack with a lower rate or fewer"
         " steps."
     )
     with pytest.raises(ErasureError, match=words):
-        attack_all(Exploded(), tiny_target(), tell=lambda line: None)
+        run_attack(Exploded(), tiny_target(), report=lambda line: None)
 
 
 def test_the_first_picture_is_named():

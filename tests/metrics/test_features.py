@@ -4,32 +4,31 @@ from tiny_scorers import SETTINGS, save_scorer
 from transformers import CLIPTextConfig, CLIPTextModel, ResNetConfig, ResNetModel
 
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.metrics.features import Features
+from erasure_lightning.metrics.features import FeatureExtractor
 from erasure_lightning.metrics.scorer import Scorer
 
 
 @pytest.mark.parametrize("kind", ["clip", "siglip", "dual"])
-def test_a_scorer_s_eyes_are_a_network(tmp_path, kind):
-    pictures = torch.rand(3, 3, 32, 24)
-    features = Features.load(save_scorer(tmp_path, kind))(pictures)
-    theirs = Scorer.load(tmp_path).images(pictures)
-    torch.testing.assert_close(torch.nn.functional.normalize(features, dim=1), theirs)
+def test_a_scorer_s_image_encoder_is_a_network(tmp_path, kind):
+    images = torch.rand(3, 3, 32, 24)
+    features = FeatureExtractor.load(save_scorer(tmp_path, kind))(images)
+    expected = Scorer.load(tmp_path).images(images)
+    torch.testing.assert_close(torch.nn.functional.normalize(features, dim=1), expected)
 
 
 def test_a_vision_model_alone_is_one(tmp_path):
     config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
     ResNetModel(config).save_pretrained(tmp_path)
     (tmp_path / "preprocessor_config.json").write_text(SETTINGS)
-    network = Features.load(tmp_path)
+    network = FeatureExtractor.load(tmp_path)
     assert network(torch.rand(2, 3, 20, 20)).shape == (2, 16)
-    assert network.fingerprint() == Features.load(tmp_path).fingerprint()
+    assert network.fingerprint() == FeatureExtractor.load(tmp_path).fingerprint()
 
 
-def test_a_model_that_sees_no_pictures_is_refused(tmp_path):
-    CLIPTextModel(
-        CLIPTextConfig(
-            hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
-        )
-    ).save_pretrained(tmp_path)
+def test_a_text_model_is_refused(tmp_path):
+    config = CLIPTextConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+    )
+    CLIPTextModel(config).save_pretrained(tmp_path)
     with pytest.raises(ErasureError, match=r"The network .* could not be loaded: "):
-        Features.load(tmp_path)
+        FeatureExtractor.load(tmp_path)

@@ -5,28 +5,34 @@ import pytest
 
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.metrics.estimates import Estimate
-from erasure_lightning.metrics.protocol import Protocol, Result, compare
+from erasure_lightning.metrics.protocol import Protocol, Result, compare_results
 
 PROTOCOL = Protocol(
-    prompts={"efficacy": ["a cat", "cat"], "specificity": ["a dog"]}, seeds=[0, 1], steps=4, guidance=3.0, size=16,
-    sampler="DDIMScheduler", scorer_fingerprint="s", backbone_fingerprint="b", vocabulary="v", backbone="here",
-    scorer="there", versions={"torch": "2"},
-)  # fmt: skip
+    prompts={"efficacy": ["a cat", "cat"], "specificity": ["a dog"]},
+    seeds=[0, 1],
+    steps=4,
+    guidance=3.0,
+    size=16,
+    sampler="DDIMScheduler",
+    scorer_fingerprint="s",
+    backbone_fingerprint="b",
+    vocabulary="v",
+    backbone="here",
+    scorer="there",
+    versions={"torch": "2"},
+)
 
 
 def share(mean):
-    return {
-        "recognized": {
-            "before": Estimate(1.0, 1.0, 1.0, 2, 4),
-            "after": Estimate(mean, 0.0, 1.0, 2, 4),
-        }
-    }
+    before = Estimate(1.0, 1.0, 1.0, 2, 4)
+    after = Estimate(mean, 0.0, 1.0, 2, 4)
+    return {"recognized": {"before": before, "after": after}}
 
 
 RESULT = Result(PROTOCOL, {"method": "x.Y"}, {"efficacy": share(0.2), "specificity": share(0.8)})
 
 
-def test_a_result_survives_its_file(tmp_path):
+def test_a_saved_result_is_loaded(tmp_path):
     RESULT.save(tmp_path / "metrics.json")
     assert Result.load(tmp_path / "metrics.json") == RESULT
     content = json.loads((tmp_path / "metrics.json").read_text())
@@ -47,10 +53,9 @@ def test_overall_is_the_harmonic_mean_of_what_should_be_high():
     assert Result(PROTOCOL, {}, {"efficacy": share(0.2)}).overall("after") is None
 
 
-def test_comparison_has_a_row_for_each_figure():
-    rows = compare(
-        {"one": RESULT, "two": replace(RESULT, estimates={g: share(0.5) for g in RESULT.estimates})}
-    )
+def test_a_comparison_has_a_row_for_each_metric():
+    other = replace(RESULT, estimates={group: share(0.5) for group in RESULT.estimates})
+    rows = compare_results({"one": RESULT, "two": other})
     assert [(r.group, r.metric) for r in rows] == [
         ("efficacy", "recognized"),
         ("specificity", "recognized"),
@@ -76,18 +81,17 @@ def test_comparison_has_a_row_for_each_figure():
 def test_different_protocols_are_refused_by_the_first_field(change, words):
     other = replace(RESULT, protocol=replace(PROTOCOL, **change))
     assert other.protocol.identity != PROTOCOL.identity
-    with pytest.raises(
-        ErasureError, match=rf"one and two were measured differently .* They differ in {words}\."
-    ):
-        compare({"one": RESULT, "two": other})
+    message = rf"one and two were measured differently .* They differ in {words}\."
+    with pytest.raises(ErasureError, match=message):
+        compare_results({"one": RESULT, "two": other})
 
 
-def test_nothing_to_compare_is_refused():
+def test_an_empty_comparison_is_refused():
     with pytest.raises(ErasureError, match="needs the figures of at least one edit; found none"):
-        compare({})
+        compare_results({})
 
 
-def test_no_file_is_refused(tmp_path):
+def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(ErasureError, match=r"No figures at .* does not exist"):
         Result.load(tmp_path / "metrics.json")
 

@@ -8,7 +8,7 @@ from tiny_scorers import save_scorer
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.metrics.features import Features
+from erasure_lightning.metrics.features import FeatureExtractor
 from erasure_lightning.metrics.scorer import Preprocessing, Scorer
 
 
@@ -129,7 +129,7 @@ def test_weights_that_are_not_those_of_the_config_are_refused(tmp_path, setting,
         f"could not be loaded: {count} of its weights are missing or of another shape .* the first"
         " text_model"
     )
-    for kind in (Scorer, Features):
+    for kind in (Scorer, FeatureExtractor):
         with pytest.raises(ErasureError, match=message):
             kind.load(tmp_path)
 
@@ -156,7 +156,7 @@ def test_a_tower_that_is_named_and_not_there_is_refused(tmp_path):
 def test_a_cut_file_is_refused(tmp_path):
     file = save_scorer(tmp_path) / "model.safetensors"
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    for kind in (Scorer, Features):
+    for kind in (Scorer, FeatureExtractor):
         with pytest.raises(
             ErasureError, match="could not be loaded: Error while deserializing header"
         ):

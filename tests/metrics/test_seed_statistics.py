@@ -8,11 +8,11 @@ from erasure_lightning.distributed.collectives import all_gather_items
 from erasure_lightning.metrics.estimates import Estimate
 from erasure_lightning.metrics.seed_statistics import (
     STUDENT,
+    CandidateLabels,
     FeatureSimilarity,
     ImageText,
     PixelDistance,
-    Question,
-    Recognized,
+    RecognitionRate,
     SeedMean,
     student,
 )
@@ -64,9 +64,9 @@ def test_the_table_of_student_falls():
 
 
 def test_a_perfect_picture_counts_and_a_wrong_one_does_not():
-    question = Question(LABELS, torch.tensor([True, False, True]))
+    question = CandidateLabels(LABELS, torch.tensor([True, False, True]))
     for shown, share in ((0, 1.0), (1, 0.0), (2, 1.0)):
-        metric = Recognized(2)
+        metric = RecognitionRate(2)
         metric.update(LABELS[[shown, shown]], [question, question], [0, 1])
         assert metric.compute().mean == share
 
@@ -95,12 +95,12 @@ def _measure(rank, ranks, folder):
             "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=ranks
         )
     values, seeds = torch.linspace(0, 1, 8), [0, 1, 0, 1, 0, 1, 0, 5]
-    mean, recognized = SeedMean([0, 1, 5]), Recognized([0, 1, 5])
+    mean, recognized = SeedMean([0, 1, 5]), RecognitionRate([0, 1, 5])
     for i in range(rank, 8, ranks):
         mean.update(values[i : i + 1], seeds[i : i + 1])
         recognized.update(
             LABELS[[i % 3]],
-            [Question(LABELS, torch.tensor([True, False, False]))],
+            [CandidateLabels(LABELS, torch.tensor([True, False, False]))],
             seeds[i : i + 1],
         )
     torch.save(

@@ -13,36 +13,46 @@ from erasure_lightning.diffusion.evaluation_counter import EvaluationCounter
 from erasure_lightning.methods.esd import ESD
 from erasure_lightning.methods.realera import RealEra
 from erasure_lightning.methods.uce import UCE
-from erasure_lightning.planning.forecast import forecast
+from erasure_lightning.planning.forecast import forecast_fit
 from erasure_lightning.planning.memory_tracker import MemoryTracker
 from erasure_lightning.retention.local_noise import LocalNoisePreservation
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
-TOLD = ["--model", "ESD", "--model.concepts", "[{name: cat}]", "--model.backbone", "TinyBackbone"]
+ARGUMENTS = [
+    *("--model", "ESD", "--model.concepts", "[{name: cat}]"),
+    *("--model.backbone", "TinyBackbone"),
+]
 
 
-def made(method, **arguments):
+def build(method, **arguments):
     return method(concepts=[Concept("cat", "dog")], backbone=TinyBackbone(), **arguments)
 
 
-def planned(method, *callbacks, **arguments):
-    return forecast(
-        made(method, **arguments), PromptData(batch_size=4), callbacks, measure=False, max_steps=3
-    )
+def forecast(method, *callbacks, **arguments):
+    module = build(method, **arguments)
+    return forecast_fit(module, PromptData(batch_size=4), callbacks, measure=False, max_steps=3)
 
 
-def fitted(method, *callbacks, **arguments):
-    """The most that tensors of a real fit held at once, and what its denoisers were asked."""
-    module, ledger = made(method, **arguments), MemoryTracker()
+def measured(method, *callbacks, **arguments):
+    """Peak memory and evaluations of a real fit."""
+    module = build(method, **arguments)
+    memory = MemoryTracker()
     module.configure_model()
-    ledger.hold([*module.parameters(), *module.buffers()])
+    memory.hold([*module.parameters(), *module.buffers()])
     trainer = Trainer(
-        max_steps=3, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, limit_val_batches=0, log_every_n_steps=1, callbacks=list(callbacks),
-    )  # fmt: skip
-    with ledger, EvaluationCounter({module.backbone.denoiser, module.original.denoiser}) as tally:
+        max_steps=3,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+        log_every_n_steps=1,
+        callbacks=list(callbacks),
+    )
+    with memory, EvaluationCounter({module.backbone.denoiser, module.original.denoiser}) as counter:
         trainer.fit(module, PromptData(batch_size=4))
-    return ledger.peak, tally
+    return memory.peak, counter
 
 
 @pytest.mark.parametrize(
@@ -57,134 +67,108 @@ def fitted(method, *callbacks, **arguments):
         (UCE, {}, False),
     ],
 )
-def test_what_is_planned_is_what_a_fit_takes(method, arguments, retains):
-    def given():
-        return [LocalNoisePreservation(prompts=["a car"])] if retains else [], {
-            k: v() for k, v in arguments.items()
-        }
+def test_the_forecast_equals_a_real_fit(method, arguments, retains):
+    def new_arguments():
+        callbacks = [LocalNoisePreservation(prompts=["a car"])] if retains else []
+        return callbacks, {name: value() for name, value in arguments.items()}
 
-    callbacks, told = given()
-    found = planned(method, *callbacks, **told)
-    callbacks, told = given()
-    peak, tally = fitted(method, *callbacks, **told)
-    assert max(found.peaks.values()) == pytest.approx(peak, rel=0.05)
-    middle = found.asked["last"]
-    if method is ESD and not retains:  # a bank's answers are kept, and the steps differ
-        assert tally.evaluations == 3 * (middle["student"] + middle["teacher"])
-        assert tally.backwards == 3 * middle["backwards"]
+    callbacks, options = new_arguments()
+    plan = forecast(method, *callbacks, **options)
+    callbacks, options = new_arguments()
+    peak, counter = measured(method, *callbacks, **options)
+    assert max(plan.peaks.values()) == pytest.approx(peak, rel=0.05)
+    last = plan.asked["last"]
+    if method is ESD and not retains:  # a bank's predictions are cached, and the steps differ
+        assert counter.evaluations == 3 * (last["student"] + last["teacher"])
+        assert counter.backwards == 3 * last["backwards"]
 
 
 def test_as_many_prompts_are_planned_to_be_retained_as_are():
-    """Which labels are near nobody knows before the run, but how many."""
-    plan, run, every = (LocalNoisePreservation(nearness=share) for share in (0.98, 0.98, 1))
-    planned(UCE, plan)
-    planned(UCE, every)
-    fitted(UCE, run)
+    """The number of near labels is known before the run, the labels are not."""
+    plan, run, whole = (LocalNoisePreservation(nearness=share) for share in (0.98, 0.98, 1))
+    forecast(UCE, plan)
+    forecast(UCE, whole)
+    measured(UCE, run)
     assert len(plan.retained) == len(run.retained)
-    assert len(every.retained) == len(plan.retained) + 3
+    assert len(whole.retained) == len(plan.retained) + 3
 
 
-def test_what_is_merged_at_the_end_is_planned_as_it_is_trained():
-    merged, kept = planned(RealEra, merge=True).held, planned(RealEra, merge=False).held
-    assert merged == kept
+def test_adapters_merged_at_the_end_are_planned_as_adapters():
+    merged, unmerged = forecast(RealEra, merge=True).held, forecast(RealEra, merge=False).held
+    assert merged == unmerged
     assert merged.trained > 0
 
 
-def test_a_method_of_a_plugin_that_looks_at_values_is_planned(capsys):
-    assert (
-        main(
-            ["plan", "--config", "speed.yaml", "--measure", "false", "--trainer.accelerator", "cpu"]
-        )
-        == 0
-    )
+def test_a_plugin_s_method_that_reads_values_is_planned(capsys):
+    argv = ["plan", "--config", "speed.yaml", "--measure", "false"]
+    assert main([*argv, "--trainer.accelerator", "cpu"]) == 0
     assert "SPEED, planned for one device" in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")
 def plain():
-    return planned(ESD, train="all")
+    return forecast(ESD, train="all")
 
 
 def test_each_remedy_lowers_what_it_should(plain):
-    thrifty, eight = (
-        planned(ESD, train="all", checkpointing=True, base="bfloat16"),
-        planned(ESD, train="all", optimizer="adam8bit"),
-    )
+    thrifty = forecast(ESD, train="all", checkpointing=True, base="bfloat16")
+    eight = forecast(ESD, train="all", optimizer="adam8bit")
     assert thrifty.held.weights.frozen == pytest.approx(plain.held.weights.frozen / 2, rel=0.01)
     assert thrifty.held.weights.edit == plain.held.weights.edit
-    assert (
-        thrifty.peaks["step"] - plain.peaks["step"]
-        < thrifty.held.weights.frozen - plain.held.weights.frozen
-    )
+    saved_weights = plain.held.weights.frozen - thrifty.held.weights.frozen
+    assert plain.peaks["step"] - thrifty.peaks["step"] > saved_weights
     assert eight.held.state < 0.6 * plain.held.state  # most tensors of a tiny model stay in float32
     assert plain.peaks["step"] - eight.peaks["step"] == plain.held.state - eight.held.state
 
 
-def test_a_bank_counts_and_is_walked_on_paper_only():
-    asked = []
+def test_a_bank_is_counted_and_rolled_out_for_one_step_alone():
+    calls = []
     model = TinyBackbone()
-    model.denoiser.register_forward_hook(lambda *_: asked.append(torch.is_grad_enabled()))
+    model.denoiser.register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
     module = ESD(
         concepts=[Concept("cat")],
         backbone=model,
         latents=TrajectoryBank(trajectories=8, steps=50, batch_size=8),
     )
-    found = forecast(module, PromptData(batch_size=4), measure=False, max_steps=9)
-    assert found.held.bank == pytest.approx(3 * 8 * 50 * 4 * 8 * 8 * 4, rel=0.1)
-    assert found.sampled == 8 * 50 * 2
-    assert len(asked) < 10
+    plan = forecast_fit(module, PromptData(batch_size=4), measure=False, max_steps=9)
+    assert plan.held.bank == pytest.approx(3 * 8 * 50 * 4 * 8 * 8 * 4, rel=0.1)
+    assert plan.sampled == 8 * 50 * 2
+    assert len(calls) < 10
 
 
-def test_splitting_shares_what_it_splits(plain):
-    found = plain
-    one, two = Needs(found, 1, "one device"), Needs(found, 2, "ddp")
-    split = Needs(found, 2, "fsdp2")
-    assert two.peak == one.peak + found.held.gradients
+def test_sharding_divides_what_it_splits(plain):
+    one = Needs(plain, 1, "one device")
+    two = Needs(plain, 2, "ddp")
+    split = Needs(plain, 2, "fsdp2")
+    assert two.peak == one.peak + plain.held.gradients
     for name in ("what is edited", "its gradients", "its optimizer", "the original's own copies"):
         assert split.rows[name] == one.rows[name] // 2
-    assert (
-        split.rows["frozen weights"]
-        == found.held.weights.frozen
-        - found.held.weights.divisible
-        + found.held.weights.divisible // 2
-    )
-    solved = planned(UCE)
+    weights = plain.held.weights
+    frozen = weights.frozen - weights.divisible + weights.divisible // 2
+    assert split.rows["frozen weights"] == frozen
+    solved = forecast(UCE)
     assert Needs(solved, 2, "fsdp2").rows["what is edited"] == solved.held.weights.edit
 
 
-def test_the_command_says_it_all_and_writes_nothing(tmp_path, monkeypatch, capsys):
+def test_the_command_prints_the_plan_and_writes_no_file(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    small = [
-        "--data.others",
-        "2",
-        "--data.seeds",
-        "2",
-        "--data.steps",
-        "2",
-        "--data.draw_size",
-        "64",
-    ]
-    assert main(["plan", *TOLD, *small, "--devices", "2", "--gpu-memory", "0.001"]) == 1
-    shown = capsys.readouterr().out
-    for words in (
-        "activations and temporaries",
-        "Parameters: denoiser 0.2 M",
-        "Trained: 0.009 M",
-        "Does not fit",
-        "draw",
-    ):
-        assert words in shown
+    small = ["--data.others=2", "--data.seeds=2", "--data.steps=2", "--data.draw_size=64"]
+    assert main(["plan", *ARGUMENTS, *small, "--devices", "2", "--gpu-memory", "0.001"]) == 1
+    output = capsys.readouterr().out
+    parts = ("activations and temporaries", "Parameters: denoiser 0.2 M", "Trained: 0.009 M")
+    for words in (*parts, "Does not fit", "draw"):
+        assert words in output
     TinyBackbone().to_pipeline().save_pretrained(tmp_path / "tiny")
-    assert main(["plan", *TOLD[:-1], str(tmp_path / "tiny"), *small, "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["devices"] == 1
-    assert found["held"]["trained"] == 8784
-    assert found["peak"] == found["peaks_per_device"][found["peak_when"]]
+    assert main(["plan", *ARGUMENTS[:-1], str(tmp_path / "tiny"), *small, "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["devices"] == 1
+    assert plan["held"]["trained"] == 8784
+    assert plan["peak"] == plan["peaks_per_device"][plan["peak_when"]]
     assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
 
 
 @pytest.mark.parametrize(
-    ("given", "devices"),
+    ("arguments", "devices"),
     [
         ([], 1),
         (["--trainer.devices", "4"], 4),
@@ -195,14 +179,14 @@ def test_the_command_says_it_all_and_writes_nothing(tmp_path, monkeypatch, capsy
         (["--config", "auto.yaml"], 1),  # as a run saves the trainer's default
     ],
 )
-def test_devices_are_those_of_all_nodes(given, devices, tmp_path, monkeypatch):
+def test_devices_are_those_of_all_nodes(arguments, devices, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "auto.yaml").write_text("trainer: {devices: auto}")
-    assert Planner([*TOLD, *given]).devices == devices
+    assert Planner([*ARGUMENTS, *arguments]).devices == devices
 
 
 @pytest.mark.parametrize(
-    ("given", "words"),
+    ("arguments", "words"),
     [
         (["--trainer.devices", "-1"], "found -1, which does not say: give --devices NUMBER"),
         (["--trainer.devices=auto"], "found auto"),
@@ -223,8 +207,8 @@ def test_devices_are_those_of_all_nodes(given, devices, tmp_path, monkeypatch):
         ),
     ],
 )
-def test_mistakes_end_in_one_sentence(given, words, capsys):
-    assert main(["plan", *TOLD, *given]) == 2
+def test_mistakes_end_in_one_sentence(arguments, words, capsys):
+    assert main(["plan", *ARGUMENTS, *arguments]) == 2
     assert words in capsys.readouterr().err
 
 

@@ -11,7 +11,7 @@ from under_attack import tiny_target
 from erasure_lightning.__main__ import main
 from erasure_lightning.attacks import ATTACKS
 from erasure_lightning.attacks.p4d import P4D
-from erasure_lightning.attacks.runner import attack_all
+from erasure_lightning.attacks.runner import run_attack
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.checks import MAX_SEED, require, require_finite, require_seed
 from erasure_lightning.concepts.concept import Concept
@@ -89,7 +89,7 @@ def test_every_decimal_of_every_attack_is_finite(name):
     cls = pkgutil.resolve_name(ATTACKS[name].target)
     for argument in floats(cls):
         with pytest.raises(ErasureError, match=rf"needs .*\b{argument}\b.*; found nan"):
-            attack_all(cls(**{argument: NAN}), tiny_target())
+            run_attack(cls(**{argument: NAN}), tiny_target())
 
 
 @pytest.mark.parametrize(
