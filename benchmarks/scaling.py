@@ -27,7 +27,7 @@ from rows import head, line
 
 from erasure_lightning.backbones.stable_diffusion import StableDiffusion
 from erasure_lightning.backbones.tiny import TinyBackbone
-from erasure_lightning.benchmark.pareto import COLOURS
+from erasure_lightning.benchmark.pareto import PALETTE
 from erasure_lightning.callbacks.cost import peak_memory
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.methods.esd import ESD
@@ -133,7 +133,7 @@ def drawn(series: dict[str, list[tuple[int, dict[str, float]]]], path: Path) -> 
         for axes, shown in zip(
             rows[:, column], (("step, ms",), ("memory, MiB", "bank, MiB")), strict=True
         ):
-            for name, colour in zip(shown, COLOURS, strict=False):
+            for name, colour in zip(shown, PALETTE, strict=False):
                 axes.plot(
                     values,
                     [f[name] for _, f in points],
