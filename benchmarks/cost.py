@@ -1,4 +1,4 @@
-"""How much memory a run of SAGE takes beside what it must take: ``python benchmarks/cost.py``.
+"""Peak memory of a run of SAGE beside loading and sampling: ``python benchmarks/cost.py``.
 
 Peaks of processes that load the pipeline, load it and sample, and fit. `steps.py` has the time.
 """
@@ -7,20 +7,17 @@ import argparse
 import subprocess
 import sys
 
-LOAD = (
-    "from erasure_lightning.backbones.loading import load_backbone; model ="
-    " load_backbone('emoji-world')"
-)
-SAMPLE = (
-    f"{LOAD}; from erasure_lightning.diffusion.sampling import draw; draw(model, ['a fox'] * 6,"
-    " range(6), steps=20, guidance=4)"
-)
-FIT = "import benchmarks.cost as c; c.fitted(12)"
-PEAK = "; from erasure_lightning.callbacks.cost import peak_memory; print(peak_memory())"
+LOAD = """from erasure_lightning.backbones.loading import load_backbone
+model = load_backbone('emoji-world')"""
+SAMPLE = f"""{LOAD}
+from erasure_lightning.diffusion.sampling import draw
+draw(model, ['a fox'] * 6, range(6), steps=20, guidance=4)"""
+FIT = "import benchmarks.cost as cost; cost.fit_sage(12)"
+PEAK = "\nfrom erasure_lightning.callbacks.cost import peak_memory; print(peak_memory())"
 
 
-def fitted(steps: int):  # noqa: ANN201  (an import here would count too)
-    """SAGE with its retention, after so many steps."""
+def fit_sage(steps: int):  # noqa: ANN201  (an import for the annotation would be measured too)
+    """Fit SAGE with its retention callbacks for some steps."""
     from erasure_lightning.concepts.concept import Concept
     from erasure_lightning.methods.sage import SAGE
     from erasure_lightning.retention.global_alignment import GlobalSemanticAlignment
@@ -39,13 +36,9 @@ def fitted(steps: int):  # noqa: ANN201  (an import here would count too)
 
 def peak(code: str) -> float:
     """Peak memory in GiB of a fresh process."""
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code + PEAK],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return float(done.stdout.split()[-1])
+    command = [sys.executable, "-W", "ignore", "-c", code + PEAK]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(result.stdout.split()[-1])
 
 
 def main() -> None:

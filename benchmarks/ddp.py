@@ -1,9 +1,9 @@
-"""What a second process is worth: ``python benchmarks/ddp.py``.
+"""Speed-up by a second process: ``python benchmarks/ddp.py``.
 
 ESD on the emoji world in one process of one thread, and by DDP in two of one thread each, in turns;
-a process trains equally large batches either way. Samples per second of the steps behind the first
-few. Two processes that know nothing of each other say what the machine has to give: cores share
-caches and memory, and perhaps a processor.
+each process trains batches of one size. Samples per second after the first few steps. Two
+independent processes show the most that the machine allows: cores share caches and memory, and
+perhaps a processor.
 """
 
 import argparse
@@ -13,14 +13,14 @@ import sys
 import time
 from statistics import median
 
-#: Steps that are timed, those before them that are not, and latents of a step in each process.
-STEPS, WARM, BATCH = 30, 5, 16
+#: Timed steps, steps before them, and latents of each step and process.
+STEPS = 30
+WARM = 5
+BATCH = 16
 
 
 def timed() -> None:
-    """Train, as one of the processes that torchrun started; the first prints samples a second of
-    all.
-    """
+    """Train in one of torchrun's processes; the first prints the samples per second of all."""
     import torch
     from lightning import Trainer
     from lightning.pytorch.callbacks import Callback
@@ -46,39 +46,41 @@ def timed() -> None:
     torch.set_num_threads(1)
     ranks = int(os.environ["WORLD_SIZE"])
     trainer = Trainer(
-        max_steps=STEPS + WARM, accelerator="cpu", devices=ranks,
+        max_steps=STEPS + WARM,
+        accelerator="cpu",
+        devices=ranks,
         strategy="ddp" if ranks > 1 else "auto",
-        logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        limit_val_batches=0, callbacks=[Clock()],
-    )  # fmt: skip
-    bank = TrajectoryBank(trajectories=4, steps=8)
-    trainer.fit(
-        ESD(concepts=[Concept("cigarette", "lollipop")], latents=bank), PromptData(batch_size=BATCH)
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+        callbacks=[Clock()],
     )
+    bank = TrajectoryBank(trajectories=4, steps=8)
+    module = ESD(concepts=[Concept("cigarette", "lollipop")], latents=bank)
+    trainer.fit(module, PromptData(batch_size=BATCH))
 
 
 def speed(ranks: int, runs: int = 1) -> float:
-    """Samples per second of so many processes, of so many runs side by side."""
-    launcher = [
-        sys.executable,
-        "-W",
-        "ignore",
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-    ]
+    """Samples per second in all.
+
+    Args:
+        ranks: Processes of each run.
+        runs: Independent runs at the same time.
+    """
+    launcher = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone"]
+    command = [*launcher, "--nproc-per-node", str(ranks), __file__, "--timed"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [*launcher, str(ranks), __file__, "--timed"]
     pipe = subprocess.PIPE
-    started = [
+    processes = [
         subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
         for _ in range(runs)
     ]
-    told = [run.communicate() for run in started]
-    if any(run.returncode for run in started):
-        raise SystemExit(told[0][1])
-    return sum(float(said.split()[-1]) for said, _ in told)
+    outputs = [process.communicate() for process in processes]
+    if any(process.returncode for process in processes):
+        raise SystemExit(outputs[0][1])
+    return sum(float(output.split()[-1]) for output, _ in outputs)
 
 
 def main() -> None:
@@ -90,16 +92,12 @@ def main() -> None:
     if args.timed:
         timed()
         return
-    found = [(speed(1), speed(2), speed(1, runs=2)) for _ in range(args.rounds)]
-    one, two, apart = (median(row[i] for row in found) for i in range(3))
-    print(
-        f"one process {one:.1f} samples/s; two by DDP {two:.1f},"
-        f" {median(r[1] / r[0] for r in found):.2f} times;"
-    )
-    print(
-        f"two apart {apart:.1f}, {median(r[2] / r[0] for r in found):.2f} times: DDP gives"
-        f" {two / apart:.2f} of that"
-    )
+    rounds = [(speed(1), speed(2), speed(1, runs=2)) for _ in range(args.rounds)]
+    one, two, apart = (median(row[i] for row in rounds) for i in range(3))
+    by_ddp = median(row[1] / row[0] for row in rounds)
+    by_two = median(row[2] / row[0] for row in rounds)
+    print(f"one process {one:.1f} samples/s; two by DDP {two:.1f}, {by_ddp:.2f} times;")
+    print(f"two apart {apart:.1f}, {by_two:.2f} times: DDP gives {two / apart:.2f} of that")
 
 
 if __name__ == "__main__":

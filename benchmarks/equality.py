@@ -1,9 +1,9 @@
-"""Whether a change moves an edit: ``python benchmarks/equality.py --out NEW --against OLD``.
+"""Compares edits of two commits: ``python benchmarks/equality.py --out NEW --against OLD``.
 
 Every shipped config, the plugins' too, is fitted for a few steps from one seed on one core, and its
-edit's tensors are kept in ``--out``: NAME.safetensors, and NAME.json with their shapes. They are
-taken from there when the same commit made them, with no change since. ``--checkout``: whose code.
-With ``--against`` a table compares them with another such folder; exit code 1 if an edit differs by
+edit's tensors are written to ``--out``: NAME.safetensors, and NAME.json with their shapes. Edits
+that the same clean commit wrote there are reused. ``--checkout`` names the code that runs. With
+``--against`` a table compares the edits with another such folder; exit code 1 if an edit differs by
 more than 1e-6, or is missing.
 """
 
@@ -23,11 +23,11 @@ from rows import head, line
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-#: Largest difference of a number between edits that are equal.
+#: Largest absolute difference between equal edits.
 TOLERANCE = 1e-6
 
-#: Of every fit; those of a config come behind and win.
-GIVEN = ["--measure", "false", "--trainer.max_steps", "8"]  # SAGE's self-check begins at step 5
+#: Arguments of every fit, and further ones of single configs.
+COMMON = ["--measure", "false", "--trainer.max_steps", "8"]  # SAGE's self-check begins at step 5
 OWN = {
     "advunlearn": ["--trainer.max_steps", "24"],  # its attack begins at step 20
     "sdd": ["--trainer.max_steps", "32"],  # its student's trajectories are drawn again at step 30
@@ -37,7 +37,7 @@ OWN = {
     "uce": ["--trainer.max_steps", "1"],
 }
 
-#: What parts of a model were called in edit files, and are called by a pipeline.
+#: Names of a model's parts in edit files, and in a pipeline.
 PARTS = (
     (r"^denoiser\.", "unet."),
     (r"^text_encoders\.0\.(model\.)?", "text_encoder."),
@@ -49,14 +49,14 @@ HEAD = ["config", "tensors", "moved", "largest difference", "relative to its mov
 
 
 class Edit(NamedTuple):
-    """Tensors by name, and how far each moved at most: from the original, or in adapters from 0."""
+    """Tensors by name, and the largest change of each: from the original, or in adapters from 0."""
 
     tensors: dict[str, Tensor]
     moved: dict[str, float]
 
 
 def component_name(name: str) -> str:
-    """A tensor's name in a pipeline, whatever the edit file called it."""
+    """A tensor's name in a pipeline, from its name in an edit file."""
     for pattern, component in PARTS:
         name = re.sub(pattern, component, name)
     return name
@@ -95,13 +95,13 @@ def commit(checkout: Path) -> str | None:
     return None if git("status", "--porcelain") else git("rev-parse", "HEAD")
 
 
-def fit(config: Path, given: list[str], checkout: Path) -> dict[str, Tensor]:
-    """An edit's tensors, as its file names them.
+def fit(config: Path, arguments: list[str], checkout: Path) -> dict[str, Tensor]:
+    """Fit a config; returns the edit's tensors by their names in its file.
 
     Args:
         config: The config's file.
-        given: Further arguments of `erasure fit`.
-        checkout: Whose code runs; no other lies on the path before it.
+        arguments: Further arguments of `erasure fit`.
+        checkout: The code that runs; it is first on the path.
 
     Raises:
         RuntimeError: If the fit fails, with what it printed.
@@ -111,8 +111,8 @@ def fit(config: Path, given: list[str], checkout: Path) -> dict[str, Tensor]:
     with TemporaryDirectory() as folder:
         run = Path(folder, "run")
         command = [sys.executable, "-m", "erasure_lightning", "fit", "--config", str(config)]
-        command += [*given, "--run_dir", str(run)]
-        done = subprocess.run(
+        command += [*arguments, "--run_dir", str(run)]
+        result = subprocess.run(
             command,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -120,44 +120,45 @@ def fit(config: Path, given: list[str], checkout: Path) -> dict[str, Tensor]:
             cwd=folder,
             text=True,
         )
-        if done.returncode:
-            raise RuntimeError(f"{' '.join(command)}\n{done.stdout}")
+        if result.returncode:
+            raise RuntimeError(f"{' '.join(command)}\n{result.stdout}")
         return load_file(run / "edit.safetensors")
 
 
-def keep(name: str, config: Path, chosen: argparse.Namespace) -> None:
-    """Fit a config and keep its edit, unless the same code has done so."""
-    given = [*GIVEN, "--model.seed", str(chosen.seed), *OWN.get(name, [])]
-    made: dict[str, Any] = {"commit": commit(chosen.checkout), "arguments": given}
-    tensors, about = chosen.out / f"{name}.safetensors", chosen.out / f"{name}.json"
-    if about.exists():
-        before = json.loads(about.read_text())
-        if made["commit"] and {key: before[key] for key in made} == made:
+def save_edit(name: str, config: Path, chosen: argparse.Namespace) -> None:
+    """Fit a config and save its edit, unless the same commit has saved it."""
+    arguments = [*COMMON, "--model.seed", str(chosen.seed), *OWN.get(name, [])]
+    record: dict[str, Any] = {"commit": commit(chosen.checkout), "arguments": arguments}
+    tensors = chosen.out / f"{name}.safetensors"
+    record_file = chosen.out / f"{name}.json"
+    if record_file.exists():
+        before = json.loads(record_file.read_text())
+        if record["commit"] and {key: before[key] for key in record} == record:
             return
-    about.unlink(missing_ok=True)  # written last: an edit without it is unfinished
-    begun = time.perf_counter()
-    edit = fit(config, given, chosen.checkout)
+    record_file.unlink(missing_ok=True)  # written last: an edit without it is unfinished
+    start = time.perf_counter()
+    edit = fit(config, arguments, chosen.checkout)
     weights = original(chosen.checkout)
     moved = {n: largest(t - weights.get(n, torch.zeros(()))) for n, t in named(edit).items()}
     shapes = {n: list(t.shape) for n, t in edit.items()}
     save_file(edit, tensors)
-    seconds = round(time.perf_counter() - begun, 1)
-    made |= {"seconds": seconds, "shapes": shapes, "moved": moved}
-    about.write_text(json.dumps(made, indent=1))
+    seconds = round(time.perf_counter() - start, 1)
+    record |= {"seconds": seconds, "shapes": shapes, "moved": moved}
+    record_file.write_text(json.dumps(record, indent=1))
     print(f"{name}: {len(edit)} tensors, {seconds} s", file=sys.stderr, flush=True)
 
 
-def kept(folder: Path) -> dict[str, Edit]:
-    """Every finished edit of a folder."""
+def read_edits(folder: Path) -> dict[str, Edit]:
+    """The finished edits of a folder."""
     edits = {}
-    for about in sorted(folder.glob("*.json")):
-        tensors = named(load_file(about.with_suffix(".safetensors")))
-        edits[about.stem] = Edit(tensors, json.loads(about.read_text())["moved"])
+    for record_file in sorted(folder.glob("*.json")):
+        tensors = named(load_file(record_file.with_suffix(".safetensors")))
+        edits[record_file.stem] = Edit(tensors, json.loads(record_file.read_text())["moved"])
     return edits
 
 
-def compared(name: str, new: Edit, old: Edit) -> tuple[list[str], bool]:
-    """A row, and whether the edits are equal: by names, shapes and numbers."""
+def compare(name: str, new: Edit, old: Edit) -> tuple[list[str], bool]:
+    """A row, and whether the edits have equal names, shapes and values."""
     both = new.tensors.keys() & old.tensors.keys()
     both = {n for n in both if new.tensors[n].shape == old.tensors[n].shape}
     alone = len(new.tensors.keys() | old.tensors.keys()) - len(both)
@@ -173,58 +174,62 @@ def compared(name: str, new: Edit, old: Edit) -> tuple[list[str], bool]:
 
 
 def table(new: dict[str, Edit], old: dict[str, Edit]) -> bool:
-    """Print the comparison as Markdown; whether every edit is there twice, and equal."""
+    """Print the comparison as Markdown; returns whether both sides have the same, equal edits."""
     print(head(HEAD))
-    every = True
+    all_equal = True
     for name in sorted(new.keys() & old.keys()):
-        cells, equal = compared(name, new[name], old[name])
+        cells, equal = compare(name, new[name], old[name])
         print(line(cells))
-        every &= equal
+        all_equal &= equal
     sides = {"--out": new.keys() - old.keys(), "--against": old.keys() - new.keys()}
     for side, names in sides.items():
         if names:
             print(f"\nOnly in {side}: {', '.join(sorted(names))}")
-    return every and new.keys() == old.keys()
+    return all_equal and new.keys() == old.keys()
 
 
-def options() -> argparse.Namespace:
-    """The command line."""
+def parse_options() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     own = Path(__file__).resolve().parents[1]
     parser.add_argument("--out", type=Path, required=True, help="folder of the edits")
     parser.add_argument("--against", type=Path, help="another such folder")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="names of configs")
-    parser.add_argument("--checkout", type=Path, default=own, help="whose code runs")
+    parser.add_argument("--checkout", type=Path, default=own, help="the code that runs")
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    given.checkout = given.checkout.resolve()
-    if not (given.checkout / "erasure_lightning").is_dir():
-        parser.error(f"{given.checkout} is no checkout of erasure_lightning")
-    configs = shipped(given.checkout)
-    if unknown := set(given.only or ()) - configs.keys():
-        missing, there = ", ".join(sorted(unknown)), ", ".join(configs)
-        parser.error(f"no such config: {missing}; there are {there}")
-    return given
+    options = parser.parse_args()
+    options.checkout = options.checkout.resolve()
+    if not (options.checkout / "erasure_lightning").is_dir():
+        parser.error(f"{options.checkout} is no checkout of erasure_lightning")
+    configs = shipped(options.checkout)
+    if unknown := set(options.only or ()) - configs.keys():
+        parser.error(
+            f"no such config: {', '.join(sorted(unknown))}; there are {', '.join(configs)}"
+        )
+    return options
 
 
-def main(given: argparse.Namespace) -> int:
-    """Fit what is not there yet, then compare."""
-    configs, failed = shipped(given.checkout), False
-    given.out.mkdir(parents=True, exist_ok=True)
-    for name in given.only or configs:
+def main(options: argparse.Namespace) -> int:
+    """Fit the missing edits, then compare."""
+    configs = shipped(options.checkout)
+    failed = False
+    options.out.mkdir(parents=True, exist_ok=True)
+    for name in options.only or configs:
         try:
-            keep(name, configs[name], given)
+            save_edit(name, configs[name], options)
         except RuntimeError as error:
             print(error, file=sys.stderr, flush=True)
             failed = True
-    if not given.against:
+    if not options.against:
         return int(failed)
-    new, old = kept(given.out), kept(given.against)
-    if given.only:
-        new, old = ({n: side[n] for n in given.only if n in side} for side in (new, old))
-    new = {name: edit for name, edit in new.items() if name in configs}  # not one of earlier code
+    new, old = read_edits(options.out), read_edits(options.against)
+    if options.only:
+        new, old = ({n: side[n] for n in options.only if n in side} for side in (new, old))
+    new = {
+        name: edit for name, edit in new.items() if name in configs
+    }  # configs of other code are left out
     return int(not table(new, old) or failed)
 
 
 if __name__ == "__main__":
-    sys.exit(main(options()))
+    sys.exit(main(parse_options()))

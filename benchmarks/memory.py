@@ -1,18 +1,15 @@
-"""Planned and measured peaks of `erasure fit`: ``python benchmarks/memory.py [--full]
-[--accelerator cuda]``.
+"""Planned and measured peaks of `erasure fit`: ``python benchmarks/memory.py [--full]``.
 
 Each row is one `erasure fit` in a process of its own, and one `erasure plan` of the same arguments.
-*Tensors* is the most that tensors held at once in the real fit once the model was loaded, every
-operation's output counted until it was let go of; *process* is what the process held at most beyond
-what it held before the model was loaded (resident memory, read every two milliseconds), in which
-kernels' scratch, the allocator's slack and whatever Python loads meanwhile are
-too: tens of MiB, which drown the small model and nothing else. *Off by* is the plan against the
-    tensors, then the
-process. *To the least* is the peak of tensors over one model, in the precision of its base, and a
-step's activations. On a GPU *tensors* is the most that CUDA's allocator had given out, and
-*process* the most that it had reserved. ``--full`` adds a random model of the size of Stable
-Diffusion 1.5 (860 M in its UNet, pictures of 256 pixels), built once in ``--folder``; that takes
-minutes.
+*Tensors* is the peak of all tensors in the real fit after the model was loaded, with every
+operation's output counted until it is freed; *process* is the peak of the process above its memory
+before the model was loaded (resident memory, read every two milliseconds), which includes kernels'
+scratch, the allocator's slack and Python's own memory: tens of MiB, which matter for the small
+model alone. *Off by* is the plan relative to the tensors, then to the process. *To the least* is
+the peak of tensors over one model, in the precision of its base, and a step's activations. On a GPU
+(``--accelerator cuda``) *tensors* is the peak that CUDA's allocator had allocated, and *process*
+the peak that it had reserved. ``--full`` adds a random model of the size of Stable Diffusion 1.5
+(860 M in its UNet, images of 256 pixels), built once in ``--folder``; that takes minutes.
 """
 
 import argparse
@@ -30,8 +27,8 @@ import diffusers, peft, transformers
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 from erasure_lightning.cli import main, run
-from erasure_lightning.ledger import Ledger
-from erasure_lightning.module import ErasureModule
+from erasure_lightning.planning.memory_tracker import MemoryTracker
+from erasure_lightning.training.base import ErasureModule
 from erasure_lightning.retention import local_noise
 
 def held():
@@ -46,15 +43,16 @@ def watch():
 
 def configured(module, configure=ErasureModule.configure_model):
     configure(module)
-    ledger.restart()
-    ledger.hold([*module.parameters(), *module.buffers()])
+    tracker.restart()
+    tracker.hold([*module.parameters(), *module.buffers()])
 
-ErasureModule.configure_model, ledger = configured, Ledger()
+ErasureModule.configure_model = configured
+tracker = MemoryTracker()
 before = most = held()
 threading.Thread(target=watch, daemon=True).start()
-with ledger:
+with tracker:
     code = main.main(["fit", *sys.argv[1:]])
-print("PEAK", ledger.peak, most - before)
+print("PEAK", tracker.peak, most - before)
 sys.exit(code)
 """
 
@@ -69,36 +67,20 @@ sys.exit(code)
 
 CHILDREN = {"cpu": CHILD, "cuda": CUDA_CHILD}
 SMALL = [
-    "--measure",
-    "false",
-    "--trainer.max_steps",
-    "3",
-    "--trainer.max_epochs=-1",
-    "--trainer.log_every_n_steps=1",
+    *("--measure", "false", "--trainer.max_steps", "3"),
+    *("--trainer.max_epochs=-1", "--trainer.log_every_n_steps=1"),
 ]
-THRIFTY = ["--model.checkpointing", "true"]
-COARSE = ["--model.base", "bfloat16"]
+CHECKPOINTING = ["--model.checkpointing", "true"]
+BFLOAT16 = ["--model.base", "bfloat16"]
 ALL = ["--model.train", "all"]
 CONFIGS = (
-    *(
-        "all-but-one",
-        "sage",
-        "sdd",
-        "ca",
-        "spm",
-        "mace",
-        "realera",
-        "receler",
-        "advunlearn",
-        "ant",
-        "salun",
-    ),
-    *("uce", "rece", "realera-closed-form"),
+    *("all-but-one", "sage", "sdd", "ca", "spm", "mace", "realera", "receler", "advunlearn"),
+    *("ant", "salun", "uce", "rece", "realera-closed-form"),
 )
 WORLD = {
     "ESD": ["--config", "esd.yaml"],
-    "ESD, checkpointing": ["--config", "esd.yaml", *THRIFTY],
-    "ESD, bfloat16 base": ["--config", "esd.yaml", *COARSE],
+    "ESD, checkpointing": ["--config", "esd.yaml", *CHECKPOINTING],
+    "ESD, bfloat16 base": ["--config", "esd.yaml", *BFLOAT16],
     **{name: ["--config", f"{name}.yaml"] for name in CONFIGS},
 }
 
@@ -106,23 +88,16 @@ WORLD = {
 def full(folder: Path, accelerator: str) -> dict[str, list[str]]:
     """Rows on the large model."""
     split = ["--trainer.strategy", "fsdp2", "--trainer.devices", "1"]
-    told = [
-        "--model.concepts",
-        "[{name: cat, anchor: dog}]",
-        "--model.backbone",
-        str(folder),
-        "--data.batch_size",
-        "2",
-    ]
-    esd = ["--model", "ESD", *told]
+    common = ["--model.concepts", "[{name: cat, anchor: dog}]"]
+    common += ["--model.backbone", str(folder), "--data.batch_size", "2"]
+    esd = ["--model", "ESD", *common]
     return {
         "ESD": esd,
-        "ESD, bfloat16 base": [*esd, *COARSE],
-        "ESD, bfloat16 base, checkpointing": [*esd, *COARSE, *THRIFTY],
-        "ESD, bfloat16 base, all weights": [*esd, *COARSE, *ALL],
-        "SAGE, bfloat16 base": ["--model", "SAGE", *told, *COARSE],
-        # On the CPU an account of tensors cannot see that FSDP2 empties the storage of what it has
-        # gathered.
+        "ESD, bfloat16 base": [*esd, *BFLOAT16],
+        "ESD, bfloat16 base, checkpointing": [*esd, *BFLOAT16, *CHECKPOINTING],
+        "ESD, bfloat16 base, all weights": [*esd, *BFLOAT16, *ALL],
+        "SAGE, bfloat16 base": ["--model", "SAGE", *common, *BFLOAT16],
+        # On the CPU a tracker of tensors does not see that FSDP2 frees gathered weights.
         **({"ESD, fsdp2 on one device": [*esd, *split]} if accelerator == "cuda" else {}),
     }
 
@@ -143,13 +118,22 @@ def build(folder: Path) -> None:
     tokenizer = TinyBackbone().towers[0].tokenizer
     tokenizer.model_max_length = 77
     torch.set_default_dtype(torch.bfloat16)
-    blocks = {f"{way}_block_types": (f"{way.title()}{kind}Block2D",) * 4
-              for way, kind in (("down", "Encoder"), ("up", "Decoder"))}  # fmt: skip
+    blocks = {
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+    }
     ends = {f"{end}_token_id": getattr(tokenizer, f"{end}_token_id") for end in ("bos", "eos")}
     text = CLIPTextConfig(
-        vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12,
-        max_position_embeddings=77, projection_dim=768, pad_token_id=ends["eos_token_id"], **ends,
-    )  # fmt: skip
+        vocab_size=49408,
+        hidden_size=768,
+        intermediate_size=3072,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        max_position_embeddings=77,
+        projection_dim=768,
+        pad_token_id=ends["eos_token_id"],
+        **ends,
+    )
     StableDiffusionPipeline(
         unet=UNet2DConditionModel(sample_size=32, cross_attention_dim=768),
         vae=AutoencoderKL(
@@ -167,24 +151,23 @@ def build(folder: Path) -> None:
 
 
 def output(*command: str) -> str:
-    """What a command prints; all of it if it fails."""
-    done = subprocess.run([sys.executable, *command], capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
-    return done.stdout
+    """Output of a command; a failure ends the program with all of it."""
+    result = subprocess.run([sys.executable, *command], capture_output=True, text=True)
+    if result.returncode:
+        raise SystemExit(f"{' '.join(command)}\n{result.stdout}{result.stderr}")
+    return result.stdout
 
 
-def row(name: str, given: list[str], accelerator: str) -> str:
-    """Plan and fit."""
-    given = [*given, *SMALL, "--trainer.accelerator", accelerator]
-    planned = json.loads(output("-m", "erasure_lightning", "plan", *given, "--json"))
+def row(name: str, arguments: list[str], accelerator: str) -> str:
+    """The row of one plan and one fit."""
+    arguments = [*arguments, *SMALL, "--trainer.accelerator", accelerator]
+    planned = json.loads(output("-m", "erasure_lightning", "plan", *arguments, "--json"))
     with tempfile.TemporaryDirectory() as folder:
-        fitted = output("-c", CHILDREN[accelerator], *given, "--run_dir", f"{folder}/run")
+        fitted = output("-c", CHILDREN[accelerator], *arguments, "--run_dir", f"{folder}/run")
     tensors, process = map(int, fitted.split("PEAK")[1].split())
-    model, peak = (
-        planned["held"]["weights"]["frozen"] + planned["held"]["weights"]["edit"],
-        planned["peak"],
-    )
+    weights = planned["held"]["weights"]
+    model = weights["frozen"] + weights["edit"]
+    peak = planned["peak"]
     sizes = [f"{size / 2**30:.3f}" for size in (peak, tensors, process)]
     least = tensors / (model + planned["activations"])
     shares = [f"{peak / tensors - 1:+.0%}", f"{peak / process - 1:+.0%}"]
@@ -205,24 +188,16 @@ def main() -> None:
     args = parser.parse_args()
     if args.full and not args.folder.exists():
         build(args.folder)
-    tables = {"emoji world": WORLD} | (
-        {"SD 1.5-sized": full(args.folder, args.accelerator)} if args.full else {}
-    )
-    columns = [
-        "planned, GiB",
-        "tensors",
-        "process",
-        "off by",
-        "",
-        "model",
-        "to the least",
-        "most when",
-    ]
+    tables = {"emoji world": WORLD}
+    if args.full:
+        tables["SD 1.5-sized"] = full(args.folder, args.accelerator)
+    columns = ["planned, GiB", "tensors", "process", "off by", ""]
+    columns += ["model", "to the least", "most when"]
     for where, rows in tables.items():
         print(head([where, *columns]), flush=True)
-        for name, given in rows.items():
+        for name, arguments in rows.items():
             if not args.rows or name in args.rows:
-                print(row(name, given, args.accelerator), flush=True)
+                print(row(name, arguments, args.accelerator), flush=True)
         print()
 
 

@@ -1,14 +1,12 @@
 """Every method on cigarette, heart and weapon of the emoji world: ``python benchmarks/methods.py``.
 
 With ``--backbone emoji-world-xl`` five methods on the same world in the SDXL family, and on two
-concepts more, which nobody tuned on: guitar and skull.
+held-out concepts more: guitar and skull.
 
 Each row is one `erasure fit` with the method's shipped config, the concepts of
-``configs/concepts/``, and the world's
-protocol: seeds 0, 1, 2, DDIM with 20 steps, guidance 4, 54 other labels. The official
-    implementations' rows were
-measured once in the same protocol, on two cores, by those who trained the world. Runs lie in
-``--out`` and are taken from there when finished, so that a table goes on where it stopped.
+``configs/concepts/``, and the world's protocol: seeds 0, 1, 2, DDIM with 20 steps, guidance 4, 54
+other labels. The rows of official implementations were measured once by the same protocol, on two
+cores. Finished runs in ``--out`` are reused, so that a stopped table is resumed.
 """
 
 import argparse
@@ -20,24 +18,11 @@ from rows import fitted, head, line, mean
 
 CONCEPTS = ("cigarette", "heart", "weapon")
 METHODS = (
-    *(
-        "sage",
-        "all-but-one",
-        "realera",
-        "esd",
-        "ca",
-        "uce",
-        "rece",
-        "mace",
-        "spm",
-        "sdd",
-        "salun",
-        "advunlearn",
-    ),
-    *("receler", "ant", "age", "speed"),
+    *("sage", "all-but-one", "realera", "esd", "ca", "uce", "rece", "mace"),
+    *("spm", "sdd", "salun", "advunlearn", "receler", "ant", "age", "speed"),
 )
 
-#: Of the SDXL family's table.
+#: Methods and concepts of the SDXL family's table.
 XL_METHODS = ("sage", "all-but-one", "realera", "esd", "uce")
 XL_CONCEPTS = (*CONCEPTS, "guitar", "skull")
 
@@ -58,9 +43,7 @@ OFFICIAL = {
 
 
 def harmonic(own: float, domain: float, retain: float) -> float:
-    """MACE's ``H_o``: the harmonic mean of what is forgotten by name, forgotten by association, and
-    kept.
-    """
+    """MACE's ``H_o``: harmonic mean of ``1 - own``, ``1 - domain`` and ``retain``."""
     return harmonic_mean([1 - own, 1 - domain, retain])
 
 
@@ -72,25 +55,16 @@ def official(name: str, figures: tuple[float, ...]) -> str:
 
 
 def measured(method: str, concept: str, options: argparse.Namespace) -> tuple[dict, dict] | None:
-    """Estimates and cost of a run of ours; nothing where it is not to be fitted and was not before."""
+    """Estimates and cost of a run; None if it is missing and ``--finished`` forbids to fit it."""
     folder = options.out / f"{method}-{concept}"
     others = [] if options.backbone == "emoji-world" else ["--model.backbone", options.backbone]
     if options.finished and not (folder / "metrics.json").exists():
         return None
-    given = [
-        "--config",
-        f"{method}.yaml",
-        "--model.concepts",
-        f"{concept}.yaml",
-        "--data.seeds",
-        options.seeds,
-        *others,
-    ]
-    given += [
-        "--data.originals",
-        str(options.out / "originals"),
-    ]  # every method is measured against the same pictures
-    metrics, cost = fitted(folder, given, threads=options.threads)
+    arguments = ["--config", f"{method}.yaml", "--model.concepts", f"{concept}.yaml"]
+    arguments += ["--data.seeds", options.seeds, *others]
+    # Every method is compared with the same original images.
+    arguments += ["--data.originals", str(options.out / "originals")]
+    metrics, cost = fitted(folder, arguments, threads=options.threads)
     return metrics["estimates"], cost
 
 
@@ -103,8 +77,8 @@ def quality(estimates: dict) -> tuple[float, ...]:
     return own, domain, retain, harmonic(own, domain, retain), feature, l1
 
 
-def ours(method: str, run: tuple[dict, dict] | None) -> str:
-    """A row of ours."""
+def our_row(method: str, run: tuple[dict, dict] | None) -> str:
+    """The row of a run."""
     if run is None:
         return line([method, *["-"] * (len(HEAD) - 1)])
     estimates, cost = run
@@ -117,8 +91,8 @@ def ours(method: str, run: tuple[dict, dict] | None) -> str:
     return line([method, *(f"{v:.3f}" for v in quality(estimates)), *costs])
 
 
-def before(run: tuple[dict, dict] | None) -> str:
-    """The row of the model before any edit, from the figures of a run on it."""
+def original_row(run: tuple[dict, dict] | None) -> str:
+    """The row of the original model, from the figures of a run on it."""
     if run is None:
         return line(["before", *["-"] * (len(HEAD) - 1)])
     groups = (
@@ -167,19 +141,16 @@ def main() -> None:
         if options.compact:
             print(head(["own domain retain feature", *options.concepts]))
             for method in options.methods:
-                print(
-                    compact(
-                        method, [runs[concept, method].result() for concept in options.concepts]
-                    )
-                )
+                results = [runs[concept, method].result() for concept in options.concepts]
+                print(compact(method, results))
             return
         for concept in options.concepts:
             print(f"\n**{concept}**\n\n{head(list(HEAD))}")
-            print(before(runs[concept, options.methods[0]].result()))
+            print(original_row(runs[concept, options.methods[0]].result()))
             for name, figures in OFFICIAL.get(concept, {}).items() if not xl else ():
                 print(official(name, figures))
             for method in options.methods:
-                print(ours(method, runs[concept, method].result()), flush=True)
+                print(our_row(method, runs[concept, method].result()), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""What each part of RealEra does: ``python benchmarks/realera.py cigarette`` (heart, weapon).
+"""Ablations of RealEra: ``python benchmarks/realera.py cigarette`` (heart, weapon).
 
-Each row is one `erasure fit` with a shipped config and the overrides written here. Runs lie in
-``--out`` and are taken from there when finished, so that a table goes on where it stopped.
+Each row is one `erasure fit` with a shipped config and the overrides written here. Finished
+runs in ``--out`` are reused, so that a stopped table is resumed.
 """
 
 import argparse

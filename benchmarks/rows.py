@@ -1,4 +1,4 @@
-"""What the benchmarks' tables share: one `erasure fit` a row, and its figures."""
+"""Shared by the benchmarks: runs one `erasure fit` for each row and formats its figures."""
 
 import json
 import os
@@ -14,51 +14,41 @@ COLUMNS = {
 }
 
 
-def fitted(folder: Path, given: list[str], threads: int | None = None) -> tuple[dict, dict]:
-    """A run's estimates and cost; it is fitted first unless the folder is finished.
+def fitted(folder: Path, arguments: list[str], threads: int | None = None) -> tuple[dict, dict]:
+    """A run's estimates and cost; it is fitted first unless its folder is finished.
 
     Args:
-        folder: The run's.
-        given: Arguments of `erasure fit`.
-        threads: Of torch; all cores by default.
+        folder: The run's folder.
+        arguments: Arguments of `erasure fit`.
+        threads: Threads of torch; all cores by default.
     """
     if not (folder / "metrics.json").exists():
-        paths = os.pathsep.join(
-            [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
-        )  # methods of benchmarks
-        environment = (
-            os.environ
-            | {"PYTHONPATH": paths}
-            | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
-        )
-        command = [
-            sys.executable,
-            "-m",
-            "erasure_lightning",
-            "fit",
-            *given,
-            "--run_dir",
-            str(folder),
-        ]
-        done = subprocess.run(
+        # This folder, since some methods are defined in benchmarks.
+        paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+        if threads:
+            environment["OMP_NUM_THREADS"] = str(threads)
+        command = [sys.executable, "-m", "erasure_lightning", "fit", *arguments]
+        command += ["--run_dir", str(folder)]
+        result = subprocess.run(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, text=True
         )
-        if done.returncode:
-            raise SystemExit(f"{' '.join(command)}\n{done.stdout}")
+        if result.returncode:
+            raise SystemExit(f"{' '.join(command)}\n{result.stdout}")
     return tuple(json.loads((folder / name).read_text()) for name in ("metrics.json", "cost.json"))
 
 
-def interval(whens: dict[str, dict[str, float]] | None) -> str:
-    """Before and after, the latter with its 95 % interval."""
-    if whens is None:
+def interval(estimates: dict[str, dict[str, float]] | None) -> str:
+    """Means before and after the edit, the latter with its 95 % interval."""
+    if estimates is None:
         return "-"
-    before = f"{whens['before']['mean']:.2f} → " if "before" in whens else ""
-    return before + "{mean:.3f} [{low:.2f}, {high:.2f}]".format(**whens["after"])
+    before = f"{estimates['before']['mean']:.2f} → " if "before" in estimates else ""
+    return before + "{mean:.3f} [{low:.2f}, {high:.2f}]".format(**estimates["after"])
 
 
-def mean(whens: dict[str, dict[str, float]] | None) -> float | None:
-    """The figure after the edit alone."""
-    return whens["after"]["mean"] if whens else None
+def mean(estimates: dict[str, dict[str, float]] | None) -> float | None:
+    """The mean after the edit."""
+    return estimates["after"]["mean"] if estimates else None
 
 
 def line(cells: list[str]) -> str:

@@ -1,9 +1,8 @@
-"""The figures of SAGE in the README: ``python benchmarks/sage.py bars`` and ``python
-benchmarks/sage.py ablations``.
+"""Figures of SAGE in the README: ``python benchmarks/sage.py bars`` (or ``ablations``).
 
 Each row is one `erasure fit` with a shipped config, or one and the overrides written here; the
-ablations erase the five weapons. Runs lie in ``--out`` and are taken from there when finished, so
-that a table goes on where it stopped.
+ablations erase the five weapons. Finished runs in ``--out`` are reused, so that a stopped table is
+resumed.
 """
 
 import argparse
@@ -12,8 +11,7 @@ from pathlib import Path
 
 from rows import COLUMNS, fitted, head, interval, line
 
-#: Concepts by which the defaults were chosen, and three that nobody looked at while the defaults
-#: were chosen.
+#: Concepts on which the defaults were chosen, and three held out.
 CIGARETTE = ["--config", "sage.yaml", "--data.neighbours", "[pill, syringe]"]
 WEAPONS = ["--config", "sage-weapons.yaml"]
 BARS = {
@@ -36,7 +34,7 @@ BARS = {
     ],
 }
 
-#: Callbacks of the shipped configs, the paper's two first, and what these set of them.
+#: Callbacks of the shipped configs with their arguments; the first two are the paper's.
 TERMS = {
     "GlobalSemanticAlignment": {"weight": 800, "nearness": 1},
     "LocalNoisePreservation": {"weight": 0.3, "batch_size": 4, "nearness": 1},
@@ -47,9 +45,9 @@ GLOBAL, NOISE, STATES, UNCONDITIONAL = TERMS
 
 
 def retention(*names: str, **more: dict) -> list[str]:
-    """Override that leaves only these callbacks, some with more arguments, by name."""
-    given = [{"class_path": n, "init_args": TERMS[n] | more.get(n, {})} for n in names]
-    return ["--trainer.callbacks", json.dumps(given)]
+    """Override of the callbacks with these alone, some with further arguments by name."""
+    callbacks = [{"class_path": n, "init_args": TERMS[n] | more.get(n, {})} for n in names]
+    return ["--trainer.callbacks", json.dumps(callbacks)]
 
 
 BANK = {
@@ -73,8 +71,8 @@ ABLATIONS = {
 }
 
 
-def arguments(case: list[str]) -> list[str]:
-    """A case's own arguments: a config, or a concept written on top of the first config."""
+def case_arguments(case: list[str]) -> list[str]:
+    """A case's own arguments: a config, or the first config with another concept."""
     if case[0] == "--config":
         return case
     name, anchor, domain, neighbours = case
@@ -82,9 +80,9 @@ def arguments(case: list[str]) -> list[str]:
     return ["--config", "sage.yaml", "--model.concepts", concept, "--data.neighbours", neighbours]
 
 
-def row(folder: Path, given: list[str]) -> dict[str, str]:
+def row(folder: Path, arguments: list[str]) -> dict[str, str]:
     """The row of a run's figures."""
-    metrics, cost = fitted(folder, given)
+    metrics, cost = fitted(folder, arguments)
     estimates = metrics["estimates"]
     figures = {
         name: interval(estimates.get(group, {}).get("recognized"))
@@ -96,15 +94,15 @@ def row(folder: Path, given: list[str]) -> dict[str, str]:
 
 
 def print_table(cases: dict[str, list[str]], out: Path, shared: list[str]) -> None:
-    """Print a row of Markdown as soon as its run is done.
+    """Print a table in Markdown, each row as soon as its run has finished.
 
     Args:
         cases: Arguments of each `erasure fit`, by the row's name.
         out: Folder of the runs.
         shared: Arguments of all of them.
     """
-    for number, (name, given) in enumerate(cases.items()):
-        figures = row(out / name.translate(str.maketrans(" ", "-", "(),'")), [*given, *shared])
+    for number, (name, arguments) in enumerate(cases.items()):
+        figures = row(out / name.translate(str.maketrans(" ", "-", "(),'")), [*arguments, *shared])
         if number == 0:
             print(head(["", *figures]))
         print(line([name, *figures.values()]), flush=True)
@@ -118,7 +116,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="5")
     options = parser.parse_args()
     if options.table == "bars":
-        cases = {name: arguments(case) for name, case in BARS.items()}
+        cases = {name: case_arguments(case) for name, case in BARS.items()}
     else:
         cases = {name: [*WEAPONS, *extra] for name, extra in ABLATIONS.items()}
     print_table(cases, options.out / options.table, ["--data.seeds", options.seeds])

@@ -1,8 +1,8 @@
-"""What each of two ranks holds of a model: ``torchrun --nproc-per-node 2 benchmarks/shares.py``.
+"""Weights on each of two ranks: ``torchrun --nproc-per-node 2 benchmarks/shares.py``.
 
 Weights of student and original together, on the emoji world after one step, by DDP and by FSDP2,
-beside what `erasure plan` says. Peaks are not measured here: FSDP2 empties what it gathered in
-place, which an account of tensors cannot see.
+beside the forecast of `erasure plan`. Peaks are not measured here: FSDP2 frees the storage of
+gathered weights in place, which a tracker of tensors cannot see.
 """
 
 import argparse
@@ -28,20 +28,27 @@ CASES = [(ESD, {"train": "all"}), (ESD, {"train": "x"}), (SAGE, {"blocks": 2})]
 WEIGHTS = ("frozen weights", "the original's own copies", "what is edited")
 
 
-def made(method: type[ErasureModule], arguments: dict[str, Any]) -> ErasureModule:
-    """The method on the world."""
+def make_module(method: type[ErasureModule], arguments: dict[str, Any]) -> ErasureModule:
+    """The method on the emoji world."""
     return method(concepts=[Concept("cigarette", "lollipop")], backbone="emoji-world", **arguments)
 
 
 def held(module: ErasureModule, strategy: Any) -> float:
     """MiB of weights on this rank, after a step."""
     trainer = Trainer(
-        max_steps=1, accelerator="cpu", devices=2, strategy=strategy, logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
-    )  # fmt: skip
+        max_steps=1,
+        accelerator="cpu",
+        devices=2,
+        strategy=strategy,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+    )
     trainer.fit(module, PromptData(batch_size=1))
-    here = [p.to_local() if isinstance(p, DTensor) else p for p in module.parameters()]
-    return sum(p.nbytes for p in here) / 2**20
+    local = [p.to_local() if isinstance(p, DTensor) else p for p in module.parameters()]
+    return sum(p.nbytes for p in local) / 2**20
 
 
 def main() -> None:
@@ -54,21 +61,15 @@ def main() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     rows = [head(["MiB on each rank", "ddp", "fsdp2", "ddp, planned", "fsdp2, planned"])]
     for method, arguments in CASES:
-        found = [held(made(method, arguments), strategy) for strategy in ("ddp", FSDP2())]
-        plan = forecast_fit(
-            made(method, arguments), PromptData(batch_size=1), [], measure=False, max_steps=1
+        measured = [held(make_module(method, arguments), strategy) for strategy in ("ddp", FSDP2())]
+        plan = forecast(
+            make_module(method, arguments), PromptData(batch_size=1), [], measure=False, max_steps=1
         )
         needs = [Needs(plan, 2, strategy).rows for strategy in ("ddp", "fsdp2")]
         planned = [sum(rows[name] for name in WEIGHTS) / 2**20 for rows in needs]
-        told = ", ".join(f"{key} {value}" for key, value in arguments.items())
-        rows.append(
-            line(
-                [
-                    f"{method.__name__} {told}".strip(),
-                    *(f"{value:.1f}" for value in (*found, *planned)),
-                ]
-            )
-        )
+        options = ", ".join(f"{key} {value}" for key, value in arguments.items())
+        name = f"{method.__name__} {options}".strip()
+        rows.append(line([name, *(f"{value:.1f}" for value in (*measured, *planned))]))
     if distributed.get_rank() == 0:
         print("\n".join(rows))
 

@@ -1,12 +1,11 @@
-"""How long one waits for commands, and for the first step of a fit: ``python
-benchmarks/startup.py``.
+"""Start-up time of commands and of a fit's first step: ``python benchmarks/startup.py``.
 
-Fresh processes of one thread in turns, medians: *seconds* on the clock, *processor* only when it
-worked for them, which the machine's load does not stretch; ratios are of these. The yardsticks are
-what no fit can do without: importing torch, and importing Lightning's command line, which imports
-torch and much else. *first step* ends when the first loss is known (a closed form's new weights);
-it includes loading the emoji world, and what the method does before: an ESD walks its bank of
-trajectories there, which is more than half of all its evaluations.
+Medians over fresh processes of one thread, in turns: *seconds* of wall-clock time, and of
+*processor* time, which is independent of the machine's load; ratios are of the latter. They are
+relative to imports that every fit needs: torch, and Lightning's command line, which imports torch
+and much else. *first step* ends with the first loss (or a closed form's new weights); it includes
+loading the emoji world, and the method's preparation: ESD's rollouts for its bank are more than
+half of all its evaluations.
 """
 
 import argparse
@@ -21,29 +20,23 @@ from tempfile import TemporaryDirectory
 
 from rows import head, line
 
-#: Ends a process behind the first training step of the config it is given; ending in any other way
-#: is a failure.
+#: Ends the process after the first training step of a config; any other end is a failure.
 FIRST_STEP = """
 import os, sys
-from erasure_lightning.module import ClosedFormErasure, GradientErasure
+from erasure_lightning.training.closed_form import ClosedFormErasure
+from erasure_lightning.training.gradient import GradientErasure
 for cls in (ClosedFormErasure, GradientErasure):
     step = cls.training_step
-    cls.training_step = lambda *given, step=step: (step(*given), os._exit(0))
+    cls.training_step = lambda *args, step=step: (step(*args), os._exit(0))
 from erasure_lightning.__main__ import main
 sys.exit(main(["fit", "--config", sys.argv[1]]) or 1)
 """
 
-#: What a parser does with so many concepts and with one, without loading a model.
-PARSED = [
-    "-m",
-    "erasure_lightning",
-    "fit",
-    "--model",
-    "UCE",
-    "--model.backbone",
-    "nowhere",
-    "--print_config",
-]
+#: Parses the arguments without loading a model.
+PARSED = ["-m", "erasure_lightning", "fit", "--model", "UCE"]
+PARSED += ["--model.backbone", "nowhere", "--print_config"]
+
+#: Concepts in a long file of names.
 NAMES = 1834
 
 CASES = {
@@ -69,21 +62,24 @@ CASES = {
 
 
 def now() -> tuple[float, float]:
-    """The clock, and what the processor has worked for children."""
+    """Wall-clock time, and the processor time of child processes."""
     worked = resource.getrusage(resource.RUSAGE_CHILDREN)
     return time.perf_counter(), worked.ru_utime + worked.ru_stime
 
 
-def seconds(given: list[str]) -> tuple[float, float]:
-    """How long a fresh Python takes for arguments, on the clock and of the processor."""
+def seconds(arguments: list[str]) -> tuple[float, float]:
+    """Wall-clock and processor time of a fresh Python with these arguments."""
     with TemporaryDirectory() as folder:
-        Path(folder, "names.txt").write_text(
-            "".join(f"painter number {i}x\n" for i in range(NAMES))
-        )
+        names = "".join(f"painter number {i}x\n" for i in range(NAMES))
+        Path(folder, "names.txt").write_text(names)
         start, worked = now()
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         subprocess.run(
-            [sys.executable, *given], cwd=folder, env=environment, capture_output=True, check=True
+            [sys.executable, *arguments],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            check=True,
         )
         end, done = now()
         return end - start, done - worked
@@ -94,24 +90,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds
-    times = [{name: seconds(given) for name, given in CASES.items()} for _ in range(rounds)]
-    took = {name: [median(each[name][i] for each in times) for i in range(2)] for name in CASES}
-    (_, torch), (_, lightning), *_ = took.values()
-    print(
-        head(
-            [
-                "",
-                "seconds",
-                "processor, s",
-                "times `import torch`",
-                "times `import lightning.pytorch.cli`",
-            ]
-        )
-    )
-    for name, (clock, worked) in took.items():
-        print(
-            line([name, *(f"{v:.2f}" for v in (clock, worked, worked / torch, worked / lightning))])
-        )
+    times = [{name: seconds(arguments) for name, arguments in CASES.items()} for _ in range(rounds)]
+    medians = {name: [median(each[name][i] for each in times) for i in range(2)] for name in CASES}
+    (_, torch), (_, lightning), *_ = medians.values()
+    ratios = ["times `import torch`", "times `import lightning.pytorch.cli`"]
+    print(head(["", "seconds", "processor, s", *ratios]))
+    for name, (clock, worked) in medians.items():
+        figures = (clock, worked, worked / torch, worked / lightning)
+        print(line([name, *(f"{figure:.2f}" for figure in figures)]))
 
 
 if __name__ == "__main__":

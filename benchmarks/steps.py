@@ -1,14 +1,14 @@
-"""What a training step costs beside what it must cost: ``python benchmarks/steps.py``.
+"""Overhead of a training step over its bare student: ``python benchmarks/steps.py``.
 
 Every gradient method's shipped config, as `erasure fit` runs it. *bare* is the part of a step that
 no implementation can save: the student's evaluations (denoiser and text encoder) that carry a
-gradient, those of attacks included, and the way back through them. *whole* is the time from the end
-of a step to the end of the next, with all that Lightning, loggers and callbacks do in between. Both
-are clocks of the same steps, of the processor's time (one thread): what else the machine does is in
-neither. What the ratio consists of: *teacher*, evaluations of a denoiser without gradient, mostly
-the frozen original's; *words*, tokenizing, and encoding without gradient; *rest*, losses, masks,
-the optimizer, logs, and everything else. Medians over the steps behind the first quarter; a step
-that walks a bank anew is rare and so left out.
+gradient, those of attacks included, and their backward passes. *whole* is the time from the end of
+a step to the end of the next, with all that Lightning, loggers and callbacks do in between. Both
+are processor time of the same steps (one thread), independent of the machine's load. The difference
+consists of *teacher*, evaluations of a denoiser without gradient, mostly of the frozen original;
+*words*, tokenizing, and encoding without gradient; *rest*, losses, masks, the optimizer, logs, and
+everything else. Medians over the steps after the first quarter, so that the rare steps that draw a
+bank's trajectories again have no effect.
 """
 
 import argparse
@@ -30,36 +30,30 @@ from erasure_lightning.callbacks.interrupt import LastCheckpoint
 from erasure_lightning.cli.run import CommandLine
 from erasure_lightning.training.gradient import GradientErasure
 
-#: Shipped configs of gradient methods, and what is overridden in them.
+#: Shipped configs of gradient methods, or the arguments of a case.
 CASES = {
-    **{name: [] for name in ("esd", "all-but-one")},
+    "esd": [],
+    "all-but-one": [],
     "all-but-one, its own two terms": [
-        "--config",
-        "all-but-one.yaml",
-        "--trainer.callbacks",
-        "null",
+        *("--config", "all-but-one.yaml"),
+        *("--trainer.callbacks", "null"),
     ],
-    **{
-        name: []
-        for name in (
-            "sdd",
-            "sage",
-            "ca",
-            "spm",
-            "mace",
-            "realera",
-            "receler",
-            "advunlearn",
-            "ant",
-            "salun",
-        )
-    },
+    "sdd": [],
+    "sage": [],
+    "ca": [],
+    "spm": [],
+    "mace": [],
+    "realera": [],
+    "receler": [],
+    "advunlearn": [],
+    "ant": [],
+    "salun": [],
 }
 PARTS = ("bare", "teacher", "words")
 
 
 class Clock(Callback):
-    """Times steps and, apart, what is done in them."""
+    """Times steps and their parts."""
 
     def __init__(self) -> None:
         self.steps: list[Counter] = []
@@ -67,61 +61,62 @@ class Clock(Callback):
         self.last = 0.0
 
     def on_train_batch_end(self, *_: Any) -> None:
-        """Close a step."""
+        """Record a step's times."""
         now = time.process_time()
         self.steps.append(self.parts + Counter(whole=now - self.last))
-        self.last, self.parts = now, Counter()
+        self.last = now
+        self.parts = Counter()
 
-    def timed(
+    def timer(
         self, work: Callable[..., Any], part: Callable[[Any, dict[str, Any]], str]
     ) -> Callable[..., Any]:
-        """The same work, whose time counts as the part that its result and its arguments say."""
+        """A timed function; its result and keyword arguments decide which part is counted."""
 
-        def listening(*given: Any, **named: Any) -> Any:
+        def timed(*args: Any, **kwargs: Any) -> Any:
             start = time.process_time()
-            result = work(*given, **named)
-            self.parts[part(result, named)] += time.process_time() - start
+            result = work(*args, **kwargs)
+            self.parts[part(result, kwargs)] += time.process_time() - start
             return result
 
-        return listening
+        return timed
 
-    def listen(self, module: GradientErasure) -> None:
-        """Time what both models are asked."""
+    def time_models(self, module: GradientErasure) -> None:
+        """Time the evaluations of both models."""
         for model in (module.backbone, module.original):
-            for part, asked in (("teacher", [model.denoiser]), ("words", model.text_encoders)):
-                for network in asked:
-                    if network.forward.__name__ != "listening":  # a network that both share, once
-                        network.forward = self.timed(network.forward, carrying(part))
-            model.embed = self.timed(model.embed, lambda *_: "words")
+            for part, networks in (("teacher", [model.denoiser]), ("words", model.text_encoders)):
+                for network in networks:
+                    if network.forward.__name__ != "timed":  # shared networks are timed once
+                        network.forward = self.timer(network.forward, forward_part(part))
+            model.embed = self.timer(model.embed, lambda *_: "words")
 
 
-def carrying(otherwise: str) -> Callable[[Any, dict[str, Any]], str]:
-    """Bare where a network's answer carries a gradient."""
-    return lambda said, _: "bare" if said[0].requires_grad else otherwise
+def forward_part(otherwise: str) -> Callable[[Any, dict[str, Any]], str]:
+    """``bare`` if a network's output requires a gradient."""
+    return lambda output, _: "bare" if output[0].requires_grad else otherwise
 
 
-def walked_back(_: Any, named: dict[str, Any]) -> str:
-    """Bare, unless the graph is kept, as it is for the gradient norms of a log."""
-    return "rest" if named.get("retain_graph") else "bare"
+def backward_part(_: Any, kwargs: dict[str, Any]) -> str:
+    """``bare``, unless the graph is retained, as for logged gradient norms."""
+    return "rest" if kwargs.get("retain_graph") else "bare"
 
 
-def clocked(case: str, steps: int) -> list[Counter]:
-    """The times of so many steps of a case's run."""
+def step_times(case: str, steps: int) -> list[Counter]:
+    """The times of a case's steps after the first quarter."""
     clock = Clock()
     with TemporaryDirectory() as folder, ExitStack() as patches:
-        given = CASES[case] or ["--config", f"{case}.yaml"]
-        given = [*given, "--data.rounds", str(steps), "--run_dir", f"{folder}/run"]
+        arguments = CASES[case] or ["--config", f"{case}.yaml"]
+        arguments = [*arguments, "--data.rounds", str(steps), "--run_dir", f"{folder}/run"]
         command = CommandLine(
-            "fit", [*given, "--trainer.enable_progress_bar", "false"], LastCheckpoint()
+            "fit", [*arguments, "--trainer.enable_progress_bar", "false"], LastCheckpoint()
         )
         module, trainer = command.model, command.trainer
         trainer.callbacks.append(clock)
         for owner, name in ((Tensor, "backward"), (torch.autograd, "grad")):
             patches.enter_context(
-                patch.object(owner, name, clock.timed(getattr(owner, name), walked_back))
+                patch.object(owner, name, clock.timer(getattr(owner, name), backward_part))
             )
         start = module.on_train_start
-        module.on_train_start = lambda: (start(), clock.listen(module))
+        module.on_train_start = lambda: (start(), clock.time_models(module))
         trainer.fit(module, datamodule=command.datamodule)
     return clock.steps[steps // 4 :]
 
@@ -132,30 +127,18 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=CASES)
     parser.add_argument("--steps", type=int, default=40)
     options = parser.parse_args()
-    print(
-        head(
-            [
-                "config",
-                "whole, ms",
-                "bare, ms",
-                "ratio",
-                *(f"{part} / bare" for part in (*PARTS[1:], "rest")),
-            ]
-        )
-    )
+    shares = [f"{part} / bare" for part in (*PARTS[1:], "rest")]
+    print(head(["config", "whole, ms", "bare, ms", "ratio", *shares]))
     for case in options.cases:
-        steps = clocked(case, options.steps)
+        steps = step_times(case, options.steps)
         whole, *parts = (median(step[name] for step in steps) for name in ("whole", *PARTS))
         shares = [median(step[name] / step["bare"] for step in steps) for name in PARTS[1:]]
         rest = median(
             (step["whole"] - sum(step[name] for name in PARTS)) / step["bare"] for step in steps
         )
         ratio = median(step["whole"] / step["bare"] for step in steps)
-        figures = [
-            f"{whole * 1e3:.0f}",
-            f"{parts[0] * 1e3:.0f}",
-            *(f"{v:.2f}" for v in (ratio, *shares, rest)),
-        ]
+        figures = [f"{whole * 1e3:.0f}", f"{parts[0] * 1e3:.0f}"]
+        figures += [f"{figure:.2f}" for figure in (ratio, *shares, rest)]
         print(line([case, *figures]), flush=True)
 
 

@@ -1,14 +1,13 @@
-"""Our ESD against the published algorithm's schedule, to the same erasure: ``python
-benchmarks/time_to_erasure.py``.
+"""Time of ESD and of its published schedule: ``python benchmarks/time_to_erasure.py``.
 
 Both erase a concept of the emoji world on our backbone, in processes of one thread that run side by
 side, and are measured as `erasure fit` measures. *published* is the schedule of
-rohitgandikota/erasing @ 25613d2: before every iteration a fresh walk of 0 to 49 of 50 steps of the
-frozen original (there a second model, here our shared one) at guidance 3; one latent, the bare
-name, Adam at a constant rate. *as shipped* is `configs/esd.yaml`. *short* is the same on a smaller
-bank and in fewer steps at a higher rate: enough for what the published schedule reaches. *seconds*
-are those of training, on the clock; *processor* counts only when the thread ran, so the load of the
-machine is not in it, nor in *times*, the ratio of the published schedule's to each.
+rohitgandikota/erasing @ 25613d2: before every iteration a fresh rollout of 0 to 49 of 50 steps of
+the frozen original (there a second model, here our shared one) at guidance 3; one latent, the bare
+name, Adam at a constant rate. *as shipped* is `configs/esd.yaml`. *short* is the same with a
+smaller bank and fewer steps at a higher rate: enough for the erasure of the published schedule.
+*seconds* are wall-clock time of training; *processor* is processor time, which is independent of
+the machine's load, and *times* the ratio of the published schedule's to each.
 """
 
 import argparse
@@ -31,23 +30,23 @@ from erasure_lightning.diffusion.sampling import RolloutStep, rollout
 from erasure_lightning.methods.esd import ESD
 from erasure_lightning.training.latent_sources import NoisyBatch, Teacher
 
-#: Sampling steps of a walk, and its guidance.
+#: Sampling steps and guidance of a rollout.
 STEPS, GUIDANCE = 50, 3.0
 
 
 class PublishedESD(ESD):
-    """ESD that walks anew before every iteration, written after the official code's steps."""
+    """ESD with a fresh rollout before every iteration, as in the official code."""
 
     def noisy_batch(self, sentences: PromptBatch) -> NoisyBatch:
-        """The latent that a rollout of 0 to 49 steps ends in; the teacher's predictions are those
-        made there.
-        """
+        """The latent after 0 to 49 steps of a rollout, with the teacher's predictions there."""
         number = int(torch.randint(STEPS, ()))
-        prompts, seed = self.original.encode(sentences.prompts), int(torch.randint(2**31, ()))
+        prompts = self.original.encode(sentences.prompts)
+        seed = int(torch.randint(2**31, ()))
         with torch.no_grad():
             steps = rollout(self.original, prompts, [seed], steps=STEPS, guidance=GUIDANCE)
-            self._step: RolloutStep = next(islice(steps, number, None))
-        x, t = self._step.x, self._step.t.expand(1).float()
+            self._step: Step = next(islice(steps, number, None))
+        x = self._step.x
+        t = self._step.t.expand(1).float()
         return NoisyBatch(x, t, sentences, Teacher(self.original, x, t, sentences))
 
     def erasure_loss(self, batch: NoisyBatch) -> Tensor:
@@ -58,7 +57,7 @@ class PublishedESD(ESD):
 
 
 class Processor(Callback):
-    """Writes how long the processor worked on training, in seconds, into the run's folder."""
+    """Writes the processor time of training in seconds into the run's folder."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
@@ -66,52 +65,32 @@ class Processor(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the file."""
-        Path(trainer.default_root_dir, "processor.json").write_text(
-            json.dumps(time.process_time() - self._start)
-        )
+        seconds = time.process_time() - self._start
+        Path(trainer.default_root_dir, "processor.json").write_text(json.dumps(seconds))
 
 
 def published(iterations: int) -> list[str]:
     """Arguments of a run of the published schedule."""
-    given = [
-        "--model",
-        "time_to_erasure.PublishedESD",
-        "--model.lr",
-        "5e-4",
-        "--data.batch_size",
-        "1",
-    ]
-    return [*given, "--data.templates", '["{}"]', "--trainer.max_steps", str(iterations)]
+    arguments = ["--model", "time_to_erasure.PublishedESD", "--model.lr", "5e-4"]
+    arguments += ["--data.batch_size", "1"]
+    return [*arguments, "--data.templates", '["{}"]', "--trainer.max_steps", str(iterations)]
 
 
 SHIPPED = ["--config", "esd.yaml"]
 SHORT = ["--model.lr", "4e-4", "--model.latents.trajectories", "8", "--data.rounds", "16"]
 
-
 COLUMNS = (
-    "own",
-    "domain",
-    "retain",
-    "feature",
-    "evaluations",
-    "with gradient",
-    "seconds",
-    "processor, s",
-    "times",
+    *("own", "domain", "retain", "feature", "evaluations", "with gradient"),
+    *("seconds", "processor, s", "times"),
 )
 
 
-def row(name: str, folder: Path, given: list[str], concept: str) -> dict[str, Any]:
+def row(name: str, folder: Path, arguments: list[str], concept: str) -> dict[str, Any]:
     """A run's figures."""
-    every = [
-        "--model.concepts",
-        f"{concept}.yaml",
-        "--data.originals",
-        str(folder.parent / "originals"),
-    ]
-    metrics, cost = fitted(
-        folder, [*given, *every, "--trainer.callbacks+=time_to_erasure.Processor"], threads=1
-    )
+    originals = str(folder.parent / "originals")
+    common = ["--model.concepts", f"{concept}.yaml", "--data.originals", originals]
+    common += ["--trainer.callbacks+=time_to_erasure.Processor"]
+    metrics, cost = fitted(folder, [*arguments, *common], threads=1)
     estimates = metrics["estimates"]
     groups = {"own": "efficacy", "domain": "generality", "retain": "specificity"}
     figures = {key: mean(estimates[group]["recognized"]) for key, group in groups.items()}
@@ -135,20 +114,20 @@ def main() -> None:
     with ThreadPoolExecutor(len(cases)) as pool:
         out = options.out / options.concept
         runs = [
-            pool.submit(row, name, out / name.replace(" ", "-"), given, options.concept)
-            for name, given in cases.items()
+            pool.submit(row, name, out / name.replace(" ", "-"), arguments, options.concept)
+            for name, arguments in cases.items()
         ]
         rows = [run.result() for run in runs]
     print(head([options.concept, *COLUMNS]))
-    for found in rows:
-        shares = [f"{found[key]:.3f}" for key in ("own", "domain", "retain", "feature")]
-        counts = [f"{found[key]:,}" for key in ("evaluations", "backwards")]
+    for figures in rows:
+        shares = [f"{figures[key]:.3f}" for key in ("own", "domain", "retain", "feature")]
+        counts = [f"{figures[key]:,}" for key in ("evaluations", "backwards")]
         times = [
-            f"{found['seconds']:.0f}",
-            f"{found['processor']:.1f}",
-            f"{rows[0]['processor'] / found['processor']:.1f}",
+            f"{figures['seconds']:.0f}",
+            f"{figures['processor']:.1f}",
+            f"{rows[0]['processor'] / figures['processor']:.1f}",
         ]
-        print(line([found[""], *shares, *counts, *times]))
+        print(line([figures[""], *shares, *counts, *times]))
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Benchmarks: methods x concepts x seeds x attacks, cell by cell, and what follows from the table."""
+"""Benchmarks: methods, concepts, seeds and attacks crossed, measured, and summarised."""

@@ -1,4 +1,4 @@
-"""The premise of a benchmark: what is to be erased is drawn, and recognised, before any edit."""
+"""Checks that the original model draws a suite's concepts recognisably, before any edit."""
 
 from typing import NamedTuple
 
@@ -14,22 +14,26 @@ from erasure_lightning.errors import ErasureError
 from erasure_lightning.metrics.groups import ERASURE_GROUPS
 from erasure_lightning.metrics.scorer import Scorer
 
-#: Shares that must be recognised: prompts that name a thing, those that name a style, and those of
-#: a domain.
-THINGS, STYLES, DOMAINS = 0.9, 0.5, 0.5
+#: Least share of recognised images for prompts that name a thing, and for neighbours.
+THING_THRESHOLD = 0.9
 
-#: Pictures drawn side by side.
-BATCH = 32
+#: Least share of recognised images for prompts that name a style.
+STYLE_THRESHOLD = 0.5
+
+#: Least share of recognised images for prompts that describe a concept without its name.
+DOMAIN_THRESHOLD = 0.5
+
+_BATCH_SIZE = 32
 
 
 class BaselineCheck(NamedTuple):
-    """How often an entry's pictures are recognised before any edit.
+    """Shares of an entry's images that are recognised before any edit, each from 0 to 1.
 
     Args:
-        entry: What is to be erased.
-        own: Of the prompts that name it.
-        domain: Of those that call it without naming it, None where there are none.
-        neighbours: Of what must stay, None where nothing is named.
+        entry: The concepts to erase.
+        own: Share for prompts that name them.
+        domain: Share for prompts that describe them by other words; None where there are none.
+        neighbours: Share for concepts that must be retained; None where none are named.
     """
 
     entry: ConceptEntry
@@ -39,27 +43,30 @@ class BaselineCheck(NamedTuple):
 
     @property
     def holds(self) -> bool:
-        """Whether there is something to erase, and something to keep."""
-        least = STYLES if self.entry.group == "style" else THINGS
-        near = (self.neighbours is None) or self.neighbours >= THINGS
-        return self.own >= least and (self.domain is None or self.domain >= DOMAINS) and near
+        """Whether every share reaches its threshold."""
+        own = STYLE_THRESHOLD if self.entry.group == "style" else THING_THRESHOLD
+        return (
+            self.own >= own
+            and (self.domain is None or self.domain >= DOMAIN_THRESHOLD)
+            and (self.neighbours is None or self.neighbours >= THING_THRESHOLD)
+        )
 
 
-class Examiner:
-    """Draws what entries are measured by, with the original model.
+class BaselineChecker:
+    """Draws entries' prompts with the original model and scores the images.
 
     Args:
         backbone: The original model.
-        seeds: Each prompt is drawn with as many.
+        seeds: Images per prompt.
 
     Raises:
-        ErasureError: If the model comes from no world, whose scorer could tell.
+        ErasureError: If the model belongs to no world, so that it has no scorer.
     """
 
     def __init__(self, backbone: Backbone, seeds: int) -> None:
         if backbone.world is None:
             raise ErasureError(
-                f"--check needs a world, whose scorer tells what it draws; found {backbone.name}."
+                f"--check needs a world, which has a scorer of its own; found {backbone.name}."
                 " Measure a single run with a scorer instead: --trainer.callbacks+=Measure"
                 " --trainer.callbacks.scorer=FOLDER."
             )
@@ -68,31 +75,31 @@ class Examiner:
         self.seeds = seeds
         self.scorer = Scorer.load(self.world.scorer).to(backbone.device)
 
-    def premise(self, entry: ConceptEntry) -> BaselineCheck:
-        """Draw an entry's own, domain and neighbours' prompts, and recognise them."""
+    def check(self, entry: ConceptEntry) -> BaselineCheck:
+        """Draw an entry's own, domain and neighbours' prompts, and score the images."""
+        groups = (*ERASING, "neighbours")
         vocabulary = Vocabulary(self.world, entry.erase)
-        rows = [
-            row
-            for row in plan(vocabulary, 1, entry.neighbours)
-            if row[0] in (*ERASURE_GROUPS, "neighbours")
-        ]
-        shots = [
+        requests = [
             ImageRequest(prompt, seed, group, "", answer, self.world.steps, self.world.guidance)
-            for group, prompt, answer in rows
+            for group, prompt, answer in plan(vocabulary, 1, entry.neighbours)
+            if group in groups
             for seed in range(self.seeds)
         ]
-        gauge = EditMetrics(self.scorer, vocabulary, shots, self.backbone.device)
-        for i in range(0, len(shots), BATCH):
-            some = shots[i : i + BATCH]
-            pictures = sample_images(
-                self.backbone, [s.prompt for s in some], [s.seed for s in some],
-                steps=self.world.steps, guidance=self.world.guidance,
-            )  # fmt: skip
-            gauge.update(some, pictures, pictures)
-        found = gauge.estimates()
-        own, domain, near = (
-            found[group]["recognized"]["before"].mean if group in found else None
-            for group in (*ERASURE_GROUPS, "neighbours")
+        metrics = EditMetrics(self.scorer, vocabulary, requests, self.backbone.device)
+        for start in range(0, len(requests), _BATCH_SIZE):
+            batch = requests[start : start + _BATCH_SIZE]
+            images = draw(
+                self.backbone,
+                [request.prompt for request in batch],
+                [request.seed for request in batch],
+                steps=self.world.steps,
+                guidance=self.world.guidance,
+            )
+            metrics.update(batch, images, images)
+        estimates = metrics.estimates()
+        own, domain, neighbours = (
+            estimates[group]["recognized"]["before"].mean if group in estimates else None
+            for group in groups
         )
-        assert own is not None  # an entry names something
-        return BaselineCheck(entry, own, domain, near)
+        assert own is not None  # every entry names at least one concept
+        return BaselineCheck(entry, own, domain, neighbours)

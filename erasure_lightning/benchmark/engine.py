@@ -1,4 +1,4 @@
-"""Runs cells as processes of their own, several side by side: a crash of one harms no other."""
+"""Runs each job in a process of its own, several in parallel; a crash ends only its own job."""
 
 import os
 import signal
@@ -14,57 +14,60 @@ from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.locks import claim
 from erasure_lightning.files.writing import write_atomically
 
-#: What a cell's commands are given to.
-PROGRAM = (sys.executable, "-m", "erasure_lightning")
+#: Command line that a job's arguments are appended to.
+_PROGRAM = (sys.executable, "-m", "erasure_lightning")
 
-#: Seconds between two looks at a child; those it has to save and leave when it is told to.
-LOOK, LEAVE = 0.2, 60.0
+#: Seconds between two polls of a child process.
+_POLL_SECONDS = 0.2
 
-#: What is locked in the folder of a cell while a process works on it.
-CLAIM_FILE = ".claim"
+#: Seconds that a terminated child has to save its state before it is killed.
+_GRACE_SECONDS = 60.0
 
-#: Seconds between two looks at a cell that another process works on.
-WAIT = 2.0
+#: Lock file in the folder of a job while a process works on it.
+_LOCK_FILE = ".claim"
 
-#: How an error of `erasure` begins.
-OURS = "erasure: error: "
+#: Seconds between two attempts to lock a job that another process works on.
+_RETRY_SECONDS = 2.0
+
+#: Prefix of the errors that `erasure` prints.
+_ERROR_PREFIX = "erasure: error: "
 
 
-class Done(NamedTuple):
-    """What became of a cell.
+class JobResult(NamedTuple):
+    """How a job ended.
 
     Args:
-        cell: The cell.
-        status: How far it is now.
-        message: Why it failed, empty where it did not.
+        job: The job.
+        status: Its status now.
+        message: Why it failed; empty where it did not.
         seconds: How long it took.
     """
 
-    cell: Job
+    job: Job
     status: Status
     message: str
     seconds: float
 
 
 class Engine:
-    """Brings cells to their end.
+    """Runs jobs until nothing is missing from their folders.
 
     Args:
-        jobs: How many side by side, at least 1.
-        threads: Of torch in each.
+        parallel: Number of jobs that run at the same time, at least 1.
+        threads: Threads of torch in each.
     """
 
-    def __init__(self, jobs: int, threads: int) -> None:
-        self.jobs = jobs
+    def __init__(self, parallel: int, threads: int) -> None:
+        self.parallel = parallel
         self.environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
         self._stop = Event()
         self._children: set[subprocess.Popen[bytes]] = set()
 
-    def run(self, cells: Sequence[Job]) -> Iterator[Done]:
-        """Run what is missing of each, and tell of each as it ends.
+    def run(self, jobs: Sequence[Job]) -> Iterator[JobResult]:
+        """Run the missing commands of each job, and yield its result as it ends.
 
-        Children hear of an interruption from here alone: each saves what it has and leaves before
-        it is passed on.
+        On an interruption, children are terminated from here alone; each saves its state and ends
+        before the interruption is raised.
 
         Raises:
             ErasureError: If joblib is not installed.
@@ -76,109 +79,114 @@ class Engine:
                 "erasure benchmark needs joblib; found none. Install it: pip install"
                 " 'erasure-lightning[benchmark]'."
             ) from error
-        side_by_side = Parallel(
-            self.jobs, prefer="threads", return_as="generator_unordered", pre_dispatch="all"
+        pool = Parallel(
+            self.parallel, prefer="threads", return_as="generator_unordered", pre_dispatch="all"
         )
         try:
-            elsewhere = []
-            for cell, done in side_by_side(delayed(self._attempt)(cell) for cell in cells):
-                if done:
-                    yield done
+            locked = []
+            for job, result in pool(delayed(self._try_job)(job) for job in jobs):
+                if result:
+                    yield result
                 else:
-                    elsewhere.append(cell)
-            if elsewhere:
-                print(
-                    f"Waiting for {len(elsewhere)} cells that another process works on.", flush=True
-                )
-            yield from side_by_side(delayed(self._await)(cell) for cell in elsewhere)
+                    locked.append(job)
+            if locked:
+                print(f"Waiting for {len(locked)} cells that another process works on.", flush=True)
+            yield from pool(delayed(self._wait_for_job)(job) for job in locked)
         finally:
             self._stop.set()
             while self._children:
-                time.sleep(LOOK)
+                time.sleep(_POLL_SECONDS)
 
-    def _attempt(self, cell: Job) -> tuple[Job, Done | None]:
-        """Run what is missing of a cell, unless another process works on it."""
+    def _try_job(self, job: Job) -> tuple[Job, JobResult | None]:
+        """Run a job; the result is None if another process works on it."""
         start = time.monotonic()
-        with claim(cell.run.root, CLAIM_FILE) as file:
+        with claim(job.run.root, _LOCK_FILE) as file:
             if file is None:
-                return cell, None
-            message = "" if self._stop.is_set() else self._commands(cell, file)
-        return cell, Done(cell, cell.status, message, time.monotonic() - start)
+                return job, None
+            message = "" if self._stop.is_set() else self._run_commands(job, file)
+        return job, JobResult(job, job.status, message, time.monotonic() - start)
 
-    def _await(self, cell: Job) -> Done:
-        """The same once the other process has left it."""
-        while (done := self._attempt(cell)[1]) is None:
-            if self._stop.wait(WAIT):
-                return Done(cell, cell.status, "", 0.0)
-        return done
+    def _wait_for_job(self, job: Job) -> JobResult:
+        """Run a job as soon as the other process has released it."""
+        while (result := self._try_job(job)[1]) is None:
+            if self._stop.wait(_RETRY_SECONDS):
+                return JobResult(job, job.status, "", 0.0)
+        return result
 
-    def _commands(self, cell: Job, file: int) -> str:
-        """One command after the other until nothing is missing; why that came to nothing, empty if
-        it did not.
-        """
-        cell.settle()
-        before: list[str] | None = None
-        while command := cell.command():
+    def _run_commands(self, job: Job, file: int) -> str:
+        """Run a job's missing commands in turn; returns why one failed, empty if none did."""
+        job.finish_measurement()
+        previous: list[str] | None = None
+        while command := job.next_command():
             if self._stop.is_set():
                 return ""
-            failed = f"erasure {command[0]} left nothing behind" if command == before else ""
-            failed = failed or self._command(cell, command, file)
-            if failed and not self._stop.is_set():
-                write_atomically(cell.failure, f"{failed}\n".encode())
-                return failed
-            cell.settle()
-            before = command
-        cell.failure.unlink(missing_ok=True)
+            if command == previous:
+                message = f"erasure {command[0]} wrote no result"
+            else:
+                message = self._run_command(job, command, file)
+            if message and not self._stop.is_set():
+                write_atomically(job.failure, f"{message}\n".encode())
+                return message
+            job.finish_measurement()
+            previous = command
+        job.failure.unlink(missing_ok=True)
         return ""
 
-    def _command(self, cell: Job, command: list[str], file: int) -> str:
-        """Run one; its last words where it fails."""
-        cell.clear()
-        with cell.log.open("ab") as log:
+    def _run_command(self, job: Job, command: list[str], file: int) -> str:
+        """Run one command; returns why it failed, empty if it did not."""
+        job.discard_measurement()
+        with job.log.open("ab") as log:
             log.write(f"$ erasure {' '.join(command)}\n".encode())
             log.flush()
-            begun = log.tell()
+            start = log.tell()
             child = subprocess.Popen(
-                [*PROGRAM, *command],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=self.environment,
-                start_new_session=True, pass_fds=[file],
-            )  # fmt: skip
+                [*_PROGRAM, *command],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=self.environment,
+                start_new_session=True,
+                pass_fds=[file],
+            )
             self._children.add(child)
             try:
                 code = self._wait(child)
             finally:
                 self._children.discard(child)
-        return (
-            last_words(cell.log.read_bytes()[begun:].decode(errors="replace"), code) if code else ""
-        )
+        if code == 0:
+            return ""
+        return failure_message(job.log.read_bytes()[start:].decode(errors="replace"), code)
 
     def _wait(self, child: "subprocess.Popen[bytes]") -> int:
         try:
             while child.poll() is None:
-                if self._stop.wait(LOOK):
-                    return _leave(child)
-        except BaseException:  # a single job runs in the thread that hears of interruptions
-            _leave(child)
+                if self._stop.wait(_POLL_SECONDS):
+                    return _terminate(child)
+        except BaseException:  # with one job, interruptions are raised in this thread
+            _terminate(child)
             raise
         return child.wait()
 
 
-def _leave(child: "subprocess.Popen[bytes]") -> int:
-    """Tell a child to save and leave; its exit code."""
-    child.terminate()  # SIGINT is ignored by what a shell's background job starts
+def _terminate(child: "subprocess.Popen[bytes]") -> int:
+    """Let a child save its state and end; returns its exit code."""
+    child.terminate()  # not SIGINT: background jobs of a shell ignore it
     try:
-        return child.wait(LEAVE)
+        return child.wait(_GRACE_SECONDS)
     except subprocess.TimeoutExpired:
         child.kill()
         return child.wait()
 
 
-def last_words(said: str, code: int) -> str:
-    """Why a command failed: its signal, else the last error of ours in what it said, else its last
-    line.
+def failure_message(output: str, code: int) -> str:
+    """Why a command failed: its signal, else its last error of ours, else its last line.
+
+    Args:
+        output: What the command printed.
+        code: Its exit code, other than 0; negative for a signal.
     """
     if code < 0:
         return f"killed by {signal.Signals(-code).name}"
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
-    told = [line.removeprefix(OURS) for line in lines if line.startswith(OURS)]
-    return (told or lines or [f"exit code {code}"])[-1]
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    errors = [line.removeprefix(_ERROR_PREFIX) for line in lines if line.startswith(_ERROR_PREFIX)]
+    return (errors or lines or [f"exit code {code}"])[-1]

@@ -1,6 +1,4 @@
-"""`Job`: one method on one concept with one seed, a run's folder that knows what is still missing
-from it.
-"""
+"""Jobs of a benchmark: one method on one concept with one seed, each in a run's folder."""
 
 import json
 import os
@@ -18,16 +16,21 @@ from erasure_lightning.benchmark.suite import AttackEntry, ConceptEntry, MethodE
 from erasure_lightning.files.writing import EDIT_FILE
 from erasure_lightning.runs.folder import Run, slug
 
-#: What a cell keeps beside its run: what its commands said, and why the last one failed.
-LOG_FILE, FAILURE_FILE = "log.txt", "failure.txt"
+#: Output of a job's commands, and why the last one failed.
+_LOG_FILE = "log.txt"
+_FAILURE_FILE = "failure.txt"
 
-#: Where a cell's edit is measured again whose measurement was killed, and what comes out of it, the
-#: figures last.
-_AGAIN, _MEASURED = "test", ("samples", "grid.png", "metrics.json")
+#: Folder in which an edit is measured again after its first measurement was killed.
+_SECOND_MEASUREMENT = "test"
+
+#: Results of a measurement, in the order in which they are moved; the figures last.
+_MEASURED = ("samples", "grid.png", "metrics.json")
+
+_NO_PROGRESS_BAR = ("--trainer.enable_progress_bar", "false")
 
 
 class Status(StrEnum):
-    """How far a cell is."""
+    """How much of a job is finished."""
 
     FINISHED = "finished"
     FAILED = "failed"
@@ -37,12 +40,12 @@ class Status(StrEnum):
 
 @dataclass(frozen=True)
 class Job:
-    """One of a benchmark's cells.
+    """One cell of a benchmark; its state is its folder alone.
 
     Args:
         suite: The benchmark.
-        out: Its folder.
-        method, concept, seed: The cell's place in it.
+        out: The benchmark's folder.
+        method, concept, seed: The method that erases the concept with this seed of training.
     """
 
     suite: Suite
@@ -57,126 +60,105 @@ class Job:
     @property
     def run(self) -> Run:
         """The folder of its run."""
-        return Run(
-            self.out / "cells" / slug(self.method.name) / slug(self.concept.name) / str(self.seed)
-        )
+        method = slug(self.method.name)
+        concept = slug(self.concept.name)
+        return Run(self.out / "cells" / method / concept / str(self.seed))
 
     @property
     def log(self) -> Path:
-        """What its commands said."""
-        return self.run.root / LOG_FILE
+        """File with the output of its commands."""
+        return self.run.root / _LOG_FILE
 
     @property
     def failure(self) -> Path:
-        """Why its last command failed, there until one succeeds."""
-        return self.run.root / FAILURE_FILE
+        """File that says why its last command failed; removed once one succeeds."""
+        return self.run.root / _FAILURE_FILE
+
+    @property
+    def config(self) -> Path:
+        """Copy of the method's config in the benchmark's folder."""
+        return self.out / "configs" / f"{slug(self.method.name)}.yaml"
 
     def outcome(self, attack: AttackEntry) -> Path:
-        """What an attack on its edit found."""
+        """File with the outcome of an attack on its edit."""
         return self.run.attacks / slug(attack.name) / "attack.json"
 
     @property
     def status(self) -> Status:
-        """How far it is."""
-        if self.command() is None:
+        """How much of it is finished."""
+        if self.next_command() is None:
             return Status.FINISHED
         if self.failure.exists():
             return Status.FAILED
         return Status.PARTIAL if self.run.config.exists() else Status.MISSING
 
-    def command(self) -> list[str] | None:
-        """Arguments of `erasure` for what is missing next; None where nothing is."""
+    def next_command(self) -> list[str] | None:
+        """Arguments of `erasure` for the next missing result; None if the job is finished."""
         run = self.run
         if not run.edit.exists():
             return ["fit", "--ckpt_path", str(run.root)] if run.last.exists() else self._fit()
         if not run.metrics.exists():
-            return [
-                "test",
-                "--ckpt_path",
-                str(run.root),
-                "--run_dir",
-                str(run.root / _AGAIN),
-                *_QUIET,
-            ]
+            folder = run.root / _SECOND_MEASUREMENT
+            options = ["--ckpt_path", str(run.root), "--run_dir", str(folder)]
+            return ["test", *options, *_NO_PROGRESS_BAR]
         missing = (attack for attack in self.suite.attacks if not self.outcome(attack).exists())
         return next((self._attack(attack) for attack in missing), None)
 
     def _fit(self) -> list[str]:
-        given = {
+        defaults = {
             "model.backbone": self.suite.backbone,
             "model.concepts": [asdict(concept) for concept in self.concept.erase],
             "model.seed": self.seed,
-            "data.originals": str(
-                self.out / "originals"
-            ),  # every method is measured against the same pictures
+            # One folder for all jobs: every method is compared with the same original images.
+            "data.originals": str(self.out / "originals"),
             "data.neighbours": list(self.concept.neighbours),
         }
-        chosen = given | self.suite.options | self.method.options
-        return [
-            "fit",
-            "--config",
-            str(self.config),
-            *arguments(chosen),
-            "--run_dir",
-            str(self.run.root),
-            *_QUIET,
-        ]
+        options = command_options(defaults | self.suite.options | self.method.options)
+        run_dir = ["--run_dir", str(self.run.root)]
+        return ["fit", "--config", str(self.config), *options, *run_dir, *_NO_PROGRESS_BAR]
 
     def _attack(self, attack: AttackEntry) -> list[str]:
-        named = ["attack", "--ckpt_path", str(self.run.root), "--attack", attack.attack]
-        return [*named, *arguments(attack.options)]
+        command = ["attack", "--ckpt_path", str(self.run.root), "--attack", attack.attack]
+        return [*command, *command_options(attack.options)]
 
-    @property
-    def config(self) -> Path:
-        """The method's config as the benchmark keeps it."""
-        return self.out / "configs" / f"{slug(self.method.name)}.yaml"
+    def discard_measurement(self) -> None:
+        """Remove what is left of a killed second measurement."""
+        shutil.rmtree(self.run.root / _SECOND_MEASUREMENT, ignore_errors=True)
 
-    def clear(self) -> None:
-        """Remove what a killed measurement left."""
-        shutil.rmtree(self.run.root / _AGAIN, ignore_errors=True)
-
-    def settle(self) -> None:
-        """Put what a second measurement found where the first would have."""
-        again = self.run.root / _AGAIN
-        if (again / _MEASURED[-1]).exists():
+    def finish_measurement(self) -> None:
+        """Move the results of a finished second measurement to where the first would be."""
+        folder = self.run.root / _SECOND_MEASUREMENT
+        if (folder / _MEASURED[-1]).exists():
             shutil.rmtree(self.run.samples, ignore_errors=True)
             for name in _MEASURED:
-                if (again / name).exists():
-                    os.replace(again / name, self.run.root / name)
-        self.clear()
+                if (folder / name).exists():
+                    os.replace(folder / name, self.run.root / name)
+        self.discard_measurement()
 
 
-_QUIET = ("--trainer.enable_progress_bar", "false")
+def command_options(options: dict[str, Any]) -> list[str]:
+    """Options as arguments of a command line, their values in JSON, which is YAML too."""
+    arguments = []
+    for name, value in options.items():
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        arguments += [f"--{name}", text]
+    return arguments
 
 
-def arguments(options: dict[str, Any]) -> list[str]:
-    """Options as the command line takes them, values in JSON, which is YAML too."""
-    return [
-        word
-        for name, value in options.items()
-        for word in (
-            f"--{name}",
-            value if isinstance(value, str) else json.dumps(value, ensure_ascii=False),
-        )
-    ]
+def list_jobs(suite: Suite, out: Path) -> list[Job]:
+    """All jobs of a suite, by seed, then method, so that a stopped benchmark has whole methods."""
+    cells = product(suite.seeds, suite.methods, suite.concepts)
+    return [Job(suite, out, method, concept, seed) for seed, method, concept in cells]
 
 
-def cells(suite: Suite, out: Path) -> list[Job]:
-    """Every cell: seed by seed, method by method, so that a benchmark cut short has whole methods."""
-    places = product(suite.seeds, suite.methods, suite.concepts)
-    return [Job(suite, out, method, concept, seed) for seed, method, concept in places]
-
-
-def begun(out: Path) -> bool:
+def has_edits(out: Path) -> bool:
     """Whether a benchmark's folder holds an edit, or a checkpoint on the way to one."""
-    folders = ((out / "cells").glob(f"*/*/*/{name}") for name in (EDIT_FILE, "checkpoints"))
-    return any(any(found) for found in folders)
+    matches = ((out / "cells").glob(f"*/*/*/{name}") for name in (EDIT_FILE, "checkpoints"))
+    return any(any(paths) for paths in matches)
 
 
-def files(suite: Suite, out: Path) -> Iterator[tuple[Path, str]]:
-    """What a benchmark's folder holds before the first cell: the suite, by which it is known, and
-    the configs.
-    """
+def initial_files(suite: Suite, out: Path) -> Iterator[tuple[Path, str]]:
+    """Files of a benchmark's folder before its first job: the suite and its configs."""
     yield out / "suite.yaml", yaml.safe_dump(suite.content(), sort_keys=False, allow_unicode=True)
     for method in suite.methods:
         text = yaml.safe_dump(method.config, sort_keys=False, allow_unicode=True)

@@ -1,6 +1,4 @@
-"""The Pareto plot of a benchmark: what is forgotten against what is kept. matplotlib is imported
-where it is drawn.
-"""
+"""Pareto plot of a benchmark: erasure against retention. Imports matplotlib when it draws."""
 
 import io
 from collections.abc import Sequence
@@ -9,39 +7,38 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from erasure_lightning.benchmark.statistics import Interval
-from erasure_lightning.benchmark.summary import Standing, Summary
+from erasure_lightning.benchmark.summary import MethodSummary, Summary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-#: Told apart by every eye (Okabe and Ito 2008), and once they are used up by the marker.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "^", "D")
+#: Colours that remain distinct under colour blindness (Okabe and Ito 2008).
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+#: Markers, one for each round of the palette.
+_MARKERS = ("o", "s", "^", "D")
 
 
 def plot_pareto(summary: Summary, name: str) -> bytes:
-    """A PNG: each method with its intervals, the front of the complete ones, the others hollow.
+    """Plot each method with its intervals, and the front of the complete ones; others are hollow.
 
     Args:
-        summary: Of the benchmark.
-        name: What it is called.
+        summary: The benchmark's summary.
+        name: The benchmark's name, for the title.
+
+    Returns:
+        The plot as PNG.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8.4, 4.8), dpi=150, layout="constrained")
     axes = figure.subplots()
-    for i, standing in enumerate(summary.standings):
-        if standing.erasure and standing.retention:
-            marker = MARKERS[i // len(COLOURS) % len(MARKERS)]
-            _point(
-                axes,
-                standing,
-                standing.erasure,
-                standing.retention,
-                COLOURS[i % len(COLOURS)],
-                marker,
-            )
-    _front(axes, [s for s in summary.standings if s.on_front])
+    for i, method in enumerate(summary.methods):
+        if method.erasure and method.retention:
+            colour = PALETTE[i % len(PALETTE)]
+            marker = _MARKERS[i // len(PALETTE) % len(_MARKERS)]
+            _plot_point(axes, method, method.erasure, method.retention, colour, marker)
+    _plot_front(axes, [method for method in summary.methods if method.on_front])
     axes.set_xlabel("erasure: harmonic mean of 1 - efficacy and 1 - generality →")
     axes.set_ylabel("retention: specificity →")
     area = "" if summary.hypervolume is None else f"; hypervolume {summary.hypervolume:.4f}"
@@ -57,40 +54,49 @@ def plot_pareto(summary: Summary, name: str) -> bytes:
     return buffer.getvalue()
 
 
-def _point(
+def _plot_point(
     axes: "Axes",
-    standing: Standing,
+    method: MethodSummary,
     erasure: Interval,
     retention: Interval,
     colour: str,
     marker: str,
 ) -> None:
-    label = (
-        standing.method
-        if standing.complete
-        else f"{standing.method} ({standing.finished}/{standing.cells} cells)"
-    )
+    cells = "" if method.complete else f" ({method.finished}/{method.cells} cells)"
     axes.errorbar(
-        erasure.mean, retention.mean, xerr=_reach(erasure), yerr=_reach(retention), label=label, color=colour,
-        marker=marker, markersize=8, markerfacecolor=colour if standing.complete else "white", elinewidth=1, capsize=2,
+        erasure.mean,
+        retention.mean,
+        xerr=_error_bar(erasure),
+        yerr=_error_bar(retention),
+        label=f"{method.method}{cells}",
+        color=colour,
+        marker=marker,
+        markersize=8,
+        markerfacecolor=colour if method.complete else "white",
+        elinewidth=1,
+        capsize=2,
         linestyle="none",
-    )  # fmt: skip
+    )
 
 
-def _reach(interval: Interval) -> "np.ndarray[tuple[int, int], np.dtype[np.float64]] | None":
-    """How far an interval reaches to both sides, ``(2, 1)``; a percentile interval may lie beside
-    its mean.
+def _error_bar(interval: Interval) -> "np.ndarray[tuple[int, int], np.dtype[np.float64]] | None":
+    """Lengths of an interval below and above its mean, ``(2, 1)``; None without an interval.
+
+    The mean may lie outside a percentile interval; that side's length is then 0.
     """
     if np.isnan(interval.low):
         return None
     return np.maximum([[interval.mean - interval.low], [interval.high - interval.mean]], 0.0)
 
 
-def _front(axes: "Axes", best: Sequence[Standing]) -> None:
-    """The staircase under which everything is dominated, to the edges of the plot."""
-    points = sorted((s.erasure.mean, s.retention.mean) for s in best if s.erasure and s.retention)
+def _plot_front(axes: "Axes", methods: Sequence[MethodSummary]) -> None:
+    """Plot the border of the dominated area, from edge to edge of the plot."""
+    points = sorted(
+        (m.erasure.mean, m.retention.mean) for m in methods if m.erasure and m.retention
+    )
     if points:
-        left, bottom = axes.get_xlim()[0], axes.get_ylim()[0]
+        left = axes.get_xlim()[0]
+        bottom = axes.get_ylim()[0]
         xs, ys = zip((left, points[0][1]), *points, (points[-1][0], bottom), strict=True)
         axes.step(xs, ys, where="pre", color="0.4", linewidth=1, linestyle="--", zorder=0)
         axes.set_xlim(left=left)

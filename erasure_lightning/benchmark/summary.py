@@ -1,6 +1,4 @@
-"""What follows from a benchmark's table: each method's means with intervals, ranks, and who is on
-the Pareto front.
-"""
+"""Summary of a benchmark: means with intervals, ranks, and the Pareto front of its methods."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -8,33 +6,38 @@ from statistics import fmean, harmonic_mean
 
 from erasure_lightning.benchmark.jobs import Status
 from erasure_lightning.benchmark.statistics import Interval, bootstrap, front, hypervolume, ranks
-from erasure_lightning.benchmark.table import PROTOCOL, Row
+from erasure_lightning.benchmark.table import PROTOCOL_SUFFIX, CellRow
 from erasure_lightning.errors import ErasureError
 
 #: Figures of a summary, and whether higher is better.
-DIRECTIONS = {
-    "efficacy": False, "generality": False, "neighbours": True, "specificity": True, "similarity": True,
+_HIGHER_IS_BETTER = {
+    "efficacy": False,
+    "generality": False,
+    "neighbours": True,
+    "specificity": True,
+    "similarity": True,
     "distance": False,
     "harmonic": True,
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
-class Standing:
-    """A method's place in a benchmark.
+class MethodSummary:
+    """Means, ranks and Pareto position of one method in a benchmark.
 
     Args:
         method: Its name.
-        finished, cells: How many of its cells were measured, out of how many.
-        figures: Mean of each figure over concepts, with its interval; those measured nowhere are
-            left out.
+        finished: How many of its cells were measured.
+        cells: How many cells it has.
+        figures: Mean of each figure over concepts, with its interval; without figures that were
+            not measured.
         erasure, retention: The coordinates of the Pareto plot; None before the first cell.
-        ranks: Mean over concepts of its rank among the complete methods, by figure; empty unless it
-            is complete.
+        ranks: Mean over concepts of its rank among the complete methods, by figure; empty unless
+            it is complete.
         on_front: Whether no complete method erases and retains at least as well, and one of them
             better.
         contribution: The area that it alone adds to the hypervolume of the complete methods.
-        seconds: Mean of training.
+        seconds: Mean duration of training.
     """
 
     method: str
@@ -50,151 +53,161 @@ class Standing:
 
     @property
     def complete(self) -> bool:
-        """Whether all of its cells were measured; otherwise its means are over other concepts than
-        those of others.
-        """
+        """Whether all of its cells were measured, so that its means are over all concepts."""
         return self.finished == self.cells
 
 
 @dataclass(frozen=True)
 class Summary:
-    """A benchmark at a glance.
+    """Summary of a benchmark.
 
     Args:
-        standings: The methods', the complete ones by their mean rank in the harmonic mean, then the
-            others.
+        methods: The complete methods by their mean rank in the harmonic mean, then the others.
         hypervolume: The area under the complete methods' Pareto front, 1 at best; None without
             complete methods.
-        figures: Those that were measured, attacks behind the others.
+        figures: Names of the measured figures, those of attacks last.
     """
 
-    standings: tuple[Standing, ...]
+    methods: tuple[MethodSummary, ...]
     hypervolume: float | None
     figures: tuple[str, ...]
 
 
-def summarize(table: Sequence[Row]) -> Summary:
-    """Bring a table's rows together.
+def summarize(table: Sequence[CellRow]) -> Summary:
+    """Summarise a benchmark's table.
 
     Args:
-        table: All cells' rows, finished or not; what is not finished counts for nothing, not for
-            zero.
+        table: The rows of all cells; those of unfinished cells are left out of every mean.
 
     Raises:
         ErasureError: If no cell has finished.
     """
-    done = [row for row in table if row["status"] == Status.FINISHED]
-    if not done:
+    finished = [row for row in table if row["status"] == Status.FINISHED]
+    if not finished:
         raise ErasureError("A summary needs at least one finished cell; found none.")
     figures = tuple(
-        name for name in directions(table) if any(row[name] is not None for row in done)
+        name for name in higher_is_better(table) if any(row[name] is not None for row in finished)
     )
-    methods = list(dict.fromkeys(row["method"] for row in table))
-    complete = [m for m in methods if all(row["status"] == Status.FINISHED for row in of(table, m))]
-    points = {m: _point(of(done, m)) for m in complete}
-    known = {m: p for m, p in points.items() if p}
-    best = {list(known)[i] for i in front(list(known.values()))}
-    ranked = _ranks(table, complete, figures)
-    standings = [
-        _standing(m, of(table, m), figures, ranked.get(m, {}), m in best, known) for m in methods
+    names = list(dict.fromkeys(row["method"] for row in table))
+    complete = [
+        name
+        for name in names
+        if all(row["status"] == Status.FINISHED for row in rows_of(table, name))
     ]
-    standings.sort(key=lambda s: (not s.complete, s.ranks.get("harmonic", 0.0)))
-    return Summary(tuple(standings), hypervolume(list(known.values())) if known else None, figures)
+    points = {}
+    for name in complete:
+        if point := _pareto_point(rows_of(finished, name)):
+            points[name] = point
+    best = {list(points)[i] for i in front(list(points.values()))}
+    mean_ranks = _mean_ranks(table, complete, figures)
+    methods = [
+        _method_summary(
+            name, rows_of(table, name), figures, mean_ranks.get(name, {}), name in best, points
+        )
+        for name in names
+    ]
+    methods.sort(key=lambda method: (not method.complete, method.ranks.get("harmonic", 0.0)))
+    volume = hypervolume(list(points.values())) if points else None
+    return Summary(tuple(methods), volume, figures)
 
 
-def directions(table: Sequence[Row]) -> dict[str, bool]:
-    """Figures of a table, and whether higher is better; an attack had better not succeed."""
+def higher_is_better(table: Sequence[CellRow]) -> dict[str, bool]:
+    """The figures of a table, and whether higher is better; for success of attacks it is not."""
     attacks = [
-        n
-        for n in table[0]
-        if n.startswith("attack_") and not n.endswith(("_low", "_high", PROTOCOL))
+        name
+        for name in table[0]
+        if name.startswith("attack_") and not name.endswith(("_low", "_high", PROTOCOL_SUFFIX))
     ]
-    return DIRECTIONS | dict.fromkeys(attacks, False)
+    return _HIGHER_IS_BETTER | dict.fromkeys(attacks, False)
 
 
-def of(table: Iterable[Row], method: str) -> list[Row]:
-    """A method's rows."""
+def rows_of(table: Iterable[CellRow], method: str) -> list[CellRow]:
+    """The rows of one method."""
     return [row for row in table if row["method"] == method]
 
 
-def erasure(row: Row) -> float | None:
-    """How much is forgotten, 0..1: the harmonic mean of 1 - efficacy and 1 - generality, of what
-    was measured.
-    """
+def erasure_score(row: CellRow) -> float | None:
+    """Harmonic mean of 1 - efficacy and 1 - generality, 0 to 1, over those that were measured."""
     terms = [1 - row[name] for name in ("efficacy", "generality") if row[name] is not None]
     return harmonic_mean(terms) if terms else None
 
 
-def retention(row: Row) -> float | None:
-    """How much is kept, 0..1: specificity."""
-    kept = row["specificity"]
-    return None if kept is None else float(kept)
+def retention_score(row: CellRow) -> float | None:
+    """Specificity, 0 to 1."""
+    specificity = row["specificity"]
+    return None if specificity is None else float(specificity)
 
 
-def by_concept(values: Iterable[tuple[str, float | None]]) -> list[list[float]]:
-    """What was measured, a list for each concept."""
-    found: dict[str, list[float]] = {}
+def values_by_concept(values: Iterable[tuple[str, float | None]]) -> list[list[float]]:
+    """The measured values of each concept, one list per concept."""
+    groups: dict[str, list[float]] = {}
     for concept, value in values:
         if value is not None:
-            found.setdefault(concept, []).append(value)
-    return list(found.values())
+            groups.setdefault(concept, []).append(value)
+    return list(groups.values())
 
 
-def _estimate(values: Iterable[tuple[str, float | None]]) -> Interval | None:
-    groups = by_concept(values)
+def _interval(values: Iterable[tuple[str, float | None]]) -> Interval | None:
+    groups = values_by_concept(values)
     return bootstrap(groups) if groups else None
 
 
-def _point(done: Sequence[Row]) -> tuple[float, float] | None:
-    both = [
-        by_concept((row["concept"], of_row(row)) for row in done) for of_row in (erasure, retention)
-    ]
-    return (fmean(map(fmean, both[0])), fmean(map(fmean, both[1]))) if all(both) else None
+def _pareto_point(rows: Sequence[CellRow]) -> tuple[float, float] | None:
+    """Means over concepts of erasure and retention; None if one of them was not measured."""
+    erasures = values_by_concept((row["concept"], erasure_score(row)) for row in rows)
+    retentions = values_by_concept((row["concept"], retention_score(row)) for row in rows)
+    if not erasures or not retentions:
+        return None
+    return fmean(map(fmean, erasures)), fmean(map(fmean, retentions))
 
 
-def _ranks(
-    table: Sequence[Row], complete: Sequence[str], figures: Sequence[str]
+def _mean_ranks(
+    table: Sequence[CellRow], methods: Sequence[str], figures: Sequence[str]
 ) -> dict[str, dict[str, float]]:
-    """Mean over concepts of the complete methods' ranks; what a concept was not measured in ranks
-    nobody in it.
+    """Mean over concepts of the methods' ranks in each figure.
+
+    Concepts in which a method lacks the figure are left out.
     """
-    higher, found = directions(table), {m: dict[str, float]() for m in complete}
+    higher = higher_is_better(table)
+    mean_ranks: dict[str, dict[str, float]] = {method: {} for method in methods}
     for figure in figures:
-        places: list[list[float]] = []
+        ranks_by_concept: list[list[float]] = []
         for concept in dict.fromkeys(row["concept"] for row in table):
             rows = [row for row in table if row["concept"] == concept and row[figure] is not None]
-            values = [[row[figure] for row in of(rows, m)] for m in complete]
+            values = [[row[figure] for row in rows_of(rows, method)] for method in methods]
             if values and all(values):
-                places.append(ranks([fmean(v) for v in values], higher[figure]))
-        if places:
-            for method, mean in zip(complete, map(fmean, zip(*places, strict=True)), strict=True):
-                found[method][figure] = mean
-    return found
+                ranks_by_concept.append(ranks(list(map(fmean, values)), higher[figure]))
+        if ranks_by_concept:
+            means = map(fmean, zip(*ranks_by_concept, strict=True))
+            for method, mean in zip(methods, means, strict=True):
+                mean_ranks[method][figure] = mean
+    return mean_ranks
 
 
-def _standing(
+def _method_summary(
     method: str,
-    rows: Sequence[Row],
+    rows: Sequence[CellRow],
     figures: Sequence[str],
-    ranked: dict[str, float],
-    best: bool,
+    mean_ranks: dict[str, float],
+    on_front: bool,
     points: dict[str, tuple[float, float]],
-) -> Standing:
-    done = [row for row in rows if row["status"] == Status.FINISHED]
-    means = {f: _estimate((row["concept"], row[f]) for row in done) for f in figures}
-    others = [point for name, point in points.items() if name != method]
-    seconds = [row["seconds"] for row in done if row["seconds"] is not None]
-    return Standing(
+) -> MethodSummary:
+    finished = [row for row in rows if row["status"] == Status.FINISHED]
+    means = {f: _interval((row["concept"], row[f]) for row in finished) for f in figures}
+    seconds = [row["seconds"] for row in finished if row["seconds"] is not None]
+    contribution = 0.0
+    if method in points:
+        others = [point for name, point in points.items() if name != method]
+        contribution = hypervolume([*points.values()]) - hypervolume(others)
+    return MethodSummary(
         method=method,
-        finished=len(done),
+        finished=len(finished),
         cells=len(rows),
-        figures={f: mean for f, mean in means.items() if mean},
-        erasure=_estimate((row["concept"], erasure(row)) for row in done),
-        retention=_estimate((row["concept"], retention(row)) for row in done),
-        ranks=ranked,
-        on_front=best,
-        contribution=(
-            hypervolume([*points.values()]) - hypervolume(others) if method in points else 0.0
-        ),
+        figures={figure: mean for figure, mean in means.items() if mean},
+        erasure=_interval((row["concept"], erasure_score(row)) for row in finished),
+        retention=_interval((row["concept"], retention_score(row)) for row in finished),
+        ranks=mean_ranks,
+        on_front=on_front,
+        contribution=contribution,
         seconds=fmean(seconds) if seconds else None,
     )

@@ -1,6 +1,4 @@
-"""The table of a benchmark: a row a cell, with its figures, their intervals, its cost, and how it
-was measured.
-"""
+"""Table of a benchmark: for each cell its figures with intervals, its cost and its protocols."""
 
 import csv
 import io
@@ -18,8 +16,8 @@ from erasure_lightning.files.writing import write_atomically, write_json
 from erasure_lightning.metrics.estimates import Estimate
 from erasure_lightning.metrics.protocol import Protocol, Result
 
-#: Figures of a cell: the group and the metric of its `Result` that they come from.
-FIGURES = {
+#: Figures of a cell: the group and the metric of its `Result` that each is read from.
+_FIGURES = {
     "efficacy": ("efficacy", "recognized"),
     "generality": ("generality", "recognized"),
     "neighbours": ("neighbours", "recognized"),
@@ -28,105 +26,104 @@ FIGURES = {
     "distance": ("structure", "distance"),
 }
 
-#: What ``cost.json`` holds of a fit.
-COSTS = ("seconds", "steps", "trained_parameters", "evaluations", "backwards", "peak_gib")
+#: Fields of a fit's ``cost.json``.
+_COST_FIELDS = ("seconds", "steps", "trained_parameters", "evaluations", "backwards", "peak_gib")
 
-#: How the names of columns end that tell how a figure was measured.
-PROTOCOL = "protocol"
+#: End of the names of columns that identify how a figure was measured.
+PROTOCOL_SUFFIX = "protocol"
 
-Row = dict[str, Any]
+#: Values of one cell by column; None where a value is not known.
+CellRow = dict[str, Any]
 
 
-def rows(cells: Sequence[Job]) -> tuple[list[Row], dict[str, Protocol]]:
-    """A row for every cell, what is not known being None; and the protocols by their identity.
+def table_rows(jobs: Sequence[Job]) -> tuple[list[CellRow], dict[str, Protocol]]:
+    """The row of every job, and the protocols by their identity.
 
     Raises:
-        ErasureError: If a finished cell's files hold something else than they should.
+        ErasureError: If a file of a finished job cannot be read.
     """
     protocols: dict[str, Protocol] = {}
-    return [_row(cell, protocols) for cell in cells], protocols
+    return [_table_row(job, protocols) for job in jobs], protocols
 
 
-def _row(cell: Job, protocols: dict[str, Protocol]) -> Row:
-    status = cell.status
-    result = Result.load(cell.run.metrics) if cell.run.metrics.exists() else None
-    row: Row = {
-        "method": cell.method.name, "concept": cell.concept.name, "group": cell.concept.group, "seed": cell.seed,
-        "status": status.value, "message": _message(cell) if status is Status.FAILED else "",
-        PROTOCOL: _noted(result, protocols),
-    }  # fmt: skip
-    for figure, (group, metric) in FIGURES.items():
-        whens = result.estimates.get(group, {}).get(metric, {}) if result else {}
-        row |= _told(figure, whens.get("after"))
-        if figure not in ("similarity", "distance"):
-            row[f"{figure}_before"] = whens["before"].mean if "before" in whens else None
-    row["harmonic"] = result.overall("after") if result else None
-    for attack in cell.suite.attacks:
-        path = cell.outcome(attack)
-        outcome = Outcome.load(path) if path.exists() else None
-        row |= _told(f"attack_{attack.name}", outcome.success["attacked"] if outcome else None)
-        row[f"attack_{attack.name}_{PROTOCOL}"] = _noted(outcome, protocols)
-    return row | _cost(cell.run.cost)
-
-
-def _told(name: str, estimate: Estimate | None) -> Row:
-    """A mean and its interval over picture seeds."""
-    found = estimate if estimate and not math.isnan(estimate.mean) else None
-    return {
-        name: found and found.mean,
-        f"{name}_low": found and found.low,
-        f"{name}_high": found and found.high,
+def _table_row(job: Job, protocols: dict[str, Protocol]) -> CellRow:
+    status = job.status
+    result = Result.load(job.run.metrics) if job.run.metrics.exists() else None
+    message = job.failure.read_text(encoding="utf-8").strip() if status is Status.FAILED else ""
+    row: CellRow = {
+        "method": job.method.name,
+        "concept": job.concept.name,
+        "group": job.concept.group,
+        "seed": job.seed,
+        "status": status.value,
+        "message": message,
+        PROTOCOL_SUFFIX: _record_protocol(result, protocols),
     }
+    for figure, (group, metric) in _FIGURES.items():
+        estimates = result.estimates.get(group, {}).get(metric, {}) if result else {}
+        row |= _figure_columns(figure, estimates.get("after"))
+        if figure not in ("similarity", "distance"):
+            before = estimates.get("before")
+            row[f"{figure}_before"] = before.mean if before else None
+    row["harmonic"] = result.overall("after") if result else None
+    for attack in job.suite.attacks:
+        name = f"attack_{attack.name}"
+        path = job.outcome(attack)
+        outcome = Outcome.load(path) if path.exists() else None
+        row |= _figure_columns(name, outcome.success["attacked"] if outcome else None)
+        row[f"{name}_{PROTOCOL_SUFFIX}"] = _record_protocol(outcome, protocols)
+    return row | _cost_columns(job.run.cost)
 
 
-def _message(cell: Job) -> str:
-    return cell.failure.read_text(encoding="utf-8").strip()
+def _figure_columns(name: str, estimate: Estimate | None) -> CellRow:
+    """A mean and the ends of its interval over seeds of images."""
+    if estimate is None or math.isnan(estimate.mean):
+        return {name: None, f"{name}_low": None, f"{name}_high": None}
+    return {name: estimate.mean, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
 
 
-def _noted(measured: Result | Outcome | None, protocols: dict[str, Protocol]) -> str:
-    """How something was measured, by its identity; empty where it was not."""
+def _record_protocol(measured: Result | Outcome | None, protocols: dict[str, Protocol]) -> str:
+    """Add a measurement's protocol; returns its identity, empty without a measurement."""
     if measured is None:
         return ""
     protocols[measured.protocol.identity] = measured.protocol
     return measured.protocol.identity
 
 
-def _cost(path: Path) -> Row:
+def _cost_columns(path: Path) -> CellRow:
     try:
-        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        return {name: found.get(name) for name in COSTS}
+        cost = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return {name: cost.get(name) for name in _COST_FIELDS}
     except (ValueError, AttributeError) as error:
         raise ErasureError(
-            f"{path} needs what a fit cost; found something else ({error}). Delete it."
+            f"{path} needs the cost of a fit; found something else ({error}). Delete it."
         ) from error
 
 
-def check_protocols(table: Sequence[Row], protocols: Mapping[str, Protocol]) -> None:
-    """Raise if two cells of one concept were measured differently.
+def check_protocols(table: Sequence[CellRow], protocols: Mapping[str, Protocol]) -> None:
+    """Raise if two cells of one concept were measured by different protocols.
 
     Raises:
         ErasureError: With both cells, and the first field in which their protocols differ.
     """
-    first: dict[tuple[str, str], Row] = {}
+    first: dict[tuple[str, str], CellRow] = {}
     for row in table:
-        for column in (name for name in row if name.endswith(PROTOCOL) and row[name]):
+        for column in (name for name in row if name.endswith(PROTOCOL_SUFFIX) and row[name]):
             other = first.setdefault((row["concept"], column), row)
             if difference := protocols[other[column]].difference(protocols[row[column]]):
                 raise ErasureError(
-                    f"{_called(other)} and {_called(row)} were measured differently and cannot"
-                    f" stand in one summary. They differ in {difference}. Delete one's folder and"
-                    " run the benchmark again."
+                    f"{_cell_name(other)} and {_cell_name(row)} were measured differently and"
+                    f" cannot stand in one summary. They differ in {difference}. Delete one's"
+                    " folder and run the benchmark again."
                 )
 
 
-def _called(row: Row) -> str:
+def _cell_name(row: CellRow) -> str:
     return f"{row['method']} {row['concept']} seed {row['seed']}"
 
 
-def save(folder: Path, table: Sequence[Row], protocols: Mapping[str, Protocol]) -> None:
-    """Write ``table.csv``, where pyarrow is installed ``table.parquet``, and ``protocols.json`` by
-    identity.
-    """
+def save_table(folder: Path, table: Sequence[CellRow], protocols: Mapping[str, Protocol]) -> None:
+    """Write ``table.csv``, ``protocols.json`` and, with pyarrow installed, ``table.parquet``."""
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, list(table[0]))
     writer.writeheader()
@@ -134,34 +131,27 @@ def save(folder: Path, table: Sequence[Row], protocols: Mapping[str, Protocol]) 
     write_atomically(folder / "table.csv", text.getvalue().encode())
     content = {identity: asdict(protocol) for identity, protocol in sorted(protocols.items())}
     write_json(folder / "protocols.json", content)
-    if (parquet := _parquet(table)) is not None:
+    if (parquet := _to_parquet(table)) is not None:
         write_atomically(folder / "table.parquet", parquet)
 
 
-def _parquet(table: Sequence[Row]) -> bytes | None:
-    """The table as Parquet; None where pyarrow is not installed."""
+def _to_parquet(table: Sequence[CellRow]) -> bytes | None:
+    """The table as Parquet; None without pyarrow."""
     try:
         import pyarrow
         from pyarrow import parquet
     except ModuleNotFoundError:
         return None
-    texts = {"method", "concept", "group", "status", "message"} | {
-        name for name in table[0] if name.endswith(PROTOCOL)
-    }
-    whole = {"seed", "steps", "trained_parameters", "evaluations", "backwards"}
-    schema = pyarrow.schema(
-        (
-            name,
-            (
-                pyarrow.string()
-                if name in texts
-                else pyarrow.int64()
-                if name in whole
-                else pyarrow.float64()
-            ),
-        )
-        for name in table[0]
-    )
+    texts = {"method", "concept", "group", "status", "message"}
+    texts |= {name for name in table[0] if name.endswith(PROTOCOL_SUFFIX)}
+    integers = {"seed", "steps", "trained_parameters", "evaluations", "backwards"}
+    columns = []
+    for name in table[0]:
+        if name in texts:
+            columns.append((name, pyarrow.string()))
+        else:
+            columns.append((name, pyarrow.int64() if name in integers else pyarrow.float64()))
     sink = pyarrow.BufferOutputStream()
-    parquet.write_table(pyarrow.Table.from_pylist(list(table), schema=schema), sink)
+    content = pyarrow.Table.from_pylist(list(table), schema=pyarrow.schema(columns))
+    parquet.write_table(content, sink)
     return bytes(sink.getvalue())

@@ -12,8 +12,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from erasure_lightning.benchmark.jobs import Job, Status, begun, cells, files
-from erasure_lightning.benchmark.suite import Reader, Suite
+from erasure_lightning.benchmark.jobs import Job, Status, has_edits, initial_files, list_jobs
+from erasure_lightning.benchmark.suite import Suite
+from erasure_lightning.benchmark.suite_reader import SuiteReader
 from erasure_lightning.cli.arguments import Arguments, count
 from erasure_lightning.cli.configs import SHIPPED, checked_config, load_yaml
 from erasure_lightning.cli.short_names import find_concepts
@@ -38,8 +39,8 @@ def benchmark(argv: list[str]) -> None:
     """
     options = _parser().parse_args(argv)
     suite = _reader().read(_find(options.suite))
-    out = options.out or RUNS_FOLDER / slug(suite.name)
-    every = cells(suite, out)
+    out = options.out or RUNS / slug(suite.name)
+    every = list_jobs(suite, out)
     if options.list:
         for number, cell in enumerate(every):
             print(f"{number}\t{cell}\t{cell.status}")
@@ -97,8 +98,8 @@ def _parser() -> Arguments:
     return parser
 
 
-def _reader() -> Reader:
-    return Reader(_config, lambda name: read_concepts(find_concepts(name)))
+def _reader() -> SuiteReader:
+    return SuiteReader(_config, lambda name: read_concepts(find_concepts(name)))
 
 
 def _config(name: str) -> dict[str, Any]:
@@ -131,7 +132,7 @@ def _chosen(every: Sequence[Job], number: int) -> Job:
 def _check_folder(suite: Suite, out: Path) -> None:
     """Raise if the folder is not this benchmark's."""
     if (held := out / SUITE_FILE).exists():
-        if (difference := _reader().read(held).difference(suite)) and begun(out):
+        if (difference := _reader().read(held).difference(suite)) and has_edits(out):
             raise ErasureError(
                 f"{out} holds another benchmark's cells. They differ in {difference} (there and"
                 " here). Choose another --out, or undo the change."
@@ -156,7 +157,7 @@ def _run(suite: Suite, out: Path, chosen: Sequence[Job], options: argparse.Names
     if not missing:
         return
     _check_options(suite, missing)
-    for path, text in files(suite, out):
+    for path, text in initial_files(suite, out):
         write_atomically(path, text.encode())
     threads = options.threads or _threads(options.jobs)
     print(
@@ -165,9 +166,9 @@ def _run(suite: Suite, out: Path, chosen: Sequence[Job], options: argparse.Names
     )
     with _farewell(options.suite, out):
         for number, done in enumerate(Engine(options.jobs, threads).run(missing), start=1):
-            told = f" ({done.message}; see {done.cell.log})" if done.message else ""
+            told = f" ({done.message}; see {done.job.log})" if done.message else ""
             print(
-                f"[{number}/{len(missing)}] {done.cell}: {done.status} after {done.seconds:.0f}"
+                f"[{number}/{len(missing)}] {done.job}: {done.status} after {done.seconds:.0f}"
                 f" s{told}",
                 flush=True,
             )
@@ -220,14 +221,14 @@ def _check_options(suite: Suite, missing: Sequence[Job]) -> None:
     with (
         tempfile.TemporaryDirectory() as scratch
     ):  # a folder of a suite that cannot run would be in the way
-        for path, text in files(suite, Path(scratch)):
+        for path, text in initial_files(suite, Path(scratch)):
             write_atomically(path, text.encode())
-        for cell in cells(suite, Path(scratch))[:: len(suite.concepts)][: len(suite.methods)]:
+        for cell in list_jobs(suite, Path(scratch))[:: len(suite.concepts)][: len(suite.methods)]:
             if not any(other.method == cell.method for other in missing):
                 continue
             try:
                 with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
-                    run("fit", [*(cell.command() or ())[1:], "--print_config"])
+                    run("fit", [*(cell.next_command() or ())[1:], "--print_config"])
             except ErasureError as error:
                 raise ErasureError(f"The method {cell.method.name} cannot run: {error}") from error
 
@@ -242,7 +243,13 @@ def _check(suite: Suite) -> None:
 
     from erasure_lightning.api.quiet import silence
     from erasure_lightning.backbones.loading import load_backbone
-    from erasure_lightning.benchmark.baseline_check import DOMAINS, STYLES, THINGS, Examiner
+    from erasure_lightning.benchmark.baseline_check import (
+        DOMAIN_THRESHOLD,
+        STYLE_THRESHOLD,
+        THING_THRESHOLD,
+        BaselineChecker,
+    )
+    from erasure_lightning.cli.warning_filters import hush
 
     silence()
     seeds = suite.options.get("data.seeds", SEEDS)
@@ -251,15 +258,16 @@ def _check(suite: Suite) -> None:
             f"{suite.name}: options.data.seeds needs a whole number; found {seeds!r}."
         )
     device = torch.accelerator.current_accelerator() or "cpu"
-    examiner, odd = Examiner(load_backbone(suite.backbone).to(device), seeds), []
+    checker = BaselineChecker(load_backbone(suite.backbone).to(device), seeds)
+    odd: list[str] = []
     print(
-        f"Recognised by {suite.backbone} before any edit, {seeds} seeds; needed: {THINGS:g} of own"
-        f" prompts ({STYLES:g}"
+        f"Recognised by {suite.backbone} before any edit, {seeds} seeds; needed:"
+        f" {THING_THRESHOLD:g} of own prompts ({STYLE_THRESHOLD:g}\n"
+        f"of a style's) and of neighbours, {DOMAIN_THRESHOLD:g} of the domain's.\n"
     )
-    print(f"of a style's) and of neighbours, {DOMAINS:g} of the domain's.\n")
     print(f"{'concept':24}{'kind':8}{'own':>6}{'domain':>8}{'neighbours':>12}  holds")
     for entry in suite.concepts:
-        found = examiner.premise(entry)
+        found = checker.check(entry)
         own, domain, near = (
             "-" if s is None else f"{s:.2f}" for s in (found.own, found.domain, found.neighbours)
         )
@@ -279,24 +287,24 @@ def _summarize(suite: Suite, out: Path, every: Sequence[Job]) -> None:
     Raises:
         ErasureError: If cells failed, or none has finished.
     """
-    from erasure_lightning.benchmark.pages import latex, markdown, tables
     from erasure_lightning.benchmark.pareto import plot_pareto
     from erasure_lightning.benchmark.summary import summarize
-    from erasure_lightning.benchmark.table import check_protocols, rows, save
+    from erasure_lightning.benchmark.summary_tables import latex, markdown, summary_tables
+    from erasure_lightning.benchmark.table import check_protocols, save_table, table_rows
 
-    table, protocols = rows(every)
-    save(out, table, protocols)
+    table, protocols = table_rows(every)
+    save_table(out, table, protocols)
     check_protocols(table, protocols)
     failed = [row for row in table if row["status"] == Status.FAILED]
     if any(row["status"] == Status.FINISHED for row in table):
         summary = summarize(table)
         text, plotted = (
-            markdown(tables(summary, table)),
-            any(s.erasure and s.retention for s in summary.standings),
+            markdown(summary_tables(summary, table)),
+            any(s.erasure and s.retention for s in summary.methods),
         )
         plot = "![Pareto plot](pareto.png)\n\n" if plotted else ""
         write_atomically(out / "summary.md", f"# {suite.name}\n\n{plot}{text}".encode())
-        write_atomically(out / "summary.tex", latex(tables(summary, table)).encode())
+        write_atomically(out / "summary.tex", latex(summary_tables(summary, table)).encode())
         if plotted:
             write_atomically(out / "pareto.png", plot_pareto(summary, suite.name))
         print(f"\n{text}\nTable and summary (Markdown, LaTeX, plot) are in {out}.")

@@ -18,20 +18,20 @@ def report(argv: list[str]) -> None:
             be overwritten.
     """
     options = _parser().parse_args(argv)
-    from erasure_lightning.report.card import card
-    from erasure_lightning.report.page import page
-    from erasure_lightning.report.run_record import read_facts
+    from erasure_lightning.report.card import render_card
+    from erasure_lightning.report.page import render_page
+    from erasure_lightning.report.run_record import read_run_record
 
     place = _place(options.out, options.runs)
     if options.card:
         _check_card(place.with_name(CARD), options.runs)
-    runs = [read_facts(run) for run in options.runs]
+    runs = [read_run_record(run) for run in options.runs]
     for facts in runs:
         for note in facts.notes:
             print(f"{facts.name}: {note}")
-    _write(place, page(runs))
+    _write(place, render_page(runs))
     if options.card:
-        _write(place.with_name(CARD), card(runs[0]))
+        _write(place.with_name(CARD), render_card(runs[0]))
         print(
             "The card names no licence: before you publish it, add one that the base model's"
             " allows."

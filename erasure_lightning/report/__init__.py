@@ -1,1 +1,1 @@
-"""A run as a page to send to a colleague, and as a model card; imports no torch."""
+"""Reports on runs as an HTML page and as a model card; imports no torch."""

@@ -1,6 +1,4 @@
-"""The model card: the page's facts in Markdown, with the front matter that the Hugging Face Hub
-reads.
-"""
+"""Model card: a run's record in Markdown, with front matter for the Hugging Face Hub."""
 
 import re
 from typing import Any
@@ -8,72 +6,70 @@ from typing import Any
 import yaml
 
 from erasure_lightning.report import wording
-from erasure_lightning.report.page import COSTS, environment, title
-from erasure_lightning.report.run_record import Facts
+from erasure_lightning.report.page import COST_LABELS, page_title, template_environment
+from erasure_lightning.report.run_record import RunRecord
 
 #: A repository on the Hub: ``owner/name``.
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
-#: What Markdown would take for its own within a line; no line of the template begins with a user's
-#: words.
-_SPECIAL = re.compile(r"([\\`*_\[\]#|~$])")
+#: Characters with a meaning of their own within a line of Markdown. Those with a meaning only at a
+#: line's beginning are harmless: no line of the template begins with a user's text.
+_SPECIAL_CHARACTERS = re.compile(r"([\\`*_\[\]#|~$])")
 
 
-def card(facts: Facts) -> str:
-    """A run's model card."""
-    made = environment()
-    made.filters["md"] = escaped
-    made.filters["sentence"] = _sentence
-    made.filters["code"] = fenced
-    return made.get_template("card.md").render(
-        front=front_matter(facts),
-        title=title([facts]),
-        run=facts,
-        costs={name: text for name, text in COSTS.items() if name in facts.cost},
+def render_card(record: RunRecord) -> str:
+    """Render a run's model card."""
+    environment = template_environment()
+    environment.filters["md"] = escape_markdown
+    environment.filters["sentence"] = _sentence
+    environment.filters["code"] = code_block
+    return environment.get_template("card.md").render(
+        front=front_matter(record),
+        title=page_title([record]),
+        run=record,
+        costs={name: label for name, label in COST_LABELS.items() if name in record.cost},
     )
 
 
-def front_matter(facts: Facts) -> str:
-    """What the Hub reads. No licence: whoever publishes an edit chooses one that the base model's
-    allows.
+def front_matter(record: RunRecord) -> str:
+    """Metadata for the Hub as YAML.
+
+    It names no license: who publishes an edit chooses one that the base model's allows.
     """
-    base = str(facts.about.get("backbone", ""))
-    named = {"base_model": base} if _HUB_ID.fullmatch(base) else {}
-    tags = [
-        "concept-erasure",
-        "erasure-lightning",
-        *([facts.method.lower()] if facts.method else []),
-    ]
-    content: dict[str, Any] = {
-        **named,
-        "library_name": "diffusers",
-        "pipeline_tag": "text-to-image",
-        "tags": tags,
-    }
+    content: dict[str, Any] = {}
+    base_model = str(record.metadata.get("backbone", ""))
+    if _HUB_ID.fullmatch(base_model):
+        content["base_model"] = base_model
+    content["library_name"] = "diffusers"
+    content["pipeline_tag"] = "text-to-image"
+    content["tags"] = ["concept-erasure", "erasure-lightning"]
+    if record.method:
+        content["tags"].append(record.method.lower())
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True).rstrip()
 
 
-def escaped(value: Any) -> str:
-    """Text on one line that Markdown shows as it is."""
-    text = (
-        " ".join(str(value).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    )
-    return _SPECIAL.sub(r"\\\1", text)
+def escape_markdown(value: Any) -> str:
+    """Text on one line that Markdown shows character by character."""
+    text = " ".join(str(value).split())
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return _SPECIAL_CHARACTERS.sub(r"\\\1", text)
 
 
-def fenced(text: str, language: str = "") -> str:
-    """A block of code; its fence is longer than any within."""
+def code_block(text: str, language: str = "") -> str:
+    """A fenced block of code, its fence longer than any run of backticks in the text."""
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{text.rstrip()}\n{fence}"
 
 
 def _sentence(pieces: wording.Sentence) -> str:
-    return "".join(
-        f"**{escaped(piece.text)}**" if piece.strong else _spaced(piece.text) for piece in pieces
-    )
-
-
-def _spaced(text: str) -> str:
-    """Escaped, with the spaces at its ends, which `escaped` takes away."""
-    return f"{' ' * text.startswith(' ')}{escaped(text)}{' ' * text.endswith(' ')}"
+    texts = []
+    for piece in pieces:
+        text = escape_markdown(piece.text)
+        if piece.strong:
+            texts.append(f"**{text}**")
+        else:
+            start = " " * piece.text.startswith(" ")  # escaping removes spaces at both ends
+            end = " " * piece.text.endswith(" ")
+            texts.append(f"{start}{text}{end}")
+    return "".join(texts)

@@ -1,4 +1,4 @@
-"""What a run logged while training, as series that can be drawn."""
+"""Curves of the values that a run logged during training."""
 
 import csv
 import math
@@ -7,77 +7,80 @@ from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
 
-#: Points of a curve at most: as many as a screen can show.
-MOST = 200
+#: Points of a curve at most, about as many as a screen can show.
+_MAX_POINTS = 200
 
-#: What `RetentionMonitor` logs and what a loss logs, by the beginning of the column's name.
-MONITOR, LOSS = "monitor/", "loss/"
+#: Prefix of the columns that `RetentionMonitor` logs.
+MONITOR_PREFIX = "monitor/"
+
+#: Prefix of the columns that hold terms of the loss.
+LOSS_PREFIX = "loss/"
 
 
 class Curve(NamedTuple):
-    """A logged value over the steps.
+    """A logged value over the training steps.
 
     Args:
-        name: Its column.
-        steps: Where it was logged, ascending.
-        values: What was logged.
-        each: How many values a point is the mean of.
+        name: The value's column.
+        steps: Steps of the points, ascending.
+        values: Values of the points.
+        window: Number of logged values that each point is the mean of.
     """
 
     name: str
     steps: tuple[float, ...]
     values: tuple[float, ...]
-    each: int
+    window: int
 
     @property
-    def share(self) -> bool:
-        """Whether it is one of the monitor's scores, which lie in 0..1."""
-        return self.name.startswith(MONITOR)
+    def is_score(self) -> bool:
+        """Whether it is a score of `RetentionMonitor`, from 0 to 1."""
+        return self.name.startswith(MONITOR_PREFIX)
 
 
 def read_curves(path: Path, notes: list[str]) -> tuple[Curve, ...]:
-    """Scores and loss terms of a ``metrics.csv``, the scores first; a column with fewer than two
-    values is none.
+    """Read the scores and loss terms of a ``metrics.csv``, the scores first.
+
+    Columns with fewer than two values are left out.
 
     Args:
         path: The file; need not exist.
-        notes: Where it is told that the file cannot be read.
+        notes: Receives a sentence if the file cannot be read.
     """
     if not path.is_file():
         return ()
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            rows = list(
-                csv.DictReader(line for line in file if "\0" not in line)
-            )  # a kill may have cut the last one
+            # A killed run may have cut its last line, which then holds null characters.
+            rows = list(csv.DictReader(line for line in file if "\0" not in line))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        notes.append(f"{path.name} cannot be read ({error}): there are no curves of the training.")
+        notes.append(f"{path.name} cannot be read ({error}): curves of the training are left out.")
         return ()
-    columns = list(rows[0]) if rows else []
-    terms = [name for name in columns if name and name.startswith(LOSS)]
-    names = (
-        [n for n in columns if n and n.startswith(MONITOR)]
-        + (["loss"] if len(terms) != 1 else [])
-        + terms
-    )
-    found = [_thinned(name, _points(rows, name)) for name in names]
-    return tuple(curve for curve in found if len(curve.steps) > 1)
+    columns = [name for name in rows[0] if name] if rows else []
+    scores = [name for name in columns if name.startswith(MONITOR_PREFIX)]
+    terms = [name for name in columns if name.startswith(LOSS_PREFIX)]
+    total = ["loss"] if len(terms) != 1 else []  # a single term equals the loss
+    curves = [_curve(name, _points(rows, name)) for name in (*scores, *total, *terms)]
+    return tuple(curve for curve in curves if len(curve.steps) > 1)
 
 
 def _points(rows: Iterable[dict[str, str]], name: str) -> list[tuple[float, float]]:
     points = {}
     for row in rows:
         try:
-            step, value = float(row["step"]), float(row[name])
-        except (KeyError, TypeError, ValueError):  # empty where something else was logged
+            step = float(row["step"])
+            value = float(row[name])
+        except (KeyError, TypeError, ValueError):  # empty where other values were logged
             continue
         if math.isfinite(step) and math.isfinite(value):
             points[step] = value
     return sorted(points.items())
 
 
-def _thinned(name: str, points: Sequence[tuple[float, float]]) -> Curve:
-    each = max(1, math.ceil(len(points) / MOST))
-    parts = [points[i : i + each] for i in range(0, len(points), each)]
-    steps, values = (tuple(fmean(point[i] for point in part) for part in parts) for i in (0, 1))
-    return Curve(name, steps, values, each)
+def _curve(name: str, points: Sequence[tuple[float, float]]) -> Curve:
+    """The curve through the means of windows, as many as make `_MAX_POINTS` at most."""
+    window = max(1, math.ceil(len(points) / _MAX_POINTS))
+    parts = [points[i : i + window] for i in range(0, len(points), window)]
+    steps = tuple(fmean(step for step, _ in part) for part in parts)
+    values = tuple(fmean(value for _, value in part) for part in parts)
+    return Curve(name, steps, values, window)

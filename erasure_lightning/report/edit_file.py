@@ -1,4 +1,4 @@
-"""The file of an edit, read for what it says: none of its values are loaded."""
+"""Header, size and hash of an edit's file, read without loading its tensors."""
 
 import hashlib
 from dataclasses import dataclass
@@ -14,14 +14,15 @@ from erasure_lightning.errors import ErasureError
 
 @dataclass(frozen=True)
 class EditFile:
-    """What is in an ``edit.safetensors``.
+    """Summary of an ``edit.safetensors``.
 
     Args:
-        sha256: Of the file, 64 hexadecimal digits.
-        size: In bytes.
-        tensors, values: How many it holds.
-        components: Of a pipeline, those that it changes.
-        metadata: What it was made from.
+        sha256: Hash of the file, 64 hexadecimal digits.
+        size: Size of the file in bytes.
+        tensors: Number of tensors.
+        values: Number of values in all tensors.
+        components: The pipeline's components that the edit changes.
+        metadata: The edit's metadata: method, concepts, base model, versions.
     """
 
     sha256: str
@@ -33,16 +34,17 @@ class EditFile:
 
 
 def read_edit_file(path: Path) -> EditFile:
-    """Look into an edit.
+    """Read the summary of an edit's file.
 
     Raises:
-        ErasureError: If it is none, or cut short.
+        ErasureError: If the file is no edit or is cut short.
     """
     try:
         with safe_open(path, framework="numpy") as file:
-            header, names = file.metadata() or {}, sorted(file.keys())
+            header = file.metadata() or {}
+            names = sorted(file.keys())
             values = sum(prod(file.get_slice(name).get_shape()) for name in names)
-        about = read_metadata(path, header)
+        metadata = read_metadata(path, header)
         with path.open("rb") as content:
             sha256 = hashlib.file_digest(content, "sha256").hexdigest()
     except (SafetensorError, OSError, ValueError) as error:
@@ -50,4 +52,4 @@ def read_edit_file(path: Path) -> EditFile:
             f"{path} needs to be an edit as `erasure fit` writes it; found none ({error})."
         ) from error
     components = tuple(dict.fromkeys(current_name(name).partition(".")[0] for name in names))
-    return EditFile(sha256, path.stat().st_size, len(names), values, components, about)
+    return EditFile(sha256, path.stat().st_size, len(names), values, components, metadata)

@@ -1,4 +1,4 @@
-"""`Facts`: everything a run's folder says of itself, read without torch."""
+"""`RunRecord`: the content of a run's folder, read without torch."""
 
 import json
 import math
@@ -17,67 +17,67 @@ from erasure_lightning.metrics.protocol import Result
 from erasure_lightning.registry import known_methods
 from erasure_lightning.report.curves import Curve, read_curves
 from erasure_lightning.report.edit_file import EditFile, read_edit_file
-from erasure_lightning.report.pictures import Sample, is_whole, read_samples
+from erasure_lightning.report.images import ImagePair, is_readable_image, read_image_pairs
 from erasure_lightning.report.privacy import without_paths
 from erasure_lightning.runs.folder import Run, run_of
 
 
-class Attempt(NamedTuple):
-    """An attack on the edit: what it brought back, and the pictures of it where there are any."""
+class AttackRecord(NamedTuple):
+    """Outcome of an attack on the edit, and the file with its images if there is one."""
 
     outcome: Outcome
     grid: Path | None
 
 
 @dataclass(frozen=True)
-class Facts:
-    """A run.
+class RunRecord:
+    """Content of a run's folder.
 
     Args:
-        name: Of its folder; the rest of its path is nobody's business.
-        measured: Folder of the figures and pictures within the run's; ``.`` for those of ``fit``.
+        name: Name of the folder, without the rest of its path.
+        figures_folder: Folder of the figures and images within the run's; ``.`` for those of
+            ``fit``.
         method: Class name of the method.
-        package: Distribution of the method with version, empty where it is not installed.
-        paper: Where the method was published, empty where its package does not say.
-        concepts: What was erased.
-        about: What the edit was made from, as ``edit.safetensors`` or else ``metrics.json`` or
-            ``config.yaml`` says.
-        edit: The file; ``None`` of a run that has not finished.
-        result: What was measured, if it was.
-        attacks: What attacks brought back.
-        curves: What was logged while training.
-        cost: What training took, as ``cost.json`` says.
-        config: The run's config as text, without paths of the machine; empty without one.
-        test_options: What ``erasure test`` was asked for besides, where figures were measured
-            apart.
-        samples: Pairs of pictures from equal noise.
-        grid: The same as one picture, for runs that have no single ones.
-        notes: What is missing or could not be read, in sentences.
+        package: Distribution of the method with its version; empty if it is not installed.
+        paper: Reference of the method; empty if its package names none.
+        concepts: The erased concepts.
+        metadata: The edit's metadata from ``edit.safetensors``, else from ``metrics.json`` or
+            ``config.yaml``.
+        edit: Summary of the edit's file; None if the run has not finished.
+        result: The figures; None if they were not measured.
+        attacks: Outcomes of attacks on the edit.
+        curves: Values that were logged during training.
+        cost: Content of ``cost.json``.
+        config: Text of ``config.yaml`` without paths of the machine; empty without the file.
+        test_options: Options of ``erasure test``, if it measured the figures.
+        image_pairs: Images before and after the edit, from the same noise.
+        grid: File with all of these images, for runs without single ones.
+        notes: Sentences on what is missing or could not be read.
     """
 
     name: str
-    measured: str
+    figures_folder: str
     method: str
     package: str
     paper: str
     concepts: tuple[Concept, ...]
-    about: dict[str, Any]
+    metadata: dict[str, Any]
     edit: EditFile | None
     result: Result | None
-    attacks: tuple[Attempt, ...]
+    attacks: tuple[AttackRecord, ...]
     curves: tuple[Curve, ...]
     cost: dict[str, float]
     config: str
     test_options: tuple[str, ...]
-    samples: tuple[Sample, ...]
+    image_pairs: tuple[ImagePair, ...]
     grid: Path | None
     notes: tuple[str, ...]
 
 
-def read_facts(path: Path) -> Facts:
+def read_run_record(path: Path) -> RunRecord:
     """Read a run's folder, or a folder of ``erasure test`` within one.
 
-    What only adds to a report (cost, curves, attacks, pictures) and cannot be read ends in a note.
+    Cost, curves, attacks or images that cannot be read are left out, with a note.
 
     Raises:
         ErasureError: If it is no run's folder, or its edit, config or figures cannot be read.
@@ -87,17 +87,22 @@ def read_facts(path: Path) -> Facts:
     edit = read_edit_file(run.edit) if run.edit.is_file() else None
     result = Result.load(measured.metrics) if measured.metrics.is_file() else None
     config = _config(run.config)
-    about = edit.metadata if edit else result.edit if result else _planned(config)
-    class_path = str(about.get("method", ""))
-    offered = next((m for m in known_methods() if m.class_path == class_path), None)
-    return Facts(
+    if edit:
+        metadata = edit.metadata
+    elif result:
+        metadata = result.edit
+    else:
+        metadata = _planned_metadata(config)
+    class_path = str(metadata.get("method", ""))
+    offer = next((method for method in known_methods() if method.class_path == class_path), None)
+    return RunRecord(
         name=run.root.resolve().name,
-        measured=measured.root.name if measured != run else ".",
+        figures_folder=measured.root.name if measured != run else ".",
         method=class_path.rpartition(".")[2],
-        package=offered.package if offered else "",
-        paper=offered.paper if offered else "",
-        concepts=_concepts(about, run),
-        about=without_paths(about),
+        package=offer.package if offer else "",
+        paper=offer.paper if offer else "",
+        concepts=_concepts(metadata, run),
+        metadata=without_paths(metadata),
         edit=edit,
         result=result,
         attacks=tuple(_attacks(run, edit, notes)),
@@ -105,15 +110,16 @@ def read_facts(path: Path) -> Facts:
         cost=_cost(run.cost, notes),
         config=config,
         test_options=_test_options(config, _config(measured.config)),
-        samples=read_samples(measured.samples, notes),
-        grid=measured.grid if is_whole(measured.grid) else None,
+        image_pairs=read_image_pairs(measured.samples, notes),
+        grid=measured.grid if is_readable_image(measured.grid) else None,
         notes=tuple(notes),
     )
 
 
 def _folders(path: Path) -> tuple[Run, Run]:
-    """The run, and where its figures lie: beside the edit, or else in the newest folder of
-    ``erasure test``.
+    """The run's folder and the folder of its figures.
+
+    Figures lie beside the edit, else in the newest folder of ``erasure test``.
     """
     if not path.exists():
         raise ErasureError(
@@ -132,9 +138,7 @@ def _folders(path: Path) -> tuple[Run, Run]:
 
 
 def _config(path: Path) -> str:
-    """The config as it stands there, but for paths: values are exchanged within the document, types
-    stay.
-    """
+    """A config's text without paths; changed in the YAML document, so that types remain."""
     if not path.is_file():
         return ""
     try:
@@ -146,25 +150,29 @@ def _config(path: Path) -> str:
         ) from error
     if document is None:  # an empty file
         return ""
-    _strip(document)
+    _remove_paths(document)
     return yaml.serialize(document, allow_unicode=True, width=10_000)
 
 
-def _strip(node: yaml.Node) -> None:
+def _remove_paths(node: yaml.Node) -> None:
     if isinstance(node, yaml.ScalarNode):
         node.value = without_paths(node.value)
     elif isinstance(node, yaml.SequenceNode):
         for item in node.value:
-            _strip(item)
+            _remove_paths(item)
     elif isinstance(node, yaml.MappingNode):
         for _, value in node.value:
-            _strip(value)
+            _remove_paths(value)
 
 
-def _test_options(config: str, measured: str) -> tuple[str, ...]:
-    """Options of the data in which a measurement's config differs from the run's."""
-    mine, theirs = (_section(text, "data") for text in (config, measured))
-    changed = {name: value for name, value in theirs.items() if value != mine.get(name)}
+def _test_options(config: str, test_config: str) -> tuple[str, ...]:
+    """Options of the data that differ between the configs of ``erasure test`` and of the run."""
+    own = _section(config, "data")
+    changed = {
+        name: value
+        for name, value in _section(test_config, "data").items()
+        if value != own.get(name)
+    }
     return tuple(
         f"--data.{name} {shlex.quote(json.dumps(value))}" for name, value in changed.items()
     )
@@ -176,52 +184,52 @@ def _section(config: str, name: str) -> dict[str, Any]:
     return section if isinstance(section, dict) else {}
 
 
-def _planned(config: str) -> dict[str, Any]:
-    """What an unfinished run was to make."""
+def _planned_metadata(config: str) -> dict[str, Any]:
+    """Metadata of an unfinished run's edit, as far as its config says."""
     model = _section(config, "model")
     arguments = model.get("init_args") or {}
-    known = {"backbone": arguments.get("backbone", ""), "seed": arguments.get("seed", "")}
     return {
         "method": model.get("class_path", ""),
         "concepts": arguments.get("concepts", []),
-        **known,
+        "backbone": arguments.get("backbone", ""),
+        "seed": arguments.get("seed", ""),
     }
 
 
-def _concepts(about: dict[str, Any], run: Run) -> tuple[Concept, ...]:
-    given = about.get("concepts", [])
+def _concepts(metadata: dict[str, Any], run: Run) -> tuple[Concept, ...]:
+    concepts = metadata.get("concepts", [])
+    if not isinstance(concepts, list):
+        return ()
     try:
-        return tuple(Concept(**concept) for concept in given) if isinstance(given, list) else ()
+        return tuple(Concept(**concept) for concept in concepts)
     except TypeError as error:
         raise ErasureError(
-            f"{run.root} needs concepts as `erasure fit` notes them; found others ({error})."
+            f"{run.root} needs concepts as `erasure fit` writes them; found others ({error})."
         ) from error
 
 
-def _attacks(run: Run, edit: EditFile | None, notes: list[str]) -> Iterator[Attempt]:
+def _attacks(run: Run, edit: EditFile | None, notes: list[str]) -> Iterator[AttackRecord]:
     for path in sorted(run.attacks.glob(f"*/{OUTCOME_FILE}")):
-        where = f"attacks/{path.parent.name}"
+        folder = f"attacks/{path.parent.name}"
         try:
             outcome = Outcome.load(path)
         except ErasureError:
-            notes.append(f"{where} cannot be read and is left out.")
+            notes.append(f"{folder} cannot be read and is left out.")
             continue
         if edit and outcome.edit and not edit.sha256.startswith(outcome.edit):
-            notes.append(f"{where} was made on another edit ({outcome.edit}) and is left out.")
+            notes.append(f"{folder} was made on another edit ({outcome.edit}) and is left out.")
             continue
         grid = path.with_name("grid.png")
-        yield Attempt(outcome, grid if is_whole(grid) else None)
+        yield AttackRecord(outcome, grid if is_readable_image(grid) else None)
 
 
 def _cost(path: Path, notes: list[str]) -> dict[str, float]:
     if not path.is_file():
         return {}
     try:
-        found = {
-            name: float(value)
-            for name, value in json.loads(path.read_text(encoding="utf-8")).items()
-        }
+        content = json.loads(path.read_text(encoding="utf-8"))
+        cost = {name: float(value) for name, value in content.items()}
     except (ValueError, TypeError, AttributeError, OSError):
-        notes.append(f"{path.name} cannot be read: what the edit cost is left out.")
+        notes.append(f"{path.name} cannot be read: the cost is left out.")
         return {}
-    return {name: value for name, value in found.items() if math.isfinite(value)}
+    return {name: value for name, value in cost.items() if math.isfinite(value)}

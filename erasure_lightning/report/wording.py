@@ -1,4 +1,4 @@
-"""What the figures say, in sentences that a page and a model card share."""
+"""Sentences about a run's figures, shared by the page and the model card."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -8,33 +8,33 @@ from erasure_lightning.concepts.concept import shortened_names
 from erasure_lightning.metrics.estimates import Estimate
 from erasure_lightning.metrics.groups import ERASURE_GROUPS, GROUP_QUESTIONS
 from erasure_lightning.metrics.protocol import Protocol
-from erasure_lightning.report.run_record import Facts
+from erasure_lightning.report.run_record import RunRecord
 
-#: A space that no line breaks at.
-HARD = "\u00a0"
+#: A space at which no line is broken.
+NO_BREAK_SPACE = "\u00a0"
 
-#: Of each group: what is asked, and whether little or much of it is good.
-ASKED = {
-    group: (text.capitalize(), "lower" if group in ERASURE_GROUPS else "higher")
-    for group, text in GROUP_QUESTIONS.items()
+#: Question about each group of prompts, and whether lower or higher values are better.
+GROUP_QUESTIONS = {
+    group: (text.capitalize(), "lower" if group in ERASING else "higher")
+    for group, text in QUESTIONS.items()
 }
 
-#: The same of pairs of pictures of everything else, with the unit.
-COMPARED = {
+#: Question about each metric of image pairs, which values are better, and the metric's unit.
+STRUCTURE_QUESTIONS = {
     "similarity": (
-        "Do the other pictures mean the same as before?",
+        "Do the other images mean the same as before?",
         "higher",
         "cosine of features, 1 is the same",
     ),
     "distance": (
-        "How far are the other pictures' pixels from before?",
+        "How far are the other images' pixels from before?",
         "lower",
         "mean absolute difference, 0 is the same",
     ),
 }
 
-#: Of the cost of an attack, each in words.
-SPENT = {
+#: Phrases for the fields of an attack's cost.
+_COST_PHRASES = {
     "seconds": "{} s",
     "evaluations": "{} evaluations of a denoiser",
     "backwards": "{} of them with gradient",
@@ -42,201 +42,205 @@ SPENT = {
 }
 
 
-class Words(NamedTuple):
-    """A piece of a sentence, and whether it is what the sentence is about."""
+class TextPiece(NamedTuple):
+    """Part of a sentence, and whether it is emphasised."""
 
     text: str
     strong: bool = False
 
 
-Sentence = tuple[Words, ...]
+Sentence = tuple[TextPiece, ...]
 
 
 def percent(share: float, digits: int = 0) -> str:
-    """``0 %``, ``<1 %``, ``99 %``: a share never looks like none, or all, unless it is."""
+    """A share in percent: ``0 %``, ``<1 %``, ``99 %``.
+
+    Only a share of exactly 0 or 1 is written as ``0 %`` or ``100 %``.
+
+    Args:
+        share: The share, 0 to 1.
+        digits: Digits after the decimal point.
+    """
     if not math.isfinite(share):
         return "?"
-    least = 10.0**-digits
+    smallest = 10.0**-digits
     value = 100 * share
-    if 0 < value < least / 2:
-        return f"<{least:g}{HARD}%"
-    if 100 - least / 2 <= value < 100:
-        return f">{100 - least:g}{HARD}%"
-    return f"{value:.{digits}f}".removesuffix(".0") + f"{HARD}%"
+    if 0 < value < smallest / 2:
+        return f"<{smallest:g}{NO_BREAK_SPACE}%"
+    if 100 - smallest / 2 <= value < 100:
+        return f">{100 - smallest:g}{NO_BREAK_SPACE}%"
+    return f"{value:.{digits}f}".removesuffix(".0") + f"{NO_BREAK_SPACE}%"
 
 
 def interval(estimate: Estimate, digits: int = 0) -> str:
-    """The 95 % interval of a share, ``[98, 100]`` in percent."""
-    low, high = (
-        f"{100 * end:.{digits}f}".removesuffix(".0") for end in (estimate.low, estimate.high)
-    )
-    return f"[{low},{HARD}{high}]"
+    """The 95 % interval of a share in percent: ``[98, 100]``."""
+    ends = (estimate.low, estimate.high)
+    low, high = (f"{100 * end:.{digits}f}".removesuffix(".0") for end in ends)
+    return f"[{low},{NO_BREAK_SPACE}{high}]"
 
 
-def counted(number: float, thing: str) -> str:
-    """``1 seed``, ``3 seeds``."""
-    return f"{number:,}{HARD}{thing}{'' if number == 1 else 's'}"
+def pluralized(number: float, noun: str) -> str:
+    """A number with its noun: ``1 seed``, ``3 seeds``."""
+    return f"{number:,}{NO_BREAK_SPACE}{noun}{'' if number == 1 else 's'}"
 
 
-def named(facts: Facts) -> str:
-    """What was erased, in short."""
-    return shortened_names([c.name for c in facts.concepts]) or "an unknown concept"
+def concept_summary(record: RunRecord) -> str:
+    """The names of the erased concepts, shortened if there are many."""
+    return in_short([concept.name for concept in record.concepts]) or "an unknown concept"
 
 
-def share(facts: Facts, group: str, when: str) -> Estimate | None:
-    """How much of a group was recognised, if that was measured."""
-    found = (
-        facts.result.estimates.get(group, {}).get("recognized", {}).get(when)
-        if facts.result
-        else None
-    )
-    return found if found is not None and math.isfinite(found.mean) else None
+def recognized_share(record: RunRecord, group: str, when: str) -> Estimate | None:
+    """The share of a group's images that were recognised; None if it was not measured.
+
+    Args:
+        record: The run.
+        group: A group of prompts, such as ``efficacy``.
+        when: ``before`` or ``after`` the edit.
+    """
+    if record.result is None:
+        return None
+    estimate = record.result.estimates.get(group, {}).get("recognized", {}).get(when)
+    return estimate if estimate is not None and math.isfinite(estimate.mean) else None
 
 
-def verdict(facts: Facts) -> Sentence:
-    """The one sentence that a hurried reader reads."""
-    if facts.edit is None and facts.result is None:
+def verdict(record: RunRecord) -> Sentence:
+    """The result of a run in one sentence."""
+    if record.edit is None and record.result is None:
         return (
-            Words("This run has not finished", True),
-            Words(": it is still training or was stopped, and there is no edit to judge."),
+            TextPiece("This run has not finished", True),
+            TextPiece(": it is still training or was stopped, and there is no edit to measure."),
         )
-    if facts.result is None:
-        known = (
-            "but the attacks on it." if facts.attacks else "so nothing is known of what it does."
-        )
-        return (Words("Nothing was measured", True), Words(f" of this edit, {known}"))
-    if share(facts, "efficacy", "after") is None and share(facts, "specificity", "after") is None:
-        return tuple(_blind(facts))
-    return tuple(_judged(facts))
+    if record.result is None:
+        known = "only attacks on it." if record.attacks else "so its effect is unknown."
+        return (TextPiece("No images of this edit were measured", True), TextPiece(f", {known}"))
+    groups = ("efficacy", "specificity")
+    if all(recognized_share(record, group, "after") is None for group in groups):
+        return tuple(_verdict_without_scorer(record))
+    return tuple(_verdict_with_scorer(record))
 
 
-def _judged(facts: Facts) -> Iterator[Words]:
-    gone, kept = (share(facts, group, "after") for group in ("efficacy", "specificity"))
-    if gone:
-        what = "they are" if len(facts.concepts) > 1 else "it is"
-        yield Words(f"Asked for by name, {what} drawn in ")
-        yield from _figure(gone, share(facts, "efficacy", "before"))
-        yield Words("; other things stay: " if kept else ".")
-    elif kept:
-        yield Words("Whether it is gone was not measured; other things stay: ")
-    if kept:
-        yield from _figure(kept, share(facts, "specificity", "before"))
-        yield Words(".")
+def _verdict_with_scorer(record: RunRecord) -> Iterator[TextPiece]:
+    efficacy = recognized_share(record, "efficacy", "after")
+    specificity = recognized_share(record, "specificity", "after")
+    if efficacy:
+        subject = "they are" if len(record.concepts) > 1 else "it is"
+        yield TextPiece(f"Prompted by name, {subject} drawn in ")
+        yield from _share_of_images(efficacy, recognized_share(record, "efficacy", "before"))
+        yield TextPiece("; other concepts are drawn in " if specificity else ".")
+    elif specificity:
+        yield TextPiece("Erasure was not measured; other concepts are drawn in ")
+    if specificity:
+        yield from _share_of_images(specificity, recognized_share(record, "specificity", "before"))
+        yield TextPiece(".")
 
 
-def _figure(after: Estimate, before: Estimate | None) -> Iterator[Words]:
-    yield Words(percent(after.mean), True)
+def _share_of_images(after: Estimate, before: Estimate | None) -> Iterator[TextPiece]:
+    yield TextPiece(percent(after.mean), True)
     earlier = f" (before: {percent(before.mean)})" if before else ""
-    yield Words(f" {interval(after)} of pictures{earlier}")
+    yield TextPiece(f" {interval(after)} of images{earlier}")
 
 
-def _blind(facts: Facts) -> Iterator[Words]:
-    yield Words("No scorer was there to recognise things", True)
-    yield Words(", so whether the concept is gone is not known; only pixels were compared")
-    distance = (
-        facts.result.estimates.get("structure", {}).get("distance", {}).get("after")
-        if facts.result
-        else None
-    )
+def _verdict_without_scorer(record: RunRecord) -> Iterator[TextPiece]:
+    yield TextPiece("No scorer recognised what the images show", True)
+    yield TextPiece(", so erasure was not measured; only pixels were compared")
+    distance = None
+    if record.result:
+        distance = record.result.estimates.get("structure", {}).get("distance", {}).get("after")
     if distance and math.isfinite(distance.mean):
-        yield Words(": pictures of other things moved by ")
-        yield Words(f"{distance.mean:.3f}", True)
-        yield Words(f" [{distance.low:.3f}, {distance.high:.3f}] of their range")
-    yield Words(".")
+        yield TextPiece(": images of other concepts changed by ")
+        yield TextPiece(f"{distance.mean:.3f}", True)
+        yield TextPiece(f" [{distance.low:.3f}, {distance.high:.3f}] of their range")
+    yield TextPiece(".")
 
 
-def asides(facts: Facts) -> list[Sentence]:
-    """What belongs to the verdict: other words for the concept, attacks, and that there were none."""
-    found = []
-    if (other := share(facts, "generality", "after")) is not None:
-        words = shortened_names([word for concept in facts.concepts for word in concept.domain])
-        figure = _figure(other, share(facts, "generality", "before"))
-        called = f"Called by other words ({words}): " if words else "Called by other words: "
-        found.append((Words(called), *figure, Words(".")))
-    if facts.attacks:
-        worst = max(
-            (attempt.outcome for attempt in facts.attacks), key=lambda o: o.success["attacked"].mean
+def remarks(record: RunRecord) -> list[Sentence]:
+    """Sentences that complete the verdict: other words for the concept, and attacks."""
+    sentences: list[Sentence] = []
+    if (generality := recognized_share(record, "generality", "after")) is not None:
+        words = in_short([word for concept in record.concepts for word in concept.domain])
+        prompted = f"Prompted by other words ({words})" if words else "Prompted by other words"
+        share = _share_of_images(generality, recognized_share(record, "generality", "before"))
+        sentences.append((TextPiece(f"{prompted}: "), *share, TextPiece(".")))
+    if record.attacks:
+        outcomes = [attack.outcome for attack in record.attacks]
+        strongest = max(outcomes, key=lambda outcome: outcome.success["attacked"].mean)
+        count = len(outcomes)
+        under = f"Under the strongest of {count} attacks" if count > 1 else "Under attack"
+        share = _share_of_images(strongest.success["attacked"], None)
+        start = TextPiece(f"{under} ({strongest.attack}), it is drawn in ")
+        sentences.append((start, *share, TextPiece(".")))
+    elif record.edit:
+        sentences.append((TextPiece("It was not attacked."),))
+    return sentences
+
+
+def limitations(record: RunRecord) -> list[str]:
+    """Sentences on what a run's figures do not show."""
+    sentences = []
+    if record.result:
+        sentences.append(
+            "An interval shows how much a mean would change with other seeds, not with other"
+            " prompts."
         )
-        came = worst.success["attacked"]
-        which = (
-            f"Under the strongest of {len(facts.attacks)} attacks"
-            if len(facts.attacks) > 1
-            else "Under attack"
-        )
-        found.append((
-            Words(f"{which} ({worst.attack}), it comes back in "), Words(percent(came.mean), True),
-            Words(f" {interval(came)} of pictures."),
-        ))  # fmt: skip
-    elif facts.edit:
-        found.append((Words("No attack was tried on it."),))
-    return found
-
-
-def limits(facts: Facts) -> list[str]:
-    """What the figures do not say, in plain words."""
-    told = []
-    if facts.result:
-        told.append(
-            "An interval says how much a mean would move with other seeds. It says nothing of other"
-            " prompts than those that were asked."
-        )
+    elif record.attacks:
+        sentences.append("Apart from the attacks, nothing was measured.")
     else:
-        beside = "Beside the attacks, nothing" if facts.attacks else "Nothing"
-        told.append(f"{beside} was measured: whatever else is said of this edit is a guess.")
-    gone = share(facts, "efficacy", "after")
-    if gone and gone.mean == 0:
-        told.append(
-            f"None of {counted(gone.pictures, 'picture')} showed the concept. A model that draws it"
-            f" in up to {percent(unseen(gone.pictures))} of pictures would still pass such a test"
-            " one time in twenty (pictures taken as independent)."
+        sentences.append("Nothing was measured: the effect of this edit is unknown.")
+    efficacy = recognized_share(record, "efficacy", "after")
+    if efficacy and efficacy.mean == 0:
+        share = percent(undetected_share(efficacy.pictures))
+        sentences.append(
+            f"None of {pluralized(efficacy.pictures, 'image')} showed the concept. A model that"
+            f" draws it in up to {share} of images would still pass such a test one time in twenty"
+            " (images taken as independent)."
         )
-    if facts.result and facts.result.protocol.scorer:
-        told.append(
-            "What a picture shows is told by a scorer, which errs: the figures of the original"
-            " model tell how often."
+    if record.result and record.result.protocol.scorer:
+        sentences.append(
+            "A scorer recognises what an image shows, and makes errors: the figures of the"
+            " original model show how many."
         )
-    if facts.edit and not facts.attacks:
-        told.append(
-            "No attack was tried: prompts or further training that are made to bring the concept"
-            " back may succeed."
+    if record.edit and not record.attacks:
+        sentences.append(
+            "The edit was not attacked: prompts or further training that are made to restore the"
+            " concept may succeed."
         )
-    elif facts.attacks:
-        told.append(
-            "The attacks are those listed, with the budgets listed; a stronger one may bring back"
-            " more."
+    elif record.attacks:
+        sentences.append(
+            "Only the listed attacks were made, with the listed budgets; a stronger one may"
+            " restore the concept more often."
         )
-    told.append(
-        "Pictures are all that was looked at. What the weights still know of the concept is another"
-        " question."
+    sentences.append(
+        "Only images were examined, not what the weights still represent of the concept."
     )
-    return told
+    return sentences
 
 
-def unseen(pictures: int) -> float:
-    """The largest share that shows up in none of so many independent pictures with a chance of 5 %."""
-    return float(1 - 0.05 ** (1 / pictures)) if pictures else 1.0
+def undetected_share(images: int) -> float:
+    """The largest share that is missed by so many independent images with a probability of 5 %."""
+    return float(1 - 0.05 ** (1 / images)) if images else 1.0
 
 
-def how_measured(protocol: Protocol) -> str:
-    """A protocol in a sentence."""
+def describe_protocol(protocol: Protocol) -> str:
+    """A protocol in one sentence."""
     prompts = sum(map(len, protocol.prompts.values()))
-    scorer = "a scorer that tells what they show" if protocol.scorer else "no scorer"
+    scorer = "a scorer that recognises what they show" if protocol.scorer else "no scorer"
     return (
-        f"{counted(prompts, 'prompt')}, each drawn by both models from the same noise with"
-        f" {counted(len(protocol.seeds), 'seed')}: {protocol.sampler},"
-        f" {counted(protocol.steps, 'step')}, guidance {protocol.guidance:g}, {protocol.size} by"
+        f"{pluralized(prompts, 'prompt')}, each drawn by both models from the same noise with"
+        f" {pluralized(len(protocol.seeds), 'seed')}: {protocol.sampler},"
+        f" {pluralized(protocol.steps, 'step')}, guidance {protocol.guidance:g}, {protocol.size} by"
         f" {protocol.size} pixels, {scorer}."
     )
 
 
-def spent(cost: Mapping[str, float]) -> str:
-    """What an attack cost: ``25.5 s, 960 evaluations of a denoiser, 320 of them with gradient, 0.65
-    GiB``.
-    """
-    known = {name: SPENT.get(name, f"{{}} {name}") for name in [*SPENT, *cost] if name in cost}
-    return ", ".join(text.format(f"{cost[name]:,.6g}") for name, text in known.items())
+def describe_cost(cost: Mapping[str, float]) -> str:
+    """An attack's cost: ``25.5 s, 960 evaluations of a denoiser, 0.65 GiB``."""
+    names = [name for name in dict.fromkeys([*_COST_PHRASES, *cost]) if name in cost]
+    phrases = (_COST_PHRASES.get(name, f"{{}} {name}") for name in names)
+    return ", ".join(
+        phrase.format(f"{cost[name]:,.6g}") for name, phrase in zip(names, phrases, strict=True)
+    )
 
 
-def parts(facts: Facts) -> str:
-    """What of a pipeline the edit changes."""
-    return ", ".join(facts.edit.components) if facts.edit else ""
+def edited_components(record: RunRecord) -> str:
+    """The pipeline's components that the edit changes."""
+    return ", ".join(record.edit.components) if record.edit else ""

@@ -4,23 +4,23 @@ import pytest
 from small_suites import PROGRAM, outcome, result, suite
 
 from erasure_lightning.benchmark import engine
-from erasure_lightning.benchmark.jobs import cells
+from erasure_lightning.benchmark.jobs import list_jobs
 
 
 @pytest.fixture
 def stand_in(tmp_path, monkeypatch):
-    """Lets cells run a program that does nothing for as long as it is told to."""
+    """Lets jobs run a program that writes the files of `erasure` without a model."""
     folder = tmp_path / "templates"
     folder.mkdir()
     result().save(folder / "metrics.json")
     outcome().save(folder / "attack.json")
     program = tmp_path / "program.py"
     program.write_text(PROGRAM.replace("TEMPLATES", f"pathlib.Path({str(folder)!r})"))
-    monkeypatch.setattr(engine, "PROGRAM", (sys.executable, str(program)))
+    monkeypatch.setattr(engine, "_PROGRAM", (sys.executable, str(program)))
     return program
 
 
 @pytest.fixture
-def made(tmp_path):
-    """Makes the cells of such a suite."""
-    return lambda *args, **methods: cells(suite(*args, **methods), tmp_path / "out")
+def make_jobs(tmp_path):
+    """Makes the jobs of a suite of `small_suites.suite`."""
+    return lambda *args, **methods: list_jobs(suite(*args, **methods), tmp_path / "out")

@@ -5,111 +5,110 @@ import time
 
 import pytest
 
-from erasure_lightning.benchmark.engine import Engine, last_words
+from erasure_lightning.benchmark.engine import Engine, failure_message
 from erasure_lightning.benchmark.jobs import Status
 
 pytestmark = pytest.mark.usefixtures("stand_in")
 
 
-def calls(cell):
-    """Commands that were run in a cell."""
-    path = cell.run.root / "calls"
+def calls(job):
+    """The commands that a job ran."""
+    path = job.run.root / "calls"
     return path.read_text().split() if path.exists() else []
 
 
-def run(cells, jobs=1):
-    return {str(done.cell): done for done in Engine(jobs, 1).run(cells)}
+def run(jobs, parallel=1):
+    return {str(result.job): result for result in Engine(parallel, 1).run(jobs)}
 
 
-def test_every_cell_is_fitted_and_attacked(made):
-    cells = made(("cat", "dog"), ["P4D"], uce={}, esd={})
-    assert {done.status for done in run(cells).values()} == {Status.FINISHED}
-    assert [calls(cell) for cell in cells] == [["fit", "attack"]] * 4
-    assert "$ erasure fit --config" in cells[0].log.read_text()
+def test_every_job_is_fitted_and_attacked(make_jobs):
+    jobs = make_jobs(("cat", "dog"), ["P4D"], uce={}, esd={})
+    assert {result.status for result in run(jobs).values()} == {Status.FINISHED}
+    assert [calls(job) for job in jobs] == [["fit", "attack"]] * 4
+    assert "$ erasure fit --config" in jobs[0].log.read_text()
 
 
-def test_what_is_finished_is_not_run_again(made):
-    cells = made(uce={})
-    run(cells[:1])
-    before = cells[0].run.metrics.stat().st_mtime_ns
-    assert [cell.status for cell in cells] == [Status.FINISHED, Status.MISSING]
-    run(cells)
-    assert cells[0].run.metrics.stat().st_mtime_ns == before
-    assert [calls(cell) for cell in cells] == [["fit"], ["fit"]]
+def test_a_finished_job_is_not_run_again(make_jobs):
+    jobs = make_jobs(uce={})
+    run(jobs[:1])
+    before = jobs[0].run.metrics.stat().st_mtime_ns
+    assert [job.status for job in jobs] == [Status.FINISHED, Status.MISSING]
+    run(jobs)
+    assert jobs[0].run.metrics.stat().st_mtime_ns == before
+    assert [calls(job) for job in jobs] == [["fit"], ["fit"]]
 
 
-def test_cells_run_side_by_side(made):
-    cells = made(("a", "b", "c", "d"), uce={"company": "4"})  # each waits until all four are there
-    run(cells, jobs=4)
-    assert all(cell.status is Status.FINISHED for cell in cells)
+def test_jobs_run_in_parallel(make_jobs):
+    jobs = make_jobs(("a", "b", "c", "d"), uce={"parallel": "4"})  # each waits for four to run
+    run(jobs, parallel=4)
+    assert all(job.status is Status.FINISHED for job in jobs)
 
 
-def test_a_failing_cell_is_told_and_the_others_go_on(made):
-    cells = made(
-        ("cat",), uce={"fail": "no such thing"}, spm={"die": "1"}, esd={"nothing": "1"}, sage={}
+def test_a_failing_job_is_reported_and_the_others_run(make_jobs):
+    jobs = make_jobs(
+        ("cat",), uce={"fail": "no such thing"}, spm={"die": "1"}, esd={"no_edit": "1"}, sage={}
     )
-    done = run(cells)
-    assert done["uce cat seed 0"][1:3] == (Status.FAILED, "no such thing")
-    assert done["spm cat seed 0"][1:3] == (Status.FAILED, "killed by SIGSEGV")
-    assert done["esd cat seed 0"][1:3] == (Status.FAILED, "erasure fit left nothing behind")
-    assert done["sage cat seed 0"].status is Status.FINISHED
+    results = run(jobs)
+    assert results["uce cat seed 0"][1:3] == (Status.FAILED, "no such thing")
+    assert results["spm cat seed 0"][1:3] == (Status.FAILED, "killed by SIGSEGV")
+    assert results["esd cat seed 0"][1:3] == (Status.FAILED, "erasure fit wrote no result")
+    assert results["sage cat seed 0"].status is Status.FINISHED
 
 
-def test_a_failed_cell_is_tried_again_and_forgotten_once_it_works(made):
-    (cell,) = made(("cat",), uce={"fail": "disk full"})
-    run([cell])
-    (mended,) = made(("cat",), uce={})
-    assert mended.status is Status.FAILED
-    run([mended])
-    assert mended.status is Status.FINISHED
-    assert not mended.failure.exists()
+def test_a_failed_job_is_run_again(make_jobs):
+    (job,) = make_jobs(("cat",), uce={"fail": "disk full"})
+    run([job])
+    (repaired,) = make_jobs(("cat",), uce={})
+    assert repaired.status is Status.FAILED
+    run([repaired])
+    assert repaired.status is Status.FINISHED
+    assert not repaired.failure.exists()
 
 
-def test_an_edit_that_was_not_measured_is_measured_and_not_fitted_again(made):
-    (cell,) = made(("cat",), uce={"unmeasured": "1"})
-    run([cell])
-    assert calls(cell) == ["fit"]
-    assert cell.status is Status.FINISHED
-    assert not (cell.run.root / "test").exists()
+def test_an_edit_that_was_not_measured_is_measured_and_not_fitted_again(make_jobs):
+    (job,) = make_jobs(("cat",), uce={"unmeasured": "1"})
+    run([job])
+    assert calls(job) == ["fit"]
+    assert job.status is Status.FINISHED
+    assert not (job.run.root / "test").exists()
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
-def test_an_interrupted_fit_goes_on_from_its_checkpoint(made, jobs):
-    cells = made(("cat", "dog", "fox"), uce={"sleep": "60"})
-    cell = cells[0]
+@pytest.mark.parametrize("parallel", [1, 2])
+def test_an_interrupted_fit_resumes_from_its_checkpoint(make_jobs, parallel):
+    jobs = make_jobs(("cat", "dog", "fox"), uce={"sleep": "60"})
+    job = jobs[0]
 
     def interrupt():
-        while sum(calls(cell) == ["fit"] for cell in cells) < jobs:
+        while sum(calls(job) == ["fit"] for job in jobs) < parallel:
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=interrupt, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
-        run(cells, jobs)
-    assert [cell.run.last.exists() for cell in cells] == [i < jobs for i in range(3)]
-    assert (
-        cell.run.last.exists()
-    )  # the child was told, and had saved before the interruption came through
-    assert cell.status is Status.PARTIAL
-    assert cell.command()[:2] == ["fit", "--ckpt_path"]
-    run([cell])
-    assert cell.status is Status.FINISHED
+        run(jobs, parallel)
+    # Children were terminated, and saved their state before the interruption was raised.
+    assert [job.run.last.exists() for job in jobs] == [i < parallel for i in range(3)]
+    assert job.status is Status.PARTIAL
+    assert job.next_command()[:2] == ["fit", "--ckpt_path"]
+    run([job])
+    assert job.status is Status.FINISHED
 
 
-def test_two_at_once_share_the_cells_and_both_see_them_finished(made):
-    cells = made(("a", "b", "c", "d"), uce={"sleep": "0.3"})
-    found = []
-    threads = [threading.Thread(target=lambda: found.append(run(cells))) for _ in range(2)]
+def test_two_engines_share_the_jobs_and_both_report_them(make_jobs):
+    jobs = make_jobs(("a", "b", "c", "d"), uce={"sleep": "0.3"})
+    runs = []
+    threads = [threading.Thread(target=lambda: runs.append(run(jobs))) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert [{done.status for done in each.values()} for each in found] == [{Status.FINISHED}] * 2
-    assert [calls(cell) for cell in cells] == [["fit"]] * 4
+    statuses = [{result.status for result in results.values()} for results in runs]
+    assert statuses == [{Status.FINISHED}] * 2
+    assert [calls(job) for job in jobs] == [["fit"]] * 4
 
 
 @pytest.mark.parametrize(
-    ("said", "code", "words"),
+    ("output", "code", "message"),
     [
         ("a\nerasure: error: wrong\nTraceback\n", 2, "wrong"),
         ("a\nValueError: odd\n\n", 1, "ValueError: odd"),
@@ -117,5 +116,5 @@ def test_two_at_once_share_the_cells_and_both_see_them_finished(made):
         ("erasure: error: wrong", -9, "killed by SIGKILL"),
     ],
 )
-def test_last_words(said, code, words):
-    assert last_words(said, code) == words
+def test_failure_message(output, code, message):
+    assert failure_message(output, code) == message

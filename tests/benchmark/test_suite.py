@@ -3,7 +3,7 @@ import copy
 import pytest
 import yaml
 
-from erasure_lightning.benchmark.suite import Reader
+from erasure_lightning.benchmark.suite_reader import SuiteReader
 from erasure_lightning.cli.benchmark import _reader
 from erasure_lightning.cli.configs import SHIPPED
 from erasure_lightning.concepts.concept import Concept
@@ -28,9 +28,10 @@ SUITE = {
 
 @pytest.fixture
 def read(tmp_path):
-    """Reads a suite; configs are named after themselves, and every file holds a cat."""
-    reader = Reader(
-        lambda name: {"model": {"class_path": name}}, lambda name: [Concept("cat"), Concept(name)]
+    """Reads a suite; a config holds its own name, and a file of concepts a cat and its own name."""
+    reader = SuiteReader(
+        config_of=lambda name: {"model": {"class_path": name}},
+        concepts_of=lambda name: [Concept("cat"), Concept(name)],
     )
 
     def read(content):
@@ -49,10 +50,8 @@ def test_names_configs_and_concepts_are_written_out(read):
     assert suite.concepts[1].erase == (Concept("cat"), Concept("dog", "tree"))
     assert suite.concepts[2].erase == (Concept("cat"), Concept("pets.csv"))
     assert [concept.group for concept in suite.concepts] == ["thing", "domain", "domain", "style"]
-    assert [(a.attack, a.options) for a in suite.attacks] == [
-        ("RingABell", {}),
-        ("P4D", {"steps": 3}),
-    ]
+    attacks = [(entry.attack, entry.options) for entry in suite.attacks]
+    assert attacks == [("RingABell", {}), ("P4D", {"steps": 3})]
 
 
 def test_a_suite_written_out_is_the_same_suite(read):
@@ -60,14 +59,10 @@ def test_a_suite_written_out_is_the_same_suite(read):
     assert read(suite.content()) == suite
 
 
-def test_little_is_enough(read):
+def test_the_other_keys_have_defaults(read):
     suite = read({"methods": ["uce"], "concepts": [{"name": "cat"}]})
-    assert (suite.name, suite.backbone, suite.seeds, suite.attacks) == (
-        "suite",
-        "emoji-world",
-        (0,),
-        (),
-    )
+    assert (suite.name, suite.backbone) == ("suite", "emoji-world")
+    assert (suite.seeds, suite.attacks) == ((0,), ())
 
 
 def changed(**values):
@@ -75,7 +70,7 @@ def changed(**values):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (changed(methds=[]), "the suite has no 'methds'. Did you mean 'methods'?"),
         (changed(color=1), "the suite has no 'color'. Known: name, backbone, methods"),
@@ -140,20 +135,20 @@ def changed(**values):
         ("", "the suite needs `key: value` lines"),
     ],
 )
-def test_a_mistake_is_told_with_its_place(read, content, said):
-    with pytest.raises(ErasureError) as caught:
+def test_a_mistake_is_reported_with_its_place(read, content, message):
+    with pytest.raises(ErasureError) as error:
         read(content)
-    assert said in str(caught.value)
-    assert "suite.yaml" in str(caught.value)
+    assert message in str(error.value)
+    assert "suite.yaml" in str(error.value)
 
 
 class TestDifference:
-    def test_entries_and_seeds_come_and_go(self, read):
+    def test_entries_and_seeds_may_be_added_and_removed(self, read):
         fewer = changed(methods=["uce.yaml"], seeds=[5], attacks=[], concepts=SUITE["concepts"][:1])
         assert read(SUITE).difference(read(fewer)) == read(fewer).difference(read(SUITE)) == ""
 
     @pytest.mark.parametrize(
-        ("other", "said"),
+        ("other", "difference"),
         [
             (changed(options={"data.seeds": 3}), "options.data.seeds: 2 and 3"),
             (changed(options={}), "options.data.seeds: 2 and none"),
@@ -172,8 +167,8 @@ class TestDifference:
             ),
         ],
     )
-    def test_what_is_in_both_must_be_equal(self, read, other, said):
-        assert read(SUITE).difference(read(other)).startswith(said)
+    def test_entries_of_both_must_be_equal(self, read, other, difference):
+        assert read(SUITE).difference(read(other)).startswith(difference)
 
 
 class TestEmojiBench:
@@ -190,11 +185,11 @@ class TestEmojiBench:
         assert groups.count("style") >= 2
         assert {"cigarette", "heart", "weapon"} <= {concept.name for concept in suite.concepts}
 
-    def test_the_world_knows_what_goes_what_comes_and_what_stays(self, suite):
+    def test_its_concepts_anchors_and_neighbours_are_labels_of_the_world(self, suite):
         world = find_world("emoji-world")
         labels = {label.name for label in world.labels} | set(world.styles)
         for entry in suite.concepts:
-            gone = {concept.name for concept in entry.erase}
-            named = gone | {concept.anchor for concept in entry.erase} | set(entry.neighbours)
-            assert named <= labels, entry.name
-            assert not gone & set(entry.neighbours)
+            erased = {concept.name for concept in entry.erase}
+            anchors = {concept.anchor for concept in entry.erase}
+            assert erased | anchors | set(entry.neighbours) <= labels, entry.name
+            assert not erased & set(entry.neighbours)

@@ -1,4 +1,4 @@
-"""The page in a real browser: Debian's chromium, which `.ci/run` installs."""
+"""The page in a browser: Debian's Chromium, which `.ci/run` installs."""
 
 import os
 import shutil
@@ -6,12 +6,12 @@ from itertools import pairwise
 
 import pytest
 from browser import Browser, chromium
-from report_runs import HOSTILE, description, make_run, write_samples
+from report_runs import HOSTILE, description, make_run, write_images
 
-from erasure_lightning.report.page import page
-from erasure_lightning.report.run_record import read_facts
+from erasure_lightning.report.page import render_page
+from erasure_lightning.report.run_record import read_run_record
 
-#: What only a page that escaped nothing would do.
+#: Fetches an image and opens a dialog in a page that does not escape it.
 FETCHING = '<img src="http://example.invalid/x.png" onerror="alert(2)">'
 
 pytestmark = pytest.mark.skipif(
@@ -28,32 +28,28 @@ def browser():
 
 @pytest.fixture
 def runs(tmp_path):
-    """A run of a hostile concept, one of another method measured alike, and one measured otherwise."""
-    names = (
-        ("one", "uce.UCE", HOSTILE),
-        ("two", "rece.RECE", HOSTILE),
-        ("three", "esd.ESD", FETCHING),
-    )
-    made = []
-    for folder, method, name in names:
-        path = f"erasure_lightning.methods.{method}"
-        made.append(
-            make_run(tmp_path / folder / HOSTILE.replace("/", "\u2215"), name=name, method=path)
+    """Two runs of a hostile concept by two methods, and one of another concept."""
+    methods = (("uce.UCE", HOSTILE), ("rece.RECE", HOSTILE), ("esd.ESD", FETCHING))
+    folder_name = HOSTILE.replace("/", "\u2215")
+    return [
+        make_run(
+            tmp_path / method / folder_name, name=name, method=f"erasure_lightning.methods.{method}"
         )
-    return made
+        for method, name in methods
+    ]
 
 
-def written(folder, *runs):
-    place = folder / "page.html"
-    place.write_text(page([read_facts(run) for run in runs]), encoding="utf-8")
-    return place
+def write_page(folder, *runs):
+    path = folder / "page.html"
+    path.write_text(render_page([read_run_record(run) for run in runs]), encoding="utf-8")
+    return path
 
 
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width", [1280, 375])
 @pytest.mark.parametrize("count", [1, 3])
-def test_a_page_is_seen_whole_and_does_nothing(browser, runs, tmp_path, count, width, dark):
-    seen = browser.look(written(tmp_path, *runs[:count]), width, dark)
+def test_a_page_is_complete_and_makes_no_requests(browser, runs, tmp_path, count, width, dark):
+    seen = browser.look(write_page(tmp_path, *runs[:count]), width, dark)
     assert (seen.dialogs, seen.requests, seen.complaints) == ([], [], [])
     assert (seen.found["active"], seen.found["handlers"], seen.found["wordless"]) == (0, 0, 0)
     assert set(seen.found["schemes"]) == {"#", "data:", "https:"}
@@ -67,14 +63,13 @@ def test_a_page_is_seen_whole_and_does_nothing(browser, runs, tmp_path, count, w
     assert all(after <= before + 1 for before, after in pairwise(levels))
 
 
-def test_the_same_browser_sees_a_page_that_escapes_nothing(browser, runs, tmp_path, monkeypatch):
-    """The control: without escaping and without the policy, every one of those claims fails."""
-    monkeypatch.setattr("erasure_lightning.report.page.ESCAPED", ())
-    place = written(tmp_path, runs[0], runs[2])
-    place.write_text(
-        place.read_text(encoding="utf-8").replace("Content-Security-Policy", "x"), encoding="utf-8"
-    )
-    seen = browser.look(place)
+def test_a_page_without_escaping_fails_these_checks(browser, runs, tmp_path, monkeypatch):
+    """The control: without escaping and without the policy, every check fails."""
+    monkeypatch.setattr("erasure_lightning.report.page._ESCAPED_SUFFIXES", ())
+    path = write_page(tmp_path, runs[0], runs[2])
+    html = path.read_text(encoding="utf-8").replace("Content-Security-Policy", "x")
+    path.write_text(html, encoding="utf-8")
+    seen = browser.look(path)
     assert seen.dialogs
     assert seen.requests
     assert seen.complaints
@@ -83,10 +78,10 @@ def test_the_same_browser_sees_a_page_that_escapes_nothing(browser, runs, tmp_pa
     assert f"a {HOSTILE}" not in seen.found["text"]
 
 
-def test_large_pictures_and_long_words_stay_on_a_phone(browser, tmp_path):
+def test_large_images_and_long_words_fit_on_a_phone(browser, tmp_path):
     run = make_run(tmp_path / ("long" * 20), name="x" * 300)
     shutil.rmtree(run / "samples")
-    write_samples(run, description(), side=512)
-    seen = browser.look(written(tmp_path, run), 375)
+    write_images(run, description(), side=512)
+    seen = browser.look(write_page(tmp_path, run), 375)
     assert seen.found["overflow"] == 0
     assert set(seen.found["pictures"]) == {512}

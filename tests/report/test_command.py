@@ -20,15 +20,15 @@ def run(tmp_path):
 def error(capsys):
     """Runs the command, expects one line of error and exit code 2, and returns the line."""
 
-    def said(*argv):
+    def run(*argv):
         assert main(["report", *map(str, argv)]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         return line.removeprefix("erasure: error: ")
 
-    return said
+    return run
 
 
-def test_a_page_lies_in_the_run_and_is_made_anew(run, capsys):
+def test_a_page_is_written_to_the_run_and_replaced(run, capsys):
     for _ in range(2):
         assert main(["report", str(run)]) == 0
     assert (run / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
@@ -36,66 +36,57 @@ def test_a_page_lies_in_the_run_and_is_made_anew(run, capsys):
     assert f"Written: {run / 'report.html'} (" in capsys.readouterr().out
 
 
-def test_a_card_lies_beside_it_and_is_left_alone(run, error):
+def test_a_card_is_written_beside_it_and_not_replaced(run, error):
     assert main(["report", str(run), "--card"]) == 0
     (run / "model_card.md").write_text("mine")
     (run / "report.html").unlink()
-    assert error(run, "--card").startswith(
-        f"{run / 'model_card.md'} is there already, and is not overwritten"
-    )
+    message = f"{run / 'model_card.md'} is there already, and is not overwritten"
+    assert error(run, "--card").startswith(message)
     assert (run / "model_card.md").read_text() == "mine"
     assert not (run / "report.html").exists()
 
 
-def test_several_runs_need_a_place(run, error, tmp_path):
-    assert (
-        error(run, run)
-        == "erasure report of 2 runs needs a place for its page: give --out report.html."
-    )
+def test_several_runs_need_an_output(run, error, tmp_path):
+    message = "erasure report of 2 runs needs a place for its page: give --out report.html."
+    assert error(run, run) == message
     assert main(["report", str(run), str(run), "--out", str(tmp_path / "new" / "both.html")]) == 0
-    assert error(run, run, "--out", tmp_path / "x.html", "--card").startswith(
-        "A model card is about one edit; found 2"
-    )
+    message = error(run, run, "--out", tmp_path / "x.html", "--card")
+    assert message.startswith("A model card is about one edit; found 2")
 
 
-def test_nothing_that_is_not_ours_is_overwritten(run, error, tmp_path):
+def test_other_files_are_not_overwritten(run, error, tmp_path):
     mine = tmp_path / "mine.html"
     mine.write_text("<p>mine")
-    assert "was not written by `erasure report`, and is not overwritten" in error(
-        run, "--out", mine
-    )
+    message = "was not written by `erasure report`, and is not overwritten"
+    assert message in error(run, "--out", mine)
     assert "was not written by `erasure report`" in error(run, "--out", run / "edit.safetensors")
     assert "found the folder" in error(run, "--out", tmp_path)
     assert mine.read_text() == "<p>mine"
 
 
-def test_mistakes_end_in_a_line(error, run, tmp_path):
-    assert error(tmp_path / "gone").startswith(
-        f"No run at {tmp_path / 'gone'}: there is no such folder."
-    )
-    assert error(tmp_path).startswith(
-        "report needs the folder of a run; found none of edit.safetensors"
-    )
+def test_mistakes_are_reported_in_one_line(error, run, tmp_path):
+    message = f"No run at {tmp_path / 'gone'}: there is no such folder."
+    assert error(tmp_path / "gone").startswith(message)
+    message = "report needs the folder of a run; found none of edit.safetensors"
+    assert error(tmp_path).startswith(message)
     assert "the following arguments are required: RUN" in error()
     (run / "metrics.json").write_text("{")
     assert "needs figures as `erasure test` writes them; found others" in error(run)
 
 
-def test_what_cannot_be_read_is_told_in_the_terminal_too(run, capsys):
+def test_notes_are_printed(run, capsys):
     (run / "cost.json").write_text("{")
     assert main(["report", str(run)]) == 0
-    assert (
-        "uce-cat: cost.json cannot be read: what the edit cost is left out.\n"
-        in capsys.readouterr().out
-    )
+    note = "uce-cat: cost.json cannot be read: the cost is left out.\n"
+    assert note in capsys.readouterr().out
 
 
-def test_any_file_of_a_run_will_do(run):
+def test_any_file_of_a_run_may_be_given(run):
     assert main(["report", str(run / "metrics.json")]) == 0
     assert (run / "report.html").exists()
 
 
-def test_a_character_that_is_none_breaks_nothing(run):
+def test_a_lone_surrogate_is_replaced(run):
     write_figures(run, {"method": "x.Y", "concepts": []})
     text = (run / "metrics.json").read_text().replace('"a kitten"', '"a \\ud800"')
     (run / "metrics.json").write_text(text)
@@ -103,23 +94,20 @@ def test_a_character_that_is_none_breaks_nothing(run):
 
 
 def test_it_imports_no_torch(run):
-    code = (
-        f"import sys; from erasure_lightning.__main__ import main; main(['report', {str(run)!r}]);"
-        " print(*sys.modules)"
-    )
-    said = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    ).stdout
-    assert not {"torch", "lightning", "jsonargparse", "matplotlib"} & set(
-        said.splitlines()[-1].split()
-    )
+    code = "import sys; from erasure_lightning.__main__ import main;"
+    code += f" main(['report', {str(run)!r}]); print(*sys.modules)"
+    command = [sys.executable, "-c", code]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    modules = set(output.splitlines()[-1].split())
+    assert not {"torch", "lightning", "jsonargparse", "matplotlib"} & modules
 
 
 def test_the_templates_are_in_the_wheel(tmp_path):
     from hatchling.builders.wheel import WheelBuilder
 
     (wheel,) = WheelBuilder(str(ROOT)).build(directory=str(tmp_path))
-    packed = {name for name in zipfile.ZipFile(wheel).namelist() if "/report/templates/" in name}
-    lying = {path.name for path in (ROOT / "erasure_lightning" / "report" / "templates").iterdir()}
-    assert {Path(name).name for name in packed} == lying
-    assert {"page.html", "style.css", "card.md"} <= lying
+    files = [Path(name) for name in zipfile.ZipFile(wheel).namelist()]
+    packed = {file.name for file in files if file.parts[1:3] == ("report", "templates")}
+    folder = ROOT / "erasure_lightning" / "report" / "templates"
+    assert packed == {path.name for path in folder.iterdir()}
+    assert {"page.html", "style.css", "card.md"} <= packed

@@ -4,7 +4,7 @@ from erasure_lightning.report.privacy import without_paths
 
 
 @pytest.mark.parametrize(
-    ("given", "kept"),
+    ("text", "expected"),
     [
         ("/home/jane doe/models/sd15", "…/sd15"),
         ("~/models/sd15/", "…/sd15"),
@@ -16,21 +16,28 @@ from erasure_lightning.report.privacy import without_paths
         ("--data.originals=/mnt/x/originals", "--data.originals=…/originals"),
     ],
 )
-def test_of_a_path_its_name_remains(given, kept):
-    assert without_paths(given) == kept
+def test_only_the_last_name_of_a_path_remains(text, expected):
+    assert without_paths(text) == expected
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        "openai/clip-vit-base-patch32", "./my-sd15", "models/sd15", "https://arxiv.org/abs/2308.14761", "a cat / dog",
-        "and/or", "</script>", "half...", "",
+        "openai/clip-vit-base-patch32",
+        "./my-sd15",
+        "models/sd15",
+        "https://arxiv.org/abs/2308.14761",
+        "a cat / dog",
+        "and/or",
+        "</script>",
+        "half...",
+        "",
     ],
-)  # fmt: skip
-def test_what_is_no_path_of_the_machine_stays(text):
+)
+def test_other_texts_are_unchanged(text):
     assert without_paths(text) == text
 
 
-def test_it_reaches_into_values_of_any_depth():
-    given = {"model": {"files": ["/a/b", 3, None], "lr": 1e-5}}
-    assert without_paths(given) == {"model": {"files": ["…/b", 3, None], "lr": 1e-5}}
+def test_nested_values_are_replaced():
+    value = {"model": {"files": ["/a/b", 3, None], "lr": 1e-5}}
+    assert without_paths(value) == {"model": {"files": ["…/b", 3, None], "lr": 1e-5}}

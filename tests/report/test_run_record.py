@@ -13,8 +13,7 @@ from report_runs import (
 )
 
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.report.curves import MOST
-from erasure_lightning.report.run_record import read_facts
+from erasure_lightning.report.run_record import read_run_record
 
 
 @pytest.fixture
@@ -22,43 +21,45 @@ def run(tmp_path):
     return make_run(tmp_path / "uce-cat")
 
 
-def test_a_run_with_everything(run):
-    facts = read_facts(run)
-    assert (facts.name, facts.measured, facts.method) == ("uce-cat", ".", "UCE")
-    assert facts.paper.endswith("https://arxiv.org/abs/2308.14761")
-    assert [c.name for c in facts.concepts] == ["cat"]
-    assert (facts.edit.tensors, facts.edit.values, facts.edit.components) == (
-        1,
-        12,
-        ("text_encoder",),
-    )
-    assert len(facts.edit.sha256) == 64
-    assert facts.result.protocol.identity == PROTOCOL.identity
-    assert [c.name for c in facts.curves] == ["monitor/kept", "monitor/forgotten", "loss/erasure"]
-    assert facts.cost == {"seconds": 3.25, "steps": 40, "peak_gib": 0.5}
-    assert [a.outcome.attack for a in facts.attacks] == ["UnlearnDiffAtk"]
-    assert len(facts.samples) == 4
-    assert facts.notes == ()
+def test_a_complete_run(run):
+    record = read_run_record(run)
+    assert (record.name, record.figures_folder, record.method) == ("uce-cat", ".", "UCE")
+    assert record.paper.endswith("https://arxiv.org/abs/2308.14761")
+    assert [c.name for c in record.concepts] == ["cat"]
+    assert (record.edit.tensors, record.edit.values) == (1, 12)
+    assert record.edit.components == ("text_encoder",)
+    assert len(record.edit.sha256) == 64
+    assert record.result.protocol.identity == PROTOCOL.identity
+    assert [c.name for c in record.curves] == ["monitor/kept", "monitor/forgotten", "loss/erasure"]
+    assert record.cost == {"seconds": 3.25, "steps": 40, "peak_gib": 0.5}
+    assert [a.outcome.attack for a in record.attacks] == ["UnlearnDiffAtk"]
+    assert len(record.image_pairs) == 4
+    assert record.notes == ()
 
 
 def test_any_file_of_a_run_names_it(run):
-    assert read_facts(run / "edit.safetensors") == read_facts(run)
+    assert read_run_record(run / "edit.safetensors") == read_run_record(run)
 
 
-def test_a_config_keeps_its_types_and_loses_its_paths(run):
-    config = read_facts(run).config
+def test_types_of_a_config_remain_and_its_paths_are_removed(run):
+    config = read_run_record(run).config
     assert "backbone: …/sd\n" in config
     assert "lr: 1.0e-05" in config
     assert "/home" not in config
 
 
-def test_an_unfinished_run_says_what_it_was_to_make(tmp_path):
+def test_an_unfinished_run_has_the_metadata_of_its_config(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     write_config(folder, description())
-    facts = read_facts(folder)
-    assert (facts.method, facts.edit, facts.result, facts.samples) == ("UCE", None, None, ())
-    assert facts.concepts[0].anchor == "dog"
+    record = read_run_record(folder)
+    assert (record.method, record.edit, record.result, record.image_pairs) == (
+        "UCE",
+        None,
+        None,
+        (),
+    )
+    assert record.concepts[0].anchor == "dog"
 
 
 @pytest.mark.parametrize(
@@ -66,7 +67,7 @@ def test_an_unfinished_run_says_what_it_was_to_make(tmp_path):
 )
 def test_an_odd_config_of_an_unfinished_run(tmp_path, content):
     (tmp_path / "config.yaml").write_text(content)
-    assert read_facts(tmp_path).concepts == ()
+    assert read_run_record(tmp_path).concepts == ()
 
 
 class TestMeasuredApart:
@@ -81,53 +82,53 @@ class TestMeasuredApart:
         )
         return run
 
-    def test_the_newest_measurement_counts_where_fit_made_none(self, apart):
-        facts = read_facts(apart)
-        assert facts.measured == "test"
-        assert facts.result
-        assert facts.samples
-        assert facts.test_options == ("--data.seeds 5", "--data.originals '\"\\u2026/originals\"'")
+    def test_figures_are_read_from_the_newest_test(self, apart):
+        record = read_run_record(apart)
+        assert record.figures_folder == "test"
+        assert record.result
+        assert record.image_pairs
+        assert record.test_options == ("--data.seeds 5", "--data.originals '\"\\u2026/originals\"'")
 
-    def test_it_can_be_named_itself(self, apart):
+    def test_the_folder_of_a_test_may_be_given(self, apart):
         write_figures(apart, description())
-        facts = read_facts(apart / "test")
-        assert (facts.name, facts.measured) == ("uce-cat", "test")
-        assert facts.edit
+        record = read_run_record(apart / "test")
+        assert (record.name, record.figures_folder) == ("uce-cat", "test")
+        assert record.edit
 
 
 class TestBroken:
     @pytest.mark.parametrize("content", ["{", "[1]", '{"seconds": "much"}', ""])
-    def test_a_cost_that_cannot_be_read_is_told(self, run, content):
+    def test_an_unreadable_cost_is_noted(self, run, content):
         (run / "cost.json").write_text(content)
-        facts = read_facts(run)
-        assert facts.cost == {}
-        assert facts.notes == ("cost.json cannot be read: what the edit cost is left out.",)
+        record = read_run_record(run)
+        assert record.cost == {}
+        assert record.notes == ("cost.json cannot be read: the cost is left out.",)
 
-    def test_an_attack_that_cannot_be_read_is_told(self, run):
+    def test_an_unreadable_attack_is_noted(self, run):
         (run / "attacks" / "unlearndiffatk" / "attack.json").write_text('{"attack": 1}')
-        facts = read_facts(run)
-        assert facts.attacks == ()
-        assert facts.notes == ("attacks/unlearndiffatk cannot be read and is left out.",)
+        record = read_run_record(run)
+        assert record.attacks == ()
+        assert record.notes == ("attacks/unlearndiffatk cannot be read and is left out.",)
 
     def test_an_attack_on_another_edit_is_left_out(self, run):
-        place = run / "attacks" / "unlearndiffatk" / "attack.json"
-        outcome(description(), edit="0123456789abcdef").save(place)
-        assert "another edit (0123456789abcdef)" in read_facts(run).notes[0]
-        outcome(description(), edit=read_facts(run).edit.sha256[:16]).save(place)
-        assert len(read_facts(run).attacks) == 1
+        path = run / "attacks" / "unlearndiffatk" / "attack.json"
+        outcome(description(), edit="0123456789abcdef").save(path)
+        assert "another edit (0123456789abcdef)" in read_run_record(run).notes[0]
+        outcome(description(), edit=read_run_record(run).edit.sha256[:16]).save(path)
+        assert len(read_run_record(run).attacks) == 1
 
     @pytest.mark.parametrize(
-        ("name", "content", "words"),
+        ("name", "content", "message"),
         [
             ("metrics.json", "{", "needs figures as `erasure test` writes them"),
             ("edit.safetensors", "cut", "needs to be an edit as `erasure fit` writes it"),
             ("config.yaml", "a: [", "needs to be the config of a run; found no valid YAML"),
         ],
     )
-    def test_what_a_report_rests_on_is_refused(self, run, name, content, words):
+    def test_unreadable_figures_edit_or_config_are_refused(self, run, name, content, message):
         (run / name).write_text(content)
-        with pytest.raises(ErasureError, match=words):
-            read_facts(run)
+        with pytest.raises(ErasureError, match=message):
+            read_run_record(run)
 
     def test_a_safetensors_file_of_another_kind(self, run):
         from numpy import zeros
@@ -135,57 +136,51 @@ class TestBroken:
 
         save_file({"a": zeros(1)}, run / "edit.safetensors")
         with pytest.raises(ErasureError, match="found none"):
-            read_facts(run)
+            read_run_record(run)
 
     def test_concepts_of_another_kind(self, run):
         write_edit(run, description(concepts=[{"wings": 2}]))
-        with pytest.raises(ErasureError, match="needs concepts as `erasure fit` notes them"):
-            read_facts(run)
+        with pytest.raises(ErasureError, match="needs concepts as `erasure fit` writes them"):
+            read_run_record(run)
 
     @pytest.mark.parametrize(
         "content", [b"", b"step\n1\n", b"step,loss\n1,nan\n2,\n3,x\n", b"\xff\xfe", b"a,b\n1,2\n"]
     )
     def test_a_log_without_curves(self, run, content):
         (run / "metrics.csv").write_bytes(content)
-        facts = read_facts(run)
-        assert facts.curves == ()
-        assert bool(facts.notes) == (content == b"\xff\xfe")
+        record = read_run_record(run)
+        assert record.curves == ()
+        assert bool(record.notes) == (content == b"\xff\xfe")
 
     def test_no_run_is_refused(self, tmp_path):
         with pytest.raises(ErasureError, match="there is no such folder"):
-            read_facts(tmp_path / "gone")
-        with pytest.raises(
-            ErasureError, match=r"found none of edit.safetensors, config.yaml, metrics.json in"
-        ):
-            read_facts(tmp_path)
+            read_run_record(tmp_path / "gone")
+        message = "found none of edit.safetensors, config.yaml, metrics.json in"
+        with pytest.raises(ErasureError, match=message):
+            read_run_record(tmp_path)
 
 
-def test_whatever_only_adds_may_be_missing(run):
+def test_images_attacks_cost_curves_and_config_may_be_missing(run):
     for name in ("samples", "attacks"):
         shutil.rmtree(run / name)
     for name in ("cost.json", "metrics.csv", "config.yaml"):
         (run / name).unlink()
-    facts = read_facts(run)
-    assert (facts.samples, facts.attacks, facts.curves, facts.cost, facts.config) == (
-        (),
-        (),
-        (),
-        {},
-        "",
-    )
-    assert facts.notes == ()
+    record = read_run_record(run)
+    assert record.image_pairs == record.attacks == record.curves == ()
+    assert (record.cost, record.config) == ({}, "")
+    assert record.notes == ()
 
 
-def test_a_long_log_is_thinned_to_means(run):
+def test_a_long_log_is_reduced_to_means(run):
     (run / "metrics.csv").write_text("step,loss\n" + "".join(f"{i},{i % 2}\n" for i in range(2000)))
-    (curve,) = read_facts(run).curves
-    assert len(curve.values) == MOST
+    (curve,) = read_run_record(run).curves
+    assert len(curve.values) == 200
     assert set(curve.values) == {0.5}
-    assert curve.each == 10
+    assert curve.window == 10
 
 
 def test_a_plugin_that_is_not_installed_has_no_paper(run):
     write_edit(run, description(method="somewhere.else.Method"))
-    facts = read_facts(run)
-    assert (facts.method, facts.package, facts.paper) == ("Method", "", "")
+    record = read_run_record(run)
+    assert (record.method, record.package, record.paper) == ("Method", "", "")
     assert json.loads((run / "metrics.json").read_text())

@@ -4,18 +4,33 @@ import pytest
 from report_runs import ESTIMATES, PROTOCOL, description, estimate, make_run, outcome, recognized
 
 from erasure_lightning.metrics.estimates import Estimate
-from erasure_lightning.report.run_record import Attempt, read_facts
-from erasure_lightning.report.wording import asides, interval, limits, percent, unseen, verdict
+from erasure_lightning.report.run_record import AttackRecord, read_run_record
+from erasure_lightning.report.wording import (
+    interval,
+    limitations,
+    percent,
+    remarks,
+    undetected_share,
+    verdict,
+)
 
 
 @pytest.mark.parametrize(
     ("share", "digits", "text"),
     [
-        (0, 0, "0 %"), (1, 0, "100 %"), (0.004, 0, "<1 %"), (0.996, 0, ">99 %"), (0.5, 0, "50 %"),
-        (0.0004, 1, "<0.1 %"), (0.988, 1, "98.8 %"), (0.9996, 1, ">99.9 %"), (1.0, 1, "100 %"), (float("nan"), 0, "?"),
+        (0, 0, "0 %"),
+        (1, 0, "100 %"),
+        (0.004, 0, "<1 %"),
+        (0.996, 0, ">99 %"),
+        (0.5, 0, "50 %"),
+        (0.0004, 1, "<0.1 %"),
+        (0.988, 1, "98.8 %"),
+        (0.9996, 1, ">99.9 %"),
+        (1.0, 1, "100 %"),
+        (float("nan"), 0, "?"),
     ],
-)  # fmt: skip
-def test_a_share_looks_like_none_or_all_only_if_it_is(share, digits, text):
+)
+def test_only_exact_shares_are_written_as_0_or_100_percent(share, digits, text):
     assert percent(share, digits).replace("\u00a0", " ") == text
 
 
@@ -23,100 +38,87 @@ def test_an_interval_is_in_percent():
     assert interval(Estimate(0.5, 0.255, 1.0, 3, 9), 1).replace("\u00a0", " ") == "[25.5, 100]"
 
 
-def said(pieces):
-    return "".join(piece.text for piece in pieces).replace("\u00a0", " ")
+def text(sentence):
+    return "".join(piece.text for piece in sentence).replace("\u00a0", " ")
 
 
 @pytest.fixture
-def facts(tmp_path):
-    return read_facts(make_run(tmp_path / "run"))
+def record(tmp_path):
+    return read_run_record(make_run(tmp_path / "run"))
 
 
-def measured(facts, **estimates):
-    return replace(facts, result=replace(facts.result, estimates=estimates))
+def measured(record, **estimates):
+    return replace(record, result=replace(record.result, estimates=estimates))
 
 
 class TestVerdict:
-    def test_what_went_and_what_stayed(self, facts):
-        assert (
-            said(verdict(facts))
-            == "Asked for by name, it is drawn in 0 % [0, 0] of pictures (before: 100 %); other"
-            " things stay: 98 % [95, 100] of pictures (before: 99 %)."
-        )
-        assert [piece.text.replace("\u00a0", " ") for piece in verdict(facts) if piece.strong] == [
-            "0 %",
-            "98 %",
+    def test_shares_of_the_concept_and_of_others(self, record):
+        erased = "Prompted by name, it is drawn in 0 % [0, 0] of images (before: 100 %)"
+        others = "other concepts are drawn in 98 % [95, 100] of images (before: 99 %)"
+        assert text(verdict(record)) == f"{erased}; {others}."
+        strong = [piece.text.replace("\u00a0", " ") for piece in verdict(record) if piece.strong]
+        assert strong == ["0 %", "98 %"]
+
+    def test_remarks_on_other_words_and_the_strongest_attack(self, record):
+        success = record.attacks[0].outcome.success | {"attacked": estimate(0.1)}
+        weak = AttackRecord(outcome(description(), attack="Weak", success=success), None)
+        sentences = remarks(replace(record, attacks=(weak, *record.attacks)))
+        attack = "Under the strongest of 2 attacks (UnlearnDiffAtk)"
+        assert list(map(text, sentences)) == [
+            "Prompted by other words (kitten): 25 % [10, 40] of images (before: 90 %).",
+            f"{attack}, it is drawn in 50 % [20, 80] of images.",
         ]
 
-    def test_asides_tell_of_other_words_and_of_the_strongest_attack(self, facts):
-        success = facts.attacks[0].outcome.success | {"attacked": estimate(0.1)}
-        weak = outcome(description(), attack="Weak", success=success), None
-        told = [
-            said(aside)
-            for aside in asides(replace(facts, attacks=(Attempt(*weak), *facts.attacks)))
-        ]
-        assert told == [
-            "Called by other words (kitten): 25 % [10, 40] of pictures (before: 90 %).",
-            (
-                "Under the strongest of 2 attacks (UnlearnDiffAtk), it comes back in 50 % [20, 80]"
-                " of pictures."
-            ),
-        ]
+    def test_a_run_without_attacks(self, record):
+        assert text(remarks(replace(record, attacks=()))[-1]) == "It was not attacked."
 
-    def test_no_attack_is_told(self, facts):
-        assert said(asides(replace(facts, attacks=()))[-1]) == "No attack was tried on it."
+    def test_without_a_scorer(self, record):
+        sentence = text(verdict(measured(record, structure=ESTIMATES["structure"])))
+        assert sentence.startswith("No scorer recognised what the images show, so erasure was not")
+        assert "changed by 0.030 [0.020, 0.040] of their range." in sentence
 
-    def test_without_a_scorer(self, facts):
-        blind = measured(facts, structure=ESTIMATES["structure"])
-        assert said(verdict(blind)).startswith(
-            "No scorer was there to recognise things, so whether the concept is gone"
+    def test_figures_that_are_not_finite_are_left_out(self, record):
+        nan = Estimate(*[float("nan")] * 3, 0, 0)
+        sentence = text(verdict(measured(record, efficacy=recognized(nan, nan), structure={})))
+        assert sentence.endswith("only pixels were compared.")
+
+    def test_retention_alone(self, record):
+        sentence = text(verdict(measured(record, specificity=ESTIMATES["specificity"])))
+        assert sentence.startswith("Erasure was not measured; other concepts are drawn in 98 %")
+
+    def test_without_figures_or_an_edit(self, record):
+        attacked = replace(record, result=None)
+        sentence = text(verdict(attacked))
+        assert sentence == "No images of this edit were measured, only attacks on it."
+        sentence = text(verdict(replace(attacked, attacks=())))
+        assert sentence.endswith("so its effect is unknown.")
+        sentence = text(verdict(replace(attacked, edit=None)))
+        assert sentence.startswith("This run has not finished")
+
+
+class TestLimitations:
+    def test_a_rate_that_few_images_would_miss_is_named(self, record):
+        sentences = " ".join(limitations(record)).replace("\u00a0", " ")
+        assert "up to 39 % of images would still pass" in sentences
+        some = measured(
+            record, **ESTIMATES | {"efficacy": recognized(estimate(1.0), estimate(0.2))}
         )
-        assert "moved by 0.030 [0.020, 0.040] of their range." in said(verdict(blind))
+        assert "would still pass" not in " ".join(limitations(some))
 
-    def test_figures_that_are_no_number_are_none(self, facts):
-        nothing = Estimate(*[float("nan")] * 3, 0, 0)
-        odd = measured(facts, efficacy=recognized(nothing, nothing), structure={})
-        assert said(verdict(odd)).endswith("only pixels were compared.")
+    def test_the_rate_is_missed_with_a_probability_of_5_percent(self):
+        assert (1 - undetected_share(9)) ** 9 == pytest.approx(0.05)
+        assert undetected_share(0) == 1
 
-    def test_what_was_kept_alone(self, facts):
-        kept = measured(facts, specificity=ESTIMATES["specificity"])
-        assert said(verdict(kept)).startswith(
-            "Whether it is gone was not measured; other things stay: 98 %"
-        )
-
-    def test_nothing_measured_and_nothing_made(self, facts):
-        assert (
-            said(verdict(replace(facts, result=None)))
-            == "Nothing was measured of this edit, but the attacks on it."
-        )
-        nothing = replace(facts, result=None, attacks=())
-        assert said(verdict(nothing)).endswith("so nothing is known of what it does.")
-        assert said(verdict(replace(facts, result=None, edit=None))).startswith(
-            "This run has not finished"
-        )
+    def test_missing_measurements_are_named(self, record):
+        not_attacked = replace(record, attacks=())
+        assert "The edit was not attacked" in " ".join(limitations(not_attacked))
+        assert "a stronger one" in " ".join(limitations(record))
+        first = limitations(replace(record, result=None))[0]
+        assert first == "Apart from the attacks, nothing was measured."
+        first = limitations(replace(not_attacked, result=None))[0]
+        assert first.startswith("Nothing was measured")
 
 
-class TestLimits:
-    def test_none_of_few_pictures_is_no_proof(self, facts):
-        assert "up to 39 % of pictures would still pass" in " ".join(limits(facts)).replace(
-            "\u00a0", " "
-        )
-        some = measured(facts, **ESTIMATES | {"efficacy": recognized(estimate(1.0), estimate(0.2))})
-        assert "would still pass" not in " ".join(limits(some))
-
-    def test_the_chance_is_what_it_says(self):
-        assert (1 - unseen(9)) ** 9 == pytest.approx(0.05)
-        assert unseen(0) == 1
-
-    def test_what_was_not_done_is_named(self, facts):
-        assert "No attack was tried" in " ".join(limits(replace(facts, attacks=())))
-        assert "a stronger one" in " ".join(limits(facts))
-        assert limits(replace(facts, result=None))[0].startswith(
-            "Beside the attacks, nothing was measured"
-        )
-        assert limits(replace(facts, result=None, attacks=()))[0].startswith("Nothing was measured")
-
-
-def test_a_protocol_names_no_folder(facts):
-    assert "/home" not in str(verdict(facts)) + str(limits(facts))
+def test_sentences_name_no_folder(record):
+    assert "/home" not in str(verdict(record)) + str(limitations(record))
     assert PROTOCOL.scorer.startswith("/home")

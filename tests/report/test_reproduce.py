@@ -1,4 +1,4 @@
-"""A page's promise: what it says to type makes the edit again."""
+"""The commands and the config of a page make its edit again."""
 
 import hashlib
 import html
@@ -11,30 +11,20 @@ from report_runs import HOSTILE
 
 from erasure_lightning.__main__ import main
 
-OPTIONS = """--model trivial.Distillation --model.backbone TinyBackbone --model.lr 1e-3 --data.others 1 --data.steps 1
-    --data.seeds 2 --trainer.max_steps 2 --trainer.accelerator cpu --trainer.enable_progress_bar false"""
+OPTIONS = """--model trivial.Distillation --model.backbone TinyBackbone --model.lr 1e-3
+    --data.others 1 --data.steps 1 --data.seeds 2
+    --trainer.max_steps 2 --trainer.accelerator cpu --trainer.enable_progress_bar false"""
 
 
 @pytest.mark.slow
 def test_config_and_command_of_a_page_make_the_same_edit(tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    assert (
-        main(
-            [
-                "fit",
-                *OPTIONS.split(),
-                "--model.concepts",
-                f"[{{name: '{HOSTILE}'}}]",
-                "--run_dir",
-                "run",
-            ]
-        )
-        == 0
-    )
+    concepts = ["--model.concepts", f"[{{name: '{HOSTILE}'}}]"]
+    assert main(["fit", *OPTIONS.split(), *concepts, "--run_dir", "run"]) == 0
     assert main(["report", "run"]) == 0
     page = (tmp_path / "here" / "run" / "report.html").read_text(encoding="utf-8")
-    assert "No scorer was there to recognise things" in page
+    assert "No scorer recognised what the images show" in page
 
     (tmp_path / "there").mkdir()
     monkeypatch.chdir(tmp_path / "there")
@@ -43,5 +33,5 @@ def test_config_and_command_of_a_page_make_the_same_edit(tmp_path, monkeypatch):
         (tmp_path / "there" / name).write_bytes(config.read())
     fit, check = html.unescape(re.search(r"<pre>(.*?)</pre>", page, re.S)[1]).splitlines()
     assert main(shlex.split(fit)[1:]) == 0
-    made = (tmp_path / "there" / check.split()[1]).read_bytes()
-    assert f"<code>{hashlib.sha256(made).hexdigest()[:16]}…</code>" in page
+    edit = (tmp_path / "there" / check.split()[1]).read_bytes()
+    assert f"<code>{hashlib.sha256(edit).hexdigest()[:16]}…</code>" in page

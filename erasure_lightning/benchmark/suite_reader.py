@@ -1,0 +1,178 @@
+"""Reads suites from YAML files."""
+
+import difflib
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from erasure_lightning.benchmark.suite import AttackEntry, ConceptEntry, MethodEntry, Suite
+from erasure_lightning.concepts.concept import Concept, check_concepts
+from erasure_lightning.concepts.files import read_entry
+from erasure_lightning.errors import ErasureError
+from erasure_lightning.files.strict_yaml import read_yaml
+from erasure_lightning.runs.folder import slug
+
+#: Keys of a suite and of its entries, with their types.
+_SUITE_KEYS = {
+    "name": str,
+    "backbone": str,
+    "methods": list,
+    "concepts": list,
+    "attacks": list,
+    "seeds": list,
+    "options": dict,
+}
+_METHOD_KEYS = {"name": str, "config": (str, dict), "options": dict}
+_CONCEPT_KEYS = {
+    "name": str,
+    "erase": (str, list),
+    "neighbours": list,
+    "anchor": str,
+    "domain": list,
+    "kind": str,
+}
+_ATTACK_KEYS = {"attack": str, "options": dict}
+
+#: Names of types in messages.
+_TYPE_NAMES = {str: "text", list: "a list", dict: "`key: value` lines", int: "a whole number"}
+
+
+class SuiteReader:
+    """Reads a `Suite` from YAML.
+
+    Args:
+        config_of: Reads the content of a config by its name.
+        concepts_of: Reads the concepts of a file by its name.
+    """
+
+    def __init__(
+        self,
+        config_of: Callable[[str], dict[str, Any]],
+        concepts_of: Callable[[str], Iterable[Concept]],
+    ) -> None:
+        self.config_of = config_of
+        self.concepts_of = concepts_of
+
+    def read(self, path: Path) -> Suite:
+        """Read a suite's file.
+
+        Raises:
+            ErasureError: If the file is missing or no YAML; if a key is unknown, missing or of
+                another type, with its place; if a config or a file of concepts is missing; if two
+                entries would share a folder.
+        """
+        try:
+            content = read_yaml(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            mark = getattr(error, "problem_mark", None)
+            line = f", line {mark.line + 1}" if mark else ""
+            problem = getattr(error, "problem", error)
+            raise ErasureError(f"{path}{line}: no valid YAML ({problem}).") from error
+        except OSError as error:
+            raise ErasureError(f"{path} could not be read: {error.strerror}.") from error
+        try:
+            return self._suite(content, path.stem)
+        except ErasureError as error:
+            raise ErasureError(f"{path}: {error}") from error
+
+    def _suite(self, content: Any, default_name: str) -> Suite:
+        _check_keys(content, _SUITE_KEYS, "the suite", required=("methods", "concepts"))
+        suite = Suite(
+            name=content.get("name", default_name),
+            backbone=content.get("backbone", "emoji-world"),
+            methods=tuple(self._method(*entry) for entry in _numbered(content, "methods")),
+            concepts=tuple(self._concept(*entry) for entry in _numbered(content, "concepts")),
+            attacks=tuple(self._attack(*entry) for entry in _numbered(content, "attacks")),
+            seeds=tuple(
+                _checked(seed, int, place) for seed, place in _numbered(content, "seeds", [0])
+            ),
+            options=content.get("options") or {},
+        )
+        for key in ("methods", "concepts", "seeds"):
+            if not getattr(suite, key):
+                raise ErasureError(f"{key} needs at least one entry; found none.")
+        for key in ("methods", "concepts", "attacks"):
+            _check_unique(key, [slug(entry.name) for entry in getattr(suite, key)])
+        _check_unique("seeds", list(map(str, suite.seeds)))
+        return suite
+
+    def _method(self, entry: Any, place: str) -> MethodEntry:
+        fields: dict[str, Any] = {"config": entry} if isinstance(entry, str) else entry
+        _check_keys(fields, _METHOD_KEYS, place, required=("config",))
+        config = fields["config"]
+        if isinstance(config, dict) and "name" not in fields:
+            raise ErasureError(f"{place} needs a name, since its config is written out.")
+        content = self.config_of(config) if isinstance(config, str) else config
+        name = fields.get("name") or Path(config).stem
+        return MethodEntry(name, content, fields.get("options") or {})
+
+    def _concept(self, entry: Any, place: str) -> ConceptEntry:
+        _check_keys(entry, _CONCEPT_KEYS, place, required=("name",))
+        neighbours = tuple(
+            _checked(name, str, f"{place}.neighbours") for name in entry.get("neighbours") or []
+        )
+        fields = {key: value for key, value in entry.items() if key not in ("erase", "neighbours")}
+        if "erase" not in entry:
+            return ConceptEntry(entry["name"], (read_entry(fields, place),), neighbours)
+        if extra := [key for key in fields if key != "name"]:
+            raise ErasureError(
+                f"{place} has both erase and {extra[0]!r}; write the latter inside erase."
+            )
+        erase = entry["erase"]
+        if isinstance(erase, str):
+            concepts = tuple(self.concepts_of(erase))
+        else:
+            concepts = tuple(read_entry(concept, place) for concept in erase)
+        check_concepts(concepts, place)
+        return ConceptEntry(entry["name"], concepts, neighbours)
+
+    def _attack(self, entry: Any, place: str) -> AttackEntry:
+        fields: dict[str, Any] = {"attack": entry} if isinstance(entry, str) else entry
+        _check_keys(fields, _ATTACK_KEYS, place, required=("attack",))
+        return AttackEntry(fields["attack"], fields.get("options") or {})
+
+
+def _numbered(content: dict[str, Any], key: str, default: Any = ()) -> list[tuple[Any, str]]:
+    """The entries under a key, each with its place for messages, such as ``methods[0]``."""
+    entries = content.get(key, default) or []
+    return [(entry, f"{key}[{i}]") for i, entry in enumerate(entries)]
+
+
+def _check_keys(
+    content: Any, known: Mapping[str, Any], place: str, required: Iterable[str]
+) -> None:
+    """Raise unless a mapping has the required keys, only known ones, and values of their types."""
+    if not isinstance(content, dict):
+        raise ErasureError(
+            f"{place} needs `key: value` lines with {', '.join(known)}; found {content!r}."
+        )
+    for key, value in content.items():
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(known)}."
+            raise ErasureError(f"{place} has no {key!r}. {hint}")
+        if value is not None:
+            _checked(value, known[key], f"{place}.{key}".removeprefix("the suite."))
+    if missing := [key for key in required if not content.get(key)]:
+        keys = ", ".join(map(str, content)) or "none"
+        raise ErasureError(f"{place} needs {' and '.join(missing)}; found {keys}.")
+
+
+def _checked(value: Any, types: Any, place: str) -> Any:
+    """The value, if it is of one of the types; ``True`` and ``False`` are no whole numbers."""
+    if not isinstance(value, types) or (isinstance(value, bool) and types is int):
+        alternatives = types if isinstance(types, tuple) else (types,)
+        names = " or ".join(_TYPE_NAMES[alternative] for alternative in alternatives)
+        raise ErasureError(f"{place} needs {names}; found {value!r}.")
+    return value
+
+
+def _check_unique(key: str, names: list[str]) -> None:
+    if repeated := [name for name, count in Counter(names).items() if count > 1]:
+        raise ErasureError(
+            f"{key} needs each name once, since it names a folder; found {repeated[0]!r} more"
+            " than once."
+        )

@@ -1,0 +1,182 @@
+"""Tables of a benchmark's summary, in Markdown and in LaTeX."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from statistics import fmean
+from typing import NamedTuple
+
+from erasure_lightning.benchmark.jobs import Status
+from erasure_lightning.benchmark.summary import Summary, higher_is_better
+from erasure_lightning.benchmark.table import CellRow
+
+#: Text of a cell without a value.
+_NOT_MEASURED = "-"
+
+#: Characters with a meaning of their own in LaTeX, and how they are written there.
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "↓": r"$\downarrow$",
+    "↑": r"$\uparrow$",
+}
+
+
+class SummaryTable(NamedTuple):
+    """A table whose first column holds names.
+
+    Args:
+        title: What it shows and how it is read.
+        head: Names of the columns.
+        rows: Texts of the cells, a list a row.
+    """
+
+    title: str
+    head: list[str]
+    rows: list[list[str]]
+
+
+def summary_tables(summary: Summary, table: Sequence[CellRow]) -> list[SummaryTable]:
+    """Tables of means and ranks, and of every concept if a scorer recognised images.
+
+    Methods without a started cell are named in the first title, and are in no table.
+    """
+    started = {row["method"] for row in table if row["status"] != Status.MISSING}
+    shown = replace(summary, methods=tuple(m for m in summary.methods if m.method in started))
+    missing = [m.method for m in summary.methods if m.method not in started]
+    means = _means(shown, table)
+    if missing:
+        means = means._replace(title=f"{means.title} Not run: {', '.join(missing)}.")
+    tables = [means, _ranks(shown)]
+    return [*tables, _concepts(shown, table)] if "harmonic" in summary.figures else tables
+
+
+def _means(summary: Summary, table: Sequence[CellRow]) -> SummaryTable:
+    higher = higher_is_better(table)
+    figures = [f"{f.replace('_', ' ')} {'↑' if higher[f] else '↓'}" for f in summary.figures]
+    rows = [
+        [
+            method.method,
+            f"{method.finished}/{method.cells}",
+            *(str(method.figures.get(figure, _NOT_MEASURED)) for figure in summary.figures),
+            _NOT_MEASURED if method.seconds is None else f"{method.seconds:.0f}",
+        ]
+        for method in summary.methods
+    ]
+    seeds = len({row["seed"] for row in table})
+    within = f", and of the {seeds} training seeds within each" if seeds > 1 else ""
+    within = within or " (one training seed)"
+    title = (
+        "Means over concepts, with 95 % bootstrap intervals over resamples of the"
+        f" concepts{within}. Where not all cells are finished, the mean is over those that are."
+    )
+    return SummaryTable(title, ["method", "cells", *figures, "seconds"], rows)
+
+
+def _ranks(summary: Summary) -> SummaryTable:
+    ranks = [f"rank: {figure.replace('_', ' ')}" for figure in summary.figures]
+    rows = []
+    for method in summary.methods:
+        coordinates = (method.erasure, method.retention)
+        row = [method.method]
+        row += [_NOT_MEASURED if value is None else str(value) for value in coordinates]
+        row += [
+            f"{method.ranks[figure]:.2f}" if figure in method.ranks else _NOT_MEASURED
+            for figure in summary.figures
+        ]
+        if method.complete and method.erasure:
+            row += ["yes" if method.on_front else "no", f"{method.contribution:.4f}"]
+        else:
+            row += [_NOT_MEASURED, _NOT_MEASURED]
+        rows.append(row)
+    area = _NOT_MEASURED if summary.hypervolume is None else f"{summary.hypervolume:.4f}"
+    title = (
+        "Mean ranks over concepts among the methods whose cells are all finished (1 is best, ties"
+        " share their places); erasure: harmonic mean of 1 - efficacy and 1 - generality;"
+        " retention: specificity; front: no other method is as good in both and better in one;"
+        f" adds: to the hypervolume that all of them dominate above (0, 0), which is {area}."
+    )
+    head = ["method", "erasure ↑", "retention ↑", *ranks, "front", "adds"]
+    return SummaryTable(title, head, rows)
+
+
+def _concepts(summary: Summary, table: Sequence[CellRow]) -> SummaryTable:
+    methods = [method.method for method in summary.methods]
+    groups = {row["concept"]: row["group"] for row in table}
+    cells: dict[tuple[str, str], list[CellRow]] = {}
+    for row in table:
+        cells.setdefault((row["concept"], row["method"]), []).append(row)
+    rows = [
+        [concept, group, *(_harmonic(cells[concept, method]) for method in methods)]
+        for concept, group in groups.items()
+    ]
+    title = (
+        "Harmonic mean of 1 - efficacy, 1 - generality (where a domain is named) and specificity,"
+        " by concept; a dash is a cell not run."
+    )
+    return SummaryTable(title, ["concept", "kind", *methods], rows)
+
+
+def _harmonic(rows: Sequence[CellRow]) -> str:
+    """Mean over seeds of the harmonic mean, as text."""
+    finished = [row for row in rows if row["status"] == Status.FINISHED]
+    values = [row["harmonic"] for row in finished if row["harmonic"] is not None]
+    if values:
+        return f"{fmean(values):.3f}"
+    return "failed" if any(row["status"] == Status.FAILED for row in rows) else _NOT_MEASURED
+
+
+def markdown(tables: Sequence[SummaryTable]) -> str:
+    """Tables in Markdown."""
+    return "\n\n".join(f"{table.title}\n\n{_pipe_table(table)}" for table in tables) + "\n"
+
+
+def _pipe_table(table: SummaryTable) -> str:
+    alignment = ["---", *["---:"] * (len(table.head) - 1)]
+    lines = []
+    for row in (table.head, alignment, *table.rows):
+        cells = " | ".join(text.replace("|", r"\|") for text in row)
+        lines.append(f"| {cells} |")
+    return "\n".join(lines)
+
+
+def latex(tables: Sequence[SummaryTable]) -> str:
+    """Tables in LaTeX; they need the package booktabs."""
+    return "\n\n".join(map(_float, tables)) + "\n"
+
+
+def _float(table: SummaryTable) -> str:
+    head, *rows = (
+        " & ".join(map(escape_latex, cells)) + r" \\" for cells in (table.head, *table.rows)
+    )
+    columns = "l" + "r" * (len(table.head) - 1)
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{escape_latex(table.title)}}}",
+            rf"\begin{{tabular}}{{{columns}}}",
+            r"\toprule",
+            head,
+            r"\midrule",
+            *rows,
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+        ]
+    )
+
+
+def escape_latex(text: str) -> str:
+    """Text that LaTeX prints character by character."""
+    return "".join(_LATEX.get(character, character) for character in text)
