@@ -62,7 +62,7 @@ def main() -> None:
     rows = [head(["MiB on each rank", "ddp", "fsdp2", "ddp, planned", "fsdp2, planned"])]
     for method, arguments in CASES:
         measured = [held(make_module(method, arguments), strategy) for strategy in ("ddp", FSDP2())]
-        plan = forecast(
+        plan = forecast_fit(
             make_module(method, arguments), PromptData(batch_size=1), [], measure=False, max_steps=1
         )
         needs = [Needs(plan, 2, strategy).rows for strategy in ("ddp", "fsdp2")]

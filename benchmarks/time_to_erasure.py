@@ -44,7 +44,7 @@ class PublishedESD(ESD):
         seed = int(torch.randint(2**31, ()))
         with torch.no_grad():
             steps = rollout(self.original, prompts, [seed], steps=STEPS, guidance=GUIDANCE)
-            self._step: Step = next(islice(steps, number, None))
+            self._step: RolloutStep = next(islice(steps, number, None))
         x = self._step.x
         t = self._step.t.expand(1).float()
         return NoisyBatch(x, t, sentences, Teacher(self.original, x, t, sentences))

@@ -19,7 +19,7 @@ def recognised(model, words, steps=20):
     scorer = Scorer.load(world.scorer)
     labels = [label.name for label in world.labels]
     prompts = [f"a {word}" for word in words]
-    images = draw(model, prompts, range(len(words)), steps=steps, guidance=4.0)
+    images = sample_images(model, prompts, range(len(words)), steps=steps, guidance=4.0)
     texts = scorer.texts([f"a {label}" for label in labels])
     nearest = (scorer.images(images) @ texts.T).argmax(dim=1)
     hits = [world.same(labels[i], word) for i, word in zip(nearest, words, strict=True)]

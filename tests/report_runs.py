@@ -132,10 +132,10 @@ def outcome(metadata, edit="", **changes):
         edit=edit,
         success=success,
         found=[
-            Finding(name, 0, 0.5, f"zq {name} \u202e", None),
-            Finding(name, 1, 0.2, None, "found.safetensors"),
+            CaseOutcome(name, 0, 0.5, f"zq {name} \u202e", None),
+            CaseOutcome(name, 1, 0.2, None, "found.safetensors"),
         ],
-        curve=[Point(1, 0.0), Point(10, 0.3), Point(100, 0.5)],
+        curve=[CurvePoint(1, 0.0), CurvePoint(10, 0.3), CurvePoint(100, 0.5)],
         cost={"seconds": 12.5, "evaluations": 800, "backwards": 400, "peak_gib": 0.5},
         protocol=PROTOCOL,
     )

@@ -14,8 +14,8 @@ from erasure_lightning.api.pipelines import as_backbone
 from erasure_lightning.api.quiet import quiet
 from erasure_lightning.attacks.base import Attack
 from erasure_lightning.attacks.outcome import Outcome
-from erasure_lightning.attacks.runner import attack_all
-from erasure_lightning.attacks.target import Target, Trials
+from erasure_lightning.attacks.runner import run_attack
+from erasure_lightning.attacks.target import AttackSettings, AttackTarget
 from erasure_lightning.callbacks.measure import Measure
 from erasure_lightning.callbacks.progress import Progress
 from erasure_lightning.data.datamodule import PromptData
@@ -85,7 +85,7 @@ def attack(
     pipeline: Any,
     attack: str | Attack = "UnlearnDiffAtk",
     *,
-    trials: Trials | None = None,
+    trials: AttackSettings | None = None,
     progress_bar: bool = True,
     **budget: Any,
 ) -> Outcome:
@@ -113,8 +113,8 @@ def attack(
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
     with quiet(), _module(edit, pipeline) as module:
         module.to(device)
-        target = Target(module.backbone, module.original, module.concepts, trials)
-        outcome, _ = attack_all(chosen, target, print if progress_bar else _silent)
+        target = AttackTarget(module.backbone, module.original, module.concepts, trials)
+        outcome, _ = run_attack(chosen, target, print if progress_bar else _silent)
     return outcome
 
 

@@ -84,7 +84,7 @@ class Attack(ABC):
             for name, parameter in inspect.signature(cls.__init__).parameters.items():
                 names[name] = parameter.kind
         return {
-            name: plain(getattr(self, name))
+            name: plain_values(getattr(self, name))
             for name, kind in names.items()
             if name != "self" and kind is not inspect.Parameter.VAR_KEYWORD
         }

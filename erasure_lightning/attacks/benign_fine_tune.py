@@ -109,5 +109,5 @@ def retained_sentences(vocabulary: Vocabulary, count: int) -> list[str]:
 
 def _sentences_of(vocabulary: Vocabulary, label: str) -> list[str]:
     """The captions of a label; while a style is erased, only those that name another style."""
-    captions = vocabulary.kept_captions(label)
+    captions = vocabulary.retained_captions(label)
     return captions[len(vocabulary.captions) :] or captions

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from erasure_lightning.attacks.outcome import CurvePoint, Outcome
-from erasure_lightning.concepts.concept import in_short
+from erasure_lightning.concepts.concept import shortened_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,7 +29,7 @@ def plot_curve(outcome: Outcome) -> bytes:
     axes.set_ylabel("share of images that show it")
     axes.set_ylim(-0.03, 1.03)
     by = f" erased by {outcome.method}" if outcome.method else ""
-    title = f"{outcome.attack} on {in_short(outcome.concepts)}{by}"
+    title = f"{outcome.attack} on {shortened_names(outcome.concepts)}{by}"
     figure.suptitle(title, x=0.01, ha="left", fontsize=12, weight="bold")
     attacked = outcome.success["attacked"]
     subtitle = (

@@ -3,14 +3,18 @@
 from collections.abc import Sequence
 
 from erasure_lightning.attacks.outcome import IMAGE_KINDS, Outcome
-from erasure_lightning.runs.dashboard_content import ENDS, ends, named
-from erasure_lightning.runs.dashboards import Board
+from erasure_lightning.runs.dashboard_content import (
+    INTERVAL_COLUMNS,
+    interval_cells,
+    interval_figures,
+)
+from erasure_lightning.runs.dashboards import DashboardWriter
 from erasure_lightning.runs.folder import slug
 
 
-def show_attacks(board: Board, outcomes: Sequence[Outcome]) -> None:
+def show_attacks(board: DashboardWriter, outcomes: Sequence[Outcome]) -> None:
     """Log tables ``attacks`` and ``found``, ``attacked_NAME`` with its interval, and curves."""
-    shares = [f"{kind} {end}" for kind in IMAGE_KINDS for end in ENDS]
+    shares = [f"{kind} {end}" for kind in IMAGE_KINDS for end in INTERVAL_COLUMNS]
     columns = ["attack", "method", "concepts", *shares, "seconds"]
     board.table("attacks", columns, [_row(outcome) for outcome in outcomes])
     cases = [
@@ -21,7 +25,7 @@ def show_attacks(board: Board, outcomes: Sequence[Outcome]) -> None:
     board.table("found", ["attack", "concept", "seed", "success", "prompt"], cases)
     for outcome in outcomes:
         name = slug(outcome.attack)
-        attacked = named(outcome.success["attacked"])
+        attacked = interval_figures(outcome.success["attacked"])
         board.figures({f"attacked_{name}{end}": value for end, value in attacked.items()})
         if outcome.curve:
             points = [(point.budget, point.success) for point in outcome.curve]
@@ -33,6 +37,6 @@ def _row(outcome: Outcome) -> list[str | float | None]:
         outcome.attack,
         outcome.method,
         ", ".join(outcome.concepts),
-        *(value for kind in IMAGE_KINDS for value in ends(outcome.success[kind])),
+        *(value for kind in IMAGE_KINDS for value in interval_cells(outcome.success[kind])),
         outcome.cost["seconds"],
     ]

@@ -114,7 +114,7 @@ class P4D(ConceptAttack):
         """
         choice = nearest_words(embeddings, slots.tables)
         times = target.edited.process.draw_times(len(clean)).to(clean.device)
-        x, t, _ = noised(target.edited.process, clean, times)
+        x, t, _ = add_noise(target.edited.process, clean, times)
         pairs = zip(embeddings, slots.tables, strict=True)
         projected = [row + (table[choice] - row).detach() for row, table in pairs]
         prompts = slots.fill([row.unsqueeze(0) for row in projected], slots.words[choice][None])

@@ -35,7 +35,7 @@ class PromptSlots:
     def __init__(self, backbone: Backbone, template: str, count: int) -> None:
         self.backbone = backbone
         self.template = template
-        self.embedded = backbone.embed([phrase(template, " ".join([_FILLER] * count))])
+        self.embedded = backbone.embed([fill_template(template, " ".join([_FILLER] * count))])
         self._positions = [e.positions(CONCEPT)[0].nonzero().flatten() for e in self.embedded]
         if any(len(positions) != count for positions in self._positions):
             raise ErasureError(
@@ -100,7 +100,7 @@ class PromptSlots:
 
     def spell(self, choice: Tensor) -> str:
         """The prompt as text, by indices into `words`, ``(k,)``."""
-        return phrase(self.template, self.backbone.spell(self.words[choice])).text
+        return fill_template(self.template, self.backbone.spell(self.words[choice])).text
 
     def sample(self, count: int) -> Tensor:
         """Random indices into `words`, ``(count, k)``, from torch's global generator."""

@@ -74,13 +74,13 @@ class RelearningCurve(FineTuningAttack, ConceptAttack):
         sentences = target.sentences(case)
         templates = [sentences[int(torch.randint(len(sentences), ()))] for _ in range(most)]
         seed = int(torch.randint(2**31, ()))
-        prompts = [phrase(template, name) for template in templates]
+        prompts = [fill_template(template, name) for template in templates]
         images = self.training_images(target, prompts, seed) if most else None
         curve: dict[float, Tensor] = {}
         for count in self.examples:
             model = self._fine_tuned(target.edited, images, prompts[:count], seed)
             curve[count] = self.generate(target, case, model, case.sentence)
-        control_prompts = [phrase(template, RARE_WORD) for template in templates]
+        control_prompts = [fill_template(template, RARE_WORD) for template in templates]
         control = self._fine_tuned(target.original, images, control_prompts, seed)
         control_sentence = case.sentence.replace(name, RARE_WORD)
         control_images = self.generate(target, case, control, control_sentence)

@@ -210,7 +210,7 @@ def write_outcome(folder: Path, outcome: Outcome, judged: Sequence[JudgedCase]) 
                 for name, value in case.result.tensors.items()
             }
             write_atomically(folder / case.file, save(tensors))
-    write_atomically(folder / "grid.png", png(attack_grid(outcome, judged)))
+    write_atomically(folder / "grid.png", png_bytes(attack_grid(outcome, judged)))
     if outcome.curve:
         write_atomically(folder / "curve.png", plot_curve(outcome))
     outcome.save(folder / OUTCOME_FILE)
@@ -223,9 +223,9 @@ def attack_grid(outcome: Outcome, judged: Sequence[JudgedCase]) -> Image:
     budget, followed by those of the controls.
     """
     by_concept = sorted(judged, key=lambda j: outcome.concepts.index(j.case.concept.name))
-    lines = [_grid_line(case) for case in spread(by_concept, _MAX_GRID_ROWS)]
+    lines = [_grid_line(case) for case in evenly_spaced(by_concept, _MAX_GRID_ROWS)]
     by = f" erased by {outcome.method}" if outcome.method else ""
-    title = f"{outcome.attack} on {in_short(outcome.concepts)}{by}"
+    title = f"{outcome.attack} on {shortened_names(outcome.concepts)}{by}"
     protocol = outcome.protocol
     subtitle = (
         f"{protocol.steps} steps, guidance {protocol.guidance:g}; brought back:"
@@ -233,14 +233,14 @@ def attack_grid(outcome: Outcome, judged: Sequence[JudgedCase]) -> Image:
     )
     if outcome.axis:
         subtitle += f"; numbers are {outcome.axis}"
-    return contact_sheet(title, subtitle, list(_columns(judged[0])), lines)
+    return draw_grid(title, subtitle, list(_columns(judged[0])), lines)
 
 
-def _grid_line(judged: JudgedCase) -> Line:
+def _grid_line(judged: JudgedCase) -> GridRow:
     case, prompt = judged.case, judged.result.prompt
     text = f"{case.sentence} (seed {case.seed})" if prompt is None else prompt
-    images = [image(column[0]) for column in _columns(judged).values()]
-    return Line(case.concept.name, text, images)
+    images = [to_pil(column[0]) for column in _columns(judged).values()]
+    return GridRow(case.concept.name, text, images)
 
 
 def _columns(judged: JudgedCase) -> dict[str, Tensor]:

@@ -177,7 +177,7 @@ class AttackTarget:
             guidance=self.guidance,
             size=self.settings.size,
         )
-        return final(steps)
+        return final_latents(steps)
 
     @torch.no_grad()
     def examples(self, case: AttackCase, count: int) -> Tensor:
@@ -203,7 +203,7 @@ class AttackTarget:
             clean: Latents ``x_0``, ``(B, C, h, w)``.
             t: Times, ``(B,)``.
         """
-        x, t, target = noised(self.edited.process, clean, t)
+        x, t, target = add_noise(self.edited.process, clean, t)
         prediction = self.edited.denoise(x, t, _expanded(conditioning, len(x)))
         return mse_loss(prediction, target)
 

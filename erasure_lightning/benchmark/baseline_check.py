@@ -77,7 +77,7 @@ class BaselineChecker:
 
     def check(self, entry: ConceptEntry) -> BaselineCheck:
         """Draw an entry's own, domain and neighbours' prompts, and score the images."""
-        groups = (*ERASING, "neighbours")
+        groups = (*ERASURE_GROUPS, "neighbours")
         vocabulary = Vocabulary(self.world, entry.erase)
         requests = [
             ImageRequest(prompt, seed, group, "", answer, self.world.steps, self.world.guidance)
@@ -88,7 +88,7 @@ class BaselineChecker:
         metrics = EditMetrics(self.scorer, vocabulary, requests, self.backbone.device)
         for start in range(0, len(requests), _BATCH_SIZE):
             batch = requests[start : start + _BATCH_SIZE]
-            images = draw(
+            images = sample_images(
                 self.backbone,
                 [request.prompt for request in batch],
                 [request.seed for request in batch],

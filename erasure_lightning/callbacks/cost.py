@@ -49,7 +49,7 @@ class Cost(Callback):
         """Write the file."""
         self._counter.stop()
         trained = cast(ErasureModule, pl_module).trainable()
-        peaks = gathered([peak_memory(trainer.strategy.root_device)])
+        peaks = all_gather_items([peak_memory(trainer.strategy.root_device)])
         cost = {
             "seconds": round(self.seconds, 2),
             "steps": trainer.global_step,
@@ -62,7 +62,7 @@ class Cost(Callback):
 
     def _evaluations(self) -> dict[str, int]:
         """Denoiser evaluations of all ranks."""
-        counts = gathered([(self._counter.evaluations, self._counter.backwards)])
+        counts = all_gather_items([(self._counter.evaluations, self._counter.backwards)])
         return {
             "evaluations": sum(evaluations for evaluations, _ in counts),
             "backwards": sum(backwards for _, backwards in counts),

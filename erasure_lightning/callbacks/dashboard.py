@@ -73,7 +73,7 @@ class Dashboard(Callback):
         if not trainer.is_global_zero:
             return
         run = Run(Path(trainer.default_root_dir))
-        for board in boards(trainer.loggers, trainer.global_step):
+        for board in dashboard_writers(trainer.loggers, trainer.global_step):
             show_samples(board, run)
             if run.metrics.is_file():
                 show_figures(board, Result.load(run.metrics))

@@ -76,11 +76,13 @@ def check_edit(module: ErasureModule, initial_adapters: dict[str, Tensor]) -> No
     changed = False
     # One by one: sharded weights are gathered whole for each comparison, on all ranks.
     for name, parameter in editable.items():
-        value = whole(parameter)
+        value = full_tensor(parameter)
         if not value.isfinite().all():
             not_finite.append(name)
         if not changed:
-            changed = not torch.equal(value, whole(initial[name.replace(".base_layer.", ".")]))
+            changed = not torch.equal(
+                value, full_tensor(initial[name.replace(".base_layer.", ".")])
+            )
     if not_finite:
         raise ErasureError(
             f"The edit holds NaN or infinity in {len(not_finite)} of {len(editable)} parameters,"

@@ -65,13 +65,13 @@ class ImageWriter(Callback):
         for kind in ("original", "edited"):
             folder = Path(trainer.default_root_dir, kind)
             for request, pixels in zip(batch.shots, outputs[kind], strict=True):
-                write_atomically(folder / f"{request.case}.png", png(image(pixels)))
+                write_atomically(folder / f"{request.case}.png", png_bytes(to_pil(pixels)))
         self._written += batch.shots
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the manifest of all ranks' images."""
         # Ranks write in an order of their own, and padding makes some images twice.
-        written = {request.case for request in gathered(self._written)}
+        written = {request.case for request in all_gather_items(self._written)}
         loader = cast(ImageLoader, trainer.predict_dataloaders)
         if trainer.is_global_zero:
             in_order = [request for request in loader.shots if request.case in written]

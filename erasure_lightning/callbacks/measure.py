@@ -171,7 +171,7 @@ class EditMetrics:
 
     def protocol(self, module: ErasureModule, edit: Mapping[str, Any]) -> Protocol:
         """How the edit was measured; a collective."""
-        requests = sorted(set(gathered(self.measured)))
+        requests = sorted(set(all_gather_items(self.measured)))
         return Protocol(
             prompts={
                 group: sorted({request.prompt for request in requests if request.group == group})

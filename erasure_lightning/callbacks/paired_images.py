@@ -35,7 +35,9 @@ class PairedImages(Callback, ABC):
 
     def _begin(self, module: LightningModule, loader: Any) -> None:
         assert isinstance(module, ErasureModule)
-        self.begin(module, gathered([request for batch in loader for request in batch.shots]))
+        self.begin(
+            module, all_gather_items([request for batch in loader for request in batch.shots])
+        )
 
     def _finish(self, trainer: Trainer, module: LightningModule) -> None:
         assert isinstance(module, ErasureModule)

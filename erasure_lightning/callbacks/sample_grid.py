@@ -62,7 +62,7 @@ class SampleGrid(PairedImages):
         self._prompts = []
         for group in GROUP_HEADINGS:
             prompts = dict.fromkeys(r.prompt for r in requests if r.group == group)
-            self._prompts += [(group, prompt) for prompt in spread(list(prompts), self.rows)]
+            self._prompts += [(group, prompt) for prompt in evenly_spaced(list(prompts), self.rows)]
         self._columns = sorted({request.seed for request in requests})[: self.seeds]
         self._cells = []
 
@@ -70,11 +70,11 @@ class SampleGrid(PairedImages):
         """Store the images of chosen prompts and seeds."""
         for request, before, after in zip(requests, original, edited, strict=True):
             if (request.group, request.prompt) in self._prompts and request.seed in self._columns:
-                self._cells.append(_GridCell(request, image(before), image(after)))
+                self._cells.append(_GridCell(request, to_pil(before), to_pil(after)))
 
     def finish(self, trainer: Trainer, module: ErasureModule) -> None:
         """Gather the images of all ranks and write them."""
-        cells = sorted(gathered(self._cells), key=self._position)
+        cells = sorted(all_gather_items(self._cells), key=self._position)
         if not (cells and trainer.is_global_zero):
             return
         run = Run(Path(trainer.default_root_dir))
@@ -82,8 +82,8 @@ class SampleGrid(PairedImages):
             f"seed {seed}: {model}" for seed in self._columns for model in ("original", "edited")
         ]
         subtitle = _subtitle(cells[0].request)
-        grid = contact_sheet(_title(module), subtitle, columns, self._lines(cells))
-        write_atomically(run.grid, png(grid))
+        grid = draw_grid(_title(module), subtitle, columns, self._lines(cells))
+        write_atomically(run.grid, png_bytes(grid))
         _save(run.samples, cells)
 
     def _position(self, cell: _GridCell) -> tuple[int, int]:
@@ -91,7 +91,7 @@ class SampleGrid(PairedImages):
         request = cell.request
         return self._prompts.index((request.group, request.prompt)), request.seed
 
-    def _lines(self, cells: Sequence[_GridCell]) -> list[Line]:
+    def _lines(self, cells: Sequence[_GridCell]) -> list[GridRow]:
         """Rows of the grid, without prompts that have no image."""
         by_place = {(c.request.group, c.request.prompt, c.request.seed): c for c in cells}
         lines = []
@@ -101,7 +101,7 @@ class SampleGrid(PairedImages):
             for cell in row:
                 images += (cell.original, cell.edited) if cell else (None, None)
             if any(row):
-                lines.append(Line(GROUP_HEADINGS[group], prompt, images))
+                lines.append(GridRow(GROUP_HEADINGS[group], prompt, images))
         return lines
 
 
@@ -129,6 +129,6 @@ def _save(folder: Path, cells: Sequence[_GridCell]) -> None:
     for number, (request, *images) in enumerate(cells):
         names = [f"{number:03}-{when}.png" for when in ("before", "after")]
         for name, content in zip(names, images, strict=True):
-            write_atomically(folder / name, png(content))
+            write_atomically(folder / name, png_bytes(content))
         writer.writerow((request.prompt, request.group, request.seed, *names))
     write_atomically(folder / SAMPLES_FILE, text.getvalue().encode(errors="replace"))

@@ -39,7 +39,7 @@ def benchmark(argv: list[str]) -> None:
     """
     options = _parser().parse_args(argv)
     suite = _reader().read(_find(options.suite))
-    out = options.out or RUNS / slug(suite.name)
+    out = options.out or RUNS_FOLDER / slug(suite.name)
     every = list_jobs(suite, out)
     if options.list:
         for number, cell in enumerate(every):
@@ -249,7 +249,6 @@ def _check(suite: Suite) -> None:
         THING_THRESHOLD,
         BaselineChecker,
     )
-    from erasure_lightning.cli.warning_filters import hush
 
     silence()
     seeds = suite.options.get("data.seeds", SEEDS)

@@ -16,6 +16,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from erasure_lightning.api.quiet import silence
 from erasure_lightning.callbacks.image_writer import MANIFEST_FILE
 from erasure_lightning.cli.arguments import Arguments
 from erasure_lightning.data.image_files import IMAGE_SUFFIXES, read_image

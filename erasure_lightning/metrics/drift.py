@@ -31,7 +31,7 @@ class Drift(NamedTuple):
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
     """Peak signal-to-noise ratio of pictures ``(B, 3, H, W)`` in 0..1, ``(B,)`` in dB, at most
-    `MAX_UNIT`.
+    `MOST`.
     """
     return (-10 * (a - b).square().flatten(1).mean(dim=1).log10()).clamp(max=MOST)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.files.wording import folded
+from erasure_lightning.files.words import folded
 from erasure_lightning.metrics.distribution_distance import DistributionDistance
 from erasure_lightning.metrics.estimates import Estimate
 from erasure_lightning.metrics.features import FeatureExtractor

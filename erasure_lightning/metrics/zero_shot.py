@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from erasure_lightning.concepts.vocabulary import Vocabulary
-from erasure_lightning.files.wording import folded
+from erasure_lightning.files.words import folded
 from erasure_lightning.metrics.groups import ERASURE_GROUPS
 from erasure_lightning.metrics.scorer import Scorer
 from erasure_lightning.metrics.seed_statistics import CandidateLabels

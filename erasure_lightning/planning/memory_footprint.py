@@ -112,11 +112,11 @@ def _split_weights(backbone: Backbone, trained: dict[str, nn.Parameter]) -> Iter
 def _largest_unit(module: nn.Module) -> int:
     """Parameters of the largest part that is sharded as one.
 
-    Parts of more than ``distributed.fsdp.MOST`` parameters are divided, if they have children.
+    Parts of more than ``distributed.fsdp.MAX_UNIT`` parameters are divided, if they have children.
     """
     size = sum(p.numel() for p in module.parameters())
     children = list(module.children())
-    if size <= MOST or not children:
+    if size <= MAX_UNIT or not children:
         return size
     return max(map(_largest_unit, children))
 

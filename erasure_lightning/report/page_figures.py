@@ -5,13 +5,13 @@ from typing import NamedTuple
 
 from erasure_lightning.attacks.outcome import Outcome
 from erasure_lightning.metrics.estimates import Estimate
-from erasure_lightning.metrics.groups import HEADINGS
+from erasure_lightning.metrics.groups import GROUP_HEADINGS
 from erasure_lightning.metrics.protocol import short_hash
 from erasure_lightning.report.charts import SHARES, Chart, Scale, Whisker, axis_of, chart, whisker
 from erasure_lightning.report.curves import LOSS_PREFIX, MONITOR_PREFIX, Curve
 from erasure_lightning.report.run_record import AttackRecord, RunRecord
 from erasure_lightning.report.wording import (
-    GROUP_QUESTIONS,
+    GROUP_TITLES,
     NO_BREAK_SPACE,
     STRUCTURE_QUESTIONS,
     interval,
@@ -22,7 +22,7 @@ from erasure_lightning.report.wording import (
 #: Question about the fit of images and prompts in each group.
 _PROMPT_FIT_QUESTIONS = {
     group: (f"{heading.capitalize()}: do images fit their prompts?", "")
-    for group, heading in HEADINGS.items()
+    for group, heading in GROUP_HEADINGS.items()
 }
 
 
@@ -62,7 +62,7 @@ class QuestionFigures(NamedTuple):
 
 def measured_figures(runs: Mapping[str, RunRecord]) -> list[QuestionFigures]:
     """Recognised shares of each group, and similarity and distance of other images."""
-    figures = [*_group_figures(runs, "recognized", GROUP_QUESTIONS)]
+    figures = [*_group_figures(runs, "recognized", GROUP_TITLES)]
     for metric, (text, better, unit) in STRUCTURE_QUESTIONS.items():
         _, after = _estimates(runs, "structure", metric)
         if after:

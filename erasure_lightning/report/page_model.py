@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from erasure_lightning.metrics.groups import HEADINGS
+from erasure_lightning.metrics.groups import GROUP_HEADINGS
 from erasure_lightning.report.images import EmbeddedImage
 from erasure_lightning.report.page_figures import (
     QuestionFigures,
@@ -138,7 +138,7 @@ def _panels(
         for prompt, seeds in prompts.items():
             lines = [_line(prompt, seed, seeds[seed], runs, images) for seed in sorted(seeds)]
             cards.append(PromptCard(prompt, lines))
-        panels.append(GroupPanel(HEADINGS.get(group, group).capitalize(), cards))
+        panels.append(GroupPanel(GROUP_HEADINGS.get(group, group).capitalize(), cards))
     return panels
 
 

@@ -14,9 +14,9 @@ from erasure_lightning.report.run_record import RunRecord
 NO_BREAK_SPACE = "\u00a0"
 
 #: Question about each group of prompts, and whether lower or higher values are better.
-GROUP_QUESTIONS = {
-    group: (text.capitalize(), "lower" if group in ERASING else "higher")
-    for group, text in QUESTIONS.items()
+GROUP_TITLES = {
+    group: (text.capitalize(), "lower" if group in ERASURE_GROUPS else "higher")
+    for group, text in GROUP_QUESTIONS.items()
 }
 
 #: Question about each metric of image pairs, which values are better, and the metric's unit.
@@ -86,7 +86,7 @@ def pluralized(number: float, noun: str) -> str:
 
 def concept_summary(record: RunRecord) -> str:
     """The names of the erased concepts, shortened if there are many."""
-    return in_short([concept.name for concept in record.concepts]) or "an unknown concept"
+    return shortened_names([concept.name for concept in record.concepts]) or "an unknown concept"
 
 
 def recognized_share(record: RunRecord, group: str, when: str) -> Estimate | None:
@@ -157,7 +157,7 @@ def remarks(record: RunRecord) -> list[Sentence]:
     """Sentences that complete the verdict: other words for the concept, and attacks."""
     sentences: list[Sentence] = []
     if (generality := recognized_share(record, "generality", "after")) is not None:
-        words = in_short([word for concept in record.concepts for word in concept.domain])
+        words = shortened_names([word for concept in record.concepts for word in concept.domain])
         prompted = f"Prompted by other words ({words})" if words else "Prompted by other words"
         share = _share_of_images(generality, recognized_share(record, "generality", "before"))
         sentences.append((TextPiece(f"{prompted}: "), *share, TextPiece(".")))

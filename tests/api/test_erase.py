@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from erasure_lightning import Concept, apply_edit, attack, erase, evaluate, find_world, load_edit
-from erasure_lightning.attacks.target import Trials
+from erasure_lightning.attacks.target import AttackSettings
 from erasure_lightning.backbones.tiny import TinyBackbone, TinyXL
 from erasure_lightning.edits.edit import applied_edits
 from erasure_lightning.errors import ErasureError
@@ -172,7 +172,7 @@ def test_evaluate_and_attack_on_the_emoji_world():
     assert result.estimates["specificity"]["recognized"]["after"].mean > 0.8
     assert edit.strength == 0.5  # as before
     outcome = attack(
-        edit, pipeline, "SoftEmbedding", steps=1, trials=Trials(seeds=2, pictures=1, steps=5),
+        edit, pipeline, "SoftEmbedding", steps=1, trials=AttackSettings(seeds=2, pictures=1, steps=5),
         progress_bar=False,
     )  # fmt: skip
     assert outcome.attack == "SoftEmbedding"

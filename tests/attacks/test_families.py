@@ -39,7 +39,7 @@ def test_it_runs(name, family):
 
 
 def test_soft_embedding_optimises_the_pooled_vector_too():
-    target = tiny_target(family=TINY[1])
+    target = tiny_target(family=TINY_BACKBONES[1])
     attack = load_attack(find_attack("SoftEmbedding"))(steps=2, lr=0.1, examples=1)
     (result,) = attack.run(target, 0)
     plain = target.edited.encode(["a cat"])

@@ -18,7 +18,7 @@ class TestDrawing:
     def test_prompts_and_input_embeddings_equal_plain_sampling(self):
         target = tiny_target()
         seeds = [3, 4]
-        expected = draw(target.edited, ["a cat", "a cat"], seeds, steps=2, guidance=3.0)
+        expected = sample_images(target.edited, ["a cat", "a cat"], seeds, steps=2, guidance=3.0)
         words = target.draw(target.edited.encode(["a cat"]), seeds)
         conditioning = target.edited.contextualize(target.edited.embed(["a cat"] * 2))
         embedded = target.draw(conditioning, seeds)
@@ -27,7 +27,7 @@ class TestDrawing:
 
     def test_another_model_can_be_sampled(self):
         target = tiny_target()
-        expected = draw(target.original, ["a cat"], [0], steps=2, guidance=3.0)
+        expected = sample_images(target.original, ["a cat"], [0], steps=2, guidance=3.0)
         conditioning = target.original.encode(["a cat"])
         assert torch.allclose(
             target.draw(conditioning, [0], model=target.original), expected, atol=1e-6

@@ -257,7 +257,7 @@ def test_settings_against_privacy_are_refused(workspace, capsys):
 
 
 def test_wandb_has_the_private_settings():
-    assert PRIVATE.keys() <= wandb.Settings.model_fields.keys()
+    assert PRIVATE_SETTINGS.keys() <= wandb.Settings.model_fields.keys()
 
 
 # afterwards

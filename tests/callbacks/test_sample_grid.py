@@ -133,7 +133,7 @@ def test_texts_are_wrapped_to_the_lines_there_are():
 
 def test_missing_images_leave_an_empty_place():
     dot = Image.new("RGB", (64, 64), "#ff0000")
-    grid = contact_sheet("t", "s", ["a", "b"], [Line("h", "p", [dot, None])])
+    grid = draw_grid("t", "s", ["a", "b"], [GridRow("h", "p", [dot, None])])
     assert grid.getpixel((24 + 230 + 64, grid.height - 90)) == (255, 0, 0)
 
 

@@ -22,7 +22,9 @@ def test_the_worlds_own_images_are_recognised():
     classifier = ZeroShotClassifier(scorer, vocabulary, [])
     seeds = [0] * len(THINGS)
     prompts = [f"a {thing}" for thing in THINGS] + [f"a {thing}, twemoji style" for thing in THINGS]
-    images = scorer.images(draw(backbone, prompts, [0] * len(prompts), steps=20, guidance=4.0))
+    images = scorer.images(
+        sample_images(backbone, prompts, [0] * len(prompts), steps=20, guidance=4.0)
+    )
     for group, features, lowest in (
         ("specificity", images[:6], 1.0),
         ("efficacy", images[6:], 0.8),
