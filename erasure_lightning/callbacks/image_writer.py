@@ -61,12 +61,12 @@ class ImageWriter(Callback):
     ) -> None:
         """Write a batch, so that a killed run keeps what it has drawn."""
         for kind in ("original", "edited"):
-            for shot, picture in zip(batch.shots, outputs[kind], strict=True):
+            for shot, picture in zip(batch.requests, outputs[kind], strict=True):
                 write_atomically(
                     Path(trainer.default_root_dir, kind, f"{shot.case}.png"),
                     png_bytes(to_pil(picture)),
                 )
-        self._written += batch.shots
+        self._written += batch.requests
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write what all ranks have drawn into the manifest."""
@@ -75,7 +75,7 @@ class ImageWriter(Callback):
         }  # by several ranks, and not in the order of the file
         sheet = cast(ImageLoader, trainer.predict_dataloaders)
         if trainer.is_global_zero:
-            in_order = [shot for shot in sheet.shots if shot.case in drawn]
+            in_order = [shot for shot in sheet.requests if shot.case in drawn]
             write_atomically(Path(trainer.default_root_dir, MANIFEST), _manifest(in_order))
 
 

@@ -31,7 +31,7 @@ class PairedImages(Callback, ABC):
 
     def _begin(self, module: LightningModule, loader: Any) -> None:
         assert isinstance(module, ErasureModule)
-        self.begin(module, all_gather_items([shot for batch in loader for shot in batch.shots]))
+        self.begin(module, all_gather_items([shot for batch in loader for shot in batch.requests]))
 
     def _finish(self, trainer: Trainer, module: LightningModule) -> None:
         assert isinstance(module, ErasureModule)
@@ -49,13 +49,13 @@ class PairedImages(Callback, ABC):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: int
     ) -> None:
         """Take the batch."""
-        self.take(batch.shots, outputs["original"], outputs["edited"])
+        self.take(batch.requests, outputs["original"], outputs["edited"])
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: int
     ) -> None:
         """Take the batch."""
-        self.take(batch.shots, outputs["original"], outputs["edited"])
+        self.take(batch.requests, outputs["original"], outputs["edited"])
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Finish."""

@@ -256,13 +256,15 @@ def _measurement(
     takes.
     """
     batches = list(data.test_dataloader())
-    each = [len(batch.shots) * batch.steps * (2 if batch.guidance > 1 else 1) for batch in batches]
+    each = [
+        len(batch.requests) * batch.steps * (2 if batch.guidance > 1 else 1) for batch in batches
+    ]
     for listener in listeners:
         listener.sampling = 0
     ledger.restart()
     for model in (module.original, module.backbone):
         module._draw(
-            model, batches[0]._replace(shots=[s._replace(steps=1) for s in batches[0].shots])
+            model, batches[0]._replace(requests=[s._replace(steps=1) for s in batches[0].requests])
         )
     peak = max(ledger.restart(), *(listener.sampling for listener in listeners))
-    return sum(len(batch.shots) for batch in batches), 2 * sum(each), peak
+    return sum(len(batch.requests) for batch in batches), 2 * sum(each), peak
