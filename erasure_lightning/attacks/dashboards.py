@@ -25,21 +25,21 @@ def show_attacks(board: DashboardWriter, outcomes: Sequence[Outcome]) -> None:
         *(f"{asked} {end}" for asked in ASKED for end in INTERVAL_COLUMNS),
         "seconds",
     ]
-    board.table("attacks", columns, [_row(outcome) for outcome in outcomes])
+    board.log_table("attacks", columns, [_row(outcome) for outcome in outcomes])
     found = [
         [o.attack, f.concept, f.seed, f.success, f.prompt or ""] for o in outcomes for f in o.found
     ]
-    board.table("found", ["attack", "concept", "seed", "success", "prompt"], found)
+    board.log_table("found", ["attack", "concept", "seed", "success", "prompt"], found)
     for outcome in outcomes:
         name = slug(outcome.attack)
-        board.figures(
+        board.log_summary(
             {
                 f"attacked_{name}{end}": v
                 for end, v in interval_figures(outcome.success["attacked"]).items()
             }
         )
         if outcome.curve:
-            board.curve(
+            board.log_curve(
                 f"curve/{name}",
                 [(point.budget, point.success) for point in outcome.curve],
                 "budget",

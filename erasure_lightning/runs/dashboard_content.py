@@ -1,4 +1,4 @@
-"""What is shown of a run on a board: what it is, its pictures, figures, cost and edit."""
+"""Content of a run's dashboard: its config, images, figures, cost and edit."""
 
 import csv
 import json
@@ -17,34 +17,26 @@ from erasure_lightning.runs.dashboards import DashboardWriter
 from erasure_lightning.runs.folder import Run, slug
 from erasure_lightning.runs.redaction import redact_paths, write_redacted_edit
 
-#: Columns of an estimate in a table.
+#: Columns of an estimate's mean and interval.
 INTERVAL_COLUMNS = ("mean", "low", "high")
 
 
 def run_config(description: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run is, of an edit's description: the method and the concepts by name, for filters and
-    groups.
-    """
-    interval_figures = {
+    """A run's config from an edit's description, with method and concepts as names."""
+    names = {
         "method": description["method"].rsplit(".", 1)[-1],
         "concepts": ", ".join(concept["name"] for concept in description["concepts"]),
     }
-    kept = ("arguments", "backbone", "backbone_fingerprint", "seed", "versions")
-    return interval_figures | {key: redact_paths(description[key]) for key in kept}
+    keys = ("arguments", "backbone", "backbone_fingerprint", "seed", "versions")
+    return names | {key: redact_paths(description[key]) for key in keys}
 
 
 def show_figures(board: DashboardWriter, result: Result) -> None:
-    """Show what was measured: ``efficacy``, ``efficacy_low``, ``efficacy_high``, ... and a table of
-    everything.
-    """
-    board.facts({"protocol": result.protocol.identity})
-    board.figures(headline_figures(result))
-    columns = [
-        "group",
-        "metric",
-        *(f"{when} {end}" for when in ("before", "after") for end in INTERVAL_COLUMNS),
-        "pictures",
-    ]
+    """Logs the measured figures (``efficacy``, ``efficacy_low``, ...) and a table of them all."""
+    board.log_config({"protocol": result.protocol.identity})
+    board.log_summary(headline_figures(result))
+    intervals = [f"{when} {end}" for when in ("before", "after") for end in INTERVAL_COLUMNS]
+    columns = ["group", "metric", *intervals, "pictures"]
     rows = [
         [
             group,
@@ -56,85 +48,79 @@ def show_figures(board: DashboardWriter, result: Result) -> None:
         for group, metrics in result.estimates.items()
         for metric, whens in metrics.items()
     ]
-    board.table("figures", columns, rows)
+    board.log_table("figures", columns, rows)
 
 
 def interval_cells(estimate: Estimate | None) -> list[float | None]:
-    """Its mean and interval as cells, empty where there is none."""
+    """Mean and interval as cells, empty without an estimate."""
     return [None] * 3 if estimate is None else [estimate.mean, estimate.low, estimate.high]
 
 
 def headline_figures(result: Result) -> dict[str, float]:
     """The figures that runs are compared by, after the edit, each with its 95 % interval.
 
-    ``overall`` is a harmonic mean of several: its ends are what it comes to where all of them are
-    at their worst, or at their best, which is no narrower than its 95 % interval."""
-    found: dict[str, float] = {}
+    ``overall`` is a harmonic mean of several: the ends of its interval are its values with all of
+    them at their worst or best ends, which is no narrower than its 95 % interval.
+    """
+    figures: dict[str, float] = {}
     for group, metrics in result.estimates.items():
         for metric, whens in metrics.items():
-            if metric != "image_text":  # the table has it
+            if metric != "image_text":  # in the table alone
                 name = group if metric == "recognized" else metric
-                found |= {
-                    f"{name}{end}": value for end, value in interval_figures(whens["after"]).items()
-                }
+                for end, value in interval_figures(whens["after"]).items():
+                    figures[f"{name}{end}"] = value
     overall = {"overall": result.overall("after")}
     overall |= {f"overall_{end}": _at(result, end).overall("after") for end in ("low", "high")}
-    return found | {name: value for name, value in overall.items() if value is not None}
+    return figures | {name: value for name, value in overall.items() if value is not None}
 
 
 def _at(result: Result, end: str) -> Result:
-    """The result with every recognition at the end of its interval that is worse (``low``) or
-    better (``high``).
-    """
-    moved = {}
+    """The result with each recognition at the worse (``low``) or better (``high``) end."""
+    changed = {}
     for group, metrics in result.estimates.items():
         if "recognized" in metrics:
             worse, better = ("high", "low") if group in ERASING else ("low", "high")
             after = metrics["recognized"]["after"]
             mean = getattr(after, worse if end == "low" else better)
-            moved[group] = {"recognized": {"after": after._replace(mean=mean)}}
-    return Result(result.protocol, result.edit, moved)
+            changed[group] = {"recognized": {"after": after._replace(mean=mean)}}
+    return Result(result.protocol, result.edit, changed)
 
 
 def show_samples(board: DashboardWriter, run: Run) -> None:
-    """Show the grid, and its pictures as a table: prompt, group, seed, before, after."""
+    """Logs the grid, and its images as a table: prompt, group, seed, before, after."""
     if run.grid.is_file():
-        board.picture("grid", _picture(run.grid))
-    listed = run.samples / SAMPLES_FILE
-    if listed.is_file():
-        with listed.open(newline="", encoding="utf-8") as file:
+        board.log_image("grid", _image(run.grid))
+    samples = run.samples / SAMPLES_FILE
+    if samples.is_file():
+        with samples.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
-        pairs = [
-            [_picture(run.samples / row[when]) for when in ("before", "after")] for row in rows
+        cells = [
+            [row["prompt"], row["group"], int(row["seed"])]
+            + [_image(run.samples / row[when]) for when in ("before", "after")]
+            for row in rows
         ]
-        texts = [[row["prompt"], row["group"], int(row["seed"])] for row in rows]
-        board.table(
-            "pictures",
-            SAMPLES_COLUMNS,
-            [[*text, *pair] for text, pair in zip(texts, pairs, strict=True)],
-        )
+        board.log_table("pictures", SAMPLES_COLUMNS, cells)
 
 
-def _picture(path: Path) -> Image.Image:
-    with Image.open(path) as picture:
-        return picture.convert("RGB")
+def _image(path: Path) -> Image.Image:
+    with Image.open(path) as image:
+        return image.convert("RGB")
 
 
 def show_cost(board: DashboardWriter, run: Run) -> None:
-    """Show what a fit has cost."""
+    """Logs the cost of a fit."""
     if run.cost.is_file():
-        board.figures(
-            {f"cost_{name}": value for name, value in json.loads(run.cost.read_text()).items()}
-        )
+        cost = json.loads(run.cost.read_text())
+        board.log_summary({f"cost_{name}": value for name, value in cost.items()})
 
 
 def show_edit(board: DashboardWriter, run: Run) -> None:
-    """Show the edit, with what it was made from."""
+    """Logs the edit with its metadata."""
     with TemporaryDirectory() as folder:
         copy = Path(folder, EDIT_FILE)
-        board.edit(slug(run.root.name) or "edit", copy, write_redacted_edit(run.edit, copy))
+        board.log_edit(slug(run.root.name) or "edit", copy, write_redacted_edit(run.edit, copy))
 
 
 def interval_figures(estimate: Estimate) -> dict[str, float]:
-    """The mean and its interval, by what a figure's name ends in."""
+    """Mean and interval, by the suffix of the figure's name."""
     return {"": estimate.mean, "_low": estimate.low, "_high": estimate.high}
