@@ -1,4 +1,4 @@
-"""Checks of numbers where they come in: from options, files and constructors."""
+"""Checks of numbers from options, files and constructors."""
 
 import math
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from typing import Any
 
 from erasure_lightning.errors import ErasureError
 
-#: The largest seed of a generator, as torch has it.
+#: The largest seed of a torch generator.
 MAX_SEED = 2**64 - 1
 
 
@@ -19,18 +19,18 @@ def require(
     below: float = math.inf,
     **numbers: float | None,
 ) -> None:
-    """Raise unless numbers are finite and in a range.
+    """Raises unless numbers are finite and in a range.
 
     Args:
-        owner: Who needs them, as the message names it.
-        at_least: Lower bound, itself allowed.
-        above: Lower bound, itself refused.
-        at_most: Upper bound, itself allowed.
-        below: Upper bound, itself refused.
+        owner: What needs them, for the message.
+        at_least: Inclusive lower bound.
+        above: Exclusive lower bound.
+        at_most: Inclusive upper bound.
+        below: Exclusive upper bound.
         numbers: The numbers by name; ``None`` (a default that is set later) passes.
 
     Raises:
-        ErasureError: Naming the first that is out of range, NaN or infinite.
+        ErasureError: For the first that is out of range, NaN or infinite.
     """
     for name, value in numbers.items():
         if value is None:
@@ -48,19 +48,18 @@ def require(
 
 
 def require_seed(owner: str, seed: int) -> None:
-    """Raise unless it is a seed that a generator takes.
+    """Raises unless a seed is valid for a torch generator.
 
     Raises:
-        ErasureError: If it is none.
+        ErasureError: If it is out of range.
     """
     require(owner, at_least=0, at_most=MAX_SEED, seed=seed)
 
 
 def require_finite(owner: str, arguments: Mapping[str, Any]) -> None:
-    """Raise if any of the arguments that are numbers is NaN or infinite; their ranges are their
-    owner's to check.
+    """Raises if any of the arguments is NaN or infinite.
 
     Raises:
-        ErasureError: Naming the first.
+        ErasureError: For the first.
     """
     require(owner, **{name: value for name, value in arguments.items() if isinstance(value, float)})

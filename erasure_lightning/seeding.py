@@ -4,5 +4,5 @@ import hashlib
 
 
 def derive_seed(*parts: int) -> int:
-    """One seed of several numbers; unlike a sum, neighbours never meet."""
+    """A seed from several numbers; unlike a sum, it differs for different numbers."""
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=7).digest(), "big")

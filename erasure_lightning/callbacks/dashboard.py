@@ -49,7 +49,7 @@ class Dashboard(Callback):
     def _show_description(trainer: Trainer, module: LightningModule) -> None:
         if trainer.is_global_zero and isinstance(module, ErasureModule):
             for board in dashboard_writers(trainer.loggers, trainer.global_step):
-                board.facts(run_config(module.description()))
+                board.log_config(run_config(module.description()))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Show the cost of a fit, and the edit."""

@@ -164,7 +164,7 @@ def _log(entry: Entry, options: argparse.Namespace) -> None:
         for step, values in entry.curves:
             logger.log_metrics(values, step)
         (board,) = dashboard_writers([logger], max((step for step, _ in entry.curves), default=0))
-        board.facts(entry.facts)
+        board.log_config(entry.facts)
         entry.show(board)
 
 

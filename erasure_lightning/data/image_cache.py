@@ -1,6 +1,4 @@
-"""Pictures of a model that does not change, drawn once and kept for every later run that asks for
-the same.
-"""
+"""A cache on disk of the original model's images, which later runs reuse."""
 
 import hashlib
 from collections.abc import Callable
@@ -18,40 +16,36 @@ from erasure_lightning.files.writing import write_atomically
 def cached_images(
     folder: str | None,
     model: str,
-    shots: ImageBatch,
+    batch: ImageBatch,
     draw: Callable[[], Tensor],
     any_rank: Callable[[bool], bool] = lambda missing: missing,
 ) -> Tensor:
-    """A batch of pictures ``(B, 3, H, W)``, from the folder where they lie there; bit for bit what
-    was drawn.
+    """A batch of images ``(B, 3, H, W)`` from the cache; generated and stored if not there.
 
     Args:
-        folder: Where they are kept, ``None`` to draw them anew.
+        folder: Folder of the cache; None for no cache.
         model: Fingerprint of the model and of its sampler.
-        shots: What the pictures are of. A batch is kept as one, since a picture's last bits depend
-            on its neighbours.
-        draw: Draws them.
-        any_rank: Whether any rank lacks its batch, for ranks that can only draw together
+        batch: The requested images. They are cached as a batch, since the last bits of an image
+            depend on the rest of its batch.
+        draw: Generates the images.
+        any_rank: Whether a flag is set on any rank, for ranks that must generate together
             (`Backbone.any_rank`).
     """
     if folder is None:
         return draw()
-    asked = [(s.prompt, s.seed, s.steps, s.guidance) for s in shots.shots]
-    name = hashlib.sha256(repr((model, shots.size, asked)).encode()).hexdigest()[:32]
+    requests = [(r.prompt, r.seed, r.steps, r.guidance) for r in batch.requests]
+    name = hashlib.sha256(repr((model, batch.size, requests)).encode()).hexdigest()[:32]
     path = Path(folder, f"{name}.safetensors")
-    found = _read(path)
-    if not any_rank(found is None):
-        return cast(Tensor, found)
-    pictures = draw()
-    write_atomically(path, save({"pictures": pictures.detach().cpu().contiguous()}))
-    return pictures
+    cached = _read(path)
+    if not any_rank(cached is None):
+        return cast(Tensor, cached)
+    images = draw()
+    write_atomically(path, save({"pictures": images.detach().cpu().contiguous()}))
+    return images
 
 
 def _read(path: Path) -> Tensor | None:
     try:
         return load_file(path)["pictures"]
-    except (
-        FileNotFoundError,
-        SafetensorError,
-    ):  # not drawn yet, or spoiled by something that is not us
+    except (FileNotFoundError, SafetensorError):  # not generated yet, or damaged
         return None

@@ -1,4 +1,4 @@
-"""Pictures to draw: one by one, in batches, shared among ranks, and out of a user's file."""
+"""Images to generate: requests, their batches on each rank, and prompt files."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -13,20 +13,19 @@ from erasure_lightning.files.text_files import read_text
 
 
 class ImageRequest(NamedTuple):
-    """One picture to draw.
+    """An image to generate.
 
     Args:
-        prompt: Its words.
-        seed: Of its starting noise.
-        group: Why it is drawn: ``efficacy``, ``generality``, ``specificity``, ``neighbours`` or
+        prompt: The prompt.
+        seed: Seed of the initial noise.
+        group: Its purpose: ``efficacy``, ``generality``, ``specificity``, ``neighbours`` or
             ``prompts``.
-        case: Its name; the file name of ``predict``.
-        answer: The label it should be recognised as; of a prompt for a style that is erased, the
-            thing it is put on; empty where there is none.
+        case: Its name, the file name in ``predict``.
+        answer: The label that it should be recognised as; for an erased style, the thing in that
+            style; empty for none.
         steps: Sampling steps.
         guidance: Scale of classifier-free guidance.
-        size: Height and width in pixels, one number where they are equal; the sheet's where
-            ``None``.
+        size: Height and width in pixels, one number if they are equal; None for the loader's.
     """
 
     prompt: str
@@ -40,79 +39,78 @@ class ImageRequest(NamedTuple):
 
 
 class ImageBatch(NamedTuple):
-    """A batch of shots with equal steps, guidance and size.
+    """A batch of requests with equal steps, guidance and size.
 
     Args:
-        shots: The pictures to draw.
-        size: Height and width in pixels, one number where they are equal; the model's own where
-            ``None``.
+        requests: The images to generate.
+        size: Height and width in pixels, one number if they are equal; None for the model's own.
     """
 
-    shots: list[ImageRequest]
+    requests: list[ImageRequest]
     size: int | tuple[int, int] | None
 
     @property
     def prompts(self) -> list[str]:
-        """Their words."""
-        return [s.prompt for s in self.shots]
+        """The prompts."""
+        return [request.prompt for request in self.requests]
 
     @property
     def seeds(self) -> list[int]:
-        """Their seeds."""
-        return [s.seed for s in self.shots]
+        """The seeds."""
+        return [request.seed for request in self.requests]
 
     @property
     def steps(self) -> int:
-        """Their sampling steps."""
-        return self.shots[0].steps
+        """The sampling steps."""
+        return self.requests[0].steps
 
     @property
     def guidance(self) -> float:
-        """Their guidance scale."""
-        return self.shots[0].guidance
+        """The guidance scale."""
+        return self.requests[0].guidance
 
 
 class ImageLoader:
-    """The batches of pictures one rank draws; a loader of its own, since Lightning would take a
-    list for many loaders.
+    """The batches of images that one rank generates.
 
-    Pictures of equal settings are drawn together, wherever they stand. Several ranks keep step:
-    each has as many batches, of as many sampling steps each, as every other. Where equal settings
-    are fewer than ranks, some draw a picture that another rank draws too.
+    Requests of equal settings are batched together. All ranks have the same number of batches, with
+    the same sampling steps; where requests of equal settings are fewer than ranks, some ranks
+    generate an image that another one generates too.
 
     Args:
-        shots: All pictures.
-        count: The most to draw side by side.
-        size: Height and width in pixels of shots that do not say theirs.
-        rank: Which of the ``ranks`` this is; ranks take turns with the batches.
-        ranks: How many share the work.
+        requests: All requests.
+        count: Largest batch size.
+        size: Height and width in pixels of requests without a size.
+        rank: Number of this rank; batches are dealt out in turn.
+        ranks: Number of ranks.
 
     Raises:
-        ErasureError: If there are fewer pictures than ranks.
+        ErasureError: If there are fewer requests than ranks.
     """
 
     def __init__(
         self,
-        shots: Sequence[ImageRequest],
+        requests: Sequence[ImageRequest],
         count: int,
         size: int | None,
         rank: int = 0,
         ranks: int = 1,
     ) -> None:
-        if len(shots) < ranks:
+        if len(requests) < ranks:
             raise ErasureError(
-                f"{ranks} processes need a picture each to draw; found {len(shots)}. Use fewer"
-                " devices."
+                f"{ranks} processes need an image each to generate; found {len(requests)}. Use"
+                " fewer devices."
             )
         equal: dict[tuple[object, ...], list[ImageRequest]] = {}
-        for shot in shots:
-            equal.setdefault((shot.steps, shot.guidance, shot.size or size), []).append(shot)
+        for request in requests:
+            key = (request.steps, request.guidance, request.size or size)
+            equal.setdefault(key, []).append(request)
         batches = [
             ImageBatch(part, part[0].size or size)
-            for run in equal.values()
-            for part in _parts(run, count, ranks)
+            for group in equal.values()
+            for part in _parts(group, count, ranks)
         ]
-        self.shots = list(shots)
+        self.requests = list(requests)
         self.batches = batches[rank::ranks]
 
     def __len__(self) -> int:
@@ -122,31 +120,29 @@ class ImageLoader:
         return iter(self.batches)
 
 
-def _parts(run: list[ImageRequest], count: int, ranks: int) -> list[list[ImageRequest]]:
-    """A run in parts of at most ``count``, as many for each rank, and of several ranks as even as
-    can be.
-    """
+def _parts(group: list[ImageRequest], count: int, ranks: int) -> list[list[ImageRequest]]:
+    """Parts of at most ``count`` requests, equally many per rank and of similar size."""
     if ranks == 1:
-        return [run[i : i + count] for i in range(0, len(run), count)]
-    parts = ranks * -(-len(run) // (count * ranks))
-    cuts = [i * len(run) // parts for i in range(parts + 1)]
-    return [run[a:b] or run[-1:] for a, b in pairwise(cuts)]
+        return [group[i : i + count] for i in range(0, len(group), count)]
+    parts = ranks * -(-len(group) // (count * ranks))
+    cuts = [i * len(group) // parts for i in range(parts + 1)]
+    return [group[a:b] or group[-1:] for a, b in pairwise(cuts)]
 
 
 class PromptColumns(NamedTuple):
-    """How a published prompt file calls what is read of it.
+    """Columns of a published prompt file.
 
     Args:
-        prompt: Column of the words.
-        seed: Columns of the seed, the first that is there; none where the list has no seeds, and
-            rows are counted.
+        prompt: Column of the prompts.
+        seed: Possible columns of the seed, in order of preference; none for files without seeds,
+            where it is the row's number.
     """
 
     prompt: str
     seed: tuple[str, ...]
 
 
-#: In the order in which they are looked for: MMA-Diffusion's benchmark (its adv_prompt beside
+#: Known files, in order of preference: MMA-Diffusion's benchmark (its adv_prompt beside
 #: target_prompt and clean_prompt), Ring-A-Bell's nudity list as RECE and SAFREE ship it, I2P with
 #: its descendants, among them Ring-A-Bell's own lists: evaluation_seed (ESD, UnlearnDiffAtk), or
 #: I2P's sd_seed; and SPEED's text and seed.
@@ -157,31 +153,37 @@ PUBLISHED_COLUMNS = (
     PromptColumns("text", ("evaluation_seed", "seed")),
 )
 
-#: Columns of the settings, the first that is there; what is left empty there takes its default.
+#: Possible columns of the settings, in order of preference; empty cells take the defaults.
 _GUIDANCE = ("guidance", "evaluation_guidance", "sd_guidance_scale", "guidance_scale")
-_HEIGHT, _WIDTH = ("height", "sd_image_height"), ("width", "sd_image_width")
-_CASE, _STEPS = ("case_number",), ("steps",)
+_HEIGHT = ("height", "sd_image_height")
+_WIDTH = ("width", "sd_image_width")
+_CASE = ("case_number",)
+_STEPS = ("steps",)
 
 _KNOWN = {column.prompt for column in PUBLISHED_COLUMNS} | {
     seed for column in PUBLISHED_COLUMNS for seed in column.seed
 }
 _KNOWN |= {*_GUIDANCE, *_HEIGHT, *_WIDTH, *_CASE, *_STEPS}
 
-#: More than any sampler takes, and than any model draws.
-_MOST_STEPS, _MOST_PIXELS = 1000, 2**14
+#: Upper bounds of all samplers and models.
+_MOST_STEPS = 1000
+_MOST_PIXELS = 2**14
 
 
 def read_prompts(path: Path, steps: int, guidance: float) -> list[ImageRequest]:
-    """Rows of a prompt file in the columns of I2P, Ring-A-Bell, MMA-Diffusion or SPEED
-    (`PUBLISHED_COLUMNS`).
+    """Reads a prompt file with the columns of I2P, Ring-A-Bell, MMA-Diffusion or SPEED.
 
-    A picture is called by its ``case_number``, else by the number of its row, from 0; so is its
-    seed where a list has none. Guidance, steps, height and width are those of its row, where it has
-    some.
+    An image's case is its ``case_number``, else the number of its row, from 0; so is its seed in a
+    file without seeds. Guidance, steps, height and width are those of its row, if it has some.
+
+    Args:
+        path: The CSV file, with one of `PUBLISHED_COLUMNS`.
+        steps: Default sampling steps.
+        guidance: Default guidance scale.
 
     Raises:
-        ErasureError: If the file is missing or empty, a column is missing, a number is none or out
-            of range, or a case stands twice.
+        ErasureError: If the file is missing or empty, a column is missing, a number is invalid or
+            out of range, or a case occurs twice.
     """
     if not path.is_file():
         raise ErasureError(f"predict needs a CSV of prompts; found no file {path}.")
@@ -189,30 +191,32 @@ def read_prompts(path: Path, steps: int, guidance: float) -> list[ImageRequest]:
     columns = _columns(path, table.columns)
     if not table.rows:
         raise ErasureError(f"{path} needs at least one row of prompts; found none.")
-    shots = [_shot(row, number, columns, steps, guidance) for number, row in enumerate(table.rows)]
-    cases = [s.case for s in shots]
-    if twice := next((c for c, times in Counter(cases).items() if times > 1), None):
+    requests = [
+        _request(row, number, columns, steps, guidance) for number, row in enumerate(table.rows)
+    ]
+    counts = Counter(request.case for request in requests)
+    if repeated := next((case for case, count in counts.items() if count > 1), None):
         raise ErasureError(
-            f"{path} needs each case_number once, since it names a picture; found {twice} more than"
-            " once."
+            f"{path} needs each case_number once, since it names an image; found {repeated} more"
+            " than once."
         )
-    return shots
+    return requests
 
 
-def _columns(path: Path, found: Sequence[str]) -> PromptColumns:
-    """Which of the published files this is, with the columns that are there."""
+def _columns(path: Path, columns: Sequence[str]) -> PromptColumns:
+    """The known columns of a file, with its first column of seeds."""
     for known in PUBLISHED_COLUMNS:
-        seed = tuple(name for name in known.seed if name in found)[:1]
-        if known.prompt in found and (seed or not known.seed):
+        seed = tuple(name for name in known.seed if name in columns)[:1]
+        if known.prompt in columns and (seed or not known.seed):
             return PromptColumns(known.prompt, seed)
     ways = (
         "prompt and evaluation_seed (I2P, Ring-A-Bell; or sd_seed, or seed), text and seed (SPEED),"
         " sensitive prompt (Ring-A-Bell) or adv_prompt (MMA-Diffusion)"
     )
-    raise ErasureError(f"{path} needs the columns {ways}; found {', '.join(found) or 'none'}.")
+    raise ErasureError(f"{path} needs the columns {ways}; found {', '.join(columns) or 'none'}.")
 
 
-def _shot(
+def _request(
     row: CsvRow, number: int, columns: PromptColumns, steps: int, guidance: float
 ) -> ImageRequest:
     case, own_steps, own_guidance = (_filled(row, names) for names in (_CASE, _STEPS, _GUIDANCE))
@@ -229,19 +233,19 @@ def _shot(
 
 
 def _size(row: CsvRow) -> int | tuple[int, int] | None:
-    """Height and width of a row's picture; one number where they are equal."""
+    """Height and width of a row's image; one number if they are equal."""
     height, width = (_filled(row, names) for names in (_HEIGHT, _WIDTH))
     if bool(height) != bool(width):
-        given = height or width
+        column = height or width
         raise ErasureError(
-            f"{row.where}, column {given}: height and width go together; found one of them alone."
+            f"{row.where}, column {column}: height and width go together; found one of them alone."
         )
     if not height:
         return None
-    high, wide = (row.whole(name, 1, _MOST_PIXELS) for name in (height, width))
-    return high if high == wide else (high, wide)
+    size = (row.whole(height, 1, _MOST_PIXELS), row.whole(width, 1, _MOST_PIXELS))
+    return size[0] if size[0] == size[1] else size
 
 
 def _filled(row: CsvRow, names: Sequence[str]) -> str:
-    """The first of some columns that is there and is not empty in this row; empty if none is."""
+    """The first of some columns with a value in this row; empty if there is none."""
     return next((name for name in names if row.cells.get(name, "").strip()), "")

@@ -1,1 +1,1 @@
-"""Collectives over ranks and sharded modules."""
+"""Collectives over ranks, and sharded modules."""

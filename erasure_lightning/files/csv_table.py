@@ -1,4 +1,4 @@
-"""Tables out of CSV files: the one reader for lists of concepts and of prompts."""
+"""Tables from CSV files: the reader for lists of concepts and of prompts."""
 
 import csv
 import io
@@ -10,7 +10,7 @@ from typing import NamedTuple
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.words import folded
 
-#: What may stand between cells.
+#: Known delimiters of cells.
 _DELIMITERS = (",", ";", "\t", "|")
 
 
@@ -19,17 +19,17 @@ class CsvRow(NamedTuple):
 
     Args:
         where: Its file and line, for errors.
-        cells: What stands in it, by column.
+        cells: Text of its cells, by column.
     """
 
     where: str
     cells: Mapping[str, str]
 
     def whole(self, column: str, least: int, most: int) -> int:
-        """A cell as a whole number; ``3.0``, as tables with gaps are saved, is one.
+        """A cell as a whole number; ``3.0``, as in saved tables with gaps, is one.
 
         Raises:
-            ErasureError: If it is none, or out of range.
+            ErasureError: If it is no whole number or out of range.
         """
         text = self.cells[column].strip()
         digits = text.removesuffix(".0")
@@ -44,7 +44,7 @@ class CsvRow(NamedTuple):
         """A cell as a number of at least 0.
 
         Raises:
-            ErasureError: If it is none, negative or not finite.
+            ErasureError: If it is no number, negative or not finite.
         """
         text = self.cells[column].strip()
         try:
@@ -73,25 +73,23 @@ class CsvTable(NamedTuple):
 
 
 def read_heading(text: str, known: Collection[str]) -> tuple[str, list[str]]:
-    """What stands between the cells of a CSV, and its columns.
+    """The delimiter of a CSV, and its columns.
 
     Args:
         text: The file's content.
         known: Columns that decide which delimiter a file has.
     """
-    first = next((line for line in text.splitlines() if not _above(line)), "")
+    first = next((line for line in text.splitlines() if not _precedes_heading(line)), "")
     columns = {d: [folded(cell) for row in _parsed(first, d) for cell in row] for d in _DELIMITERS}
-    found = max(
+    best = max(
         _DELIMITERS,
         key=lambda d: (len({*columns[d]} & {*known}), len(columns[d]) > 1 and first.count(d)),
     )
-    return found, columns[found]
+    return best, columns[best]
 
 
-def _above(line: str) -> bool:
-    """Whether it stands above a heading: an empty line, a comment, or Excel's line about the
-    delimiter.
-    """
+def _precedes_heading(line: str) -> bool:
+    """Whether a line precedes the heading: empty, a comment, or Excel's ``sep=``."""
     start = line.strip().casefold()
     return not start or start.startswith("#") or start in {f"sep={d}".strip() for d in _DELIMITERS}
 
@@ -104,7 +102,7 @@ def _parsed(line: str, delimiter: str) -> list[list[str]]:
 
 
 def read_table(path: Path, text: str, known: Collection[str]) -> CsvTable:
-    """The table in a CSV file.
+    """Reads the table in a CSV file.
 
     Args:
         path: The file, for errors.
@@ -112,15 +110,15 @@ def read_table(path: Path, text: str, known: Collection[str]) -> CsvTable:
         known: Columns that decide which delimiter (``,``, ``;``, tab or ``|``) it has.
 
     Raises:
-        ErasureError: If it is no CSV, a column stands twice, or a row has another number of cells
+        ErasureError: If it is no CSV, a column occurs twice, or a row has another number of cells
             than the heading.
     """
     delimiter, columns = read_heading(text, known)
     rows = list(_rows(path, text, delimiter))
     where = f"{path}, line {rows[0][0]}" if rows else str(path)
-    if twice := [column for column in columns if column and columns.count(column) > 1]:
+    if repeated := [column for column in columns if column and columns.count(column) > 1]:
         raise ErasureError(
-            f"{where}: each column may stand once; found {twice[0]!r} more than once."
+            f"{where}: each column may stand once; found {repeated[0]!r} more than once."
         )
     for line, row in rows:
         if len(row) != len(columns):
@@ -134,9 +132,9 @@ def read_table(path: Path, text: str, known: Collection[str]) -> CsvTable:
 
 
 def _rows(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """Rows from the heading on, with the lines they begin in."""
+    """Rows from the heading on, with their first lines."""
     lines = text.splitlines(keepends=True)
-    skipped = next((i for i, line in enumerate(lines) if not _above(line)), len(lines))
+    skipped = next((i for i, line in enumerate(lines) if not _precedes_heading(line)), len(lines))
     below = io.StringIO("".join(lines[skipped:]), newline="")
     reader = csv.reader(below, delimiter=delimiter, strict=True, skipinitialspace=True)
     line = skipped + 1

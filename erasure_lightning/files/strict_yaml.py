@@ -1,22 +1,22 @@
-"""YAML in which a key may stand once."""
+"""YAML without repeated keys."""
 
 from typing import Any
 
 import yaml
 from yaml.constructor import ConstructorError
 
-#: libyaml's parser, where PyYAML was built with it, is seven times as fast.
+#: libyaml's parser, if PyYAML was built with it, is seven times as fast.
 _Fast: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class StrictLoader(_Fast):  # type: ignore[misc]  # its class depends on how PyYAML was built
-    """PyYAML's safe loader, for which a key given twice in one mapping is an error."""
+    """PyYAML's safe loader, with an error for a repeated key in a mapping."""
 
     def get_single_node(self) -> yaml.Node | None:
-        """Compose the document.
+        """Composes the document.
 
         Raises:
-            ConstructorError: If a key is given twice, naming it and the line of the first.
+            ConstructorError: If a key is repeated, with the line of the first.
         """
         node: yaml.Node | None = super().get_single_node()
         _check_keys([node] if node is not None else [])
@@ -24,20 +24,20 @@ class StrictLoader(_Fast):  # type: ignore[misc]  # its class depends on how PyY
 
 
 def _check_keys(nodes: list[yaml.Node]) -> None:
-    met = set()
+    visited = set()
     while nodes:
         node = nodes.pop()
-        if id(node) in met or isinstance(node, yaml.ScalarNode):
+        if id(node) in visited or isinstance(node, yaml.ScalarNode):
             continue
-        met.add(id(node))
+        visited.add(id(node))
         if isinstance(node, yaml.MappingNode):
-            _check_once([key for key, _ in node.value if isinstance(key, yaml.ScalarNode)])
+            _require_unique([key for key, _ in node.value if isinstance(key, yaml.ScalarNode)])
             nodes += [part for pair in node.value for part in pair]
         else:
             nodes += node.value
 
 
-def _check_once(keys: list[yaml.ScalarNode]) -> None:
+def _require_unique(keys: list[yaml.ScalarNode]) -> None:
     first: dict[tuple[str, str], yaml.ScalarNode] = {}
     for key in keys:
         before = first.setdefault((key.tag, key.value), key)
@@ -47,9 +47,9 @@ def _check_once(keys: list[yaml.ScalarNode]) -> None:
 
 
 def read_yaml(text: str) -> Any:
-    """What a YAML document holds.
+    """Content of a YAML document.
 
     Raises:
-        YAMLError: If it is none, or has a key twice.
+        YAMLError: If it is not valid, or has a repeated key.
     """
     return yaml.load(text, Loader=StrictLoader)

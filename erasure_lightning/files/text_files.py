@@ -1,11 +1,11 @@
-"""Text that users bring, in whichever encoding it says it has."""
+"""Reads text files of users, in the encoding of their byte order mark."""
 
 import codecs
 from pathlib import Path
 
 from erasure_lightning.errors import ErasureError
 
-#: UTF-32's mark begins with UTF-16's.
+#: Byte order marks and encodings; UTF-32's begins with UTF-16's.
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -16,11 +16,10 @@ _MARKS = (
 
 
 def read_text(path: Path) -> str:
-    """A file's text: UTF-8, or what its byte order mark says.
+    """A file's text: UTF-8, or the encoding of its byte order mark.
 
     Raises:
-        ErasureError: If it cannot be read or is in another encoding, with its place and what it
-            seems to say there.
+        ErasureError: If it cannot be read, or has another encoding.
     """
     try:
         content = path.read_bytes()
@@ -30,7 +29,7 @@ def read_text(path: Path) -> str:
     try:
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
-        raise ErasureError(_otherwise(path, content, error.start)) from error
+        raise ErasureError(_encoding_message(path, content, error.start)) from error
     if "\0" in text:
         raise ErasureError(
             f"{path} needs to be UTF-8; found zero bytes, as in UTF-16 without its mark."
@@ -39,10 +38,8 @@ def read_text(path: Path) -> str:
     return text
 
 
-def _otherwise(path: Path, content: bytes, place: int) -> str:
-    """What is found of a text that is no UTF-8: Windows-1252 is a guess, which the user can judge
-    and nobody else.
-    """
+def _encoding_message(path: Path, content: bytes, place: int) -> str:
+    """The error for a text that is not UTF-8, with the line read as Windows-1252 as a guess."""
     line = content[content.rfind(b"\n", 0, place) + 1 :].split(b"\n", 1)[0].strip()
     number = content.count(b"\n", 0, place) + 1
     shown = line[:60].decode("cp1252", errors="replace")
@@ -56,8 +53,12 @@ def _otherwise(path: Path, content: bytes, place: int) -> str:
 def read_prompts_file(path: str, owner: str) -> list[str]:
     """The lines of a text file that are not empty.
 
+    Args:
+        path: The file.
+        owner: What needs it, for errors.
+
     Raises:
-        ErasureError: Naming ``owner``, if the file is missing or holds none.
+        ErasureError: If the file is missing or empty.
     """
     try:
         lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]

@@ -1,24 +1,23 @@
-"""Words as they are typed and as they are compared, in one place."""
+"""Comparison of words, whatever their case, width and number."""
 
 import unicodedata
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 
-#: Characters that cannot be seen and that no word needs; joiners, which emojis and scripts need,
-#: stay.
-_UNSEEN = dict.fromkeys(
+#: Invisible characters without meaning; joiners, which emojis and scripts need, are not among them.
+_INVISIBLE = dict.fromkeys(
     (0x00AD, 0x200B, 0x200E, 0x200F, 0x2060, 0xFEFF, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
 )
 
 
 def cleaned(words: str) -> str:
     """Words without invisible characters, and with one space between them."""
-    return " ".join(words.translate(_UNSEEN).split())
+    return " ".join(words.translate(_INVISIBLE).split())
 
 
 @lru_cache(maxsize=1 << 16)
 def folded(words: str) -> str:
-    """Words as they are compared: cleaned, in any case, width and composition of their letters."""
+    """A canonical form for comparison: cleaned, of one case, width and composition of letters."""
     return cleaned(unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", words).casefold()))
 
 
@@ -30,10 +29,12 @@ def _plurals(words: str) -> set[str]:
 
 
 def naming(names: Iterable[str]) -> Callable[[str], bool]:
-    """Whether words are one of some names, folded, in the singular or in a simple plural."""
+    """A predicate: whether words are one of some names, folded, in singular or simple plural."""
     once = {folded(name) for name in names}
     any_number = once.union(*map(_plurals, once))
-    return lambda words: (
-        bool(folded(words))
-        and (folded(words) in any_number or not once.isdisjoint(_plurals(words)))
-    )
+
+    def is_named(words: str) -> bool:
+        one = folded(words)
+        return bool(one) and (one in any_number or not once.isdisjoint(_plurals(words)))
+
+    return is_named

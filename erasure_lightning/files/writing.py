@@ -1,6 +1,4 @@
-"""Names of what a run writes, how it is written and read. Imports next to nothing: the light
-commands need it too.
-"""
+"""Atomic writing and reading of results, and their file names. Light imports only."""
 
 import json
 import math
@@ -13,18 +11,21 @@ from typing import Any
 
 from erasure_lightning.errors import ErasureError
 
+_T = TypeVar("_T")
+
+#: The edit in a run's folder.
 EDIT_FILE = "edit.safetensors"
 
-#: What `erasure score` writes beside the pictures.
+#: Result of `erasure score`, in the folder of the images.
 SCORE_FILE = "score.json"
 
-#: In a run's folder ``samples/``: the list of its pictures, and what it says of each pair.
-SAMPLES_FILE, SAMPLES_COLUMNS = "samples.csv", ("prompt", "group", "seed", "before", "after")
+#: List of the images in a run's folder ``samples/``, and its columns.
+SAMPLES_FILE = "samples.csv"
+SAMPLES_COLUMNS = ("prompt", "group", "seed", "before", "after")
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write under a temporary name, sync, rename: a full disk or a kill never destroys what was
-    there.
+    """Writes under a temporary name, syncs and renames: the old content survives any failure.
 
     Raises:
         ErasureError: If the folder cannot be written to or the disk is full.
@@ -38,22 +39,18 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        with suppress(
-            OSError
-        ):  # A read-only folder refuses this too, and the first cause is the one to tell.
+        with suppress(OSError):  # a read-only folder; the first error is the one to report
             temporary.unlink(missing_ok=True)
-        raise _unwritten(path, error) from error
+        raise _write_error(path, error) from error
 
 
 def is_temporary(path: Path) -> bool:
-    """Whether `write_atomically` wrote it, or writes it still, under a name that is not the file's
-    own.
-    """
+    """Whether a file is a temporary one of `write_atomically`."""
     return re.fullmatch(r"\..+\.\d+", path.name) is not None
 
 
 def append_bytes(path: Path, content: bytes) -> None:
-    """Write behind what is there; a full disk or a kill may cut what is added.
+    """Appends to a file; a full disk or a kill may truncate the addition.
 
     Raises:
         ErasureError: If the file cannot be written to or the disk is full.
@@ -62,25 +59,25 @@ def append_bytes(path: Path, content: bytes) -> None:
         with path.open("ab") as file:
             file.write(content)
     except OSError as error:
-        raise _unwritten(path, error) from error
+        raise _write_error(path, error) from error
 
 
-def _unwritten(path: Path, error: OSError) -> ErasureError:
+def _write_error(path: Path, error: OSError) -> ErasureError:
     return ErasureError(
         f"Could not write {path}: {error.strerror}. What was there before is untouched."
     )
 
 
 def json_text(content: Any, what: str, **options: Any) -> str:
-    """JSON text that every reader takes: NaN and infinity are no JSON.
+    """JSON text without NaN and infinity, which are no JSON.
 
     Args:
-        content: What JSON holds.
-        what: What it is, as the message names it.
+        content: The value.
+        what: Its name in messages.
         options: Further arguments of `json.dumps`.
 
     Raises:
-        ErasureError: If a number in it is NaN or infinite, naming the first.
+        ErasureError: If a number in it is NaN or infinite.
     """
     try:
         return json.dumps(content, allow_nan=False, **options)
@@ -88,12 +85,12 @@ def json_text(content: Any, what: str, **options: Any) -> str:
         place, value = next(_not_finite(content), ("", error))
         raise ErasureError(
             f"{what} needs finite numbers; found {value} at {place}, and nothing was written. Look"
-            " at what it was made from: the pictures, and the model's settings."
+            " at the images and the model's settings."
         ) from error
 
 
 def _not_finite(content: Any, place: str = "") -> Iterator[tuple[str, float]]:
-    """Where in nested content NaN and infinity stand, and which of the two."""
+    """Places and values of NaN and infinity in nested content."""
     if isinstance(content, float) and not math.isfinite(content):
         yield place.removeprefix("."), content
     inside: Iterable[tuple[Any, Any]] = ()
@@ -106,11 +103,36 @@ def _not_finite(content: Any, place: str = "") -> Iterator[tuple[str, float]]:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write content as indented JSON, atomically.
+    """Writes content as indented JSON, atomically.
 
     Raises:
         ErasureError: If a number in it is NaN or infinite, or the file cannot be written.
     """
-    write_atomically(
-        path, (json_text(content, str(path), indent=2, ensure_ascii=False) + "\n").encode()
-    )
+    text = json_text(content, str(path), indent=2, ensure_ascii=False)
+    write_atomically(path, f"{text}\n".encode())
+
+
+def read_record(path: Path, what: str, command: str, build: Callable[[dict[str, Any]], _T]) -> _T:
+    """Reads a result that a command wrote as JSON.
+
+    Args:
+        path: The file.
+        what: Its content in messages, such as ``figures``.
+        command: The command of `erasure` that writes such a file.
+        build: Makes the object from the file's content, whose protocol is without its identity.
+
+    Raises:
+        ErasureError: If there is no such file, or it has other content.
+    """
+    if not path.is_file():
+        raise ErasureError(
+            f"No {what} at {path}: the file does not exist. `erasure {command}` writes it."
+        )
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        content["protocol"].pop("identity", None)
+        return build(content)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ErasureError(
+            f"{path} needs {what} as `erasure {command}` writes them; found others ({error})."
+        ) from error

@@ -1,4 +1,4 @@
-"""The table of what a run logs: one CSV that a resumed run goes on writing."""
+"""`MetricsFile`: the CSV log of a run, which a resumed run continues."""
 
 import csv
 import io
@@ -15,9 +15,9 @@ _FILE = "metrics.csv"
 
 
 class MetricsFile(Logger):
-    """Appends what is logged to ``metrics.csv`` in the run's folder.
+    """Logs metrics to ``metrics.csv`` in the run's folder.
 
-    A resumed run keeps the rows of the steps before it, and replaces those of steps it takes again.
+    A resumed run keeps the rows of earlier steps, and replaces those of steps that it repeats.
 
     Args:
         folder: The run's folder.
@@ -31,12 +31,12 @@ class MetricsFile(Logger):
 
     @property
     def name(self) -> str:
-        """Its folder's."""
+        """Name of the run's folder."""
         return self._path.parent.name
 
     @property
     def version(self) -> str:
-        """None; a folder holds one run."""
+        """Empty: a folder has one run."""
         return ""
 
     @property
@@ -45,11 +45,11 @@ class MetricsFile(Logger):
         return str(self._path.parent)
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: ``config.yaml`` has them."""
+        """Does not log them: they are in ``config.yaml``."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Write a row."""
+        """Writes a row."""
         row = {"step": step or 0, **metrics}
         if self._rows is None:
             self._rows = [old for old in read_metrics(self._path) if int(old["step"]) < row["step"]]
@@ -67,19 +67,13 @@ class MetricsFile(Logger):
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a ``metrics.csv``, none where there is no file or it is not ours; empty cells say
-    nothing.
-    """
+    """The rows of a ``metrics.csv``; none if there is no file or it is another one's."""
     if not path.is_file():
         return []
-    whole, end, _ = path.read_text(encoding="utf-8").rpartition(
-        "\n"
-    )  # a kill, or a full disk, may cut the last row
-    return [
-        row
-        for row in csv.DictReader(io.StringIO(whole + end, newline=""))
-        if (row.get("step") or "").isdigit()
-    ]
+    # A kill or a full disk may truncate the last row.
+    whole, end, _ = path.read_text(encoding="utf-8").rpartition("\n")
+    rows = csv.DictReader(io.StringIO(whole + end, newline=""))
+    return [row for row in rows if (row.get("step") or "").isdigit()]
 
 
 def _text(columns: list[str], rows: list[dict[str, Any]], header: bool = False) -> bytes:

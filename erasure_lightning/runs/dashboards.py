@@ -1,6 +1,4 @@
-"""Boards: where people look at runs. Weights & Biases and TensorBoard, behind the few things that
-are shown on one.
-"""
+"""Writers for dashboards of runs: Weights & Biases and TensorBoard behind one interface."""
 
 import os
 from abc import ABC, abstractmethod
@@ -17,96 +15,105 @@ from PIL.Image import Image
 
 from erasure_lightning.concepts.concept import shortened_names
 
-#: Where runs go on W&B unless told otherwise.
+#: Default project on W&B.
 _PROJECT = "erasure"
 
-#: Keeps what W&B would collect by itself off its records: host, user, folders, command line,
-#: packages, console, code.
+#: Settings that stop W&B from recording host, user, folders, command line, packages, console and
+#: code.
 PRIVATE_SETTINGS: dict[str, Any] = {
-    "console": "off", "disable_code": True, "disable_git": True, "disable_job_creation": True, "host": "",
-    "program": "", "quiet": True, "symlink": False, "username": "", "x_disable_machine_info": True,
-    "x_disable_meta": True, "x_save_requirements": False,
-}  # fmt: skip
+    "console": "off",
+    "disable_code": True,
+    "disable_git": True,
+    "disable_job_creation": True,
+    "host": "",
+    "program": "",
+    "quiet": True,
+    "symlink": False,
+    "username": "",
+    "x_disable_machine_info": True,
+    "x_disable_meta": True,
+    "x_save_requirements": False,
+}
 
-#: The longest tag that W&B takes, and the longest group.
-_TAG, _GROUP = 64, 128
+#: Longest tag and longest group name of W&B, in characters.
+_MAX_TAG = 64
+_MAX_GROUP = 128
 
 
 def wandb_arguments(method: str, concepts: Sequence[str], job: str, name: str) -> dict[str, Any]:
-    """What `WandbLogger` needs so that a team's runs stand together: by concept, then by what they
-    do.
+    """Arguments of `WandbLogger` that group runs by concepts and job.
 
     Args:
         method: Class name of the method.
-        concepts: What is erased; the runs of equal concepts form a group.
-        job: What the run does: ``fit``, ``test``, ``attack``, ...
-        name: What the run is called.
+        concepts: Names of the erased concepts; runs of equal concepts form a group.
+        job: Kind of run: ``fit``, ``test``, ``attack``, ...
+        name: Name of the run.
     """
     tags = [method, *concepts[:8]]
     return {
         "project": _PROJECT,
-        "group": shortened_names(concepts)[:_GROUP],
+        "group": shortened_names(concepts)[:_MAX_GROUP],
         "job_type": job,
         "name": name,
-        "tags": [tag[:_TAG] for tag in tags],
+        "tags": [tag[:_MAX_TAG] for tag in tags],
         "settings": PRIVATE_SETTINGS,
     }
 
 
 class DashboardWriter(ABC):
-    """Shows what a run made."""
+    """Writes a run's config, results and edit to a dashboard."""
 
     @abstractmethod
-    def facts(self, values: Mapping[str, Any]) -> None:
-        """What the run is: method, concepts, arguments, ..."""
+    def log_config(self, values: Mapping[str, Any]) -> None:
+        """Logs the run's config: method, concepts, arguments, ..."""
 
     @abstractmethod
-    def figures(self, values: Mapping[str, float]) -> None:
-        """What the run came to; runs are compared by these."""
+    def log_summary(self, values: Mapping[str, float]) -> None:
+        """Logs the figures that runs are compared by."""
 
     @abstractmethod
-    def picture(self, name: str, picture: Image) -> None:
-        """One picture."""
+    def log_image(self, name: str, image: Image) -> None:
+        """Logs an image."""
 
     @abstractmethod
-    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Rows of texts, numbers and pictures."""
+    def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Logs a table of texts, numbers and images."""
 
     @abstractmethod
-    def curve(self, name: str, points: Sequence[tuple[float, float]], over: str) -> None:
-        """Points ``(x, y)``, ``over`` what."""
+    def log_curve(self, name: str, points: Sequence[tuple[float, float]], over: str) -> None:
+        """Logs points ``(x, y)``; ``over`` is the name of x."""
 
     @abstractmethod
-    def edit(self, name: str, file: Path, metadata: Mapping[str, Any]) -> None:
-        """The edit itself, with what it was made from."""
+    def log_edit(self, name: str, file: Path, metadata: Mapping[str, Any]) -> None:
+        """Logs the edit file with its metadata."""
 
 
 class WandbWriter(DashboardWriter):
     """A run on Weights & Biases.
 
     Args:
-        logger: Its logger.
-        step: At which what is shown appears.
+        logger: The run's logger.
+        step: Step of images and tables.
     """
 
     def __init__(self, logger: WandbLogger, step: int) -> None:
         self.logger = logger
         self.step = step
 
-    def facts(self, values: Mapping[str, Any]) -> None:
-        """Into the run's config."""
+    def log_config(self, values: Mapping[str, Any]) -> None:
+        """Logs to the run's config."""
         self.logger.log_hyperparams(dict(values))
 
-    def figures(self, values: Mapping[str, float]) -> None:
-        """Into the run's summary."""
+    def log_summary(self, values: Mapping[str, float]) -> None:
+        """Logs to the run's summary."""
         self.logger.experiment.summary.update(dict(values))
 
-    def picture(self, name: str, picture: Image) -> None:
-        """An image panel."""
-        self.logger.log_image(name, [picture], step=self.step)
+    def log_image(self, name: str, image: Image) -> None:
+        """Logs an image panel."""
+        self.logger.log_image(name, [image], step=self.step)
 
-    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """A table, which W&B joins over runs."""
+    def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Logs a table, which W&B joins over runs."""
         import wandb
 
         data = [
@@ -114,18 +121,17 @@ class WandbWriter(DashboardWriter):
         ]
         self.logger.log_table(name, columns=list(columns), data=data, step=self.step)
 
-    def curve(self, name: str, points: Sequence[tuple[float, float]], over: str) -> None:
-        """A line with an axis of its own."""
+    def log_curve(self, name: str, points: Sequence[tuple[float, float]], over: str) -> None:
+        """Logs a line plot with its own x axis."""
         import wandb
 
         y = name.rpartition("/")[2]
-        line = wandb.plot.line(
-            wandb.Table(columns=[over, y], data=[list(p) for p in points]), over, y, title=name
-        )
+        data = wandb.Table(columns=[over, y], data=[list(point) for point in points])
+        line = wandb.plot.line(data, over, y, title=name)
         self.logger.experiment.log({name: line})
 
-    def edit(self, name: str, file: Path, metadata: Mapping[str, Any]) -> None:
-        """An artifact of type ``edit``; its content is copied, so that the file need not stay."""
+    def log_edit(self, name: str, file: Path, metadata: Mapping[str, Any]) -> None:
+        """Logs an artifact of type ``edit``, with a copy of the file."""
         import wandb
 
         artifact = wandb.Artifact(name, type="edit", metadata=dict(metadata))
@@ -137,99 +143,93 @@ class TensorBoardWriter(DashboardWriter):
     """A run on TensorBoard.
 
     Args:
-        logger: Its logger.
-        step: At which what is shown appears.
+        logger: The run's logger.
+        step: Step of images and tables.
     """
 
     def __init__(self, logger: TensorBoardLogger, step: int) -> None:
         self.writer: Any = logger.experiment
         self.step = step
 
-    def facts(self, values: Mapping[str, Any]) -> None:
-        """A text."""
-        self.table("run", ["", ""], list(values.items()))
+    def log_config(self, values: Mapping[str, Any]) -> None:
+        """Logs a table of texts."""
+        self.log_table("run", ["", ""], list(values.items()))
 
-    def figures(self, values: Mapping[str, float]) -> None:
-        """Scalars."""
+    def log_summary(self, values: Mapping[str, float]) -> None:
+        """Logs scalars."""
         for name, value in values.items():
             self.writer.add_scalar(f"summary/{name}", value, self.step)
 
-    def picture(self, name: str, picture: Image) -> None:
-        """An image."""
-        self.writer.add_image(
-            name, numpy.asarray(picture.convert("RGB")), self.step, dataformats="HWC"
-        )
+    def log_image(self, name: str, image: Image) -> None:
+        """Logs an image."""
+        pixels = numpy.asarray(image.convert("RGB"))
+        self.writer.add_image(name, pixels, self.step, dataformats="HWC")
 
-    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """A text in Markdown; pictures, which it cannot hold, beside it under the row's number."""
+    def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Logs a Markdown table, and its images separately under the number of their row."""
         lines = [["row", *columns], ["---"] * (len(columns) + 1)]
         for number, row in enumerate(rows):
-            lines.append(
-                [str(number), *("" if isinstance(cell, Image) else _cell(cell) for cell in row)]
-            )
+            texts = ["" if isinstance(cell, Image) else _cell(cell) for cell in row]
+            lines.append([str(number), *texts])
             for column, cell in zip(columns, row, strict=True):
                 if isinstance(cell, Image):
-                    self.picture(f"{name}/{number:03}-{column}", cell)
-        self.writer.add_text(
-            name, "\n".join(f"| {' | '.join(line)} |" for line in lines), self.step
-        )
+                    self.log_image(f"{name}/{number:03}-{column}", cell)
+        text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        self.writer.add_text(name, text, self.step)
 
-    def curve(self, name: str, points: Sequence[tuple[float, float]], over: str) -> None:
-        """Scalars over whole numbers."""
+    def log_curve(self, name: str, points: Sequence[tuple[float, float]], over: str) -> None:
+        """Logs scalars over whole numbers."""
         for x, y in points:
             self.writer.add_scalar(f"{name} over {over}", y, round(x))
 
-    def edit(self, name: str, file: Path, metadata: Mapping[str, Any]) -> None:
-        """What it says of itself; TensorBoard keeps no files."""
-        self.table(f"edit/{name}", ["", ""], list(metadata.items()))
+    def log_edit(self, name: str, file: Path, metadata: Mapping[str, Any]) -> None:
+        """Logs the metadata; TensorBoard stores no files."""
+        self.log_table(f"edit/{name}", ["", ""], list(metadata.items()))
 
 
 def _cell(value: Any) -> str:
-    """A value in a Markdown table."""
+    """A value as a cell of a Markdown table."""
     return " ".join(str(value).replace("|", "\\|").split())
 
 
 def dashboard_writers(loggers: Sequence[Logger], step: int) -> list[DashboardWriter]:
-    """A board for each logger that is one."""
-    kinds: dict[type[Logger], type[Any]] = {
+    """A writer for each logger that has a dashboard."""
+    writers: dict[type[Logger], type[Any]] = {
         WandbLogger: WandbWriter,
         TensorBoardLogger: TensorBoardWriter,
     }
     return [
-        board(one, step)
-        for one in loggers
-        for kind, board in kinds.items()
-        if isinstance(one, kind)
+        writer(logger, step)
+        for logger in loggers
+        for kind, writer in writers.items()
+        if isinstance(logger, kind)
     ]
 
 
 def close_loggers(loggers: Sequence[Logger], failed: bool = False) -> list[Path]:
-    """End what loggers hold open, and take out of their folders what names this machine.
+    """Closes loggers and removes this machine's names from their folders.
 
-    A process may hold one W&B run at a time, and the next would write into it. Its notes about
-    itself (``logs``) tell the run's absolute path; the names of TensorBoard's files the host.
+    A process has one W&B run at a time, and the next would write to it. Its ``logs`` hold absolute
+    paths; the names of TensorBoard's files hold the host.
 
     Args:
-        loggers: Those of a run, on rank 0.
-        failed: Whether the run did.
+        loggers: Loggers of a run, on rank 0.
+        failed: Whether the run failed.
 
     Returns:
-        Folders of W&B runs that wait to be sent.
+        Folders of offline W&B runs, to be uploaded.
     """
-    waiting = []
+    offline = []
     for logger in loggers:
-        if (
-            isinstance(logger, WandbLogger)
-            and (run := logger._experiment) is not None
-            and hasattr(run, "settings")
-        ):
+        run = logger._experiment if isinstance(logger, WandbLogger) else None
+        if run is not None and hasattr(run, "settings"):
             folder = Path(os.path.relpath(Path(run.dir).parent))
             run.finish(exit_code=int(failed))
             rmtree(folder / "logs", ignore_errors=True)
-            waiting += [folder] if run.offline else []
+            offline += [folder] if run.offline else []
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.close()
             for file in Path(logger.log_dir).glob(f"events.*.{gethostname()}.*"):
                 with suppress(OSError):
                     file.rename(file.with_name(file.name.replace(f".{gethostname()}.", ".")))
-    return waiting
+    return offline

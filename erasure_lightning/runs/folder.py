@@ -1,4 +1,4 @@
-"""The folder of a run: what lies where, and when it may be written to."""
+"""The folder of a run: its files, and checks before it is written to."""
 
 import re
 from collections.abc import Sequence
@@ -10,9 +10,10 @@ from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.locks import RUNNING_FILE
 from erasure_lightning.files.writing import EDIT_FILE, is_temporary
 
-#: Where runs go that were not told where.
+#: Default folder of runs.
 RUNS_FOLDER = Path("runs")
 
+#: The config in a run's folder.
 CONFIG_FILE = "config.yaml"
 
 
@@ -21,78 +22,76 @@ class Run:
     """A run's folder.
 
     Args:
-        root: The folder; need not exist.
+        root: The folder, which may not exist yet.
     """
 
     root: Path
 
     @property
     def edit(self) -> Path:
-        """The result; there once the run has finished."""
+        """The edit, which exists once the run has finished."""
         return self.root / EDIT_FILE
 
     @property
     def config(self) -> Path:
-        """Everything the run was asked to do."""
+        """The whole config of the run."""
         return self.root / CONFIG_FILE
 
     @property
     def last(self) -> Path:
-        """What an interrupted run goes on from."""
+        """The checkpoint that an interrupted run resumes from."""
         return self.root / "checkpoints" / "last.ckpt"
 
     @property
     def next(self) -> Path:
-        """What becomes the last checkpoint once its step has been logged."""
+        """The checkpoint that becomes the last one once its step is logged."""
         return self.last.with_name("next.ckpt")
 
     @property
     def grid(self) -> Path:
-        """Pictures before and after."""
+        """Images before and after the edit, as a grid."""
         return self.root / "grid.png"
 
     @property
     def metrics(self) -> Path:
-        """What was measured."""
+        """Figures measured by the run itself."""
         return self.root / "metrics.json"
 
     @property
     def figures(self) -> Path:
-        """What was measured of the edit, by `fit` or else by the newest `erasure test`."""
-        apart = sorted(self.root.glob("test*/metrics.json"), key=lambda file: file.stat().st_mtime)
-        return apart[-1] if apart and not self.metrics.exists() else self.metrics
+        """Figures of the edit, by `fit` or else by the newest `erasure test`."""
+        tests = sorted(self.root.glob("test*/metrics.json"), key=lambda file: file.stat().st_mtime)
+        return tests[-1] if tests and not self.metrics.exists() else self.metrics
 
     @property
     def command(self) -> str:
-        """What goes on from the edit or the checkpoint that lies here; empty where nothing is left
-        to do.
-        """
+        """The command that continues this run; empty if it is complete."""
         if self.edit.exists():
             return "" if self.figures.exists() else f"erasure test --ckpt_path {self.root}"
         return f"erasure fit --ckpt_path {self.root}" if self.last.exists() else ""
 
     @property
     def log(self) -> Path:
-        """What was logged while training, a row a step."""
+        """Metrics of the training, a row per logged step."""
         return self.root / "metrics.csv"
 
     @property
     def cost(self) -> Path:
-        """What it took."""
+        """Cost of the run."""
         return self.root / "cost.json"
 
     @property
     def samples(self) -> Path:
-        """The grid's pictures one by one."""
+        """Folder of the grid's single images."""
         return self.root / "samples"
 
     @property
     def attacks(self) -> Path:
-        """A folder for each attack that was tried on the edit."""
+        """Folder of the attacks on the edit, one subfolder each."""
         return self.root / "attacks"
 
     def check_unused(self) -> None:
-        """Raise unless a new run may start here.
+        """Raises unless a new run may start here.
 
         Raises:
             ErasureError: If a finished run, or the checkpoint of an unfinished one, would be
@@ -111,10 +110,10 @@ class Run:
             )
 
     def check_resumable(self) -> None:
-        """Raise if the run has finished already.
+        """Raises if the run has finished.
 
         Raises:
-            ErasureError: If so.
+            ErasureError: If there is nothing to resume.
         """
         if self.edit.exists():
             raise ErasureError(
@@ -125,35 +124,32 @@ class Run:
 
 
 def default_run(method: str, concepts: Sequence[str]) -> Run:
-    """Where a run goes by default: ``runs/<method>-<concepts>``, of many concepts the first."""
+    """The default run, ``runs/<method>-<concepts>``; of many concepts the first three."""
     return Run(RUNS_FOLDER / slug(f"{method}-{shortened_names(concepts)}"))
 
 
 def slug(text: str) -> str:
-    """Words as a file name: lower case, at most 80 characters, nothing but letters, digits and
-    hyphens.
-    """
+    """A file name for a text: at most 80 lower-case letters, digits and hyphens."""
     return re.sub(r"[^\w]+", "-", text.lower()).strip("-")[:80].rstrip("-")
 
 
 def run_of(path: Path) -> Run:
-    """The run a checkpoint, an edit or the folder itself belongs to."""
+    """The run of a checkpoint, an edit or a folder."""
     if path.is_dir():
         return Run(path)
     return Run(path.parent.parent if path.parent.name == "checkpoints" else path.parent)
 
 
 def unused_folder(folder: Path) -> Path:
-    """The folder if it holds no more than a config, else the first such of ``folder-2``,
-    ``folder-3``, ...
-    """
-    number, found = 1, folder
-    while found.exists() and any(map(_counts, found.iterdir())):
+    """The first of ``folder``, ``folder-2``, ... that has no results."""
+    number = 1
+    candidate = folder
+    while candidate.exists() and any(map(_is_result, candidate.iterdir())):
         number += 1
-        found = folder.with_name(f"{folder.name}-{number}")
-    return found
+        candidate = folder.with_name(f"{folder.name}-{number}")
+    return candidate
 
 
-def _counts(file: Path) -> bool:
-    """Whether it makes a folder a used one; what a faster rank is just writing does not."""
+def _is_result(file: Path) -> bool:
+    """Whether a file is more than a config, a lock, or being written by a faster rank."""
     return file.name not in (CONFIG_FILE, RUNNING_FILE) and not is_temporary(file)

@@ -1,6 +1,4 @@
-"""What may leave this machine: values and edits without its folders, and without what its user logs
-in with.
-"""
+"""Removal of this machine's paths and its user's secrets from values and edits."""
 
 import re
 from collections.abc import Mapping
@@ -11,14 +9,12 @@ import yaml
 
 from erasure_lightning.edits.edit import read_edit, write_edit
 
-#: Names of settings that are nobody else's business.
+#: Names of settings that hold secrets.
 _SECRET = re.compile(r"(?i)(^|[_.-])(api_?key|key|token|secret|password)$")
 
 
 def redact_paths(value: Any) -> Any:
-    """Plain values in which paths that say where this machine keeps things are cut to their last
-    name.
-    """
+    """Nested values with absolute paths shortened to their last part."""
     if isinstance(value, Mapping):
         return {key: redact_paths(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -29,7 +25,7 @@ def redact_paths(value: Any) -> Any:
 
 
 def redact_secrets(value: Any) -> Any:
-    """Plain values in which whatever is called a key, token, secret or password is None."""
+    """Nested values with None for every key, token, secret or password."""
     if isinstance(value, Mapping):
         return {
             key: None if _SECRET.search(str(key)) else redact_secrets(item)
@@ -39,14 +35,14 @@ def redact_secrets(value: Any) -> Any:
 
 
 def write_redacted_edit(source: Path, target: Path) -> dict[str, Any]:
-    """Copy an edit with `redact_paths` metadata.
+    """Copies an edit, with `redact_paths` of its metadata.
 
     Args:
         source: The edit.
         target: The copy; replaced atomically.
 
     Returns:
-        What the copy says of itself, the config aside.
+        Metadata of the copy, without the config.
 
     Raises:
         ErasureError: If the edit cannot be read.
@@ -54,10 +50,8 @@ def write_redacted_edit(source: Path, target: Path) -> dict[str, Any]:
     tensors, metadata = read_edit(source)
     config = metadata.pop("config", "")
     public: dict[str, Any] = redact_paths(metadata)
-    written = (
-        {"config": yaml.safe_dump(redact_paths(yaml.safe_load(config)), sort_keys=False)}
-        if config
-        else {}
-    )
-    write_edit(target, tensors, public | written)
+    full = dict(public)
+    if config:
+        full["config"] = yaml.safe_dump(redact_paths(yaml.safe_load(config)), sort_keys=False)
+    write_edit(target, tensors, full)
     return public

@@ -115,7 +115,7 @@ class TestMistakes:
     def test_no_such_picture(self, error, run):
         assert (
             error("gone.png", "--ckpt_path", run, "--prompt", "")
-            == "No picture at gone.png: there is no such file or folder."
+            == "No image at gone.png: there is no such file or folder."
         )
 
     def test_no_picture_at_all(self, error, run, tmp_path):
@@ -129,7 +129,7 @@ class TestMistakes:
     def test_a_picture_that_cannot_be_read(self, error, run, picture, content):
         broken = picture.with_name("broken.png")
         broken.write_bytes(picture.read_bytes()[:50] if content is None else content)
-        assert "broken.png cannot be read as a picture" in error(
+        assert "broken.png cannot be read as an image" in error(
             broken, "--ckpt_path", run, "--prompt", ""
         )
 

@@ -272,7 +272,7 @@ def test_ranks_share_the_pictures():
         "ranks that ask a model together must keep step"
     )
     assert {p for rank in ranks for b in rank for p in b.prompts} == {s.prompt for s in shots}
-    assert max(len(b.shots) for rank in ranks for b in rank) <= 2
+    assert max(len(b.requests) for rank in ranks for b in rank) <= 2
 
 
 def test_ranks_that_keep_step_draw_a_lonely_picture_twice():
@@ -517,9 +517,9 @@ class TestPromptFile:
         shots = read_prompts(self.write(tmp_path, text), 20, 4.0)
         batches = list(ImageLoader(shots, 10, None))
         assert len(batches) == 6
-        assert all(len({(s.guidance, s.size) for s in b.shots}) == 1 for b in batches)
+        assert all(len({(s.guidance, s.size) for s in b.requests}) == 1 for b in batches)
         assert {b.size for b in batches} == {64, (64, 128)}
-        assert sorted(s.seed for b in batches for s in b.shots) == list(range(60))
+        assert sorted(s.seed for b in batches for s in b.requests) == list(range(60))
 
     def test_rows_without_seeds_are_counted(self, tmp_path):
         shots = read_prompts(self.write(tmp_path, "adv_prompt\na\nb\nc\n"), 20, 4.0)

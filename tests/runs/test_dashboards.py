@@ -65,7 +65,7 @@ def test_what_wandb_would_refuse_is_cut():
 def test_closed_files_do_not_tell_the_host(tmp_path):
     logger = TensorBoardLogger(tmp_path)
     (board,) = dashboard_writers([logger], 0)
-    board.figures({"overall": 0.5})
+    board.log_summary({"overall": 0.5})
     assert [f for f in Path(logger.log_dir).glob("events*") if f".{gethostname()}." in f.name]
     close_loggers([logger])
     (file,) = Path(logger.log_dir).glob("events*")
@@ -77,7 +77,7 @@ def test_a_cell_stays_in_its_cell(tmp_path, cell):
     reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     logger = TensorBoardLogger(tmp_path)
     (board,) = dashboard_writers([logger], 0)
-    board.table("t", ["prompt", "n"], [[cell, 1]])
+    board.log_table("t", ["prompt", "n"], [[cell, 1]])
     close_loggers([logger])
     (text,) = reader.EventAccumulator(logger.log_dir).Reload().Tensors("t/text_summary")
     lines = text.tensor_proto.string_val[0].decode().splitlines()

@@ -1,4 +1,4 @@
-"""The emoji world in the SDXL family: what it does not share with the emoji world, as plain files."""
+"""The emoji world as SDXL: the files that it does not share with the emoji world."""
 
 from pathlib import Path
 

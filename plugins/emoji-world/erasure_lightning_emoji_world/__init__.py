@@ -1,6 +1,4 @@
-"""The emoji world: a small trained Stable Diffusion stack, its scorer and its vocabulary, as plain
-files.
-"""
+"""The emoji world: files of a small trained Stable Diffusion, its scorer and its vocabulary."""
 
 from pathlib import Path
 
