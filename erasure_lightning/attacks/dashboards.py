@@ -13,35 +13,23 @@ from erasure_lightning.runs.folder import slug
 
 
 def show_attacks(board: DashboardWriter, outcomes: Sequence[Outcome]) -> None:
-    """Show what attacks brought back: tables ``attacks`` and ``found``, ``attacked_NAME`` with its
-    interval, curves.
-    """
-    columns = [
-        "attack",
-        "method",
-        "concepts",
-        *(f"{asked} {end}" for asked in ASKED for end in INTERVAL_COLUMNS),
-        "seconds",
+    """Log tables ``attacks`` and ``found``, ``attacked_NAME`` with its interval, and curves."""
+    shares = [f"{kind} {end}" for kind in IMAGE_KINDS for end in INTERVAL_COLUMNS]
+    columns = ["attack", "method", "concepts", *shares, "seconds"]
+    board.table("attacks", columns, [_row(outcome) for outcome in outcomes])
+    cases = [
+        [o.attack, case.concept, case.seed, case.success, case.prompt or ""]
+        for o in outcomes
+        for case in o.found
     ]
-    board.log_table("attacks", columns, [_row(outcome) for outcome in outcomes])
-    found = [
-        [o.attack, f.concept, f.seed, f.success, f.prompt or ""] for o in outcomes for f in o.found
-    ]
-    board.log_table("found", ["attack", "concept", "seed", "success", "prompt"], found)
+    board.table("found", ["attack", "concept", "seed", "success", "prompt"], cases)
     for outcome in outcomes:
         name = slug(outcome.attack)
-        board.log_summary(
-            {
-                f"attacked_{name}{end}": v
-                for end, v in interval_figures(outcome.success["attacked"]).items()
-            }
-        )
+        attacked = interval_figures(outcome.success["attacked"])
+        board.figures({f"attacked_{name}{end}": value for end, value in attacked.items()})
         if outcome.curve:
-            board.log_curve(
-                f"curve/{name}",
-                [(point.budget, point.success) for point in outcome.curve],
-                "budget",
-            )
+            points = [(point.budget, point.success) for point in outcome.curve]
+            board.curve(f"curve/{name}", points, "budget")
 
 
 def _row(outcome: Outcome) -> list[str | float | None]:

@@ -35,7 +35,9 @@ class PairedImages(Callback, ABC):
 
     def _begin(self, module: LightningModule, loader: Any) -> None:
         assert isinstance(module, ErasureModule)
-        self.begin(module, all_gather_items([shot for batch in loader for shot in batch.requests]))
+        self.begin(
+            module, all_gather_items([request for batch in loader for request in batch.shots])
+        )
 
     def _finish(self, trainer: Trainer, module: LightningModule) -> None:
         assert isinstance(module, ErasureModule)
@@ -52,14 +54,14 @@ class PairedImages(Callback, ABC):
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: int
     ) -> None:
-        """Take the batch."""
-        self.take(batch.requests, outputs["original"], outputs["edited"])
+        """Process a batch."""
+        self.take(batch.shots, outputs["original"], outputs["edited"])
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: int
     ) -> None:
-        """Take the batch."""
-        self.take(batch.requests, outputs["original"], outputs["edited"])
+        """Process a batch."""
+        self.take(batch.shots, outputs["original"], outputs["edited"])
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Finish after the last batch."""

@@ -11,8 +11,6 @@ from typing import Any
 
 from erasure_lightning.errors import ErasureError
 
-_T = TypeVar("_T")
-
 #: The edit in a run's folder.
 EDIT_FILE = "edit.safetensors"
 
@@ -110,29 +108,3 @@ def write_json(path: Path, content: Any) -> None:
     """
     text = json_text(content, str(path), indent=2, ensure_ascii=False)
     write_atomically(path, f"{text}\n".encode())
-
-
-def read_record(path: Path, what: str, command: str, build: Callable[[dict[str, Any]], _T]) -> _T:
-    """Reads a result that a command wrote as JSON.
-
-    Args:
-        path: The file.
-        what: Its content in messages, such as ``figures``.
-        command: The command of `erasure` that writes such a file.
-        build: Makes the object from the file's content, whose protocol is without its identity.
-
-    Raises:
-        ErasureError: If there is no such file, or it has other content.
-    """
-    if not path.is_file():
-        raise ErasureError(
-            f"No {what} at {path}: the file does not exist. `erasure {command}` writes it."
-        )
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        content["protocol"].pop("identity", None)
-        return build(content)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ErasureError(
-            f"{path} needs {what} as `erasure {command}` writes them; found others ({error})."
-        ) from error

@@ -277,15 +277,16 @@ def _measurement(
 ) -> tuple[int, int, int]:
     """Images of each model, evaluated latents of both, and peak memory in bytes."""
     batches = list(data.test_dataloader())
-    each = [
-        len(batch.requests) * batch.steps * (2 if batch.guidance > 1 else 1) for batch in batches
-    ]
-    for listener in listeners:
-        listener.sampling = 0
-    ledger.restart()
+    evaluations = 0
+    for batch in batches:
+        evaluations += len(batch.shots) * batch.steps * (2 if batch.guidance > 1 else 1)
+    for counter in counters:
+        counter.sampling_peak = 0
+    memory.restart()
+    single_step = batches[0]._replace(
+        shots=[request._replace(steps=1) for request in batches[0].shots]
+    )
     for model in (module.original, module.backbone):
-        module._draw(
-            model, batches[0]._replace(requests=[s._replace(steps=1) for s in batches[0].requests])
-        )
-    peak = max(ledger.restart(), *(listener.sampling for listener in listeners))
-    return sum(len(batch.requests) for batch in batches), 2 * sum(each), peak
+        module._draw(model, single_step)
+    peak = max(memory.restart(), *(counter.sampling_peak for counter in counters))
+    return sum(len(batch.shots) for batch in batches), 2 * evaluations, peak
