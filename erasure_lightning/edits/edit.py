@@ -10,9 +10,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from erasure_lightning.adapters.base import Plan, adapters_of, refuse_saving, take_out
+from erasure_lightning.adapters.base import AdapterPlan, adapters_of, refuse_saving, remove_adapters
 from erasure_lightning.adapters.kinds import install
-from erasure_lightning.adapters.lora import merged
+from erasure_lightning.adapters.lora import merged_weights
 from erasure_lightning.edits.components import Component, fingerprints, is_same
 from erasure_lightning.edits.format import EDIT_FORMAT, current_name, read_metadata
 from erasure_lightning.errors import ErasureError
@@ -112,9 +112,9 @@ def _changes(
             n.removeprefix(f"{name}."): v for n, v in tensors.items() if n.startswith(f"{name}.")
         }
         given = metadata.get("adapters", {}).get(name)
-        plan = Plan(**given) if given else None
+        plan = AdapterPlan(**given) if given else None
         if plan and plan.kind == "lora":
-            values, plan = merged(values), None
+            values, plan = merged_weights(values), None
         yield _Change(
             Component(pipeline, name),
             values,
@@ -144,7 +144,7 @@ class _Change:
 
     component: Component
     values: dict[str, Tensor]
-    plan: Plan | None
+    plan: AdapterPlan | None
     made_on: dict[str, str] | None
     about: str
     transferred: bool = False
@@ -218,7 +218,7 @@ class _Change:
             self.component.write(self.values)
             self._require_effect(not all(adapter.is_identity() for adapter in adapters_of(module)))
         except ErasureError:
-            take_out(module)
+            remove_adapters(module)
             raise
 
     def write(self) -> None:

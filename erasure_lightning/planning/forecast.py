@@ -236,8 +236,8 @@ def _without_values(module: ErasureModule, ledger: MemoryTracker) -> None:
     if isinstance(
         module, SalientErasure
     ):  # one loss needs as much memory as a hundred, one after the other
-        slopes = module.slopes
-        cast(Any, module).slopes = lambda losses: slopes([next(iter(losses))])
+        gradients = module.gradients
+        cast(Any, module).gradients = lambda losses: gradients([next(iter(losses))])
 
 
 def _listen(module: ErasureModule, ledger: MemoryTracker) -> list[Listener]:

@@ -119,7 +119,7 @@ def test_each_row_of_a_batch_has_its_own_gamma():
 def test_shut_it_is_the_original_and_open_it_is_not():
     module = disturbed()
     prompts = ["a small cat", "a car"]
-    with module.membrane.held(torch.zeros(2, 2)):
+    with module.membrane.fixed(torch.zeros(2, 2)):
         assert torch.equal(says(module.backbone, prompts), says(module.original, prompts))
     assert not torch.allclose(
         says(module.backbone, prompts), says(module.original, prompts), atol=1e-2

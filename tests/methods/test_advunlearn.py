@@ -14,7 +14,7 @@ from erasure_lightning.backbones.conditioning import CONCEPT, END, START, TEMPLA
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts.concept import Concept, PromptBatch
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.methods.advunlearn import AdvUnlearn, prepend
+from erasure_lightning.methods.advunlearn import AdvUnlearn, prepend_words
 from erasure_lightning.methods.sage import SAGE
 from erasure_lightning.retention.local_noise import LocalNoisePreservation
 from erasure_lightning.testing import check_method, fit
@@ -172,7 +172,7 @@ class TestPrefix:
         model = TinyBackbone()
         (plain,) = model.embed(PromptBatch(["a {}"], ["zebra"], [""]).prompts)
         assert plain.positions(CONCEPT).sum() == 5
-        put = prepend(plain, torch.zeros(1, 2, plain.embeddings.shape[2]))
+        put = prepend_words(plain, torch.zeros(1, 2, plain.embeddings.shape[2]))
         assert torch.equal(put.ids[0, 3:], plain.ids[0, 1:-2])
         assert torch.equal(put.embeddings[0, 3:], plain.embeddings[0, 1:-2])
         assert torch.equal(put.roles[0, 3:], plain.roles[0, 1:-2])
@@ -183,7 +183,7 @@ class TestPrefix:
     def test_words_of_the_table_read_as_they_would_in_a_sentence(self):
         model = TinyBackbone()
         (plain,), (wanted,) = model.embed(["a cat"]), model.embed(["dog a cat"])
-        put = prepend(plain, wanted.embeddings[:, 1:2])
+        put = prepend_words(plain, wanted.embeddings[:, 1:2])
         assert torch.allclose(
             model.contextualize([put]).tokens, model.contextualize([wanted]).tokens, atol=1e-6
         )
@@ -192,7 +192,7 @@ class TestPrefix:
         (full,) = TinyBackbone().embed(["a photo of a small dog in a house of a star in a tree"])
         assert (full.roles == END).any()
         with pytest.raises(ErasureError, match="needs room for 1 words before a sentence"):
-            prepend(full, torch.zeros(1, 1, full.embeddings.shape[2]))
+            prepend_words(full, torch.zeros(1, 1, full.embeddings.shape[2]))
 
 
 def test_slopes_reach_the_text_encoders_blocks_alone():

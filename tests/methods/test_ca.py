@@ -73,7 +73,7 @@ class TestLoss:
         # what a perfect model would see is an image
         clean, images = (
             module.backbone.process.clean(batch.target, batch.x, batch.t),
-            module.latents.gallery.latents,
+            module.latents.dataset.latents,
         )
         assert all(min((image - c).abs().max() for image in images) < 1e-2 for c in clean)
         by_hand = (
@@ -112,12 +112,12 @@ class TestPictures:
 
     def test_the_original_draws_them_so_that_a_resumed_run_finds_the_same(self):
         module = fit(ca(lr=0.1), 3)
-        trained, module.latents.gallery = module.latents.gallery.latents, None
+        trained, module.latents.dataset = module.latents.dataset.latents, None
         module.on_train_start()
-        assert torch.equal(module.latents.gallery.latents, trained)
+        assert torch.equal(module.latents.dataset.latents, trained)
         module.original = module.backbone  # the control
         module.on_train_start()
-        assert not torch.allclose(module.latents.gallery.latents, trained, atol=1e-3)
+        assert not torch.allclose(module.latents.dataset.latents, trained, atol=1e-3)
 
     def test_every_concept_has_one_however_few_are_asked_for(self):
         assert set(fit(ca(latents=images(1)), 1).latents.sentences.concepts) == {"cat", "star"}

@@ -16,8 +16,8 @@ from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.mace import MACE
 from erasure_lightning.testing import check_method, fit
 from erasure_lightning.training.attention_masks import attention_inside
-from erasure_lightning.training.image_sources import GeneratedImages, importance
-from erasure_lightning.training.prompt_states import input_gram, shared_rows
+from erasure_lightning.training.image_sources import GeneratedImages, importance_density
+from erasure_lightning.training.prompt_states import input_gram, shared_token_states
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
 BATCH = PromptBatch(
@@ -80,7 +80,7 @@ class TestAlignment:
     def rows(self, template, concept, anchor):
         tiny, batch = TinyBackbone(), PromptBatch([template], [concept], [anchor])
         return (
-            shared_rows(tiny, batch, tiny.text_inputs()[0]),
+            shared_token_states(tiny, batch, tiny.text_inputs()[0]),
             tiny.encode(batch.prompts).tokens[0],
             tiny.encode(batch.targets).tokens[0],
         )
@@ -115,9 +115,12 @@ class TestRefinement:
             key_weights(module.original),
         )
         loss = 0.5 * (weights - old).square().sum()
-        loss = loss + ((weights - old) @ module._kept * (weights - old)).sum()
+        loss = loss + ((weights - old) @ module._retained * (weights - old)).sum()
         for batch in module._concept_sentences:
-            k, a = (rows.double() for rows in shared_rows(module.original, batch, tokens(module)))
+            k, a = (
+                rows.double()
+                for rows in shared_token_states(module.original, batch, tokens(module))
+            )
             loss = loss + (weights @ k.mT - old @ a.mT).square().sum()
         (slope,) = torch.autograd.grad(loss, weights)
         assert slope.abs().max() < 1e-3
@@ -126,7 +129,7 @@ class TestRefinement:
     def test_preservation_has_its_weight_once(self):
         one, ten = mace(preserve=1.0), mace(preserve=10.0)
         one.on_train_start(), ten.on_train_start()
-        assert torch.allclose(10 * one._kept, ten._kept)
+        assert torch.allclose(10 * one._retained, ten._retained)
 
     def test_more_preservation_moves_kept_captions_less(self):
         def moved(preserve):
@@ -144,7 +147,9 @@ class TestRefinement:
         module.on_train_start()
         k, a = (
             rows.double()
-            for rows in shared_rows(module.original, module._concept_sentences[0], tokens(module))
+            for rows in shared_token_states(
+                module.original, module._concept_sentences[0], tokens(module)
+            )
         )
         now, old = key_weights(module.backbone), key_weights(module.original)
         assert (k @ now.mT - a @ old.mT).norm() < 0.7 * (k @ old.mT - a @ old.mT).norm()
@@ -210,9 +215,9 @@ class TestSuppression:
 
 
 def test_times_of_importance_lie_where_things_have_their_shape():
-    weights = importance(torch.arange(1000) / 1000)
+    weights = importance_density(torch.arange(1000) / 1000)
     assert weights[200:400].sum() / weights.sum() > 0.85
-    assert torch.allclose(importance(torch.arange(500) / 500), weights[::2])
+    assert torch.allclose(importance_density(torch.arange(500) / 500), weights[::2])
     module = mace()
     module.on_train_start()
     batch = PromptBatch(["a {}"] * 200, ["cat"] * 200, ["dog"] * 200, [0] * 200)

@@ -13,9 +13,9 @@ from erasure_lightning.methods.realera import RealEra, RealEraClosedForm
 from erasure_lightning.metrics.scorer import Scorer
 from erasure_lightning.retention.local_noise import LocalNoisePreservation
 from erasure_lightning.testing import check_method, edit_of, fit
-from erasure_lightning.training.neighbours import beyond, exchanged
+from erasure_lightning.training.neighbours import orthogonal_states, replace_states
 from erasure_lightning.training.prompt_states import aligned_states
-from erasure_lightning.training.regression import Regression, corrected
+from erasure_lightning.training.regression import Regression, corrected_weight
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
 CONCEPTS = [Concept("cat", "dog"), Concept("star", "heart")]
@@ -75,7 +75,7 @@ class TestStageA:
             by_hand.redirect(plain.tokens.flatten(0, 1), images, 2.0 / (10 * 16))
         correction = by_hand.correction(0.3)
         for name, layer in original.text_layers().items():
-            wanted = corrected(layer.weight, correction)
+            wanted = corrected_weight(layer.weight, correction)
             assert torch.allclose(
                 module.backbone.get_parameter(f"{name}.weight"), wanted, atol=1e-5
             )
@@ -151,7 +151,7 @@ class TestStageB:
         torch.manual_seed(5)
         asked = original.encode(BATCH.prompts)
         near = module.perturbed(asked)
-        far = exchanged(asked, asked.from_concept(), beyond(asked.tokens))
+        far = replace_states(asked, asked.from_concept(), orthogonal_states(asked.tokens))
         erasure = (
             (ask(module.backbone, near) - ask(original, original.encode(BATCH.targets)))
             .square()

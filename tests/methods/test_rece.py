@@ -9,7 +9,7 @@ from recognition import KEPT, recognised
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.methods.rece import RECE, adversarial, sum_of_grams
+from erasure_lightning.methods.rece import RECE, adversarial_states, sum_of_grams
 from erasure_lightning.retention.local_noise import LocalNoisePreservation
 from erasure_lightning.testing import check_method, edit_of, fit
 
@@ -112,7 +112,7 @@ class TestAdversarialEmbedding:
     def test_of_the_original_maps_is_the_concept_itself(self):
         module = rece()
         gram, c = sum_of_grams(old_maps(module)), states(module, "star")
-        found = adversarial(c, torch.eye(32, dtype=torch.float64), gram, 1e-9)
+        found = adversarial_states(c, torch.eye(32, dtype=torch.float64), gram, 1e-9)
         assert torch.allclose(found, c, atol=1e-5)
 
     def test_is_the_minimiser(self):
@@ -122,7 +122,7 @@ class TestAdversarialEmbedding:
             sum_of_grams(old_maps(module)).detach(),
             states(module, "star"),
         )
-        found = adversarial(c, edit, gram, REG).detach().requires_grad_(True)
+        found = adversarial_states(c, edit, gram, REG).detach().requires_grad_(True)
         said = [(found @ (w @ edit).mT - c @ w.mT).square().sum() for w in old_maps(module)]
         (slope,) = torch.autograd.grad(torch.stack(said).sum() + REG * found.square().sum(), found)
         assert slope.abs().max() < 1e-8
@@ -135,7 +135,7 @@ class TestAdversarialEmbedding:
             module.first_edit(tokens(module)),
             states(module, "small cat"),
         )
-        found = adversarial(c, first, gram, REG)
+        found = adversarial_states(c, first, gram, REG)
         after = module.epoch(first, gram, tokens(module))
 
         def missing(edit, rows):

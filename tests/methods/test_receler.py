@@ -9,7 +9,7 @@ from recognition import KEPT, recognised
 from shipped import numbers
 from torch import nn
 
-from erasure_lightning.adapters.eraser import listening, outside
+from erasure_lightning.adapters.eraser import eraser_outputs, mean_square_outside
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts.concept import Concept, PromptBatch
 from erasure_lightning.edits.edit import apply_edit
@@ -107,20 +107,20 @@ class TestAttack:
         for _ in range(50):
             found = module.backbone.denoise(X, T, module.attacked(told, noisy(module, X, T, BATCH)))
             gaps.append((found - called).square().mean())
-            module.adversaries.attack(gaps[-1])
+            module.adversarial_rows.step(gaps[-1])
         assert gaps[-1] < 0.9 * gaps[0]
 
     def test_a_concept_that_is_not_asked_for_stands_still(self):
         module = receler()
         before = (
-            module.adversaries_for(TinyBackbone().encode(["a"]).tokens)
+            module.rows_like(TinyBackbone().encode(["a"]).tokens)
             .of(["cat", "star"])
             .detach()
             .clone()
         )
         cats = PromptBatch(["a {}", "the {}"], ["cat", "cat"], ["dog", "dog"], [0, 0])
         module.erasure_loss(noisy(module, X, T, cats))
-        after = module.adversaries.of(["cat", "star"])
+        after = module.adversarial_rows.of(["cat", "star"])
         assert not torch.equal(after[0], before[0])
         assert torch.equal(after[1], before[1])
 
@@ -138,7 +138,7 @@ class TestMask:
         everywhere = {
             name: torch.ones(change.shape[:2], dtype=torch.bool) for name, change in added.items()
         }
-        assert outside(added, everywhere) == 0
+        assert mean_square_outside(added, everywhere) == 0
 
     def test_everything_outside_costs_its_mean_square(self):
         added = {"a": torch.randn(2, 4, 3), "b": torch.randn(2, 16, 3)}
@@ -146,7 +146,7 @@ class TestMask:
             name: torch.zeros(change.shape[:2], dtype=torch.bool) for name, change in added.items()
         }
         by_hand = (added["a"].square().mean() + added["b"].square().mean()) / 2
-        assert torch.allclose(outside(added, nowhere), by_hand)
+        assert torch.allclose(mean_square_outside(added, nowhere), by_hand)
 
     def test_it_is_part_of_the_loss(self):
         torch.manual_seed(0)
@@ -166,7 +166,7 @@ def test_erasers_add_nothing_before_they_are_trained():
 
 def test_what_erasers_add_is_heard():
     module = receler()
-    with listening(module.backbone.denoiser) as added:
+    with eraser_outputs(module.backbone.denoiser) as added:
         says(module.backbone, BATCH.prompts)
     assert set(added) == {
         f"{name.removeprefix('denoiser.')}" for name in module.backbone.adaptable("cross-attention")

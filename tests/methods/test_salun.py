@@ -11,7 +11,7 @@ from shipped import numbers
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts.concept import Concept, PromptBatch
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.methods.salun import CHUNK, SalUn
+from erasure_lightning.methods.salun import _CHUNK, SalUn
 from erasure_lightning.testing import check_method, edit_of, fit
 from erasure_lightning.training.image_sources import GeneratedImages
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
@@ -85,7 +85,10 @@ class TestLoss:
         rows = torch.randint(4, (2,)).tolist()
         process = module.backbone.process
         t, noise = process.draw_times(2), torch.randn(2, 4, 8, 8)
-        clean, captions = module._kept_images.latents[rows], [module._captions[i] for i in rows]
+        clean, captions = (
+            module._remaining_images.latents[rows],
+            [module._captions[i] for i in rows],
+        )
         now = module.backbone.denoise(
             process.noise(clean, noise, t), t, module.backbone.encode(captions)
         )
@@ -105,23 +108,23 @@ class TestSaliency:
         """One pass over the concepts' pictures, signed slopes of the guided prediction's error, one
         cut for all.
         """
-        module = begun(latents=images(CHUNK))
+        module = begun(latents=images(_CHUNK))
         torch.manual_seed(11)
         masks = module.saliency()
         torch.manual_seed(11)
         total, parameters = 0, list(module.trainable().values())
-        for start in (0, CHUNK):
-            rows = range(start, start + CHUNK)
+        for start in (0, _CHUNK):
+            rows = range(start, start + _CHUNK)
             process, source = module.backbone.process, module.latents
-            t, noise = process.draw_times(CHUNK), torch.randn(CHUNK, 4, 8, 8)
+            t, noise = process.draw_times(_CHUNK), torch.randn(_CHUNK, 4, 8, 8)
             batch = noisy(
                 module,
-                process.noise(source.gallery.latents[list(rows)], noise, t),
+                process.noise(source.dataset.latents[list(rows)], noise, t),
                 t,
                 source.sentences.rows(rows),
             )
             guided = 8.5 * module.student(batch) - 7.5 * module.student(
-                batch, module.backbone.unconditional(CHUNK)
+                batch, module.backbone.unconditional(_CHUNK)
             )
             loss = -(noise - guided).square().mean()
             total = total + torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)])
@@ -143,7 +146,7 @@ class TestPictures:
     def test_of_concepts_and_of_everything_else(self):
         module = begun(latents=images(50), remaining=100)
         assert set(module.latents.sentences.concepts) == {"cat", "star"}
-        assert len(module.latents.gallery.latents) == len(module._kept_images.latents) == 100
+        assert len(module.latents.dataset.latents) == len(module._remaining_images.latents) == 100
         asked = " ".join(module._captions)
         assert "bicycle" in asked
         assert not {"cat", "star"} & set(asked.split())
@@ -157,7 +160,7 @@ class TestPictures:
 
     def test_those_of_what_remains_are_not_of_the_concepts_noise(self):
         module = begun()
-        concepts, kept = module.latents.gallery.latents, module._kept_images.latents
+        concepts, kept = module.latents.dataset.latents, module._remaining_images.latents
         assert all((concepts - one).abs().flatten(1).amax(dim=1).min() > 1e-3 for one in kept)
 
     def test_latents_are_of_the_concepts_asked_for(self):
@@ -181,8 +184,8 @@ class TestPictures:
 
     def test_without_alpha_none_remain(self):
         module = begun(alpha=0.0)
-        assert len(module.latents.gallery.latents) == 4
-        assert not hasattr(module, "_kept_images")
+        assert len(module.latents.dataset.latents) == 4
+        assert not hasattr(module, "_remaining_images")
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def test_the_erasing_loss_by_hand(guidance):
     instead = torch.stack(
         [says(module.original, ["a photo of a dog"] * 2)[0], says(module.original, ["", ""])[1]]
     )
-    with module.membrane.held(torch.eye(2)):
+    with module.membrane.fixed(torch.eye(2)):
         now = says(module.backbone, BATCH.prompts)
     by_hand = (now - (instead - guidance * (called - instead))).square().mean()
     assert torch.allclose(module.erasure_loss(noisy(module, X, T, BATCH)), by_hand)
@@ -67,7 +67,7 @@ def test_with_an_empty_anchor_it_is_the_loss_of_esd():
     module = spm(anchors=0)
     nothing = PromptBatch(BATCH.templates, BATCH.concepts, ["", ""], [0, 1])
     uncond, called = says(module.original, ["", ""]), says(module.original, BATCH.prompts)
-    with module.membrane.held(torch.eye(2)):
+    with module.membrane.fixed(torch.eye(2)):
         by_hand = (says(module.backbone, BATCH.prompts) - (2 * uncond - called)).square().mean()
     assert torch.allclose(module.erasure_loss(noisy(module, X, T, nothing)), by_hand)
 
@@ -97,7 +97,7 @@ class TestLatentAnchors:
                 **(GIVEN | {"anchor_weight": weight, "warmup": 1}),
             )
             fit(module, 20)
-            with module.membrane.held(torch.ones(2, 2)):
+            with module.membrane.fixed(torch.ones(2, 2)):
                 return (
                     says(module.backbone, ["a car", "a boat"])
                     - says(module.original, ["a car", "a boat"])

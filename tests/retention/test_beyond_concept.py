@@ -11,7 +11,7 @@ from erasure_lightning.methods.sage import SAGE
 from erasure_lightning.retention.beyond_concept import BeyondConceptRegularization
 from erasure_lightning.testing import edit_of, fit
 from erasure_lightning.training.closed_form import ClosedFormErasure
-from erasure_lightning.training.neighbours import beyond
+from erasure_lightning.training.neighbours import orthogonal_states
 
 CONCEPTS = [Concept("cat", "dog"), Concept("star", "heart")]
 
@@ -71,7 +71,7 @@ def test_a_closed_form_holds_what_is_beyond():
     fit(held, 1, BeyondConceptRegularization(weight=30.0))
 
     def moved(owner):
-        elsewhere = beyond(owner.original.encode(["a cat", "a star"]).tokens)
+        elsewhere = orthogonal_states(owner.original.encode(["a cat", "a star"]).tokens)
         layers = owner.original.text_layers()
         return sum((elsewhere @ (w - layers[n.removesuffix(".weight")].weight).T).square().mean()
                    for n, w in owner.editable().items())  # fmt: skip

@@ -67,7 +67,7 @@ def test_it_stops_on_a_budget_or_a_goal(limit):
 def test_it_watches_given_prompts():
     monitor = Noting(every=1, prompts=["a tree", "a car", "a boat"])
     run(monitor, steps=1)
-    assert monitor._kept == ["a tree", "a car", "a boat"]
+    assert monitor._retained_prompts == ["a tree", "a car", "a boat"]
 
 
 @pytest.mark.slow

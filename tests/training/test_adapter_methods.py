@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn.functional import mse_loss
 
-from erasure_lightning.adapters.base import Adapter, Plan, beside
+from erasure_lightning.adapters.base import Adapter, AdapterPlan, hook_installer
 from erasure_lightning.adapters.kinds import KINDS, install
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.callbacks.edit_validation import check_edit
@@ -44,7 +44,7 @@ class Shift(Adapter):
 
 class Shifting(Toward, AdapterErasure):
     def plan(self):
-        return Plan(
+        return AdapterPlan(
             "shift",
             [n.removeprefix("denoiser.") for n in self.backbone.text_layers()],
             {"scale": 2.0},
@@ -53,7 +53,7 @@ class Shifting(Toward, AdapterErasure):
 
 @pytest.fixture(autouse=True)
 def shifts(monkeypatch):
-    monkeypatch.setitem(KINDS, "shift", beside(Shift))
+    monkeypatch.setitem(KINDS, "shift", hook_installer(Shift))
 
 
 def pipeline():
@@ -159,8 +159,8 @@ def test_adapters_that_learned_nothing_are_no_edit():
 @pytest.mark.parametrize(
     ("plan", "words"),
     [
-        (Plan("other", ["conv_in"]), "adapters of kind 'other'; known are .*lora"),
-        (Plan("lora", ["nowhere.to_k"], {"rank": 1}), "found 1 missing, nowhere.to_k first"),
+        (AdapterPlan("other", ["conv_in"]), "adapters of kind 'other'; known are .*lora"),
+        (AdapterPlan("lora", ["nowhere.to_k"], {"rank": 1}), "found 1 missing, nowhere.to_k first"),
     ],
 )
 def test_adapters_that_do_not_fit(plan, words):

@@ -5,7 +5,7 @@ import torch
 
 from erasure_lightning.seeding import derive_seed
 from erasure_lightning.training.optimizers import warm_cosine
-from erasure_lightning.training.prompt_states import aligned, cosine_matrix
+from erasure_lightning.training.prompt_states import aligned_positions, cosine_matrix
 from erasure_lightning.training.regression import Regression
 
 
@@ -47,7 +47,9 @@ def test_relations_are_cosines():
     ],
 )
 def test_aligned_sets_span_on_span_and_end_on_end(concept, anchor, expected):
-    assert aligned(torch.tensor([concept]), torch.tensor([anchor]), 6).tolist() == [expected]
+    assert aligned_positions(torch.tensor([concept]), torch.tensor([anchor]), 6).tolist() == [
+        expected
+    ]
 
 
 class TestRemap:

@@ -5,7 +5,7 @@ from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts.concept import PromptBatch
 from erasure_lightning.diffusion.sampling import sample
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.training.latent_sources import Models, Teacher
+from erasure_lightning.training.latent_sources import SourceModels, Teacher
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
 SENTENCES = PromptBatch(
@@ -26,12 +26,12 @@ class Counting(TinyBackbone):
 
 
 def models(model, sentences=lambda count, number: SENTENCES, seed=5):
-    return Models(model, model, sentences, 2, seed)
+    return SourceModels(model, model, sentences, 2, seed)
 
 
 def filled(model, **arguments):
     bank = TrajectoryBank(**({"steps": 4, "guidance": 2.0, "batch_size": 2} | arguments))
-    bank.follow(models(model))
+    bank.update(models(model))
     return bank
 
 
@@ -72,7 +72,7 @@ def test_two_concepts_of_one_name_keep_their_trajectories_apart(tiny):
     """As where a word is erased towards two anchors."""
     twice = PromptBatch(["a {}", "a {}"], ["cat", "cat"], ["dog", "star"], [0, 1])
     bank = TrajectoryBank(steps=2)
-    bank.follow(models(tiny, lambda count, number: twice))
+    bank.update(models(tiny, lambda count, number: twice))
     for index, anchor in enumerate(["dog", "star"]):
         asked = PromptBatch(["the {}"] * 8, ["cat"] * 8, [anchor] * 8, [index] * 8)
         assert set(bank.draw(asked, models(tiny)).sentences.anchors) == {anchor}
@@ -106,7 +106,7 @@ def test_a_student_s_rollout_is_no_teacher():
     student, original = Counting(), Counting()
     bank = TrajectoryBank(steps=4, guidance=2.0, student=True, refresh=1)
     drawn = bank.draw(
-        of(CAT), Models(original, student, lambda count, number: SENTENCES, 2, seed=5)
+        of(CAT), SourceModels(original, student, lambda count, number: SENTENCES, 2, seed=5)
     )
     assert (original.evaluations, student.evaluations) == (0, 3 * 2 * 4)
     drawn.teacher.concept  # noqa: B018
@@ -134,7 +134,7 @@ def test_half_precision_halves_the_memory(tiny, bank):
 
 def test_seeds_keep_ranks_apart(tiny, bank):
     other = TrajectoryBank(steps=4, guidance=2.0)
-    other.follow(models(tiny, seed=6))
+    other.update(models(tiny, seed=6))
     assert not torch.equal(other._held["x"][:, 0], bank._held["x"][:, 0])
 
 
