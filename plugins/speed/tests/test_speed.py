@@ -1,6 +1,4 @@
-"""SPEED: the constrained minimiser, the rows it retains, values only; and the erasure itself, with
-controls.
-"""
+"""SPEED: the constrained minimiser, its retained rows, value maps only; and the erasure itself."""
 
 from importlib.metadata import PackageNotFoundError, distribution
 
@@ -43,7 +41,7 @@ def speed(**arguments):
 
 
 def last(module, prompt):
-    """The row in front of the end-of-text token, ``(D,)`` in float64."""
+    """The row before the end-of-text token, ``(D,)`` in float64."""
     (embedded,) = module.original.embed([prompt])
     return module.original.encode([prompt]).tokens[0, int(embedded.ends) - 1].double()
 
@@ -81,15 +79,15 @@ class TestUpdate:
         basis = torch.linalg.svd(basis).U[:, : p.free.shape[1] - 4]
         keys = basis.mT @ p.rows.concepts.mT
         gram = keys @ keys.mT + 3 * 0.3 * torch.eye(len(keys))
-        wanted = (
+        expected = (
             p.weight
             @ (p.rows.anchors - p.rows.concepts).mT
             @ keys.mT
             @ torch.linalg.inv(gram)
             @ basis.mT
         )
-        assert torch.allclose(p.solve(), wanted)
-        assert wanted.abs().max() > 0.1
+        assert torch.allclose(p.solve(), expected)
+        assert expected.abs().max() > 0.1
 
     def test_what_is_retained_and_the_empty_prompt_do_not_feel_it(self):
         p = Problem()
@@ -100,8 +98,8 @@ class TestUpdate:
 
     def test_the_concepts_come_out_as_their_anchors_where_there_is_room(self):
         p = Problem()
-        said = p.rows.concepts @ (p.weight + p.solve(ridge=1e-9)).mT
-        assert torch.allclose(said, p.rows.anchors @ p.weight.mT, atol=1e-5)
+        images = p.rows.concepts @ (p.weight + p.solve(ridge=1e-9)).mT
+        assert torch.allclose(images, p.rows.anchors @ p.weight.mT, atol=1e-5)
 
     def test_holds_what_callbacks_ask_for(self):
         p = Problem()
@@ -123,12 +121,12 @@ class TestUpdate:
 class TestRetained:
     def test_rows_that_move_less_than_the_mean_are_dropped(self):
         p = Problem()
-        kept = refined(p.weight, p.rows, 10, True, torch.Generator().manual_seed(0))
+        retained = refined(p.weight, p.rows, 10, True, torch.Generator().manual_seed(0))
         moved = (p.rows.retained @ unconstrained(p.weight, p.rows).mT).norm(dim=1)
         strong = p.rows.retained[moved > moved.mean()]
         assert 0 < len(strong) < len(p.rows.retained)
-        assert torch.equal(kept[: len(strong)], strong)
-        assert 0 < len(kept) - len(strong) < 10 * len(strong)
+        assert torch.equal(retained[: len(strong)], strong)
+        assert 0 < len(retained) - len(strong) < 10 * len(strong)
 
     def test_copies_differ_where_the_map_reads_least(self):
         p = Problem()
