@@ -27,16 +27,16 @@ def images(count=2):
 
 
 #: What the shipped config gives.
-GIVEN = numbers("salun", latents=images(), remaining=4)
+ARGUMENTS = numbers("salun", latents=images(), remaining=4)
 
 
 def salun(prediction="epsilon", **arguments):
-    given = GIVEN | arguments
-    return SalUn(concepts=CONCEPTS, backbone=TinyBackbone(prediction=prediction), **given)
+    settings = ARGUMENTS | arguments
+    return SalUn(concepts=CONCEPTS, backbone=TinyBackbone(prediction=prediction), **settings)
 
 
 def begun(**arguments):
-    """A method with pictures and masks, that has not taken a step worth the name."""
+    """A method with images and masks, that has not taken a step worth the name."""
     return fit(salun(lr=1e-12, **arguments), 1)
 
 
@@ -45,11 +45,11 @@ def ask(model, prompts):
 
 
 def test_contract():
-    check_method(SalUn, **GIVEN)
+    check_method(SalUn, **ARGUMENTS)
 
 
-def test_contract_without_masks_and_pictures_of_what_remains():
-    check_method(SalUn, thorough=False, train="x", share=1.0, alpha=0.0, **GIVEN)
+def test_contract_without_masks_and_images_of_what_remains():
+    check_method(SalUn, thorough=False, train="x", share=1.0, alpha=0.0, **ARGUMENTS)
 
 
 class TestLoss:
@@ -62,20 +62,22 @@ class TestLoss:
             .mean(),
         )
 
-    def test_its_target_is_the_network_in_training_and_has_no_slope(self):
+    def test_its_target_is_the_network_in_training_and_has_no_gradient(self):
         """Not the frozen original: where every weight has moved, the two differ."""
         module = begun(alpha=0.0)
         for parameter in module.trainable().values():
             parameter.data.add_(0.01)
-        module.original.denoise = lambda *_: pytest.fail("asked the original")
-        wanted = ask(module.backbone, ["a photo of a dog", ""]).detach()
-        by_hand = (ask(module.backbone, BATCH.prompts) - wanted).square().mean()
+        module.original.denoise = lambda *_: pytest.fail("the original predicted")
+        target = ask(module.backbone, ["a photo of a dog", ""]).detach()
+        by_hand = (ask(module.backbone, BATCH.prompts) - target).square().mean()
         parameters = list(module.trainable().values())
-        slopes, expected = (
+        gradients, expected = (
             torch.autograd.grad(loss, parameters)
             for loss in (module.erasure_loss(noisy(module, X, T, BATCH)), by_hand)
         )
-        assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(slopes, expected, strict=True))
+        assert all(
+            torch.allclose(a, b, atol=1e-6) for a, b in zip(gradients, expected, strict=True)
+        )
 
     @pytest.mark.parametrize("prediction", ["epsilon", "velocity"])
     def test_remembering_by_hand(self, prediction):
@@ -92,8 +94,8 @@ class TestLoss:
         now = module.backbone.denoise(
             process.noise(clean, noise, t), t, module.backbone.encode(captions)
         )
-        wanted = noise if prediction == "epsilon" else process.target(clean, noise, t)
-        assert torch.allclose(loss, (now - wanted).square().mean())
+        target = noise if prediction == "epsilon" else process.target(clean, noise, t)
+        assert torch.allclose(loss, (now - target).square().mean())
 
     def test_alpha_weighs_it(self):
         module = begun(alpha=0.0)
@@ -105,9 +107,7 @@ class TestLoss:
 
 class TestSaliency:
     def test_by_hand(self):
-        """One pass over the concepts' pictures, signed slopes of the guided prediction's error, one
-        cut for all.
-        """
+        """Signed gradients of the guided prediction's error, over all images, one threshold."""
         module = begun(latents=images(_CHUNK))
         torch.manual_seed(11)
         masks = module.saliency()
@@ -147,9 +147,9 @@ class TestPictures:
         module = begun(latents=images(50), remaining=100)
         assert set(module.latents.sentences.concepts) == {"cat", "star"}
         assert len(module.latents.dataset.latents) == len(module._remaining_images.latents) == 100
-        asked = " ".join(module._captions)
-        assert "bicycle" in asked
-        assert not {"cat", "star"} & set(asked.split())
+        text = " ".join(module._captions)
+        assert "bicycle" in text
+        assert not {"cat", "star"} & set(text.split())
         assert (
             len(set(module._captions)) == 100
         )  # 79 things of COCO that are not cats, in other captions from then on
@@ -160,10 +160,10 @@ class TestPictures:
 
     def test_those_of_what_remains_are_not_of_the_concepts_noise(self):
         module = begun()
-        concepts, kept = module.latents.dataset.latents, module._remaining_images.latents
-        assert all((concepts - one).abs().flatten(1).amax(dim=1).min() > 1e-3 for one in kept)
+        concepts, others = module.latents.dataset.latents, module._remaining_images.latents
+        assert all((concepts - one).abs().flatten(1).amax(dim=1).min() > 1e-3 for one in others)
 
-    def test_latents_are_of_the_concepts_asked_for(self):
+    def test_latents_are_of_the_concepts_named(self):
         module = begun(latents=images(3))
         batch = module.noisy_batch(
             PromptBatch(["a {}"] * 3, ["star", "cat", "star"], ["", "dog", ""], [1, 0, 1])
@@ -207,8 +207,8 @@ def test_arguments_out_of_range(arguments, words):
 @pytest.mark.slow
 def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
     shown = GeneratedImages(images=16, steps=10, guidance=4)
-    given = numbers("salun", latents=shown, remaining=16)
-    module = fit(SalUn(concepts=[Concept("cigarette", "lollipop")], **given), 40)
+    settings = numbers("salun", latents=shown, remaining=16)
+    module = fit(SalUn(concepts=[Concept("cigarette", "lollipop")], **settings), 40)
     assert recognised(module.original, ["cigarette"] * 4, steps=10) == 1
     assert recognised(module.backbone, ["cigarette"] * 4, steps=10) == 0
     assert recognised(module.backbone, KEPT, steps=10) == 1

@@ -23,9 +23,9 @@ CONTENT = {
 @pytest.fixture
 def run(tmp_path):
     """A run that was killed."""
-    made = Run(tmp_path)
-    PlainCheckpointIO().save_checkpoint(CONTENT, made.last)
-    return made
+    killed_run = Run(tmp_path)
+    PlainCheckpointIO().save_checkpoint(CONTENT, killed_run.last)
+    return killed_run
 
 
 def finish(run):
@@ -65,7 +65,7 @@ def test_a_finished_edit_cannot_be_resumed(run):
         locate_checkpoint(str(run.edit), "fit")
 
 
-def test_nothing_there(tmp_path):
+def test_no_such_file(tmp_path):
     with pytest.raises(ErasureError, match="No checkpoint at .*gone"):
         locate_checkpoint(str(tmp_path / "gone"), "fit")
     with pytest.raises(

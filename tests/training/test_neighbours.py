@@ -40,12 +40,12 @@ class TestSamplers:
     @pytest.mark.parametrize("distance", [None, 5.5])
     def test_every_neighbour_meets_both_constraints(self, sampler, distance):
         e, place = states(), Neighbourhood(0.7, 0.9, distance)
-        found = place.draw(e, sampler, generator())
-        cosines = torch.cosine_similarity(e, found)
+        drawn = place.draw(e, sampler, generator())
+        cosines = torch.cosine_similarity(e, drawn)
         assert cosines.min() > 0.7 - 1e-5
         assert cosines.max() < 0.9 + 1e-5
-        assert torch.allclose(found.norm(dim=1), e.norm(dim=1), rtol=1e-5)
-        far = (found - e).norm(dim=1)
+        assert torch.allclose(drawn.norm(dim=1), e.norm(dim=1), rtol=1e-5)
+        far = (drawn - e).norm(dim=1)
         assert far.max() <= (5.5 if distance else norm_of(e, 0.7).max()) + 1e-4
         assert (
             distance is None or (norm_of(e, 0.7) > 5.5).any()
@@ -104,8 +104,8 @@ class TestExpectation:
         assert torch.allclose(expected_gram(e, torch.ones(3)), e.double().T @ e.double())
 
 
-def relative(found, wanted):
-    return ((found - wanted).norm() / wanted.norm()).item()
+def relative(drawn, expected):
+    return ((drawn - expected).norm() / expected.norm()).item()
 
 
 def edited(e, a, lam_b, overlap=0.0, cosine=0.9, ridge=0.1):
@@ -120,7 +120,7 @@ def edited(e, a, lam_b, overlap=0.0, cosine=0.9, ridge=0.1):
 
 
 class TestShrinking:
-    """Neighbours with one target shrink a map wherever nothing holds it."""
+    """Neighbours with one target shrink a map where no term retains it."""
 
     e, a = torch.eye(WIDTH)[:1] * WIDTH**0.5, torch.eye(WIDTH)[1:2] * WIDTH**0.5
     across = torch.eye(WIDTH, dtype=torch.float64)[5]
@@ -129,8 +129,8 @@ class TestShrinking:
     def test_by_how_much(self, lam_b):
         w, ridge = edited(self.e, self.a, lam_b), 0.1
         q_e, q_b = WIDTH * (1 - 0.9**2) / (WIDTH - 1), WIDTH / (WIDTH - 1)
-        wanted = (ridge + lam_b * q_b) / (ridge + lam_b * q_b + q_e)
-        assert (w @ self.across).norm().item() == pytest.approx(wanted, rel=0.02)
+        expected = (ridge + lam_b * q_b) / (ridge + lam_b * q_b + q_e)
+        assert (w @ self.across).norm().item() == pytest.approx(expected, rel=0.02)
 
     @pytest.mark.parametrize("lam_b", [1, 10])
     def test_sampled_neighbours_shrink_as_much(self, lam_b):
@@ -156,9 +156,9 @@ class TestStageA:
 
     @pytest.mark.parametrize("sampler", ["expectation", "direct"])
     def test_nothing_to_erase_leaves_everything(self, sampler):
-        equations, nothing = Regression(torch.zeros(WIDTH, WIDTH)), states(0)
+        equations, empty = Regression(torch.zeros(WIDTH, WIDTH)), states(0)
         Mining(Neighbourhood(0.5, 0.9), 5, 5, sampler, 1.0, 1.0).write(
-            equations, nothing, nothing, 1.0, 0
+            equations, empty, empty, 1.0, 0
         )
         old = torch.randn(6, WIDTH)
         assert torch.equal(corrected_weight(old, equations.correction(0.1)), old)
@@ -189,8 +189,8 @@ class TestStageA:
                 ridge**0.5 * old.T,
             ]
         )
-        (slope,) = torch.autograd.grad((rows @ w.T - goals).square().sum(), w)
-        assert slope.abs().max() < 1e-9
+        (gradient,) = torch.autograd.grad((rows @ w.T - goals).square().sum(), w)
+        assert gradient.abs().max() < 1e-9
         assert torch.allclose(w.T, torch.linalg.lstsq(rows, goals).solution)
 
     def test_the_order_of_states_and_the_precision_do_not_matter(self):
@@ -216,13 +216,16 @@ class TestPositions:
         prompts = PromptBatch(
             ["a photo of a {}", "{} in style"], ["cat", "star"], ["dog", "heart"]
         ).prompts
-        asked = backbone.encode(prompts)
-        where = asked.from_concept()
-        moved = replace_states(asked, where, place.draw(asked.tokens)).tokens != asked.tokens
+        conditioning = backbone.encode(prompts)
+        where = conditioning.from_concept()
+        moved = (
+            replace_states(conditioning, where, place.draw(conditioning.tokens)).tokens
+            != conditioning.tokens
+        )
         assert torch.equal(moved.any(dim=2), where)
         assert where.sum(dim=1).tolist() == [16 - 5, 16 - 1]
 
-    def test_a_style_is_put_on_things_that_are_kept(self):
+    def test_a_style_is_put_on_retained_things(self):
         concept = Concept("emoji", "photo", kind="style")
         batch = concept_sentences(concept, Vocabulary(None, [concept]))
         assert len(set(batch.templates)) == len(STYLE_TEMPLATES)

@@ -14,7 +14,7 @@ SENTENCES = PromptBatch(
 
 
 class Counting(TinyBackbone):
-    """Counts the pictures its denoiser is asked about."""
+    """Counts the images in the denoiser's batches."""
 
     def __init__(self):
         super().__init__()
@@ -50,7 +50,7 @@ def bank(tiny):
     return filled(tiny)
 
 
-def test_it_holds_the_walk_that_sampling_takes(tiny, bank):
+def test_it_holds_the_rollout_that_sampling_takes(tiny, bank):
     generator = torch.Generator().manual_seed(5)
     seeds = torch.randint(2**31, (3,), generator=generator).tolist()
     held, ends = bank._held, sample(tiny, SENTENCES.prompts, seeds, steps=4, guidance=2.0)
@@ -74,22 +74,24 @@ def test_two_concepts_of_one_name_keep_their_trajectories_apart(tiny):
     bank = TrajectoryBank(steps=2)
     bank.update(models(tiny, lambda count, number: twice))
     for index, anchor in enumerate(["dog", "star"]):
-        asked = PromptBatch(["the {}"] * 8, ["cat"] * 8, [anchor] * 8, [index] * 8)
-        assert set(bank.draw(asked, models(tiny)).sentences.anchors) == {anchor}
+        batch = PromptBatch(["the {}"] * 8, ["cat"] * 8, [anchor] * 8, [index] * 8)
+        assert set(bank.draw(batch, models(tiny)).sentences.anchors) == {anchor}
 
 
 @pytest.mark.parametrize("guidance", [2.0, 1.0])
 def test_its_answers_are_the_teachers(tiny, guidance):
     bank = filled(tiny, guidance=guidance)
     drawn = bank.draw(of(STAR, CAT), models(tiny))
-    kept, anew = drawn.teacher, Teacher(tiny, drawn.x, drawn.t, drawn.sentences)
+    cached, anew = drawn.teacher, Teacher(tiny, drawn.x, drawn.t, drawn.sentences)
     for query in ("concept", "anchor", "unconditional"):
-        assert torch.allclose(getattr(kept, query), getattr(anew, query), atol=1e-5)
-    assert torch.allclose(kept.anchor[0], kept.unconditional[0], atol=1e-5)  # a star has no anchor
-    assert not torch.allclose(kept.anchor[1], kept.concept[1], atol=1e-3)
+        assert torch.allclose(getattr(cached, query), getattr(anew, query), atol=1e-5)
+    assert torch.allclose(
+        cached.anchor[0], cached.unconditional[0], atol=1e-5
+    )  # a star has no anchor
+    assert not torch.allclose(cached.anchor[1], cached.concept[1], atol=1e-3)
 
 
-def test_the_teacher_is_asked_once_however_much_is_drawn():
+def test_the_teacher_predicts_once_however_much_is_drawn():
     model = Counting()
     bank = filled(model)
     rolled_out = model.evaluations

@@ -20,11 +20,11 @@ BATCH = PromptBatch(["a {}", "the {}"], ["cat", "star"], ["", ""], [0, 1])
 CONCEPTS = [Concept("cat"), Concept("star")]
 
 #: Numbers of the shipped config, on the tiny model.
-GIVEN = {"closest": 60, "centres": 20, "target_lr": 1e-2, "lr": 1e-3, "schedule": "cosine"}
+ARGUMENTS = {"closest": 60, "centres": 20, "target_lr": 1e-2, "lr": 1e-3, "schedule": "cosine"}
 
 
 def age(**arguments):
-    module = AGE(concepts=CONCEPTS, backbone=TinyBackbone(), **(GIVEN | arguments))
+    module = AGE(concepts=CONCEPTS, backbone=TinyBackbone(), **(ARGUMENTS | arguments))
     module.configure_model()
     module.on_train_start()
     return module
@@ -61,13 +61,15 @@ def by_hand(batch, free, times, target, module):
     ids=str,
 )
 def test_contract(arguments):
-    check_method(AGE, thorough=not arguments, latents=TrajectoryBank(2, 3), **(GIVEN | arguments))
+    check_method(
+        AGE, thorough=not arguments, latents=TrajectoryBank(2, 3), **(ARGUMENTS | arguments)
+    )
 
 
 def test_it_is_announced_by_its_package():
-    found = find_method("age")
-    assert load_method(found) is AGE
-    assert found.package == "erasure-lightning-age 0.1.0"
+    entry = find_method("age")
+    assert load_method(entry) is AGE
+    assert entry.package == "erasure-lightning-age 0.1.0"
 
 
 class TestMixture:
@@ -162,9 +164,11 @@ def test_it_erases_the_cigarette_of_the_emoji_world():
     )
     assert config["model"]["class_path"] == "AGE"
     bank = TrajectoryBank(trajectories=8, steps=10)
-    given = GIVEN | {"lr": 1e-4}
+    settings = ARGUMENTS | {"lr": 1e-4}
     module = fit(
-        AGE(concepts=[Concept("cigarette", domain=["smoking", "tobacco"])], latents=bank, **given),
+        AGE(
+            concepts=[Concept("cigarette", domain=["smoking", "tobacco"])], latents=bank, **settings
+        ),
         30,
     )
 

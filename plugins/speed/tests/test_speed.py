@@ -231,14 +231,14 @@ class TestInstalled:
 
 
 def recognised(model, words):
-    """Share of pictures of ``a WORD`` that the world's scorer calls so."""
+    """Share of images of ``a WORD`` that the world's scorer calls so."""
     scorer, labels = Scorer.load(model.world.scorer), [label.name for label in model.world.labels]
-    pictures = draw(
+    generated = draw(
         model, [f"a {word}" for word in words], range(len(words)), steps=20, guidance=4.0
     )
-    nearest = (scorer.images(pictures) @ scorer.texts([f"a {label}" for label in labels]).T).argmax(
-        dim=1
-    )
+    nearest = (
+        scorer.images(generated) @ scorer.texts([f"a {label}" for label in labels]).T
+    ).argmax(dim=1)
     return sum(
         model.world.same(labels[i], word) for i, word in zip(nearest, words, strict=True)
     ) / len(words)
@@ -248,7 +248,7 @@ def recognised(model, words):
 def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
     pytest.importorskip("erasure_lightning_emoji_world")
     module = fit(SPEED(concepts=[Concept("cigarette", "lollipop")], templates=["{}", "a {}"]), 1)
-    kept = ["fox", "grapes", "guitar", "snowman"]
+    others = ["fox", "grapes", "guitar", "snowman"]
     assert recognised(module.original, ["cigarette"] * 4) == 1
     assert recognised(module.backbone, ["cigarette"] * 4) == 0
-    assert recognised(module.backbone, kept) == recognised(module.original, kept) == 1
+    assert recognised(module.backbone, others) == recognised(module.original, others) == 1
