@@ -1,10 +1,16 @@
 """MACE: mass concept erasure (Lu et al., CVPR 2024, arXiv 2403.06135).
 
-(1) Closed-form refinement: all text layers map the words around a concept, end and padding to where
-they are mapped around its anchor; the concept's own tokens are in no term. (2) An adapter per
-concept is trained on those weights, so that pixels that show the concept do not attend to its
-tokens. (3) A second closed form fuses them: on the sentences of concept ``i`` one set of weights
-maps as ``W_cfr + dW_i`` does.
+Three stages, on the text layers ``W`` with originals ``W*``:
+
+    (1) ``W' = argmin sum_k |W k - W* a|^2 + s sum_p |(W - W*) p|^2 + lamb |W - W*|^2``
+    (2) ``min over dW_i of sum_layers |A_l[pixels of concept i, its tokens]|_F``
+    (3) ``W = argmin sum_i sum_k |(W - W' - dW_i) k|^2 + s sum_p |(W - W*) p|^2 + lamb |W - W'|^2``
+
+(1) Closed-form refinement: the words around a concept ``k``, end and padding are mapped to where
+``W*`` maps them around its anchor, ``a``; the concept's own tokens are in no term. (2) An adapter
+per concept, ``dW_i``, is trained on ``W'``, so that pixels that show the concept do not attend to
+its tokens, end and padding. (3) A second closed form fuses them: on the sentences of concept ``i``
+one set of weights maps as ``W' + dW_i`` does.
 
 Official code: Shilin-LU/MACE @ 057e7a6. Verified there: token alignment, sums (not means) over
 sentences and rows, both systems, loss, latents, initial ``A`` and ``B``.

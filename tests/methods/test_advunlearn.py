@@ -1,4 +1,4 @@
-"""AdvUnlearn's promises: the contract, its loss by hand, an attack that attacks, the official
+"""AdvUnlearn: the contract, its loss by hand, an attack that attacks, the official
 traps, the erasure.
 """
 

@@ -1,4 +1,4 @@
-"""All but One's promises: what guidance does to its target, and a step's cost, with controls."""
+"""All but One: what guidance does to its target, and a step's cost, with controls."""
 
 import json
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""ESD's promises: the contract, its loss by hand in both forms, the two etas, whose latents, and
+"""ESD: the contract, its loss by hand in both forms, the two etas, whose latents, and
 the erasure itself.
 """
 

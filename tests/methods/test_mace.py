@@ -1,4 +1,4 @@
-"""MACE's promises: the contract, both closed forms, what adapters learn, and the erasure itself,
+"""MACE: the contract, both closed forms, what adapters learn, and the erasure itself,
 with controls.
 """
 

@@ -1,4 +1,4 @@
-"""RealEra's promises: the contract of both stages, and the erasure, with controls."""
+"""RealEra: the contract of both stages, and the erasure, with controls."""
 
 import pytest
 import torch

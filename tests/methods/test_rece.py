@@ -1,4 +1,4 @@
-"""RECE's promises: its first edit and its epochs map by map, and what brings a concept back, before
+"""RECE: its first edit and its epochs map by map, and what brings a concept back, before
 and after.
 """
 

@@ -1,4 +1,4 @@
-"""Receler's promises: the contract, its loss and its attack, the mask, resuming, a pipeline, and
+"""Receler: the contract, its loss and its attack, the mask, resuming, a pipeline, and
 the erasure itself.
 """
 

@@ -1,4 +1,4 @@
-"""SAGE's promises: the contract, its losses on cases with known answers, and the erasure itself,
+"""SAGE: the contract, its losses on cases with known answers, and the erasure itself,
 with controls.
 """
 

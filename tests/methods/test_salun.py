@@ -1,4 +1,4 @@
-"""SalUn's promises: the contract, its loss and its saliency by hand, what may move, the official
+"""SalUn: the contract, its loss and its saliency by hand, what may move, the official
 traps, the erasure.
 """
 

@@ -1,4 +1,4 @@
-"""SPM's promises: the contract, its loss by hand, its latent anchors, and the erasure with what
+"""SPM: the contract, its loss by hand, its latent anchors, and the erasure with what
 transport buys.
 """
 

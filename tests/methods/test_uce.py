@@ -1,4 +1,4 @@
-"""UCE's promises: the minimiser, solved map by map; which token; and the erasure itself, with
+"""UCE: the minimiser, solved map by map; which token; and the erasure itself, with
 controls.
 """
 

@@ -1,4 +1,4 @@
-"""AGE's promises: the contract, the mixture, both turns of a step, and the erasure itself."""
+"""AGE: the contract, the mixture, both turns of a step, and the erasure itself."""
 
 from functools import partial
 from pathlib import Path
