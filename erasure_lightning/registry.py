@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from erasure_lightning.attacks import ATTACKS
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.methods import METHODS, BuiltInClass
+from erasure_lightning.methods import METHODS, BuiltIn
 
 if TYPE_CHECKING:  # a listing must not pay for torch
     from erasure_lightning.attacks.base import Attack
@@ -30,7 +30,7 @@ class Kind(NamedTuple):
     noun: str
     group: str
     base: str
-    ours: dict[str, BuiltInClass]
+    ours: dict[str, BuiltIn]
 
 
 METHOD = Kind(

@@ -42,7 +42,7 @@ PLUGIN = {
 TABLE = Path("erasure_lightning/methods/__init__.py")
 
 LINE = """\
-    "MyMethod": BuiltInClass(
+    "MyMethod": BuiltIn(
         "erasure_lightning.methods.my_method:MyMethod",
         "SUMMARY",
         "Unpublished",

@@ -1,15 +1,17 @@
-"""The erasure methods, one file each, listed in `METHODS` without importing any of them."""
+"""Every method: one file each, one line each in `METHODS`, which can be read without importing any
+of them.
+"""
 
 from typing import NamedTuple
 
 
-class BuiltInClass(NamedTuple):
-    """Entry of a listing: a class, and what it does.
+class BuiltIn(NamedTuple):
+    """What a listing says of a method.
 
     Args:
-        target: Its class, ``module:Class``.
+        target: Where its class is, ``module:Class``.
         summary: What it does, in one line.
-        paper: Its publication.
+        paper: Where it was published.
     """
 
     target: str
@@ -18,77 +20,77 @@ class BuiltInClass(NamedTuple):
 
 
 METHODS = {
-    "SAGE": BuiltInClass(
+    "SAGE": BuiltIn(
         "erasure_lightning.methods.sage:SAGE",
         "Erases from the text encoder, and retains the meaning and denoising of other prompts",
         "Zhu et al. 2025, https://arxiv.org/abs/2506.09363",
     ),
-    "AllButOne": BuiltInClass(
+    "AllButOne": BuiltIn(
         "erasure_lightning.methods.all_but_one:AllButOne",
         "Moves the guidance term to an alternative, and retains the unconditional prediction",
         "Hong et al. 2024, https://arxiv.org/abs/2312.12807",
     ),
-    "RealEra": BuiltInClass(
+    "RealEra": BuiltIn(
         "erasure_lightning.methods.realera:RealEra",
         "Mines the concept's neighbours, in closed form and then in low-rank adapters",
         "Liu et al. 2024, https://arxiv.org/abs/2410.09140",
     ),
-    "RealEraClosedForm": BuiltInClass(
+    "RealEraClosedForm": BuiltIn(
         "erasure_lightning.methods.realera:RealEraClosedForm",
         "Mines the concept's neighbours, in closed form alone",
         "Liu et al. 2024, https://arxiv.org/abs/2410.09140",
     ),
-    "ESD": BuiltInClass(
+    "ESD": BuiltIn(
         "erasure_lightning.methods.esd:ESD",
         "Guides the concept away from itself, at latents of the original's trajectories",
         "Gandikota et al. 2023, https://arxiv.org/abs/2303.07345",
     ),
-    "CA": BuiltInClass(
+    "CA": BuiltIn(
         "erasure_lightning.methods.ca:CA",
         "Predicts for the concept what the model predicts for its anchor",
         "Kumari et al. 2023, https://arxiv.org/abs/2303.13516",
     ),
-    "UCE": BuiltInClass(
+    "UCE": BuiltIn(
         "erasure_lightning.methods.uce:UCE",
         "Maps the concept's last token to its anchor's, in closed form",
         "Gandikota et al. 2024, https://arxiv.org/abs/2308.14761",
     ),
-    "RECE": BuiltInClass(
+    "RECE": BuiltIn(
         "erasure_lightning.methods.rece:RECE",
         "Repeats UCE on the embeddings that would bring the concept back",
         "Gong et al. 2024, https://arxiv.org/abs/2407.12383",
     ),
-    "MACE": BuiltInClass(
+    "MACE": BuiltIn(
         "erasure_lightning.methods.mace:MACE",
         "Refines in closed form, suppresses attention in an adapter per concept, and fuses them",
         "Lu et al. 2024, https://arxiv.org/abs/2403.06135",
     ),
-    "SPM": BuiltInClass(
+    "SPM": BuiltIn(
         "erasure_lightning.methods.spm:SPM",
         "Trains one-dimensional adapters, gated by a prompt's similarity to the concept",
         "Lyu et al. 2024, https://arxiv.org/abs/2312.16145",
     ),
-    "SDD": BuiltInClass(
+    "SDD": BuiltIn(
         "erasure_lightning.methods.sdd:SDD",
         "Distills the concept's prediction into the model's own for the empty prompt",
         "Kim et al. 2023, https://arxiv.org/abs/2307.05977",
     ),
-    "SalUn": BuiltInClass(
+    "SalUn": BuiltIn(
         "erasure_lightning.methods.salun:SalUn",
         "Relabels the concept, in the weights that matter most to it",
         "Fan et al. 2024, https://arxiv.org/abs/2310.12508",
     ),
-    "AdvUnlearn": BuiltInClass(
+    "AdvUnlearn": BuiltIn(
         "erasure_lightning.methods.advunlearn:AdvUnlearn",
         "Trains the text encoder against adversarial prompts",
         "Zhang et al. 2024, https://arxiv.org/abs/2405.15234",
     ),
-    "Receler": BuiltInClass(
+    "Receler": BuiltIn(
         "erasure_lightning.methods.receler:Receler",
         "Trains erasers after cross-attention against adversarial embeddings",
         "Huang et al. 2024, https://arxiv.org/abs/2311.17717",
     ),
-    "ANT": BuiltInClass(
+    "ANT": BuiltIn(
         "erasure_lightning.methods.ant:ANT",
         "Retains early steps and steers late ones away from the concept",
         "Li et al. 2025, https://arxiv.org/abs/2504.12782",
