@@ -11,7 +11,7 @@ from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.conditioning import CONCEPT
 from erasure_lightning.concepts.concept import phrase
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.training.prompt_states import EmbeddedPrompts
+from erasure_lightning.training.prompt_states import PromptEmbeddings
 
 #: Stands where a free place is until it is filled; a token of its own in every vocabulary there is.
 FILLER = "a"
@@ -64,7 +64,7 @@ class Slots:
         first, places = self.embedded[0], self._places[0]
         return first.ids[:, places]
 
-    def filled(self, rows: Sequence[Tensor], ids: Tensor) -> EmbeddedPrompts:
+    def filled(self, rows: Sequence[Tensor], ids: Tensor) -> PromptEmbeddings:
         """The prompts with embeddings in their free places.
 
         Args:
@@ -89,11 +89,11 @@ class Slots:
             )
         return tuple(made)
 
-    def read(self, choice: Tensor) -> EmbeddedPrompts:
+    def read(self, choice: Tensor) -> PromptEmbeddings:
         """The prompts with words in their free places, by their numbers in `words`, ``(B, k)``."""
         return self.filled([table[choice] for table in self.tables], self.words[choice])
 
-    def mixed(self, weights: Tensor) -> EmbeddedPrompts:
+    def mixed(self, weights: Tensor) -> PromptEmbeddings:
         """The prompt with mixtures of words in its free places, ``(k, W)``; gradients reach the
         weights.
         """

@@ -34,7 +34,7 @@ from erasure_lightning.errors import ErasureError
 from erasure_lightning.training.gradient import GradientErasure
 from erasure_lightning.training.latent_sources import NoisyBatch, anchor_conditioning
 from erasure_lightning.training.prompt_states import (
-    EmbeddedPrompts,
+    PromptEmbeddings,
     aligned_states,
     cosine_distance,
     gradient_ascent,
@@ -132,10 +132,10 @@ class SAGE(GradientErasure):
 
     def self_check(
         self,
-        concept: EmbeddedPrompts,
+        concept: PromptEmbeddings,
         batch: NoisyBatch,
-        anchor: EmbeddedPrompts | None = None,
-    ) -> EmbeddedPrompts:
+        anchor: PromptEmbeddings | None = None,
+    ) -> PromptEmbeddings:
         """Prompts, from the concept's outward, that the edited model encodes as the concept.
 
         Where it already encodes the concept as the original does, the template is unchanged.
@@ -147,7 +147,7 @@ class SAGE(GradientErasure):
         """
         outside_in = self.check == "outside_in"
 
-        def meaning(backbone: Backbone, prompts: EmbeddedPrompts) -> Tensor:
+        def meaning(backbone: Backbone, prompts: PromptEmbeddings) -> Tensor:
             if not outside_in:
                 return backbone.summarize(prompts)
             return backbone.denoise(batch.x, batch.t, backbone.contextualize(prompts))
@@ -166,7 +166,7 @@ class SAGE(GradientErasure):
             )
         sizes = tuple(self.check_size * table.norm(dim=1).median() for table in tables)
 
-        def score(prompts: EmbeddedPrompts) -> Tensor:
+        def score(prompts: PromptEmbeddings) -> Tensor:
             return -self.check_loss(
                 meaning(self.backbone, prompts), concept_meaning, anchor_meaning
             )
@@ -185,7 +185,7 @@ class SAGE(GradientErasure):
         return loss + (0 if anchor is None else 1 - cosine_distance(meaning, anchor))
 
     @torch.no_grad()
-    def _noise_target(self, concept: EmbeddedPrompts, batch: NoisyBatch) -> Tensor:
+    def _noise_target(self, concept: PromptEmbeddings, batch: NoisyBatch) -> Tensor:
         """``eps*(c_a) - eta (eps*(c_e) - eps*(c_a))``; ESD's without anchor and at eta 1."""
         original = self.original
         anchor_states = anchor_conditioning(original, batch.sentences)
@@ -194,12 +194,14 @@ class SAGE(GradientErasure):
         concept_prediction = original.denoise(batch.x, batch.t, concept_states)
         return anchor_prediction - self.eta * (concept_prediction - anchor_prediction)
 
-    def _noise_erasure(self, prompts: EmbeddedPrompts, batch: NoisyBatch, target: Tensor) -> Tensor:
+    def _noise_erasure(
+        self, prompts: PromptEmbeddings, batch: NoisyBatch, target: Tensor
+    ) -> Tensor:
         """``L_ers`` in noise space, a scalar: ``mse(eps(c), target)``."""
         return mse_loss(self.student(batch, self.backbone.contextualize(prompts)), target)
 
     def text_erasure(
-        self, prompts: EmbeddedPrompts, anchor: EmbeddedPrompts, target: Conditioning
+        self, prompts: PromptEmbeddings, anchor: PromptEmbeddings, target: Conditioning
     ) -> Tensor:
         """``L_ers`` in text space, a scalar.
 
@@ -228,7 +230,7 @@ class SAGE(GradientErasure):
 
     @torch.no_grad()
     def _past_anchor(
-        self, tokens: Tensor, pooled: Tensor | None, prompts: EmbeddedPrompts
+        self, tokens: Tensor, pooled: Tensor | None, prompts: PromptEmbeddings
     ) -> tuple[Tensor, Tensor | None]:
         """``y_a - eta (y_c - y_a)`` of the anchor's states, tokens and pooled vector."""
         if not self.eta:

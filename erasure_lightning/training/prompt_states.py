@@ -17,18 +17,18 @@ from erasure_lightning.concepts.concept import Phrase, PromptBatch
 from erasure_lightning.errors import ErasureError
 
 #: A batch of prompts, embedded for each text encoder of a backbone.
-EmbeddedPrompts = tuple[Embedded, ...]
+PromptEmbeddings = tuple[Embedded, ...]
 
 #: First-order gain of a score at most this large may be a rounding error.
 _LEAST_GAIN = 1e-5
 
 
 def gradient_ascent(
-    start: EmbeddedPrompts,
-    score: Callable[[EmbeddedPrompts], Tensor],
+    start: PromptEmbeddings,
+    score: Callable[[PromptEmbeddings], Tensor],
     sizes: tuple[Tensor, ...],
     steps: int,
-) -> EmbeddedPrompts:
+) -> PromptEmbeddings:
     """The best prompts on a path of gradient steps of fixed length.
 
     Only the word embeddings at `TEMPLATE` positions change; start token, concept, end and padding
