@@ -28,7 +28,7 @@ def timed() -> None:
     from erasure_lightning.concepts.concept import Concept
     from erasure_lightning.data.datamodule import PromptData
     from erasure_lightning.methods.esd import ESD
-    from erasure_lightning.training.strategies import register
+    from erasure_lightning.training.strategies import register_strategies
     from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
     class Clock(Callback):
@@ -42,7 +42,7 @@ def timed() -> None:
             if trainer.is_global_zero:
                 print(STEPS * BATCH * trainer.world_size / (time.perf_counter() - self.start))
 
-    register()
+    register_strategies()
     torch.set_num_threads(1)
     ranks = int(os.environ["WORLD_SIZE"])
     trainer = Trainer(

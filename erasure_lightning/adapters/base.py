@@ -1,4 +1,4 @@
-"""What adapters of every kind share: a plan that a file can hold, and a place beside a layer."""
+"""Base class of adapters, their plan in an edit file, and their installation beside layers."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -10,21 +10,22 @@ from torch import Tensor, nn
 
 from erasure_lightning.errors import ErasureError
 
-#: The child of a layer that an adapter is.
-CHILD = "adapter"
+#: Name of an adapter as a child module of its layer.
+ADAPTER_CHILD = "adapter"
 
-#: The attribute of a module that holds the handles of its adapter's hooks.
-HANDLES = "adapter_handles"
+#: Attribute of a module with the handles of its adapter's hooks.
+ADAPTER_HANDLES = "adapter_handles"
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Which adapters stand where; plain values, kept with an edit so that a pipeline can be given
-    the same.
+class AdapterPlan:
+    """Kind, layers and settings of a model's adapters.
+
+    Plain values, saved with an edit, so that the same adapters can be installed in a pipeline.
 
     Args:
         kind: One of `adapters.kinds.KINDS`.
-        layers: Names of the layers, seen from the module they are put into.
+        layers: Names of the layers, relative to the module that is adapted.
         settings: Arguments of each adapter.
     """
 
@@ -34,10 +35,11 @@ class Plan:
 
 
 class Adapter(nn.Module, ABC):
-    """Changes what a layer says; says nothing of its own before it is trained.
+    """Adds a trainable residual to a layer's output; zero at initialisation.
 
     Args:
-        layer: Whose output it changes.
+        layer: The layer whose output is changed.
+        settings: Of the plan.
     """
 
     #: Share of the change that is applied: 0 none, 1 all of it, beyond 1 more.
@@ -52,31 +54,36 @@ class Adapter(nn.Module, ABC):
         """The layer's new output, from its input ``(B, N, D)`` and its output ``(B, N, E)``."""
 
     def is_identity(self) -> bool:
-        """Whether every output passes unchanged, as before training; False where that is not known."""
+        """Whether every output is unchanged, as at initialisation; False where unknown."""
         return False
 
     @classmethod
-    def watch(cls, denoiser: nn.Module, adapters: Sequence["Adapter"], **settings: Any) -> None:
-        """Let adapters see what the whole denoiser is asked; by default they do not.
+    def connect(cls, denoiser: nn.Module, adapters: Sequence["Adapter"], **settings: Any) -> None:
+        """Connects all adapters of a denoiser to its inputs; by default they have no access.
 
         Args:
-            denoiser: What they are put into.
+            denoiser: The model that they are installed in.
             adapters: All of them.
             settings: Of the plan.
         """
 
 
-def beside(cls: type[Adapter]) -> Callable[[nn.Module, Plan], None]:
-    """Puts an `Adapter` beside each layer, as its child, and leaves the layer's own name and
-    weights alone.
+def hook_installer(cls: type[Adapter]) -> Callable[[nn.Module, AdapterPlan], None]:
+    """Returns a function that installs an `Adapter` beside each layer of a plan.
+
+    The adapter is a child of its layer and acts by a forward hook, so that the layer's own name and
+    weights stay as they are.
     """
 
-    def install(root: nn.Module, plan: Plan) -> None:
+    def install(root: nn.Module, plan: AdapterPlan) -> None:
         layers = [root.get_submodule(name) for name in plan.layers]
+        adapters: list[Adapter] = []
         for layer in layers:
-            setattr(layer, CHILD, cls(layer, **plan.settings).to(next(layer.parameters())))
-            setattr(layer, HANDLES, [layer.register_forward_hook(_speak)])
-        cls.watch(root, [cast(Adapter, getattr(layer, CHILD)) for layer in layers], **plan.settings)
+            adapter = cls(layer, **plan.settings).to(next(layer.parameters()))
+            adapters.append(adapter)
+            setattr(layer, ADAPTER_CHILD, adapter)
+            setattr(layer, ADAPTER_HANDLES, [layer.register_forward_hook(_apply_adapter)])
+        cls.connect(root, adapters, **plan.settings)
         if hasattr(root, "save_pretrained"):
             cast(Any, root).save_pretrained = partial(refuse_saving, root)
 
@@ -84,22 +91,21 @@ def beside(cls: type[Adapter]) -> Callable[[nn.Module, Plan], None]:
 
 
 def adapters_of(root: nn.Module) -> list[Adapter]:
-    """The adapters that stand beside layers of a model."""
+    """All adapters that are installed in a model."""
     return [module for module in root.modules() if isinstance(module, Adapter)]
 
 
-def take_out(root: nn.Module) -> None:
-    """Undo what `beside` did to a model."""
+def remove_adapters(root: nn.Module) -> None:
+    """Undoes the installation of `hook_installer`."""
     for module in list(root.modules()):
-        for handle in module.__dict__.pop(HANDLES, []):
+        for handle in module.__dict__.pop(ADAPTER_HANDLES, []):
             handle.remove()
-            delattr(module, CHILD)
+            delattr(module, ADAPTER_CHILD)
     vars(root).pop("save_pretrained", None)
 
 
 def refuse_saving(root: nn.Module, *_: Any, **__: Any) -> NoReturn:
-    """Stand in for ``save_pretrained`` of a model with adapters, which diffusers and transformers
-    read without them.
+    """Replaces ``save_pretrained`` of a model whose adapters would be lost when it is loaded again.
 
     Raises:
         ErasureError: Always.
@@ -112,7 +118,5 @@ def refuse_saving(root: nn.Module, *_: Any, **__: Any) -> NoReturn:
     )
 
 
-def _speak(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-    adapter = cast(Adapter, getattr(layer, CHILD))
-    changed: Tensor = adapter(inputs[0], output)
-    return changed if adapter.strength == 1 else output.lerp(changed, adapter.strength)
+def _apply_adapter(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    return cast(Tensor, getattr(layer, ADAPTER_CHILD)(inputs[0], output))

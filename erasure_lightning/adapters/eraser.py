@@ -1,22 +1,22 @@
-"""Erasers behind cross-attention (Huang et al., Receler, arXiv 2311.17717; jasper0314-huang/Receler
-@ 3ccedc9).
+"""Erasers after cross-attention (Huang et al., Receler, arXiv 2311.17717).
+
+Official code: jasper0314-huang/Receler @ 3ccedc9.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from erasure_lightning.adapters.base import CHILD, Adapter
+from erasure_lightning.adapters.base import ADAPTER_CHILD, Adapter
 
 
 class Eraser(Adapter):
-    """Adds ``E(h) = U gelu(D h)`` to what a cross-attention module says, ``h``, before that joins
-    the residual.
+    """Adds ``E(h) = U gelu(D h)`` to the output ``h`` of cross-attention, before the residual sum.
 
-    Verified in code: rank 128, biases in both maps, the second begins at zero.
+    Verified in code: rank 128, biases in both maps, the second is zero at initialisation.
 
     Args:
         layer: A diffusers cross-attention module.
@@ -40,38 +40,44 @@ class Eraser(Adapter):
 
 
 @contextmanager
-def listening(denoiser: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Collect what each eraser adds, ``(B, pixels, D)`` by its layer's name, in the last forward
-    inside.
+def eraser_outputs(denoiser: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Context that collects ``E(h)`` ``(B, pixels, D)`` of each eraser, by its layer's name.
+
+    The dictionary has the values of the last forward in the context.
     """
-    added: dict[str, Tensor] = {}
-    erasers = {
-        n.removesuffix(f".{CHILD}"): m for n, m in denoiser.named_modules() if isinstance(m, Eraser)
-    }
+    outputs: dict[str, Tensor] = {}
+
+    def collector(name: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
+        def collect(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+            outputs[name] = output
+
+        return collect
+
     handles = [
-        eraser.maps.register_forward_hook(lambda *seen, name=name: added.update({name: seen[2]}))
-        for name, eraser in erasers.items()
+        module.maps.register_forward_hook(collector(name.removesuffix(f".{ADAPTER_CHILD}")))
+        for name, module in denoiser.named_modules()
+        if isinstance(module, Eraser)
     ]
     try:
-        yield added
+        yield outputs
     finally:
         for handle in handles:
             handle.remove()
 
 
-def outside(added: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Tensor:
-    """Mean square of what erasers add ``(B, pixels, D)`` where the masks ``(B, pixels)`` are not,
-    over all layers.
+def mean_square_outside(outputs: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Tensor:
+    """Mean square of erasers' outputs outside the masks, over all layers, a scalar.
 
     Receler's ``L_reg``: ``sum_pixels (1 - M) mean_channels E(h)^2 / sum_pixels (1 - M)``, verified
     in code.
+
+    Args:
+        outputs: ``E(h)`` by layer, ``(B, pixels, D)`` each.
+        masks: ``M`` by layer, boolean ``(B, pixels)`` each.
     """
-    layers = []
-    for name, change in added.items():
-        off = ~masks[name]
-        layers.append(
-            (
-                (change.float().square().mean(dim=2) * off).sum(dim=1) / off.sum(dim=1).clamp(min=1)
-            ).mean()
-        )
-    return torch.stack(layers).mean()
+    means = []
+    for name, output in outputs.items():
+        outside = ~masks[name]
+        squares = output.float().square().mean(dim=2) * outside
+        means.append((squares.sum(dim=1) / outside.sum(dim=1).clamp(min=1)).mean())
+    return torch.stack(means).mean()

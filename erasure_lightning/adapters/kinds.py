@@ -4,21 +4,21 @@ from collections.abc import Callable
 
 from torch import nn
 
-from erasure_lightning.adapters.base import CHILD, Plan, beside
+from erasure_lightning.adapters.base import ADAPTER_CHILD, AdapterPlan, hook_installer
 from erasure_lightning.adapters.eraser import Eraser
 from erasure_lightning.adapters.lora import add_lora
 from erasure_lightning.adapters.semi_permeable import SemiPermeable
 from erasure_lightning.errors import ErasureError
 
 #: How each kind is put in; a file says the kind, so that reading it never imports what it names.
-KINDS: dict[str, Callable[[nn.Module, Plan], None]] = {
+KINDS: dict[str, Callable[[nn.Module, AdapterPlan], None]] = {
     "lora": add_lora,
-    "spm": beside(SemiPermeable),
-    "eraser": beside(Eraser),
+    "spm": hook_installer(SemiPermeable),
+    "eraser": hook_installer(Eraser),
 }
 
 
-def install(root: nn.Module, plan: Plan) -> None:
+def install(root: nn.Module, plan: AdapterPlan) -> None:
     """Put adapters into a model.
 
     Args:
@@ -43,5 +43,5 @@ def install(root: nn.Module, plan: Plan) -> None:
 
 def adapter_parameters(root: nn.Module) -> dict[str, nn.Parameter]:
     """What adapters of any kind compute with, by name."""
-    marks = (f".{CHILD}.", ".lora_")
+    marks = (f".{ADAPTER_CHILD}.", ".lora_")
     return {name: p for name, p in root.named_parameters() if any(mark in name for mark in marks)}

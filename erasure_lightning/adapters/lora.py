@@ -1,55 +1,61 @@
 """Low-rank adapters ``W + B A`` (Hu et al. 2021, arXiv 2106.09685), through peft."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from erasure_lightning.adapters.base import Plan
+from erasure_lightning.adapters.base import AdapterPlan
 from erasure_lightning.errors import ErasureError
 
 
-def add_lora(root: nn.Module, plan: Plan) -> None:
-    """Wrap layers; their own weights move to ``base_layer``.
+def add_lora(root: nn.Module, plan: AdapterPlan) -> None:
+    """Wraps layers with low-rank adapters; their own weights move to ``base_layer``.
 
-    ``lora_alpha`` equals the rank, so that the product is added as it is.
+    ``lora_alpha`` equals the rank, so that the product is added without a scale.
 
     Args:
         root: The model.
-        plan: Its settings are the ``rank``.
+        plan: The layers, and the ``rank`` as setting.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
     rank = plan.settings["rank"]
-    # peft matches names by their ends, which would also find a longer name that ends alike.
+    # A list of names would also match longer names with the same ending.
     pattern = "|".join(name.replace(".", r"\.") for name in plan.layers)
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=f"({pattern})")
-    add = getattr(root, "add_adapter", None)  # diffusers' models keep account of their adapters
-    add(config) if add else inject_adapter_in_model(config, root)
+    if hasattr(root, "add_adapter"):  # models of diffusers keep a record of their adapters
+        cast(Any, root).add_adapter(config)
+    else:
+        inject_adapter_in_model(config, root)
     root.requires_grad_(False)
 
 
 @torch.no_grad()
 def merge_lora(root: nn.Module) -> None:
-    """Add low-rank products to the layers' own weights, and take the adapters out."""
+    """Adds low-rank products to the layers' own weights, and removes the adapters."""
     for layer in lora_layers(root).values():
         layer.merge()
     remove_lora(root)
 
 
-def merged(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """An edit's weights and low-rank factors as weights alone, ``W + B A``, by their plain names.
+def merged_weights(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights ``W + B A`` of an edit with low-rank factors, by the layers' own names.
+
+    Args:
+        values: Weights, and factors by the names that peft gives them.
 
     Raises:
         ErasureError: If factors have no weights to be added to.
     """
-    found = {name: value for name, value in values.items() if ".lora_" not in name}
+    merged = {name: value for name, value in values.items() if ".lora_" not in name}
     for name, down in values.items():
         layer, _, rest = name.partition(".lora_A.")
         if not rest:
             continue
-        if (weight := found.get(f"{layer}.weight")) is None:
+        weight = merged.get(f"{layer}.weight")
+        if weight is None:
             raise ErasureError(
                 f"A low-rank edit needs the weights beneath its adapters; found none of {layer}."
                 " Its method's `editable` must name both, as LoraErasure's does, or merge them"
@@ -57,12 +63,12 @@ def merged(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
             )
         up = values[f"{layer}.lora_B.{rest}"]
         product = up.float().flatten(1) @ down.float().flatten(1)
-        found[f"{layer}.weight"] = weight + product.view_as(weight).to(weight)
-    return found
+        merged[f"{layer}.weight"] = weight + product.view_as(weight).to(weight)
+    return merged
 
 
 def remove_lora(root: nn.Module) -> None:
-    """Take low-rank adapters out and leave the layers as they are beneath."""
+    """Removes low-rank adapters without merging them."""
     for name, layer in lora_layers(root).items():
         parent, _, child = name.rpartition(".")
         setattr(root.get_submodule(parent), child, layer.get_base_layer())
@@ -71,7 +77,7 @@ def remove_lora(root: nn.Module) -> None:
 
 
 def lora_layers(root: nn.Module) -> dict[str, Any]:
-    """The layers that peft has wrapped, by name."""
+    """All layers that peft has wrapped, by name."""
     from peft.tuners.lora import LoraLayer
 
     return {name: module for name, module in root.named_modules() if isinstance(module, LoraLayer)}

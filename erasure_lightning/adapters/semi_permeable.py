@@ -1,5 +1,4 @@
-"""Semi-permeable membranes: one-dimensional adapters, one a concept, open as far as a prompt is
-near their concept.
+"""Semi-permeable membranes: one-dimensional adapters, gated by a prompt's similarity to a concept.
 
 Lyu et al., One-dimensional Adapter to Rule Them All (SPM), arXiv 2312.16145; code Con6924/SPM @
 3dd762e.
@@ -13,12 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, linear, normalize
 
-from erasure_lightning.adapters.base import CHILD, HANDLES, Adapter
+from erasure_lightning.adapters.base import ADAPTER_CHILD, ADAPTER_HANDLES, Adapter
 
 
 class Membrane(nn.Module):
-    """Facilitated transport: how far the adapters of each concept are open, read off what the
-    denoiser is told.
+    """Facilitated transport: computes the gate of each concept's adapters from the text states.
 
     The paper's openness of a concept ``c`` for a prompt ``q`` (verified in code) is the largest of
     ``s_1``, the cosine of both prompts' flattened states, and ``s_2``, the share of ``c``'s tokens
@@ -28,19 +26,19 @@ class Membrane(nn.Module):
 
     ``gamma = max_j max_k (s_jk - u_jk) / (1 - u_jk)``, clamped to 0..1, over the concept's
     sentences ``j`` and both similarities ``k``. The rescaling is ours: all sentences share states,
-    so that no cosine is near 0, and ``u`` is what has nothing to do with the concept.
+    so that no cosine is near 0, and ``u`` is the similarity of unrelated words.
 
-    Every row of a batch has its own gamma, and under guidance the empty prompt has that of the
-    empty prompt; the official code gives a prompt's to both rows. It also multiplies both halves of
-    an adapter by it, which makes gamma squared of it, and mixes adapters of several concepts; here
-    each counts once and apart, which is the paper's sum.
+    Every row of a batch has its own gamma, also the empty prompt under guidance, where the official
+    code applies a prompt's gamma to both rows. The official code also multiplies both halves of an
+    adapter by gamma, which squares it, and mixes adapters of several concepts; here each is gated
+    once and on its own, which is the paper's sum.
 
     Args:
-        concepts: How many.
-        sentences: Of each concept.
-        words: At most in a concept.
+        concepts: Number of concepts.
+        sentences: Number of sentences of each concept.
+        words: Largest number of tokens of a concept.
         length, width: Of a prompt's states.
-        transport: Whether there is any; else everything is open for every prompt.
+        transport: Whether gates depend on the prompt; else they are open for every prompt.
     """
 
     sentences: nn.Parameter
@@ -65,37 +63,39 @@ class Membrane(nn.Module):
         self.unrelated = nn.Parameter(torch.zeros(2, concepts, sentences), requires_grad=False)
         self.transport = transport
         self.openness = torch.ones(1, concepts)
-        self._held: Tensor | None = None
+        self._fixed: Tensor | None = None
 
     @torch.no_grad()
-    def remember(self, concept: int, states: Tensor, words: Tensor) -> None:
-        """Take in a concept's sentences.
+    def store(self, concept: int, states: Tensor, words: Tensor) -> None:
+        """Stores the states of a concept's sentences.
 
         Args:
-            concept: Its number.
-            states: What the denoiser is told, ``(J, L, D)``.
-            words: Where the concept's words stand, boolean ``(J, L)``.
+            concept: Number of the concept.
+            states: Text states that the denoiser reads, ``(J, L, D)``.
+            words: Positions of the concept's words, boolean ``(J, L)``.
         """
         for sentence, where in enumerate(words):
             self.sentences[concept, sentence] = states[sentence]
             self.words[concept, sentence, : where.sum()] = states[sentence, where]
 
     def similarities(self, states: Tensor) -> Tensor:
-        """``s_1`` and ``s_2`` of prompts' states ``(B, L, D)`` with every concept's sentences,
-        ``(2, B, C, J)``.
+        """``s_1`` and ``s_2`` of prompts with every sentence of every concept, ``(2, B, C, J)``.
+
+        Args:
+            states: The prompts' states, ``(B, L, D)``.
         """
         states = states.float()
-        whole = torch.einsum(
-            "bi,cji->bcj", _unit(states.flatten(1)), _unit(self.sentences.float().flatten(2))
-        )
-        alike = torch.einsum("bld,cjwd->bcjwl", _unit(states), _unit(self.words.float())).amax(
-            dim=4
-        )
-        there = self.words.abs().amax(dim=3) > 0
-        return torch.stack((whole, (alike * there).sum(dim=3) / there.sum(dim=2).clamp(min=1)))
+        prompts = _unit(states.flatten(1))
+        sentences = _unit(self.sentences.float().flatten(2))
+        whole = torch.einsum("bi,cji->bcj", prompts, sentences)
+        cosines = torch.einsum("bld,cjwd->bcjwl", _unit(states), _unit(self.words.float()))
+        most_similar = cosines.amax(dim=4)
+        is_word = self.words.abs().amax(dim=3) > 0
+        by_word = (most_similar * is_word).sum(dim=3) / is_word.sum(dim=2).clamp(min=1)
+        return torch.stack((whole, by_word))
 
     def gamma(self, states: Tensor) -> Tensor:
-        """How far each concept's adapters open for prompts' states ``(B, L, D)``, 0..1, ``(B, C)``."""
+        """Gate of each concept for prompts' states ``(B, L, D)``, ``(B, C)`` in 0..1."""
         if not self.transport:
             return torch.ones(len(states), len(self.words), device=states.device)
         unrelated = self.unrelated.float().unsqueeze(1)
@@ -103,18 +103,20 @@ class Membrane(nn.Module):
         return rescaled.clamp(0, 1).amax(dim=(0, 3))
 
     @contextmanager
-    def held(self, openness: Tensor) -> Iterator[None]:
-        """Open as given, ``(B, C)``, whatever the denoiser is told."""
-        self._held = openness
+    def fixed(self, openness: Tensor) -> Iterator[None]:
+        """Context with fixed gates ``(B, C)``, whatever the prompts."""
+        self._fixed = openness
         try:
             yield
         finally:
-            self._held = None
+            self._fixed = None
 
-    def look(self, denoiser: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-        """Set the openness before a diffusers denoiser runs."""
-        states = named["encoder_hidden_states"] if "encoder_hidden_states" in named else inputs[2]
-        self.openness = self.gamma(states) if self._held is None else self._held
+    def update_openness(
+        self, denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        """Sets the gates before each forward of a diffusers denoiser."""
+        states = kwargs["encoder_hidden_states"] if "encoder_hidden_states" in kwargs else args[2]
+        self.openness = self.gamma(states) if self._fixed is None else self._fixed
 
 
 def _unit(vectors: Tensor) -> Tensor:
@@ -122,20 +124,19 @@ def _unit(vectors: Tensor) -> Tensor:
 
 
 class SemiPermeable(Adapter):
-    """Adds ``sum_i gamma_i u_i (d_i . x)`` to what a layer says: one dimension for each concept
-    ``i``.
+    """Adds ``sum_i gamma_i u_i (d_i . x)`` to a layer's output, one dimension a concept ``i``.
 
-    Verified in code: no scale and no bias, ``d`` uniform in ``+-1 / sqrt(fan_in)``, ``u`` begins at
-    zero. A convolution's ``d`` is one too, of the layer's own kernel.
+    Verified in code: no scale and no bias, ``d`` uniform in ``+-1 / sqrt(fan_in)``, ``u`` zero at
+    initialisation. A convolution's ``d`` is a convolution too, with the layer's own kernel size.
 
     Args:
         layer: A `Linear` or `Conv2d`.
-        concepts: How many.
-        settings: The membrane's.
+        concepts: Number of concepts.
+        settings: Of the membrane.
     """
 
-    #: What all adapters of a denoiser look at; in a tuple, since a module that is assigned becomes
-    #: a part.
+    #: The membrane that all adapters of a denoiser share; in a tuple, since an assigned module
+    #: becomes a child.
     membrane: tuple[Membrane, ...] = ()
 
     def __init__(self, layer: nn.Module, *, concepts: int, **settings: Any) -> None:
@@ -144,36 +145,34 @@ class SemiPermeable(Adapter):
         bound = weight[0].numel() ** -0.5
         self.down = nn.Parameter(torch.empty(concepts, *weight.shape[1:]).uniform_(-bound, bound))
         self.up = nn.Parameter(torch.zeros(concepts, len(weight)))
-        convolves = isinstance(layer, nn.Conv2d)
-        self._convolution = (
-            {k: getattr(layer, k) for k in ("stride", "padding", "dilation")} if convolves else None
-        )
+        self._convolution: dict[str, Any] | None = None
+        if isinstance(layer, nn.Conv2d):
+            self._convolution = {
+                name: getattr(layer, name) for name in ("stride", "padding", "dilation")
+            }
 
     def forward(self, x: Tensor, output: Tensor) -> Tensor:
-        """The output ``(B, N, E)`` or ``(B, E, h, w)`` with what the open adapters add."""
-        if self._convolution is not None:
-            return output + self._through(
-                conv2d(x, self.down, **self._convolution).movedim(1, -1)
-            ).movedim(-1, 1)
-        return output + self._through(linear(x, self.down))
+        """The output ``(B, N, E)`` or ``(B, E, h, w)`` with the gated residual."""
+        if self._convolution is None:
+            return output + self._gated(linear(x, self.down))
+        inner = conv2d(x, self.down, **self._convolution).movedim(1, -1)
+        return output + self._gated(inner).movedim(-1, 1)
 
-    def _through(self, inner: Tensor) -> Tensor:
+    def _gated(self, inner: Tensor) -> Tensor:
         openness = self.membrane[0].openness.to(inner)
-        return (inner * openness.view(len(openness), *[1] * (inner.dim() - 2), -1)) @ self.up.to(
-            inner
-        )
+        gates = openness.view(len(openness), *[1] * (inner.dim() - 2), -1)
+        return (inner * gates) @ self.up.to(inner)
 
     def is_identity(self) -> bool:
         """Whether ``u`` of every concept is zero."""
         return not self.up.any()
 
     @classmethod
-    def watch(cls, denoiser: nn.Module, adapters: Sequence[Adapter], **settings: Any) -> None:
-        """Give them a membrane; it is the denoiser's own child of that name."""
+    def connect(cls, denoiser: nn.Module, adapters: Sequence[Adapter], **settings: Any) -> None:
+        """Adds a membrane to the denoiser, as its child module, and shares it with all adapters."""
         membrane = Membrane(**settings).to(next(denoiser.parameters()))
-        setattr(denoiser, CHILD, membrane)
-        setattr(
-            denoiser, HANDLES, [denoiser.register_forward_pre_hook(membrane.look, with_kwargs=True)]
-        )
+        setattr(denoiser, ADAPTER_CHILD, membrane)
+        hook = denoiser.register_forward_pre_hook(membrane.update_openness, with_kwargs=True)
+        setattr(denoiser, ADAPTER_HANDLES, [hook])
         for adapter in adapters:
             cast(SemiPermeable, adapter).membrane = (membrane,)

@@ -11,7 +11,7 @@ from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.conditioning import CONCEPT
 from erasure_lightning.concepts.concept import fill_template
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.training.prompt_states import Prompts
+from erasure_lightning.training.prompt_states import PromptEmbeddings
 
 # Placeholder of an empty slot; one token in every vocabulary.
 _FILLER = "a"
@@ -63,8 +63,8 @@ class PromptSlots:
         """Placeholder token ids of the slots, ``(1, k)``."""
         return self.embedded[0].ids[:, self._positions[0]]
 
-    def fill(self, rows: Sequence[Tensor], ids: Tensor) -> Prompts:
-        """The prompts with embeddings in their slots.
+    def filled(self, rows: Sequence[Tensor], ids: Tensor) -> PromptEmbeddings:
+        """The prompts with embeddings in their free places.
 
         Args:
             rows: Embeddings for each text encoder, ``(B, k, E)``; gradients reach them.
@@ -85,15 +85,13 @@ class PromptSlots:
             prompts.append(filled)
         return tuple(prompts)
 
-    def fill_words(self, choice: Tensor) -> Prompts:
-        """The prompts with words in their slots, by indices into `words`, ``(B, k)``."""
-        return self.fill([table[choice] for table in self.tables], self.words[choice])
+    def read(self, choice: Tensor) -> PromptEmbeddings:
+        """The prompts with words in their free places, by their numbers in `words`, ``(B, k)``."""
+        return self.filled([table[choice] for table in self.tables], self.words[choice])
 
-    def fill_mixture(self, weights: Tensor) -> Prompts:
-        """The prompt with mixtures of words in its slots.
-
-        Args:
-            weights: Weight of each word in each slot, ``(k, W)``; gradients reach them.
+    def mixed(self, weights: Tensor) -> PromptEmbeddings:
+        """The prompt with mixtures of words in its free places, ``(k, W)``; gradients reach the
+        weights.
         """
         rows = [(weights @ table).unsqueeze(0) for table in self.tables]
         return self.fill(rows, self.words[weights.argmax(dim=1)].unsqueeze(0))

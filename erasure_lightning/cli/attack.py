@@ -22,7 +22,7 @@ from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.locks import working_in
 from erasure_lightning.registry import find_attack, known_attacks
 from erasure_lightning.runs.folder import run_of, slug
-from erasure_lightning.training.checkpoints import locate
+from erasure_lightning.training.checkpoints import locate_checkpoint
 
 QUESTIONS = {
     "original": "the original, asked plainly",
@@ -48,7 +48,7 @@ def attack(argv: list[str]) -> None:
         raise ErasureError(
             f"erasure attack needs an attack: give --attack NAME. Known: {_known()}."
         )
-    checkpoint = locate(config.ckpt_path, "attack")
+    checkpoint = locate_checkpoint(config.ckpt_path, "attack")
     name = config.attack.class_path.rsplit(".", 1)[-1]
     folder = Path(config.out) if config.out else run_of(checkpoint).root / "attacks" / slug(name)
     with working_in(folder):

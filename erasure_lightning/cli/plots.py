@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from erasure_lightning.training.calibration import Calibration, Group
+from erasure_lightning.training.calibration import Calibration, SentenceGroup
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,7 +46,7 @@ def plot_calibration(found: Calibration, concept: str, backbone: str, states: st
     return buffer.getvalue()
 
 
-def _row(axes: "Axes", row: int, name: str, group: Group) -> None:
+def _row(axes: "Axes", row: int, name: str, group: SentenceGroup) -> None:
     """A group's sentences as a cloud, and below it quartiles, median and the nearest words."""
     colour, values = COLOURS[name], group.cosines
     jitter = torch.rand(len(values), generator=torch.Generator().manual_seed(row)) * 0.34

@@ -29,7 +29,7 @@ from erasure_lightning.metrics.drift import Drift, drifts
 from erasure_lightning.metrics.scorer import Scorer
 from erasure_lightning.runs.folder import run_of, unused_folder
 from erasure_lightning.training.base import ErasureModule
-from erasure_lightning.training.checkpoints import locate
+from erasure_lightning.training.checkpoints import locate_checkpoint
 
 #: Pictures inverted side by side; rows of the sheet at most, or nobody could read it.
 BATCH, ROWS = 8, 24
@@ -66,7 +66,7 @@ def purify(argv: list[str]) -> None:
     """
     options = _parser().parse_args(argv)
     require("erasure purify", at_least=0, **{"--guidance": options.guidance})
-    files, checkpoint = image_files(options.images), locate(options.ckpt_path, "purify")
+    files, checkpoint = image_files(options.images), locate_checkpoint(options.ckpt_path, "purify")
     folder = _folder(options.out, checkpoint)
     silence()
     module = load_edited(checkpoint).to(torch.accelerator.current_accelerator() or "cpu")

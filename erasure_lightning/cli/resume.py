@@ -7,7 +7,11 @@ from typing import Any
 from erasure_lightning.cli.short_names import options
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.runs.folder import run_of
-from erasure_lightning.training.checkpoints import SUFFIXES, locate, read_checkpoint
+from erasure_lightning.training.checkpoints import (
+    CHECKPOINT_SUFFIXES,
+    locate_checkpoint,
+    read_checkpoint,
+)
 
 
 def own_config(argv: list[str], command: str) -> list[str]:
@@ -22,13 +26,13 @@ def own_config(argv: list[str], command: str) -> list[str]:
         "--ckpt_path"
     ):
         return []
-    locate(given["--ckpt_path"], command)
+    locate_checkpoint(given["--ckpt_path"], command)
     path = Path(given["--ckpt_path"])
     if (config := run_of(path).config).is_file():
         return ["--config", str(config)]
     if (
         path.is_file()
-        and path.suffix in SUFFIXES
+        and path.suffix in CHECKPOINT_SUFFIXES
         and (text := read_checkpoint(path)["erasure"].get("config"))
     ):
         return ["--config", text]

@@ -28,8 +28,12 @@ from erasure_lightning.files.writing import write_atomically
 from erasure_lightning.methods import METHODS
 from erasure_lightning.runs.redaction import redact_secrets
 from erasure_lightning.training.base import ErasureModule
-from erasure_lightning.training.checkpoints import PlainCheckpointIO, locate, read_checkpoint
-from erasure_lightning.training.strategies import check, register
+from erasure_lightning.training.checkpoints import (
+    PlainCheckpointIO,
+    locate_checkpoint,
+    read_checkpoint,
+)
+from erasure_lightning.training.strategies import check_strategy, register_strategies
 
 #: Options of which a command needs one.
 _NAMING = ("-c", "--config", "--model", "--model.class_path", "-h", "--help")
@@ -125,7 +129,7 @@ class CommandLine(LightningCLI):
                 f" --model.concepts. Known: {', '.join(METHODS)} (`erasure methods` lists all)."
             )
         self.config = parser.parse_args(args)
-        check(self.config.trainer.strategy)
+        check_strategy(self.config.trainer.strategy)
 
     def _set_seed(self) -> None:
         """Nothing yet: `go` seeds with the model's own."""
@@ -169,7 +173,7 @@ class CommandLine(LightningCLI):
                     " edit.safetensors."
                 )
             return None
-        path = locate(self.config.ckpt_path, self.command)
+        path = locate_checkpoint(self.config.ckpt_path, self.command)
         checkpoint = read_checkpoint(path)
         check_same(model, checkpoint["erasure"])
         if self.command == "fit":
@@ -193,7 +197,7 @@ class CommandLine(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer with the run's folder and what every run has."""
         given = self.config_init.trainer
-        register(self.model.has_unused, self.config.hang_timeout)
+        register_strategies(self.model.has_unused, self.config.hang_timeout)
         trainer = super().instantiate_trainer(
             default_root_dir=str(self.run.root),
             logger=run_loggers(

@@ -6,17 +6,17 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from erasure_lightning.adapters.base import CHILD
-from erasure_lightning.edits.fingerprints import hash_tensors
+from erasure_lightning.adapters.base import ADAPTER_CHILD
+from erasure_lightning.edits.fingerprints import digest
 from erasure_lightning.edits.format import plain_name
 from erasure_lightning.errors import ErasureError
 
 #: Precisions of a loaded component.
 _PRECISIONS = (torch.float32, torch.bfloat16, torch.float16)
 
-#: Segments of names that are not a component's own: our adapters, IP-Adapter's, and the copies of
-#: attention weights that ``fuse_qkv_projections`` makes and that unfusing leaves.
-_ADDED = (CHILD, "processor", "encoder_hid_proj", "to_qkv", "to_kv", "to_added_qkv")
+#: Segments of names beside a component's own: our adapters, IP-Adapter's, and the copies of
+#: attention weights that ``fuse_qkv_projections`` makes and that unfusing leaves behind.
+_ADDED = (ADAPTER_CHILD, "processor", "encoder_hid_proj", "to_qkv", "to_kv", "to_added_qkv")
 
 
 def component_fingerprints(module: nn.Module) -> dict[str, str]:

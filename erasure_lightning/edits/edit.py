@@ -10,14 +10,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from erasure_lightning.adapters.base import Plan, adapters_of, refuse_saving, take_out
+from erasure_lightning.adapters.base import AdapterPlan, adapters_of, refuse_saving, remove_adapters
 from erasure_lightning.adapters.kinds import install
-from erasure_lightning.adapters.lora import merged
-from erasure_lightning.edits.components import (
-    EditedComponent,
-    component_fingerprints,
-    is_same_component,
-)
+from erasure_lightning.adapters.lora import merged_weights
+from erasure_lightning.edits.components import Component, fingerprints, is_same
 from erasure_lightning.edits.format import EDIT_FORMAT, current_name, read_metadata
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.writing import json_text, write_atomically
@@ -125,11 +121,10 @@ def _changes(
         values = {
             n.removeprefix(f"{name}."): v for n, v in tensors.items() if n.startswith(f"{name}.")
         }
-        adapters = metadata.get("adapters", {}).get(name)
-        plan = Plan(**adapters) if adapters else None
+        given = metadata.get("adapters", {}).get(name)
+        plan = AdapterPlan(**given) if given else None
         if plan and plan.kind == "lora":
-            values = merged(values)
-            plan = None
+            values, plan = merged_weights(values), None
         yield _Change(
             EditedComponent(pipeline, name),
             values,
@@ -159,8 +154,8 @@ class _Change:
 
     component: EditedComponent
     values: dict[str, Tensor]
-    plan: Plan | None
-    original: dict[str, str] | None
+    plan: AdapterPlan | None
+    made_on: dict[str, str] | None
     about: str
     transferred: bool = False
 
@@ -235,7 +230,7 @@ class _Change:
             self.component.write(self.values)
             self._require_effect(not all(adapter.is_identity() for adapter in adapters_of(module)))
         except ErasureError:
-            take_out(module)
+            remove_adapters(module)
             raise
 
     def write(self) -> None:

@@ -59,13 +59,12 @@ class BuiltIn(NamedTuple):
 METHODS = {
     "SAGE": BuiltIn(
         "erasure_lightning.methods.sage:SAGE",
-        "Erases from the text encoder, and keeps meaning and denoising where they were",
+        "Erases from the text encoder, and retains the meaning and denoising of other prompts",
         "Zhu et al. 2025, https://arxiv.org/abs/2506.09363",
     ),
     "AllButOne": BuiltIn(
         "erasure_lightning.methods.all_but_one:AllButOne",
-        "Moves the guidance term to an alternative, and holds the unconditional prediction where"
-        " it was",
+        "Moves the guidance term to an alternative, and retains the unconditional prediction",
         "Hong et al. 2024, https://arxiv.org/abs/2312.12807",
     ),
     "RealEra": BuiltIn(
@@ -105,7 +104,7 @@ METHODS = {
     ),
     "SPM": BuiltIn(
         "erasure_lightning.methods.spm:SPM",
-        "Trains one-dimensional adapters that open for prompts near the concept",
+        "Trains one-dimensional adapters, gated by a prompt's similarity to the concept",
         "Lyu et al. 2024, https://arxiv.org/abs/2312.16145",
     ),
     "SDD": BuiltIn(
@@ -125,12 +124,12 @@ METHODS = {
     ),
     "Receler": BuiltIn(
         "erasure_lightning.methods.receler:Receler",
-        "Trains erasers behind cross-attention against adversarial embeddings",
+        "Trains erasers after cross-attention against adversarial embeddings",
         "Huang et al. 2024, https://arxiv.org/abs/2311.17717",
     ),
     "ANT": BuiltIn(
         "erasure_lightning.methods.ant:ANT",
-        "Leaves early steps where they go and turns late ones away from the concept",
+        "Retains early steps and steers late ones away from the concept",
         "Li et al. 2025, https://arxiv.org/abs/2504.12782",
     ),
 }

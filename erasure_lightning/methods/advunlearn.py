@@ -1,30 +1,30 @@
-"""AdvUnlearn: the text encoder unlearns a concept behind the very words that would bring it back.
+"""AdvUnlearn: erases a concept from the text encoder by adversarial training.
 
 Zhang et al., Defensive Unlearning with Adversarial Training, arXiv 2405.15234. Official code
 OPTML-Group/AdvUnlearn @ 9d23124, `train-scripts/AdvUnlearn.py`, verified in code. With ``E`` the
-text encoder in training and ``d ++ c_e`` the concept's sentence behind the attack's word
-embeddings, at latents of the original's trajectories:
+text encoder in training and ``d ++ c_e`` the concept's sentence with the attack's word embeddings
+``d`` before it, at latents of the original's trajectories:
 
 * attack: ``min over d of mse( eps(E(d ++ c_e)), eps*(c_e) )``, from random words of the vocabulary,
-  by Adam on the word embeddings (``fast_at``: on the signs of the slopes), unbounded, each step at
-  latents of its own;
+  by Adam on the word embeddings (``fast_at``: on the signs of the gradients), unbounded, each step
+  at latents of its own;
 * erasure: ``mse( eps(E(d ++ c_e)), eps*(0) - eta (eps*(c_e) - eps*(0)) )`` with ``eta`` 1. During
   warm-up there is no ``d``; afterwards the plain sentence is never trained again;
 * retention: 0.3 times ``mse( eps(E(r)), eps*(r) )`` on five retained prompts, which is
-  `LocalNoisePreservation` on a bank, and stands in the config. (Its latents have times of their
-  own, there they have the erasure's.)
+  `LocalNoisePreservation` on a bank, set in the config. (Its latents have times of their own, there
+  they have the erasure's.)
 
-Where the official code has a bug and ours differs: it never clears the attack's slopes, so that
-Adam sees their running sum (and ``fast_at`` adds slopes to signs); it trains on the words before
-the last attack step, so that a single step is none; it makes room by dropping tokens behind the
-concept's first ones, as many as it counts words, which cuts a concept of more tokens than words.
-Ours clears, takes the last step too, and drops padding. Its attacks inside and behind the concept,
-from the last attack's words (``latest``), and on a UNet in training are left out.
+Where the official code has a bug and ours differs: it never clears the attack's gradients, so that
+Adam receives their running sum (and ``fast_at`` adds gradients to signs); it trains on the words
+before the last attack step, so that a single step has no effect; it makes room by dropping tokens
+after the concept's first ones, as many as it counts words, which cuts a concept of more tokens than
+words. Ours clears the gradients, trains on the words after the last step, and drops padding. Its
+attacks inside and after the concept, from the last attack's words (``latest``), and on a UNet in
+training are left out.
 
 Its numbers for SD 1.4: 1000 steps of 1 sentence, 200 of them warm-up, Adam 1e-5 (constant), all
 blocks and the final norm; 1 word, 30 attack steps of 1e-3. Those are the defaults. An attack's
-steps see other sentences of the concept than the loss does: what it finds is an average over
-templates.
+steps use other sentences of the concept than the loss: its result is an average over templates.
 
 Cost of a step on a bank: ``attack_steps + 1`` forwards and backwards of denoiser and text encoder;
 there also a rollout of up to 50 steps for each of them.
@@ -48,18 +48,20 @@ from erasure_lightning.training.latent_sources import NoisyBatch
 
 
 class AdvUnlearn(GradientErasure):
-    """Adversarial unlearning: trains the text encoder against words that call the concept back.
+    """Adversarial unlearning: trains the text encoder against words that restore the concept.
 
     Args:
-        blocks: How many of the text encoder's last blocks are trained; all if ``None``.
-        eta: How far past the empty prompt's prediction the target lies, away from the concept; at
+        blocks: Number of the text encoder's last blocks that are trained; all if ``None``.
+        eta: How far past the unconditional prediction the target lies, away from the concept; at
             least 0.
         attack_from: First step with an attack: the length of the warm-up on plain sentences, at
             least 0.
-        attack_steps: Of each attack, at least 0; each costs as much as the erasure. 0 for none.
+        attack_steps: Steps of each attack, at least 0; each costs as much as the erasure. 0 for
+            none.
         attack_lr: Adam's rate in an attack, in units of word embeddings; above 0.
-        attack: What Adam is fed: the ``slope``, or (``sign``, the official ``fast_at``) its signs.
-        words: How many stand in front of the sentence, at least 1.
+        attack: Gradient that Adam receives: as it is (``slope``), or its ``sign`` (the official
+            ``fast_at``).
+        words: Number of words before the sentence, at least 1.
         lr: Highest learning rate.
         kwargs: Arguments of every gradient method.
 
@@ -88,20 +90,20 @@ class AdvUnlearn(GradientErasure):
                 raise ErasureError(f"AdvUnlearn needs {name} of at least {bound}; found {value}.")
         if attack_lr <= 0:
             raise ErasureError(f"AdvUnlearn needs attack_lr above 0; found {attack_lr}.")
-        self.blocks, self.eta, self.words = blocks, eta, words
-        self.attack_from, self.attack_steps = attack_from, attack_steps
-        self.attack_lr, self.attack = attack_lr, attack
+        self.blocks = blocks
+        self.eta = eta
+        self.attack_from = attack_from
+        self.attack_steps = attack_steps
+        self.attack_lr = attack_lr
+        self.attack = attack
+        self.words = words
 
     def editable(self) -> dict[str, nn.Parameter]:
-        """Blocks and final norm of the text encoder; tables stay, so that an attack means the same
-        throughout.
-        """
+        """Blocks and final norm of the text encoder, without the word embeddings of attacks."""
         return self.backbone.text_parameters(self.blocks)
 
     def erasure_loss(self, batch: NoisyBatch) -> Tensor:
-        """``mse(eps(E(d ++ c_e)), eps*(0) - eta (eps*(c_e) - eps*(0)))``, without ``d`` during
-        warm-up.
-        """
+        """``mse(eps(E(d ++ c_e)), eps*(0) - eta (eps*(c_e) - eps*(0)))``; no ``d`` in warm-up."""
         teacher = batch.teacher
         target = teacher.unconditional - self.eta * (teacher.concept - teacher.unconditional)
         attacked = self.attack_steps and self.global_step >= self.attack_from
@@ -113,55 +115,56 @@ class AdvUnlearn(GradientErasure):
 
         Args:
             batch: Noisy latents and sentences.
-            prefix: Embeddings ``(B, k, E)`` of words in front of them, for each text tower; none
-                for plain sentences.
+            prefix: Embeddings ``(B, k, E)`` of words before them, for each text encoder; none for
+                plain sentences.
         """
         prompts = self.backbone.embed(batch.prompts)
         if prefix:
             prompts = tuple(
-                prepend(plain, words) for plain, words in zip(prompts, prefix, strict=True)
+                prepend_words(plain, words) for plain, words in zip(prompts, prefix, strict=True)
             )
         return self.student(batch, self.backbone.contextualize(prompts))
 
     def attack_prefix(self, sentences: PromptBatch) -> list[Tensor]:
-        """Words in front of the sentences that bring the original's predictions for them back, as
-        in `prediction`.
+        """Words ``d`` for which the edited model predicts as the original for the concept.
+
+        Returns:
+            Embeddings ``(B, k, E)`` for each text encoder, as `prediction` takes them.
         """
-        shape, tables = (len(sentences.concepts), self.words), self.backbone.word_tables()
-        words = [
-            t[torch.randint(len(t), shape).to(t.device)].float().requires_grad_(True)
-            for t in tables
-        ]
+        shape = (len(sentences.concepts), self.words)
+        words = []
+        for table in self.backbone.word_tables():
+            ids = torch.randint(len(table), shape).to(table.device)
+            words.append(table[ids].float().requires_grad_(True))
         optimizer = Adam(words, lr=self.attack_lr)
         for _ in range(self.attack_steps):
             batch = self.noisy_batch(sentences)
-            gap = mse_loss(self.prediction(batch, words), batch.teacher.concept)
-            for word, gradient in zip(words, torch.autograd.grad(gap, words), strict=True):
+            loss = mse_loss(self.prediction(batch, words), batch.teacher.concept)
+            gradients = torch.autograd.grad(loss, words)
+            for word, gradient in zip(words, gradients, strict=True):
                 word.grad = gradient.sign() if self.attack == "sign" else gradient
             optimizer.step()
         return [word.detach() for word in words]
 
 
-def prepend(prompts: EmbeddedPrompts, words: Tensor) -> EmbeddedPrompts:
-    """Prompts with words in front of them, and as much less padding at their end.
+def prepend_words(prompts: Embedded, words: Tensor) -> Embedded:
+    """Prompts with words before them, and as much less padding at their end.
 
     Args:
-        prompts: Of ``L`` positions; they keep every token.
-        words: Embeddings ``(B, k, E)``, put behind the start token.
+        prompts: Prompts of ``L`` positions, of which only padding is dropped.
+        words: Embeddings ``(B, k, E)``, inserted after the start token.
 
     Raises:
         ErasureError: If there is too little padding.
     """
 
-    def put(values: Tensor, new: Tensor) -> Tensor:
-        return torch.cat(
-            (values[:, :1], new.to(values), values[:, 1 : values.shape[1] - words.shape[1]]), dim=1
-        )
+    def insert(values: Tensor, new: Tensor) -> Tensor:
+        rest = values[:, 1 : values.shape[1] - words.shape[1]]
+        return torch.cat((values[:, :1], new.to(values), rest), dim=1)
 
-    starts = prompts.ids[:, :1].expand(
-        words.shape[:2]
-    )  # ids without embeddings of their own; not the end of a text
-    roles = put(prompts.roles, torch.full_like(starts, TEMPLATE))
+    # The words have no ids; that of the start token at least is no end of text.
+    ids = prompts.ids[:, :1].expand(words.shape[:2])
+    roles = insert(prompts.roles, torch.full_like(ids, TEMPLATE))
     if not (roles == END).any(dim=1).all():
         raise ErasureError(
             f"AdvUnlearn needs room for {words.shape[1]} words before a sentence; found one too"
@@ -169,7 +172,7 @@ def prepend(prompts: EmbeddedPrompts, words: Tensor) -> EmbeddedPrompts:
         )
     return replace(
         prompts,
-        embeddings=put(prompts.embeddings, words),
-        ids=put(prompts.ids, starts),
+        embeddings=insert(prompts.embeddings, words),
+        ids=insert(prompts.ids, ids),
         roles=roles,
     )

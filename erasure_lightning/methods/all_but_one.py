@@ -1,29 +1,29 @@
-"""All but One: surgical concept erasing (Hong, Lee and Woo, AAAI 2024, arXiv 2312.12807; no code
-was published).
+"""All but One: surgical concept erasing (Hong, Lee and Woo, AAAI 2024, arXiv 2312.12807).
 
 A prediction is an unconditional part and a guidance term, ``eps(c) = eps(0) + D(c)``. Erasing
-exchanges the concept's term alone for that of an alternative; the unconditional part, which
-guidance puts into *every* picture, stays:
+replaces the concept's term by that of an alternative, and retains the unconditional part, which is
+in *every* guided image:
 
     ``L = |D_th - D_tgt|^2 + lam |eps_th(0) - eps_*(0)|^2``,  ``D_th = eps_th(c_e) - eps_th(0)``,
 
-with ``D_tgt = D_*(c_a)``. Where both vanish, the concept is drawn as the original draws the
-alternative: from the same seed the same picture, at any guidance.
+with ``D_tgt = D_*(c_a)``. Where both terms are 0, the edited model generates for the concept what
+the original generates for the alternative: the same image for the same seed, at any guidance.
 
-Stated by the paper: the surgical update of the guidance term, the constraint on the unconditional
-drift, the alternative, and purification (``erasure purify``). Reconstructed: the exact loss,
-``lam``, who carries gradient, what is trained, whose latents, every number. The more general
+No code was published. Stated by the paper: the surgical update of the guidance term, the constraint
+on the unconditional drift, the alternative, and purification (``erasure purify``). Reconstructed:
+the exact loss, ``lam``, which predictions have gradient, which weights are trained, at which
+latents, and every number. The more general
 ``D_tgt = a D_*(c_a) - eta D_*(c_e)`` is ours; at ``(0, 1)``, detached and without drift term its
-gradient is ESD's while the unconditional prediction is the original's, thus at the first step:
-afterwards the target ``eps_th(0) - eta D_*(c_e)`` moves with the student.
+gradient is ESD's as long as the unconditional prediction is the original's, thus at the first step:
+afterwards the target ``eps_th(0) - eta D_*(c_e)`` changes with the student.
 
-Predictions are compared as the model makes them. In a model of velocity both differences are those
-of noise over the signal's scale ``a_t``: the optimum and the meaning of ``lam`` are the same.
-Compared as noise, such a model's errors would weigh ``a_t^2``, which is next to nothing at the
-noisy steps where guidance lays a picture out.
+Predictions are compared in the model's own parametrisation. In a velocity model both differences
+are those of the noise divided by the signal's scale ``a_t``: the optimum and the meaning of ``lam``
+are the same. Compared as noise, such a model's errors would weigh ``a_t^2``, which is close to 0 at
+the noisy steps where guidance decides an image's layout.
 
 Cost per step: two evaluations of the student a latent, in one batch, with one backward; the frozen
-original is asked once at each moment of the bank, and then never again.
+original predicts once at each step of the bank.
 """
 
 from typing import Any
@@ -40,18 +40,17 @@ from erasure_lightning.training.latent_sources import NoisyBatch, Teacher
 
 
 class AllButOne(GradientErasure):
-    """Moves the guidance term to an alternative, and holds the unconditional prediction where it
-    was.
+    """Moves the guidance term to an alternative, and retains the unconditional prediction.
 
-    A concept's anchor is its alternative; without one, guidance is left with nothing to say.
+    A concept's anchor is its alternative; without one the target of the guidance term is 0.
 
     Args:
         train: Which part of the denoiser: ``x`` its cross-attention, ``x-strict`` keys and values
             alone, ``u`` all but cross-attention (peers, for what appears unnamed), ``all``.
-        lam: Weight of the unconditional drift, at least 0; 0 for the ablation.
-        alternative: ``a``, how much of the alternative's guidance is aimed at.
-        eta: How much of the concept's own guidance is aimed away from, at least 0.
-        detach_unconditional: Let the guidance term move the conditional prediction alone.
+        lam: Weight of the unconditional drift, at least 0; 0 for the ablation without the term.
+        alternative: ``a``, scale of the alternative's guidance in the target.
+        eta: ``eta``, negative scale of the concept's own guidance in the target, at least 0.
+        detach_unconditional: Let the guidance term train the conditional prediction alone.
         lr: Highest learning rate; ESD's of 2023, as peers train SD 1.x with it for 200 to 1500
             steps.
         kwargs: Arguments of every gradient method.
@@ -77,7 +76,9 @@ class AllButOne(GradientErasure):
         if lam < 0 or eta < 0:
             raise ErasureError(f"AllButOne needs lam and eta of at least 0; found {lam}, {eta}.")
         self.train_part = train
-        self.lam, self.alternative, self.eta = lam, alternative, eta
+        self.lam = lam
+        self.alternative = alternative
+        self.eta = eta
         self.detach_unconditional = detach_unconditional
 
     def editable(self) -> dict[str, nn.Parameter]:
@@ -85,29 +86,29 @@ class AllButOne(GradientErasure):
         return self.backbone.denoiser_parameters(self.train_part)
 
     def erasure_loss(self, batch: NoisyBatch) -> Tensor:
-        """``L_sur + lam L_unc``, both of one forward of the student."""
+        """``|D_th - D_tgt|^2 + lam |eps_th(0) - eps_*(0)|^2``, both of one forward."""
         unconditional, conditional = self.predictions(batch)
-        base = unconditional.detach() if self.detach_unconditional else unconditional
-        surgical = mse_loss(conditional - base, self.target(batch.teacher))
+        subtracted = unconditional.detach() if self.detach_unconditional else unconditional
+        guidance = conditional - subtracted
+        surgical_loss = mse_loss(guidance, self.target(batch.teacher))
         if not self.lam:
-            return surgical
-        return surgical + self.lam * mse_loss(unconditional, batch.teacher.unconditional)
+            return surgical_loss
+        return surgical_loss + self.lam * mse_loss(unconditional, batch.teacher.unconditional)
 
     def predictions(self, batch: NoisyBatch) -> tuple[Tensor, Tensor]:
-        """The student's predictions without a prompt and for the concepts' sentences, ``(B, C, h,
-        w)`` each.
-        """
+        """``eps_th(0)`` and ``eps_th(c_e)`` of the student, ``(B, C, h, w)`` both."""
         prompts = self.backbone.encode(batch.prompts)
         both = Conditioning.cat([self.backbone.unconditional(len(batch)), prompts])
-        x, t = torch.cat((batch.x, batch.x)), torch.cat((batch.t, batch.t))
+        x = torch.cat((batch.x, batch.x))
+        t = torch.cat((batch.t, batch.t))
         unconditional, conditional = self.backbone.denoise(x, t, both).chunk(2)
         return unconditional, conditional
 
     def target(self, teacher: Teacher) -> Tensor:
-        """``D_tgt = a D_*(c_a) - eta D_*(c_e)``, ``(B, C, h, w)``; predictions of weight 0 are not
-        made.
-        """
+        """``D_tgt = a D_*(c_a) - eta D_*(c_e)``, ``(B, C, h, w)``, without terms of weight 0."""
         target = torch.zeros_like(teacher.x)
         if self.alternative and any(teacher.sentences.anchors):
             target = self.alternative * (teacher.anchor - teacher.unconditional)
-        return target - self.eta * (teacher.concept - teacher.unconditional) if self.eta else target
+        if self.eta:
+            target = target - self.eta * (teacher.concept - teacher.unconditional)
+        return target

@@ -1,4 +1,4 @@
-"""ANT: early steps go where they went, late ones turn away from the concept.
+"""ANT: retains the early steps of a concept's trajectories and steers the late ones away from it.
 
 Li et al., Set You Straight: Auto-Steering Denoising Trajectories, arXiv 2504.12782. Official code
 lileyang1210/ANT @ 78ce8f3. With an early, noisy latent ``x_e`` and a late one ``x_l`` of one
@@ -16,23 +16,23 @@ That script cannot run as released (its call lacks three arguments), so no publi
 reproduced from it. Where it has bugs and ours does what the abstract says, as the script for many
 concepts does:
 
-* stages: it counts steps that *remain*, so that it keeps the last 7 of 50 and turns the rest. Ours
-  keeps the first.
+* stages: it counts steps that *remain*, so that it retains the last 7 of 50 and steers the rest.
+  Ours retains the first.
 * drift: it predicts ``eps(x, 0)`` without gradient, so that both b terms are constants. Ours have
-  their slopes.
-* masks: it lets the half of the weights move whose slopes are *smallest*. Ours the largest, as
+  gradient.
+* masks: it trains the half of the weights whose gradients are *smallest*. Ours the largest, as in
   SalUn, its model.
 
-Masks (verified in code): a map is the sum of the loss's signed slopes over 10 latents, cut in half
-tensor by tensor; what all 5 maps mark may move. Its maps move the weights while they sum (Adam at
-1e-2), ours stay at the original, where the early and the drift terms have no slope: a map is the
-late term's. Officially nudity alone has maps for four words.
+Masks (verified in code): a map is the sum of the loss's signed gradients over 10 latents,
+thresholded at the half of each tensor; what all 5 maps mark is trained. Its maps change the weights
+while they sum (Adam at 1e-2), ours are computed at the original, where the early and the drift
+terms have no gradient: a map is the late term's. Officially nudity alone has maps for four words.
 
 The latents are the student's there, the original's in the script for many, which trains rank-64
-adapters and fuses them by MACE's closed form (left out); the bank decides. Its numbers for SD 1.4:
-Adam 5e-4 (constant), 250 steps of 1 pair, the whole UNet. The rate, ``early``, ``alpha`` and
-``drift`` are the script's; the emoji world, which is small and decides early what it draws, needs
-others: its config has them.
+adapters and fuses them by MACE's closed form (left out); here the bank is set to either. Its
+numbers for SD 1.4: Adam 5e-4 (constant), 250 steps of 1 pair, the whole UNet. The rate, ``early``,
+``alpha`` and ``drift`` are the script's; the emoji world, a small model whose early steps decide
+the image, needs others: its config has them.
 
 Cost of a step on a bank, for each pair: 4 forwards and backwards, none of the original. The maps
 cost as much as ``maps`` times 10 pairs, once.
@@ -48,24 +48,26 @@ from erasure_lightning.concepts.concept import PromptBatch
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.training.latent_sources import NoisyBatch
 from erasure_lightning.training.prompt_states import masked_mean
-from erasure_lightning.training.saliency import Masks, SalientErasure, salient
+from erasure_lightning.training.saliency import ParameterMasks, SalientErasure, salient_masks
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
-#: Pairs of latents that a saliency map sums over, at least, and how many of them at a time.
-PAIRS, CHUNK = 10, 2
+#: Least number of pairs of latents that a saliency map sums over.
+_PAIRS = 10
+
+#: Pairs in a batch of a saliency map.
+_CHUNK = 2
 
 
 class ANT(SalientErasure):
-    """Auto-steering: keeps the early steps of the concept's trajectories, and turns the late ones
-    away.
+    """Auto-steering: retains the early steps of trajectories, and steers the late ones away.
 
     Args:
         early: Share of the times that count as early, from the noisiest on; 0..1, both excluded.
         alpha: Weight ``a`` of early steps against late ones, at least 0.
-        drift: Weight ``b`` of holding the empty prompt's predictions, at least 0.
-        maps: Saliency maps that must agree on a weight before it may move, at least 1.
-        share: Of each tensor's weights that a map marks, above 0; at 1 all weights move, and no map
-            is taken.
+        drift: Weight ``b`` of retaining the unconditional predictions, at least 0.
+        maps: Number of saliency maps that must all mark a weight that is trained, at least 1.
+        share: Share of each tensor's weights that a map marks, above 0; at 1 all weights are
+            trained, without maps.
         train: Which part of the denoiser, as in ESD.
         lr: Highest learning rate.
         kwargs: Arguments of every gradient method.
@@ -92,26 +94,27 @@ class ANT(SalientErasure):
         if not 0 < early < 1:
             raise ErasureError(f"ANT needs early above 0 and below 1; found {early}.")
         if alpha < 0 or drift < 0 or maps < 1:
-            found = f"{alpha}, {drift}, {maps}"
             raise ErasureError(
-                f"ANT needs alpha and drift of at least 0, maps of at least 1; found {found}."
+                "ANT needs alpha and drift of at least 0, maps of at least 1; found"
+                f" {alpha}, {drift}, {maps}."
             )
         if isinstance(self.latents, TrajectoryBank) and self.latents.steps < 2:
             raise ErasureError(
                 "ANT needs trajectories of at least 2 steps, an early and a late one; found"
                 f" {self.latents.steps}."
             )
-        self.early, self.alpha, self.drift, self.maps = early, alpha, drift, maps
+        self.early = early
+        self.alpha = alpha
+        self.drift = drift
+        self.maps = maps
         self.train_part = train
 
     def editable(self) -> dict[str, nn.Parameter]:
-        """The part of the denoiser that ``train`` names; the saliency masks decide what of it
-        moves.
-        """
+        """The part of the denoiser that ``train`` names; the masks select what of it is trained."""
         return self.backbone.denoiser_parameters(self.train_part)
 
     def first_steps(self, steps: int) -> int:
-        """How many of ``steps`` sampling steps are early: one at least, and not all."""
+        """Number of early steps among ``steps`` sampling steps: at least one, and not all."""
         return min(max(round(self.early * steps), 1), steps - 1)
 
     def is_early(self, t: Tensor) -> Tensor:
@@ -122,47 +125,52 @@ class ANT(SalientErasure):
         return t >= times[self.first_steps(len(times)) - 1].to(t)
 
     def noisy_batch(self, sentences: PromptBatch) -> NoisyBatch:
-        """An early and a late step of a trajectory of each concept, ``2 B``; of other latents those
-        of any time.
+        """An early and a late step of a trajectory of each concept, ``2 B`` latents.
+
+        Sources other than a bank supply ``B`` latents of any time.
         """
         batch = super().noisy_batch(sentences)
         if not isinstance(self.latents, TrajectoryBank) or batch.rows is None:
             return batch
-        rows, steps = batch.rows, self.latents.length
-        first = self.first_steps(steps)
-        columns = torch.cat(
-            (torch.randint(first, rows.shape), torch.randint(first, steps, rows.shape))
-        )
-        return self.latents.at(rows.repeat(2), columns, self.original)
+        rows = batch.rows
+        steps = self.latents.length
+        first_late = self.first_steps(steps)
+        early = torch.randint(first_late, rows.shape)
+        late = torch.randint(first_late, steps, rows.shape)
+        return self.latents.at(rows.repeat(2), torch.cat((early, late)), self.original)
 
     def erasure_loss(self, batch: NoisyBatch) -> Tensor:
-        """The four terms; of each stage the mean over its latents, 0 where it has none."""
-        teacher, early = batch.teacher, self.is_early(batch.t)
-        turned = 2 * teacher.unconditional - teacher.concept
-        target = torch.where(early.view(-1, 1, 1, 1), teacher.concept, turned)
-        gap = _gap(self.student(batch), target)
+        """The four terms; of each stage the mean over its latents, 0 where it has none.
+
+        The early target is ``eps*(x_e, c)``, the late one ``2 eps*(x_l, 0) - eps*(x_l, c)``.
+        """
+        teacher = batch.teacher
+        early = self.is_early(batch.t)
+        steered = 2 * teacher.unconditional - teacher.concept
+        target = torch.where(early.view(-1, 1, 1, 1), teacher.concept, steered)
+        errors = _squared_errors(self.student(batch), target)
         if self.drift:
             unconditional = self.student(batch, self.backbone.unconditional(len(batch)))
-            gap = gap + self.drift * _gap(unconditional, teacher.unconditional)
-        kept, away = (
-            masked_mean(gap.unsqueeze(0), stage.unsqueeze(0)) for stage in (early, ~early)
-        )
-        return away + self.alpha * kept
+            drift = _squared_errors(unconditional, teacher.unconditional)
+            errors = errors + self.drift * drift
+        early_loss = masked_mean(errors.unsqueeze(0), early.unsqueeze(0))
+        late_loss = masked_mean(errors.unsqueeze(0), ~early.unsqueeze(0))
+        return late_loss + self.alpha * early_loss
 
-    def saliency(self) -> Masks:
-        """What all maps mark, each of latents of its own."""
-        chunks = -(-max(PAIRS, len(self.concepts)) // CHUNK)
-        numbers = (range(i * chunks, (i + 1) * chunks) for i in range(self.maps))
-        masks = [
-            salient(self.slopes(map(self._loss, those)), self.share, each=True) for those in numbers
-        ]
+    def saliency(self) -> ParameterMasks:
+        """What all maps mark, each computed at latents of its own."""
+        batches = -(-max(_PAIRS, len(self.concepts)) // _CHUNK)
+        masks = []
+        for i in range(self.maps):
+            losses = map(self._loss, range(i * batches, (i + 1) * batches))
+            masks.append(salient_masks(self.gradients(losses), self.share, each=True))
         return {name: torch.stack([mask[name] for mask in masks]).all(dim=0) for name in masks[0]}
 
     def _loss(self, number: int) -> Tensor:
-        """The loss at fresh latents; concepts take turns with ``number``."""
-        return self.erasure_loss(self.noisy_batch(self.sentences(CHUNK, number, salt=8)))
+        """The loss at fresh latents; ``number`` cycles through the concepts."""
+        return self.erasure_loss(self.noisy_batch(self.sentences(_CHUNK, number, salt=8)))
 
 
-def _gap(now: Tensor, target: Tensor) -> Tensor:
-    """Mean squared difference of each latent's predictions, ``(B,)``."""
-    return (now - target).square().flatten(1).mean(dim=1)
+def _squared_errors(prediction: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error of each latent's prediction, ``(B,)``."""
+    return (prediction - target).square().flatten(1).mean(dim=1)

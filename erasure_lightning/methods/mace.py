@@ -1,26 +1,34 @@
 """MACE: mass concept erasure (Lu et al., CVPR 2024, arXiv 2403.06135).
 
-(1) Closed-form refinement: in all text layers the words around a concept, end and padding come out
-as they would around its anchor; the concept's own tokens are in no term. (2) An adapter per concept
-is trained on those weights until pixels that show the concept no longer attend to its tokens. (3) A
-second closed form fuses them: on concept ``i``'s sentences one set of weights does what ``W_cfr +
-dW_i`` did.
+Three stages, on the text layers ``W`` with originals ``W*``:
+
+    (1) ``W' = argmin sum_k |W k - W* a|^2 + s sum_p |(W - W*) p|^2 + lamb |W - W*|^2``
+    (2) ``min over dW_i of sum_layers |A_l[pixels of concept i, its tokens]|_F``
+    (3) ``W = argmin sum_i sum_k |(W - W' - dW_i) k|^2 + s sum_p |(W - W*) p|^2 + lamb |W - W'|^2``
+
+(1) Closed-form refinement: the words around a concept ``k``, end and padding are mapped to where
+``W*`` maps them around its anchor, ``a``; the concept's own tokens are in no term. (2) An adapter
+per concept, ``dW_i``, is trained on ``W'``, so that pixels that show the concept do not attend to
+its tokens, end and padding. (3) A second closed form fuses them: on the sentences of concept ``i``
+one set of weights maps as ``W' + dW_i`` does.
 
 Official code: Shilin-LU/MACE @ 057e7a6. Verified there: token alignment, sums (not means) over
-sentences and rows, both systems, loss, latents, initial ``A`` and ``B``. Different here:
-preservation has its weight in stage 1 once (there
-twice: 1e-8 for 1e-4); masks are the original's attention, there Grounded-SAM's; ten sentences for
-    thirty; batches mix
-concepts, each row in its own adapter; float64. Defaults are its numbers for a thing and SD 1.4:
-ridge 1000, preserve 0, AdamW 1e-5 (constant, decay 0.01); 50 steps a concept (``data.rounds``),
-gradients clipped to 1. For people, styles and explicit content it has ridge 0, 1e-4, preserve 1e-4
-on COCO's captions, and beside them captions of the domain (celebrities, artists) at 8e3 to 2e5. Its
-Gram matrices sum over 77 positions, those of the emoji world over 32.
+sentences and rows, both systems, loss, latents, initial ``A`` and ``B``.
 
-While adapters train, the model itself is what stage 1 left. What retention callbacks hold is held
-by both closed forms.
+Where ours differs: preservation has its weight in stage 1 once (there twice: 1e-8 for 1e-4); masks
+come from the original's attention, there from Grounded-SAM; ten sentences, not thirty; batches mix
+concepts, each row with its own adapter; float64.
 
-Cost per step: a UNet forward and backward, and a forward of the original for the masks; pictures
+Defaults are its numbers for a thing and SD 1.4: ridge 1000, preserve 0, AdamW 1e-5 (constant, decay
+0.01); 50 steps a concept (``data.rounds``), gradients clipped to 1. For people, styles and explicit
+content it has ridge 0, 1e-4, preserve 1e-4 on COCO's captions, and also captions of the domain
+(celebrities, artists) at 8e3 to 2e5. Its Gram matrices sum over 77 positions, those of the emoji
+world over 32.
+
+While adapters are trained, the weights themselves are those of stage 1. Both closed forms retain
+what retention callbacks retain.
+
+Cost per step: a UNet forward and backward, and a forward of the original for the masks; images cost
 ``2 steps`` forwards each, at every start; closed forms none.
 """
 
@@ -38,14 +46,14 @@ from erasure_lightning.seeding import derive_seed
 from erasure_lightning.training.adapter_methods import PerConceptErasure
 from erasure_lightning.training.attention_masks import attention_inside, concept_mask
 from erasure_lightning.training.image_sources import GeneratedImages
-from erasure_lightning.training.latent_sources import LatentSource, Models, NoisyBatch
-from erasure_lightning.training.neighbours import sentences
-from erasure_lightning.training.optimizers import Kind
-from erasure_lightning.training.prompt_states import input_gram, shared_rows
+from erasure_lightning.training.latent_sources import LatentSource, NoisyBatch, SourceModels
+from erasure_lightning.training.neighbours import concept_sentences
+from erasure_lightning.training.optimizers import OptimizerName
+from erasure_lightning.training.prompt_states import input_gram, shared_token_states
 from erasure_lightning.training.regression import Regression
 
-#: Sentences of the images.
-SHOWN = {
+#: Sentence of the images of each kind of concept.
+_IMAGE_TEMPLATES = {
     "thing": "a photo of a {}",
     "style": "a photo in the style of {}",
     "person": "a photo of {}",
@@ -56,11 +64,11 @@ class MACE(PerConceptErasure):
     """Refines in closed form, suppresses attention in an adapter per concept, and fuses them.
 
     Args:
-        refine: Begin with stage 1; without it adapters are trained on the original's weights.
-        rank: Of each adapter, at least 1.
+        refine: Start with stage 1; without it adapters are trained on the original's weights.
+        rank: Rank of each adapter, at least 1.
         mask: Share of the range of relevance from which a pixel shows the concept, 0..1; 0 for all,
             as for styles.
-        preserve: ``s``, weight of each token state in captions of what is kept, in both closed
+        preserve: ``s``, weight of each token state in captions of what is retained, in both closed
             forms, at least 0.
         ridge: ``lamb``, pull of both closed forms towards the weights they start from, above 0.
         lr: Highest learning rate.
@@ -84,7 +92,7 @@ class MACE(PerConceptErasure):
         preserve: float = 0.0,
         ridge: float = 1000.0,
         lr: float = 1e-5,
-        optimizer: Kind = "adamw",
+        optimizer: OptimizerName = "adamw",
         **kwargs: Any,
     ) -> None:
         super().__init__(rank=rank, lr=lr, optimizer=optimizer, **kwargs)
@@ -102,56 +110,57 @@ class MACE(PerConceptErasure):
         """Eight images of each concept, noised at times by importance, as in the official code."""
         return GeneratedImages(images=8, steps=30, guidance=7.5, times="importance")
 
-    def models(self) -> Models:
+    def models(self) -> SourceModels:
         """Images show the concepts alone; every rank has the same."""
-        return replace(super().models(), sentences=self._shown, seed=derive_seed(self.seed, 8))
+        seed = derive_seed(self.seed, 8)
+        return replace(super().models(), sentences=self._image_sentences, seed=seed)
 
-    def _shown(self, count: int, number: int) -> PromptBatch:
-        """``count`` sentences that show the concepts, as many of each as of every other."""
-        rows = [i * len(self.concepts) // count for i in range(count)]
-        chosen = [self.concepts[row] for row in rows]
-        templates, names = [SHOWN[c.kind] for c in chosen], [c.name for c in chosen]
-        return PromptBatch(templates, names, [c.anchor for c in chosen], rows)
+    def _image_sentences(self, count: int, number: int) -> PromptBatch:
+        """``count`` sentences that show the concepts, equally many of each."""
+        indices = [i * len(self.concepts) // count for i in range(count)]
+        concepts = [self.concepts[index] for index in indices]
+        templates = [_IMAGE_TEMPLATES[concept.kind] for concept in concepts]
+        names = [concept.name for concept in concepts]
+        anchors = [concept.anchor for concept in concepts]
+        return PromptBatch(templates, names, anchors, indices)
 
     @torch.no_grad()
     def on_train_start(self) -> None:
         """Stage 1 and the images, which a resumed run repeats to the bit."""
-        vocabulary, read = (
-            Vocabulary(self.backbone.world, self.concepts),
-            self.original.text_inputs()[0],
-        )
-        self._concept_sentences = [sentences(c, vocabulary, i) for i, c in enumerate(self.concepts)]
-        captions = (
-            [c for label in vocabulary.others for c in vocabulary.retained_captions(label)]
-            if self.preserve
-            else []
-        )
-        self._kept = self.retention_gram(read) + self.preserve * input_gram(
-            self.original, captions, read
-        )
-        self._old = torch.cat(read.weights())
-        self._refined = self._old
+        vocabulary = Vocabulary(self.backbone.world, self.concepts)
+        source = self.original.text_inputs()[0]
+        self._concept_sentences = [
+            concept_sentences(concept, vocabulary, index)
+            for index, concept in enumerate(self.concepts)
+        ]
+        captions = []
+        if self.preserve:
+            captions = [c for label in vocabulary.others for c in vocabulary.kept_captions(label)]
+        preserved = self.preserve * input_gram(self.original, captions, source)
+        self._retained = self.retention_gram(source) + preserved
+        self._original_weights = torch.cat(source.weights())
+        self._refined = self._original_weights
         if self.refine:
-            equations = Regression(self._kept)
+            equations = Regression(self._retained)
             for batch in self._concept_sentences:
-                equations.redirect(*shared_rows(self.original, batch, read))
-            (self._refined,) = equations.solve([self._old], self.ridge)
+                concepts, anchors = shared_token_states(self.original, batch, source)
+                equations.redirect(concepts, anchors)
+            (self._refined,) = equations.solve([self._original_weights], self.ridge)
         self.write_layers(self._refined)
         super().on_train_start()
 
     def noisy_batch(self, sentences: PromptBatch) -> NoisyBatch:
-        """Images of the concepts, noised, for the step's own sentences; trajectories have sentences
-        of their own.
+        """Noised images of the concepts, for the step's own sentences.
+
+        Trajectories, if a bank is the source, have sentences of their own.
         """
         batch = super().noisy_batch(sentences)
-        return (
-            batch.with_sentences(sentences) if isinstance(self.latents, GeneratedImages) else batch
-        )
+        if isinstance(self.latents, GeneratedImages):
+            return batch.with_sentences(sentences)
+        return batch
 
     def erasure_loss(self, batch: NoisyBatch) -> Tensor:
-        """Attention of the pixels that show a concept to its words, end and padding; mean over the
-        batch.
-        """
+        """Attention of pixels that show a concept to its words, end and padding, a scalar."""
         prompts = self.original.encode(batch.prompts)
         masks = self.masks(batch, prompts)
         with self.adapted(batch), self.backbone.attention() as maps:
@@ -160,23 +169,24 @@ class MACE(PerConceptErasure):
 
     @torch.no_grad()
     def masks(self, batch: NoisyBatch, prompts: Conditioning) -> dict[str, Tensor]:
-        """Pixels where the original sees the concepts, all of them for styles, boolean ``(B,
-        pixels)`` by layer.
+        """Pixels that show the concepts, by the original's attention, ``(B, pixels)`` by layer.
+
+        Of styles all pixels.
         """
         with self.original.attention() as maps:
             self.original.denoise(batch.x, batch.t, prompts)
-        styles = [[self.concepts[i].kind == "style"] for i in batch.indices]
-        everywhere = torch.tensor(styles, device=batch.x.device)
-        found = concept_mask(maps, prompts.positions(CONCEPT), self.mask)
-        return {name: mask | everywhere for name, mask in found.items()}
+        styles = [[self.concepts[index].kind == "style"] for index in batch.indices]
+        is_style = torch.tensor(styles, device=batch.x.device)
+        masks = concept_mask(maps, prompts.positions(CONCEPT), self.mask)
+        return {name: mask | is_style for name, mask in masks.items()}
 
     @torch.no_grad()
     def fused(self) -> Tensor:
-        """Stage 3: the weights ``(out, D)`` that do on each concept's sentences what its adapter
-        does there.
-        """
-        read = self.original.text_inputs()[0]
+        """Stage 3: weights ``(out, D)`` with the change of each adapter on its own sentences."""
+        source = self.original.text_inputs()[0]
         grams = (
-            input_gram(self.original, batch.prompts, read) for batch in self._concept_sentences
+            input_gram(self.original, batch.prompts, source) for batch in self._concept_sentences
         )
-        return self.adapters.fused(self._refined, self._old, self._kept, grams, self.ridge)
+        return self.adapters.fused(
+            self._refined, self._original_weights, self._retained, grams, self.ridge
+        )

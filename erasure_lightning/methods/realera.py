@@ -1,20 +1,24 @@
 """RealEra: neighbour-concept mining (Liu et al., arXiv 2410.09140; withdrawn from ICLR 2025).
 
-Random neighbours of the concept's text states go where the concept goes, and states beyond them
-stay: first in closed form in the text layers (stage A), then in low-rank adapters that align noise
-predictions (stage B).
+Random neighbours of the concept's text states are erased with the concept, and states beyond them
+are retained: first in closed form in the text layers (stage A), then in low-rank adapters that
+align noise predictions (stage B). With neighbours ``e + eta`` of a state ``e``, the image ``a`` of
+the anchor's state and states ``b`` beyond,
+
+    ``J(W) = lam_e sum |W (e + eta) - W* a|^2 + lam_b sum |(W - W*) b|^2 + lam |W - W*|^2``
+
+    ``L = mse( eps(e + eta), eps*(c_a) ) + lam_b' |eps(b) - eps*(b)|^2``
 
 Stated by the paper: mining under ``d <= D_1`` and ``cos in [S_1, S_2]``, beyond-concept
 regularisation, and both stages. No code was published: the terms are inferred with high confidence,
-their weights are ours, as is the form of what lies beyond. Where it can, stage A takes the mean
-over all neighbours exactly. Its weights by default are UCE's, stage B's rate, rank and optimizer
-MACE's for things (1e-4 there for people and styles). No cosine bounds were
-published: ``erasure calibrate`` measures what fits a model.
+their weights are ours, as is the form of what lies beyond. By default stage A takes the expectation
+over all neighbours exactly. Its default weights are UCE's, stage B's rate, rank and optimizer
+MACE's for things (1e-4 there for people and styles). No cosine bounds were published: ``erasure
+calibrate`` measures what suits a model.
 
 Cost: stage A encodes ten sentences a concept and solves one system, no denoiser. A step of stage B
-    takes three forwards
-and two backwards of the denoiser on the batch, and a fourth forward where no bank holds the
-anchor's prediction.
+takes three forwards and two backwards of the denoiser on the batch, and a fourth forward where no
+bank has cached the anchor's prediction.
 """
 
 from dataclasses import replace
@@ -38,28 +42,29 @@ from erasure_lightning.training.latent_sources import NoisyBatch
 from erasure_lightning.training.neighbours import (
     Mining,
     Neighbourhood,
+    NeighbourSampler,
     beyond_drift,
-    exchanged,
-    sentences,
+    concept_sentences,
+    replace_states,
 )
-from erasure_lightning.training.optimizers import Kind
+from erasure_lightning.training.optimizers import OptimizerName
 from erasure_lightning.training.prompt_states import aligned_states
 from erasure_lightning.training.regression import Regression
 
 
 class NeighbourMining(ErasureModule):
-    """What both variants share: the concepts' neighbourhoods, and stage A.
+    """Base of both variants: the concepts' neighbourhoods, and stage A.
 
     Args:
         min_cosine: ``S_1``, of a neighbour to its state, in 0..1; ``erasure calibrate`` measures
-            what fits a concept.
+            what suits a concept.
         max_cosine: ``S_2``, from ``min_cosine`` to 1.
         max_distance: ``D_1``, above 0; by default what ``min_cosine`` implies.
-        neighbours: ``n`` of each state, which share its weight with it; 0 for none.
-        beyond: ``m`` samples of each state's beyond; 0 for none.
-        sampler: ``expectation`` stands for infinitely many samples in stage A and draws directly in
-            stage B; ``direct`` and ``reject`` draw them.
-        erase_weight: ``lam_e`` of a concept, whose sentences, and their positions, share it.
+        neighbours: ``n``, number of neighbours that share a state's weight with it; 0 for none.
+        beyond: ``m``, number of states beyond each state; 0 for none.
+        sampler: ``direct`` and ``reject`` sample neighbours; ``expectation`` is the limit of
+            infinitely many samples in stage A, and samples directly in stage B.
+        erase_weight: ``lam_e`` of a concept, shared by its sentences and their positions.
         beyond_weight: ``lam_b`` of all concepts together.
         ridge: ``lam``, pull of stage A towards the old weights, above 0.
         kwargs: Arguments of every method.
@@ -87,10 +92,15 @@ class NeighbourMining(ErasureModule):
                 f" {ridge}."
             )
         self.neighbourhood = Neighbourhood(min_cosine, max_cosine, max_distance)
-        shared = beyond_weight / len(
-            self.concepts
-        )  # what is beyond is the same for all: they would add up
-        self.mining = Mining(self.neighbourhood, neighbours, beyond, sampler, erase_weight, shared)
+        self.mining = Mining(
+            self.neighbourhood,
+            neighbours,
+            beyond,
+            sampler,
+            erase_weight,
+            # Of each concept: what lies beyond is nearly the same for all, and would add up.
+            beyond_weight / len(self.concepts),
+        )
         self.ridge = ridge
 
     def stage_a(self) -> dict[str, Tensor]:
@@ -98,22 +108,24 @@ class NeighbourMining(ErasureModule):
         return self.solve_each(self._fill, self.ridge)
 
     def _fill(self, equations: Regression, source: TextInput) -> None:
-        """Every concept's terms."""
+        """Adds the terms of every concept."""
         vocabulary = Vocabulary(self.original.world, self.concepts)
-        for place, concept in enumerate(self.concepts):
-            self._write(
-                equations, sentences(concept, vocabulary), source, derive_seed(self.seed, place, 6)
-            )
+        for index, concept in enumerate(self.concepts):
+            batch = concept_sentences(concept, vocabulary)
+            self._add_concept(equations, batch, source, derive_seed(self.seed, index, 6))
 
-    def _write(
+    def _add_concept(
         self, equations: Regression, batch: PromptBatch, source: TextInput, seed: int
     ) -> None:
-        """A concept's terms; what stands before its words is to stay."""
-        plain, anchor = self.original.encode(batch.prompts), self.original.encode(batch.targets)
-        states, mined = source.rows(plain), source.from_concept(plain)
-        images = (
-            aligned_states(anchor, like=plain) if source.source == "tokens" else source.rows(anchor)
-        )
+        """Adds the terms of a concept; positions before its words are retained."""
+        concept = self.original.encode(batch.prompts)
+        anchor = self.original.encode(batch.targets)
+        states = source.rows(concept)
+        mined = source.from_concept(concept)
+        if source.source == "tokens":
+            images = aligned_states(anchor, like=concept)
+        else:
+            images = source.rows(anchor)
         scale = 1 / states[..., 0].numel()
         equations.keep(states[~mined], scale * self.mining.erase_weight)
         self.mining.write(equations, states[mined], images[mined], scale, seed)
@@ -128,14 +140,14 @@ class RealEraClosedForm(NeighbourMining, ClosedFormErasure):
 
 
 class RealEra(NeighbourMining, LoraErasure):
-    """RealEra: stage A, and from there low-rank adapters trained on noise predictions.
+    """RealEra: stage A, then low-rank adapters trained on noise predictions.
 
     Args:
-        closed_form: Begin with stage A; without it, stage B starts from the original.
+        closed_form: Start with stage A; without it, stage B starts from the original.
         noise_weight: ``lam_b'`` of the beyond term in stage B, at least 0.
         lr: Highest learning rate.
         optimizer: As in every gradient method.
-        kwargs: Of `NeighbourMining` and `LoraErasure`.
+        kwargs: Arguments of `NeighbourMining` and `LoraErasure`.
     """
 
     def __init__(
@@ -144,7 +156,7 @@ class RealEra(NeighbourMining, LoraErasure):
         closed_form: bool = True,
         noise_weight: float = 1.0,
         lr: float = 1e-5,
-        optimizer: Kind = "adamw",
+        optimizer: OptimizerName = "adamw",
         **kwargs: Any,
     ) -> None:
         super().__init__(lr=lr, optimizer=optimizer, **kwargs)
@@ -155,55 +167,51 @@ class RealEra(NeighbourMining, LoraErasure):
 
     def modified(self) -> list[str]:
         """The layers with adapters, and whatever else stage A solves for."""
-        return super().modified() + self._solved_alone(self.backbone)
+        return super().modified() + self._solved_only(self.backbone)
 
     def editable(self) -> dict[str, nn.Parameter]:
         """The layers with adapters, and whatever else stage A solves for."""
-        alone = {
-            name: self.backbone.get_parameter(name) for name in self._solved_alone(self.original)
-        }
-        return super().editable() | alone
+        names = self._solved_only(self.original)
+        return super().editable() | {name: self.backbone.get_parameter(name) for name in names}
 
-    def _solved_alone(self, backbone: Backbone) -> list[str]:
-        """Weights of text inputs that stage A alone edits, by name: all but those that read tokens."""
+    def _solved_only(self, backbone: Backbone) -> list[str]:
+        """Names of weights that only stage A edits: those of text inputs other than tokens."""
         others = backbone.text_inputs()[1:] if self.closed_form else []
         return [f"{name}.weight" for source in others for name in source.layers]
 
     @torch.no_grad()
     def on_train_start(self) -> None:
-        """Stage A, beneath the adapters; a resumed run has it in its checkpoint."""
+        """Stage A, in the weights under the adapters; a resumed run has it in its checkpoint."""
         super().on_train_start()
         if self.closed_form and not self.global_step:
-            self.write({self.beneath(name): weight for name, weight in self.stage_a().items()})
+            solution = self.stage_a()
+            self.write({self.base_weight_name(name): solution[name] for name in solution})
 
     def erasure_loss(self, batch: NoisyBatch) -> Tensor:
-        """``L_era + lam_b' L_bey``, a scalar."""
-        prediction = self.student(batch, self.perturbed(self.original.encode(batch.prompts)))
-        loss = mse_loss(prediction, batch.teacher.anchor)
+        """``mse(eps(e + eta), eps*(c_a)) + lam_b' L_bey``, a scalar."""
+        perturbed = self.perturbed(self.original.encode(batch.prompts))
+        loss = mse_loss(self.student(batch, perturbed), batch.teacher.anchor)
         if self.mining.beyond and self.noise_weight:
             drift = beyond_drift(self.backbone, self.original, batch.x, batch.t, batch.prompts)
             loss = loss + self.noise_weight * drift
         return loss
 
     def perturbed(self, prompts: Conditioning) -> Conditioning:
-        """Half of the batch with fresh neighbours from the concept's words on, at random if it is
-        odd.
+        """Half of the batch with random neighbours from the concept's words on.
 
-        The pooled vector, where the family has one, has a neighbour of its own.
+        Of an odd batch the larger or the smaller half, at random. The pooled vector, where the
+        family has one, has a neighbour of its own.
         """
         if not self.mining.neighbours:
             return prompts
-        count, where = len(prompts), prompts.from_concept()
-        chosen = (
-            (2 * torch.randperm(count) + torch.randint(2, ()) < count).to(where.device).unsqueeze(1)
-        )
-        sampler: Literal["reject", "direct"] = (
-            "reject" if self.mining.sampler == "reject" else "direct"
-        )
-        near = exchanged(prompts, where & chosen, self.neighbourhood.draw(prompts.tokens, sampler))
+        count = len(prompts)
+        where = prompts.from_concept()
+        chosen = 2 * torch.randperm(count) + torch.randint(2, ()) < count
+        chosen = chosen.to(where.device).unsqueeze(1)
+        sampler: NeighbourSampler = "reject" if self.mining.sampler == "reject" else "direct"
+        neighbours = self.neighbourhood.draw(prompts.tokens, sampler)
+        perturbed = replace_states(prompts, where & chosen, neighbours)
         if prompts.pooled is None:
-            return near
-        pooled = torch.where(
-            chosen, self.neighbourhood.draw(prompts.pooled, sampler), prompts.pooled
-        )
-        return replace(near, pooled=pooled)
+            return perturbed
+        pooled_neighbours = self.neighbourhood.draw(prompts.pooled, sampler)
+        return replace(perturbed, pooled=torch.where(chosen, pooled_neighbours, prompts.pooled))

@@ -1,18 +1,25 @@
 """SAGE: semantic-augment erasing (Zhu et al., arXiv 2506.09363).
 
-Self-check finds sentences around the concept's words that the trained text encoder still encodes as
-the original does; self-erasure unlearns them, so that a concept *domain* goes and not a word.
-Retention stands in callbacks.
+Self-check searches for sentences around the concept's words that the trained text encoder still
+encodes as the original does; self-erasure unlearns them, so that a concept *domain* is erased and
+not a word. With ``E`` the encoder in training, ``E*`` the original, ``s`` an encoder's summary of a
+prompt, and ``c`` and ``a`` the sentences of concept and anchor,
+
+    self-check    ``c' = argmin over templates of 1 - cos( s(c'), s*(c) )``, from ``c`` outward
+    self-erasure  ``( |E(c) - y(c)|^2 + |E(c') - y(c')|^2 ) / 2``
+                  with ``y(c) = E*(a) - eta (E*(c) - E*(a))``
+
+Retention is added by callbacks.
 
 Stated by the paper or its reviews: the alternation of self-check and self-erasure, the attack
-``[tau_t, tau_c]`` on the template's word embeddings from the concept prompt outward, the text
-encoder as what is trained, no denoising of many steps. The exact losses are our reconstruction;
-numbers by default are those of its nearest relative with code, AdvUnlearn. Of the retention
-callbacks in our configs `LocalStatePreservation` and `UnconditionalDrift` are not the paper's.
+``[tau_t, tau_c]`` on the template's word embeddings from the concept prompt outward, training of
+the text encoder, no denoising of many steps. The exact losses are our reconstruction; the default
+numbers are those of its nearest relative with code, AdvUnlearn. Of the retention callbacks in our
+configs `LocalStatePreservation` and `UnconditionalDrift` are not the paper's.
 
 Cost per step: ``check_steps + 2`` forwards and backwards of the text encoder on the concept
-prompts, and a forward more, none of the denoiser (``erase_space="noise"``: 3 or 4 forwards and 1 or
-2 backwards of it).
+prompts, and one more forward, none of the denoiser (``erase_space="noise"``: 3 or 4 forwards and 1
+or 2 backwards of it).
 """
 
 from typing import Any, Literal
@@ -25,9 +32,9 @@ from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.conditioning import CONCEPT, Conditioning
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.training.gradient import GradientErasure
-from erasure_lightning.training.latent_sources import NoisyBatch, alternatives
+from erasure_lightning.training.latent_sources import NoisyBatch, anchor_conditioning
 from erasure_lightning.training.prompt_states import (
-    Prompts,
+    PromptEmbeddings,
     aligned_states,
     cosine_distance,
     gradient_ascent,
@@ -38,27 +45,30 @@ from erasure_lightning.training.prompt_states import (
 
 
 class SAGE(GradientErasure):
-    """Semantic-augment erasing: finds what still calls the concept, and unlearns that too.
+    """Semantic-augment erasing: searches for prompts that still evoke a concept, and unlearns them.
 
     Args:
         edit: What is trained: the ``text_encoder``, or the ``cross_attention`` (needs
             ``erase_space`` noise).
-        blocks: How many of the text encoder's last blocks are trained, all if ``None``. Late blocks
-            hold meaning: an edit there reaches words that share the concept's.
-        check_steps: Gradient steps of the self-check, 0 for none.
+        blocks: Number of the text encoder's last blocks that are trained, all if ``None``. Late
+            blocks encode meaning: an edit there affects words of a similar meaning.
+        check_steps: Gradient steps of the self-check, at least 0; 0 for none.
         check_size: Length of a step, in lengths of the vocabulary's median word embedding; 0.07 is
             about as far as AdvUnlearn's Adam of rate 1e-3 goes in the 768 coordinates of CLIP-L.
         check_from: First step with a self-check.
         check: What it maximises: ``cosine`` to the original's summary of the concept, ``margin`` of
-            that over the anchor's, or (``outside_in``) closeness of noise predictions, from random
+            that over the anchor's, or (``outside_in``) similarity of noise predictions, from random
             words.
-        erase_space: Where concept meets anchor: in the text encoder's states or the denoiser's
+        erase_space: Space of the erasure loss: the text encoder's states or the denoiser's
             predictions.
-        target_template: Of the anchor's states: ``plain``, which pulls what was found all the way
-            back, or ``found``.
+        target_template: Template of the anchor's states: the ``plain`` one, also for what the
+            self-check returned, or the one ``found`` by the self-check.
         eta: How far past the anchor the target lies, away from the concept; at least 0.
         lr: Highest learning rate.
         kwargs: Arguments of every gradient method.
+
+    Raises:
+        ErasureError: If a number is out of range, or ``edit`` and ``erase_space`` do not fit.
     """
 
     default_retention = ("GlobalSemanticAlignment", "LocalNoisePreservation")
@@ -81,131 +91,148 @@ class SAGE(GradientErasure):
         super().__init__(lr=lr, **kwargs)
         if edit == "cross_attention" and erase_space == "text":
             raise ErasureError(
-                "SAGE with edit 'cross_attention' needs erase_space 'noise'; text states stay as"
-                " they are."
+                "SAGE with edit 'cross_attention' needs erase_space 'noise'; it does not change"
+                " text states."
             )
         if check_steps < 0 or eta < 0 or (blocks is not None and blocks < 0):
             raise ErasureError(
                 f"SAGE needs check_steps, eta, blocks of at least 0; found {check_steps}, {eta},"
                 f" {blocks}."
             )
-        self.edit, self.blocks = edit, blocks
-        self.check, self.check_steps, self.check_size, self.check_from = (
-            check,
-            check_steps,
-            check_size,
-            check_from,
-        )
-        self.erase_space, self.target_template, self.eta = erase_space, target_template, eta
+        self.edit = edit
+        self.blocks = blocks
+        self.check_steps = check_steps
+        self.check_size = check_size
+        self.check_from = check_from
+        self.check = check
+        self.erase_space = erase_space
+        self.target_template = target_template
+        self.eta = eta
 
     def editable(self) -> dict[str, nn.Parameter]:
         """The text encoder's last blocks and final norm, or the text layers of the denoiser."""
-        return (
-            self.backbone.text_parameters(self.blocks)
-            if self.edit == "text_encoder"
-            else super().editable()
-        )
+        if self.edit == "text_encoder":
+            return self.backbone.text_parameters(self.blocks)
+        return super().editable()
 
     def erasure_loss(self, batch: NoisyBatch) -> Tensor:
-        """Self-erasure of the plain prompts and, once it has begun, of what the self-check found."""
-        text = self.erase_space == "text"
-        anchor = self.backbone.embed(batch.targets if text else batch.sentences.alternatives)
-        plain = self.backbone.embed(batch.prompts)
-        prompts = [plain]
+        """Self-erasure of the plain prompts and, from ``check_from`` on, of the self-check's."""
+        in_text_space = self.erase_space == "text"
+        anchor_prompts = batch.targets if in_text_space else batch.sentences.alternatives
+        anchor = self.backbone.embed(anchor_prompts)
+        concept = self.backbone.embed(batch.prompts)
+        variants = [concept]
         if self.check_steps and self.global_step >= self.check_from:
-            prompts.append(self.self_check(plain, batch, anchor))
-        if text:
+            variants.append(self.self_check(concept, batch, anchor))
+        if in_text_space:
             target = self.original.encode(batch.targets)
-            losses = [self.text_erasure(p, anchor, target) for p in prompts]
+            losses = [self.text_erasure(prompts, anchor, target) for prompts in variants]
         else:
-            noise = self._noise_target(plain, batch)
-            losses = [
-                mse_loss(self.student(batch, self.backbone.contextualize(p)), noise)
-                for p in prompts
-            ]
+            noise_target = self._noise_target(concept, batch)
+            losses = [self._noise_erasure(prompts, batch, noise_target) for prompts in variants]
         return torch.stack(losses).mean()
 
     def self_check(
-        self, plain: Prompts, batch: NoisyBatch, anchor: Prompts | None = None
-    ) -> Prompts:
-        """Templates, from the plain prompt outward, under which the edited model still means the
-        concept.
+        self,
+        concept: PromptEmbeddings,
+        batch: NoisyBatch,
+        anchor: PromptEmbeddings | None = None,
+    ) -> PromptEmbeddings:
+        """Prompts, from the concept's outward, that the edited model encodes as the concept.
 
-        Where the model means what the original means, the template stays as it is.
+        Where it already encodes the concept as the original does, the template is unchanged.
 
         Args:
-            plain: The concept prompts.
-            batch: Noisy latents, read by ``outside_in`` alone.
-            anchor: The anchor's prompts, read by ``margin`` alone.
+            concept: The concept's prompts.
+            batch: Noisy latents, used by ``outside_in`` alone.
+            anchor: The anchor's prompts, used by ``margin`` alone.
         """
-        outside = self.check == "outside_in"
+        outside_in = self.check == "outside_in"
 
-        def meaning(backbone: Backbone, prompts: Prompts) -> Tensor:
-            if not outside:
+        def meaning(backbone: Backbone, prompts: PromptEmbeddings) -> Tensor:
+            if not outside_in:
                 return backbone.summarize(prompts)
             return backbone.denoise(batch.x, batch.t, backbone.contextualize(prompts))
 
+        anchor_meaning = None
         with torch.no_grad():
-            concept = meaning(self.original, plain)
-            other = self.original.summarize(anchor) if self.check == "margin" and anchor else None
-        tables, start = self.backbone.word_tables(), plain
-        if outside:
+            concept_meaning = meaning(self.original, concept)
+            if self.check == "margin" and anchor:
+                anchor_meaning = self.original.summarize(anchor)
+        tables = self.backbone.word_tables()
+        start = concept
+        if outside_in:
             start = tuple(
-                with_random_template(e, table) for e, table in zip(plain, tables, strict=True)
+                with_random_template(prompts, table)
+                for prompts, table in zip(concept, tables, strict=True)
             )
         sizes = tuple(self.check_size * table.norm(dim=1).median() for table in tables)
 
-        def score(prompts: Prompts) -> Tensor:
-            return -self.check_loss(meaning(self.backbone, prompts), concept, other)
+        def score(prompts: PromptEmbeddings) -> Tensor:
+            return -self.check_loss(
+                meaning(self.backbone, prompts), concept_meaning, anchor_meaning
+            )
 
         return gradient_ascent(start, score, sizes, self.check_steps)
 
-    def check_loss(self, now: Tensor, concept: Tensor, anchor: Tensor | None = None) -> Tensor:
-        """``L_chk`` ``(B,)``, two readings of the paper's words; 0 where the model means what the
-        original meant.
+    def check_loss(self, meaning: Tensor, concept: Tensor, anchor: Tensor | None = None) -> Tensor:
+        """``L_chk`` ``(B,)``; 0 where a prompt is encoded as the original encodes the concept.
+
+        Two readings of the paper's words: ``1 - cos(s, s*(c))``, by ``margin`` plus
+        ``cos(s, s*(a))``, or the mean squared difference of noise predictions.
         """
         if self.check == "outside_in":
-            return (now - concept).square().flatten(1).mean(dim=1)
-        return cosine_distance(now, concept) + (
-            0 if anchor is None else 1 - cosine_distance(now, anchor)
-        )
+            return (meaning - concept).square().flatten(1).mean(dim=1)
+        loss = cosine_distance(meaning, concept)
+        return loss + (0 if anchor is None else 1 - cosine_distance(meaning, anchor))
 
     @torch.no_grad()
-    def _noise_target(self, plain: Prompts, batch: NoisyBatch) -> Tensor:
-        """``eps*(c_a) - eta (eps*(c_e) - eps*(c_a))``, ``(B, C, h, w)``; without anchor and at eta
-        1 that of ESD.
-        """
-        anchor = self.original.denoise(
-            batch.x, batch.t, alternatives(self.original, batch.sentences)
-        )
-        concept = self.original.denoise(batch.x, batch.t, self.original.contextualize(plain))
-        return anchor - self.eta * (concept - anchor)
+    def _noise_target(self, concept: PromptEmbeddings, batch: NoisyBatch) -> Tensor:
+        """``eps*(c_a) - eta (eps*(c_e) - eps*(c_a))``; ESD's without anchor and at eta 1."""
+        original = self.original
+        anchor_states = anchor_conditioning(original, batch.sentences)
+        anchor_prediction = original.denoise(batch.x, batch.t, anchor_states)
+        concept_states = original.contextualize(concept)
+        concept_prediction = original.denoise(batch.x, batch.t, concept_states)
+        return anchor_prediction - self.eta * (concept_prediction - anchor_prediction)
 
-    def text_erasure(self, prompts: Prompts, anchor: Prompts, target: Conditioning) -> Tensor:
-        """``L_ers`` in text space, a scalar: states of the concept's words, and apart from them of
-        all that follows.
+    def _noise_erasure(
+        self, prompts: PromptEmbeddings, batch: NoisyBatch, target: Tensor
+    ) -> Tensor:
+        """``L_ers`` in noise space, a scalar: ``mse(eps(c), target)``."""
+        return mse_loss(self.student(batch, self.backbone.contextualize(prompts)), target)
 
-        The pooled vector, where the family has one, is a third.
+    def text_erasure(
+        self, prompts: PromptEmbeddings, anchor: PromptEmbeddings, target: Conditioning
+    ) -> Tensor:
+        """``L_ers`` in text space, a scalar.
+
+        The mean over states of the concept's words, plus that over all states after them, plus the
+        pooled vector's where the family has one.
 
         Args:
-            prompts: The concept's prompts, plain or as the self-check found them.
+            prompts: The concept's prompts, plain or from the self-check.
             anchor: The anchor's plain prompts.
             target: ``y_a`` ``(B, L, D)``, the original's states of them, from which the target
-                ``y_a - eta (y_c - y_a)`` comes.
+                ``y_a - eta (y_c - y_a)`` is computed.
         """
         if self.target_template == "found":
             anchor = tuple(with_template_of(a, c) for a, c in zip(anchor, prompts, strict=True))
             with torch.no_grad():
                 target = self.original.contextualize(anchor)
-        now = self.backbone.contextualize(prompts)
-        tokens, pooled = self._past(aligned_states(target, like=now), target.pooled, prompts)
-        gap = (now.tokens - tokens).square().mean(dim=2)
-        loss = masked_mean(gap, now.positions(CONCEPT)) + masked_mean(gap, now.behind_concept())
-        return loss if now.pooled is None or pooled is None else loss + mse_loss(now.pooled, pooled)
+        states = self.backbone.contextualize(prompts)
+        tokens = aligned_states(target, like=states)
+        tokens, pooled = self._past_anchor(tokens, target.pooled, prompts)
+        errors = (states.tokens - tokens).square().mean(dim=2)
+        loss = masked_mean(errors, states.positions(CONCEPT))
+        loss = loss + masked_mean(errors, states.behind_concept())
+        if states.pooled is None or pooled is None:
+            return loss
+        return loss + mse_loss(states.pooled, pooled)
 
     @torch.no_grad()
-    def _past(
-        self, tokens: Tensor, pooled: Tensor | None, prompts: Prompts
+    def _past_anchor(
+        self, tokens: Tensor, pooled: Tensor | None, prompts: PromptEmbeddings
     ) -> tuple[Tensor, Tensor | None]:
         """``y_a - eta (y_c - y_a)`` of the anchor's states, tokens and pooled vector."""
         if not self.eta:

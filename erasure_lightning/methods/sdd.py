@@ -1,26 +1,25 @@
-"""SDD: the model's prediction for the concept is distilled into its own prediction for the empty
-prompt.
+"""SDD: distils the model's unconditional prediction into its prediction for the concept.
 
 Kim et al., Towards Safe Self-Distillation of Internet-Scale Text-to-Image Diffusion Models, arXiv
 2307.05977. Official code nannullna/safe-diffusion @ a2e820c, `train_sdd.py`. Verified in code:
 
 * the loss ``mse( eps(x_t, c_s), sg eps(x_t, 0) )``, both of the student, so that the target may
   drift;
-* an average of the student's weights, ``a <- ema a + (1 - ema) w`` behind every optimizer step,
-  without warm-up or correction of its start: it supplies the latents ``x_t``, and it is what is
-  saved. So it is here: checkpoints, the exported edit and, once training has ended, the model
-  itself hold the average; a checkpoint holds the student beside.
-* several concepts: one a step in the loss (they take turns), while trajectories ask for all of
-  them, joined by commas. Here each trajectory names its step's concept first, so that a text
-  encoder that cuts the row short still reads it.
+* an average of the student's weights, ``a <- ema a + (1 - ema) w`` after every optimizer step,
+  without warm-up or bias correction: it supplies the latents ``x_t``, and is what is saved. So it
+  is here: the average is the edit in checkpoints, the exported edit, and the model once training
+  has ended; a checkpoint has the student too.
+* several concepts: one a step in the loss, in turn, while the prompts of trajectories name all of
+  them, joined by commas. Here each trajectory's prompt names its step's concept first, so that a
+  text encoder that truncates the list still reads it.
 
 Where ours differs: the official code labels the clean end of a whole rollout with the noisiest
-times where it drew no steps at all (2 % of its batches); the bank's latents bear their own times.
-It rolls out up to 50 steps for one latent, with the average of that moment; the bank keeps every
-step, and rolls out anew each ``refresh`` draws (``student: true`` follows the average). The
-official numbers are the defaults: 1e-5 (AdamW, decay 1e-4, constant) with ``ema`` 0.999, which
-leaves 0.999^1500 = 22 % of the original's weights in the average of 1500 steps; the 0.975 of our
-config leaves 5 % of 120. A joined prompt keeps our template; there it is the bare words.
+times where it drew no steps at all (2 % of its batches); the bank's latents have their own times.
+It rolls out up to 50 steps for one latent, with the current average; the bank caches every step,
+and rolls out anew after ``refresh`` draws (``student: true`` rolls out the average). The official
+numbers are the defaults: 1e-5 (AdamW, decay 1e-4, constant) with ``ema`` 0.999, which leaves
+0.999^1500 = 22 % of the original's weights in the average of 1500 steps; the 0.975 of our config
+leaves 5 % after 120. A joined prompt has our template; there it is the bare words.
 
 Cost of a step: 1 forward, 1 forward and backward; a rollout costs twice its steps.
 """
@@ -40,18 +39,16 @@ from erasure_lightning.distributed.fsdp import copy_into, full_tensor
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.training.base import BACKBONE_PREFIX
 from erasure_lightning.training.gradient import GradientErasure
-from erasure_lightning.training.latent_sources import Models, NoisyBatch
-from erasure_lightning.training.optimizers import Kind
+from erasure_lightning.training.latent_sources import NoisyBatch, SourceModels
+from erasure_lightning.training.optimizers import OptimizerName
 
 
 class SDD(GradientErasure):
-    """Safe self-distillation: says of the concept what it says of nothing, and keeps the average of
-    its weights.
+    """Safe self-distillation: trains towards the unconditional prediction, and averages weights.
 
     Args:
         train: Which part of the denoiser, as in ESD: ``x`` is its cross-attention.
-        ema: What the average keeps of itself at a step, from 0 (the student itself is kept) to
-            below 1.
+        ema: Decay of the average at a step, from 0 (the average is the student) to below 1.
         lr: Highest learning rate.
         optimizer: As in every gradient method.
         weight_decay: As in every gradient method.
@@ -74,14 +71,15 @@ class SDD(GradientErasure):
         train: Part = "x",
         ema: float = 0.999,
         lr: float = 1e-5,
-        optimizer: Kind = "adamw",
+        optimizer: OptimizerName = "adamw",
         weight_decay: float | None = 1e-4,
         **kwargs: Any,
     ) -> None:
         super().__init__(lr=lr, optimizer=optimizer, weight_decay=weight_decay, **kwargs)
         if not 0 <= ema < 1:
             raise ErasureError(f"SDD needs ema of at least 0 and below 1; found {ema}.")
-        self.train_part, self.ema = train, ema
+        self.train_part = train
+        self.ema = ema
         #: The student's weights while the average stands in its place.
         self._parked: dict[str, Tensor] = {}
 
@@ -102,7 +100,7 @@ class SDD(GradientErasure):
             target = self.student(batch, self.backbone.unconditional(len(batch)))
         return mse_loss(self.student(batch), target)
 
-    def models(self) -> Models:
+    def models(self) -> SourceModels:
         """A source that follows the student follows its average."""
         return replace(super().models(), student=self.average)
 
@@ -113,14 +111,16 @@ class SDD(GradientErasure):
     def source_sentences(self, count: int, number: int) -> PromptBatch:
         """Sentences that name all concepts, their own first."""
         batch = super().source_sentences(count, number)
-        pairs = zip(batch.templates, batch.concepts, strict=True)
-        return batch._replace(
-            templates=[template.replace("{}", self._joined(c)) for template, c in pairs]
-        )
+        templates = [
+            template.replace("{}", self._joined(concept))
+            for template, concept in zip(batch.templates, batch.concepts, strict=True)
+        ]
+        return batch._replace(templates=templates)
 
     def _joined(self, first: str) -> str:
-        """``{}, heart, bomb``: a place for the first concept, and all others behind it."""
-        return ", ".join(["{}", *(c.name for c in self.concepts if c.name != first)])
+        """``{}, heart, bomb``: a place for the first concept, and all others after it."""
+        others = [concept.name for concept in self.concepts if concept.name != first]
+        return ", ".join(["{}", *others])
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Take the step, and draw the average after it."""

@@ -1,22 +1,25 @@
 """UCE: unified concept editing (Gandikota et al., WACV 2024, arXiv 2308.14761).
 
-Every map ``W`` that reads text is solved for at once, so that the last token of a concept ``c_i``
-comes out as the last token of its anchor ``g_i`` did:
+For every map ``W`` that reads text it minimises
 
     ``J(W) = e sum_i |W c_i - W* g_i|^2 + p sum_j |W p_j - W* p_j|^2 + lamb |W - W*|^2``
 
+in closed form: the last token of a concept ``c_i`` is mapped to where the original ``W*`` maps the
+last token of its anchor ``g_i``, and preserved tokens ``p_j`` stay.
+
 Official code: rohitgandikota/unified-concept-editing @ 28c81ed, ``trainscripts/uce_sd_erase.py``.
 Verified there: the objective and its three weights, one token a concept, sums (not means) over
-concepts, all targets of the original weights; so the order of concepts has no influence. An empty
-anchor is, there and here, the token in front of where the concept's words stand: the start token
-for the bare name, ``of`` in ``image of {}``. Different here: float64 in place of float32; templates
-are named, where the code has a switch for five of its own; and what retention callbacks hold joins
-the ``p_j``; where words follow the place in a template, the code takes the sentence's last token
-for the subject's. The code of the paper's time (@ f7222e6) edits the rows behind the last token
-too, as `RECE` does first.
+concepts, all targets from the original weights, so that the order of concepts has no influence. An
+empty anchor is, there and here, the token before the place of the concept's words: the start token
+for the bare name, ``of`` in ``image of {}``.
+
+Where ours differs: float64, not float32; templates are an argument, where the code has a switch for
+five of its own; what retention callbacks retain joins the ``p_j``; where a template goes on after
+the words, the code takes the sentence's last token for the subject's. The code of the paper's time
+(@ f7222e6) also edits the rows after the last token, as the first edit of `RECE` does.
 
 Cost: no UNet evaluation; two text encodings a concept and template, and one factorisation for all
-    maps.
+maps.
 """
 
 from collections.abc import Iterator
@@ -32,7 +35,7 @@ from erasure_lightning.training.prompt_states import last_token_states
 from erasure_lightning.training.regression import Regression
 
 #: Sentences encoded at once.
-CHUNK = 64
+_CHUNK = 64
 
 
 class UCE(ClosedFormErasure):
@@ -41,8 +44,8 @@ class UCE(ClosedFormErasure):
     Args:
         templates: Sentences with ``{}`` for the words, in which the last token is redirected; the
             bare name by default.
-        preserve: Prompts whose last token's images stay; none by default. Retention callbacks hold
-            whole prompts.
+        preserve: Prompts whose last token's images are retained; none by default. Retention
+            callbacks retain whole prompts.
         erase_scale: Weight ``e`` of each concept and template, at least 0.
         preserve_scale: Weight ``p`` of each prompt in ``preserve``, at least 0.
         ridge: Pull ``lamb`` towards the original weights, above 0.
@@ -74,27 +77,33 @@ class UCE(ClosedFormErasure):
             )
         self.templates = templates or ["{}"]
         self.preserve = preserve or []
-        self.erase_scale, self.preserve_scale, self.ridge = erase_scale, preserve_scale, ridge
+        self.erase_scale = erase_scale
+        self.preserve_scale = preserve_scale
+        self.ridge = ridge
 
     def solve(self) -> dict[str, Tensor]:
-        """``W = W* (I + C)`` for every map, with the one ``C`` that minimises ``J``."""
+        """The minimiser ``W = W* (I + C)`` of ``J`` for every map, with one ``C`` for all."""
         return self.solve_each(self._fill, self.ridge)
 
     def _fill(self, equations: Regression, source: TextInput) -> None:
-        for batch in self._redirected():
-            equations.redirect(*last_token_states(self.original, batch, source), self.erase_scale)
+        """Adds the terms of the concepts and of the preserved prompts."""
+        for batch in self._concept_batches():
+            concepts, anchors = last_token_states(self.original, batch, source)
+            equations.redirect(concepts, anchors, self.erase_scale)
         for batch in _chunks("{}", self.preserve, self.preserve):
-            equations.keep(last_token_states(self.original, batch, source)[0], self.preserve_scale)
+            preserved, _ = last_token_states(self.original, batch, source)
+            equations.keep(preserved, self.preserve_scale)
 
-    def _redirected(self) -> Iterator[PromptBatch]:
+    def _concept_batches(self) -> Iterator[PromptBatch]:
         """Every concept in every template."""
-        concepts, anchors = [c.name for c in self.concepts], [c.anchor for c in self.concepts]
+        concepts = [concept.name for concept in self.concepts]
+        anchors = [concept.anchor for concept in self.concepts]
         for template in self.templates:
             yield from _chunks(template, concepts, anchors)
 
 
 def _chunks(template: str, concepts: list[str], anchors: list[str]) -> Iterator[PromptBatch]:
-    """The words in a template, `CHUNK` sentences at a time."""
-    for i in range(0, len(concepts), CHUNK):
-        words = concepts[i : i + CHUNK]
-        yield PromptBatch([template] * len(words), words, anchors[i : i + CHUNK])
+    """Sentences of a template, `_CHUNK` at a time."""
+    for i in range(0, len(concepts), _CHUNK):
+        words = concepts[i : i + _CHUNK]
+        yield PromptBatch([template] * len(words), words, anchors[i : i + _CHUNK])

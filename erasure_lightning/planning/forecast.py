@@ -251,11 +251,12 @@ def _make_fake(module: ErasureModule, memory: MemoryTracker) -> None:
     backbone.to = lambda *_: backbone
     cast(Any, module)._given = (backbone,)
     cast(Any, module)._apply = lambda *_, **__: module
-    memory.hold([*backbone.parameters(), *backbone.buffers()])
-    if isinstance(module, SalientErasure):
-        # Losses are differentiated one after the other, so that one takes as much memory as all.
-        slopes = module.slopes
-        cast(Any, module).slopes = lambda losses: slopes([next(iter(losses))])
+    ledger.hold([*backbone.parameters(), *backbone.buffers()])
+    if isinstance(
+        module, SalientErasure
+    ):  # one loss needs as much memory as a hundred, one after the other
+        gradients = module.gradients
+        cast(Any, module).gradients = lambda losses: gradients([next(iter(losses))])
 
 
 def _counters(module: ErasureModule, memory: MemoryTracker) -> list[DenoiserCounter]:

@@ -1,7 +1,7 @@
-"""Global semantic relationship alignment, SAGE's first retention term (arXiv 2506.09363).
+"""Global semantic relationship alignment, the first retention term of SAGE (arXiv 2506.09363).
 
-The idea is stated in the paper; the matrix is our reconstruction. Cost per step: one pass of the
-text encoder over the drawn prompts, cut to the longest of them; no denoiser.
+The idea is stated in the paper; the matrix is our reconstruction. Cost per step: one forward and
+backward of the text encoder on a minibatch of prompts, cut to the longest of them; no denoiser.
 """
 
 from typing import Any, Literal
@@ -14,24 +14,26 @@ from erasure_lightning.retention.base import RetentionCallback
 from erasure_lightning.training.gradient import GradientErasure
 from erasure_lightning.training.prompt_states import cosine_matrix
 
+#: Prompts encoded at once.
+_CHUNK = 256
+
 
 class GlobalSemanticAlignment(RetentionCallback):
-    """Keeps the relations of retained prompts to each other, measured in end-of-text states, as
-    they were.
+    """Retains the similarities of retained prompts to each other, in end-of-text states.
 
     With ``s*`` the original's and ``s`` the trained encoder's states, ``R*_ij = cos(s*_i, s*_j)``
     and
 
     * ``cross``: ``R_ij = cos(s_i, s*_j)``, trained rows against original columns, mean squared
-      difference. The denoiser expects absolute positions, and this is the mode that holds them.
-    * ``self``: ``R_ij = cos(s_i, s_j)``; blind to a rotation of all states.
+      difference. The denoiser depends on absolute states, and this is the mode that retains them.
+    * ``self``: ``R_ij = cos(s_i, s_j)``; invariant to a rotation of all states.
     * ``kl_softmax``: as ``cross``, but the rows as distributions, compared by Kullback-Leibler
       divergence.
 
     Args:
         weight: Of the term.
-        mode: Which relations are compared.
-        batch_size: Prompts drawn a step (rows), on each rank.
+        mode: Which similarities are compared.
+        batch_size: Prompts sampled a step (rows), on each rank.
         temperature: Of ``kl_softmax``, above 0.
         kwargs: Arguments of every retention callback.
     """
@@ -55,35 +57,36 @@ class GlobalSemanticAlignment(RetentionCallback):
 
     @torch.no_grad()
     def prepare(self, module: GradientErasure) -> None:
-        """Encode every retained prompt with the original, once: the columns of every step's matrix."""
-        parts = [self.retained[i : i + 256] for i in range(0, len(self.retained), 256)]
+        """Encodes every retained prompt with the original, once: the columns of the matrices."""
         original = module.original
+        parts = [self.retained[i : i + _CHUNK] for i in range(0, len(self.retained), _CHUNK)]
         self._originals = torch.cat([original.summarize(original.embed(part)) for part in parts])
 
     def term(self, module: GradientErasure) -> Tensor:
-        """Distance between trained and original relations, a scalar."""
+        """Distance between the trained and the original similarities, a scalar."""
         rows = self.draw(self.batch_size)
-        states = module.backbone.summarize(module.backbone.embed([self.retained[i] for i in rows]))
-        before = self._originals[rows]
+        prompts = [self.retained[i] for i in rows]
+        states = module.backbone.summarize(module.backbone.embed(prompts))
+        original_states = self._originals[rows]
         if self.mode == "self":
-            # Ranks see each other's rows, so that the matrix spans them all; the columns carry
-            # gradient too.
-            everyone, everyone_before = _gather(module, states), _gather(module, before)
-            return (
-                (cosine_matrix(states, everyone) - cosine_matrix(before, everyone_before))
-                .square()
-                .mean()
-            )
-        now, then = cosine_matrix(states, self._originals), cosine_matrix(before, self._originals)
+            # The columns are the rows of all ranks, and have gradient too.
+            similarities = cosine_matrix(states, _gather(module, states))
+            target = cosine_matrix(original_states, _gather(module, original_states))
+            return (similarities - target).square().mean()
+        similarities = cosine_matrix(states, self._originals)
+        target = cosine_matrix(original_states, self._originals)
         if self.mode == "cross":
-            return (now - then).square().mean()
-        heat = self.temperature
-        logs = log_softmax(now / heat, dim=-1), log_softmax(then / heat, dim=-1)
-        return kl_div(*logs, reduction="batchmean", log_target=True)
+            return (similarities - target).square().mean()
+        return kl_div(
+            log_softmax(similarities / self.temperature, dim=-1),
+            log_softmax(target / self.temperature, dim=-1),
+            reduction="batchmean",
+            log_target=True,
+        )
 
 
 def _gather(module: GradientErasure, states: Tensor) -> Tensor:
-    """Every rank's states ``(N, D)`` in one ``(ranks * N, D)``."""
+    """The states ``(N, D)`` of all ranks, ``(ranks * N, D)``."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return states
     gathered = module.all_gather(states, sync_grads=True)

@@ -1,7 +1,7 @@
-"""Local predicted-noise preservation, SAGE's second retention term (arXiv 2506.09363).
+"""Local predicted-noise preservation, the second retention term of SAGE (arXiv 2506.09363).
 
 Stated in the paper; the form is inferred with high confidence. Cost per step: two denoiser forwards
-and one backward on the drawn prompts; one forward less where a bank holds the original's
+and one backward on a minibatch of prompts; one forward less where a bank has cached the original's
 predictions.
 """
 
@@ -16,18 +16,19 @@ from erasure_lightning.distributed.collectives import gather_on_first_rank, of_t
 from erasure_lightning.retention.base import RetentionCallback
 from erasure_lightning.seeding import derive_seed
 from erasure_lightning.training.gradient import GradientErasure
-from erasure_lightning.training.latent_sources import LatentSource, Models, PureNoise
+from erasure_lightning.training.latent_sources import LatentSource, PureNoise, SourceModels
 
 
 class LocalNoisePreservation(RetentionCallback):
-    """Keeps the denoiser's predictions on retained prompts as they were: ``E |eps(x, t, r) -
-    eps*(x, t, r)|^2``.
+    """Retains the denoiser's predictions on retained prompts.
+
+    ``E |eps(x, t, r) - eps*(x, t, r)|^2`` for retained prompts ``r``.
 
     Args:
         weight: Of the term; 0.3, and 5 prompts, in AdvUnlearn.
-        batch_size: Prompts drawn a step, on each rank.
-        latents: Where ``(x, t)`` come from: trajectories of the original on retained prompts, for
-            instance; by default pure noise at random times, which reaches more prompts for less.
+        batch_size: Prompts sampled a step, on each rank.
+        latents: Source of ``(x, t)``, for instance trajectories of the original on retained
+            prompts; by default pure noise at random times, which covers more prompts at less cost.
         kwargs: Arguments of every retention callback.
     """
 
@@ -45,20 +46,19 @@ class LocalNoisePreservation(RetentionCallback):
         self.latents = PureNoise() if latents is None else latents
 
     def prepare(self, module: GradientErasure) -> None:
-        """Draw the latents that are drawn once."""
+        """Generates the latents that are generated once."""
         self.latents.prepare(self._models(module))
 
-    def _models(self, module: GradientErasure) -> Models:
-        """What latents are drawn from: retained prompts take the concepts' place."""
+    def _models(self, module: GradientErasure) -> SourceModels:
+        """The models of a latent source, with retained prompts in the concepts' place."""
         seed = derive_seed(module.seed, module.global_rank, 3)
 
         def sentences(count: int, number: int) -> PromptBatch:
-            order = torch.randperm(
-                len(self.retained), generator=torch.Generator().manual_seed(seed)
-            ).tolist()
-            return PromptBatch.without_concepts([self.retained[i] for i in order[:count]])
+            generator = torch.Generator().manual_seed(seed)
+            order = torch.randperm(len(self.retained), generator=generator).tolist()
+            return PromptBatch.plain([self.retained[i] for i in order[:count]])
 
-        return Models(module.original, module.backbone, sentences, 1, seed)
+        return SourceModels(module.original, module.backbone, sentences, 1, seed)
 
     def term(self, module: GradientErasure) -> Tensor:
         """Mean squared change of the predictions, a scalar."""
@@ -66,22 +66,18 @@ class LocalNoisePreservation(RetentionCallback):
         return mse_loss(module.student(batch), batch.teacher.concept)
 
     def _sentences(self) -> PromptBatch:
-        """Retained prompts of a step; a source that holds latents of its own has prompts of its
-        own.
-        """
-        drawn = (
-            self.draw(self.batch_size)
-            if isinstance(self.latents, PureNoise)
-            else [0] * self.batch_size
-        )
-        return PromptBatch.without_concepts([self.retained[i] for i in drawn])
+        """Retained prompts of a step; sources with cached latents have prompts of their own."""
+        rows = [0] * self.batch_size
+        if isinstance(self.latents, PureNoise):
+            rows = self.draw(self.batch_size)
+        return PromptBatch.plain([self.retained[i] for i in rows])
 
     def state_dict(self) -> dict[str, Any]:
-        """Every rank's latents, so that a resumed run draws the same."""
+        """The latents of every rank, from which a resumed run draws the same."""
         state = self.latents.state_dict()
         return {"latents": gather_on_first_rank(state)} if state else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the latents where they were left; a rank that had none draws its own."""
+        """Restores the latents; a rank that had none generates its own."""
         if state := of_this_rank(state_dict.get("latents", [])):
             self.latents.load_state_dict(state)

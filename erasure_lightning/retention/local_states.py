@@ -1,9 +1,9 @@
-"""Local state preservation: what the denoiser reads of retained prompts stays as it was.
+"""Local state preservation: retains the text states that the denoiser reads of retained prompts.
 
 Ours, not SAGE's, whose local term is `LocalNoisePreservation`. A method that edits the text encoder
-changes predictions through the encoder's states alone; holding the states holds the predictions at
-every latent and time at once, and needs no denoiser. Cost per step: a pass of the text encoder over
-the drawn prompts at full length.
+changes predictions through the encoder's states alone; retaining the states retains the predictions
+at every latent and time at once, without the denoiser. Cost per step: a forward and backward of the
+text encoder on a minibatch of prompts at full length.
 """
 
 from typing import Any
@@ -16,12 +16,13 @@ from erasure_lightning.training.prompt_states import state_drift
 
 
 class LocalStatePreservation(RetentionCallback):
-    """Keeps the text encoder's states on retained prompts as they were, padding included: ``E |y(r)
-    - y*(r)|^2``.
+    """Retains the text encoder's states of retained prompts, padding included.
+
+    ``E |y(r) - y*(r)|^2`` for retained prompts ``r``.
 
     Args:
         weight: Of the term.
-        batch_size: Prompts drawn a step, on each rank.
+        batch_size: Prompts sampled a step, on each rank.
         kwargs: Arguments of every retention callback.
     """
 
@@ -33,8 +34,6 @@ class LocalStatePreservation(RetentionCallback):
         self.batch_size = batch_size
 
     def term(self, module: GradientErasure) -> Tensor:
-        """Mean squared change of the states ``(B, L, D)``, and of pooled vectors where there are
-        any, a scalar.
-        """
+        """Mean squared change of the states, and of pooled vectors if there are any, a scalar."""
         prompts = [self.retained[i] for i in self.draw(self.batch_size)]
         return state_drift(module.backbone.encode(prompts), module.original.encode(prompts))

@@ -1,4 +1,4 @@
-"""`RetentionMonitor`: how much is forgotten and how much is kept, seen while training."""
+"""`RetentionMonitor`: measures during training how much is forgotten and how much is retained."""
 
 from typing import Any, Literal, cast
 
@@ -22,31 +22,35 @@ from erasure_lightning.training.base import ErasureModule
 
 
 class RetentionMonitor(Callback):
-    """Draws fixed prompts from fixed seeds every few steps; stops on a budget, keeps the best
-    trade-off.
+    """Generates fixed prompts every few steps; stops on a budget, restores the best trade-off.
 
-    ``monitor/forgotten``: share of the concept prompts no longer recognised as the concept (without
-    a scorer: how far their pictures went, ``1 - cos``). ``monitor/kept``: cosine of the retained
-    prompts' pictures with the original's. ``monitor/tradeoff``: their harmonic mean.
-    ``monitor/kept/GROUP``: the same as ``cached_images`` of each group of retained prompts, where they have
-    groups. Of methods that make their edit when training ends (MACE fuses adapters, SDD takes an
-    average) it sees the model that is trained, and goes back to nothing.
+    Logs, each in 0..1:
+
+    * ``monitor/forgotten``: share of the concept prompts whose images are no longer recognised as
+      the concept (without a scorer: ``1 - cos`` of their images with the original's).
+    * ``monitor/kept``: cosine of the retained prompts' images with the original's.
+    * ``monitor/tradeoff``: harmonic mean of both.
+    * ``monitor/kept/GROUP``: ``monitor/kept`` of each group of retained prompts, where there are
+      groups.
+
+    Of methods that finalise their edit when training ends (MACE fuses adapters, SDD takes an
+    average) it measures the model that is trained, and restores no earlier edit.
 
     Args:
-        every: Steps between two looks, at least 1.
-        prompts: Retained prompts to watch: a list, lists by the name of a group, or a text file of
-            one a line; by default ``count`` labels.
-        count: How many of the concept prompts, and of the vocabulary, are watched.
-        steps: Sampling steps; few will do.
+        every: Steps between two measurements, at least 1.
+        prompts: Retained prompts: a list, lists by the name of a group, or a text file of one a
+            line; by default ``count`` labels.
+        count: Number of concept prompts, and of labels of the vocabulary, at least 1.
+        steps: Sampling steps, at least 1; few suffice.
         guidance: Scale of classifier-free guidance; the world's by default, else 7.5.
-        budget: Stop once ``cached_images`` falls below, 0..1.
+        budget: Stop once ``kept`` falls below it, 0..1.
         goal: Stop once ``forgotten`` reaches it, 0..1.
-        keep_best: At the end, go back to the look with the best trade-off.
-        scorer: Folder or Hub id of the model that looks; the world's by default, bare pixels where
-            there is none.
+        keep_best: Restore the edit with the best trade-off at the end.
+        scorer: Folder or Hub id of the scorer; the world's by default, bare pixels where there is
+            none.
 
     Raises:
-        ErasureError: If a number is out of range.
+        ErasureError: If a number is out of range, or a group has no prompts.
     """
 
     def __init__(
@@ -62,15 +66,13 @@ class RetentionMonitor(Callback):
         scorer: str | None = None,
     ) -> None:
         self.every = every
-        given = (
-            read_prompts_file(prompts, "RetentionMonitor") if isinstance(prompts, str) else prompts
-        )
-        self.groups = given if isinstance(given, dict) else {}
-        self.given = (
-            [prompt for texts in given.values() for prompt in texts]
-            if isinstance(given, dict)
-            else given
-        )
+        self.groups: dict[str, list[str]] = {}
+        if isinstance(prompts, str):
+            prompts = read_prompts_file(prompts, "RetentionMonitor")
+        elif isinstance(prompts, dict):
+            self.groups = prompts
+            prompts = [prompt for group in prompts.values() for prompt in group]
+        self.prompts = prompts
         self.count = count
         self.steps = steps
         self.guidance = guidance
@@ -79,7 +81,7 @@ class RetentionMonitor(Callback):
         self.keep_best = keep_best
         self.scorer = scorer
         self.best: dict[str, Any] = {"tradeoff": -1.0, "step": 0, "edit": {}}
-        self._seen: dict[str, float] = {}
+        self._logged: dict[str, float] = {}
         self._check()
 
     def _check(self) -> None:
@@ -87,104 +89,106 @@ class RetentionMonitor(Callback):
         require(owner, at_least=1, every=self.every, count=self.count, steps=self.steps)
         require(owner, at_least=0, guidance=self.guidance)
         require(owner, at_least=0, at_most=1, budget=self.budget, goal=self.goal)
-        if empty := [group for group, texts in self.groups.items() if not texts]:
+        if empty := [name for name, group in self.groups.items() if not group]:
             raise ErasureError(
                 "RetentionMonitor needs a prompt at least in each group; found none in"
                 f" {empty[0]!r}."
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw what the original draws."""
+        """Generates the original's images."""
         module = cast(ErasureModule, pl_module)
         world = module.backbone.world
         vocabulary = Vocabulary(world, module.concepts)
-        usual = world.guidance if world else 7.5
-        self._scale = usual if self.guidance is None else self.guidance
+        default_guidance = world.guidance if world else 7.5
+        self._guidance = default_guidance if self.guidance is None else self.guidance
         source = self.scorer or (world.scorer if world else None)
-        self._eyes = Scorer.load(source).to(module.device) if source else None
-        self._asked = evenly_spaced(vocabulary.concept_prompts(), self.count)
-        kept = [
-            vocabulary.captions[1].format(label)
-            for label in evenly_spaced(vocabulary.others, self.count)
-        ]
-        self._kept = list(self.given) if self.given else kept
-        self._judge = ZeroShotClassifier(self._eyes, vocabulary, []) if self._eyes else None
-        self._before = self._look("original", module.original)
+        self._scorer = Scorer.load(source).to(module.device) if source else None
+        self._classifier = (
+            ZeroShotClassifier(self._scorer, vocabulary, []) if self._scorer else None
+        )
+        self._concept_prompts = spread(vocabulary.concept_prompts(), self.count)
+        labels = spread(vocabulary.others, self.count)
+        captions = [vocabulary.captions[1].format(label) for label in labels]
+        self._retained_prompts = list(self.prompts) if self.prompts else captions
+        self._original_features = self._features("original", module.original)
 
     @torch.no_grad()
-    def _look(self, model: Literal["original", "edited"], backbone: Backbone) -> Tensor:
-        """What the scorer sees, unit vectors ``(N, D)``: the concept prompts first, then the
-        retained.
-        """
-        prompts = [prompt for prompt, _ in self._asked] + self._kept
-        pictures = sample_images(
-            backbone, prompts, range(len(prompts)), steps=self.steps, guidance=self._scale
+    def _features(self, model: Literal["original", "edited"], backbone: Backbone) -> Tensor:
+        """Unit features ``(N, D)`` of the images, concept prompts first, then retained ones."""
+        prompts = [prompt for prompt, _ in self._concept_prompts] + self._retained_prompts
+        images = draw(
+            backbone, prompts, range(len(prompts)), steps=self.steps, guidance=self._guidance
         )
-        require_finite_images(pictures, model, backbone, prompts)
-        seen = self._eyes.images(pictures) if self._eyes else normalize(pictures.flatten(1), dim=1)
-        broadcast([seen])  # ranks decide alike, however their devices round
-        return seen
+        require_finite_images(images, model, backbone, prompts)
+        if self._scorer:
+            features = self._scorer.images(images)
+        else:
+            features = normalize(images.flatten(1), dim=1)
+        broadcast([features])  # so that ranks decide alike, however their devices round
+        return features
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Look, log, remember the best, stop if it is time."""
+        """Measures, logs, stores the best edit, and stops the run at its budget or goal."""
         module = cast(ErasureModule, pl_module)
         if trainer.global_step % self.every:
-            module.log_dict(
-                self._seen
-            )  # as Lightning does by itself, but in a run that was resumed too
+            # As Lightning does by itself, but also in a run that was resumed.
+            module.log_dict(self._logged)
             return
-        after = self._look("edited", module.backbone)
-        forgotten, kept = self._score(after)
-        tradeoff = 2 * forgotten * kept / (forgotten + kept) if forgotten + kept > 0 else 0.0
-        self._seen = {
+        features = self._features("edited", module.backbone)
+        forgotten, kept = self._score(features)
+        total = forgotten + kept
+        tradeoff = 2 * forgotten * kept / total if total > 0 else 0.0
+        self._logged = {
             "monitor/forgotten": forgotten,
             "monitor/kept": kept,
             "monitor/tradeoff": tradeoff,
         }
-        self._seen |= self._by_group(after)
-        module.log_dict(self._seen)
-        within = self.budget is None or kept >= self.budget
-        if within and tradeoff > self.best["tradeoff"]:
+        self._logged |= self._by_group(features)
+        module.log_dict(self._logged)
+        within_budget = self.budget is None or kept >= self.budget
+        if within_budget and tradeoff > self.best["tradeoff"]:
             edit = {name: value.clone() for name, value in module.edit_values().items()}
             self.best = {"tradeoff": tradeoff, "step": trainer.global_step, "edit": edit}
-        if not within or (self.goal is not None and forgotten >= self.goal):
+        if not within_budget or (self.goal is not None and forgotten >= self.goal):
             trainer.should_stop = True
 
-    def _same(self, after: Tensor) -> Tensor:
-        """How much each picture is what the original draws, ``(N,)`` in 0..1."""
-        return cosine_similarity(after, self._before).clamp(0, 1)
+    def _similarity(self, features: Tensor) -> Tensor:
+        """Cosine of each image with the original's, ``(N,)`` in 0..1."""
+        return cosine_similarity(features, self._original_features).clamp(0, 1)
 
-    def _by_group(self, after: Tensor) -> dict[str, float]:
-        """``cached_images`` of each group, by its name in the log."""
-        kept, found = iter(self._same(after)[len(self._asked) :].tolist()), {}
-        for group, texts in self.groups.items():
-            found[f"monitor/kept/{group}"] = sum(next(kept) for _ in texts) / len(texts)
-        return found
+    def _by_group(self, features: Tensor) -> dict[str, float]:
+        """``kept`` of each group, by its name in the log."""
+        similarities = iter(self._similarity(features)[len(self._concept_prompts) :].tolist())
+        return {
+            f"monitor/kept/{name}": sum(next(similarities) for _ in group) / len(group)
+            for name, group in self.groups.items()
+        }
 
-    def _score(self, after: Tensor) -> tuple[float, float]:
+    def _score(self, features: Tensor) -> tuple[float, float]:
         """Forgotten and kept, each 0..1."""
-        same = self._same(after)
-        asked = len(self._asked)
-        if self._judge is None:
-            return 1 - same[:asked].mean().item(), same[asked:].mean().item()
-        questions = [self._judge.candidates("efficacy", thing) for _, thing in self._asked]
-        called = [
-            bool(q.right[(q.labels @ image).argmax()])
-            for image, q in zip(after, questions, strict=False)
-        ]
-        return 1 - sum(called) / asked, same[asked:].mean().item()
+        similarity = self._similarity(features)
+        count = len(self._concept_prompts)
+        kept = similarity[count:].mean().item()
+        if self._classifier is None:
+            return 1 - similarity[:count].mean().item(), kept
+        recognised = 0
+        for (_, thing), image in zip(self._concept_prompts, features, strict=False):
+            question = self._classifier.question("efficacy", thing)
+            recognised += bool(question.right[(question.labels @ image).argmax()])
+        return 1 - recognised / count, kept
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Go back to the best look."""
+        """Restores the best edit."""
         module = cast(ErasureModule, pl_module)
         if self.keep_best and not module.finalizes_edit:
             module.write(self.best["edit"])
 
     def state_dict(self) -> dict[str, Any]:
-        """The best look, so that a resumed run can go back to it, and what the last one saw."""
-        return {**self.best, "seen": self._seen}
+        """The best edit, which a resumed run can restore, and the last logged values."""
+        return {**self.best, "seen": self._logged}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take them up."""
+        """Restores the best edit and the last logged values."""
         self.best = {name: value for name, value in state_dict.items() if name != "seen"}
-        self._seen = state_dict.get("seen", {})
+        self._logged = state_dict.get("seen", {})

@@ -1,4 +1,4 @@
-"""Reading and writing checkpoints: atomically, plain values only, and from whatever a user names."""
+"""Reads and writes checkpoints: atomically, and of plain values and tensors only."""
 
 import io
 import pickle
@@ -16,33 +16,34 @@ from erasure_lightning.files.writing import write_atomically
 from erasure_lightning.runs.folder import Run
 from erasure_lightning.training.base import BACKBONE_PREFIX
 
-SUFFIXES = (".ckpt", ".safetensors")
+#: File name endings that ``--ckpt_path`` takes.
+CHECKPOINT_SUFFIXES = (".ckpt", ".safetensors")
 
 
-def locate(given: str, command: str) -> Path:
-    """The file that a ``--ckpt_path`` means for a command.
+def locate_checkpoint(name: str, command: str) -> Path:
+    """The file that ``--ckpt_path`` names for a command.
 
     Args:
-        given: A run folder, an ``edit.safetensors``, or a ``.ckpt`` of ours.
+        name: A run folder, an ``edit.safetensors``, or a ``.ckpt`` of ours.
         command: ``fit`` resumes, all others read an edit.
 
     Raises:
-        ErasureError: If there is nothing, or nothing of use to the command.
+        ErasureError: If there is no such file, or none that the command can use.
     """
-    path = Path(given)
+    path = Path(name)
     if path.is_dir():
         return _in_run(Run(path), command)
     if not path.is_file():
-        raise ErasureError(f"No checkpoint at {given}: there is no such file or folder.")
-    if path.suffix not in SUFFIXES:
+        raise ErasureError(f"No checkpoint at {name}: there is no such file or folder.")
+    if path.suffix not in CHECKPOINT_SUFFIXES:
         raise ErasureError(
-            f"{given} cannot be read: a checkpoint is a run folder, an edit.safetensors, or a .ckpt"
+            f"{name} cannot be read: a checkpoint is a run folder, an edit.safetensors, or a .ckpt"
             " that `erasure fit` wrote. Pickles can run code: load such a file where you trust it,"
             " and write its tensors with safetensors.torch.save_file."
         )
     if command == "fit" and path.suffix == ".safetensors":
         raise ErasureError(
-            f"{given} is a finished edit, without the optimizer's state that resuming needs. Resume"
+            f"{name} is a finished edit, without the optimizer's state that resuming needs. Resume"
             " from the run folder's checkpoints/last.ckpt, or measure the edit with `erasure"
             " test`."
         )
@@ -52,7 +53,8 @@ def locate(given: str, command: str) -> Path:
 def _in_run(run: Run, command: str) -> Path:
     if command == "fit":
         run.check_resumable()
-    for path in (run.last,) if command == "fit" else (run.edit, run.last):
+    candidates = (run.last,) if command == "fit" else (run.edit, run.last)
+    for path in candidates:
         if path.is_file():
             return path
     if run.config.is_file():
@@ -61,21 +63,20 @@ def _in_run(run: Run, command: str) -> Path:
             " stopped before its first checkpoint. Start it again with `erasure fit --config"
             f" {run.config} --run_dir {run.root}`."
         )
-    wanted = (
-        "checkpoints/last.ckpt"
-        if command == "fit"
-        else "edit.safetensors and no checkpoints/last.ckpt"
-    )
+    missing = "checkpoints/last.ckpt"
+    if command != "fit":
+        missing = f"edit.safetensors and no {missing}"
     raise ErasureError(
-        f"{run.root} is no run of ours that {command} could use: it holds no {wanted}."
+        f"{run.root} is no run of ours that {command} could use: it holds no {missing}."
     )
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint's plain values and tensors; an edit as the checkpoint it stands for.
+    """A checkpoint's plain values and tensors; an edit is read as a checkpoint without optimizer.
 
     Raises:
-        ErasureError: If it is missing, cut short, holds more than plain values, or is none of ours.
+        ErasureError: If it is missing, cut short, holds more than plain values, or is no checkpoint
+            of ours.
     """
     if path.suffix == ".safetensors":
         return _from_edit(path)
@@ -93,7 +94,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _unreadable(path: Path, error: Exception) -> str:
-    if isinstance(error, pickle.UnpicklingError):  # whose own words advise to read it all the same
+    # torch's own message for such a file advises to read it all the same.
+    if isinstance(error, pickle.UnpicklingError):
         return (
             f"{path} holds more than plain values and tensors; such a pickle can run code and is"
             " not read. Load it where you trust it, and write its tensors with"
@@ -116,12 +118,12 @@ def _from_edit(path: Path) -> dict[str, Any]:
 
 
 class PlainCheckpointIO(TorchCheckpointIO):
-    """Lightning's door to checkpoints: writes atomically, reads plain values only, and edits too."""
+    """Checkpoint plugin for Lightning: writes atomically, reads plain values only, and edits."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
-        """Write a checkpoint; a full disk or a kill leaves the one before as it was."""
+        """Writes a checkpoint; if that fails or is interrupted, the previous one is intact."""
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
         write_atomically(Path(path), buffer.getvalue())
@@ -132,5 +134,5 @@ class PlainCheckpointIO(TorchCheckpointIO):
         map_location: Callable[..., Any] | None = None,
         weights_only: bool | None = None,
     ) -> dict[str, Any]:
-        """Read a checkpoint onto the CPU; from where it is copied to where it belongs."""
+        """Reads a checkpoint or an edit onto the CPU."""
         return read_checkpoint(Path(path))

@@ -19,8 +19,18 @@ from erasure_lightning.distributed.collectives import (
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.seeding import derive_seed
 from erasure_lightning.training.base import ErasureModule
-from erasure_lightning.training.latent_sources import LatentSource, Models, NoisyBatch, PureNoise
-from erasure_lightning.training.optimizers import Kind, Schedule, make_optimizer, rate_factor
+from erasure_lightning.training.latent_sources import (
+    LatentSource,
+    NoisyBatch,
+    PureNoise,
+    SourceModels,
+)
+from erasure_lightning.training.optimizers import (
+    OptimizerName,
+    Schedule,
+    make_optimizer,
+    rate_factor,
+)
 
 
 class GradientErasure(ErasureModule):
@@ -59,7 +69,7 @@ class GradientErasure(ErasureModule):
         warmup: int = 0,
         latents: LatentSource | None = None,
         schedule: Schedule = "constant",
-        optimizer: Kind = "adam",
+        optimizer: OptimizerName = "adam",
         weight_decay: float | None = None,
         **kwargs: Any,
     ) -> None:
@@ -106,10 +116,12 @@ class GradientErasure(ErasureModule):
         """Draw the latents that are drawn once."""
         self.latents.prepare(self.models())
 
-    def models(self) -> Models:
+    def models(self) -> SourceModels:
         """What latents are drawn from: both models, and the sentences of rollouts and images."""
         seed = derive_seed(self.seed, self.global_rank)
-        return Models(self.original, self.backbone, self.source_sentences, len(self.concepts), seed)
+        return SourceModels(
+            self.original, self.backbone, self.source_sentences, len(self.concepts), seed
+        )
 
     def source_sentences(self, count: int, number: int) -> PromptBatch:
         """``count`` sentences that trajectories or images are drawn for, a function of ``number``."""

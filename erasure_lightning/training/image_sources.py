@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.checks import require
 from erasure_lightning.concepts.concept import PromptBatch
 from erasure_lightning.data.image_files import image_files, read_resized
@@ -13,27 +14,25 @@ from erasure_lightning.diffusion.latent_dataset import LatentDataset, add_noise
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.training.latent_sources import (
     LatentSource,
-    Models,
     NoisyBatch,
+    SourceModels,
     Teacher,
     random_rows,
 )
 
-#: How times are drawn: all alike, or as MACE draws them, mostly between two and four tenths of the
-#: range.
-Times = Literal["uniform", "importance"]
+#: How times are sampled: uniformly, or as in MACE, mostly between two and four tenths of the range.
+TimeSampling = Literal["uniform", "importance"]
 
 
 class GeneratedImages(LatentSource):
-    """Images that the original model draws once, before the first step; noised anew whenever they
-    are drawn.
+    """Images that the original model generates once, before the first step; noised at every draw.
 
     Args:
-        images: Of each concept, at least 1.
+        images: Number of images of each concept, at least 1.
         steps: Sampling steps of each, at least 1.
         guidance: Scale of classifier-free guidance.
-        of: Whether the ``concept``'s sentences are drawn or the ``anchor``'s.
-        times: Of the noise: ``uniform``, or by ``importance`` (MACE).
+        of: Whether images are generated for the ``concept``'s sentences or the ``anchor``'s.
+        times: How the times of the noise are sampled: ``uniform``, or by ``importance`` (MACE).
 
     Raises:
         ErasureError: If a count is below 1, or guidance is negative, NaN or infinite.
@@ -45,7 +44,7 @@ class GeneratedImages(LatentSource):
         steps: int = 50,
         guidance: float = 7.5,
         of: Literal["concept", "anchor"] = "concept",
-        times: Times = "uniform",
+        times: TimeSampling = "uniform",
     ) -> None:
         require("GeneratedImages", at_least=1, images=images, steps=steps)
         require("GeneratedImages", at_least=0, guidance=guidance)
@@ -55,91 +54,93 @@ class GeneratedImages(LatentSource):
         self.of = of
         self.times = times
 
-    def prepare(self, models: Models) -> None:
-        """Draw the images: a function of seed and rank, so that a resumed run draws the same."""
+    def prepare(self, models: SourceModels) -> None:
+        """Generates the images, a function of seed and rank: a resumed run generates the same."""
         self.sentences = models.sentences(self.images * models.concepts, 0)
         prompts = self.sentences.prompts if self.of == "concept" else self.sentences.alternatives
-        self.gallery = LatentDataset(
+        self.dataset = LatentDataset(
             models.original, prompts, models.seed, steps=self.steps, guidance=self.guidance
         )
 
-    def draw(self, sentences: PromptBatch, models: Models) -> NoisyBatch:
-        """A random image of each sentence's concept, with the sentence that it was drawn for."""
+    def draw(self, sentences: PromptBatch, models: SourceModels) -> NoisyBatch:
+        """A random image of each sentence's concept, with the sentence it was generated for."""
         return self.at(random_rows(self.sentences, sentences.indices), models)
 
-    def at(self, rows: list[int], models: Models) -> NoisyBatch:
+    def at(self, rows: list[int], models: SourceModels) -> NoisyBatch:
         """Images by number, with fresh noise at fresh times."""
-        return _noisy(
-            self.gallery.latents[rows], self.sentences.rows(rows), rows, self.times, models
-        )
+        clean = self.dataset.latents[rows]
+        return _noisy_batch(clean, self.sentences.rows(rows), rows, self.times, models)
 
 
 class ImageFolder(LatentSource):
-    """Images of the concepts that a user has: PNG and JPEG files, noised whenever they are drawn.
+    """Images of the concepts from a user's folder, PNG and JPEG files; noised at every draw.
 
     Args:
-        path: A folder of images; of several concepts one of folders that are called as the concepts
-            are.
-        times: Of the noise: ``uniform``, or by ``importance`` (MACE).
+        path: A folder of images; for several concepts a folder of folders named as the concepts.
+        times: How the times of the noise are sampled: ``uniform``, or by ``importance`` (MACE).
     """
 
-    def __init__(self, path: str, times: Times = "uniform") -> None:
+    def __init__(self, path: str, times: TimeSampling = "uniform") -> None:
         self.path = path
         self.times = times
 
     @torch.no_grad()
-    def prepare(self, models: Models) -> None:
-        """Read the images, cropped to the model's size.
+    def prepare(self, models: SourceModels) -> None:
+        """Reads the images, cropped to the model's size.
 
         Raises:
             ErasureError: If a folder is missing, has no images, or one cannot be read.
         """
-        backbone, names = models.original, models.sentences(models.concepts, 0)
-        by_index = dict(zip(names.indices, names.concepts, strict=True))
-        height, width = backbone.decode(
-            torch.zeros(1, *backbone.latent_shape()).to(backbone.device)
-        ).shape[-2:]
+        sentences = models.sentences(models.concepts, 0)
+        names = dict(zip(sentences.indices, sentences.concepts, strict=True))
         self._latents = {}
-        for index, name in by_index.items():
-            folder = Path(self.path, name) if len(by_index) > 1 else Path(self.path)
+        for index, name in names.items():
+            folder = Path(self.path, name) if len(names) > 1 else Path(self.path)
             if not folder.is_dir():
                 raise ErasureError(
                     f"ImageFolder needs a folder of images of {name!r}; found none at {folder}."
                 )
-            pictures = [
-                read_resized(file, height, width)
-                for file in image_files([str(folder)], "ImageFolder")
-            ]
-            encoded = [
-                backbone.compress(p.unsqueeze(0).to(backbone.device, backbone.dtype))
-                for p in pictures
-            ]
-            self._latents[index] = torch.cat(encoded)
+            self._latents[index] = _encoded(models.original, folder)
 
-    def draw(self, sentences: PromptBatch, models: Models) -> NoisyBatch:
+    def draw(self, sentences: PromptBatch, models: SourceModels) -> NoisyBatch:
         """A random image of each sentence's concept, with the step's own sentences."""
         rows = [int(torch.randint(len(self._latents[index]), ())) for index in sentences.indices]
         clean = torch.stack(
             [self._latents[i][row] for i, row in zip(sentences.indices, rows, strict=True)]
         )
-        return _noisy(clean, sentences, rows, self.times, models)
+        return _noisy_batch(clean, sentences, rows, self.times, models)
 
 
-def importance(share: Tensor) -> Tensor:
-    """``xi(t) = sigmoid(0.05 (t - 200)) - sigmoid(0.05 (t - 400))`` with ``t`` in 0..1000 (MACE),
-    ``(N,)``.
+def importance_density(share: Tensor) -> Tensor:
+    """Density of MACE's times at shares of the range, 0..1, ``(N,)``.
+
+    ``xi(t) = sigmoid(0.05 (t - 200)) - sigmoid(0.05 (t - 400))`` with ``t`` in 0..1000.
     """
     t = 1000 * share
     return torch.sigmoid(0.05 * (t - 200)) - torch.sigmoid(0.05 * (t - 400))
 
 
-def _noisy(
-    clean: Tensor, sentences: PromptBatch, rows: list[int], times: Times, models: Models
+def _encoded(backbone: Backbone, folder: Path) -> Tensor:
+    """Latents ``(N, C, h, w)`` of a folder's images."""
+    blank = torch.zeros(1, *backbone.latent_shape()).to(backbone.device)
+    height, width = backbone.decode(blank).shape[-2:]
+    latents = []
+    for file in image_files([str(folder)], "ImageFolder"):
+        image = fitted(file, height, width).unsqueeze(0)
+        latents.append(backbone.compress(image.to(backbone.device, backbone.dtype)))
+    return torch.cat(latents)
+
+
+def _noisy_batch(
+    clean: Tensor,
+    sentences: PromptBatch,
+    rows: list[int],
+    times: TimeSampling,
+    models: SourceModels,
 ) -> NoisyBatch:
-    process, original = models.original.process, models.original
-    t = process.draw_times(len(clean), importance if times == "importance" else None).to(
-        clean.device
-    )
-    x, t, target = add_noise(process, clean, t)
-    teacher = Teacher(original, x, t, sentences)
+    process = models.original.process
+    density = importance_density if times == "importance" else None
+    t = process.draw_times(len(clean), density).to(clean.device)
+    x, t, target = noised(process, clean, t)
+    teacher = Teacher(models.original, x, t, sentences)
     return NoisyBatch(x, t, sentences, teacher, torch.tensor(rows), target)

@@ -1,6 +1,4 @@
-"""Where noisy latents come from: `LatentSource`, the batches it draws, and the frozen teacher's
-predictions on them.
-"""
+"""Sources of noisy latents, the batches they draw, and the frozen teacher's predictions on them."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -16,23 +14,24 @@ from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.concepts.concept import Phrase, PromptBatch
 
 #: What a teacher predicts for: the concepts' sentences, their anchors', or no prompt.
-Query = Literal["concept", "anchor", "unconditional"]
+TeacherQuery = Literal["concept", "anchor", "unconditional"]
 
-#: Looks a teacher's predictions up; ``recall(query, predict)``, where ``predict`` makes those of
-#: some rows.
-Recall = Callable[[Query, Callable[[Tensor], Tensor]], Tensor]
+#: Returns cached predictions: ``recall(query, predict)``, where ``predict`` computes those of some
+#: rows.
+Recall = Callable[[TeacherQuery, Callable[[Tensor], Tensor]], Tensor]
 
 
 class Teacher:
-    """Gradient-free predictions of the frozen original at given latents, each made when it is first
-    read.
+    """Lazy, gradient-free predictions of the frozen original at a batch of latents.
+
+    Each is computed when it is first read.
 
     Args:
         original: The frozen model.
         x: Noisy latents ``(B, C, h, w)``.
         t: Their times ``(B,)``.
-        sentences: The sentences that they belong to.
-        recall: Looks predictions up where a source may hold them.
+        sentences: The sentences they belong to.
+        recall: Returns predictions from a source's cache; by default all are computed.
     """
 
     def __init__(
@@ -51,7 +50,7 @@ class Teacher:
 
     @torch.no_grad()
     def predict(self, prompts: Sequence[str | Phrase]) -> Tensor:
-        """Predictions for prompts of your own, ``(B, C, h, w)``."""
+        """Predictions for any ``B`` prompts, ``(B, C, h, w)``."""
         return self.original.denoise(self.x, self.t, self.original.encode(prompts))
 
     @cached_property
@@ -61,54 +60,50 @@ class Teacher:
 
     @cached_property
     def anchor(self) -> Tensor:
-        """``eps*(x, t, c_a)``: for the anchors' sentences, without a prompt where there is no
-        anchor.
-        """
+        """``eps*(x, t, c_a)``: for the anchors' sentences; unconditional where there is none."""
         return self._predictions("anchor")
 
     @cached_property
     def unconditional(self) -> Tensor:
-        """``eps*(x, t, 0)``: without a prompt."""
+        """``eps*(x, t, 0)``: without a prompt, ``(B, C, h, w)``."""
         return self._predictions("unconditional")
 
-    def _predictions(self, query: Query) -> Tensor:
-        every = torch.arange(len(self.x))
+    def _predictions(self, query: TeacherQuery) -> Tensor:
+        all_rows = torch.arange(len(self.x))
         if self._recall is None:
-            return self._predict(query, every)
+            return self._predict(query, all_rows)
         return self._recall(query, lambda rows: self._predict(query, rows)).to(self.x)
 
     @torch.no_grad()
-    def _predict(self, query: Query, rows: Tensor) -> Tensor:
-        chosen, original = self.sentences.rows(rows.tolist()), self.original
+    def _predict(self, query: TeacherQuery, rows: Tensor) -> Tensor:
+        original = self.original
+        sentences = self.sentences.rows(rows.tolist())
         if query == "unconditional":
             conditioning = original.unconditional(len(rows))
         elif query == "concept":
-            conditioning = original.encode(chosen.prompts)
+            conditioning = original.encode(sentences.prompts)
         else:
-            conditioning = alternatives(original, chosen)
+            conditioning = anchor_conditioning(original, sentences)
         return original.denoise(self.x[rows], self.t[rows], conditioning)
 
 
-def alternatives(backbone: Backbone, sentences: PromptBatch) -> Conditioning:
-    """What the denoiser reads of the anchors' sentences, ``(B, L, D)``; without a prompt where
-    there is no anchor.
-    """
+def anchor_conditioning(backbone: Backbone, sentences: PromptBatch) -> Conditioning:
+    """Conditioning on the anchors' sentences ``(B, L, D)``, unconditional where there is none."""
     conditioning = backbone.encode(sentences.alternatives)
     if all(sentences.anchors):
         return conditioning
-    return conditioning.where(
-        torch.tensor([bool(a) for a in sentences.anchors]), backbone.unconditional()
-    )
+    has_anchor = torch.tensor([bool(anchor) for anchor in sentences.anchors])
+    return conditioning.where(has_anchor, backbone.unconditional())
 
 
 @dataclass(frozen=True)
 class NoisyBatch:
-    """Noisy latents at which a loss is taken.
+    """Noisy latents at which a loss is evaluated.
 
     Args:
         x: Latents, ``(B, C, h, w)``.
         t: Their times, real-valued, ``(B,)``.
-        sentences: The concept prompts that they belong to, ``B`` of them.
+        sentences: The ``B`` concept prompts they belong to.
         teacher: The frozen original's predictions at these latents.
         rows: Number of each latent's trajectory or image in its source, ``(B,)``; none for pure
             noise.
@@ -142,21 +137,21 @@ class NoisyBatch:
         return self.sentences.indices
 
     def with_sentences(self, sentences: PromptBatch) -> Self:
-        """The same latents for other sentences, about which no source holds a prediction."""
+        """The same latents for other sentences, whose predictions no source has cached."""
         teacher = Teacher(self.teacher.original, self.x, self.t, sentences)
         return replace(self, sentences=sentences, teacher=teacher)
 
 
 @dataclass(frozen=True)
-class Models:
-    """What a source draws from.
+class SourceModels:
+    """The models and sentences that a source generates latents from.
 
     Args:
         original: The frozen model.
         student: The model that is trained, or its average.
-        sentences: Makes ``count`` sentences of a ``number``, which tells one set from the next.
-        concepts: How many there are; sentences take turns with them.
-        seed: Of everything that is drawn beforehand; differs from rank to rank.
+        sentences: Returns ``count`` sentences for a ``number``, which tells one set from the next.
+        concepts: Number of concepts; sentences cycle through them.
+        seed: Of everything that is generated once; differs from rank to rank.
     """
 
     original: Backbone
@@ -167,54 +162,54 @@ class Models:
 
 
 class LatentSource(ABC):
-    """Gives noisy latents to train at."""
+    """Base class of everything that supplies noisy latents to train on."""
 
-    def prepare(self, models: Models) -> None:  # noqa: B027  (optional)
-        """Draw what is drawn once, before the first step."""
+    def prepare(self, models: SourceModels) -> None:  # noqa: B027  (optional)
+        """Generates what is generated once, before the first step."""
 
     @abstractmethod
-    def draw(self, sentences: PromptBatch, models: Models) -> NoisyBatch:
+    def draw(self, sentences: PromptBatch, models: SourceModels) -> NoisyBatch:
         """Latents for a batch of sentences, or for others of the same concepts.
 
         Args:
             sentences: The step's concept prompts.
-            models: What is drawn from.
+            models: The models that the latents come from.
         """
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs to draw the same latents."""
+        """State from which a resumed run draws the same latents."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027  (optional)
-        """Go on where `state_dict` left off."""
+        """Restores the state of `state_dict`."""
 
     def nbytes(self) -> int:
-        """Memory it holds, in bytes."""
+        """Memory of the cached latents and predictions, in bytes."""
         return 0
 
 
 def random_rows(sentences: PromptBatch, indices: Sequence[int]) -> list[int]:
-    """A random sentence of each concept, by number."""
-    rows = [
+    """The number of a random sentence of each concept in ``indices``."""
+    candidates = [
         [row for row, other in enumerate(sentences.indices) if other == index] for index in indices
     ]
-    return [own[int(torch.randint(len(own), ()))] for own in rows]
+    return [rows[int(torch.randint(len(rows), ()))] for rows in candidates]
 
 
 class PureNoise(LatentSource):
-    """An empty picture noised to random times: the cheap stand-in for trajectories.
+    """An empty image noised to random times: the cheap alternative to trajectories.
 
     MACE and Forget-Me-Not ship the same as ``no_real_image`` (verified in code).
     """
 
-    def draw(self, sentences: PromptBatch, models: Models) -> NoisyBatch:
+    def draw(self, sentences: PromptBatch, models: SourceModels) -> NoisyBatch:
         """Fresh noise for the step's own sentences."""
         x, t = pure_noise(models.original, len(sentences.concepts))
         return NoisyBatch(x, t, sentences, Teacher(models.original, x, t, sentences))
 
 
 def pure_noise(backbone: Backbone, count: int) -> tuple[Tensor, Tensor]:
-    """Latents ``(B, C, h, w)`` of an empty picture noised to random times ``(B,)``."""
+    """Latents of an empty image noised to random times, ``(count, C, h, w)`` and ``(count,)``."""
     t = backbone.process.draw_times(count).to(backbone.device)
     noise = torch.randn(count, *backbone.latent_shape()).to(backbone.device, backbone.dtype)
     return backbone.process.noise(torch.zeros_like(noise), noise, t), t

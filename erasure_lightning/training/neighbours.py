@@ -1,12 +1,13 @@
-"""Neighbour-concept mining (RealEra, Liu et al., arXiv 2410.09140): text states that a concept's
-are associated with.
+"""Neighbour-concept mining (RealEra, Liu et al., arXiv 2410.09140).
 
-Stated by the paper: a neighbour ``e + eta`` of a state ``e`` has ``d(e, e + eta) <= D_1`` and
-``cos(e, e + eta)`` in ``[S_1, S_2]``, and what lies beyond keeps its image. Derived here:
-neighbours here keep the length ``r`` of their state, as the text encoder's last norm does; then ``d
-= r sqrt(2 - 2 cos)``, both constraints are one interval of cosines, and it is drawn from without
-rejection. States beyond are orthogonal to ``e``, for any overlap asks the concept itself to stay.
-Positions are perturbed one by one (the paper does not say), the start never: all share it.
+Stated by the paper: a neighbour ``e + eta`` of a text state ``e`` has ``d(e, e + eta) <= D_1`` and
+``cos(e, e + eta)`` in ``[S_1, S_2]``, and what lies beyond retains its image.
+
+Derived here: neighbours have the length ``r`` of their state, as the text encoder's last norm gives
+it. Then ``d = r sqrt(2 - 2 cos)``, so that both constraints are one interval of cosines, which is
+sampled without rejection. States beyond are orthogonal to ``e``: any overlap would ask the concept
+itself to stay. Every position is perturbed on its own (the paper does not say), the start token
+never, since all prompts share it.
 """
 
 import math
@@ -26,17 +27,17 @@ from erasure_lightning.concepts.vocabulary import Vocabulary, evenly_spaced
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.training.regression import Regression
 
-#: How neighbours are drawn: at their cosine, or by the paper's words: noise, a look at both
-#: constraints, once more.
-Sampler = Literal["direct", "reject"]
+#: How neighbours are sampled: directly at a cosine, or as the paper words it, by rejection of noise
+#: that violates a constraint.
+NeighbourSampler = Literal["direct", "reject"]
 
-#: Rounds after which rejection gives up.
-ROUNDS = 1000
+#: Rounds after which rejection sampling gives up.
+_ROUNDS = 1000
 
 
 @dataclass(frozen=True)
 class Neighbourhood:
-    """Which states count as associated with a concept's, and not yet as the concept itself.
+    """The states that count as associated with a state, but not as the concept itself.
 
     Args:
         min_cosine: ``S_1``, in 0..1.
@@ -62,9 +63,8 @@ class Neighbourhood:
                 f"Neighbours need a max_distance above 0; found {self.max_distance}."
             )
 
-    def lowest(self, states: Tensor) -> Tensor:
-        """Lowest cosine of a neighbour of each state, both constraints met, ``(..., D)`` to
-        ``(...)``.
+    def lowest_cosines(self, states: Tensor) -> Tensor:
+        """The lowest cosine that meets both constraints, of each state, ``(..., D)`` to ``(...)``.
 
         Raises:
             ErasureError: If a state has no neighbour, since ``max_distance`` is too small for
@@ -73,9 +73,8 @@ class Neighbourhood:
         lengths = states.norm(dim=-1)
         if self.max_distance is None:
             return torch.full_like(lengths, self.min_cosine)
-        lowest: Tensor = (1 - self.max_distance**2 / (2 * lengths.square())).clamp(
-            min=self.min_cosine
-        )
+        implied = 1 - self.max_distance**2 / (2 * lengths.square())
+        lowest: Tensor = implied.clamp(min=self.min_cosine)
         if (lowest > self.max_cosine).any():
             needed = lengths.max().item() * math.sqrt(2 - 2 * self.max_cosine)
             raise ErasureError(
@@ -85,68 +84,75 @@ class Neighbourhood:
             )
         return lowest
 
-    def holds(self, states: Tensor, neighbours: Tensor) -> Tensor:
-        """Whether each is a neighbour of its state, ``(..., D)`` to boolean ``(...)``."""
-        cosines = torch.cosine_similarity(states, neighbours, dim=-1)
-        near: Tensor = (neighbours - states).norm(dim=-1) <= (self.max_distance or math.inf)
+    def contains(self, states: Tensor, others: Tensor) -> Tensor:
+        """Whether each of ``others`` is a neighbour of its state, ``(..., D)`` to boolean."""
+        cosines = torch.cosine_similarity(states, others, dim=-1)
+        near: Tensor = (others - states).norm(dim=-1) <= (self.max_distance or math.inf)
         return near & (cosines >= self.min_cosine) & (cosines <= self.max_cosine)
 
     def draw(
-        self, states: Tensor, sampler: Sampler = "direct", generator: torch.Generator | None = None
+        self,
+        states: Tensor,
+        sampler: NeighbourSampler = "direct",
+        generator: torch.Generator | None = None,
     ) -> Tensor:
-        """A random neighbour of each state, ``(..., D)``.
+        """Samples a neighbour of each state, ``(..., D)``.
 
         Args:
             states: Text states.
             sampler: ``direct`` or ``reject``; where ``D`` is large they differ in cost alone.
-            generator: Of the randomness; torch's own by default.
+            generator: Source of randomness; torch's own by default.
 
         Raises:
-            ErasureError: If there are none, or rejection finds none.
+            ErasureError: If a state has no neighbour, or rejection finds none.
         """
-        lowest = self.lowest(states)
+        lowest = self.lowest_cosines(states)
 
-        def cosines() -> Tensor:
+        def draw_cosines() -> Tensor:
             return lowest + (self.max_cosine - lowest) * _random(torch.rand, lowest, generator)
 
         if sampler == "direct":
-            return around(states, cosines(), generator)
-        drawn, missing = states.clone(), torch.ones_like(lowest, dtype=torch.bool)
-        for _ in range(ROUNDS):
+            return states_at_cosines(states, draw_cosines(), generator)
+        lengths = states.norm(dim=-1, keepdim=True)
+        neighbours = states.clone()
+        missing = torch.ones_like(lowest, dtype=torch.bool)
+        for _ in range(_ROUNDS):
             noise = _random(torch.randn, states, generator) / math.sqrt(states.shape[-1])
-            tried = states + noise * (states.norm(dim=-1) * (cosines() ** -2 - 1).sqrt()).unsqueeze(
-                -1
-            )
-            tried = normalize(tried, dim=-1) * states.norm(dim=-1, keepdim=True)
-            found = missing & self.holds(states, tried)
-            drawn, missing = torch.where(found.unsqueeze(-1), tried, drawn), missing & ~found
+            scale = states.norm(dim=-1) * (draw_cosines() ** -2 - 1).sqrt()
+            candidates = states + noise * scale.unsqueeze(-1)
+            candidates = normalize(candidates, dim=-1) * lengths
+            accepted = missing & self.contains(states, candidates)
+            neighbours = torch.where(accepted.unsqueeze(-1), candidates, neighbours)
+            missing = missing & ~accepted
             if not missing.any():
-                return drawn
+                return neighbours
         raise ErasureError(
-            f"Rejection found no neighbour in {ROUNDS} rounds between the cosines {self.min_cosine}"
-            f" and {self.max_cosine}. Widen them, or use the direct sampler."
+            f"Rejection found no neighbour in {_ROUNDS} rounds between the cosines"
+            f" {self.min_cosine} and {self.max_cosine}. Widen them, or use the direct sampler."
         )
 
     def moments(self, states: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
-        """What infinitely many neighbours come to, exactly: ``sum_i E k k^T`` and ``sum_i E a_i
-        k^T``, both ``(D, D)``.
+        """Exact moments of all neighbours ``k``: ``sum_i E k k^T`` and ``sum_i E a_i k^T``.
 
         Args:
-            states: ``e_i``, ``(N, D)``, around which ``k`` lies.
+            states: ``e_i``, ``(N, D)``, whose neighbours ``k`` are.
             images: ``a_i``, ``(N, D)``.
+
+        Returns:
+            Two matrices ``(D, D)`` in float64: the limit of infinitely many samples.
         """
-        low, high = self.lowest(states).double(), self.max_cosine
-        mean, square = (low + high) / 2, (low**2 + low * high + high**2) / 3
-        return (
-            gram_around(states, square),
-            (mean.unsqueeze(1) * images.double()).mT @ states.double(),
-        )
+        low = self.lowest_cosines(states).double()
+        high = self.max_cosine
+        mean = (low + high) / 2
+        mean_square = (low**2 + low * high + high**2) / 3
+        cross = (mean.unsqueeze(1) * images.double()).mT @ states.double()
+        return expected_gram(states, mean_square), cross
 
 
-def around(states: Tensor, cosines: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """States of the same length at given cosines to given states, else in random directions,
-    ``(..., D)``.
-    """
+def states_at_cosines(
+    states: Tensor, cosines: Tensor, generator: torch.Generator | None = None
+) -> Tensor:
+    """States of equal length at the ``cosines`` to ``states``, else random, ``(..., D)``."""
     lengths: Tensor = states.norm(dim=-1, keepdim=True)
     units = normalize(states, dim=-1)
     noise = _random(torch.randn, states, generator)
@@ -155,47 +161,44 @@ def around(states: Tensor, cosines: Tensor, generator: torch.Generator | None = 
     return lengths * (cosines * units + (1 - cosines.square()).sqrt() * across)
 
 
-def gram_around(states: Tensor, squares: Tensor) -> Tensor:
-    """``sum_i E b b^T`` of states ``b`` around ``e_i``, ``(D, D)`` in float64: the limit of many
-    draws of `around`.
+def expected_gram(states: Tensor, mean_squares: Tensor) -> Tensor:
+    """``sum_i E b b^T`` ``(D, D)`` in float64, the limit of many draws of `states_at_cosines`.
 
     ``E b b^T = r^2 (s^2 u u^T + (1 - s^2) / (D - 1) (I - u u^T))`` with ``u = e / r`` (derived
     here).
 
     Args:
-        states: ``e_i``, ``(N, D)``.
-        squares: Mean square ``s^2`` of their cosines, ``(N,)``.
+        states: ``e_i``, ``(N, D)``, around which the ``b`` lie.
+        mean_squares: Mean square ``s^2`` of their cosines, ``(N,)``.
     """
     e = states.double()
-    across = (1 - squares.double()) / (e.shape[1] - 1)
-    along = ((squares.double() - across).unsqueeze(1) * e).mT @ e
-    return along + (across * e.square().sum(dim=1)).sum() * torch.eye(
-        e.shape[1], dtype=e.dtype, device=e.device
-    )
+    width = e.shape[1]
+    across = (1 - mean_squares.double()) / (width - 1)
+    along = ((mean_squares.double() - across).unsqueeze(1) * e).mT @ e
+    identity = torch.eye(width, dtype=e.dtype, device=e.device)
+    return along + (across * e.square().sum(dim=1)).sum() * identity
 
 
-def beyond(states: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Beyond-concept states: of the same length, orthogonal to the given ones, else random, ``(...,
-    D)``.
-    """
-    return around(states, torch.zeros_like(states[..., 0]), generator)
+def orthogonal_states(states: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Beyond-concept states: random, orthogonal to ``states`` and of equal length, ``(..., D)``."""
+    return states_at_cosines(states, torch.zeros_like(states[..., 0]), generator)
 
 
-def beyond_gram(states: Tensor) -> Tensor:
-    """``sum_i E b b^T`` of all that is beyond states ``(N, D)``, ``(D, D)`` in float64."""
-    return gram_around(states, torch.zeros_like(states[:, 0]))
+def orthogonal_gram(states: Tensor) -> Tensor:
+    """``sum_i E b b^T`` ``(D, D)`` in float64, of all `orthogonal_states` of states ``(N, D)``."""
+    return expected_gram(states, torch.zeros_like(states[:, 0]))
 
 
 @dataclass(frozen=True)
 class Mining:
-    """Stage A's terms for a concept's states: neighbours go where it goes, what is beyond stays.
+    """The terms of stage A for a concept's states: neighbours are redirected, the beyond retained.
 
     Args:
         neighbourhood: Of each state.
-        neighbours: ``n``, how many share its weight with it.
-        beyond: ``m``, samples of what must stay, which share the term's weight; 0 for none.
-        sampler: ``direct``, ``reject``, or ``expectation`` for what infinitely many samples would
-            come to.
+        neighbours: ``n``, how many neighbours share a state's weight with it.
+        beyond: ``m``, samples of what is retained, which share the term's weight; 0 for none.
+        sampler: ``direct``, ``reject``, or ``expectation`` for the limit of infinitely many
+            samples.
         erase_weight: ``lam_e``.
         beyond_weight: ``lam_b``.
     """
@@ -210,42 +213,39 @@ class Mining:
     def write(
         self, equations: Regression, states: Tensor, images: Tensor, scale: float, seed: int
     ) -> None:
-        """Add the terms to normal equations.
+        """Adds the terms to normal equations.
 
         Args:
-            equations: Where to.
+            equations: The equations.
             states: ``e_i``, ``(N, D)``.
             images: ``a_i``, ``(N, D)``.
             scale: Part of the weights that each state gets.
             seed: Of the samples.
         """
-        share, generator = (
-            scale * self.erase_weight / (self.neighbours + 1),
-            torch.Generator().manual_seed(seed),
-        )
+        share = scale * self.erase_weight / (self.neighbours + 1)
         equations.redirect(states, images, share)
         if self.sampler == "expectation":
             if self.neighbours:
-                equations.expect(
-                    *self.neighbourhood.moments(states, images), share * self.neighbours
-                )
+                gram, cross = self.neighbourhood.moments(states, images)
+                equations.expect(gram, cross, share * self.neighbours)
             if self.beyond:
-                equations.hold(beyond_gram(states), scale * self.beyond_weight)
+                equations.hold(orthogonal_gram(states), scale * self.beyond_weight)
             return
+        generator = torch.Generator().manual_seed(seed)
         for _ in range(self.neighbours):
-            equations.redirect(
-                self.neighbourhood.draw(states, self.sampler, generator), images, share
-            )
+            neighbours = self.neighbourhood.draw(states, self.sampler, generator)
+            equations.redirect(neighbours, images, share)
         for _ in range(self.beyond):
-            equations.keep(beyond(states, generator), scale * self.beyond_weight / self.beyond)
+            weight = scale * self.beyond_weight / self.beyond
+            equations.keep(orthogonal_states(states, generator), weight)
 
 
-def sentences(concept: Concept, vocabulary: Vocabulary, index: int = 0) -> PromptBatch:
-    """All sentences a concept is put into, those of a style on things that are kept.
+def concept_sentences(concept: Concept, vocabulary: Vocabulary, index: int = 0) -> PromptBatch:
+    """All sentences of a concept, those of a style about retained things.
 
     Args:
         concept: The concept.
-        vocabulary: What is kept.
+        vocabulary: What is retained.
         index: The concept's number among the method's.
     """
     templates = vocabulary.templates(concept.kind)
@@ -255,10 +255,8 @@ def sentences(concept: Concept, vocabulary: Vocabulary, index: int = 0) -> Promp
     return PromptBatch(filled, [concept.name] * count, [concept.anchor] * count, [index] * count)
 
 
-def exchanged(conditioning: Conditioning, where: Tensor, states: Tensor) -> Conditioning:
-    """The conditioning with other states ``(B, L, D)`` at some positions ``(B, L)``; all others
-    bit-identical.
-    """
+def replace_states(conditioning: Conditioning, where: Tensor, states: Tensor) -> Conditioning:
+    """The conditioning with ``states`` ``(B, L, D)`` at ``where`` ``(B, L)``; others unchanged."""
     return conditioning.with_tokens(torch.where(where.unsqueeze(2), states, conditioning.tokens))
 
 
@@ -267,24 +265,24 @@ def beyond_drift(
 ) -> Tensor:
     """``L_bey = E |eps(x, t, b) - eps*(x, t, b)|^2``, a scalar; 0 while a model is its original.
 
-    The pooled vector, where the family has one, is exchanged as the tokens are.
+    The pooled vector, where the family has one, is replaced as the tokens are.
 
     Args:
         edited: The model that changes.
-        original: What it was; its text towers encode the prompts.
+        original: Its frozen original, whose text encoders encode the prompts.
         x: Noisy latents ``(B, C, h, w)``.
         t: Their times ``(B,)``.
-        prompts: The concepts', ``B`` of them, from whose states ``b`` is drawn.
+        prompts: ``B`` prompts of concepts, to whose states ``b`` is orthogonal.
     """
-    plain = original.encode(prompts)
-    elsewhere = exchanged(plain, plain.from_concept(), beyond(plain.tokens))
-    if plain.pooled is not None:
-        elsewhere = replace(elsewhere, pooled=beyond(plain.pooled))
+    concept = original.encode(prompts)
+    beyond = replace_states(concept, concept.from_concept(), orthogonal_states(concept.tokens))
+    if concept.pooled is not None:
+        beyond = replace(beyond, pooled=orthogonal_states(concept.pooled))
     with torch.no_grad():
-        before = original.denoise(x, t, elsewhere)
-    return mse_loss(edited.denoise(x, t, elsewhere), before)
+        target = original.denoise(x, t, beyond)
+    return mse_loss(edited.denoise(x, t, beyond), target)
 
 
 def _random(draw: Callable[..., Tensor], like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Numbers from the CPU's generator, so that every device sees the same."""
+    """Random numbers from the CPU's generator, so that every device gets the same ones."""
     return draw(like.shape, generator=generator).to(like)

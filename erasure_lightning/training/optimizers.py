@@ -13,7 +13,7 @@ from erasure_lightning.errors import ErasureError
 
 #: Adam with moments in float32, with decoupled weight decay, or (bitsandbytes) with moments in 8
 #: bits, for which a weight's state takes 2 bytes instead of 8.
-Kind = Literal["adam", "adamw", "adam8bit"]
+OptimizerName = Literal["adam", "adamw", "adam8bit"]
 
 #: What a learning rate does behind its warm-up: it stays, or falls along a cosine to 0 at the end
 #: of the run.
@@ -24,7 +24,10 @@ DECAY = {"adam": 0.0, "adamw": 0.01, "adam8bit": 0.0}
 
 
 def make_optimizer(
-    kind: Kind, parameters: Sequence[nn.Parameter], lr: float, weight_decay: float | None = None
+    kind: OptimizerName,
+    parameters: Sequence[nn.Parameter],
+    lr: float,
+    weight_decay: float | None = None,
 ) -> Optimizer:
     """An optimizer of parameters.
 

@@ -1,6 +1,4 @@
-"""What methods do with embedded prompts: gradient ascent over templates, exchange of templates,
-alignment of spans.
-"""
+"""Operations on embedded prompts: gradient ascent, exchange of templates, alignment of spans."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -18,141 +16,143 @@ from erasure_lightning.backbones.towers import EmbeddedPrompts
 from erasure_lightning.concepts.concept import Phrase, PromptBatch
 from erasure_lightning.errors import ErasureError
 
-#: Prompts as every text encoder of a backbone reads them.
-Prompts = tuple[EmbeddedPrompts, ...]
+#: A batch of prompts, embedded for each text encoder of a backbone.
+PromptEmbeddings = tuple[Embedded, ...]
 
-#: Gain of a score, to first order, that rounding errors reach too.
-LEAST_GAIN = 1e-5
+#: First-order gain of a score at most this large may be a rounding error.
+_LEAST_GAIN = 1e-5
 
 
 def gradient_ascent(
-    start: Prompts, score: Callable[[Prompts], Tensor], sizes: tuple[Tensor, ...], steps: int
-) -> Prompts:
-    """Prompts of the highest score among those that gradient steps of fixed length pass through.
+    start: PromptEmbeddings,
+    score: Callable[[PromptEmbeddings], Tensor],
+    sizes: tuple[Tensor, ...],
+    steps: int,
+) -> PromptEmbeddings:
+    """The best prompts on a path of gradient steps of fixed length.
 
-    Only the word embeddings at `TEMPLATE` positions move; start, concept, end and padding stay what
-    they are. A row takes no step whose gain, to first order, is at most `LEAST_GAIN`, and each
-    row's best point is returned: a row that starts at an optimum stays as it is.
+    Only the word embeddings at `TEMPLATE` positions change; start token, concept, end and padding
+    stay as they are. A row takes no step whose first-order gain is at most `_LEAST_GAIN`, and the
+    best point of each row is returned: a row that starts at an optimum is returned unchanged.
 
     Args:
         start: Where the ascent begins, a batch of ``B`` prompts.
         score: What is maximised, ``(B,)``.
-        sizes: For each text encoder, how far the word that moves farthest goes in a step, ``()``.
-        steps: How many, at least 0.
+        sizes: For each text encoder, how far the word that moves farthest moves in a step, ``()``.
+        steps: Number of steps, at least 0.
     """
-    best, highest = start, torch.full((len(start[0].ids),), -torch.inf, device=start[0].ids.device)
-    here = start
+    best = start
+    highest = torch.full((len(start[0].ids),), -torch.inf, device=start[0].ids.device)
+    prompts = start
     for step in range(steps + 1 if steps else 0):
-        words = [e.embeddings.detach().requires_grad_(step < steps) for e in here]
-        here = tuple(replace(e, embeddings=w) for e, w in zip(here, words, strict=True))
-        with torch.set_grad_enabled(step < steps):
-            scores = score(here)
-        higher = scores.detach() > highest + LEAST_GAIN
-        best = tuple(_chosen(higher, a, b) for a, b in zip(here, best, strict=True))
+        last = step == steps
+        words = [e.embeddings.detach().requires_grad_(not last) for e in prompts]
+        prompts = tuple(replace(e, embeddings=w) for e, w in zip(prompts, words, strict=True))
+        with torch.set_grad_enabled(not last):
+            scores = score(prompts)
+        higher = scores.detach() > highest + _LEAST_GAIN
+        best = tuple(_where(higher, a, b) for a, b in zip(prompts, best, strict=True))
         highest = torch.where(higher, scores.detach(), highest)
-        if step < steps:
+        if not last:
             gradients = torch.autograd.grad(scores.sum(), words)
-            here = tuple(
-                _step(e, g, size) for e, g, size in zip(here, gradients, sizes, strict=True)
+            prompts = tuple(
+                _ascent_step(e, gradient, size)
+                for e, gradient, size in zip(prompts, gradients, sizes, strict=True)
             )
     return best
 
 
-def _step(prompts: EmbeddedPrompts, gradient: Tensor, size: Tensor) -> EmbeddedPrompts:
+def _ascent_step(prompts: Embedded, gradient: Tensor, size: Tensor) -> Embedded:
     gradient = gradient * prompts.positions(TEMPLATE).unsqueeze(2)
     longest = gradient.norm(dim=2).amax(dim=1).clamp(min=1e-12)
     scale = size / longest
     gain = scale * gradient.square().sum(dim=(1, 2))
-    moved = torch.where(gain > LEAST_GAIN, scale, 0.0).view(-1, 1, 1) * gradient
-    return replace(prompts, embeddings=prompts.embeddings.detach() + moved)
+    shift = torch.where(gain > _LEAST_GAIN, scale, 0.0).view(-1, 1, 1) * gradient
+    return replace(prompts, embeddings=prompts.embeddings.detach() + shift)
 
 
-def _chosen(where: Tensor, one: EmbeddedPrompts, other: EmbeddedPrompts) -> EmbeddedPrompts:
-    """Prompts whose rows are ``one``'s at ``where`` ``(B,)``, and ``other``'s elsewhere."""
+def _where(condition: Tensor, prompts: Embedded, other: Embedded) -> Embedded:
+    """Rows of ``prompts`` where the condition ``(B,)`` holds, of ``other`` elsewhere."""
     embeddings = torch.where(
-        where.view(-1, 1, 1), one.embeddings.detach(), other.embeddings.detach()
+        condition.view(-1, 1, 1), prompts.embeddings.detach(), other.embeddings.detach()
     )
-    return replace(one, embeddings=embeddings)
+    return replace(prompts, embeddings=embeddings)
 
 
-def with_random_template(prompts: EmbeddedPrompts, table: Tensor) -> EmbeddedPrompts:
-    """The prompts with random words of the vocabulary ``(V, E)`` in their templates' place."""
+def with_random_template(prompts: Embedded, table: Tensor) -> Embedded:
+    """The prompts with random words of the vocabulary ``(V, E)`` for their templates' words."""
     words = table[torch.randint(len(table), prompts.ids.shape).to(table.device)]
-    return replace(
-        prompts,
-        embeddings=torch.where(prompts.positions(TEMPLATE).unsqueeze(2), words, prompts.embeddings),
-    )
+    where = prompts.positions(TEMPLATE).unsqueeze(2)
+    return replace(prompts, embeddings=torch.where(where, words, prompts.embeddings))
 
 
-def with_template_of(prompts: EmbeddedPrompts, other: EmbeddedPrompts) -> EmbeddedPrompts:
-    """The prompts' own concept words in the other prompts' templates.
+def with_template_of(prompts: Embedded, other: Embedded) -> Embedded:
+    """The prompts with the template words of other prompts and their own concept words.
 
     Raises:
         ErasureError: If a template is longer in one than in the other, which happens where the
             encoder cuts it short.
     """
-    here, there = prompts.positions(TEMPLATE), other.positions(TEMPLATE)
-    if not torch.equal(here.sum(dim=1), there.sum(dim=1)):
+    own_template = prompts.positions(TEMPLATE)
+    other_template = other.positions(TEMPLATE)
+    if not torch.equal(own_template.sum(dim=1), other_template.sum(dim=1)):
         raise ErasureError(
             "The encoder needs to hold each sentence with concept and with anchor; found one cut"
             " short."
         )
     embeddings = prompts.embeddings.clone()
-    embeddings[here] = other.embeddings.detach()[there]
+    embeddings[own_template] = other.embeddings.detach()[other_template]
     return replace(prompts, embeddings=embeddings)
 
 
 def aligned_states(states: Conditioning, like: Conditioning) -> Tensor:
-    """Token states ``(B, L, D)`` of ``states``, each at the position where ``like`` has what
-    corresponds to it.
+    """Token states ``(B, L, D)`` of ``states``, moved to the corresponding positions of ``like``.
 
-    Both are the same sentences but for the concept's words: before them positions agree, span meets
-    span, end meets end; segment by segment.
+    Both have the same sentences but for the concept's words. Positions before the words agree, span
+    is aligned with span and end with end, segment by segment.
     """
-    place = torch.cat([_aligned_segment(states, like, segment) for segment in like.segments], dim=1)
-    return states.tokens.gather(1, place.unsqueeze(2).expand_as(states.tokens))
+    segments = [_aligned_segment(states, like, segment) for segment in like.segments]
+    positions = torch.cat(segments, dim=1)
+    return states.tokens.gather(1, positions.unsqueeze(2).expand_as(states.tokens))
 
 
 def _aligned_segment(states: Conditioning, like: Conditioning, segment: slice) -> Tensor:
     roles = like.roles[:, segment]
     span = concept_span(roles)
-    other = concept_span(states.roles[:, segment], otherwise=span[:, 0])
-    place: Tensor = aligned(span, other, roles.shape[1]) + segment.start
-    return place
+    other_span = concept_span(states.roles[:, segment], otherwise=span[:, 0])
+    positions: Tensor = aligned_positions(span, other_span, roles.shape[1]) + segment.start
+    return positions
 
 
-def state_drift(now: Conditioning, before: Conditioning) -> Tensor:
-    """Mean squared difference of token states, plus that of pooled vectors where the family has
-    them, a scalar.
-    """
-    drift: Tensor = mse_loss(now.tokens, before.tokens)
-    if now.pooled is None or before.pooled is None:
+def state_drift(states: Conditioning, original: Conditioning) -> Tensor:
+    """Mean squared difference of token states, plus that of pooled vectors if any, a scalar."""
+    drift: Tensor = mse_loss(states.tokens, original.tokens)
+    if states.pooled is None or original.pooled is None:
         return drift
-    return drift + mse_loss(now.pooled, before.pooled)
+    return drift + mse_loss(states.pooled, original.pooled)
 
 
 def last_token_states(
     backbone: Backbone, batch: PromptBatch, source: TextInput, *, tail: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """What a text input reads of the concepts' words and of their anchors', in pairs, ``(N, D)``
-    both.
+    """Inputs at the last token of the concepts' words and of their anchors', ``(N, D)`` both.
 
-    Of tokens the last of the words, in every segment; empty words have their last token in front of
-    where they would
-    stand: the start token where they are all there is. Of a pooled vector the vector.
+    Of tokens one pair in every segment; the last token of empty words is the one before their
+    place: the start token where the words are all there is. Of a pooled vector the vector itself.
 
     Args:
-        backbone: Whose states.
+        backbone: The model that encodes the sentences.
         batch: The sentences.
-        source: The layers that read them.
-        tail: Go on from there to the end, end-of-text and padding included, as far as both
+        source: The layers whose input is read.
+        tail: Include all positions from there on, end-of-text and padding too, as far as both
             sentences reach.
     """
-    concept, anchor = backbone.encode(batch.prompts), backbone.encode(batch.targets)
+    concept = backbone.encode(batch.prompts)
+    anchor = backbone.encode(batch.targets)
     if source.source == "pooled":
         return source.rows(concept).flatten(0, 1), source.rows(anchor).flatten(0, 1)
     pairs = [_last_rows(concept, anchor, segment, tail) for segment in concept.segments]
-    return torch.cat([c for c, _ in pairs]), torch.cat([a for _, a in pairs])
+    return torch.cat([rows for rows, _ in pairs]), torch.cat([rows for _, rows in pairs])
 
 
 def _last_rows(
@@ -160,57 +160,66 @@ def _last_rows(
 ) -> tuple[Tensor, Tensor]:
     """`last_token_states` of the tokens of a segment."""
     span = concept_span(concept.roles[:, segment])
-    other = concept_span(anchor.roles[:, segment], otherwise=span[:, 0])
-    last = torch.stack((span[:, 1], other[:, 1])).sub(1).clamp(min=0)
+    anchor_span = concept_span(anchor.roles[:, segment], otherwise=span[:, 0])
+    last = torch.stack((span[:, 1], anchor_span[:, 1])).sub(1).clamp(min=0)
     length = segment.stop - segment.start
-    place = last.unsqueeze(2) + torch.arange(length if tail else 1, device=last.device)
-    inside = (place < length).all(dim=0)
+    positions = last.unsqueeze(2) + torch.arange(length if tail else 1, device=last.device)
+    inside = (positions < length).all(dim=0)
     sentence = torch.arange(len(span), device=last.device).unsqueeze(1).expand_as(inside)[inside]
-    rows = [each[inside] + segment.start for each in place]
-    return concept.tokens[sentence, rows[0]], anchor.tokens[sentence, rows[1]]
+    concept_rows, anchor_rows = (each[inside] + segment.start for each in positions)
+    return concept.tokens[sentence, concept_rows], anchor.tokens[sentence, anchor_rows]
 
 
-def shared_rows(backbone: Backbone, batch: PromptBatch, source: TextInput) -> tuple[Tensor, Tensor]:
-    """What a text input reads of the tokens that a concept's sentence shares with its anchor's,
-    ``(N, D)`` both.
+def shared_token_states(
+    backbone: Backbone, batch: PromptBatch, source: TextInput
+) -> tuple[Tensor, Tensor]:
+    """Inputs at the tokens that a concept's sentence shares with its anchor's, ``(N, D)`` both.
 
-    The longest common prefix, the longest common suffix with the end-of-text token, and padding as
-    far as both reach; the words in which they differ are in no pair (MACE's alignment, verified in
-    code, Shilin-LU/MACE@057e7a6). Of a pooled vector, which every word is in, the vector.
+    These are the longest common prefix, the longest common suffix with the end-of-text token, and
+    padding as far as both reach; the words in which they differ are in no pair (MACE's alignment,
+    verified in code, Shilin-LU/MACE@057e7a6). Of a pooled vector, which depends on every word, the
+    vector itself.
     """
-    concept, anchor = backbone.encode(batch.prompts), backbone.encode(batch.targets)
+    concept = backbone.encode(batch.prompts)
+    anchor = backbone.encode(batch.targets)
     if source.source == "pooled":
         return source.rows(concept).flatten(0, 1), source.rows(anchor).flatten(0, 1)
     pairs = [
-        pair for segment in concept.segments for pair in _shared_places(concept, anchor, segment)
+        pair for segment in concept.segments for pair in _shared_positions(concept, anchor, segment)
     ]
-    row, k, a = torch.tensor(pairs).T
-    return concept.tokens[row, k], anchor.tokens[row, a]
+    row, concept_position, anchor_position = torch.tensor(pairs).T
+    return concept.tokens[row, concept_position], anchor.tokens[row, anchor_position]
 
 
-def _shared_places(
+def _shared_positions(
     concept: Conditioning, anchor: Conditioning, segment: slice
 ) -> list[tuple[int, int, int]]:
     """Sentence and both positions of every pair of a segment."""
     pairs = list[tuple[int, int, int]]()
-    length, offset = segment.stop - segment.start, segment.start
+    offset = segment.start
+    length = segment.stop - segment.start
     for sentence in range(len(concept)):
-        short = [_up_to_end(side, sentence, segment) for side in (concept, anchor)]
-        before = _in_common(*short)
-        after = _in_common(*(tokens[before:][::-1] for tokens in short))
-        behind = zip(*(range(len(tokens) - after, length) for tokens in short), strict=False)
-        places = [(place, place) for place in range(before)] + list(behind)
-        pairs += [(sentence, k + offset, a + offset) for k, a in places]
+        ids = _ids_to_end(concept, sentence, segment)
+        anchor_ids = _ids_to_end(anchor, sentence, segment)
+        prefix = _common_length(ids, anchor_ids)
+        suffix = _common_length(ids[prefix:][::-1], anchor_ids[prefix:][::-1])
+        rest = range(len(ids) - suffix, length)
+        anchor_rest = range(len(anchor_ids) - suffix, length)
+        pairs += [(sentence, i + offset, i + offset) for i in range(prefix)]
+        pairs += [
+            (sentence, i + offset, j + offset) for i, j in zip(rest, anchor_rest, strict=False)
+        ]
     return pairs
 
 
-def _up_to_end(conditioning: Conditioning, sentence: int, segment: slice) -> list[int]:
+def _ids_to_end(conditioning: Conditioning, sentence: int, segment: slice) -> list[int]:
     """Token ids of a sentence up to its end of text, in a segment."""
-    ids, roles = conditioning.ids[sentence, segment], conditioning.roles[sentence, segment]
-    return cast(list[int], ids[: int((roles == END).int().argmax()) + 1].tolist())
+    ids = conditioning.ids[sentence, segment]
+    end = int((conditioning.roles[sentence, segment] == END).int().argmax())
+    return cast(list[int], ids[: end + 1].tolist())
 
 
-def _in_common(a: Sequence[int], b: Sequence[int]) -> int:
+def _common_length(a: Sequence[int], b: Sequence[int]) -> int:
     """Length of the longest common prefix."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
 
@@ -218,13 +227,13 @@ def _in_common(a: Sequence[int], b: Sequence[int]) -> int:
 def input_gram(
     backbone: Backbone, prompts: Sequence[str | Phrase], source: TextInput, chunk: int = 64
 ) -> Tensor:
-    """``sum k k^T`` over everything that a text input reads of prompts, ``(D, D)`` in float64.
+    """``sum k k^T`` over all inputs that prompts give a text layer, ``(D, D)`` in float64.
 
     Args:
-        backbone: Whose states.
-        prompts: Any number of them.
-        source: The layers that read them.
-        chunk: How many are encoded at once.
+        backbone: The model that encodes the prompts.
+        prompts: Any number of prompts.
+        source: The layers whose input is read.
+        chunk: Prompts encoded at once.
     """
     gram = torch.zeros(source.width, source.width, dtype=torch.float64, device=backbone.device)
     for i in range(0, len(prompts), chunk):
@@ -234,7 +243,7 @@ def input_gram(
 
 
 def cosine_matrix(rows: Tensor, columns: Tensor) -> Tensor:
-    """Cosines of every row's vector with every column's, ``(N, D)`` and ``(M, D)`` to ``(N, M)``."""
+    """Cosines of all pairs of vectors, ``(N, D)`` and ``(M, D)`` to ``(N, M)``."""
     return normalize(rows, dim=-1) @ normalize(columns, dim=-1).mT
 
 
@@ -244,16 +253,16 @@ def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
 
 
 def masked_mean(values: Tensor, where: Tensor) -> Tensor:
-    """Mean over the marked positions of each row, ``(B, L)`` both, then over rows."""
+    """Mean over the marked positions ``(B, L)`` of each row, then over rows, a scalar."""
     return ((values * where).sum(dim=1) / where.sum(dim=1).clamp(min=1)).mean()
 
 
-def aligned(concept: Tensor, anchor: Tensor, length: int) -> Tensor:
-    """Which position of the anchor's sentence stands for each position of the concept's.
+def aligned_positions(concept: Tensor, anchor: Tensor, length: int) -> Tensor:
+    """The position of the anchor's sentence that corresponds to each of the concept's.
 
     The sentences are equal but for one span. Before it positions agree; inside it the anchor's are
-    stretched over the concept's; behind it they are shifted by the difference, so that end meets
-    end.
+    stretched over the concept's; after it they are shifted by the difference, so that end is
+    aligned with end.
 
     Args:
         concept: First position of the span and one past its last, ``(B, 2)``.
@@ -264,11 +273,12 @@ def aligned(concept: Tensor, anchor: Tensor, length: int) -> Tensor:
     Returns:
         Positions ``(B, L)``.
     """
-    (start, stop), (first, last) = concept.unsqueeze(2).unbind(1), anchor.unsqueeze(2).unbind(1)
-    place = torch.arange(length, device=concept.device)
-    share = (place - start) / (stop - start - 1).clamp(min=1)
-    inside = first + (share * (last - first - 1).clamp(min=0)).round().long()
-    behind = place + (last - first) - (stop - start)
-    return torch.where(place < start, place, torch.where(place < stop, inside, behind)).clamp(
-        0, length - 1
-    )
+    start, stop = concept.unsqueeze(2).unbind(1)
+    anchor_start, anchor_stop = anchor.unsqueeze(2).unbind(1)
+    position = torch.arange(length, device=concept.device)
+    share = (position - start) / (stop - start - 1).clamp(min=1)
+    offset = (share * (anchor_stop - anchor_start - 1).clamp(min=0)).round().long()
+    inside = anchor_start + offset
+    after = position + (anchor_stop - anchor_start) - (stop - start)
+    from_start = torch.where(position < stop, inside, after)
+    return torch.where(position < start, position, from_start).clamp(0, length - 1)

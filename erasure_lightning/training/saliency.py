@@ -1,4 +1,4 @@
-"""Saliency masks: training moves only the weights whose slope on some loss is steep (SalUn, ANT)."""
+"""Saliency masks: only weights with a large gradient on some loss are trained (SalUn, ANT)."""
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
@@ -12,56 +12,56 @@ from erasure_lightning.seeding import derive_seed
 from erasure_lightning.training.gradient import GradientErasure
 from erasure_lightning.training.optimizers import DECAY
 
-#: Which entries of each parameter move, boolean and of its shape, by name.
-Masks = dict[str, Tensor]
+#: Which entries of each parameter are trained: boolean and of its shape, by name.
+ParameterMasks = dict[str, Tensor]
 
 
-def summed_slopes(losses: Iterable[Tensor], parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The slopes of every loss, with their signs, added up in float32; 0 where a loss does not
-    reach.
-    """
-    total = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in parameters.items()}
+def summed_gradients(
+    losses: Iterable[Tensor], parameters: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Sum of the signed gradients of every loss, in float32; 0 where a loss does not reach."""
+    sums = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in parameters.items()}
     for loss in losses:
-        slopes = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
-        for so_far, slope in zip(total.values(), slopes, strict=True):
-            so_far += slope
-    return total
+        gradients = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
+        for total, gradient in zip(sums.values(), gradients, strict=True):
+            total += gradient
+    return sums
 
 
-def salient(slopes: Mapping[str, Tensor], share: float, *, each: bool = False) -> Masks:
-    """Where slopes are largest in size.
+def salient_masks(
+    gradients: Mapping[str, Tensor], share: float, *, each: bool = False
+) -> ParameterMasks:
+    """Masks of the entries with the largest absolute gradients.
 
     Args:
-        slopes: By name; any shapes.
-        share: Of the entries that are marked, rounded down to a whole number; ties at the cut are
-            all marked, entries without a slope never.
-        each: Cut every tensor by itself, instead of all at one size.
+        gradients: By name, of any shapes.
+        share: Share of the entries that are marked, rounded down to a whole number; ties at the
+            threshold are all marked, entries without a gradient never.
+        each: Use a threshold for every tensor, not one for all.
     """
-    sizes = {name: slope.abs() for name, slope in slopes.items()}
+    sizes = {name: gradient.abs() for name, gradient in gradients.items()}
     if each:
-        cuts = {name: _cut(size.flatten(), share) for name, size in sizes.items()}
+        thresholds = {name: _threshold(size.flatten(), share) for name, size in sizes.items()}
     else:
-        cuts = dict.fromkeys(
-            sizes, _cut(torch.cat([size.flatten() for size in sizes.values()]), share)
-        )
-    return {name: (size >= cuts[name]) & (size > 0) for name, size in sizes.items()}
+        together = torch.cat([size.flatten() for size in sizes.values()])
+        thresholds = dict.fromkeys(sizes, _threshold(together, share))
+    return {name: (size >= thresholds[name]) & (size > 0) for name, size in sizes.items()}
 
 
-def _cut(sizes: Tensor, share: float) -> Tensor:
-    """The smallest of the largest sizes; infinite where none are wanted, ``()``."""
-    kept = int(share * len(sizes))
-    return sizes.kthvalue(len(sizes) - kept + 1).values if kept else sizes.new_tensor(torch.inf)
+def _threshold(sizes: Tensor, share: float) -> Tensor:
+    """The smallest of the largest sizes; infinite where none are to be marked, ``()``."""
+    count = int(share * len(sizes))
+    return sizes.kthvalue(len(sizes) - count + 1).values if count else sizes.new_tensor(torch.inf)
 
 
 class SalientErasure(GradientErasure):
-    """A method that moves only the weights which matter most to what it forgets; all others stay
-    bit-identical.
+    """Base of methods that train only the most salient weights; others stay bit-identical.
 
-    The masks are found at the original's weights, before the first step, and saved with a
-    checkpoint. What retention callbacks ask is masked like everything else.
+    The masks are computed at the original's weights, before the first step, and saved with a
+    checkpoint. Gradients of retention callbacks are masked like all others.
 
     Args:
-        share: Of the weights that may move, above 0; at 1 all of them, and no saliency is asked.
+        share: Share of the weights that are trained, above 0; at 1 all of them, without masks.
         kwargs: Arguments of every gradient method.
 
     Raises:
@@ -82,26 +82,25 @@ class SalientErasure(GradientErasure):
                 " masks."
             )
         self.share = share
-        self.masks: Masks = {}
+        self.masks: ParameterMasks = {}
 
     def replicates_trainable(self) -> bool:
-        """It is: the masks are found by slopes of whole weights."""
+        """Always: the masks are computed from gradients of whole weights."""
         return True
 
     @abstractmethod
-    def saliency(self) -> Masks:
-        """The masks, one for each of `trainable`; asked once, while the model is its original."""
+    def saliency(self) -> ParameterMasks:
+        """The masks of `trainable`; called once, while the model is still its original."""
 
-    def slopes(self, losses: Iterable[Tensor]) -> dict[str, Tensor]:
-        """`summed_slopes` of `trainable`, over all ranks, so that these mask alike."""
-        found = summed_slopes(losses, self.trainable())
+    def gradients(self, losses: Iterable[Tensor]) -> dict[str, Tensor]:
+        """`summed_gradients` of `trainable`, over all ranks, so that their masks agree."""
         return {
-            name: self.trainer.strategy.reduce(slope, reduce_op="sum")
-            for name, slope in found.items()
+            name: self.trainer.strategy.reduce(gradient, reduce_op="sum")
+            for name, gradient in summed_gradients(losses, self.trainable()).items()
         }
 
     def on_train_start(self) -> None:
-        """Find the masks, unless a checkpoint held them."""
+        """Computes the masks, unless a checkpoint has restored them."""
         super().on_train_start()
         if self.share < 1 and not self.masks:
             with torch.random.fork_rng(devices=[]):
@@ -114,24 +113,28 @@ class SalientErasure(GradientErasure):
         self.masks = {name: mask.to(self.device) for name, mask in self.masks.items()}
 
     def on_after_backward(self) -> None:
-        """Flatten the slopes of what may not move: Adam without decay leaves it where it is."""
+        """Sets masked gradients to 0, which leave a weight unchanged in Adam without decay."""
         super().on_after_backward()
-        for name, parameter in self.trainable().items() if self.masks else ():
+        if not self.masks:
+            return
+        for name, parameter in self.trainable().items():
             if parameter.grad is not None:
                 parameter.grad.mul_(self.masks[name])
 
     def description(self) -> dict[str, Any]:
-        """What an edit was made from, and which share of the weights the masks let move."""
-        moving = sum(int(mask.sum()) for mask in self.masks.values())
-        share = moving / sum(mask.numel() for mask in self.masks.values()) if self.masks else 1.0
+        """What an edit was made from, with the share of the weights that the masks leave free."""
+        share = 1.0
+        if self.masks:
+            free = sum(int(mask.sum()) for mask in self.masks.values())
+            share = free / sum(mask.numel() for mask in self.masks.values())
         return super().description() | {"salient": share}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the masks, which cannot be found again once weights have moved."""
+        """Saves the masks too, which cannot be recomputed once weights have changed."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["masks"] = self.masks
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up the masks."""
+        """Restores the masks."""
         super().on_load_checkpoint(checkpoint)
         self.masks = checkpoint.get("masks", {})

@@ -1,6 +1,4 @@
-"""Several devices: ``ddp`` and ``fsdp2``, Lightning's strategies with defaults and checkpoints that
-suit an edit.
-"""
+"""Strategies for several devices: ``ddp`` and ``fsdp2`` with defaults that suit an edit."""
 
 import difflib
 from collections.abc import Mapping
@@ -20,26 +18,32 @@ from erasure_lightning.distributed.fsdp import full_optimizer_state, shard_optim
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.training.base import BACKBONE_PREFIX, ErasureModule
 
-#: What ``--trainer.strategy`` calls it.
-NAME = "fsdp2"
+#: Name of `FSDP2` for ``--trainer.strategy``.
+_FSDP2_NAME = "fsdp2"
 
-#: Names that ``--trainer.strategy`` takes. Others start processes otherwise, or split weights as no
-#: checkpoint of an edit does.
-NAMES = ("auto", "ddp", NAME, "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true")
+#: Names that ``--trainer.strategy`` takes. Others start processes in another way, or split weights
+#: as no checkpoint of an edit does.
+_STRATEGY_NAMES = (
+    "auto",
+    "ddp",
+    _FSDP2_NAME,
+    "ddp_find_unused_parameters_false",
+    "ddp_find_unused_parameters_true",
+)
 
-#: Seconds for which collectives wait longer than ranks that hang are given, so that these are named
+#: Seconds that collectives wait beyond the hang timeout, so that the ranks that hang are reported
 #: first.
-GRACE = 300.0
+_GRACE = 300.0
 
 
 class FSDP2(ModelParallelStrategy):
-    """Splits weights, gradients and optimizer states over all devices; `sharding` tells how.
+    """Splits weights, gradients and optimizer states over all devices (`distributed.fsdp`).
 
     A checkpoint is the one file that a single process would write: the edit, and the optimizer's
-    states, whole. So a run goes on on any number of devices, under any strategy.
+    states, whole. A run can thus be resumed on any number of devices, under any strategy.
 
     Args:
-        process_group_backend: ``nccl`` or ``gloo``; by default what suits the devices.
+        process_group_backend: ``nccl`` or ``gloo``; by default the one for the devices.
         timeout: How long a rank waits for the others.
     """
 
@@ -58,22 +62,20 @@ class FSDP2(ModelParallelStrategy):
 
     @property
     def lightning_restore_optimizer(self) -> bool:
-        """Lightning hands the optimizers' states to `load_optimizer_state_dict`."""
+        """True: Lightning passes the optimizers' states to `load_optimizer_state_dict`."""
         return True
 
     def setup_environment(self) -> None:
-        """Take all devices, where Lightning's ``auto`` takes the number of nodes."""
+        """Splits over all devices, where Lightning's ``auto`` takes the number of nodes."""
         self._data_parallel_size = self.num_processes * self.num_nodes
         super().setup_environment()
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """Nothing: `ErasureModule.on_save_checkpoint` puts the edit in, and the frozen rest is not
-        gathered.
-        """
+        """Empty: `ErasureModule.on_save_checkpoint` adds the edit; frozen weights stay split."""
         return {}
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        """Give every rank its part of the edit."""
+        """Distributes the edit over the ranks."""
         edit = {
             name.removeprefix(BACKBONE_PREFIX): value
             for name, value in checkpoint["state_dict"].items()
@@ -81,53 +83,65 @@ class FSDP2(ModelParallelStrategy):
         cast(ErasureModule, self.lightning_module).write(edit)
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """The states of all ranks together."""
+        """The states of all ranks, whole."""
         plain = optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
         return full_optimizer_state(plain.state_dict())
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """Give every rank its part of the states."""
+        """Distributes the states over the ranks."""
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             optimizer.load_state_dict(shard_optimizer_state(optimizer, state))
 
     def load_checkpoint(
         self, checkpoint_path: Any, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read the one file, as any other strategy does."""
+        """Reads the one file, as any other strategy does."""
         return ParallelStrategy.load_checkpoint(
             self, self.broadcast(checkpoint_path), weights_only=weights_only
         )
 
 
-def check(given: object) -> None:
-    """Raise for the name of a strategy that is none, or under which no run of ours works; a class
-    is its user's own.
+def check_strategy(strategy: object) -> None:
+    """Raises for the name of an unknown strategy, or of one that cannot train an edit.
+
+    Args:
+        strategy: What ``--trainer.strategy`` was set to; only names are checked, no classes.
 
     Raises:
-        ErasureError: If so.
+        ErasureError: If the name is not supported.
     """
-    if isinstance(given, str) and given not in NAMES:
-        near = difflib.get_close_matches(given, NAMES, n=1)
+    if isinstance(strategy, str) and strategy not in _STRATEGY_NAMES:
+        near = difflib.get_close_matches(strategy, _STRATEGY_NAMES, n=1)
         meant = f" Did you mean {near[0]!r}?" if near else ""
         raise ErasureError(
             "--trainer.strategy needs auto, ddp, fsdp2, or a class_path with init_args; found"
-            f" {given!r}.{meant}"
+            f" {strategy!r}.{meant}"
         )
 
 
-def register(has_unused: bool = False, hang_timeout: float = 1500.0) -> None:
-    """Let ``--trainer.strategy`` know ours by name, and what suits an edit by those of Lightning.
+def register_strategies(has_unused: bool = False, hang_timeout: float = 1500.0) -> None:
+    """Registers ``fsdp2``, and ``ddp`` with defaults that suit an edit, for ``--trainer.strategy``.
 
     Args:
         has_unused: Whether some of what is trained may have no gradient in a step.
         hang_timeout: Seconds after which ranks that hang are given up.
     """
-    timeout = timedelta(seconds=hang_timeout + GRACE)
-    about = "Splits weights over devices (FSDP2)"
-    StrategyRegistry.register(NAME, FSDP2, description=about, override=True, timeout=timeout)
-    # Also what several devices get if nothing is said. Buffers are alike on all ranks; gradients
-    # are sent as they lie.
     StrategyRegistry.register(
-        "ddp", DDPStrategy, description="Gradients are averaged over devices", override=True, timeout=timeout,
-        find_unused_parameters=has_unused, broadcast_buffers=False, gradient_as_bucket_view=True,
-    )  # fmt: skip
+        _FSDP2_NAME,
+        FSDP2,
+        description="Splits weights over devices (FSDP2)",
+        override=True,
+        timeout=timedelta(seconds=hang_timeout + _GRACE),
+    )
+    # ``ddp`` is also what several devices get by default. Buffers are equal on all ranks, and
+    # gradients are sent without a copy.
+    StrategyRegistry.register(
+        "ddp",
+        DDPStrategy,
+        description="Gradients are averaged over devices",
+        override=True,
+        timeout=timedelta(seconds=hang_timeout + _GRACE),
+        find_unused_parameters=has_unused,
+        broadcast_buffers=False,
+        gradient_as_bucket_view=True,
+    )

@@ -16,19 +16,19 @@ from erasure_lightning.methods.spm import SPM
 CONCEPTS = [Concept("small cat", "dog"), Concept("star")]
 
 #: What the shipped config gives.
-GIVEN = numbers("spm")
+ARGUMENTS = numbers("spm")
 
 
 def disturbed(**arguments):
     """An SPM whose adapters are not at their beginning any more."""
-    module = SPM(concepts=CONCEPTS, backbone=TinyBackbone(), **(GIVEN | arguments))
+    module = SPM(concepts=CONCEPTS, backbone=TinyBackbone(), **(ARGUMENTS | arguments))
     module.configure_model()
     for parameter in module.trainable().values():
         nn.init.normal_(parameter, std=0.2)
     return module
 
 
-def says(backbone, prompts):
+def predict(backbone, prompts):
     x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3)).expand(
         len(prompts), -1, -1, -1
     )
@@ -112,17 +112,17 @@ class TestGamma:
 def test_each_row_of_a_batch_has_its_own_gamma():
     module = disturbed()
     prompts = ["a small cat", "", "a star", "a car"]
-    alone = torch.cat([says(module.backbone, [prompt]) for prompt in prompts])
-    assert torch.allclose(says(module.backbone, prompts), alone, atol=1e-5)
+    alone = torch.cat([predict(module.backbone, [prompt]) for prompt in prompts])
+    assert torch.allclose(predict(module.backbone, prompts), alone, atol=1e-5)
 
 
 def test_shut_it_is_the_original_and_open_it_is_not():
     module = disturbed()
     prompts = ["a small cat", "a car"]
-    with module.membrane.held(torch.zeros(2, 2)):
-        assert torch.equal(says(module.backbone, prompts), says(module.original, prompts))
+    with module.membrane.fixed(torch.zeros(2, 2)):
+        assert torch.equal(predict(module.backbone, prompts), predict(module.original, prompts))
     assert not torch.allclose(
-        says(module.backbone, prompts), says(module.original, prompts), atol=1e-2
+        predict(module.backbone, prompts), predict(module.original, prompts), atol=1e-2
     )
 
 
@@ -132,10 +132,10 @@ def test_a_pipeline_opens_as_the_module_does(tmp_path, transport):
     module.save_edit(tmp_path / "edit.safetensors")
     pipeline = tiny.to_pipeline()
     prompts = ["small cat", "a car", ""]
-    before = says(tiny, prompts)
+    before = predict(tiny, prompts)
     apply_edit(tmp_path, pipeline)
-    assert torch.allclose(says(tiny, prompts), says(module.backbone, prompts), atol=1e-6)
-    assert not torch.allclose(says(tiny, prompts)[0], before[0], atol=1e-2)
+    assert torch.allclose(predict(tiny, prompts), predict(module.backbone, prompts), atol=1e-6)
+    assert not torch.allclose(predict(tiny, prompts)[0], before[0], atol=1e-2)
 
 
 def test_only_layers_of_the_transformers_have_adapters():

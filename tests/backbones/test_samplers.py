@@ -11,7 +11,7 @@ from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts.concept import PromptBatch
 from erasure_lightning.diffusion.sampling import final_latents, rollout, sample_latents
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.training.latent_sources import Models
+from erasure_lightning.training.latent_sources import SourceModels
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
 #: Those that can be trained on and drawn with; a new one of diffusers must be entered here or be
@@ -165,7 +165,7 @@ def test_the_others_are_refused_in_one_line(name):
 class TestSupported:
     def test_a_bank_holds_what_the_denoiser_was_asked_at_every_evaluation(self, stock, model):
         bank = TrajectoryBank(trajectories=3, **DRAWN)
-        bank.follow(Models(model, model, lambda count, number: SENTENCES, 2, seed=5))
+        bank.update(SourceModels(model, model, lambda count, number: SENTENCES, 2, seed=5))
         stock.scheduler.set_timesteps(4)
         assert bank.length == len(stock.scheduler.timesteps) >= 4  # more where a step has stages
         for column in range(bank.length):

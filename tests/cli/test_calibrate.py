@@ -12,13 +12,13 @@ from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts.concept import THING_TEMPLATES, Concept, fill_template
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.realera import RealEraClosedForm
-from erasure_lightning.training.calibration import Calibration, Group, calibrate
+from erasure_lightning.training.calibration import Calibration, SentenceGroup, calibrate
 
 CAT = Concept("cat", domain=["small cat"])
 
 
 def group(*cosines):
-    return Group(
+    return SentenceGroup(
         [f"word {i}" for i in range(len(cosines))], torch.tensor(cosines), torch.ones(len(cosines))
     )
 

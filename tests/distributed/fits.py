@@ -27,7 +27,7 @@ from erasure_lightning.testing import edit_of, fit
 from erasure_lightning.training import base as base
 from erasure_lightning.training.gradient import GradientErasure
 from erasure_lightning.training.image_sources import GeneratedImages
-from erasure_lightning.training.strategies import FSDP2, register
+from erasure_lightning.training.strategies import FSDP2, register_strategies
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
 CONCEPTS = [Concept("cat", "dog"), Concept("star", "heart")]
@@ -92,7 +92,7 @@ def fits(name, strategy, out):
     def run(*callbacks, **given):
         return fit(made(name, out / "tiny"), *callbacks, devices=2, strategy=strategy, **given)
 
-    register(method(name).has_unused)
+    register_strategies(method(name).has_unused)
 
     watch, half = Watch(), out / f"{strategy}-{name}-half.ckpt"
     module = run(STEPS, watch)

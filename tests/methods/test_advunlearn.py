@@ -1,4 +1,4 @@
-"""AdvUnlearn's promises: the contract, its loss by hand, an attack that attacks, the official
+"""AdvUnlearn: the contract, its loss by hand, an attack that attacks, the official
 traps, the erasure.
 """
 
@@ -14,7 +14,7 @@ from erasure_lightning.backbones.conditioning import CONCEPT, END, START, TEMPLA
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts.concept import Concept, PromptBatch
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.methods.advunlearn import AdvUnlearn, prepend
+from erasure_lightning.methods.advunlearn import AdvUnlearn, prepend_words
 from erasure_lightning.methods.sage import SAGE
 from erasure_lightning.retention.local_noise import LocalNoisePreservation
 from erasure_lightning.testing import check_method, fit
@@ -25,20 +25,20 @@ BATCH = PromptBatch(["a photo of a {}", "the {} in a house"], ["cat", "star"], [
 X, T = torch.linspace(-2, 2, 512).view(2, 4, 8, 8), torch.tensor([100.0, 900.0])
 
 #: What the shipped config gives.
-GIVEN = numbers("advunlearn")
+ARGUMENTS = numbers("advunlearn")
 
 
 def method(cls=AdvUnlearn, **arguments):
     """A method whose text encoder has moved, so that student and original differ."""
-    given = (GIVEN if cls is AdvUnlearn else {}) | arguments
-    module = cls(concepts=CONCEPTS, backbone=TinyBackbone(), **given)
+    settings = (ARGUMENTS if cls is AdvUnlearn else {}) | arguments
+    module = cls(concepts=CONCEPTS, backbone=TinyBackbone(), **settings)
     module.configure_model()
     for parameter in module.editable().values():
         parameter.data.add_(0.02)
     return module
 
 
-def says(model, prompts):
+def predict(model, prompts):
     return model.denoise(X, T, model.encode(prompts))
 
 
@@ -60,20 +60,23 @@ def test_contract(arguments):
         AdvUnlearn,
         thorough=False,
         latents=TrajectoryBank(trajectories=2, steps=3),
-        **(GIVEN | arguments),
+        **(ARGUMENTS | arguments),
     )
 
 
 def test_contract_on_pure_noise_late_blocks_and_the_world():
-    check_method(AdvUnlearn, **(GIVEN | {"attack_from": 1, "attack_steps": 1, "blocks": 1}))
+    check_method(AdvUnlearn, **(ARGUMENTS | {"attack_from": 1, "attack_steps": 1, "blocks": 1}))
 
 
 class TestLoss:
     def test_during_warm_up_it_is_esds_at_the_plain_sentence(self):
         module = method(eta=1.5)
-        said, nothing = says(module.original, BATCH.prompts), says(module.original, ["", ""])
-        wanted = nothing - 1.5 * (said - nothing)
-        by_hand = (says(module.backbone, BATCH.prompts) - wanted).square().mean()
+        prediction, unconditional = (
+            predict(module.original, BATCH.prompts),
+            predict(module.original, ["", ""]),
+        )
+        expected = unconditional - 1.5 * (prediction - unconditional)
+        by_hand = (predict(module.backbone, BATCH.prompts) - expected).square().mean()
         assert torch.allclose(module.erasure_loss(noisy(module, X, T, BATCH)), by_hand)
 
     def test_during_warm_up_it_is_sages_in_noise_space_without_a_self_check(self):
@@ -89,10 +92,13 @@ class TestLoss:
     def test_behind_an_attack_it_is_taken_at_the_attacked_sentence_alone(self):
         module = method(attack_from=0)
         module.attack_prefix = lambda sentences: front(module)
-        said, nothing = says(module.original, BATCH.prompts), says(module.original, ["", ""])
+        prediction, unconditional = (
+            predict(module.original, BATCH.prompts),
+            predict(module.original, ["", ""]),
+        )
         attacked = module.prediction(noisy(module, X, T, BATCH), front(module))
-        assert not torch.allclose(attacked, says(module.backbone, BATCH.prompts), atol=1e-4)
-        by_hand = (attacked - (2 * nothing - said)).square().mean()
+        assert not torch.allclose(attacked, predict(module.backbone, BATCH.prompts), atol=1e-4)
+        by_hand = (attacked - (2 * unconditional - prediction)).square().mean()
         assert torch.allclose(module.erasure_loss(noisy(module, X, T, BATCH)), by_hand)
 
     def test_retention_is_nothing_at_the_original(self):
@@ -109,7 +115,7 @@ class TestAttack:
         return (
             (
                 module.prediction(noisy(module, X, T, BATCH), words)
-                - says(module.original, BATCH.prompts)
+                - predict(module.original, BATCH.prompts)
             )
             .square()
             .mean()
@@ -119,10 +125,10 @@ class TestAttack:
     def test_it_brings_the_concept_nearer(self, attack):
         module = method(attack=attack, attack_steps=10, attack_lr=0.02)
         module.noisy_batch = lambda sentences: noisy(module, X, T, sentences)
-        found = (torch.manual_seed(0), module.attack_prefix(BATCH))[1]
+        adversarial = (torch.manual_seed(0), module.attack_prefix(BATCH))[1]
         module.attack_steps = 0
         start = (torch.manual_seed(0), module.attack_prefix(BATCH))[1]
-        assert self.gap(module, found) < 0.95 * self.gap(module, start)
+        assert self.gap(module, adversarial) < 0.95 * self.gap(module, start)
 
     def test_it_starts_at_words_of_the_vocabulary(self):
         module = method(attack_steps=0, words=2)
@@ -136,12 +142,12 @@ class TestAttack:
         long as its rate.
         """
         module = method(attack_steps=1, attack_lr=0.03)
-        (found,) = (torch.manual_seed(0), module.attack_prefix(BATCH))[1]
+        (adversarial,) = (torch.manual_seed(0), module.attack_prefix(BATCH))[1]
         module.attack_steps = 0
         (start,) = (torch.manual_seed(0), module.attack_prefix(BATCH))[1]
-        assert torch.allclose((found - start).abs().median(), torch.tensor(0.03), rtol=1e-3)
+        assert torch.allclose((adversarial - start).abs().median(), torch.tensor(0.03), rtol=1e-3)
 
-    def test_slopes_are_not_summed_up(self):
+    def test_gradients_are_not_summed_up(self):
         """The official attack never clears them. Of 1, -1, 1, -1 Adam makes a step; of the sums 1,
         0, 1, 0 three.
         """
@@ -151,16 +157,16 @@ class TestAttack:
         )
         teacher = SimpleNamespace(concept=torch.full((2, 4, 8, 8), -1e6))
         module.noisy_batch = lambda sentences: SimpleNamespace(teacher=teacher)
-        (found,) = (torch.manual_seed(0), module.attack_prefix(BATCH))[1]
+        (adversarial,) = (torch.manual_seed(0), module.attack_prefix(BATCH))[1]
         (start,) = (torch.manual_seed(0), method(attack_steps=0).attack_prefix(BATCH))[1]
-        assert 0.005 < (found - start).abs().max() < 0.02
+        assert 0.005 < (adversarial - start).abs().max() < 0.02
 
     def test_there_is_none_before_its_step(self):
         module = method(attack_from=1)
         module.attack_prefix = lambda sentences: pytest.fail("attacked during warm-up")
         module.erasure_loss(noisy(module, X, T, BATCH))
 
-    def test_it_leaves_no_slope_in_the_model(self):
+    def test_it_leaves_no_gradient_in_the_model(self):
         module = method(attack_steps=2)
         module.attack_prefix(BATCH)
         assert all(p.grad is None for p in module.backbone.parameters())
@@ -172,7 +178,7 @@ class TestPrefix:
         model = TinyBackbone()
         (plain,) = model.embed(PromptBatch(["a {}"], ["zebra"], [""]).prompts)
         assert plain.positions(CONCEPT).sum() == 5
-        put = prepend(plain, torch.zeros(1, 2, plain.embeddings.shape[2]))
+        put = prepend_words(plain, torch.zeros(1, 2, plain.embeddings.shape[2]))
         assert torch.equal(put.ids[0, 3:], plain.ids[0, 1:-2])
         assert torch.equal(put.embeddings[0, 3:], plain.embeddings[0, 1:-2])
         assert torch.equal(put.roles[0, 3:], plain.roles[0, 1:-2])
@@ -182,20 +188,20 @@ class TestPrefix:
 
     def test_words_of_the_table_read_as_they_would_in_a_sentence(self):
         model = TinyBackbone()
-        (plain,), (wanted,) = model.embed(["a cat"]), model.embed(["dog a cat"])
-        put = prepend(plain, wanted.embeddings[:, 1:2])
+        (plain,), (expected,) = model.embed(["a cat"]), model.embed(["dog a cat"])
+        put = prepend_words(plain, expected.embeddings[:, 1:2])
         assert torch.allclose(
-            model.contextualize([put]).tokens, model.contextualize([wanted]).tokens, atol=1e-6
+            model.contextualize([put]).tokens, model.contextualize([expected]).tokens, atol=1e-6
         )
 
     def test_no_room_is_no_room(self):
         (full,) = TinyBackbone().embed(["a photo of a small dog in a house of a star in a tree"])
         assert (full.roles == END).any()
         with pytest.raises(ErasureError, match="needs room for 1 words before a sentence"):
-            prepend(full, torch.zeros(1, 1, full.embeddings.shape[2]))
+            prepend_words(full, torch.zeros(1, 1, full.embeddings.shape[2]))
 
 
-def test_slopes_reach_the_text_encoders_blocks_alone():
+def test_gradients_reach_the_text_encoders_blocks_alone():
     module = method(attack_from=0, attack_steps=1)
     module.erasure_loss(noisy(module, X, T, BATCH)).backward()
     reached = {name for name, p in module.backbone.named_parameters() if p.grad is not None}
@@ -206,7 +212,7 @@ def test_slopes_reach_the_text_encoders_blocks_alone():
 def test_the_bank_answers_for_the_original_on_both_sides_of_an_attack():
     module = method(attack_from=0, attack_steps=2, latents=TrajectoryBank(trajectories=2, steps=3))
     fit(module, 1)
-    module.original.denoise = lambda *_: pytest.fail("asked the original what the bank holds")
+    module.original.denoise = lambda *_: pytest.fail("predicted what the bank has")
     module.erasure_loss(module.noisy_batch(PromptBatch(["a {}"], ["cat"], ["dog"], [0])))
 
 
@@ -229,7 +235,7 @@ def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
         weight=0.3, batch_size=5, latents=TrajectoryBank(trajectories=32, steps=5)
     )
     bank = TrajectoryBank(trajectories=4, steps=10)
-    given = numbers("advunlearn", attack_from=10, attack_steps=1)
-    module = fit(AdvUnlearn(concepts=[Concept("cigarette")], latents=bank, **given), 40, hold)
+    settings = numbers("advunlearn", attack_from=10, attack_steps=1)
+    module = fit(AdvUnlearn(concepts=[Concept("cigarette")], latents=bank, **settings), 40, hold)
     assert recognised(module.backbone, ["cigarette"] * 4) == 0
     assert recognised(module.backbone, KEPT) >= 0.75

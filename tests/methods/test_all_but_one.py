@@ -1,4 +1,4 @@
-"""All but One's promises: what guidance does to its target, and a step's cost, with controls."""
+"""All but One: what guidance does to its target, and a step's cost, with controls."""
 
 import json
 from types import SimpleNamespace
@@ -27,12 +27,12 @@ BATCH = PromptBatch(["a photo of a {}", "the {} in a house"], ["cat", "star"], [
 BOTH = pytest.mark.parametrize("prediction", ["epsilon", "velocity"])
 
 #: What the shipped config gives.
-GIVEN = numbers("all-but-one")
+ARGUMENTS = numbers("all-but-one")
 
 
 def all_but_one(backbone=None, **arguments):
     module = AllButOne(
-        concepts=CONCEPTS, backbone=backbone or TinyBackbone(), **(GIVEN | arguments)
+        concepts=CONCEPTS, backbone=backbone or TinyBackbone(), **(ARGUMENTS | arguments)
     )
     module.configure_model()
     return module
@@ -46,7 +46,7 @@ def latents(count=2):
     )
 
 
-def says(model, prompts, x, t):
+def predict(model, prompts, x, t):
     return model.denoise(x, t, model.encode(prompts))
 
 
@@ -71,7 +71,7 @@ def disturb(module, size=0.02):
     ids=lambda arguments: ", ".join(arguments) or "default",
 )
 def test_contract(arguments):
-    check_method(AllButOne, thorough=not arguments, **(GIVEN | {"warmup": 1} | arguments))
+    check_method(AllButOne, thorough=not arguments, **(ARGUMENTS | {"warmup": 1} | arguments))
 
 
 class TestLoss:
@@ -87,13 +87,17 @@ class TestLoss:
         )
         disturb(module)
         x, t = latents()
-        nothing, said = (says(module.backbone, p, x, t) for p in (["", ""], BATCH.prompts))
-        before = says(module.original, ["", ""], x, t)
-        instead, concept = (
-            says(module.original, p, x, t) - before for p in (BATCH.alternatives, BATCH.prompts)
+        unconditional, conditional = (
+            predict(module.backbone, p, x, t) for p in (["", ""], BATCH.prompts)
         )
-        by_hand = (said - nothing - (alternative * instead - eta * concept)).square().mean()
-        by_hand = by_hand + lam * (nothing - before).square().mean()
+        before = predict(module.original, ["", ""], x, t)
+        anchor, concept = (
+            predict(module.original, p, x, t) - before for p in (BATCH.alternatives, BATCH.prompts)
+        )
+        by_hand = (
+            (conditional - unconditional - (alternative * anchor - eta * concept)).square().mean()
+        )
+        by_hand = by_hand + lam * (unconditional - before).square().mean()
         assert torch.allclose(module.erasure_loss(noisy(module, x, t, BATCH)), by_hand)
 
     def test_at_the_original_the_drift_is_nothing_and_the_guidance_is_not(self):
@@ -111,16 +115,18 @@ class TestLoss:
         signal = process.alpha(t).sqrt().view(-1, 1, 1, 1) if prediction == "velocity" else 1.0
         batch = noisy(module, x, t, BATCH)
         native = [*module.predictions(batch), batch.teacher.unconditional]
-        nothing, said, before = (process.epsilon(p, x, t) for p in native)
-        assert torch.allclose(said - nothing, signal * (native[1] - native[0]), atol=1e-6)
-        assert torch.allclose(nothing - before, signal * (native[0] - native[2]), atol=1e-6)
+        unconditional, conditional, before = (process.epsilon(p, x, t) for p in native)
+        assert torch.allclose(
+            conditional - unconditional, signal * (native[1] - native[0]), atol=1e-6
+        )
+        assert torch.allclose(unconditional - before, signal * (native[0] - native[2]), atol=1e-6)
 
-    def test_only_what_is_weighed_is_asked(self):
-        asked = []
+    def test_only_terms_with_a_weight_are_predicted(self):
+        calls = []
         module = all_but_one(alternative=0.0, eta=1.0, lam=0.0)
-        module.original.denoiser.register_forward_hook(lambda *_: asked.append(1))
+        module.original.denoiser.register_forward_hook(lambda *_: calls.append(1))
         module.erasure_loss(noisy(module, *latents(), BATCH))
-        assert len(asked) == 2  # the concept and nothing, not the alternative
+        assert len(calls) == 2  # the concept and no prompt, not the alternative
 
 
 def still(module):
@@ -140,9 +146,9 @@ class TestReductionToESD:
         )
         disturbed(module)
         x, t = latents()
-        before, concept = (says(module.original, p, x, t) for p in (["", ""], BATCH.prompts))
+        before, concept = (predict(module.original, p, x, t) for p in (["", ""], BATCH.prompts))
         esd = (
-            (says(module.backbone, BATCH.prompts, x, t) - (before - (concept - before)))
+            (predict(module.backbone, BATCH.prompts, x, t) - (before - (concept - before)))
             .square()
             .mean()
         )
@@ -153,11 +159,11 @@ class TestReductionToESD:
         return [(loss, torch.autograd.grad(loss, weights)) for loss in (ours, esd)]
 
     def test_loss_and_gradient_are_those_of_esd_while_the_unconditional_prediction_stays(self):
-        (ours, slopes), (theirs, esd_slopes) = self.losses(still)
+        (ours, gradients), (theirs, esd_gradients) = self.losses(still)
         assert torch.allclose(ours, theirs, rtol=1e-3)
         assert all(
             torch.allclose(a, b, rtol=1e-2, atol=1e-6)
-            for a, b in zip(slopes, esd_slopes, strict=True)
+            for a, b in zip(gradients, esd_gradients, strict=True)
         )
 
     def test_once_it_has_drifted_they_differ(self):
@@ -194,7 +200,7 @@ class TableBackbone(TinyBackbone):
 
 
 def at_the_optimum(prediction="epsilon", **arguments):
-    """A table trained until nothing is left to gain, and how far each of its answers went."""
+    """A table trained to convergence, and the change of each of its predictions."""
     module = all_but_one(TableBackbone(prediction=prediction), **arguments)
     batch, optimizer = (
         PromptBatch(["{}"] * 2, ["cat", "star"], ["dog", ""], [0, 1]),
@@ -227,12 +233,12 @@ class TestOptimum:
 
     @BOTH
     @pytest.mark.parametrize("guidance", [1.0, 3.0, 7.5])
-    def test_pictures_are_the_alternative_s_at_any_guidance(self, prediction, guidance):
+    def test_images_are_the_alternative_s_at_any_guidance(self, prediction, guidance):
         module, *_ = at_the_optimum(prediction)
         ask = {"seeds": [5], "steps": 4, "guidance": guidance}
-        wanted = sample_images(module.original, ["dog"], **ask)
-        assert torch.allclose(sample_images(module.backbone, ["cat"], **ask), wanted, atol=1e-3)
-        assert not torch.allclose(sample_images(module.original, ["cat"], **ask), wanted, atol=0.05)
+        expected = draw(module.original, ["dog"], **ask)
+        assert torch.allclose(draw(module.backbone, ["cat"], **ask), expected, atol=1e-3)
+        assert not torch.allclose(draw(module.original, ["cat"], **ask), expected, atol=0.05)
 
     def test_without_the_drift_term_half_of_the_way_is_gone_by_the_unconditional_prediction(self):
         module, now, before = at_the_optimum(lam=0.0)
@@ -250,7 +256,7 @@ class TestOptimum:
         assert torch.equal(now[""], before[""])
         assert torch.allclose(now["cat"], before["dog"], atol=1e-3)
 
-    def test_without_an_alternative_guidance_has_nothing_to_say(self):
+    def test_without_an_alternative_guidance_is_zero(self):
         module, now, before = at_the_optimum()
         assert torch.allclose(now["star"], before[""], atol=1e-3)
         for model, same in ((module.backbone, True), (module.original, False)):
@@ -264,15 +270,15 @@ class TestOptimum:
 class TestUNet:
     """The same on a UNet whose cross-attention alone may change."""
 
-    def test_where_both_terms_vanish_the_pictures_are_the_alternative_s(self):
+    def test_where_both_terms_vanish_the_images_are_the_alternative_s(self):
         module = all_but_one(train="x-strict")
-        concept, instead, nothing = (
+        concept, anchor, unconditional = (
             module.original.encode([p]).tokens[0].double() for p in ("a cat", "a dog", "")
         )
         weights = [layer.weight for layer in module.backbone.text_layers().values()]
         equations = Regression(concept.new_zeros(concept.shape[1], concept.shape[1]))
-        equations.redirect(concept, instead)
-        equations.keep(nothing)
+        equations.redirect(concept, anchor)
+        equations.keep(unconditional)
         for weight, solved in zip(weights, equations.solve(weights, 1e-9), strict=True):
             weight.data.copy_(solved)
         batch = PromptBatch(["a {}"] * 2, ["cat"] * 2, ["dog"] * 2, [0, 0])
@@ -281,10 +287,9 @@ class TestUNet:
         )
         for guidance in (1.0, 7.5):
             ask = {"seeds": [0], "steps": 4, "guidance": guidance}
-            wanted = sample_images(module.original, ["a dog"], **ask)
+            expected = draw(module.original, ["a dog"], **ask)
             before, after = (
-                sample_images(m, ["a cat"], **ask) - wanted
-                for m in (module.original, module.backbone)
+                draw(m, ["a cat"], **ask) - expected for m in (module.original, module.backbone)
             )
             assert after.abs().max() < 0.05 * before.abs().max()
 
@@ -294,7 +299,9 @@ class TestUNet:
         drift = {}
         for lam in (0.0, 1.0):
             module = fit(all_but_one(TinyBackbone(prediction=prediction), lam=lam, lr=3e-3), 30)
-            change = says(module.backbone, [""] * 8, x, t) - says(module.original, [""] * 8, x, t)
+            change = predict(module.backbone, [""] * 8, x, t) - predict(
+                module.original, [""] * 8, x, t
+            )
             drift[lam] = change.square().mean()
         assert drift[1.0] < 0.2 * drift[0.0]
 
@@ -321,7 +328,7 @@ class TestUNet:
 
 
 class Asked(Callback):
-    """What the denoisers are asked in each step: whose, about how many latents, and with gradient
+    """Denoiser calls of each step: which model, about how many latents, and with gradient
     or not.
     """
 
@@ -340,16 +347,16 @@ class Asked(Callback):
 
 def test_once_the_bank_is_complete_a_step_is_one_batch_of_the_student(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    asked, bank = Asked(), TrajectoryBank(trajectories=2, steps=3)
-    fit(all_but_one(latents=bank, warmup=1), 24, asked, Cost())
-    assert asked.steps[0] == [("original", 4, False)] * 3 + [
+    calls, bank = Asked(), TrajectoryBank(trajectories=2, steps=3)
+    fit(all_but_one(latents=bank, warmup=1), 24, calls, Cost())
+    assert calls.steps[0] == [("original", 4, False)] * 3 + [
         ("student", 4, True),
         ("original", 2, False),
     ]
-    assert asked.steps[12:] == [[("student", 4, True)]] * 12
+    assert calls.steps[12:] == [[("student", 4, True)]] * 12
     cost = json.loads((tmp_path / "cost.json").read_text())
-    walk, alternatives = 2 * 2 * 3, 2 * 3
-    assert cost["evaluations"] == walk + alternatives + 24 * 4
+    rollouts, alternatives = 2 * 2 * 3, 2 * 3
+    assert cost["evaluations"] == rollouts + alternatives + 24 * 4
     assert cost["backwards"] == 24 * 4
 
 
@@ -359,10 +366,10 @@ def test_a_weight_below_zero_is_refused(weight):
         all_but_one(**{weight: -1.0})
 
 
-def recognised(model, pictures, words):
-    """Share of pictures that the world's scorer calls by their word."""
+def recognised(model, images, words):
+    """Share of images that the world's scorer calls by their word."""
     scorer, labels = Scorer.load(model.world.scorer), [label.name for label in model.world.labels]
-    nearest = (scorer.images(pictures) @ scorer.texts([f"a {label}" for label in labels]).T).argmax(
+    nearest = (scorer.images(images) @ scorer.texts([f"a {label}" for label in labels]).T).argmax(
         dim=1
     )
     return sum(
@@ -374,9 +381,9 @@ KEPT = ["fox", "grapes", "guitar", "snowman"]
 
 
 @pytest.mark.slow
-def test_it_erases_the_cigarette_of_the_emoji_world_from_prompts_and_from_pictures_and_keeps_the_rest():
-    given = numbers("all-but-one", lr=3e-4, latents=TrajectoryBank(trajectories=8, steps=20))
-    module = fit(AllButOne(concepts=[Concept("cigarette", "lollipop")], **given), 120)
+def test_it_erases_the_cigarette_of_the_emoji_world_from_prompts_and_images_and_keeps_the_rest():
+    settings = numbers("all-but-one", lr=3e-4, latents=TrajectoryBank(trajectories=8, steps=20))
+    module = fit(AllButOne(concepts=[Concept("cigarette", "lollipop")], **settings), 120)
     ask = {"seeds": range(4), "steps": 20, "guidance": 4.0}
     shown, smoke = (
         sample_images(module.original, [f"a {word}" for word in KEPT], **ask),
@@ -392,11 +399,11 @@ def test_it_erases_the_cigarette_of_the_emoji_world_from_prompts_and_from_pictur
         )
         == 0
     )
-    kept = sample_images(module.backbone, [f"a {word}" for word in KEPT], **ask)
-    assert recognised(module.backbone, kept, KEPT) == 1
+    retained = draw(module.backbone, [f"a {word}" for word in KEPT], **ask)
+    assert recognised(module.backbone, retained, KEPT) == 1
     cleaned, left = (
-        purify_images(module.original, module.backbone, pictures, prompts, steps=20)
-        for pictures, prompts in ((smoked, ["a cigarette"] * 4), (shown, [""] * 4))
+        purify(module.original, module.backbone, images, prompts, steps=20)
+        for images, prompts in ((smoked, ["a cigarette"] * 4), (shown, [""] * 4))
     )
     assert recognised(module.backbone, cleaned.reconstructed, smoke) == 1
     assert recognised(module.backbone, cleaned.purified, smoke) == 0

@@ -1,6 +1,4 @@
-"""ANT: the contract, four terms by hand, stages the right way round, drift with slopes, masks, the
-erasure.
-"""
+"""ANT: the contract, four terms by hand, stages, the drift's gradients, masks, the erasure."""
 
 import pytest
 import torch
@@ -26,7 +24,7 @@ X, T = torch.linspace(-2, 2, 768).view(3, 4, 8, 8), torch.tensor([100.0, 900.0, 
 LATE, EARLY = [0, 2], [1]
 
 #: A rate that moves the tiny model.
-GIVEN = {"lr": 3e-4, "schedule": "cosine"}
+ARGUMENTS = {"lr": 3e-4, "schedule": "cosine"}
 
 
 def bank(**arguments):
@@ -34,14 +32,14 @@ def bank(**arguments):
 
 
 def ant(moved=0.01, **arguments):
-    module = ANT(concepts=CONCEPTS, backbone=TinyBackbone(), **(GIVEN | arguments))
+    module = ANT(concepts=CONCEPTS, backbone=TinyBackbone(), **(ARGUMENTS | arguments))
     module.configure_model()
     for parameter in module.editable().values():
         parameter.data.add_(moved)
     return module
 
 
-def says(model, prompts, rows):
+def predict(model, prompts, rows):
     return model.denoise(X[rows], T[rows], model.encode([prompts[i] for i in rows]))
 
 
@@ -49,15 +47,15 @@ def mse(a, b):
     return (a - b).square().mean()
 
 
-def slopes(module, rows=slice(None)):
+def gradients(module, rows=slice(None)):
     batch = PromptBatch(*(field[rows] for field in BATCH))
     parameters = list(module.trainable().values())
-    found = torch.autograd.grad(
+    result = torch.autograd.grad(
         module.erasure_loss(noisy(module, X[rows], T[rows], batch)),
         parameters,
         materialize_grads=True,
     )
-    return torch.cat([slope.flatten() for slope in found])
+    return torch.cat([gradient.flatten() for gradient in result])
 
 
 def moved(module, question):
@@ -85,37 +83,43 @@ def moved(module, question):
     ids=["masked", "cross-attention", "student"],
 )
 def test_contract(arguments):
-    check_method(ANT, thorough=False, **(GIVEN | {"latents": bank(), "maps": 2} | arguments))
+    check_method(ANT, thorough=False, **(ARGUMENTS | {"latents": bank(), "maps": 2} | arguments))
 
 
 def test_contract_on_pure_noise_and_the_world():
-    check_method(ANT, maps=1, **GIVEN)
+    check_method(ANT, maps=1, **ARGUMENTS)
 
 
 class TestLoss:
     def test_four_terms_by_hand(self):
-        module, nothing = ant(alpha=0.7, drift=0.3), [""] * 3
-        now, then, asked = module.backbone, module.original, BATCH.prompts
-        turned = 2 * says(then, nothing, LATE) - says(then, asked, LATE)
-        away = mse(says(now, asked, LATE), turned)
-        away = away + 0.3 * mse(says(now, nothing, LATE), says(then, nothing, LATE))
-        kept = mse(says(now, asked, EARLY), says(then, asked, EARLY))
-        kept = kept + 0.3 * mse(says(now, nothing, EARLY), says(then, nothing, EARLY))
-        assert torch.allclose(module.erasure_loss(noisy(module, X, T, BATCH)), away + 0.7 * kept)
+        module, unconditional = ant(alpha=0.7, drift=0.3), [""] * 3
+        now, then, concept = module.backbone, module.original, BATCH.prompts
+        turned = 2 * predict(then, unconditional, LATE) - predict(then, concept, LATE)
+        away = mse(predict(now, concept, LATE), turned)
+        away = away + 0.3 * mse(
+            predict(now, unconditional, LATE), predict(then, unconditional, LATE)
+        )
+        retained = mse(predict(now, concept, EARLY), predict(then, concept, EARLY))
+        retained = retained + 0.3 * mse(
+            predict(now, unconditional, EARLY), predict(then, unconditional, EARLY)
+        )
+        assert torch.allclose(
+            module.erasure_loss(noisy(module, X, T, BATCH)), away + 0.7 * retained
+        )
 
-    def test_at_the_original_early_and_drift_are_nothing_and_have_no_slope(self):
+    def test_at_the_original_early_and_drift_are_nothing_and_have_no_gradient(self):
         module = ant(moved=0.0)
         early = PromptBatch(*(field[1:2] for field in BATCH))
         assert module.erasure_loss(noisy(module, X[1:2], T[1:2], early)) == 0
-        assert slopes(module, slice(1, 2)).abs().max() == 0
-        assert slopes(module).abs().max() > 0  # the control: late ones do
+        assert gradients(module, slice(1, 2)).abs().max() == 0
+        assert gradients(module).abs().max() > 0  # the control: late ones do
         without = ant(moved=0.0, drift=0.0)
         losses = [each.erasure_loss(noisy(each, X, T, BATCH)) for each in (module, without)]
         assert torch.allclose(*losses)
 
-    def test_the_drift_terms_have_slopes_once_it_has_moved(self):
+    def test_the_drift_terms_have_gradients_once_it_has_moved(self):
         """The official ones are constants."""
-        assert not torch.allclose(slopes(ant(drift=1.0)), slopes(ant(drift=0.0)), atol=1e-4)
+        assert not torch.allclose(gradients(ant(drift=1.0)), gradients(ant(drift=0.0)), atol=1e-4)
 
     def test_drift_is_held_by_it(self):
         without, held = (
@@ -153,7 +157,7 @@ class TestStages:
 
     def test_a_pair_lies_on_one_trajectory_the_early_moment_first(self):
         module = fit(ant(0.0, latents=bank(steps=8, trajectories=6), share=1.0), 1)
-        module.original.denoise = lambda *_: pytest.fail("asked the original what the bank holds")
+        module.original.denoise = lambda *_: pytest.fail("predicted what the bank has")
         for _ in range(10):
             batch = module.noisy_batch(
                 PromptBatch(
@@ -175,11 +179,11 @@ class TestMasks:
         assert 0.45 < module.description()["salient"] <= 0.5
 
     def test_more_maps_leave_less(self):
-        kept = [
+        retained = [
             fit(ant(0.0, latents=bank(), maps=maps), 1).description()["salient"]
             for maps in (1, 2, 4)
         ]
-        assert kept[0] > kept[1] > kept[2] > 0.5**4  # and more than by chance
+        assert retained[0] > retained[1] > retained[2] > 0.5**4  # and more than by chance
 
     def test_what_is_masked_stays_bit_identical(self):
         module = fit(ant(0.0, latents=bank(), maps=2, lr=1e-2), 3)
@@ -207,8 +211,8 @@ def test_arguments_out_of_range(arguments, words):
 
 @pytest.mark.slow
 def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
-    given = numbers("ant", lr=3e-4, latents=TrajectoryBank(trajectories=8, steps=20))
-    module = fit(ANT(concepts=[Concept("cigarette")], **given), 160)  # of 2 pairs, there 80 of 4
+    settings = numbers("ant", lr=3e-4, latents=TrajectoryBank(trajectories=8, steps=20))
+    module = fit(ANT(concepts=[Concept("cigarette")], **settings), 160)  # of 2 pairs, there 80 of 4
     assert recognised(module.original, ["cigarette"] * 4) == 1
     assert recognised(module.backbone, ["cigarette"] * 4) == 0
     assert recognised(module.backbone, KEPT) == 1

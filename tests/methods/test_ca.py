@@ -1,6 +1,4 @@
-"""CA's promises: the contract, its losses by hand, the pictures it learns from, the start token,
-and the erasure.
-"""
+"""CA: the contract, its losses by hand, its images, the start token, and the erasure itself."""
 
 import pytest
 import torch
@@ -25,18 +23,18 @@ def images(count=4):
     return GeneratedImages(images=count, steps=2, guidance=2.0, of="anchor")
 
 
-GIVEN = numbers("ca", latents=images(2))
+ARGUMENTS = numbers("ca", latents=images(2))
 
 
 def ca(prediction="epsilon", **arguments):
     concepts = [Concept("cat", "dog"), Concept("star")]
     return CA(
-        concepts=concepts, backbone=TinyBackbone(prediction=prediction), **(GIVEN | arguments)
+        concepts=concepts, backbone=TinyBackbone(prediction=prediction), **(ARGUMENTS | arguments)
     )
 
 
 def shifted(module):
-    """A module that has drawn its pictures, and whose student differs from the original."""
+    """A module that has generated its images, and whose student differs from the original."""
     fit(module, 1)
     for parameter in module.editable().values():
         parameter.data.add_(0.01)
@@ -51,19 +49,19 @@ def ask(model, x, t, prompts):
     "arguments", [{}, {"target": "noise"}, {"prior": 1.0, "train": "all"}], ids=str
 )
 def test_contract(arguments):
-    check_method(CA, thorough=not arguments, **(GIVEN | arguments))
+    check_method(CA, thorough=not arguments, **(ARGUMENTS | arguments))
 
 
 class TestLoss:
     def test_the_model_s_own_words_for_the_anchor(self):
         module = shifted(ca())
-        wanted = ask(module.backbone, X, T, ["a photo of a dog", ""])
-        by_hand = (ask(module.backbone, X, T, BATCH.prompts) - wanted).square().mean()
+        expected = ask(module.backbone, X, T, ["a photo of a dog", ""])
+        by_hand = (ask(module.backbone, X, T, BATCH.prompts) - expected).square().mean()
         assert torch.allclose(module.erasure_loss(noisy(module, X, T, BATCH)), by_hand)
         frozen = ask(
             module.original, X, T, ["a photo of a dog", ""]
         )  # the control: not the original's words
-        assert not torch.allclose(wanted, frozen, atol=1e-3)
+        assert not torch.allclose(expected, frozen, atol=1e-3)
 
     @pytest.mark.parametrize("prediction", ["epsilon", "velocity"])
     def test_noise_in_the_form_that_the_model_predicts(self, prediction):
@@ -73,7 +71,7 @@ class TestLoss:
         # what a perfect model would see is an image
         clean, images = (
             module.backbone.process.clean(batch.target, batch.x, batch.t),
-            module.latents.gallery.latents,
+            module.latents.dataset.latents,
         )
         assert all(min((image - c).abs().max() for image in images) < 1e-2 for c in clean)
         by_hand = (
@@ -99,46 +97,46 @@ class TestPictures:
     def test_they_are_of_the_anchor_s_sentences_and_of_the_empty_prompt_without_anchor(
         self, monkeypatch
     ):
-        asked = []
+        recorded = []
         monkeypatch.setattr(
             "erasure_lightning.diffusion.latent_dataset.sample",
-            lambda _, p, s, **k: asked.extend(p) or torch.zeros(len(p), 4, 8, 8),
+            lambda _, p, s, **k: recorded.extend(p) or torch.zeros(len(p), 4, 8, 8),
         )
         shown = fit(ca(), 1).latents.sentences
-        assert {c: p.text for c, p in zip(shown.concepts, asked, strict=True)}["star"] == ""
+        assert {c: p.text for c, p in zip(shown.concepts, recorded, strict=True)}["star"] == ""
         assert all(
-            "dog" in p.text for c, p in zip(shown.concepts, asked, strict=True) if c == "cat"
+            "dog" in p.text for c, p in zip(shown.concepts, recorded, strict=True) if c == "cat"
         )
 
     def test_the_original_draws_them_so_that_a_resumed_run_finds_the_same(self):
         module = fit(ca(lr=0.1), 3)
-        trained, module.latents.gallery = module.latents.gallery.latents, None
+        trained, module.latents.dataset = module.latents.dataset.latents, None
         module.on_train_start()
-        assert torch.equal(module.latents.gallery.latents, trained)
+        assert torch.equal(module.latents.dataset.latents, trained)
         module.original = module.backbone  # the control
         module.on_train_start()
-        assert not torch.allclose(module.latents.gallery.latents, trained, atol=1e-3)
+        assert not torch.allclose(module.latents.dataset.latents, trained, atol=1e-3)
 
-    def test_every_concept_has_one_however_few_are_asked_for(self):
+    def test_every_concept_has_one_however_few_are_named(self):
         assert set(fit(ca(latents=images(1)), 1).latents.sentences.concepts) == {"cat", "star"}
 
-    def test_a_step_reads_the_sentence_of_the_picture_that_was_drawn(self):
+    def test_a_step_reads_the_sentence_of_the_image_that_was_drawn(self):
         module = fit(ca(), 1)
         batch, drawn = module.noisy_batch(BATCH), module.latents.sentences
         assert batch.sentences.concepts == BATCH.concepts
         assert batch.sentences == drawn.rows(batch.rows.tolist())
 
 
-def test_no_slope_passes_the_start_token():
+def test_no_gradient_passes_the_start_token():
     module = ca()
     module.configure_model()
-    slopes = []
+    gradients = []
     layer = next(iter(module.backbone.text_layers().values()))
-    layer.register_forward_hook(lambda _, __, out: out.register_hook(slopes.append) and None)
+    layer.register_forward_hook(lambda _, __, out: out.register_hook(gradients.append) and None)
     batch = noisy(module, X, T, BATCH)
     module.student(batch).sum().backward()
     GradientErasure.student(module, batch).sum().backward()
-    held, control = slopes
+    held, control = gradients
     assert held[:, 0].abs().max() == 0 < control[:, 0].abs().max()
     assert torch.allclose(held[:, 1:], control[:, 1:], atol=1e-6)
 
@@ -157,7 +155,7 @@ def test_arguments_out_of_range(arguments, words):
 class TestTrajectories:
     def test_contract(self):
         check_method(
-            CA, thorough=False, **(GIVEN | {"latents": TrajectoryBank(trajectories=2, steps=3)})
+            CA, thorough=False, **(ARGUMENTS | {"latents": TrajectoryBank(trajectories=2, steps=3)})
         )
 
     @pytest.mark.parametrize("arguments", [{"target": "noise"}, {"prior": 0.5}], ids=str)

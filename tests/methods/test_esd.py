@@ -1,4 +1,4 @@
-"""ESD's promises: the contract, its loss by hand in both forms, the two etas, whose latents, and
+"""ESD: the contract, its loss by hand in both forms, the two etas, whose latents, and
 the erasure itself.
 """
 
@@ -24,18 +24,18 @@ X, T = torch.linspace(-2, 2, 512).view(2, 4, 8, 8), torch.tensor([100.0, 900.0])
 PARTS = ("x", "x-strict", "u", "all")
 
 #: What the shipped config gives.
-GIVEN = numbers("esd")
+ARGUMENTS = numbers("esd")
 
 
 def esd(concepts=CONCEPTS, **arguments):
-    module = ESD(concepts=concepts, backbone=TinyBackbone(), **(GIVEN | arguments))
+    module = ESD(concepts=concepts, backbone=TinyBackbone(), **(ARGUMENTS | arguments))
     module.configure_model()
     for parameter in module.editable().values():  # so that student and original differ
         parameter.data.add_(0.01)
     return module
 
 
-def says(model, words):
+def predict(model, words):
     prompts = [
         template.replace("{}", word) for template, word in zip(BATCH.templates, words, strict=True)
     ]
@@ -44,7 +44,7 @@ def says(model, words):
 
 @pytest.mark.parametrize("part", PARTS)
 def test_contract(part):
-    check_method(ESD, train=part, thorough=part == "x", latents=TrajectoryBank(2, 3), **GIVEN)
+    check_method(ESD, train=part, thorough=part == "x", latents=TrajectoryBank(2, 3), **ARGUMENTS)
 
 
 @pytest.mark.parametrize(
@@ -57,16 +57,19 @@ def test_contract(part):
     ids=["pure noise", "student", "anchor"],
 )
 def test_contract_on_other_latents(arguments):
-    check_method(ESD, thorough=False, **(GIVEN | arguments))
+    check_method(ESD, thorough=False, **(ARGUMENTS | arguments))
 
 
 class TestLoss:
     @pytest.mark.parametrize("eta", [0.0, 1.0, 2.5])
     def test_the_papers_form(self, eta):
         module = esd(eta=eta)
-        said, nothing = says(module.original, BATCH.concepts), says(module.original, ["", ""])
-        wanted = nothing - eta * (said - nothing)
-        by_hand = (says(module.backbone, BATCH.concepts) - wanted).square().mean()
+        prediction, unconditional = (
+            predict(module.original, BATCH.concepts),
+            predict(module.original, ["", ""]),
+        )
+        expected = unconditional - eta * (prediction - unconditional)
+        by_hand = (predict(module.backbone, BATCH.concepts) - expected).square().mean()
         assert torch.allclose(module.erasure_loss(noisy(module, X, T, BATCH)), by_hand)
 
     @pytest.mark.parametrize("erase_from", ["concept", "anchor"])
@@ -78,9 +81,9 @@ class TestLoss:
                 PromptBatch(BATCH.templates, BATCH.anchors, BATCH.concepts, [0, 1]),
                 BATCH.anchors,
             )
-        called = says(module.original, BATCH.concepts) - says(module.original, ["", ""])
-        wanted = says(module.original, edited) - negative_guidance * called
-        by_hand = (says(module.backbone, edited) - wanted).square().mean()
+        called = predict(module.original, BATCH.concepts) - predict(module.original, ["", ""])
+        expected = predict(module.original, edited) - negative_guidance * called
+        by_hand = (predict(module.backbone, edited) - expected).square().mean()
         assert torch.allclose(module.erasure_loss(noisy(module, X, T, batch)), by_hand)
 
     def test_another_number_is_another_loss(self):
@@ -99,21 +102,21 @@ class TestLatents:
         fit(esd(erase_from=erase_from, latents=bank), 1)
         assert set(bank.sentences.concepts) == named
 
-    def test_on_a_bank_the_original_is_asked_nothing_more(self, monkeypatch):
+    def test_on_a_bank_the_original_predicts_no_more(self, monkeypatch):
         module = esd(latents=TrajectoryBank(trajectories=2, steps=3))
-        asked = []
+        calls = []
 
         def denoise(*arguments):
-            asked.append(len(arguments[0]))
+            calls.append(len(arguments[0]))
             return type(module.original).denoise(module.original, *arguments)
 
         fit(module, 1)
         monkeypatch.setattr(module.original, "denoise", denoise)
         fit(module, 4)
-        assert not asked
+        assert not calls
         module.latents = PureNoise()  # the control
         fit(module, 1)
-        assert asked
+        assert calls
 
 
 def test_what_each_part_trains():

@@ -1,4 +1,4 @@
-"""MACE's promises: the contract, both closed forms, what adapters learn, and the erasure itself,
+"""MACE: the contract, both closed forms, what adapters learn, and the erasure itself,
 with controls.
 """
 
@@ -16,8 +16,8 @@ from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.mace import MACE
 from erasure_lightning.testing import check_method, fit
 from erasure_lightning.training.attention_masks import attention_inside
-from erasure_lightning.training.image_sources import GeneratedImages, importance
-from erasure_lightning.training.prompt_states import input_gram, shared_rows
+from erasure_lightning.training.image_sources import GeneratedImages, importance_density
+from erasure_lightning.training.prompt_states import input_gram, shared_token_states
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
 BATCH = PromptBatch(
@@ -80,30 +80,30 @@ class TestAlignment:
     def rows(self, template, concept, anchor):
         tiny, batch = TinyBackbone(), PromptBatch([template], [concept], [anchor])
         return (
-            shared_rows(tiny, batch, tiny.text_inputs()[0]),
+            shared_token_states(tiny, batch, tiny.text_inputs()[0]),
             tiny.encode(batch.prompts).tokens[0],
             tiny.encode(batch.targets).tokens[0],
         )
 
     def test_what_is_not_the_concept_meets_its_like(self):
-        (k, a), asked, instead = self.rows("a {} style", "cat", "dog")
+        (k, a), concept_states, anchor_states = self.rows("a {} style", "cat", "dog")
         others = [0, 1, *range(3, 16)]
-        assert torch.equal(k, asked[others])
-        assert torch.equal(a, instead[others])
-        assert torch.equal(k[:2], a[:2])  # a causal encoder says the same in front of the concept
+        assert torch.equal(k, concept_states[others])
+        assert torch.equal(a, anchor_states[others])
+        assert torch.equal(k[:2], a[:2])  # a causal encoder encodes what precedes the concept alike
 
     def test_sentences_of_two_lengths_meet_at_their_ends(self):
-        (k, a), asked, instead = self.rows("a {} style", "big cat", "dog")
+        (k, a), concept_states, anchor_states = self.rows("a {} style", "big cat", "dog")
         words = int(TinyBackbone().embed([Phrase("big cat", 0, 7)])[0].positions(CONCEPT).sum())
         assert words > 1
-        assert torch.equal(k, asked[[0, 1, *range(2 + words, 16)]])
-        assert torch.equal(a, instead[[0, 1, *range(3, 16 - words + 1)]])
+        assert torch.equal(k, concept_states[[0, 1, *range(2 + words, 16)]])
+        assert torch.equal(a, anchor_states[[0, 1, *range(3, 16 - words + 1)]])
 
     def test_a_word_of_both_names_counts_as_shared(self):
-        (k, a), asked, instead = self.rows("a {}", "small cat", "small dog")
+        (k, a), concept_states, anchor_states = self.rows("a {}", "small cat", "small dog")
         others = [0, 1, 2, *range(4, 16)]
-        assert torch.equal(k, asked[others])
-        assert torch.equal(a, instead[others])
+        assert torch.equal(k, concept_states[others])
+        assert torch.equal(a, anchor_states[others])
 
 
 class TestRefinement:
@@ -115,20 +115,23 @@ class TestRefinement:
             key_weights(module.original),
         )
         loss = 0.5 * (weights - old).square().sum()
-        loss = loss + ((weights - old) @ module._kept * (weights - old)).sum()
+        loss = loss + ((weights - old) @ module._retained * (weights - old)).sum()
         for batch in module._concept_sentences:
-            k, a = (rows.double() for rows in shared_rows(module.original, batch, tokens(module)))
+            k, a = (
+                rows.double()
+                for rows in shared_token_states(module.original, batch, tokens(module))
+            )
             loss = loss + (weights @ k.mT - old @ a.mT).square().sum()
-        (slope,) = torch.autograd.grad(loss, weights)
-        assert slope.abs().max() < 1e-3
+        (gradient,) = torch.autograd.grad(loss, weights)
+        assert gradient.abs().max() < 1e-3
         assert (weights - old).abs().max() > 1e-2
 
     def test_preservation_has_its_weight_once(self):
         one, ten = mace(preserve=1.0), mace(preserve=10.0)
         one.on_train_start(), ten.on_train_start()
-        assert torch.allclose(10 * one._kept, ten._kept)
+        assert torch.allclose(10 * one._retained, ten._retained)
 
-    def test_more_preservation_moves_kept_captions_less(self):
+    def test_more_preservation_moves_retained_captions_less(self):
         def moved(preserve):
             module = mace(preserve=preserve, ridge=0.01)
             module.on_train_start()
@@ -139,12 +142,14 @@ class TestRefinement:
 
         assert moved(10.0) < 0.5 * moved(0.0)
 
-    def test_around_the_concept_is_said_what_is_said_around_the_anchor(self):
+    def test_words_around_the_concept_are_mapped_as_around_the_anchor(self):
         module = mace(preserve=0.0, ridge=0.01)
         module.on_train_start()
         k, a = (
             rows.double()
-            for rows in shared_rows(module.original, module._concept_sentences[0], tokens(module))
+            for rows in shared_token_states(
+                module.original, module._concept_sentences[0], tokens(module)
+            )
         )
         now, old = key_weights(module.backbone), key_weights(module.original)
         assert (k @ now.mT - a @ old.mT).norm() < 0.7 * (k @ old.mT - a @ old.mT).norm()
@@ -159,8 +164,8 @@ class TestSuppression:
         inside = mask[:, None, :, None] & positions[:, None, None]
         by_hand = [maps["layer"][b][inside[b].expand(3, 4, 5)].norm() for b in range(2)]
         assert torch.allclose(value, torch.stack(by_hand))
-        (slope,) = torch.autograd.grad(value.sum(), maps["layer"])
-        assert torch.equal(slope != 0, inside.expand_as(slope))
+        (gradient,) = torch.autograd.grad(value.sum(), maps["layer"])
+        assert torch.equal(gradient != 0, inside.expand_as(gradient))
 
     def test_the_loss_by_hand(self):
         module = started()
@@ -210,9 +215,9 @@ class TestSuppression:
 
 
 def test_times_of_importance_lie_where_things_have_their_shape():
-    weights = importance(torch.arange(1000) / 1000)
+    weights = importance_density(torch.arange(1000) / 1000)
     assert weights[200:400].sum() / weights.sum() > 0.85
-    assert torch.allclose(importance(torch.arange(500) / 500), weights[::2])
+    assert torch.allclose(importance_density(torch.arange(500) / 500), weights[::2])
     module = mace()
     module.on_train_start()
     batch = PromptBatch(["a {}"] * 200, ["cat"] * 200, ["dog"] * 200, [0] * 200)
@@ -227,16 +232,16 @@ class TestAdapters:
     def test_each_row_passes_those_of_its_own_concept(self):
         module = started()
         x, t = torch.randn(2, 4, 8, 8), torch.tensor([100.0, 900.0])
-        asked = module.original.encode(BATCH.prompts)
+        concept_states = module.original.encode(BATCH.prompts)
         with torch.no_grad():
             with module.adapted(noisy(module, x, t, BATCH)):
-                both = module.backbone.denoise(x, t, asked)
+                both = module.backbone.denoise(x, t, concept_states)
             for row in range(2):
                 alone = PromptBatch(*([field[row]] for field in BATCH))
                 with module.adapted(noisy(module, x[[row]], t[[row]], alone)):
-                    said = module.backbone.denoise(x[[row]], t[[row]], asked[[row]])
-                assert torch.allclose(said[0], both[row], atol=1e-5)
-            plain = module.backbone.denoise(x, t, asked)
+                    prediction = module.backbone.denoise(x[[row]], t[[row]], concept_states[[row]])
+                assert torch.allclose(prediction[0], both[row], atol=1e-5)
+            plain = module.backbone.denoise(x, t, concept_states)
         assert not torch.allclose(plain, both, atol=1e-3)
 
     def test_fused_weights_do_for_each_concept_what_its_adapter_did(self):
@@ -248,8 +253,8 @@ class TestAdapters:
             torch.cat([layer.weight for layer in layers]).double(),
             torch.randn(2, 6, 32).double(),
         )
-        nothing = torch.zeros(32, 32).double()
-        fused = adapters.fused(old, old, nothing, rows.mT @ rows, 1e-8)
+        zeros = torch.zeros(32, 32).double()
+        fused = adapters.fused(old, old, zeros, rows.mT @ rows, 1e-8)
         for concept, k in enumerate(rows):
             change = [
                 up @ down
@@ -318,11 +323,11 @@ def test_numbers_out_of_range(wrong):
 
 @pytest.mark.slow
 def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
-    kept = ["fox", "grapes", "guitar", "snowman"]
+    retained = ["fox", "grapes", "guitar", "snowman"]
     shown = GeneratedImages(images=4, steps=20, guidance=4, times="importance")
     module = fit(
         MACE(concepts=[Concept("cigarette", "lollipop")], **numbers("mace", latents=shown)), 50
     )
     assert recognised(module.original, ["cigarette"] * 4) == 1
     assert recognised(module.backbone, ["cigarette"] * 4) == 0
-    assert recognised(module.backbone, kept) == recognised(module.original, kept) == 1
+    assert recognised(module.backbone, retained) == recognised(module.original, retained) == 1

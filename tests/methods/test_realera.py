@@ -1,4 +1,4 @@
-"""RealEra's promises: the contract of both stages, and the erasure, with controls."""
+"""RealEra: the contract of both stages, and the erasure, with controls."""
 
 import pytest
 import torch
@@ -13,9 +13,9 @@ from erasure_lightning.methods.realera import RealEra, RealEraClosedForm
 from erasure_lightning.metrics.scorer import Scorer
 from erasure_lightning.retention.local_noise import LocalNoisePreservation
 from erasure_lightning.testing import check_method, edit_of, fit
-from erasure_lightning.training.neighbours import beyond, exchanged
+from erasure_lightning.training.neighbours import orthogonal_states, replace_states
 from erasure_lightning.training.prompt_states import aligned_states
-from erasure_lightning.training.regression import Regression, corrected
+from erasure_lightning.training.regression import Regression, corrected_weight
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
 CONCEPTS = [Concept("cat", "dog"), Concept("star", "heart")]
@@ -24,11 +24,11 @@ BATCH = PromptBatch(
 )
 
 #: What the shipped configs give, by class.
-GIVEN = {RealEra: numbers("realera"), RealEraClosedForm: numbers("realera-closed-form")}
+ARGUMENTS = {RealEra: numbers("realera"), RealEraClosedForm: numbers("realera-closed-form")}
 
 
-def made(method=RealEra, concepts=CONCEPTS, **arguments):
-    module = method(concepts=concepts, backbone=TinyBackbone(), **(GIVEN[method] | arguments))
+def build(method=RealEra, concepts=CONCEPTS, **arguments):
+    module = method(concepts=concepts, backbone=TinyBackbone(), **(ARGUMENTS[method] | arguments))
     module.configure_model()
     return module
 
@@ -49,7 +49,7 @@ def made(method=RealEra, concepts=CONCEPTS, **arguments):
     ids=lambda arguments: ", ".join(arguments) or "default",
 )
 def test_contract(arguments):
-    check_method(RealEra, thorough=not arguments, **(GIVEN[RealEra] | {"lr": 1e-2} | arguments))
+    check_method(RealEra, thorough=not arguments, **(ARGUMENTS[RealEra] | {"lr": 1e-2} | arguments))
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_contract(arguments):
 )
 def test_contract_of_stage_a_alone(arguments):
     check_method(
-        RealEraClosedForm, thorough=not arguments, **(GIVEN[RealEraClosedForm] | arguments)
+        RealEraClosedForm, thorough=not arguments, **(ARGUMENTS[RealEraClosedForm] | arguments)
     )
 
 
@@ -65,7 +65,7 @@ class TestStageA:
     def test_without_neighbours_and_beyond_it_is_the_plain_closed_form_of_the_same_tokens(self):
         """Section 9 (7)."""
         module = fit(
-            made(RealEraClosedForm, neighbours=0, beyond=0, erase_weight=2.0, ridge=0.3), 1
+            build(RealEraClosedForm, neighbours=0, beyond=0, erase_weight=2.0, ridge=0.3), 1
         )
         by_hand, original = Regression(torch.zeros(32, 32)), module.original
         for concept in CONCEPTS:
@@ -75,17 +75,17 @@ class TestStageA:
             by_hand.redirect(plain.tokens.flatten(0, 1), images, 2.0 / (10 * 16))
         correction = by_hand.correction(0.3)
         for name, layer in original.text_layers().items():
-            wanted = corrected(layer.weight, correction)
+            expected = corrected_weight(layer.weight, correction)
             assert torch.allclose(
-                module.backbone.get_parameter(f"{name}.weight"), wanted, atol=1e-5
+                module.backbone.get_parameter(f"{name}.weight"), expected, atol=1e-5
             )
             assert not torch.allclose(
-                wanted, layer.weight, atol=1e-2
+                expected, layer.weight, atol=1e-2
             )  # the control: something was erased
 
     def test_with_no_weight_on_erasure_nothing_changes(self):
         """Section 9 (1)."""
-        module = made(RealEraClosedForm, erase_weight=0.0)
+        module = build(RealEraClosedForm, erase_weight=0.0)
         originals = module.original.text_layers()
         assert all(
             torch.equal(weight, originals[name.removesuffix(".weight")].weight)
@@ -96,21 +96,21 @@ class TestStageA:
         def distance(neighbours):
             """Of the neighbours' images from the anchor's, in the distance at the start."""
             weights = {"erase_weight": 1.0, "beyond_weight": 1.0, "ridge": 1e-3, "min_cosine": 0.5}
-            module = made(RealEraClosedForm, [CONCEPTS[0]], neighbours=neighbours, **weights)
+            module = build(RealEraClosedForm, [CONCEPTS[0]], neighbours=neighbours, **weights)
             plain, anchor = module.original.embed(["a cat"]), module.original.embed(["a dog"])
             near = module.neighbourhood.draw(
                 module.original.contextualize(plain).tokens[:, -1:].expand(1, 500, -1)
             )
-            wanted = module.original.contextualize(anchor).tokens[:, -1:]
+            expected = module.original.contextualize(anchor).tokens[:, -1:]
             edited, old = module.stage_a(), module.original.text_layers()
             pairs = [(edited[f"{n}.weight"], old[n].weight) for n in old]
-            after = sum((near @ w.T - wanted @ o.T).square().sum() for w, o in pairs)
-            return (after / sum(((near - wanted) @ o.T).square().sum() for _, o in pairs)).item()
+            after = sum((near @ w.T - expected @ o.T).square().sum() for w, o in pairs)
+            return (after / sum(((near - expected) @ o.T).square().sum() for _, o in pairs)).item()
 
         assert distance(50) < 0.8 * distance(0)
 
     def test_stage_b_begins_where_stage_a_ends(self):
-        one, two = made(RealEra, seed=4), made(RealEraClosedForm, seed=4)
+        one, two = build(RealEra, seed=4), build(RealEraClosedForm, seed=4)
         assert not any("base_layer" in name for name in edit_of(two))
         fit(two, 1)
         fit(one, 1)
@@ -121,7 +121,7 @@ class TestStageA:
 
     def test_samples_come_near_the_expectation(self):
         exact, few, many = (
-            made(RealEraClosedForm, sampler=sampler, neighbours=n, beyond=n).stage_a()
+            build(RealEraClosedForm, sampler=sampler, neighbours=n, beyond=n).stage_a()
             for sampler, n in (("expectation", 200), ("direct", 2), ("direct", 200))
         )
         gap = lambda a: sum((a[n] - exact[n]).square().sum() for n in exact).item()  # noqa: E731
@@ -135,7 +135,7 @@ class TestStageB:
         return noisy(module, self.x, self.t, BATCH)
 
     def shaken(self, **arguments):
-        module = made(**arguments)
+        module = build(**arguments)
         for parameter in module.trainable().values():
             parameter.data.add_(0.05 * torch.randn_like(parameter))
         return module
@@ -147,18 +147,20 @@ class TestStageB:
             lambda model, prompts: model.denoise(self.x, self.t, prompts),
         )
         torch.manual_seed(5)
-        found = module.erasure_loss(self.batch(module))
+        result = module.erasure_loss(self.batch(module))
         torch.manual_seed(5)
-        asked = original.encode(BATCH.prompts)
-        near = module.perturbed(asked)
-        far = exchanged(asked, asked.from_concept(), beyond(asked.tokens))
+        concept_states = original.encode(BATCH.prompts)
+        near = module.perturbed(concept_states)
+        far = replace_states(
+            concept_states, concept_states.from_concept(), orthogonal_states(concept_states.tokens)
+        )
         erasure = (
             (ask(module.backbone, near) - ask(original, original.encode(BATCH.targets)))
             .square()
             .mean()
         )
         stays = (ask(module.backbone, far) - ask(original, far)).square().mean()
-        assert torch.allclose(found, erasure + 0.5 * stays)
+        assert torch.allclose(result, erasure + 0.5 * stays)
         assert stays > 0
 
     def test_without_neighbours_and_beyond_it_is_distillation_of_the_anchor(self):
@@ -169,17 +171,21 @@ class TestStageB:
 
     @pytest.mark.parametrize(("count", "shares"), [(4, {2}), (3, {1, 2}), (1, {0, 1})])
     def test_half_the_batch_is_perturbed(self, count, shares):
-        module, prompts = made(), (BATCH.prompts * 2)[:count]
-        asked = module.original.encode(prompts)
+        module, prompts = build(), (BATCH.prompts * 2)[:count]
+        concept_states = module.original.encode(prompts)
 
         def perturbed():
-            rows = (module.perturbed(asked).tokens != asked.tokens).flatten(1).any(dim=1)
+            rows = (
+                (module.perturbed(concept_states).tokens != concept_states.tokens)
+                .flatten(1)
+                .any(dim=1)
+            )
             return int(rows.sum())
 
         assert {perturbed() for _ in range(20)} == shares
 
     def test_without_an_anchor_it_is_the_empty_prompt(self):
-        module = made(neighbours=0, beyond=0, closed_form=False, concepts=[Concept("cat")])
+        module = build(neighbours=0, beyond=0, closed_form=False, concepts=[Concept("cat")])
         batch = PromptBatch(["a photo of a {}"], ["cat"], [""])
 
         def predict(prompt):
@@ -193,7 +199,7 @@ class TestStageB:
 
     def test_gradients_reach_the_adapters_alone(self):
         """Section 9 (6)."""
-        module = made()
+        module = build()
         module.erasure_loss(self.batch(module)).backward()
         assert {n for n, p in module.backbone.named_parameters() if p.grad is not None} == set(
             module.trainable()
@@ -214,24 +220,24 @@ class TestStageB:
 )
 def test_arguments_out_of_range(arguments, words):
     with pytest.raises(ErasureError, match=words):
-        made(**arguments)
+        build(**arguments)
 
 
 def recognised(model, words):
-    """What the world's scorer calls pictures of ``a WORD``."""
+    """What the world's scorer calls images of ``a WORD``."""
     scorer, labels = Scorer.load(model.world.scorer), [label.name for label in model.world.labels]
-    pictures = sample_images(
+    generated = draw(
         model, [f"a {word}" for word in words], range(len(words)), steps=20, guidance=4.0
     )
-    nearest = (scorer.images(pictures) @ scorer.texts([f"a {label}" for label in labels]).T).argmax(
-        dim=1
-    )
+    nearest = (
+        scorer.images(generated) @ scorer.texts([f"a {label}" for label in labels]).T
+    ).argmax(dim=1)
     return [labels[i] for i in nearest.tolist()]
 
 
 @pytest.mark.slow
 def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
-    asked, kept = ["cigarette", "smoking", "tobacco"], ["fox", "grapes", "guitar", "snowman"]
+    erased, retained = ["cigarette", "smoking", "tobacco"], ["fox", "grapes", "guitar", "snowman"]
     retention = LocalNoisePreservation(batch_size=4)
     module = fit(
         RealEra(
@@ -240,6 +246,8 @@ def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
         10,
         retention,
     )
-    assert recognised(module.original, asked) == ["cigarette"] * 3
-    assert "cigarette" not in recognised(module.backbone, asked)
-    assert recognised(module.backbone, kept) == recognised(module.original, kept) == kept
+    assert recognised(module.original, erased) == ["cigarette"] * 3
+    assert "cigarette" not in recognised(module.backbone, erased)
+    assert (
+        recognised(module.backbone, retained) == recognised(module.original, retained) == retained
+    )

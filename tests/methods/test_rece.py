@@ -1,4 +1,4 @@
-"""RECE's promises: its first edit and its epochs map by map, and what brings a concept back, before
+"""RECE: its first edit and its epochs map by map, and what brings a concept back, before
 and after.
 """
 
@@ -9,7 +9,7 @@ from recognition import KEPT, recognised
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.methods.rece import RECE, adversarial, sum_of_grams
+from erasure_lightning.methods.rece import RECE, adversarial_states, sum_of_grams
 from erasure_lightning.retention.local_noise import LocalNoisePreservation
 from erasure_lightning.testing import check_method, edit_of, fit
 
@@ -43,12 +43,12 @@ def old_maps(module):
     return [layer.weight.double() for layer in module.original.text_layers().values()]
 
 
-def solved(w, pairs, kept, p, lamb):
+def solved(w, pairs, preserved, p, lamb):
     """The official edit of one map: all targets from the map as it stands."""
     values, keys = lamb * w, lamb * torch.eye(w.shape[1], dtype=w.dtype)
     for sources, images in pairs:
         values, keys = values + (w @ images.mT) @ sources, keys + sources.mT @ sources
-    values, keys = values + p * (w @ kept.mT) @ kept, keys + p * kept.mT @ kept
+    values, keys = values + p * (w @ preserved.mT) @ preserved, keys + p * preserved.mT @ preserved
     return values @ torch.linalg.inv(keys)
 
 
@@ -74,10 +74,10 @@ def epoch_by_hand(module, maps):
     return [solved(w, pairs, states(module, ""), P, LAMB) for w in maps]
 
 
-def close(solution, wanted):
+def close(solution, expected):
     return all(
         torch.allclose(s.double(), w, atol=1e-5, rtol=1e-4)
-        for s, w in zip(solution, wanted, strict=True)
+        for s, w in zip(solution, expected, strict=True)
     )
 
 
@@ -112,8 +112,8 @@ class TestAdversarialEmbedding:
     def test_of_the_original_maps_is_the_concept_itself(self):
         module = rece()
         gram, c = sum_of_grams(old_maps(module)), states(module, "star")
-        found = adversarial(c, torch.eye(32, dtype=torch.float64), gram, 1e-9)
-        assert torch.allclose(found, c, atol=1e-5)
+        adversarial = adversarial_states(c, torch.eye(32, dtype=torch.float64), gram, 1e-9)
+        assert torch.allclose(adversarial, c, atol=1e-5)
 
     def test_is_the_minimiser(self):
         module = rece()
@@ -122,10 +122,12 @@ class TestAdversarialEmbedding:
             sum_of_grams(old_maps(module)).detach(),
             states(module, "star"),
         )
-        found = adversarial(c, edit, gram, REG).detach().requires_grad_(True)
-        said = [(found @ (w @ edit).mT - c @ w.mT).square().sum() for w in old_maps(module)]
-        (slope,) = torch.autograd.grad(torch.stack(said).sum() + REG * found.square().sum(), found)
-        assert slope.abs().max() < 1e-8
+        adversarial = adversarial_states(c, edit, gram, REG).detach().requires_grad_(True)
+        errors = [(adversarial @ (w @ edit).mT - c @ w.mT).square().sum() for w in old_maps(module)]
+        (gradient,) = torch.autograd.grad(
+            torch.stack(errors).sum() + REG * adversarial.square().sum(), adversarial
+        )
+        assert gradient.abs().max() < 1e-8
 
     @torch.no_grad()
     def test_brings_the_concept_back_past_the_first_edit_and_not_past_an_epoch(self):
@@ -135,19 +137,19 @@ class TestAdversarialEmbedding:
             module.first_edit(tokens(module)),
             states(module, "small cat"),
         )
-        found = adversarial(c, first, gram, REG)
+        adversarial = adversarial_states(c, first, gram, REG)
         after = module.epoch(first, gram, tokens(module))
 
         def missing(edit, rows):
-            """How far the maps are from what the originals said of the concept, as a share of it."""
+            """How far the maps are from the originals' images of the concept, relative to these."""
             gaps = [(rows @ (w @ edit).mT - c @ w.mT).square().sum() for w in old_maps(module)]
             return (
                 torch.stack(gaps).sum() / sum((c @ w.mT).square().sum() for w in old_maps(module))
             ).item()
 
         assert missing(first, c) > 0.15  # the control: the plain concept really was erased
-        assert missing(first, found) < 0.1 * missing(first, c)
-        assert missing(after, found) > missing(first, c)
+        assert missing(first, adversarial) < 0.1 * missing(first, c)
+        assert missing(after, adversarial) > missing(first, c)
 
 
 @pytest.mark.parametrize(

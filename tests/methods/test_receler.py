@@ -1,4 +1,4 @@
-"""Receler's promises: the contract, its loss and its attack, the mask, resuming, a pipeline, and
+"""Receler: the contract, its loss and its attack, the mask, resuming, a pipeline, and
 the erasure itself.
 """
 
@@ -9,7 +9,7 @@ from recognition import KEPT, recognised
 from shipped import numbers
 from torch import nn
 
-from erasure_lightning.adapters.eraser import listening, outside
+from erasure_lightning.adapters.eraser import eraser_outputs, mean_square_outside
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts.concept import Concept, PromptBatch
 from erasure_lightning.edits.applied import apply_edit
@@ -25,12 +25,12 @@ BATCH = PromptBatch(
 X, T = torch.linspace(-2, 2, 512).view(2, 4, 8, 8), torch.tensor([100.0, 900.0])
 
 #: What the shipped config gives.
-GIVEN = numbers("receler")
+ARGUMENTS = numbers("receler")
 
 
 def receler(**arguments):
     module = Receler(
-        concepts=CONCEPTS, backbone=TinyBackbone(), **(GIVEN | {"rank": 8} | arguments)
+        concepts=CONCEPTS, backbone=TinyBackbone(), **(ARGUMENTS | {"rank": 8} | arguments)
     )
     module.configure_model()
     for parameter in module.trainable().values():  # so that student and original differ
@@ -38,7 +38,7 @@ def receler(**arguments):
     return module
 
 
-def says(model, prompts):
+def predict(model, prompts):
     return model.denoise(X, T, model.encode(prompts))
 
 
@@ -56,25 +56,25 @@ def says(model, prompts):
     ids=["default", "student", "no attack"],
 )
 def test_contract(arguments):
-    check_method(Receler, thorough=not arguments, **(GIVEN | {"warmup": 1} | arguments))
+    check_method(Receler, thorough=not arguments, **(ARGUMENTS | {"warmup": 1} | arguments))
 
 
 def test_without_attack_and_mask_it_is_the_loss_of_esd():
     module = receler(attack_steps=0, mask_weight=0.0)
-    uncond, called = says(module.original, ["", ""]), says(module.original, BATCH.prompts)
-    by_hand = (says(module.backbone, BATCH.prompts) - (2 * uncond - called)).square().mean()
+    uncond, called = predict(module.original, ["", ""]), predict(module.original, BATCH.prompts)
+    by_hand = (predict(module.backbone, BATCH.prompts) - (2 * uncond - called)).square().mean()
     assert torch.allclose(module.erasure_loss(noisy(module, X, T, BATCH)), by_hand, atol=1e-6)
 
 
 class TestAttack:
-    def told(self, module):
+    def states(self, module):
         prompts = module.backbone.encode(BATCH.prompts)
         return prompts, (prompts.from_end() == 0).int().argmax(dim=1)
 
     def test_rows_stand_where_the_sentences_end_and_nowhere_else(self):
         module = receler(rows=3)
-        told, ends = self.told(module)
-        changed = (module.attacked(told, noisy(module, X, T, BATCH)).tokens != told.tokens).any(
+        states, ends = self.states(module)
+        changed = (module.attacked(states, noisy(module, X, T, BATCH)).tokens != states.tokens).any(
             dim=2
         )
         for row, end in zip(changed, ends.tolist(), strict=True):
@@ -82,8 +82,8 @@ class TestAttack:
 
     def test_the_row_is_as_long_as_the_encoder_lets_it(self):
         module = receler(rows=16)
-        told, ends = self.told(module)
-        changed = (module.attacked(told, noisy(module, X, T, BATCH)).tokens != told.tokens).any(
+        states, ends = self.states(module)
+        changed = (module.attacked(states, noisy(module, X, T, BATCH)).tokens != states.tokens).any(
             dim=2
         )
         assert changed.sum(dim=1).tolist() == (16 - ends).tolist()
@@ -91,36 +91,38 @@ class TestAttack:
     def test_the_denoiser_really_reads_them(self):
         """The official code's bug: there they are written into a copy."""
         module = receler()
-        told, _ = self.told(module)
-        plain = module.backbone.denoise(X, T, told)
+        states, _ = self.states(module)
+        plain = module.backbone.denoise(X, T, states)
         assert not torch.allclose(
-            module.backbone.denoise(X, T, module.attacked(told, noisy(module, X, T, BATCH))),
+            module.backbone.denoise(X, T, module.attacked(states, noisy(module, X, T, BATCH))),
             plain,
             atol=1e-3,
         )
 
     def test_its_steps_bring_the_concept_back(self):
         module = receler(attack_decay=0.0)
-        told, _ = self.told(module)
-        called = says(module.original, BATCH.prompts).detach()
+        states, _ = self.states(module)
+        called = predict(module.original, BATCH.prompts).detach()
         gaps = []
         for _ in range(50):
-            found = module.backbone.denoise(X, T, module.attacked(told, noisy(module, X, T, BATCH)))
-            gaps.append((found - called).square().mean())
-            module.adversaries.attack(gaps[-1])
+            prediction = module.backbone.denoise(
+                X, T, module.attacked(states, noisy(module, X, T, BATCH))
+            )
+            gaps.append((prediction - called).square().mean())
+            module.adversarial_rows.step(gaps[-1])
         assert gaps[-1] < 0.9 * gaps[0]
 
-    def test_a_concept_that_is_not_asked_for_stands_still(self):
+    def test_rows_of_a_concept_outside_the_batch_do_not_change(self):
         module = receler()
         before = (
-            module.adversaries_for(TinyBackbone().encode(["a"]).tokens)
+            module.rows_like(TinyBackbone().encode(["a"]).tokens)
             .of(["cat", "star"])
             .detach()
             .clone()
         )
         cats = PromptBatch(["a {}", "the {}"], ["cat", "cat"], ["dog", "dog"], [0, 0])
         module.erasure_loss(noisy(module, X, T, cats))
-        after = module.adversaries.of(["cat", "star"])
+        after = module.adversarial_rows.of(["cat", "star"])
         assert not torch.equal(after[0], before[0])
         assert torch.equal(after[1], before[1])
 
@@ -138,7 +140,7 @@ class TestMask:
         everywhere = {
             name: torch.ones(change.shape[:2], dtype=torch.bool) for name, change in added.items()
         }
-        assert outside(added, everywhere) == 0
+        assert mean_square_outside(added, everywhere) == 0
 
     def test_everything_outside_costs_its_mean_square(self):
         added = {"a": torch.randn(2, 4, 3), "b": torch.randn(2, 16, 3)}
@@ -146,7 +148,7 @@ class TestMask:
             name: torch.zeros(change.shape[:2], dtype=torch.bool) for name, change in added.items()
         }
         by_hand = (added["a"].square().mean() + added["b"].square().mean()) / 2
-        assert torch.allclose(outside(added, nowhere), by_hand)
+        assert torch.allclose(mean_square_outside(added, nowhere), by_hand)
 
     def test_it_is_part_of_the_loss(self):
         torch.manual_seed(0)
@@ -161,28 +163,30 @@ class TestMask:
 def test_erasers_add_nothing_before_they_are_trained():
     module = Receler(concepts=CONCEPTS, backbone=TinyBackbone())
     module.configure_model()
-    assert torch.equal(says(module.backbone, BATCH.prompts), says(module.original, BATCH.prompts))
+    assert torch.equal(
+        predict(module.backbone, BATCH.prompts), predict(module.original, BATCH.prompts)
+    )
 
 
 def test_what_erasers_add_is_heard():
     module = receler()
-    with listening(module.backbone.denoiser) as added:
-        says(module.backbone, BATCH.prompts)
+    with eraser_outputs(module.backbone.denoiser) as added:
+        predict(module.backbone, BATCH.prompts)
     assert set(added) == {
         f"{name.removeprefix('denoiser.')}" for name in module.backbone.adaptable("cross-attention")
     }
     assert {change.shape[1] for change in added.values()} == {64, 16}
 
 
-def test_a_pipeline_says_what_the_module_says(tmp_path):
+def test_a_pipeline_predicts_what_the_module_predicts(tmp_path):
     module, tiny = receler(), TinyBackbone()
     module.save_edit(tmp_path / "edit.safetensors")
-    before = says(tiny, BATCH.prompts)
+    before = predict(tiny, BATCH.prompts)
     apply_edit(tmp_path, tiny.to_pipeline())
     assert torch.allclose(
-        says(tiny, BATCH.prompts), says(module.backbone, BATCH.prompts), atol=1e-6
+        predict(tiny, BATCH.prompts), predict(module.backbone, BATCH.prompts), atol=1e-6
     )
-    assert not torch.allclose(says(tiny, BATCH.prompts), before, atol=1e-3)
+    assert not torch.allclose(predict(tiny, BATCH.prompts), before, atol=1e-3)
 
 
 def test_numbers_out_of_range_are_refused():

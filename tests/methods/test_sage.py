@@ -1,4 +1,4 @@
-"""SAGE's promises: the contract, its losses on cases with known answers, and the erasure itself,
+"""SAGE: the contract, its losses on cases with known answers, and the erasure itself,
 with controls.
 """
 
@@ -31,14 +31,14 @@ BATCH = PromptBatch(
 LATENTS = torch.zeros(2, 4, 8, 8), torch.tensor([100.0, 900.0])
 
 #: What the shipped config gives.
-GIVEN = numbers("sage")
+ARGUMENTS = numbers("sage")
 
 
 def sage(**arguments):
     module = SAGE(
         concepts=[Concept("cat", "dog"), Concept("star", "heart")],
         backbone=TinyBackbone(),
-        **(GIVEN | arguments),
+        **(ARGUMENTS | arguments),
     )
     module.configure_model()
     return module
@@ -58,7 +58,7 @@ def sage(**arguments):
 )
 def test_contract(arguments):
     check_method(
-        SAGE, thorough=not arguments, **(GIVEN | {"check_from": 1, "warmup": 1} | arguments)
+        SAGE, thorough=not arguments, **(ARGUMENTS | {"check_from": 1, "warmup": 1} | arguments)
     )
 
 
@@ -70,12 +70,12 @@ class TestSelfCheck:
         plain = module.backbone.embed(BATCH.prompts)
         concept = module.original.summarize(plain)
         assert module.check_loss(module.backbone.summarize(plain), concept).abs().max() < 1e-6
-        (found,) = module.self_check(plain, *LATENTS)
-        assert torch.equal(found.embeddings, plain[0].embeddings)
+        (result,) = module.self_check(plain, *LATENTS)
+        assert torch.equal(result.embeddings, plain[0].embeddings)
         fit(other := sage(check_steps=0, lr=1e-2, warmup=1), 5)  # the control: a trained encoder
         other.check_steps = module.check_steps
-        (found,) = other.self_check(other.backbone.embed(BATCH.prompts), *LATENTS)
-        assert not torch.equal(found.embeddings, plain[0].embeddings)
+        (result,) = other.self_check(other.backbone.embed(BATCH.prompts), *LATENTS)
+        assert not torch.equal(result.embeddings, plain[0].embeddings)
 
     def test_rows_that_are_untouched_stay_beside_rows_that_are_not(self):
         """As a batch of few among many concepts does."""
@@ -84,11 +84,11 @@ class TestSelfCheck:
         words = plain.embeddings.clone()
         words[0] = 0.0
         start = replace(plain, embeddings=words)
-        (found,) = gradient_ascent((start,), score, (torch.tensor(0.1),), 5)
-        assert torch.equal(found.embeddings[0], start.embeddings[0])
-        assert (score((found,)) > score((start,)))[1]
+        (result,) = gradient_ascent((start,), score, (torch.tensor(0.1),), 5)
+        assert torch.equal(result.embeddings[0], start.embeddings[0])
+        assert (score((result,)) > score((start,)))[1]
 
-    def test_the_best_point_is_kept_and_not_the_last(self):
+    def test_the_best_point_is_returned_and_not_the_last(self):
         (plain,) = sage().backbone.embed(BATCH.prompts)
         words = plain.positions(TEMPLATE).unsqueeze(2)
         score = lambda prompts: -(prompts[0].embeddings * words).square().sum(dim=(1, 2))  # noqa: E731
@@ -98,9 +98,9 @@ class TestSelfCheck:
             scores.append(score(prompts).detach())
             return score(prompts)
 
-        (found,) = gradient_ascent((plain,), seen, (torch.tensor(3.0),), 6)
+        (result,) = gradient_ascent((plain,), seen, (torch.tensor(3.0),), 6)
         assert len(scores) == 7
-        assert torch.allclose(score((found,)), torch.stack(scores).amax(dim=0))
+        assert torch.allclose(score((result,)), torch.stack(scores).amax(dim=0))
         assert (torch.stack(scores)[-1] < torch.stack(scores).amax(dim=0)).any()  # the control
 
     def test_after_the_plain_prompt_is_erased_it_finds_the_concept_again(self):
@@ -108,9 +108,9 @@ class TestSelfCheck:
         module.check_steps, module.check_size = 10, 0.1
         plain = module.backbone.embed(BATCH.prompts)
         concept = module.original.summarize(plain)
-        found = module.self_check(plain, noisy(module, *LATENTS, BATCH))
+        result = module.self_check(plain, noisy(module, *LATENTS, BATCH))
         before, after = (
-            module.check_loss(module.backbone.summarize(p), concept) for p in (plain, found)
+            module.check_loss(module.backbone.summarize(p), concept) for p in (plain, result)
         )
         assert (before > 0.01).all()  # the control: the plain prompt really was erased
         assert (after < before).all()
@@ -120,22 +120,22 @@ class TestSelfCheck:
         module = fit(sage(check=check, check_steps=0, lr=1e-2, warmup=1), 5)
         module.check_steps = 3
         plain, anchor = module.backbone.embed(BATCH.prompts), module.backbone.embed(BATCH.targets)
-        (found,) = module.self_check(plain, noisy(module, *LATENTS, BATCH), anchor)
-        moved = (found.embeddings != plain[0].embeddings).any(dim=2)
+        (result,) = module.self_check(plain, noisy(module, *LATENTS, BATCH), anchor)
+        moved = (result.embeddings != plain[0].embeddings).any(dim=2)
         assert moved.any()
         assert not (moved & ~plain[0].positions(TEMPLATE)).any()
 
-    def test_the_anchor_gets_the_template_that_was_found(self):
+    def test_the_anchor_gets_the_template_of_the_self_check(self):
         module = sage()
         (plain,), (anchor,) = (
             module.backbone.embed(BATCH.prompts),
             module.backbone.embed(BATCH.targets),
         )
-        found = replace(plain, embeddings=plain.embeddings + 1)
-        there = with_template_of(anchor, found)
+        result = replace(plain, embeddings=plain.embeddings + 1)
+        there = with_template_of(anchor, result)
         assert torch.equal(
             there.embeddings[anchor.positions(TEMPLATE)],
-            found.embeddings[found.positions(TEMPLATE)],
+            result.embeddings[result.positions(TEMPLATE)],
         )
         assert torch.equal(
             there.embeddings[~anchor.positions(TEMPLATE)],
@@ -149,7 +149,7 @@ class TestReduction:
     def test_without_check_in_noise_space_it_is_the_negative_guidance_of_advunlearn(self):
         module = sage(check_steps=0, erase_space="noise", eta=1.0)
         x, t = torch.randn(2, 4, 8, 8), torch.tensor([100.0, 900.0])
-        nothing = PromptBatch(BATCH.templates, BATCH.concepts, ["", ""], [0, 1])
+        unanchored = PromptBatch(BATCH.templates, BATCH.concepts, ["", ""], [0, 1])
         for parameter in module.editable().values():
             parameter.data.add_(0.01)
         ask = lambda model, prompts: model.denoise(x, t, model.encode(prompts))  # noqa: E731
@@ -157,14 +157,14 @@ class TestReduction:
         by_hand = (
             (ask(module.backbone, BATCH.prompts) - (uncond - (concept - uncond))).square().mean()
         )
-        assert torch.allclose(module.erasure_loss(noisy(module, x, t, nothing)), by_hand)
+        assert torch.allclose(module.erasure_loss(noisy(module, x, t, unanchored)), by_hand)
 
     def test_text_space_compares_span_and_tail(self):
         module = sage(check_steps=0)
         batch = PromptBatch(["a {} car"], ["cat"], ["dog"], [0])
         now = module.backbone.encode(batch.prompts).tokens[0]
-        wanted = module.original.encode(batch.targets).tokens[0]
-        gap = (now - wanted).square().mean(dim=1)
+        expected = module.original.encode(batch.targets).tokens[0]
+        gap = (now - expected).square().mean(dim=1)
         assert torch.allclose(
             module.erasure_loss(noisy(module, *LATENTS, batch)), gap[2] + gap[3:].mean()
         )
@@ -224,26 +224,32 @@ def moves(module):
     anchor: 1 - cos.
     """
 
-    def gap(prompts, wanted):
+    def gap(prompts, expected):
         now, then = (
             m.summarize(m.embed(p))
-            for m, p in ((module.backbone, prompts), (module.original, wanted))
+            for m, p in ((module.backbone, prompts), (module.original, expected))
         )
         return (1 - torch.cosine_similarity(now, then)).mean().item()
 
-    asked, rest = (
+    concept_prompts, rest = (
         ["a cigarette", "an emoji of a cigarette"],
         ["a dog", "a pizza", "a guitar", "a rocket"],
     )
-    instead = ["a lollipop", "an emoji of a lollipop"]
-    return {"concept": gap(asked, asked), "anchor": gap(asked, instead), "rest": gap(rest, rest)}
+    anchor_prompts = ["a lollipop", "an emoji of a lollipop"]
+    return {
+        "concept": gap(concept_prompts, concept_prompts),
+        "anchor": gap(concept_prompts, anchor_prompts),
+        "rest": gap(rest, rest),
+    }
 
 
 @pytest.mark.slow
 def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
     retention = (
-        GlobalSemanticAlignment(800, batch_size=32), LocalStatePreservation(1.5, batch_size=4), UnconditionalDrift(3)
-    )  # fmt: skip
+        GlobalSemanticAlignment(800, batch_size=32),
+        LocalStatePreservation(1.5, batch_size=4),
+        UnconditionalDrift(3),
+    )
     module = fit(SAGE(concepts=WORLD, **numbers("sage", check_steps=2)), 30, *retention)
     after = moves(module)
     assert after["concept"] > 0.4

@@ -1,4 +1,4 @@
-"""SalUn's promises: the contract, its loss and its saliency by hand, what may move, the official
+"""SalUn: the contract, its loss and its saliency by hand, what may move, the official
 traps, the erasure.
 """
 
@@ -11,7 +11,7 @@ from shipped import numbers
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts.concept import Concept, PromptBatch
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.methods.salun import CHUNK, SalUn
+from erasure_lightning.methods.salun import _CHUNK, SalUn
 from erasure_lightning.testing import check_method, edit_of, fit
 from erasure_lightning.training.image_sources import GeneratedImages
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
@@ -27,16 +27,16 @@ def images(count=2):
 
 
 #: What the shipped config gives.
-GIVEN = numbers("salun", latents=images(), remaining=4)
+ARGUMENTS = numbers("salun", latents=images(), remaining=4)
 
 
 def salun(prediction="epsilon", **arguments):
-    given = GIVEN | arguments
-    return SalUn(concepts=CONCEPTS, backbone=TinyBackbone(prediction=prediction), **given)
+    settings = ARGUMENTS | arguments
+    return SalUn(concepts=CONCEPTS, backbone=TinyBackbone(prediction=prediction), **settings)
 
 
 def begun(**arguments):
-    """A method with pictures and masks, that has not taken a step worth the name."""
+    """A method with images and masks, that has not taken a step worth the name."""
     return fit(salun(lr=1e-12, **arguments), 1)
 
 
@@ -45,11 +45,11 @@ def ask(model, prompts):
 
 
 def test_contract():
-    check_method(SalUn, **GIVEN)
+    check_method(SalUn, **ARGUMENTS)
 
 
-def test_contract_without_masks_and_pictures_of_what_remains():
-    check_method(SalUn, thorough=False, train="x", share=1.0, alpha=0.0, **GIVEN)
+def test_contract_without_masks_and_images_of_what_remains():
+    check_method(SalUn, thorough=False, train="x", share=1.0, alpha=0.0, **ARGUMENTS)
 
 
 class TestLoss:
@@ -62,20 +62,22 @@ class TestLoss:
             .mean(),
         )
 
-    def test_its_target_is_the_network_in_training_and_has_no_slope(self):
+    def test_its_target_is_the_network_in_training_and_has_no_gradient(self):
         """Not the frozen original: where every weight has moved, the two differ."""
         module = begun(alpha=0.0)
         for parameter in module.trainable().values():
             parameter.data.add_(0.01)
-        module.original.denoise = lambda *_: pytest.fail("asked the original")
-        wanted = ask(module.backbone, ["a photo of a dog", ""]).detach()
-        by_hand = (ask(module.backbone, BATCH.prompts) - wanted).square().mean()
+        module.original.denoise = lambda *_: pytest.fail("the original predicted")
+        target = ask(module.backbone, ["a photo of a dog", ""]).detach()
+        by_hand = (ask(module.backbone, BATCH.prompts) - target).square().mean()
         parameters = list(module.trainable().values())
-        slopes, expected = (
+        gradients, expected = (
             torch.autograd.grad(loss, parameters)
             for loss in (module.erasure_loss(noisy(module, X, T, BATCH)), by_hand)
         )
-        assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(slopes, expected, strict=True))
+        assert all(
+            torch.allclose(a, b, atol=1e-6) for a, b in zip(gradients, expected, strict=True)
+        )
 
     @pytest.mark.parametrize("prediction", ["epsilon", "velocity"])
     def test_remembering_by_hand(self, prediction):
@@ -85,12 +87,15 @@ class TestLoss:
         rows = torch.randint(4, (2,)).tolist()
         process = module.backbone.process
         t, noise = process.draw_times(2), torch.randn(2, 4, 8, 8)
-        clean, captions = module._kept_images.latents[rows], [module._captions[i] for i in rows]
+        clean, captions = (
+            module._remaining_images.latents[rows],
+            [module._captions[i] for i in rows],
+        )
         now = module.backbone.denoise(
             process.noise(clean, noise, t), t, module.backbone.encode(captions)
         )
-        wanted = noise if prediction == "epsilon" else process.target(clean, noise, t)
-        assert torch.allclose(loss, (now - wanted).square().mean())
+        target = noise if prediction == "epsilon" else process.target(clean, noise, t)
+        assert torch.allclose(loss, (now - target).square().mean())
 
     def test_alpha_weighs_it(self):
         module = begun(alpha=0.0)
@@ -102,26 +107,24 @@ class TestLoss:
 
 class TestSaliency:
     def test_by_hand(self):
-        """One pass over the concepts' pictures, signed slopes of the guided prediction's error, one
-        cut for all.
-        """
-        module = begun(latents=images(CHUNK))
+        """Signed gradients of the guided prediction's error, over all images, one threshold."""
+        module = begun(latents=images(_CHUNK))
         torch.manual_seed(11)
         masks = module.saliency()
         torch.manual_seed(11)
         total, parameters = 0, list(module.trainable().values())
-        for start in (0, CHUNK):
-            rows = range(start, start + CHUNK)
+        for start in (0, _CHUNK):
+            rows = range(start, start + _CHUNK)
             process, source = module.backbone.process, module.latents
-            t, noise = process.draw_times(CHUNK), torch.randn(CHUNK, 4, 8, 8)
+            t, noise = process.draw_times(_CHUNK), torch.randn(_CHUNK, 4, 8, 8)
             batch = noisy(
                 module,
-                process.noise(source.gallery.latents[list(rows)], noise, t),
+                process.noise(source.dataset.latents[list(rows)], noise, t),
                 t,
                 source.sentences.rows(rows),
             )
             guided = 8.5 * module.student(batch) - 7.5 * module.student(
-                batch, module.backbone.unconditional(CHUNK)
+                batch, module.backbone.unconditional(_CHUNK)
             )
             loss = -(noise - guided).square().mean()
             total = total + torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)])
@@ -143,10 +146,10 @@ class TestPictures:
     def test_of_concepts_and_of_everything_else(self):
         module = begun(latents=images(50), remaining=100)
         assert set(module.latents.sentences.concepts) == {"cat", "star"}
-        assert len(module.latents.gallery.latents) == len(module._kept_images.latents) == 100
-        asked = " ".join(module._captions)
-        assert "bicycle" in asked
-        assert not {"cat", "star"} & set(asked.split())
+        assert len(module.latents.dataset.latents) == len(module._remaining_images.latents) == 100
+        text = " ".join(module._captions)
+        assert "bicycle" in text
+        assert not {"cat", "star"} & set(text.split())
         assert (
             len(set(module._captions)) == 100
         )  # 79 things of COCO that are not cats, in other captions from then on
@@ -157,10 +160,10 @@ class TestPictures:
 
     def test_those_of_what_remains_are_not_of_the_concepts_noise(self):
         module = begun()
-        concepts, kept = module.latents.gallery.latents, module._kept_images.latents
-        assert all((concepts - one).abs().flatten(1).amax(dim=1).min() > 1e-3 for one in kept)
+        concepts, others = module.latents.dataset.latents, module._remaining_images.latents
+        assert all((concepts - one).abs().flatten(1).amax(dim=1).min() > 1e-3 for one in others)
 
-    def test_latents_are_of_the_concepts_asked_for(self):
+    def test_latents_are_of_the_concepts_named(self):
         module = begun(latents=images(3))
         batch = module.noisy_batch(
             PromptBatch(["a {}"] * 3, ["star", "cat", "star"], ["", "dog", ""], [1, 0, 1])
@@ -181,8 +184,8 @@ class TestPictures:
 
     def test_without_alpha_none_remain(self):
         module = begun(alpha=0.0)
-        assert len(module.latents.gallery.latents) == 4
-        assert not hasattr(module, "_kept_images")
+        assert len(module.latents.dataset.latents) == 4
+        assert not hasattr(module, "_remaining_images")
 
 
 @pytest.mark.parametrize(
@@ -204,8 +207,8 @@ def test_arguments_out_of_range(arguments, words):
 @pytest.mark.slow
 def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
     shown = GeneratedImages(images=16, steps=10, guidance=4)
-    given = numbers("salun", latents=shown, remaining=16)
-    module = fit(SalUn(concepts=[Concept("cigarette", "lollipop")], **given), 40)
+    settings = numbers("salun", latents=shown, remaining=16)
+    module = fit(SalUn(concepts=[Concept("cigarette", "lollipop")], **settings), 40)
     assert recognised(module.original, ["cigarette"] * 4, steps=10) == 1
     assert recognised(module.backbone, ["cigarette"] * 4, steps=10) == 0
     assert recognised(module.backbone, KEPT, steps=10) == 1

@@ -1,4 +1,4 @@
-"""SDD's promises: the contract, its loss by hand, the average that is kept, and the erasure itself."""
+"""SDD: the contract, its loss by hand, the average that is saved, and the erasure itself."""
 
 import pytest
 import torch
@@ -20,12 +20,12 @@ BATCH = PromptBatch(
 X, T = torch.linspace(-2, 2, 512).view(2, 4, 8, 8), torch.tensor([100.0, 900.0])
 
 #: What the shipped config gives.
-GIVEN = numbers("sdd")
+ARGUMENTS = numbers("sdd")
 
 
 def sdd(**arguments):
     concepts = [Concept("cat"), Concept("star"), Concept("heart")]
-    module = SDD(concepts=concepts, backbone=TinyBackbone(), **(GIVEN | arguments))
+    module = SDD(concepts=concepts, backbone=TinyBackbone(), **(ARGUMENTS | arguments))
     module.configure_model()
     return module
 
@@ -46,7 +46,7 @@ def followed():
     ids=["defaults", "no average", "all", "average's trajectories", "original's trajectories"],
 )
 def test_contract(arguments):
-    check_method(SDD, thorough=not arguments, **(GIVEN | arguments))
+    check_method(SDD, thorough=not arguments, **(ARGUMENTS | arguments))
 
 
 class TestLoss:
@@ -55,29 +55,33 @@ class TestLoss:
         for parameter in module.editable().values():
             parameter.data.add_(0.01)
         ask = lambda model, prompts: model.denoise(X, T, model.encode(prompts))  # noqa: E731
-        said, nothing = ask(module.backbone, BATCH.prompts), ask(module.backbone, ["", ""])
+        prediction, unconditional = (
+            ask(module.backbone, BATCH.prompts),
+            ask(module.backbone, ["", ""]),
+        )
         assert torch.allclose(
-            module.erasure_loss(noisy(module, X, T, BATCH)), (said - nothing).square().mean()
+            module.erasure_loss(noisy(module, X, T, BATCH)),
+            (prediction - unconditional).square().mean(),
         )
         assert not torch.allclose(
-            nothing, ask(module.original, ["", ""]), atol=1e-3
+            unconditional, ask(module.original, ["", ""]), atol=1e-3
         )  # the target is the student's
 
-    def test_the_target_has_no_slope(self):
+    def test_the_target_has_no_gradient(self):
         module = sdd()
         parameters = list(module.editable().values())
         batch = noisy(module, X, T, BATCH)
-        said = module.student(batch)
+        prediction = module.student(batch)
         with torch.no_grad():
-            nothing = module.student(batch, module.backbone.unconditional(2))
+            unconditional = module.student(batch, module.backbone.unconditional(2))
         by_hand = torch.autograd.grad(
-            (said - nothing).square().mean(), parameters, retain_graph=True
+            (prediction - unconditional).square().mean(), parameters, retain_graph=True
         )
-        slopes = torch.autograd.grad(module.erasure_loss(noisy(module, X, T, BATCH)), parameters)
-        assert all(torch.allclose(a, b) for a, b in zip(slopes, by_hand, strict=True))
-        both = said - module.student(batch, module.backbone.unconditional(2))  # the control
+        gradients = torch.autograd.grad(module.erasure_loss(noisy(module, X, T, BATCH)), parameters)
+        assert all(torch.allclose(a, b) for a, b in zip(gradients, by_hand, strict=True))
+        both = prediction - module.student(batch, module.backbone.unconditional(2))  # the control
         control = torch.autograd.grad(both.square().mean(), parameters)
-        assert not all(torch.allclose(a, b) for a, b in zip(slopes, control, strict=True))
+        assert not all(torch.allclose(a, b) for a, b in zip(gradients, control, strict=True))
 
 
 class Recording(SDD):
@@ -89,32 +93,33 @@ class Recording(SDD):
 
 
 class TestAverage:
-    def test_what_is_kept_is_the_average_of_every_step(self):
+    def test_what_is_saved_is_the_average_of_every_step(self):
         module = Recording(
-            concepts=[Concept("cat")], backbone=TinyBackbone(), **(GIVEN | {"ema": 0.8})
+            concepts=[Concept("cat")], backbone=TinyBackbone(), **(ARGUMENTS | {"ema": 0.8})
         )
         fit(module, 3)
-        for name, kept in edit_of(module).items():
+        for name, edited in edit_of(module).items():
             by_hand = dict(module.original.named_parameters())[name]
             for student in module.history:
                 by_hand = 0.8 * by_hand + 0.2 * student[name]
-            assert torch.allclose(kept, by_hand, atol=1e-6)
-            assert not torch.allclose(kept, module.history[-1][name], atol=1e-6)  # the control
+            assert torch.allclose(edited, by_hand, atol=1e-6)
+            assert not torch.allclose(edited, module.history[-1][name], atol=1e-6)  # the control
 
-    def test_without_memory_the_student_is_kept(self):
+    def test_without_memory_the_student_is_saved(self):
         module = Recording(
-            concepts=[Concept("cat")], backbone=TinyBackbone(), **(GIVEN | {"ema": 0.0})
+            concepts=[Concept("cat")], backbone=TinyBackbone(), **(ARGUMENTS | {"ema": 0.0})
         )
         fit(module, 3)
         assert all(
-            torch.equal(kept, module.history[-1][name]) for name, kept in edit_of(module).items()
+            torch.equal(edited, module.history[-1][name])
+            for name, edited in edit_of(module).items()
         )
 
     def test_a_checkpoint_of_a_run_under_way_is_the_average_and_has_the_student_beside_it(
         self, tmp_path
     ):
         module = Recording(
-            concepts=[Concept("cat")], backbone=TinyBackbone(), **(GIVEN | {"ema": 0.8})
+            concepts=[Concept("cat")], backbone=TinyBackbone(), **(ARGUMENTS | {"ema": 0.8})
         )
         fit(module, 2, total=4, save=tmp_path / "half.ckpt")
         saved = torch.load(tmp_path / "half.ckpt", weights_only=True)
@@ -138,14 +143,14 @@ class TestConcepts:
     def test_they_take_turns_in_the_loss_and_stand_together_on_the_trajectories(self):
         bank = TrajectoryBank(trajectories=3, steps=2)
         module = fit(sdd(latents=bank), 1)
-        walked = bank.sentences
-        asked = {
+        rolled_out = bank.sentences
+        joined = {
             concept: prompt.text
-            for concept, prompt in zip(walked.concepts, walked.prompts, strict=True)
+            for concept, prompt in zip(rolled_out.concepts, rolled_out.prompts, strict=True)
         }
-        assert asked.keys() == {"cat", "star", "heart"}
-        assert "cat, star, heart" in asked["cat"]
-        assert "star, cat, heart" in asked["star"]
+        assert joined.keys() == {"cat", "star", "heart"}
+        assert "cat, star, heart" in joined["cat"]
+        assert "star, cat, heart" in joined["star"]
         assert module.noisy_batch(BATCH).sentences is BATCH
 
     def test_one_stands_alone(self):

@@ -1,4 +1,4 @@
-"""SPM's promises: the contract, its loss by hand, its latent anchors, and the erasure with what
+"""SPM: the contract, its loss by hand, its latent anchors, and the erasure with what
 transport buys.
 """
 
@@ -22,18 +22,18 @@ BATCH = PromptBatch(["a photo of a {}", "the {} in a house"], ["cat", "star"], [
 X, T = torch.linspace(-2, 2, 512).view(2, 4, 8, 8), torch.tensor([100.0, 900.0])
 
 #: What the shipped config gives.
-GIVEN = numbers("spm")
+ARGUMENTS = numbers("spm")
 
 
 def spm(**arguments):
-    module = SPM(concepts=CONCEPTS, backbone=TinyBackbone(), **(GIVEN | arguments))
+    module = SPM(concepts=CONCEPTS, backbone=TinyBackbone(), **(ARGUMENTS | arguments))
     module.configure_model()
     for parameter in module.trainable().values():  # so that student and original differ
         nn.init.normal_(parameter, std=0.1)
     return module
 
 
-def says(model, prompts):
+def predict(model, prompts):
     return model.denoise(X, T, model.encode(prompts))
 
 
@@ -47,36 +47,39 @@ def says(model, prompts):
     ids=["default", "student", "no transport"],
 )
 def test_contract(arguments):
-    check_method(SPM, thorough=not arguments, **(GIVEN | {"warmup": 1} | arguments))
+    check_method(SPM, thorough=not arguments, **(ARGUMENTS | {"warmup": 1} | arguments))
 
 
 @pytest.mark.parametrize("guidance", [0.0, 1.0])
 def test_the_erasing_loss_by_hand(guidance):
     module = spm(guidance=guidance, anchors=0)
-    called = says(module.original, BATCH.prompts)
-    instead = torch.stack(
-        [says(module.original, ["a photo of a dog"] * 2)[0], says(module.original, ["", ""])[1]]
+    called = predict(module.original, BATCH.prompts)
+    anchor = torch.stack(
+        [
+            predict(module.original, ["a photo of a dog"] * 2)[0],
+            predict(module.original, ["", ""])[1],
+        ]
     )
-    with module.membrane.held(torch.eye(2)):
-        now = says(module.backbone, BATCH.prompts)
-    by_hand = (now - (instead - guidance * (called - instead))).square().mean()
+    with module.membrane.fixed(torch.eye(2)):
+        now = predict(module.backbone, BATCH.prompts)
+    by_hand = (now - (anchor - guidance * (called - anchor))).square().mean()
     assert torch.allclose(module.erasure_loss(noisy(module, X, T, BATCH)), by_hand)
 
 
 def test_with_an_empty_anchor_it_is_the_loss_of_esd():
     module = spm(anchors=0)
-    nothing = PromptBatch(BATCH.templates, BATCH.concepts, ["", ""], [0, 1])
-    uncond, called = says(module.original, ["", ""]), says(module.original, BATCH.prompts)
-    with module.membrane.held(torch.eye(2)):
-        by_hand = (says(module.backbone, BATCH.prompts) - (2 * uncond - called)).square().mean()
-    assert torch.allclose(module.erasure_loss(noisy(module, X, T, nothing)), by_hand)
+    unanchored = PromptBatch(BATCH.templates, BATCH.concepts, ["", ""], [0, 1])
+    uncond, called = predict(module.original, ["", ""]), predict(module.original, BATCH.prompts)
+    with module.membrane.fixed(torch.eye(2)):
+        by_hand = (predict(module.backbone, BATCH.prompts) - (2 * uncond - called)).square().mean()
+    assert torch.allclose(module.erasure_loss(noisy(module, X, T, unanchored)), by_hand)
 
 
 class TestLatentAnchors:
     def test_they_are_as_long_as_the_concept(self):
-        module, told = spm(anchors=3), TinyBackbone().encode(BATCH.prompts)
-        drawn = module.latent_anchors(told).tokens
-        ratio = drawn.flatten(1).norm(dim=1) / told.tokens.flatten(1).norm(dim=1).repeat(3)
+        module, states = spm(anchors=3), TinyBackbone().encode(BATCH.prompts)
+        drawn = module.latent_anchors(states).tokens
+        ratio = drawn.flatten(1).norm(dim=1) / states.tokens.flatten(1).norm(dim=1).repeat(3)
         assert len(ratio) == 6
         assert ((ratio > 0.8 - 1e-5) & (ratio < 1.2 + 1e-5)).all()
         assert ratio.std() > 0.01
@@ -94,13 +97,13 @@ class TestLatentAnchors:
             module = SPM(
                 concepts=CONCEPTS,
                 backbone=TinyBackbone(),
-                **(GIVEN | {"anchor_weight": weight, "warmup": 1}),
+                **(ARGUMENTS | {"anchor_weight": weight, "warmup": 1}),
             )
             fit(module, 20)
-            with module.membrane.held(torch.ones(2, 2)):
+            with module.membrane.fixed(torch.ones(2, 2)):
                 return (
-                    says(module.backbone, ["a car", "a boat"])
-                    - says(module.original, ["a car", "a boat"])
+                    predict(module.backbone, ["a car", "a boat"])
+                    - predict(module.original, ["a car", "a boat"])
                 ).norm()
 
         assert moved(1000.0) < 0.5 * moved(0.0)
@@ -148,12 +151,12 @@ def test_it_erases_the_cigarette_of_the_emoji_world_and_transport_keeps_the_rest
     moved = {}
     for transport in (True, False):
         module.membrane.transport = transport
-        change = [says_of(module.backbone, KEPT), says_of(module.original, KEPT)]
+        change = [prediction_of(module.backbone, KEPT), prediction_of(module.original, KEPT)]
         moved[transport] = (change[0] - change[1]).square().mean()
     assert moved[True] < 0.1 * moved[False]
 
 
-def says_of(model, words):
+def prediction_of(model, words):
     with torch.no_grad():
         x = model.noise(range(len(words)))
         return model.denoise(

@@ -1,4 +1,4 @@
-"""UCE's promises: the minimiser, solved map by map; which token; and the erasure itself, with
+"""UCE: the minimiser, solved map by map; which token; and the erasure itself, with
 controls.
 """
 
@@ -33,7 +33,7 @@ def last(module, prompt):
     return module.original.encode([prompt]).tokens[0, embedded.ends - 1].double()
 
 
-def by_hand(module, pairs, kept, e, p, lamb, gram=None):
+def by_hand(module, pairs, preserved, e, p, lamb, gram=None):
     """The official solution, one map after the other."""
     solution = {}
     for name, layer in module.original.text_layers().items():
@@ -43,17 +43,18 @@ def by_hand(module, pairs, kept, e, p, lamb, gram=None):
         for concept, anchor in pairs:
             c, g = last(module, concept), last(module, anchor)
             values, keys = values + e * (old @ g.mT) @ c, keys + e * c.mT @ c
-        for prompt in kept:
+        for prompt in preserved:
             k = last(module, prompt)
             values, keys = values + p * (old @ k.mT) @ k, keys + p * k.mT @ k
         solution[f"{name}.weight"] = values @ torch.linalg.inv(keys)
     return solution
 
 
-def same(solution, wanted):
-    assert solution.keys() == wanted.keys()
+def same(solution, expected):
+    assert solution.keys() == expected.keys()
     return all(
-        torch.allclose(solution[name].double(), wanted[name], atol=1e-6, rtol=0) for name in wanted
+        torch.allclose(solution[name].double(), expected[name], atol=1e-6, rtol=0)
+        for name in expected
     )
 
 
@@ -68,9 +69,9 @@ class TestSolution:
     def test_is_that_of_every_map_alone(self):
         module = uce(preserve=["tree", "a car"], erase_scale=2.0, preserve_scale=0.7)
         pairs = [("small cat", "dog"), ("star", "red heart"), ("boat", "")]
-        wanted = by_hand(module, pairs, ["tree", "a car"], 2.0, 0.7, 0.5)
-        assert same(module.solve(), wanted)
-        assert not same(edit_of(module), wanted)
+        expected = by_hand(module, pairs, ["tree", "a car"], 2.0, 0.7, 0.5)
+        assert same(module.solve(), expected)
+        assert not same(edit_of(module), expected)
 
     def test_in_templates_the_empty_anchor_is_the_word_before(self):
         module = uce(templates=["{}", "photo of {}"])
@@ -109,11 +110,11 @@ class TestSolution:
                 ]
                 return torch.stack(gaps).sum() + 0.5 * (w - old).square().sum()
 
-            (slope,) = torch.autograd.grad(objective(new), new)
+            (gradient,) = torch.autograd.grad(objective(new), new)
             (before,) = torch.autograd.grad(
                 objective(start := old.clone().requires_grad_(True)), start
             )
-            assert slope.abs().max() < 1e-5 * before.abs().max()
+            assert gradient.abs().max() < 1e-5 * before.abs().max()
 
     def test_the_order_of_concepts_does_not_matter(self):
         assert same(uce().solve(), {n: w.double() for n, w in uce(CONCEPTS[::-1]).solve().items()})
@@ -131,15 +132,15 @@ def test_the_concept_comes_out_as_its_anchor_did_and_what_is_preserved_as_before
     for name, layer in module.backbone.text_layers().items():
         old = module.original.get_submodule(name).weight.double()
         new = layer.weight.double()
-        says = lambda w, prompt: last(module, prompt) @ w.mT  # noqa: E731
-        assert torch.allclose(says(new, "small cat"), says(old, "dog"), atol=1e-3)
+        predict = lambda w, prompt: last(module, prompt) @ w.mT  # noqa: E731
+        assert torch.allclose(predict(new, "small cat"), predict(old, "dog"), atol=1e-3)
         assert torch.allclose(
-            says(new, "boat"),
+            predict(new, "boat"),
             module.original.encode([""]).tokens[0, :1].double() @ old.mT,
             atol=1e-3,
         )
-        assert torch.allclose(says(new, "tree"), says(old, "tree"), atol=1e-3)
-        assert not torch.allclose(says(old, "small cat"), says(old, "dog"), atol=1e-2)
+        assert torch.allclose(predict(new, "tree"), predict(old, "tree"), atol=1e-3)
+        assert not torch.allclose(predict(old, "small cat"), predict(old, "dog"), atol=1e-2)
 
 
 def test_a_hundred_concepts():
@@ -164,12 +165,12 @@ KEPT = ["fox", "grapes", "guitar", "snowman"]
 
 
 def recognised(model, words, seeds=range(10, 14)):
-    """Share of pictures of ``a WORD`` that the world's scorer calls so."""
+    """Share of images of ``a WORD`` that the world's scorer calls so."""
     scorer, labels = Scorer.load(model.world.scorer), [label.name for label in model.world.labels]
-    pictures = sample_images(
+    images = draw(
         model, [f"a {word}" for word in words], list(seeds)[: len(words)], steps=20, guidance=4.0
     )
-    nearest = (scorer.images(pictures) @ scorer.texts([f"a {label}" for label in labels]).T).argmax(
+    nearest = (scorer.images(images) @ scorer.texts([f"a {label}" for label in labels]).T).argmax(
         dim=1
     )
     return sum(

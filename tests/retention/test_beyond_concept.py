@@ -11,15 +11,15 @@ from erasure_lightning.methods.sage import SAGE
 from erasure_lightning.retention.beyond_concept import BeyondConceptRegularization
 from erasure_lightning.testing import edit_of, fit
 from erasure_lightning.training.closed_form import ClosedFormErasure
-from erasure_lightning.training.neighbours import beyond
+from erasure_lightning.training.neighbours import orthogonal_states
 
 CONCEPTS = [Concept("cat", "dog"), Concept("star", "heart")]
 
 
 def module(method=Distillation, **arguments):
-    made = method(concepts=CONCEPTS, backbone=TinyBackbone(), **arguments)
-    made.configure_model()
-    return made
+    method_module = method(concepts=CONCEPTS, backbone=TinyBackbone(), **arguments)
+    method_module.configure_model()
+    return method_module
 
 
 def ready(owner):
@@ -71,7 +71,7 @@ def test_a_closed_form_holds_what_is_beyond():
     fit(held, 1, BeyondConceptRegularization(weight=30.0))
 
     def moved(owner):
-        elsewhere = beyond(owner.original.encode(["a cat", "a star"]).tokens)
+        elsewhere = orthogonal_states(owner.original.encode(["a cat", "a star"]).tokens)
         layers = owner.original.text_layers()
         return sum((elsewhere @ (w - layers[n.removesuffix(".weight")].weight).T).square().mean()
                    for n, w in owner.editable().items())  # fmt: skip
@@ -83,6 +83,6 @@ def test_it_is_the_term_of_realera():
     own = fit(module(RealEraClosedForm, beyond_weight=3.0), 1)
     borrowed = fit(module(RealEraClosedForm, beyond=0), 1, BeyondConceptRegularization(weight=3.0))
     without = fit(module(RealEraClosedForm, beyond=0), 1)
-    ours, theirs, none = (edit_of(made) for made in (own, borrowed, without))
+    ours, theirs, none = (edit_of(method_module) for method_module in (own, borrowed, without))
     assert all(torch.allclose(ours[n], theirs[n], atol=1e-5) for n in ours)
     assert not any(torch.allclose(ours[n], none[n], atol=1e-3) for n in ours)

@@ -34,7 +34,7 @@ def run(monitor, steps=6, lr=1e-2):
     )
 
 
-def test_it_looks_every_few_steps_and_sees_change():
+def test_it_measures_every_few_steps_and_sees_change():
     monitor = Noting(every=2)
     run(monitor)
     assert len(monitor.scores) == 3
@@ -64,10 +64,10 @@ def test_it_stops_on_a_budget_or_a_goal(limit):
     assert module.trainer.global_step == 1
 
 
-def test_it_watches_given_prompts():
+def test_it_measures_prompts_of_the_argument():
     monitor = Noting(every=1, prompts=["a tree", "a car", "a boat"])
     run(monitor, steps=1)
-    assert monitor._kept == ["a tree", "a car", "a boat"]
+    assert monitor._retained_prompts == ["a tree", "a car", "a boat"]
 
 
 @pytest.mark.slow

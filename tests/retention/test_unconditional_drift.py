@@ -14,7 +14,7 @@ from erasure_lightning.methods.esd import ESD
 from erasure_lightning.methods.sage import SAGE
 from erasure_lightning.retention.unconditional_drift import UnconditionalDrift
 from erasure_lightning.testing import fit
-from erasure_lightning.training.latent_sources import Models
+from erasure_lightning.training.latent_sources import SourceModels
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
 CAT = [Concept("cat", "dog")]
@@ -35,7 +35,7 @@ def drift(module):
     """Mean square of the change on trajectories of other prompts."""
     elsewhere = TrajectoryBank(steps=5, guidance=4.0)
     others = PromptBatch(["a {}"] * 3, ["star", "tree", "car"], [""] * 3, [0, 1, 2])
-    models = Models(module.original, module.backbone, lambda count, number: others, 3, seed=7)
+    models = SourceModels(module.original, module.backbone, lambda count, number: others, 3, seed=7)
     batch = elsewhere.draw(others.rows([0, 1, 2] * 4), models)
     unconditional = module.backbone.unconditional(len(batch))
     return mse_loss(module.student(batch, unconditional), batch.teacher.unconditional).item()

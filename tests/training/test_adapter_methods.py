@@ -1,11 +1,11 @@
-"""Adapters: beside a layer or around it, merged or kept, saved, loaded and applied."""
+"""Adapters: beside a layer or around it, merged or not, saved, loaded and applied."""
 
 import pytest
 import torch
 from torch import nn
 from torch.nn.functional import mse_loss
 
-from erasure_lightning.adapters.base import Adapter, Plan, beside
+from erasure_lightning.adapters.base import Adapter, AdapterPlan, hook_installer
 from erasure_lightning.adapters.kinds import KINDS, install
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.callbacks.edit_validation import check_edit
@@ -44,7 +44,7 @@ class Shift(Adapter):
 
 class Shifting(Toward, AdapterErasure):
     def plan(self):
-        return Plan(
+        return AdapterPlan(
             "shift",
             [n.removeprefix("denoiser.") for n in self.backbone.text_layers()],
             {"scale": 2.0},
@@ -53,7 +53,7 @@ class Shifting(Toward, AdapterErasure):
 
 @pytest.fixture(autouse=True)
 def shifts(monkeypatch):
-    monkeypatch.setitem(KINDS, "shift", beside(Shift))
+    monkeypatch.setitem(KINDS, "shift", hook_installer(Shift))
 
 
 def pipeline():
@@ -61,7 +61,7 @@ def pipeline():
     return tiny.to_pipeline(), tiny
 
 
-def says(backbone):
+def predict(backbone):
     x, t = (
         torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(3)),
         torch.tensor([100.0, 900.0]),
@@ -84,14 +84,14 @@ def test_contract(method, arguments):
     [(Lora, {}), (Lora, {"merge": False}), (Shifting, {})],
     ids=["merged", "apart", "beside"],
 )
-def test_an_edit_applied_to_a_pipeline_says_the_same(tmp_path, method, arguments):
+def test_an_edit_applied_to_a_pipeline_predicts_the_same(tmp_path, method, arguments):
     module = fit(method(concepts=CAT, backbone=TinyBackbone(), lr=1e-2, **arguments), 4)
     module.save_edit(tmp_path / "edit.safetensors")
-    made, tiny = pipeline()
-    before = says(tiny)
-    apply_edit(tmp_path, made)
-    assert torch.allclose(says(tiny), says(module.backbone), atol=1e-6)
-    assert not torch.allclose(says(tiny), before, atol=1e-4)
+    adapted, tiny = pipeline()
+    before = predict(tiny)
+    apply_edit(tmp_path, adapted)
+    assert torch.allclose(predict(tiny), predict(module.backbone), atol=1e-6)
+    assert not torch.allclose(predict(tiny), before, atol=1e-4)
 
 
 def test_merging_changes_nothing_but_the_form():
@@ -99,7 +99,7 @@ def test_merging_changes_nothing_but_the_form():
         fit(Lora(concepts=CAT, backbone=TinyBackbone(), lr=1e-2, merge=merge), 4)
         for merge in (False, True)
     )
-    assert torch.allclose(says(apart.backbone), says(merged.backbone), atol=1e-5)
+    assert torch.allclose(predict(apart.backbone), predict(merged.backbone), atol=1e-5)
     assert set(merged.editable()) == {f"{name}.weight" for name in merged.backbone.text_layers()}
     assert "adapters" not in merged.description()
 
@@ -113,7 +113,7 @@ def test_a_merged_checkpoint_is_read_by_a_fresh_module(tmp_path):
     saved = torch.load(tmp_path / "end.ckpt", weights_only=True)
     fresh.on_load_checkpoint(saved)
     fresh.load_state_dict(saved["state_dict"], strict=False)
-    assert torch.equal(says(fresh.backbone), says(module.backbone))
+    assert torch.equal(predict(fresh.backbone), predict(module.backbone))
 
 
 @pytest.mark.parametrize(
@@ -135,14 +135,14 @@ def test_an_edit_file_goes_back_into_its_module(tmp_path, method, arguments):
     fresh.configure_model()
     fresh.on_load_checkpoint(saved)
     fresh.load_state_dict(saved["state_dict"], strict=False)
-    assert torch.equal(says(fresh.backbone), says(module.backbone))
+    assert torch.equal(predict(fresh.backbone), predict(module.backbone))
 
 
 def test_the_original_has_no_adapters():
     module = Lora(concepts=CAT, backbone=TinyBackbone())
     module.configure_model()
     assert not [name for name, _ in module.original.named_parameters() if "lora" in name]
-    assert torch.equal(says(module.original), says(TinyBackbone()))
+    assert torch.equal(predict(module.original), predict(TinyBackbone()))
     assert {n for n, p in module.named_parameters() if p.requires_grad} == {
         f"backbone.{n}" for n in module.trainable()
     }
@@ -159,8 +159,8 @@ def test_adapters_that_learned_nothing_are_no_edit():
 @pytest.mark.parametrize(
     ("plan", "words"),
     [
-        (Plan("other", ["conv_in"]), "adapters of kind 'other'; known are .*lora"),
-        (Plan("lora", ["nowhere.to_k"], {"rank": 1}), "found 1 missing, nowhere.to_k first"),
+        (AdapterPlan("other", ["conv_in"]), "adapters of kind 'other'; known are .*lora"),
+        (AdapterPlan("lora", ["nowhere.to_k"], {"rank": 1}), "found 1 missing, nowhere.to_k first"),
     ],
 )
 def test_adapters_that_do_not_fit(plan, words):
@@ -170,11 +170,11 @@ def test_adapters_that_do_not_fit(plan, words):
 
 def test_attention_is_seen_as_it_is_computed():
     tiny = TinyBackbone()
-    before = says(tiny)
+    before = predict(tiny)
     with tiny.attention() as maps:
-        during = says(tiny)
+        during = predict(tiny)
     assert torch.allclose(before, during, atol=1e-5)
-    assert torch.equal(says(tiny), before)
+    assert torch.equal(predict(tiny), before)
     for probabilities in maps.values():
         assert probabilities.shape[0] == 2
         assert probabilities.shape[3] == 16

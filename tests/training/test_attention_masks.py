@@ -37,7 +37,7 @@ def test_the_mask_marks_the_pixels_that_look_at_the_concept():
     assert elsewhere["fine"][0].nonzero().flatten().tolist() == [15]
 
 
-def test_each_picture_of_a_batch_has_its_own_mask():
+def test_each_image_of_a_batch_has_its_own_mask():
     maps = torch.cat([looking(4, 3)[:1], looking(4, 12)[:1]])
     mask = concept_mask({"layer": maps}, POSITIONS, 0.5)["layer"]
     assert mask.nonzero().tolist() == [[0, 3], [1, 12]]

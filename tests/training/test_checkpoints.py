@@ -8,7 +8,11 @@ import torch
 from erasure_lightning.edits.edit import write_edit
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.runs.folder import Run
-from erasure_lightning.training.checkpoints import PlainCheckpointIO, locate, read_checkpoint
+from erasure_lightning.training.checkpoints import (
+    PlainCheckpointIO,
+    locate_checkpoint,
+    read_checkpoint,
+)
 
 CONTENT = {
     "state_dict": {"backbone.w": torch.ones(2)},
@@ -19,9 +23,9 @@ CONTENT = {
 @pytest.fixture
 def run(tmp_path):
     """A run that was killed."""
-    made = Run(tmp_path)
-    PlainCheckpointIO().save_checkpoint(CONTENT, made.last)
-    return made
+    killed_run = Run(tmp_path)
+    PlainCheckpointIO().save_checkpoint(CONTENT, killed_run.last)
+    return killed_run
 
 
 def finish(run):
@@ -44,29 +48,33 @@ def test_an_edit_is_read_as_a_checkpoint(run):
 
 
 def test_a_folder_means_what_the_command_needs(run):
-    assert locate(str(run.root), "fit") == locate(str(run.root), "test") == run.last
+    assert (
+        locate_checkpoint(str(run.root), "fit")
+        == locate_checkpoint(str(run.root), "test")
+        == run.last
+    )
     finish(run)
-    assert locate(str(run.root), "test") == run.edit
+    assert locate_checkpoint(str(run.root), "test") == run.edit
     with pytest.raises(ErasureError, match="nothing is left to resume"):
-        locate(str(run.root), "fit")
+        locate_checkpoint(str(run.root), "fit")
 
 
 def test_a_finished_edit_cannot_be_resumed(run):
     finish(run)
     with pytest.raises(ErasureError, match=r"without the optimizer's state.*last\.ckpt"):
-        locate(str(run.edit), "fit")
+        locate_checkpoint(str(run.edit), "fit")
 
 
-def test_nothing_there(tmp_path):
+def test_no_such_file(tmp_path):
     with pytest.raises(ErasureError, match="No checkpoint at .*gone"):
-        locate(str(tmp_path / "gone"), "fit")
+        locate_checkpoint(str(tmp_path / "gone"), "fit")
     with pytest.raises(
         ErasureError,
         match=r"is no run of ours that fit could use: it holds no checkpoints/last\.ckpt",
     ):
-        locate(str(tmp_path), "fit")
+        locate_checkpoint(str(tmp_path), "fit")
     with pytest.raises(ErasureError, match=r"holds no edit\.safetensors"):
-        locate(str(tmp_path), "test")
+        locate_checkpoint(str(tmp_path), "test")
     with pytest.raises(ErasureError, match="No checkpoint at"):
         read_checkpoint(tmp_path / "gone.ckpt")
 
@@ -76,7 +84,7 @@ def test_a_run_without_a_checkpoint_is_started_again(tmp_path, command):
     run = Run(tmp_path)
     run.config.touch()
     with pytest.raises(ErasureError, match=f"nothing that {command} could use") as caught:
-        locate(str(tmp_path), command)
+        locate_checkpoint(str(tmp_path), command)
     assert f"again with `erasure fit --config {run.config} --run_dir {tmp_path}`." in str(
         caught.value
     )
@@ -86,7 +94,7 @@ def test_a_run_without_a_checkpoint_is_started_again(tmp_path, command):
 def test_other_files_are_refused_with_a_way_out(tmp_path, name):
     (tmp_path / name).touch()
     with pytest.raises(ErasureError, match=r"Pickles can run code.*safetensors\.torch\.save_file"):
-        locate(str(tmp_path / name), "test")
+        locate_checkpoint(str(tmp_path / name), "test")
 
 
 class Foreign:

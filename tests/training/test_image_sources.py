@@ -8,7 +8,7 @@ from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts.concept import PromptBatch
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.training.image_sources import GeneratedImages, ImageFolder
-from erasure_lightning.training.latent_sources import Models
+from erasure_lightning.training.latent_sources import SourceModels
 
 BATCH = PromptBatch(["a {}"] * 3, ["cat", "star", "cat"], ["dog", "", "dog"], [0, 1, 0])
 
@@ -22,18 +22,18 @@ def sentences(count, number):
 @pytest.fixture(scope="module")
 def models():
     model = TinyBackbone()
-    return Models(model, model, sentences, 2, 5)
+    return SourceModels(model, model, sentences, 2, 5)
 
 
 class TestGeneratedImages:
     def test_there_are_as_many_of_each_concept_and_each_keeps_its_sentence(self, models):
         source = GeneratedImages(images=2, steps=1)
         source.prepare(models)
-        assert source.gallery.latents.shape == (4, 4, 8, 8)
+        assert source.dataset.latents.shape == (4, 4, 8, 8)
         batch = source.draw(BATCH, models)
         assert list(batch.sentences.concepts) == BATCH.concepts
         assert [p.text for p in batch.prompts] == ["0 cat", "0 star", "0 cat"]
-        process, clean = models.original.process, source.gallery.latents[batch.rows]
+        process, clean = models.original.process, source.dataset.latents[batch.rows]
         assert torch.allclose(process.clean(batch.target, batch.x, batch.t), clean, atol=1e-3)
 
     def test_those_of_anchors_are_drawn_for_the_anchors_sentences(self, models):
@@ -41,7 +41,7 @@ class TestGeneratedImages:
         for of in ("concept", "anchor"):
             source = GeneratedImages(images=1, steps=1, of=of)
             source.prepare(models)
-            drawn.append(source.gallery.latents)
+            drawn.append(source.dataset.latents)
         assert not torch.equal(*drawn)
 
     @pytest.mark.parametrize(("argument", "least"), [("images", 1), ("steps", 1), ("guidance", 0)])

@@ -10,14 +10,14 @@ from erasure_lightning.errors import ErasureError
 from erasure_lightning.training.neighbours import (
     Mining,
     Neighbourhood,
-    around,
-    beyond,
-    beyond_gram,
-    exchanged,
-    gram_around,
-    sentences,
+    concept_sentences,
+    expected_gram,
+    orthogonal_gram,
+    orthogonal_states,
+    replace_states,
+    states_at_cosines,
 )
-from erasure_lightning.training.regression import Regression, corrected
+from erasure_lightning.training.regression import Regression, corrected_weight
 
 WIDTH = 64
 
@@ -40,12 +40,12 @@ class TestSamplers:
     @pytest.mark.parametrize("distance", [None, 5.5])
     def test_every_neighbour_meets_both_constraints(self, sampler, distance):
         e, place = states(), Neighbourhood(0.7, 0.9, distance)
-        found = place.draw(e, sampler, generator())
-        cosines = torch.cosine_similarity(e, found)
+        drawn = place.draw(e, sampler, generator())
+        cosines = torch.cosine_similarity(e, drawn)
         assert cosines.min() > 0.7 - 1e-5
         assert cosines.max() < 0.9 + 1e-5
-        assert torch.allclose(found.norm(dim=1), e.norm(dim=1), rtol=1e-5)
-        far = (found - e).norm(dim=1)
+        assert torch.allclose(drawn.norm(dim=1), e.norm(dim=1), rtol=1e-5)
+        far = (drawn - e).norm(dim=1)
         assert far.max() <= (5.5 if distance else norm_of(e, 0.7).max()) + 1e-4
         assert (
             distance is None or (norm_of(e, 0.7) > 5.5).any()
@@ -68,7 +68,7 @@ class TestSamplers:
 
     def test_what_is_beyond_is_orthogonal(self):
         e = states()
-        assert torch.cosine_similarity(e, beyond(e)).abs().max() < 1e-5
+        assert torch.cosine_similarity(e, orthogonal_states(e)).abs().max() < 1e-5
 
 
 def kolmogorov(one, two):
@@ -93,17 +93,19 @@ class TestExpectation:
 
     def test_the_same_beyond(self):
         e = states(3, width=16)
-        many, few = (beyond(e.repeat(count, 1), generator()).double() for count in (20000, 5))
-        assert relative(many.T @ many / 20000, beyond_gram(e)) < 0.03
-        assert relative(few.T @ few / 5, beyond_gram(e)) > 0.3
+        many, few = (
+            orthogonal_states(e.repeat(count, 1), generator()).double() for count in (20000, 5)
+        )
+        assert relative(many.T @ many / 20000, orthogonal_gram(e)) < 0.03
+        assert relative(few.T @ few / 5, orthogonal_gram(e)) > 0.3
 
     def test_at_cosine_one_it_is_the_states_themselves(self):
         e = states(3)
-        assert torch.allclose(gram_around(e, torch.ones(3)), e.double().T @ e.double())
+        assert torch.allclose(expected_gram(e, torch.ones(3)), e.double().T @ e.double())
 
 
-def relative(found, wanted):
-    return ((found - wanted).norm() / wanted.norm()).item()
+def relative(drawn, expected):
+    return ((drawn - expected).norm() / expected.norm()).item()
 
 
 def edited(e, a, lam_b, overlap=0.0, cosine=0.9, ridge=0.1):
@@ -113,12 +115,12 @@ def edited(e, a, lam_b, overlap=0.0, cosine=0.9, ridge=0.1):
     equations = Regression(torch.zeros(e.shape[1], e.shape[1]))
     gram, cross = Neighbourhood(cosine, cosine).moments(e, a)
     equations.expect(gram, cross)
-    equations.hold(gram_around(e, torch.full((1,), overlap**2)), lam_b)
-    return corrected(torch.eye(e.shape[1], dtype=torch.float64), equations.correction(ridge))
+    equations.hold(expected_gram(e, torch.full((1,), overlap**2)), lam_b)
+    return corrected_weight(torch.eye(e.shape[1], dtype=torch.float64), equations.correction(ridge))
 
 
 class TestShrinking:
-    """Neighbours with one target shrink a map wherever nothing holds it."""
+    """Neighbours with one target shrink a map where no term retains it."""
 
     e, a = torch.eye(WIDTH)[:1] * WIDTH**0.5, torch.eye(WIDTH)[1:2] * WIDTH**0.5
     across = torch.eye(WIDTH, dtype=torch.float64)[5]
@@ -127,15 +129,15 @@ class TestShrinking:
     def test_by_how_much(self, lam_b):
         w, ridge = edited(self.e, self.a, lam_b), 0.1
         q_e, q_b = WIDTH * (1 - 0.9**2) / (WIDTH - 1), WIDTH / (WIDTH - 1)
-        wanted = (ridge + lam_b * q_b) / (ridge + lam_b * q_b + q_e)
-        assert (w @ self.across).norm().item() == pytest.approx(wanted, rel=0.02)
+        expected = (ridge + lam_b * q_b) / (ridge + lam_b * q_b + q_e)
+        assert (w @ self.across).norm().item() == pytest.approx(expected, rel=0.02)
 
     @pytest.mark.parametrize("lam_b", [1, 10])
     def test_sampled_neighbours_shrink_as_much(self, lam_b):
         equations = Regression(torch.zeros(WIDTH, WIDTH))
         mining = Mining(Neighbourhood(0.9, 0.9), 20000, 20000, "expectation", 1.0, lam_b)
         mining.write(equations, self.e, self.a, 1.0, 0)
-        w = corrected(torch.eye(WIDTH, dtype=torch.float64), equations.correction(0.1))
+        w = corrected_weight(torch.eye(WIDTH, dtype=torch.float64), equations.correction(0.1))
         assert torch.allclose(w, edited(self.e, self.a, lam_b), atol=0.01)
 
     def test_what_overlaps_the_concept_fights_its_erasure(self):
@@ -154,12 +156,12 @@ class TestStageA:
 
     @pytest.mark.parametrize("sampler", ["expectation", "direct"])
     def test_nothing_to_erase_leaves_everything(self, sampler):
-        equations, nothing = Regression(torch.zeros(WIDTH, WIDTH)), states(0)
+        equations, empty = Regression(torch.zeros(WIDTH, WIDTH)), states(0)
         Mining(Neighbourhood(0.5, 0.9), 5, 5, sampler, 1.0, 1.0).write(
-            equations, nothing, nothing, 1.0, 0
+            equations, empty, empty, 1.0, 0
         )
         old = torch.randn(6, WIDTH)
-        assert torch.equal(corrected(old, equations.correction(0.1)), old)
+        assert torch.equal(corrected_weight(old, equations.correction(0.1)), old)
 
     def test_it_is_the_minimiser(self):
         """Of `J` with its sums over samples written out; least squares on the stacked system say
@@ -169,10 +171,10 @@ class TestStageA:
         mining = Mining(Neighbourhood(0.5, 0.9), 4, 5, "direct", 1.0, 2.0)
         equations = Regression(torch.zeros(WIDTH, WIDTH))
         mining.write(equations, e, a, 1.0, 7)
-        w = corrected(old, equations.correction(ridge)).requires_grad_(True)
+        w = corrected_weight(old, equations.correction(ridge)).requires_grad_(True)
         same = torch.Generator().manual_seed(7)
         k = [e, *(mining.neighbourhood.draw(e, "direct", same) for _ in range(4))]
-        b = torch.cat([beyond(e, same) for _ in range(5)]).double()
+        b = torch.cat([orthogonal_states(e, same) for _ in range(5)]).double()
         rows = torch.cat(
             [
                 torch.cat(k).double() / 5**0.5,
@@ -187,8 +189,8 @@ class TestStageA:
                 ridge**0.5 * old.T,
             ]
         )
-        (slope,) = torch.autograd.grad((rows @ w.T - goals).square().sum(), w)
-        assert slope.abs().max() < 1e-9
+        (gradient,) = torch.autograd.grad((rows @ w.T - goals).square().sum(), w)
+        assert gradient.abs().max() < 1e-9
         assert torch.allclose(w.T, torch.linalg.lstsq(rows, goals).solution)
 
     def test_the_order_of_states_and_the_precision_do_not_matter(self):
@@ -199,7 +201,7 @@ class TestStageA:
             Mining(Neighbourhood(0.5, 0.9), 5, 5, "expectation", 1.0, 1.0).write(
                 equations, e, a, 1.0, 0
             )
-            return corrected(old, equations.correction(0.1))
+            return corrected_weight(old, equations.correction(0.1))
 
         assert torch.allclose(solved(e, a, old), solved(e.flip(0), a.flip(0), old), atol=1e-5)
         assert (
@@ -214,15 +216,18 @@ class TestPositions:
         prompts = PromptBatch(
             ["a photo of a {}", "{} in style"], ["cat", "star"], ["dog", "heart"]
         ).prompts
-        asked = backbone.encode(prompts)
-        where = asked.from_concept()
-        moved = exchanged(asked, where, place.draw(asked.tokens)).tokens != asked.tokens
+        conditioning = backbone.encode(prompts)
+        where = conditioning.from_concept()
+        moved = (
+            replace_states(conditioning, where, place.draw(conditioning.tokens)).tokens
+            != conditioning.tokens
+        )
         assert torch.equal(moved.any(dim=2), where)
         assert where.sum(dim=1).tolist() == [16 - 5, 16 - 1]
 
-    def test_a_style_is_put_on_things_that_are_kept(self):
+    def test_a_style_is_put_on_retained_things(self):
         concept = Concept("emoji", "photo", kind="style")
-        batch = sentences(concept, Vocabulary(None, [concept]))
+        batch = concept_sentences(concept, Vocabulary(None, [concept]))
         assert len(set(batch.templates)) == len(STYLE_TEMPLATES)
         assert not [t for t in batch.templates if "{thing}" in t]
 
@@ -258,5 +263,5 @@ def test_rejection_gives_up():
         Neighbourhood(0.7, 0.7).draw(states(50), "reject")
     e = states(50)
     assert torch.cosine_similarity(
-        e, around(e, torch.full((50,), 0.7))
+        e, states_at_cosines(e, torch.full((50,), 0.7))
     ).mean().item() == pytest.approx(0.7)

@@ -5,15 +5,15 @@ import torch
 
 from erasure_lightning.seeding import derive_seed
 from erasure_lightning.training.optimizers import warm_cosine
-from erasure_lightning.training.prompt_states import aligned, cosine_matrix
+from erasure_lightning.training.prompt_states import aligned_positions, cosine_matrix
 from erasure_lightning.training.regression import Regression
 
 
-def remap(weights, sources, images, kept, ridge):
+def remap(weights, sources, images, retained, ridge):
     """Linear maps of one input, edited so that ``sources`` come out as ``images`` did."""
     equations = Regression(sources.new_zeros(sources.shape[1], sources.shape[1]))
     equations.redirect(sources, images)
-    equations.keep(kept)
+    equations.keep(retained)
     return equations.solve(weights, ridge)
 
 
@@ -47,7 +47,9 @@ def test_relations_are_cosines():
     ],
 )
 def test_aligned_sets_span_on_span_and_end_on_end(concept, anchor, expected):
-    assert aligned(torch.tensor([concept]), torch.tensor([anchor]), 6).tolist() == [expected]
+    assert aligned_positions(torch.tensor([concept]), torch.tensor([anchor]), 6).tolist() == [
+        expected
+    ]
 
 
 class TestRemap:
@@ -64,8 +66,8 @@ class TestRemap:
         k, a, p = (torch.randn(n, 8, dtype=torch.double) for n in (3, 3, 5))
         (w,) = remap([old], k, a, p, 0.3)
         w.requires_grad_(True)
-        slope = torch.autograd.grad(self.objective(w, old, k, a, p, 0.3), w)[0]
-        assert slope.abs().max() < 1e-10
+        gradient = torch.autograd.grad(self.objective(w, old, k, a, p, 0.3), w)[0]
+        assert gradient.abs().max() < 1e-10
 
     def test_nothing_to_erase_leaves_everything(self):
         old = torch.randn(6, 8)
@@ -96,9 +98,9 @@ def test_few_rows_and_many_come_to_the_same(count):
     for i in range(0, count, 2):
         rows.redirect(k[i : i + 2], a[i : i + 2], 0.7)
     moments.expect(k.T @ k, a.T @ k, 0.7)
-    for new, wanted, old in zip(
+    for new, target, old in zip(
         rows.solve(weights, 0.1), moments.solve(weights, 0.1), weights, strict=True
     ):
-        assert torch.allclose(new, wanted, atol=1e-6 if new.dtype == torch.float else 1e-12)
+        assert torch.allclose(new, target, atol=1e-6 if new.dtype == torch.float else 1e-12)
         assert new.dtype == old.dtype
         assert torch.equal(new, old) == (count == 0)

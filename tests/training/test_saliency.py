@@ -8,13 +8,13 @@ from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.testing import edit_of, fit
-from erasure_lightning.training.saliency import SalientErasure, salient, summed_slopes
+from erasure_lightning.training.saliency import SalientErasure, salient_masks, summed_gradients
 
 SLOPES = {"a": torch.tensor([[1.0, -4.0], [2.0, 0.0]]), "b": torch.tensor([-8.0, 16.0])}
 
 
 class Salient(SalientErasure):
-    """Says nothing of the concept; what is salient is so at these very latents."""
+    """Without a concept; what is salient is so at these very latents."""
 
     calls = 0
 
@@ -23,8 +23,10 @@ class Salient(SalientErasure):
 
     def saliency(self):
         self.calls += 1
-        batch = self.sentences(2, 0, salt=1)
-        return salient(self.slopes([self.erasure_loss(self.noisy_batch(batch))]), self.share)
+        batch = self.trainer.datamodule.sentences(2, 0, salt=1)
+        return salient_masks(
+            self.gradients([self.erasure_loss(self.noisy_batch(batch))]), self.share
+        )
 
 
 def salient_erasure(**arguments):
@@ -37,35 +39,35 @@ def salient_erasure(**arguments):
 
 class TestMasks:
     def test_the_largest_are_marked_at_one_cut_for_all(self):
-        masks = salient(SLOPES, 0.5)
+        masks = salient_masks(SLOPES, 0.5)
         assert masks["a"].tolist() == [[False, True], [False, False]]
         assert masks["b"].tolist() == [True, True]
 
     def test_or_tensor_by_tensor(self):
-        masks = salient(SLOPES, 0.5, each=True)
+        masks = salient_masks(SLOPES, 0.5, each=True)
         assert masks["a"].tolist() == [[False, True], [True, False]]
         assert masks["b"].tolist() == [False, True]
 
     def test_they_are_never_the_smallest(self):
         """ANT's official masks were."""
-        for masks in (salient(SLOPES, 0.5), salient(SLOPES, 0.5, each=True)):
+        for masks in (salient_masks(SLOPES, 0.5), salient_masks(SLOPES, 0.5, each=True)):
             assert masks["b"][1]
             assert not masks["a"][0, 0]
 
     def test_the_share_is_rounded_down(self):
-        assert sum(mask.sum() for mask in salient(SLOPES, 0.49).values()) == 2
-        assert not any(mask.any() for mask in salient(SLOPES, 0.1).values())
+        assert sum(mask.sum() for mask in salient_masks(SLOPES, 0.49).values()) == 2
+        assert not any(mask.any() for mask in salient_masks(SLOPES, 0.1).values())
 
-    def test_ties_are_all_marked_and_what_has_no_slope_never_is(self):
-        masks = salient({"a": torch.tensor([3.0, -3.0, 3.0, 0.0]), "b": torch.zeros(4)}, 0.25)
+    def test_ties_are_all_marked_and_what_has_no_gradient_never_is(self):
+        masks = salient_masks({"a": torch.tensor([3.0, -3.0, 3.0, 0.0]), "b": torch.zeros(4)}, 0.25)
         assert masks["a"].tolist() == [True, True, True, False]
         assert not masks["b"].any()
 
     def test_they_are_boolean(self):
-        assert all(mask.dtype == torch.bool for mask in salient(SLOPES, 0.5).values())
+        assert all(mask.dtype == torch.bool for mask in salient_masks(SLOPES, 0.5).values())
 
 
-def test_slopes_are_summed_with_their_signs_before_anyone_looks_at_their_size():
+def test_gradients_are_summed_with_their_signs_before_anyone_looks_at_their_size():
     parameters = {
         "a": torch.tensor([1.0, 1.0], requires_grad=True),
         "unused": torch.tensor([1.0], requires_grad=True),
@@ -73,7 +75,7 @@ def test_slopes_are_summed_with_their_signs_before_anyone_looks_at_their_size():
     losses = (
         (sign * parameters["a"] * torch.tensor([1.0, 2.0 + sign])).sum() for sign in (1.0, -1.0)
     )
-    total = summed_slopes(losses, parameters)
+    total = summed_gradients(losses, parameters)
     assert total["a"].tolist() == [0.0, 2.0]  # 1 - 1, where absolute values would give 2; and 3 - 1
     assert total["unused"].tolist() == [0.0]
     assert parameters["a"].grad is None
@@ -88,7 +90,7 @@ def test_what_is_not_salient_stays_bit_identical():
     assert sum(int(m.sum()) for m in moved.values()) > 0.25 * sum(m.numel() for m in moved.values())
 
 
-def test_with_the_whole_share_everything_moves_and_no_saliency_is_asked():
+def test_with_the_whole_share_everything_moves_and_no_saliency_is_computed():
     module = fit(salient_erasure(share=1.0), 2)
     assert not module.masks
     assert not module.calls

@@ -5,7 +5,7 @@ from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts.concept import PromptBatch
 from erasure_lightning.diffusion.sampling import sample_latents
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.training.latent_sources import Models, Teacher
+from erasure_lightning.training.latent_sources import SourceModels, Teacher
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
 SENTENCES = PromptBatch(
@@ -14,7 +14,7 @@ SENTENCES = PromptBatch(
 
 
 class Counting(TinyBackbone):
-    """Counts the pictures its denoiser is asked about."""
+    """Counts the images in the denoiser's batches."""
 
     def __init__(self):
         super().__init__()
@@ -26,12 +26,12 @@ class Counting(TinyBackbone):
 
 
 def models(model, sentences=lambda count, number: SENTENCES, seed=5):
-    return Models(model, model, sentences, 2, seed)
+    return SourceModels(model, model, sentences, 2, seed)
 
 
 def filled(model, **arguments):
     bank = TrajectoryBank(**({"steps": 4, "guidance": 2.0, "batch_size": 2} | arguments))
-    bank.follow(models(model))
+    bank.update(models(model))
     return bank
 
 
@@ -50,7 +50,7 @@ def bank(tiny):
     return filled(tiny)
 
 
-def test_it_holds_the_walk_that_sampling_takes(tiny, bank):
+def test_it_holds_the_rollout_that_sampling_takes(tiny, bank):
     generator = torch.Generator().manual_seed(5)
     seeds = torch.randint(2**31, (3,), generator=generator).tolist()
     held, ends = bank._held, sample_latents(tiny, SENTENCES.prompts, seeds, steps=4, guidance=2.0)
@@ -72,24 +72,26 @@ def test_two_concepts_of_one_name_keep_their_trajectories_apart(tiny):
     """As where a word is erased towards two anchors."""
     twice = PromptBatch(["a {}", "a {}"], ["cat", "cat"], ["dog", "star"], [0, 1])
     bank = TrajectoryBank(steps=2)
-    bank.follow(models(tiny, lambda count, number: twice))
+    bank.update(models(tiny, lambda count, number: twice))
     for index, anchor in enumerate(["dog", "star"]):
-        asked = PromptBatch(["the {}"] * 8, ["cat"] * 8, [anchor] * 8, [index] * 8)
-        assert set(bank.draw(asked, models(tiny)).sentences.anchors) == {anchor}
+        batch = PromptBatch(["the {}"] * 8, ["cat"] * 8, [anchor] * 8, [index] * 8)
+        assert set(bank.draw(batch, models(tiny)).sentences.anchors) == {anchor}
 
 
 @pytest.mark.parametrize("guidance", [2.0, 1.0])
 def test_its_answers_are_the_teachers(tiny, guidance):
     bank = filled(tiny, guidance=guidance)
     drawn = bank.draw(of(STAR, CAT), models(tiny))
-    kept, anew = drawn.teacher, Teacher(tiny, drawn.x, drawn.t, drawn.sentences)
+    cached, anew = drawn.teacher, Teacher(tiny, drawn.x, drawn.t, drawn.sentences)
     for query in ("concept", "anchor", "unconditional"):
-        assert torch.allclose(getattr(kept, query), getattr(anew, query), atol=1e-5)
-    assert torch.allclose(kept.anchor[0], kept.unconditional[0], atol=1e-5)  # a star has no anchor
-    assert not torch.allclose(kept.anchor[1], kept.concept[1], atol=1e-3)
+        assert torch.allclose(getattr(cached, query), getattr(anew, query), atol=1e-5)
+    assert torch.allclose(
+        cached.anchor[0], cached.unconditional[0], atol=1e-5
+    )  # a star has no anchor
+    assert not torch.allclose(cached.anchor[1], cached.concept[1], atol=1e-3)
 
 
-def test_the_teacher_is_asked_once_however_much_is_drawn():
+def test_the_teacher_predicts_once_however_much_is_drawn():
     model = Counting()
     bank = filled(model)
     rolled_out = model.evaluations
@@ -106,7 +108,7 @@ def test_a_student_s_rollout_is_no_teacher():
     student, original = Counting(), Counting()
     bank = TrajectoryBank(steps=4, guidance=2.0, student=True, refresh=1)
     drawn = bank.draw(
-        of(CAT), Models(original, student, lambda count, number: SENTENCES, 2, seed=5)
+        of(CAT), SourceModels(original, student, lambda count, number: SENTENCES, 2, seed=5)
     )
     assert (original.evaluations, student.evaluations) == (0, 3 * 2 * 4)
     drawn.teacher.concept  # noqa: B018
@@ -134,7 +136,7 @@ def test_half_precision_halves_the_memory(tiny, bank):
 
 def test_seeds_keep_ranks_apart(tiny, bank):
     other = TrajectoryBank(steps=4, guidance=2.0)
-    other.follow(models(tiny, seed=6))
+    other.update(models(tiny, seed=6))
     assert not torch.equal(other._held["x"][:, 0], bank._held["x"][:, 0])
 
 

@@ -1,4 +1,4 @@
-"""AGE's promises: the contract, the mixture, both turns of a step, and the erasure itself."""
+"""AGE: the contract, the mixture, both turns of a step, and the erasure itself."""
 
 from functools import partial
 from pathlib import Path
@@ -20,11 +20,11 @@ BATCH = PromptBatch(["a {}", "the {}"], ["cat", "star"], ["", ""], [0, 1])
 CONCEPTS = [Concept("cat"), Concept("star")]
 
 #: Numbers of the shipped config, on the tiny model.
-GIVEN = {"closest": 60, "centres": 20, "target_lr": 1e-2, "lr": 1e-3, "schedule": "cosine"}
+ARGUMENTS = {"closest": 60, "centres": 20, "target_lr": 1e-2, "lr": 1e-3, "schedule": "cosine"}
 
 
 def age(**arguments):
-    module = AGE(concepts=CONCEPTS, backbone=TinyBackbone(), **(GIVEN | arguments))
+    module = AGE(concepts=CONCEPTS, backbone=TinyBackbone(), **(ARGUMENTS | arguments))
     module.configure_model()
     module.on_train_start()
     return module
@@ -61,13 +61,15 @@ def by_hand(batch, free, times, target, module):
     ids=str,
 )
 def test_contract(arguments):
-    check_method(AGE, thorough=not arguments, latents=TrajectoryBank(2, 3), **(GIVEN | arguments))
+    check_method(
+        AGE, thorough=not arguments, latents=TrajectoryBank(2, 3), **(ARGUMENTS | arguments)
+    )
 
 
 def test_it_is_announced_by_its_package():
-    found = find_method("age")
-    assert load_method(found) is AGE
-    assert found.package == "erasure-lightning-age 0.1.0"
+    entry = find_method("age")
+    assert load_method(entry) is AGE
+    assert entry.package == "erasure-lightning-age 0.1.0"
 
 
 class TestMixture:
@@ -95,41 +97,38 @@ class TestMixture:
     def test_by_default_it_moves_by_the_students_side_of_the_drift_alone(self):
         """As in the official code; by hand, with the original's side detached."""
         module = spoiled(age(preserve=2.0))
-        slopes = []
-        for harm in (module.harm, partial(by_hand, module=module)):
+        gradients = []
+        for objective in (module.mixture_objective, partial(by_hand, module=module)):
             torch.manual_seed(1)
-            value = harm(at(module), *FREE, module.mixture(at(module)))
-            slopes.append(torch.autograd.grad(value, module._logits)[0])
-        assert torch.allclose(*slopes, rtol=1e-4)
+            value = objective(at(module), *FREE, module.mixture(at(module)))
+            gradients.append(torch.autograd.grad(value, module._logits)[0])
+        assert torch.allclose(*gradients, rtol=1e-4)
         module.ascent = "full"  # the control
         torch.manual_seed(1)
-        value = module.harm(at(module), *FREE, module.mixture(at(module)))
-        (slope,) = torch.autograd.grad(value, module._logits)
-        assert not torch.allclose(slope, slopes[0], rtol=1e-2)
+        value = module.mixture_objective(at(module), *FREE, module.mixture(at(module)))
+        (gradient,) = torch.autograd.grad(value, module._logits)
+        assert not torch.allclose(gradient, gradients[0], rtol=1e-2)
 
     def test_both_terms_of_the_full_harm_reach_it(self):
         for module in age(preserve=0.0, ascent="full"), spoiled(age(ascent="full")):
-            value = module.harm(at(module), *FREE, module.mixture(at(module)))
+            value = module.mixture_objective(at(module), *FREE, module.mixture(at(module)))
             assert torch.autograd.grad(value, module._logits)[0].abs().max() > 0
-        module = age(
-            preserve=0.0
-        )  # the control: the first term has no gradient in the official code
-        value = module.harm(at(module), *FREE, module.mixture(at(module)))
+        # The control: the first term has no gradient in the official code.
+        module = age(preserve=0.0)
+        value = module.mixture_objective(at(module), *FREE, module.mixture(at(module)))
         assert torch.autograd.grad(value, module._logits)[0].abs().max() == 0
 
     def test_a_step_moves_it_uphill(self):
         module = spoiled(age(target_lr=0.5, temperature=0.5, ascent="full"))
         torch.manual_seed(0)
-        before = module.harm(at(module), *FREE, module.mixture(at(module)))
+        before = module.mixture_objective(at(module), *FREE, module.mixture(at(module)))
         for _ in range(10):
             torch.manual_seed(0)
-            slope = torch.autograd.grad(
-                module.harm(at(module), *FREE, module.mixture(at(module))), module._logits
-            )
-            module._logits.grad = slope[0]
-            module._ascent.step()
+            objective = module.mixture_objective(at(module), *FREE, module.mixture(at(module)))
+            (module._logits.grad,) = torch.autograd.grad(objective, module._logits)
+            module._mixture_optimizer.step()
         torch.manual_seed(0)
-        assert module.harm(at(module), *FREE, module.mixture(at(module))) > before
+        assert module.mixture_objective(at(module), *FREE, module.mixture(at(module))) > before
 
 
 def test_the_loss_by_hand():
@@ -137,12 +136,12 @@ def test_the_loss_by_hand():
     module = spoiled(age(target_lr=0.0, top=1, closest=1, centres=1, preserve=0.0, eta=0.5))
     x, t = LATENTS
     target = module.mixture(at(module))
-    instead = module.original.denoise(x, t, target)
-    said, now = (
+    mixed = module.original.denoise(x, t, target)
+    concept, student = (
         m.denoise(x, t, m.encode(BATCH.prompts)) for m in (module.original, module.backbone)
     )
     a = module.backbone.process.alpha(t).view(-1, 1, 1, 1)
-    by_hand = ((1 - a) / a * (now - (instead - 0.5 * (said - instead))).square()).mean()
+    by_hand = ((1 - a) / a * (student - (mixed - 0.5 * (concept - mixed))).square()).mean()
     assert torch.allclose(module.erasure_loss(at(module)), by_hand, rtol=1e-4)
 
 
@@ -165,9 +164,11 @@ def test_it_erases_the_cigarette_of_the_emoji_world():
     )
     assert config["model"]["class_path"] == "AGE"
     bank = TrajectoryBank(trajectories=8, steps=10)
-    given = GIVEN | {"lr": 1e-4}
+    settings = ARGUMENTS | {"lr": 1e-4}
     module = fit(
-        AGE(concepts=[Concept("cigarette", domain=["smoking", "tobacco"])], latents=bank, **given),
+        AGE(
+            concepts=[Concept("cigarette", domain=["smoking", "tobacco"])], latents=bank, **settings
+        ),
         30,
     )
 

@@ -1,3 +1,1 @@
-"""SPEED, erasure in the null space of what is retained: a method of erasure_lightning in a package
-of its own.
-"""
+"""SPEED, null-space constrained erasure, for erasure_lightning."""

@@ -1,6 +1,4 @@
-"""The algebra of SPEED: which retained rows matter to a map, what they leave free, and the update
-in there.
-"""
+"""The algebra of SPEED: retained rows of a map, their null space, and the update in it."""
 
 from typing import NamedTuple, cast
 
@@ -9,12 +7,12 @@ from torch import Tensor
 
 from erasure_lightning.errors import ErasureError
 
-#: Rows that stand for the empty prompt, beside its start token.
-CENTRES = 3
+#: Number of rows that represent the empty prompt, with its start token.
+_CENTRES = 3
 
 
 class Rows(NamedTuple):
-    """Text states that every layer's update is made of, in float64.
+    """Text states from which every map's update is computed, in float64.
 
     Args:
         concepts: ``c``, ``(N, D)``.
@@ -32,60 +30,59 @@ class Rows(NamedTuple):
 def refined(
     weight: Tensor, rows: Rows, copies: int, only_moved: bool, generator: torch.Generator
 ) -> Tensor:
-    """The retained rows that matter to a map, ``(M', D)``: filtered by influence, then augmented.
+    """The retained rows ``R`` of a map, filtered by influence and augmented, ``(M', D)``.
 
     Args:
         weight: ``W*``, ``(out, D)``.
-        rows: What is retained and what is redirected.
-        copies: Noisy copies of each row, along the direction that the map reads least; with none
-            all rows are kept.
+        rows: Retained and redirected rows.
+        copies: Number of noisy copies of each row, along the right singular vector of the least
+            singular value; with 0 all rows are returned.
         only_moved: Drop rows that the unconstrained edit moves by no more than the mean.
         generator: Of the noise.
     """
     if not copies:
         return rows.retained
     influence = unconstrained(weight, rows)
-    kept = above_mean(rows.retained, influence) if only_moved else rows.retained
+    retained = above_mean(rows.retained, influence) if only_moved else rows.retained
     least = torch.linalg.svd(weight, full_matrices=False).Vh[-1]
-    steps = torch.randn(len(kept) * copies, 1, generator=generator, dtype=torch.float64).to(
-        kept.device
-    )
-    return torch.cat(
-        (kept, above_mean(kept.repeat_interleave(copies, dim=0) + steps * least, influence))
-    )
+    count = len(retained) * copies
+    steps = torch.randn(count, 1, generator=generator, dtype=torch.float64).to(retained.device)
+    augmented = retained.repeat_interleave(copies, dim=0) + steps * least
+    return torch.cat((retained, above_mean(augmented, influence)))
 
 
 def unconstrained(weight: Tensor, rows: Rows) -> Tensor:
-    """``D0 = W* (B - T) (I + T)^-1`` ``(out, D)``: the edit that nothing holds back."""
+    """``D0 = W* (B - T) (I + T)^-1`` ``(out, D)``: the edit without constraints."""
     gram, pull = moments(rows)
     identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    solved: Tensor = torch.linalg.solve(identity + gram, weight @ pull, left=False)
-    return solved
+    solution: Tensor = torch.linalg.solve(identity + gram, weight @ pull, left=False)
+    return solution
 
 
 def moments(rows: Rows) -> tuple[Tensor, Tensor]:
     """``T = mean c c^T`` and ``B - T = mean (a - c) c^T``, ``(D, D)`` both."""
     count = len(rows.concepts)
-    return (
-        rows.concepts.mT @ rows.concepts / count,
-        (rows.anchors - rows.concepts).mT @ rows.concepts / count,
-    )
+    gram = rows.concepts.mT @ rows.concepts / count
+    pull = (rows.anchors - rows.concepts).mT @ rows.concepts / count
+    return gram, pull
 
 
 def above_mean(rows: Tensor, influence: Tensor) -> Tensor:
-    """The rows that an edit ``(out, D)`` moves by more than it moves the mean row; all if it moves
-    all alike.
-    """
-    moved = (rows @ influence.mT).norm(dim=1)
-    return rows[moved > moved.mean()] if bool((moved > moved.mean()).any()) else rows
+    """The rows that an edit ``(out, D)`` moves by more than the mean, or all if there are none."""
+    distances = (rows @ influence.mT).norm(dim=1)
+    above = distances > distances.mean()
+    return rows[above] if bool(above.any()) else rows
 
 
 def null_space(retained: Tensor, threshold: float) -> Tensor:
-    """Directions in which the retained rows hardly reach, an orthonormal basis ``(D, d)`` of `P`'s
-    range.
+    """Orthonormal basis ``(D, d)`` of the range of ``P``, the null space of the retained rows.
+
+    Args:
+        retained: Rows ``R``, ``(M', D)``.
+        threshold: Eigenvalue of their mean Gram matrix below which a direction is free.
 
     Raises:
-        ErasureError: If there are none.
+        ErasureError: If no direction is free.
     """
     values, vectors = torch.linalg.eigh(retained.mT @ retained / len(retained))
     free: Tensor = vectors[:, values < threshold]
@@ -101,13 +98,13 @@ def null_space(retained: Tensor, threshold: float) -> Tensor:
 def update(
     weight: Tensor, rows: Rows, free: Tensor, held: Tensor, ridge: float, soften: float
 ) -> Tensor:
-    """``D`` ``(out, D)``, the constrained minimiser in the coordinates of the null space.
+    """``D`` ``(out, D)``, the constrained minimiser, solved in a basis of the null space.
 
     Args:
         weight: ``W*``, ``(out, D)``.
-        rows: What is redirected and what must stay.
+        rows: Redirected rows, and the empty prompt's.
         free: Basis of the null space, ``(D, d)``.
-        held: Gram matrix of what else should stay, ``(D, D)``.
+        held: Gram matrix of what retention callbacks retain, ``(D, D)``.
         ridge: ``r``.
         soften: ``l``.
     """
@@ -115,24 +112,24 @@ def update(
     identity = torch.eye(free.shape[1], dtype=free.dtype, device=free.device)
     inverse = torch.linalg.inv(free.mT @ (gram + held) @ free + ridge * identity)
     empty = free.mT @ rows.empty.mT
-    tight = empty.mT @ inverse @ empty + soften * torch.eye(
-        empty.shape[1], dtype=free.dtype, device=free.device
-    )
-    # Where the empty prompt's rows are retained already, nothing of them is left to constrain.
-    constraint = identity - inverse @ empty @ torch.linalg.pinv(tight, hermitian=True) @ empty.mT
+    softening = soften * torch.eye(empty.shape[1], dtype=free.dtype, device=free.device)
+    system = empty.mT @ inverse @ empty + softening
+    # A pseudo-inverse, as the system is 0 where the empty prompt's rows are retained already.
+    constraint = identity - inverse @ empty @ torch.linalg.pinv(system, hermitian=True) @ empty.mT
     return cast(Tensor, weight @ pull @ free @ constraint @ inverse @ free.mT)
 
 
 def centres(rows: Tensor, rounds: int = 100) -> Tensor:
-    """`CENTRES` means of clusters (Lloyd), ``(CENTRES, D)``, from rows at equal distances on."""
-    found = rows[torch.linspace(0, len(rows) - 1, CENTRES).long()]
+    """Means ``(3, D)`` of three clusters of rows (Lloyd), initialised at equally spaced rows."""
+    means = rows[torch.linspace(0, len(rows) - 1, _CENTRES).long()]
     for _ in range(rounds):
-        nearest = torch.cdist(rows, found).argmin(dim=1)
-        means = [
-            rows[nearest == i].mean(dim=0) if (nearest == i).any() else found[i]
-            for i in range(CENTRES)
-        ]
-        if torch.equal(moved := torch.stack(means), found):
+        nearest = torch.cdist(rows, means).argmin(dim=1)
+        updated = means.clone()
+        for i in range(_CENTRES):
+            members = rows[nearest == i]
+            if len(members):
+                updated[i] = members.mean(dim=0)
+        if torch.equal(updated, means):
             break
-        found = moved
-    return found
+        means = updated
+    return means

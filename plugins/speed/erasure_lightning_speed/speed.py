@@ -1,25 +1,26 @@
 """SPEED: null-space constrained erasure (Li et al., ICLR 2026, arXiv 2503.07392v2).
 
-For every value map ``W*`` it solves for the update ``D`` that moves the last token of each concept
-``c`` to that of its anchor ``a`` inside a null space, where retained embeddings cannot feel it, and
-that leaves the empty prompt alone:
+For every value map ``W*`` it solves for the update ``D`` that maps the last token of each concept
+``c`` to the image of its anchor's ``a``, in the null space of retained embeddings and without any
+change of the empty prompt's:
 
     ``min_D mean |(W* + D P) c - W* a|^2 + r |D P|^2`` subject to ``D P C = 0``
 
-``P`` projects on what the retained rows ``R`` (filtered by influence, then augmented) do not reach;
+``P`` projects on the null space of the retained rows ``R`` (filtered by influence, then augmented);
 ``C`` is the start token and three centres of the empty prompt's other rows.
 
 Official code: Ouxiang-Li/SPEED @ 6d3df0c, ``train_erase_null.py``. Verified there: the update, the
 mean over concepts, one token each, the three steps that make ``R``, the threshold (absolute, of the
-mean Gram matrix), the softening ``l`` of the constraint. Different here: all rows of a layer that
-were augmented are filtered at once and not in chunks of 128; centres begin at rows at equal
-distances and not at random ones; everything is solved in a basis of the null space, in float64; a
-null space of nothing is an error, where the code would edit nothing; its special treatment of
-``nudity`` (every row of the prompt) is left out. What retention callbacks hold joins the objective,
-``|D P p|^2`` for their rows.
+mean Gram matrix), the softening ``l`` of the constraint.
+
+Where ours differs: all augmented rows of a layer are filtered at once and not in chunks of 128;
+centres are initialised at equally spaced rows and not at random ones; everything is solved in a
+basis of the null space, in float64; an empty null space is an error, where the code would edit
+nothing; its special treatment of ``nudity`` (every row of the prompt) is left out. What retention
+callbacks retain joins the objective, ``|D P p|^2`` for their rows.
 
 Cost: no UNet evaluation; an eigendecomposition and a singular value decomposition for every value
-    map.
+map.
 """
 
 import re
@@ -38,7 +39,7 @@ from erasure_lightning.training.prompt_states import last_token_states
 from erasure_lightning_speed.null_space import Rows, centres, null_space, refined, update
 
 #: Sentences encoded at once.
-CHUNK = 64
+_CHUNK = 64
 
 
 class SPEED(ClosedFormErasure):
@@ -47,18 +48,19 @@ class SPEED(ClosedFormErasure):
     Args:
         templates: Sentences with ``{}`` for the words, in which concepts are redirected and labels
             retained; the bare words by default, as in the official code.
-        retain: Texts whose last token's values stay (officially ``""``, or a CSV), or a text file
-            with one a line; those that hold a concept's words are left out. Default: the world's
-            other labels, everyday things where there is no world.
-        filter: Retain only what an unconstrained edit would move by more than the mean.
-        augment: Noisy copies of each retained row, at least 0; none also means no filter, as in the
-            official code.
+        retain: Texts whose last token's values are retained (officially ``""``, or a CSV), or a
+            text file with one a line; those with a concept's words are left out. Default: the
+            world's other labels, everyday things where there is no world.
+        filter: Retain only rows that an unconstrained edit would move by more than the mean.
+        augment: Number of noisy copies of each retained row, at least 0; 0 also means no filter, as
+            in the official code.
         threshold: Eigenvalue of the retained rows' mean Gram matrix below which a direction is
             free, above 0. Relates to squared lengths of states: of about 780 in Stable Diffusion
             1.x and 250 in the emoji world.
         retain_scale: ``r``, the pull towards the original weights, above 0 (officially 0.05, and no
             filter, for ten celebrities).
-        soften: ``l``, 0 holds the empty prompt's rows exactly.
+        soften: ``l``, softening of the constraint, at least 0; at 0 the empty prompt's rows are
+            retained exactly.
         kwargs: Arguments of every method.
 
     Raises:
@@ -89,9 +91,12 @@ class SPEED(ClosedFormErasure):
                 f"SPEED needs {{}} in every template for the words; found {bad[0]!r}."
             )
         self.templates = templates or ["{}"]
-        self.given = read_prompts_file(retain, "SPEED") if isinstance(retain, str) else retain
-        self.filter, self.augment = filter, augment
-        self.threshold, self.retain_scale, self.soften = threshold, retain_scale, soften
+        self.retain = read_prompts_file(retain, "SPEED") if isinstance(retain, str) else retain
+        self.filter = filter
+        self.augment = augment
+        self.threshold = threshold
+        self.retain_scale = retain_scale
+        self.soften = soften
 
     def editable(self) -> dict[str, nn.Parameter]:
         """The value maps among the text layers.
@@ -110,65 +115,58 @@ class SPEED(ClosedFormErasure):
 
     def solve(self) -> dict[str, Tensor]:
         """``W* + D`` for every value map."""
-        rows, held = self.rows(), self.retention_gram(self.original.text_inputs()[0])
+        rows = self.rows()
+        held = self.retention_gram(self.original.text_inputs()[0])
         generator = torch.Generator().manual_seed(derive_seed(self.seed, 7))
         solution = {}
         for name in self.editable():
             weight = self.original.get_parameter(name).detach().double()
             retained = refined(weight, rows, self.augment, self.filter, generator)
             free = null_space(retained, self.threshold)
-            solution[name] = weight + update(
-                weight, rows, free, held, self.retain_scale, self.soften
-            )
+            change = update(weight, rows, free, held, self.retain_scale, self.soften)
+            solution[name] = weight + change
         return solution
 
     def rows(self) -> Rows:
-        """All text states that are needed, of the original."""
-        names, anchors = [c.name for c in self.concepts], [c.anchor for c in self.concepts]
+        """The original's text states of concepts, anchors, retained texts and the empty prompt."""
         empty = self.original.encode([""]).tokens[0].double()
-        concepts, instead = self._last_tokens(names, anchors)
-        texts = self.retained_texts()
-        return Rows(
-            concepts,
-            instead,
-            self._last_tokens(texts, texts)[0],
-            torch.cat((empty[:1], centres(empty[1:]))),
+        concepts, anchors = self._last_tokens(
+            [concept.name for concept in self.concepts],
+            [concept.anchor for concept in self.concepts],
         )
+        texts = self.retained_texts()
+        retained, _ = self._last_tokens(texts, texts)
+        return Rows(concepts, anchors, retained, torch.cat((empty[:1], centres(empty[1:]))))
 
-    def _last_tokens(self, words: list[str], instead: list[str]) -> tuple[Tensor, Tensor]:
-        read = self.original.text_inputs()[0]
-        pairs = [
-            last_token_states(
-                self.original,
-                PromptBatch([template] * len(part), part, instead[i : i + CHUNK]),
-                read,
-            )
-            for template in self.templates
-            for i in range(0, len(words), CHUNK)
-            if (part := words[i : i + CHUNK])
-        ]
-        concepts, anchors = zip(*pairs, strict=True)
-        return torch.cat(concepts).double(), torch.cat(anchors).double()
+    def _last_tokens(self, words: list[str], anchors: list[str]) -> tuple[Tensor, Tensor]:
+        """Last tokens of words and of anchors in every template, ``(N, D)`` both."""
+        source = self.original.text_inputs()[0]
+        word_states = []
+        anchor_states = []
+        for template in self.templates:
+            for i in range(0, len(words), _CHUNK):
+                some = words[i : i + _CHUNK]
+                batch = PromptBatch([template] * len(some), some, anchors[i : i + _CHUNK])
+                pair = last_token_states(self.original, batch, source)
+                word_states.append(pair[0])
+                anchor_states.append(pair[1])
+        return torch.cat(word_states).double(), torch.cat(anchor_states).double()
 
     def retained_texts(self) -> list[str]:
-        """What is retained, without the texts that hold a concept's words.
+        """The retained texts, without those that have a concept's words.
 
         Raises:
-            ErasureError: If nothing is left.
+            ErasureError: If no text remains.
         """
-        texts = (
-            self.given
-            if self.given is not None
-            else Vocabulary(self.original.world, self.concepts).others
-        )
-        concepts = [re.compile(rf"\b{re.escape(c.name)}\b", re.IGNORECASE) for c in self.concepts]
-        kept = [
-            text
-            for text in dict.fromkeys(texts)
-            if not any(words.search(text) for words in concepts)
+        texts = self.retain
+        if texts is None:
+            texts = Vocabulary(self.original.world, self.concepts).others
+        names = [re.compile(rf"\b{re.escape(c.name)}\b", re.IGNORECASE) for c in self.concepts]
+        retained = [
+            text for text in dict.fromkeys(texts) if not any(name.search(text) for name in names)
         ]
-        if not kept:
+        if not retained:
             raise ErasureError(
-                "SPEED needs something to retain that holds no concept's words; found nothing."
+                "SPEED needs something to retain that holds no concept's words; found no such text."
             )
-        return kept
+        return retained

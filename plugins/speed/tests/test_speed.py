@@ -1,6 +1,4 @@
-"""SPEED: the constrained minimiser, the rows it retains, values only; and the erasure itself, with
-controls.
-"""
+"""SPEED: the constrained minimiser, its retained rows, value maps only; and the erasure itself."""
 
 from importlib.metadata import PackageNotFoundError, distribution
 
@@ -43,7 +41,7 @@ def speed(**arguments):
 
 
 def last(module, prompt):
-    """The row in front of the end-of-text token, ``(D,)`` in float64."""
+    """The row before the end-of-text token, ``(D,)`` in float64."""
     (embedded,) = module.original.embed([prompt])
     return module.original.encode([prompt]).tokens[0, int(embedded.ends) - 1].double()
 
@@ -81,15 +79,15 @@ class TestUpdate:
         basis = torch.linalg.svd(basis).U[:, : p.free.shape[1] - 4]
         keys = basis.mT @ p.rows.concepts.mT
         gram = keys @ keys.mT + 3 * 0.3 * torch.eye(len(keys))
-        wanted = (
+        expected = (
             p.weight
             @ (p.rows.anchors - p.rows.concepts).mT
             @ keys.mT
             @ torch.linalg.inv(gram)
             @ basis.mT
         )
-        assert torch.allclose(p.solve(), wanted)
-        assert wanted.abs().max() > 0.1
+        assert torch.allclose(p.solve(), expected)
+        assert expected.abs().max() > 0.1
 
     def test_what_is_retained_and_the_empty_prompt_do_not_feel_it(self):
         p = Problem()
@@ -100,8 +98,8 @@ class TestUpdate:
 
     def test_the_concepts_come_out_as_their_anchors_where_there_is_room(self):
         p = Problem()
-        said = p.rows.concepts @ (p.weight + p.solve(ridge=1e-9)).mT
-        assert torch.allclose(said, p.rows.anchors @ p.weight.mT, atol=1e-5)
+        images = p.rows.concepts @ (p.weight + p.solve(ridge=1e-9)).mT
+        assert torch.allclose(images, p.rows.anchors @ p.weight.mT, atol=1e-5)
 
     def test_holds_what_callbacks_ask_for(self):
         p = Problem()
@@ -123,12 +121,12 @@ class TestUpdate:
 class TestRetained:
     def test_rows_that_move_less_than_the_mean_are_dropped(self):
         p = Problem()
-        kept = refined(p.weight, p.rows, 10, True, torch.Generator().manual_seed(0))
+        retained = refined(p.weight, p.rows, 10, True, torch.Generator().manual_seed(0))
         moved = (p.rows.retained @ unconstrained(p.weight, p.rows).mT).norm(dim=1)
         strong = p.rows.retained[moved > moved.mean()]
         assert 0 < len(strong) < len(p.rows.retained)
-        assert torch.equal(kept[: len(strong)], strong)
-        assert 0 < len(kept) - len(strong) < 10 * len(strong)
+        assert torch.equal(retained[: len(strong)], strong)
+        assert 0 < len(retained) - len(strong) < 10 * len(strong)
 
     def test_copies_differ_where_the_map_reads_least(self):
         p = Problem()
@@ -233,14 +231,14 @@ class TestInstalled:
 
 
 def recognised(model, words):
-    """Share of pictures of ``a WORD`` that the world's scorer calls so."""
+    """Share of images of ``a WORD`` that the world's scorer calls so."""
     scorer, labels = Scorer.load(model.world.scorer), [label.name for label in model.world.labels]
-    pictures = sample_images(
+    generated = draw(
         model, [f"a {word}" for word in words], range(len(words)), steps=20, guidance=4.0
     )
-    nearest = (scorer.images(pictures) @ scorer.texts([f"a {label}" for label in labels]).T).argmax(
-        dim=1
-    )
+    nearest = (
+        scorer.images(generated) @ scorer.texts([f"a {label}" for label in labels]).T
+    ).argmax(dim=1)
     return sum(
         model.world.same(labels[i], word) for i, word in zip(nearest, words, strict=True)
     ) / len(words)
@@ -250,7 +248,7 @@ def recognised(model, words):
 def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
     pytest.importorskip("erasure_lightning_emoji_world")
     module = fit(SPEED(concepts=[Concept("cigarette", "lollipop")], templates=["{}", "a {}"]), 1)
-    kept = ["fox", "grapes", "guitar", "snowman"]
+    others = ["fox", "grapes", "guitar", "snowman"]
     assert recognised(module.original, ["cigarette"] * 4) == 1
     assert recognised(module.backbone, ["cigarette"] * 4) == 0
-    assert recognised(module.backbone, kept) == recognised(module.original, kept) == 1
+    assert recognised(module.backbone, others) == recognised(module.original, others) == 1
