@@ -28,7 +28,7 @@ from erasure_lightning.runs.folder import Run, default_run
 from erasure_lightning.training.base import ErasureModule
 from erasure_lightning.training.checkpoints import PlainCheckpointIO
 from erasure_lightning.training.gradient import GradientErasure
-from erasure_lightning.training.strategies import register
+from erasure_lightning.training.strategies import register_strategies
 
 #: Arguments of the trainer where neither a config nor an argument says otherwise.
 TRAINER = {
@@ -89,7 +89,7 @@ def fit(
     run = Run(Path(run_dir)) if run_dir is not None else _default_run(module)
     run.check_unused()
     keeper, watchdog = LastCheckpoint(save_every), Watchdog(hang_timeout)
-    register(module.has_unused, hang_timeout)
+    register_strategies(module.has_unused, hang_timeout)
     steps = module.default_steps if isinstance(module, GradientErasure) else 1
     with quiet(), keeper.watching():
         session = Trainer(

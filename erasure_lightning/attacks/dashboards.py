@@ -16,20 +16,20 @@ def show_attacks(board: DashboardWriter, outcomes: Sequence[Outcome]) -> None:
     """Log tables ``attacks`` and ``found``, ``attacked_NAME`` with its interval, and curves."""
     shares = [f"{kind} {end}" for kind in IMAGE_KINDS for end in INTERVAL_COLUMNS]
     columns = ["attack", "method", "concepts", *shares, "seconds"]
-    board.table("attacks", columns, [_row(outcome) for outcome in outcomes])
+    board.log_table("attacks", columns, [_row(outcome) for outcome in outcomes])
     cases = [
         [o.attack, case.concept, case.seed, case.success, case.prompt or ""]
         for o in outcomes
         for case in o.found
     ]
-    board.table("found", ["attack", "concept", "seed", "success", "prompt"], cases)
+    board.log_table("found", ["attack", "concept", "seed", "success", "prompt"], cases)
     for outcome in outcomes:
         name = slug(outcome.attack)
         attacked = interval_figures(outcome.success["attacked"])
-        board.figures({f"attacked_{name}{end}": value for end, value in attacked.items()})
+        board.log_summary({f"attacked_{name}{end}": value for end, value in attacked.items()})
         if outcome.curve:
             points = [(point.budget, point.success) for point in outcome.curve]
-            board.curve(f"curve/{name}", points, "budget")
+            board.log_curve(f"curve/{name}", points, "budget")
 
 
 def _row(outcome: Outcome) -> list[str | float | None]:

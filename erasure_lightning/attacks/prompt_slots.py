@@ -63,8 +63,8 @@ class PromptSlots:
         """Placeholder token ids of the slots, ``(1, k)``."""
         return self.embedded[0].ids[:, self._positions[0]]
 
-    def filled(self, rows: Sequence[Tensor], ids: Tensor) -> PromptEmbeddings:
-        """The prompts with embeddings in their free places.
+    def fill(self, rows: Sequence[Tensor], ids: Tensor) -> PromptEmbeddings:
+        """The prompts with embeddings in their slots.
 
         Args:
             rows: Embeddings for each text encoder, ``(B, k, E)``; gradients reach them.
@@ -85,13 +85,15 @@ class PromptSlots:
             prompts.append(filled)
         return tuple(prompts)
 
-    def read(self, choice: Tensor) -> PromptEmbeddings:
-        """The prompts with words in their free places, by their numbers in `words`, ``(B, k)``."""
-        return self.filled([table[choice] for table in self.tables], self.words[choice])
+    def fill_words(self, choice: Tensor) -> PromptEmbeddings:
+        """The prompts with words in their slots, by indices into `words`, ``(B, k)``."""
+        return self.fill([table[choice] for table in self.tables], self.words[choice])
 
-    def mixed(self, weights: Tensor) -> PromptEmbeddings:
-        """The prompt with mixtures of words in its free places, ``(k, W)``; gradients reach the
-        weights.
+    def fill_mixture(self, weights: Tensor) -> PromptEmbeddings:
+        """The prompt with mixtures of words in its slots.
+
+        Args:
+            weights: Weight of each word in each slot, ``(k, W)``; gradients reach them.
         """
         rows = [(weights @ table).unsqueeze(0) for table in self.tables]
         return self.fill(rows, self.words[weights.argmax(dim=1)].unsqueeze(0))

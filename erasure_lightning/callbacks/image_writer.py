@@ -64,9 +64,9 @@ class ImageWriter(Callback):
         """Write the images of a batch, so that an interrupted run retains them."""
         for kind in ("original", "edited"):
             folder = Path(trainer.default_root_dir, kind)
-            for request, pixels in zip(batch.shots, outputs[kind], strict=True):
+            for request, pixels in zip(batch.requests, outputs[kind], strict=True):
                 write_atomically(folder / f"{request.case}.png", png_bytes(to_pil(pixels)))
-        self._written += batch.shots
+        self._written += batch.requests
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the manifest of all ranks' images."""
@@ -74,7 +74,7 @@ class ImageWriter(Callback):
         written = {request.case for request in all_gather_items(self._written)}
         loader = cast(ImageLoader, trainer.predict_dataloaders)
         if trainer.is_global_zero:
-            in_order = [request for request in loader.shots if request.case in written]
+            in_order = [request for request in loader.requests if request.case in written]
             path = Path(trainer.default_root_dir, MANIFEST_FILE)
             write_atomically(path, _manifest(in_order))
 

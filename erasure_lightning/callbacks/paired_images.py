@@ -36,7 +36,7 @@ class PairedImages(Callback, ABC):
     def _begin(self, module: LightningModule, loader: Any) -> None:
         assert isinstance(module, ErasureModule)
         self.begin(
-            module, all_gather_items([request for batch in loader for request in batch.shots])
+            module, all_gather_items([request for batch in loader for request in batch.requests])
         )
 
     def _finish(self, trainer: Trainer, module: LightningModule) -> None:
@@ -55,13 +55,13 @@ class PairedImages(Callback, ABC):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: int
     ) -> None:
         """Process a batch."""
-        self.take(batch.shots, outputs["original"], outputs["edited"])
+        self.take(batch.requests, outputs["original"], outputs["edited"])
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: int
     ) -> None:
         """Process a batch."""
-        self.take(batch.shots, outputs["original"], outputs["edited"])
+        self.take(batch.requests, outputs["original"], outputs["edited"])
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Finish after the last batch."""

@@ -8,7 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from erasure_lightning.adapters.base import adapters_of, take_out
+from erasure_lightning.adapters.base import adapters_of, remove_adapters
 from erasure_lightning.edits.components import EditedComponent
 from erasure_lightning.edits.edit import (
     applied_edits,
@@ -106,7 +106,7 @@ class Edit:
             if "before" in record:
                 component.write(record["before"])
             else:
-                take_out(component.module)
+                remove_adapters(component.module)
             applied_edits(component.module).remove(record)
         vars(self.pipeline).pop("save_pretrained", None)
         self.pipeline = None

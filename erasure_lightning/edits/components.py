@@ -7,15 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from erasure_lightning.adapters.base import ADAPTER_CHILD
-from erasure_lightning.edits.fingerprints import digest
+from erasure_lightning.edits.fingerprints import hash_tensors
 from erasure_lightning.edits.format import plain_name
 from erasure_lightning.errors import ErasureError
 
 #: Precisions of a loaded component.
 _PRECISIONS = (torch.float32, torch.bfloat16, torch.float16)
 
-#: Segments of names beside a component's own: our adapters, IP-Adapter's, and the copies of
-#: attention weights that ``fuse_qkv_projections`` makes and that unfusing leaves behind.
+#: Segments of names that are not a component's own: our adapters, IP-Adapter's, and the copies of
+#: attention weights that ``fuse_qkv_projections`` makes and that unfusing leaves.
 _ADDED = (ADAPTER_CHILD, "processor", "encoder_hid_proj", "to_qkv", "to_kv", "to_added_qkv")
 
 

@@ -13,7 +13,11 @@ from torch import Tensor, nn
 from erasure_lightning.adapters.base import AdapterPlan, adapters_of, refuse_saving, remove_adapters
 from erasure_lightning.adapters.kinds import install
 from erasure_lightning.adapters.lora import merged_weights
-from erasure_lightning.edits.components import Component, fingerprints, is_same
+from erasure_lightning.edits.components import (
+    EditedComponent,
+    component_fingerprints,
+    is_same_component,
+)
 from erasure_lightning.edits.format import EDIT_FORMAT, current_name, read_metadata
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.writing import json_text, write_atomically
@@ -121,10 +125,11 @@ def _changes(
         values = {
             n.removeprefix(f"{name}."): v for n, v in tensors.items() if n.startswith(f"{name}.")
         }
-        given = metadata.get("adapters", {}).get(name)
-        plan = AdapterPlan(**given) if given else None
+        adapters = metadata.get("adapters", {}).get(name)
+        plan = AdapterPlan(**adapters) if adapters else None
         if plan and plan.kind == "lora":
-            values, plan = merged_weights(values), None
+            values = merged_weights(values)
+            plan = None
         yield _Change(
             EditedComponent(pipeline, name),
             values,
@@ -155,7 +160,7 @@ class _Change:
     component: EditedComponent
     values: dict[str, Tensor]
     plan: AdapterPlan | None
-    made_on: dict[str, str] | None
+    original: dict[str, str] | None
     about: str
     transferred: bool = False
 

@@ -147,7 +147,7 @@ class AdvUnlearn(GradientErasure):
         return [word.detach() for word in words]
 
 
-def prepend_words(prompts: Embedded, words: Tensor) -> Embedded:
+def prepend_words(prompts: EmbeddedPrompts, words: Tensor) -> EmbeddedPrompts:
     """Prompts with words before them, and as much less padding at their end.
 
     Args:

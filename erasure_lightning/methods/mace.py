@@ -135,7 +135,9 @@ class MACE(PerConceptErasure):
         ]
         captions = []
         if self.preserve:
-            captions = [c for label in vocabulary.others for c in vocabulary.kept_captions(label)]
+            captions = [
+                c for label in vocabulary.others for c in vocabulary.retained_captions(label)
+            ]
         preserved = self.preserve * input_gram(self.original, captions, source)
         self._retained = self.retention_gram(source) + preserved
         self._original_weights = torch.cat(source.weights())

@@ -221,7 +221,7 @@ class Receler(AdapterErasure):
         """Saves the adversarial rows of every rank."""
         super().on_save_checkpoint(checkpoint)
         if self.adversarial_rows is not None:
-            checkpoint["adversaries"] = collected(self.adversarial_rows.state_dict())
+            checkpoint["adversaries"] = gather_on_first_rank(self.adversarial_rows.state_dict())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restores the adversarial rows."""

@@ -138,7 +138,7 @@ class SalUn(SalientErasure):
         """Captions of ``count`` things that remain, all once in random order before any repeats."""
         vocabulary = Vocabulary(self.backbone.world, self.concepts)
         generator = torch.Generator().manual_seed(derive_seed(self.seed, self.global_rank, 9))
-        captions_of_things = [vocabulary.kept_captions(label) for label in vocabulary.others]
+        captions_of_things = [vocabulary.retained_captions(label) for label in vocabulary.others]
         order = torch.randperm(len(captions_of_things), generator=generator).tolist()
         captions = []
         for number in range(count):

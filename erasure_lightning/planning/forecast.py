@@ -251,10 +251,9 @@ def _make_fake(module: ErasureModule, memory: MemoryTracker) -> None:
     backbone.to = lambda *_: backbone
     cast(Any, module)._given = (backbone,)
     cast(Any, module)._apply = lambda *_, **__: module
-    ledger.hold([*backbone.parameters(), *backbone.buffers()])
-    if isinstance(
-        module, SalientErasure
-    ):  # one loss needs as much memory as a hundred, one after the other
+    memory.hold([*backbone.parameters(), *backbone.buffers()])
+    if isinstance(module, SalientErasure):
+        # Losses are differentiated one after the other, so that one takes as much memory as all.
         gradients = module.gradients
         cast(Any, module).gradients = lambda losses: gradients([next(iter(losses))])
 
@@ -280,14 +279,14 @@ def _measurement(
     batches = list(data.test_dataloader())
     evaluations = 0
     for batch in batches:
-        evaluations += len(batch.shots) * batch.steps * (2 if batch.guidance > 1 else 1)
+        evaluations += len(batch.requests) * batch.steps * (2 if batch.guidance > 1 else 1)
     for counter in counters:
         counter.sampling_peak = 0
     memory.restart()
     single_step = batches[0]._replace(
-        shots=[request._replace(steps=1) for request in batches[0].shots]
+        requests=[request._replace(steps=1) for request in batches[0].requests]
     )
     for model in (module.original, module.backbone):
         module._draw(model, single_step)
     peak = max(memory.restart(), *(counter.sampling_peak for counter in counters))
-    return sum(len(batch.shots) for batch in batches), 2 * evaluations, peak
+    return sum(len(batch.requests) for batch in batches), 2 * evaluations, peak

@@ -56,7 +56,7 @@ class LocalNoisePreservation(RetentionCallback):
         def sentences(count: int, number: int) -> PromptBatch:
             generator = torch.Generator().manual_seed(seed)
             order = torch.randperm(len(self.retained), generator=generator).tolist()
-            return PromptBatch.plain([self.retained[i] for i in order[:count]])
+            return PromptBatch.without_concepts([self.retained[i] for i in order[:count]])
 
         return SourceModels(module.original, module.backbone, sentences, 1, seed)
 
@@ -70,7 +70,7 @@ class LocalNoisePreservation(RetentionCallback):
         rows = [0] * self.batch_size
         if isinstance(self.latents, PureNoise):
             rows = self.draw(self.batch_size)
-        return PromptBatch.plain([self.retained[i] for i in rows])
+        return PromptBatch.without_concepts([self.retained[i] for i in rows])
 
     def state_dict(self) -> dict[str, Any]:
         """The latents of every rank, from which a resumed run draws the same."""

@@ -107,8 +107,8 @@ class RetentionMonitor(Callback):
         self._classifier = (
             ZeroShotClassifier(self._scorer, vocabulary, []) if self._scorer else None
         )
-        self._concept_prompts = spread(vocabulary.concept_prompts(), self.count)
-        labels = spread(vocabulary.others, self.count)
+        self._concept_prompts = evenly_spaced(vocabulary.concept_prompts(), self.count)
+        labels = evenly_spaced(vocabulary.others, self.count)
         captions = [vocabulary.captions[1].format(label) for label in labels]
         self._retained_prompts = list(self.prompts) if self.prompts else captions
         self._original_features = self._features("original", module.original)
@@ -117,7 +117,7 @@ class RetentionMonitor(Callback):
     def _features(self, model: Literal["original", "edited"], backbone: Backbone) -> Tensor:
         """Unit features ``(N, D)`` of the images, concept prompts first, then retained ones."""
         prompts = [prompt for prompt, _ in self._concept_prompts] + self._retained_prompts
-        images = draw(
+        images = sample_images(
             backbone, prompts, range(len(prompts)), steps=self.steps, guidance=self._guidance
         )
         require_finite_images(images, model, backbone, prompts)
@@ -174,8 +174,8 @@ class RetentionMonitor(Callback):
             return 1 - similarity[:count].mean().item(), kept
         recognised = 0
         for (_, thing), image in zip(self._concept_prompts, features, strict=False):
-            question = self._classifier.question("efficacy", thing)
-            recognised += bool(question.right[(question.labels @ image).argmax()])
+            candidates = self._classifier.candidates("efficacy", thing)
+            recognised += bool(candidates.right[(candidates.labels @ image).argmax()])
         return 1 - recognised / count, kept
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -126,7 +126,7 @@ def _group(
     backbone: Backbone, own: PromptBatch, words: Sequence[str], states: ComparedStates
 ) -> SentenceGroup:
     """The words in the concept's sentences, each compared with the nearest that is not itself."""
-    pairs = [(word, phrase(template, word)) for word in words for template in own.templates]
+    pairs = [(word, fill_template(template, word)) for word in words for template in own.templates]
     prompts = [prompt for _, prompt in pairs]
     compare = _compare_tokens if states == "tokens" else _compare_ends
     parts = [

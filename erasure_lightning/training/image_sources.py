@@ -126,7 +126,7 @@ def _encoded(backbone: Backbone, folder: Path) -> Tensor:
     height, width = backbone.decode(blank).shape[-2:]
     latents = []
     for file in image_files([str(folder)], "ImageFolder"):
-        image = fitted(file, height, width).unsqueeze(0)
+        image = read_resized(file, height, width).unsqueeze(0)
         latents.append(backbone.compress(image.to(backbone.device, backbone.dtype)))
     return torch.cat(latents)
 
@@ -141,6 +141,6 @@ def _noisy_batch(
     process = models.original.process
     density = importance_density if times == "importance" else None
     t = process.draw_times(len(clean), density).to(clean.device)
-    x, t, target = noised(process, clean, t)
+    x, t, target = add_noise(process, clean, t)
     teacher = Teacher(models.original, x, t, sentences)
     return NoisyBatch(x, t, sentences, teacher, torch.tensor(rows), target)

@@ -17,7 +17,7 @@ from erasure_lightning.concepts.concept import Phrase, PromptBatch
 from erasure_lightning.errors import ErasureError
 
 #: A batch of prompts, embedded for each text encoder of a backbone.
-PromptEmbeddings = tuple[Embedded, ...]
+PromptEmbeddings = tuple[EmbeddedPrompts, ...]
 
 #: First-order gain of a score at most this large may be a rounding error.
 _LEAST_GAIN = 1e-5
@@ -62,7 +62,7 @@ def gradient_ascent(
     return best
 
 
-def _ascent_step(prompts: Embedded, gradient: Tensor, size: Tensor) -> Embedded:
+def _ascent_step(prompts: EmbeddedPrompts, gradient: Tensor, size: Tensor) -> EmbeddedPrompts:
     gradient = gradient * prompts.positions(TEMPLATE).unsqueeze(2)
     longest = gradient.norm(dim=2).amax(dim=1).clamp(min=1e-12)
     scale = size / longest
@@ -71,7 +71,7 @@ def _ascent_step(prompts: Embedded, gradient: Tensor, size: Tensor) -> Embedded:
     return replace(prompts, embeddings=prompts.embeddings.detach() + shift)
 
 
-def _where(condition: Tensor, prompts: Embedded, other: Embedded) -> Embedded:
+def _where(condition: Tensor, prompts: EmbeddedPrompts, other: EmbeddedPrompts) -> EmbeddedPrompts:
     """Rows of ``prompts`` where the condition ``(B,)`` holds, of ``other`` elsewhere."""
     embeddings = torch.where(
         condition.view(-1, 1, 1), prompts.embeddings.detach(), other.embeddings.detach()
@@ -79,14 +79,14 @@ def _where(condition: Tensor, prompts: Embedded, other: Embedded) -> Embedded:
     return replace(prompts, embeddings=embeddings)
 
 
-def with_random_template(prompts: Embedded, table: Tensor) -> Embedded:
+def with_random_template(prompts: EmbeddedPrompts, table: Tensor) -> EmbeddedPrompts:
     """The prompts with random words of the vocabulary ``(V, E)`` for their templates' words."""
     words = table[torch.randint(len(table), prompts.ids.shape).to(table.device)]
     where = prompts.positions(TEMPLATE).unsqueeze(2)
     return replace(prompts, embeddings=torch.where(where, words, prompts.embeddings))
 
 
-def with_template_of(prompts: Embedded, other: Embedded) -> Embedded:
+def with_template_of(prompts: EmbeddedPrompts, other: EmbeddedPrompts) -> EmbeddedPrompts:
     """The prompts with the template words of other prompts and their own concept words.
 
     Raises:

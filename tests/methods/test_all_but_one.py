@@ -236,9 +236,11 @@ class TestOptimum:
     def test_images_are_the_alternative_s_at_any_guidance(self, prediction, guidance):
         module, *_ = at_the_optimum(prediction)
         ask = {"seeds": [5], "steps": 4, "guidance": guidance}
-        expected = draw(module.original, ["dog"], **ask)
-        assert torch.allclose(draw(module.backbone, ["cat"], **ask), expected, atol=1e-3)
-        assert not torch.allclose(draw(module.original, ["cat"], **ask), expected, atol=0.05)
+        expected = sample_images(module.original, ["dog"], **ask)
+        assert torch.allclose(sample_images(module.backbone, ["cat"], **ask), expected, atol=1e-3)
+        assert not torch.allclose(
+            sample_images(module.original, ["cat"], **ask), expected, atol=0.05
+        )
 
     def test_without_the_drift_term_half_of_the_way_is_gone_by_the_unconditional_prediction(self):
         module, now, before = at_the_optimum(lam=0.0)
@@ -287,9 +289,10 @@ class TestUNet:
         )
         for guidance in (1.0, 7.5):
             ask = {"seeds": [0], "steps": 4, "guidance": guidance}
-            expected = draw(module.original, ["a dog"], **ask)
+            expected = sample_images(module.original, ["a dog"], **ask)
             before, after = (
-                draw(m, ["a cat"], **ask) - expected for m in (module.original, module.backbone)
+                sample_images(m, ["a cat"], **ask) - expected
+                for m in (module.original, module.backbone)
             )
             assert after.abs().max() < 0.05 * before.abs().max()
 
@@ -399,10 +402,10 @@ def test_it_erases_the_cigarette_of_the_emoji_world_from_prompts_and_images_and_
         )
         == 0
     )
-    retained = draw(module.backbone, [f"a {word}" for word in KEPT], **ask)
+    retained = sample_images(module.backbone, [f"a {word}" for word in KEPT], **ask)
     assert recognised(module.backbone, retained, KEPT) == 1
     cleaned, left = (
-        purify(module.original, module.backbone, images, prompts, steps=20)
+        purify_images(module.original, module.backbone, images, prompts, steps=20)
         for images, prompts in ((smoked, ["a cigarette"] * 4), (shown, [""] * 4))
     )
     assert recognised(module.backbone, cleaned.reconstructed, smoke) == 1

@@ -226,7 +226,7 @@ def test_arguments_out_of_range(arguments, words):
 def recognised(model, words):
     """What the world's scorer calls images of ``a WORD``."""
     scorer, labels = Scorer.load(model.world.scorer), [label.name for label in model.world.labels]
-    generated = draw(
+    generated = sample_images(
         model, [f"a {word}" for word in words], range(len(words)), steps=20, guidance=4.0
     )
     nearest = (

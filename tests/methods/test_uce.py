@@ -167,7 +167,7 @@ KEPT = ["fox", "grapes", "guitar", "snowman"]
 def recognised(model, words, seeds=range(10, 14)):
     """Share of images of ``a WORD`` that the world's scorer calls so."""
     scorer, labels = Scorer.load(model.world.scorer), [label.name for label in model.world.labels]
-    images = draw(
+    images = sample_images(
         model, [f"a {word}" for word in words], list(seeds)[: len(words)], steps=20, guidance=4.0
     )
     nearest = (scorer.images(images) @ scorer.texts([f"a {label}" for label in labels]).T).argmax(

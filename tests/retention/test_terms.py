@@ -22,9 +22,9 @@ KEPT = ["a star", "a heart", "a tree", "a car", "a boat"]
 
 
 def module(method=SAGE, **arguments):
-    fitted = method(concepts=CAT, backbone=TinyBackbone(), **arguments)
-    fitted.configure_model()
-    return fitted
+    made = method(concepts=CAT, backbone=TinyBackbone(), **arguments)
+    made.configure_model()
+    return made
 
 
 def ready(callback, owner):
@@ -56,7 +56,7 @@ def test_zero_at_the_original_and_more_behind_it(name):
     assert callback.term(owner) > 1e-6
 
 
-#: Terms about text states have no effect where the denoiser is edited.
+#: Terms about text states have nothing to hold where the denoiser is edited.
 PAIRS = [(SAGE, n) for n in TERMS] + [
     (Distillation, n) for n in ("noise", "trajectory", "unconditional")
 ]
@@ -141,8 +141,9 @@ def test_a_closed_form_holds_the_states_of_what_is_retained(make):
 
 def test_a_closed_form_has_no_text_states_to_hold():
     with pytest.warns(UserWarning, match="Redirection edits no text encoder"):
-        fitted = fit(module(Redirection), 1, GlobalSemanticAlignment(prompts=KEPT))
-    assert not fitted.kept
+        made = fit(module(Redirection), 1, GlobalSemanticAlignment(prompts=KEPT))
+    source = made.original.text_inputs()[0]
+    assert not made.retention_gram(source).any()
 
 
 def test_banks_resume():
@@ -225,15 +226,15 @@ class TestNearness:
 
     def test_many_concepts_leave_the_share_too(self):
         concepts = [Concept(f"thing {i}") for i in range(60)]
-        retained = retained_prompts(self.owner(*concepts), 0.98)
-        assert len(retained) == 3 * (len(EVERYDAY) - 1)
+        kept = retained_prompts(self.owner(*concepts), 0.98)
+        assert len(kept) == 3 * (len(COCO_OBJECTS) - 1)
 
 
 class TestKin:
     """What is near a concept and must survive, without a world and with one."""
 
-    def prompts(self, *concepts, **settings):
-        owner = Distillation(concepts=list(concepts), **({"backbone": TinyBackbone()} | settings))
+    def prompts(self, *concepts, **given):
+        owner = Distillation(concepts=list(concepts), **({"backbone": TinyBackbone()} | given))
         owner.configure_model()
         return retained_prompts(owner, nearness=1)
 
@@ -263,8 +264,8 @@ class TestKin:
         assert "a photo of a woman" not in self.prompts(Concept("cat"))  # the control
 
 
-def test_no_prompt_left():
-    owner = Distillation(concepts=[Concept("cat", domain=[*EVERYDAY])], backbone=TinyBackbone())
+def test_nothing_left():
+    owner = Distillation(concepts=[Concept("cat", domain=[*COCO_OBJECTS])], backbone=TinyBackbone())
     owner.configure_model()
     with pytest.raises(ErasureError, match="found that concepts and domains are all there is"):
         retained_prompts(owner, nearness=1)

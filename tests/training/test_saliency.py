@@ -14,7 +14,7 @@ SLOPES = {"a": torch.tensor([[1.0, -4.0], [2.0, 0.0]]), "b": torch.tensor([-8.0,
 
 
 class Salient(SalientErasure):
-    """Without a concept; what is salient is so at these very latents."""
+    """Says nothing of the concept; what is salient is so at these very latents."""
 
     calls = 0
 
@@ -23,10 +23,8 @@ class Salient(SalientErasure):
 
     def saliency(self):
         self.calls += 1
-        batch = self.trainer.datamodule.sentences(2, 0, salt=1)
-        return salient_masks(
-            self.gradients([self.erasure_loss(self.noisy_batch(batch))]), self.share
-        )
+        batch = self.sentences(2, 0, salt=1)
+        return salient_masks(self.slopes([self.erasure_loss(self.noisy_batch(batch))]), self.share)
 
 
 def salient_erasure(**arguments):
@@ -58,7 +56,7 @@ class TestMasks:
         assert sum(mask.sum() for mask in salient_masks(SLOPES, 0.49).values()) == 2
         assert not any(mask.any() for mask in salient_masks(SLOPES, 0.1).values())
 
-    def test_ties_are_all_marked_and_what_has_no_gradient_never_is(self):
+    def test_ties_are_all_marked_and_what_has_no_slope_never_is(self):
         masks = salient_masks({"a": torch.tensor([3.0, -3.0, 3.0, 0.0]), "b": torch.zeros(4)}, 0.25)
         assert masks["a"].tolist() == [True, True, True, False]
         assert not masks["b"].any()
@@ -67,7 +65,7 @@ class TestMasks:
         assert all(mask.dtype == torch.bool for mask in salient_masks(SLOPES, 0.5).values())
 
 
-def test_gradients_are_summed_with_their_signs_before_anyone_looks_at_their_size():
+def test_slopes_are_summed_with_their_signs_before_anyone_looks_at_their_size():
     parameters = {
         "a": torch.tensor([1.0, 1.0], requires_grad=True),
         "unused": torch.tensor([1.0], requires_grad=True),
@@ -90,7 +88,7 @@ def test_what_is_not_salient_stays_bit_identical():
     assert sum(int(m.sum()) for m in moved.values()) > 0.25 * sum(m.numel() for m in moved.values())
 
 
-def test_with_the_whole_share_everything_moves_and_no_saliency_is_computed():
+def test_with_the_whole_share_everything_moves_and_no_saliency_is_asked():
     module = fit(salient_erasure(share=1.0), 2)
     assert not module.masks
     assert not module.calls
