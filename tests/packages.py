@@ -3,16 +3,16 @@
 from erasure_lightning.registry import METHOD
 
 
-def install(folder, name, methods, files=None, metadata=None, kind=METHOD):
+def install(folder, name, targets, files=None, metadata=None, group=METHOD.group):
     """Write a package's metadata and files into a folder that is, or will be, on the path.
 
     Args:
         folder: As it were, ``site-packages``.
         name: Of the distribution.
-        methods: Its entry points, targets by name.
+        targets: Of its entry points, by name.
         files: Contents by path.
         metadata: Its METADATA; by default name and version.
-        kind: What it offers.
+        group: Of its entry points.
     """
     info = f"{name}-1.0.dist-info"
     written = {
@@ -20,7 +20,7 @@ def install(folder, name, methods, files=None, metadata=None, kind=METHOD):
             f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n" if metadata is None else metadata
         ),
         f"{info}/entry_points.txt": "\n".join(
-            [f"[{kind.group}]", *(f"{k} = {v}" for k, v in methods.items())]
+            [f"[{group}]", *(f"{k} = {v}" for k, v in targets.items())]
         ),
     }
     for path, content in (written | (files or {})).items():

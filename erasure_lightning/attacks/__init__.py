@@ -1,8 +1,6 @@
-"""Every attack: one file each, one line each in `ATTACKS`, which can be read without importing any
-of them.
-"""
+"""Every attack: one file each, and one line each in `ATTACKS`, which imports none of them."""
 
-from erasure_lightning.methods import BuiltIn
+from erasure_lightning.discovery import BuiltIn
 
 ATTACKS = {
     "UnlearnDiffAtk": BuiltIn(

@@ -16,7 +16,7 @@ import erasure_lightning
 from erasure_lightning.concepts.concept import Concepts
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.strict_yaml import StrictLoader
-from erasure_lightning.registry import ATTACK, METHOD
+from erasure_lightning.registry import ATTACK, METHOD, RETENTION
 
 _PACKAGE = Path(erasure_lightning.__file__).parent
 
@@ -47,7 +47,10 @@ def _plugin_folders() -> Iterator[Path]:
     """Found without importing anything: a package that is broken, or slow, harms nobody who does
     not name it.
     """
-    for entry in (*entry_points(group=METHOD.group), *entry_points(group=ATTACK.group)):
+    installed = entry_points()
+    for entry in (
+        e for kind in (METHOD, ATTACK, RETENTION) for e in installed.select(group=kind.group)
+    ):
         with suppress(Exception):
             spec = find_spec(entry.value.partition(":")[0].partition(".")[0])
             yield from (

@@ -10,7 +10,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
 
 from erasure_lightning.attacks.base import Attack
-from erasure_lightning.cli.short_names import CLASSES, LOGGERS
+from erasure_lightning.cli.short_names import CLASSES, LOGGERS, retention_names
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.training.base import ErasureModule
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
@@ -137,7 +137,7 @@ def _options(key: str, parser: LightningArgumentParser) -> set[str]:
 
 def _names(key: str) -> set[str]:
     names = {c.__name__ for c in _family(Callback if "callbacks" in key else Logger)}
-    return names | set(CLASSES) if "callbacks" in key else names | set(LOGGERS)
+    return names | {*CLASSES, *retention_names()} if "callbacks" in key else names | {*LOGGERS}
 
 
 def _family(cls: type) -> list[type]:

@@ -19,23 +19,19 @@ from erasure_lightning.cli.slow_import import load
 from erasure_lightning.concepts.concept import Concepts
 from erasure_lightning.concepts.files import FIELDS, read_concepts, read_entry
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.registry import Offer, find_attack, find_method
+from erasure_lightning.registry import (
+    Offer,
+    find_attack,
+    find_method,
+    find_retention_callback,
+    known_retention_callbacks,
+)
 
-#: Our own classes that configs name; Lightning's go by their class names anyway.
+#: Our classes that configs name, beside those in `registry`; Lightning's need no short name.
 CLASSES = {
-    "GlobalSemanticAlignment": (
-        "erasure_lightning.retention.global_alignment.GlobalSemanticAlignment"
-    ),
-    "LocalNoisePreservation": "erasure_lightning.retention.local_noise.LocalNoisePreservation",
-    "LocalStatePreservation": "erasure_lightning.retention.local_states.LocalStatePreservation",
-    "BeyondConceptRegularization": (
-        "erasure_lightning.retention.beyond_concept.BeyondConceptRegularization"
-    ),
-    "UnconditionalDrift": "erasure_lightning.retention.unconditional_drift.UnconditionalDrift",
     "Measure": "erasure_lightning.callbacks.measure.Measure",
     "SampleGrid": "erasure_lightning.callbacks.sample_grid.SampleGrid",
     "Dashboard": "erasure_lightning.callbacks.dashboard.Dashboard",
-    "RetentionMonitor": "erasure_lightning.retention.monitor.RetentionMonitor",
     "TinyBackbone": "erasure_lightning.backbones.tiny.TinyBackbone",
     "TinyXL": "erasure_lightning.backbones.tiny.TinyXL",
     "PureNoise": "erasure_lightning.training.latent_sources.PureNoise",
@@ -57,10 +53,27 @@ LOGGERS: dict[str, Any] = {
 _CLASS_PATH = re.compile(r"[A-Za-z_]\w*(\.\w+)*\.[A-Z]\w*")
 
 
-def class_path(name: str) -> str:
-    """One of `CLASSES` in full; everything else as it is."""
+def our_class(name: str) -> str:
+    """The class path of one of `CLASSES` by its name; everything else as it is."""
     lower = {key.casefold(): path for key, path in CLASSES.items()}
     return lower.get(name.casefold(), name)
+
+
+def class_path(name: str) -> str:
+    """The class path of one of `CLASSES` or of a retention callback; everything else as it is.
+
+    Raises:
+        ErasureError: If a retention callback cannot be loaded.
+    """
+    path = our_class(name)
+    if path == name and name.casefold() in map(str.casefold, retention_names()):
+        return offered_path(find_retention_callback, name)
+    return path
+
+
+def retention_names() -> list[str]:
+    """Names of all retention callbacks."""
+    return [offer.name for offer in known_retention_callbacks()]
 
 
 def offered_path(find: Callable[[str], Offer], name: str) -> str:
@@ -89,7 +102,7 @@ def logger_path(name: str) -> str:
 
 def backbone(name: str) -> str | dict[str, str]:
     """A backbone's class where a class is named, else the name of weights."""
-    path = class_path(name)
+    path = our_class(name)
     return {"class_path": path} if _CLASS_PATH.fullmatch(path) else name
 
 
@@ -159,7 +172,7 @@ _UNDER: dict[str, Callable[[str], Any]] = {
     "logger": logger,
     "logger.class_path": logger_path,
     "backbone": backbone,
-    "latents": class_path,
+    "latents": our_class,
     "concepts": concepts,
 }
 

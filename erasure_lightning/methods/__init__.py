@@ -1,23 +1,6 @@
-"""Every method: one file each, one line each in `METHODS`, which can be read without importing any
-of them.
-"""
+"""Every method: one file each, and one line each in `METHODS`, which imports none of them."""
 
-from typing import NamedTuple
-
-
-class BuiltIn(NamedTuple):
-    """What a listing says of a method.
-
-    Args:
-        target: Where its class is, ``module:Class``.
-        summary: What it does, in one line.
-        paper: Where it was published.
-    """
-
-    target: str
-    summary: str
-    paper: str
-
+from erasure_lightning.discovery import BuiltIn
 
 METHODS = {
     "SAGE": BuiltIn(

@@ -8,7 +8,7 @@ from under_attack import tiny_target, weights
 
 from erasure_lightning.attacks import ATTACKS
 from erasure_lightning.backbones.tiny import TINY
-from erasure_lightning.registry import find_attack, load_attack
+from erasure_lightning.registry import find_attack, load_offer
 
 #: As little as an attack can do and still do all it does.
 BUDGETS = {
@@ -32,7 +32,7 @@ def test_every_attack_has_a_budget_here():
 def test_it_runs(name, family):
     target = tiny_target(family=family)
     before = weights(target.edited)
-    attack = load_attack(find_attack(name))(**BUDGETS[name])
+    attack = load_offer(find_attack(name))(**BUDGETS[name])
     (found,) = attack.run(target, 0)
     assert len(found.pictures) == 2
     assert found.pictures.isfinite().all()
@@ -42,7 +42,7 @@ def test_it_runs(name, family):
 
 def test_soft_states_of_a_family_with_a_pooled_vector_are_attacked_whole():
     target = tiny_target(family=TINY[1])
-    (found,) = load_attack(find_attack("SoftEmbedding"))(steps=2, lr=0.1, examples=1).run(target, 0)
+    (found,) = load_offer(find_attack("SoftEmbedding"))(steps=2, lr=0.1, examples=1).run(target, 0)
     plain = target.edited.encode(["a cat"])
     assert found.tensors.keys() == {"tokens", "pooled"}
     assert not torch.allclose(found.tensors["pooled"], plain.pooled)
