@@ -84,14 +84,25 @@ def find_config(name: str, *within: str) -> Path:
 
 
 def checked_config(name: str, *within: str) -> Path:
-    """`find_config`, read once to see that it is one; arguments as there.
+    """The path of a config that was checked; arguments and errors of `find_config`, `read_config`.
 
     Raises:
-        ErasureError: If it is not, with the line.
+        ErasureError: If there is no such config, or it is none.
     """
     path = find_config(name, *within)
+    read_config(path)
+    return path
+
+
+def read_config(path: Path) -> str:
+    """The text of a config.
+
+    Raises:
+        ErasureError: If it is no YAML, with the line, or no mapping.
+    """
     try:
-        content = load_yaml(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        content = load_yaml(text)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
@@ -102,7 +113,7 @@ def checked_config(name: str, *within: str) -> Path:
         raise ErasureError(
             f"{path} needs options as `name: value` lines; found {type(content).__name__}."
         )
-    return path
+    return text
 
 
 class _Loader(StrictLoader):
