@@ -295,6 +295,14 @@ def test_help_tells_of_files_of_concepts(capsys):
             [*SAGE, "--trainer.callbacks+=LocalNoisePreservation", "--trainer.callbacks.wight=3"],
             "trainer.callbacks has no option 'wight'. Did you mean 'weight'?",
         ),
+        (
+            [*SAGE, "--trainer.callbacks", "[3]"],
+            "trainer.callbacks needs the name of a Callback; found '3'",
+        ),
+        (
+            [*SAGE, "--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.filename=x"],
+            "trainer.callbacks has no option 'filename': others of its kind have, this class has",
+        ),
         ([*SAGE, "--model.concepts", "[{name: ''}]"], "model.concepts[0]: A concept needs a name"),
         (
             [*SAGE, "--model.concepts+", "{name: dog}"],
