@@ -3,22 +3,26 @@
 from erasure_lightning.registry import METHOD
 
 
-def install(folder, name, methods, files=None, metadata=None, kind=METHOD):
-    """Write a package's metadata and files into a folder on the import path.
+def install(folder, name, targets, files=None, metadata=None, group=METHOD.group):
+    """Write a package's metadata and files into a folder that is, or will be, on the path.
 
     Args:
-        folder: Takes the place of ``site-packages``.
-        name: Name of the distribution.
-        methods: Its entry points, targets by name.
+        folder: As it were, ``site-packages``.
+        name: Of the distribution.
+        targets: Of its entry points, by name.
         files: Contents by path.
         metadata: Its METADATA; by default name and version.
-        kind: Kind of the entry points.
+        group: Of its entry points.
     """
     info = f"{name}-1.0.dist-info"
-    if metadata is None:
-        metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n"
-    entries = [f"[{kind.group}]", *(f"{key} = {target}" for key, target in methods.items())]
-    contents = {f"{info}/METADATA": metadata, f"{info}/entry_points.txt": "\n".join(entries)}
-    for path, content in (contents | (files or {})).items():
+    written = {
+        f"{info}/METADATA": (
+            f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n" if metadata is None else metadata
+        ),
+        f"{info}/entry_points.txt": "\n".join(
+            [f"[{group}]", *(f"{k} = {v}" for k, v in targets.items())]
+        ),
+    }
+    for path, content in (written | (files or {})).items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_text(content)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from erasure_lightning.attacks import ATTACKS
-from erasure_lightning.cli.short_names import CLASSES
 from erasure_lightning.methods import METHODS
+from erasure_lightning.retention import RETENTION_CALLBACKS
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "erasure_lightning"
@@ -42,9 +42,9 @@ def test_every_attack_has_its_file_its_config_its_test_and_its_line():
     assert attacks <= {stem.removeprefix("test_") for stem in stems("tests/attacks", "test_*.py")}
 
 
-def test_every_retention_callback_has_its_short_name():
-    paths = [path for path in CLASSES.values() if ".retention." in path]
-    modules = {path.rpartition(".")[0].rpartition(".")[2] for path in paths}
+def test_every_retention_callback_has_its_file_and_its_line():
+    lines = {line.target.partition(":")[0] for line in RETENTION_CALLBACKS.values()}
+    modules = {module.rpartition(".")[2] for module in lines}
     assert modules == stems("erasure_lightning/retention", "*.py") - {"base"}
 
 

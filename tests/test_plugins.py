@@ -1,16 +1,22 @@
-"""Packages with methods, through the metadata that pip leaves, at the command line."""
+"""Plugins, through the metadata that pip leaves: at the command line, and in an edit."""
 
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 
 import pytest
+import torch
+import yaml
 from packages import install
+from trivial import TINY
 
 from erasure_lightning import registry
 from erasure_lightning.__main__ import main
+from erasure_lightning.adapters.base import Plan
 from erasure_lightning.cli import slow_import
 from erasure_lightning.cli.configs import SHIPPED, find_config
+from erasure_lightning.edits.edit import apply_edit, write_edit
 from erasure_lightning.errors import ErasureError
 
 #: What nobody may import who did not ask for it.
@@ -77,7 +83,7 @@ BROKEN = {
 
 def test_every_broken_package_is_shown_and_none_of_them_ends_the_listing(site):
     install_broken(site)
-    path = os.pathsep.join([str(site), os.path.dirname(__file__)])
+    path = os.pathsep.join([str(site), os.path.dirname(__file__), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, "-m", "erasure_lightning", "methods", "--verbose"]
     done = subprocess.run(
         command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True
@@ -146,6 +152,144 @@ def test_who_waits_for_an_import_is_told_for_what_and_can_stop_it(
             " stops it."
         ][: lines - 1]
     )
+
+
+# retention callbacks
+
+RETENTION = """
+from erasure_lightning.retention.base import RetentionCallback
+
+class MyRetention(RetentionCallback):
+    name = "mine"
+
+    def term(self, module):
+        return 1 + 0 * next(iter(module.editable().values())).sum()
+"""
+
+
+@pytest.fixture
+def callbacks(site):
+    """A package with a retention callback, and one whose callback cannot be imported."""
+    group = registry.RETENTION.group
+    install(site, "mine", {"MyRetention": "mine:MyRetention"}, {"mine.py": RETENTION}, group=group)
+    install(site, "gone", {"GoneRetention": "gone_away:GoneRetention"}, group=group)
+
+
+def chosen(capsys, *argv):
+    """The callbacks of ``--print_config``, their weights by their class paths."""
+    with pytest.raises(SystemExit) as caught:
+        main(["fit", *TINY, *argv, "--print_config"])
+    assert not caught.value.code
+    listed = yaml.safe_load(capsys.readouterr().out)["trainer"]["callbacks"]
+    return {callback["class_path"]: callback["init_args"]["weight"] for callback in listed}
+
+
+@pytest.mark.usefixtures("callbacks")
+def test_a_retention_callback_of_a_package_has_a_short_name(site, capsys):
+    short = ["--trainer.callbacks+=MyRetention", "--trainer.callbacks.weight=3"]
+    assert chosen(capsys, *short) == {"mine.MyRetention": 3}
+    assert chosen(capsys, "--trainer.callbacks+={class_path: myretention}") == {
+        "mine.MyRetention": 1
+    }
+    (site / "c.yaml").write_text("trainer: {callbacks: [MyRetention, LocalNoisePreservation]}\n")
+    assert chosen(capsys, "--config", str(site / "c.yaml")) == {
+        "mine.MyRetention": 1,
+        "erasure_lightning.retention.local_noise.LocalNoisePreservation": 0.3,
+    }
+    assert main(["fit", *TINY, *short, "--measure", "false", "--run_dir", "r"]) == 0
+    with open("r/metrics.csv") as table:
+        assert "loss/mine" in table.readline()
+
+
+@pytest.mark.usefixtures("callbacks")
+def test_a_broken_retention_callback_is_told_to_who_names_it_and_harms_nobody_else(capsys):
+    for name, words in {
+        "GoneRetention": (
+            "The retention callback GoneRetention could not be loaded from gone 1.0"
+            " (gone_away:GoneRetention): ModuleNotFoundError: No module named 'gone_away'."
+        ),
+        "MyRetentoin": "trainer.callbacks knows no 'MyRetentoin'. Did you mean 'MyRetention'",
+    }.items():
+        assert main(["fit", *TINY, f"--trainer.callbacks+={name}"]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"erasure: error: {words}")
+    assert list(chosen(capsys, "--trainer.callbacks+=UnconditionalDrift")) == [
+        "erasure_lightning.retention.unconditional_drift.UnconditionalDrift"
+    ]
+
+
+# adapters
+
+ADAPTER = """
+import torch
+from erasure_lightning.adapters.base import Adapter
+
+class Shift(Adapter):
+    def __init__(self, layer, *, scale):
+        super().__init__(layer)
+        self.scale = scale
+        self.vector = torch.nn.Parameter(torch.zeros(layer.out_features))
+
+    def forward(self, x, output):
+        return output + self.scale * self.vector
+"""
+
+
+def install_adapter(site, name, target="shifts:Shift"):
+    group = "erasure_lightning.adapters"
+    install(site, name, {"shift": target}, {"shifts.py": ADAPTER}, group=group)
+
+
+@pytest.fixture
+def shifted(tmp_path, tiny):
+    """An edit with adapters of kind ``shift``, and the layer beside which one stands."""
+    layer = next(iter(tiny.text_layers())).removeprefix("denoiser.")
+    vector = torch.ones(tiny.denoiser.get_submodule(layer).out_features)
+    plan = asdict(Plan("shift", [layer], {"scale": 2.0}))
+    edit = tmp_path / "edit.safetensors"
+    write_edit(edit, {f"unet.{layer}.adapter.vector": vector}, {"adapters": {"unet": plan}})
+    return edit, layer
+
+
+def test_an_edit_installs_the_adapters_of_a_package(site, tiny, shifted):
+    edit, layer = shifted
+    pipeline = tiny.to_pipeline()
+    with pytest.raises(ErasureError, match="of kind 'shift'; known are eraser, lora, spm"):
+        apply_edit(edit, pipeline)  # the control
+    install_adapter(site, "shifts")
+    module = pipeline.unet.get_submodule(layer)
+    x = torch.randn(2, 3, module.in_features)
+    before = module(x)
+    apply_edit(edit, pipeline)
+    assert torch.equal(module(x), before + 2)
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ("gone_away:Shift", "ModuleNotFoundError: No module named 'gone_away'. Mend or"),
+        ("shifts:torch", "TypeError: expected a subclass of Adapter, found <module 'torch'"),
+        ("shifts:Gone", "AttributeError: module 'shifts' has no attribute 'Gone'. Mend or"),
+        ("", ": "),
+    ],
+)
+def test_a_broken_adapter_is_told_to_who_applies_its_edit(site, tiny, shifted, target, words):
+    install_adapter(site, "broken", target)
+    with pytest.raises(ErasureError) as caught:
+        apply_edit(shifted[0], tiny.to_pipeline())
+    start = f"The adapter shift could not be loaded from broken 1.0 ({target}): "
+    assert str(caught.value).startswith(start)
+    assert words in str(caught.value)
+
+
+def test_adapters_that_two_packages_claim_are_refused(site, tiny, shifted):
+    install_adapter(site, "one")
+    install_adapter(site, "two")
+    with pytest.raises(
+        ErasureError,
+        match=r"'shift' is claimed by one 1\.0 \(shifts:Shift\) and two 1\.0 \(shifts:Shift\)",
+    ):
+        apply_edit(shifted[0], tiny.to_pipeline())
 
 
 # configs

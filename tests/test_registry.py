@@ -86,11 +86,7 @@ def test_an_unknown_name_gets_suggestions():
         ("Gone", "trivial", "has no attribute ''"),
         ("Gone", "", "Empty module name"),
         ("mse_loss", "trivial:mse_loss", "expected a subclass of ErasureModule"),
-        (
-            "mix",
-            "erasure_lightning.training.regression:mix",
-            "expected a subclass of ErasureModule",
-        ),
+        ("require", "erasure_lightning.checks:require", "expected a subclass of ErasureModule"),
         ("Other", "trivial:Distillation", "named 'Other', but its class is named 'Distillation'"),
     ],
 )
@@ -160,16 +156,16 @@ class TestAttacks:
 
     def test_ours_are_found_in_any_case_and_load(self):
         found = registry.find_attack("p4d")
-        assert registry.load_attack(found).__name__ == "P4D"
+        assert registry.load_offer(found).__name__ == "P4D"
         assert all(
-            registry.load_attack(registry.find_attack(name)).__name__ == name for name in ATTACKS
+            registry.load_offer(registry.find_attack(name)).__name__ == name for name in ATTACKS
         )
 
     def test_a_plugin_is_found_and_no_method(self, installed):
-        installed(entry("PlainPrompt", "trivial:PlainPrompt", Package("plug"), registry.ATTACK))
-        assert registry.load_attack(registry.find_attack("plainprompt")) is PlainPrompt
-        with pytest.raises(ErasureError, match="unknown method 'plainprompt'"):
-            registry.find_method("plainprompt")
+        installed(entry("Nothing", "trivial:Nothing", Package("plug"), registry.ATTACK))
+        assert registry.load_offer(registry.find_attack("nothing")) is Nothing
+        with pytest.raises(ErasureError, match="unknown method 'nothing'"):
+            registry.find_method("nothing")
 
     def test_an_unknown_name_gets_suggestions(self):
         with pytest.raises(
@@ -192,18 +188,18 @@ class TestAttacks:
         with pytest.raises(
             ErasureError, match=rf"The attack {name} could not be loaded from plug 1\.0 .*{why}"
         ):
-            registry.load_attack(registry.find_attack(name))
+            registry.load_offer(registry.find_attack(name))
 
     def test_a_plugin_that_exits_does_not_end_the_program(self, installed, tmp_path, monkeypatch):
         (tmp_path / "quitting_attack.py").write_text("import sys\nsys.exit('no licence')\n")
         monkeypatch.syspath_prepend(tmp_path)
         installed(entry("Quitter", "quitting_attack:Quitter", kind=registry.ATTACK))
         with pytest.raises(ErasureError, match="it ended the program when imported .*no licence"):
-            registry.load_attack(registry.find_attack("Quitter"))
+            registry.load_offer(registry.find_attack("Quitter"))
 
     def test_a_broken_plugin_harms_nobody_else(self, installed):
         installed(entry("Broken", "not_installed_at_all:Broken", kind=registry.ATTACK))
-        assert registry.load_attack(registry.find_attack("P4D")).__name__ == "P4D"
+        assert registry.load_offer(registry.find_attack("P4D")).__name__ == "P4D"
         assert registry.failures == {}
 
     def test_a_name_that_two_packages_claim_is_refused(self, installed):

@@ -1,21 +1,26 @@
-"""Which adapters there are, and how they get into a model."""
+"""Kinds of adapters, ours and those of other packages, and how they are put into a model."""
 
 from collections.abc import Callable
+from importlib.metadata import entry_points
 
 from torch import nn
 
-from erasure_lightning.adapters.base import ADAPTER_CHILD, AdapterPlan, hook_installer
+from erasure_lightning.adapters.base import CHILD, Adapter, Plan, beside
 from erasure_lightning.adapters.eraser import Eraser
 from erasure_lightning.adapters.lora import add_lora
 from erasure_lightning.adapters.semi_permeable import SemiPermeable
+from erasure_lightning.discovery import cause_of, package_of
 from erasure_lightning.errors import ErasureError
 
-#: How each kind is put in; a file says the kind, so that reading it never imports what it names.
-KINDS: dict[str, Callable[[nn.Module, AdapterPlan], None]] = {
+#: How each kind of ours is put in; a file names a kind and no class, and so decides no import.
+KINDS: dict[str, Callable[[nn.Module, Plan], None]] = {
     "lora": add_lora,
     "spm": hook_installer(SemiPermeable),
     "eraser": hook_installer(Eraser),
 }
+
+#: Where packages announce an `Adapter` under the name of its kind. `registry` lies above this room.
+_GROUP = "erasure_lightning.adapters"
 
 
 def install(root: nn.Module, plan: AdapterPlan) -> None:
@@ -26,22 +31,41 @@ def install(root: nn.Module, plan: AdapterPlan) -> None:
         plan: Which, and where.
 
     Raises:
-        ErasureError: If the kind is unknown, or a layer is not there.
+        ErasureError: If the kind is unknown or cannot be loaded, or a layer is missing.
     """
-    if plan.kind not in KINDS:
-        raise ErasureError(
-            f"The edit needs adapters of kind {plan.kind!r}; known are {', '.join(sorted(KINDS))}."
-        )
+    put_in = KINDS.get(plan.kind) or _plugin(plan.kind)
     present = {name for name, _ in root.named_modules()}
     if missing := [name for name in plan.layers if name not in present]:
         raise ErasureError(
             f"The adapters need {len(plan.layers)} layers of {type(root).__name__}; found"
             f" {len(missing)} missing, {missing[0]} first."
         )
-    KINDS[plan.kind](root, plan)
+    put_in(root, plan)
 
 
 def adapter_parameters(root: nn.Module) -> dict[str, nn.Parameter]:
-    """What adapters of any kind compute with, by name."""
-    marks = (f".{ADAPTER_CHILD}.", ".lora_")
+    """Parameters of the adapters in a model, of any kind, by name."""
+    marks = (f".{CHILD}.", ".lora_")
     return {name: p for name, p in root.named_parameters() if any(mark in name for mark in marks)}
+
+
+def _plugin(kind: str) -> Callable[[nn.Module, Plan], None]:
+    """How the adapters of another package are put in; its code is imported here."""
+    announced = entry_points(group=_GROUP)
+    entries = sorted(announced.select(name=kind))
+    if not entries:
+        known = ", ".join(sorted({*KINDS, *announced.names}))
+        raise ErasureError(f"The edit needs adapters of kind {kind!r}; known are {known}.")
+    if len(entries) > 1:
+        packages = " and ".join(f"{package_of(entry)} ({entry.value})" for entry in entries)
+        raise ErasureError(f"The adapter name {kind!r} is claimed by {packages}. Uninstall one.")
+    try:
+        adapter = entries[0].load()
+        if not (isinstance(adapter, type) and issubclass(adapter, Adapter)):
+            raise TypeError(f"expected a subclass of Adapter, found {adapter!r}")
+    except (Exception, SystemExit) as error:  # a plugin's own code runs here, and may even exit
+        raise ErasureError(
+            f"The adapter {kind} could not be loaded from {package_of(entries[0])}"
+            f" ({entries[0].value}): {cause_of(error)}. Mend or uninstall that package."
+        ) from error
+    return beside(adapter)

@@ -1,6 +1,6 @@
-"""Built-in attacks: one file each, one line each in `ATTACKS`, readable without importing any."""
+"""Every attack: one file each, and one line each in `ATTACKS`, which imports none of them."""
 
-from erasure_lightning.methods import BuiltIn
+from erasure_lightning.discovery import BuiltIn
 
 ATTACKS = {
     "UnlearnDiffAtk": BuiltIn(

@@ -16,7 +16,7 @@ import erasure_lightning
 from erasure_lightning.concepts.concept import Concepts
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.strict_yaml import StrictLoader
-from erasure_lightning.registry import ATTACK, METHOD
+from erasure_lightning.registry import ATTACK, METHOD, RETENTION
 
 _PACKAGE = Path(erasure_lightning.__file__).parent
 
@@ -47,7 +47,10 @@ def _plugin_folders() -> Iterator[Path]:
     """Found without importing anything: a package that is broken, or slow, harms nobody who does
     not name it.
     """
-    for entry in (*entry_points(group=METHOD.group), *entry_points(group=ATTACK.group)):
+    installed = entry_points()
+    for entry in (
+        e for kind in (METHOD, ATTACK, RETENTION) for e in installed.select(group=kind.group)
+    ):
         with suppress(Exception):
             spec = find_spec(entry.value.partition(":")[0].partition(".")[0])
             yield from (
@@ -81,14 +84,25 @@ def find_config(name: str, *within: str) -> Path:
 
 
 def checked_config(name: str, *within: str) -> Path:
-    """`find_config`, read once to see that it is one; arguments as there.
+    """The path of a config that was checked; arguments and errors of `find_config`, `read_config`.
 
     Raises:
-        ErasureError: If it is not, with the line.
+        ErasureError: If there is no such config, or it is none.
     """
     path = find_config(name, *within)
+    read_config(path)
+    return path
+
+
+def read_config(path: Path) -> str:
+    """The text of a config.
+
+    Raises:
+        ErasureError: If it is no YAML, with the line, or no mapping.
+    """
     try:
-        content = load_yaml(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        content = load_yaml(text)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
@@ -99,7 +113,7 @@ def checked_config(name: str, *within: str) -> Path:
         raise ErasureError(
             f"{path} needs options as `name: value` lines; found {type(content).__name__}."
         )
-    return path
+    return text
 
 
 class _Loader(StrictLoader):

@@ -1,4 +1,4 @@
-"""The parser's complaints in one clear line: what is wrong where, and what was probably meant."""
+"""Errors of jsonargparse as one line: what is wrong where, and what was probably meant."""
 
 import difflib
 import inspect
@@ -10,29 +10,35 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
 
 from erasure_lightning.attacks.base import Attack
-from erasure_lightning.cli.short_names import CLASSES, LOGGERS
+from erasure_lightning.cli.short_names import CLASSES, LOGGERS, retention_names
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.training.base import ErasureModule
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
 _KEY = re.compile(r'Parser key "(?P<key>[^"]+)":')
-_NOISE = (
-    *(
-        "Does not validate",
-        "Not of type Concepts",
-        "Subtypes:",
-        "Errors:",
-        "Given value",
-        "Expected a path but",
-    ),
+
+#: Starts of lines that frame the errors of a nested value.
+_FRAME = (
+    "Does not validate",
+    "Not of type Concepts",
+    "Subtypes:",
+    "Errors:",
+    "Given value",
+    "Expected a path but",
     "Problem with given class",
+    "Subclass types expect one of",
+    "a class path (str)",
+    "a dict with",
 )
-#: Alternatives that nobody who wrote a name meant.
-_NOTHING = tuple(
+
+#: Alternatives of a type that nobody who wrote a name meant.
+_UNLIKELY = tuple(
     f"Expected a <class '{name}'>" for name in ("NoneType", "bool", "collections.abc.Iterable")
 )
-#: Nor a file by one who wrote a list of concepts.
+
+#: Where one is listed a file is unlikely too.
 _CONCEPTS, _FILE = "model.concepts", "Expected a <class 'str'>"
+
 _TYPES = {
     "int": "a whole number",
     "float": "a number",
@@ -43,78 +49,84 @@ _TYPES = {
 
 
 def tidy(message: str, parser: LightningArgumentParser) -> str:
-    """One line for a complaint of jsonargparse."""
-    if found := re.match(r"unrecognized arguments: (.*)", message, re.S):
-        return _unrecognized(found[1].split(), parser)
-    if found := re.match(r"Group '(.+)' does not accept option '(.+)'", message):
-        return _refused(found[1], found[2], parser)
-    told = list(dict.fromkeys(_told(message, parser)))
-    return "; ".join(told) or " ".join(message.split())
+    """One line for an error of jsonargparse.
+
+    Args:
+        message: The error's text, of any number of lines.
+        parser: Which raised it; its options are what is suggested.
+    """
+    if match := re.match(r"unrecognized arguments: (.*)", message, re.S):
+        return _unrecognized(match[1].split(), parser)
+    if match := re.match(r"Group '(.+)' does not accept option '(.+)'", message):
+        return _no_option(match[1], match[2], parser)
+    errors = list(dict.fromkeys(_errors(message, parser)))
+    return "; ".join(errors) or " ".join(message.split())
 
 
-def _told(message: str, parser: LightningArgumentParser) -> Iterator[str]:
-    """What remains of a nested complaint, each with the key it is about."""
+def _errors(message: str, parser: LightningArgumentParser) -> Iterator[str]:
+    """The errors inside a nested one, each with the key it is about."""
     keys: list[str] = []
     lines = message.splitlines()
     for number, line in enumerate(lines):
         text = line.strip().removeprefix("- ")
-        if found := _KEY.match(text):
-            keys.append(found["key"])
-            text = text[found.end() :].strip()
+        if match := _KEY.match(text):
+            keys.append(match["key"])
+            text = text[match.end() :].strip()
         key = ".".join(dict.fromkeys(keys))
-        nothing = (*_NOTHING, _FILE) if key.startswith(_CONCEPTS) else _NOTHING
-        if text and not text.startswith(_NOISE) and text not in nothing:
-            yield _line(text, key, parser, _given(lines[number:]))
+        unlikely = (*_UNLIKELY, _FILE) if key.startswith(_CONCEPTS) else _UNLIKELY
+        is_bare = re.fullmatch(r"Not a valid subclass of \w+", text)  # its cause stands beside it
+        if text and not text.startswith(_FRAME) and text not in unlikely and not is_bare:
+            yield _line(text, key, parser, _value_found(lines[number:]))
 
 
-def _given(lines: Iterable[str]) -> str:
-    """What was found, as the alternatives' common end tells; empty if it does not."""
+def _value_found(lines: Iterable[str]) -> str:
+    """The value that an error's last line names; empty for an object the parser made of it."""
     for line in lines:
         name, _, value = line.strip().partition(": ")
         if name == "Given value":
-            return (
-                "" if "(" in value else f"; found {value!r}"
-            )  # no object that the parser made of it
+            return "" if "(" in value else f"; found {value!r}"
     return ""
 
 
-def _line(text: str, key: str, parser: LightningArgumentParser, given: str) -> str:
-    if found := re.match(r"Option '(.+)' is not accepted", text):
-        return _refused(key, found[1], parser)
-    if (found := re.match(r"Expected a dot import path string: (.*)", text)) and key == _CONCEPTS:
-        return f"{key} needs {{name: {found[1]}}} in its list; found {found[1]!r}"
-    if found:
-        return f"{key} knows no {found[1]!r}{_meant(found[1], _names(key))}"
-    if found := re.match(r"the following arguments are required: (.*)", text):
-        return f"{key or 'erasure'} needs {found[1]}: give --{key}.{found[1].split(',')[0]}"
-    if found := re.match(r"Expected a (.+)\. Got value: (.*)", text):
-        return f"{key} needs {_type(found[1])}; found {found[2]!r}"
-    if (found := re.fullmatch(r"Expected a (<class '\w+'>)", text)) and key:
-        return f"{key} needs {_type(found[1])}{given}"
+def _line(text: str, key: str, parser: LightningArgumentParser, found: str) -> str:
+    if match := re.match(r"Option '(.+)' is not accepted", text):
+        return _no_option(key, match[1], parser)
+    if match := re.match(r"Expected a dot import path string: (.*)", text):
+        if key == _CONCEPTS:
+            return f"{key} needs {{name: {match[1]}}} in its list; found {match[1]!r}"
+        return f"{key} knows no {match[1]!r}{_suggestion(match[1], _class_names(key))}"
+    if match := re.match(r"the following arguments are required: (.*)", text):
+        return f"{key or 'erasure'} needs {match[1]}: give --{key}.{match[1].split(',')[0]}"
+    if match := re.match(r"Not a valid subclass of (\w+)\. Got value: (.*)", text):
+        return f"{key} needs the name of a {match[1]}; found {match[2]!r}"
+    if match := re.match(r"Expected a (.+)\. Got value: (.*)", text):
+        return f"{key} needs {_type(match[1])}; found {match[2]!r}"
+    if (match := re.fullmatch(r"Expected a (<class '\w+'>)", text)) and key:
+        return f"{key} needs {_type(match[1])}{found}"
     return f"{key}: {text}" if key else text
 
 
 def _type(text: str) -> str:
-    if found := re.match(r"typing\.Literal\[(.*)\]", text):
-        return f"one of {found[1]}"
-    plain = re.sub(r"<class '([\w.]+)'>", lambda m: m[1].rsplit(".", 1)[-1], text)
+    if match := re.match(r"typing\.Literal\[(.*)\]", text):
+        return f"one of {match[1]}"
+    plain = re.sub(r"<class '([\w.]+)'>", lambda match: match[1].rsplit(".", 1)[-1], text)
     return _TYPES.get(plain, plain)
 
 
 def _unrecognized(words: list[str], parser: LightningArgumentParser) -> str:
     known = [name for action in parser._actions for name in action.option_strings]
-    odd = [word.split("=")[0] for word in words if word.startswith("-")] or words
-    return "; ".join(f"unknown argument {word!r}{_meant(word, known)}" for word in odd)
+    unknown = [word.split("=")[0] for word in words if word.startswith("-")] or words
+    return "; ".join(f"unknown argument {word!r}{_suggestion(word, known)}" for word in unknown)
 
 
-def _refused(key: str, option: str, parser: LightningArgumentParser) -> str:
+def _no_option(key: str, option: str, parser: LightningArgumentParser) -> str:
     known = _options(key, parser)
-    meant = (
+    hint = (
         ": others of its kind have, this class has not"
         if option in known
-        else _meant(option, known)
+        else _suggestion(option, known)
     )
-    return f"{key or 'the config'} has no option {option!r}{meant}"
+    return f"{key or 'the config'} has no option {option!r}{hint}"
 
 
 def _options(key: str, parser: LightningArgumentParser) -> set[str]:
@@ -129,30 +141,31 @@ def _options(key: str, parser: LightningArgumentParser) -> set[str]:
         return _parameters(Logger)
     inside = f"{key}." if key else ""
     return {
-        a.dest.removeprefix(inside).split(".")[0]
-        for a in parser._actions
-        if a.dest.startswith(inside)
+        action.dest.removeprefix(inside).split(".")[0]
+        for action in parser._actions
+        if action.dest.startswith(inside)
     }
 
 
-def _names(key: str) -> set[str]:
-    names = {c.__name__ for c in _family(Callback if "callbacks" in key else Logger)}
-    return names | set(CLASSES) if "callbacks" in key else names | set(LOGGERS)
+def _class_names(key: str) -> set[str]:
+    """Names that could have been meant where a class is named."""
+    if "callbacks" in key:
+        return {cls.__name__ for cls in _family(Callback)} | {*CLASSES, *retention_names()}
+    return {cls.__name__ for cls in _family(Logger)} | {*LOGGERS}
 
 
 def _family(cls: type) -> list[type]:
+    """A class and everything derived from it."""
     children: list[type] = type.__subclasses__(cls)
     return [cls, *(member for child in children for member in _family(child))]
 
 
 def _parameters(cls: type) -> set[str]:
-    """Constructor arguments of a class and everything derived from it."""
-    return {name for member in _family(cls) for name in inspect.signature(member).parameters} - {
-        "args",
-        "kwargs",
-    }
+    """Constructor arguments of a class and of everything derived from it."""
+    names = {name for member in _family(cls) for name in inspect.signature(member).parameters}
+    return names - {"args", "kwargs"}
 
 
-def _meant(word: str, known: Iterable[str]) -> str:
+def _suggestion(word: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(word, sorted(known), n=2)
     return f". Did you mean {' or '.join(map(repr, near))}?" if near else ""

@@ -14,9 +14,7 @@ from erasure_lightning.runs.folder import Run, default_run, run_of, unused_folde
 _VARIABLE = "ERASURE_RUN_DIR"
 
 
-def choose(
-    command: str, config: Namespace, checkpoint: Path | None, file: Path | None = None
-) -> Run:
+def choose(command: str, config: Namespace, checkpoint: Path | None) -> Run:
     """The folder of a command.
 
     Processes that Lightning starts are told it. Those that torchrun or a scheduler starts find it
@@ -27,7 +25,6 @@ def choose(
         command: ``fit``, ``validate``, ``test`` or ``predict``.
         config: What was asked for.
         checkpoint: Where it goes on from.
-        file: Where the concepts stood, if in a file of their own.
 
     Raises:
         ErasureError: If something there would be overwritten.
@@ -38,7 +35,7 @@ def choose(
         and _VARIABLE in os.environ
     ):
         return Run(Path(os.environ[_VARIABLE]))
-    run = _folder(command, config, checkpoint, file)
+    run = _folder(command, config, checkpoint)
     check(command, run, checkpoint)
     _warn_of_half_an_edit(command, config, checkpoint)
     if "LOCAL_RANK" not in os.environ:
@@ -82,13 +79,15 @@ def _warn_of_half_an_edit(command: str, config: Namespace, checkpoint: Path | No
         print(f"erasure: warning: {what}; go on with `{run.command}`.", file=sys.stderr)
 
 
-def _folder(command: str, config: Namespace, checkpoint: Path | None, file: Path | None) -> Run:
+def _folder(command: str, config: Namespace, checkpoint: Path | None) -> Run:
     if config.run_dir is not None:
         return Run(Path(config.run_dir))
     if command == "fit" and checkpoint is None:
-        names = [concept.name for concept in config.model.init_args.concepts.listed]
+        concepts = config.model.init_args.concepts
+        names = [concept.name for concept in concepts.listed]
         run = default_run(
-            config.model.class_path.rsplit(".", 1)[-1], [file.stem] if file else names
+            config.model.class_path.rsplit(".", 1)[-1],
+            [concepts.file.stem] if concepts.file else names,
         )
         draw = os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None
         return (

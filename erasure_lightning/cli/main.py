@@ -45,10 +45,10 @@ _OWN = {
     "benchmark": "benchmark:benchmark",
     "score": "score:score",
     "log": "log:log",
-    "compare": "listing:compare",
+    "compare": "list_commands:compare",
     "report": "report:report",
-    "methods": "listing:methods",
-    "attacks": "listing:attacks",
+    "methods": "list_commands:methods",
+    "attacks": "list_commands:attacks",
     "new-method": "new_method:new_method",
 }
 

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from erasure_lightning.cli.short_names import options
+from erasure_lightning.cli.options import CONFIG_OPTIONS, Options
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.runs.folder import run_of
 from erasure_lightning.training.checkpoints import (
@@ -14,20 +14,18 @@ from erasure_lightning.training.checkpoints import (
 )
 
 
-def own_config(argv: list[str], command: str) -> list[str]:
+def own_config(options: Options, command: str) -> list[str]:
     """The config a checkpoint was made with, as arguments, where the command line names a
     checkpoint but no method.
 
     Raises:
         ErasureError: If there is no such checkpoint.
     """
-    given = dict(options(argv))
-    if given.keys() & {"-c", "--config", "--model", "--model.class_path"} or not given.get(
-        "--ckpt_path"
-    ):
+    checkpoint = options.get("--ckpt_path")
+    if not checkpoint or options.names() & {*CONFIG_OPTIONS, "--model", "--model.class_path"}:
         return []
-    locate_checkpoint(given["--ckpt_path"], command)
-    path = Path(given["--ckpt_path"])
+    locate(checkpoint, command)
+    path = Path(checkpoint)
     if (config := run_of(path).config).is_file():
         return ["--config", str(config)]
     if (

@@ -18,10 +18,12 @@ from erasure_lightning.checks import require
 from erasure_lightning.cli import folders, loggers
 from erasure_lightning.cli.configs import dump_yaml, load_yaml
 from erasure_lightning.cli.error_messages import tidy
+from erasure_lightning.cli.options import CONFIG_OPTIONS, Options
 from erasure_lightning.cli.parser import Parser
 from erasure_lightning.cli.rank import started
 from erasure_lightning.cli.resume import check_same, check_unfinished, own_config
-from erasure_lightning.cli.short_names import arguments, concept_file
+from erasure_lightning.cli.short_names import full_words
+from erasure_lightning.cli.warning_filters import hush
 from erasure_lightning.data.datamodule import PromptData
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.writing import write_atomically
@@ -36,7 +38,7 @@ from erasure_lightning.training.checkpoints import (
 from erasure_lightning.training.strategies import check_strategy, register_strategies
 
 #: Options of which a command needs one.
-_NAMING = ("-c", "--config", "--model", "--model.class_path", "-h", "--help")
+_NAMING = {*CONFIG_OPTIONS, "--model", "--model.class_path", "-h", "--help"}
 
 HELP = {
     "fit": "Erase concepts.",
@@ -80,8 +82,9 @@ class CommandLine(LightningCLI):
 
     def __init__(self, command: str, argv: list[str], keeper: LastCheckpoint) -> None:
         self.command = command
-        self.argv = argv
+        self.options = Options.read(argv)
         self.keeper = keeper
+        words = [*own_config(self.options, command), *full_words(self.options)]
         super().__init__(
             ErasureModule,
             PromptData,
@@ -90,7 +93,7 @@ class CommandLine(LightningCLI):
             parser_kwargs={"prog": f"erasure {command}", "description": HELP[command]},
             parser_class=Parser,
             subclass_mode_model=True,
-            args=[*own_config(argv, command), *arguments(argv)],
+            args=words,
             run=False,
             auto_configure_optimizers=False,
         )
@@ -123,7 +126,8 @@ class CommandLine(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, in any process: LightningCLI's own warns where there is a ``sys.argv``."""
-        if not any(word.split("=")[0] in _NAMING or ".help" in word for word in args):
+        names = self.options.names()
+        if not (args[:1] == ["--config"] or names & _NAMING or any(".help" in n for n in names)):
             raise ErasureError(
                 f"erasure {self.command} needs a method: give --config FILE, or --model NAME with"
                 f" --model.concepts. Known: {', '.join(METHODS)} (`erasure methods` lists all)."
@@ -147,9 +151,7 @@ class CommandLine(LightningCLI):
         _take_up(self.config.trainer)
         self.watchdog = Watchdog(self.config.hang_timeout)
         self.checkpoint = self._checkpoint(content["model"])
-        self.run = folders.choose(
-            self.command, self.config, self.checkpoint, concept_file(self.argv)
-        )
+        self.run = folders.choose(self.command, self.config, self.checkpoint)
         if self.command == "predict":
             self.config.trainer.logger = (
                 False  # pictures are its files; an empty run on a board would be litter

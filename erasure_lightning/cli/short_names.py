@@ -6,36 +6,32 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from erasure_lightning.cli.configs import SHIPPED, checked_config, load_yaml
+from erasure_lightning.cli.configs import SHIPPED, find_config, load_yaml
+from erasure_lightning.cli.options import CONFIG_OPTIONS, Option
 from erasure_lightning.cli.slow_import import load
 from erasure_lightning.concepts.concept import Concepts
 from erasure_lightning.concepts.files import CONCEPT_FIELDS, read_concepts, read_entry
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.registry import Offer, find_attack, find_method
+from erasure_lightning.registry import (
+    Offer,
+    find_attack,
+    find_method,
+    find_retention_callback,
+    known_retention_callbacks,
+)
 
-#: Our own classes that configs name; Lightning's go by their class names anyway.
+#: Our classes that configs name, beside those in `registry`; Lightning's need no short name.
 CLASSES = {
-    "GlobalSemanticAlignment": (
-        "erasure_lightning.retention.global_alignment.GlobalSemanticAlignment"
-    ),
-    "LocalNoisePreservation": "erasure_lightning.retention.local_noise.LocalNoisePreservation",
-    "LocalStatePreservation": "erasure_lightning.retention.local_states.LocalStatePreservation",
-    "BeyondConceptRegularization": (
-        "erasure_lightning.retention.beyond_concept.BeyondConceptRegularization"
-    ),
-    "UnconditionalDrift": "erasure_lightning.retention.unconditional_drift.UnconditionalDrift",
     "Measure": "erasure_lightning.callbacks.measure.Measure",
     "SampleGrid": "erasure_lightning.callbacks.sample_grid.SampleGrid",
     "Dashboard": "erasure_lightning.callbacks.dashboard.Dashboard",
-    "RetentionMonitor": "erasure_lightning.retention.monitor.RetentionMonitor",
     "TinyBackbone": "erasure_lightning.backbones.tiny.TinyBackbone",
     "TinyXL": "erasure_lightning.backbones.tiny.TinyXL",
     "PureNoise": "erasure_lightning.training.latent_sources.PureNoise",
@@ -57,10 +53,27 @@ LOGGERS: dict[str, Any] = {
 _CLASS_PATH = re.compile(r"[A-Za-z_]\w*(\.\w+)*\.[A-Z]\w*")
 
 
-def class_path(name: str) -> str:
-    """One of `CLASSES` in full; everything else as it is."""
+def our_class(name: str) -> str:
+    """The class path of one of `CLASSES` by its name; everything else as it is."""
     lower = {key.casefold(): path for key, path in CLASSES.items()}
     return lower.get(name.casefold(), name)
+
+
+def class_path(name: str) -> str:
+    """The class path of one of `CLASSES` or of a retention callback; everything else as it is.
+
+    Raises:
+        ErasureError: If a retention callback cannot be loaded.
+    """
+    path = our_class(name)
+    if path == name and name.casefold() in map(str.casefold, retention_names()):
+        return offered_path(find_retention_callback, name)
+    return path
+
+
+def retention_names() -> list[str]:
+    """Names of all retention callbacks."""
+    return [offer.name for offer in known_retention_callbacks()]
 
 
 def offered_path(find: Callable[[str], Offer], name: str) -> str:
@@ -89,7 +102,7 @@ def logger_path(name: str) -> str:
 
 def backbone(name: str) -> str | dict[str, str]:
     """A backbone's class where a class is named, else the name of weights."""
-    path = class_path(name)
+    path = our_class(name)
     return {"class_path": path} if _CLASS_PATH.fullmatch(path) else name
 
 
@@ -99,7 +112,8 @@ def concepts(name: str) -> Concepts:
     Raises:
         ErasureError: If there is no such file, or it cannot be read.
     """
-    return Concepts(tuple(read_concepts(find_concepts(name))))
+    file = find_concepts(name)
+    return Concepts(tuple(read_concepts(file)), file)
 
 
 def concepts_option(name: str) -> dict[str, str]:
@@ -160,7 +174,7 @@ _UNDER: dict[str, Callable[[str], Any]] = {
     "logger": logger,
     "logger.class_path": logger_path,
     "backbone": backbone,
-    "latents": class_path,
+    "latents": our_class,
     "concepts": concepts,
 }
 
@@ -204,28 +218,24 @@ def _item(value: Any, key: str) -> Any:
     )
 
 
-def arguments(argv: list[str]) -> list[str]:
-    """Command-line arguments with all short names, and the names of configs, in full."""
-    return list(_arguments(argv))
+def full_words(options: Iterable[Option]) -> list[str]:
+    """The words of a command line, with all short names and the names of configs in full.
+
+    Raises:
+        ErasureError: If a method, an attack, a config or a file of concepts cannot be found.
+    """
+    return [word for option in options for word in _in_full(option).words()]
 
 
-def _arguments(argv: list[str]) -> Iterator[str]:
-    option = ""
-    for word in argv:
-        if option and not word.startswith("--"):  # behind a flag the next option follows
-            yield _value(option, word)
-            option = ""
-        elif word.startswith("-") and "=" in word:
-            name, _, value = word.partition("=")
-            yield f"{name}={_value(name, value)}"
-        else:
-            option = word if word.startswith("-") else ""
-            yield word
+def _in_full(option: Option) -> Option:
+    if not option.name or option.value is None:
+        return option
+    return option._replace(value=_value(option.name, option.value))
 
 
 def _value(option: str, word: str) -> str:
-    if option in ("-c", "--config"):
-        return str(checked_config(word))
+    if option in CONFIG_OPTIONS:
+        return str(find_config(word))
     steps = option.removesuffix("+").lstrip("-").split(".")
     if steps[-1] == "concepts" and option.endswith("+"):
         raise ErasureError(
@@ -253,27 +263,3 @@ def _check_list(word: str) -> None:
         raise ErasureError(
             f"--model.concepts needs a file or a list like '[{{name: cigarette}}]'; {told}."
         ) from error
-
-
-def concept_file(argv: list[str]) -> Path | None:
-    """The file that the concepts come from, after which a run is named; None where they stand in a
-    list.
-    """
-    given: Any = None
-    for option, value in options(argv):
-        if option in ("-c", "--config"):
-            model = load_yaml(checked_config(value).read_text(encoding="utf-8")).get("model")
-            inside = model.get("init_args") if isinstance(model, dict) else None
-            given = (inside or {}).get("concepts", given)
-        elif option.endswith("model.concepts"):
-            given = value
-    named = isinstance(given, str) and not given.startswith(("[", "{"))
-    return find_concepts(given) if named else None
-
-
-def options(argv: list[str]) -> Iterator[tuple[str, str]]:
-    """Options and what is given to them."""
-    for word, following in pairwise([*argv, ""]):
-        if word.startswith("-"):
-            name, equals, value = word.partition("=")
-            yield name, value if equals else following

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from erasure_lightning.errors import ErasureError
@@ -98,9 +99,11 @@ class Concepts:
 
     Args:
         listed: The concepts.
+        file: Where they were read, if in a file of their own.
     """
 
     listed: tuple[Concept, ...]
+    file: Path | None = field(default=None, compare=False)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Concepts":
         return self

@@ -1,1 +1,36 @@
-"""What must survive: one callback a file."""
+"""What must survive: one callback a file, and one line each in `RETENTION_CALLBACKS`."""
+
+from erasure_lightning.discovery import BuiltIn
+
+RETENTION_CALLBACKS = {
+    "GlobalSemanticAlignment": BuiltIn(
+        "erasure_lightning.retention.global_alignment:GlobalSemanticAlignment",
+        "Holds the relations of retained prompts to each other, in the text encoder's states",
+        "Zhu et al. 2025, https://arxiv.org/abs/2506.09363",
+    ),
+    "LocalNoisePreservation": BuiltIn(
+        "erasure_lightning.retention.local_noise:LocalNoisePreservation",
+        "Holds the denoiser's predictions on retained prompts",
+        "Zhu et al. 2025, https://arxiv.org/abs/2506.09363",
+    ),
+    "LocalStatePreservation": BuiltIn(
+        "erasure_lightning.retention.local_states:LocalStatePreservation",
+        "Holds the text encoder's states on retained prompts",
+        "",
+    ),
+    "BeyondConceptRegularization": BuiltIn(
+        "erasure_lightning.retention.beyond_concept:BeyondConceptRegularization",
+        "Holds predictions at random text states beyond the concepts' own",
+        "Liu et al. 2024, https://arxiv.org/abs/2410.09140",
+    ),
+    "UnconditionalDrift": BuiltIn(
+        "erasure_lightning.retention.unconditional_drift:UnconditionalDrift",
+        "Holds the unconditional prediction",
+        "Hong et al. 2024, https://arxiv.org/abs/2312.12807",
+    ),
+    "RetentionMonitor": BuiltIn(
+        "erasure_lightning.retention.monitor:RetentionMonitor",
+        "Measures erasure and retention while training, and stops on a budget",
+        "",
+    ),
+}

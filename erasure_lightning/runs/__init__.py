@@ -1,1 +1,1 @@
-"""The folder of a run, its log, and the dashboards it writes to."""
+"""The folder of a run: its files, logs and dashboards."""

@@ -12,7 +12,8 @@ from trivial import TINY
 from erasure_lightning.__main__ import main
 from erasure_lightning.cli.configs import load_yaml
 from erasure_lightning.cli.main import COMMANDS
-from erasure_lightning.cli.short_names import arguments
+from erasure_lightning.cli.options import Option, Options
+from erasure_lightning.cli.short_names import full_words
 from erasure_lightning.edits.edit import read_edit
 
 pytestmark = pytest.mark.usefixtures("folder")
@@ -141,7 +142,7 @@ def test_every_way_to_name_a_method():
         ["--model.class_path", "Sage"],
         ["--model", full],
     ):
-        assert arguments(given)[-1].endswith(full)
+        assert full_words(Options.read(given))[-1].endswith(full)
 
 
 def test_callbacks_loggers_and_latents_have_names(capsys, folder):
@@ -214,9 +215,26 @@ def test_concepts_come_from_a_file(capsys, folder, monkeypatch, given):
 
 def test_a_file_of_concepts_may_stand_behind_a_flag(folder):
     (folder / "c.txt").write_text("cat\n")
-    given = arguments(["--print_config", "--model.concepts", "c.txt"])
-    assert given == ["--print_config", *arguments(["--model.concepts", "c.txt"])]
-    assert given[-1] != "c.txt"
+    options = Options.read(["--print_config", "--model.concepts", "c.txt"])
+    assert full_words(options) == ["--print_config", *full_words(options[1:])]
+    assert full_words(options)[-1] != "c.txt"
+
+
+def test_options_are_read_in_order():
+    argv = ["word", "--flag", "-c", "a", "--x=1", "other", "--lr", "-1", "--lr", "-2"]
+    options = Options.read([*argv, "--last"])
+    assert options == (
+        Option("", "word"),
+        Option("--flag"),
+        Option("-c", "a"),
+        Option("--x", "1", joined=True),
+        Option("", "other"),
+        Option("--lr", "-1"),
+        Option("--lr", "-2"),
+        Option("--last"),
+    )
+    assert [word for option in options for word in option.words()] == [*argv, "--last"]
+    assert (options.get("--lr"), options.get("--last"), options.get("--no")) == ("-2", None, None)
 
 
 def test_help_tells_of_files_of_concepts(capsys):
@@ -276,6 +294,14 @@ def test_help_tells_of_files_of_concepts(capsys):
         (
             [*SAGE, "--trainer.callbacks+=LocalNoisePreservation", "--trainer.callbacks.wight=3"],
             "trainer.callbacks has no option 'wight'. Did you mean 'weight'?",
+        ),
+        (
+            [*SAGE, "--trainer.callbacks", "[3]"],
+            "trainer.callbacks needs the name of a Callback; found '3'",
+        ),
+        (
+            [*SAGE, "--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.filename=x"],
+            "trainer.callbacks has no option 'filename': others of its kind have, this class has",
         ),
         ([*SAGE, "--model.concepts", "[{name: ''}]"], "model.concepts[0]: A concept needs a name"),
         (
