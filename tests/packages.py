@@ -1,4 +1,4 @@
-"""Installed packages as `pip install` leaves them, without pip."""
+"""Packages as `pip install` leaves them, without pip."""
 
 from erasure_lightning.registry import METHOD
 

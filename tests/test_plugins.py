@@ -13,10 +13,10 @@ from trivial import TINY
 
 from erasure_lightning import registry
 from erasure_lightning.__main__ import main
-from erasure_lightning.adapters.base import Plan
+from erasure_lightning.adapters.base import AdapterPlan
 from erasure_lightning.cli import slow_import
 from erasure_lightning.cli.configs import SHIPPED, find_config
-from erasure_lightning.edits.edit import apply_edit, write_edit
+from erasure_lightning.edits.applied import apply_edit, write_edit
 from erasure_lightning.errors import ErasureError
 
 #: What nobody may import who did not ask for it.
@@ -245,7 +245,7 @@ def shifted(tmp_path, tiny):
     """An edit with adapters of kind ``shift``, and the layer beside which one stands."""
     layer = next(iter(tiny.text_layers())).removeprefix("denoiser.")
     vector = torch.ones(tiny.denoiser.get_submodule(layer).out_features)
-    plan = asdict(Plan("shift", [layer], {"scale": 2.0}))
+    plan = asdict(AdapterPlan("shift", [layer], {"scale": 2.0}))
     edit = tmp_path / "edit.safetensors"
     write_edit(edit, {f"unet.{layer}.adapter.vector": vector}, {"adapters": {"unet": plan}})
     return edit, layer

@@ -1,7 +1,7 @@
 from importlib.metadata import EntryPoint
 
 import pytest
-from trivial import Distillation, PlainPrompt
+from trivial import Distillation
 
 from erasure_lightning import registry
 from erasure_lightning.attacks import ATTACKS

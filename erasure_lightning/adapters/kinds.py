@@ -5,7 +5,7 @@ from importlib.metadata import entry_points
 
 from torch import nn
 
-from erasure_lightning.adapters.base import CHILD, Adapter, Plan, beside
+from erasure_lightning.adapters.base import ADAPTER_CHILD, Adapter, AdapterPlan, hook_installer
 from erasure_lightning.adapters.eraser import Eraser
 from erasure_lightning.adapters.lora import add_lora
 from erasure_lightning.adapters.semi_permeable import SemiPermeable
@@ -13,7 +13,7 @@ from erasure_lightning.discovery import cause_of, package_of
 from erasure_lightning.errors import ErasureError
 
 #: How each kind of ours is put in; a file names a kind and no class, and so decides no import.
-KINDS: dict[str, Callable[[nn.Module, Plan], None]] = {
+KINDS: dict[str, Callable[[nn.Module, AdapterPlan], None]] = {
     "lora": add_lora,
     "spm": hook_installer(SemiPermeable),
     "eraser": hook_installer(Eraser),
@@ -45,11 +45,11 @@ def install(root: nn.Module, plan: AdapterPlan) -> None:
 
 def adapter_parameters(root: nn.Module) -> dict[str, nn.Parameter]:
     """Parameters of the adapters in a model, of any kind, by name."""
-    marks = (f".{CHILD}.", ".lora_")
+    marks = (f".{ADAPTER_CHILD}.", ".lora_")
     return {name: p for name, p in root.named_parameters() if any(mark in name for mark in marks)}
 
 
-def _plugin(kind: str) -> Callable[[nn.Module, Plan], None]:
+def _plugin(kind: str) -> Callable[[nn.Module, AdapterPlan], None]:
     """How the adapters of another package are put in; its code is imported here."""
     announced = entry_points(group=_GROUP)
     entries = sorted(announced.select(name=kind))
@@ -68,4 +68,4 @@ def _plugin(kind: str) -> Callable[[nn.Module, Plan], None]:
             f"The adapter {kind} could not be loaded from {package_of(entries[0])}"
             f" ({entries[0].value}): {cause_of(error)}. Mend or uninstall that package."
         ) from error
-    return beside(adapter)
+    return hook_installer(adapter)

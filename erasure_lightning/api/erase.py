@@ -1,7 +1,6 @@
 """`erase`: makes a diffusers pipeline forget concepts, in one call."""
 
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from erasure_lightning.data.datamodule import PromptData
 from erasure_lightning.edits.applied import Edit
 from erasure_lightning.edits.components import component_fingerprints
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.registry import find_method, load_method
+from erasure_lightning.registry import find_method, find_retention_callback, load_method, load_offer
 from erasure_lightning.retention.base import RetentionCallback
 from erasure_lightning.training.base import ErasureModule
 from erasure_lightning.training.gradient import GradientErasure
@@ -139,11 +138,8 @@ def _retention(
 
 
 def _retention_class(name: str) -> type[RetentionCallback]:
-    from erasure_lightning.cli.short_names import CLASSES
-
-    module, _, cls = CLASSES[name].rpartition(".")
-    found: type[RetentionCallback] = getattr(import_module(module), cls)
-    return found
+    cls: type[RetentionCallback] = load_offer(find_retention_callback(name))
+    return cls
 
 
 def _made(

@@ -14,12 +14,11 @@ from erasure_lightning.attacks.base import Attack
 from erasure_lightning.attacks.outcome import IMAGE_KINDS, OUTCOME_FILE, Outcome
 from erasure_lightning.attacks.runner import run_attack, with_edit, write_outcome
 from erasure_lightning.attacks.target import AttackSettings, AttackTarget
+from erasure_lightning.benchmark.jobs import command_options
 from erasure_lightning.cli.configs import checked_config, dump_yaml, load_yaml
 from erasure_lightning.cli.error_messages import tidy
-from erasure_lightning.cli.options import CONFIG_OPTIONS, Options
 from erasure_lightning.cli.parser import Parser
-from erasure_lightning.cli.short_names import full_words
-from erasure_lightning.cli.warning_filters import hush
+from erasure_lightning.cli.short_names import options
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.locks import working_in
 from erasure_lightning.registry import find_attack, known_attacks
@@ -103,25 +102,25 @@ def _arguments(argv: list[str]) -> list[str]:
     """How the run was measured, then the configs, then all other arguments; each overrules what
     stands before it.
     """
-    options = Options.read(argv)
-    named = [
-        checked_config(option.value or "", "attacks", "")
-        for option in options
-        if option.name in CONFIG_OPTIONS
-    ]
-    others = [option for option in options if option.name not in CONFIG_OPTIONS]
-    given = options.get("--ckpt_path")
+    named, others, words = [], list[str](), iter(argv)
+    for word in words:
+        option, equals, value = word.partition("=")
+        if option in ("-c", "--config"):
+            named.append(checked_config(value if equals else next(words, ""), "attacks", ""))
+        else:
+            others.append(word)
+    given = dict(options(others)).get("--ckpt_path")
     own = run_of(Path(given)).config if given else None
     configs = [*([own] if own and own.is_file() else []), *named]
     return [
         *(word for path in configs for word in ("--config", _config(path))),
-        *full_words(others),
+        *command_options(others),
     ]
 
 
 def _helped(words: list[str]) -> list[str]:
     """With an attack's name, a call for help means the attack's own options."""
-    name = Options.read(words).get("--attack")
+    name = dict(options(words)).get("--attack")
     return ["--attack.help", name] if name and {"-h", "--help"} & set(words) else words
 
 

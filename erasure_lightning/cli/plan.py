@@ -14,7 +14,7 @@ from erasure_lightning.callbacks.interrupt import LastCheckpoint
 from erasure_lightning.callbacks.watchdog import Watchdog
 from erasure_lightning.checks import require
 from erasure_lightning.cli.run import CommandLine
-from erasure_lightning.cli.warning_filters import hush
+from erasure_lightning.cli.short_names import options
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.writing import json_text
 from erasure_lightning.planning.forecast import (
@@ -111,7 +111,7 @@ class Planner(CommandLine):
         ``"0,1"``, ``[0, 1]``.
         """
         told = self.config.trainer.devices if self.config.devices is None else self.config.devices
-        if told == "auto" and "--trainer.devices" not in self.options.names():
+        if told == "auto" and "--trainer.devices" not in dict(options(self.argv)):
             return (
                 1  # nobody asked for it: it is the trainer's default, also in the config of a run
             )

@@ -24,7 +24,7 @@ def own_config(options: Options, command: str) -> list[str]:
     checkpoint = options.get("--ckpt_path")
     if not checkpoint or options.names() & {*CONFIG_OPTIONS, "--model", "--model.class_path"}:
         return []
-    locate(checkpoint, command)
+    locate_checkpoint(checkpoint, command)
     path = Path(checkpoint)
     if (config := run_of(path).config).is_file():
         return ["--config", str(config)]

@@ -23,7 +23,6 @@ from erasure_lightning.cli.parser import Parser
 from erasure_lightning.cli.rank import started
 from erasure_lightning.cli.resume import check_same, check_unfinished, own_config
 from erasure_lightning.cli.short_names import full_words
-from erasure_lightning.cli.warning_filters import hush
 from erasure_lightning.data.datamodule import PromptData
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.writing import write_atomically
@@ -156,9 +155,9 @@ class CommandLine(LightningCLI):
             self.config.trainer.logger = (
                 False  # pictures are its files; an empty run on a board would be litter
             )
-        loggers.place(self.config.trainer.logger, self.run.root)
+        loggers.place_loggers(self.config.trainer.logger, self.run.root)
         loggers.check_wandb(self.config.trainer.logger)
-        loggers.name(self.config.trainer.logger, *self._what(), self.command, self.run.root)
+        loggers.name_loggers(self.config.trainer.logger, *self._what(), self.command, self.run.root)
 
     def _what(self) -> tuple[str, list[str]]:
         """The method's name, and what it erases."""

@@ -1,6 +1,45 @@
 """Every method: one file each, and one line each in `METHODS`, which imports none of them."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from erasure_lightning.discovery import BuiltIn
+
+if TYPE_CHECKING:
+    from erasure_lightning.methods.advunlearn import AdvUnlearn
+    from erasure_lightning.methods.all_but_one import AllButOne
+    from erasure_lightning.methods.ant import ANT
+    from erasure_lightning.methods.ca import CA
+    from erasure_lightning.methods.esd import ESD
+    from erasure_lightning.methods.mace import MACE
+    from erasure_lightning.methods.realera import RealEra, RealEraClosedForm
+    from erasure_lightning.methods.rece import RECE
+    from erasure_lightning.methods.receler import Receler
+    from erasure_lightning.methods.sage import SAGE
+    from erasure_lightning.methods.salun import SalUn
+    from erasure_lightning.methods.sdd import SDD
+    from erasure_lightning.methods.spm import SPM
+    from erasure_lightning.methods.uce import UCE
+
+__all__ = [
+    "ANT",
+    "CA",
+    "ESD",
+    "MACE",
+    "METHODS",
+    "RECE",
+    "SAGE",
+    "SDD",
+    "SPM",
+    "UCE",
+    "AdvUnlearn",
+    "AllButOne",
+    "RealEra",
+    "RealEraClosedForm",
+    "Receler",
+    "SalUn",
+]
+
 
 METHODS = {
     "SAGE": BuiltIn(

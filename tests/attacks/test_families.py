@@ -5,7 +5,7 @@ import torch
 from under_attack import tiny_target, weights
 
 from erasure_lightning.attacks import ATTACKS
-from erasure_lightning.backbones.tiny import TINY
+from erasure_lightning.backbones.tiny import TINY_BACKBONES
 from erasure_lightning.registry import find_attack, load_offer
 
 #: The smallest budgets that run all of an attack's code.
@@ -31,16 +31,17 @@ def test_it_runs(name, family):
     target = tiny_target(family=family)
     before = weights(target.edited)
     attack = load_offer(find_attack(name))(**BUDGETS[name])
-    (found,) = attack.run(target, 0)
-    assert len(found.pictures) == 2
-    assert found.pictures.isfinite().all()
+    (result,) = attack.run(target, 0)
+    assert len(result.images) == 2
+    assert result.images.isfinite().all()
     after = weights(target.edited)
     assert all(torch.equal(after[key], value) for key, value in before.items())
 
 
-def test_soft_states_of_a_family_with_a_pooled_vector_are_attacked_whole():
-    target = tiny_target(family=TINY[1])
-    (found,) = load_offer(find_attack("SoftEmbedding"))(steps=2, lr=0.1, examples=1).run(target, 0)
+def test_soft_embedding_optimises_the_pooled_vector_too():
+    target = tiny_target(family=TINY_BACKBONES[1])
+    attack = load_offer(find_attack("SoftEmbedding"))(steps=2, lr=0.1, examples=1)
+    (result,) = attack.run(target, 0)
     plain = target.edited.encode(["a cat"])
     assert result.tensors.keys() == {"tokens", "pooled"}
     assert not torch.allclose(result.tensors["pooled"], plain.pooled)
