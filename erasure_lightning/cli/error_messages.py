@@ -1,6 +1,5 @@
 """The parser's complaints in one clear line: what is wrong where, and what was probably meant."""
 
-import difflib
 import inspect
 import re
 from collections.abc import Iterable, Iterator
@@ -10,6 +9,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
 
 from erasure_lightning.attacks.base import Attack
+from erasure_lightning.cli.arguments import did_you_mean
 from erasure_lightning.cli.short_names import CLASSES, LOGGERS
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.training.base import ErasureModule
@@ -84,7 +84,7 @@ def _line(text: str, key: str, parser: LightningArgumentParser, given: str) -> s
     if (found := re.match(r"Expected a dot import path string: (.*)", text)) and key == _CONCEPTS:
         return f"{key} needs {{name: {found[1]}}} in its list; found {found[1]!r}"
     if found:
-        return f"{key} knows no {found[1]!r}{_meant(found[1], _names(key))}"
+        return f"{key} knows no {found[1]!r}{did_you_mean(found[1], _names(key))}"
     if found := re.match(r"the following arguments are required: (.*)", text):
         return f"{key or 'erasure'} needs {found[1]}: give --{key}.{found[1].split(',')[0]}"
     if found := re.match(r"Expected a (.+)\. Got value: (.*)", text):
@@ -104,7 +104,7 @@ def _type(text: str) -> str:
 def _unrecognized(words: list[str], parser: LightningArgumentParser) -> str:
     known = [name for action in parser._actions for name in action.option_strings]
     odd = [word.split("=")[0] for word in words if word.startswith("-")] or words
-    return "; ".join(f"unknown argument {word!r}{_meant(word, known)}" for word in odd)
+    return "; ".join(f"unknown argument {word!r}{did_you_mean(word, known)}" for word in odd)
 
 
 def _refused(key: str, option: str, parser: LightningArgumentParser) -> str:
@@ -112,7 +112,7 @@ def _refused(key: str, option: str, parser: LightningArgumentParser) -> str:
     meant = (
         ": others of its kind have, this class has not"
         if option in known
-        else _meant(option, known)
+        else did_you_mean(option, known)
     )
     return f"{key or 'the config'} has no option {option!r}{meant}"
 
@@ -151,8 +151,3 @@ def _parameters(cls: type) -> set[str]:
         "args",
         "kwargs",
     }
-
-
-def _meant(word: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(word, sorted(known), n=2)
-    return f". Did you mean {' or '.join(map(repr, near))}?" if near else ""

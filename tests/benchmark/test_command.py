@@ -108,13 +108,17 @@ class TestMistakes:
             error("pets.yaml", "--cell", "2")
             == "--cell needs a number from 0 to 1 (see --list); found 2."
         )
-        assert "not allowed with argument" in error("pets.yaml", "--cell", "1", "--list")
-        assert "needs a whole number of at least 1, found '0'" in error("pets.yaml", "--jobs", "0")
+        assert "--list is not allowed with --cell" in error("pets.yaml", "--cell", "1", "--list")
+        assert "erasure benchmark needs --jobs of at least 1; found 0." in error(
+            "pets.yaml", "--jobs", "0"
+        )
 
     def test_a_folder_of_something_else(self, error, written, folder):
         (folder / "photos").mkdir()
         (folder / "photos" / "me.png").touch()
-        assert "photos is not empty and holds no benchmark" in error("pets.yaml", "--out", "photos")
+        assert "photos is not empty and holds no benchmark" in error(
+            "pets.yaml", "--run_dir", "photos"
+        )
 
     def test_a_summary_of_nothing_leaves_nothing(self, error, written, folder):
         assert (

@@ -6,13 +6,14 @@ from lightning import Trainer
 
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.cli.main import main
-from erasure_lightning.cli.plan import Needs, Planner
+from erasure_lightning.cli.plan import Planner
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.data.datamodule import PromptData
 from erasure_lightning.diffusion.evaluation_counter import EvaluationCounter
 from erasure_lightning.methods.esd import ESD
 from erasure_lightning.methods.realera import RealEra
 from erasure_lightning.methods.uce import UCE
+from erasure_lightning.planning.device_memory import DeviceMemory
 from erasure_lightning.planning.forecast import forecast
 from erasure_lightning.planning.memory_tracker import MemoryTracker
 from erasure_lightning.retention.local_noise import LocalNoisePreservation
@@ -137,8 +138,8 @@ def test_a_bank_counts_and_is_walked_on_paper_only():
 
 def test_splitting_shares_what_it_splits(plain):
     found = plain
-    one, two = Needs(found, 1, "one device"), Needs(found, 2, "ddp")
-    split = Needs(found, 2, "fsdp2")
+    one, two = DeviceMemory(found, 1, "one device"), DeviceMemory(found, 2, "ddp")
+    split = DeviceMemory(found, 2, "fsdp2")
     assert two.peak == one.peak + found.held.gradients
     for name in ("what is edited", "its gradients", "its optimizer", "the original's own copies"):
         assert split.rows[name] == one.rows[name] // 2
@@ -149,7 +150,7 @@ def test_splitting_shares_what_it_splits(plain):
         + found.held.weights.divisible // 2
     )
     solved = planned(UCE)
-    assert Needs(solved, 2, "fsdp2").rows["what is edited"] == solved.held.weights.edit
+    assert DeviceMemory(solved, 2, "fsdp2").rows["what is edited"] == solved.held.weights.edit
 
 
 def test_the_command_says_it_all_and_writes_nothing(tmp_path, monkeypatch, capsys):
@@ -164,7 +165,7 @@ def test_the_command_says_it_all_and_writes_nothing(tmp_path, monkeypatch, capsy
         "--data.draw_size",
         "64",
     ]
-    assert main(["plan", *TOLD, *small, "--devices", "2", "--gpu-memory", "0.001"]) == 1
+    assert main(["plan", *TOLD, *small, "--trainer.devices", "2", "--gpu_memory", "0.001"]) == 1
     shown = capsys.readouterr().out
     for words in (
         "activations and temporaries",
@@ -191,7 +192,6 @@ def test_the_command_says_it_all_and_writes_nothing(tmp_path, monkeypatch, capsy
         (["--trainer.devices", "0,1,5"], 3),
         (["--trainer.devices", "[0, 1]"], 2),
         (["--trainer.devices", "4", "--trainer.num_nodes", "2"], 8),
-        (["--trainer.devices", "-1", "--devices", "3", "--trainer.num_nodes", "2"], 6),
         (["--config", "auto.yaml"], 1),  # as a run saves the trainer's default
     ],
 )
@@ -204,13 +204,15 @@ def test_devices_are_those_of_all_nodes(given, devices, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        (["--trainer.devices", "-1"], "found -1, which does not say: give --devices NUMBER"),
+        (["--trainer.devices", "-1"], "found -1, which does not say it: give --trainer.devices"),
         (["--trainer.devices=auto"], "found auto"),
-        (["--strategy", "deepspeed"], "the strategy ddp or fsdp2"),
-        (["--devices", "0"], "devices of at least 1"),
-        (["--gpu-memory", "-3"], "gpu-memory above 0"),
-        (["--gpu-memory", "lots"], "gpu_memory needs a number; found 'lots'"),
-        (["--devices", "two"], "devices needs a whole number; found 'two'"),
+        (["--trainer.strategy", "deepspeed"], "--trainer.strategy needs auto, ddp, fsdp2"),
+        (["--trainer.devices", "0"], "--trainer.devices of at least 1"),
+        (["--gpu_memory", "-3"], "--gpu_memory above 0"),
+        (["--gpu_memory", "lots"], "gpu_memory needs a number; found 'lots'"),
+        (["--trainer.devices", "two"], "found two, which does not say it"),
+        (["--devices", "2"], "unknown argument '--devices'. Did you mean '--trainer.devices'"),
+        (["--gpu-memory", "2"], "unknown argument '--gpu-memory'. Did you mean '--gpu_memory'"),
         (["--trainer.strategy", "fsdp"], "--trainer.strategy needs auto, ddp, fsdp2"),
         (["--trainer.precision", "bf16-true"], "give --model.base bfloat16"),
         (["--model.bank", "x"], "bank"),
@@ -218,7 +220,14 @@ def test_devices_are_those_of_all_nodes(given, devices, tmp_path, monkeypatch):
         (["--trainer.max_steps", "0"], "found --trainer.max_steps 0"),
         (["--save_every", "0"], "--save_every of at least 1"),
         (
-            ["--model.optimizer", "adam8bit", "--devices", "2", "--strategy", "fsdp2"],
+            [
+                "--model.optimizer",
+                "adam8bit",
+                "--trainer.devices",
+                "2",
+                "--trainer.strategy",
+                "fsdp2",
+            ],
             "adam8bit needs whole weights",
         ),
     ],
@@ -229,5 +238,5 @@ def test_mistakes_end_in_one_sentence(given, words, capsys):
 
 
 def test_a_method_is_needed(capsys):
-    assert main(["plan", "--gpu-memory", "24"]) == 2
+    assert main(["plan", "--gpu_memory", "24"]) == 2
     assert "needs a method" in capsys.readouterr().err

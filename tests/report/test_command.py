@@ -47,25 +47,25 @@ def test_a_card_lies_beside_it_and_is_left_alone(run, error):
     assert not (run / "report.html").exists()
 
 
-def test_several_runs_need_a_place(run, error, tmp_path):
+def test_several_runs_need_a_folder(run, error, tmp_path):
     assert (
         error(run, run)
-        == "erasure report of 2 runs needs a place for its page: give --out report.html."
+        == "erasure report of 2 runs needs a folder for its page: give --run_dir DIR."
     )
-    assert main(["report", str(run), str(run), "--out", str(tmp_path / "new" / "both.html")]) == 0
-    assert error(run, run, "--out", tmp_path / "x.html", "--card").startswith(
+    assert main(["report", str(run), str(run), "--run_dir", str(tmp_path / "new" / "both")]) == 0
+    assert (tmp_path / "new" / "both" / "report.html").exists()
+    assert error(run, run, "--run_dir", tmp_path / "x", "--card").startswith(
         "A model card is about one edit; found 2"
     )
 
 
 def test_nothing_that_is_not_ours_is_overwritten(run, error, tmp_path):
-    mine = tmp_path / "mine.html"
+    mine = tmp_path / "report.html"
     mine.write_text("<p>mine")
     assert "was not written by `erasure report`, and is not overwritten" in error(
-        run, "--out", mine
+        run, "--run_dir", tmp_path
     )
-    assert "was not written by `erasure report`" in error(run, "--out", run / "edit.safetensors")
-    assert "found the folder" in error(run, "--out", tmp_path)
+    assert "found the file" in error(run, "--run_dir", mine)
     assert mine.read_text() == "<p>mine"
 
 
@@ -76,7 +76,9 @@ def test_mistakes_end_in_a_line(error, run, tmp_path):
     assert error(tmp_path).startswith(
         "report needs the folder of a run; found none of edit.safetensors"
     )
-    assert "the following arguments are required: RUN" in error()
+    assert error() == "erasure report needs RUN (see erasure report --help)."
+    assert error(run, "--out", "x.html") == "unknown argument '--out'. Did you mean '--run_dir'?"
+    assert error(run, "--crd") == "unknown argument '--crd'. Did you mean '--card'?"
     (run / "metrics.json").write_text("{")
     assert "needs figures as `erasure test` writes them; found others" in error(run)
 
