@@ -30,6 +30,7 @@ _PHRASES = {
     r"invalid int value: (.+)": r"needs a whole number; found \1",
     r"expected (?:one|at least one) argument": "needs a value",
     r"not allowed with argument (.+)": r"is not allowed with \1",
+    r"ignored explicit argument (.+)": r"takes no value; found \1",
 }
 
 

@@ -18,7 +18,7 @@ _SKELETONS = Path(__file__).parent / "skeletons"
 #: What the method of each shape does before it is rewritten.
 _SUMMARIES = {
     "gradient": "Predicts for the concept what the original predicts for the anchor",
-    "closed_form": "Sends the concept's tokens where the anchor's went",
+    "closed_form": "Maps the concept's tokens to the outputs of the anchor's",
 }
 
 #: Skeletons by where they go in a checkout of this repository; names are those of the skeletons'
