@@ -108,7 +108,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
         word: What was typed.
         known: What could have been meant.
     """
-    names = sorted(known)
+    names = sorted(name for name in known if word.endswith("+") or not name.endswith("+"))
     ours = _ELSEWHERE.get(word)
     near = [ours] if ours in names else difflib.get_close_matches(word, names, n=2)
     return f". Did you mean {' or '.join(map(repr, near))}?" if near else ""
