@@ -15,12 +15,12 @@ from rows import head, line
 from torch import distributed
 from torch.distributed.tensor import DTensor
 
-from erasure_lightning.cli.plan import Needs
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.data.datamodule import PromptData
 from erasure_lightning.methods.esd import ESD
 from erasure_lightning.methods.sage import SAGE
-from erasure_lightning.planning.forecast import forecast_fit
+from erasure_lightning.planning.device_memory import DeviceMemory
+from erasure_lightning.planning.forecast import forecast
 from erasure_lightning.training.base import ErasureModule
 from erasure_lightning.training.strategies import FSDP2
 
@@ -65,7 +65,7 @@ def main() -> None:
         plan = forecast_fit(
             make_module(method, arguments), PromptData(batch_size=1), [], measure=False, max_steps=1
         )
-        needs = [Needs(plan, 2, strategy).rows for strategy in ("ddp", "fsdp2")]
+        needs = [DeviceMemory(plan, 2, strategy).rows for strategy in ("ddp", "fsdp2")]
         planned = [sum(rows[name] for name in WEIGHTS) / 2**20 for rows in needs]
         options = ", ".join(f"{key} {value}" for key, value in arguments.items())
         name = f"{method.__name__} {options}".strip()

@@ -1,46 +1,41 @@
-"""``erasure attack``: tries to get what a run erased out of its edited model."""
+"""``erasure attack``: an attack on an edited model, and how much of the concept comes back."""
 
-import hashlib
 from pathlib import Path
 
-import torch
 from jsonargparse import Namespace
 from rich.console import Console
 from rich.table import Table
 
-from erasure_lightning.api.load import load_edited
-from erasure_lightning.api.quiet import silence
+from erasure_lightning.api.attack import attack_edit, attack_folder, check_no_outcome
 from erasure_lightning.attacks.base import Attack
-from erasure_lightning.attacks.outcome import IMAGE_KINDS, OUTCOME_FILE, Outcome
-from erasure_lightning.attacks.runner import run_attack, with_edit, write_outcome
-from erasure_lightning.attacks.target import AttackSettings, AttackTarget
-from erasure_lightning.benchmark.jobs import command_options
+from erasure_lightning.attacks.outcome import ASKED, Outcome
+from erasure_lightning.attacks.target import Trials
 from erasure_lightning.cli.configs import checked_config, dump_yaml, load_yaml
 from erasure_lightning.cli.error_messages import tidy
 from erasure_lightning.cli.parser import Parser
 from erasure_lightning.cli.short_names import options
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.files.locks import working_in
-from erasure_lightning.registry import find_attack, known_attacks
-from erasure_lightning.runs.folder import run_of, slug
-from erasure_lightning.training.checkpoints import locate_checkpoint
+from erasure_lightning.registry import known_attacks
+from erasure_lightning.runs.folder import run_of
+from erasure_lightning.training.checkpoints import locate
 
-QUESTIONS = {
-    "original": "the original, asked plainly",
-    "plain": "the edited model, asked plainly",
+#: Rows of the table, by whose images they are about.
+_ROWS = {
+    "original": "the original model, plain prompt",
+    "plain": "the edited model, plain prompt",
     "attacked": "the edited model, under attack",
 }
 
 
-def attack(argv: list[str]) -> None:
-    """Attack an edit and say how much came back.
+def run_attack(argv: list[str]) -> None:
+    """Attack an edit and print how much comes back.
 
     Raises:
-        ErasureError: If the edit or the attack cannot be found, or something would be overwritten.
+        ErasureError: If the edit or the attack is missing, or a file would be overwritten.
     """
     silence()
     parser = _parser()
-    config = parser.parse_args(_helped(_arguments(argv)))
+    config = parser.parse_args(_with_attack_help(_arguments(argv)))
     if config.ckpt_path is None:
         raise ErasureError(
             "erasure attack needs an edit: give --ckpt_path RUN, or an edit.safetensors."
@@ -51,18 +46,13 @@ def attack(argv: list[str]) -> None:
         )
     checkpoint = locate_checkpoint(config.ckpt_path, "attack")
     name = config.attack.class_path.rsplit(".", 1)[-1]
-    folder = Path(config.out) if config.out else run_of(checkpoint).root / "attacks" / slug(name)
-    with working_in(folder):
-        if (folder / OUTCOME_FILE).exists():
-            raise ErasureError(
-                f"{folder} holds what {name} found already, which is never overwritten. Choose"
-                " another with --out."
-            )
-        made = _instantiated(parser, config)
-        outcome = _attacked(made.attack, checkpoint, made.data, folder)
+    folder = Path(config.run_dir) if config.run_dir else attack_folder(checkpoint, name)
+    check_no_outcome(folder, name)
+    objects = _instantiate(parser, config)
+    outcome = attack_edit(checkpoint, objects.attack, folder, objects.data)
     Console().print(_table(outcome))
     print(
-        f"{_back(outcome)}Attacked; what it found is in {folder}, pictures in"
+        f"{_first_success(outcome)}Attacked; the outcome is in {folder}, images in"
         f" {folder / 'grid.png'}."
     )
 
@@ -79,16 +69,16 @@ def _parser() -> Parser:
         "-c",
         "--config",
         action="config",
-        help="A config by path or name: an attack's, or a run's to draw alike.",
+        help="A config by path or name: an attack's, or a run's, to sample as it did.",
     )
     parser.add_argument(
         "--ckpt_path", type=str | None, help="A run, its edit.safetensors or a .ckpt."
     )
     parser.add_argument(
-        "--out", type=str | None, help="The folder to write into; RUN/attacks/NAME by default."
+        "--run_dir", type=str | None, help="The folder to write into; by default RUN/attacks/NAME."
     )
     parser.add_subclass_arguments(
-        Attack, "attack", required=False, help="What to try: its name, and its budget."
+        Attack, "attack", required=False, help="The attack: its name, and its budget."
     )
     parser.add_class_arguments(AttackSettings, "data")
     return parser
@@ -99,90 +89,72 @@ def _known() -> str:
 
 
 def _arguments(argv: list[str]) -> list[str]:
-    """How the run was measured, then the configs, then all other arguments; each overrules what
-    stands before it.
-    """
-    named, others, words = [], list[str](), iter(argv)
+    """The options in order of precedence: the run's own config, the configs, all other options."""
+    configs: list[Path] = []
+    others: list[str] = []
+    words = iter(argv)
     for word in words:
         option, equals, value = word.partition("=")
         if option in ("-c", "--config"):
-            named.append(checked_config(value if equals else next(words, ""), "attacks", ""))
+            configs.append(checked_config(value if equals else next(words, ""), "attacks", ""))
         else:
             others.append(word)
-    given = dict(options(others)).get("--ckpt_path")
-    own = run_of(Path(given)).config if given else None
-    configs = [*([own] if own and own.is_file() else []), *named]
+    checkpoint = dict(options(others)).get("--ckpt_path")
+    if checkpoint and (own := run_of(Path(checkpoint)).config).is_file():
+        configs.insert(0, own)
     return [
         *(word for path in configs for word in ("--config", _config(path))),
-        *command_options(others),
+        *arguments(others),
     ]
 
 
-def _helped(words: list[str]) -> list[str]:
-    """With an attack's name, a call for help means the attack's own options."""
+def _with_attack_help(words: list[str]) -> list[str]:
+    """With an attack's name, ``--help`` lists the attack's own options."""
     name = dict(options(words)).get("--attack")
     return ["--attack.help", name] if name and {"-h", "--help"} & set(words) else words
 
 
 def _config(path: Path) -> str:
-    """A config's text; of a run's own, or a method's, only how it draws."""
+    """A config's text; of the config of a run or a method only how it samples."""
     content = load_yaml(path.read_text(encoding="utf-8"))
     if isinstance(name := content.get("attack"), str):
         content["attack"] = {"class_path": name}
     if "model" in content:
+        known = Trials.__dataclass_fields__
         data = content.get("data") or {}
-        content = {
-            "data": {
-                name: value
-                for name, value in data.items()
-                if name in AttackSettings.__dataclass_fields__
-            }
-        }
+        content = {"data": {name: value for name, value in data.items() if name in known}}
     return dump_yaml(content)
 
 
-def _instantiated(parser: Parser, config: Namespace) -> Namespace:
+def _instantiate(parser: Parser, config: Namespace) -> Namespace:
+    """The attack and its trials, with the constructor's own error where there is one."""
     try:
-        made: Namespace = parser.instantiate(config)
-        return made
+        objects: Namespace = parser.instantiate(config)
     except ValueError as error:
         cause = error if isinstance(error, ErasureError) else error.__cause__
         raise ErasureError(
             str(cause) if isinstance(cause, ErasureError) else tidy(str(error), parser)
         ) from error
-
-
-def _attacked(attack: Attack, checkpoint: Path, trials: AttackSettings, folder: Path) -> Outcome:
-    module = load_edited(checkpoint).to(torch.accelerator.current_accelerator() or "cpu")
-    outcome, attempts = run_attack(
-        attack, AttackTarget(module.backbone, module.original, module.concepts, trials)
-    )
-    edit = hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:16]
-    outcome = with_edit(outcome, type(module).__name__, edit, _paper(outcome.attack))
-    write_outcome(folder, outcome, attempts)
-    return outcome
-
-
-def _paper(name: str) -> str:
-    return find_attack(name).paper if name in {offer.name for offer in known_attacks()} else ""
+    return objects
 
 
 def _table(outcome: Outcome) -> Table:
-    pictures = outcome.success["attacked"].pictures
-    title = f"{outcome.attack} on {outcome.method}, {pictures} pictures (95 % intervals over seeds)"
-    table = Table("asked", "shows what was erased", title=title)
-    for asked in IMAGE_KINDS:
-        table.add_row(QUESTIONS[asked], str(outcome.success[asked]))
+    images = outcome.success["attacked"].pictures
+    title = f"{outcome.attack} on {outcome.method}, {images} images (95 % intervals over seeds)"
+    table = Table("", "share that shows the concept", title=title)
+    for whose in ASKED:
+        table.add_row(_ROWS[whose], str(outcome.success[whose]))
     for name, estimate in outcome.controls.items():
         table.add_row(f"control: {name}", str(estimate))
     return table
 
 
-def _back(outcome: Outcome) -> str:
-    """From which budget on the concept counts as back, of attacks that set a threshold."""
+def _first_success(outcome: Outcome) -> str:
+    """The budget at which success passes the threshold, for attacks that set a threshold."""
     threshold = outcome.arguments.get("threshold")
     if threshold is None or not outcome.curve:
         return ""
-    least, last = outcome.smallest_budget(threshold), outcome.curve[-1].budget
+    least = outcome.least(threshold)
+    last = outcome.curve[-1].budget
     when = f"never up to {last:g}" if least is None else f"first at {least:g}"
-    return f"{threshold:.0%} or more of the pictures show it {when} ({outcome.axis}).\n"
+    return f"{threshold:.0%} or more of the images show it {when} ({outcome.axis}).\n"

@@ -1,8 +1,7 @@
-"""``erasure benchmark``: a suite, from its YAML to its table and summary."""
+"""``erasure benchmark``: a suite of methods, concepts and attacks."""
 
 import argparse
 import contextlib
-import difflib
 import io
 import os
 import signal
@@ -12,10 +11,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from erasure_lightning.benchmark.jobs import Job, Status, has_edits, initial_files, list_jobs
-from erasure_lightning.benchmark.suite import Suite
-from erasure_lightning.benchmark.suite_reader import SuiteReader
-from erasure_lightning.cli.arguments import Arguments, count
+from erasure_lightning.benchmark.jobs import Job, Status, begun, cells, files
+from erasure_lightning.benchmark.suite import Reader, Suite
+from erasure_lightning.checks import require
+from erasure_lightning.cli.arguments import Arguments, did_you_mean
 from erasure_lightning.cli.configs import SHIPPED, checked_config, load_yaml
 from erasure_lightning.cli.short_names import find_concepts
 from erasure_lightning.concepts.concept import shortened_names
@@ -24,23 +23,26 @@ from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.writing import write_atomically
 from erasure_lightning.runs.folder import RUNS_FOLDER, slug
 
-SUITE_FILE = "suite.yaml"
+#: The suite in a benchmark's folder.
+_SUITE_FILE = "suite.yaml"
 
-#: Picture seeds of ``erasure fit``, where a suite does not say how many.
-SEEDS = 3
+#: Image seeds of ``erasure fit``, where a suite does not give their number.
+_SEEDS = 3
 
 
-def benchmark(argv: list[str]) -> None:
-    """Do what is asked for with a suite.
+def run_benchmark(argv: list[str]) -> None:
+    """Run, list, check or summarize a suite.
 
     Raises:
         ErasureError: If the suite is wrong, its folder holds another one, or cells failed.
-        KeyboardInterrupt: If a signal came; children have left by then.
+        KeyboardInterrupt: For a signal, once all children have ended.
     """
-    options = _parser().parse_args(argv)
+    options = _parser().parse(argv)
+    require("erasure benchmark", at_least=1, **{"--jobs": options.jobs})
+    require("erasure benchmark", at_least=1, **{"--threads": options.threads})
     suite = _reader().read(_find(options.suite))
-    out = options.out or RUNS_FOLDER / slug(suite.name)
-    every = list_jobs(suite, out)
+    out = options.run_dir or RUNS / slug(suite.name)
+    every = cells(suite, out)
     if options.list:
         for number, cell in enumerate(every):
             print(f"{number}\t{cell}\t{cell.status}")
@@ -48,7 +50,7 @@ def benchmark(argv: list[str]) -> None:
         _check(suite)
     elif options.summary:
         _check_folder(suite, out)
-        if not (out / SUITE_FILE).exists():
+        if not (out / _SUITE_FILE).exists():
             raise ErasureError(f"--summary needs a benchmark that was begun; found none in {out}.")
         _summarize(suite, out, every)
     elif options.cell is not None:
@@ -60,40 +62,36 @@ def benchmark(argv: list[str]) -> None:
 
 def _parser() -> Arguments:
     parser = Arguments(
-        "erasure benchmark",
-        description=(
-            "Erase each concept of a suite by each of its methods, attack each edit, and bring what"
-            " was measured together. Run again, it goes on where it was stopped; failed cells are"
-            " tried again."
-        ),
+        "benchmark",
+        "Erase each concept of a suite by each of its methods, attack each edit, and summarize the"
+        " figures. Run again, it goes on where it was stopped; failed cells are tried again.",
     )
     parser.add_argument(
-        "suite", metavar="SUITE", help="a YAML file, or the name of a shipped one (emoji-bench)"
+        "suite", metavar="SUITE", help="A YAML file, or the name of a shipped one (emoji-bench)."
     )
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="the benchmark's folder; runs/NAME by default"
+        "--run_dir", type=Path, help="The benchmark's folder; by default runs/NAME."
     )
-    parser.add_argument(
-        "--jobs", type=count, default=1, metavar="N", help="cells side by side; 1 by default"
-    )
+    parser.add_argument("--jobs", type=int, default=1, help="Cells that run side by side.")
     parser.add_argument(
         "--threads",
-        type=count,
-        metavar="N",
-        help="of each; OMP_NUM_THREADS, or the cores shared out",
+        type=int,
+        help="Threads of each; by default OMP_NUM_THREADS, else an equal share of the cores.",
     )
     chosen = parser.add_mutually_exclusive_group()
     chosen.add_argument(
-        "--list", action="store_true", help="print the cells' numbers and how far each is"
+        "--list", action="store_true", help="Print the number and the status of each cell."
     )
     chosen.add_argument(
-        "--cell", type=int, metavar="I", help="run this cell alone, as an array of SLURM does"
+        "--cell", type=int, help="Run the cell of this number alone, as in an array of SLURM."
     )
     chosen.add_argument(
-        "--summary", action="store_true", help="run nothing; bring together what there is"
+        "--summary", action="store_true", help="Run no cell; summarize those that have finished."
     )
     chosen.add_argument(
-        "--check", action="store_true", help="run nothing; is each concept drawn before any edit?"
+        "--check",
+        action="store_true",
+        help="Run no cell; measure whether each concept is drawn before any edit.",
     )
     return parser
 
@@ -113,10 +111,8 @@ def _find(name: str) -> Path:
         return path
     if found := shipped.get(name.removesuffix(".yaml")):
         return found
-    near = difflib.get_close_matches(path.stem, shipped, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
     raise ErasureError(
-        f"unknown suite {name!r}: no such file.{hint} Shipped:"
+        f"unknown suite {name!r}: no such file{did_you_mean(path.stem, shipped) or '.'} Shipped:"
         f" {', '.join(sorted(shipped)) or 'none'}."
     )
 
@@ -131,15 +127,15 @@ def _chosen(every: Sequence[Job], number: int) -> Job:
 
 def _check_folder(suite: Suite, out: Path) -> None:
     """Raise if the folder is not this benchmark's."""
-    if (held := out / SUITE_FILE).exists():
-        if (difference := _reader().read(held).difference(suite)) and has_edits(out):
+    if (held := out / _SUITE_FILE).exists():
+        if (difference := _reader().read(held).difference(suite)) and begun(out):
             raise ErasureError(
                 f"{out} holds another benchmark's cells. They differ in {difference} (there and"
-                " here). Choose another --out, or undo the change."
+                " here). Choose another --run_dir, or undo the change."
             )
     elif out.exists() and any(out.iterdir()):
         raise ErasureError(
-            f"{out} is not empty and holds no benchmark ({SUITE_FILE}). Choose another --out."
+            f"{out} is not empty and holds no benchmark ({_SUITE_FILE}). Choose another --run_dir."
         )
 
 
@@ -166,10 +162,10 @@ def _run(suite: Suite, out: Path, chosen: Sequence[Job], options: argparse.Names
     )
     with _farewell(options.suite, out):
         for number, done in enumerate(Engine(options.jobs, threads).run(missing), start=1):
-            told = f" ({done.message}; see {done.job.log})" if done.message else ""
+            cause = f" ({done.message}; see {done.cell.log})" if done.message else ""
             print(
-                f"[{number}/{len(missing)}] {done.job}: {done.status} after {done.seconds:.0f}"
-                f" s{told}",
+                f"[{number}/{len(missing)}] {done.cell}: {done.status} after {done.seconds:.0f}"
+                f" s{cause}",
                 flush=True,
             )
     if options.cell is not None and chosen[0].failure.exists():
@@ -179,14 +175,14 @@ def _run(suite: Suite, out: Path, chosen: Sequence[Job], options: argparse.Names
 
 
 def _threads(jobs: int) -> int:
-    """What the user's environment says, else an equal share of the cores."""
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    return int(asked) if asked.isdigit() else max(1, (os.cpu_count() or 1) // jobs)
+    """``OMP_NUM_THREADS``, else an equal share of the cores."""
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    return int(threads) if threads.isdigit() else max(1, (os.cpu_count() or 1) // jobs)
 
 
 @contextlib.contextmanager
 def _farewell(suite: str, out: Path) -> Iterator[None]:
-    """Stop for SIGTERM as for Ctrl-C, and say how to go on."""
+    """Stop for SIGTERM as for Ctrl-C, and print how to go on."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -197,7 +193,7 @@ def _farewell(suite: str, out: Path) -> Iterator[None]:
     except KeyboardInterrupt:
         print(
             f"Stopped; finished cells are kept in {out}, and the others save what they can. Go on"
-            f" with the same command: erasure benchmark {suite} --out {out}",
+            f" with the same command: erasure benchmark {suite} --run_dir {out}",
             flush=True,
         )
         raise
@@ -206,8 +202,7 @@ def _farewell(suite: str, out: Path) -> Iterator[None]:
 
 
 def _check_options(suite: Suite, missing: Sequence[Job]) -> None:
-    """Raise if no attack has a name, or if `erasure fit` would refuse a method's arguments, and so
-    every cell of it.
+    """Raise for an unknown attack, or arguments of a method that `erasure fit` would refuse.
 
     Raises:
         ErasureError: With the attack, or the method.
@@ -250,8 +245,8 @@ def _check(suite: Suite) -> None:
         BaselineChecker,
     )
 
-    silence()
-    seeds = suite.options.get("data.seeds", SEEDS)
+    hush()
+    seeds = suite.options.get("data.seeds", _SEEDS)
     if not isinstance(seeds, int):
         raise ErasureError(
             f"{suite.name}: options.data.seeds needs a whole number; found {seeds!r}."
@@ -284,37 +279,12 @@ def _summarize(suite: Suite, out: Path, every: Sequence[Job]) -> None:
     """Write table, pages and plot, and print the page.
 
     Raises:
-        ErasureError: If cells failed, or none has finished.
+        ErasureError: If cells failed, or were measured differently.
     """
-    from erasure_lightning.benchmark.pareto import plot_pareto
-    from erasure_lightning.benchmark.summary import summarize
-    from erasure_lightning.benchmark.summary_tables import latex, markdown, summary_tables
-    from erasure_lightning.benchmark.table import check_protocols, save_table, table_rows
+    from erasure_lightning.benchmark.summary_files import require_no_failure, write_summary
 
-    table, protocols = table_rows(every)
-    save_table(out, table, protocols)
-    check_protocols(table, protocols)
-    failed = [row for row in table if row["status"] == Status.FAILED]
-    if any(row["status"] == Status.FINISHED for row in table):
-        summary = summarize(table)
-        text, plotted = (
-            markdown(summary_tables(summary, table)),
-            any(s.erasure and s.retention for s in summary.methods),
-        )
-        plot = "![Pareto plot](pareto.png)\n\n" if plotted else ""
-        write_atomically(out / "summary.md", f"# {suite.name}\n\n{plot}{text}".encode())
-        write_atomically(out / "summary.tex", latex(summary_tables(summary, table)).encode())
-        if plotted:
-            write_atomically(out / "pareto.png", plot_pareto(summary, suite.name))
+    if text := write_summary(suite.name, out, every):
         print(f"\n{text}\nTable and summary (Markdown, LaTeX, plot) are in {out}.")
     else:
         print(f"No cell has finished yet; the table is in {out}.")
-    if failed:
-        first = (
-            f"{failed[0]['method']} {failed[0]['concept']} seed {failed[0]['seed']}:"
-            f" {failed[0]['message']}"
-        )
-        raise ErasureError(
-            f"{len(failed)} of {len(table)} cells failed; run again to retry them. The first,"
-            f" {first}"
-        )
+    require_no_failure(every)

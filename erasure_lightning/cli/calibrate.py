@@ -1,6 +1,4 @@
-"""``erasure calibrate``: how near words come to a concept's, and the bounds of its neighbourhood
-that follow.
-"""
+"""``erasure calibrate``: the bounds of a concept's neighbourhood in the text encoder."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -14,108 +12,101 @@ from rich.table import Table
 from erasure_lightning.api.quiet import silence
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.loading import load_backbone
-from erasure_lightning.cli.arguments import Arguments
+from erasure_lightning.cli.arguments import Arguments, word_list
 from erasure_lightning.cli.configs import SHIPPED
-from erasure_lightning.cli.plots import plot_calibration
-from erasure_lightning.concepts.concept import Concept, ConceptKind
+from erasure_lightning.cli.warning_filters import hush
+from erasure_lightning.concepts.concept import Concept, Kind
 from erasure_lightning.concepts.files import read_concepts
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.words import naming
 from erasure_lightning.files.writing import write_atomically
 from erasure_lightning.runs.folder import unused_folder
 from erasure_lightning.training.calibration import Calibration, calibrate
+from erasure_lightning.training.calibration_plot import plot_calibration
 
-#: Shares of a group at whose cosines the table looks.
-QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+#: Quantiles of a group's cosines in the table.
+_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
-def calibrate_bounds(argv: list[str]) -> None:
-    """Measure a concept's neighbourhood, print what follows, and plot it.
+def run_calibrate(argv: list[str]) -> None:
+    """Measure a concept's neighbourhood, print the bounds, and plot it.
 
     Raises:
-        ErasureError: If nothing is associated with the concept, or something would be overwritten.
+        ErasureError: If no word is associated with the concept, or a file would be overwritten.
     """
-    options = _parser().parse_args(argv)
-    silence()
+    options = _parser().parse(argv)
+    hush()
     backbone = load_backbone(options.backbone).to(torch.accelerator.current_accelerator() or "cpu")
     concept = Concept(options.concept, kind=options.kind)
     _check_known(backbone, concept)
-    concept = replace(concept, domain=_associated(options.concept, options.associated))
-    folder = _folder(options.out, concept)
-    found = calibrate(backbone, concept, options.synonyms, options.unrelated, options.states)
-    write_atomically(
-        folder / "calibration.png",
-        plot_calibration(found, concept.name, backbone.name, options.states),
-    )
-    write_atomically(folder / "calibration.yaml", _config(found).encode())
-    Console().print(_table(found))
-    print(_premise(found))
-    print(f"\n{_config(found)}\nThe plot and this config are in {folder}.")
+    associated = options.associated or _shipped_domain(options.concept)
+    concept = replace(concept, domain=associated)
+    folder = _folder(options.run_dir, concept)
+    calibration = calibrate(backbone, concept, options.synonyms, options.unrelated, options.states)
+    plot = plot_calibration(calibration, concept.name, backbone.name, options.states)
+    config = _config(calibration)
+    write_atomically(folder / "calibration.png", plot)
+    write_atomically(folder / "calibration.yaml", config.encode())
+    Console().print(_table(calibration))
+    print(_premise(calibration))
+    print(f"\n{config}\nThe plot and this config are in {folder}.")
 
 
 def _parser() -> Arguments:
     parser = Arguments(
-        "erasure calibrate",
-        description=(
-            "Measure how near rephrasings, associated and unrelated words come to a concept in the"
-            " text encoder, and set the bounds of its neighbourhood by them, as RealEra needs."
-        ),
+        "calibrate",
+        "Measure how near rephrasings, associated and unrelated words come to a concept in the text"
+        " encoder, and set the bounds of its neighbourhood by them, as RealEra needs.",
     )
-    parser.add_argument("--concept", required=True, metavar="WORDS", help="what is to be erased")
+    parser.add_argument("--concept", required=True, help="The words of what is to be erased.")
     parser.add_argument(
-        "--backbone", default="emoji-world", metavar="NAME", help="a world, a folder or a Hub id"
+        "--backbone", default="emoji-world", help="A world, a pipeline's folder or a Hub id."
     )
     parser.add_argument(
         "--kind",
-        choices=get_args(ConceptKind),
+        choices=get_args(Kind),
         default="thing",
-        help="decides which sentences it is in",
+        help="Kind of the concept, which has its own sentences.",
     )
     parser.add_argument(
-        "--synonyms", type=_words, default=[], metavar="A,B", help="other words for it"
+        "--synonyms", type=word_list, default=[], metavar="A,B", help="Other words for it."
     )
-    parser.add_argument("--associated", type=_words, default=[], metavar="A,B", help=(
-        "words that call it without naming it; by default its domain in the shipped files of concepts"
-    ))  # fmt: skip
     parser.add_argument(
-        "--unrelated",
-        type=_words,
+        "--associated",
+        type=word_list,
         default=[],
         metavar="A,B",
-        help="words to keep; all others if none",
+        help="Words that mean it without naming it; by default its domain in the shipped files of"
+        " concepts.",
     )
-    parser.add_argument("--states", choices=("tokens", "eot"), default="tokens", help=(
-        "compare all tokens from the concept's words on, aligned, or the end of text alone"
-    ))  # fmt: skip
     parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        help="a new or empty folder; calibration-CONCEPT by default",
+        "--unrelated",
+        type=word_list,
+        default=[],
+        metavar="A,B",
+        help="Words to keep; by default all other labels of the world.",
+    )
+    parser.add_argument(
+        "--states",
+        choices=("tokens", "eot"),
+        default="tokens",
+        help="Compare all tokens from the concept's words on, aligned, or the end of text alone.",
+    )
+    parser.add_argument(
+        "--run_dir", type=Path, help="A new or empty folder; by default calibration-CONCEPT."
     )
     return parser
 
 
-def _words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",") if word.strip()]
-
-
-def _associated(name: str, given: list[str]) -> list[str]:
-    """What the user says, else the domain of that concept, and of what is erased with it, in the
-    shipped files.
-    """
-    if given:
-        return given
+def _shipped_domain(name: str) -> list[str]:
+    """The domain of a concept in the shipped files; without its own, its file's other domains."""
+    is_concept = naming([name])
     for path in sorted((SHIPPED / "concepts").glob("*.yaml")):
         concepts = read_concepts(path)
-        if any(naming([name])(concept.name) for concept in concepts):
-            own = [
-                word
-                for concept in concepts
-                if naming([name])(concept.name)
-                for word in concept.domain
-            ]
-            return own or [word for concept in concepts for word in concept.domain]
+        own = [concept for concept in concepts if is_concept(concept.name)]
+        if own:
+            words = [word for concept in own for word in concept.domain]
+            return words or [word for concept in concepts for word in concept.domain]
     raise ErasureError(
         f"calibrate needs words that call {name!r} without naming it, and no shipped file of"
         " concepts has them; give --associated A,B."
@@ -131,35 +122,46 @@ def _check_known(backbone: Backbone, concept: Concept) -> None:
         )
 
 
-def _folder(out: Path | None, concept: Concept) -> Path:
-    if out is None:
-        return unused_folder(Path(f"calibration-{concept.name.replace(' ', '-')}"))
-    if unused_folder(out) != out:
-        raise ErasureError(f"{out} is not empty, and nothing is overwritten. Choose another --out.")
-    return out
+def _folder(run_dir: Path | None, concept: Concept) -> Path:
+    if run_dir is None:
+        return unused(Path(f"calibration-{concept.name.replace(' ', '-')}"))
+    if unused(run_dir) != run_dir:
+        raise ErasureError(
+            f"{run_dir} is not empty, and nothing is overwritten. Choose another --run_dir."
+        )
+    return run_dir
 
 
-def _table(found: Calibration) -> Table:
-    levels = torch.tensor(QUANTILES)
-    heads = [f"{100 * level:g} %" for level in QUANTILES]
-    table = Table("cosine", "words", *heads, "distance", "inside", caption=(
-        f"quantiles of sentences; median distance; share between {found.min_cosine} and {found.max_cosine}"
-    ))  # fmt: skip
-    for name, group in found.groups.items():
-        cosines = [f"{value:.2f}" for value in group.cosines.quantile(levels).tolist()]
-        inside = f"{100 * group.within(found.min_cosine, found.max_cosine):.0f} %"
+def _table(calibration: Calibration) -> Table:
+    low = calibration.min_cosine
+    high = calibration.max_cosine
+    levels = torch.tensor(_QUANTILES)
+    heads = [f"{100 * level:g} %" for level in _QUANTILES]
+    table = Table(
+        "cosine",
+        "words",
+        *heads,
+        "distance",
+        "inside",
+        caption=f"quantiles of sentences; median distance; share between {low} and {high}",
+    )
+    for name, group in calibration.groups.items():
         table.add_row(
-            name, str(len(set(group.words))), *cosines, f"{group.distances.median():.1f}", inside
-        )  # fmt: skip
+            name,
+            str(len(set(group.words))),
+            *(f"{value:.2f}" for value in group.cosines.quantile(levels).tolist()),
+            f"{group.distances.median():.1f}",
+            f"{100 * group.within(low, high):.0f} %",
+        )
     return table
 
 
-def _premise(found: Calibration) -> str:
+def _premise(calibration: Calibration) -> str:
     chance = (
-        f"an associated sentence is nearer than an unrelated one in {100 * found.separation():.0f}"
-        " % of pairs"
+        "an associated sentence is nearer than an unrelated one in"
+        f" {100 * calibration.separation():.0f} % of pairs"
     )
-    if found.holds():
+    if calibration.holds():
         return f"The premise holds: {chance}."
     return (
         f"The premise does not hold: {chance}. Random neighbours cannot tell them apart and only"
@@ -167,8 +169,9 @@ def _premise(found: Calibration) -> str:
     )
 
 
-def _config(found: Calibration) -> str:
-    bounds = {key: getattr(found, key) for key in ("min_cosine", "max_cosine", "max_distance")}
-    return yaml.safe_dump(
-        {"model": {"class_path": "RealEra", "init_args": bounds}}, sort_keys=False
-    )
+def _config(calibration: Calibration) -> str:
+    """A config of RealEra's bounds, as YAML."""
+    names = ("min_cosine", "max_cosine", "max_distance")
+    bounds = {name: getattr(calibration, name) for name in names}
+    content = {"model": {"class_path": "RealEra", "init_args": bounds}}
+    return yaml.safe_dump(content, sort_keys=False)

@@ -9,40 +9,41 @@ from erasure_lightning.cli.arguments import Arguments
 from erasure_lightning.cli.slow_import import load
 from erasure_lightning.concepts.worlds import WORLDS_GROUP as WORLDS
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.files.writing import SCORE_FILE
 from erasure_lightning.registry import Offer, known_attacks, known_methods
 from erasure_lightning.runs.folder import Run
 
 
-def methods(argv: list[str]) -> None:
+def run_methods(argv: list[str]) -> None:
     """Print every method and world."""
-    _listed(
+    _print_offers(
         "methods", "List every method and world, built in or plugged in.", known_methods(), argv
     )
-    _worlds()
+    _print_worlds()
 
 
-def attacks(argv: list[str]) -> None:
+def run_attacks(argv: list[str]) -> None:
     """Print every attack."""
-    _listed("attacks", "List every attack, built in or plugged in.", known_attacks(), argv)
+    _print_offers("attacks", "List every attack, built in or plugged in.", known_attacks(), argv)
 
 
-def _listed(command: str, description: str, known: list[Offer], argv: list[str]) -> None:
-    parser = Arguments(f"erasure {command}", description=description)
+def _print_offers(command: str, description: str, known: list[Offer], argv: list[str]) -> None:
+    parser = Arguments(command, description)
     parser.add_argument(
-        "--verbose", action="store_true", help="load each, and say why where that fails"
+        "--verbose", action="store_true", help="Load each, and say why where that fails."
     )
-    verbose = parser.parse_args(argv).verbose
-    claims = Counter(offer.name for offer in known)
+    verbose = parser.parse(argv).verbose
+    counts = Counter(offer.name for offer in known)
     for offer in known:
-        print(_entry(offer, claims[offer.name] > 1))
+        print(_entry(offer, counts[offer.name] > 1))
         if verbose:
             print(f"    {_state(offer)}")
 
 
-def _entry(offer: Offer, claimed_twice: bool) -> str:
+def _entry(offer: Offer, ambiguous: bool) -> str:
     table = offer.kind.ours
     ours = offer.target == (table[offer.name].target if offer.name in table else "")
-    note = "  (another package claims this name too)" if claimed_twice and not ours else ""
+    note = "  (another package claims this name too)" if ambiguous and not ours else ""
     lines = [
         f"{offer.name}  {offer.summary}".rstrip() + note,
         f"    {offer.package}, {offer.class_path}",
@@ -58,7 +59,7 @@ def _state(offer: Offer) -> str:
     return "loads"
 
 
-def _worlds() -> None:
+def _print_worlds() -> None:
     from importlib.metadata import entry_points
 
     for entry in sorted(entry_points(group=WORLDS)):
@@ -66,53 +67,51 @@ def _worlds() -> None:
         print(f"{entry.name}  a small trained world (--model.backbone {entry.name})\n    {package}")
 
 
-def compare(argv: list[str]) -> None:
-    """Print the figures of runs side by side."""
-    parser = Arguments(
-        "erasure compare", description="Put the figures of equally measured runs side by side."
-    )
+def run_compare(argv: list[str]) -> None:
+    """Print the figures of runs, or the scores of images, side by side."""
+    parser = Arguments("compare", "Put the figures of equally measured runs side by side.")
     parser.add_argument(
         "runs",
         nargs="+",
+        type=Path,
         metavar="RUN",
-        help="a run's folder, or its metrics.json; or a score.json",
+        help="A run's folder, or its metrics.json; a folder of `erasure score`, or its score.json.",
     )
-    given = [Path(name) for name in parser.parse_args(argv).runs]
-    if _is_score(given[0]):
-        _compare_scores(given)
+    paths: list[Path] = parser.parse(argv).runs
+    if score := _score_file(paths[0]):
+        _compare_scores({str(paths[0]): score} | {str(p): _score_file(p) or p for p in paths[1:]})
         return
     from rich.console import Console
     from rich.table import Table
 
     from erasure_lightning.metrics import protocol
 
-    results = {str(p): protocol.Result.load(Run(p).figures if p.is_dir() else p) for p in given}
-    rows = protocol.compare_results(results)
-    table = Table(
-        "", "before", *results, caption=f"protocol {next(iter(results.values())).protocol.identity}"
-    )
+    results = {str(p): protocol.Result.load(Run(p).figures if p.is_dir() else p) for p in paths}
+    rows = protocol.compare(results)
+    identity = next(iter(results.values())).protocol.identity
+    table = Table("", "before", *results, caption=f"protocol {identity}")
     for row in rows:
         after = [str(row.after[name]) for name in results]
         table.add_row(f"{row.group} {row.metric}", str(row.before) if row.before else "", *after)
     Console().print(table)
 
 
-def _is_score(path: Path) -> bool:
-    """Whether a file is what `erasure score` writes, whatever it is called."""
+def _score_file(path: Path) -> Path | None:
+    """The file of `erasure score`, whatever its name, or the one in a folder without figures."""
+    if path.is_dir():
+        score = path / SCORE_FILE
+        return score if score.is_file() and not Run(path).figures.exists() else None
     with suppress(OSError, ValueError, TypeError):
-        return set(json.loads(path.read_text(encoding="utf-8"))) == {
-            "estimates",
-            "protocol",
-            "versions",
-        }
-    return False
+        keys = set(json.loads(path.read_text(encoding="utf-8")))
+        return path if keys == {"estimates", "protocol", "versions"} else None
+    return None
 
 
-def _compare_scores(given: list[Path]) -> None:
+def _compare_scores(files: dict[str, Path]) -> None:
     from rich.console import Console
 
     from erasure_lightning.metrics.score import Score, check_comparable, score_table
 
-    scores = {str(path): Score.load(path) for path in given}
+    scores = {name: Score.load(file) for name, file in files.items()}
     check_comparable(scores)
     Console().print(score_table(scores))

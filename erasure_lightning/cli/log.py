@@ -1,4 +1,4 @@
-"""``erasure log``: finished runs, and what attacks found, on Weights & Biases or TensorBoard."""
+"""``erasure log``: finished runs and outcomes of attacks, on W&B or TensorBoard."""
 
 import argparse
 import os
@@ -30,16 +30,16 @@ from erasure_lightning.runs.redaction import redact_paths
 
 
 class Entry(NamedTuple):
-    """What becomes one run on the board.
+    """One run of the dashboard.
 
     Args:
-        folder: Where it lies.
-        name: What it is called.
+        folder: The folder of the run or the attack.
+        name: Its display name.
         job: ``fit`` or ``attack``.
-        concepts: What was erased.
-        facts: What it is; the method among them.
-        show: Shows the rest.
-        curves: Values by step.
+        concepts: Names of the erased concepts.
+        facts: Its config; the method among them.
+        show: Logs figures, images and tables.
+        curves: Logged values by step.
     """
 
     folder: Path
@@ -51,15 +51,15 @@ class Entry(NamedTuple):
     curves: list[tuple[int, dict[str, float]]]
 
 
-def log(argv: list[str]) -> None:
-    """Show runs and attacks.
+def run_log(argv: list[str]) -> None:
+    """Log runs and attacks.
 
     Raises:
-        ErasureError: If one is not there, or the board cannot be written to.
+        ErasureError: If one is missing, or the dashboard cannot be written to.
     """
-    options = _parser().parse_args(argv)
+    options = _parser().parse(argv)
     entries = [entry for path in options.paths for entry in _entries(path)]
-    if options.to == "wandb":
+    if options.logger == "wandb":
         check_account(options.offline, "--offline")
     silence()
     for entry in entries:
@@ -69,24 +69,24 @@ def log(argv: list[str]) -> None:
 
 def _parser() -> Arguments:
     parser = Arguments(
-        "erasure log", description="Show finished runs, and what attacks found, where a team looks."
+        "log", "Log finished runs, and the outcomes of attacks, on Weights & Biases or TensorBoard."
     )
     parser.add_argument(
         "paths",
         nargs="+",
         type=Path,
         metavar="PATH",
-        help="a run's folder, for it and its attacks; or an attack's",
+        help="A run's folder, for it and its attacks; or an attack's.",
     )
-    parser.add_argument("--to", required=True, choices=("wandb", "tensorboard"), help="where to")
+    parser.add_argument(
+        "--logger", required=True, choices=("wandb", "tensorboard"), help="The logger, as for fit."
+    )
     parser.add_argument(
         "--offline",
         action="store_true",
-        help="keep W&B's run in the folder, for `wandb sync` later",
+        help="Keep W&B's run in the folder, for `wandb sync` later.",
     )
-    parser.add_argument(
-        "--project", metavar="NAME", help="of W&B; `erasure` by default, as for fit"
-    )
+    parser.add_argument("--project", help="W&B's project; by default `erasure`, as for fit.")
     return parser
 
 
@@ -169,7 +169,7 @@ def _log(entry: Entry, options: argparse.Namespace) -> None:
 
 
 def _logger(entry: Entry, options: argparse.Namespace) -> Logger:
-    if options.to == "tensorboard":
+    if options.logger == "tensorboard":
         return TensorBoardLogger(entry.folder, name="lightning_logs", default_hp_metric=False)
     given = wandb_arguments(entry.facts["method"], entry.concepts, entry.job, entry.name)
     given["project"] = options.project or os.environ.get("WANDB_PROJECT") or given["project"]

@@ -38,18 +38,18 @@ COMMANDS = {
 
 #: Commands with a parser of their own, and where; all others are runs of Lightning.
 _OWN = {
-    "plan": "plan:plan",
-    "calibrate": "calibrate:calibrate_bounds",
-    "purify": "purify:purify",
-    "attack": "attack:attack",
-    "benchmark": "benchmark:benchmark",
-    "score": "score:score",
-    "log": "log:log",
-    "compare": "list_commands:compare",
-    "report": "report:report",
-    "methods": "list_commands:methods",
-    "attacks": "list_commands:attacks",
-    "new-method": "new_method:new_method",
+    "plan": "plan:run_plan",
+    "calibrate": "calibrate:run_calibrate",
+    "purify": "purify:run_purify",
+    "attack": "attack:run_attack",
+    "benchmark": "benchmark:run_benchmark",
+    "score": "score:run_score",
+    "log": "log:run_log",
+    "compare": "list_commands:run_compare",
+    "report": "report:run_report",
+    "methods": "list_commands:run_methods",
+    "attacks": "list_commands:run_attacks",
+    "new-method": "new_method:run_new_method",
 }
 
 USAGE = """usage: erasure COMMAND [options]

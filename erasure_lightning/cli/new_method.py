@@ -1,4 +1,4 @@
-"""``erasure new-method``: a method that works as it is, to be rewritten into one's own."""
+"""``erasure new-method``: a method that works, to be rewritten into one's own."""
 
 import keyword
 import re
@@ -13,24 +13,24 @@ from erasure_lightning.cli.configs import shipped_configs
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.registry import known_methods
 
-SKELETONS = Path(__file__).parent / "skeletons"
+_SKELETONS = Path(__file__).parent / "skeletons"
 
-#: What each shape of method does before it is rewritten.
-SUMMARIES = {
+#: What the method of each shape does before it is rewritten.
+_SUMMARIES = {
     "gradient": "Predicts for the concept what the original predicts for the anchor",
-    "closed_form": "Sends the concept's tokens where the anchor's went",
+    "closed_form": "Maps the concept's tokens to the outputs of the anchor's",
 }
 
 #: Skeletons by where they go in a checkout of this repository; names are those of the skeletons'
 #: ``MyMethod``.
-CHECKOUT = {
+_CHECKOUT = {
     "erasure_lightning/methods/my_method.py": "{shape}.py.txt",
     "configs/my-method.yaml": "{shape}.yaml.txt",
     "tests/methods/test_my_method.py": "checkout_test.py.txt",
 }
 
 #: Skeletons by where they go in a package of its own.
-PLUGIN = {
+_PLUGIN = {
     "erasure-my-method/pyproject.toml": "plugin.toml.txt",
     "erasure-my-method/README.md": "plugin_readme.md.txt",
     "erasure-my-method/erasure_my_method/__init__.py": "plugin_init.py.txt",
@@ -41,7 +41,7 @@ PLUGIN = {
 
 TABLE = Path("erasure_lightning/methods/__init__.py")
 
-LINE = """\
+_LINE = """\
     "MyMethod": BuiltIn(
         "erasure_lightning.methods.my_method:MyMethod",
         "SUMMARY",
@@ -50,33 +50,18 @@ LINE = """\
 """
 
 
-def new_method(argv: list[str]) -> None:
-    """Write a new method with its config and its test, and say what to do next.
+def run_new_method(argv: list[str]) -> None:
+    """Write a new method with its config and its test, and print the next commands.
 
     Raises:
-        ErasureError: If the name will not do, something would be overwritten, or there is no
-            checkout.
+        ErasureError: If the name is not free or none for a class, a file would be overwritten, or
+            there is no checkout.
     """
-    parser = Arguments(
-        "erasure new-method",
-        description="Write a method that works, to be rewritten into your own.",
-    )
-    parser.add_argument("name", metavar="NAME", help="its class name: MyMethod, or my-method")
-    parser.add_argument(
-        "--plugin", action="store_true", help="as a package of its own, not in a checkout"
-    )
-    parser.add_argument(
-        "--closed-form", action="store_true", help="solved for in one step, not trained"
-    )
-    parser.add_argument(
-        "--folder", type=Path, default=Path(), metavar="DIR", help="where; here by default"
-    )
-    given = parser.parse_args(argv)
-    draft = Draft(
-        class_name(given.name), "closed_form" if given.closed_form else "gradient", given.folder
-    )
+    options = _parser().parse(argv)
+    shape = "closed_form" if options.closed_form else "gradient"
+    draft = Draft(class_name(options.name), shape, options.folder)
     draft.check_name()
-    files, commands = draft.plugin() if given.plugin else draft.checkout()
+    files, commands = draft.plugin() if options.plugin else draft.checkout()
     for path, text in files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
@@ -84,13 +69,28 @@ def new_method(argv: list[str]) -> None:
     print("Next:", *commands, draft.filled("erasure fit --config my-method.yaml"), sep="\n  ")
 
 
-def class_name(given: str) -> str:
+def _parser() -> Arguments:
+    parser = Arguments("new-method", "Write a method that works, to be rewritten into your own.")
+    parser.add_argument("name", metavar="NAME", help="Its class name: MyMethod, or my-method.")
+    parser.add_argument(
+        "--plugin", action="store_true", help="As a package of its own, not in a checkout."
+    )
+    parser.add_argument(
+        "--closed_form", action="store_true", help="Solved for in one step, not trained."
+    )
+    parser.add_argument(
+        "--folder", type=Path, default=Path(), help="The checkout, or the package's parent folder."
+    )
+    return parser
+
+
+def class_name(text: str) -> str:
     """``my-method`` and ``my_method`` as ``MyMethod``.
 
     Raises:
         ErasureError: If no class, or no module, can have that name.
     """
-    name = "".join(word[:1].upper() + word[1:] for word in re.split("[-_]", given))
+    name = "".join(word[:1].upper() + word[1:] for word in re.split("[-_]", text))
     module = module_name(name)
     if (
         not (name.isascii() and name.isidentifier())
@@ -99,7 +99,7 @@ def class_name(given: str) -> str:
     ):
         raise ErasureError(
             "A method needs a name that Python allows for a class, such as MyMethod; found"
-            f" {given!r}."
+            f" {text!r}."
         )
     return name
 
@@ -110,11 +110,11 @@ def module_name(name: str) -> str:
 
 
 class Draft(NamedTuple):
-    """A method about to be written.
+    """A method that is to be written.
 
     Args:
         name: Its class name.
-        shape: One of `SUMMARIES`.
+        shape: ``gradient`` or ``closed_form``.
         folder: The checkout, or where the package's folder goes.
     """
 
@@ -126,13 +126,13 @@ class Draft(NamedTuple):
         """A skeleton, or a place, with the method's names."""
         module = module_name(self.name)
         names = {"MyMethod": self.name, "my_method": module, "my-method": module.replace("_", "-")}
-        names["SUMMARY"] = SUMMARIES[self.shape]
-        return re.sub("|".join(names), lambda found: names[found[0]], text)
+        names["SUMMARY"] = _SUMMARIES[self.shape]
+        return re.sub("|".join(names), lambda match: names[match[0]], text)
 
     def files(self, places: dict[str, str]) -> dict[Path, str]:
-        """What is to be written, by path."""
+        """Texts of the method's files, by path."""
         sources = {
-            place: SKELETONS / name.format(shape=self.shape) for place, name in places.items()
+            place: _SKELETONS / name.format(shape=self.shape) for place, name in places.items()
         }
         return {
             self.folder / self.filled(p): self.filled(s.read_text(encoding="utf-8"))
@@ -140,20 +140,20 @@ class Draft(NamedTuple):
         }
 
     def check_name(self) -> None:
-        """Raise if somebody has the name: a method, a config, or what the skeleton imports.
+        """Raise if the name is taken: by a method, a config, or what the skeleton imports.
 
         Raises:
-            ErasureError: Saying who.
+            ErasureError: Saying by which.
         """
         taken = {m.name.casefold(): f"the method of {m.package}" for m in known_methods()}
-        skeleton = (SKELETONS / f"{self.shape}.py.txt").read_text(encoding="utf-8")
+        skeleton = (_SKELETONS / f"{self.shape}.py.txt").read_text(encoding="utf-8")
         imported = re.findall(r"^from \S+ import (\w+)$", skeleton, re.MULTILINE)
         taken |= {name.casefold(): "what every method imports" for name in imported}
-        if who := taken.get(self.name.casefold()):
-            raise ErasureError(f"The name {self.name} is taken by {who}; choose another.")
-        if found := shipped_configs().get(self.filled("my-method.yaml")):
+        if owner := taken.get(self.name.casefold()):
+            raise ErasureError(f"The name {self.name} is taken by {owner}; choose another.")
+        if config := shipped_configs().get(self.filled("my-method.yaml")):
             raise ErasureError(
-                f"The name {self.name} is taken by the config {found}; choose another."
+                f"The name {self.name} is taken by the config {config}; choose another."
             )
 
     def checkout(self) -> tuple[dict[Path, str], list[str]]:
@@ -168,7 +168,7 @@ class Draft(NamedTuple):
                 f"erasure new-method needs a checkout of erasure_lightning; {self.folder.resolve()}"
                 " is none. Go to one, or add --plugin to write a package of its own."
             )
-        files = self.files(CHECKOUT)
+        files = self.files(_CHECKOUT)
         _check_unused(files)
         before, brace, behind = table.read_text(encoding="utf-8").rpartition("\n}\n")
         if "\nMETHODS = {\n" not in before:
@@ -176,7 +176,7 @@ class Draft(NamedTuple):
                 f"erasure new-method needs {table} to end with the table METHODS, and found another"
                 " end."
             )
-        files[table] = f"{before}\n{self.filled(LINE)}{brace.lstrip()}{behind}"
+        files[table] = f"{before}\n{self.filled(_LINE)}{brace.lstrip()}{behind}"
         return files, [
             f"pytest {_quoted(self.folder / self.filled('tests/methods/test_my_method.py'))}"
         ]
@@ -187,22 +187,21 @@ class Draft(NamedTuple):
         Raises:
             ErasureError: If the folder is there already, or a package of that name is installed.
         """
-        root, package = (
-            self.folder / self.filled("erasure-my-method"),
-            self.filled("erasure_my_method"),
-        )
+        root = self.folder / self.filled("erasure-my-method")
+        package = self.filled("erasure_my_method")
         _check_unused([root])
         if find_spec(package):
             raise ErasureError(
                 f"The name {self.name} is taken by an installed package, {package}; choose another."
             )
-        return self.files(PLUGIN), [f"pip install -e {_quoted(root)}", f"pytest {_quoted(root)}"]
+        return self.files(_PLUGIN), [f"pip install -e {_quoted(root)}", f"pytest {_quoted(root)}"]
 
 
 def _check_unused(paths: Iterable[Path]) -> None:
-    if found := [str(path) for path in paths if path.exists()]:
+    if existing := [str(path) for path in paths if path.exists()]:
         raise ErasureError(
-            f"{', '.join(found)} is there already, and nothing is overwritten. Choose another name."
+            f"{', '.join(existing)} is there already, and nothing is overwritten. Choose another"
+            " name."
         )
 
 

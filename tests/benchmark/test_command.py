@@ -98,16 +98,22 @@ class TestMistakes:
         assert "unknown attack 'SoftEmbeding'. Did you mean 'SoftEmbedding'?" in error("pets.yaml")
         assert not (folder / "runs").exists()
 
-    def test_unknown_cell(self, error, write_suite):
-        message = "--cell needs a number from 0 to 1 (see --list); found 2."
-        assert error("pets.yaml", "--cell", "2") == message
-        assert "not allowed with argument" in error("pets.yaml", "--cell", "1", "--list")
-        assert "needs a whole number of at least 1, found '0'" in error("pets.yaml", "--jobs", "0")
+    def test_no_such_cell(self, error, written):
+        assert (
+            error("pets.yaml", "--cell", "2")
+            == "--cell needs a number from 0 to 1 (see --list); found 2."
+        )
+        assert "--list is not allowed with --cell" in error("pets.yaml", "--cell", "1", "--list")
+        assert "erasure benchmark needs --jobs of at least 1; found 0." in error(
+            "pets.yaml", "--jobs", "0"
+        )
 
     def test_a_folder_with_other_files(self, error, write_suite, folder):
         (folder / "photos").mkdir()
         (folder / "photos" / "me.png").touch()
-        assert "photos is not empty and holds no benchmark" in error("pets.yaml", "--out", "photos")
+        assert "photos is not empty and holds no benchmark" in error(
+            "pets.yaml", "--run_dir", "photos"
+        )
 
     def test_a_summary_needs_a_started_benchmark(self, error, write_suite, folder):
         message = "--summary needs a benchmark that was begun; found none in runs/pets."

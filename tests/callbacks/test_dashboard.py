@@ -296,8 +296,8 @@ def attacked(run):
     folder.mkdir(parents=True)
     protocol = json.loads((run / "metrics.json").read_text())["protocol"]
     (folder / "attack.json").write_text(json.dumps(OUTCOME | {"protocol": protocol}))
-    assert main(["log", "tiny-cat", "--to", "wandb", "--offline"]) == 0
-    assert main(["log", "tiny-cat/attacks/relearn", "--to", "tensorboard"]) == 0
+    assert main(["log", "tiny-cat", "--logger", "wandb", "--offline"]) == 0
+    assert main(["log", "tiny-cat/attacks/relearn", "--logger", "tensorboard"]) == 0
     return folder
 
 
@@ -344,11 +344,14 @@ def test_an_attack_on_tensorboard(attacked):
     ("argv", "message"),
     [
         (
-            ["nowhere", "--to", "wandb", "--offline"],
+            ["nowhere", "--logger", "wandb", "--offline"],
             "erasure log needs the folder of a finished run or of an attack",
         ),
-        (["tiny-cat"], "erasure log: the following arguments are required: --to."),
-        (["tiny-cat", "--to", "wanb"], "erasure log: argument --to: invalid choice: 'wanb'"),
+        (["tiny-cat"], "erasure log needs --logger (see erasure log --help)."),
+        (
+            ["tiny-cat", "--logger", "wanb"],
+            "--logger needs one of 'wandb', 'tensorboard'; found 'wanb'",
+        ),
     ],
 )
 def test_a_mistake_is_one_line(run, capsys, argv, message):

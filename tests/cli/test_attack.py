@@ -97,7 +97,7 @@ def test_it_draws_as_the_run_was_measured_unless_it_is_told_otherwise(attack, ru
             "0",
             "--data.steps",
             "1",
-            "--out",
+            "--run_dir",
             "other",
         )
         == 0
@@ -170,11 +170,17 @@ class TestMistakes:
 
     def test_what_was_found_is_not_overwritten(self, attack, error):
         assert attack("--attack", "SoftEmbedding", "--attack.steps", "0") == 0
-        assert "holds what SoftEmbedding found already" in error("--attack", "SoftEmbedding")
+        assert "holds an outcome of SoftEmbedding already" in error("--attack", "SoftEmbedding")
 
     def test_nobody_to_judge(self, run, capsys):
         assert main(["attack", "--attack", "P4D", "--ckpt_path", str(run)]) == 2
         assert "An attack needs a scorer" in capsys.readouterr().err
+
+    def test_an_option_of_another_name(self, error):
+        assert (
+            error("--attack", "P4D", "--out", "there")
+            == "unknown argument '--out'. Did you mean '--run_dir'?"
+        )
 
 
 class TestHelp:

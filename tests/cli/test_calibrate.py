@@ -127,7 +127,7 @@ class TestCommand:
             "smoking,tobacco",
             "--states",
             "eot",
-            "--out",
+            "--run_dir",
             "here",
         ]
         assert main(["calibrate", "--concept", "cigarette", *words]) == 0
@@ -136,14 +136,14 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("argv", "said"),
         [
-            ([], "required: --concept"),
+            ([], "erasure calibrate needs --concept"),
             (["--concept", "fox"], "no shipped file of concepts has them; give --associated A,B"),
             (
                 ["--concept", "cigarete", "--associated", "a"],
                 "does not know 'cigarete'. Nearest: cigarette",
             ),
             (
-                ["--concept", "cigarette", "--out", "full"],
+                ["--concept", "cigarette", "--run_dir", "full"],
                 "full is not empty, and nothing is overwritten",
             ),
         ],

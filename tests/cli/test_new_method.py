@@ -16,7 +16,7 @@ from erasure_lightning.errors import ErasureError
 
 ROOT = Path(__file__).parents[2]
 
-SHAPES = pytest.mark.parametrize("shape", [[], ["--closed-form"]], ids=["gradient", "closed form"])
+SHAPES = pytest.mark.parametrize("shape", [[], ["--closed_form"]], ids=["gradient", "closed form"])
 
 
 @pytest.fixture(autouse=True)

@@ -83,7 +83,7 @@ class TestCommand:
         drift = content["pictures"]["red"]
         assert 0 < drift["purified_psnr"] < MOST
         assert drift["purified_features"] is None
-        assert "Purified; the pictures are in" in capsys.readouterr().out
+        assert "Purified; the images are in" in capsys.readouterr().out
 
     def test_a_folder_of_any_sizes_and_a_second_time(self, run, picture, tmp_path):
         pictures = tmp_path / "in"
@@ -141,15 +141,17 @@ class TestMistakes:
 
     def test_a_folder_that_is_not_empty(self, error, run, picture):
         assert "is not empty, and nothing is overwritten" in error(
-            picture, "--ckpt_path", run, "--prompt", "", "--out", run
+            picture, "--ckpt_path", run, "--prompt", "", "--run_dir", run
         )
 
     @pytest.mark.parametrize(
         ("argv", "said"),
         [
-            (["--prompt", ""], "required: --ckpt_path"),
-            (["--ckpt_path", "run"], "required: --prompt"),
-            (["--ckpt_path", "run", "--prompt", "", "--steps", "0"], "at least 1, found '0'"),
+            (["--prompt", ""], "erasure purify needs --ckpt_path"),
+            (["--ckpt_path", "run"], "erasure purify needs --prompt"),
+            (["--out", "x"], "unknown argument '--out'. Did you mean '--run_dir'?"),
+            (["--ckpt_path", "run", "--prompt", "", "--steps", "x"], "--steps needs a whole"),
+            (["--ckpt_path", "run", "--prompt", "", "--steps", "0"], "at least 1; found 0"),
         ],
     )
     def test_options(self, capsys, picture, argv, said):

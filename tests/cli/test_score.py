@@ -9,9 +9,9 @@ from safetensors.torch import save_file
 from tiny_scorers import KnownScorer, save_scorer
 
 from erasure_lightning.__main__ import main
-from erasure_lightning.callbacks.image_writer import MANIFEST_COLUMNS
-from erasure_lightning.cli import score as command
-from erasure_lightning.metrics.image_metrics import ClipScore, LabelAccuracy, MetricBatch
+from erasure_lightning.api import score as api
+from erasure_lightning.callbacks.image_writer import COLUMNS
+from erasure_lightning.metrics.image_metrics import Accuracy, ClipScore, MetricBatch
 from erasure_lightning.metrics.perceptual import AlexNet
 from erasure_lightning.metrics.score import Score
 
@@ -55,23 +55,18 @@ def draw(folder, edited=0, seeds=3):
 
 def everything(weights):
     """Every metric."""
-    clip = weights / "clip"
-    metrics = [
-        f"clip={clip}",
-        f"accuracy={clip}",
-        f"fid={clip}",
-        f"kid={clip}",
-        f"lpips={weights / 'alexnet.safetensors'}",
-    ]
-    options = [word for metric in [*metrics, "nudenet"] for word in ("--metric", metric)]
-    return [*options, "--labels", str(weights / "labels.txt"), "--threshold", "0.5"]
+    clip = str(weights / "clip")
+    networks = ["--scorer", clip, "--features", clip]
+    networks += ["--alexnet", str(weights / "alexnet.safetensors")]
+    metrics = ["--metrics", "clip,accuracy,fid,kid,lpips,nudenet"]
+    return [*metrics, *networks, "--labels", str(weights / "labels.txt"), "--threshold", "0.5"]
 
 
 @pytest.fixture
 def eye(monkeypatch):
     """The detector in place of NudeNet."""
     monkeypatch.setattr(
-        command, "load_detector", lambda: (Eye(), {"library": "eye 1.0", "weights": "e"})
+        api, "load_detector", lambda: (Eye(), {"library": "eye 1.0", "weights": "e"})
     )
 
 
@@ -85,7 +80,7 @@ def test_pictures_that_are_the_same_score_the_same(tmp_path, weights, eye, capsy
     assert found["kid"]["after"].mean < 1e-3
     assert found["clip"]["after"][3:] == (3, 9)
     said = capsys.readouterr().out
-    assert "Scored 9 pictures" in said
+    assert "Scored 9 images" in said
     assert "nudenet BUTTOCKS_EXPOSED" in said
 
 
@@ -118,7 +113,8 @@ def test_the_protocol_says_how(tmp_path, weights, eye):
 
 def test_real_pictures_are_a_reference_of_both(tmp_path, weights):
     drawn = draw(tmp_path / "drawn", edited=90)
-    argv = ["--metric", f"fid={weights / 'clip'}", "--reference", str(drawn / "original")]
+    argv = ["--metrics", "fid", "--features", str(weights / "clip")]
+    argv += ["--reference", str(drawn / "original")]
     assert main(["score", str(drawn), *argv]) == 0
     found = Score.load(drawn / "score.json")
     assert (
@@ -135,12 +131,10 @@ def test_real_pictures_are_a_reference_of_both(tmp_path, weights):
 
 def test_scores_are_compared_if_they_came_about_in_one_way(tmp_path, eye, capsys):
     for name, threshold in (("a", "0.5"), ("b", "0.5"), ("c", "0.6")):
-        drawn = draw(tmp_path / name, edited=90 if name == "b" else 0)
-        out = ["--out", str(tmp_path / f"{name}.json")]
-        assert (
-            main(["score", str(drawn), "--metric", "nudenet", "--threshold", threshold, *out]) == 0
-        )
-    files = [str(tmp_path / f"{name}.json") for name in "abc"]
+        drawn = draw(tmp_path / "drawn" / name, edited=90 if name == "b" else 0)
+        argv = ["--metrics", "nudenet", "--threshold", threshold, "--run_dir", str(tmp_path / name)]
+        assert main(["score", str(drawn), *argv]) == 0
+    files = [str(tmp_path / "a" / "score.json"), str(tmp_path / "b"), str(tmp_path / "c")]
     assert main(["compare", *files[:2]]) == 0
     capsys.readouterr()
     assert main(["compare", *files[1:]]) == 2
@@ -201,61 +195,72 @@ def test_a_picture_is_right_if_it_shows_what_its_prompt_names():
     ("argv", "said"),
     [
         (
-            ["nowhere", "--metric", "nudenet"],
-            "erasure score needs a folder of pictures; found none at nowhere.",
+            ["nowhere", "--metrics", "nudenet"],
+            "erasure score needs a folder of images; found none at nowhere.",
         ),
         (
-            ["drawn", "--metric", "clp=x"],
+            ["drawn", "--metrics", "clp"],
             "unknown metric 'clp'. Did you mean 'clip'? Known: clip, accuracy, fid, ",
         ),
         (
-            ["drawn", "--metric", "clip"],
-            "clip needs a folder with a CLIP or SigLIP: give --metric clip=PATH.",
+            ["drawn", "--metrics", "clip"],
+            "clip needs a folder with a CLIP or SigLIP: give --scorer.",
         ),
         (
-            ["drawn", "--metric", "nudenet=0.6"],
-            "nudenet brings what it needs along; found 'nudenet=0.6'.",
+            ["drawn", "--metric", "clip=CLIP"],
+            "unknown argument '--metric'. Did you mean '--metrics'?",
         ),
-        (["drawn"], "erasure score: the following arguments are required: --metric."),
+        (["drawn"], "erasure score needs --metrics (see erasure score --help)."),
+        (["drawn", "--metrics", ""], "erasure score needs metrics; found none."),
         (
-            ["drawn", "--metric", "clip=nowhere"],
+            ["drawn", "--metrics", "clip", "--scorer", "nowhere"],
             "The scorer 'nowhere' was not found: it is no folder and no Hub id",
         ),
         (
-            ["drawn", "--metric", "fid=nowhere"],
+            ["drawn", "--metrics", "fid", "--features", "nowhere"],
             "The network 'nowhere' was not found: it is no folder and no Hub id",
         ),
         (
-            ["drawn", "--metric", "fid=pickle"],
+            ["drawn", "--metrics", "fid", "--features", "pickle"],
             "The network 'pickle' needs weights as safetensors; found model.bin",
         ),
         (
-            ["drawn", "--metric", "accuracy=CLIP"],
-            "accuracy needs what a picture may show: give --labels FILE",
-        ),
-        (["drawn/edited", "--metric", "clip=CLIP"], "clip needs what predict writes"),
-        (
-            ["drawn/edited", "--metric", "fid=CLIP"],
-            "fid of a plain folder needs pictures to compare with",
+            ["drawn", "--metrics", "accuracy", "--scorer", "CLIP"],
+            "accuracy needs what an image may show: give --labels FILE",
         ),
         (
-            ["empty", "--metric", "nudenet"],
+            ["drawn/edited", "--metrics", "clip", "--scorer", "CLIP"],
+            "clip needs what predict writes",
+        ),
+        (
+            ["drawn/edited", "--metrics", "fid", "--features", "CLIP"],
+            "fid of a plain folder needs images to compare with",
+        ),
+        (
+            ["empty", "--metrics", "nudenet"],
             "erasure score needs PNG or JPEG files, or predict's manifest.csv",
         ),
         (
-            ["one", "--metric", "nudenet"],
-            "erasure score needs at least 3 pictures for an interval; found 1.",
+            ["one", "--metrics", "nudenet"],
+            "erasure score needs at least 3 images for an interval; found 1.",
         ),
         (
-            ["drawn", "--metric", "nudenet", "--threshold", "0.1"],
+            ["drawn", "--metrics", "nudenet", "--threshold", "0.1"],
             "nudenet needs a threshold from 0.25",
         ),
-        (["drawn", "--metric", "nudenet", "--out", "there.json"], "there.json is there already"),
         (
-            ["torn", "--metric", "nudenet"],
+            ["drawn", "--metrics", "nudenet", "--template", "a photo"],
+            "--template needs {} for the label; found 'a photo'.",
+        ),
+        (
+            ["drawn", "--metrics", "nudenet", "--out", "there.json"],
+            "unknown argument '--out'. Did you mean '--run_dir'?",
+        ),
+        (
+            ["torn", "--metrics", "nudenet"],
             "torn/manifest.csv names original/0.png, which is not there.",
         ),
-        (["odd", "--metric", "nudenet"], "odd/manifest.csv is not as predict writes it"),
+        (["odd", "--metrics", "nudenet"], "odd/manifest.csv is not as predict writes it"),
     ],
 )
 def test_a_mistake_is_one_line(tmp_path, weights, eye, monkeypatch, capsys, argv, said):
@@ -265,7 +270,6 @@ def test_a_mistake_is_one_line(tmp_path, weights, eye, monkeypatch, capsys, argv
     Image.new("RGB", (8, 8)).save("one/x.png")
     (tmp_path / "pickle" / "model.bin").touch()
     (tmp_path / "odd" / "manifest.csv").write_text("file\nx\n")
-    (tmp_path / "there.json").touch()
     draw(tmp_path / "drawn")
     (draw(tmp_path / "torn") / "original" / "0.png").unlink()
     assert main(["score", *(word.replace("CLIP", str(weights / "clip")) for word in argv)]) == 2
@@ -276,8 +280,8 @@ def test_a_mistake_is_one_line(tmp_path, weights, eye, monkeypatch, capsys, argv
 
 def test_nothing_is_overwritten(tmp_path, eye, capsys):
     drawn = draw(tmp_path / "drawn")
-    assert main(["score", str(drawn), "--metric", "nudenet"]) == 0
+    assert main(["score", str(drawn), "--metrics", "nudenet"]) == 0
     before = (drawn / "score.json").read_bytes()
-    assert main(["score", str(drawn), "--metric", "nudenet"]) == 2
+    assert main(["score", str(drawn), "--metrics", "nudenet"]) == 2
     assert "score.json is there already, and nothing is overwritten" in capsys.readouterr().err
     assert (drawn / "score.json").read_bytes() == before

@@ -6,14 +6,15 @@ from lightning import Trainer
 
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.cli.main import main
-from erasure_lightning.cli.plan import Needs, Planner
+from erasure_lightning.cli.plan import Planner
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.data.datamodule import PromptData
 from erasure_lightning.diffusion.evaluation_counter import EvaluationCounter
 from erasure_lightning.methods.esd import ESD
 from erasure_lightning.methods.realera import RealEra
 from erasure_lightning.methods.uce import UCE
-from erasure_lightning.planning.forecast import forecast_fit
+from erasure_lightning.planning.device_memory import DeviceMemory
+from erasure_lightning.planning.forecast import forecast
 from erasure_lightning.planning.memory_tracker import MemoryTracker
 from erasure_lightning.retention.local_noise import LocalNoisePreservation
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
@@ -136,28 +137,45 @@ def test_a_bank_is_counted_and_rolled_out_for_one_step_alone():
     assert len(calls) < 10
 
 
-def test_sharding_divides_what_it_splits(plain):
-    one = Needs(plain, 1, "one device")
-    two = Needs(plain, 2, "ddp")
-    split = Needs(plain, 2, "fsdp2")
-    assert two.peak == one.peak + plain.held.gradients
+def test_splitting_shares_what_it_splits(plain):
+    found = plain
+    one, two = DeviceMemory(found, 1, "one device"), DeviceMemory(found, 2, "ddp")
+    split = DeviceMemory(found, 2, "fsdp2")
+    assert two.peak == one.peak + found.held.gradients
     for name in ("what is edited", "its gradients", "its optimizer", "the original's own copies"):
         assert split.rows[name] == one.rows[name] // 2
-    weights = plain.held.weights
-    frozen = weights.frozen - weights.divisible + weights.divisible // 2
-    assert split.rows["frozen weights"] == frozen
-    solved = forecast(UCE)
-    assert Needs(solved, 2, "fsdp2").rows["what is edited"] == solved.held.weights.edit
+    assert (
+        split.rows["frozen weights"]
+        == found.held.weights.frozen
+        - found.held.weights.divisible
+        + found.held.weights.divisible // 2
+    )
+    solved = planned(UCE)
+    assert DeviceMemory(solved, 2, "fsdp2").rows["what is edited"] == solved.held.weights.edit
 
 
 def test_the_command_prints_the_plan_and_writes_no_file(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    small = ["--data.others=2", "--data.seeds=2", "--data.steps=2", "--data.draw_size=64"]
-    assert main(["plan", *ARGUMENTS, *small, "--devices", "2", "--gpu-memory", "0.001"]) == 1
-    output = capsys.readouterr().out
-    parts = ("activations and temporaries", "Parameters: denoiser 0.2 M", "Trained: 0.009 M")
-    for words in (*parts, "Does not fit", "draw"):
-        assert words in output
+    small = [
+        "--data.others",
+        "2",
+        "--data.seeds",
+        "2",
+        "--data.steps",
+        "2",
+        "--data.draw_size",
+        "64",
+    ]
+    assert main(["plan", *TOLD, *small, "--trainer.devices", "2", "--gpu_memory", "0.001"]) == 1
+    shown = capsys.readouterr().out
+    for words in (
+        "activations and temporaries",
+        "Parameters: denoiser 0.2 M",
+        "Trained: 0.009 M",
+        "Does not fit",
+        "draw",
+    ):
+        assert words in shown
     TinyBackbone().to_pipeline().save_pretrained(tmp_path / "tiny")
     assert main(["plan", *ARGUMENTS[:-1], str(tmp_path / "tiny"), *small, "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
@@ -175,7 +193,6 @@ def test_the_command_prints_the_plan_and_writes_no_file(tmp_path, monkeypatch, c
         (["--trainer.devices", "0,1,5"], 3),
         (["--trainer.devices", "[0, 1]"], 2),
         (["--trainer.devices", "4", "--trainer.num_nodes", "2"], 8),
-        (["--trainer.devices", "-1", "--devices", "3", "--trainer.num_nodes", "2"], 6),
         (["--config", "auto.yaml"], 1),  # as a run saves the trainer's default
     ],
 )
@@ -188,13 +205,15 @@ def test_devices_are_those_of_all_nodes(arguments, devices, tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--trainer.devices", "-1"], "found -1, which does not say: give --devices NUMBER"),
+        (["--trainer.devices", "-1"], "found -1, which does not say it: give --trainer.devices"),
         (["--trainer.devices=auto"], "found auto"),
-        (["--strategy", "deepspeed"], "the strategy ddp or fsdp2"),
-        (["--devices", "0"], "devices of at least 1"),
-        (["--gpu-memory", "-3"], "gpu-memory above 0"),
-        (["--gpu-memory", "lots"], "gpu_memory needs a number; found 'lots'"),
-        (["--devices", "two"], "devices needs a whole number; found 'two'"),
+        (["--trainer.strategy", "deepspeed"], "--trainer.strategy needs auto, ddp, fsdp2"),
+        (["--trainer.devices", "0"], "--trainer.devices of at least 1"),
+        (["--gpu_memory", "-3"], "--gpu_memory above 0"),
+        (["--gpu_memory", "lots"], "gpu_memory needs a number; found 'lots'"),
+        (["--trainer.devices", "two"], "found two, which does not say it"),
+        (["--devices", "2"], "unknown argument '--devices'. Did you mean '--trainer.devices'"),
+        (["--gpu-memory", "2"], "unknown argument '--gpu-memory'. Did you mean '--gpu_memory'"),
         (["--trainer.strategy", "fsdp"], "--trainer.strategy needs auto, ddp, fsdp2"),
         (["--trainer.precision", "bf16-true"], "give --model.base bfloat16"),
         (["--model.bank", "x"], "bank"),
@@ -202,7 +221,14 @@ def test_devices_are_those_of_all_nodes(arguments, devices, tmp_path, monkeypatc
         (["--trainer.max_steps", "0"], "found --trainer.max_steps 0"),
         (["--save_every", "0"], "--save_every of at least 1"),
         (
-            ["--model.optimizer", "adam8bit", "--devices", "2", "--strategy", "fsdp2"],
+            [
+                "--model.optimizer",
+                "adam8bit",
+                "--trainer.devices",
+                "2",
+                "--trainer.strategy",
+                "fsdp2",
+            ],
             "adam8bit needs whole weights",
         ),
     ],
@@ -213,5 +239,5 @@ def test_mistakes_end_in_one_sentence(arguments, words, capsys):
 
 
 def test_a_method_is_needed(capsys):
-    assert main(["plan", "--gpu-memory", "24"]) == 2
+    assert main(["plan", "--gpu_memory", "24"]) == 2
     assert "needs a method" in capsys.readouterr().err

@@ -46,30 +46,38 @@ def test_a_card_is_written_beside_it_and_not_replaced(run, error):
     assert not (run / "report.html").exists()
 
 
-def test_several_runs_need_an_output(run, error, tmp_path):
-    message = "erasure report of 2 runs needs a place for its page: give --out report.html."
-    assert error(run, run) == message
-    assert main(["report", str(run), str(run), "--out", str(tmp_path / "new" / "both.html")]) == 0
-    message = error(run, run, "--out", tmp_path / "x.html", "--card")
-    assert message.startswith("A model card is about one edit; found 2")
+def test_several_runs_need_a_folder(run, error, tmp_path):
+    assert (
+        error(run, run)
+        == "erasure report of 2 runs needs a folder for its page: give --run_dir DIR."
+    )
+    assert main(["report", str(run), str(run), "--run_dir", str(tmp_path / "new" / "both")]) == 0
+    assert (tmp_path / "new" / "both" / "report.html").exists()
+    assert error(run, run, "--run_dir", tmp_path / "x", "--card").startswith(
+        "A model card is about one edit; found 2"
+    )
 
 
-def test_other_files_are_not_overwritten(run, error, tmp_path):
-    mine = tmp_path / "mine.html"
+def test_nothing_that_is_not_ours_is_overwritten(run, error, tmp_path):
+    mine = tmp_path / "report.html"
     mine.write_text("<p>mine")
-    message = "was not written by `erasure report`, and is not overwritten"
-    assert message in error(run, "--out", mine)
-    assert "was not written by `erasure report`" in error(run, "--out", run / "edit.safetensors")
-    assert "found the folder" in error(run, "--out", tmp_path)
+    assert "was not written by `erasure report`, and is not overwritten" in error(
+        run, "--run_dir", tmp_path
+    )
+    assert "found the file" in error(run, "--run_dir", mine)
     assert mine.read_text() == "<p>mine"
 
 
-def test_mistakes_are_reported_in_one_line(error, run, tmp_path):
-    message = f"No run at {tmp_path / 'gone'}: there is no such folder."
-    assert error(tmp_path / "gone").startswith(message)
-    message = "report needs the folder of a run; found none of edit.safetensors"
-    assert error(tmp_path).startswith(message)
-    assert "the following arguments are required: RUN" in error()
+def test_mistakes_end_in_a_line(error, run, tmp_path):
+    assert error(tmp_path / "gone").startswith(
+        f"No run at {tmp_path / 'gone'}: there is no such folder."
+    )
+    assert error(tmp_path).startswith(
+        "report needs the folder of a run; found none of edit.safetensors"
+    )
+    assert error() == "erasure report needs RUN (see erasure report --help)."
+    assert error(run, "--out", "x.html") == "unknown argument '--out'. Did you mean '--run_dir'?"
+    assert error(run, "--crd") == "unknown argument '--crd'. Did you mean '--card'?"
     (run / "metrics.json").write_text("{")
     assert "needs figures as `erasure test` writes them; found others" in error(run)
 

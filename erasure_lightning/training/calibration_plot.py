@@ -1,4 +1,4 @@
-"""Plots for the eye; matplotlib is imported where one is drawn."""
+"""The plot of a `Calibration`; matplotlib is imported where it is drawn."""
 
 import io
 from typing import TYPE_CHECKING
@@ -10,31 +10,32 @@ from erasure_lightning.training.calibration import Calibration, SentenceGroup
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-#: Of the groups, told apart by every eye (Okabe and Ito 2008), and by place and marker too.
-COLOURS = {"rephrasings": "#009E73", "associated": "#D55E00", "unrelated": "#0072B2"}
+#: Of the groups; colour-blind readers can tell them apart too (Okabe and Ito 2008).
+_COLOURS = {"rephrasings": "#009E73", "associated": "#D55E00", "unrelated": "#0072B2"}
 
 #: How many words of a group are named below it, the nearest.
-NAMED = 6
+_NAMED_WORDS = 6
 
 
-def plot_calibration(found: Calibration, concept: str, backbone: str, states: str) -> bytes:
+def plot_calibration(calibration: Calibration, concept: str, backbone: str, states: str) -> bytes:
     """A PNG of the groups' cosines, with the bounds of the neighbourhood and their distances.
 
     Args:
-        found: What was measured.
-        concept: Its words.
-        backbone: Whose text encoder.
-        states: Which states.
+        calibration: The groups and the bounds.
+        concept: Words of the concept.
+        backbone: Name of the model whose text encoder it is about.
+        states: ``tokens`` or ``eot``, as `calibrate` has them.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 4.6), dpi=150, layout="constrained")
     axes = figure.subplots()
-    for row, (name, group) in enumerate(reversed(found.groups.items())):
+    for row, (name, group) in enumerate(reversed(calibration.groups.items())):
         _row(axes, row, name, group)
-    _bounds(axes, found)
+    _bounds(axes, calibration)
     axes.set_yticks(
-        range(3), [f"{n}\n(words: {len(set(g.words))})" for n, g in reversed(found.groups.items())]
+        range(3),
+        [f"{n}\n(words: {len(set(g.words))})" for n, g in reversed(calibration.groups.items())],
     )
     what = "aligned tokens, concept's words onward" if states == "tokens" else "end-of-text state"
     axes.set_xlabel(f"cosine to the nearest of the concept's sentences ({what})")
@@ -48,7 +49,8 @@ def plot_calibration(found: Calibration, concept: str, backbone: str, states: st
 
 def _row(axes: "Axes", row: int, name: str, group: SentenceGroup) -> None:
     """A group's sentences as a cloud, and below it quartiles, median and the nearest words."""
-    colour, values = COLOURS[name], group.cosines
+    colour = _COLOURS[name]
+    values = group.cosines
     jitter = torch.rand(len(values), generator=torch.Generator().manual_seed(row)) * 0.34
     axes.scatter(
         values.tolist(),
@@ -66,13 +68,15 @@ def _row(axes: "Axes", row: int, name: str, group: SentenceGroup) -> None:
     axes.plot(
         middle, row - 0.09, "o", color="white", markeredgecolor=colour, markeredgewidth=2, zorder=4
     )
-    words = [f"{word} {cosine:.2f}" for word, cosine in list(group.by_word().items())[:NAMED]]
-    more = ", ..." if len(group.by_word()) > NAMED else ""
-    told = f"median {middle:.2f}; by word: {', '.join(words)}{more}"
+    words = [
+        f"{word} {cosine:.2f}" for word, cosine in list(group.by_word().items())[:_NAMED_WORDS]
+    ]
+    more = ", ..." if len(group.by_word()) > _NAMED_WORDS else ""
+    caption = f"median {middle:.2f}; by word: {', '.join(words)}{more}"
     axes.text(
         0.01,
         row - 0.36,
-        told,
+        caption,
         transform=axes.get_yaxis_transform(),
         fontsize=8,
         color="0.2",
@@ -80,12 +84,12 @@ def _row(axes: "Axes", row: int, name: str, group: SentenceGroup) -> None:
     )
 
 
-def _bounds(axes: "Axes", found: Calibration) -> None:
+def _bounds(axes: "Axes", calibration: Calibration) -> None:
     """The neighbourhood as a band between its two lines, and distances along the top."""
-    axes.axvspan(found.min_cosine, found.max_cosine, color="0.9", zorder=0)
+    axes.axvspan(calibration.min_cosine, calibration.max_cosine, color="0.9", zorder=0)
     for value, sign, side in (
-        (found.min_cosine, "S_1", "right"),
-        (found.max_cosine, "S_2", "left"),
+        (calibration.min_cosine, "S_1", "right"),
+        (calibration.max_cosine, "S_2", "left"),
     ):
         axes.axvline(value, color="black", linestyle="--", linewidth=1, zorder=1)
         shift = (-4, 0) if side == "right" else (4, 0)
@@ -98,15 +102,18 @@ def _bounds(axes: "Axes", found: Calibration) -> None:
             va="center",
             fontsize=9,
         )
-    left = min(group.cosines.min().item() for group in found.groups.values())
-    axes.set_xlim(min(left, found.min_cosine) - 0.03, 1.02)
+    left = min(group.cosines.min().item() for group in calibration.groups.values())
+    axes.set_xlim(min(left, calibration.min_cosine) - 0.03, 1.02)
     axes.set_ylim(-0.5, 2.65)
     top = axes.secondary_xaxis("top")
     inside = [value for value in (0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0) if value >= axes.get_xlim()[0]]
-    top.set_xticks(inside, [f"{found.length * (2 - 2 * value) ** 0.5:.1f}" for value in inside])
+    top.set_xticks(
+        inside, [f"{calibration.length * (2 - 2 * value) ** 0.5:.1f}" for value in inside]
+    )
     top.set_xlabel(
-        f"distance between states of length {found.length:.1f}, units of the text encoder's output "
-        f"($D_1$ = {found.max_distance:.2f} at $S_1$)", fontsize=9,
-    )  # fmt: skip
+        f"distance between states of length {calibration.length:.1f}, units of the text encoder's"
+        f" output ($D_1$ = {calibration.max_distance:.2f} at $S_1$)",
+        fontsize=9,
+    )
     for edge in ("top", "right"):
         axes.spines[edge].set_visible(False)

@@ -1,0 +1,80 @@
+"""Attacks on an edit: how much of the concept comes back."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from erasure_lightning.api.load import load_edited
+from erasure_lightning.attacks.base import Attack
+from erasure_lightning.attacks.outcome import OUTCOME_FILE, Outcome
+from erasure_lightning.attacks.runner import attack_all, of_edit, write_outcome
+from erasure_lightning.attacks.target import Target, Trials
+from erasure_lightning.errors import ErasureError
+from erasure_lightning.files.locks import working_in
+from erasure_lightning.registry import find_attack, known_attacks
+from erasure_lightning.runs.folder import run_of, slug
+from erasure_lightning.training.checkpoints import locate
+
+
+def attack_edit(
+    checkpoint: str | Path,
+    attack: Attack,
+    run_dir: Path | None = None,
+    trials: Trials | None = None,
+    report: Callable[[str], None] = print,
+) -> Outcome:
+    """Attack an edited model, and write the outcome with its images into a folder.
+
+    Args:
+        checkpoint: A run's folder, its ``edit.safetensors`` or a ``.ckpt``.
+        attack: The attack with its budget, such as `UnlearnDiffAtk`.
+        run_dir: The folder to write into; ``RUN/attacks/NAME`` by default (see `attack_folder`).
+        trials: Seeds, images and sampling; the defaults of `Trials` by default.
+        report: Gets a line after each attempt.
+
+    Raises:
+        ErasureError: If the edit cannot be read, nothing can score its images, or the folder holds
+            an outcome already.
+    """
+    path = locate(str(checkpoint), "attack")
+    name = type(attack).__name__
+    folder = run_dir or attack_folder(path, name)
+    with working_in(folder):
+        check_no_outcome(folder, name)
+        module = load_edited(path).to(torch.accelerator.current_accelerator() or "cpu")
+        target = Target(module.backbone, module.original, module.concepts, trials or Trials())
+        outcome, attempts = attack_all(attack, target, report)
+        edit = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        outcome = of_edit(outcome, type(module).__name__, edit, _paper(name))
+        write_outcome(folder, outcome, attempts)
+    return outcome
+
+
+def attack_folder(checkpoint: Path, attack: str) -> Path:
+    """Where the outcome of an attack is written by default.
+
+    Args:
+        checkpoint: The edit's file, as `locate` returns it.
+        attack: Class name of the attack.
+    """
+    return run_of(checkpoint).root / "attacks" / slug(attack)
+
+
+def check_no_outcome(folder: Path, attack: str) -> None:
+    """Raise if a folder holds the outcome of an attack.
+
+    Raises:
+        ErasureError: If so.
+    """
+    if (folder / OUTCOME_FILE).exists():
+        raise ErasureError(
+            f"{folder} holds an outcome of {attack} already, which is never overwritten. Choose"
+            " another folder with --run_dir."
+        )
+
+
+def _paper(name: str) -> str:
+    """Where an attack was published; empty for an attack that no package registers."""
+    return find_attack(name).paper if name in {offer.name for offer in known_attacks()} else ""

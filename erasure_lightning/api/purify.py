@@ -1,0 +1,170 @@
+"""Purification of images: inverted with the original model, drawn again with the edited one."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from erasure_lightning.api.load import load_edited
+from erasure_lightning.backbones.base import Backbone
+from erasure_lightning.checks import require
+from erasure_lightning.concepts.concept import in_short
+from erasure_lightning.concepts.vocabulary import spread
+from erasure_lightning.data.datamodule import warn_of_cut
+from erasure_lightning.data.image_files import fitted, image_files, names
+from erasure_lightning.data.image_grid import Line, contact_sheet, image, png
+from erasure_lightning.diffusion.inversion import purify
+from erasure_lightning.errors import ErasureError
+from erasure_lightning.files.writing import write_atomically, write_json
+from erasure_lightning.metrics.drift import Drift, drifts
+from erasure_lightning.metrics.scorer import Scorer
+from erasure_lightning.runs.folder import run_of, unused
+from erasure_lightning.training.base import ErasureModule
+from erasure_lightning.training.checkpoints import locate
+
+#: The sheet of all images, without its suffix.
+SHEET_NAME = "sheet"
+
+#: Steps of either direction for a model of no world.
+DEFAULT_STEPS = 50
+
+#: Images inverted at once.
+_BATCH_SIZE = 8
+
+#: Most rows of the sheet, for it to be legible.
+_MAX_ROWS = 24
+
+
+class PurifiedImages(NamedTuple):
+    """The outcome of `purify_images`.
+
+    Args:
+        folder: Holds ``NAME.png`` of each image, the sheet and ``purify.json``.
+        drifts: How far each image moved, by its name.
+    """
+
+    folder: Path
+    drifts: dict[str, Drift]
+
+
+class _Settings(NamedTuple):
+    prompt: str
+    steps: int
+    guidance: float
+
+
+class _Purification(NamedTuple):
+    """One image before, without and with the edit, ``(3, H, W)`` in 0..1 each."""
+
+    name: str
+    given: Tensor
+    reconstructed: Tensor
+    purified: Tensor
+    drift: Drift
+
+
+def purify_images(
+    checkpoint: str | Path,
+    images: Sequence[str | Path],
+    prompt: str,
+    run_dir: Path | None = None,
+    steps: int | None = None,
+    guidance: float = 1.0,
+) -> PurifiedImages:
+    """Draw image files again with an edited model, from the noise that DDIM inversion finds.
+
+    An image is written as soon as it is drawn, so that a killed run keeps what it has.
+
+    Args:
+        checkpoint: A run's folder, its ``edit.safetensors`` or a ``.ckpt``.
+        images: PNG or JPEG files, or folders of them; each is cropped to its central square and
+            resized to the model's own size.
+        prompt: What the images show; the edit acts on what it names.
+        run_dir: A new or empty folder to write into; ``RUN/purify`` by default.
+        steps: Of either direction, at least 1; the world's by default, else `DEFAULT_STEPS`.
+        guidance: Scale of classifier-free guidance in drawing, at least 0; 1 changes least.
+
+    Raises:
+        ErasureError: If an image or the edit cannot be read, a number is out of range, or a file
+            would be overwritten.
+    """
+    require("Purification", at_least=0, guidance=guidance)
+    require("Purification", at_least=1, steps=steps)
+    files = image_files([str(path) for path in images])
+    path = locate(str(checkpoint), "purify")
+    folder = _folder(run_dir, path)
+    module = load_edited(path).to(torch.accelerator.current_accelerator() or "cpu")
+    settings = _Settings(prompt, _steps(steps, module.original), guidance)
+    warn_of_cut(module.original, [prompt], "prompts")
+    results = []
+    for result in _purifications(module, files, settings):
+        write_atomically(folder / f"{result.name}.png", png(image(result.purified)))
+        results.append(result)
+    write_atomically(folder / f"{SHEET_NAME}.png", png(_sheet(module, results, settings)))
+    pictures = {result.name: result.drift._asdict() for result in results}
+    content = {"edit": str(path)} | settings._asdict() | {"pictures": pictures}
+    write_json(folder / "purify.json", content)
+    return PurifiedImages(folder, {result.name: result.drift for result in results})
+
+
+def _steps(given: int | None, backbone: Backbone) -> int:
+    steps = given or (backbone.world.steps if backbone.world else DEFAULT_STEPS)
+    backbone.sampler(steps)  # refuses more steps than the model has times, before images are read
+    return steps
+
+
+def _folder(run_dir: Path | None, checkpoint: Path) -> Path:
+    if run_dir is None:
+        return unused(run_of(checkpoint).root / "purify")
+    if unused(run_dir) != run_dir:
+        raise ErasureError(
+            f"{run_dir} is not empty, and nothing is overwritten. Choose another --run_dir."
+        )
+    return run_dir
+
+
+def _purifications(
+    module: ErasureModule, files: Sequence[Path], settings: _Settings
+) -> Iterator[_Purification]:
+    original = module.original
+    side = _side(original)
+    scorer = Scorer.load(original.world.scorer).to(original.device) if original.world else None
+    stems = names(files, {SHEET_NAME})
+    for i in range(0, len(files), _BATCH_SIZE):
+        batch = files[i : i + _BATCH_SIZE]
+        given = torch.stack([fitted(file, side, side) for file in batch]).to(original.device)
+        purified = purify(
+            original,
+            module.backbone,
+            given,
+            [settings.prompt] * len(given),
+            steps=settings.steps,
+            guidance=settings.guidance,
+        )
+        drift = drifts(given, *purified, scorer)
+        tensors = (given.cpu(), *(images.cpu() for images in purified))
+        yield from map(_Purification, stems[i : i + _BATCH_SIZE], *tensors, drift)
+
+
+@torch.no_grad()
+def _side(backbone: Backbone) -> int:
+    """Height and width of the model's own images, in pixels."""
+    latents = torch.zeros(1, *backbone.latent_shape(), device=backbone.device)
+    return backbone.decode(latents).shape[-1]
+
+
+def _sheet(module: ErasureModule, results: Sequence[_Purification], settings: _Settings) -> Image:
+    title = f"Purified of {in_short([c.name for c in module.concepts])} by {type(module).__name__}"
+    subtitle = (
+        f"{settings.steps} steps, guidance {settings.guidance:g}; noise found with the original"
+        " model"
+    )
+    heading = f"prompt: {settings.prompt}" if settings.prompt else "the empty prompt"
+    rows = [
+        Line(heading, one.name, [image(one.given), image(one.reconstructed), image(one.purified)])
+        for one in spread(results, _MAX_ROWS)
+    ]
+    return contact_sheet(title, subtitle, ["given", "original model", "edited model"], rows)

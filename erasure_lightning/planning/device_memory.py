@@ -1,0 +1,119 @@
+"""The memory of each of several devices, out of a forecast of one, and advice where it is short."""
+
+from typing import Any
+
+from erasure_lightning.data.datamodule import PromptData
+from erasure_lightning.planning.forecast import Forecast
+from erasure_lightning.training.base import ErasureModule
+from erasure_lightning.training.trajectory_bank import TrajectoryBank
+
+
+class DeviceMemory:
+    """What each device of a fit holds, and its peaks, in bytes.
+
+    Args:
+        found: The forecast, of one device.
+        devices: How many.
+        strategy: ``ddp``, ``fsdp2``, or ``one device``.
+    """
+
+    def __init__(self, found: Forecast, devices: int, strategy: str) -> None:
+        share = devices if strategy == "fsdp2" else 1
+        own = share if found.held.splits else 1
+        self.devices = devices
+        self.strategy = strategy
+        weights = found.held.weights
+        held = {
+            "frozen weights": weights.frozen - weights.divisible + weights.divisible // share,
+            "the original's own copies": weights.teacher // own,
+            "what is edited": weights.edit // own,
+            "bank": found.held.bank,
+            "copies between devices": (
+                weights.unit if share > 1 else found.held.gradients if devices > 1 else 0
+            ),
+        }
+        trained = {
+            "its gradients": found.held.gradients // own,
+            "its optimizer": found.held.state // own,
+        }
+        self.rows = held | trained
+        fixed = weights.frozen + weights.teacher + weights.edit + found.held.bank
+        more = sum(held.values()) - fixed
+        late = more + sum(trained.values()) - found.held.gradients - found.held.state
+        early = ("preparing", "sampling")
+        self.whens = {
+            name: peak + (more if name in early else late)
+            for name, peak in found.peaks.items()
+            if peak
+        }
+        self.when = max(self.whens, key=lambda name: self.whens[name])
+        self.peak = self.whens[self.when]
+        self.activations = max(
+            found.peaks["step"] - fixed - found.held.gradients - found.held.state, 0
+        )
+
+    def plain(self) -> dict[str, Any]:
+        """The values for JSON."""
+        return {
+            "devices": self.devices,
+            "strategy": self.strategy,
+            "per_device": self.rows,
+            "activations": self.activations,
+            "peak_when": self.when,
+            "peaks_per_device": self.whens,
+            "peak": self.peak,
+        }
+
+
+def memory_advice(
+    found: Forecast,
+    memory: DeviceMemory,
+    module: ErasureModule,
+    data: PromptData,
+    devices_per_node: int,
+) -> list[str]:
+    """Options that need less memory, in the order of what they are likely to save.
+
+    Args:
+        found: The forecast, of one device.
+        memory: The same on the devices it is planned for.
+        module: The method.
+        data: Its prompts.
+        devices_per_node: Devices of each node.
+    """
+    advice = []
+    when = memory.when
+    if when == "measuring":
+        advice.append(
+            f"Measuring needs most: --data.draw_size {max(data.draw_size // 4, 1)} (now"
+            f" {data.draw_size})."
+        )
+    bank = getattr(module, "latents", None)
+    if when in ("sampling", "preparing") and isinstance(bank, TrajectoryBank):
+        advice.append(
+            f"Rolling the bank out needs most: give it a batch_size below {bank.batch_size}."
+        )
+    if when == "step" and not module.checkpointing:
+        advice.append(
+            "--model.checkpointing true keeps fewer activations, and takes about a third longer."
+        )
+    if module.base == "float32":
+        advice.append("--model.base bfloat16 halves the frozen weights and most activations.")
+    if when == "step" and data.batch_size > 1:
+        advice.append(
+            f"--data.batch_size {data.batch_size // 2} halves the activations (now"
+            f" {data.batch_size})."
+        )
+    if memory.strategy == "fsdp2":
+        return advice
+    if found.held.splits:
+        devices = devices_per_node if memory.devices > 1 else 2
+        advice.append(
+            f"--trainer.strategy fsdp2 --trainer.devices {devices} splits weights, edit and"
+            " optimizer."
+        )
+    if found.held.state > found.held.gradients and getattr(module, "optimizer", "") == "adam":
+        advice.append(
+            "--model.optimizer adam8bit quarters the optimizer's state (needs bitsandbytes)."
+        )
+    return advice
