@@ -20,7 +20,7 @@ from erasure_lightning.data.datamodule import PromptData
 from erasure_lightning.methods.esd import ESD
 from erasure_lightning.methods.sage import SAGE
 from erasure_lightning.planning.device_memory import DeviceMemory
-from erasure_lightning.planning.forecast import forecast
+from erasure_lightning.planning.forecast import forecast_fit
 from erasure_lightning.training.base import ErasureModule
 from erasure_lightning.training.strategies import FSDP2
 

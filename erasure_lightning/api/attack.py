@@ -9,20 +9,20 @@ import torch
 from erasure_lightning.api.load import load_edited
 from erasure_lightning.attacks.base import Attack
 from erasure_lightning.attacks.outcome import OUTCOME_FILE, Outcome
-from erasure_lightning.attacks.runner import attack_all, of_edit, write_outcome
-from erasure_lightning.attacks.target import Target, Trials
+from erasure_lightning.attacks.runner import run_attack, with_edit, write_outcome
+from erasure_lightning.attacks.target import AttackSettings, AttackTarget
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.locks import working_in
 from erasure_lightning.registry import find_attack, known_attacks
 from erasure_lightning.runs.folder import run_of, slug
-from erasure_lightning.training.checkpoints import locate
+from erasure_lightning.training.checkpoints import locate_checkpoint
 
 
 def attack_edit(
     checkpoint: str | Path,
     attack: Attack,
     run_dir: Path | None = None,
-    trials: Trials | None = None,
+    trials: AttackSettings | None = None,
     report: Callable[[str], None] = print,
 ) -> Outcome:
     """Attack an edited model, and write the outcome with its images into a folder.
@@ -38,16 +38,18 @@ def attack_edit(
         ErasureError: If the edit cannot be read, nothing can score its images, or the folder holds
             an outcome already.
     """
-    path = locate(str(checkpoint), "attack")
+    path = locate_checkpoint(str(checkpoint), "attack")
     name = type(attack).__name__
     folder = run_dir or attack_folder(path, name)
     with working_in(folder):
         check_no_outcome(folder, name)
         module = load_edited(path).to(torch.accelerator.current_accelerator() or "cpu")
-        target = Target(module.backbone, module.original, module.concepts, trials or Trials())
-        outcome, attempts = attack_all(attack, target, report)
+        target = AttackTarget(
+            module.backbone, module.original, module.concepts, trials or AttackSettings()
+        )
+        outcome, attempts = run_attack(attack, target, report)
         edit = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-        outcome = of_edit(outcome, type(module).__name__, edit, _paper(name))
+        outcome = with_edit(outcome, type(module).__name__, edit, _paper(name))
         write_outcome(folder, outcome, attempts)
     return outcome
 

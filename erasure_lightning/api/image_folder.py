@@ -9,8 +9,8 @@ import numpy
 import torch
 from torch import Tensor
 
-from erasure_lightning.callbacks.image_writer import MANIFEST
-from erasure_lightning.data.image_files import SUFFIXES, read
+from erasure_lightning.callbacks.image_writer import MANIFEST_FILE
+from erasure_lightning.data.image_files import IMAGE_SUFFIXES, read_image
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.metrics.image_metrics import MetricBatch
 
@@ -42,21 +42,21 @@ def read_image_folder(folder: Path) -> list[FolderImage]:
     """
     if not folder.is_dir():
         raise ErasureError(f"erasure score needs a folder of images; found none at {folder}.")
-    if (folder / MANIFEST).is_file():
-        with (folder / MANIFEST).open(newline="", encoding="utf-8") as file:
+    if (folder / MANIFEST_FILE).is_file():
+        with (folder / MANIFEST_FILE).open(newline="", encoding="utf-8") as file:
             images = [_pair(folder, row) for row in csv.DictReader(file)]
     else:
-        files = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+        files = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
         images = [FolderImage("", i, {"after": path}, ()) for i, path in enumerate(files)]
     if not images:
         raise ErasureError(
-            f"erasure score needs PNG or JPEG files, or predict's {MANIFEST}; found none in"
+            f"erasure score needs PNG or JPEG files, or predict's {MANIFEST_FILE}; found none in"
             f" {folder}."
         )
     missing = [path for image in images for path in image.files.values() if not path.is_file()]
     if missing:
         raise ErasureError(
-            f"{folder / MANIFEST} names {missing[0].relative_to(folder)}, which is not there."
+            f"{folder / MANIFEST_FILE} names {missing[0].relative_to(folder)}, which is not there."
         )
     return _independent(images)
 
@@ -68,7 +68,9 @@ def _pair(folder: Path, row: dict[str, str]) -> FolderImage:
         sampling = (row["prompt"], row["evaluation_seed"], row["steps"], row["guidance"], *size)
         return FolderImage(row["prompt"], int(row["evaluation_seed"]), files, sampling)
     except (KeyError, TypeError, ValueError) as error:
-        raise ErasureError(f"{folder / MANIFEST} is not as predict writes it ({error}).") from error
+        raise ErasureError(
+            f"{folder / MANIFEST_FILE} is not as predict writes it ({error})."
+        ) from error
 
 
 def _independent(images: list[FolderImage]) -> list[FolderImage]:
@@ -110,4 +112,4 @@ def _sizes(pixels: dict[str, Tensor]) -> list[torch.Size]:
 
 
 def _pixels(path: Path) -> Tensor:
-    return torch.tensor(numpy.asarray(read(path))).permute(2, 0, 1).float() / 255
+    return torch.tensor(numpy.asarray(read_image(path))).permute(2, 0, 1).float() / 255

@@ -11,19 +11,19 @@ from torch import Tensor
 from erasure_lightning.api.load import load_edited
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.checks import require
-from erasure_lightning.concepts.concept import in_short
-from erasure_lightning.concepts.vocabulary import spread
+from erasure_lightning.concepts.concept import shortened_names
+from erasure_lightning.concepts.vocabulary import evenly_spaced
 from erasure_lightning.data.datamodule import warn_of_cut
-from erasure_lightning.data.image_files import fitted, image_files, names
-from erasure_lightning.data.image_grid import Line, contact_sheet, image, png
-from erasure_lightning.diffusion.inversion import purify
+from erasure_lightning.data.image_files import image_files, output_names, read_resized
+from erasure_lightning.data.image_grid import GridRow, draw_grid, png_bytes, to_pil
+from erasure_lightning.diffusion.inversion import purify_images
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.writing import write_atomically, write_json
 from erasure_lightning.metrics.drift import Drift, drifts
 from erasure_lightning.metrics.scorer import Scorer
-from erasure_lightning.runs.folder import run_of, unused
+from erasure_lightning.runs.folder import run_of, unused_folder
 from erasure_lightning.training.base import ErasureModule
-from erasure_lightning.training.checkpoints import locate
+from erasure_lightning.training.checkpoints import locate_checkpoint
 
 #: The sheet of all images, without its suffix.
 SHEET_NAME = "sheet"
@@ -94,16 +94,16 @@ def purify_images(
     require("Purification", at_least=0, guidance=guidance)
     require("Purification", at_least=1, steps=steps)
     files = image_files([str(path) for path in images])
-    path = locate(str(checkpoint), "purify")
+    path = locate_checkpoint(str(checkpoint), "purify")
     folder = _folder(run_dir, path)
     module = load_edited(path).to(torch.accelerator.current_accelerator() or "cpu")
     settings = _Settings(prompt, _steps(steps, module.original), guidance)
     warn_of_cut(module.original, [prompt], "prompts")
     results = []
     for result in _purifications(module, files, settings):
-        write_atomically(folder / f"{result.name}.png", png(image(result.purified)))
+        write_atomically(folder / f"{result.name}.png", png_bytes(to_pil(result.purified)))
         results.append(result)
-    write_atomically(folder / f"{SHEET_NAME}.png", png(_sheet(module, results, settings)))
+    write_atomically(folder / f"{SHEET_NAME}.png", png_bytes(_sheet(module, results, settings)))
     pictures = {result.name: result.drift._asdict() for result in results}
     content = {"edit": str(path)} | settings._asdict() | {"pictures": pictures}
     write_json(folder / "purify.json", content)
@@ -118,8 +118,8 @@ def _steps(given: int | None, backbone: Backbone) -> int:
 
 def _folder(run_dir: Path | None, checkpoint: Path) -> Path:
     if run_dir is None:
-        return unused(run_of(checkpoint).root / "purify")
-    if unused(run_dir) != run_dir:
+        return unused_folder(run_of(checkpoint).root / "purify")
+    if unused_folder(run_dir) != run_dir:
         raise ErasureError(
             f"{run_dir} is not empty, and nothing is overwritten. Choose another --run_dir."
         )
@@ -132,11 +132,11 @@ def _purifications(
     original = module.original
     side = _side(original)
     scorer = Scorer.load(original.world.scorer).to(original.device) if original.world else None
-    stems = names(files, {SHEET_NAME})
+    stems = output_names(files, {SHEET_NAME})
     for i in range(0, len(files), _BATCH_SIZE):
         batch = files[i : i + _BATCH_SIZE]
-        given = torch.stack([fitted(file, side, side) for file in batch]).to(original.device)
-        purified = purify(
+        given = torch.stack([read_resized(file, side, side) for file in batch]).to(original.device)
+        purified = purify_images(
             original,
             module.backbone,
             given,
@@ -157,14 +157,16 @@ def _side(backbone: Backbone) -> int:
 
 
 def _sheet(module: ErasureModule, results: Sequence[_Purification], settings: _Settings) -> Image:
-    title = f"Purified of {in_short([c.name for c in module.concepts])} by {type(module).__name__}"
+    title = f"Purified of {shortened_names([c.name for c in module.concepts])} by {type(module).__name__}"
     subtitle = (
         f"{settings.steps} steps, guidance {settings.guidance:g}; noise found with the original"
         " model"
     )
     heading = f"prompt: {settings.prompt}" if settings.prompt else "the empty prompt"
     rows = [
-        Line(heading, one.name, [image(one.given), image(one.reconstructed), image(one.purified)])
-        for one in spread(results, _MAX_ROWS)
+        GridRow(
+            heading, one.name, [to_pil(one.given), to_pil(one.reconstructed), to_pil(one.purified)]
+        )
+        for one in evenly_spaced(results, _MAX_ROWS)
     ]
-    return contact_sheet(title, subtitle, ["given", "original model", "edited model"], rows)
+    return draw_grid(title, subtitle, ["given", "original model", "edited model"], rows)

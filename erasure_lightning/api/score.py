@@ -11,20 +11,20 @@ from typing import Any
 import torch
 
 from erasure_lightning.api.image_folder import FolderImage, image_batches, read_image_folder
-from erasure_lightning.callbacks.image_writer import MANIFEST
+from erasure_lightning.callbacks.image_writer import MANIFEST_FILE
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.text_files import read_prompts_file
 from erasure_lightning.files.writing import SCORE_FILE
-from erasure_lightning.metrics.distribution_distance import Frechet, Kernel
+from erasure_lightning.metrics.distribution_distance import FrechetDistance, KernelDistance
 from erasure_lightning.metrics.estimates import Estimate
-from erasure_lightning.metrics.features import Features
+from erasure_lightning.metrics.features import FeatureExtractor
 from erasure_lightning.metrics.image_metrics import (
-    Accuracy,
     ClipScore,
-    Distances,
+    FeatureDistance,
     ImageMetric,
-    Nudity,
-    Perceptual,
+    LabelAccuracy,
+    NudityDetections,
+    PairedLpips,
 )
 from erasure_lightning.metrics.nudity import load_detector
 from erasure_lightning.metrics.perceptual import Lpips
@@ -160,7 +160,7 @@ def _check_images(
     if single and lacking:
         raise ErasureError(
             f"{lacking[0]} needs what predict writes (images before and after, and their prompts);"
-            f" found no {MANIFEST} in {folder}."
+            f" found no {MANIFEST_FILE} in {folder}."
         )
     lacking = [name for name in metrics if name in _OF_SETS]
     if single and lacking and not settings.reference:
@@ -189,15 +189,15 @@ def _meter(
     if name == "accuracy":
         labels = read_prompts_file(settings.labels or "", "accuracy")
         scorer = Scorer.load(source).to(device)
-        return Accuracy(scorer, labels, settings.template, whens, seeds)
+        return LabelAccuracy(scorer, labels, settings.template, whens, seeds)
     if name in _OF_SETS:
-        kind = Frechet if name == "fid" else Kernel
-        features = Features.load(source).to(device)
+        kind = FrechetDistance if name == "fid" else KernelDistance
+        features = FeatureExtractor.load(source).to(device)
         against = (batch.pictures["after"] for batch in image_batches(reference, device))
-        return Distances(name, kind, features, whens, against)
+        return FeatureDistance(name, kind, features, whens, against)
     if name == "lpips":
-        return Perceptual(Lpips.load(source).to(device), seeds)
-    return Nudity(*load_detector(), settings.threshold, whens, seeds)
+        return PairedLpips(Lpips.load(source).to(device), seeds)
+    return NudityDetections(*load_detector(), settings.threshold, whens, seeds)
 
 
 def _score(

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from erasure_lightning.benchmark.jobs import Job, Status
-from erasure_lightning.benchmark.pages import latex, markdown, tables
 from erasure_lightning.benchmark.pareto import plot_pareto
 from erasure_lightning.benchmark.summary import summarize
-from erasure_lightning.benchmark.table import check_protocols, rows, save
+from erasure_lightning.benchmark.summary_tables import latex, markdown, summary_tables
+from erasure_lightning.benchmark.table import check_protocols, save_table, table_rows
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.writing import write_atomically
 
@@ -26,13 +26,13 @@ def write_summary(name: str, folder: Path, jobs: Sequence[Job]) -> str:
     Raises:
         ErasureError: If jobs were measured differently.
     """
-    table, protocols = rows(jobs)
-    save(folder, table, protocols)
+    table, protocols = table_rows(jobs)
+    save_table(folder, table, protocols)
     check_protocols(table, protocols)
     if not any(row["status"] == Status.FINISHED for row in table):
         return ""
     summary = summarize(table)
-    pages = tables(summary, table)
+    pages = summary_tables(summary, table)
     text = markdown(pages)
     has_plot = any(s.erasure and s.retention for s in summary.standings)
     plot = "![Pareto plot](pareto.png)\n\n" if has_plot else ""

@@ -8,8 +8,9 @@ from rich.table import Table
 
 from erasure_lightning.api.attack import attack_edit, attack_folder, check_no_outcome
 from erasure_lightning.attacks.base import Attack
-from erasure_lightning.attacks.outcome import ASKED, Outcome
-from erasure_lightning.attacks.target import Trials
+from erasure_lightning.attacks.outcome import IMAGE_KINDS, Outcome
+from erasure_lightning.attacks.target import AttackSettings
+from erasure_lightning.benchmark.jobs import command_options
 from erasure_lightning.cli.configs import checked_config, dump_yaml, load_yaml
 from erasure_lightning.cli.error_messages import tidy
 from erasure_lightning.cli.parser import Parser
@@ -17,7 +18,7 @@ from erasure_lightning.cli.short_names import options
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.registry import known_attacks
 from erasure_lightning.runs.folder import run_of
-from erasure_lightning.training.checkpoints import locate
+from erasure_lightning.training.checkpoints import locate_checkpoint
 
 #: Rows of the table, by whose images they are about.
 _ROWS = {
@@ -104,7 +105,7 @@ def _arguments(argv: list[str]) -> list[str]:
         configs.insert(0, own)
     return [
         *(word for path in configs for word in ("--config", _config(path))),
-        *arguments(others),
+        *command_options(others),
     ]
 
 
@@ -120,7 +121,7 @@ def _config(path: Path) -> str:
     if isinstance(name := content.get("attack"), str):
         content["attack"] = {"class_path": name}
     if "model" in content:
-        known = Trials.__dataclass_fields__
+        known = AttackSettings.__dataclass_fields__
         data = content.get("data") or {}
         content = {"data": {name: value for name, value in data.items() if name in known}}
     return dump_yaml(content)
@@ -142,7 +143,7 @@ def _table(outcome: Outcome) -> Table:
     images = outcome.success["attacked"].pictures
     title = f"{outcome.attack} on {outcome.method}, {images} images (95 % intervals over seeds)"
     table = Table("", "share that shows the concept", title=title)
-    for whose in ASKED:
+    for whose in IMAGE_KINDS:
         table.add_row(_ROWS[whose], str(outcome.success[whose]))
     for name, estimate in outcome.controls.items():
         table.add_row(f"control: {name}", str(estimate))

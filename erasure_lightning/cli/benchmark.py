@@ -11,8 +11,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from erasure_lightning.benchmark.jobs import Job, Status, begun, cells, files
-from erasure_lightning.benchmark.suite import Reader, Suite
+from erasure_lightning.benchmark.jobs import Job, Status, has_edits, initial_files, list_jobs
+from erasure_lightning.benchmark.suite import Suite
+from erasure_lightning.benchmark.suite_reader import SuiteReader
 from erasure_lightning.checks import require
 from erasure_lightning.cli.arguments import Arguments, did_you_mean
 from erasure_lightning.cli.configs import SHIPPED, checked_config, load_yaml
@@ -41,8 +42,8 @@ def run_benchmark(argv: list[str]) -> None:
     require("erasure benchmark", at_least=1, **{"--jobs": options.jobs})
     require("erasure benchmark", at_least=1, **{"--threads": options.threads})
     suite = _reader().read(_find(options.suite))
-    out = options.run_dir or RUNS / slug(suite.name)
-    every = cells(suite, out)
+    out = options.run_dir or RUNS_FOLDER / slug(suite.name)
+    every = list_jobs(suite, out)
     if options.list:
         for number, cell in enumerate(every):
             print(f"{number}\t{cell}\t{cell.status}")
@@ -128,7 +129,7 @@ def _chosen(every: Sequence[Job], number: int) -> Job:
 def _check_folder(suite: Suite, out: Path) -> None:
     """Raise if the folder is not this benchmark's."""
     if (held := out / _SUITE_FILE).exists():
-        if (difference := _reader().read(held).difference(suite)) and begun(out):
+        if (difference := _reader().read(held).difference(suite)) and has_edits(out):
             raise ErasureError(
                 f"{out} holds another benchmark's cells. They differ in {difference} (there and"
                 " here). Choose another --run_dir, or undo the change."
@@ -236,7 +237,6 @@ def _check(suite: Suite) -> None:
     """
     import torch
 
-    from erasure_lightning.api.quiet import silence
     from erasure_lightning.backbones.loading import load_backbone
     from erasure_lightning.benchmark.baseline_check import (
         DOMAIN_THRESHOLD,

@@ -9,13 +9,12 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from erasure_lightning.api.quiet import silence
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.loading import load_backbone
 from erasure_lightning.cli.arguments import Arguments, word_list
 from erasure_lightning.cli.configs import SHIPPED
 from erasure_lightning.cli.warning_filters import hush
-from erasure_lightning.concepts.concept import Concept, Kind
+from erasure_lightning.concepts.concept import Concept, ConceptKind
 from erasure_lightning.concepts.files import read_concepts
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.words import naming
@@ -64,7 +63,7 @@ def _parser() -> Arguments:
     )
     parser.add_argument(
         "--kind",
-        choices=get_args(Kind),
+        choices=get_args(ConceptKind),
         default="thing",
         help="Kind of the concept, which has its own sentences.",
     )
@@ -124,8 +123,8 @@ def _check_known(backbone: Backbone, concept: Concept) -> None:
 
 def _folder(run_dir: Path | None, concept: Concept) -> Path:
     if run_dir is None:
-        return unused(Path(f"calibration-{concept.name.replace(' ', '-')}"))
-    if unused(run_dir) != run_dir:
+        return unused_folder(Path(f"calibration-{concept.name.replace(' ', '-')}"))
+    if unused_folder(run_dir) != run_dir:
         raise ErasureError(
             f"{run_dir} is not empty, and nothing is overwritten. Choose another --run_dir."
         )

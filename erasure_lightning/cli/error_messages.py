@@ -10,8 +10,10 @@ from lightning.pytorch.loggers import Logger
 
 from erasure_lightning.attacks.base import Attack
 from erasure_lightning.cli.arguments import did_you_mean
-from erasure_lightning.cli.short_names import CLASSES, LOGGERS
+from erasure_lightning.cli.main import _refused
+from erasure_lightning.cli.short_names import CLASSES, LOGGERS, retention_names
 from erasure_lightning.concepts.concept import Concept
+from erasure_lightning.concepts.files import _names
 from erasure_lightning.training.base import ErasureModule
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
 

@@ -18,7 +18,12 @@ from erasure_lightning.cli.short_names import options
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.writing import json_text
 from erasure_lightning.planning.device_memory import DeviceMemory, memory_advice
-from erasure_lightning.planning.forecast import STUDENT, TEACHER, Forecast, forecast
+from erasure_lightning.planning.forecast import (
+    STUDENT_CALLS,
+    TEACHER_CALLS,
+    FitForecast,
+    forecast_fit,
+)
 from erasure_lightning.training.optimizers import check_eight_bits
 
 _GIB = 2**30
@@ -132,14 +137,14 @@ class Planner(CommandLine):
                 print(line)
         return int(fits is False)
 
-    def _forecast(self) -> Forecast:
+    def _forecast(self) -> FitForecast:
         trainer = self.config_init.trainer
         callbacks = trainer.callbacks or []
         arguments = {
             name: trainer[name] for name in _TRAINER_ARGUMENTS if trainer[name] is not None
         }
         try:
-            return forecast(
+            return forecast_fit(
                 self.model,
                 self.datamodule,
                 callbacks if isinstance(callbacks, list) else [callbacks],
@@ -153,7 +158,7 @@ class Planner(CommandLine):
                 " have. Try a step of it: `erasure fit` with --trainer.fast_dev_run 1."
             ) from error
 
-    def _verdict(self, found: Forecast, memory: DeviceMemory) -> list[str]:
+    def _verdict(self, found: FitForecast, memory: DeviceMemory) -> list[str]:
         limit = self.config.gpu_memory
         peak = memory.peak / _GIB
         if limit is None:
@@ -194,13 +199,13 @@ def _gib(size: int) -> str:
     return f"{size / _GIB:.3f}" if size < _GIB else f"{size / _GIB:.2f}"
 
 
-def _work(found: Forecast, devices: int) -> list[str]:
+def _work(found: FitForecast, devices: int) -> list[str]:
     """Sentences about parameters, evaluations and images."""
     held = found.held
     parts = ", ".join(f"{name} {count / 1e6:.1f} M" for name, count in held.parameters.items())
     each, together = (" on each device", ", on all devices together") if devices > 1 else ("", "")
     last = found.asked["last"]
-    whole = found.steps * (last[STUDENT] + last[TEACHER]) + found.sampled
+    whole = found.steps * (last[STUDENT_CALLS] + last[TEACHER_CALLS]) + found.sampled
     drawn = (
         f" The measurement draws 2 x {found.pictures} images in {found.measured}"
         f" evaluations{together}."
@@ -212,7 +217,7 @@ def _work(found: Forecast, devices: int) -> list[str]:
     ]
 
 
-def _training(found: Forecast) -> list[str]:
+def _training(found: FitForecast) -> list[str]:
     held = found.held
     first = found.asked["first"]
     last = found.asked["last"]
@@ -222,12 +227,12 @@ def _training(found: Forecast) -> list[str]:
     lines = [
         f"Trained: {held.trained / 1e6:.3f} M ({share:.2%}) in {len(held.names)} tensors of"
         f" {shown}.",
-        f"Each of {found.steps} steps evaluates the student on {last[STUDENT]} latents and the"
-        f" original on {last[TEACHER]}; {last['backwards']} backwards.",
+        f"Each of {found.steps} steps evaluates the student on {last[STUDENT_CALLS]} latents and the"
+        f" original on {last[TEACHER_CALLS]}; {last['backwards']} backwards.",
     ]
     if first != last:
         lines.append(
-            f"(The first step: {first[STUDENT]} and {first[TEACHER]}; {first['backwards']}"
+            f"(The first step: {first[STUDENT_CALLS]} and {first[TEACHER_CALLS]}; {first['backwards']}"
             " backwards.)"
         )
     if found.sampled:

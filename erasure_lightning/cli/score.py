@@ -13,7 +13,7 @@ from erasure_lightning.api.score import (
 from erasure_lightning.cli.arguments import Arguments, word_list
 from erasure_lightning.cli.warning_filters import hush
 from erasure_lightning.files.writing import SCORE_FILE
-from erasure_lightning.metrics.score import table
+from erasure_lightning.metrics.score import score_table
 
 
 def run_score(argv: list[str]) -> None:
@@ -26,7 +26,7 @@ def run_score(argv: list[str]) -> None:
     folder, metrics, run_dir = (options.pop(name) for name in ("images", "metrics", "run_dir"))
     hush()
     score = score_images(folder, metrics, ScoreSettings(**options), run_dir)
-    Console().print(table({"": score}))
+    Console().print(score_table({"": score}))
     print(
         f"Scored {score.protocol['drawn']['pictures']} images; the figures and their protocol are"
         f" in {(run_dir or folder) / SCORE_FILE}."

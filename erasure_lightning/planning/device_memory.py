@@ -3,7 +3,7 @@
 from typing import Any
 
 from erasure_lightning.data.datamodule import PromptData
-from erasure_lightning.planning.forecast import Forecast
+from erasure_lightning.planning.forecast import FitForecast
 from erasure_lightning.training.base import ErasureModule
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
@@ -17,7 +17,7 @@ class DeviceMemory:
         strategy: ``ddp``, ``fsdp2``, or ``one device``.
     """
 
-    def __init__(self, found: Forecast, devices: int, strategy: str) -> None:
+    def __init__(self, found: FitForecast, devices: int, strategy: str) -> None:
         share = devices if strategy == "fsdp2" else 1
         own = share if found.held.splits else 1
         self.devices = devices
@@ -66,7 +66,7 @@ class DeviceMemory:
 
 
 def memory_advice(
-    found: Forecast,
+    found: FitForecast,
     memory: DeviceMemory,
     module: ErasureModule,
     data: PromptData,

@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.writing import write_atomically
-from erasure_lightning.report.card import card
-from erasure_lightning.report.page import GENERATOR, page
-from erasure_lightning.report.run_record import read_facts
+from erasure_lightning.report.card import render_card
+from erasure_lightning.report.page import GENERATOR, render_page
+from erasure_lightning.report.run_record import read_run_record
 from erasure_lightning.runs.folder import run_of
 
 #: The page, and the model card.
@@ -48,10 +48,10 @@ def write_report(
     _check_page(folder / PAGE_FILE)
     if with_card:
         _check_card(folder / CARD_FILE, runs)
-    facts = [read_facts(run) for run in runs]
-    contents = {folder / PAGE_FILE: page(facts)}
+    facts = [read_run_record(run) for run in runs]
+    contents = {folder / PAGE_FILE: render_page(facts)}
     if with_card:
-        contents[folder / CARD_FILE] = card(facts[0])
+        contents[folder / CARD_FILE] = render_card(facts[0])
     for path, text in contents.items():
         write_atomically(path, text.encode(errors="replace"))  # JSON may hold a lone surrogate
     notes = [f"{fact.name}: {note}" for fact in facts for note in fact.notes]

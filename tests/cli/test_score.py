@@ -10,8 +10,8 @@ from tiny_scorers import KnownScorer, save_scorer
 
 from erasure_lightning.__main__ import main
 from erasure_lightning.api import score as api
-from erasure_lightning.callbacks.image_writer import COLUMNS
-from erasure_lightning.metrics.image_metrics import Accuracy, ClipScore, MetricBatch
+from erasure_lightning.callbacks.image_writer import MANIFEST_COLUMNS
+from erasure_lightning.metrics.image_metrics import ClipScore, LabelAccuracy, MetricBatch
 from erasure_lightning.metrics.perceptual import AlexNet
 from erasure_lightning.metrics.score import Score
 

@@ -14,7 +14,7 @@ from erasure_lightning.methods.esd import ESD
 from erasure_lightning.methods.realera import RealEra
 from erasure_lightning.methods.uce import UCE
 from erasure_lightning.planning.device_memory import DeviceMemory
-from erasure_lightning.planning.forecast import forecast
+from erasure_lightning.planning.forecast import forecast_fit
 from erasure_lightning.planning.memory_tracker import MemoryTracker
 from erasure_lightning.retention.local_noise import LocalNoisePreservation
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
@@ -74,7 +74,7 @@ def test_the_forecast_equals_a_real_fit(method, arguments, retains):
         return callbacks, {name: value() for name, value in arguments.items()}
 
     callbacks, options = new_arguments()
-    plan = forecast(method, *callbacks, **options)
+    plan = forecast_fit(method, *callbacks, **options)
     callbacks, options = new_arguments()
     peak, counter = measured(method, *callbacks, **options)
     assert max(plan.peaks.values()) == pytest.approx(peak, rel=0.05)
@@ -87,15 +87,18 @@ def test_the_forecast_equals_a_real_fit(method, arguments, retains):
 def test_as_many_prompts_are_planned_to_be_retained_as_are():
     """The number of near labels is known before the run, the labels are not."""
     plan, run, whole = (LocalNoisePreservation(nearness=share) for share in (0.98, 0.98, 1))
-    forecast(UCE, plan)
-    forecast(UCE, whole)
+    forecast_fit(UCE, plan)
+    forecast_fit(UCE, whole)
     measured(UCE, run)
     assert len(plan.retained) == len(run.retained)
     assert len(whole.retained) == len(plan.retained) + 3
 
 
 def test_adapters_merged_at_the_end_are_planned_as_adapters():
-    merged, unmerged = forecast(RealEra, merge=True).held, forecast(RealEra, merge=False).held
+    merged, unmerged = (
+        forecast_fit(RealEra, merge=True).held,
+        forecast_fit(RealEra, merge=False).held,
+    )
     assert merged == unmerged
     assert merged.trained > 0
 
@@ -108,12 +111,12 @@ def test_a_plugin_s_method_that_reads_values_is_planned(capsys):
 
 @pytest.fixture(scope="module")
 def plain():
-    return forecast(ESD, train="all")
+    return forecast_fit(ESD, train="all")
 
 
 def test_each_remedy_lowers_what_it_should(plain):
-    thrifty = forecast(ESD, train="all", checkpointing=True, base="bfloat16")
-    eight = forecast(ESD, train="all", optimizer="adam8bit")
+    thrifty = forecast_fit(ESD, train="all", checkpointing=True, base="bfloat16")
+    eight = forecast_fit(ESD, train="all", optimizer="adam8bit")
     assert thrifty.held.weights.frozen == pytest.approx(plain.held.weights.frozen / 2, rel=0.01)
     assert thrifty.held.weights.edit == plain.held.weights.edit
     saved_weights = plain.held.weights.frozen - thrifty.held.weights.frozen
