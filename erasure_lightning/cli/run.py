@@ -166,9 +166,9 @@ class CommandLine(LightningCLI):
             self.config.trainer.logger = (
                 False  # pictures are its files; an empty run on a board would be litter
             )
-        loggers.place(self.config.trainer.logger, self.run.root)
+        loggers.place_loggers(self.config.trainer.logger, self.run.root)
         loggers.check_wandb(self.config.trainer.logger)
-        loggers.name(self.config.trainer.logger, *self._what(), self.command, self.run.root)
+        loggers.name_loggers(self.config.trainer.logger, *self._what(), self.command, self.run.root)
 
     def _what(self) -> tuple[str, list[str]]:
         """The method's name, and what it erases."""

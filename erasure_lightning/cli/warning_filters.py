@@ -1,4 +1,4 @@
-"""Quiet: what Lightning and its kin say that no user of ours needs."""
+"""Filters for warnings of Lightning, torch and others that no user of ours needs."""
 
 import logging
 import warnings
@@ -15,15 +15,16 @@ _MESSAGES = (
     r".*isinstance\(treespec, LeafSpec\).*",
     r".*Trying to infer the `batch_size`.*",
     r".*No positive class.*",
-    r".*was called before the ``update`` method.*",  # a rank that drew none of a group's pictures
+    r".*was called before the ``update`` method.*",  # a rank that drew none of a group's images
     r".*`broadcast_buffers` is deprecated.*",  # older torch knows no other name for it
-    r".*FSDP2-wrapped module .* returned a view tensor.*",  # no denoiser changes it in place; tests compare gradients
+    # No denoiser changes it in place; tests compare gradients.
+    r".*FSDP2-wrapped module .* returned a view tensor.*",
     r".*lr_scheduler\.step\(\)` before `optimizer\.step\(\).*",
 )
 
 
 def hush() -> None:
-    """Silence tips and habitual warnings; everything else still comes through."""
+    """Silence tips and habitual warnings; every other warning is still printed."""
     for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for name in ("transformers", "diffusers"):
