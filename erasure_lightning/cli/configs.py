@@ -1,4 +1,4 @@
-"""Configs: found in the working folder or among the shipped ones, and read as YAML."""
+"""Configs in YAML, by path or by the name of a shipped one."""
 
 import difflib
 import re
@@ -28,12 +28,11 @@ SHIPPED = next(
 
 
 def shipped_configs(*within: str) -> dict[str, Path]:
-    """Configs by file name: ours, and those in the folder ``configs`` of packages with methods;
-    ours come first.
+    """Configs by file name, of ours and of plugins (in their folder ``configs``).
 
     Args:
-        within: Folders inside that are looked into, the first before the second; by default that
-            folder itself.
+        within: Folders inside to look into; by default that folder itself. Of equal names that of
+            the first folder is taken, and ours before a plugin's.
     """
     folders = [
         folder / inside for inside in within or ("",) for folder in (SHIPPED, *_plugin_folders())
@@ -44,9 +43,7 @@ def shipped_configs(*within: str) -> dict[str, Path]:
 
 
 def _plugin_folders() -> Iterator[Path]:
-    """Found without importing anything: a package that is broken, or slow, harms nobody who does
-    not name it.
-    """
+    """Folders of plugins' configs, found without importing a plugin, which may be broken."""
     installed = entry_points()
     for entry in (
         e for kind in (METHOD, ATTACK, RETENTION) for e in installed.select(group=kind.group)
@@ -60,21 +57,21 @@ def _plugin_folders() -> Iterator[Path]:
 
 
 def find_config(name: str, *within: str) -> Path:
-    """A config by path, else a shipped one by name.
+    """The path of a config, given by path or by the name of a shipped one.
 
     Args:
         name: The path or the name.
         within: As in `shipped_configs`.
 
     Raises:
-        ErasureError: If there is none, with the nearest of the shipped ones.
+        ErasureError: If there is none, with the shipped ones of similar names.
     """
     path = Path(name)
     if path.is_file():
         return path
     shipped = shipped_configs(*within)
-    if found := shipped.get(str(path)) or shipped.get(f"{path}.yaml"):
-        return found
+    if config := shipped.get(str(path)) or shipped.get(f"{path}.yaml"):
+        return config
     near = difflib.get_close_matches(f"{path.stem}.yaml", shipped, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise ErasureError(
@@ -120,8 +117,8 @@ class _Loader(StrictLoader):
     """YAML 1.1 with the numbers people write: ``1e-4`` is one."""
 
 
-#: Replaced below; and a date is text.
-_OTHERWISE = ("tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp")
+#: Rules of YAML 1.1 that are left out: floats have a rule of ours, and a date is text.
+_LEFT_OUT = ("tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp")
 
 _FLOAT = (
     r"[-+]?(\d[\d_]*\.[\d_]*([eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+|\.\d[\d_]*([eE][-+]?\d+)?|\.(inf|Inf|INF))$"
@@ -129,14 +126,14 @@ _FLOAT = (
 )
 
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in found if tag not in _OTHERWISE]
-    for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    first: [(tag, pattern) for tag, pattern in rules if tag not in _LEFT_OUT]
+    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(_FLOAT), list("-+0123456789."))
 
 
 def load_yaml(text: str) -> Any:
-    """What a config, or a value on the command line, says."""
+    """The value of a config's text, or of a value on the command line."""
     value = yaml.load(text, Loader=_Loader)
     if (
         isinstance(value, dict)
@@ -150,10 +147,10 @@ def load_yaml(text: str) -> Any:
 
 #: PyYAML's own dumper, since LightningCLI dumps its config with it too.
 yaml.SafeDumper.add_representer(
-    Concepts, lambda dumper, found: dumper.represent_list(list(map(asdict, found.listed)))
+    Concepts, lambda dumper, concepts: dumper.represent_list(list(map(asdict, concepts.listed)))
 )
 
 
 def dump_yaml(value: Any) -> str:
-    """Plain values and concepts as a config, in the order given."""
+    """The text of a config of plain values and concepts, in their order."""
     return yaml.safe_dump(value, sort_keys=False, allow_unicode=True)

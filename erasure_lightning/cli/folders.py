@@ -1,4 +1,4 @@
-"""Which folder a command writes into."""
+"""The folder that a command writes into."""
 
 import os
 import sys
@@ -10,24 +10,23 @@ from erasure_lightning.cli.rank import first
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.runs.folder import Run, default_run, run_of, unused_folder
 
-#: Where the launching process tells the processes it starts.
+#: Environment variable that hands the folder to processes that Lightning starts.
 _VARIABLE = "ERASURE_RUN_DIR"
 
 
 def choose(command: str, config: Namespace, checkpoint: Path | None) -> Run:
     """The folder of a command.
 
-    Processes that Lightning starts are told it. Those that torchrun or a scheduler starts find it
-    out and check it
-    each: nothing but a config is written there before they have met.
+    Processes that Lightning starts read it from their environment. Those that torchrun or a
+    scheduler starts choose and check it each: only a config is written there before they have met.
 
     Args:
         command: ``fit``, ``validate``, ``test`` or ``predict``.
-        config: What was asked for.
-        checkpoint: Where it goes on from.
+        config: The parsed options.
+        checkpoint: Which is resumed or used.
 
     Raises:
-        ErasureError: If something there would be overwritten.
+        ErasureError: If a file would be overwritten.
     """
     if (
         "LOCAL_RANK" in os.environ
@@ -37,19 +36,24 @@ def choose(command: str, config: Namespace, checkpoint: Path | None) -> Run:
         return Run(Path(os.environ[_VARIABLE]))
     run = _folder(command, config, checkpoint)
     check(command, run, checkpoint)
-    _warn_of_half_an_edit(command, config, checkpoint)
+    _warn_of_unfinished_run(command, config, checkpoint)
     if "LOCAL_RANK" not in os.environ:
         os.environ[_VARIABLE] = str(run.root)
     return run
 
 
 def forget() -> None:
-    """Leave what is started after the command to itself."""
+    """Hide the folder from processes that are started after the command."""
     os.environ.pop(_VARIABLE, None)
 
 
 def check(command: str, run: Run, checkpoint: Path | None) -> None:
-    """Raise if a command would overwrite what another has written into the folder.
+    """Raise if a command would overwrite files of another in the folder.
+
+    Args:
+        command: As in `choose`.
+        run: The folder.
+        checkpoint: As in `choose`.
 
     Raises:
         ErasureError: If so.
@@ -64,8 +68,8 @@ def check(command: str, run: Run, checkpoint: Path | None) -> None:
         )
 
 
-def _warn_of_half_an_edit(command: str, config: Namespace, checkpoint: Path | None) -> None:
-    """Say so where a run is named that has no edit yet; who names its last.ckpt means it."""
+def _warn_of_unfinished_run(command: str, config: Namespace, checkpoint: Path | None) -> None:
+    """Warn where a run without an edit is named; its last.ckpt may be named on purpose."""
     if (
         command == "fit"
         or checkpoint is None
@@ -75,8 +79,8 @@ def _warn_of_half_an_edit(command: str, config: Namespace, checkpoint: Path | No
         return
     run = run_of(checkpoint)
     if checkpoint == run.last:
-        what = f"{run.root} holds an unfinished run, whose last checkpoint is used"
-        print(f"erasure: warning: {what}; go on with `{run.command}`.", file=sys.stderr)
+        message = f"{run.root} holds an unfinished run, whose last checkpoint is used"
+        print(f"erasure: warning: {message}; go on with `{run.command}`.", file=sys.stderr)
 
 
 def _folder(command: str, config: Namespace, checkpoint: Path | None) -> Run:
@@ -89,10 +93,9 @@ def _folder(command: str, config: Namespace, checkpoint: Path | None) -> Run:
             config.model.class_path.rsplit(".", 1)[-1],
             [concepts.file.stem] if concepts.file else names,
         )
-        draw = os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None
-        return (
-            Run(run.root.with_name(f"{run.root.name}-{draw}")) if draw else run
-        )  # the draws of a sweep lie side by side
-    assert checkpoint is not None  # the other commands cannot do without
+        # Runs of a sweep lie side by side.
+        sweep_run = os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None
+        return Run(run.root.with_name(f"{run.root.name}-{sweep_run}")) if sweep_run else run
+    assert checkpoint is not None  # the other commands need one
     root = run_of(checkpoint).root
     return Run(root) if command == "fit" else Run(unused_folder(root / command))

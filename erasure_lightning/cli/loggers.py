@@ -1,4 +1,4 @@
-"""Loggers that were asked for: in the run's folder, able to log, and closed when the run has ended."""
+"""Loggers of a run: their folder, their names, their account, and their end."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -12,25 +12,32 @@ from lightning.pytorch.loggers import Logger
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.runs.dashboards import close_loggers, wandb_arguments
 
-#: Where W&B copies what it will upload: into the user's home, unless told otherwise.
+#: Variable of the folder where W&B copies what it will upload; the user's home by default.
 _STAGING = "WANDB_DATA_DIR"
 
 
-def place(loggers: Any, folder: Path) -> None:
-    """Let every logger without a folder of its own write into the run's."""
+def place_loggers(loggers: Any, folder: Path) -> None:
+    """Let every logger without a folder of its own write into the run's.
+
+    Args:
+        loggers: As configured.
+        folder: The run's.
+    """
     for logger in _configured(loggers):
         if logger.init_args.get("save_dir", folder) in (None, "."):
             logger.init_args["save_dir"] = str(folder)
 
 
-def name(loggers: Any, method: str, concepts: Sequence[str], job: str, folder: Path) -> None:
-    """Name and group the runs of W&B loggers; what the user said of them stands.
+def name_loggers(
+    loggers: Any, method: str, concepts: Sequence[str], job: str, folder: Path
+) -> None:
+    """Name and group the runs of W&B loggers, where the user has not.
 
     Args:
         loggers: As configured.
         method: Class name of the method.
         concepts: What is erased.
-        job: What the run does.
+        job: The command, ``"fit"`` for example.
         folder: The run's.
 
     Raises:
@@ -52,14 +59,14 @@ def name(loggers: Any, method: str, concepts: Sequence[str], job: str, folder: P
 
 @contextmanager
 def closing(folder: Path, loggers: Callable[[], Sequence[Logger]]) -> Iterator[None]:
-    """Keep what W&B stages in the run's folder, and close the loggers at the end.
+    """Have W&B stage its files in the run's folder, and close the loggers at the end.
 
     Args:
         folder: The run's.
-        loggers: Those there are then.
+        loggers: Gives the loggers at the end.
 
     Raises:
-        ErasureError: For what W&B complains of.
+        ErasureError: For an error of W&B.
     """
     staged = _STAGING not in os.environ
     os.environ.setdefault(_STAGING, str(folder.absolute() / "wandb"))
@@ -81,25 +88,26 @@ def closing(folder: Path, loggers: Callable[[], Sequence[Logger]]) -> Iterator[N
 def check_wandb(loggers: Any) -> None:
     """Raise if a W&B logger is to log online but there is no account.
 
+    Args:
+        loggers: As configured.
+
     Raises:
-        ErasureError: Saying how to log offline.
+        ErasureError: With the option to log offline.
     """
-    asked = list(filter(_is_wandb, _configured(loggers)))
-    if asked:
-        check_account(
-            all(logger.init_args.offline for logger in asked), "--trainer.logger.offline true"
-        )
+    if ours := list(filter(_is_wandb, _configured(loggers))):
+        offline = all(logger.init_args.offline for logger in ours)
+        check_account(offline, "--trainer.logger.offline true")
 
 
-def check_account(offline: bool, way_out: str) -> None:
+def check_account(offline: bool, offline_option: str) -> None:
     """Raise if W&B is to be written to online but there is no account.
 
     Args:
-        offline: Whether the user asked for no connection.
-        way_out: The option that asks for it.
+        offline: Whether the logger makes no connection.
+        offline_option: Makes it log offline.
 
     Raises:
-        ErasureError: Saying how to log offline.
+        ErasureError: With that option.
     """
     if offline or os.environ.get("WANDB_MODE", "online") != "online":
         return
@@ -108,13 +116,13 @@ def check_account(offline: bool, way_out: str) -> None:
     if not wandb.login(prompt=False):
         raise ErasureError(
             "The wandb logger needs an API key to log online; found none. Log in with `wandb"
-            f" login`, or log offline: {way_out}, or WANDB_MODE=offline."
+            f" login`, or log offline: {offline_option}, or WANDB_MODE=offline."
         )
 
 
 def _configured(loggers: Any) -> list[Namespace]:
-    given = loggers if isinstance(loggers, list) else [loggers]
-    return [logger for logger in given if isinstance(logger, Namespace)]
+    listed = loggers if isinstance(loggers, list) else [loggers]
+    return [logger for logger in listed if isinstance(logger, Namespace)]
 
 
 def _is_wandb(logger: Namespace) -> bool:

@@ -1,20 +1,18 @@
-"""Finds out what is asked for, and imports no more than that needs."""
+"""The command of a command line, and its exit code; imports no more than the command needs."""
 
-import difflib
 import errno
 import os
 import sys
 from importlib import import_module
-from importlib.metadata import version
 
 from erasure_lightning.cli.rank import prefix
 from erasure_lightning.errors import ErasureError
 
-#: What an operating system says that the user must mend.
+#: Errors of the operating system that the user can mend.
 _SYSTEM = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
 _SYSTEM |= {errno.ENOTDIR, errno.EEXIST, errno.EISDIR}
 
-#: What it says of nothing but writing; of the others nobody knows.
+#: Those that only writing meets; the others may come of reading too.
 _WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 COMMANDS = {
@@ -72,43 +70,40 @@ def main(argv: list[str] | None = None) -> int:
         argv: Arguments; those of the process by default.
 
     Returns:
-        0; 1 where `plan` says that a fit does not fit; 2 for a mistake of the user; 128 + the
-        signal for an interruption (or for a reader who left).
+        0; 1 where `plan` forecasts more memory than there is; 2 for a mistake of the user; 128 +
+        the signal for an interruption, 141 for a closed pipe.
     """
-    given = sys.argv[1:] if argv is None else argv
+    argv = sys.argv[1:] if argv is None else argv
     try:
-        return _dispatch(given)
-    except BrokenPipeError:  # whoever read has read enough (`erasure methods | head`)
+        return _dispatch(argv)
+    except BrokenPipeError:  # the reader has read enough (`erasure methods | head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except BaseException as error:
-        message, code = _words(error)
+        message, code = _message(error)
         if not code:
             raise
-        # Ranks of one run meet the same mistakes, and an error of one alone the first rank may have
-        # been told of.
-        front = prefix(together="".join(given[:1]) not in _OWN)
+        # Ranks of one run meet the same mistakes; of an error that one rank alone met, the first
+        # may have printed what that rank sent it.
+        front = prefix(together="".join(argv[:1]) not in _OWN)
         if front is not None and not getattr(error, "told", False):
             print(f"{front}erasure: {' '.join(message.split())}", file=sys.stderr)
         return code
 
 
-def _words(error: BaseException) -> tuple[str, int]:
-    """What is said of an error that the user can mend or has brought about, and the exit code; 0
-    for any other.
-    """
+def _message(error: BaseException) -> tuple[str, int]:
+    """The message and the exit code of an error; the code is 0 for one the user cannot mend."""
     if isinstance(error, ErasureError):
         return f"error: {error}", 2
     if isinstance(error, OSError) and error.errno in _SYSTEM:
-        return f"error: {_refused(error)}", 2
+        return f"error: {_system_message(error)}", 2
     if isinstance(error, KeyboardInterrupt):
         return "Interrupted.", 130
-    return str(error), getattr(
-        error, "exit_code", 0
-    )  # an `Interrupted`, whose class would import Lightning
+    # An `Interrupted` has an exit code; importing its class would import Lightning.
+    return str(error), getattr(error, "exit_code", 0)
 
 
-def _refused(error: OSError) -> str:
+def _system_message(error: OSError) -> str:
     where = error.filename or "The run's folder"
     if error.errno in _WRITING:
         return (
@@ -120,12 +115,11 @@ def _refused(error: OSError) -> str:
 def _dispatch(argv: list[str]) -> int:
     command = argv[0] if argv else "--help"
     if command in ("-h", "--help", "help"):
-        print(
-            USAGE.format(
-                commands="\n".join(f"  {name:12}{text}" for name, text in COMMANDS.items())
-            )
-        )
+        commands = "\n".join(f"  {name:12}{text}" for name, text in COMMANDS.items())
+        print(USAGE.format(commands=commands))
     elif command == "--version":
+        from importlib.metadata import version  # costs as much as the rest of --help
+
         print(f"erasure-lightning {version('erasure-lightning')}")
     elif command in _OWN:
         module, _, function = _OWN[command].partition(":")
@@ -135,6 +129,8 @@ def _dispatch(argv: list[str]) -> int:
 
         run(command, argv[1:])
     else:
+        import difflib
+
         near = difflib.get_close_matches(command, COMMANDS, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ErasureError(f"unknown command {command!r}.{hint} Known: {', '.join(COMMANDS)}.")

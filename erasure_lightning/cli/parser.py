@@ -1,4 +1,4 @@
-"""The parser: LightningCLI's, with short names and with errors in one line."""
+"""LightningCLI's parser with short names, and with errors in one line."""
 
 import os
 from dataclasses import asdict
@@ -12,7 +12,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from erasure_lightning.cli.configs import dump_yaml, read_config
 from erasure_lightning.cli.error_messages import tidy
-from erasure_lightning.cli.short_names import listed, load_names
+from erasure_lightning.cli.short_names import concept_list, load_names
 from erasure_lightning.concepts.concept import Concepts
 from erasure_lightning.errors import ErasureError
 
@@ -23,21 +23,21 @@ set_dumper(MODE, dump_yaml)
 
 
 def _read(value: Any) -> Concepts:
-    """Concepts as a command line or a config gives them.
+    """Concepts of a value on the command line or in a config.
 
     Raises:
-        TypeError: If it gives something else.
+        TypeError: If it is something else.
     """
-    found = value.get("concepts") if isinstance(value, dict) else value
-    found = listed(found) if isinstance(found, list) else found
-    if not isinstance(found, Concepts):
+    concepts = value.get("concepts") if isinstance(value, dict) else value
+    concepts = concept_list(concepts) if isinstance(concepts, list) else concepts
+    if not isinstance(concepts, Concepts):
         raise TypeError("Expected concepts")
-    return found
+    return concepts
 
 
 register_type(
     Concepts,
-    serializer=lambda found: [asdict(concept) for concept in found.listed],
+    serializer=lambda concepts: [asdict(concept) for concept in concepts.listed],
     deserializer=_read,
     deserializer_exceptions=(TypeError,),
     type_check=isinstance,
@@ -45,7 +45,7 @@ register_type(
 
 
 class Parser(LightningArgumentParser):
-    """Reads short names, and tells a mistake in one line.
+    """A parser that knows short names, and raises mistakes as errors of one line.
 
     Args:
         args: Arguments of jsonargparse's parser.
@@ -73,13 +73,11 @@ class Parser(LightningArgumentParser):
         return config
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise it, short and with suggestions.
+        """Raise an error in one line, with suggestions.
 
         Raises:
             ErasureError: Always.
         """
-        if (
-            not self.exit_on_error
-        ):  # a parser of one value inside another, which adds where it stands
+        if not self.exit_on_error:  # of one value inside another parser's, which adds its key
             super().error(message, ex)
         raise ErasureError(tidy(message, self)) from ex

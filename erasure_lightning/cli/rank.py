@@ -1,29 +1,28 @@
-"""Which of several processes this is, before any of them has met the others; imports nothing."""
+"""The rank of this process as launchers announce it, before ranks have met; imports no torch."""
 
 import os
 
 #: Jobs of SLURM whose numbers Lightning disregards: each process is a run of its own, or starts its
-#: ranks by itself.
+#: own ranks.
 _INTERACTIVE = ("bash", "interactive")
 
 
 def first() -> bool:
-    """Whether this is the process that speaks for all."""
+    """Whether this process is the first of all, which prints for them."""
     return _numbers() == ("0", "0")
 
 
 def prefix(together: bool = True) -> str | None:
-    """What a process puts in front of an error that it meets.
+    """What a process prints in front of an error.
 
-    The first of all puts nothing there, the first of every other machine who it is. The other
-    processes of a machine say nothing, since they meet what its first one does.
+    The first of all prints nothing there, the first of every other machine its rank. The other
+    processes of a machine print no error, since its first one meets the same.
 
     Args:
-        together: Whether the processes are ranks of one run; those that are not speak for
-            themselves.
+        together: Whether the processes are ranks of one run; others print their own errors.
 
     Returns:
-        The words, or ``None`` for a process that says nothing.
+        The words, or ``None`` for a process that prints no error.
     """
     rank, local = _numbers()
     if first():
@@ -32,21 +31,16 @@ def prefix(together: bool = True) -> str | None:
 
 
 def started() -> tuple[int, int] | None:
-    """How many processes torchrun has started on this machine, and on how many machines; elsewhere
-    ``None``.
-    """
+    """Processes that torchrun has started here, and its machines; ``None`` without torchrun."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return None
     return int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["GROUP_WORLD_SIZE"])
 
 
 def _numbers() -> tuple[str, str]:
-    """This process's number among all, and among those of its machine; each "0" where nobody has
-    told it.
-    """
+    """Rank among all processes and among those of this machine; "0" where no launcher sets it."""
     known = os.environ
     slurm = {} if known.get("SLURM_JOB_NAME") in _INTERACTIVE else known
-    rank = known.get(
-        "RANK", slurm.get("SLURM_PROCID", "0")
-    )  # torchrun's, which SLURM may have started, goes first
+    # torchrun goes first, since SLURM may have started it.
+    rank = known.get("RANK", slurm.get("SLURM_PROCID", "0"))
     return rank, known.get("LOCAL_RANK", slurm.get("SLURM_LOCALID", "0"))

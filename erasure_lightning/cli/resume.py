@@ -1,4 +1,4 @@
-"""What a checkpoint has to say about the arguments of the command that uses it."""
+"""Arguments of a command that uses a checkpoint: taken from it, or checked against it."""
 
 import sys
 from pathlib import Path
@@ -15,8 +15,11 @@ from erasure_lightning.training.checkpoints import (
 
 
 def own_config(options: Options, command: str) -> list[str]:
-    """The config a checkpoint was made with, as arguments, where the command line names a
-    checkpoint but no method.
+    """The config of a checkpoint as arguments, where no other config and no method is named.
+
+    Args:
+        options: Of the command line.
+        command: ``fit``, ``validate``, ``test``, ``predict`` or ``plan``.
 
     Raises:
         ErasureError: If there is no such checkpoint.
@@ -38,12 +41,11 @@ def own_config(options: Options, command: str) -> list[str]:
 
 
 def check_same(model: dict[str, Any], made: dict[str, Any]) -> None:
-    """Raise if a checkpoint is another method's, and warn of other arguments; those given now are
-    used.
+    """Raise if a checkpoint is of another method, and warn of other arguments.
 
     Args:
-        model: ``class_path`` and ``init_args`` as asked for now.
-        made: What the checkpoint says it was made from.
+        model: ``class_path`` and ``init_args`` of the command, which are used.
+        made: Method and arguments that the checkpoint was made with.
 
     Raises:
         ErasureError: If the methods differ.
@@ -54,23 +56,22 @@ def check_same(model: dict[str, Any], made: dict[str, Any]) -> None:
             f"The checkpoint was made by {then}, not by {now}. Give --model {then}, or leave the"
             " method out."
         )
-    here, there = model.get("init_args", {}), made.get("arguments", {})
+    here = model.get("init_args", {})
+    there = made.get("arguments", {})
     keys = [key for key in here if key in there and _differ(here[key], there[key])]
-    odd = [f"{key} {_said(here[key])} (checkpoint: {_said(there[key])})" for key in keys]
-    if odd:
-        print(
-            f"erasure: warning: not as the checkpoint was made: {', '.join(odd)}.", file=sys.stderr
-        )
+    if keys:
+        others = [f"{key} {_text(here[key])} (checkpoint: {_text(there[key])})" for key in keys]
+        message = f"not as the checkpoint was made: {', '.join(others)}"
+        print(f"erasure: warning: {message}.", file=sys.stderr)
 
 
 def check_unfinished(path: Path, step: int, max_steps: int) -> None:
-    """Raise if a run that goes on from a checkpoint would take no step: what ends a training would
-    never happen.
+    """Raise if a resumed run would take no step, since nothing would then end its training.
 
     Args:
         path: The checkpoint.
         step: Steps it has taken.
-        max_steps: Steps that are asked for in all, -1 for any number.
+        max_steps: Steps of the run in all, -1 for any number.
 
     Raises:
         ErasureError: If so.
@@ -85,11 +86,11 @@ def check_unfinished(path: Path, step: int, max_steps: int) -> None:
 
 def _differ(now: Any, then: Any) -> bool:
     opaque = isinstance(then, str) and then.startswith("<")  # an object, not a value
-    return not opaque and _said(now) != _said(then)
+    return not opaque and _text(now) != _text(then)
 
 
-def _said(value: Any) -> str:
-    """A value as the user says it; a class by its name."""
+def _text(value: Any) -> str:
+    """A value as it is written on a command line; a class by its name."""
     if isinstance(value, dict) and "class_path" in value:
         return str(value["class_path"]).rsplit(".", 1)[-1]
     return str(value)

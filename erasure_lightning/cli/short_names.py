@@ -1,6 +1,4 @@
-"""Short names, written out in full before the parser sees them: in argv, and in whatever YAML it
-loads.
-"""
+"""Short names of classes, loggers, configs and concepts, and the full ones the parser needs."""
 
 import difflib
 import json
@@ -66,7 +64,8 @@ def class_path(name: str) -> str:
         ErasureError: If a retention callback cannot be loaded.
     """
     path = our_class(name)
-    if path == name and name.casefold() in map(str.casefold, retention_names()):
+    is_short = path == name and name.isidentifier()
+    if is_short and name.casefold() in map(str.casefold, retention_names()):
         return offered_path(find_retention_callback, name)
     return path
 
@@ -77,7 +76,11 @@ def retention_names() -> list[str]:
 
 
 def offered_path(find: Callable[[str], Offer], name: str) -> str:
-    """The class path of a method or an attack by its name; paths as they are.
+    """The class path of what a package offers, by its name; paths as they are.
+
+    Args:
+        find: Finds an offer of the kind.
+        name: The name or the path.
 
     Raises:
         ErasureError: If the name is unknown or its package cannot be loaded.
@@ -96,8 +99,8 @@ def logger(name: str) -> Any:
 
 def logger_path(name: str) -> str:
     """A logger's class path by its short name; everything else as it is."""
-    found = logger(name)
-    return str(found["class_path"]) if isinstance(found, dict) else name
+    value = logger(name)
+    return str(value["class_path"]) if isinstance(value, dict) else name
 
 
 def backbone(name: str) -> str | dict[str, str]:
@@ -127,9 +130,8 @@ def concepts_option(name: str) -> dict[str, str]:
     return {"concepts": str(find_concepts(name))}
 
 
-def listed(value: list[Any]) -> Any:
-    """Concepts of a list of mappings as one value; any other list as it is, about which the parser
-    complains.
+def concept_list(value: list[Any]) -> Any:
+    """Concepts of a list of mappings as one value; any other list as it is, for the parser's error.
 
     Raises:
         ErasureError: If a concept's value is wrong, with its place.
@@ -148,14 +150,14 @@ def find_concepts(name: str) -> Path:
     """A file of concepts by path, else a shipped one by name.
 
     Raises:
-        ErasureError: If there is none, with the nearest of the shipped ones.
+        ErasureError: If there is none, with the shipped one of the most similar name.
     """
-    path, shipped = Path(name), SHIPPED / "concepts"
-    for found in (path, shipped / name, shipped / f"{name}.yaml"):
-        if os.path.isfile(found) and (
-            found == path or path.parent == Path()
-        ):  # no error where a name is too long
-            return Path(found)
+    path = Path(name)
+    shipped = SHIPPED / "concepts"
+    ours = (shipped / name, shipped / f"{name}.yaml") if path.parent == Path() else ()
+    for file in (path, *ours):
+        if os.path.isfile(file):  # unlike Path.is_file no error where a name is too long
+            return file
     known = sorted(p.stem for p in shipped.glob("*.yaml"))
     near = difflib.get_close_matches(path.stem, known, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
@@ -165,8 +167,8 @@ def find_concepts(name: str) -> Path:
     )
 
 
-#: What to make of a string under a key.
-_UNDER: dict[str, Callable[[str], Any]] = {
+#: What gives the full name of a string under a key of a config.
+_BY_KEY: dict[str, Callable[[str], Any]] = {
     "model": partial(offered_path, find_method),
     "model.class_path": partial(offered_path, find_method),
     "attack.class_path": partial(offered_path, find_attack),
@@ -178,44 +180,42 @@ _UNDER: dict[str, Callable[[str], Any]] = {
     "concepts": concepts,
 }
 
-#: And behind an option; inside a config ``attack`` may be a method's own word.
-_BEHIND = _UNDER | {"attack": partial(offered_path, find_attack), "concepts": concepts_option}
+#: The same behind an option; in a config ``attack`` may be an argument of a method.
+_BY_OPTION = _BY_KEY | {"attack": partial(offered_path, find_attack), "concepts": concepts_option}
 
 
 def load_names(text: str) -> Any:
-    """YAML with all short names in full; the parser's loader."""
-    return written_out(load_yaml(text))
+    """The value of a text in YAML with all short names in full; the parser's loader."""
+    return with_full_names(load_yaml(text))
 
 
-def written_out(value: Any, key: str = "") -> Any:
+def with_full_names(value: Any, key: str = "") -> Any:
     """A config's value with all short names in full.
 
     Args:
         value: Plain values.
-        key: What they stand under.
+        key: Under which they stand.
     """
     if isinstance(value, dict):
         return {
-            k: written_out(v, f"{key}.{k}" if k == "class_path" else k) for k, v in value.items()
+            k: with_full_names(v, f"{key}.{k}" if k == "class_path" else k)
+            for k, v in value.items()
         }
     if isinstance(value, list) and key == "concepts":
-        return listed(value)
+        return concept_list(value)
     if isinstance(value, list):
         return [item for v in value if (item := _item(v, key)) is not True]
     if not isinstance(value, str):
         return value
-    naming = _UNDER.get(key, class_path if key.endswith(".class_path") else None)
-    return naming(value) if naming else value
+    in_full = _BY_KEY.get(key, class_path if key.endswith(".class_path") else None)
+    return in_full(value) if in_full else value
 
 
 def _item(value: Any, key: str) -> Any:
-    """Names in a list need a dict, since their neighbours may be one."""
-    found = written_out(value, key)
-    return (
-        {"class_path": found}
-        if isinstance(found, str) and key in ("callbacks", "logger")
-        else found
-    )
+    """An item of a list; the name of a class becomes a dict, since its neighbours may be one."""
+    item = with_full_names(value, key)
+    is_class = isinstance(item, str) and key in ("callbacks", "logger")
+    return {"class_path": item} if is_class else item
 
 
 def full_words(options: Iterable[Option]) -> list[str]:
@@ -236,30 +236,31 @@ def _in_full(option: Option) -> Option:
 def _value(option: str, word: str) -> str:
     if option in CONFIG_OPTIONS:
         return str(find_config(word))
-    steps = option.removesuffix("+").lstrip("-").split(".")
-    if steps[-1] == "concepts" and option.endswith("+"):
+    keys = option.removesuffix("+").lstrip("-").split(".")
+    if keys[-1] == "concepts" and option.endswith("+"):
         raise ErasureError(
             f"{option} is not known: give all concepts as one --model.concepts, a list or a file."
         )
-    while steps[-1] in ("class_path", "help") and len(steps) > 1:
-        steps.pop()
-    if steps[-1] == "concepts" and word.startswith(("{", "[")):
+    while keys[-1] in ("class_path", "help") and len(keys) > 1:
+        keys.pop()
+    if keys[-1] == "concepts" and word.startswith(("{", "[")):
         _check_list(word)
     if (
         word.startswith(("{", "["))
-        or steps[-1] not in _BEHIND
-        or (steps[-1] in ("model", "attack") and len(steps) > 1)
+        or keys[-1] not in _BY_OPTION
+        or (keys[-1] in ("model", "attack") and len(keys) > 1)
     ):
         return word
-    full = _BEHIND[steps[-1]](word)
+    full = _BY_OPTION[keys[-1]](word)
     return full if isinstance(full, str) else json.dumps(full, ensure_ascii=False)
 
 
 def _check_list(word: str) -> None:
     try:
-        written_out(load_yaml(word), "concepts")
+        with_full_names(load_yaml(word), "concepts")
     except yaml.YAMLError as error:
-        told = f"{word!r} is no valid YAML ({getattr(error, 'problem', None) or error})"
+        problem = getattr(error, "problem", None) or error
         raise ErasureError(
-            f"--model.concepts needs a file or a list like '[{{name: cigarette}}]'; {told}."
+            "--model.concepts needs a file or a list like '[{name: cigarette}]';"
+            f" {word!r} is no valid YAML ({problem})."
         ) from error

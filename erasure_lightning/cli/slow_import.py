@@ -1,4 +1,4 @@
-"""Loads a method or an attack, and says so where its package takes long to import."""
+"""Imports a class of a package, with a message where that takes long."""
 
 import sys
 from threading import Timer
@@ -7,17 +7,20 @@ from typing import Any
 from erasure_lightning.cli.rank import first
 from erasure_lightning.registry import Offer, load_offer
 
-#: Seconds after which somebody who waits wants to know for what.
+#: Seconds of importing after which a message is printed.
 PATIENCE = 5.0
 
 
 def load(offer: Offer) -> Any:
-    """`load_offer`, with a line on stderr if it takes longer than `PATIENCE`.
+    """Import a class with `load_offer`, with a line on stderr after `PATIENCE` seconds.
+
+    Args:
+        offer: The class.
 
     Raises:
         ErasureError: If it cannot be imported, or is something else.
     """
-    timer = Timer(PATIENCE, _tell, [offer])
+    timer = Timer(PATIENCE, _print_waiting, [offer])
     timer.daemon = True
     timer.start()
     try:
@@ -26,7 +29,7 @@ def load(offer: Offer) -> Any:
         timer.cancel()
 
 
-def _tell(offer: Offer) -> None:
+def _print_waiting(offer: Offer) -> None:
     module = offer.target.partition(":")[0]
     if first():  # once, however many processes import it
         what = f"{offer.name} from {offer.package} ({module})"
