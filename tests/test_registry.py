@@ -1,7 +1,7 @@
 from importlib.metadata import EntryPoint
 
 import pytest
-from trivial import Distillation
+from trivial import Distillation, PlainPrompt
 
 from erasure_lightning import registry
 from erasure_lightning.attacks import ATTACKS
@@ -162,10 +162,10 @@ class TestAttacks:
         )
 
     def test_a_plugin_is_found_and_no_method(self, installed):
-        installed(entry("Nothing", "trivial:Nothing", Package("plug"), registry.ATTACK))
-        assert registry.load_offer(registry.find_attack("nothing")) is Nothing
-        with pytest.raises(ErasureError, match="unknown method 'nothing'"):
-            registry.find_method("nothing")
+        installed(entry("PlainPrompt", "trivial:PlainPrompt", Package("plug"), registry.ATTACK))
+        assert registry.load_offer(registry.find_attack("plainprompt")) is PlainPrompt
+        with pytest.raises(ErasureError, match="unknown method 'plainprompt'"):
+            registry.find_method("plainprompt")
 
     def test_an_unknown_name_gets_suggestions(self):
         with pytest.raises(

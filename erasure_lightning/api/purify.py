@@ -39,7 +39,7 @@ _MAX_ROWS = 24
 
 
 class PurifiedImages(NamedTuple):
-    """The outcome of `purify_images`.
+    """The outcome of `purify_files`.
 
     Args:
         folder: Holds ``NAME.png`` of each image, the sheet and ``purify.json``.
@@ -66,7 +66,7 @@ class _Purification(NamedTuple):
     drift: Drift
 
 
-def purify_images(
+def purify_files(
     checkpoint: str | Path,
     images: Sequence[str | Path],
     prompt: str,

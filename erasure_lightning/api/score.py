@@ -193,7 +193,7 @@ def _meter(
     if name in _OF_SETS:
         kind = FrechetDistance if name == "fid" else KernelDistance
         features = FeatureExtractor.load(source).to(device)
-        against = (batch.pictures["after"] for batch in image_batches(reference, device))
+        against = (batch.images["after"] for batch in image_batches(reference, device))
         return FeatureDistance(name, kind, features, whens, against)
     if name == "lpips":
         return PairedLpips(Lpips.load(source).to(device), seeds)
@@ -208,7 +208,7 @@ def _score(
     estimates: dict[str, Mapping[str, Estimate]] = {}
     metrics: dict[str, Any] = {}
     for meter in meters:
-        estimates.update(meter.figures())
+        estimates.update(meter.estimates())
         metrics.update(meter.protocol())
     drawn = {
         "pictures": len(images),

@@ -34,7 +34,7 @@ def write_summary(name: str, folder: Path, jobs: Sequence[Job]) -> str:
     summary = summarize(table)
     pages = summary_tables(summary, table)
     text = markdown(pages)
-    has_plot = any(s.erasure and s.retention for s in summary.standings)
+    has_plot = any(s.erasure and s.retention for s in summary.methods)
     plot = "![Pareto plot](pareto.png)\n\n" if has_plot else ""
     write_atomically(folder / "summary.md", f"# {name}\n\n{plot}{text}".encode())
     write_atomically(folder / "summary.tex", latex(pages).encode())

@@ -7,14 +7,15 @@ from rich.console import Console
 from rich.table import Table
 
 from erasure_lightning.api.attack import attack_edit, attack_folder, check_no_outcome
+from erasure_lightning.api.quiet import silence
 from erasure_lightning.attacks.base import Attack
 from erasure_lightning.attacks.outcome import IMAGE_KINDS, Outcome
 from erasure_lightning.attacks.target import AttackSettings
-from erasure_lightning.benchmark.jobs import command_options
 from erasure_lightning.cli.configs import checked_config, dump_yaml, load_yaml
 from erasure_lightning.cli.error_messages import tidy
+from erasure_lightning.cli.options import CONFIG_OPTIONS, Options
 from erasure_lightning.cli.parser import Parser
-from erasure_lightning.cli.short_names import options
+from erasure_lightning.cli.short_names import full_words
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.registry import known_attacks
 from erasure_lightning.runs.folder import run_of
@@ -91,27 +92,25 @@ def _known() -> str:
 
 def _arguments(argv: list[str]) -> list[str]:
     """The options in order of precedence: the run's own config, the configs, all other options."""
-    configs: list[Path] = []
-    others: list[str] = []
-    words = iter(argv)
-    for word in words:
-        option, equals, value = word.partition("=")
-        if option in ("-c", "--config"):
-            configs.append(checked_config(value if equals else next(words, ""), "attacks", ""))
-        else:
-            others.append(word)
-    checkpoint = dict(options(others)).get("--ckpt_path")
+    options = Options.read(argv)
+    configs = [
+        checked_config(option.value or "", "attacks", "")
+        for option in options
+        if option.name in CONFIG_OPTIONS
+    ]
+    others = [option for option in options if option.name not in CONFIG_OPTIONS]
+    checkpoint = options.get("--ckpt_path")
     if checkpoint and (own := run_of(Path(checkpoint)).config).is_file():
         configs.insert(0, own)
     return [
         *(word for path in configs for word in ("--config", _config(path))),
-        *command_options(others),
+        *full_words(others),
     ]
 
 
 def _with_attack_help(words: list[str]) -> list[str]:
     """With an attack's name, ``--help`` lists the attack's own options."""
-    name = dict(options(words)).get("--attack")
+    name = Options.read(words).get("--attack")
     return ["--attack.help", name] if name and {"-h", "--help"} & set(words) else words
 
 
@@ -155,7 +154,7 @@ def _first_success(outcome: Outcome) -> str:
     threshold = outcome.arguments.get("threshold")
     if threshold is None or not outcome.curve:
         return ""
-    least = outcome.least(threshold)
+    least = outcome.smallest_budget(threshold)
     last = outcome.curve[-1].budget
     when = f"never up to {last:g}" if least is None else f"first at {least:g}"
     return f"{threshold:.0%} or more of the images show it {when} ({outcome.axis}).\n"

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from erasure_lightning.api.quiet import silence
 from erasure_lightning.benchmark.jobs import Job, Status, has_edits, initial_files, list_jobs
 from erasure_lightning.benchmark.suite import Suite
 from erasure_lightning.benchmark.suite_reader import SuiteReader
@@ -163,9 +164,9 @@ def _run(suite: Suite, out: Path, chosen: Sequence[Job], options: argparse.Names
     )
     with _farewell(options.suite, out):
         for number, done in enumerate(Engine(options.jobs, threads).run(missing), start=1):
-            cause = f" ({done.message}; see {done.cell.log})" if done.message else ""
+            cause = f" ({done.message}; see {done.job.log})" if done.message else ""
             print(
-                f"[{number}/{len(missing)}] {done.cell}: {done.status} after {done.seconds:.0f}"
+                f"[{number}/{len(missing)}] {done.job}: {done.status} after {done.seconds:.0f}"
                 f" s{cause}",
                 flush=True,
             )
@@ -245,7 +246,7 @@ def _check(suite: Suite) -> None:
         BaselineChecker,
     )
 
-    hush()
+    silence()
     seeds = suite.options.get("data.seeds", _SEEDS)
     if not isinstance(seeds, int):
         raise ErasureError(

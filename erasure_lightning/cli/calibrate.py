@@ -9,11 +9,11 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from erasure_lightning.api.quiet import silence
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.loading import load_backbone
 from erasure_lightning.cli.arguments import Arguments, word_list
 from erasure_lightning.cli.configs import SHIPPED
-from erasure_lightning.cli.warning_filters import hush
 from erasure_lightning.concepts.concept import Concept, ConceptKind
 from erasure_lightning.concepts.files import read_concepts
 from erasure_lightning.errors import ErasureError
@@ -34,7 +34,7 @@ def run_calibrate(argv: list[str]) -> None:
         ErasureError: If no word is associated with the concept, or a file would be overwritten.
     """
     options = _parser().parse(argv)
-    hush()
+    silence()
     backbone = load_backbone(options.backbone).to(torch.accelerator.current_accelerator() or "cpu")
     concept = Concept(options.concept, kind=options.kind)
     _check_known(backbone, concept)

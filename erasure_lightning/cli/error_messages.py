@@ -1,5 +1,6 @@
 """Errors of jsonargparse as one line: what is wrong where, and what was probably meant."""
 
+import difflib
 import inspect
 import re
 from collections.abc import Iterable, Iterator
@@ -9,11 +10,8 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
 
 from erasure_lightning.attacks.base import Attack
-from erasure_lightning.cli.arguments import did_you_mean
-from erasure_lightning.cli.main import _refused
 from erasure_lightning.cli.short_names import CLASSES, LOGGERS, retention_names
 from erasure_lightning.concepts.concept import Concept
-from erasure_lightning.concepts.files import _names
 from erasure_lightning.training.base import ErasureModule
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
@@ -90,19 +88,21 @@ def _value_found(lines: Iterable[str]) -> str:
     return ""
 
 
-def _line(text: str, key: str, parser: LightningArgumentParser, given: str) -> str:
-    if found := re.match(r"Option '(.+)' is not accepted", text):
-        return _refused(key, found[1], parser)
-    if (found := re.match(r"Expected a dot import path string: (.*)", text)) and key == _CONCEPTS:
-        return f"{key} needs {{name: {found[1]}}} in its list; found {found[1]!r}"
-    if found:
-        return f"{key} knows no {found[1]!r}{did_you_mean(found[1], _names(key))}"
-    if found := re.match(r"the following arguments are required: (.*)", text):
-        return f"{key or 'erasure'} needs {found[1]}: give --{key}.{found[1].split(',')[0]}"
-    if found := re.match(r"Expected a (.+)\. Got value: (.*)", text):
-        return f"{key} needs {_type(found[1])}; found {found[2]!r}"
-    if (found := re.fullmatch(r"Expected a (<class '\w+'>)", text)) and key:
-        return f"{key} needs {_type(found[1])}{given}"
+def _line(text: str, key: str, parser: LightningArgumentParser, found: str) -> str:
+    if match := re.match(r"Option '(.+)' is not accepted", text):
+        return _no_option(key, match[1], parser)
+    if match := re.match(r"Expected a dot import path string: (.*)", text):
+        if key == _CONCEPTS:
+            return f"{key} needs {{name: {match[1]}}} in its list; found {match[1]!r}"
+        return f"{key} knows no {match[1]!r}{_suggestion(match[1], _class_names(key))}"
+    if match := re.match(r"the following arguments are required: (.*)", text):
+        return f"{key or 'erasure'} needs {match[1]}: give --{key}.{match[1].split(',')[0]}"
+    if match := re.match(r"Not a valid subclass of (\w+)\. Got value: (.*)", text):
+        return f"{key} needs the name of a {match[1]}; found {match[2]!r}"
+    if match := re.match(r"Expected a (.+)\. Got value: (.*)", text):
+        return f"{key} needs {_type(match[1])}; found {match[2]!r}"
+    if (match := re.fullmatch(r"Expected a (<class '\w+'>)", text)) and key:
+        return f"{key} needs {_type(match[1])}{found}"
     return f"{key}: {text}" if key else text
 
 
@@ -115,8 +115,8 @@ def _type(text: str) -> str:
 
 def _unrecognized(words: list[str], parser: LightningArgumentParser) -> str:
     known = [name for action in parser._actions for name in action.option_strings]
-    odd = [word.split("=")[0] for word in words if word.startswith("-")] or words
-    return "; ".join(f"unknown argument {word!r}{did_you_mean(word, known)}" for word in odd)
+    unknown = [word.split("=")[0] for word in words if word.startswith("-")] or words
+    return "; ".join(f"unknown argument {word!r}{_suggestion(word, known)}" for word in unknown)
 
 
 def _no_option(key: str, option: str, parser: LightningArgumentParser) -> str:
@@ -124,7 +124,7 @@ def _no_option(key: str, option: str, parser: LightningArgumentParser) -> str:
     hint = (
         ": others of its kind have, this class has not"
         if option in known
-        else did_you_mean(option, known)
+        else _suggestion(option, known)
     )
     return f"{key or 'the config'} has no option {option!r}{hint}"
 
@@ -161,8 +161,11 @@ def _family(cls: type) -> list[type]:
 
 
 def _parameters(cls: type) -> set[str]:
-    """Constructor arguments of a class and everything derived from it."""
-    return {name for member in _family(cls) for name in inspect.signature(member).parameters} - {
-        "args",
-        "kwargs",
-    }
+    """Constructor arguments of a class and of everything derived from it."""
+    names = {name for member in _family(cls) for name in inspect.signature(member).parameters}
+    return names - {"args", "kwargs"}
+
+
+def _suggestion(word: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(word, sorted(known), n=2)
+    return f". Did you mean {' or '.join(map(repr, near))}?" if near else ""

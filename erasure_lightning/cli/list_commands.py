@@ -87,7 +87,7 @@ def run_compare(argv: list[str]) -> None:
     from erasure_lightning.metrics import protocol
 
     results = {str(p): protocol.Result.load(Run(p).figures if p.is_dir() else p) for p in paths}
-    rows = protocol.compare(results)
+    rows = protocol.compare_results(results)
     identity = next(iter(results.values())).protocol.identity
     table = Table("", "before", *results, caption=f"protocol {identity}")
     for row in rows:

@@ -14,7 +14,6 @@ from erasure_lightning.callbacks.interrupt import LastCheckpoint
 from erasure_lightning.callbacks.watchdog import Watchdog
 from erasure_lightning.checks import require
 from erasure_lightning.cli.run import CommandLine
-from erasure_lightning.cli.short_names import options
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.writing import json_text
 from erasure_lightning.planning.device_memory import DeviceMemory, memory_advice
@@ -102,7 +101,7 @@ class Planner(CommandLine):
     def _devices_per_node(self) -> int:
         """The devices of a node, in any of Lightning's forms: ``4``, ``"0,1"``, ``[0, 1]``."""
         devices = self.config.trainer.devices
-        if devices == "auto" and "--trainer.devices" not in dict(options(self.argv)):
+        if devices == "auto" and "--trainer.devices" not in self.options.names():
             return 1  # the trainer's default, which also the config of a run holds
         if isinstance(devices, str) and "," in devices:
             devices = [number for number in devices.split(",") if number]

@@ -6,9 +6,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from erasure_lightning.api.purify import DEFAULT_STEPS, SHEET_NAME, purify_images
+from erasure_lightning.api.purify import DEFAULT_STEPS, SHEET_NAME, purify_files
+from erasure_lightning.api.quiet import silence
 from erasure_lightning.cli.arguments import Arguments
-from erasure_lightning.cli.warning_filters import hush
 from erasure_lightning.metrics.drift import Drift
 
 
@@ -19,8 +19,8 @@ def run_purify(argv: list[str]) -> None:
         ErasureError: If an image or the edit cannot be read, or a file would be overwritten.
     """
     options = _parser().parse(argv)
-    hush()
-    folder, drifts = purify_images(**vars(options))
+    silence()
+    folder, drifts = purify_files(**vars(options))
     Console().print(_table(drifts))
     sheet = folder / f"{SHEET_NAME}.png"
     print(f"Purified; the images are in {folder}, side by side in {sheet}.")

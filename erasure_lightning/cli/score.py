@@ -4,6 +4,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from erasure_lightning.api.quiet import silence
 from erasure_lightning.api.score import (
     NETWORK_OF_METRIC,
     NETWORK_SOURCES,
@@ -11,7 +12,6 @@ from erasure_lightning.api.score import (
     score_images,
 )
 from erasure_lightning.cli.arguments import Arguments, word_list
-from erasure_lightning.cli.warning_filters import hush
 from erasure_lightning.files.writing import SCORE_FILE
 from erasure_lightning.metrics.score import score_table
 
@@ -24,7 +24,7 @@ def run_score(argv: list[str]) -> None:
     """
     options = vars(_parser().parse(argv))
     folder, metrics, run_dir = (options.pop(name) for name in ("images", "metrics", "run_dir"))
-    hush()
+    silence()
     score = score_images(folder, metrics, ScoreSettings(**options), run_dir)
     Console().print(score_table({"": score}))
     print(

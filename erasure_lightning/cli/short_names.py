@@ -155,7 +155,8 @@ def find_concepts(name: str) -> Path:
     path = Path(name)
     shipped = SHIPPED / "concepts"
     ours = (shipped / name, shipped / f"{name}.yaml") if path.parent == Path() else ()
-    for file in (path, *ours):
+    files: tuple[Path, ...] = (path, *ours)
+    for file in files:
         if os.path.isfile(file):  # unlike Path.is_file no error where a name is too long
             return file
     known = sorted(p.stem for p in shipped.glob("*.yaml"))

@@ -74,7 +74,7 @@ def test_the_forecast_equals_a_real_fit(method, arguments, retains):
         return callbacks, {name: value() for name, value in arguments.items()}
 
     callbacks, options = new_arguments()
-    plan = forecast_fit(method, *callbacks, **options)
+    plan = forecast(method, *callbacks, **options)
     callbacks, options = new_arguments()
     peak, counter = measured(method, *callbacks, **options)
     assert max(plan.peaks.values()) == pytest.approx(peak, rel=0.05)
@@ -87,18 +87,15 @@ def test_the_forecast_equals_a_real_fit(method, arguments, retains):
 def test_as_many_prompts_are_planned_to_be_retained_as_are():
     """The number of near labels is known before the run, the labels are not."""
     plan, run, whole = (LocalNoisePreservation(nearness=share) for share in (0.98, 0.98, 1))
-    forecast_fit(UCE, plan)
-    forecast_fit(UCE, whole)
+    forecast(UCE, plan)
+    forecast(UCE, whole)
     measured(UCE, run)
     assert len(plan.retained) == len(run.retained)
     assert len(whole.retained) == len(plan.retained) + 3
 
 
 def test_adapters_merged_at_the_end_are_planned_as_adapters():
-    merged, unmerged = (
-        forecast_fit(RealEra, merge=True).held,
-        forecast_fit(RealEra, merge=False).held,
-    )
+    merged, unmerged = forecast(RealEra, merge=True).held, forecast(RealEra, merge=False).held
     assert merged == unmerged
     assert merged.trained > 0
 
@@ -111,12 +108,12 @@ def test_a_plugin_s_method_that_reads_values_is_planned(capsys):
 
 @pytest.fixture(scope="module")
 def plain():
-    return forecast_fit(ESD, train="all")
+    return forecast(ESD, train="all")
 
 
 def test_each_remedy_lowers_what_it_should(plain):
-    thrifty = forecast_fit(ESD, train="all", checkpointing=True, base="bfloat16")
-    eight = forecast_fit(ESD, train="all", optimizer="adam8bit")
+    thrifty = forecast(ESD, train="all", checkpointing=True, base="bfloat16")
+    eight = forecast(ESD, train="all", optimizer="adam8bit")
     assert thrifty.held.weights.frozen == pytest.approx(plain.held.weights.frozen / 2, rel=0.01)
     assert thrifty.held.weights.edit == plain.held.weights.edit
     saved_weights = plain.held.weights.frozen - thrifty.held.weights.frozen
@@ -140,45 +137,30 @@ def test_a_bank_is_counted_and_rolled_out_for_one_step_alone():
     assert len(calls) < 10
 
 
-def test_splitting_shares_what_it_splits(plain):
-    found = plain
-    one, two = DeviceMemory(found, 1, "one device"), DeviceMemory(found, 2, "ddp")
-    split = DeviceMemory(found, 2, "fsdp2")
-    assert two.peak == one.peak + found.held.gradients
+def test_sharding_divides_what_it_splits(plain):
+    one = DeviceMemory(plain, 1, "one device")
+    two = DeviceMemory(plain, 2, "ddp")
+    split = DeviceMemory(plain, 2, "fsdp2")
+    assert two.peak == one.peak + plain.held.gradients
     for name in ("what is edited", "its gradients", "its optimizer", "the original's own copies"):
         assert split.rows[name] == one.rows[name] // 2
-    assert (
-        split.rows["frozen weights"]
-        == found.held.weights.frozen
-        - found.held.weights.divisible
-        + found.held.weights.divisible // 2
-    )
-    solved = planned(UCE)
+    weights = plain.held.weights
+    frozen = weights.frozen - weights.divisible + weights.divisible // 2
+    assert split.rows["frozen weights"] == frozen
+    solved = forecast(UCE)
     assert DeviceMemory(solved, 2, "fsdp2").rows["what is edited"] == solved.held.weights.edit
 
 
 def test_the_command_prints_the_plan_and_writes_no_file(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    small = [
-        "--data.others",
-        "2",
-        "--data.seeds",
-        "2",
-        "--data.steps",
-        "2",
-        "--data.draw_size",
-        "64",
-    ]
-    assert main(["plan", *TOLD, *small, "--trainer.devices", "2", "--gpu_memory", "0.001"]) == 1
-    shown = capsys.readouterr().out
-    for words in (
-        "activations and temporaries",
-        "Parameters: denoiser 0.2 M",
-        "Trained: 0.009 M",
-        "Does not fit",
-        "draw",
-    ):
-        assert words in shown
+    small = ["--data.others=2", "--data.seeds=2", "--data.steps=2", "--data.draw_size=64"]
+    assert (
+        main(["plan", *ARGUMENTS, *small, "--trainer.devices", "2", "--gpu_memory", "0.001"]) == 1
+    )
+    output = capsys.readouterr().out
+    parts = ("activations and temporaries", "Parameters: denoiser 0.2 M", "Trained: 0.009 M")
+    for words in (*parts, "Does not fit", "draw"):
+        assert words in output
     TinyBackbone().to_pipeline().save_pretrained(tmp_path / "tiny")
     assert main(["plan", *ARGUMENTS[:-1], str(tmp_path / "tiny"), *small, "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
