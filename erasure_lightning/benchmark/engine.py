@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from erasure_lightning.benchmark.jobs import Job, Status
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.files.locks import claim
+from erasure_lightning.files.locks import FolderLockedError, lock_folder
 from erasure_lightning.files.writing import write_atomically
 
 #: What a cell's commands are given to.
@@ -99,10 +99,11 @@ class Engine:
     def _attempt(self, cell: Job) -> tuple[Job, Done | None]:
         """Run what is missing of a cell, unless another process works on it."""
         start = time.monotonic()
-        with claim(cell.run.root, CLAIM_FILE) as file:
-            if file is None:
-                return cell, None
-            message = "" if self._stop.is_set() else self._commands(cell, file)
+        try:
+            with lock_folder(cell.run.root, CLAIM_FILE) as lock:
+                message = "" if self._stop.is_set() else self._commands(cell, lock)
+        except FolderLockedError:
+            return cell, None
         return cell, Done(cell, cell.status, message, time.monotonic() - start)
 
     def _await(self, cell: Job) -> Done:
@@ -112,7 +113,7 @@ class Engine:
                 return Done(cell, cell.status, "", 0.0)
         return done
 
-    def _commands(self, cell: Job, file: int) -> str:
+    def _commands(self, cell: Job, lock: list[int]) -> str:
         """One command after the other until nothing is missing; why that came to nothing, empty if
         it did not.
         """
@@ -122,7 +123,7 @@ class Engine:
             if self._stop.is_set():
                 return ""
             failed = f"erasure {command[0]} left nothing behind" if command == before else ""
-            failed = failed or self._command(cell, command, file)
+            failed = failed or self._command(cell, command, lock)
             if failed and not self._stop.is_set():
                 write_atomically(cell.failure, f"{failed}\n".encode())
                 return failed
@@ -131,7 +132,7 @@ class Engine:
         cell.failure.unlink(missing_ok=True)
         return ""
 
-    def _command(self, cell: Job, command: list[str], file: int) -> str:
+    def _command(self, cell: Job, command: list[str], lock: list[int]) -> str:
         """Run one; its last words where it fails."""
         cell.clear()
         with cell.log.open("ab") as log:
@@ -141,7 +142,7 @@ class Engine:
             child = subprocess.Popen(
                 [*PROGRAM, *command],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=self.environment,
-                start_new_session=True, pass_fds=[file],
+                start_new_session=True, pass_fds=lock,
             )  # fmt: skip
             self._children.add(child)
             try:

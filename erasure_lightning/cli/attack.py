@@ -19,7 +19,7 @@ from erasure_lightning.cli.parser import Parser
 from erasure_lightning.cli.short_names import arguments, options
 from erasure_lightning.cli.warning_filters import hush
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.files.locks import working_in
+from erasure_lightning.files.locks import lock_folder
 from erasure_lightning.registry import find_attack, known_attacks
 from erasure_lightning.runs.folder import run_of, slug
 from erasure_lightning.training.checkpoints import locate
@@ -51,7 +51,7 @@ def attack(argv: list[str]) -> None:
     checkpoint = locate(config.ckpt_path, "attack")
     name = config.attack.class_path.rsplit(".", 1)[-1]
     folder = Path(config.out) if config.out else run_of(checkpoint).root / "attacks" / slug(name)
-    with working_in(folder):
+    with lock_folder(folder):
         if (folder / OUTCOME_FILE).exists():
             raise ErasureError(
                 f"{folder} holds what {name} found already, which is never overwritten. Choose"

@@ -34,7 +34,7 @@ from erasure_lightning.cli.short_names import arguments, concept_file
 from erasure_lightning.cli.warning_filters import hush
 from erasure_lightning.data.datamodule import PromptData
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.files.locks import working_in
+from erasure_lightning.files.locks import lock_folder
 from erasure_lightning.files.writing import write_atomically
 from erasure_lightning.methods import METHODS
 from erasure_lightning.runs.csv_log import MetricsFile
@@ -259,7 +259,7 @@ class CommandLine(LightningCLI):
         """Have the run's folder to oneself; another run may have ended there while this one was
         being made.
         """
-        with working_in(self.run.root):
+        with lock_folder(self.run.root):
             folders.check(self.command, self.run, self.checkpoint)
             write_atomically(self.run.config, self.text.encode())
             yield
