@@ -12,7 +12,7 @@ from torchmetrics.image.kid import poly_kernel
 from torchmetrics.utilities import dim_zero_cat
 
 from erasure_lightning.metrics.estimates import Estimate
-from erasure_lightning.metrics.seed_statistics import student
+from erasure_lightning.metrics.seed_statistics import t_quantile
 
 #: Parts that the pictures are left out in, to see how much hangs on them; more make it no surer,
 #: only slower.
@@ -73,7 +73,7 @@ class SetDistance(Metric, ABC):
             error = math.sqrt(
                 (len(rest) - 1) / len(rest) * sum((value - mean) ** 2 for value in rest)
             )
-        reach = student(len(rest) - 1) * error
+        reach = t_quantile(len(rest) - 1) * error
         return Estimate(
             whole, max(whole - reach, self.least), whole + reach, len(known), len(drawn)
         )
