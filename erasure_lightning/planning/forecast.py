@@ -15,6 +15,7 @@ from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.backbones.loading import load_backbone
 from erasure_lightning.data.datamodule import PromptData
+from erasure_lightning.distributed.lightning_internals import jump_to_step
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.planning.memory_footprint import MemoryFootprint, footprint_of
 from erasure_lightning.planning.memory_tracker import MemoryTracker, shapes, without_values
@@ -129,10 +130,7 @@ class _Player(Callback):
         trainer.should_stop = (
             trainer.should_stop or trainer.global_step > last or len(self.asked) > 1
         )
-        loop = (
-            trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total
-        )
-        loop.ready = loop.completed = max(trainer.global_step, last)
+        jump_to_step(trainer, max(trainer.global_step, last))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.held = footprint_of(cast(ErasureModule, pl_module), self.in_eight_bits)

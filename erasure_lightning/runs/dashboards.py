@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from PIL.Image import Image
 
 from erasure_lightning.concepts.concept import in_short
+from erasure_lightning.distributed.lightning_internals import open_wandb_run
 
 #: Where runs go on W&B unless told otherwise.
 PROJECT = "erasure"
@@ -217,7 +218,7 @@ def close(loggers: Sequence[Logger], failed: bool = False) -> list[Path]:
     for logger in loggers:
         if (
             isinstance(logger, WandbLogger)
-            and (run := logger._experiment) is not None
+            and (run := open_wandb_run(logger)) is not None
             and hasattr(run, "settings")
         ):
             folder = Path(os.path.relpath(Path(run.dir).parent))

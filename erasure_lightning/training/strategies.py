@@ -17,6 +17,7 @@ from lightning.pytorch.strategies import (
 from torch.optim import Optimizer
 
 from erasure_lightning.distributed.fsdp import split_state, whole_state
+from erasure_lightning.distributed.lightning_internals import shard_over_all_ranks
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.training.base import BACKBONE_PREFIX, ErasureModule
 
@@ -63,7 +64,7 @@ class FSDP2(ModelParallelStrategy):
 
     def setup_environment(self) -> None:
         """Take all devices, where Lightning's ``auto`` takes the number of nodes."""
-        self._data_parallel_size = self.num_processes * self.num_nodes
+        shard_over_all_ranks(self)
         super().setup_environment()
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
@@ -82,7 +83,7 @@ class FSDP2(ModelParallelStrategy):
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """The states of all ranks together."""
-        plain = optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
+        plain = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
         return whole_state(plain.state_dict())
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:

@@ -25,7 +25,7 @@ def test_the_interval_is_students_over_the_seeds_means():
     metric.update(torch.tensor([0.4]), [7])
     estimate = metric.compute()
     means = torch.tensor([0.3, 0.4, 0.6])
-    half = 4.3027 * float(means.std()) / math.sqrt(3)
+    half = 4.302653 * float(means.std()) / math.sqrt(3)
     assert estimate == pytest.approx(
         (float(means.mean()), float(means.mean()) - half, float(means.mean()) + half, 3, 4)
     )
