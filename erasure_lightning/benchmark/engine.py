@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from erasure_lightning.benchmark.jobs import Job, Status
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.files.locks import claim
+from erasure_lightning.files.locks import FolderLockedError, lock_folder
 from erasure_lightning.files.writing import write_atomically
 
 #: Command line that a job's arguments are appended to.
@@ -100,11 +100,12 @@ class Engine:
     def _try_job(self, job: Job) -> tuple[Job, JobResult | None]:
         """Run a job; the result is None if another process works on it."""
         start = time.monotonic()
-        with claim(job.run.root, _LOCK_FILE) as file:
-            if file is None:
-                return job, None
-            message = "" if self._stop.is_set() else self._run_commands(job, file)
-        return job, JobResult(job, job.status, message, time.monotonic() - start)
+        try:
+            with lock_folder(cell.run.root, CLAIM_FILE) as lock:
+                message = "" if self._stop.is_set() else self._commands(cell, lock)
+        except FolderLockedError:
+            return cell, None
+        return cell, Done(cell, cell.status, message, time.monotonic() - start)
 
     def _wait_for_job(self, job: Job) -> JobResult:
         """Run a job as soon as the other process has released it."""
@@ -113,41 +114,37 @@ class Engine:
                 return JobResult(job, job.status, "", 0.0)
         return result
 
-    def _run_commands(self, job: Job, file: int) -> str:
-        """Run a job's missing commands in turn; returns why one failed, empty if none did."""
-        job.finish_measurement()
-        previous: list[str] | None = None
-        while command := job.next_command():
+    def _commands(self, cell: Job, lock: list[int]) -> str:
+        """One command after the other until nothing is missing; why that came to nothing, empty if
+        it did not.
+        """
+        cell.settle()
+        before: list[str] | None = None
+        while command := cell.command():
             if self._stop.is_set():
                 return ""
-            if command == previous:
-                message = f"erasure {command[0]} wrote no result"
-            else:
-                message = self._run_command(job, command, file)
-            if message and not self._stop.is_set():
-                write_atomically(job.failure, f"{message}\n".encode())
-                return message
-            job.finish_measurement()
-            previous = command
-        job.failure.unlink(missing_ok=True)
+            failed = f"erasure {command[0]} left nothing behind" if command == before else ""
+            failed = failed or self._command(cell, command, lock)
+            if failed and not self._stop.is_set():
+                write_atomically(cell.failure, f"{failed}\n".encode())
+                return failed
+            cell.settle()
+            before = command
+        cell.failure.unlink(missing_ok=True)
         return ""
 
-    def _run_command(self, job: Job, command: list[str], file: int) -> str:
-        """Run one command; returns why it failed, empty if it did not."""
-        job.discard_measurement()
-        with job.log.open("ab") as log:
+    def _command(self, cell: Job, command: list[str], lock: list[int]) -> str:
+        """Run one; its last words where it fails."""
+        cell.clear()
+        with cell.log.open("ab") as log:
             log.write(f"$ erasure {' '.join(command)}\n".encode())
             log.flush()
             start = log.tell()
             child = subprocess.Popen(
-                [*_PROGRAM, *command],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=self.environment,
-                start_new_session=True,
-                pass_fds=[file],
-            )
+                [*PROGRAM, *command],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=self.environment,
+                start_new_session=True, pass_fds=lock,
+            )  # fmt: skip
             self._children.add(child)
             try:
                 code = self._wait(child)

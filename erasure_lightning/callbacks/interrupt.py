@@ -5,11 +5,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, cast
+from typing import Any
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
+from erasure_lightning.distributed.lightning_internals import after_signal_handlers
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.runs.folder import Run
 
@@ -78,14 +79,7 @@ class LastCheckpoint(Checkpoint):
         other ranks.
         """
         self._trainer = trainer
-        connector = cast(Any, trainer)._signal_connector
-        register = connector.register_signal_handlers
-
-        def and_listen() -> None:
-            register()
-            self._listen()
-
-        connector.register_signal_handlers = and_listen
+        after_signal_handlers(trainer, self._listen)
 
     def _listen(self) -> None:
         for number in SIGNALS:

@@ -26,6 +26,7 @@ from erasure_lightning.callbacks.rank_status import (
     reason,
 )
 from erasure_lightning.checks import require
+from erasure_lightning.distributed.lightning_internals import take_launched
 
 #: Seconds between two beats; those for which a peer may be silent before it counts as gone.
 BEAT, SILENCE = 1.0, 120.0
@@ -222,9 +223,7 @@ class Watchdog(Callback):
         """Take the ranks started here from Lightning's own watch, which would kill all of them
         without a word.
         """
-        started = getattr(self._trainer.strategy.launcher, "procs", [])
-        while started:  # one by one: Lightning may be about to add another
-            self._children.append(started.pop(0))
+        self._children += take_launched(self._trainer)
 
     def _fallen(self) -> Trouble | None:
         """Before a rank has been heard of, it can be looked at where it was started."""

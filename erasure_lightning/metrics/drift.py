@@ -1,26 +1,27 @@
-"""How far pictures of an edited model drifted from the original's."""
+"""Drift of images that an edited model re-generates from inverted latents."""
 
 from typing import NamedTuple
 
 from torch import Tensor
+from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from erasure_lightning.metrics.scorer import Scorer
 
-#: PSNR of equal pictures, which is infinite and so no number that JSON holds.
-MOST = 100.0
+#: PSNR of equal images in dB, which would be infinite: no number that JSON holds.
+MAX_PSNR = 100.0
 
 
 class Drift(NamedTuple):
-    """What became of a picture that was inverted and drawn again.
+    """Distances between an image, its reconstruction by the original and by the edited model.
 
     Args:
-        reconstruction_psnr: The original's reconstruction against the given picture, in dB: what
-            inversion and autoencoder lose.
-        purified_psnr: The edited model's picture against that reconstruction, in dB: what the edit
-            moved.
-        purified_l1: The same as mean absolute difference, 0..1.
-        purified_features: The same as cosine distance of the scorer's features, 0..2; ``None``
-            without a scorer.
+        reconstruction_psnr: Of the original's reconstruction to the input image, in dB: the loss
+            by inversion and autoencoder.
+        purified_psnr: Of the edited model's image to that reconstruction, in dB: the effect of the
+            edit.
+        purified_l1: Of the same pair, mean absolute difference, 0..1.
+        purified_features: Of the same pair, cosine distance of the scorer's features, 0..2;
+            ``None`` without a scorer.
     """
 
     reconstruction_psnr: float
@@ -30,21 +31,21 @@ class Drift(NamedTuple):
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of pictures ``(B, 3, H, W)`` in 0..1, ``(B,)`` in dB, at most
-    `MOST`.
-    """
-    return (-10 * (a - b).square().flatten(1).mean(dim=1).log10()).clamp(max=MOST)
+    """PSNR of images ``(B, 3, H, W)`` in 0..1: ``(B,)`` in dB, at most `MAX_PSNR`."""
+    ratios = peak_signal_noise_ratio(a, b, data_range=1.0, reduction="none", dim=(1, 2, 3))
+    return ratios.clamp(max=MAX_PSNR)
 
 
 def drifts(
-    given: Tensor, reconstructed: Tensor, purified: Tensor, scorer: Scorer | None
+    inputs: Tensor, reconstructed: Tensor, purified: Tensor, scorer: Scorer | None
 ) -> list[Drift]:
-    """The drift of each of ``B`` pictures ``(B, 3, H, W)`` in 0..1."""
-    lost, moved = psnr(reconstructed, given).tolist(), psnr(purified, reconstructed).tolist()
+    """The drift of each of ``B`` images ``(B, 3, H, W)`` in 0..1."""
+    reconstruction = psnr(reconstructed, inputs).tolist()
+    edit = psnr(purified, reconstructed).tolist()
     l1 = (purified - reconstructed).abs().flatten(1).mean(dim=1).tolist()
-    features: list[float | None] = [None] * len(given)
+    features: list[float | None] = [None] * len(inputs)
     if scorer is not None:
         features = (
             1 - (scorer.images(purified) * scorer.images(reconstructed)).sum(dim=1)
         ).tolist()
-    return [Drift(*figures) for figures in zip(lost, moved, l1, features, strict=True)]
+    return [Drift(*figures) for figures in zip(reconstruction, edit, l1, features, strict=True)]

@@ -13,6 +13,7 @@ from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.backbones.loading import load_backbone
 from erasure_lightning.data.datamodule import PromptData
+from erasure_lightning.distributed.lightning_internals import jump_to_step
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.planning.memory_footprint import MemoryFootprint, footprint_of
 from erasure_lightning.planning.memory_tracker import MemoryTracker, shapes, without_values
@@ -138,11 +139,10 @@ class _StepRecorder(Callback):
         self.peaks["step"] = max(self.peaks["step"], self.memory.restart())
         self.counts.append(_total(counter.counts for counter in self.counters))
         last = cast(Any, trainer).datamodule.training_steps - 1
-        if trainer.global_step > last or len(self.counts) > 1:
-            trainer.should_stop = True
-        optimization = trainer.fit_loop.epoch_loop.automatic_optimization
-        steps = optimization.optim_progress.optimizer.step.total
-        steps.ready = steps.completed = max(trainer.global_step, last)
+        trainer.should_stop = (
+            trainer.should_stop or trainer.global_step > last or len(self.asked) > 1
+        )
+        jump_to_step(trainer, max(trainer.global_step, last))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.held = footprint_of(cast(ErasureModule, pl_module), self.in_eight_bits)

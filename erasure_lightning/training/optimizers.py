@@ -1,4 +1,4 @@
-"""Optimizers of an edit, by the names that a config gives them."""
+"""Optimizers and learning-rate schedules of gradient methods, by their names in a config."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -11,15 +11,14 @@ from torch.optim import Adam, AdamW, Optimizer
 
 from erasure_lightning.errors import ErasureError
 
-#: Adam with moments in float32, with decoupled weight decay, or (bitsandbytes) with moments in 8
-#: bits, for which a weight's state takes 2 bytes instead of 8.
-OptimizerName = Literal["adam", "adamw", "adam8bit"]
+#: Adam, Adam with decoupled weight decay, or Adam of bitsandbytes, whose moments have 8 bits: 2
+#: bytes of state a weight instead of 8.
+Kind = Literal["adam", "adamw", "adam8bit"]
 
-#: What a learning rate does behind its warm-up: it stays, or falls along a cosine to 0 at the end
-#: of the run.
+#: Learning rate after the warm-up: constant, or falling along a cosine to 0 at the end of the run.
 Schedule = Literal["constant", "cosine"]
 
-#: Weight decay of each optimizer where none is given; AdamW's is PyTorch's own.
+#: Default weight decay of each optimizer; AdamW's is PyTorch's own.
 DECAY = {"adam": 0.0, "adamw": 0.01, "adam8bit": 0.0}
 
 
@@ -29,36 +28,35 @@ def make_optimizer(
     lr: float,
     weight_decay: float | None = None,
 ) -> Optimizer:
-    """An optimizer of parameters.
+    """Optimizer over parameters.
 
     Args:
-        kind: Which.
-        parameters: What it moves.
-        lr: Its rate, above 0.
+        kind: Its name in a config.
+        parameters: Parameters to train.
+        lr: Learning rate, above 0.
         weight_decay: At least 0; decoupled from the gradient with ``adamw``. `DECAY` by default.
 
     Raises:
-        ErasureError: If its package is not installed, or it cannot move weights that a strategy has
-            split.
+        ErasureError: If its package is not installed, or it cannot train sharded weights.
     """
     decay = DECAY[kind] if weight_decay is None else weight_decay
     if kind == "adam8bit":
         check_eight_bits(split=any(isinstance(parameter, DTensor) for parameter in parameters))
         from bitsandbytes.optim import Adam8bit
 
-        made: Optimizer = Adam8bit(parameters, lr=lr, weight_decay=decay)
-        return made
+        optimizer: Optimizer = Adam8bit(parameters, lr=lr, weight_decay=decay)
+        return optimizer
     return (AdamW if kind == "adamw" else Adam)(parameters, lr=lr, weight_decay=decay)
 
 
 def check_eight_bits(split: bool) -> None:
-    """Raise where moments cannot be in 8 bits.
+    """Raise unless `adam8bit` can be used.
 
     Args:
-        split: Whether a strategy has split what is to be moved.
+        split: Whether a strategy has sharded the parameters to train.
 
     Raises:
-        ErasureError: If it has, or the package is not installed.
+        ErasureError: If it has, or bitsandbytes is not installed.
     """
     if split:
         raise ErasureError(
@@ -72,28 +70,24 @@ def check_eight_bits(split: bool) -> None:
         )
 
 
-def warm_cosine(warmup: int, total: int) -> Callable[[int], float]:
-    """Factor of the learning rate at a step: linear to 1 over ``warmup`` steps, then a cosine to 0
-    at ``total``.
+def rate_factor(schedule: Schedule, warmup: int, total: int) -> Callable[[int], float]:
+    """Factor of the learning rate at a step, 0..1.
+
+    The schedules of ``diffusers.optimization`` warm up by ``step / warmup``, so that the first
+    step of a run would move no weight.
+
+    Args:
+        schedule: What follows the warm-up.
+        warmup: Steps of linear rise to 1, at least 0.
+        total: Steps of the run, warm-up included.
     """
 
     def factor(step: int) -> float:
         if step < warmup:
             return (step + 1) / warmup
-        share = (step - warmup) / max(total - warmup, 1)
-        return 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
+        if schedule == "constant":
+            return 1.0
+        progress = (step - warmup) / max(total - warmup, 1)
+        return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
     return factor
-
-
-def rate_factor(schedule: Schedule, warmup: int, total: int) -> Callable[[int], float]:
-    """Factor of the learning rate at a step, 0..1.
-
-    Args:
-        schedule: What follows the warm-up.
-        warmup: Steps of linear rise from 0 to 1, at least 0.
-        total: Steps of the run.
-    """
-    if schedule == "cosine":
-        return warm_cosine(warmup, total)
-    return lambda step: min((step + 1) / warmup, 1.0) if warmup else 1.0

@@ -12,7 +12,7 @@ from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.edits.edit import read_edit, write_edit
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.sage import SAGE
-from erasure_lightning.metrics.drift import MOST, psnr
+from erasure_lightning.metrics.drift import MAX_PSNR, psnr
 from erasure_lightning.testing import fit
 from erasure_lightning.training.latent_sources import PureNoise
 
@@ -81,7 +81,7 @@ class TestCommand:
         content = json.loads((out / "purify.json").read_text())
         assert (content["prompt"], content["steps"], content["guidance"]) == ("a cat", 2, 1.0)
         drift = content["pictures"]["red"]
-        assert 0 < drift["purified_psnr"] < MOST
+        assert 0 < drift["purified_psnr"] < MAX_PSNR
         assert drift["purified_features"] is None
         assert "Purified; the images are in" in capsys.readouterr().out
 
@@ -107,7 +107,7 @@ class TestCommand:
             purify(picture, "--ckpt_path", tmp_path / "edit.safetensors", "--prompt", "a cat") == 0
         )
         drift = json.loads((tmp_path / "purify" / "purify.json").read_text())["pictures"]["red"]
-        assert drift["purified_psnr"] > MOST - 5
+        assert drift["purified_psnr"] > MAX_PSNR - 5
         assert drift["purified_l1"] < 1e-5
 
 
@@ -209,5 +209,5 @@ class TestLoadEdited:
 def test_psnr_of_a_known_difference():
     a = torch.zeros(2, 3, 4, 4)
     assert psnr(a, a + torch.tensor([0.1, 0.0]).view(2, 1, 1, 1)).tolist() == pytest.approx(
-        [20, MOST]
+        [20, MAX_PSNR]
     )

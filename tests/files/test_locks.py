@@ -1,13 +1,15 @@
 import errno
+import fcntl
 import os
 import signal
+import subprocess
 import time
+from contextlib import suppress
 
 import pytest
 
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.files import locks
-from erasure_lightning.files.locks import RUNNING_FILE, claim, working_in
+from erasure_lightning.files.locks import RUNNING_FILE, FolderLockedError, lock_folder
 from erasure_lightning.files.writing import write_atomically
 
 
@@ -16,14 +18,14 @@ def worker(tmp_path):
     """Another process that works in ``run``, until it is killed."""
     child = os.fork()
     if child == 0:
-        with working_in(tmp_path / "run"):
+        with lock_folder(tmp_path / "run"):
             (tmp_path / "begun").touch()
             time.sleep(60)
         os._exit(0)
     while not (tmp_path / "begun").exists():
         time.sleep(0.01)
     yield child
-    if os.waitpid(child, os.WNOHANG) == (0, 0):
+    with suppress(ProcessLookupError, ChildProcessError):
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
 
@@ -32,27 +34,21 @@ def test_the_second_is_told_who_works_there(tmp_path, worker):
     with pytest.raises(
         ErasureError, match=rf"run is being written to by process {worker} on .+, since 20.+ Wait"
     ):
-        working_in(tmp_path / "run").__enter__()
+        lock_folder(tmp_path / "run").__enter__()
 
 
 def test_a_kill_leaves_no_lock_behind(tmp_path, worker):
     os.kill(worker, signal.SIGKILL)
-    while not claims_free(tmp_path / "run"):
-        time.sleep(0.01)
-    with working_in(tmp_path / "run"):
+    os.waitpid(worker, 0)
+    with lock_folder(tmp_path / "run"):
         assert str(os.getpid()) in (tmp_path / "run" / RUNNING_FILE).read_text()
 
 
-def claims_free(folder):
-    with claim(folder, RUNNING_FILE) as file:
-        return file is not None
-
-
 def test_nothing_is_left_of_it(tmp_path):
-    with working_in(tmp_path / "empty"):
+    with lock_folder(tmp_path / "empty"):
         pass
     assert not (tmp_path / "empty").exists()
-    with working_in(tmp_path / "full"):
+    with lock_folder(tmp_path / "full"):
         (tmp_path / "full" / "edit").touch()
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["edit"]
 
@@ -81,35 +77,54 @@ def test_what_a_kill_left_half_written_is_removed_and_nothing_else(tmp_path):
     for name in ("edit.safetensors", "checkpoints/last.ckpt"):
         killed_while_saving(run / name)
     assert len(set(run.rglob("*")) - kept) == 2
-    with working_in(run):
+    with lock_folder(run):
         assert set(run.rglob("*")) == kept | {run / RUNNING_FILE}
 
 
 def test_what_another_is_writing_is_left_alone(tmp_path, worker):
     (tmp_path / "run" / f".config.yaml.{worker}").touch()
     with pytest.raises(ErasureError, match="is being written to"):
-        working_in(tmp_path / "run").__enter__()
+        lock_folder(tmp_path / "run").__enter__()
     assert (tmp_path / "run" / f".config.yaml.{worker}").exists()
 
 
-def test_a_file_that_its_owner_removes_meanwhile_is_made_anew(tmp_path, monkeypatch):
-    path, flock = tmp_path / "c", locks.fcntl.flock
+def test_a_child_that_inherits_the_lock_holds_it(tmp_path):
+    """As the command of a benchmark's cell does when the benchmark is killed."""
+    child = os.fork()
+    if child == 0:
+        with lock_folder(tmp_path / "run", ".claim") as lock:
+            sleeper = subprocess.Popen(["sleep", "60"], pass_fds=lock)
+            (tmp_path / "pid").write_text(str(sleeper.pid))
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    with pytest.raises(FolderLockedError), lock_folder(tmp_path / "run", ".claim"):
+        pass
+    os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+    until = time.monotonic() + 10
+    while True:
+        with suppress(FolderLockedError), lock_folder(tmp_path / "run", ".claim"):
+            break
+        assert time.monotonic() < until
 
-    def slow(*given):
-        if path.exists():
-            path.unlink()  # as its owner does when it leaves between our opening and our locking
-            monkeypatch.setattr(locks.fcntl, "flock", flock)
-        flock(*given)
 
-    monkeypatch.setattr(locks.fcntl, "flock", slow)
-    with claim(tmp_path, "c") as file:
-        assert os.path.samestat(os.fstat(file), path.stat())
+def test_an_owner_that_is_just_leaving_is_waited_for(tmp_path, monkeypatch):
+    """It may remove the lock file between our opening and our locking."""
+    path, flock = tmp_path / "run" / RUNNING_FILE, fcntl.flock
+
+    def slow(*arguments):
+        monkeypatch.setattr(fcntl, "flock", flock)
+        path.unlink()
+        flock(*arguments)
+
+    monkeypatch.setattr(fcntl, "flock", slow)
+    with lock_folder(tmp_path / "run") as (descriptor,):
+        assert os.path.samestat(os.fstat(descriptor), path.stat())
 
 
 def test_where_there_are_no_locks_one_is_warned_and_not_stopped(tmp_path, monkeypatch, capsys):
-    def none(*given):
+    def none(*arguments):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(locks.fcntl, "flock", none)
-    with working_in(tmp_path / "run"):
+    monkeypatch.setattr(fcntl, "flock", none)
+    with lock_folder(tmp_path / "run"):
         assert f"the file system of {tmp_path / 'run'} has no locks" in capsys.readouterr().err

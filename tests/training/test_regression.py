@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from erasure_lightning.seeding import derive_seed
-from erasure_lightning.training.optimizers import warm_cosine
-from erasure_lightning.training.prompt_states import aligned_positions, cosine_matrix
+from erasure_lightning.training.optimizers import rate_factor
+from erasure_lightning.training.prompt_states import aligned, cosine_matrix
 from erasure_lightning.training.regression import Regression
 
 
@@ -22,8 +22,8 @@ def test_mix_keeps_neighbours_apart():
     assert derive_seed(1, 2) == derive_seed(1, 2) != derive_seed(2, 1)
 
 
-def test_warm_cosine_rises_then_falls():
-    factor = warm_cosine(4, 12)
+def test_cosine_schedule_rises_then_falls():
+    factor = rate_factor("cosine", 4, 12)
     assert [factor(i) for i in range(4)] == [0.25, 0.5, 0.75, 1.0]
     assert factor(4) == 1.0
     assert math.isclose(factor(8), 0.5)

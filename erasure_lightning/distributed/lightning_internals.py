@@ -1,0 +1,68 @@
+"""Private attributes of Lightning 2.6 in use, each with the public call that is missing.
+
+A new version of Lightning is checked against this file; nothing else touches what is private there.
+"""
+
+from collections.abc import Callable
+from subprocess import Popen
+from typing import Any
+
+from lightning import Trainer
+from lightning.pytorch.loggers import WandbLogger
+
+
+def after_signal_handlers(trainer: Trainer, action: Callable[[], None]) -> None:
+    """Run an action whenever the trainer has registered its signal handlers.
+
+    Missing: a hook after ``trainer.fit`` has set its handlers, or an argument that keeps ours.
+    """
+    connector = trainer._signal_connector
+    register = connector.register_signal_handlers
+
+    def register_then_act() -> None:
+        register()
+        action()
+
+    connector.register_signal_handlers = register_then_act  # type: ignore[method-assign]
+
+
+def take_launched(trainer: Trainer) -> list["Popen[bytes]"]:
+    """Take the processes of other ranks from Lightning, which kills all of them when one fails.
+
+    Missing: an option that leaves the end of a failed rank to a callback.
+
+    Args:
+        trainer: Of the rank that started them; without processes where another launcher did.
+    """
+    launched: list[Popen[bytes]] = getattr(trainer.strategy.launcher, "procs", [])
+    taken = []
+    while launched:  # one by one, because another thread may be appending
+        taken.append(launched.pop(0))
+    return taken
+
+
+def shard_over_all_ranks(strategy: Any) -> None:
+    """Make a ``ModelParallelStrategy`` shard over the devices of all nodes.
+
+    Missing: ``data_parallel_size="all"``; ``"auto"`` stands for the number of nodes.
+    """
+    strategy._data_parallel_size = strategy.num_processes * strategy.num_nodes
+
+
+def jump_to_step(trainer: Trainer, step: int) -> None:
+    """Make ``trainer.global_step`` a later one.
+
+    Missing: a setter of ``trainer.global_step``.
+    """
+    loop = trainer.fit_loop.epoch_loop.automatic_optimization
+    progress = loop.optim_progress.optimizer.step.total
+    progress.ready = step
+    progress.completed = step
+
+
+def open_wandb_run(logger: WandbLogger) -> Any:
+    """The W&B run of a logger, ``None`` before it is used.
+
+    Missing: a look at ``logger.experiment`` that starts no run.
+    """
+    return logger._experiment
