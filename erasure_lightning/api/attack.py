@@ -12,7 +12,7 @@ from erasure_lightning.attacks.outcome import OUTCOME_FILE, Outcome
 from erasure_lightning.attacks.runner import run_attack, with_edit, write_outcome
 from erasure_lightning.attacks.target import AttackSettings, AttackTarget
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.files.locks import working_in
+from erasure_lightning.files.locks import lock_folder
 from erasure_lightning.registry import find_attack, known_attacks
 from erasure_lightning.runs.folder import run_of, slug
 from erasure_lightning.training.checkpoints import locate_checkpoint
@@ -41,7 +41,7 @@ def attack_edit(
     path = locate_checkpoint(str(checkpoint), "attack")
     name = type(attack).__name__
     folder = run_dir or attack_folder(path, name)
-    with working_in(folder):
+    with lock_folder(folder):
         check_no_outcome(folder, name)
         module = load_edited(path).to(torch.accelerator.current_accelerator() or "cpu")
         target = AttackTarget(

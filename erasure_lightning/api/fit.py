@@ -22,7 +22,7 @@ from erasure_lightning.callbacks.progress import Progress
 from erasure_lightning.callbacks.sample_grid import SampleGrid
 from erasure_lightning.callbacks.watchdog import Watchdog
 from erasure_lightning.data.datamodule import PromptData
-from erasure_lightning.files.locks import working_in
+from erasure_lightning.files.locks import lock_folder
 from erasure_lightning.runs.csv_log import MetricsFile
 from erasure_lightning.runs.folder import Run, default_run
 from erasure_lightning.training.base import ErasureModule
@@ -163,7 +163,7 @@ def running(
 
 @contextmanager
 def _locked(run: Run, prepare: Callable[[], None]) -> Iterator[None]:
-    with working_in(run.root):
+    with lock_folder(run.root):
         prepare()  # another run may have ended here while this one was being made
         yield
 

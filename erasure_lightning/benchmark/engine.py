@@ -101,11 +101,11 @@ class Engine:
         """Run a job; the result is None if another process works on it."""
         start = time.monotonic()
         try:
-            with lock_folder(cell.run.root, CLAIM_FILE) as lock:
-                message = "" if self._stop.is_set() else self._commands(cell, lock)
+            with lock_folder(job.run.root, _LOCK_FILE) as lock:
+                message = "" if self._stop.is_set() else self._run_commands(job, lock)
         except FolderLockedError:
-            return cell, None
-        return cell, Done(cell, cell.status, message, time.monotonic() - start)
+            return job, None
+        return job, JobResult(job, job.status, message, time.monotonic() - start)
 
     def _wait_for_job(self, job: Job) -> JobResult:
         """Run a job as soon as the other process has released it."""
@@ -114,37 +114,41 @@ class Engine:
                 return JobResult(job, job.status, "", 0.0)
         return result
 
-    def _commands(self, cell: Job, lock: list[int]) -> str:
-        """One command after the other until nothing is missing; why that came to nothing, empty if
-        it did not.
-        """
-        cell.settle()
-        before: list[str] | None = None
-        while command := cell.command():
+    def _run_commands(self, job: Job, lock: list[int]) -> str:
+        """Run a job's missing commands in turn; returns why one failed, empty if none did."""
+        job.finish_measurement()
+        previous: list[str] | None = None
+        while command := job.next_command():
             if self._stop.is_set():
                 return ""
-            failed = f"erasure {command[0]} left nothing behind" if command == before else ""
-            failed = failed or self._command(cell, command, lock)
-            if failed and not self._stop.is_set():
-                write_atomically(cell.failure, f"{failed}\n".encode())
-                return failed
-            cell.settle()
-            before = command
-        cell.failure.unlink(missing_ok=True)
+            if command == previous:
+                message = f"erasure {command[0]} wrote no result"
+            else:
+                message = self._run_command(job, command, lock)
+            if message and not self._stop.is_set():
+                write_atomically(job.failure, f"{message}\n".encode())
+                return message
+            job.finish_measurement()
+            previous = command
+        job.failure.unlink(missing_ok=True)
         return ""
 
-    def _command(self, cell: Job, command: list[str], lock: list[int]) -> str:
-        """Run one; its last words where it fails."""
-        cell.clear()
-        with cell.log.open("ab") as log:
+    def _run_command(self, job: Job, command: list[str], lock: list[int]) -> str:
+        """Run one command; returns why it failed, empty if it did not."""
+        job.discard_measurement()
+        with job.log.open("ab") as log:
             log.write(f"$ erasure {' '.join(command)}\n".encode())
             log.flush()
             start = log.tell()
             child = subprocess.Popen(
-                [*PROGRAM, *command],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=self.environment,
-                start_new_session=True, pass_fds=lock,
-            )  # fmt: skip
+                [*_PROGRAM, *command],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=self.environment,
+                start_new_session=True,
+                pass_fds=lock,
+            )
             self._children.add(child)
             try:
                 code = self._wait(child)

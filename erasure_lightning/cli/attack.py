@@ -17,10 +17,9 @@ from erasure_lightning.cli.options import CONFIG_OPTIONS, Options
 from erasure_lightning.cli.parser import Parser
 from erasure_lightning.cli.short_names import full_words
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.files.locks import lock_folder
-from erasure_lightning.registry import find_attack, known_attacks
-from erasure_lightning.runs.folder import run_of, slug
-from erasure_lightning.training.checkpoints import locate
+from erasure_lightning.registry import known_attacks
+from erasure_lightning.runs.folder import run_of
+from erasure_lightning.training.checkpoints import locate_checkpoint
 
 #: Rows of the table, by whose images they are about.
 _ROWS = {
@@ -49,15 +48,10 @@ def run_attack(argv: list[str]) -> None:
         )
     checkpoint = locate_checkpoint(config.ckpt_path, "attack")
     name = config.attack.class_path.rsplit(".", 1)[-1]
-    folder = Path(config.out) if config.out else run_of(checkpoint).root / "attacks" / slug(name)
-    with lock_folder(folder):
-        if (folder / OUTCOME_FILE).exists():
-            raise ErasureError(
-                f"{folder} holds what {name} found already, which is never overwritten. Choose"
-                " another with --out."
-            )
-        made = _instantiated(parser, config)
-        outcome = _attacked(made.attack, checkpoint, made.data, folder)
+    folder = Path(config.run_dir) if config.run_dir else attack_folder(checkpoint, name)
+    check_no_outcome(folder, name)
+    objects = _instantiate(parser, config)
+    outcome = attack_edit(checkpoint, objects.attack, folder, objects.data)
     Console().print(_table(outcome))
     print(
         f"{_first_success(outcome)}Attacked; the outcome is in {folder}, images in"

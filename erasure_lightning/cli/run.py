@@ -25,7 +25,6 @@ from erasure_lightning.cli.resume import check_same, check_unfinished, own_confi
 from erasure_lightning.cli.short_names import full_words
 from erasure_lightning.data.datamodule import PromptData
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.files.locks import lock_folder
 from erasure_lightning.files.writing import write_atomically
 from erasure_lightning.methods import METHODS
 from erasure_lightning.runs.redaction import redact_secrets
@@ -229,15 +228,12 @@ class CommandLine(LightningCLI):
         ):
             {"fit": self._fit, "predict": self._predict}.get(self.command, self._measure)()
 
-    @contextmanager
-    def _folder(self) -> Iterator[None]:
-        """Have the run's folder to oneself; another run may have ended there while this one was
-        being made.
-        """
-        with lock_folder(self.run.root):
-            folders.check(self.command, self.run, self.checkpoint)
-            write_atomically(self.run.config, self.text.encode())
-            yield
+    def _prepare(self) -> None:
+        folders.check(self.command, self.run, self.checkpoint)
+        write_atomically(self.run.config, self.text.encode())
+
+    def _open_loggers(self) -> list[Logger]:
+        return self.trainer.loggers if self.trainer.is_global_zero else []
 
     def _fit(self) -> None:
         train(self.trainer, self.model, self.datamodule, self.checkpoint, self.config.measure)

@@ -64,15 +64,13 @@ class DistributionDistance(Metric, ABC):
         subsets = [generated[~torch.isin(seeds, part)] for part in parts if len(part)]
         distances = [self.distance(subset, reference) for subset in subsets if len(subset) > 1]
         error = math.inf
-        if len(rest) > 1:
-            mean = sum(rest) / len(rest)
-            error = math.sqrt(
-                (len(rest) - 1) / len(rest) * sum((value - mean) ** 2 for value in rest)
-            )
-        reach = t_quantile(len(rest) - 1) * error
-        return Estimate(
-            whole, max(whole - reach, self.least), whole + reach, len(known), len(drawn)
-        )
+        count = len(distances)
+        if count > 1:
+            mean = sum(distances) / count
+            error = math.sqrt((count - 1) / count * sum((value - mean) ** 2 for value in distances))
+        half_width = t_quantile(count - 1) * error
+        low = max(whole - half_width, self.least)
+        return Estimate(whole, low, whole + half_width, len(distinct), len(generated))
 
     @staticmethod
     @abstractmethod

@@ -71,7 +71,7 @@ class SeedMean(Metric):
         return Estimate(mean, low, high, number, int(self.counts.sum()))
 
 
-class Question(NamedTuple):
+class CandidateLabels(NamedTuple):
     """Labels that an image is classified by, and the correct ones among them.
 
     Args:
@@ -83,19 +83,22 @@ class Question(NamedTuple):
     right: Tensor
 
 
-class Recognized(SeedMean):
+class RecognitionRate(SeedMean):
     """Share of images whose nearest label is a correct one: zero-shot accuracy."""
 
-    def update(self, images: Tensor, questions: Sequence[Question], seeds: Sequence[int]) -> None:  # type: ignore[override]
+    def update(  # type: ignore[override]
+        self, images: Tensor, candidates: Sequence[CandidateLabels], seeds: Sequence[int]
+    ) -> None:
         """Add images.
 
         Args:
             images: Their unit vectors, ``(B, D)``.
-            questions: The labels of each.
+            candidates: The labels of each.
             seeds: Their ``B`` seeds.
         """
         hits = [
-            q.right[(q.labels @ image).argmax()] for image, q in zip(images, questions, strict=True)
+            q.right[(q.labels @ image).argmax()]
+            for image, q in zip(images, candidates, strict=True)
         ]
         super().update(torch.stack(hits), seeds)
 

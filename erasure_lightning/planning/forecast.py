@@ -139,9 +139,8 @@ class _StepRecorder(Callback):
         self.peaks["step"] = max(self.peaks["step"], self.memory.restart())
         self.counts.append(_total(counter.counts for counter in self.counters))
         last = cast(Any, trainer).datamodule.training_steps - 1
-        trainer.should_stop = (
-            trainer.should_stop or trainer.global_step > last or len(self.asked) > 1
-        )
+        if trainer.global_step > last or len(self.counts) > 1:
+            trainer.should_stop = True
         jump_to_step(trainer, max(trainer.global_step, last))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -13,7 +13,7 @@ import numpy
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from PIL.Image import Image
 
-from erasure_lightning.concepts.concept import in_short
+from erasure_lightning.concepts.concept import shortened_names
 from erasure_lightning.distributed.lightning_internals import open_wandb_run
 
 #: Default project on W&B.
@@ -222,11 +222,8 @@ def close_loggers(loggers: Sequence[Logger], failed: bool = False) -> list[Path]
     """
     offline = []
     for logger in loggers:
-        if (
-            isinstance(logger, WandbLogger)
-            and (run := open_wandb_run(logger)) is not None
-            and hasattr(run, "settings")
-        ):
+        run = open_wandb_run(logger) if isinstance(logger, WandbLogger) else None
+        if run is not None and hasattr(run, "settings"):
             folder = Path(os.path.relpath(Path(run.dir).parent))
             run.finish(exit_code=int(failed))
             rmtree(folder / "logs", ignore_errors=True)

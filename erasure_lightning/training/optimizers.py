@@ -13,7 +13,7 @@ from erasure_lightning.errors import ErasureError
 
 #: Adam, Adam with decoupled weight decay, or Adam of bitsandbytes, whose moments have 8 bits: 2
 #: bytes of state a weight instead of 8.
-Kind = Literal["adam", "adamw", "adam8bit"]
+OptimizerName = Literal["adam", "adamw", "adam8bit"]
 
 #: Learning rate after the warm-up: constant, or falling along a cosine to 0 at the end of the run.
 Schedule = Literal["constant", "cosine"]

@@ -14,7 +14,7 @@ from lightning.pytorch.strategies import (
 )
 from torch.optim import Optimizer
 
-from erasure_lightning.distributed.fsdp import split_state, whole_state
+from erasure_lightning.distributed.fsdp import full_optimizer_state, shard_optimizer_state
 from erasure_lightning.distributed.lightning_internals import shard_over_all_ranks
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.training.base import BACKBONE_PREFIX, ErasureModule
@@ -67,7 +67,7 @@ class FSDP2(ModelParallelStrategy):
         return True
 
     def setup_environment(self) -> None:
-        """Take all devices, where Lightning's ``auto`` takes the number of nodes."""
+        """Splits over all devices, where Lightning's ``auto`` takes the number of nodes."""
         shard_over_all_ranks(self)
         super().setup_environment()
 
@@ -84,9 +84,9 @@ class FSDP2(ModelParallelStrategy):
         cast(ErasureModule, self.lightning_module).write(edit)
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """The states of all ranks together."""
+        """The states of all ranks, whole."""
         plain = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
-        return whole_state(plain.state_dict())
+        return full_optimizer_state(plain.state_dict())
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         """Distributes the states over the ranks."""

@@ -7,6 +7,7 @@ from torch import distributed, multiprocessing
 from erasure_lightning.distributed.collectives import all_gather_items
 from erasure_lightning.metrics.estimates import Estimate
 from erasure_lightning.metrics.seed_statistics import (
+    CandidateLabels,
     FeatureSimilarity,
     ImageText,
     PixelDistance,

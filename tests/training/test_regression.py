@@ -5,7 +5,7 @@ import torch
 
 from erasure_lightning.seeding import derive_seed
 from erasure_lightning.training.optimizers import rate_factor
-from erasure_lightning.training.prompt_states import aligned, cosine_matrix
+from erasure_lightning.training.prompt_states import aligned_positions, cosine_matrix
 from erasure_lightning.training.regression import Regression
 
 
