@@ -2,6 +2,7 @@
 erased by UCE.
 """
 
+from copy import deepcopy
 from functools import cache
 
 import torch
@@ -20,11 +21,18 @@ CAT = [Concept("cat", "dog", domain=["bird"])]
 
 def tiny_target(concepts=CAT, family=TinyBackbone, **trials):
     """A cat that became a dog, with a scorer of random verdicts."""
-    module = fit(Redirection(concepts=CAT, backbone=family()), 1)
+    models = _tiny_models(family)
+    shared = {id(tower.tokenizer): tower.tokenizer for tower in models[0].towers}
+    edited, original = deepcopy(models, shared)
     few = {"seeds": 2, "pictures": 2, "steps": 2, "guidance": 3.0}
-    return Target(
-        module.backbone, module.original, concepts, Trials(**(few | trials)), KnownScorer()
-    )
+    return Target(edited, original, concepts, Trials(**(few | trials)), KnownScorer())
+
+
+@cache
+def _tiny_models(family):
+    """The edited model and the original, which share what the edit does not reach."""
+    module = fit(Redirection(concepts=CAT, backbone=family()), 1)
+    return module.backbone, module.original
 
 
 @cache
@@ -32,11 +40,12 @@ def _module():
     return fit(UCE(concepts=[Concept("cigarette", "lollipop")]), 1)
 
 
-def cigarette(erased=True, pictures=4):
+def cigarette(erased=True, pictures=4, steps=10):
     """The emoji world after UCE, or as it was."""
     module = _module()
     edited = module.backbone if erased else module.original
-    return Target(edited, module.original, module.concepts, Trials(seeds=2, pictures=pictures))
+    trials = Trials(seeds=2, pictures=pictures, steps=steps)
+    return Target(edited, module.original, module.concepts, trials)
 
 
 @cache
@@ -53,7 +62,10 @@ def weakly_erased(pictures=2):
     """The emoji world after four fifths of UCE's edit: plain prompts fail, and little is missing."""
     module = _module()
     return Target(
-        _weakly_erased(), module.original, module.concepts, Trials(seeds=2, pictures=pictures)
+        _weakly_erased(),
+        module.original,
+        module.concepts,
+        Trials(seeds=2, pictures=pictures, steps=10),
     )
 
 
@@ -71,7 +83,9 @@ def filtered(word, instead, pictures=2):
         TextCache()
     )  # what the unfiltered text encoder has said is not what this one says
     model.embed = lambda prompts: module.original.embed([passed(prompt) for prompt in prompts])
-    return Target(model, module.original, module.concepts, Trials(seeds=2, pictures=pictures))
+    return Target(
+        model, module.original, module.concepts, Trials(seeds=2, pictures=pictures, steps=10)
+    )
 
 
 def weights(model):

@@ -106,7 +106,7 @@ def broken():
     """The emoji world with a shift in its denoiser's last bias: cigarettes are gone, and so is most
     of the rest.
     """
-    target, bias = cigarette(erased=False), "denoiser.conv_out.bias"
+    target, bias = cigarette(erased=False, steps=20), "denoiser.conv_out.bias"
     edited = target.original.frozen_copy([bias])
     edited.get_parameter(bias).data.add_(1.5)
     return Target(edited, target.original, target.concepts, target.trials, target.scorer)
