@@ -104,9 +104,10 @@ def test_numbers_out_of_range(arguments, words):
 
 
 def broken():
-    """The emoji world with a shifted last bias: neither cigarettes nor most else is generated."""
-    target = cigarette(erased=False)
-    bias = "denoiser.conv_out.bias"
+    """The emoji world with a shift in its denoiser's last bias: cigarettes are gone, and so is most
+    of the rest.
+    """
+    target, bias = cigarette(erased=False, steps=20), "denoiser.conv_out.bias"
     edited = target.original.frozen_copy([bias])
     edited.get_parameter(bias).data.add_(1.5)
     return AttackTarget(edited, target.original, target.concepts, target.settings, target.scorer)

@@ -74,6 +74,17 @@ class Watch(Callback):
             }
 
 
+class SaveHalf(Callback):
+    """Saves a checkpoint half-way, with which a run that is killed there would go on."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == STEPS // 2:
+            trainer.save_checkpoint(self.path)
+
+
 def method(name):
     """A method's class."""
     return load_offer(find_method(name))
@@ -95,7 +106,8 @@ def fits(name, strategy, out):
     register_strategies(method(name).has_unused)
 
     watch, half = Watch(), out / f"{strategy}-{name}-half.ckpt"
-    module = run(STEPS, watch)
+    saves = [SaveHalf(half)] if name in STOPPED else []
+    module = run(STEPS, watch, *saves)
     split = [n for n, p in module.backbone.named_parameters() if isinstance(p, DTensor)]
     found = {
         "edit": edit_of(module),
@@ -107,7 +119,6 @@ def fits(name, strategy, out):
         thrifty = made(name, out / "tiny", checkpointing=True)
         found["checkpointed"] = edit_of(fit(thrifty, STEPS, devices=2, strategy=FSDP2()))
     if name in STOPPED:
-        run(STEPS // 2, total=STEPS, save=half)
         found["resumed"] = edit_of(run(STEPS, resume=half))
     if (alone := out / f"alone-{name}-half.ckpt").exists():
         watch = Watch()
@@ -134,7 +145,7 @@ def related(module, rows):
 def main(out):
     """Fit them one after the other."""
     warnings.simplefilter("ignore")
-    fsdp.MIN_UNIT = 1  # the tiny model has nothing larger
+    fsdp.LEAST = 2**10  # the tiny model has little that is larger
     loaded, load = [], base.load_backbone
     base.load_backbone = lambda *given: loaded.append(given[2] != "all") or load(*given)
     for strategy, name in product(("ddp", "fsdp2"), METHODS):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from noisy import noisy
-from recognition import KEPT, recognised
+from recognition import KEPT, recognised, recognised_before
 from shipped import numbers
 
 from erasure_lightning.backbones.tiny import TinyBackbone
@@ -173,10 +173,6 @@ def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
     module = fit(
         CA(concepts=[Concept("cigarette", "lollipop")], **numbers("ca", latents=shown)), 80
     )
-    assert recognised(module.original, ["cigarette"] * 4, steps=10) == 1
-    assert recognised(module.backbone, ["cigarette"] * 4, steps=10) == 0
-    assert (
-        recognised(module.backbone, KEPT, steps=10)
-        == recognised(module.original, KEPT, steps=10)
-        == 1
-    )
+    assert recognised_before(module, ["cigarette"] * 4) == 1
+    assert recognised(module.backbone, ["cigarette"] * 4) == 0
+    assert recognised(module.backbone, KEPT) == recognised_before(module, KEPT) == 1

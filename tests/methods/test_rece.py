@@ -4,7 +4,7 @@ and after.
 
 import pytest
 import torch
-from recognition import KEPT, recognised
+from recognition import KEPT, recognised, recognised_before
 
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts.concept import Concept
@@ -168,6 +168,6 @@ def test_arguments_out_of_range(arguments, words):
 def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
     module = RECE(concepts=[Concept("cigarette", "lollipop")])
     fit(module, 1, LocalNoisePreservation(weight=0.3))
-    assert recognised(module.original, ["cigarette"] * 4) == 1
+    assert recognised_before(module, ["cigarette"] * 4) == 1
     assert recognised(module.backbone, ["cigarette"] * 4) == 0
-    assert recognised(module.backbone, KEPT) == recognised(module.original, KEPT) == 1
+    assert recognised(module.backbone, KEPT) == recognised_before(module, KEPT) == 1

@@ -5,7 +5,7 @@ the erasure itself.
 import pytest
 import torch
 from noisy import noisy
-from recognition import KEPT, recognised
+from recognition import KEPT, recognised, recognised_before
 from shipped import numbers
 from torch import nn
 
@@ -200,10 +200,6 @@ def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
         concepts=[Concept("cigarette")], latents=TrajectoryBank(8, 20), **numbers("receler")
     )
     fit(module, 50)
-    assert recognised(module.original, ["cigarette"] * 4, steps=10) == 1
-    assert recognised(module.backbone, ["cigarette"] * 4, steps=10) == 0
-    assert (
-        recognised(module.backbone, KEPT, steps=10)
-        == recognised(module.original, KEPT, steps=10)
-        == 1
-    )
+    assert recognised_before(module, ["cigarette"] * 4) == 1
+    assert recognised(module.backbone, ["cigarette"] * 4) == 0
+    assert recognised(module.backbone, KEPT) == recognised_before(module, KEPT) == 1

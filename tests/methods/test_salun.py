@@ -5,7 +5,7 @@ traps, the erasure.
 import pytest
 import torch
 from noisy import noisy
-from recognition import KEPT, recognised
+from recognition import KEPT, recognised, recognised_before
 from shipped import numbers
 
 from erasure_lightning.backbones.tiny import TinyBackbone
@@ -207,8 +207,8 @@ def test_arguments_out_of_range(arguments, words):
 @pytest.mark.slow
 def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
     shown = GeneratedImages(images=16, steps=10, guidance=4)
-    settings = numbers("salun", latents=shown, remaining=16)
-    module = fit(SalUn(concepts=[Concept("cigarette", "lollipop")], **settings), 40)
-    assert recognised(module.original, ["cigarette"] * 4, steps=10) == 1
-    assert recognised(module.backbone, ["cigarette"] * 4, steps=10) == 0
-    assert recognised(module.backbone, KEPT, steps=10) == 1
+    given = numbers("salun", latents=shown, remaining=16)
+    module = fit(SalUn(concepts=[Concept("cigarette", "lollipop")], **given), 40)
+    assert recognised_before(module, ["cigarette"] * 4) == 1
+    assert recognised(module.backbone, ["cigarette"] * 4) == 0
+    assert recognised(module.backbone, KEPT) == 1
