@@ -2,7 +2,7 @@
 
 from functools import cache
 
-from erasure_lightning.diffusion.sampling import draw
+from erasure_lightning.diffusion.sampling import sample_images
 from erasure_lightning.metrics.scorer import Scorer
 
 #: Labels that every erasure of another label must retain.
@@ -27,7 +27,7 @@ def recognised_before(module, words, steps=10):
 def drawn(model, words, steps=10):
     """Pictures of ``a WORD``, each from noise of its own."""
     prompts = [f"a {word}" for word in words]
-    return draw(model, prompts, range(len(words)), steps=steps, guidance=4.0)
+    return sample_images(model, prompts, range(len(words)), steps=steps, guidance=4.0)
 
 
 def named(world, pictures, words):

@@ -17,13 +17,14 @@ from erasure_lightning.testing import fit
 CAT = [Concept("cat", "dog", domain=["bird"])]
 
 
-def tiny_target(concepts=CAT, family=TinyBackbone, **trials):
-    """A cat that became a dog, with a scorer of random verdicts."""
+def tiny_target(concepts=CAT, family=TinyBackbone, **settings):
+    """A tiny model whose cat is redirected to the dog; its scorer's verdicts are arbitrary."""
     models = _tiny_models(family)
     shared = {id(tower.tokenizer): tower.tokenizer for tower in models[0].towers}
     edited, original = deepcopy(models, shared)
     few = {"seeds": 2, "pictures": 2, "steps": 2, "guidance": 3.0}
-    return Target(edited, original, concepts, Trials(**(few | trials)), KnownScorer())
+    settings = AttackSettings(**(few | settings))
+    return AttackTarget(edited, original, concepts, settings, KnownScorer())
 
 
 @cache
@@ -38,12 +39,16 @@ def _module():
     return fit(UCE(concepts=[Concept("cigarette", "lollipop")]), 1)
 
 
-def cigarette(erased=True, pictures=4, steps=10):
-    """The emoji world after UCE, or as it was."""
+def _target(edited, pictures, steps=10):
     module = _module()
-    edited = module.backbone if erased else module.original
-    trials = Trials(seeds=2, pictures=pictures, steps=steps)
-    return Target(edited, module.original, module.concepts, trials)
+    settings = AttackSettings(seeds=2, pictures=pictures, steps=steps)
+    return AttackTarget(edited, module.original, module.concepts, settings)
+
+
+def cigarette(erased=True, pictures=4, steps=10):
+    """The emoji world after UCE, or unedited."""
+    module = _module()
+    return _target(module.backbone if erased else module.original, pictures, steps)
 
 
 @cache
@@ -57,14 +62,8 @@ def _weakly_erased():
 
 
 def weakly_erased(pictures=2):
-    """The emoji world after four fifths of UCE's edit: plain prompts fail, and little is missing."""
-    module = _module()
-    return Target(
-        _weakly_erased(),
-        module.original,
-        module.concepts,
-        Trials(seeds=2, pictures=pictures, steps=10),
-    )
+    """The emoji world after 0.8 of UCE's edit, where plain prompts just fail."""
+    return _target(_weakly_erased(), pictures)
 
 
 def filtered(word, anchor, pictures=2):
@@ -75,13 +74,9 @@ def filtered(word, anchor, pictures=2):
     def replaced(prompt):
         return f"a {anchor}" if word in getattr(prompt, "text", prompt) else prompt
 
-    model._states = (
-        TextCache()
-    )  # what the unfiltered text encoder has said is not what this one says
-    model.embed = lambda prompts: module.original.embed([passed(prompt) for prompt in prompts])
-    return Target(
-        model, module.original, module.concepts, Trials(seeds=2, pictures=pictures, steps=10)
-    )
+    model._text_cache = TextCache()  # the copy shares the original's, whose states are unfiltered
+    model.embed = lambda prompts: original.embed([replaced(prompt) for prompt in prompts])
+    return _target(model, pictures)
 
 
 def weights(model):

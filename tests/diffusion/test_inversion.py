@@ -122,8 +122,10 @@ def purified(module, words):
     makes of them.
     """
     prompts = [f"a {word}" for word in words]
-    pictures = draw(module.original, prompts, range(10, 10 + len(words)), steps=10, guidance=4.0)
-    return pictures, purify(module.original, module.backbone, pictures, prompts, steps=10)
+    pictures = sample_images(
+        module.original, prompts, range(10, 10 + len(words)), steps=10, guidance=4.0
+    )
+    return pictures, purify_images(module.original, module.backbone, pictures, prompts, steps=10)
 
 
 @pytest.mark.slow

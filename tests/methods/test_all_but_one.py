@@ -374,20 +374,26 @@ def test_it_erases_the_cigarette_of_the_emoji_world_from_prompts_and_from_pictur
     given = numbers("all-but-one", lr=3e-4, latents=TrajectoryBank(trajectories=8, steps=20))
     module = fit(AllButOne(concepts=[Concept("cigarette", "lollipop")], **given), 120)
     ask = {"seeds": range(4), "steps": 10, "guidance": 4.0}
-    shown, smoke = draw(module.original, [f"a {word}" for word in KEPT], **ask), ["cigarette"] * 4
-    smoked = draw(module.original, ["a cigarette"] * 4, **ask)
+    shown, smoke = (
+        sample_images(module.original, [f"a {word}" for word in KEPT], **ask),
+        ["cigarette"] * 4,
+    )
+    smoked = sample_images(module.original, ["a cigarette"] * 4, **ask)
     assert (
         named(module.original.world, smoked, smoke)
         == named(module.original.world, shown, KEPT)
         == 1
     )
     assert (
-        named(module.original.world, draw(module.backbone, ["a cigarette"] * 4, **ask), smoke) == 0
+        named(
+            module.original.world, sample_images(module.backbone, ["a cigarette"] * 4, **ask), smoke
+        )
+        == 0
     )
-    kept = draw(module.backbone, [f"a {word}" for word in KEPT], **ask)
+    kept = sample_images(module.backbone, [f"a {word}" for word in KEPT], **ask)
     assert named(module.original.world, kept, KEPT) == 1
     cleaned, left = (
-        purify(module.original, module.backbone, pictures, prompts, steps=10)
+        purify_images(module.original, module.backbone, pictures, prompts, steps=10)
         for pictures, prompts in ((smoked, ["a cigarette"] * 4), (shown, [""] * 4))
     )
     assert named(module.original.world, cleaned.reconstructed, smoke) == 1

@@ -330,4 +330,4 @@ def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
     )
     assert recognised_before(module, ["cigarette"] * 4) == 1
     assert recognised(module.backbone, ["cigarette"] * 4) == 0
-    assert recognised(module.backbone, kept) == recognised_before(module, kept) == 1
+    assert recognised(module.backbone, retained) == recognised_before(module, retained) == 1
