@@ -22,7 +22,8 @@ from erasure_lightning.concepts.worlds import find_world
 from erasure_lightning.data.datamodule import PromptData
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.retention.base import RetentionCallback
-from erasure_lightning.training.base import BACKBONE_PREFIX, ErasureModule
+from erasure_lightning.training.base import ErasureModule
+from erasure_lightning.training.edit_state import BACKBONE_PREFIX
 from erasure_lightning.training.gradient import GradientErasure
 
 

@@ -9,8 +9,9 @@ from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.edits.applied import Edit
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.registry import known_methods, load_method
-from erasure_lightning.training.base import BACKBONE_PREFIX, ErasureModule
+from erasure_lightning.training.base import ErasureModule
 from erasure_lightning.training.checkpoints import read_checkpoint
+from erasure_lightning.training.edit_state import BACKBONE_PREFIX
 
 
 def load_edited(path: Path) -> ErasureModule:

@@ -37,7 +37,7 @@ from erasure_lightning.backbones.precision import promote_to_float32
 from erasure_lightning.concepts.concept import PromptBatch
 from erasure_lightning.distributed.fsdp import copy_into, full_tensor
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.training.base import BACKBONE_PREFIX
+from erasure_lightning.training.edit_state import BACKBONE_PREFIX
 from erasure_lightning.training.gradient import GradientErasure
 from erasure_lightning.training.latent_sources import NoisyBatch, SourceModels
 from erasure_lightning.training.optimizers import OptimizerName

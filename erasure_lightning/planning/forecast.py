@@ -19,6 +19,7 @@ from erasure_lightning.planning.memory_footprint import MemoryFootprint, footpri
 from erasure_lightning.planning.memory_tracker import MemoryTracker, shapes, without_values
 from erasure_lightning.retention.base import RetentionCallback
 from erasure_lightning.training.base import ErasureModule
+from erasure_lightning.training.batch_sampling import sample_batch
 from erasure_lightning.training.gradient import GradientErasure
 from erasure_lightning.training.saliency import SalientErasure
 
@@ -237,7 +238,7 @@ def _fit(
 
 def _make_fake(module: ErasureModule, memory: MemoryTracker) -> None:
     """Replace a module's backbone by one of fake tensors, which is neither moved nor hashed."""
-    (source,) = module._given
+    (source,) = module._source
     mode = shapes()
     if isinstance(source, str):
         with mode:
@@ -248,7 +249,7 @@ def _make_fake(module: ErasureModule, memory: MemoryTracker) -> None:
     backbone.fingerprint = lambda dtype=None: ""
     backbone.fingerprints = lambda names: {}
     backbone.to = lambda *_: backbone
-    cast(Any, module)._given = (backbone,)
+    cast(Any, module)._source = (backbone,)
     cast(Any, module)._apply = lambda *_, **__: module
     memory.hold([*backbone.parameters(), *backbone.buffers()])
     if isinstance(module, SalientErasure):
@@ -286,6 +287,6 @@ def _measurement(
         requests=[request._replace(steps=1) for request in batches[0].requests]
     )
     for model in (module.original, module.backbone):
-        module._draw(model, single_step)
+        sample_batch(model, single_step)
     peak = max(memory.restart(), *(counter.sampling_peak for counter in counters))
     return sum(len(batch.requests) for batch in batches), 2 * evaluations, peak

@@ -1,10 +1,8 @@
-"""What every retention callback shares: retained prompts, a weight, a schedule, and its place in
-the loss.
-"""
+"""`RetentionCallback`: base of the callbacks that retain what an edit must not change."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from lightning import LightningModule, Trainer
@@ -23,30 +21,30 @@ from erasure_lightning.training.prompt_states import cosine_matrix, input_gram
 
 
 class RetentionCallback(Callback, ABC):
-    """Adds a weighted term to any method, so that what should survive does.
+    """Weighted term that retains prompts, in the loss or the equations of any method.
 
-    To the loss of a gradient method, where its value is logged as ``loss/<name>`` and its gradient
-    norm as ``gradient/<name>``; to the equations of a closed form as text states whose images must
-    stay.
+    In the loss of a gradient method its value is logged as ``loss/<label>`` and the norm of its
+    gradient as ``gradient/<label>``; in a closed form it holds the images of text states.
 
     Args:
-        weight: Of the term in the loss, or of each retained prompt in a closed form, at least 0.
-        prompts: What is retained: prompts, or a text file with one a line. Default: the world's
-            labels (everyday things where there is no world) in its captions, with the anchors and
-            the concepts' kin (other styles, other people), without the concepts, their domains, and
-            what is nearest.
-        nearness: Share of the labels that count as other things, above 0 and at most 1: the rest,
-            those nearest to a concept in the original's end-of-text states, count as its domain.
-            Ranks mean the same in every encoder; cosines do not.
-        ramp: Steps over which the weight rises from 0; at least 0.
+        weight: Weight of the term in the loss, or of each retained prompt in a closed form, at
+            least 0.
+        prompts: Retained prompts, or a text file with one a line. By default the world's labels
+            (everyday objects without a world) in its captions, with the anchors and related
+            concepts (other styles, other people), without the concepts, their domains and the
+            nearest labels.
+        nearness: Share of the labels that is retained, above 0 and at most 1: the others, nearest to
+            a concept in the original's end-of-text states, count as its domain. Ranks mean the same
+            in every encoder; cosines do not.
+        ramp: Steps over which the weight rises from 0, at least 0.
 
     Raises:
         ErasureError: If a number is out of range, or the file is missing or empty.
     """
 
-    #: What it is called in logs.
+    #: Name in logs.
     name: str
-    #: Whether it holds what the text encoder says, and so has nothing to do where none is edited.
+    #: Whether it holds states of the text encoder, and is 0 for edits of the denoiser alone.
     of_states = False
 
     def __init__(
@@ -69,32 +67,32 @@ class RetentionCallback(Callback, ABC):
 
     @property
     def state_key(self) -> str:
-        """Tells two callbacks of one class apart in a checkpoint."""
-        given = {k: v for k, v in vars(self).items() if not k.startswith("_") and k != "retained"}
-        plain = {
-            k: v if isinstance(v, int | float | str) else type(v).__name__ for k, v in given.items()
-        }
-        return self._generate_state_key(**plain)
+        """Key of the callback in a checkpoint, different for different arguments."""
+        key: dict[str, Any] = {}
+        for name, value in vars(self).items():
+            if not name.startswith("_") and name != "retained":
+                is_plain = isinstance(value, int | float | str)
+                key[name] = value if is_plain else type(value).__name__
+        return self._generate_state_key(**key)
 
     @abstractmethod
     def term(self, module: GradientErasure) -> Tensor:
-        """The unweighted loss, a scalar; 0 while the model is its original."""
+        """The unweighted term, a scalar; 0 if the edited model equals its original."""
 
     def gram(self, module: ErasureModule, source: TextInput) -> Tensor:
-        """What a closed form must hold, ``(D, D)`` in float64: by default all that a text input
-        reads of the prompts.
+        """Gram matrix ``(D, D)``, in float64, of the inputs whose images a closed form holds.
 
-        Where the images of its inputs under the edited maps stay, so do the predictions. Each
-        prompt counts once: its positions share the weight.
+        By default all inputs of the retained prompts: if their images under the edited maps stay,
+        so do the predictions. The positions of a prompt share its weight.
         """
         length = source.rows(module.original.encode(self.retained[:1])).shape[1]
         return input_gram(module.original, self.retained, source) / length
 
     def prepare(self, module: GradientErasure) -> None:
-        """Compute what does not change while training; the retained prompts are there."""
+        """Compute constants of the training, once the retained prompts are known."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Add itself to the module's retention callbacks, under a name of its own.
+        """Add the callback to the module's retention terms, under a unique label.
 
         Raises:
             ErasureError: If a number is NaN or infinite, or a batch is empty.
@@ -120,11 +118,9 @@ class RetentionCallback(Callback, ABC):
         return self.weight * min((step + 1) / self.ramp, 1.0) if self.ramp else self.weight
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Collect the retained prompts and prepare."""
+        """Collect the retained prompts, and prepare the term."""
         module = cast(ErasureModule, pl_module)
-        self.retained = (
-            list(self.prompts) if self.prompts else retained_prompts(module, self.nearness)
-        )
+        self.retained = list(self.prompts or retained_prompts(module, self.nearness))
         self._warn_without_text_edit(module)
         if isinstance(module, GradientErasure):
             self.prepare(module)
@@ -133,23 +129,26 @@ class RetentionCallback(Callback, ABC):
         if self.of_states and not module.backbone.edits_text(module.editable()):
             rank_zero_warn(
                 f"{type(self).__name__} holds text states, and {type(module).__name__} edits no"
-                " text encoder: it will stay at 0. LocalNoisePreservation holds what the denoiser"
-                " says."
+                " text encoder: it will stay at 0. LocalNoisePreservation holds the denoiser's"
+                " predictions."
             )
 
     def draw(self, count: int) -> list[int]:
-        """``count`` different retained prompts by number, or all if there are fewer."""
+        """Numbers of ``count`` different retained prompts, or of all if there are fewer."""
         order: list[int] = torch.randperm(len(self.retained))[:count].tolist()
         return order
 
 
 @torch.no_grad()
 def retained_prompts(module: ErasureModule, nearness: float) -> list[str]:
-    """Captions of everything an edit must leave alone: the anchors, the concepts' kin, other
-    labels.
+    """Captions of what an edit must retain: anchors, related concepts and other labels.
+
+    Args:
+        module: The method, with its original.
+        nearness: Share of the labels that is retained.
 
     Raises:
-        ErasureError: If nothing is left.
+        ErasureError: If there are none.
     """
     vocabulary = Vocabulary(module.backbone.world, module.concepts)
     labels = far_from(module, vocabulary.others, nearness)
@@ -157,28 +156,28 @@ def retained_prompts(module: ErasureModule, nearness: float) -> list[str]:
     captions += vocabulary.related_captions()
     if not captions:
         raise ErasureError(
-            "Retention needs something to retain; found that concepts and domains are all there is."
-            " Name prompts."
+            "Retention needs prompts; found that concepts and domains are all that the world"
+            " knows. Give prompts."
         )
     return captions
 
 
 @torch.no_grad()
 def far_from(module: ErasureModule, labels: Sequence[str], nearness: float) -> list[str]:
-    """Labels without those whose end-of-text states are nearest to a thing's; anchors always are
-    among them.
+    """Labels without those whose end-of-text states are nearest to a concept's.
 
     Args:
         module: The method, with its original.
-        labels: Any number.
-        nearness: Share of the labels that is far; of the others as many as there are, rounded down.
+        labels: Any number; anchors among them are always kept.
+        nearness: Share of the labels that is returned, rounded up.
     """
-    things = [c.name for c in module.concepts if c.kind != "style"]
-    near = int((1 - nearness) * len(labels) + 1e-9)
-    if not things or not near:
+    names = [c.name for c in module.concepts if c.kind != "style"]
+    count = int((1 - nearness) * len(labels) + 1e-9)
+    if not names or not count:
         return list(labels)
-    original, anchors = module.original, {c.anchor for c in module.concepts}
-    states = (original.summarize(original.embed(words)) for words in (labels, things))
+    original = module.original
+    states = (original.summarize(original.embed(words)) for words in (labels, names))
     order = cosine_matrix(*states).amax(dim=1).argsort(descending=True)
-    dropped = {labels[place] for place in order[:near].tolist()} - anchors
-    return [label for label in labels if label not in dropped]
+    nearest = {labels[index] for index in order[:count].tolist()}
+    anchors = {c.anchor for c in module.concepts}
+    return [label for label in labels if label in anchors or label not in nearest]

@@ -12,7 +12,7 @@ from erasure_lightning.adapters.base import ADAPTER_CHILD, AdapterPlan
 from erasure_lightning.adapters.kinds import adapter_parameters, install
 from erasure_lightning.adapters.lora import merge_lora, remove_lora
 from erasure_lightning.adapters.per_concept import ConceptAdapters
-from erasure_lightning.training.base import BACKBONE_PREFIX
+from erasure_lightning.training.edit_state import BACKBONE_PREFIX
 from erasure_lightning.training.gradient import GradientErasure
 from erasure_lightning.training.latent_sources import NoisyBatch
 

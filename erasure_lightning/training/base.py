@@ -1,6 +1,4 @@
-"""`ErasureModule`: what every method is, however it edits: a model, its frozen original,
-checkpoints of the edit.
-"""
+"""`ErasureModule`: base of every method: the edited model, its frozen original, the edit's files."""
 
 from abc import ABC
 from collections.abc import Callable, Collection, Mapping
@@ -8,12 +6,11 @@ from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from lightning import LightningModule
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
 
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.interface import Capability, TextInput
@@ -27,77 +24,50 @@ from erasure_lightning.data.concept_prompts import ConceptPrompts
 from erasure_lightning.data.datamodule import Draws
 from erasure_lightning.data.image_cache import cached_images
 from erasure_lightning.data.image_plan import ImageBatch
-from erasure_lightning.diffusion.finite_images import require_finite_images
-from erasure_lightning.diffusion.sampling import sample_images
 from erasure_lightning.distributed.collectives import all_gather_items
 from erasure_lightning.distributed.fsdp import (
     copy_into,
     full_tensor,
-    scatter_weights,
-    shard_weights,
 )
 from erasure_lightning.edits.edit import plain_values, write_edit
-from erasure_lightning.errors import ErasureError
 from erasure_lightning.seeding import derive_seed
+from erasure_lightning.training.backbone_checks import check_backbone
+from erasure_lightning.training.batch_sampling import finite_images
+from erasure_lightning.training.edit_state import (
+    BACKBONE_PREFIX,
+    backbone_state,
+    check_base_model,
+)
 from erasure_lightning.training.regression import Regression
-
-BACKBONE_PREFIX = "backbone."
-
-#: Precisions in which a model is recognised: its own, and what it is rounded to as a base.
-_KNOWN_BY = (None, torch.bfloat16)
-
-
-class RetentionTerm(Protocol):
-    """What a module asks of a retention callback."""
-
-    #: Weight of the term, or of each retained prompt in a closed form.
-    weight: float
-    #: Whether it holds states of the text encoder alone.
-    of_states: bool
-
-    @property
-    def label(self) -> str:
-        """Name of the term in logs, different for each callback of a module."""
-
-    def weight_at(self, step: int) -> float:
-        """Weight of the term at a step."""
-
-    def term(self, module: Any) -> Tensor:
-        """The unweighted term, a scalar."""
-
-    def gram(self, module: Any, source: TextInput) -> Tensor:
-        """What a closed form must hold, ``(D, D)`` in float64."""
+from erasure_lightning.training.retention_term import RetentionTerm
+from erasure_lightning.training.sharded_module import shard_module
 
 
 class ErasureModule(LightningModule, ABC):
-    """A text-to-image model that is made to forget; the base of every method.
+    """Base of every method: a text-to-image model that is edited, beside its frozen original.
 
     Args:
-        concepts: What must be forgotten: concepts, or a CSV, YAML or text file of them
-            (`read_concepts`).
+        concepts: Concepts to erase, or a CSV, YAML or text file of them (`read_concepts`).
         backbone: A world's name, a diffusers folder, a Hub id, or a `Backbone`.
-        seed: Of everything the run draws.
-        base: Precision of the frozen weights, and of the arithmetic; what is edited stays float32.
-        checkpointing: Compute again in the backward what blocks computed in the forward: less
-            memory, more time.
+        seed: Seed of every random draw of the run.
+        base: Precision of the frozen weights and of the arithmetic; the edit stays float32.
+        checkpointing: Whether blocks are computed again in the backward pass: less memory, more
+            time.
 
     Raises:
         ErasureError: If there are no concepts, their file cannot be read, one is named twice, the
             world does not know one, or an argument of the method is NaN, infinite, or no seed.
     """
 
-    #: Whether some of what is trained may have no gradient in a step, which DDP must be told.
+    #: Whether a step may leave some trainable parameters without a gradient, which DDP must know.
     has_unused = False
-    #: Whether the edit is made when training ends, of something else than the model that is
-    #: trained.
+    #: Whether the edit is computed in ``on_train_end``, from a model that differs from it.
     finalizes_edit = False
-    #: What the method asks of a model family beyond predictions; a family without it is refused
-    #: before training.
+    #: Capabilities of a model family that the method uses beyond predictions.
     needs: ClassVar[frozenset[Capability]] = frozenset()
     #: Retention callbacks that belong to the method in its paper, by class name.
     default_retention: ClassVar[tuple[str, ...]] = ()
-    #: The model being edited and its frozen original; both are there once Lightning has called
-    #: `configure_model`.
+    #: The edited model and its frozen original; set by `configure_model`.
     backbone: Backbone
     original: Backbone
 
@@ -111,21 +81,17 @@ class ErasureModule(LightningModule, ABC):
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        if not isinstance(concepts, list):
-            concepts = (
-                read_concepts(Path(concepts))
-                if isinstance(concepts, str)
-                else list(concepts.listed)
-            )
+        if isinstance(concepts, str):
+            concepts = read_concepts(Path(concepts))
+        elif isinstance(concepts, Concepts):
+            concepts = list(concepts.listed)
         check_concepts(concepts, type(self).__name__)
         require_seed(type(self).__name__, seed=seed)
-        self.save_hyperparameters(
-            ignore=[] if isinstance(backbone, str) else ["backbone"], logger=False
-        )
+        ignored = [] if isinstance(backbone, str) else ["backbone"]
+        self.save_hyperparameters(ignore=ignored, logger=False)
         require_finite(type(self).__name__, self.hparams)
-        self.hparams["concepts"] = [
-            asdict(c) for c in concepts
-        ]  # the file may be gone when the edit is used
+        # Values in place of the file's name: the file may be gone when the edit is used.
+        self.hparams["concepts"] = [asdict(concept) for concept in concepts]
         self.concepts = concepts
         self.seed = seed
         self.base = base
@@ -138,71 +104,51 @@ class ErasureModule(LightningModule, ABC):
         #: Folder that keeps the original model's images from one run to the next.
         self.originals: str | None = None
         self._prompts: ConceptPrompts | None = None
-        # In a tuple, since a module that is assigned becomes a part, and parts are made in
-        # configure_model.
-        self._given = (backbone,)
+        #: Hashes of the original: its own, in bfloat16, and of each component that is modified.
+        self.fingerprint = ""
+        self.rounded = ""
+        self.fingerprints: dict[str, dict[str, str]] = {}
+        # In a tuple: an assigned module would be a submodule before `configure_model` makes it one.
+        self._source = (backbone,)
 
     def editable(self) -> dict[str, nn.Parameter]:
-        """What may change and is saved, by name in the backbone; by default the text layers'
-        weights.
+        """Parameters that may change and are saved, by name in the backbone.
+
+        By default the weights of the denoiser's text layers.
         """
-        layers = self.backbone.text_layers()
-        return {
-            f"{name}.weight": cast(nn.Parameter, layer.weight) for name, layer in layers.items()
-        }
+        layers = self.backbone.text_layers().items()
+        return {f"{name}.weight": cast(nn.Parameter, layer.weight) for name, layer in layers}
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """What of it an optimizer moves; by default all that is editable."""
+        """Parameters that the optimizer updates; by default all of `editable`."""
         return self.editable()
 
     def modified(self) -> Collection[str]:
-        """Parameters that will change, and modules that `adapt` will add or replace, by name in the
-        backbone.
-        """
+        """Names in the backbone of parameters that will change and modules that `adapt` replaces."""
         return self.editable()
 
     def adapt(self) -> None:
-        """Put modules of the method's own into the backbone, once its original is safe; by default
-        none.
-        """
+        """Add the method's own modules to the backbone, after its original was copied."""
 
     def replicates_trainable(self) -> bool:
-        """Whether what is trained is kept from being split over ranks, by a strategy that splits
-        weights.
+        """Whether `trainable` stays whole on every rank under a sharding strategy.
 
-        By default that of closed forms is: they have no optimizer whose states would be worth it.
+        By default that of closed forms does: they have no optimizer state to shard.
         """
         return not self.automatic_optimization
 
     def configure_model(self) -> None:
-        """Load the backbone and keep its original; called before a checkpoint is restored, in every
-        command.
-        """
+        """Load the backbone and copy its original; Lightning calls it before it loads a checkpoint."""
         if "backbone" in self._modules:
             return
-        (given,), mesh = self._given, self._device_mesh
-        empty = (
-            mesh is not None and self.global_rank > 0
-        )  # rank 0 alone reads the denoiser's weights
-        with torch.device(
-            "cpu"
-        ):  # Lightning moves what was made, where its own context would put some of it elsewhere
-            dtype = torch.bfloat16 if self.base == "bfloat16" else torch.float32
-            read: WeightsToRead = "text encoders" if empty else "all"
-            self.backbone = (
-                load_backbone(given, dtype, read) if isinstance(given, str) else given.to(dtype)
-            )
-            self._check_world()
-            self._check_capabilities()
-            modified = self.modified()
-            self.original = self.backbone.frozen_copy(modified)
-            self.fingerprint, self.rounded = (
-                "" if empty else self.original.fingerprint(d) for d in _KNOWN_BY
-            )
-            self.fingerprints = {} if empty else self.original.fingerprints(modified)
-            with torch.random.fork_rng(
-                devices=[]
-            ):  # adapters begin alike on every rank and at every start
+        mesh = self._device_mesh
+        reads_denoiser = mesh is None or self.global_rank == 0
+        # On the CPU, from which Lightning moves the module: in its own context parts would be on
+        # the device and others not.
+        with torch.device("cpu"):
+            self._load("all" if reads_denoiser else "text encoders")
+            # Adapters begin alike on every rank and in every start.
+            with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(derive_seed(self.seed, 5))
                 self.adapt()
         promote_to_float32((self.editable() | self.trainable()).values())
@@ -211,81 +157,51 @@ class ErasureModule(LightningModule, ABC):
         for parameter in self.trainable().values():
             parameter.requires_grad_(True)
         if mesh is not None:
-            self._split(mesh["data_parallel"])
+            prints = all_gather_items([(self.fingerprint, self.rounded, self.fingerprints)])[0]
+            self.fingerprint, self.rounded, self.fingerprints = prints
+            trained = {} if self.replicates_trainable() else self.trainable()
+            shard_module(self, self.backbone, trained, mesh["data_parallel"])
 
-    def _split(self, mesh: DeviceMesh) -> None:
-        """Share the weights out among ranks, which from now on must ask the model together."""
-        self.fingerprint, self.rounded = all_gather_items([self.fingerprint, self.rounded])[:2]
-        self.fingerprints = all_gather_items([self.fingerprints])[0]
-        full = (
-            {}
-            if self.global_rank
-            else {n: v.detach() for n, v in [*self.named_parameters(), *self.named_buffers()]}
-        )
-        models = [module for module in self.children() if isinstance(module, Backbone)]
-        trained = {} if self.replicates_trainable() else self.trainable()
-        shard_weights(
-            self.backbone.denoiser,
-            [m.denoiser for m in models if m is not self.backbone],
-            mesh,
-            trained,
-        )
-        towers = {
-            name: parameter for name, parameter in trained.items() if Backbone.edits_text([name])
-        }
-        if towers:
-            shard_weights(
-                self.backbone.text_encoders,
-                [m.text_encoders for m in models if m is not self.backbone],
-                mesh,
-                towers,
-            )
-        for model in models:
-            model.sharded = True
-        scatter_weights(self, full, self.trainer.strategy.root_device)
+    def _load(self, weights: WeightsToRead) -> None:
+        """Load the backbone, copy its original, and take fingerprints of what was read."""
+        (source,) = self._source
+        dtype = torch.bfloat16 if self.base == "bfloat16" else torch.float32
+        if isinstance(source, str):
+            self.backbone = load_backbone(source, dtype, weights)
+        else:
+            self.backbone = source.to(dtype)
+        check_backbone(self.backbone, self.concepts, self.needs, type(self).__name__)
+        modified = self.modified()
+        self.original = self.backbone.frozen_copy(modified)
+        if weights == "all":
+            self.fingerprint = self.original.fingerprint()
+            self.rounded = self.original.fingerprint(torch.bfloat16)
+            self.fingerprints = self.original.fingerprints(modified)
 
     def edit_values(self) -> dict[str, Tensor]:
-        """The values of everything `editable`, whole, on the CPU; where weights are split, every
-        rank must ask.
-        """
+        """Full values of everything `editable`, on the CPU; every rank must call it if sharded."""
         return {name: full_tensor(parameter) for name, parameter in self.editable().items()}
 
     def save_edit(self, path: Path, **metadata: Any) -> None:
-        """Write the edit as a file, on rank 0; where weights are split, every rank must call it.
+        """Write the edit as a file, on rank 0; every rank must call it if weights are sharded.
 
         Args:
-            path: Where to; replaced atomically.
-            metadata: What is kept with it beside the `description`.
+            path: The file, which is replaced atomically.
+            metadata: Entries beside those of `description`.
         """
-        values = {
-            self.backbone.component_name(name): value for name, value in self.edit_values().items()
-        }
+        name = self.backbone.component_name
+        values = {name(key): value for key, value in self.edit_values().items()}
         if self.global_rank == 0:
             write_edit(path, values, self.description() | metadata)
 
     def write(self, values: Mapping[str, Tensor]) -> None:
-        """Give weights of the backbone new values, by name; where weights are split, every rank
-        must call it.
+        """Copy values into parameters of the backbone; every rank must call it if sharded.
+
+        Args:
+            values: By name in the backbone.
         """
         for name, value in values.items():
             copy_into(self.backbone.get_parameter(name), value)
-
-    def _check_capabilities(self) -> None:
-        if missing := sorted(self.needs - self.backbone.capabilities):
-            raise ErasureError(
-                f"{type(self).__name__} needs {' and '.join(missing)}, which"
-                f" {type(self.backbone).__name__} does not have. `erasure methods` lists the"
-                " others."
-            )
-
-    def _check_world(self) -> None:
-        world = self.backbone.world
-        unknown = [c.name for c in self.concepts if world is not None and not world.knows(c.name)]
-        if world is not None and unknown:
-            near = ", ".join(world.nearest(unknown[0])) or "see its labels.json"
-            raise ErasureError(
-                f"The world {world.name} does not know {unknown[0]!r}. Nearest: {near}."
-            )
 
     @property
     def prompts(self) -> ConceptPrompts:
@@ -293,33 +209,25 @@ class ErasureModule(LightningModule, ABC):
         prompts, settings = self._prompts, (self.prompt_templates, self.global_rank)
         if prompts is None or (prompts.templates, prompts.rank) != settings:
             vocabulary = Vocabulary(self.backbone.world, self.concepts)
-            prompts = ConceptPrompts(
-                self.concepts,
-                vocabulary,
-                self.prompt_templates,
-                seed=self.seed,
-                rank=self.global_rank,
-            )
+            templates, rank = settings
+            prompts = ConceptPrompts(self.concepts, vocabulary, templates, self.seed, rank)
             self._prompts = prompts
         return prompts
 
     def train_dataloader(self) -> Draws[PromptBatch]:
-        """Batches of four concept prompts, for a trainer that is given no datamodule."""
+        """Batches of four concept prompts, for a trainer without a datamodule."""
         length = self.trainer.max_steps * self.trainer.accumulate_grad_batches
         return Draws(partial(self.prompts.batch, 4, salt=1), length if length > 0 else 1000)
 
     def arguments(self) -> dict[str, Any]:
-        """The constructor's arguments as plain values."""
-        named = {
-            key: plain_values(value)
-            for key, value in self.hparams.items()
-            if not key.startswith("_")
-        }
-        (given,) = self._given
-        return named | {"backbone": given if isinstance(given, str) else given.name}
+        """Arguments of the constructor as plain values."""
+        public = {key: value for key, value in self.hparams.items() if not key.startswith("_")}
+        (source,) = self._source
+        name = source if isinstance(source, str) else source.name
+        return {key: plain_values(value) for key, value in public.items()} | {"backbone": name}
 
     def description(self) -> dict[str, Any]:
-        """What an edit was made from: method, arguments, base model and versions."""
+        """Metadata of an edit: method, arguments, concepts, base model, seed and versions."""
         cls = type(self)
         packages = ("erasure-lightning", "torch", "diffusers", "transformers")
         return {
@@ -335,55 +243,27 @@ class ErasureModule(LightningModule, ABC):
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the edit alone, and plain values only, so that the file can be read without running
-        code.
-        """
-        checkpoint["state_dict"] = {
-            BACKBONE_PREFIX + name: value for name, value in self.edit_values().items()
-        }
+        """Reduce a checkpoint to the edit and plain values, which are read without running code."""
+        values = self.edit_values()
+        checkpoint["state_dict"] = {BACKBONE_PREFIX + name: v for name, v in values.items()}
         checkpoint["hyper_parameters"] = self.arguments()
         checkpoint["erasure"] = self.description()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse an edit of another model or of other parameters; names of an edit file become the
-        backbone's.
+        """Check that a checkpoint or an edit is of this model; names become the backbone's.
 
         Raises:
-            ErasureError: Naming what differs.
+            ErasureError: If it edits other parameters, or another base model.
         """
-        own = {
-            BACKBONE_PREFIX + self.backbone.component_name(n): BACKBONE_PREFIX + n
-            for n in self.editable()
-        }
-        checkpoint["state_dict"] = {
-            own.get(n, n): value for n, value in checkpoint["state_dict"].items()
-        }
-        found, wanted = (
-            set(checkpoint["state_dict"]),
-            {BACKBONE_PREFIX + n for n in self.editable()},
-        )
-        if found != wanted:
-            odd = sorted(found ^ wanted)
-            raise ErasureError(
-                f"{type(self).__name__} edits {len(wanted)} parameters as configured; the"
-                f" checkpoint has {len(found)}. They differ in {len(odd)}, {odd[0]} first. Use the"
-                " config the checkpoint was made with."
-            )
-        made = checkpoint.get("erasure", {})
-        then = made.get("backbone_fingerprint")
-        if (
-            then not in (None, self.fingerprint, self.rounded)
-            and made.get("backbone_bfloat16") != self.fingerprint
-        ):
-            raise ErasureError(
-                f"The checkpoint edits a model with fingerprint {then}; {self.backbone.name} has"
-                f" {self.fingerprint}."
-            )
+        component = self.backbone.component_name
+        names = {BACKBONE_PREFIX + component(n): BACKBONE_PREFIX + n for n in self.editable()}
+        state = backbone_state(checkpoint["state_dict"], names, type(self).__name__)
+        checkpoint["state_dict"] = state
+        metadata = checkpoint.get("erasure", {})
+        check_base_model(metadata, self.backbone.name, self.fingerprint, self.rounded)
 
     def retention_gram(self, source: TextInput) -> Tensor:
-        """``sum w p p^T`` of the inputs that retention callbacks hold, ``(D, D)`` in float64; else
-        zeros.
-        """
+        """``sum_j w_j p_j p_j^T`` ``(D, D)``, in float64, of inputs that retention callbacks hold."""
         size = (source.width, source.width)
         gram = torch.zeros(size, dtype=torch.float64, device=self.backbone.device)
         held = [c.weight * c.gram(self, source) for c in self.retention if not c.of_states]
@@ -395,9 +275,8 @@ class ErasureModule(LightningModule, ABC):
         """New weights of every text input of the original, each by normal equations of its own.
 
         Args:
-            fill: Writes the method's terms into equations that hold what retention callbacks hold
-                already.
-            ridge: Pull towards the old weights, above 0.
+            fill: Adds the method's terms to equations that hold those of retention callbacks.
+            ridge: Weight of the distance from the old weights, above 0.
         """
         solution: dict[str, Tensor] = {}
         for source in self.original.text_inputs():
@@ -407,43 +286,29 @@ class ErasureModule(LightningModule, ABC):
         return solution
 
     def test_step(self, batch: ImageBatch, batch_idx: int) -> dict[str, Tensor]:
-        """Draw a batch of prompts with the original and the edited model from the same noise.
+        """Sample images of prompts from the original and the edited model, from equal noise.
+
+        Returns:
+            Images ``(B, 3, H, W)`` in 0..1, by ``original`` and ``edited``.
 
         Raises:
-            ErasureError: If a picture of either holds NaN or infinity.
+            ErasureError: If an image holds NaN or infinity.
         """
-        model = f"{self.fingerprint} {self.original.sampling_fingerprint}"
-        before = cached_images(
+        key = f"{self.fingerprint} {self.original.sampling_fingerprint}"
+        original = cached_images(
             self.originals,
-            model,
+            key,
             batch,
-            lambda: self._finite_pictures("original", batch),
+            partial(finite_images, self.original, batch, "original"),
             self.original.any_rank,
         )
-        return {
-            "original": before.to(self.device),
-            "edited": self._finite_pictures("edited", batch),
-        }
+        edited = finite_images(self.backbone, batch, "edited")
+        return {"original": original.to(self.device), "edited": edited}
 
     def validation_step(self, batch: ImageBatch, batch_idx: int) -> dict[str, Tensor]:
-        """The same as `test_step`, on the smaller plan of ``validate``."""
+        """`test_step` on the smaller plan of ``validate``."""
         return self.test_step(batch, batch_idx)
 
     def predict_step(self, batch: ImageBatch, batch_idx: int) -> dict[str, Tensor]:
-        """The same as `test_step`, on a user's prompts."""
+        """`test_step` on a user's prompts."""
         return self.test_step(batch, batch_idx)
-
-    def _finite_pictures(self, model: Literal["original", "edited"], shots: ImageBatch) -> Tensor:
-        backbone = self.original if model == "original" else self.backbone
-        return require_finite_images(self._draw(backbone, shots), model, backbone, shots.prompts)
-
-    @staticmethod
-    def _draw(backbone: Backbone, shots: ImageBatch) -> Tensor:
-        return sample_images(
-            backbone,
-            shots.prompts,
-            shots.seeds,
-            steps=shots.steps,
-            guidance=shots.guidance,
-            size=shots.size,
-        )

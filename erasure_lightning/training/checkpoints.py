@@ -14,7 +14,7 @@ from erasure_lightning.edits.edit import read_edit
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.writing import write_atomically
 from erasure_lightning.runs.folder import Run
-from erasure_lightning.training.base import BACKBONE_PREFIX
+from erasure_lightning.training.edit_state import BACKBONE_PREFIX
 
 #: File name endings that ``--ckpt_path`` takes.
 CHECKPOINT_SUFFIXES = (".ckpt", ".safetensors")

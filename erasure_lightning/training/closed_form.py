@@ -14,7 +14,7 @@ from erasure_lightning.training.base import ErasureModule
 
 
 class ClosedFormErasure(ErasureModule):
-    """A method that solves for its edit: one step, no gradient."""
+    """Base of methods that solve for their edit: one step without a gradient."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -22,22 +22,18 @@ class ClosedFormErasure(ErasureModule):
 
     def editable(self) -> dict[str, nn.Parameter]:
         """The weights of every layer whose input is a function of the prompt alone."""
-        layers = {
-            n: layer for read in self.backbone.text_inputs() for n, layer in read.layers.items()
-        }
-        return {
-            f"{name}.weight": cast(nn.Parameter, layer.weight) for name, layer in layers.items()
-        }
+        layers: dict[str, nn.Module] = {}
+        for source in self.backbone.text_inputs():
+            layers |= source.layers
+        return {f"{n}.weight": cast(nn.Parameter, layer.weight) for n, layer in layers.items()}
 
     @abstractmethod
     def solve(self) -> dict[str, Tensor]:
-        """The new values of everything `editable`, by name, in any precision."""
+        """New values of all parameters of `editable`, by name, in any precision."""
 
     @torch.no_grad()
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
-        """Solve on one rank, write the weights, stop; a run resumed behind its one step has nothing
-        left to do.
-        """
+        """Solve on one rank, write the weights and stop; after that one step, only stop."""
         self.trainer.should_stop = True
         if self.global_step:
             return
@@ -54,5 +50,5 @@ class ClosedFormErasure(ErasureModule):
         optimizer.step()  # type: ignore[union-attr]
 
     def configure_optimizers(self) -> Optimizer:
-        """A step counter: Lightning counts steps, and saves, by optimizers alone."""
+        """A placeholder: Lightning counts steps, and saves, by optimizers alone."""
         return torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=0.0)

@@ -34,25 +34,23 @@ from erasure_lightning.training.optimizers import (
 
 
 class GradientErasure(ErasureModule):
-    """A method that lowers a loss.
+    """Base of methods that minimise a loss.
 
-    Defaults of a method are the paper's or its official code's for Stable Diffusion 1.x, or those
-    of its nearest relative with code; what suits the embedded worlds stands in their configs. Three
-    things all methods here share, and most official code does not: sentences are drawn from the ten
-    of `concepts` (there the bare words: ``--data.templates '["{}"]'``), times are the steps of a
-    bank's sampler (there all 1000, or 50), and ``max_steps`` counts the steps of all concepts
-    together (``--data.rounds`` those of each).
+    Defaults of a method are those of its paper or official code for Stable Diffusion 1.x, or of its
+    nearest relative with code; numbers for the embedded worlds are in their configs. All methods
+    here differ from most official code in three ways: prompts are drawn from ten templates (there
+    the bare words: ``--data.templates '["{}"]'``), times are the steps of a sampler (there all
+    1000, or 50), and ``max_steps`` counts the steps of all concepts together (``--data.rounds``
+    those of each).
 
     Args:
         lr: Highest learning rate, at least 0.
-        warmup: Steps over which the rate rises from 0, at least 0.
-        latents: Where noisy latents come from; by default the method's own choice
-            (`default_latents`).
-        schedule: Whether the rate then stays (``constant``) or falls to 0 at the end of the run
-            (``cosine``).
-        optimizer: ``adam``, ``adamw``, or ``adam8bit``, whose state is a quarter (needs the extra
-            ``bitsandbytes``).
-        weight_decay: At least 0; by default 0, and 0.01 of ``adamw``.
+        warmup: Steps of linear warm-up, at least 0.
+        latents: Source of noisy latents; by default that of the method (`default_latents`).
+        schedule: Learning rate after the warm-up: ``constant``, or ``cosine`` to 0 at the end.
+        optimizer: ``adam``, ``adamw``, or ``adam8bit``, whose state takes a quarter of the memory
+            (needs the extra ``bitsandbytes``).
+        weight_decay: At least 0; by default 0, and 0.01 for ``adamw``.
         kwargs: Arguments of every method.
 
     Raises:
@@ -89,16 +87,16 @@ class GradientErasure(ErasureModule):
         self.training_steps: int | None = None
 
     def default_latents(self) -> LatentSource:
-        """Where noisy latents come from unless an argument says so; by default pure noise."""
+        """Source of noisy latents without an argument; by default pure noise."""
         return PureNoise()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the latents too, so that a resumed run draws the same."""
+        """Add the state of the latents, from which a resumed run continues."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["latents"] = gather_on_first_rank(self.latents.state_dict())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up the latents where they were left; a rank that had none draws its own."""
+        """Restore the latents; a rank without a state draws its own."""
         super().on_load_checkpoint(checkpoint)
         if state := of_this_rank(checkpoint.get("latents", [])):
             self.latents.load_state_dict(state)
@@ -113,28 +111,26 @@ class GradientErasure(ErasureModule):
         """
 
     def on_train_start(self) -> None:
-        """Draw the latents that are drawn once."""
+        """Prepare the source of latents."""
         self.latents.prepare(self.models())
 
     def models(self) -> SourceModels:
-        """What latents are drawn from: both models, and the sentences of rollouts and images."""
+        """The models and prompts that latents are drawn from."""
         seed = derive_seed(self.seed, self.global_rank)
         return SourceModels(
             self.original, self.backbone, self.source_sentences, len(self.concepts), seed
         )
 
     def source_sentences(self, count: int, number: int) -> PromptBatch:
-        """``count`` sentences that trajectories or images are drawn for, a function of ``number``."""
+        """``count`` concept prompts for trajectories or images, a function of ``number``."""
         return self.sentences(count, number, salt=4)
 
     def sentences(self, count: int, number: int, salt: int) -> PromptBatch:
-        """``count`` concept prompts, a function of seed, rank, ``number`` and ``salt``, which tells
-        uses apart.
-        """
+        """``count`` concept prompts, a function of seed, rank, ``number`` and the use's ``salt``."""
         return self.prompts.batch(count, number, salt)
 
     def noisy_batch(self, sentences: PromptBatch) -> NoisyBatch:
-        """Noisy latents for sentences, or for others of the same concepts."""
+        """Noisy latents for concept prompts, or for others of the same concepts."""
         return self.latents.draw(sentences, self.models())
 
     def student(self, batch: NoisyBatch, conditioning: Conditioning | None = None) -> Tensor:
@@ -144,24 +140,17 @@ class GradientErasure(ErasureModule):
             batch: The latents.
             conditioning: Of prompts, ``(B, L, D)``; the batch's concept prompts by default.
         """
-        return self.backbone.denoise(
-            batch.x,
-            batch.t,
-            self.backbone.encode(batch.prompts) if conditioning is None else conditioning,
-        )
+        if conditioning is None:
+            conditioning = self.backbone.encode(batch.prompts)
+        return self.backbone.denoise(batch.x, batch.t, conditioning)
 
     def on_train_batch_start(self, batch: PromptBatch, batch_idx: int) -> None:
-        """Key every draw of the step to seed, rank and step: a resumed run draws what an unbroken
-        one would have.
-        """
-        torch.manual_seed(
-            derive_seed(
-                self.seed, self.global_rank, self.trainer.fit_loop.epoch_loop.total_batch_idx
-            )
-        )
+        """Seed the step by seed, rank and number, so that a resumed run draws the same."""
+        number = self.trainer.fit_loop.epoch_loop.total_batch_idx
+        torch.manual_seed(derive_seed(self.seed, self.global_rank, number))
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> Tensor:
-        """One step on the erasure loss and every retention term."""
+        """Sum of the erasure loss and every retention term."""
         terms = {"erasure": self.erasure_loss(self.noisy_batch(batch))}
         for callback in self.retention:
             terms[callback.label] = callback.weight_at(self.global_step) * callback.term(self)
@@ -169,41 +158,38 @@ class GradientErasure(ErasureModule):
         return torch.stack(list(terms.values())).sum()
 
     def on_after_backward(self) -> None:
-        """Average the gradients of weights that a strategy which splits weights has left whole."""
+        """Average the gradients of parameters that a sharding strategy replicates."""
         if self.backbone.sharded:
             average_gradients([p for p in self.trainable().values() if not isinstance(p, DTensor)])
 
     def _log_terms(self, terms: Mapping[str, Tensor]) -> None:
-        """Values every step; only where they are written down those of all ranks, and what costs a
-        backward each.
-        """
+        """Log every term; at logged steps the mean over ranks, and each term's gradient norm."""
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        written = every > 0 and (self.global_step + 1) % every == 0
+        is_logged = every > 0 and (self.global_step + 1) % every == 0
         values = torch.stack([value.detach() for value in terms.values()])
-        if written:
+        if is_logged:
             values = self.trainer.strategy.reduce(values, reduce_op="mean")
-        self.log_dict(
-            {f"loss/{name}": value for name, value in zip(terms, values.unbind(), strict=True)}
-        )
+        named = zip(terms, values.unbind(), strict=True)
+        self.log_dict({f"loss/{name}": value for name, value in named})
         self.log("loss", values.sum(), prog_bar=True)
-        if not written or self.backbone.sharded:  # split weights are no leaves of the graph
-            return
+        # Sharded weights are no leaves of the graph; a single term's norm says nothing new.
+        if is_logged and not self.backbone.sharded and len(terms) > 1:
+            self._log_gradient_norms(terms)
+
+    def _log_gradient_norms(self, terms: Mapping[str, Tensor]) -> None:
         parameters = [p for p in self.trainable().values() if p.requires_grad]
-        for name, value in terms.items() if len(terms) > 1 else ():
-            if value.requires_grad:  # a term about something the method does not edit has no slope
-                slopes = torch.autograd.grad(
-                    value, parameters, retain_graph=True, allow_unused=True
-                )
-                self.log(
-                    f"gradient/{name}",
-                    torch.stack([s.norm() for s in slopes if s is not None]).norm(),
-                )
+        for name, value in terms.items():
+            if not value.requires_grad:  # a term on states that the method does not edit
+                continue
+            gradients = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
+            norms = [gradient.norm() for gradient in gradients if gradient is not None]
+            self.log(f"gradient/{name}", torch.stack(norms).norm())
 
     def configure_optimizers(self) -> Any:
-        """The optimizer, and its rate's schedule over the run's steps.
+        """The optimizer, and the schedule of its learning rate over the run's steps.
 
         Raises:
-            ErasureError: If the trainer's precision has rounded what the base's leaves in float32.
+            ErasureError: If the trainer's precision rounds an edit that ``base`` leaves in float32.
         """
         trained = list(self.trainable().values())
         if self.base == "bfloat16" and any(p.dtype != torch.float32 for p in trained):

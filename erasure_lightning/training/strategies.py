@@ -17,7 +17,8 @@ from torch.optim import Optimizer
 from erasure_lightning.distributed.fsdp import full_optimizer_state, shard_optimizer_state
 from erasure_lightning.distributed.lightning_internals import shard_over_all_ranks
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.training.base import BACKBONE_PREFIX, ErasureModule
+from erasure_lightning.training.base import ErasureModule
+from erasure_lightning.training.edit_state import BACKBONE_PREFIX
 
 #: Name of `FSDP2` for ``--trainer.strategy``.
 _FSDP2_NAME = "fsdp2"

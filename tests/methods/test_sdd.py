@@ -11,7 +11,7 @@ from erasure_lightning.concepts.concept import Concept, PromptBatch
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.sdd import SDD
 from erasure_lightning.testing import check_method, edit_of, fit
-from erasure_lightning.training.base import BACKBONE_PREFIX
+from erasure_lightning.training.edit_state import BACKBONE_PREFIX
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
 BATCH = PromptBatch(

@@ -1,0 +1,34 @@
+"""Checks of a backbone before a method is trained on it."""
+
+from collections.abc import Collection, Sequence
+
+from erasure_lightning.backbones.base import Backbone
+from erasure_lightning.backbones.interface import Capability
+from erasure_lightning.concepts.concept import Concept
+from erasure_lightning.errors import ErasureError
+
+
+def check_backbone(
+    backbone: Backbone, concepts: Sequence[Concept], needs: Collection[Capability], owner: str
+) -> None:
+    """Check that a model knows the concepts and has the capabilities that a method uses.
+
+    Args:
+        backbone: The model.
+        concepts: Concepts to erase.
+        needs: Capabilities beyond predictions.
+        owner: Name of the method in messages.
+
+    Raises:
+        ErasureError: If the model's world does not know a concept, or a capability is missing.
+    """
+    world = backbone.world
+    unknown = [c.name for c in concepts if world is not None and not world.knows(c.name)]
+    if world is not None and unknown:
+        near = ", ".join(world.nearest(unknown[0])) or "see its labels.json"
+        raise ErasureError(f"The world {world.name} does not know {unknown[0]!r}. Nearest: {near}.")
+    if missing := sorted(set(needs) - backbone.capabilities):
+        raise ErasureError(
+            f"{owner} needs {' and '.join(missing)}, which {type(backbone).__name__} does not have."
+            " `erasure methods` lists the others."
+        )
