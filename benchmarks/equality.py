@@ -86,7 +86,7 @@ def original(checkout: Path) -> dict[str, Tensor]:
 
 
 def commit(checkout: Path) -> str | None:
-    """The checkout's commit, if nothing was changed since."""
+    """The commit of a checkout without uncommitted changes; None with changes."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(checkout), *arguments]

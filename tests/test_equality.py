@@ -1,4 +1,4 @@
-"""The script by which it is shown that a change of the code moved no edit."""
+"""The script that compares the edits of two commits."""
 
 import importlib.util
 from pathlib import Path
@@ -12,7 +12,7 @@ TENSORS = {"denoiser.a.weight": torch.ones(2, 3), "text_encoders.0.b.bias": torc
 
 @pytest.fixture
 def equality(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))  # where its tables come from
+    monkeypatch.syspath_prepend(str(BENCHMARKS))  # for its import of rows
     spec = importlib.util.spec_from_file_location("equality", BENCHMARKS / "equality.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -24,11 +24,11 @@ def edit(equality, tensors):
     return equality.Edit(tensors, dict.fromkeys(tensors, 0.5))
 
 
-def test_names_of_parts_do_not_matter(equality):
+def test_parts_have_one_name_in_all_formats(equality):
     names = ["denoiser.x", "text_encoders.0.y", "text_encoders.0.model.y", "text_encoders.1.z"]
     names += ["unet.x", "text_encoder.y", "text_encoder.text_model.y", "text_encoder_2.z"]
-    found = [equality.component_name(name) for name in names]
-    assert found == ["unet.x", "text_encoder.y", "text_encoder.y", "text_encoder_2.z"] * 2
+    components = [equality.component_name(name) for name in names]
+    assert components == ["unet.x", "text_encoder.y", "text_encoder.y", "text_encoder_2.z"] * 2
     assert equality.component_name("unet.text_model.x") == "unet.text_model.x"
 
 
@@ -48,7 +48,7 @@ def test_equal_edits_are_equal_under_either_name(equality, capsys):
     ],
     ids=["number", "NaN", "shape", "one more"],
 )
-def test_what_differs_is_found(equality, changed, capsys):
+def test_differences_are_found(equality, changed, capsys):
     new, old = edit(equality, TENSORS | changed), edit(equality, TENSORS)
     assert not equality.table({"uce": new}, {"uce": old})
     assert not equality.table({"uce": old}, {"uce": new})
@@ -63,8 +63,8 @@ def test_an_edit_of_one_side_is_listed(equality, capsys):
     assert "Only in --out: sage" in capsys.readouterr().out
 
 
-def test_every_shipped_config_is_among_them(equality):
-    named = equality.shipped(BENCHMARKS.parent)
-    assert {"sage", "sage-heart", "realera-closed-form", "age", "speed"} <= named.keys()
-    assert named.keys() >= {path.stem for path in (BENCHMARKS.parent / "configs").glob("*.yaml")}
-    assert equality.OWN.keys() <= named.keys()
+def test_every_shipped_config_is_compared(equality):
+    configs = equality.shipped(BENCHMARKS.parent)
+    assert {"sage", "sage-heart", "realera-closed-form", "age", "speed"} <= configs.keys()
+    assert configs.keys() >= {path.stem for path in (BENCHMARKS.parent / "configs").glob("*.yaml")}
+    assert equality.OWN.keys() <= configs.keys()

@@ -1,7 +1,8 @@
-"""What an offline run of W&B holds: its transaction log, read with W&B's own message types.
+"""Reads the transaction log of an offline W&B run with W&B's own message types.
 
 The file is a LevelDB log (blocks of 32 KiB; a record is checksum, length, type, content, and may
-span blocks) behind a header of 7 bytes."""
+span blocks) after a header of 7 bytes.
+"""
 
 import json
 import struct
@@ -15,7 +16,9 @@ BLOCK, HEADER, FULL, LAST = 32768, 7, 1, 4
 
 def records(file):
     """Every record, in order."""
-    content, at, parts = file.read_bytes(), HEADER, []
+    content = file.read_bytes()
+    at = HEADER
+    parts = []
     assert content.startswith(b":W&B")
     while at + HEADER <= len(content):
         if BLOCK - at % BLOCK < HEADER:
@@ -31,27 +34,26 @@ def records(file):
             yield record
 
 
-def finished(folder, patience=60):
-    """The records of a run that has ended; W&B's own process writes them, and the last after the
-    run said so.
-    """
-    for _ in range(patience * 10):
-        found = [record for file in folder.glob("run-*.wandb") for record in records(file)]
-        if found and found[-1].HasField("exit"):
-            return found
+def finished(folder, timeout=60):
+    """The records of a finished run; W&B's process writes the last ones after the run has ended."""
+    for _ in range(timeout * 10):
+        run_records = [record for file in folder.glob("run-*.wandb") for record in records(file)]
+        if run_records and run_records[-1].HasField("exit"):
+            return run_records
         time.sleep(0.1)
-    raise AssertionError(f"{folder} holds no run that has ended")
+    raise AssertionError(f"{folder} holds no finished run")
 
 
 class OfflineRun:
-    """An offline run, read back.
+    """Content of an offline run.
 
     Args:
-        folder: Of the run, ``wandb/offline-run-...``.
+        folder: The run's folder, ``wandb/offline-run-...``.
     """
 
     def __init__(self, folder):
-        self.folder, self.records = folder, finished(folder)
+        self.folder = folder
+        self.records = finished(folder)
         of = {
             kind: [r for r in self.records if r.WhichOneof("record_type") == kind]
             for kind in self.kinds()
@@ -59,7 +61,8 @@ class OfflineRun:
         self.run = of["run"][0].run
         self.artifacts = {r.artifact.name: r.artifact for r in of["artifact"]}
         self.history = [_items(r.history.item) for r in of["history"]]
-        self.summary, self.config = {}, {}
+        self.summary = {}
+        self.config = {}
         for r in of["summary"]:
             self.summary |= _items(r.summary.update)
         for r in self.records:
@@ -67,7 +70,7 @@ class OfflineRun:
             self.config |= _items(update)
 
     def kinds(self):
-        """Those of W&B."""
+        """The kinds of records."""
         return [field.name for field in Record.DESCRIPTOR.oneofs_by_name["record_type"].fields]
 
     def curve(self, name):
@@ -75,9 +78,7 @@ class OfflineRun:
         return {row["trainer/global_step"]: row[name] for row in self.history if name in row}
 
     def table(self, name):
-        """Columns and rows of a table; each picture by its path in the table's artifact, which must
-        hold it.
-        """
+        """Columns and rows of a table; asserts that its artifact holds every image."""
         assert any(f"{name}.path" in row for row in self.history)
         artifact = self.artifacts[f"run-{self.run.run_id}-{name}"]
         files = {entry.path: Path(entry.local_path) for entry in artifact.manifest.contents}
