@@ -126,7 +126,9 @@ def main() -> None:
     parser.add_argument(
         "--compact", action="store_true", help="one table: own, domain, retain, feature"
     )
-    parser.add_argument("--finished", action="store_true", help="print finished runs alone, without fits")
+    parser.add_argument(
+        "--finished", action="store_true", help="print finished runs alone, without fits"
+    )
     options = parser.parse_args()
     xl = options.backbone != "emoji-world"
     options.out = options.out or Path("runs", options.backbone if xl else "methods")
