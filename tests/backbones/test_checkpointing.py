@@ -67,7 +67,8 @@ class Doubled(nn.Module):
 
 def test_what_stood_beside_a_block_is_there_again():
     """The negative control is torch's own checkpoint, which computes without it."""
-    block, x = Doubled(), torch.randn(2, 3)
+    block = Doubled()
+    x = torch.randn(2, 3)
 
     def slope(call):
         handle = block.inner.register_forward_hook(lambda *seen: seen[2] * 5)
@@ -92,7 +93,8 @@ def test_a_module_as_it_is_shares_its_weights_and_not_its_hooks():
 
 
 def test_less_is_kept_of_denoiser_and_text_encoder():
-    x, t = torch.randn(2, 4, 8, 8), torch.tensor([100, 800])
+    x = torch.randn(2, 4, 8, 8)
+    t = torch.tensor([100, 800])
     for edit, ask in (
         ("denoiser_parameters", lambda model, said: model.denoise(x, t, said)),
         ("text_parameters", lambda model, said: model.encode(["a cat"] * 8)),
@@ -110,7 +112,9 @@ def test_less_is_kept_of_denoiser_and_text_encoder():
 
 def test_the_frozen_original_says_what_it_said():
     module = fit(made("ESD", checkpointing=True), 1)
-    x, t, plain = torch.ones(1, 4, 8, 8), torch.tensor([5]), TinyBackbone()
+    x = torch.ones(1, 4, 8, 8)
+    t = torch.tensor([5])
+    plain = TinyBackbone()
     with torch.no_grad():
         said, wanted = (
             model.denoise(x, t, model.encode(["a cat"])) for model in (module.original, plain)

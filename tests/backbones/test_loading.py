@@ -19,7 +19,8 @@ from erasure_lightning.diffusion.sampling import sample_latents
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.planning.memory_tracker import shapes
 
-UNET, VAE = "unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors"
+UNET = "unet/diffusion_pytorch_model.safetensors"
+VAE = "vae/diffusion_pytorch_model.safetensors"
 TEXT = "text_encoder/model.safetensors"
 
 
@@ -87,13 +88,12 @@ class TestConfigsOf2022:
     )
     def test_latents_equal_stock(self, folder, old):
         old(folder)
-        ours, theirs = load_backbone(str(folder)), stock(folder)
+        ours = load_backbone(str(folder))
+        theirs = stock(folder)
         assert ours.latent_shape()[1] == theirs.unet.config.sample_size
         x = ours.noise([3], size=16)
-        ours.denoiser, ours.text_encoders[0].model = (
-            theirs.unet,
-            theirs.text_encoder,
-        )  # the same memory rounds alike
+        ours.denoiser = theirs.unet
+        ours.text_encoders[0].model = theirs.text_encoder  # the same memory rounds alike
         drawn = theirs(
             "a cat",
             height=16,

@@ -152,7 +152,8 @@ def test_what_is_listed_is_there():
 
 @pytest.mark.parametrize("name", tried())
 def test_the_others_are_refused_in_one_line(name):
-    stock, kind = TinyBackbone().to_pipeline(), classes()[name]
+    stock = TinyBackbone().to_pipeline()
+    kind = classes()[name]
     own = {"beta_schedule": "squaredcos_cap_v2"} if name == "UnCLIPScheduler" else {}
     stock.scheduler = kind.from_config({**NOISING, **own, "steps_offset": 1, "clip_sample": False})
     with pytest.raises(
@@ -198,7 +199,8 @@ class TestSupported:
         )
 
     def test_latents_are_the_stock_pipelines_bit_for_bit(self, stock, model):
-        prompts, seeds = ["a cat", "a photo of a dog"], [3, 4]
+        prompts = ["a cat", "a photo of a dog"]
+        seeds = [3, 4]
         theirs = stock(
             prompts,
             num_inference_steps=4,
@@ -210,7 +212,8 @@ class TestSupported:
 
     def test_the_noise_of_its_steps_comes_from_the_seeds(self, stock, model):
         """The same first latents, and generators that go on elsewhere."""
-        start, conditioning = model.noise([7]), model.encode(["a cat"])
+        start = model.noise([7])
+        conditioning = model.encode(["a cat"])
         one, other = (
             final_latents(rollout(model, conditioning, [seed], start=start, **DRAWN))
             for seed in (1, 2)

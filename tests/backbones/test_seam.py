@@ -40,8 +40,10 @@ def stock(folder):
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
 def test_sampling_equals_the_stock_pipeline_bit_for_bit(either, tmp_path, guidance):
     either.to_pipeline().save_pretrained(tmp_path)
-    pipeline, loaded = stock(tmp_path), load_backbone(str(tmp_path))
-    prompts, seeds = ["a cat", "a photo of a dog"], [3, 4]
+    pipeline = stock(tmp_path)
+    loaded = load_backbone(str(tmp_path))
+    prompts = ["a cat", "a photo of a dog"]
+    seeds = [3, 4]
     theirs = pipeline(
         prompts,
         num_inference_steps=4,
@@ -51,7 +53,8 @@ def test_sampling_equals_the_stock_pipeline_bit_for_bit(either, tmp_path, guidan
     ).images
     # One pipeline's own modules against the other's: weights mapped elsewhere in memory may round
     # differently.
-    loaded.denoiser, loaded.text_encoders[0].model = pipeline.unet, pipeline.text_encoder
+    loaded.denoiser = pipeline.unet
+    loaded.text_encoders[0].model = pipeline.text_encoder
     assert torch.equal(sample_latents(loaded, prompts, seeds, steps=4, guidance=guidance), theirs)
 
 
@@ -85,7 +88,8 @@ def test_a_concept_behind_the_last_token_is_refused(tiny):
 def test_text_layers_and_text_parameters(tiny):
     assert all(n.endswith(("attn2.to_k", "attn2.to_v")) for n in tiny.text_layers())
     assert len(tiny.text_layers()) == 2 * 4
-    everything, last = tiny.text_parameters(), tiny.text_parameters(1)
+    everything = tiny.text_parameters()
+    last = tiny.text_parameters(1)
     assert not any("embedding" in n for n in everything)
     assert {n.partition("layers.")[2][0] for n in last if "layers" in n} == {"1"}
     assert set(tiny.text_parameters(0)) == {n for n in everything if "final_layer_norm" in n}
@@ -125,7 +129,9 @@ class TestOriginal:
         assert not any(p.requires_grad for p in own)
 
     def test_is_the_teacher_of_a_lora_edit_too_without_a_second_weight(self, tiny):
-        x, t, said = torch.randn(1, 4, 8, 8), torch.tensor([500]), tiny.encode(["a cat"])
+        x = torch.randn(1, 4, 8, 8)
+        t = torch.tensor([500])
+        said = tiny.encode(["a cat"])
         before = tiny.denoise(x, t, said)
         twin = tiny.frozen_copy(list(tiny.text_layers()))
         config = LoraConfig(

@@ -15,7 +15,8 @@ from erasure_lightning.errors import ErasureError
 
 SAMPLERS = ["EulerDiscreteScheduler", "DDIMScheduler", "DPMSolverMultistepScheduler"]
 SAMPLERS += ["EulerAncestralDiscreteScheduler"]
-PROMPTS, SEEDS = ["a cat", "a photo of a dog"], [3, 4]
+PROMPTS = ["a cat", "a photo of a dog"]
+SEEDS = [3, 4]
 
 
 @pytest.fixture(scope="module")

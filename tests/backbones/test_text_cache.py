@@ -15,7 +15,8 @@ WORDS = ["cat", "dog", "star", "heart", "tree", "car", "boat", "bird", "fish", "
 @contextmanager
 def reading(backbone):
     """Every sentence that the text encoder reads, in the order in which it does."""
-    read, embed = [], backbone.embed
+    read = []
+    embed = backbone.embed
     backbone.embed = lambda prompts: read.extend(prompts) or embed(prompts)
     try:
         yield read
@@ -25,10 +26,8 @@ def reading(backbone):
 
 def test_a_sentence_is_read_once(tiny):
     with reading(tiny) as read:
-        first, again = (
-            tiny.encode(["a cat", "a dog", "a cat"]).tokens,
-            tiny.encode(["a dog", "a star"]).tokens,
-        )
+        first = tiny.encode(["a cat", "a dog", "a cat"]).tokens
+        again = tiny.encode(["a dog", "a star"]).tokens
     assert list(dict.fromkeys(read)) == ["a cat", "a dog", "a star"]
     assert len(read) == 2 * PROMPTS_PER_BATCH  # each time a block
     assert torch.equal(first[0], first[2])

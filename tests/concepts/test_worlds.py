@@ -333,7 +333,8 @@ def test_pipeline_is_the_stock_one() -> None:
     assert type(ours) is type(stock)
     assert ours.components.keys() == stock.components.keys()
     for name in ("unet", "vae", "text_encoder"):
-        values, expected = ours.components[name].state_dict(), stock.components[name].state_dict()
+        values = ours.components[name].state_dict()
+        expected = stock.components[name].state_dict()
         assert values.keys() == expected.keys()
         assert all(torch.equal(values[key], expected[key]) for key in expected)
         assert ours.components[name].dtype == torch.float32

@@ -339,9 +339,9 @@ def test_everyday_things_are_not_each_other():
 
 
 def test_a_style_is_known_in_any_case():
-    kept = Vocabulary(find_world("emoji-world"), [Concept("Twemoji", kind="style")]).retained_captions(
-        "fox"
-    )
+    kept = Vocabulary(
+        find_world("emoji-world"), [Concept("Twemoji", kind="style")]
+    ).retained_captions("fox")
     assert "a fox, flat style" in kept
     assert not any("twemoji" in caption for caption in kept)
 

@@ -87,7 +87,8 @@ def test_parameters_that_a_method_still_trains_get_no_slope():
 def test_a_model_with_adapters_is_copied_with_them(method):
     module = fit(method(concepts=[Concept("cat", "dog")], backbone=TinyBackbone(), lr=1e-2), 2)
     edited = module.backbone.requires_grad_(False).eval()
-    before, said = weights(edited), says(edited)
+    before = weights(edited)
+    said = says(edited)
     tuned = tuning(edited)
     assert torch.equal(says(tuned.model), said)
     assert not torch.equal(said, says(module.original))  # the control: the adapters do something

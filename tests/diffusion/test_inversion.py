@@ -30,10 +30,8 @@ def either(request):
 
 def lost(model, refinements, steps=20):
     """Root mean square of what the round trip changes in latents of size 1."""
-    x0, asked = (
-        torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)),
-        model.encode(["a cat", ""]),
-    )
+    x0 = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    asked = model.encode(["a cat", ""])
     back = retrace(model, asked, invert(model, asked, x0, steps, refinements), steps)
     return (back - x0).square().mean().sqrt().item()
 
@@ -94,7 +92,8 @@ def test_pictures_that_are_no_numbers_are_refused(which):
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_from_noise_it_goes_the_way_of_sampling(either, guidance):
-    prompts, seeds = ["a cat", "a dog"], [1, 2]
+    prompts = ["a cat", "a dog"]
+    seeds = [1, 2]
     there = sample_latents(either, prompts, seeds, steps=5, guidance=guidance)
     walked = retrace(either, either.encode(prompts), either.noise(seeds), 5, guidance)
     assert torch.allclose(walked, there, atol=1e-4)
@@ -114,7 +113,8 @@ def test_another_model_draws_another_picture(tiny):
     assert not torch.allclose(found.purified, found.reconstructed, atol=1e-2)
 
 
-ERASED, KEPT = ["cigarette"] * 4, ["fox", "guitar", "grapes"]
+ERASED = ["cigarette"] * 4
+KEPT = ["fox", "guitar", "grapes"]
 
 
 def purified(module, words):
@@ -130,7 +130,8 @@ def purified(module, words):
 
 def recognised(world, pictures, words):
     """Share of them that the world's scorer calls by their word."""
-    scorer, labels = Scorer.load(world.scorer), [label.name for label in world.labels]
+    scorer = Scorer.load(world.scorer)
+    labels = [label.name for label in world.labels]
     nearest = (scorer.images(pictures) @ scorer.texts([f"a {label}" for label in labels]).T).argmax(
         dim=1
     )
@@ -151,7 +152,8 @@ def test_a_cigarette_is_purified_and_the_rest_comes_back():
         *retention,
     )
     world = module.backbone.world
-    (_, cigarettes), (_, rest) = purified(module, ERASED), purified(module, KEPT)
+    (_, cigarettes) = purified(module, ERASED)
+    (_, rest) = purified(module, KEPT)
     assert recognised(world, cigarettes.reconstructed, ERASED) == 1
     assert recognised(world, cigarettes.purified, ERASED) == 0
     assert psnr(cigarettes.purified, cigarettes.reconstructed).max() < 20

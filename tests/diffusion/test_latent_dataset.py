@@ -14,7 +14,8 @@ def gallery(backbone=None, seed=0, prompts=PROMPTS):
 
 
 def test_pictures_are_those_of_the_one_sampling_loop():
-    backbone, generator = TinyBackbone(), torch.Generator().manual_seed(5)
+    backbone = TinyBackbone()
+    generator = torch.Generator().manual_seed(5)
     seeds = torch.randint(2**31, (3,), generator=generator).tolist()
     assert torch.equal(
         gallery(backbone, 5).latents,

@@ -49,7 +49,9 @@ class Watch(Callback):
     """Remembers what a rank's first step was about, and what the optimizer was given."""
 
     def setup(self, trainer, module, stage):
-        self.seen, self.gradients, self.begun = None, {}, None
+        self.seen = None
+        self.gradients = {}
+        self.begun = None
         if isinstance(module, GradientErasure):
             loss = module.erasure_loss
 
@@ -94,7 +96,8 @@ def fits(name, strategy, out):
 
     register(method(name).has_unused)
 
-    watch, half = Watch(), out / f"{strategy}-{name}-half.ckpt"
+    watch = Watch()
+    half = out / f"{strategy}-{name}-half.ckpt"
     module = run(STEPS, watch)
     split = [n for n, p in module.backbone.named_parameters() if isinstance(p, DTensor)]
     found = {
@@ -122,7 +125,8 @@ def related(module, rows):
     callback = GlobalSemanticAlignment(
         mode="self", prompts=[f"a {word}" for word in TINY_WORDS[14:]]
     )
-    callback.retained, callback.draw = callback.given, lambda count: rows
+    callback.retained = callback.given
+    callback.draw = lambda count: rows
     callback.prepare(module)
     module.zero_grad()
     callback.term(module).backward()
@@ -135,10 +139,12 @@ def main(out):
     """Fit them one after the other."""
     warnings.simplefilter("ignore")
     fsdp.MIN_UNIT = 1  # the tiny model has nothing larger
-    loaded, load = [], base.load_backbone
+    loaded = []
+    load = base.load_backbone
     base.load_backbone = lambda *given: loaded.append(given[2] != "all") or load(*given)
     for strategy, name in product(("ddp", "fsdp2"), METHODS):
-        ranks, mine = [None, None], fits(name, strategy, out)
+        ranks = [None, None]
+        mine = fits(name, strategy, out)
         mine["empty"] = loaded.pop()
         distributed.all_gather_object(ranks, mine)
         if distributed.get_rank() == 0:

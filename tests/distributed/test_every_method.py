@@ -64,7 +64,8 @@ def test_ranks(out, subtests):
         module = fits.made("SAGE", out / "tiny")
         module.configure_model()
         module.write(ranks[0]["edit"])
-        one, half = fits.related(module, [*range(6)]), fits.related(module, [0, 1, 2])
+        one = fits.related(module, [*range(6)])
+        half = fits.related(module, [0, 1, 2])
         assert_close(ranks[0]["related"], one, rtol=1e-4, atol=1e-9)
         assert_close(ranks[0]["related"], ranks[1]["related"], rtol=0, atol=0)
         with pytest.raises(AssertionError):  # what it would be if each rank saw its own alone

@@ -219,7 +219,8 @@ def test_an_edit_of_layout_1_is_read_and_must_be_transferred(edits, load, tmp_pa
         ErasureError, match="an edit of an earlier version, which does not say which"
     ):
         apply_edit(tmp_path, load())
-    pipeline, wanted = load(), load()
+    pipeline = load()
+    wanted = load()
     apply_edit(tmp_path, pipeline, transfer=True)
     apply_edit(edits / "text", wanted)
     assert torch.equal(latents(pipeline), latents(wanted))
@@ -301,7 +302,8 @@ def with_fused_lora(pipeline):
     "change", [compiled, compiled_in_parts, compiled_in_place, with_lora, unfused]
 )
 def test_an_edit_finds_weights_behind_other_names(edits, load, change):
-    pipeline, wanted = load(), load()
+    pipeline = load()
+    wanted = load()
     change(pipeline)
     # Compiling a whole UNet takes seconds: only the parts run compiled.
     with torch.compiler.set_stance("default" if change is compiled_in_parts else "force_eager"):

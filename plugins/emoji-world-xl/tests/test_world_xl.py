@@ -82,7 +82,8 @@ def test_each_component_lies_in_one_place(world: World) -> None:
     names = [name for name, kind in index.items() if isinstance(kind, list) and kind[0]]
     assert len(names) == 7
     for name in names:
-        shared, own = f"pipeline/{name}" in world.parts, (ROOT / "pipeline" / name).is_dir()
+        shared = f"pipeline/{name}" in world.parts
+        own = (ROOT / "pipeline" / name).is_dir()
         assert shared is not own
         assert world.component(name).is_dir()
 
@@ -102,10 +103,8 @@ def test_pipeline_is_the_stock_one(
     stock.set_progress_bar_config(disable=True)
     assert type(pipeline) is type(stock)
     for name in ("unet", "vae", "text_encoder", "text_encoder_2"):
-        values, expected = (
-            pipeline.components[name].state_dict(),
-            stock.components[name].state_dict(),
-        )
+        values = pipeline.components[name].state_dict()
+        expected = stock.components[name].state_dict()
         assert values.keys() == expected.keys()
         assert all(torch.equal(values[key], expected[key]) for key in expected)
     ours, theirs, other = (
