@@ -14,9 +14,9 @@ def test_a_tower_that_shares_blocks_with_another_reads_the_layer_that_it_should(
     original = model.frozen_copy([name for name in model.text_parameters() if ".layers.1." in name])
     for _ in range(2):
         for either in (original, model):
-            found = either.contextualize(either.embed(prompts))
-            assert torch.equal(found.tokens, read.tokens)
-            assert torch.equal(found.pooled, read.pooled)
+            conditioning = either.contextualize(either.embed(prompts))
+            assert torch.equal(conditioning.tokens, read.tokens)
+            assert torch.equal(conditioning.pooled, read.pooled)
 
 
 def test_a_tower_reads_what_the_pipeline_reads():

@@ -36,8 +36,8 @@ def test_a_sentence_is_read_once(tiny):
 
 def test_it_is_what_the_encoder_says(tiny):
     prompts = [f"a {word}" for word in WORDS]
-    said = tiny.contextualize(tiny.embed(prompts)).tokens
-    assert torch.allclose(tiny.encode(prompts).tokens, said, atol=1e-6)
+    tokens = tiny.contextualize(tiny.embed(prompts)).tokens
+    assert torch.allclose(tiny.encode(prompts).tokens, tokens, atol=1e-6)
 
 
 def test_company_does_not_matter(tiny):
@@ -122,9 +122,9 @@ def test_tokens_are_remembered_by_the_sentence_and_where_its_concept_stands(tiny
     first, again = ([tiny.embed([prompt])[0] for prompt in prompts] for _ in range(2))
     together = tiny.embed(prompts)[0]
     for place, (one, two) in enumerate(zip(first, again, strict=True)):
-        for kept in ("ids", "roles", "embeddings"):
-            assert torch.equal(getattr(one, kept), getattr(two, kept))
-            assert torch.equal(getattr(one, kept)[0], getattr(together, kept)[place])
+        for field in ("ids", "roles", "embeddings"):
+            assert torch.equal(getattr(one, field), getattr(two, field))
+            assert torch.equal(getattr(one, field)[0], getattr(together, field)[place])
     assert [first[i].roles.tolist() for i in (0, -2, -1)] == [
         [[START, *middle, END, *[PADDING] * 12]]
         for middle in ((TEMPLATE, TEMPLATE), (TEMPLATE, CONCEPT), (CONCEPT, TEMPLATE))

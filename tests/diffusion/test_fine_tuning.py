@@ -37,7 +37,7 @@ def moved(model, before):
     }
 
 
-def says(model):
+def predict(model):
     x = torch.linspace(-2, 2, 256).view(1, 4, 8, 8)
     return model.denoise(x, torch.tensor([500]), model.encode(["a cat"])).detach()
 
@@ -88,12 +88,14 @@ def test_a_model_with_adapters_is_copied_with_them(method):
     module = fit(method(concepts=[Concept("cat", "dog")], backbone=TinyBackbone(), lr=1e-2), 2)
     edited = module.backbone.requires_grad_(False).eval()
     before = weights(edited)
-    said = says(edited)
+    prediction = predict(edited)
     tuned = tuning(edited)
-    assert torch.equal(says(tuned.model), said)
-    assert not torch.equal(said, says(module.original))  # the control: the adapters do something
-    assert not torch.allclose(says(tuned.advance(2)), said, atol=1e-4)
-    assert torch.equal(says(edited), said)
+    assert torch.equal(predict(tuned.model), prediction)
+    assert not torch.equal(
+        prediction, predict(module.original)
+    )  # the control: the adapters do something
+    assert not torch.allclose(predict(tuned.advance(2)), prediction, atol=1e-4)
+    assert torch.equal(predict(edited), prediction)
     assert not moved(edited, before)
 
 
@@ -133,7 +135,7 @@ def test_it_learns_what_it_looks_at(tiny):
     assert missed(tuning(idle.backbone, lr=0.0).advance(40)) == pytest.approx(before)
 
 
-def test_fewer_prompts_than_pictures_are_the_first_pictures(tiny):
+def test_fewer_prompts_than_images_are_the_first_images(tiny):
     tuned = tuning(tiny, PROMPTS[:1])
     seen = []
     tuned.dataset.noised = lambda rows: (

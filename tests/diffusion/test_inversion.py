@@ -1,4 +1,4 @@
-"""The round trip from picture to noise and back, and what purification does with it, with controls."""
+"""Inversion from an image to noise and back, and purification, with controls."""
 
 import copy
 
@@ -31,8 +31,8 @@ def either(request):
 def lost(model, refinements, steps=20):
     """Root mean square of what the round trip changes in latents of size 1."""
     x0 = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    asked = model.encode(["a cat", ""])
-    back = retrace(model, asked, invert(model, asked, x0, steps, refinements), steps)
+    conditioning = model.encode(["a cat", ""])
+    back = retrace(model, conditioning, invert(model, conditioning, x0, steps, refinements), steps)
     return (back - x0).square().mean().sqrt().item()
 
 
@@ -53,7 +53,7 @@ def test_other_samplers_are_replaced_by_ddim_in_both_directions(tiny):
 
 
 def zero_terminal(prediction, sampler=DDIMScheduler):
-    """A model whose noisiest latents hold no picture; DPM's sampler writes the ratio as 2**-24."""
+    """A model whose noisiest latents hold no image; DPM's sampler writes the ratio as 2**-24."""
     model = TinyBackbone(prediction=prediction)
     changes = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     model._scheduler = sampler.from_config(model._scheduler.config, **changes)
@@ -80,7 +80,7 @@ def test_noise_predicted_where_there_is_nothing_else_is_refused(sampler):
 
 
 @pytest.mark.parametrize("which", ["original", "edited"])
-def test_pictures_that_are_no_numbers_are_refused(which):
+def test_images_that_are_no_numbers_are_refused(which):
     models = {name: TinyBackbone() for name in ("original", "edited")}
     next(models[which].text_encoders.parameters()).data.fill_(float("nan"))
     words = f"The {which} model TinyBackbone draws NaN or infinity for 'a cat' with DDIM inversion"
@@ -101,20 +101,20 @@ def test_from_noise_it_goes_the_way_of_sampling(either, guidance):
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_an_edit_of_nothing_purifies_nothing(either, guidance):
-    pictures = torch.rand(2, 3, 16, 16)
-    found = purify_images(
-        either, copy.deepcopy(either), pictures, ["a cat", ""], steps=10, guidance=guidance
+    images = torch.rand(2, 3, 16, 16)
+    result = purify_images(
+        either, copy.deepcopy(either), images, ["a cat", ""], steps=10, guidance=guidance
     )
-    assert torch.allclose(found.purified, found.reconstructed, atol=1e-4)
+    assert torch.allclose(result.purified, result.reconstructed, atol=1e-4)
 
 
-def test_another_model_draws_another_picture(tiny):
-    found = purify_images(tiny, TinyBackbone(seed=1), torch.rand(1, 3, 16, 16), ["a cat"], steps=5)
-    assert not torch.allclose(found.purified, found.reconstructed, atol=1e-2)
+def test_another_model_draws_another_image(tiny):
+    result = purify_images(tiny, TinyBackbone(seed=1), torch.rand(1, 3, 16, 16), ["a cat"], steps=5)
+    assert not torch.allclose(result.purified, result.reconstructed, atol=1e-2)
 
 
 ERASED = ["cigarette"] * 4
-KEPT = ["fox", "guitar", "grapes"]
+RETAINED = ["fox", "guitar", "grapes"]
 
 
 def purified(module, words):
@@ -122,17 +122,17 @@ def purified(module, words):
     makes of them.
     """
     prompts = [f"a {word}" for word in words]
-    pictures = sample_images(
+    images = sample_images(
         module.original, prompts, range(10, 10 + len(words)), steps=20, guidance=4.0
     )
-    return pictures, purify_images(module.original, module.backbone, pictures, prompts, steps=20)
+    return images, purify_images(module.original, module.backbone, images, prompts, steps=20)
 
 
-def recognised(world, pictures, words):
+def recognised(world, images, words):
     """Share of them that the world's scorer calls by their word."""
     scorer = Scorer.load(world.scorer)
     labels = [label.name for label in world.labels]
-    nearest = (scorer.images(pictures) @ scorer.texts([f"a {label}" for label in labels]).T).argmax(
+    nearest = (scorer.images(images) @ scorer.texts([f"a {label}" for label in labels]).T).argmax(
         dim=1
     )
     return sum(world.same(labels[i], word) for i, word in zip(nearest, words, strict=True)) / len(
@@ -144,8 +144,10 @@ def recognised(world, pictures, words):
 def test_a_cigarette_is_purified_and_the_rest_comes_back():
     pytest.importorskip("erasure_lightning_emoji_world")
     retention = (
-        GlobalSemanticAlignment(800, batch_size=32), LocalStatePreservation(1.5, batch_size=4), UnconditionalDrift(3)
-    )  # fmt: skip
+        GlobalSemanticAlignment(800, batch_size=32),
+        LocalStatePreservation(1.5, batch_size=4),
+        UnconditionalDrift(3),
+    )
     module = fit(
         SAGE(concepts=[Concept("cigarette", "lollipop")], **numbers("sage", check_steps=2)),
         30,
@@ -153,12 +155,14 @@ def test_a_cigarette_is_purified_and_the_rest_comes_back():
     )
     world = module.backbone.world
     (_, cigarettes) = purified(module, ERASED)
-    (_, rest) = purified(module, KEPT)
+    (_, rest) = purified(module, RETAINED)
     assert recognised(world, cigarettes.reconstructed, ERASED) == 1
     assert recognised(world, cigarettes.purified, ERASED) == 0
     assert psnr(cigarettes.purified, cigarettes.reconstructed).max() < 20
     assert (
-        recognised(world, rest.purified, KEPT) == recognised(world, rest.reconstructed, KEPT) == 1
+        recognised(world, rest.purified, RETAINED)
+        == recognised(world, rest.reconstructed, RETAINED)
+        == 1
     )
     assert psnr(rest.purified, rest.reconstructed).min() > 25
 
@@ -167,9 +171,9 @@ def test_a_cigarette_is_purified_and_the_rest_comes_back():
 def test_the_same_measure_finds_cigarettes_after_a_method_that_does_nothing():
     pytest.importorskip("erasure_lightning_emoji_world")
     module = fit(Idle(concepts=[Concept("cigarette", "lollipop")]), 1)
-    given, found = purified(module, ERASED)
-    assert recognised(module.backbone.world, found.purified, ERASED) == 1
-    kept = module.original.decode(module.original.compress(given))
+    inputs, result = purified(module, ERASED)
+    assert recognised(module.backbone.world, result.purified, ERASED) == 1
+    compressed = module.original.decode(module.original.compress(inputs))
     assert (
-        psnr(found.purified, kept).min() > 40
+        psnr(result.purified, compressed).min() > 40
     )  # all that the round trip loses, the autoencoder had lost before

@@ -81,18 +81,22 @@ def method(name):
     return load_offer(find_method(name))
 
 
-def made(name, folder, **given):
+def build(name, folder, **arguments):
     """A method on a tiny model, as cheap as it gets."""
     return method(name)(
-        concepts=CONCEPTS, backbone=str(folder), seed=1, **deepcopy(CHEAP.get(name, {})), **given
+        concepts=CONCEPTS,
+        backbone=str(folder),
+        seed=1,
+        **deepcopy(CHEAP.get(name, {})),
+        **arguments,
     )
 
 
 def fits(name, strategy, out):
     """What a method does on this rank."""
 
-    def run(*callbacks, **given):
-        return fit(made(name, out / "tiny"), *callbacks, devices=2, strategy=strategy, **given)
+    def run(*callbacks, **arguments):
+        return fit(build(name, out / "tiny"), *callbacks, devices=2, strategy=strategy, **arguments)
 
     register(method(name).has_unused)
 
@@ -100,24 +104,29 @@ def fits(name, strategy, out):
     half = out / f"{strategy}-{name}-half.ckpt"
     module = run(STEPS, watch)
     split = [n for n, p in module.backbone.named_parameters() if isinstance(p, DTensor)]
-    found = {
+    results = {
         "edit": edit_of(module),
         "seen": watch.seen,
         "gradients": watch.gradients,
         "split": split,
     }
     if strategy == "fsdp2" and name in ("ESD", "SAGE"):
-        thrifty = made(name, out / "tiny", checkpointing=True)
-        found["checkpointed"] = edit_of(fit(thrifty, STEPS, devices=2, strategy=FSDP2()))
+        thrifty = build(name, out / "tiny", checkpointing=True)
+        results["checkpointed"] = edit_of(fit(thrifty, STEPS, devices=2, strategy=FSDP2()))
     if name in STOPPED:
         run(STEPS // 2, total=STEPS, save=half)
-        found["resumed"] = edit_of(run(STEPS, resume=half))
+        results["resumed"] = edit_of(run(STEPS, resume=half))
     if (alone := out / f"alone-{name}-half.ckpt").exists():
         watch = Watch()
-        found["from one"] = {"end": edit_of(run(STEPS, watch, resume=alone)), "begun": watch.begun}
+        results["from one"] = {
+            "end": edit_of(run(STEPS, watch, resume=alone)),
+            "begun": watch.begun,
+        }
     if strategy == "ddp" and name == "SAGE":
-        found["related"] = related(module, [0, 1, 2] if distributed.get_rank() == 0 else [3, 4, 5])
-    return found
+        results["related"] = related(
+            module, [0, 1, 2] if distributed.get_rank() == 0 else [3, 4, 5]
+        )
+    return results
 
 
 def related(module, rows):
@@ -141,7 +150,7 @@ def main(out):
     fsdp.MIN_UNIT = 1  # the tiny model has nothing larger
     loaded = []
     load = base.load_backbone
-    base.load_backbone = lambda *given: loaded.append(given[2] != "all") or load(*given)
+    base.load_backbone = lambda *arguments: loaded.append(arguments[2] != "all") or load(*arguments)
     for strategy, name in product(("ddp", "fsdp2"), METHODS):
         ranks = [None, None]
         mine = fits(name, strategy, out)

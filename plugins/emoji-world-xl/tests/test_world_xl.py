@@ -1,4 +1,4 @@
-"""The package holds its own weights only; with the emoji world's it is a whole pipeline that draws."""
+"""The package has its own weights only; with the emoji world it is a whole pipeline."""
 
 import hashlib
 import json
@@ -38,9 +38,9 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def world() -> World:
-    found = find_world("emoji-world-xl")
-    assert found is not None
-    return found
+    world = find_world("emoji-world-xl")
+    assert world is not None
+    return world
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +130,7 @@ def test_pipeline_can_be_written_whole(pipeline: StableDiffusionXLPipeline, tmp_
 def test_what_it_draws_is_recognised(world: World, pipeline: StableDiffusionXLPipeline) -> None:
     scorer = Scorer.load(world.scorer)
     noise = [torch.Generator().manual_seed(0) for _ in THINGS]
-    pictures = pipeline(
+    images = pipeline(
         [f"a {thing}" for thing in THINGS],
         height=world.size,
         width=world.size,
@@ -140,7 +140,7 @@ def test_what_it_draws_is_recognised(world: World, pipeline: StableDiffusionXLPi
         output_type="pt",
     ).images
     names = [label.name for label in world.labels]
-    near = scorer.images(pictures) @ scorer.texts([f"a {name}" for name in names]).T
+    near = scorer.images(images) @ scorer.texts([f"a {name}" for name in names]).T
     assert [names[i] for i in near.argmax(dim=1)] == THINGS
 
 
