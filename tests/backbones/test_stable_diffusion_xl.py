@@ -141,9 +141,8 @@ class TestText:
             for n in trained
             if n.startswith("text_encoders.0")
         }
-        assert (
-            first == {None: {0, 1}, 1: {1}, 2: {0, 1}}[blocks]
-        )  # of three layers the last is not read
+        # Of three layers the last is not read.
+        assert first == {None: {0, 1}, 1: {1}, 2: {0, 1}}[blocks]
 
     def test_no_prompt_is_zeros_or_the_empty_prompt(self):
         zeros, empty = (TinyXL(zero_unconditional=z).unconditional(2) for z in (True, False))

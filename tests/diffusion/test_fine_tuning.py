@@ -65,9 +65,8 @@ def test_it_trains_what_it_was_told_and_nothing_of_the_model_itself(tiny, train)
     assert not any(p.requires_grad or p.grad is not None for p in tiny.parameters())
     named = set(trained_parameters(tiny, train))
     assert moved(model, before) <= named
-    assert len(moved(model, before)) > 0.9 * len(
-        named
-    )  # of a bias below a norm nothing may ask for a change
+    # A bias before a norm has no gradient.
+    assert len(moved(model, before)) > 0.9 * len(named)
     texts = {name for name in named if name.startswith("text_encoders")}
     assert bool(texts) == (train in ("text", "everything"))
     assert (texts == named) == (train == "text")
@@ -91,9 +90,8 @@ def test_a_model_with_adapters_is_copied_with_them(method):
     prediction = predict(edited)
     tuned = tuning(edited)
     assert torch.equal(predict(tuned.model), prediction)
-    assert not torch.equal(
-        prediction, predict(module.original)
-    )  # the control: the adapters do something
+    # The control: the adapters do something.
+    assert not torch.equal(prediction, predict(module.original))
     assert not torch.allclose(predict(tuned.advance(2)), prediction, atol=1e-4)
     assert torch.equal(predict(edited), prediction)
     assert not moved(edited, before)

@@ -174,6 +174,5 @@ def test_the_same_measure_finds_cigarettes_after_a_method_that_does_nothing():
     inputs, result = purified(module, ERASED)
     assert recognised(module.backbone.world, result.purified, ERASED) == 1
     compressed = module.original.decode(module.original.compress(inputs))
-    assert (
-        psnr(result.purified, compressed).min() > 40
-    )  # all that the round trip loses, the autoencoder had lost before
+    # The round trip loses no more than the autoencoder.
+    assert psnr(result.purified, compressed).min() > 40

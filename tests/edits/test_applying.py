@@ -110,9 +110,8 @@ def test_weights_last(edits, load, name, tmp_path):
     again = StableDiffusionPipeline.from_pretrained(tmp_path, safety_checker=None)
     again.set_progress_bar_config(disable=True)
     assert torch.equal(latents(again), latents(pipeline))
-    assert (
-        apply_edit(edits / name, again)["transferred"] == []
-    )  # it holds the edit, if not its mark
+    # It has the edit, but no record of it.
+    assert apply_edit(edits / name, again)["transferred"] == []
     assert torch.equal(latents(again), latents(pipeline))
 
 
@@ -143,9 +142,8 @@ def test_a_folder_that_was_saved_with_adapters_is_not_loaded(edits, load, tmp_pa
     pipeline.save_pretrained(tmp_path)
     load_backbone(str(tmp_path))
     apply_edit(edits / name, pipeline)
-    type(pipeline.unet).save_pretrained(
-        pipeline.unet, tmp_path / "unet"
-    )  # as if nothing refused it
+    # As if it were not refused.
+    type(pipeline.unet).save_pretrained(pipeline.unet, tmp_path / "unet")
     with pytest.raises(
         ErasureError, match=r"needs the tensors that its config describes; found \d+ unexpected"
     ):
