@@ -25,7 +25,8 @@ def concept_span(roles: Tensor, otherwise: Tensor | None = None) -> Tensor:
             default.
     """
     words = (roles == CONCEPT).int()
-    length, first = words.sum(dim=1), words.argmax(dim=1)
+    length = words.sum(dim=1)
+    first = words.argmax(dim=1)
     start = first if otherwise is None else torch.where(length > 0, first, otherwise)
     return torch.stack((start, start + length), dim=1)
 
@@ -54,7 +55,9 @@ class Conditioning:
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "Conditioning":
         pooled = None if self.pooled is None else change(self.pooled)
-        tokens, roles, ids = change(self.tokens), change(self.roles), change(self.ids)
+        tokens = change(self.tokens)
+        roles = change(self.roles)
+        ids = change(self.ids)
         return Conditioning(tokens, roles, ids, self.segments, pooled, change(self.summary))
 
     def __len__(self) -> int:

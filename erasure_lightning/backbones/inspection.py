@@ -107,7 +107,8 @@ def inspect_pipeline(
     require_channels(source.name, models["unet"].config, models["vae"].config, towers)
     components = {}
     for name, model in models.items():
-        title, folder = f"{name} of {source.name}", source.folder(name)
+        title = f"{name} of {source.name}"
+        folder = source.folder(name)
         stored = None
         if name in read or not source.hub:
             stored = find_weights(folder, family.models[name][0])

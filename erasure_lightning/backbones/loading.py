@@ -80,7 +80,8 @@ def _empty(component: ComponentFiles, dtype: torch.dtype, weights: WeightsToRead
     """A component without values: on the meta device, or for ``none`` on the caller's device."""
     if weights == "text encoders":
         return component.model.to(dtype).eval()
-    cls, config = type(component.model), component.model.config
+    cls = type(component.model)
+    config = component.model.config
     return (cls(config) if hasattr(cls, "config_class") else cls.from_config(config)).eval()
 
 

@@ -127,9 +127,7 @@ def repository_files(source: PipelineSource) -> list[str]:
 
     try:
         return HfApi().list_repo_files(source.name)
-    except (
-        Exception
-    ):  # offline, gated, down: three libraries' errors; missing files are named later
+    except Exception:  # offline, gated, down: errors of three libraries
         return [str(p.relative_to(source.root)) for p in source.root.rglob("*") if p.is_file()]
 
 

@@ -104,7 +104,8 @@ class StableDiffusion(Backbone):
         self, prompts: Sequence[EmbeddedPrompts], outputs: Sequence[EncoderOutput]
     ) -> Conditioning:
         """The tower's states; the summary is the state at the end of text."""
-        (embedded,), (output,) = prompts, outputs
+        (embedded,) = prompts
+        (output,) = outputs
         rows = torch.arange(len(output.tokens), device=output.tokens.device)
         segments = (slice(0, output.tokens.shape[1]),)
         summary = output.tokens[rows, embedded.ends]
@@ -212,7 +213,8 @@ class StableDiffusion(Backbone):
 
     def latent_shape(self, size: Size | None = None) -> tuple[int, int, int]:
         """Channels, height and width of the latents."""
-        unet, factor = cast(Any, self.denoiser).config, self.vae_scale_factor
+        unet = cast(Any, self.denoiser).config
+        factor = self.vae_scale_factor
         if size is None:
             sides = unet.sample_size
             height, width = (sides, sides) if isinstance(sides, int) else sides

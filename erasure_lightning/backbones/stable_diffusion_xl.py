@@ -83,7 +83,8 @@ class StableDiffusionXL(StableDiffusion):
         """
         first, second = outputs
         tokens = torch.cat((first.tokens, second.tokens), dim=2)
-        embedded, pooled = prompts[0], cast(Tensor, second.pooled)
+        embedded = prompts[0]
+        pooled = cast(Tensor, second.pooled)
         rows = torch.arange(len(tokens), device=tokens.device)
         ends = first.tokens[rows, embedded.ends]
         summary = torch.cat((normalize(ends, dim=1), normalize(pooled, dim=1)), dim=1)

@@ -19,7 +19,8 @@ def copy_along(module: _M, paths: set[tuple[str, ...]]) -> _M:
             twin.__dict__[key] = value.copy()
     for head in {path[0] for path in paths}:
         rest = {path[1:] for path in paths if path[0] == head and len(path) > 1}
-        parameter, child = module._parameters.get(head), module._modules.get(head)
+        parameter = module._parameters.get(head)
+        child = module._modules.get(head)
         if parameter is not None:
             twin._parameters[head] = nn.Parameter(parameter.detach().clone(), requires_grad=False)
         elif child is not None and rest:

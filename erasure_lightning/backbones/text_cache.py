@@ -70,6 +70,7 @@ def encoders_version(text_encoders: nn.Module) -> Hashable:
     parameters = list(text_encoders.parameters())
     if not parameters or any(p.requires_grad or isinstance(p, DTensor) for p in parameters):
         return None
-    device, dtype = parameters[0].device, parameters[0].dtype
+    device = parameters[0].device
+    dtype = parameters[0].dtype
     autocast = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type)
     return device, dtype, autocast, *((p.untyped_storage()._cdata, p._version) for p in parameters)

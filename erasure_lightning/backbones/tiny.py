@@ -33,7 +33,8 @@ class TinyBackbone(StableDiffusion):
         tokenizer = _tokenizer()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            unet, vae = _unet(cross_attention_dim=32), _vae()
+            unet = _unet(cross_attention_dim=32)
+            vae = _vae()
             tower = ClipTower(_text_encoder(tokenizer, "CLIPTextModel"), tokenizer)
         super().__init__(
             name="TinyBackbone",

@@ -168,9 +168,8 @@ def read_entry(entry: Any, where: str) -> Concept:
     Raises:
         ErasureError: If a field is unknown or its value invalid.
     """
-    values = (
-        {str(k): v for k, v in entry.items()} if isinstance(entry, Mapping) else {"name": entry}
-    )
+    mapping = entry if isinstance(entry, Mapping) else {"name": entry}
+    values = {str(key): value for key, value in mapping.items()}
     if unknown := [key for key in values if key not in CONCEPT_FIELDS]:
         raise ErasureError(f"{where}: a concept has no {unknown[0]!r}{_suggestion(unknown[0])}")
     words = {key: _word(values.get(key), key, where) for key in ("name", "anchor", "kind")}

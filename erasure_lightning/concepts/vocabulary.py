@@ -65,7 +65,8 @@ class Vocabulary:
     @property
     def others(self) -> list[str]:
         """Labels that an edit must retain: all but the erased and their domains' words."""
-        erased, near = self.erased, naming(word for c in self.concepts for word in c.domain)
+        erased = self.erased
+        near = naming(word for c in self.concepts for word in c.domain)
         return [label for label in self.labels if label not in erased and not near(label)]
 
     def templates(self, kind: ConceptKind) -> tuple[str, ...]:

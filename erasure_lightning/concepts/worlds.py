@@ -184,7 +184,9 @@ def _read(entry: EntryPoint, root: Path) -> World:
     labels = tuple(
         Label(row["label"], row["group"], tuple(row["tags"])) for row in content["labels"]
     )
-    styles, captions, package = tuple(content["styles"]), content["captions"], _package(entry)
+    styles = tuple(content["styles"])
+    captions = content["captions"]
+    package = _package(entry)
     sentences = {"captions": captions, "templates": content.get("templates", {})}
     return World(entry.name, root, package, labels, styles, **sentences, **content["sampling"])
 
@@ -198,7 +200,8 @@ def _based(entry: EntryPoint, root: Path, content: Mapping[str, Any]) -> World:
             f"The world '{entry.name}' needs {', '.join(missing)} of {base.package}; "
             "found no such folder: reinstall both packages."
         )
-    package, sampling = _package(entry), content["sampling"]
+    package = _package(entry)
+    sampling = content["sampling"]
     return replace(base, name=entry.name, root=root, package=package, parts=parts, **sampling)
 
 
@@ -221,10 +224,8 @@ def _base(entry: EntryPoint, name: str) -> World:
 def _refuse_version(entry: EntryPoint, base: EntryPoint) -> None:
     if not entry.dist or not base.dist:
         return
-    from packaging.requirements import Requirement  # costs light commands, which need no version
-    from packaging.utils import canonicalize_name
-
-    package, version = canonicalize_name(base.dist.name), base.dist.version
+    package = canonicalize_name(base.dist.name)
+    version = base.dist.version
     for need in map(Requirement, entry.dist.requires or ()):
         allowed = need.specifier.contains(version, prereleases=True)
         if canonicalize_name(need.name) == package and not allowed:

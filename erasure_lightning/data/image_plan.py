@@ -146,7 +146,7 @@ class PromptColumns(NamedTuple):
 #: target_prompt and clean_prompt), Ring-A-Bell's nudity list as RECE and SAFREE ship it, I2P with
 #: its descendants, among them Ring-A-Bell's own lists: evaluation_seed (ESD, UnlearnDiffAtk), or
 #: I2P's sd_seed; and SPEED's text and seed.
-PUBLISHED_COLUMNS = (
+_PUBLISHED_COLUMNS = (
     PromptColumns("adv_prompt", ()),
     PromptColumns("sensitive prompt", ()),
     PromptColumns("prompt", ("evaluation_seed", "sd_seed", "seed")),
@@ -160,8 +160,8 @@ _WIDTH = ("width", "sd_image_width")
 _CASE = ("case_number",)
 _STEPS = ("steps",)
 
-_KNOWN = {column.prompt for column in PUBLISHED_COLUMNS} | {
-    seed for column in PUBLISHED_COLUMNS for seed in column.seed
+_KNOWN = {column.prompt for column in _PUBLISHED_COLUMNS} | {
+    seed for column in _PUBLISHED_COLUMNS for seed in column.seed
 }
 _KNOWN |= {*_GUIDANCE, *_HEIGHT, *_WIDTH, *_CASE, *_STEPS}
 
@@ -177,7 +177,7 @@ def read_prompts(path: Path, steps: int, guidance: float) -> list[ImageRequest]:
     file without seeds. Guidance, steps, height and width are those of its row, if it has some.
 
     Args:
-        path: The CSV file, with one of `PUBLISHED_COLUMNS`.
+        path: The CSV file, with one of `_PUBLISHED_COLUMNS`.
         steps: Default sampling steps.
         guidance: Default guidance scale.
 
@@ -205,7 +205,7 @@ def read_prompts(path: Path, steps: int, guidance: float) -> list[ImageRequest]:
 
 def _columns(path: Path, columns: Sequence[str]) -> PromptColumns:
     """The known columns of a file, with its first column of seeds."""
-    for known in PUBLISHED_COLUMNS:
+    for known in _PUBLISHED_COLUMNS:
         seed = tuple(name for name in known.seed if name in columns)[:1]
         if known.prompt in columns and (seed or not known.seed):
             return PromptColumns(known.prompt, seed)

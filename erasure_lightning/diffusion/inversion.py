@@ -50,7 +50,8 @@ def invert(
     Raises:
         ErasureError: If the noisiest prediction does not determine an image.
     """
-    process, x = backbone.process, x0
+    process = backbone.process
+    x = x0
     for t, noisier in pairwise(_times(backbone, steps)):
         start = x
         signal = process.noise(torch.ones_like(x), torch.zeros_like(x), noisier).max()

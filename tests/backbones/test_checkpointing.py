@@ -27,7 +27,7 @@ METHODS = {
 }
 
 
-def made(name, **arguments):
+def build(name, **arguments):
     return load_method(find_method(name))(
         concepts=CONCEPTS, backbone=TinyBackbone(), seed=1, **METHODS[name], **arguments
     )
@@ -35,22 +35,22 @@ def made(name, **arguments):
 
 def kept_bytes(work):
     """What a forward keeps for its backward."""
-    kept = {}
+    stored = {}
 
     def pack(tensor):
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        stored[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
     with saved_tensors_hooks(pack, lambda tensor: tensor):
         work()
-    return sum(kept.values())
+    return sum(stored.values())
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_edits_are_the_same_to_the_bit(name):
     """Through hooks and processors that have left when the backward comes."""
     plain, thrifty = (
-        edit_of(fit(made(name, checkpointing=c), 2, LocalNoisePreservation(prompts=["a car"])))
+        edit_of(fit(build(name, checkpointing=c), 2, LocalNoisePreservation(prompts=["a car"])))
         for c in (False, True)
     )
     assert all(torch.equal(plain[key], thrifty[key]) for key in plain)
@@ -67,18 +67,19 @@ class Doubled(nn.Module):
 
 def test_what_stood_beside_a_block_is_there_again():
     """The negative control is torch's own checkpoint, which computes without it."""
-    block, x = Doubled(), torch.randn(2, 3)
+    block = Doubled()
+    x = torch.randn(2, 3)
 
-    def slope(call):
+    def gradient(call):
         handle = block.inner.register_forward_hook(lambda *seen: seen[2] * 5)
-        said = call(block, x)
+        output = call(block, x)
         handle.remove()
-        return torch.autograd.grad(said.sum(), block.inner.weight)[0]
+        return torch.autograd.grad(output.sum(), block.inner.weight)[0]
 
-    wanted = slope(lambda module, x: module(x))
-    assert torch.equal(slope(run_checkpointed), wanted)
+    expected = gradient(lambda module, x: module(x))
+    assert torch.equal(gradient(run_checkpointed), expected)
     assert not torch.equal(
-        slope(lambda module, x: checkpoint(module, x, use_reentrant=False)), wanted
+        gradient(lambda module, x: checkpoint(module, x, use_reentrant=False)), expected
     )
 
 
@@ -92,29 +93,34 @@ def test_a_module_as_it_is_shares_its_weights_and_not_its_hooks():
 
 
 def test_less_is_kept_of_denoiser_and_text_encoder():
-    x, t = torch.randn(2, 4, 8, 8), torch.tensor([100, 800])
+    x = torch.randn(2, 4, 8, 8)
+    t = torch.tensor([100, 800])
     for edit, ask in (
-        ("denoiser_parameters", lambda model, said: model.denoise(x, t, said)),
-        ("text_parameters", lambda model, said: model.encode(["a cat"] * 8)),
+        ("denoiser_parameters", lambda model, output: model.denoise(x, t, output)),
+        ("text_parameters", lambda model, output: model.encode(["a cat"] * 8)),
     ):
-        kept = []
+        stored = []
         for model in (TinyBackbone(), TinyBackbone()):
             for parameter in getattr(model, edit)().values():
                 parameter.requires_grad_(True)
-            if kept:
+            if stored:
                 model.checkpoint()
-            said = model.encode(["a cat", "a dog"])
-            kept.append(kept_bytes(lambda model=model, said=said, ask=ask: ask(model, said)))
-        assert kept[1] < 0.75 * kept[0]
+            output = model.encode(["a cat", "a dog"])
+            stored.append(
+                kept_bytes(lambda model=model, output=output, ask=ask: ask(model, output))
+            )
+        assert stored[1] < 0.75 * stored[0]
 
 
 def test_the_frozen_original_says_what_it_said():
-    module = fit(made("ESD", checkpointing=True), 1)
-    x, t, plain = torch.ones(1, 4, 8, 8), torch.tensor([5]), TinyBackbone()
+    module = fit(build("ESD", checkpointing=True), 1)
+    x = torch.ones(1, 4, 8, 8)
+    t = torch.tensor([5])
+    plain = TinyBackbone()
     with torch.no_grad():
-        said, wanted = (
+        output, expected = (
             model.denoise(x, t, model.encode(["a cat"])) for model in (module.original, plain)
         )
         edited = module.backbone.denoise(x, t, module.backbone.encode(["a cat"]))
-    assert torch.equal(said, wanted)
-    assert not torch.equal(edited, wanted)
+    assert torch.equal(output, expected)
+    assert not torch.equal(edited, expected)

@@ -14,27 +14,36 @@ def pair(request):
 
 def test_noising_is_what_diffusers_does(pair):
     process, scheduler = pair
-    x0, noise, t = torch.randn(3, 4, 8, 8), torch.randn(3, 4, 8, 8), torch.tensor([0, 500, 999])
+    x0 = torch.randn(3, 4, 8, 8)
+    noise = torch.randn(3, 4, 8, 8)
+    t = torch.tensor([0, 500, 999])
     assert torch.allclose(process.noise(x0, noise, t), scheduler.add_noise(x0, noise, t), atol=1e-6)
 
 
 def test_a_perfect_prediction_gives_back_noise_and_clean_latents(pair):
     process, _ = pair
-    x0, noise, t = torch.randn(3, 4, 8, 8), torch.randn(3, 4, 8, 8), torch.tensor([10, 500, 900])
-    x, prediction = process.noise(x0, noise, t), process.target(x0, noise, t)
+    x0 = torch.randn(3, 4, 8, 8)
+    noise = torch.randn(3, 4, 8, 8)
+    t = torch.tensor([10, 500, 900])
+    x = process.noise(x0, noise, t)
+    prediction = process.target(x0, noise, t)
     assert torch.allclose(process.epsilon(prediction, x, t), noise, atol=1e-5)
     assert torch.allclose(process.clean(prediction, x, t), x0, atol=1e-4)
 
 
 def test_removing_its_noise_leaves_the_clean_latents(pair):
     process, _ = pair
-    x0, noise, t = torch.randn(3, 4, 8, 8), torch.randn(3, 4, 8, 8), torch.tensor([0, 500, 900])
+    x0 = torch.randn(3, 4, 8, 8)
+    noise = torch.randn(3, 4, 8, 8)
+    t = torch.tensor([0, 500, 900])
     assert torch.allclose(process.remove(process.noise(x0, noise, t), noise, t), x0, atol=1e-4)
 
 
 def test_velocity_target_is_what_diffusers_says():
     scheduler = DDIMScheduler(prediction_type="v_prediction")
-    x0, noise, t = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8), torch.tensor([3, 700])
+    x0 = torch.randn(2, 4, 8, 8)
+    noise = torch.randn(2, 4, 8, 8)
+    t = torch.tensor([3, 700])
     ours = Diffusion(scheduler.alphas_cumprod, "velocity").target(x0, noise, t)
     assert torch.allclose(ours, scheduler.get_velocity(x0, noise, t), atol=1e-6)
 
@@ -53,7 +62,8 @@ def test_between_two_times_the_noise_is_interpolated_as_euler_does(pair):
     assert (t != t.round()).any()
     alpha = process.alpha(t)
     high = torch.tensor([float(v) for v in euler.sigmas[:-1]])
-    low, behind = process.alphas[t.floor().long()], process.alphas[t.ceil().long()]
+    low = process.alphas[t.floor().long()]
+    behind = process.alphas[t.ceil().long()]
     assert torch.allclose(((1 - alpha) / alpha).sqrt(), high, rtol=5e-3)
     assert ((alpha <= low + 1e-6) & (alpha >= behind - 1e-6)).all()
     whole = torch.tensor([0.0, 500.0, 999.0])

@@ -1,6 +1,4 @@
-"""Every scheduler class of diffusers: trained on and drawn with as stock does, or refused in one
-line.
-"""
+"""Every scheduler class of diffusers is used as in the stock pipeline, or refused in one line."""
 
 import diffusers
 import pytest
@@ -14,52 +12,26 @@ from erasure_lightning.errors import ErasureError
 from erasure_lightning.training.latent_sources import SourceModels
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
-#: Those that can be trained on and drawn with; a new one of diffusers must be entered here or be
-#: refused.
+#: Schedulers that can be used; a new one of diffusers must be added here or be refused.
 SUPPORTED = {
-    "CogVideoXDDIMScheduler",
-    *(
-        "DDIMParallelScheduler",
-        "DDIMScheduler",
-        "DDPMParallelScheduler",
-        "DDPMScheduler",
-        "DEISMultistepScheduler",
-    ),
-    *(
-        "DPMSolverMultistepScheduler",
-        "DPMSolverSinglestepScheduler",
-        "EulerAncestralDiscreteScheduler",
-    ),
-    *(
-        "EulerDiscreteScheduler",
-        "HeunDiscreteScheduler",
-        "KDPM2AncestralDiscreteScheduler",
-        "KDPM2DiscreteScheduler",
-    ),
-    *(
-        "LCMScheduler",
-        "PNDMScheduler",
-        "SASolverScheduler",
-        "TCDScheduler",
-        "UniPCMultistepScheduler",
-    ),
-}
-#: Those that draw noise at their steps.
+    "CogVideoXDDIMScheduler", "DDIMParallelScheduler", "DDIMScheduler", "DDPMParallelScheduler",
+    "DDPMScheduler", "DEISMultistepScheduler", "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler", "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler",
+    "HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler",
+    "LCMScheduler", "PNDMScheduler", "SASolverScheduler", "TCDScheduler", "UniPCMultistepScheduler",
+}  # fmt: skip
+
+#: Schedulers that draw noise at their steps.
 STOCHASTIC = {
-    *(
-        "DDPMParallelScheduler",
-        "DDPMScheduler",
-        "EulerAncestralDiscreteScheduler",
-        "KDPM2AncestralDiscreteScheduler",
-    ),
-    *("LCMScheduler", "SASolverScheduler"),
-}
-#: Whose config needs what no Stable Diffusion pipeline has.
+    "DDPMParallelScheduler", "DDPMScheduler", "EulerAncestralDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler", "LCMScheduler", "SASolverScheduler",
+}  # fmt: skip
+
+#: Schedulers whose config needs what no Stable Diffusion pipeline has.
 UNBUILT = {"AmusedScheduler", "RFD4ProteinaScheduler", "VQDiffusionScheduler"}
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore"
-)  # deprecations inside diffusers, thousands a rollout
+# Deprecations inside diffusers, thousands per rollout.
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 NOISING = {
     "num_train_timesteps": 1000,
@@ -73,31 +45,25 @@ DRAWN = {"steps": 4, "guidance": 3.0}
 
 def classes():
     """Every scheduler class of diffusers, by name."""
-    found = {name: getattr(diffusers, name, None) for name in dir(diffusers)}
+    schedulers = {name: getattr(diffusers, name, None) for name in dir(diffusers)}
     return {
         n: c
-        for n, c in found.items()
+        for n, c in schedulers.items()
         if isinstance(c, type) and issubclass(c, diffusers.SchedulerMixin)
     }
 
 
 def tried():
-    """Those that could stand in a Stable Diffusion folder and are not entered."""
+    """Names of the other schedulers that a Stable Diffusion folder could have."""
     names = set(classes()) - SUPPORTED - UNBUILT
     return sorted(name for name in names if classes()[name] is not diffusers.SchedulerMixin)
 
 
 VARIANTS = [(name, "epsilon", {}) for name in sorted(SUPPORTED)]
-#: What velocity changes is the same for all of a kind.
+#: One scheduler of each kind is enough for velocity.
 KINDS = (
-    "DDIM",
-    "DDPM",
-    "DPMSolverMultistep",
-    "EulerAncestralDiscrete",
-    "HeunDiscrete",
-    "LCM",
-    "PNDM",
-)
+    "DDIM", "DDPM", "DPMSolverMultistep", "EulerAncestralDiscrete", "HeunDiscrete", "LCM", "PNDM",
+)  # fmt: skip
 VARIANTS += [(f"{kind}Scheduler", "v_prediction", {}) for kind in KINDS]
 TRAILING = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
 VARIANTS += [
@@ -152,7 +118,8 @@ def test_what_is_listed_is_there():
 
 @pytest.mark.parametrize("name", tried())
 def test_the_others_are_refused_in_one_line(name):
-    stock, kind = TinyBackbone().to_pipeline(), classes()[name]
+    stock = TinyBackbone().to_pipeline()
+    kind = classes()[name]
     own = {"beta_schedule": "squaredcos_cap_v2"} if name == "UnCLIPScheduler" else {}
     stock.scheduler = kind.from_config({**NOISING, **own, "steps_offset": 1, "clip_sample": False})
     with pytest.raises(
@@ -179,7 +146,7 @@ class TestSupported:
             other = model.denoise(batch.x, (batch.t + 300) % 900, model.encode(batch.prompts))
             assert not torch.allclose(anew, other, atol=1e-4)
 
-    def test_a_picture_does_not_depend_on_its_company(self, model):
+    def test_an_image_does_not_depend_on_its_company(self, model):
         alone = sample_latents(model, ["a cat"], [7], **DRAWN)
         among = sample_latents(model, ["a dog", "a cat", "the star"], [1, 7, 3], **DRAWN)
         assert torch.allclose(alone[0], among[1], atol=1e-5 * max(1, float(among.abs().max())))
@@ -198,7 +165,8 @@ class TestSupported:
         )
 
     def test_latents_are_the_stock_pipelines_bit_for_bit(self, stock, model):
-        prompts, seeds = ["a cat", "a photo of a dog"], [3, 4]
+        prompts = ["a cat", "a photo of a dog"]
+        seeds = [3, 4]
         theirs = stock(
             prompts,
             num_inference_steps=4,
@@ -210,7 +178,8 @@ class TestSupported:
 
     def test_the_noise_of_its_steps_comes_from_the_seeds(self, stock, model):
         """The same first latents, and generators that go on elsewhere."""
-        start, conditioning = model.noise([7]), model.encode(["a cat"])
+        start = model.noise([7])
+        conditioning = model.encode(["a cat"])
         one, other = (
             final_latents(rollout(model, conditioning, [seed], start=start, **DRAWN))
             for seed in (1, 2)

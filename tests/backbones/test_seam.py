@@ -40,8 +40,10 @@ def stock(folder):
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
 def test_sampling_equals_the_stock_pipeline_bit_for_bit(either, tmp_path, guidance):
     either.to_pipeline().save_pretrained(tmp_path)
-    pipeline, loaded = stock(tmp_path), load_backbone(str(tmp_path))
-    prompts, seeds = ["a cat", "a photo of a dog"], [3, 4]
+    pipeline = stock(tmp_path)
+    loaded = load_backbone(str(tmp_path))
+    prompts = ["a cat", "a photo of a dog"]
+    seeds = [3, 4]
     theirs = pipeline(
         prompts,
         num_inference_steps=4,
@@ -51,7 +53,8 @@ def test_sampling_equals_the_stock_pipeline_bit_for_bit(either, tmp_path, guidan
     ).images
     # One pipeline's own modules against the other's: weights mapped elsewhere in memory may round
     # differently.
-    loaded.denoiser, loaded.text_encoders[0].model = pipeline.unet, pipeline.text_encoder
+    loaded.denoiser = pipeline.unet
+    loaded.text_encoders[0].model = pipeline.text_encoder
     assert torch.equal(sample_latents(loaded, prompts, seeds, steps=4, guidance=guidance), theirs)
 
 
@@ -85,7 +88,8 @@ def test_a_concept_behind_the_last_token_is_refused(tiny):
 def test_text_layers_and_text_parameters(tiny):
     assert all(n.endswith(("attn2.to_k", "attn2.to_v")) for n in tiny.text_layers())
     assert len(tiny.text_layers()) == 2 * 4
-    everything, last = tiny.text_parameters(), tiny.text_parameters(1)
+    everything = tiny.text_parameters()
+    last = tiny.text_parameters(1)
     assert not any("embedding" in n for n in everything)
     assert {n.partition("layers.")[2][0] for n in last if "layers" in n} == {"1"}
     assert set(tiny.text_parameters(0)) == {n for n in everything if "final_layer_norm" in n}
@@ -125,15 +129,17 @@ class TestOriginal:
         assert not any(p.requires_grad for p in own)
 
     def test_is_the_teacher_of_a_lora_edit_too_without_a_second_weight(self, tiny):
-        x, t, said = torch.randn(1, 4, 8, 8), torch.tensor([500]), tiny.encode(["a cat"])
-        before = tiny.denoise(x, t, said)
+        x = torch.randn(1, 4, 8, 8)
+        t = torch.tensor([500])
+        conditioning = tiny.encode(["a cat"])
+        before = tiny.denoise(x, t, conditioning)
         twin = tiny.frozen_copy(list(tiny.text_layers()))
         config = LoraConfig(
             r=2, target_modules=["attn2.to_k", "attn2.to_v"], init_lora_weights=False
         )
         inject_adapter_in_model(config, tiny.denoiser, "erase")
-        assert torch.equal(twin.denoise(x, t, said), before)
-        assert not torch.allclose(tiny.denoise(x, t, said), before, atol=1e-3)
+        assert torch.equal(twin.denoise(x, t, conditioning), before)
+        assert not torch.allclose(tiny.denoise(x, t, conditioning), before, atol=1e-3)
         assert {id(p) for p in twin.parameters()} <= {id(p) for p in tiny.parameters()}
 
 
@@ -147,20 +153,18 @@ def test_a_seed_means_the_same_noise_in_any_batch(tiny):
 
 
 class TestCompress:
-    def test_pictures_become_latents_of_the_models_shape(self, tiny):
-        pictures = torch.rand(2, 3, 16, 16)
-        assert tiny.compress(pictures).shape == (2, *tiny.latent_shape())
-        assert torch.equal(tiny.compress(pictures), tiny.compress(pictures))
+    def test_images_become_latents_of_the_models_shape(self, tiny):
+        images = torch.rand(2, 3, 16, 16)
+        assert tiny.compress(images).shape == (2, *tiny.latent_shape())
+        assert torch.equal(tiny.compress(images), tiny.compress(images))
 
     def test_decoding_undoes_it(self):
         pytest.importorskip("erasure_lightning_emoji_world")
         world = load_backbone("emoji-world")
-        pictures = sample_images(world, ["a fox", "a guitar"], [10, 11], steps=20, guidance=4.0)
-        there_and_back = world.decode(world.compress(pictures))
-        assert (there_and_back - pictures).abs().mean() < 0.02
-        assert (
-            there_and_back - pictures.flip(0)
-        ).abs().mean() > 0.1  # the control: another picture
+        images = sample_images(world, ["a fox", "a guitar"], [10, 11], steps=20, guidance=4.0)
+        there_and_back = world.decode(world.compress(images))
+        assert (there_and_back - images).abs().mean() < 0.02
+        assert (there_and_back - images.flip(0)).abs().mean() > 0.1  # the control: another image
 
 
 def test_size_must_fit_the_autoencoder(tiny):
@@ -170,7 +174,7 @@ def test_size_must_fit_the_autoencoder(tiny):
 
 
 class TestLoading:
-    def test_a_folder_gives_the_same_pictures(self, tiny, folder):
+    def test_a_folder_gives_the_same_images(self, tiny, folder):
         loaded = load_backbone(str(folder))
         a, b = (sample_images(m, ["a cat"], [0], steps=2, guidance=2.0) for m in (tiny, loaded))
         assert torch.allclose(a, b, atol=1e-5)

@@ -7,14 +7,16 @@ from erasure_lightning.backbones.tiny import TinyXL
 
 def test_a_tower_that_shares_blocks_with_another_reads_the_layer_that_it_should():
     """transformers' records of hidden states count a shared block once for each of its models."""
-    model, alone, prompts = TinyXL(), TinyXL(), ["a cat", "a photo of a star"]
+    model = TinyXL()
+    alone = TinyXL()
+    prompts = ["a cat", "a photo of a star"]
     read = alone.encode(prompts)
     original = model.frozen_copy([name for name in model.text_parameters() if ".layers.1." in name])
     for _ in range(2):
         for either in (original, model):
-            found = either.contextualize(either.embed(prompts))
-            assert torch.equal(found.tokens, read.tokens)
-            assert torch.equal(found.pooled, read.pooled)
+            conditioning = either.contextualize(either.embed(prompts))
+            assert torch.equal(conditioning.tokens, read.tokens)
+            assert torch.equal(conditioning.pooled, read.pooled)
 
 
 def test_a_tower_reads_what_the_pipeline_reads():

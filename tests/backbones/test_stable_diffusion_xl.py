@@ -15,7 +15,8 @@ from erasure_lightning.errors import ErasureError
 
 SAMPLERS = ["EulerDiscreteScheduler", "DDIMScheduler", "DPMSolverMultistepScheduler"]
 SAMPLERS += ["EulerAncestralDiscreteScheduler"]
-PROMPTS, SEEDS = ["a cat", "a photo of a dog"], [3, 4]
+PROMPTS = ["a cat", "a photo of a dog"]
+SEEDS = [3, 4]
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +35,14 @@ def stock(model, *, steps=3, guidance=4.0, height=None, width=None):
     pipeline.set_progress_bar_config(disable=True)
     generators = [torch.Generator().manual_seed(seed) for seed in SEEDS]
     return pipeline(
-        PROMPTS, num_inference_steps=steps, guidance_scale=guidance, generator=generators, output_type="latent",
-        height=height, width=width,
-    ).images  # fmt: skip
+        PROMPTS,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        generator=generators,
+        output_type="latent",
+        height=height,
+        width=width,
+    ).images
 
 
 class TestLatentsEqualStock:
@@ -66,7 +72,7 @@ class TestLatentsEqualStock:
         )
 
     def test_the_comparison_can_fail(self):
-        """The control: another reading of no prompt is another picture."""
+        """The control: another reading of no prompt is another image."""
         ours = sample_latents(
             TinyXL(zero_unconditional=True), PROMPTS, SEEDS, steps=3, guidance=4.0
         )
@@ -122,8 +128,8 @@ class TestText:
         trained = model.text_parameters(blocks)
         for parameter in trained.values():
             parameter.requires_grad_(True)
-        said = model.encode(PROMPTS)
-        loss = said.tokens.square().sum() + said.pooled.square().sum()
+        conditioning = model.encode(PROMPTS)
+        loss = conditioning.tokens.square().sum() + conditioning.pooled.square().sum()
         gradients = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
         assert all(
             g is not None and g.abs().sum() > 0
@@ -135,9 +141,8 @@ class TestText:
             for n in trained
             if n.startswith("text_encoders.0")
         }
-        assert (
-            first == {None: {0, 1}, 1: {1}, 2: {0, 1}}[blocks]
-        )  # of three layers the last is not read
+        # Of three layers the last is not read.
+        assert first == {None: {0, 1}, 1: {1}, 2: {0, 1}}[blocks]
 
     def test_no_prompt_is_zeros_or_the_empty_prompt(self):
         zeros, empty = (TinyXL(zero_unconditional=z).unconditional(2) for z in (True, False))

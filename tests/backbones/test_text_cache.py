@@ -15,7 +15,8 @@ WORDS = ["cat", "dog", "star", "heart", "tree", "car", "boat", "bird", "fish", "
 @contextmanager
 def reading(backbone):
     """Every sentence that the text encoder reads, in the order in which it does."""
-    read, embed = [], backbone.embed
+    read = []
+    embed = backbone.embed
     backbone.embed = lambda prompts: read.extend(prompts) or embed(prompts)
     try:
         yield read
@@ -25,10 +26,8 @@ def reading(backbone):
 
 def test_a_sentence_is_read_once(tiny):
     with reading(tiny) as read:
-        first, again = (
-            tiny.encode(["a cat", "a dog", "a cat"]).tokens,
-            tiny.encode(["a dog", "a star"]).tokens,
-        )
+        first = tiny.encode(["a cat", "a dog", "a cat"]).tokens
+        again = tiny.encode(["a dog", "a star"]).tokens
     assert list(dict.fromkeys(read)) == ["a cat", "a dog", "a star"]
     assert len(read) == 2 * PROMPTS_PER_BATCH  # each time a block
     assert torch.equal(first[0], first[2])
@@ -37,8 +36,8 @@ def test_a_sentence_is_read_once(tiny):
 
 def test_it_is_what_the_encoder_says(tiny):
     prompts = [f"a {word}" for word in WORDS]
-    said = tiny.contextualize(tiny.embed(prompts)).tokens
-    assert torch.allclose(tiny.encode(prompts).tokens, said, atol=1e-6)
+    tokens = tiny.contextualize(tiny.embed(prompts)).tokens
+    assert torch.allclose(tiny.encode(prompts).tokens, tokens, atol=1e-6)
 
 
 def test_company_does_not_matter(tiny):
@@ -123,9 +122,9 @@ def test_tokens_are_remembered_by_the_sentence_and_where_its_concept_stands(tiny
     first, again = ([tiny.embed([prompt])[0] for prompt in prompts] for _ in range(2))
     together = tiny.embed(prompts)[0]
     for place, (one, two) in enumerate(zip(first, again, strict=True)):
-        for kept in ("ids", "roles", "embeddings"):
-            assert torch.equal(getattr(one, kept), getattr(two, kept))
-            assert torch.equal(getattr(one, kept)[0], getattr(together, kept)[place])
+        for field in ("ids", "roles", "embeddings"):
+            assert torch.equal(getattr(one, field), getattr(two, field))
+            assert torch.equal(getattr(one, field)[0], getattr(together, field)[place])
     assert [first[i].roles.tolist() for i in (0, -2, -1)] == [
         [[START, *middle, END, *[PADDING] * 12]]
         for middle in ((TEMPLATE, TEMPLATE), (TEMPLATE, CONCEPT), (CONCEPT, TEMPLATE))

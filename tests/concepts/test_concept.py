@@ -37,9 +37,8 @@ def test_styles_have_sentences_of_their_own():
 def test_people_have_sentences_without_an_article():
     assert TEMPLATES_BY_KIND.keys() == set(get_args(ConceptKind))
     assert not any(re.search(r"\b(a|the) {}", template) for template in TEMPLATES_BY_KIND["person"])
-    assert any(
-        re.search(r"\b(a|the) {}", template) for template in TEMPLATES_BY_KIND["thing"]
-    )  # the control
+    # The control.
+    assert any(re.search(r"\b(a|the) {}", template) for template in TEMPLATES_BY_KIND["thing"])
 
 
 def test_no_sentence_of_the_core_speaks_of_emojis():

@@ -239,10 +239,10 @@ def test_a_missing_file_is_told(tmp_path):
 
 
 def test_shipped_files_are_what_the_bars_ask_for():
-    found = {path.stem: read_concepts(path) for path in (SHIPPED / "concepts").glob("*.yaml")}
+    shipped = {path.stem: read_concepts(path) for path in (SHIPPED / "concepts").glob("*.yaml")}
     counts = {"cigarette": 1, "heart": 2, "weapon": 5, "guitar": 1, "skull": 1}
-    assert {name: len(concepts) for name, concepts in found.items()} == counts
-    domain = sorted(word for c in found["weapon"] for word in c.domain)
+    assert {name: len(concepts) for name, concepts in shipped.items()} == counts
+    domain = sorted(word for c in shipped["weapon"] for word in c.domain)
     assert domain == ["archery", "blade", "explosive", "knife", "sword", "weapon"]
 
 
@@ -271,10 +271,10 @@ def test_a_hundred_concepts_are_fitted(method, hundred):
 def test_a_hundred_concepts_are_each_measured_and_no_more_often_than_needed(hundred):
     concepts = read_concepts(hundred)
     rows = plan(Vocabulary(None, concepts), 54, [])
-    asked = [prompt for group, prompt, _ in rows if group == "efficacy"]
-    assert len(asked) == 100
-    assert all(any(c.name in prompt for prompt in asked) for c in concepts)
-    assert {prompt.rpartition(" ")[0] for prompt in asked} == {"", "a", "an image of a"}
+    efficacy = [prompt for group, prompt, _ in rows if group == "efficacy"]
+    assert len(efficacy) == 100
+    assert all(any(c.name in prompt for prompt in efficacy) for c in concepts)
+    assert {prompt.rpartition(" ")[0] for prompt in efficacy} == {"", "a", "an image of a"}
 
 
 def test_few_concepts_are_asked_for_in_every_caption():

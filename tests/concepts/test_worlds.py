@@ -59,7 +59,7 @@ class Shipped:
     def based(
         self, folder: Path, base: str = "garden", needs: str = "garden-package", has: str = "1.2"
     ) -> None:
-        """Declares a world that shares parts with another, and of both which package they are of."""
+        """Declares a world that shares parts with another, and the packages of both."""
         park = folder / "park"
         (park / "pipeline").mkdir(parents=True)
         (folder / "pipeline/vae").mkdir()
@@ -115,8 +115,8 @@ def test_world_is_read_from_its_folder(garden: World, folder: Path) -> None:
 def test_concepts_are_put_into_the_worlds_sentences_where_it_has_some(
     shipped: Shipped, folder: Path
 ) -> None:
-    told = CONTENT | {"templates": {"thing": ["{}", "a sketch of a {}"]}}
-    (folder / "labels.json").write_text(json.dumps(told))
+    content = CONTENT | {"templates": {"thing": ["{}", "a sketch of a {}"]}}
+    (folder / "labels.json").write_text(json.dumps(content))
     shipped.add(folder)
     vocabulary = Vocabulary(find_world("garden"), [Concept("dog")])
     assert vocabulary.templates("thing") == ("{}", "a sketch of a {}")
@@ -333,7 +333,8 @@ def test_pipeline_is_the_stock_one() -> None:
     assert type(ours) is type(stock)
     assert ours.components.keys() == stock.components.keys()
     for name in ("unet", "vae", "text_encoder"):
-        values, expected = ours.components[name].state_dict(), stock.components[name].state_dict()
+        values = ours.components[name].state_dict()
+        expected = stock.components[name].state_dict()
         assert values.keys() == expected.keys()
         assert all(torch.equal(values[key], expected[key]) for key in expected)
         assert ours.components[name].dtype == torch.float32

@@ -8,15 +8,15 @@ def shots(prompt="a cat", seed=0, size=None):
     return ImageBatch([ImageRequest(prompt, seed, "efficacy", "0", "cat", 2, 1.0)], size)
 
 
-def drawn(folder, *asked, model="m"):
-    """What is drawn anew when pictures are asked for in turn."""
+def drawn(folder, *batches, model="m"):
+    """Number of images that are generated, and the images of each batch."""
     count = []
 
     def draw():
         count.append(1)
         return torch.full((1, 3, 2, 2), len(count) / 7)
 
-    return count, [cached_images(folder, model, s, draw) for s in asked]
+    return count, [cached_images(folder, model, s, draw) for s in batches]
 
 
 def test_equal_shots_are_drawn_once_and_come_back_bit_for_bit(tmp_path):

@@ -37,7 +37,7 @@ def moved(model, before):
     }
 
 
-def says(model):
+def predict(model):
     x = torch.linspace(-2, 2, 256).view(1, 4, 8, 8)
     return model.denoise(x, torch.tensor([500]), model.encode(["a cat"])).detach()
 
@@ -65,9 +65,8 @@ def test_it_trains_what_it_was_told_and_nothing_of_the_model_itself(tiny, train)
     assert not any(p.requires_grad or p.grad is not None for p in tiny.parameters())
     named = set(trained_parameters(tiny, train))
     assert moved(model, before) <= named
-    assert len(moved(model, before)) > 0.9 * len(
-        named
-    )  # of a bias below a norm nothing may ask for a change
+    # A bias before a norm has no gradient.
+    assert len(moved(model, before)) > 0.9 * len(named)
     texts = {name for name in named if name.startswith("text_encoders")}
     assert bool(texts) == (train in ("text", "everything"))
     assert (texts == named) == (train == "text")
@@ -87,12 +86,14 @@ def test_parameters_that_a_method_still_trains_get_no_slope():
 def test_a_model_with_adapters_is_copied_with_them(method):
     module = fit(method(concepts=[Concept("cat", "dog")], backbone=TinyBackbone(), lr=1e-2), 2)
     edited = module.backbone.requires_grad_(False).eval()
-    before, said = weights(edited), says(edited)
+    before = weights(edited)
+    prediction = predict(edited)
     tuned = tuning(edited)
-    assert torch.equal(says(tuned.model), said)
-    assert not torch.equal(said, says(module.original))  # the control: the adapters do something
-    assert not torch.allclose(says(tuned.advance(2)), said, atol=1e-4)
-    assert torch.equal(says(edited), said)
+    assert torch.equal(predict(tuned.model), prediction)
+    # The control: the adapters do something.
+    assert not torch.equal(prediction, predict(module.original))
+    assert not torch.allclose(predict(tuned.advance(2)), prediction, atol=1e-4)
+    assert torch.equal(predict(edited), prediction)
     assert not moved(edited, before)
 
 
@@ -132,7 +133,7 @@ def test_it_learns_what_it_looks_at(tiny):
     assert missed(tuning(idle.backbone, lr=0.0).advance(40)) == pytest.approx(before)
 
 
-def test_fewer_prompts_than_pictures_are_the_first_pictures(tiny):
+def test_fewer_prompts_than_images_are_the_first_images(tiny):
     tuned = tuning(tiny, PROMPTS[:1])
     seen = []
     tuned.dataset.noised = lambda rows: (

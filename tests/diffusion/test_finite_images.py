@@ -1,6 +1,4 @@
-"""NaN and infinity in pictures and figures are errors, as they are in an edit; what is written is
-JSON.
-"""
+"""NaN and infinity in images and figures are errors; what is written is finite."""
 
 import json
 import math
@@ -46,16 +44,16 @@ class Spoiled(Redirection):
     which = "backbone"
 
     def configure_model(self):
-        made = "backbone" not in self._modules
+        incomplete = "backbone" not in self._modules
         super().configure_model()
-        if made:
+        if incomplete:
             model = getattr(self, self.which)
             model.denoise = lambda x, t, c, guidance=None: torch.full_like(x, math.nan)
 
 
 @pytest.fixture
 def loud(folder):
-    """A folder whose predictions are so large that all its pictures are NaN."""
+    """A folder whose predictions are so large that all its images are NaN."""
     model = TinyBackbone()
     with torch.no_grad():
         model.denoiser.conv_out.bias[0] = 3e38
@@ -139,7 +137,7 @@ class TestCommands:
             "The original model loud draws NaN or infinity for 'cat' with DDIMScheduler."
         )
 
-    def test_predict_writes_no_picture(self, edit, folder, capsys):
+    def test_predict_writes_no_image(self, edit, folder, capsys):
         (folder / "prompts.csv").write_text("prompt,evaluation_seed\na dog,1\n")
         line = error(
             capsys,
@@ -157,7 +155,7 @@ class TestCommands:
         )
         assert not list((folder / "out").rglob("*.png"))
 
-    def test_kept_pictures_of_the_original_hold_none(self, edit, folder, capsys):
+    def test_kept_images_of_the_original_hold_none(self, edit, folder, capsys):
         error(capsys, "test", "--ckpt_path", edit, "--data.originals", "album", *FEW)
         assert not list(folder.glob("album/*"))
 
@@ -205,14 +203,14 @@ def test_an_attack_that_lost_its_numbers():
         run_attack(Exploded(), tiny_target(), report=lambda line: None)
 
 
-def test_the_first_picture_is_named():
-    pictures = torch.zeros(3, 3, 4, 4)
-    assert require_finite_images(pictures, "edited", TinyBackbone(), ["a", "b", "c"]) is pictures
-    pictures[1, 0, 0, 0] = math.inf
+def test_the_first_image_is_named():
+    images = torch.zeros(3, 3, 4, 4)
+    assert require_finite_images(images, "edited", TinyBackbone(), ["a", "b", "c"]) is images
+    images[1, 0, 0, 0] = math.inf
     with pytest.raises(
         ErasureError, match="for 'b' with DDIMScheduler. Erase anew with a lower rate"
     ):
-        require_finite_images(pictures, "edited", TinyBackbone(), ["a", "b", "c"])
+        require_finite_images(images, "edited", TinyBackbone(), ["a", "b", "c"])
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

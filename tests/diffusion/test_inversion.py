@@ -1,4 +1,4 @@
-"""The round trip from picture to noise and back, and what purification does with it, with controls."""
+"""Inversion from an image to noise and back, and purification, with controls."""
 
 import copy
 
@@ -30,11 +30,9 @@ def either(request):
 
 def lost(model, refinements, steps=20):
     """Root mean square of what the round trip changes in latents of size 1."""
-    x0, asked = (
-        torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)),
-        model.encode(["a cat", ""]),
-    )
-    back = retrace(model, asked, invert(model, asked, x0, steps, refinements), steps)
+    x0 = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    conditioning = model.encode(["a cat", ""])
+    back = retrace(model, conditioning, invert(model, conditioning, x0, steps, refinements), steps)
     return (back - x0).square().mean().sqrt().item()
 
 
@@ -55,7 +53,7 @@ def test_other_samplers_are_replaced_by_ddim_in_both_directions(tiny):
 
 
 def zero_terminal(prediction, sampler=DDIMScheduler):
-    """A model whose noisiest latents hold no picture; DPM's sampler writes the ratio as 2**-24."""
+    """A model whose noisiest latents hold no image; DPM's sampler writes the ratio as 2**-24."""
     model = TinyBackbone(prediction=prediction)
     changes = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     model._scheduler = sampler.from_config(model._scheduler.config, **changes)
@@ -82,7 +80,7 @@ def test_noise_predicted_where_there_is_nothing_else_is_refused(sampler):
 
 
 @pytest.mark.parametrize("which", ["original", "edited"])
-def test_pictures_that_are_no_numbers_are_refused(which):
+def test_images_that_are_no_numbers_are_refused(which):
     models = {name: TinyBackbone() for name in ("original", "edited")}
     next(models[which].text_encoders.parameters()).data.fill_(float("nan"))
     words = f"The {which} model TinyBackbone draws NaN or infinity for 'a cat' with DDIM inversion"
@@ -94,7 +92,8 @@ def test_pictures_that_are_no_numbers_are_refused(which):
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_from_noise_it_goes_the_way_of_sampling(either, guidance):
-    prompts, seeds = ["a cat", "a dog"], [1, 2]
+    prompts = ["a cat", "a dog"]
+    seeds = [1, 2]
     there = sample_latents(either, prompts, seeds, steps=5, guidance=guidance)
     walked = retrace(either, either.encode(prompts), either.noise(seeds), 5, guidance)
     assert torch.allclose(walked, there, atol=1e-4)
@@ -102,19 +101,20 @@ def test_from_noise_it_goes_the_way_of_sampling(either, guidance):
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_an_edit_of_nothing_purifies_nothing(either, guidance):
-    pictures = torch.rand(2, 3, 16, 16)
-    found = purify_images(
-        either, copy.deepcopy(either), pictures, ["a cat", ""], steps=10, guidance=guidance
+    images = torch.rand(2, 3, 16, 16)
+    result = purify_images(
+        either, copy.deepcopy(either), images, ["a cat", ""], steps=10, guidance=guidance
     )
-    assert torch.allclose(found.purified, found.reconstructed, atol=1e-4)
+    assert torch.allclose(result.purified, result.reconstructed, atol=1e-4)
 
 
-def test_another_model_draws_another_picture(tiny):
-    found = purify_images(tiny, TinyBackbone(seed=1), torch.rand(1, 3, 16, 16), ["a cat"], steps=5)
-    assert not torch.allclose(found.purified, found.reconstructed, atol=1e-2)
+def test_another_model_draws_another_image(tiny):
+    result = purify_images(tiny, TinyBackbone(seed=1), torch.rand(1, 3, 16, 16), ["a cat"], steps=5)
+    assert not torch.allclose(result.purified, result.reconstructed, atol=1e-2)
 
 
-ERASED, KEPT = ["cigarette"] * 4, ["fox", "guitar", "grapes"]
+ERASED = ["cigarette"] * 4
+RETAINED = ["fox", "guitar", "grapes"]
 
 
 def purified(module, words):
@@ -122,8 +122,21 @@ def purified(module, words):
     makes of them.
     """
     prompts = [f"a {word}" for word in words]
-    pictures = sample_images(
-        module.original, prompts, range(10, 10 + len(words)), steps=10, guidance=4.0
+    images = sample_images(
+        module.original, prompts, range(10, 10 + len(words)), steps=20, guidance=4.0
+    )
+    return images, purify_images(module.original, module.backbone, images, prompts, steps=20)
+
+
+def recognised(world, images, words):
+    """Share of them that the world's scorer calls by their word."""
+    scorer = Scorer.load(world.scorer)
+    labels = [label.name for label in world.labels]
+    nearest = (scorer.images(images) @ scorer.texts([f"a {label}" for label in labels]).T).argmax(
+        dim=1
+    )
+    return sum(world.same(labels[i], word) for i, word in zip(nearest, words, strict=True)) / len(
+        words
     )
     return pictures, purify_images(module.original, module.backbone, pictures, prompts, steps=10)
 
@@ -132,19 +145,26 @@ def purified(module, words):
 def test_a_cigarette_is_purified_and_the_rest_comes_back():
     pytest.importorskip("erasure_lightning_emoji_world")
     retention = (
-        GlobalSemanticAlignment(800, batch_size=32), LocalStatePreservation(1.5, batch_size=4), UnconditionalDrift(3)
-    )  # fmt: skip
+        GlobalSemanticAlignment(800, batch_size=32),
+        LocalStatePreservation(1.5, batch_size=4),
+        UnconditionalDrift(3),
+    )
     module = fit(
         SAGE(concepts=[Concept("cigarette", "lollipop")], **numbers("sage", check_steps=2)),
         30,
         *retention,
     )
     world = module.backbone.world
-    (_, cigarettes), (_, rest) = purified(module, ERASED), purified(module, KEPT)
-    assert named(world, cigarettes.reconstructed, ERASED) == 1
-    assert named(world, cigarettes.purified, ERASED) == 0
+    (_, cigarettes) = purified(module, ERASED)
+    (_, rest) = purified(module, RETAINED)
+    assert recognised(world, cigarettes.reconstructed, ERASED) == 1
+    assert recognised(world, cigarettes.purified, ERASED) == 0
     assert psnr(cigarettes.purified, cigarettes.reconstructed).max() < 20
-    assert named(world, rest.purified, KEPT) == named(world, rest.reconstructed, KEPT) == 1
+    assert (
+        recognised(world, rest.purified, RETAINED)
+        == recognised(world, rest.reconstructed, RETAINED)
+        == 1
+    )
     assert psnr(rest.purified, rest.reconstructed).min() > 25
 
 
@@ -152,9 +172,8 @@ def test_a_cigarette_is_purified_and_the_rest_comes_back():
 def test_the_same_measure_finds_cigarettes_after_a_method_that_does_nothing():
     pytest.importorskip("erasure_lightning_emoji_world")
     module = fit(Idle(concepts=[Concept("cigarette", "lollipop")]), 1)
-    given, found = purified(module, ERASED)
-    assert named(module.backbone.world, found.purified, ERASED) == 1
-    kept = module.original.decode(module.original.compress(given))
-    assert (
-        psnr(found.purified, kept).min() > 40
-    )  # all that the round trip loses, the autoencoder had lost before
+    inputs, result = purified(module, ERASED)
+    assert recognised(module.backbone.world, result.purified, ERASED) == 1
+    compressed = module.original.decode(module.original.compress(inputs))
+    # The round trip loses no more than the autoencoder.
+    assert psnr(result.purified, compressed).min() > 40

@@ -1,4 +1,4 @@
-"""A gallery: pictures drawn once, noised ever after."""
+"""`LatentDataset`: images generated once, noised anew for every batch."""
 
 import torch
 
@@ -13,8 +13,9 @@ def gallery(backbone=None, seed=0, prompts=PROMPTS):
     return LatentDataset(backbone or TinyBackbone(), prompts, seed, steps=2, guidance=3.0)
 
 
-def test_pictures_are_those_of_the_one_sampling_loop():
-    backbone, generator = TinyBackbone(), torch.Generator().manual_seed(5)
+def test_images_are_those_of_the_one_sampling_loop():
+    backbone = TinyBackbone()
+    generator = torch.Generator().manual_seed(5)
     seeds = torch.randint(2**31, (3,), generator=generator).tolist()
     assert torch.equal(
         gallery(backbone, 5).latents,
@@ -33,10 +34,10 @@ def test_more_than_a_batch_is_drawn_in_order():
     assert torch.allclose(whole[:3], gallery().latents, atol=1e-5)
 
 
-def test_noise_and_target_belong_to_the_picture():
+def test_noise_and_target_belong_to_the_image():
     for prediction in ("epsilon", "velocity"):
-        pictures = gallery(TinyBackbone(prediction=prediction))
-        x, t, target = pictures.noised([2, 0])
-        clean = pictures.process.clean(target, x, t)
-        assert torch.allclose(clean, pictures.latents[[2, 0]], atol=1e-3)
-        assert not torch.allclose(x, pictures.latents[[2, 0]], atol=1e-2)
+        dataset = gallery(TinyBackbone(prediction=prediction))
+        x, t, target = dataset.noised([2, 0])
+        clean = dataset.process.clean(target, x, t)
+        assert torch.allclose(clean, dataset.latents[[2, 0]], atol=1e-3)
+        assert not torch.allclose(x, dataset.latents[[2, 0]], atol=1e-2)

@@ -49,7 +49,9 @@ class Watch(Callback):
     """Remembers what a rank's first step was about, and what the optimizer was given."""
 
     def setup(self, trainer, module, stage):
-        self.seen, self.gradients, self.begun = None, {}, None
+        self.seen = None
+        self.gradients = {}
+        self.begun = None
         if isinstance(module, GradientErasure):
             loss = module.erasure_loss
 
@@ -90,42 +92,52 @@ def method(name):
     return load_offer(find_method(name))
 
 
-def made(name, folder, **given):
+def build(name, folder, **arguments):
     """A method on a tiny model, as cheap as it gets."""
     return method(name)(
-        concepts=CONCEPTS, backbone=str(folder), seed=1, **deepcopy(CHEAP.get(name, {})), **given
+        concepts=CONCEPTS,
+        backbone=str(folder),
+        seed=1,
+        **deepcopy(CHEAP.get(name, {})),
+        **arguments,
     )
 
 
 def fits(name, strategy, out):
     """What a method does on this rank."""
 
-    def run(*callbacks, **given):
-        return fit(made(name, out / "tiny"), *callbacks, devices=2, strategy=strategy, **given)
+    def run(*callbacks, **arguments):
+        return fit(build(name, out / "tiny"), *callbacks, devices=2, strategy=strategy, **arguments)
 
     register_strategies(method(name).has_unused)
 
-    watch, half = Watch(), out / f"{strategy}-{name}-half.ckpt"
-    saves = [SaveHalf(half)] if name in STOPPED else []
-    module = run(STEPS, watch, *saves)
+    watch = Watch()
+    half = out / f"{strategy}-{name}-half.ckpt"
+    module = run(STEPS, watch)
     split = [n for n, p in module.backbone.named_parameters() if isinstance(p, DTensor)]
-    found = {
+    results = {
         "edit": edit_of(module),
         "seen": watch.seen,
         "gradients": watch.gradients,
         "split": split,
     }
     if strategy == "fsdp2" and name in ("ESD", "SAGE"):
-        thrifty = made(name, out / "tiny", checkpointing=True)
-        found["checkpointed"] = edit_of(fit(thrifty, STEPS, devices=2, strategy=FSDP2()))
+        thrifty = build(name, out / "tiny", checkpointing=True)
+        results["checkpointed"] = edit_of(fit(thrifty, STEPS, devices=2, strategy=FSDP2()))
     if name in STOPPED:
-        found["resumed"] = edit_of(run(STEPS, resume=half))
+        run(STEPS // 2, total=STEPS, save=half)
+        results["resumed"] = edit_of(run(STEPS, resume=half))
     if (alone := out / f"alone-{name}-half.ckpt").exists():
         watch = Watch()
-        found["from one"] = {"end": edit_of(run(STEPS, watch, resume=alone)), "begun": watch.begun}
+        results["from one"] = {
+            "end": edit_of(run(STEPS, watch, resume=alone)),
+            "begun": watch.begun,
+        }
     if strategy == "ddp" and name == "SAGE":
-        found["related"] = related(module, [0, 1, 2] if distributed.get_rank() == 0 else [3, 4, 5])
-    return found
+        results["related"] = related(
+            module, [0, 1, 2] if distributed.get_rank() == 0 else [3, 4, 5]
+        )
+    return results
 
 
 def related(module, rows):
@@ -133,7 +145,8 @@ def related(module, rows):
     callback = GlobalSemanticAlignment(
         mode="self", prompts=[f"a {word}" for word in TINY_WORDS[14:]]
     )
-    callback.retained, callback.draw = callback.prompts, lambda count: rows
+    callback.retained = callback.given
+    callback.draw = lambda count: rows
     callback.prepare(module)
     module.zero_grad()
     callback.term(module).backward()
@@ -145,11 +158,13 @@ def related(module, rows):
 def main(out):
     """Fit them one after the other."""
     warnings.simplefilter("ignore")
-    fsdp.LEAST = 2**10  # the tiny model has little that is larger
-    loaded, load = [], base.load_backbone
-    base.load_backbone = lambda *given: loaded.append(given[2] != "all") or load(*given)
+    fsdp.MIN_UNIT = 1  # the tiny model has nothing larger
+    loaded = []
+    load = base.load_backbone
+    base.load_backbone = lambda *arguments: loaded.append(arguments[2] != "all") or load(*arguments)
     for strategy, name in product(("ddp", "fsdp2"), METHODS):
-        ranks, mine = [None, None], fits(name, strategy, out)
+        ranks = [None, None]
+        mine = fits(name, strategy, out)
         mine["empty"] = loaded.pop()
         distributed.all_gather_object(ranks, mine)
         if distributed.get_rank() == 0:

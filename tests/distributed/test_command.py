@@ -16,7 +16,7 @@ from erasure_lightning.edits.edit import read_edit
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_two_processes_fit_measure_and_write_once(strategy, tmp_path):
-    given = [
+    arguments = [
         "--trainer.devices",
         "2",
         "--trainer.strategy",
@@ -30,7 +30,7 @@ def test_two_processes_fit_measure_and_write_once(strategy, tmp_path):
         "erasure_lightning",
         "fit",
         *TINY,
-        *given,
+        *arguments,
         "--run_dir",
         str(tmp_path / "run"),
     ]

@@ -27,7 +27,7 @@ def out(tmp_path_factory):
     """The folder into which both ranks wrote what they saw."""
     out = tmp_path_factory.mktemp("ranks")
     TinyBackbone().to_pipeline().save_pretrained(out / "tiny")
-    fit(fits.made("ESD", out / "tiny"), 1, total=fits.STEPS, save=out / "alone-ESD-half.ckpt")
+    fit(fits.build("ESD", out / "tiny"), 1, total=fits.STEPS, save=out / "alone-ESD-half.ckpt")
     here = Path(__file__).parent
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
@@ -49,33 +49,33 @@ def out(tmp_path_factory):
 
 @cache
 def alone(name, out):
-    """The edit that one process finds."""
-    return edit_of(fit(fits.made(name, out / "tiny"), fits.STEPS))
+    return fit(fits.build(name, out / "tiny"), fits.STEPS)
 
 
 @pytest.mark.slow
 def test_ranks(out, subtests):
     for strategy in ("ddp", "fsdp2"):
-        found = {
+        results = {
             name: torch.load(out / f"{strategy}-{name}.pt", weights_only=False) for name in METHODS
         }
-        _check_methods(strategy, found, out, subtests)
-        _check_checkpoints(strategy, found["ESD"], out, subtests)
+        _check_methods(strategy, results, out, subtests)
+        _check_checkpoints(strategy, results["ESD"], out, subtests)
 
     ranks = torch.load(out / "ddp-SAGE.pt", weights_only=False)
     with subtests.test("relations span the prompts of both ranks"):
-        module = fits.made("SAGE", out / "tiny")
+        module = fits.build("SAGE", out / "tiny")
         module.configure_model()
         module.write(ranks[0]["edit"])
-        one, half = fits.related(module, [*range(6)]), fits.related(module, [0, 1, 2])
+        one = fits.related(module, [*range(6)])
+        half = fits.related(module, [0, 1, 2])
         assert_close(ranks[0]["related"], one, rtol=1e-4, atol=1e-9)
         assert_close(ranks[0]["related"], ranks[1]["related"], rtol=0, atol=0)
         with pytest.raises(AssertionError):  # what it would be if each rank saw its own alone
             assert_close(half, one, rtol=1e-4, atol=1e-9)
 
 
-def _check_methods(strategy, found, out, subtests):
-    for name, (first, second) in found.items():
+def _check_methods(strategy, results, out, subtests):
+    for name, (first, second) in results.items():
         with subtests.test(
             f"{strategy}: {name} ends alike on both ranks, and where it does when it is stopped or"
             " checkpointed"
@@ -102,7 +102,10 @@ def _check_methods(strategy, found, out, subtests):
             f"{strategy}: {name} averages what one rank with both batches would find"
         ):
             assert_close(
-                found[name][0]["gradients"], of_both(name, out, found[name]), rtol=1e-4, atol=1e-7
+                results[name][0]["gradients"],
+                of_both(name, out, results[name]),
+                rtol=1e-4,
+                atol=1e-7,
             )
 
 
@@ -121,7 +124,7 @@ def _check_checkpoints(strategy, ranks, out, subtests):
         )
     with subtests.test(f"{strategy}: a run of two processes goes on on one"):
         half = out / f"{strategy}-ESD-half.ckpt"
-        resumed = fit(fits.made("ESD", out / "tiny"), fits.STEPS, resume=half)
+        resumed = fit(fits.build("ESD", out / "tiny"), fits.STEPS, resume=half)
         assert resumed.trainer.global_step == fits.STEPS
         steps = {int(state["step"]) for state in resumed.trainer.optimizers[0].state.values()}
         assert steps == {fits.STEPS}, "the optimizer goes on too"
@@ -129,7 +132,7 @@ def _check_checkpoints(strategy, ranks, out, subtests):
 
 def of_both(name, out, ranks):
     """Gradients of the loss on what both ranks saw, taken by one."""
-    module = fits.made(name, out / "tiny")
+    module = fits.build(name, out / "tiny")
     module.configure_model()
     seen = [rank["seen"] for rank in ranks]
     x, t = (torch.cat([one[i] for one in seen]) for i in range(2))

@@ -91,7 +91,8 @@ class Pipeline:
 
 
 def test_an_edit_goes_into_a_pipeline_that_shares_the_component(tmp_path):
-    pipeline, new = Pipeline(), torch.randn(2, 2)
+    pipeline = Pipeline()
+    new = torch.randn(2, 2)
     made_on = META | {
         "fingerprints": {"text_encoder": component_fingerprints(pipeline.text_encoder)}
     }

@@ -51,21 +51,21 @@ def test_only_the_first_rank_shows_anything(tmp_path):
 
 
 def test_each_logger_gets_its_board(tmp_path):
-    found = dashboard_writers([MetricsFile(tmp_path), TensorBoardLogger(tmp_path), Recorder()], 3)
-    assert [type(board) for board in found] == [TensorBoardWriter, WandbWriter]
+    writers = dashboard_writers([MetricsFile(tmp_path), TensorBoardLogger(tmp_path), Recorder()], 3)
+    assert [type(writer) for writer in writers] == [TensorBoardWriter, WandbWriter]
 
 
 def test_what_wandb_would_refuse_is_cut():
     concepts = [f"{'long ' * 40}{i}" for i in range(100)]
-    given = wandb_arguments("SAGE", concepts, "fit", "run")
-    assert len(given["group"]) <= 128
-    assert all(1 <= len(tag) <= 64 for tag in given["tags"])
+    arguments = wandb_arguments("SAGE", concepts, "fit", "run")
+    assert len(arguments["group"]) <= 128
+    assert all(1 <= len(tag) <= 64 for tag in arguments["tags"])
 
 
 def test_closed_files_do_not_tell_the_host(tmp_path):
     logger = TensorBoardLogger(tmp_path)
-    (board,) = dashboard_writers([logger], 0)
-    board.log_summary({"overall": 0.5})
+    (writer,) = dashboard_writers([logger], 0)
+    writer.log_summary({"overall": 0.5})
     assert [f for f in Path(logger.log_dir).glob("events*") if f".{gethostname()}." in f.name]
     close_loggers([logger])
     (file,) = Path(logger.log_dir).glob("events*")
@@ -76,8 +76,8 @@ def test_closed_files_do_not_tell_the_host(tmp_path):
 def test_a_cell_stays_in_its_cell(tmp_path, cell):
     reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     logger = TensorBoardLogger(tmp_path)
-    (board,) = dashboard_writers([logger], 0)
-    board.log_table("t", ["prompt", "n"], [[cell, 1]])
+    (writer,) = dashboard_writers([logger], 0)
+    writer.log_table("t", ["prompt", "n"], [[cell, 1]])
     close_loggers([logger])
     (text,) = reader.EventAccumulator(logger.log_dir).Reload().Tensors("t/text_summary")
     lines = text.tensor_proto.string_val[0].decode().splitlines()

@@ -8,13 +8,13 @@ from erasure_lightning.runs.redaction import redact_paths, redact_secrets, write
 
 
 def test_paths_of_the_machine_are_cut_to_their_last_name():
-    given = {
+    value = {
         "backbone": "/home/me/models/sd15",
         "files": ["~/list.csv", "here/list.csv"],
         "lr": 1e-4,
         "id": "owner/model",
     }
-    assert redact_paths(given) == {
+    assert redact_paths(value) == {
         "backbone": "sd15",
         "files": ["list.csv", "here/list.csv"],
         "lr": 1e-4,
@@ -23,12 +23,12 @@ def test_paths_of_the_machine_are_cut_to_their_last_name():
 
 
 def test_secrets_are_left_out_and_nothing_else():
-    given = {
+    value = {
         "class_path": "x.Logger",
         "init_args": {"api_key": "s", "token": "s", "project": "p", "tokens": 3, "key": "s"},
     }
     left = {"api_key": None, "token": None, "project": "p", "tokens": 3, "key": None}
-    assert redact_secrets([given]) == [{"class_path": "x.Logger", "init_args": left}]
+    assert redact_secrets([value]) == [{"class_path": "x.Logger", "init_args": left}]
 
 
 def test_a_shared_edit_is_the_same_edit(tmp_path: Path):

@@ -1,4 +1,4 @@
-"""The package holds its own weights only; with the emoji world's it is a whole pipeline that draws."""
+"""The package has its own weights only; with the emoji world it is a whole pipeline."""
 
 import hashlib
 import json
@@ -38,9 +38,9 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def world() -> World:
-    found = find_world("emoji-world-xl")
-    assert found is not None
-    return found
+    world = find_world("emoji-world-xl")
+    assert world is not None
+    return world
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,8 @@ def test_each_component_lies_in_one_place(world: World) -> None:
     names = [name for name, kind in index.items() if isinstance(kind, list) and kind[0]]
     assert len(names) == 7
     for name in names:
-        shared, own = f"pipeline/{name}" in world.parts, (ROOT / "pipeline" / name).is_dir()
+        shared = f"pipeline/{name}" in world.parts
+        own = (ROOT / "pipeline" / name).is_dir()
         assert shared is not own
         assert world.component(name).is_dir()
 
@@ -102,10 +103,8 @@ def test_pipeline_is_the_stock_one(
     stock.set_progress_bar_config(disable=True)
     assert type(pipeline) is type(stock)
     for name in ("unet", "vae", "text_encoder", "text_encoder_2"):
-        values, expected = (
-            pipeline.components[name].state_dict(),
-            stock.components[name].state_dict(),
-        )
+        values = pipeline.components[name].state_dict()
+        expected = stock.components[name].state_dict()
         assert values.keys() == expected.keys()
         assert all(torch.equal(values[key], expected[key]) for key in expected)
     ours, theirs, other = (
@@ -131,7 +130,7 @@ def test_pipeline_can_be_written_whole(pipeline: StableDiffusionXLPipeline, tmp_
 def test_what_it_draws_is_recognised(world: World, pipeline: StableDiffusionXLPipeline) -> None:
     scorer = Scorer.load(world.scorer)
     noise = [torch.Generator().manual_seed(0) for _ in THINGS]
-    pictures = pipeline(
+    images = pipeline(
         [f"a {thing}" for thing in THINGS],
         height=world.size,
         width=world.size,
@@ -141,7 +140,7 @@ def test_what_it_draws_is_recognised(world: World, pipeline: StableDiffusionXLPi
         output_type="pt",
     ).images
     names = [label.name for label in world.labels]
-    near = scorer.images(pictures) @ scorer.texts([f"a {name}" for name in names]).T
+    near = scorer.images(images) @ scorer.texts([f"a {name}" for name in names]).T
     assert [names[i] for i in near.argmax(dim=1)] == THINGS
 
 

@@ -56,8 +56,8 @@ def test_pipeline_samples_in_float32() -> None:
     pipeline.set_progress_bar_config(disable=True)
     assert pipeline.unet.dtype == pipeline.vae.dtype == pipeline.text_encoder.dtype == torch.float32
     assert pipeline.tokenizer.model_max_length == 32
-    picture = pipeline("a dog", num_inference_steps=2, guidance_scale=4.0).images[0]
-    assert picture.size == (64, 64)
+    image = pipeline("a dog", num_inference_steps=2, guidance_scale=4.0).images[0]
+    assert image.size == (64, 64)
 
 
 def test_scorer_puts_both_sides_in_one_space() -> None:
@@ -128,12 +128,25 @@ def test_concepts_are_put_into_these_sentences_in_this_order() -> None:
     templates = json.loads((ROOT / "labels.json").read_text())["templates"]
     assert templates == {
         "thing": [
-            "{}", "a {}", "the {}", "a photo of a {}", "a picture of a {}", "an image of a {}", "a drawing of a {}",
-            "an emoji of a {}", "a small {}", "a close-up of a {}",
+            "{}",
+            "a {}",
+            "the {}",
+            "a photo of a {}",
+            "a picture of a {}",
+            "an image of a {}",
+            "a drawing of a {}",
+            "an emoji of a {}",
+            "a small {}",
+            "a close-up of a {}",
         ],
         "style": [
-            "{thing}, {} style", "a {thing}, {} style", "the {thing}, {} style", "a {thing} in {} style",
-            "a {thing} in the style of {}", "a {} style emoji of a {thing}", "a {} style picture of a {thing}",
+            "{thing}, {} style",
+            "a {thing}, {} style",
+            "the {thing}, {} style",
+            "a {thing} in {} style",
+            "a {thing} in the style of {}",
+            "a {} style emoji of a {thing}",
+            "a {} style picture of a {thing}",
             "a {} style drawing of a {thing}",
         ],
-    }  # fmt: skip
+    }
