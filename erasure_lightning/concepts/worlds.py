@@ -9,6 +9,9 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.words import folded
 
