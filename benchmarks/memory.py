@@ -30,8 +30,8 @@ import diffusers, peft, transformers
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 from erasure_lightning.cli import main, run
-from erasure_lightning.ledger import Ledger
-from erasure_lightning.module import ErasureModule
+from erasure_lightning.planning.memory_tracker import MemoryTracker
+from erasure_lightning.training.base import ErasureModule
 from erasure_lightning.retention import local_noise
 
 def held():
@@ -49,7 +49,7 @@ def configured(module, configure=ErasureModule.configure_model):
     ledger.restart()
     ledger.hold([*module.parameters(), *module.buffers()])
 
-ErasureModule.configure_model, ledger = configured, Ledger()
+ErasureModule.configure_model, ledger = configured, MemoryTracker()
 before = most = held()
 threading.Thread(target=watch, daemon=True).start()
 with ledger:

@@ -93,7 +93,7 @@ class Watchdog(Callback):
         self._farewell = ("", 0)
         self._told = False
 
-    def _count(self, *_: Any) -> None:
+    def _count(self, *_: Any, **__: Any) -> None:
         self._batches += 1
 
     on_train_batch_end = on_validation_batch_end = on_test_batch_end = on_predict_batch_end = _count
