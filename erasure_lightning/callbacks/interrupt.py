@@ -1,4 +1,4 @@
-"""Keeps a run that is killed or interrupted resumable."""
+"""Checkpoints of runs that are killed or interrupted."""
 
 import signal
 from collections.abc import Iterator
@@ -18,11 +18,11 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(BaseException):
-    """The user, or the system, asked to stop.
+    """A signal of the user or the system ends the run.
 
     Args:
         number: The signal.
-        message: What was saved, and how to go on.
+        message: What was saved and how to resume.
     """
 
     def __init__(self, number: int, message: str) -> None:
@@ -31,13 +31,13 @@ class Interrupted(BaseException):
 
 
 class LastCheckpoint(Checkpoint):
-    """Saves ``checkpoints/last.ckpt`` every so many steps, and when interrupted; a second
-    interruption stops at once.
+    """Saves ``checkpoints/last.ckpt`` every few steps and when interrupted.
 
-    A checkpoint is written beside the last one, and takes its place when the next step begins. For
-    Lightning logs a step after its callbacks have seen its end, and a kill between the two would
-    cost the row. Nor does the last step's ever take it: a run that went on from there would not be
-    told that training ends, on which methods and callbacks finish their work.
+    A second interruption stops at once. A checkpoint is written beside the last one and replaces it
+    when the next step begins, because Lightning logs a step after its callbacks have seen its end,
+    and a kill between the two would lose the row. The checkpoint of the last step never replaces
+    it: a run resumed from there would skip the end of training, in which methods and callbacks
+    finish their work.
 
     Args:
         every: Steps between two saves, at least 1.
@@ -48,13 +48,15 @@ class LastCheckpoint(Checkpoint):
 
     def __init__(self, every: int = 25) -> None:
         self.set_every(every)
-        self._asked: int | None = None
-        self._training = self._stopping = self._waiting = False
+        self._signal: int | None = None
+        self._training = False
+        self._stopping = False
+        self._waiting = False
         self._step = 0
         self._trainer: Trainer | None = None
 
     def set_every(self, every: int) -> None:
-        """Change the steps between two saves.
+        """Set the steps between two saves.
 
         Raises:
             ErasureError: If ``every`` is below 1.
@@ -65,9 +67,9 @@ class LastCheckpoint(Checkpoint):
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Hear of interruptions outside training too, where they stop at once."""
+        """Handle signals outside training too, where they stop at once."""
         before = {number: signal.getsignal(number) for number in SIGNALS}
-        self._listen()
+        self._set_handlers()
         try:
             yield
         finally:
@@ -75,31 +77,29 @@ class LastCheckpoint(Checkpoint):
                 signal.signal(number, handler)
 
     def listen_in(self, trainer: Trainer) -> None:
-        """Take signals back from a trainer as soon as it takes them: its handler waits for the
-        other ranks.
-        """
+        """Replace a trainer's signal handlers, which wait for the other ranks."""
         self._trainer = trainer
-        after_signal_handlers(trainer, self._listen)
+        after_signal_handlers(trainer, self._set_handlers)
 
-    def _listen(self) -> None:
+    def _set_handlers(self) -> None:
         for number in SIGNALS:
-            signal.signal(number, self._hear)
+            signal.signal(number, self._on_signal)
 
-    def _hear(self, number: int, frame: FrameType | None) -> None:
-        if self._training and self._asked is None:
-            self._asked = number
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._training and self._signal is None:
+            self._signal = number
             return
         raise Interrupted(number, at_once(self._trainer))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """From here on a run can be saved."""
+        """Interruptions from here on save the run."""
         self._training = True
         self._step = trainer.global_step
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Take the last step's checkpoint for good, and stop if asked to.
+        """Make the last step's checkpoint the current one, and stop after a signal.
 
         Raises:
             Interrupted: If a signal came during that step.
@@ -112,50 +112,51 @@ class LastCheckpoint(Checkpoint):
             self._training = False
             saved = f"Interrupted after step {trainer.global_step} and saved; go on with"
             raise Interrupted(
-                self._asked or signal.SIGTERM,
+                self._signal or signal.SIGTERM,
                 f"{saved} `erasure fit --ckpt_path {trainer.default_root_dir}`.",
             )
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save when it is time, or when asked to stop; every rank stops if one was asked to."""
-        asked = _any(trainer, self._asked is not None)
+        """Save when due or after a signal to any rank."""
+        stop = _any(trainer, self._signal is not None)
         if (
             trainer.global_step == self._step
         ):  # gradients are being added up, and a checkpoint does not hold them
             return
-        self._step, self._stopping = trainer.global_step, asked
-        if asked or self._step % self.every == 0:
+        self._step = trainer.global_step
+        self._stopping = stop
+        if stop or self._step % self.every == 0:
             trainer.save_checkpoint(_run(trainer).next)
             self._waiting = True
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget the last step's checkpoint."""
+        """Remove the last step's checkpoint."""
         if self._waiting and trainer.is_global_zero:
             _run(trainer).next.unlink()
         self._waiting = False
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop behind the edit, if a signal came too late to stop before it.
+        """Stop after the edit is written, if a signal came in the last step.
 
         Raises:
             Interrupted: If one came.
         """
         self._training = False
-        if _any(trainer, self._asked is not None):
+        if _any(trainer, self._signal is not None):
             written = "Interrupted after the last step; the edit is written. Measure it with"
             raise Interrupted(
-                self._asked or signal.SIGTERM,
+                self._signal or signal.SIGTERM,
                 f"{written} `erasure test --ckpt_path {trainer.default_root_dir}`.",
             )
 
 
 def at_once(trainer: Trainer | None) -> str:
-    """What is said of an interruption that waits for nothing, and how to go on from there.
+    """Message of an interruption that saves nothing, with the command to resume.
 
     Args:
-        trainer: Of the run, if there is one yet.
+        trainer: Of the run, if it exists yet.
     """
     command = _run(trainer).command if trainer else ""
     go_on = f" Go on with `{command}`." if command else ""
@@ -167,5 +168,5 @@ def _run(trainer: Trainer) -> Run:
 
 
 def _any(trainer: Trainer, flag: bool) -> bool:
-    """Whether the flag is up on any rank."""
+    """Whether the flag is set on any rank."""
     return trainer.strategy.reduce_boolean_decision(flag, all=False)

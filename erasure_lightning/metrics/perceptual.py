@@ -1,5 +1,6 @@
-"""LPIPS: how far two pictures are from each other to a network's eyes (Zhang et al. 2018, arXiv
-1801.03924).
+"""LPIPS, the perceptual distance of two images (Zhang et al. 2018, arXiv 1801.03924).
+
+torchmetrics builds its network through torchvision, takes no other, and downloads pickled weights.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,20 +17,21 @@ from erasure_lightning.edits.fingerprints import fingerprint
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.metrics.seed_statistics import SeedMean
 
-#: How the weights were shown pictures: these are subtracted and divided by, in -1..1.
-SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
+#: Mean and standard deviation by which images in -1..1 are normalized.
+_SHIFT = (-0.030, -0.088, -0.188)
+_SCALE = (0.458, 0.448, 0.450)
 
-#: Writes the file that is asked for, where torchvision is.
-MAKE = (
+#: Command that writes the file of weights, where torchvision is installed.
+_EXPORT = (
     'python -c "from torchvision.models import alexnet; from safetensors.torch import save_file; '
     "save_file(alexnet(weights='IMAGENET1K_V1').features.state_dict(), 'alexnet.safetensors')\""
 )
 
 
 class AlexNet(nn.Module):
-    """The five convolutions of AlexNet as torchvision has them, with what each sees."""
+    """The five convolutions of AlexNet with torchvision's names."""
 
-    #: Layers after which the picture is looked at.
+    #: Layers whose activations are compared.
     TAPS = (1, 4, 7, 9, 11)
 
     def __init__(self) -> None:
@@ -43,23 +45,23 @@ class AlexNet(nn.Module):
         )
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Activations ``(B, C, h, w)`` of each layer that is looked at."""
-        seen = []
+        """Activations ``(B, C, h, w)`` of each layer of `TAPS`."""
+        activations = []
         for place, layer in enumerate(self.features):
             x = layer(x)
-            seen += [x] if place in self.TAPS else []
-        return seen
+            activations += [x] if place in self.TAPS else []
+        return activations
 
 
 class Lpips(nn.Module):
-    """``sum over layers of mean over places of sum over channels of w (y - y')^2``, ``y`` of unit
-    length at each place.
+    """Learned perceptual image patch similarity.
 
-    Equal to ``torchmetrics.functional.image.lpips`` on the same weights (a test says so), which
-    cannot be had without torchvision.
+    ``sum over layers of mean over positions of sum over channels of w (y - y')^2``, where the
+    activations ``y`` have unit length at each position. Equal to
+    ``torchmetrics.functional.image.lpips`` on the same weights, which a test compares.
 
     Args:
-        network: Gives a list of activations ``(B, C, h, w)`` of pictures.
+        network: Maps images to a list of activations ``(B, C, h, w)``.
         weights: Of each layer's channels, ``(C,)``.
     """
 
@@ -71,13 +73,12 @@ class Lpips(nn.Module):
         self.network = network.requires_grad_(False).eval()
         for place, weight in enumerate(weights):
             self.register_buffer(f"weight{place}", weight)
-        self.register_buffer("shift", torch.tensor(SHIFT).view(1, 3, 1, 1))
-        self.register_buffer("scale", torch.tensor(SCALE).view(1, 3, 1, 1))
+        self.register_buffer("shift", torch.tensor(_SHIFT).view(1, 3, 1, 1))
+        self.register_buffer("scale", torch.tensor(_SCALE).view(1, 3, 1, 1))
 
     @classmethod
     def load(cls, source: str | Path) -> Self:
-        """LPIPS with AlexNet: its convolutions from a file, the channels' weights as torchmetrics
-        ships them.
+        """LPIPS with AlexNet's convolutions from a file and torchmetrics' channel weights.
 
         Args:
             source: A safetensors file with torchvision's names (``features.0.weight`` or
@@ -90,19 +91,19 @@ class Lpips(nn.Module):
         if path.suffix != ".safetensors" or not path.is_file():
             raise ErasureError(
                 f"lpips needs a safetensors file with AlexNet's weights; {path} is none. Pickles"
-                f" can run code and are not read; where torchvision is: {MAKE}"
+                f" can run code and are not read; where torchvision is: {_EXPORT}"
             )
         try:
-            found = {
+            tensors = {
                 name.removeprefix("features."): value for name, value in load_file(path).items()
             }
             network = AlexNet()
             network.features.load_state_dict(
-                {k: v for k, v in found.items() if not k.startswith("classifier")}
+                {k: v for k, v in tensors.items() if not k.startswith("classifier")}
             )
         except (SafetensorError, RuntimeError) as error:
             raise ErasureError(
-                f"{path} does not hold AlexNet's convolutions; where torchvision is: {MAKE}"
+                f"{path} does not hold AlexNet's convolutions; where torchvision is: {_EXPORT}"
             ) from error
         heads = files("torchmetrics") / "functional" / "image" / "lpips_models" / "alex.pth"
         with heads.open("rb") as file:
@@ -112,16 +113,19 @@ class Lpips(nn.Module):
         )
 
     def forward(self, ours: Tensor, theirs: Tensor) -> Tensor:
-        """Distances ``(B,)`` of pictures ``(B, 3, H, W)`` in 0..1, at least 63 pixels a side for
-        AlexNet.
+        """Distances ``(B,)`` of image pairs.
+
+        Args:
+            ours: Images ``(B, 3, H, W)`` in 0..1, at least 63 pixels a side for AlexNet.
+            theirs: Images of the same shape.
         """
-        seen = [self.network((2 * x - 1 - self.shift) / self.scale) for x in (ours, theirs)]
+        activations = [self.network((2 * x - 1 - self.shift) / self.scale) for x in (ours, theirs)]
         return torch.stack(
             [
                 torch.einsum(
                     "c,bchw->bhw", getattr(self, f"weight{i}"), (_unit(a) - _unit(b)).square()
                 ).mean((1, 2))
-                for i, (a, b) in enumerate(zip(*seen, strict=True))
+                for i, (a, b) in enumerate(zip(*activations, strict=True))
             ]
         ).sum(dim=0)
 
@@ -131,15 +135,15 @@ class Lpips(nn.Module):
 
 
 def _unit(x: Tensor) -> Tensor:
-    """Activations whose channels have unit length at each place."""
+    """Activations whose channels have unit length at each position."""
     return x / (x.square().sum(dim=1, keepdim=True) + 1e-8).sqrt()
 
 
 class PerceptualDistance(SeedMean):
-    """Mean distance of paired pictures.
+    """Mean perceptual distance of image pairs.
 
     Args:
-        distance: Takes two batches ``(B, 3, H, W)`` in 0..1 and gives ``(B,)``.
+        distance: Maps two batches ``(B, 3, H, W)`` in 0..1 to ``(B,)``.
         seeds: As for `SeedMean`.
     """
 
@@ -151,5 +155,5 @@ class PerceptualDistance(SeedMean):
 
     @torch.no_grad()
     def update(self, ours: Tensor, theirs: Tensor, seeds: Sequence[int]) -> None:  # type: ignore[override]
-        """Count pairs in, ``(B, 3, H, W)`` each."""
+        """Add pairs, ``(B, 3, H, W)`` each."""
         super().update(self.distance(ours, theirs), seeds)

@@ -1,4 +1,4 @@
-"""`Scorer`: a model that puts pictures and texts into one space, and so tells what a picture shows."""
+"""`Scorer`: a frozen image-text model such as CLIP."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,22 +12,23 @@ from torch.nn.functional import interpolate, normalize
 from erasure_lightning.edits.fingerprints import fingerprint
 from erasure_lightning.errors import ErasureError
 
-#: Model types that were trained on texts padded to their full length and read the last position of
-#: it.
+#: Model types trained on texts of full length, whose last position they read.
 PADDED = ("siglip", "siglip2")
 
-#: What reading a folder or a Hub id raises where something of it is not as it must be.
+#: Exceptions of transformers on a folder or Hub id with missing or malformed parts.
 UNREADABLE = (OSError, ValueError, KeyError, SafetensorError)
 
 
 class Preprocessing(NamedTuple):
-    """What a model's ``preprocessor_config.json`` does to a picture, on tensors and with gradients.
+    """Image preprocessing of a ``preprocessor_config.json``, on tensors and differentiable.
+
+    The fast image processors of transformers need torchvision, the others round to whole pixels.
 
     Args:
-        size: Height and width to resize to, or one number for the shorter side; ``None`` leaves the
-            picture as it is.
-        crop: Height and width of the centre to cut out, ``None`` for all of it.
-        mean: Subtracted from each of the three colours.
+        size: Height and width to resize to, or one number for the shorter side; ``None`` keeps the
+            size.
+        crop: Height and width of the centre crop, ``None`` for none.
+        mean: Subtracted from each of the three channels.
         std: Divides each of them.
     """
 
@@ -38,9 +39,7 @@ class Preprocessing(NamedTuple):
 
     @classmethod
     def read(cls, settings: Mapping[str, Any]) -> Self:
-        """Of the settings as transformers writes them, in which a side may be a number or a
-        mapping.
-        """
+        """Preprocessing of settings as transformers writes them."""
         resize, crop = settings.get("do_resize", True), settings.get("do_center_crop", False)
         plain = not settings.get("do_normalize", True)
         return cls(
@@ -50,32 +49,32 @@ class Preprocessing(NamedTuple):
             (1.0,) * 3 if plain else tuple(settings["image_std"]),
         )
 
-    def __call__(self, pictures: Tensor) -> Tensor:
-        """Pictures ``(B, 3, H, W)`` in 0..1 as the model reads them, ``(B, 3, h, w)``."""
-        pictures = self._cropped(self._resized(pictures))
-        mean, std = (pictures.new_tensor(v).view(1, 3, 1, 1) for v in (self.mean, self.std))
-        return (pictures - mean) / std
+    def __call__(self, images: Tensor) -> Tensor:
+        """Preprocess images ``(B, 3, H, W)`` in 0..1 into ``(B, 3, h, w)``."""
+        images = self._cropped(self._resized(images))
+        mean, std = (images.new_tensor(v).view(1, 3, 1, 1) for v in (self.mean, self.std))
+        return (images - mean) / std
 
-    def _resized(self, pictures: Tensor) -> Tensor:
+    def _resized(self, images: Tensor) -> Tensor:
         if self.size is None:
-            return pictures
-        shorter = min(pictures.shape[-2:])
+            return images
+        shorter = min(images.shape[-2:])
         sides = (
-            [side * self.size[0] // shorter for side in pictures.shape[-2:]]
+            [side * self.size[0] // shorter for side in images.shape[-2:]]
             if len(self.size) == 1
             else self.size
         )
-        if tuple(sides) == tuple(pictures.shape[-2:]):
-            return pictures
-        return interpolate(pictures, tuple(sides), mode="bicubic", antialias=True).clamp(0, 1)
+        if tuple(sides) == tuple(images.shape[-2:]):
+            return images
+        return interpolate(images, tuple(sides), mode="bicubic", antialias=True).clamp(0, 1)
 
-    def _cropped(self, pictures: Tensor) -> Tensor:
+    def _cropped(self, images: Tensor) -> Tensor:
         if self.crop is None:
-            return pictures
+            return images
         top, left = (
-            (have - want) // 2 for have, want in zip(pictures.shape[-2:], self.crop, strict=True)
+            (have - want) // 2 for have, want in zip(images.shape[-2:], self.crop, strict=True)
         )
-        return pictures[..., top : top + self.crop[0], left : left + self.crop[1]]
+        return images[..., top : top + self.crop[0], left : left + self.crop[1]]
 
 
 def _sides(size: int | Mapping[str, int]) -> tuple[int, ...]:
@@ -90,14 +89,13 @@ def _both(sides: tuple[int, ...]) -> tuple[int, int]:
 
 
 class Scorer(nn.Module):
-    """A frozen model with ``get_image_features`` and ``get_text_features`` (CLIP, SigLIP, a world's
-    scorer).
+    """Image and text features of a frozen model (CLIP, SigLIP, a world's scorer).
 
     Args:
-        name: How the user named it.
-        model: The transformers model.
+        name: Folder or Hub id, for messages.
+        model: A transformers model with ``get_image_features`` and ``get_text_features``.
         tokenizer: Its tokenizer.
-        preprocessing: What it does to pictures before reading them.
+        preprocessing: Its image preprocessing.
 
     Raises:
         ErasureError: If the model lacks one of the two methods.
@@ -129,8 +127,8 @@ class Scorer(nn.Module):
                 network.
 
         Raises:
-            ErasureError: If nothing is there, the weights are no safetensors, or it is no model for
-                pictures and texts.
+            ErasureError: If nothing is there, the weights are no safetensors, or it is no
+                image-text model.
         """
         name = str(source)
         check_source(name)
@@ -141,11 +139,9 @@ class Scorer(nn.Module):
             first = (str(error).splitlines() or [type(error).__name__])[0]
             raise ErasureError(f"The scorer {name!r} could not be loaded: {first}") from error
 
-    def images(self, pictures: Tensor) -> Tensor:
-        """Unit vectors ``(B, D)`` of pictures ``(B, 3, H, W)`` in 0..1; gradients reach the
-        pictures.
-        """
-        return _unit(self.model.get_image_features(pixel_values=self.preprocessing(pictures)))
+    def images(self, images: Tensor) -> Tensor:
+        """Unit vectors ``(B, D)`` of images ``(B, 3, H, W)`` in 0..1, differentiable."""
+        return _unit(self.model.get_image_features(pixel_values=self.preprocessing(images)))
 
     def texts(self, prompts: Sequence[str], batch_size: int = 256) -> Tensor:
         """Unit vectors ``(N, D)`` of ``N`` prompts."""
@@ -169,14 +165,14 @@ class Scorer(nn.Module):
 
 
 def check_source(name: str, what: str = "scorer") -> None:
-    """Refuse what is neither a folder with safe weights nor a Hub id, before anything is loaded.
+    """Raise unless a name is a folder with safetensors weights or a Hub id.
 
     Args:
-        name: What the user gave.
-        what: What it is needed as.
+        name: The folder or id.
+        what: Its purpose, for the message.
 
     Raises:
-        ErasureError: If so.
+        ErasureError: If it is neither.
     """
     folder = Path(name)
     if not folder.exists() and (name.count("/") != 1 or name.startswith((".", "~"))):
@@ -193,7 +189,7 @@ def check_source(name: str, what: str = "scorer") -> None:
 
 
 def _read(name: str) -> tuple[nn.Module, Any, Mapping[str, Any]]:
-    """Model, tokenizer and picture settings."""
+    """Model, tokenizer and image settings."""
     from transformers import AutoTokenizer
 
     model, settings = read_model(name)
@@ -201,7 +197,7 @@ def _read(name: str) -> tuple[nn.Module, Any, Mapping[str, Any]]:
 
 
 def read_model(name: str) -> tuple[nn.Module, Mapping[str, Any]]:
-    """Model and picture settings; none of a model folder's own code is run.
+    """Model and image settings; code in the model's folder is not run.
 
     Raises:
         ValueError: If weights are missing or have another shape: transformers would draw them at
@@ -213,7 +209,7 @@ def read_model(name: str) -> tuple[nn.Module, Mapping[str, Any]]:
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    model, found = AutoModel.from_pretrained(
+    model, loading = AutoModel.from_pretrained(
         name,
         use_safetensors=True,
         dtype=torch.float32,
@@ -221,8 +217,8 @@ def read_model(name: str) -> tuple[nn.Module, Mapping[str, Any]]:
         ignore_mismatched_sizes=True,  # they are refused below, in one line
         output_loading_info=True,
     )
-    mismatched = {key for key, *_ in found["mismatched_keys"]}
-    if wrong := sorted(mismatched | set(found["missing_keys"])):
+    mismatched = {key for key, *_ in loading["mismatched_keys"]}
+    if wrong := sorted(mismatched | set(loading["missing_keys"])):
         raise ValueError(
             f"{len(wrong)} of its weights are missing or of another shape than its config.json asks"
             f" for, the first {wrong[0]}. Write the whole model again with save_pretrained."

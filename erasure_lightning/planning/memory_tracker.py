@@ -1,5 +1,9 @@
-"""Memory without memory: tensors that have shapes and no values, and an account of all that are
-alive.
+"""Estimates peak memory with fake tensors: shapes without values.
+
+``torch.distributed._tools.mem_tracker.MemTracker`` finds the same peak for one forward and backward
+pass (4.055 to our 4.059 MB on `TinyBackbone`). It refuses a module that is called twice before its
+backward pass, as the denoiser is in every erasure loss, has no peak of a part of a run, and leaves
+code that reads a value failing.
 """
 
 import weakref
@@ -19,55 +23,57 @@ _INDEXING = (
 
 
 def shapes() -> FakeTensorMode:
-    """While entered, tensors are made without values; outside, what is computed from them has none
-    either.
-    """
+    """A mode in which new tensors have no values; nor has, outside, what is computed from them."""
     return FakeTensorMode(allow_non_fake_inputs=True)
 
 
 def without_values(module: nn.Module, dtype: torch.dtype, mode: FakeTensorMode) -> None:
-    """Exchange a module's weights, in place, for tensors of the same shapes in a precision, which
-    take no memory.
+    """Replace a module's weights, in place, by fake tensors of the same shapes.
+
+    Args:
+        module: Whose parameters and buffers are replaced.
+        dtype: Precision of those that are floating point.
+        mode: Makes the fake tensors.
     """
     for part in module.modules():
         for name, weight in part._parameters.items():
             if weight is not None:
                 part._parameters[name] = nn.Parameter(
-                    _emptied(weight, dtype, mode), requires_grad=False
+                    _faked(weight, dtype, mode), requires_grad=False
                 )
         for name, buffer in part._buffers.items():
             if buffer is not None:
-                part._buffers[name] = _emptied(
+                part._buffers[name] = _faked(
                     buffer, dtype if buffer.is_floating_point() else buffer.dtype, mode
                 )
 
 
-def _emptied(tensor: Tensor, dtype: torch.dtype, mode: FakeTensorMode) -> Tensor:
+def _faked(tensor: Tensor, dtype: torch.dtype, mode: FakeTensorMode) -> Tensor:
     like = tensor.detach().to(dtype)
     return like if isinstance(like, FakeTensor) else mode.from_tensor(like)
 
 
 def nbytes(tensors: Iterable[Tensor]) -> int:
-    """Memory of tensors; what several of them share counts once."""
+    """Bytes of tensors; a storage that several share counts once."""
     return sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}.values())
 
 
 class MemoryTracker(TorchDispatchMode):
-    """While entered, counts the bytes of every tensor that an operation makes, until it is let go
-    of.
+    """Counts the bytes of the tensors that operations create, until each is freed.
 
-    Code that asks a tensor without values for one is told 1 (true), so that both ways of a branch
-    need not be known.
+    Reading a value of a fake tensor gives 1 (true), so that code with branches runs.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        #: Bytes alive now, and at the most since `restart`.
-        self.live = self.peak = 0
+        #: Bytes of all tensors that are alive.
+        self.live = 0
+        #: The most since `restart`.
+        self.peak = 0
         self._known: set[int] = set()
 
     def hold(self, tensors: Iterable[Tensor]) -> None:
-        """Count tensors that were made before."""
+        """Count existing tensors."""
         for tensor in tensors:
             storage = tensor.untyped_storage()
             key, size = storage._cdata, storage.nbytes()
@@ -82,7 +88,7 @@ class MemoryTracker(TorchDispatchMode):
         self.live -= size
 
     def restart(self) -> int:
-        """The peak so far; the next begins at what is alive now."""
+        """Return the peak, and begin the next at what is alive now."""
         peak, self.peak = self.peak, self.live
         return peak
 
@@ -107,14 +113,14 @@ class MemoryTracker(TorchDispatchMode):
 
 
 def _numbered(index: Iterable[Tensor | None]) -> list[Tensor | None]:
-    """Masks as numbers, whose count a shape can be made of; a mask without values marks everything."""
-    found: list[Tensor | None] = []
+    """Boolean masks as index tensors, whose shape is known; a fake mask selects everything."""
+    indices: list[Tensor | None] = []
     for part in index:
         if part is None or part.dtype != torch.bool:
-            found.append(part)
+            indices.append(part)
         else:
             known = (
                 torch.ones(part.shape, dtype=torch.bool) if isinstance(part, FakeTensor) else part
             )
-            found += known.nonzero().unbind(1)
-    return found
+            indices += known.nonzero().unbind(1)
+    return indices

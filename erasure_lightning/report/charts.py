@@ -1,5 +1,7 @@
-"""Figures and curves as places on paper; the templates draw them. Knows no torch and no plotting
-library.
+"""Layout of intervals and curves, which the templates draw as SVG.
+
+matplotlib takes 0.4 s to import and draws no SVG that follows the page's colours, width and dark
+mode; only `scale` would be its (``MaxNLocator``).
 """
 
 import math
@@ -16,8 +18,9 @@ class Scale(NamedTuple):
     """An axis.
 
     Args:
-        low, high: What its ends stand for.
-        ticks: Values that are written along it.
+        low: Value at its start.
+        high: Value at its end.
+        ticks: Labelled values.
     """
 
     low: float
@@ -25,11 +28,11 @@ class Scale(NamedTuple):
     ticks: tuple[float, ...]
 
     def share(self, value: float) -> float:
-        """Where a value lies, 0..1; what lies outside is put at the end."""
+        """Position of a value, clamped to 0..1."""
         return min(max((value - self.low) / (self.high - self.low), 0.0), 1.0)
 
     def text(self, value: float) -> str:
-        """A tick's value in no more digits than tell it from its neighbours."""
+        """Label of a tick, with the digits that tell it from its neighbours."""
         if value == 0:
             return "0"
         step = self.ticks[1] - self.ticks[0] if len(self.ticks) > 1 else self.high - self.low
@@ -39,9 +42,7 @@ class Scale(NamedTuple):
 
 
 def scale(low: float, high: float, most: int = 4) -> Scale:
-    """An axis that holds two values and whose ticks are round: 1, 2 or 5 times a power of ten
-    apart.
-    """
+    """Axis from ``low`` to ``high`` whose ticks are 1, 2 or 5 times a power of ten apart."""
     if high <= low:
         low, high = low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
     rough = (high - low) / most
@@ -55,7 +56,7 @@ SHARES = Scale(0.0, 1.0, (0.0, 0.5, 1.0))
 
 
 class Whisker(NamedTuple):
-    """A mean and its interval along an axis, each a place in percent of its length."""
+    """A mean and its interval along an axis, in percent of its length."""
 
     low: float
     mean: float
@@ -63,7 +64,7 @@ class Whisker(NamedTuple):
 
 
 def whisker(estimate: Estimate, axis: Scale = SHARES) -> Whisker | None:
-    """Where an estimate is drawn; ``None`` where nothing was measured."""
+    """Position of an estimate; ``None`` unless it is finite."""
     ends = (estimate.low, estimate.mean, estimate.high)
     return (
         Whisker(*(round(100 * axis.share(end), 2) for end in ends))
@@ -73,28 +74,29 @@ def whisker(estimate: Estimate, axis: Scale = SHARES) -> Whisker | None:
 
 
 def axis_of(estimates: Iterable[Estimate]) -> Scale:
-    """An axis from 0 for distances, which have no natural end below 1."""
+    """Axis from 0 to the highest end of the intervals, for distances."""
     highs = [e.high for e in estimates if math.isfinite(e.high)]
     return scale(0.0, max(max(highs, default=1.0), 1e-3))
 
 
 class Tick(NamedTuple):
-    """A mark on an axis: where, and what is written there."""
+    """Position and label of a mark on an axis."""
 
     place: float
     text: str
 
 
 class Chart(NamedTuple):
-    """A curve, ready to be drawn.
+    """Layout of a curve.
 
     Args:
-        title: What is drawn.
-        told: The same in a sentence, for who does not see it.
-        line: Its points as SVG writes them.
-        end: Where it ends.
-        across, up: Ticks of its two axes.
-        last: Its last value.
+        title: Its title.
+        told: A sentence for screen readers.
+        line: Its points in SVG's syntax.
+        end: Its last point.
+        across: Ticks of the horizontal axis.
+        up: Ticks of the vertical axis.
+        last: Its last value, as text.
     """
 
     title: str
@@ -112,11 +114,11 @@ def chart(
     """Lay out a curve of at least one point.
 
     Args:
-        title: What is drawn.
-        xs: Where, ascending.
-        ys: What.
-        unit: Of ``xs``: ``step``.
-        share: Whether ``ys`` are shares, whose axis is 0..1 whatever they are.
+        title: Its title.
+        xs: Horizontal values, ascending.
+        ys: Vertical values.
+        unit: Of ``xs``, such as ``step``.
+        share: Whether ``ys`` are shares, whose axis is always 0..1.
     """
     across, up = scale(xs[0], xs[-1]), SHARES if share else scale(min(0.0, *ys), max(0.0, *ys))
     if xs[0] < xs[-1]:  # a curve fills its chart from end to end

@@ -19,6 +19,7 @@ from erasure_lightning.callbacks.watchdog import Watchdog
 from erasure_lightning.cli import folders
 from erasure_lightning.cli.rank import first
 from erasure_lightning.cli.run import CommandLine
+from erasure_lightning.distributed.lightning_internals import take_launched
 from erasure_lightning.errors import ErasureError
 
 FORK = multiprocessing.get_context("fork")
@@ -36,21 +37,17 @@ def trainer(rank, size=2):
     return SimpleNamespace(**ranks, global_step=12, strategy=strategy)
 
 
-def be(rank, folder, port, what, guilty=1, size=2, mute=False):
+def be(rank, folder, port, what, guilty=1, size=2):
     """A rank that does something wrong, or waits for the others."""
     sys.stderr = (folder / f"{rank}.txt").open("w", buffering=1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    if mute and rank == guilty:
-        watchdog.BEAT = 100.0
     heart = Watchdog(timeout=4.5)
     try:
         with heart.watching(trainer(rank, size)):
             distributed.init_process_group(
                 "gloo", rank=rank, world_size=size, timeout=timedelta(seconds=100)
             )
-            while (
-                not mute and len(heart._peers) < size
-            ):  # two that have not heard of each other would both report
+            while len(heart._peers) < size:  # two that know nothing of each other both report
                 time.sleep(0.1)
             distributed.barrier()
             if rank == guilty:
@@ -84,10 +81,10 @@ def free_port():
         return free.getsockname()[1]
 
 
-def started(tmp_path, what, guilty=1, size=2, mute=False):
+def started(tmp_path, what, guilty=1, size=2):
     port = free_port()
     ranks = [
-        FORK.Process(target=be, args=(rank, tmp_path, port, what, guilty, size, mute))
+        FORK.Process(target=be, args=(rank, tmp_path, port, what, guilty, size))
         for rank in range(size)
     ]
     for rank in ranks:
@@ -127,21 +124,6 @@ def test_the_others_end_and_name_it(tmp_path, what, words, codes):
     assert found == codes
 
 
-@pytest.mark.parametrize("what", [stop, die])
-def test_a_rank_that_never_spoke_is_named_too(tmp_path, what):
-    """Its first beat may be what it was stopped or killed before."""
-    (line,), found = ended(
-        tmp_path, started(tmp_path, what, mute=True), [1] if what is stop else []
-    )
-    named, _, here = line.partition(" Here: ")
-    assert named.startswith("erasure: error: Rank 1 has never been heard of since the ranks met, ")
-    assert named.endswith(" s ago: it is stopped or dead.")
-    assert here.startswith("RuntimeError: ") == (
-        what is die
-    )  # the connection to a stopped process stands
-    assert found == [1, -signal.SIGKILL]
-
-
 def with_child(tmp_path, code):
     """A heart whose rank has started another, which ended so."""
     heart = Watchdog()
@@ -161,17 +143,8 @@ def test_a_rank_that_ends_before_it_is_heard_of_is_named_at_once(
     heart = with_child(tmp_path, code)
     monkeypatch.setattr(os, "getppid", lambda: heart._parent)
     heart._parent, heart._answered = 1, 0.0 if met else None
-    trouble = heart._trouble()
-    assert trouble == (
-        rank_status.Trouble(f"Rank 1 ended while it started ({how}).") if how else None
-    )
-
-
-def test_how_a_rank_ends_that_has_been_heard_of_is_left_to_its_last_word(tmp_path):
-    heart = with_child(tmp_path, 2)
-    assert heart._fallen()  # the control
-    heart._peers = {1: None}
-    assert not heart._fallen()
+    failure = heart._failure()
+    assert failure == (watchdog.Failure(f"Rank 1 ended while it started ({how}).") if how else None)
 
 
 @pytest.mark.parametrize(("code", "told"), [(130, 130), (143, 143), (-2, 130), (-15, 143)])
@@ -180,14 +153,14 @@ def test_a_rank_that_was_interrupted_while_it_started_is_no_error(
 ):
     codes, heart = [], with_child(tmp_path, code)
     monkeypatch.setattr(os, "_exit", codes.append)
-    trouble = heart._fallen()
+    failure = heart._ended_early()
     heart._children = []
-    heart._end(trouble, speaks=True)
+    heart._end(failure, prints=True)
     assert (
         capsys.readouterr().err
         == "\nerasure: Interrupted at once; what was written before is untouched.\n"
     )
-    heart._end(rank_status.Trouble("Rank 1 is gone."), speaks=True)  # the control
+    heart._end(watchdog.Failure("Rank 1 is gone."), prints=True)  # the control
     assert capsys.readouterr().err == "\nerasure: error: Rank 1 is gone.\n"
     assert codes == [told, 1]
 
@@ -201,18 +174,12 @@ def test_a_first_rank_that_is_stopped_is_named_once(tmp_path):
     assert found == [-signal.SIGKILL, 1, 1]
 
 
-def test_a_first_rank_that_is_stopped_is_named_where_torchrun_holds_the_store(
-    tmp_path, monkeypatch
-):
-    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
-    store = distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    monkeypatch.setitem(globals(), "free_port", lambda: store.port)
-    (line,), found = ended(tmp_path, started(tmp_path, stop, guilty=0, size=3), stopped=[0])
-    assert "Rank 0 (process " in line
-    assert "has said nothing for" in line
-    assert found == [-signal.SIGKILL, 1, 1]
+def test_a_first_rank_that_is_killed_is_named_once(tmp_path):
+    """The store dies with it."""
+    ranks = started(tmp_path, die, guilty=0, size=3)
+    (line,), codes = ended(tmp_path, ranks)
+    assert f"Rank 0 (process {ranks[0].pid} on {rank_status.HOST}) is gone" in line
+    assert codes == [-signal.SIGKILL, 1, 1]
 
 
 def test_ranks_that_were_all_stopped_go_on(tmp_path):
@@ -224,10 +191,6 @@ def test_ranks_that_were_all_stopped_go_on(tmp_path):
             os.kill(rank.pid, number)
         time.sleep(seconds)
     assert ended(tmp_path, ranks) == ([], [0, 0])
-
-
-def test_without_trouble_nothing_is_said(tmp_path):
-    assert ended(tmp_path, started(tmp_path, lambda: None)) == ([], [0, 0])
 
 
 def test_a_slow_rank_is_left_in_peace(tmp_path):
@@ -247,7 +210,7 @@ def troubles(monkeypatch, rank, what=lambda: None, **environment):
     found = []
     monkeypatch.setattr(distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(
-        Watchdog, "_end", lambda self, trouble, *_: (found.append(trouble), self._over.set())
+        Watchdog, "_end", lambda self, failure, *_: (found.append(failure), self._over.set())
     )
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
@@ -256,22 +219,7 @@ def troubles(monkeypatch, rank, what=lambda: None, **environment):
     with Watchdog(timeout=2.5).watching(trainer(rank)):
         time.sleep(2)
         what()
-    return [trouble.message for trouble in found]
-
-
-def test_a_store_that_cannot_be_asked_is_told_of(monkeypatch):
-    assert troubles(monkeypatch, 1) == ["Rank 0 cannot be heard (KeyError: 'MASTER_ADDR')."]
-
-
-def test_a_store_that_is_gone_is_told_of(monkeypatch):
-    made = distributed.TCPStore
-    monkeypatch.setattr(
-        distributed,
-        "TCPStore",
-        lambda *given, **named: made(*given, **named, timeout=timedelta(seconds=0.1)),
-    )
-    (told,) = troubles(monkeypatch, 1, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
-    assert told == "Rank 0 is gone, through which the ranks find each other."
+    return [failure.message for failure in found]
 
 
 @pytest.mark.parametrize(("attempt", "heard"), [("0", ["Rank 1: The disk is full."]), ("1", [])])
@@ -305,8 +253,7 @@ def test_a_rank_that_starts_while_the_others_are_taken_is_not_lost():
     heart = Watchdog()
     heart._trainer = trainer(0)
     heart._trainer.strategy.launcher.procs = Started(["early"])
-    heart._adopt()
-    assert heart._children == ["early", "late"]
+    assert take_launched(heart._trainer) == ["early", "late"]
 
 
 @pytest.mark.parametrize(
@@ -318,12 +265,9 @@ def test_a_process_is_looked_up_on_its_own_machine(machine, gone):
     child = FORK.Process(target=int)
     child.start()
     child.join()
-    assert rank_status.Beat(1, 0, 0, "", False, child.pid, rank_status.HOST, machine).gone is gone
-
-
-def test_a_machine_is_more_than_its_name():
-    assert rank_status.MACHINE.startswith(f"{rank_status.HOST} ")
-    assert rank_status._machine() == rank_status.MACHINE
+    assert (
+        rank_status.Heartbeat(1, 0, 0, "", False, child.pid, rank_status.HOST, machine).dead is gone
+    )
 
 
 @pytest.mark.parametrize("failing", [False, True])
@@ -473,8 +417,8 @@ def test_one_rank_is_not_watched():
 
 
 def test_reasons():
-    assert rank_status.reason(ErasureError("No.")) == ("No.", 2)
-    assert rank_status.reason(ValueError("odd")) == ("ValueError: odd", 1)
+    assert rank_status.summary(ErasureError("No.")) == ("No.", 2)
+    assert rank_status.summary(ValueError("odd")) == ("ValueError: odd", 1)
 
 
 def test_a_timeout_of_nothing_is_refused():
