@@ -46,7 +46,8 @@ def configured(module, configure=ErasureModule.configure_model):
     tracker.restart()
     tracker.hold([*module.parameters(), *module.buffers()])
 
-ErasureModule.configure_model, ledger = configured, MemoryTracker()
+ErasureModule.configure_model = configured
+tracker = MemoryTracker()
 before = most = held()
 threading.Thread(target=watch, daemon=True).start()
 with tracker:
