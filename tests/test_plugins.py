@@ -255,12 +255,12 @@ def test_an_edit_installs_the_adapters_of_a_package(site, tiny, shifted):
     edit, layer = shifted
     pipeline = tiny.to_pipeline()
     with pytest.raises(ErasureError, match="of kind 'shift'; known are eraser, lora, spm"):
-        apply_edit(edit, pipeline)  # the control
+        apply_edit(edit, pipeline, transfer=True)  # the control
     install_adapter(site, "shifts")
     module = pipeline.unet.get_submodule(layer)
     x = torch.randn(2, 3, module.in_features)
     before = module(x)
-    apply_edit(edit, pipeline)
+    apply_edit(edit, pipeline, transfer=True)
     assert torch.equal(module(x), before + 2)
 
 
@@ -276,7 +276,7 @@ def test_an_edit_installs_the_adapters_of_a_package(site, tiny, shifted):
 def test_a_broken_adapter_is_told_to_who_applies_its_edit(site, tiny, shifted, target, words):
     install_adapter(site, "broken", target)
     with pytest.raises(ErasureError) as caught:
-        apply_edit(shifted[0], tiny.to_pipeline())
+        apply_edit(shifted[0], tiny.to_pipeline(), transfer=True)
     start = f"The adapter shift could not be loaded from broken 1.0 ({target}): "
     assert str(caught.value).startswith(start)
     assert words in str(caught.value)
@@ -289,7 +289,7 @@ def test_adapters_that_two_packages_claim_are_refused(site, tiny, shifted):
         ErasureError,
         match=r"'shift' is claimed by one 1\.0 \(shifts:Shift\) and two 1\.0 \(shifts:Shift\)",
     ):
-        apply_edit(shifted[0], tiny.to_pipeline())
+        apply_edit(shifted[0], tiny.to_pipeline(), transfer=True)
 
 
 # configs
