@@ -26,8 +26,8 @@ class Package:
 
 
 def entry(name, value, package=None, kind=registry.METHOD):
-    made = EntryPoint(name, value, kind.group)
-    return made._for(package) if package else made
+    point = EntryPoint(name, value, kind.group)
+    return point._for(package) if package else point
 
 
 @pytest.fixture
@@ -60,15 +60,15 @@ def test_a_plugin_is_found_and_described(installed):
             Package("plug", ["Paper, https://arxiv.org/abs/1"]),
         )
     )
-    found = registry.find_method("distillation")
-    assert found[1:] == (
+    offer = registry.find_method("distillation")
+    assert offer[1:] == (
         "Distillation",
         "trivial:Distillation",
         "plug 1.0",
         "All of plug",
         "https://arxiv.org/abs/1",
     )
-    assert registry.load_method(found) is Distillation
+    assert registry.load_method(offer) is Distillation
 
 
 def test_an_unknown_name_gets_suggestions():
@@ -155,8 +155,8 @@ class TestAttacks:
     """The same promises, in a group of their own."""
 
     def test_ours_are_found_in_any_case_and_load(self):
-        found = registry.find_attack("p4d")
-        assert registry.load_offer(found).__name__ == "P4D"
+        offer = registry.find_attack("p4d")
+        assert registry.load_offer(offer).__name__ == "P4D"
         assert all(
             registry.load_offer(registry.find_attack(name)).__name__ == name for name in ATTACKS
         )
