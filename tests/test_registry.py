@@ -8,6 +8,7 @@ from erasure_lightning.attacks import ATTACKS
 from erasure_lightning.callbacks.interrupt import Interrupted
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods import METHODS
+from erasure_lightning.retention import RETENTION_CALLBACKS
 
 
 class Package:
@@ -149,6 +150,11 @@ def test_ours_win_over_a_plugin_of_the_same_name(installed):
 def test_ours_win_over_a_plugin_that_is_spelt_as_it_was_asked_for(installed):
     installed(entry("sage", "evil:sage", Package("evil")))
     assert registry.find_method("sage").target == METHODS["SAGE"].target
+
+
+def test_retention_callbacks_are_found_in_any_case_and_load():
+    offers = [registry.find_retention_callback(name.lower()) for name in RETENTION_CALLBACKS]
+    assert [registry.load_offer(offer).__name__ for offer in offers] == list(RETENTION_CALLBACKS)
 
 
 class TestAttacks:

@@ -261,7 +261,7 @@ class CommandLine(LightningCLI):
         being made.
         """
         with working_in(self.run.root):
-            folders.check(self.command, self.run, self.checkpoint)
+            folders.check_run_folder(self.command, self.run, self.checkpoint)
             write_atomically(self.run.config, self.text.encode())
             yield
 
