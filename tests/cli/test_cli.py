@@ -529,7 +529,7 @@ def test_a_failed_run_exports_nothing(error, folder, method, message):
 
 
 def test_a_closed_form_runs_the_same_way(folder):
-    argv = [*TINY[2:6], *TINY[8:], "--measure", "false", "--run_dir", "r"]
+    argv = [*TINY[2:4], *TINY[6:], "--measure", "false", "--run_dir", "r"]
     assert main(["fit", "--model", "trivial.Redirection", *argv]) == 0
     assert (folder / "r" / "edit.safetensors").is_file()
 
