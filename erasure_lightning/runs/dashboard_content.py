@@ -9,12 +9,11 @@ from typing import Any
 
 from PIL import Image
 
-from erasure_lightning.runs.dashboards import Board
-from erasure_lightning.files.writing import EDIT_FILE
-from erasure_lightning.files.writing import SAMPLES_COLUMNS, SAMPLES_FILE
+from erasure_lightning.files.writing import EDIT_FILE, SAMPLES_COLUMNS, SAMPLES_FILE
 from erasure_lightning.metrics.estimates import Estimate
-from erasure_lightning.metrics.protocol import Result
 from erasure_lightning.metrics.groups import ERASING
+from erasure_lightning.metrics.protocol import Result
+from erasure_lightning.runs.dashboards import Board
 from erasure_lightning.runs.folder import Run, slug
 from erasure_lightning.runs.redaction import share_edit, shareable
 
@@ -63,7 +62,8 @@ def summary(result: Result) -> dict[str, float]:
     """The figures that runs are compared by, after the edit, each with its 95 % interval.
 
     ``overall`` is a harmonic mean of several: its ends are what it comes to where all of them are
-    at their worst, or at their best, which is no narrower than its 95 % interval."""
+    at their worst, or at their best, which is no narrower than its 95 % interval.
+    """
     found: dict[str, float] = {}
     for group, metrics in result.estimates.items():
         for metric, whens in metrics.items():
