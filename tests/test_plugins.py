@@ -19,7 +19,7 @@ from erasure_lightning.cli.configs import SHIPPED, find_config
 from erasure_lightning.edits.applied import apply_edit, write_edit
 from erasure_lightning.errors import ErasureError
 
-#: What nobody may import who did not ask for it.
+#: A module that may be imported only where it is named.
 UNTOUCHABLE = "raise AssertionError('imported')\n"
 
 
@@ -29,14 +29,14 @@ def site(tmp_path, monkeypatch):
     before = set(sys.modules)
     monkeypatch.setattr(registry, "failures", {})
     monkeypatch.chdir(tmp_path)
-    made = tmp_path / "site"
-    made.mkdir()
-    monkeypatch.syspath_prepend(made)
-    yield made
+    packages = tmp_path / "site"
+    packages.mkdir()
+    monkeypatch.syspath_prepend(packages)
+    yield packages
     for name in [
         n
         for n in set(sys.modules) - before
-        if str(made) in str(getattr(sys.modules[n], "__file__", ""))
+        if str(packages) in str(getattr(sys.modules[n], "__file__", ""))
     ]:
         del sys.modules[name]
 
@@ -101,7 +101,7 @@ def test_every_broken_package_is_shown_and_none_of_them_ends_the_listing(site):
     assert "SAGE  " in done.stdout.split("    loads\n")[0]
 
 
-def test_a_broken_package_is_told_to_who_names_it_and_harms_nobody_else(site, capsys):
+def test_a_broken_package_is_an_error_only_where_it_is_named(site, capsys):
     install_broken(site)
     with pytest.raises(SystemExit) as caught:
         main(["fit", "--config", "sage.yaml", "--print_config"])
@@ -134,9 +134,7 @@ def test_a_package_that_nobody_names_is_not_imported(site, capsys):
 
 
 @pytest.mark.parametrize(("patience", "lines"), [(0.05, 2), (60, 1)])
-def test_who_waits_for_an_import_is_told_for_what_and_can_stop_it(
-    site, capsys, monkeypatch, patience, lines
-):
+def test_a_long_import_is_named_and_can_be_stopped(site, capsys, monkeypatch, patience, lines):
     monkeypatch.setattr(slow_import, "PATIENCE", patience)
     slow = (
         "import signal, time\ntime.sleep(0.5)\nsignal.raise_signal(signal.SIGINT)\ntime.sleep(60)\n"
@@ -202,7 +200,7 @@ def test_a_retention_callback_of_a_package_has_a_short_name(site, capsys):
 
 
 @pytest.mark.usefixtures("callbacks")
-def test_a_broken_retention_callback_is_told_to_who_names_it_and_harms_nobody_else(capsys):
+def test_a_broken_retention_callback_is_an_error_only_where_it_is_named(capsys):
     for name, words in {
         "GoneRetention": (
             "The retention callback GoneRetention could not be loaded from gone 1.0"
@@ -255,12 +253,12 @@ def test_an_edit_installs_the_adapters_of_a_package(site, tiny, shifted):
     edit, layer = shifted
     pipeline = tiny.to_pipeline()
     with pytest.raises(ErasureError, match="of kind 'shift'; known are eraser, lora, spm"):
-        apply_edit(edit, pipeline)  # the control
+        apply_edit(edit, pipeline, transfer=True)  # the control
     install_adapter(site, "shifts")
     module = pipeline.unet.get_submodule(layer)
     x = torch.randn(2, 3, module.in_features)
     before = module(x)
-    apply_edit(edit, pipeline)
+    apply_edit(edit, pipeline, transfer=True)
     assert torch.equal(module(x), before + 2)
 
 
@@ -273,10 +271,10 @@ def test_an_edit_installs_the_adapters_of_a_package(site, tiny, shifted):
         ("", ": "),
     ],
 )
-def test_a_broken_adapter_is_told_to_who_applies_its_edit(site, tiny, shifted, target, words):
+def test_a_broken_adapter_is_an_error_where_its_edit_is_applied(site, tiny, shifted, target, words):
     install_adapter(site, "broken", target)
     with pytest.raises(ErasureError) as caught:
-        apply_edit(shifted[0], tiny.to_pipeline())
+        apply_edit(shifted[0], tiny.to_pipeline(), transfer=True)
     start = f"The adapter shift could not be loaded from broken 1.0 ({target}): "
     assert str(caught.value).startswith(start)
     assert words in str(caught.value)
@@ -289,7 +287,7 @@ def test_adapters_that_two_packages_claim_are_refused(site, tiny, shifted):
         ErasureError,
         match=r"'shift' is claimed by one 1\.0 \(shifts:Shift\) and two 1\.0 \(shifts:Shift\)",
     ):
-        apply_edit(shifted[0], tiny.to_pipeline())
+        apply_edit(shifted[0], tiny.to_pipeline(), transfer=True)
 
 
 # configs

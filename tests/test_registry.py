@@ -8,6 +8,7 @@ from erasure_lightning.attacks import ATTACKS
 from erasure_lightning.callbacks.interrupt import Interrupted
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods import METHODS
+from erasure_lightning.retention import RETENTION_CALLBACKS
 
 
 class Package:
@@ -26,8 +27,8 @@ class Package:
 
 
 def entry(name, value, package=None, kind=registry.METHOD):
-    made = EntryPoint(name, value, kind.group)
-    return made._for(package) if package else made
+    point = EntryPoint(name, value, kind.group)
+    return point._for(package) if package else point
 
 
 @pytest.fixture
@@ -60,15 +61,15 @@ def test_a_plugin_is_found_and_described(installed):
             Package("plug", ["Paper, https://arxiv.org/abs/1"]),
         )
     )
-    found = registry.find_method("distillation")
-    assert found[1:] == (
+    offer = registry.find_method("distillation")
+    assert offer[1:] == (
         "Distillation",
         "trivial:Distillation",
         "plug 1.0",
         "All of plug",
         "https://arxiv.org/abs/1",
     )
-    assert registry.load_method(found) is Distillation
+    assert registry.load_method(offer) is Distillation
 
 
 def test_an_unknown_name_gets_suggestions():
@@ -151,12 +152,17 @@ def test_ours_win_over_a_plugin_that_is_spelt_as_it_was_asked_for(installed):
     assert registry.find_method("sage").target == METHODS["SAGE"].target
 
 
+def test_retention_callbacks_are_found_in_any_case_and_load():
+    offers = [registry.find_retention_callback(name.lower()) for name in RETENTION_CALLBACKS]
+    assert [registry.load_offer(offer).__name__ for offer in offers] == list(RETENTION_CALLBACKS)
+
+
 class TestAttacks:
     """The same promises, in a group of their own."""
 
     def test_ours_are_found_in_any_case_and_load(self):
-        found = registry.find_attack("p4d")
-        assert registry.load_offer(found).__name__ == "P4D"
+        offer = registry.find_attack("p4d")
+        assert registry.load_offer(offer).__name__ == "P4D"
         assert all(
             registry.load_offer(registry.find_attack(name)).__name__ == name for name in ATTACKS
         )

@@ -52,12 +52,12 @@ def adapter_parameters(root: nn.Module) -> dict[str, nn.Parameter]:
 def _plugin(kind: str) -> Callable[[nn.Module, AdapterPlan], None]:
     """How the adapters of another package are put in; its code is imported here."""
     announced = entry_points(group=_GROUP)
-    entries = sorted(announced.select(name=kind))
+    entries = list(announced.select(name=kind))
     if not entries:
         known = ", ".join(sorted({*KINDS, *announced.names}))
         raise ErasureError(f"The edit needs adapters of kind {kind!r}; known are {known}.")
     if len(entries) > 1:
-        packages = " and ".join(f"{package_of(entry)} ({entry.value})" for entry in entries)
+        packages = " and ".join(sorted(f"{package_of(e)} ({e.value})" for e in entries))
         raise ErasureError(f"The adapter name {kind!r} is claimed by {packages}. Uninstall one.")
     try:
         adapter = entries[0].load()

@@ -80,7 +80,7 @@ def _errors(message: str, parser: LightningArgumentParser) -> Iterator[str]:
 
 
 def _value_found(lines: Iterable[str]) -> str:
-    """The value that an error's last line names; empty for an object the parser made of it."""
+    """``; found VALUE`` as an error's last line has it; empty for an object of the parser."""
     for line in lines:
         name, _, value = line.strip().partition(": ")
         if name == "Given value":
@@ -88,7 +88,7 @@ def _value_found(lines: Iterable[str]) -> str:
     return ""
 
 
-def _line(text: str, key: str, parser: LightningArgumentParser, found: str) -> str:
+def _line(text: str, key: str, parser: LightningArgumentParser, ending: str) -> str:
     if match := re.match(r"Option '(.+)' is not accepted", text):
         return _no_option(key, match[1], parser)
     if match := re.match(r"Expected a dot import path string: (.*)", text):
@@ -102,7 +102,7 @@ def _line(text: str, key: str, parser: LightningArgumentParser, found: str) -> s
     if match := re.match(r"Expected a (.+)\. Got value: (.*)", text):
         return f"{key} needs {_type(match[1])}; found {match[2]!r}"
     if (match := re.fullmatch(r"Expected a (<class '\w+'>)", text)) and key:
-        return f"{key} needs {_type(match[1])}{found}"
+        return f"{key} needs {_type(match[1])}{ending}"
     return f"{key}: {text}" if key else text
 
 

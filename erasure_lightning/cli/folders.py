@@ -35,7 +35,7 @@ def choose(command: str, config: Namespace, checkpoint: Path | None) -> Run:
     ):
         return Run(Path(os.environ[_VARIABLE]))
     run = _folder(command, config, checkpoint)
-    check(command, run, checkpoint)
+    check_run_folder(command, run, checkpoint)
     _warn_of_unfinished_run(command, config, checkpoint)
     if "LOCAL_RANK" not in os.environ:
         os.environ[_VARIABLE] = str(run.root)
@@ -47,7 +47,7 @@ def forget() -> None:
     os.environ.pop(_VARIABLE, None)
 
 
-def check(command: str, run: Run, checkpoint: Path | None) -> None:
+def check_run_folder(command: str, run: Run, checkpoint: Path | None) -> None:
     """Raise if a command would overwrite files of another in the folder.
 
     Args:

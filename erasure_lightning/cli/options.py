@@ -15,7 +15,7 @@ class Option(NamedTuple):
 
     Args:
         name: With its dashes (``--model.lr``); empty for a word without an option.
-        value: What was given to it; None for a flag.
+        value: Its value; None for a flag.
         joined: Whether both are one word, with ``=`` between them.
     """
 

@@ -40,24 +40,25 @@ def own_config(options: Options, command: str) -> list[str]:
     return []
 
 
-def check_same(model: dict[str, Any], made: dict[str, Any]) -> None:
+def check_same(model: dict[str, Any], checkpoint: dict[str, Any]) -> None:
     """Raise if a checkpoint is of another method, and warn of other arguments.
 
     Args:
         model: ``class_path`` and ``init_args`` of the command, which are used.
-        made: Method and arguments that the checkpoint was made with.
+        checkpoint: Method and arguments of the checkpoint.
 
     Raises:
         ErasureError: If the methods differ.
     """
-    now, then = model["class_path"].rsplit(".", 1)[-1], made["method"].rsplit(".", 1)[-1]
+    now = model["class_path"].rsplit(".", 1)[-1]
+    then = checkpoint["method"].rsplit(".", 1)[-1]
     if now != then:
         raise ErasureError(
             f"The checkpoint was made by {then}, not by {now}. Give --model {then}, or leave the"
             " method out."
         )
     here = model.get("init_args", {})
-    there = made.get("arguments", {})
+    there = checkpoint.get("arguments", {})
     keys = [key for key in here if key in there and _differ(here[key], there[key])]
     if keys:
         others = [f"{key} {_text(here[key])} (checkpoint: {_text(there[key])})" for key in keys]

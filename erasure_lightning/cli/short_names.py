@@ -154,9 +154,8 @@ def find_concepts(name: str) -> Path:
     """
     path = Path(name)
     shipped = SHIPPED / "concepts"
-    ours = (shipped / name, shipped / f"{name}.yaml") if path.parent == Path() else ()
-    files: tuple[Path, ...] = (path, *ours)
-    for file in files:
+    ours = [shipped / name, shipped / f"{name}.yaml"] if path.parent == Path() else []
+    for file in (path, *ours):
         if os.path.isfile(file):  # unlike Path.is_file no error where a name is too long
             return file
     known = sorted(p.stem for p in shipped.glob("*.yaml"))

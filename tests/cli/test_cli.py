@@ -34,10 +34,10 @@ def error(capsys):
 
     def run(*argv):
         assert main(list(argv)) == 2
-        said = capsys.readouterr().err.splitlines()
-        assert len(said) == 1
-        assert said[0].startswith("erasure: error: ")
-        return said[0].removeprefix("erasure: error: ")
+        output = capsys.readouterr().err.splitlines()
+        assert len(output) == 1
+        assert output[0].startswith("erasure: error: ")
+        return output[0].removeprefix("erasure: error: ")
 
     return run
 
@@ -45,13 +45,13 @@ def error(capsys):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A run that was measured."""
-    made = tmp_path_factory.mktemp("runs") / "done"
-    assert main(["fit", *TINY, "--run_dir", str(made)]) == 0
-    return made
+    run_dir = tmp_path_factory.mktemp("runs") / "done"
+    assert main(["fit", *TINY, "--run_dir", str(run_dir)]) == 0
+    return run_dir
 
 
 def printed(capsys, *argv):
-    """What ``--print_config`` says."""
+    """The output of ``--print_config``."""
     with pytest.raises(SystemExit) as caught:
         main(["fit", *argv, "--print_config"])
     assert not caught.value.code
@@ -67,17 +67,17 @@ def test_light_commands_do_not_import_torch(argv):
         f"import sys; from erasure_lightning.__main__ import main; main({argv!r});"
         " print(*sys.modules)"
     )
-    said = subprocess.run(
+    output = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout
     assert not {"torch", "lightning", "jsonargparse", "numpy", "PIL"} & set(
-        said.splitlines()[-1].split()
+        output.splitlines()[-1].split()
     )
 
 
 def test_a_run_is_parsed_without_what_it_may_never_need():
     code = "import sys; import erasure_lightning.cli.run; print(*sys.modules)"
-    said = subprocess.run(
+    output = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout
     never = {
@@ -90,24 +90,24 @@ def test_a_run_is_parsed_without_what_it_may_never_need():
         "pandas",
         "nudenet",
     }
-    assert not never & set(said.splitlines()[-1].split())
+    assert not never & set(output.splitlines()[-1].split())
 
 
 def test_help_lists_every_command(capsys):
     assert main(["--help"]) == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert all(
-        f"  {name} " in said
+        f"  {name} " in output
         for name in ("fit", "test", "validate", "predict", "compare", "methods")
     )
 
 
 def test_methods_lists_methods_and_worlds(capsys):
     assert main(["methods", "--verbose"]) == 0
-    said = capsys.readouterr().out
-    assert "SAGE  " in said
-    assert "erasure-lightning 0.1.0, erasure_lightning.methods.sage.SAGE\n" in said
-    assert "    loads\n" in said
+    output = capsys.readouterr().out
+    assert "SAGE  " in output
+    assert "erasure-lightning 0.1.0, erasure_lightning.methods.sage.SAGE\n" in output
+    assert "    loads\n" in output
 
 
 def test_an_unknown_command(error):
@@ -136,13 +136,13 @@ def test_names_are_found_in_argv_and_in_yaml(capsys, folder):
 
 def test_every_way_to_name_a_method():
     full = "erasure_lightning.methods.sage.SAGE"
-    for given in (
+    for argv in (
         ["--model", "sage"],
         ["--model=SAGE"],
         ["--model.class_path", "Sage"],
         ["--model", full],
     ):
-        assert full_words(Options.read(given))[-1].endswith(full)
+        assert full_words(Options.read(argv))[-1].endswith(full)
 
 
 def test_callbacks_loggers_and_latents_have_names(capsys, folder):
@@ -150,7 +150,7 @@ def test_callbacks_loggers_and_latents_have_names(capsys, folder):
         "model: sage\ntrainer:\n  logger: [csv, tensorboard]\n  callbacks:"
         " [GlobalSemanticAlignment, {class_path: localnoisepreservation}, LearningRateMonitor]\n"
     )
-    found = yaml.safe_load(
+    config = yaml.safe_load(
         printed(
             capsys,
             "--config",
@@ -161,12 +161,12 @@ def test_callbacks_loggers_and_latents_have_names(capsys, folder):
             "TrajectoryBank",
         )
     )
-    names = [c["class_path"].rsplit(".", 1)[-1] for c in found["trainer"]["callbacks"]]
+    names = [c["class_path"].rsplit(".", 1)[-1] for c in config["trainer"]["callbacks"]]
     assert names == ["GlobalSemanticAlignment", "LocalNoisePreservation", "LearningRateMonitor"]
-    assert [c["class_path"].rsplit(".", 1)[-1] for c in found["trainer"]["logger"]] == [
+    assert [c["class_path"].rsplit(".", 1)[-1] for c in config["trainer"]["logger"]] == [
         "TensorBoardLogger"
     ]
-    assert found["model"]["init_args"]["latents"]["init_args"]["trajectories"] == 32
+    assert config["model"]["init_args"]["latents"]["init_args"]["trajectories"] == 32
 
 
 def test_a_printed_config_runs_again(capsys, folder):
@@ -189,26 +189,35 @@ def test_a_config_in_the_folder_comes_before_a_shipped_one(capsys, folder):
 @pytest.mark.parametrize(
     ("text", "value"),
     [
-        ("1e-4", 1e-4), ("-1.5E+3", -1500.0), (".5", 0.5), ("1.", 1.0), (".inf", float("inf")), ("12", 12),
-        ("2024-01-02", "2024-01-02"), ("1.2.3", "1.2.3"), ("e5", "e5"), ("word:", "word:"), ("{a: 1}", {"a": 1}),
+        ("1e-4", 1e-4),
+        ("-1.5E+3", -1500.0),
+        (".5", 0.5),
+        ("1.", 1.0),
+        (".inf", float("inf")),
+        ("12", 12),
+        ("2024-01-02", "2024-01-02"),
+        ("1.2.3", "1.2.3"),
+        ("e5", "e5"),
+        ("word:", "word:"),
+        ("{a: 1}", {"a": 1}),
     ],
-)  # fmt: skip
+)
 def test_yaml_reads_numbers_as_people_write_them(text, value):
     assert load_yaml(text) == value
     assert type(load_yaml(text)) is type(value)
 
 
-@pytest.mark.parametrize("given", ["c.csv", "./c.csv", "c"])
-def test_concepts_come_from_a_file(capsys, folder, monkeypatch, given):
+@pytest.mark.parametrize("file", ["c.csv", "./c.csv", "c"])
+def test_concepts_come_from_a_file(capsys, folder, monkeypatch, file):
     (folder / "c.csv").write_text("name,anchor\ncat,dog\n")
     (folder / "concepts").mkdir()
     (folder / "concepts" / "c.yaml").write_text("- {name: cat, anchor: dog}\n")
     monkeypatch.setattr("erasure_lightning.cli.short_names.SHIPPED", folder)
     inline = printed(capsys, *SAGE)
-    assert printed(capsys, *SAGE, "--model.concepts", given) == inline
-    assert printed(capsys, *SAGE, f"--model.concepts={given}") == inline
+    assert printed(capsys, *SAGE, "--model.concepts", file) == inline
+    assert printed(capsys, *SAGE, f"--model.concepts={file}") == inline
     (folder / "f.yaml").write_text(
-        f"model: {{class_path: SAGE, init_args: {{concepts: {given}, backbone: TinyBackbone}}}}\n"
+        f"model: {{class_path: SAGE, init_args: {{concepts: {file}, backbone: TinyBackbone}}}}\n"
     )
     assert printed(capsys, "--config", "f.yaml") == inline
 
@@ -237,7 +246,7 @@ def test_options_are_read_in_order():
     assert (options.get("--lr"), options.get("--last"), options.get("--no")) == ("-2", None, None)
 
 
-def test_help_tells_of_files_of_concepts(capsys):
+def test_help_names_files_of_concepts(capsys):
     with pytest.raises(SystemExit):
         main(["fit", "--model.help", "SAGE"])
     assert "CSV, YAML or text file of them" in " ".join(capsys.readouterr().out.split())
@@ -247,7 +256,7 @@ def test_help_tells_of_files_of_concepts(capsys):
 
 
 @pytest.mark.parametrize(
-    ("argv", "said"),
+    ("argv", "message"),
     [
         (
             [],
@@ -345,12 +354,12 @@ def test_help_tells_of_files_of_concepts(capsys):
         ),
     ],
 )
-def test_a_mistake_is_one_clear_line(error, argv, said):
-    assert error("fit", *argv).startswith(said)
+def test_a_mistake_is_one_clear_line(error, argv, message):
+    assert error("fit", *argv).startswith(message)
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("model: sgae\n", "unknown method 'sgae'. Did you mean 'SAGE'?"),
         ("modle: sage\n", "the config has no option 'modle'. Did you mean 'model'?"),
@@ -384,9 +393,9 @@ def test_a_mistake_is_one_clear_line(error, argv, said):
         ("", "c.yaml needs options as `name: value` lines; found NoneType."),
     ],
 )
-def test_a_mistake_in_a_config_is_one_clear_line(error, folder, text, said):
+def test_a_mistake_in_a_config_is_one_clear_line(error, folder, text, message):
     (folder / "c.yaml").write_text(text)
-    assert error("fit", "--config", "c.yaml").startswith(said)
+    assert error("fit", "--config", "c.yaml").startswith(message)
 
 
 # runs
@@ -403,9 +412,9 @@ def test_a_run_leaves_its_folder(finished, capsys):
 
 def test_the_end_says_what_to_do_next(capsys, folder):
     assert main(["fit", *TINY, "--measure", "false"]) == 0
-    said = capsys.readouterr().out
-    assert "Erased; the edit is in runs/distillation-cat." in said
-    assert "erasure predict --ckpt_path runs/distillation-cat --data.prompts" in said
+    output = capsys.readouterr().out
+    assert "Erased; the edit is in runs/distillation-cat." in output
+    assert "erasure predict --ckpt_path runs/distillation-cat --data.prompts" in output
     assert not (folder / "runs/distillation-cat/metrics.json").exists()
 
 
@@ -430,7 +439,7 @@ def test_figures_of_a_later_test_are_compared(folder, finished, capsys):
     assert main(["compare", str(finished), "late"]) == 0
 
 
-def test_half_an_edit_is_not_measured_without_a_word(folder, capsys):
+def test_an_unfinished_run_is_measured_with_a_warning(folder, capsys):
     assert main(["fit", *TINY, "--measure", "false", "--save_every", "1", "--run_dir", "half"]) == 0
     (folder / "half" / "edit.safetensors").unlink()
     capsys.readouterr()
@@ -498,12 +507,12 @@ def test_a_checkpoint_never_changes_the_method(error, finished):
     )
 
 
-def test_other_arguments_than_the_checkpoint_s_are_told(capsys, finished, folder):
+def test_other_arguments_than_the_checkpoint_s_are_a_warning(capsys, finished, folder):
     assert (
         main(["validate", "--ckpt_path", str(finished), "--model.lr", "0.5", "--run_dir", "v"]) == 0
     )
-    said = capsys.readouterr().err
-    assert "erasure: warning: not as the checkpoint was made: lr 0.5 (checkpoint: 0.001)." in said
+    output = capsys.readouterr().err
+    assert "erasure: warning: not as the checkpoint was made: lr 0.5 (checkpoint: 0.001)." in output
     assert (
         yaml.safe_load((folder / "v" / "config.yaml").read_text())["model"]["init_args"]["lr"]
         == 0.5
@@ -511,16 +520,16 @@ def test_other_arguments_than_the_checkpoint_s_are_told(capsys, finished, folder
 
 
 @pytest.mark.parametrize(
-    ("method", "said"),
+    ("method", "message"),
     [("Idle", "Idle changed none"), ("Exploding", "The loss became nan at step 1")],
 )
-def test_a_failed_run_exports_nothing(error, folder, method, said):
-    assert error("fit", *TINY, "--model", f"trivial.{method}", "--run_dir", "r").startswith(said)
+def test_a_failed_run_exports_nothing(error, folder, method, message):
+    assert error("fit", *TINY, "--model", f"trivial.{method}", "--run_dir", "r").startswith(message)
     assert not (folder / "r" / "edit.safetensors").exists()
 
 
 def test_a_closed_form_runs_the_same_way(folder):
-    argv = [*TINY[2:6], *TINY[8:], "--measure", "false", "--run_dir", "r"]
+    argv = [*TINY[2:4], *TINY[6:], "--measure", "false", "--run_dir", "r"]
     assert main(["fit", "--model", "trivial.Redirection", *argv]) == 0
     assert (folder / "r" / "edit.safetensors").is_file()
 
@@ -567,12 +576,12 @@ def denied(number, name):
     return work
 
 
-def test_a_file_that_may_not_be_read_is_not_said_to_be_written(error, monkeypatch):
+def test_an_unreadable_file_is_not_called_unwritable(error, monkeypatch):
     monkeypatch.setattr("erasure_lightning.cli.run.run", denied(errno.EACCES, "prompts.csv"))
     assert error("predict") == "prompts.csv could not be used: Permission denied."
 
 
-def test_what_no_writing_can_have_changed_is_said_to_be_so(error, monkeypatch):
+def test_a_file_system_that_cannot_be_written_leaves_files_untouched(error, monkeypatch):
     monkeypatch.setattr("erasure_lightning.cli.run.run", denied(errno.EROFS, "out"))
     assert (
         error("fit")
@@ -591,9 +600,9 @@ def test_a_folder_that_cannot_be_made_is_one_line(error, folder):
 def test_wandb_online_without_a_key_says_how_to_go_offline(error, folder, monkeypatch):
     monkeypatch.setattr("wandb.login", lambda prompt: False)
     monkeypatch.delenv("WANDB_MODE", raising=False)
-    said = error("fit", *TINY, "--trainer.logger", "wandb")
-    assert "found none" in said
-    assert "--trainer.logger.offline true, or WANDB_MODE=offline" in said
+    output = error("fit", *TINY, "--trainer.logger", "wandb")
+    assert "found none" in output
+    assert "--trainer.logger.offline true, or WANDB_MODE=offline" in output
     assert not list(folder.iterdir())
 
 

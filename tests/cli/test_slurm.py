@@ -91,17 +91,17 @@ def test_an_edit_that_was_not_to_be_measured_is_finished(job, run):
 
 
 @pytest.mark.parametrize(
-    ("given", "missing", "told"),
+    ("argv", "missing", "message"),
     [
         ([], None, "usage: sbatch --ntasks-per-node N fit.sbatch RUN_DIR"),
         (["my run"], "SLURM_NTASKS_PER_NODE", "give sbatch --ntasks-per-node N"),
         (["my run"], "SLURM_NNODES", "start this with sbatch"),
     ],
 )
-def test_what_is_missing_is_said(given, missing, told):
+def test_a_missing_argument_is_named(argv, missing, message):
     known = {name: value for name, value in SLURM.items() if name != missing}
     env = {**known, "PATH": os.environ["PATH"]}
-    ended = subprocess.run(["bash", str(SCRIPT), *given], env=env, capture_output=True, text=True)
+    ended = subprocess.run(["bash", str(SCRIPT), *argv], env=env, capture_output=True, text=True)
     assert ended.returncode
-    assert told in ended.stderr
+    assert message in ended.stderr
     assert "unbound" not in ended.stderr

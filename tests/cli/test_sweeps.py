@@ -25,13 +25,13 @@ trainer: {max_steps: 2, accelerator: cpu, enable_progress_bar: false}
 def draw(parameters):
     """One value of each parameter, as W&B hands it to its agent."""
     return {
-        name: {"value": said["values"][0] if "values" in said else (said["min"] + said["max"]) / 2}
-        for name, said in parameters.items()
+        name: {"value": rule["values"][0] if "values" in rule else (rule["min"] + rule["max"]) / 2}
+        for name, rule in parameters.items()
     }
 
 
 def command(sweep, drawn):
-    """What `wandb agent` would start, put together by W&B's own functions (`Agent._command_run`)."""
+    """The command that `wandb agent` starts, made by W&B's functions (`Agent._command_run`)."""
     macros = create_sweep_command_args({"args": drawn}) | {"program": [sweep["program"]]}
     words = []
     for word in map(str, create_sweep_command(sweep["command"])):
