@@ -228,15 +228,12 @@ class CommandLine(LightningCLI):
         ):
             {"fit": self._fit, "predict": self._predict}.get(self.command, self._measure)()
 
-    @contextmanager
-    def _folder(self) -> Iterator[None]:
-        """Have the run's folder to oneself; another run may have ended there while this one was
-        being made.
-        """
-        with working_in(self.run.root):
-            folders.check_run_folder(self.command, self.run, self.checkpoint)
-            write_atomically(self.run.config, self.text.encode())
-            yield
+    def _prepare(self) -> None:
+        folders.check(self.command, self.run, self.checkpoint)
+        write_atomically(self.run.config, self.text.encode())
+
+    def _open_loggers(self) -> list[Logger]:
+        return self.trainer.loggers if self.trainer.is_global_zero else []
 
     def _fit(self) -> None:
         train(self.trainer, self.model, self.datamodule, self.checkpoint, self.config.measure)

@@ -11,9 +11,9 @@ from PIL import Image
 
 from erasure_lightning.files.writing import EDIT_FILE, SAMPLES_COLUMNS, SAMPLES_FILE
 from erasure_lightning.metrics.estimates import Estimate
-from erasure_lightning.metrics.groups import ERASING
+from erasure_lightning.metrics.groups import ERASURE_GROUPS
 from erasure_lightning.metrics.protocol import Result
-from erasure_lightning.runs.dashboards import Board
+from erasure_lightning.runs.dashboards import DashboardWriter
 from erasure_lightning.runs.folder import Run, slug
 from erasure_lightning.runs.redaction import redact_paths, write_redacted_edit
 
@@ -59,10 +59,10 @@ def interval_cells(estimate: Estimate | None) -> list[float | None]:
 def headline_figures(result: Result) -> dict[str, float]:
     """The figures that runs are compared by, after the edit, each with its 95 % interval.
 
-    ``overall`` is a harmonic mean of several: its ends are what it comes to where all of them are
-    at their worst, or at their best, which is no narrower than its 95 % interval.
+    ``overall`` is a harmonic mean of several: the ends of its interval are its values with all of
+    them at their worst or best ends, which is no narrower than its 95 % interval.
     """
-    found: dict[str, float] = {}
+    figures: dict[str, float] = {}
     for group, metrics in result.estimates.items():
         for metric, whens in metrics.items():
             if metric != "image_text":  # in the table alone

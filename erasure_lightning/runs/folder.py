@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from erasure_lightning.concepts.concept import in_short
+from erasure_lightning.concepts.concept import shortened_names
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.locks import RUNNING_FILE
 from erasure_lightning.files.writing import EDIT_FILE, is_temporary
