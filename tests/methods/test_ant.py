@@ -4,6 +4,7 @@ erasure.
 
 import pytest
 import torch
+from contracts import VARIANT
 from noisy import noisy
 from recognition import KEPT, recognised, recognised_before
 from shipped import numbers
@@ -85,7 +86,7 @@ def moved(module, question):
     ids=["masked", "cross-attention", "student"],
 )
 def test_contract(arguments):
-    check_method(ANT, thorough=False, **(GIVEN | {"latents": bank(), "maps": 2} | arguments))
+    check_method(ANT, **VARIANT, **(GIVEN | {"latents": bank(), "maps": 2} | arguments))
 
 
 def test_contract_on_pure_noise_and_the_world():

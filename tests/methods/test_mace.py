@@ -4,6 +4,7 @@ with controls.
 
 import pytest
 import torch
+from contracts import VARIANT
 from noisy import noisy
 from recognition import recognised, recognised_before
 from shipped import numbers
@@ -73,7 +74,7 @@ def masks_of(module, x, t, batch):
     ids=lambda arguments: ", ".join(arguments) or "default",
 )
 def test_contract(arguments):
-    check_method(MACE, thorough=not arguments, **(QUICK | arguments))
+    check_method(MACE, **(VARIANT if arguments else {}), **(QUICK | arguments))
 
 
 class TestAlignment:

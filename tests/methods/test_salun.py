@@ -4,6 +4,7 @@ traps, the erasure.
 
 import pytest
 import torch
+from contracts import VARIANT
 from noisy import noisy
 from recognition import KEPT, recognised, recognised_before
 from shipped import numbers
@@ -49,7 +50,7 @@ def test_contract():
 
 
 def test_contract_without_masks_and_pictures_of_what_remains():
-    check_method(SalUn, thorough=False, train="x", share=1.0, alpha=0.0, **GIVEN)
+    check_method(SalUn, **VARIANT, train="x", share=1.0, alpha=0.0, **GIVEN)
 
 
 class TestLoss:

@@ -4,6 +4,7 @@ transport buys.
 
 import pytest
 import torch
+from contracts import VARIANT
 from noisy import noisy
 from recognition import KEPT, recognised, recognised_before
 from shipped import numbers
@@ -47,7 +48,7 @@ def says(model, prompts):
     ids=["default", "student", "no transport"],
 )
 def test_contract(arguments):
-    check_method(SPM, thorough=not arguments, **(GIVEN | {"warmup": 1} | arguments))
+    check_method(SPM, **(VARIANT if arguments else {}), **(GIVEN | {"warmup": 1} | arguments))
 
 
 @pytest.mark.parametrize("guidance", [0.0, 1.0])
