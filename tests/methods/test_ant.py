@@ -208,8 +208,8 @@ def test_arguments_out_of_range(arguments, words):
 
 @pytest.mark.slow
 def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
-    given = numbers("ant", lr=3e-4, latents=TrajectoryBank(trajectories=8, steps=20))
-    module = fit(ANT(concepts=[Concept("cigarette")], **given), 160)  # of 2 pairs, there 80 of 4
+    given = numbers("ant", lr=3e-4, latents=TrajectoryBank(trajectories=8, steps=10))
+    module = fit(ANT(concepts=[Concept("cigarette")], **given), 80)  # of 2 pairs, there 80 of 4
     assert recognised_before(module, ["cigarette"] * 4) == 1
     assert recognised(module.backbone, ["cigarette"] * 4) == 0
     assert recognised(module.backbone, KEPT) == 1

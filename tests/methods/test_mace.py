@@ -320,9 +320,9 @@ def test_numbers_out_of_range(wrong):
 @pytest.mark.slow
 def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
     kept = ["fox", "grapes", "guitar", "snowman"]
-    shown = GeneratedImages(images=4, steps=20, guidance=4, times="importance")
+    shown = GeneratedImages(images=4, steps=10, guidance=4, times="importance")
     module = fit(
-        MACE(concepts=[Concept("cigarette", "lollipop")], **numbers("mace", latents=shown)), 50
+        MACE(concepts=[Concept("cigarette", "lollipop")], **numbers("mace", latents=shown)), 30
     )
     assert recognised_before(module, ["cigarette"] * 4) == 1
     assert recognised(module.backbone, ["cigarette"] * 4) == 0

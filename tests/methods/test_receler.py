@@ -194,9 +194,9 @@ def test_numbers_out_of_range_are_refused():
 @pytest.mark.slow
 def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
     module = Receler(
-        concepts=[Concept("cigarette")], latents=TrajectoryBank(8, 20), **numbers("receler")
+        concepts=[Concept("cigarette")], latents=TrajectoryBank(8, 10), **numbers("receler")
     )
-    fit(module, 50)
+    fit(module, 30)
     assert recognised_before(module, ["cigarette"] * 4) == 1
     assert recognised(module.backbone, ["cigarette"] * 4) == 0
     assert recognised(module.backbone, KEPT) == recognised_before(module, KEPT) == 1

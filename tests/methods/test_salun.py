@@ -204,9 +204,9 @@ def test_arguments_out_of_range(arguments, words):
 
 @pytest.mark.slow
 def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
-    shown = GeneratedImages(images=16, steps=10, guidance=4)
-    given = numbers("salun", latents=shown, remaining=16)
-    module = fit(SalUn(concepts=[Concept("cigarette", "lollipop")], **given), 40)
+    shown = GeneratedImages(images=8, steps=10, guidance=4)
+    given = numbers("salun", latents=shown, remaining=8)
+    module = fit(SalUn(concepts=[Concept("cigarette", "lollipop")], **given), 25)
     assert recognised_before(module, ["cigarette"] * 4) == 1
     assert recognised(module.backbone, ["cigarette"] * 4) == 0
     assert recognised(module.backbone, KEPT) == 1

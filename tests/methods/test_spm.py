@@ -139,10 +139,10 @@ def test_negative_numbers_are_refused():
 def test_it_erases_the_cigarette_of_the_emoji_world_and_transport_keeps_the_rest():
     module = SPM(
         concepts=[Concept("cigarette", "lollipop")],
-        latents=TrajectoryBank(trajectories=8, steps=20),
+        latents=TrajectoryBank(trajectories=8, steps=10),
         **numbers("spm"),
     )
-    fit(module, 60)
+    fit(module, 40)
     assert recognised_before(module, ["cigarette"] * 4) == 1
     assert recognised(module.backbone, ["cigarette"] * 4) == 0
     assert recognised(module.backbone, KEPT) == recognised_before(module, KEPT) == 1
