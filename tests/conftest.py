@@ -1,3 +1,4 @@
+import gc
 import os
 import signal
 
@@ -9,6 +10,11 @@ import pytest
 import torch
 
 from erasure_lightning.backbones.tiny import TinyBackbone
+
+# What is imported stays, and models are webs of many small objects: the collector need not look
+# through all of it for every few hundred that are made.
+gc.freeze()
+gc.set_threshold(20_000, 20, 20)
 
 # A shell that runs the tests in the background lets them ignore Ctrl-C, which some of them press.
 signal.signal(signal.SIGINT, signal.default_int_handler)

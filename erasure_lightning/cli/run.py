@@ -141,7 +141,7 @@ class CommandLine(LightningCLI):
         """Settle the folder and the checkpoint before anything is loaded."""
         given = self.config.clone()
         given.run_dir = given.ckpt_path = None
-        content = load_yaml(self.parser.dump(given, skip_none=False))
+        content = load_yaml(self.parser.dump(given, skip_unset=False))
         content.pop("config", None)
         content["trainer"]["logger"] = redact_secrets(content["trainer"]["logger"])
         self.text = dump_yaml(content)

@@ -22,7 +22,7 @@ TESTS = Path(__file__).parents[1]
 
 
 #: Enough for a kill to come before the end.
-STEPS = 60
+STEPS = 40
 
 
 def config(method):

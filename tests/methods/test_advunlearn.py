@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from contracts import VARIANT
 from noisy import noisy
 from recognition import KEPT, recognised
 from shipped import numbers
@@ -58,7 +59,7 @@ def front(module, count=1):
 def test_contract(arguments):
     check_method(
         AdvUnlearn,
-        thorough=False,
+        **VARIANT,
         latents=TrajectoryBank(trajectories=2, steps=3),
         **(ARGUMENTS | arguments),
     )

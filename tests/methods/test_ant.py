@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from contracts import VARIANT
 from noisy import noisy
 from recognition import KEPT, recognised, recognised_before
 from shipped import numbers
@@ -83,7 +84,7 @@ def moved(module, question):
     ids=["masked", "cross-attention", "student"],
 )
 def test_contract(arguments):
-    check_method(ANT, thorough=False, **(ARGUMENTS | {"latents": bank(), "maps": 2} | arguments))
+    check_method(ANT, **VARIANT, **(GIVEN | {"latents": bank(), "maps": 2} | arguments))
 
 
 def test_contract_on_pure_noise_and_the_world():
@@ -211,8 +212,8 @@ def test_arguments_out_of_range(arguments, words):
 
 @pytest.mark.slow
 def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
-    given = numbers("ant", lr=3e-4, latents=TrajectoryBank(trajectories=8, steps=20))
-    module = fit(ANT(concepts=[Concept("cigarette")], **given), 160)  # of 2 pairs, there 80 of 4
+    given = numbers("ant", lr=3e-4, latents=TrajectoryBank(trajectories=8, steps=10))
+    module = fit(ANT(concepts=[Concept("cigarette")], **given), 80)  # of 2 pairs, there 80 of 4
     assert recognised_before(module, ["cigarette"] * 4) == 1
     assert recognised(module.backbone, ["cigarette"] * 4) == 0
     assert recognised(module.backbone, KEPT) == 1

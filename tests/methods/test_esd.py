@@ -4,6 +4,7 @@ the erasure itself.
 
 import pytest
 import torch
+from contracts import VARIANT
 from noisy import noisy
 from recognition import KEPT, recognised, recognised_before
 from shipped import numbers
@@ -44,7 +45,9 @@ def predict(model, words):
 
 @pytest.mark.parametrize("part", PARTS)
 def test_contract(part):
-    check_method(ESD, train=part, thorough=part == "x", latents=TrajectoryBank(2, 3), **ARGUMENTS)
+    check_method(
+        ESD, train=part, **({} if part == "x" else VARIANT), latents=TrajectoryBank(2, 3), **GIVEN
+    )
 
 
 @pytest.mark.parametrize(
@@ -57,7 +60,7 @@ def test_contract(part):
     ids=["pure noise", "student", "anchor"],
 )
 def test_contract_on_other_latents(arguments):
-    check_method(ESD, thorough=False, **(ARGUMENTS | arguments))
+    check_method(ESD, **VARIANT, **(GIVEN | arguments))
 
 
 class TestLoss:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from contracts import VARIANT
 from noisy import noisy
 from recognition import KEPT, drawn, names, recognised, recognised_before
 from shipped import numbers
@@ -48,7 +49,9 @@ def build(method=RealEra, concepts=CONCEPTS, **arguments):
     ids=lambda arguments: ", ".join(arguments) or "default",
 )
 def test_contract(arguments):
-    check_method(RealEra, thorough=not arguments, **(ARGUMENTS[RealEra] | {"lr": 1e-2} | arguments))
+    check_method(
+        RealEra, **(VARIANT if arguments else {}), **(GIVEN[RealEra] | {"lr": 1e-2} | arguments)
+    )
 
 
 @pytest.mark.parametrize(
@@ -56,7 +59,9 @@ def test_contract(arguments):
 )
 def test_contract_of_stage_a_alone(arguments):
     check_method(
-        RealEraClosedForm, thorough=not arguments, **(ARGUMENTS[RealEraClosedForm] | arguments)
+        RealEraClosedForm,
+        **(VARIANT if arguments else {}),
+        **(GIVEN[RealEraClosedForm] | arguments),
     )
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from contracts import VARIANT
 from noisy import noisy
 from recognition import KEPT, recognised, recognised_before
 from shipped import numbers
@@ -46,7 +47,7 @@ def followed():
     ids=["defaults", "no average", "all", "average's trajectories", "original's trajectories"],
 )
 def test_contract(arguments):
-    check_method(SDD, thorough=not arguments, **(ARGUMENTS | arguments))
+    check_method(SDD, **(VARIANT if arguments else {}), **(GIVEN | arguments))
 
 
 class TestLoss:
