@@ -229,7 +229,7 @@ class CommandLine(LightningCLI):
             {"fit": self._fit, "predict": self._predict}.get(self.command, self._measure)()
 
     def _prepare(self) -> None:
-        folders.check(self.command, self.run, self.checkpoint)
+        folders.check_run_folder(self.command, self.run, self.checkpoint)
         write_atomically(self.run.config, self.text.encode())
 
     def _open_loggers(self) -> list[Logger]:

@@ -72,7 +72,9 @@ def disturb(module, size=0.02):
     ids=lambda arguments: ", ".join(arguments) or "default",
 )
 def test_contract(arguments):
-    check_method(AllButOne, **(VARIANT if arguments else {}), **(GIVEN | {"warmup": 1} | arguments))
+    check_method(
+        AllButOne, **(VARIANT if arguments else {}), **(ARGUMENTS | {"warmup": 1} | arguments)
+    )
 
 
 class TestLoss:

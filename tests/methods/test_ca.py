@@ -50,7 +50,7 @@ def ask(model, x, t, prompts):
     "arguments", [{}, {"target": "noise"}, {"prior": 1.0, "train": "all"}], ids=str
 )
 def test_contract(arguments):
-    check_method(CA, **(VARIANT if arguments else {}), **(GIVEN | arguments))
+    check_method(CA, **(VARIANT if arguments else {}), **(ARGUMENTS | arguments))
 
 
 class TestLoss:
@@ -156,7 +156,7 @@ def test_arguments_out_of_range(arguments, words):
 class TestTrajectories:
     def test_contract(self):
         check_method(
-            CA, **VARIANT, **(GIVEN | {"latents": TrajectoryBank(trajectories=2, steps=3)})
+            CA, **VARIANT, **(ARGUMENTS | {"latents": TrajectoryBank(trajectories=2, steps=3)})
         )
 
     @pytest.mark.parametrize("arguments", [{"target": "noise"}, {"prior": 0.5}], ids=str)

@@ -46,7 +46,11 @@ def predict(model, words):
 @pytest.mark.parametrize("part", PARTS)
 def test_contract(part):
     check_method(
-        ESD, train=part, **({} if part == "x" else VARIANT), latents=TrajectoryBank(2, 3), **GIVEN
+        ESD,
+        train=part,
+        **({} if part == "x" else VARIANT),
+        latents=TrajectoryBank(2, 3),
+        **ARGUMENTS,
     )
 
 
@@ -60,7 +64,7 @@ def test_contract(part):
     ids=["pure noise", "student", "anchor"],
 )
 def test_contract_on_other_latents(arguments):
-    check_method(ESD, **VARIANT, **(GIVEN | arguments))
+    check_method(ESD, **VARIANT, **(ARGUMENTS | arguments))
 
 
 class TestLoss:

@@ -324,7 +324,7 @@ def test_numbers_out_of_range(wrong):
 
 @pytest.mark.slow
 def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
-    kept = ["fox", "grapes", "guitar", "snowman"]
+    retained = ["fox", "grapes", "guitar", "snowman"]
     shown = GeneratedImages(images=4, steps=10, guidance=4, times="importance")
     module = fit(
         MACE(concepts=[Concept("cigarette", "lollipop")], **numbers("mace", latents=shown)), 30

@@ -57,7 +57,9 @@ def predict(model, prompts):
     ids=["default", "student", "no attack"],
 )
 def test_contract(arguments):
-    check_method(Receler, **(VARIANT if arguments else {}), **(GIVEN | {"warmup": 1} | arguments))
+    check_method(
+        Receler, **(VARIANT if arguments else {}), **(ARGUMENTS | {"warmup": 1} | arguments)
+    )
 
 
 def test_without_attack_and_mask_it_is_the_loss_of_esd():

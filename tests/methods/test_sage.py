@@ -61,7 +61,7 @@ def test_contract(arguments):
     check_method(
         SAGE,
         **(VARIANT if arguments else {}),
-        **(GIVEN | {"check_from": 1, "warmup": 1} | arguments),
+        **(ARGUMENTS | {"check_from": 1, "warmup": 1} | arguments),
     )
 
 

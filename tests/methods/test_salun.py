@@ -50,7 +50,7 @@ def test_contract():
 
 
 def test_contract_without_masks_and_pictures_of_what_remains():
-    check_method(SalUn, **VARIANT, train="x", share=1.0, alpha=0.0, **GIVEN)
+    check_method(SalUn, **VARIANT, train="x", share=1.0, alpha=0.0, **ARGUMENTS)
 
 
 class TestLoss:

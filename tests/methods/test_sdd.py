@@ -47,7 +47,7 @@ def followed():
     ids=["defaults", "no average", "all", "average's trajectories", "original's trajectories"],
 )
 def test_contract(arguments):
-    check_method(SDD, **(VARIANT if arguments else {}), **(GIVEN | arguments))
+    check_method(SDD, **(VARIANT if arguments else {}), **(ARGUMENTS | arguments))
 
 
 class TestLoss:

@@ -48,7 +48,7 @@ def predict(model, prompts):
     ids=["default", "student", "no transport"],
 )
 def test_contract(arguments):
-    check_method(SPM, **(VARIANT if arguments else {}), **(GIVEN | {"warmup": 1} | arguments))
+    check_method(SPM, **(VARIANT if arguments else {}), **(ARGUMENTS | {"warmup": 1} | arguments))
 
 
 @pytest.mark.parametrize("guidance", [0.0, 1.0])
