@@ -84,7 +84,7 @@ def moved(module, question):
     ids=["masked", "cross-attention", "student"],
 )
 def test_contract(arguments):
-    check_method(ANT, **VARIANT, **(GIVEN | {"latents": bank(), "maps": 2} | arguments))
+    check_method(ANT, **VARIANT, **(ARGUMENTS | {"latents": bank(), "maps": 2} | arguments))
 
 
 def test_contract_on_pure_noise_and_the_world():

@@ -50,7 +50,7 @@ def build(method=RealEra, concepts=CONCEPTS, **arguments):
 )
 def test_contract(arguments):
     check_method(
-        RealEra, **(VARIANT if arguments else {}), **(GIVEN[RealEra] | {"lr": 1e-2} | arguments)
+        RealEra, **(VARIANT if arguments else {}), **(ARGUMENTS[RealEra] | {"lr": 1e-2} | arguments)
     )
 
 
@@ -61,7 +61,7 @@ def test_contract_of_stage_a_alone(arguments):
     check_method(
         RealEraClosedForm,
         **(VARIANT if arguments else {}),
-        **(GIVEN[RealEraClosedForm] | arguments),
+        **(ARGUMENTS[RealEraClosedForm] | arguments),
     )
 
 
