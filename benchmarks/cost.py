@@ -24,14 +24,14 @@ def fit_sage(steps: int):  # noqa: ANN201  (an import for the annotation would b
     from erasure_lightning.retention.local_noise import LocalNoisePreservation
     from erasure_lightning.retention.local_states import LocalStatePreservation
     from erasure_lightning.retention.unconditional_drift import UnconditionalDrift
-    from erasure_lightning.testing import fit
+    from erasure_lightning.testing import quick_fit
 
     module = SAGE(
         concepts=[Concept("cigarette", "lollipop")], blocks=2, check_steps=5, check_from=5
     )
     local = LocalNoisePreservation(batch_size=4)
     terms = GlobalSemanticAlignment(), local, LocalStatePreservation(), UnconditionalDrift()
-    return fit(module, steps, *terms)
+    return quick_fit(module, steps, *terms)
 
 
 def peak(code: str) -> float:

@@ -30,7 +30,7 @@ from erasure_lightning.benchmark.pareto import PALETTE
 from erasure_lightning.callbacks.cost import peak_memory
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.methods.esd import ESD
-from erasure_lightning.testing import fit
+from erasure_lightning.testing import quick_fit
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
 #: Sizes of a point, apart from the one that changes.
@@ -96,7 +96,7 @@ def measured(point: dict[str, int]) -> dict[str, float]:
     bank = TrajectoryBank(trajectories=point["trajectories"], steps=2)
     start = time.process_time()
     module = ESD(concepts=[Concept(name) for name in names], backbone=backbone, latents=bank)
-    fit(module, STEPS, clock)
+    quick_fit(module, STEPS, clock)
     steps = [after - before for before, after in zip(clock.ends, clock.ends[1:], strict=False)]
     figures = (
         1e3 * median(steps[STEPS // 4 :]),

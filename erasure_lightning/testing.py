@@ -74,8 +74,8 @@ def check_method(
         make = _maker(method, family, arguments)
         _check_retention(make(), family)
         for precision in ("bf16-mixed", "bf16-true"):
-            _check_edit(fit(make(), 2, precision=precision), family, precision)
-        _check_base(fit(make(base="bfloat16"), 2), family)
+            _check_edit(quick_fit(make(), 2, precision=precision), family, precision)
+        _check_base(quick_fit(make(base="bfloat16"), 2), family)
     if world and find_world(world):
         given = deepcopy(arguments)
         _check_aim(method(concepts=_FORGOTTEN, backbone=world, seed=1, **given), steps)
@@ -87,7 +87,7 @@ def _check_fit(
 ) -> ErasureModule:
     """Fit on a family; what is editable changed, and all that is trained had a gradient."""
     gradients = _Gradients()
-    fitted = fit(_maker(method, family, arguments)(), steps, gradients)
+    fitted = quick_fit(_maker(method, family, arguments)(), steps, gradients)
     _check_edit(fitted, family)
     lacking, name = gradients.lacking, f"{method.__name__} on {family.__name__}"
     assert not lacking, f"{name} trains {lacking[0]} without a gradient"
@@ -99,11 +99,11 @@ def _check_resumed(fitted: ErasureModule, make: Callable[..., ErasureModule], st
     name = f"{type(fitted).__name__} on {type(fitted.backbone).__name__}"
     with TemporaryDirectory() as folder:
         half, whole = Path(folder, "half.ckpt"), Path(folder, "whole.ckpt")
-        fit(make(), steps // 2, total=steps, save=half)
-        resumed = edit_of(fit(make(), steps, resume=half, save=whole))
+        quick_fit(make(), steps // 2, total=steps, save=half)
+        resumed = edit_of(quick_fit(make(), steps, resume=half, save=whole))
         loaded = edit_of(_load(make(), whole))
     if not _equal(edit_of(fitted), resumed):  # both runs have one seed: which promise is broken?
-        again = edit_of(fit(make(), steps))
+        again = edit_of(quick_fit(make(), steps))
         assert _equal(edit_of(fitted), again), f"{name} gives two edits for one seed"
         raise AssertionError(f"{name} ends elsewhere when stopped and resumed")
     assert _equal(resumed, loaded), f"{name} loads another edit than it saved"
@@ -153,7 +153,7 @@ def _check_retention(module: ErasureModule, family: type[Backbone]) -> None:
         callback.prompts = callback.prompts or ["a tree", "a car", "a boat"]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*edits no text encoder.*")
-        fit(module, 2, *callbacks)
+        quick_fit(module, 2, *callbacks)
     _check_edit(module, family, "every retention callback")
     used = module.retention
     if not isinstance(module, GradientErasure):
@@ -165,7 +165,7 @@ def _check_retention(module: ErasureModule, family: type[Backbone]) -> None:
 
 
 def _check_aim(module: ErasureModule, steps: int) -> None:
-    fit(module, steps)
+    quick_fit(module, steps)
     asked = _moved(module, [f"a {concept.name}" for concept in module.concepts])
     rest = _moved(module, _REMEMBERED)
     assert asked > rest, (
@@ -176,9 +176,7 @@ def _check_aim(module: ErasureModule, steps: int) -> None:
 
 @torch.no_grad()
 def _moved(module: ErasureModule, prompts: list[str]) -> float:
-    """Mean squared change of what is predicted for prompts, from noise, at times over the whole
-    range.
-    """
+    """Mean squared change of the predictions for prompts, from noise, over the range of times."""
     times = module.backbone.process.at(torch.linspace(0.2, 0.95, 4))
     x = module.backbone.noise(range(len(times)))
     each = [
@@ -203,10 +201,15 @@ def _tiny(family: type[Backbone]) -> Backbone:
     return make()
 
 
+_QUIET = {
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
+
+
 class _StopAt(Callback):
-    """Ends a run early that was planned for longer, saved before its methods tidy up, as a kill
-    would.
-    """
+    """Ends a run before its last step, saved before any hook of the end, as by a kill."""
 
     def __init__(self, step: int, save: Path | None) -> None:
         self.step = step
@@ -219,7 +222,7 @@ class _StopAt(Callback):
                 trainer.save_checkpoint(self.save)
 
 
-def fit(
+def quick_fit(
     module: ErasureModule,
     steps: int,
     *callbacks: Callback,
@@ -241,10 +244,14 @@ def fit(
         trainer: Further arguments of the trainer.
     """
     runner = Trainer(
-        max_steps=total or steps, accelerator="cpu", logger=False, enable_checkpointing=False, log_every_n_steps=2,
-        enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
-        callbacks=[*callbacks, _StopAt(steps, save if total else None)], **trainer,
-    )  # fmt: skip
+        max_steps=total or steps,
+        accelerator="cpu",
+        logger=False,
+        log_every_n_steps=2,
+        limit_val_batches=0,
+        callbacks=[*callbacks, _StopAt(steps, save if total else None)],
+        **_QUIET | trainer,
+    )
     runner.fit(module, PromptData(batch_size=2), ckpt_path=resume, weights_only=True)
     if save and not total:
         runner.save_checkpoint(save)

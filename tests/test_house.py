@@ -138,3 +138,23 @@ def test_the_family_s_own_file_names_it():
     """The control."""
     words = set(spoken(PACKAGE / "backbones/stable_diffusion.py"))
     assert {"attn2", "attn2.to_k", "scheduler"} <= {word for word in words if FAMILY.search(word)}
+
+
+def test_public_names_are_unique():
+    """No two classes, functions or constants of the package share a name."""
+    defined = {}
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            match node:
+                case ast.ClassDef(name=name) | ast.FunctionDef(name=name):
+                    names = [name]
+                case ast.Assign(targets=targets):
+                    names = [target.id for target in targets if isinstance(target, ast.Name)]
+                case ast.AnnAssign(target=ast.Name(id=name)):
+                    names = [name]
+                case _:
+                    names = []
+            for name in names:
+                if not name.startswith("_"):
+                    defined.setdefault(name, []).append(str(path.relative_to(PACKAGE)))
+    assert not {name: paths for name, paths in defined.items() if len(paths) > 1}

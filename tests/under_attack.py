@@ -12,7 +12,7 @@ from erasure_lightning.backbones.text_cache import TextCache
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.methods.uce import UCE
-from erasure_lightning.testing import fit
+from erasure_lightning.testing import quick_fit
 
 CAT = [Concept("cat", "dog", domain=["bird"])]
 
@@ -30,13 +30,13 @@ def tiny_target(concepts=CAT, family=TinyBackbone, **settings):
 @cache
 def _tiny_models(family):
     """The edited model and the original, which share what the edit does not reach."""
-    module = fit(Redirection(concepts=CAT, backbone=family()), 1)
+    module = quick_fit(Redirection(concepts=CAT, backbone=family()), 1)
     return module.backbone, module.original
 
 
 @cache
 def _module():
-    return fit(UCE(concepts=[Concept("cigarette", "lollipop")]), 1)
+    return quick_fit(UCE(concepts=[Concept("cigarette", "lollipop")]), 1)
 
 
 def _target(edited, pictures, steps=10):

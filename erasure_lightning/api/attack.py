@@ -9,7 +9,7 @@ import torch
 from erasure_lightning.api.load import load_edited
 from erasure_lightning.attacks.base import Attack
 from erasure_lightning.attacks.outcome import OUTCOME_FILE, Outcome
-from erasure_lightning.attacks.runner import run_attack, with_edit, write_outcome
+from erasure_lightning.attacks.runner import attack_concepts, with_edit, write_outcome
 from erasure_lightning.attacks.target import AttackSettings, AttackTarget
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.locks import lock_folder
@@ -47,7 +47,7 @@ def attack_edit(
         target = AttackTarget(
             module.backbone, module.original, module.concepts, trials or AttackSettings()
         )
-        outcome, attempts = run_attack(attack, target, report)
+        outcome, attempts = attack_concepts(attack, target, report)
         edit = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
         outcome = with_edit(outcome, type(module).__name__, edit, _paper(name))
         write_outcome(folder, outcome, attempts)

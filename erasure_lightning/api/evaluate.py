@@ -14,7 +14,7 @@ from erasure_lightning.api.pipelines import as_backbone
 from erasure_lightning.api.quiet import quiet
 from erasure_lightning.attacks.base import Attack
 from erasure_lightning.attacks.outcome import Outcome
-from erasure_lightning.attacks.runner import run_attack
+from erasure_lightning.attacks.runner import attack_concepts
 from erasure_lightning.attacks.target import AttackSettings, AttackTarget
 from erasure_lightning.callbacks.measure import Measure
 from erasure_lightning.callbacks.progress import Progress
@@ -114,7 +114,7 @@ def attack(
     with quiet(), _module(edit, pipeline) as module:
         module.to(device)
         target = AttackTarget(module.backbone, module.original, module.concepts, trials)
-        outcome, _ = run_attack(chosen, target, print if progress_bar else _silent)
+        outcome, _ = attack_concepts(chosen, target, print if progress_bar else _silent)
     return outcome
 
 

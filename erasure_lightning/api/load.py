@@ -15,8 +15,7 @@ from erasure_lightning.training.edit_state import BACKBONE_PREFIX
 
 
 def load_edited(path: Path) -> ErasureModule:
-    """The module that made an edit: the edit in its ``backbone``, the model without it in its
-    ``original``.
+    """The module that made an edit, with the edited model and its original.
 
     A file does not decide which code runs: its method must be one of ours or of an installed
     plugin. Arguments that were objects (a bank of trajectories) are left at their defaults;

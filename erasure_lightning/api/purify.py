@@ -38,7 +38,7 @@ _BATCH_SIZE = 8
 _MAX_ROWS = 24
 
 
-class PurifiedImages(NamedTuple):
+class PurifiedFiles(NamedTuple):
     """The outcome of `purify_files`.
 
     Args:
@@ -73,7 +73,7 @@ def purify_files(
     run_dir: Path | None = None,
     steps: int | None = None,
     guidance: float = 1.0,
-) -> PurifiedImages:
+) -> PurifiedFiles:
     """Draw image files again with an edited model, from the noise that DDIM inversion finds.
 
     An image is written as soon as it is drawn, so that a killed run keeps what it has.
@@ -107,7 +107,7 @@ def purify_files(
     pictures = {result.name: result.drift._asdict() for result in results}
     content = {"edit": str(path)} | settings._asdict() | {"pictures": pictures}
     write_json(folder / "purify.json", content)
-    return PurifiedImages(folder, {result.name: result.drift for result in results})
+    return PurifiedFiles(folder, {result.name: result.drift for result in results})
 
 
 def _steps(given: int | None, backbone: Backbone) -> int:
@@ -157,7 +157,8 @@ def _side(backbone: Backbone) -> int:
 
 
 def _sheet(module: ErasureModule, results: Sequence[_Purification], settings: _Settings) -> Image:
-    title = f"Purified of {shortened_names([c.name for c in module.concepts])} by {type(module).__name__}"
+    names = shortened_names([concept.name for concept in module.concepts])
+    title = f"Purified of {names} by {type(module).__name__}"
     subtitle = (
         f"{settings.steps} steps, guidance {settings.guidance:g}; noise found with the original"
         " model"

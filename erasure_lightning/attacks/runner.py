@@ -71,7 +71,7 @@ class JudgedCase(NamedTuple):
         return f"{slug(self.case.concept.name)}-{self.case.seed}.safetensors"
 
 
-def run_attack(
+def attack_concepts(
     attack: Attack, target: AttackTarget, report: Callable[[str], None] = print
 ) -> tuple[Outcome, list[JudgedCase]]:
     """Attack every concept with every seed.

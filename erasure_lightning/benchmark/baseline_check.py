@@ -7,7 +7,7 @@ from erasure_lightning.benchmark.suite import ConceptEntry
 from erasure_lightning.callbacks.measure import EditMetrics
 from erasure_lightning.concepts.vocabulary import Vocabulary
 from erasure_lightning.concepts.worlds import World
-from erasure_lightning.data.datamodule import plan
+from erasure_lightning.data.datamodule import measured_prompts
 from erasure_lightning.data.image_plan import ImageRequest
 from erasure_lightning.diffusion.sampling import sample_images
 from erasure_lightning.errors import ErasureError
@@ -81,7 +81,7 @@ class BaselineChecker:
         vocabulary = Vocabulary(self.world, entry.erase)
         requests = [
             ImageRequest(prompt, seed, group, "", answer, self.world.steps, self.world.guidance)
-            for group, prompt, answer in plan(vocabulary, 1, entry.neighbours)
+            for group, prompt, answer in measured_prompts(vocabulary, 1, entry.neighbours)
             if group in groups
             for seed in range(self.seeds)
         ]

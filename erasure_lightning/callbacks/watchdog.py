@@ -31,7 +31,7 @@ BEAT = 1.0
 SILENCE = 120.0
 
 #: Seconds that ranks have at least to start and find each other.
-START = 300.0
+_START_SECONDS = 300.0
 
 #: Seconds that a rank whose collective failed waits for the cause, and ranks have to leave.
 CAUSE = 6.0
@@ -223,7 +223,7 @@ class Watchdog(Callback):
         if self._trainer.local_rank and os.getppid() != self._parent:
             return Failure(f"The process that started rank {self._trainer.global_rank} is gone.")
         if self._answered is None:
-            late = self._clock > max(self.timeout, START)
+            late = self._clock > max(self.timeout, _START_SECONDS)
             text = f"The ranks have not found each other within {self._clock:.0f} s."
             return self._ended_early() or (Failure(text) if late else None)
         return self._lost_store() or self._lost_rank() or self._ended_early() or self._hang()

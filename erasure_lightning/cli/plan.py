@@ -226,13 +226,13 @@ def _training(found: FitForecast) -> list[str]:
     lines = [
         f"Trained: {held.trained / 1e6:.3f} M ({share:.2%}) in {len(held.names)} tensors of"
         f" {shown}.",
-        f"Each of {found.steps} steps evaluates the student on {last[STUDENT_CALLS]} latents and the"
-        f" original on {last[TEACHER_CALLS]}; {last['backwards']} backwards.",
+        f"Each of {found.steps} steps evaluates the student on {last[STUDENT_CALLS]} latents and"
+        f" the original on {last[TEACHER_CALLS]}; {last['backwards']} backwards.",
     ]
     if first != last:
         lines.append(
-            f"(The first step: {first[STUDENT_CALLS]} and {first[TEACHER_CALLS]}; {first['backwards']}"
-            " backwards.)"
+            f"(The first step: {first[STUDENT_CALLS]} and {first[TEACHER_CALLS]};"
+            f" {first['backwards']} backwards.)"
         )
     if found.sampled:
         lines.append(f"Trajectories or images to train on cost {found.sampled} evaluations.")

@@ -75,7 +75,7 @@ class CommandLine(LightningCLI):
 
     Args:
         command: One of `HELP`.
-        argv: What stood behind it.
+        argv: Its arguments.
         keeper: Saves the run when it is interrupted.
     """
 
@@ -98,9 +98,7 @@ class CommandLine(LightningCLI):
         )
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add what belongs to the run; every random draw hangs on ``model.seed``, so there is no
-        other seed.
-        """
+        """Add the options of a run; its only seed is ``model.seed``."""
         text = str | None
         parser.add_argument(
             "--run_dir", type=text, help="The run's folder; by default runs/METHOD-CONCEPTS."
@@ -124,7 +122,7 @@ class CommandLine(LightningCLI):
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse, in any process: LightningCLI's own warns where there is a ``sys.argv``."""
+        """Parse the arguments; LightningCLI's own method warns about ``sys.argv``."""
         names = self.options.names()
         if not (args[:1] == ["--config"] or names & _NAMING or any(".help" in n for n in names)):
             raise ErasureError(
@@ -135,36 +133,36 @@ class CommandLine(LightningCLI):
         check_strategy(self.config.trainer.strategy)
 
     def _set_seed(self) -> None:
-        """Nothing yet: `go` seeds with the model's own."""
+        """Override the seeding of LightningCLI; `go` seeds with the model's own seed."""
 
     def before_instantiate_classes(self) -> None:
-        """Settle the folder and the checkpoint before anything is loaded."""
-        given = self.config.clone()
-        given.run_dir = given.ckpt_path = None
-        content = load_yaml(self.parser.dump(given, skip_unset=False))
+        """Determine the run's folder and checkpoint before anything is loaded."""
+        config = self.config.clone()
+        config.run_dir = None
+        config.ckpt_path = None
+        content = load_yaml(self.parser.dump(config, skip_unset=False))
         content.pop("config", None)
         content["trainer"]["logger"] = redact_secrets(content["trainer"]["logger"])
         self.text = dump_yaml(content)
         self.keeper.set_every(self.config.save_every)
         _check_numbers(self.config.trainer)
-        _take_up(self.config.trainer)
+        _use_launched_ranks(self.config.trainer)
         self.watchdog = Watchdog(self.config.hang_timeout)
         self.checkpoint = self._checkpoint(content["model"])
         self.run = folders.choose(self.command, self.config, self.checkpoint)
         if self.command == "predict":
-            self.config.trainer.logger = (
-                False  # pictures are its files; an empty run on a board would be litter
-            )
+            self.config.trainer.logger = False  # its images are files; a dashboard would be empty
         loggers.place_loggers(self.config.trainer.logger, self.run.root)
         loggers.check_wandb(self.config.trainer.logger)
-        loggers.name_loggers(self.config.trainer.logger, *self._what(), self.command, self.run.root)
+        loggers.name_loggers(
+            self.config.trainer.logger, *self._title(), self.command, self.run.root
+        )
 
-    def _what(self) -> tuple[str, list[str]]:
-        """The method's name, and what it erases."""
+    def _title(self) -> tuple[str, list[str]]:
+        """Names of the method and of the concepts."""
         model = self.config.model
-        return model.class_path.rsplit(".", 1)[-1], [
-            concept.name for concept in model.init_args.concepts.listed
-        ]
+        names = [concept.name for concept in model.init_args.concepts.listed]
+        return model.class_path.rsplit(".", 1)[-1], names
 
     def _checkpoint(self, model: dict[str, Any]) -> Path | None:
         if self.config.ckpt_path is None:
@@ -185,35 +183,33 @@ class CommandLine(LightningCLI):
         """Build model, data and trainer.
 
         Raises:
-            ErasureError: If a constructor refuses its arguments; jsonargparse buries its words
-                among alternatives.
+            ErasureError: If a constructor refuses its arguments, with its own message.
         """
         try:
             super().instantiate_classes()
         except ValueError as error:
             cause = error.__cause__
-            told = str(cause) if isinstance(cause, ErasureError) else tidy(str(error), self.parser)
-            raise ErasureError(told) from error
+            is_own = isinstance(cause, ErasureError)
+            raise ErasureError(str(cause) if is_own else tidy(str(error), self.parser)) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Build the trainer with the run's folder and what every run has."""
-        given = self.config_init.trainer
+        """Build the trainer with the folder, loggers and callbacks of a run."""
+        config = self.config_init.trainer
+        chosen = config.logger if isinstance(config.logger, bool) else _list(config.logger)
         register_strategies(self.model.has_unused, self.config.hang_timeout)
         trainer = super().instantiate_trainer(
             default_root_dir=str(self.run.root),
-            logger=run_loggers(
-                self.run, given.logger if isinstance(given.logger, bool) else _list(given.logger)
-            ),
+            logger=run_loggers(self.run, chosen),
             callbacks=run_callbacks(
-                _list(given.callbacks),
+                _list(config.callbacks),
                 self.keeper,
                 self.watchdog,
                 config=self.text,
-                fast_dev_run=bool(given.fast_dev_run),
-                checkpoints=given.enable_checkpointing is not False,
-                progress_bar=given.enable_progress_bar is not False,
+                fast_dev_run=bool(config.fast_dev_run),
+                checkpoints=config.enable_checkpointing is not False,
+                progress_bar=config.enable_progress_bar is not False,
             ),
-            plugins=[*_list(given.plugins), PlainCheckpointIO()],
+            plugins=[*_list(config.plugins), PlainCheckpointIO()],
             **kwargs,
         )
         self.keeper.listen_in(trainer)
@@ -239,52 +235,58 @@ class CommandLine(LightningCLI):
         train(self.trainer, self.model, self.datamodule, self.checkpoint, self.config.measure)
         if self.config.trainer.fast_dev_run:
             return
-        self._say(f"Erased; the edit is in {self.run.root}")
-        self._say(
+        self._print(f"Erased; the edit is in {self.run.root}{self._grid()}.")
+        self._print(
             f"Draw prompts of your own: erasure predict --ckpt_path {self.run.root} --data.prompts"
-            " PROMPTS.csv"
+            " PROMPTS.csv."
         )
 
     def _measure(self) -> None:
         measure = self.trainer.test if self.command == "test" else self.trainer.validate
         measure(self.model, datamodule=self.datamodule, ckpt_path=self.checkpoint, verbose=False)
-        self._say(f"Measured; the figures are in {self.run.root}")
+        self._print(f"Measured; the figures are in {self.run.root}{self._grid()}.")
 
     def _predict(self) -> None:
-        given = {"datamodule": self.datamodule, "ckpt_path": self.checkpoint}
-        self.trainer.predict(self.model, return_predictions=False, **given)
-        self._say(f"Drawn; the pictures are in {self.run.root}")
+        self.trainer.predict(
+            self.model,
+            datamodule=self.datamodule,
+            ckpt_path=self.checkpoint,
+            return_predictions=False,
+        )
+        self._print(f"Drawn; the pictures are in {self.run.root}{self._grid()}.")
 
-    def _say(self, text: str) -> None:
+    def _grid(self) -> str:
+        return f", before and after in {self.run.grid}" if self.run.grid.exists() else ""
+
+    def _print(self, text: str) -> None:
         if self.trainer.is_global_zero:
-            grid = (
-                f", before and after in {self.run.grid}"
-                if self.run.grid.exists() and text[:5] != "Draw "
-                else ""
-            )
-            print(f"{text}{grid}.")
+            print(text)
 
 
-def _check_numbers(given: Namespace) -> None:
-    """Refuse numbers that Lightning would fail on, one of them behind the loading of the model."""
-    require("The trainer", at_least=0, log_every_n_steps=given.log_every_n_steps)
-    require("The trainer", at_least=0, gradient_clip_val=given.gradient_clip_val)
-    require("The trainer", at_least=1, accumulate_grad_batches=given.accumulate_grad_batches)
+def _check_numbers(trainer: Namespace) -> None:
+    """Refuse numbers that Lightning would fail on, perhaps after the model has been loaded."""
+    require("The trainer", at_least=0, log_every_n_steps=trainer.log_every_n_steps)
+    require("The trainer", at_least=0, gradient_clip_val=trainer.gradient_clip_val)
+    require("The trainer", at_least=1, accumulate_grad_batches=trainer.accumulate_grad_batches)
 
 
-def _take_up(given: Namespace) -> None:
-    """Use the processes that torchrun has started, where no devices were told, and refuse another
-    number of them.
+def _use_launched_ranks(trainer: Namespace) -> None:
+    """Take the number of devices from torchrun, and refuse another number.
+
+    Raises:
+        ErasureError: If ``--trainer.devices`` is another number than torchrun's.
     """
-    if (found := started()) is None:
+    ranks = started()
+    if ranks is None:
         return
-    here, machines = found
-    if given.devices == "auto":
-        given.devices, given.num_nodes = here, machines
-    elif str(given.devices).isdecimal() and int(given.devices) != here:
+    here, nodes = ranks
+    if trainer.devices == "auto":
+        trainer.devices = here
+        trainer.num_nodes = nodes
+    elif str(trainer.devices).isdecimal() and int(trainer.devices) != here:
         raise ErasureError(
             f"torchrun has started {here} processes on this machine, and --trainer.devices says"
-            f" {given.devices}. Say --trainer.devices {here}, or nothing of devices."
+            f" {trainer.devices}. Give --trainer.devices {here}, or leave the option out."
         )
 
 

@@ -1,6 +1,4 @@
-"""Prompts: the concepts' sentences to train on, and the pictures to draw when an edit is measured
-or used.
-"""
+"""`PromptData`: prompts to train on, and images to generate when an edit is measured or used."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,46 +16,44 @@ from erasure_lightning.concepts.vocabulary import Vocabulary, random_subset
 from erasure_lightning.data.image_plan import ImageBatch, ImageLoader, ImageRequest, read_prompts
 from erasure_lightning.errors import ErasureError
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
-class Draws(Generic[T]):
-    """Batches that are a function of their number, so that a resumed run goes on where the killed
-    one stopped.
+class Draws(Generic[_T]):
+    """Loader whose batches are a function of their number, for runs that are resumed.
 
-    Numbers count the batches of all epochs. Lightning saves and restores anything that has
-    ``state_dict`` and ``load_state_dict``, and counts itself how many batches of a resumed epoch
-    are left.
+    Numbers count the batches of all epochs. Lightning saves and restores any loader with
+    ``state_dict`` and ``load_state_dict``, and counts the remaining batches of an epoch itself.
 
     Args:
         draw: Makes the batch of a number.
         length: Batches of an epoch.
     """
 
-    def __init__(self, draw: Callable[[int], T], length: int) -> None:
+    def __init__(self, draw: Callable[[int], _T], length: int) -> None:
         self.draw = draw
         self.length = length
-        self._given = 0
+        self._drawn = 0
 
     def __len__(self) -> int:
         return self.length
 
-    def __iter__(self) -> Iterator[T]:
+    def __iter__(self) -> Iterator[_T]:
         for _ in range(self.length):
-            self._given += 1
-            yield self.draw(self._given - 1)
+            self._drawn += 1
+            yield self.draw(self._drawn - 1)
 
     def state_dict(self) -> dict[str, int]:
-        """How many batches were given, in all epochs."""
-        return {"given": self._given}
+        """The number of drawn batches of all epochs."""
+        return {"given": self._drawn}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on behind them."""
-        self._given = state["given"]
+        """Continue after them."""
+        self._drawn = state["given"]
 
 
 class PromptData(LightningDataModule):
-    """Sentences for training, and the plan of pictures by which an edit is measured.
+    """Prompts to train on, and the plan of images by which an edit is measured.
 
     Args:
         batch_size: Concept prompts a training step (on each rank), at least 1.
@@ -177,11 +173,9 @@ class PromptData(LightningDataModule):
                 second epoch.
         """
         trainer = cast(Any, self.trainer)
-        epochs, most, limit = (
-            int(trainer.max_epochs),
-            int(trainer.max_steps),
-            trainer.limit_train_batches,
-        )
+        epochs = int(trainer.max_epochs)
+        most = int(trainer.max_steps)
+        limit = trainer.limit_train_batches
         batches = self._epoch_steps * trainer.accumulate_grad_batches
         batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
         steps = math.ceil(batches / trainer.accumulate_grad_batches)
@@ -196,34 +190,37 @@ class PromptData(LightningDataModule):
                 " takes alone. Give --trainer.max_steps -1 with --data.rounds N (steps for each"
                 " concept in an epoch), or a larger --trainer.max_steps without max_epochs."
             )
-        return most if epochs < 0 else steps * epochs if most < 0 else min(steps * epochs, most)
+        if epochs < 0:
+            return most
+        return steps * epochs if most < 0 else min(steps * epochs, most)
 
     def val_dataloader(self) -> ImageLoader | list[ImageBatch]:
-        """The smallest plan with an interval, two seeds; nothing while fitting, which is measured
-        at its end.
-        """
+        """The plan with two seeds, the fewest with an interval; no image while fitting."""
         assert self.trainer is not None
-        return [] if self.trainer.state.fn == "fit" else self._sheet(self._plan(seeds=2))
+        return [] if self.trainer.state.fn == "fit" else self._loader(self._plan(seeds=2))
 
     def test_dataloader(self) -> ImageLoader:
         """The whole plan."""
-        return self._sheet(self._plan(self.seeds))
+        return self._loader(self._plan(self.seeds))
 
-    def _sheet(self, shots: Sequence[ImageRequest]) -> ImageLoader:
-        assert self.trainer is not None
-        warn_of_cut(self._module.backbone, (shot.prompt for shot in shots), "prompts to draw")
-        return ImageLoader(
-            shots, self.draw_size, self.size, self.trainer.global_rank, self.trainer.world_size
-        )
+    def _loader(self, requests: Sequence[ImageRequest]) -> ImageLoader:
+        trainer = self.trainer
+        assert trainer is not None
+        prompts = (request.prompt for request in requests)
+        warn_of_cut(self._module.backbone, prompts, "prompts to draw")
+        ranks = trainer.global_rank, trainer.world_size
+        return ImageLoader(requests, self.draw_size, self.size, *ranks)
+
+    def _sampling(self) -> tuple[int, float]:
+        """Steps and guidance."""
+        steps = self._default(self.steps, "steps", 50)
+        return steps, self._default(self.guidance, "guidance", 7.5)
 
     def _plan(self, seeds: int) -> list[ImageRequest]:
-        rows = plan(self.vocabulary, self.others, self.neighbours)
-        steps, guidance = (
-            self._default(self.steps, "steps", 50),
-            self._default(self.guidance, "guidance", 7.5),
-        )
+        rows = measured_prompts(self.vocabulary, self.others, self.neighbours)
+        sampling = self._sampling()
         return [
-            ImageRequest(prompt, seed, group, f"{prompt} #{seed}", answer, steps, guidance)
+            ImageRequest(prompt, seed, group, f"{prompt} #{seed}", answer, *sampling)
             for group, prompt, answer in rows
             for seed in range(seeds)
         ]
@@ -235,19 +232,13 @@ class PromptData(LightningDataModule):
                 "predict needs a CSV of prompts; give --data.prompts FILE (prompt, evaluation_seed,"
                 " case_number)."
             )
-        steps, guidance = (
-            self._default(self.steps, "steps", 50),
-            self._default(self.guidance, "guidance", 7.5),
-        )
-        shots = read_prompts(Path(self.prompts), steps, guidance)
-        for shot in {
-            shot.size: shot for shot in shots
-        }.values():  # all sizes are looked at before anything is drawn
-            try:
-                self._module.backbone.latent_shape(shot.size)
+        requests = read_prompts(Path(self.prompts), *self._sampling())
+        for request in {request.size: request for request in requests}.values():
+            try:  # every size is checked before an image is generated
+                self._module.backbone.latent_shape(request.size)
             except ErasureError as error:
-                raise ErasureError(f"{self.prompts}, case {shot.case}: {error}") from error
-        return self._sheet(shots)
+                raise ErasureError(f"{self.prompts}, case {request.case}: {error}") from error
+        return self._loader(requests)
 
 
 def warn_of_cut(backbone: Backbone, prompts: Iterable[str], what: str) -> None:
@@ -266,15 +257,19 @@ def warn_of_cut(backbone: Backbone, prompts: Iterable[str], what: str) -> None:
         )
 
 
-def plan(
+def measured_prompts(
     vocabulary: Vocabulary, others: int, neighbours: Sequence[str]
 ) -> list[tuple[str, str, str]]:
-    """Group, prompt and expected label of every measured prompt, in the protocol of the emoji
-    world.
+    """Group, prompt and expected label of every prompt of the measurement.
+
+    Args:
+        vocabulary: What the model draws, and what of it is erased.
+        others: How many of the other labels are measured.
+        neighbours: Labels close to the concept.
     """
-    captions = vocabulary.captions
-    kept = random_subset(vocabulary.others, others)
-    rows = [("efficacy", text, thing) for text, thing in vocabulary.concept_prompts()]
-    rows += [("generality", text, thing) for text, thing in vocabulary.domain_prompts()]
-    rows += [("neighbours", captions[1].format(w), w) for w in neighbours]
-    return rows + [("specificity", captions[1].format(label), label) for label in kept]
+    caption = vocabulary.captions[1]
+    rows = [("efficacy", text, label) for text, label in vocabulary.concept_prompts()]
+    rows += [("generality", text, label) for text, label in vocabulary.domain_prompts()]
+    rows += [("neighbours", caption.format(label), label) for label in neighbours]
+    retained = random_subset(vocabulary.others, others)
+    return rows + [("specificity", caption.format(label), label) for label in retained]

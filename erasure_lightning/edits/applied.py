@@ -96,10 +96,11 @@ class Edit:
         """
         places = self._places()
         for component, record in places:
-            if applied_edits(component.module)[-1] is not record:
+            last = applied_edits(component.module)[-1]
+            if last is not record:
                 raise ErasureError(
                     f"Removing {edit_title(self.metadata)} needs it to be the last edit of"
-                    f" {component.title}; found {applied_edits(component.module)[-1]['edit']} on top."
+                    f" {component.title}; found {last['edit']} on top."
                     " Remove that one first."
                 )
         for component, record in places:

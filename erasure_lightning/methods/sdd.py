@@ -88,9 +88,7 @@ class SDD(GradientErasure):
         return self.backbone.denoiser_parameters(self.train_part)
 
     def adapt(self) -> None:
-        """Begin the average at the original, in no less precision than the edit, or it would round
-        every step away.
-        """
+        """Begin the average at the original, in float32: less would round its steps away."""
         self.average = self.backbone.frozen_copy(self.modified())
         promote_to_float32(self.average.get_parameter(name) for name in self.editable())
 

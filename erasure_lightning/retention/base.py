@@ -33,9 +33,9 @@ class RetentionCallback(Callback, ABC):
             (everyday objects without a world) in its captions, with the anchors and related
             concepts (other styles, other people), without the concepts, their domains and the
             nearest labels.
-        nearness: Share of the labels that is retained, above 0 and at most 1: the others, nearest to
-            a concept in the original's end-of-text states, count as its domain. Ranks mean the same
-            in every encoder; cosines do not.
+        nearness: Share of the labels that is retained, above 0 and at most 1: the others, nearest
+            to a concept in the original's end-of-text states, count as its domain. Ranks mean the
+            same in every encoder; cosines do not.
         ramp: Steps over which the weight rises from 0, at least 0.
 
     Raises:

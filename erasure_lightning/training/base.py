@@ -1,4 +1,4 @@
-"""`ErasureModule`: base of every method: the edited model, its frozen original, the edit's files."""
+"""`ErasureModule`, base of every method: the edited model, its frozen original, the edit."""
 
 from abc import ABC
 from collections.abc import Callable, Collection, Mapping
@@ -124,7 +124,7 @@ class ErasureModule(LightningModule, ABC):
         return self.editable()
 
     def modified(self) -> Collection[str]:
-        """Names in the backbone of parameters that will change and modules that `adapt` replaces."""
+        """Names in the backbone of parameters that change and modules that `adapt` replaces."""
         return self.editable()
 
     def adapt(self) -> None:
@@ -138,7 +138,7 @@ class ErasureModule(LightningModule, ABC):
         return not self.automatic_optimization
 
     def configure_model(self) -> None:
-        """Load the backbone and copy its original; Lightning calls it before it loads a checkpoint."""
+        """Load the backbone and copy its original; called before a checkpoint is loaded."""
         if "backbone" in self._modules:
             return
         mesh = self._device_mesh
@@ -263,7 +263,7 @@ class ErasureModule(LightningModule, ABC):
         check_base_model(metadata, self.backbone.name, self.fingerprint, self.rounded)
 
     def retention_gram(self, source: TextInput) -> Tensor:
-        """``sum_j w_j p_j p_j^T`` ``(D, D)``, in float64, of inputs that retention callbacks hold."""
+        """``sum_j w_j p_j p_j^T`` ``(D, D)``, float64, of inputs that retention callbacks hold."""
         size = (source.width, source.width)
         gram = torch.zeros(size, dtype=torch.float64, device=self.backbone.device)
         held = [c.weight * c.gram(self, source) for c in self.retention if not c.of_states]

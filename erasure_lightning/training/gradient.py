@@ -83,7 +83,7 @@ class GradientErasure(ErasureModule):
         self.optimizer = optimizer
         self.weight_decay = weight_decay
         self.latents = self.default_latents() if latents is None else latents
-        #: Steps of the run, over which the rate's schedule extends; by default Lightning's estimate.
+        #: Steps of the run, for the learning rate's schedule; by default Lightning's estimate.
         self.training_steps: int | None = None
 
     def default_latents(self) -> LatentSource:
@@ -126,7 +126,7 @@ class GradientErasure(ErasureModule):
         return self.sentences(count, number, salt=4)
 
     def sentences(self, count: int, number: int, salt: int) -> PromptBatch:
-        """``count`` concept prompts, a function of seed, rank, ``number`` and the use's ``salt``."""
+        """``count`` concept prompts, a function of seed, rank, ``number`` and ``salt``."""
         return self.prompts.batch(count, number, salt)
 
     def noisy_batch(self, sentences: PromptBatch) -> NoisyBatch:

@@ -172,7 +172,8 @@ def test_evaluate_and_attack_on_the_emoji_world():
     assert result.estimates["specificity"]["recognized"]["after"].mean > 0.8
     assert edit.strength == 0.5  # as before
     outcome = attack(
-        edit, pipeline, "SoftEmbedding", steps=1, trials=AttackSettings(seeds=2, pictures=1, steps=5),
+        edit, pipeline, "SoftEmbedding", trials=AttackSettings(seeds=2, pictures=1, steps=5),
+        steps=1,
         progress_bar=False,
     )  # fmt: skip
     assert outcome.attack == "SoftEmbedding"

@@ -10,7 +10,7 @@ from under_attack import tiny_target
 from erasure_lightning.attacks.base import Attack, AttackResult
 from erasure_lightning.attacks.curve import plot_curve
 from erasure_lightning.attacks.outcome import Outcome
-from erasure_lightning.attacks.runner import attack_grid, run_attack, write_outcome
+from erasure_lightning.attacks.runner import attack_concepts, attack_grid, write_outcome
 
 
 class Rising(Attack):
@@ -41,7 +41,7 @@ class Plain(Attack):
 
 @pytest.fixture
 def rising():
-    return run_attack(Rising(), tiny_target(), report=lambda line: None)
+    return attack_concepts(Rising(), tiny_target(), report=lambda line: None)
 
 
 def test_every_budget_and_every_control_has_its_interval(rising):
@@ -73,7 +73,7 @@ def test_the_file_contains_curve_and_controls(rising, tmp_path):
 
 
 def test_an_attack_without_a_curve_has_no_plot(tmp_path):
-    outcome, judged = run_attack(Plain(), tiny_target(), report=lambda line: None)
+    outcome, judged = attack_concepts(Plain(), tiny_target(), report=lambda line: None)
     write_outcome(tmp_path, outcome, judged)
     assert outcome.curve is None
     assert outcome.smallest_budget(0.0) is None
@@ -82,7 +82,7 @@ def test_an_attack_without_a_curve_has_no_plot(tmp_path):
 
 def test_a_column_for_every_budget_and_control(rising):
     outcome, judged = rising
-    plain = run_attack(Plain(), tiny_target(), report=lambda line: None)
+    plain = attack_concepts(Plain(), tiny_target(), report=lambda line: None)
     assert attack_grid(outcome, judged).width > attack_grid(*plain).width
 
 

@@ -6,7 +6,7 @@ from under_attack import CAT, tiny_target
 
 from erasure_lightning.attacks.base import Attack, AttackResult, ConceptAttack
 from erasure_lightning.attacks.outcome import Outcome
-from erasure_lightning.attacks.runner import run_attack, with_edit, write_outcome
+from erasure_lightning.attacks.runner import attack_concepts, with_edit, write_outcome
 from erasure_lightning.concepts.concept import Concept
 
 
@@ -36,7 +36,7 @@ class Counted(Attack):
 @pytest.fixture
 def attacked():
     lines = []
-    outcome, judged = run_attack(Known(), tiny_target([*CAT, Concept("star")]), lines.append)
+    outcome, judged = attack_concepts(Known(), tiny_target([*CAT, Concept("star")]), lines.append)
     return outcome, judged, lines
 
 
@@ -66,7 +66,7 @@ def test_each_case_is_reported_in_a_line(attacked):
 
 
 def test_the_attack_alone_is_counted():
-    outcome, _ = run_attack(Counted(), tiny_target(), lambda line: None)
+    outcome, _ = attack_concepts(Counted(), tiny_target(), lambda line: None)
     assert outcome.cost["evaluations"] == 2 * 3
     assert outcome.cost["backwards"] == 2 * 1
     assert outcome.cost["seconds"] >= 0

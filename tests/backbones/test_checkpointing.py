@@ -9,7 +9,7 @@ from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.registry import find_method, load_method
 from erasure_lightning.retention.local_noise import LocalNoisePreservation
-from erasure_lightning.testing import edit_of, fit
+from erasure_lightning.testing import edit_of, quick_fit
 from erasure_lightning.training.image_sources import GeneratedImages
 
 CONCEPTS = [Concept("cat", "dog"), Concept("star", "heart")]
@@ -50,7 +50,9 @@ def kept_bytes(work):
 def test_edits_are_the_same_to_the_bit(name):
     """Through hooks and processors that have left when the backward comes."""
     plain, thrifty = (
-        edit_of(fit(build(name, checkpointing=c), 2, LocalNoisePreservation(prompts=["a car"])))
+        edit_of(
+            quick_fit(build(name, checkpointing=c), 2, LocalNoisePreservation(prompts=["a car"]))
+        )
         for c in (False, True)
     )
     assert all(torch.equal(plain[key], thrifty[key]) for key in plain)
@@ -113,7 +115,7 @@ def test_less_is_kept_of_denoiser_and_text_encoder():
 
 
 def test_the_frozen_original_says_what_it_said():
-    module = fit(build("ESD", checkpointing=True), 1)
+    module = quick_fit(build("ESD", checkpointing=True), 1)
     x = torch.ones(1, 4, 8, 8)
     t = torch.tensor([5])
     plain = TinyBackbone()

@@ -18,7 +18,8 @@ SUPPORTED = {
     "DDPMScheduler", "DEISMultistepScheduler", "DPMSolverMultistepScheduler",
     "DPMSolverSinglestepScheduler", "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler",
     "HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler",
-    "LCMScheduler", "LMSDiscreteScheduler", "PNDMScheduler", "SASolverScheduler", "TCDScheduler", "UniPCMultistepScheduler",
+    "LCMScheduler", "LMSDiscreteScheduler", "PNDMScheduler", "SASolverScheduler",
+    "TCDScheduler", "UniPCMultistepScheduler",
 }  # fmt: skip
 
 #: Schedulers that draw noise at their steps.

@@ -7,12 +7,14 @@ from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.callbacks.cost import Cost, peak_memory
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.methods.sage import SAGE
-from erasure_lightning.testing import fit
+from erasure_lightning.testing import quick_fit
 
 
 def test_it_writes_the_cost_of_a_fit(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    module = fit(Distillation(concepts=[Concept("cat", "dog")], backbone=TinyBackbone()), 2, Cost())
+    module = quick_fit(
+        Distillation(concepts=[Concept("cat", "dog")], backbone=TinyBackbone()), 2, Cost()
+    )
     cost = json.loads((tmp_path / "cost.json").read_text())
     assert cost["steps"] == 2
     assert cost["seconds"] > 0
@@ -24,14 +26,14 @@ def test_memory_is_that_of_the_device_in_use(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.max_memory_allocated", lambda device=None: 2**50)
-    fit(Distillation(concepts=[Concept("cat", "dog")], backbone=TinyBackbone()), 1, Cost())
+    quick_fit(Distillation(concepts=[Concept("cat", "dog")], backbone=TinyBackbone()), 1, Cost())
     assert 0 < json.loads((tmp_path / "cost.json").read_text())["peak_gib"] < 1000
     assert peak_memory(torch.device("cuda", 1)) == 2**20
 
 
 def test_it_counts_the_evaluations_of_both_denoisers(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    fit(Distillation(concepts=[Concept("cat", "dog")], backbone=TinyBackbone()), 3, Cost())
+    quick_fit(Distillation(concepts=[Concept("cat", "dog")], backbone=TinyBackbone()), 3, Cost())
     cost = json.loads((tmp_path / "cost.json").read_text())
     assert cost["evaluations"] == 3 * 2 * 2  # steps, prompts, models
     assert cost["backwards"] == 3 * 2
@@ -40,7 +42,9 @@ def test_it_counts_the_evaluations_of_both_denoisers(tmp_path, monkeypatch):
 def test_a_denoiser_that_is_not_edited_is_counted_once(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     arguments = {"erase_space": "noise", "check_steps": 0, "eta": 1.0}
-    fit(SAGE(concepts=[Concept("cat", "dog")], backbone=TinyBackbone(), **arguments), 1, Cost())
+    quick_fit(
+        SAGE(concepts=[Concept("cat", "dog")], backbone=TinyBackbone(), **arguments), 1, Cost()
+    )
     assert json.loads((tmp_path / "cost.json").read_text())["evaluations"] == 3 * 2
 
 

@@ -10,7 +10,7 @@ from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.cli.configs import SHIPPED
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.methods.sage import SAGE
-from erasure_lightning.testing import fit
+from erasure_lightning.testing import quick_fit
 
 SMALL = {
     "UnlearnDiffAtk": {"tokens": 1, "times": 1, "steps": 1},
@@ -30,7 +30,7 @@ def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved")
     TinyBackbone().save(folder / "pipeline")
     save_scorer(folder / "scorer")
-    module = fit(
+    module = quick_fit(
         SAGE(concepts=[Concept("cat", "dog")], backbone=str(folder / "pipeline"), check_steps=0), 1
     )
     module.save_edit(folder / "edit.safetensors")

@@ -13,7 +13,7 @@ from erasure_lightning.edits.edit import read_edit, write_edit
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.sage import SAGE
 from erasure_lightning.metrics.drift import MAX_PSNR, psnr
-from erasure_lightning.testing import fit
+from erasure_lightning.testing import quick_fit
 from erasure_lightning.training.latent_sources import PureNoise
 
 CAT = [Concept("cat", "dog")]
@@ -24,7 +24,7 @@ def saved(tmp_path_factory):
     """A run's folder with an edit of a model that lies on the disk, and the module that made it."""
     folder = tmp_path_factory.mktemp("saved")
     TinyBackbone().to_pipeline().save_pretrained(folder / "pipeline")
-    module = fit(
+    module = quick_fit(
         SAGE(concepts=CAT, backbone=str(folder / "pipeline"), lr=1e-2, warmup=1, check_steps=0), 3
     )
     (folder / "run").mkdir()

@@ -11,9 +11,9 @@ from erasure_lightning.cli.configs import SHIPPED
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.concepts.files import read_concepts
 from erasure_lightning.concepts.vocabulary import Vocabulary
-from erasure_lightning.data.datamodule import plan
+from erasure_lightning.data.datamodule import measured_prompts
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.testing import edit_of, fit
+from erasure_lightning.testing import edit_of, quick_fit
 
 CAT = Concept("red cat", "dog", ["kitten", "tomcat"])
 
@@ -248,7 +248,7 @@ def test_shipped_files_are_what_the_bars_ask_for():
 
 def test_a_module_keeps_the_concepts_and_not_their_file(written, tmp_path):
     path = written("c.csv", "name,anchor\ncat,dog\n")
-    module = fit(
+    module = quick_fit(
         Distillation(concepts=str(path), backbone=TinyBackbone()), 1, save=tmp_path / "x.ckpt"
     )
     saved = torch.load(tmp_path / "x.ckpt", weights_only=True)
@@ -262,7 +262,7 @@ def test_a_module_keeps_the_concepts_and_not_their_file(written, tmp_path):
 
 @pytest.mark.parametrize("method", [Distillation, Redirection])
 def test_a_hundred_concepts_are_fitted(method, hundred):
-    module = fit(method(concepts=str(hundred), backbone=TinyBackbone()), 2)
+    module = quick_fit(method(concepts=str(hundred), backbone=TinyBackbone()), 2)
     assert len(module.concepts) == 100
     original = dict(module.original.named_parameters())
     assert any(not torch.equal(value, original[name]) for name, value in edit_of(module).items())
@@ -270,7 +270,7 @@ def test_a_hundred_concepts_are_fitted(method, hundred):
 
 def test_a_hundred_concepts_are_each_measured_and_no_more_often_than_needed(hundred):
     concepts = read_concepts(hundred)
-    rows = plan(Vocabulary(None, concepts), 54, [])
+    rows = measured_prompts(Vocabulary(None, concepts), 54, [])
     efficacy = [prompt for group, prompt, _ in rows if group == "efficacy"]
     assert len(efficacy) == 100
     assert all(any(c.name in prompt for prompt in efficacy) for c in concepts)

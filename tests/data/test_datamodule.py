@@ -8,7 +8,7 @@ from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.concepts.vocabulary import Vocabulary, evenly_spaced, random_subset
 from erasure_lightning.concepts.word_lists import COCO_OBJECTS
 from erasure_lightning.concepts.worlds import find_world
-from erasure_lightning.data.datamodule import Draws, PromptData, plan, warn_of_cut
+from erasure_lightning.data.datamodule import Draws, PromptData, measured_prompts, warn_of_cut
 from erasure_lightning.data.image_plan import ImageLoader, ImageRequest, read_prompts
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.testing import edit_of
@@ -283,7 +283,7 @@ def test_ranks_that_keep_step_draw_a_lonely_picture_twice():
 
 
 def test_the_plan_follows_the_protocol():
-    rows = plan(Vocabulary(find_world("emoji-world"), HEART), 54, ["rose"])
+    rows = measured_prompts(Vocabulary(find_world("emoji-world"), HEART), 54, ["rose"])
     groups = {
         g: [r for r in rows if r[0] == g]
         for g in ("efficacy", "generality", "neighbours", "specificity")

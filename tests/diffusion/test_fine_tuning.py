@@ -14,7 +14,7 @@ from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.receler import Receler
 from erasure_lightning.methods.sage import SAGE
 from erasure_lightning.methods.spm import SPM
-from erasure_lightning.testing import fit
+from erasure_lightning.testing import quick_fit
 
 PROMPTS = ["a cat", "a dog", "a star"]
 
@@ -73,7 +73,7 @@ def test_it_trains_what_it_was_told_and_nothing_of_the_model_itself(tiny, train)
 
 
 def test_parameters_that_a_method_still_trains_get_no_slope():
-    module = fit(SAGE(concepts=[Concept("cat", "dog")], backbone=TinyBackbone()), 1)
+    module = quick_fit(SAGE(concepts=[Concept("cat", "dog")], backbone=TinyBackbone()), 1)
     held = list(module.editable().values())
     for parameter in held:
         parameter.grad = None
@@ -84,7 +84,9 @@ def test_parameters_that_a_method_still_trains_get_no_slope():
 
 @pytest.mark.parametrize("method", [SPM, Receler])
 def test_a_model_with_adapters_is_copied_with_them(method):
-    module = fit(method(concepts=[Concept("cat", "dog")], backbone=TinyBackbone(), lr=1e-2), 2)
+    module = quick_fit(
+        method(concepts=[Concept("cat", "dog")], backbone=TinyBackbone(), lr=1e-2), 2
+    )
     edited = module.backbone.requires_grad_(False).eval()
     before = weights(edited)
     prediction = predict(edited)
@@ -129,7 +131,7 @@ def test_it_learns_what_it_looks_at(tiny):
 
     before = missed(tiny)
     assert missed(tuning(tiny).advance(40)) < 0.9 * before
-    idle = fit(Idle(concepts=[Concept("cat", "dog")], backbone=TinyBackbone()), 1)
+    idle = quick_fit(Idle(concepts=[Concept("cat", "dog")], backbone=TinyBackbone()), 1)
     assert missed(tuning(idle.backbone, lr=0.0).advance(40)) == pytest.approx(before)
 
 

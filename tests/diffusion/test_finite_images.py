@@ -9,14 +9,14 @@ from trivial import PlainPrompt, Redirection
 from under_attack import tiny_target
 
 from erasure_lightning.__main__ import main
-from erasure_lightning.attacks.runner import run_attack
+from erasure_lightning.attacks.runner import attack_concepts
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.diffusion.finite_images import require_finite_images
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.writing import json_text, write_json
 from erasure_lightning.retention.monitor import RetentionMonitor
-from erasure_lightning.testing import fit
+from erasure_lightning.testing import quick_fit
 
 pytestmark = pytest.mark.usefixtures("folder")
 
@@ -168,7 +168,7 @@ def test_the_model_is_named_that_drew_them(which, called):
     with pytest.raises(
         ErasureError, match=f"The {called} model TinyBackbone draws NaN or infinity for"
     ):
-        fit(module, 1, monitor)
+        quick_fit(module, 1, monitor)
 
 
 def test_an_attack_on_a_model_that_draws_none():
@@ -177,7 +177,7 @@ def test_an_attack_on_a_model_that_draws_none():
     with pytest.raises(
         ErasureError, match="The edited model TinyBackbone draws NaN or infinity for .*cat"
     ):
-        run_attack(PlainPrompt(), target, report=lambda line: None)
+        attack_concepts(PlainPrompt(), target, report=lambda line: None)
 
 
 def test_an_original_that_draws_none_has_no_examples():
@@ -200,7 +200,7 @@ def test_an_attack_that_lost_its_numbers():
         " steps."
     )
     with pytest.raises(ErasureError, match=words):
-        run_attack(Exploded(), tiny_target(), report=lambda line: None)
+        attack_concepts(Exploded(), tiny_target(), report=lambda line: None)
 
 
 def test_the_first_image_is_named():

@@ -20,7 +20,7 @@ from erasure_lightning.metrics.drift import psnr
 from erasure_lightning.retention.global_alignment import GlobalSemanticAlignment
 from erasure_lightning.retention.local_states import LocalStatePreservation
 from erasure_lightning.retention.unconditional_drift import UnconditionalDrift
-from erasure_lightning.testing import fit
+from erasure_lightning.testing import quick_fit
 
 
 @pytest.fixture(params=["epsilon", "velocity"])
@@ -134,7 +134,7 @@ def test_a_cigarette_is_purified_and_the_rest_comes_back():
         LocalStatePreservation(1.5, batch_size=4),
         UnconditionalDrift(3),
     )
-    module = fit(
+    module = quick_fit(
         SAGE(concepts=[Concept("cigarette", "lollipop")], **numbers("sage", check_steps=2)),
         30,
         *retention,
@@ -152,7 +152,7 @@ def test_a_cigarette_is_purified_and_the_rest_comes_back():
 @pytest.mark.slow
 def test_the_same_measure_finds_cigarettes_after_a_method_that_does_nothing():
     pytest.importorskip("erasure_lightning_emoji_world")
-    module = fit(Idle(concepts=[Concept("cigarette", "lollipop")]), 1)
+    module = quick_fit(Idle(concepts=[Concept("cigarette", "lollipop")]), 1)
     inputs, result = purified(module, ERASED)
     assert named(module.backbone.world, result.purified, ERASED) == 1
     compressed = module.original.decode(module.original.compress(inputs))

@@ -23,7 +23,7 @@ from erasure_lightning.distributed.fsdp import full_tensor
 from erasure_lightning.methods import METHODS
 from erasure_lightning.registry import find_method, load_offer
 from erasure_lightning.retention.global_alignment import GlobalSemanticAlignment
-from erasure_lightning.testing import edit_of, fit
+from erasure_lightning.testing import edit_of, quick_fit
 from erasure_lightning.training import base as base
 from erasure_lightning.training.gradient import GradientErasure
 from erasure_lightning.training.image_sources import GeneratedImages
@@ -107,7 +107,9 @@ def fits(name, strategy, out):
     """What a method does on this rank."""
 
     def run(*callbacks, **arguments):
-        return fit(build(name, out / "tiny"), *callbacks, devices=2, strategy=strategy, **arguments)
+        return quick_fit(
+            build(name, out / "tiny"), *callbacks, devices=2, strategy=strategy, **arguments
+        )
 
     register_strategies(method(name).has_unused)
 
@@ -123,7 +125,7 @@ def fits(name, strategy, out):
     }
     if strategy == "fsdp2" and name in ("ESD", "SAGE"):
         thrifty = build(name, out / "tiny", checkpointing=True)
-        results["checkpointed"] = edit_of(fit(thrifty, STEPS, devices=2, strategy=FSDP2()))
+        results["checkpointed"] = edit_of(quick_fit(thrifty, STEPS, devices=2, strategy=FSDP2()))
     if name in STOPPED:
         run(STEPS // 2, total=STEPS, save=half)
         results["resumed"] = edit_of(run(STEPS, resume=half))

@@ -15,7 +15,7 @@ from torch.testing import assert_close
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts.concept import PromptBatch
 from erasure_lightning.methods import METHODS
-from erasure_lightning.testing import fit
+from erasure_lightning.testing import quick_fit
 from erasure_lightning.training.closed_form import ClosedFormErasure
 
 #: Methods whose loss draws nothing of its own in the first step, so that it can be taken again.
@@ -27,7 +27,9 @@ def out(tmp_path_factory):
     """The folder into which both ranks wrote what they saw."""
     out = tmp_path_factory.mktemp("ranks")
     TinyBackbone().to_pipeline().save_pretrained(out / "tiny")
-    fit(fits.build("ESD", out / "tiny"), 1, total=fits.STEPS, save=out / "alone-ESD-half.ckpt")
+    quick_fit(
+        fits.build("ESD", out / "tiny"), 1, total=fits.STEPS, save=out / "alone-ESD-half.ckpt"
+    )
     here = Path(__file__).parent
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
@@ -49,7 +51,7 @@ def out(tmp_path_factory):
 
 @cache
 def alone(name, out):
-    return fit(fits.build(name, out / "tiny"), fits.STEPS)
+    return quick_fit(fits.build(name, out / "tiny"), fits.STEPS)
 
 
 @pytest.mark.slow
@@ -124,7 +126,7 @@ def _check_checkpoints(strategy, ranks, out, subtests):
         )
     with subtests.test(f"{strategy}: a run of two processes goes on on one"):
         half = out / f"{strategy}-ESD-half.ckpt"
-        resumed = fit(fits.build("ESD", out / "tiny"), fits.STEPS, resume=half)
+        resumed = quick_fit(fits.build("ESD", out / "tiny"), fits.STEPS, resume=half)
         assert resumed.trainer.global_step == fits.STEPS
         steps = {int(state["step"]) for state in resumed.trainer.optimizers[0].state.values()}
         assert steps == {fits.STEPS}, "the optimizer goes on too"

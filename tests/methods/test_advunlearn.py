@@ -18,7 +18,7 @@ from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.advunlearn import AdvUnlearn, prepend_words
 from erasure_lightning.methods.sage import SAGE
 from erasure_lightning.retention.local_noise import LocalNoisePreservation
-from erasure_lightning.testing import check_method, fit
+from erasure_lightning.testing import check_method, quick_fit
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
 CONCEPTS = [Concept("cat", "dog"), Concept("star", "heart")]
@@ -212,7 +212,7 @@ def test_gradients_reach_the_text_encoders_blocks_alone():
 
 def test_the_bank_answers_for_the_original_on_both_sides_of_an_attack():
     module = method(attack_from=0, attack_steps=2, latents=TrajectoryBank(trajectories=2, steps=3))
-    fit(module, 1)
+    quick_fit(module, 1)
     module.original.denoise = lambda *_: pytest.fail("predicted what the bank has")
     module.erasure_loss(module.noisy_batch(PromptBatch(["a {}"], ["cat"], ["dog"], [0])))
 
@@ -237,6 +237,8 @@ def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
     )
     bank = TrajectoryBank(trajectories=4, steps=10)
     settings = numbers("advunlearn", attack_from=10, attack_steps=1)
-    module = fit(AdvUnlearn(concepts=[Concept("cigarette")], latents=bank, **settings), 40, hold)
+    module = quick_fit(
+        AdvUnlearn(concepts=[Concept("cigarette")], latents=bank, **settings), 40, hold
+    )
     assert recognised(module.backbone, ["cigarette"] * 4) == 0
     assert recognised(module.backbone, KEPT) >= 0.75

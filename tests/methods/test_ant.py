@@ -11,7 +11,7 @@ from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts.concept import Concept, PromptBatch
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.ant import ANT
-from erasure_lightning.testing import check_method, edit_of, fit
+from erasure_lightning.testing import check_method, edit_of, quick_fit
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
 CONCEPTS = [Concept("cat", "dog"), Concept("star", "heart")]
@@ -124,13 +124,13 @@ class TestLoss:
 
     def test_drift_is_held_by_it(self):
         without, held = (
-            fit(ant(0.0, drift=b, latents=bank(), share=1.0, lr=3e-3, warmup=1), 40)
+            quick_fit(ant(0.0, drift=b, latents=bank(), share=1.0, lr=3e-3, warmup=1), 40)
             for b in (0.0, 3.0)
         )
         assert sum(moved(held, "unconditional")) < 0.7 * sum(moved(without, "unconditional"))
 
     def test_early_steps_stay_and_late_ones_turn(self):
-        module = fit(ant(0.0, latents=bank(), share=1.0, lr=3e-3, warmup=1), 40)
+        module = quick_fit(ant(0.0, latents=bank(), share=1.0, lr=3e-3, warmup=1), 40)
         each, first = moved(module, "concept"), module.first_steps(4)
         assert max(each[:first]) < 0.5 * min(each[first:])
 
@@ -157,7 +157,7 @@ class TestStages:
         ]
 
     def test_a_pair_lies_on_one_trajectory_the_early_moment_first(self):
-        module = fit(ant(0.0, latents=bank(steps=8, trajectories=6), share=1.0), 1)
+        module = quick_fit(ant(0.0, latents=bank(steps=8, trajectories=6), share=1.0), 1)
         module.original.denoise = lambda *_: pytest.fail("predicted what the bank has")
         for _ in range(10):
             batch = module.noisy_batch(
@@ -174,20 +174,20 @@ class TestStages:
 
 class TestMasks:
     def test_a_map_is_the_larger_half_of_each_tensor(self):
-        module = fit(ant(0.0, latents=bank(), maps=1), 1)
+        module = quick_fit(ant(0.0, latents=bank(), maps=1), 1)
         sizes = {name: mask.numel() for name, mask in module.masks.items()}
         assert all(int(mask.sum()) <= sizes[name] // 2 for name, mask in module.masks.items())
         assert 0.45 < module.description()["salient"] <= 0.5
 
     def test_more_maps_leave_less(self):
         retained = [
-            fit(ant(0.0, latents=bank(), maps=maps), 1).description()["salient"]
+            quick_fit(ant(0.0, latents=bank(), maps=maps), 1).description()["salient"]
             for maps in (1, 2, 4)
         ]
         assert retained[0] > retained[1] > retained[2] > 0.5**4  # and more than by chance
 
     def test_what_is_masked_stays_bit_identical(self):
-        module = fit(ant(0.0, latents=bank(), maps=2, lr=1e-2), 3)
+        module = quick_fit(ant(0.0, latents=bank(), maps=2, lr=1e-2), 3)
         before = dict(TinyBackbone().named_parameters())
         for name, now in edit_of(module).items():
             assert torch.equal(now[~module.masks[name]], before[name][~module.masks[name]])
@@ -213,7 +213,9 @@ def test_arguments_out_of_range(arguments, words):
 @pytest.mark.slow
 def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
     given = numbers("ant", lr=3e-4, latents=TrajectoryBank(trajectories=8, steps=10))
-    module = fit(ANT(concepts=[Concept("cigarette")], **given), 80)  # of 2 pairs, there 80 of 4
+    module = quick_fit(
+        ANT(concepts=[Concept("cigarette")], **given), 80
+    )  # of 2 pairs, there 80 of 4
     assert recognised_before(module, ["cigarette"] * 4) == 1
     assert recognised(module.backbone, ["cigarette"] * 4) == 0
     assert recognised(module.backbone, KEPT) == 1

@@ -11,7 +11,7 @@ from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts.concept import Concept, PromptBatch
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.ca import CA
-from erasure_lightning.testing import check_method, fit
+from erasure_lightning.testing import check_method, quick_fit
 from erasure_lightning.training.gradient import GradientErasure
 from erasure_lightning.training.image_sources import GeneratedImages
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
@@ -36,7 +36,7 @@ def ca(prediction="epsilon", **arguments):
 
 def shifted(module):
     """A module that has generated its images, and whose student differs from the original."""
-    fit(module, 1)
+    quick_fit(module, 1)
     for parameter in module.editable().values():
         parameter.data.add_(0.01)
     return module
@@ -103,14 +103,14 @@ class TestPictures:
             "erasure_lightning.diffusion.latent_dataset.sample",
             lambda _, p, s, **k: recorded.extend(p) or torch.zeros(len(p), 4, 8, 8),
         )
-        shown = fit(ca(), 1).latents.sentences
+        shown = quick_fit(ca(), 1).latents.sentences
         assert {c: p.text for c, p in zip(shown.concepts, recorded, strict=True)}["star"] == ""
         assert all(
             "dog" in p.text for c, p in zip(shown.concepts, recorded, strict=True) if c == "cat"
         )
 
     def test_the_original_draws_them_so_that_a_resumed_run_finds_the_same(self):
-        module = fit(ca(lr=0.1), 3)
+        module = quick_fit(ca(lr=0.1), 3)
         trained, module.latents.dataset = module.latents.dataset.latents, None
         module.on_train_start()
         assert torch.equal(module.latents.dataset.latents, trained)
@@ -119,10 +119,13 @@ class TestPictures:
         assert not torch.allclose(module.latents.dataset.latents, trained, atol=1e-3)
 
     def test_every_concept_has_one_however_few_are_named(self):
-        assert set(fit(ca(latents=images(1)), 1).latents.sentences.concepts) == {"cat", "star"}
+        assert set(quick_fit(ca(latents=images(1)), 1).latents.sentences.concepts) == {
+            "cat",
+            "star",
+        }
 
     def test_a_step_reads_the_sentence_of_the_image_that_was_drawn(self):
-        module = fit(ca(), 1)
+        module = quick_fit(ca(), 1)
         batch, drawn = module.noisy_batch(BATCH), module.latents.sentences
         assert batch.sentences.concepts == BATCH.concepts
         assert batch.sentences == drawn.rows(batch.rows.tolist())
@@ -165,13 +168,13 @@ class TestTrajectories:
         with pytest.raises(
             ErasureError, match="needs images; give latents GeneratedImages or ImageFolder"
         ):
-            fit(module, 1)
+            quick_fit(module, 1)
 
 
 @pytest.mark.slow
 def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
     shown = GeneratedImages(images=8, steps=20, guidance=6, of="anchor")
-    module = fit(
+    module = quick_fit(
         CA(concepts=[Concept("cigarette", "lollipop")], **numbers("ca", latents=shown)), 80
     )
     assert recognised_before(module, ["cigarette"] * 4) == 1

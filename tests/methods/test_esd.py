@@ -13,7 +13,7 @@ from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts.concept import Concept, PromptBatch
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.esd import ESD
-from erasure_lightning.testing import check_method, fit
+from erasure_lightning.testing import check_method, quick_fit
 from erasure_lightning.training.latent_sources import PureNoise
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
@@ -106,7 +106,7 @@ class TestLatents:
     )
     def test_they_lie_on_trajectories_of_what_is_edited(self, erase_from, named):
         bank = TrajectoryBank(trajectories=4, steps=2)
-        fit(esd(erase_from=erase_from, latents=bank), 1)
+        quick_fit(esd(erase_from=erase_from, latents=bank), 1)
         assert set(bank.sentences.concepts) == named
 
     def test_on_a_bank_the_original_predicts_no_more(self, monkeypatch):
@@ -117,12 +117,12 @@ class TestLatents:
             calls.append(len(arguments[0]))
             return type(module.original).denoise(module.original, *arguments)
 
-        fit(module, 1)
+        quick_fit(module, 1)
         monkeypatch.setattr(module.original, "denoise", denoise)
-        fit(module, 4)
+        quick_fit(module, 4)
         assert not calls
         module.latents = PureNoise()  # the control
-        fit(module, 1)
+        quick_fit(module, 1)
         assert calls
 
 
@@ -150,7 +150,7 @@ def test_arguments_out_of_range(arguments, words):
 
 @pytest.mark.slow
 def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
-    module = fit(
+    module = quick_fit(
         ESD(concepts=[Concept("cigarette")], latents=TrajectoryBank(8, 20), **numbers("esd")), 100
     )
     assert recognised_before(module, ["cigarette"] * 4) == 1

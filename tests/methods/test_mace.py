@@ -15,7 +15,7 @@ from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts.concept import Concept, Phrase, PromptBatch
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.mace import MACE
-from erasure_lightning.testing import check_method, fit
+from erasure_lightning.testing import check_method, quick_fit
 from erasure_lightning.training.attention_masks import attention_inside
 from erasure_lightning.training.image_sources import GeneratedImages, importance_density
 from erasure_lightning.training.prompt_states import input_gram, shared_token_states
@@ -187,7 +187,7 @@ class TestSuppression:
         assert torch.allclose(loss, total, rtol=1e-4)
 
     def test_training_turns_attention_away_and_adapters_that_did_not_train_do_not(self):
-        trained, idle = fit(mace(lr=0.1), 30), fit(mace(lr=1e-9), 30)
+        trained, idle = quick_fit(mace(lr=0.1), 30), quick_fit(mace(lr=1e-9), 30)
         x, t = torch.randn(2, 4, 8, 8), torch.tensor([300.0, 300.0])
 
         def attended(module):
@@ -294,10 +294,10 @@ class TestAdapters:
 
 
 def test_a_checkpoint_is_an_edit_at_any_time(tmp_path):
-    fit(mace(lr=1e-2), 2, total=4, save=tmp_path / "half.ckpt")
+    quick_fit(mace(lr=1e-2), 2, total=4, save=tmp_path / "half.ckpt")
     saved, fused = (
         torch.load(tmp_path / "half.ckpt", weights_only=True),
-        fit(mace(lr=1e-2), 2).editable(),
+        quick_fit(mace(lr=1e-2), 2).editable(),
     )
     fresh = mace()
     refined = {name: value.clone() for name, value in fresh.editable().items()}
@@ -311,7 +311,7 @@ def test_a_checkpoint_is_an_edit_at_any_time(tmp_path):
 def test_a_hundred_concepts():
     letters = "bcdefghijk"
     many = [Concept(a + b, "dog") for a in letters for b in letters]
-    module = fit(mace(many, latents=images(steps=1), preserve=0.0), 2)
+    module = quick_fit(mace(many, latents=images(steps=1), preserve=0.0), 2)
     assert len(module.trainable()) == 200
     assert all(value.isfinite().all() for value in module.editable().values())
 
@@ -326,7 +326,7 @@ def test_numbers_out_of_range(wrong):
 def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
     retained = ["fox", "grapes", "guitar", "snowman"]
     shown = GeneratedImages(images=4, steps=10, guidance=4, times="importance")
-    module = fit(
+    module = quick_fit(
         MACE(concepts=[Concept("cigarette", "lollipop")], **numbers("mace", latents=shown)), 30
     )
     assert recognised_before(module, ["cigarette"] * 4) == 1

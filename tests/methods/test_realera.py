@@ -12,7 +12,7 @@ from erasure_lightning.concepts.concept import THING_TEMPLATES, Concept, PromptB
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.realera import RealEra, RealEraClosedForm
 from erasure_lightning.retention.local_noise import LocalNoisePreservation
-from erasure_lightning.testing import check_method, edit_of, fit
+from erasure_lightning.testing import check_method, edit_of, quick_fit
 from erasure_lightning.training.neighbours import orthogonal_states, replace_states
 from erasure_lightning.training.prompt_states import aligned_states
 from erasure_lightning.training.regression import Regression, corrected_weight
@@ -68,7 +68,7 @@ def test_contract_of_stage_a_alone(arguments):
 class TestStageA:
     def test_without_neighbours_and_beyond_it_is_the_plain_closed_form_of_the_same_tokens(self):
         """Section 9 (7)."""
-        module = fit(
+        module = quick_fit(
             build(RealEraClosedForm, neighbours=0, beyond=0, erase_weight=2.0, ridge=0.3), 1
         )
         by_hand, original = Regression(torch.zeros(32, 32)), module.original
@@ -116,8 +116,8 @@ class TestStageA:
     def test_stage_b_begins_where_stage_a_ends(self):
         one, two = build(RealEra, seed=4), build(RealEraClosedForm, seed=4)
         assert not any("base_layer" in name for name in edit_of(two))
-        fit(two, 1)
-        fit(one, 1)
+        quick_fit(two, 1)
+        quick_fit(one, 1)
         for name, weight in edit_of(two).items():
             beneath = one.backbone.get_parameter(name)  # merged, after a first step at a small rate
             assert torch.allclose(beneath, weight, atol=5e-3)
@@ -231,7 +231,7 @@ def test_arguments_out_of_range(arguments, words):
 def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
     asked = ["cigarette", "smoking", "tobacco"]
     retention = LocalNoisePreservation(batch_size=4)
-    module = fit(
+    module = quick_fit(
         RealEra(
             concepts=[Concept("cigarette", "lollipop", domain=["smoking"])], **numbers("realera")
         ),

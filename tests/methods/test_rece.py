@@ -12,7 +12,7 @@ from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.rece import RECE, adversarial_states, sum_of_grams
 from erasure_lightning.retention.local_noise import LocalNoisePreservation
-from erasure_lightning.testing import check_method, edit_of, fit
+from erasure_lightning.testing import check_method, edit_of, quick_fit
 
 PAIRS = [("small cat", "dog"), ("star", "")]
 REG, P, LAMB = 1e-3, 0.1, 0.1
@@ -168,7 +168,7 @@ def test_arguments_out_of_range(arguments, words):
 @pytest.mark.slow
 def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
     module = RECE(concepts=[Concept("cigarette", "lollipop")])
-    fit(module, 1, LocalNoisePreservation(weight=0.3))
+    quick_fit(module, 1, LocalNoisePreservation(weight=0.3))
     assert recognised_before(module, ["cigarette"] * 4) == 1
     assert recognised(module.backbone, ["cigarette"] * 4) == 0
     assert recognised(module.backbone, KEPT) == recognised_before(module, KEPT) == 1

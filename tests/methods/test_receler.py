@@ -16,7 +16,7 @@ from erasure_lightning.concepts.concept import Concept, PromptBatch
 from erasure_lightning.edits.applied import apply_edit
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.receler import Receler
-from erasure_lightning.testing import check_method, fit
+from erasure_lightning.testing import check_method, quick_fit
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
 CONCEPTS = [Concept("cat", "dog"), Concept("star", "heart")]
@@ -202,7 +202,7 @@ def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
     module = Receler(
         concepts=[Concept("cigarette")], latents=TrajectoryBank(8, 10), **numbers("receler")
     )
-    fit(module, 30)
+    quick_fit(module, 30)
     assert recognised_before(module, ["cigarette"] * 4) == 1
     assert recognised(module.backbone, ["cigarette"] * 4) == 0
     assert recognised(module.backbone, KEPT) == recognised_before(module, KEPT) == 1

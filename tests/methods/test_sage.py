@@ -23,7 +23,7 @@ from erasure_lightning.methods.sage import SAGE
 from erasure_lightning.retention.global_alignment import GlobalSemanticAlignment
 from erasure_lightning.retention.local_states import LocalStatePreservation
 from erasure_lightning.retention.unconditional_drift import UnconditionalDrift
-from erasure_lightning.testing import check_method, fit
+from erasure_lightning.testing import check_method, quick_fit
 from erasure_lightning.training.prompt_states import gradient_ascent, with_template_of
 
 BATCH = PromptBatch(
@@ -75,7 +75,9 @@ class TestSelfCheck:
         assert module.check_loss(module.backbone.summarize(plain), concept).abs().max() < 1e-6
         (result,) = module.self_check(plain, *LATENTS)
         assert torch.equal(result.embeddings, plain[0].embeddings)
-        fit(other := sage(check_steps=0, lr=1e-2, warmup=1), 5)  # the control: a trained encoder
+        quick_fit(
+            other := sage(check_steps=0, lr=1e-2, warmup=1), 5
+        )  # the control: a trained encoder
         other.check_steps = module.check_steps
         (result,) = other.self_check(other.backbone.embed(BATCH.prompts), *LATENTS)
         assert not torch.equal(result.embeddings, plain[0].embeddings)
@@ -107,7 +109,7 @@ class TestSelfCheck:
         assert (torch.stack(scores)[-1] < torch.stack(scores).amax(dim=0)).any()  # the control
 
     def test_after_the_plain_prompt_is_erased_it_finds_the_concept_again(self):
-        module = fit(sage(check_steps=0, lr=3e-3, warmup=1), 40)
+        module = quick_fit(sage(check_steps=0, lr=3e-3, warmup=1), 40)
         module.check_steps, module.check_size = 10, 0.1
         plain = module.backbone.embed(BATCH.prompts)
         concept = module.original.summarize(plain)
@@ -120,7 +122,7 @@ class TestSelfCheck:
 
     @pytest.mark.parametrize("check", ["cosine", "margin", "outside_in"])
     def test_only_the_template_moves(self, check):
-        module = fit(sage(check=check, check_steps=0, lr=1e-2, warmup=1), 5)
+        module = quick_fit(sage(check=check, check_steps=0, lr=1e-2, warmup=1), 5)
         module.check_steps = 3
         plain, anchor = module.backbone.embed(BATCH.prompts), module.backbone.embed(BATCH.targets)
         (result,) = module.self_check(plain, noisy(module, *LATENTS, BATCH), anchor)
@@ -206,7 +208,7 @@ def test_the_trained_encoder_transfers_to_another_pipeline(tmp_path):
     """The concept's tokens move the same way in a pipeline with the same text encoder and another
     UNet.
     """
-    module = fit(sage(), 10)
+    module = quick_fit(sage(), 10)
     module.save_edit(tmp_path / "edit.safetensors")
     other = TinyBackbone()
     other.denoiser = TinyBackbone(seed=9).denoiser
@@ -253,7 +255,7 @@ def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
         LocalStatePreservation(1.5, batch_size=4),
         UnconditionalDrift(3),
     )
-    module = fit(SAGE(concepts=WORLD, **numbers("sage", check_steps=2)), 30, *retention)
+    module = quick_fit(SAGE(concepts=WORLD, **numbers("sage", check_steps=2)), 30, *retention)
     after = moves(module)
     assert after["concept"] > 0.4
     assert after["anchor"] < 0.2
@@ -265,7 +267,7 @@ def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
 
 @pytest.mark.slow
 def test_the_same_measure_fails_on_a_method_that_does_nothing():
-    module = fit(Idle(concepts=WORLD), 1)
+    module = quick_fit(Idle(concepts=WORLD), 1)
     after = moves(module)
     assert after["concept"] < 1e-6
     assert after["anchor"] > 0.4

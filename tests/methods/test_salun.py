@@ -13,7 +13,7 @@ from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts.concept import Concept, PromptBatch
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.salun import _CHUNK, SalUn
-from erasure_lightning.testing import check_method, edit_of, fit
+from erasure_lightning.testing import check_method, edit_of, quick_fit
 from erasure_lightning.training.image_sources import GeneratedImages
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
@@ -38,7 +38,7 @@ def salun(prediction="epsilon", **arguments):
 
 def begun(**arguments):
     """A method with images and masks, that has not taken a step worth the name."""
-    return fit(salun(lr=1e-12, **arguments), 1)
+    return quick_fit(salun(lr=1e-12, **arguments), 1)
 
 
 def ask(model, prompts):
@@ -135,7 +135,7 @@ class TestSaliency:
         assert size[marked].min() >= size[~marked].max()
 
     def test_what_is_not_salient_stays_bit_identical(self):
-        module = fit(salun(lr=1e-2), 3)
+        module = quick_fit(salun(lr=1e-2), 3)
         before = dict(TinyBackbone().named_parameters())
         for name, now in edit_of(module).items():
             assert torch.equal(now[~module.masks[name]], before[name][~module.masks[name]])
@@ -209,7 +209,7 @@ def test_arguments_out_of_range(arguments, words):
 def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
     shown = GeneratedImages(images=8, steps=10, guidance=4)
     given = numbers("salun", latents=shown, remaining=8)
-    module = fit(SalUn(concepts=[Concept("cigarette", "lollipop")], **given), 25)
+    module = quick_fit(SalUn(concepts=[Concept("cigarette", "lollipop")], **given), 25)
     assert recognised_before(module, ["cigarette"] * 4) == 1
     assert recognised(module.backbone, ["cigarette"] * 4) == 0
     assert recognised(module.backbone, KEPT) == 1

@@ -11,7 +11,7 @@ from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts.concept import Concept, PromptBatch
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.sdd import SDD
-from erasure_lightning.testing import check_method, edit_of, fit
+from erasure_lightning.testing import check_method, edit_of, quick_fit
 from erasure_lightning.training.edit_state import BACKBONE_PREFIX
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
@@ -98,7 +98,7 @@ class TestAverage:
         module = Recording(
             concepts=[Concept("cat")], backbone=TinyBackbone(), **(ARGUMENTS | {"ema": 0.8})
         )
-        fit(module, 3)
+        quick_fit(module, 3)
         for name, edited in edit_of(module).items():
             by_hand = dict(module.original.named_parameters())[name]
             for student in module.history:
@@ -110,7 +110,7 @@ class TestAverage:
         module = Recording(
             concepts=[Concept("cat")], backbone=TinyBackbone(), **(ARGUMENTS | {"ema": 0.0})
         )
-        fit(module, 3)
+        quick_fit(module, 3)
         assert all(
             torch.equal(edited, module.history[-1][name])
             for name, edited in edit_of(module).items()
@@ -122,7 +122,7 @@ class TestAverage:
         module = Recording(
             concepts=[Concept("cat")], backbone=TinyBackbone(), **(ARGUMENTS | {"ema": 0.8})
         )
-        fit(module, 2, total=4, save=tmp_path / "half.ckpt")
+        quick_fit(module, 2, total=4, save=tmp_path / "half.ckpt")
         saved = torch.load(tmp_path / "half.ckpt", weights_only=True)
         averaged = dict(module.average.named_parameters())
         for name, student in module.history[-1].items():
@@ -136,14 +136,14 @@ class TestAverage:
         monkeypatch.setattr(
             bank, "follow", lambda model, *rest: (walkers.append(model), follow(model, *rest))
         )
-        fit(module, 1)
+        quick_fit(module, 1)
         assert walkers[0].student is module.average
 
 
 class TestConcepts:
     def test_they_take_turns_in_the_loss_and_stand_together_on_the_trajectories(self):
         bank = TrajectoryBank(trajectories=3, steps=2)
-        module = fit(sdd(latents=bank), 1)
+        module = quick_fit(sdd(latents=bank), 1)
         rolled_out = bank.sentences
         joined = {
             concept: prompt.text
@@ -158,7 +158,7 @@ class TestConcepts:
         module = SDD(
             concepts=[Concept("cat")], backbone=TinyBackbone(), latents=TrajectoryBank(2, 2)
         )
-        fit(module, 1)
+        quick_fit(module, 1)
         assert all(prompt.text.endswith("cat") for prompt in module.latents.sentences.prompts)
 
 
@@ -170,7 +170,7 @@ def test_ema_out_of_range(ema):
 
 @pytest.mark.slow
 def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
-    module = fit(
+    module = quick_fit(
         SDD(concepts=[Concept("cigarette")], latents=TrajectoryBank(8, 20), **numbers("sdd")), 80
     )
     assert recognised_before(module, ["cigarette"] * 4) == 1

@@ -15,7 +15,7 @@ from erasure_lightning.callbacks.edit_validation import EditValidation
 from erasure_lightning.concepts.concept import Concept, PromptBatch
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.spm import SPM
-from erasure_lightning.testing import check_method, fit
+from erasure_lightning.testing import check_method, quick_fit
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
 CONCEPTS = [Concept("cat", "dog"), Concept("star")]
@@ -100,7 +100,7 @@ class TestLatentAnchors:
                 backbone=TinyBackbone(),
                 **(ARGUMENTS | {"anchor_weight": weight, "warmup": 1}),
             )
-            fit(module, 20)
+            quick_fit(module, 20)
             with module.membrane.fixed(torch.ones(2, 2)):
                 return (
                     predict(module.backbone, ["a car", "a boat"])
@@ -130,7 +130,7 @@ def test_what_the_membrane_remembers_is_saved_and_not_trained():
 
 def test_a_run_that_learned_nothing_is_refused():
     with pytest.raises(ErasureError, match="SPM changed none"):
-        fit(SPM(concepts=CONCEPTS, backbone=TinyBackbone(), lr=0.0), 2, EditValidation())
+        quick_fit(SPM(concepts=CONCEPTS, backbone=TinyBackbone(), lr=0.0), 2, EditValidation())
 
 
 def test_negative_numbers_are_refused():
@@ -145,7 +145,7 @@ def test_it_erases_the_cigarette_of_the_emoji_world_and_transport_keeps_the_rest
         latents=TrajectoryBank(trajectories=8, steps=10),
         **numbers("spm"),
     )
-    fit(module, 40)
+    quick_fit(module, 40)
     assert recognised_before(module, ["cigarette"] * 4) == 1
     assert recognised(module.backbone, ["cigarette"] * 4) == 0
     assert recognised(module.backbone, KEPT) == recognised_before(module, KEPT) == 1

@@ -14,7 +14,7 @@ from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.uce import UCE
 from erasure_lightning.retention.local_noise import LocalNoisePreservation
-from erasure_lightning.testing import check_method, edit_of, fit
+from erasure_lightning.testing import check_method, edit_of, quick_fit
 
 CONCEPTS = [Concept("small cat", "dog"), Concept("star", "red heart"), Concept("boat")]
 
@@ -128,7 +128,7 @@ class TestSolution:
 
 
 def test_the_concept_comes_out_as_its_anchor_did_and_what_is_preserved_as_before():
-    module = fit(uce(preserve=["tree"], ridge=1e-3), 1)
+    module = quick_fit(uce(preserve=["tree"], ridge=1e-3), 1)
     for name, layer in module.backbone.text_layers().items():
         old = module.original.get_submodule(name).weight.double()
         new = layer.weight.double()
@@ -164,7 +164,7 @@ def test_arguments_out_of_range(arguments, words):
 @pytest.mark.slow
 def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
     module = UCE(concepts=[Concept("cigarette", "lollipop")], templates=["{}", "a {}"])
-    fit(module, 1, LocalNoisePreservation(weight=0.01))
+    quick_fit(module, 1, LocalNoisePreservation(weight=0.01))
     assert recognised_before(module, ["cigarette"] * 4) == 1
     assert recognised(module.backbone, ["cigarette"] * 4) == 0
     assert recognised(module.backbone, KEPT) == recognised_before(module, KEPT) == 1

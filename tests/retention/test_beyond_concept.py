@@ -9,7 +9,7 @@ from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.methods.realera import RealEraClosedForm
 from erasure_lightning.methods.sage import SAGE
 from erasure_lightning.retention.beyond_concept import BeyondConceptRegularization
-from erasure_lightning.testing import edit_of, fit
+from erasure_lightning.testing import edit_of, quick_fit
 from erasure_lightning.training.closed_form import ClosedFormErasure
 from erasure_lightning.training.neighbours import orthogonal_states
 
@@ -39,8 +39,8 @@ def test_zero_at_the_original_and_more_behind_it():
 
 def test_it_holds_predictions_with_any_gradient_method():
     free, held = (module(lr=3e-3, schedule="cosine") for _ in range(2))
-    fit(free, 20)
-    fit(held, 20, BeyondConceptRegularization(weight=10.0))
+    quick_fit(free, 20)
+    quick_fit(held, 20, BeyondConceptRegularization(weight=10.0))
 
     def drift(owner):
         torch.manual_seed(0)
@@ -51,7 +51,7 @@ def test_it_holds_predictions_with_any_gradient_method():
 
 def test_where_only_text_is_edited_it_says_so():
     with pytest.warns(UserWarning, match="SAGE edits no denoiser: it will stay at 0"):
-        fit(module(SAGE, check_steps=0, warmup=1), 1, BeyondConceptRegularization())
+        quick_fit(module(SAGE, check_steps=0, warmup=1), 1, BeyondConceptRegularization())
 
 
 class Keeping(ClosedFormErasure):
@@ -67,8 +67,8 @@ class Keeping(ClosedFormErasure):
 
 def test_a_closed_form_holds_what_is_beyond():
     free, held = module(Keeping), module(Keeping)
-    fit(free, 1)
-    fit(held, 1, BeyondConceptRegularization(weight=30.0))
+    quick_fit(free, 1)
+    quick_fit(held, 1, BeyondConceptRegularization(weight=30.0))
 
     def moved(owner):
         elsewhere = orthogonal_states(owner.original.encode(["a cat", "a star"]).tokens)
@@ -80,9 +80,11 @@ def test_a_closed_form_holds_what_is_beyond():
 
 
 def test_it_is_the_term_of_realera():
-    own = fit(module(RealEraClosedForm, beyond_weight=3.0), 1)
-    borrowed = fit(module(RealEraClosedForm, beyond=0), 1, BeyondConceptRegularization(weight=3.0))
-    without = fit(module(RealEraClosedForm, beyond=0), 1)
+    own = quick_fit(module(RealEraClosedForm, beyond_weight=3.0), 1)
+    borrowed = quick_fit(
+        module(RealEraClosedForm, beyond=0), 1, BeyondConceptRegularization(weight=3.0)
+    )
+    without = quick_fit(module(RealEraClosedForm, beyond=0), 1)
     ours, theirs, none = (edit_of(method_module) for method_module in (own, borrowed, without))
     assert all(torch.allclose(ours[n], theirs[n], atol=1e-5) for n in ours)
     assert not any(torch.allclose(ours[n], none[n], atol=1e-3) for n in ours)

@@ -6,7 +6,7 @@ from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.retention.monitor import RetentionMonitor
-from erasure_lightning.testing import edit_of, fit
+from erasure_lightning.testing import edit_of, quick_fit
 
 
 class Noting(RetentionMonitor):
@@ -27,7 +27,7 @@ class Noting(RetentionMonitor):
 
 
 def run(monitor, steps=6, lr=1e-2):
-    return fit(
+    return quick_fit(
         Distillation(concepts=[Concept("cat", "dog")], backbone=TinyBackbone(), lr=lr),
         steps,
         monitor,
@@ -73,7 +73,7 @@ def test_it_measures_prompts_of_the_argument():
 @pytest.mark.slow
 def test_with_a_world_it_recognises_the_concept():
     monitor = Noting(every=1, steps=10)
-    fit(Distillation(concepts=[Concept("cigarette", "lollipop")], lr=1e-7), 1, monitor)
+    quick_fit(Distillation(concepts=[Concept("cigarette", "lollipop")], lr=1e-7), 1, monitor)
     forgotten, kept = monitor.scores[0]
     assert forgotten == 0
     assert kept > 0.99

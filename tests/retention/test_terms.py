@@ -14,7 +14,7 @@ from erasure_lightning.retention.global_alignment import GlobalSemanticAlignment
 from erasure_lightning.retention.local_noise import LocalNoisePreservation
 from erasure_lightning.retention.local_states import LocalStatePreservation
 from erasure_lightning.retention.unconditional_drift import UnconditionalDrift
-from erasure_lightning.testing import edit_of, fit
+from erasure_lightning.testing import edit_of, quick_fit
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
 CAT = [Concept("cat", "dog")]
@@ -71,8 +71,8 @@ def test_it_holds_what_it_names_with_any_gradient_method(name, method):
     free, held = (module(method, **arguments) for _ in range(2))
     callback = TERMS[name]()
     callback.prompts, callback.weight = KEPT, 300.0 if name in ("cross", "self") else 10.0
-    fit(free, 20)
-    fit(held, 20, callback)
+    quick_fit(free, 20)
+    quick_fit(held, 20, callback)
     judge = ready(TERMS[name](), held)
     torch.manual_seed(0)
     with_term = judge.term(held)
@@ -92,7 +92,9 @@ def test_both_terms_join_the_loss_of_a_trivial_method():
 
     owner = module(Watching)
     with pytest.warns(UserWarning, match="Watching edits no text encoder"):
-        fit(owner, 2, GlobalSemanticAlignment(prompts=KEPT), LocalNoisePreservation(prompts=KEPT))
+        quick_fit(
+            owner, 2, GlobalSemanticAlignment(prompts=KEPT), LocalNoisePreservation(prompts=KEPT)
+        )
     assert {
         "loss/erasure",
         "loss/global",
@@ -127,8 +129,8 @@ class Keeping(Redirection):
 def test_a_closed_form_holds_the_states_of_what_is_retained(make):
     free, held, callback = module(Keeping), module(Keeping), make(weight=100.0)
     callback.prompts = KEPT if make is LocalNoisePreservation else [""]
-    fit(free, 1)
-    fit(held, 1, callback)
+    quick_fit(free, 1)
+    quick_fit(held, 1, callback)
 
     def moved(owner):
         states = owner.original.encode(callback.prompts).tokens
@@ -141,7 +143,7 @@ def test_a_closed_form_holds_the_states_of_what_is_retained(make):
 
 def test_a_closed_form_has_no_text_states_to_hold():
     with pytest.warns(UserWarning, match="Redirection edits no text encoder"):
-        made = fit(module(Redirection), 1, GlobalSemanticAlignment(prompts=KEPT))
+        made = quick_fit(module(Redirection), 1, GlobalSemanticAlignment(prompts=KEPT))
     source = made.original.text_inputs()[0]
     assert not made.retention_gram(source).any()
 
@@ -162,7 +164,7 @@ def test_banks_resume():
 class TestRetainedPrompts:
     def test_named(self):
         owner, callback = module(Distillation), LocalNoisePreservation(prompts=KEPT)
-        fit(owner, 1, callback)
+        quick_fit(owner, 1, callback)
         assert callback.retained == KEPT
 
     def test_from_a_file(self, tmp_path):
@@ -286,5 +288,7 @@ def test_arguments_out_of_range(arguments):
 
 
 def test_a_run_with_every_term_repeats():
-    one, two = (edit_of(fit(module(), 3, *(make() for make in TERMS.values()))) for _ in range(2))
+    one, two = (
+        edit_of(quick_fit(module(), 3, *(make() for make in TERMS.values()))) for _ in range(2)
+    )
     assert all(torch.equal(one[n], two[n]) for n in one)

@@ -13,7 +13,7 @@ from erasure_lightning.concepts.concept import Concept, PromptBatch
 from erasure_lightning.methods.esd import ESD
 from erasure_lightning.methods.sage import SAGE
 from erasure_lightning.retention.unconditional_drift import UnconditionalDrift
-from erasure_lightning.testing import fit
+from erasure_lightning.testing import quick_fit
 from erasure_lightning.training.latent_sources import SourceModels
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
@@ -49,7 +49,9 @@ def test_it_holds_the_empty_prompt_on_the_trajectories_of_others(train, predicti
     """Where all but cross-attention moves it holds less, at any weight: 0.59 of the drift was
     measured to be left.
     """
-    free, held = (fit(esd(train, prediction), 30, *terms) for terms in ([], [UnconditionalDrift()]))
+    free, held = (
+        quick_fit(esd(train, prediction), 30, *terms) for terms in ([], [UnconditionalDrift()])
+    )
     assert drift(free) > 1e-4
     assert drift(held) < left * drift(free)
 
@@ -64,7 +66,7 @@ def test_its_cost(make, evaluations, backwards, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     costs = []
     for terms in [], [UnconditionalDrift(batch_size=3)]:
-        fit(make(), 2, *terms, Cost())
+        quick_fit(make(), 2, *terms, Cost())
         costs.append(json.loads((tmp_path / "cost.json").read_text()))
     free, held = costs
     assert held["evaluations"] - free["evaluations"] == 2 * evaluations

@@ -13,7 +13,7 @@ from erasure_lightning.callbacks.edit_validation import check_edit
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.edits.applied import apply_edit
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.testing import check_method, edit_of, fit
+from erasure_lightning.testing import check_method, edit_of, quick_fit
 from erasure_lightning.training.adapter_methods import AdapterErasure, LoraErasure
 from erasure_lightning.training.checkpoints import read_checkpoint
 
@@ -86,7 +86,7 @@ def test_contract(method, arguments):
     ids=["merged", "apart", "beside"],
 )
 def test_an_edit_applied_to_a_pipeline_predicts_the_same(tmp_path, method, arguments):
-    module = fit(method(concepts=CAT, backbone=TinyBackbone(), lr=1e-2, **arguments), 4)
+    module = quick_fit(method(concepts=CAT, backbone=TinyBackbone(), lr=1e-2, **arguments), 4)
     module.save_edit(tmp_path / "edit.safetensors")
     adapted, tiny = pipeline()
     before = predict(tiny)
@@ -97,7 +97,7 @@ def test_an_edit_applied_to_a_pipeline_predicts_the_same(tmp_path, method, argum
 
 def test_merging_changes_nothing_but_the_form():
     apart, merged = (
-        fit(Lora(concepts=CAT, backbone=TinyBackbone(), lr=1e-2, merge=merge), 4)
+        quick_fit(Lora(concepts=CAT, backbone=TinyBackbone(), lr=1e-2, merge=merge), 4)
         for merge in (False, True)
     )
     assert torch.allclose(predict(apart.backbone), predict(merged.backbone), atol=1e-5)
@@ -106,7 +106,7 @@ def test_merging_changes_nothing_but_the_form():
 
 
 def test_a_merged_checkpoint_is_read_by_a_fresh_module(tmp_path):
-    module = fit(
+    module = quick_fit(
         Lora(concepts=CAT, backbone=TinyBackbone(), lr=1e-2), 4, save=tmp_path / "end.ckpt"
     )
     fresh = Lora(concepts=CAT, backbone=TinyBackbone())
@@ -123,7 +123,7 @@ def test_a_merged_checkpoint_is_read_by_a_fresh_module(tmp_path):
     ids=["merged", "apart", "beside"],
 )
 def test_an_edit_file_goes_back_into_its_module(tmp_path, method, arguments):
-    module = fit(method(concepts=CAT, backbone=TinyBackbone(), lr=1e-2, **arguments), 2)
+    module = quick_fit(method(concepts=CAT, backbone=TinyBackbone(), lr=1e-2, **arguments), 2)
     module.save_edit(tmp_path / "edit.safetensors")
     fresh, saved = (
         method(concepts=CAT, backbone=TinyBackbone()),
@@ -154,7 +154,9 @@ def test_adapters_that_learned_nothing_are_no_edit():
     module.configure_model()
     with pytest.raises(ErasureError, match="Lora changed none"):
         check_edit(module, edit_of(module))
-    check_edit(fit(Lora(concepts=CAT, backbone=TinyBackbone(), merge=False), 2), edit_of(module))
+    check_edit(
+        quick_fit(Lora(concepts=CAT, backbone=TinyBackbone(), merge=False), 2), edit_of(module)
+    )
 
 
 @pytest.mark.parametrize(

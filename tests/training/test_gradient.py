@@ -7,7 +7,7 @@ from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.data.datamodule import PromptData
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.testing import check_method, edit_of, fit
+from erasure_lightning.testing import check_method, edit_of, quick_fit
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
 CAT = [Concept("cat", "dog")]
@@ -85,7 +85,7 @@ def test_distillation_learns_what_the_loss_says():
     """The positive control of everything built on it: the concept's prediction goes to the
     anchor's.
     """
-    module = fit(Distillation(concepts=CAT, backbone=TinyBackbone(), lr=1e-2), 60)
+    module = quick_fit(Distillation(concepts=CAT, backbone=TinyBackbone(), lr=1e-2), 60)
     x, t = torch.randn(4, 4, 8, 8), torch.tensor([100.0, 300.0, 600.0, 900.0])
     ask = lambda model, word: model.denoise(x, t, model.encode([word]).expand(4))  # noqa: E731
     wanted, before = ask(module.original, "a dog"), ask(module.original, "a cat")
@@ -95,7 +95,7 @@ def test_distillation_learns_what_the_loss_says():
 
 def test_seeds_differ_and_repeat():
     one, same, other = (
-        edit_of(fit(Distillation(concepts=CAT, backbone=TinyBackbone(), seed=s), 2))
+        edit_of(quick_fit(Distillation(concepts=CAT, backbone=TinyBackbone(), seed=s), 2))
         for s in (0, 0, 1)
     )
     assert all(torch.equal(one[n], same[n]) for n in one)
@@ -107,7 +107,9 @@ def test_a_bank_feeds_the_loss_and_resumes():
 
 
 def test_a_checkpoint_holds_the_edit_and_no_code(tmp_path):
-    module = fit(Distillation(concepts=CAT, backbone=TinyBackbone()), 2, save=tmp_path / "x.ckpt")
+    module = quick_fit(
+        Distillation(concepts=CAT, backbone=TinyBackbone()), 2, save=tmp_path / "x.ckpt"
+    )
     saved = torch.load(tmp_path / "x.ckpt", weights_only=True)
     assert {k.removeprefix("backbone.") for k in saved["state_dict"]} == set(module.editable())
     assert saved["hyper_parameters"]["concepts"] == [
@@ -134,7 +136,9 @@ def test_a_checkpoint_holds_the_edit_and_no_code(tmp_path):
     ],
 )
 def test_a_checkpoint_of_something_else_is_refused(tmp_path, change, words):
-    module = fit(Distillation(concepts=CAT, backbone=TinyBackbone()), 1, save=tmp_path / "x.ckpt")
+    module = quick_fit(
+        Distillation(concepts=CAT, backbone=TinyBackbone()), 1, save=tmp_path / "x.ckpt"
+    )
     saved = torch.load(tmp_path / "x.ckpt", weights_only=True)
     change(saved)
     with pytest.raises(ErasureError, match=words):
@@ -142,7 +146,7 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path, change, words):
 
 
 def test_only_the_edit_gets_a_gradient():
-    module = fit(Distillation(concepts=CAT, backbone=TinyBackbone()), 1)
+    module = quick_fit(Distillation(concepts=CAT, backbone=TinyBackbone()), 1)
     editable = {id(p) for p in module.editable().values()}
     trainable = [p for p in module.parameters() if p.requires_grad]
     assert {id(p) for p in trainable} == editable

@@ -11,7 +11,7 @@ from under_attack import tiny_target
 from erasure_lightning.__main__ import main
 from erasure_lightning.attacks import ATTACKS
 from erasure_lightning.attacks.p4d import P4D
-from erasure_lightning.attacks.runner import run_attack
+from erasure_lightning.attacks.runner import attack_concepts
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.checks import MAX_SEED, require, require_finite, require_seed
 from erasure_lightning.concepts.concept import Concept
@@ -20,7 +20,7 @@ from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods import METHODS
 from erasure_lightning.retention.global_alignment import GlobalSemanticAlignment
 from erasure_lightning.retention.local_noise import LocalNoisePreservation
-from erasure_lightning.testing import fit
+from erasure_lightning.testing import quick_fit
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
 NAN, INF = math.nan, math.inf
@@ -89,7 +89,7 @@ def test_every_decimal_of_every_attack_is_finite(name):
     cls = pkgutil.resolve_name(ATTACKS[name].target)
     for argument in floats(cls):
         with pytest.raises(ErasureError, match=rf"needs .*\b{argument}\b.*; found nan"):
-            run_attack(cls(**{argument: NAN}), tiny_target())
+            attack_concepts(cls(**{argument: NAN}), tiny_target())
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_a_banks_guidance(guidance):
 )
 def test_retention_callbacks(made, words):
     with pytest.raises(ErasureError, match=words):
-        fit(Distillation(concepts=CAT, backbone=TinyBackbone()), 1, made())
+        quick_fit(Distillation(concepts=CAT, backbone=TinyBackbone()), 1, made())
 
 
 FIT = ["fit", "--model", "trivial.Distillation", "--model.concepts", "[{name: cat, anchor: dog}]"]

@@ -10,7 +10,7 @@ from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.cli.main import main
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.testing import edit_of, fit
+from erasure_lightning.testing import edit_of, quick_fit
 from erasure_lightning.training import optimizers
 from erasure_lightning.training.optimizers import make_optimizer, rate_factor
 
@@ -34,9 +34,9 @@ def made(**arguments):
 
 
 def test_the_package_moves_the_edit(package):
-    module = fit(made(optimizer="adam8bit"), 2)
+    module = quick_fit(made(optimizer="adam8bit"), 2)
     assert type(module.trainer.optimizers[0]) is Adam8bit
-    assert type(fit(made(), 1).trainer.optimizers[0]) is Adam
+    assert type(quick_fit(made(), 1).trainer.optimizers[0]) is Adam
     before = dict(module.original.named_parameters())
     assert all(not torch.equal(value, before[name]) for name, value in edit_of(module).items())
 
@@ -79,7 +79,7 @@ def test_split_weights_are_refused(package, monkeypatch):
     ],
 )
 def test_weights_decay_by_adamw_alone_unless_told_otherwise(arguments, kind, decay):
-    (optimizer,) = fit(made(**arguments), 1).trainer.optimizers
+    (optimizer,) = quick_fit(made(**arguments), 1).trainer.optimizers
     assert type(optimizer) is kind
     assert optimizer.param_groups[0]["weight_decay"] == decay
 
@@ -96,7 +96,7 @@ def test_weights_decay_by_adamw_alone_unless_told_otherwise(arguments, kind, dec
 def test_rates_rise_and_then_stay_or_fall(schedule, warmup, factors):
     factor = rate_factor(schedule, warmup, 4)
     assert [factor(step) for step in range(4)] == pytest.approx(factors, abs=1e-6)
-    module = fit(made(schedule=schedule, warmup=warmup), 3, total=4)
+    module = quick_fit(made(schedule=schedule, warmup=warmup), 3, total=4)
     (rate,) = module.lr_schedulers().get_last_lr()
     assert rate == pytest.approx(1e-2 * factors[3], abs=1e-8)
 

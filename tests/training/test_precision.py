@@ -13,7 +13,7 @@ from erasure_lightning.diffusion.fine_tuning import FineTuning
 from erasure_lightning.diffusion.latent_dataset import LatentDataset
 from erasure_lightning.edits.applied import apply_edit
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.testing import edit_of, fit
+from erasure_lightning.testing import edit_of, quick_fit
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
 CAT = [Concept("cat", "dog")]
@@ -28,7 +28,7 @@ def made(method=Distillation, base="bfloat16", **arguments):
 
 
 def test_weights_are_bfloat16_and_all_that_is_edited_or_said_is_float32():
-    module = fit(made(latents=TrajectoryBank(trajectories=2, steps=3)), 2)
+    module = quick_fit(made(latents=TrajectoryBank(trajectories=2, steps=3)), 2)
     edited = module.editable()
     for name, parameter in module.backbone.named_parameters():
         assert parameter.dtype == (torch.float32 if name in edited else torch.bfloat16), name
@@ -62,12 +62,12 @@ def test_small_steps_are_not_swallowed():
         flat = [(p != before[name].to(p)).flatten() for name, p in module.editable().items()]
         return torch.cat(flat).float().mean()
 
-    assert moved(fit(made(lr=1e-7), 2)) > 0.9
-    assert moved(fit(made(base="float32", lr=1e-7), 2, precision="bf16-true")) < 0.1
+    assert moved(quick_fit(made(lr=1e-7), 2)) > 0.9
+    assert moved(quick_fit(made(base="float32", lr=1e-7), 2, precision="bf16-true")) < 0.1
 
 
 def test_a_solution_is_not_rounded():
-    module = fit(made(Redirection), 1)
+    module = quick_fit(made(Redirection), 1)
     assert any(not torch.equal(p, p.bfloat16().float()) for p in module.editable().values())
 
 
@@ -77,8 +77,8 @@ def test_gradients_are_those_of_float32_but_for_rounding():
             self.found = torch.cat([p.grad.flatten() for p in module.trainable().values()])
 
     one, other = Slopes(), Slopes()
-    fit(made(), 1, one)
-    fit(made(base="float32"), 1, other)
+    quick_fit(made(), 1, one)
+    quick_fit(made(base="float32"), 1, other)
     assert one.found.dtype == torch.float32
     assert torch.cosine_similarity(one.found, other.found, dim=0) > 0.99
     assert not torch.equal(one.found, other.found)
@@ -151,7 +151,7 @@ def test_mixed_precision_of_lightning_fits_and_measures_too(run):
 def test_the_same_model_is_known_in_either_precision(tmp_path):
     for there in ("float32", "bfloat16"):
         saved = tmp_path / f"{there}.ckpt"
-        fit(made(base=there), 1, save=saved)
+        quick_fit(made(base=there), 1, save=saved)
         checkpoint = torch.load(saved, weights_only=True)
         for here in ("float32", "bfloat16"):
             module = made(base=here)
@@ -178,7 +178,7 @@ def test_two_float32_models_that_round_alike_are_two():
 
 def test_a_precision_that_would_round_the_edit_is_refused():
     with pytest.raises(ErasureError, match="Leave --trainer.precision at 32-true"):
-        fit(made(), 1, precision="bf16-true")
+        quick_fit(made(), 1, precision="bf16-true")
 
 
 def test_weights_are_loaded_in_the_precision_asked_for(tmp_path):
@@ -205,7 +205,9 @@ def test_who_learns_it_back_is_not_held_up_by_rounding():
 
 
 def test_edits_of_both_bases_are_much_alike():
-    one, other = (edit_of(fit(made(base=base, lr=1e-2), 4)) for base in ("float32", "bfloat16"))
+    one, other = (
+        edit_of(quick_fit(made(base=base, lr=1e-2), 4)) for base in ("float32", "bfloat16")
+    )
     before = dict(TinyBackbone().named_parameters())
     for name in one:
         moves = [edit[name] - before[name].detach().to(dtype).float() for edit, dtype in

@@ -7,7 +7,7 @@ from torch.nn.functional import mse_loss
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.testing import edit_of, fit
+from erasure_lightning.testing import edit_of, quick_fit
 from erasure_lightning.training.saliency import SalientErasure, salient_masks, summed_gradients
 
 SLOPES = {"a": torch.tensor([[1.0, -4.0], [2.0, 0.0]]), "b": torch.tensor([-8.0, 16.0])}
@@ -82,14 +82,14 @@ def test_slopes_are_summed_with_their_signs_before_anyone_looks_at_their_size():
 def test_what_is_not_salient_stays_bit_identical():
     module = salient_erasure(share=0.3)
     before = edit_of(module)
-    fit(module, 4)
+    quick_fit(module, 4)
     moved = {name: value != before[name] for name, value in edit_of(module).items()}
     assert all((moved[name] <= module.masks[name]).all() for name in moved)
     assert sum(int(m.sum()) for m in moved.values()) > 0.25 * sum(m.numel() for m in moved.values())
 
 
 def test_with_the_whole_share_everything_moves_and_no_saliency_is_asked():
-    module = fit(salient_erasure(share=1.0), 2)
+    module = quick_fit(salient_erasure(share=1.0), 2)
     assert not module.masks
     assert not module.calls
     before = edit_of(salient_erasure())
@@ -99,16 +99,16 @@ def test_with_the_whole_share_everything_moves_and_no_saliency_is_asked():
 
 
 def test_a_resumed_run_goes_on_with_the_masks_it_had(tmp_path):
-    first = fit(salient_erasure(share=0.3), 2, total=4, save=tmp_path / "half.ckpt")
-    resumed = fit(salient_erasure(share=0.3), 4, resume=tmp_path / "half.ckpt")
+    first = quick_fit(salient_erasure(share=0.3), 2, total=4, save=tmp_path / "half.ckpt")
+    resumed = quick_fit(salient_erasure(share=0.3), 4, resume=tmp_path / "half.ckpt")
     assert not resumed.calls
     assert all(torch.equal(first.masks[name], mask) for name, mask in resumed.masks.items())
-    other = fit(salient_erasure(share=0.3, seed=1), 2)  # the control: masks are not all alike
+    other = quick_fit(salient_erasure(share=0.3, seed=1), 2)  # the control: masks are not all alike
     assert not all(torch.equal(first.masks[name], mask) for name, mask in other.masks.items())
 
 
 def test_the_edit_says_how_much_of_the_model_may_move():
-    assert fit(salient_erasure(share=0.3), 1).description()["salient"] == pytest.approx(
+    assert quick_fit(salient_erasure(share=0.3), 1).description()["salient"] == pytest.approx(
         0.3, abs=0.01
     )
     assert salient_erasure(share=1.0).description()["salient"] == 1
@@ -121,7 +121,7 @@ def test_a_share_out_of_range_is_refused():
 
 def test_masks_that_let_nothing_move_are_refused():
     with pytest.raises(ErasureError, match="needs a weight that may move; found none"):
-        fit(salient_erasure(share=1e-9), 1)
+        quick_fit(salient_erasure(share=1e-9), 1)
 
 
 def test_weights_that_decay_are_refused_where_masks_hold_them():

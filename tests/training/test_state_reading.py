@@ -13,7 +13,7 @@ from erasure_lightning.methods.rece import RECE
 from erasure_lightning.methods.uce import UCE
 from erasure_lightning.retention.beyond_concept import BeyondConceptRegularization
 from erasure_lightning.retention.local_noise import LocalNoisePreservation
-from erasure_lightning.testing import fit
+from erasure_lightning.testing import quick_fit
 from erasure_lightning.training.image_sources import GeneratedImages
 
 #: A hundred short words, half of which become dogs and half birds.
@@ -43,7 +43,7 @@ def read_by(method, concepts, *callbacks):
         return contextualize(embedded)
 
     backbone.contextualize = listen
-    fit(METHODS[method](concepts=concepts, backbone=backbone), 1, *callbacks)
+    quick_fit(METHODS[method](concepts=concepts, backbone=backbone), 1, *callbacks)
     return asked, calls
 
 

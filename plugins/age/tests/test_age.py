@@ -12,7 +12,7 @@ from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts.concept import Concept, PromptBatch
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.registry import find_method, load_method
-from erasure_lightning.testing import check_method, fit
+from erasure_lightning.testing import check_method, quick_fit
 from erasure_lightning.training.latent_sources import NoisyBatch, Teacher
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
@@ -165,7 +165,7 @@ def test_it_erases_the_cigarette_of_the_emoji_world():
     assert config["model"]["class_path"] == "AGE"
     bank = TrajectoryBank(trajectories=8, steps=10)
     settings = ARGUMENTS | {"lr": 1e-4}
-    module = fit(
+    module = quick_fit(
         AGE(
             concepts=[Concept("cigarette", domain=["smoking", "tobacco"])], latents=bank, **settings
         ),

@@ -22,7 +22,7 @@ from erasure_lightning.diffusion.sampling import sample_images
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.metrics.scorer import Scorer
 from erasure_lightning.registry import find_method
-from erasure_lightning.testing import check_method, edit_of, fit
+from erasure_lightning.testing import check_method, edit_of, quick_fit
 from erasure_lightning.training.prompt_states import cosine_matrix
 
 RETAINED = ["dog", "tree", "car", "bird", "fish", "house", "red cathedral", "a small boat"]
@@ -161,7 +161,7 @@ def test_centres_are_means_of_what_is_nearest():
 
 
 def test_values_move_from_concept_to_anchor_and_nothing_else_does():
-    module = fit(speed(augment=0, retain_scale=1e-4), 1)
+    module = quick_fit(speed(augment=0, retain_scale=1e-4), 1)
     assert {name.rpartition(".to_")[2] for name in edit_of(module)} == {"v.weight"}
     for name, new in module.editable().items():
         old, new = module.original.get_parameter(name).double(), new.double()
@@ -247,7 +247,9 @@ def recognised(model, words):
 @pytest.mark.slow
 def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
     pytest.importorskip("erasure_lightning_emoji_world")
-    module = fit(SPEED(concepts=[Concept("cigarette", "lollipop")], templates=["{}", "a {}"]), 1)
+    module = quick_fit(
+        SPEED(concepts=[Concept("cigarette", "lollipop")], templates=["{}", "a {}"]), 1
+    )
     others = ["fox", "grapes", "guitar", "snowman"]
     assert recognised(module.original, ["cigarette"] * 4) == 1
     assert recognised(module.backbone, ["cigarette"] * 4) == 0
