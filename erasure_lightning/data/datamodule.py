@@ -178,7 +178,7 @@ class PromptData(LightningDataModule):
         limit = trainer.limit_train_batches
         batches = self._epoch_steps * trainer.accumulate_grad_batches
         batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-        steps = math.ceil(batches / trainer.accumulate_grad_batches)
+        steps: int = math.ceil(batches / trainer.accumulate_grad_batches)
         if epochs < 0 and most < 0:
             raise ErasureError(
                 "A run needs an end; found max_epochs -1 and max_steps -1, which set none. Give "
