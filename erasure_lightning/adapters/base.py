@@ -119,4 +119,6 @@ def refuse_saving(root: nn.Module, *_: Any, **__: Any) -> NoReturn:
 
 
 def _apply_adapter(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-    return cast(Tensor, getattr(layer, ADAPTER_CHILD)(inputs[0], output))
+    adapter = cast(Adapter, getattr(layer, ADAPTER_CHILD))
+    changed: Tensor = adapter(inputs[0], output)
+    return changed if adapter.strength == 1 else output.lerp(changed, adapter.strength)

@@ -72,7 +72,8 @@ class Measure(PairedImages):
         module.log_dict(_means(result), sync_dist=True)
         if trainer.is_global_zero:
             result.save(Path(trainer.default_root_dir) / "metrics.json")
-            Console().print(result_table(result))
+            if self.show:
+                Console().print(result_table(result))
 
 
 class EditMetrics:

@@ -132,9 +132,9 @@ class TestAverage:
     def test_it_walks_the_trajectories(self, monkeypatch):
         bank, walkers = followed(), []
         module = sdd(latents=bank, lr=0.05)
-        follow = bank.follow
+        update = bank.update
         monkeypatch.setattr(
-            bank, "follow", lambda model, *rest: (walkers.append(model), follow(model, *rest))
+            bank, "update", lambda model, *rest: (walkers.append(model), update(model, *rest))
         )
         quick_fit(module, 1)
         assert walkers[0].student is module.average
