@@ -77,8 +77,8 @@ def check_method(
             _check_edit(quick_fit(make(), 2, precision=precision), family, precision)
         _check_base(quick_fit(make(base="bfloat16"), 2), family)
     if world and find_world(world):
-        given = deepcopy(arguments)
-        _check_aim(method(concepts=_FORGOTTEN, backbone=world, seed=1, **given), steps)
+        copied = deepcopy(arguments)
+        _check_aim(method(concepts=_FORGOTTEN, backbone=world, seed=1, **copied), steps)
     return fitted[0]
 
 
@@ -166,11 +166,11 @@ def _check_retention(module: ErasureModule, family: type[Backbone]) -> None:
 
 def _check_aim(module: ErasureModule, steps: int) -> None:
     quick_fit(module, steps)
-    asked = _moved(module, [f"a {concept.name}" for concept in module.concepts])
+    own = _moved(module, [f"a {concept.name}" for concept in module.concepts])
     rest = _moved(module, _REMEMBERED)
-    assert asked > rest, (
+    assert own > rest, (
         f"{type(module).__name__} moves other things ({rest:.2g}) more than its concepts"
-        f" ({asked:.2g})"
+        f" ({own:.2g})"
     )
 
 

@@ -60,7 +60,7 @@ class _Purification(NamedTuple):
     """One image before, without and with the edit, ``(3, H, W)`` in 0..1 each."""
 
     name: str
-    given: Tensor
+    image: Tensor
     reconstructed: Tensor
     purified: Tensor
     drift: Drift
@@ -110,8 +110,8 @@ def purify_files(
     return PurifiedFiles(folder, {result.name: result.drift for result in results})
 
 
-def _steps(given: int | None, backbone: Backbone) -> int:
-    steps = given or (backbone.world.steps if backbone.world else DEFAULT_STEPS)
+def _steps(steps: int | None, backbone: Backbone) -> int:
+    steps = steps or (backbone.world.steps if backbone.world else DEFAULT_STEPS)
     backbone.sampler(steps)  # refuses more steps than the model has times, before images are read
     return steps
 
@@ -135,17 +135,17 @@ def _purifications(
     stems = output_names(files, {SHEET_NAME})
     for i in range(0, len(files), _BATCH_SIZE):
         batch = files[i : i + _BATCH_SIZE]
-        given = torch.stack([read_resized(file, side, side) for file in batch]).to(original.device)
+        inputs = torch.stack([read_resized(file, side, side) for file in batch]).to(original.device)
         purified = purify_images(
             original,
             module.backbone,
-            given,
-            [settings.prompt] * len(given),
+            inputs,
+            [settings.prompt] * len(inputs),
             steps=settings.steps,
             guidance=settings.guidance,
         )
-        drift = drifts(given, *purified, scorer)
-        tensors = (given.cpu(), *(images.cpu() for images in purified))
+        drift = drifts(inputs, *purified, scorer)
+        tensors = (inputs.cpu(), *(images.cpu() for images in purified))
         yield from map(_Purification, stems[i : i + _BATCH_SIZE], *tensors, drift)
 
 
@@ -166,7 +166,7 @@ def _sheet(module: ErasureModule, results: Sequence[_Purification], settings: _S
     heading = f"prompt: {settings.prompt}" if settings.prompt else "the empty prompt"
     rows = [
         GridRow(
-            heading, one.name, [to_pil(one.given), to_pil(one.reconstructed), to_pil(one.purified)]
+            heading, one.name, [to_pil(one.image), to_pil(one.reconstructed), to_pil(one.purified)]
         )
         for one in evenly_spaced(results, _MAX_ROWS)
     ]

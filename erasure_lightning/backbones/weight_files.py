@@ -78,9 +78,9 @@ def find_weights(folder: Path, library: str) -> StoredWeights:
     else:
         files = set(whole)
     if not files or (missing := sorted(files - set(names))):
-        found = f"no {missing[0]}" if files else f"{own[0]} without an index"
+        actual = f"no {missing[0]}" if files else f"{own[0]} without an index"
         raise ErasureError(
-            f"{folder} needs all shards of its weights; found {found}. Download it again."
+            f"{folder} needs all shards of its weights; found {actual}. Download it again."
         )
     paths = tuple(folder / name for name in sorted(files))
     return StoredWeights(paths, variant or None, sharded=files != set(whole))
@@ -88,8 +88,8 @@ def find_weights(folder: Path, library: str) -> StoredWeights:
 
 def _no_weights(folder: Path, names: Collection[str], stem: str) -> ErasureError:
     weights = [name for name in names if Path(name).suffix in _PICKLES | {".safetensors"}]
-    found = ", ".join(weights) or "none"
-    start = f"{folder} needs weights as safetensors; found {found}."
+    formats = ", ".join(weights) or "none"
+    start = f"{folder} needs weights as safetensors; found {formats}."
     if any(name.endswith(".safetensors") for name in weights):
         return ErasureError(f"{start} Rename what is to be read to {stem}.safetensors.")
     if not weights:

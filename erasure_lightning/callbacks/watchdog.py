@@ -91,7 +91,7 @@ class Watchdog(Callback):
         self._moved: dict[int, float] = {}
         self._dead: set[int] = set()
         self._farewell = ("", 0)
-        self._told = False
+        self._reported = False
 
     def _count(self, *_: Any, **__: Any) -> None:
         self._batches += 1
@@ -102,7 +102,7 @@ class Watchdog(Callback):
     def watching(self, trainer: Trainer) -> Iterator[None]:
         """Watch from before the ranks start until the last has ended.
 
-        An error that rank 0 prints is marked ``told``.
+        An error that rank 0 prints is marked ``reported``.
         """
         if trainer.world_size == 1:
             yield
@@ -114,7 +114,7 @@ class Watchdog(Callback):
             if isinstance(error, RuntimeError):  # a collective fails where a peer has died
                 self._judge.join(CAUSE)
             self._leave(*summary(error))
-            error.told = self._told  # type: ignore[attr-defined]
+            error.reported = self._reported  # type: ignore[attr-defined]
             raise
         else:
             self._leave("finished", 0)
@@ -150,7 +150,7 @@ class Watchdog(Callback):
                     self._receive()
             if self._store is not None:
                 self._send(*self._farewell)
-                self._told = bool(self._trainer.global_rank) and 0 in self._alive()
+                self._reported = bool(self._trainer.global_rank) and 0 in self._alive()
                 until = time.monotonic() + LEAVE
                 while self._trainer.is_global_zero and self._running() and time.monotonic() < until:
                     time.sleep(BEAT / 10)

@@ -111,8 +111,8 @@ def _find(name: str) -> Path:
     path, shipped = Path(name), {p.stem: p for p in (SHIPPED / "suites").glob("*.yaml")}
     if path.is_file():
         return path
-    if found := shipped.get(name.removesuffix(".yaml")):
-        return found
+    if suite := shipped.get(name.removesuffix(".yaml")):
+        return suite
     raise ErasureError(
         f"unknown suite {name!r}: no such file{did_you_mean(path.stem, shipped) or '.'} Shipped:"
         f" {', '.join(sorted(shipped)) or 'none'}."
@@ -262,13 +262,13 @@ def _check(suite: Suite) -> None:
     )
     print(f"{'concept':24}{'kind':8}{'own':>6}{'domain':>8}{'neighbours':>12}  holds")
     for entry in suite.concepts:
-        found = checker.check(entry)
+        result = checker.check(entry)
         own, domain, near = (
-            "-" if s is None else f"{s:.2f}" for s in (found.own, found.domain, found.neighbours)
+            "-" if s is None else f"{s:.2f}" for s in (result.own, result.domain, result.neighbours)
         )
-        holds = "yes" if found.holds else "NO"
+        holds = "yes" if result.holds else "NO"
         print(f"{entry.name:24}{entry.group:8}{own:>6}{domain:>8}{near:>12}  {holds}", flush=True)
-        odd += [] if found.holds else [entry.name]
+        odd += [] if result.holds else [entry.name]
     if odd:
         raise ErasureError(
             f"{suite.backbone} does not draw well enough what is to be erased or kept:"

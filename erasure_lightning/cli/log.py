@@ -171,6 +171,7 @@ def _log(entry: Entry, options: argparse.Namespace) -> None:
 def _logger(entry: Entry, options: argparse.Namespace) -> Logger:
     if options.logger == "tensorboard":
         return TensorBoardLogger(entry.folder, name="lightning_logs", default_hp_metric=False)
-    given = wandb_arguments(entry.facts["method"], entry.concepts, entry.job, entry.name)
-    given["project"] = options.project or os.environ.get("WANDB_PROJECT") or given["project"]
-    return WandbLogger(save_dir=entry.folder, offline=options.offline, **given)
+    arguments = wandb_arguments(entry.facts["method"], entry.concepts, entry.job, entry.name)
+    if project := options.project or os.environ.get("WANDB_PROJECT"):
+        arguments["project"] = project
+    return WandbLogger(save_dir=entry.folder, offline=options.offline, **arguments)

@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
         # Ranks of one run meet the same mistakes; of an error that one rank alone met, the first
         # may have printed what that rank sent it.
         front = prefix(together="".join(argv[:1]) not in _OWN)
-        if front is not None and not getattr(error, "told", False):
+        if front is not None and not getattr(error, "reported", False):
             print(f"{front}erasure: {' '.join(message.split())}", file=sys.stderr)
         return code
 

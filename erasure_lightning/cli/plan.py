@@ -121,18 +121,18 @@ class Planner(CommandLine):
     def print_plan(self) -> int:
         """Print what the fit needs; 1 if a device has less memory."""
         eight = getattr(self.model, "optimizer", "") == "adam8bit"
-        found = self._forecast()
+        forecast = self._forecast()
         if eight:
-            check_eight_bits(split=self.strategy == "fsdp2" and found.held.splits)
-        memory = DeviceMemory(found, self.devices, self.strategy)
+            check_eight_bits(split=self.strategy == "fsdp2" and forecast.held.splits)
+        memory = DeviceMemory(forecast, self.devices, self.strategy)
         limit = self.config.gpu_memory
         fits = None if limit is None else memory.peak <= limit * _GIB
         if self.config.json:
             verdict = {"gpu_memory": limit and int(limit * _GIB), "fits": fits}
-            print(json_text(found.plain() | memory.plain() | verdict, "A plan", indent=1))
+            print(json_text(forecast.plain() | memory.plain() | verdict, "A plan", indent=1))
         else:
             Console().print(_table(memory, type(self.model).__name__))
-            for line in [*_work(found, self.devices), *self._verdict(found, memory)]:
+            for line in [*_work(forecast, self.devices), *self._verdict(forecast, memory)]:
                 print(line)
         return int(fits is False)
 
@@ -157,7 +157,7 @@ class Planner(CommandLine):
                 " have. Try a step of it: `erasure fit` with --trainer.fast_dev_run 1."
             ) from error
 
-    def _verdict(self, found: FitForecast, memory: DeviceMemory) -> list[str]:
+    def _verdict(self, forecast: FitForecast, memory: DeviceMemory) -> list[str]:
         limit = self.config.gpu_memory
         peak = memory.peak / _GIB
         if limit is None:
@@ -166,7 +166,7 @@ class Planner(CommandLine):
             return [f"Fits: {peak:.2f} of {limit:g} GiB on each device."]
         close = f"Close: {peak:.2f} of {limit:g} GiB, and a device needs up to 1 GiB for itself."
         short = f"Does not fit: {peak:.2f} GiB, and a device has {limit:g}."
-        advice = memory_advice(found, memory, self.model, self.datamodule, self.devices_per_node)
+        advice = memory_advice(forecast, memory, self.model, self.datamodule, self.devices_per_node)
         return [close if peak <= limit else short, *(f"  {line}" for line in advice)]
 
 
@@ -198,35 +198,35 @@ def _gib(size: int) -> str:
     return f"{size / _GIB:.3f}" if size < _GIB else f"{size / _GIB:.2f}"
 
 
-def _work(found: FitForecast, devices: int) -> list[str]:
+def _work(forecast: FitForecast, devices: int) -> list[str]:
     """Sentences about parameters, evaluations and images."""
-    held = found.held
+    held = forecast.held
     parts = ", ".join(f"{name} {count / 1e6:.1f} M" for name, count in held.parameters.items())
     each, together = (" on each device", ", on all devices together") if devices > 1 else ("", "")
-    last = found.asked["last"]
-    whole = found.steps * (last[STUDENT_CALLS] + last[TEACHER_CALLS]) + found.sampled
+    last = forecast.evaluations["last"]
+    whole = forecast.steps * (last[STUDENT_CALLS] + last[TEACHER_CALLS]) + forecast.sampled
     drawn = (
-        f" The measurement draws 2 x {found.pictures} images in {found.measured}"
+        f" The measurement draws 2 x {forecast.pictures} images in {forecast.measured}"
         f" evaluations{together}."
     )
     return [
         f"Parameters: {parts}.",
-        *(_training(found) if held.trained else ["Trained: nothing; the edit is solved for."]),
-        f"In all about {whole} evaluations{each}.{drawn if found.pictures else ''}",
+        *(_training(forecast) if held.trained else ["Trained: nothing; the edit is solved for."]),
+        f"In all about {whole} evaluations{each}.{drawn if forecast.pictures else ''}",
     ]
 
 
-def _training(found: FitForecast) -> list[str]:
-    held = found.held
-    first = found.asked["first"]
-    last = found.asked["last"]
+def _training(forecast: FitForecast) -> list[str]:
+    held = forecast.held
+    first = forecast.evaluations["first"]
+    last = forecast.evaluations["last"]
     inside = sorted({".".join(name.split(".")[:2]) for name in held.names})
     shown = ", ".join(inside[:4]) + (", ..." if len(inside) > 4 else "")
     share = held.trained / sum(held.parameters.values())
     lines = [
         f"Trained: {held.trained / 1e6:.3f} M ({share:.2%}) in {len(held.names)} tensors of"
         f" {shown}.",
-        f"Each of {found.steps} steps evaluates the student on {last[STUDENT_CALLS]} latents and"
+        f"Each of {forecast.steps} steps evaluates the student on {last[STUDENT_CALLS]} latents and"
         f" the original on {last[TEACHER_CALLS]}; {last['backwards']} backwards.",
     ]
     if first != last:
@@ -234,6 +234,6 @@ def _training(found: FitForecast) -> list[str]:
             f"(The first step: {first[STUDENT_CALLS]} and {first[TEACHER_CALLS]};"
             f" {first['backwards']} backwards.)"
         )
-    if found.sampled:
-        lines.append(f"Trajectories or images to train on cost {found.sampled} evaluations.")
+    if forecast.sampled:
+        lines.append(f"Trajectories or images to train on cost {forecast.sampled} evaluations.")
     return lines

@@ -12,44 +12,44 @@ class DeviceMemory:
     """What each device of a fit holds, and its peaks, in bytes.
 
     Args:
-        found: The forecast, of one device.
+        forecast: The forecast, of one device.
         devices: How many.
         strategy: ``ddp``, ``fsdp2``, or ``one device``.
     """
 
-    def __init__(self, found: FitForecast, devices: int, strategy: str) -> None:
+    def __init__(self, forecast: FitForecast, devices: int, strategy: str) -> None:
         share = devices if strategy == "fsdp2" else 1
-        own = share if found.held.splits else 1
+        own = share if forecast.held.splits else 1
         self.devices = devices
         self.strategy = strategy
-        weights = found.held.weights
+        weights = forecast.held.weights
         held = {
             "frozen weights": weights.frozen - weights.divisible + weights.divisible // share,
             "the original's own copies": weights.teacher // own,
             "what is edited": weights.edit // own,
-            "bank": found.held.bank,
+            "bank": forecast.held.bank,
             "copies between devices": (
-                weights.unit if share > 1 else found.held.gradients if devices > 1 else 0
+                weights.unit if share > 1 else forecast.held.gradients if devices > 1 else 0
             ),
         }
         trained = {
-            "its gradients": found.held.gradients // own,
-            "its optimizer": found.held.state // own,
+            "its gradients": forecast.held.gradients // own,
+            "its optimizer": forecast.held.state // own,
         }
         self.rows = held | trained
-        fixed = weights.frozen + weights.teacher + weights.edit + found.held.bank
+        fixed = weights.frozen + weights.teacher + weights.edit + forecast.held.bank
         more = sum(held.values()) - fixed
-        late = more + sum(trained.values()) - found.held.gradients - found.held.state
+        late = more + sum(trained.values()) - forecast.held.gradients - forecast.held.state
         early = ("preparing", "sampling")
         self.whens = {
             name: peak + (more if name in early else late)
-            for name, peak in found.peaks.items()
+            for name, peak in forecast.peaks.items()
             if peak
         }
         self.when = max(self.whens, key=lambda name: self.whens[name])
         self.peak = self.whens[self.when]
         self.activations = max(
-            found.peaks["step"] - fixed - found.held.gradients - found.held.state, 0
+            forecast.peaks["step"] - fixed - forecast.held.gradients - forecast.held.state, 0
         )
 
     def plain(self) -> dict[str, Any]:
@@ -66,7 +66,7 @@ class DeviceMemory:
 
 
 def memory_advice(
-    found: FitForecast,
+    forecast: FitForecast,
     memory: DeviceMemory,
     module: ErasureModule,
     data: PromptData,
@@ -75,7 +75,7 @@ def memory_advice(
     """Options that need less memory, in the order of what they are likely to save.
 
     Args:
-        found: The forecast, of one device.
+        forecast: The forecast, of one device.
         memory: The same on the devices it is planned for.
         module: The method.
         data: Its prompts.
@@ -106,13 +106,13 @@ def memory_advice(
         )
     if memory.strategy == "fsdp2":
         return advice
-    if found.held.splits:
+    if forecast.held.splits:
         devices = devices_per_node if memory.devices > 1 else 2
         advice.append(
             f"--trainer.strategy fsdp2 --trainer.devices {devices} splits weights, edit and"
             " optimizer."
         )
-    if found.held.state > found.held.gradients and getattr(module, "optimizer", "") == "adam":
+    if forecast.held.state > forecast.held.gradients and getattr(module, "optimizer", "") == "adam":
         advice.append(
             "--model.optimizer adam8bit quarters the optimizer's state (needs bitsandbytes)."
         )

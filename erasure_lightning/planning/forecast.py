@@ -23,10 +23,10 @@ from erasure_lightning.training.batch_sampling import sample_batch
 from erasure_lightning.training.gradient import GradientErasure
 from erasure_lightning.training.saliency import SalientErasure
 
-#: Key of the evaluations of the trained model in `FitForecast.asked`.
+#: Key of the evaluations of the trained model in `FitForecast.evaluations`.
 STUDENT_CALLS = "student"
 
-#: Key of the evaluations of the frozen original in `FitForecast.asked`.
+#: Key of the evaluations of the frozen original in `FitForecast.evaluations`.
 TEACHER_CALLS = "teacher"
 
 
@@ -39,8 +39,8 @@ class FitForecast:
         steps: Optimizer steps.
         peaks: Peak memory of each phase: ``preparing``, ``sampling`` (of a bank or of training
             images), ``step`` and ``measuring``.
-        asked: Latents that student and teacher evaluate in the ``first`` step, which fills a bank,
-            and in the ``last``; ``backwards`` of them with gradient.
+        evaluations: Latents that student and teacher evaluate in the ``first`` step, which fills a
+            bank, and in the ``last``; ``backwards`` of them with gradient.
         sampled: Latents evaluated before and between steps, by rollouts and for training images.
         pictures: Images that the measurement generates, of each model.
         measured: Latents that the measurement evaluates.
@@ -49,7 +49,7 @@ class FitForecast:
     held: MemoryFootprint
     steps: int
     peaks: dict[str, int]
-    asked: dict[str, dict[str, int]]
+    evaluations: dict[str, dict[str, int]]
     sampled: int
     pictures: int
     measured: int
@@ -201,7 +201,7 @@ def forecast_fit(
         held=held,
         steps=data.training_steps if held.trained else 1,
         peaks=peaks,
-        asked={"first": recorder.counts[0], "last": recorder.counts[-1]},
+        evaluations={"first": recorder.counts[0], "last": recorder.counts[-1]},
         sampled=sampled,
         pictures=images,
         measured=measured,

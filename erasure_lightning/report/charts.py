@@ -91,7 +91,7 @@ class Chart(NamedTuple):
 
     Args:
         title: Its title.
-        told: A sentence for screen readers.
+        description: A sentence for screen readers.
         line: Its points in SVG's syntax.
         end: Its last point.
         across: Ticks of the horizontal axis.
@@ -100,7 +100,7 @@ class Chart(NamedTuple):
     """
 
     title: str
-    told: str
+    description: str
     line: str
     end: tuple[float, float]
     across: tuple[Tick, ...]
@@ -126,7 +126,7 @@ def chart(
     points = [(_x(across, x), _y(up, y)) for x, y in zip(xs, ys, strict=True)]
     return Chart(
         title=title,
-        told=(
+        description=(
             f"{title}: {ys[0]:.3g} at {unit} {xs[0]:g}, {ys[-1]:.3g} at {unit} {xs[-1]:g}, "
             f"between {min(ys):.3g} and {max(ys):.3g}."
         ),

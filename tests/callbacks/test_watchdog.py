@@ -55,7 +55,7 @@ def be(rank, folder, port, what, guilty=1, size=2):
                 what()
             distributed.barrier()
     except ErasureError as error:
-        os._exit(22 if getattr(error, "told", False) else 2)
+        os._exit(22 if getattr(error, "reported", False) else 2)
     os._exit(0)
 
 
@@ -360,7 +360,7 @@ def test_what_the_first_rank_was_told_is_not_said_twice(monkeypatch, capsys):
     monkeypatch.setattr("erasure_lightning.cli.run.run", lambda *_: (_ for _ in ()).throw(error))
     assert main(["fit"]) == 2
     assert "The disk is full." in capsys.readouterr().err  # the control
-    error.told = True
+    error.reported = True
     assert main(["fit"]) == 2
     assert capsys.readouterr().err == ""
 

@@ -78,7 +78,7 @@ def test_the_forecast_equals_a_real_fit(method, arguments, retains):
     callbacks, options = new_arguments()
     peak, counter = measured(method, *callbacks, **options)
     assert max(plan.peaks.values()) == pytest.approx(peak, rel=0.05)
-    last = plan.asked["last"]
+    last = plan.evaluations["last"]
     if method is ESD and not retains:  # a bank's predictions are cached, and the steps differ
         assert counter.evaluations == 3 * (last["student"] + last["teacher"])
         assert counter.backwards == 3 * last["backwards"]

@@ -49,7 +49,7 @@ def test_a_curve_lies_within_its_chart():
     assert all(0 < x < WIDTH and 0 < y < HEIGHT for x, y in points)
     assert points[0][1] < points[-1][1]
     assert [tick.text for tick in made.up] == ["0", "0.5", "1.0"]
-    assert made.told == "kept: 1 at step 0, 0.8 at step 100, between 0.8 and 1."
+    assert made.description == "kept: 1 at step 0, 0.8 at step 100, between 0.8 and 1."
     assert made.last == "0.8"
 
 
