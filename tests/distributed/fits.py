@@ -147,7 +147,7 @@ def related(module, rows):
     callback = GlobalSemanticAlignment(
         mode="self", prompts=[f"a {word}" for word in TINY_WORDS[14:]]
     )
-    callback.retained = callback.given
+    callback.retained = callback.prompts
     callback.draw = lambda count: rows
     callback.prepare(module)
     module.zero_grad()
