@@ -98,7 +98,7 @@ class TestMistakes:
         assert "unknown attack 'SoftEmbeding'. Did you mean 'SoftEmbedding'?" in error("pets.yaml")
         assert not (folder / "runs").exists()
 
-    def test_no_such_cell(self, error, written):
+    def test_no_such_cell(self, error, write_suite):
         assert (
             error("pets.yaml", "--cell", "2")
             == "--cell needs a number from 0 to 1 (see --list); found 2."

@@ -100,7 +100,7 @@ class TestPictures:
     ):
         recorded = []
         monkeypatch.setattr(
-            "erasure_lightning.diffusion.latent_dataset.sample",
+            "erasure_lightning.diffusion.latent_dataset.sample_latents",
             lambda _, p, s, **k: recorded.extend(p) or torch.zeros(len(p), 4, 8, 8),
         )
         shown = quick_fit(ca(), 1).latents.sentences
