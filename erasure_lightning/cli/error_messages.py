@@ -1,6 +1,5 @@
 """Errors of jsonargparse as one line: what is wrong where, and what was probably meant."""
 
-import difflib
 import inspect
 import re
 from collections.abc import Iterable, Iterator
@@ -10,6 +9,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
 
 from erasure_lightning.attacks.base import Attack
+from erasure_lightning.cli.arguments import did_you_mean
 from erasure_lightning.cli.short_names import CLASSES, LOGGERS, retention_names
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.training.base import ErasureModule
@@ -94,7 +94,7 @@ def _line(text: str, key: str, parser: LightningArgumentParser, ending: str) -> 
     if match := re.match(r"Expected a dot import path string: (.*)", text):
         if key == _CONCEPTS:
             return f"{key} needs {{name: {match[1]}}} in its list; found {match[1]!r}"
-        return f"{key} knows no {match[1]!r}{_suggestion(match[1], _class_names(key))}"
+        return f"{key} knows no {match[1]!r}{did_you_mean(match[1], _class_names(key))}"
     if match := re.match(r"the following arguments are required: (.*)", text):
         return f"{key or 'erasure'} needs {match[1]}: give --{key}.{match[1].split(',')[0]}"
     if match := re.match(r"Not a valid subclass of (\w+)\. Got value: (.*)", text):
@@ -116,7 +116,7 @@ def _type(text: str) -> str:
 def _unrecognized(words: list[str], parser: LightningArgumentParser) -> str:
     known = [name for action in parser._actions for name in action.option_strings]
     unknown = [word.split("=")[0] for word in words if word.startswith("-")] or words
-    return "; ".join(f"unknown argument {word!r}{_suggestion(word, known)}" for word in unknown)
+    return "; ".join(f"unknown argument {word!r}{did_you_mean(word, known)}" for word in unknown)
 
 
 def _no_option(key: str, option: str, parser: LightningArgumentParser) -> str:
@@ -124,7 +124,7 @@ def _no_option(key: str, option: str, parser: LightningArgumentParser) -> str:
     hint = (
         ": others of its kind have, this class has not"
         if option in known
-        else _suggestion(option, known)
+        else did_you_mean(option, known)
     )
     return f"{key or 'the config'} has no option {option!r}{hint}"
 
@@ -164,8 +164,3 @@ def _parameters(cls: type) -> set[str]:
     """Constructor arguments of a class and of everything derived from it."""
     names = {name for member in _family(cls) for name in inspect.signature(member).parameters}
     return names - {"args", "kwargs"}
-
-
-def _suggestion(word: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(word, sorted(known), n=2)
-    return f". Did you mean {' or '.join(map(repr, near))}?" if near else ""

@@ -14,11 +14,12 @@ from torch import distributed
 from trivial import TINY
 
 from erasure_lightning.__main__ import main
+from erasure_lightning.api.fit import run_callbacks
 from erasure_lightning.callbacks import rank_status, watchdog
+from erasure_lightning.callbacks.interrupt import LastCheckpoint
 from erasure_lightning.callbacks.watchdog import Watchdog
 from erasure_lightning.cli import folders
 from erasure_lightning.cli.rank import first
-from erasure_lightning.cli.run import CommandLine
 from erasure_lightning.distributed.lightning_internals import take_launched
 from erasure_lightning.errors import ErasureError
 
@@ -315,11 +316,11 @@ def test_torchrun_in_an_environment_that_tells_of_another_run(tmp_path, monkeypa
         assert heart._parent == os.getppid()
 
 
-def test_a_heartbeat_of_the_users_does_not_take_the_place_of_the_one_that_watches():
+def test_a_watchdog_of_the_user_does_not_replace_the_run_s():
     ours, theirs = Watchdog(), Watchdog()
-    command = SimpleNamespace(heartbeat=ours, keeper=None, text="")
-    given = Namespace(callbacks=[theirs], fast_dev_run=True, enable_progress_bar=False)
-    assert ours in CommandLine._callbacks(command, given)
+    callbacks = run_callbacks([theirs], LastCheckpoint(), ours, fast_dev_run=True)
+    assert callbacks[-1] is ours
+    assert theirs in callbacks
 
 
 @pytest.mark.parametrize(

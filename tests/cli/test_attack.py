@@ -189,14 +189,14 @@ class TestHelp:
             main(["attack", "--help"])
         said = " ".join(capsys.readouterr().out.split())
         assert "--data.pictures" in said
-        assert "the attack has not seen their noise" in said
+        assert "from noise unseen by it" in said
 
     def test_of_an_attack(self, capsys):
         with pytest.raises(SystemExit):
             main(["attack", "--attack", "p4d", "--help"])
         said = " ".join(capsys.readouterr().out.split())
         assert "--attack.tokens" in said
-        assert "Steps after which the words are tried" in said
+        assert "Steps between two evaluations of the words" in said
 
 
 def test_attacks_are_listed(capsys):
