@@ -117,8 +117,8 @@ def _check_refusal(module: ErasureModule, family: type[Backbone]) -> None:
         unnamed = [c for c in missing if c not in str(error)]
         assert not unnamed, f"{type(module).__name__} refuses {family.__name__} without {unnamed}"
         return
-    name = type(module).__name__
-    raise AssertionError(f"{name} does not refuse {family.__name__}, which lacks {sorted(missing)}")
+    lacking = f"{family.__name__}, which lacks {sorted(missing)}"
+    raise AssertionError(f"{type(module).__name__} does not refuse {lacking}")
 
 
 class _Gradients(Callback):
@@ -141,9 +141,8 @@ def retention_callbacks() -> list[type[RetentionCallback]]:
     """Every retention callback of ours."""
     for module in pkgutil.iter_modules(retention.__path__, f"{retention.__name__}."):
         import_module(module.name)
-    ours = [
-        c for c in RetentionCallback.__subclasses__() if c.__module__.startswith(retention.__name__)
-    ]
+    classes = RetentionCallback.__subclasses__()
+    ours = [c for c in classes if c.__module__.startswith(retention.__name__)]
     return sorted(ours, key=lambda c: c.name)
 
 
@@ -168,10 +167,8 @@ def _check_aim(module: ErasureModule, steps: int) -> None:
     quick_fit(module, steps)
     own = _moved(module, [f"a {concept.name}" for concept in module.concepts])
     rest = _moved(module, _REMEMBERED)
-    assert own > rest, (
-        f"{type(module).__name__} moves other things ({rest:.2g}) more than its concepts"
-        f" ({own:.2g})"
-    )
+    name = type(module).__name__
+    assert own > rest, f"{name} moves other things ({rest:.2g}) more than its concepts ({own:.2g})"
 
 
 @torch.no_grad()
@@ -201,11 +198,8 @@ def _tiny(family: type[Backbone]) -> Backbone:
     return make()
 
 
-_QUIET = {
-    "enable_checkpointing": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-}
+_QUIET = {"logger": False, "enable_checkpointing": False}
+_QUIET |= {"enable_progress_bar": False, "enable_model_summary": False}
 
 
 class _StopAt(Callback):
@@ -246,7 +240,6 @@ def quick_fit(
     runner = Trainer(
         max_steps=total or steps,
         accelerator="cpu",
-        logger=False,
         log_every_n_steps=2,
         limit_val_batches=0,
         callbacks=[*callbacks, _StopAt(steps, save if total else None)],
@@ -267,37 +260,29 @@ def _check_edit(module: ErasureModule, family: type[Backbone], circumstance: str
     name = f"{type(module).__name__}{circumstance and f' with {circumstance}'}"
     editable = module.editable()
     before = {n: p.to(module.backbone.base) for n, p in _tiny(family).named_parameters()}
-    now = {
-        name.replace(".base_layer.", "."): p.detach()
-        for name, p in module.backbone.named_parameters()
-    }
-    moved = {
-        name
-        for name, p in now.items()
-        if name not in before or not torch.equal(p, before[name].to(p))
-    }
+    moved = set()
+    for key, parameter in module.backbone.named_parameters():
+        plain, value = key.replace(".base_layer.", "."), parameter.detach()
+        if plain not in before or not torch.equal(value, before[plain].to(value)):
+            moved.add(plain)
     assert moved, f"{name} changed nothing"
-    extra = moved - {name.replace(".base_layer.", ".") for name in editable}
-    assert not extra, f"{name} changed {sorted(extra)[0]}, which is not editable"
-    assert all(p.isfinite().all() for p in editable.values()), (
-        f"{name} left a number that is not finite"
-    )
-    frozen = {
-        n for n, p in module.original.named_parameters() if not torch.equal(p.detach(), before[n])
-    }
-    assert not frozen, f"{name} changed the frozen original"
+    extra = sorted(moved - {key.replace(".base_layer.", ".") for key in editable})
+    assert not extra, f"{name} changed {extra[0]}, which is not editable"
+    finite = all(parameter.isfinite().all() for parameter in editable.values())
+    assert finite, f"{name} left a number that is not finite"
+    originals = module.original.named_parameters()
+    changed = {key for key, p in originals if not torch.equal(p.detach(), before[key])}
+    assert not changed, f"{name} changed the frozen original"
 
 
 def _check_base(module: ErasureModule, family: type[Backbone]) -> None:
     _check_edit(module, family, "a bfloat16 base")
-    coarse = {name for name, p in module.editable().items() if p.dtype != torch.float32}
-    assert not coarse, f"{type(module).__name__} edits {sorted(coarse)[0]} in less than float32"
-    fine = {
-        n for n, p in module.backbone.named_parameters() if p.dtype == torch.float32
-    } - module.editable().keys()
-    assert not fine, (
-        f"{type(module).__name__} keeps {sorted(fine)[0]} in float32, which it does not edit"
-    )
+    name = type(module).__name__
+    coarse = {key for key, p in module.editable().items() if p.dtype != torch.float32}
+    assert not coarse, f"{name} edits {sorted(coarse)[0]} in less than float32"
+    wide = {key for key, p in module.backbone.named_parameters() if p.dtype == torch.float32}
+    unedited = wide - module.editable().keys()
+    assert not unedited, f"{name} keeps {sorted(unedited)[0]} in float32, which it does not edit"
 
 
 def _equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
@@ -310,7 +295,6 @@ def _load(module: ErasureModule, checkpoint: Path) -> ErasureModule:
     module.on_load_checkpoint(saved)
     missing = module.load_state_dict(saved["state_dict"], strict=False).unexpected_keys
     assert not missing, f"{type(module).__name__} does not know {missing[0]} of its own checkpoint"
-    assert all(key.startswith(BACKBONE_PREFIX) for key in saved["state_dict"]), (
-        "a checkpoint holds more than the edit"
-    )
+    is_edit = all(key.startswith(BACKBONE_PREFIX) for key in saved["state_dict"])
+    assert is_edit, "a checkpoint holds more than the edit"
     return module

@@ -1,44 +1,25 @@
 """Every method: one file each, and one line each in `METHODS`, which imports none of them."""
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from erasure_lightning.discovery import BuiltIn
 
 if TYPE_CHECKING:
-    from erasure_lightning.methods.advunlearn import AdvUnlearn
-    from erasure_lightning.methods.all_but_one import AllButOne
-    from erasure_lightning.methods.ant import ANT
-    from erasure_lightning.methods.ca import CA
-    from erasure_lightning.methods.esd import ESD
-    from erasure_lightning.methods.mace import MACE
-    from erasure_lightning.methods.realera import RealEra, RealEraClosedForm
-    from erasure_lightning.methods.rece import RECE
-    from erasure_lightning.methods.receler import Receler
-    from erasure_lightning.methods.sage import SAGE
-    from erasure_lightning.methods.salun import SalUn
-    from erasure_lightning.methods.sdd import SDD
-    from erasure_lightning.methods.spm import SPM
-    from erasure_lightning.methods.uce import UCE
+    from erasure_lightning.training.base import ErasureModule
 
-__all__ = [
-    "ANT",
-    "CA",
-    "ESD",
-    "MACE",
-    "METHODS",
-    "RECE",
-    "SAGE",
-    "SDD",
-    "SPM",
-    "UCE",
-    "AdvUnlearn",
-    "AllButOne",
-    "RealEra",
-    "RealEraClosedForm",
-    "Receler",
-    "SalUn",
-]
+
+def __getattr__(name: str) -> type["ErasureModule"]:
+    """The class of a method, imported when it is first used."""
+    if name not in METHODS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, _, attribute = METHODS[name].target.partition(":")
+    cls: type[ErasureModule] = getattr(import_module(module), attribute)
+    return cls
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *METHODS])
 
 
 METHODS = {
@@ -118,11 +99,3 @@ METHODS = {
         "Li et al. 2025, https://arxiv.org/abs/2504.12782",
     ),
 }
-
-
-def __getattr__(name: str) -> Any:
-    """A method's class, imported when it is first used."""
-    if name not in METHODS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module, _, attribute = METHODS[name].target.partition(":")
-    return getattr(import_module(module), attribute)

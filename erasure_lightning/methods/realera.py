@@ -50,6 +50,7 @@ from erasure_lightning.training.neighbours import (
 from erasure_lightning.training.optimizers import OptimizerName
 from erasure_lightning.training.prompt_states import aligned_states
 from erasure_lightning.training.regression import Regression
+from erasure_lightning.training.text_regressions import solve_text_inputs
 
 
 class NeighbourMining(ErasureModule):
@@ -105,7 +106,7 @@ class NeighbourMining(ErasureModule):
 
     def stage_a(self) -> dict[str, Tensor]:
         """New weights of every text input, by name: the minimiser of ``J``."""
-        return self.solve_each(self._fill, self.ridge)
+        return solve_text_inputs(self, self._fill, self.ridge)
 
     def _fill(self, equations: Regression, source: TextInput) -> None:
         """Adds the terms of every concept."""

@@ -1,7 +1,7 @@
 """`ErasureModule`, base of every method: the edited model, its frozen original, the edit."""
 
 from abc import ABC
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
@@ -38,7 +38,6 @@ from erasure_lightning.training.edit_state import (
     backbone_state,
     check_base_model,
 )
-from erasure_lightning.training.regression import Regression
 from erasure_lightning.training.retention_term import RetentionTerm
 from erasure_lightning.training.sharded_module import shard_module
 
@@ -268,22 +267,6 @@ class ErasureModule(LightningModule, ABC):
         gram = torch.zeros(size, dtype=torch.float64, device=self.backbone.device)
         held = [c.weight * c.gram(self, source) for c in self.retention if not c.of_states]
         return torch.stack([gram, *held]).sum(dim=0)
-
-    def solve_each(
-        self, fill: Callable[[Regression, TextInput], None], ridge: float
-    ) -> dict[str, Tensor]:
-        """New weights of every text input of the original, each by normal equations of its own.
-
-        Args:
-            fill: Adds the method's terms to equations that hold those of retention callbacks.
-            ridge: Weight of the distance from the old weights, above 0.
-        """
-        solution: dict[str, Tensor] = {}
-        for source in self.original.text_inputs():
-            equations = Regression(self.retention_gram(source))
-            fill(equations, source)
-            solution |= source.named(equations.solve(source.weights(), ridge))
-        return solution
 
     def test_step(self, batch: ImageBatch, batch_idx: int) -> dict[str, Tensor]:
         """Sample images of prompts from the original and the edited model, from equal noise.

@@ -1,16 +1,20 @@
 """`ClosedFormErasure`: methods that solve for their edit."""
 
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from erasure_lightning.backbones.interface import TextInput
 from erasure_lightning.concepts.concept import PromptBatch
 from erasure_lightning.distributed.collectives import broadcast
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.training.base import ErasureModule
+from erasure_lightning.training.regression import Regression
+from erasure_lightning.training.text_regressions import solve_text_inputs
 
 
 class ClosedFormErasure(ErasureModule):
@@ -30,6 +34,12 @@ class ClosedFormErasure(ErasureModule):
     @abstractmethod
     def solve(self) -> dict[str, Tensor]:
         """New values of all parameters of `editable`, by name, in any precision."""
+
+    def solve_each(
+        self, fill: Callable[[Regression, TextInput], None], ridge: float
+    ) -> dict[str, Tensor]:
+        """`solve_text_inputs` with the terms that ``fill`` adds to each text input's equations."""
+        return solve_text_inputs(self, fill, ridge)
 
     @torch.no_grad()
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:

@@ -38,8 +38,10 @@ class Needy(Distillation):
 class Careless(Needy):
     """Would train without what it needs."""
 
-    def _check_capabilities(self):
-        pass
+    def configure_model(self):
+        self.needs = frozenset()
+        super().configure_model()
+        del self.needs
 
 
 class Idler(Distillation):

@@ -183,7 +183,7 @@ class TestCommandLine:
         assert main(argv) == 2
         assert (
             capsys.readouterr().err
-            == "erasure: error: erasure purify needs a finite --guidance; found nan.\n"
+            == "erasure: error: Purification needs a finite guidance; found nan.\n"
         )
 
     def test_logging_switched_off(self, folder):

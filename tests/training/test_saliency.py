@@ -24,7 +24,9 @@ class Salient(SalientErasure):
     def saliency(self):
         self.calls += 1
         batch = self.sentences(2, 0, salt=1)
-        return salient_masks(self.slopes([self.erasure_loss(self.noisy_batch(batch))]), self.share)
+        return salient_masks(
+            self.gradients([self.erasure_loss(self.noisy_batch(batch))]), self.share
+        )
 
 
 def salient_erasure(**arguments):
