@@ -269,7 +269,7 @@ class TestKin:
 def test_nothing_left():
     owner = Distillation(concepts=[Concept("cat", domain=[*COCO_OBJECTS])], backbone=TinyBackbone())
     owner.configure_model()
-    with pytest.raises(ErasureError, match="found that concepts and domains are all there is"):
+    with pytest.raises(ErasureError, match="found that concepts and domains are all that"):
         retained_prompts(owner, nearness=1)
 
 

@@ -24,9 +24,8 @@ class Salient(SalientErasure):
     def saliency(self):
         self.calls += 1
         batch = self.sentences(2, 0, salt=1)
-        return salient_masks(
-            self.gradients([self.erasure_loss(self.noisy_batch(batch))]), self.share
-        )
+        loss = self.erasure_loss(self.noisy_batch(batch))
+        return salient_masks(self.gradients([loss]), self.share)
 
 
 def salient_erasure(**arguments):
