@@ -15,7 +15,7 @@ SMALLER = {
     "--data.pictures 2": "--data.pictures 1",
     "num_inference_steps=20": "num_inference_steps=2",
     "PromptData(seeds=2, others=8, steps=10)": "PromptData(seeds=2, others=2, steps=2)",
-    "TrajectoryBank(16, 20)": "TrajectoryBank(2, 2)",
+    "TrajectoryBank(trajectories=16, steps=20)": "TrajectoryBank(trajectories=2, steps=2)",
     "make_redirect(), 40": "make_redirect(), 2",
     '"steps": 10': '"steps": 2',
 }
