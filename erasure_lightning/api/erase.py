@@ -8,7 +8,7 @@ import torch
 from lightning import Trainer
 
 from erasure_lightning.api.pipelines import Borrowed, as_backbone
-from erasure_lightning.api.quiet import quiet
+from erasure_lightning.api.quiet import interruptible, quiet
 from erasure_lightning.callbacks.edit_validation import EditValidation
 from erasure_lightning.callbacks.progress import Progress
 from erasure_lightning.concepts.concept import Concept, ConceptKind
@@ -83,7 +83,7 @@ def erase(
     cls = load_method(find_method(method)) if isinstance(method, str) else method
     listed = _concepts(concepts, anchor, kind)
     callbacks = _retention(cls, retention, retain)
-    with quiet(), as_backbone(pipeline) as borrowed:
+    with quiet(), interruptible(), as_backbone(pipeline) as borrowed:
         module = _made(cls, listed, borrowed, seed, arguments)
         data = PromptData(batch_size=batch_size, templates=list(templates) if templates else None)
         trainer = Trainer(

@@ -11,7 +11,7 @@ from lightning import Trainer
 
 from erasure_lightning.api.load import edited_module
 from erasure_lightning.api.pipelines import as_backbone
-from erasure_lightning.api.quiet import quiet
+from erasure_lightning.api.quiet import interruptible, quiet
 from erasure_lightning.attacks.base import Attack
 from erasure_lightning.attacks.outcome import Outcome
 from erasure_lightning.attacks.runner import attack_concepts
@@ -64,7 +64,12 @@ def evaluate(
         4
     """
     measure = Measure(scorer, show=progress_bar)
-    with quiet(), _module(edit, pipeline) as module, TemporaryDirectory() as folder:
+    with (
+        quiet(),
+        interruptible(),
+        _module(edit, pipeline) as module,
+        TemporaryDirectory() as folder,
+    ):
         trainer = Trainer(
             accelerator=accelerator,
             devices=1,
@@ -111,7 +116,7 @@ def attack(
     """
     chosen = attack if isinstance(attack, Attack) else _attack(attack, budget)
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
-    with quiet(), _module(edit, pipeline) as module:
+    with quiet(), interruptible(), _module(edit, pipeline) as module:
         module.to(device)
         target = AttackTarget(module.backbone, module.original, module.concepts, trials)
         outcome, _ = attack_concepts(chosen, target, print if progress_bar else _silent)

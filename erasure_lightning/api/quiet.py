@@ -49,3 +49,14 @@ def quiet() -> Iterator[None]:
         finally:
             for name, level in levels.items():
                 logging.getLogger(name).setLevel(level)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Pass Ctrl-C on as ``KeyboardInterrupt``, where Lightning would end the process."""
+    try:
+        yield
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from error
+        raise

@@ -126,6 +126,20 @@ def test_an_error_leaves_the_pipeline_as_it_was():
     assert all(p.grad is None for p in pipeline.unet.parameters())
 
 
+class _CtrlC(LocalNoisePreservation):
+    def term(self, module):
+        raise KeyboardInterrupt
+
+
+def test_an_interruption_leaves_the_pipeline_as_it_was():
+    pipeline = pipeline_of()
+    before = latents(pipeline)
+    with pytest.raises(KeyboardInterrupt):
+        erase(pipeline, "cat", "ESD", latents=TrajectoryBank(2, 3), retention=[_CtrlC()], **QUICK)
+    assert torch.equal(latents(pipeline), before)
+    assert not applied_edits(pipeline.unet)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
