@@ -15,7 +15,7 @@ from torch.testing import assert_close
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts.concept import PromptBatch
 from erasure_lightning.methods import METHODS
-from erasure_lightning.testing import quick_fit
+from erasure_lightning.testing import edit_of, quick_fit
 from erasure_lightning.training.closed_form import ClosedFormErasure
 
 #: Methods whose loss draws nothing of its own in the first step, so that it can be taken again.
@@ -51,7 +51,7 @@ def out(tmp_path_factory):
 
 @cache
 def alone(name, out):
-    return quick_fit(fits.build(name, out / "tiny"), fits.STEPS)
+    return edit_of(quick_fit(fits.build(name, out / "tiny"), fits.STEPS))
 
 
 @pytest.mark.slow
