@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from lightning import Trainer
+from lightning.pytorch.callbacks import Callback
 
 from erasure_lightning.api.pipelines import Borrowed, as_backbone
 from erasure_lightning.api.quiet import interruptible, quiet
@@ -84,32 +85,33 @@ def erase(
     listed = _concepts(concepts, anchor, kind)
     callbacks = _retention(cls, retention, retain)
     with quiet(), interruptible(), as_backbone(pipeline) as borrowed:
-        module = _made(cls, listed, borrowed, seed, arguments)
+        module = _module(cls, listed, borrowed, seed, arguments)
         data = PromptData(batch_size=batch_size, templates=list(templates) if templates else None)
-        trainer = Trainer(
-            max_steps=_steps(module, steps),
-            accelerator=accelerator,
-            devices=1,
-            callbacks=[
-                *callbacks,
-                EditValidation(),
-                *([Progress()] if progress_bar else []),
-            ],
-            logger=False,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            enable_progress_bar=progress_bar,
-            limit_val_batches=0,
-        )
+        trainer = _trainer(_steps(module, steps), accelerator, callbacks, progress_bar)
         torch.manual_seed(seed)
         trainer.fit(module, data)
         edit = _edit(module)
-    own = {
-        name: component_fingerprints(getattr(pipeline, name))
-        for name in edit.metadata["fingerprints"]
-    }
-    edit.metadata["fingerprints"] = own  # in the pipeline's precision, not in that of training
+    prints = edit.metadata["fingerprints"]  # those of the precision in which it was trained
+    for name in prints:
+        prints[name] = component_fingerprints(getattr(pipeline, name))
     return edit.apply(pipeline)
+
+
+def _trainer(
+    steps: int, accelerator: str, callbacks: Sequence[Callback], progress_bar: bool
+) -> Trainer:
+    shown = [Progress()] if progress_bar else []
+    return Trainer(
+        max_steps=steps,
+        accelerator=accelerator,
+        devices=1,
+        callbacks=[*callbacks, EditValidation(), *shown],
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=progress_bar,
+        limit_val_batches=0,
+    )
 
 
 def _concepts(
@@ -142,7 +144,7 @@ def _retention_class(name: str) -> type[RetentionCallback]:
     return cls
 
 
-def _made(
+def _module(
     cls: type[ErasureModule],
     concepts: list[Concept],
     borrowed: Borrowed,

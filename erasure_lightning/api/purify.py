@@ -17,11 +17,10 @@ from erasure_lightning.data.datamodule import warn_of_cut
 from erasure_lightning.data.image_files import image_files, output_names, read_resized
 from erasure_lightning.data.image_grid import GridRow, draw_grid, png_bytes, to_pil
 from erasure_lightning.diffusion.inversion import purify_images
-from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.writing import write_atomically, write_json
 from erasure_lightning.metrics.drift import Drift, drifts
 from erasure_lightning.metrics.scorer import Scorer
-from erasure_lightning.runs.folder import run_of, unused_folder
+from erasure_lightning.runs.folder import require_unused, run_of, unused_folder
 from erasure_lightning.training.base import ErasureModule
 from erasure_lightning.training.checkpoints import locate_checkpoint
 
@@ -119,10 +118,7 @@ def _steps(steps: int | None, backbone: Backbone) -> int:
 def _folder(run_dir: Path | None, checkpoint: Path) -> Path:
     if run_dir is None:
         return unused_folder(run_of(checkpoint).root / "purify")
-    if unused_folder(run_dir) != run_dir:
-        raise ErasureError(
-            f"{run_dir} is not empty, and nothing is overwritten. Choose another --run_dir."
-        )
+    require_unused(run_dir)
     return run_dir
 
 

@@ -266,7 +266,7 @@ class Watchdog(Callback):
                 return Failure(f"{who} is gone {since} was killed, or it crashed.", 1, alive)
             silent = now - self._heard[rank]
             if not beat.left and silent > self._silence:
-                text = f"has said nothing for {silent:.0f} s, {since} is stopped or dead."
+                text = f"has sent no heartbeat for {silent:.0f} s, {since} is stopped or dead."
                 return Failure(f"{who} {text}", 1, alive)
         return None
 

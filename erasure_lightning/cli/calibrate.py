@@ -19,7 +19,7 @@ from erasure_lightning.concepts.files import read_concepts
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.words import naming
 from erasure_lightning.files.writing import write_atomically
-from erasure_lightning.runs.folder import unused_folder
+from erasure_lightning.runs.folder import require_unused, unused_folder
 from erasure_lightning.training.calibration import Calibration, calibrate
 from erasure_lightning.training.calibration_plot import plot_calibration
 
@@ -124,10 +124,7 @@ def _check_known(backbone: Backbone, concept: Concept) -> None:
 def _folder(run_dir: Path | None, concept: Concept) -> Path:
     if run_dir is None:
         return unused_folder(Path(f"calibration-{concept.name.replace(' ', '-')}"))
-    if unused_folder(run_dir) != run_dir:
-        raise ErasureError(
-            f"{run_dir} is not empty, and nothing is overwritten. Choose another --run_dir."
-        )
+    require_unused(run_dir)
     return run_dir
 
 

@@ -7,8 +7,7 @@ from pathlib import Path
 from jsonargparse import Namespace
 
 from erasure_lightning.cli.rank import first
-from erasure_lightning.errors import ErasureError
-from erasure_lightning.runs.folder import Run, default_run, run_of, unused_folder
+from erasure_lightning.runs.folder import Run, default_run, require_unused, run_of, unused_folder
 
 #: Environment variable that hands the folder to processes that Lightning starts.
 _VARIABLE = "ERASURE_RUN_DIR"
@@ -62,10 +61,8 @@ def check_run_folder(command: str, run: Run, checkpoint: Path | None) -> None:
         run.check_resumable()
     elif command == "fit":
         run.check_unused()
-    elif unused_folder(run.root) != run.root:
-        raise ErasureError(
-            f"{run.root} is not empty, and nothing is overwritten. Choose another --run_dir."
-        )
+    else:
+        require_unused(run.root)
 
 
 def _warn_of_unfinished_run(command: str, config: Namespace, checkpoint: Path | None) -> None:

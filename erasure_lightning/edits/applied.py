@@ -34,6 +34,8 @@ class Edit:
         self.metadata = dict(metadata)
         self.pipeline: Any = None
         self._strength = 1.0
+        #: What `install_edit` recorded of the edit, by component of the pipeline.
+        self._records: dict[str, dict[str, Any]] = {}
 
     def __repr__(self) -> str:
         return f"Edit({edit_title(self.metadata)}, {len(self.tensors)} tensors)"
@@ -67,6 +69,13 @@ class Edit:
         self.metadata["transferred"] = install_edit(self.tensors, self.metadata, pipeline, transfer)
         self.pipeline = pipeline
         self._strength = 1.0
+        title = edit_title(self.metadata)
+        self._records = {
+            name: record
+            for name in self._components()
+            for record in applied_edits(EditedComponent(pipeline, name).module)
+            if record["edit"] == title
+        }
         return self
 
     @property
@@ -94,21 +103,13 @@ class Edit:
         Raises:
             ErasureError: If the edit is in no pipeline, or another was applied on top of it.
         """
-        places = self._places()
-        for component, record in places:
-            last = applied_edits(component.module)[-1]
-            if last is not record:
-                raise ErasureError(
-                    f"Removing {edit_title(self.metadata)} needs it to be the last edit of"
-                    f" {component.title}; found {last['edit']} on top."
-                    " Remove that one first."
-                )
-        for component, record in places:
+        for component, record in self._places():
             if "before" in record:
                 component.write(record["before"])
             else:
                 remove_adapters(component.module)
-            applied_edits(component.module).remove(record)
+            applied_edits(component.module).pop()
+        self._records = {}
         vars(self.pipeline).pop("save_pretrained", None)
         self.pipeline = None
 
@@ -127,34 +128,43 @@ class Edit:
 
     def _distance(self, component: str) -> str:
         """How far a component's weights moved, where it is known what they were."""
-        places = self._places() if self.pipeline else []
-        for place, record in places:
-            if place.name == component and "before" in record:
-                before = torch.cat([v.flatten().float() for v in record["before"].values()])
-                after = torch.cat(
-                    [record["after"][n].flatten().to(before) for n in record["before"]]
-                )
-                return f", moved by {(after - before).norm() / before.norm():.2%} of their norm"
-        return ""
+        record = self._records.get(component, {})
+        if "before" not in record:
+            return ""
+        before = torch.cat([value.flatten().float() for value in record["before"].values()])
+        after = torch.cat([record["after"][n].flatten().to(before) for n in record["before"]])
+        return f", moved by {(after - before).norm() / before.norm():.2%} of their norm"
 
     def _components(self) -> list[str]:
         return sorted({name.partition(".")[0] for name in self.tensors})
 
     def _places(self) -> list[tuple[EditedComponent, dict[str, Any]]]:
-        """The components that hold the edit, each with its mark."""
+        """The components that hold the edit, each with its record.
+
+        Raises:
+            ErasureError: If there are none, their former weights are unknown, or another edit was
+                applied on top.
+        """
         title = edit_title(self.metadata)
-        names = self._components() if self.pipeline else []
-        components = [EditedComponent(self.pipeline, name) for name in names]
-        places = [
-            (component, record)
-            for component in components
-            for record in applied_edits(component.module)
-            if record["edit"] == title
-        ]
-        if not places:
+        if self.pipeline is None:
             raise ErasureError(
                 f"{title} needs to be applied to a pipeline first; call apply_edit(edit, pipeline)."
             )
+        if not self._records:
+            raise ErasureError(
+                f"{title} needs the weights before it; found a pipeline that was loaded with the"
+                " edit in it. Load the pipeline without it, and apply it there."
+            )
+        places = []
+        for name, record in self._records.items():
+            component = EditedComponent(self.pipeline, name)
+            last = applied_edits(component.module)[-1:]
+            if not last or last[0] is not record:
+                found = f"{last[0]['edit']} on top. Remove that one" if last else "none. Apply it"
+                raise ErasureError(
+                    f"{title} needs to be the last edit of {component.title}; found {found} first."
+                )
+            places.append((component, record))
         return places
 
 

@@ -140,6 +140,18 @@ def run_of(path: Path) -> Run:
     return Run(path.parent.parent if path.parent.name == "checkpoints" else path.parent)
 
 
+def require_unused(folder: Path) -> None:
+    """Check that a folder has no results.
+
+    Raises:
+        ErasureError: If it has some, which are never overwritten.
+    """
+    if unused_folder(folder) != folder:
+        raise ErasureError(
+            f"{folder} is not empty, and nothing is overwritten. Choose another --run_dir."
+        )
+
+
 def unused_folder(folder: Path) -> Path:
     """The first of ``folder``, ``folder-2``, ... that has no results."""
     number = 1

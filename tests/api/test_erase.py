@@ -173,6 +173,30 @@ def test_an_edit_below_another_is_not_removed():
     first.remove()
 
 
+def test_a_concept_erased_twice_is_undone_step_by_step():
+    pipeline = pipeline_of()
+    before = latents(pipeline)
+    first = erase(pipeline, "cat", "UCE", anchor="dog", progress_bar=False)
+    between = latents(pipeline)
+    second = erase(pipeline, "cat", "UCE", anchor="dog", erase_scale=9.0, progress_bar=False)
+    with pytest.raises(ErasureError, match="found UCE of cat on top"):
+        first.strength = 0.5
+    second.remove()
+    assert torch.equal(latents(pipeline), between)
+    first.remove()
+    assert torch.equal(latents(pipeline), before)
+
+
+def test_an_edit_that_was_loaded_with_its_pipeline_has_no_former_weights(tmp_path):
+    pipeline = pipeline_of()
+    edit = erase(pipeline, "cat", "UCE", anchor="dog", progress_bar=False)
+    pipeline.save_pretrained(tmp_path)
+    loaded = type(pipeline).from_pretrained(tmp_path)
+    applied = apply_edit(edit.save(tmp_path / "edit.safetensors"), loaded)
+    with pytest.raises(ErasureError, match="loaded with the edit in it"):
+        applied.remove()
+
+
 def test_evaluate_and_attack_on_the_emoji_world():
     """There before, gone after; an edit of strength 0 is the control."""
     world = find_world("emoji-world")

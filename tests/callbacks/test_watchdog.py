@@ -114,7 +114,7 @@ def ended(tmp_path, ranks, stopped=()):
     [
         (hang, "since step 12: rank 1 may be stuck (rank 0 (", [1, 1]),
         (die, "is gone since step 12: it was killed, or it crashed.", [1, -signal.SIGKILL]),
-        (stop, "has said nothing for", [1, -signal.SIGKILL]),
+        (stop, "has sent no heartbeat for", [1, -signal.SIGKILL]),
         (fail, "Rank 1: The disk is full.", [2, 22]),
     ],
 )
