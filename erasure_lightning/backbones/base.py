@@ -65,6 +65,10 @@ class Backbone(FamilyInterface):
         """The linear layers that read text tokens directly, by their names in this backbone."""
         return self.text_inputs()[0].layers
 
+    def _entry_layers(self) -> dict[str, nn.Linear]:
+        """All layers that read nothing but the prompt."""
+        return {name: layer for entry in self.text_inputs() for name, layer in entry.layers.items()}
+
     def text_parameters(self, blocks: int | None = None) -> dict[str, nn.Parameter]:
         """Parameters of the text towers' blocks and norms, without token and position tables.
 
@@ -94,10 +98,11 @@ class Backbone(FamilyInterface):
         """Parameters of the denoiser, or of a part of it, by name in this backbone."""
         if part == "x":
             return self.cross_attention_parameters()
-        if part == "x-strict":
+        if part in ("x-strict", "entry"):
+            layers = self.text_attention() if part == "x-strict" else self._entry_layers()
             return {
                 f"{layer}.{name}": parameter
-                for layer, module in self.text_layers().items()
+                for layer, module in layers.items()
                 for name, parameter in module.named_parameters()
             }
         cross = self.cross_attention_parameters() if part == "u" else {}

@@ -1,6 +1,5 @@
 """Checks that the components of a pipeline fit together, by their configs."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from erasure_lightning.errors import ErasureError
@@ -11,7 +10,7 @@ def require_tokens(title: str, tokenizer: Any, tower: str, config: Any) -> None:
 
     Args:
         title: Name of the tokenizer in messages.
-        tokenizer: A `CLIPTokenizer`.
+        tokenizer: A tokenizer of CLIP or T5.
         tower: Name of its text encoder.
         config: Config of the text encoder.
 
@@ -24,39 +23,55 @@ def require_tokens(title: str, tokenizer: Any, tower: str, config: Any) -> None:
             f"The {title} needs a {tower} with {last + 1} embeddings; found {config.vocab_size}."
             f" Save the {tower} that its added tokens were trained with."
         )
-    if tokenizer.model_max_length > config.max_position_embeddings:
+    positions = getattr(config, "max_position_embeddings", None)  # T5's are relative
+    if positions is not None and tokenizer.model_max_length > positions:
         raise ErasureError(
-            f"The {title} needs a model_max_length of at most {config.max_position_embeddings},"
+            f"The {title} needs a model_max_length of at most {positions},"
             f" which is what the {tower} reads; found {tokenizer.model_max_length}. Set it in"
             " tokenizer_config.json."
         )
 
 
-def require_channels(name: str, unet: Any, vae: Any, towers: Sequence[Any]) -> None:
-    """Raises unless the UNet's channels fit the latents, and its width the joined text states.
+def require_channels(name: str, denoiser: str, config: Any, vae: Any, patch: int = 1) -> None:
+    """Raises unless a denoiser's channels are those of the latents.
 
     Args:
         name: Name of the backbone.
-        unet: Config of the UNet.
+        denoiser: Name of the denoiser's component.
+        config: Its config.
         vae: Config of the autoencoder.
-        towers: Configs of the text encoders.
+        patch: Latents that the denoiser reads as one.
+
+    Raises:
+        ErasureError: If numbers differ.
+    """
+    for side in ("in_channels", "out_channels"):
+        if config[side] not in (None, patch * vae["latent_channels"]):
+            times = f"{patch} times as many" if patch > 1 else "as many"
+            raise ErasureError(
+                f"The {denoiser} of {name} needs {times} {side} as the vae has latent_channels;"
+                f" found {config[side]} and {vae['latent_channels']}. Models for inpainting or"
+                " editing are not read."
+            )
+
+
+def require_text_width(name: str, denoiser: str, setting: str, read: Any, width: int) -> None:
+    """Raises unless a denoiser reads text states of the width that its text encoders give.
+
+    Args:
+        name: Name of the backbone.
+        denoiser: Name of the denoiser's component.
+        setting: Where its config has the width.
+        read: The width, or the widths of its blocks.
+        width: Width of the text states.
 
     Raises:
         ErasureError: If widths differ.
     """
-    for side in ("in_channels", "out_channels"):
-        if unet[side] != vae["latent_channels"]:
-            raise ErasureError(
-                f"The unet of {name} needs as many {side} as the vae has latent_channels; found"
-                f" {unet[side]} and {vae['latent_channels']}. Models for inpainting or editing are"
-                " not read."
-            )
-    width = sum(tower.hidden_size for tower in towers)
-    read = unet.get("encoder_hid_dim") or unet["cross_attention_dim"]
     widths = set(read) if isinstance(read, (list, tuple)) else {read}
     if widths != {width}:
         needed = ", ".join(map(str, sorted(widths)))
         raise ErasureError(
-            f"The unet of {name} needs text states of width {needed} (cross_attention_dim); "
-            f"found text encoders of {width}. They belong to different models."
+            f"The {denoiser} of {name} needs text states of width {needed} ({setting}); found text"
+            f" encoders of {width}. They belong to different models."
         )

@@ -56,4 +56,15 @@ FAMILIES: dict[str, Family] = {
         options={"add_watermarker": False},
         settings=("force_zeros_for_empty_prompt",),
     ),
+    "FluxPipeline": Family(
+        "FLUX.1",
+        "erasure_lightning.backbones.flux:Flux",
+        models={
+            "transformer": ("diffusers", "FluxTransformer2DModel"),
+            "vae": ("diffusers", "AutoencoderKL"),
+            "text_encoder": ("transformers", "CLIPTextModel"),
+            "text_encoder_2": ("transformers", "T5EncoderModel"),
+        },
+        tokenizers={"tokenizer": "text_encoder", "tokenizer_2": "text_encoder_2"},
+    ),
 }

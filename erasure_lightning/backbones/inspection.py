@@ -1,14 +1,15 @@
 """Checks a pipeline's files before weights are read: classes, configs, tokenizers, shapes."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from erasure_lightning.backbones.compatibility import require_channels, require_tokens
+from erasure_lightning.backbones.base import Backbone
+from erasure_lightning.backbones.compatibility import require_tokens
 from erasure_lightning.backbones.families import Family
 from erasure_lightning.backbones.sources import (
     PipelineSource,
@@ -25,8 +26,28 @@ from erasure_lightning.backbones.weight_files import (
 )
 from erasure_lightning.errors import ErasureError
 
-#: Model types of a text encoder's config: the text half of CLIP, or the whole.
-_TEXT_CONFIGS = ("clip_text_model", "clip")
+
+class _TowerKind(NamedTuple):
+    """What a text encoder's folders hold.
+
+    Args:
+        types: Model types of its config.
+        tokenizer: Class of its tokenizer.
+        files: Files of the tokenizer where there is no ``tokenizer.json``.
+    """
+
+    types: Sequence[str]
+    tokenizer: str
+    files: Sequence[str]
+
+
+#: By the text encoder's class. A config describes the text half of CLIP, or the whole.
+_CLIP = _TowerKind(("clip_text_model", "clip"), "CLIPTokenizer", ("vocab.json", "merges.txt"))
+_TOWER_KINDS = {
+    "CLIPTextModel": _CLIP,
+    "CLIPTextModelWithProjection": _CLIP,
+    "T5EncoderModel": _TowerKind(("t5",), "T5Tokenizer", ("spiece.model",)),
+}
 
 
 @dataclass(frozen=True)
@@ -78,13 +99,18 @@ def wrap_errors(title: str) -> Iterator[None]:
 
 
 def inspect_pipeline(
-    source: PipelineSource, family: Family, index: dict[str, Any], read: Collection[str]
+    source: PipelineSource,
+    family: Family,
+    backbone: type[Backbone],
+    index: dict[str, Any],
+    read: Collection[str],
 ) -> InspectedPipeline:
     """Checks every file of a pipeline but the values of weights.
 
     Args:
         source: Where the pipeline is.
         family: The pipeline's family.
+        backbone: Its backbone, which checks that the components fit together.
         index: Content of its ``model_index.json``.
         read: Components whose weights will be read. In a folder, the weight files of the others are
             checked too.
@@ -99,12 +125,15 @@ def inspect_pipeline(
     if source.hub:
         _fetch(source, family, read)
     models = {name: _empty(source, name, cls) for name, cls in classes.items()}
-    tokenizers = {name: _tokenizer(source, index, name) for name in family.tokenizers}
+    tokenizers = {
+        name: _tokenizer(source, index, name, _TOWER_KINDS[family.models[tower][1]])
+        for name, tower in family.tokenizers.items()
+    }
     others = {**tokenizers, "scheduler": _sampler(source, samplers)}
     for name, tower in family.tokenizers.items():
         require_tokens(f"{name} of {source.name}", tokenizers[name], tower, models[tower].config)
-    towers = [models[tower].config for tower in family.tokenizers.values()]
-    require_channels(source.name, models["unet"].config, models["vae"].config, towers)
+    configs = {name: model.config for name, model in models.items()}
+    backbone.check_configs(source.name, configs, others["scheduler"])
     components = {}
     for name, model in models.items():
         title = f"{name} of {source.name}"
@@ -121,7 +150,7 @@ def inspect_pipeline(
 def _fetch(source: PipelineSource, family: Family, read: Collection[str]) -> None:
     """Downloads a Hub repository's configs, tokenizers, and weights in the preferred variant."""
     folders = [*family.models, *family.tokenizers, "scheduler"]
-    patterns = [f"{folder}/*.{ending}" for folder in folders for ending in ("json", "txt")]
+    patterns = [f"{folder}/*.{ending}" for folder in folders for ending in ("json", "txt", "model")]
     files = repository_files(source) if read else []
     for name in read:
         own = [file.removeprefix(f"{name}/") for file in files if file.startswith(f"{name}/")]
@@ -175,7 +204,8 @@ def _empty(source: PipelineSource, name: str, cls: Any) -> Any:
     config = read_json(folder / "config.json")
     kind = config.get("_class_name", config.get("model_type"))
     text = hasattr(cls, "config_class")
-    if kind not in (None, cls.__name__, *(_TEXT_CONFIGS if text else ())):
+    types = _TOWER_KINDS[cls.__name__].types if text else ()
+    if kind not in (None, cls.__name__, *types):
         raise ErasureError(
             f"{folder}/config.json needs to describe a {cls.__name__}; found {kind}."
         )
@@ -188,25 +218,24 @@ def _empty(source: PipelineSource, name: str, cls: Any) -> Any:
         return cls(cls.config_class.from_pretrained(folder)) if text else cls.from_config(config)
 
 
-def _tokenizer(source: PipelineSource, index: dict[str, Any], name: str) -> Any:
+def _tokenizer(source: PipelineSource, index: dict[str, Any], name: str, kind: _TowerKind) -> Any:
     import transformers
 
     library, cls = _library_and_class(source, index, name)
-    if library != "transformers" or cls not in ("CLIPTokenizer", "CLIPTokenizerFast"):
+    if library != "transformers" or cls not in (kind.tokenizer, f"{kind.tokenizer}Fast"):
         raise ErasureError(
-            f"The {name} of {source.name} needs the class transformers.CLIPTokenizer; found"
+            f"The {name} of {source.name} needs the class transformers.{kind.tokenizer}; found"
             f" {library}.{cls}."
         )
     folder = source.folder(name)
-    if not (folder / "tokenizer.json").is_file():
-        for file in ("vocab.json", "merges.txt"):
-            if not (folder / file).is_file():
-                raise ErasureError(
-                    f"The {name} of {source.name} needs tokenizer.json, or vocab.json and"
-                    f" merges.txt, in {folder}; found no {file}. Download it again."
-                )
+    missing = [file for file in kind.files if not (folder / file).is_file()]
+    if missing and not (folder / "tokenizer.json").is_file():
+        raise ErasureError(
+            f"The {name} of {source.name} needs tokenizer.json, or {' and '.join(kind.files)}, in"
+            f" {folder}; found no {missing[0]}. Download it again."
+        )
     with wrap_errors(f"{name} of {source.name}"):
-        return transformers.CLIPTokenizer.from_pretrained(folder)
+        return getattr(transformers, kind.tokenizer).from_pretrained(folder)
 
 
 def _sampler_class(source: PipelineSource, index: dict[str, Any]) -> Any:
@@ -226,17 +255,4 @@ def _sampler(source: PipelineSource, cls: Any) -> Any:
     folder = _folder(source, "scheduler", "scheduler_config.json")
     config = read_json(folder / "scheduler_config.json")
     with wrap_errors(f"scheduler of {source.name}"):
-        sampler = cls.from_config(config)
-    prediction = sampler.config.get("prediction_type")
-    if not hasattr(sampler, "alphas_cumprod"):
-        raise ErasureError(
-            f"The scheduler of {source.name} needs a noise schedule (alphas_cumprod); found"
-            f" {cls.__name__}, which has none. Name the one that the model was trained with, such"
-            " as DDIMScheduler."
-        )
-    if prediction not in ("epsilon", "v_prediction"):
-        raise ErasureError(
-            f"{source.name} needs a scheduler that predicts epsilon or v_prediction; found"
-            f" {prediction!r}."
-        )
-    return sampler
+        return cls.from_config(config)

@@ -1,7 +1,7 @@
 """`FamilyInterface`: what each model family implements."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self, cast
@@ -15,9 +15,10 @@ from erasure_lightning.backbones.towers import EmbeddedPrompts, EncoderOutput
 from erasure_lightning.concepts.worlds import World
 from erasure_lightning.errors import ErasureError
 
-#: Parts of a denoiser, as ESD names them: cross-attention (``x``), its keys and values alone, all
-#: but cross-attention (``u``), all.
-Part = Literal["x", "x-strict", "u", "all"]
+#: Parts of a denoiser, as ESD names them: where pixels meet text (``x``: cross-attention, or joint
+#: attention), the keys and values of the text alone, all but ``x`` (``u``), all; and ``entry``: the
+#: layers that read nothing but the prompt, which closed forms solve for.
+Part = Literal["x", "x-strict", "u", "all", "entry"]
 
 #: Modules that adapters can be attached to: every linear layer and convolution of the transformers,
 #: or each cross-attention as a whole.
@@ -104,6 +105,20 @@ class FamilyInterface(nn.Module, ABC):
             ErasureError: If the family cannot be trained with its scheduler or prediction type.
         """
 
+    @classmethod
+    @abstractmethod
+    def check_configs(cls, name: str, configs: Mapping[str, Any], scheduler: Any) -> None:
+        """Checks that a pipeline's components fit together, before weights are read.
+
+        Args:
+            name: The user's name for it.
+            configs: Config of each component with weights, by name.
+            scheduler: The pipeline's scheduler.
+
+        Raises:
+            ErasureError: If they do not.
+        """
+
     @abstractmethod
     def to_pipeline(self) -> Any:
         """A diffusers pipeline of the current weights, which are shared with it."""
@@ -143,20 +158,29 @@ class FamilyInterface(nn.Module, ABC):
         """The layers that closed forms can solve for; those that read tokens come first."""
 
     @abstractmethod
+    def text_attention(self) -> dict[str, nn.Linear]:
+        """Layers that compute attention's keys and values of the text, by their names here."""
+
+    @abstractmethod
     def value_layers(self) -> dict[str, nn.Linear]:
         """The text layers that compute attention's values, by name; may be empty."""
 
     @abstractmethod
     def cross_attention_parameters(self) -> dict[str, nn.Parameter]:
-        """Parameters of every cross-attention: `text_layers`, queries and outputs."""
+        """Parameters of every attention in which pixels meet text."""
 
     @abstractmethod
     def adaptable(self, place: Place) -> dict[str, nn.Module]:
         """Modules of the denoiser that adapters can be attached to, by their names here."""
 
     @abstractmethod
-    def sampler(self, steps: int) -> Sampler:
+    def sampler(self, steps: int, size: Size | None = None) -> Sampler:
         """The pipeline's own sampler for one rollout of ``steps`` steps.
+
+        Args:
+            steps: Sampling steps, at least 1.
+            size: Height and width of the images in pixels, on which some families' times depend;
+                the model's own by default.
 
         Raises:
             ErasureError: If the number of steps is out of range.

@@ -48,7 +48,7 @@ def load_backbone(
     with _quiet():
         # Under a plan's fake tensors, too: the inspection compares shapes on the meta device.
         with unset_fake_temporarily():
-            inspected = inspect_pipeline(source, family, index, read)
+            inspected = inspect_pipeline(source, family, backbone, index, read)
         parts = {
             part: _empty(component, dtype, weights) if part in unread else _read(component, dtype)
             for part, component in inspected.components.items()

@@ -7,6 +7,13 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+#: Space in which the error of a prediction is measured: of the native prediction, the velocity, the
+#: noise (``epsilon``) or the clean latents (``sample``).
+LossSpace = Literal["native", "velocity", "epsilon", "sample"]
+
+#: Cells of a density of times.
+_CELLS = 1000
+
 
 class NoiseProcess(Protocol):
     """The noising of clean latents, and the meaning of a denoiser's prediction.
@@ -54,6 +61,13 @@ class NoiseProcess(Protocol):
 
     def clean(self, prediction: Tensor, x: Tensor, t: Tensor) -> Tensor:
         """The clean latents ``x0`` that a native prediction at ``(x, t)`` implies."""
+        ...
+
+    def error_scale(self, space: LossSpace, t: Tensor) -> Tensor:
+        """The absolute error in a space where that of the native prediction is 1, ``(B,)``.
+
+        All spaces are affine in each other at fixed ``(x, t)``.
+        """
         ...
 
 
@@ -134,3 +148,84 @@ class Diffusion:
         """The clean latents that a prediction implies, ``(B, C, H, W)``."""
         a, s = self._scales(x, t)
         return a * x - s * prediction if self.prediction == "velocity" else (x - s * prediction) / a
+
+    def error_scale(self, space: LossSpace, t: Tensor) -> Tensor:
+        """``s / a`` for the sample and ``1 / a`` for the velocity, where epsilon is native.
+
+        Where the velocity is native, ``a`` for epsilon and ``s`` for the sample.
+        """
+        alpha = self.alpha(t).float()
+        a, s = alpha.sqrt(), (1 - alpha).sqrt()
+        if space in ("native", self.prediction):
+            return torch.ones_like(a)
+        if self.prediction == "epsilon":
+            return 1 / a if space == "velocity" else s / a
+        return a if space == "epsilon" else s
+
+
+@dataclass(frozen=True)
+class RectifiedFlow:
+    """The straight path ``x_t = (1 - s) x0 + s noise``, with the velocity ``v = noise - x0``.
+
+    (Liu et al., arXiv 2209.03003; Esser et al., arXiv 2403.03206, equation 13.) A combination of
+    predictions whose weights sum to 1 is the same in velocity, epsilon and sample space.
+
+    Args:
+        scale: ``t = scale s``: 1000 where a scheduler counts so.
+    """
+
+    scale: float = 1000.0
+
+    def share(self, t: Tensor) -> Tensor:
+        """``s``, of the shape of ``t``."""
+        return t / self.scale
+
+    def at(self, share: Tensor) -> Tensor:
+        """``scale`` times the fraction."""
+        return share * self.scale
+
+    def draw_times(self, count: int, density: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """Real-valued times above 0, ``(count,)``; uniform by default."""
+        within = 1 - torch.rand(count)
+        if density is None:
+            return self.at(within)
+        weights = density((torch.arange(_CELLS) + 0.5) / _CELLS)
+        cells = torch.multinomial(weights, count, replacement=True)
+        return self.at((cells + within) / _CELLS)
+
+    def _s(self, like: Tensor, t: Tensor) -> Tensor:
+        return self.share(t.to(like.device)).to(like.dtype).view(-1, 1, 1, 1)
+
+    def noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """Noised latents ``x_t``, ``(B, C, H, W)``."""
+        s = self._s(x0, t)
+        return (1 - s) * x0 + s * noise
+
+    def remove(self, x: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """The clean latents of ``x_t``, ``(B, C, H, W)``; ``t`` is less than ``scale``."""
+        s = self._s(x, t)
+        return (x - s * noise) / (1 - s)
+
+    def noise_in(self, x: Tensor, x0: Tensor, t: Tensor) -> Tensor:
+        """The noise of ``x_t``, ``(B, C, H, W)``; ``t`` is above 0."""
+        s = self._s(x, t)
+        return (x - (1 - s) * x0) / s
+
+    def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """The velocity ``noise - x0``, ``(B, C, H, W)``."""
+        return noise - x0
+
+    def epsilon(self, prediction: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """``x_t + (1 - s) v``, ``(B, C, H, W)``."""
+        return x + (1 - self._s(x, t)) * prediction
+
+    def clean(self, prediction: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """``x_t - s v``, ``(B, C, H, W)``."""
+        return x - self._s(x, t) * prediction
+
+    def error_scale(self, space: LossSpace, t: Tensor) -> Tensor:
+        """1 for the velocity, ``1 - s`` for epsilon, ``s`` for the sample."""
+        s = self.share(t).float()
+        if space in ("native", "velocity"):
+            return torch.ones_like(s)
+        return 1 - s if space == "epsilon" else s

@@ -1,7 +1,7 @@
 """`Sampler`: a diffusers scheduler for one rollout, with noise that depends on the seeds alone."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -31,13 +31,23 @@ class Sampler:
         device: Device of the latents.
         begin_index: Whether to call ``set_begin_index(0)``, as the stock pipelines of some families
             do.
+        schedule: Arguments of ``set_timesteps`` in place of the number of steps.
     """
 
     def __init__(
-        self, scheduler: Any, steps: int, device: torch.device, *, begin_index: bool = False
+        self,
+        scheduler: Any,
+        steps: int,
+        device: torch.device,
+        *,
+        begin_index: bool = False,
+        schedule: Mapping[str, Any] | None = None,
     ) -> None:
         self.scheduler = scheduler
-        scheduler.set_timesteps(steps, device=device)
+        if schedule is None:
+            scheduler.set_timesteps(steps, device=device)
+        else:
+            scheduler.set_timesteps(device=device, **schedule)
         if begin_index and hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(0)
         #: Time of each evaluation of the denoiser, real-valued, ``(S,)``, from noise to clean.
@@ -56,11 +66,14 @@ class Sampler:
         """
         self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         noise = torch.stack([torch.randn(*shape, generator=g) for g in self._generators])
-        return noise.to(self.times.device, dtype) * float(self.scheduler.init_noise_sigma)
+        # Schedulers of flows begin at noise of deviation 1, and have no such attribute.
+        sigma = getattr(self.scheduler, "init_noise_sigma", 1.0)
+        return noise.to(self.times.device, dtype) * float(sigma)
 
     def scaled(self, x: Tensor, step: int) -> Tensor:
         """Latents as the denoiser reads them at a step (its number), ``(B, C, h, w)``."""
-        return cast(Tensor, self.scheduler.scale_model_input(x, self.times[step]))
+        scale = getattr(self.scheduler, "scale_model_input", None)  # flows are never scaled
+        return x if scale is None else cast(Tensor, scale(x, self.times[step]))
 
     def step(self, prediction: Tensor, step: int, x: Tensor) -> Tensor:
         """Latents after a step, ``(B, C, h, w)``.
@@ -84,7 +97,7 @@ def fresh_scheduler(scheduler: Any) -> Any:
     return type(scheduler).from_config(config)
 
 
-def unsupported_reason(scheduler: Any, process: NoiseProcess) -> str | None:
+def unsupported_reason(make: Callable[[int], Sampler], process: NoiseProcess) -> str | None:
     """Why a scheduler cannot be used for training and sampling, as a clause; None if it can.
 
     Three properties are tested in a rollout of a perfect denoiser for a single clean image: it goes
@@ -93,13 +106,13 @@ def unsupported_reason(scheduler: Any, process: NoiseProcess) -> str | None:
     its seed, whatever else is in the batch.
 
     Args:
-        scheduler: A diffusers scheduler.
+        make: Makes a sampler of so many steps on the CPU.
         process: The model's noise process.
     """
     state = torch.get_rng_state()
     try:
         with unset_fake_temporarily():  # the trial needs values, also under a plan's fake tensors
-            return _broken_property(scheduler, process)
+            return _broken_property(lambda: make(_TRIAL_STEPS), process)
     except Exception as error:  # schedulers may raise anything
         cause = f"{type(error).__name__}: {error}".splitlines()[0]
         return f"cannot step from noise to clean latents of this model ({cause[:120]})"
@@ -107,13 +120,13 @@ def unsupported_reason(scheduler: Any, process: NoiseProcess) -> str | None:
         torch.set_rng_state(state)
 
 
-def _broken_property(scheduler: Any, process: NoiseProcess) -> str | None:
-    fractions = process.share(_sampler(scheduler).times.double())
+def _broken_property(make: Callable[[], Sampler], process: NoiseProcess) -> str | None:
+    fractions = process.share(make().times.double())
     if not (fractions[0] > fractions[-1] and fractions.min() >= 0 and fractions.max() <= 1):
         return "does not go from noise to clean latents at times of the model's noise process"
     state = torch.get_rng_state()
-    both, deviations = _rollout(scheduler, process, [5, 7])
-    alone, _ = _rollout(scheduler, process, [7])
+    both, deviations = _rollout(make, process, [5, 7])
+    alone, _ = _rollout(make, process, [7])
     if not both.isfinite().all():
         return (
             "ends in latents that are not finite, as epsilon does where the signal-to-noise ratio"
@@ -129,16 +142,12 @@ def _broken_property(scheduler: Any, process: NoiseProcess) -> str | None:
     return None
 
 
-def _sampler(scheduler: Any) -> Sampler:
-    return Sampler(fresh_scheduler(scheduler), _TRIAL_STEPS, torch.device("cpu"))
-
-
 def _rollout(
-    scheduler: Any, process: NoiseProcess, seeds: Sequence[int]
+    make: Callable[[], Sampler], process: NoiseProcess, seeds: Sequence[int]
 ) -> tuple[Tensor, list[float]]:
     """Latents after a perfect denoiser's rollout, and the deviation of ``n`` at each evaluation."""
     clean = torch.rand(1, 4, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    sampler = _sampler(scheduler)
+    sampler = make()
     deviations: list[float] = []
     x = sampler.noise(seeds, clean.shape[1:], torch.float32)
     for step, t in enumerate(sampler.times):

@@ -1,8 +1,6 @@
 """Stable Diffusion 1.x and 2.x: a CLIP text tower and a UNet with cross-attention."""
 
-import hashlib
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Literal, Self, cast
 
@@ -10,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from erasure_lightning.backbones.attention import record_attention
-from erasure_lightning.backbones.base import Backbone
+from erasure_lightning.backbones.compatibility import require_channels, require_text_width
 from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.backbones.interface import Capability, Place, Size, TextInput
+from erasure_lightning.backbones.latent_diffusion import LatentDiffusion
 from erasure_lightning.backbones.process import Diffusion
 from erasure_lightning.backbones.sampler import Sampler, fresh_scheduler, unsupported_reason
 from erasure_lightning.backbones.towers import ClipTower, EmbeddedPrompts, EncoderOutput, TextTower
@@ -25,7 +24,7 @@ _PREDICTIONS: dict[str, Literal["epsilon", "velocity"]] = {
 }
 
 
-class StableDiffusion(Backbone):
+class StableDiffusion(LatentDiffusion):
     """A Stable Diffusion 1.x or 2.x pipeline.
 
     Args:
@@ -64,12 +63,15 @@ class StableDiffusion(Backbone):
         scheduler: Any,
         world: World | None = None,
     ) -> None:
-        process = _process(name, scheduler)
         super().__init__(
-            name=name, denoiser=unet, text_encoders=towers, process=process, world=world
+            name=name,
+            denoiser=unet,
+            text_encoders=towers,
+            process=_process(name, scheduler),
+            vae=vae,
+            scheduler=scheduler,
+            world=world,
         )
-        self.vae = vae
-        self._scheduler = scheduler
 
     @classmethod
     def from_pipeline(cls, name: str, pipeline: Any, world: World | None = None) -> Self:
@@ -83,6 +85,18 @@ class StableDiffusion(Backbone):
             scheduler=pipeline.scheduler,
             world=world,
         )
+
+    @classmethod
+    def check_configs(cls, name: str, configs: Mapping[str, Any], scheduler: Any) -> None:
+        """The UNet's channels are the latents', and its width that of the joined text states."""
+        unet = configs["unet"]
+        require_channels(name, "unet", unet, configs["vae"])
+        width = sum(
+            config.hidden_size for part, config in configs.items() if part.startswith("text")
+        )
+        read = unet.get("encoder_hid_dim") or unet["cross_attention_dim"]
+        require_text_width(name, "unet", "cross_attention_dim", read, width)
+        _require_schedule(name, scheduler)
 
     def to_pipeline(self) -> Any:
         """A `StableDiffusionPipeline` without a safety checker."""
@@ -147,14 +161,17 @@ class StableDiffusion(Backbone):
         embedding = torch.cat((angles.sin(), angles.cos()), dim=1)
         return nn.functional.pad(embedding, (0, width % 2)).to(x)
 
-    def text_inputs(self) -> list[TextInput]:
+    def text_attention(self) -> dict[str, nn.Linear]:
         """Every ``attn2.to_k`` and ``attn2.to_v`` of the UNet."""
-        layers = {
+        return {
             f"denoiser.{name}": module
             for name, module in self.denoiser.named_modules()
             if name.endswith(("attn2.to_k", "attn2.to_v")) and isinstance(module, nn.Linear)
         }
-        return [TextInput(layers, "tokens")]
+
+    def text_inputs(self) -> list[TextInput]:
+        """`text_attention`, whose layers all read the text states."""
+        return [TextInput(self.text_attention(), "tokens")]
 
     def value_layers(self) -> dict[str, nn.Linear]:
         """Every ``attn2.to_v``."""
@@ -183,63 +200,16 @@ class StableDiffusion(Backbone):
         """Records the probabilities ``(B, heads, pixels, L)`` of every ``attn2``."""
         return record_attention(self.denoiser, "attn2")
 
-    def sampler(self, steps: int) -> Sampler:
+    def sampler(self, steps: int, size: Size | None = None) -> Sampler:
         """The pipeline's own sampler for one rollout."""
-        most = len(self._scheduler.alphas_cumprod)
-        if not 1 <= steps <= most:
-            raise ErasureError(f"{self.name} needs from 1 to {most} sampling steps; found {steps}.")
+        self._require_steps(steps, len(self._scheduler.alphas_cumprod))
         scheduler = fresh_scheduler(self._scheduler)
         return Sampler(scheduler, steps, self.device, begin_index=self._begins_at_index)
 
-    @property
-    def sampler_name(self) -> str:
-        """Class of the pipeline's scheduler."""
-        return type(self._scheduler).__name__
-
-    @property
-    def sampling_fingerprint(self) -> str:
-        """A short hash of the scheduler's class and config."""
-        config = {
-            key: value for key, value in self._scheduler.config.items() if not key.startswith("_")
-        }
-        text = json.dumps([self.sampler_name, config], sort_keys=True, default=str)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-    @property
-    def vae_scale_factor(self) -> int:
-        """Pixels per latent along a side."""
-        levels = cast(list[int], cast(Any, self.vae).config.block_out_channels)
-        return int(2 ** (len(levels) - 1))
-
-    def latent_shape(self, size: Size | None = None) -> tuple[int, int, int]:
-        """Channels, height and width of the latents."""
-        unet = cast(Any, self.denoiser).config
-        factor = self.vae_scale_factor
-        if size is None:
-            sides = unet.sample_size
-            height, width = (sides, sides) if isinstance(sides, int) else sides
-            return unet.in_channels, height, width
-        height, width = (size, size) if isinstance(size, int) else size
-        for side in (height, width):
-            if side < factor or side % factor:
-                raise ErasureError(
-                    f"{self.name} needs a size that is a multiple of {factor} pixels; found {side}."
-                )
-        return unet.in_channels, height // factor, width // factor
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Images ``(B, 3, H, W)`` in 0..1."""
-        vae = cast(Any, self.vae)
-        with self.computing():
-            images = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
-        return cast(Tensor, (images.to(self.dtype) / 2 + 0.5).clamp(0, 1))
-
-    def compress(self, images: Tensor) -> Tensor:
-        """Latents ``(B, C, h, w)`` of images in 0..1: the mode of the autoencoder's posterior."""
-        vae = cast(Any, self.vae)
-        with self.computing():
-            latents = vae.encode(images * 2 - 1).latent_dist.mode()
-        return cast(Tensor, latents.to(self.dtype) * vae.config.scaling_factor)
+    def _default_sides(self) -> tuple[int, int]:
+        """Height and width of the latents that the UNet was trained on."""
+        sides = cast(Any, self.denoiser).config.sample_size
+        return (sides, sides) if isinstance(sides, int) else sides
 
 
 def _process(name: str, scheduler: Any) -> Diffusion:
@@ -252,10 +222,29 @@ def _process(name: str, scheduler: Any) -> Diffusion:
             f" {prediction!r}."
         )
     process = Diffusion(scheduler.alphas_cumprod, _PREDICTIONS[prediction])
-    if cause := unsupported_reason(scheduler, process):
+
+    def make(steps: int) -> Sampler:
+        return Sampler(fresh_scheduler(scheduler), steps, torch.device("cpu"))
+
+    if cause := unsupported_reason(make, process):
         raise ErasureError(
             f"{name} needs another sampler: {kind} {cause}. Name DDIMScheduler in the folder's"
             " scheduler config, or give the pipeline one:"
             " DDIMScheduler.from_config(pipeline.scheduler.config)."
         )
     return process
+
+
+def _require_schedule(name: str, scheduler: Any) -> None:
+    """Raises unless a scheduler is one of diffusion that predicts epsilon or the velocity."""
+    if not hasattr(scheduler, "alphas_cumprod"):
+        raise ErasureError(
+            f"The scheduler of {name} needs a noise schedule (alphas_cumprod); found"
+            f" {type(scheduler).__name__}, which has none. Name the one that the model was trained"
+            " with, such as DDIMScheduler."
+        )
+    prediction = scheduler.config.get("prediction_type")
+    if prediction not in _PREDICTIONS:
+        raise ErasureError(
+            f"{name} needs a scheduler that predicts epsilon or v_prediction; found {prediction!r}."
+        )

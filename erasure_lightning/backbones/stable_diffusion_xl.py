@@ -45,7 +45,9 @@ class StableDiffusionXL(StableDiffusion):
     def from_pipeline(cls, name: str, pipeline: Any, world: World | None = None) -> Self:
         """The backbone of a `StableDiffusionXLPipeline`."""
         first = ClipTower(pipeline.text_encoder, pipeline.tokenizer, layer=-2)
-        second = ClipTower(pipeline.text_encoder_2, pipeline.tokenizer_2, layer=-2, projection=True)
+        second = ClipTower(
+            pipeline.text_encoder_2, pipeline.tokenizer_2, layer=-2, pooled="projected"
+        )
         return cls(
             name=name,
             unet=pipeline.unet,

@@ -1,13 +1,14 @@
-"""Tiny models with random weights, one of each family, for tests and notebooks."""
+"""Tiny models with random weights, one of each family, for tests, notebooks and plugin authors."""
 
 from typing import Any, Literal, cast
 
 import torch
 
 from erasure_lightning.backbones.base import Backbone
+from erasure_lightning.backbones.flux import Flux
 from erasure_lightning.backbones.stable_diffusion import StableDiffusion
 from erasure_lightning.backbones.stable_diffusion_xl import StableDiffusionXL
-from erasure_lightning.backbones.towers import ClipTower
+from erasure_lightning.backbones.towers import ClipTower, T5Tower
 
 #: Prediction type of a tiny UNet.
 Prediction = Literal["epsilon", "velocity"]
@@ -78,7 +79,7 @@ class TinyXL(StableDiffusionXL):
             vae=vae,
             towers=[
                 ClipTower(first, tokenizers[0], layer=-2),
-                ClipTower(second, tokenizers[1], layer=-2, projection=True),
+                ClipTower(second, tokenizers[1], layer=-2, pooled="projected"),
             ],
             scheduler=_scheduler(prediction, "EulerDiscreteScheduler"),
             zero_unconditional=zero_unconditional,
@@ -86,8 +87,48 @@ class TinyXL(StableDiffusionXL):
         self.requires_grad_(False).eval()
 
 
+class TinyFlux(Flux):
+    """FLUX.1 with 0.1 M random parameters, 8x8 latents and vocabularies of its own.
+
+    Args:
+        seed: Seed of the weights.
+        guidance_embeds: Whether the transformer reads the guidance scale, as FLUX.1-dev does.
+    """
+
+    def __init__(self, *, seed: int = 0, guidance_embeds: bool = True) -> None:
+        from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
+
+        clip_tokenizer = _tokenizer()
+        t5_tokenizer = _t5_tokenizer()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            transformer = FluxTransformer2DModel(
+                in_channels=16,
+                num_layers=1,
+                num_single_layers=1,
+                attention_head_dim=16,
+                num_attention_heads=2,
+                joint_attention_dim=24,
+                pooled_projection_dim=32,
+                guidance_embeds=guidance_embeds,
+                axes_dims_rope=(4, 6, 6),
+            )
+            vae = _vae(shift_factor=0.1, scaling_factor=0.5)
+            clip = _text_encoder(clip_tokenizer, "CLIPTextModel")
+            t5 = _t5_encoder(t5_tokenizer)
+        super().__init__(
+            name="TinyFlux",
+            transformer=transformer,
+            vae=vae,
+            towers=[ClipTower(clip, clip_tokenizer, pooled="end"), T5Tower(t5, t5_tokenizer)],
+            scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+            size=16,
+        )
+        self.requires_grad_(False).eval()
+
+
 #: A tiny model of every family.
-TINY_BACKBONES: tuple[type[Backbone], ...] = (TinyBackbone, TinyXL)
+TINY_BACKBONES: tuple[type[Backbone], ...] = (TinyBackbone, TinyXL, TinyFlux)
 
 
 def _unet(**settings: Any) -> Any:
@@ -107,7 +148,7 @@ def _unet(**settings: Any) -> Any:
     )
 
 
-def _vae() -> Any:
+def _vae(**settings: Any) -> Any:
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
@@ -117,6 +158,7 @@ def _vae() -> Any:
         sample_size=16,
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
+        **settings,
     )
 
 
@@ -170,3 +212,30 @@ def _text_encoder(
         pad_token_id=cast(int, tokenizer.eos_token_id),
     )
     return getattr(transformers, kind)(config).eval()
+
+
+def _t5_tokenizer() -> Any:
+    """T5's tokenizer over letters and `TINY_WORDS`, with 12 positions."""
+    from transformers import T5Tokenizer
+
+    letters = [chr(c) for c in range(33, 127)]
+    words = [f"\u2581{word}" for word in TINY_WORDS]  # sentencepiece's mark of a word's beginning
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -3.0)]
+    pieces += [(word, -1.0) for word in words] + [(letter, -4.0) for letter in letters]
+    return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=12)
+
+
+def _t5_encoder(tokenizer: Any) -> Any:
+    from transformers import T5Config, T5EncoderModel
+
+    config = T5Config(
+        vocab_size=len(tokenizer),
+        d_model=24,
+        d_kv=8,
+        num_heads=2,
+        d_ff=32,
+        num_layers=2,
+        feed_forward_proj="gated-gelu",
+        dropout_rate=0.0,
+    )
+    return T5EncoderModel(config).eval()

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -59,7 +59,7 @@ class EncoderOutput(NamedTuple):
 
     Args:
         tokens: States of the layer that the model reads, ``(B, L, D)``.
-        pooled: Projected state at the end of text, ``(B, P)``, if the tower has a projection.
+        pooled: State at the end of text, ``(B, P)``, if the model reads it.
     """
 
     tokens: Tensor
@@ -78,15 +78,18 @@ class TextTower(nn.Module, ABC):
     Args:
         model: A text encoder of transformers.
         tokenizer: Its tokenizer.
+        length: Tokens that are read, padding included; by default as many as the tokenizer says.
     """
 
     #: Whether a position attends only to those before it, so that padding can be left out.
     causal: bool
 
-    def __init__(self, model: nn.Module, tokenizer: Any) -> None:
+    def __init__(self, model: nn.Module, tokenizer: Any, *, length: int | None = None) -> None:
         super().__init__()
         self.model = model
         self.tokenizer = tokenizer
+        most: int = tokenizer.model_max_length
+        self.length = most if length is None else min(length, most)
         self._tokenized: dict[str | Phrase, tuple[Tensor, Tensor]] = {}
 
     @property
@@ -117,7 +120,7 @@ class TextTower(nn.Module, ABC):
         """
 
     def embed(self, prompts: Sequence[str | Phrase], dtype: torch.dtype) -> EmbeddedPrompts:
-        """Looks up the token embeddings of prompts, padded to the tokenizer's full length.
+        """Looks up the token embeddings of prompts, padded to `length`.
 
         Raises:
             ErasureError: If a concept's words fall behind the last position.
@@ -137,6 +140,7 @@ class TextTower(nn.Module, ABC):
         tokens = self.tokenizer(
             texts,
             padding="max_length",
+            max_length=self.length,
             truncation=True,
             return_offsets_mapping=True,
             return_tensors="pt",
@@ -145,15 +149,15 @@ class TextTower(nn.Module, ABC):
         for text, (start, stop), row in zip(texts, spans, roles, strict=True):
             if stop > start and not (row == CONCEPT).any():
                 raise ErasureError(
-                    f"The text encoder reads {self.tokenizer.model_max_length} tokens; found"
+                    f"The text encoder reads {self.length} tokens; found"
                     f" {text[start:stop]!r} behind the last of them in {text!r}. Shorten the"
                     " sentence."
                 )
         return zip(tokens.input_ids, roles, strict=True)
 
     def too_long(self, prompts: Sequence[str]) -> list[str]:
-        """Prompts that have more tokens than the tokenizer keeps."""
-        most = self.tokenizer.model_max_length
+        """Prompts that have more tokens than are read."""
+        most = self.length
         some = [p for p in prompts if len(p.encode()) + 2 > most]  # a token spells a byte at least
         rows = self.tokenizer(some).input_ids if some else []
         return [p for p, ids in zip(some, rows, strict=True) if len(ids) > most]
@@ -164,7 +168,8 @@ class TextTower(nn.Module, ABC):
         spelled = self.tokenizer.batch_decode(ids.unsqueeze(1), skip_special_tokens=True)
         read = self.tokenizer([f"a {word.strip()} a" for word in spelled]).input_ids
         around = self.tokenizer("a a").input_ids
-        whole = [tokens == [*around[:2], i, *around[2:]] for i, tokens in enumerate(read)]
+        half = len(around) // 2  # between the two; CLIP has a start token before them, T5 none
+        whole = [tokens == [*around[:half], i, *around[half:]] for i, tokens in enumerate(read)]
         return ids[torch.tensor(whole)].to(self.table.device)
 
     def spell(self, ids: Tensor) -> str:
@@ -172,9 +177,26 @@ class TextTower(nn.Module, ABC):
         return cast(str, self.tokenizer.decode(ids.tolist(), skip_special_tokens=True)).strip()
 
 
+def _word_roles(offsets: Tensor, spans: Sequence[tuple[int, int]], ends: Tensor) -> Tensor:
+    """Roles ``(B, L)`` of words, end token and padding; ``ends`` are positions ``(B, 1)``."""
+    start, stop = torch.tensor(spans).unsqueeze(1).unbind(dim=2)
+    first, last = offsets.unbind(dim=2)
+    roles = torch.full_like(first, TEMPLATE)
+    roles[(first < stop) & (last > start) & (last > first)] = CONCEPT
+    position = torch.arange(first.shape[1])
+    roles[position > ends] = PADDING
+    roles[position == ends] = END
+    return roles
+
+
 def _recording(states: list[Tensor]) -> Callable[[nn.Module, Any, Any], None]:
     """A forward hook that appends a block's output to ``states``."""
     return lambda _, __, out: states.append(out[0] if isinstance(out, tuple) else out)
+
+
+#: State at the end of text that is read beside the tokens: none, that after the final norm, or its
+#: projection.
+Pooled = Literal["none", "end", "projected"]
 
 
 class ClipTower(TextTower):
@@ -185,20 +207,20 @@ class ClipTower(TextTower):
         tokenizer: Its `CLIPTokenizer`.
         layer: The hidden state that the denoiser reads: -1 the last, after the final norm; -2 the
             one before, without it.
-        projection: Whether the denoiser reads the projected state at the end of text too.
+        pooled: The state at the end of text that the denoiser reads too.
     """
 
     causal = True
 
     def __init__(
-        self, model: nn.Module, tokenizer: Any, *, layer: int = -1, projection: bool = False
+        self, model: nn.Module, tokenizer: Any, *, layer: int = -1, pooled: Pooled = "none"
     ) -> None:
         super().__init__(model, tokenizer)
         self.layer = layer
-        self.projection = projection
+        self.pooled = pooled
 
     def encode(self, embedded: EmbeddedPrompts) -> EncoderOutput:
-        """Token states ``(B, L, D)`` of `layer`, and the projected state at the end of text."""
+        """Token states ``(B, L, D)`` of `layer`, and the state at the end of text."""
         model = cast(Any, self.model)
         # CLIP's model takes ids alone; a hook on the table is the only way to pass embeddings.
         words = embedded.embeddings.to(self.table.dtype)
@@ -210,7 +232,10 @@ class ClipTower(TextTower):
                 hooks.callback(self._block().register_forward_hook(_recording(states)).remove)
             output = model(input_ids=embedded.ids)
         tokens = output.last_hidden_state if self.layer == -1 else states[0]
-        return EncoderOutput(tokens, output.text_embeds if self.projection else None)
+        if self.pooled == "none":
+            return EncoderOutput(tokens, None)
+        end = output.text_embeds if self.pooled == "projected" else output.pooler_output
+        return EncoderOutput(tokens, end)
 
     def _block(self) -> nn.Module:
         """The block whose output the denoiser reads."""
@@ -219,14 +244,8 @@ class ClipTower(TextTower):
 
     def roles(self, ids: Tensor, offsets: Tensor, spans: Sequence[tuple[int, int]]) -> Tensor:
         """Roles ``(B, L)``: a start token, words, an end token, padding."""
-        start, stop = torch.tensor(spans).unsqueeze(1).unbind(dim=2)
-        first, last = offsets.unbind(dim=2)
-        roles = torch.full_like(ids, TEMPLATE)
-        roles[(first < stop) & (last > start) & (last > first)] = CONCEPT
         ends = (ids[:, 1:] == self.tokenizer.eos_token_id).int().argmax(dim=1, keepdim=True) + 1
-        position = torch.arange(ids.shape[1])
-        roles[position > ends] = PADDING
-        roles[position == ends] = END
+        roles = _word_roles(offsets, spans, ends)
         roles[:, 0] = START
         return roles
 
@@ -234,15 +253,64 @@ class ClipTower(TextTower):
         """Parameters of the blocks that are read, the final norm and the projection."""
         count = cast(Any, self.model).config.num_hidden_layers
         read = count + 1 + self.layer
-        last = count if self.projection else read
+        last = read if self.pooled == "none" else count
         first = 0 if blocks is None else max(read - blocks, 0)
         parts = tuple(f"encoder.layers.{i}." for i in range(first, last))
-        if last == count and (self.projection or self.layer == -1):
+        if self.pooled != "none" or self.layer == -1:
             parts += ("final_layer_norm.",)
-        if self.projection:
+        if self.pooled == "projected":
             parts += ("text_projection.",)
         return {
             f"model.{name}": parameter
             for name, parameter in self.model.named_parameters()
             if name.removeprefix("text_model.").startswith(parts)
+        }
+
+
+class T5Tower(TextTower):
+    """The encoder of a T5; the denoiser reads all its states, padding included.
+
+    Args:
+        model: A `T5EncoderModel`.
+        tokenizer: Its tokenizer.
+        length: Tokens that are read, padding included.
+        masked: Whether no position attends to padding; stock FLUX and SD 3 attend to it.
+    """
+
+    causal = False
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        *,
+        length: int | None = None,
+        masked: bool = False,
+    ) -> None:
+        super().__init__(model, tokenizer, length=length)
+        self.masked = masked
+
+    def encode(self, embedded: EmbeddedPrompts) -> EncoderOutput:
+        """States ``(B, L, D)`` after the final norm."""
+        model = cast(Any, self.model)
+        mask = ~embedded.positions(PADDING) if self.masked else None
+        words = embedded.embeddings.to(self.table.dtype)
+        output = model(inputs_embeds=words, attention_mask=mask, return_dict=True)
+        return EncoderOutput(output.last_hidden_state, None)
+
+    def roles(self, ids: Tensor, offsets: Tensor, spans: Sequence[tuple[int, int]]) -> Tensor:
+        """Roles ``(B, L)``: words, an end token, padding; there is no start token."""
+        ends = (ids == self.tokenizer.eos_token_id).int().argmax(dim=1, keepdim=True)
+        return _word_roles(offsets, spans, ends)
+
+    def read_parameters(self, blocks: int | None = None) -> dict[str, nn.Parameter]:
+        """Parameters of the last blocks, without the table of positions, and the final norm."""
+        count = cast(Any, self.model).config.num_layers
+        first = 0 if blocks is None else max(count - blocks, 0)
+        parts = tuple(f"encoder.block.{i}." for i in range(first, count))
+        parts += ("encoder.final_layer_norm.",)
+        return {
+            f"model.{name}": parameter
+            for name, parameter in self.model.named_parameters()
+            if name.startswith(parts) and "relative_attention_bias" not in name
         }

@@ -53,7 +53,7 @@ def rollout(
         size: Height and width in pixels; the model's own by default.
         start: Initial latents ``(B, C, h, w)`` in place of those of the seeds.
     """
-    sampler = backbone.sampler(steps)
+    sampler = backbone.sampler(steps, size)
     x = sampler.noise(seeds, backbone.latent_shape(size), backbone.dtype)
     x = x if start is None else start
     twice = guidance > 1 and not backbone.embeds_guidance

@@ -1,0 +1,148 @@
+"""`FlowTransformer`: what transformers with joint attention on a rectified flow have in common."""
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import nn
+
+from erasure_lightning.backbones.interface import Capability, Place, Size, TextInput
+from erasure_lightning.backbones.latent_diffusion import LatentDiffusion
+from erasure_lightning.backbones.process import RectifiedFlow
+from erasure_lightning.backbones.sampler import Sampler, fresh_scheduler, unsupported_reason
+from erasure_lightning.backbones.towers import TextTower
+from erasure_lightning.concepts.worlds import World
+from erasure_lightning.errors import ErasureError
+
+
+class FlowTransformer(LatentDiffusion):
+    """A transformer in which text and image tokens attend to each other, on a rectified flow.
+
+    Only the entries of the text, of its tokens and of its pooled vector, are functions of the
+    prompt alone: deeper text layers also read time and image. So closed forms solve for the
+    entries; gradient methods train any part.
+
+    Args:
+        name: The user's name for it.
+        transformer: The transformer of diffusers, which predicts the velocity.
+        vae: An `AutoencoderKL`.
+        towers: The text towers, in the order of the pipeline.
+        scheduler: The pipeline's scheduler.
+        size: Height and width in pixels that the model was trained on.
+        world: The world it came from, where it came from one.
+
+    Raises:
+        ErasureError: If the scheduler lacks a property that training and sampling need.
+    """
+
+    capabilities: ClassVar[frozenset[Capability]] = frozenset({"transformer layers"})
+    _patch = 2
+
+    #: Endings of the names of the layers that compute keys and values of the text.
+    _text_attention: ClassVar[tuple[str, ...]] = ("attn.add_k_proj", "attn.add_v_proj")
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        transformer: nn.Module,
+        vae: nn.Module,
+        towers: Sequence[TextTower],
+        scheduler: Any,
+        size: Size,
+        world: World | None = None,
+    ) -> None:
+        super().__init__(
+            name=name,
+            denoiser=transformer,
+            text_encoders=towers,
+            process=RectifiedFlow(scheduler.config.num_train_timesteps),
+            vae=vae,
+            scheduler=scheduler,
+            world=world,
+        )
+        height, width = (size, size) if isinstance(size, int) else size
+        self._size = height, width
+
+        def make(steps: int) -> Sampler:
+            return self._make_sampler(steps, self._size, torch.device("cpu"))
+
+        if cause := unsupported_reason(make, self.process):
+            raise ErasureError(
+                f"{name} needs another sampler: {self.sampler_name} {cause}. Name"
+                " FlowMatchEulerDiscreteScheduler in the folder's scheduler config."
+            )
+
+    @staticmethod
+    def require_flow(name: str, scheduler: Any) -> None:
+        """Raises if a scheduler is one of diffusion."""
+        if hasattr(scheduler, "alphas_cumprod") and not scheduler.config.get("use_flow_sigmas"):
+            raise ErasureError(
+                f"The scheduler of {name} needs to step along a flow; found"
+                f" {type(scheduler).__name__}. Name the one that the model was trained with:"
+                " FlowMatchEulerDiscreteScheduler."
+            )
+
+    @abstractmethod
+    def _schedule(self, steps: int, size: tuple[int, int]) -> Mapping[str, Any]:
+        """Arguments of the scheduler's ``set_timesteps`` as the stock pipeline gives them."""
+
+    def sampler(self, steps: int, size: Size | None = None) -> Sampler:
+        """The pipeline's own sampler for one rollout."""
+        self._require_steps(steps, self._scheduler.config.num_train_timesteps)
+        height, width = (size, size) if isinstance(size, int) else size or self._size
+        return self._make_sampler(steps, (height, width), self.device)
+
+    def _make_sampler(self, steps: int, size: tuple[int, int], device: torch.device) -> Sampler:
+        schedule = self._schedule(steps, size)
+        return Sampler(fresh_scheduler(self._scheduler), steps, device, schedule=schedule)
+
+    def _default_sides(self) -> tuple[int, int]:
+        """Height and width of the latents that the transformer was trained on."""
+        height, width = (side // self.vae_scale_factor for side in self._size)
+        return height, width
+
+    def _image_tokens(self, size: tuple[int, int]) -> int:
+        """Number of image tokens."""
+        height, width = (side // (self.vae_scale_factor * self._patch) for side in size)
+        return height * width
+
+    def text_inputs(self) -> list[TextInput]:
+        """The entries of the text's tokens and of its pooled vector."""
+        transformer = cast(Any, self.denoiser)
+        pooled = transformer.time_text_embed.text_embedder.linear_1
+        return [
+            TextInput({"denoiser.context_embedder": transformer.context_embedder}, "tokens"),
+            TextInput({"denoiser.time_text_embed.text_embedder.linear_1": pooled}, "pooled"),
+        ]
+
+    def text_attention(self) -> dict[str, nn.Linear]:
+        """Keys and values of the text in every block with projections of its own for it."""
+        return {
+            f"denoiser.{name}": module
+            for name, module in self.denoiser.named_modules()
+            if name.endswith(self._text_attention) and isinstance(module, nn.Linear)
+        }
+
+    def value_layers(self) -> dict[str, nn.Linear]:
+        """None: the entries of the text compute no values."""
+        return {}
+
+    def cross_attention_parameters(self) -> dict[str, nn.Parameter]:
+        """Parameters of every joint attention ``attn``."""
+        return {
+            name: parameter
+            for name, parameter in self.denoiser_parameters().items()
+            if ".attn." in name
+        }
+
+    def adaptable(self, place: Place) -> dict[str, nn.Module]:
+        """Every `Linear` inside a transformer block."""
+        if place == "cross-attention":
+            return {}
+        return {
+            f"denoiser.{name}": module
+            for name, module in self.denoiser.named_modules()
+            if "transformer_blocks." in name and isinstance(module, nn.Linear)
+        }

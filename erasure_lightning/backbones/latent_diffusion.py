@@ -1,0 +1,94 @@
+"""`LatentDiffusion`: a backbone in the latents of an autoencoder, with a diffusers scheduler."""
+
+import hashlib
+import json
+from abc import abstractmethod
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from erasure_lightning.backbones.base import Backbone
+from erasure_lightning.backbones.interface import Size
+from erasure_lightning.errors import ErasureError
+
+
+class LatentDiffusion(Backbone):
+    """A denoiser of an autoencoder's latents, sampled by a diffusers scheduler.
+
+    Args:
+        vae: An `AutoencoderKL`.
+        scheduler: The pipeline's scheduler.
+        kwargs: Arguments of `Backbone`.
+    """
+
+    #: Latents along each side that the denoiser reads as one.
+    _patch = 1
+
+    def __init__(self, *, vae: nn.Module, scheduler: Any, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.vae = vae
+        self._scheduler = scheduler
+
+    @abstractmethod
+    def _default_sides(self) -> tuple[int, int]:
+        """Height and width of the latents that the denoiser was trained on."""
+
+    def _require_steps(self, steps: int, most: int) -> None:
+        """Raises unless a number of sampling steps is in 1..``most``."""
+        if not 1 <= steps <= most:
+            raise ErasureError(f"{self.name} needs from 1 to {most} sampling steps; found {steps}.")
+
+    @property
+    def sampler_name(self) -> str:
+        """Class of the pipeline's scheduler."""
+        return type(self._scheduler).__name__
+
+    @property
+    def sampling_fingerprint(self) -> str:
+        """A short hash of the scheduler's class and config."""
+        config = {
+            key: value for key, value in self._scheduler.config.items() if not key.startswith("_")
+        }
+        text = json.dumps([self.sampler_name, config], sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def vae_scale_factor(self) -> int:
+        """Pixels per latent along a side."""
+        levels = cast(list[int], cast(Any, self.vae).config.block_out_channels)
+        return int(2 ** (len(levels) - 1))
+
+    def latent_shape(self, size: Size | None = None) -> tuple[int, int, int]:
+        """Channels, height and width of the latents."""
+        channels = cast(int, cast(Any, self.vae).config.latent_channels)
+        if size is None:
+            return channels, *self._default_sides()
+        factor = self.vae_scale_factor
+        multiple = factor * self._patch
+        height, width = (size, size) if isinstance(size, int) else size
+        for side in (height, width):
+            if side < multiple or side % multiple:
+                raise ErasureError(
+                    f"{self.name} needs a size that is a multiple of {multiple} pixels; found"
+                    f" {side}."
+                )
+        return channels, height // factor, width // factor
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images ``(B, 3, H, W)`` in 0..1."""
+        vae = cast(Any, self.vae)
+        scaled = latents / vae.config.scaling_factor
+        if vae.config.shift_factor is not None:
+            scaled = scaled + vae.config.shift_factor
+        with self.computing():
+            images = vae.decode(scaled, return_dict=False)[0]
+        return cast(Tensor, (images.to(self.dtype) / 2 + 0.5).clamp(0, 1))
+
+    def compress(self, images: Tensor) -> Tensor:
+        """Latents ``(B, C, h, w)`` of images in 0..1: the mode of the autoencoder's posterior."""
+        vae = cast(Any, self.vae)
+        with self.computing():
+            latents = vae.encode(images * 2 - 1).latent_dist.mode().to(self.dtype)
+        shift = vae.config.shift_factor
+        latents = latents if shift is None else latents - shift
+        return cast(Tensor, latents * vae.config.scaling_factor)
