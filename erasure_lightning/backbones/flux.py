@@ -145,13 +145,15 @@ class Flux(FlowTransformer):
 
 def _pack(latents: Tensor) -> Tensor:
     """Squares of four latents ``(B, C, h, w)`` as tokens ``(B, h w / 4, 4 C)``."""
-    squares = latents.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))  # (B, C, h/2, 2, w/2, 2)
+    count, channels, height, width = latents.shape
+    squares = latents.reshape(count, channels, height // 2, 2, width // 2, 2)
     return squares.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
 
 def _unpack(tokens: Tensor, height: int, width: int) -> Tensor:
     """The inverse of `_pack`."""
-    grid = tokens.unflatten(2, (-1, 2, 2)).unflatten(1, (height // 2, width // 2))
+    count, _, channels = tokens.shape
+    grid = tokens.reshape(count, height // 2, width // 2, channels // 4, 2, 2)
     return grid.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
 
 

@@ -215,14 +215,14 @@ def _text_encoder(
 
 
 def _t5_tokenizer() -> Any:
-    """T5's tokenizer over letters and `TINY_WORDS`, with 12 positions."""
+    """T5's tokenizer over letters and `TINY_WORDS`, with 20 positions."""
     from transformers import T5Tokenizer
 
     letters = [chr(c) for c in range(33, 127)]
     words = [f"\u2581{word}" for word in TINY_WORDS]  # sentencepiece's mark of a word's beginning
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -3.0)]
     pieces += [(word, -1.0) for word in words] + [(letter, -4.0) for letter in letters]
-    return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=12)
+    return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=20)
 
 
 def _t5_encoder(tokenizer: Any) -> Any:
