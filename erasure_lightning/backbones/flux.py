@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from erasure_lightning.backbones.clip_tower import ClipTower
 from erasure_lightning.backbones.compatibility import require_channels, require_text_width
 from erasure_lightning.backbones.conditioning import PADDING, Conditioning
 from erasure_lightning.backbones.flow_transformer import FlowTransformer
-from erasure_lightning.backbones.towers import ClipTower, EmbeddedPrompts, EncoderOutput, T5Tower
+from erasure_lightning.backbones.t5_tower import T5Tower
+from erasure_lightning.backbones.towers import EmbeddedPrompts, EncoderOutput
 from erasure_lightning.concepts.worlds import World
 
 #: Tokens of T5 that FLUX.1-dev and FLUX.1-schnell read.

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from erasure_lightning.backbones.attention import record_attention
+from erasure_lightning.backbones.clip_tower import ClipTower
 from erasure_lightning.backbones.compatibility import require_channels, require_text_width
 from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.backbones.interface import Capability, Place, Size, TextInput
 from erasure_lightning.backbones.latent_diffusion import LatentDiffusion
 from erasure_lightning.backbones.process import Diffusion
 from erasure_lightning.backbones.sampler import Sampler, fresh_scheduler, unsupported_reason
-from erasure_lightning.backbones.towers import ClipTower, EmbeddedPrompts, EncoderOutput, TextTower
+from erasure_lightning.backbones.towers import EmbeddedPrompts, EncoderOutput, TextTower
 from erasure_lightning.concepts.worlds import World
 from erasure_lightning.errors import ErasureError
 

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from erasure_lightning.backbones.clip_tower import ClipTower
 from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.backbones.interface import TextInput
 from erasure_lightning.backbones.stable_diffusion import StableDiffusion
-from erasure_lightning.backbones.towers import ClipTower, EmbeddedPrompts, EncoderOutput
+from erasure_lightning.backbones.towers import EmbeddedPrompts, EncoderOutput
 from erasure_lightning.concepts.worlds import World
 
 

@@ -5,10 +5,11 @@ from typing import Any, Literal, cast
 import torch
 
 from erasure_lightning.backbones.base import Backbone
+from erasure_lightning.backbones.clip_tower import ClipTower
 from erasure_lightning.backbones.flux import Flux
 from erasure_lightning.backbones.stable_diffusion import StableDiffusion
 from erasure_lightning.backbones.stable_diffusion_xl import StableDiffusionXL
-from erasure_lightning.backbones.towers import ClipTower, T5Tower
+from erasure_lightning.backbones.t5_tower import T5Tower
 
 #: Prediction type of a tiny UNet.
 Prediction = Literal["epsilon", "velocity"]
