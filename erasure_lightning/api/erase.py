@@ -47,7 +47,7 @@ def erase(
     as it was.
 
     Args:
-        pipeline: A diffusers pipeline of a known family (Stable Diffusion 1.x, 2.x or XL).
+        pipeline: A diffusers pipeline of a known family (docs/families.md lists them).
         concepts: What it must forget: words, a `Concept`, several of them, or a file of concepts.
         method: Name of a method, built in or from a plugin, or its class.
         anchor: What is drawn in place of concepts that are given as words; empty for no prompt.
