@@ -12,6 +12,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from erasure_lightning.backbones.base import Backbone
+from erasure_lightning.backbones.full_size import full_size_model
 from erasure_lightning.backbones.inspection import ComponentFiles, inspect_pipeline, wrap_errors
 from erasure_lightning.backbones.sources import family_of, locate_pipeline
 from erasure_lightning.errors import ErasureError
@@ -37,6 +38,8 @@ def load_backbone(
         ErasureError: If there is no such model, or a file of it is missing, broken, of another
             kind, or does not fit.
     """
+    if weights == "none" and (known := full_size_model(name)):
+        return known  # shapes alone need neither files nor the network
     source = locate_pipeline(name)
     index = source.index()
     family = family_of(source, index)

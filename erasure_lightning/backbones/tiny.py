@@ -32,7 +32,7 @@ class TinyBackbone(StableDiffusion):
     """
 
     def __init__(self, *, seed: int = 0, prediction: Prediction = "epsilon") -> None:
-        tokenizer = _tokenizer()
+        tokenizer = tiny_tokenizer()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             unet = _unet(cross_attention_dim=32)
@@ -60,7 +60,7 @@ class TinyXL(StableDiffusionXL):
     def __init__(
         self, *, seed: int = 0, prediction: Prediction = "epsilon", zero_unconditional: bool = True
     ) -> None:
-        tokenizers = _tokenizer(), _tokenizer()
+        tokenizers = tiny_tokenizer(), tiny_tokenizer()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             unet = _unet(
@@ -99,8 +99,7 @@ class TinyFlux(Flux):
     def __init__(self, *, seed: int = 0, guidance_embeds: bool = True) -> None:
         from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 
-        clip_tokenizer = _tokenizer()
-        t5_tokenizer = _t5_tokenizer()
+        tokenizers = tiny_tokenizer(), t5_tokenizer()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             transformer = FluxTransformer2DModel(
@@ -115,13 +114,13 @@ class TinyFlux(Flux):
                 axes_dims_rope=(4, 6, 6),
             )
             vae = _vae(shift_factor=0.1, scaling_factor=0.5)
-            clip = _text_encoder(clip_tokenizer, "CLIPTextModel")
-            t5 = _t5_encoder(t5_tokenizer)
+            clip = _text_encoder(tokenizers[0], "CLIPTextModel")
+            t5 = _t5_encoder(tokenizers[1])
         super().__init__(
             name="TinyFlux",
             transformer=transformer,
             vae=vae,
-            towers=[ClipTower(clip, clip_tokenizer, pooled="end"), T5Tower(t5, t5_tokenizer)],
+            towers=[ClipTower(clip, tokenizers[0], pooled="end"), T5Tower(t5, tokenizers[1])],
             scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
             size=16,
         )
@@ -177,8 +176,8 @@ def _scheduler(prediction: Prediction, kind: str = "DDIMScheduler") -> Any:
     )
 
 
-def _tokenizer() -> Any:
-    """CLIP's tokenizer over letters and `TINY_WORDS`; 16 positions, so that no code assumes 77."""
+def tiny_tokenizer(length: int = 16) -> Any:
+    """CLIP's tokenizer over letters and `TINY_WORDS`; 16, so that no code assumes 77."""
     from transformers import CLIPTokenizer
 
     letters = [chr(c) for c in range(33, 127)]
@@ -192,7 +191,9 @@ def _tokenizer() -> Any:
             pieces.append(parts[0])
     pieces = list(dict.fromkeys([*pieces, "<|startoftext|>", "<|endoftext|>"]))
     vocabulary = {piece: number for number, piece in enumerate(pieces)}
-    return CLIPTokenizer(vocab=vocabulary, merges=list(dict.fromkeys(merges)), model_max_length=16)
+    return CLIPTokenizer(
+        vocab=vocabulary, merges=list(dict.fromkeys(merges)), model_max_length=length
+    )
 
 
 def _text_encoder(
@@ -215,15 +216,15 @@ def _text_encoder(
     return getattr(transformers, kind)(config).eval()
 
 
-def _t5_tokenizer() -> Any:
-    """T5's tokenizer over letters and `TINY_WORDS`, with 20 positions."""
+def t5_tokenizer(length: int = 20) -> Any:
+    """T5's tokenizer over letters and `TINY_WORDS`."""
     from transformers import T5Tokenizer
 
     letters = [chr(c) for c in range(33, 127)]
     words = [f"\u2581{word}" for word in TINY_WORDS]  # sentencepiece's mark of a word's beginning
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -3.0)]
     pieces += [(word, -1.0) for word in words] + [(letter, -4.0) for letter in letters]
-    return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=20)
+    return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=length)
 
 
 def _t5_encoder(tokenizer: Any) -> Any:

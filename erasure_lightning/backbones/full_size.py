@@ -1,0 +1,191 @@
+"""Published models by their Hub ids: their exact shapes without their weights, for plans."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+from erasure_lightning.backbones.base import Backbone
+from erasure_lightning.backbones.clip_tower import ClipTower
+from erasure_lightning.backbones.flux import Flux
+from erasure_lightning.backbones.stable_diffusion import StableDiffusion
+from erasure_lightning.backbones.stable_diffusion_xl import StableDiffusionXL
+from erasure_lightning.backbones.t5_tower import T5Tower
+from erasure_lightning.backbones.tiny import t5_tokenizer, tiny_tokenizer
+
+#: Tokens of the published vocabularies.
+_CLIP_WORDS = 49_408
+_T5_WORDS = 32_128
+
+
+def full_size_model(hub_id: str) -> Backbone | None:
+    """A model of the shapes of a published one, with weights that mean nothing.
+
+    Its tokenizers are those of the tiny models, with the published lengths.
+
+    Args:
+        hub_id: ``owner/model``; of several resolutions the one that is used most.
+
+    Returns:
+        The model on the current device; None if the id is not in `FULL_SIZE`.
+    """
+    build = FULL_SIZE.get(hub_id)
+    return None if build is None else build(hub_id).requires_grad_(False).eval()
+
+
+def _clip(width: int, layers: int, **settings: Any) -> ClipTower:
+    """A CLIP of OpenAI or OpenCLIP; ``settings`` are those of the tower."""
+    import transformers
+
+    tokenizer = tiny_tokenizer(77)
+    config = transformers.CLIPTextConfig(
+        vocab_size=_CLIP_WORDS,
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 64,
+        max_position_embeddings=77,
+        projection_dim=width,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.eos_token_id,
+    )
+    projected = settings.get("pooled") == "projected"
+    kind = "CLIPTextModelWithProjection" if projected else "CLIPTextModel"
+    return ClipTower(getattr(transformers, kind)(config), tokenizer, **settings)
+
+
+def _t5_xxl(length: int) -> T5Tower:
+    from transformers import T5Config, T5EncoderModel
+
+    config = T5Config(
+        vocab_size=_T5_WORDS,
+        d_model=4096,
+        d_kv=64,
+        num_heads=64,
+        d_ff=10_240,
+        num_layers=24,
+        feed_forward_proj="gated-gelu",
+    )
+    return T5Tower(T5EncoderModel(config), t5_tokenizer(512), length=length)
+
+
+def _vae(channels: int, **settings: Any) -> Any:
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        block_out_channels=(128, 256, 512, 512),
+        layers_per_block=2,
+        latent_channels=channels,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        **settings,
+    )
+
+
+def _ddim(**settings: Any) -> Any:
+    from diffusers import DDIMScheduler
+
+    with unset_fake_temporarily():  # schedules need values
+        return DDIMScheduler(
+            beta_schedule="scaled_linear",
+            beta_start=0.00085,
+            beta_end=0.012,
+            steps_offset=1,
+            clip_sample=False,
+            set_alpha_to_one=False,
+            **settings,
+        )
+
+
+def _flow_euler(**settings: Any) -> Any:
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    with unset_fake_temporarily():
+        return FlowMatchEulerDiscreteScheduler(**settings)
+
+
+def _sd15(name: str) -> Backbone:
+    from diffusers import UNet2DConditionModel
+
+    return StableDiffusion(
+        name=name,
+        unet=UNet2DConditionModel(sample_size=64, cross_attention_dim=768),
+        vae=_vae(4),
+        towers=[_clip(768, 12)],
+        scheduler=_ddim(),
+    )
+
+
+def _sd21(name: str) -> Backbone:
+    from diffusers import UNet2DConditionModel
+
+    unet = UNet2DConditionModel(
+        sample_size=96,
+        cross_attention_dim=1024,
+        attention_head_dim=(5, 10, 20, 20),
+        use_linear_projection=True,
+    )
+    return StableDiffusion(
+        name=name,
+        unet=unet,
+        vae=_vae(4),
+        towers=[_clip(1024, 23)],
+        scheduler=_ddim(prediction_type="v_prediction"),
+    )
+
+
+def _sdxl(name: str) -> Backbone:
+    from diffusers import UNet2DConditionModel
+
+    unet = UNet2DConditionModel(
+        sample_size=128,
+        cross_attention_dim=768 + 1280,
+        block_out_channels=(320, 640, 1280),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=(5, 10, 20),
+        transformer_layers_per_block=(1, 2, 10),
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=256,
+        projection_class_embeddings_input_dim=1280 + 6 * 256,
+    )
+    return StableDiffusionXL(
+        name=name,
+        unet=unet,
+        vae=_vae(4),
+        towers=[_clip(768, 12, layer=-2), _clip(1280, 32, layer=-2, pooled="projected")],
+        scheduler=_ddim(),
+    )
+
+
+def _flux(name: str) -> Backbone:
+    from diffusers import FluxTransformer2DModel
+
+    is_dev = name.endswith("dev")
+    return Flux(
+        name=name,
+        transformer=FluxTransformer2DModel(guidance_embeds=is_dev),
+        vae=_vae(
+            16,
+            scaling_factor=0.3611,
+            shift_factor=0.1159,
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+        ),
+        towers=[_clip(768, 12, pooled="end"), _t5_xxl(512 if is_dev else 256)],
+        scheduler=_flow_euler(use_dynamic_shifting=is_dev),
+        size=1024,
+    )
+
+
+#: Builders of the models whose shapes are known, by Hub id.
+FULL_SIZE: dict[str, Callable[[str], Backbone]] = {
+    "runwayml/stable-diffusion-v1-5": _sd15,
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": _sd15,
+    "CompVis/stable-diffusion-v1-4": _sd15,
+    "stabilityai/stable-diffusion-2-1": _sd21,
+    "stabilityai/stable-diffusion-xl-base-1.0": _sdxl,
+    "black-forest-labs/FLUX.1-dev": _flux,
+    "black-forest-labs/FLUX.1-schnell": _flux,
+}
