@@ -258,7 +258,8 @@ class TestRectifiedFlow:
 
     def test_times_are_above_0_and_follow_a_density(self):
         t = self.process.draw_times(5000)
-        assert t.min() > 0 and t.max() <= 1000
+        assert t.min() > 0
+        assert t.max() <= 1000
         late = self.process.draw_times(5000, lambda share: (share > 0.8).float())
         assert late.min() >= 800
 
