@@ -34,9 +34,11 @@ def main() -> None:
     parser.add_argument("concept", choices=["cigarette", "heart", "weapon"])
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark"))
     parser.add_argument("--seeds", default="5")
+    parser.add_argument("--rows", nargs="+", choices=CASES, default=list(CASES))
     options = parser.parse_args()
     shared = ["--model.concepts", f"{options.concept}.yaml", "--data.seeds", options.seeds]
-    print_table(CASES, options.out / f"realera-{options.concept}", shared)
+    cases = {name: CASES[name] for name in options.rows}
+    print_table(cases, options.out / f"realera-{options.concept}", shared)
 
 
 if __name__ == "__main__":
