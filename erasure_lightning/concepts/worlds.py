@@ -27,6 +27,10 @@ _INSTALL = {
         "`pip install erasure-lightning-emoji-world-xl`, or in a checkout "
         "`pip install -e plugins/emoji-world -e plugins/emoji-world-xl`"
     ),
+    "emoji-world-flux": (
+        "`pip install erasure-lightning-emoji-world-flux`, or in a checkout "
+        "`pip install -e plugins/emoji-world -e plugins/emoji-world-flux`"
+    ),
 }
 
 
@@ -63,6 +67,8 @@ class World:
         parts: Folders of another world, by their path below ``root`` (``pipeline/vae``).
         templates: Sentences for concepts of a kind (``"thing"``, ``"style"`` with ``{thing}``, or
             ``"person"``), where they differ from `TEMPLATES_BY_KIND`.
+        settings: Values of a part's ``config.json`` that differ in this world, by its path
+            (``pipeline/vae``: ``{"scaling_factor": 0.4678}``).
     """
 
     name: str
@@ -76,6 +82,7 @@ class World:
     captions: dict[str, list[str]]
     parts: Mapping[str, Path] = field(default_factory=dict)
     templates: dict[str, list[str]] = field(default_factory=dict)
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def pipeline(self) -> Path:
@@ -95,6 +102,14 @@ class World:
         """
         return self.folder(f"pipeline/{name}")
 
+    def component_settings(self, name: str) -> dict[str, Any]:
+        """Values that replace some of a component's ``config.json``, for ``from_pretrained``.
+
+        Args:
+            name: Its name in ``model_index.json`` (``vae``).
+        """
+        return dict(self.settings.get(f"pipeline/{name}", {}))
+
     def load_pipeline(self) -> Any:
         """The diffusers pipeline, in float32."""
         from diffusers import DiffusionPipeline
@@ -102,7 +117,7 @@ class World:
 
         index = json.loads((self.pipeline / "model_index.json").read_text(encoding="utf-8"))
         shared = {
-            name: _component(self.component(name), *index[name])
+            name: _component(self.component(name), self.component_settings(name), *index[name])
             for name in index
             if f"pipeline/{name}" in self.parts
         }
@@ -203,9 +218,34 @@ def _based(entry: EntryPoint, root: Path, content: Mapping[str, Any]) -> World:
             f"The world '{entry.name}' needs {', '.join(missing)} of {base.package}; "
             "found no such folder: reinstall both packages."
         )
-    package = _package(entry)
-    sampling = content["sampling"]
-    return replace(base, name=entry.name, root=root, package=package, parts=parts, **sampling)
+    own = content.get("settings", {})
+    _require_settings(entry, own, parts)
+    settings = {
+        path: {**base.settings.get(other, {}), **own.get(path, {})}
+        for path, other in content["parts"].items()
+    }
+    world = replace(base, name=entry.name, root=root, package=_package(entry), parts=parts)
+    return replace(world, settings=settings, **content["sampling"])
+
+
+def _require_settings(
+    entry: EntryPoint, settings: Mapping[str, Mapping[str, Any]], parts: Mapping[str, Path]
+) -> None:
+    """Refuses settings that would have no effect."""
+    shared = [path for path in parts if path.startswith("pipeline/")]
+    for path, values in settings.items():
+        if path not in shared:
+            raise ErasureError(
+                f"The world '{entry.name}' needs settings of components that it shares"
+                f" ({', '.join(shared)}); found settings of {path}: correct its labels.json."
+            )
+        config = parts[path] / "config.json"
+        known = json.loads(config.read_text(encoding="utf-8"))
+        if unknown := sorted(values.keys() - known.keys()):
+            raise ErasureError(
+                f"The world '{entry.name}' needs settings of {path} that {config} has; found"
+                f" {', '.join(unknown)}: correct its labels.json."
+            )
 
 
 def _base(entry: EntryPoint, name: str) -> World:
@@ -238,13 +278,13 @@ def _refuse_version(entry: EntryPoint, base: EntryPoint) -> None:
             )
 
 
-def _component(folder: Path, library: str, kind: str) -> Any:
-    """A component, loaded by its own class; weights in float32."""
+def _component(folder: Path, settings: Mapping[str, Any], library: str, kind: str) -> Any:
+    """A component with some values of its config replaced, loaded by its own class, in float32."""
     from torch import float32, nn
 
     cls = getattr(import_module(library), kind)
     weights = {"dtype": float32, "use_safetensors": True} if issubclass(cls, nn.Module) else {}
-    return cls.from_pretrained(str(folder), **weights)
+    return cls.from_pretrained(str(folder), **settings, **weights)
 
 
 def _package(entry: EntryPoint) -> str:

@@ -250,6 +250,72 @@ def test_world_based_on_another(shipped: Shipped, garden: World, folder: Path) -
     assert garden.component("vae") == folder / "pipeline/vae"
 
 
+def _put(file: Path, **entries: Any) -> None:
+    """Puts entries into a ``labels.json``."""
+    file.write_text(json.dumps(json.loads(file.read_text()) | entries))
+
+
+def test_settings_of_a_shared_component(shipped: Shipped, garden: World, folder: Path) -> None:
+    shipped.based(folder)
+    (folder / "pipeline/vae/config.json").write_text('{"scaling_factor": 1, "shift_factor": null}')
+    _put(folder / "park/labels.json", settings={"pipeline/vae": {"shift_factor": -0.5}})
+    park = find_world("park")
+    assert park is not None
+    assert park.component_settings("vae") == {"shift_factor": -0.5}
+    assert park.component_settings("vae_2") == park.component_settings("unet") == {}
+    assert garden.component_settings("vae") == {}
+
+
+def test_settings_go_with_the_part_to_a_third_world(
+    shipped: Shipped, garden: World, folder: Path
+) -> None:
+    shipped.based(folder)
+    (folder / "pipeline/vae/config.json").write_text('{"scaling_factor": 1, "shift_factor": null}')
+    of_park = {"scaling_factor": 2, "shift_factor": -0.5}
+    _put(folder / "park/labels.json", settings={"pipeline/vae": of_park})
+    (folder / "yard/pipeline").mkdir(parents=True)
+    of_yard = {"pipeline/vae_2": {"scaling_factor": 3}}
+    (folder / "yard/labels.json").write_text(
+        json.dumps(BASED | {"base": "park", "settings": of_yard})
+    )
+    shipped.add(folder / "yard", name="yard", module="yard_package")
+    yard = find_world("yard")
+    assert yard is not None
+    assert yard.component("vae_2") == folder / "pipeline/vae"
+    assert yard.component_settings("vae") == of_park
+    assert yard.component_settings("vae_2") == of_park | {"scaling_factor": 3}
+
+
+@pytest.mark.parametrize("path", ["pipeline/unet", "vae", "scorer"])
+def test_settings_of_what_is_not_a_shared_component(
+    shipped: Shipped, garden: World, folder: Path, path: str
+) -> None:
+    shipped.based(folder)
+    _put(folder / "park/labels.json", settings={path: {"shift_factor": -0.5}})
+    message = (
+        "The world 'park' needs settings of components that it shares (pipeline/vae,"
+        f" pipeline/vae_2); found settings of {path}: correct its labels.json."
+    )
+    with pytest.raises(ErasureError, match=f"^{re.escape(message)}$"):
+        find_world("park")
+
+
+def test_settings_that_the_component_does_not_have(
+    shipped: Shipped, garden: World, folder: Path
+) -> None:
+    shipped.based(folder)
+    config = folder / "pipeline/vae/config.json"
+    config.write_text('{"scaling_factor": 1, "shift_factor": null}')
+    wrong = {"pipeline/vae": {"shift": -0.5, "scaling_factor": 2}}
+    _put(folder / "park/labels.json", settings=wrong)
+    message = (
+        f"The world 'park' needs settings of pipeline/vae that {config} has; found shift:"
+        " correct its labels.json."
+    )
+    with pytest.raises(ErasureError, match=f"^{re.escape(message)}$"):
+        find_world("park")
+
+
 @pytest.mark.parametrize(
     ("base", "how"),
     [
