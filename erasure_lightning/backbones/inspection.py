@@ -57,12 +57,14 @@ class ComponentFiles:
     Args:
         title: Its name in messages.
         folder: Its folder.
-        model: An instance built from its config, on the meta device.
+        settings: Settings that take the place of those in its config.
+        model: An instance built from both, on the meta device.
         stored: Its weight files; None if they are not read, and not on this machine.
     """
 
     title: str
     folder: Path
+    settings: Mapping[str, Any]
     model: Any
     stored: StoredWeights | None
 
@@ -143,7 +145,7 @@ def inspect_pipeline(
             stored = find_weights(folder, family.models[name][0])
             with wrap_errors(title):
                 require_fit(title, model, stored)
-        components[name] = ComponentFiles(title, folder, model, stored)
+        components[name] = ComponentFiles(title, folder, source.settings(name), model, stored)
     return InspectedPipeline(family, getattr(diffusers, index["_class_name"]), components, others)
 
 
@@ -215,7 +217,9 @@ def _empty(source: PipelineSource, name: str, cls: Any) -> Any:
             " original."
         )
     with wrap_errors(f"{name} of {source.name}"), torch.device("meta"):
-        return cls(cls.config_class.from_pretrained(folder)) if text else cls.from_config(config)
+        if text:
+            return cls(cls.config_class.from_pretrained(folder))
+        return cls.from_config(config | source.settings(name))
 
 
 def _tokenizer(source: PipelineSource, index: dict[str, Any], name: str, kind: _TowerKind) -> Any:

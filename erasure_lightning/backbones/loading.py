@@ -74,6 +74,7 @@ def _read(component: ComponentFiles, dtype: torch.dtype) -> Any:
             variant=component.stored.variant,
             use_safetensors=True,
             low_cpu_mem_usage=True,
+            **component.settings,
         )
     _require_finite(component.title, model)
     return model

@@ -38,6 +38,10 @@ class PipelineSource:
         """Folder of a component (``unet``, ``tokenizer_2``)."""
         return self.world.component(component) if self.world else self.root / component
 
+    def settings(self, component: str) -> dict[str, Any]:
+        """Settings that take the place of those in a component's config."""
+        return self.world.component_settings(component) if self.world else {}
+
     def index(self) -> dict[str, Any]:
         """Content of ``model_index.json``."""
         if (self.root / _INDEX).exists():
