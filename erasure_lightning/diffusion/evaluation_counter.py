@@ -39,7 +39,7 @@ class EvaluationCounter:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def _count(self, denoiser: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
-        count = len(inputs[0])
+    def _count(self, denoiser: nn.Module, _: Any, output: tuple[Tensor, ...]) -> None:
+        count = len(output[0])  # inputs may come by keyword
         self.evaluations += count
         self.backwards += count if torch.is_grad_enabled() else 0

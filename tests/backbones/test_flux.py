@@ -13,6 +13,7 @@ from erasure_lightning.backbones.loading import load_backbone
 from erasure_lightning.backbones.process import RectifiedFlow
 from erasure_lightning.backbones.tiny import TinyFlux
 from erasure_lightning.concepts.concept import Phrase
+from erasure_lightning.diffusion.evaluation_counter import EvaluationCounter
 from erasure_lightning.diffusion.inversion import invert, retrace
 from erasure_lightning.diffusion.sampling import rollout, sample_latents
 from erasure_lightning.errors import ErasureError
@@ -139,6 +140,11 @@ class TestPredictions:
         assert not torch.allclose(flux.denoise(x, t, cat), flux.denoise(x, t, cat, 3.5))
         first = next(rollout(flux, cat, SEEDS, steps=2, guidance=3.5))
         assert torch.equal(first.conditional, flux.denoise(first.x, first.t, cat, 3.5))
+
+    def test_evaluations_are_counted(self, flux):
+        with EvaluationCounter([flux.denoiser]) as counter:
+            sample_latents(flux, PROMPTS, SEEDS, steps=3, guidance=3.5)
+        assert counter.evaluations == 2 * 3
 
     def test_packing_is_undone(self):
         x = torch.arange(2 * 3 * 4 * 6.0).view(2, 3, 4, 6)
