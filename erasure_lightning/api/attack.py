@@ -43,7 +43,9 @@ def attack_edit(
     folder = run_dir or attack_folder(path, name)
     with lock_folder(folder):
         check_no_outcome(folder, name)
-        module = load_edited(path).to(torch.accelerator.current_accelerator() or "cpu")
+        module = load_edited(path).to(
+            torch.accelerator.current_accelerator(check_available=True) or "cpu"
+        )
         target = AttackTarget(
             module.backbone, module.original, module.concepts, trials or AttackSettings()
         )

@@ -115,7 +115,7 @@ def attack(
             attack is unknown.
     """
     chosen = attack if isinstance(attack, Attack) else _attack(attack, budget)
-    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     with quiet(), interruptible(), _module(edit, pipeline) as module:
         module.to(device)
         target = AttackTarget(module.backbone, module.original, module.concepts, trials)

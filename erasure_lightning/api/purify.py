@@ -95,7 +95,9 @@ def purify_files(
     files = image_files([str(path) for path in images])
     path = locate_checkpoint(str(checkpoint), "purify")
     folder = _folder(run_dir, path)
-    module = load_edited(path).to(torch.accelerator.current_accelerator() or "cpu")
+    module = load_edited(path).to(
+        torch.accelerator.current_accelerator(check_available=True) or "cpu"
+    )
     settings = _Settings(prompt, _steps(steps, module.original), guidance)
     warn_of_cut(module.original, [prompt], "prompts")
     results = []

@@ -117,7 +117,7 @@ def score_images(
             " --run_dir."
         )
     _check_images(folder, images, metrics, settings)
-    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     meters = [_meter(name, images, reference, settings, device) for name in metrics]
     for batch in image_batches(images, device):
         for meter in meters:

@@ -252,7 +252,7 @@ def _check(suite: Suite) -> None:
         raise ErasureError(
             f"{suite.name}: options.data.seeds needs a whole number; found {seeds!r}."
         )
-    device = torch.accelerator.current_accelerator() or "cpu"
+    device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
     checker = BaselineChecker(load_backbone(suite.backbone).to(device), seeds)
     odd: list[str] = []
     print(

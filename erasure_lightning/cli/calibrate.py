@@ -35,7 +35,9 @@ def run_calibrate(argv: list[str]) -> None:
     """
     options = _parser().parse(argv)
     silence()
-    backbone = load_backbone(options.backbone).to(torch.accelerator.current_accelerator() or "cpu")
+    backbone = load_backbone(options.backbone).to(
+        torch.accelerator.current_accelerator(check_available=True) or "cpu"
+    )
     concept = Concept(options.concept, kind=options.kind)
     _check_known(backbone, concept)
     associated = options.associated or _shipped_domain(options.concept)
