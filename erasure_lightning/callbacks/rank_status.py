@@ -3,10 +3,10 @@
 import os
 import sys
 import threading
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from erasure_lightning.callbacks.interrupt import Interrupted
 from erasure_lightning.errors import ErasureError
 
 #: Parts of the paths of torch's files in which a rank waits for others.
@@ -22,10 +22,9 @@ class Failure(NamedTuple):
     @classmethod
     def of(cls, error: BaseException, rank: int) -> "Failure":
         """The failure of a rank with an error; interruptions are those of all ranks."""
-        ours = isinstance(error, ErasureError) or not isinstance(error, Exception)
         code = getattr(error, "exit_code", 2 if isinstance(error, ErasureError) else 1)
-        name = type(error).__name__
-        text = (str(error) or name) if ours else f"{name}: {error}"
+        ours = isinstance(error, ErasureError | Interrupted)
+        text = str(error) if ours else f"{type(error).__name__}: {error}"
         return cls(text if code > 128 else f"Rank {rank}: {text}", code)
 
 
@@ -50,11 +49,10 @@ class Heartbeat(NamedTuple):
 
     def died(self, node: int) -> bool:
         """Whether its process has ended, as far as a process of the given node can see."""
-        with suppress(PermissionError):  # another user's process has the number now
-            try:
-                os.kill(self.pid, 0)
-            except ProcessLookupError:
-                return self.node == node
+        try:
+            os.kill(self.pid, 0)
+        except OSError:  # there is none, or another user's
+            return self.node == node
         return False
 
 

@@ -9,7 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,6 @@ class Watchdog(Callback):
         self._ending = threading.Lock()  # held by the thread that ends the process
         self._children: list[subprocess.Popen[bytes]] = []
         self._store: Any = None
-        self._store_error: Exception | None = None
         self._batches = 0
         # Seconds of this process: no peer counts as silent while it is stopped itself (Ctrl-Z).
         self._clock = 0.0
@@ -150,19 +149,17 @@ class Watchdog(Callback):
 
     def _exchange(self) -> None:
         """Send and receive heartbeats; no other thread uses the store."""
-        try:
+        trainer = self._trainer
+        with suppress(RuntimeError):  # of torch, when the store is gone
             while not self._over.wait(BEAT):
                 if self._connected():
                     self._send()
                     self._receive()
             if self._store is not None:
                 self._send(*self._last)
-                # The others need the store, which ends with the first rank.
-                while self._trainer.is_global_zero and self._running():
+                # The others need the store, which may end with the first rank.
+                while trainer.is_global_zero and self._receive() and time.monotonic() < self._until:
                     time.sleep(BEAT / 10)
-                    self._receive()
-        except Exception as error:  # torch reports a lost store as RuntimeError
-            self._store_error = error
 
     def _connected(self) -> bool:
         if self._store is None and distributed.is_initialized():
@@ -180,7 +177,8 @@ class Watchdog(Callback):
         beat = Heartbeat(*counts, *current_line(), *process, trainer.node_rank, message, code)
         self._store.set(str(trainer.global_rank), json.dumps(beat))
 
-    def _receive(self) -> None:
+    def _receive(self) -> bool:
+        """Receive heartbeats; whether a rank still runs."""
         now, node, peers = self._clock, self._trainer.node_rank, dict(self._peers)
         # Looked up before the last heartbeats are read, which may hold the reason.
         dead = {rank for rank, beat in peers.items() if beat.died(node)}
@@ -194,12 +192,7 @@ class Watchdog(Callback):
                     self._heard[rank] = now
                 peers[rank] = beat
         self._peers, self._dead, self._answered = peers, dead, now
-
-    def _running(self) -> bool:
-        """Whether to wait for a rank that has not left."""
-        late = time.monotonic() > self._until
-        running = {rank for rank, beat in self._peers.items() if beat.code is None}
-        return not late and bool(running - self._dead)
+        return any(beat.code is None and rank not in dead for rank, beat in peers.items())
 
     def _watch(self) -> None:
         while not self._over.wait(BEAT):
@@ -240,7 +233,7 @@ class Watchdog(Callback):
         """The process that holds the store has ended or is stopped."""
         agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         owner = "torchrun, on the first machine," if agent else self._name(0)
-        if self._store_error is not None:
+        if not self._talk.is_alive():
             yield Failure(f"{owner} is gone, through which the ranks find each other.")
         if silent > self._silence:
             since = f"for {silent:.0f} s, since step {self._trainer.global_step}"
@@ -252,12 +245,11 @@ class Watchdog(Callback):
         for rank, beat in self._peers.items():
             name, since = self._name(rank), f"since step {beat.step}: it"
             silent = now - self._heard[rank]
-            if beat.code is not None:
-                if beat.code:
-                    yield Failure(beat.message, beat.code)
-            elif rank in self._dead:
+            if beat.code:
+                yield Failure(beat.message, beat.code)
+            elif beat.code is None and rank in self._dead:
                 yield Failure(f"{name} is gone {since} was killed, or it crashed.")
-            elif silent > self._silence:
+            elif beat.code is None and silent > self._silence:
                 text = f"has sent no heartbeat for {silent:.0f} s, {since} is stopped or dead."
                 yield Failure(f"{name} {text}")
 

@@ -206,6 +206,11 @@ def with_child(tmp_path, code):
     callback = Watchdog()
     callback._trainer = trainer(0, folder=tmp_path)
     callback._children = [SimpleNamespace(poll=lambda: code, kill=lambda: None)]
+    callback._claim, callback._talk = (
+        tmp_path / "claim",
+        threading.Thread(target=time.sleep, args=[0.2]),
+    )
+    callback._talk.start()
     return callback
 
 
@@ -223,8 +228,6 @@ def test_a_rank_that_ends_before_its_first_heartbeat_is_named_at_once(tmp_path, 
 @pytest.mark.parametrize(("code", "expected"), [(130, 130), (143, 143), (-2, 130), (-15, 143)])
 def test_a_rank_that_was_interrupted_while_it_started_is_no_error(tmp_path, capsys, code, expected):
     callback = with_child(tmp_path, code)
-    callback._claim, callback._talk = tmp_path / "claim", threading.Thread()
-    callback._talk.start()
     failure = next(callback._failures())
     assert failure.code == expected
     assert callback._leave(failure)
