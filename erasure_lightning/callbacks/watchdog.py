@@ -95,9 +95,12 @@ class Watchdog(Callback):
             if isinstance(error, RuntimeError):  # a collective fails where a peer has died
                 self._judge.join(CAUSE)
             self._ending.acquire()
+            failure = Failure.of(error, trainer.global_rank)
             others = trainer.global_rank > 0
-            first = self._leave(Failure.of(error, trainer.global_rank), prints=others)
-            error.reported = others or not first  # type: ignore[attr-defined]
+            if others and failure.code <= 128:  # rank 0 prints interruptions, which come to all
+                self._report(failure)
+            error.reported = others or not self._claims()  # type: ignore[attr-defined]
+            self._leave(failure)
             raise
         else:
             self._ending.acquire()
@@ -107,8 +110,8 @@ class Watchdog(Callback):
 
     def _begin(self, trainer: Trainer) -> None:
         self._trainer = trainer
-        launcher = None if distributed.is_torchelastic_launched() else os.environ.get(_LAUNCHER)
-        self._parent = int(launcher or os.getppid())
+        torchrun = distributed.is_torchelastic_launched()
+        self._parent = int((not torchrun and os.environ.get(_LAUNCHER)) or os.getppid())
         self._attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         # Where they meet is what the ranks of a run share, whoever starts them.
         meeting = trainer.strategy.cluster_environment  # type: ignore[attr-defined]
@@ -123,13 +126,22 @@ class Watchdog(Callback):
         self._talk.start()
         self._judge.start()
 
-    def _leave(self, failure: Failure, prints: bool = True) -> bool:
-        """Report, send the last heartbeat, end the ranks started here; whether it was first."""
-        first = failure.code > 0 and self._claims()
-        if first and prints:
+    def _claims(self) -> bool:
+        """Whether this process is the first of its machine to end the run."""
+        try:
+            self._claim.touch(exist_ok=False)
+        except OSError as error:  # two lines are better than none where no file can be created
+            return not isinstance(error, FileExistsError)
+        return True
+
+    def _report(self, failure: Failure) -> None:
+        if self._claims():
             front = "" if failure.code > 128 else "error: "
             text = " ".join(failure.message.split())
             print(f"\nerasure: {front}{text}", file=sys.stderr, flush=True)
+
+    def _leave(self, failure: Failure) -> None:
+        """Send the last heartbeat, and end the ranks that were started here."""
         seconds = 3 * BEAT if failure.code else LEAVE
         self._last, self._until = failure, time.monotonic() + seconds
         self._over.set()
@@ -138,14 +150,6 @@ class Watchdog(Callback):
             for child in self._children:
                 child.kill()
             self._claim.unlink(missing_ok=True)
-        return first
-
-    def _claims(self) -> bool:
-        try:
-            self._claim.touch(exist_ok=False)
-        except OSError as error:  # two lines are better than none where no file can be created
-            return not isinstance(error, FileExistsError)
-        return True
 
     def _exchange(self) -> None:
         """Send and receive heartbeats; no other thread uses the store."""
@@ -201,6 +205,7 @@ class Watchdog(Callback):
             failure = next(self._failures(), None)
             # The main thread has a beat to leave with an error of its own.
             if failure and not self._over.wait(BEAT) and self._ending.acquire(blocking=False):
+                self._report(failure)
                 self._leave(failure)
                 os._exit(failure.code)  # whatever the main thread waits for; files are atomic
 
