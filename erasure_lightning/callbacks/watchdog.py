@@ -167,7 +167,7 @@ class Watchdog(Callback):
 
     def _connected(self) -> bool:
         if self._store is None and distributed.is_initialized():
-            self._answered = self._clock
+            self._moved = self._answered = self._clock
             address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
             # torch's own connection is locked while the main thread waits in the store
             store = distributed.TCPStore(*address, is_master=False, wait_for_workers=False)  # type: ignore[attr-defined]

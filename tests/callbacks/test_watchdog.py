@@ -240,6 +240,17 @@ def test_a_rank_that_was_interrupted_while_it_started_is_no_error(tmp_path, caps
     assert capsys.readouterr().err == "\nerasure: error: Rank 1 is gone.\n"
 
 
+def test_the_time_before_the_ranks_have_met_is_no_hang(tmp_path, monkeypatch):
+    callback = with_child(tmp_path, None)
+    monkeypatch.setattr(distributed, "is_initialized", lambda: True)
+    store = distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(store.port))
+    callback._attempt, callback._clock = "0", 2 * callback.timeout
+    assert callback._connected()
+    assert not list(callback._failures())
+
+
 def test_where_no_file_can_be_created_the_failure_is_printed(tmp_path):
     callback = Watchdog()
     callback._claim = tmp_path / "missing" / "claim"
