@@ -66,9 +66,9 @@ class Watchdog(Callback):
         # Seconds of this process: no peer counts as silent while it is stopped itself (Ctrl-Z).
         self._clock = 0.0
         self._answered: float | None = None
-        self._moved = 0.0
+        self._progressed = 0.0
         self._peers: dict[int, Heartbeat] = {}
-        self._heard: dict[int, float] = {}
+        self._received: dict[int, float] = {}
         self._dead: set[int] = set()
 
     def _count(self, *_: Any, **__: Any) -> None:
@@ -93,7 +93,7 @@ class Watchdog(Callback):
             for number in SIGNALS:  # torchrun sends one to all ranks when the first has ended
                 signal.signal(number, signal.SIG_IGN)
             if isinstance(error, RuntimeError):  # a collective fails where a peer has died
-                self._judge.join(CAUSE)
+                self._watcher.join(CAUSE)
             self._ending.acquire()
             failure = Failure.of(error, trainer.global_rank)
             others = trainer.global_rank > 0
@@ -114,17 +114,17 @@ class Watchdog(Callback):
         self._parent = int((not torchrun and os.environ.get(_LAUNCHER)) or os.getppid())
         self._attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         # Where they meet is what the ranks of a run share, whoever starts them.
-        meeting = trainer.strategy.cluster_environment  # type: ignore[attr-defined]
-        name = f"erasure-{os.getuid()}-{meeting.main_address}-{meeting.main_port}-{self._attempt}"
+        cluster = trainer.strategy.cluster_environment  # type: ignore[attr-defined]
+        name = f"erasure-{os.getuid()}-{cluster.main_address}-{cluster.main_port}-{self._attempt}"
         self._claim = Path(tempfile.gettempdir(), name)
         if not trainer.local_rank:
             os.environ[_LAUNCHER] = str(os.getpid())
             self._claim.unlink(missing_ok=True)  # of a run that met there before
         # Two threads, because the store does not answer while its process is stopped.
-        self._talk = threading.Thread(target=self._exchange, name="heartbeat", daemon=True)
-        self._judge = threading.Thread(target=self._watch, name="watchdog", daemon=True)
-        self._talk.start()
-        self._judge.start()
+        self._exchanger = threading.Thread(target=self._exchange, name="heartbeat", daemon=True)
+        self._watcher = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._exchanger.start()
+        self._watcher.start()
 
     def _claims(self) -> bool:
         """Whether this process is the first of its machine to end the run."""
@@ -145,7 +145,7 @@ class Watchdog(Callback):
         seconds = 3 * BEAT if failure.code else LEAVE
         self._last, self._until = failure, time.monotonic() + seconds
         self._over.set()
-        self._talk.join(seconds + BEAT)
+        self._exchanger.join(seconds + BEAT)
         if failure.code and self._children:
             for child in self._children:
                 child.kill()
@@ -167,7 +167,7 @@ class Watchdog(Callback):
 
     def _connected(self) -> bool:
         if self._store is None and distributed.is_initialized():
-            self._moved = self._answered = self._clock
+            self._progressed = self._answered = self._clock
             address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
             # torch's own connection is locked while the main thread waits in the store
             store = distributed.TCPStore(*address, is_master=False, wait_for_workers=False)  # type: ignore[attr-defined]
@@ -191,9 +191,9 @@ class Watchdog(Callback):
                 beat = Heartbeat(*json.loads(self._store.get(str(rank))))
                 known = peers.get(rank)
                 if known is None or known.batches != beat.batches:
-                    self._moved = now
+                    self._progressed = now
                 if known != beat:
-                    self._heard[rank] = now
+                    self._received[rank] = now
                 peers[rank] = beat
         self._peers, self._dead, self._answered = peers, dead, now
         return any(beat.code is None and rank not in dead for rank, beat in peers.items())
@@ -219,7 +219,7 @@ class Watchdog(Callback):
             yield from self._lost_ranks(self._answered)
         yield from self._ended_early()
         if self._answered is not None:
-            yield from self._hang(self._answered - self._moved)
+            yield from self._hang(self._answered - self._progressed)
         elif clock > max(self.timeout, _START_SECONDS):
             yield Failure(f"The ranks have not found each other within {clock:.0f} s.")
 
@@ -238,7 +238,7 @@ class Watchdog(Callback):
         """The process that holds the store has ended or is stopped."""
         agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         owner = "torchrun, on the first machine," if agent else self._name(0)
-        if not self._talk.is_alive():
+        if not self._exchanger.is_alive():
             yield Failure(f"{owner} is gone, through which the ranks find each other.")
         if silent > self._silence:
             since = f"for {silent:.0f} s, since step {self._trainer.global_step}"
@@ -249,7 +249,7 @@ class Watchdog(Callback):
         """Ranks that have failed, died or fallen silent."""
         for rank, beat in self._peers.items():
             name, since = self._name(rank), f"since step {beat.step}: it"
-            silent = now - self._heard[rank]
+            silent = now - self._received[rank]
             if beat.code:
                 yield Failure(beat.message, beat.code)
             elif beat.code is None and rank in self._dead:

@@ -206,11 +206,9 @@ def with_child(tmp_path, code):
     callback = Watchdog()
     callback._trainer = trainer(0, folder=tmp_path)
     callback._children = [SimpleNamespace(poll=lambda: code, kill=lambda: None)]
-    callback._claim, callback._talk = (
-        tmp_path / "claim",
-        threading.Thread(target=time.sleep, args=[0.2]),
-    )
-    callback._talk.start()
+    callback._claim = tmp_path / "claim"
+    callback._exchanger = threading.Thread(target=time.sleep, args=[0.2])
+    callback._exchanger.start()
     return callback
 
 
