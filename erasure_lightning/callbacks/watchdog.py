@@ -5,24 +5,20 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
 
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import distributed
 
 from erasure_lightning.callbacks.interrupt import SIGNALS, at_once
-from erasure_lightning.callbacks.rank_status import (
-    HOST,
-    MACHINE,
-    Heartbeat,
-    current_line,
-    summary,
-)
+from erasure_lightning.callbacks.rank_status import Failure, Heartbeat, current_line
 from erasure_lightning.checks import require
 from erasure_lightning.distributed.lightning_internals import take_launched
 
@@ -40,23 +36,6 @@ LEAVE = 10.0
 #: Process that started the other ranks of a machine; it may be gone before they look.
 _LAUNCHER = "ERASURE_LAUNCHER"
 
-#: Exit codes of interrupted processes, and what the command returns for them.
-_INTERRUPTED = {code: 128 + number for number in SIGNALS for code in (128 + number, -number)}
-
-
-class Failure(NamedTuple):
-    """Why the run cannot go on.
-
-    Args:
-        message: For the user; empty where another process prints it.
-        code: Exit code.
-        reporters: Ranks that find the same; the lowest prints it.
-    """
-
-    message: str
-    code: int = 1
-    reporters: Sequence[int] = ()
-
 
 class Watchdog(Callback):
     """Ends the ranks of a run with one line on the first that fails, dies or hangs.
@@ -64,7 +43,9 @@ class Watchdog(Callback):
     torchrun and Lightning's launcher end the others without a reason, or with the traceback of
     their collectives; process groups time out after half an hour, and ``monitored_barrier`` names a
     rank only at a barrier of gloo. So each rank sends heartbeats through a connection of its own to
-    the store in which the ranks found each other. Does nothing in a run of one rank.
+    the store in which the ranks found each other. The first process of a machine that finds a
+    failure claims it by creating a file, and prints the line; the others end in silence. Does
+    nothing in a run of one rank.
 
     Args:
         timeout: Seconds without a finished batch on any rank after which the run hangs, above 0.
@@ -78,20 +59,17 @@ class Watchdog(Callback):
         self.timeout = timeout
         self._silence = min(timeout, SILENCE)
         self._over = threading.Event()
+        self._ending = threading.Lock()  # held by the thread that ends the process
         self._children: list[subprocess.Popen[bytes]] = []
         self._store: Any = None
-        self._store_error: Exception | None = None
         self._batches = 0
-        self._sent = 0
         # Seconds of this process: no peer counts as silent while it is stopped itself (Ctrl-Z).
         self._clock = 0.0
         self._answered: float | None = None
+        self._progressed = 0.0
         self._peers: dict[int, Heartbeat] = {}
-        self._heard: dict[int, float] = {}
-        self._moved: dict[int, float] = {}
+        self._received: dict[int, float] = {}
         self._dead: set[int] = set()
-        self._farewell = ("", 0)
-        self._reported = False
 
     def _count(self, *_: Any, **__: Any) -> None:
         self._batches += 1
@@ -102,7 +80,8 @@ class Watchdog(Callback):
     def watching(self, trainer: Trainer) -> Iterator[None]:
         """Watch from before the ranks start until the last has ended.
 
-        An error that rank 0 prints is marked ``reported``.
+        An error is marked ``reported`` unless the caller has to print it: rank 0's, if it is the
+        first failure on its machine. After an error the process ignores signals.
         """
         if trainer.world_size == 1:
             yield
@@ -111,186 +90,188 @@ class Watchdog(Callback):
         try:
             yield
         except BaseException as error:
+            for number in SIGNALS:  # torchrun sends one to all ranks when the first has ended
+                signal.signal(number, signal.SIG_IGN)
             if isinstance(error, RuntimeError):  # a collective fails where a peer has died
-                self._judge.join(CAUSE)
-            self._leave(*summary(error))
-            error.reported = self._reported  # type: ignore[attr-defined]
+                self._watcher.join(CAUSE)
+            self._ending.acquire()
+            failure = Failure.of(error, trainer.global_rank)
+            others = trainer.global_rank > 0
+            if others and failure.code <= 128:  # rank 0 prints interruptions, which come to all
+                self._report(failure)
+            error.reported = others or not self._claims()  # type: ignore[attr-defined]
+            self._leave(failure)
             raise
         else:
-            self._leave("finished", 0)
+            self._ending.acquire()
+            self._leave(Failure("", 0))
         finally:
             os.environ.pop(_LAUNCHER, None)
 
     def _begin(self, trainer: Trainer) -> None:
         self._trainer = trainer
-        launcher = None if distributed.is_torchelastic_launched() else os.environ.get(_LAUNCHER)
-        self._parent = int(launcher or os.getppid())
+        torchrun = distributed.is_torchelastic_launched()
+        self._parent = int((not torchrun and os.environ.get(_LAUNCHER)) or os.getppid())
+        self._attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        # Where they meet is what the ranks of a run share, whoever starts them.
+        cluster = trainer.strategy.cluster_environment  # type: ignore[attr-defined]
+        name = f"erasure-{os.getuid()}-{cluster.main_address}-{cluster.main_port}-{self._attempt}"
+        self._claim = Path(tempfile.gettempdir(), name)
         if not trainer.local_rank:
             os.environ[_LAUNCHER] = str(os.getpid())
+            self._claim.unlink(missing_ok=True)  # of a run that met there before
         # Two threads, because the store does not answer while its process is stopped.
-        self._talk = threading.Thread(target=self._exchange, name="heartbeat", daemon=True)
-        self._judge = threading.Thread(target=self._watch, name="watchdog", daemon=True)
-        self._talk.start()
-        self._judge.start()
+        self._exchanger = threading.Thread(target=self._exchange, name="heartbeat", daemon=True)
+        self._watcher = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._exchanger.start()
+        self._watcher.start()
 
-    def _leave(self, reason: str, code: int) -> None:
-        self._farewell = reason, code
+    def _claims(self) -> bool:
+        """Whether this process is the first of its machine to end the run."""
+        try:
+            self._claim.touch(exist_ok=False)
+        except OSError as error:  # two lines are better than none where no file can be created
+            return not isinstance(error, FileExistsError)
+        return True
+
+    def _report(self, failure: Failure) -> None:
+        if self._claims():
+            front = "" if failure.code > 128 else "error: "
+            text = " ".join(failure.message.split())
+            print(f"\nerasure: {front}{text}", file=sys.stderr, flush=True)
+
+    def _leave(self, failure: Failure) -> None:
+        """Send the last heartbeat, and end the ranks that were started here."""
+        seconds = 3 * BEAT if failure.code else LEAVE
+        self._last, self._until = failure, time.monotonic() + seconds
         self._over.set()
-        self._judge.join()
-        self._talk.join(LEAVE + BEAT)
-        for child in self._children if code else ():
-            child.kill()
+        self._exchanger.join(seconds + BEAT)
+        if failure.code and self._children:
+            for child in self._children:
+                child.kill()
+            self._claim.unlink(missing_ok=True)
 
     def _exchange(self) -> None:
         """Send and receive heartbeats; no other thread uses the store."""
-        try:
+        trainer = self._trainer
+        with suppress(RuntimeError):  # of torch, when the store is gone
             while not self._over.wait(BEAT):
                 if self._connected():
                     self._send()
                     self._receive()
             if self._store is not None:
-                self._send(*self._farewell)
-                self._reported = bool(self._trainer.global_rank) and 0 in self._alive()
-                until = time.monotonic() + LEAVE
-                while self._trainer.is_global_zero and self._running() and time.monotonic() < until:
+                self._send(*self._last)
+                # The others need the store, which may end with the first rank.
+                while trainer.is_global_zero and self._receive() and time.monotonic() < self._until:
                     time.sleep(BEAT / 10)
-                    self._receive()
-        except Exception as error:  # torch reports a lost store as RuntimeError
-            self._store_error = error
 
     def _connected(self) -> bool:
         if self._store is None and distributed.is_initialized():
-            self._answered = self._clock
+            self._progressed = self._answered = self._clock
             address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
             # torch's own connection is locked while the main thread waits in the store
             store = distributed.TCPStore(*address, is_master=False, wait_for_workers=False)  # type: ignore[attr-defined]
-            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun's store stays
-            self._store = distributed.PrefixStore(f"heartbeat {attempt}", store)  # type: ignore[attr-defined]
+            # torchrun's store outlives an attempt
+            self._store = distributed.PrefixStore(f"heartbeat {self._attempt}", store)  # type: ignore[attr-defined]
         return self._store is not None
 
-    def _send(self, left: str = "", code: int = 0) -> None:
-        self._sent += 1
-        where = *current_line(), os.getpid(), HOST, MACHINE
-        beat = Heartbeat(self._sent, self._batches, self._trainer.global_step, *where, left, code)
-        self._store.set(str(self._trainer.global_rank), json.dumps(beat))
+    def _send(self, message: str = "", code: int | None = None) -> None:
+        trainer, process = self._trainer, (os.getpid(), os.uname().nodename)
+        counts = time.monotonic(), self._batches, trainer.global_step
+        beat = Heartbeat(*counts, *current_line(), *process, trainer.node_rank, message, code)
+        self._store.set(str(trainer.global_rank), json.dumps(beat))
 
-    def _receive(self) -> None:
-        now, peers = self._clock, dict(self._peers)
+    def _receive(self) -> bool:
+        """Receive heartbeats; whether a rank still runs."""
+        now, node, peers = self._clock, self._trainer.node_rank, dict(self._peers)
+        # Looked up before the last heartbeats are read, which may hold the reason.
+        dead = {rank for rank, beat in peers.items() if beat.died(node)}
         for rank in range(self._trainer.world_size):
-            known = peers.get(rank)
-            dead = known is not None and known.dead  # before its last heartbeat is read
             if self._store.check([str(rank)]):
                 beat = Heartbeat(*json.loads(self._store.get(str(rank))))
-                if known is None or known.number != beat.number:
-                    self._heard[rank] = now
+                known = peers.get(rank)
                 if known is None or known.batches != beat.batches:
-                    self._moved[rank] = now
-                if dead:
-                    self._dead.add(rank)
+                    self._progressed = now
+                if known != beat:
+                    self._received[rank] = now
                 peers[rank] = beat
-        self._peers, self._answered = peers, now
-
-    def _running(self) -> list[int]:
-        return [r for r, beat in self._peers.items() if not (beat.left or beat.dead)]
-
-    def _alive(self) -> list[int]:
-        """Ranks that can still print: a silent one cannot, well before it counts as dead."""
-        since = (self._answered or 0.0) - self._silence / 2
-        return [rank for rank in self._running() if self._heard[rank] > since]
+        self._peers, self._dead, self._answered = peers, dead, now
+        return any(beat.code is None and rank not in dead for rank, beat in peers.items())
 
     def _watch(self) -> None:
         while not self._over.wait(BEAT):
             self._clock += BEAT
-            if failure := self._failure():
-                own = self._trainer.global_rank
-                prints = own <= min(failure.reporters, default=own)
-                # The main thread may be about to print the same; and the reporter goes first.
-                if not self._over.wait(BEAT if prints else 3 * BEAT):
-                    self._end(failure, prints)
+            self._children += take_launched(self._trainer)
+            failure = next(self._failures(), None)
+            # The main thread has a beat to leave with an error of its own.
+            if failure and not self._over.wait(BEAT) and self._ending.acquire(blocking=False):
+                self._report(failure)
+                self._leave(failure)
+                os._exit(failure.code)  # whatever the main thread waits for; files are atomic
 
-    def _end(self, failure: Failure, prints: bool) -> None:
-        """End the process, whatever its main thread waits for; files are written atomically."""
-        if failure.message and prints:
-            front = "" if failure.code > 128 else "error: "
-            text = " ".join(failure.message.split())
-            print(f"\nerasure: {front}{text}", file=sys.stderr, flush=True)
-        for child in self._children:
-            child.kill()
-        os._exit(failure.code)
-
-    def _failure(self) -> Failure | None:
-        self._children += take_launched(self._trainer)
+    def _failures(self) -> Iterator[Failure]:
+        """What is known to be wrong, most certain first."""
+        rank, clock = self._trainer.global_rank, self._clock
         if self._trainer.local_rank and os.getppid() != self._parent:
-            return Failure(f"The process that started rank {self._trainer.global_rank} is gone.")
-        if self._answered is None:
-            late = self._clock > max(self.timeout, _START_SECONDS)
-            text = f"The ranks have not found each other within {self._clock:.0f} s."
-            return self._ended_early() or (Failure(text) if late else None)
-        return self._lost_store() or self._lost_rank() or self._ended_early() or self._hang()
+            yield Failure(f"The process that started rank {rank} is gone.")
+        if self._answered is not None:
+            yield from self._lost_store(clock - self._answered)
+            yield from self._lost_ranks(self._answered)
+        yield from self._ended_early()
+        if self._answered is not None:
+            yield from self._hang(self._answered - self._progressed)
+        elif clock > max(self.timeout, _START_SECONDS):
+            yield Failure(f"The ranks have not found each other within {clock:.0f} s.")
 
-    def _ended_early(self) -> Failure | None:
-        """A rank started here that has ended before its first heartbeat."""
+    def _ended_early(self) -> Iterator[Failure]:
+        """Ranks started here that have ended before their first heartbeat."""
         for rank, child in enumerate(self._children, start=self._trainer.global_rank + 1):
-            code = 0 if rank in self._peers else child.poll()
-            if code in _INTERRUPTED:
-                return Failure(at_once(self._trainer), _INTERRUPTED[code])
-            if code:
-                how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-                return Failure(f"Rank {rank} ended while it started ({how}).")
-        return None
+            code = child.poll()  # which lets the system forget the process
+            if code and rank not in self._peers:
+                number = -code if code < 0 else code - 128
+                if number in SIGNALS:
+                    yield Failure(at_once(self._trainer), 128 + number)
+                how = signal.Signals(number).name if code < 0 else f"exit code {code}"
+                yield Failure(f"Rank {rank} ended while it started ({how}).")
 
-    def _lost_store(self) -> Failure | None:
+    def _lost_store(self, silent: float) -> Iterator[Failure]:
         """The process that holds the store has ended or is stopped."""
         agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         owner = "torchrun, on the first machine," if agent else self._name(0)
-        near = [r for r in self._alive() if self._peers[r].machine == MACHINE and (r or agent)]
-        if isinstance(self._store_error, RuntimeError):
-            return Failure(f"{owner} is gone, through which the ranks find each other.", 1, near)
-        if self._store_error is not None:
-            return Failure(f"{owner} cannot be heard ({summary(self._store_error)[0]}).")
-        silent = self._clock - (self._answered or 0.0)
-        if silent <= self._silence:
-            return None
-        since = f"for {silent:.0f} s, since step {self._trainer.global_step}"
-        text = f"{owner} does not answer {since}: it is stopped, or its machine is gone."
-        return Failure(text, 1, near)
+        if not self._exchanger.is_alive():
+            yield Failure(f"{owner} is gone, through which the ranks find each other.")
+        if silent > self._silence:
+            since = f"for {silent:.0f} s, since step {self._trainer.global_step}"
+            why = "it is stopped, or its machine is gone."
+            yield Failure(f"{owner} does not answer {since}: {why}")
 
-    def _lost_rank(self) -> Failure | None:
-        """A rank that has failed, died or fallen silent."""
-        now, alive = self._answered or 0.0, self._alive()
+    def _lost_ranks(self, now: float) -> Iterator[Failure]:
+        """Ranks that have failed, died or fallen silent."""
         for rank, beat in self._peers.items():
-            if beat.left and beat.code:  # rank 0 prints its own error
-                return Failure(f"Rank {rank}: {beat.left}" if rank else "", beat.code, alive)
-            who, since = self._name(rank), f"since step {beat.step}: it"
-            if not beat.left and rank in self._dead:
-                return Failure(f"{who} is gone {since} was killed, or it crashed.", 1, alive)
-            silent = now - self._heard[rank]
-            if not beat.left and silent > self._silence:
+            name, since = self._name(rank), f"since step {beat.step}: it"
+            silent = now - self._received[rank]
+            if beat.code:
+                yield Failure(beat.message, beat.code)
+            elif beat.code is None and rank in self._dead:
+                yield Failure(f"{name} is gone {since} was killed, or it crashed.")
+            elif beat.code is None and silent > self._silence:
                 text = f"has sent no heartbeat for {silent:.0f} s, {since} is stopped or dead."
-                return Failure(f"{who} {text}", 1, alive)
-        return None
+                yield Failure(f"{name} {text}")
 
-    def _hang(self) -> Failure | None:
+    def _hang(self, seconds: float) -> Iterator[Failure]:
         """No rank finishes batches; those that do not wait for others are named."""
-        now, peers = self._answered or 0.0, self._peers
-        here = {rank: beat for rank, beat in peers.items() if not beat.left}
-        since = min((now - self._moved[rank] for rank in here), default=0.0)
-        if since <= self.timeout:
-            return None
-        missing = [rank for rank in range(self._trainer.world_size) if rank not in peers]
-        named = missing or [rank for rank, beat in here.items() if not beat.waits] or list(here)
-        places = "; ".join(
-            f"rank {r} (process {b.pid} on {b.host}) is at {b.line}" for r, b in here.items()
-        )
-        which = " and ".join(map(str, named))
-        return Failure(
-            f"No rank has finished a batch for {since:.0f} s, since step"
-            f" {self._trainer.global_step}: rank {which} may be stuck ({places}). Give slow batches"
-            " more time with --hang_timeout.",
-            1,
-            self._alive(),
-        )
+        if seconds > self.timeout:
+            here = {rank: beat for rank, beat in self._peers.items() if beat.code is None}
+            missing = set(range(self._trainer.world_size)) - set(self._peers)
+            busy = [rank for rank, beat in here.items() if not beat.waits]
+            named = " and ".join(map(str, sorted(missing) or busy or here))
+            lines = "; ".join(f"rank {r} {b.process} is at {b.line}" for r, b in here.items())
+            yield Failure(
+                f"No rank has finished a batch for {seconds:.0f} s, since step"
+                f" {self._trainer.global_step}: rank {named} may be stuck ({lines}). Give slow"
+                " batches more time with --hang_timeout."
+            )
 
     def _name(self, rank: int) -> str:
         known = self._peers.get(rank)
-        return f"Rank {rank}" + (f" (process {known.pid} on {known.host})" if known else "")
+        return f"Rank {rank} {known.process}" if known else f"Rank {rank}"
