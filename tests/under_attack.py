@@ -74,7 +74,9 @@ def filtered(word, anchor, pictures=2):
     def replaced(prompt):
         return f"a {anchor}" if word in getattr(prompt, "text", prompt) else prompt
 
-    model._text_cache = TextCache()  # the copy shares the original's, whose states are unfiltered
+    model._text_cache = TextCache(
+        model.text_encoders
+    )  # the copy shares the original's, whose states are unfiltered
     model.embed = lambda prompts: original.embed([replaced(prompt) for prompt in prompts])
     return _target(model, pictures)
 

@@ -1,7 +1,7 @@
 """`Backbone`: the one interface to a text-to-image model, whatever its family."""
 
-from collections.abc import Collection, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Self, cast
 
@@ -21,6 +21,7 @@ from erasure_lightning.distributed.collectives import all_gather_items
 from erasure_lightning.edits.components import component_fingerprints
 from erasure_lightning.edits.fingerprints import fingerprint
 from erasure_lightning.edits.format import plain_name
+from erasure_lightning.errors import ErasureError
 
 
 class Backbone(FamilyInterface):
@@ -54,7 +55,8 @@ class Backbone(FamilyInterface):
         self.text_encoders = nn.ModuleList(text_encoders)
         self.process = process
         self.world = world
-        self._text_cache = TextCache()
+        self._text_cache = TextCache(self.text_encoders)
+        self._offloads_text = False
 
     @property
     def towers(self) -> list[TextTower]:
@@ -115,7 +117,7 @@ class Backbone(FamilyInterface):
         Raises:
             ErasureError: If a concept's words fall behind a tower's last position.
         """
-        return tuple(tower.embed(prompts, self.dtype) for tower in self.towers)
+        return tuple(tower.embed(prompts, self.dtype).to(self.device) for tower in self.towers)
 
     def too_long(self, prompts: Sequence[str]) -> list[str]:
         """Prompts that are truncated by a text tower."""
@@ -123,8 +125,17 @@ class Backbone(FamilyInterface):
         return [prompt for prompt in prompts if prompt in cut]
 
     def contextualize(self, prompts: Sequence[EmbeddedPrompts]) -> Conditioning:
-        """Runs the text towers on input embeddings, one record per tower."""
-        with self.computing():
+        """Runs the text towers on input embeddings, one record per tower.
+
+        Raises:
+            ErasureError: If a gradient is to flow through towers that are offloaded.
+        """
+        if self._offloads_text and any(each.embeddings.requires_grad for each in prompts):
+            raise ErasureError(
+                f"Gradients through the text encoders of {self.name} need them on {self.device};"
+                " found them offloaded. Leave --model.offload_text false."
+            )
+        with self._text_on_device(), self.computing():
             outputs = [tower.encode(e) for tower, e in zip(self.towers, prompts, strict=True)]
         return self.join(prompts, [output.to(self.dtype) for output in outputs])
 
@@ -134,10 +145,28 @@ class Backbone(FamilyInterface):
         def encode(batch: Sequence[str | Phrase]) -> Conditioning:
             return self.contextualize(self.embed(batch))
 
-        version = encoders_version(self.text_encoders)
+        # Moved weights look like other weights.
+        version = "offloaded" if self._offloads_text else encoders_version(self.text_encoders)
         if version is None:
             return encode(prompts)
         return Conditioning.stack(self._text_cache.encode(prompts, version, encode))
+
+    def offload_text(self) -> None:
+        """Leaves the frozen text towers on the CPU but while they encode prompts.
+
+        What they encoded stays in the cache: a T5-XXL, of 9 GiB in bfloat16, is on the device for
+        the moments before training. No gradient can flow through them.
+        """
+        self._offloads_text = True
+        self.text_encoders.to("cpu")
+
+    @contextmanager
+    def _text_on_device(self) -> Iterator[None]:
+        if self._offloads_text:
+            self.text_encoders.to(self.device)
+        yield
+        if self._offloads_text:
+            self.text_encoders.to("cpu")
 
     def unconditional(self, count: int = 1) -> Conditioning:
         """The conditioning of unconditional predictions, for a batch of ``count``.
@@ -201,7 +230,7 @@ class Backbone(FamilyInterface):
         """
         twin = copy_along(self, {tuple(name.split(".")) for name in edited})
         if twin.text_encoders is not self.text_encoders:
-            twin._text_cache = TextCache()
+            twin._text_cache = TextCache(twin.text_encoders)
         return twin
 
     def fingerprint(self, dtype: torch.dtype | None = None) -> str:
@@ -254,6 +283,8 @@ class Backbone(FamilyInterface):
     @property
     def device(self) -> torch.device:
         """Device of the text encoders; the denoiser may still be on the meta device."""
+        if self._offloads_text:
+            return next(self.denoiser.parameters()).device
         return next(self.text_encoders.parameters()).device
 
     @property

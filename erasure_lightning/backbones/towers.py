@@ -45,6 +45,11 @@ class EmbeddedPrompts:
         """Mask of the positions that have one of the roles, boolean ``(B, L)``."""
         return positions(self.roles, *roles)
 
+    def to(self, device: torch.device) -> "EmbeddedPrompts":
+        """The prompts on a device."""
+        each = (self.embeddings, self.ids, self.roles)
+        return EmbeddedPrompts(*(value.to(device) for value in each))
+
     def truncated(self, length: int) -> "EmbeddedPrompts":
         """The first ``length`` positions."""
         return EmbeddedPrompts(

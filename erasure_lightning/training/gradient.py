@@ -51,6 +51,7 @@ class GradientErasure(ErasureModule):
         optimizer: ``adam``, ``adamw``, or ``adam8bit``, whose state takes a quarter of the memory
             (needs the extra ``bitsandbytes``).
         weight_decay: At least 0; by default 0, and 0.01 for ``adamw``.
+        offload_text: Whether frozen text encoders leave the device once they have encoded prompts.
         kwargs: Arguments of every method.
 
     Raises:
@@ -69,6 +70,7 @@ class GradientErasure(ErasureModule):
         schedule: Schedule = "constant",
         optimizer: OptimizerName = "adam",
         weight_decay: float | None = None,
+        offload_text: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -82,6 +84,7 @@ class GradientErasure(ErasureModule):
         self.schedule: Schedule = schedule
         self.optimizer = optimizer
         self.weight_decay = weight_decay
+        self.offload_text = offload_text
         self.latents = self.default_latents() if latents is None else latents
         #: Steps of the run, for the learning rate's schedule; by default Lightning's estimate.
         self.training_steps: int | None = None
@@ -111,7 +114,19 @@ class GradientErasure(ErasureModule):
         """
 
     def on_train_start(self) -> None:
-        """Prepare the source of latents."""
+        """Offload the text encoders and prepare the source of latents.
+
+        Raises:
+            ErasureError: If text encoders are trained that are to be offloaded.
+        """
+        if self.offload_text:
+            if self.backbone.edits_text(self.trainable()):
+                raise ErasureError(
+                    f"{type(self).__name__} trains the text encoders, which therefore stay on the"
+                    " device: leave --model.offload_text false."
+                )
+            self.original.offload_text()
+            self.backbone.offload_text()
         self.latents.prepare(self.models())
 
     def models(self) -> SourceModels:

@@ -1,4 +1,5 @@
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -7,7 +8,12 @@ from erasure_lightning.backbones import towers
 from erasure_lightning.backbones.conditioning import CONCEPT, END, PADDING, START, TEMPLATE
 from erasure_lightning.backbones.text_cache import PROMPTS_PER_BATCH
 from erasure_lightning.backbones.tiny import TinyBackbone
-from erasure_lightning.concepts.concept import fill_template
+from erasure_lightning.concepts.concept import Concept, fill_template
+from erasure_lightning.errors import ErasureError
+from erasure_lightning.methods.esd import ESD
+from erasure_lightning.methods.sage import SAGE
+from erasure_lightning.testing import edit_of, quick_fit
+from erasure_lightning.training.latent_sources import PureNoise
 
 WORDS = ["cat", "dog", "star", "heart", "tree", "car", "boat", "bird", "fish", "house"]
 
@@ -129,3 +135,51 @@ def test_tokens_are_remembered_by_the_sentence_and_where_its_concept_stands(tiny
         [[START, *middle, END, *[PADDING] * 12]]
         for middle in ((TEMPLATE, TEMPLATE), (TEMPLATE, CONCEPT), (CONCEPT, TEMPLATE))
     ]
+
+
+class TestOffloadedText:
+    """Text encoders that are on the device only while they encode."""
+
+    @pytest.fixture
+    def moves(self, tiny, monkeypatch):
+        """Devices that the text encoders are moved to."""
+        devices = []
+        to = tiny.text_encoders.to
+        monkeypatch.setattr(tiny.text_encoders, "to", lambda d: devices.append(str(d)) or to(d))
+        return devices
+
+    def test_they_come_back_for_new_prompts_alone(self, tiny, moves):
+        before = tiny.encode(["a cat", "a dog"])
+        tiny.offload_text()
+        assert moves == ["cpu"]
+        assert torch.equal(tiny.encode(["a cat", "a dog"]).tokens, before.tokens)
+        assert len(moves) == 3  # to the device and back
+        tiny.encode(["a dog"])
+        assert len(moves) == 3
+        tiny.encode(["a bird"])
+        assert len(moves) == 5
+
+    def test_no_gradient_flows_through_them(self, tiny, moves):
+        tiny.offload_text()
+        (prompts,) = tiny.embed(["a cat"])
+        words = replace(prompts, embeddings=prompts.embeddings.requires_grad_())
+        with pytest.raises(ErasureError, match="Leave --model.offload_text false"):
+            tiny.contextualize([words])
+
+    def test_an_edit_is_the_same_with_and_without(self):
+        edits = []
+        for offload in (False, True):
+            module = ESD(
+                concepts=[Concept("cat")],
+                backbone=TinyBackbone(),
+                latents=PureNoise(),
+                offload_text=offload,
+            )
+            edits.append(edit_of(quick_fit(module, 2)))
+        assert edits[0].keys() == edits[1].keys()
+        assert all(torch.equal(edits[0][name], edits[1][name]) for name in edits[0])
+
+    def test_a_method_that_trains_them_is_refused(self):
+        module = SAGE(concepts=[Concept("cat")], backbone=TinyBackbone(), offload_text=True)
+        with pytest.raises(ErasureError, match="SAGE trains the text encoders"):
+            quick_fit(module, 1)
