@@ -8,8 +8,10 @@ from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.clip_tower import ClipTower
 from erasure_lightning.backbones.flux import Flux
 from erasure_lightning.backbones.stable_diffusion import StableDiffusion
+from erasure_lightning.backbones.stable_diffusion_3 import StableDiffusion3
 from erasure_lightning.backbones.stable_diffusion_xl import StableDiffusionXL
 from erasure_lightning.backbones.t5_tower import T5Tower
+from erasure_lightning.backbones.towers import TextTower
 
 #: Prediction type of a tiny UNet.
 Prediction = Literal["epsilon", "velocity"]
@@ -127,8 +129,62 @@ class TinyFlux(Flux):
         self.requires_grad_(False).eval()
 
 
+class TinySD3(StableDiffusion3):
+    """Stable Diffusion 3 with 0.1 M random parameters, 8x8 latents and vocabularies of its own.
+
+    Args:
+        seed: Seed of the weights.
+        t5: Whether it has a T5 tower.
+        dual_attention: Whether the first block has a second attention, as in SD 3.5 medium.
+    """
+
+    def __init__(self, *, seed: int = 0, t5: bool = True, dual_attention: bool = False) -> None:
+        from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
+
+        tokenizers = _tokenizer(), _tokenizer()
+        t5_tokenizer = _t5_tokenizer()
+        kind = "CLIPTextModelWithProjection"
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            transformer = SD3Transformer2DModel(
+                sample_size=8,
+                in_channels=4,
+                out_channels=4,
+                num_layers=2,
+                attention_head_dim=16,
+                num_attention_heads=2,
+                joint_attention_dim=24,
+                caption_projection_dim=32,
+                pooled_projection_dim=12 + 20,
+                pos_embed_max_size=16,
+                dual_attention_layers=(0,) if dual_attention else (),
+                qk_norm="rms_norm",
+            )
+            vae = _vae(shift_factor=0.1, scaling_factor=0.5)
+            towers: list[TextTower] = [
+                ClipTower(
+                    _text_encoder(tokenizer, kind, layers=3, width=8, projection=projection),
+                    tokenizer,
+                    layer=-2,
+                    pooled="projected",
+                )
+                for tokenizer, projection in zip(tokenizers, (12, 20), strict=True)
+            ]
+            if t5:
+                towers.append(T5Tower(_t5_encoder(t5_tokenizer), t5_tokenizer))
+        super().__init__(
+            name="TinySD3",
+            transformer=transformer,
+            vae=vae,
+            towers=towers,
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+            size=16,
+        )
+        self.requires_grad_(False).eval()
+
+
 #: A tiny model of every family.
-TINY_BACKBONES: tuple[type[Backbone], ...] = (TinyBackbone, TinyXL, TinyFlux)
+TINY_BACKBONES: tuple[type[Backbone], ...] = (TinyBackbone, TinyXL, TinyFlux, TinySD3)
 
 
 def _unet(**settings: Any) -> Any:
