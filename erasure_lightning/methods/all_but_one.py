@@ -30,7 +30,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import mse_loss
 
 from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.backbones.interface import Part
@@ -90,10 +89,11 @@ class AllButOne(GradientErasure):
         unconditional, conditional = self.predictions(batch)
         subtracted = unconditional.detach() if self.detach_unconditional else unconditional
         guidance = conditional - subtracted
-        surgical_loss = mse_loss(guidance, self.target(batch.teacher))
+        surgical_loss = self.prediction_error(guidance, self.target(batch.teacher), batch.t)
         if not self.lam:
             return surgical_loss
-        return surgical_loss + self.lam * mse_loss(unconditional, batch.teacher.unconditional)
+        drift = self.prediction_error(unconditional, batch.teacher.unconditional, batch.t)
+        return surgical_loss + self.lam * drift
 
     def predictions(self, batch: NoisyBatch) -> tuple[Tensor, Tensor]:
         """``eps_th(0)`` and ``eps_th(c_e)`` of the student, ``(B, C, h, w)`` both."""

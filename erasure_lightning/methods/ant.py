@@ -148,10 +148,10 @@ class ANT(SalientErasure):
         early = self.is_early(batch.t)
         steered = 2 * teacher.unconditional - teacher.concept
         target = torch.where(early.view(-1, 1, 1, 1), teacher.concept, steered)
-        errors = _squared_errors(self.student(batch), target)
+        errors = self.prediction_errors(self.student(batch), target, batch.t)
         if self.drift:
             unconditional = self.student(batch, self.backbone.unconditional(len(batch)))
-            drift = _squared_errors(unconditional, teacher.unconditional)
+            drift = self.prediction_errors(unconditional, teacher.unconditional, batch.t)
             errors = errors + self.drift * drift
         early_loss = masked_mean(errors.unsqueeze(0), early.unsqueeze(0))
         late_loss = masked_mean(errors.unsqueeze(0), ~early.unsqueeze(0))
@@ -169,8 +169,3 @@ class ANT(SalientErasure):
     def _loss(self, number: int) -> Tensor:
         """The loss at fresh latents; ``number`` cycles through the concepts."""
         return self.erasure_loss(self.noisy_batch(self.sentences(_CHUNK, number, salt=8)))
-
-
-def _squared_errors(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error of each latent's prediction, ``(B,)``."""
-    return (prediction - target).square().flatten(1).mean(dim=1)

@@ -36,7 +36,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import mse_loss
 
 from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.backbones.interface import Part
@@ -138,12 +137,12 @@ class CA(GradientErasure):
                 target = self.student(batch, anchor_conditioning(self.backbone, batch.sentences))
         else:
             target = noise_target(batch)
-        loss = mse_loss(self.student(batch), target)
+        loss = self.prediction_error(self.student(batch), target, batch.t)
         if not self.prior:
             return loss
         second = self.noisy_batch(batch.sentences)
         prediction = self.student(second, anchor_conditioning(self.backbone, second.sentences))
-        return loss + self.prior * mse_loss(prediction, noise_target(second))
+        return loss + self.prior * self.prediction_error(prediction, noise_target(second), second.t)
 
 
 def noise_target(batch: NoisyBatch) -> Tensor:

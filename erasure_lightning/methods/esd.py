@@ -35,7 +35,6 @@ Cost of a step on a bank that is not refreshed: 1 forward and backward, none of 
 from typing import Any, Literal
 
 from torch import Tensor, nn
-from torch.nn.functional import mse_loss
 
 from erasure_lightning.backbones.interface import Part
 from erasure_lightning.concepts.concept import PromptBatch
@@ -111,4 +110,4 @@ class ESD(GradientErasure):
         edited = teacher.concept
         erased = teacher.concept if self.erase_from == "concept" else teacher.anchor
         target = edited - (1 + self.eta) * (erased - teacher.unconditional)
-        return mse_loss(self.student(batch), target)
+        return self.prediction_error(self.student(batch), target, batch.t)

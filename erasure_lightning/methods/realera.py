@@ -26,7 +26,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import mse_loss
 
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.conditioning import Conditioning
@@ -43,7 +42,7 @@ from erasure_lightning.training.neighbours import (
     Mining,
     Neighbourhood,
     NeighbourSampler,
-    beyond_drift,
+    beyond_predictions,
     concept_sentences,
     replace_states,
 )
@@ -191,10 +190,13 @@ class RealEra(NeighbourMining, LoraErasure):
     def erasure_loss(self, batch: NoisyBatch) -> Tensor:
         """``mse(eps(e + eta), eps*(c_a)) + lam_b' L_bey``, a scalar."""
         perturbed = self.perturbed(self.original.encode(batch.prompts))
-        loss = mse_loss(self.student(batch, perturbed), batch.teacher.anchor)
+        prediction = self.student(batch, perturbed)
+        loss = self.prediction_error(prediction, batch.teacher.anchor, batch.t)
         if self.mining.beyond and self.noise_weight:
-            drift = beyond_drift(self.backbone, self.original, batch.x, batch.t, batch.prompts)
-            loss = loss + self.noise_weight * drift
+            beyond = beyond_predictions(
+                self.backbone, self.original, batch.x, batch.t, batch.prompts
+            )
+            loss = loss + self.noise_weight * self.prediction_error(*beyond, batch.t)
         return loss
 
     def perturbed(self, prompts: Conditioning) -> Conditioning:

@@ -39,7 +39,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import mse_loss
 
 from erasure_lightning.backbones.interface import Part
 from erasure_lightning.concepts.vocabulary import Vocabulary
@@ -158,13 +157,13 @@ class SalUn(SalientErasure):
         batch = cast(GeneratedImages, self.latents).at(list(rows), self.models())
         unconditional = self.student(batch, self.backbone.unconditional(len(batch)))
         guided = (1 + _GUIDANCE) * self.student(batch) - _GUIDANCE * unconditional
-        return mse_loss(guided, cast(Tensor, batch.target))
+        return self.prediction_error(guided, cast(Tensor, batch.target), batch.t)
 
     def erasure_loss(self, batch: NoisyBatch) -> Tensor:
         """``mse(eps(x_t, c_f), sg eps(x_t, c_p)) + alpha mse(n', eps(x'_t, c_r))``."""
         with torch.no_grad():
             target = self.student(batch, anchor_conditioning(self.backbone, batch.sentences))
-        loss = mse_loss(self.student(batch), target)
+        loss = self.prediction_error(self.student(batch), target, batch.t)
         if not self.alpha:
             return loss
         return loss + self.alpha * self.remaining_loss(len(batch))
@@ -174,4 +173,4 @@ class SalUn(SalientErasure):
         rows = torch.randint(len(self._captions), (count,)).tolist()
         x, t, target = self._remaining_images.noised(rows)
         captions = self.backbone.encode([self._captions[i] for i in rows])
-        return mse_loss(self.backbone.denoise(x, t, captions), target)
+        return self.prediction_error(self.backbone.denoise(x, t, captions), target, t)

@@ -29,7 +29,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import mse_loss
 
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.interface import Part
@@ -96,7 +95,7 @@ class SDD(GradientErasure):
         """``mse(eps(x, c_e), sg eps(x, 0))``, both of the student."""
         with torch.no_grad():
             target = self.student(batch, self.backbone.unconditional(len(batch)))
-        return mse_loss(self.student(batch), target)
+        return self.prediction_error(self.student(batch), target, batch.t)
 
     def models(self) -> SourceModels:
         """A source that follows the student follows its average."""

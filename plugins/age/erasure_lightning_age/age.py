@@ -63,6 +63,7 @@ class AGE(GradientErasure):
         ascent: What the mixture's gradient passes through: the ``student``'s prediction in the
             drift alone (official), or the ``full`` objective.
         lr: Highest learning rate of the weights.
+        loss_space: The clean latents, in which AGE is defined.
         kwargs: Arguments of every gradient method.
 
     Raises:
@@ -83,9 +84,10 @@ class AGE(GradientErasure):
         target_lr: float = 1e-3,
         ascent: Literal["student", "full"] = "student",
         lr: float = 1e-5,
+        loss_space: Literal["sample"] = "sample",
         **kwargs: Any,
     ) -> None:
-        super().__init__(lr=lr, **kwargs)
+        super().__init__(lr=lr, loss_space=loss_space, **kwargs)
         if min(closest, centres, top) < 1 or min(eta, preserve, target_lr) < 0 or temperature <= 0:
             raise ErasureError(
                 "AGE needs counts of at least 1, weights of at least 0, and a temperature above 0."
