@@ -41,11 +41,12 @@ cost as much as ``maps`` times 10 pairs, once.
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from erasure_lightning.backbones.interface import Part
 from erasure_lightning.concepts.concept import PromptBatch
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.training.adapter_methods import PartErasure
 from erasure_lightning.training.latent_sources import NoisyBatch
 from erasure_lightning.training.prompt_states import masked_mean
 from erasure_lightning.training.saliency import ParameterMasks, SalientErasure, salient_masks
@@ -58,7 +59,7 @@ _PAIRS = 10
 _CHUNK = 2
 
 
-class ANT(SalientErasure):
+class ANT(SalientErasure, PartErasure):
     """Auto-steering: retains the early steps of trajectories, and steers the late ones away.
 
     Args:
@@ -70,7 +71,7 @@ class ANT(SalientErasure):
             trained, without maps.
         train: Which part of the denoiser, as in ESD.
         lr: Highest learning rate.
-        kwargs: Arguments of every gradient method.
+        kwargs: Arguments of every gradient method, and of `PartErasure` (``rank`` for adapters).
 
     Raises:
         ErasureError: If a number is out of range.
@@ -90,7 +91,7 @@ class ANT(SalientErasure):
         lr: float = 5e-4,
         **kwargs: Any,
     ) -> None:
-        super().__init__(share=share, lr=lr, **kwargs)
+        super().__init__(train=train, share=share, lr=lr, **kwargs)
         if not 0 < early < 1:
             raise ErasureError(f"ANT needs early above 0 and below 1; found {early}.")
         if alpha < 0 or drift < 0 or maps < 1:
@@ -107,11 +108,6 @@ class ANT(SalientErasure):
         self.alpha = alpha
         self.drift = drift
         self.maps = maps
-        self.train_part = train
-
-    def editable(self) -> dict[str, nn.Parameter]:
-        """The part of the denoiser that ``train`` names; the masks select what of it is trained."""
-        return self.backbone.denoiser_parameters(self.train_part)
 
     def first_steps(self, steps: int) -> int:
         """Number of early steps among ``steps`` sampling steps: at least one, and not all."""

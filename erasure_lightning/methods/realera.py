@@ -175,9 +175,11 @@ class RealEra(NeighbourMining, LoraErasure):
         return super().editable() | {name: self.backbone.get_parameter(name) for name in names}
 
     def _solved_only(self, backbone: Backbone) -> list[str]:
-        """Names of weights that only stage A edits: those of text inputs other than tokens."""
-        others = backbone.text_inputs()[1:] if self.closed_form else []
-        return [f"{name}.weight" for source in others for name in source.layers]
+        """Names of weights that only stage A edits: those of text inputs without an adapter."""
+        inputs = backbone.text_inputs() if self.closed_form else []
+        names = [name for source in inputs for name in source.layers]
+        adapted = {f"denoiser.{layer}" for layer in self._plan.layers}
+        return [f"{name}.weight" for name in names if name not in adapted]
 
     @torch.no_grad()
     def on_train_start(self) -> None:

@@ -38,13 +38,14 @@ from functools import partial
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from erasure_lightning.backbones.interface import Part
 from erasure_lightning.concepts.vocabulary import Vocabulary
 from erasure_lightning.diffusion.latent_dataset import LatentDataset
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.seeding import derive_seed
+from erasure_lightning.training.adapter_methods import PartErasure
 from erasure_lightning.training.image_sources import GeneratedImages
 from erasure_lightning.training.latent_sources import (
     LatentSource,
@@ -61,7 +62,7 @@ _GUIDANCE = 7.5
 _CHUNK = 8
 
 
-class SalUn(SalientErasure):
+class SalUn(SalientErasure, PartErasure):
     """Saliency unlearning: trains salient weights to predict for the concept as for the anchor.
 
     Args:
@@ -71,7 +72,7 @@ class SalUn(SalientErasure):
         share: Share of the weights that are trained, above 0; at 1 all, without saliency.
         train: Which part of the denoiser, as in ESD: ``all`` of it, or ``x``, its cross-attention.
         lr: Highest learning rate.
-        kwargs: Arguments of every gradient method.
+        kwargs: Arguments of every gradient method, and of `PartErasure` (``rank`` for adapters).
 
     Raises:
         ErasureError: If a number is out of range, or latents are no generated images.
@@ -89,7 +90,7 @@ class SalUn(SalientErasure):
         lr: float = 1e-5,
         **kwargs: Any,
     ) -> None:
-        super().__init__(share=share, lr=lr, **kwargs)
+        super().__init__(train=train, share=share, lr=lr, **kwargs)
         if alpha < 0 or remaining < 1:
             raise ErasureError(
                 f"SalUn needs alpha of at least 0, remaining of at least 1; found {alpha},"
@@ -102,15 +103,10 @@ class SalUn(SalientErasure):
             )
         self.alpha = alpha
         self.remaining = remaining
-        self.train_part = train
 
     def default_latents(self) -> LatentSource:
         """Images of the concepts: 800 in the official code for nudity."""
         return GeneratedImages(images=800)
-
-    def editable(self) -> dict[str, nn.Parameter]:
-        """The part of the denoiser that ``train`` names; the masks select what of it is trained."""
-        return self.backbone.denoiser_parameters(self.train_part)
 
     def models(self) -> SourceModels:
         """Images have sentences of their own, apart from the steps'."""
