@@ -198,7 +198,8 @@ class SAGE(GradientErasure):
         self, prompts: PromptEmbeddings, batch: NoisyBatch, target: Tensor
     ) -> Tensor:
         """``L_ers`` in noise space, a scalar: ``mse(eps(c), target)``."""
-        return mse_loss(self.student(batch, self.backbone.contextualize(prompts)), target)
+        prediction = self.student(batch, self.backbone.contextualize(prompts))
+        return self.prediction_error(prediction, target, batch.t)
 
     def text_erasure(
         self, prompts: PromptEmbeddings, anchor: PromptEmbeddings, target: Conditioning
