@@ -31,7 +31,7 @@ def erase(
     *,
     anchor: str = "",
     kind: ConceptKind = "thing",
-    retain: Sequence[str] | None = None,
+    retain: Sequence[str] | str | None = None,
     retention: Sequence[RetentionCallback] | None = None,
     steps: int | None = None,
     batch_size: int = 4,
@@ -51,8 +51,9 @@ def erase(
         concepts: What it must forget: words, a `Concept`, several of them, or a file of concepts.
         method: Name of a method, built in or from a plugin, or its class.
         anchor: What is drawn in place of concepts that are given as words; empty for no prompt.
-        kind: What such concepts are: a ``thing``, a ``style`` or a ``person``.
-        retain: Prompts that must be drawn as before; they are given to the retention callbacks.
+        kind: What such concepts are: a ``thing``, a ``style``, a ``person`` or an ``action``.
+        retain: Prompts that must be drawn as before, or the name of a shipped list (``artists``);
+            they are given to the retention callbacks.
         retention: Retention callbacks; by default the method's own, and `LocalNoisePreservation`
             where there are none and ``retain`` is given.
         steps: Training steps, at least 1; by default those of the method's paper or official code.
@@ -128,14 +129,14 @@ def _concepts(
 def _retention(
     cls: type[ErasureModule],
     retention: Sequence[RetentionCallback] | None,
-    retain: Sequence[str] | None,
+    retain: Sequence[str] | str | None,
 ) -> list[RetentionCallback]:
     if retention is None:
         names = cls.default_retention or (("LocalNoisePreservation",) if retain else ())
         retention = [_retention_class(name)() for name in names]
     if retain is not None:
         for callback in retention:
-            callback.prompts = list(retain)
+            callback.retain(retain)
     return list(retention)
 
 

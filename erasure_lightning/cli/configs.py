@@ -27,6 +27,10 @@ SHIPPED = next(
 )
 
 
+#: Folders of configs for published models, by family (docs/recipes.md).
+RECIPES = ("sd15", "sdxl", "sd35", "flux")
+
+
 def shipped_configs(*within: str) -> dict[str, Path]:
     """Configs by file name, of ours and of plugins (in their folder ``configs``).
 
@@ -60,7 +64,7 @@ def find_config(name: str, *within: str) -> Path:
     """The path of a config, given by path or by the name of a shipped one.
 
     Args:
-        name: The path or the name.
+        name: The path or the name; of a recipe with its family (``sdxl/esd.yaml``).
         within: As in `shipped_configs`.
 
     Raises:
@@ -69,14 +73,19 @@ def find_config(name: str, *within: str) -> Path:
     path = Path(name)
     if path.is_file():
         return path
-    shipped = shipped_configs(*within)
+    family = str(path.parent) if str(path.parent) in RECIPES else ""
+    shipped = {
+        str(Path(family, file)): config
+        for file, config in shipped_configs(*([family] if family else within)).items()
+    }
     if config := shipped.get(str(path)) or shipped.get(f"{path}.yaml"):
         return config
-    near = difflib.get_close_matches(f"{path.stem}.yaml", shipped, n=1)
+    near = difflib.get_close_matches(str(Path(family, f"{path.stem}.yaml")), shipped, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise ErasureError(
         f"unknown config {name!r}: no such file.{hint} Shipped:"
-        f" {', '.join(sorted(shipped)) or 'none'}."
+        f" {', '.join(sorted(shipped)) or 'none'}; recipes for published models in"
+        f" {', '.join(RECIPES)} (sdxl/esd.yaml)."
     )
 
 

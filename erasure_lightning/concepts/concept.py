@@ -1,15 +1,16 @@
 """Concepts to erase, their anchors, and the sentences that name them."""
 
+import difflib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.words import folded, naming
 
-ConceptKind = Literal["thing", "style", "person"]
+ConceptKind = Literal["thing", "style", "person", "action"]
 
 #: Sentences for things, as in captions; ``{}`` is the concept's words.
 THING_TEMPLATES: tuple[str, ...] = (
@@ -51,11 +52,26 @@ PERSON_TEMPLATES: tuple[str, ...] = (
     "{} smiling",
 )
 
+#: Sentences for actions, as ``smoking``: somebody does them.
+ACTION_TEMPLATES: tuple[str, ...] = (
+    "{}",
+    "a person {}",
+    "people {}",
+    "someone {}",
+    "a man {}",
+    "a woman {}",
+    "a photo of a person {}",
+    "an image of a person {}",
+    "a drawing of a person {}",
+    "a person {} in the street",
+)
+
 #: Sentences of each kind, for models without sentences of their own.
 TEMPLATES_BY_KIND: dict[ConceptKind, tuple[str, ...]] = {
     "thing": THING_TEMPLATES,
     "style": STYLE_TEMPLATES,
     "person": PERSON_TEMPLATES,
+    "action": ACTION_TEMPLATES,
 }
 
 
@@ -68,10 +84,12 @@ class Concept:
         anchor: What the edited model generates in its place, ``star``; empty for none.
         domain: Words that describe it without its name (synonyms, associations). They are measured
             and excluded from the retained prompts; no method trains on them.
-        kind: ``thing``, ``style`` (an artist's too) or ``person``; selects the sentences.
+        kind: ``thing``, ``style`` (an artist's too), ``person`` or ``action``; selects the
+            sentences.
 
     Raises:
-        ErasureError: If the name is empty or equals the anchor, which would erase nothing.
+        ErasureError: If the name is empty or equals the anchor, which would erase nothing, or the
+            kind is unknown.
     """
 
     name: str
@@ -88,6 +106,12 @@ class Concept:
             raise ErasureError(
                 f"Concept {self.name!r} has itself as anchor, which would erase nothing; name"
                 " another."
+            )
+        if self.kind not in (kinds := get_args(ConceptKind)):
+            near = difflib.get_close_matches(str(self.kind).casefold(), kinds, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ErasureError(
+                f"kind needs one of {', '.join(kinds)}; found {self.kind!r}.{hint}"
             )
 
 

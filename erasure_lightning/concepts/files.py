@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, cast, get_args, get_type_hints
+from typing import Any, cast
 
 import yaml
 
@@ -22,8 +22,6 @@ from erasure_lightning.files.words import cleaned
 
 #: Fields of a concept: name, anchor, domain, kind.
 CONCEPT_FIELDS: tuple[str, ...] = tuple(field.name for field in fields(Concept))
-
-_KINDS: tuple[str, ...] = get_args(get_type_hints(Concept)["kind"])
 
 #: Other headings of published lists (SPEED has ``id,concept``), and columns that only count rows.
 _ALSO = {"concept": "name"}
@@ -173,16 +171,14 @@ def read_entry(entry: Any, where: str) -> Concept:
     if unknown := [key for key in values if key not in CONCEPT_FIELDS]:
         raise ErasureError(f"{where}: a concept has no {unknown[0]!r}{_suggestion(unknown[0])}")
     words = {key: _word(values.get(key), key, where) for key in ("name", "anchor", "kind")}
-    kind = words["kind"] or _KINDS[0]
-    if kind not in _KINDS:
-        raise ErasureError(f"{where}: kind needs one of {', '.join(_KINDS)}; found {kind!r}.")
     domain = values.get("domain") or []
     if isinstance(domain, str):
         domain = re.split("[;,]", domain)
     items = domain if isinstance(domain, list) else [domain]
     synonyms = [word for item in items if (word := _word(item, "domain", where))]
     try:
-        return Concept(words["name"], words["anchor"], synonyms, cast(ConceptKind, kind))
+        kind = cast(ConceptKind, words["kind"] or "thing")
+        return Concept(words["name"], words["anchor"], synonyms, kind)
     except ErasureError as error:
         raise ErasureError(f"{where}: {error}") from error
 

@@ -17,9 +17,14 @@ _MAX_PROMPTS = 120
 #: Other styles per label for a model without a world; labels take turns.
 _STYLES_PER_LABEL = 2
 
-#: Captions of things, and of people, for a model without a world.
+#: Captions of things for a model without a world.
 _CAPTIONS: tuple[str, ...] = ("{}", "a {}", "an image of a {}")
-_PERSON_CAPTIONS: tuple[str, ...] = ("{}", "a photo of {}", "an image of {}")
+
+#: Captions of kinds that no world's captions suit.
+_CAPTIONS_BY_KIND: dict[ConceptKind, tuple[str, ...]] = {
+    "person": ("{}", "a photo of {}", "an image of {}"),
+    "action": ("{}", "a person {}", "an image of a person {}"),
+}
 
 
 def evenly_spaced(items: Sequence[_T], count: int) -> list[_T]:
@@ -109,14 +114,26 @@ class Vocabulary:
 
     def related_captions(self) -> list[str]:
         """Prompts of anchors that are no labels, and of other people if a person is erased."""
-        people = [c for c in self.concepts if c.kind == "person"]
-        named = [c.anchor for c in self.concepts if c.kind == "thing" and c.anchor]
         known = set(map(folded, self.labels))
-        things = [anchor for anchor in named if folded(anchor) not in known]
-        others = [*(c.anchor for c in people if c.anchor), *(UNNAMED_PEOPLE if people else ())]
-        texts = [caption.format(words) for words in things for caption in self.captions]
-        texts += [caption.format(words) for words in others for caption in _PERSON_CAPTIONS]
+        things = [anchor for anchor in self._anchors("thing") if folded(anchor) not in known]
+        people = self._anchors("person")
+        if any(c.kind == "person" for c in self.concepts):
+            people += UNNAMED_PEOPLE
+        texts = [
+            caption.format(words)
+            for kind, named in (
+                ("thing", things),
+                ("person", people),
+                ("action", self._anchors("action")),
+            )
+            for words in named
+            for caption in self._captions(kind)
+        ]
         return list(dict.fromkeys(texts))
+
+    def _anchors(self, kind: ConceptKind) -> list[str]:
+        """Anchors of the concepts of a kind."""
+        return [c.anchor for c in self.concepts if c.kind == kind and c.anchor]
 
     def concept_prompts(self) -> list[tuple[str, str]]:
         """Prompts that name the concepts, each with the label that a style is applied to.
@@ -149,7 +166,7 @@ class Vocabulary:
         return [prompt for prompts in rotated for prompt in prompts[:each]]
 
     def _captions(self, kind: ConceptKind) -> tuple[str, ...]:
-        return _PERSON_CAPTIONS if kind == "person" else self.captions
+        return _CAPTIONS_BY_KIND.get(kind, self.captions)
 
     def _prompts(
         self, words: str, kind: ConceptKind, captions: Sequence[str]

@@ -65,8 +65,8 @@ class World:
         captions: Templates of its training: ``"label"`` holds ``{}``, ``"style"`` holds ``{thing}``
             and ``{style}``.
         parts: Folders of another world, by their path below ``root`` (``pipeline/vae``).
-        templates: Sentences for concepts of a kind (``"thing"``, ``"style"`` with ``{thing}``, or
-            ``"person"``), where they differ from `TEMPLATES_BY_KIND`.
+        templates: Sentences for concepts of a kind (``"thing"``, ``"style"`` with ``{thing}``,
+            ``"person"``, ``"action"``), where they differ from `TEMPLATES_BY_KIND`.
         settings: Values of a part's ``config.json`` that differ in this world, by its path
             (``pipeline/vae``: ``{"scaling_factor": 0.4678}``).
     """

@@ -50,12 +50,13 @@ def _encoding_message(path: Path, content: bytes, place: int) -> str:
     )
 
 
-def read_prompts_file(path: str, owner: str) -> list[str]:
+def read_prompts_file(path: str, owner: str, otherwise: str = "") -> list[str]:
     """The lines of a text file that are not empty.
 
     Args:
         path: The file.
         owner: What needs it, for errors.
+        otherwise: What else could be given, for errors.
 
     Raises:
         ErasureError: If the file is missing or empty.
@@ -64,7 +65,7 @@ def read_prompts_file(path: str, owner: str) -> list[str]:
         lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
     except OSError as error:
         raise ErasureError(
-            f"{owner} needs a text file of prompts; {path} could not be read: {error.strerror}."
+            f"{owner} needs {otherwise}a text file of prompts; {path} could not be read: {error.strerror}."
         ) from error
     if not any(lines):
         raise ErasureError(f"{owner} needs at least one prompt; {path} holds none.")

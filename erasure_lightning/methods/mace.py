@@ -57,6 +57,7 @@ _IMAGE_TEMPLATES = {
     "thing": "a photo of a {}",
     "style": "a photo in the style of {}",
     "person": "a photo of {}",
+    "action": "a photo of a person {}",
 }
 
 

@@ -12,9 +12,13 @@ from torch import Tensor
 
 from erasure_lightning.backbones.interface import TextInput
 from erasure_lightning.checks import require, require_finite
+from erasure_lightning.concepts.prompt_lists import (
+    is_shipped_list,
+    read_prompt_list,
+    without_concepts,
+)
 from erasure_lightning.concepts.vocabulary import Vocabulary
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.files.text_files import read_prompts_file
 from erasure_lightning.training.base import ErasureModule
 from erasure_lightning.training.gradient import GradientErasure
 from erasure_lightning.training.prompt_states import cosine_matrix, input_gram
@@ -29,10 +33,11 @@ class RetentionCallback(Callback, ABC):
     Args:
         weight: Weight of the term in the loss, or of each retained prompt in a closed form, at
             least 0.
-        prompts: Retained prompts, or a text file with one a line. By default the world's labels
-            (everyday objects without a world) in its captions, with the anchors and related
-            concepts (other styles, other people), without the concepts, their domains and the
-            nearest labels.
+        prompts: Retained prompts, a text file with one a line, or the name of a shipped list
+            (``things``, ``artists``, ``roles``, ``captions``), without those that name a concept or
+            its domain. By default the world's labels (everyday objects without a world) in its
+            captions, with the anchors and related concepts (other styles, other people), without
+            the concepts, their domains and the nearest labels.
         nearness: Share of the labels that is retained, above 0 and at most 1: the others, nearest
             to a concept in the original's end-of-text states, count as its domain. Ranks mean the
             same in every encoder; cosines do not.
@@ -59,11 +64,23 @@ class RetentionCallback(Callback, ABC):
         self.weight = weight
         self.ramp = ramp
         self.nearness = nearness
-        self.prompts = (
-            read_prompts_file(prompts, type(self).__name__) if isinstance(prompts, str) else prompts
-        )
+        self.retain(prompts)
         self.retained: list[str] = []
         self._label = ""
+
+    def retain(self, prompts: Sequence[str] | str | None) -> None:
+        """Set the retained prompts.
+
+        Args:
+            prompts: As in the constructor.
+
+        Raises:
+            ErasureError: If a file is missing or empty.
+        """
+        self._is_shipped = isinstance(prompts, str) and is_shipped_list(prompts)
+        if isinstance(prompts, str):
+            prompts = read_prompt_list(prompts, type(self).__name__)
+        self.prompts = None if prompts is None else list(prompts)
 
     @property
     def state_key(self) -> str:
@@ -120,7 +137,8 @@ class RetentionCallback(Callback, ABC):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Collect the retained prompts, and prepare the term."""
         module = cast(ErasureModule, pl_module)
-        self.retained = list(self.prompts or retained_prompts(module, self.nearness))
+        prompts = self.prompts or retained_prompts(module, self.nearness)
+        self.retained = without_concepts(prompts, module.concepts) if self._is_shipped else [*prompts]
         self._warn_without_text_edit(module)
         if isinstance(module, GradientErasure):
             self.prepare(module)

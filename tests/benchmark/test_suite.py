@@ -110,7 +110,7 @@ def changed(**values):
         ),
         (
             changed(concepts=[{"name": "cat", "kind": "thin"}]),
-            "concepts[0]: kind needs one of thing, style, person",
+            "concepts[0]: kind needs one of thing, style, person, action",
         ),
         (
             changed(concepts=[{"name": "cat", "anchor": "cat"}]),

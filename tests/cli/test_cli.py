@@ -373,7 +373,7 @@ def test_a_mistake_is_one_clear_line(error, argv, message):
         ),
         (
             "model:\n  class_path: sage\n  init_args: {concepts: [{name: cat, kind: x}]}\n",
-            "model.concepts[0]: kind needs one of thing, style, person; found 'x'.",
+            "model.concepts[0]: kind needs one of thing, style, person, action; found 'x'.",
         ),
         ("model:\n  class_path: sage\n  init_args: {concepts: 5}\n", "model.concepts needs a list"),
         (

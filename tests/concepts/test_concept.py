@@ -41,6 +41,20 @@ def test_people_have_sentences_without_an_article():
     assert any(re.search(r"\b(a|the) {}", template) for template in TEMPLATES_BY_KIND["thing"])
 
 
+def test_actions_have_sentences_in_which_somebody_does_them():
+    assert all(
+        re.search(r"^{}$|\b(person|people|someone|man|woman) {}", template)
+        for template in TEMPLATES_BY_KIND["action"]
+    )
+
+
+def test_an_unknown_kind_is_refused():
+    message = r"kind needs one of thing, style, person, action; found 'stlye'\. Did you mean 'style'"
+    with pytest.raises(ErasureError, match=message):
+        Concept("Van Gogh", kind="stlye")
+    assert Concept("smoking", kind="action").kind == "action"  # the control
+
+
 def test_no_sentence_of_the_core_speaks_of_emojis():
     assert not [t for templates in TEMPLATES_BY_KIND.values() for t in templates if "emoji" in t]
 

@@ -149,7 +149,7 @@ def test_a_file_knows_styles(written):
         (
             "c.csv",
             "name,kind\ncat,dog\n",
-            "line 2: kind needs one of thing, style, person; found 'dog'.",
+            "line 2: kind needs one of thing, style, person, action; found 'dog'.",
         ),
         ("c.csv", "name,anchor\ncat,dog,bird\n", "line 2: found 3 cells under 2 columns"),
         ("c.csv", 'name,anchor\n"cat,dog\n', "no valid CSV"),

@@ -37,9 +37,13 @@ from torch.nn.functional import mse_loss, one_hot
 
 from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.backbones.interface import Part
+from erasure_lightning.concepts.prompt_lists import (
+    is_shipped_list,
+    read_prompt_list,
+    without_concepts,
+)
 from erasure_lightning.concepts.vocabulary import Vocabulary, evenly_spaced
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.files.text_files import read_prompts_file
 from erasure_lightning.training.adapter_methods import PartErasure
 from erasure_lightning.training.latent_sources import NoisyBatch, pure_noise
 
@@ -53,7 +57,8 @@ class AGE(PartErasure):
         train: Which part of the denoiser, as in ESD.
         eta: How far past the target, away from the concept; at least 0.
         preserve: Weight ``lambda`` of the drift at the targets themselves; at least 0.
-        vocabulary: A text file of candidate words, one a line; by default the world's labels.
+        vocabulary: A text file of candidate words, one a line, or the name of a shipped list
+            (``artists``), without the concepts; by default the world's labels.
         closest: Number of nearest words that may be targets of a concept; at least 1. Officially
             1000 of 3000 English words; of a shorter list all.
         centres: Number of those, at equal ranks, that are targets; at least 1.
@@ -108,7 +113,9 @@ class AGE(PartErasure):
     def on_train_start(self) -> None:
         """Encodes the vocabulary, selects each concept's targets, and restores the mixtures."""
         if self.vocabulary:
-            words = read_prompts_file(self.vocabulary, "AGE")
+            words = read_prompt_list(self.vocabulary, "AGE")
+            if is_shipped_list(self.vocabulary):
+                words = without_concepts(words, self.concepts)
         else:
             words = Vocabulary(self.backbone.world, self.concepts).others
         super().on_train_start()

@@ -30,9 +30,9 @@ import torch
 from torch import Tensor, nn
 
 from erasure_lightning.concepts.concept import PromptBatch
+from erasure_lightning.concepts.prompt_lists import read_prompt_list
 from erasure_lightning.concepts.vocabulary import Vocabulary
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.files.text_files import read_prompts_file
 from erasure_lightning.seeding import derive_seed
 from erasure_lightning.training.closed_form import ClosedFormErasure
 from erasure_lightning.training.prompt_states import last_token_states
@@ -48,9 +48,10 @@ class SPEED(ClosedFormErasure):
     Args:
         templates: Sentences with ``{}`` for the words, in which concepts are redirected and labels
             retained; the bare words by default, as in the official code.
-        retain: Texts whose last token's values are retained (officially ``""``, or a CSV), or a
-            text file with one a line; those with a concept's words are left out. Default: the
-            world's other labels, everyday things where there is no world.
+        retain: Texts whose last token's values are retained (officially ``""``, or a CSV), a text
+            file with one a line, or the name of a shipped list (``artists``); those with a
+            concept's words are left out. Default: the world's other labels, everyday things where
+            there is no world.
         filter: Retain only rows that an unconstrained edit would move by more than the mean.
         augment: Number of noisy copies of each retained row, at least 0; 0 also means no filter, as
             in the official code.
@@ -91,7 +92,7 @@ class SPEED(ClosedFormErasure):
                 f"SPEED needs {{}} in every template for the words; found {bad[0]!r}."
             )
         self.templates = templates or ["{}"]
-        self.retain = read_prompts_file(retain, "SPEED") if isinstance(retain, str) else retain
+        self.retain = read_prompt_list(retain, "SPEED") if isinstance(retain, str) else retain
         self.filter = filter
         self.augment = augment
         self.threshold = threshold

@@ -1,0 +1,48 @@
+"""Lists of prompts to retain: shipped ones by name, and text files."""
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from erasure_lightning.concepts.concept import Concept
+from erasure_lightning.files.text_files import read_prompts_file
+from erasure_lightning.files.words import folded
+
+_FOLDER = Path(__file__).parent / "lists"
+
+#: Names of the shipped lists: everyday things, painters of the past, people by their roles, and
+#: captions of photos; about a hundred lines each, written for this package (CC0).
+PROMPT_LISTS: tuple[str, ...] = ("things", "artists", "roles", "captions")
+
+
+def is_shipped_list(name: str) -> bool:
+    """Whether a name is that of a shipped list, and not of a file of the user's."""
+    return name in PROMPT_LISTS and not Path(name).is_file()
+
+
+def read_prompt_list(name: str, owner: str) -> list[str]:
+    """The prompts of a text file, one a line, or of a shipped list.
+
+    Args:
+        name: The file's path, or one of `PROMPT_LISTS`.
+        owner: What needs it, for errors.
+
+    Raises:
+        ErasureError: If the file is missing or empty.
+    """
+    if not is_shipped_list(name):
+        return read_prompts_file(name, owner, f"one of the lists {', '.join(PROMPT_LISTS)}, or ")
+    lines = read_prompts_file(str(_FOLDER / f"{name}.txt"), owner)
+    return [line for line in lines if not line.startswith("#")]
+
+
+def without_concepts(prompts: Iterable[str], concepts: Sequence[Concept]) -> list[str]:
+    """Prompts in which no concept is named, nor a word of its domain.
+
+    Args:
+        prompts: Any number.
+        concepts: The concepts to erase.
+    """
+    words = [folded(word) for concept in concepts for word in (concept.name, *concept.domain)]
+    named = re.compile(rf"\b({'|'.join(map(re.escape, words))})\b")
+    return [prompt for prompt in prompts if not named.search(folded(prompt))]
