@@ -141,8 +141,8 @@ class TinySD3(StableDiffusion3):
     def __init__(self, *, seed: int = 0, t5: bool = True, dual_attention: bool = False) -> None:
         from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 
-        tokenizers = _tokenizer(), _tokenizer()
-        t5_tokenizer = _t5_tokenizer()
+        tokenizers = tiny_tokenizer(), tiny_tokenizer()
+        t5_words = t5_tokenizer()
         kind = "CLIPTextModelWithProjection"
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -171,7 +171,7 @@ class TinySD3(StableDiffusion3):
                 for tokenizer, projection in zip(tokenizers, (12, 20), strict=True)
             ]
             if t5:
-                towers.append(T5Tower(_t5_encoder(t5_tokenizer), t5_tokenizer))
+                towers.append(T5Tower(_t5_encoder(t5_words), t5_words))
         super().__init__(
             name="TinySD3",
             transformer=transformer,

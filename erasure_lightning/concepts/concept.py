@@ -110,9 +110,7 @@ class Concept:
         if self.kind not in (kinds := get_args(ConceptKind)):
             near = difflib.get_close_matches(str(self.kind).casefold(), kinds, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise ErasureError(
-                f"kind needs one of {', '.join(kinds)}; found {self.kind!r}.{hint}"
-            )
+            raise ErasureError(f"kind needs one of {', '.join(kinds)}; found {self.kind!r}.{hint}")
 
 
 @dataclass(frozen=True)

@@ -119,13 +119,14 @@ class Vocabulary:
         people = self._anchors("person")
         if any(c.kind == "person" for c in self.concepts):
             people += UNNAMED_PEOPLE
+        by_kind: dict[ConceptKind, list[str]] = {
+            "thing": things,
+            "person": people,
+            "action": self._anchors("action"),
+        }
         texts = [
             caption.format(words)
-            for kind, named in (
-                ("thing", things),
-                ("person", people),
-                ("action", self._anchors("action")),
-            )
+            for kind, named in by_kind.items()
             for words in named
             for caption in self._captions(kind)
         ]

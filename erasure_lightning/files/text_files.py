@@ -65,7 +65,8 @@ def read_prompts_file(path: str, owner: str, otherwise: str = "") -> list[str]:
         lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
     except OSError as error:
         raise ErasureError(
-            f"{owner} needs {otherwise}a text file of prompts; {path} could not be read: {error.strerror}."
+            f"{owner} needs {otherwise}a text file of prompts; {path} could not be read:"
+            f" {error.strerror}."
         ) from error
     if not any(lines):
         raise ErasureError(f"{owner} needs at least one prompt; {path} holds none.")

@@ -138,7 +138,9 @@ class RetentionCallback(Callback, ABC):
         """Collect the retained prompts, and prepare the term."""
         module = cast(ErasureModule, pl_module)
         prompts = self.prompts or retained_prompts(module, self.nearness)
-        self.retained = without_concepts(prompts, module.concepts) if self._is_shipped else [*prompts]
+        self.retained = (
+            without_concepts(prompts, module.concepts) if self._is_shipped else [*prompts]
+        )
         self._warn_without_text_edit(module)
         if isinstance(module, GradientErasure):
             self.prepare(module)

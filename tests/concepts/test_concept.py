@@ -49,7 +49,9 @@ def test_actions_have_sentences_in_which_somebody_does_them():
 
 
 def test_an_unknown_kind_is_refused():
-    message = r"kind needs one of thing, style, person, action; found 'stlye'\. Did you mean 'style'"
+    message = (
+        r"kind needs one of thing, style, person, action; found 'stlye'\. Did you mean 'style'"
+    )
     with pytest.raises(ErasureError, match=message):
         Concept("Van Gogh", kind="stlye")
     assert Concept("smoking", kind="action").kind == "action"  # the control
