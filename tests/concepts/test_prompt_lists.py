@@ -1,0 +1,49 @@
+import pytest
+
+from erasure_lightning.backbones.tiny import TinyBackbone
+from erasure_lightning.concepts import prompt_lists
+from erasure_lightning.concepts.concept import Concept
+from erasure_lightning.concepts.prompt_lists import (
+    PROMPT_LISTS,
+    read_prompt_list,
+    without_concepts,
+)
+from erasure_lightning.errors import ErasureError
+from erasure_lightning.files.words import folded
+from erasure_lightning.methods.uce import UCE
+from erasure_lightning.retention.local_noise import LocalNoisePreservation
+from erasure_lightning.testing import quick_fit
+
+
+@pytest.mark.parametrize("name", PROMPT_LISTS)
+def test_a_shipped_list_has_a_hundred_prompts_and_a_licence(name):
+    prompts = read_prompt_list(name, "A test")
+    assert len({folded(prompt) for prompt in prompts}) == len(prompts) == 100
+    header = (prompt_lists._FOLDER / f"{name}.txt").read_text(encoding="utf-8").splitlines()[:2]
+    assert all(line.startswith("# ") for line in header)
+    assert "CC0" in header[1]
+
+
+def test_a_file_goes_before_a_list_of_its_name(folder):
+    (folder / "things").write_text("# 1\n")
+    assert read_prompt_list("things", "A test") == ["# 1"]
+
+
+def test_what_is_neither_a_list_nor_a_file_is_refused():
+    message = "one of the lists things, artists, roles, captions, or a text file of prompts; thngs"
+    with pytest.raises(ErasureError, match=message):
+        read_prompt_list("thngs", "A test")
+
+
+def test_prompts_that_name_a_concept_or_its_domain_are_left_out():
+    concept = Concept("van gogh", domain=["starry night"])
+    prompts = ["Vincent van Gogh", "a Starry Night", "Claude Monet", "a van goghs"]
+    assert without_concepts(prompts, [concept]) == ["Claude Monet", "a van goghs"]
+
+
+@pytest.mark.parametrize(("prompts", "expected"), [("things", 99), (["a cat"] * 3, 3)])
+def test_a_callback_retains_a_list_without_the_concept(folder, prompts, expected):
+    """Prompts of the user's own are retained as they are."""
+    callback = LocalNoisePreservation(prompts=prompts)
+    quick_fit(UCE(concepts=[Concept("cat", "dog")], backbone=TinyBackbone()), 1, callback)
+    assert len(callback.retained) == expected
