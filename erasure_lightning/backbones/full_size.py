@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from erasure_lightning.backbones.base import Backbone
@@ -27,10 +28,13 @@ def full_size_model(hub_id: str) -> Backbone | None:
         hub_id: ``owner/model``; of several resolutions the one that is used most.
 
     Returns:
-        The model on the current device; None if the id is not in `FULL_SIZE`.
+        The model on the meta device; None if the id is not in `FULL_SIZE`.
     """
     build = FULL_SIZE.get(hub_id)
-    return None if build is None else build(hub_id).requires_grad_(False).eval()
+    if build is None:
+        return None
+    with unset_fake_temporarily():  # the schedules need values
+        return build(hub_id).requires_grad_(False).eval()
 
 
 def _clip(width: int, layers: int, **settings: Any) -> ClipTower:
@@ -51,7 +55,9 @@ def _clip(width: int, layers: int, **settings: Any) -> ClipTower:
     )
     projected = settings.get("pooled") == "projected"
     kind = "CLIPTextModelWithProjection" if projected else "CLIPTextModel"
-    return ClipTower(getattr(transformers, kind)(config), tokenizer, **settings)
+    with torch.device("meta"):
+        model = getattr(transformers, kind)(config)
+    return ClipTower(model, tokenizer, **settings)
 
 
 def _t5_xxl(length: int) -> T5Tower:
@@ -66,50 +72,50 @@ def _t5_xxl(length: int) -> T5Tower:
         num_layers=24,
         feed_forward_proj="gated-gelu",
     )
-    return T5Tower(T5EncoderModel(config), t5_tokenizer(512), length=length)
+    with torch.device("meta"):
+        model = T5EncoderModel(config)
+    return T5Tower(model, t5_tokenizer(512), length=length)
 
 
 def _vae(channels: int, **settings: Any) -> Any:
     from diffusers import AutoencoderKL
 
-    return AutoencoderKL(
-        block_out_channels=(128, 256, 512, 512),
-        layers_per_block=2,
-        latent_channels=channels,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        **settings,
-    )
+    with torch.device("meta"):
+        return AutoencoderKL(
+            block_out_channels=(128, 256, 512, 512),
+            layers_per_block=2,
+            latent_channels=channels,
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            **settings,
+        )
 
 
 def _ddim(**settings: Any) -> Any:
     from diffusers import DDIMScheduler
 
-    with unset_fake_temporarily():  # schedules need values
-        return DDIMScheduler(
-            beta_schedule="scaled_linear",
-            beta_start=0.00085,
-            beta_end=0.012,
-            steps_offset=1,
-            clip_sample=False,
-            set_alpha_to_one=False,
-            **settings,
-        )
+    return DDIMScheduler(
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        steps_offset=1,
+        clip_sample=False,
+        set_alpha_to_one=False,
+        **settings,
+    )
 
 
-def _flow_euler(**settings: Any) -> Any:
-    from diffusers import FlowMatchEulerDiscreteScheduler
+def _unet(**settings: Any) -> Any:
+    from diffusers import UNet2DConditionModel
 
-    with unset_fake_temporarily():
-        return FlowMatchEulerDiscreteScheduler(**settings)
+    with torch.device("meta"):
+        return UNet2DConditionModel(**settings)
 
 
 def _sd15(name: str) -> Backbone:
-    from diffusers import UNet2DConditionModel
-
     return StableDiffusion(
         name=name,
-        unet=UNet2DConditionModel(sample_size=64, cross_attention_dim=768),
+        unet=_unet(sample_size=64, cross_attention_dim=768),
         vae=_vae(4),
         towers=[_clip(768, 12)],
         scheduler=_ddim(),
@@ -117,9 +123,7 @@ def _sd15(name: str) -> Backbone:
 
 
 def _sd21(name: str) -> Backbone:
-    from diffusers import UNet2DConditionModel
-
-    unet = UNet2DConditionModel(
+    unet = _unet(
         sample_size=96,
         cross_attention_dim=1024,
         attention_head_dim=(5, 10, 20, 20),
@@ -135,9 +139,7 @@ def _sd21(name: str) -> Backbone:
 
 
 def _sdxl(name: str) -> Backbone:
-    from diffusers import UNet2DConditionModel
-
-    unet = UNet2DConditionModel(
+    unet = _unet(
         sample_size=128,
         cross_attention_dim=768 + 1280,
         block_out_channels=(320, 640, 1280),
@@ -160,12 +162,14 @@ def _sdxl(name: str) -> Backbone:
 
 
 def _flux(name: str) -> Backbone:
-    from diffusers import FluxTransformer2DModel
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 
     is_dev = name.endswith("dev")
+    with torch.device("meta"):
+        transformer = FluxTransformer2DModel(guidance_embeds=is_dev)
     return Flux(
         name=name,
-        transformer=FluxTransformer2DModel(guidance_embeds=is_dev),
+        transformer=transformer,
         vae=_vae(
             16,
             scaling_factor=0.3611,
@@ -174,7 +178,7 @@ def _flux(name: str) -> Backbone:
             use_post_quant_conv=False,
         ),
         towers=[_clip(768, 12, pooled="end"), _t5_xxl(512 if is_dev else 256)],
-        scheduler=_flow_euler(use_dynamic_shifting=is_dev),
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=is_dev),
         size=1024,
     )
 
