@@ -22,6 +22,7 @@ class T5Tower(TextTower):
         tokenizer: Its tokenizer.
         length: Tokens that are read, padding included.
         masked: Whether no position attends to padding; stock FLUX and SD 3 attend to it.
+        lowercase: Whether the stock pipeline gives the tokenizer prompts in lower case.
     """
 
     causal = False
@@ -33,9 +34,15 @@ class T5Tower(TextTower):
         *,
         length: int | None = None,
         masked: bool = False,
+        lowercase: bool = False,
     ) -> None:
         super().__init__(model, tokenizer, length=length)
         self.masked = masked
+        self.lowercase = lowercase
+
+    def as_read(self, text: str) -> str:
+        """The text, in lower case where the stock pipeline makes it so."""
+        return text.lower() if self.lowercase else text
 
     def encode(self, embedded: EmbeddedPrompts) -> EncoderOutput:
         """States ``(B, L, D)`` after the final norm."""

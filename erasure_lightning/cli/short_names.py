@@ -32,6 +32,7 @@ CLASSES = {
     "Dashboard": "erasure_lightning.callbacks.dashboard.Dashboard",
     "TinyBackbone": "erasure_lightning.backbones.tiny.TinyBackbone",
     "TinyXL": "erasure_lightning.backbones.tiny.TinyXL",
+    "TinyPixArt": "erasure_lightning.backbones.tiny.TinyPixArt",
     "PureNoise": "erasure_lightning.training.latent_sources.PureNoise",
     "TrajectoryBank": "erasure_lightning.training.trajectory_bank.TrajectoryBank",
     "GeneratedImages": "erasure_lightning.training.image_sources.GeneratedImages",
