@@ -49,8 +49,7 @@ _TOWER_KINDS = {
     "T5EncoderModel": _TowerKind(("t5",), "T5Tokenizer", ("spiece.model",)),
 }
 
-
-#: Class that files of before a renaming in diffusers name -> the class that reads them.
+#: Class as files from before a renaming in diffusers name it -> the class that reads them.
 _RENAMED = {"Transformer2DModel": "PixArtTransformer2DModel"}
 
 

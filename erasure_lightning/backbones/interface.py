@@ -38,7 +38,8 @@ class TextInput:
 
     Args:
         layers: The layers, by their names in the backbone.
-        source: The attribute of `Conditioning` that is their input: ``tokens`` or ``pooled``.
+        source: The attribute of `Conditioning` that they or ``transform`` read: ``tokens`` or
+            ``pooled``.
         columns: Columns of their weights that multiply it; the others stay as they are.
         transform: What the model computes of the token states ``(B, L, E)`` before these layers
             read them, ``(B, L, D)``; nothing by default.

@@ -15,7 +15,7 @@ from erasure_lightning.backbones.towers import (
 
 
 class T5Tower(TextTower):
-    """The encoder of a T5; the denoiser reads all its states, padding included.
+    """The encoder of a T5.
 
     Args:
         model: A `T5EncoderModel`.
