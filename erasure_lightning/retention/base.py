@@ -17,7 +17,8 @@ from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.text_files import read_prompts_file
 from erasure_lightning.training.base import ErasureModule
 from erasure_lightning.training.gradient import GradientErasure
-from erasure_lightning.training.prompt_states import cosine_matrix, mean_input_gram
+from erasure_lightning.training.input_grams import mean_input_gram
+from erasure_lightning.training.prompt_states import cosine_matrix
 
 
 class RetentionCallback(Callback, ABC):

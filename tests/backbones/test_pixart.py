@@ -22,7 +22,8 @@ from erasure_lightning.testing import check_method, quick_fit
 from erasure_lightning.training import text_regressions
 from erasure_lightning.training.gradient import GradientErasure
 from erasure_lightning.training.image_sources import GeneratedImages
-from erasure_lightning.training.prompt_states import last_token_states, mean_input_gram
+from erasure_lightning.training.input_grams import mean_input_gram
+from erasure_lightning.training.prompt_states import last_token_states
 from erasure_lightning.training.regression import Regression
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
