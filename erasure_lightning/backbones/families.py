@@ -26,6 +26,15 @@ class Family:
     settings: Sequence[str] = ()
 
 
+_PIXART: dict[str, Any] = {
+    "models": {
+        "transformer": ("diffusers", "PixArtTransformer2DModel"),
+        "vae": ("diffusers", "AutoencoderKL"),
+        "text_encoder": ("transformers", "T5EncoderModel"),
+    },
+    "tokenizers": {"tokenizer": "text_encoder"},
+}
+
 #: By the ``_class_name`` of ``model_index.json``.
 FAMILIES: dict[str, Family] = {
     "StableDiffusionPipeline": Family(
@@ -66,5 +75,11 @@ FAMILIES: dict[str, Family] = {
             "text_encoder_2": ("transformers", "T5EncoderModel"),
         },
         tokenizers={"tokenizer": "text_encoder", "tokenizer_2": "text_encoder_2"},
+    ),
+    "PixArtSigmaPipeline": Family(
+        "PixArt-Sigma", "erasure_lightning.backbones.pixart:PixArt", **_PIXART
+    ),
+    "PixArtAlphaPipeline": Family(
+        "PixArt-Alpha", "erasure_lightning.backbones.pixart:PixArtAlpha", **_PIXART
     ),
 }

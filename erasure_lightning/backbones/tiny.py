@@ -7,6 +7,7 @@ import torch
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.clip_tower import ClipTower
 from erasure_lightning.backbones.flux import Flux
+from erasure_lightning.backbones.pixart import PixArt
 from erasure_lightning.backbones.stable_diffusion import StableDiffusion
 from erasure_lightning.backbones.stable_diffusion_xl import StableDiffusionXL
 from erasure_lightning.backbones.t5_tower import T5Tower
@@ -127,8 +128,41 @@ class TinyFlux(Flux):
         self.requires_grad_(False).eval()
 
 
+class TinyPixArt(PixArt):
+    """PixArt-Sigma with 0.1 M random parameters, 8x8 latents and a vocabulary of its own.
+
+    Args:
+        seed: Seed of the weights.
+    """
+
+    def __init__(self, *, seed: int = 0) -> None:
+        from diffusers import DPMSolverMultistepScheduler, PixArtTransformer2DModel
+
+        tokenizer = t5_tokenizer()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            transformer = PixArtTransformer2DModel(
+                num_attention_heads=2,
+                attention_head_dim=16,
+                num_layers=2,
+                cross_attention_dim=32,
+                caption_channels=24,
+                sample_size=8,
+            )
+            vae = _vae()
+            t5 = _t5_encoder(tokenizer)
+        super().__init__(
+            name="TinyPixArt",
+            denoiser=transformer,
+            vae=vae,
+            towers=[T5Tower(t5, tokenizer, masked=True, lowercase=True)],
+            scheduler=DPMSolverMultistepScheduler(),
+        )
+        self.requires_grad_(False).eval()
+
+
 #: A tiny model of every family.
-TINY_BACKBONES: tuple[type[Backbone], ...] = (TinyBackbone, TinyXL, TinyFlux)
+TINY_BACKBONES: tuple[type[Backbone], ...] = (TinyBackbone, TinyXL, TinyFlux, TinyPixArt)
 
 
 def _unet(**settings: Any) -> Any:
