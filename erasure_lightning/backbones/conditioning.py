@@ -140,13 +140,23 @@ class Conditioning:
     def from_concept(self) -> Tensor:
         """Mask ``(B, L)`` of the positions from the concept's words on, in every segment.
 
-        In a causal encoder the states before them are the same for every concept.
+        In a causal encoder the states before them are the same for every concept. A segment of
+        padding alone, that of a missing text encoder, has none.
         """
-        return self._by_segment(lambda position, roles: position >= concept_span(roles)[:, :1])
+        return self._from_span(0)
 
     def behind_concept(self) -> Tensor:
         """Mask ``(B, L)`` of the positions after the concept's words, up to the last padding."""
-        return self._by_segment(lambda position, roles: position >= concept_span(roles)[:, 1:])
+        return self._from_span(1)
+
+    def _from_span(self, bound: int) -> Tensor:
+        """Mask ``(B, L)`` from a bound of the concept's span on, where a segment has a text."""
+        return self._by_segment(
+            lambda position, roles: (
+                (position >= concept_span(roles)[:, bound, None])
+                & (roles != PADDING).any(dim=1, keepdim=True)
+            )
+        )
 
     def from_end(self) -> Tensor:
         """Offset ``(B, L)`` of each position from its segment's end-of-text token."""

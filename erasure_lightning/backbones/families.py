@@ -1,7 +1,7 @@
 """The supported pipeline classes of diffusers."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 
@@ -16,6 +16,7 @@ class Family:
         tokenizers: Tokenizer -> its text encoder.
         options: Further arguments of the pipeline's constructor.
         settings: Names of constructor arguments that ``model_index.json`` holds.
+        optional: Text encoders that a pipeline may lack: ``[null, null]`` in ``model_index.json``.
     """
 
     title: str
@@ -24,6 +25,18 @@ class Family:
     tokenizers: Mapping[str, str]
     options: Mapping[str, Any] = field(default_factory=dict)
     settings: Sequence[str] = ()
+    optional: Collection[str] = ()
+
+    def in_index(self, index: Mapping[str, Any]) -> "Family":
+        """The family without the optional text encoders that a ``model_index.json`` lacks."""
+        absent = {name for name in self.optional if index.get(name) == [None, None]}
+        absent |= {name for name, tower in self.tokenizers.items() if tower in absent}
+        return replace(
+            self,
+            models={name: value for name, value in self.models.items() if name not in absent},
+            tokenizers={k: tower for k, tower in self.tokenizers.items() if k not in absent},
+            options={**self.options, **dict.fromkeys(absent)},
+        )
 
 
 _PIXART: dict[str, Any] = {
@@ -81,5 +94,22 @@ FAMILIES: dict[str, Family] = {
     ),
     "PixArtAlphaPipeline": Family(
         "PixArt-Alpha", "erasure_lightning.backbones.pixart:PixArtAlpha", **_PIXART
+    ),
+    "StableDiffusion3Pipeline": Family(
+        "Stable Diffusion 3 and 3.5",
+        "erasure_lightning.backbones.stable_diffusion_3:StableDiffusion3",
+        models={
+            "transformer": ("diffusers", "SD3Transformer2DModel"),
+            "vae": ("diffusers", "AutoencoderKL"),
+            "text_encoder": ("transformers", "CLIPTextModelWithProjection"),
+            "text_encoder_2": ("transformers", "CLIPTextModelWithProjection"),
+            "text_encoder_3": ("transformers", "T5EncoderModel"),
+        },
+        tokenizers={
+            "tokenizer": "text_encoder",
+            "tokenizer_2": "text_encoder_2",
+            "tokenizer_3": "text_encoder_3",
+        },
+        optional={"text_encoder_3"},
     ),
 }

@@ -12,7 +12,7 @@ from erasure_lightning.backbones.flux import Flux
 from erasure_lightning.backbones.stable_diffusion import StableDiffusion
 from erasure_lightning.backbones.stable_diffusion_xl import StableDiffusionXL
 from erasure_lightning.backbones.t5_tower import T5Tower
-from erasure_lightning.backbones.tiny import t5_tokenizer, tiny_tokenizer
+from erasure_lightning.backbones.tiny_parts import tiny_clip_tokenizer, tiny_t5_tokenizer
 
 #: Tokens of the published vocabularies.
 _CLIP_WORDS = 49_408
@@ -41,7 +41,7 @@ def _clip(width: int, layers: int, **settings: Any) -> ClipTower:
     """A CLIP of OpenAI or OpenCLIP; ``settings`` are those of the tower."""
     import transformers
 
-    tokenizer = tiny_tokenizer(77)
+    tokenizer = tiny_clip_tokenizer(77)
     config = transformers.CLIPTextConfig(
         vocab_size=_CLIP_WORDS,
         hidden_size=width,
@@ -74,7 +74,7 @@ def _t5_xxl(length: int) -> T5Tower:
     )
     with torch.device("meta"):
         model = T5EncoderModel(config)
-    return T5Tower(model, t5_tokenizer(512), length=length)
+    return T5Tower(model, tiny_t5_tokenizer(512), length=length)
 
 
 def _vae(channels: int, **settings: Any) -> Any:

@@ -89,14 +89,14 @@ def _is_hub_id(name: str) -> bool:
 
 
 def family_of(source: PipelineSource, index: dict[str, Any]) -> Family:
-    """The family of the pipeline class in ``model_index.json``.
+    """The family of the pipeline class in ``model_index.json``, without what the pipeline lacks.
 
     Raises:
         ErasureError: If the class is not in `FAMILIES`.
     """
     name = index.get("_class_name")
     if isinstance(name, str) and name in FAMILIES:
-        return FAMILIES[name]
+        return FAMILIES[name].in_index(index)
     known = ", ".join(f"{key} ({family.title})" for key, family in FAMILIES.items())
     raise ErasureError(
         f"The backbone {source.name!r} needs a known pipeline class; found {name}. Known: {known}."

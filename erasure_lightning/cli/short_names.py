@@ -34,6 +34,7 @@ CLASSES = {
     "TinyXL": "erasure_lightning.backbones.tiny.TinyXL",
     "TinyFlux": "erasure_lightning.backbones.tiny.TinyFlux",
     "TinyPixArt": "erasure_lightning.backbones.tiny.TinyPixArt",
+    "TinySD3": "erasure_lightning.backbones.tiny.TinySD3",
     "PureNoise": "erasure_lightning.training.latent_sources.PureNoise",
     "TrajectoryBank": "erasure_lightning.training.trajectory_bank.TrajectoryBank",
     "GeneratedImages": "erasure_lightning.training.image_sources.GeneratedImages",

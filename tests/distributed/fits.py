@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import distributed
 from torch.distributed.tensor import DTensor
 
-from erasure_lightning.backbones.tiny import TINY_WORDS
+from erasure_lightning.backbones.tiny_parts import TINY_WORDS
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.distributed import fsdp
 from erasure_lightning.distributed.collectives import average_gradients
