@@ -11,10 +11,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from erasure_lightning.attacks.target import AttackCase, AttackTarget
+from erasure_lightning.backbones.interface import Capability
 from erasure_lightning.checks import require, require_seed
 from erasure_lightning.edits.edit import plain_values
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.seeding import derive_seed
+from erasure_lightning.training.backbone_checks import check_capabilities
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class Attack(ABC):
         ErasureError: If the seed is out of a generator's range.
     """
 
+    #: Capabilities of a model family that the attack uses beyond predictions.
+    needs: ClassVar[frozenset[Capability]] = frozenset()
     #: What the budgets of the curve count.
     axis: ClassVar[str] = ""
 
@@ -62,7 +66,11 @@ class Attack(ABC):
         """Attack once: the results for the cases of one of the target's seeds, in their order.
 
         Equal arguments give equal results. The state of torch's global generator is restored.
+
+        Raises:
+            ErasureError: If the target's family lacks what the attack needs.
         """
+        check_capabilities(type(target.edited), self.needs, type(self).__name__)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(self.seed, seed))
             return self.search(target, target.cases(seed))

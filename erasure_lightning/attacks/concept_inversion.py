@@ -89,4 +89,4 @@ def mean_embeddings(model: Backbone, words: str) -> list[Tensor]:
 
 def encode_word(slots: PromptSlots, word: list[Tensor]) -> Conditioning:
     """Encodes a sentence whose slot holds a word's embeddings, ``(1, E)`` for each text encoder."""
-    return slots.backbone.contextualize(slots.fill([row.unsqueeze(0) for row in word], slots.ids))
+    return slots.backbone.contextualize(slots.fill([row.unsqueeze(0) for row in word]))

@@ -117,7 +117,7 @@ class P4D(ConceptAttack):
         x, t, _ = add_noise(target.edited.process, clean, times)
         pairs = zip(embeddings, slots.tables, strict=True)
         projected = [row + (table[choice] - row).detach() for row, table in pairs]
-        prompts = slots.fill([row.unsqueeze(0) for row in projected], slots.words[choice][None])
+        prompts = slots.fill([row.unsqueeze(0) for row in projected], choice[None])
         conditioning = target.edited.contextualize(prompts)
         with torch.no_grad():
             original_prediction = target.original.denoise(x, t, plain)

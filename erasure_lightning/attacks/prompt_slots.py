@@ -21,15 +21,16 @@ class PromptSlots:
     """A sentence with token slots.
 
     Only whole words fill them: spelled and tokenized again they are the same tokens, so that the
-    result of an attack is a prompt.
+    result of an attack is a prompt. Where text encoders have different vocabularies, these are the
+    words that are one token in each of them.
 
     Args:
-        backbone: The model that encodes the sentence; its text encoders share one vocabulary.
+        backbone: The model that encodes the sentence.
         template: The sentence, with ``{}`` for the slots.
         count: Number of slots ``k``, at least 1.
 
     Raises:
-        ErasureError: If the slots do not fit, or text encoders have different vocabularies.
+        ErasureError: If the slots do not fit.
     """
 
     def __init__(self, backbone: Backbone, template: str, count: int) -> None:
@@ -41,41 +42,44 @@ class PromptSlots:
             raise ErasureError(
                 f"{backbone.name} has no room for {count} tokens in {template!r}. Try fewer."
             )
-        if "one vocabulary" not in backbone.capabilities:
-            raise ErasureError(
-                f"A search for words needs text encoders of one vocabulary; {backbone.name} has"
-                " several."
-            )
-        self._tables = backbone.word_tables()
 
     @cached_property
+    def _ids(self) -> list[Tensor]:
+        """Token ids of the words for each text encoder, ``(W,)``."""
+        towers = self.backbone.towers
+        if "one vocabulary" in self.backbone.capabilities:
+            return [self.backbone.words()] * len(towers)
+        spelled = [{t.spell(word.view(1)): word for word in t.words()} for t in towers]
+        shared = [text for text in spelled[0] if all(text in words for words in spelled)]
+        return [torch.stack([words[text] for text in shared]) for words in spelled]
+
+    @property
     def words(self) -> Tensor:
-        """Token ids of the ``W`` whole words, ``(W,)``."""
-        return self.backbone.words()
+        """Token ids of the ``W`` whole words in the first text encoder, ``(W,)``."""
+        return self._ids[0]
 
     @cached_property
     def tables(self) -> list[Tensor]:
         """Embeddings of the words for each text encoder, ``(W, E)``."""
-        return [table[self.words] for table in self._tables]
+        pairs = zip(self.backbone.word_tables(), self._ids, strict=True)
+        return [table[ids] for table, ids in pairs]
 
-    @property
-    def ids(self) -> Tensor:
-        """Placeholder token ids of the slots, ``(1, k)``."""
-        return self.embedded[0].ids[:, self._positions[0]]
-
-    def fill(self, rows: Sequence[Tensor], ids: Tensor) -> PromptEmbeddings:
+    def fill(self, rows: Sequence[Tensor], choice: Tensor | None = None) -> PromptEmbeddings:
         """The prompts with embeddings in their slots.
 
         Args:
             rows: Embeddings for each text encoder, ``(B, k, E)``; gradients reach them.
-            ids: Token ids that stand for them, ``(B, k)``.
+            choice: The words that stand for them, as indices into `words`, ``(B, k)``; by default
+                placeholders.
         """
         prompts = []
-        for embedded, positions, row in zip(self.embedded, self._positions, rows, strict=True):
+        for number, (embedded, row) in enumerate(zip(self.embedded, rows, strict=True)):
+            positions = self._positions[number]
             count = len(row)
             embeddings = embedded.embeddings.expand(count, -1, -1)
             all_ids = embedded.ids.repeat(count, 1)
-            all_ids[:, positions] = ids
+            if choice is not None:
+                all_ids[:, positions] = self._ids[number][choice]
             filled = replace(
                 embedded,
                 embeddings=embeddings.index_copy(1, positions, row.to(embeddings)),
@@ -87,7 +91,7 @@ class PromptSlots:
 
     def fill_words(self, choice: Tensor) -> PromptEmbeddings:
         """The prompts with words in their slots, by indices into `words`, ``(B, k)``."""
-        return self.fill([table[choice] for table in self.tables], self.words[choice])
+        return self.fill([table[choice] for table in self.tables], choice)
 
     def fill_mixture(self, weights: Tensor) -> PromptEmbeddings:
         """The prompt with mixtures of words in its slots.
@@ -96,7 +100,7 @@ class PromptSlots:
             weights: Weight of each word in each slot, ``(k, W)``; gradients reach them.
         """
         rows = [(weights @ table).unsqueeze(0) for table in self.tables]
-        return self.fill(rows, self.words[weights.argmax(dim=1)].unsqueeze(0))
+        return self.fill(rows, weights.argmax(dim=1).unsqueeze(0))
 
     def spell(self, choice: Tensor) -> str:
         """The prompt as text, by indices into `words`, ``(k,)``."""

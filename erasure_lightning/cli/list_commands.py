@@ -1,6 +1,7 @@
 """``erasure methods``, ``erasure attacks`` and ``erasure compare``."""
 
 import json
+from argparse import Namespace
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -16,10 +17,11 @@ from erasure_lightning.runs.folder import Run
 
 def run_methods(argv: list[str]) -> None:
     """Print every method and world."""
-    _print_offers(
+    options = _print_offers(
         "methods", "List every method and world, built in or plugged in.", known_methods(), argv
     )
-    _print_worlds()
+    if not options.families:
+        _print_worlds()
 
 
 def run_attacks(argv: list[str]) -> None:
@@ -27,17 +29,26 @@ def run_attacks(argv: list[str]) -> None:
     _print_offers("attacks", "List every attack, built in or plugged in.", known_attacks(), argv)
 
 
-def _print_offers(command: str, description: str, known: list[Offer], argv: list[str]) -> None:
+def _print_offers(command: str, description: str, known: list[Offer], argv: list[str]) -> Namespace:
     parser = Arguments(command, description)
+    parser.add_argument(
+        "--families", action="store_true", help="Print which of them runs on which model family."
+    )
     parser.add_argument(
         "--verbose", action="store_true", help="Load each, and say why where that fails."
     )
-    verbose = parser.parse(argv).verbose
+    options = parser.parse(argv)
+    if options.families:
+        from erasure_lightning.cli.compatibility_table import compatibility_table
+
+        print(compatibility_table(known))
+        return options
     counts = Counter(offer.name for offer in known)
     for offer in known:
         print(_entry(offer, counts[offer.name] > 1))
-        if verbose:
+        if options.verbose:
             print(f"    {_state(offer)}")
+    return options
 
 
 def _entry(offer: Offer, ambiguous: bool) -> str:

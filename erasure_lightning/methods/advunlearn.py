@@ -36,7 +36,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import mse_loss
 from torch.optim import Adam
 
 from erasure_lightning.backbones.conditioning import END, TEMPLATE
@@ -108,7 +107,7 @@ class AdvUnlearn(GradientErasure):
         target = teacher.unconditional - self.eta * (teacher.concept - teacher.unconditional)
         attacked = self.attack_steps and self.global_step >= self.attack_from
         prefix = self.attack_prefix(batch.sentences) if attacked else ()
-        return mse_loss(self.prediction(batch, prefix), target)
+        return self.prediction_error(self.prediction(batch, prefix), target, batch.t)
 
     def prediction(self, batch: NoisyBatch, prefix: Sequence[Tensor] = ()) -> Tensor:
         """The edited model's predictions for the concepts' sentences, ``(B, C, h, w)``.
@@ -139,7 +138,8 @@ class AdvUnlearn(GradientErasure):
         optimizer = Adam(words, lr=self.attack_lr)
         for _ in range(self.attack_steps):
             batch = self.noisy_batch(sentences)
-            loss = mse_loss(self.prediction(batch, words), batch.teacher.concept)
+            prediction = self.prediction(batch, words)
+            loss = self.prediction_error(prediction, batch.teacher.concept, batch.t)
             gradients = torch.autograd.grad(loss, words)
             for word, gradient in zip(words, gradients, strict=True):
                 word.grad = gradient.sign() if self.attack == "sign" else gradient

@@ -29,17 +29,16 @@ original predicts once at each step of the bank.
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import mse_loss
+from torch import Tensor
 
 from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.backbones.interface import Part
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.training.gradient import GradientErasure
+from erasure_lightning.training.adapter_methods import PartErasure
 from erasure_lightning.training.latent_sources import NoisyBatch, Teacher
 
 
-class AllButOne(GradientErasure):
+class AllButOne(PartErasure):
     """Moves the guidance term to an alternative, and retains the unconditional prediction.
 
     A concept's anchor is its alternative; without one the target of the guidance term is 0.
@@ -53,7 +52,7 @@ class AllButOne(GradientErasure):
         detach_unconditional: Let the guidance term train the conditional prediction alone.
         lr: Highest learning rate; ESD's of 2023, as peers train SD 1.x with it for 200 to 1500
             steps.
-        kwargs: Arguments of every gradient method.
+        kwargs: Arguments of every gradient method, and of `PartErasure` (``rank`` for adapters).
 
     Raises:
         ErasureError: If ``lam`` or ``eta`` is negative.
@@ -72,28 +71,24 @@ class AllButOne(GradientErasure):
         lr: float = 1e-5,
         **kwargs: Any,
     ) -> None:
-        super().__init__(lr=lr, **kwargs)
+        super().__init__(train=train, lr=lr, **kwargs)
         if lam < 0 or eta < 0:
             raise ErasureError(f"AllButOne needs lam and eta of at least 0; found {lam}, {eta}.")
-        self.train_part = train
         self.lam = lam
         self.alternative = alternative
         self.eta = eta
         self.detach_unconditional = detach_unconditional
-
-    def editable(self) -> dict[str, nn.Parameter]:
-        """The part of the denoiser that ``train`` names."""
-        return self.backbone.denoiser_parameters(self.train_part)
 
     def erasure_loss(self, batch: NoisyBatch) -> Tensor:
         """``|D_th - D_tgt|^2 + lam |eps_th(0) - eps_*(0)|^2``, both of one forward."""
         unconditional, conditional = self.predictions(batch)
         subtracted = unconditional.detach() if self.detach_unconditional else unconditional
         guidance = conditional - subtracted
-        surgical_loss = mse_loss(guidance, self.target(batch.teacher))
+        surgical_loss = self.prediction_error(guidance, self.target(batch.teacher), batch.t)
         if not self.lam:
             return surgical_loss
-        return surgical_loss + self.lam * mse_loss(unconditional, batch.teacher.unconditional)
+        drift = self.prediction_error(unconditional, batch.teacher.unconditional, batch.t)
+        return surgical_loss + self.lam * drift
 
     def predictions(self, batch: NoisyBatch) -> tuple[Tensor, Tensor]:
         """``eps_th(0)`` and ``eps_th(c_e)`` of the student, ``(B, C, h, w)`` both."""

@@ -41,11 +41,12 @@ cost as much as ``maps`` times 10 pairs, once.
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from erasure_lightning.backbones.interface import Part
 from erasure_lightning.concepts.concept import PromptBatch
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.training.adapter_methods import PartErasure
 from erasure_lightning.training.latent_sources import NoisyBatch
 from erasure_lightning.training.prompt_states import masked_mean
 from erasure_lightning.training.saliency import ParameterMasks, SalientErasure, salient_masks
@@ -58,7 +59,7 @@ _PAIRS = 10
 _CHUNK = 2
 
 
-class ANT(SalientErasure):
+class ANT(SalientErasure, PartErasure):
     """Auto-steering: retains the early steps of trajectories, and steers the late ones away.
 
     Args:
@@ -70,7 +71,7 @@ class ANT(SalientErasure):
             trained, without maps.
         train: Which part of the denoiser, as in ESD.
         lr: Highest learning rate.
-        kwargs: Arguments of every gradient method.
+        kwargs: Arguments of every gradient method, and of `PartErasure` (``rank`` for adapters).
 
     Raises:
         ErasureError: If a number is out of range.
@@ -90,7 +91,7 @@ class ANT(SalientErasure):
         lr: float = 5e-4,
         **kwargs: Any,
     ) -> None:
-        super().__init__(share=share, lr=lr, **kwargs)
+        super().__init__(train=train, share=share, lr=lr, **kwargs)
         if not 0 < early < 1:
             raise ErasureError(f"ANT needs early above 0 and below 1; found {early}.")
         if alpha < 0 or drift < 0 or maps < 1:
@@ -107,11 +108,6 @@ class ANT(SalientErasure):
         self.alpha = alpha
         self.drift = drift
         self.maps = maps
-        self.train_part = train
-
-    def editable(self) -> dict[str, nn.Parameter]:
-        """The part of the denoiser that ``train`` names; the masks select what of it is trained."""
-        return self.backbone.denoiser_parameters(self.train_part)
 
     def first_steps(self, steps: int) -> int:
         """Number of early steps among ``steps`` sampling steps: at least one, and not all."""
@@ -148,10 +144,10 @@ class ANT(SalientErasure):
         early = self.is_early(batch.t)
         steered = 2 * teacher.unconditional - teacher.concept
         target = torch.where(early.view(-1, 1, 1, 1), teacher.concept, steered)
-        errors = _squared_errors(self.student(batch), target)
+        errors = self.prediction_errors(self.student(batch), target, batch.t)
         if self.drift:
             unconditional = self.student(batch, self.backbone.unconditional(len(batch)))
-            drift = _squared_errors(unconditional, teacher.unconditional)
+            drift = self.prediction_errors(unconditional, teacher.unconditional, batch.t)
             errors = errors + self.drift * drift
         early_loss = masked_mean(errors.unsqueeze(0), early.unsqueeze(0))
         late_loss = masked_mean(errors.unsqueeze(0), ~early.unsqueeze(0))
@@ -169,8 +165,3 @@ class ANT(SalientErasure):
     def _loss(self, number: int) -> Tensor:
         """The loss at fresh latents; ``number`` cycles through the concepts."""
         return self.erasure_loss(self.noisy_batch(self.sentences(_CHUNK, number, salt=8)))
-
-
-def _squared_errors(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error of each latent's prediction, ``(B,)``."""
-    return (prediction - target).square().flatten(1).mean(dim=1)

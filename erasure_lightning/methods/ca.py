@@ -36,13 +36,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import mse_loss
 
-from erasure_lightning.backbones.conditioning import Conditioning
+from erasure_lightning.backbones.conditioning import START, Conditioning
 from erasure_lightning.backbones.interface import Part
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.seeding import derive_seed
-from erasure_lightning.training.gradient import GradientErasure
+from erasure_lightning.training.adapter_methods import PartErasure
 from erasure_lightning.training.image_sources import GeneratedImages
 from erasure_lightning.training.latent_sources import (
     LatentSource,
@@ -54,17 +53,18 @@ from erasure_lightning.training.optimizers import OptimizerName
 
 
 @contextmanager
-def start_token_detached(layers: Iterable[nn.Module]) -> Iterator[None]:
-    """Context in which no gradient reaches ``layers`` through the first position of their input.
+def start_token_detached(layers: Iterable[nn.Module], starts: Tensor) -> Iterator[None]:
+    """Context in which no gradient reaches ``layers`` through start tokens.
 
     Args:
         layers: Maps of text states ``(B, L, D)``.
+        starts: Positions of start tokens, boolean ``(B, L)``; T5 has none.
     """
 
-    def detach_first(_: nn.Module, __: Any, output: Tensor) -> Tensor:
-        return torch.cat((output[:, :1].detach(), output[:, 1:]), dim=1)
+    def detach_starts(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+        return torch.where(starts.unsqueeze(2), output.detach(), output)
 
-    handles = [layer.register_forward_hook(detach_first) for layer in layers]
+    handles = [layer.register_forward_hook(detach_starts) for layer in layers]
     try:
         yield
     finally:
@@ -72,7 +72,7 @@ def start_token_detached(layers: Iterable[nn.Module]) -> Iterator[None]:
             handle.remove()
 
 
-class CA(GradientErasure):
+class CA(PartErasure):
     """Concept Ablation: matches the concept's prediction to the anchor's.
 
     Args:
@@ -83,7 +83,7 @@ class CA(GradientErasure):
             ``all`` the official choice for memorised images.
         lr: Highest learning rate.
         optimizer: As in every gradient method.
-        kwargs: Arguments of every gradient method.
+        kwargs: Arguments of every gradient method, and of `PartErasure` (``rank`` for adapters).
 
     Raises:
         ErasureError: If a number is out of range.
@@ -101,20 +101,15 @@ class CA(GradientErasure):
         optimizer: OptimizerName = "adamw",
         **kwargs: Any,
     ) -> None:
-        super().__init__(lr=lr, optimizer=optimizer, **kwargs)
+        super().__init__(train=train, lr=lr, optimizer=optimizer, **kwargs)
         if prior < 0:
             raise ErasureError(f"CA needs prior of at least 0; found {prior}.")
         self.target = target
         self.prior = prior
-        self.train_part = train
 
     def default_latents(self) -> LatentSource:
         """Images of the anchors: 1,000 at 25 steps and guidance 6 in the official code."""
         return GeneratedImages(images=1000, steps=25, guidance=6.0, of="anchor")
-
-    def editable(self) -> dict[str, nn.Parameter]:
-        """The part of the denoiser that ``train`` names."""
-        return self.backbone.denoiser_parameters(self.train_part)
 
     def models(self) -> SourceModels:
         """Images have sentences of their own, apart from the steps'."""
@@ -124,7 +119,11 @@ class CA(GradientErasure):
 
     def student(self, batch: NoisyBatch, conditioning: Conditioning | None = None) -> Tensor:
         """The edited model's predictions, without gradient through the start token."""
-        with start_token_detached(self.backbone.text_layers().values()):
+        if conditioning is None:
+            conditioning = self.backbone.encode(batch.prompts)
+        # By the original's names: an adapter hides the type of the layer that it wraps.
+        layers = map(self.backbone.get_submodule, self.original.text_attention())
+        with start_token_detached(layers, conditioning.positions(START)):
             return super().student(batch, conditioning)
 
     def erasure_loss(self, batch: NoisyBatch) -> Tensor:
@@ -138,12 +137,12 @@ class CA(GradientErasure):
                 target = self.student(batch, anchor_conditioning(self.backbone, batch.sentences))
         else:
             target = noise_target(batch)
-        loss = mse_loss(self.student(batch), target)
+        loss = self.prediction_error(self.student(batch), target, batch.t)
         if not self.prior:
             return loss
         second = self.noisy_batch(batch.sentences)
         prediction = self.student(second, anchor_conditioning(self.backbone, second.sentences))
-        return loss + self.prior * mse_loss(prediction, noise_target(second))
+        return loss + self.prior * self.prediction_error(prediction, noise_target(second), second.t)
 
 
 def noise_target(batch: NoisyBatch) -> Tensor:

@@ -34,17 +34,16 @@ Cost of a step on a bank that is not refreshed: 1 forward and backward, none of 
 
 from typing import Any, Literal
 
-from torch import Tensor, nn
-from torch.nn.functional import mse_loss
+from torch import Tensor
 
 from erasure_lightning.backbones.interface import Part
 from erasure_lightning.concepts.concept import PromptBatch
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.training.gradient import GradientErasure
+from erasure_lightning.training.adapter_methods import PartErasure
 from erasure_lightning.training.latent_sources import NoisyBatch
 
 
-class ESD(GradientErasure):
+class ESD(PartErasure):
     """Erased Stable Diffusion: trains the concept's prediction towards negative guidance.
 
     Args:
@@ -57,7 +56,7 @@ class ESD(GradientErasure):
             lose the concept's direction (glasses, erased from a person) while the concept's own
             are not trained.
         lr: Highest learning rate.
-        kwargs: Arguments of every gradient method.
+        kwargs: Arguments of every gradient method, and of `PartErasure` (``rank`` for adapters).
 
     Raises:
         ErasureError: If eta is negative, or a concept has no anchor to be erased from.
@@ -72,7 +71,7 @@ class ESD(GradientErasure):
         lr: float = 1e-5,
         **kwargs: Any,
     ) -> None:
-        super().__init__(lr=lr, **kwargs)
+        super().__init__(train=train, lr=lr, **kwargs)
         if eta < 0:
             raise ErasureError(
                 f"ESD needs eta of at least 0; found {eta}. The 2025 code's number is this plus 1."
@@ -83,13 +82,8 @@ class ESD(GradientErasure):
                 "ESD with erase_from 'anchor' needs an anchor a concept;"
                 f" {without_anchor[0]!r} has none."
             )
-        self.train_part = train
         self.eta = eta
         self.erase_from = erase_from
-
-    def editable(self) -> dict[str, nn.Parameter]:
-        """The part of the denoiser that ``train`` names."""
-        return self.backbone.denoiser_parameters(self.train_part)
 
     def noisy_batch(self, sentences: PromptBatch) -> NoisyBatch:
         """Latents on trajectories of the edited sentences, with these in the concepts' place."""
@@ -111,4 +105,4 @@ class ESD(GradientErasure):
         edited = teacher.concept
         erased = teacher.concept if self.erase_from == "concept" else teacher.anchor
         target = edited - (1 + self.eta) * (erased - teacher.unconditional)
-        return mse_loss(self.student(batch), target)
+        return self.prediction_error(self.student(batch), target, batch.t)

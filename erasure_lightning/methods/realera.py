@@ -26,7 +26,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import mse_loss
 
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.conditioning import Conditioning
@@ -43,7 +42,7 @@ from erasure_lightning.training.neighbours import (
     Mining,
     Neighbourhood,
     NeighbourSampler,
-    beyond_drift,
+    beyond_predictions,
     concept_sentences,
     replace_states,
 )
@@ -175,9 +174,11 @@ class RealEra(NeighbourMining, LoraErasure):
         return super().editable() | {name: self.backbone.get_parameter(name) for name in names}
 
     def _solved_only(self, backbone: Backbone) -> list[str]:
-        """Names of weights that only stage A edits: those of text inputs other than tokens."""
-        others = backbone.text_inputs()[1:] if self.closed_form else []
-        return [f"{name}.weight" for source in others for name in source.layers]
+        """Names of weights that only stage A edits: those of text inputs without an adapter."""
+        inputs = backbone.text_inputs() if self.closed_form else []
+        names = [name for source in inputs for name in source.layers]
+        adapted = {f"denoiser.{layer}" for layer in self._plan.layers}
+        return [f"{name}.weight" for name in names if name not in adapted]
 
     @torch.no_grad()
     def on_train_start(self) -> None:
@@ -190,10 +191,13 @@ class RealEra(NeighbourMining, LoraErasure):
     def erasure_loss(self, batch: NoisyBatch) -> Tensor:
         """``mse(eps(e + eta), eps*(c_a)) + lam_b' L_bey``, a scalar."""
         perturbed = self.perturbed(self.original.encode(batch.prompts))
-        loss = mse_loss(self.student(batch, perturbed), batch.teacher.anchor)
+        prediction = self.student(batch, perturbed)
+        loss = self.prediction_error(prediction, batch.teacher.anchor, batch.t)
         if self.mining.beyond and self.noise_weight:
-            drift = beyond_drift(self.backbone, self.original, batch.x, batch.t, batch.prompts)
-            loss = loss + self.noise_weight * drift
+            beyond = beyond_predictions(
+                self.backbone, self.original, batch.x, batch.t, batch.prompts
+            )
+            loss = loss + self.noise_weight * self.prediction_error(*beyond, batch.t)
         return loss
 
     def perturbed(self, prompts: Conditioning) -> Conditioning:

@@ -40,7 +40,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import mse_loss
 from torch.optim import Adam
 
 from erasure_lightning.adapters.base import AdapterPlan
@@ -182,13 +181,14 @@ class Receler(AdapterErasure):
         unconditional = batch.teacher.unconditional
         for _ in range(self.attack_steps):
             prediction = self.student(batch, self.attacked(prompts, batch))
-            self.rows_like(prompts.tokens).step(mse_loss(prediction, concept))
+            loss = self.prediction_error(prediction, concept, batch.t)
+            self.rows_like(prompts.tokens).step(loss)
         with torch.no_grad():
             attacked = self.attacked(prompts, batch)
         with eraser_outputs(self.backbone.denoiser) as outputs:
             prediction = self.student(batch, attacked)
         target = unconditional - self.guidance * (concept - unconditional)
-        erasure = mse_loss(prediction, target)
+        erasure = self.prediction_error(prediction, target, batch.t)
         pixels = _mask_pixels(maps, batch.x)
         masks = concept_mask(maps, attacked.positions(CONCEPT), self.threshold, pixels)
         return erasure + self.mask_weight * mean_square_outside(outputs, masks)

@@ -30,6 +30,7 @@ from torch.nn.functional import mse_loss
 
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.conditioning import CONCEPT, Conditioning
+from erasure_lightning.backbones.interface import Part
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.training.gradient import GradientErasure
 from erasure_lightning.training.latent_sources import NoisyBatch, anchor_conditioning
@@ -43,13 +44,22 @@ from erasure_lightning.training.prompt_states import (
     with_template_of,
 )
 
+#: Parts of the denoiser that each ``edit`` trains.
+_PARTS: dict[str, tuple[Part, ...]] = {
+    "cross_attention": ("x-strict",),
+    "text_entry": ("entry",),
+    "joint_attention": ("x", "entry"),
+}
+
 
 class SAGE(GradientErasure):
     """Semantic-augment erasing: searches for prompts that still evoke a concept, and unlearns them.
 
     Args:
-        edit: What is trained: the ``text_encoder``, or the ``cross_attention`` (needs
-            ``erase_space`` noise).
+        edit: What is trained: the ``text_encoder``, of every tower what the denoiser reads; or a
+            part of the denoiser (needs ``erase_space`` noise): ``cross_attention``, keys and values
+            of the text, ``text_entry``, what reads the prompt alone, or ``joint_attention``, all of
+            the attention in which pixels meet text, with the entry.
         blocks: Number of the text encoder's last blocks that are trained, all if ``None``. Late
             blocks encode meaning: an edit there affects words of a similar meaning.
         check_steps: Gradient steps of the self-check, at least 0; 0 for none.
@@ -74,7 +84,9 @@ class SAGE(GradientErasure):
     def __init__(
         self,
         *,
-        edit: Literal["text_encoder", "cross_attention"] = "text_encoder",
+        edit: Literal[
+            "text_encoder", "cross_attention", "text_entry", "joint_attention"
+        ] = "text_encoder",
         blocks: int | None = None,
         check_steps: int = 30,
         check_size: float = 0.07,
@@ -87,10 +99,10 @@ class SAGE(GradientErasure):
         **kwargs: Any,
     ) -> None:
         super().__init__(lr=lr, **kwargs)
-        if edit == "cross_attention" and erase_space == "text":
+        if edit != "text_encoder" and erase_space == "text":
             raise ErasureError(
-                "SAGE with edit 'cross_attention' needs erase_space 'noise'; it does not change"
-                " text states."
+                f"SAGE with edit {edit!r} needs erase_space 'noise'; it does not change text"
+                " states."
             )
         if check_steps < 0 or eta < 0 or (blocks is not None and blocks < 0):
             raise ErasureError(
@@ -108,10 +120,11 @@ class SAGE(GradientErasure):
         self.eta = eta
 
     def editable(self) -> dict[str, nn.Parameter]:
-        """The text encoder's last blocks and final norm, or the text layers of the denoiser."""
+        """The text encoder's last blocks and final norm, or parts of the denoiser."""
         if self.edit == "text_encoder":
             return self.backbone.text_parameters(self.blocks)
-        return super().editable()
+        parts = _PARTS[self.edit]
+        return {k: p for part in parts for k, p in self.backbone.denoiser_parameters(part).items()}
 
     def erasure_loss(self, batch: NoisyBatch) -> Tensor:
         """Self-erasure of the plain prompts and, from ``check_from`` on, of the self-check's."""
@@ -198,7 +211,8 @@ class SAGE(GradientErasure):
         self, prompts: PromptEmbeddings, batch: NoisyBatch, target: Tensor
     ) -> Tensor:
         """``L_ers`` in noise space, a scalar: ``mse(eps(c), target)``."""
-        return mse_loss(self.student(batch, self.backbone.contextualize(prompts)), target)
+        prediction = self.student(batch, self.backbone.contextualize(prompts))
+        return self.prediction_error(prediction, target, batch.t)
 
     def text_erasure(
         self, prompts: PromptEmbeddings, anchor: PromptEmbeddings, target: Conditioning

@@ -38,14 +38,14 @@ from functools import partial
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import mse_loss
+from torch import Tensor
 
 from erasure_lightning.backbones.interface import Part
 from erasure_lightning.concepts.vocabulary import Vocabulary
 from erasure_lightning.diffusion.latent_dataset import LatentDataset
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.seeding import derive_seed
+from erasure_lightning.training.adapter_methods import PartErasure
 from erasure_lightning.training.image_sources import GeneratedImages
 from erasure_lightning.training.latent_sources import (
     LatentSource,
@@ -62,7 +62,7 @@ _GUIDANCE = 7.5
 _CHUNK = 8
 
 
-class SalUn(SalientErasure):
+class SalUn(SalientErasure, PartErasure):
     """Saliency unlearning: trains salient weights to predict for the concept as for the anchor.
 
     Args:
@@ -72,7 +72,7 @@ class SalUn(SalientErasure):
         share: Share of the weights that are trained, above 0; at 1 all, without saliency.
         train: Which part of the denoiser, as in ESD: ``all`` of it, or ``x``, its cross-attention.
         lr: Highest learning rate.
-        kwargs: Arguments of every gradient method.
+        kwargs: Arguments of every gradient method, and of `PartErasure` (``rank`` for adapters).
 
     Raises:
         ErasureError: If a number is out of range, or latents are no generated images.
@@ -90,7 +90,7 @@ class SalUn(SalientErasure):
         lr: float = 1e-5,
         **kwargs: Any,
     ) -> None:
-        super().__init__(share=share, lr=lr, **kwargs)
+        super().__init__(train=train, share=share, lr=lr, **kwargs)
         if alpha < 0 or remaining < 1:
             raise ErasureError(
                 f"SalUn needs alpha of at least 0, remaining of at least 1; found {alpha},"
@@ -103,15 +103,10 @@ class SalUn(SalientErasure):
             )
         self.alpha = alpha
         self.remaining = remaining
-        self.train_part = train
 
     def default_latents(self) -> LatentSource:
         """Images of the concepts: 800 in the official code for nudity."""
         return GeneratedImages(images=800)
-
-    def editable(self) -> dict[str, nn.Parameter]:
-        """The part of the denoiser that ``train`` names; the masks select what of it is trained."""
-        return self.backbone.denoiser_parameters(self.train_part)
 
     def models(self) -> SourceModels:
         """Images have sentences of their own, apart from the steps'."""
@@ -158,13 +153,13 @@ class SalUn(SalientErasure):
         batch = cast(GeneratedImages, self.latents).at(list(rows), self.models())
         unconditional = self.student(batch, self.backbone.unconditional(len(batch)))
         guided = (1 + _GUIDANCE) * self.student(batch) - _GUIDANCE * unconditional
-        return mse_loss(guided, cast(Tensor, batch.target))
+        return self.prediction_error(guided, cast(Tensor, batch.target), batch.t)
 
     def erasure_loss(self, batch: NoisyBatch) -> Tensor:
         """``mse(eps(x_t, c_f), sg eps(x_t, c_p)) + alpha mse(n', eps(x'_t, c_r))``."""
         with torch.no_grad():
             target = self.student(batch, anchor_conditioning(self.backbone, batch.sentences))
-        loss = mse_loss(self.student(batch), target)
+        loss = self.prediction_error(self.student(batch), target, batch.t)
         if not self.alpha:
             return loss
         return loss + self.alpha * self.remaining_loss(len(batch))
@@ -174,4 +169,4 @@ class SalUn(SalientErasure):
         rows = torch.randint(len(self._captions), (count,)).tolist()
         x, t, target = self._remaining_images.noised(rows)
         captions = self.backbone.encode([self._captions[i] for i in rows])
-        return mse_loss(self.backbone.denoise(x, t, captions), target)
+        return self.prediction_error(self.backbone.denoise(x, t, captions), target, t)

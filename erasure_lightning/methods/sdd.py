@@ -28,8 +28,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import mse_loss
+from torch import Tensor
 
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.interface import Part
@@ -37,13 +36,13 @@ from erasure_lightning.backbones.precision import promote_to_float32
 from erasure_lightning.concepts.concept import PromptBatch
 from erasure_lightning.distributed.fsdp import copy_into, full_tensor
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.training.adapter_methods import PartErasure
 from erasure_lightning.training.edit_state import BACKBONE_PREFIX
-from erasure_lightning.training.gradient import GradientErasure
 from erasure_lightning.training.latent_sources import NoisyBatch, SourceModels
 from erasure_lightning.training.optimizers import OptimizerName
 
 
-class SDD(GradientErasure):
+class SDD(PartErasure):
     """Safe self-distillation: trains towards the unconditional prediction, and averages weights.
 
     Args:
@@ -52,7 +51,7 @@ class SDD(GradientErasure):
         lr: Highest learning rate.
         optimizer: As in every gradient method.
         weight_decay: As in every gradient method.
-        kwargs: Arguments of every gradient method.
+        kwargs: Arguments of every gradient method, and of `PartErasure` (``rank`` for adapters).
 
     Raises:
         ErasureError: If ``ema`` is out of range.
@@ -75,28 +74,26 @@ class SDD(GradientErasure):
         weight_decay: float | None = 1e-4,
         **kwargs: Any,
     ) -> None:
-        super().__init__(lr=lr, optimizer=optimizer, weight_decay=weight_decay, **kwargs)
+        super().__init__(
+            train=train, lr=lr, optimizer=optimizer, weight_decay=weight_decay, **kwargs
+        )
         if not 0 <= ema < 1:
             raise ErasureError(f"SDD needs ema of at least 0 and below 1; found {ema}.")
-        self.train_part = train
         self.ema = ema
         #: The student's weights while the average stands in its place.
         self._parked: dict[str, Tensor] = {}
 
-    def editable(self) -> dict[str, nn.Parameter]:
-        """The part of the denoiser that ``train`` names."""
-        return self.backbone.denoiser_parameters(self.train_part)
-
     def adapt(self) -> None:
         """Begin the average at the original, in float32: less would round its steps away."""
-        self.average = self.backbone.frozen_copy(self.modified())
+        super().adapt()
+        self.average = self.backbone.frozen_copy(self.editable())
         promote_to_float32(self.average.get_parameter(name) for name in self.editable())
 
     def erasure_loss(self, batch: NoisyBatch) -> Tensor:
         """``mse(eps(x, c_e), sg eps(x, 0))``, both of the student."""
         with torch.no_grad():
             target = self.student(batch, self.backbone.unconditional(len(batch)))
-        return mse_loss(self.student(batch), target)
+        return self.prediction_error(self.student(batch), target, batch.t)
 
     def models(self) -> SourceModels:
         """A source that follows the student follows its average."""
@@ -138,11 +135,15 @@ class SDD(GradientErasure):
         self._parked = {}
 
     def on_train_end(self) -> None:
-        """Put the average in the student's place."""
+        """Put the average in the student's place, merged where it has adapters."""
         self._parked = {
             name: parameter.detach().clone() for name, parameter in self.editable().items()
         }
         self.write(self._averaged())
+        super().on_train_end()
+        if self._merged:
+            self.average = self.backbone.frozen_copy(self.editable())
+            self._parked = {}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the average as the edit, and the student beside it."""
@@ -157,6 +158,8 @@ class SDD(GradientErasure):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up the average; the student waits until training starts."""
         super().on_load_checkpoint(checkpoint)
+        if self._merged:
+            self.average = self.backbone.frozen_copy(self.editable())
         for name, mean in self._averaged().items():
             copy_into(mean, checkpoint["state_dict"][BACKBONE_PREFIX + name])
         self._parked = dict(checkpoint.get("student", {}))

@@ -35,7 +35,7 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import mse_loss, one_hot
+from torch.nn.functional import one_hot
 
 from erasure_lightning.adapters.base import ADAPTER_CHILD, AdapterPlan
 from erasure_lightning.adapters.semi_permeable import Membrane
@@ -183,12 +183,13 @@ class SPM(AdapterErasure):
         own_adapters = one_hot(concepts, len(self.concepts)).repeat(copies, 1)
         with self.membrane.fixed(own_adapters):
             prediction = self.backbone.denoise(x, t, Conditioning.cat(conditioning))
-        erasure = mse_loss(prediction[:count], target)
+        erasure = self.prediction_error(prediction[:count], target, batch.t)
         if not self.anchors:
             return erasure
         with torch.no_grad():
             anchor_target = self.original.denoise(x[count:], t[count:], conditioning[1])
-        return erasure + self.anchor_weight * mse_loss(prediction[count:], anchor_target)
+        anchoring = self.prediction_error(prediction[count:], anchor_target, t[count:])
+        return erasure + self.anchor_weight * anchoring
 
     def latent_anchors(self, prompts: Conditioning) -> Conditioning:
         """Random states about as long as the prompts', ``(anchors * B, L, D)``.

@@ -9,6 +9,7 @@ and one backward; in a closed form, one Gram matrix.
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
+from torch.nn.functional import mse_loss
 
 from erasure_lightning.backbones.interface import TextInput
 from erasure_lightning.concepts.concept import PromptBatch
@@ -17,7 +18,11 @@ from erasure_lightning.retention.base import RetentionCallback
 from erasure_lightning.training.base import ErasureModule
 from erasure_lightning.training.gradient import GradientErasure
 from erasure_lightning.training.latent_sources import pure_noise
-from erasure_lightning.training.neighbours import beyond_drift, concept_sentences, orthogonal_gram
+from erasure_lightning.training.neighbours import (
+    beyond_predictions,
+    concept_sentences,
+    orthogonal_gram,
+)
 
 
 class BeyondConceptRegularization(RetentionCallback):
@@ -52,7 +57,7 @@ class BeyondConceptRegularization(RetentionCallback):
         rows = torch.randperm(len(self._prompts))[: self.batch_size].tolist()
         prompts = [self._prompts[i] for i in rows]
         x, t = pure_noise(module.backbone, len(prompts))
-        return beyond_drift(module.backbone, module.original, x, t, prompts)
+        return mse_loss(*beyond_predictions(module.backbone, module.original, x, t, prompts))
 
     def gram(self, module: ErasureModule, source: TextInput) -> Tensor:
         """The limit of infinitely many states beyond, as in stage A (`Mining`), ``(D, D)``."""

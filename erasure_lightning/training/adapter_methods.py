@@ -1,5 +1,6 @@
 """Base classes of methods that train adapters, left beside the weights or merged into them."""
 
+import re
 from abc import abstractmethod
 from contextlib import AbstractContextManager
 from dataclasses import asdict
@@ -12,6 +13,9 @@ from erasure_lightning.adapters.base import ADAPTER_CHILD, AdapterPlan
 from erasure_lightning.adapters.kinds import adapter_parameters, install
 from erasure_lightning.adapters.lora import merge_lora, remove_lora
 from erasure_lightning.adapters.per_concept import ConceptAdapters
+from erasure_lightning.backbones.interface import Part
+from erasure_lightning.checks import require
+from erasure_lightning.errors import ErasureError
 from erasure_lightning.training.edit_state import BACKBONE_PREFIX
 from erasure_lightning.training.gradient import GradientErasure
 from erasure_lightning.training.latent_sources import NoisyBatch
@@ -43,31 +47,81 @@ class AdapterErasure(GradientErasure):
         return super().description() | {"adapters": {component: asdict(self._plan)}}
 
 
-class LoraErasure(AdapterErasure):
-    """Base of methods that train low-rank adapters of the text layers.
+class PartErasure(AdapterErasure):
+    """Base of methods that train a part of the denoiser: its weights, or low-rank adapters of them.
 
     Args:
-        rank: Rank of each adapter, at least 1 (1 as in MACE).
+        train: Which part: ``x`` its cross-attention, or joint attention, ``x-strict`` keys and
+            values of the text alone, ``u`` all but ``x``, ``all``; ``entry`` what reads nothing but
+            the prompt.
+        rank: Rank of an adapter beside each linear layer of the part, at least 1; without a rank
+            the weights themselves are trained.
+        lora_layers: Regular expression that is searched in the names of these layers; those without
+            a match have no adapter. By default all have one.
         merge: Add the adapters to the weights when training ends, so that the edit is weights like
             any other; else the edit has both apart.
         kwargs: Arguments of every gradient method.
+
+    Raises:
+        ErasureError: If the rank is below 1, or layers are given without one.
     """
 
-    def __init__(self, *, rank: int = 1, merge: bool = True, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        train: Part = "x",
+        rank: int | None = None,
+        lora_layers: str | None = None,
+        merge: bool = True,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
+        if rank is not None:
+            require(type(self).__name__, at_least=1, rank=rank)
+        elif lora_layers is not None:
+            raise ErasureError(
+                f"{type(self).__name__} with lora_layers needs a rank; found none. Set --model.rank"
+                " 4, or leave lora_layers out."
+            )
+        self.train_part: Part = train
         self.rank = rank
+        self.lora_layers = lora_layers
         self.merge = merge
         self._merged = False
 
     def plan(self) -> AdapterPlan:
-        """One adapter for each text layer."""
-        layers = [name.removeprefix("denoiser.") for name in self.backbone.text_layers()]
+        """One adapter for each linear layer of the part; none without a rank.
+
+        Raises:
+            ErasureError: If `lora_layers` matches none of them.
+        """
+        if self.rank is None:
+            return AdapterPlan("lora", [])
+        part = self.backbone.denoiser_parameters(self.train_part)
+        linear = [
+            name
+            for name, module in self.backbone.denoiser.named_modules()
+            if isinstance(module, nn.Linear) and f"denoiser.{name}.weight" in part
+        ]
+        layers = [name for name in linear if re.search(self.lora_layers or "", name)]
+        if not layers:
+            raise ErasureError(
+                f"{type(self).__name__} needs a linear layer that lora_layers matches; found"
+                f" {self.lora_layers!r} and {len(linear)} layers, {linear[0]} first."
+            )
         return AdapterPlan("lora", layers, {"rank": self.rank})
 
     def modified(self) -> list[str]:
-        """The text layers' weights, and the layers themselves, which are wrapped."""
-        names = [name.removesuffix(f".{ADAPTER_CHILD}") for name in super().modified()]
-        return [f"{name}.weight" for name in names] + names
+        """What is `editable`; with adapters the layers too, which are wrapped."""
+        wrapped = [name.removesuffix(f".{ADAPTER_CHILD}") for name in super().modified()]
+        if self.rank is None:
+            return [*self.editable()]
+        return [f"{name}.weight" for name in wrapped] + wrapped
+
+    def adapt(self) -> None:
+        """Installs the adapters, if there are any."""
+        if self.rank is not None:
+            super().adapt()
 
     def base_weight_name(self, name: str) -> str:
         """Name of a layer's own weight while an adapter wraps the layer."""
@@ -75,11 +129,13 @@ class LoraErasure(AdapterErasure):
         return f"denoiser.{layer}.base_layer.weight" if layer in self._plan.layers else name
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """The adapters' parameters alone."""
-        return adapter_parameters(self.backbone)
+        """The adapters' parameters alone; without adapters all of `editable`."""
+        return self.editable() if self.rank is None else adapter_parameters(self.backbone)
 
     def editable(self) -> dict[str, nn.Parameter]:
-        """The adapters' parameters and the weights they wrap; once merged, the weights."""
+        """The part; or the adapters' parameters and the weights they wrap, once merged these."""
+        if self.rank is None:
+            return self.backbone.denoiser_parameters(self.train_part)
         prefixes = tuple(f"denoiser.{layer}." for layer in self._plan.layers)
         named = dict(self.backbone.named_parameters())
         return {
@@ -90,26 +146,39 @@ class LoraErasure(AdapterErasure):
         }
 
     def description(self) -> dict[str, Any]:
-        """What an edit was made from; without a plan of adapters once they are merged."""
+        """What an edit was made from, with a plan of adapters where they are apart."""
         description = super().description()
-        if self._merged:
+        if self.rank is None or self._merged:
             del description["adapters"]
         return description
 
     def on_train_end(self) -> None:
         """Merges the adapters."""
-        if self.merge:
+        if self.rank is not None and self.merge:
             merge_lora(self.backbone.denoiser)
             self._merged = True
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Removes the adapters before merged weights are loaded."""
         names = [name for name in checkpoint["state_dict"] if name.startswith(BACKBONE_PREFIX)]
-        merged = not any(".lora_" in name for name in names)
+        merged = self.rank is not None and not any(".lora_" in name for name in names)
         if merged and not self._merged:
             remove_lora(self.backbone.denoiser)
             self._merged = True
         super().on_load_checkpoint(checkpoint)
+
+
+class LoraErasure(PartErasure):
+    """Base of methods that always train adapters, by default of the text's keys and values.
+
+    Args:
+        train: As in `PartErasure`.
+        rank: Rank of each adapter, at least 1 (1 as in MACE).
+        kwargs: Arguments of `PartErasure`.
+    """
+
+    def __init__(self, *, train: Part = "x-strict", rank: int = 1, **kwargs: Any) -> None:
+        super().__init__(train=train, rank=rank, **kwargs)
 
 
 class PerConceptErasure(GradientErasure):

@@ -27,8 +27,27 @@ def check_backbone(
     if world is not None and unknown:
         near = ", ".join(world.nearest(unknown[0])) or "see its labels.json"
         raise ErasureError(f"The world {world.name} does not know {unknown[0]!r}. Nearest: {near}.")
-    if missing := sorted(set(needs) - backbone.capabilities):
+    check_capabilities(type(backbone), needs, owner)
+
+
+def missing_capabilities(family: type[Backbone], needs: Collection[Capability]) -> str:
+    """What a family lacks of what is needed, in words; empty if it lacks nothing."""
+    return " and ".join(sorted(set(needs) - family.capabilities))
+
+
+def check_capabilities(family: type[Backbone], needs: Collection[Capability], owner: str) -> None:
+    """Check that a family has the capabilities that a method or an attack uses.
+
+    Args:
+        family: The family.
+        needs: Capabilities beyond predictions.
+        owner: Name of the method or attack in messages.
+
+    Raises:
+        ErasureError: If one is missing.
+    """
+    if missing := missing_capabilities(family, needs):
         raise ErasureError(
-            f"{owner} needs {' and '.join(missing)}, which {type(backbone).__name__} does not have."
-            " `erasure methods` lists the others."
+            f"{owner} needs {missing}, which {family.__name__} does not have. `erasure methods"
+            " --families` shows which method runs on which family."
         )

@@ -7,9 +7,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+from torch.nn.functional import mse_loss
 from torch.optim.lr_scheduler import LambdaLR
 
 from erasure_lightning.backbones.conditioning import Conditioning
+from erasure_lightning.backbones.process import LossSpace
 from erasure_lightning.concepts.concept import PromptBatch
 from erasure_lightning.distributed.collectives import (
     average_gradients,
@@ -52,6 +54,9 @@ class GradientErasure(ErasureModule):
             (needs the extra ``bitsandbytes``).
         weight_decay: At least 0; by default 0, and 0.01 for ``adamw``.
         offload_text: Whether frozen text encoders leave the device once they have encoded prompts.
+        loss_space: Space in which the erasure loss compares predictions: ``native``, the model's
+            own, ``velocity``, ``epsilon`` (the noise) or ``sample`` (the clean latents). Losses of
+            text states and of attention have none, nor have retention callbacks.
         kwargs: Arguments of every method.
 
     Raises:
@@ -71,6 +76,7 @@ class GradientErasure(ErasureModule):
         optimizer: OptimizerName = "adam",
         weight_decay: float | None = None,
         offload_text: bool = False,
+        loss_space: LossSpace = "native",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -85,6 +91,7 @@ class GradientErasure(ErasureModule):
         self.optimizer = optimizer
         self.weight_decay = weight_decay
         self.offload_text = offload_text
+        self.loss_space: LossSpace = loss_space
         self.latents = self.default_latents() if latents is None else latents
         #: Steps of the run, for the learning rate's schedule; by default Lightning's estimate.
         self.training_steps: int | None = None
@@ -158,6 +165,25 @@ class GradientErasure(ErasureModule):
         if conditioning is None:
             conditioning = self.backbone.encode(batch.prompts)
         return self.backbone.denoise(batch.x, batch.t, conditioning)
+
+    def prediction_error(self, prediction: Tensor, target: Tensor, t: Tensor) -> Tensor:
+        """Mean squared error of native predictions ``(B, C, h, w)`` in `loss_space`, a scalar.
+
+        Args:
+            prediction: The student's predictions, or combinations of them.
+            target: Their targets.
+            t: Times of the latents, ``(B,)``.
+        """
+        if self.loss_space == "native":
+            return mse_loss(prediction, target)
+        return self.prediction_errors(prediction, target, t).mean()
+
+    def prediction_errors(self, prediction: Tensor, target: Tensor, t: Tensor) -> Tensor:
+        """`prediction_error` of each row, ``(B,)``."""
+        errors = (prediction - target).square().flatten(1).mean(dim=1)
+        if self.loss_space == "native":
+            return errors
+        return errors * self.backbone.process.error_scale(self.loss_space, t).to(errors).square()
 
     def on_train_batch_start(self, batch: PromptBatch, batch_idx: int) -> None:
         """Seed the step by seed, rank and number, so that a resumed run draws the same."""

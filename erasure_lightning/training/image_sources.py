@@ -19,9 +19,7 @@ from erasure_lightning.training.latent_sources import (
     Teacher,
     random_rows,
 )
-
-#: How times are sampled: uniformly, or as in MACE, mostly between two and four tenths of the range.
-TimeSampling = Literal["uniform", "importance"]
+from erasure_lightning.training.time_sampling import DENSITIES, TimeSampling
 
 
 class GeneratedImages(LatentSource):
@@ -32,7 +30,8 @@ class GeneratedImages(LatentSource):
         steps: Sampling steps of each, at least 1.
         guidance: Scale of classifier-free guidance.
         of: Whether images are generated for the ``concept``'s sentences or the ``anchor``'s.
-        times: How the times of the noise are sampled: ``uniform``, or by ``importance`` (MACE).
+        times: How the times of the noise are sampled: ``uniform``, by ``importance`` (MACE), or
+            ``logit-normal`` (flow models).
 
     Raises:
         ErasureError: If a count is below 1, or guidance is negative, NaN or infinite.
@@ -77,7 +76,8 @@ class ImageFolder(LatentSource):
 
     Args:
         path: A folder of images; for several concepts a folder of folders named as the concepts.
-        times: How the times of the noise are sampled: ``uniform``, or by ``importance`` (MACE).
+        times: How the times of the noise are sampled: ``uniform``, by ``importance`` (MACE), or
+            ``logit-normal`` (flow models).
     """
 
     def __init__(self, path: str, times: TimeSampling = "uniform") -> None:
@@ -111,15 +111,6 @@ class ImageFolder(LatentSource):
         return _noisy_batch(clean, sentences, rows, self.times, models)
 
 
-def importance_density(share: Tensor) -> Tensor:
-    """Density of MACE's times at shares of the range, 0..1, ``(N,)``.
-
-    ``xi(t) = sigmoid(0.05 (t - 200)) - sigmoid(0.05 (t - 400))`` with ``t`` in 0..1000.
-    """
-    t = 1000 * share
-    return torch.sigmoid(0.05 * (t - 200)) - torch.sigmoid(0.05 * (t - 400))
-
-
 def _encoded(backbone: Backbone, folder: Path) -> Tensor:
     """Latents ``(N, C, h, w)`` of a folder's images."""
     blank = torch.zeros(1, *backbone.latent_shape()).to(backbone.device)
@@ -139,8 +130,7 @@ def _noisy_batch(
     models: SourceModels,
 ) -> NoisyBatch:
     process = models.original.process
-    density = importance_density if times == "importance" else None
-    t = process.draw_times(len(clean), density).to(clean.device)
+    t = process.draw_times(len(clean), DENSITIES[times]).to(clean.device)
     x, t, target = add_noise(process, clean, t)
     teacher = Teacher(models.original, x, t, sentences)
     return NoisyBatch(x, t, sentences, teacher, torch.tensor(rows), target)

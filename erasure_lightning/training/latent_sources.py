@@ -12,6 +12,7 @@ from torch import Tensor
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.concepts.concept import Phrase, PromptBatch
+from erasure_lightning.training.time_sampling import DENSITIES, TimeSampling
 
 #: What a teacher predicts for: the concepts' sentences, their anchors', or no prompt.
 TeacherQuery = Literal["concept", "anchor", "unconditional"]
@@ -200,16 +201,25 @@ class PureNoise(LatentSource):
     """An empty image noised to random times: the cheap alternative to trajectories.
 
     MACE and Forget-Me-Not ship the same as ``no_real_image`` (verified in code).
+
+    Args:
+        times: How the times are sampled: ``uniform``, by ``importance`` (MACE), or ``logit-normal``
+            (flow models).
     """
+
+    def __init__(self, times: TimeSampling = "uniform") -> None:
+        self.times = times
 
     def draw(self, sentences: PromptBatch, models: SourceModels) -> NoisyBatch:
         """Fresh noise for the step's own sentences."""
-        x, t = pure_noise(models.original, len(sentences.concepts))
+        x, t = pure_noise(models.original, len(sentences.concepts), self.times)
         return NoisyBatch(x, t, sentences, Teacher(models.original, x, t, sentences))
 
 
-def pure_noise(backbone: Backbone, count: int) -> tuple[Tensor, Tensor]:
+def pure_noise(
+    backbone: Backbone, count: int, times: TimeSampling = "uniform"
+) -> tuple[Tensor, Tensor]:
     """Latents of an empty image noised to random times, ``(count, C, h, w)`` and ``(count,)``."""
-    t = backbone.process.draw_times(count).to(backbone.device)
+    t = backbone.process.draw_times(count, DENSITIES[times]).to(backbone.device)
     noise = torch.randn(count, *backbone.latent_shape()).to(backbone.device, backbone.dtype)
     return backbone.process.noise(torch.zeros_like(noise), noise, t), t

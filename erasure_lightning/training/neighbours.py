@@ -18,7 +18,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import mse_loss, normalize
+from torch.nn.functional import normalize
 
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.conditioning import Conditioning
@@ -260,11 +260,12 @@ def replace_states(conditioning: Conditioning, where: Tensor, states: Tensor) ->
     return conditioning.with_tokens(torch.where(where.unsqueeze(2), states, conditioning.tokens))
 
 
-def beyond_drift(
+def beyond_predictions(
     edited: Backbone, original: Backbone, x: Tensor, t: Tensor, prompts: Sequence[str | Phrase]
-) -> Tensor:
-    """``L_bey = E |eps(x, t, b) - eps*(x, t, b)|^2``, a scalar; 0 while a model is its original.
+) -> tuple[Tensor, Tensor]:
+    """``eps(x, t, b)`` and ``eps*(x, t, b)`` at states ``b`` beyond concepts, ``(B, C, h, w)``.
 
+    ``L_bey`` is their mean squared error; it is 0 while a model is its original.
     The pooled vector, where the family has one, is replaced as the tokens are.
 
     Args:
@@ -280,7 +281,7 @@ def beyond_drift(
         beyond = replace(beyond, pooled=orthogonal_states(concept.pooled))
     with torch.no_grad():
         target = original.denoise(x, t, beyond)
-    return mse_loss(edited.denoise(x, t, beyond), target)
+    return edited.denoise(x, t, beyond), target
 
 
 def _random(draw: Callable[..., Tensor], like: Tensor, generator: torch.Generator | None) -> Tensor:

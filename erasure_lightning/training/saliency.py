@@ -61,7 +61,8 @@ class SalientErasure(GradientErasure):
     checkpoint. Gradients of retention callbacks are masked like all others.
 
     Args:
-        share: Share of the weights that are trained, above 0; at 1 all of them, without masks.
+        share: Share of the weights that are trained, above 0; at 1 all of them, without masks. Of
+            low-rank adapters masks leave the factor that has a gradient at the original.
         kwargs: Arguments of every gradient method.
 
     Raises:

@@ -32,7 +32,7 @@ def test_a_mixture_of_one_word_is_that_word(slots):
 
 def test_gradients_reach_the_slots_alone(slots):
     rows = torch.randn(2, 3, 32, requires_grad=True)
-    (filled,) = slots.fill([rows], slots.words[slots.sample(2)])
+    (filled,) = slots.fill([rows], slots.sample(2))
     assert filled.embeddings.shape == (2, 16, 32)
     assert torch.equal(filled.embeddings[filled.positions(CONCEPT)].view(2, 3, 32), rows)
     filled.embeddings.sum().backward()

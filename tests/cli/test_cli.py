@@ -273,7 +273,7 @@ def test_help_names_files_of_concepts(capsys):
         ([*SAGE, "--model.lr", "abc"], "model.lr needs a number; found 'abc'"),
         (
             [*SAGE, "--model.edit", "x"],
-            "model.edit needs one of 'text_encoder', 'cross_attention'; found 'x'",
+            "model.edit needs one of 'text_encoder', 'cross_attention', 'text_entry',",
         ),
         (
             [*SAGE, "--model.concepts", "[{nme: cat}]"],

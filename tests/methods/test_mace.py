@@ -17,9 +17,10 @@ from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.mace import MACE
 from erasure_lightning.testing import check_method, quick_fit
 from erasure_lightning.training.attention_masks import attention_inside
-from erasure_lightning.training.image_sources import GeneratedImages, importance_density
+from erasure_lightning.training.image_sources import GeneratedImages
 from erasure_lightning.training.input_grams import input_gram
 from erasure_lightning.training.prompt_states import shared_token_states
+from erasure_lightning.training.time_sampling import importance_density
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
 BATCH = PromptBatch(

@@ -32,7 +32,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import mse_loss, one_hot
 
 from erasure_lightning.backbones.conditioning import Conditioning
@@ -40,11 +40,11 @@ from erasure_lightning.backbones.interface import Part
 from erasure_lightning.concepts.vocabulary import Vocabulary, evenly_spaced
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.text_files import read_prompts_file
-from erasure_lightning.training.gradient import GradientErasure
+from erasure_lightning.training.adapter_methods import PartErasure
 from erasure_lightning.training.latent_sources import NoisyBatch, pure_noise
 
 
-class AGE(GradientErasure):
+class AGE(PartErasure):
     """Adaptive guided erasure: erases to a learned mixture of words that the edit affects most.
 
     Anchors are not used.
@@ -63,7 +63,8 @@ class AGE(GradientErasure):
         ascent: What the mixture's gradient passes through: the ``student``'s prediction in the
             drift alone (official), or the ``full`` objective.
         lr: Highest learning rate of the weights.
-        kwargs: Arguments of every gradient method.
+        loss_space: The clean latents, in which AGE is defined.
+        kwargs: Arguments of every gradient method, and of `PartErasure` (``rank`` for adapters).
 
     Raises:
         ErasureError: If a number is out of range.
@@ -83,14 +84,14 @@ class AGE(GradientErasure):
         target_lr: float = 1e-3,
         ascent: Literal["student", "full"] = "student",
         lr: float = 1e-5,
+        loss_space: Literal["sample"] = "sample",
         **kwargs: Any,
     ) -> None:
-        super().__init__(lr=lr, **kwargs)
+        super().__init__(train=train, lr=lr, loss_space=loss_space, **kwargs)
         if min(closest, centres, top) < 1 or min(eta, preserve, target_lr) < 0 or temperature <= 0:
             raise ErasureError(
                 "AGE needs counts of at least 1, weights of at least 0, and a temperature above 0."
             )
-        self.train_part = train
         self.eta = eta
         self.preserve = preserve
         self.vocabulary = vocabulary
@@ -102,10 +103,6 @@ class AGE(GradientErasure):
         self.ascent = ascent
         #: State of the mixtures in a checkpoint, until training starts.
         self._restored: dict[str, Any] = {}
-
-    def editable(self) -> dict[str, nn.Parameter]:
-        """The part of the denoiser that ``train`` names."""
-        return self.backbone.denoiser_parameters(self.train_part)
 
     @torch.no_grad()
     def on_train_start(self) -> None:
