@@ -305,7 +305,7 @@ class TestUNet:
         drift = {}
         for lam in (0.0, 1.0):
             module = quick_fit(
-                all_but_one(TinyBackbone(prediction=prediction), lam=lam, lr=3e-3), 30
+                all_but_one(TinyBackbone(prediction=prediction), lam=lam, lr=3e-3), 15
             )
             change = predict(module.backbone, [""] * 8, x, t) - predict(
                 module.original, [""] * 8, x, t

@@ -74,6 +74,13 @@ def moved(module, question):
     ]
 
 
+@pytest.fixture
+def few_pairs(monkeypatch):
+    """Masks of few latents, which take less time than the contract's steps."""
+    monkeypatch.setattr("erasure_lightning.methods.ant._PAIRS", 2)
+
+
+@pytest.mark.usefixtures("few_pairs")
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -87,6 +94,7 @@ def test_contract(arguments):
     check_method(ANT, **VARIANT, **(ARGUMENTS | {"latents": bank(), "maps": 2} | arguments))
 
 
+@pytest.mark.usefixtures("few_pairs")
 def test_contract_on_pure_noise_and_the_world():
     check_method(ANT, maps=1, **ARGUMENTS)
 
@@ -124,13 +132,13 @@ class TestLoss:
 
     def test_drift_is_held_by_it(self):
         without, held = (
-            quick_fit(ant(0.0, drift=b, latents=bank(), share=1.0, lr=3e-3, warmup=1), 40)
+            quick_fit(ant(0.0, drift=b, latents=bank(), share=1.0, lr=3e-3, warmup=1), 20)
             for b in (0.0, 3.0)
         )
         assert sum(moved(held, "unconditional")) < 0.7 * sum(moved(without, "unconditional"))
 
     def test_early_steps_stay_and_late_ones_turn(self):
-        module = quick_fit(ant(0.0, latents=bank(), share=1.0, lr=3e-3, warmup=1), 40)
+        module = quick_fit(ant(0.0, latents=bank(), share=1.0, lr=3e-3, warmup=1), 20)
         each, first = moved(module, "concept"), module.first_steps(4)
         assert max(each[:first]) < 0.5 * min(each[first:])
 
