@@ -190,9 +190,9 @@ class TestMasks:
     def test_more_maps_leave_less(self):
         retained = [
             quick_fit(ant(0.0, latents=bank(), maps=maps), 1).description()["salient"]
-            for maps in (1, 2, 4)
+            for maps in (1, 3)
         ]
-        assert retained[0] > retained[1] > retained[2] > 0.5**4  # and more than by chance
+        assert retained[0] > retained[1] > 0.5**3  # and more than by chance
 
     def test_what_is_masked_stays_bit_identical(self):
         module = quick_fit(ant(0.0, latents=bank(), maps=2, lr=1e-2), 3)
