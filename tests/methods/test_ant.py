@@ -77,7 +77,7 @@ def moved(module, question):
 @pytest.fixture
 def few_pairs(monkeypatch):
     """Masks of few latents, which take less time than the contract's steps."""
-    monkeypatch.setattr("erasure_lightning.methods.ant._PAIRS", 2)
+    monkeypatch.setattr("erasure_lightning.methods.ant._PAIRS", 4)
 
 
 @pytest.mark.usefixtures("few_pairs")
@@ -138,7 +138,7 @@ class TestLoss:
         assert sum(moved(held, "unconditional")) < 0.7 * sum(moved(without, "unconditional"))
 
     def test_early_steps_stay_and_late_ones_turn(self):
-        module = quick_fit(ant(0.0, latents=bank(), share=1.0, lr=3e-3, warmup=1), 20)
+        module = quick_fit(ant(0.0, latents=bank(), share=1.0, lr=3e-3, warmup=1), 40)
         each, first = moved(module, "concept"), module.first_steps(4)
         assert max(each[:first]) < 0.5 * min(each[first:])
 
