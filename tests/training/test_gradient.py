@@ -124,7 +124,7 @@ def test_distillation_learns_what_the_loss_says():
     """The positive control of everything built on it: the concept's prediction goes to the
     anchor's.
     """
-    module = quick_fit(Distillation(concepts=CAT, backbone=TinyBackbone(), lr=2e-2), 30)
+    module = quick_fit(Distillation(concepts=CAT, backbone=TinyBackbone(), lr=1e-2), 60)
     x, t = torch.randn(4, 4, 8, 8), torch.tensor([100.0, 300.0, 600.0, 900.0])
     ask = lambda model, word: model.denoise(x, t, model.encode([word]).expand(4))  # noqa: E731
     wanted, before = ask(module.original, "a dog"), ask(module.original, "a cat")
