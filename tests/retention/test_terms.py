@@ -64,7 +64,7 @@ PAIRS = [(SAGE, n) for n in TERMS] + [
 ]
 
 
-STEPS = 15
+STEPS = 20
 
 
 def fresh(method):

@@ -50,7 +50,7 @@ def test_it_holds_the_empty_prompt_on_the_trajectories_of_others(train, predicti
     measured to be left.
     """
     free, held = (
-        quick_fit(esd(train, prediction), 20, *terms) for terms in ([], [UnconditionalDrift()])
+        quick_fit(esd(train, prediction), 30, *terms) for terms in ([], [UnconditionalDrift()])
     )
     assert drift(free) > 1e-4
     assert drift(held) < left * drift(free)
