@@ -10,6 +10,7 @@ from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.clip_tower import ClipTower
 from erasure_lightning.backbones.flux import Flux
 from erasure_lightning.backbones.stable_diffusion import StableDiffusion
+from erasure_lightning.backbones.stable_diffusion_3 import StableDiffusion3
 from erasure_lightning.backbones.stable_diffusion_xl import StableDiffusionXL
 from erasure_lightning.backbones.t5_tower import T5Tower
 from erasure_lightning.backbones.tiny_parts import tiny_clip_tokenizer, tiny_t5_tokenizer
@@ -161,6 +162,48 @@ def _sdxl(name: str) -> Backbone:
     )
 
 
+def _sd3(name: str) -> Backbone:
+    """The three published sizes; 3.5 medium has a second image attention in half of its blocks."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
+
+    blocks = 38 if name.endswith("large") else 24
+    settings: dict[str, Any] = {"qk_norm": "rms_norm"} if "3.5" in name else {}
+    if name.endswith("3.5-medium"):
+        settings |= {"dual_attention_layers": tuple(range(13)), "pos_embed_max_size": 384}
+    else:
+        settings |= {"pos_embed_max_size": 192}
+    with torch.device("meta"):
+        transformer = SD3Transformer2DModel(
+            sample_size=128,
+            num_layers=blocks,
+            num_attention_heads=blocks,
+            attention_head_dim=64,
+            joint_attention_dim=4096,
+            caption_projection_dim=64 * blocks,
+            pooled_projection_dim=768 + 1280,
+            **settings,
+        )
+    towers = [
+        _clip(768, 12, layer=-2, pooled="projected"),
+        _clip(1280, 32, layer=-2, pooled="projected"),
+        _t5_xxl(256),
+    ]
+    return StableDiffusion3(
+        name=name,
+        transformer=transformer,
+        vae=_vae(
+            16,
+            scaling_factor=1.5305,
+            shift_factor=0.0609,
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+        ),
+        towers=towers,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        size=1024,
+    )
+
+
 def _flux(name: str) -> Backbone:
     from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 
@@ -190,6 +233,9 @@ FULL_SIZE: dict[str, Callable[[str], Backbone]] = {
     "CompVis/stable-diffusion-v1-4": _sd15,
     "stabilityai/stable-diffusion-2-1": _sd21,
     "stabilityai/stable-diffusion-xl-base-1.0": _sdxl,
+    "stabilityai/stable-diffusion-3-medium-diffusers": _sd3,
+    "stabilityai/stable-diffusion-3.5-medium": _sd3,
+    "stabilityai/stable-diffusion-3.5-large": _sd3,
     "black-forest-labs/FLUX.1-dev": _flux,
     "black-forest-labs/FLUX.1-schnell": _flux,
 }
