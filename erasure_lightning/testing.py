@@ -277,7 +277,6 @@ def _check_edit(module: ErasureModule, family: type[Backbone], circumstance: str
 
 
 def _check_precision(module: ErasureModule) -> None:
-    """All that is edited is float32, and nothing else."""
     name = type(module).__name__
     coarse = {key for key, p in module.editable().items() if p.dtype != torch.float32}
     assert not coarse, f"{name} edits {sorted(coarse)[0]} in less than float32"
