@@ -4,7 +4,6 @@ import pkgutil
 import warnings
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from functools import cache
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -201,12 +200,6 @@ def _tiny(family: type[Backbone]) -> Backbone:
     return make()
 
 
-@cache
-def _weights(family: type[Backbone]) -> dict[str, Tensor]:
-    """Parameters of a family's tiny model before any edit, by name."""
-    return dict(_tiny(family).named_parameters())
-
-
 _QUIET = {"logger": False, "enable_checkpointing": False}
 _QUIET |= {"enable_progress_bar": False, "enable_model_summary": False}
 
@@ -267,7 +260,7 @@ def edit_of(module: ErasureModule) -> dict[str, Tensor]:
 def _check_edit(module: ErasureModule, family: type[Backbone], circumstance: str = "") -> None:
     name = f"{type(module).__name__}{circumstance and f' with {circumstance}'}"
     editable = module.editable()
-    before = {n: p.to(module.backbone.base) for n, p in _weights(family).items()}
+    before = {n: p.to(module.backbone.base) for n, p in _tiny(family).named_parameters()}
     moved = set()
     for key, parameter in module.backbone.named_parameters():
         plain, value = key.replace(".base_layer.", "."), parameter.detach()
@@ -284,7 +277,6 @@ def _check_edit(module: ErasureModule, family: type[Backbone], circumstance: str
 
 
 def _check_precision(module: ErasureModule) -> None:
-    """All that is edited is float32, and nothing else."""
     name = type(module).__name__
     coarse = {key for key, p in module.editable().items() if p.dtype != torch.float32}
     assert not coarse, f"{name} edits {sorted(coarse)[0]} in less than float32"
