@@ -17,10 +17,11 @@ latents, and every number. The more general
 gradient is ESD's as long as the unconditional prediction is the original's, thus at the first step:
 afterwards the target ``eps_th(0) - eta D_*(c_e)`` changes with the student.
 
-Predictions are compared in the model's own parametrisation. In a velocity model both differences
-are those of the noise divided by the signal's scale ``a_t``: the optimum and the meaning of ``lam``
-are the same. Compared as noise, such a model's errors would weigh ``a_t^2``, which is close to 0 at
-the noisy steps where guidance decides an image's layout.
+Predictions are compared in the model's own parametrisation, or in that of ``loss_space``. In a
+velocity model of a diffusion both differences are those of the noise divided by the signal's scale
+``a_t``: the optimum and the meaning of ``lam`` are the same. Compared as noise, such a model's
+errors weigh ``a_t^2``, which is close to 0 at the noisy steps where guidance decides an image's
+layout.
 
 Cost per step: two evaluations of the student a latent, in one batch, with one backward; the frozen
 original predicts once at each step of the bank.

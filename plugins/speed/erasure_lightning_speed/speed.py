@@ -68,6 +68,8 @@ class SPEED(ClosedFormErasure):
             file cannot be read.
     """
 
+    needs = frozenset({"cross-attention"})
+
     def __init__(
         self,
         *,
@@ -99,19 +101,9 @@ class SPEED(ClosedFormErasure):
         self.soften = soften
 
     def editable(self) -> dict[str, nn.Parameter]:
-        """The value maps among the text layers.
-
-        Raises:
-            ErasureError: If there are none.
-        """
-        values = self.backbone.value_layers()
-        if not values:
-            raise ErasureError(
-                f"SPEED edits value maps of cross-attention; {self.backbone.name} has none."
-            )
-        return {
-            f"{name}.weight": cast(nn.Parameter, layer.weight) for name, layer in values.items()
-        }
+        """The value maps among the text layers."""
+        values = self.backbone.value_layers().items()
+        return {f"{name}.weight": cast(nn.Parameter, layer.weight) for name, layer in values}
 
     def solve(self) -> dict[str, Tensor]:
         """``W* + D`` for every value map."""
