@@ -63,7 +63,7 @@ class PartErasure(AdapterErasure):
         kwargs: Arguments of every gradient method.
 
     Raises:
-        ErasureError: If the rank is below 1, or layers are given without one.
+        ErasureError: If the rank is below 1, or layers are given without one or are no expression.
     """
 
     def __init__(
@@ -83,6 +83,13 @@ class PartErasure(AdapterErasure):
                 f"{type(self).__name__} with lora_layers needs a rank; found none. Set --model.rank"
                 " 4, or leave lora_layers out."
             )
+        try:
+            re.compile(lora_layers or "")
+        except re.error as error:
+            raise ErasureError(
+                f"{type(self).__name__} needs a regular expression as lora_layers; found"
+                f" {lora_layers!r}: {error}."
+            ) from error
         self.train_part: Part = train
         self.rank = rank
         self.lora_layers = lora_layers

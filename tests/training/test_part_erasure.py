@@ -91,6 +91,10 @@ class TestLayers:
         with pytest.raises(ErasureError, match="ESD with lora_layers needs a rank"):
             make(lora_layers="attn")
 
+    def test_need_a_regular_expression(self):
+        with pytest.raises(ErasureError, match=r"regular expression as lora_layers; found '\('"):
+            make(rank=1, lora_layers="(")
+
     def test_have_a_rank_of_at_least_one(self):
         with pytest.raises(ErasureError, match="ESD needs rank of at least 1; found 0"):
             make(rank=0)
