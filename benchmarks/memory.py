@@ -10,6 +10,8 @@ the peak of tensors over one model, in the precision of its base, and a step's a
 (``--accelerator cuda``) *tensors* is the peak that CUDA's allocator had allocated, and *process*
 the peak that it had reserved. ``--full`` adds a random model of the size of Stable Diffusion 1.5
 (860 M in its UNet, images of 256 pixels), built once in ``--folder``; that takes minutes.
+``--flux`` adds one of FLUX.1-dev's depth at about a tenth of its width (images of 256 pixels),
+built in ``--flux-folder``.
 """
 
 import argparse
@@ -102,6 +104,79 @@ def full(folder: Path, accelerator: str) -> dict[str, list[str]]:
     }
 
 
+def narrow_flux(folder: Path) -> dict[str, list[str]]:
+    """Rows on the narrow FLUX."""
+    common = ["--model", "ESD", "--model.concepts", "[{name: cat, anchor: dog}]"]
+    common += ["--model.backbone", str(folder), "--data.batch_size", "1"]
+    common += ["--model.image_size", "256"]
+    common += ["--model.latents", "TrajectoryBank", "--model.latents.trajectories", "1"]
+    common += ["--model.latents.steps", "2", *BFLOAT16]
+    lora = ["--model.rank", "4"]
+    return {
+        "ESD, text entry": [*common, "--model.train", "entry"],
+        "ESD, joint attention as LoRA": [*common, *lora],
+        "ESD, joint attention as LoRA, checkpointing": [*common, *lora, *CHECKPOINTING],
+        "ESD, joint attention": common,
+    }
+
+
+def build_flux(folder: Path) -> None:
+    """Write a FLUX pipeline of random weights: dev's 19 and 38 blocks, width 288 in place of 3072.
+
+    T5 is as narrow, with its 24 blocks; the autoencoder has a quarter of the channels.
+    """
+    import torch
+    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline
+    from diffusers import FluxTransformer2DModel as Transformer
+    from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+
+    from erasure_lightning.backbones.tiny_parts import tiny_clip_tokenizer, tiny_t5_tokenizer
+
+    clip, t5 = tiny_clip_tokenizer(77), tiny_t5_tokenizer(512)
+    torch.set_default_dtype(torch.bfloat16)
+    text = CLIPTextConfig(
+        vocab_size=len(clip),
+        hidden_size=96,
+        intermediate_size=384,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        max_position_embeddings=77,
+        eos_token_id=clip.eos_token_id,
+        pad_token_id=clip.eos_token_id,
+    )
+    encoder = T5Config(
+        vocab_size=len(t5),
+        d_model=384,
+        d_kv=64,
+        num_heads=6,
+        d_ff=960,
+        num_layers=24,
+        feed_forward_proj="gated-gelu",
+    )
+    FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae=AutoencoderKL(
+            block_out_channels=(32, 64, 128, 128),
+            layers_per_block=2,
+            latent_channels=16,
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            shift_factor=0.1159,
+        ),
+        text_encoder=CLIPTextModel(text),
+        tokenizer=clip,
+        text_encoder_2=T5EncoderModel(encoder),
+        tokenizer_2=t5,
+        transformer=Transformer(
+            attention_head_dim=12,
+            joint_attention_dim=384,
+            pooled_projection_dim=96,
+            guidance_embeds=True,
+            axes_dims_rope=(2, 4, 6),
+        ),
+    ).save_pretrained(folder)
+
+
 def build(folder: Path) -> None:
     """Write a pipeline of random weights, as large as Stable Diffusion 1.5 at 256 pixels."""
     import torch
@@ -183,6 +258,10 @@ def main() -> None:
         "--full", action="store_true", help="on a model as large as Stable Diffusion 1.5, too"
     )
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir(), "sd15-sized"))
+    parser.add_argument("--flux", action="store_true", help="on a narrow FLUX, too")
+    parser.add_argument(
+        "--flux-folder", type=Path, default=Path(tempfile.gettempdir(), "flux-narrow")
+    )
     parser.add_argument("--accelerator", choices=CHILDREN, default="cpu")
     parser.add_argument("--rows", nargs="+", help="only these")
     args = parser.parse_args()
@@ -191,6 +270,10 @@ def main() -> None:
     tables = {"emoji world": WORLD}
     if args.full:
         tables["SD 1.5-sized"] = full(args.folder, args.accelerator)
+    if args.flux and not args.flux_folder.exists():
+        build_flux(args.flux_folder)
+    if args.flux:
+        tables["FLUX.1-dev at a tenth of its width"] = narrow_flux(args.flux_folder)
     columns = ["planned, GiB", "tensors", "process", "off by", ""]
     columns += ["model", "to the least", "most when"]
     for where, rows in tables.items():

@@ -1,4 +1,5 @@
 import gc
+import importlib
 import os
 import signal
 
@@ -8,8 +9,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
+from forks import forking
 
+from erasure_lightning.__main__ import main
 from erasure_lightning.backbones.tiny import TinyBackbone
+from erasure_lightning.benchmark import engine
 
 # What is imported stays, and models are webs of many small objects: the collector need not look
 # through all of it for every few hundred that are made.
@@ -23,6 +27,20 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def erasure(tmp_path_factory):
+    """The program `erasure`, whose processes are forks; a benchmark's jobs are too."""
+    path = tmp_path_factory.mktemp("bin") / "erasure"
+
+    def run(argv):
+        engine._PROGRAM = (str(path),)
+        return main(argv)
+
+    importlib.import_module("erasure_lightning.cli.run")  # once for all of them
+    with forking(run, path):
+        yield path
 
 
 @pytest.fixture

@@ -136,7 +136,7 @@ def test_no_module_above_the_seam_names_a_family():
 
 def test_the_family_s_own_file_names_it():
     """The control."""
-    words = set(spoken(PACKAGE / "backbones/stable_diffusion.py"))
+    words = set(spoken(PACKAGE / "backbones/cross_attention_diffusion.py"))
     assert {"attn2", "attn2.to_k", "scheduler"} <= {word for word in words if FAMILY.search(word)}
 
 

@@ -19,12 +19,14 @@ class _Recorder:
         attn: Any,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
         **_: Any,
     ) -> Tensor:
         words = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         query = attn.head_to_batch_dim(attn.to_q(hidden_states))
         key, value = (attn.head_to_batch_dim(to(words)) for to in (attn.to_k, attn.to_v))
-        probabilities = attn.get_attention_scores(query, key)
+        mask = attn.prepare_attention_mask(attention_mask, words.shape[1], len(words))
+        probabilities = attn.get_attention_scores(query, key, mask)
         self.maps[self.name] = probabilities.float().unflatten(0, (len(hidden_states), attn.heads))
         mixed: Tensor = attn.to_out[0](attn.batch_to_head_dim(probabilities @ value))
         dropped: Tensor = attn.to_out[1](mixed)
@@ -36,7 +38,7 @@ def record_attention(denoiser: nn.Module, ending: str) -> Iterator[dict[str, Ten
     """Collects the attention probabilities ``(B, heads, pixels, L)`` of the last forward, by layer.
 
     Args:
-        denoiser: A diffusers UNet.
+        denoiser: A diffusers UNet or transformer.
         ending: Suffix of the layers' names, ``attn2`` for cross-attention.
     """
     layers = {name: module for name, module in denoiser.named_modules() if name.endswith(ending)}

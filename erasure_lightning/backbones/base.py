@@ -55,6 +55,8 @@ class Backbone(FamilyInterface):
         self.text_encoders = nn.ModuleList(text_encoders)
         self.process = process
         self.world = world
+        #: Height and width in pixels of images whose size is not given; None for the model's own.
+        self.size: Size | None = None
         self._text_cache = TextCache(self.text_encoders)
         self._offloads_text = False
 

@@ -32,7 +32,9 @@ def require_tokens(title: str, tokenizer: Any, tower: str, config: Any) -> None:
         )
 
 
-def require_channels(name: str, denoiser: str, config: Any, vae: Any, patch: int = 1) -> None:
+def require_channels(
+    name: str, denoiser: str, config: Any, vae: Any, patch: int = 1, *, variance: bool = False
+) -> None:
     """Raises unless a denoiser's channels are those of the latents.
 
     Args:
@@ -41,12 +43,15 @@ def require_channels(name: str, denoiser: str, config: Any, vae: Any, patch: int
         config: Its config.
         vae: Config of the autoencoder.
         patch: Latents that the denoiser reads as one.
+        variance: Whether it may predict a variance beside each channel.
 
     Raises:
         ErasureError: If numbers differ.
     """
-    for side in ("in_channels", "out_channels"):
-        if config[side] not in (None, patch * vae["latent_channels"]):
+    channels = patch * vae["latent_channels"]
+    outputs = (None, channels, 2 * channels) if variance else (None, channels)
+    for side, allowed in {"in_channels": (None, channels), "out_channels": outputs}.items():
+        if config[side] not in allowed:
             times = f"{patch} times as many" if patch > 1 else "as many"
             raise ErasureError(
                 f"The {denoiser} of {name} needs {times} {side} as the vae has latent_channels;"

@@ -39,6 +39,15 @@ class Family:
         )
 
 
+_PIXART: dict[str, Any] = {
+    "models": {
+        "transformer": ("diffusers", "PixArtTransformer2DModel"),
+        "vae": ("diffusers", "AutoencoderKL"),
+        "text_encoder": ("transformers", "T5EncoderModel"),
+    },
+    "tokenizers": {"tokenizer": "text_encoder"},
+}
+
 #: By the ``_class_name`` of ``model_index.json``.
 FAMILIES: dict[str, Family] = {
     "StableDiffusionPipeline": Family(
@@ -69,17 +78,6 @@ FAMILIES: dict[str, Family] = {
         options={"add_watermarker": False},
         settings=("force_zeros_for_empty_prompt",),
     ),
-    "FluxPipeline": Family(
-        "FLUX.1",
-        "erasure_lightning.backbones.flux:Flux",
-        models={
-            "transformer": ("diffusers", "FluxTransformer2DModel"),
-            "vae": ("diffusers", "AutoencoderKL"),
-            "text_encoder": ("transformers", "CLIPTextModel"),
-            "text_encoder_2": ("transformers", "T5EncoderModel"),
-        },
-        tokenizers={"tokenizer": "text_encoder", "tokenizer_2": "text_encoder_2"},
-    ),
     "StableDiffusion3Pipeline": Family(
         "Stable Diffusion 3 and 3.5",
         "erasure_lightning.backbones.stable_diffusion_3:StableDiffusion3",
@@ -96,5 +94,22 @@ FAMILIES: dict[str, Family] = {
             "tokenizer_3": "text_encoder_3",
         },
         optional={"text_encoder_3"},
+    ),
+    "FluxPipeline": Family(
+        "FLUX.1",
+        "erasure_lightning.backbones.flux:Flux",
+        models={
+            "transformer": ("diffusers", "FluxTransformer2DModel"),
+            "vae": ("diffusers", "AutoencoderKL"),
+            "text_encoder": ("transformers", "CLIPTextModel"),
+            "text_encoder_2": ("transformers", "T5EncoderModel"),
+        },
+        tokenizers={"tokenizer": "text_encoder", "tokenizer_2": "text_encoder_2"},
+    ),
+    "PixArtSigmaPipeline": Family(
+        "PixArt-Sigma", "erasure_lightning.backbones.pixart:PixArt", **_PIXART
+    ),
+    "PixArtAlphaPipeline": Family(
+        "PixArt-Alpha", "erasure_lightning.backbones.pixart:PixArtAlpha", **_PIXART
     ),
 }

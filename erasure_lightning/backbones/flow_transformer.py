@@ -91,7 +91,8 @@ class FlowTransformer(LatentDiffusion):
     def sampler(self, steps: int, size: Size | None = None) -> Sampler:
         """The pipeline's own sampler for one rollout."""
         self._require_steps(steps, self._scheduler.config.num_train_timesteps)
-        height, width = (size, size) if isinstance(size, int) else size or self._size
+        size = size or self.size or self._size
+        height, width = (size, size) if isinstance(size, int) else size
         return self._make_sampler(steps, (height, width), self.device)
 
     def _make_sampler(self, steps: int, size: tuple[int, int], device: torch.device) -> Sampler:

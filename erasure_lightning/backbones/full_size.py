@@ -3,15 +3,17 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.clip_tower import ClipTower
 from erasure_lightning.backbones.flux import Flux
 from erasure_lightning.backbones.stable_diffusion import StableDiffusion
+from erasure_lightning.backbones.stable_diffusion_3 import StableDiffusion3
 from erasure_lightning.backbones.stable_diffusion_xl import StableDiffusionXL
 from erasure_lightning.backbones.t5_tower import T5Tower
-from erasure_lightning.backbones.tiny import t5_tokenizer, tiny_tokenizer
+from erasure_lightning.backbones.tiny_parts import tiny_clip_tokenizer, tiny_t5_tokenizer
 
 #: Tokens of the published vocabularies.
 _CLIP_WORDS = 49_408
@@ -27,17 +29,20 @@ def full_size_model(hub_id: str) -> Backbone | None:
         hub_id: ``owner/model``; of several resolutions the one that is used most.
 
     Returns:
-        The model on the current device; None if the id is not in `FULL_SIZE`.
+        The model on the meta device; None if the id is not in `FULL_SIZE`.
     """
     build = FULL_SIZE.get(hub_id)
-    return None if build is None else build(hub_id).requires_grad_(False).eval()
+    if build is None:
+        return None
+    with unset_fake_temporarily():  # the schedules need values
+        return build(hub_id).requires_grad_(False).eval()
 
 
 def _clip(width: int, layers: int, **settings: Any) -> ClipTower:
     """A CLIP of OpenAI or OpenCLIP; ``settings`` are those of the tower."""
     import transformers
 
-    tokenizer = tiny_tokenizer(77)
+    tokenizer = tiny_clip_tokenizer(77)
     config = transformers.CLIPTextConfig(
         vocab_size=_CLIP_WORDS,
         hidden_size=width,
@@ -51,7 +56,9 @@ def _clip(width: int, layers: int, **settings: Any) -> ClipTower:
     )
     projected = settings.get("pooled") == "projected"
     kind = "CLIPTextModelWithProjection" if projected else "CLIPTextModel"
-    return ClipTower(getattr(transformers, kind)(config), tokenizer, **settings)
+    with torch.device("meta"):
+        model = getattr(transformers, kind)(config)
+    return ClipTower(model, tokenizer, **settings)
 
 
 def _t5_xxl(length: int) -> T5Tower:
@@ -66,50 +73,50 @@ def _t5_xxl(length: int) -> T5Tower:
         num_layers=24,
         feed_forward_proj="gated-gelu",
     )
-    return T5Tower(T5EncoderModel(config), t5_tokenizer(512), length=length)
+    with torch.device("meta"):
+        model = T5EncoderModel(config)
+    return T5Tower(model, tiny_t5_tokenizer(512), length=length)
 
 
 def _vae(channels: int, **settings: Any) -> Any:
     from diffusers import AutoencoderKL
 
-    return AutoencoderKL(
-        block_out_channels=(128, 256, 512, 512),
-        layers_per_block=2,
-        latent_channels=channels,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        **settings,
-    )
+    with torch.device("meta"):
+        return AutoencoderKL(
+            block_out_channels=(128, 256, 512, 512),
+            layers_per_block=2,
+            latent_channels=channels,
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            **settings,
+        )
 
 
 def _ddim(**settings: Any) -> Any:
     from diffusers import DDIMScheduler
 
-    with unset_fake_temporarily():  # schedules need values
-        return DDIMScheduler(
-            beta_schedule="scaled_linear",
-            beta_start=0.00085,
-            beta_end=0.012,
-            steps_offset=1,
-            clip_sample=False,
-            set_alpha_to_one=False,
-            **settings,
-        )
+    return DDIMScheduler(
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        steps_offset=1,
+        clip_sample=False,
+        set_alpha_to_one=False,
+        **settings,
+    )
 
 
-def _flow_euler(**settings: Any) -> Any:
-    from diffusers import FlowMatchEulerDiscreteScheduler
+def _unet(**settings: Any) -> Any:
+    from diffusers import UNet2DConditionModel
 
-    with unset_fake_temporarily():
-        return FlowMatchEulerDiscreteScheduler(**settings)
+    with torch.device("meta"):
+        return UNet2DConditionModel(**settings)
 
 
 def _sd15(name: str) -> Backbone:
-    from diffusers import UNet2DConditionModel
-
     return StableDiffusion(
         name=name,
-        unet=UNet2DConditionModel(sample_size=64, cross_attention_dim=768),
+        unet=_unet(sample_size=64, cross_attention_dim=768),
         vae=_vae(4),
         towers=[_clip(768, 12)],
         scheduler=_ddim(),
@@ -117,9 +124,7 @@ def _sd15(name: str) -> Backbone:
 
 
 def _sd21(name: str) -> Backbone:
-    from diffusers import UNet2DConditionModel
-
-    unet = UNet2DConditionModel(
+    unet = _unet(
         sample_size=96,
         cross_attention_dim=1024,
         attention_head_dim=(5, 10, 20, 20),
@@ -135,9 +140,7 @@ def _sd21(name: str) -> Backbone:
 
 
 def _sdxl(name: str) -> Backbone:
-    from diffusers import UNet2DConditionModel
-
-    unet = UNet2DConditionModel(
+    unet = _unet(
         sample_size=128,
         cross_attention_dim=768 + 1280,
         block_out_channels=(320, 640, 1280),
@@ -159,13 +162,57 @@ def _sdxl(name: str) -> Backbone:
     )
 
 
+def _sd3(name: str) -> Backbone:
+    """The three published sizes; 3.5 medium has a second image attention in half of its blocks."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
+
+    blocks = 38 if name.endswith("large") else 24
+    settings: dict[str, Any] = {"qk_norm": "rms_norm"} if "3.5" in name else {}
+    if name.endswith("3.5-medium"):
+        settings |= {"dual_attention_layers": tuple(range(13)), "pos_embed_max_size": 384}
+    else:
+        settings |= {"pos_embed_max_size": 192}
+    with torch.device("meta"):
+        transformer = SD3Transformer2DModel(
+            sample_size=128,
+            num_layers=blocks,
+            num_attention_heads=blocks,
+            attention_head_dim=64,
+            joint_attention_dim=4096,
+            caption_projection_dim=64 * blocks,
+            pooled_projection_dim=768 + 1280,
+            **settings,
+        )
+    towers = [
+        _clip(768, 12, layer=-2, pooled="projected"),
+        _clip(1280, 32, layer=-2, pooled="projected"),
+        _t5_xxl(256),
+    ]
+    return StableDiffusion3(
+        name=name,
+        transformer=transformer,
+        vae=_vae(
+            16,
+            scaling_factor=1.5305,
+            shift_factor=0.0609,
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+        ),
+        towers=towers,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        size=1024,
+    )
+
+
 def _flux(name: str) -> Backbone:
-    from diffusers import FluxTransformer2DModel
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 
     is_dev = name.endswith("dev")
+    with torch.device("meta"):
+        transformer = FluxTransformer2DModel(guidance_embeds=is_dev)
     return Flux(
         name=name,
-        transformer=FluxTransformer2DModel(guidance_embeds=is_dev),
+        transformer=transformer,
         vae=_vae(
             16,
             scaling_factor=0.3611,
@@ -174,7 +221,7 @@ def _flux(name: str) -> Backbone:
             use_post_quant_conv=False,
         ),
         towers=[_clip(768, 12, pooled="end"), _t5_xxl(512 if is_dev else 256)],
-        scheduler=_flow_euler(use_dynamic_shifting=is_dev),
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=is_dev),
         size=1024,
     )
 
@@ -186,6 +233,9 @@ FULL_SIZE: dict[str, Callable[[str], Backbone]] = {
     "CompVis/stable-diffusion-v1-4": _sd15,
     "stabilityai/stable-diffusion-2-1": _sd21,
     "stabilityai/stable-diffusion-xl-base-1.0": _sdxl,
+    "stabilityai/stable-diffusion-3-medium-diffusers": _sd3,
+    "stabilityai/stable-diffusion-3.5-medium": _sd3,
+    "stabilityai/stable-diffusion-3.5-large": _sd3,
     "black-forest-labs/FLUX.1-dev": _flux,
     "black-forest-labs/FLUX.1-schnell": _flux,
 }

@@ -49,6 +49,9 @@ _TOWER_KINDS = {
     "T5EncoderModel": _TowerKind(("t5",), "T5Tokenizer", ("spiece.model",)),
 }
 
+#: Class as files from before a renaming in diffusers name it -> the class that reads them.
+_RENAMED = {"Transformer2DModel": "PixArtTransformer2DModel"}
+
 
 @dataclass(frozen=True)
 class ComponentFiles:
@@ -175,7 +178,7 @@ def _library_and_class(source: PipelineSource, index: dict[str, Any], name: str)
 
 def _class(source: PipelineSource, index: dict[str, Any], name: str, library: str, cls: str) -> Any:
     actual = _library_and_class(source, index, name)
-    if actual != (library, cls):
+    if actual != (library, cls) and _RENAMED.get(actual[1]) != cls:
         raise ErasureError(
             f"The {name} of {source.name} needs the class {library}.{cls};"
             f" found {'.'.join(actual)}."
@@ -207,7 +210,7 @@ def _empty(source: PipelineSource, name: str, cls: Any) -> Any:
     kind = config.get("_class_name", config.get("model_type"))
     text = hasattr(cls, "config_class")
     types = _TOWER_KINDS[cls.__name__].types if text else ()
-    if kind not in (None, cls.__name__, *types):
+    if kind not in (None, cls.__name__, *types) and _RENAMED.get(str(kind)) != cls.__name__:
         raise ErasureError(
             f"{folder}/config.json needs to describe a {cls.__name__}; found {kind}."
         )

@@ -1,7 +1,7 @@
 """`FamilyInterface`: what each model family implements."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self, cast
@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, Self, cast
 import torch
 from torch import Tensor, nn
 
-from erasure_lightning.backbones.conditioning import Conditioning
+from erasure_lightning.backbones.conditioning import PADDING, Conditioning
 from erasure_lightning.backbones.sampler import Sampler
 from erasure_lightning.backbones.towers import EmbeddedPrompts, EncoderOutput
 from erasure_lightning.concepts.worlds import World
@@ -38,13 +38,19 @@ class TextInput:
 
     Args:
         layers: The layers, by their names in the backbone.
-        source: The attribute of `Conditioning` that is their input: ``tokens`` or ``pooled``.
+        source: The attribute of `Conditioning` that they or ``transform`` read: ``tokens`` or
+            ``pooled``.
         columns: Columns of their weights that multiply it; the others stay as they are.
+        transform: What the model computes of the token states ``(B, L, E)`` before these layers
+            read them, ``(B, L, D)``; nothing by default.
+        masked: Whether attention leaves out what the layers compute at padding.
     """
 
     layers: dict[str, nn.Linear]
     source: Literal["tokens", "pooled"]
     columns: slice = field(default_factory=lambda: slice(None))
+    transform: Callable[[Tensor], Tensor] | None = None
+    masked: bool = False
 
     @property
     def width(self) -> int:
@@ -56,19 +62,30 @@ class TextInput:
         return [layer.weight[:, self.columns] for layer in self.layers.values()]
 
     def rows(self, conditioning: Conditioning) -> Tensor:
-        """Inputs of the layers, ``(B, N, D)``: one per token, or one pooled vector."""
-        if self.source == "tokens":
-            return conditioning.tokens
-        return cast(Tensor, conditioning.pooled).unsqueeze(1)
+        """Inputs of the layers, ``(B, N, D)``: one per token, or one pooled vector.
+
+        Those that are not `read` are zeros, which add nothing to normal equations.
+        """
+        if self.source == "pooled":
+            return cast(Tensor, conditioning.pooled).unsqueeze(1)
+        tokens = conditioning.tokens
+        rows = tokens if self.transform is None else self.transform(tokens)
+        return rows * self.read(conditioning).unsqueeze(2) if self.masked else rows
+
+    def read(self, conditioning: Conditioning) -> Tensor:
+        """Mask of the `rows` whose images are read, ``(B, N)``: all but masked padding."""
+        if self.source == "tokens" and self.masked:
+            return ~conditioning.positions(PADDING)
+        shape = conditioning.ids.shape if self.source == "tokens" else (len(conditioning), 1)
+        return torch.ones(shape, dtype=torch.bool, device=conditioning.tokens.device)
 
     def from_concept(self, conditioning: Conditioning) -> Tensor:
-        """Mask of the `rows` that depend on the concept's words, ``(B, N)``.
+        """Mask of the `rows` that are `read` and depend on the concept's words, ``(B, N)``.
 
         These are the tokens from the words on, or the pooled vector.
         """
-        if self.source == "tokens":
-            return conditioning.from_concept()
-        return torch.ones(len(conditioning), 1, dtype=torch.bool, device=conditioning.tokens.device)
+        read = self.read(conditioning)
+        return conditioning.from_concept() & read if self.source == "tokens" else read
 
     def named(self, solved: Sequence[Tensor]) -> dict[str, Tensor]:
         """Whole weights with new values ``(out, D)`` in their columns, by name in the backbone."""

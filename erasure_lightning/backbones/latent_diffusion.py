@@ -61,6 +61,7 @@ class LatentDiffusion(Backbone):
     def latent_shape(self, size: Size | None = None) -> tuple[int, int, int]:
         """Channels, height and width of the latents."""
         channels = cast(int, cast(Any, self.vae).config.latent_channels)
+        size = size or self.size
         if size is None:
             return channels, *self._default_sides()
         factor = self.vae_scale_factor

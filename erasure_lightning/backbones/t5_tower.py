@@ -15,13 +15,14 @@ from erasure_lightning.backbones.towers import (
 
 
 class T5Tower(TextTower):
-    """The encoder of a T5; the denoiser reads all its states, padding included.
+    """The encoder of a T5.
 
     Args:
         model: A `T5EncoderModel`.
         tokenizer: Its tokenizer.
         length: Tokens that are read, padding included.
         masked: Whether no position attends to padding; stock FLUX and SD 3 attend to it.
+        lowercase: Whether the stock pipeline gives the tokenizer prompts in lower case.
     """
 
     causal = False
@@ -33,9 +34,15 @@ class T5Tower(TextTower):
         *,
         length: int | None = None,
         masked: bool = False,
+        lowercase: bool = False,
     ) -> None:
         super().__init__(model, tokenizer, length=length)
         self.masked = masked
+        self.lowercase = lowercase
+
+    def as_read(self, text: str) -> str:
+        """The text, in lower case where the stock pipeline makes it so."""
+        return text.lower() if self.lowercase else text
 
     def encode(self, embedded: EmbeddedPrompts) -> EncoderOutput:
         """States ``(B, L, D)`` after the final norm."""

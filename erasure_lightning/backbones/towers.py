@@ -122,6 +122,10 @@ class TextTower(nn.Module, ABC):
             spans: Characters of each prompt's concept.
         """
 
+    def as_read(self, text: str) -> str:
+        """A text as the stock pipeline gives it to the tokenizer."""
+        return text
+
     def embed(self, prompts: Sequence[str | Phrase], dtype: torch.dtype) -> EmbeddedPrompts:
         """Looks up the token embeddings of prompts, padded to `length`.
 
@@ -139,9 +143,9 @@ class TextTower(nn.Module, ABC):
     def _tokenize(self, prompts: Sequence[str | Phrase]) -> Iterable[tuple[Tensor, Tensor]]:
         """Ids and roles ``(L,)`` of each prompt."""
         texts = [p.text if isinstance(p, Phrase) else p for p in prompts]
-        spans = [(p.start, p.stop) if isinstance(p, Phrase) else (0, 0) for p in prompts]
+        spans = [self._span(p) if isinstance(p, Phrase) else (0, 0) for p in prompts]
         tokens = self.tokenizer(
-            texts,
+            [self.as_read(text) for text in texts],
             padding="max_length",
             max_length=self.length,
             truncation=True,
@@ -153,23 +157,29 @@ class TextTower(nn.Module, ABC):
             if stop > start and not (row == CONCEPT).any():
                 raise ErasureError(
                     f"The text encoder reads {self.length} tokens; found"
-                    f" {text[start:stop]!r} behind the last of them in {text!r}. Shorten the"
-                    " sentence."
+                    f" {self.as_read(text)[start:stop]!r} behind the last of them in {text!r}."
+                    " Shorten the sentence."
                 )
         return zip(tokens.input_ids, roles, strict=True)
+
+    def _span(self, phrase: Phrase) -> tuple[int, int]:
+        """Characters of the concept in the text as it is read, which may differ in length."""
+        start, stop = (len(self.as_read(phrase.text[:end])) for end in (phrase.start, phrase.stop))
+        return start, stop
 
     def too_long(self, prompts: Sequence[str]) -> list[str]:
         """Prompts that have more tokens than are read."""
         most = self.length
         some = [p for p in prompts if len(p.encode()) + 2 > most]  # a token spells a byte at least
-        rows = self.tokenizer(some).input_ids if some else []
+        rows = self.tokenizer([self.as_read(p) for p in some]).input_ids if some else []
         return [p for p, ids in zip(some, rows, strict=True) if len(ids) > most]
 
     def words(self) -> Tensor:
         """Ids ``(W,)`` of the tokens that are whole words: their text has the same tokens."""
         ids = torch.arange(len(self.tokenizer))
         spelled = self.tokenizer.batch_decode(ids.unsqueeze(1), skip_special_tokens=True)
-        read = self.tokenizer([f"a {word.strip()} a" for word in spelled]).input_ids
+        texts = [self.as_read(f"a {word.strip()} a") for word in spelled]
+        read = self.tokenizer(texts).input_ids
         around = self.tokenizer("a a").input_ids
         half = len(around) // 2  # between the two; CLIP has a start token before them, T5 none
         whole = [tokens == [*around[:half], i, *around[half:]] for i, tokens in enumerate(read)]

@@ -33,6 +33,7 @@ CLASSES = {
     "TinyBackbone": "erasure_lightning.backbones.tiny.TinyBackbone",
     "TinyXL": "erasure_lightning.backbones.tiny.TinyXL",
     "TinyFlux": "erasure_lightning.backbones.tiny.TinyFlux",
+    "TinyPixArt": "erasure_lightning.backbones.tiny.TinyPixArt",
     "TinySD3": "erasure_lightning.backbones.tiny.TinySD3",
     "PureNoise": "erasure_lightning.training.latent_sources.PureNoise",
     "TrajectoryBank": "erasure_lightning.training.trajectory_bank.TrajectoryBank",

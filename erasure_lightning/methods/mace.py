@@ -46,10 +46,11 @@ from erasure_lightning.seeding import derive_seed
 from erasure_lightning.training.adapter_methods import PerConceptErasure
 from erasure_lightning.training.attention_masks import attention_inside, concept_mask
 from erasure_lightning.training.image_sources import GeneratedImages
+from erasure_lightning.training.input_grams import input_gram
 from erasure_lightning.training.latent_sources import LatentSource, NoisyBatch, SourceModels
 from erasure_lightning.training.neighbours import concept_sentences
 from erasure_lightning.training.optimizers import OptimizerName
-from erasure_lightning.training.prompt_states import input_gram, shared_token_states
+from erasure_lightning.training.prompt_states import shared_token_states
 from erasure_lightning.training.regression import Regression
 
 #: Sentence of the images of each kind of concept.

@@ -122,11 +122,10 @@ class NeighbourMining(ErasureModule):
         anchor = self.original.encode(batch.targets)
         states = source.rows(concept)
         mined = source.from_concept(concept)
+        images = source.rows(anchor)
         if source.source == "tokens":
-            images = aligned_states(anchor, like=concept)
-        else:
-            images = source.rows(anchor)
-        scale = 1 / states[..., 0].numel()
+            images = aligned_states(anchor.with_tokens(images), like=concept)
+        scale = 1 / int(source.read(concept).sum())
         equations.keep(states[~mined], scale * self.mining.erase_weight)
         self.mining.write(equations, states[mined], images[mined], scale, seed)
 

@@ -117,11 +117,11 @@ class RECE(ClosedFormErasure):
         """
         equations = self._preserving(self.preserve_scale, source)
         for batch in self._chunks():
-            concepts = source.rows(self.original.encode(batch.prompts)).flatten(0, 1)
-            anchors = source.rows(self.original.encode(batch.targets)).flatten(0, 1)
-            equations.redirect(
-                adversarial_states(concepts, edit, gram, self.regularization), anchors
-            )
+            concept = self.original.encode(batch.prompts)
+            anchor = self.original.encode(batch.targets)
+            both = source.read(concept) & source.read(anchor)
+            states = adversarial_states(source.rows(concept)[both], edit, gram, self.regularization)
+            equations.redirect(states, source.rows(anchor)[both])
         return edit + edit @ equations.correction(self.ridge)
 
     def _chunks(self) -> Iterator[PromptBatch]:

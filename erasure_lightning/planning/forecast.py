@@ -197,6 +197,9 @@ def forecast_fit(
     for name in ("step", "measuring"):  # phases in which the optimizer's state is allocated
         if peaks[name]:
             peaks[name] -= held.spared
+    for name in ("sampling", "step", "measuring"):  # phases without the text encoders
+        if peaks[name]:
+            peaks[name] -= held.weights.offloaded
     return FitForecast(
         held=held,
         steps=data.training_steps if held.trained else 1,
@@ -249,6 +252,7 @@ def _make_fake(module: ErasureModule, memory: MemoryTracker) -> None:
     backbone.fingerprint = lambda dtype=None: ""
     backbone.fingerprints = lambda names: {}
     backbone.to = lambda *_: backbone
+    backbone.offload_text = lambda: None  # what leaves is subtracted from the peaks
     cast(Any, module)._source = (backbone,)
     cast(Any, module)._apply = lambda *_, **__: module
     memory.hold([*backbone.parameters(), *backbone.buffers()])

@@ -17,7 +17,8 @@ class WeightBytes:
     """Bytes of weights on one device.
 
     Args:
-        frozen: Weights that are not trained.
+        frozen: Weights that are not trained, but for those that are offloaded.
+        offloaded: Weights of text encoders that leave the device before the first step.
         divisible: Those of them that a sharding strategy splits.
         teacher: Weights of the frozen original that it shares with no other model.
         edit: Weights that are edited and trained.
@@ -25,6 +26,7 @@ class WeightBytes:
     """
 
     frozen: int
+    offloaded: int
     divisible: int
     teacher: int
     edit: int
@@ -90,9 +92,12 @@ def _weights(module: ErasureModule, trained: dict[str, nn.Parameter]) -> WeightB
     models = [model for model in module.children() if isinstance(model, Backbone)]
     frozen = [p for key, p in own.items() if key not in edited]
     divisible = [p for p in _split_weights(backbone, trained) if id(p) not in edited]
+    offloads = isinstance(module, GradientErasure) and module.offload_text
+    offloaded = nbytes(backbone.text_encoders.parameters()) if offloads else 0
     unit = _largest_unit(backbone.denoiser) * divisible[0].element_size() if divisible else 0
     return WeightBytes(
-        frozen=nbytes([*frozen, *backbone.buffers()]),
+        frozen=nbytes([*frozen, *backbone.buffers()]) - offloaded,
+        offloaded=offloaded,
         divisible=nbytes(divisible),
         teacher=nbytes(p for model in models for p in model.parameters() if id(p) not in own),
         edit=nbytes((module.editable() | trained).values()),

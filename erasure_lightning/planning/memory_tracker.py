@@ -49,6 +49,9 @@ def without_values(module: nn.Module, dtype: torch.dtype, mode: FakeTensorMode) 
 
 
 def _faked(tensor: Tensor, dtype: torch.dtype, mode: FakeTensorMode) -> Tensor:
+    if tensor.is_meta:  # of a model without files
+        with mode:
+            return torch.empty_like(tensor, dtype=dtype, device="cpu")
     like = tensor.detach().to(dtype)
     return like if isinstance(like, FakeTensor) else mode.from_tensor(like)
 

@@ -21,7 +21,8 @@ from erasure_lightning.concepts.vocabulary import Vocabulary
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.training.base import ErasureModule
 from erasure_lightning.training.gradient import GradientErasure
-from erasure_lightning.training.prompt_states import cosine_matrix, input_gram
+from erasure_lightning.training.input_grams import mean_input_gram
+from erasure_lightning.training.prompt_states import cosine_matrix
 
 
 class RetentionCallback(Callback, ABC):
@@ -102,8 +103,7 @@ class RetentionCallback(Callback, ABC):
         By default all inputs of the retained prompts: if their images under the edited maps stay,
         so do the predictions. The positions of a prompt share its weight.
         """
-        length = source.rows(module.original.encode(self.retained[:1])).shape[1]
-        return input_gram(module.original, self.retained, source) / length
+        return mean_input_gram(module.original, self.retained, source)
 
     def prepare(self, module: GradientErasure) -> None:
         """Compute constants of the training, once the retained prompts are known."""

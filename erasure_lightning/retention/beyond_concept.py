@@ -76,4 +76,4 @@ def _gram(module: ErasureModule, batch: PromptBatch, source: TextInput) -> Tenso
     conditioning = module.original.encode(batch.prompts)
     rows = source.rows(conditioning)
     mined = source.from_concept(conditioning)
-    return orthogonal_gram(rows[mined]) / rows[..., 0].numel()
+    return orthogonal_gram(rows[mined]) / int(source.read(conditioning).sum())

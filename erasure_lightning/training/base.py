@@ -50,8 +50,8 @@ class ErasureModule(LightningModule, ABC):
         backbone: A world's name, a diffusers folder, a Hub id, or a `Backbone`.
         seed: Seed of every random draw of the run.
         base: Precision of the frozen weights and of the arithmetic; the edit stays float32.
-        checkpointing: Whether blocks are computed again in the backward pass: less memory, more
-            time.
+        checkpointing: Whether blocks are computed again in the backward pass, which saves memory.
+        image_size: Side of all images in pixels; the model's own by default.
 
     Raises:
         ErasureError: If there are no concepts, their file cannot be read, one is named twice, the
@@ -78,6 +78,7 @@ class ErasureModule(LightningModule, ABC):
         seed: int = 0,
         base: Literal["float32", "bfloat16"] = "float32",
         checkpointing: bool = False,
+        image_size: int | None = None,
     ) -> None:
         super().__init__()
         if isinstance(concepts, str):
@@ -95,6 +96,7 @@ class ErasureModule(LightningModule, ABC):
         self.seed = seed
         self.base = base
         self.checkpointing = checkpointing
+        self.image_size = image_size
         self.strict_loading = False
         #: Retention callbacks, which add themselves at the beginning of a fit.
         self.retention: list[RetentionTerm] = []
@@ -169,6 +171,7 @@ class ErasureModule(LightningModule, ABC):
             self.backbone = load_backbone(source, dtype, weights)
         else:
             self.backbone = source.to(dtype)
+        self.backbone.size = self.image_size
         check_backbone(self.backbone, self.concepts, self.needs, type(self).__name__)
         modified = self.modified()
         self.original = self.backbone.frozen_copy(modified)

@@ -13,7 +13,7 @@ from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.conditioning import END, TEMPLATE, Conditioning, concept_span
 from erasure_lightning.backbones.interface import TextInput
 from erasure_lightning.backbones.towers import EmbeddedPrompts
-from erasure_lightning.concepts.concept import Phrase, PromptBatch
+from erasure_lightning.concepts.concept import PromptBatch
 from erasure_lightning.errors import ErasureError
 
 #: A batch of prompts, embedded for each text encoder of a backbone.
@@ -145,20 +145,26 @@ def last_token_states(
         batch: The sentences.
         source: The layers whose input is read.
         tail: Include all positions from there on, end-of-text and padding too, as far as both
-            sentences reach.
+            sentences reach and are read.
     """
     concept = backbone.encode(batch.prompts)
     anchor = backbone.encode(batch.targets)
+    rows = source.rows(concept)
+    anchor_rows = source.rows(anchor)
     if source.source == "pooled":
-        return source.rows(concept).flatten(0, 1), source.rows(anchor).flatten(0, 1)
-    pairs = [_last_rows(concept, anchor, segment, tail) for segment in concept.segments]
-    return torch.cat([rows for rows, _ in pairs]), torch.cat([rows for _, rows in pairs])
+        return rows.flatten(0, 1), anchor_rows.flatten(0, 1)
+    each = [_last_positions(concept, anchor, segment, tail) for segment in concept.segments]
+    pairs = torch.cat(each, dim=1)
+    sentence, position, anchor_position = pairs
+    both = source.read(concept)[sentence, position] & source.read(anchor)[sentence, anchor_position]
+    sentence, position, anchor_position = pairs[:, both]
+    return rows[sentence, position], anchor_rows[sentence, anchor_position]
 
 
-def _last_rows(
+def _last_positions(
     concept: Conditioning, anchor: Conditioning, segment: slice, tail: bool
-) -> tuple[Tensor, Tensor]:
-    """`last_token_states` of the tokens of a segment."""
+) -> Tensor:
+    """Sentence and both positions of every pair of `last_token_states` in a segment, ``(3, N)``."""
     span = concept_span(concept.roles[:, segment])
     anchor_span = concept_span(anchor.roles[:, segment], otherwise=span[:, 0])
     last = torch.stack((span[:, 1], anchor_span[:, 1])).sub(1).clamp(min=0)
@@ -166,8 +172,8 @@ def _last_rows(
     positions = last.unsqueeze(2) + torch.arange(length if tail else 1, device=last.device)
     inside = (positions < length).all(dim=0)
     sentence = torch.arange(len(span), device=last.device).unsqueeze(1).expand_as(inside)[inside]
-    concept_rows, anchor_rows = (each[inside] + segment.start for each in positions)
-    return concept.tokens[sentence, concept_rows], anchor.tokens[sentence, anchor_rows]
+    position, anchor_position = (each[inside] + segment.start for each in positions)
+    return torch.stack((sentence, position, anchor_position))
 
 
 def shared_token_states(
@@ -182,13 +188,15 @@ def shared_token_states(
     """
     concept = backbone.encode(batch.prompts)
     anchor = backbone.encode(batch.targets)
+    rows = source.rows(concept)
+    anchor_rows = source.rows(anchor)
     if source.source == "pooled":
-        return source.rows(concept).flatten(0, 1), source.rows(anchor).flatten(0, 1)
+        return rows.flatten(0, 1), anchor_rows.flatten(0, 1)
     pairs = [
         pair for segment in concept.segments for pair in _shared_positions(concept, anchor, segment)
     ]
-    row, concept_position, anchor_position = torch.tensor(pairs).T
-    return concept.tokens[row, concept_position], anchor.tokens[row, anchor_position]
+    sentence, position, anchor_position = torch.tensor(pairs).T
+    return rows[sentence, position], anchor_rows[sentence, anchor_position]
 
 
 def _shared_positions(
@@ -222,24 +230,6 @@ def _ids_to_end(conditioning: Conditioning, sentence: int, segment: slice) -> li
 def _common_length(a: Sequence[int], b: Sequence[int]) -> int:
     """Length of the longest common prefix."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
-
-
-def input_gram(
-    backbone: Backbone, prompts: Sequence[str | Phrase], source: TextInput, chunk: int = 64
-) -> Tensor:
-    """``sum k k^T`` over all inputs that prompts give a text layer, ``(D, D)`` in float64.
-
-    Args:
-        backbone: The model that encodes the prompts.
-        prompts: Any number of prompts.
-        source: The layers whose input is read.
-        chunk: Prompts encoded at once.
-    """
-    gram = torch.zeros(source.width, source.width, dtype=torch.float64, device=backbone.device)
-    for i in range(0, len(prompts), chunk):
-        rows = source.rows(backbone.encode(prompts[i : i + chunk])).flatten(0, 1).double()
-        gram += rows.mT @ rows
-    return gram
 
 
 def cosine_matrix(rows: Tensor, columns: Tensor) -> Tensor:

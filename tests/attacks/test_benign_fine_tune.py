@@ -134,5 +134,5 @@ def test_an_unedited_model_keeps_the_concept():
     pytest.importorskip("erasure_lightning_emoji_world")
     target = cigarette(erased=False)
     (case,) = target.cases(0)
-    (result,) = BenignFineTune(steps=20, points=1, examples=8).run(target, 0)
+    (result,) = BenignFineTune(steps=10, points=1, examples=4, batch_size=4).run(target, 0)
     assert target.success_rate(case, result.images) == 1

@@ -12,12 +12,13 @@ from erasure_lightning.backbones.flux import Flux, _pack, _unpack
 from erasure_lightning.backbones.loading import load_backbone
 from erasure_lightning.backbones.process import RectifiedFlow
 from erasure_lightning.backbones.tiny import TinyFlux
-from erasure_lightning.concepts.concept import Phrase
+from erasure_lightning.concepts.concept import Concept, Phrase
 from erasure_lightning.diffusion.evaluation_counter import EvaluationCounter
 from erasure_lightning.diffusion.inversion import invert, retrace
 from erasure_lightning.diffusion.sampling import rollout, sample_latents
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.testing import check_method
+from erasure_lightning.methods.esd import ESD
+from erasure_lightning.testing import check_method, quick_fit
 
 PROMPTS = ["a cat", "a photo of a dog"]
 SEEDS = [3, 4]
@@ -268,6 +269,14 @@ class TestRectifiedFlow:
         assert t.max() <= 1000
         late = self.process.draw_times(5000, lambda share: (share > 0.8).float())
         assert late.min() >= 800
+
+
+def test_images_of_another_size_are_trained_on():
+    module = ESD(concepts=[Concept("cat")], backbone=TinyFlux(), image_size=32)
+    quick_fit(module, 1)
+    assert module.noisy_batch(module.prompts.batch(1, 0, 0)).x.shape == (1, 4, 16, 16)
+    with pytest.raises(ErasureError, match="multiple of 4 pixels; found 15"):
+        quick_fit(ESD(concepts=[Concept("cat")], backbone=TinyFlux(), image_size=15), 1)
 
 
 @pytest.mark.parametrize("method", ["UCE", "ESD", "SAGE", "RealEra", "AllButOne"])

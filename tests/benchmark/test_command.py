@@ -9,6 +9,7 @@ import yaml
 from small_suites import result
 
 from erasure_lightning.__main__ import main
+from erasure_lightning.benchmark import engine
 from erasure_lightning.cli.benchmark import _threads
 
 pytestmark = pytest.mark.usefixtures("folder")
@@ -175,17 +176,32 @@ def test_threads_are_from_the_environment_or_a_share_of_the_cores(monkeypatch):
     assert [_threads(jobs) for jobs in (1, 4, 16)] == [8, 2, 1]
 
 
+#: In the place of `erasure`: jobs of the second concept end with the benchmark that is killed.
+JOB = """#!/bin/sh
+case "$*" in *bird*)
+  [ -e killed ] || {{ until [ -e killed ]; do sleep 0.05; done; exit 1; }}
+esac
+exec {erasure} "$@"
+"""
+
+
 @pytest.mark.slow
-def test_a_killed_benchmark_resumes_and_runs_only_missing_cells(write_suite, folder, capsys):
+def test_a_killed_benchmark_resumes_and_runs_only_missing_cells(
+    write_suite, folder, capsys, erasure, monkeypatch
+):
+    (folder / "job").write_text(JOB.format(erasure=erasure))
+    monkeypatch.setattr(engine, "_PROGRAM", ("sh", str(folder / "job")))
     out = folder / "runs" / "pets"
     first, second = (out / "cells" / "uce" / name / "0" for name in ("cat", "bird"))
-    command = [sys.executable, "-m", "erasure_lightning", "benchmark", "pets.yaml"]
-    running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    running = os.fork()
+    if running == 0:
+        os._exit(main(["benchmark", "pets.yaml"]))
     deadline = time.monotonic() + 120
     while not (second / "log.txt").exists() and time.monotonic() < deadline:
-        time.sleep(0.2)
-    os.kill(running.pid, signal.SIGKILL)
-    running.wait()
+        time.sleep(0.05)
+    os.kill(running, signal.SIGKILL)
+    os.waitpid(running, 0)
+    (folder / "killed").touch()
     files = [first / "metrics.json", first / "edit.safetensors"]
     times = [file.stat().st_mtime_ns for file in files]
     assert not (out / "table.csv").exists()

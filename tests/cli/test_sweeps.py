@@ -1,6 +1,5 @@
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -41,7 +40,9 @@ def command(sweep, drawn):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
-def test_a_draw_of_the_sweep_runs_as_the_agent_starts_it(path: Path, tmp_path, monkeypatch):
+def test_a_draw_of_the_sweep_runs_as_the_agent_starts_it(
+    path: Path, tmp_path, monkeypatch, erasure
+):
     sweep = yaml.safe_load(path.read_text())
     words = command(sweep, draw(sweep["parameters"]))
     name = words[words.index("--config") + 1]
@@ -57,7 +58,7 @@ def test_a_draw_of_the_sweep_runs_as_the_agent_starts_it(path: Path, tmp_path, m
     monkeypatch.delenv(
         "WANDB_SERVICE", raising=False
     )  # an agent starts no run inside another's process
-    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PATH", f"{erasure.parent}{os.pathsep}{os.environ['PATH']}")
     # The last word wins: as many steps as the sweep says would take minutes.
     subprocess.run([*words, "--trainer.max_steps=2"], cwd=tmp_path, check=True, timeout=200)
     (run,) = tmp_path.glob("runs/*-r1")

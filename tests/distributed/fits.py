@@ -1,21 +1,18 @@
-"""Fits methods on two ranks by DDP and by FSDP2, as torchrun starts it: ``torchrun --nproc-per-node
-2 fits.py OUT``.
+"""Fits methods on two ranks by DDP and by FSDP2, in processes that torchrun starts.
 
 What every rank saw is written to ``OUT/STRATEGY-METHOD.pt``.
 """
 
-import sys
 import warnings
 from copy import deepcopy
 from itertools import product
-from pathlib import Path
 
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import distributed
 from torch.distributed.tensor import DTensor
 
-from erasure_lightning.backbones.tiny import TINY_WORDS
+from erasure_lightning.backbones.tiny_parts import TINY_WORDS
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.distributed import fsdp
 from erasure_lightning.distributed.collectives import average_gradients
@@ -171,7 +168,3 @@ def main(out):
         distributed.all_gather_object(ranks, mine)
         if distributed.get_rank() == 0:
             torch.save(ranks, out / f"{strategy}-{name}.pt")
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -1,10 +1,7 @@
 """Two processes on the CPU, as a user starts them."""
 
 import json
-import os
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from trivial import TINY
@@ -13,9 +10,8 @@ from erasure_lightning.__main__ import main
 from erasure_lightning.edits.edit import read_edit
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_two_processes_fit_measure_and_write_once(strategy, tmp_path):
+def test_two_processes_fit_measure_and_write_once(strategy, tmp_path, erasure):
     arguments = [
         "--trainer.devices",
         "2",
@@ -24,21 +20,8 @@ def test_two_processes_fit_measure_and_write_once(strategy, tmp_path):
         "--trainer.accelerator",
         "cpu",
     ]
-    command = [
-        sys.executable,
-        "-m",
-        "erasure_lightning",
-        "fit",
-        *TINY,
-        *arguments,
-        "--run_dir",
-        str(tmp_path / "run"),
-    ]
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(Path(__file__).parent.parent),
-    }
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    command = [erasure, "fit", *TINY, *arguments, "--run_dir", tmp_path / "run"]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Erased; the edit is in") == 1
     tensors, metadata = read_edit(tmp_path / "run" / "edit.safetensors")

@@ -1,6 +1,5 @@
 """Every method on two ranks of the CPU, by DDP and by FSDP2, beside what one process does."""
 
-import os
 import subprocess
 import sys
 from functools import cache
@@ -9,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from distributed import fits
+from forks import forking
 from noisy import noisy
 from torch.testing import assert_close
 
@@ -30,21 +30,10 @@ def out(tmp_path_factory):
     quick_fit(
         fits.build("ESD", out / "tiny"), 1, total=fits.STEPS, save=out / "alone-ESD-half.ckpt"
     )
-    here = Path(__file__).parent
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(here.parent), *sys.path]),
-    }
-    launcher = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        "2",
-        "--standalone",
-    ]
-    command = [*launcher, str(here / "fits.py"), str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=280)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    with forking(lambda argv: fits.main(Path(*argv)), out / "fits") as program:
+        command = [*launcher, "--standalone", "--no-python", program, out]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-6000:]
     return out
 

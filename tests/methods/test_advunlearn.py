@@ -233,12 +233,12 @@ def test_numbers_out_of_range_are_refused(arguments, words):
 @pytest.mark.slow
 def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
     hold = LocalNoisePreservation(
-        weight=0.3, batch_size=5, latents=TrajectoryBank(trajectories=32, steps=5)
+        weight=0.3, batch_size=5, latents=TrajectoryBank(trajectories=8, steps=5)
     )
-    bank = TrajectoryBank(trajectories=4, steps=10)
-    settings = numbers("advunlearn", attack_from=10, attack_steps=1)
+    bank = TrajectoryBank(trajectories=4, steps=5)
+    settings = numbers("advunlearn", attack_from=6, attack_steps=1, lr=4.5e-4)
     module = quick_fit(
-        AdvUnlearn(concepts=[Concept("cigarette")], latents=bank, **settings), 40, hold
+        AdvUnlearn(concepts=[Concept("cigarette")], latents=bank, **settings), 14, hold
     )
     assert recognised(module.backbone, ["cigarette"] * 4) == 0
     assert recognised(module.backbone, KEPT) >= 0.75

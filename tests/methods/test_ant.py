@@ -74,6 +74,13 @@ def moved(module, question):
     ]
 
 
+@pytest.fixture
+def few_pairs(monkeypatch):
+    """Masks of few latents, which take less time than the contract's steps."""
+    monkeypatch.setattr("erasure_lightning.methods.ant._PAIRS", 4)
+
+
+@pytest.mark.usefixtures("few_pairs")
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -87,6 +94,7 @@ def test_contract(arguments):
     check_method(ANT, **VARIANT, **(ARGUMENTS | {"latents": bank(), "maps": 2} | arguments))
 
 
+@pytest.mark.usefixtures("few_pairs")
 def test_contract_on_pure_noise_and_the_world():
     check_method(ANT, maps=1, **ARGUMENTS)
 
@@ -124,7 +132,7 @@ class TestLoss:
 
     def test_drift_is_held_by_it(self):
         without, held = (
-            quick_fit(ant(0.0, drift=b, latents=bank(), share=1.0, lr=3e-3, warmup=1), 40)
+            quick_fit(ant(0.0, drift=b, latents=bank(), share=1.0, lr=3e-3, warmup=1), 20)
             for b in (0.0, 3.0)
         )
         assert sum(moved(held, "unconditional")) < 0.7 * sum(moved(without, "unconditional"))
@@ -182,9 +190,9 @@ class TestMasks:
     def test_more_maps_leave_less(self):
         retained = [
             quick_fit(ant(0.0, latents=bank(), maps=maps), 1).description()["salient"]
-            for maps in (1, 2, 4)
+            for maps in (1, 3)
         ]
-        assert retained[0] > retained[1] > retained[2] > 0.5**4  # and more than by chance
+        assert retained[0] > retained[1] > 0.5**3  # and more than by chance
 
     def test_what_is_masked_stays_bit_identical(self):
         module = quick_fit(ant(0.0, latents=bank(), maps=2, lr=1e-2), 3)

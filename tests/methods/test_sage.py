@@ -25,6 +25,7 @@ from erasure_lightning.retention.local_states import LocalStatePreservation
 from erasure_lightning.retention.unconditional_drift import UnconditionalDrift
 from erasure_lightning.testing import check_method, quick_fit
 from erasure_lightning.training.prompt_states import gradient_ascent, with_template_of
+from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
 BATCH = PromptBatch(
     ["a photo of a {}", "the {} in a house"], ["cat", "star"], ["dog", "heart"], [0, 1]
@@ -251,11 +252,13 @@ def moves(module):
 @pytest.mark.slow
 def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
     retention = (
-        GlobalSemanticAlignment(800, batch_size=32),
+        GlobalSemanticAlignment(800, batch_size=8),
         LocalStatePreservation(1.5, batch_size=4),
         UnconditionalDrift(3),
     )
-    module = quick_fit(SAGE(concepts=WORLD, **numbers("sage", check_steps=2)), 30, *retention)
+    bank = TrajectoryBank(trajectories=4, steps=5)
+    given = numbers("sage", check_steps=2, check_from=3, lr=1.2e-3, latents=bank)
+    module = quick_fit(SAGE(concepts=WORLD, **given), 15, *retention)
     after = moves(module)
     assert after["concept"] > 0.4
     assert after["anchor"] < 0.2

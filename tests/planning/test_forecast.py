@@ -101,7 +101,8 @@ def test_adapters_merged_at_the_end_are_planned_as_adapters():
 
 
 def test_a_plugin_s_method_that_reads_values_is_planned(capsys):
-    argv = ["plan", "--config", "speed.yaml", "--measure", "false"]
+    argv = ["plan", "--config", "speed.yaml", "--model.backbone", "TinyBackbone"]
+    argv += ["--measure", "false"]
     assert main([*argv, "--trainer.accelerator", "cpu"]) == 0
     assert "SPEED, planned for one device" in capsys.readouterr().out
 

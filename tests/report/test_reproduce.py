@@ -15,13 +15,17 @@ OPTIONS = """--model trivial.Distillation --model.backbone TinyBackbone --model.
     --data.others 1 --data.steps 1 --data.seeds 2
     --trainer.max_steps 2 --trainer.accelerator cpu --trainer.enable_progress_bar false"""
 
+#: The hostile name has many tokens.
+CUT = "TinyBackbone reads only the beginning of"
+
 
 @pytest.mark.slow
 def test_config_and_command_of_a_page_make_the_same_edit(tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     concepts = ["--model.concepts", f"[{{name: '{HOSTILE}'}}]"]
-    assert main(["fit", *OPTIONS.split(), *concepts, "--run_dir", "run"]) == 0
+    with pytest.warns(UserWarning, match=CUT):
+        assert main(["fit", *OPTIONS.split(), *concepts, "--run_dir", "run"]) == 0
     assert main(["report", "run"]) == 0
     page = (tmp_path / "here" / "run" / "report.html").read_text(encoding="utf-8")
     assert "No scorer recognised what the images show" in page
@@ -32,6 +36,7 @@ def test_config_and_command_of_a_page_make_the_same_edit(tmp_path, monkeypatch):
     with urlopen(html.unescape(address)) as config:  # as a browser saves it
         (tmp_path / "there" / name).write_bytes(config.read())
     fit, check = html.unescape(re.search(r"<pre>(.*?)</pre>", page, re.S)[1]).splitlines()
-    assert main(shlex.split(fit)[1:]) == 0
+    with pytest.warns(UserWarning, match=CUT):
+        assert main(shlex.split(fit)[1:]) == 0
     edit = (tmp_path / "there" / check.split()[1]).read_bytes()
     assert f"<code>{hashlib.sha256(edit).hexdigest()[:16]}…</code>" in page

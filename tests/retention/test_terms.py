@@ -1,5 +1,7 @@
 """What every retention callback promises, and what each of them holds."""
 
+from functools import cache
+
 import pytest
 import torch
 from trivial import Distillation, Redirection
@@ -62,17 +64,27 @@ PAIRS = [(SAGE, n) for n in TERMS] + [
 ]
 
 
+STEPS = 20
+
+
+def fresh(method):
+    numbers = {"check_steps": 0, "blocks": None, "lr": 1e-3} if method is SAGE else {"lr": 3e-3}
+    return module(method, warmup=1, **numbers)
+
+
+@cache
+def without_terms(method):
+    """A method's fit without a retention callback, beside which those with one are held."""
+    return quick_fit(fresh(method), STEPS)
+
+
 @pytest.mark.parametrize(("method", "name"), PAIRS)
 def test_it_holds_what_it_names_with_any_gradient_method(name, method):
     """Retained prompts go less far with the term than without it."""
-    arguments = {"lr": 1e-3, "warmup": 1} | (
-        {"check_steps": 0, "blocks": None} if method is SAGE else {"lr": 3e-3}
-    )
-    free, held = (module(method, **arguments) for _ in range(2))
+    free, held = without_terms(method), fresh(method)
     callback = TERMS[name]()
     callback.prompts, callback.weight = KEPT, 300.0 if name in ("cross", "self") else 10.0
-    quick_fit(free, 20)
-    quick_fit(held, 20, callback)
+    quick_fit(held, STEPS, callback)
     judge = ready(TERMS[name](), held)
     torch.manual_seed(0)
     with_term = judge.term(held)

@@ -77,7 +77,9 @@ def predict(backbone):
     ids=["merged", "apart", "beside"],
 )
 def test_contract(method, arguments):
-    check_method(method, lr=1e-2, **({} if method is Shifting else VARIANT), **arguments)
+    """Other families and the world are for the tests of the methods with adapters."""
+    parts = VARIANT | {"thorough": method is Shifting, "world": None}
+    check_method(method, lr=1e-2, **parts, **arguments)
 
 
 @pytest.mark.parametrize(

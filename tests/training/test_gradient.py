@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import pytest
 import torch
+from contracts import VARIANT
 from lightning import Trainer
 from trivial import Distillation, Idle, Redirection
 
-from erasure_lightning.backbones.tiny import TinyBackbone
+from erasure_lightning.backbones.tiny import TINY_BACKBONES, TinyBackbone
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.data.datamodule import PromptData
 from erasure_lightning.errors import ErasureError
@@ -11,16 +14,53 @@ from erasure_lightning.testing import check_method, edit_of, quick_fit
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
 CAT = [Concept("cat", "dog")]
+GIVEN = {"lr": 1e-2, "thorough": False}
 
 
+@pytest.mark.parametrize("family", TINY_BACKBONES)
 @pytest.mark.parametrize("method", [Distillation, Redirection])
-def test_both_shapes_keep_the_promises(method):
-    check_method(method, **({"lr": 1e-2} if method is Distillation else {}))
+def test_both_shapes_keep_every_promise_on_every_family(method, family):
+    """The tests of the methods demand bfloat16's of the first family alone."""
+    arguments = {"lr": 1e-2} if method is Distillation else {}
+    world = "emoji-world" if family is TinyBackbone else None
+    check_method(method, families=[family], world=world, **arguments)
 
 
 def test_a_method_that_does_nothing_is_caught():
     with pytest.raises(AssertionError, match="Idle changed nothing"):
         check_method(Idle)
+
+
+class Unseeded(Distillation):
+    """Draws from a generator of its own, which no seed of the run reaches."""
+
+    draws = torch.Generator()
+
+    def erasure_loss(self, batch):
+        return super().erasure_loss(batch) * torch.rand((), generator=self.draws)
+
+
+class Forgetful(Distillation):
+    """Counts its steps, and keeps the count from its checkpoints."""
+
+    count = 0
+
+    def erasure_loss(self, batch):
+        self.count += 1
+        x = batch.x * self.count
+        return super().erasure_loss(replace(batch, x=x))
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        (Unseeded, "Unseeded on TinyBackbone gives two edits for one seed"),
+        (Forgetful, "Forgetful on TinyBackbone ends elsewhere when stopped and resumed"),
+    ],
+)
+def test_an_edit_that_is_no_function_of_the_seed_is_caught(method, words):
+    with pytest.raises(AssertionError, match=words):
+        check_method(method, families=[TinyBackbone], **GIVEN)
 
 
 class Plain(TinyBackbone):
@@ -56,9 +96,6 @@ class Idler(Distillation):
 
     def editable(self):
         return super().editable() | self.backbone.text_parameters(1)
-
-
-GIVEN = {"lr": 1e-2, "thorough": False}
 
 
 class TestFamilies:
@@ -105,7 +142,8 @@ def test_seeds_differ_and_repeat():
 
 
 def test_a_bank_feeds_the_loss_and_resumes():
-    check_method(Distillation, latents=TrajectoryBank(trajectories=2, steps=3, refresh=2))
+    bank = TrajectoryBank(trajectories=2, steps=3, refresh=2)
+    check_method(Distillation, steps=4, latents=bank, **VARIANT)
 
 
 def test_a_checkpoint_holds_the_edit_and_no_code(tmp_path):

@@ -163,13 +163,13 @@ def test_it_erases_the_cigarette_of_the_emoji_world():
         (Path(__file__).parents[1] / "erasure_lightning_age/configs/age.yaml").read_text()
     )
     assert config["model"]["class_path"] == "AGE"
-    bank = TrajectoryBank(trajectories=8, steps=10)
-    settings = ARGUMENTS | {"lr": 1e-4}
+    bank = TrajectoryBank(trajectories=4, steps=10)
+    settings = ARGUMENTS | {"lr": 2e-4}
     module = quick_fit(
         AGE(
             concepts=[Concept("cigarette", domain=["smoking", "tobacco"])], latents=bank, **settings
         ),
-        30,
+        15,
     )
 
     def gap(prompt):

@@ -122,7 +122,8 @@ class SPEED(ClosedFormErasure):
 
     def rows(self) -> Rows:
         """The original's text states of concepts, anchors, retained texts and the empty prompt."""
-        empty = self.original.encode([""]).tokens[0].double()
+        source = self.original.text_inputs()[0]
+        empty = source.rows(self.original.encode([""]))[0].double()
         concepts, anchors = self._last_tokens(
             [concept.name for concept in self.concepts],
             [concept.anchor for concept in self.concepts],
