@@ -87,6 +87,7 @@ def cheap(content, tiny):
     if changed["model"]["class_path"] != "ESD":  # slow on a CPU; one method a family shows it
         arguments.pop("base", None)
         arguments.pop("checkpointing", None)
+    arguments.pop("image_size", None)
     if "retain" in arguments:
         arguments["retain"] = ["tree", "car"]
     has_anchor = "anchor" in arguments["concepts"][0]
