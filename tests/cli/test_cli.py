@@ -463,7 +463,7 @@ def test_an_edit_alone_brings_its_config(finished, folder):
 
 def test_a_run_with_a_file_of_concepts_needs_it_no_more(folder):
     file = folder / "pets.csv"
-    file.write_text("name,anchor\n" + "".join(f"pet{i},dog\n" for i in range(4)))
+    file.write_text("name,anchor\ncat,dog\nbird,dog\nfish,dog\nstar,dog\n")
     assert main(["fit", *TINY, "--model.concepts", "pets.csv", "--measure", "false"]) == 0
     file.unlink()
     run = folder / "runs" / "distillation-pets"
