@@ -81,6 +81,8 @@ class SAGE(GradientErasure):
         ErasureError: If a number is out of range, or ``edit`` and ``erase_space`` do not fit.
     """
 
+    default_retention = ("GlobalSemanticAlignment", "LocalNoisePreservation")
+
     def __init__(
         self,
         *,

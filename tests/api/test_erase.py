@@ -10,6 +10,7 @@ from erasure_lightning.edits.edit import applied_edits
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods import METHODS
 from erasure_lightning.registry import find_method, load_method
+from erasure_lightning.retention.global_alignment import GlobalSemanticAlignment
 from erasure_lightning.retention.local_noise import LocalNoisePreservation
 from erasure_lightning.training.gradient import GradientErasure
 from erasure_lightning.training.image_sources import GeneratedImages
@@ -103,6 +104,24 @@ def test_retained_prompts_are_retained():
         )  # fmt: skip
         moved[bool(retain)] = (latents(pipeline, "tree") - before).norm().item()
     assert moved[True] < 0.5 * moved[False]
+
+
+def test_a_method_is_trained_with_the_retention_of_its_paper():
+    """The control is the same edit without any."""
+    edits = {}
+    for name, retention in {
+        "default": None,
+        "given": [GlobalSemanticAlignment(), LocalNoisePreservation()],
+        "none": [],
+    }.items():
+        pipeline = pipeline_of()
+        edit = erase(
+            pipeline, "cat", "SAGE", retention=retention, lr=1e-2, warmup=0, check_steps=1, **QUICK
+        )
+        edits[name] = edit.tensors
+    (key, *_) = edits["default"]
+    assert torch.equal(edits["default"][key], edits["given"][key])
+    assert not torch.equal(edits["default"][key], edits["none"][key])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
