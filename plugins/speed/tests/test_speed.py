@@ -16,7 +16,7 @@ from erasure_lightning_speed.null_space import (
 from erasure_lightning_speed.speed import SPEED
 
 from erasure_lightning.__main__ import main
-from erasure_lightning.backbones.tiny import TinyBackbone
+from erasure_lightning.backbones.tiny import TinyBackbone, TinyFlux
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.diffusion.sampling import sample_images
 from erasure_lightning.errors import ErasureError
@@ -197,10 +197,10 @@ def test_arguments_out_of_range(arguments, words):
         speed(**arguments)
 
 
-def test_a_model_without_value_maps_is_refused(monkeypatch):
-    monkeypatch.setattr(TinyBackbone, "value_layers", lambda self: {})
-    with pytest.raises(ErasureError, match="TinyBackbone has none"):
-        speed()
+def test_a_family_without_value_maps_is_refused():
+    module = SPEED(concepts=[Concept("cat", "dog")], backbone=TinyFlux())
+    with pytest.raises(ErasureError, match="SPEED needs cross-attention, which TinyFlux does not"):
+        module.configure_model()
 
 
 def installed():
