@@ -3,7 +3,8 @@
 import torch
 
 from erasure_lightning.attacks.prompt_slots import PromptSlots
-from erasure_lightning.backbones.tiny import TINY_WORDS, TinyFlux
+from erasure_lightning.backbones.tiny import TinyFlux
+from erasure_lightning.backbones.tiny_parts import TINY_WORDS
 
 
 def test_the_words_are_those_that_are_one_token_in_every_vocabulary():

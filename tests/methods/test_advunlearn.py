@@ -157,7 +157,7 @@ class TestAttack:
             next(signs) * words[0].sum() + torch.zeros(2, 4, 8, 8)
         )
         teacher = SimpleNamespace(concept=torch.full((2, 4, 8, 8), -1e6))
-        module.noisy_batch = lambda sentences: SimpleNamespace(teacher=teacher)
+        module.noisy_batch = lambda sentences: SimpleNamespace(teacher=teacher, t=T)
         (adversarial,) = (torch.manual_seed(0), module.attack_prefix(BATCH))[1]
         (start,) = (torch.manual_seed(0), method(attack_steps=0).attack_prefix(BATCH))[1]
         assert 0.005 < (adversarial - start).abs().max() < 0.02
