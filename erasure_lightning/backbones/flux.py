@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 
 from erasure_lightning.backbones.clip_tower import ClipTower
 from erasure_lightning.backbones.compatibility import require_channels, require_text_width
-from erasure_lightning.backbones.conditioning import PADDING, Conditioning
+from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.backbones.flow_transformer import FlowTransformer
 from erasure_lightning.backbones.t5_tower import T5Tower
 from erasure_lightning.backbones.towers import EmbeddedPrompts, EncoderOutput
@@ -95,8 +95,7 @@ class Flux(FlowTransformer):
         tokens = outputs[1].tokens
         pooled = cast(Tensor, outputs[0].pooled)
         embedded = prompts[1]
-        read = ~embedded.positions(PADDING)[:, :, None]
-        mean = (tokens * read).sum(dim=1) / read.sum(dim=1)
+        mean = embedded.mean_state(tokens)
         summary = torch.cat((normalize(mean, dim=1), normalize(pooled, dim=1)), dim=1)
         segments = (slice(0, tokens.shape[1]),)
         return Conditioning(tokens, embedded.roles, embedded.ids, segments, pooled, summary)

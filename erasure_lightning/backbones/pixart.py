@@ -84,8 +84,7 @@ class PixArt(CrossAttentionDiffusion):
         """T5's states ``(B, L, D)``; the summary is their mean, but for padding."""
         (embedded,) = prompts
         tokens = outputs[0].tokens
-        read = ~embedded.positions(PADDING)[:, :, None]
-        summary = (tokens * read).sum(dim=1) / read.sum(dim=1)
+        summary = embedded.mean_state(tokens)
         segments = (slice(0, tokens.shape[1]),)
         return Conditioning(tokens, embedded.roles, embedded.ids, segments, None, summary)
 

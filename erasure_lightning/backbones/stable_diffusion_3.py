@@ -125,8 +125,7 @@ class StableDiffusion3(FlowTransformer):
             states = outputs[2].tokens
             roles = prompts[2].roles
             ids = prompts[2].ids
-            read = (roles != PADDING).unsqueeze(2)
-            summaries.append(normalize((states * read).sum(dim=1) / read.sum(dim=1), dim=1))
+            summaries.append(normalize(prompts[2].mean_state(states), dim=1))
         else:
             states = both.new_zeros(len(both), _T5_TOKENS, width)
             roles = clip.roles.new_full(states.shape[:2], PADDING)

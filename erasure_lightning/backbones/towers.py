@@ -45,6 +45,11 @@ class EmbeddedPrompts:
         """Mask of the positions that have one of the roles, boolean ``(B, L)``."""
         return positions(self.roles, *roles)
 
+    def mean_state(self, states: Tensor) -> Tensor:
+        """The mean ``(B, D)`` of token states ``(B, L, D)`` over all positions but padding."""
+        read = ~self.positions(PADDING)[:, :, None]
+        return (states * read).sum(dim=1) / read.sum(dim=1)
+
     def to(self, device: torch.device) -> "EmbeddedPrompts":
         """The prompts on a device."""
         each = (self.embeddings, self.ids, self.roles)
