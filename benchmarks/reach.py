@@ -1,0 +1,92 @@
+"""What an edit of the text's entry reaches on FLUX, and one of deeper parts: ``reach.py``.
+
+Each row is one `erasure fit` on the FLUX world, with the config named and the part of the model
+that it trains; then `erasure attack --attack ConceptInversion` with its defaults. *own*: prompts
+that name the concept, recognised as it; *rephrased*: words of its domain that do not name it;
+*inverted*: the embedding of a made-up word, learned in the edited model, brings it back. *retain*
+and *feature* as in ``benchmarks/methods.py``. Finished runs in ``--out`` are reused.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from methods import quality
+from rows import fitted, head, line
+
+BACKBONE = "emoji-world-flux"
+NOISE = ("--model.erase_space", "noise", "--model.lr", "3e-5")
+
+#: Title -> config and options.
+ROWS = {
+    "UCE: entry, closed form": ("uce",),
+    "ESD: entry": ("esd", "--model.train", "entry"),
+    "SAGE: entry": ("sage", "--model.edit", "text_entry", *NOISE),
+    "ESD: keys and values of the text": ("esd", "--model.train", "x-strict"),
+    "ESD: joint attention": ("esd",),
+    "All but One: joint attention": ("all-but-one",),
+    "SAGE: joint attention": ("sage", "--model.edit", "joint_attention", *NOISE),
+    "SAGE: text encoders": ("sage",),
+}
+HEAD = ("edit", "own", "rephrased", "inverted", "retain", "feature", "trained")
+
+
+def inverted(run: Path) -> float:
+    """Share of images in which ConceptInversion brings the concept back."""
+    folder = run / "attacks" / "conceptinversion"
+    if not (folder / "attack.json").exists():
+        command = [sys.executable, "-m", "erasure_lightning", "attack", "--ckpt_path", str(run)]
+        subprocess.run([*command, "--attack", "ConceptInversion"], check=True, capture_output=True)
+    outcome = json.loads((folder / "attack.json").read_text())
+    return outcome["success"]["mean"]
+
+
+def row(title: str, concept: str, out: Path) -> tuple[float, ...]:
+    """Own, rephrased, inverted, retain, feature and trained parameters of one edit."""
+    config, *options = ROWS[title]
+    run = out / f"{title.lower().replace(': ', '-').replace(' ', '-')}-{concept}"
+    arguments = ["--config", f"{config}.yaml", "--model.backbone", BACKBONE]
+    arguments += ["--model.concepts", f"{concept}.yaml", "--data.seeds", "3", *options]
+    metrics, cost = fitted(run, [*arguments, "--data.originals", str(out / "originals")], 1)
+    own, domain, retain, _, feature, _ = quality(metrics["estimates"])
+    return own, domain, inverted(run), retain, feature, cost["trained_parameters"]
+
+
+def plot(rows: dict[str, tuple[float, ...]], path: Path) -> None:
+    """Bars of what still calls the concept, one group an edit."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.2), layout="constrained")
+    axes = figure.subplots()
+    names = list(rows)
+    for offset, (label, column) in enumerate({"named": 0, "rephrased": 1, "inverted": 2}.items()):
+        values = [rows[name][column] for name in names]
+        axes.barh([i + 0.27 * (1 - offset) for i in range(len(names))], values, 0.25, label=label)
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.02)
+    axes.set_xlabel("share of images recognised as the erased concept")
+    axes.legend(loc="lower right")
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    """Print the table of one concept, and plot it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("runs/reach"))
+    parser.add_argument("--concept", default="heart", help="name of a list in configs/concepts")
+    parser.add_argument("--edits", nargs="+", choices=ROWS, default=list(ROWS), metavar="EDIT")
+    parser.add_argument("--plot", type=Path, help="a PNG to write")
+    options = parser.parse_args()
+    rows = {title: row(title, options.concept, options.out) for title in options.edits}
+    print(head(list(HEAD)))
+    for title, (*shares, trained) in rows.items():
+        print(line([title, *(f"{share:.3f}" for share in shares), f"{trained:,}"]))
+    if options.plot:
+        plot(rows, options.plot)
+
+
+if __name__ == "__main__":
+    main()
