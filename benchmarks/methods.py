@@ -1,9 +1,10 @@
 """Every method on cigarette, heart and weapon of the emoji world: ``python benchmarks/methods.py``.
 
-With ``--backbone emoji-world-xl`` five methods on the same world in the SDXL family, and on two
-held-out concepts more: guitar and skull.
+With ``--backbone emoji-world-xl`` (or ``-flux``) five methods on the same world in the SDXL (or
+FLUX) family, and on two held-out concepts more: guitar and skull.
 
-Each row is one `erasure fit` with the method's shipped config, the concepts of
+Each row is one `erasure fit` with the method's shipped config (``esd-xl.yaml`` in place of
+``esd.yaml`` where the family has its own), the concepts of
 ``configs/concepts/``, and the world's protocol: seeds 0, 1, 2, DDIM with 20 steps, guidance 4, 54
 other labels. The rows of official implementations were measured once by the same protocol, on two
 cores. Finished runs in ``--out`` are reused, so that a stopped table is resumed.
@@ -15,6 +16,8 @@ from pathlib import Path
 from statistics import harmonic_mean
 
 from rows import fitted, head, line, mean
+
+from erasure_lightning.cli.configs import shipped_configs
 
 CONCEPTS = ("cigarette", "heart", "weapon")
 METHODS = (
@@ -58,9 +61,11 @@ def measured(method: str, concept: str, options: argparse.Namespace) -> tuple[di
     """Estimates and cost of a run; None if it is missing and ``--finished`` forbids to fit it."""
     folder = options.out / f"{method}-{concept}"
     others = [] if options.backbone == "emoji-world" else ["--model.backbone", options.backbone]
+    own = f"{method}-{options.backbone.removeprefix('emoji-world-')}.yaml"
+    config = own if own in shipped_configs() else f"{method}.yaml"
     if options.finished and not (folder / "metrics.json").exists():
         return None
-    arguments = ["--config", f"{method}.yaml", "--model.concepts", f"{concept}.yaml"]
+    arguments = ["--config", config, "--model.concepts", f"{concept}.yaml"]
     arguments += ["--data.seeds", options.seeds, *others]
     # Every method is compared with the same original images.
     arguments += ["--data.originals", str(options.out / "originals")]

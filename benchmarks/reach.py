@@ -17,17 +17,24 @@ from methods import quality
 from rows import fitted, head, line
 
 BACKBONE = "emoji-world-flux"
-NOISE = ("--model.erase_space", "noise", "--model.lr", "3e-5")
+NOISE = ("--model.erase_space", "noise")
 
 #: Title -> config and options.
 ROWS = {
     "UCE: entry, closed form": ("uce",),
-    "ESD: entry": ("esd", "--model.train", "entry"),
-    "SAGE: entry": ("sage", "--model.edit", "text_entry", *NOISE),
-    "ESD: keys and values of the text": ("esd", "--model.train", "x-strict"),
-    "ESD: joint attention": ("esd",),
+    "ESD: entry": ("esd-flux", "--model.train", "entry", "--model.lr", "1e-3"),
+    "SAGE: entry": ("sage", "--model.edit", "text_entry", *NOISE, "--model.lr", "1e-3"),
+    "ESD: keys and values of the text": ("esd-flux", "--model.train", "x-strict"),
+    "ESD: joint attention": ("esd-flux",),
     "All but One: joint attention": ("all-but-one",),
-    "SAGE: joint attention": ("sage", "--model.edit", "joint_attention", *NOISE),
+    "SAGE: joint attention": (
+        "sage",
+        "--model.edit",
+        "joint_attention",
+        *NOISE,
+        "--model.lr",
+        "1e-4",
+    ),
     "SAGE: text encoders": ("sage",),
 }
 HEAD = ("edit", "own", "rephrased", "inverted", "retain", "feature", "trained")
