@@ -44,6 +44,8 @@ class Conditioning:
         pooled: A vector that the denoiser reads beside the tokens, ``(B, P)``, where the family has
             one.
         summary: Vectors whose cosines measure similarity of meaning, ``(B, S)``.
+        bidirectional: Numbers of the segments in which a state depends on every word of the prompt
+            (T5); in the others it depends on those up to its own (CLIP).
     """
 
     tokens: Tensor
@@ -52,13 +54,17 @@ class Conditioning:
     segments: tuple[slice, ...]
     pooled: Tensor | None
     summary: Tensor
+    bidirectional: tuple[int, ...] = ()
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "Conditioning":
-        pooled = None if self.pooled is None else change(self.pooled)
-        tokens = change(self.tokens)
-        roles = change(self.roles)
-        ids = change(self.ids)
-        return Conditioning(tokens, roles, ids, self.segments, pooled, change(self.summary))
+        return replace(
+            self,
+            tokens=change(self.tokens),
+            roles=change(self.roles),
+            ids=change(self.ids),
+            pooled=None if self.pooled is None else change(self.pooled),
+            summary=change(self.summary),
+        )
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -76,11 +82,11 @@ class Conditioning:
             raise ValueError(
                 "Conditionings of one model are joined; these differ in segments or pooled vector."
             )
-        return cls(
+        return replace(
+            first,
             tokens=join([c.tokens for c in each]),
             roles=join([c.roles for c in each]),
             ids=join([c.ids for c in each]),
-            segments=first.segments,
             pooled=join(pooled) if pooled else None,
             summary=join([c.summary for c in each]),
         )
@@ -137,38 +143,35 @@ class Conditioning:
         """Mask of the positions that have one of the roles, boolean ``(B, L)``."""
         return positions(self.roles, *roles)
 
-    def from_concept(self) -> Tensor:
-        """Mask ``(B, L)`` of the positions from the concept's words on, in every segment.
+    def reads_concept(self) -> Tensor:
+        """Mask ``(B, L)`` of the positions whose states depend on the concept's words.
 
-        In a causal encoder the states before them are the same for every concept. A segment of
-        padding alone, that of a missing text encoder, has none.
+        In a causal segment these are the words and all after them, padding included; in a
+        `bidirectional` one all positions. A segment of padding alone, that of a missing text
+        encoder, has none.
         """
-        return self._from_span(0)
-
-    def behind_concept(self) -> Tensor:
-        """Mask ``(B, L)`` of the positions after the concept's words, up to the last padding."""
-        return self._from_span(1)
-
-    def _from_span(self, bound: int) -> Tensor:
-        """Mask ``(B, L)`` from a bound of the concept's span on, where a segment has a text."""
         return self._by_segment(
-            lambda position, roles: (
-                (position >= concept_span(roles)[:, bound, None])
+            lambda number, position, roles: (
+                (position >= concept_span(roles)[:, :1] * (number not in self.bidirectional))
                 & (roles != PADDING).any(dim=1, keepdim=True)
             )
         )
 
+    def around_concept(self) -> Tensor:
+        """Mask ``(B, L)`` of the positions that `reads_concept` has and that are not its words."""
+        return self.reads_concept() & ~self.positions(CONCEPT)
+
     def from_end(self) -> Tensor:
         """Offset ``(B, L)`` of each position from its segment's end-of-text token."""
         return self._by_segment(
-            lambda position, roles: position - (roles == END).int().argmax(dim=1, keepdim=True)
+            lambda _, position, roles: position - (roles == END).int().argmax(dim=1, keepdim=True)
         )
 
-    def _by_segment(self, function: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """``function(positions (L_s,), roles (B, L_s))`` of every segment, joined."""
+    def _by_segment(self, function: Callable[[int, Tensor, Tensor], Tensor]) -> Tensor:
+        """``function(number, positions (L_s,), roles (B, L_s))`` of every segment, joined."""
         parts = []
-        for segment in self.segments:
+        for number, segment in enumerate(self.segments):
             roles = self.roles[:, segment]
             position = torch.arange(roles.shape[1], device=roles.device)
-            parts.append(function(position, roles))
+            parts.append(function(number, position, roles))
         return torch.cat(parts, dim=1)

@@ -98,7 +98,9 @@ class Flux(FlowTransformer):
         mean = embedded.mean_state(tokens)
         summary = torch.cat((normalize(mean, dim=1), normalize(pooled, dim=1)), dim=1)
         segments = (slice(0, tokens.shape[1]),)
-        return Conditioning(tokens, embedded.roles, embedded.ids, segments, pooled, summary)
+        return Conditioning(
+            tokens, embedded.roles, embedded.ids, segments, pooled, summary, bidirectional=(0,)
+        )
 
     def denoise(
         self, x: Tensor, t: Tensor, conditioning: Conditioning, guidance: float | None = None

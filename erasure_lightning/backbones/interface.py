@@ -79,13 +79,13 @@ class TextInput:
         shape = conditioning.ids.shape if self.source == "tokens" else (len(conditioning), 1)
         return torch.ones(shape, dtype=torch.bool, device=conditioning.tokens.device)
 
-    def from_concept(self, conditioning: Conditioning) -> Tensor:
+    def reads_concept(self, conditioning: Conditioning) -> Tensor:
         """Mask of the `rows` that are `read` and depend on the concept's words, ``(B, N)``.
 
-        These are the tokens from the words on, or the pooled vector.
+        These are the tokens of `Conditioning.reads_concept`, or the pooled vector.
         """
         read = self.read(conditioning)
-        return conditioning.from_concept() & read if self.source == "tokens" else read
+        return conditioning.reads_concept() & read if self.source == "tokens" else read
 
     def named(self, solved: Sequence[Tensor]) -> dict[str, Tensor]:
         """Whole weights with new values ``(out, D)`` in their columns, by name in the backbone."""

@@ -86,7 +86,9 @@ class PixArt(CrossAttentionDiffusion):
         tokens = outputs[0].tokens
         summary = embedded.mean_state(tokens)
         segments = (slice(0, tokens.shape[1]),)
-        return Conditioning(tokens, embedded.roles, embedded.ids, segments, None, summary)
+        return Conditioning(
+            tokens, embedded.roles, embedded.ids, segments, None, summary, bidirectional=(0,)
+        )
 
     def denoise(
         self, x: Tensor, t: Tensor, conditioning: Conditioning, guidance: float | None = None

@@ -138,6 +138,7 @@ class StableDiffusion3(FlowTransformer):
             (slice(0, both.shape[1]), slice(both.shape[1], tokens.shape[1])),
             torch.cat(pooled, dim=1),
             torch.cat(summaries, dim=1),
+            bidirectional=(1,),
         )
 
     def denoise(

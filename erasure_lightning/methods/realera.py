@@ -117,11 +117,11 @@ class NeighbourMining(ErasureModule):
     def _add_concept(
         self, equations: Regression, batch: PromptBatch, source: TextInput, seed: int
     ) -> None:
-        """Adds the terms of a concept; positions before its words are retained."""
+        """Adds the terms of a concept; positions that do not depend on its words are retained."""
         concept = self.original.encode(batch.prompts)
         anchor = self.original.encode(batch.targets)
         states = source.rows(concept)
-        mined = source.from_concept(concept)
+        mined = source.reads_concept(concept)
         images = source.rows(anchor)
         if source.source == "tokens":
             images = aligned_states(anchor.with_tokens(images), like=concept)
@@ -209,7 +209,7 @@ class RealEra(NeighbourMining, LoraErasure):
         if not self.mining.neighbours:
             return prompts
         count = len(prompts)
-        where = prompts.from_concept()
+        where = prompts.reads_concept()
         chosen = 2 * torch.randperm(count) + torch.randint(2, ()) < count
         chosen = chosen.to(where.device).unsqueeze(1)
         sampler: NeighbourSampler = "reject" if self.mining.sampler == "reject" else "direct"

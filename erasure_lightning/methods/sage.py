@@ -221,8 +221,8 @@ class SAGE(GradientErasure):
     ) -> Tensor:
         """``L_ers`` in text space, a scalar.
 
-        The mean over states of the concept's words, plus that over all states after them, plus the
-        pooled vector's where the family has one.
+        The mean over states of the concept's words, plus that over all other states that depend on
+        them (after them in CLIP, all in T5), plus the pooled vector's where the family has one.
 
         Args:
             prompts: The concept's prompts, plain or from the self-check.
@@ -239,7 +239,7 @@ class SAGE(GradientErasure):
         tokens, pooled = self._past_anchor(tokens, target.pooled, prompts)
         errors = (states.tokens - tokens).square().mean(dim=2)
         loss = masked_mean(errors, states.positions(CONCEPT))
-        loss = loss + masked_mean(errors, states.behind_concept())
+        loss = loss + masked_mean(errors, states.around_concept())
         if states.pooled is None or pooled is None:
             return loss
         return loss + mse_loss(states.pooled, pooled)

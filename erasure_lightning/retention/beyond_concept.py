@@ -75,5 +75,5 @@ def _sentences(module: ErasureModule) -> list[PromptBatch]:
 def _gram(module: ErasureModule, batch: PromptBatch, source: TextInput) -> Tensor:
     conditioning = module.original.encode(batch.prompts)
     rows = source.rows(conditioning)
-    mined = source.from_concept(conditioning)
+    mined = source.reads_concept(conditioning)
     return orthogonal_gram(rows[mined]) / int(source.read(conditioning).sum())

@@ -157,7 +157,7 @@ def _compare_tokens(
     states = backbone.encode(prompts)
     cosines = []
     distances = []
-    for row, where in enumerate(own_states.from_concept()):
+    for row, where in enumerate(own_states.reads_concept()):
         like = own_states[row : row + 1].expand(len(prompts))
         aligned = aligned_states(states, like=like)[:, where]
         tokens = own_states.tokens[row, where]

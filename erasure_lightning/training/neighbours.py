@@ -276,7 +276,7 @@ def beyond_predictions(
         prompts: ``B`` prompts of concepts, to whose states ``b`` is orthogonal.
     """
     concept = original.encode(prompts)
-    beyond = replace_states(concept, concept.from_concept(), orthogonal_states(concept.tokens))
+    beyond = replace_states(concept, concept.reads_concept(), orthogonal_states(concept.tokens))
     if concept.pooled is not None:
         beyond = replace(beyond, pooled=orthogonal_states(concept.pooled))
     with torch.no_grad():

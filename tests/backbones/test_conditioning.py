@@ -4,6 +4,7 @@ reads them.
 
 from dataclasses import replace
 
+import pytest
 import torch
 
 from erasure_lightning.backbones.conditioning import (
@@ -14,6 +15,8 @@ from erasure_lightning.backbones.conditioning import (
     TEMPLATE,
     Conditioning,
 )
+from erasure_lightning.backbones.tiny import TINY_BACKBONES
+from erasure_lightning.concepts.concept import Phrase
 from erasure_lightning.training.prompt_states import aligned_states
 
 #: ``a cat`` and ``a zoo cat`` in a sequence of 6 positions, and a second of 5 without the article.
@@ -39,10 +42,25 @@ def conditioning(*sentences, pooled=True):
 
 def test_positions_are_looked_for_inside_each_segment():
     both = conditioning(SHORT, LONG)
-    assert both.from_concept()[0].nonzero().flatten().tolist() == [2, 3, 4, 5, 7, 8, 9, 10]
-    assert both.behind_concept()[0].nonzero().flatten().tolist() == [3, 4, 5, 8, 9, 10]
-    assert both.behind_concept()[1].nonzero().flatten().tolist() == [4, 5, 9, 10]
+    assert both.reads_concept()[0].nonzero().flatten().tolist() == [2, 3, 4, 5, 7, 8, 9, 10]
+    assert both.around_concept()[0].nonzero().flatten().tolist() == [3, 4, 5, 8, 9, 10]
+    assert both.around_concept()[1].nonzero().flatten().tolist() == [4, 5, 9, 10]
     assert both.from_end()[0].tolist() == [-3, -2, -1, 0, 1, 2, -2, -1, 0, 1, 2]
+
+
+def test_all_states_of_a_bidirectional_segment_depend_on_the_concept():
+    second = replace(conditioning(SHORT), bidirectional=(1,))
+    assert second.reads_concept()[0].nonzero().flatten().tolist() == [2, 3, 4, 5, 6, 7, 8, 9, 10]
+    assert second.around_concept()[0].nonzero().flatten().tolist() == [3, 4, 5, 6, 8, 9, 10]
+    assert Conditioning.cat([second, second])[:1].bidirectional == (1,)
+
+
+@pytest.mark.parametrize("family", TINY_BACKBONES, ids=lambda family: family.__name__)
+def test_states_depend_on_the_concept_where_the_mask_says_so(family):
+    model = family()
+    cat, dog = model.encode([Phrase("a cat", 2, 5)]), model.encode([Phrase("a dog", 2, 5)])
+    differ = (cat.tokens != dog.tokens).any(dim=2)
+    assert torch.equal(differ, cat.reads_concept())
 
 
 def test_spans_are_aligned_inside_each_segment():

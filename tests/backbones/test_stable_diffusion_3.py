@@ -153,9 +153,9 @@ class TestConditioning:
         assert roles[1, 16:18].tolist() == [END, PADDING]
         clip, _, t5 = sd3.embed(prompts)
         assert torch.equal(conditioning.ids, torch.cat((clip.ids, t5.ids), dim=1))
-        assert conditioning.from_concept()[0].nonzero().flatten().tolist() == [
+        assert conditioning.reads_concept()[0].nonzero().flatten().tolist() == [
             *range(2, 16),
-            *range(17, 36),
+            *range(16, 36),  # T5 is not causal
         ]
 
     def test_zeros_that_no_concept_reaches_are_in_place_of_a_missing_t5(self, without_t5):
@@ -163,8 +163,8 @@ class TestConditioning:
         assert conditioning.tokens.shape == (1, 16 + 256, 24)
         assert not conditioning.tokens[:, 16:].any()
         assert (conditioning.roles[:, 16:] == PADDING).all()
-        assert conditioning.from_concept()[0].nonzero().flatten().tolist() == [*range(2, 16)]
-        assert conditioning.behind_concept()[0].nonzero().flatten().tolist() == [*range(3, 16)]
+        assert conditioning.reads_concept()[0].nonzero().flatten().tolist() == [*range(2, 16)]
+        assert conditioning.around_concept()[0].nonzero().flatten().tolist() == [*range(3, 16)]
 
     def test_t5_reads_256_tokens_at_most(self, sd3):
         pipeline = sd3.to_pipeline()

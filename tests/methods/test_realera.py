@@ -156,7 +156,7 @@ class TestStageB:
         concept_states = original.encode(BATCH.prompts)
         near = module.perturbed(concept_states)
         far = replace_states(
-            concept_states, concept_states.from_concept(), orthogonal_states(concept_states.tokens)
+            concept_states, concept_states.reads_concept(), orthogonal_states(concept_states.tokens)
         )
         erasure = (
             (ask(module.backbone, near) - ask(original, original.encode(BATCH.targets)))

@@ -217,7 +217,7 @@ class TestPositions:
             ["a photo of a {}", "{} in style"], ["cat", "star"], ["dog", "heart"]
         ).prompts
         conditioning = backbone.encode(prompts)
-        where = conditioning.from_concept()
+        where = conditioning.reads_concept()
         moved = (
             replace_states(conditioning, where, place.draw(conditioning.tokens)).tokens
             != conditioning.tokens
