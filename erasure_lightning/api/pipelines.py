@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from erasure_lightning.backbones.base import Backbone
-from erasure_lightning.backbones.families import FAMILIES
+from erasure_lightning.backbones.families import FAMILIES, Family
 from erasure_lightning.concepts.worlds import World, find_world, worlds
 from erasure_lightning.errors import ErasureError
 
@@ -22,12 +22,13 @@ class Borrowed:
         pipeline: Of a family in `FAMILIES`.
 
     Raises:
-        ErasureError: If its class is unknown, its weights are offloaded, or its sampler cannot be
-            used.
+        ErasureError: If its class is unknown, a component is missing, its weights are offloaded, or
+            its sampler cannot be used.
     """
 
     def __init__(self, pipeline: Any) -> None:
         family = _family(pipeline)
+        _require_components(pipeline, family)
         roots = [value for value in vars(pipeline).values() if isinstance(value, nn.Module)]
         modules = {module: None for root in roots for module in root.modules()}
         parameters = {p: None for root in roots for p in root.parameters()}
@@ -39,7 +40,8 @@ class Borrowed:
             )
         self._modules = [(module, *_attributes(module)) for module in modules]
         self._parameters = [(p, p.data, p.requires_grad) for p in parameters]
-        self.backbone = family.from_pipeline(_name(pipeline), pipeline, _world(pipeline))
+        backbone = _backbone(family)
+        self.backbone = backbone.from_pipeline(_name(pipeline), pipeline, _world(pipeline))
         self.backbone.requires_grad_(False).eval()
 
     def protect(self, parameters: Iterable[nn.Parameter]) -> None:
@@ -85,7 +87,7 @@ def as_backbone(pipeline: Any) -> Iterator[Borrowed]:
         borrowed.restore()
 
 
-def _family(pipeline: Any) -> type[Backbone]:
+def _family(pipeline: Any) -> Family:
     family = FAMILIES.get(type(pipeline).__name__)
     if family is None:
         known = ", ".join(f"{name} ({family.title})" for name, family in FAMILIES.items())
@@ -93,9 +95,28 @@ def _family(pipeline: Any) -> type[Backbone]:
             f"Erasing needs a diffusers pipeline of a known family; found"
             f" {type(pipeline).__name__}. Known: {known}."
         )
+    return family
+
+
+def _backbone(family: Family) -> type[Backbone]:
     module, _, name = family.backbone.partition(":")
     backbone: type[Backbone] = getattr(import_module(module), name)
     return backbone
+
+
+def _require_components(pipeline: Any, family: Family) -> None:
+    """Raises if a pipeline was loaded without a component, to save memory say."""
+    towers = {tower: tokenizer for tokenizer, tower in family.tokenizers.items()}
+    absent = {name for name in family.optional if getattr(pipeline, name, None) is None}
+    needed = {*family.models, *family.tokenizers, "scheduler"} - absent
+    needed -= {towers[name] for name in absent}
+    missing = sorted(name for name in needed if getattr(pipeline, name, None) is None)
+    if missing:
+        raise ErasureError(
+            f"Erasing needs every component of a {type(pipeline).__name__}; found no"
+            f" {', '.join(missing)}. Load the pipeline with {'it' if len(missing) == 1 else 'them'}"
+            " (from_pretrained without None in its place)."
+        )
 
 
 def _name(pipeline: Any) -> str:

@@ -5,7 +5,7 @@ import torch
 
 from erasure_lightning import Concept, apply_edit, attack, erase, evaluate, find_world, load_edit
 from erasure_lightning.attacks.target import AttackSettings
-from erasure_lightning.backbones.tiny import TinyBackbone, TinyXL
+from erasure_lightning.backbones.tiny import TinyBackbone, TinySD3, TinyXL
 from erasure_lightning.edits.edit import applied_edits
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods import METHODS
@@ -235,3 +235,17 @@ def test_evaluate_and_attack_on_the_emoji_world():
     )  # fmt: skip
     assert outcome.attack == "SoftEmbedding"
     assert outcome.success["original"].mean > outcome.success["plain"].mean
+
+
+def test_a_missing_component_is_named():
+    pipeline = pipeline_of(TinyXL)
+    pipeline.text_encoder_2 = None
+    with pytest.raises(ErasureError, match="found no text_encoder_2. Load the pipeline with it"):
+        erase(pipeline, "cat", method="UCE", anchor="dog", **QUICK)
+
+
+def test_a_component_that_the_family_may_lack_is_not_missed():
+    pipeline = pipeline_of(TinySD3)
+    pipeline.text_encoder_3 = None
+    pipeline.tokenizer_3 = None
+    erase(pipeline, "cat", method="UCE", anchor="dog", **QUICK)
