@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from erasure_lightning.api.erase import erase
     from erasure_lightning.api.evaluate import attack, evaluate
+    from erasure_lightning.api.export import export_edit
     from erasure_lightning.api.fit import fit
     from erasure_lightning.backbones.base import Backbone
     from erasure_lightning.backbones.loading import load_backbone
@@ -45,6 +46,7 @@ __all__ = [
     "attack",
     "erase",
     "evaluate",
+    "export_edit",
     "find_world",
     "fit",
     "load_backbone",
@@ -67,6 +69,7 @@ _DEFINED_IN = {
     "attack": "api.evaluate",
     "erase": "api.erase",
     "evaluate": "api.evaluate",
+    "export_edit": "api.export",
     "find_world": "concepts.worlds",
     "fit": "api.fit",
     "load_backbone": "backbones.loading",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from erasure_lightning.adapters.base import adapters_of, remove_adapters
+from erasure_lightning.edits.changes import Change
 from erasure_lightning.edits.components import EditedComponent
 from erasure_lightning.edits.edit import (
     applied_edits,
@@ -125,6 +126,20 @@ class Edit:
             count = sum(value.numel() for value in values)
             lines.append(f"  {name}: {len(values)} tensors, {count:,} values{self._distance(name)}")
         return "\n".join(lines)
+
+    def changes(self) -> dict[str, Change]:
+        """Parameters before and after the edit, at its strength, by component and name.
+
+        Raises:
+            ErasureError: If the edit is in no pipeline, or its former weights are unknown.
+        """
+        return {
+            f"{component.name}.{name}": Change(
+                before, before.lerp(record["after"][name].to(before), self._strength)
+            )
+            for component, record in self._places()
+            for name, before in record.get("before", {}).items()
+        }
 
     def _distance(self, component: str) -> str:
         """How far a component's weights moved, where it is known what they were."""

@@ -1,0 +1,81 @@
+"""``erasure export``: an edit in the form that another tool loads."""
+
+from pathlib import Path
+
+from erasure_lightning.api.quiet import silence
+from erasure_lightning.cli.arguments import Arguments
+
+#: Names of `ExportFormat`, without importing torch for ``--help``.
+_FORMATS = ("diffusers", "checkpoint", "component", "lora", "kohya-lora", "diff", "adapters")
+
+
+def run_export(argv: list[str]) -> None:
+    """Write the file or folder, and print what a low-rank format loses.
+
+    Raises:
+        ErasureError: If the edit cannot be read or the format cannot hold it, or something exists
+            at the path.
+    """
+    options = _parser().parse(argv)
+    silence()
+    from erasure_lightning.api.export import export_edit
+    from erasure_lightning.backbones.loading import load_backbone
+
+    pipeline = load_backbone(options.backbone).to_pipeline() if options.backbone else None
+    exported = export_edit(
+        options.run,
+        options.out,
+        options.to,
+        pipeline=pipeline,
+        checkpoint=options.checkpoint,
+        rank=options.rank,
+        energy=options.energy,
+        dtype=options.dtype,
+    )
+    if exported.ranks:
+        print(
+            f"Ranks {exported.ranks[0]} to {exported.ranks[1]}; {exported.error:.2%} of the change"
+            " is lost" + (", biases and norms with it." if exported.left_out else ".")
+        )
+    print(f"Exported as {exported.format}: {exported.path}.")
+
+
+def _parser() -> Arguments:
+    parser = Arguments(
+        "export",
+        "Write an edit in the form that diffusers, ComfyUI, A1111 or Forge load; docs/export.md"
+        " says which tool reads which.",
+    )
+    parser.add_argument(
+        "run", type=Path, metavar="RUN", help="A run's folder, or its edit.safetensors."
+    )
+    parser.add_argument("--to", required=True, metavar="NAME", help=f"{', '.join(_FORMATS)}.")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="A new file; a new folder for diffusers and component.",
+    )
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        help="Your single file, into a copy of which the edit is written (--to checkpoint).",
+    )
+    parser.add_argument("--rank", type=int, help="Of low-rank factors of a full-rank change.")
+    parser.add_argument(
+        "--energy",
+        type=float,
+        help="Share of each layer's squared change that low-rank factors"
+        " retain; 0.99 where no rank is given.",
+    )
+    parser.add_argument(
+        "--dtype",
+        default="float32",
+        help="Of lora, kohya-lora and diff: float32, float16, bfloat16.",
+    )
+    parser.add_argument(
+        "--model.backbone",
+        dest="backbone",
+        help="Where the base model is now; by default as the edit names it.",
+    )
+    return parser

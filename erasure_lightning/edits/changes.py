@@ -1,0 +1,139 @@
+"""What an applied edit changes: weights before and after, and low-rank factors of it."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from erasure_lightning.errors import ErasureError
+
+#: Segments of an edit's names that hold factors ``A`` and ``B`` of ``W + B A``.
+_DOWN, _UP = ".lora_A.", ".lora_B."
+
+
+class Change(NamedTuple):
+    """A parameter before and after an edit."""
+
+    before: Tensor
+    after: Tensor
+
+    @property
+    def difference(self) -> Tensor:
+        """``after - before`` in float32."""
+        return self.after.float() - self.before.float()
+
+
+@dataclass(frozen=True)
+class Factors:
+    """A layer's difference ``up @ down``, rank ``r``.
+
+    Args:
+        down: ``(r, in)``; of a convolution ``(r, in, h, w)``.
+        up: ``(out, r)``; of a convolution ``(out, r, 1, 1)``.
+    """
+
+    down: Tensor
+    up: Tensor
+
+    @property
+    def rank(self) -> int:
+        """The rank ``r``."""
+        return len(self.down)
+
+    def product(self) -> Tensor:
+        """``up @ down``, of the shape of the layer's weight."""
+        flat = self.up.flatten(1).float() @ self.down.flatten(1).float()
+        return flat.view(len(self.up), *self.down.shape[1:])
+
+
+class LowRank(NamedTuple):
+    """Low-rank factors of an edit.
+
+    Args:
+        factors: By component and layer, ``unet.mid_block...to_k``.
+        left_out: Parameters that no low-rank adapter can hold: biases and norms.
+        error: Norm of what is lost over the norm of the whole difference.
+    """
+
+    factors: dict[str, Factors]
+    left_out: list[str]
+    error: float
+
+
+def low_rank(
+    changes: Mapping[str, Change],
+    tensors: Mapping[str, Tensor],
+    rank: int | None = None,
+    energy: float | None = None,
+) -> LowRank:
+    """Factors of every changed weight: those of the edit, or by singular values.
+
+    Args:
+        changes: Changed parameters by component and name.
+        tensors: The edit's tensors, with the factors of a low-rank edit.
+        rank: Rank of each layer that has no factors, at least 1.
+        energy: Share of the squared difference that each layer retains, above 0 and at most 1; 0.99
+            where neither is given.
+
+    Raises:
+        ErasureError: If a number is out of range, or no weight was changed.
+    """
+    if rank is not None and rank < 1:
+        raise ErasureError(f"A LoRA needs a rank of at least 1; found {rank}.")
+    if energy is not None and not 0 < energy <= 1:
+        raise ErasureError(f"A LoRA needs an energy above 0 and at most 1; found {energy}.")
+    own = edit_factors(tensors)
+    factors: dict[str, Factors] = {}
+    left_out: list[str] = []
+    whole = lost = 0.0
+    for name, change in changes.items():
+        difference = change.difference
+        whole += float(difference.square().sum())
+        layer, _, leaf = name.rpartition(".")
+        if layer in own:
+            factors[layer] = own[layer]
+        elif leaf == "weight" and difference.dim() in (2, 4):
+            if difference.any():
+                factors[layer] = _decomposed(difference, rank, energy or 0.99)
+                lost += float((difference - factors[layer].product()).square().sum())
+        else:
+            left_out.append(name)
+            lost += float(difference.square().sum())
+    if not factors:
+        raise ErasureError(
+            f"A LoRA needs changed weights of linear layers or convolutions; found"
+            f" {len(left_out)} biases and norms. Export it as `diff` or `component`."
+        )
+    return LowRank(factors, left_out, (lost / whole) ** 0.5 if whole else 0.0)
+
+
+def edit_factors(tensors: Mapping[str, Tensor]) -> dict[str, Factors]:
+    """The factors that a low-rank edit holds, by layer."""
+    factors = {}
+    for name, down in tensors.items():
+        layer, found, rest = name.partition(_DOWN)
+        if found:
+            factors[layer] = Factors(down, tensors[f"{layer}{_UP}{rest}"])
+    return factors
+
+
+def _decomposed(difference: Tensor, rank: int | None, energy: float) -> Factors:
+    """The best factors of a rank, or of the least rank that retains an energy."""
+    left, values, right = torch.linalg.svd(difference.flatten(1), full_matrices=False)
+    if rank is None:
+        shares = values.square().cumsum(0) / values.square().sum()
+        rank = int((shares < energy - 1e-7).sum()) + 1
+    rank = min(rank, len(values))
+    roots = values[:rank].sqrt()
+    down = roots.unsqueeze(1) * right[:rank]
+    up = left[:, :rank] * roots
+    if difference.dim() == 4:
+        return Factors(down.view(rank, *difference.shape[1:]), up[:, :, None, None])
+    return Factors(down.contiguous(), up.contiguous())
+
+
+def components_of(names: Iterable[str]) -> list[str]:
+    """The components that parameters belong to, in order."""
+    return sorted({name.partition(".")[0] for name in names})

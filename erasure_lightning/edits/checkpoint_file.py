@@ -1,0 +1,239 @@
+"""Writes edited weights into a checkpoint in one file, in its authors' layout.
+
+The file is copied, and the bytes of edited tensors are replaced where they lie: header, order,
+precisions and all other tensors stay as they are.
+"""
+
+import json
+import os
+import shutil
+import struct
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from erasure_lightning.edits.changes import Change
+from erasure_lightning.edits.original_names import (
+    TRANSFORMER_LAYERS,
+    OriginalRows,
+    original_rows,
+)
+from erasure_lightning.errors import ErasureError
+
+#: Prefixes of a transformer's tensors.
+_TRANSFORMER = ("model.diffusion_model.", "", "transformer.")
+
+#: Prefixes of text encoders that keep transformers' names, by the pipeline's component.
+_TRANSFORMERS_ENCODERS: Mapping[str, tuple[str, ...]] = {
+    "text_encoder": (
+        "cond_stage_model.transformer.",
+        "conditioner.embedders.0.transformer.",
+        "text_encoders.clip_l.transformer.",
+    ),
+    "text_encoder_2": (
+        "text_encoders.clip_g.transformer.",
+        "text_encoders.t5xxl.transformer.",
+    ),
+    "text_encoder_3": ("text_encoders.t5xxl.transformer.",),
+}
+
+#: Prefixes of text encoders in OpenCLIP's layout.
+_OPEN_CLIP_ENCODERS: Mapping[str, str] = {
+    "text_encoder": "cond_stage_model.model.",
+    "text_encoder_2": "conditioner.embedders.1.model.",
+}
+
+#: Names of transformers' CLIP -> of OpenCLIP.
+_OPEN_CLIP = {
+    "text_model.encoder.layers.": "transformer.resblocks.",
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+    "self_attn.out_proj": "attn.out_proj",
+    "text_model.final_layer_norm": "ln_final",
+    "text_model.embeddings.token_embedding.weight": "token_embedding.weight",
+    "text_model.embeddings.position_embedding.weight": "positional_embedding",
+}
+
+
+def write_checkpoint(
+    source: Path, target: Path, changes: Mapping[str, Change], modules: Mapping[str, nn.Module]
+) -> None:
+    """Copies a checkpoint with the edited weights in it.
+
+    Args:
+        source: The safetensors file of the unedited model.
+        target: The new file; written under a temporary name first.
+        changes: Changed parameters by component and name.
+        modules: The pipeline's components.
+
+    Raises:
+        ErasureError: If the file is no checkpoint of this model or cannot be written.
+    """
+    header, start = _header(source)
+    places = {name: _place(name, header, modules, source) for name in changes}
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, temporary)
+        with safe_open(source, framework="pt") as tensors, temporary.open("r+b") as file:
+            for key, content in _edited(changes, places, tensors, source).items():
+                file.seek(start + header[key]["data_offsets"][0])
+                file.write(_bytes(content))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    except OSError as error:
+        raise ErasureError(
+            f"Could not write {target}: {error.strerror}. What was there before is untouched."
+        ) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _edited(
+    changes: Mapping[str, Change], places: Mapping[str, OriginalRows], tensors: Any, source: Path
+) -> dict[str, Tensor]:
+    """New values of the file's tensors.
+
+    Raises:
+        ErasureError: If the file's own values are not those before the edit.
+    """
+    edited: dict[str, Tensor] = {}
+    for name, place in places.items():
+        change = changes[name]
+        value = edited.get(place.name)
+        value = tensors.get_tensor(place.name).clone() if value is None else value
+        old = value.clone()
+        place.write(_like(change.before, value), value)
+        if not torch.equal(old, value):
+            raise ErasureError(
+                f"The checkpoint {source} needs the weights that the edit was made on; found others"
+                f" in {place.name}. Give the file of that base model."
+            )
+        place.write(_like(change.after, value), value)
+        edited[place.name] = value
+    return edited
+
+
+def _like(value: Tensor, tensor: Tensor) -> Tensor:
+    """A value with the dimensions of a stored tensor (OpenCLIP's projection is transposed)."""
+    rows = value.to(tensor.dtype)
+    if rows.dim() == 2 and tensor.dim() == 4:
+        rows = rows[:, :, None, None]
+    return rows
+
+
+def _place(
+    name: str, header: Mapping[str, Any], modules: Mapping[str, nn.Module], source: Path
+) -> OriginalRows:
+    """Where the file holds a parameter.
+
+    Raises:
+        ErasureError: If it does not.
+    """
+    component, _, parameter = name.partition(".")
+    module = modules[component]
+    kind = type(module).__name__
+    if kind in TRANSFORMER_LAYERS:
+        found = _transformer_place(kind, parameter, header, module)
+    elif component == "unet":
+        original = _unet_names(header, module).get(parameter)
+        found = None if original is None else _whole(original, header)
+    else:
+        found = _encoder_place(component, parameter, header)
+    if found is None:
+        raise ErasureError(
+            f"The checkpoint {source} needs a tensor for {name}; found none. It holds another"
+            " family, or lacks this component: export it as `component`."
+        )
+    return found
+
+
+def _transformer_place(
+    kind: str, parameter: str, header: Mapping[str, Any], module: nn.Module
+) -> OriginalRows | None:
+    shapes = {name: value.shape for name, value in module.named_parameters()}
+    rows = original_rows(kind, parameter, shapes)
+    names = [] if rows is None else [f"{prefix}{rows.name}" for prefix in _TRANSFORMER]
+    key = next((name for name in names if name in header), None)
+    if rows is None or key is None:
+        return None
+    return OriginalRows(key, rows.start, rows.length, rows.swapped)
+
+
+def _unet_names(header: Mapping[str, Any], module: nn.Module) -> dict[str, str]:
+    """Names in the file by diffusers' names, as diffusers' own converter pairs them."""
+    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
+
+    empty = {
+        name: torch.empty(entry["shape"], device="meta")
+        for name, entry in header.items()
+        if name.startswith("model.diffusion_model.")
+    }
+    names = {id(value): name for name, value in empty.items()}
+    converted = convert_ldm_unet_checkpoint(dict(empty), cast(Any, module).config)
+    return {name: names[id(value)] for name, value in converted.items() if id(value) in names}
+
+
+def _encoder_place(
+    component: str, parameter: str, header: Mapping[str, Any]
+) -> OriginalRows | None:
+    for prefix in _TRANSFORMERS_ENCODERS.get(component, ()):
+        for name in (f"{prefix}{parameter}", f"{prefix}text_model.{parameter}"):
+            if name in header:
+                return _whole(name, header)
+    prefix = _OPEN_CLIP_ENCODERS.get(component, "-")
+    name = parameter if parameter.startswith("text_") else f"text_model.{parameter}"
+    layer, _, leaf = name.rpartition(".")
+    if layer.endswith(("q_proj", "k_proj", "v_proj")):
+        fused = layer.rpartition(".self_attn.")[0].replace(*next(iter(_OPEN_CLIP.items())))
+        key = f"{prefix}{fused}.attn.in_proj_{leaf}"
+        if key in header:
+            rows = header[key]["shape"][0]
+            return OriginalRows(key, "qkv".index(layer[-6]) * rows // 3, rows)
+        return None
+    if name == "text_projection.weight" and f"{prefix}text_projection" in header:
+        key = f"{prefix}text_projection"
+        return OriginalRows(key, 0, header[key]["shape"][0], transposed=True)
+    for own, other in _OPEN_CLIP.items():
+        name = name.replace(own, other)
+    return _whole(f"{prefix}{name}", header) if f"{prefix}{name}" in header else None
+
+
+def _whole(name: str, header: Mapping[str, Any]) -> OriginalRows:
+    return OriginalRows(name, 0, header[name]["shape"][0])
+
+
+def _header(path: Path) -> tuple[dict[str, Any], int]:
+    """A safetensors file's tensors by name, and where their bytes begin.
+
+    Raises:
+        ErasureError: If the file is missing, cut short or of another format.
+    """
+    if not path.is_file():
+        raise ErasureError(f"No checkpoint at {path}: the file does not exist.")
+    try:
+        with safe_open(path, framework="pt"):  # checks that it is whole
+            pass
+        with path.open("rb") as file:
+            length = struct.unpack("<Q", file.read(8))[0]
+            content: dict[str, Any] = json.loads(file.read(length))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ErasureError(
+            f"The checkpoint {path} cannot be read as safetensors ({error}). It may be cut short,"
+            " or a pickle, which is never read."
+        ) from error
+    content.pop("__metadata__", None)
+    return content, 8 + length
+
+
+def _bytes(value: Tensor) -> bytes:
+    return value.contiguous().view(torch.uint8).numpy().tobytes()

@@ -1,0 +1,321 @@
+"""Exports, loaded back with the tools that they are meant for."""
+
+import errno
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from original_layouts import original_tensors, second_generation, write_original
+from safetensors.torch import load_file
+
+from erasure_lightning import apply_edit, erase, export_edit
+from erasure_lightning.backbones.tiny import TinyBackbone, TinyFlux, TinyPixArt, TinySD3, TinyXL
+from erasure_lightning.edits.original_names import TRANSFORMER_LAYERS, original_rows
+from erasure_lightning.errors import ErasureError
+from erasure_lightning.training.trajectory_bank import TrajectoryBank
+
+QUICK = {"progress_bar": False, "accelerator": "cpu"}
+FAMILIES = [TinyBackbone, TinyXL, TinySD3, TinyFlux]
+
+
+def erased(family, method):
+    """A pipeline that holds an edit, and the edit."""
+    pipeline = family().to_pipeline()
+    pipeline.set_progress_bar_config(disable=True)
+    arguments = {"anchor": "dog", **QUICK}
+    if method == "lora":
+        bank = TrajectoryBank(trajectories=2, steps=2)
+        arguments |= {"method": "ESD", "rank": 2, "merge": False, "lr": 0.1, "warmup": 0}
+        arguments |= {"steps": 2, "latents": bank}
+    elif method == "full":
+        bank = TrajectoryBank(trajectories=2, steps=2)
+        arguments |= {"method": "ESD", "lr": 0.01, "warmup": 0, "steps": 2, "latents": bank}
+    elif method == "text":
+        arguments |= {"method": "SAGE", "lr": 0.01, "warmup": 0, "steps": 2, "retention": []}
+    else:
+        arguments |= {"method": "UCE"}
+    return pipeline, erase(pipeline, "cat", **arguments)
+
+
+def latents(pipeline):
+    generator = torch.Generator().manual_seed(0)
+    settings = {"num_inference_steps": 2, "guidance_scale": 3.0, "output_type": "latent"}
+    return pipeline("a cat", generator=generator, **settings).images
+
+
+def stock(family):
+    pipeline = family().to_pipeline()
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.fixture(scope="module", params=FAMILIES, ids=lambda family: family.__name__)
+def family(request):
+    return request.param
+
+
+@pytest.fixture(scope="module", params=["closed", "lora", "text"])
+def edited(request, family):
+    pipeline, edit = erased(family, request.param)
+    return family, pipeline, edit, request.param
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "out.safetensors"
+
+
+def test_a_lora_draws_as_the_edit_does(edited, path):
+    family, pipeline, edit, method = edited
+    if method == "text":  # norms and biases are no LoRA, and diffusers reads no T5's
+        assert export_edit(edit, path, "lora").error > 0
+        return
+    exported = export_edit(edit, path, "lora", energy=1)
+    assert exported.error < 1e-4
+    other = stock(family)
+    before = latents(other)
+    other.load_lora_weights(str(path))
+    assert (latents(other) - latents(pipeline)).abs().max() < 1e-3 * latents(pipeline).abs().max()
+    assert not torch.equal(before, latents(pipeline))
+
+
+@pytest.mark.parametrize("family", [TinyBackbone, TinyXL])
+def test_a_kohya_lora_is_read_by_diffusers(family, path):
+    pipeline, edit = erased(family, "lora")
+    export_edit(edit, path, "kohya-lora")
+    other = stock(family)
+    other.load_lora_weights(str(path))
+    assert torch.allclose(latents(other), latents(pipeline), atol=1e-3)
+
+
+def test_text_encoders_of_a_kohya_lora_are_read_by_diffusers(path):
+    pipeline, edit = erased(TinyBackbone, "text")
+    exported = export_edit(edit, path, "kohya-lora", energy=1)
+    assert exported.left_out
+    other = stock(TinyBackbone)
+    other.load_lora_weights(str(path))
+    other.fuse_lora(components=["text_encoder"])
+    other.unload_lora_weights()
+    ours = dict(pipeline.text_encoder.named_parameters())
+    theirs = dict(other.text_encoder.named_parameters())
+    changed = [n.partition(".")[2] for n in edit.tensors if n.endswith("proj.weight")]
+    assert changed
+    for name in changed:
+        assert torch.allclose(ours[name], theirs[name], atol=1e-4)
+
+
+def comfy(tensors, model):
+    """ComfyUI's rule for full differences: each is added to the weight or bias of its key."""
+    for key, value in tensors.items():
+        layer, _, end = key.rpartition(".")
+        name = f"{layer}.{'bias' if end == 'diff_b' else 'weight'}"
+        name = name if name in model else layer
+        model[name] = model[name] + value
+    return model
+
+
+def comfy_model(pipeline):
+    """A pipeline's weights by the keys of ComfyUI's LoRA loader."""
+    kind = type(pipeline).__name__
+    names = {"text_encoder": "clip_l", "text_encoder_2": "clip_g", "text_encoder_3": "t5xxl"}
+    if kind == "FluxPipeline":
+        names["text_encoder_2"] = "t5xxl"
+    model = {}
+    for component, name in names.items():
+        encoder = getattr(pipeline, component, None)
+        for key, value in encoder.state_dict().items() if encoder is not None else ():
+            is_clip = name != "t5xxl" and not key.startswith("text_")
+            key = f"text_model.{key}" if is_clip else key
+            model[f"text_encoders.{name}.transformer.{key}"] = value
+    if hasattr(pipeline, "unet"):
+        for key, value in pipeline.unet.state_dict().items():
+            layer, _, leaf = key.rpartition(".")
+            model[f"lora_unet_{layer.replace('.', '_')}.{leaf}"] = value
+    else:
+        original = original_tensors(pipeline)
+        model |= {
+            f"diffusion_model.{name.removeprefix('model.diffusion_model.')}": value
+            for name, value in original.items()
+            if not name.startswith(("text_encoders.", "first_stage_model."))
+        }
+    return model
+
+
+def test_differences_added_by_comfyui_are_the_edit(edited, path):
+    family, pipeline, edit, _ = edited
+    export_edit(edit, path, "diff")
+    result = comfy(load_file(path), comfy_model(stock(family)))
+    expected = comfy_model(pipeline)
+    assert result.keys() == expected.keys()
+    assert all(torch.allclose(result[n], expected[n], atol=1e-6) for n in expected)
+    untouched = comfy_model(stock(family))
+    assert any(not torch.equal(untouched[n], expected[n]) for n in expected)
+
+
+def test_a_whole_pipeline_is_read_by_diffusers(edited, tmp_path):
+    _, pipeline, edit, _ = edited
+    export_edit(edit, tmp_path / "whole", "diffusers")
+    other = DiffusionPipeline.from_pretrained(tmp_path / "whole")
+    other.set_progress_bar_config(disable=True)
+    assert torch.equal(latents(other), latents(pipeline))
+
+
+def test_an_edited_component_is_read_by_diffusers(edited, tmp_path):
+    family, pipeline, edit, _ = edited
+    export_edit(edit, tmp_path / "parts", "component")
+    other = stock(family)
+    for folder in (tmp_path / "parts").iterdir():
+        module = getattr(other, folder.name)
+        setattr(other, folder.name, type(module).from_pretrained(folder))
+    assert torch.allclose(latents(other), latents(pipeline), atol=1e-5)
+
+
+def test_the_users_checkpoint_gets_the_edit_and_nothing_else(edited, tmp_path):
+    family, pipeline, edit, method = edited
+    source = write_original(original_tensors(stock(family)), tmp_path / "model.safetensors")
+    if family in (TinyFlux, TinySD3) and method == "text":
+        # Published files hold FLUX.1's transformer alone, and no projection of SD 3's first CLIP.
+        with pytest.raises(ErasureError, match="lacks this component"):
+            export_edit(edit, tmp_path / "e", "checkpoint", checkpoint=source)
+        return
+    expected = original_tensors(pipeline)
+    target = tmp_path / "erased.safetensors"
+    export_edit(edit, target, "checkpoint", checkpoint=source)
+    before, after = load_file(source), load_file(target)
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all(torch.allclose(after[name], expected[name], atol=1e-6) for name in before)
+    assert source.stat().st_size == target.stat().st_size
+
+
+def test_a_checkpoint_of_stable_diffusion_2(tmp_path):
+    pipeline, edit = erased(TinyBackbone, "text")
+    source = write_original(second_generation(stock(TinyBackbone)), tmp_path / "m.safetensors")
+    export_edit(edit, tmp_path / "e.safetensors", "checkpoint", checkpoint=source)
+    after, expected = load_file(tmp_path / "e.safetensors"), second_generation(pipeline)
+    assert all(torch.allclose(after[name], expected[name], atol=1e-6) for name in after)
+
+
+@pytest.mark.parametrize("family", [TinySD3, TinyFlux])
+def test_every_parameter_of_a_transformer_has_rows_of_its_own(family):
+    """The map is one: no two parameters share a row, and all rows of the original are filled."""
+    transformer = family().to_pipeline().transformer
+    shapes = {name: value.shape for name, value in transformer.named_parameters()}
+    taken = {}
+    for name, shape in shapes.items():
+        rows = original_rows(type(transformer).__name__, name, shapes)
+        assert rows is not None, name
+        new = set(range(rows.start, rows.start + shape[0]))
+        assert not new & taken.setdefault(rows.name, set())
+        taken[rows.name] |= new
+    written = {name.removeprefix("model.diffusion_model.") for name in
+               original_tensors(family().to_pipeline())}  # fmt: skip
+    assert taken.keys() <= written
+    assert type(transformer).__name__ in TRANSFORMER_LAYERS
+
+
+def test_factors_retain_the_energy_that_is_given(path):
+    _, edit = erased(TinyBackbone, "full")
+    errors = [
+        export_edit(edit, path.with_name(f"{i}.safetensors"), "lora", energy=energy).error
+        for i, energy in enumerate((0.5, 0.9, 0.999))
+    ]
+    assert errors == sorted(errors, reverse=True)
+    assert export_edit(edit, path, "lora", rank=1).ranks == (1, 1)
+
+
+def test_half_the_strength_is_half_the_difference(tmp_path):
+    _, edit = erased(TinyBackbone, "closed")
+    export_edit(edit, tmp_path / "whole.safetensors", "diff")
+    edit.strength = 0.5
+    export_edit(edit, tmp_path / "half.safetensors", "diff")
+    whole, half = (load_file(tmp_path / f"{n}.safetensors") for n in ("whole", "half"))
+    assert all(torch.allclose(half[name], whole[name] / 2, atol=1e-6) for name in whole)
+
+
+def test_a_pipeline_that_is_given_is_left_as_it_was(path):
+    _, edit = erased(TinyBackbone, "closed")
+    loaded = type(edit)(edit.tensors, edit.metadata)
+    other = stock(TinyBackbone)
+    before = latents(other)
+    export_edit(loaded, path, "lora", pipeline=other)
+    assert torch.equal(latents(other), before)
+
+
+def test_gated_adapters_are_no_weights(path):
+    pipeline = stock(TinyBackbone)
+    bank = TrajectoryBank(trajectories=2, steps=2)
+    edit = erase(
+        pipeline, "cat", method="SPM", anchor="dog", steps=2, lr=0.1, latents=bank, **QUICK
+    )
+    with pytest.raises(ErasureError, match="act by prompt or image .* Export it as `adapters`"):
+        export_edit(edit, path, "lora")
+    export_edit(edit, path, "adapters")
+    other = stock(TinyBackbone)
+    apply_edit(path, other)
+    assert torch.equal(latents(other), latents(pipeline))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"format": "loar"}, "Did you mean 'lora'"),
+        ({"format": "lora", "rank": 0}, "rank of at least 1; found 0"),
+        ({"format": "lora", "energy": 1.5}, "energy above 0 and at most 1"),
+        ({"format": "checkpoint"}, "--checkpoint FILE"),
+        ({"format": "checkpoint", "checkpoint": "nowhere.safetensors"}, "does not exist"),
+        ({"format": "adapters"}, "changes weights"),
+        ({"format": "lora", "dtype": "half"}, "dtype needs one of"),
+        ({"format": "component", "dtype": "float16"}, "dtype is for"),
+    ],
+)
+def test_mistakes_are_named_and_leave_nothing(options, message, path):
+    _, edit = erased(TinyBackbone, "closed")
+    with pytest.raises(ErasureError, match=message):
+        export_edit(edit, path, **options)
+    assert not list(path.parent.iterdir())
+
+
+def test_another_models_checkpoint_is_refused(tmp_path):
+    _, edit = erased(TinyBackbone, "closed")
+    other = write_original(original_tensors(TinyBackbone(seed=1).to_pipeline()), tmp_path / "o.st")
+    with pytest.raises(ErasureError, match="the weights that the edit was made on"):
+        export_edit(edit, tmp_path / "e.safetensors", "checkpoint", checkpoint=other)
+    xl = write_original(original_tensors(stock(TinyFlux)), tmp_path / "flux.st")
+    with pytest.raises(ErasureError, match="another family, or lacks this component"):
+        export_edit(edit, tmp_path / "e.safetensors", "checkpoint", checkpoint=xl)
+    cut = tmp_path / "cut.st"
+    cut.write_bytes(other.read_bytes()[:-10])
+    with pytest.raises(ErasureError, match="may be cut short"):
+        export_edit(edit, tmp_path / "e.safetensors", "checkpoint", checkpoint=cut)
+    assert {p.name for p in tmp_path.iterdir()} == {"o.st", "flux.st", "cut.st"}
+
+
+def test_an_existing_file_is_never_replaced(path):
+    _, edit = erased(TinyBackbone, "closed")
+    path.write_text("mine")
+    with pytest.raises(ErasureError, match=r"out\.safetensors exists"):
+        export_edit(edit, path, "lora")
+    assert path.read_text() == "mine"
+
+
+@pytest.mark.parametrize("format", ["lora", "checkpoint", "component"])
+def test_a_full_disk_leaves_nothing(format, tmp_path, monkeypatch):
+    _, edit = erased(TinyBackbone, "closed")
+    source = write_original(original_tensors(stock(TinyBackbone)), tmp_path / "m.st")
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    monkeypatch.setattr("diffusers.ModelMixin.save_pretrained", full)
+    with pytest.raises(ErasureError, match="No space left on device"):
+        export_edit(edit, tmp_path / "out", format, checkpoint=source)
+    assert {p.name for p in tmp_path.iterdir()} == {"m.st"}
+
+
+def test_a_family_without_a_place_for_it_is_refused(path):
+    _, edit = erased(TinyPixArt, "closed")
+    with pytest.raises(ErasureError, match="has none. Export it as"):
+        export_edit(edit, path, "diff")
