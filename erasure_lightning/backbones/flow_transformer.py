@@ -25,7 +25,7 @@ class FlowTransformer(LatentDiffusion):
 
     Args:
         name: The user's name for it.
-        transformer: The transformer of diffusers, which predicts the velocity.
+        denoiser: The transformer of diffusers, which predicts the velocity.
         vae: An `AutoencoderKL`.
         towers: The text towers, in the order of the pipeline.
         scheduler: The pipeline's scheduler.
@@ -46,7 +46,7 @@ class FlowTransformer(LatentDiffusion):
         self,
         *,
         name: str,
-        transformer: nn.Module,
+        denoiser: nn.Module,
         vae: nn.Module,
         towers: Sequence[TextTower],
         scheduler: Any,
@@ -55,7 +55,7 @@ class FlowTransformer(LatentDiffusion):
     ) -> None:
         super().__init__(
             name=name,
-            denoiser=transformer,
+            denoiser=denoiser,
             text_encoders=towers,
             process=RectifiedFlow(scheduler.config.num_train_timesteps),
             vae=vae,
@@ -73,6 +73,12 @@ class FlowTransformer(LatentDiffusion):
                 f"{name} needs another sampler: {self.sampler_name} {cause}. Name"
                 " FlowMatchEulerDiscreteScheduler in the folder's scheduler config."
             )
+
+    @classmethod
+    def _settings(cls, pipeline: Any, world: World | None) -> dict[str, Any]:
+        """The size that the world, or the pipeline, generates by default."""
+        size = pipeline.default_sample_size * pipeline.vae_scale_factor
+        return {"size": size if world is None else world.size}
 
     @staticmethod
     def require_flow(name: str, scheduler: Any) -> None:

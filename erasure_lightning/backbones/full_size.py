@@ -116,7 +116,7 @@ def _unet(**settings: Any) -> Any:
 def _sd15(name: str) -> Backbone:
     return StableDiffusion(
         name=name,
-        unet=_unet(sample_size=64, cross_attention_dim=768),
+        denoiser=_unet(sample_size=64, cross_attention_dim=768),
         vae=_vae(4),
         towers=[_clip(768, 12)],
         scheduler=_ddim(),
@@ -132,7 +132,7 @@ def _sd21(name: str) -> Backbone:
     )
     return StableDiffusion(
         name=name,
-        unet=unet,
+        denoiser=unet,
         vae=_vae(4),
         towers=[_clip(1024, 23)],
         scheduler=_ddim(prediction_type="v_prediction"),
@@ -155,7 +155,7 @@ def _sdxl(name: str) -> Backbone:
     )
     return StableDiffusionXL(
         name=name,
-        unet=unet,
+        denoiser=unet,
         vae=_vae(4),
         towers=[_clip(768, 12, layer=-2), _clip(1280, 32, layer=-2, pooled="projected")],
         scheduler=_ddim(),
@@ -190,7 +190,7 @@ def _sd3(name: str) -> Backbone:
     ]
     return StableDiffusion3(
         name=name,
-        transformer=transformer,
+        denoiser=transformer,
         vae=_vae(
             16,
             scaling_factor=1.5305,
@@ -212,7 +212,7 @@ def _flux(name: str) -> Backbone:
         transformer = FluxTransformer2DModel(guidance_embeds=is_dev)
     return Flux(
         name=name,
-        transformer=transformer,
+        denoiser=transformer,
         vae=_vae(
             16,
             scaling_factor=0.3611,

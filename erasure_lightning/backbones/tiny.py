@@ -42,7 +42,7 @@ class TinyBackbone(StableDiffusion):
             tower = ClipTower(tiny_text_encoder(tokenizer, "CLIPTextModel"), tokenizer)
         super().__init__(
             name="TinyBackbone",
-            unet=unet,
+            denoiser=unet,
             vae=vae,
             towers=[tower],
             scheduler=tiny_scheduler(prediction),
@@ -78,7 +78,7 @@ class TinyXL(StableDiffusionXL):
             )
         super().__init__(
             name="TinyXL",
-            unet=unet,
+            denoiser=unet,
             vae=vae,
             towers=[
                 ClipTower(first, tokenizers[0], layer=-2),
@@ -120,7 +120,7 @@ class TinyFlux(Flux):
             t5 = tiny_t5_encoder(tokenizers[1])
         super().__init__(
             name="TinyFlux",
-            transformer=transformer,
+            denoiser=transformer,
             vae=vae,
             towers=[ClipTower(clip, tokenizers[0], pooled="end"), T5Tower(t5, tokenizers[1])],
             scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
@@ -207,7 +207,7 @@ class TinySD3(StableDiffusion3):
                 towers.append(T5Tower(tiny_t5_encoder(tokenizer), tokenizer))
         super().__init__(
             name="TinySD3",
-            transformer=transformer,
+            denoiser=transformer,
             vae=vae,
             towers=towers,
             scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
