@@ -23,6 +23,13 @@ STYLE_THRESHOLD = 0.5
 #: Least share of recognised images for prompts that describe a concept without its name.
 DOMAIN_THRESHOLD = 0.5
 
+#: Thresholds, and the columns of a printed `BaselineCheck`.
+CHECK_HEADING = (
+    f"needed: {THING_THRESHOLD:g} of own prompts ({STYLE_THRESHOLD:g}\n"
+    f"of a style's) and of neighbours, {DOMAIN_THRESHOLD:g} of the domain's.\n\n"
+    f"{'concept':24}{'kind':8}{'own':>6}{'domain':>8}{'neighbours':>12}  holds"
+)
+
 _BATCH_SIZE = 32
 
 
@@ -50,6 +57,12 @@ class BaselineCheck(NamedTuple):
             and (self.domain is None or self.domain >= DOMAIN_THRESHOLD)
             and (self.neighbours is None or self.neighbours >= THING_THRESHOLD)
         )
+
+    def __str__(self) -> str:
+        shares = (self.own, self.domain, self.neighbours)
+        own, domain, near = ("-" if share is None else f"{share:.2f}" for share in shares)
+        holds = "yes" if self.holds else "NO"
+        return f"{self.entry.name:24}{self.entry.group:8}{own:>6}{domain:>8}{near:>12}  {holds}"
 
 
 class BaselineChecker:

@@ -16,7 +16,7 @@ from erasure_lightning.benchmark.jobs import Job, Status, has_edits, initial_fil
 from erasure_lightning.benchmark.suite import Suite
 from erasure_lightning.benchmark.suite_reader import SuiteReader
 from erasure_lightning.checks import require
-from erasure_lightning.cli.arguments import Arguments, did_you_mean
+from erasure_lightning.cli.arguments import Arguments, suggestion
 from erasure_lightning.cli.configs import SHIPPED, checked_config, load_yaml
 from erasure_lightning.cli.short_names import find_concepts
 from erasure_lightning.concepts.concept import shortened_names
@@ -114,7 +114,7 @@ def _find(name: str) -> Path:
     if suite := shipped.get(name.removesuffix(".yaml")):
         return suite
     raise ErasureError(
-        f"unknown suite {name!r}: no such file{did_you_mean(path.stem, shipped) or '.'} Shipped:"
+        f"unknown suite {name!r}: no such file{suggestion(path.stem, shipped) or '.'} Shipped:"
         f" {', '.join(sorted(shipped)) or 'none'}."
     )
 
@@ -215,9 +215,8 @@ def _check_options(suite: Suite, missing: Sequence[Job]) -> None:
     for attack in suite.attacks:
         if attack.attack.isidentifier():
             find_attack(attack.attack)
-    with (
-        tempfile.TemporaryDirectory() as scratch
-    ):  # a folder of a suite that cannot run would be in the way
+    # The folder of a suite that cannot run would be in the way.
+    with tempfile.TemporaryDirectory() as scratch:
         for path, text in initial_files(suite, Path(scratch)):
             write_atomically(path, text.encode())
         for cell in list_jobs(suite, Path(scratch))[:: len(suite.concepts)][: len(suite.methods)]:
@@ -239,12 +238,7 @@ def _check(suite: Suite) -> None:
     import torch
 
     from erasure_lightning.backbones.loading import load_backbone
-    from erasure_lightning.benchmark.baseline_check import (
-        DOMAIN_THRESHOLD,
-        STYLE_THRESHOLD,
-        THING_THRESHOLD,
-        BaselineChecker,
-    )
+    from erasure_lightning.benchmark.baseline_check import CHECK_HEADING, BaselineChecker
 
     silence()
     seeds = suite.options.get("data.seeds", _SEEDS)
@@ -254,25 +248,16 @@ def _check(suite: Suite) -> None:
         )
     device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
     checker = BaselineChecker(load_backbone(suite.backbone).to(device), seeds)
-    odd: list[str] = []
-    print(
-        f"Recognised by {suite.backbone} before any edit, {seeds} seeds; needed:"
-        f" {THING_THRESHOLD:g} of own prompts ({STYLE_THRESHOLD:g}\n"
-        f"of a style's) and of neighbours, {DOMAIN_THRESHOLD:g} of the domain's.\n"
-    )
-    print(f"{'concept':24}{'kind':8}{'own':>6}{'domain':>8}{'neighbours':>12}  holds")
+    print(f"Recognised by {suite.backbone} before any edit, {seeds} seeds; {CHECK_HEADING}")
+    failed: list[str] = []
     for entry in suite.concepts:
         result = checker.check(entry)
-        own, domain, near = (
-            "-" if s is None else f"{s:.2f}" for s in (result.own, result.domain, result.neighbours)
-        )
-        holds = "yes" if result.holds else "NO"
-        print(f"{entry.name:24}{entry.group:8}{own:>6}{domain:>8}{near:>12}  {holds}", flush=True)
-        odd += [] if result.holds else [entry.name]
-    if odd:
+        print(result, flush=True)
+        failed += [] if result.holds else [entry.name]
+    if failed:
         raise ErasureError(
-            f"{suite.backbone} does not draw well enough what is to be erased or kept:"
-            f" {shortened_names(odd)}."
+            f"{suite.backbone} does not draw well enough what is to be erased or retained:"
+            f" {shortened_names(failed)}."
         )
 
 

@@ -9,9 +9,10 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
 
 from erasure_lightning.attacks.base import Attack
-from erasure_lightning.cli.arguments import did_you_mean
+from erasure_lightning.cli.arguments import suggestion
 from erasure_lightning.cli.short_names import CLASSES, LOGGERS, retention_names
 from erasure_lightning.concepts.concept import Concept
+from erasure_lightning.errors import ErasureError
 from erasure_lightning.training.base import ErasureModule
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
@@ -63,6 +64,18 @@ def tidy(message: str, parser: LightningArgumentParser) -> str:
     return "; ".join(errors) or " ".join(message.split())
 
 
+def constructor_error(error: ValueError, parser: LightningArgumentParser) -> ErasureError:
+    """The error of a constructor that refused its arguments: its own, if it is one of ours.
+
+    Args:
+        error: What jsonargparse raised.
+        parser: Which raised it.
+    """
+    cause = error if isinstance(error, ErasureError) else error.__cause__
+    is_own = isinstance(cause, ErasureError)
+    return ErasureError(str(cause) if is_own else tidy(str(error), parser))
+
+
 def _errors(message: str, parser: LightningArgumentParser) -> Iterator[str]:
     """The errors inside a nested one, each with the key it is about."""
     keys: list[str] = []
@@ -94,7 +107,7 @@ def _line(text: str, key: str, parser: LightningArgumentParser, ending: str) -> 
     if match := re.match(r"Expected a dot import path string: (.*)", text):
         if key == _CONCEPTS:
             return f"{key} needs {{name: {match[1]}}} in its list; found {match[1]!r}"
-        return f"{key} knows no {match[1]!r}{did_you_mean(match[1], _class_names(key))}"
+        return f"{key} knows no {match[1]!r}{suggestion(match[1], _class_names(key))}"
     if match := re.match(r"the following arguments are required: (.*)", text):
         return f"{key or 'erasure'} needs {match[1]}: give --{key}.{match[1].split(',')[0]}"
     if match := re.match(r"Not a valid subclass of (\w+)\. Got value: (.*)", text):
@@ -116,7 +129,7 @@ def _type(text: str) -> str:
 def _unrecognized(words: list[str], parser: LightningArgumentParser) -> str:
     known = [name for action in parser._actions for name in action.option_strings]
     unknown = [word.split("=")[0] for word in words if word.startswith("-")] or words
-    return "; ".join(f"unknown argument {word!r}{did_you_mean(word, known)}" for word in unknown)
+    return "; ".join(f"unknown argument {word!r}{suggestion(word, known)}" for word in unknown)
 
 
 def _no_option(key: str, option: str, parser: LightningArgumentParser) -> str:
@@ -124,7 +137,7 @@ def _no_option(key: str, option: str, parser: LightningArgumentParser) -> str:
     hint = (
         ": others of its kind have, this class has not"
         if option in known
-        else did_you_mean(option, known)
+        else suggestion(option, known)
     )
     return f"{key or 'the config'} has no option {option!r}{hint}"
 

@@ -129,9 +129,8 @@ def _dispatch(argv: list[str]) -> int:
 
         run(command, argv[1:])
     else:
-        import difflib
+        from erasure_lightning.files.words import did_you_mean
 
-        near = difflib.get_close_matches(command, COMMANDS, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(command, COMMANDS)
         raise ErasureError(f"unknown command {command!r}.{hint} Known: {', '.join(COMMANDS)}.")
     return 0

@@ -17,7 +17,7 @@ from erasure_lightning.callbacks.watchdog import Watchdog
 from erasure_lightning.checks import require
 from erasure_lightning.cli import folders, loggers
 from erasure_lightning.cli.configs import dump_yaml, load_yaml
-from erasure_lightning.cli.error_messages import tidy
+from erasure_lightning.cli.error_messages import constructor_error
 from erasure_lightning.cli.options import CONFIG_OPTIONS, Options
 from erasure_lightning.cli.parser import Parser
 from erasure_lightning.cli.rank import started
@@ -188,9 +188,7 @@ class CommandLine(LightningCLI):
         try:
             super().instantiate_classes()
         except ValueError as error:
-            cause = error.__cause__
-            is_own = isinstance(cause, ErasureError)
-            raise ErasureError(str(cause) if is_own else tidy(str(error), self.parser)) from error
+            raise constructor_error(error, self.parser) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer with the folder, loggers and callbacks of a run."""

@@ -14,6 +14,10 @@ from erasure_lightning.metrics.estimates import Estimate
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 320, 150, 44, 12, 10, 24
 
 
+#: Distances between the ticks of an axis, at most about as many.
+_TICKS = 4
+
+
 class Scale(NamedTuple):
     """An axis.
 
@@ -41,11 +45,11 @@ class Scale(NamedTuple):
         return f"{value:.{max(0, -math.floor(math.log10(step) + 1e-9))}f}"
 
 
-def scale(low: float, high: float, most: int = 4) -> Scale:
+def scale(low: float, high: float) -> Scale:
     """Axis from ``low`` to ``high`` whose ticks are 1, 2 or 5 times a power of ten apart."""
     if high <= low:
         low, high = low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
-    rough = (high - low) / most
+    rough = (high - low) / _TICKS
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
