@@ -9,9 +9,6 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
-
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.words import folded
 
@@ -267,6 +264,9 @@ def _base(entry: EntryPoint, name: str) -> World:
 def _refuse_version(entry: EntryPoint, base: EntryPoint) -> None:
     if not entry.dist or not base.dist:
         return
+    from packaging.requirements import Requirement  # not by light commands
+    from packaging.utils import canonicalize_name
+
     package = canonicalize_name(base.dist.name)
     version = base.dist.version
     for need in map(Requirement, entry.dist.requires or ()):
