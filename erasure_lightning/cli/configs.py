@@ -125,8 +125,8 @@ class _Loader(StrictLoader):
 _LEFT_OUT = ("tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp")
 
 _FLOAT = (
-    r"[-+]?(\d[\d_]*\.[\d_]*([eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+|\.\d[\d_]*([eE][-+]?\d+)?|\.(inf|Inf|INF))$"
-    r"|\.(nan|NaN|NAN)$"
+    r"[-+]?(\d[\d_]*\.[\d_]*([eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+|\.\d[\d_]*([eE][-+]?\d+)?"
+    r"|\.(inf|Inf|INF))$|\.(nan|NaN|NAN)$"
 )
 
 _Loader.yaml_implicit_resolvers = {

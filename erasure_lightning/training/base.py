@@ -240,8 +240,7 @@ class ErasureModule(LightningModule, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Reduce a checkpoint to the edit and plain values, which are read without running code."""
-        values = self.edit_values()
-        checkpoint["state_dict"] = {BACKBONE_PREFIX + name: v for name, v in values.items()}
+        checkpoint["state_dict"] = {BACKBONE_PREFIX + n: v for n, v in self.edit_values().items()}
         checkpoint["hyper_parameters"] = self.arguments()
         checkpoint["erasure"] = self.description()
 
