@@ -20,7 +20,7 @@ def show_attacks(writer: DashboardWriter, outcomes: Sequence[Outcome]) -> None:
     cases = [
         [o.attack, case.concept, case.seed, case.success, case.prompt or ""]
         for o in outcomes
-        for case in o.found
+        for case in o.cases
     ]
     writer.log_table("found", ["attack", "concept", "seed", "success", "prompt"], cases)
     for outcome in outcomes:

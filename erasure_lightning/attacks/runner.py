@@ -167,7 +167,7 @@ def _outcome(
             kind: _estimate(target, judged, [j.success[i] for j in judged])
             for i, kind in enumerate(IMAGE_KINDS)
         },
-        found=[
+        cases=[
             CaseOutcome(j.case.concept.name, j.case.seed, j.success[2], j.result.prompt, j.file)
             for j in judged
         ],

@@ -230,10 +230,10 @@ class Backbone(FamilyInterface):
         Args:
             edited: Names of parameters, or of modules that will be replaced (adapters).
         """
-        twin = copy_along(self, {tuple(name.split(".")) for name in edited})
-        if twin.text_encoders is not self.text_encoders:
-            twin._text_cache = TextCache(twin.text_encoders)
-        return twin
+        frozen = copy_along(self, {tuple(name.split(".")) for name in edited})
+        if frozen.text_encoders is not self.text_encoders:
+            frozen._text_cache = TextCache(frozen.text_encoders)
+        return frozen
 
     def fingerprint(self, dtype: torch.dtype | None = None) -> str:
         """A short hash of the weights, rounded to ``dtype`` if given."""

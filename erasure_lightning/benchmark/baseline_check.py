@@ -80,7 +80,7 @@ class BaselineChecker:
         if backbone.world is None:
             raise ErasureError(
                 f"--check needs a world, which has a scorer of its own; found {backbone.name}."
-                " Measure a single run with a scorer instead: --trainer.callbacks+=Measure"
+                " Or measure a single run with a scorer: --trainer.callbacks+=Measure"
                 " --trainer.callbacks.scorer=FOLDER."
             )
         self.world: World = backbone.world

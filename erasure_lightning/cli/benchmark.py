@@ -146,7 +146,7 @@ def _run(suite: Suite, out: Path, chosen: Sequence[Job], options: argparse.Names
 
     Raises:
         ErasureError: If a method's config or options are wrong, which would fail every cell of it;
-            at the end, if a single cell that was asked for failed.
+            at the end, if the one cell of ``--cell`` failed.
     """
     from erasure_lightning.benchmark.engine import Engine
 

@@ -89,10 +89,10 @@ def _errors(message: str, parser: LightningArgumentParser) -> Iterator[str]:
         unlikely = (*_UNLIKELY, _FILE) if key.startswith(_CONCEPTS) else _UNLIKELY
         is_bare = re.fullmatch(r"Not a valid subclass of \w+", text)  # its cause stands beside it
         if text and not text.startswith(_FRAME) and text not in unlikely and not is_bare:
-            yield _line(text, key, parser, _value_found(lines[number:]))
+            yield _line(text, key, parser, _value_ending(lines[number:]))
 
 
-def _value_found(lines: Iterable[str]) -> str:
+def _value_ending(lines: Iterable[str]) -> str:
     """``; found VALUE`` as an error's last line has it; empty for an object of the parser."""
     for line in lines:
         name, _, value = line.strip().partition(": ")

@@ -35,7 +35,7 @@ def _print_offers(command: str, description: str, known: list[Offer], argv: list
         "--families", action="store_true", help="Print which of them runs on which model family."
     )
     parser.add_argument(
-        "--verbose", action="store_true", help="Load each, and say why where that fails."
+        "--verbose", action="store_true", help="Load each, and print why where that fails."
     )
     options = parser.parse(argv)
     if options.families:

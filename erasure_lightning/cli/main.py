@@ -17,7 +17,7 @@ _WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 COMMANDS = {
     "fit": "erase concepts; resume with --ckpt_path",
-    "plan": "say what memory and work a fit needs, before it runs",
+    "plan": "forecast the memory and the work of a fit, before it runs",
     "test": "measure an edit",
     "validate": "measure an edit on the smallest plan",
     "predict": "draw prompts before and after an edit",

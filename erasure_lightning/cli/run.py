@@ -44,7 +44,7 @@ HELP = {
     "validate": "Measure an edit on the smallest plan.",
     "test": "Measure an edit.",
     "predict": "Draw prompts before and after an edit.",
-    "plan": "Say what a fit needs, before it runs.",
+    "plan": "Forecast the memory and the work of a fit, before it runs.",
 }
 
 

@@ -32,8 +32,8 @@ def load(offer: Offer) -> Any:
 def _print_waiting(offer: Offer) -> None:
     module = offer.target.partition(":")[0]
     if first():  # once, however many processes import it
-        what = f"{offer.name} from {offer.package} ({module})"
+        name = f"{offer.name} from {offer.package} ({module})"
         print(
-            f"erasure: still importing {what} after {PATIENCE:g} s; Ctrl-C stops it.",
+            f"erasure: still importing {name} after {PATIENCE:g} s; Ctrl-C stops it.",
             file=sys.stderr,
         )

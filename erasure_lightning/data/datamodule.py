@@ -61,7 +61,7 @@ class PromptData(LightningDataModule):
             has ``n`` times as many, in which they take turns. By default an epoch is as long as the
             trainer's ``max_steps``, whatever ``n`` is, and has 1,000 steps where those have no
             bound.
-        templates: Sentences with ``{}`` for the concept (and ``{thing}`` for something kept, in
+        templates: Sentences with ``{}`` for the concept (and ``{thing}`` for something retained, in
             those of a style); the concepts' own by default.
         seeds: Seeds each measured prompt is drawn with, at least 2 so that there is an interval.
         others: How many of the other labels are drawn, spread over the vocabulary.

@@ -72,7 +72,7 @@ def test_it_trains_what_it_was_told_and_nothing_of_the_model_itself(tiny, train)
     assert (texts == named) == (train == "text")
 
 
-def test_parameters_that_a_method_still_trains_get_no_slope():
+def test_parameters_that_a_method_still_trains_get_no_gradient():
     module = quick_fit(SAGE(concepts=[Concept("cat", "dog")], backbone=TinyBackbone()), 1)
     held = list(module.editable().values())
     for parameter in held:
