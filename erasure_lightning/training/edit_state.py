@@ -27,8 +27,8 @@ def backbone_state(
     if different := sorted(renamed.keys() ^ set(names.values())):
         raise ErasureError(
             f"{owner} edits {len(names)} parameters as configured; the checkpoint has"
-            f" {len(renamed)}. They differ in {len(different)}, {different[0]} first. Use the config"
-            " the checkpoint was made with."
+            f" {len(renamed)}. They differ in {len(different)}, {different[0]} first. Use the"
+            " config the checkpoint was made with."
         )
     return renamed
 
