@@ -110,10 +110,25 @@ class FlowTransformer(LatentDiffusion):
         height, width = (side // self.vae_scale_factor for side in self._size)
         return height, width
 
-    def _image_tokens(self, size: tuple[int, int]) -> int:
-        """Number of image tokens."""
+    def _shift(self, size: tuple[int, int], max_shift: float) -> float:
+        """Shift of the times towards noise, which grows with the number of image tokens.
+
+        Args:
+            size: Height and width in pixels.
+            max_shift: The stock pipeline's default of the scheduler's setting of that name.
+        """
+        from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+
+        config = self._scheduler.config
         height, width = (side // (self.vae_scale_factor * self._patch) for side in size)
-        return height * width
+        shift: float = calculate_shift(
+            height * width,
+            config.get("base_image_seq_len", 256),
+            config.get("max_image_seq_len", 4096),
+            config.get("base_shift", 0.5),
+            config.get("max_shift", max_shift),
+        )
+        return shift
 
     def text_inputs(self) -> list[TextInput]:
         """The entries of the text's tokens and of its pooled vector."""

@@ -106,20 +106,10 @@ class Flux(FlowTransformer):
 
     def _schedule(self, steps: int, size: tuple[int, int]) -> Mapping[str, Any]:
         """Times shifted towards noise the more, the larger the image is."""
-        from diffusers.pipelines.flux.pipeline_flux import calculate_shift
-
-        config = self._scheduler.config
-        mu = calculate_shift(
-            self._image_tokens(size),
-            config.get("base_image_seq_len", 256),
-            config.get("max_image_seq_len", 4096),
-            config.get("base_shift", 0.5),
-            config.get("max_shift", 1.15),
-        )
-        sigmas = numpy.linspace(1.0, 1 / steps, steps)
-        if config.get("use_flow_sigmas"):
+        mu = self._shift(size, 1.15)
+        if self._scheduler.config.get("use_flow_sigmas"):
             return {"num_inference_steps": steps, "mu": mu}
-        return {"sigmas": sigmas, "mu": mu}
+        return {"sigmas": numpy.linspace(1.0, 1 / steps, steps), "mu": mu}
 
 
 def _pack(latents: Tensor) -> Tensor:

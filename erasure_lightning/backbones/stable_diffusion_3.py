@@ -133,21 +133,9 @@ class StableDiffusion3(FlowTransformer):
 
     def _schedule(self, steps: int, size: tuple[int, int]) -> Mapping[str, Any]:
         """Times shifted by a constant, or by the image's size where the scheduler says so."""
-        from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import (
-            calculate_shift,
-        )
-
-        config = self._scheduler.config
-        if not config.get("use_dynamic_shifting"):
+        if not self._scheduler.config.get("use_dynamic_shifting"):
             return {"num_inference_steps": steps}
-        mu = calculate_shift(
-            self._image_tokens(size),
-            config.get("base_image_seq_len", 256),
-            config.get("max_image_seq_len", 4096),
-            config.get("base_shift", 0.5),
-            config.get("max_shift", 1.16),
-        )
-        return {"num_inference_steps": steps, "mu": mu}
+        return {"num_inference_steps": steps, "mu": self._shift(size, 1.16)}
 
     def latent_shape(self, size: Size | None = None) -> tuple[int, int, int]:
         """Channels, height and width of the latents, at most as far as the table of positions."""
