@@ -23,7 +23,7 @@ _ELSEWHERE = {
     "--to": "--logger",
 }
 
-#: argparse's complaints about an option's value, and ours.
+#: argparse's messages about an option's value, and ours.
 _PHRASES = {
     r"invalid choice: (.+) \(choose from (.+)\)": r"needs one of \2; found \1",
     r"invalid float value: (.+)": r"needs a number; found \1",
@@ -67,7 +67,7 @@ class Arguments(argparse.ArgumentParser):
         return self.parse_args(argv)
 
     def error(self, message: str) -> NoReturn:
-        """Raise a complaint of argparse in the words that runs have for it.
+        """Raise an error of argparse in the wording of runs.
 
         Raises:
             ErasureError: Always.

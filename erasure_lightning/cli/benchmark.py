@@ -142,7 +142,7 @@ def _check_folder(suite: Suite, out: Path) -> None:
 
 
 def _run(suite: Suite, out: Path, chosen: Sequence[Job], options: argparse.Namespace) -> None:
-    """Run what is missing of cells.
+    """Run the missing commands of cells.
 
     Raises:
         ErasureError: If a method's config or options are wrong, which would fail every cell of it;
@@ -162,7 +162,7 @@ def _run(suite: Suite, out: Path, chosen: Sequence[Job], options: argparse.Names
         f"{suite.name}: {len(missing)} of {len(chosen)} cells to run, {options.jobs} side by side,"
         f" in {out}"
     )
-    with _farewell(options.suite, out):
+    with _interruptible(options.suite, out):
         for number, done in enumerate(Engine(options.jobs, threads).run(missing), start=1):
             cause = f" ({done.message}; see {done.job.log})" if done.message else ""
             print(
@@ -183,7 +183,7 @@ def _threads(jobs: int) -> int:
 
 
 @contextlib.contextmanager
-def _farewell(suite: str, out: Path) -> Iterator[None]:
+def _interruptible(suite: str, out: Path) -> Iterator[None]:
     """Stop for SIGTERM as for Ctrl-C, and print how to go on."""
 
     def stop(number: int, frame: FrameType | None) -> None:

@@ -49,7 +49,7 @@ _TYPES = {
 }
 
 
-def tidy(message: str, parser: LightningArgumentParser) -> str:
+def one_line_error(message: str, parser: LightningArgumentParser) -> str:
     """One line for an error of jsonargparse.
 
     Args:
@@ -73,7 +73,7 @@ def constructor_error(error: ValueError, parser: LightningArgumentParser) -> Era
     """
     cause = error if isinstance(error, ErasureError) else error.__cause__
     is_own = isinstance(cause, ErasureError)
-    return ErasureError(str(cause) if is_own else tidy(str(error), parser))
+    return ErasureError(str(cause) if is_own else one_line_error(str(error), parser))
 
 
 def _errors(message: str, parser: LightningArgumentParser) -> Iterator[str]:

@@ -5,7 +5,7 @@ import os
 import sys
 from importlib import import_module
 
-from erasure_lightning.cli.rank import prefix
+from erasure_lightning.cli.rank import error_prefix
 from erasure_lightning.errors import ErasureError
 
 #: Errors of the operating system that the user can mend.
@@ -85,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
             raise
         # Ranks of one run meet the same mistakes; of an error that one rank alone met, the first
         # may have printed what that rank sent it.
-        front = prefix(together="".join(argv[:1]) not in _OWN)
+        front = error_prefix(together="".join(argv[:1]) not in _OWN)
         if front is not None and not getattr(error, "reported", False):
             print(f"{front}erasure: {' '.join(message.split())}", file=sys.stderr)
         return code

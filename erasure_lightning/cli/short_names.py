@@ -12,7 +12,7 @@ import yaml
 
 from erasure_lightning.cli.configs import SHIPPED, find_config, load_yaml
 from erasure_lightning.cli.options import CONFIG_OPTIONS, Option
-from erasure_lightning.cli.slow_import import load
+from erasure_lightning.cli.slow_import import load_with_notice
 from erasure_lightning.concepts.concept import Concepts
 from erasure_lightning.concepts.files import CONCEPT_FIELDS, read_concepts, read_entry
 from erasure_lightning.errors import ErasureError
@@ -91,7 +91,7 @@ def offered_path(find: Callable[[str], Offer], name: str) -> str:
     if not name.isidentifier():
         return name
     offer = find(name)
-    load(offer)
+    load_with_notice(offer)
     return offer.class_path
 
 
