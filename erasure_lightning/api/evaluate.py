@@ -140,7 +140,8 @@ def _attack(name: str, budget: dict[str, Any]) -> Attack:
 def _module(edit: Edit | str | Path, pipeline: Any) -> Iterator[ErasureModule]:
     """The edit's module on the pipeline's own weights, which get their former values at the end."""
     edit = edit if isinstance(edit, Edit) else load_edit(edit)
-    applied, strength = edit.pipeline is pipeline, edit.strength
+    applied = edit.pipeline is pipeline
+    strength = edit.strength
     if applied:
         edit.remove()
     try:

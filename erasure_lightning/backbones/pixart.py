@@ -38,7 +38,8 @@ class PixArt(CrossAttentionDiffusion):
     @classmethod
     def _towers(cls, pipeline: Any) -> list[TextTower]:
         """T5, which reads lower case and no padding."""
-        model, tokenizer = pipeline.text_encoder, pipeline.tokenizer
+        model = pipeline.text_encoder
+        tokenizer = pipeline.tokenizer
         return [T5Tower(model, tokenizer, length=cls._tokens, masked=True, lowercase=True)]
 
     @classmethod

@@ -77,7 +77,8 @@ def front(points: Sequence[tuple[float, float]]) -> list[int]:
 
 def hypervolume(points: Sequence[tuple[float, float]]) -> float:
     """Area that points dominate above the origin (Zitzler and Thiele 1998)."""
-    area, height = 0.0, 0.0
+    area = 0.0
+    height = 0.0
     for x, y in sorted(points, reverse=True):
         if x > 0 and y > height:
             area += x * (y - height)

@@ -12,7 +12,14 @@ from types import FrameType
 from typing import Any
 
 from erasure_lightning.api.quiet import silence
-from erasure_lightning.benchmark.jobs import Job, Status, has_edits, initial_files, list_jobs
+from erasure_lightning.benchmark.jobs import (
+    SUITE_FILE,
+    Job,
+    Status,
+    has_edits,
+    initial_files,
+    list_jobs,
+)
 from erasure_lightning.benchmark.suite import Suite
 from erasure_lightning.benchmark.suite_reader import SuiteReader
 from erasure_lightning.checks import require
@@ -24,9 +31,6 @@ from erasure_lightning.concepts.files import read_concepts
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.writing import write_atomically
 from erasure_lightning.runs.folder import RUNS_FOLDER, slug
-
-#: The suite in a benchmark's folder.
-_SUITE_FILE = "suite.yaml"
 
 #: Image seeds of ``erasure fit``, where a suite does not give their number.
 _SEEDS = 3
@@ -52,7 +56,7 @@ def run_benchmark(argv: list[str]) -> None:
         _check(suite)
     elif options.summary:
         _check_folder(suite, out)
-        if not (out / _SUITE_FILE).exists():
+        if not (out / SUITE_FILE).exists():
             raise ErasureError(f"--summary needs a benchmark that was begun; found none in {out}.")
         _summarize(suite, out, every)
     elif options.cell is not None:
@@ -108,7 +112,8 @@ def _config(name: str) -> dict[str, Any]:
 
 def _find(name: str) -> Path:
     """A suite by path, else a shipped one by name."""
-    path, shipped = Path(name), {p.stem: p for p in (SHIPPED / "suites").glob("*.yaml")}
+    path = Path(name)
+    shipped = {p.stem: p for p in (SHIPPED / "suites").glob("*.yaml")}
     if path.is_file():
         return path
     if suite := shipped.get(name.removesuffix(".yaml")):
@@ -129,7 +134,7 @@ def _chosen(every: Sequence[Job], number: int) -> Job:
 
 def _check_folder(suite: Suite, out: Path) -> None:
     """Raise if the folder is not this benchmark's."""
-    if (held := out / _SUITE_FILE).exists():
+    if (held := out / SUITE_FILE).exists():
         if (difference := _reader().read(held).difference(suite)) and has_edits(out):
             raise ErasureError(
                 f"{out} holds another benchmark's cells. They differ in {difference} (there and"
@@ -137,7 +142,7 @@ def _check_folder(suite: Suite, out: Path) -> None:
             )
     elif out.exists() and any(out.iterdir()):
         raise ErasureError(
-            f"{out} is not empty and holds no benchmark ({_SUITE_FILE}). Choose another --run_dir."
+            f"{out} is not empty and holds no benchmark ({SUITE_FILE}). Choose another --run_dir."
         )
 
 

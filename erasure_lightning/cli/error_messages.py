@@ -38,7 +38,8 @@ _UNLIKELY = tuple(
 )
 
 #: Where one is listed a file is unlikely too.
-_CONCEPTS, _FILE = "model.concepts", "Expected a <class 'str'>"
+_CONCEPTS = "model.concepts"
+_FILE = "Expected a <class 'str'>"
 
 _TYPES = {
     "int": "a whole number",

@@ -202,13 +202,12 @@ class ErasureModule(LightningModule, ABC):
     @property
     def prompts(self) -> ConceptPrompts:
         """The sentences that the concepts are trained in."""
-        prompts, settings = self._prompts, (self.prompt_templates, self.global_rank)
-        if prompts is None or (prompts.templates, prompts.rank) != settings:
+        settings = (self.prompt_templates, self.global_rank)
+        if self._prompts is None or (self._prompts.templates, self._prompts.rank) != settings:
             vocabulary = Vocabulary(self.backbone.world, self.concepts)
             templates, rank = settings
-            prompts = ConceptPrompts(self.concepts, vocabulary, templates, self.seed, rank)
-            self._prompts = prompts
-        return prompts
+            self._prompts = ConceptPrompts(self.concepts, vocabulary, templates, self.seed, rank)
+        return self._prompts
 
     def train_dataloader(self) -> Draws[PromptBatch]:
         """Batches of four concept prompts, for a trainer without a datamodule."""
