@@ -109,7 +109,7 @@ def test_a_kill_between_saving_a_step_and_logging_it_loses_no_row(folder, monkey
 @pytest.mark.parametrize("whole", ["plain", "sage"])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_says_how_to_go_on(folder, whole, number, code, monkeypatch, capsys):
-    def raise_signal(guard, trainer, *rest):
+    def raise_signal(callback, trainer, *rest):
         if trainer.global_step == 12:
             signal.raise_signal(number)
 
@@ -185,7 +185,7 @@ def test_gradients_that_add_up_are_not_cut(folder, tmp_path, monkeypatch):
     fit, seen = ["fit", "--config", str(tmp_path / "given.yaml"), "--run_dir"], []
     assert main([*fit, str(tmp_path / "whole")]) == 0
 
-    def inside(guard, trainer, *rest):
+    def inside(callback, trainer, *rest):
         seen.append(trainer.global_step)
         if seen == [0, 0, 1, 1]:
             signal.raise_signal(signal.SIGTERM)

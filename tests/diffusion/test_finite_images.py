@@ -156,8 +156,8 @@ class TestCommands:
         assert not list((folder / "out").rglob("*.png"))
 
     def test_kept_images_of_the_original_hold_none(self, edit, folder, capsys):
-        error(capsys, "test", "--ckpt_path", edit, "--data.originals", "album", *FEW)
-        assert not list(folder.glob("album/*"))
+        error(capsys, "test", "--ckpt_path", edit, "--data.originals", "images", *FEW)
+        assert not list(folder.glob("images/*"))
 
 
 @pytest.mark.parametrize(("which", "called"), [("original", "original"), ("backbone", "edited")])
