@@ -251,7 +251,7 @@ class CommandLine(LightningCLI):
             ckpt_path=self.checkpoint,
             return_predictions=False,
         )
-        self._print(f"Drawn; the pictures are in {self.run.root}{self._grid()}.")
+        self._print(f"Drawn; the images are in {self.run.root}{self._grid()}.")
 
     def _grid(self) -> str:
         return f", before and after in {self.run.grid}" if self.run.grid.exists() else ""

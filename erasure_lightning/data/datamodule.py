@@ -69,8 +69,8 @@ class PromptData(LightningDataModule):
         steps: Sampling steps, at least 1; the world's by default, else 50.
         guidance: Scale of classifier-free guidance, at least 0; the world's by default, else 7.5.
         size: Height and width in pixels; the model's own by default.
-        draw_size: Pictures drawn side by side.
-        originals: Folder that keeps the original model's pictures, so that runs measured alike draw
+        draw_size: Images drawn side by side.
+        originals: Folder that keeps the original model's images, so that runs measured alike draw
             them once.
         prompts: A CSV for ``predict`` in the columns of I2P (``prompt``, ``evaluation_seed``, and
             optionally ``case_number``, ``guidance``, ``steps``, ``height`` and ``width``, which go
