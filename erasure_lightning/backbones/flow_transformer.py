@@ -1,7 +1,7 @@
 """`FlowTransformer`: what transformers with joint attention on a rectified flow have in common."""
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar, cast
 
 import torch
@@ -11,7 +11,6 @@ from erasure_lightning.backbones.interface import Capability, Place, Size, TextI
 from erasure_lightning.backbones.latent_diffusion import LatentDiffusion
 from erasure_lightning.backbones.process import RectifiedFlow
 from erasure_lightning.backbones.sampler import Sampler, fresh_scheduler, unsupported_reason
-from erasure_lightning.backbones.towers import TextTower
 from erasure_lightning.concepts.worlds import World
 from erasure_lightning.errors import ErasureError
 
@@ -24,13 +23,9 @@ class FlowTransformer(LatentDiffusion):
     entries; gradient methods train any part.
 
     Args:
-        name: The user's name for it.
-        denoiser: The transformer of diffusers, which predicts the velocity.
-        vae: An `AutoencoderKL`.
-        towers: The text towers, in the order of the pipeline.
         scheduler: The pipeline's scheduler.
         size: Height and width in pixels that the model was trained on.
-        world: The world it came from, where it came from one.
+        kwargs: Arguments of `LatentDiffusion`.
 
     Raises:
         ErasureError: If the scheduler lacks a property that training and sampling need.
@@ -42,26 +37,9 @@ class FlowTransformer(LatentDiffusion):
     #: Endings of the names of the layers that compute keys and values of the text.
     _text_attention: ClassVar[tuple[str, ...]] = ("attn.add_k_proj", "attn.add_v_proj")
 
-    def __init__(
-        self,
-        *,
-        name: str,
-        denoiser: nn.Module,
-        vae: nn.Module,
-        towers: Sequence[TextTower],
-        scheduler: Any,
-        size: Size,
-        world: World | None = None,
-    ) -> None:
-        super().__init__(
-            name=name,
-            denoiser=denoiser,
-            text_encoders=towers,
-            process=RectifiedFlow(scheduler.config.num_train_timesteps),
-            vae=vae,
-            scheduler=scheduler,
-            world=world,
-        )
+    def __init__(self, *, scheduler: Any, size: Size, **kwargs: Any) -> None:
+        process = RectifiedFlow(scheduler.config.num_train_timesteps)
+        super().__init__(scheduler=scheduler, process=process, **kwargs)
         height, width = (size, size) if isinstance(size, int) else size
         self._size = height, width
 
@@ -70,7 +48,7 @@ class FlowTransformer(LatentDiffusion):
 
         if cause := unsupported_reason(make, self.process):
             raise ErasureError(
-                f"{name} needs another sampler: {self.sampler_name} {cause}. Name"
+                f"{self.name} needs another sampler: {self.sampler_name} {cause}. Name"
                 " FlowMatchEulerDiscreteScheduler in the folder's scheduler config."
             )
 
