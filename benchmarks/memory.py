@@ -126,48 +126,29 @@ def build_flux(folder: Path) -> None:
     T5 is as narrow, with its 24 blocks; the autoencoder has a quarter of the channels.
     """
     import torch
-    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline
-    from diffusers import FluxTransformer2DModel as Transformer
-    from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 
-    from erasure_lightning.backbones.tiny_parts import tiny_clip_tokenizer, tiny_t5_tokenizer
+    from erasure_lightning.backbones.tiny_parts import (
+        random_clip,
+        random_t5,
+        random_vae,
+        tiny_clip_tokenizer,
+        tiny_t5_tokenizer,
+    )
 
     clip, t5 = tiny_clip_tokenizer(77), tiny_t5_tokenizer(512)
     torch.set_default_dtype(torch.bfloat16)
-    text = CLIPTextConfig(
-        vocab_size=len(clip),
-        hidden_size=96,
-        intermediate_size=384,
-        num_hidden_layers=12,
-        num_attention_heads=12,
-        max_position_embeddings=77,
-        eos_token_id=clip.eos_token_id,
-        pad_token_id=clip.eos_token_id,
-    )
-    encoder = T5Config(
-        vocab_size=len(t5),
-        d_model=384,
-        d_kv=64,
-        num_heads=6,
-        d_ff=960,
-        num_layers=24,
-        feed_forward_proj="gated-gelu",
-    )
+    sizes = {"vocab_size": len(t5), "d_kv": 64, "d_ff": 960}
     FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
-        vae=AutoencoderKL(
-            block_out_channels=(32, 64, 128, 128),
-            layers_per_block=2,
-            latent_channels=16,
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            shift_factor=0.1159,
+        vae=random_vae(
+            (32, 64, 128, 128), layers_per_block=2, latent_channels=16, shift_factor=0.1159
         ),
-        text_encoder=CLIPTextModel(text),
+        text_encoder=random_clip("CLIPTextModel", clip, width=96, layers=12, heads=12),
         tokenizer=clip,
-        text_encoder_2=T5EncoderModel(encoder),
+        text_encoder_2=random_t5(width=384, layers=24, heads=6, **sizes),
         tokenizer_2=t5,
-        transformer=Transformer(
+        transformer=FluxTransformer2DModel(
             attention_head_dim=12,
             joint_attention_dim=384,
             pooled_projection_dim=96,
@@ -180,41 +161,17 @@ def build_flux(folder: Path) -> None:
 def build(folder: Path) -> None:
     """Write a pipeline of random weights, as large as Stable Diffusion 1.5 at 256 pixels."""
     import torch
-    from diffusers import (
-        AutoencoderKL,
-        DDIMScheduler,
-        StableDiffusionPipeline,
-        UNet2DConditionModel,
-    )
-    from transformers import CLIPTextConfig, CLIPTextModel
+    from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
-    from erasure_lightning.backbones.tiny import TinyBackbone
+    from erasure_lightning.backbones.tiny_parts import random_clip, random_vae, tiny_clip_tokenizer
 
-    tokenizer = TinyBackbone().towers[0].tokenizer
-    tokenizer.model_max_length = 77
+    tokenizer = tiny_clip_tokenizer(77)
     torch.set_default_dtype(torch.bfloat16)
-    blocks = {
-        "down_block_types": ("DownEncoderBlock2D",) * 4,
-        "up_block_types": ("UpDecoderBlock2D",) * 4,
-    }
-    ends = {f"{end}_token_id": getattr(tokenizer, f"{end}_token_id") for end in ("bos", "eos")}
-    text = CLIPTextConfig(
-        vocab_size=49408,
-        hidden_size=768,
-        intermediate_size=3072,
-        num_hidden_layers=12,
-        num_attention_heads=12,
-        max_position_embeddings=77,
-        projection_dim=768,
-        pad_token_id=ends["eos_token_id"],
-        **ends,
-    )
+    sizes = {"width": 768, "layers": 12, "heads": 12, "vocab_size": 49408}
     StableDiffusionPipeline(
         unet=UNet2DConditionModel(sample_size=32, cross_attention_dim=768),
-        vae=AutoencoderKL(
-            block_out_channels=(128, 256, 512, 512), layers_per_block=2, sample_size=256, **blocks
-        ),
-        text_encoder=CLIPTextModel(text),
+        vae=random_vae((128, 256, 512, 512), layers_per_block=2, sample_size=256),
+        text_encoder=random_clip("CLIPTextModel", tokenizer, **sizes),
         tokenizer=tokenizer,
         scheduler=DDIMScheduler(
             beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, steps_offset=1

@@ -81,7 +81,7 @@ def wide_backbone(width: int) -> StableDiffusion:
     )
     scheduler = tiny.to_pipeline().scheduler
     wide = StableDiffusion(
-        name="wide", unet=unet, vae=tiny.vae, towers=tiny.towers, scheduler=scheduler
+        name="wide", denoiser=unet, vae=tiny.vae, towers=tiny.towers, scheduler=scheduler
     )
     return wide.requires_grad_(False).eval()
 

@@ -49,7 +49,7 @@ class Visit(NamedTuple):
     dialogs: list
     requests: list
     complaints: list
-    found: dict
+    content: dict
 
 
 #: Evaluated in a loaded page; counts all that could run or fetch in the parsed document.
@@ -172,7 +172,7 @@ class Browser:
             dialogs=self._events(DIALOG),
             requests=[url for url in requests if url != address and not url.startswith("data:")],
             complaints=[parameters for name in COMPLAINTS for parameters in self._events(name)],
-            found=evaluated["result"]["value"],
+            content=evaluated["result"]["value"],
         )
 
     def _events(self, name):

@@ -131,7 +131,7 @@ def outcome(metadata, edit="", **changes):
         concepts=[name],
         edit=edit,
         success=success,
-        found=[
+        cases=[
             CaseOutcome(name, 0, 0.5, f"zq {name} \u202e", None),
             CaseOutcome(name, 1, 0.2, None, "found.safetensors"),
         ],

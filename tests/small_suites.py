@@ -76,7 +76,7 @@ def outcome(success=0.25, steps=2):
         concepts=["cat"],
         edit="0" * 16,
         success=estimates,
-        found=[],
+        cases=[],
         curve=None,
         cost=cost,
         protocol=result(steps=steps).protocol,

@@ -140,6 +140,32 @@ def test_the_family_s_own_file_names_it():
     assert {"attn2", "attn2.to_k", "scheduler"} <= {word for word in words if FAMILY.search(word)}
 
 
+#: Words for which the field, or Python, has a plainer one (CONTRIBUTING's glossary).
+PERSONAL = {
+    "said",
+    "told",
+    "asked",
+    "wanted",
+    "given",
+    "made",
+    "nothing",
+    "instead",
+    "walk",
+    "kept",
+}
+
+
+def test_names_are_the_field_s_words():
+    named = {}
+    for path in PACKAGE.rglob("*.py"):
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        names = {node.id for node in nodes if isinstance(node, ast.Name)}
+        names |= {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+        names |= {node.arg for node in nodes if isinstance(node, ast.arg)}
+        named[path.name] = names & PERSONAL
+    assert not {name: words for name, words in named.items() if words}
+
+
 def test_public_names_are_unique():
     """No two classes, functions or constants of the package share a name."""
     defined = {}

@@ -135,7 +135,7 @@ def test_a_package_that_nobody_names_is_not_imported(site, capsys):
 
 @pytest.mark.parametrize(("patience", "lines"), [(0.05, 2), (60, 1)])
 def test_a_long_import_is_named_and_can_be_stopped(site, capsys, monkeypatch, patience, lines):
-    monkeypatch.setattr(slow_import, "PATIENCE", patience)
+    monkeypatch.setattr(slow_import, "NOTICE_SECONDS", patience)
     slow = (
         "import signal, time\ntime.sleep(0.5)\nsignal.raise_signal(signal.SIGINT)\ntime.sleep(60)\n"
     )

@@ -61,9 +61,9 @@ def erase(
         batch_size: Concept prompts in a training step, at least 1.
         templates: Sentences with ``{}`` for the concept; by default ten for each kind.
         seed: Of everything that is drawn.
-        accelerator: What Lightning trains on, ``cpu`` or ``cuda`` say.
+        accelerator: What Lightning trains on, such as ``cpu`` or ``cuda``.
         progress_bar: Whether the training steps are shown.
-        arguments: Of the method's constructor, ``lr`` or ``erase_scale`` say.
+        arguments: Of the method's constructor, such as ``lr`` or ``erase_scale``.
 
     Returns:
         The edit, which the pipeline holds: save it, change its strength, remove it.

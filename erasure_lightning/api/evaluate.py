@@ -44,7 +44,7 @@ def evaluate(
         pipeline: The diffusers pipeline that the edit was made on, with the edit or without it.
         scorer: Folder or Hub id of a CLIP or SigLIP that tells what an image shows; the world's own
             by default. Where there is neither, only pixels are compared.
-        accelerator: What Lightning draws on, ``cpu`` or ``cuda`` say.
+        accelerator: What Lightning draws on, such as ``cpu`` or ``cuda``.
         progress_bar: Whether progress and the table of figures are shown.
         data: Arguments of `PromptData`: ``seeds``, ``others``, ``steps``, ``guidance`` and others.
 
@@ -104,7 +104,7 @@ def attack(
         attack: Name of an attack, built in or from a plugin, or an attack with its budget.
         trials: How often it is tried, and how its images are drawn and scored.
         progress_bar: Whether a line is printed for each attempt.
-        budget: Arguments of a named attack, ``steps`` or ``tokens`` say.
+        budget: Arguments of a named attack, such as ``steps`` or ``tokens``.
 
     Returns:
         The share of images that show the concept: under attack, plainly prompted, and of the
@@ -130,17 +130,18 @@ def _silent(line: str) -> None:
 def _attack(name: str, budget: dict[str, Any]) -> Attack:
     cls = load_offer(find_attack(name))
     try:
-        made: Attack = cls(**budget)
+        chosen: Attack = cls(**budget)
     except TypeError as error:
         raise ErasureError(f"{cls.__name__} cannot be made of these arguments: {error}.") from error
-    return made
+    return chosen
 
 
 @contextmanager
 def _module(edit: Edit | str | Path, pipeline: Any) -> Iterator[ErasureModule]:
     """The edit's module on the pipeline's own weights, which get their former values at the end."""
     edit = edit if isinstance(edit, Edit) else load_edit(edit)
-    applied, strength = edit.pipeline is pipeline, edit.strength
+    applied = edit.pipeline is pipeline
+    strength = edit.strength
     if applied:
         edit.remove()
     try:

@@ -88,7 +88,8 @@ def fit(
     """
     run = Run(Path(run_dir)) if run_dir is not None else _default_run(module)
     run.check_unused()
-    keeper, watchdog = LastCheckpoint(save_every), Watchdog(hang_timeout)
+    keeper = LastCheckpoint(save_every)
+    watchdog = Watchdog(hang_timeout)
     register_strategies(module.has_unused, hang_timeout)
     steps = module.default_steps if isinstance(module, GradientErasure) else 1
     with quiet(), keeper.watching():

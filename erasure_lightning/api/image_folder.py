@@ -88,7 +88,8 @@ def image_batches(images: Sequence[FolderImage], device: torch.device) -> Iterat
         pixels = {when: _pixels(path) for when, path in image.files.items()}
         if waiting and (len(waiting) == _BATCH_SIZE or _sizes(pixels) != _sizes(tensors[0])):
             yield _batch(waiting, tensors, device)
-            waiting, tensors = [], []
+            waiting = []
+            tensors = []
         waiting.append(image)
         tensors.append(pixels)
     if waiting:

@@ -63,13 +63,13 @@ def _empty_module(
     Raises:
         ErasureError: If the method is not installed or takes other arguments by now.
     """
-    made = checkpoint["erasure"]
-    method = _method(title, str(made.get("method")))
-    arguments = _arguments(made) | ({} if backbone is None else {"backbone": backbone})
+    metadata = checkpoint["erasure"]
+    method = _method(title, str(metadata.get("method")))
+    arguments = _arguments(metadata) | ({} if backbone is None else {"backbone": backbone})
     try:
         return method(**arguments), checkpoint
     except (TypeError, KeyError) as error:
-        versions = [f"{name} {version}" for name, version in made.get("versions", {}).items()]
+        versions = [f"{name} {version}" for name, version in metadata.get("versions", {}).items()]
         raise ErasureError(
             f"{title} was made with arguments that {method.__name__} does not take here ({error})."
             f" It was made with: {', '.join(versions) or 'unknown'}."
@@ -88,22 +88,22 @@ def _filled(module: ErasureModule, checkpoint: dict[str, Any]) -> ErasureModule:
     return module.requires_grad_(False).eval()
 
 
-def _method(title: str, made: str) -> type[ErasureModule]:
+def _method(title: str, name: str) -> type[ErasureModule]:
     for offered in known_methods():
-        if offered.name == made.rpartition(".")[2]:
+        if offered.name == name.rpartition(".")[2]:
             method = load_method(offered)
-            if f"{method.__module__}.{method.__qualname__}" == made:
+            if f"{method.__module__}.{method.__qualname__}" == name:
                 return method
     raise ErasureError(
-        f"{title} was made by the method {made}, which no installed package offers (`erasure"
+        f"{title} was made by the method {name}, which no installed package offers (`erasure"
         " methods` lists what is there). Install its package."
     )
 
 
-def _arguments(made: dict[str, Any]) -> dict[str, Any]:
-    plain = {key: value for key, value in made["arguments"].items() if not _opaque(value)}
-    concepts = [Concept(**concept) for concept in made["concepts"]]
-    return plain | {"concepts": concepts, "backbone": made["backbone"]}
+def _arguments(metadata: dict[str, Any]) -> dict[str, Any]:
+    plain = {key: value for key, value in metadata["arguments"].items() if not _opaque(value)}
+    concepts = [Concept(**concept) for concept in metadata["concepts"]]
+    return plain | {"concepts": concepts, "backbone": metadata["backbone"]}
 
 
 def _opaque(value: Any) -> bool:

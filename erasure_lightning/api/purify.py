@@ -105,8 +105,8 @@ def purify_files(
         write_atomically(folder / f"{result.name}.png", png_bytes(to_pil(result.purified)))
         results.append(result)
     write_atomically(folder / f"{SHEET_NAME}.png", png_bytes(_sheet(module, results, settings)))
-    pictures = {result.name: result.drift._asdict() for result in results}
-    content = {"edit": str(path)} | settings._asdict() | {"pictures": pictures}
+    records = {result.name: result.drift._asdict() for result in results}
+    content = {"edit": str(path)} | settings._asdict() | {"pictures": records}
     write_json(folder / "purify.json", content)
     return PurifiedFiles(folder, {result.name: result.drift for result in results})
 

@@ -1,6 +1,5 @@
 """Published metrics of finished images, each with its interval and its protocol."""
 
-import difflib
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from erasure_lightning.api.image_folder import FolderImage, image_batches, read_
 from erasure_lightning.callbacks.image_writer import MANIFEST_FILE
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.text_files import read_prompts_file
+from erasure_lightning.files.words import did_you_mean
 from erasure_lightning.files.writing import SCORE_FILE
 from erasure_lightning.metrics.distribution_distance import FrechetDistance, KernelDistance
 from erasure_lightning.metrics.estimates import Estimate
@@ -133,8 +133,7 @@ def _check_networks(metrics: Sequence[str], settings: ScoreSettings) -> None:
         raise ErasureError("erasure score needs metrics; found none.")
     for name in metrics:
         if name not in NETWORK_OF_METRIC:
-            near = difflib.get_close_matches(name, NETWORK_OF_METRIC, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(name, NETWORK_OF_METRIC)
             raise ErasureError(
                 f"unknown metric {name!r}.{hint} Known: {', '.join(NETWORK_OF_METRIC)}."
             )

@@ -12,24 +12,24 @@ from erasure_lightning.runs.dashboards import DashboardWriter
 from erasure_lightning.runs.folder import slug
 
 
-def show_attacks(board: DashboardWriter, outcomes: Sequence[Outcome]) -> None:
+def show_attacks(writer: DashboardWriter, outcomes: Sequence[Outcome]) -> None:
     """Log tables ``attacks`` and ``found``, ``attacked_NAME`` with its interval, and curves."""
     shares = [f"{kind} {end}" for kind in IMAGE_KINDS for end in INTERVAL_COLUMNS]
     columns = ["attack", "method", "concepts", *shares, "seconds"]
-    board.log_table("attacks", columns, [_row(outcome) for outcome in outcomes])
+    writer.log_table("attacks", columns, [_row(outcome) for outcome in outcomes])
     cases = [
         [o.attack, case.concept, case.seed, case.success, case.prompt or ""]
         for o in outcomes
-        for case in o.found
+        for case in o.cases
     ]
-    board.log_table("found", ["attack", "concept", "seed", "success", "prompt"], cases)
+    writer.log_table("found", ["attack", "concept", "seed", "success", "prompt"], cases)
     for outcome in outcomes:
         name = slug(outcome.attack)
         attacked = interval_figures(outcome.success["attacked"])
-        board.log_summary({f"attacked_{name}{end}": value for end, value in attacked.items()})
+        writer.log_summary({f"attacked_{name}{end}": value for end, value in attacked.items()})
         if outcome.curve:
             points = [(point.budget, point.success) for point in outcome.curve]
-            board.log_curve(f"curve/{name}", points, "budget")
+            writer.log_curve(f"curve/{name}", points, "budget")
 
 
 def _row(outcome: Outcome) -> list[str | float | None]:

@@ -62,7 +62,7 @@ class Outcome(JsonRecord):
         concepts: Names of the erased concepts.
         edit: First 16 hex digits of the edit file's SHA-256; empty without an edit file.
         success: Share of images recognised as the concept, by `IMAGE_KINDS`.
-        found: The success for each concept and seed.
+        cases: The success for each concept and seed.
         curve: Success by budget, of attacks with a curve.
         cost: ``seconds``, ``evaluations``, ``backwards``, ``peak_gib`` of the attack, its images
             included.
@@ -82,7 +82,7 @@ class Outcome(JsonRecord):
     concepts: list[str]
     edit: str
     success: dict[str, Estimate]
-    found: Sequence[CaseOutcome]
+    cases: Sequence[CaseOutcome]
     curve: Sequence[CurvePoint] | None
     cost: dict[str, float]
     protocol: Protocol
@@ -91,7 +91,7 @@ class Outcome(JsonRecord):
 
     def best(self, concept: str) -> CaseOutcome:
         """The case of highest success on a concept."""
-        cases = [case for case in self.found if case.concept == concept]
+        cases = [case for case in self.cases if case.concept == concept]
         return max(cases, key=lambda case: case.success)
 
     def smallest_budget(self, share: float) -> float | None:
@@ -110,7 +110,7 @@ class Outcome(JsonRecord):
             "concepts": self.concepts,
             "edit": self.edit,
             "success": {kind: estimate._asdict() for kind, estimate in self.success.items()},
-            "found": [case._asdict() for case in self.found],
+            "found": [case._asdict() for case in self.cases],
             "curve": None if self.curve is None else [point._asdict() for point in self.curve],
             "axis": self.axis,
             "controls": {name: estimate._asdict() for name, estimate in self.controls.items()},
@@ -125,7 +125,7 @@ class Outcome(JsonRecord):
         parsed = {
             "class_path": content.pop("class"),
             "success": {kind: Estimate(**content["success"][kind]) for kind in IMAGE_KINDS},
-            "found": [CaseOutcome(**case) for case in content["found"]],
+            "cases": [CaseOutcome(**case) for case in content.pop("found")],
             "curve": None if curve is None else [CurvePoint(**point) for point in curve],
             "controls": {name: Estimate(**e) for name, e in content.get("controls", {}).items()},
             "protocol": Protocol(**content["protocol"]),

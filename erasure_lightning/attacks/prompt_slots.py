@@ -89,10 +89,6 @@ class PromptSlots:
             prompts.append(filled)
         return tuple(prompts)
 
-    def fill_words(self, choice: Tensor) -> PromptEmbeddings:
-        """The prompts with words in their slots, by indices into `words`, ``(B, k)``."""
-        return self.fill([table[choice] for table in self.tables], choice)
-
     def fill_mixture(self, weights: Tensor) -> PromptEmbeddings:
         """The prompt with mixtures of words in its slots.
 

@@ -142,7 +142,8 @@ def _require_finite(
 
 def _line(judged: JudgedCase) -> str:
     original, plain, attacked = judged.success
-    case, prompt = judged.case, judged.result.prompt
+    case = judged.case
+    prompt = judged.result.prompt
     by = "" if prompt is None else f" by {prompt!r}"
     return (
         f"{case.concept.name}, seed {case.seed}: recognised in {attacked:.0%}{by}"
@@ -167,7 +168,7 @@ def _outcome(
             kind: _estimate(target, judged, [j.success[i] for j in judged])
             for i, kind in enumerate(IMAGE_KINDS)
         },
-        found=[
+        cases=[
             CaseOutcome(j.case.concept.name, j.case.seed, j.success[2], j.result.prompt, j.file)
             for j in judged
         ],
@@ -237,7 +238,8 @@ def attack_grid(outcome: Outcome, judged: Sequence[JudgedCase]) -> Image:
 
 
 def _grid_line(judged: JudgedCase) -> GridRow:
-    case, prompt = judged.case, judged.result.prompt
+    case = judged.case
+    prompt = judged.result.prompt
     text = f"{case.sentence} (seed {case.seed})" if prompt is None else prompt
     images = [to_pil(column[0]) for column in _columns(judged).values()]
     return GridRow(case.concept.name, text, images)

@@ -32,7 +32,7 @@ class Backbone(FamilyInterface):
     Args:
         name: The user's name for it: a world, a folder or a Hub id.
         denoiser: UNet or transformer that predicts in the process's native form.
-        text_encoders: One, two or three text towers.
+        towers: One, two or three text towers, in the order in which their states are joined.
         process: How latents are noised and what the denoiser predicts.
         world: The world it came from, where it came from one.
     """
@@ -45,14 +45,14 @@ class Backbone(FamilyInterface):
         *,
         name: str,
         denoiser: nn.Module,
-        text_encoders: Sequence[TextTower],
+        towers: Sequence[TextTower],
         process: NoiseProcess,
         world: World | None = None,
     ) -> None:
         super().__init__()
         self.name = name
         self.denoiser = denoiser
-        self.text_encoders = nn.ModuleList(text_encoders)
+        self.text_encoders = nn.ModuleList(towers)
         self.process = process
         self.world = world
         #: Height and width in pixels of images whose size is not given; None for the model's own.
@@ -230,10 +230,10 @@ class Backbone(FamilyInterface):
         Args:
             edited: Names of parameters, or of modules that will be replaced (adapters).
         """
-        twin = copy_along(self, {tuple(name.split(".")) for name in edited})
-        if twin.text_encoders is not self.text_encoders:
-            twin._text_cache = TextCache(twin.text_encoders)
-        return twin
+        frozen = copy_along(self, {tuple(name.split(".")) for name in edited})
+        if frozen.text_encoders is not self.text_encoders:
+            frozen._text_cache = TextCache(frozen.text_encoders)
+        return frozen
 
     def fingerprint(self, dtype: torch.dtype | None = None) -> str:
         """A short hash of the weights, rounded to ``dtype`` if given."""

@@ -20,17 +20,19 @@ def snapshot(module: _M) -> _M:
     attention, a token without gradient). The backward comes after their removal, and would compute
     something else without them.
     """
-    twin = object.__new__(type(module))  # `copy` fails for classes of sharded modules
-    twin.__dict__.update(vars(module))
-    twin._modules = {
+    result = object.__new__(type(module))  # `copy` fails for classes of sharded modules
+    result.__dict__.update(vars(module))
+    result._modules = {
         name: child if child is None else snapshot(child) for name, child in module._modules.items()
     }
     for name, value in vars(module).items():
         if name.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called")):
-            twin.__dict__[name] = value.copy()
+            result.__dict__[name] = value.copy()
         elif isinstance(value, tuple) and any(isinstance(item, nn.Module) for item in value):
-            twin.__dict__[name] = tuple(snapshot(item) for item in value)  # no registered children
-    return twin
+            result.__dict__[name] = tuple(
+                snapshot(item) for item in value
+            )  # no registered children
+    return result
 
 
 def checkpoint_blocks(denoiser: nn.Module, text_encoders: nn.ModuleList) -> None:

@@ -1,6 +1,5 @@
 """`CrossAttentionDiffusion`: what diffusion models with cross-attention have in common."""
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Literal, cast
 
@@ -12,8 +11,6 @@ from erasure_lightning.backbones.interface import Capability, Place, Size, TextI
 from erasure_lightning.backbones.latent_diffusion import LatentDiffusion
 from erasure_lightning.backbones.process import Diffusion
 from erasure_lightning.backbones.sampler import Sampler, fresh_scheduler, unsupported_reason
-from erasure_lightning.backbones.towers import TextTower
-from erasure_lightning.concepts.worlds import World
 from erasure_lightning.errors import ErasureError
 
 _PREDICTIONS: dict[str, Literal["epsilon", "velocity"]] = {
@@ -30,11 +27,8 @@ class CrossAttentionDiffusion(LatentDiffusion):
 
     Args:
         name: The user's name for it.
-        denoiser: The UNet or transformer of diffusers.
-        vae: An `AutoencoderKL`.
-        towers: The text towers, in the order in which their states are joined.
         scheduler: The pipeline's scheduler; its ``prediction_type`` is the denoiser's.
-        world: The world it came from, where it came from one.
+        kwargs: Arguments of `LatentDiffusion`.
 
     Raises:
         ErasureError: If the prediction is neither epsilon nor velocity, or the scheduler lacks a
@@ -50,25 +44,9 @@ class CrossAttentionDiffusion(LatentDiffusion):
     #: Whether the stock pipeline calls its scheduler's ``set_begin_index(0)``.
     _begins_at_index: ClassVar[bool] = False
 
-    def __init__(
-        self,
-        *,
-        name: str,
-        denoiser: nn.Module,
-        vae: nn.Module,
-        towers: Sequence[TextTower],
-        scheduler: Any,
-        world: World | None = None,
-    ) -> None:
-        super().__init__(
-            name=name,
-            denoiser=denoiser,
-            text_encoders=towers,
-            process=_process(name, scheduler),
-            vae=vae,
-            scheduler=scheduler,
-            world=world,
-        )
+    def __init__(self, *, name: str, scheduler: Any, **kwargs: Any) -> None:
+        process = _process(name, scheduler)
+        super().__init__(name=name, scheduler=scheduler, process=process, **kwargs)
 
     @staticmethod
     def require_schedule(name: str, scheduler: Any) -> None:

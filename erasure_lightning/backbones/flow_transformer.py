@@ -1,7 +1,7 @@
 """`FlowTransformer`: what transformers with joint attention on a rectified flow have in common."""
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar, cast
 
 import torch
@@ -11,7 +11,6 @@ from erasure_lightning.backbones.interface import Capability, Place, Size, TextI
 from erasure_lightning.backbones.latent_diffusion import LatentDiffusion
 from erasure_lightning.backbones.process import RectifiedFlow
 from erasure_lightning.backbones.sampler import Sampler, fresh_scheduler, unsupported_reason
-from erasure_lightning.backbones.towers import TextTower
 from erasure_lightning.concepts.worlds import World
 from erasure_lightning.errors import ErasureError
 
@@ -24,13 +23,9 @@ class FlowTransformer(LatentDiffusion):
     entries; gradient methods train any part.
 
     Args:
-        name: The user's name for it.
-        transformer: The transformer of diffusers, which predicts the velocity.
-        vae: An `AutoencoderKL`.
-        towers: The text towers, in the order of the pipeline.
         scheduler: The pipeline's scheduler.
         size: Height and width in pixels that the model was trained on.
-        world: The world it came from, where it came from one.
+        kwargs: Arguments of `LatentDiffusion`.
 
     Raises:
         ErasureError: If the scheduler lacks a property that training and sampling need.
@@ -42,26 +37,9 @@ class FlowTransformer(LatentDiffusion):
     #: Endings of the names of the layers that compute keys and values of the text.
     _text_attention: ClassVar[tuple[str, ...]] = ("attn.add_k_proj", "attn.add_v_proj")
 
-    def __init__(
-        self,
-        *,
-        name: str,
-        transformer: nn.Module,
-        vae: nn.Module,
-        towers: Sequence[TextTower],
-        scheduler: Any,
-        size: Size,
-        world: World | None = None,
-    ) -> None:
-        super().__init__(
-            name=name,
-            denoiser=transformer,
-            text_encoders=towers,
-            process=RectifiedFlow(scheduler.config.num_train_timesteps),
-            vae=vae,
-            scheduler=scheduler,
-            world=world,
-        )
+    def __init__(self, *, scheduler: Any, size: Size, **kwargs: Any) -> None:
+        process = RectifiedFlow(scheduler.config.num_train_timesteps)
+        super().__init__(scheduler=scheduler, process=process, **kwargs)
         height, width = (size, size) if isinstance(size, int) else size
         self._size = height, width
 
@@ -70,9 +48,15 @@ class FlowTransformer(LatentDiffusion):
 
         if cause := unsupported_reason(make, self.process):
             raise ErasureError(
-                f"{name} needs another sampler: {self.sampler_name} {cause}. Name"
+                f"{self.name} needs another sampler: {self.sampler_name} {cause}. Name"
                 " FlowMatchEulerDiscreteScheduler in the folder's scheduler config."
             )
+
+    @classmethod
+    def _settings(cls, pipeline: Any, world: World | None) -> dict[str, Any]:
+        """The size that the world, or the pipeline, generates by default."""
+        size = pipeline.default_sample_size * pipeline.vae_scale_factor
+        return {"size": size if world is None else world.size}
 
     @staticmethod
     def require_flow(name: str, scheduler: Any) -> None:
@@ -104,10 +88,25 @@ class FlowTransformer(LatentDiffusion):
         height, width = (side // self.vae_scale_factor for side in self._size)
         return height, width
 
-    def _image_tokens(self, size: tuple[int, int]) -> int:
-        """Number of image tokens."""
+    def _shift(self, size: tuple[int, int], max_shift: float) -> float:
+        """Shift of the times towards noise, which grows with the number of image tokens.
+
+        Args:
+            size: Height and width in pixels.
+            max_shift: The stock pipeline's default of the scheduler's setting of that name.
+        """
+        from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+
+        config = self._scheduler.config
         height, width = (side // (self.vae_scale_factor * self._patch) for side in size)
-        return height * width
+        shift: float = calculate_shift(
+            height * width,
+            config.get("base_image_seq_len", 256),
+            config.get("max_image_seq_len", 4096),
+            config.get("base_shift", 0.5),
+            config.get("max_shift", max_shift),
+        )
+        return shift
 
     def text_inputs(self) -> list[TextInput]:
         """The entries of the text's tokens and of its pooled vector."""

@@ -1,7 +1,7 @@
 """FLUX.1: a T5 and a CLIP text tower, and a transformer of double and single blocks."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, cast
 
 import numpy
 import torch
@@ -13,8 +13,7 @@ from erasure_lightning.backbones.compatibility import require_channels, require_
 from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.backbones.flow_transformer import FlowTransformer
 from erasure_lightning.backbones.t5_tower import T5Tower
-from erasure_lightning.backbones.towers import EmbeddedPrompts, EncoderOutput
-from erasure_lightning.concepts.worlds import World
+from erasure_lightning.backbones.towers import EmbeddedPrompts, EncoderOutput, TextTower
 
 #: Tokens of T5 that FLUX.1-dev and FLUX.1-schnell read.
 _DEV_TOKENS = 512
@@ -37,23 +36,17 @@ class Flux(FlowTransformer):
     }
 
     @classmethod
-    def from_pipeline(cls, name: str, pipeline: Any, world: World | None = None) -> Self:
-        """The backbone of a `FluxPipeline`."""
-        embeds_guidance = pipeline.transformer.config.guidance_embeds
-        length = _DEV_TOKENS if embeds_guidance else _SCHNELL_TOKENS
-        size = pipeline.default_sample_size * pipeline.vae_scale_factor
-        return cls(
-            name=name,
-            transformer=pipeline.transformer,
-            vae=pipeline.vae,
-            towers=[
-                ClipTower(pipeline.text_encoder, pipeline.tokenizer, pooled="end"),
-                T5Tower(pipeline.text_encoder_2, pipeline.tokenizer_2, length=length),
-            ],
-            scheduler=pipeline.scheduler,
-            size=size if world is None else world.size,
-            world=world,
-        )
+    def _towers(cls, pipeline: Any) -> list[TextTower]:
+        """CLIP, for the pooled vector, and T5."""
+        is_dev = pipeline.transformer.config.guidance_embeds
+        return [
+            ClipTower(pipeline.text_encoder, pipeline.tokenizer, pooled="end"),
+            T5Tower(
+                pipeline.text_encoder_2,
+                pipeline.tokenizer_2,
+                length=_DEV_TOKENS if is_dev else _SCHNELL_TOKENS,
+            ),
+        ]
 
     @classmethod
     def check_configs(cls, name: str, configs: Mapping[str, Any], scheduler: Any) -> None:
@@ -68,21 +61,6 @@ class Flux(FlowTransformer):
             width = configs[tower].hidden_size
             require_text_width(name, "transformer", setting, transformer[setting], width)
         cls.require_flow(name, scheduler)
-
-    def to_pipeline(self) -> Any:
-        """A `FluxPipeline` without an image encoder."""
-        from diffusers import FluxPipeline
-
-        clip, t5 = self.towers
-        return FluxPipeline(
-            scheduler=self._scheduler,
-            vae=self.vae,
-            text_encoder=clip.model,
-            tokenizer=clip.tokenizer,
-            text_encoder_2=t5.model,
-            tokenizer_2=t5.tokenizer,
-            transformer=self.denoiser,
-        )
 
     def join(
         self, prompts: Sequence[EmbeddedPrompts], outputs: Sequence[EncoderOutput]
@@ -130,20 +108,10 @@ class Flux(FlowTransformer):
 
     def _schedule(self, steps: int, size: tuple[int, int]) -> Mapping[str, Any]:
         """Times shifted towards noise the more, the larger the image is."""
-        from diffusers.pipelines.flux.pipeline_flux import calculate_shift
-
-        config = self._scheduler.config
-        mu = calculate_shift(
-            self._image_tokens(size),
-            config.get("base_image_seq_len", 256),
-            config.get("max_image_seq_len", 4096),
-            config.get("base_shift", 0.5),
-            config.get("max_shift", 1.15),
-        )
-        sigmas = numpy.linspace(1.0, 1 / steps, steps)
-        if config.get("use_flow_sigmas"):
+        mu = self._shift(size, 1.15)
+        if self._scheduler.config.get("use_flow_sigmas"):
             return {"num_inference_steps": steps, "mu": mu}
-        return {"sigmas": sigmas, "mu": mu}
+        return {"sigmas": numpy.linspace(1.0, 1 / steps, steps), "mu": mu}
 
 
 def _pack(latents: Tensor) -> Tensor:

@@ -13,7 +13,13 @@ from erasure_lightning.backbones.stable_diffusion import StableDiffusion
 from erasure_lightning.backbones.stable_diffusion_3 import StableDiffusion3
 from erasure_lightning.backbones.stable_diffusion_xl import StableDiffusionXL
 from erasure_lightning.backbones.t5_tower import T5Tower
-from erasure_lightning.backbones.tiny_parts import tiny_clip_tokenizer, tiny_t5_tokenizer
+from erasure_lightning.backbones.tiny_parts import (
+    random_clip,
+    random_t5,
+    random_vae,
+    tiny_clip_tokenizer,
+    tiny_t5_tokenizer,
+)
 
 #: Tokens of the published vocabularies.
 _CLIP_WORDS = 49_408
@@ -40,56 +46,37 @@ def full_size_model(hub_id: str) -> Backbone | None:
 
 def _clip(width: int, layers: int, **settings: Any) -> ClipTower:
     """A CLIP of OpenAI or OpenCLIP; ``settings`` are those of the tower."""
-    import transformers
-
     tokenizer = tiny_clip_tokenizer(77)
-    config = transformers.CLIPTextConfig(
-        vocab_size=_CLIP_WORDS,
-        hidden_size=width,
-        intermediate_size=4 * width,
-        num_hidden_layers=layers,
-        num_attention_heads=width // 64,
-        max_position_embeddings=77,
-        projection_dim=width,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.eos_token_id,
-    )
     projected = settings.get("pooled") == "projected"
     kind = "CLIPTextModelWithProjection" if projected else "CLIPTextModel"
+    sizes = {"layers": layers, "heads": width // 64, "vocab_size": _CLIP_WORDS}
     with torch.device("meta"):
-        model = getattr(transformers, kind)(config)
+        model = random_clip(kind, tokenizer, width=width, **sizes)
     return ClipTower(model, tokenizer, **settings)
 
 
 def _t5_xxl(length: int) -> T5Tower:
-    from transformers import T5Config, T5EncoderModel
-
-    config = T5Config(
-        vocab_size=_T5_WORDS,
-        d_model=4096,
-        d_kv=64,
-        num_heads=64,
-        d_ff=10_240,
-        num_layers=24,
-        feed_forward_proj="gated-gelu",
-    )
+    sizes = {"d_kv": 64, "d_ff": 10_240, "vocab_size": _T5_WORDS}
     with torch.device("meta"):
-        model = T5EncoderModel(config)
+        model = random_t5(width=4096, layers=24, heads=64, **sizes)
     return T5Tower(model, tiny_t5_tokenizer(512), length=length)
 
 
 def _vae(channels: int, **settings: Any) -> Any:
-    from diffusers import AutoencoderKL
-
+    widths = (128, 256, 512, 512)
     with torch.device("meta"):
-        return AutoencoderKL(
-            block_out_channels=(128, 256, 512, 512),
-            layers_per_block=2,
-            latent_channels=channels,
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            **settings,
-        )
+        return random_vae(widths, layers_per_block=2, latent_channels=channels, **settings)
+
+
+def _flow_vae(scaling_factor: float, shift_factor: float) -> Any:
+    """The autoencoder of 16 channels that SD 3 and FLUX.1 have, each with its own latents."""
+    return _vae(
+        16,
+        scaling_factor=scaling_factor,
+        shift_factor=shift_factor,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
 
 
 def _ddim(**settings: Any) -> Any:
@@ -116,7 +103,7 @@ def _unet(**settings: Any) -> Any:
 def _sd15(name: str) -> Backbone:
     return StableDiffusion(
         name=name,
-        unet=_unet(sample_size=64, cross_attention_dim=768),
+        denoiser=_unet(sample_size=64, cross_attention_dim=768),
         vae=_vae(4),
         towers=[_clip(768, 12)],
         scheduler=_ddim(),
@@ -132,7 +119,7 @@ def _sd21(name: str) -> Backbone:
     )
     return StableDiffusion(
         name=name,
-        unet=unet,
+        denoiser=unet,
         vae=_vae(4),
         towers=[_clip(1024, 23)],
         scheduler=_ddim(prediction_type="v_prediction"),
@@ -155,7 +142,7 @@ def _sdxl(name: str) -> Backbone:
     )
     return StableDiffusionXL(
         name=name,
-        unet=unet,
+        denoiser=unet,
         vae=_vae(4),
         towers=[_clip(768, 12, layer=-2), _clip(1280, 32, layer=-2, pooled="projected")],
         scheduler=_ddim(),
@@ -190,14 +177,8 @@ def _sd3(name: str) -> Backbone:
     ]
     return StableDiffusion3(
         name=name,
-        transformer=transformer,
-        vae=_vae(
-            16,
-            scaling_factor=1.5305,
-            shift_factor=0.0609,
-            use_quant_conv=False,
-            use_post_quant_conv=False,
-        ),
+        denoiser=transformer,
+        vae=_flow_vae(scaling_factor=1.5305, shift_factor=0.0609),
         towers=towers,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
         size=1024,
@@ -212,14 +193,8 @@ def _flux(name: str) -> Backbone:
         transformer = FluxTransformer2DModel(guidance_embeds=is_dev)
     return Flux(
         name=name,
-        transformer=transformer,
-        vae=_vae(
-            16,
-            scaling_factor=0.3611,
-            shift_factor=0.1159,
-            use_quant_conv=False,
-            use_post_quant_conv=False,
-        ),
+        denoiser=transformer,
+        vae=_flow_vae(scaling_factor=0.3611, shift_factor=0.1159),
         towers=[_clip(768, 12, pooled="end"), _t5_xxl(512 if is_dev else 256)],
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=is_dev),
         size=1024,

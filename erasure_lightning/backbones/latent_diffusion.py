@@ -3,12 +3,16 @@
 import hashlib
 import json
 from abc import abstractmethod
-from typing import Any, cast
+from itertools import zip_longest
+from typing import Any, Self, cast
 
 from torch import Tensor, nn
 
 from erasure_lightning.backbones.base import Backbone
+from erasure_lightning.backbones.families import FAMILIES
 from erasure_lightning.backbones.interface import Size
+from erasure_lightning.backbones.towers import TextTower
+from erasure_lightning.concepts.worlds import World
 from erasure_lightning.errors import ErasureError
 
 
@@ -28,6 +32,46 @@ class LatentDiffusion(Backbone):
         super().__init__(**kwargs)
         self.vae = vae
         self._scheduler = scheduler
+
+    @classmethod
+    def from_pipeline(cls, name: str, pipeline: Any, world: World | None = None) -> Self:
+        """The backbone of a pipeline of `pipeline_class`."""
+        return cls(
+            name=name,
+            denoiser=getattr(pipeline, cls.components["denoiser"]),
+            vae=pipeline.vae,
+            towers=cls._towers(pipeline),
+            scheduler=pipeline.scheduler,
+            world=world,
+            **cls._settings(pipeline, world),
+        )
+
+    @classmethod
+    @abstractmethod
+    def _towers(cls, pipeline: Any) -> list[TextTower]:
+        """The text towers of a pipeline, as its denoiser reads them."""
+
+    @classmethod
+    def _settings(cls, pipeline: Any, world: World | None) -> dict[str, Any]:
+        """Further arguments of the constructor."""
+        return {}
+
+    def to_pipeline(self) -> Any:
+        """A pipeline of `pipeline_class`, without what backbones leave out (`Family.options`)."""
+        import diffusers
+
+        parts: dict[str, Any] = {"vae": self.vae, "scheduler": self._scheduler}
+        parts[self.components["denoiser"]] = self.denoiser
+        family = FAMILIES[self.pipeline_class]
+        for (tokenizer, encoder), tower in zip_longest(family.tokenizers.items(), self.towers):
+            parts[tokenizer] = tower.tokenizer if tower else None
+            parts[encoder] = tower.model if tower else None
+        parts |= {**family.options, **self._pipeline_options()}
+        return getattr(diffusers, self.pipeline_class)(**parts)
+
+    def _pipeline_options(self) -> dict[str, Any]:
+        """Arguments of the pipeline's constructor beside its components."""
+        return {}
 
     @abstractmethod
     def _default_sides(self) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """PixArt-Sigma and PixArt-Alpha: a T5 text tower and a transformer with cross-attention."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -11,8 +11,7 @@ from erasure_lightning.backbones.conditioning import PADDING, Conditioning
 from erasure_lightning.backbones.cross_attention_diffusion import CrossAttentionDiffusion
 from erasure_lightning.backbones.interface import TextInput
 from erasure_lightning.backbones.t5_tower import T5Tower
-from erasure_lightning.backbones.towers import EmbeddedPrompts, EncoderOutput
-from erasure_lightning.concepts.worlds import World
+from erasure_lightning.backbones.towers import EmbeddedPrompts, EncoderOutput, TextTower
 
 
 class PixArt(CrossAttentionDiffusion):
@@ -37,23 +36,11 @@ class PixArt(CrossAttentionDiffusion):
     _tokens: ClassVar[int] = 300
 
     @classmethod
-    def from_pipeline(cls, name: str, pipeline: Any, world: World | None = None) -> Self:
-        """The backbone of a pipeline of `pipeline_class`."""
-        tower = T5Tower(
-            pipeline.text_encoder,
-            pipeline.tokenizer,
-            length=cls._tokens,
-            masked=True,
-            lowercase=True,
-        )
-        return cls(
-            name=name,
-            denoiser=pipeline.transformer,
-            vae=pipeline.vae,
-            towers=[tower],
-            scheduler=pipeline.scheduler,
-            world=world,
-        )
+    def _towers(cls, pipeline: Any) -> list[TextTower]:
+        """T5, which reads lower case and no padding."""
+        model = pipeline.text_encoder
+        tokenizer = pipeline.tokenizer
+        return [T5Tower(model, tokenizer, length=cls._tokens, masked=True, lowercase=True)]
 
     @classmethod
     def check_configs(cls, name: str, configs: Mapping[str, Any], scheduler: Any) -> None:
@@ -64,19 +51,6 @@ class PixArt(CrossAttentionDiffusion):
         read = transformer["caption_channels"]
         require_text_width(name, "transformer", "caption_channels", read, width)
         cls.require_schedule(name, scheduler)
-
-    def to_pipeline(self) -> Any:
-        """A pipeline of `pipeline_class`."""
-        import diffusers
-
-        (tower,) = self.towers
-        return getattr(diffusers, self.pipeline_class)(
-            tokenizer=tower.tokenizer,
-            text_encoder=tower.model,
-            vae=self.vae,
-            transformer=self.denoiser,
-            scheduler=self._scheduler,
-        )
 
     def join(
         self, prompts: Sequence[EmbeddedPrompts], outputs: Sequence[EncoderOutput]

@@ -155,7 +155,8 @@ class Diffusion:
         Where the velocity is native, ``a`` for epsilon and ``s`` for the sample.
         """
         alpha = self.alpha(t).float()
-        a, s = alpha.sqrt(), (1 - alpha).sqrt()
+        a = alpha.sqrt()
+        s = (1 - alpha).sqrt()
         if space in ("native", self.prediction):
             return torch.ones_like(a)
         if self.prediction == "epsilon":

@@ -1,7 +1,7 @@
 """Stable Diffusion 1.x and 2.x: a CLIP text tower and a UNet with cross-attention."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,24 +11,10 @@ from erasure_lightning.backbones.compatibility import require_channels, require_
 from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.backbones.cross_attention_diffusion import CrossAttentionDiffusion
 from erasure_lightning.backbones.towers import EmbeddedPrompts, EncoderOutput, TextTower
-from erasure_lightning.concepts.worlds import World
 
 
 class StableDiffusion(CrossAttentionDiffusion):
-    """A Stable Diffusion 1.x or 2.x pipeline.
-
-    Args:
-        name: The user's name for it.
-        unet: A `UNet2DConditionModel`.
-        vae: An `AutoencoderKL`.
-        towers: The text towers, in the order in which their states are joined.
-        scheduler: The pipeline's scheduler; its ``prediction_type`` is the UNet's.
-        world: The world it came from, where it came from one.
-
-    Raises:
-        ErasureError: If the prediction is neither epsilon nor velocity, or the scheduler lacks a
-            property that training and sampling need (`unsupported_reason`).
-    """
+    """A Stable Diffusion 1.x or 2.x pipeline."""
 
     pipeline_class: ClassVar[str] = "StableDiffusionPipeline"
     components: ClassVar[dict[str, str]] = {
@@ -38,37 +24,10 @@ class StableDiffusion(CrossAttentionDiffusion):
     }
     _transformers: ClassVar[str] = ".attentions."
 
-    def __init__(
-        self,
-        *,
-        name: str,
-        unet: nn.Module,
-        vae: nn.Module,
-        towers: Sequence[TextTower],
-        scheduler: Any,
-        world: World | None = None,
-    ) -> None:
-        super().__init__(
-            name=name,
-            denoiser=unet,
-            vae=vae,
-            towers=towers,
-            scheduler=scheduler,
-            world=world,
-        )
-
     @classmethod
-    def from_pipeline(cls, name: str, pipeline: Any, world: World | None = None) -> Self:
-        """The backbone of a `StableDiffusionPipeline`."""
-        tower = ClipTower(pipeline.text_encoder, pipeline.tokenizer)
-        return cls(
-            name=name,
-            unet=pipeline.unet,
-            vae=pipeline.vae,
-            towers=[tower],
-            scheduler=pipeline.scheduler,
-            world=world,
-        )
+    def _towers(cls, pipeline: Any) -> list[TextTower]:
+        """CLIP's."""
+        return [ClipTower(pipeline.text_encoder, pipeline.tokenizer)]
 
     @classmethod
     def check_configs(cls, name: str, configs: Mapping[str, Any], scheduler: Any) -> None:
@@ -81,22 +40,6 @@ class StableDiffusion(CrossAttentionDiffusion):
         read = unet.get("encoder_hid_dim") or unet["cross_attention_dim"]
         require_text_width(name, "unet", "cross_attention_dim", read, width)
         cls.require_schedule(name, scheduler)
-
-    def to_pipeline(self) -> Any:
-        """A `StableDiffusionPipeline` without a safety checker."""
-        from diffusers import StableDiffusionPipeline
-
-        (tower,) = self.towers
-        return StableDiffusionPipeline(
-            vae=self.vae,
-            text_encoder=tower.model,
-            tokenizer=tower.tokenizer,
-            unet=self.denoiser,
-            scheduler=self._scheduler,
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
 
     def join(
         self, prompts: Sequence[EmbeddedPrompts], outputs: Sequence[EncoderOutput]

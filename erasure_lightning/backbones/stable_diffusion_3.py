@@ -1,7 +1,7 @@
 """Stable Diffusion 3 and 3.5: two CLIP text towers and a T5 tower, which may be missing."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,6 @@ from erasure_lightning.backbones.flow_transformer import FlowTransformer
 from erasure_lightning.backbones.interface import Part, Place, Size
 from erasure_lightning.backbones.t5_tower import T5Tower
 from erasure_lightning.backbones.towers import EmbeddedPrompts, EncoderOutput, TextTower
-from erasure_lightning.concepts.worlds import World
 from erasure_lightning.errors import ErasureError
 
 #: Tokens of T5 that the transformer reads, or rows of zeros in their place.
@@ -47,8 +46,8 @@ class StableDiffusion3(FlowTransformer):
     }
 
     @classmethod
-    def from_pipeline(cls, name: str, pipeline: Any, world: World | None = None) -> Self:
-        """The backbone of a `StableDiffusion3Pipeline`."""
+    def _towers(cls, pipeline: Any) -> list[TextTower]:
+        """Both CLIPs, and T5 where there is one."""
         towers: list[TextTower] = [
             ClipTower(model, tokenizer, layer=-2, pooled="projected")
             for model, tokenizer in (
@@ -58,16 +57,7 @@ class StableDiffusion3(FlowTransformer):
         ]
         if pipeline.text_encoder_3 is not None:
             towers.append(T5Tower(pipeline.text_encoder_3, pipeline.tokenizer_3, length=_T5_TOKENS))
-        size = pipeline.default_sample_size * pipeline.vae_scale_factor
-        return cls(
-            name=name,
-            transformer=pipeline.transformer,
-            vae=pipeline.vae,
-            towers=towers,
-            scheduler=pipeline.scheduler,
-            size=size if world is None else world.size,
-            world=world,
-        )
+        return towers
 
     @classmethod
     def check_configs(cls, name: str, configs: Mapping[str, Any], scheduler: Any) -> None:
@@ -89,24 +79,6 @@ class StableDiffusion3(FlowTransformer):
                 " belong to different models."
             )
         cls.require_flow(name, scheduler)
-
-    def to_pipeline(self) -> Any:
-        """A `StableDiffusion3Pipeline` without an image encoder."""
-        from diffusers import StableDiffusion3Pipeline
-
-        first, second, *rest = self.towers
-        t5 = rest[0] if rest else None
-        return StableDiffusion3Pipeline(
-            transformer=self.denoiser,
-            scheduler=self._scheduler,
-            vae=self.vae,
-            text_encoder=first.model,
-            tokenizer=first.tokenizer,
-            text_encoder_2=second.model,
-            tokenizer_2=second.tokenizer,
-            text_encoder_3=t5.model if t5 else None,
-            tokenizer_3=t5.tokenizer if t5 else None,
-        )
 
     def join(
         self, prompts: Sequence[EmbeddedPrompts], outputs: Sequence[EncoderOutput]
@@ -162,21 +134,9 @@ class StableDiffusion3(FlowTransformer):
 
     def _schedule(self, steps: int, size: tuple[int, int]) -> Mapping[str, Any]:
         """Times shifted by a constant, or by the image's size where the scheduler says so."""
-        from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import (
-            calculate_shift,
-        )
-
-        config = self._scheduler.config
-        if not config.get("use_dynamic_shifting"):
+        if not self._scheduler.config.get("use_dynamic_shifting"):
             return {"num_inference_steps": steps}
-        mu = calculate_shift(
-            self._image_tokens(size),
-            config.get("base_image_seq_len", 256),
-            config.get("max_image_seq_len", 4096),
-            config.get("base_shift", 0.5),
-            config.get("max_shift", 1.16),
-        )
-        return {"num_inference_steps": steps, "mu": mu}
+        return {"num_inference_steps": steps, "mu": self._shift(size, 1.16)}
 
     def latent_shape(self, size: Size | None = None) -> tuple[int, int, int]:
         """Channels, height and width of the latents, at most as far as the table of positions."""

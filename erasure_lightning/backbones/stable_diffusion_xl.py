@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from erasure_lightning.backbones.clip_tower import ClipTower
 from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.backbones.interface import TextInput
 from erasure_lightning.backbones.stable_diffusion import StableDiffusion
-from erasure_lightning.backbones.towers import EmbeddedPrompts, EncoderOutput
+from erasure_lightning.backbones.towers import EmbeddedPrompts, EncoderOutput, TextTower
 from erasure_lightning.concepts.worlds import World
 
 
@@ -43,38 +43,22 @@ class StableDiffusionXL(StableDiffusion):
         self.zero_unconditional = zero_unconditional
 
     @classmethod
-    def from_pipeline(cls, name: str, pipeline: Any, world: World | None = None) -> Self:
-        """The backbone of a `StableDiffusionXLPipeline`."""
-        first = ClipTower(pipeline.text_encoder, pipeline.tokenizer, layer=-2)
-        second = ClipTower(
-            pipeline.text_encoder_2, pipeline.tokenizer_2, layer=-2, pooled="projected"
-        )
-        return cls(
-            name=name,
-            unet=pipeline.unet,
-            vae=pipeline.vae,
-            towers=[first, second],
-            scheduler=pipeline.scheduler,
-            world=world,
-            zero_unconditional=pipeline.config.force_zeros_for_empty_prompt,
-        )
+    def _towers(cls, pipeline: Any) -> list[TextTower]:
+        """Both CLIPs, the second with its projection."""
+        second = pipeline.text_encoder_2, pipeline.tokenizer_2
+        return [
+            ClipTower(pipeline.text_encoder, pipeline.tokenizer, layer=-2),
+            ClipTower(*second, layer=-2, pooled="projected"),
+        ]
 
-    def to_pipeline(self) -> Any:
-        """A `StableDiffusionXLPipeline` without a watermark."""
-        from diffusers import StableDiffusionXLPipeline
+    @classmethod
+    def _settings(cls, pipeline: Any, world: World | None) -> dict[str, Any]:
+        """What unconditional predictions read."""
+        return {"zero_unconditional": pipeline.config.force_zeros_for_empty_prompt}
 
-        first, second = self.towers
-        return StableDiffusionXLPipeline(
-            vae=self.vae,
-            text_encoder=first.model,
-            text_encoder_2=second.model,
-            tokenizer=first.tokenizer,
-            tokenizer_2=second.tokenizer,
-            unet=self.denoiser,
-            scheduler=self._scheduler,
-            force_zeros_for_empty_prompt=self.zero_unconditional,
-            add_watermarker=False,
-        )
+    def _pipeline_options(self) -> dict[str, Any]:
+        """What unconditional predictions read."""
+        return {"force_zeros_for_empty_prompt": self.zero_unconditional}
 
     def join(
         self, prompts: Sequence[EmbeddedPrompts], outputs: Sequence[EncoderOutput]

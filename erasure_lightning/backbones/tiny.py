@@ -14,6 +14,7 @@ from erasure_lightning.backbones.tiny_parts import (
     Prediction,
     tiny_clip_tokenizer,
     tiny_scheduler,
+    tiny_sd3_transformer,
     tiny_t5_encoder,
     tiny_t5_tokenizer,
     tiny_text_encoder,
@@ -42,7 +43,7 @@ class TinyBackbone(StableDiffusion):
             tower = ClipTower(tiny_text_encoder(tokenizer, "CLIPTextModel"), tokenizer)
         super().__init__(
             name="TinyBackbone",
-            unet=unet,
+            denoiser=unet,
             vae=vae,
             towers=[tower],
             scheduler=tiny_scheduler(prediction),
@@ -78,7 +79,7 @@ class TinyXL(StableDiffusionXL):
             )
         super().__init__(
             name="TinyXL",
-            unet=unet,
+            denoiser=unet,
             vae=vae,
             towers=[
                 ClipTower(first, tokenizers[0], layer=-2),
@@ -120,7 +121,7 @@ class TinyFlux(Flux):
             t5 = tiny_t5_encoder(tokenizers[1])
         super().__init__(
             name="TinyFlux",
-            transformer=transformer,
+            denoiser=transformer,
             vae=vae,
             towers=[ClipTower(clip, tokenizers[0], pooled="end"), T5Tower(t5, tokenizers[1])],
             scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
@@ -172,27 +173,14 @@ class TinySD3(StableDiffusion3):
     """
 
     def __init__(self, *, seed: int = 0, t5: bool = True, dual_attention: bool = False) -> None:
-        from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
+        from diffusers import FlowMatchEulerDiscreteScheduler
 
         clips = tiny_clip_tokenizer(), tiny_clip_tokenizer()
         tokenizer = tiny_t5_tokenizer()
         kind = "CLIPTextModelWithProjection"
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            transformer = SD3Transformer2DModel(
-                sample_size=8,
-                in_channels=4,
-                out_channels=4,
-                num_layers=2,
-                attention_head_dim=16,
-                num_attention_heads=2,
-                joint_attention_dim=24,
-                caption_projection_dim=32,
-                pooled_projection_dim=12 + 20,
-                pos_embed_max_size=16,
-                dual_attention_layers=(0,) if dual_attention else (),
-                qk_norm="rms_norm",
-            )
+            transformer = tiny_sd3_transformer(dual_attention)
             vae = tiny_vae(shift_factor=0.1, scaling_factor=0.5)
             towers: list[TextTower] = [
                 ClipTower(
@@ -207,7 +195,7 @@ class TinySD3(StableDiffusion3):
                 towers.append(T5Tower(tiny_t5_encoder(tokenizer), tokenizer))
         super().__init__(
             name="TinySD3",
-            transformer=transformer,
+            denoiser=transformer,
             vae=vae,
             towers=towers,
             scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),

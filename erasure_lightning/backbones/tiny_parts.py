@@ -1,6 +1,6 @@
-"""Parts of the tiny models: tokenizers, text encoders, UNet, autoencoder, scheduler."""
+"""Parts of models with random weights: tokenizers, text encoders, denoisers, autoencoders."""
 
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 #: Prediction type of a tiny UNet.
 Prediction = Literal["epsilon", "velocity"]
@@ -30,19 +30,45 @@ def tiny_unet(**settings: Any) -> Any:
     )
 
 
-def tiny_vae(**settings: Any) -> Any:
-    """An autoencoder that halves the sides; ``settings`` are its own."""
+def tiny_sd3_transformer(dual_attention: bool) -> Any:
+    """A transformer of Stable Diffusion 3 with two blocks.
+
+    Args:
+        dual_attention: Whether the first has a second attention, as in SD 3.5 medium.
+    """
+    from diffusers import SD3Transformer2DModel
+
+    return SD3Transformer2DModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=24,
+        caption_projection_dim=32,
+        pooled_projection_dim=12 + 20,
+        pos_embed_max_size=16,
+        dual_attention_layers=(0,) if dual_attention else (),
+        qk_norm="rms_norm",
+    )
+
+
+def random_vae(widths: tuple[int, ...], **settings: Any) -> Any:
+    """An autoencoder that halves the sides between two ``widths``; ``settings`` are its own."""
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
-        block_out_channels=(8, 8),
-        latent_channels=4,
-        norm_num_groups=4,
-        sample_size=16,
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=widths,
+        down_block_types=("DownEncoderBlock2D",) * len(widths),
+        up_block_types=("UpDecoderBlock2D",) * len(widths),
         **settings,
     )
+
+
+def tiny_vae(**settings: Any) -> Any:
+    """An autoencoder of 8x8 latents that halves the sides; ``settings`` are its own."""
+    return random_vae((8, 8), latent_channels=4, norm_num_groups=4, sample_size=16, **settings)
 
 
 def tiny_scheduler(prediction: Prediction, kind: str = "DDIMScheduler") -> Any:
@@ -80,25 +106,36 @@ def tiny_clip_tokenizer(length: int = 16) -> Any:
     )
 
 
+def random_clip(
+    kind: str, tokenizer: Any, *, width: int, layers: int, heads: int, **settings: Any
+) -> Any:
+    """A CLIP text encoder, of a class of transformers; ``settings`` are those of its config."""
+    import transformers
+
+    defaults = {
+        "vocab_size": len(tokenizer),
+        "intermediate_size": 4 * width,
+        "projection_dim": width,
+        "max_position_embeddings": tokenizer.model_max_length,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.eos_token_id,
+    }
+    config = transformers.CLIPTextConfig(
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        **(defaults | settings),
+    )
+    return getattr(transformers, kind)(config)
+
+
 def tiny_text_encoder(
     tokenizer: Any, kind: str, *, layers: int = 2, width: int = 32, projection: int = 32
 ) -> Any:
-    """A CLIP text encoder of a class of transformers."""
-    import transformers
-
-    config = transformers.CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=width,
-        intermediate_size=64,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        max_position_embeddings=16,
-        projection_dim=projection,
-        bos_token_id=cast(int, tokenizer.bos_token_id),
-        eos_token_id=cast(int, tokenizer.eos_token_id),
-        pad_token_id=cast(int, tokenizer.eos_token_id),
-    )
-    return getattr(transformers, kind)(config).eval()
+    """A CLIP text encoder of four heads, of a class of transformers."""
+    sizes = {"intermediate_size": 64, "projection_dim": projection}
+    return random_clip(kind, tokenizer, width=width, layers=layers, heads=4, **sizes).eval()
 
 
 def tiny_t5_tokenizer(length: int = 20) -> Any:
@@ -112,18 +149,21 @@ def tiny_t5_tokenizer(length: int = 20) -> Any:
     return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=length)
 
 
-def tiny_t5_encoder(tokenizer: Any) -> Any:
-    """A T5 encoder of width 24."""
+def random_t5(*, width: int, layers: int, heads: int, **settings: Any) -> Any:
+    """A T5 encoder with gated GELU, as of version 1.1; ``settings`` are those of its config."""
     from transformers import T5Config, T5EncoderModel
 
     config = T5Config(
-        vocab_size=len(tokenizer),
-        d_model=24,
-        d_kv=8,
-        num_heads=2,
-        d_ff=32,
-        num_layers=2,
+        d_model=width,
+        num_layers=layers,
+        num_heads=heads,
         feed_forward_proj="gated-gelu",
-        dropout_rate=0.0,
+        **settings,
     )
-    return T5EncoderModel(config).eval()
+    return T5EncoderModel(config)
+
+
+def tiny_t5_encoder(tokenizer: Any) -> Any:
+    """A T5 encoder of width 24."""
+    sizes = {"vocab_size": len(tokenizer), "d_kv": 8, "d_ff": 32}
+    return random_t5(width=24, layers=2, heads=2, dropout_rate=0.0, **sizes).eval()

@@ -23,6 +23,13 @@ STYLE_THRESHOLD = 0.5
 #: Least share of recognised images for prompts that describe a concept without its name.
 DOMAIN_THRESHOLD = 0.5
 
+#: Thresholds, and the columns of a printed `BaselineCheck`.
+CHECK_HEADING = (
+    f"needed: {THING_THRESHOLD:g} of own prompts ({STYLE_THRESHOLD:g}\n"
+    f"of a style's) and of neighbours, {DOMAIN_THRESHOLD:g} of the domain's.\n\n"
+    f"{'concept':24}{'kind':8}{'own':>6}{'domain':>8}{'neighbours':>12}  holds"
+)
+
 _BATCH_SIZE = 32
 
 
@@ -51,6 +58,12 @@ class BaselineCheck(NamedTuple):
             and (self.neighbours is None or self.neighbours >= THING_THRESHOLD)
         )
 
+    def __str__(self) -> str:
+        shares = (self.own, self.domain, self.neighbours)
+        own, domain, near = ("-" if share is None else f"{share:.2f}" for share in shares)
+        holds = "yes" if self.holds else "NO"
+        return f"{self.entry.name:24}{self.entry.group:8}{own:>6}{domain:>8}{near:>12}  {holds}"
+
 
 class BaselineChecker:
     """Draws entries' prompts with the original model and scores the images.
@@ -67,7 +80,7 @@ class BaselineChecker:
         if backbone.world is None:
             raise ErasureError(
                 f"--check needs a world, which has a scorer of its own; found {backbone.name}."
-                " Measure a single run with a scorer instead: --trainer.callbacks+=Measure"
+                " Or measure a single run with a scorer: --trainer.callbacks+=Measure"
                 " --trainer.callbacks.scorer=FOLDER."
             )
         self.world: World = backbone.world

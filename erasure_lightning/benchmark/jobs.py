@@ -16,6 +16,9 @@ from erasure_lightning.benchmark.suite import AttackEntry, ConceptEntry, MethodE
 from erasure_lightning.files.writing import EDIT_FILE
 from erasure_lightning.runs.folder import Run, slug
 
+#: The suite in a benchmark's folder.
+SUITE_FILE = "suite.yaml"
+
 #: Output of a job's commands, and why the last one failed.
 _LOG_FILE = "log.txt"
 _FAILURE_FILE = "failure.txt"
@@ -159,7 +162,7 @@ def has_edits(out: Path) -> bool:
 
 def initial_files(suite: Suite, out: Path) -> Iterator[tuple[Path, str]]:
     """Files of a benchmark's folder before its first job: the suite and its configs."""
-    yield out / "suite.yaml", yaml.safe_dump(suite.content(), sort_keys=False, allow_unicode=True)
+    yield out / SUITE_FILE, yaml.safe_dump(suite.content(), sort_keys=False, allow_unicode=True)
     for method in suite.methods:
         text = yaml.safe_dump(method.config, sort_keys=False, allow_unicode=True)
         yield out / "configs" / f"{slug(method.name)}.yaml", text

@@ -75,13 +75,12 @@ def front(points: Sequence[tuple[float, float]]) -> list[int]:
     ]
 
 
-def hypervolume(
-    points: Sequence[tuple[float, float]], reference: tuple[float, float] = (0.0, 0.0)
-) -> float:
-    """Area that points dominate above a reference point (Zitzler and Thiele 1998)."""
-    area, height = 0.0, reference[1]
+def hypervolume(points: Sequence[tuple[float, float]]) -> float:
+    """Area that points dominate above the origin (Zitzler and Thiele 1998)."""
+    area = 0.0
+    height = 0.0
     for x, y in sorted(points, reverse=True):
-        if x > reference[0] and y > height:
-            area += (x - reference[0]) * (y - height)
+        if x > 0 and y > height:
+            area += x * (y - height)
             height = y
     return area

@@ -1,6 +1,5 @@
 """Reads suites from YAML files."""
 
-import difflib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -12,7 +11,8 @@ from erasure_lightning.benchmark.suite import AttackEntry, ConceptEntry, MethodE
 from erasure_lightning.concepts.concept import Concept, check_concepts
 from erasure_lightning.concepts.files import read_entry
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.files.strict_yaml import read_yaml
+from erasure_lightning.files.strict_yaml import read_yaml, yaml_error
+from erasure_lightning.files.words import did_you_mean
 from erasure_lightning.runs.folder import slug
 
 #: Keys of a suite and of its entries, with their types.
@@ -67,10 +67,7 @@ class SuiteReader:
         try:
             content = read_yaml(path.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            mark = getattr(error, "problem_mark", None)
-            line = f", line {mark.line + 1}" if mark else ""
-            problem = getattr(error, "problem", error)
-            raise ErasureError(f"{path}{line}: no valid YAML ({problem}).") from error
+            raise yaml_error(path, error) from error
         except OSError as error:
             raise ErasureError(f"{path} could not be read: {error.strerror}.") from error
         try:
@@ -151,9 +148,8 @@ def _check_keys(
         )
     for key, value in content.items():
         if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(known)}."
-            raise ErasureError(f"{place} has no {key!r}. {hint}")
+            hint = did_you_mean(str(key), known) or f" Known: {', '.join(known)}."
+            raise ErasureError(f"{place} has no {key!r}.{hint}")
         if value is not None:
             _checked(value, known[key], f"{place}.{key}".removeprefix("the suite."))
     if missing := [key for key in required if not content.get(key)]:

@@ -48,17 +48,17 @@ class Dashboard(Callback):
     @staticmethod
     def _show_description(trainer: Trainer, module: LightningModule) -> None:
         if trainer.is_global_zero and isinstance(module, ErasureModule):
-            for board in dashboard_writers(trainer.loggers, trainer.global_step):
-                board.log_config(run_config(module.description()))
+            for writer in dashboard_writers(trainer.loggers, trainer.global_step):
+                writer.log_config(run_config(module.description()))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Show the cost of a fit, and the edit."""
         if trainer.is_global_zero and stage == "fit":
             run = Run(Path(trainer.default_root_dir))
-            for board in dashboard_writers(trainer.loggers, trainer.global_step):
-                show_cost(board, run)
+            for writer in dashboard_writers(trainer.loggers, trainer.global_step):
+                show_cost(writer, run)
                 if self.edit and run.edit.is_file():
-                    show_edit(board, run)
+                    show_edit(writer, run)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the images and metrics."""
@@ -73,7 +73,7 @@ class Dashboard(Callback):
         if not trainer.is_global_zero:
             return
         run = Run(Path(trainer.default_root_dir))
-        for board in dashboard_writers(trainer.loggers, trainer.global_step):
-            show_samples(board, run)
+        for writer in dashboard_writers(trainer.loggers, trainer.global_step):
+            show_samples(writer, run)
             if run.metrics.is_file():
-                show_figures(board, Result.load(run.metrics))
+                show_figures(writer, Result.load(run.metrics))

@@ -100,4 +100,4 @@ def _advice(module: LightningModule) -> str:
     lr = getattr(module, "lr", None)
     if not lr:
         return "Look at its settings."
-    return f"Try a lower learning rate: --model.lr {lr / 10:g} instead of {lr:g}."
+    return f"Try a lower learning rate: --model.lr {lr / 10:g} in place of {lr:g}."

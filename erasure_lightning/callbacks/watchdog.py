@@ -143,7 +143,8 @@ class Watchdog(Callback):
     def _leave(self, failure: Failure) -> None:
         """Send the last heartbeat, and end the ranks that were started here."""
         seconds = 3 * BEAT if failure.code else LEAVE
-        self._last, self._until = failure, time.monotonic() + seconds
+        self._last = failure
+        self._until = time.monotonic() + seconds
         self._over.set()
         self._exchanger.join(seconds + BEAT)
         if failure.code and self._children:
@@ -176,14 +177,17 @@ class Watchdog(Callback):
         return self._store is not None
 
     def _send(self, message: str = "", code: int | None = None) -> None:
-        trainer, process = self._trainer, (os.getpid(), os.uname().nodename)
+        trainer = self._trainer
+        process = (os.getpid(), os.uname().nodename)
         counts = time.monotonic(), self._batches, trainer.global_step
         beat = Heartbeat(*counts, *current_line(), *process, trainer.node_rank, message, code)
         self._store.set(str(trainer.global_rank), json.dumps(beat))
 
     def _receive(self) -> bool:
         """Receive heartbeats; whether a rank still runs."""
-        now, node, peers = self._clock, self._trainer.node_rank, dict(self._peers)
+        now = self._clock
+        node = self._trainer.node_rank
+        peers = dict(self._peers)
         # Looked up before the last heartbeats are read, which may hold the reason.
         dead = {rank for rank, beat in peers.items() if beat.died(node)}
         for rank in range(self._trainer.world_size):
@@ -195,7 +199,9 @@ class Watchdog(Callback):
                 if known != beat:
                     self._received[rank] = now
                 peers[rank] = beat
-        self._peers, self._dead, self._answered = peers, dead, now
+        self._peers = peers
+        self._dead = dead
+        self._answered = now
         return any(beat.code is None and rank not in dead for rank, beat in peers.items())
 
     def _watch(self) -> None:
@@ -211,7 +217,8 @@ class Watchdog(Callback):
 
     def _failures(self) -> Iterator[Failure]:
         """What is known to be wrong, most certain first."""
-        rank, clock = self._trainer.global_rank, self._clock
+        rank = self._trainer.global_rank
+        clock = self._clock
         if self._trainer.local_rank and os.getppid() != self._parent:
             yield Failure(f"The process that started rank {rank} is gone.")
         if self._answered is not None:
@@ -248,7 +255,8 @@ class Watchdog(Callback):
     def _lost_ranks(self, now: float) -> Iterator[Failure]:
         """Ranks that have failed, died or fallen silent."""
         for rank, beat in self._peers.items():
-            name, since = self._name(rank), f"since step {beat.step}: it"
+            name = self._name(rank)
+            since = f"since step {beat.step}: it"
             silent = now - self._received[rank]
             if beat.code:
                 yield Failure(beat.message, beat.code)

@@ -6,12 +6,12 @@ best of eleven each), so the other commands have argparse, with the errors and t
 """
 
 import argparse
-import difflib
 import re
 from collections.abc import Iterable
 from typing import NoReturn
 
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.files.words import did_you_mean
 
 #: What options are called elsewhere, where no likeness of letters finds ours.
 _ELSEWHERE = {
@@ -23,7 +23,7 @@ _ELSEWHERE = {
     "--to": "--logger",
 }
 
-#: argparse's complaints about an option's value, and ours.
+#: argparse's messages about an option's value, and ours.
 _PHRASES = {
     r"invalid choice: (.+) \(choose from (.+)\)": r"needs one of \2; found \1",
     r"invalid float value: (.+)": r"needs a number; found \1",
@@ -40,14 +40,12 @@ class Arguments(argparse.ArgumentParser):
     Args:
         command: What stands behind ``erasure``.
         description: What it does, a sentence or two.
-        epilog: What stands below the options in its help.
     """
 
-    def __init__(self, command: str, description: str, epilog: str | None = None) -> None:
+    def __init__(self, command: str, description: str) -> None:
         super().__init__(
             prog=f"erasure {command}",
             description=description,
-            epilog=epilog,
             formatter_class=_Help,
             add_help=False,
             allow_abbrev=False,
@@ -64,12 +62,12 @@ class Arguments(argparse.ArgumentParser):
         for word in argv[: argv.index("--") if "--" in argv else None]:
             name = word.partition("=")[0]
             if name.startswith("--") and " " not in name and name not in known:
-                hint = did_you_mean(name, known) or "."
+                hint = suggestion(name, known) or "."
                 raise ErasureError(f"unknown argument {name!r}{hint}")
         return self.parse_args(argv)
 
     def error(self, message: str) -> NoReturn:
-        """Raise a complaint of argparse in the words that runs have for it.
+        """Raise an error of argparse in the wording of runs.
 
         Raises:
             ErasureError: Always.
@@ -101,14 +99,14 @@ def word_list(text: str) -> list[str]:
     return [word.strip() for word in words if word.strip()]
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """``. Did you mean 'NAME'?`` without its end, or empty where nothing known is near.
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """``. Did you mean 'NAME'?``, the end of a sentence, or empty where no known name is like it.
 
     Args:
-        word: What was typed.
+        word: The option, or the name, as it was typed.
         known: What could have been meant.
     """
     names = sorted(name for name in known if word.endswith("+") or not name.endswith("+"))
     ours = _ELSEWHERE.get(word)
-    near = [ours] if ours in names else difflib.get_close_matches(word, names, n=2)
-    return f". Did you mean {' or '.join(map(repr, near))}?" if near else ""
+    hint = f" Did you mean {ours!r}?" if ours in names else did_you_mean(word, names, count=2)
+    return f".{hint}" if hint else ""

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from jsonargparse import Namespace
 from rich.console import Console
 from rich.table import Table
 
@@ -12,7 +11,7 @@ from erasure_lightning.attacks.base import Attack
 from erasure_lightning.attacks.outcome import IMAGE_KINDS, Outcome
 from erasure_lightning.attacks.target import AttackSettings
 from erasure_lightning.cli.configs import checked_config, dump_yaml, load_yaml
-from erasure_lightning.cli.error_messages import tidy
+from erasure_lightning.cli.error_messages import constructor_error
 from erasure_lightning.cli.options import CONFIG_OPTIONS, Options
 from erasure_lightning.cli.parser import Parser
 from erasure_lightning.cli.short_names import full_words
@@ -50,7 +49,10 @@ def run_attack(argv: list[str]) -> None:
     name = config.attack.class_path.rsplit(".", 1)[-1]
     folder = Path(config.run_dir) if config.run_dir else attack_folder(checkpoint, name)
     check_no_outcome(folder, name)
-    objects = _instantiate(parser, config)
+    try:
+        objects = parser.instantiate(config)
+    except ValueError as error:
+        raise constructor_error(error, parser) from error
     outcome = attack_edit(checkpoint, objects.attack, folder, objects.data)
     Console().print(_table(outcome))
     print(
@@ -124,18 +126,6 @@ def _config(path: Path) -> str:
         data = content.get("data") or {}
         content = {"data": {name: value for name, value in data.items() if name in known}}
     return dump_yaml(content)
-
-
-def _instantiate(parser: Parser, config: Namespace) -> Namespace:
-    """The attack and its trials, with the constructor's own error where there is one."""
-    try:
-        objects: Namespace = parser.instantiate(config)
-    except ValueError as error:
-        cause = error if isinstance(error, ErasureError) else error.__cause__
-        raise ErasureError(
-            str(cause) if isinstance(cause, ErasureError) else tidy(str(error), parser)
-        ) from error
-    return objects
 
 
 def _table(outcome: Outcome) -> Table:

@@ -12,11 +12,18 @@ from types import FrameType
 from typing import Any
 
 from erasure_lightning.api.quiet import silence
-from erasure_lightning.benchmark.jobs import Job, Status, has_edits, initial_files, list_jobs
+from erasure_lightning.benchmark.jobs import (
+    SUITE_FILE,
+    Job,
+    Status,
+    has_edits,
+    initial_files,
+    list_jobs,
+)
 from erasure_lightning.benchmark.suite import Suite
 from erasure_lightning.benchmark.suite_reader import SuiteReader
 from erasure_lightning.checks import require
-from erasure_lightning.cli.arguments import Arguments, did_you_mean
+from erasure_lightning.cli.arguments import Arguments, suggestion
 from erasure_lightning.cli.configs import SHIPPED, checked_config, load_yaml
 from erasure_lightning.cli.short_names import find_concepts
 from erasure_lightning.concepts.concept import shortened_names
@@ -24,9 +31,6 @@ from erasure_lightning.concepts.files import read_concepts
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.writing import write_atomically
 from erasure_lightning.runs.folder import RUNS_FOLDER, slug
-
-#: The suite in a benchmark's folder.
-_SUITE_FILE = "suite.yaml"
 
 #: Image seeds of ``erasure fit``, where a suite does not give their number.
 _SEEDS = 3
@@ -52,7 +56,7 @@ def run_benchmark(argv: list[str]) -> None:
         _check(suite)
     elif options.summary:
         _check_folder(suite, out)
-        if not (out / _SUITE_FILE).exists():
+        if not (out / SUITE_FILE).exists():
             raise ErasureError(f"--summary needs a benchmark that was begun; found none in {out}.")
         _summarize(suite, out, every)
     elif options.cell is not None:
@@ -108,13 +112,14 @@ def _config(name: str) -> dict[str, Any]:
 
 def _find(name: str) -> Path:
     """A suite by path, else a shipped one by name."""
-    path, shipped = Path(name), {p.stem: p for p in (SHIPPED / "suites").glob("*.yaml")}
+    path = Path(name)
+    shipped = {p.stem: p for p in (SHIPPED / "suites").glob("*.yaml")}
     if path.is_file():
         return path
     if suite := shipped.get(name.removesuffix(".yaml")):
         return suite
     raise ErasureError(
-        f"unknown suite {name!r}: no such file{did_you_mean(path.stem, shipped) or '.'} Shipped:"
+        f"unknown suite {name!r}: no such file{suggestion(path.stem, shipped) or '.'} Shipped:"
         f" {', '.join(sorted(shipped)) or 'none'}."
     )
 
@@ -129,7 +134,7 @@ def _chosen(every: Sequence[Job], number: int) -> Job:
 
 def _check_folder(suite: Suite, out: Path) -> None:
     """Raise if the folder is not this benchmark's."""
-    if (held := out / _SUITE_FILE).exists():
+    if (held := out / SUITE_FILE).exists():
         if (difference := _reader().read(held).difference(suite)) and has_edits(out):
             raise ErasureError(
                 f"{out} holds another benchmark's cells. They differ in {difference} (there and"
@@ -137,16 +142,16 @@ def _check_folder(suite: Suite, out: Path) -> None:
             )
     elif out.exists() and any(out.iterdir()):
         raise ErasureError(
-            f"{out} is not empty and holds no benchmark ({_SUITE_FILE}). Choose another --run_dir."
+            f"{out} is not empty and holds no benchmark ({SUITE_FILE}). Choose another --run_dir."
         )
 
 
 def _run(suite: Suite, out: Path, chosen: Sequence[Job], options: argparse.Namespace) -> None:
-    """Run what is missing of cells.
+    """Run the missing commands of cells.
 
     Raises:
         ErasureError: If a method's config or options are wrong, which would fail every cell of it;
-            at the end, if a single cell that was asked for failed.
+            at the end, if the one cell of ``--cell`` failed.
     """
     from erasure_lightning.benchmark.engine import Engine
 
@@ -162,7 +167,7 @@ def _run(suite: Suite, out: Path, chosen: Sequence[Job], options: argparse.Names
         f"{suite.name}: {len(missing)} of {len(chosen)} cells to run, {options.jobs} side by side,"
         f" in {out}"
     )
-    with _farewell(options.suite, out):
+    with _interruptible(options.suite, out):
         for number, done in enumerate(Engine(options.jobs, threads).run(missing), start=1):
             cause = f" ({done.message}; see {done.job.log})" if done.message else ""
             print(
@@ -183,7 +188,7 @@ def _threads(jobs: int) -> int:
 
 
 @contextlib.contextmanager
-def _farewell(suite: str, out: Path) -> Iterator[None]:
+def _interruptible(suite: str, out: Path) -> Iterator[None]:
     """Stop for SIGTERM as for Ctrl-C, and print how to go on."""
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -215,9 +220,8 @@ def _check_options(suite: Suite, missing: Sequence[Job]) -> None:
     for attack in suite.attacks:
         if attack.attack.isidentifier():
             find_attack(attack.attack)
-    with (
-        tempfile.TemporaryDirectory() as scratch
-    ):  # a folder of a suite that cannot run would be in the way
+    # The folder of a suite that cannot run would be in the way.
+    with tempfile.TemporaryDirectory() as scratch:
         for path, text in initial_files(suite, Path(scratch)):
             write_atomically(path, text.encode())
         for cell in list_jobs(suite, Path(scratch))[:: len(suite.concepts)][: len(suite.methods)]:
@@ -239,12 +243,7 @@ def _check(suite: Suite) -> None:
     import torch
 
     from erasure_lightning.backbones.loading import load_backbone
-    from erasure_lightning.benchmark.baseline_check import (
-        DOMAIN_THRESHOLD,
-        STYLE_THRESHOLD,
-        THING_THRESHOLD,
-        BaselineChecker,
-    )
+    from erasure_lightning.benchmark.baseline_check import CHECK_HEADING, BaselineChecker
 
     silence()
     seeds = suite.options.get("data.seeds", _SEEDS)
@@ -254,25 +253,16 @@ def _check(suite: Suite) -> None:
         )
     device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
     checker = BaselineChecker(load_backbone(suite.backbone).to(device), seeds)
-    odd: list[str] = []
-    print(
-        f"Recognised by {suite.backbone} before any edit, {seeds} seeds; needed:"
-        f" {THING_THRESHOLD:g} of own prompts ({STYLE_THRESHOLD:g}\n"
-        f"of a style's) and of neighbours, {DOMAIN_THRESHOLD:g} of the domain's.\n"
-    )
-    print(f"{'concept':24}{'kind':8}{'own':>6}{'domain':>8}{'neighbours':>12}  holds")
+    print(f"Recognised by {suite.backbone} before any edit, {seeds} seeds; {CHECK_HEADING}")
+    failed: list[str] = []
     for entry in suite.concepts:
         result = checker.check(entry)
-        own, domain, near = (
-            "-" if s is None else f"{s:.2f}" for s in (result.own, result.domain, result.neighbours)
-        )
-        holds = "yes" if result.holds else "NO"
-        print(f"{entry.name:24}{entry.group:8}{own:>6}{domain:>8}{near:>12}  {holds}", flush=True)
-        odd += [] if result.holds else [entry.name]
-    if odd:
+        print(result, flush=True)
+        failed += [] if result.holds else [entry.name]
+    if failed:
         raise ErasureError(
-            f"{suite.backbone} does not draw well enough what is to be erased or kept:"
-            f" {shortened_names(odd)}."
+            f"{suite.backbone} does not draw well enough what is to be erased or retained:"
+            f" {shortened_names(failed)}."
         )
 
 

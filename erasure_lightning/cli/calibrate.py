@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 import yaml
@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.table import Table
 
 from erasure_lightning.api.quiet import silence
-from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.loading import load_backbone
 from erasure_lightning.cli.arguments import Arguments, word_list
 from erasure_lightning.cli.configs import SHIPPED
@@ -20,6 +19,7 @@ from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.words import naming
 from erasure_lightning.files.writing import write_atomically
 from erasure_lightning.runs.folder import require_unused, unused_folder
+from erasure_lightning.training.backbone_checks import check_backbone
 from erasure_lightning.training.calibration import Calibration, calibrate
 from erasure_lightning.training.calibration_plot import plot_calibration
 
@@ -39,7 +39,7 @@ def run_calibrate(argv: list[str]) -> None:
         torch.accelerator.current_accelerator(check_available=True) or "cpu"
     )
     concept = Concept(options.concept, kind=options.kind)
-    _check_known(backbone, concept)
+    check_backbone(backbone, [concept], needs=(), owner="erasure calibrate")
     associated = options.associated or _shipped_domain(options.concept)
     concept = replace(concept, domain=associated)
     folder = _folder(options.run_dir, concept)
@@ -69,23 +69,16 @@ def _parser() -> Arguments:
         default="thing",
         help="Kind of the concept, which has its own sentences.",
     )
-    parser.add_argument(
-        "--synonyms", type=word_list, default=[], metavar="A,B", help="Other words for it."
-    )
+    words: dict[str, Any] = {"type": word_list, "default": [], "metavar": "A,B"}
+    parser.add_argument("--synonyms", help="Other words for it.", **words)
     parser.add_argument(
         "--associated",
-        type=word_list,
-        default=[],
-        metavar="A,B",
         help="Words that mean it without naming it; by default its domain in the shipped files of"
         " concepts.",
+        **words,
     )
     parser.add_argument(
-        "--unrelated",
-        type=word_list,
-        default=[],
-        metavar="A,B",
-        help="Words to keep; by default all other labels of the world.",
+        "--unrelated", help="Words to retain; by default all other labels of the world.", **words
     )
     parser.add_argument(
         "--states",
@@ -112,15 +105,6 @@ def _shipped_domain(name: str) -> list[str]:
         f"calibrate needs words that call {name!r} without naming it, and no shipped file of"
         " concepts has them; give --associated A,B."
     )
-
-
-def _check_known(backbone: Backbone, concept: Concept) -> None:
-    world = backbone.world
-    if world is not None and not world.knows(concept.name):
-        near = ", ".join(world.nearest(concept.name)) or "see its labels.json"
-        raise ErasureError(
-            f"The world {world.name} does not know {concept.name!r}. Nearest: {near}."
-        )
 
 
 def _folder(run_dir: Path | None, concept: Concept) -> Path:

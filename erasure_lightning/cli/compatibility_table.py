@@ -5,7 +5,7 @@ from importlib import import_module
 
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.families import FAMILIES
-from erasure_lightning.cli.slow_import import load
+from erasure_lightning.cli.slow_import import load_with_notice
 from erasure_lightning.registry import Offer
 from erasure_lightning.training.backbone_checks import missing_capabilities
 
@@ -22,7 +22,7 @@ def compatibility_table(offers: Iterable[Offer]) -> str:
     families = {family.title: _backbone(family.backbone) for family in FAMILIES.values()}
     rows = [["", *families], ["---"] * (len(families) + 1)]
     for offer in offers:
-        needs = load(offer).needs
+        needs = load_with_notice(offer).needs
         missing = [missing_capabilities(family, needs) for family in families.values()]
         rows.append([offer.name, *(f"no: needs {words}" if words else "yes" for words in missing)])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

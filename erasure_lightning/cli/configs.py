@@ -1,6 +1,5 @@
 """Configs in YAML, by path or by the name of a shipped one."""
 
-import difflib
 import re
 from collections.abc import Iterator
 from contextlib import suppress
@@ -15,7 +14,8 @@ import yaml
 import erasure_lightning
 from erasure_lightning.concepts.concept import Concepts
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.files.strict_yaml import StrictLoader
+from erasure_lightning.files.strict_yaml import StrictLoader, yaml_error
+from erasure_lightning.files.words import did_you_mean
 from erasure_lightning.registry import ATTACK, METHOD, RETENTION
 
 _PACKAGE = Path(erasure_lightning.__file__).parent
@@ -80,8 +80,7 @@ def find_config(name: str, *within: str) -> Path:
     }
     if config := shipped.get(str(path)) or shipped.get(f"{path}.yaml"):
         return config
-    near = difflib.get_close_matches(str(Path(family, f"{path.stem}.yaml")), shipped, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    hint = did_you_mean(str(Path(family, f"{path.stem}.yaml")), shipped)
     raise ErasureError(
         f"unknown config {name!r}: no such file.{hint} Shipped:"
         f" {', '.join(sorted(shipped)) or 'none'}; recipes for published models in"
@@ -110,11 +109,7 @@ def read_config(path: Path) -> str:
         text = path.read_text(encoding="utf-8")
         content = load_yaml(text)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        raise ErasureError(
-            f"{path}{where}: no valid YAML ({getattr(error, 'problem', error)})."
-        ) from error
+        raise yaml_error(path, error) from error
     if not isinstance(content, dict):
         raise ErasureError(
             f"{path} needs options as `name: value` lines; found {type(content).__name__}."
@@ -130,8 +125,8 @@ class _Loader(StrictLoader):
 _LEFT_OUT = ("tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp")
 
 _FLOAT = (
-    r"[-+]?(\d[\d_]*\.[\d_]*([eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+|\.\d[\d_]*([eE][-+]?\d+)?|\.(inf|Inf|INF))$"
-    r"|\.(nan|NaN|NAN)$"
+    r"[-+]?(\d[\d_]*\.[\d_]*([eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+|\.\d[\d_]*([eE][-+]?\d+)?"
+    r"|\.(inf|Inf|INF))$|\.(nan|NaN|NAN)$"
 )
 
 _Loader.yaml_implicit_resolvers = {

@@ -9,9 +9,10 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
 
 from erasure_lightning.attacks.base import Attack
-from erasure_lightning.cli.arguments import did_you_mean
+from erasure_lightning.cli.arguments import suggestion
 from erasure_lightning.cli.short_names import CLASSES, LOGGERS, retention_names
 from erasure_lightning.concepts.concept import Concept
+from erasure_lightning.errors import ErasureError
 from erasure_lightning.training.base import ErasureModule
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
@@ -37,7 +38,8 @@ _UNLIKELY = tuple(
 )
 
 #: Where one is listed a file is unlikely too.
-_CONCEPTS, _FILE = "model.concepts", "Expected a <class 'str'>"
+_CONCEPTS = "model.concepts"
+_FILE = "Expected a <class 'str'>"
 
 _TYPES = {
     "int": "a whole number",
@@ -48,7 +50,7 @@ _TYPES = {
 }
 
 
-def tidy(message: str, parser: LightningArgumentParser) -> str:
+def one_line_error(message: str, parser: LightningArgumentParser) -> str:
     """One line for an error of jsonargparse.
 
     Args:
@@ -61,6 +63,18 @@ def tidy(message: str, parser: LightningArgumentParser) -> str:
         return _no_option(match[1], match[2], parser)
     errors = list(dict.fromkeys(_errors(message, parser)))
     return "; ".join(errors) or " ".join(message.split())
+
+
+def constructor_error(error: ValueError, parser: LightningArgumentParser) -> ErasureError:
+    """The error of a constructor that refused its arguments: its own, if it is one of ours.
+
+    Args:
+        error: What jsonargparse raised.
+        parser: Which raised it.
+    """
+    cause = error if isinstance(error, ErasureError) else error.__cause__
+    is_own = isinstance(cause, ErasureError)
+    return ErasureError(str(cause) if is_own else one_line_error(str(error), parser))
 
 
 def _errors(message: str, parser: LightningArgumentParser) -> Iterator[str]:
@@ -76,10 +90,10 @@ def _errors(message: str, parser: LightningArgumentParser) -> Iterator[str]:
         unlikely = (*_UNLIKELY, _FILE) if key.startswith(_CONCEPTS) else _UNLIKELY
         is_bare = re.fullmatch(r"Not a valid subclass of \w+", text)  # its cause stands beside it
         if text and not text.startswith(_FRAME) and text not in unlikely and not is_bare:
-            yield _line(text, key, parser, _value_found(lines[number:]))
+            yield _line(text, key, parser, _value_ending(lines[number:]))
 
 
-def _value_found(lines: Iterable[str]) -> str:
+def _value_ending(lines: Iterable[str]) -> str:
     """``; found VALUE`` as an error's last line has it; empty for an object of the parser."""
     for line in lines:
         name, _, value = line.strip().partition(": ")
@@ -94,7 +108,7 @@ def _line(text: str, key: str, parser: LightningArgumentParser, ending: str) -> 
     if match := re.match(r"Expected a dot import path string: (.*)", text):
         if key == _CONCEPTS:
             return f"{key} needs {{name: {match[1]}}} in its list; found {match[1]!r}"
-        return f"{key} knows no {match[1]!r}{did_you_mean(match[1], _class_names(key))}"
+        return f"{key} knows no {match[1]!r}{suggestion(match[1], _class_names(key))}"
     if match := re.match(r"the following arguments are required: (.*)", text):
         return f"{key or 'erasure'} needs {match[1]}: give --{key}.{match[1].split(',')[0]}"
     if match := re.match(r"Not a valid subclass of (\w+)\. Got value: (.*)", text):
@@ -116,7 +130,7 @@ def _type(text: str) -> str:
 def _unrecognized(words: list[str], parser: LightningArgumentParser) -> str:
     known = [name for action in parser._actions for name in action.option_strings]
     unknown = [word.split("=")[0] for word in words if word.startswith("-")] or words
-    return "; ".join(f"unknown argument {word!r}{did_you_mean(word, known)}" for word in unknown)
+    return "; ".join(f"unknown argument {word!r}{suggestion(word, known)}" for word in unknown)
 
 
 def _no_option(key: str, option: str, parser: LightningArgumentParser) -> str:
@@ -124,7 +138,7 @@ def _no_option(key: str, option: str, parser: LightningArgumentParser) -> str:
     hint = (
         ": others of its kind have, this class has not"
         if option in known
-        else did_you_mean(option, known)
+        else suggestion(option, known)
     )
     return f"{key or 'the config'} has no option {option!r}{hint}"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 
-from erasure_lightning.cli.rank import first
+from erasure_lightning.cli.rank import is_first_process
 from erasure_lightning.runs.folder import Run, default_run, require_unused, run_of, unused_folder
 
 #: Environment variable that hands the folder to processes that Lightning starts.
@@ -71,7 +71,7 @@ def _warn_of_unfinished_run(command: str, config: Namespace, checkpoint: Path | 
         command == "fit"
         or checkpoint is None
         or checkpoint == Path(config.ckpt_path)
-        or not first()
+        or not is_first_process()
     ):
         return
     run = run_of(checkpoint)

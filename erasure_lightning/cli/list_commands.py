@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from erasure_lightning.cli.arguments import Arguments
-from erasure_lightning.cli.slow_import import load
+from erasure_lightning.cli.slow_import import load_with_notice
 from erasure_lightning.concepts.worlds import WORLDS_GROUP as WORLDS
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.writing import SCORE_FILE
@@ -35,7 +35,7 @@ def _print_offers(command: str, description: str, known: list[Offer], argv: list
         "--families", action="store_true", help="Print which of them runs on which model family."
     )
     parser.add_argument(
-        "--verbose", action="store_true", help="Load each, and say why where that fails."
+        "--verbose", action="store_true", help="Load each, and print why where that fails."
     )
     options = parser.parse(argv)
     if options.families:
@@ -64,7 +64,7 @@ def _entry(offer: Offer, ambiguous: bool) -> str:
 
 def _state(offer: Offer) -> str:
     try:
-        load(offer)
+        load_with_notice(offer)
     except ErasureError as error:
         return f"BROKEN: {error}"
     return "loads"

@@ -37,7 +37,7 @@ class Entry(NamedTuple):
         name: Its display name.
         job: ``fit`` or ``attack``.
         concepts: Names of the erased concepts.
-        facts: Its config; the method among them.
+        config: Its config; the method among them.
         show: Logs figures, images and tables.
         curves: Logged values by step.
     """
@@ -46,7 +46,7 @@ class Entry(NamedTuple):
     name: str
     job: str
     concepts: list[str]
-    facts: dict[str, Any]
+    config: dict[str, Any]
     show: Callable[[DashboardWriter], None]
     curves: list[tuple[int, dict[str, float]]]
 
@@ -108,7 +108,7 @@ def _entries(path: Path) -> Iterator[Entry]:
         "fit",
         concepts,
         run_config(description),
-        lambda board: _show(board, run),
+        lambda writer: _show(writer, run),
         _curves(run),
     )
     yield from (_attack(file.parent) for file in sorted(run.attacks.glob(f"*/{OUTCOME_FILE}")))
@@ -135,17 +135,17 @@ def _attack(folder: Path) -> Entry:
         "attack",
         outcome.concepts,
         known,
-        lambda board: show_attacks(board, [outcome]),
+        lambda writer: show_attacks(writer, [outcome]),
         [],
     )
 
 
-def _show(board: DashboardWriter, run: Run) -> None:
-    show_cost(board, run)
-    show_edit(board, run)
-    show_samples(board, run)
+def _show(writer: DashboardWriter, run: Run) -> None:
+    show_cost(writer, run)
+    show_edit(writer, run)
+    show_samples(writer, run)
     if run.metrics.is_file():
-        show_figures(board, Result.load(run.metrics))
+        show_figures(writer, Result.load(run.metrics))
 
 
 def _curves(run: Run) -> list[tuple[int, dict[str, float]]]:
@@ -163,15 +163,15 @@ def _log(entry: Entry, options: argparse.Namespace) -> None:
     with closing(entry.folder, lambda: [logger]):
         for step, values in entry.curves:
             logger.log_metrics(values, step)
-        (board,) = dashboard_writers([logger], max((step for step, _ in entry.curves), default=0))
-        board.log_config(entry.facts)
-        entry.show(board)
+        (writer,) = dashboard_writers([logger], max((step for step, _ in entry.curves), default=0))
+        writer.log_config(entry.config)
+        entry.show(writer)
 
 
 def _logger(entry: Entry, options: argparse.Namespace) -> Logger:
     if options.logger == "tensorboard":
         return TensorBoardLogger(entry.folder, name="lightning_logs", default_hp_metric=False)
-    arguments = wandb_arguments(entry.facts["method"], entry.concepts, entry.job, entry.name)
+    arguments = wandb_arguments(entry.config["method"], entry.concepts, entry.job, entry.name)
     if project := options.project or os.environ.get("WANDB_PROJECT"):
         arguments["project"] = project
     return WandbLogger(save_dir=entry.folder, offline=options.offline, **arguments)

@@ -5,7 +5,7 @@ import os
 import sys
 from importlib import import_module
 
-from erasure_lightning.cli.rank import prefix
+from erasure_lightning.cli.rank import error_prefix
 from erasure_lightning.errors import ErasureError
 
 #: Errors of the operating system that the user can mend.
@@ -17,7 +17,7 @@ _WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 COMMANDS = {
     "fit": "erase concepts; resume with --ckpt_path",
-    "plan": "say what memory and work a fit needs, before it runs",
+    "plan": "forecast the memory and the work of a fit, before it runs",
     "test": "measure an edit",
     "validate": "measure an edit on the smallest plan",
     "predict": "draw prompts before and after an edit",
@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None) -> int:
             raise
         # Ranks of one run meet the same mistakes; of an error that one rank alone met, the first
         # may have printed what that rank sent it.
-        front = prefix(together="".join(argv[:1]) not in _OWN)
+        front = error_prefix(together="".join(argv[:1]) not in _OWN)
         if front is not None and not getattr(error, "reported", False):
             print(f"{front}erasure: {' '.join(message.split())}", file=sys.stderr)
         return code
@@ -131,9 +131,8 @@ def _dispatch(argv: list[str]) -> int:
 
         run(command, argv[1:])
     else:
-        import difflib
+        from erasure_lightning.files.words import did_you_mean
 
-        near = difflib.get_close_matches(command, COMMANDS, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(command, COMMANDS)
         raise ErasureError(f"unknown command {command!r}.{hint} Known: {', '.join(COMMANDS)}.")
     return 0

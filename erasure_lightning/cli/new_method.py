@@ -170,13 +170,13 @@ class Draft(NamedTuple):
             )
         files = self.files(_CHECKOUT)
         _check_unused(files)
-        before, brace, behind = table.read_text(encoding="utf-8").rpartition("\n}\n")
+        before, brace, after = table.read_text(encoding="utf-8").rpartition("\n}\n")
         if "\nMETHODS = {\n" not in before:
             raise ErasureError(
                 f"erasure new-method needs {table} to end with the table METHODS, and found another"
                 " end."
             )
-        files[table] = f"{before}\n{self.filled(_LINE)}{brace.lstrip()}{behind}"
+        files[table] = f"{before}\n{self.filled(_LINE)}{brace.lstrip()}{after}"
         return files, [
             f"pytest {_quoted(self.folder / self.filled('tests/methods/test_my_method.py'))}"
         ]

@@ -11,7 +11,7 @@ from jsonargparse.typing import Path_fr, register_type
 from lightning.pytorch.cli import LightningArgumentParser
 
 from erasure_lightning.cli.configs import dump_yaml, read_config
-from erasure_lightning.cli.error_messages import tidy
+from erasure_lightning.cli.error_messages import one_line_error
 from erasure_lightning.cli.short_names import concept_list, load_names
 from erasure_lightning.concepts.concept import Concepts
 from erasure_lightning.errors import ErasureError
@@ -80,4 +80,4 @@ class Parser(LightningArgumentParser):
         """
         if not self.exit_on_error:  # of one value inside another parser's, which adds its key
             super().error(message, ex)
-        raise ErasureError(tidy(message, self)) from ex
+        raise ErasureError(one_line_error(message, self)) from ex

@@ -55,7 +55,7 @@ def run_plan(argv: list[str]) -> int:
 
 
 class Planner(CommandLine):
-    """The parser of `erasure fit`, for a fit of which only two steps are taken, without values.
+    """`CommandLine` of a fit that is forecast: two of its steps are taken, without values.
 
     Args:
         argv: The arguments behind the command.

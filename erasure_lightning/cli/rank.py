@@ -7,12 +7,12 @@ import os
 _INTERACTIVE = ("bash", "interactive")
 
 
-def first() -> bool:
+def is_first_process() -> bool:
     """Whether this process is the first of all, which prints for them."""
     return _numbers() == ("0", "0")
 
 
-def prefix(together: bool = True) -> str | None:
+def error_prefix(together: bool = True) -> str | None:
     """What a process prints in front of an error.
 
     The first of all prints nothing there, the first of every other machine its rank. The other
@@ -25,12 +25,12 @@ def prefix(together: bool = True) -> str | None:
         The words, or ``None`` for a process that prints no error.
     """
     rank, local = _numbers()
-    if first():
+    if is_first_process():
         return ""
     return f"rank {rank} on {os.uname().nodename}: " if local == "0" or not together else None
 
 
-def started() -> tuple[int, int] | None:
+def launched_ranks() -> tuple[int, int] | None:
     """Processes that torchrun has started here, and its machines; ``None`` without torchrun."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return None

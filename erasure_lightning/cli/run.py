@@ -17,10 +17,10 @@ from erasure_lightning.callbacks.watchdog import Watchdog
 from erasure_lightning.checks import require
 from erasure_lightning.cli import folders, loggers
 from erasure_lightning.cli.configs import dump_yaml, load_yaml
-from erasure_lightning.cli.error_messages import tidy
+from erasure_lightning.cli.error_messages import constructor_error
 from erasure_lightning.cli.options import CONFIG_OPTIONS, Options
 from erasure_lightning.cli.parser import Parser
-from erasure_lightning.cli.rank import started
+from erasure_lightning.cli.rank import launched_ranks
 from erasure_lightning.cli.resume import check_same, check_unfinished, own_config
 from erasure_lightning.cli.short_names import full_words
 from erasure_lightning.data.datamodule import PromptData
@@ -44,16 +44,16 @@ HELP = {
     "validate": "Measure an edit on the smallest plan.",
     "test": "Measure an edit.",
     "predict": "Draw prompts before and after an edit.",
-    "plan": "Say what a fit needs, before it runs.",
+    "plan": "Forecast the memory and the work of a fit, before it runs.",
 }
 
 
 def run(command: str, argv: list[str]) -> None:
-    """Do what ``erasure fit`` and its siblings do.
+    """Run ``erasure fit``, ``validate``, ``test`` or ``predict``.
 
     Args:
         command: One of `HELP`.
-        argv: What stood behind it.
+        argv: Its arguments.
 
     Raises:
         ErasureError: For whatever the user can mend.
@@ -63,7 +63,7 @@ def run(command: str, argv: list[str]) -> None:
     keeper = LastCheckpoint()
     try:
         with keeper.watching():
-            CommandLine(command, argv, keeper).go()
+            CommandLine(command, argv, keeper).execute()
     except MisconfigurationException as error:
         raise ErasureError(str(error)) from error
     finally:
@@ -133,7 +133,7 @@ class CommandLine(LightningCLI):
         check_strategy(self.config.trainer.strategy)
 
     def _set_seed(self) -> None:
-        """Override the seeding of LightningCLI; `go` seeds with the model's own seed."""
+        """Override the seeding of LightningCLI; `execute` seeds with the model's own seed."""
 
     def before_instantiate_classes(self) -> None:
         """Determine the run's folder and checkpoint before anything is loaded."""
@@ -188,9 +188,7 @@ class CommandLine(LightningCLI):
         try:
             super().instantiate_classes()
         except ValueError as error:
-            cause = error.__cause__
-            is_own = isinstance(cause, ErasureError)
-            raise ErasureError(str(cause) if is_own else tidy(str(error), self.parser)) from error
+            raise constructor_error(error, self.parser) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer with the folder, loggers and callbacks of a run."""
@@ -215,7 +213,7 @@ class CommandLine(LightningCLI):
         self.keeper.listen_in(trainer)
         return trainer
 
-    def go(self) -> None:
+    def execute(self) -> None:
         """Run the command."""
         torch.manual_seed(self.model.seed)
         with (
@@ -253,7 +251,7 @@ class CommandLine(LightningCLI):
             ckpt_path=self.checkpoint,
             return_predictions=False,
         )
-        self._print(f"Drawn; the pictures are in {self.run.root}{self._grid()}.")
+        self._print(f"Drawn; the images are in {self.run.root}{self._grid()}.")
 
     def _grid(self) -> str:
         return f", before and after in {self.run.grid}" if self.run.grid.exists() else ""
@@ -276,7 +274,7 @@ def _use_launched_ranks(trainer: Namespace) -> None:
     Raises:
         ErasureError: If ``--trainer.devices`` is another number than torchrun's.
     """
-    ranks = started()
+    ranks = launched_ranks()
     if ranks is None:
         return
     here, nodes = ranks

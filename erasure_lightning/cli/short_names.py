@@ -1,6 +1,5 @@
 """Short names of classes, loggers, configs and concepts, and the full ones the parser needs."""
 
-import difflib
 import json
 import os
 import re
@@ -13,10 +12,11 @@ import yaml
 
 from erasure_lightning.cli.configs import SHIPPED, find_config, load_yaml
 from erasure_lightning.cli.options import CONFIG_OPTIONS, Option
-from erasure_lightning.cli.slow_import import load
+from erasure_lightning.cli.slow_import import load_with_notice
 from erasure_lightning.concepts.concept import Concepts
 from erasure_lightning.concepts.files import CONCEPT_FIELDS, read_concepts, read_entry
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.files.words import did_you_mean
 from erasure_lightning.registry import (
     Offer,
     find_attack,
@@ -91,7 +91,7 @@ def offered_path(find: Callable[[str], Offer], name: str) -> str:
     if not name.isidentifier():
         return name
     offer = find(name)
-    load(offer)
+    load_with_notice(offer)
     return offer.class_path
 
 
@@ -162,11 +162,10 @@ def find_concepts(name: str) -> Path:
         if os.path.isfile(file):  # unlike Path.is_file no error where a name is too long
             return file
     known = sorted(p.stem for p in shipped.glob("*.yaml"))
-    near = difflib.get_close_matches(path.stem, known, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
     raise ErasureError(
-        f"--model.concepts needs a list, or a CSV, YAML or text file; found no file {name!r}.{hint}"
-        f" A list looks like '[{{name: cigarette}}]'. Shipped files: {', '.join(known) or 'none'}."
+        f"--model.concepts needs a list, or a CSV, YAML or text file; found no file {name!r}."
+        f"{did_you_mean(path.stem, known)} A list looks like '[{{name: cigarette}}]'."
+        f" Shipped files: {', '.join(known) or 'none'}."
     )
 
 

@@ -4,15 +4,15 @@ import sys
 from threading import Timer
 from typing import Any
 
-from erasure_lightning.cli.rank import first
+from erasure_lightning.cli.rank import is_first_process
 from erasure_lightning.registry import Offer, load_offer
 
 #: Seconds of importing after which a message is printed.
-PATIENCE = 5.0
+NOTICE_SECONDS = 5.0
 
 
-def load(offer: Offer) -> Any:
-    """Import a class with `load_offer`, with a line on stderr after `PATIENCE` seconds.
+def load_with_notice(offer: Offer) -> Any:
+    """Import a class with `load_offer`, with a line on stderr after `NOTICE_SECONDS` seconds.
 
     Args:
         offer: The class.
@@ -20,7 +20,7 @@ def load(offer: Offer) -> Any:
     Raises:
         ErasureError: If it cannot be imported, or is something else.
     """
-    timer = Timer(PATIENCE, _print_waiting, [offer])
+    timer = Timer(NOTICE_SECONDS, _print_waiting, [offer])
     timer.daemon = True
     timer.start()
     try:
@@ -31,9 +31,9 @@ def load(offer: Offer) -> Any:
 
 def _print_waiting(offer: Offer) -> None:
     module = offer.target.partition(":")[0]
-    if first():  # once, however many processes import it
-        what = f"{offer.name} from {offer.package} ({module})"
+    if is_first_process():  # once, however many processes import it
+        name = f"{offer.name} from {offer.package} ({module})"
         print(
-            f"erasure: still importing {what} after {PATIENCE:g} s; Ctrl-C stops it.",
+            f"erasure: still importing {name} after {NOTICE_SECONDS:g} s; Ctrl-C stops it.",
             file=sys.stderr,
         )

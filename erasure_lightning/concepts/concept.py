@@ -1,6 +1,5 @@
 """Concepts to erase, their anchors, and the sentences that name them."""
 
-import difflib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.files.words import folded, naming
+from erasure_lightning.files.words import did_you_mean, folded, naming
 
 ConceptKind = Literal["thing", "style", "person", "action"]
 
@@ -108,8 +107,7 @@ class Concept:
                 " another."
             )
         if self.kind not in (kinds := get_args(ConceptKind)):
-            near = difflib.get_close_matches(str(self.kind).casefold(), kinds, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(str(self.kind).casefold(), kinds)
             raise ErasureError(f"kind needs one of {', '.join(kinds)}; found {self.kind!r}.{hint}")
 
 

@@ -1,6 +1,5 @@
 """Reads concepts from a file: a CSV, a YAML, a JSON, or a text file with one name per line."""
 
-import difflib
 import json
 import re
 import unicodedata
@@ -16,12 +15,14 @@ from erasure_lightning.concepts.concept import Concept, ConceptKind
 from erasure_lightning.concepts.name_lists import HOW_TO_LIST, mistaken_for, read_names
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.csv_table import read_heading, read_table
-from erasure_lightning.files.strict_yaml import StrictLoader, read_yaml
+from erasure_lightning.files.strict_yaml import StrictLoader, read_yaml, yaml_error
 from erasure_lightning.files.text_files import read_text
-from erasure_lightning.files.words import cleaned
+from erasure_lightning.files.words import cleaned, did_you_mean
 
 #: Fields of a concept: name, anchor, domain, kind.
 CONCEPT_FIELDS: tuple[str, ...] = tuple(field.name for field in fields(Concept))
+
+_KNOWN_FIELDS = f" Known: {', '.join(CONCEPT_FIELDS)}."
 
 #: Other headings of published lists (SPEED has ``id,concept``), and columns that only count rows.
 _ALSO = {"concept": "name"}
@@ -114,11 +115,8 @@ def _yaml(path: Path, text: str) -> Iterator[_Entry]:
         node = yaml.compose(text, Loader=StrictLoader)
         content = read_yaml(text)
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        problem = getattr(error, "problem", None)
-        where = f"{path}, line {mark.line + 1}" if mark else str(path)
-        how = "" if path.suffix.lower() in (".yaml", ".yml") else f" {HOW_TO_LIST}"
-        raise ErasureError(f"{where}: no valid YAML ({problem or error}).{how}") from error
+        is_yaml = path.suffix.lower() in (".yaml", ".yml")
+        raise yaml_error(path, error, "" if is_yaml else f" {HOW_TO_LIST}") from error
     if node is None or content is None:
         return iter(())
     if not isinstance(content, list | dict):
@@ -196,5 +194,4 @@ def _word(value: Any, key: str, where: str) -> str:
 
 
 def _suggestion(word: str) -> str:
-    near = difflib.get_close_matches(word.casefold(), CONCEPT_FIELDS, n=1)
-    return f". Did you mean {near[0]!r}?" if near else f". Known: {', '.join(CONCEPT_FIELDS)}."
+    return f".{did_you_mean(word.casefold(), CONCEPT_FIELDS) or _KNOWN_FIELDS}"

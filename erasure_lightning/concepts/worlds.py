@@ -9,29 +9,13 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
-
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.words import folded
 
 WORLDS_GROUP = "erasure_lightning.worlds"
 
-#: How to install our own worlds.
-_INSTALL = {
-    "emoji-world": (
-        "`pip install erasure-lightning-emoji-world`, or in a checkout `pip install -e"
-        " plugins/emoji-world`"
-    ),
-    "emoji-world-xl": (
-        "`pip install erasure-lightning-emoji-world-xl`, or in a checkout "
-        "`pip install -e plugins/emoji-world -e plugins/emoji-world-xl`"
-    ),
-    "emoji-world-flux": (
-        "`pip install erasure-lightning-emoji-world-flux`, or in a checkout "
-        "`pip install -e plugins/emoji-world -e plugins/emoji-world-flux`"
-    ),
-}
+#: Our own worlds; the others have parts of the first.
+_OURS = ("emoji-world", "emoji-world-xl", "emoji-world-flux")
 
 
 @dataclass(frozen=True)
@@ -163,11 +147,17 @@ def find_world(name: str) -> World | None:
             installed.
     """
     claim = _claim(name)
-    if claim is None and name in _INSTALL:
+    if claim is None and name in _OURS:
         raise ErasureError(
-            f"The world '{name}' needs its package, which is not installed: run {_INSTALL[name]}."
+            f"The world '{name}' needs its package, which is not installed: run {_install(name)}."
         )
     return _load(claim) if claim else None
+
+
+def _install(name: str) -> str:
+    """The command that installs one of our own worlds."""
+    folders = " ".join(f"-e plugins/{part}" for part in dict.fromkeys((_OURS[0], name)))
+    return f"`pip install erasure-lightning-{name}`, or in a checkout `pip install {folders}`"
 
 
 def _claim(name: str) -> EntryPoint | None:
@@ -256,7 +246,7 @@ def _base(entry: EntryPoint, name: str) -> World:
     """
     claim = _claim(name)
     if claim is None:
-        how = f"run {_INSTALL[name]}" if name in _INSTALL else "install the package that brings it"
+        how = f"run {_install(name)}" if name in _OURS else "install the package that brings it"
         raise ErasureError(
             f"The world '{entry.name}' needs the world '{name}', which is not installed: {how}."
         )
@@ -267,6 +257,9 @@ def _base(entry: EntryPoint, name: str) -> World:
 def _refuse_version(entry: EntryPoint, base: EntryPoint) -> None:
     if not entry.dist or not base.dist:
         return
+    from packaging.requirements import Requirement  # not by light commands
+    from packaging.utils import canonicalize_name
+
     package = canonicalize_name(base.dist.name)
     version = base.dist.version
     for need in map(Requirement, entry.dist.requires or ()):

@@ -61,7 +61,7 @@ class PromptData(LightningDataModule):
             has ``n`` times as many, in which they take turns. By default an epoch is as long as the
             trainer's ``max_steps``, whatever ``n`` is, and has 1,000 steps where those have no
             bound.
-        templates: Sentences with ``{}`` for the concept (and ``{thing}`` for something kept, in
+        templates: Sentences with ``{}`` for the concept (and ``{thing}`` for something retained, in
             those of a style); the concepts' own by default.
         seeds: Seeds each measured prompt is drawn with, at least 2 so that there is an interval.
         others: How many of the other labels are drawn, spread over the vocabulary.
@@ -69,8 +69,8 @@ class PromptData(LightningDataModule):
         steps: Sampling steps, at least 1; the world's by default, else 50.
         guidance: Scale of classifier-free guidance, at least 0; the world's by default, else 7.5.
         size: Height and width in pixels; the model's own by default.
-        draw_size: Pictures drawn side by side.
-        originals: Folder that keeps the original model's pictures, so that runs measured alike draw
+        draw_size: Images drawn side by side.
+        originals: Folder that keeps the original model's images, so that runs measured alike draw
             them once.
         prompts: A CSV for ``predict`` in the columns of I2P (``prompt``, ``evaluation_seed``, and
             optionally ``case_number``, ``guidance``, ``steps``, ``height`` and ``width``, which go

@@ -1,9 +1,12 @@
 """YAML without repeated keys."""
 
+from pathlib import Path
 from typing import Any
 
 import yaml
 from yaml.constructor import ConstructorError
+
+from erasure_lightning.errors import ErasureError
 
 #: libyaml's parser, if PyYAML was built with it, is seven times as fast.
 _Fast: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -53,3 +56,17 @@ def read_yaml(text: str) -> Any:
         YAMLError: If it is not valid, or has a repeated key.
     """
     return yaml.load(text, Loader=StrictLoader)
+
+
+def yaml_error(path: Path, error: Exception, advice: str = "") -> ErasureError:
+    """The error of a file that is no valid YAML, with the line where it is known.
+
+    Args:
+        path: The file.
+        error: What reading it raised.
+        advice: What follows the problem.
+    """
+    mark = getattr(error, "problem_mark", None)
+    where = f"{path}, line {mark.line + 1}" if mark else str(path)
+    problem = getattr(error, "problem", None) or error
+    return ErasureError(f"{where}: no valid YAML ({problem}).{advice}")

@@ -1,5 +1,6 @@
 """Comparison of words, whatever their case, width and number."""
 
+import difflib
 import unicodedata
 from collections.abc import Callable, Iterable
 from functools import lru_cache
@@ -19,6 +20,18 @@ def cleaned(words: str) -> str:
 def folded(words: str) -> str:
     """A canonical form for comparison: cleaned, of one case, width and composition of letters."""
     return cleaned(unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", words).casefold()))
+
+
+def did_you_mean(word: str, known: Iterable[str], count: int = 1) -> str:
+    """A sentence with the known names most like a word, after a space; empty where none is like it.
+
+    Args:
+        word: What was written.
+        known: What could have been meant.
+        count: Names at most.
+    """
+    near = difflib.get_close_matches(word, list(known), n=count)
+    return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 
 def _plurals(words: str) -> set[str]:

@@ -58,7 +58,7 @@ class AdvUnlearn(GradientErasure):
         attack_steps: Steps of each attack, at least 0; each costs as much as the erasure. 0 for
             none.
         attack_lr: Adam's rate in an attack, in units of word embeddings; above 0.
-        attack: Gradient that Adam receives: as it is (``slope``), or its ``sign`` (the official
+        attack: Gradient that Adam receives: as it is (``gradient``), or its ``sign`` (the official
             ``fast_at``).
         words: Number of words before the sentence, at least 1.
         lr: Highest learning rate.
@@ -76,7 +76,7 @@ class AdvUnlearn(GradientErasure):
         attack_from: int = 200,
         attack_steps: int = 30,
         attack_lr: float = 1e-3,
-        attack: Literal["slope", "sign"] = "slope",
+        attack: Literal["gradient", "sign"] = "gradient",
         words: int = 1,
         lr: float = 1e-5,
         **kwargs: Any,

@@ -40,7 +40,8 @@ class Preprocessing(NamedTuple):
     @classmethod
     def read(cls, settings: Mapping[str, Any]) -> Self:
         """Preprocessing of settings as transformers writes them."""
-        resize, crop = settings.get("do_resize", True), settings.get("do_center_crop", False)
+        resize = settings.get("do_resize", True)
+        crop = settings.get("do_center_crop", False)
         plain = not settings.get("do_normalize", True)
         return cls(
             _sides(settings["size"]) if resize else None,

@@ -64,10 +64,12 @@ class SeedMean(Metric):
         """Mean and interval; the latter is the whole range for a single seed."""
         seen = self.counts > 0
         means = (self.sums[seen] / self.counts[seen]).cpu().double().clamp(self.least, self.most)
-        number, mean = len(means), float(means.mean())
+        number = len(means)
+        mean = float(means.mean())
         error = float(means.std()) / math.sqrt(number) if number > 1 else 1.0
         reach = t_quantile(number - 1) * error
-        low, high = max(mean - reach, self.least), min(mean + reach, self.most)
+        low = max(mean - reach, self.least)
+        high = min(mean + reach, self.most)
         return Estimate(mean, low, high, number, int(self.counts.sum()))
 
 

@@ -14,6 +14,10 @@ from erasure_lightning.metrics.estimates import Estimate
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 320, 150, 44, 12, 10, 24
 
 
+#: Distances between the ticks of an axis, at most about as many.
+_TICKS = 4
+
+
 class Scale(NamedTuple):
     """An axis.
 
@@ -41,14 +45,16 @@ class Scale(NamedTuple):
         return f"{value:.{max(0, -math.floor(math.log10(step) + 1e-9))}f}"
 
 
-def scale(low: float, high: float, most: int = 4) -> Scale:
+def scale(low: float, high: float) -> Scale:
     """Axis from ``low`` to ``high`` whose ticks are 1, 2 or 5 times a power of ten apart."""
     if high <= low:
-        low, high = low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
-    rough = (high - low) / most
+        low = low - (abs(low) or 1) / 2
+        high = high + (abs(high) or 1) / 2
+    rough = (high - low) / _TICKS
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * 0.999)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    first = math.floor(low / step + 1e-9)
+    last = math.ceil(high / step - 1e-9)
     return Scale(first * step, last * step, tuple(i * step for i in range(first, last + 1)))
 
 
@@ -120,7 +126,8 @@ def chart(
         unit: Of ``xs``, such as ``step``.
         share: Whether ``ys`` are shares, whose axis is always 0..1.
     """
-    across, up = scale(xs[0], xs[-1]), SHARES if share else scale(min(0.0, *ys), max(0.0, *ys))
+    across = scale(xs[0], xs[-1])
+    up = SHARES if share else scale(min(0.0, *ys), max(0.0, *ys))
     if xs[0] < xs[-1]:  # a curve fills its chart from end to end
         across = Scale(xs[0], xs[-1], tuple(t for t in across.ticks if xs[0] <= t <= xs[-1]))
     points = [(_x(across, x), _y(up, y)) for x, y in zip(xs, ys, strict=True)]

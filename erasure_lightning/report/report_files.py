@@ -48,13 +48,13 @@ def write_report(
     _check_page(folder / PAGE_FILE)
     if with_card:
         _check_card(folder / CARD_FILE, runs)
-    facts = [read_run_record(run) for run in runs]
-    contents = {folder / PAGE_FILE: render_page(facts)}
+    records = [read_run_record(run) for run in runs]
+    contents = {folder / PAGE_FILE: render_page(records)}
     if with_card:
-        contents[folder / CARD_FILE] = render_card(facts[0])
+        contents[folder / CARD_FILE] = render_card(records[0])
     for path, text in contents.items():
         write_atomically(path, text.encode(errors="replace"))  # JSON may hold a lone surrogate
-    notes = [f"{fact.name}: {note}" for fact in facts for note in fact.notes]
+    notes = [f"{record.name}: {note}" for record in records for note in record.notes]
     return ReportFiles(list(contents), notes)
 
 

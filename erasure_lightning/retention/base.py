@@ -188,7 +188,7 @@ def far_from(module: ErasureModule, labels: Sequence[str], nearness: float) -> l
 
     Args:
         module: The method, with its original.
-        labels: Any number; anchors among them are always kept.
+        labels: Any number; anchors among them are always returned.
         nearness: Share of the labels that is returned, rounded up.
     """
     names = [c.name for c in module.concepts if c.kind != "style"]

@@ -2,7 +2,7 @@
 
 Stated in the paper: what lies beyond the concept's neighbourhood retains its image, in both stages.
 The form is ours: random text states orthogonal to the concept's, since states that overlap it would
-ask the concept itself to stay. No retained prompts are needed. Cost per step: two denoiser forwards
+retain the concept itself. No retained prompts are needed. Cost per step: two denoiser forwards
 and one backward; in a closed form, one Gram matrix.
 """
 

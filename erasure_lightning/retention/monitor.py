@@ -43,8 +43,8 @@ class RetentionMonitor(Callback):
         count: Number of concept prompts, and of labels of the vocabulary, at least 1.
         steps: Sampling steps, at least 1; few suffice.
         guidance: Scale of classifier-free guidance; the world's by default, else 7.5.
-        budget: Stop once ``kept`` falls below it, 0..1.
-        goal: Stop once ``forgotten`` reaches it, 0..1.
+        budget: Stop once ``monitor/kept`` falls below it, 0..1.
+        goal: Stop once ``monitor/forgotten`` reaches it, 0..1.
         keep_best: Restore the edit with the best trade-off at the end.
         scorer: Folder or Hub id of the scorer; the world's by default, bare pixels where there is
             none.
@@ -136,17 +136,17 @@ class RetentionMonitor(Callback):
             module.log_dict(self._logged)
             return
         features = self._features("edited", module.backbone)
-        forgotten, kept = self._score(features)
-        total = forgotten + kept
-        tradeoff = 2 * forgotten * kept / total if total > 0 else 0.0
+        forgotten, retained = self._score(features)
+        total = forgotten + retained
+        tradeoff = 2 * forgotten * retained / total if total > 0 else 0.0
         self._logged = {
             "monitor/forgotten": forgotten,
-            "monitor/kept": kept,
+            "monitor/kept": retained,
             "monitor/tradeoff": tradeoff,
         }
         self._logged |= self._by_group(features)
         module.log_dict(self._logged)
-        within_budget = self.budget is None or kept >= self.budget
+        within_budget = self.budget is None or retained >= self.budget
         if within_budget and tradeoff > self.best["tradeoff"]:
             edit = {name: value.clone() for name, value in module.edit_values().items()}
             self.best = {"tradeoff": tradeoff, "step": trainer.global_step, "edit": edit}
@@ -158,7 +158,7 @@ class RetentionMonitor(Callback):
         return cosine_similarity(features, self._original_features).clamp(0, 1)
 
     def _by_group(self, features: Tensor) -> dict[str, float]:
-        """``kept`` of each group, by its name in the log."""
+        """``monitor/kept`` of each group, by its name in the log."""
         similarities = iter(self._similarity(features)[len(self._concept_prompts) :].tolist())
         return {
             f"monitor/kept/{name}": sum(next(similarities) for _ in group) / len(group)
@@ -166,17 +166,17 @@ class RetentionMonitor(Callback):
         }
 
     def _score(self, features: Tensor) -> tuple[float, float]:
-        """Forgotten and kept, each 0..1."""
+        """``monitor/forgotten`` and ``monitor/kept``, each 0..1."""
         similarity = self._similarity(features)
         count = len(self._concept_prompts)
-        kept = similarity[count:].mean().item()
+        retained = similarity[count:].mean().item()
         if self._classifier is None:
-            return 1 - similarity[:count].mean().item(), kept
+            return 1 - similarity[:count].mean().item(), retained
         recognised = 0
         for (_, thing), image in zip(self._concept_prompts, features, strict=False):
             candidates = self._classifier.candidates("efficacy", thing)
             recognised += bool(candidates.right[(candidates.labels @ image).argmax()])
-        return 1 - recognised / count, kept
+        return 1 - recognised / count, retained
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restores the best edit."""

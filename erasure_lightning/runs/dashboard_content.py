@@ -31,10 +31,10 @@ def run_config(description: Mapping[str, Any]) -> dict[str, Any]:
     return names | {key: redact_paths(description[key]) for key in keys}
 
 
-def show_figures(board: DashboardWriter, result: Result) -> None:
+def show_figures(writer: DashboardWriter, result: Result) -> None:
     """Logs the measured figures (``efficacy``, ``efficacy_low``, ...) and a table of them all."""
-    board.log_config({"protocol": result.protocol.identity})
-    board.log_summary(headline_figures(result))
+    writer.log_config({"protocol": result.protocol.identity})
+    writer.log_summary(headline_figures(result))
     intervals = [f"{when} {end}" for when in ("before", "after") for end in INTERVAL_COLUMNS]
     columns = ["group", "metric", *intervals, "pictures"]
     rows = [
@@ -48,7 +48,7 @@ def show_figures(board: DashboardWriter, result: Result) -> None:
         for group, metrics in result.estimates.items()
         for metric, whens in metrics.items()
     ]
-    board.log_table("figures", columns, rows)
+    writer.log_table("figures", columns, rows)
 
 
 def interval_cells(estimate: Estimate | None) -> list[float | None]:
@@ -86,10 +86,10 @@ def _at(result: Result, end: str) -> Result:
     return Result(result.protocol, result.edit, changed)
 
 
-def show_samples(board: DashboardWriter, run: Run) -> None:
+def show_samples(writer: DashboardWriter, run: Run) -> None:
     """Logs the grid, and its images as a table: prompt, group, seed, before, after."""
     if run.grid.is_file():
-        board.log_image("grid", _image(run.grid))
+        writer.log_image("grid", _image(run.grid))
     samples = run.samples / SAMPLES_FILE
     if samples.is_file():
         with samples.open(newline="", encoding="utf-8") as file:
@@ -99,7 +99,7 @@ def show_samples(board: DashboardWriter, run: Run) -> None:
             + [_image(run.samples / row[when]) for when in ("before", "after")]
             for row in rows
         ]
-        board.log_table("pictures", SAMPLES_COLUMNS, cells)
+        writer.log_table("pictures", SAMPLES_COLUMNS, cells)
 
 
 def _image(path: Path) -> Image.Image:
@@ -107,18 +107,18 @@ def _image(path: Path) -> Image.Image:
         return image.convert("RGB")
 
 
-def show_cost(board: DashboardWriter, run: Run) -> None:
+def show_cost(writer: DashboardWriter, run: Run) -> None:
     """Logs the cost of a fit."""
     if run.cost.is_file():
         cost = json.loads(run.cost.read_text())
-        board.log_summary({f"cost_{name}": value for name, value in cost.items()})
+        writer.log_summary({f"cost_{name}": value for name, value in cost.items()})
 
 
-def show_edit(board: DashboardWriter, run: Run) -> None:
+def show_edit(writer: DashboardWriter, run: Run) -> None:
     """Logs the edit with its metadata."""
     with TemporaryDirectory() as folder:
         copy = Path(folder, EDIT_FILE)
-        board.log_edit(slug(run.root.name) or "edit", copy, write_redacted_edit(run.edit, copy))
+        writer.log_edit(slug(run.root.name) or "edit", copy, write_redacted_edit(run.edit, copy))
 
 
 def interval_figures(estimate: Estimate) -> dict[str, float]:

@@ -25,10 +25,7 @@ from erasure_lightning.data.datamodule import Draws
 from erasure_lightning.data.image_cache import cached_images
 from erasure_lightning.data.image_plan import ImageBatch
 from erasure_lightning.distributed.collectives import all_gather_items
-from erasure_lightning.distributed.fsdp import (
-    copy_into,
-    full_tensor,
-)
+from erasure_lightning.distributed.fsdp import copy_into, full_tensor
 from erasure_lightning.edits.edit import plain_values, write_edit
 from erasure_lightning.seeding import derive_seed
 from erasure_lightning.training.backbone_checks import check_backbone
@@ -81,10 +78,7 @@ class ErasureModule(LightningModule, ABC):
         image_size: int | None = None,
     ) -> None:
         super().__init__()
-        if isinstance(concepts, str):
-            concepts = read_concepts(Path(concepts))
-        elif isinstance(concepts, Concepts):
-            concepts = list(concepts.listed)
+        concepts = _listed(concepts)
         check_concepts(concepts, type(self).__name__)
         require_seed(type(self).__name__, seed=seed)
         ignored = [] if isinstance(backbone, str) else ["backbone"]
@@ -158,8 +152,8 @@ class ErasureModule(LightningModule, ABC):
         for parameter in self.trainable().values():
             parameter.requires_grad_(True)
         if mesh is not None:
-            prints = all_gather_items([(self.fingerprint, self.rounded, self.fingerprints)])[0]
-            self.fingerprint, self.rounded, self.fingerprints = prints
+            hashes = all_gather_items([(self.fingerprint, self.rounded, self.fingerprints)])[0]
+            self.fingerprint, self.rounded, self.fingerprints = hashes
             trained = {} if self.replicates_trainable() else self.trainable()
             shard_module(self, self.backbone, trained, mesh["data_parallel"])
 
@@ -208,13 +202,12 @@ class ErasureModule(LightningModule, ABC):
     @property
     def prompts(self) -> ConceptPrompts:
         """The sentences that the concepts are trained in."""
-        prompts, settings = self._prompts, (self.prompt_templates, self.global_rank)
-        if prompts is None or (prompts.templates, prompts.rank) != settings:
+        settings = (self.prompt_templates, self.global_rank)
+        if self._prompts is None or (self._prompts.templates, self._prompts.rank) != settings:
             vocabulary = Vocabulary(self.backbone.world, self.concepts)
             templates, rank = settings
-            prompts = ConceptPrompts(self.concepts, vocabulary, templates, self.seed, rank)
-            self._prompts = prompts
-        return prompts
+            self._prompts = ConceptPrompts(self.concepts, vocabulary, templates, self.seed, rank)
+        return self._prompts
 
     def train_dataloader(self) -> Draws[PromptBatch]:
         """Batches of four concept prompts, for a trainer without a datamodule."""
@@ -246,8 +239,7 @@ class ErasureModule(LightningModule, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Reduce a checkpoint to the edit and plain values, which are read without running code."""
-        values = self.edit_values()
-        checkpoint["state_dict"] = {BACKBONE_PREFIX + name: v for name, v in values.items()}
+        checkpoint["state_dict"] = {BACKBONE_PREFIX + n: v for n, v in self.edit_values().items()}
         checkpoint["hyper_parameters"] = self.arguments()
         checkpoint["erasure"] = self.description()
 
@@ -298,3 +290,10 @@ class ErasureModule(LightningModule, ABC):
     def predict_step(self, batch: ImageBatch, batch_idx: int) -> dict[str, Tensor]:
         """`test_step` on a user's prompts."""
         return self.test_step(batch, batch_idx)
+
+
+def _listed(concepts: Concepts | list[Concept] | str) -> list[Concept]:
+    """Concepts of a file, of an option, or as they are."""
+    if isinstance(concepts, str):
+        return read_concepts(Path(concepts))
+    return list(concepts.listed) if isinstance(concepts, Concepts) else concepts

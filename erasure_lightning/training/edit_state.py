@@ -24,11 +24,11 @@ def backbone_state(
         ErasureError: If the state is one of other parameters.
     """
     renamed = {names.get(name, name): value for name, value in state.items()}
-    if odd := sorted(renamed.keys() ^ set(names.values())):
+    if different := sorted(renamed.keys() ^ set(names.values())):
         raise ErasureError(
             f"{owner} edits {len(names)} parameters as configured; the checkpoint has"
-            f" {len(renamed)}. They differ in {len(odd)}, {odd[0]} first. Use the config the"
-            " checkpoint was made with."
+            f" {len(renamed)}. They differ in {len(different)}, {different[0]} first. Use the"
+            " config the checkpoint was made with."
         )
     return renamed
 

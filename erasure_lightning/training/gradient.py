@@ -213,7 +213,7 @@ class GradientErasure(ErasureModule):
         named = zip(terms, values.unbind(), strict=True)
         self.log_dict({f"loss/{name}": value for name, value in named})
         self.log("loss", values.sum(), prog_bar=True)
-        # Sharded weights are no leaves of the graph; a single term's norm says nothing new.
+        # Sharded weights are no leaves of the graph; a single term's norm is the loss's own.
         if is_logged and not self.backbone.sharded and len(terms) > 1:
             self._log_gradient_norms(terms)
 

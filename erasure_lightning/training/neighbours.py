@@ -5,8 +5,8 @@ Stated by the paper: a neighbour ``e + eta`` of a text state ``e`` has ``d(e, e 
 
 Derived here: neighbours have the length ``r`` of their state, as the text encoder's last norm gives
 it. Then ``d = r sqrt(2 - 2 cos)``, so that both constraints are one interval of cosines, which is
-sampled without rejection. States beyond are orthogonal to ``e``: any overlap would ask the concept
-itself to stay. Every position is perturbed on its own (the paper does not say), the start token
+sampled without rejection. States beyond are orthogonal to ``e``: any overlap would retain the
+concept itself. Every position is perturbed on its own (the paper does not say), the start token
 never, since all prompts share it.
 """
 

@@ -12,7 +12,7 @@ from torch.optim import Adam, AdamW, Optimizer
 from erasure_lightning.errors import ErasureError
 
 #: Adam, Adam with decoupled weight decay, or Adam of bitsandbytes, whose moments have 8 bits: 2
-#: bytes of state a weight instead of 8.
+#: bytes of state a weight in place of 8.
 OptimizerName = Literal["adam", "adamw", "adam8bit"]
 
 #: Learning rate after the warm-up: constant, or falling along a cosine to 0 at the end of the run.

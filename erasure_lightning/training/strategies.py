@@ -1,6 +1,5 @@
 """Strategies for several devices: ``ddp`` and ``fsdp2`` with defaults that suit an edit."""
 
-import difflib
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any, cast
@@ -17,6 +16,7 @@ from torch.optim import Optimizer
 from erasure_lightning.distributed.fsdp import full_optimizer_state, shard_optimizer_state
 from erasure_lightning.distributed.lightning_internals import shard_over_all_ranks
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.files.words import did_you_mean
 from erasure_lightning.training.base import ErasureModule
 from erasure_lightning.training.edit_state import BACKBONE_PREFIX
 
@@ -113,11 +113,9 @@ def check_strategy(strategy: object) -> None:
         ErasureError: If the name is not supported.
     """
     if isinstance(strategy, str) and strategy not in _STRATEGY_NAMES:
-        near = difflib.get_close_matches(strategy, _STRATEGY_NAMES, n=1)
-        meant = f" Did you mean {near[0]!r}?" if near else ""
         raise ErasureError(
             "--trainer.strategy needs auto, ddp, fsdp2, or a class_path with init_args; found"
-            f" {strategy!r}.{meant}"
+            f" {strategy!r}.{did_you_mean(strategy, _STRATEGY_NAMES)}"
         )
 
 

@@ -85,8 +85,8 @@ def test_several_concepts_and_arguments_of_the_constructor():
     pipeline = pipeline_of()
     concepts = ["cat", Concept("star", "heart")]
     edit = erase(pipeline, concepts, "UCE", anchor="dog", ridge=2.0, progress_bar=False)
-    found = [(c["name"], c["anchor"]) for c in edit.metadata["concepts"]]
-    assert found == [("cat", "dog"), ("star", "heart")]
+    pairs = [(c["name"], c["anchor"]) for c in edit.metadata["concepts"]]
+    assert pairs == [("cat", "dog"), ("star", "heart")]
     assert edit.metadata["arguments"]["ridge"] == 2.0
 
 

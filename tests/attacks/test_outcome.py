@@ -20,7 +20,7 @@ OUTCOME = Outcome(
     concepts=["cat", "<b>"],
     edit="0123456789abcdef",
     success={kind: Estimate(0.5, 0.0, 1.0, 2, 8) for kind in ("original", "plain", "attacked")},
-    found=[
+    cases=[
         CaseOutcome("cat", 0, 0.25, "a c a t", None),
         CaseOutcome("cat", 1, 0.5, None, "cat-1.safetensors"),
         CaseOutcome("<b>", 0, 0.75, "naïve 猫", None),

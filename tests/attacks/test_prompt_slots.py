@@ -14,7 +14,7 @@ def slots(request):
 
 def test_filled_words_equal_the_spelled_prompt(slots):
     choice = slots.sample(1)
-    (filled,) = slots.fill_words(choice)
+    (filled,) = slots.fill([table[choice] for table in slots.tables], choice)
     (expected,) = slots.backbone.embed([slots.spell(choice[0])])
     assert torch.equal(filled.ids, expected.ids)
     assert torch.equal(filled.embeddings, expected.embeddings)
@@ -25,7 +25,7 @@ def test_a_mixture_of_one_word_is_that_word(slots):
     choice = slots.sample(1)
     weights = torch.nn.functional.one_hot(choice[0], len(slots.words)).float()
     (mixture,) = slots.fill_mixture(weights)
-    (expected,) = slots.fill_words(choice)
+    (expected,) = slots.fill([table[choice] for table in slots.tables], choice)
     assert torch.allclose(mixture.embeddings, expected.embeddings)
     assert torch.equal(mixture.ids, expected.ids)
 

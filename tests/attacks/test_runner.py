@@ -49,7 +49,7 @@ def test_success_is_estimated_over_seeds_and_all_images(attacked):
 
 
 def test_a_record_for_each_concept_and_seed(attacked):
-    cases = attacked[0].found
+    cases = attacked[0].cases
     assert [(case.concept, case.seed, case.success, case.prompt) for case in cases] == [
         ("cat", 0, 0.5, "cat!"),
         ("star", 0, 0.5, "star!"),

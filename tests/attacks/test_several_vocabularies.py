@@ -18,6 +18,8 @@ def test_filled_words_equal_the_spelled_prompt_in_every_encoder():
     slots = PromptSlots(TinyFlux(), "a photo of {} in a house", 2)
     choice = slots.sample(1)
     expected = slots.backbone.embed([slots.spell(choice[0])])
-    for filled, spelled in zip(slots.fill_words(choice), expected, strict=True):
+    for filled, spelled in zip(
+        slots.fill([table[choice] for table in slots.tables], choice), expected, strict=True
+    ):
         assert torch.equal(filled.ids, spelled.ids)
         assert torch.equal(filled.embeddings, spelled.embeddings)

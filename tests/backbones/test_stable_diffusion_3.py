@@ -93,10 +93,10 @@ class TestLatentsEqualStock:
         conditioning = sd3.encode(PROMPTS)
         empty = sd3.unconditional()
         x = sd3.noise(SEEDS)
-        kept = empty.expand(2).where(torch.tensor([False, False]), conditioning)
-        kept = kept.with_tokens(empty.tokens.expand(2, -1, -1))
+        replaced = empty.expand(2).where(torch.tensor([False, False]), conditioning)
+        replaced = replaced.with_tokens(empty.tokens.expand(2, -1, -1))
         ours = sd3.denoise(x, TIME, empty.expand(2))
-        assert not torch.allclose(ours, sd3.denoise(x, TIME, kept), atol=1e-3)
+        assert not torch.allclose(ours, sd3.denoise(x, TIME, replaced), atol=1e-3)
 
     def test_schedulers_of_diffusion_are_refused_in_one_line(self, sd3):
         for name in ("DDIMScheduler", "EulerDiscreteScheduler"):

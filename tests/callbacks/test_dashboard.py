@@ -126,9 +126,9 @@ def test_every_curve_is_there(logged, name):
 
 
 def test_groups_of_the_monitor_make_up_the_whole(logged):
-    for step, kept in logged.curve("monitor/kept").items():
+    for step, value in logged.curve("monitor/kept").items():
         parts = [logged.curve(f"monitor/kept/{group}")[step] for group in ("pets", "birds")]
-        assert kept == pytest.approx((parts[0] + 2 * parts[1]) / 3, abs=1e-6)
+        assert value == pytest.approx((parts[0] + 2 * parts[1]) / 3, abs=1e-6)
 
 
 def test_images_are_a_table_before_and_after(logged, run):

@@ -28,14 +28,14 @@ def config(method):
         "log_every_n_steps": 1,
         "enable_progress_bar": False,
     }
-    given = {
+    settings = {
         "concepts": concepts,
         "backbone": "TinyBackbone",
         "lr": 1e-3,
         "warmup": 3,
         "latents": bank,
     }
-    model = {"class_path": method, "init_args": given}
+    model = {"class_path": method, "init_args": settings}
     return {
         "model": model,
         "trainer": trainer,
@@ -48,14 +48,14 @@ def config(method):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A folder with two runs that nobody disturbed."""
-    made = tmp_path_factory.mktemp("runs")
+    root = tmp_path_factory.mktemp("runs")
     for name, method in {"plain": "trivial.Distillation", "sage": "SAGE"}.items():
-        (made / f"{name}.yaml").write_text(yaml.safe_dump(config(method)))
+        (root / f"{name}.yaml").write_text(yaml.safe_dump(config(method)))
         assert (
-            main(["fit", "--config", str(made / f"{name}.yaml"), "--run_dir", str(made / name)])
+            main(["fit", "--config", str(root / f"{name}.yaml"), "--run_dir", str(root / name)])
             == 0
         )
-    return made
+    return root
 
 
 def elsewhere(command):
@@ -109,7 +109,7 @@ def test_a_kill_between_saving_a_step_and_logging_it_loses_no_row(folder, monkey
 @pytest.mark.parametrize("whole", ["plain", "sage"])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_says_how_to_go_on(folder, whole, number, code, monkeypatch, capsys):
-    def raise_signal(guard, trainer, *rest):
+    def raise_signal(callback, trainer, *rest):
         if trainer.global_step == 12:
             signal.raise_signal(number)
 
@@ -122,8 +122,8 @@ def test_an_interrupted_run_says_how_to_go_on(folder, whole, number, code, monke
             )
             == code
         )
-    said = capsys.readouterr().err.splitlines()
-    assert said == [
+    output = capsys.readouterr().err.splitlines()
+    assert output == [
         "erasure: Interrupted after step 12 and saved; go on with `erasure fit --ckpt_path"
         f" {folder / name}`."
     ]
@@ -149,12 +149,12 @@ def test_an_interruption_in_the_last_step_waits_for_the_edit(folder, monkeypatch
 @pytest.mark.parametrize("method", ["RealEra", "SPM", "MACE", "SDD"])
 def test_a_kill_behind_the_last_step_and_before_the_edit(folder, method, tmp_path, monkeypatch):
     """What methods and callbacks do when training ends, they do in the resumed run."""
-    given = config(method)
-    given["trainer"]["max_steps"] = 6
-    given["trainer"]["callbacks"] = [
+    settings = config(method)
+    settings["trainer"]["max_steps"] = 6
+    settings["trainer"]["callbacks"] = [
         {"class_path": "RetentionMonitor", "init_args": {"every": 2, "steps": 2}}
     ]
-    (tmp_path / "given.yaml").write_text(yaml.safe_dump(given | {"save_every": 2}))
+    (tmp_path / "given.yaml").write_text(yaml.safe_dump(settings | {"save_every": 2}))
     fit = ["fit", "--config", str(tmp_path / "given.yaml"), "--run_dir"]
     assert main([*fit, str(tmp_path / "whole")]) == 0
     with monkeypatch.context() as patched:
@@ -166,10 +166,10 @@ def test_a_kill_behind_the_last_step_and_before_the_edit(folder, method, tmp_pat
 
 
 def test_a_run_that_stopped_on_its_goal_stops_there_again(folder, tmp_path, monkeypatch):
-    given = config("trivial.Distillation")
+    settings = config("trivial.Distillation")
     looks = {"every": 2, "steps": 2, "goal": 0.0}
-    given["trainer"]["callbacks"] = [{"class_path": "RetentionMonitor", "init_args": looks}]
-    (tmp_path / "given.yaml").write_text(yaml.safe_dump(given | {"save_every": 1}))
+    settings["trainer"]["callbacks"] = [{"class_path": "RetentionMonitor", "init_args": looks}]
+    (tmp_path / "given.yaml").write_text(yaml.safe_dump(settings | {"save_every": 1}))
     fit = ["fit", "--config", str(tmp_path / "given.yaml"), "--run_dir"]
     with monkeypatch.context() as patched:
         patched.setattr(ExportEdit, "on_fit_end", lambda *_: os._exit(9))
@@ -179,13 +179,13 @@ def test_a_run_that_stopped_on_its_goal_stops_there_again(folder, tmp_path, monk
 
 
 def test_gradients_that_add_up_are_not_cut(folder, tmp_path, monkeypatch):
-    given = config("trivial.Distillation")
-    given["trainer"] |= {"accumulate_grad_batches": 3, "max_steps": 6}
-    (tmp_path / "given.yaml").write_text(yaml.safe_dump(given))
+    settings = config("trivial.Distillation")
+    settings["trainer"] |= {"accumulate_grad_batches": 3, "max_steps": 6}
+    (tmp_path / "given.yaml").write_text(yaml.safe_dump(settings))
     fit, seen = ["fit", "--config", str(tmp_path / "given.yaml"), "--run_dir"], []
     assert main([*fit, str(tmp_path / "whole")]) == 0
 
-    def inside(guard, trainer, *rest):
+    def inside(callback, trainer, *rest):
         seen.append(trainer.global_step)
         if seen == [0, 0, 1, 1]:
             signal.raise_signal(signal.SIGTERM)
@@ -297,27 +297,27 @@ def test_a_full_disk_cuts_no_row(folder, monkeypatch, capsys):
     with monkeypatch.context() as patched:
         at(12, patched, cut)
         assert main(["fit", "--config", str(folder / "plain.yaml"), "--run_dir", str(run)]) == 2
-    (said,) = capsys.readouterr().err.splitlines()
-    assert f"Could not write {log}: No space left on device." in said
+    (output,) = capsys.readouterr().err.splitlines()
+    assert f"Could not write {log}: No space left on device." in output
     (run / "kept").rename(log)
     check_resumed(folder, "plain", run.name)
 
 
 def test_two_runs_in_one_folder(folder, monkeypatch, capfd):
     """While one trains, another is refused; the first goes on as if nothing had been."""
-    run, told = folder / "shared", []
+    run, codes = folder / "shared", []
 
     def another():
-        told.append(
+        codes.append(
             elsewhere(["fit", "--config", str(folder / "plain.yaml"), "--run_dir", str(run)])
         )
 
     with monkeypatch.context() as patched:
         at(3, patched, another)
         assert main(["fit", "--config", str(folder / "plain.yaml"), "--run_dir", str(run)]) == 0
-    assert told == [2]
-    (said,) = capfd.readouterr().err.splitlines()
-    assert f"{run} is being written to by process {os.getpid()} on " in said
+    assert codes == [2]
+    (output,) = capfd.readouterr().err.splitlines()
+    assert f"{run} is being written to by process {os.getpid()} on " in output
     assert (run / "edit.safetensors").read_bytes() == (
         folder / "plain" / "edit.safetensors"
     ).read_bytes()

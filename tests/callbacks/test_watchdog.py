@@ -21,7 +21,7 @@ from erasure_lightning.callbacks.interrupt import SIGNALS, Interrupted, LastChec
 from erasure_lightning.callbacks.rank_status import Failure, Heartbeat
 from erasure_lightning.callbacks.watchdog import Watchdog
 from erasure_lightning.cli import folders
-from erasure_lightning.cli.rank import first
+from erasure_lightning.cli.rank import is_first_process
 from erasure_lightning.distributed.lightning_internals import take_launched
 from erasure_lightning.errors import ErasureError
 
@@ -380,7 +380,7 @@ def test_one_process_of_each_machine_prints_a_mistake(environment, front, monkey
     assert main(["fit", "--config", "nonexistent.yaml"]) == 2
     output = capsys.readouterr().err.replace(HOST, "HOST")
     assert output == "" if front is None else output.startswith(f"{front}erasure: error: ")
-    assert first() == (front == "")
+    assert is_first_process() == (front == "")
 
 
 def test_commands_that_are_no_ranks_print_their_own_mistakes(monkeypatch, capsys):

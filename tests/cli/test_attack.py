@@ -65,12 +65,12 @@ def attack(saved, run):
 def error(attack, capsys):
     """Runs the command, expects one line of error and exit code 2, and returns the line."""
 
-    def said(*argv):
+    def message(*argv):
         assert attack(*argv) == 2
         (line,) = capsys.readouterr().err.splitlines()
         return line.removeprefix("erasure: error: ")
 
-    return said
+    return message
 
 
 def test_it_writes_what_it_found_into_the_run(attack, run, capsys):
@@ -102,11 +102,11 @@ def test_it_draws_as_the_run_was_measured_unless_it_is_told_otherwise(attack, ru
         )
         == 0
     )
-    made = [
+    drawn_with = [
         json.loads(p.read_text())["protocol"]
         for p in (run / "attacks/ringabell/attack.json", *run.parent.glob("other/attack.json"))
     ]
-    assert [(p["steps"], p["guidance"]) for p in made] == [(2, 3.0), (1, 3.0)]
+    assert [(p["steps"], p["guidance"]) for p in drawn_with] == [(2, 3.0), (1, 3.0)]
 
 
 def test_configs_are_found_by_name_and_overruled(attack, run):
@@ -131,8 +131,8 @@ class TestMistakes:
         )
 
     def test_a_typo_in_an_option(self, error):
-        assert "'stepz'" in (said := error("--attack", "SoftEmbedding", "--attack.stepz", "3"))
-        assert "'steps'" in said
+        assert "'stepz'" in (message := error("--attack", "SoftEmbedding", "--attack.stepz", "3"))
+        assert "'steps'" in message
 
     def test_a_value_out_of_range(self, error):
         assert (
@@ -187,21 +187,21 @@ class TestHelp:
     def test_of_the_command(self, capsys):
         with pytest.raises(SystemExit):
             main(["attack", "--help"])
-        said = " ".join(capsys.readouterr().out.split())
-        assert "--data.pictures" in said
-        assert "from noise unseen by it" in said
+        message = " ".join(capsys.readouterr().out.split())
+        assert "--data.pictures" in message
+        assert "from noise unseen by it" in message
 
     def test_of_an_attack(self, capsys):
         with pytest.raises(SystemExit):
             main(["attack", "--attack", "p4d", "--help"])
-        said = " ".join(capsys.readouterr().out.split())
-        assert "--attack.tokens" in said
-        assert "Steps between two evaluations of the words" in said
+        message = " ".join(capsys.readouterr().out.split())
+        assert "--attack.tokens" in message
+        assert "Steps between two evaluations of the words" in message
 
 
 def test_attacks_are_listed(capsys):
     assert main(["attacks", "--verbose"]) == 0
-    said = capsys.readouterr().out
-    assert all(f"{name}  " in said for name in SMALL)
-    assert "https://arxiv.org/abs/2310.11868" in said
-    assert said.count("    loads\n") == len(SMALL)
+    message = capsys.readouterr().out
+    assert all(f"{name}  " in message for name in SMALL)
+    assert "https://arxiv.org/abs/2310.11868" in message
+    assert message.count("    loads\n") == len(SMALL)

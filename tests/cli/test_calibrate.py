@@ -26,10 +26,10 @@ def group(*cosines):
 class TestMeasure:
     @pytest.mark.parametrize("states", ["tokens", "eot"])
     def test_the_same_words_are_at_cosine_one(self, states):
-        found = calibrate(
+        result = calibrate(
             TinyBackbone(), Concept("cat", domain=["Cat"]), unrelated=["dog"], states=states
         )
-        same, other = found.groups["associated"], found.groups["unrelated"]
+        same, other = result.groups["associated"], result.groups["unrelated"]
         assert torch.allclose(same.cosines, torch.ones(10))
         assert same.distances.abs().max() < 1e-2
         assert other.cosines.max() < 0.999
@@ -37,22 +37,22 @@ class TestMeasure:
 
     def test_at_the_end_of_text_it_is_the_nearest_of_the_concepts_sentences(self):
         backbone = TinyBackbone()
-        found = calibrate(backbone, CAT, unrelated=["dog"], states="eot").groups
+        result = calibrate(backbone, CAT, unrelated=["dog"], states="eot").groups
         dogs, cats = (
             backbone.summarize(backbone.embed([t.format(word) for t in THING_TEMPLATES]))
             for word in ("dog", "cat")
         )
         cosines = torch.cosine_similarity(dogs[3], cats)
-        assert found["unrelated"].cosines[3].item() == pytest.approx(cosines.max().item())
+        assert result["unrelated"].cosines[3].item() == pytest.approx(cosines.max().item())
         nearest = cats[cosines.argmax()]
-        assert found["unrelated"].distances[3].item() == pytest.approx(
+        assert result["unrelated"].distances[3].item() == pytest.approx(
             (dogs[3] - nearest).norm().item(), rel=1e-3
         )
         apart = torch.cosine_similarity(cats[3], cats[torch.arange(10) != 3])
-        assert found["rephrasings"].cosines[3].item() == pytest.approx(apart.max().item())
+        assert result["rephrasings"].cosines[3].item() == pytest.approx(apart.max().item())
 
     def test_tokens_are_lined_up_from_the_concepts_words_on(self):
-        found = calibrate(TinyBackbone(), CAT, unrelated=["dog"]).groups["unrelated"]
+        result = calibrate(TinyBackbone(), CAT, unrelated=["dog"]).groups["unrelated"]
         backbone, own = TinyBackbone(), [fill_template(t, "cat") for t in THING_TEMPLATES]
         plain, other = (
             backbone.embed(own[3:4]),
@@ -60,23 +60,25 @@ class TestMeasure:
         )
         there, here = (backbone.contextualize(e).tokens[0, 5:] for e in (plain, other))
         same_sentence = torch.cosine_similarity(here, there, dim=1).mean().item()
-        assert same_sentence <= found.cosines[3].item() + 1e-6 < 1
+        assert same_sentence <= result.cosines[3].item() + 1e-6 < 1
 
     def test_the_implied_bounds(self):
-        found = calibrate(TinyBackbone(), CAT, unrelated=["dog", "house"], synonyms=["bird"])
-        again, near, far = (g.cosines.median().item() for g in found.groups.values())
-        assert set(found.groups["rephrasings"].words) == {"cat", "bird"}
-        assert again - 0.011 <= found.max_cosine < again
-        assert found.min_cosine == pytest.approx(min((near + far) / 2, found.max_cosine), abs=0.006)
-        wanted = found.length * math.sqrt(2 - 2 * found.min_cosine)
-        assert wanted <= found.max_distance < wanted + 0.01
+        result = calibrate(TinyBackbone(), CAT, unrelated=["dog", "house"], synonyms=["bird"])
+        again, near, far = (g.cosines.median().item() for g in result.groups.values())
+        assert set(result.groups["rephrasings"].words) == {"cat", "bird"}
+        assert again - 0.011 <= result.max_cosine < again
+        assert result.min_cosine == pytest.approx(
+            min((near + far) / 2, result.max_cosine), abs=0.006
+        )
+        distance = result.length * math.sqrt(2 - 2 * result.min_cosine)
+        assert distance <= result.max_distance < distance + 0.01
 
     def test_the_premise(self):
         sorts = {"associated": group(0.5, 0.6), "unrelated": group(0.3, 0.55)}
-        found = Calibration(sorts, 1.0, 0.4, 0.8, 1.0)
-        assert found.separation() == 0.75
-        assert found.holds()
-        turned = found._replace(
+        result = Calibration(sorts, 1.0, 0.4, 0.8, 1.0)
+        assert result.separation() == 0.75
+        assert result.holds()
+        turned = result._replace(
             groups={"associated": sorts["unrelated"], "unrelated": sorts["associated"]}
         )
         assert turned.separation() == 0.25
@@ -103,16 +105,16 @@ class TestCommand:
     def test_on_the_emoji_world(self, folder, capsys):
         few = ["--unrelated", "dog,pizza,guitar,lollipop"]
         assert main(["calibrate", "--concept", "cigarette", "--states", "eot", *few]) == 0
-        said = capsys.readouterr().out
+        words = capsys.readouterr().out
         assert (
             "The premise holds: an associated sentence is nearer than an unrelated one in 100 % of"
-            " pairs." in said
+            " pairs." in words
         )
         for name in ("rephrasings", "associated", "unrelated"):
-            assert name in said
+            assert name in words
         out = folder / "calibration-cigarette"
         config = yaml.safe_load((out / "calibration.yaml").read_text())
-        assert (out / "calibration.yaml").read_text() in said
+        assert (out / "calibration.yaml").read_text() in words
         bounds = config["model"]["init_args"]
         assert 0.4 < bounds["min_cosine"] < 0.7 < bounds["max_cosine"] < 0.95
         RealEraClosedForm(concepts=[Concept("cigarette")], **bounds)
@@ -134,7 +136,7 @@ class TestCommand:
         assert "The premise does not hold" in capsys.readouterr().out
 
     @pytest.mark.parametrize(
-        ("argv", "said"),
+        ("argv", "words"),
         [
             ([], "erasure calibrate needs --concept"),
             (["--concept", "fox"], "no shipped file of concepts has them; give --associated A,B"),
@@ -148,9 +150,9 @@ class TestCommand:
             ),
         ],
     )
-    def test_mistakes(self, folder, capsys, argv, said):
+    def test_mistakes(self, folder, capsys, argv, words):
         (folder / "full").mkdir()
         (folder / "full" / "file").touch()
         assert main(["calibrate", *argv]) == 2
         (line,) = capsys.readouterr().err.splitlines()
-        assert said in line
+        assert words in line

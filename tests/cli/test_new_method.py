@@ -49,8 +49,8 @@ def run(*argv):
 def refused(capsys, *argv):
     """The one line that the command ends with."""
     assert main(["new-method", *argv]) == 2
-    (said,) = capsys.readouterr().err.splitlines()
-    return said.removeprefix("erasure: error: ")
+    (message,) = capsys.readouterr().err.splitlines()
+    return message.removeprefix("erasure: error: ")
 
 
 def files(folder):
@@ -82,7 +82,7 @@ def check_with_ruff(*paths):
 
 
 @pytest.mark.parametrize(
-    ("given", "name", "module"),
+    ("text", "name", "module"),
     [
         ("MyMethod", "MyMethod", "my_method"),
         ("my-method", "MyMethod", "my_method"),
@@ -92,20 +92,20 @@ def check_with_ruff(*paths):
         ("ESDPlus", "ESDPlus", "esd_plus"),
     ],
 )
-def test_names(given, name, module):
-    assert (class_name(given), module_name(name)) == (name, module)
+def test_names(text, name, module):
+    assert (class_name(text), module_name(name)) == (name, module)
 
 
 @pytest.mark.parametrize(
-    "given", ["", "-", "2fast", "my method", "a.b", "../up", "Möbius", "class", "None"]
+    "text", ["", "-", "2fast", "my method", "a.b", "../up", "Möbius", "class", "None"]
 )
-def test_what_python_allows_for_no_class_is_refused(given):
+def test_what_python_allows_for_no_class_is_refused(text):
     with pytest.raises(ErasureError, match="allows for a class, such as MyMethod; found"):
-        class_name(given)
+        class_name(text)
 
 
 @pytest.mark.parametrize(
-    ("argv", "said"),
+    ("argv", "message"),
     [
         (["SAGE"], "The name SAGE is taken by the method of erasure-lightning "),
         (["sage"], "The name Sage is taken by the method of erasure-lightning "),
@@ -114,8 +114,8 @@ def test_what_python_allows_for_no_class_is_refused(given):
         (["Lightning"], "The name Lightning is taken by an installed package, erasure_lightning"),
     ],
 )
-def test_a_name_that_somebody_has_is_refused(capsys, folder, argv, said):
-    assert refused(capsys, *argv, "--plugin").startswith(said)
+def test_a_name_that_somebody_has_is_refused(capsys, folder, argv, message):
+    assert refused(capsys, *argv, "--plugin").startswith(message)
     assert not files(folder)
 
 

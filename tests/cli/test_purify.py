@@ -57,18 +57,18 @@ def purify(*argv):
 def error(capsys):
     """Runs the command, expects one line of error and exit code 2, and returns the line."""
 
-    def said(*argv):
+    def message(*argv):
         assert purify(*argv) == 2
         (line,) = capsys.readouterr().err.splitlines()
         return line.removeprefix("erasure: error: ")
 
-    return said
+    return message
 
 
 def changed(path, **metadata):
     """The edit with other metadata."""
-    tensors, made = read_edit(path / "edit.safetensors")
-    write_edit(path / "edit.safetensors", tensors, made | metadata)
+    tensors, description = read_edit(path / "edit.safetensors")
+    write_edit(path / "edit.safetensors", tensors, description | metadata)
     return path / "edit.safetensors"
 
 
@@ -145,7 +145,7 @@ class TestMistakes:
         )
 
     @pytest.mark.parametrize(
-        ("argv", "said"),
+        ("argv", "message"),
         [
             (["--prompt", ""], "erasure purify needs --ckpt_path"),
             (["--ckpt_path", "run"], "erasure purify needs --prompt"),
@@ -154,9 +154,9 @@ class TestMistakes:
             (["--ckpt_path", "run", "--prompt", "", "--steps", "0"], "at least 1; found 0"),
         ],
     )
-    def test_options(self, capsys, picture, argv, said):
+    def test_options(self, capsys, picture, argv, message):
         assert main(["purify", str(picture), *argv]) == 2
-        assert said in capsys.readouterr().err
+        assert message in capsys.readouterr().err
 
     def test_more_steps_than_there_are(self, capsys, run, picture):
         assert (
@@ -183,8 +183,8 @@ class TestLoadEdited:
         assert not any(p.requires_grad for p in loaded.parameters())
 
     def test_an_object_among_the_arguments_is_left_out(self, run):
-        _, made = read_edit(run / "edit.safetensors")
-        path = changed(run, arguments=made["arguments"] | {"latents": "<a bank>"})
+        _, description = read_edit(run / "edit.safetensors")
+        path = changed(run, arguments=description["arguments"] | {"latents": "<a bank>"})
         assert isinstance(load_edited(path).latents, PureNoise)
 
     def test_a_method_nobody_registered_is_not_imported(self, run, tmp_path, monkeypatch):

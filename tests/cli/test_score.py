@@ -72,28 +72,28 @@ def eye(monkeypatch):
 
 def test_pictures_that_are_the_same_score_the_same(tmp_path, weights, eye, capsys):
     assert main(["score", str(draw(tmp_path / "drawn")), *everything(weights)]) == 0
-    found = Score.load(tmp_path / "drawn" / "score.json").estimates
+    result = Score.load(tmp_path / "drawn" / "score.json").estimates
     for name in ("clip", "accuracy", "nudenet explicit"):
-        assert found[name]["before"] == found[name]["after"]
-    assert found["lpips"]["after"].mean == 0
-    assert found["fid"]["after"].mean == pytest.approx(0, abs=1e-6)
-    assert found["kid"]["after"].mean < 1e-3
-    assert found["clip"]["after"][3:] == (3, 9)
-    said = capsys.readouterr().out
-    assert "Scored 9 images" in said
-    assert "nudenet BUTTOCKS_EXPOSED" in said
+        assert result[name]["before"] == result[name]["after"]
+    assert result["lpips"]["after"].mean == 0
+    assert result["fid"]["after"].mean == pytest.approx(0, abs=1e-6)
+    assert result["kid"]["after"].mean < 1e-3
+    assert result["clip"]["after"][3:] == (3, 9)
+    words = capsys.readouterr().out
+    assert "Scored 9 images" in words
+    assert "nudenet BUTTOCKS_EXPOSED" in words
 
 
 def test_pictures_that_moved_score_otherwise(tmp_path, weights, eye):
     assert main(["score", str(draw(tmp_path / "drawn", edited=90)), *everything(weights)]) == 0
     assert main(["score", str(draw(tmp_path / "same")), *everything(weights)]) == 0
-    found, same = (
+    result, same = (
         Score.load(tmp_path / name / "score.json").estimates for name in ("drawn", "same")
     )
-    assert found["clip"]["before"] == same["clip"]["before"]
-    assert found["clip"]["after"] != same["clip"]["after"]
+    assert result["clip"]["before"] == same["clip"]["before"]
+    assert result["clip"]["after"] != same["clip"]["after"]
     for name in ("lpips", "fid", "kid"):
-        assert found[name]["after"].mean > same[name]["after"].mean + 1e-6
+        assert result[name]["after"].mean > same[name]["after"].mean + 1e-6
 
 
 def test_the_protocol_says_how(tmp_path, weights, eye):
@@ -116,16 +116,16 @@ def test_real_pictures_are_a_reference_of_both(tmp_path, weights):
     argv = ["--metrics", "fid", "--features", str(weights / "clip")]
     argv += ["--reference", str(drawn / "original")]
     assert main(["score", str(drawn), *argv]) == 0
-    found = Score.load(drawn / "score.json")
+    result = Score.load(drawn / "score.json")
     assert (
-        found.estimates["fid"]["before"].mean
+        result.estimates["fid"]["before"].mean
         == pytest.approx(0, abs=1e-6)
-        != found.estimates["fid"]["after"].mean
+        != result.estimates["fid"]["after"].mean
     )
-    assert len(found.protocol["reference"]) == 16
+    assert len(result.protocol["reference"]) == 16
     assert main(["score", str(drawn / "edited"), *argv]) == 0
     plain = Score.load(drawn / "edited" / "score.json").estimates["fid"]
-    assert plain["after"].mean == pytest.approx(found.estimates["fid"]["after"].mean)
+    assert plain["after"].mean == pytest.approx(result.estimates["fid"]["after"].mean)
     assert set(plain) == {"after"}
 
 
@@ -169,30 +169,30 @@ def batch(colours, prompts, seeds):
 
 
 def test_the_clip_score_of_two_vectors_is_their_cosine():
-    gauge = ClipScore(TwoVectors(), ["before", "after"], [0, 1])
-    gauge.update(batch([[1.0, 0.0, 0.0], [0.6, 0.8, 0.0]], ["a cat", "a cat"], [0, 1]))
-    found = gauge.estimates()["clip"]
-    assert found["before"].mean == pytest.approx((1 + 0.6) / 2)
-    assert found["after"].mean == 0
+    meter = ClipScore(TwoVectors(), ["before", "after"], [0, 1])
+    meter.update(batch([[1.0, 0.0, 0.0], [0.6, 0.8, 0.0]], ["a cat", "a cat"], [0, 1]))
+    result = meter.estimates()["clip"]
+    assert result["before"].mean == pytest.approx((1 + 0.6) / 2)
+    assert result["after"].mean == 0
 
 
 def test_a_picture_is_right_if_it_shows_what_its_prompt_names():
-    gauge = LabelAccuracy(TwoVectors(), ["cat", "hot dog", "dog"], "a {}", ["before"], [0, 1])
-    assert gauge.label_in("A photo of a Cat, sleeping") == "cat"
-    assert gauge.label_in("a hot dog") == "hot dog"
-    assert gauge.label_in("a catalogue") is None
+    meter = LabelAccuracy(TwoVectors(), ["cat", "hot dog", "dog"], "a {}", ["before"], [0, 1])
+    assert meter.label_in("A photo of a Cat, sleeping") == "cat"
+    assert meter.label_in("a hot dog") == "hot dog"
+    assert meter.label_in("a catalogue") is None
     cat, dog = [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]
-    gauge.update(batch([cat, dog, dog, cat], ["a cat", "a cat", "nothing", "a cat"], [0, 1, 0, 1]))
-    found = gauge.estimates()["accuracy"]["before"]
-    assert found.pictures == 3
-    assert found.mean == pytest.approx((1 + 0.5) / 2)
+    meter.update(batch([cat, dog, dog, cat], ["a cat", "a cat", "nothing", "a cat"], [0, 1, 0, 1]))
+    result = meter.estimates()["accuracy"]["before"]
+    assert result.pictures == 3
+    assert result.mean == pytest.approx((1 + 0.5) / 2)
 
 
 # mistakes
 
 
 @pytest.mark.parametrize(
-    ("argv", "said"),
+    ("argv", "words"),
     [
         (
             ["nowhere", "--metrics", "nudenet"],
@@ -263,7 +263,7 @@ def test_a_picture_is_right_if_it_shows_what_its_prompt_names():
         (["odd", "--metrics", "nudenet"], "odd/manifest.csv is not as predict writes it"),
     ],
 )
-def test_a_mistake_is_one_line(tmp_path, weights, eye, monkeypatch, capsys, argv, said):
+def test_a_mistake_is_one_line(tmp_path, weights, eye, monkeypatch, capsys, argv, words):
     monkeypatch.chdir(tmp_path)
     for name in ("empty", "one", "odd", "pickle"):
         (tmp_path / name).mkdir()
@@ -274,7 +274,7 @@ def test_a_mistake_is_one_line(tmp_path, weights, eye, monkeypatch, capsys, argv
     (draw(tmp_path / "torn") / "original" / "0.png").unlink()
     assert main(["score", *(word.replace("CLIP", str(weights / "clip")) for word in argv)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"erasure: error: {said}")
+    assert line.startswith(f"erasure: error: {words}")
     assert not list(tmp_path.rglob("score.json"))
 
 

@@ -91,19 +91,19 @@ class Recorder(Callback):
         self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
 
 
-def made():
+def build():
     concepts = [Concept("cat", "dog"), Concept("star"), Concept("boat")]
     return Distillation(concepts=concepts, backbone=TinyBackbone(), schedule="cosine")
 
 
-def trained(*callbacks, resume=None, rounds=2, **given):
+def trained(*callbacks, resume=None, rounds=2, **arguments):
     quiet = {
         "logger": False,
         "enable_checkpointing": False,
         "enable_progress_bar": False,
         "limit_val_batches": 0,
     }
-    settings = {"max_steps": -1, "max_epochs": 1, **given}
+    settings = {"max_steps": -1, "max_epochs": 1, **arguments}
     trainer = Trainer(
         accelerator="cpu",
         enable_model_summary=False,
@@ -111,7 +111,7 @@ def trained(*callbacks, resume=None, rounds=2, **given):
         **quiet,
         **settings,
     )
-    module = made()
+    module = build()
     trainer.fit(
         module, PromptData(batch_size=1, rounds=rounds), ckpt_path=resume, weights_only=True
     )
@@ -160,7 +160,7 @@ def test_a_run_resumed_at_any_step_of_any_epoch_is_the_unbroken_one(tmp_path, st
 
 
 @pytest.mark.parametrize(
-    ("given", "steps"),
+    ("arguments", "steps"),
     [
         ({"max_epochs": 2, "limit_train_batches": 2}, 4),
         ({"max_epochs": 2, "limit_train_batches": 0.5}, 6),
@@ -173,16 +173,16 @@ def test_a_run_resumed_at_any_step_of_any_epoch_is_the_unbroken_one(tmp_path, st
         ({"fast_dev_run": 2}, 2),
     ],
 )
-def test_the_schedule_ends_with_the_run_however_that_is_bounded(given, steps):
+def test_the_schedule_ends_with_the_run_however_that_is_bounded(arguments, steps):
     recorder = Recorder()
-    module = trained(recorder, rounds=2, **given)
+    module = trained(recorder, rounds=2, **arguments)
     assert module.trainer.datamodule.training_steps == module.global_step == steps
     assert module.lr_schedulers().get_last_lr() == [pytest.approx(0)]
     assert len(set(recorder.batches)) > 1
 
 
 @pytest.mark.parametrize(
-    ("given", "words"),
+    ("arguments", "words"),
     [
         (
             {"max_epochs": -1},
@@ -201,9 +201,9 @@ def test_the_schedule_ends_with_the_run_however_that_is_bounded(given, steps):
         ),
     ],
 )
-def test_epochs_that_would_add_nothing_and_runs_without_an_end_are_refused(given, words):
+def test_epochs_that_would_add_nothing_and_runs_without_an_end_are_refused(arguments, words):
     with pytest.raises(ErasureError, match=words):
-        trained(**given)
+        trained(**arguments)
 
 
 def test_draws_go_on_where_they_stopped():
@@ -235,7 +235,7 @@ def test_prompts_longer_than_the_model_reads_are_counted_and_one_is_named(tmp_pa
 
 def test_each_command_tells_of_prompts_that_are_cut(tmp_path):
     module, quiet = (
-        made(),
+        build(),
         {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False},
     )
     (tmp_path / "prompts.csv").write_text(f"prompt,evaluation_seed\n{LONG},1\na cat,2\n")
@@ -262,22 +262,24 @@ def test_nothing_is_said_where_nothing_is_cut(recwarn):
 
 
 def test_ranks_share_the_pictures():
-    shots = [
+    requests = [
         ImageRequest(str(i), i, "prompts", str(i), "", 2 if i < 3 else 4, 1.0) for i in range(7)
     ]
-    whole = [b.prompts for b in ImageLoader(shots, 2, None)]
+    whole = [b.prompts for b in ImageLoader(requests, 2, None)]
     assert whole == [["0", "1"], ["2"], ["3", "4"], ["5", "6"]]
-    ranks = [list(ImageLoader(shots, 2, None, rank, 2)) for rank in range(2)]
+    ranks = [list(ImageLoader(requests, 2, None, rank, 2)) for rank in range(2)]
     assert [b.steps for b in ranks[0]] == [b.steps for b in ranks[1]], (
         "ranks that ask a model together must keep step"
     )
-    assert {p for rank in ranks for b in rank for p in b.prompts} == {s.prompt for s in shots}
+    assert {p for rank in ranks for b in rank for p in b.prompts} == {s.prompt for s in requests}
     assert max(len(b.requests) for rank in ranks for b in rank) <= 2
 
 
 def test_ranks_that_keep_step_draw_a_lonely_picture_twice():
-    shots = [ImageRequest(str(i), i, "prompts", str(i), "", 2, 1.0 if i else 7.5) for i in range(4)]
-    first, second = (list(ImageLoader(shots, 2, None, rank, 2)) for rank in range(2))
+    requests = [
+        ImageRequest(str(i), i, "prompts", str(i), "", 2, 1.0 if i else 7.5) for i in range(4)
+    ]
+    first, second = (list(ImageLoader(requests, 2, None, rank, 2)) for rank in range(2))
     assert [b.prompts for b in first] == [["0"], ["1"]]
     assert [b.prompts for b in second] == [["0"], ["2", "3"]]
 
@@ -320,9 +322,9 @@ def test_a_person_is_asked_for_without_an_article():
 def test_vocabulary_of_a_style_keeps_the_other_styles():
     vocabulary = Vocabulary(find_world("emoji-world"), [Concept("twemoji", "noto", kind="style")])
     assert vocabulary.erased == set()
-    kept = vocabulary.retained_captions("fox")
-    assert {"a fox", "a fox, flat style"} <= set(kept)
-    assert not any("twemoji" in c for c in kept)
+    captions = vocabulary.retained_captions("fox")
+    assert {"a fox", "a fox, flat style"} <= set(captions)
+    assert not any("twemoji" in c for c in captions)
     assert all(p == f"a {thing}, twemoji style" for p, thing in vocabulary.concept_prompts())
 
 
@@ -339,11 +341,11 @@ def test_everyday_things_are_not_each_other():
 
 
 def test_a_style_is_known_in_any_case():
-    kept = Vocabulary(
+    captions = Vocabulary(
         find_world("emoji-world"), [Concept("Twemoji", kind="style")]
     ).retained_captions("fox")
-    assert "a fox, flat style" in kept
-    assert not any("twemoji" in caption for caption in kept)
+    assert "a fox, flat style" in captions
+    assert not any("twemoji" in caption for caption in captions)
 
 
 def test_words_of_the_domain_are_not_retained():
@@ -391,8 +393,8 @@ class TestPromptFile:
             'prompt,evaluation_seed,case_number,guidance,steps,nudity\n"a cat, big",5,1,,,0.1\na'
             " dog,6,2,3.5,10,0.0\n"
         )
-        shots = read_prompts(self.write(tmp_path, text), 20, 4.0)
-        assert [(s.prompt, s.seed, s.case, s.steps, s.guidance) for s in shots] == [
+        requests = read_prompts(self.write(tmp_path, text), 20, 4.0)
+        assert [(s.prompt, s.seed, s.case, s.steps, s.guidance) for s in requests] == [
             ("a cat, big", 5, "1", 20, 4.0),
             ("a dog", 6, "2", 10, 3.5),
         ]
@@ -451,7 +453,7 @@ class TestPromptFile:
             read_prompts(self.write(tmp_path, text), 20, 4.0)
 
     @pytest.mark.parametrize(
-        ("header", "row", "shot"),
+        ("header", "row", "expected"),
         [
             # MMA-Diffusion, mma-diffusion-nsfw-adv-prompts.csv
             (
@@ -492,9 +494,9 @@ class TestPromptFile:
             "tabs",
         ],
     )
-    def test_published_columns(self, tmp_path, header, row, shot):
+    def test_published_columns(self, tmp_path, header, row, expected):
         (read,) = read_prompts(self.write(tmp_path, f"{header}\n{row}\n"), 20, 4.0)
-        assert (read.prompt, read.seed, read.case, read.guidance) == shot
+        assert (read.prompt, read.seed, read.case, read.guidance) == expected
 
     def test_another_encoding_is_told(self, tmp_path):
         (tmp_path / "c.csv").write_bytes(b"prompt,seed\na caf\xe9 in Paris,1\n")
@@ -514,16 +516,16 @@ class TestPromptFile:
     def test_rows_of_equal_settings_are_drawn_together(self, tmp_path):
         rows = [f"p{i},{i},{(7, 7.5, 12)[i % 3]},{64 * (1 + i % 2)},64" for i in range(60)]
         text = "prompt,sd_seed,sd_guidance_scale,sd_image_width,sd_image_height\n" + "\n".join(rows)
-        shots = read_prompts(self.write(tmp_path, text), 20, 4.0)
-        batches = list(ImageLoader(shots, 10, None))
+        requests = read_prompts(self.write(tmp_path, text), 20, 4.0)
+        batches = list(ImageLoader(requests, 10, None))
         assert len(batches) == 6
         assert all(len({(s.guidance, s.size) for s in b.requests}) == 1 for b in batches)
         assert {b.size for b in batches} == {64, (64, 128)}
         assert sorted(s.seed for b in batches for s in b.requests) == list(range(60))
 
     def test_rows_without_seeds_are_counted(self, tmp_path):
-        shots = read_prompts(self.write(tmp_path, "adv_prompt\na\nb\nc\n"), 20, 4.0)
-        assert [(s.seed, s.case) for s in shots] == [(0, "0"), (1, "1"), (2, "2")]
+        requests = read_prompts(self.write(tmp_path, "adv_prompt\na\nb\nc\n"), 20, 4.0)
+        assert [(s.seed, s.case) for s in requests] == [(0, "0"), (1, "1"), (2, "2")]
 
     def test_missing(self, tmp_path):
         with pytest.raises(ErasureError, match="found no file"):

@@ -4,7 +4,7 @@ from erasure_lightning.data.image_cache import cached_images
 from erasure_lightning.data.image_plan import ImageBatch, ImageRequest
 
 
-def shots(prompt="a cat", seed=0, size=None):
+def batch(prompt="a cat", seed=0, size=None):
     return ImageBatch([ImageRequest(prompt, seed, "efficacy", "0", "cat", 2, 1.0)], size)
 
 
@@ -20,23 +20,23 @@ def drawn(folder, *batches, model="m"):
 
 
 def test_equal_shots_are_drawn_once_and_come_back_bit_for_bit(tmp_path):
-    count, (first, again) = drawn(str(tmp_path / "new"), shots(), shots())
+    count, (first, again) = drawn(str(tmp_path / "new"), batch(), batch())
     assert len(count) == 1
     assert torch.equal(first, again)
 
 
 def test_other_shots_and_other_models_are_drawn(tmp_path):
-    assert len(drawn(str(tmp_path), shots(), shots("a dog"), shots(seed=1), shots(size=32))[0]) == 4
-    assert len(drawn(str(tmp_path), shots(), model="other")[0]) == 1
+    assert len(drawn(str(tmp_path), batch(), batch("a dog"), batch(seed=1), batch(size=32))[0]) == 4
+    assert len(drawn(str(tmp_path), batch(), model="other")[0]) == 1
 
 
 def test_without_a_folder_everything_is_drawn():
-    assert len(drawn(None, shots(), shots())[0]) == 2
+    assert len(drawn(None, batch(), batch())[0]) == 2
 
 
 def test_a_spoiled_file_is_drawn_again(tmp_path):
-    drawn(str(tmp_path), shots())
+    drawn(str(tmp_path), batch())
     (spoiled,) = tmp_path.iterdir()
     spoiled.write_bytes(b"half")
-    assert len(drawn(str(tmp_path), shots())[0]) == 1
-    assert len(drawn(str(tmp_path), shots())[0]) == 0
+    assert len(drawn(str(tmp_path), batch())[0]) == 1
+    assert len(drawn(str(tmp_path), batch())[0]) == 0

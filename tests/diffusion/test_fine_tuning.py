@@ -19,12 +19,12 @@ from erasure_lightning.testing import quick_fit
 PROMPTS = ["a cat", "a dog", "a star"]
 
 
-def gallery(backbone):
+def latent_dataset(backbone):
     return LatentDataset(backbone, PROMPTS, 0, steps=2, guidance=3.0)
 
 
 def tuning(backbone, prompts=PROMPTS, **arguments):
-    return FineTuning(backbone, gallery(backbone), prompts, **({"lr": 1e-2} | arguments))
+    return FineTuning(backbone, latent_dataset(backbone), prompts, **({"lr": 1e-2} | arguments))
 
 
 def weights(model):
@@ -72,7 +72,7 @@ def test_it_trains_what_it_was_told_and_nothing_of_the_model_itself(tiny, train)
     assert (texts == named) == (train == "text")
 
 
-def test_parameters_that_a_method_still_trains_get_no_slope():
+def test_parameters_that_a_method_still_trains_get_no_gradient():
     module = quick_fit(SAGE(concepts=[Concept("cat", "dog")], backbone=TinyBackbone()), 1)
     held = list(module.editable().values())
     for parameter in held:
@@ -146,8 +146,8 @@ def test_fewer_prompts_than_images_are_the_first_images(tiny):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "found"), [({"lr": -1.0}, "-1 and 8"), ({"batch_size": 0}, "0.01 and 0")]
+    ("arguments", "values"), [({"lr": -1.0}, "-1 and 8"), ({"batch_size": 0}, "0.01 and 0")]
 )
-def test_numbers_out_of_range(tiny, arguments, found):
-    with pytest.raises(ErasureError, match=f"at least 1; found {found}"):
+def test_numbers_out_of_range(tiny, arguments, values):
+    with pytest.raises(ErasureError, match=f"at least 1; found {values}"):
         tuning(tiny, **arguments)

@@ -156,8 +156,8 @@ class TestCommands:
         assert not list((folder / "out").rglob("*.png"))
 
     def test_kept_images_of_the_original_hold_none(self, edit, folder, capsys):
-        error(capsys, "test", "--ckpt_path", edit, "--data.originals", "album", *FEW)
-        assert not list(folder.glob("album/*"))
+        error(capsys, "test", "--ckpt_path", edit, "--data.originals", "images", *FEW)
+        assert not list(folder.glob("images/*"))
 
 
 @pytest.mark.parametrize(("which", "called"), [("original", "original"), ("backbone", "edited")])
@@ -192,8 +192,8 @@ def test_an_original_that_draws_none_has_no_examples():
 def test_an_attack_that_lost_its_numbers():
     class Exploded(PlainPrompt):
         def find(self, target, case):
-            found = super().find(target, case)
-            return found.__class__(found.images * math.nan)
+            result = super().find(target, case)
+            return result.__class__(result.images * math.nan)
 
     words = (
         "The attacked model TinyBackbone draws NaN or infinity .* Attack with a lower rate or fewer"

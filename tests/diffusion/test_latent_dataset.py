@@ -9,7 +9,7 @@ from erasure_lightning.diffusion.sampling import sample_latents
 PROMPTS = ["a cat", "a dog", "a star"]
 
 
-def gallery(backbone=None, seed=0, prompts=PROMPTS):
+def latent_dataset(backbone=None, seed=0, prompts=PROMPTS):
     return LatentDataset(backbone or TinyBackbone(), prompts, seed, steps=2, guidance=3.0)
 
 
@@ -18,25 +18,25 @@ def test_images_are_those_of_the_one_sampling_loop():
     generator = torch.Generator().manual_seed(5)
     seeds = torch.randint(2**31, (3,), generator=generator).tolist()
     assert torch.equal(
-        gallery(backbone, 5).latents,
+        latent_dataset(backbone, 5).latents,
         sample_latents(backbone, PROMPTS, seeds, steps=2, guidance=3.0),
     )
 
 
 def test_a_seed_draws_them_again_and_another_does_not():
-    assert torch.equal(gallery().latents, gallery().latents)
-    assert not torch.allclose(gallery().latents, gallery(seed=1).latents)
+    assert torch.equal(latent_dataset().latents, latent_dataset().latents)
+    assert not torch.allclose(latent_dataset().latents, latent_dataset(seed=1).latents)
 
 
 def test_more_than_a_batch_is_drawn_in_order():
-    whole = gallery(prompts=PROMPTS * 6).latents
+    whole = latent_dataset(prompts=PROMPTS * 6).latents
     assert len(whole) == 18
-    assert torch.allclose(whole[:3], gallery().latents, atol=1e-5)
+    assert torch.allclose(whole[:3], latent_dataset().latents, atol=1e-5)
 
 
 def test_noise_and_target_belong_to_the_image():
     for prediction in ("epsilon", "velocity"):
-        dataset = gallery(TinyBackbone(prediction=prediction))
+        dataset = latent_dataset(TinyBackbone(prediction=prediction))
         x, t, target = dataset.noised([2, 0])
         clean = dataset.process.clean(target, x, t)
         assert torch.allclose(clean, dataset.latents[[2, 0]], atol=1e-3)

@@ -79,7 +79,7 @@ def _check_methods(strategy, results, out, subtests):
             " should"
         ):
             assert (first["empty"], second["empty"]) == (False, strategy == "fsdp2")
-            # What its slopes are taken of stays whole: of a method that trains everything, all
+            # What its gradients are taken of stays whole: of a method that trains everything, all
             # does.
             assert bool(first["split"]) == (strategy == "fsdp2" and name not in ("SalUn", "ANT"))
         if issubclass(fits.method(name), ClosedFormErasure):

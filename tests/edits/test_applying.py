@@ -223,10 +223,10 @@ def test_an_edit_of_layout_1_is_read_and_must_be_transferred(edits, load, tmp_pa
         ErasureError, match="an edit of an earlier version, which does not say which"
     ):
         apply_edit(tmp_path, load())
-    pipeline, wanted = load(), load()
+    pipeline, expected = load(), load()
     apply_edit(tmp_path, pipeline, transfer=True)
-    apply_edit(edits / "text", wanted)
-    assert torch.equal(latents(pipeline), latents(wanted))
+    apply_edit(edits / "text", expected)
+    assert torch.equal(latents(pipeline), latents(expected))
 
 
 def test_another_edit_of_the_same_component_is_refused(edits, load):
@@ -305,15 +305,15 @@ def with_fused_lora(pipeline):
     "change", [compiled, compiled_in_parts, compiled_in_place, with_lora, unfused]
 )
 def test_an_edit_finds_weights_behind_other_names(edits, load, change):
-    pipeline, wanted = load(), load()
+    pipeline, expected = load(), load()
     change(pipeline)
     # Compiling a whole UNet takes seconds: only the parts run compiled.
     with torch.compiler.set_stance("default" if change is compiled_in_parts else "force_eager"):
         before = latents(pipeline)
         assert apply_edit(edits / "weights", pipeline).metadata["transferred"] == []
-        apply_edit(edits / "weights", wanted)
+        apply_edit(edits / "weights", expected)
         assert differ(latents(pipeline), before)
-        assert torch.allclose(latents(pipeline), latents(wanted), atol=1e-5)
+        assert torch.allclose(latents(pipeline), latents(expected), atol=1e-5)
 
 
 @pytest.mark.parametrize(

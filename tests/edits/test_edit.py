@@ -93,10 +93,10 @@ class Pipeline:
 def test_an_edit_goes_into_a_pipeline_that_shares_the_component(tmp_path):
     pipeline = Pipeline()
     new = torch.randn(2, 2)
-    made_on = META | {
+    metadata = META | {
         "fingerprints": {"text_encoder": component_fingerprints(pipeline.text_encoder)}
     }
-    write_edit(tmp_path / "edit.safetensors", {"text_encoder.weight": new}, made_on)
+    write_edit(tmp_path / "edit.safetensors", {"text_encoder.weight": new}, metadata)
     unet = pipeline.unet.weight.clone()
     assert apply_edit(tmp_path, pipeline).metadata["method"] == META["method"]
     assert torch.equal(pipeline.text_encoder.weight, new)

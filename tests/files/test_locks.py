@@ -64,21 +64,21 @@ def killed_while_saving(path):
 
 def test_what_a_kill_left_half_written_is_removed_and_nothing_else(tmp_path):
     run = tmp_path / "run"
-    kept = {
+    expected = {
         run / ".hidden",
         run / ".v1.2b",
         run / "log.17",
         run / "checkpoints",
         run / "checkpoints" / "last.ckpt",
     }
-    for path in kept - {run / "checkpoints"}:
+    for path in expected - {run / "checkpoints"}:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     for name in ("edit.safetensors", "checkpoints/last.ckpt"):
         killed_while_saving(run / name)
-    assert len(set(run.rglob("*")) - kept) == 2
+    assert len(set(run.rglob("*")) - expected) == 2
     with lock_folder(run):
-        assert set(run.rglob("*")) == kept | {run / RUNNING_FILE}
+        assert set(run.rglob("*")) == expected | {run / RUNNING_FILE}
 
 
 def test_what_another_is_writing_is_left_alone(tmp_path, worker):

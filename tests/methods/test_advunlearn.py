@@ -122,7 +122,7 @@ class TestAttack:
             .mean()
         )
 
-    @pytest.mark.parametrize("attack", ["slope", "sign"])
+    @pytest.mark.parametrize("attack", ["gradient", "sign"])
     def test_it_brings_the_concept_nearer(self, attack):
         module = method(attack=attack, attack_steps=10, attack_lr=0.02)
         module.noisy_batch = lambda sentences: noisy(module, X, T, sentences)

@@ -335,7 +335,7 @@ class TestUNet:
         )
 
 
-class Asked(Callback):
+class Queries(Callback):
     """Denoiser calls of each step: which model, about how many latents, and with gradient
     or not.
     """
@@ -355,7 +355,7 @@ class Asked(Callback):
 
 def test_once_the_bank_is_complete_a_step_is_one_batch_of_the_student(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    calls, bank = Asked(), TrajectoryBank(trajectories=2, steps=3)
+    calls, bank = Queries(), TrajectoryBank(trajectories=2, steps=3)
     quick_fit(all_but_one(latents=bank, warmup=1), 24, calls, Cost())
     assert calls.steps[0] == [("original", 4, False)] * 3 + [
         ("student", 4, True),
@@ -376,8 +376,8 @@ def test_a_weight_below_zero_is_refused(weight):
 
 @pytest.mark.slow
 def test_it_erases_the_cigarette_from_prompts_and_from_images_and_retains_the_rest():
-    given = numbers("all-but-one", lr=8e-4, latents=TrajectoryBank(trajectories=8, steps=10))
-    module = quick_fit(AllButOne(concepts=[Concept("cigarette", "lollipop")], **given), 40)
+    arguments = numbers("all-but-one", lr=8e-4, latents=TrajectoryBank(trajectories=8, steps=10))
+    module = quick_fit(AllButOne(concepts=[Concept("cigarette", "lollipop")], **arguments), 40)
     ask = {"seeds": range(4), "steps": 10, "guidance": 4.0}
     shown, smoke = (
         sample_images(module.original, [f"a {word}" for word in KEPT], **ask),
@@ -395,8 +395,8 @@ def test_it_erases_the_cigarette_from_prompts_and_from_images_and_retains_the_re
         )
         == 0
     )
-    kept = sample_images(module.backbone, [f"a {word}" for word in KEPT], **ask)
-    assert named(module.original.world, kept, KEPT) == 1
+    images = sample_images(module.backbone, [f"a {word}" for word in KEPT], **ask)
+    assert named(module.original.world, images, KEPT) == 1
     cleaned, left = (
         purify_images(module.original, module.backbone, pictures, prompts, steps=10)
         for pictures, prompts in ((smoked, ["a cigarette"] * 4), (shown, [""] * 4))

@@ -174,8 +174,8 @@ class TestTrajectories:
 @pytest.mark.slow
 def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
     shown = GeneratedImages(images=4, steps=10, guidance=6, of="anchor")
-    given = numbers("ca", latents=shown, lr=6e-4)
-    module = quick_fit(CA(concepts=[Concept("cigarette", "lollipop")], **given), 25)
+    arguments = numbers("ca", latents=shown, lr=6e-4)
+    module = quick_fit(CA(concepts=[Concept("cigarette", "lollipop")], **arguments), 25)
     assert recognised_before(module, ["cigarette"] * 4) == 1
     assert recognised(module.backbone, ["cigarette"] * 4) == 0
     assert recognised(module.backbone, KEPT) == recognised_before(module, KEPT) == 1

@@ -199,8 +199,8 @@ def test_numbers_out_of_range_are_refused():
 
 @pytest.mark.slow
 def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
-    given = numbers("receler", lr=2e-3, latents=TrajectoryBank(4, 10))
-    module = quick_fit(Receler(concepts=[Concept("cigarette")], **given), 15)
+    arguments = numbers("receler", lr=2e-3, latents=TrajectoryBank(4, 10))
+    module = quick_fit(Receler(concepts=[Concept("cigarette")], **arguments), 15)
     assert recognised_before(module, ["cigarette"] * 4) == 1
     assert recognised(module.backbone, ["cigarette"] * 4) == 0
     assert recognised(module.backbone, KEPT) == recognised_before(module, KEPT) == 1

@@ -257,8 +257,8 @@ def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
         UnconditionalDrift(3),
     )
     bank = TrajectoryBank(trajectories=4, steps=5)
-    given = numbers("sage", check_steps=2, check_from=3, lr=1.2e-3, latents=bank)
-    module = quick_fit(SAGE(concepts=WORLD, **given), 15, *retention)
+    arguments = numbers("sage", check_steps=2, check_from=3, lr=1.2e-3, latents=bank)
+    module = quick_fit(SAGE(concepts=WORLD, **arguments), 15, *retention)
     after = moves(module)
     assert after["concept"] > 0.4
     assert after["anchor"] < 0.2

@@ -140,8 +140,8 @@ def test_negative_numbers_are_refused():
 
 @pytest.mark.slow
 def test_it_erases_the_cigarette_of_the_emoji_world_and_transport_keeps_the_rest():
-    given = numbers("spm", lr=2e-2, latents=TrajectoryBank(trajectories=4, steps=10))
-    module = quick_fit(SPM(concepts=[Concept("cigarette", "lollipop")], **given), 20)
+    arguments = numbers("spm", lr=2e-2, latents=TrajectoryBank(trajectories=4, steps=10))
+    module = quick_fit(SPM(concepts=[Concept("cigarette", "lollipop")], **arguments), 20)
     assert recognised_before(module, ["cigarette"] * 4) == 1
     assert recognised(module.backbone, ["cigarette"] * 4) == 0
     assert recognised(module.backbone, KEPT) == recognised_before(module, KEPT) == 1

@@ -51,14 +51,14 @@ def write_page(folder, *runs):
 def test_a_page_is_complete_and_makes_no_requests(browser, runs, tmp_path, count, width, dark):
     seen = browser.look(write_page(tmp_path, *runs[:count]), width, dark)
     assert (seen.dialogs, seen.requests, seen.complaints) == ([], [], [])
-    assert (seen.found["active"], seen.found["handlers"], seen.found["wordless"]) == (0, 0, 0)
-    assert set(seen.found["schemes"]) == {"#", "data:", "https:"}
-    assert seen.found["overflow"] == 0
-    assert len(seen.found["pictures"]) >= 8
-    assert min(seen.found["pictures"]) > 0
-    assert f"a {HOSTILE}" in seen.found["text"]
-    assert HOSTILE in seen.found["title"] or count == 3
-    levels = seen.found["headings"]
+    assert (seen.content["active"], seen.content["handlers"], seen.content["wordless"]) == (0, 0, 0)
+    assert set(seen.content["schemes"]) == {"#", "data:", "https:"}
+    assert seen.content["overflow"] == 0
+    assert len(seen.content["pictures"]) >= 8
+    assert min(seen.content["pictures"]) > 0
+    assert f"a {HOSTILE}" in seen.content["text"]
+    assert HOSTILE in seen.content["title"] or count == 3
+    levels = seen.content["headings"]
     assert levels[0] == 1
     assert all(after <= before + 1 for before, after in pairwise(levels))
 
@@ -73,9 +73,9 @@ def test_a_page_without_escaping_fails_these_checks(browser, runs, tmp_path, mon
     assert seen.dialogs
     assert seen.requests
     assert seen.complaints
-    assert seen.found["active"]
-    assert seen.found["handlers"]
-    assert f"a {HOSTILE}" not in seen.found["text"]
+    assert seen.content["active"]
+    assert seen.content["handlers"]
+    assert f"a {HOSTILE}" not in seen.content["text"]
 
 
 def test_large_images_and_long_words_fit_on_a_phone(browser, tmp_path):
@@ -83,5 +83,5 @@ def test_large_images_and_long_words_fit_on_a_phone(browser, tmp_path):
     shutil.rmtree(run / "samples")
     write_images(run, description(), side=512)
     seen = browser.look(write_page(tmp_path, run), 375)
-    assert seen.found["overflow"] == 0
-    assert set(seen.found["pictures"]) == {512}
+    assert seen.content["overflow"] == 0
+    assert set(seen.content["pictures"]) == {512}

@@ -17,16 +17,16 @@ from erasure_lightning.report.charts import HEIGHT, SHARES, WIDTH, axis_of, char
     ],
 )  # fmt: skip
 def test_ticks_are_round_and_hold_the_values(low, high, ticks, texts):
-    made = scale(low, high)
-    assert made.ticks == pytest.approx(ticks)
-    assert [made.text(tick) for tick in made.ticks][: len(texts)] == texts
-    assert made.low <= low < high <= made.high * (1 + 1e-9)
+    result = scale(low, high)
+    assert result.ticks == pytest.approx(ticks)
+    assert [result.text(tick) for tick in result.ticks][: len(texts)] == texts
+    assert result.low <= low < high <= result.high * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("value", [0, 3, -2, 1e-9, 1e12])
 def test_one_value_has_an_axis_too(value):
-    made = scale(value, value)
-    assert made.low < value < made.high or value == 0
+    result = scale(value, value)
+    assert result.low < value < result.high or value == 0
 
 
 def test_a_whisker_stays_on_its_axis():
@@ -44,13 +44,13 @@ def test_an_axis_of_distances_begins_at_nothing():
 
 
 def test_a_curve_lies_within_its_chart():
-    made = chart("kept", [0, 50, 100], [1.0, 0.9, 0.8], "step", share=True)
-    points = [tuple(map(float, point.split(","))) for point in made.line.split()]
+    result = chart("kept", [0, 50, 100], [1.0, 0.9, 0.8], "step", share=True)
+    points = [tuple(map(float, point.split(","))) for point in result.line.split()]
     assert all(0 < x < WIDTH and 0 < y < HEIGHT for x, y in points)
     assert points[0][1] < points[-1][1]
-    assert [tick.text for tick in made.up] == ["0", "0.5", "1.0"]
-    assert made.description == "kept: 1 at step 0, 0.8 at step 100, between 0.8 and 1."
-    assert made.last == "0.8"
+    assert [tick.text for tick in result.up] == ["0", "0.5", "1.0"]
+    assert result.description == "kept: 1 at step 0, 0.8 at step 100, between 0.8 and 1."
+    assert result.last == "0.8"
 
 
 def test_a_loss_is_drawn_from_nothing_on():

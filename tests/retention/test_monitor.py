@@ -74,9 +74,9 @@ def test_it_measures_prompts_of_the_argument():
 def test_with_a_world_it_recognises_the_concept():
     monitor = Noting(every=1, steps=10)
     quick_fit(Distillation(concepts=[Concept("cigarette", "lollipop")], lr=1e-7), 1, monitor)
-    forgotten, kept = monitor.scores[0]
+    forgotten, retained = monitor.scores[0]
     assert forgotten == 0
-    assert kept > 0.99
+    assert retained > 0.99
 
 
 @pytest.mark.parametrize(

@@ -24,9 +24,9 @@ KEPT = ["a star", "a heart", "a tree", "a car", "a boat"]
 
 
 def module(method=SAGE, **arguments):
-    made = method(concepts=CAT, backbone=TinyBackbone(), **arguments)
-    made.configure_model()
-    return made
+    built = method(concepts=CAT, backbone=TinyBackbone(), **arguments)
+    built.configure_model()
+    return built
 
 
 def ready(callback, owner):
@@ -85,11 +85,11 @@ def test_it_holds_what_it_names_with_any_gradient_method(name, method):
     callback = TERMS[name]()
     callback.prompts, callback.weight = KEPT, 300.0 if name in ("cross", "self") else 10.0
     quick_fit(held, STEPS, callback)
-    judge = ready(TERMS[name](), held)
+    term = ready(TERMS[name](), held)
     torch.manual_seed(0)
-    with_term = judge.term(held)
+    with_term = term.term(held)
     torch.manual_seed(0)
-    assert with_term < 0.7 * judge.term(free)
+    assert with_term < 0.7 * term.term(free)
 
 
 def test_both_terms_join_the_loss_of_a_trivial_method():
@@ -155,9 +155,9 @@ def test_a_closed_form_holds_the_states_of_what_is_retained(make):
 
 def test_a_closed_form_has_no_text_states_to_hold():
     with pytest.warns(UserWarning, match="Redirection edits no text encoder"):
-        made = quick_fit(module(Redirection), 1, GlobalSemanticAlignment(prompts=KEPT))
-    source = made.original.text_inputs()[0]
-    assert not made.retention_gram(source).any()
+        built = quick_fit(module(Redirection), 1, GlobalSemanticAlignment(prompts=KEPT))
+    source = built.original.text_inputs()[0]
+    assert not built.retention_gram(source).any()
 
 
 def test_banks_resume():
@@ -240,15 +240,15 @@ class TestNearness:
 
     def test_many_concepts_leave_the_share_too(self):
         concepts = [Concept(f"thing {i}") for i in range(60)]
-        kept = retained_prompts(self.owner(*concepts), 0.98)
-        assert len(kept) == 3 * (len(COCO_OBJECTS) - 1)
+        captions = retained_prompts(self.owner(*concepts), 0.98)
+        assert len(captions) == 3 * (len(COCO_OBJECTS) - 1)
 
 
 class TestKin:
     """What is near a concept and must survive, without a world and with one."""
 
-    def prompts(self, *concepts, **given):
-        owner = Distillation(concepts=list(concepts), **({"backbone": TinyBackbone()} | given))
+    def prompts(self, *concepts, **arguments):
+        owner = Distillation(concepts=list(concepts), **({"backbone": TinyBackbone()} | arguments))
         owner.configure_model()
         return retained_prompts(owner, nearness=1)
 

@@ -127,9 +127,9 @@ def test_distillation_learns_what_the_loss_says():
     module = quick_fit(Distillation(concepts=CAT, backbone=TinyBackbone(), lr=1e-2), 60)
     x, t = torch.randn(4, 4, 8, 8), torch.tensor([100.0, 300.0, 600.0, 900.0])
     ask = lambda model, word: model.denoise(x, t, model.encode([word]).expand(4))  # noqa: E731
-    wanted, before = ask(module.original, "a dog"), ask(module.original, "a cat")
+    target, before = ask(module.original, "a dog"), ask(module.original, "a cat")
     after = ask(module.backbone, "a cat")
-    assert (after - wanted).square().mean() < 0.5 * (before - wanted).square().mean()
+    assert (after - target).square().mean() < 0.5 * (before - target).square().mean()
 
 
 def test_seeds_differ_and_repeat():

@@ -65,10 +65,10 @@ def test_seeds_are_what_a_generator_takes(seed):
 def floats(cls):
     """Arguments of a class and its bases that are decimal numbers."""
     signatures = [inspect.signature(base.__init__) for base in cls.__mro__[:-1]]
-    found = {
+    parameters = {
         n: p for s in signatures for n, p in s.parameters.items() if "float" in str(p.annotation)
     }
-    return sorted(n for n, p in found.items() if p.annotation in (float, float | None))
+    return sorted(n for n, p in parameters.items() if p.annotation in (float, float | None))
 
 
 def test_the_arguments_are_found():
@@ -114,7 +114,7 @@ def test_a_banks_guidance(guidance):
 
 
 @pytest.mark.parametrize(
-    ("made", "words"),
+    ("make", "words"),
     [
         (lambda: GlobalSemanticAlignment(weight=NAN), "needs a finite weight; found nan"),
         (
@@ -128,9 +128,9 @@ def test_a_banks_guidance(guidance):
         ),
     ],
 )
-def test_retention_callbacks(made, words):
+def test_retention_callbacks(make, words):
     with pytest.raises(ErasureError, match=words):
-        quick_fit(Distillation(concepts=CAT, backbone=TinyBackbone()), 1, made())
+        quick_fit(Distillation(concepts=CAT, backbone=TinyBackbone()), 1, make())
 
 
 FIT = ["fit", "--model", "trivial.Distillation", "--model.concepts", "[{name: cat, anchor: dog}]"]

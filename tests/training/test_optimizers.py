@@ -27,23 +27,23 @@ def package(monkeypatch):
     monkeypatch.setattr(optimizers, "find_spec", lambda name: inner)
 
 
-def made(**arguments):
+def build(**arguments):
     return Distillation(
         concepts=[Concept("cat", "dog")], backbone=TinyBackbone(), lr=1e-2, **arguments
     )
 
 
 def test_the_package_moves_the_edit(package):
-    module = quick_fit(made(optimizer="adam8bit"), 2)
+    module = quick_fit(build(optimizer="adam8bit"), 2)
     assert type(module.trainer.optimizers[0]) is Adam8bit
-    assert type(quick_fit(made(), 1).trainer.optimizers[0]) is Adam
+    assert type(quick_fit(build(), 1).trainer.optimizers[0]) is Adam
     before = dict(module.original.named_parameters())
     assert all(not torch.equal(value, before[name]) for name, value in edit_of(module).items())
 
 
 def test_without_the_package_one_sentence_says_what_to_install(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(optimizers, "find_spec", lambda name: None)
-    told = [
+    argv = [
         "--model",
         "ESD",
         "--model.concepts",
@@ -59,7 +59,7 @@ def test_without_the_package_one_sentence_says_what_to_install(monkeypatch, caps
         "--run_dir",
         str(tmp_path / "run"),
     ]
-    assert main(["fit", *told, *few]) == 2
+    assert main(["fit", *argv, *few]) == 2
     assert "pip install 'erasure-lightning[bitsandbytes]'" in capsys.readouterr().err
 
 
@@ -79,7 +79,7 @@ def test_split_weights_are_refused(package, monkeypatch):
     ],
 )
 def test_weights_decay_by_adamw_alone_unless_told_otherwise(arguments, kind, decay):
-    (optimizer,) = quick_fit(made(**arguments), 1).trainer.optimizers
+    (optimizer,) = quick_fit(build(**arguments), 1).trainer.optimizers
     assert type(optimizer) is kind
     assert optimizer.param_groups[0]["weight_decay"] == decay
 
@@ -96,17 +96,17 @@ def test_weights_decay_by_adamw_alone_unless_told_otherwise(arguments, kind, dec
 def test_rates_rise_and_then_stay_or_fall(schedule, warmup, factors):
     factor = rate_factor(schedule, warmup, 4)
     assert [factor(step) for step in range(4)] == pytest.approx(factors, abs=1e-6)
-    module = quick_fit(made(schedule=schedule, warmup=warmup), 3, total=4)
+    module = quick_fit(build(schedule=schedule, warmup=warmup), 3, total=4)
     (rate,) = module.lr_schedulers().get_last_lr()
     assert rate == pytest.approx(1e-2 * factors[3], abs=1e-8)
 
 
 def test_the_rate_stays_by_default_as_in_official_code():
-    assert (made().schedule, made().warmup) == ("constant", 0)
+    assert (build().schedule, build().warmup) == ("constant", 0)
 
 
 def test_a_negative_decay_is_refused():
     with pytest.raises(
         ErasureError, match="Distillation needs weight_decay of at least 0; found -0.1"
     ):
-        made(weight_decay=-0.1)
+        build(weight_decay=-0.1)

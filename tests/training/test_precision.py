@@ -23,12 +23,12 @@ X, T = (
 )
 
 
-def made(method=Distillation, base="bfloat16", **arguments):
+def build(method=Distillation, base="bfloat16", **arguments):
     return method(concepts=CAT, backbone=TinyBackbone(), base=base, **arguments)
 
 
 def test_weights_are_bfloat16_and_all_that_is_edited_or_said_is_float32():
-    module = quick_fit(made(latents=TrajectoryBank(trajectories=2, steps=3)), 2)
+    module = quick_fit(build(latents=TrajectoryBank(trajectories=2, steps=3)), 2)
     edited = module.editable()
     for name, parameter in module.backbone.named_parameters():
         assert parameter.dtype == (torch.float32 if name in edited else torch.bfloat16), name
@@ -39,15 +39,15 @@ def test_weights_are_bfloat16_and_all_that_is_edited_or_said_is_float32():
         == {s["exp_avg_sq"].dtype for s in state}
         == {torch.float32}
     )
-    said = module.backbone.encode(["a cat", "a dog"])
+    states = module.backbone.encode(["a cat", "a dog"])
     drawn = module.backbone.noise([0, 1])
     pictures = module.backbone.decode(drawn)
     drawn_for_cat = module.noisy_batch(PromptBatch(["a {}"], ["cat"], ["dog"], [0])).x
     for tensor in (
-        said.tokens,
+        states.tokens,
         drawn,
         pictures,
-        module.backbone.denoise(X, T, said),
+        module.backbone.denoise(X, T, states),
         drawn_for_cat,
     ):
         assert tensor.dtype == torch.float32
@@ -62,33 +62,33 @@ def test_small_steps_are_not_swallowed():
         flat = [(p != before[name].to(p)).flatten() for name, p in module.editable().items()]
         return torch.cat(flat).float().mean()
 
-    assert moved(quick_fit(made(lr=1e-7), 2)) > 0.9
-    assert moved(quick_fit(made(base="float32", lr=1e-7), 2, precision="bf16-true")) < 0.1
+    assert moved(quick_fit(build(lr=1e-7), 2)) > 0.9
+    assert moved(quick_fit(build(base="float32", lr=1e-7), 2, precision="bf16-true")) < 0.1
 
 
 def test_a_solution_is_not_rounded():
-    module = quick_fit(made(Redirection), 1)
+    module = quick_fit(build(Redirection), 1)
     assert any(not torch.equal(p, p.bfloat16().float()) for p in module.editable().values())
 
 
 def test_gradients_are_those_of_float32_but_for_rounding():
-    class Slopes(Callback):
+    class Gradients(Callback):
         def on_after_backward(self, trainer, module):
-            self.found = torch.cat([p.grad.flatten() for p in module.trainable().values()])
+            self.values = torch.cat([p.grad.flatten() for p in module.trainable().values()])
 
-    one, other = Slopes(), Slopes()
-    quick_fit(made(), 1, one)
-    quick_fit(made(base="float32"), 1, other)
-    assert one.found.dtype == torch.float32
-    assert torch.cosine_similarity(one.found, other.found, dim=0) > 0.99
-    assert not torch.equal(one.found, other.found)
+    one, other = Gradients(), Gradients()
+    quick_fit(build(), 1, one)
+    quick_fit(build(base="float32"), 1, other)
+    assert one.values.dtype == torch.float32
+    assert torch.cosine_similarity(one.values, other.values, dim=0) > 0.99
+    assert not torch.equal(one.values, other.values)
 
 
 @pytest.fixture
 def run(tmp_path, request):
     """A run of the command line on a folder of weights, fitted and measured."""
     TinyBackbone().to_pipeline().save_pretrained(tmp_path / "tiny")
-    told = [
+    argv = [
         "--model",
         "ESD",
         "--model.concepts",
@@ -107,7 +107,7 @@ def run(tmp_path, request):
         "cpu",
     ]
     steps = ["--trainer.max_steps", "2", "--trainer.enable_progress_bar", "false", *request.param]
-    assert main(["fit", *told, *small, *steps, "--run_dir", str(tmp_path / "run")]) == 0
+    assert main(["fit", *argv, *small, *steps, "--run_dir", str(tmp_path / "run")]) == 0
     assert (
         main(
             [
@@ -151,10 +151,10 @@ def test_mixed_precision_of_lightning_fits_and_measures_too(run):
 def test_the_same_model_is_known_in_either_precision(tmp_path):
     for there in ("float32", "bfloat16"):
         saved = tmp_path / f"{there}.ckpt"
-        quick_fit(made(base=there), 1, save=saved)
+        quick_fit(build(base=there), 1, save=saved)
         checkpoint = torch.load(saved, weights_only=True)
         for here in ("float32", "bfloat16"):
-            module = made(base=here)
+            module = build(base=here)
             module.configure_model()
             module.on_load_checkpoint(checkpoint)
             other = Distillation(concepts=CAT, backbone=TinyBackbone(seed=1), base=here)
@@ -164,7 +164,7 @@ def test_the_same_model_is_known_in_either_precision(tmp_path):
 
 
 def test_two_float32_models_that_round_alike_are_two():
-    module, near = made(base="float32"), TinyBackbone()
+    module, near = build(base="float32"), TinyBackbone()
     with torch.no_grad():
         next(near.denoiser.parameters()).mul_(1 + 1e-6)
     module.configure_model()
@@ -178,7 +178,7 @@ def test_two_float32_models_that_round_alike_are_two():
 
 def test_a_precision_that_would_round_the_edit_is_refused():
     with pytest.raises(ErasureError, match="Leave --trainer.precision at 32-true"):
-        quick_fit(made(), 1, precision="bf16-true")
+        quick_fit(build(), 1, precision="bf16-true")
 
 
 def test_weights_are_loaded_in_the_precision_asked_for(tmp_path):
@@ -195,9 +195,9 @@ def test_weights_are_loaded_in_the_precision_asked_for(tmp_path):
 def test_who_learns_it_back_is_not_held_up_by_rounding():
     """An attack that fine-tunes in bfloat16 would make every edit look safe."""
     model = TinyBackbone().to(torch.bfloat16)
-    gallery = LatentDataset(model, ["a cat"] * 2, seed=0, steps=2, guidance=1.0)
+    dataset = LatentDataset(model, ["a cat"] * 2, seed=0, steps=2, guidance=1.0)
     before = dict(model.denoiser.named_parameters())
-    after = FineTuning(model, gallery, ["a cat"] * 2, lr=1e-7).advance(1)
+    after = FineTuning(model, dataset, ["a cat"] * 2, lr=1e-7).advance(1)
     moved = [
         n for n, p in after.denoiser.named_parameters() if not torch.equal(p, before[n].float())
     ]
@@ -206,7 +206,7 @@ def test_who_learns_it_back_is_not_held_up_by_rounding():
 
 def test_edits_of_both_bases_are_much_alike():
     one, other = (
-        edit_of(quick_fit(made(base=base, lr=1e-2), 4)) for base in ("float32", "bfloat16")
+        edit_of(quick_fit(build(base=base, lr=1e-2), 4)) for base in ("float32", "bfloat16")
     )
     before = dict(TinyBackbone().named_parameters())
     for name in one:

@@ -57,7 +57,7 @@ class TestMasks:
         assert sum(mask.sum() for mask in salient_masks(SLOPES, 0.49).values()) == 2
         assert not any(mask.any() for mask in salient_masks(SLOPES, 0.1).values())
 
-    def test_ties_are_all_marked_and_what_has_no_slope_never_is(self):
+    def test_ties_are_all_marked_and_what_has_no_gradient_never_is(self):
         masks = salient_masks({"a": torch.tensor([3.0, -3.0, 3.0, 0.0]), "b": torch.zeros(4)}, 0.25)
         assert masks["a"].tolist() == [True, True, True, False]
         assert not masks["b"].any()
@@ -66,7 +66,7 @@ class TestMasks:
         assert all(mask.dtype == torch.bool for mask in salient_masks(SLOPES, 0.5).values())
 
 
-def test_slopes_are_summed_with_their_signs_before_anyone_looks_at_their_size():
+def test_gradients_are_summed_with_their_signs_before_anyone_looks_at_their_size():
     parameters = {
         "a": torch.tensor([1.0, 1.0], requires_grad=True),
         "unused": torch.tensor([1.0], requires_grad=True),

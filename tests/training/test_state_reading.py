@@ -23,9 +23,9 @@ MANY = [
 ]
 
 METHODS = {
-    "UCE": lambda **given: UCE(templates=["{}", "a {}"], **given),
+    "UCE": lambda **arguments: UCE(templates=["{}", "a {}"], **arguments),
     "RECE": RECE,
-    "MACE": lambda **given: MACE(latents=GeneratedImages(1, 1), **given),
+    "MACE": lambda **arguments: MACE(latents=GeneratedImages(1, 1), **arguments),
     "RealEraClosedForm": RealEraClosedForm,
 }
 
@@ -34,28 +34,28 @@ def read_by(method, concepts, *callbacks):
     """What the text encoder reads: sentences by how often, padding of blocks aside, and how many
     calls it takes.
     """
-    backbone, asked, calls = TinyBackbone(), Counter(), []
+    backbone, counts, calls = TinyBackbone(), Counter(), []
     contextualize = backbone.contextualize
 
     def listen(embedded):
         calls.append(len(embedded[0].ids))
-        asked.update({tuple(ids) for ids in embedded[0].ids.tolist()})
+        counts.update({tuple(ids) for ids in embedded[0].ids.tolist()})
         return contextualize(embedded)
 
     backbone.contextualize = listen
     quick_fit(METHODS[method](concepts=concepts, backbone=backbone), 1, *callbacks)
-    return asked, calls
+    return counts, calls
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_of_many_concepts_each_sentence_is_read_once_and_in_blocks(method):
-    asked, calls = read_by(method, MANY)
-    assert len(asked) > len(MANY)
-    assert asked.total() <= 1.05 * len(asked)
-    assert sum(calls) <= 1.1 * len(asked) + 3 * PROMPTS_PER_BATCH
+    counts, calls = read_by(method, MANY)
+    assert len(counts) > len(MANY)
+    assert counts.total() <= 1.05 * len(counts)
+    assert sum(calls) <= 1.1 * len(counts) + 3 * PROMPTS_PER_BATCH
 
 
 @pytest.mark.parametrize("callback", [LocalNoisePreservation, BeyondConceptRegularization])
 def test_what_callbacks_hold_is_read_once_too(callback):
-    asked, _ = read_by("RECE", MANY[:5], callback())
-    assert max(asked.values()) <= 2  # once, and cut to the longest where distances are measured
+    counts, _ = read_by("RECE", MANY[:5], callback())
+    assert max(counts.values()) <= 2  # once, and cut to the longest where distances are measured
