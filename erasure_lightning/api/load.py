@@ -65,7 +65,8 @@ def _empty_module(
     """
     made = checkpoint["erasure"]
     method = _method(title, str(made.get("method")))
-    arguments = _arguments(made) | ({} if backbone is None else {"backbone": backbone})
+    given = {} if backbone is None else {"backbone": backbone, "loras": None}
+    arguments = _arguments(made) | given
     try:
         return method(**arguments), checkpoint
     except (TypeError, KeyError) as error:

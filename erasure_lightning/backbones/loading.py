@@ -51,7 +51,7 @@ def load_backbone(
     denoiser = backbone.components["denoiser"]
     unread = {"all": {}, "text encoders": {denoiser}, "none": family.models}[weights]
     read = [part for part in family.models if part not in unread]
-    with _quiet():
+    with quiet_libraries():
         # Under a plan's fake tensors, too: the inspection compares shapes on the meta device.
         with unset_fake_temporarily():
             inspected = inspect_pipeline(source, family, backbone, index, read)
@@ -110,8 +110,8 @@ def _require_finite(title: str, model: nn.Module) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences the libraries' warnings about old configs, which are repaired."""
+def quiet_libraries() -> Iterator[None]:
+    """Silences the libraries' remarks on what is checked or repaired here."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
