@@ -115,7 +115,7 @@ class ErasureModule(LightningModule, ABC):
         self._source = (backbone,)
 
     def editable(self) -> dict[str, nn.Parameter]:
-        """What is saved, by name in the backbone; by default the denoiser's text layers' weights."""
+        """What is saved, by name in the backbone; by default weights of the text layers."""
         layers = self.backbone.text_layers().items()
         return {f"{name}.weight": cast(nn.Parameter, layer.weight) for name, layer in layers}
 
