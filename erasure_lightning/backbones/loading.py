@@ -118,7 +118,7 @@ def quiet_libraries() -> Iterator[None]:
     transformers_logging.disable_progress_bar()
     logging.getLogger("transformers").setLevel(logging.ERROR)
     before = diffusers_logging.get_verbosity()
-    diffusers_logging.set_verbosity_error()
+    diffusers_logging.set_verbosity(logging.CRITICAL)  # what it logs as an error, it raises too
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

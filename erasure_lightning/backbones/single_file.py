@@ -32,6 +32,9 @@ _BARE = (
     "guidance_in",
 )  # fmt: skip
 
+#: Those of its blocks, which no other layout has.
+_BLOCKS = ("joint_blocks.", "double_blocks.")
+
 #: Prefixes of text encoders in OpenCLIP's layout.
 _OPEN_CLIP = ("cond_stage_model.model.", "conditioner.embedders.1.model.")
 
@@ -60,7 +63,7 @@ def original_repository(file: Path) -> tuple[str, str]:
     )
 
     shapes = tensor_shapes(file)
-    if not component_tensors(shapes, "unet", ""):
+    if not any(name.startswith((_DENOISER, *_BLOCKS)) for name in shapes):
         first = next(iter(sorted(shapes)), "no tensors")
         raise ErasureError(
             f"The backbone {str(file)!r} needs a denoiser in its authors' layout"

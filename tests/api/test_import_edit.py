@@ -301,7 +301,7 @@ def test_commands_take_it(base, tmp_path, capsys):
     words = ["--as", "uce", "--backbone", base, "--out", str(run), "--concepts", "cat"]
     assert main(["import", str(file), *words]) == 0
     assert "Imported of cat" in capsys.readouterr().out
-    small = ["--data.steps", "1", "--data.seeds", "1", "--data.others", "1"]
+    small = ["--data.steps", "1", "--data.seeds", "2", "--data.others", "1"]
     assert main(["test", "--ckpt_path", str(run), *small]) == 0
     assert (run / "grid.png").exists() or list(run.glob("test*/grid.png"))
     assert main(["report", str(run), "--card"]) == 0

@@ -129,13 +129,15 @@ class TestRefused:
             fuse_loras(TinyBackbone(), [entry.format(saved)])
 
     @pytest.mark.parametrize("made_on", [TinyXL, TinyFlux, TinySD3])
-    def test_of_another_family(self, made_on, tmp_path):
+    def test_of_another_family(self, made_on, tmp_path, capfd):
         file = lora(made_on(), tmp_path / "other.safetensors")
+        capfd.readouterr()
         with pytest.raises(
             ErasureError, match=r"layers of TinyBackbone \(StableDiffusionPipeline\); found .*other"
         ) as caught:
             fuse_loras(TinyBackbone(), [file])
         assert "\n" not in str(caught.value)
+        assert not capfd.readouterr().err
 
     def test_a_family_without_loras(self, saved):
         with pytest.raises(ErasureError, match="found PixArtSigmaPipeline"):
