@@ -14,10 +14,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from erasure_lightning.api.convert_config import convert_config
     from erasure_lightning.api.erase import erase
     from erasure_lightning.api.evaluate import attack, evaluate
     from erasure_lightning.api.export import export_edit
     from erasure_lightning.api.fit import fit
+    from erasure_lightning.api.import_edit import import_edit
     from erasure_lightning.backbones.base import Backbone
     from erasure_lightning.backbones.loading import load_backbone
     from erasure_lightning.concepts.concept import Concept
@@ -44,11 +46,13 @@ __all__ = [
     "TrajectoryBank",
     "apply_edit",
     "attack",
+    "convert_config",
     "erase",
     "evaluate",
     "export_edit",
     "find_world",
     "fit",
+    "import_edit",
     "load_backbone",
     "load_edit",
 ]
@@ -67,11 +71,13 @@ _DEFINED_IN = {
     "TrajectoryBank": "training.trajectory_bank",
     "apply_edit": "edits.applied",
     "attack": "api.evaluate",
+    "convert_config": "api.convert_config",
     "erase": "api.erase",
     "evaluate": "api.evaluate",
     "export_edit": "api.export",
     "find_world": "concepts.worlds",
     "fit": "api.fit",
+    "import_edit": "api.import_edit",
     "load_backbone": "backbones.loading",
     "load_edit": "edits.applied",
 }

@@ -12,6 +12,7 @@ from erasure_lightning.registry import known_methods, load_method
 from erasure_lightning.training.base import ErasureModule
 from erasure_lightning.training.checkpoints import read_checkpoint
 from erasure_lightning.training.edit_state import BACKBONE_PREFIX
+from erasure_lightning.training.imported import Imported
 
 
 def load_edited(path: Path) -> ErasureModule:
@@ -65,7 +66,8 @@ def _empty_module(
     """
     metadata = checkpoint["erasure"]
     method = _method(title, str(metadata.get("method")))
-    arguments = _arguments(metadata) | ({} if backbone is None else {"backbone": backbone})
+    model = {} if backbone is None else {"backbone": backbone, "loras": None}
+    arguments = _arguments(metadata) | model
     try:
         return method(**arguments), checkpoint
     except (TypeError, KeyError) as error:
@@ -89,6 +91,8 @@ def _filled(module: ErasureModule, checkpoint: dict[str, Any]) -> ErasureModule:
 
 
 def _method(title: str, name: str) -> type[ErasureModule]:
+    if name == f"{Imported.__module__}.{Imported.__qualname__}":
+        return Imported
     for offered in known_methods():
         if offered.name == name.rpartition(".")[2]:
             method = load_method(offered)

@@ -1,8 +1,7 @@
 """Checks a pipeline's files before weights are read: classes, configs, tokenizers, shapes."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,20 +10,23 @@ import torch
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.compatibility import require_tokens
 from erasure_lightning.backbones.families import Family
+from erasure_lightning.backbones.single_file import component_tensors, converted_tensors
 from erasure_lightning.backbones.sources import (
     PipelineSource,
     fetch_files,
     read_json,
     repository_files,
 )
+from erasure_lightning.backbones.tensor_shapes import meta_tensors, tensor_shapes
 from erasure_lightning.backbones.weight_files import (
     WEIGHT_STEMS,
     StoredWeights,
     find_weights,
     preferred_variant,
     require_fit,
+    require_tensors,
 )
-from erasure_lightning.errors import ErasureError
+from erasure_lightning.errors import ErasureError, wrap_errors
 
 
 class _TowerKind(NamedTuple):
@@ -53,6 +55,9 @@ _TOWER_KINDS = {
 _RENAMED = {"Transformer2DModel": "PixArtTransformer2DModel"}
 
 
+_Shapes = dict[str, tuple[int, ...]]
+
+
 @dataclass(frozen=True)
 class ComponentFiles:
     """A component with weights.
@@ -62,14 +67,16 @@ class ComponentFiles:
         folder: Its folder.
         settings: Settings that take the place of those in its config.
         model: An instance built from both, on the meta device.
-        stored: Its weight files; None if they are not read, and not on this machine.
+        stored: Its weight files; None if they are not read, or in a checkpoint.
+        tensors: Names of its tensors in a single-file checkpoint, where they are in one.
     """
 
     title: str
     folder: Path
     settings: Mapping[str, Any]
     model: Any
-    stored: StoredWeights | None
+    stored: StoredWeights | None = None
+    tensors: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -87,20 +94,6 @@ class InspectedPipeline:
     pipeline: Any
     components: Mapping[str, ComponentFiles]
     others: Mapping[str, Any]
-
-
-@contextmanager
-def wrap_errors(title: str) -> Iterator[None]:
-    """Turns any error of the libraries into an `ErasureError` of one line with ``title``."""
-    try:
-        yield
-    except ErasureError:
-        raise
-    except Exception as error:  # the libraries document no error classes
-        first = next(iter(str(error).strip().splitlines()), "no reason was given")
-        raise ErasureError(
-            f"The {title} could not be loaded: {type(error).__name__}: {first}"
-        ) from error
 
 
 def inspect_pipeline(
@@ -127,8 +120,9 @@ def inspect_pipeline(
 
     classes = {name: _class(source, index, name, *family.models[name]) for name in family.models}
     samplers = _sampler_class(source, index)
-    if source.hub:
-        _fetch(source, family, read)
+    inside = _checkpoint_tensors(source, family)
+    if source.repository:
+        _fetch(source, family, [name for name in read if not inside[name]])
     models = {name: _empty(source, name, cls) for name, cls in classes.items()}
     tokenizers = {
         name: _tokenizer(source, index, name, _TOWER_KINDS[family.models[tower][1]])
@@ -141,15 +135,50 @@ def inspect_pipeline(
     backbone.check_configs(source.name, configs, others["scheduler"])
     components = {}
     for name, model in models.items():
-        title = f"{name} of {source.name}"
-        folder = source.folder(name)
-        stored = None
-        if name in read or not source.hub:
-            stored = find_weights(folder, family.models[name][0])
-            with wrap_errors(title):
-                require_fit(title, model, stored)
-        components[name] = ComponentFiles(title, folder, source.settings(name), model, stored)
+        files = ComponentFiles(
+            f"{name} of {source.name}",
+            source.folder(name),
+            source.settings(name),
+            model,
+            tensors=tuple(inside[name]),
+        )
+        if files.tensors:
+            _require_converted(files, inside[name])
+        elif name in read or not source.repository:
+            files = _with_weights(source, files, family.models[name][0])
+        components[name] = files
     return InspectedPipeline(family, getattr(diffusers, index["_class_name"]), components, others)
+
+
+def _checkpoint_tensors(source: PipelineSource, family: Family) -> dict[str, _Shapes]:
+    """Shapes of each component's tensors in the single-file checkpoint, none without one."""
+    shapes = tensor_shapes(source.checkpoint) if source.checkpoint else {}
+    return {
+        name: {key: shapes[key] for key in component_tensors(shapes, name, cls)}
+        for name, (_, cls) in family.models.items()
+    }
+
+
+def _require_converted(files: ComponentFiles, shapes: _Shapes) -> None:
+    with wrap_errors(files.title):
+        empty, unused = converted_tensors(files.title, files.model, meta_tensors(shapes))
+        require_tensors(files.title, files.model, empty, unused=unused)
+
+
+def _with_weights(source: PipelineSource, files: ComponentFiles, library: str) -> ComponentFiles:
+    """The component with the weight files of its folder."""
+    try:
+        stored = find_weights(files.folder, library)
+    except ErasureError as error:
+        if source.checkpoint is None:
+            raise
+        raise ErasureError(
+            f"The {files.title} is not in {source.checkpoint.name}: {error} Or name with @ a"
+            " folder or a Hub id that holds its weights."
+        ) from error
+    with wrap_errors(files.title):
+        require_fit(files.title, files.model, stored)
+    return replace(files, stored=stored)
 
 
 def _fetch(source: PipelineSource, family: Family, read: Collection[str]) -> None:

@@ -1,10 +1,11 @@
-"""Loads a `Backbone` from a world, a diffusers folder or a Hub id."""
+"""Loads a `Backbone` from a world, a diffusers folder, a Hub id or a single-file checkpoint."""
 
 import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
@@ -13,9 +14,10 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.full_size import full_size_model
-from erasure_lightning.backbones.inspection import ComponentFiles, inspect_pipeline, wrap_errors
+from erasure_lightning.backbones.inspection import ComponentFiles, inspect_pipeline
+from erasure_lightning.backbones.single_file import read_single_file
 from erasure_lightning.backbones.sources import family_of, locate_pipeline
-from erasure_lightning.errors import ErasureError
+from erasure_lightning.errors import ErasureError, wrap_errors
 
 #: Components whose weights are read.
 WeightsToRead = Literal["all", "text encoders", "none"]
@@ -27,8 +29,9 @@ def load_backbone(
     """Loads a text-to-image model.
 
     Args:
-        name: A world's name (``emoji-world``), a folder as diffusers writes it, or a Hub id
-            (``owner/model``); only the last goes to the network.
+        name: A world's name (``emoji-world``), a folder as diffusers writes it, a Hub id
+            (``owner/model``, ``owner/model@revision``), or a checkpoint in one file, with the
+            place of its configs (``FILE.safetensors@FOLDER``). Only a Hub id goes to the network.
         dtype: Precision of all weights, whatever they are stored in.
         weights: Which are read: ``all``; ``text encoders``, theirs and the autoencoder's, while the
             denoiser stays on the meta device until another rank sends its weights; or ``none``, for
@@ -38,7 +41,7 @@ def load_backbone(
         ErasureError: If there is no such model, or a file of it is missing, broken, of another
             kind, or does not fit.
     """
-    if weights == "none" and (known := full_size_model(name)):
+    if weights == "none" and (known := full_size_model(name.partition("@")[0])):
         return known  # shapes alone need neither files nor the network
     source = locate_pipeline(name)
     index = source.index()
@@ -48,12 +51,14 @@ def load_backbone(
     denoiser = backbone.components["denoiser"]
     unread = {"all": {}, "text encoders": {denoiser}, "none": family.models}[weights]
     read = [part for part in family.models if part not in unread]
-    with _quiet():
+    with quiet_libraries():
         # Under a plan's fake tensors, too: the inspection compares shapes on the meta device.
         with unset_fake_temporarily():
             inspected = inspect_pipeline(source, family, backbone, index, read)
         parts = {
-            part: _empty(component, dtype, weights) if part in unread else _read(component, dtype)
+            part: _empty(component, dtype, weights)
+            if part in unread
+            else _read(component, dtype, source.checkpoint)
             for part, component in inspected.components.items()
         }
         settings = {key: index[key] for key in family.settings if key in index}
@@ -64,18 +69,24 @@ def load_backbone(
     return cast(Backbone, loaded.requires_grad_(False))
 
 
-def _read(component: ComponentFiles, dtype: torch.dtype) -> Any:
+def _read(component: ComponentFiles, dtype: torch.dtype, checkpoint: Path | None) -> Any:
     """A component with its weights, which must be finite."""
-    assert component.stored is not None
+    cls = type(component.model)
     with wrap_errors(component.title):
-        model = type(component.model).from_pretrained(
-            component.folder,
-            dtype=dtype,
-            variant=component.stored.variant,
-            use_safetensors=True,
-            low_cpu_mem_usage=True,
-            **component.settings,
-        )
+        if checkpoint and component.tensors:
+            model = read_single_file(
+                cls, checkpoint, component.tensors, component.folder, component.settings, dtype
+            )
+        else:
+            assert component.stored is not None
+            model = cls.from_pretrained(
+                component.folder,
+                dtype=dtype,
+                variant=component.stored.variant,
+                use_safetensors=True,
+                low_cpu_mem_usage=True,
+                **component.settings,
+            )
     _require_finite(component.title, model)
     return model
 
@@ -99,15 +110,15 @@ def _require_finite(title: str, model: nn.Module) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences the libraries' warnings about old configs, which are repaired."""
+def quiet_libraries() -> Iterator[None]:
+    """Silences the libraries' remarks on what is checked or repaired here."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
     logging.getLogger("transformers").setLevel(logging.ERROR)
     before = diffusers_logging.get_verbosity()
-    diffusers_logging.set_verbosity_error()
+    diffusers_logging.set_verbosity(logging.CRITICAL)  # what it logs as an error, it raises too
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

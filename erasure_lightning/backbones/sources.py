@@ -1,20 +1,24 @@
-"""Locates a pipeline: a world, a folder as diffusers writes it, or a repository of the Hub."""
+"""Locates a pipeline: a world, a diffusers folder, a Hub repository, a single-file checkpoint."""
 
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from erasure_lightning.backbones.families import FAMILIES, Family
+from erasure_lightning.backbones.single_file import original_repository
 from erasure_lightning.concepts.worlds import World, find_world
 from erasure_lightning.errors import ErasureError
 
 _INDEX = "model_index.json"
 
-#: Endings of checkpoints that hold a whole pipeline in one file.
-_SINGLE = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
+_CHECKPOINT = ".safetensors"
+
+#: Endings of checkpoints that are never read, and why.
+_REFUSED = dict.fromkeys((".ckpt", ".pt", ".pth", ".bin"), "a pickle, which can run code")
+_REFUSED[".gguf"] = "quantized weights, which cannot be edited"
 
 
 @dataclass(frozen=True)
@@ -25,14 +29,18 @@ class PipelineSource:
         name: The user's name for it.
         root: Folder of ``model_index.json``.
         world: The world, if it is one.
-        hub: Whether it is a repository of the Hub, of which only the files that are read are
-            downloaded.
+        repository: The repository, if it is one of the Hub, of which only the files that are read
+            are downloaded.
+        revision: Branch, tag or commit of the repository; its main branch by default.
+        checkpoint: A single-file checkpoint, whose weights take the place of the folder's.
     """
 
     name: str
     root: Path
     world: World | None = None
-    hub: bool = False
+    repository: str = ""
+    revision: str | None = None
+    checkpoint: Path | None = None
 
     def folder(self, component: str) -> Path:
         """Folder of a component (``unet``, ``tokenizer_2``)."""
@@ -58,11 +66,54 @@ def locate_pipeline(name: str) -> PipelineSource:
     """Locates a pipeline; only a Hub id uses the network.
 
     Args:
-        name: A world's name, a folder or its ``model_index.json``, or a Hub id (``owner/model``).
+        name: A world's name, a folder or its ``model_index.json``, a Hub id (``owner/model``, or
+            ``owner/model@revision``), or a checkpoint in one file. The configs and tokenizers of
+            the latter are in what stands behind an ``@`` (``FILE.safetensors@FOLDER``, or a world,
+            or a Hub id), or else beside it, or in the Hub's cache.
 
     Raises:
-        ErasureError: If there is none, or it is a checkpoint in one file.
+        ErasureError: If there is none, or it is in a format that is not read.
     """
+    file, at, config = _split_checkpoint(name)
+    path = Path(os.path.expanduser(file))
+    if at or (path.suffix == _CHECKPOINT and path.is_file()):
+        return _single_file(name, path, config)
+    return _locate_folder(name)
+
+
+def _split_checkpoint(name: str) -> tuple[str, str, str]:
+    """A checkpoint's file, an ``@``, and where its configs are; the latter two may be empty."""
+    file, at, config = name.partition(f"{_CHECKPOINT}@")
+    return (file + _CHECKPOINT, "@", config) if at else (name, "", "")
+
+
+def _single_file(name: str, file: Path, config: str) -> PipelineSource:
+    if not file.is_file():
+        raise ErasureError(f"The backbone {name!r} was not found: there is no file {file}.")
+    source = _locate_folder(config) if config else PipelineSource(name, _config_folder(file))
+    return replace(source, name=name, checkpoint=file)
+
+
+def _config_folder(file: Path) -> Path:
+    """Folder of a checkpoint's configs: beside it, or its repository's in the Hub's cache.
+
+    Raises:
+        ErasureError: If there is none.
+    """
+    for folder in (file.with_suffix(""), file.parent):
+        if (folder / _INDEX).is_file():
+            return folder
+    title, repository = original_repository(file)
+    if cached := cached_folder(repository):
+        return cached
+    raise ErasureError(
+        f"The backbone {str(file)!r} holds weights alone; its configs and tokenizers, those of"
+        f" {title}, are neither beside it nor in the Hub's cache. Name them: {file}@FOLDER, a"
+        f" folder as diffusers writes it, or {file}@{repository}, from which they are downloaded."
+    )
+
+
+def _locate_folder(name: str) -> PipelineSource:
     if world := find_world(name):
         return PipelineSource(name, world.pipeline, world)
     path = Path(os.path.expanduser(name))
@@ -70,18 +121,20 @@ def locate_pipeline(name: str) -> PipelineSource:
         return PipelineSource(name, path)
     if path.name == _INDEX and path.is_file():
         return PipelineSource(name, path.parent)
-    if path.suffix in _SINGLE and path.is_file():
+    if path.suffix in _REFUSED and path.is_file():
         raise ErasureError(
-            f"The backbone {name!r} is a checkpoint in one file; a folder as diffusers writes it is"
-            " needed. Convert it once:"
+            f"The backbone {name!r} needs weights as safetensors; found {_REFUSED[path.suffix]}."
+            " Convert it once where you trust it:"
             f" StableDiffusionPipeline.from_single_file({name!r}).save_pretrained(folder), and name"
             " that folder."
         )
-    if path.exists() or path.suffix in _SINGLE or not _is_hub_id(name):
+    repository, _, revision = name.partition("@")
+    if path.exists() or path.suffix in (_CHECKPOINT, *_REFUSED) or not _is_hub_id(repository):
         kind = "no installed world, no folder, and no Hub id (owner/model)"
         kind = "a file" if path.is_file() else kind
         raise ErasureError(f"The backbone {name!r} was not found: it is {kind}.")
-    return PipelineSource(name, _download(name, [_INDEX]), hub=True)
+    source = PipelineSource(name, Path(), repository=repository, revision=revision or None)
+    return replace(source, root=_download(source, [_INDEX]))
 
 
 def _is_hub_id(name: str) -> bool:
@@ -122,7 +175,7 @@ def read_json(path: Path, encoding: str = "utf-8") -> dict[str, Any]:
 
 def fetch_files(source: PipelineSource, files: Sequence[str]) -> None:
     """Downloads files of a Hub repository into the cache; patterns are relative to its root."""
-    _download(source.name, files)
+    _download(source, files)
 
 
 def repository_files(source: PipelineSource) -> list[str]:
@@ -130,19 +183,28 @@ def repository_files(source: PipelineSource) -> list[str]:
     from huggingface_hub import HfApi
 
     try:
-        return HfApi().list_repo_files(source.name)
+        return HfApi().list_repo_files(source.repository, revision=source.revision)
     except Exception:  # offline, gated, down: errors of three libraries
         return [str(p.relative_to(source.root)) for p in source.root.rglob("*") if p.is_file()]
 
 
-def _download(name: str, patterns: Sequence[str]) -> Path:
-    from huggingface_hub import snapshot_download, try_to_load_from_cache
+def _download(source: PipelineSource, patterns: Sequence[str]) -> Path:
+    from huggingface_hub import snapshot_download
 
+    name, revision = source.repository, source.revision
     try:
-        return Path(snapshot_download(name, allow_patterns=list(patterns)))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
     except Exception as error:  # as above
-        cached = try_to_load_from_cache(name, _INDEX)
-        if isinstance(cached, str):
-            return Path(cached).parent
+        if cached := cached_folder(name, revision):
+            return cached
         first = str(error).strip().splitlines()[0]
-        raise ErasureError(f"The Hub id {name!r} could not be read: {first}") from error
+        title = f"{name}@{revision}" if revision else name
+        raise ErasureError(f"The Hub id {title!r} could not be read: {first}") from error
+
+
+def cached_folder(repository: str, revision: str | None = None) -> Path | None:
+    """Folder of a Hub repository in the cache of this machine, if its index is there."""
+    from huggingface_hub import try_to_load_from_cache
+
+    index = try_to_load_from_cache(repository, _INDEX, revision=revision)
+    return Path(index).parent if isinstance(index, str) else None

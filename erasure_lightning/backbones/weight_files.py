@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from erasure_lightning.backbones.sources import read_json
+from erasure_lightning.backbones.tensor_shapes import meta_tensors, tensor_shapes
 from erasure_lightning.errors import ErasureError
 
 #: Names of weight files, without suffix, by library.
@@ -106,23 +106,7 @@ def _stored_shapes(stored: StoredWeights) -> _Shapes:
     Raises:
         ErasureError: If a file is truncated, damaged, or a pointer of Git LFS.
     """
-    return {name: shape for file in stored.files for name, shape in _header(file).items()}
-
-
-def _header(file: Path) -> _Shapes:
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        with file.open("rb") as content:
-            if content.read(30).startswith(b"version https://git-lfs"):
-                raise ErasureError(
-                    f"{file} needs to hold weights; found a pointer of Git LFS. Run `git lfs pull`"
-                    " in its repository."
-                ) from error
-        raise ErasureError(
-            f"{file} needs to be a whole safetensors file; found {error}. Download it again."
-        ) from error
+    return {name: shape for file in stored.files for name, shape in tensor_shapes(file).items()}
 
 
 def require_fit(title: str, model: Any, stored: StoredWeights) -> None:
@@ -136,10 +120,31 @@ def require_fit(title: str, model: Any, stored: StoredWeights) -> None:
     Raises:
         ErasureError: If tensors are missing, unexpected or of another shape.
     """
-    shapes = _stored_shapes(stored)
-    empty = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    require_tensors(title, model, meta_tensors(_stored_shapes(stored)), stored.sharded)
+
+
+def require_tensors(
+    title: str,
+    model: Any,
+    empty: dict[str, torch.Tensor],
+    sharded: bool = False,
+    unused: Collection[str] = (),
+) -> None:
+    """Compares tensors on the meta device with a model's; see `require_fit`.
+
+    Args:
+        title: Component and folder, for messages.
+        model: A model of diffusers or transformers on the meta device.
+        empty: The tensors.
+        sharded: Whether they are of several files, in which diffusers renames none.
+        unused: Names of further tensors, which have no place in the model.
+
+    Raises:
+        ErasureError: If tensors are missing, unexpected or of another shape.
+    """
     compare = _diffusers if hasattr(model, "_fix_state_dict_keys_on_load") else _transformers
-    missing, unexpected, misshaped = compare(model, empty, stored.sharded)
+    missing, unexpected, misshaped = compare(model, empty, sharded)
+    unexpected += unused
     if not (missing or unexpected or misshaped):
         return
     kinds = {"missing": missing, "unexpected": unexpected, "of another shape": misshaped}

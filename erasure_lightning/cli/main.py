@@ -22,6 +22,8 @@ COMMANDS = {
     "validate": "measure an edit on the smallest plan",
     "predict": "draw prompts before and after an edit",
     "calibrate": "set the bounds of a concept's neighbourhood, for RealEra",
+    "import": "turn what a method's official code wrote into an edit",
+    "convert-config": "turn a config of LECO or of ai-toolkit's sliders into one of ours",
     "purify": "draw real images again with an edited model",
     "attack": "try to bring back what an edit erased",
     "export": "write an edit for diffusers, ComfyUI, A1111 or a checkpoint in one file",
@@ -39,6 +41,8 @@ COMMANDS = {
 _OWN = {
     "plan": "plan:run_plan",
     "calibrate": "calibrate:run_calibrate",
+    "import": "import_edit:run_import",
+    "convert-config": "convert_config:run_convert_config",
     "purify": "purify:run_purify",
     "attack": "attack:run_attack",
     "export": "export:run_export",
@@ -117,7 +121,7 @@ def _system_message(error: OSError) -> str:
 def _dispatch(argv: list[str]) -> int:
     command = argv[0] if argv else "--help"
     if command in ("-h", "--help", "help"):
-        commands = "\n".join(f"  {name:12}{text}" for name, text in COMMANDS.items())
+        commands = "\n".join(f"  {name:16}{text}" for name, text in COMMANDS.items())
         print(USAGE.format(commands=commands))
     elif command == "--version":
         from importlib.metadata import version  # costs as much as the rest of --help

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.interface import Capability, TextInput
 from erasure_lightning.backbones.loading import WeightsToRead, load_backbone
+from erasure_lightning.backbones.lora_files import fuse_loras
 from erasure_lightning.backbones.precision import promote_to_float32
 from erasure_lightning.checks import require_finite, require_seed
 from erasure_lightning.concepts.concept import Concept, Concepts, PromptBatch, check_concepts
@@ -27,6 +28,7 @@ from erasure_lightning.data.image_plan import ImageBatch
 from erasure_lightning.distributed.collectives import all_gather_items
 from erasure_lightning.distributed.fsdp import copy_into, full_tensor
 from erasure_lightning.edits.edit import plain_values, write_edit
+from erasure_lightning.errors import ErasureError
 from erasure_lightning.seeding import derive_seed
 from erasure_lightning.training.backbone_checks import check_backbone
 from erasure_lightning.training.batch_sampling import finite_images
@@ -44,7 +46,8 @@ class ErasureModule(LightningModule, ABC):
 
     Args:
         concepts: Concepts to erase, or a CSV, YAML or text file of them (`read_concepts`).
-        backbone: A world's name, a diffusers folder, a Hub id, or a `Backbone`.
+        backbone: A name or place of a model (`load_backbone`), or a `Backbone`.
+        loras: LoRA files that are fused into a loaded model first (`fuse_loras`).
         seed: Seed of every random draw of the run.
         base: Precision of the frozen weights and of the arithmetic; the edit stays float32.
         checkpointing: Whether blocks are computed again in the backward pass, which saves memory.
@@ -57,7 +60,7 @@ class ErasureModule(LightningModule, ABC):
 
     #: Whether a step may leave some trainable parameters without a gradient, which DDP must know.
     has_unused = False
-    #: Whether the edit is computed in ``on_train_end``, from a model that differs from it.
+    #: Whether the edit is computed in ``on_train_end``, from a model unlike it.
     finalizes_edit = False
     #: Capabilities of a model family that the method uses beyond predictions.
     needs: ClassVar[frozenset[Capability]] = frozenset()
@@ -72,6 +75,7 @@ class ErasureModule(LightningModule, ABC):
         *,
         concepts: Concepts | list[Concept] | str,
         backbone: str | Backbone = "emoji-world",
+        loras: list[str] | None = None,
         seed: int = 0,
         base: Literal["float32", "bfloat16"] = "float32",
         checkpointing: bool = False,
@@ -81,6 +85,8 @@ class ErasureModule(LightningModule, ABC):
         concepts = _listed(concepts)
         check_concepts(concepts, type(self).__name__)
         require_seed(type(self).__name__, seed=seed)
+        if loras and not isinstance(backbone, str):
+            raise ErasureError("A Backbone or pipeline needs LoRAs fused before; found `loras`.")
         ignored = [] if isinstance(backbone, str) else ["backbone"]
         self.save_hyperparameters(ignore=ignored, logger=False)
         require_finite(type(self).__name__, self.hparams)
@@ -96,8 +102,7 @@ class ErasureModule(LightningModule, ABC):
         self.retention: list[RetentionTerm] = []
         #: Sentences with ``{}`` for the concept; by default those of the vocabulary.
         self.prompt_templates: list[str] | None = None
-        #: Folder that keeps the original model's images from one run to the next.
-        self.originals: str | None = None
+        self.originals: str | None = None  #: folder of the original's images, from run to run
         self._prompts: ConceptPrompts | None = None
         #: Hashes of the original: its own, in bfloat16, and of each component that is modified.
         self.fingerprint = ""
@@ -107,10 +112,7 @@ class ErasureModule(LightningModule, ABC):
         self._source = (backbone,)
 
     def editable(self) -> dict[str, nn.Parameter]:
-        """Parameters that may change and are saved, by name in the backbone.
-
-        By default the weights of the denoiser's text layers.
-        """
+        """What is saved, by name in the backbone; by default weights of the text layers."""
         layers = self.backbone.text_layers().items()
         return {f"{name}.weight": cast(nn.Parameter, layer.weight) for name, layer in layers}
 
@@ -163,6 +165,7 @@ class ErasureModule(LightningModule, ABC):
         dtype = torch.bfloat16 if self.base == "bfloat16" else torch.float32
         if isinstance(source, str):
             self.backbone = load_backbone(source, dtype, weights)
+            fuse_loras(self.backbone, self.hparams["loras"] or ())
         else:
             self.backbone = source.to(dtype)
         self.backbone.size = self.image_size

@@ -1,6 +1,4 @@
-"""What people bring: folders of 2022, variants, single files, and folders in which something is
-wrong.
-"""
+"""What people bring: folders of 2022, variants, and folders in which something is wrong."""
 
 import json
 import shutil
@@ -163,15 +161,6 @@ class TestNames:
         monkeypatch.setenv("HOME", str(folder.parent))
         assert load_backbone("~/pipeline").fingerprint() == known
 
-    @pytest.mark.parametrize("ending", [".safetensors", ".ckpt"])
-    def test_a_single_file_is_named_as_such(self, folder, ending):
-        file = folder.parent / f"model{ending}"
-        shutil.copy(folder / UNET, file)
-        with pytest.raises(
-            ErasureError, match=r"in one file.*from_single_file\('.*model\..*save_pretrained"
-        ):
-            load_backbone(str(file))
-
     @pytest.mark.parametrize(
         "name", ["", "models/sd.safetensors", "~nobody/x", "a//b", "owner/", "../x/y"]
     )
@@ -219,6 +208,19 @@ class TestHub:
         with pytest.raises(ErasureError, match="needs weights as safetensors; found none"):
             load_backbone("owner/model")
 
+    def test_a_revision(self, cached, monkeypatch, tmp_path, known):
+        """Another commit than the main branch's."""
+        home = cached.parent.parent
+        commit = "89abcdef0123456789abcdef0123456789abcdef"
+        (home / "refs" / "v2").write_text(commit)
+        TinyBackbone(seed=1).save(home / "snapshots" / commit)
+        other = TinyBackbone(seed=1).fingerprint()
+        assert load_backbone("owner/model").fingerprint() == known
+        assert load_backbone("owner/model@v2").fingerprint() == other
+        assert load_backbone(f"owner/model@{commit}").fingerprint() == other
+        with pytest.raises(ErasureError, match="Hub id 'owner/model@v3' could not be read"):
+            load_backbone("owner/model@v3")
+
     def test_one_out_of_reach(self, cached):
         with pytest.raises(ErasureError, match="The Hub id 'owner/other' could not be read: "):
             load_backbone("owner/other")
@@ -235,10 +237,10 @@ class TestHub:
             "text_encoder/model.fp16.safetensors",
             "safety_checker/model.safetensors",
         ]
-        monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda self, name: files)
+        monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda *_, **__: files)
         monkeypatch.setattr(
             "huggingface_hub.snapshot_download",
-            lambda n, allow_patterns: fetched.append(allow_patterns) or str(cached),
+            lambda n, revision, allow_patterns: fetched.append(allow_patterns) or str(cached),
         )
         load_backbone("owner/model", weights="text encoders")
         index, rest = fetched
@@ -362,8 +364,14 @@ def other_parts(folder):
     bend(
         folder / "model_index.json",
         safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"],
+        requires_safety_checker=True,
+        feature_extractor=["transformers", "CLIPImageProcessor"],
+        image_encoder=[None, None],
         x=[None, None],
     )
+    for name in ("safety_checker", "feature_extractor", ".cache"):
+        (folder / name).mkdir()
+        (folder / name / "pytorch_model.bin").write_bytes(b"not read")
     (folder / "unet/diffusion_pytorch_model.bin").write_bytes(b"a pickle beside the safetensors")
 
 

@@ -1,0 +1,152 @@
+"""LoRAs fused before an erasure: equal to stock, in the fingerprints, and refused in one line."""
+
+import diffusers
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from erasure_lightning import Concept, apply_edit
+from erasure_lightning.adapters.base import AdapterPlan
+from erasure_lightning.adapters.lora import add_lora, lora_layers, remove_lora
+from erasure_lightning.api.load import load_edited
+from erasure_lightning.backbones.lora_files import fuse_loras
+from erasure_lightning.backbones.tiny import TinyBackbone, TinyFlux, TinyPixArt, TinySD3, TinyXL
+from erasure_lightning.errors import ErasureError
+from erasure_lightning.methods import UCE
+
+
+def lora(model, file, ending="to_k", kohya=False, seed=0):
+    """A LoRA of a model's denoiser, as diffusers or sd-scripts write it."""
+    generator = torch.Generator().manual_seed(seed)
+    part = model.components["denoiser"]
+    tensors = {}
+    for name, layer in model.denoiser.named_modules():
+        if isinstance(layer, nn.Linear) and name.endswith(ending):
+            out, width = layer.weight.shape
+            down, up = (torch.randn(*s, generator=generator) for s in ((2, width), (out, 2)))
+            if kohya:
+                key = f"lora_unet_{name.replace('.', '_')}"
+                tensors |= {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up}
+                tensors[f"{key}.alpha"] = torch.tensor(1.0)
+            else:
+                key = f"{part}.{name}"
+                tensors |= {f"{key}.lora_A.weight": down, f"{key}.lora_B.weight": up}
+    save_file(tensors, file)
+    return str(file)
+
+
+@pytest.mark.parametrize("build", [TinyBackbone, TinyXL, TinySD3, TinyFlux])
+def test_weights_equal_stock(build, tmp_path):
+    model, theirs = build(), build()
+    stock = theirs.to_pipeline()
+    first = lora(model, tmp_path / "first.safetensors")
+    second = lora(model, tmp_path / "second.safetensors", ending="to_v", seed=1)
+    kinds = [type(module) for module in model.modules()]
+    fuse_loras(model, [f"{first}:0.5", second])
+    for file, scale in ((first, 0.5), (second, 1.0)):
+        stock.load_lora_weights(file)
+        stock.fuse_lora(lora_scale=scale)
+        stock.unload_lora_weights()
+    expected = theirs.state_dict()
+    state = model.state_dict()
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[name], expected[name]) for name in state)
+    assert model.fingerprint() != build().fingerprint()
+    assert [type(module) for module in model.modules()] == kinds
+    assert not any(p.requires_grad for p in model.parameters())
+
+
+def test_kohyas_alpha_counts(tmp_path):
+    model = TinyBackbone()
+    before = {name: value.clone() for name, value in model.denoiser.state_dict().items()}
+    file = lora(model, tmp_path / "kohya.safetensors", kohya=True)
+    fuse_loras(model, [file])
+    tensors = load_file(file)
+    name = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
+    key = f"lora_unet_{name.replace('.', '_')}"
+    change = tensors[f"{key}.lora_up.weight"] @ tensors[f"{key}.lora_down.weight"] / 2
+    after = model.denoiser.state_dict()[f"{name}.weight"]
+    assert torch.allclose(after, before[f"{name}.weight"] + change, atol=1e-5)
+
+
+def test_adapters_can_be_added_later(tmp_path):
+    model = TinyBackbone()
+    fuse_loras(model, [lora(model, tmp_path / "x.safetensors")])
+    name = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
+    add_lora(model.denoiser, AdapterPlan("lora", [name], {"rank": 1}))
+    assert list(lora_layers(model.denoiser)) == [name]
+    remove_lora(model.denoiser)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    TinyBackbone().save(folder / "pipeline")
+    lora(TinyBackbone(), folder / "style.safetensors")
+    return folder
+
+
+def edit(saved, loras, tmp_path):
+    module = UCE(concepts=[Concept("cat", "dog")], backbone=str(saved / "pipeline"), loras=loras)
+    module.configure_model()
+    name = next(iter(module.editable()))
+    module.write({name: module.backbone.get_parameter(name) + 1})
+    module.save_edit(tmp_path / "edit.safetensors")
+    return tmp_path / "edit.safetensors"
+
+
+def test_an_edit_is_of_the_fused_model(saved, tmp_path):
+    file = edit(saved, [str(saved / "style.safetensors")], tmp_path)
+    module = load_edited(file)
+    fused = TinyBackbone()
+    fuse_loras(fused, [str(saved / "style.safetensors")])
+    assert module.original.fingerprint() == fused.fingerprint() != TinyBackbone().fingerprint()
+    plain = diffusers.StableDiffusionPipeline.from_pretrained(saved / "pipeline")
+    with pytest.raises(ErasureError, match="to be the unet it was made on"):
+        apply_edit(file, plain)
+    plain.load_lora_weights(str(saved / "style.safetensors"))
+    plain.fuse_lora()
+    plain.unload_lora_weights()
+    assert apply_edit(file, plain).metadata["transferred"] == []
+
+
+class TestRefused:
+    @pytest.mark.parametrize(
+        ("entry", "message"),
+        [
+            ("nowhere.safetensors", "No LoRA at nowhere.safetensors"),
+            ("nowhere.safetensors:0.5", "No LoRA at nowhere.safetensors: there"),
+            ("{}/style.bin", r"needs to be safetensors; found .bin. A pickle"),
+            ("{}/pipeline/unet/diffusion_pytorch_model.safetensors", "low-rank factors .* none"),
+            ("{}/cut.safetensors", "needs to be a whole safetensors file"),
+        ],
+    )
+    def test_files(self, saved, entry, message):
+        (saved / "style.bin").write_bytes(b"x")
+        (saved / "cut.safetensors").write_bytes(b"x" * 20)
+        with pytest.raises(ErasureError, match=message):
+            fuse_loras(TinyBackbone(), [entry.format(saved)])
+
+    @pytest.mark.parametrize("made_on", [TinyXL, TinyFlux, TinySD3])
+    def test_of_another_family(self, made_on, tmp_path, capfd):
+        file = lora(made_on(), tmp_path / "other.safetensors")
+        capfd.readouterr()
+        with pytest.raises(
+            ErasureError, match=r"layers of TinyBackbone \(StableDiffusionPipeline\); found .*other"
+        ) as caught:
+            fuse_loras(TinyBackbone(), [file])
+        assert "\n" not in str(caught.value)
+        assert not capfd.readouterr().err
+
+    def test_a_family_without_loras(self, saved):
+        with pytest.raises(ErasureError, match="found PixArtSigmaPipeline"):
+            fuse_loras(TinyPixArt(), [str(saved / "style.safetensors")])
+
+    def test_an_object_has_its_own(self, saved):
+        with pytest.raises(ErasureError, match="LoRAs fused before"):
+            UCE(
+                concepts=[Concept("cat", "dog")],
+                backbone=TinyBackbone(),
+                loras=[str(saved / "style.safetensors")],
+            )
