@@ -7,8 +7,10 @@ from erasure_lightning.api.pipelines import Borrowed
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.edits.applied import Edit
+from erasure_lightning.edits.base_edits import find_base_edits
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.registry import known_methods, load_method
+from erasure_lightning.runs.folder import run_of
 from erasure_lightning.training.base import ErasureModule
 from erasure_lightning.training.checkpoints import read_checkpoint
 from erasure_lightning.training.edit_state import BACKBONE_PREFIX
@@ -28,7 +30,12 @@ def load_edited(path: Path) -> ErasureModule:
         ErasureError: If the file cannot be read, its method is not installed or takes other
             arguments by now, or the edit is another base model's.
     """
-    module, checkpoint = _empty_module(str(path), read_checkpoint(path))
+    checkpoint = read_checkpoint(path)
+    made = checkpoint["erasure"]
+    if made.get("base_edits"):
+        files = find_base_edits(made, run_of(path).edit)
+        made = made | {"arguments": made["arguments"] | {"base_edit": [*map(str, files)]}}
+    module, checkpoint = _empty_module(str(path), checkpoint | {"erasure": made})
     return _filled(module, checkpoint)
 
 
@@ -37,7 +44,7 @@ def edited_module(edit: Edit, borrowed: Borrowed) -> ErasureModule:
 
     Args:
         edit: The edit.
-        borrowed: The pipeline, which does not hold the edit.
+        borrowed: The pipeline, which does not hold the edit, but those that it rests on.
 
     Raises:
         ErasureError: As `load_edited` says.
@@ -65,7 +72,9 @@ def _empty_module(
     """
     made = checkpoint["erasure"]
     method = _method(title, str(made.get("method")))
-    arguments = _arguments(made) | ({} if backbone is None else {"backbone": backbone})
+    arguments = _arguments(made)
+    if backbone is not None:  # which has the edits beneath already
+        arguments |= {"backbone": backbone, "base_edit": None}
     try:
         return method(**arguments), checkpoint
     except (TypeError, KeyError) as error:
