@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from erasure_lightning.api.compose import compose
     from erasure_lightning.api.erase import erase
     from erasure_lightning.api.evaluate import attack, evaluate
     from erasure_lightning.api.fit import fit
@@ -43,6 +44,7 @@ __all__ = [
     "TrajectoryBank",
     "apply_edit",
     "attack",
+    "compose",
     "erase",
     "evaluate",
     "find_world",
@@ -65,6 +67,7 @@ _DEFINED_IN = {
     "TrajectoryBank": "training.trajectory_bank",
     "apply_edit": "edits.applied",
     "attack": "api.evaluate",
+    "compose": "api.compose",
     "erase": "api.erase",
     "evaluate": "api.evaluate",
     "find_world": "concepts.worlds",

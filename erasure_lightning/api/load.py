@@ -13,6 +13,7 @@ from erasure_lightning.registry import known_methods, load_method
 from erasure_lightning.runs.folder import run_of
 from erasure_lightning.training.base import ErasureModule
 from erasure_lightning.training.checkpoints import read_checkpoint
+from erasure_lightning.training.composition import Composition
 from erasure_lightning.training.edit_state import BACKBONE_PREFIX
 
 
@@ -98,6 +99,8 @@ def _filled(module: ErasureModule, checkpoint: dict[str, Any]) -> ErasureModule:
 
 
 def _method(title: str, made: str) -> type[ErasureModule]:
+    if made == f"{Composition.__module__}.{Composition.__qualname__}":
+        return Composition
     for offered in known_methods():
         if offered.name == made.rpartition(".")[2]:
             method = load_method(offered)

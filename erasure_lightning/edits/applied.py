@@ -16,6 +16,7 @@ from erasure_lightning.edits.base_edits import (
     titles,
 )
 from erasure_lightning.edits.components import EditedComponent
+from erasure_lightning.edits.composition import Overlap
 from erasure_lightning.edits.edit import (
     edit_title,
     holds_edit,
@@ -194,6 +195,10 @@ class Edit:
             values = [v for key, v in self.tensors.items() if key.partition(".")[0] == name]
             count = sum(value.numel() for value in values)
             lines.append(f"  {name}: {len(values)} tensors, {count:,} values{self._distance(name)}")
+        if overlap := self.metadata.get("overlap"):
+            lines += [f"  {Overlap(**entry)}" for entry in overlap]
+        elif "composed" in self.metadata:
+            lines.append("  no tensor is changed by two of the composed edits")
         return "\n".join(lines)
 
     def _distance(self, component: str) -> str:
