@@ -12,12 +12,15 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from rows import head, line
+from torch import Tensor
 
 from erasure_lightning.api.load import load_edited
+from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.callbacks.measure import EditMetrics
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.concepts.vocabulary import Vocabulary, random_subset
@@ -30,8 +33,10 @@ OTHER = Concept("guitar", "drum", ("electric guitar", "acoustic strings", "rock 
 CONCEPTS = {"one": [ONE], "other": [OTHER], "at once": [ONE, OTHER]}
 HEAD = ("method", "edit", "cigarette", "guitar", "retain", "feature", "L1", "seconds")
 
-#: The cosine of the two edits' differences where they meet is in the composition's metadata.
 BATCH, SEEDS, OTHERS = 32, 3, 54
+
+#: The unedited model's images of each batch.
+BEFORE: dict[tuple[ImageRequest, ...], Tensor] = {}
 
 
 def erasure(folder: Path, *words: str) -> None:
@@ -50,6 +55,13 @@ def fit(folder: Path, method: str, concepts: list[Concept], *more: str) -> float
     words = ["--config", f"{method}.yaml", "--model.concepts", json.dumps(listed), *more]
     erasure(folder, "fit", *words, "--measure", "false", "--run_dir", str(folder))
     return json.loads((folder / "cost.json").read_text())["seconds"]
+
+
+def drawn(model: Backbone, batch: list[ImageRequest]) -> Tensor:
+    """Images of requests of equal settings."""
+    steps, guidance = batch[0].steps, batch[0].guidance
+    words = [request.prompt for request in batch], [request.seed for request in batch]
+    return sample_images(model, *words, steps=steps, guidance=guidance)
 
 
 @torch.no_grad()
@@ -77,12 +89,10 @@ def figures(folder: Path) -> dict[str, str]:
         metrics = EditMetrics(scorer, vocabulary, requests, torch.device("cpu"))
         for start in range(0, len(requests), BATCH):
             batch = requests[start : start + BATCH]
-            draw = {"steps": world.steps, "guidance": world.guidance}
-            words = [request.prompt for request in batch], [request.seed for request in batch]
-            before, after = (
-                sample_images(model, *words, **draw) for model in (module.unedited, module.backbone)
-            )
-            metrics.update(batch, before, after)
+            key = tuple(batch)
+            if key not in BEFORE:
+                BEFORE[key] = drawn(module.unedited, batch)
+            metrics.update(batch, BEFORE[key], drawn(module.backbone, batch))
         estimates = metrics.estimates()
         group = prompts[0][0]
         found[name] = f"{estimates[group]['recognized']['after'].mean:.3f}"
@@ -93,8 +103,8 @@ def figures(folder: Path) -> dict[str, str]:
     return found
 
 
-def rows_of(method: str, out: Path) -> dict[str, tuple[dict[str, str], float]]:
-    """Figures and seconds of each edit of a method."""
+def rows_of(method: str, out: Path) -> Iterator[tuple[str, dict[str, str], float]]:
+    """Name, figures and seconds of each edit of a method."""
     folders = {name: out / f"{method}-{name.replace(' ', '-')}" for name in CONCEPTS}
     seconds = {name: fit(folders[name], method, listed) for name, listed in CONCEPTS.items()}
     queue, composed = out / f"{method}-queue", out / f"{method}-composed"
@@ -105,7 +115,8 @@ def rows_of(method: str, out: Path) -> dict[str, tuple[dict[str, str], float]]:
     seconds["composed"] = seconds["one"] + seconds["other"]
     folders |= {"composed": composed, "queue": queue}
     names = ("one", "other", "composed", "queue", "at once")
-    return {name: (figures(folders[name]), seconds[name]) for name in names}
+    for name in names:
+        yield name, figures(folders[name]), seconds[name]
 
 
 def main() -> None:
@@ -116,7 +127,7 @@ def main() -> None:
     options = parser.parse_args()
     print(head(list(HEAD)))
     for method in options.methods.split(","):
-        for name, (found, seconds) in rows_of(method, options.out).items():
+        for name, found, seconds in rows_of(method, options.out):
             values = [found[key] for key in HEAD[2:-1]]
             print(line([method.upper(), name, *values, f"{seconds:.0f}"]), flush=True)
 

@@ -1,5 +1,7 @@
 """`compose`: the sum of differences, the report of where edits meet, and what is refused."""
 
+import json
+
 import pytest
 import torch
 
@@ -98,6 +100,11 @@ def test_a_composition_on_the_disk_is_measured_like_any_other_edit(folder, tmp_p
     assert torch.equal(module.backbone.get_parameter(key.replace("unet", "denoiser", 1)), value)
     assert [concept.name for concept in module.concepts] == ["cat", "star"]
     assert (tmp_path / "both" / "config.yaml").read_text() == metadata["config"]
+    quick = ["--data.others", "2", "--data.steps", "2", "--data.seeds", "2"]
+    quick += ["--trainer.accelerator", "cpu", "--run_dir", str(tmp_path / "tested")]
+    assert main(["test", "--ckpt_path", str(tmp_path / "both"), *quick]) == 0
+    measured = json.loads((tmp_path / "tested" / "metrics.json").read_text())
+    assert measured["estimates"]["structure"]["distance"]["after"]["mean"] > 0
     again = save_composition(compose(*runs), tmp_path / "alone.safetensors")
     assert load_edit(again).fingerprint == load_edit(tmp_path / "both").fingerprint
 

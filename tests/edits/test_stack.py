@@ -11,6 +11,7 @@ from erasure_lightning.edits.stack import applied_edits, unedited_values
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.receler import Receler
 from erasure_lightning.methods.spm import SPM
+from erasure_lightning.testing import edit_of, quick_fit
 
 
 def solved(pipeline, concept, anchor="dog"):
@@ -174,6 +175,21 @@ def test_a_module_starts_from_edits_and_its_teacher_has_them(tmp_path):
     module.on_save_checkpoint(checkpoint)
     with pytest.raises(ErasureError, match="rests on UCE of cat .*; the model has no edit"):
         plain.on_load_checkpoint(checkpoint)
+
+
+def test_a_stopped_run_on_an_edit_ends_where_it_would_have(tmp_path):
+    """The control is the run on the plain model."""
+    first = solved(TinyBackbone().to_pipeline(), "cat").save(tmp_path / "edit.safetensors")
+
+    def make(base_edit=str(first)):
+        concepts = [Concept("star", "dog")]
+        return Distillation(concepts=concepts, backbone=TinyBackbone(), base_edit=base_edit)
+
+    whole = edit_of(quick_fit(make(), 2))
+    quick_fit(make(), 1, total=2, save=tmp_path / "half.ckpt")
+    resumed = edit_of(quick_fit(make(), 2, resume=tmp_path / "half.ckpt"))
+    assert same(whole, resumed)
+    assert not same(whole, edit_of(quick_fit(make(None), 2)))
 
 
 @pytest.mark.parametrize(
