@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from erasure_lightning.api.compose import compose
     from erasure_lightning.api.convert_config import convert_config
     from erasure_lightning.api.erase import erase
     from erasure_lightning.api.evaluate import attack, evaluate
@@ -46,6 +47,7 @@ __all__ = [
     "TrajectoryBank",
     "apply_edit",
     "attack",
+    "compose",
     "convert_config",
     "erase",
     "evaluate",
@@ -71,6 +73,7 @@ _DEFINED_IN = {
     "TrajectoryBank": "training.trajectory_bank",
     "apply_edit": "edits.applied",
     "attack": "api.evaluate",
+    "compose": "api.compose",
     "convert_config": "api.convert_config",
     "erase": "api.erase",
     "evaluate": "api.evaluate",

@@ -47,7 +47,7 @@ def attack_edit(
             torch.accelerator.current_accelerator(check_available=True) or "cpu"
         )
         target = AttackTarget(
-            module.backbone, module.original, module.concepts, trials or AttackSettings()
+            module.backbone, module.unedited, module.concepts, trials or AttackSettings()
         )
         outcome, attempts = attack_concepts(attack, target, report)
         edit = hashlib.sha256(path.read_bytes()).hexdigest()[:16]

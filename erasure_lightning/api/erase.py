@@ -1,6 +1,7 @@
 """`erase`: makes a diffusers pipeline forget concepts, in one call."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from erasure_lightning.callbacks.progress import Progress
 from erasure_lightning.concepts.concept import Concept, ConceptKind
 from erasure_lightning.concepts.files import read_concepts
 from erasure_lightning.data.datamodule import PromptData
-from erasure_lightning.edits.applied import Edit
+from erasure_lightning.edits.applied import Edit, load_edit
 from erasure_lightning.edits.components import component_fingerprints
+from erasure_lightning.edits.edit import holds_edit
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.registry import find_method, find_retention_callback, load_method, load_offer
 from erasure_lightning.retention.base import RetentionCallback
@@ -33,6 +35,7 @@ def erase(
     kind: ConceptKind = "thing",
     retain: Sequence[str] | str | None = None,
     retention: Sequence[RetentionCallback] | None = None,
+    base_edit: str | Path | Edit | Sequence[str | Path | Edit] = (),
     steps: int | None = None,
     batch_size: int = 4,
     templates: Sequence[str] | None = None,
@@ -44,7 +47,8 @@ def erase(
     """Make a pipeline forget concepts, in place.
 
     The pipeline draws as before until the edit is finished; an error or an interruption leaves it
-    as it was.
+    as it was. A pipeline that holds edits is edited further: the new edit rests on those, and names
+    them in its metadata.
 
     Args:
         pipeline: A diffusers pipeline of a known family (docs/families.md lists them).
@@ -56,6 +60,7 @@ def erase(
             they are given to the retention callbacks.
         retention: Retention callbacks; by default the method's own, and `LocalNoisePreservation`
             where there are none and ``retain`` is given.
+        base_edit: Edits, their files or runs that are applied first, the lowest first.
         steps: Training steps, at least 1; by default those of the method's paper or official code.
             A closed form takes one step.
         batch_size: Concept prompts in a training step, at least 1.
@@ -85,17 +90,31 @@ def erase(
     cls = load_method(find_method(method)) if isinstance(method, str) else method
     listed = _concepts(concepts, anchor, kind)
     callbacks = _retention(cls, retention, retain)
-    with quiet(), interruptible(), as_backbone(pipeline) as borrowed:
-        module = _module(cls, listed, borrowed, seed, arguments)
-        data = PromptData(batch_size=batch_size, templates=list(templates) if templates else None)
-        trainer = _trainer(_steps(module, steps), accelerator, callbacks, progress_bar)
-        torch.manual_seed(seed)
-        trainer.fit(module, data)
-        edit = _edit(module)
+    with ExitStack() as undo:
+        _apply_first(base_edit, pipeline, undo)
+        with quiet(), interruptible(), as_backbone(pipeline) as borrowed:
+            module = _module(cls, listed, borrowed, seed, arguments)
+            data = PromptData(batch_size, templates=list(templates) if templates else None)
+            trainer = _trainer(_steps(module, steps), accelerator, callbacks, progress_bar)
+            torch.manual_seed(seed)
+            trainer.fit(module, data)
+            edit = _edit(module)
+        undo.pop_all()
     prints = edit.metadata["fingerprints"]  # those of the precision in which it was trained
     for name in prints:
         prints[name] = component_fingerprints(getattr(pipeline, name))
     return edit.apply(pipeline)
+
+
+def _apply_first(
+    base_edit: str | Path | Edit | Sequence[str | Path | Edit], pipeline: Any, undo: ExitStack
+) -> None:
+    """Apply the edits to start from; ``undo`` removes those that the pipeline lacked."""
+    several = [base_edit] if isinstance(base_edit, str | Path | Edit) else base_edit
+    for each in several:
+        edit = each if isinstance(each, Edit) else load_edit(each)
+        if not holds_edit(edit.tensors, edit.metadata, pipeline):
+            undo.callback(edit.apply(pipeline).remove)
 
 
 def _trainer(

@@ -118,7 +118,7 @@ def attack(
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     with quiet(), interruptible(), _module(edit, pipeline) as module:
         module.to(device)
-        target = AttackTarget(module.backbone, module.original, module.concepts, trials)
+        target = AttackTarget(module.backbone, module.unedited, module.concepts, trials)
         outcome, _ = attack_concepts(chosen, target, print if progress_bar else _silent)
     return outcome
 
@@ -142,12 +142,21 @@ def _module(edit: Edit | str | Path, pipeline: Any) -> Iterator[ErasureModule]:
     edit = edit if isinstance(edit, Edit) else load_edit(edit)
     applied = edit.pipeline is pipeline
     strength = edit.strength
+    if applied and not edit.is_last():
+        raise ErasureError(
+            f"{edit!r} needs to be the last edit of the pipeline to be measured; found others on"
+            " top. Remove these first."
+        )
     if applied:
         edit.remove()
+    beneath: list[Edit] = []
     try:
+        beneath = edit.apply_base_edits(pipeline)
         with as_backbone(pipeline) as borrowed:
             yield edited_module(edit, borrowed)
     finally:
+        for base in reversed(beneath):
+            base.remove()
         if applied:
             edit.apply(pipeline, transfer=bool(edit.metadata.get("transferred")))
             if strength != 1:

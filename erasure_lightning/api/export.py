@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from erasure_lightning.edits.applied import Edit, load_edit
 from erasure_lightning.edits.changes import Change, components_of, low_rank
 from erasure_lightning.edits.checkpoint_file import write_checkpoint
-from erasure_lightning.edits.edit import applied_edits, edit_title
+from erasure_lightning.edits.edit import edit_title, holds_edit
 from erasure_lightning.edits.export_format import ExportFormat
 from erasure_lightning.edits.lora_layouts import (
     diffusers_lora,
@@ -65,6 +65,9 @@ def export_edit(
     dtype: str = "float32",
 ) -> Export:
     """Write an edit in the form that another tool loads.
+
+    Of an edit that rests on others, ``diffusers`` and ``component`` hold all of them, and the
+    formats of differences this one alone.
 
     Args:
         edit: An edit, its file, or the run folder that holds it.
@@ -157,15 +160,13 @@ def _applied(edit: Edit, pipeline: Any) -> Iterator[tuple[Any, dict[str, Change]
         from erasure_lightning.backbones.loading import load_backbone
 
         pipeline = load_backbone(str(edit.metadata["backbone"])).to_pipeline()
-    title = edit_title(edit.metadata)
-    names = components_of(edit.tensors)
-    records = [r for name in names for r in applied_edits(getattr(pipeline, name, nn.Module()))]
-    own = Edit(edit.tensors, edit.metadata).apply(pipeline)
+    held = holds_edit(edit.tensors, edit.metadata, pipeline)
+    own = Edit(edit.tensors, edit.metadata, edit.path).apply(pipeline)
     own.strength = edit.strength
     try:
         yield pipeline, own.changes()
     finally:
-        if not any(record["edit"] == title for record in records):
+        if not held:
             own.remove()
 
 

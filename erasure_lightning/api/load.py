@@ -7,10 +7,13 @@ from erasure_lightning.api.pipelines import Borrowed
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.edits.applied import Edit
+from erasure_lightning.edits.base_edits import find_base_edits
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.registry import known_methods, load_method
+from erasure_lightning.runs.folder import run_of
 from erasure_lightning.training.base import ErasureModule
 from erasure_lightning.training.checkpoints import read_checkpoint
+from erasure_lightning.training.composition import Composition
 from erasure_lightning.training.edit_state import BACKBONE_PREFIX
 from erasure_lightning.training.imported import Imported
 
@@ -29,7 +32,12 @@ def load_edited(path: Path) -> ErasureModule:
         ErasureError: If the file cannot be read, its method is not installed or takes other
             arguments by now, or the edit is another base model's.
     """
-    module, checkpoint = _empty_module(str(path), read_checkpoint(path))
+    checkpoint = read_checkpoint(path)
+    made = checkpoint["erasure"]
+    if made.get("base_edits"):
+        files = find_base_edits(made, run_of(path).edit)
+        made = made | {"arguments": made["arguments"] | {"base_edit": [*map(str, files)]}}
+    module, checkpoint = _empty_module(str(path), checkpoint | {"erasure": made})
     return _filled(module, checkpoint)
 
 
@@ -38,7 +46,7 @@ def edited_module(edit: Edit, borrowed: Borrowed) -> ErasureModule:
 
     Args:
         edit: The edit.
-        borrowed: The pipeline, which does not hold the edit.
+        borrowed: The pipeline, which does not hold the edit, but those that it rests on.
 
     Raises:
         ErasureError: As `load_edited` says.
@@ -66,8 +74,9 @@ def _empty_module(
     """
     metadata = checkpoint["erasure"]
     method = _method(title, str(metadata.get("method")))
-    model = {} if backbone is None else {"backbone": backbone, "loras": None}
-    arguments = _arguments(metadata) | model
+    arguments = _arguments(metadata)
+    if backbone is not None:  # which has the edits beneath and the LoRAs already
+        arguments |= {"backbone": backbone, "base_edit": None, "loras": None}
     try:
         return method(**arguments), checkpoint
     except (TypeError, KeyError) as error:
@@ -91,8 +100,9 @@ def _filled(module: ErasureModule, checkpoint: dict[str, Any]) -> ErasureModule:
 
 
 def _method(title: str, name: str) -> type[ErasureModule]:
-    if name == f"{Imported.__module__}.{Imported.__qualname__}":
-        return Imported
+    for own in (Composition, Imported):
+        if name == f"{own.__module__}.{own.__qualname__}":
+            return own
     for offered in known_methods():
         if offered.name == name.rpartition(".")[2]:
             method = load_method(offered)

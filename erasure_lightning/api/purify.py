@@ -98,8 +98,8 @@ def purify_files(
     module = load_edited(path).to(
         torch.accelerator.current_accelerator(check_available=True) or "cpu"
     )
-    settings = _Settings(prompt, _steps(steps, module.original), guidance)
-    warn_of_cut(module.original, [prompt], "prompts")
+    settings = _Settings(prompt, _steps(steps, module.unedited), guidance)
+    warn_of_cut(module.unedited, [prompt], "prompts")
     results = []
     for result in _purifications(module, files, settings):
         write_atomically(folder / f"{result.name}.png", png_bytes(to_pil(result.purified)))
@@ -127,7 +127,7 @@ def _folder(run_dir: Path | None, checkpoint: Path) -> Path:
 def _purifications(
     module: ErasureModule, files: Sequence[Path], settings: _Settings
 ) -> Iterator[_Purification]:
-    original = module.original
+    original = module.unedited
     side = _side(original)
     scorer = Scorer.load(original.world.scorer).to(original.device) if original.world else None
     stems = output_names(files, {SHEET_NAME})

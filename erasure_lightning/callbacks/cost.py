@@ -37,7 +37,9 @@ class Cost(Callback):
         self._start = time.monotonic()
         module = cast(ErasureModule, pl_module)
         # The set counts a denoiser that both models share once.
-        self._counter.denoisers = {module.backbone.denoiser, module.original.denoiser}
+        self._counter.denoisers = {
+            model.denoiser for model in (module.backbone, module.original, module.unedited)
+        }
         self._counter.start()
 
     @property

@@ -57,7 +57,8 @@ class Measure(PairedImages):
         source = self.scorer or (world.scorer if world else None)
         scorer = Scorer.load(source).to(module.device) if source else None
         vocabulary = Vocabulary(world, module.concepts)
-        self._metrics = EditMetrics(scorer, vocabulary, requests, module.device)
+        earlier = Vocabulary(world, module.earlier)
+        self._metrics = EditMetrics(scorer, vocabulary, requests, module.device, earlier)
 
     def take(self, requests: Sequence[ImageRequest], original: Tensor, edited: Tensor) -> None:
         """Measure a batch of images."""
@@ -84,6 +85,7 @@ class EditMetrics:
         vocabulary: Labels that the model can generate, and the erased concepts.
         requests: The images of all ranks.
         device: Device of the images.
+        earlier: The vocabulary with the concepts of edits beneath as the erased ones, if any.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class EditMetrics:
         vocabulary: Vocabulary,
         requests: Sequence[ImageRequest],
         device: torch.device,
+        earlier: Vocabulary | None = None,
     ) -> None:
         self.scorer = scorer
         self.seeds = sorted({request.seed for request in requests})
@@ -99,6 +102,7 @@ class EditMetrics:
         self.groups = [group for group in GROUP_QUESTIONS if group in present]
         answers = sorted({r.answer for r in requests if r.group not in ERASURE_GROUPS})
         self.classifier = ZeroShotClassifier(scorer, vocabulary, answers) if scorer else None
+        self.earlier = ZeroShotClassifier(scorer, earlier, []) if scorer and earlier else None
         self.labels = self.classifier.labels if self.classifier else vocabulary.labels
         self.metrics = {key: metric.to(device) for key, metric in self._metrics().items()}
         self.measured: list[ImageRequest] = []
@@ -154,10 +158,11 @@ class EditMetrics:
         """Add images of one group by the scorer's features, ``(B, D)``."""
         if not requests:
             return
-        assert self.classifier is not None
+        classifier = self.earlier if group == "earlier" else self.classifier
+        assert classifier is not None
         seeds = [request.seed for request in requests]
-        candidates = [self.classifier.candidates(group, request.answer) for request in requests]
-        texts = torch.stack([self.classifier.text(request.prompt) for request in requests])
+        candidates = [classifier.candidates(group, request.answer) for request in requests]
+        texts = torch.stack([classifier.text(request.prompt) for request in requests])
         self.metrics[group, "recognized", when].update(features, candidates, seeds)
         self.metrics[group, "image_text", when].update(features, texts, seeds)
 
@@ -184,7 +189,7 @@ class EditMetrics:
             size=self.size,
             sampler=module.backbone.sampler_name,
             scorer_fingerprint=self.scorer.fingerprint() if self.scorer else "",
-            backbone_fingerprint=edit["backbone_fingerprint"],
+            backbone_fingerprint=module.unedited_fingerprint,
             vocabulary=short_hash(self.labels),
             backbone=edit["backbone"],
             scorer=self.scorer.name if self.scorer else "",

@@ -217,7 +217,9 @@ class PromptData(LightningDataModule):
         return steps, self._default(self.guidance, "guidance", 7.5)
 
     def _plan(self, seeds: int) -> list[ImageRequest]:
-        rows = measured_prompts(self.vocabulary, self.others, self.neighbours)
+        module = self._module
+        earlier = Vocabulary(module.backbone.world, module.earlier)
+        rows = measured_prompts(self.vocabulary, self.others, self.neighbours, earlier)
         sampling = self._sampling()
         return [
             ImageRequest(prompt, seed, group, f"{prompt} #{seed}", answer, *sampling)
@@ -258,7 +260,10 @@ def warn_of_cut(backbone: Backbone, prompts: Iterable[str], what: str) -> None:
 
 
 def measured_prompts(
-    vocabulary: Vocabulary, others: int, neighbours: Sequence[str]
+    vocabulary: Vocabulary,
+    others: int,
+    neighbours: Sequence[str],
+    earlier: Vocabulary | None = None,
 ) -> list[tuple[str, str, str]]:
     """Group, prompt and expected label of every prompt of the measurement.
 
@@ -266,10 +271,15 @@ def measured_prompts(
         vocabulary: What the model draws, and what of it is erased.
         others: How many of the other labels are measured.
         neighbours: Labels close to the concept.
+        earlier: The same model with the concepts of edits beneath, which are measured too.
     """
     caption = vocabulary.captions[1]
     rows = [("efficacy", text, label) for text, label in vocabulary.concept_prompts()]
     rows += [("generality", text, label) for text, label in vocabulary.domain_prompts()]
     rows += [("neighbours", caption.format(label), label) for label in neighbours]
-    retained = random_subset(vocabulary.others, others)
+    retained = vocabulary.others
+    if earlier and earlier.concepts:
+        rows += [("earlier", text, label) for text, label in earlier.concept_prompts()]
+        retained = [label for label in retained if label in set(earlier.others)]
+    retained = random_subset(retained, others)
     return rows + [("specificity", caption.format(label), label) for label in retained]

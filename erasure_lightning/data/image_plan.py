@@ -18,8 +18,8 @@ class ImageRequest(NamedTuple):
     Args:
         prompt: The prompt.
         seed: Seed of the initial noise.
-        group: Its purpose: ``efficacy``, ``generality``, ``specificity``, ``neighbours`` or
-            ``prompts``.
+        group: Its purpose: ``efficacy``, ``generality``, ``earlier``, ``specificity``,
+            ``neighbours`` or ``prompts``.
         case: Its name, the file name in ``predict``.
         answer: The label that it should be recognised as; for an erased style, the thing in that
             style; empty for none.

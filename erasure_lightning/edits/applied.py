@@ -6,20 +6,28 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from erasure_lightning.adapters.base import adapters_of, remove_adapters
+from erasure_lightning.adapters.base import adapters_of
+from erasure_lightning.edits.base_edits import (
+    find_base_edits,
+    locate_edit,
+    missing_base_edits,
+    titles,
+)
 from erasure_lightning.edits.changes import Change
 from erasure_lightning.edits.components import EditedComponent
+from erasure_lightning.edits.composition import Overlap
 from erasure_lightning.edits.edit import (
-    applied_edits,
     edit_title,
+    holds_edit,
     install_edit,
     read_edit,
     write_edit,
 )
+from erasure_lightning.edits.fingerprints import edit_fingerprint
+from erasure_lightning.edits.stack import AppliedEdit, applied_edits, remove_edit, set_strength
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.files.writing import EDIT_FILE
 
 
 class Edit:
@@ -28,18 +36,32 @@ class Edit:
     Args:
         tensors: Edited values by component and name, ``unet.down_blocks...``.
         metadata: Method, arguments, concepts, base model, fingerprints and versions.
+        path: The file that it was read from; None if it was not.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        metadata: Mapping[str, Any],
+        path: Path | None = None,
+    ) -> None:
         self.tensors = dict(tensors)
         self.metadata = dict(metadata)
+        self.path = path
         self.pipeline: Any = None
         self._strength = 1.0
         #: What `install_edit` recorded of the edit, by component of the pipeline.
-        self._records: dict[str, dict[str, Any]] = {}
+        self._records: dict[str, AppliedEdit] = {}
+        #: The edits beneath it that `apply` applied with it, the lowest first.
+        self._beneath: list[Edit] = []
 
     def __repr__(self) -> str:
         return f"Edit({edit_title(self.metadata)}, {len(self.tensors)} tensors)"
+
+    @property
+    def fingerprint(self) -> str:
+        """A short hash of its tensors, by which edits that rest on it know it."""
+        return edit_fingerprint(self.tensors)
 
     def save(self, path: str | Path) -> Path:
         """Write the edit as a safetensors file with its metadata.
@@ -58,26 +80,70 @@ class Edit:
     def apply(self, pipeline: Any, transfer: bool = False) -> Self:
         """Write the edit into a pipeline; one that holds it already is left as it is.
 
+        An edit that was trained on a model with other edits needs these: they are applied first
+        where their files are found.
+
         Args:
             pipeline: A diffusers pipeline, or anything with the same component names.
             transfer: Accept components of equal shapes and other weights than those that the edit
                 was made on; the metadata lists them as ``transferred``.
 
         Raises:
-            ErasureError: If the pipeline lacks a component, has another one, holds another edit in
-                it, or keeps its weights where an edit would not act.
+            ErasureError: If the pipeline lacks a component or an edit that this one rests on, has
+                another one, holds another edit in it, or keeps its weights where an edit would not
+                act.
         """
-        self.metadata["transferred"] = install_edit(self.tensors, self.metadata, pipeline, transfer)
+        beneath = [] if transfer else self.apply_base_edits(pipeline)
+        path = str(self.path or "")
+        try:
+            transferred = install_edit(self.tensors, self.metadata, pipeline, transfer, path)
+        except ErasureError:
+            _remove(beneath)
+            raise
+        self.metadata["transferred"] = transferred
         self.pipeline = pipeline
-        self._strength = 1.0
-        title = edit_title(self.metadata)
+        self._beneath = beneath
         self._records = {
             name: record
             for name in self._components()
             for record in applied_edits(EditedComponent(pipeline, name).module)
-            if record["edit"] == title
+            if record["fingerprint"] == self.fingerprint
         }
+        self._strength = next((r["strength"] for r in self._records.values()), 1.0)
         return self
+
+    def apply_base_edits(self, pipeline: Any) -> list["Edit"]:
+        """Apply the edits that this one rests on and a pipeline lacks.
+
+        Args:
+            pipeline: As for `apply`.
+
+        Returns:
+            What was applied, the lowest first.
+
+        Raises:
+            ErasureError: If one is not found, or the pipeline is another model.
+        """
+        if not self.metadata.get("base_edits") or holds_edit(self.tensors, self.metadata, pipeline):
+            return []
+        missing = missing_base_edits(self.metadata, pipeline)
+        wanted = {entry["fingerprint"]: entry["strength"] for entry in missing}
+        applied: list[Edit] = []
+        try:
+            for file in find_base_edits({**self.metadata, "base_edits": missing}, self.path):
+                edit = load_edit(file).apply(pipeline)
+                edit.strength = wanted[edit.fingerprint]
+                applied.append(edit)
+            if missing_base_edits(self.metadata, pipeline):
+                raise ErasureError(
+                    f"{edit_title(self.metadata)} needs the model it was made on, with"
+                    f" {titles(self.metadata['base_edits'])} and nothing else; found another model"
+                    " beneath, or further edits. Apply it to the model it was made on."
+                )
+        except ErasureError:
+            _remove(applied)
+            raise
+        return applied
 
     @property
     def strength(self) -> float:
@@ -85,34 +151,37 @@ class Edit:
         return self._strength
 
     @strength.setter
-    @torch.no_grad()
     def strength(self, value: float) -> None:
         if not 0 <= value < math.inf:
             raise ErasureError(f"An edit needs a strength of at least 0; found {value}.")
         for component, record in self._places():
-            for adapter in adapters_of(component.module):
-                adapter.strength = float(value)
-            parameters = component.parameters()
-            for name, before in record.get("before", {}).items():
-                after = record["after"][name].to(before)
-                parameters[name].copy_(after if value == 1 else before.lerp(after, value))
+            set_strength(component, record, float(value))
         self._strength = float(value)
 
     def remove(self) -> None:
-        """Undo the edit: the pipeline has its former weights and no adapter of the edit.
+        """Undo the edit, and those beneath it that were applied with it.
+
+        The pipeline has its former weights and no adapter of the edit. Edits can be removed in any
+        order: what was applied on top stays, as a difference from what is left beneath.
 
         Raises:
-            ErasureError: If the edit is in no pipeline, or another was applied on top of it.
+            ErasureError: If the edit is in no pipeline.
         """
         for component, record in self._places():
-            if "before" in record:
-                component.write(record["before"])
-            else:
-                remove_adapters(component.module)
-            applied_edits(component.module).pop()
+            remove_edit(component, record)
+        pipeline, self.pipeline = self.pipeline, None
+        beneath, self._beneath = self._beneath, []
         self._records = {}
-        vars(self.pipeline).pop("save_pretrained", None)
-        self.pipeline = None
+        modules = [value for value in vars(pipeline).values() if isinstance(value, nn.Module)]
+        if not any(map(adapters_of, modules)):
+            vars(pipeline).pop("save_pretrained", None)
+        _remove(beneath)
+
+    def is_last(self) -> bool:
+        """Whether no other edit was applied on top of it."""
+        return all(
+            applied_edits(component.module)[-1] is record for component, record in self._places()
+        )
 
     def report(self) -> str:
         """The edit in words and figures: method, concepts, and how far each component moved."""
@@ -121,10 +190,16 @@ class Edit:
             anchor = concept["anchor"] or "no prompt"
             lines.append(f"  {concept['name']} ({concept['kind']}) -> {anchor}")
         lines.append(f"  base model: {self.metadata.get('backbone', 'unknown')}")
+        if base := self.metadata.get("base_edits"):
+            lines.append(f"  rests on: {titles(base)}")
         for name in self._components():
             values = [v for key, v in self.tensors.items() if key.partition(".")[0] == name]
             count = sum(value.numel() for value in values)
             lines.append(f"  {name}: {len(values)} tensors, {count:,} values{self._distance(name)}")
+        if overlap := self.metadata.get("overlap"):
+            lines += [f"  {Overlap(**entry)}" for entry in overlap]
+        elif "composed" in self.metadata:
+            lines.append("  no tensor is changed by two of the composed edits")
         return "\n".join(lines)
 
     def changes(self) -> dict[str, Change]:
@@ -143,8 +218,8 @@ class Edit:
 
     def _distance(self, component: str) -> str:
         """How far a component's weights moved, where it is known what they were."""
-        record = self._records.get(component, {})
-        if "before" not in record:
+        record = self._records.get(component)
+        if record is None or "before" not in record:
             return ""
         before = torch.cat([value.flatten().float() for value in record["before"].values()])
         after = torch.cat([record["after"][n].flatten().to(before) for n in record["before"]])
@@ -153,12 +228,11 @@ class Edit:
     def _components(self) -> list[str]:
         return sorted({name.partition(".")[0] for name in self.tensors})
 
-    def _places(self) -> list[tuple[EditedComponent, dict[str, Any]]]:
+    def _places(self) -> list[tuple[EditedComponent, AppliedEdit]]:
         """The components that hold the edit, each with its record.
 
         Raises:
-            ErasureError: If there are none, their former weights are unknown, or another edit was
-                applied on top.
+            ErasureError: If there are none, or their former weights are unknown.
         """
         title = edit_title(self.metadata)
         if self.pipeline is None:
@@ -173,14 +247,19 @@ class Edit:
         places = []
         for name, record in self._records.items():
             component = EditedComponent(self.pipeline, name)
-            last = applied_edits(component.module)[-1:]
-            if not last or last[0] is not record:
-                found = f"{last[0]['edit']} on top. Remove that one" if last else "none. Apply it"
+            if not any(record is other for other in applied_edits(component.module)):
                 raise ErasureError(
-                    f"{title} needs to be the last edit of {component.title}; found {found} first."
+                    f"{title} needs to be in {component.title}; found it removed, or the component"
+                    " replaced. Apply it again."
                 )
             places.append((component, record))
         return places
+
+
+def _remove(edits: list[Edit]) -> None:
+    """Remove edits, the last one first."""
+    for edit in reversed(edits):
+        edit.remove()
 
 
 def load_edit(path: str | Path) -> Edit:
@@ -192,16 +271,17 @@ def load_edit(path: str | Path) -> Edit:
     Raises:
         ErasureError: If the file is missing, is cut short, or is no edit.
     """
-    path = Path(path)
-    tensors, metadata = read_edit(path / EDIT_FILE if path.is_dir() else path)
-    return Edit(tensors, metadata)
+    file = locate_edit(path)
+    return Edit(*read_edit(file), file)
 
 
 def apply_edit(edit: Edit | str | Path, pipeline: Any, transfer: bool = False) -> Edit:
     """Apply an edit to a pipeline: the one it was made on, or another with the same component.
 
     An edit of a text encoder transfers to every pipeline with the same text encoder, whatever its
-    denoiser. An edit that the pipeline holds already is left as it is.
+    denoiser. An edit that the pipeline holds already is left as it is. An edit that rests on others
+    (``base_edit``) needs them in the pipeline; those whose files are found are applied first, and
+    removed with it.
 
     Args:
         edit: An edit, its file, or the run folder that holds it.

@@ -18,12 +18,11 @@ from erasure_lightning.edits.components import (
     component_fingerprints,
     is_same_component,
 )
+from erasure_lightning.edits.fingerprints import edit_fingerprint
 from erasure_lightning.edits.format import EDIT_FORMAT, current_name, read_metadata
+from erasure_lightning.edits.stack import AppliedEdit, add_edit, applied_edits
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.writing import json_text, write_atomically
-
-#: Attribute of a component that lists its applied edits.
-APPLIED_EDITS = "erasure_edits"
 
 
 def plain_values(value: Any) -> Any:
@@ -67,15 +66,21 @@ def read_edit(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             names = list(file.keys())
             tensors = {current_name(name): file.get_tensor(name) for name in names}
     except (SafetensorError, OSError) as error:
-        raise ErasureError(
-            f"{path} cannot be read as safetensors ({error}). It may be cut short, or a pickle,"
-            " which is never read."
-        ) from error
+        raise _unreadable(path, error) from error
     return tensors, read_metadata(path, header)
 
 
+def _unreadable(path: Path, error: Exception) -> ErasureError:
+    why = "It may be cut short, or a pickle, which is never read."
+    return ErasureError(f"{path} cannot be read as safetensors ({error}). {why}")
+
+
 def install_edit(
-    tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], pipeline: Any, transfer: bool
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, Any],
+    pipeline: Any,
+    transfer: bool,
+    path: str = "",
 ) -> list[str]:
     """Writes an edit into a pipeline; one that the pipeline already has is left as it is.
 
@@ -87,6 +92,7 @@ def install_edit(
         metadata: The edit's metadata.
         pipeline: A diffusers pipeline, or anything with the same component names.
         transfer: Whether to accept components of equal shapes and other weights.
+        path: Where it was read from; empty if it was not.
 
     Returns:
         The components that needed ``transfer``.
@@ -95,7 +101,7 @@ def install_edit(
         ErasureError: If the pipeline lacks a component, has another one, has another edit in it, or
             its weights cannot be edited.
     """
-    changes = list(_changes(tensors, metadata, pipeline))
+    changes = list(_changes(tensors, metadata, pipeline, path))
     due = [change for change in changes if change.is_due(transfer)]
     for change in due:
         change.install()
@@ -111,16 +117,40 @@ def edit_title(metadata: Mapping[str, Any]) -> str:
     return f"{metadata.get('method', '').rpartition('.')[2]} of {_concepts(metadata)}"
 
 
-def applied_edits(module: nn.Module) -> list[dict[str, Any]]:
-    """Records of the edits applied to a component, the oldest first."""
-    records: list[dict[str, Any]] = vars(module).setdefault(APPLIED_EDITS, [])
-    return records
+def read_edit_metadata(path: Path) -> dict[str, Any]:
+    """An edit's metadata in the current layout; its tensors are not read.
+
+    Raises:
+        ErasureError: As `read_edit` says.
+    """
+    if not path.is_file():
+        raise ErasureError(f"No edit at {path}: the file does not exist.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise _unreadable(path, error) from error
+    return read_metadata(path, header)
+
+
+def holds_edit(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], pipeline: Any) -> bool:
+    """Whether a pipeline has all values of an edit already."""
+    changes = _changes(tensors, metadata, pipeline)
+    return not any(change.component.differing(change.values) for change in changes)
 
 
 def _changes(
-    tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], pipeline: Any
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], pipeline: Any, path: str = ""
 ) -> Iterator["_Change"]:
-    about = edit_title(metadata)
+    record = AppliedEdit(
+        edit=edit_title(metadata),
+        fingerprint=edit_fingerprint(tensors),
+        concepts=list(metadata.get("concepts", [])),
+        path=path,
+        transferred=False,
+        strength=1.0,
+        number=0,
+    )
     for name in sorted({name.partition(".")[0] for name in tensors}):
         values = {
             n.removeprefix(f"{name}."): v for n, v in tensors.items() if n.startswith(f"{name}.")
@@ -135,7 +165,7 @@ def _changes(
             values,
             plan,
             metadata.get("fingerprints", {}).get(name),
-            about,
+            record,
         )
 
 
@@ -153,7 +183,7 @@ class _Change:
         values: New values by plain name, those of adapters included.
         plan: Adapters that are attached to layers.
         original: `component_fingerprints` of the trained component; None in an edit of layout 1.
-        about: The edit's method and concepts.
+        record: What is recorded of the edit, without its values.
         transferred: Whether the component differs from the trained one.
     """
 
@@ -161,7 +191,7 @@ class _Change:
     values: dict[str, Tensor]
     plan: AdapterPlan | None
     original: dict[str, str] | None
-    about: str
+    record: AppliedEdit
     transferred: bool = False
 
     def is_due(self, transfer: bool) -> bool:
@@ -173,7 +203,8 @@ class _Change:
         if not self.component.differing(self.values):
             records = self._records()
             self._require_effect(bool(records) or self.plan is not None or not self._is_own())
-            self.transferred = any(m["transferred"] for m in records if m["edit"] == self.about)
+            ours = self.record["fingerprint"]
+            self.transferred = any(m["transferred"] for m in records if m["fingerprint"] == ours)
             return False
         self.component.require_writable(adapters=self.plan is not None)
         if adapters_of(self.component.module) and (self.plan or not transfer):
@@ -221,7 +252,7 @@ class _Change:
     def _last_edit(self) -> str:
         return "".join(f" ({record['edit']})" for record in self._records()[-1:])
 
-    def _records(self) -> list[dict[str, Any]]:
+    def _records(self) -> list[AppliedEdit]:
         return applied_edits(self.component.module)
 
     def install(self) -> None:
@@ -240,13 +271,14 @@ class _Change:
 
     def write(self) -> None:
         """Writes the values and records the edit, with the values that were there before."""
-        record: dict[str, Any] = {"edit": self.about, "transferred": self.transferred}
+        record = self.record.copy()
+        record["transferred"] = self.transferred
         if self.plan is None:
             parameters = self.component.parameters()
             record["before"] = {name: parameters[name].detach().clone() for name in self.values}
             record["after"] = self.values
             self.component.write(self.values)
-        self._records().append(record)
+        add_edit(self.component, record)
 
     def _require_effect(self, has: bool) -> None:
         if not has:

@@ -25,3 +25,8 @@ def hash_tensors(tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None
         first = value.flatten()[:64]
         hashed.update(first.to(dtype or first.dtype).double().cpu().numpy().tobytes())
     return hashed.hexdigest()[:16]
+
+
+def edit_fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """A short hash of an edit's tensors."""
+    return hash_tensors({name: tensors[name] for name in sorted(tensors)})

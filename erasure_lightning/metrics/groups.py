@@ -2,12 +2,13 @@
 
 #: Groups whose images must no longer be recognised as the erased concept; images of all others
 #: must be recognised as their label.
-ERASURE_GROUPS = ("efficacy", "generality")
+ERASURE_GROUPS = ("efficacy", "generality", "earlier")
 
 #: The question of each group, in the order of the table.
 GROUP_QUESTIONS = {
     "efficacy": "named, is the concept still drawn?",
     "generality": "called by other words, is it drawn?",
+    "earlier": "are concepts of earlier edits drawn?",
     "neighbours": "are close concepts still drawn?",
     "specificity": "is everything else still drawn?",
 }
@@ -22,6 +23,7 @@ STRUCTURE_METRICS = {
 GROUP_HEADINGS = {
     "efficacy": "the concept",
     "generality": "its domain",
+    "earlier": "concepts of earlier edits",
     "neighbours": "neighbours",
     "specificity": "everything else",
 }

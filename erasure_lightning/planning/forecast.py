@@ -254,6 +254,7 @@ def _make_fake(module: ErasureModule, memory: MemoryTracker) -> None:
     backbone.to = lambda *_: backbone
     backbone.offload_text = lambda: None  # what leaves is subtracted from the peaks
     cast(Any, module)._source = (backbone,)
+    module.base_edit_files = []  # they change values, not shapes
     cast(Any, module)._apply = lambda *_, **__: module
     memory.hold([*backbone.parameters(), *backbone.buffers()])
     if isinstance(module, SalientErasure):

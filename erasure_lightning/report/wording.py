@@ -1,8 +1,8 @@
 """Sentences about a run's figures, shared by the page and the model card."""
 
 import math
-from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from erasure_lightning.concepts.concept import shortened_names
 from erasure_lightning.metrics.estimates import Estimate
@@ -156,6 +156,8 @@ def _verdict_without_scorer(record: RunRecord) -> Iterator[TextPiece]:
 def remarks(record: RunRecord) -> list[Sentence]:
     """Sentences that complete the verdict: other words for the concept, and attacks."""
     sentences: list[Sentence] = []
+    if beneath := record.metadata.get("base_edits"):
+        sentences.append(tuple(_earlier_edits(record, beneath)))
     if (generality := recognized_share(record, "generality", "after")) is not None:
         words = shortened_names([word for concept in record.concepts for word in concept.domain])
         prompted = f"Prompted by other words ({words})" if words else "Prompted by other words"
@@ -172,6 +174,20 @@ def remarks(record: RunRecord) -> list[Sentence]:
     elif record.edit:
         sentences.append((TextPiece("It was not attacked."),))
     return sentences
+
+
+def _earlier_edits(record: RunRecord, beneath: Sequence[Mapping[str, Any]]) -> Iterator[TextPiece]:
+    """What the edit rests on, and whether the concepts of earlier edits are still gone."""
+    titles = ", ".join(str(entry["edit"]) for entry in beneath)
+    yield TextPiece(f"It rests on {titles}; “before” is the model without any edit. ")
+    earlier = recognized_share(record, "earlier", "after")
+    if earlier is None:
+        yield TextPiece("Whether the earlier concepts are still gone was not measured.")
+        return
+    names = [concept["name"] for entry in beneath for concept in entry["concepts"]]
+    yield TextPiece(f"What was erased earlier ({shortened_names(names)}) is drawn in ")
+    yield from _share_of_images(earlier, recognized_share(record, "earlier", "before"))
+    yield TextPiece(".")
 
 
 def limitations(record: RunRecord) -> list[str]:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
 import torch
-from lightning import LightningModule
 from torch import Tensor, nn
 
 from erasure_lightning.backbones.base import Backbone
@@ -23,25 +22,31 @@ from erasure_lightning.concepts.files import read_concepts
 from erasure_lightning.concepts.vocabulary import Vocabulary
 from erasure_lightning.data.concept_prompts import ConceptPrompts
 from erasure_lightning.data.datamodule import Draws
-from erasure_lightning.data.image_cache import cached_images
-from erasure_lightning.data.image_plan import ImageBatch
 from erasure_lightning.distributed.collectives import all_gather_items
 from erasure_lightning.distributed.fsdp import copy_into, full_tensor
 from erasure_lightning.edits.edit import plain_values, write_edit
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.seeding import derive_seed
 from erasure_lightning.training.backbone_checks import check_backbone
-from erasure_lightning.training.batch_sampling import finite_images
+from erasure_lightning.training.base_edits import (
+    base_edit_files,
+    check_base_edits,
+    edited_parts,
+    edits_beneath,
+    install_base_edits,
+    unedited_copy,
+)
 from erasure_lightning.training.edit_state import (
     BACKBONE_PREFIX,
     backbone_state,
     check_base_model,
 )
+from erasure_lightning.training.paired_sampling import PairedSampling
 from erasure_lightning.training.retention_term import RetentionTerm
 from erasure_lightning.training.sharded_module import shard_module
 
 
-class ErasureModule(LightningModule, ABC):
+class ErasureModule(PairedSampling, ABC):
     """Base of every method: a text-to-image model that is edited, beside its frozen original.
 
     Args:
@@ -52,10 +57,12 @@ class ErasureModule(LightningModule, ABC):
         base: Precision of the frozen weights and of the arithmetic; the edit stays float32.
         checkpointing: Whether blocks are computed again in the backward pass, which saves memory.
         image_size: Side of all images in pixels; the model's own by default.
+        base_edit: Runs or files of edits that the model has before training, the lowest first.
 
     Raises:
-        ErasureError: If there are no concepts, their file cannot be read, one is named twice, the
-            world does not know one, or an argument of the method is NaN, infinite, or no seed.
+        ErasureError: If there are no concepts, their file or a base edit cannot be read, one is
+            named twice, the world does not know one, or an argument of the method is NaN, infinite,
+            or no seed.
     """
 
     #: Whether a step may leave some trainable parameters without a gradient, which DDP must know.
@@ -66,9 +73,6 @@ class ErasureModule(LightningModule, ABC):
     needs: ClassVar[frozenset[Capability]] = frozenset()
     #: Retention callbacks that belong to the method in its paper, by class name.
     default_retention: ClassVar[tuple[str, ...]] = ()
-    #: The edited model and its frozen original; set by `configure_model`.
-    backbone: Backbone
-    original: Backbone
 
     def __init__(
         self,
@@ -80,6 +84,7 @@ class ErasureModule(LightningModule, ABC):
         base: Literal["float32", "bfloat16"] = "float32",
         checkpointing: bool = False,
         image_size: int | None = None,
+        base_edit: str | list[str] | None = None,
     ) -> None:
         super().__init__()
         concepts = _listed(concepts)
@@ -97,15 +102,14 @@ class ErasureModule(LightningModule, ABC):
         self.base = base
         self.checkpointing = checkpointing
         self.image_size = image_size
+        self.base_edit_files = base_edit_files(base_edit)
         self.strict_loading = False
         #: Retention callbacks, which add themselves at the beginning of a fit.
         self.retention: list[RetentionTerm] = []
         #: Sentences with ``{}`` for the concept; by default those of the vocabulary.
         self.prompt_templates: list[str] | None = None
-        self.originals: str | None = None  #: folder of the original's images, from run to run
         self._prompts: ConceptPrompts | None = None
-        #: Hashes of the original: its own, in bfloat16, and of each component that is modified.
-        self.fingerprint = ""
+        #: Hashes of the original in bfloat16, and of each of its components that is modified.
         self.rounded = ""
         self.fingerprints: dict[str, dict[str, str]] = {}
         # In a tuple: an assigned module would be a submodule before `configure_model` makes it one.
@@ -170,12 +174,19 @@ class ErasureModule(LightningModule, ABC):
             self.backbone = source.to(dtype)
         self.backbone.size = self.image_size
         check_backbone(self.backbone, self.concepts, self.needs, type(self).__name__)
+        is_sharded = self._device_mesh is not None
+        install_base_edits(self.backbone, self.base_edit_files, is_sharded)
+        self.base_edits = edits_beneath(self.backbone)
         modified = self.modified()
         self.original = self.backbone.frozen_copy(modified)
+        if self.base_edits:
+            self._unedited = unedited_copy(self.original)
         if weights == "all":
             self.fingerprint = self.original.fingerprint()
             self.rounded = self.original.fingerprint(torch.bfloat16)
-            self.fingerprints = self.original.fingerprints(modified)
+            self._unedited_print = self.unedited.fingerprint() if self.base_edits else ""
+            beneath = edited_parts(self.backbone, self.base_edits)
+            self.fingerprints = self.original.fingerprints([*modified, *beneath])
 
     def edit_values(self) -> dict[str, Tensor]:
         """Full values of everything `editable`, on the CPU; every rank must call it if sharded."""
@@ -228,6 +239,7 @@ class ErasureModule(LightningModule, ABC):
         """Metadata of an edit: method, arguments, concepts, base model, seed and versions."""
         cls = type(self)
         packages = ("erasure-lightning", "torch", "diffusers", "transformers")
+        beneath = {"base_edits": self.base_edits, "unedited_fingerprint": self.unedited_fingerprint}
         return {
             "method": f"{cls.__module__}.{cls.__qualname__}",
             "arguments": self.arguments(),
@@ -238,7 +250,7 @@ class ErasureModule(LightningModule, ABC):
             "fingerprints": self.fingerprints,
             "seed": self.seed,
             "versions": {name: version(name) for name in packages},
-        }
+        } | (beneath if self.base_edits else {})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Reduce a checkpoint to the edit and plain values, which are read without running code."""
@@ -257,6 +269,7 @@ class ErasureModule(LightningModule, ABC):
         state = backbone_state(checkpoint["state_dict"], names, type(self).__name__)
         checkpoint["state_dict"] = state
         metadata = checkpoint.get("erasure", {})
+        check_base_edits(metadata, self.base_edits)
         check_base_model(metadata, self.backbone.name, self.fingerprint, self.rounded)
 
     def retention_gram(self, source: TextInput) -> Tensor:
@@ -265,34 +278,6 @@ class ErasureModule(LightningModule, ABC):
         gram = torch.zeros(size, dtype=torch.float64, device=self.backbone.device)
         held = [c.weight * c.gram(self, source) for c in self.retention if not c.of_states]
         return torch.stack([gram, *held]).sum(dim=0)
-
-    def test_step(self, batch: ImageBatch, batch_idx: int) -> dict[str, Tensor]:
-        """Sample images of prompts from the original and the edited model, from equal noise.
-
-        Returns:
-            Images ``(B, 3, H, W)`` in 0..1, by ``original`` and ``edited``.
-
-        Raises:
-            ErasureError: If an image holds NaN or infinity.
-        """
-        key = f"{self.fingerprint} {self.original.sampling_fingerprint}"
-        original = cached_images(
-            self.originals,
-            key,
-            batch,
-            partial(finite_images, self.original, batch, "original"),
-            self.original.any_rank,
-        )
-        edited = finite_images(self.backbone, batch, "edited")
-        return {"original": original.to(self.device), "edited": edited}
-
-    def validation_step(self, batch: ImageBatch, batch_idx: int) -> dict[str, Tensor]:
-        """`test_step` on the smaller plan of ``validate``."""
-        return self.test_step(batch, batch_idx)
-
-    def predict_step(self, batch: ImageBatch, batch_idx: int) -> dict[str, Tensor]:
-        """`test_step` on a user's prompts."""
-        return self.test_step(batch, batch_idx)
 
 
 def _listed(concepts: Concepts | list[Concept] | str) -> list[Concept]:

@@ -17,7 +17,8 @@ from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.edits.applied import apply_edit
 from erasure_lightning.edits.components import component_fingerprints, is_same_component
-from erasure_lightning.edits.edit import APPLIED_EDITS, read_edit, write_edit
+from erasure_lightning.edits.edit import read_edit, write_edit
+from erasure_lightning.edits.stack import APPLIED_EDITS
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.receler import Receler
 from erasure_lightning.methods.sage import SAGE

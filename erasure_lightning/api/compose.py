@@ -1,0 +1,204 @@
+"""`compose`: several edits of one model as one, by the sum of their differences."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import Tensor
+
+from erasure_lightning.backbones.loading import load_backbone
+from erasure_lightning.concepts.concept import Concept
+from erasure_lightning.edits.applied import Edit, load_edit
+from erasure_lightning.edits.base_edits import titles
+from erasure_lightning.edits.components import EditedComponent, is_same_component
+from erasure_lightning.edits.composition import dense_values, overlaps, shared_names, summed
+from erasure_lightning.edits.edit import edit_title
+from erasure_lightning.edits.stack import unedited_values
+from erasure_lightning.errors import ErasureError
+from erasure_lightning.files.writing import EDIT_FILE, write_atomically
+from erasure_lightning.runs.folder import CONFIG_FILE
+from erasure_lightning.training.base_edits import earlier_concepts
+from erasure_lightning.training.composition import Composition
+
+
+def compose(*edits: Edit | str | Path, pipeline: Any = None) -> Edit:
+    """Several edits of one model as one: the sum of their differences from it.
+
+    No training: where edits meet, in the tensors that both change, the sum is what neither was
+    trained for. `Edit.report` says where that is, how alike the differences are and how large.
+
+    Args:
+        edits: At least two edits, their files or run folders, made on the same model; each counts
+            by its strength.
+        pipeline: The model that they were made on, without them or with them; by default it is
+            loaded by the name that they were made with, if it is needed at all.
+
+    Returns:
+        The edit, in no pipeline yet: apply it, save it, measure it.
+
+    Raises:
+        ErasureError: If there is a single edit, or one twice, they were made on different models,
+            or one has adapters that cannot be merged.
+
+    Example:
+        >>> from erasure_lightning import compose, erase
+        >>> from erasure_lightning.backbones.tiny import TinyBackbone
+        >>> quiet = {"method": "UCE", "anchor": "dog", "progress_bar": False}
+        >>> pipeline = TinyBackbone().to_pipeline()
+        >>> cat = erase(pipeline, "cat", **quiet)
+        >>> cat.remove()
+        >>> star = erase(pipeline, "star", **quiet)
+        >>> star.remove()
+        >>> both = compose(cat, star, pipeline=pipeline)
+        >>> both.apply(pipeline)
+        Edit(Composition of cat, star, 8 tensors)
+    """
+    several = [edit if isinstance(edit, Edit) else load_edit(edit) for edit in edits]
+    _check_distinct(several)
+    for edit in several[1:]:
+        _check_same_base(several[0], edit)
+    values = [dense_values(edit.tensors, edit.metadata) for edit in several]
+    strengths = [edit.strength for edit in several]
+    names = shared_names(values)
+    if any(strength != 1 for strength in strengths):
+        names |= {name for one in values for name in one}
+    base = _base_values(several[0], names, pipeline) if names else {}
+    found = [*overlaps([edit_title(edit.metadata) for edit in several], values, base)]
+    composed = summed(values, strengths, base)
+    return Edit(composed, _metadata(several, composed) | {"overlap": [*map(asdict, found)]})
+
+
+def _check_distinct(edits: Sequence[Edit]) -> None:
+    if len(edits) < 2:
+        raise ErasureError(f"compose needs at least two edits; found {len(edits)}.")
+    prints = [edit.fingerprint for edit in edits]
+    for number, edit in enumerate(edits):
+        if edit.fingerprint in prints[:number]:
+            where = f" ({edit.path})" if edit.path else ""
+            title = edit_title(edit.metadata)
+            raise ErasureError(f"compose needs each edit once; found {title}{where} twice.")
+
+
+def _check_same_base(one: Edit, other: Edit) -> None:
+    """Raise unless two edits were made on the same model.
+
+    Raises:
+        ErasureError: If they were not, or rest on different edits.
+    """
+    a, b = one.metadata, other.metadata
+    beneath, besides = ([e["fingerprint"] for e in m.get("base_edits", [])] for m in (a, b))
+    if beneath != besides:
+        under, over = (titles(metadata.get("base_edits", [])) for metadata in (a, b))
+        raise ErasureError(
+            f"compose needs edits of one model; found {edit_title(a)} on {under} and"
+            f" {edit_title(b)} on {over}. Apply them one on another with apply_edit, or train both"
+            " on the same model."
+        )
+    prints = [(m.get("backbone_fingerprint"), m.get("backbone_bfloat16")) for m in (a, b)]
+    (own, rounded), (theirs, theirs_rounded) = prints
+    shared = a.get("fingerprints", {}).keys() & b.get("fingerprints", {}).keys()
+    same = all(is_same_component(a["fingerprints"][n], b["fingerprints"][n]) for n in shared)
+    if not same or not (own in (theirs, theirs_rounded) or rounded == theirs):
+        raise ErasureError(
+            f"compose needs edits of one model; found {edit_title(a)} of {a.get('backbone')}"
+            f" ({own}) and {edit_title(b)} of {b.get('backbone')} ({theirs})."
+        )
+
+
+def _base_values(edit: Edit, names: set[str], pipeline: Any) -> dict[str, Tensor]:
+    """Values of the model that an edit was made on, by component and name.
+
+    Raises:
+        ErasureError: If the model cannot be loaded or is another one.
+    """
+    components = sorted({name.partition(".")[0] for name in names})
+    with ExitStack() as undo:
+        if pipeline is None:
+            pipeline = load_backbone(str(edit.metadata["backbone"])).to_pipeline()
+        for base in edit.apply_base_edits(pipeline):
+            undo.callback(base.remove)
+        values: dict[str, Tensor] = {}
+        for component in components:
+            edited = EditedComponent(pipeline, component)
+            unedited = {} if edit.metadata.get("base_edits") else unedited_values(edited.module)
+            own = {n: v.detach().clone() for n, v in edited.parameters().items()} | unedited
+            values |= {f"{component}.{name}": value.cpu() for name, value in own.items()}
+    if missing := sorted(names - values.keys()):
+        raise ErasureError(
+            f"compose needs the model that the edits were made on; found {type(pipeline).__name__}"
+            f" without {missing[0]}. Give it with pipeline=."
+        )
+    return {name: values[name] for name in names}
+
+
+def _metadata(edits: Sequence[Edit], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Metadata of the composition, with which it is measured like any other edit."""
+    first = edits[0].metadata
+    concepts = earlier_concepts([edit.metadata for edit in edits], [])
+    listed = [asdict(concept) for concept in concepts]
+    base = {key: first[key] for key in ("base_edits", "unedited_fingerprint") if key in first}
+    arguments: dict[str, Any] = {"concepts": listed, "tensors": [*tensors]}
+    arguments["backbone"] = first["backbone"]
+    prints = [edit.metadata.get("fingerprints", {}) for edit in reversed(edits)]
+    return base | {
+        "method": f"{Composition.__module__}.{Composition.__qualname__}",
+        "arguments": arguments,
+        "concepts": listed,
+        "backbone": first["backbone"],
+        "backbone_fingerprint": first.get("backbone_fingerprint"),
+        "backbone_bfloat16": first.get("backbone_bfloat16"),
+        "fingerprints": {name: value for one in prints for name, value in one.items()},
+        "composed": [
+            {
+                "edit": edit_title(edit.metadata),
+                "fingerprint": edit.fingerprint,
+                "strength": edit.strength,
+            }
+            for edit in edits
+        ],
+        "seed": 0,
+        "versions": {name: version(name) for name in ("erasure-lightning", "torch")},
+    }
+
+
+def save_composition(edit: Edit, path: Path) -> Path:
+    """Write a composition, in a folder with the config by which it is measured.
+
+    Args:
+        edit: What `compose` returned.
+        path: The file; ``edit.safetensors`` is one of a run's folder.
+
+    Returns:
+        The file.
+
+    Raises:
+        ErasureError: If it cannot be written; then neither file is left.
+    """
+    text = _config(edit)
+    edit.metadata["config"] = text
+    existed = path.parent.exists()
+    try:
+        edit.save(path)
+        if path.name == EDIT_FILE:
+            write_atomically(path.with_name(CONFIG_FILE), text.encode())
+    except (ErasureError, OSError):
+        path.unlink(missing_ok=True)
+        if not existed:
+            with suppress(OSError):
+                path.parent.rmdir()
+        raise
+    return path
+
+
+def _config(edit: Edit) -> str:
+    """The config by which ``erasure test`` measures a composition, as YAML."""
+    arguments = dict(edit.metadata["arguments"])
+    arguments["concepts"] = [asdict(Concept(**c)) for c in arguments["concepts"]]
+    if base := edit.metadata.get("base_edits"):
+        arguments["base_edit"] = [entry["path"] for entry in base]
+    model = {"class_path": edit.metadata["method"], "init_args": arguments}
+    return yaml.safe_dump({"model": model}, sort_keys=False, allow_unicode=True)

@@ -1,0 +1,52 @@
+"""``erasure compose``: several edits of one model as one, with a report of where they meet."""
+
+from pathlib import Path
+
+from erasure_lightning.cli.arguments import Arguments
+from erasure_lightning.errors import ErasureError
+
+
+def run_compose(argv: list[str]) -> None:
+    """Compose edits, write the composition and print the report.
+
+    Raises:
+        ErasureError: If an edit cannot be read or composed, or a file would be overwritten.
+    """
+    options = _parser().parse(argv)
+    from erasure_lightning.api.compose import compose, save_composition
+    from erasure_lightning.api.quiet import silence
+    from erasure_lightning.runs.folder import Run, require_unused
+
+    silence()
+    out: Path = options.out
+    if out.suffix == ".safetensors":
+        if out.exists():
+            raise ErasureError(f"{out} exists already, and nothing is overwritten. Choose another.")
+    elif out.is_file():
+        raise ErasureError(f"--out needs a folder or a .safetensors file; found the file {out}.")
+    else:
+        require_unused(out)
+    edit = compose(*options.runs)
+    path = save_composition(edit, out if out.suffix == ".safetensors" else Run(out).edit)
+    print(edit.report())
+    print(f"Composed; the edit is {path}. Measure it: erasure test --ckpt_path {out}.")
+
+
+def _parser() -> Arguments:
+    parser = Arguments(
+        "compose",
+        "Add the differences of several edits of one model into one edit, without training, and say"
+        " where two of them change the same tensors. No edit of adapters that act by prompt or"
+        " image can be added.",
+    )
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="A run's folder, or its edit.safetensors."
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="PATH",
+        help="A new folder, or a .safetensors file; nothing is overwritten.",
+    )
+    return parser

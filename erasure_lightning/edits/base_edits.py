@@ -1,0 +1,83 @@
+"""Edits that rest on others: which those are, where their files lie, and their application."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from erasure_lightning.edits.components import (
+    EditedComponent,
+    component_fingerprints,
+    is_same_component,
+)
+from erasure_lightning.edits.edit import read_edit
+from erasure_lightning.edits.fingerprints import edit_fingerprint
+from erasure_lightning.edits.stack import held_edits
+from erasure_lightning.errors import ErasureError
+from erasure_lightning.files.writing import EDIT_FILE
+
+
+def locate_edit(path: str | Path) -> Path:
+    """The file of an edit: itself, or the one in a run's folder."""
+    path = Path(path)
+    return path / EDIT_FILE if path.is_dir() else path
+
+
+def find_base_edits(metadata: Mapping[str, Any], path: Path | None) -> list[Path]:
+    """Files of the edits that an edit rests on, the lowest first.
+
+    Each is looked for where it lay when the edit was made, and under its folder's name beside the
+    edit's own folder; a file counts if it holds the very tensors.
+
+    Args:
+        metadata: The edit's metadata.
+        path: The edit's file, if it has one.
+
+    Raises:
+        ErasureError: If one is not there.
+    """
+    return [_find(entry, metadata, path) for entry in metadata.get("base_edits", [])]
+
+
+def missing_base_edits(metadata: Mapping[str, Any], pipeline: Any) -> list[dict[str, Any]]:
+    """The edits that an edit rests on and a pipeline lacks, the lowest first.
+
+    None if the components have the weights that the edit was made on, however they came by them.
+
+    Args:
+        metadata: The edit's metadata.
+        pipeline: A diffusers pipeline, or anything with the same component names.
+    """
+    base: list[dict[str, Any]] = metadata.get("base_edits", [])
+    names = sorted({name for entry in base for name in entry["components"]})
+    modules = {name: EditedComponent(pipeline, name).module for name in names}
+    prints = metadata.get("fingerprints", {})
+    if all(is_same_component(prints[n], component_fingerprints(m)) for n, m in modules.items()):
+        return []
+    held = {entry["fingerprint"] for entry in held_edits(modules)}
+    return [entry for entry in base if entry["fingerprint"] not in held]
+
+
+def titles(entries: Sequence[Mapping[str, Any]]) -> str:
+    """Methods and concepts of edits, ``UCE of cat, ESD of dog``."""
+    return ", ".join(str(entry["edit"]) for entry in entries) or "no edit"
+
+
+def _find(entry: Mapping[str, Any], metadata: Mapping[str, Any], path: Path | None) -> Path:
+    recorded = str(entry["path"])
+    places = [Path(recorded)] if recorded else []
+    if path is not None and recorded:
+        folder = path.resolve().parent.parent
+        file = Path(recorded)
+        place = folder / (file.parent.name if file.name == EDIT_FILE else "") / file.name
+        places.append(place)
+    for place in places:
+        file = locate_edit(place)
+        if file.is_file() and edit_fingerprint(read_edit(file)[0]) == entry["fingerprint"]:
+            return file
+    where = f"{recorded} holds another edit, or none" if recorded else "it was never saved"
+    method = str(metadata.get("method", "")).rpartition(".")[2]
+    raise ErasureError(
+        f"This edit by {method} rests on {entry['edit']} ({entry['fingerprint']}), which must be"
+        f" applied first; {where}. Call apply_edit with that edit's run first, or name it with"
+        " --model.base_edit RUN."
+    )

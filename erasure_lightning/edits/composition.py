@@ -1,0 +1,127 @@
+"""Edits as differences from one model: their sum, and where two of them meet."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from erasure_lightning.adapters.lora import merged_weights
+from erasure_lightning.edits.edit import edit_title
+from erasure_lightning.errors import ErasureError
+
+#: Values by component and name, ``unet.down_blocks...``.
+Values = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Where two edits change the same tensors of a component.
+
+    Args:
+        component: The component.
+        edits: Titles of the two.
+        changed: Number of its tensors that each changes.
+        tensors: Names of those that both change.
+        cosine: Of the two differences there, -1..1; 0 if one of them is 0.
+        sizes: Norm of each difference there, as a share of the weights' norm.
+    """
+
+    component: str
+    edits: tuple[str, str]
+    changed: tuple[int, int]
+    tensors: list[str]
+    cosine: float
+    sizes: tuple[float, float]
+
+    def __str__(self) -> str:
+        one, other = self.changed
+        first, second = self.sizes
+        return (
+            f"{self.component}: {len(self.tensors)} tensors are changed by both {self.edits[0]}"
+            f" (of {one}) and {self.edits[1]} (of {other}); there the differences have a cosine of"
+            f" {self.cosine:.3f}, and {first:.2%} and {second:.2%} of the weights' norm"
+        )
+
+
+def dense_values(tensors: Values, metadata: Mapping[str, Any]) -> dict[str, Tensor]:
+    """An edit as weights alone; low-rank adapters are merged, exactly.
+
+    Args:
+        tensors: The edit's tensors.
+        metadata: Its metadata.
+
+    Raises:
+        ErasureError: If it has adapters that act by prompt or image.
+    """
+    values: dict[str, Tensor] = dict(tensors)
+    for component, plan in metadata.get("adapters", {}).items():
+        if plan["kind"] != "lora":
+            raise ErasureError(
+                f"{edit_title(metadata)} needs to be weights to be composed; found"
+                f" {plan['kind']} adapters, which act by prompt or image and are no difference."
+                " Apply it beside the others with apply_edit, last."
+            )
+        own = {name: value for name, value in values.items() if name.startswith(f"{component}.")}
+        values = {name: value for name, value in values.items() if name not in own}
+        values |= merged_weights(own)
+    return values
+
+
+def shared_names(edits: Sequence[Values]) -> set[str]:
+    """Names of the tensors that more than one edit changes."""
+    return {name for one, other in combinations(edits, 2) for name in one.keys() & other.keys()}
+
+
+def summed(edits: Sequence[Values], strengths: Sequence[float], base: Values) -> dict[str, Tensor]:
+    """The base with the differences of all edits, ``W + sum_i s_i (W_i - W)``.
+
+    Args:
+        edits: Values ``W_i`` of each edit.
+        strengths: Their shares ``s_i``.
+        base: Values ``W`` of the base; of what a single edit of strength 1 changes none is needed.
+    """
+    values: dict[str, Tensor] = {}
+    for name in dict.fromkeys(name for edit in edits for name in edit):
+        own = [(s, e[name]) for s, e in zip(strengths, edits, strict=True) if name in e]
+        if len(own) == 1 and own[0][0] == 1:
+            values[name] = own[0][1]
+            continue
+        weight = base[name].float()
+        change = torch.stack([strength * (value.float() - weight) for strength, value in own])
+        values[name] = (weight + change.sum(dim=0)).to(own[0][1])
+    return values
+
+
+def overlaps(titles: Sequence[str], edits: Sequence[Values], base: Values) -> Iterator[Overlap]:
+    """Where each two edits change the same tensors, by component.
+
+    Args:
+        titles: Of the edits.
+        edits: Their values.
+        base: Values of the base.
+    """
+    for (title, one), (other_title, other) in combinations(zip(titles, edits, strict=True), 2):
+        for component in sorted({name.partition(".")[0] for name in one.keys() & other.keys()}):
+            start = f"{component}."
+            names = sorted(name for name in one.keys() & other.keys() if name.startswith(start))
+            weights = _joined(base, names)
+            first, second = (_joined(edit, names) - weights for edit in (one, other))
+            norms = first.norm() * second.norm()
+            yield Overlap(
+                component,
+                (title, other_title),
+                (
+                    sum(name.startswith(start) for name in one),
+                    sum(name.startswith(start) for name in other),
+                ),
+                names,
+                float(first @ second / norms) if norms else 0.0,
+                (float(first.norm() / weights.norm()), float(second.norm() / weights.norm())),
+            )
+
+
+def _joined(values: Values, names: Sequence[str]) -> Tensor:
+    return torch.cat([values[name].flatten().double() for name in names])

@@ -1,0 +1,142 @@
+"""The edits that a component holds, one on another: their records, strengths and removal."""
+
+from collections.abc import Mapping, Sequence
+from itertools import count
+from typing import Any, NotRequired, TypedDict
+
+import torch
+from torch import Tensor, nn
+
+from erasure_lightning.adapters.base import adapters_of, remove_adapters
+from erasure_lightning.edits.components import EditedComponent
+
+#: Attribute of a component that lists its applied edits.
+APPLIED_EDITS = "erasure_edits"
+
+#: Attribute of a component with its values beneath all edits, by plain name.
+_UNEDITED_VALUES = "erasure_unedited"
+
+#: Numbers of applied edits, in the order of their application.
+_NUMBERS = count()
+
+
+class AppliedEdit(TypedDict):
+    """Record of an edit in a component.
+
+    Args:
+        edit: Method and concepts.
+        fingerprint: `edit_fingerprint` of its tensors.
+        concepts: The erased concepts, as plain values.
+        path: Where it was read from; empty if it was not.
+        transferred: Whether the component was another than the edit was made on.
+        strength: Share of the edit that acts.
+        number: Place in the order of application, over all components.
+        before: Values beneath the edit, by plain name; none of an edit of adapters.
+        after: Values of the edit, alike.
+    """
+
+    edit: str
+    fingerprint: str
+    concepts: list[dict[str, Any]]
+    path: str
+    transferred: bool
+    strength: float
+    number: int
+    before: NotRequired[dict[str, Tensor]]
+    after: NotRequired[dict[str, Tensor]]
+
+
+def applied_edits(module: nn.Module) -> list[AppliedEdit]:
+    """Records of the edits applied to a component, the oldest first."""
+    records: list[AppliedEdit] = vars(module).setdefault(APPLIED_EDITS, [])
+    return records
+
+
+def unedited_values(module: nn.Module) -> dict[str, Tensor]:
+    """Values beneath all edits of a component, by plain name, of what its edits change."""
+    values: dict[str, Tensor] = vars(module).setdefault(_UNEDITED_VALUES, {})
+    return values
+
+
+def add_edit(component: EditedComponent, record: AppliedEdit) -> None:
+    """Adds the record of an edit whose values a component has.
+
+    Args:
+        component: The component.
+        record: The record; its number is set.
+    """
+    unedited = unedited_values(component.module)
+    for name, value in record.get("before", {}).items():
+        unedited.setdefault(name, value)
+    record["number"] = next(_NUMBERS)
+    applied_edits(component.module).append(record)
+
+
+def set_strength(component: EditedComponent, record: AppliedEdit, strength: float) -> None:
+    """Sets the share of an edit that acts; edits above it act on as before."""
+    record["strength"] = strength
+    if "before" in record:
+        _write(component)
+        return
+    for adapter in adapters_of(component.module):
+        adapter.strength = strength
+
+
+def remove_edit(component: EditedComponent, record: AppliedEdit) -> None:
+    """Takes an edit out of a component; edits beneath it and above it stay."""
+    records = applied_edits(component.module)
+    records[:] = [other for other in records if other is not record]
+    if "before" not in record:
+        remove_adapters(component.module)
+        return
+    _write(component)
+    unedited = unedited_values(component.module)
+    for name in record["before"]:
+        if not any(name in other.get("before", {}) for other in records):
+            del unedited[name]
+
+
+def held_edits(modules: Mapping[str, nn.Module]) -> list[dict[str, Any]]:
+    """The edits that components hold, the oldest first, as an edit that rests on them names them.
+
+    Args:
+        modules: The components, by their names in the pipeline.
+    """
+    held: dict[str, dict[str, Any]] = {}
+    records = [(name, record) for name in modules for record in applied_edits(modules[name])]
+    for name, record in sorted(records, key=lambda pair: pair[1]["number"]):
+        keys = ("edit", "fingerprint", "concepts", "path", "strength")
+        entry = {key: value for key, value in record.items() if key in keys}
+        held.setdefault(record["fingerprint"], entry | {"components": []})
+        held[record["fingerprint"]]["components"].append(name)
+    return list(held.values())
+
+
+@torch.no_grad()
+def _write(component: EditedComponent) -> None:
+    """Writes the values that a component's edits give at their strengths."""
+    records = [record for record in applied_edits(component.module) if "before" in record]
+    unedited = unedited_values(component.module)
+    component.write({name: _stacked(name, value, records) for name, value in unedited.items()})
+
+
+def _stacked(name: str, unedited: Tensor, records: Sequence[AppliedEdit]) -> Tensor:
+    """A value with the edits of it, one on another.
+
+    An edit has the values that it was made with as long as all beneath it is as it was then;
+    else its difference is added to what is beneath. One that was transferred has its own values
+    over whatever is beneath.
+    """
+    value = unedited
+    for record in records:
+        if name not in record["before"]:
+            continue
+        before = record["before"][name]
+        after = record["after"][name].to(before)
+        strength = record["strength"]
+        beneath = value.to(before)
+        if record["transferred"] or torch.equal(beneath, before):
+            value = after if strength == 1 else beneath.lerp(after, strength)
+        else:
+            value = value.float() + strength * (after.float() - before.float())
+    return value.to(unedited)

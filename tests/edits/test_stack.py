@@ -1,0 +1,223 @@
+"""Edits one on another: any strength, removed in any order, resting on each other."""
+
+import pytest
+import torch
+from trivial import Distillation
+
+from erasure_lightning import Concept, apply_edit, erase, load_edit
+from erasure_lightning.backbones.tiny import TINY_BACKBONES, TinyBackbone
+from erasure_lightning.edits.edit import read_edit
+from erasure_lightning.edits.stack import applied_edits, unedited_values
+from erasure_lightning.errors import ErasureError
+from erasure_lightning.methods.receler import Receler
+from erasure_lightning.methods.spm import SPM
+from erasure_lightning.testing import edit_of, quick_fit
+
+
+def solved(pipeline, concept, anchor="dog"):
+    return erase(pipeline, concept, "UCE", anchor=anchor, progress_bar=False)
+
+
+def trained(pipeline, concept, method=Distillation, **arguments):
+    quick = {"steps": 2, "batch_size": 2, "accelerator": "cpu", "progress_bar": False}
+    return erase(pipeline, concept, method, **quick, **arguments)
+
+
+def weights(pipeline):
+    parts = [v for v in vars(pipeline).values() if isinstance(v, torch.nn.Module)]
+    return {f"{i} {n}": v.clone() for i, part in enumerate(parts) for n, v in
+            part.state_dict().items()}  # fmt: skip
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
+
+
+def near(one, other):
+    return all(torch.allclose(one[n], other[n], atol=1e-6) for n in one)
+
+
+@pytest.mark.parametrize("family", TINY_BACKBONES)
+def test_edits_of_every_family_are_removed_in_any_order(family):
+    """Both orders end bit for bit where they began; what is left is the other's difference."""
+    pipeline = family().to_pipeline()
+    plain = weights(pipeline)
+    below = solved(pipeline, "cat")
+    between = weights(pipeline)
+    above = solved(pipeline, "star")
+    both = weights(pipeline)
+    below.remove()
+    left = weights(pipeline)
+    expected = {name: plain[name] + (both[name] - between[name]) for name in plain}
+    assert near(left, expected)
+    assert not same(left, plain)
+    above.remove()
+    assert same(weights(pipeline), plain)
+    part = next(iter(v for v in vars(pipeline).values() if isinstance(v, torch.nn.Module)))
+    assert not unedited_values(part)
+
+
+def test_the_strength_of_an_edit_beneath_another():
+    pipeline = TinyBackbone().to_pipeline()
+    plain = weights(pipeline)
+    below = solved(pipeline, "cat")
+    between = weights(pipeline)
+    above = solved(pipeline, "star")
+    both = weights(pipeline)
+    below.strength = 0
+    assert near(weights(pipeline), {n: plain[n] + both[n] - between[n] for n in plain})
+    above.strength = 2
+    assert near(weights(pipeline), {n: plain[n] + 2 * (both[n] - between[n]) for n in plain})
+    above.strength = below.strength = 1
+    assert same(weights(pipeline), both)
+
+
+@pytest.mark.parametrize("method", [SPM, Receler])
+def test_adapters_beside_weights_in_any_order(method):
+    """The strength of the weights leaves the adapters alone."""
+    arguments = {"rank": 4} if method is Receler else {}
+    pipeline = TinyBackbone().to_pipeline()
+    plain = weights(pipeline)
+    below = solved(pipeline, "cat")
+    above = trained(pipeline, "star", method, lr=1e-2, warmup=0, **arguments)
+    below.strength = 0.5
+    assert above.strength == 1
+    assert {record["strength"] for record in applied_edits(pipeline.unet)} == {0.5, 1.0}
+    below.remove()
+    with pytest.raises(ErasureError, match="cannot be merged"):
+        pipeline.save_pretrained("never")
+    with pytest.raises(ErasureError, match="start from needs to be weights; found .* adapters"):
+        solved(pipeline, "cat")
+    above.remove()
+    assert same(weights(pipeline), plain)
+
+
+def test_what_was_transferred_stays_itself_when_an_edit_beneath_goes():
+    pipeline = TinyBackbone().to_pipeline()
+    below = solved(pipeline, "cat")
+    other = TinyBackbone().to_pipeline()
+    above = solved(other, "star")
+    alone = weights(other)
+    above.apply(pipeline, transfer=True)
+    below.remove()
+    assert same(weights(pipeline), alone)
+
+
+def test_an_edit_names_those_it_rests_on_and_needs_them(tmp_path):
+    pipeline = TinyBackbone().to_pipeline()
+    first = solved(pipeline, "cat")
+    second = erase(pipeline, "star", "SAGE", anchor="dog", steps=2, lr=1e-2, warmup=0,
+                   check_steps=0, accelerator="cpu", progress_bar=False)  # fmt: skip
+    both = weights(pipeline)
+    (entry,) = second.metadata["base_edits"]
+    assert (entry["edit"], entry["fingerprint"]) == ("UCE of cat", first.fingerprint)
+    assert entry["components"] == ["unet"]
+    path = second.save(tmp_path / "second" / "edit.safetensors")
+    plain = TinyBackbone().to_pipeline()
+    before = weights(plain)
+    with pytest.raises(ErasureError, match="rests on UCE of cat .* must be applied first"):
+        apply_edit(path, plain)  # its own component, the text encoder, would fit
+    assert same(weights(plain), before)
+    solved(plain, "cat")
+    assert apply_edit(path, plain).metadata["transferred"] == []
+    assert same(weights(plain), both)
+
+
+def test_the_chain_is_applied_from_the_files_and_removed_with_the_edit(tmp_path):
+    first = solved(TinyBackbone().to_pipeline(), "cat").save(tmp_path / "a" / "edit.safetensors")
+    pipeline = TinyBackbone().to_pipeline()
+    second = erase(pipeline, "star", "UCE", anchor="dog", base_edit=first, progress_bar=False)
+    third = solved(pipeline, "house")
+    both = weights(pipeline)
+    second.save(tmp_path / "b" / "edit.safetensors")
+    third.metadata["base_edits"][1]["path"] = str(tmp_path / "b" / "edit.safetensors")
+    third.save(tmp_path / "c" / "edit.safetensors")
+    moved = tmp_path.with_name(f"{tmp_path.name}-moved")
+    tmp_path.rename(moved)  # each is found beside the other
+    plain = TinyBackbone().to_pipeline()
+    before = weights(plain)
+    applied = apply_edit(moved / "c", plain)
+    assert same(weights(plain), both)
+    assert [record["edit"] for record in applied_edits(plain.unet)] == [
+        "UCE of cat", "UCE of star", "UCE of house",
+    ]  # fmt: skip
+    applied.remove()
+    assert same(weights(plain), before)
+    other = TinyBackbone(seed=1).to_pipeline()
+    with pytest.raises(ErasureError, match="needs DiffusionPipeline|needs StableDiff"):
+        apply_edit(moved / "c", other)
+    solved(TinyBackbone(seed=1).to_pipeline(), "cat").save(moved / "a" / "edit.safetensors")
+    with pytest.raises(ErasureError, match="holds another edit, or none"):
+        apply_edit(moved / "c", plain)
+    assert same(weights(plain), before)
+
+
+def test_a_module_starts_from_edits_and_its_teacher_has_them(tmp_path):
+    first = solved(TinyBackbone().to_pipeline(), "cat").save(tmp_path / "a" / "edit.safetensors")
+    names = {"concepts": [Concept("star", "dog")], "base_edit": str(first.parent)}
+    module = Distillation(backbone=TinyBackbone(), **names)
+    module.configure_model()
+    values, _ = read_edit(first)
+    name = next(iter(values))
+    inside = f"denoiser.{name.removeprefix('unet.')}"
+    fresh = TinyBackbone()
+    assert torch.equal(module.original.get_parameter(inside), values[name])
+    assert torch.equal(module.unedited.get_parameter(inside), fresh.get_parameter(inside))
+    assert module.unedited_fingerprint == fresh.fingerprint() != module.fingerprint
+    with torch.no_grad():
+        for parameter in module.trainable().values():
+            parameter += 1
+    assert module.unedited.fingerprint() == fresh.fingerprint()
+    assert [concept.name for concept in module.earlier] == ["cat"]
+    plain = Distillation(backbone=TinyBackbone(), concepts=[Concept("star", "dog")])
+    plain.configure_model()
+    checkpoint = {}
+    module.on_save_checkpoint(checkpoint)
+    with pytest.raises(ErasureError, match="rests on UCE of cat .*; the model has no edit"):
+        plain.on_load_checkpoint(checkpoint)
+
+
+def test_a_stopped_run_on_an_edit_ends_where_it_would_have(tmp_path):
+    """The control is the run on the plain model."""
+    first = solved(TinyBackbone().to_pipeline(), "cat").save(tmp_path / "edit.safetensors")
+
+    def make(base_edit=str(first)):
+        concepts = [Concept("star", "dog")]
+        return Distillation(concepts=concepts, backbone=TinyBackbone(), base_edit=base_edit)
+
+    whole = edit_of(quick_fit(make(), 2))
+    quick_fit(make(), 1, total=2, save=tmp_path / "half.ckpt")
+    resumed = edit_of(quick_fit(make(), 2, resume=tmp_path / "half.ckpt"))
+    assert same(whole, resumed)
+    assert not same(whole, edit_of(quick_fit(make(None), 2)))
+
+
+@pytest.mark.parametrize(
+    ("named", "message"),
+    [
+        (["a", "a"], "needs each edit once"),
+        ("nowhere", "No edit at .*nowhere"),
+        ("cut", "cannot be read as safetensors"),
+        ("adapters", "needs to be weights; found SPM of star"),
+    ],
+)
+def test_edits_that_cannot_be_started_from(tmp_path, named, message):
+    whole = solved(TinyBackbone().to_pipeline(), "cat").save(tmp_path / "a" / "edit.safetensors")
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut" / "edit.safetensors").write_bytes(whole.read_bytes()[:-50])
+    if named == "adapters":
+        spm = trained(TinyBackbone().to_pipeline(), "star", SPM, lr=1e-2, warmup=0)
+        spm.save(tmp_path / "adapters" / "edit.safetensors")
+    paths = [str(tmp_path / n) for n in ([named] if isinstance(named, str) else named)]
+    with pytest.raises(ErasureError, match=message):
+        Distillation(concepts=[Concept("star")], backbone=TinyBackbone(), base_edit=paths)
+
+
+def test_a_failed_erasure_leaves_no_base_edit_behind(tmp_path):
+    first = solved(TinyBackbone().to_pipeline(), "cat").save(tmp_path / "edit.safetensors")
+    pipeline = TinyBackbone().to_pipeline()
+    before = weights(pipeline)
+    with pytest.raises(ErasureError):
+        erase(pipeline, "star", "UCE", base_edit=first, rigde=1.0, progress_bar=False)
+    assert same(weights(pipeline), before)
+    assert load_edit(first).apply(pipeline).is_last()
