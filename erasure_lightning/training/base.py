@@ -25,10 +25,7 @@ from erasure_lightning.data.datamodule import Draws
 from erasure_lightning.data.image_cache import cached_images
 from erasure_lightning.data.image_plan import ImageBatch
 from erasure_lightning.distributed.collectives import all_gather_items
-from erasure_lightning.distributed.fsdp import (
-    copy_into,
-    full_tensor,
-)
+from erasure_lightning.distributed.fsdp import copy_into, full_tensor
 from erasure_lightning.edits.edit import plain_values, write_edit
 from erasure_lightning.seeding import derive_seed
 from erasure_lightning.training.backbone_checks import check_backbone
