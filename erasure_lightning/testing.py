@@ -4,6 +4,7 @@ import pkgutil
 import warnings
 from collections.abc import Callable, Sequence
 from copy import deepcopy
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -66,9 +67,18 @@ def check_method(
     assert suitable, f"{method.__name__} suits no family of {[f.__name__ for f in families]}"
     for family in set(families) - set(suitable):
         _check_refusal(_maker(method, family, arguments)(), family)
-    fitted = [_check_fit(method, family, steps, arguments) for family in suitable]
-    for module, family in zip(fitted, suitable if thorough else suitable[:1], strict=False):
-        _check_resumed(module, _maker(method, family, arguments), steps)
+    with TemporaryDirectory() as folder:
+        saved = [Path(folder, f"{family.__name__}.ckpt") for family in suitable]
+        fitted = [
+            _check_fit(_maker(method, family, arguments), family, steps, half)
+            for family, half in zip(suitable, saved, strict=True)
+        ]
+        # The first half once more, by a run that stops there; elsewhere what the whole one saved.
+        quick_fit(_maker(method, suitable[0], arguments)(), steps // 2, total=steps, save=saved[0])
+        for module, family, half in zip(
+            fitted, suitable if thorough else suitable[:1], saved, strict=False
+        ):
+            _check_resumed(module, _maker(method, family, arguments), steps, half)
     if not thorough:
         return fitted[0]
     for family in suitable:
@@ -83,25 +93,25 @@ def check_method(
 
 
 def _check_fit(
-    method: type[ErasureModule], family: type[Backbone], steps: int, arguments: dict[str, Any]
+    make: Callable[..., ErasureModule], family: type[Backbone], steps: int, half: Path
 ) -> ErasureModule:
     """Fit on a family; what is editable changed, and all that is trained had a gradient."""
     gradients = _Gradients()
-    fitted = quick_fit(_maker(method, family, arguments)(), steps, gradients)
+    fitted = quick_fit(make(), steps, gradients, _SaveAt(steps // 2, half))
     _check_edit(fitted, family)
-    lacking, name = gradients.lacking, f"{method.__name__} on {family.__name__}"
+    lacking, name = gradients.lacking, f"{type(fitted).__name__} on {family.__name__}"
     assert not lacking, f"{name} trains {lacking[0]} without a gradient"
     return fitted
 
 
-def _check_resumed(fitted: ErasureModule, make: Callable[..., ErasureModule], steps: int) -> None:
+def _check_resumed(
+    fitted: ErasureModule, make: Callable[..., ErasureModule], steps: int, half: Path
+) -> None:
     """One seed gives one edit, also to a run that is stopped, resumed, saved and loaded."""
     name = f"{type(fitted).__name__} on {type(fitted.backbone).__name__}"
-    with TemporaryDirectory() as folder:
-        half, whole = Path(folder, "half.ckpt"), Path(folder, "whole.ckpt")
-        quick_fit(make(), steps // 2, total=steps, save=half)
-        resumed = edit_of(quick_fit(make(), steps, resume=half, save=whole))
-        loaded = edit_of(_load(make(), whole))
+    whole = half.with_suffix(".whole.ckpt")
+    resumed = edit_of(quick_fit(make(), steps, resume=half, save=whole))
+    loaded = edit_of(_load(make(), whole))
     if not _equal(edit_of(fitted), resumed):  # both runs have one seed: which promise is broken?
         again = edit_of(quick_fit(make(), steps))
         assert _equal(edit_of(fitted), again), f"{name} gives two edits for one seed"
@@ -200,22 +210,31 @@ def _tiny(family: type[Backbone]) -> Backbone:
     return make()
 
 
+@cache
+def _weights(family: type[Backbone]) -> dict[str, Tensor]:
+    """The parameters of a family's tiny model."""
+    return {name: parameter.detach() for name, parameter in _tiny(family).named_parameters()}
+
+
 _QUIET = {"logger": False, "enable_checkpointing": False}
 _QUIET |= {"enable_progress_bar": False, "enable_model_summary": False}
 
 
-class _StopAt(Callback):
-    """Ends a run before its last step, saved before any hook of the end, as by a kill."""
+class _SaveAt(Callback):
+    """Saves a run once it has so many steps, before any hook of the end, as by a kill."""
 
-    def __init__(self, step: int, save: Path | None) -> None:
+    def __init__(self, step: int, path: Path | None, *, stop: bool = False) -> None:
         self.step = step
-        self.save = save
+        self.path = path
+        self.stop = stop
+        self.done = False
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        if trainer.global_step >= self.step or trainer.should_stop:
-            trainer.should_stop = True
-            if self.save:
-                trainer.save_checkpoint(self.save)
+        if not self.done and (trainer.global_step >= self.step or trainer.should_stop):
+            self.done = True
+            trainer.should_stop |= self.stop
+            if self.path:
+                trainer.save_checkpoint(self.path)
 
 
 def quick_fit(
@@ -243,7 +262,7 @@ def quick_fit(
         max_steps=total or steps,
         accelerator="cpu",
         limit_val_batches=0,
-        callbacks=[*callbacks, _StopAt(steps, save if total else None)],
+        callbacks=[*callbacks, _SaveAt(steps, save if total else None, stop=True)],
         **_QUIET | {"log_every_n_steps": 2} | trainer,
     )
     runner.fit(module, PromptData(batch_size=2), ckpt_path=resume, weights_only=True)
@@ -260,7 +279,7 @@ def edit_of(module: ErasureModule) -> dict[str, Tensor]:
 def _check_edit(module: ErasureModule, family: type[Backbone], circumstance: str = "") -> None:
     name = f"{type(module).__name__}{circumstance and f' with {circumstance}'}"
     editable = module.editable()
-    before = {n: p.to(module.backbone.base) for n, p in _tiny(family).named_parameters()}
+    before = {n: p.to(module.backbone.base) for n, p in _weights(family).items()}
     moved = set()
     for key, parameter in module.backbone.named_parameters():
         plain, value = key.replace(".base_layer.", "."), parameter.detach()
