@@ -8,7 +8,7 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning import Trainer
@@ -26,6 +26,8 @@ from erasure_lightning.retention.base import RetentionCallback
 from erasure_lightning.training.base import ErasureModule
 from erasure_lightning.training.edit_state import BACKBONE_PREFIX
 from erasure_lightning.training.gradient import GradientErasure
+
+_Maker = Callable[..., ErasureModule]  # from further arguments
 
 
 def check_method(
@@ -67,34 +69,27 @@ def check_method(
     assert suitable, f"{method.__name__} suits no family of {[f.__name__ for f in families]}"
     for family in set(families) - set(suitable):
         _check_refusal(_maker(method, family, arguments)(), family)
+    makers = [_maker(method, family, arguments) for family in suitable]
     with TemporaryDirectory() as folder:
         saved = [Path(folder, f"{family.__name__}.ckpt") for family in suitable]
-        fitted = [
-            _check_fit(_maker(method, family, arguments), family, steps, half)
-            for family, half in zip(suitable, saved, strict=True)
-        ]
+        fitted = [_check_fit(*each, steps) for each in zip(makers, suitable, saved, strict=True)]
         # The first half once more, by a run that stops there; elsewhere what the whole one saved.
-        quick_fit(_maker(method, suitable[0], arguments)(), steps // 2, total=steps, save=saved[0])
-        for module, family, half in zip(
-            fitted, suitable if thorough else suitable[:1], saved, strict=False
-        ):
-            _check_resumed(module, _maker(method, family, arguments), steps, half)
+        quick_fit(makers[0](), steps // 2, total=steps, save=saved[0])
+        for each in [*zip(fitted, makers, saved, strict=True)][: None if thorough else 1]:
+            _check_resumed(*each, steps)
     if not thorough:
         return fitted[0]
-    for family in suitable:
-        _check_retention(_maker(method, family, arguments)(base="bfloat16"), family)
+    for make, family in zip(makers, suitable, strict=True):
+        _check_retention(make(base="bfloat16"), family)
     for precision in ("bf16-mixed", "bf16-true"):
-        module = _maker(method, suitable[0], arguments)()
-        _check_edit(quick_fit(module, 1, precision=precision), suitable[0], precision)
+        _check_edit(quick_fit(makers[0](), 1, precision=precision), suitable[0], precision)
     if world and find_world(world):
-        copied = deepcopy(arguments)
-        _check_aim(method(concepts=_FORGOTTEN, backbone=world, seed=1, **copied), steps)
+        arguments = deepcopy(arguments)
+        _check_aim(method(concepts=_FORGOTTEN, backbone=world, seed=1, **arguments), steps)
     return fitted[0]
 
 
-def _check_fit(
-    make: Callable[..., ErasureModule], family: type[Backbone], steps: int, half: Path
-) -> ErasureModule:
+def _check_fit(make: _Maker, family: type[Backbone], half: Path, steps: int) -> ErasureModule:
     """Fit on a family; what is editable changed, and all that is trained had a gradient."""
     gradients = _Gradients()
     fitted = quick_fit(make(), steps, gradients, _SaveAt(steps // 2, half))
@@ -104,9 +99,7 @@ def _check_fit(
     return fitted
 
 
-def _check_resumed(
-    fitted: ErasureModule, make: Callable[..., ErasureModule], steps: int, half: Path
-) -> None:
+def _check_resumed(fitted: ErasureModule, make: _Maker, half: Path, steps: int) -> None:
     """One seed gives one edit, also to a run that is stopped, resumed, saved and loaded."""
     name = f"{type(fitted).__name__} on {type(fitted.backbone).__name__}"
     whole = half.with_suffix(".whole.ckpt")
@@ -197,24 +190,14 @@ def _moved(module: ErasureModule, prompts: list[str]) -> float:
 
 def _maker(
     method: type[ErasureModule], family: type[Backbone], arguments: dict[str, Any]
-) -> Callable[..., ErasureModule]:
+) -> _Maker:
     concepts = [Concept("cat", "dog"), Concept("star", "heart")]
     return lambda **more: method(
-        concepts=concepts, backbone=_tiny(family), seed=1, **deepcopy(arguments), **more
+        concepts=concepts, backbone=cast(Any, family)(), seed=1, **deepcopy(arguments), **more
     )
 
 
-def _tiny(family: type[Backbone]) -> Backbone:
-    """A family's tiny model, which is made without arguments."""
-    make: Callable[[], Backbone] = family
-    return make()
-
-
-@cache
-def _weights(family: type[Backbone]) -> dict[str, Tensor]:
-    """The parameters of a family's tiny model."""
-    return {name: parameter.detach() for name, parameter in _tiny(family).named_parameters()}
-
+_weights = cache(lambda family: dict(family().named_parameters()))  # of its tiny model
 
 _QUIET = {"logger": False, "enable_checkpointing": False}
 _QUIET |= {"enable_progress_bar": False, "enable_model_summary": False}
@@ -227,14 +210,13 @@ class _SaveAt(Callback):
         self.step = step
         self.path = path
         self.stop = stop
-        self.done = False
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        if not self.done and (trainer.global_step >= self.step or trainer.should_stop):
-            self.done = True
+        if trainer.global_step >= self.step or trainer.should_stop:
             trainer.should_stop |= self.stop
-            if self.path:
-                trainer.save_checkpoint(self.path)
+            path, self.path = self.path, None  # once
+            if path:
+                trainer.save_checkpoint(path)
 
 
 def quick_fit(
@@ -253,8 +235,7 @@ def quick_fit(
         steps: Where to stop.
         callbacks: Of the trainer.
         total: Steps the schedules are planned for; ``steps`` by default.
-        save: Where to write a checkpoint: at the end, or (with ``total``) behind the step at which
-            it stops.
+        save: Where to write a checkpoint: at the end, or (with ``total``) where it stops.
         resume: A checkpoint to go on from.
         trainer: Further arguments of the trainer.
     """
