@@ -27,10 +27,10 @@ def hash_tensors(
     hashes = []
     for dtype in dtypes:
         hashed = hashlib.sha256()
-        content = memoryview(joined.to(dtype or joined.dtype).double().numpy()).cast("B")
+        rounded = joined.to(dtype or joined.dtype).double().numpy()
         for name, value in zip(names, values, strict=True):
             hashed.update(name)
-            hashed.update(content[: value.nbytes])
-            content = content[value.nbytes :]
+            hashed.update(rounded[: len(value)].tobytes())
+            rounded = rounded[len(value) :]
         hashes.append(hashed.hexdigest()[:16])
     return hashes
