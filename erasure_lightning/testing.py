@@ -4,10 +4,11 @@ import pkgutil
 import warnings
 from collections.abc import Callable, Sequence
 from copy import deepcopy
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning import Trainer
@@ -25,6 +26,8 @@ from erasure_lightning.retention.base import RetentionCallback
 from erasure_lightning.training.base import ErasureModule
 from erasure_lightning.training.edit_state import BACKBONE_PREFIX
 from erasure_lightning.training.gradient import GradientErasure
+
+_Maker = Callable[..., ErasureModule]  # from further arguments
 
 
 def check_method(
@@ -66,42 +69,42 @@ def check_method(
     assert suitable, f"{method.__name__} suits no family of {[f.__name__ for f in families]}"
     for family in set(families) - set(suitable):
         _check_refusal(_maker(method, family, arguments)(), family)
-    fitted = [_check_fit(method, family, steps, arguments) for family in suitable]
-    for module, family in zip(fitted, suitable if thorough else suitable[:1], strict=False):
-        _check_resumed(module, _maker(method, family, arguments), steps)
+    makers = [_maker(method, family, arguments) for family in suitable]
+    with TemporaryDirectory() as folder:
+        saved = [Path(folder, f"{family.__name__}.ckpt") for family in suitable]
+        fitted = [_check_fit(*each, steps) for each in zip(makers, suitable, saved, strict=True)]
+        # The first half once more, by a run that stops there; elsewhere what the whole one saved.
+        quick_fit(makers[0](), steps // 2, total=steps, save=saved[0])
+        for each in [*zip(fitted, makers, saved, strict=True)][: None if thorough else 1]:
+            _check_resumed(*each, steps)
     if not thorough:
         return fitted[0]
-    for family in suitable:
-        _check_retention(_maker(method, family, arguments)(base="bfloat16"), family)
+    for make, family in zip(makers, suitable, strict=True):
+        _check_retention(make(base="bfloat16"), family)
     for precision in ("bf16-mixed", "bf16-true"):
-        module = _maker(method, suitable[0], arguments)()
-        _check_edit(quick_fit(module, 1, precision=precision), suitable[0], precision)
+        _check_edit(quick_fit(makers[0](), 1, precision=precision), suitable[0], precision)
     if world and find_world(world):
-        copied = deepcopy(arguments)
-        _check_aim(method(concepts=_FORGOTTEN, backbone=world, seed=1, **copied), steps)
+        arguments = deepcopy(arguments)
+        _check_aim(method(concepts=_FORGOTTEN, backbone=world, seed=1, **arguments), steps)
     return fitted[0]
 
 
-def _check_fit(
-    method: type[ErasureModule], family: type[Backbone], steps: int, arguments: dict[str, Any]
-) -> ErasureModule:
+def _check_fit(make: _Maker, family: type[Backbone], half: Path, steps: int) -> ErasureModule:
     """Fit on a family; what is editable changed, and all that is trained had a gradient."""
     gradients = _Gradients()
-    fitted = quick_fit(_maker(method, family, arguments)(), steps, gradients)
+    fitted = quick_fit(make(), steps, gradients, _SaveAt(steps // 2, half))
     _check_edit(fitted, family)
-    lacking, name = gradients.lacking, f"{method.__name__} on {family.__name__}"
+    lacking, name = gradients.lacking, f"{type(fitted).__name__} on {family.__name__}"
     assert not lacking, f"{name} trains {lacking[0]} without a gradient"
     return fitted
 
 
-def _check_resumed(fitted: ErasureModule, make: Callable[..., ErasureModule], steps: int) -> None:
+def _check_resumed(fitted: ErasureModule, make: _Maker, half: Path, steps: int) -> None:
     """One seed gives one edit, also to a run that is stopped, resumed, saved and loaded."""
     name = f"{type(fitted).__name__} on {type(fitted.backbone).__name__}"
-    with TemporaryDirectory() as folder:
-        half, whole = Path(folder, "half.ckpt"), Path(folder, "whole.ckpt")
-        quick_fit(make(), steps // 2, total=steps, save=half)
-        resumed = edit_of(quick_fit(make(), steps, resume=half, save=whole))
-        loaded = edit_of(_load(make(), whole))
+    whole = half.with_suffix(".whole.ckpt")
+    resumed = edit_of(quick_fit(make(), steps, resume=half, save=whole))
+    loaded = edit_of(_load(make(), whole))
     if not _equal(edit_of(fitted), resumed):  # both runs have one seed: which promise is broken?
         again = edit_of(quick_fit(make(), steps))
         assert _equal(edit_of(fitted), again), f"{name} gives two edits for one seed"
@@ -187,35 +190,33 @@ def _moved(module: ErasureModule, prompts: list[str]) -> float:
 
 def _maker(
     method: type[ErasureModule], family: type[Backbone], arguments: dict[str, Any]
-) -> Callable[..., ErasureModule]:
+) -> _Maker:
     concepts = [Concept("cat", "dog"), Concept("star", "heart")]
     return lambda **more: method(
-        concepts=concepts, backbone=_tiny(family), seed=1, **deepcopy(arguments), **more
+        concepts=concepts, backbone=cast(Any, family)(), seed=1, **deepcopy(arguments), **more
     )
 
 
-def _tiny(family: type[Backbone]) -> Backbone:
-    """A family's tiny model, which is made without arguments."""
-    make: Callable[[], Backbone] = family
-    return make()
-
+_weights = cache(lambda family: dict(family().named_parameters()))  # of its tiny model
 
 _QUIET = {"logger": False, "enable_checkpointing": False}
 _QUIET |= {"enable_progress_bar": False, "enable_model_summary": False}
 
 
-class _StopAt(Callback):
-    """Ends a run before its last step, saved before any hook of the end, as by a kill."""
+class _SaveAt(Callback):
+    """Saves a run once it has so many steps, before any hook of the end, as by a kill."""
 
-    def __init__(self, step: int, save: Path | None) -> None:
+    def __init__(self, step: int, path: Path | None, *, stop: bool = False) -> None:
         self.step = step
-        self.save = save
+        self.path = path
+        self.stop = stop
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         if trainer.global_step >= self.step or trainer.should_stop:
-            trainer.should_stop = True
-            if self.save:
-                trainer.save_checkpoint(self.save)
+            trainer.should_stop |= self.stop
+            path, self.path = self.path, None  # once
+            if path:
+                trainer.save_checkpoint(path)
 
 
 def quick_fit(
@@ -234,8 +235,7 @@ def quick_fit(
         steps: Where to stop.
         callbacks: Of the trainer.
         total: Steps the schedules are planned for; ``steps`` by default.
-        save: Where to write a checkpoint: at the end, or (with ``total``) behind the step at which
-            it stops.
+        save: Where to write a checkpoint: at the end, or (with ``total``) where it stops.
         resume: A checkpoint to go on from.
         trainer: Further arguments of the trainer.
     """
@@ -243,7 +243,7 @@ def quick_fit(
         max_steps=total or steps,
         accelerator="cpu",
         limit_val_batches=0,
-        callbacks=[*callbacks, _StopAt(steps, save if total else None)],
+        callbacks=[*callbacks, _SaveAt(steps, save if total else None, stop=True)],
         **_QUIET | {"log_every_n_steps": 2} | trainer,
     )
     runner.fit(module, PromptData(batch_size=2), ckpt_path=resume, weights_only=True)
@@ -260,7 +260,7 @@ def edit_of(module: ErasureModule) -> dict[str, Tensor]:
 def _check_edit(module: ErasureModule, family: type[Backbone], circumstance: str = "") -> None:
     name = f"{type(module).__name__}{circumstance and f' with {circumstance}'}"
     editable = module.editable()
-    before = {n: p.to(module.backbone.base) for n, p in _tiny(family).named_parameters()}
+    before = {n: p.to(module.backbone.base) for n, p in _weights(family).items()}
     moved = set()
     for key, parameter in module.backbone.named_parameters():
         plain, value = key.replace(".base_layer.", "."), parameter.detach()

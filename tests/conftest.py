@@ -10,10 +10,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 from forks import forking
+from loaded_once import copies_of_one
 
 from erasure_lightning.__main__ import main
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.benchmark import engine
+from erasure_lightning.concepts.worlds import find_world
+from erasure_lightning.training import base
+
+WORLDS = ("emoji-world", "emoji-world-xl", "emoji-world-flux")
 
 # What is imported stays, and models are webs of many small objects: the collector need not look
 # through all of it for every few hundred that are made.
@@ -41,6 +46,21 @@ def erasure(tmp_path_factory):
     importlib.import_module("erasure_lightning.cli.run")  # once for all of them
     with forking(run, path):
         yield path
+
+
+@pytest.fixture(autouse=True, scope="session")
+def worlds_read_once():
+    """What fits edit are copies of our trained worlds; all else may be another model next time."""
+    read = base.load_backbone
+    copied = copies_of_one(read)
+
+    def load(name, *options):
+        known = name in WORLDS and find_world(name)  # raises where a test hides the package
+        return (copied if known else read)(name, *options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(base, "load_backbone", load)
+        yield
 
 
 @pytest.fixture

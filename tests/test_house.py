@@ -33,6 +33,14 @@ def test_every_method_has_its_file_its_config_its_test_and_its_line():
     assert methods <= {stem.replace("-", "_") for stem in stems("configs", "*.yaml")}
 
 
+def test_the_contract_of_every_method_is_checked_on_every_family():
+    """Families' own tests need not do it again."""
+    tests = "".join(path.read_text() for path in (ROOT / "tests/methods").glob("test_*.py"))
+    for name in METHODS:
+        calls = re.findall(rf"check_method\(\s*{name}\b([^)]*)", tests)
+        assert any("families" not in call and "**VARIANT" not in call for call in calls), name
+
+
 def test_every_attack_has_its_file_its_config_its_test_and_its_line():
     attacks = {entry.target.partition(":")[0].rpartition(".")[2] for entry in ATTACKS.values()}
     assert attacks == stems("erasure_lightning/attacks", "*.py") - SHARED_BY_ATTACKS

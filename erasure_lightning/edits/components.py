@@ -30,8 +30,9 @@ def component_fingerprints(module: nn.Module) -> dict[str, str]:
         for name, value in sorted(module.state_dict().items())
         if _is_own(name)
     }
-    rounded = {str(dtype).removeprefix("torch."): hash_tensors(own, dtype) for dtype in _PRECISIONS}
-    return {"native": hash_tensors(own)} | rounded
+    native, *rounded = hash_tensors(own, [None, *_PRECISIONS])
+    names = [str(dtype).removeprefix("torch.") for dtype in _PRECISIONS]
+    return {"native": native} | dict(zip(names, rounded, strict=True))
 
 
 def _is_own(name: str) -> bool:

@@ -15,8 +15,9 @@ from erasure_lightning.edits.edit import read_edit
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.runs.csv_log import read_metrics
 
-#: Enough for two saved states before what happens after step 12, and more steps behind it.
-STEPS = 20
+#: The step after which something happens, behind two saved states and before more steps.
+CUT = 5
+STEPS = 8
 
 
 def config(method):
@@ -41,7 +42,7 @@ def config(method):
         "trainer": trainer,
         "data": {"batch_size": 2},
         "measure": False,
-        "save_every": 5,
+        "save_every": 2,
     }
 
 
@@ -81,7 +82,7 @@ def check_resumed(folder, whole, name):
 
 def test_a_killed_run_resumes_bit_for_bit(folder, monkeypatch):
     with monkeypatch.context() as patched:
-        at(12, patched, lambda: os.kill(os.getpid(), signal.SIGKILL))
+        at(CUT, patched, lambda: os.kill(os.getpid(), signal.SIGKILL))
         command = ["fit", "--config", str(folder / "plain.yaml")]
         code = elsewhere([*command, "--run_dir", str(folder / "killed")])
     assert code == -signal.SIGKILL
@@ -94,7 +95,7 @@ def test_a_kill_between_saving_a_step_and_logging_it_loses_no_row(folder, monkey
 
     def save_and_die(keeper, trainer, *rest):
         save(keeper, trainer, *rest)
-        if trainer.global_step == 10:
+        if trainer.global_step == 4:
             os._exit(9)
 
     with monkeypatch.context() as patched:
@@ -110,7 +111,7 @@ def test_a_kill_between_saving_a_step_and_logging_it_loses_no_row(folder, monkey
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_says_how_to_go_on(folder, whole, number, code, monkeypatch, capsys):
     def raise_signal(callback, trainer, *rest):
-        if trainer.global_step == 12:
+        if trainer.global_step == CUT:
             signal.raise_signal(number)
 
     name = f"{whole}-{code}"
@@ -124,7 +125,7 @@ def test_an_interrupted_run_says_how_to_go_on(folder, whole, number, code, monke
         )
     output = capsys.readouterr().err.splitlines()
     assert output == [
-        "erasure: Interrupted after step 12 and saved; go on with `erasure fit --ckpt_path"
+        f"erasure: Interrupted after step {CUT} and saved; go on with `erasure fit --ckpt_path"
         f" {folder / name}`."
     ]
     check_resumed(folder, whole, name)
@@ -198,16 +199,17 @@ def test_gradients_that_add_up_are_not_cut(folder, tmp_path, monkeypatch):
 
 def test_a_run_that_has_all_its_steps_is_not_gone_on_with(folder, monkeypatch, capsys):
     with monkeypatch.context() as patched:
-        at(12, patched, lambda: signal.raise_signal(signal.SIGINT))
+        at(CUT, patched, lambda: signal.raise_signal(signal.SIGINT))
         assert (
             main(
                 ["fit", "--config", str(folder / "plain.yaml"), "--run_dir", str(folder / "short")]
             )
             == 130
         )
-    assert main(["fit", "--ckpt_path", str(folder / "short"), "--trainer.max_steps", "12"]) == 2
+    short = ["--ckpt_path", str(folder / "short"), "--trainer.max_steps", str(CUT)]
+    assert main(["fit", *short]) == 2
     assert (
-        "has taken 12 steps, and --trainer.max_steps 12 asks for no more."
+        f"has taken {CUT} steps, and --trainer.max_steps {CUT} asks for no more."
         in capsys.readouterr().err
     )
 
@@ -275,7 +277,7 @@ def fill(path):
 def test_a_full_disk_leaves_the_last_good_state(folder, name, monkeypatch, capsys):
     run = folder / f"full-{Path(name).suffix}"
     with monkeypatch.context() as patched:
-        at(12, patched, lambda: fill(run / name))
+        at(CUT, patched, lambda: fill(run / name))
         assert main(["fit", "--config", str(folder / "plain.yaml"), "--run_dir", str(run)]) == 2
     assert capsys.readouterr().err.splitlines() == [
         f"erasure: error: Could not write {run / name}: No space left on device. What was there"
@@ -295,7 +297,7 @@ def test_a_full_disk_cuts_no_row(folder, monkeypatch, capsys):
         log.symlink_to("/dev/full")
 
     with monkeypatch.context() as patched:
-        at(12, patched, cut)
+        at(CUT, patched, cut)
         assert main(["fit", "--config", str(folder / "plain.yaml"), "--run_dir", str(run)]) == 2
     (output,) = capsys.readouterr().err.splitlines()
     assert f"Could not write {log}: No space left on device." in output

@@ -9,6 +9,7 @@ from itertools import product
 
 import torch
 from lightning.pytorch.callbacks import Callback
+from loaded_once import copies_of_one
 from torch import distributed
 from torch.distributed.tensor import DTensor
 
@@ -159,8 +160,8 @@ def main(out):
     warnings.simplefilter("ignore")
     fsdp.MIN_UNIT = 1  # the tiny model has nothing larger
     loaded = []
-    load = base.load_backbone
-    base.load_backbone = lambda *arguments: loaded.append(arguments[2] != "all") or load(*arguments)
+    read = copies_of_one(base.load_backbone)
+    base.load_backbone = lambda *arguments: loaded.append(arguments[2] != "all") or read(*arguments)
     for strategy, name in product(("ddp", "fsdp2"), METHODS):
         ranks = [None, None]
         mine = fits(name, strategy, out)
