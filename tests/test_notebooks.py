@@ -1,4 +1,3 @@
-import os
 from pathlib import Path
 
 import nbformat
@@ -45,8 +44,7 @@ def test_readers_see_what_it_printed(path):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_it_runs_and_shows_as_many_pictures(path, tmp_path, erasure, monkeypatch):
-    monkeypatch.setenv("PATH", f"{erasure.parent}{os.pathsep}{os.environ['PATH']}")
+def test_it_runs_and_shows_as_many_pictures(path, tmp_path):
     notebook = nbformat.read(path, as_version=4)
     shown = pictures(notebook)
     for cell in notebook.cells:

@@ -165,7 +165,7 @@ def read_single_file(
         tensors = {name: content.get_tensor(name) for name in names}
     if hasattr(cls, "from_single_file"):
         return cls.from_single_file(
-            tensors, config=str(folder), dtype=dtype, local_files_only=True, **settings
+            tensors, config=str(folder), torch_dtype=dtype, local_files_only=True, **settings
         )
     read = readers.create_diffusers_clip_model_from_ldm
     if cls.__name__ == "T5EncoderModel":

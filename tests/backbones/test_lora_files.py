@@ -3,15 +3,18 @@
 import diffusers
 import pytest
 import torch
+from original_layouts import original_tensors, write_original
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from erasure_lightning import Concept, apply_edit
+from erasure_lightning.__main__ import main
 from erasure_lightning.adapters.base import AdapterPlan
 from erasure_lightning.adapters.lora import add_lora, lora_layers, remove_lora
 from erasure_lightning.api.load import load_edited
 from erasure_lightning.backbones.lora_files import fuse_loras
 from erasure_lightning.backbones.tiny import TinyBackbone, TinyFlux, TinyPixArt, TinySD3, TinyXL
+from erasure_lightning.edits.components import component_fingerprints
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods import UCE
 
@@ -109,6 +112,21 @@ def test_an_edit_is_of_the_fused_model(saved, tmp_path):
     plain.fuse_lora()
     plain.unload_lora_weights()
     assert apply_edit(file, plain).metadata["transferred"] == []
+
+
+def test_the_command_line_takes_a_checkpoint_and_loras(saved, tmp_path):
+    pipeline = TinyBackbone().to_pipeline()
+    file = write_original(original_tensors(pipeline), tmp_path / "model.safetensors")
+    words = ["--model", "UCE", "--model.concepts", "[{name: cat, anchor: dog}]"]
+    words += ["--model.backbone", f"{file}@{saved / 'pipeline'}"]
+    words += ["--model.loras", f"[{saved / 'style.safetensors'}:0.5]"]
+    words += ["--measure", "false", "--run_dir", str(tmp_path / "run")]
+    assert main(["fit", *words]) == 0
+    module = load_edited(tmp_path / "run" / "edit.safetensors")
+    fused = TinyBackbone()
+    fuse_loras(fused, [f"{saved / 'style.safetensors'}:0.5"])
+    assert module.original.fingerprint() == fused.fingerprint()
+    assert module.fingerprints["unet"] != component_fingerprints(pipeline.unet)
 
 
 class TestRefused:
