@@ -88,8 +88,8 @@ def stock(form: str, base: Path, export: Path, prompt: str) -> np.ndarray | str:
 
 def cell(form: str, edit: Any, folder: Path, edited: np.ndarray, prompt: str) -> str:
     """The difference of a format's images from the edit's, or why there is none."""
-    path = folder / form
-    options = {"checkpoint": folder / "original"} if form == "checkpoint" else {}
+    path = folder / (form if form in ("diffusers", "component") else f"{form}.safetensors")
+    options = {"checkpoint": folder / "original.safetensors"} if form == "checkpoint" else {}
     try:
         exported = export_edit(edit, path, form, **options)
     except ErasureError as error:
@@ -107,7 +107,7 @@ def row(model: str, title: str, folder: Path) -> str:
     pipeline.set_progress_bar_config(disable=True)
     concept, anchor = ("cat", "dog") if model.startswith("Tiny") else ("guitar", "drum")
     pipeline.save_pretrained(folder / "base")
-    write_original(original_tensors(pipeline), folder / "original")
+    write_original(original_tensors(pipeline), folder / "original.safetensors")
     prompt = f"a {concept}"
     before = stock("diffusers", folder / "base", folder / "base", prompt)
     arguments = dict(EDITS[title])

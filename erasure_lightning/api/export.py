@@ -29,6 +29,9 @@ from erasure_lightning.files.writing import write_atomically
 #: Precisions of exported tensors.
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
+#: Formats that are folders.
+_FOLDERS = (ExportFormat.DIFFUSERS, ExportFormat.COMPONENT)
+
 #: Formats of differences, whose precision can be chosen.
 _DIFFERENCES = (ExportFormat.LORA, ExportFormat.KOHYA_LORA, ExportFormat.DIFF)
 
@@ -103,6 +106,11 @@ def export_edit(
     path = Path(path)
     if path.exists():
         raise ErasureError(f"The export needs a new path; {path} exists. Give another --out.")
+    if kind not in _FOLDERS and path.suffix != ".safetensors":
+        raise ErasureError(
+            f"A file of the format {kind} needs a name that ends in .safetensors, by which other"
+            f" tools know it; found {path.name!r}."
+        )
     if dtype not in _DTYPES:
         raise ErasureError(f"dtype needs one of {', '.join(_DTYPES)}; found {dtype!r}.")
     if dtype != "float32" and kind not in _DIFFERENCES:

@@ -33,11 +33,13 @@ def load_edited(path: Path) -> ErasureModule:
             arguments by now, or the edit is another base model's.
     """
     checkpoint = read_checkpoint(path)
-    made = checkpoint["erasure"]
-    if made.get("base_edits"):
-        files = find_base_edits(made, run_of(path).edit)
-        made = made | {"arguments": made["arguments"] | {"base_edit": [*map(str, files)]}}
-    module, checkpoint = _empty_module(str(path), checkpoint | {"erasure": made})
+    metadata = checkpoint["erasure"]
+    if metadata.get("base_edits"):
+        files = find_base_edits(metadata, run_of(path).edit)
+        metadata = metadata | {
+            "arguments": metadata["arguments"] | {"base_edit": [*map(str, files)]}
+        }
+    module, checkpoint = _empty_module(str(path), checkpoint | {"erasure": metadata})
     return _filled(module, checkpoint)
 
 

@@ -127,12 +127,12 @@ class Edit:
         if not self.metadata.get("base_edits") or holds_edit(self.tensors, self.metadata, pipeline):
             return []
         missing = missing_base_edits(self.metadata, pipeline)
-        wanted = {entry["fingerprint"]: entry["strength"] for entry in missing}
+        strengths = {entry["fingerprint"]: entry["strength"] for entry in missing}
         applied: list[Edit] = []
         try:
             for file in find_base_edits({**self.metadata, "base_edits": missing}, self.path):
                 edit = load_edit(file).apply(pipeline)
-                edit.strength = wanted[edit.fingerprint]
+                edit.strength = strengths[edit.fingerprint]
                 applied.append(edit)
             if missing_base_edits(self.metadata, pipeline):
                 raise ErasureError(

@@ -176,7 +176,7 @@ def test_the_users_checkpoint_gets_the_edit_and_nothing_else(edited, tmp_path):
     if family in (TinyFlux, TinySD3) and method == "text":
         # Published files hold FLUX.1's transformer alone, and no projection of SD 3's first CLIP.
         with pytest.raises(ErasureError, match="lacks this component"):
-            export_edit(edit, tmp_path / "e", "checkpoint", checkpoint=source)
+            export_edit(edit, tmp_path / "e.safetensors", "checkpoint", checkpoint=source)
         return
     expected = original_tensors(pipeline)
     target = tmp_path / "erased.safetensors"
@@ -268,10 +268,12 @@ def test_gated_adapters_are_no_weights(path):
         ({"format": "adapters"}, "changes weights"),
         ({"format": "lora", "dtype": "half"}, "dtype needs one of"),
         ({"format": "component", "dtype": "float16"}, "dtype is for"),
+        ({"format": "lora", "path": "no-ending"}, "ends in .safetensors"),
     ],
 )
 def test_mistakes_are_named_and_leave_nothing(options, message, path):
     _, edit = erased(TinyBackbone, "closed")
+    path = path.with_name(options.pop("path", path.name))
     with pytest.raises(ErasureError, match=message):
         export_edit(edit, path, **options)
     assert not list(path.parent.iterdir())
@@ -308,10 +310,11 @@ def test_a_full_disk_leaves_nothing(format, tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
+    end = "" if format == "component" else ".safetensors"
     monkeypatch.setattr("os.fsync", full)
     monkeypatch.setattr("diffusers.ModelMixin.save_pretrained", full)
     with pytest.raises(ErasureError, match="No space left on device"):
-        export_edit(edit, tmp_path / "out", format, checkpoint=source)
+        export_edit(edit, tmp_path / f"out{end}", format, checkpoint=source)
     assert {p.name for p in tmp_path.iterdir()} == {"m.st"}
 
 
