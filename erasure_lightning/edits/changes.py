@@ -26,7 +26,7 @@ class Change(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Factors:
+class LayerFactors:
     """A layer's difference ``up @ down``, rank ``r``.
 
     Args:
@@ -57,7 +57,7 @@ class LowRank(NamedTuple):
         error: Norm of what is lost over the norm of the whole difference.
     """
 
-    factors: dict[str, Factors]
+    factors: dict[str, LayerFactors]
     left_out: list[str]
     error: float
 
@@ -68,7 +68,7 @@ def low_rank(
     rank: int | None = None,
     energy: float | None = None,
 ) -> LowRank:
-    """Factors of every changed weight: those of the edit, or by singular values.
+    """LayerFactors of every changed weight: those of the edit, or by singular values.
 
     Args:
         changes: Changed parameters by component and name.
@@ -85,7 +85,7 @@ def low_rank(
     if energy is not None and not 0 < energy <= 1:
         raise ErasureError(f"A LoRA needs an energy above 0 and at most 1; found {energy}.")
     own = edit_factors(tensors)
-    factors: dict[str, Factors] = {}
+    factors: dict[str, LayerFactors] = {}
     left_out: list[str] = []
     whole = lost = 0.0
     for name, change in changes.items():
@@ -109,17 +109,17 @@ def low_rank(
     return LowRank(factors, left_out, (lost / whole) ** 0.5 if whole else 0.0)
 
 
-def edit_factors(tensors: Mapping[str, Tensor]) -> dict[str, Factors]:
+def edit_factors(tensors: Mapping[str, Tensor]) -> dict[str, LayerFactors]:
     """The factors that a low-rank edit holds, by layer."""
     factors = {}
     for name, down in tensors.items():
         layer, found, rest = name.partition(_DOWN)
         if found:
-            factors[layer] = Factors(down, tensors[f"{layer}{_UP}{rest}"])
+            factors[layer] = LayerFactors(down, tensors[f"{layer}{_UP}{rest}"])
     return factors
 
 
-def _decomposed(difference: Tensor, rank: int | None, energy: float) -> Factors:
+def _decomposed(difference: Tensor, rank: int | None, energy: float) -> LayerFactors:
     """The best factors of a rank, or of the least rank that retains an energy."""
     left, values, right = torch.linalg.svd(difference.flatten(1), full_matrices=False)
     if rank is None:
@@ -130,8 +130,8 @@ def _decomposed(difference: Tensor, rank: int | None, energy: float) -> Factors:
     down = roots.unsqueeze(1) * right[:rank]
     up = left[:, :rank] * roots
     if difference.dim() == 4:
-        return Factors(down.view(rank, *difference.shape[1:]), up[:, :, None, None])
-    return Factors(down.contiguous(), up.contiguous())
+        return LayerFactors(down.view(rank, *difference.shape[1:]), up[:, :, None, None])
+    return LayerFactors(down.contiguous(), up.contiguous())
 
 
 def components_of(names: Iterable[str]) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from erasure_lightning.edits.changes import Change, Factors
+from erasure_lightning.edits.changes import Change, LayerFactors
 from erasure_lightning.edits.original_names import TRANSFORMER_LAYERS, original_rows
 from erasure_lightning.errors import ErasureError
 
@@ -31,7 +31,7 @@ _KOHYA_ENCODERS = {"text_encoder": "lora_te1", "text_encoder_2": "lora_te2"}
 Modules = Mapping[str, nn.Module]
 
 
-def diffusers_lora(factors: Mapping[str, Factors]) -> dict[str, Tensor]:
+def diffusers_lora(factors: Mapping[str, LayerFactors]) -> dict[str, Tensor]:
     """Keys of ``load_lora_weights``: ``unet.<layer>.lora_A.weight``, scaled by 1."""
     tensors = {}
     for name, each in factors.items():
@@ -43,7 +43,7 @@ def diffusers_lora(factors: Mapping[str, Factors]) -> dict[str, Tensor]:
 
 
 def kohya_lora(
-    factors: Mapping[str, Factors], modules: Modules, pipeline: str
+    factors: Mapping[str, LayerFactors], modules: Modules, pipeline: str
 ) -> dict[str, Tensor]:
     """Keys of Kohya's scripts: ``lora_unet_<layer>.lora_down.weight``, ``.lora_up``, ``.alpha``.
 
@@ -127,10 +127,12 @@ def _add_rows(
     rows.write(difference, tensors[key])
 
 
-def _joined(factors: Mapping[str, Factors], modules: Modules, pipeline: str) -> dict[str, Factors]:
-    """Factors by Kohya's layers."""
-    joined: dict[str, Factors] = {}
-    fused: dict[str, dict[int, Factors]] = {}
+def _joined(
+    factors: Mapping[str, LayerFactors], modules: Modules, pipeline: str
+) -> dict[str, LayerFactors]:
+    """LayerFactors by Kohya's layers."""
+    joined: dict[str, LayerFactors] = {}
+    fused: dict[str, dict[int, LayerFactors]] = {}
     lengths: dict[str, int] = {}
     for name, each in factors.items():
         component, _, layer = name.partition(".")
@@ -155,7 +157,7 @@ def _joined(factors: Mapping[str, Factors], modules: Modules, pipeline: str) -> 
     return joined | {key: _block_diagonal(parts, lengths[key]) for key, parts in fused.items()}
 
 
-def _block_diagonal(parts: Mapping[int, Factors], length: int) -> Factors:
+def _block_diagonal(parts: Mapping[int, LayerFactors], length: int) -> LayerFactors:
     """One adapter of several, each of which writes rows of its own."""
     ordered = [(start, parts[start]) for start in sorted(parts)]
     down = torch.cat([each.down for _, each in ordered])
@@ -164,7 +166,7 @@ def _block_diagonal(parts: Mapping[int, Factors], length: int) -> Factors:
     for start, each in ordered:
         up[start : start + len(each.up), column : column + each.rank] = each.up
         column += each.rank
-    return Factors(down, up)
+    return LayerFactors(down, up)
 
 
 def _with_text_model(component: str, layer: str, module: nn.Module | None = None) -> str:
