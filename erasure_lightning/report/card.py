@@ -1,7 +1,8 @@
 """Model card: a run's record in Markdown, with front matter for the Hugging Face Hub."""
 
 import re
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -10,25 +11,66 @@ from erasure_lightning.report.page import COST_LABELS, page_title, template_envi
 from erasure_lightning.report.run_record import RunRecord
 
 #: A repository on the Hub: ``owner/name``.
-_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 
 #: Characters with a meaning of their own within a line of Markdown. Those with a meaning only at a
 #: line's beginning are harmless: no line of the template begins with a user's text.
 _SPECIAL_CHARACTERS = re.compile(r"([\\`*_\[\]#|~$])")
 
 
-def render_card(record: RunRecord) -> str:
-    """Render a run's model card."""
+class HubContent(NamedTuple):
+    """Files of a repository on the Hub beside the edit, as its card names them.
+
+    Args:
+        repository: The repository, ``owner/name``.
+        exports: File, or ``.`` for the whole repository, of each format that was exported.
+        gallery: Prompt, seed, file of the original's image and of the edited model's.
+    """
+
+    repository: str
+    exports: dict[str, str]
+    gallery: list[tuple[str, int, str, str]]
+
+
+#: How an exported file is used, by format: with code, or in words.
+_USES = {
+    "diffusers": "the whole edited pipeline:"
+    " `DiffusionPipeline.from_pretrained({repository!r})` of diffusers",
+    "lora": "a LoRA: `pipeline.load_lora_weights({repository!r}, weight_name={file!r})` of"
+    " diffusers",
+    "kohya-lora": "a LoRA with Kohya's keys, for ComfyUI and A1111",
+    "diff": "the exact differences of the weights, for ComfyUI's LoRA loader",
+    "checkpoint": "a single file of the whole edited model",
+    "component": "the edited component alone",
+}
+
+
+def render_card(record: RunRecord, hub: HubContent | None = None) -> str:
+    """Render a run's model card.
+
+    Args:
+        record: The run.
+        hub: The repository that the card is written for; None for a card of the edit alone.
+    """
     environment = template_environment()
     environment.filters["md"] = escape_markdown
     environment.filters["sentence"] = _sentence
     environment.filters["code"] = code_block
     return environment.get_template("card.md").render(
         front=front_matter(record),
+        hub=hub,
+        uses=_uses(hub) if hub else [],
         title=page_title([record]),
         run=record,
         costs={name: label for name, label in COST_LABELS.items() if name in record.cost},
     )
+
+
+def is_hub_id(text: str) -> bool:
+    """Whether a text has the form of a repository on the Hub, ``owner/name``."""
+    owner, _, name = text.partition("/")
+    lawful = _HUB_ID.fullmatch(text) and not re.search(r"--|\.\.|[.-](/|$)|\.git$", text)
+    return bool(lawful) and max(len(owner), len(name)) <= 96
 
 
 def front_matter(record: RunRecord) -> str:
@@ -38,7 +80,7 @@ def front_matter(record: RunRecord) -> str:
     """
     content: dict[str, Any] = {}
     base_model = str(record.metadata.get("backbone", ""))
-    if _HUB_ID.fullmatch(base_model):
+    if is_hub_id(base_model) and not Path(base_model).exists():  # a folder is no repository
         content["base_model"] = base_model
     content["library_name"] = "diffusers"
     content["pipeline_tag"] = "text-to-image"
@@ -60,6 +102,15 @@ def code_block(text: str, language: str = "") -> str:
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{text.rstrip()}\n{fence}"
+
+
+def _uses(hub: HubContent) -> list[str]:
+    """A line on each exported file."""
+    lines = []
+    for name, file in hub.exports.items():
+        use = _USES.get(name, f"the edit as {name}").format(repository=hub.repository, file=file)
+        lines.append(use if file == "." else f"`{file}`: {use}")
+    return lines
 
 
 def _sentence(pieces: wording.Sentence) -> str:

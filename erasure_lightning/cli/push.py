@@ -1,0 +1,95 @@
+"""``erasure push``: a run as a folder for the Hugging Face Hub, and its upload."""
+
+from argparse import Namespace
+from functools import partial
+from pathlib import Path
+
+from erasure_lightning.cli.arguments import Arguments
+from erasure_lightning.errors import ErasureError
+
+
+def run_push(argv: list[str]) -> None:
+    """Write the folder, or with ``--upload`` upload it as it is.
+
+    Raises:
+        ErasureError: If the run cannot be read, the folder exists, or the Hub refuses.
+    """
+    options = _parser().parse(argv)
+    from erasure_lightning.report.hub_folder import require_hub_id, upload_hub_folder
+    from erasure_lightning.runs.folder import run_of
+
+    require_hub_id(options.repository)
+    folder = options.run_dir or run_of(options.run).root / "hub"
+    if not (options.upload and folder.is_dir()):
+        _write(options, folder)
+    elif options.to or options.no_gallery:
+        raise ErasureError(
+            f"{folder} is there already, and is uploaded as it is, without --to and --no_gallery."
+            " Leave them out, or delete the folder."
+        )
+    if options.upload:
+        print(f"Uploaded: {upload_hub_folder(folder, options.repository, options.private)}")
+    else:
+        print(
+            "Nothing was uploaded. The card names no licence: add one to README.md that the base"
+            " model's allows, look at the images, and run the command again with --upload."
+        )
+
+
+def _write(options: Namespace, folder: Path) -> None:
+    from erasure_lightning.report.hub_folder import write_hub_folder
+
+    exports = {}
+    if options.to:
+        from erasure_lightning.api.export import export_edit
+        from erasure_lightning.edits.applied import load_edit
+        from erasure_lightning.training.checkpoints import locate_checkpoint
+
+        edit = load_edit(locate_checkpoint(str(options.run), "push"))
+        exports = {name: partial(export_edit, edit, format=name) for name in options.to}
+    notes = write_hub_folder(
+        options.run, folder, options.repository, exports, not options.no_gallery
+    )
+    for note in notes:
+        print(note)
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    print(f"Written: {folder} ({size / 1e6:,.1f} MB).")
+
+
+def _parser() -> Arguments:
+    parser = Arguments(
+        "push",
+        "Write the folder of a run for the Hugging Face Hub: the model card as README.md, the"
+        " edit, exports, and images before and after. It needs no account and no network; look at"
+        " it, and run the command again with --upload.",
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="A finished run's folder.")
+    parser.add_argument(
+        "repository", metavar="OWNER/NAME", help="The repository on the Hub, which --upload makes."
+    )
+    parser.add_argument(
+        "--to",
+        nargs="+",
+        default=[],
+        metavar="FORMAT",
+        help="Formats that the edit is exported to as well, lora and diffusers say; `erasure"
+        " export --help` lists them.",
+    )
+    parser.add_argument(
+        "--run_dir", type=Path, help="The folder, which must be new; by default RUN/hub."
+    )
+    parser.add_argument(
+        "--no_gallery",
+        action="store_true",
+        help="Leave the images out, where what was erased must not be shown.",
+    )
+    parser.add_argument(
+        "--upload",
+        action="store_true",
+        help="Upload the folder, as you may have edited it; it is written first if it is not there."
+        " Needs `hf auth login`.",
+    )
+    parser.add_argument(
+        "--private", action="store_true", help="Make the uploaded repository private."
+    )
+    return parser

@@ -1,0 +1,268 @@
+"""The folder of a run for the Hugging Face Hub: card, edit, exports and images; and its upload."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from PIL import Image
+
+from erasure_lightning.concepts.vocabulary import evenly_spaced
+from erasure_lightning.edits.edit import read_edit, write_edit
+from erasure_lightning.errors import ErasureError
+from erasure_lightning.files.writing import EDIT_FILE, write_atomically
+from erasure_lightning.report.card import HubContent, is_hub_id, render_card
+from erasure_lightning.report.edit_file import read_edit_file
+from erasure_lightning.report.images import ImagePair
+from erasure_lightning.report.privacy import without_paths
+from erasure_lightning.report.run_record import RunRecord, read_run_record
+from erasure_lightning.runs.redaction import redact_secrets
+
+#: The card, as the Hub names it.
+HUB_CARD_FILE = "README.md"
+
+#: Pairs of images in the gallery, at most.
+_MAX_PAIRS = 12
+
+#: A path that begins with a user's home.
+_HOME = re.compile(r"(/home|/Users|[A-Za-z]:[\\/]+Users)[\\/]+\w|(?<![\w.])/root/\w")
+
+#: Files of plain text in which no path may stand. Tokenizers' are lists of words.
+_TEXTS = {".md", ".yaml", ".yml", ".json"}
+
+#: What the Hub's answers mean, by HTTP status.
+_REFUSALS = {
+    401: "it knows no account for the token; log in with `hf auth login`",
+    403: "the token may not write there; use one with the permission to write",
+    409: "the repository exists already, and is not overwritten; choose another name or delete it",
+}
+
+
+def write_hub_folder(
+    run: Path,
+    folder: Path,
+    repository: str,
+    exports: Mapping[str, Callable[[Path], Path]] | None = None,
+    with_gallery: bool = True,
+) -> list[str]:
+    """Write all that a repository on the Hub is to hold; no account and no network is needed.
+
+    Paths of the machine and secrets are left out of the edit's metadata, of the card, and of the
+    configs of exported models. The folder appears once it is complete.
+
+    Args:
+        run: The run's folder, with a finished edit.
+        folder: The new folder.
+        repository: The repository that it is meant for, ``owner/name``.
+        exports: By format, what writes the edit in it: takes a path without suffix, and returns
+            the file or folder that it wrote.
+        with_gallery: Whether to add images of the original and of the edited model.
+
+    Returns:
+        Sentences on what could not be read and is left out.
+
+    Raises:
+        ErasureError: If the repository's name is none, the folder exists, the run has no edit, or
+            an exported file holds a path of the machine.
+    """
+    require_hub_id(repository)
+    record = read_run_record(run)
+    if record.edit is None:
+        raise ErasureError(
+            f"A push needs a finished run; found no {EDIT_FILE} in {run}. Finish it with `erasure"
+            f" fit --ckpt_path {run}`."
+        )
+    with _complete_or_absent(folder) as partial:
+        source = run if run.is_file() else _edit_of(run)
+        _write_public_edit(source, partial / EDIT_FILE)
+        files = {
+            name: _export(write, partial, name) for name, write in (exports or {}).items()
+        }
+        gallery = _write_gallery(record.image_pairs, partial) if with_gallery else []
+        public = replace(
+            record,
+            edit=read_edit_file(partial / EDIT_FILE),
+            config=_public_yaml(record.config),
+            metadata=redact_secrets(record.metadata),
+        )
+        card = render_card(public, HubContent(repository, files, gallery))
+        write_atomically(partial / HUB_CARD_FILE, card.encode(errors="replace"))
+        _remove_origins(partial)
+        _check_privacy(partial)
+    return list(record.notes)
+
+
+def upload_hub_folder(folder: Path, repository: str, private: bool = False) -> str:
+    """Create a repository on the Hub and upload a folder of `write_hub_folder` to it.
+
+    Args:
+        folder: The folder.
+        repository: The new repository, ``owner/name``.
+        private: Whether only its owner can see it.
+
+    Returns:
+        The repository's address.
+
+    Raises:
+        ErasureError: If the folder is none of a push, there is no network, or the Hub refuses.
+    """
+    require_hub_id(repository)
+    for name in (HUB_CARD_FILE, EDIT_FILE):
+        if not (folder / name).is_file():
+            raise ErasureError(
+                f"An upload needs a folder that `erasure push` wrote; found no {name} in {folder}."
+            )
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    api = HfApi()
+    try:
+        url = api.create_repo(repository, private=private)
+        api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Upload the edit")
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        reason = _REFUSALS.get(status, " ".join(str(error).split()))
+        raise ErasureError(f"The Hub refused {repository} ({status}): {reason}.") from error
+    except OSError as error:  # of the network, and a missing token
+        raise _unreachable(repository, error) from error
+    except Exception as error:  # httpx's errors of the network have no common class with requests'
+        if not type(error).__module__.startswith(("httpx", "requests")):
+            raise
+        raise _unreachable(repository, error) from error
+    return str(url)
+
+
+def require_hub_id(repository: str) -> None:
+    """Check the form of a repository's name.
+
+    Raises:
+        ErasureError: If it is not ``owner/name`` in the Hub's characters.
+    """
+    if not is_hub_id(repository):
+        raise ErasureError(
+            f"A push needs a repository OWNER/NAME of letters, digits, '-', '_' and '.'; found"
+            f" {repository!r}."
+        )
+
+
+def _unreachable(repository: str, error: Exception) -> ErasureError:
+    return ErasureError(
+        f"{repository} could not be uploaded: {' '.join(str(error).split())}. The folder is"
+        " complete; run the command again."
+    )
+
+
+@contextmanager
+def _complete_or_absent(folder: Path) -> Iterator[Path]:
+    """A folder under a temporary name, which gets its own once it is complete.
+
+    Raises:
+        ErasureError: If it exists.
+    """
+    if folder.exists():
+        raise ErasureError(
+            f"{folder} is there already, and is not overwritten: its card may have been edited."
+            " Upload it with --upload, choose another --run_dir, or delete it."
+        )
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _edit_of(run: Path) -> Path:
+    """The edit of a run's folder, or of the run that a folder of ``erasure test`` lies in."""
+    return run / EDIT_FILE if (run / EDIT_FILE).is_file() else run.resolve().parent / EDIT_FILE
+
+
+def _write_public_edit(source: Path, target: Path) -> None:
+    """Copy an edit without paths of the machine and secrets in its metadata."""
+    tensors, metadata = read_edit(source)
+    config = metadata.pop("config", "")
+    public: dict[str, Any] = redact_secrets(without_paths(metadata))
+    if config:
+        public["config"] = _public_yaml(config)
+    write_edit(target, tensors, public)
+
+
+def _public_yaml(text: str) -> str:
+    """A config's text without paths and secrets; unchanged if it has none."""
+    content = yaml.safe_load(text) if text else None
+    public = redact_secrets(without_paths(content))
+    if public == content:
+        return text
+    return yaml.safe_dump(public, sort_keys=False, allow_unicode=True)
+
+
+def _export(write: Callable[[Path], Path], folder: Path, name: str) -> str:
+    """Write one format into a folder, and return the path of its file there.
+
+    A whole pipeline becomes the folder itself: on the Hub only such a one can be loaded.
+    """
+    path = write(folder / name)
+    if not (path / "model_index.json").is_file():
+        return path.relative_to(folder).as_posix()
+    for part in path.iterdir():
+        part.rename(folder / part.name)
+    path.rmdir()
+    return "."
+
+
+def _write_gallery(pairs: Sequence[ImagePair], folder: Path) -> list[tuple[str, int, str, str]]:
+    """Write images as PNG without their files' metadata."""
+    rows = []
+    for number, pair in enumerate(evenly_spaced(pairs, _MAX_PAIRS)):
+        names = []
+        for title, file in (("original", pair.before), ("edited", pair.after)):
+            names.append(f"images/{number:02}-{title}.png")
+            (folder / "images").mkdir(exist_ok=True)
+            with Image.open(file) as image:
+                image.convert("RGB").save(folder / names[-1])
+        rows.append((pair.prompt, pair.seed, *names))
+    return rows
+
+
+def _remove_origins(folder: Path) -> None:
+    """Remove the folders that the libraries note in the configs of the models they save."""
+    for path in folder.rglob("*.json"):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(content, dict) and "_name_or_path" in content:
+            name = str(content.pop("_name_or_path"))
+            if is_hub_id(name):
+                content["_name_or_path"] = name
+            write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def _check_privacy(folder: Path) -> None:
+    """Raise if a text or the header of a safetensors file holds a path of this machine."""
+    own = [str(path) for path in (Path.home(), Path.cwd(), folder.resolve().parent)]
+    own = [f"{path}/" for path in own if len(path) > 1]
+    for path in sorted(folder.rglob("*")):
+        text = _plain_text(path) if path.is_file() else ""
+        found = next((place for place in own if place in text), None) or _HOME.search(text)
+        if found:
+            place = found if isinstance(found, str) else found[0]
+            raise ErasureError(
+                f"A push needs files without paths of this machine; found {place!r} in"
+                f" {path.relative_to(folder)}. Rename what holds it, and write the folder again."
+            )
+
+
+def _plain_text(path: Path) -> str:
+    if path.suffix == ".safetensors":
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            return file.read(size).decode(errors="replace")
+    if path.suffix in _TEXTS:
+        return path.read_text(encoding="utf-8", errors="replace")
+    return ""
