@@ -1,11 +1,15 @@
 """``erasure push``: a run as a folder for the Hugging Face Hub, and its upload."""
 
 from argparse import Namespace
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 from erasure_lightning.cli.arguments import Arguments
 from erasure_lightning.errors import ErasureError
+
+#: Formats that are folders.
+_FOLDERS = {"diffusers", "component"}
 
 
 def run_push(argv: list[str]) -> None:
@@ -39,14 +43,7 @@ def run_push(argv: list[str]) -> None:
 def _write(options: Namespace, folder: Path) -> None:
     from erasure_lightning.report.hub_folder import write_hub_folder
 
-    exports = {}
-    if options.to:
-        from erasure_lightning.api.export import export_edit
-        from erasure_lightning.edits.applied import load_edit
-        from erasure_lightning.training.checkpoints import locate_checkpoint
-
-        edit = load_edit(locate_checkpoint(str(options.run), "push"))
-        exports = {name: partial(export_edit, edit, format=name) for name in options.to}
+    exports = _exports(options.run, options.to) if options.to else {}
     notes = write_hub_folder(
         options.run, folder, options.repository, exports, not options.no_gallery
     )
@@ -54,6 +51,25 @@ def _write(options: Namespace, folder: Path) -> None:
         print(note)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     print(f"Written: {folder} ({size / 1e6:,.1f} MB).")
+
+
+def _exports(run: Path, formats: Sequence[str]) -> dict[str, Callable[[Path], Path]]:
+    """What writes each format, by the name of its file or folder."""
+    from erasure_lightning.api.export import export_edit
+    from erasure_lightning.backbones.loading import load_backbone
+    from erasure_lightning.edits.applied import load_edit
+    from erasure_lightning.report.hub_folder import public_metadata
+    from erasure_lightning.training.checkpoints import locate_checkpoint
+
+    edit = load_edit(locate_checkpoint(str(run), "push"))
+    pipeline = load_backbone(edit.metadata["backbone"]).to_pipeline()
+    edit.metadata = public_metadata(edit.metadata)
+    return {
+        name if name in _FOLDERS else f"{name}.safetensors": partial(
+            export_edit, edit, format=name, pipeline=pipeline
+        )
+        for name in formats
+    }
 
 
 def _parser() -> Arguments:

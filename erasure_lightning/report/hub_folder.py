@@ -20,7 +20,7 @@ from erasure_lightning.report.card import HubContent, is_hub_id, render_card
 from erasure_lightning.report.edit_file import read_edit_file
 from erasure_lightning.report.images import ImagePair
 from erasure_lightning.report.privacy import without_paths
-from erasure_lightning.report.run_record import RunRecord, read_run_record
+from erasure_lightning.report.run_record import read_run_record
 from erasure_lightning.runs.redaction import redact_secrets
 
 #: The card, as the Hub names it.
@@ -59,8 +59,8 @@ def write_hub_folder(
         run: The run's folder, with a finished edit.
         folder: The new folder.
         repository: The repository that it is meant for, ``owner/name``.
-        exports: By format, what writes the edit in it: takes a path without suffix, and returns
-            the file or folder that it wrote.
+        exports: By the name of a file or folder, what writes an export there and returns its path.
+            Names begin with the format.
         with_gallery: Whether to add images of the original and of the edited model.
 
     Returns:
@@ -81,7 +81,8 @@ def write_hub_folder(
         source = run if run.is_file() else _edit_of(run)
         _write_public_edit(source, partial / EDIT_FILE)
         files = {
-            name: _export(write, partial, name) for name, write in (exports or {}).items()
+            name.partition(".")[0]: _export(write, partial, name)
+            for name, write in (exports or {}).items()
         }
         gallery = _write_gallery(record.image_pairs, partial) if with_gallery else []
         public = replace(
@@ -189,10 +190,16 @@ def _write_public_edit(source: Path, target: Path) -> None:
     """Copy an edit without paths of the machine and secrets in its metadata."""
     tensors, metadata = read_edit(source)
     config = metadata.pop("config", "")
-    public: dict[str, Any] = redact_secrets(without_paths(metadata))
+    public = public_metadata(metadata)
     if config:
         public["config"] = _public_yaml(config)
     write_edit(target, tensors, public)
+
+
+def public_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """An edit's metadata without paths of the machine and secrets."""
+    public: dict[str, Any] = redact_secrets(without_paths(metadata))
+    return public
 
 
 def _public_yaml(text: str) -> str:

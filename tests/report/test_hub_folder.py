@@ -70,7 +70,6 @@ def saved(text="weights"):
     """A stand-in for an export: a file."""
 
     def write(path):
-        path = path.with_suffix(".safetensors")
         path.write_bytes(len(text).to_bytes(8, "little") + text.encode())
         return path
 
@@ -107,9 +106,8 @@ def test_exports_are_in_it_and_on_its_card(run):
         (path / "unet" / "config.json").write_text("{}")
         return path
 
-    write_hub_folder(
-        run, run / "hub", "owner/x", {"lora": saved(), "diffusers": pipeline}, with_gallery=False
-    )
+    exports = {"lora.safetensors": saved(), "diffusers": pipeline}
+    write_hub_folder(run, run / "hub", "owner/x", exports, with_gallery=False)
     assert json.loads((run / "hub" / "model_index.json").read_text()) == {"a": 1}
     text = (run / "hub" / "README.md").read_text()
     assert "load_lora_weights('owner/x', weight_name='lora.safetensors')" in text
@@ -118,7 +116,7 @@ def test_exports_are_in_it_and_on_its_card(run):
 
 
 def test_an_export_with_a_path_is_refused_and_no_folder_is_left(run):
-    exports = {"lora": saved(json.dumps({"base": f"{run}/base"}))}
+    exports = {"lora.safetensors": saved(json.dumps({"base": f"{run}/base"}))}
     with pytest.raises(ErasureError, match=r"without paths of this machine; found .*in lora"):
         write_hub_folder(run, run / "hub", "owner/x", exports)
     assert not [path.name for path in run.iterdir() if "hub" in path.name]

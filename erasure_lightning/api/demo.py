@@ -1,0 +1,304 @@
+"""A local page that draws a prompt with the original model beside the edited one."""
+
+import html
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache, partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import Lock
+from typing import Any, NamedTuple
+
+import torch
+from PIL.Image import Image
+
+from erasure_lightning.api.quiet import quiet
+from erasure_lightning.backbones.loading import load_backbone
+from erasure_lightning.checks import require
+from erasure_lightning.concepts.concept import Concept
+from erasure_lightning.data.image_grid import to_pil
+from erasure_lightning.diffusion.sampling import sample_images
+from erasure_lightning.edits.applied import load_edit
+from erasure_lightning.edits.edit import edit_title
+from erasure_lightning.errors import ErasureError
+from erasure_lightning.training.checkpoints import locate_checkpoint
+
+#: Sampling steps and guidance scale for a model of no world.
+_STEPS = 50
+_GUIDANCE = 7.5
+
+#: Words with a button of their own, at most, for each concept.
+_MAX_WORDS = 12
+
+#: A button's prompt, by the concept's kind.
+_PROMPTS = {"thing": "a {}", "style": "{}", "person": "a photo of {}", "action": "a person {}"}
+
+_HEADINGS = {
+    "erased": "Erased:",
+    "described": "Without its name:",
+    "anchors": "Drawn in its place:",
+}
+
+#: Below this side, images are enlarged without smoothing.
+_SMALL = 200
+
+_CSS = """
+.gradio-container main { max-width: 860px !important; padding: 1rem !important; }
+.gradio-container main { margin: 0 auto !important; }
+.gradio-container .html-container { padding: 0 !important; }
+.heading h1 { font-size: 1.6rem; font-weight: 600; margin: 0; }
+.heading p { margin: .2rem 0 0; }
+.heading p, .words, .caption { opacity: .7; }
+.words, .caption { margin: 0; font-size: .9rem; white-space: nowrap; }
+.caption { text-align: center; }
+.row-of-words { flex-wrap: wrap; gap: .4rem; align-items: center; }
+.row-of-words > * { flex: 0 0 auto !important; min-width: 0 !important; width: auto !important; }
+.row-of-words button { border-radius: 999px; padding: .3rem .8rem; }
+.drawn { border: 0; }
+.drawn button, .drawn .image-container, .drawn .image-frame { width: 100%; height: 100%; }
+.drawn img { width: 100% !important; height: auto !important; object-fit: contain !important; }
+.drawn img { border: 1px solid var(--border-color-primary); border-radius: .4rem; }
+.pixels img { image-rendering: pixelated; }
+"""
+
+
+class WordButton(NamedTuple):
+    """A word of a concept and the prompt that its button sets."""
+
+    word: str
+    prompt: str
+
+
+class SideBySide:
+    """A model and its edit, drawn from equal noise; the edit's strength changes from call to call.
+
+    There is a single copy of the model: at strength 0 it is the original, to the bit.
+
+    Args:
+        run: A run's folder, or its ``edit.safetensors``.
+        steps: Sampling steps, at least 1; the world's by default, else 50.
+
+    Raises:
+        ErasureError: If the edit or its base model cannot be read.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from erasure_lightning import erase
+        >>> from erasure_lightning.api.demo import SideBySide
+        >>> from erasure_lightning.backbones.tiny import TinyBackbone
+        >>> with TemporaryDirectory() as folder:
+        ...     TinyBackbone().to_pipeline().save_pretrained(f"{folder}/model")
+        ...     pipeline = type(TinyBackbone().to_pipeline()).from_pretrained(f"{folder}/model")
+        ...     edit = erase(pipeline, "cat", method="UCE", progress_bar=False)
+        ...     both = SideBySide(edit.save(f"{folder}/edit.safetensors"), steps=2)
+        ...     both.draw("a cat", seed=0, strength=0.0) == both.draw("a cat", seed=0, strength=1.0)
+        False
+    """
+
+    def __init__(self, run: str | Path, steps: int | None = None) -> None:
+        require("A demo", at_least=1, steps=steps)
+        path = locate_checkpoint(str(run), "demo")
+        if path.suffix != ".safetensors":
+            raise ErasureError(
+                f"A demo needs a finished edit; found the checkpoint {path}. Finish the run with"
+                f" `erasure fit --ckpt_path {run}`."
+            )
+        self.edit = load_edit(path)
+        self.title = edit_title(self.edit.metadata)
+        self.concepts = [Concept(**concept) for concept in self.edit.metadata["concepts"]]
+        self.backbone = load_backbone(self.edit.metadata["backbone"])
+        self.backbone.eval().to(
+            torch.accelerator.current_accelerator(check_available=True) or "cpu"
+        )
+        self.edit.apply(self.backbone.to_pipeline())
+        world = self.backbone.world
+        self.steps = steps or (world.steps if world else _STEPS)
+        self.guidance = world.guidance if world else _GUIDANCE
+        self.backbone.sampler(self.steps)  # refuses more steps than the model has times
+        self._lock = Lock()
+        self.draw = lru_cache(256)(self._draw)
+
+    def _draw(self, prompt: str, seed: int, strength: float) -> Image:
+        """The image of a prompt and a seed at a strength of the edit."""
+        with self._lock, torch.inference_mode():
+            self.edit.strength = strength
+            images = sample_images(
+                self.backbone, [prompt], [seed], steps=self.steps, guidance=self.guidance
+            )
+        return to_pil(images[0])
+
+
+def word_buttons(concepts: Sequence[Concept]) -> dict[str, list[WordButton]]:
+    """Buttons by heading: the concepts, the words of their domains, and their anchors."""
+    buttons: dict[str, list[WordButton]] = {"erased": [], "described": [], "anchors": []}
+    for concept in concepts:
+        prompt = _PROMPTS[concept.kind]
+        words = {
+            "erased": [concept.name],
+            "described": list(concept.domain)[:_MAX_WORDS],
+            "anchors": [concept.anchor] if concept.anchor else [],
+        }
+        for heading, listed in words.items():
+            buttons[heading] += [WordButton(word, prompt.format(word)) for word in listed]
+    return {
+        heading: list(dict.fromkeys(several))[: 2 * _MAX_WORDS]
+        for heading, several in buttons.items()
+        if several
+    }
+
+
+def serve_demo(
+    run: str | Path,
+    *,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    steps: int | None = None,
+    ready: Callable[[str], None] = print,
+) -> None:
+    """Serve the page of a run until it is interrupted; nothing leaves the machine.
+
+    Args:
+        run: A run's folder, or its ``edit.safetensors``.
+        host: Address that it is bound to. The default is reached from this machine alone.
+        port: The port; by default the first free one from 7860.
+        steps: Sampling steps, at least 1; the world's by default, else 50.
+        ready: Is called with the page's address once it is there.
+
+    Raises:
+        ErasureError: If Gradio is not installed, the run cannot be read, or the port is taken.
+        KeyboardInterrupt: At Ctrl-C.
+    """
+    with TemporaryDirectory() as folder, _private(folder), quiet():
+        gradio = _gradio()
+        page = _page(gradio, SideBySide(run, steps))
+        try:
+            _, address, _ = page.launch(
+                server_name=host,
+                server_port=port,
+                share=False,
+                quiet=True,
+                prevent_thread_lock=True,
+                footer_links=[],
+                ssr_mode=False,
+                css=_CSS,
+                theme=gradio.themes.Default(
+                    primary_hue="indigo",
+                    font=["system-ui", "sans-serif"],
+                    font_mono=["ui-monospace", "monospace"],
+                ),
+            )
+        except OSError as error:
+            raise ErasureError(f"The demo needs a free port at {host}: {error}") from error
+        try:
+            ready(address)
+            while True:
+                time.sleep(3600)
+        finally:
+            page.close(verbose=False)
+
+
+@contextmanager
+def _private(folder: str) -> Iterator[None]:
+    """Gradio's environment: no statistics, a folder of images that goes away, no proxy."""
+    hosts = [os.environ.get("NO_PROXY", ""), "127.0.0.1", "localhost"]
+    settings = {
+        "GRADIO_ANALYTICS_ENABLED": "False",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "GRADIO_TEMP_DIR": folder,
+        "NO_PROXY": ",".join(filter(None, hosts)),
+    }
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            os.environ.update({} if value is None else {name: value})
+
+
+def _gradio() -> Any:
+    try:
+        import gradio
+    except ImportError as error:
+        raise ErasureError(
+            "A demo needs Gradio; found none. Install it: pip install 'erasure-lightning[demo]'"
+        ) from error
+    return gradio
+
+
+def _page(gradio: Any, both: SideBySide) -> Any:
+    """The page: prompt, words, seed and strength above the two images."""
+    buttons = word_buttons(both.concepts)
+    first = buttons["erased"][0].prompt
+    with gradio.Blocks(title=both.title, analytics_enabled=False, fill_width=True) as page:
+        title = html.escape(both.title)
+        gradio.HTML(
+            f"<h1>{title}</h1><p>The same noise, drawn by the original model and by the edited"
+            " one.</p>",
+            elem_classes="heading",
+            padding=False,
+        )
+        prompt = gradio.Textbox(first, label="Prompt", submit_btn="Draw", elem_id="prompt")
+        chosen = []
+        for heading, several in buttons.items():
+            with gradio.Row(elem_classes="row-of-words"):
+                gradio.HTML(f'<p class="words">{_HEADINGS[heading]}</p>', padding=False)
+                chosen += [(gradio.Button(b.word, size="sm"), b.prompt) for b in several]
+        with gradio.Row():
+            seed = gradio.Number(0, label="Seed", precision=0, minimum=0, min_width=100, scale=1)
+            strength = gradio.Slider(
+                0, 2, 1, step=0.05, label="Strength of the edit", min_width=180, scale=3
+            )
+        with gradio.Row():
+            images = [_image(gradio, both, title) for title in ("Original", "Edited")]
+        _connect(gradio, both, page, (prompt, seed, strength), images, chosen)
+    return page
+
+
+def _image(gradio: Any, both: SideBySide, title: str) -> Any:
+    side = both.draw("", 0, 0.0).width
+    with gradio.Column(min_width=120):
+        gradio.HTML(f'<p class="caption">{title}</p>', padding=False)
+        return gradio.Image(
+            label=title,
+            show_label=False,
+            container=False,
+            alt_text=f"{title} model's image",
+            type="pil",
+            format="png",
+            interactive=False,
+            buttons=[],
+            min_width=120,
+            elem_id=title.lower(),
+            elem_classes=["drawn", *(["pixels"] if side <= _SMALL else [])],
+        )
+
+
+def _connect(
+    gradio: Any,
+    both: SideBySide,
+    page: Any,
+    inputs: Sequence[Any],
+    images: Sequence[Any],
+    chosen: Sequence[tuple[Any, str]],
+) -> None:
+    """Draw when the page opens, and at each change that is complete."""
+    prompt, seed, strength = inputs
+
+    def draw(prompt: str, seed: int | None, strength: float) -> tuple[Image, Image]:
+        try:
+            drawn = partial(both.draw, prompt, int(seed or 0))
+            return drawn(0.0), drawn(float(strength))
+        except ErasureError as error:
+            raise gradio.Error(str(error)) from error
+
+    settings = {"api_visibility": "private", "show_progress": "minimal"}
+    drawing = {"fn": draw, "inputs": inputs, "outputs": images, **settings}
+    triggers = [page.load, prompt.submit, seed.submit, seed.blur, strength.release]
+    gradio.on(triggers, concurrency_limit=1, **drawing)
+    for button, text in chosen:
+        setting = button.click(partial(str, text), outputs=prompt, queue=False, **settings)
+        setting.then(**drawing)

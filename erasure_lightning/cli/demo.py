@@ -1,0 +1,41 @@
+"""``erasure demo``: a run as a local page."""
+
+from pathlib import Path
+
+from erasure_lightning.cli.arguments import Arguments
+
+
+def run_demo(argv: list[str]) -> None:
+    """Serve the page until Ctrl-C.
+
+    Raises:
+        ErasureError: If Gradio is not installed, the run cannot be read, or the port is taken.
+    """
+    options = _parser().parse(argv)
+    from erasure_lightning.api.demo import serve_demo
+
+    def ready(address: str) -> None:
+        print(f"The demo is at {address} (Ctrl-C ends it).", flush=True)
+        if options.host not in ("127.0.0.1", "localhost", "::1"):
+            print("Other machines can reach it: it has no password.", flush=True)
+
+    serve_demo(options.run, host=options.host, port=options.port, steps=options.steps, ready=ready)
+
+
+def _parser() -> Arguments:
+    parser = Arguments(
+        "demo",
+        "Serve a page with a prompt, a seed and the edit's strength: the original model's image"
+        " beside the edited one's. Nothing leaves this machine.",
+    )
+    parser.add_argument(
+        "run", type=Path, metavar="RUN", help="A finished run, or its edit.safetensors."
+    )
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="Address to bind to; 0.0.0.0 lets other machines in, without a password.",
+    )
+    parser.add_argument("--port", type=int, help="The port; by default the first free from 7860.")
+    parser.add_argument("--steps", type=int, help="Of sampling; by default the world's, else 50.")
+    return parser

@@ -1,0 +1,1 @@
+"""Any edit of erasure_lightning as a technique of the eval-unlearn benchmark."""
