@@ -46,7 +46,7 @@ _SMALL = 200
 
 _CSS = """
 .gradio-container main { max-width: 860px !important; padding: 1rem !important; }
-.gradio-container main { margin: 0 auto !important; }
+.gradio-container main { width: 100%; margin: 0 auto !important; }
 .gradio-container .html-container { padding: 0 !important; }
 .heading h1 { font-size: 1.6rem; font-weight: 600; margin: 0; }
 .heading p { margin: .2rem 0 0; }

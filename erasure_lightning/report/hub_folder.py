@@ -229,13 +229,12 @@ def _write_gallery(pairs: Sequence[ImagePair], folder: Path) -> list[tuple[str, 
     """Write images as PNG without their files' metadata."""
     rows = []
     for number, pair in enumerate(evenly_spaced(pairs, _MAX_PAIRS)):
-        names = []
-        for title, file in (("original", pair.before), ("edited", pair.after)):
-            names.append(f"images/{number:02}-{title}.png")
-            (folder / "images").mkdir(exist_ok=True)
+        before, after = (f"images/{number:02}-{title}.png" for title in ("original", "edited"))
+        (folder / "images").mkdir(exist_ok=True)
+        for file, name in ((pair.before, before), (pair.after, after)):
             with Image.open(file) as image:
-                image.convert("RGB").save(folder / names[-1])
-        rows.append((pair.prompt, pair.seed, *names))
+                image.convert("RGB").save(folder / name)
+        rows.append((pair.prompt, pair.seed, before, after))
     return rows
 
 

@@ -62,9 +62,8 @@ def technique(made, **arguments):
 
 
 def test_its_runner_runs_an_edit(made, registry, tmp_path, monkeypatch):
-    from eval_unlearn.runners.single_benchmark_runner import SingleBenchmarkRunner
-
     from erasure_lightning_eval_unlearn.technique import EditTechnique
+    from eval_unlearn.runners.single_benchmark_runner import SingleBenchmarkRunner
 
     registry.register_technique("erasure_lightning")(EditTechnique)
     runner = SingleBenchmarkRunner(

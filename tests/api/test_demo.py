@@ -1,0 +1,120 @@
+"""`erasure demo`: the page in a real browser, with a tiny model."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+
+import pytest
+from browser import REQUEST, Browser, chromium
+
+from erasure_lightning import erase
+from erasure_lightning.__main__ import main
+from erasure_lightning.api.demo import SideBySide, word_buttons
+from erasure_lightning.backbones.loading import load_backbone
+from erasure_lightning.backbones.tiny import TinyBackbone
+from erasure_lightning.concepts.concept import Concept
+from erasure_lightning.data.image_grid import to_pil
+from erasure_lightning.diffusion.sampling import sample_images
+
+CONCEPT = Concept("cat", anchor="dog", domain=["<b>red</b>", "star"])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    from diffusers import DiffusionPipeline
+
+    folder = tmp_path_factory.mktemp("demo")
+    TinyBackbone().to_pipeline().save_pretrained(folder / "base")
+    pipeline = DiffusionPipeline.from_pretrained(folder / "base")
+    edit = erase(pipeline, CONCEPT, method="UCE", progress_bar=False)
+    edit.metadata["backbone"] = str(folder / "base")
+    edit.save(folder / "run" / "edit.safetensors")
+    return folder / "run"
+
+
+def test_strength_0_is_the_original_and_the_order_of_calls_does_not_matter(run):
+    both = SideBySide(run, steps=2)
+    edited = both._draw("a cat", 0, 1.0).tobytes()
+    original = both._draw("a cat", 0, 0.0).tobytes()
+    base = load_backbone(str(run.parent / "base")).eval()
+    plain = sample_images(base, ["a cat"], [0], steps=2, guidance=7.5)
+    assert original == to_pil(plain[0]).tobytes()
+    assert original != edited
+    assert both._draw("a cat", 0, 1.0).tobytes() == edited
+    assert both._draw("a cat", 1, 0.0).tobytes() != original
+
+
+def test_buttons_are_the_words_of_the_concepts():
+    buttons = word_buttons([CONCEPT, Concept("Picasso", kind="person")])
+    assert [b.prompt for b in buttons["erased"]] == ["a cat", "a photo of Picasso"]
+    assert [b.word for b in buttons["described"]] == ["<b>red</b>", "star"]
+    assert [b.word for b in buttons["anchors"]] == ["dog"]
+
+
+def test_without_gradio_it_is_one_line(run, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    assert main(["demo", str(run)]) == 2
+    line = capsys.readouterr().err
+    assert "pip install 'erasure-lightning[demo]'" in line
+    assert line.count("\n") == 1
+
+
+def evaluate(browser, expression):
+    return browser.ask("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get(
+        "value"
+    )
+
+
+def wait(browser, expression):
+    deadline = time.monotonic() + 60
+    while not (value := evaluate(browser, expression)):
+        assert time.monotonic() < deadline, expression
+        time.sleep(0.1)
+    return value
+
+
+IMAGES = "[...document.querySelectorAll('.drawn img')]"
+SOURCES = f"{IMAGES}.map(i => i.src)"
+
+
+@pytest.mark.skipif(find_spec("gradio") is None, reason="needs the extra [demo]")
+@pytest.mark.skipif(
+    chromium() is None and not os.environ.get("CI"),
+    reason="needs a Chromium: apt-get install chromium",
+)
+def test_the_page_draws_in_a_browser_without_network_and_ctrl_c_ends_it(run):
+    command = [sys.executable, "-m", "erasure_lightning", "demo", str(run), "--steps", "2"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        address = re.search(r"http://127\.0\.0\.1:\d+/", process.stdout.readline())[0]
+        with Browser() as browser:
+            browser.ask("Page.navigate", url=address)
+            wait(browser, f"{IMAGES}.filter(i => i.naturalWidth).length == 2")
+            first = evaluate(browser, SOURCES)
+            press = "[...document.querySelectorAll('.row-of-words button')].find(b => b.innerText"
+            evaluate(browser, f"{press} == '<b>red</b>').click()")
+            wait(browser, "document.querySelector('#prompt textarea').value == 'a <b>red</b>'")
+            wait(browser, f"{SOURCES}.every((s, i) => s != {first}[i])")
+            for width in (1280, 375):
+                browser.ask(
+                    "Emulation.setDeviceMetricsOverride",
+                    width=width,
+                    height=800,
+                    deviceScaleFactor=1,
+                    mobile=width < 600,
+                )
+                page = "document.documentElement"
+                assert evaluate(browser, f"{page}.scrollWidth <= {page}.clientWidth")
+            urls = [e["params"]["request"]["url"] for e in browser.events if e["method"] == REQUEST]
+            assert [url for url in urls if not url.startswith((address, "data:", "blob:"))] == []
+            assert len(urls) > 3  # the control
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+        assert process.returncode == 130
+        assert errors == "erasure: Interrupted.\n"
+    finally:
+        process.kill()
