@@ -53,7 +53,7 @@ def _write(options: Namespace, folder: Path) -> None:
     print(f"Written: {folder} ({size / 1e6:,.1f} MB).")
 
 
-def _exports(run: Path, formats: Sequence[str]) -> dict[str, Callable[[Path], Path]]:
+def _exports(run: Path, formats: Sequence[str]) -> dict[str, Callable[[Path], object]]:
     """What writes each format, by the name of its file or folder."""
     from erasure_lightning.api.export import export_edit
     from erasure_lightning.backbones.loading import load_backbone

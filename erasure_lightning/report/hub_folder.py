@@ -47,7 +47,7 @@ def write_hub_folder(
     run: Path,
     folder: Path,
     repository: str,
-    exports: Mapping[str, Callable[[Path], Path]] | None = None,
+    exports: Mapping[str, Callable[[Path], object]] | None = None,
     with_gallery: bool = True,
 ) -> list[str]:
     """Write all that a repository on the Hub is to hold; no account and no network is needed.
@@ -59,7 +59,7 @@ def write_hub_folder(
         run: The run's folder, with a finished edit.
         folder: The new folder.
         repository: The repository that it is meant for, ``owner/name``.
-        exports: By the name of a file or folder, what writes an export there and returns its path.
+        exports: By the name of a file or folder, what writes an export there.
             Names begin with the format.
         with_gallery: Whether to add images of the original and of the edited model.
 
@@ -211,12 +211,13 @@ def _public_yaml(text: str) -> str:
     return yaml.safe_dump(public, sort_keys=False, allow_unicode=True)
 
 
-def _export(write: Callable[[Path], Path], folder: Path, name: str) -> str:
+def _export(write: Callable[[Path], object], folder: Path, name: str) -> str:
     """Write one format into a folder, and return the path of its file there.
 
     A whole pipeline becomes the folder itself: on the Hub only such a one can be loaded.
     """
-    path = write(folder / name)
+    path = folder / name
+    write(path)
     if not (path / "model_index.json").is_file():
         return path.relative_to(folder).as_posix()
     for part in path.iterdir():
