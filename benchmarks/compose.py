@@ -1,10 +1,11 @@
 """Two concepts erased by a sum of edits, one after another, or at once: ``benchmarks/compose.py``.
 
-Cigarette (to lollipop) and guitar (to drum) on the emoji world, with each method's shipped config.
-``one`` and ``other`` erase a concept each; ``composed`` is `erasure compose` of the two; ``queue``
-erases the second from a model that has the first (``--model.base_edit``); ``at once`` is one fit of
-both. All are measured alike, each concept on its own prompts: seeds 0, 1, 2, DDIM with 20 steps,
-guidance 4, and 54 other labels. Finished runs in ``--out`` are reused.
+Cigarette (to lollipop) and guitar (to drum) on the emoji world, with each method's shipped config
+(of ESD the short schedule of docs/speed.md). ``one`` and ``other`` erase a concept each;
+``composed`` is `erasure compose` of the two; ``queue`` erases the second from a model that has the
+first (``--model.base_edit``); ``at once`` is one fit of both. All are measured alike, each concept
+on its own prompts: seeds 0, 1, 2, DDIM with 20 steps, guidance 4, and 27 other labels. Finished
+runs in ``--out`` are reused.
 """
 
 import argparse
@@ -33,7 +34,12 @@ OTHER = Concept("guitar", "drum", ("electric guitar", "acoustic strings", "rock 
 CONCEPTS = {"one": [ONE], "other": [OTHER], "at once": [ONE, OTHER]}
 HEAD = ("method", "edit", "cigarette", "guitar", "retain", "feature", "L1", "seconds")
 
-BATCH, SEEDS, OTHERS = 32, 3, 54
+#: Options beside the shipped configs: the short schedule of docs/speed.md.
+OPTIONS = {
+    "esd": ["--model.lr", "4e-4", "--model.latents.trajectories", "8", "--data.rounds", "16"],
+}
+
+BATCH, SEEDS, OTHERS = 32, 3, 27
 
 #: The unedited model's images of each batch.
 BEFORE: dict[tuple[ImageRequest, ...], Tensor] = {}
@@ -52,7 +58,8 @@ def erasure(folder: Path, *words: str) -> None:
 def fit(folder: Path, method: str, concepts: list[Concept], *more: str) -> float:
     """Seconds of a fit."""
     listed = [{"name": c.name, "anchor": c.anchor, "domain": list(c.domain)} for c in concepts]
-    words = ["--config", f"{method}.yaml", "--model.concepts", json.dumps(listed), *more]
+    own = [*OPTIONS.get(method, []), *more]
+    words = ["--config", f"{method}.yaml", "--model.concepts", json.dumps(listed), *own]
     erasure(folder, "fit", *words, "--measure", "false", "--run_dir", str(folder))
     return json.loads((folder / "cost.json").read_text())["seconds"]
 
