@@ -66,7 +66,7 @@ def _parser() -> Arguments:
         "--energy",
         type=float,
         help="Share of each layer's squared change that low-rank factors"
-        " retain; 0.99 where no rank is given.",
+        " retain; 0.999 where no rank is given.",
     )
     parser.add_argument(
         "--dtype",

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-import torch
 from torch import Tensor, nn
 
 from erasure_lightning.adapters.base import adapters_of
@@ -17,7 +16,7 @@ from erasure_lightning.edits.base_edits import (
 )
 from erasure_lightning.edits.changes import Change
 from erasure_lightning.edits.components import EditedComponent
-from erasure_lightning.edits.composition import Overlap
+from erasure_lightning.edits.description import describe_edit
 from erasure_lightning.edits.edit import (
     edit_title,
     holds_edit,
@@ -25,6 +24,7 @@ from erasure_lightning.edits.edit import (
     read_edit,
     write_edit,
 )
+from erasure_lightning.edits.export import Export, ExportRequest, write_export
 from erasure_lightning.edits.fingerprints import edit_fingerprint
 from erasure_lightning.edits.stack import AppliedEdit, applied_edits, remove_edit, set_strength
 from erasure_lightning.errors import ErasureError
@@ -185,22 +185,33 @@ class Edit:
 
     def report(self) -> str:
         """The edit in words and figures: method, concepts, and how far each component moved."""
-        lines = [edit_title(self.metadata)]
-        for concept in self.metadata.get("concepts", []):
-            anchor = concept["anchor"] or "no prompt"
-            lines.append(f"  {concept['name']} ({concept['kind']}) -> {anchor}")
-        lines.append(f"  base model: {self.metadata.get('backbone', 'unknown')}")
-        if base := self.metadata.get("base_edits"):
-            lines.append(f"  rests on: {titles(base)}")
-        for name in self._components():
-            values = [v for key, v in self.tensors.items() if key.partition(".")[0] == name]
-            count = sum(value.numel() for value in values)
-            lines.append(f"  {name}: {len(values)} tensors, {count:,} values{self._distance(name)}")
-        if overlap := self.metadata.get("overlap"):
-            lines += [f"  {Overlap(**entry)}" for entry in overlap]
-        elif "composed" in self.metadata:
-            lines.append("  no tensor is changed by two of the composed edits")
-        return "\n".join(lines)
+        return describe_edit(self.tensors, self.metadata, self._records)
+
+    def export(
+        self,
+        path: str | Path,
+        format: str = "lora",
+        *,
+        checkpoint: str | Path | None = None,
+        rank: int | None = None,
+        energy: float | None = None,
+        dtype: str = "float32",
+    ) -> Export:
+        """Write the edit, at its strength, in the form that another tool loads.
+
+        Args:
+            path: The new file, or the new folder for ``diffusers`` and ``component``.
+            format: One of `ExportFormat`.
+            checkpoint: As in `ExportRequest`.
+            rank: As in `ExportRequest`.
+            energy: As in `ExportRequest`.
+            dtype: As in `ExportRequest`.
+
+        Raises:
+            ErasureError: If the edit is in no pipeline, or the format cannot hold it.
+        """
+        request = ExportRequest(Path(path), format, checkpoint, rank, energy, dtype)
+        return write_export(request, self.tensors, self.metadata, self.pipeline, self.changes())
 
     def changes(self) -> dict[str, Change]:
         """Parameters before and after the edit, at its strength, by component and name.
@@ -215,15 +226,6 @@ class Edit:
             for component, record in self._places()
             for name, before in record.get("before", {}).items()
         }
-
-    def _distance(self, component: str) -> str:
-        """How far a component's weights moved, where it is known what they were."""
-        record = self._records.get(component)
-        if record is None or "before" not in record:
-            return ""
-        before = torch.cat([value.flatten().float() for value in record["before"].values()])
-        after = torch.cat([record["after"][n].flatten().to(before) for n in record["before"]])
-        return f", moved by {(after - before).norm() / before.norm():.2%} of their norm"
 
     def _components(self) -> list[str]:
         return sorted({name.partition(".")[0] for name in self.tensors})

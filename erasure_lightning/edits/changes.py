@@ -74,8 +74,8 @@ def low_rank(
         changes: Changed parameters by component and name.
         tensors: The edit's tensors, with the factors of a low-rank edit.
         rank: Rank of each layer that has no factors, at least 1.
-        energy: Share of the squared difference that each layer retains, above 0 and at most 1; 0.99
-            where neither is given.
+        energy: Share of the squared difference that each layer retains, above 0 and at most 1;
+            0.999 where neither is given.
 
     Raises:
         ErasureError: If a number is out of range, or no weight was changed.
@@ -96,7 +96,7 @@ def low_rank(
             factors[layer] = own[layer]
         elif leaf == "weight" and difference.dim() in (2, 4):
             if difference.any():
-                factors[layer] = _decomposed(difference, rank, energy or 0.99)
+                factors[layer] = _decomposed(difference, rank, energy or 0.999)
                 lost += float((difference - factors[layer].product()).square().sum())
         else:
             left_out.append(name)

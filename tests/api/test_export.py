@@ -294,6 +294,17 @@ def test_another_models_checkpoint_is_refused(tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {"o.st", "flux.st", "cut.st"}
 
 
+def test_an_edit_in_a_pipeline_exports_itself(path, tmp_path):
+    _, edit = erased(TinyBackbone, "closed")
+    edit.export(path, "diff")
+    export_edit(edit, tmp_path / "other.safetensors", "diff")
+    own, other = load_file(path), load_file(tmp_path / "other.safetensors")
+    assert own.keys() == other.keys()
+    assert all(torch.equal(own[name], other[name]) for name in own)
+    with pytest.raises(ErasureError, match="needs to be applied to a pipeline first"):
+        type(edit)(edit.tensors, edit.metadata).export(tmp_path / "third.safetensors")
+
+
 def test_an_existing_file_is_never_replaced(path):
     _, edit = erased(TinyBackbone, "closed")
     path.write_text("mine")

@@ -1,0 +1,231 @@
+"""Writes an applied edit in the form that another tool loads."""
+
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from erasure_lightning.edits.changes import Change, LowRank, components_of, low_rank
+from erasure_lightning.edits.checkpoint_file import write_checkpoint
+from erasure_lightning.edits.edit import edit_title, write_edit
+from erasure_lightning.edits.export_format import ExportFormat
+from erasure_lightning.edits.lora_layouts import (
+    diffusers_lora,
+    full_differences,
+    kohya_lora,
+    kohya_metadata,
+)
+from erasure_lightning.errors import ErasureError
+from erasure_lightning.files.words import did_you_mean
+from erasure_lightning.files.writing import write_atomically
+
+#: Precisions of exported tensors.
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+#: Formats that are folders.
+_FOLDERS = (ExportFormat.DIFFUSERS, ExportFormat.COMPONENT)
+
+#: Formats of differences, whose precision can be chosen.
+_DIFFERENCES = (ExportFormat.LORA, ExportFormat.KOHYA_LORA, ExportFormat.DIFF)
+
+
+@dataclass(frozen=True)
+class Export:
+    """What `export_edit` wrote.
+
+    Args:
+        path: The file or folder.
+        format: Its format.
+        ranks: Least and greatest rank of low-rank factors.
+        error: Norm of what low-rank factors lose over the norm of the whole change; 0 of the
+            others.
+        left_out: Changed parameters that the format cannot hold.
+    """
+
+    path: Path
+    format: ExportFormat
+    ranks: tuple[int, int] | None = None
+    error: float = 0.0
+    left_out: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """Where to and how an edit is exported; raises for what no edit can be exported by.
+
+    Args:
+        path: The new file, or the new folder for ``diffusers`` and ``component``.
+        format: One of `ExportFormat`.
+        checkpoint: The user's single file, for the format ``checkpoint``.
+        rank: Of low-rank factors of a full-rank change, at least 1.
+        energy: Share of each layer's squared change that they retain, above 0 and at most 1; 0.999
+            where neither it nor ``rank`` is given.
+        dtype: Precision of differences: ``float32``, ``float16`` or ``bfloat16``.
+
+    Raises:
+        ErasureError: If the format or the precision is unknown, the ending is another tool's, or
+            something exists at the path.
+    """
+
+    path: Path
+    format: str
+    checkpoint: str | Path | None = None
+    rank: int | None = None
+    energy: float | None = None
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        kind = self.kind
+        if self.path.exists():
+            raise ErasureError(
+                f"The export needs a new path; {self.path} exists. Give another --out."
+            )
+        if kind not in _FOLDERS and self.path.suffix != ".safetensors":
+            raise ErasureError(
+                f"A file of the format {kind} needs a name that ends in .safetensors, by which"
+                f" other tools know it; found {self.path.name!r}."
+            )
+        if self.dtype not in _DTYPES:
+            raise ErasureError(f"dtype needs one of {', '.join(_DTYPES)}; found {self.dtype!r}.")
+        if self.dtype != "float32" and kind not in _DIFFERENCES:
+            raise ErasureError(
+                f"dtype is for {', '.join(_DIFFERENCES)}; {kind} has the precision of its model."
+            )
+        if kind is ExportFormat.CHECKPOINT and self.checkpoint is None:
+            raise ErasureError(
+                "The format checkpoint needs the single file that the edit is written into:"
+                " --checkpoint FILE."
+            )
+
+    @property
+    def kind(self) -> ExportFormat:
+        """The format.
+
+        Raises:
+            ErasureError: If there is none of that name.
+        """
+        names = [each.value for each in ExportFormat]
+        if self.format not in names:
+            raise ErasureError(
+                f"The format needs to be one of {', '.join(names)}; found {self.format!r}."
+                f"{did_you_mean(self.format, names)}"
+            )
+        return ExportFormat(self.format)
+
+
+def check_adapters(metadata: Mapping[str, Any], kind: ExportFormat) -> None:
+    """Raises if an edit acts by prompt or image and the format holds weights, or the reverse.
+
+    Raises:
+        ErasureError: With the format that holds it.
+    """
+    kinds = {plan["kind"] for plan in metadata.get("adapters", {}).values()} - {"lora"}
+    if kinds and kind is not ExportFormat.ADAPTERS:
+        raise ErasureError(
+            f"The format {kind} needs changed weights; {edit_title(metadata)} has adapters"
+            f" ({', '.join(sorted(kinds))}) that act by prompt or image and are in no weights."
+            " Export it as `adapters`, which apply_edit loads."
+        )
+    if not kinds and kind is ExportFormat.ADAPTERS:
+        raise ErasureError(
+            f"The format adapters needs an edit with gated adapters; {edit_title(metadata)}"
+            " changes weights. Export it as `lora` or `diff`."
+        )
+
+
+def write_export(
+    request: ExportRequest,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, Any],
+    pipeline: Any,
+    changes: Mapping[str, Change],
+) -> Export:
+    """Writes an edit that a pipeline holds.
+
+    Args:
+        request: Where to, and how.
+        tensors: The edit's tensors.
+        metadata: The edit's metadata.
+        pipeline: The pipeline that holds it.
+        changes: Parameters before and after the edit, by component and name.
+
+    Raises:
+        ErasureError: If the format cannot hold the edit, or the file cannot be written.
+    """
+    kind = request.kind
+    check_adapters(metadata, kind)
+    path = request.path
+    dtype = _DTYPES[request.dtype]
+    family = type(pipeline).__name__
+    names = components_of(changes)
+    modules: dict[str, nn.Module] = {name: getattr(pipeline, name) for name in names}
+    title = edit_title(metadata)
+    match kind:
+        case ExportFormat.ADAPTERS:
+            write_edit(path, tensors, metadata)
+        case ExportFormat.CHECKPOINT:
+            write_checkpoint(Path(request.checkpoint or ""), path, changes, modules)
+        case ExportFormat.DIFFUSERS:
+            _write_folder(path, pipeline.save_pretrained)
+        case ExportFormat.COMPONENT:
+            _write_folder(path, lambda folder: _save_components(modules, folder))
+        case ExportFormat.DIFF:
+            values = full_differences(changes, modules, family)
+            _write_tensors(path, values, dtype, {"title": title})
+        case ExportFormat.LORA | ExportFormat.KOHYA_LORA:
+            lowered = low_rank(changes, tensors, request.rank, request.energy)
+            return _write_lora(request, lowered, modules, family, title)
+    return Export(path, kind)
+
+
+def _write_lora(
+    request: ExportRequest,
+    lowered: LowRank,
+    modules: Mapping[str, nn.Module],
+    family: str,
+    title: str,
+) -> Export:
+    if request.kind is ExportFormat.LORA:
+        values = diffusers_lora(lowered.factors)
+        about = {"title": title}
+    else:
+        values = kohya_lora(lowered.factors, modules, family)
+        about = kohya_metadata(values, title, family)
+    _write_tensors(request.path, values, _DTYPES[request.dtype], about)
+    ranks = [each.rank for each in lowered.factors.values()]
+    span = (min(ranks), max(ranks))
+    return Export(request.path, request.kind, span, lowered.error, lowered.left_out)
+
+
+def _save_components(modules: dict[str, nn.Module], folder: Path) -> None:
+    for name, module in modules.items():
+        module.save_pretrained(folder / name)  # type: ignore[operator]
+
+
+def _write_folder(path: Path, write: Callable[[Path], Any]) -> None:
+    """Writes a folder under a temporary name; nothing is left of one that fails.
+
+    Raises:
+        ErasureError: If it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(temporary)
+        temporary.replace(path)
+    except OSError as error:
+        raise ErasureError(f"Could not write {path}: {error.strerror or error}.") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write_tensors(
+    path: Path, tensors: dict[str, Tensor], dtype: torch.dtype, metadata: dict[str, str]
+) -> None:
+    values = {name: value.detach().cpu().to(dtype).contiguous() for name, value in tensors.items()}
+    write_atomically(path, save(values, metadata={"format": "pt", **metadata}))
