@@ -1,5 +1,6 @@
 """Low-rank adapters ``W + B A`` (Hu et al. 2021, arXiv 2106.09685), through peft."""
 
+import copy
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -34,10 +35,21 @@ def add_lora(root: nn.Module, plan: AdapterPlan) -> None:
 
 @torch.no_grad()
 def merge_lora(root: nn.Module) -> None:
-    """Adds low-rank products to the layers' own weights, and removes the adapters."""
+    """Adds low-rank products to the layers' weights in float32, and removes the adapters."""
+    unshare_base_layers(root)
     for layer in lora_layers(root).values():
         layer.merge()
     remove_lora(root)
+
+
+def unshare_base_layers(root: nn.Module) -> None:
+    """Gives wrapped layers weights of their own, in float32: the original shares those before."""
+    for layer in lora_layers(root).values():
+        own = copy.copy(layer.get_base_layer())
+        own._parameters = own._parameters.copy()
+        dtype = torch.promote_types(own.weight.dtype, torch.float32)
+        own.weight = nn.Parameter(own.weight.detach().to(dtype, copy=True), requires_grad=False)
+        layer.base_layer = own
 
 
 def merged_weights(values: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -40,10 +40,7 @@ class Edit:
     """
 
     def __init__(
-        self,
-        tensors: Mapping[str, Tensor],
-        metadata: Mapping[str, Any],
-        path: Path | None = None,
+        self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], path: Path | None = None
     ) -> None:
         self.tensors = dict(tensors)
         self.metadata = dict(metadata)

@@ -166,7 +166,13 @@ class RealEra(NeighbourMining, LoraErasure):
 
     def modified(self) -> list[str]:
         """The layers with adapters, and whatever else stage A solves for."""
-        return super().modified() + self._solved_only(self.backbone)
+        wrapped = super().modified()
+        solved = [f"{name}.weight" for name in wrapped] if self.closed_form else []
+        return wrapped + solved + self._solved_only(self.backbone)
+
+    def in_float32(self) -> dict[str, nn.Parameter]:
+        """What is trained, and what stage A solves for, if it does."""
+        return self.editable() if self.closed_form else super().in_float32()
 
     def editable(self) -> dict[str, nn.Parameter]:
         """The layers with adapters, and whatever else stage A solves for."""

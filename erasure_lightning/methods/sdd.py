@@ -123,7 +123,7 @@ class SDD(PartErasure):
         for mean, parameter in zip(
             self._averaged().values(), self.editable().values(), strict=True
         ):
-            mean.lerp_(parameter.detach(), 1 - self.ema)
+            mean.lerp_(parameter.detach().to(mean), 1 - self.ema)
 
     def _averaged(self) -> dict[str, Tensor]:
         named = dict(self.average.named_parameters())

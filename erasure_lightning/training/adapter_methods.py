@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from erasure_lightning.adapters.base import ADAPTER_CHILD, AdapterPlan
 from erasure_lightning.adapters.kinds import adapter_parameters, install
-from erasure_lightning.adapters.lora import merge_lora, remove_lora
+from erasure_lightning.adapters.lora import merge_lora, remove_lora, unshare_base_layers
 from erasure_lightning.adapters.per_concept import ConceptAdapters
 from erasure_lightning.backbones.interface import Part
+from erasure_lightning.backbones.precision import promote_to_float32
 from erasure_lightning.checks import require
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.training.edit_state import BACKBONE_PREFIX
@@ -119,11 +120,19 @@ class PartErasure(AdapterErasure):
         return AdapterPlan("lora", layers, {"rank": self.rank})
 
     def modified(self) -> list[str]:
-        """What is `editable`; with adapters the layers too, which are wrapped."""
+        """What is `editable`; with adapters the layers, which are wrapped and remain shared."""
         wrapped = [name.removesuffix(f".{ADAPTER_CHILD}") for name in super().modified()]
-        if self.rank is None:
-            return [*self.editable()]
-        return [f"{name}.weight" for name in wrapped] + wrapped
+        return [*self.editable()] if self.rank is None else wrapped
+
+    def in_float32(self) -> dict[str, nn.Parameter]:
+        """What is trained: the weights beneath adapters change when training ends, if ever."""
+        return self.trainable()
+
+    def edit_values(self) -> dict[str, Tensor]:
+        """Full values of everything `editable`, on the CPU, in float32."""
+        values = super().edit_values()
+        promote_to_float32(values.values())
+        return values
 
     def adapt(self) -> None:
         """Installs the adapters, if there are any."""
@@ -170,6 +179,7 @@ class PartErasure(AdapterErasure):
         names = [name for name in checkpoint["state_dict"] if name.startswith(BACKBONE_PREFIX)]
         merged = self.rank is not None and not any(".lora_" in name for name in names)
         if merged and not self._merged:
+            unshare_base_layers(self.backbone.denoiser)
             remove_lora(self.backbone.denoiser)
             self._merged = True
         super().on_load_checkpoint(checkpoint)

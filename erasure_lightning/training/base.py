@@ -128,6 +128,10 @@ class ErasureModule(PairedSampling, ABC):
         """Names in the backbone of parameters that change and modules that `adapt` replaces."""
         return self.editable()
 
+    def in_float32(self) -> dict[str, nn.Parameter]:
+        """Parameters that are float32 whatever `base` is; by default all that is edited."""
+        return self.editable() | self.trainable()
+
     def adapt(self) -> None:
         """Add the method's own modules to the backbone, after its original was copied."""
 
@@ -152,7 +156,7 @@ class ErasureModule(PairedSampling, ABC):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(derive_seed(self.seed, 5))
                 self.adapt()
-        promote_to_float32((self.editable() | self.trainable()).values())
+        promote_to_float32(self.in_float32().values())
         if self.checkpointing:
             self.backbone.checkpoint()
         for parameter in self.trainable().values():

@@ -149,3 +149,27 @@ def test_realera_has_its_adapters_on_the_attention_of_text_and_solves_the_entrie
     before = {name: module.backbone.get_parameter(name).clone() for name in solved}
     quick_fit(module, 1)
     assert all(not torch.equal(module.backbone.get_parameter(n), v) for n, v in before.items())
+
+
+@pytest.mark.parametrize("base", ["float32", "bfloat16"])
+def test_beneath_adapters_weights_are_shared_with_the_teacher_in_the_base_s_precision(base):
+    module = make(rank=2, base=base)
+    module.configure_model()
+    size = {"float32": 4, "bfloat16": 2}[base]
+    shared = {id(p) for p in module.original.parameters()}
+    for name, parameter in module.editable().items():
+        assert (id(parameter) in shared) == name.endswith("base_layer.weight")
+        assert parameter.element_size() == (size if id(parameter) in shared else 4)
+    own = [p for p in module.parameters() if id(p) not in shared]
+    assert sum(p.nbytes for p in own) == 4 * sum(p.numel() for p in module.trainable().values())
+
+
+def test_merging_adapters_on_a_bfloat16_base_leaves_the_teacher_and_loses_no_digits():
+    module = make(rank=2, base="bfloat16")
+    module.configure_model()
+    before = {name: p.clone() for name, p in module.original.named_parameters()}
+    quick_fit(module, 2)
+    assert all(torch.equal(p, before[name]) for name, p in module.original.named_parameters())
+    steps = [p - before[name].float() for name, p in module.editable().items()]
+    assert all(p.dtype == torch.float32 for p in module.editable().values())
+    assert max(int(torch.linalg.matrix_rank(step.double(), atol=1e-5)) for step in steps) == 2
