@@ -74,8 +74,7 @@ def _parser() -> Arguments:
         help="Of lora, kohya-lora and diff: float32, float16, bfloat16.",
     )
     parser.add_argument(
-        "--model.backbone",
-        dest="backbone",
+        "--backbone",
         help="Where the base model is now; by default as the edit names it.",
     )
     return parser
