@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from erasure_lightning.adapters.base import adapters_of
 from erasure_lightning.backbones.base import Backbone
@@ -80,8 +80,14 @@ def edited_parts(backbone: Backbone, base_edits: Sequence[dict[str, Any]]) -> li
 
 def edits_beneath(backbone: Backbone) -> list[dict[str, Any]]:
     """The edits that a model holds, the oldest first, for the metadata of the next one."""
-    parts = backbone.components.items()
-    return held_edits({name: backbone.get_submodule(part) for part, name in parts})
+    parts = present_parts(backbone)
+    return held_edits({backbone.components[part]: module for part, module in parts.items()})
+
+
+def present_parts(backbone: Backbone) -> dict[str, nn.Module]:
+    """Parts of a model by name, without text encoders that it lacks (Stable Diffusion 3's T5)."""
+    modules = dict(backbone.named_modules())
+    return {part: modules[part] for part in backbone.components if part in modules}
 
 
 @torch.no_grad()
@@ -92,8 +98,7 @@ def unedited_copy(backbone: Backbone) -> Backbone:
         backbone: The model with its edits.
     """
     values: dict[str, Tensor] = {}
-    for part in backbone.components:
-        module = backbone.get_submodule(part)
+    for part, module in present_parts(backbone).items():
         unedited = unedited_values(module)
         named = ((name, unedited.get(plain_name(name))) for name, _ in module.named_parameters())
         values |= {f"{part}.{name}": value for name, value in named if value is not None}

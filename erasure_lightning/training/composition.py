@@ -6,6 +6,7 @@ from torch import nn
 
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.training.base import ErasureModule
+from erasure_lightning.training.base_edits import present_parts
 
 
 class Composition(ErasureModule):
@@ -23,10 +24,10 @@ class Composition(ErasureModule):
     def editable(self) -> dict[str, nn.Parameter]:
         """The parameters of these names."""
         return {
-            name: parameter
-            for part, component in self.backbone.components.items()
-            for name, parameter in self.backbone.named_parameters()
-            if name.startswith(f"{part}.") and self.backbone.component_name(name) in self.tensors
+            f"{part}.{name}": parameter
+            for part, module in present_parts(self.backbone).items()
+            for name, parameter in module.named_parameters()
+            if self.backbone.component_name(f"{part}.{name}") in self.tensors
         }
 
     def configure_optimizers(self) -> NoReturn:
