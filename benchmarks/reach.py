@@ -9,6 +9,7 @@ and *feature* as in ``benchmarks/methods.py``. Finished runs in ``--out`` are re
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -47,13 +48,13 @@ def inverted(run: Path) -> float:
         command = [sys.executable, "-m", "erasure_lightning", "attack", "--ckpt_path", str(run)]
         subprocess.run([*command, "--attack", "ConceptInversion"], check=True, capture_output=True)
     outcome = json.loads((folder / "attack.json").read_text())
-    return outcome["success"]["mean"]
+    return outcome["success"]["attacked"]["mean"]
 
 
 def row(title: str, concept: str, out: Path) -> tuple[float, ...]:
     """Own, rephrased, inverted, retain, feature and trained parameters of one edit."""
     config, *options = ROWS[title]
-    run = out / f"{title.lower().replace(': ', '-').replace(' ', '-')}-{concept}"
+    run = out / "-".join([*re.findall(r"\w+", title.lower()), concept])
     arguments = ["--config", f"{config}.yaml", "--model.backbone", BACKBONE]
     arguments += ["--model.concepts", f"{concept}.yaml", "--data.seeds", "3", *options]
     metrics, cost = fitted(run, [*arguments, "--data.originals", str(out / "originals")], 1)
