@@ -11,7 +11,6 @@ from erasure_lightning.data.datamodule import measured_prompts
 from erasure_lightning.data.image_plan import ImageRequest
 from erasure_lightning.diffusion.sampling import sample_images
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.metrics.groups import ERASURE_GROUPS
 from erasure_lightning.metrics.scorer import Scorer
 
 #: Least share of recognised images for prompts that name a thing, and for neighbours.
@@ -90,7 +89,7 @@ class BaselineChecker:
 
     def check(self, entry: ConceptEntry) -> BaselineCheck:
         """Draw an entry's own, domain and neighbours' prompts, and score the images."""
-        groups = (*ERASURE_GROUPS, "neighbours")
+        groups = ("efficacy", "generality", "neighbours")
         vocabulary = Vocabulary(self.world, entry.erase)
         requests = [
             ImageRequest(prompt, seed, group, "", answer, self.world.steps, self.world.guidance)

@@ -15,7 +15,7 @@ from erasure_lightning.edits.edit import read_edit
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.runs.csv_log import read_metrics
 
-#: The step after which something happens, behind two saved states and before more steps.
+#: The step after which something happens, behind a saved state and before more steps.
 CUT = 5
 STEPS = 8
 
@@ -42,7 +42,7 @@ def config(method):
         "trainer": trainer,
         "data": {"batch_size": 2},
         "measure": False,
-        "save_every": 2,
+        "save_every": 3,
     }
 
 
