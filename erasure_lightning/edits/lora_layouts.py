@@ -28,6 +28,12 @@ _OPEN_CLIP_H = 1024
 #: Kohya's prefixes of text encoders; the lone one of Stable Diffusion 1.x has no number.
 _KOHYA_ENCODERS = {"text_encoder": "lora_te1", "text_encoder_2": "lora_te2"}
 
+#: Layers of SDXL's UNet that Kohya's scripts name as its authors do.
+_KOHYA_UNET = {
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
+}
+
 Modules = Mapping[str, nn.Module]
 
 
@@ -138,6 +144,7 @@ def _joined(
         component, _, layer = name.partition(".")
         kind = type(modules[component]).__name__
         if component == "unet":
+            layer = _KOHYA_UNET.get(layer, layer)
             joined[f"lora_unet_{layer.replace('.', '_')}"] = each
         elif kind in TRANSFORMER_LAYERS:
             shapes = {n: value.shape for n, value in modules[component].named_parameters()}

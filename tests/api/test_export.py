@@ -79,10 +79,11 @@ def test_a_lora_draws_as_the_edit_does(edited, path):
     assert not torch.equal(before, latents(pipeline))
 
 
+@pytest.mark.parametrize("method", ["lora", "closed"])
 @pytest.mark.parametrize("family", [TinyBackbone, TinyXL])
-def test_a_kohya_lora_is_read_by_diffusers(family, path):
-    pipeline, edit = erased(family, "lora")
-    export_edit(edit, path, "kohya-lora")
+def test_a_kohya_lora_is_read_by_diffusers(family, method, path):
+    pipeline, edit = erased(family, method)
+    export_edit(edit, path, "kohya-lora", energy=1)
     other = stock(family)
     other.load_lora_weights(str(path))
     assert torch.allclose(latents(other), latents(pipeline), atol=1e-3)
