@@ -45,6 +45,7 @@ class CrossAttentionDiffusion(LatentDiffusion):
     _begins_at_index: ClassVar[bool] = False
 
     def __init__(self, *, name: str, scheduler: Any, **kwargs: Any) -> None:
+        self.require_schedule(name, scheduler)
         process = _process(name, scheduler)
         super().__init__(name=name, scheduler=scheduler, process=process, **kwargs)
 
@@ -61,7 +62,7 @@ class CrossAttentionDiffusion(LatentDiffusion):
         if prediction not in _PREDICTIONS:
             raise ErasureError(
                 f"{name} needs a scheduler that predicts epsilon or v_prediction; found"
-                f" {prediction!r}."
+                f" {prediction!r} in {type(scheduler).__name__}."
             )
 
     def text_attention(self) -> dict[str, nn.Linear]:
@@ -118,13 +119,7 @@ class CrossAttentionDiffusion(LatentDiffusion):
 def _process(name: str, scheduler: Any) -> Diffusion:
     """The noise process of a scheduler's config."""
     kind = type(scheduler).__name__
-    prediction = scheduler.config.get("prediction_type")
-    if prediction not in _PREDICTIONS or not hasattr(scheduler, "alphas_cumprod"):
-        raise ErasureError(
-            f"{name} needs a sampler that predicts epsilon or v_prediction; found {kind} with"
-            f" {prediction!r}."
-        )
-    process = Diffusion(scheduler.alphas_cumprod, _PREDICTIONS[prediction])
+    process = Diffusion(scheduler.alphas_cumprod, _PREDICTIONS[scheduler.config.prediction_type])
 
     def make(steps: int) -> Sampler:
         return Sampler(fresh_scheduler(scheduler), steps, torch.device("cpu"))

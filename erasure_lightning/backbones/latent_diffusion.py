@@ -12,6 +12,7 @@ from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.families import FAMILIES
 from erasure_lightning.backbones.interface import Size
 from erasure_lightning.backbones.towers import TextTower
+from erasure_lightning.checks import require
 from erasure_lightning.concepts.worlds import World
 from erasure_lightning.errors import ErasureError
 
@@ -23,6 +24,9 @@ class LatentDiffusion(Backbone):
         vae: An `AutoencoderKL`.
         scheduler: The pipeline's scheduler.
         kwargs: Arguments of `Backbone`.
+
+    Raises:
+        ErasureError: If the autoencoder's scale is not above 0, or NaN or infinite.
     """
 
     #: Latents along each side that the denoiser reads as one.
@@ -30,6 +34,9 @@ class LatentDiffusion(Backbone):
 
     def __init__(self, *, vae: nn.Module, scheduler: Any, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        config = cast(Any, vae).config
+        require(f"The vae of {self.name}", above=0, scaling_factor=config.scaling_factor)
+        require(f"The vae of {self.name}", shift_factor=config.shift_factor)
         self.vae = vae
         self._scheduler = scheduler
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,12 @@ _CHECKPOINT = ".safetensors"
 #: Endings of checkpoints that are never read, and why.
 _REFUSED = dict.fromkeys((".ckpt", ".pt", ".pth", ".bin"), "a pickle, which can run code")
 _REFUSED[".gguf"] = "quantized weights, which cannot be edited"
+
+
+#: Ids of the Hub's rules (``huggingface_hub.utils.validate_repo_id``), which raises for others.
+_HUB_ID = re.compile(
+    r"(?!.*(?:--|\.\.))\w[\w.-]*(?<![.-])/(?=.{1,96}$)\w[\w.-]*(?<![.-])(?<!\.git)", re.ASCII
+)
 
 
 @dataclass(frozen=True)
@@ -138,7 +145,7 @@ def _locate_folder(name: str) -> PipelineSource:
 
 
 def _is_hub_id(name: str) -> bool:
-    return name.count("/") == 1 and all(name.split("/")) and not name.startswith((".", "~"))
+    return _HUB_ID.fullmatch(name) is not None
 
 
 def family_of(source: PipelineSource, index: dict[str, Any]) -> Family:

@@ -265,7 +265,14 @@ def _check_numbers(trainer: Namespace) -> None:
     """Refuse numbers that Lightning would fail on, perhaps after the model has been loaded."""
     require("The trainer", at_least=0, log_every_n_steps=trainer.log_every_n_steps)
     require("The trainer", at_least=0, gradient_clip_val=trainer.gradient_clip_val)
-    require("The trainer", at_least=1, accumulate_grad_batches=trainer.accumulate_grad_batches)
+    require(
+        "The trainer",
+        at_least=1,
+        accumulate_grad_batches=trainer.accumulate_grad_batches,
+        check_val_every_n_epoch=trainer.check_val_every_n_epoch,
+    )
+    if isinstance(trainer.val_check_interval, int | float):  # a text is a duration
+        require("The trainer", above=0, val_check_interval=trainer.val_check_interval)
 
 
 def _use_launched_ranks(trainer: Namespace) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from erasure_lightning.backbones.sources import locate_pipeline
 from erasure_lightning.cli.configs import SHIPPED, find_config, load_yaml
 from erasure_lightning.cli.options import CONFIG_OPTIONS, Option
 from erasure_lightning.cli.slow_import import load_with_notice
@@ -112,6 +113,20 @@ def backbone(name: str) -> str | dict[str, str]:
     return {"class_path": path} if _CLASS_PATH.fullmatch(path) else name
 
 
+def backbone_option(name: str) -> str | dict[str, str]:
+    """A backbone as an option's value.
+
+    The parser would take the content of a text file for its name, so files are located here.
+
+    Raises:
+        ErasureError: If it is a file that is no model.
+    """
+    value = backbone(name)
+    if isinstance(value, str) and os.path.isfile(value):
+        locate_pipeline(value)
+    return value
+
+
 def concepts(name: str) -> Concepts:
     """The concepts of a file, so that the run's config needs no other file.
 
@@ -183,7 +198,11 @@ _BY_KEY: dict[str, Callable[[str], Any]] = {
 }
 
 #: The same behind an option; in a config ``attack`` may be an argument of a method.
-_BY_OPTION = _BY_KEY | {"attack": partial(offered_path, find_attack), "concepts": concepts_option}
+_BY_OPTION = _BY_KEY | {
+    "attack": partial(offered_path, find_attack),
+    "backbone": backbone_option,
+    "concepts": concepts_option,
+}
 
 
 def load_names(text: str) -> Any:

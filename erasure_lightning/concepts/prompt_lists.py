@@ -1,12 +1,11 @@
 """Lists of prompts to retain: shipped ones by name, and text files."""
 
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.files.text_files import read_prompts_file
-from erasure_lightning.files.words import folded
+from erasure_lightning.files.words import mentioning
 
 _FOLDER = Path(__file__).parent / "lists"
 
@@ -37,12 +36,12 @@ def read_prompt_list(name: str, owner: str) -> list[str]:
 
 
 def without_concepts(prompts: Iterable[str], concepts: Sequence[Concept]) -> list[str]:
-    """Prompts in which no concept is named, nor a word of its domain.
+    """Prompts in which no concept is named, nor a word of its domain, in singular or plural.
 
     Args:
         prompts: Any number.
         concepts: The concepts to erase.
     """
-    words = [folded(word) for concept in concepts for word in (concept.name, *concept.domain)]
-    named = re.compile(rf"\b({'|'.join(map(re.escape, words))})\b")
-    return [prompt for prompt in prompts if not named.search(folded(prompt))]
+    names = (word for concept in concepts for word in (concept.name, *concept.domain))
+    is_named = mentioning(names)
+    return [prompt for prompt in prompts if not is_named(prompt)]

@@ -59,15 +59,13 @@ def read_prompts_file(path: str, owner: str, otherwise: str = "") -> list[str]:
         otherwise: What else could be given, for errors.
 
     Raises:
-        ErasureError: If the file is missing or empty.
+        ErasureError: If the file is missing, empty or of another encoding (`read_text`).
     """
     try:
-        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
-    except OSError as error:
-        raise ErasureError(
-            f"{owner} needs {otherwise}a text file of prompts; {path} could not be read:"
-            f" {error.strerror}."
-        ) from error
+        text = read_text(Path(path))
+    except ErasureError as error:
+        raise ErasureError(f"{owner} needs {otherwise}a text file of prompts; {error}") from error
+    lines = [line.strip() for line in text.splitlines()]
     if not any(lines):
         raise ErasureError(f"{owner} needs at least one prompt; {path} holds none.")
     return [line for line in lines if line]

@@ -1,6 +1,7 @@
 """Comparison of words, whatever their case, width and number."""
 
 import difflib
+import re
 import unicodedata
 from collections.abc import Callable, Iterable
 from functools import lru_cache
@@ -39,6 +40,20 @@ def _plurals(words: str) -> set[str]:
     one = folded(words)
     ends = [f"{one}s", *([f"{one}es"] if one.endswith(("s", "x", "z", "ch", "sh")) else [])]
     return {*ends, *([f"{one[:-1]}ies"] if one.endswith("y") else [])}
+
+
+def _forms(words: str) -> set[str]:
+    """Words, folded, with their simple English plurals and whatever they are a plural of."""
+    one = folded(words)
+    singulars = {one[:-1], one[:-2], f"{one[:-3]}y"} - {""}
+    return {one, *_plurals(one), *(s for s in singulars if one in _plurals(s))}
+
+
+def mentioning(names: Iterable[str]) -> Callable[[str], bool]:
+    """A predicate: whether a text has one of some names, in singular or simple plural, as words."""
+    forms = sorted({form for name in names for form in _forms(name)})
+    found = re.compile(rf"(?<!\w)({'|'.join(map(re.escape, forms))})(?!\w)")
+    return lambda text: found.search(folded(text)) is not None
 
 
 def naming(names: Iterable[str]) -> Callable[[str], bool]:

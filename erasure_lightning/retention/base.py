@@ -19,6 +19,7 @@ from erasure_lightning.concepts.prompt_lists import (
 )
 from erasure_lightning.concepts.vocabulary import Vocabulary
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.files.words import folded
 from erasure_lightning.training.base import ErasureModule
 from erasure_lightning.training.gradient import GradientErasure
 from erasure_lightning.training.input_grams import mean_input_gram
@@ -199,5 +200,5 @@ def far_from(module: ErasureModule, labels: Sequence[str], nearness: float) -> l
     states = (original.summarize(original.embed(words)) for words in (labels, names))
     order = cosine_matrix(*states).amax(dim=1).argsort(descending=True)
     nearest = {labels[index] for index in order[:count].tolist()}
-    anchors = {c.anchor for c in module.concepts}
-    return [label for label in labels if label in anchors or label not in nearest]
+    anchors = {folded(c.anchor) for c in module.concepts}
+    return [label for label in labels if folded(label) in anchors or label not in nearest]

@@ -162,7 +162,8 @@ class TestNames:
         assert load_backbone("~/pipeline").fingerprint() == known
 
     @pytest.mark.parametrize(
-        "name", ["", "models/sd.safetensors", "~nobody/x", "a//b", "owner/", "../x/y"]
+        "name",
+        ["", "models/sd.safetensors", "~nobody/x", "a//b", "owner/", "../x/y", "models/my sdxl"],
     )
     def test_nothing_there(self, name):
         with pytest.raises(
@@ -174,6 +175,20 @@ class TestNames:
         (tmp_path / "notes.txt").write_text("x")
         with pytest.raises(ErasureError, match="was not found: it is a file"):
             load_backbone(str(tmp_path / "notes.txt"))
+
+    @pytest.mark.parametrize(
+        ("name", "message"),
+        [("notes.txt", "was not found: it is a file"), ("sd.ckpt", "found a pickle")],
+    )
+    def test_the_command_line_takes_a_text_file_for_a_file(self, tmp_path, capfd, name, message):
+        """Not its content, which the parser would take for the name."""
+        file = tmp_path / name
+        file.write_text("version https://git-lfs.github.com/spec/v1")
+        concepts = ["--model.concepts", "[{name: cat, anchor: dog}]"]
+        assert main(["fit", "--model", "UCE", "--model.backbone", str(file), *concepts]) == 2
+        (line,) = capfd.readouterr().err.splitlines()
+        assert str(file) in line
+        assert message in line
 
     def test_the_folder_above_and_below(self, folder):
         for near in (folder.parent, folder / "unet"):
@@ -640,6 +655,14 @@ REFUSED = {
     "pickles of the text encoder": (
         lambda f: (f / TEXT).rename(f / "text_encoder/pytorch_model.bin"),
         "found pytorch_model.bin. Pickles can run",
+    ),
+    "a vae without a scale": (
+        config("vae", scaling_factor=0),
+        "vae of .* needs scaling_factor above 0; found 0",
+    ),
+    "a vae's scale of NaN": (
+        config("vae", scaling_factor=float("nan")),
+        "vae of .* needs a finite scaling_factor; found nan",
     ),
     "not a number": (
         not_a_number,

@@ -35,10 +35,36 @@ def test_what_is_neither_a_list_nor_a_file_is_refused():
         read_prompt_list("thngs", "A test")
 
 
+def test_a_file_is_read_in_the_encoding_of_its_mark(folder):
+    for name, encoding in {"plain": "utf-8", "marked": "utf-8-sig", "wide": "utf-16"}.items():
+        (folder / name).write_bytes("a caf\xe9\n".encode(encoding))
+        assert read_prompt_list(name, "A test") == ["a caf\xe9"]
+
+
+def test_a_file_in_another_encoding_is_refused_by_name(folder):
+    (folder / "old.txt").write_bytes("a house\na caf\xe9\n".encode("cp1252"))
+    with pytest.raises(ErasureError, match=r"^A test needs .*old\.txt needs to be UTF-8; .*line 2"):
+        read_prompt_list("old.txt", "A test")
+
+
 def test_prompts_that_name_a_concept_or_its_domain_are_left_out():
     concept = Concept("van gogh", domain=["starry night"])
-    prompts = ["Vincent van Gogh", "a Starry Night", "Claude Monet", "a van goghs"]
-    assert without_concepts(prompts, [concept]) == ["Claude Monet", "a van goghs"]
+    prompts = ["Vincent van Gogh", "a Starry Night", "Claude Monet", "two van Goghs"]
+    assert without_concepts(prompts, [concept]) == ["Claude Monet"]
+
+
+@pytest.mark.parametrize(
+    ("name", "named", "others"),
+    [
+        ("cat", ["cats on a sofa", "a CAT"], ["a scatter of leaves"]),
+        ("cats", ["a cat"], ["a caterpillar"]),
+        ("cherries", ["a cherry"], ["a cheer"]),
+        ("<sks>", ["a photo of <sks>", "<sks> here"], ["a photo of sks"]),
+        ("C++", ["C++ code"], ["C code"]),
+    ],
+)
+def test_a_name_is_found_in_either_number_and_whatever_its_signs(name, named, others):
+    assert without_concepts([*named, *others], [Concept(name)]) == others
 
 
 @pytest.mark.parametrize(("prompts", "expected"), [("things", 99), (["a cat"] * 3, 3)])

@@ -169,6 +169,14 @@ class TestCommandLine:
                 "The trainer needs accumulate_grad_batches of at least 1; found 0.",
             ),
             (
+                ["--trainer.val_check_interval", "0"],
+                "The trainer needs val_check_interval above 0; found 0.",
+            ),
+            (
+                ["--trainer.check_val_every_n_epoch", "0"],
+                "The trainer needs check_val_every_n_epoch of at least 1; found 0.",
+            ),
+            (
                 ["--trainer.gradient_clip_val", ".nan"],
                 "The trainer needs a finite gradient_clip_val; found nan.",
             ),
