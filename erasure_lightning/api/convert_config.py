@@ -241,15 +241,6 @@ def _text(path: Path, training: _Training) -> str:
         raise ErasureError(
             f"{path} erases in {len(kinds)} ways (guidance_scale, neutral): convert one file each."
         )
-    notes = list(training.notes)
-    if training.alpha != training.rank:
-        share = training.alpha / training.rank
-        notes.append(f"the adapters' scale alpha / rank, {share:g}: ours is 1, at the same rate")
-    schedule = "cosine" if training.schedule.startswith("cosine") else "constant"
-    if schedule != training.schedule:
-        notes.append(f"the schedule {training.schedule}: {schedule}")
-    if training.optimizer.lower() != "adamw":
-        notes.append(f"the optimizer {training.optimizer}: adamw")
     itself = first.edited == first.erased
     concepts = [
         {"name": t.erased} | ({} if itself else {"anchor": t.edited}) for t in training.targets
@@ -263,7 +254,7 @@ def _text(path: Path, training: _Training) -> str:
         "eta": first.eta,
         "erase_from": "concept" if itself else "anchor",
         "lr": training.rate,
-        "schedule": schedule,
+        "schedule": _schedule(training),
         "optimizer": "adamw",
         "base": "bfloat16" if training.half else "float32",
         "image_size": first.size,
@@ -274,9 +265,27 @@ def _text(path: Path, training: _Training) -> str:
         "data": {"batch_size": first.batch_size, "templates": ["{}"]},
         "trainer": {"max_steps": training.steps},
     }
-    heading = [f"Out of {path.name} of {training.source}.", *(f"Not as there: {n}." for n in notes)]
+    heading = [f"Out of {path.name} of {training.source}.", *_differences(training)]
     comments = "".join(f"# {line}\n" for line in heading)
     return comments + yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+
+
+def _schedule(training: _Training) -> str:
+    return "cosine" if training.schedule.startswith("cosine") else "constant"
+
+
+def _differences(training: _Training) -> list[str]:
+    """Sentences on what the config does otherwise."""
+    notes = list(training.notes)
+    if training.alpha != training.rank:
+        share = training.alpha / training.rank
+        notes.append(f"the adapters' scale alpha / rank, {share:g}: ours is 1, at the same rate")
+    schedule = _schedule(training)
+    if schedule != training.schedule:
+        notes.append(f"the schedule {training.schedule}: {schedule}")
+    if training.optimizer.lower() != "adamw":
+        notes.append(f"the optimizer {training.optimizer}: adamw")
+    return [f"Not as there: {note}." for note in notes]
 
 
 def _bank(training: _Training, target: _Target) -> dict[str, Any]:

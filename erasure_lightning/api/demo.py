@@ -44,24 +44,7 @@ _HEADINGS = {
 #: Below this side, images are enlarged without smoothing.
 _SMALL = 200
 
-_CSS = """
-.gradio-container main { max-width: 860px !important; padding: 1rem !important; }
-.gradio-container main { width: 100%; margin: 0 auto !important; }
-.gradio-container .html-container { padding: 0 !important; }
-.heading h1 { font-size: 1.6rem; font-weight: 600; margin: 0; }
-.heading p { margin: .2rem 0 0; }
-.heading p, .words, .caption { opacity: .7; }
-.words, .caption { margin: 0; font-size: .9rem; white-space: nowrap; }
-.caption { text-align: center; }
-.row-of-words { flex-wrap: wrap; gap: .4rem; align-items: center; }
-.row-of-words > * { flex: 0 0 auto !important; min-width: 0 !important; width: auto !important; }
-.row-of-words button { border-radius: 999px; padding: .3rem .8rem; }
-.drawn { border: 0; }
-.drawn button, .drawn .image-container, .drawn .image-frame { width: 100%; height: 100%; }
-.drawn img { width: 100% !important; height: auto !important; object-fit: contain !important; }
-.drawn img { border: 1px solid var(--border-color-primary); border-radius: .4rem; }
-.pixels img { image-rendering: pixelated; }
-"""
+_CSS = Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
 
 
 class WordButton(NamedTuple):

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.loading import load_backbone
 from erasure_lightning.backbones.lora_files import fuse_loras
-from erasure_lightning.backbones.tensor_shapes import tensor_shapes
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.edits.applied import Edit, load_edit
 from erasure_lightning.edits.official import (
@@ -23,6 +22,7 @@ from erasure_lightning.edits.official import (
     require_shapes_of,
 )
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.files.safetensors_file import require_safetensors, tensor_shapes
 from erasure_lightning.files.writing import write_atomically
 from erasure_lightning.runs.folder import Run
 from erasure_lightning.training.imported import Imported
@@ -122,14 +122,7 @@ def _existing(path: Path, layout: OfficialLayout) -> Path:
         if not path.is_dir():
             raise ErasureError(f"{path} needs to be the folder of a pipeline, final_save_path.")
         return path
-    if not path.is_file():
-        raise ErasureError(f"No file at {path}.")
-    if path.suffix != ".safetensors":
-        raise ErasureError(
-            f"{path} needs to be safetensors; found {path.suffix or 'no ending'}. Pickles can run"
-            " code and are not read: where you trust it, write save_file(torch.load(FILE),"
-            " 'edit.safetensors') with safetensors.torch, and import that."
-        )
+    require_safetensors("file", path)
     return path
 
 

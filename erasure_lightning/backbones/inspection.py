@@ -17,7 +17,6 @@ from erasure_lightning.backbones.sources import (
     read_json,
     repository_files,
 )
-from erasure_lightning.backbones.tensor_shapes import meta_tensors, tensor_shapes
 from erasure_lightning.backbones.weight_files import (
     WEIGHT_STEMS,
     StoredWeights,
@@ -27,6 +26,7 @@ from erasure_lightning.backbones.weight_files import (
     require_tensors,
 )
 from erasure_lightning.errors import ErasureError, wrap_errors
+from erasure_lightning.files.safetensors_file import meta_tensors, tensor_shapes
 
 
 class _TowerKind(NamedTuple):

@@ -7,8 +7,8 @@ from typing import Any
 from erasure_lightning.adapters.lora import lora_layers
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.loading import quiet_libraries
-from erasure_lightning.backbones.tensor_shapes import tensor_shapes
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.files.safetensors_file import require_safetensors, tensor_shapes
 
 #: What names of a LoRA's first factors hold: Kohya's, diffusers' older ones, and peft's.
 _DOWN = (".lora_down.", ".lora.down.", "_lora.down.", ".lora_A.")
@@ -52,14 +52,7 @@ def _parse(entry: str) -> tuple[Path, float]:
     except ValueError:  # a colon of the path
         file, weight = Path(entry), 1.0
     file = file.expanduser()
-    if not file.is_file():
-        raise ErasureError(f"No LoRA at {file}: there is no such file.")
-    if file.suffix != ".safetensors":
-        raise ErasureError(
-            f"The LoRA {file} needs to be safetensors; found {file.suffix or 'no ending'}. A pickle"
-            " can run code: load it where you trust it, and write its tensors with"
-            " safetensors.torch.save_file."
-        )
+    require_safetensors("LoRA", file)
     if not any(mark in key for key in tensor_shapes(file) for mark in _DOWN):
         raise ErasureError(
             f"The LoRA {file} needs low-rank factors (lora_down, lora_A); found none."

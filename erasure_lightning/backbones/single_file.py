@@ -13,8 +13,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from erasure_lightning.backbones.tensor_shapes import meta_tensors, tensor_shapes
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.files.safetensors_file import meta_tensors, tensor_shapes
 
 #: Prefixes of a component's tensors: Stable Diffusion 1.x and 2.x, XL, 3.x and FLUX.1.
 _PREFIXES: dict[str, tuple[str, ...]] = {

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from erasure_lightning.backbones.sources import read_json
-from erasure_lightning.backbones.tensor_shapes import meta_tensors, tensor_shapes
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.files.safetensors_file import meta_tensors, tensor_shapes
 
 #: Names of weight files, without suffix, by library.
 WEIGHT_STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}

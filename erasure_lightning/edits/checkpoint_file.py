@@ -4,17 +4,15 @@ The file is copied, and the bytes of edited tensors are replaced where they lie:
 precisions and all other tensors stay as they are.
 """
 
-import json
 import os
 import shutil
-import struct
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from erasure_lightning.edits.changes import Change
@@ -24,6 +22,7 @@ from erasure_lightning.edits.original_names import (
     original_rows,
 )
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.files.safetensors_file import require_safetensors, stored_tensors
 
 #: Prefixes of a transformer's tensors.
 _TRANSFORMER = ("model.diffusion_model.", "", "transformer.")
@@ -76,7 +75,8 @@ def write_checkpoint(
     Raises:
         ErasureError: If the file is no checkpoint of this model or cannot be written.
     """
-    header, start = _header(source)
+    require_safetensors("checkpoint", source)
+    header, start = stored_tensors(source)
     places = {name: _place(name, header, modules, source) for name in changes}
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     try:
@@ -210,29 +210,6 @@ def _encoder_place(
 
 def _whole(name: str, header: Mapping[str, Any]) -> OriginalRows:
     return OriginalRows(name, 0, header[name]["shape"][0])
-
-
-def _header(path: Path) -> tuple[dict[str, Any], int]:
-    """A safetensors file's tensors by name, and where their bytes begin.
-
-    Raises:
-        ErasureError: If the file is missing, cut short or of another format.
-    """
-    if not path.is_file():
-        raise ErasureError(f"No checkpoint at {path}: the file does not exist.")
-    try:
-        with safe_open(path, framework="pt"):  # checks that it is whole
-            pass
-        with path.open("rb") as file:
-            length = struct.unpack("<Q", file.read(8))[0]
-            content: dict[str, Any] = json.loads(file.read(length))
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ErasureError(
-            f"The checkpoint {path} cannot be read as safetensors ({error}). It may be cut short,"
-            " or a pickle, which is never read."
-        ) from error
-    content.pop("__metadata__", None)
-    return content, 8 + length
 
 
 def _bytes(value: Tensor) -> bytes:

@@ -136,11 +136,11 @@ def check_base_edits(metadata: dict[str, Any], base_edits: Sequence[dict[str, An
     Raises:
         ErasureError: If it rests on others.
     """
-    wanted = metadata.get("base_edits", [])
+    required = metadata.get("base_edits", [])
     keys = ("fingerprint", "strength")
-    ours, theirs = ([[entry[k] for k in keys] for entry in one] for one in (base_edits, wanted))
+    ours, theirs = ([[entry[k] for k in keys] for entry in one] for one in (base_edits, required))
     if ours != theirs:
-        there, here = (_listed(entries) for entries in (wanted, base_edits))
+        there, here = (_listed(entries) for entries in (required, base_edits))
         raise ErasureError(
             f"The checkpoint rests on {there}; the model has {here}. Give the runs of the former as"
             " --model.base_edit, lowest first."

@@ -135,7 +135,7 @@ class TestRefused:
         [
             ("nowhere.safetensors", "No LoRA at nowhere.safetensors"),
             ("nowhere.safetensors:0.5", "No LoRA at nowhere.safetensors: there"),
-            ("{}/style.bin", r"needs to be safetensors; found .bin. A pickle"),
+            ("{}/style.bin", r"needs to be safetensors; found .bin. Pickles"),
             ("{}/pipeline/unet/diffusion_pytorch_model.safetensors", "low-rank factors .* none"),
             ("{}/cut.safetensors", "needs to be a whole safetensors file"),
         ],
