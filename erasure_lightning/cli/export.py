@@ -8,6 +8,9 @@ from erasure_lightning.cli.arguments import Arguments
 #: Names of `ExportFormat`, without importing torch for ``--help``.
 _FORMATS = ("diffusers", "checkpoint", "component", "lora", "kohya-lora", "diff", "adapters")
 
+#: Share of a change from which another format is named.
+_LOSS = 0.01
+
 
 def run_export(argv: list[str]) -> None:
     """Write the file or folder, and print what a low-rank format loses.
@@ -35,7 +38,8 @@ def run_export(argv: list[str]) -> None:
     if exported.ranks:
         print(
             f"Ranks {exported.ranks[0]} to {exported.ranks[1]}; {exported.error:.2%} of the change"
-            " is lost" + (", biases and norms with it." if exported.left_out else ".")
+            f" is lost{', biases and norms with it' * bool(exported.left_out)}."
+            f"{' The formats diff and component lose none.' * (exported.error > _LOSS)}"
         )
     print(f"Exported as {exported.format}: {exported.path}.")
 
