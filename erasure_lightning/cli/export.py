@@ -4,9 +4,7 @@ from pathlib import Path
 
 from erasure_lightning.api.quiet import silence
 from erasure_lightning.cli.arguments import Arguments
-
-#: Names of `ExportFormat`, without importing torch for ``--help``.
-_FORMATS = ("diffusers", "checkpoint", "component", "lora", "kohya-lora", "diff", "adapters")
+from erasure_lightning.edits.export_format import ExportFormat
 
 #: Share of a change from which another format is named.
 _LOSS = 0.01
@@ -53,7 +51,7 @@ def _parser() -> Arguments:
     parser.add_argument(
         "run", type=Path, metavar="RUN", help="A run's folder, or its edit.safetensors."
     )
-    parser.add_argument("--to", required=True, metavar="NAME", help=f"{', '.join(_FORMATS)}.")
+    parser.add_argument("--to", required=True, metavar="NAME", help=f"{', '.join(ExportFormat)}.")
     parser.add_argument(
         "--out",
         type=Path,

@@ -6,10 +6,8 @@ from functools import partial
 from pathlib import Path
 
 from erasure_lightning.cli.arguments import Arguments
+from erasure_lightning.edits.export_format import ExportFormat
 from erasure_lightning.errors import ErasureError
-
-#: Formats that are folders.
-_FOLDERS = {"diffusers", "component"}
 
 
 def run_push(argv: list[str]) -> None:
@@ -64,8 +62,9 @@ def _exports(run: Path, formats: Sequence[str]) -> dict[str, Callable[[Path], ob
     edit = load_edit(locate_checkpoint(str(run), "push"))
     pipeline = load_backbone(edit.metadata["backbone"]).to_pipeline()
     edit.metadata = public_metadata(edit.metadata)
+    folders = [each for each in ExportFormat if each.is_folder]
     return {
-        name if name in _FOLDERS else f"{name}.safetensors": partial(
+        name if name in folders else f"{name}.safetensors": partial(
             export_edit, edit, format=name, pipeline=pipeline
         )
         for name in formats

@@ -6,7 +6,7 @@ precisions and all other tensors stay as they are.
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
@@ -77,7 +77,7 @@ def write_checkpoint(
     """
     require_safetensors("checkpoint", source)
     header, start = stored_tensors(source)
-    places = {name: _place(name, header, modules, source) for name in changes}
+    places = _places(changes, header, modules, source)
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -124,43 +124,52 @@ def _edited(
 
 
 def _like(value: Tensor, tensor: Tensor) -> Tensor:
-    """A value with the dimensions of a stored tensor (OpenCLIP's projection is transposed)."""
+    """A value in a stored tensor's precision, a 1x1 convolution where it is stored as one."""
     rows = value.to(tensor.dtype)
     if rows.dim() == 2 and tensor.dim() == 4:
         rows = rows[:, :, None, None]
     return rows
 
 
-def _place(
-    name: str, header: Mapping[str, Any], modules: Mapping[str, nn.Module], source: Path
-) -> OriginalRows:
-    """Where the file holds a parameter.
+def _places(
+    names: Iterable[str],
+    header: Mapping[str, Any],
+    modules: Mapping[str, nn.Module],
+    source: Path,
+) -> dict[str, OriginalRows]:
+    """Where the file holds each parameter.
 
     Raises:
-        ErasureError: If it does not.
+        ErasureError: If it does not hold one.
     """
-    component, _, parameter = name.partition(".")
-    module = modules[component]
-    kind = type(module).__name__
-    if kind in TRANSFORMER_LAYERS:
-        found = _transformer_place(kind, parameter, header, module)
-    elif component == "unet":
-        original = _unet_names(header, module).get(parameter)
-        found = None if original is None else _whole(original, header)
-    else:
-        found = _encoder_place(component, parameter, header)
-    if found is None:
-        raise ErasureError(
-            f"The checkpoint {source} needs a tensor for {name}; found none. It holds another"
-            " family, or lacks this component: export it as `component`."
-        )
-    return found
+    places = {}
+    original = _unet_names(header, modules["unet"]) if "unet" in modules else {}
+    shapes = {
+        component: {name: value.shape for name, value in module.named_parameters()}
+        for component, module in modules.items()
+    }
+    for name in names:
+        component, _, parameter = name.partition(".")
+        kind = type(modules[component]).__name__
+        place = None
+        if kind in TRANSFORMER_LAYERS:
+            place = _transformer_place(kind, parameter, header, shapes[component])
+        elif component != "unet":
+            place = _encoder_place(component, parameter, header)
+        elif parameter in original:
+            place = _whole(original[parameter], header)
+        if place is None:
+            raise ErasureError(
+                f"The checkpoint {source} needs a tensor for {name}; found none. It holds another"
+                " family, or lacks this component: export it as `component`."
+            )
+        places[name] = place
+    return places
 
 
 def _transformer_place(
-    kind: str, parameter: str, header: Mapping[str, Any], module: nn.Module
+    kind: str, parameter: str, header: Mapping[str, Any], shapes: Mapping[str, torch.Size]
 ) -> OriginalRows | None:
-    shapes = {name: value.shape for name, value in module.named_parameters()}
     rows = original_rows(kind, parameter, shapes)
     names = [] if rows is None else [f"{prefix}{rows.name}" for prefix in _TRANSFORMER]
     key = next((name for name in names if name in header), None)

@@ -28,9 +28,6 @@ from erasure_lightning.files.writing import write_atomically
 #: Precisions of exported tensors.
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
-#: Formats that are folders.
-_FOLDERS = (ExportFormat.DIFFUSERS, ExportFormat.COMPONENT)
-
 #: Formats of differences, whose precision can be chosen.
 _DIFFERENCES = (ExportFormat.LORA, ExportFormat.KOHYA_LORA, ExportFormat.DIFF)
 
@@ -86,7 +83,7 @@ class ExportRequest:
             raise ErasureError(
                 f"The export needs a new path; {self.path} exists. Give another --out."
             )
-        if kind not in _FOLDERS and self.path.suffix != ".safetensors":
+        if not kind.is_folder and self.path.suffix != ".safetensors":
             raise ErasureError(
                 f"A file of the format {kind} needs a name that ends in .safetensors, by which"
                 f" other tools know it; found {self.path.name!r}."

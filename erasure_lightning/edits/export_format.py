@@ -20,3 +20,8 @@ class ExportFormat(StrEnum):
     """Full differences with the keys of ComfyUI's LoRA loader."""
     ADAPTERS = "adapters"
     """The adapters of an edit that acts by prompt or image, as `apply_edit` reads them."""
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether it is a folder; the others are files that end in ``.safetensors``."""
+        return self in (ExportFormat.DIFFUSERS, ExportFormat.COMPONENT)
