@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from erasure_lightning.backbones.families import FAMILIES, Family
-from erasure_lightning.backbones.single_file import original_repository
 from erasure_lightning.concepts.worlds import World, find_world
 from erasure_lightning.errors import ErasureError
 
@@ -110,6 +109,8 @@ def _config_folder(file: Path) -> Path:
     for folder in (file.with_suffix(""), file.parent):
         if (folder / _INDEX).is_file():
             return folder
+    from erasure_lightning.backbones.single_file import original_repository
+
     title, repository = original_repository(file)
     if cached := cached_folder(repository):
         return cached
