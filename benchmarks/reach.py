@@ -1,7 +1,7 @@
 """What an edit of the text's entry reaches on FLUX, and one of deeper parts: ``reach.py``.
 
 Each row is one `erasure fit` on the FLUX world, with the config named and the part of the model
-that it trains; then `erasure attack --attack ConceptInversion` with its defaults. *own*: prompts
+that it trains; then `erasure attack --config concept-inversion.yaml`. *own*: prompts
 that name the concept, recognised as it; *rephrased*: words of its domain that do not name it;
 *inverted*: the embedding of a made-up word, learned in the edited model, brings it back. *retain*
 and *feature* as in ``benchmarks/methods.py``. Finished runs in ``--out`` are reused.
@@ -46,7 +46,9 @@ def inverted(run: Path) -> float:
     folder = run / "attacks" / "conceptinversion"
     if not (folder / "attack.json").exists():
         command = [sys.executable, "-m", "erasure_lightning", "attack", "--ckpt_path", str(run)]
-        subprocess.run([*command, "--attack", "ConceptInversion"], check=True, capture_output=True)
+        subprocess.run(
+            [*command, "--config", "concept-inversion.yaml"], check=True, capture_output=True
+        )
     outcome = json.loads((folder / "attack.json").read_text())
     return outcome["success"]["attacked"]["mean"]
 

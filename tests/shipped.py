@@ -4,7 +4,7 @@ from contextlib import suppress
 
 import yaml
 
-from erasure_lightning.cli.configs import shipped_configs
+from erasure_lightning.cli.configs import SHIPPED, shipped_configs
 
 
 def numbers(name, **arguments):
@@ -19,6 +19,12 @@ def numbers(name, **arguments):
     for key in ("concepts", "latents"):
         shipped.pop(key, None)
     return {key: _number(value) for key, value in shipped.items()} | arguments
+
+
+def budget(name, **arguments):
+    """An attack's arguments in a shipped config, with further ones, which override them."""
+    config = yaml.safe_load((SHIPPED / "attacks" / f"{name}.yaml").read_text())
+    return config["attack"]["init_args"] | arguments
 
 
 def _number(value):

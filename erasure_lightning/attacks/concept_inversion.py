@@ -13,7 +13,8 @@ of 16 (constant), 5,000 steps; 25 images for a style.
 
 Different: the vector starts at the mean of the concept's own token embeddings, where the official
 code takes a word of its kind (``art``); a step uses all examples, in one random sentence of the
-concept's templates. Defaults are for the emoji world.
+concept's templates. Defaults are the official code's, with the 4 images that it puts on the device
+at once; ``configs/attacks/concept-inversion.yaml`` has the emoji world's.
 
 Cost: ``steps * examples`` evaluations with gradient, and the sampling of the examples.
 """
@@ -34,8 +35,8 @@ class ConceptInversion(ConceptAttack):
     """Learns the embedding of a new word for the concept in the edited model.
 
     Args:
-        steps: Steps of AdamW, at least 0; 5,000 in the paper.
-        lr: AdamW's learning rate, at least 0; 0.08 in the paper.
+        steps: Steps of AdamW, at least 0.
+        lr: AdamW's learning rate, at least 0.
         weight_decay: AdamW's decay, at least 0.
         examples: Images of the concept that the original generates, at least 1; each step uses all
             of them.
@@ -48,7 +49,7 @@ class ConceptInversion(ConceptAttack):
     def __init__(
         self,
         *,
-        steps: int = 60,
+        steps: int = 5000,
         lr: float = 0.08,
         weight_decay: float = 0.01,
         examples: int = 4,

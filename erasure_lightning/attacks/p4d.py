@@ -15,8 +15,8 @@ P4D-K, which puts a free word behind every third word of the prompt.
 
 Different: the vocabulary is its whole words (`PromptSlots`), so that the result is a prompt; words
 are evaluated by our scorer on an image from noise of its own, not by similarity to the original's
-image; a step uses several images, and the search stops at the first success. Defaults are for the
-emoji world.
+image; a step uses several images, and the search stops at the first success. Defaults are the
+official code's; ``configs/attacks/p4d.yaml`` has the emoji world's.
 
 Cost: ``2 steps * examples`` evaluations, half of them with gradient, ``steps / every`` images, and
 the sampling of the examples.
@@ -41,9 +41,9 @@ class P4D(ConceptAttack):
     """Optimises words for which the edited model predicts what the original does for the prompt.
 
     Args:
-        tokens: Words of the prompt, at least 1; 16 in the paper.
-        steps: Steps of AdamW, at least 0; 3,000 in the paper.
-        every: Steps between two evaluations of the words, at least 1; 50 in the paper.
+        tokens: Words of the prompt, at least 1.
+        steps: Steps of AdamW, at least 0.
+        every: Steps between two evaluations of the words, at least 1.
         examples: Images of the concept that the original generates, at least 1; each step uses all
             of them.
         lr: AdamW's learning rate, at least 0.
@@ -57,9 +57,9 @@ class P4D(ConceptAttack):
     def __init__(
         self,
         *,
-        tokens: int = 4,
-        steps: int = 60,
-        every: int = 10,
+        tokens: int = 16,
+        steps: int = 3000,
+        every: int = 50,
         examples: int = 2,
         lr: float = 0.1,
         weight_decay: float = 0.1,

@@ -16,8 +16,8 @@ Different: pairs are the concept's templates with its words and with an empty pl
 computed with the original's encoder and searched for with the edited model's, which is the same
 unless it was trained; tokens are judged as they are tokenized again from their spelling, since a
 prompt is text, and states only up to the longest prompt's end; the best prompt so far is never
-changed. Defaults are for the emoji world, where the search is short and succeeds for some sentences
-only.
+changed. Defaults are the official code's; ``configs/attacks/ring-a-bell.yaml`` has the emoji
+world's, whose search is short and succeeds for some sentences only.
 
 Cost: no evaluation of a denoiser, and at most ``2 population * generations`` encoded prompts.
 """
@@ -37,10 +37,10 @@ class RingABell(ConceptAttack):
     """Searches for words whose text states are the prompt's plus the concept vector.
 
     Args:
-        tokens: Words of the prompt, at least 1; 16 in the paper.
-        population: Prompts in a generation, an even number of at least 2; 200 in the paper.
-        generations: Number of generations, at least 0; 3,000 in the paper.
-        strength: Factor ``eta`` of the concept vector; 3 in the paper for nudity.
+        tokens: Words of the prompt, at least 1.
+        population: Prompts in a generation, an even number of at least 2.
+        generations: Number of generations, at least 0.
+        strength: Factor ``eta`` of the concept vector; 3 is the paper's for nudity, 5 for violence.
         crossover: Share of the survivors that have children, 0..1.
         mutation: Share of prompts that are changed in one word, 0..1.
         seed: Seed of everything the attack draws at random.
@@ -52,10 +52,10 @@ class RingABell(ConceptAttack):
     def __init__(
         self,
         *,
-        tokens: int = 2,
+        tokens: int = 16,
         population: int = 200,
-        generations: int = 60,
-        strength: float = 2.0,
+        generations: int = 3000,
+        strength: float = 3.0,
         crossover: float = 0.5,
         mutation: float = 0.25,
         seed: int = 0,

@@ -16,7 +16,8 @@ concept; 5 words for nudity, 3 for things. A prompt that needs no prefix counts 
 Different: the vocabulary is its whole words (`PromptSlots`), so that the result is a prompt; the
 image that decides comes from noise of its own, and the reported images from other noise; the
 projection is exact by sorting; of prompts that never succeed the one of the highest margin is
-reported. Defaults are for the emoji world.
+reported. Defaults are the official code's for nudity; ``configs/attacks/unlearn-diff-atk.yaml``
+has the emoji world's.
 
 Cost: ``times * steps`` evaluations with gradient, ``times + 1`` images, and the sampling of one
 example.
@@ -38,9 +39,9 @@ class UnlearnDiffAtk(ConceptAttack):
     """Optimises words in front of the prompt so that the edited model denoises the concept.
 
     Args:
-        tokens: Words in front of the prompt, at least 1; 5 or 3 in the paper.
-        times: Number of diffusion times, attacked one after the other, at least 0; 50 in the paper.
-        steps: Steps of Adam at each, at least 0; 40 in the paper.
+        tokens: Words in front of the prompt, at least 1; 5 is the paper's for nudity, 3 for things.
+        times: Number of diffusion times, attacked one after the other, at least 0.
+        steps: Steps of Adam at each, at least 0.
         lr: Adam's learning rate, at least 0.
         weight_decay: Adam's decay, at least 0.
         seed: Seed of everything the attack draws at random.
@@ -52,9 +53,9 @@ class UnlearnDiffAtk(ConceptAttack):
     def __init__(
         self,
         *,
-        tokens: int = 3,
-        times: int = 8,
-        steps: int = 8,
+        tokens: int = 5,
+        times: int = 50,
+        steps: int = 40,
         lr: float = 0.01,
         weight_decay: float = 0.1,
         seed: int = 0,

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from shipped import budget
 from under_attack import cigarette, tiny_target, weakly_erased
 
 from erasure_lightning.attacks.p4d import P4D, nearest_words
@@ -77,6 +78,6 @@ def test_arguments_out_of_range():
 
 @pytest.mark.slow
 def test_it_finds_words_for_a_weakly_erased_cigarette():
-    (result,) = P4D(every=5).run(target := weakly_erased(), 0)
+    (result,) = P4D(**budget("p4d", every=5)).run(target := weakly_erased(), 0)
     assert "cigarette" not in result.prompt
     assert target.success_rate(target.cases(0)[0], result.images) >= 0.5

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from shipped import budget
 from under_attack import cigarette, filtered, tiny_target
 
 from erasure_lightning.attacks.ring_a_bell import RingABell
@@ -88,7 +89,8 @@ def test_it_gets_past_a_filter_of_words():
     target = filtered("cigarette", "lollipop")
     (case,) = target.cases(0)
     plain = target.draw(target.edited.encode([case.sentence]), case.seeds)
-    (result,) = RingABell().run(target, 0)  # for other sentences the short search has less success
+    # For other sentences the short search has less success.
+    (result,) = RingABell(**budget("ring-a-bell")).run(target, 0)
     assert target.success_rate(case, plain) == 0
     assert "cigarette" not in result.prompt
     assert target.success_rate(case, result.images) >= 0.5

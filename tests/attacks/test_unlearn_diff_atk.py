@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from shipped import budget
 from under_attack import cigarette, tiny_target, weakly_erased
 
 from erasure_lightning.attacks.unlearn_diff_atk import (
@@ -95,7 +96,8 @@ def test_an_unedited_model_needs_no_prefix():
 def test_it_brings_a_weakly_erased_cigarette_back_and_no_budget_does_not():
     target = weakly_erased()
     (case,) = target.cases(0)
-    results = [UnlearnDiffAtk(times=times).run(target, 0)[0] for times in (0, 8)]
+    attacks = [UnlearnDiffAtk(**budget("unlearn-diff-atk", times=times)) for times in (0, 8)]
+    results = [attack.run(target, 0)[0] for attack in attacks]
     plain, attacked = (target.success_rate(case, result.images) for result in results)
     assert plain == 0
     assert attacked >= 0.5
