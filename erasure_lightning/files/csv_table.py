@@ -144,6 +144,6 @@ def _rows(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str
                 yield line, row
             line = skipped + reader.line_num + 1
     except csv.Error as error:
-        raise ErasureError(
-            f"{path}, line {line}: no valid CSV ({error}). Is a double quote missing?"
-        ) from error
+        is_json = text.lstrip().startswith(("[", "{"))
+        hint = "It is JSON; write a heading and rows." if is_json else "Is a double quote missing?"
+        raise ErasureError(f"{path}, line {line}: no valid CSV ({error}). {hint}") from error

@@ -11,6 +11,9 @@ _INVISIBLE = dict.fromkeys(
     (0x00AD, 0x200B, 0x200E, 0x200F, 0x2060, 0xFEFF, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
 )
 
+#: Letters of scripts that are written without spaces: Thai, Lao, Khmer, kana, Chinese characters.
+_UNSPACED = "\u0e00-\u0eff\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+
 
 def cleaned(words: str) -> str:
     """Words without invisible characters, and with one space between them."""
@@ -52,8 +55,17 @@ def _forms(words: str) -> set[str]:
 def mentioning(names: Iterable[str]) -> Callable[[str], bool]:
     """A predicate: whether a text has one of some names, in singular or simple plural, as words."""
     forms = sorted({form for name in names for form in _forms(name)})
-    found = re.compile(rf"(?<!\w)({'|'.join(map(re.escape, forms))})(?!\w)")
-    return lambda text: found.search(folded(text)) is not None
+    pattern = re.compile("|".join(map(_as_word, forms)))
+    return lambda text: pattern.search(folded(text)) is not None
+
+
+def _as_word(form: str) -> str:
+    """A pattern for words that stand alone, or anywhere where their script has no spaces."""
+    letter = rf"[^\W{_UNSPACED}]"
+    unspaced = re.compile(f"[{_UNSPACED}]")
+    before = "" if unspaced.match(form) else f"(?<!{letter})"
+    after = "" if unspaced.match(form[-1:]) else f"(?!{letter})"
+    return f"{before}{re.escape(form)}{after}"
 
 
 def naming(names: Iterable[str]) -> Callable[[str], bool]:

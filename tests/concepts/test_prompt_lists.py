@@ -61,6 +61,8 @@ def test_prompts_that_name_a_concept_or_its_domain_are_left_out():
         ("cherries", ["a cherry"], ["a cheer"]),
         ("<sks>", ["a photo of <sks>", "<sks> here"], ["a photo of sks"]),
         ("C++", ["C++ code"], ["C code"]),
+        ("猫", ["一只猫在睡觉"], ["一只狗"]),
+        ("cat", ["一只cat在睡觉"], ["一只scatter"]),
     ],
 )
 def test_a_name_is_found_in_either_number_and_whatever_its_signs(name, named, others):
