@@ -27,7 +27,11 @@ def fit_sage(steps: int):  # noqa: ANN201  (an import for the annotation would b
     from erasure_lightning.testing import quick_fit
 
     module = SAGE(
-        concepts=[Concept("cigarette", "lollipop")], blocks=2, check_steps=5, check_from=5
+        backbone="emoji-world",
+        concepts=[Concept("cigarette", "lollipop")],
+        blocks=2,
+        check_steps=5,
+        check_from=5,
     )
     local = LocalNoisePreservation(batch_size=4)
     terms = GlobalSemanticAlignment(), local, LocalStatePreservation(), UnconditionalDrift()

@@ -58,7 +58,7 @@ def timed() -> None:
         callbacks=[Clock()],
     )
     bank = TrajectoryBank(trajectories=4, steps=8)
-    module = ESD(concepts=[Concept("cigarette", "lollipop")], latents=bank)
+    module = ESD(backbone="emoji-world", concepts=[Concept("cigarette", "lollipop")], latents=bank)
     trainer.fit(module, PromptData(batch_size=BATCH))
 
 

@@ -8,7 +8,7 @@ from erasure_lightning.cli.configs import SHIPPED, shipped_configs
 
 
 def numbers(name, **arguments):
-    """The method's arguments in a shipped config, without concepts and latents.
+    """The method's arguments in a shipped config, without model, concepts and latents.
 
     Args:
         name: Name of the config.
@@ -16,7 +16,7 @@ def numbers(name, **arguments):
     """
     config = yaml.safe_load(shipped_configs()[f"{name}.yaml"].read_text())
     shipped = config["model"]["init_args"]
-    for key in ("concepts", "latents"):
+    for key in ("backbone", "concepts", "latents"):
         shipped.pop(key, None)
     return {key: _number(value) for key, value in shipped.items()} | arguments
 

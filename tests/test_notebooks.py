@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import nbformat
@@ -44,7 +45,8 @@ def test_readers_see_what_it_printed(path):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_it_runs_and_shows_as_many_pictures(path, tmp_path):
+def test_it_runs_and_shows_as_many_pictures(path, tmp_path, monkeypatch, erasure):
+    monkeypatch.setenv("PATH", str(erasure.parent), prepend=os.pathsep)
     notebook = nbformat.read(path, as_version=4)
     shown = pictures(notebook)
     for cell in notebook.cells:

@@ -36,7 +36,7 @@ def _tiny_models(family):
 
 @cache
 def _module():
-    return quick_fit(UCE(concepts=[Concept("cigarette", "lollipop")]), 1)
+    return quick_fit(UCE(backbone="emoji-world", concepts=[Concept("cigarette", "lollipop")]), 1)
 
 
 def _target(edited, pictures, steps=10):

@@ -76,10 +76,10 @@ class SuiteReader:
             raise ErasureError(f"{path}: {error}") from error
 
     def _suite(self, content: Any, default_name: str) -> Suite:
-        _check_keys(content, _SUITE_KEYS, "the suite", required=("methods", "concepts"))
+        _check_keys(content, _SUITE_KEYS, "the suite", required=("backbone", "methods", "concepts"))
         suite = Suite(
             name=content.get("name", default_name),
-            backbone=content.get("backbone", "emoji-world"),
+            backbone=content["backbone"],
             methods=tuple(self._method(*entry) for entry in _numbered(content, "methods")),
             concepts=tuple(self._concept(*entry) for entry in _numbered(content, "concepts")),
             attacks=tuple(self._attack(*entry) for entry in _numbered(content, "attacks")),

@@ -61,7 +61,7 @@ def _parser() -> Arguments:
     )
     parser.add_argument("--concept", required=True, help="The words of what is to be erased.")
     parser.add_argument(
-        "--backbone", default="emoji-world", help="A world, a pipeline's folder or a Hub id."
+        "--backbone", required=True, help="A world, a pipeline's folder or a Hub id."
     )
     parser.add_argument(
         "--kind",

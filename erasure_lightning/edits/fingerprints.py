@@ -1,6 +1,7 @@
 """Short hashes of weights, which identify a model and its components."""
 
 import hashlib
+import math
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -21,17 +22,20 @@ def hash_tensors(
         tensors: By name; their order counts.
         dtypes: Precisions that values are rounded to first, None for their own; a hash for each.
     """
-    names = [f"{name}{tuple(value.shape)}".encode() for name, value in tensors.items()]
-    values = [value.flatten()[:64].cpu().double() for value in tensors.values()]
+    # Few calls of tensors: a device context, in which Lightning builds modules, slows each of them.
+    shapes = [tuple(value.shape) for value in tensors.values()]
+    names = [f"{name}{shape}".encode() for name, shape in zip(tensors, shapes, strict=True)]
+    counts = [min(math.prod(shape), 64) for shape in shapes]
+    values = [value.flatten()[:64].to("cpu", torch.double) for value in tensors.values()]
     joined = torch.cat([torch.empty(0, dtype=torch.double), *values])
     hashes = []
     for dtype in dtypes:
         hashed = hashlib.sha256()
         rounded = joined.to(dtype or joined.dtype).double().numpy()
-        for name, value in zip(names, values, strict=True):
+        for name, count in zip(names, counts, strict=True):
             hashed.update(name)
-            hashed.update(rounded[: len(value)].tobytes())
-            rounded = rounded[len(value) :]
+            hashed.update(rounded[:count].tobytes())
+            rounded = rounded[count:]
         hashes.append(hashed.hexdigest()[:16])
     return hashes
 

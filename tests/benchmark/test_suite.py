@@ -60,8 +60,8 @@ def test_a_suite_written_out_is_the_same_suite(read):
 
 
 def test_the_other_keys_have_defaults(read):
-    suite = read({"methods": ["uce"], "concepts": [{"name": "cat"}]})
-    assert (suite.name, suite.backbone) == ("suite", "emoji-world")
+    suite = read({"backbone": "TinyBackbone", "methods": ["uce"], "concepts": [{"name": "cat"}]})
+    assert (suite.name, suite.backbone) == ("suite", "TinyBackbone")
     assert (suite.seeds, suite.attacks) == ((0,), ())
 
 
@@ -74,7 +74,11 @@ def changed(**values):
     [
         (changed(methds=[]), "the suite has no 'methds'. Did you mean 'methods'?"),
         (changed(color=1), "the suite has no 'color'. Known: name, backbone, methods"),
-        ({"methods": ["uce"]}, "the suite needs concepts; found methods."),
+        ({"methods": ["uce"]}, "the suite needs backbone; found methods."),
+        (
+            {"backbone": "x", "methods": ["uce"]},
+            "the suite needs concepts; found backbone, methods.",
+        ),
         (changed(methods=[]), "the suite needs methods"),
         (changed(seeds=[]), "seeds needs at least one entry; found none."),
         (changed(seeds=["a"]), "seeds[0] needs a whole number; found 'a'."),

@@ -104,7 +104,21 @@ class TestCommand:
 
     def test_on_the_emoji_world(self, folder, capsys):
         few = ["--unrelated", "dog,pizza,guitar,lollipop"]
-        assert main(["calibrate", "--concept", "cigarette", "--states", "eot", *few]) == 0
+        assert (
+            main(
+                [
+                    "calibrate",
+                    "--backbone",
+                    "emoji-world",
+                    "--concept",
+                    "cigarette",
+                    "--states",
+                    "eot",
+                    *few,
+                ]
+            )
+            == 0
+        )
         words = capsys.readouterr().out
         assert (
             "The premise holds: an associated sentence is nearer than an unrelated one in 100 % of"
@@ -117,7 +131,7 @@ class TestCommand:
         assert (out / "calibration.yaml").read_text() in words
         bounds = config["model"]["init_args"]
         assert 0.4 < bounds["min_cosine"] < 0.7 < bounds["max_cosine"] < 0.95
-        RealEraClosedForm(concepts=[Concept("cigarette")], **bounds)
+        RealEraClosedForm(backbone="emoji-world", concepts=[Concept("cigarette")], **bounds)
         picture = Image.open(io.BytesIO((out / "calibration.png").read_bytes()))
         assert min(picture.size) > 400
 
@@ -132,7 +146,9 @@ class TestCommand:
             "--run_dir",
             "here",
         ]
-        assert main(["calibrate", "--concept", "cigarette", *words]) == 0
+        assert (
+            main(["calibrate", "--backbone", "emoji-world", "--concept", "cigarette", *words]) == 0
+        )
         assert "The premise does not hold" in capsys.readouterr().out
 
     @pytest.mark.parametrize(
@@ -153,6 +169,6 @@ class TestCommand:
     def test_mistakes(self, folder, capsys, argv, words):
         (folder / "full").mkdir()
         (folder / "full" / "file").touch()
-        assert main(["calibrate", *argv]) == 2
+        assert main(["calibrate", "--backbone", "emoji-world", *argv]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert words in line

@@ -238,7 +238,11 @@ def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
     bank = TrajectoryBank(trajectories=4, steps=5)
     settings = numbers("advunlearn", attack_from=6, attack_steps=1, lr=4.5e-4)
     module = quick_fit(
-        AdvUnlearn(concepts=[Concept("cigarette")], latents=bank, **settings), 14, hold
+        AdvUnlearn(
+            backbone="emoji-world", concepts=[Concept("cigarette")], latents=bank, **settings
+        ),
+        14,
+        hold,
     )
     assert recognised(module.backbone, ["cigarette"] * 4) == 0
     assert recognised(module.backbone, KEPT) >= 0.75

@@ -377,7 +377,10 @@ def test_a_weight_below_zero_is_refused(weight):
 @pytest.mark.slow
 def test_it_erases_the_cigarette_from_prompts_and_from_images_and_retains_the_rest():
     arguments = numbers("all-but-one", lr=8e-4, latents=TrajectoryBank(trajectories=8, steps=10))
-    module = quick_fit(AllButOne(concepts=[Concept("cigarette", "lollipop")], **arguments), 40)
+    module = quick_fit(
+        AllButOne(backbone="emoji-world", concepts=[Concept("cigarette", "lollipop")], **arguments),
+        40,
+    )
     ask = {"seeds": range(4), "steps": 10, "guidance": 4.0}
     shown, smoke = (
         sample_images(module.original, [f"a {word}" for word in KEPT], **ask),

@@ -222,7 +222,7 @@ def test_arguments_out_of_range(arguments, words):
 def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
     arguments = numbers("ant", lr=3e-4, latents=TrajectoryBank(trajectories=8, steps=10))
     module = quick_fit(
-        ANT(concepts=[Concept("cigarette")], **arguments), 80
+        ANT(backbone="emoji-world", concepts=[Concept("cigarette")], **arguments), 80
     )  # of 2 pairs, there 80 of 4
     assert recognised_before(module, ["cigarette"] * 4) == 1
     assert recognised(module.backbone, ["cigarette"] * 4) == 0

@@ -175,7 +175,9 @@ class TestTrajectories:
 def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
     shown = GeneratedImages(images=4, steps=10, guidance=6, of="anchor")
     arguments = numbers("ca", latents=shown, lr=6e-4)
-    module = quick_fit(CA(concepts=[Concept("cigarette", "lollipop")], **arguments), 25)
+    module = quick_fit(
+        CA(backbone="emoji-world", concepts=[Concept("cigarette", "lollipop")], **arguments), 25
+    )
     assert recognised_before(module, ["cigarette"] * 4) == 1
     assert recognised(module.backbone, ["cigarette"] * 4) == 0
     assert recognised(module.backbone, KEPT) == recognised_before(module, KEPT) == 1

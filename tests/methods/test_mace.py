@@ -329,7 +329,12 @@ def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
     retained = ["fox", "grapes", "guitar", "snowman"]
     shown = GeneratedImages(images=4, steps=10, guidance=4, times="importance")
     module = quick_fit(
-        MACE(concepts=[Concept("cigarette", "lollipop")], **numbers("mace", latents=shown)), 15
+        MACE(
+            backbone="emoji-world",
+            concepts=[Concept("cigarette", "lollipop")],
+            **numbers("mace", latents=shown),
+        ),
+        15,
     )
     assert recognised_before(module, ["cigarette"] * 4) == 1
     assert recognised(module.backbone, ["cigarette"] * 4) == 0

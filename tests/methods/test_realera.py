@@ -233,7 +233,9 @@ def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
     retention = LocalNoisePreservation(batch_size=4)
     concepts = [Concept("cigarette", "lollipop", domain=["smoking"])]
     arguments = numbers("realera", latents=TrajectoryBank(trajectories=4, steps=5))
-    module = quick_fit(RealEra(concepts=concepts, **arguments), 5, retention)
+    module = quick_fit(
+        RealEra(backbone="emoji-world", concepts=concepts, **arguments), 5, retention
+    )
     assert names(module.original.world, drawn(module.original, prompts)) == ["cigarette"] * 3
     assert "cigarette" not in names(module.backbone.world, drawn(module.backbone, prompts))
     assert recognised(module.backbone, KEPT) == recognised_before(module, KEPT) == 1

@@ -194,13 +194,15 @@ def test_a_pipeline_predicts_what_the_module_predicts(tmp_path):
 
 def test_numbers_out_of_range_are_refused():
     with pytest.raises(ErasureError, match="attack_steps of at least 0; found -1"):
-        Receler(concepts=CONCEPTS, attack_steps=-1)
+        Receler(backbone="emoji-world", concepts=CONCEPTS, attack_steps=-1)
 
 
 @pytest.mark.slow
 def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
     arguments = numbers("receler", lr=2e-3, latents=TrajectoryBank(4, 10))
-    module = quick_fit(Receler(concepts=[Concept("cigarette")], **arguments), 15)
+    module = quick_fit(
+        Receler(backbone="emoji-world", concepts=[Concept("cigarette")], **arguments), 15
+    )
     assert recognised_before(module, ["cigarette"] * 4) == 1
     assert recognised(module.backbone, ["cigarette"] * 4) == 0
     assert recognised(module.backbone, KEPT) == recognised_before(module, KEPT) == 1

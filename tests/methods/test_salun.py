@@ -209,7 +209,9 @@ def test_arguments_out_of_range(arguments, words):
 def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
     shown = GeneratedImages(images=4, steps=10, guidance=4)
     arguments = numbers("salun", lr=2e-4, latents=shown, remaining=4)
-    module = quick_fit(SalUn(concepts=[Concept("cigarette", "lollipop")], **arguments), 12)
+    module = quick_fit(
+        SalUn(backbone="emoji-world", concepts=[Concept("cigarette", "lollipop")], **arguments), 12
+    )
     assert recognised_before(module, ["cigarette"] * 4) == 1
     assert recognised(module.backbone, ["cigarette"] * 4) == 0
     assert recognised(module.backbone, KEPT) == 1

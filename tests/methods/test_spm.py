@@ -135,13 +135,15 @@ def test_a_run_that_learned_nothing_is_refused():
 
 def test_negative_numbers_are_refused():
     with pytest.raises(ErasureError, match="anchor_weight of at least 0; found -1"):
-        SPM(concepts=CONCEPTS, anchor_weight=-1.0)
+        SPM(backbone="emoji-world", concepts=CONCEPTS, anchor_weight=-1.0)
 
 
 @pytest.mark.slow
 def test_it_erases_the_cigarette_of_the_emoji_world_and_transport_keeps_the_rest():
     arguments = numbers("spm", lr=2e-2, latents=TrajectoryBank(trajectories=4, steps=10))
-    module = quick_fit(SPM(concepts=[Concept("cigarette", "lollipop")], **arguments), 20)
+    module = quick_fit(
+        SPM(backbone="emoji-world", concepts=[Concept("cigarette", "lollipop")], **arguments), 20
+    )
     assert recognised_before(module, ["cigarette"] * 4) == 1
     assert recognised(module.backbone, ["cigarette"] * 4) == 0
     assert recognised(module.backbone, KEPT) == recognised_before(module, KEPT) == 1

@@ -163,7 +163,11 @@ def test_arguments_out_of_range(arguments, words):
 
 @pytest.mark.slow
 def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
-    module = UCE(concepts=[Concept("cigarette", "lollipop")], templates=["{}", "a {}"])
+    module = UCE(
+        backbone="emoji-world",
+        concepts=[Concept("cigarette", "lollipop")],
+        templates=["{}", "a {}"],
+    )
     quick_fit(module, 1, LocalNoisePreservation(weight=0.01))
     assert recognised_before(module, ["cigarette"] * 4) == 1
     assert recognised(module.backbone, ["cigarette"] * 4) == 0

@@ -167,7 +167,10 @@ def test_it_erases_the_cigarette_of_the_emoji_world():
     settings = ARGUMENTS | {"lr": 2e-4}
     module = quick_fit(
         AGE(
-            concepts=[Concept("cigarette", domain=["smoking", "tobacco"])], latents=bank, **settings
+            backbone="emoji-world",
+            concepts=[Concept("cigarette", domain=["smoking", "tobacco"])],
+            latents=bank,
+            **settings,
         ),
         15,
     )

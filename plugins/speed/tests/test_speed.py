@@ -248,7 +248,12 @@ def recognised(model, words):
 def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
     pytest.importorskip("erasure_lightning_emoji_world")
     module = quick_fit(
-        SPEED(concepts=[Concept("cigarette", "lollipop")], templates=["{}", "a {}"]), 1
+        SPEED(
+            backbone="emoji-world",
+            concepts=[Concept("cigarette", "lollipop")],
+            templates=["{}", "a {}"],
+        ),
+        1,
     )
     others = ["fox", "grapes", "guitar", "snowman"]
     assert recognised(module.original, ["cigarette"] * 4) == 1
