@@ -29,7 +29,7 @@ def export_edit(
     Args:
         edit: An edit, its file, or the run folder that holds it.
         path: The new file, or the new folder for ``diffusers`` and ``component``.
-        format: One of `ExportFormat`.
+        format: One of `export_formats`.
         pipeline: The pipeline that the edit was made on, with or without it; by default the one
             that holds the edit, else it is loaded by the name in the edit's metadata.
         checkpoint: The user's single file, for the format ``checkpoint``.

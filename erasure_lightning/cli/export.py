@@ -4,7 +4,7 @@ from pathlib import Path
 
 from erasure_lightning.api.quiet import silence
 from erasure_lightning.cli.arguments import Arguments
-from erasure_lightning.edits.export_format import ExportFormat
+from erasure_lightning.edits.export_format import export_formats
 
 #: Share of a change from which another format is named.
 _LOSS = 0.01
@@ -51,7 +51,9 @@ def _parser() -> Arguments:
     parser.add_argument(
         "run", type=Path, metavar="RUN", help="A run's folder, or its edit.safetensors."
     )
-    parser.add_argument("--to", required=True, metavar="NAME", help=f"{', '.join(ExportFormat)}.")
+    parser.add_argument(
+        "--to", required=True, metavar="NAME", help=f"{', '.join(export_formats())}."
+    )
     parser.add_argument(
         "--out",
         type=Path,

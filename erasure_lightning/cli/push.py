@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from erasure_lightning.cli.arguments import Arguments
-from erasure_lightning.edits.export_format import ExportFormat
+from erasure_lightning.edits.export_format import find_format
 from erasure_lightning.errors import ErasureError
 
 
@@ -59,15 +59,13 @@ def _exports(run: Path, formats: Sequence[str]) -> dict[str, Callable[[Path], ob
     from erasure_lightning.report.hub_folder import public_metadata
     from erasure_lightning.training.checkpoints import locate_checkpoint
 
+    suffixes = {name: find_format(name).suffix for name in formats}
     edit = load_edit(locate_checkpoint(str(run), "push"))
     pipeline = load_backbone(edit.metadata["backbone"]).to_pipeline()
     edit.metadata = public_metadata(edit.metadata)
-    folders = [each for each in ExportFormat if each.is_folder]
     return {
-        name if name in folders else f"{name}.safetensors": partial(
-            export_edit, edit, format=name, pipeline=pipeline
-        )
-        for name in formats
+        f"{name}{suffix}": partial(export_edit, edit, format=name, pipeline=pipeline)
+        for name, suffix in suffixes.items()
     }
 
 

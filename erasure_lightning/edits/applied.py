@@ -198,7 +198,7 @@ class Edit:
 
         Args:
             path: The new file, or the new folder for ``diffusers`` and ``component``.
-            format: One of `ExportFormat`.
+            format: One of `export_formats`.
             checkpoint: As in `ExportRequest`.
             rank: As in `ExportRequest`.
             energy: As in `ExportRequest`.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from erasure_lightning.edits.changes import Change, LowRank, components_of, low_rank
 from erasure_lightning.edits.checkpoint_file import write_checkpoint
 from erasure_lightning.edits.edit import edit_title, write_edit
-from erasure_lightning.edits.export_format import ExportFormat
+from erasure_lightning.edits.export_format import ExportFormat, PluginFormat, find_format
 from erasure_lightning.edits.lora_layouts import (
     diffusers_lora,
     full_differences,
@@ -22,7 +22,6 @@ from erasure_lightning.edits.lora_layouts import (
     kohya_metadata,
 )
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.files.words import did_you_mean
 from erasure_lightning.files.writing import write_atomically
 
 #: Precisions of exported tensors.
@@ -38,7 +37,7 @@ class Export:
 
     Args:
         path: The file or folder.
-        format: Its format.
+        format: Its format, an `ExportFormat` or the name of another package's.
         ranks: Least and greatest rank of low-rank factors.
         error: Norm of what low-rank factors lose over the norm of the whole change; 0 of the
             others.
@@ -46,7 +45,7 @@ class Export:
     """
 
     path: Path
-    format: ExportFormat
+    format: str
     ranks: tuple[int, int] | None = None
     error: float = 0.0
     left_out: list[str] = field(default_factory=list)
@@ -58,7 +57,7 @@ class ExportRequest:
 
     Args:
         path: The new file, or the new folder for ``diffusers`` and ``component``.
-        format: One of `ExportFormat`.
+        format: One of `export_formats`.
         checkpoint: The user's single file, for the format ``checkpoint``.
         rank: Of low-rank factors of a full-rank change, at least 1.
         energy: Share of each layer's squared change that they retain, above 0 and at most 1; 0.999
@@ -83,14 +82,15 @@ class ExportRequest:
             raise ErasureError(
                 f"The export needs a new path; {self.path} exists. Give another --out."
             )
-        if not kind.is_folder and self.path.suffix != ".safetensors":
+        if kind.suffix and not self.path.name.endswith(kind.suffix):
             raise ErasureError(
-                f"A file of the format {kind} needs a name that ends in .safetensors, by which"
+                f"A file of the format {kind} needs a name that ends in {kind.suffix}, by which"
                 f" other tools know it; found {self.path.name!r}."
             )
         if self.dtype not in _DTYPES:
             raise ErasureError(f"dtype needs one of {', '.join(_DTYPES)}; found {self.dtype!r}.")
-        if self.dtype != "float32" and kind not in _DIFFERENCES:
+        has_precision = kind in _DIFFERENCES or isinstance(kind, PluginFormat)
+        if self.dtype != "float32" and not has_precision:
             raise ErasureError(
                 f"dtype is for {', '.join(_DIFFERENCES)}; {kind} has the precision of its model."
             )
@@ -101,22 +101,16 @@ class ExportRequest:
             )
 
     @property
-    def kind(self) -> ExportFormat:
+    def kind(self) -> ExportFormat | PluginFormat:
         """The format.
 
         Raises:
-            ErasureError: If there is none of that name.
+            ErasureError: If there is none of that name, or it cannot be loaded.
         """
-        names = [each.value for each in ExportFormat]
-        if self.format not in names:
-            raise ErasureError(
-                f"The format needs to be one of {', '.join(names)}; found {self.format!r}."
-                f"{did_you_mean(self.format, names)}"
-            )
-        return ExportFormat(self.format)
+        return find_format(self.format)
 
 
-def check_adapters(metadata: Mapping[str, Any], kind: ExportFormat) -> None:
+def check_adapters(metadata: Mapping[str, Any], kind: ExportFormat | PluginFormat) -> None:
     """Raises if an edit acts by prompt or image and the format holds weights, or the reverse.
 
     Raises:
@@ -169,15 +163,18 @@ def write_export(
         case ExportFormat.CHECKPOINT:
             write_checkpoint(Path(request.checkpoint or ""), path, changes, modules)
         case ExportFormat.DIFFUSERS:
-            _write_folder(path, pipeline.save_pretrained)
+            _write_new(path, pipeline.save_pretrained)
         case ExportFormat.COMPONENT:
-            _write_folder(path, lambda folder: _save_components(modules, folder))
+            _write_new(path, lambda folder: _save_components(modules, folder))
         case ExportFormat.DIFF:
             values = full_differences(changes, modules, family)
             _write_tensors(path, values, dtype, {"title": title})
         case ExportFormat.LORA | ExportFormat.KOHYA_LORA:
             lowered = low_rank(changes, tensors, request.rank, request.energy)
             return _write_lora(request, lowered, modules, family, title)
+        case PluginFormat():
+            _write_new(path, lambda new: kind.write(new, changes, pipeline, metadata, dtype))
+            return Export(path, kind.name)
     return Export(path, kind)
 
 
@@ -188,7 +185,7 @@ def _write_lora(
     family: str,
     title: str,
 ) -> Export:
-    if request.kind is ExportFormat.LORA:
+    if request.format == ExportFormat.LORA:
         values = diffusers_lora(lowered.factors)
         about = {"title": title}
     else:
@@ -197,7 +194,7 @@ def _write_lora(
     _write_tensors(request.path, values, _DTYPES[request.dtype], about)
     ranks = [each.rank for each in lowered.factors.values()]
     span = (min(ranks), max(ranks))
-    return Export(request.path, request.kind, span, lowered.error, lowered.left_out)
+    return Export(request.path, ExportFormat(request.format), span, lowered.error, lowered.left_out)
 
 
 def _save_components(modules: dict[str, nn.Module], folder: Path) -> None:
@@ -205,16 +202,17 @@ def _save_components(modules: dict[str, nn.Module], folder: Path) -> None:
         module.save_pretrained(folder / name)  # type: ignore[operator]
 
 
-def _write_folder(path: Path, write: Callable[[Path], Any]) -> None:
-    """Writes a folder under a temporary name; nothing is left of one that fails.
+def _write_new(path: Path, write: Callable[[Path], Any]) -> None:
+    """Writes a file or folder in a temporary folder; nothing is left of one that fails.
 
     Raises:
         ErasureError: If it cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        write(temporary)
-        temporary.replace(path)
+        temporary.mkdir(parents=True)
+        write(temporary / path.name)
+        (temporary / path.name).replace(path)
     except OSError as error:
         raise ErasureError(f"Could not write {path}: {error.strerror or error}.") from error
     finally:

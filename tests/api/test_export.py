@@ -1,14 +1,17 @@
 """Exports, loaded back with the tools that they are meant for."""
 
 import errno
+import json
 
 import pytest
 import torch
 from diffusers import DiffusionPipeline
 from original_layouts import original_tensors, second_generation, write_original
+from packages import install
 from safetensors.torch import load_file
 
 from erasure_lightning import apply_edit, erase, export_edit
+from erasure_lightning.__main__ import main
 from erasure_lightning.backbones.tiny import TinyBackbone, TinyFlux, TinyPixArt, TinySD3, TinyXL
 from erasure_lightning.edits.original_names import TRANSFORMER_LAYERS, original_rows
 from erasure_lightning.errors import ErasureError
@@ -340,3 +343,50 @@ def test_a_family_without_a_place_for_it_is_refused(path):
     _, edit = erased(TinyPixArt, "closed")
     with pytest.raises(ErasureError, match="has none. Export it as"):
         export_edit(edit, path, "diff")
+
+
+NORMS = """
+import json
+from erasure_lightning.edits.export_format import PluginFormat
+
+class Norms(PluginFormat):
+    suffix = ".json"
+
+    def write(self, path, changes, pipeline, metadata, dtype):
+        norms = {name: float(c.difference.to(dtype).norm()) for name, c in changes.items()}
+        path.write_text(json.dumps({"on": type(pipeline).__name__, "norms": norms}))
+        if "fails" in str(self):
+            raise OSError(28, "No space left on device")
+"""
+
+
+def test_a_package_adds_a_format(tmp_path, monkeypatch, capsys):
+    _, edit = erased(TinyBackbone, "closed")
+    out = tmp_path / "out"
+    with pytest.raises(ErasureError, match="needs to be one of .*, adapters; found 'norms'"):
+        export_edit(edit, out / "a.json", "norms")  # the control
+    group = "erasure_lightning.formats"
+    targets = {"norms": "norm_format:Norms", "fails": "norm_format:Norms"}
+    install(tmp_path, "norms", targets, {"norm_format.py": NORMS}, group=group)
+    install(tmp_path, "gone", {"gone": "gone_away:Gone", "wrong": "json:dumps"}, group=group)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert export_edit(edit, out / "a.json", "norms", dtype="float16").format == "norms"
+    written = json.loads((out / "a.json").read_text())
+    assert written["on"] == "StableDiffusionPipeline"
+    assert written["norms"].keys() == edit.tensors.keys()
+    assert min(written["norms"].values()) > 0
+    for name, message in {
+        "nroms": "Did you mean 'norms'",
+        "norms": r"needs a name that ends in \.json",
+        "fails": r"ends in \.json",
+        "gone": r"The format gone could not be loaded from gone 1\.0 .* No module named 'gone_away'",
+        "wrong": "expected a subclass of PluginFormat",
+    }.items():
+        with pytest.raises(ErasureError, match=message):
+            edit.export(out / "b.bin", name)
+    with pytest.raises(ErasureError, match="No space left"):
+        edit.export(out / "b.json", "fails")
+    assert [path.name for path in out.iterdir()] == ["a.json"]
+    with pytest.raises(SystemExit):
+        main(["export", "--help"])
+    assert "adapters, fails, gone, norms, wrong." in " ".join(capsys.readouterr().out.split())
