@@ -32,6 +32,7 @@ def run_export(argv: list[str]) -> None:
         rank=options.rank,
         energy=options.energy,
         dtype=options.dtype,
+        layout=options.layout,
     )
     if exported.ranks:
         print(
@@ -76,6 +77,12 @@ def _parser() -> Arguments:
         "--dtype",
         default="float32",
         help="Of lora, kohya-lora and diff: float32, float16, bfloat16.",
+    )
+    parser.add_argument(
+        "--layout",
+        default="diffusers",
+        help="Of component: diffusers, a folder each; original, a file each with the authors' names"
+        " for ComfyUI and Forge.",
     )
     parser.add_argument(
         "--backbone",

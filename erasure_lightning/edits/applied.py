@@ -193,6 +193,7 @@ class Edit:
         rank: int | None = None,
         energy: float | None = None,
         dtype: str = "float32",
+        layout: str = "diffusers",
     ) -> Export:
         """Write the edit, at its strength, in the form that another tool loads.
 
@@ -203,11 +204,12 @@ class Edit:
             rank: As in `ExportRequest`.
             energy: As in `ExportRequest`.
             dtype: As in `ExportRequest`.
+            layout: As in `ExportRequest`.
 
         Raises:
             ErasureError: If the edit is in no pipeline, or the format cannot hold it.
         """
-        request = ExportRequest(Path(path), format, checkpoint, rank, energy, dtype)
+        request = ExportRequest(Path(path), format, checkpoint, rank, energy, dtype, layout)
         return write_export(request, self.tensors, self.metadata, self.pipeline, self.changes())
 
     def changes(self) -> dict[str, Change]:

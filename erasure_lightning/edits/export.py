@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import save, save_file
 from torch import Tensor, nn
 
 from erasure_lightning.edits.changes import Change, LowRank, components_of, low_rank
@@ -21,11 +22,15 @@ from erasure_lightning.edits.lora_layouts import (
     kohya_lora,
     kohya_metadata,
 )
+from erasure_lightning.edits.original_component import original_component
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.writing import write_atomically
 
 #: Precisions of exported tensors.
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+#: Layouts of exported components: a folder of diffusers each, or a file with the authors' names.
+_LAYOUTS = ("diffusers", "original")
 
 #: Formats of differences, whose precision can be chosen.
 _DIFFERENCES = (ExportFormat.LORA, ExportFormat.KOHYA_LORA, ExportFormat.DIFF)
@@ -63,10 +68,12 @@ class ExportRequest:
         energy: Share of each layer's squared change that they retain, above 0 and at most 1; 0.999
             where neither it nor ``rank`` is given.
         dtype: Precision of differences: ``float32``, ``float16`` or ``bfloat16``.
+        layout: Of ``component``: ``diffusers``, or ``original`` for a file of each component with
+            the names of the model's authors.
 
     Raises:
-        ErasureError: If the format or the precision is unknown, the ending is another tool's, or
-            something exists at the path.
+        ErasureError: If the format, the precision or the layout is unknown, the ending is another
+            tool's, or something exists at the path.
     """
 
     path: Path
@@ -75,6 +82,7 @@ class ExportRequest:
     rank: int | None = None
     energy: float | None = None
     dtype: str = "float32"
+    layout: str = "diffusers"
 
     def __post_init__(self) -> None:
         kind = self.kind
@@ -94,6 +102,10 @@ class ExportRequest:
             raise ErasureError(
                 f"dtype is for {', '.join(_DIFFERENCES)}; {kind} has the precision of its model."
             )
+        if self.layout not in _LAYOUTS:
+            raise ErasureError(f"layout needs one of {', '.join(_LAYOUTS)}; found {self.layout!r}.")
+        if self.layout != "diffusers" and kind is not ExportFormat.COMPONENT:
+            raise ErasureError(f"layout is for component; {kind} has one layout.")
         if kind is ExportFormat.CHECKPOINT and self.checkpoint is None:
             raise ErasureError(
                 "The format checkpoint needs the single file that the edit is written into:"
@@ -165,7 +177,8 @@ def write_export(
         case ExportFormat.DIFFUSERS:
             _write_new(path, pipeline.save_pretrained)
         case ExportFormat.COMPONENT:
-            _write_new(path, lambda folder: _save_components(modules, folder))
+            write = _save_original if request.layout == "original" else _save_components
+            _write_new(path, lambda folder: write(modules, folder, title))
         case ExportFormat.DIFF:
             values = full_differences(changes, modules, family)
             _write_tensors(path, values, dtype, {"title": title})
@@ -197,9 +210,16 @@ def _write_lora(
     return Export(request.path, ExportFormat(request.format), span, lowered.error, lowered.left_out)
 
 
-def _save_components(modules: dict[str, nn.Module], folder: Path) -> None:
+def _save_components(modules: Mapping[str, nn.Module], folder: Path, _: str) -> None:
     for name, module in modules.items():
         module.save_pretrained(folder / name)  # type: ignore[operator]
+
+
+def _save_original(modules: Mapping[str, nn.Module], folder: Path, title: str) -> None:
+    folder.mkdir()
+    for name, module in modules.items():
+        file = folder / f"{name}.safetensors"
+        save_file(original_component(name, module), file, {"format": "pt", "title": title})
 
 
 def _write_new(path: Path, write: Callable[[Path], Any]) -> None:
@@ -213,8 +233,9 @@ def _write_new(path: Path, write: Callable[[Path], Any]) -> None:
         temporary.mkdir(parents=True)
         write(temporary / path.name)
         (temporary / path.name).replace(path)
-    except OSError as error:
-        raise ErasureError(f"Could not write {path}: {error.strerror or error}.") from error
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ErasureError(f"Could not write {path}: {reason}.") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

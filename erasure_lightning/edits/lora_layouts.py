@@ -7,7 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from erasure_lightning.edits.changes import Change, LayerFactors
-from erasure_lightning.edits.original_names import TRANSFORMER_LAYERS, original_rows
+from erasure_lightning.edits.original_names import (
+    TRANSFORMER_LAYERS,
+    original_rows,
+    with_text_model,
+)
 from erasure_lightning.errors import ErasureError
 
 #: Text encoders in ComfyUI's state dict, by the pipeline's class and component.
@@ -42,7 +46,7 @@ def diffusers_lora(factors: Mapping[str, LayerFactors]) -> dict[str, Tensor]:
     tensors = {}
     for name, each in factors.items():
         component, _, layer = name.partition(".")
-        key = f"{component}.{_with_text_model(component, layer)}"
+        key = f"{component}.{with_text_model(component, layer)}"
         tensors[f"{key}.lora_A.weight"] = each.down
         tensors[f"{key}.lora_B.weight"] = each.up
     return tensors
@@ -107,7 +111,7 @@ def full_differences(
             _add_rows(tensors, modules[component], kind, parameter, change, end)
         else:
             encoder = _comfy_encoder(pipeline, component, modules[component])
-            layer = _with_text_model(component, layer, modules[component])
+            layer = with_text_model(component, layer, modules[component])
             tensors[f"text_encoders.{encoder}.transformer.{layer}.{end}"] = change.difference
     return tensors
 
@@ -157,7 +161,7 @@ def _joined(
         else:
             prefix = "lora_te" if pipeline == "StableDiffusionPipeline" else None
             prefix = prefix or _KOHYA_ENCODERS.get(component)
-            layer = _with_text_model(component, layer, modules[component])
+            layer = with_text_model(component, layer, modules[component])
             if prefix is None or not layer.startswith("text_model."):
                 raise _no_place(name, "Kohya's layout")
             joined[f"{prefix}_{layer.replace('.', '_')}"] = each
@@ -174,17 +178,6 @@ def _block_diagonal(parts: Mapping[int, LayerFactors], length: int) -> LayerFact
         up[start : start + len(each.up), column : column + each.rank] = each.up
         column += each.rank
     return LayerFactors(down, up)
-
-
-def _with_text_model(component: str, layer: str, module: nn.Module | None = None) -> str:
-    """A CLIP layer's name with the wrapper ``text_model`` that files have and models lost."""
-    is_encoder = component.startswith("text_encoder")
-    is_t5 = ".block." in f".{layer}." or layer.startswith("shared")
-    if not is_encoder or is_t5 or layer.startswith(("text_model.", "text_projection")):
-        return layer
-    if module is not None and "t5" in type(module).__name__.lower():
-        return layer
-    return f"text_model.{layer}"
 
 
 def _comfy_encoder(pipeline: str, component: str, module: nn.Module) -> str:

@@ -6,7 +6,12 @@ import json
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from original_layouts import original_tensors, second_generation, write_original
+from original_layouts import (
+    narrow_flux_reader,
+    original_tensors,
+    second_generation,
+    write_original,
+)
 from packages import install
 from safetensors.torch import load_file
 
@@ -174,6 +179,32 @@ def test_an_edited_component_is_read_by_diffusers(edited, tmp_path):
     assert torch.allclose(latents(other), latents(pipeline), atol=1e-5)
 
 
+def test_an_edited_component_is_read_by_stock_in_the_authors_layout(edited, tmp_path, monkeypatch):
+    """Bit for bit; the control is the unedited pipeline."""
+    family, pipeline, edit, method = edited
+    narrow_flux_reader(monkeypatch)
+    export_edit(edit, tmp_path / "parts", "component", layout="original")
+    files = sorted((tmp_path / "parts").iterdir())
+    assert [file.stem for file in files] == sorted({n.partition(".")[0] for n in edit.tensors})
+    for file in files:
+        module = getattr(pipeline, file.stem)
+        module.save_pretrained(tmp_path / "configs" / file.stem)
+        if method == "text":  # as clip_l.safetensors and its kind are read, by transformers
+            file.replace(tmp_path / "configs" / file.stem / "model.safetensors")
+            other = type(module).from_pretrained(tmp_path / "configs" / file.stem)
+        else:
+            expected = original_tensors(pipeline)
+            names = {n for n in expected if n.startswith(("model.", "double_blocks", "single_bl"))}
+            assert names <= load_file(file).keys()
+            config = str(tmp_path / "configs")
+            other = type(module).from_single_file(str(file), config=config, subfolder=file.stem)
+        state = module.state_dict()
+        assert other.state_dict().keys() == state.keys()
+        assert all(torch.equal(value, state[name]) for name, value in other.state_dict().items())
+        plain = getattr(stock(family), file.stem).state_dict()
+        assert any(not torch.equal(plain[name], state[name]) for name in state)
+
+
 def test_the_users_checkpoint_gets_the_edit_and_nothing_else(edited, tmp_path):
     family, pipeline, edit, method = edited
     source = write_original(original_tensors(stock(family)), tmp_path / "model.safetensors")
@@ -273,6 +304,8 @@ def test_gated_adapters_are_no_weights(path):
         ({"format": "lora", "dtype": "half"}, "dtype needs one of"),
         ({"format": "component", "dtype": "float16"}, "dtype is for"),
         ({"format": "lora", "path": "no-ending"}, "ends in .safetensors"),
+        ({"format": "component", "layout": "ldm"}, "layout needs one of"),
+        ({"format": "diff", "layout": "original"}, "layout is for component"),
     ],
 )
 def test_mistakes_are_named_and_leave_nothing(options, message, path):
@@ -379,7 +412,7 @@ def test_a_package_adds_a_format(tmp_path, monkeypatch, capsys):
         "nroms": "Did you mean 'norms'",
         "norms": r"needs a name that ends in \.json",
         "fails": r"ends in \.json",
-        "gone": r"The format gone could not be loaded from gone 1\.0 .* No module named 'gone_away'",
+        "gone": r"The format gone could not be loaded from gone 1\.0 .* No module named 'gone_aw",
         "wrong": "expected a subclass of PluginFormat",
     }.items():
         with pytest.raises(ErasureError, match=message):
