@@ -24,8 +24,8 @@ def export_edit(
 ) -> Export:
     """Write an edit in the form that another tool loads.
 
-    Of an edit that rests on others, ``diffusers`` and ``component`` hold all of them, and the
-    formats of differences this one alone.
+    Of an edit that rests on others, ``diffusers``, ``component`` and ``checkpoint`` hold all of
+    them, and the formats of differences this one alone.
 
     Args:
         edit: An edit, its file, or the run folder that holds it.

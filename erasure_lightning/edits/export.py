@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save, save_file
 from torch import Tensor, nn
 
+from erasure_lightning.edits.base_edits import base_changes
 from erasure_lightning.edits.changes import Change, LowRank, components_of, low_rank
 from erasure_lightning.edits.checkpoint_file import write_checkpoint
 from erasure_lightning.edits.edit import edit_title, write_edit
@@ -166,14 +167,18 @@ def write_export(
     path = request.path
     dtype = _DTYPES[request.dtype]
     family = type(pipeline).__name__
-    names = components_of(changes)
+    holds_base = kind in (ExportFormat.CHECKPOINT, ExportFormat.COMPONENT)
+    beneath = base_changes(metadata, pipeline) if holds_base else {}
+    names = components_of([*changes, *beneath])
     modules: dict[str, nn.Module] = {name: getattr(pipeline, name) for name in names}
     title = edit_title(metadata)
     match kind:
         case ExportFormat.ADAPTERS:
             write_edit(path, tensors, metadata)
         case ExportFormat.CHECKPOINT:
-            write_checkpoint(Path(request.checkpoint or ""), path, changes, modules)
+            source = Path(request.checkpoint or "")
+            whole = {name: Change(each.after, each.after) for name, each in beneath.items()}
+            write_checkpoint(source, path, whole | {**changes}, modules, beneath)
         case ExportFormat.DIFFUSERS:
             _write_new(path, pipeline.save_pretrained)
         case ExportFormat.COMPONENT:

@@ -42,10 +42,17 @@ Modules = Mapping[str, nn.Module]
 
 
 def diffusers_lora(factors: Mapping[str, LayerFactors]) -> dict[str, Tensor]:
-    """Keys of ``load_lora_weights``: ``unet.<layer>.lora_A.weight``, scaled by 1."""
+    """Keys of ``load_lora_weights``: ``unet.<layer>.lora_A.weight``, scaled by 1.
+
+    All layers of a text encoder with a projection get the rank of its largest, with zeros:
+    diffusers 0.42.1 does not read the projection's rank and takes the commonest for it.
+    """
     tensors = {}
     for name, each in factors.items():
         component, _, layer = name.partition(".")
+        if f"{component}.text_projection" in factors:
+            own = (other for key, other in factors.items() if key.startswith(f"{component}."))
+            each = _padded(each, max(other.rank for other in own))
         key = f"{component}.{with_text_model(component, layer)}"
         tensors[f"{key}.lora_A.weight"] = each.down
         tensors[f"{key}.lora_B.weight"] = each.up
@@ -73,11 +80,9 @@ def kohya_lora(
     joined = _joined(factors, modules, pipeline)
     rank = max(each.rank for each in joined.values())
     for key, each in joined.items():
-        missing = rank - each.rank
-        down = each.down.new_zeros(missing, *each.down.shape[1:])
-        up = each.up.new_zeros(len(each.up), missing, *each.up.shape[2:])
-        tensors[f"{key}.lora_down.weight"] = torch.cat((each.down, down))
-        tensors[f"{key}.lora_up.weight"] = torch.cat((each.up, up), dim=1)
+        padded = _padded(each, rank)
+        tensors[f"{key}.lora_down.weight"] = padded.down
+        tensors[f"{key}.lora_up.weight"] = padded.up
         tensors[f"{key}.alpha"] = torch.tensor(float(rank))
     return tensors
 
@@ -178,6 +183,14 @@ def _block_diagonal(parts: Mapping[int, LayerFactors], length: int) -> LayerFact
         up[start : start + len(each.up), column : column + each.rank] = each.up
         column += each.rank
     return LayerFactors(down, up)
+
+
+def _padded(factors: LayerFactors, rank: int) -> LayerFactors:
+    """The same product at a larger rank, with zeros."""
+    down, up = factors.down, factors.up
+    missing = rank - factors.rank
+    zeros = down.new_zeros(missing, *down.shape[1:]), up.new_zeros(len(up), missing, *up.shape[2:])
+    return LayerFactors(torch.cat((down, zeros[0])), torch.cat((up, zeros[1]), dim=1))
 
 
 def _comfy_encoder(pipeline: str, component: str, module: nn.Module) -> str:

@@ -1,5 +1,6 @@
 """Exports, loaded back with the tools that they are meant for."""
 
+import copy
 import errno
 import json
 
@@ -13,9 +14,17 @@ from original_layouts import (
     write_original,
 )
 from packages import install
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from erasure_lightning import apply_edit, erase, export_edit
+from erasure_lightning import (
+    Concept,
+    apply_edit,
+    compose,
+    erase,
+    export_edit,
+    import_edit,
+    load_edit,
+)
 from erasure_lightning.__main__ import main
 from erasure_lightning.backbones.tiny import TinyBackbone, TinyFlux, TinyPixArt, TinySD3, TinyXL
 from erasure_lightning.edits.original_names import TRANSFORMER_LAYERS, original_rows
@@ -376,6 +385,109 @@ def test_a_family_without_a_place_for_it_is_refused(path):
     _, edit = erased(TinyPixArt, "closed")
     with pytest.raises(ErasureError, match="has none. Export it as"):
         export_edit(edit, path, "diff")
+
+
+def made_otherwise(kind, family, folder):
+    """The file of an edit on an edit of half strength, of a composition or of an imported edit."""
+    pipeline = stock(family)
+    text = {"method": "SAGE", "lr": 0.01, "warmup": 0, "steps": 2, "retention": []}
+    if kind == "import":
+        family().save(folder / "model")
+        state = {n: w for n, w in pipeline.unet.state_dict().items() if "attn2.to_v" in n}
+        save_file({n: w + torch.randn_like(w) / 9 for n, w in state.items()}, folder / "official")
+        (folder / "official").rename(folder / "official.safetensors")
+        official = folder / "official.safetensors", "speed", str(folder / "model")
+        return import_edit(*official, folder / "last.safetensors", ["cat"]).path
+    first = erase(pipeline, Concept("house", "dog"), method="UCE", **QUICK)
+    first.remove()
+    first.save(folder / "first" / "edit.safetensors")
+    if kind == "compose":
+        second = erase(pipeline, Concept("cat", "dog"), **text, **QUICK)
+        second.remove()
+        return compose(first, second).save(folder / "last" / "edit.safetensors")
+    apply_edit(folder / "first", pipeline).strength = 0.5
+    arguments = text if kind == "on another component" else {"method": "UCE"}
+    second = erase(pipeline, Concept("cat", "dog"), **arguments, **QUICK)
+    return second.save(folder / "last" / "edit.safetensors")
+
+
+def weights(pipeline):
+    parts = ("unet", "transformer", "text_encoder", "text_encoder_2")
+    modules = {name: getattr(pipeline, name, None) for name in parts}
+    return {
+        f"{component}.{name}": value
+        for component, module in modules.items()
+        if module is not None
+        for name, value in module.state_dict().items()
+    }
+
+
+def assert_weights(pipeline, expected, tolerance=0.0):
+    found = weights(pipeline)
+    assert found.keys() == expected.keys()
+    assert all(torch.allclose(found[n], expected[n], rtol=0, atol=tolerance) for n in found)
+
+
+ORIGINS = [
+    ("on the same component", TinyBackbone),
+    ("on the same component", TinyFlux),
+    ("on another component", TinyBackbone),
+    ("compose", TinyXL),
+    ("import", TinyBackbone),
+]
+
+
+@pytest.fixture(scope="module", params=ORIGINS, ids=lambda case: f"{case[0]}-{case[1].__name__}")
+def origin(request, tmp_path_factory):
+    """An edit's file, and three pipelines: with no edit, with those beneath it, with all."""
+    kind, family = request.param
+    file = made_otherwise(kind, family, tmp_path_factory.mktemp("origin"))
+    plain, beneath, edited = (stock(family) for _ in range(3))
+    load_edit(file).apply_base_edits(beneath)
+    apply_edit(file, edited)
+    return file, plain, beneath, edited
+
+
+def test_whole_models_hold_the_edits_beneath_too(origin, tmp_path):
+    file, plain, beneath, edited = origin
+    before, expected = weights(plain), weights(edited)
+    changed = {name.partition(".")[0] for name in before if not before[name].equal(expected[name])}
+    export_edit(file, tmp_path / "whole", "diffusers", pipeline=copy.deepcopy(plain))
+    assert_weights(DiffusionPipeline.from_pretrained(tmp_path / "whole"), expected)
+    own = {"pipeline": copy.deepcopy(plain)}
+    export_edit(file, tmp_path / "original", "component", layout="original", **own)
+    assert {path.stem for path in (tmp_path / "original").iterdir()} == changed
+    export_edit(file, tmp_path / "parts", "component", **own)
+    other = copy.deepcopy(plain)
+    for folder in (tmp_path / "parts").iterdir():
+        setattr(other, folder.name, type(getattr(other, folder.name)).from_pretrained(folder))
+    assert_weights(other, expected)
+    tensors = original_tensors(edited)
+    for name, model in (("plain", plain), ("beneath", beneath)):
+        source = write_original(original_tensors(model), tmp_path / f"{name}.safetensors")
+        target = tmp_path / f"{name}-edited.safetensors"
+        export_edit(file, target, "checkpoint", checkpoint=source, **own)
+        written, former = load_file(target), load_file(source)
+        assert written.keys() == tensors.keys()
+        assert all(torch.allclose(written[n], tensors[n], atol=1e-6) for n in tensors)
+        assert any(not torch.equal(written[n], former[n]) for n in tensors)
+    assert_weights(own["pipeline"], before)
+
+
+def test_differences_are_added_to_the_edits_beneath(origin, path):
+    file, plain, beneath, edited = origin
+    export_edit(file, path, "diff", pipeline=copy.deepcopy(plain))
+    added, expected = comfy(load_file(path), comfy_model(beneath)), comfy_model(edited)
+    assert all(torch.allclose(added[n], expected[n], atol=1e-6) for n in expected)
+    lora = path.with_name("lora.safetensors")
+    exported = export_edit(file, lora, "lora", energy=1, pipeline=copy.deepcopy(plain))
+    other = copy.deepcopy(plain)
+    load_edit(file).apply_base_edits(other)
+    other.load_lora_weights(str(lora))
+    other.fuse_lora(components=other._lora_loadable_modules)
+    other.unload_lora_weights()
+    if not exported.left_out:  # biases and norms of text encoders
+        assert_weights(other, weights(edited), 1e-4)
 
 
 NORMS = """
