@@ -76,13 +76,13 @@ def _parser() -> Arguments:
     parser.add_argument(
         "--dtype",
         default="float32",
-        help="Of lora, kohya-lora and diff: float32, float16, bfloat16.",
+        help="Of lora, kohya-lora, diff and formats of other packages: float32, float16, bfloat16.",
     )
     parser.add_argument(
         "--layout",
         default="diffusers",
-        help="Of component: diffusers, a folder each; original, a file each with the authors' names"
-        " for ComfyUI and Forge.",
+        help="Of component: diffusers, a folder each; original, a file each with the authors'"
+        " names, as ComfyUI reads it.",
     )
     parser.add_argument(
         "--backbone",
