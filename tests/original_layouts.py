@@ -4,9 +4,11 @@ Written from the layouts themselves (the keys that diffusers' converters accept)
 the package's own maps.
 """
 
+import inspect
 import re
 
 import torch
+from diffusers.loaders import single_file_model, single_file_utils
 from safetensors.torch import save_file
 
 _RESNET = {
@@ -253,3 +255,15 @@ def write_original(tensors, file):
     """A safetensors file of tensors that may share memory."""
     save_file({name: value.detach().clone().contiguous() for name, value in tensors.items()}, file)
     return file
+
+
+def narrow_flux_reader(monkeypatch):
+    """diffusers' converter knows FLUX.1's width alone: the same code for the tiny one's."""
+    source = inspect.getsource(single_file_utils.convert_flux_transformer_checkpoint_to_diffusers)
+    space = dict(vars(single_file_utils))
+    exec(source.replace("inner_dim = 3072", "inner_dim = 32"), space)
+    monkeypatch.setitem(
+        single_file_model.SINGLE_FILE_LOADABLE_CLASSES["FluxTransformer2DModel"],
+        "checkpoint_mapping_fn",
+        space["convert_flux_transformer_checkpoint_to_diffusers"],
+    )

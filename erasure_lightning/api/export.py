@@ -20,16 +20,17 @@ def export_edit(
     rank: int | None = None,
     energy: float | None = None,
     dtype: str = "float32",
+    layout: str = "diffusers",
 ) -> Export:
     """Write an edit in the form that another tool loads.
 
-    Of an edit that rests on others, ``diffusers`` and ``component`` hold all of them, and the
-    formats of differences this one alone.
+    Of an edit that rests on others, ``diffusers``, ``component`` and ``checkpoint`` hold all of
+    them, and the formats of differences this one alone.
 
     Args:
         edit: An edit, its file, or the run folder that holds it.
         path: The new file, or the new folder for ``diffusers`` and ``component``.
-        format: One of `ExportFormat`.
+        format: One of `export_formats`.
         pipeline: The pipeline that the edit was made on, with or without it; by default the one
             that holds the edit, else it is loaded by the name in the edit's metadata.
         checkpoint: The user's single file, for the format ``checkpoint``.
@@ -37,6 +38,8 @@ def export_edit(
         energy: Share of each layer's squared change that low-rank factors retain, above 0 and at
             most 1; 0.999 where neither it nor ``rank`` is given.
         dtype: Precision of differences: ``float32``, ``float16`` or ``bfloat16``.
+        layout: Of ``component``: ``diffusers``, or ``original`` for a file of each component with
+            the names of the model's authors.
 
     Returns:
         What was written, and what a low-rank format loses.
@@ -56,12 +59,18 @@ def export_edit(
         >>> exported.error < 1e-5
         True
     """
-    request = ExportRequest(Path(path), format, checkpoint, rank, energy, dtype)
+    request = ExportRequest(Path(path), format, checkpoint, rank, energy, dtype, layout)
     edit = edit if isinstance(edit, Edit) else load_edit(edit)
     check_adapters(edit.metadata, request.kind)
     with _applied(edit, pipeline) as held:
         return held.export(
-            path, format, checkpoint=checkpoint, rank=rank, energy=energy, dtype=dtype
+            path,
+            format,
+            checkpoint=checkpoint,
+            rank=rank,
+            energy=energy,
+            dtype=dtype,
+            layout=layout,
         )
 
 

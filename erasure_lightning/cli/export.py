@@ -4,7 +4,7 @@ from pathlib import Path
 
 from erasure_lightning.api.quiet import silence
 from erasure_lightning.cli.arguments import Arguments
-from erasure_lightning.edits.export_format import ExportFormat
+from erasure_lightning.edits.export_format import export_formats
 
 #: Share of a change from which another format is named.
 _LOSS = 0.01
@@ -32,6 +32,7 @@ def run_export(argv: list[str]) -> None:
         rank=options.rank,
         energy=options.energy,
         dtype=options.dtype,
+        layout=options.layout,
     )
     if exported.ranks:
         print(
@@ -51,7 +52,9 @@ def _parser() -> Arguments:
     parser.add_argument(
         "run", type=Path, metavar="RUN", help="A run's folder, or its edit.safetensors."
     )
-    parser.add_argument("--to", required=True, metavar="NAME", help=f"{', '.join(ExportFormat)}.")
+    parser.add_argument(
+        "--to", required=True, metavar="NAME", help=f"{', '.join(export_formats())}."
+    )
     parser.add_argument(
         "--out",
         type=Path,
@@ -73,7 +76,13 @@ def _parser() -> Arguments:
     parser.add_argument(
         "--dtype",
         default="float32",
-        help="Of lora, kohya-lora and diff: float32, float16, bfloat16.",
+        help="Of lora, kohya-lora, diff and formats of other packages: float32, float16, bfloat16.",
+    )
+    parser.add_argument(
+        "--layout",
+        default="diffusers",
+        help="Of component: diffusers, a folder each; original, a file each with the authors'"
+        " names, as ComfyUI reads it.",
     )
     parser.add_argument(
         "--backbone",

@@ -1,12 +1,13 @@
 """``erasure push``: a run as a folder for the Hugging Face Hub, and its upload."""
 
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from erasure_lightning.api.quiet import silence
 from erasure_lightning.cli.arguments import Arguments
-from erasure_lightning.edits.export_format import ExportFormat
+from erasure_lightning.edits.export_format import find_format
 from erasure_lightning.errors import ErasureError
 
 
@@ -41,7 +42,7 @@ def run_push(argv: list[str]) -> None:
 def _write(options: Namespace, folder: Path) -> None:
     from erasure_lightning.report.hub_folder import write_hub_folder
 
-    exports = _exports(options.run, options.to) if options.to else {}
+    exports = _exports(options, folder) if options.to else {}
     notes = write_hub_folder(
         options.run, folder, options.repository, exports, not options.no_gallery
     )
@@ -51,23 +52,24 @@ def _write(options: Namespace, folder: Path) -> None:
     print(f"Written: {folder} ({size / 1e6:,.1f} MB).")
 
 
-def _exports(run: Path, formats: Sequence[str]) -> dict[str, Callable[[Path], object]]:
+def _exports(options: Namespace, folder: Path) -> dict[str, Callable[[Path], object]]:
     """What writes each format, by the name of its file or folder."""
-    from erasure_lightning.api.export import export_edit
     from erasure_lightning.backbones.loading import load_backbone
     from erasure_lightning.edits.applied import load_edit
+    from erasure_lightning.edits.export import ExportRequest
     from erasure_lightning.report.hub_folder import public_metadata
     from erasure_lightning.training.checkpoints import locate_checkpoint
 
-    edit = load_edit(locate_checkpoint(str(run), "push"))
-    pipeline = load_backbone(edit.metadata["backbone"]).to_pipeline()
+    files = {name: f"{name}{find_format(name).suffix}" for name in options.to}
+    for name, file in files.items():  # a mistake is named before a model is loaded
+        ExportRequest(folder / file, name, options.checkpoint)
+    silence()
+    edit = load_edit(locate_checkpoint(str(options.run), "push"))
+    edit.apply(load_backbone(edit.metadata["backbone"]).to_pipeline())
     edit.metadata = public_metadata(edit.metadata)
-    folders = [each for each in ExportFormat if each.is_folder]
     return {
-        name if name in folders else f"{name}.safetensors": partial(
-            export_edit, edit, format=name, pipeline=pipeline
-        )
-        for name in formats
+        file: partial(edit.export, format=name, checkpoint=options.checkpoint)
+        for name, file in files.items()
     }
 
 
@@ -89,6 +91,11 @@ def _parser() -> Arguments:
         metavar="FORMAT",
         help="Formats that the edit is exported to as well, lora and diffusers say; `erasure"
         " export --help` lists them.",
+    )
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        help="Your single file, into a copy of which the edit is written (--to checkpoint).",
     )
     parser.add_argument(
         "--run_dir", type=Path, help="The folder, which must be new; by default RUN/hub."

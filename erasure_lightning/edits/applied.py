@@ -193,21 +193,23 @@ class Edit:
         rank: int | None = None,
         energy: float | None = None,
         dtype: str = "float32",
+        layout: str = "diffusers",
     ) -> Export:
         """Write the edit, at its strength, in the form that another tool loads.
 
         Args:
             path: The new file, or the new folder for ``diffusers`` and ``component``.
-            format: One of `ExportFormat`.
+            format: One of `export_formats`.
             checkpoint: As in `ExportRequest`.
             rank: As in `ExportRequest`.
             energy: As in `ExportRequest`.
             dtype: As in `ExportRequest`.
+            layout: As in `ExportRequest`.
 
         Raises:
             ErasureError: If the edit is in no pipeline, or the format cannot hold it.
         """
-        request = ExportRequest(Path(path), format, checkpoint, rank, energy, dtype)
+        request = ExportRequest(Path(path), format, checkpoint, rank, energy, dtype, layout)
         return write_export(request, self.tensors, self.metadata, self.pipeline, self.changes())
 
     def changes(self) -> dict[str, Change]:

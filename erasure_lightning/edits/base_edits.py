@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from erasure_lightning.edits.changes import Change
 from erasure_lightning.edits.components import (
     EditedComponent,
     component_fingerprints,
@@ -11,7 +12,7 @@ from erasure_lightning.edits.components import (
 )
 from erasure_lightning.edits.edit import read_edit
 from erasure_lightning.edits.fingerprints import edit_fingerprint
-from erasure_lightning.edits.stack import held_edits
+from erasure_lightning.edits.stack import applied_edits, held_edits
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.writing import EDIT_FILE
 
@@ -55,6 +56,37 @@ def missing_base_edits(metadata: Mapping[str, Any], pipeline: Any) -> list[dict[
         return []
     held = {entry["fingerprint"] for entry in held_edits(modules)}
     return [entry for entry in base if entry["fingerprint"] not in held]
+
+
+def base_changes(metadata: Mapping[str, Any], pipeline: Any) -> dict[str, Change]:
+    """Parameters before and after the edits that an edit rests on, by component and name.
+
+    Those are weights alone: no edit is made on adapters. Of an edit that a pipeline was loaded
+    with, every parameter of its components counts as it is.
+
+    Args:
+        metadata: The edit's metadata.
+        pipeline: The pipeline that holds the edit.
+    """
+    changes: dict[str, Change] = {}
+    for entry in metadata.get("base_edits", []):
+        for name in entry["components"]:
+            component = EditedComponent(pipeline, name)
+            records = {each["fingerprint"]: each for each in applied_edits(component.module)}
+            record = records.get(entry["fingerprint"])
+            if record is None:
+                values = {n: value.detach() for n, value in component.parameters().items()}
+                own = {n: Change(value, value) for n, value in values.items()}
+            else:
+                after, strength = record["after"], record["strength"]
+                own = {
+                    n: Change(before, before.lerp(after[n].to(before), strength))
+                    for n, before in record["before"].items()
+                }
+            for parameter, change in own.items():
+                key = f"{name}.{parameter}"
+                changes[key] = Change(changes.get(key, change).before, change.after)
+    return changes
 
 
 def titles(entries: Sequence[Mapping[str, Any]]) -> str:

@@ -62,15 +62,20 @@ _OPEN_CLIP = {
 
 
 def write_checkpoint(
-    source: Path, target: Path, changes: Mapping[str, Change], modules: Mapping[str, nn.Module]
+    source: Path,
+    target: Path,
+    changes: Mapping[str, Change],
+    modules: Mapping[str, nn.Module],
+    beneath: Mapping[str, Change],
 ) -> None:
     """Copies a checkpoint with the edited weights in it.
 
     Args:
-        source: The safetensors file of the unedited model.
+        source: The safetensors file of the unedited model, or of the one with the edits beneath.
         target: The new file; written under a temporary name first.
-        changes: Changed parameters by component and name.
+        changes: Parameters before and after the edit, by component and name.
         modules: The pipeline's components.
+        beneath: Parameters before and after the edits that it rests on; all are among ``changes``.
 
     Raises:
         ErasureError: If the file is no checkpoint of this model or cannot be written.
@@ -83,7 +88,7 @@ def write_checkpoint(
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, temporary)
         with safe_open(source, framework="pt") as tensors, temporary.open("r+b") as file:
-            for key, content in _edited(changes, places, tensors, source).items():
+            for key, content in _edited(changes, beneath, places, tensors, source).items():
                 file.seek(start + header[key]["data_offsets"][0])
                 file.write(_bytes(content))
             file.flush()
@@ -99,28 +104,37 @@ def write_checkpoint(
 
 
 def _edited(
-    changes: Mapping[str, Change], places: Mapping[str, OriginalRows], tensors: Any, source: Path
+    changes: Mapping[str, Change],
+    beneath: Mapping[str, Change],
+    places: Mapping[str, OriginalRows],
+    tensors: Any,
+    source: Path,
 ) -> dict[str, Tensor]:
     """New values of the file's tensors.
 
     Raises:
-        ErasureError: If the file's own values are not those before the edit.
+        ErasureError: If the file's own values are not those before the edit, nor those before the
+            edits beneath it.
     """
     edited: dict[str, Tensor] = {}
     for name, place in places.items():
-        change = changes[name]
         value = edited.get(place.name)
         value = tensors.get_tensor(place.name).clone() if value is None else value
-        old = value.clone()
-        place.write(_like(change.before, value), value)
-        if not torch.equal(old, value):
+        if not any(_holds(value, place, each[name]) for each in (changes, beneath) if name in each):
             raise ErasureError(
                 f"The checkpoint {source} needs the weights that the edit was made on; found others"
                 f" in {place.name}. Give the file of that base model."
             )
-        place.write(_like(change.after, value), value)
+        place.write(_like(changes[name].after, value), value)
         edited[place.name] = value
     return edited
+
+
+def _holds(tensor: Tensor, place: OriginalRows, change: Change) -> bool:
+    """Whether a file's tensor has a parameter as it was before a change."""
+    expected = tensor.clone()
+    place.write(_like(change.before, tensor), expected)
+    return torch.equal(expected, tensor)
 
 
 def _like(value: Tensor, tensor: Tensor) -> Tensor:

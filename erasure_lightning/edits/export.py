@@ -8,25 +8,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import save, save_file
 from torch import Tensor, nn
 
+from erasure_lightning.edits.base_edits import base_changes
 from erasure_lightning.edits.changes import Change, LowRank, components_of, low_rank
 from erasure_lightning.edits.checkpoint_file import write_checkpoint
 from erasure_lightning.edits.edit import edit_title, write_edit
-from erasure_lightning.edits.export_format import ExportFormat
+from erasure_lightning.edits.export_format import ExportFormat, PluginFormat, find_format
 from erasure_lightning.edits.lora_layouts import (
     diffusers_lora,
     full_differences,
     kohya_lora,
     kohya_metadata,
 )
+from erasure_lightning.edits.original_component import original_component
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.files.words import did_you_mean
 from erasure_lightning.files.writing import write_atomically
 
 #: Precisions of exported tensors.
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+#: Layouts of exported components: a folder of diffusers each, or a file with the authors' names.
+_LAYOUTS = ("diffusers", "original")
 
 #: Formats of differences, whose precision can be chosen.
 _DIFFERENCES = (ExportFormat.LORA, ExportFormat.KOHYA_LORA, ExportFormat.DIFF)
@@ -38,7 +43,7 @@ class Export:
 
     Args:
         path: The file or folder.
-        format: Its format.
+        format: Its format, an `ExportFormat` or the name of another package's.
         ranks: Least and greatest rank of low-rank factors.
         error: Norm of what low-rank factors lose over the norm of the whole change; 0 of the
             others.
@@ -46,7 +51,7 @@ class Export:
     """
 
     path: Path
-    format: ExportFormat
+    format: str
     ranks: tuple[int, int] | None = None
     error: float = 0.0
     left_out: list[str] = field(default_factory=list)
@@ -58,16 +63,18 @@ class ExportRequest:
 
     Args:
         path: The new file, or the new folder for ``diffusers`` and ``component``.
-        format: One of `ExportFormat`.
+        format: One of `export_formats`.
         checkpoint: The user's single file, for the format ``checkpoint``.
         rank: Of low-rank factors of a full-rank change, at least 1.
         energy: Share of each layer's squared change that they retain, above 0 and at most 1; 0.999
             where neither it nor ``rank`` is given.
         dtype: Precision of differences: ``float32``, ``float16`` or ``bfloat16``.
+        layout: Of ``component``: ``diffusers``, or ``original`` for a file of each component with
+            the names of the model's authors.
 
     Raises:
-        ErasureError: If the format or the precision is unknown, the ending is another tool's, or
-            something exists at the path.
+        ErasureError: If the format, the precision or the layout is unknown, the ending is another
+            tool's, or something exists at the path.
     """
 
     path: Path
@@ -76,6 +83,7 @@ class ExportRequest:
     rank: int | None = None
     energy: float | None = None
     dtype: str = "float32"
+    layout: str = "diffusers"
 
     def __post_init__(self) -> None:
         kind = self.kind
@@ -83,17 +91,22 @@ class ExportRequest:
             raise ErasureError(
                 f"The export needs a new path; {self.path} exists. Give another --out."
             )
-        if not kind.is_folder and self.path.suffix != ".safetensors":
+        if kind.suffix and not self.path.name.endswith(kind.suffix):
             raise ErasureError(
-                f"A file of the format {kind} needs a name that ends in .safetensors, by which"
+                f"A file of the format {kind} needs a name that ends in {kind.suffix}, by which"
                 f" other tools know it; found {self.path.name!r}."
             )
         if self.dtype not in _DTYPES:
             raise ErasureError(f"dtype needs one of {', '.join(_DTYPES)}; found {self.dtype!r}.")
-        if self.dtype != "float32" and kind not in _DIFFERENCES:
+        has_precision = kind in _DIFFERENCES or isinstance(kind, PluginFormat)
+        if self.dtype != "float32" and not has_precision:
             raise ErasureError(
                 f"dtype is for {', '.join(_DIFFERENCES)}; {kind} has the precision of its model."
             )
+        if self.layout not in _LAYOUTS:
+            raise ErasureError(f"layout needs one of {', '.join(_LAYOUTS)}; found {self.layout!r}.")
+        if self.layout != "diffusers" and kind is not ExportFormat.COMPONENT:
+            raise ErasureError(f"layout is for component; {kind} has one layout.")
         if kind is ExportFormat.CHECKPOINT and self.checkpoint is None:
             raise ErasureError(
                 "The format checkpoint needs the single file that the edit is written into:"
@@ -101,22 +114,16 @@ class ExportRequest:
             )
 
     @property
-    def kind(self) -> ExportFormat:
+    def kind(self) -> ExportFormat | PluginFormat:
         """The format.
 
         Raises:
-            ErasureError: If there is none of that name.
+            ErasureError: If there is none of that name, or it cannot be loaded.
         """
-        names = [each.value for each in ExportFormat]
-        if self.format not in names:
-            raise ErasureError(
-                f"The format needs to be one of {', '.join(names)}; found {self.format!r}."
-                f"{did_you_mean(self.format, names)}"
-            )
-        return ExportFormat(self.format)
+        return find_format(self.format)
 
 
-def check_adapters(metadata: Mapping[str, Any], kind: ExportFormat) -> None:
+def check_adapters(metadata: Mapping[str, Any], kind: ExportFormat | PluginFormat) -> None:
     """Raises if an edit acts by prompt or image and the format holds weights, or the reverse.
 
     Raises:
@@ -160,24 +167,32 @@ def write_export(
     path = request.path
     dtype = _DTYPES[request.dtype]
     family = type(pipeline).__name__
-    names = components_of(changes)
+    holds_base = kind in (ExportFormat.CHECKPOINT, ExportFormat.COMPONENT)
+    beneath = base_changes(metadata, pipeline) if holds_base else {}
+    names = components_of([*changes, *beneath])
     modules: dict[str, nn.Module] = {name: getattr(pipeline, name) for name in names}
     title = edit_title(metadata)
     match kind:
         case ExportFormat.ADAPTERS:
             write_edit(path, tensors, metadata)
         case ExportFormat.CHECKPOINT:
-            write_checkpoint(Path(request.checkpoint or ""), path, changes, modules)
+            source = Path(request.checkpoint or "")
+            whole = {name: Change(each.after, each.after) for name, each in beneath.items()}
+            write_checkpoint(source, path, whole | {**changes}, modules, beneath)
         case ExportFormat.DIFFUSERS:
-            _write_folder(path, pipeline.save_pretrained)
+            _write_new(path, pipeline.save_pretrained)
         case ExportFormat.COMPONENT:
-            _write_folder(path, lambda folder: _save_components(modules, folder))
+            write = _save_original if request.layout == "original" else _save_components
+            _write_new(path, lambda folder: write(modules, folder, title))
         case ExportFormat.DIFF:
             values = full_differences(changes, modules, family)
             _write_tensors(path, values, dtype, {"title": title})
         case ExportFormat.LORA | ExportFormat.KOHYA_LORA:
             lowered = low_rank(changes, tensors, request.rank, request.energy)
             return _write_lora(request, lowered, modules, family, title)
+        case PluginFormat():
+            _write_new(path, lambda new: kind.write(new, changes, pipeline, metadata, dtype))
+            return Export(path, kind.name)
     return Export(path, kind)
 
 
@@ -188,7 +203,7 @@ def _write_lora(
     family: str,
     title: str,
 ) -> Export:
-    if request.kind is ExportFormat.LORA:
+    if request.format == ExportFormat.LORA:
         values = diffusers_lora(lowered.factors)
         about = {"title": title}
     else:
@@ -197,26 +212,35 @@ def _write_lora(
     _write_tensors(request.path, values, _DTYPES[request.dtype], about)
     ranks = [each.rank for each in lowered.factors.values()]
     span = (min(ranks), max(ranks))
-    return Export(request.path, request.kind, span, lowered.error, lowered.left_out)
+    return Export(request.path, ExportFormat(request.format), span, lowered.error, lowered.left_out)
 
 
-def _save_components(modules: dict[str, nn.Module], folder: Path) -> None:
+def _save_components(modules: Mapping[str, nn.Module], folder: Path, _: str) -> None:
     for name, module in modules.items():
         module.save_pretrained(folder / name)  # type: ignore[operator]
 
 
-def _write_folder(path: Path, write: Callable[[Path], Any]) -> None:
-    """Writes a folder under a temporary name; nothing is left of one that fails.
+def _save_original(modules: Mapping[str, nn.Module], folder: Path, title: str) -> None:
+    folder.mkdir()
+    for name, module in modules.items():
+        file = folder / f"{name}.safetensors"
+        save_file(original_component(name, module), file, {"format": "pt", "title": title})
+
+
+def _write_new(path: Path, write: Callable[[Path], Any]) -> None:
+    """Writes a file or folder in a temporary folder; nothing is left of one that fails.
 
     Raises:
         ErasureError: If it cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        write(temporary)
-        temporary.replace(path)
-    except OSError as error:
-        raise ErasureError(f"Could not write {path}: {error.strerror or error}.") from error
+        temporary.mkdir(parents=True)
+        write(temporary / path.name)
+        (temporary / path.name).replace(path)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ErasureError(f"Could not write {path}: {reason}.") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -7,7 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from erasure_lightning.edits.changes import Change, LayerFactors
-from erasure_lightning.edits.original_names import TRANSFORMER_LAYERS, original_rows
+from erasure_lightning.edits.original_names import (
+    TRANSFORMER_LAYERS,
+    original_rows,
+    with_text_model,
+)
 from erasure_lightning.errors import ErasureError
 
 #: Text encoders in ComfyUI's state dict, by the pipeline's class and component.
@@ -38,11 +42,18 @@ Modules = Mapping[str, nn.Module]
 
 
 def diffusers_lora(factors: Mapping[str, LayerFactors]) -> dict[str, Tensor]:
-    """Keys of ``load_lora_weights``: ``unet.<layer>.lora_A.weight``, scaled by 1."""
+    """Keys of ``load_lora_weights``: ``unet.<layer>.lora_A.weight``, scaled by 1.
+
+    All layers of a text encoder with a projection get the rank of its largest, with zeros:
+    diffusers 0.42.1 does not read the projection's rank and takes the commonest for it.
+    """
     tensors = {}
     for name, each in factors.items():
         component, _, layer = name.partition(".")
-        key = f"{component}.{_with_text_model(component, layer)}"
+        if f"{component}.text_projection" in factors:
+            own = (other for key, other in factors.items() if key.startswith(f"{component}."))
+            each = _padded(each, max(other.rank for other in own))
+        key = f"{component}.{with_text_model(component, layer)}"
         tensors[f"{key}.lora_A.weight"] = each.down
         tensors[f"{key}.lora_B.weight"] = each.up
     return tensors
@@ -69,11 +80,9 @@ def kohya_lora(
     joined = _joined(factors, modules, pipeline)
     rank = max(each.rank for each in joined.values())
     for key, each in joined.items():
-        missing = rank - each.rank
-        down = each.down.new_zeros(missing, *each.down.shape[1:])
-        up = each.up.new_zeros(len(each.up), missing, *each.up.shape[2:])
-        tensors[f"{key}.lora_down.weight"] = torch.cat((each.down, down))
-        tensors[f"{key}.lora_up.weight"] = torch.cat((each.up, up), dim=1)
+        padded = _padded(each, rank)
+        tensors[f"{key}.lora_down.weight"] = padded.down
+        tensors[f"{key}.lora_up.weight"] = padded.up
         tensors[f"{key}.alpha"] = torch.tensor(float(rank))
     return tensors
 
@@ -107,7 +116,7 @@ def full_differences(
             _add_rows(tensors, modules[component], kind, parameter, change, end)
         else:
             encoder = _comfy_encoder(pipeline, component, modules[component])
-            layer = _with_text_model(component, layer, modules[component])
+            layer = with_text_model(component, layer, modules[component])
             tensors[f"text_encoders.{encoder}.transformer.{layer}.{end}"] = change.difference
     return tensors
 
@@ -157,7 +166,7 @@ def _joined(
         else:
             prefix = "lora_te" if pipeline == "StableDiffusionPipeline" else None
             prefix = prefix or _KOHYA_ENCODERS.get(component)
-            layer = _with_text_model(component, layer, modules[component])
+            layer = with_text_model(component, layer, modules[component])
             if prefix is None or not layer.startswith("text_model."):
                 raise _no_place(name, "Kohya's layout")
             joined[f"{prefix}_{layer.replace('.', '_')}"] = each
@@ -176,15 +185,12 @@ def _block_diagonal(parts: Mapping[int, LayerFactors], length: int) -> LayerFact
     return LayerFactors(down, up)
 
 
-def _with_text_model(component: str, layer: str, module: nn.Module | None = None) -> str:
-    """A CLIP layer's name with the wrapper ``text_model`` that files have and models lost."""
-    is_encoder = component.startswith("text_encoder")
-    is_t5 = ".block." in f".{layer}." or layer.startswith("shared")
-    if not is_encoder or is_t5 or layer.startswith(("text_model.", "text_projection")):
-        return layer
-    if module is not None and "t5" in type(module).__name__.lower():
-        return layer
-    return f"text_model.{layer}"
+def _padded(factors: LayerFactors, rank: int) -> LayerFactors:
+    """The same product at a larger rank, with zeros."""
+    down, up = factors.down, factors.up
+    missing = rank - factors.rank
+    zeros = down.new_zeros(missing, *down.shape[1:]), up.new_zeros(len(up), missing, *up.shape[2:])
+    return LayerFactors(torch.cat((down, zeros[0])), torch.cat((up, zeros[1]), dim=1))
 
 
 def _comfy_encoder(pipeline: str, component: str, module: nn.Module) -> str:

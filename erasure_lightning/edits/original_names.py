@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 #: Layer of the original -> the diffusers layers whose rows it holds, in their order.
 _FLUX: dict[str, tuple[str, ...]] = {
@@ -167,3 +167,14 @@ def _is_last(layer: str, name: str, shapes: Mapping[str, torch.Size]) -> bool:
     """Whether a context's modulation has two vectors, as in the last block, not six."""
     own = shapes[name.replace(layer, layer.replace("norm1_context", "norm1"))][0]
     return shapes[name][0] < own
+
+
+def with_text_model(component: str, layer: str, module: nn.Module | None = None) -> str:
+    """A CLIP layer's name with the wrapper ``text_model`` that files have and models lost."""
+    is_encoder = component.startswith("text_encoder")
+    is_t5 = ".block." in f".{layer}." or layer.startswith("shared")
+    if not is_encoder or is_t5 or layer.startswith(("text_model.", "text_projection")):
+        return layer
+    if module is not None and "t5" in type(module).__name__.lower():
+        return layer
+    return f"text_model.{layer}"

@@ -1,14 +1,31 @@
 """Exports, loaded back with the tools that they are meant for."""
 
+import copy
 import errno
+import json
 
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from original_layouts import original_tensors, second_generation, write_original
-from safetensors.torch import load_file
+from original_layouts import (
+    narrow_flux_reader,
+    original_tensors,
+    second_generation,
+    write_original,
+)
+from packages import install
+from safetensors.torch import load_file, save_file
 
-from erasure_lightning import apply_edit, erase, export_edit
+from erasure_lightning import (
+    Concept,
+    apply_edit,
+    compose,
+    erase,
+    export_edit,
+    import_edit,
+    load_edit,
+)
+from erasure_lightning.__main__ import main
 from erasure_lightning.backbones.tiny import TinyBackbone, TinyFlux, TinyPixArt, TinySD3, TinyXL
 from erasure_lightning.edits.original_names import TRANSFORMER_LAYERS, original_rows
 from erasure_lightning.errors import ErasureError
@@ -171,6 +188,32 @@ def test_an_edited_component_is_read_by_diffusers(edited, tmp_path):
     assert torch.allclose(latents(other), latents(pipeline), atol=1e-5)
 
 
+def test_an_edited_component_is_read_by_stock_in_the_authors_layout(edited, tmp_path, monkeypatch):
+    """Bit for bit; the control is the unedited pipeline."""
+    family, pipeline, edit, method = edited
+    narrow_flux_reader(monkeypatch)
+    export_edit(edit, tmp_path / "parts", "component", layout="original")
+    files = sorted((tmp_path / "parts").iterdir())
+    assert [file.stem for file in files] == sorted({n.partition(".")[0] for n in edit.tensors})
+    for file in files:
+        module = getattr(pipeline, file.stem)
+        module.save_pretrained(tmp_path / "configs" / file.stem)
+        if method == "text":  # as clip_l.safetensors and its kind are read, by transformers
+            file.replace(tmp_path / "configs" / file.stem / "model.safetensors")
+            other = type(module).from_pretrained(tmp_path / "configs" / file.stem)
+        else:
+            expected = original_tensors(pipeline)
+            names = {n for n in expected if n.startswith(("model.", "double_blocks", "single_bl"))}
+            assert names <= load_file(file).keys()
+            config = str(tmp_path / "configs")
+            other = type(module).from_single_file(str(file), config=config, subfolder=file.stem)
+        state = module.state_dict()
+        assert other.state_dict().keys() == state.keys()
+        assert all(torch.equal(value, state[name]) for name, value in other.state_dict().items())
+        plain = getattr(stock(family), file.stem).state_dict()
+        assert any(not torch.equal(plain[name], state[name]) for name in state)
+
+
 def test_the_users_checkpoint_gets_the_edit_and_nothing_else(edited, tmp_path):
     family, pipeline, edit, method = edited
     source = write_original(original_tensors(stock(family)), tmp_path / "model.safetensors")
@@ -270,6 +313,8 @@ def test_gated_adapters_are_no_weights(path):
         ({"format": "lora", "dtype": "half"}, "dtype needs one of"),
         ({"format": "component", "dtype": "float16"}, "dtype is for"),
         ({"format": "lora", "path": "no-ending"}, "ends in .safetensors"),
+        ({"format": "component", "layout": "ldm"}, "layout needs one of"),
+        ({"format": "diff", "layout": "original"}, "layout is for component"),
     ],
 )
 def test_mistakes_are_named_and_leave_nothing(options, message, path):
@@ -340,3 +385,153 @@ def test_a_family_without_a_place_for_it_is_refused(path):
     _, edit = erased(TinyPixArt, "closed")
     with pytest.raises(ErasureError, match="has none. Export it as"):
         export_edit(edit, path, "diff")
+
+
+def made_otherwise(kind, family, folder):
+    """The file of an edit on an edit of half strength, of a composition or of an imported edit."""
+    pipeline = stock(family)
+    text = {"method": "SAGE", "lr": 0.01, "warmup": 0, "steps": 2, "retention": []}
+    if kind == "import":
+        family().save(folder / "model")
+        state = {n: w for n, w in pipeline.unet.state_dict().items() if "attn2.to_v" in n}
+        save_file({n: w + torch.randn_like(w) / 9 for n, w in state.items()}, folder / "official")
+        (folder / "official").rename(folder / "official.safetensors")
+        official = folder / "official.safetensors", "speed", str(folder / "model")
+        return import_edit(*official, folder / "last.safetensors", ["cat"]).path
+    first = erase(pipeline, Concept("house", "dog"), method="UCE", **QUICK)
+    first.remove()
+    first.save(folder / "first" / "edit.safetensors")
+    if kind == "compose":
+        second = erase(pipeline, Concept("cat", "dog"), **text, **QUICK)
+        second.remove()
+        return compose(first, second).save(folder / "last" / "edit.safetensors")
+    apply_edit(folder / "first", pipeline).strength = 0.5
+    arguments = text if kind == "on another component" else {"method": "UCE"}
+    second = erase(pipeline, Concept("cat", "dog"), **arguments, **QUICK)
+    return second.save(folder / "last" / "edit.safetensors")
+
+
+def weights(pipeline):
+    parts = ("unet", "transformer", "text_encoder", "text_encoder_2")
+    modules = {name: getattr(pipeline, name, None) for name in parts}
+    return {
+        f"{component}.{name}": value
+        for component, module in modules.items()
+        if module is not None
+        for name, value in module.state_dict().items()
+    }
+
+
+def assert_weights(pipeline, expected, tolerance=0.0):
+    found = weights(pipeline)
+    assert found.keys() == expected.keys()
+    assert all(torch.allclose(found[n], expected[n], rtol=0, atol=tolerance) for n in found)
+
+
+ORIGINS = [
+    ("on the same component", TinyBackbone),
+    ("on the same component", TinyFlux),
+    ("on another component", TinyBackbone),
+    ("compose", TinyXL),
+    ("import", TinyBackbone),
+]
+
+
+@pytest.fixture(scope="module", params=ORIGINS, ids=lambda case: f"{case[0]}-{case[1].__name__}")
+def origin(request, tmp_path_factory):
+    """An edit's file, and three pipelines: with no edit, with those beneath it, with all."""
+    kind, family = request.param
+    file = made_otherwise(kind, family, tmp_path_factory.mktemp("origin"))
+    plain, beneath, edited = (stock(family) for _ in range(3))
+    load_edit(file).apply_base_edits(beneath)
+    apply_edit(file, edited)
+    return file, plain, beneath, edited
+
+
+def test_whole_models_hold_the_edits_beneath_too(origin, tmp_path):
+    file, plain, beneath, edited = origin
+    before, expected = weights(plain), weights(edited)
+    changed = {name.partition(".")[0] for name in before if not before[name].equal(expected[name])}
+    export_edit(file, tmp_path / "whole", "diffusers", pipeline=copy.deepcopy(plain))
+    assert_weights(DiffusionPipeline.from_pretrained(tmp_path / "whole"), expected)
+    own = {"pipeline": copy.deepcopy(plain)}
+    export_edit(file, tmp_path / "original", "component", layout="original", **own)
+    assert {path.stem for path in (tmp_path / "original").iterdir()} == changed
+    export_edit(file, tmp_path / "parts", "component", **own)
+    other = copy.deepcopy(plain)
+    for folder in (tmp_path / "parts").iterdir():
+        setattr(other, folder.name, type(getattr(other, folder.name)).from_pretrained(folder))
+    assert_weights(other, expected)
+    tensors = original_tensors(edited)
+    for name, model in (("plain", plain), ("beneath", beneath)):
+        source = write_original(original_tensors(model), tmp_path / f"{name}.safetensors")
+        target = tmp_path / f"{name}-edited.safetensors"
+        export_edit(file, target, "checkpoint", checkpoint=source, **own)
+        written, former = load_file(target), load_file(source)
+        assert written.keys() == tensors.keys()
+        assert all(torch.allclose(written[n], tensors[n], atol=1e-6) for n in tensors)
+        assert any(not torch.equal(written[n], former[n]) for n in tensors)
+    assert_weights(own["pipeline"], before)
+
+
+def test_differences_are_added_to_the_edits_beneath(origin, path):
+    file, plain, beneath, edited = origin
+    export_edit(file, path, "diff", pipeline=copy.deepcopy(plain))
+    added, expected = comfy(load_file(path), comfy_model(beneath)), comfy_model(edited)
+    assert all(torch.allclose(added[n], expected[n], atol=1e-6) for n in expected)
+    lora = path.with_name("lora.safetensors")
+    exported = export_edit(file, lora, "lora", energy=1, pipeline=copy.deepcopy(plain))
+    other = copy.deepcopy(plain)
+    load_edit(file).apply_base_edits(other)
+    other.load_lora_weights(str(lora))
+    other.fuse_lora(components=other._lora_loadable_modules)
+    other.unload_lora_weights()
+    if not exported.left_out:  # biases and norms of text encoders
+        assert_weights(other, weights(edited), 1e-4)
+
+
+NORMS = """
+import json
+from erasure_lightning.edits.export_format import PluginFormat
+
+class Norms(PluginFormat):
+    suffix = ".json"
+
+    def write(self, path, changes, pipeline, metadata, dtype):
+        norms = {name: float(c.difference.to(dtype).norm()) for name, c in changes.items()}
+        path.write_text(json.dumps({"on": type(pipeline).__name__, "norms": norms}))
+        if "fails" in str(self):
+            raise OSError(28, "No space left on device")
+"""
+
+
+def test_a_package_adds_a_format(tmp_path, monkeypatch, capsys):
+    _, edit = erased(TinyBackbone, "closed")
+    out = tmp_path / "out"
+    with pytest.raises(ErasureError, match="needs to be one of .*, adapters; found 'norms'"):
+        export_edit(edit, out / "a.json", "norms")  # the control
+    group = "erasure_lightning.formats"
+    targets = {"norms": "norm_format:Norms", "fails": "norm_format:Norms"}
+    install(tmp_path, "norms", targets, {"norm_format.py": NORMS}, group=group)
+    install(tmp_path, "gone", {"gone": "gone_away:Gone", "wrong": "json:dumps"}, group=group)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert export_edit(edit, out / "a.json", "norms", dtype="float16").format == "norms"
+    written = json.loads((out / "a.json").read_text())
+    assert written["on"] == "StableDiffusionPipeline"
+    assert written["norms"].keys() == edit.tensors.keys()
+    assert min(written["norms"].values()) > 0
+    for name, message in {
+        "nroms": "Did you mean 'norms'",
+        "norms": r"needs a name that ends in \.json",
+        "fails": r"ends in \.json",
+        "gone": r"The format gone could not be loaded from gone 1\.0 .* No module named 'gone_aw",
+        "wrong": "expected a subclass of PluginFormat",
+    }.items():
+        with pytest.raises(ErasureError, match=message):
+            edit.export(out / "b.bin", name)
+    with pytest.raises(ErasureError, match="No space left"):
+        edit.export(out / "b.json", "fails")
+    assert [path.name for path in out.iterdir()] == ["a.json"]
+    with pytest.raises(SystemExit):
+        main(["export", "--help"])
+    assert "adapters, fails, gone, norms, wrong." in " ".join(capsys.readouterr().out.split())

@@ -1,14 +1,17 @@
 """Checkpoints in one file: equal to stock, and every mistake in one line."""
 
-import inspect
 import json
 import shutil
 
 import diffusers
 import pytest
 import torch
-from diffusers.loaders import single_file_model, single_file_utils
-from original_layouts import original_tensors, second_generation, write_original
+from original_layouts import (
+    narrow_flux_reader,
+    original_tensors,
+    second_generation,
+    write_original,
+)
 from safetensors.torch import load_file
 
 from erasure_lightning.backbones.clip_tower import ClipTower
@@ -35,15 +38,7 @@ def third_generation():
 
 @pytest.fixture
 def narrow_flux(monkeypatch):
-    """diffusers' converter knows FLUX.1's width alone: the same code for the tiny one's."""
-    source = inspect.getsource(single_file_utils.convert_flux_transformer_checkpoint_to_diffusers)
-    space = dict(vars(single_file_utils))
-    exec(source.replace("inner_dim = 3072", "inner_dim = 32"), space)
-    monkeypatch.setitem(
-        single_file_model.SINGLE_FILE_LOADABLE_CLASSES["FluxTransformer2DModel"],
-        "checkpoint_mapping_fn",
-        space["convert_flux_transformer_checkpoint_to_diffusers"],
-    )
+    narrow_flux_reader(monkeypatch)
 
 
 CASES = {

@@ -5,14 +5,19 @@ import socket
 
 import httpx
 import pytest
+import torch
 import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import HfHubHTTPError
+from original_layouts import original_tensors, write_original
 from PIL import Image
 from report_runs import make_run
 from safetensors import safe_open
+from safetensors.torch import load_file
 
+from erasure_lightning import erase
 from erasure_lightning.__main__ import main
+from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.report.hub_folder import upload_hub_folder, write_hub_folder
 
@@ -120,6 +125,30 @@ def test_an_export_with_a_path_is_refused_and_no_folder_is_left(run):
     with pytest.raises(ErasureError, match=r"without paths of this machine; found .*in lora"):
         write_hub_folder(run, run / "hub", "owner/x", exports)
     assert not [path.name for path in run.iterdir() if "hub" in path.name]
+
+
+def test_the_users_checkpoint_with_the_edit_is_pushed(run, tmp_path, capsys):
+    TinyBackbone().save(tmp_path / "model")
+    pipeline = TinyBackbone().to_pipeline()
+    source = write_original(original_tensors(pipeline), tmp_path / "mine.safetensors")
+    edit = erase(pipeline, "cat", method="UCE", anchor="dog", progress_bar=False)
+    edit.metadata["backbone"] = str(tmp_path / "model")
+    edit.save(run / "edit.safetensors")
+    formats = ["--to", "checkpoint", "diff", "--no_gallery"]
+    capsys.readouterr()
+    assert "--checkpoint FILE" in error(capsys, run, "a/b", *formats)
+    assert "Did you mean 'lora'" in error(capsys, run, "a/b", "--to", "loar")
+    none = ("--checkpoint", tmp_path / "none.safetensors")
+    assert "No checkpoint at" in error(capsys, run, "a/b", *formats, *none)
+    assert not [path.name for path in run.iterdir() if "hub" in path.name]
+    code, _, _ = push(capsys, run, "a/b", *formats, "--checkpoint", source)
+    assert code == 0
+    names = {"README.md", "edit.safetensors", "checkpoint.safetensors", "diff.safetensors"}
+    assert {path.name for path in (run / "hub").iterdir()} == names
+    written, expected = load_file(run / "hub/checkpoint.safetensors"), original_tensors(pipeline)
+    assert all(torch.allclose(written[name], expected[name], atol=1e-6) for name in expected)
+    card = (run / "hub" / "README.md").read_text()
+    assert "`checkpoint.safetensors`: a single file of the whole edited model" in card
 
 
 @pytest.mark.parametrize("name", ["cats", "a/b/c", "a b/c", "/cats", "a/..", "https://hf.co/a/b"])
