@@ -75,8 +75,7 @@ def check_method(
         fitted = [_check_fit(*each, steps) for each in zip(makers, suitable, saved, strict=True)]
         # The first half once more, by a run that stops there; elsewhere what the whole one saved.
         quick_fit(makers[0](), steps // 2, total=steps, save=saved[0])
-        ends = {0, len(suitable) - 1} if thorough else {0}  # a UNet and a transformer
-        for i in sorted(ends):
+        for i in sorted({0, len(suitable) - 1 if thorough else 0}):  # a UNet, a transformer
             _check_resumed(fitted[i], makers[i], saved[i], steps)
     if not thorough:
         return fitted[0]

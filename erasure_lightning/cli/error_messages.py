@@ -110,7 +110,8 @@ def _line(text: str, key: str, parser: LightningArgumentParser, ending: str) -> 
             return f"{key} needs {{name: {match[1]}}} in its list; found {match[1]!r}"
         return f"{key} knows no {match[1]!r}{suggestion(match[1], _class_names(key))}"
     if match := re.match(r"the following arguments are required: (.*)", text):
-        return f"{key or 'erasure'} needs {match[1]}: give --{key}.{match[1].split(',')[0]}"
+        missing = [f"--{key}.{name.strip()}" for name in match[1].split(",")]
+        return f"{key or 'erasure'} needs {match[1]}: give {' and '.join(missing)}"
     if match := re.match(r"Not a valid subclass of (\w+)\. Got value: (.*)", text):
         return f"{key} needs the name of a {match[1]}; found {match[2]!r}"
     if match := re.match(r"Expected a (.+)\. Got value: (.*)", text):

@@ -74,7 +74,7 @@ def changed(**values):
     [
         (changed(methds=[]), "the suite has no 'methds'. Did you mean 'methods'?"),
         (changed(color=1), "the suite has no 'color'. Known: name, backbone, methods"),
-        ({"methods": ["uce"]}, "the suite needs backbone; found methods."),
+        ({"methods": ["uce"]}, "the suite needs backbone and concepts; found methods."),
         (
             {"backbone": "x", "methods": ["uce"]},
             "the suite needs concepts; found backbone, methods.",

@@ -267,7 +267,10 @@ def test_help_names_files_of_concepts(capsys):
         ),
         (["--model.lr", "7"], "erasure fit needs a method"),
         (["--model", "sgae"], "unknown method 'sgae'. Did you mean 'SAGE'? Known: "),
-        (["--model", "sage"], "model needs concepts: give --model.concepts"),
+        (
+            ["--model", "sage"],
+            "model needs concepts, backbone: give --model.concepts and --model.backbone",
+        ),
         (["--model", "trivial.Missing"], "model: module 'trivial' has no attribute 'Missing'"),
         ([*SAGE, "--model.lrr", "1"], "model has no option 'lrr'. Did you mean 'lr'?"),
         ([*SAGE, "--model.lr", "abc"], "model.lr needs a number; found 'abc'"),
