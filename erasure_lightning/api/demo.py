@@ -46,6 +46,21 @@ _SMALL = 200
 
 _CSS = Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
 
+_THEME = {
+    "primary_hue": "indigo",
+    "font": ["system-ui", "sans-serif"],
+    "font_mono": ["ui-monospace", "monospace"],
+}
+
+#: Arguments of the page: without a public address, served by a thread.
+_LAUNCH: dict[str, Any] = {
+    "share": False,
+    "quiet": True,
+    "prevent_thread_lock": True,
+    "footer_links": [],
+    "ssr_mode": False,
+}
+
 
 class WordButton(NamedTuple):
     """A word of a concept and the prompt that its button sets."""
@@ -157,20 +172,9 @@ def serve_demo(
         gradio = _gradio()
         page = _page(gradio, SideBySide(run, steps))
         try:
+            theme = gradio.themes.Default(**_THEME)
             _, address, _ = page.launch(
-                server_name=host,
-                server_port=port,
-                share=False,
-                quiet=True,
-                prevent_thread_lock=True,
-                footer_links=[],
-                ssr_mode=False,
-                css=_CSS,
-                theme=gradio.themes.Default(
-                    primary_hue="indigo",
-                    font=["system-ui", "sans-serif"],
-                    font_mono=["ui-monospace", "monospace"],
-                ),
+                server_name=host, server_port=port, css=_CSS, theme=theme, **_LAUNCH
             )
         except OSError as error:
             raise ErasureError(f"The demo needs a free port at {host}: {error}") from error

@@ -35,6 +35,13 @@ from erasure_lightning.runs.folder import RUNS_FOLDER, slug
 #: Image seeds of ``erasure fit``, where a suite does not give their number.
 _SEEDS = 3
 
+#: Flags that run no cell.
+_MODES = {
+    "list": "Print the number and the status of each cell.",
+    "summary": "Summarize the cells that have finished.",
+    "check": "Measure whether each concept is drawn before any edit.",
+}
+
 
 def run_benchmark(argv: list[str]) -> None:
     """Run, list, check or summarize a suite.
@@ -75,30 +82,17 @@ def _parser() -> Arguments:
     parser.add_argument(
         "suite", metavar="SUITE", help="A YAML file, or the name of a shipped one (emoji-bench)."
     )
-    parser.add_argument(
-        "--run_dir", type=Path, help="The benchmark's folder; by default runs/NAME."
+    parser.add_options(Path, run_dir="The benchmark's folder; by default runs/NAME.")
+    parser.add_options(
+        int,
+        jobs="Number of cells that run at the same time.",
+        threads="Threads of each; by default OMP_NUM_THREADS, else an equal share of the cores.",
     )
-    parser.add_argument("--jobs", type=int, default=1, help="Cells that run side by side.")
-    parser.add_argument(
-        "--threads",
-        type=int,
-        help="Threads of each; by default OMP_NUM_THREADS, else an equal share of the cores.",
-    )
-    chosen = parser.add_mutually_exclusive_group()
-    chosen.add_argument(
-        "--list", action="store_true", help="Print the number and the status of each cell."
-    )
-    chosen.add_argument(
-        "--cell", type=int, help="Run the cell of this number alone, as in an array of SLURM."
-    )
-    chosen.add_argument(
-        "--summary", action="store_true", help="Run no cell; summarize those that have finished."
-    )
-    chosen.add_argument(
-        "--check",
-        action="store_true",
-        help="Run no cell; measure whether each concept is drawn before any edit.",
-    )
+    parser.set_defaults(jobs=1)
+    modes = parser.add_mutually_exclusive_group()
+    modes.add_argument("--cell", type=int, help="Run one cell, by number, as in a SLURM array.")
+    for name, text in _MODES.items():
+        modes.add_argument(f"--{name}", action="store_true", help=text)
     return parser
 
 

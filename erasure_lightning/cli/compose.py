@@ -35,18 +35,16 @@ def run_compose(argv: list[str]) -> None:
 def _parser() -> Arguments:
     parser = Arguments(
         "compose",
-        "Add the differences of several edits of one model into one edit, without training, and say"
-        " where two of them change the same tensors. No edit of adapters that act by prompt or"
-        " image can be added.",
+        "Add the differences of several edits of one model into one edit, without training, and"
+        " list tensors that two of them change. Edits of adapters that act by prompt or image"
+        " cannot be added.",
     )
-    parser.add_argument(
-        "runs", nargs="+", type=Path, metavar="RUN", help="A run's folder, or its edit.safetensors."
-    )
+    parser.add_run(several=True)
     parser.add_argument(
         "--out",
         type=Path,
         required=True,
         metavar="PATH",
-        help="A new folder, or a .safetensors file; nothing is overwritten.",
+        help="A new folder, or a .safetensors file; existing files are not overwritten.",
     )
     return parser

@@ -32,5 +32,5 @@ def _parser() -> Arguments:
         " adapters; comments say what differs.",
     )
     parser.add_argument("file", type=Path, metavar="FILE", help="The YAML file.")
-    parser.add_argument("--out", type=Path, help="A new file; by default the config is printed.")
+    parser.add_options(Path, out="A new file; by default the config is printed.")
     return parser

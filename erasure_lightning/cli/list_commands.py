@@ -31,11 +31,9 @@ def run_attacks(argv: list[str]) -> None:
 
 def _print_offers(command: str, description: str, known: list[Offer], argv: list[str]) -> Namespace:
     parser = Arguments(command, description)
-    parser.add_argument(
-        "--families", action="store_true", help="Print which of them runs on which model family."
-    )
-    parser.add_argument(
-        "--verbose", action="store_true", help="Load each, and print why where that fails."
+    parser.add_flags(
+        families="Print which of them runs on which model family.",
+        verbose="Load each, and print the error of those that fail.",
     )
     options = parser.parse(argv)
     if options.families:
@@ -81,12 +79,9 @@ def _print_worlds() -> None:
 def run_compare(argv: list[str]) -> None:
     """Print the figures of runs, or the scores of images, side by side."""
     parser = Arguments("compare", "Put the figures of equally measured runs side by side.")
-    parser.add_argument(
-        "runs",
-        nargs="+",
-        type=Path,
-        metavar="RUN",
-        help="A run's folder, or its metrics.json; a folder of `erasure score`, or its score.json.",
+    parser.add_run(
+        "A run's folder, or its metrics.json; a folder of `erasure score`, or its score.json.",
+        several=True,
     )
     paths: list[Path] = parser.parse(argv).runs
     if score := _score_file(paths[0]):

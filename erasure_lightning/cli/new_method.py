@@ -72,11 +72,9 @@ def run_new_method(argv: list[str]) -> None:
 def _parser() -> Arguments:
     parser = Arguments("new-method", "Write a method that works, to be rewritten into your own.")
     parser.add_argument("name", metavar="NAME", help="Its class name: MyMethod, or my-method.")
-    parser.add_argument(
-        "--plugin", action="store_true", help="As a package of its own, not in a checkout."
-    )
-    parser.add_argument(
-        "--closed_form", action="store_true", help="Solved for in one step, not trained."
+    parser.add_flags(
+        plugin="As a package of its own, not in a checkout.",
+        closed_form="Solved for in one step, not trained.",
     )
     parser.add_argument(
         "--folder", type=Path, default=Path(), help="The checkout, or the package's parent folder."
