@@ -1,7 +1,6 @@
 import pytest
 import torch
-from lightning import Trainer
-from trivial import Distillation, Exploding, Idle
+from trivial import Distillation, Exploding, Idle, quiet_trainer
 
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.callbacks.edit_export import ExportEdit
@@ -14,13 +13,8 @@ from erasure_lightning.errors import ErasureError
 
 def fit(folder, method, *callbacks, steps=3):
     module = method(concepts=[Concept("cat", "dog")], backbone=TinyBackbone(), lr=1e-3)
-    trainer = Trainer(
+    trainer = quiet_trainer(
         max_steps=steps,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
         default_root_dir=folder,
         callbacks=[*callbacks, EditValidation(), ExportEdit("a: 1\n")],
     )
