@@ -155,11 +155,11 @@ def serve_demo(
     steps: int | None = None,
     ready: Callable[[str], None] = print,
 ) -> None:
-    """Serve the page of a run until it is interrupted; nothing leaves the machine.
+    """Serve the page of a run until it is interrupted; no data leaves the machine.
 
     Args:
         run: A run's folder, or its ``edit.safetensors``.
-        host: Address that it is bound to. The default is reached from this machine alone.
+        host: Address that it is bound to. The default is reachable from this machine only.
         port: The port; by default the first free one from 7860.
         steps: Sampling steps, at least 1; the world's by default, else 50.
         ready: Is called with the page's address once it is there.
@@ -188,7 +188,7 @@ def serve_demo(
 
 @contextmanager
 def _private(folder: str) -> Iterator[None]:
-    """Gradio's environment: no statistics, a folder of images that goes away, no proxy."""
+    """Gradio's environment: no statistics, a temporary folder of images, no proxy."""
     hosts = [os.environ.get("NO_PROXY", ""), "127.0.0.1", "localhost"]
     settings = {
         "GRADIO_ANALYTICS_ENABLED": "False",

@@ -91,7 +91,7 @@ def check_edit(module: ErasureModule, initial_adapters: dict[str, Tensor]) -> No
     if not changed:
         raise ErasureError(
             f"{type(module).__name__} changed none of its {len(editable)} parameters; nothing was"
-            " written. Give it more steps (--trainer.max_steps) or a higher learning rate, or look"
+            " written. Give it more steps (--trainer.max_steps) or a higher learning rate, or check"
             " at its concepts."
         )
 

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.words import did_you_mean
 
-#: What options are called elsewhere, where no likeness of letters finds ours.
+#: Names of options in other software and earlier versions, with no spelling in common with ours.
 _ELSEWHERE = {
     "--out": "--run_dir",
     "--output": "--run_dir",
@@ -39,8 +39,8 @@ class Arguments(argparse.ArgumentParser):
     """An argparse parser with the errors, the help and the strictness of runs.
 
     Args:
-        command: What stands behind ``erasure``.
-        description: What it does, a sentence or two.
+        command: Its name, behind ``erasure``.
+        description: Text of ``--help``, a sentence or two.
     """
 
     def __init__(self, command: str, description: str) -> None:

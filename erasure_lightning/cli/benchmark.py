@@ -77,7 +77,7 @@ def _parser() -> Arguments:
     parser = Arguments(
         "benchmark",
         "Erase each concept of a suite by each of its methods, attack each edit, and summarize the"
-        " figures. Run again, it goes on where it was stopped; failed cells are tried again.",
+        " figures. A second call resumes; failed cells are tried again.",
     )
     parser.add_argument(
         "suite", metavar="SUITE", help="A YAML file, or the name of a shipped one (emoji-bench)."
@@ -183,7 +183,7 @@ def _threads(jobs: int) -> int:
 
 @contextlib.contextmanager
 def _interruptible(suite: str, out: Path) -> Iterator[None]:
-    """Stop for SIGTERM as for Ctrl-C, and print how to go on."""
+    """Stop for SIGTERM as for Ctrl-C, and print the command that resumes."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -193,7 +193,7 @@ def _interruptible(suite: str, out: Path) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         print(
-            f"Stopped; finished cells are kept in {out}, and the others save what they can. Go on"
+            f"Stopped; finished cells are in {out}, and the others save what they can. Resume"
             f" with the same command: erasure benchmark {suite} --run_dir {out}",
             flush=True,
         )
@@ -214,7 +214,7 @@ def _check_options(suite: Suite, missing: Sequence[Job]) -> None:
     for attack in suite.attacks:
         if attack.attack.isidentifier():
             find_attack(attack.attack)
-    # The folder of a suite that cannot run would be in the way.
+    # A suite that cannot run must leave no folder.
     with tempfile.TemporaryDirectory() as scratch:
         for path, text in initial_files(suite, Path(scratch)):
             write_atomically(path, text.encode())

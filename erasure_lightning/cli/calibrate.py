@@ -141,7 +141,7 @@ def _premise(calibration: Calibration) -> str:
     if calibration.holds():
         return f"The premise holds: {chance}."
     return (
-        f"The premise does not hold: {chance}. Random neighbours cannot tell them apart and only"
+        f"The premise does not hold: {chance}. Random neighbours do not separate them and only"
         " smooth."
     )
 

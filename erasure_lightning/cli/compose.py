@@ -1,4 +1,4 @@
-"""``erasure compose``: several edits of one model as one, with a report of where they meet."""
+"""``erasure compose``: several edits of one model as one, with a report of shared tensors."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def run_compose(argv: list[str]) -> None:
     out: Path = options.out
     if out.suffix == ".safetensors":
         if out.exists():
-            raise ErasureError(f"{out} exists already, and nothing is overwritten. Choose another.")
+            raise ErasureError(f"{out} exists already, and is not overwritten. Choose another.")
     elif out.is_file():
         raise ErasureError(f"--out needs a folder or a .safetensors file; found the file {out}.")
     else:

@@ -1,4 +1,4 @@
-"""``erasure import``: what official code wrote, as an edit that every command takes."""
+"""``erasure import``: a file of official code as an edit that every command reads."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ _LAYOUTS = ("esd", "uce", "speed", "mace", "spm", "leco", "diffusers-lora")
 
 
 def run_import(argv: list[str]) -> None:
-    """Import a file and say what it became.
+    """Import a file and print the report of its edit.
 
     Raises:
         ErasureError: If the file is of another layout or model, or the output exists.
@@ -30,7 +30,7 @@ def run_import(argv: list[str]) -> None:
 def _parser() -> Arguments:
     parser = Arguments(
         "import",
-        "Turn what a method's official code wrote into an edit that test, attack, report, export"
+        "Convert a file of a method's official code into an edit that test, attack, report, export"
         " and apply_edit read. docs/import.md lists the layouts.",
     )
     parser.add_argument(

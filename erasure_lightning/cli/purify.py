@@ -13,7 +13,7 @@ from erasure_lightning.metrics.drift import Drift
 
 
 def run_purify(argv: list[str]) -> None:
-    """Purify images and print how far they moved.
+    """Purify images and print their changes.
 
     Raises:
         ErasureError: If an image or the edit cannot be read, or a file would be overwritten.

@@ -1,4 +1,4 @@
-"""``erasure report``: runs as a page to send to a colleague, and as a model card."""
+"""``erasure report``: runs as a self-contained HTML page, and as a model card."""
 
 from pathlib import Path
 

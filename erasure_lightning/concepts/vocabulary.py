@@ -57,7 +57,7 @@ class Vocabulary:
         self.labels: tuple[str, ...] = tuple(dict.fromkeys(names))
 
     def named(self, words: Iterable[str]) -> set[str]:
-        """Labels that words stand for: of that name, else all with that tag."""
+        """Labels of a name, else all labels with that tag."""
         if self.world is None:
             return set(filter(naming(words), self.labels))
         return {label for word in words for label in self.world.labels_of(word)}

@@ -32,12 +32,12 @@ _MAX_PAIRS = 12
 #: A path that begins with a user's home.
 _HOME = re.compile(r"(/home|/Users|[A-Za-z]:[\\/]+Users)[\\/]+\w|(?<![\w.])/root/\w")
 
-#: Files of plain text in which no path may stand. Tokenizers' are lists of words.
+#: Files of plain text that may contain no path. Tokenizers' are lists of words.
 _TEXTS = {".md", ".yaml", ".yml", ".json"}
 
-#: What the Hub's answers mean, by HTTP status.
+#: Meaning of the Hub's responses, by HTTP status.
 _REFUSALS = {
-    401: "it knows no account for the token; log in with `hf auth login`",
+    401: "it found no account for the token; log in with `hf auth login`",
     403: "the token may not write there; use one with the permission to write",
     409: "the repository exists already, and is not overwritten; choose another name or delete it",
 }
@@ -50,7 +50,7 @@ def write_hub_folder(
     exports: Mapping[str, Callable[[Path], object]] | None = None,
     with_gallery: bool = True,
 ) -> list[str]:
-    """Write all that a repository on the Hub is to hold; no account and no network is needed.
+    """Write the files of a repository on the Hub; needs no account and no network.
 
     Paths of the machine and secrets are left out of the edit's metadata, of the card, and of the
     configs of exported models. The folder appears once it is complete.
@@ -182,7 +182,7 @@ def _complete_or_absent(folder: Path) -> Iterator[Path]:
 
 
 def _edit_of(run: Path) -> Path:
-    """The edit of a run's folder, or of the run that a folder of ``erasure test`` lies in."""
+    """The edit of a run's folder, or of the run that contains a folder of ``erasure test``."""
     return run / EDIT_FILE if (run / EDIT_FILE).is_file() else run.resolve().parent / EDIT_FILE
 
 
@@ -261,7 +261,7 @@ def _check_privacy(folder: Path) -> None:
             place = found if isinstance(found, str) else found[0]
             raise ErasureError(
                 f"A push needs files without paths of this machine; found {place!r} in"
-                f" {path.relative_to(folder)}. Rename what holds it, and write the folder again."
+                f" {path.relative_to(folder)}. Remove the path, and write the folder again."
             )
 
 

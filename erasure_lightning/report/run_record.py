@@ -185,7 +185,7 @@ def _section(config: str, name: str) -> dict[str, Any]:
 
 
 def _planned_metadata(config: str) -> dict[str, Any]:
-    """Metadata of an unfinished run's edit, as far as its config says."""
+    """Metadata of an unfinished run's edit, as far as its config has it."""
     model = _section(config, "model")
     arguments = model.get("init_args") or {}
     return {

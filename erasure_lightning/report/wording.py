@@ -194,12 +194,12 @@ def remarks(record: RunRecord) -> list[Sentence]:
 
 
 def _earlier_edits(record: RunRecord, beneath: Sequence[Mapping[str, Any]]) -> Iterator[TextPiece]:
-    """What the edit rests on, and whether the concepts of earlier edits are still gone."""
+    """Sentences on base edits, and whether their concepts are still erased."""
     titles = ", ".join(str(entry["edit"]) for entry in beneath)
-    yield TextPiece(f"It rests on {titles}; “before” is the model without any edit. ")
+    yield TextPiece(f"It is based on {titles}; “before” is the model without any edit. ")
     earlier = recognized_share(record, "earlier", "after")
     if earlier is None:
-        yield TextPiece("Whether the earlier concepts are still gone was not measured.")
+        yield TextPiece("Whether the earlier concepts are still erased was not measured.")
         return
     names = [concept["name"] for entry in beneath for concept in entry["concepts"]]
     yield TextPiece(f"What was erased earlier ({shortened_names(names)}) is drawn in ")
@@ -225,7 +225,7 @@ def limitations(record: RunRecord) -> list[str]:
 
 
 def _missed_images(efficacy: Estimate | None) -> str:
-    """What a test without any image of the concept leaves open; empty for other results."""
+    """Share that a test without any image of the concept may miss; empty for other results."""
     if not efficacy or efficacy.mean > 0:
         return ""
     share = percent(undetected_share(efficacy.pictures))

@@ -284,12 +284,12 @@ def test_help_names_files_of_concepts(capsys):
         ([*SAGE, "word"], "unknown argument 'word'"),
         (
             [*SAGE, "--trainer.logger", "wanb"],
-            "trainer.logger knows no 'wanb'. Did you mean 'wandb'?",
+            "unknown trainer.logger 'wanb'. Did you mean 'wandb'?",
         ),
         (
             [*SAGE, "--trainer.callbacks+=GlobalSemanticAlignmnt"],
             (
-                "trainer.callbacks knows no 'GlobalSemanticAlignmnt'. Did you mean"
+                "unknown trainer.callbacks 'GlobalSemanticAlignmnt'. Did you mean"
                 " 'GlobalSemanticAlignment'?"
             ),
         ),

@@ -116,7 +116,7 @@ def test_an_edit_names_those_it_rests_on_and_needs_them(tmp_path):
     path = second.save(tmp_path / "second" / "edit.safetensors")
     plain = TinyBackbone().to_pipeline()
     before = weights(plain)
-    with pytest.raises(ErasureError, match="rests on UCE of cat .* must be applied first"):
+    with pytest.raises(ErasureError, match="is based on UCE of cat .* must be applied first"):
         apply_edit(path, plain)  # its own component, the text encoder, would fit
     assert same(weights(plain), before)
     solved(plain, "cat")
@@ -174,7 +174,7 @@ def test_a_module_starts_from_edits_and_its_teacher_has_them(tmp_path):
     plain.configure_model()
     checkpoint = {}
     module.on_save_checkpoint(checkpoint)
-    with pytest.raises(ErasureError, match="rests on UCE of cat .*; the model has no edit"):
+    with pytest.raises(ErasureError, match="is based on UCE of cat .*; the model has no edit"):
         plain.on_load_checkpoint(checkpoint)
 
 
