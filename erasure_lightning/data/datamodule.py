@@ -72,8 +72,8 @@ class PromptData(LightningDataModule):
         draw_size: Images drawn in a batch.
         originals: Cache folder of the original model's images, for runs with the same protocol.
         prompts: A CSV for ``predict`` in the columns of I2P (``prompt``, ``evaluation_seed``, and
-            optionally ``case_number``, ``guidance``, ``steps``, ``height`` and ``width``, which have
-            precedence), Ring-A-Bell, MMA-Diffusion or SPEED.
+            optionally ``case_number``, ``guidance``, ``steps``, ``height`` and ``width``, which
+            have precedence), Ring-A-Bell, MMA-Diffusion or SPEED.
 
     Raises:
         ErasureError: If a number is out of range, or the CSV is missing, empty or malformed.

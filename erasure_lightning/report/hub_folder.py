@@ -20,7 +20,7 @@ from erasure_lightning.report.card import HubContent, is_hub_id, render_card
 from erasure_lightning.report.edit_file import read_edit_file
 from erasure_lightning.report.images import ImagePair
 from erasure_lightning.report.privacy import without_paths
-from erasure_lightning.report.run_record import read_run_record
+from erasure_lightning.report.run_record import RunRecord, read_run_record
 from erasure_lightning.runs.redaction import redact_secrets
 
 #: The card, as the Hub names it.
@@ -85,12 +85,7 @@ def write_hub_folder(
             for name, write in (exports or {}).items()
         }
         gallery = _write_gallery(record.image_pairs, partial) if with_gallery else []
-        public = replace(
-            record,
-            edit=read_edit_file(partial / EDIT_FILE),
-            config=_public_yaml(record.config),
-            metadata=redact_secrets(record.metadata),
-        )
+        public = _public_record(record, partial / EDIT_FILE)
         card = render_card(public, HubContent(repository, files, gallery))
         write_atomically(partial / HUB_CARD_FILE, card.encode(errors="replace"))
         _remove_origins(partial)
@@ -194,6 +189,16 @@ def _write_public_edit(source: Path, target: Path) -> None:
     if config:
         public["config"] = _public_yaml(config)
     write_edit(target, tensors, public)
+
+
+def _public_record(record: RunRecord, edit: Path) -> RunRecord:
+    """The record of a run without secrets, with the summary of its public edit file."""
+    return replace(
+        record,
+        edit=read_edit_file(edit),
+        config=_public_yaml(record.config),
+        metadata=redact_secrets(record.metadata),
+    )
 
 
 def public_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
