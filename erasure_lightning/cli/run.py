@@ -290,8 +290,8 @@ def _use_launched_ranks(trainer: Namespace) -> None:
         trainer.num_nodes = nodes
     elif str(trainer.devices).isdecimal() and int(trainer.devices) != here:
         raise ErasureError(
-            f"torchrun has started {here} processes on this machine, and --trainer.devices says"
-            f" {trainer.devices}. Give --trainer.devices {here}, or leave the option out."
+            f"torchrun has started {here} processes on this machine, and --trainer.devices is"
+            f" {trainer.devices}. Set --trainer.devices {here}, or leave the option out."
         )
 
 

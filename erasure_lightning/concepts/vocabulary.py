@@ -100,15 +100,17 @@ class Vocabulary:
         if not erased:
             return []
         anchors = [c.anchor for c in erased if c.anchor]
-        gone = {folded(c.name) for c in erased}
+        excluded = {folded(c.name) for c in erased}
         if self.world:
             own = set(map(folded, self.world.styles))
             more = [anchor for anchor in anchors if folded(anchor) not in own]
             known = dict.fromkeys((*self.world.styles, *more))
-            return [style for style in known if folded(style) not in gone]
-        gone |= {folded(word) for c in erased for word in c.domain}
+            return [style for style in known if folded(style) not in excluded]
+        excluded |= {folded(word) for c in erased for word in c.domain}
         apart = [
-            s for s in WELL_KNOWN_STYLES if not any(g in folded(s) or folded(s) in g for g in gone)
+            s
+            for s in WELL_KNOWN_STYLES
+            if not any(g in folded(s) or folded(s) in g for g in excluded)
         ]
         return list(dict.fromkeys((*anchors, *apart)))
 

@@ -133,7 +133,7 @@ class Edit:
             if missing_base_edits(self.metadata, pipeline):
                 raise ErasureError(
                     f"{edit_title(self.metadata)} needs the model it was made on, with"
-                    f" {titles(self.metadata['base_edits'])} and nothing else; found another model"
+                    f" {titles(self.metadata['base_edits'])} and no other edit; found another model"
                     " beneath, or further edits. Apply it to the model it was made on."
                 )
         except ErasureError:

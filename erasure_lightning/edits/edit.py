@@ -229,7 +229,7 @@ class _Change:
     def _refuse(self) -> None:
         title = self.component.title
         if self.original is None:
-            actual = "an edit of an earlier version, which does not say which. Fit it again"
+            actual = "an edit of an earlier version, without fingerprints. Fit it again"
         elif self._records():
             actual = (
                 f"one that holds another edit{self._last_edit()}. Load the pipeline again, erase"

@@ -213,8 +213,11 @@ def limitations(record: RunRecord) -> list[str]:
     missed = _missed_images(recognized_share(record, "efficacy", "after"))
     sentences: list[tuple[object, str]] = [
         (result, _SEEDS_ALONE),
-        (attacks and not result, "Apart from the attacks, nothing was measured."),
-        (not attacks and not result, "Nothing was measured: the effect of this edit is unknown."),
+        (attacks and not result, "No figures were measured apart from the attacks."),
+        (
+            not attacks and not result,
+            "No figures were measured: the effect of this edit is unknown.",
+        ),
         (missed, missed),
         (result and result.protocol.scorer, _SCORER_ERRORS),
         (record.edit and not attacks, _NOT_ATTACKED),

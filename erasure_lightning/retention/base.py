@@ -177,8 +177,8 @@ def retained_prompts(module: ErasureModule, nearness: float) -> list[str]:
     captions += vocabulary.related_captions()
     if not captions:
         raise ErasureError(
-            "Retention needs prompts; found that concepts and domains are all that the world"
-            " knows. Give prompts."
+            "Retention needs prompts; found no label of the world beside concepts and domains."
+            " Give prompts."
         )
     return captions
 

@@ -39,7 +39,7 @@ def test_an_edit_is_written_with_its_metadata(tmp_path):
 
 def test_an_edit_that_changed_nothing_is_an_error(tmp_path):
     with pytest.raises(
-        ErasureError, match=r"Idle changed none of its \d+ parameters; nothing was written"
+        ErasureError, match=r"Idle changed none of its \d+ parameters; no file was written"
     ):
         fit(tmp_path, Idle)
     assert not (tmp_path / "edit.safetensors").exists()
@@ -61,7 +61,7 @@ class Spoiled(Distillation):
 
 def test_a_non_finite_edit_is_an_error(tmp_path):
     with pytest.raises(
-        ErasureError, match=r"holds NaN or infinity in 1 of \d+ parameters.*nothing was written"
+        ErasureError, match=r"holds NaN or infinity in 1 of \d+ parameters.*no file was written"
     ):
         fit(tmp_path, Spoiled)
     assert not (tmp_path / "edit.safetensors").exists()
