@@ -11,9 +11,10 @@ cores. Finished runs in ``--out`` are reused, so that a stopped table is resumed
 """
 
 import argparse
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from statistics import harmonic_mean
+from typing import Any
 
 from rows import fitted, head, line, mean
 
@@ -116,6 +117,13 @@ def compact(method: str, runs: list[tuple[dict, dict] | None]) -> str:
     return line([method, *cells])
 
 
+def print_compact(options: argparse.Namespace, runs: dict[tuple[str, str], Future[Any]]) -> None:
+    """Print one table for all concepts."""
+    print(head(["own domain retain feature", *options.concepts]))
+    for method in options.methods:
+        print(compact(method, [runs[concept, method].result() for concept in options.concepts]))
+
+
 def main() -> None:
     """Print a table for each concept, or one for all, as Markdown."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -146,10 +154,7 @@ def main() -> None:
             for method in options.methods
         }
         if options.compact:
-            print(head(["own domain retain feature", *options.concepts]))
-            for method in options.methods:
-                results = [runs[concept, method].result() for concept in options.concepts]
-                print(compact(method, results))
+            print_compact(options, runs)
             return
         for concept in options.concepts:
             print(f"\n**{concept}**\n\n{head(list(HEAD))}")

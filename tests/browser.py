@@ -147,15 +147,14 @@ class Browser:
         }
         os.write(self.to, json.dumps(message).encode() + b"\0")
 
+    def resize(self, width):
+        """Show pages in a window of a width in pixels, a phone's below 600."""
+        size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 600}
+        self.ask("Emulation.setDeviceMetricsOverride", **size)
+
     def look(self, page, width=1280, dark=False):
         """Load a file in a window of a width in pixels, and return the `Visit`."""
-        self.ask(
-            "Emulation.setDeviceMetricsOverride",
-            width=width,
-            height=800,
-            deviceScaleFactor=1,
-            mobile=width < 600,
-        )
+        self.resize(width)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.ask("Emulation.setEmulatedMedia", features=[scheme])
         self.events.clear()

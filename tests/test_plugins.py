@@ -206,7 +206,7 @@ def test_a_broken_retention_callback_is_an_error_only_where_it_is_named(capsys):
             "The retention callback GoneRetention could not be loaded from gone 1.0"
             " (gone_away:GoneRetention): ModuleNotFoundError: No module named 'gone_away'."
         ),
-        "MyRetentoin": "trainer.callbacks knows no 'MyRetentoin'. Did you mean 'MyRetention'",
+        "MyRetentoin": "unknown trainer.callbacks 'MyRetentoin'. Did you mean 'MyRetention'",
     }.items():
         assert main(["fit", *TINY, f"--trainer.callbacks+={name}"]) == 2
         (line,) = capsys.readouterr().err.splitlines()

@@ -1,5 +1,6 @@
 """Minimal methods and an attack, to test base classes, callbacks and the registry with."""
 
+from lightning import Trainer
 from torch.nn.functional import mse_loss
 
 from erasure_lightning.attacks.base import AttackResult, ConceptAttack
@@ -15,6 +16,18 @@ TINY = [
     *("--trainer.enable_progress_bar", "false", "--trainer.log_every_n_steps", "1"),
     *("--model.concepts", "[{name: cat, anchor: dog}]"),
 ]
+
+
+def method_options(name, backbone="TinyBackbone", concepts="[{name: cat, anchor: dog}]"):
+    """Arguments of the command line that choose a method, its concepts and its backbone."""
+    return ["--model", name, "--model.concepts", concepts, "--model.backbone", str(backbone)]
+
+
+def quiet_trainer(**arguments):
+    """A trainer on the CPU without logger, checkpoints, progress bar and summary."""
+    quiet = {"logger": False, "enable_checkpointing": False}
+    quiet |= {"enable_progress_bar": False, "enable_model_summary": False}
+    return Trainer(accelerator="cpu", **quiet | arguments)
 
 
 class Distillation(GradientErasure):

@@ -17,6 +17,32 @@ from erasure_lightning.testing import quick_fit
 CAT = [Concept("cat", "dog", domain=["bird"])]
 
 
+def plain_images(target, case):
+    """Images of the edited model for the case's own sentence."""
+    return target.draw(target.edited.encode([case.sentence]), case.seeds)
+
+
+def check_untrained(attack, **arguments):
+    """Without training, the images are the plain ones; with it, they are not."""
+    target = tiny_target()
+    (case,) = target.cases(1)
+    (result,) = attack(**arguments).run(target, 1)
+    assert torch.equal(result.images, plain_images(target, case))
+    (control,) = attack().run(target, 1)
+    assert not torch.allclose(control.images, plain_images(target, case), atol=1e-3)
+
+
+def check_repeatable(attack):
+    """Equal seeds give equal images, others do not, and the edited model is not modified."""
+    target = tiny_target()
+    before = weights(target.edited)
+    first, again, other = (attack(seed=seed).run(target, 0)[0] for seed in (0, 0, 1))
+    assert torch.equal(first.images, again.images)
+    assert not torch.equal(first.images, other.images)
+    assert all(torch.equal(before[n], value) for n, value in weights(target.edited).items())
+    assert not any(p.grad is not None for p in target.edited.parameters())
+
+
 def tiny_target(concepts=CAT, family=TinyBackbone, **settings):
     """A tiny model whose cat is redirected to the dog; its scorer's verdicts are arbitrary."""
     models = _tiny_models(family)

@@ -1,1 +1,1 @@
-"""The front door: erase, evaluate, attack, load and apply edits."""
+"""Functions of the public API: erase, fit, evaluate, attack, load and apply edits."""

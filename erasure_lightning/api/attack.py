@@ -1,4 +1,4 @@
-"""Attacks on an edit: how much of the concept comes back."""
+"""Attacks on an edit: how much of the concept is restored."""
 
 import hashlib
 from collections.abc import Callable
@@ -35,7 +35,7 @@ def attack_edit(
         report: Gets a line after each attempt.
 
     Raises:
-        ErasureError: If the edit cannot be read, nothing can score its images, or the folder holds
+        ErasureError: If the edit cannot be read, no scorer fits its images, or the folder holds
             an outcome already.
     """
     path = locate_checkpoint(str(checkpoint), "attack")
@@ -74,7 +74,7 @@ def check_no_outcome(folder: Path, attack: str) -> None:
     """
     if (folder / OUTCOME_FILE).exists():
         raise ErasureError(
-            f"{folder} holds an outcome of {attack} already, which is never overwritten. Choose"
+            f"{folder} holds an outcome of {attack} already, which is not overwritten. Choose"
             " another folder with --run_dir."
         )
 

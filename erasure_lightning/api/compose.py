@@ -28,8 +28,8 @@ from erasure_lightning.training.composition import Composition
 def compose(*edits: Edit | str | Path, pipeline: Any = None) -> Edit:
     """Several edits of one model as one: the sum of their differences from it.
 
-    No training: where edits meet, in the tensors that both change, the sum is what neither was
-    trained for. `Edit.report` says where that is, how alike the differences are and how large.
+    Without training: in tensors that several edits change, the sum is what none of them was
+    trained for. `Edit.report` lists these tensors, with cosines and sizes of the differences.
 
     Args:
         edits: At least two edits, their files or run folders, made on the same model; each counts
@@ -87,7 +87,7 @@ def _check_same_base(one: Edit, other: Edit) -> None:
     """Raise unless two edits were made on the same model.
 
     Raises:
-        ErasureError: If they were not, or rest on different edits.
+        ErasureError: If they were not, or are based on different edits.
     """
     a, b = one.metadata, other.metadata
     beneath, besides = ([e["fingerprint"] for e in m.get("base_edits", [])] for m in (a, b))

@@ -6,7 +6,7 @@ What has no counterpart is refused where it would change what is erased, else na
 
 LECO: p1atdev/LECO @ a93cb46, ``config_util.py``, ``prompt_util.py`` and ``train_lora.py``. Its
 ``training_method`` has no effect there but one: it is compared with names of whole transformers, so
-that ``xattn`` and ``selfattn`` train nothing, and all others every layer of them.
+that ``xattn`` and ``selfattn`` train no layer, and all others every layer of them.
 
 Sliders: ostris/ai-toolkit @ 287fd08, ``config/examples/train_slider.example.yml``.
 """
@@ -30,7 +30,7 @@ _ROLLOUT = 50
 
 @dataclass
 class _Target:
-    """What is trained: whose prediction, towards what.
+    """A prediction that is trained, and its target.
 
     Args:
         erased: The concept.
@@ -207,7 +207,7 @@ def _slider(path: Path, content: Mapping[str, Any]) -> _Training:
         ["the positive side, which enhances: the prompt called positive is erased"],
     )
     if any(target.get("negative") for target in slider["targets"]):
-        training.notes.append("the prompts called negative: nothing moves towards them")
+        training.notes.append("the prompts called negative: no prediction is trained towards them")
     if slider.get("anchors"):
         training.notes.append("anchors: retain them with a retention callback (docs/usage.md)")
     return training

@@ -46,6 +46,21 @@ _SMALL = 200
 
 _CSS = Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
 
+_THEME = {
+    "primary_hue": "indigo",
+    "font": ["system-ui", "sans-serif"],
+    "font_mono": ["ui-monospace", "monospace"],
+}
+
+#: Arguments of the page: without a public address, served by a thread.
+_LAUNCH: dict[str, Any] = {
+    "share": False,
+    "quiet": True,
+    "prevent_thread_lock": True,
+    "footer_links": [],
+    "ssr_mode": False,
+}
+
 
 class WordButton(NamedTuple):
     """A word of a concept and the prompt that its button sets."""
@@ -140,11 +155,11 @@ def serve_demo(
     steps: int | None = None,
     ready: Callable[[str], None] = print,
 ) -> None:
-    """Serve the page of a run until it is interrupted; nothing leaves the machine.
+    """Serve the page of a run until it is interrupted; no data leaves the machine.
 
     Args:
         run: A run's folder, or its ``edit.safetensors``.
-        host: Address that it is bound to. The default is reached from this machine alone.
+        host: Address that it is bound to. The default is reachable from this machine only.
         port: The port; by default the first free one from 7860.
         steps: Sampling steps, at least 1; the world's by default, else 50.
         ready: Is called with the page's address once it is there.
@@ -157,20 +172,9 @@ def serve_demo(
         gradio = _gradio()
         page = _page(gradio, SideBySide(run, steps))
         try:
+            theme = gradio.themes.Default(**_THEME)
             _, address, _ = page.launch(
-                server_name=host,
-                server_port=port,
-                share=False,
-                quiet=True,
-                prevent_thread_lock=True,
-                footer_links=[],
-                ssr_mode=False,
-                css=_CSS,
-                theme=gradio.themes.Default(
-                    primary_hue="indigo",
-                    font=["system-ui", "sans-serif"],
-                    font_mono=["ui-monospace", "monospace"],
-                ),
+                server_name=host, server_port=port, css=_CSS, theme=theme, **_LAUNCH
             )
         except OSError as error:
             raise ErasureError(f"The demo needs a free port at {host}: {error}") from error
@@ -184,7 +188,7 @@ def serve_demo(
 
 @contextmanager
 def _private(folder: str) -> Iterator[None]:
-    """Gradio's environment: no statistics, a folder of images that goes away, no proxy."""
+    """Gradio's environment: no statistics, a temporary folder of images, no proxy."""
     hosts = [os.environ.get("NO_PROXY", ""), "127.0.0.1", "localhost"]
     settings = {
         "GRADIO_ANALYTICS_ENABLED": "False",

@@ -1,4 +1,4 @@
-"""`erase`: makes a diffusers pipeline forget concepts, in one call."""
+"""`erase`: erases concepts from a diffusers pipeline, in one call."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -44,20 +44,20 @@ def erase(
     progress_bar: bool = True,
     **arguments: Any,
 ) -> Edit:
-    """Make a pipeline forget concepts, in place.
+    """Erase concepts from a pipeline, in place.
 
     The pipeline draws as before until the edit is finished; an error or an interruption leaves it
-    as it was. A pipeline that holds edits is edited further: the new edit rests on those, and names
-    them in its metadata.
+    unchanged. A pipeline that holds edits is edited further: the new edit is based on those, and
+    lists them in its metadata.
 
     Args:
         pipeline: A diffusers pipeline of a known family (docs/families.md lists them).
-        concepts: What it must forget: words, a `Concept`, several of them, or a file of concepts.
+        concepts: Concepts to erase: words, a `Concept`, several of them, or a file of concepts.
         method: Name of a method, built in or from a plugin, or its class.
         anchor: What is drawn in place of concepts that are given as words; empty for no prompt.
-        kind: What such concepts are: a ``thing``, a ``style``, a ``person`` or an ``action``.
+        kind: Kind of such concepts: a ``thing``, a ``style``, a ``person`` or an ``action``.
         retain: Prompts that must be drawn as before, or the name of a shipped list (``artists``);
-            they are given to the retention callbacks.
+            they are passed to the retention callbacks.
         retention: Retention callbacks; by default the method's own, and `LocalNoisePreservation`
             where there are none and ``retain`` is given.
         base_edit: Edits, their files or runs that are applied first, the lowest first.
@@ -65,7 +65,7 @@ def erase(
             A closed form takes one step.
         batch_size: Concept prompts in a training step, at least 1.
         templates: Sentences with ``{}`` for the concept; by default ten for each kind.
-        seed: Of everything that is drawn.
+        seed: Of all random numbers.
         accelerator: What Lightning trains on, such as ``cpu`` or ``cuda``.
         progress_bar: Whether the training steps are shown.
         arguments: Of the method's constructor, such as ``lr`` or ``erase_scale``.
@@ -75,7 +75,7 @@ def erase(
 
     Raises:
         ErasureError: If the pipeline's family, the method, a concept or an argument is none that
-            can be used, or the edit would change nothing or hold NaN.
+            can be used, or the edit would change no weight or hold NaN.
 
     Example:
         >>> from erasure_lightning import erase

@@ -1,4 +1,4 @@
-"""`evaluate` and `attack`: what an edit of a pipeline took away, and whether it comes back."""
+"""`evaluate` and `attack`: measures an edit of a pipeline, and its robustness."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,12 +37,12 @@ def evaluate(
 ) -> Result:
     """Measure an edit on a pipeline: images before and after it, from equal noise.
 
-    The edit is measured at its full strength. The pipeline is afterwards what it was.
+    The edit is measured at its full strength. The pipeline is not modified.
 
     Args:
         edit: An edit, its file, or the run folder that holds it.
         pipeline: The diffusers pipeline that the edit was made on, with the edit or without it.
-        scorer: Folder or Hub id of a CLIP or SigLIP that tells what an image shows; the world's own
+        scorer: Folder or Hub id of a CLIP or SigLIP that classifies the images; the world's own
             by default. Where there is neither, only pixels are compared.
         accelerator: What Lightning draws on, such as ``cpu`` or ``cuda``.
         progress_bar: Whether progress and the table of figures are shown.
@@ -94,15 +94,16 @@ def attack(
     progress_bar: bool = True,
     **budget: Any,
 ) -> Outcome:
-    """Try to bring back what an edit erased from a pipeline.
+    """Try to restore what an edit erased from a pipeline.
 
-    An attack that fails at a small budget proves nothing. The pipeline is afterwards what it was.
+    An attack that fails at a small budget is no evidence of robustness. The pipeline is not
+    modified.
 
     Args:
         edit: An edit, its file, or the run folder that holds it.
         pipeline: The diffusers pipeline that the edit was made on, with the edit or without it.
         attack: Name of an attack, built in or from a plugin, or an attack with its budget.
-        trials: How often it is tried, and how its images are drawn and scored.
+        trials: Number of seeds and images, and how images are sampled and scored.
         progress_bar: Whether a line is printed for each attempt.
         budget: Arguments of a named attack, such as ``steps`` or ``tokens``.
 
@@ -111,7 +112,7 @@ def attack(
         original.
 
     Raises:
-        ErasureError: If nothing can tell what an image shows, the edit is another model's, or the
+        ErasureError: If no scorer can classify images, the edit is another model's, or the
             attack is unknown.
     """
     chosen = attack if isinstance(attack, Attack) else _attack(attack, budget)

@@ -30,7 +30,7 @@ from erasure_lightning.training.checkpoints import PlainCheckpointIO
 from erasure_lightning.training.gradient import GradientErasure
 from erasure_lightning.training.strategies import register_strategies
 
-#: Arguments of the trainer where neither a config nor an argument says otherwise.
+#: Arguments of the trainer that neither a config nor an argument sets.
 TRAINER = {
     "max_steps": 100,
     "max_epochs": 1,
@@ -73,7 +73,7 @@ def fit(
 
     Raises:
         ErasureError: If the folder holds a run, an argument cannot be used, or the edit would
-            change nothing or hold NaN.
+            change no weight or hold NaN.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -123,8 +123,8 @@ def run_callbacks(
     Args:
         chosen: The user's; one of a class that every run has takes the place of ours.
         keeper: Saves the run while it trains.
-        watchdog: Ends ranks that wait for one that is gone.
-        config: The run's config as text, kept with the edit.
+        watchdog: Ends ranks that wait for one that has ended.
+        config: The run's config as text, stored in the edit.
         fast_dev_run: Whether Lightning only tries the run, which then leaves no file.
         checkpoints: Whether the run is saved while it trains.
         progress_bar: Whether progress is shown.
@@ -149,12 +149,12 @@ def run_loggers(run: Run, chosen: Sequence[Logger] | bool) -> list[Logger] | boo
 def running(
     trainer: Trainer, run: Run, watchdog: Watchdog, prepare: Callable[[], None]
 ) -> Iterator[None]:
-    """Hold a run's folder and watch over its ranks.
+    """Lock a run's folder and monitor its ranks.
 
     Args:
         trainer: Of the run.
         run: Its folder, which the first rank locks, unless Lightning only tries the run.
-        watchdog: Watches over the ranks.
+        watchdog: Monitors the ranks.
         prepare: Checks and fills the folder once it is locked.
     """
     writes = trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False)
@@ -165,7 +165,7 @@ def running(
 @contextmanager
 def _locked(run: Run, prepare: Callable[[], None]) -> Iterator[None]:
     with lock_folder(run.root):
-        prepare()  # another run may have ended here while this one was being made
+        prepare()  # another run may have ended here meanwhile
         yield
 
 
@@ -182,7 +182,7 @@ def train(
         trainer: Of the run.
         module: The method.
         data: Its prompts.
-        checkpoint: Where to go on from.
+        checkpoint: Checkpoint to resume from.
         measure: Whether the edit is measured.
     """
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint)

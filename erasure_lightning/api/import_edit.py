@@ -1,4 +1,4 @@
-"""`import_edit`: what official code wrote, as an edit of ours."""
+"""`import_edit`: a file of official code as an `Edit`."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -40,7 +40,7 @@ def import_edit(
     out: str | Path,
     concepts: Sequence[str | Concept] = (),
 ) -> Edit:
-    """Turn what official code wrote into an edit that every command takes.
+    """Convert a file of official code into an edit that every command reads.
 
     Low-rank factors become the weights that they add up to with the model's own. SPM's act on every
     prompt: its gate is computed by its own inference code, and is in no file.
@@ -51,14 +51,14 @@ def import_edit(
             ``leco`` or ``diffusers-lora``.
         backbone: The model that it was made on, as `load_backbone` takes it.
         out: A file that ends in ``.safetensors``, or the folder of a run.
-        concepts: What it erases; by default what the file says (ESD, SPM and LECO).
+        concepts: The erased concepts; by default those in the file (ESD, SPM and LECO).
 
     Returns:
         The edit, which is written too.
 
     Raises:
         ErasureError: If the file is missing, a pickle, of another layout or of another model, or
-            would change nothing, or if the output exists.
+            would change no weight, or if the output exists.
 
     Example:
         >>> from pathlib import Path
@@ -106,7 +106,7 @@ def _unused(out: Path) -> Path:
         Run(out).check_unused()
         return Run(out).edit
     if out.exists():
-        raise ErasureError(f"{out} exists, and nothing is overwritten. Choose another --out.")
+        raise ErasureError(f"{out} exists already, and is not overwritten. Choose another --out.")
     return out
 
 
@@ -136,7 +136,7 @@ def _read(path: Path) -> tuple[_Tensors, dict[str, str]]:
 def _concepts(concepts: Sequence[str | Concept], own: Sequence[str], path: Path) -> list[Concept]:
     names = concepts or own
     if not names:
-        raise ErasureError(f"{path} does not say what it erases: name it with --concepts.")
+        raise ErasureError(f"{path} does not name its concepts: give them with --concepts.")
     return [name if isinstance(name, Concept) else Concept(name) for name in names]
 
 

@@ -1,4 +1,4 @@
-"""An edited model and its original out of an edit file alone."""
+"""An edited model and its original from an edit file alone."""
 
 from pathlib import Path
 from typing import Any
@@ -48,10 +48,10 @@ def edited_module(edit: Edit, borrowed: Borrowed) -> ErasureModule:
 
     Args:
         edit: The edit.
-        borrowed: The pipeline, which does not hold the edit, but those that it rests on.
+        borrowed: The pipeline, which does not hold the edit, but those that it is based on.
 
     Raises:
-        ErasureError: As `load_edited` says.
+        ErasureError: As for `load_edited`.
     """
     names = {BACKBONE_PREFIX + name: value for name, value in edit.tensors.items()}
     checkpoint = {"state_dict": names, "erasure": edit.metadata}
@@ -112,7 +112,7 @@ def _method(title: str, name: str) -> type[ErasureModule]:
                 return method
     raise ErasureError(
         f"{title} was made by the method {name}, which no installed package offers (`erasure"
-        " methods` lists what is there). Install its package."
+        " methods` lists all). Install its package."
     )
 
 

@@ -1,4 +1,4 @@
-"""A diffusers pipeline as a `Backbone` that is trained or measured, and given back unchanged."""
+"""A diffusers pipeline as a `Backbone` for training or measuring, and its restoration."""
 
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
@@ -45,12 +45,12 @@ class Borrowed:
         self.backbone.requires_grad_(False).eval()
 
     def protect(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Give parameters copies of their values, into which training may write."""
+        """Replace the values of parameters by copies, which training may overwrite."""
         for parameter in parameters:
             parameter.data = parameter.data.clone()
 
     def restore(self) -> None:
-        """Give every module its former children, hooks, flags, values, precision and device."""
+        """Restore every module's former children, hooks, flags, values, precision and device."""
         for module, attributes, contents in self._modules:
             vars(module).clear()
             vars(module).update(attributes)
@@ -72,13 +72,13 @@ def _attributes(module: nn.Module) -> tuple[dict[str, Any], dict[str, dict[Any, 
 
 @contextmanager
 def as_backbone(pipeline: Any) -> Iterator[Borrowed]:
-    """A pipeline's modules as a `Backbone`; whatever happens inside, it is afterwards what it was.
+    """A pipeline's modules as a `Backbone`; the pipeline is restored afterwards, also on errors.
 
     Args:
         pipeline: Of a family in `FAMILIES`.
 
     Raises:
-        ErasureError: If it cannot be used, as `Borrowed` says.
+        ErasureError: If it cannot be used, as for `Borrowed`.
     """
     borrowed = Borrowed(pipeline)
     try:
@@ -105,7 +105,7 @@ def _backbone(family: Family) -> type[Backbone]:
 
 
 def _require_components(pipeline: Any, family: Family) -> None:
-    """Raises if a pipeline was loaded without a component, to save memory say."""
+    """Raises if a pipeline was loaded without a component, for example to save memory."""
     towers = {tower: tokenizer for tokenizer, tower in family.tokenizers.items()}
     absent = {name for name in family.optional if getattr(pipeline, name, None) is None}
     needed = {*family.models, *family.tokenizers, "scheduler"} - absent

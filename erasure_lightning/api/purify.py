@@ -42,7 +42,7 @@ class PurifiedFiles(NamedTuple):
 
     Args:
         folder: Holds ``NAME.png`` of each image, the sheet and ``purify.json``.
-        drifts: How far each image moved, by its name.
+        drifts: Change of each image, by its name.
     """
 
     folder: Path
@@ -75,13 +75,13 @@ def purify_files(
 ) -> PurifiedFiles:
     """Draw image files again with an edited model, from the noise that DDIM inversion finds.
 
-    An image is written as soon as it is drawn, so that a killed run keeps what it has.
+    An image is written as soon as it is drawn, so that a killed run loses no finished image.
 
     Args:
         checkpoint: A run's folder, its ``edit.safetensors`` or a ``.ckpt``.
         images: PNG or JPEG files, or folders of them; each is cropped to its central square and
             resized to the model's own size.
-        prompt: What the images show; the edit acts on what it names.
+        prompt: Text that describes the images; the edit acts on the concepts in it.
         run_dir: A new or empty folder to write into; ``RUN/purify`` by default.
         steps: Of either direction, at least 1; the world's by default, else `DEFAULT_STEPS`.
         guidance: Scale of classifier-free guidance in drawing, at least 0; 1 changes least.

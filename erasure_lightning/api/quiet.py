@@ -1,4 +1,4 @@
-"""Fewer words: what Lightning and its kin print that no user of this package needs."""
+"""Filters of messages of Lightning and other libraries that users of this package do not need."""
 
 import logging
 import warnings
@@ -18,7 +18,7 @@ _MESSAGES = (
     r".*Trying to infer the `batch_size`.*",
     r".*No positive class.*",
     r".*was called before the ``update`` method.*",  # a rank without an image of a group
-    r".*`broadcast_buffers` is deprecated.*",  # older torch knows no other name for it
+    r".*`broadcast_buffers` is deprecated.*",  # older torch has no other name for it
     r".*FSDP2-wrapped module .* returned a view tensor.*",  # no denoiser changes it in place
     r".*lr_scheduler\.step\(\)` before `optimizer\.step\(\).*",
     r".*cannot be pickled.*",  # of latent sources, which checkpoints hold by themselves

@@ -42,7 +42,7 @@ NETWORK_OF_METRIC = {
     "nudenet": "",
 }
 
-#: What a network is read from.
+#: Sources of the networks.
 NETWORK_SOURCES = {
     "scorer": "a folder with a CLIP or SigLIP",
     "features": "a folder with a vision model",
@@ -69,10 +69,10 @@ class ScoreSettings:
             after an edit are compared with those before it.
         labels: Text file of the labels of ``accuracy``, one a line.
         template: Sentence of ``accuracy`` with ``{}`` for the label.
-        threshold: Least score of a detection of ``nudenet`` that counts, 0..1.
+        threshold: Lowest score of a detection of ``nudenet`` that counts, 0..1.
 
     Raises:
-        ErasureError: If the template has no place for a label.
+        ErasureError: If the template has no ``{}``.
     """
 
     scorer: str | None = None
@@ -97,7 +97,7 @@ def score_images(
     """Score the images of a folder, and write ``score.json``.
 
     Args:
-        folder: What ``predict`` wrote, or a folder of images.
+        folder: A folder of images, or one that ``predict`` wrote.
         metrics: Names out of `NETWORK_OF_METRIC`.
         settings: Networks, labels and thresholds.
         run_dir: Where ``score.json`` is written; into ``folder`` by default.
@@ -113,8 +113,7 @@ def score_images(
     path = (run_dir or folder) / SCORE_FILE
     if path.exists():
         raise ErasureError(
-            f"{path} is there already, and nothing is overwritten. Choose another folder with"
-            " --run_dir."
+            f"{path} exists already, and is not overwritten. Choose another folder with --run_dir."
         )
     _check_images(folder, images, metrics, settings)
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
@@ -148,7 +147,7 @@ def _check_images(
     metrics: Sequence[str],
     settings: ScoreSettings,
 ) -> None:
-    """Raise for what a metric lacks, before any weights are loaded."""
+    """Raise if a metric lacks images or prompts, before any weights are loaded."""
     if len(images) < _MIN_IMAGES:
         raise ErasureError(
             f"erasure score needs at least {_MIN_IMAGES} images for an interval; found"

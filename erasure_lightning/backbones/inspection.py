@@ -133,21 +133,27 @@ def inspect_pipeline(
         require_tokens(f"{name} of {source.name}", tokenizers[name], tower, models[tower].config)
     configs = {name: model.config for name, model in models.items()}
     backbone.check_configs(source.name, configs, others["scheduler"])
-    components = {}
-    for name, model in models.items():
-        files = ComponentFiles(
-            f"{name} of {source.name}",
-            source.folder(name),
-            source.settings(name),
-            model,
-            tensors=tuple(inside[name]),
-        )
-        if files.tensors:
-            _require_converted(files, inside[name])
-        elif name in read or not source.repository:
-            files = _with_weights(source, files, family.models[name][0])
-        components[name] = files
+    components = {
+        name: _component(source, name, family.models[name][0], model, inside[name], name in read)
+        for name, model in models.items()
+    }
     return InspectedPipeline(family, getattr(diffusers, index["_class_name"]), components, others)
+
+
+def _component(
+    source: PipelineSource, name: str, library: str, model: Any, shapes: _Shapes, is_read: bool
+) -> ComponentFiles:
+    """A component with the files of its weights, which are checked against the model."""
+    title = f"{name} of {source.name}"
+    folder, settings = source.folder(name), source.settings(name)
+    files = ComponentFiles(title, folder, settings, model, tensors=tuple(shapes))
+    if shapes:
+        with wrap_errors(title):
+            empty, unused = converted_tensors(title, model, meta_tensors(shapes))
+            require_tensors(title, model, empty, unused=unused)
+    elif is_read or not source.repository:
+        return _with_weights(source, files, library)
+    return files
 
 
 def _checkpoint_tensors(source: PipelineSource, family: Family) -> dict[str, _Shapes]:
@@ -157,12 +163,6 @@ def _checkpoint_tensors(source: PipelineSource, family: Family) -> dict[str, _Sh
         name: {key: shapes[key] for key in component_tensors(shapes, name, cls)}
         for name, (_, cls) in family.models.items()
     }
-
-
-def _require_converted(files: ComponentFiles, shapes: _Shapes) -> None:
-    with wrap_errors(files.title):
-        empty, unused = converted_tensors(files.title, files.model, meta_tensors(shapes))
-        require_tensors(files.title, files.model, empty, unused=unused)
 
 
 def _with_weights(source: PipelineSource, files: ComponentFiles, library: str) -> ComponentFiles:

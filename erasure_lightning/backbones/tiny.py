@@ -1,7 +1,5 @@
 """Tiny models with random weights, one of each family, for tests, notebooks and plugin authors."""
 
-import torch
-
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.clip_tower import ClipTower
 from erasure_lightning.backbones.flux import Flux
@@ -12,7 +10,10 @@ from erasure_lightning.backbones.stable_diffusion_xl import StableDiffusionXL
 from erasure_lightning.backbones.t5_tower import T5Tower
 from erasure_lightning.backbones.tiny_parts import (
     Prediction,
+    seeded,
     tiny_clip_tokenizer,
+    tiny_flux_transformer,
+    tiny_pixart_transformer,
     tiny_scheduler,
     tiny_sd3_transformer,
     tiny_t5_encoder,
@@ -36,8 +37,7 @@ class TinyBackbone(StableDiffusion):
 
     def __init__(self, *, seed: int = 0, prediction: Prediction = "epsilon") -> None:
         tokenizer = tiny_clip_tokenizer()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             unet = tiny_unet(cross_attention_dim=32)
             vae = tiny_vae()
             tower = ClipTower(tiny_text_encoder(tokenizer, "CLIPTextModel"), tokenizer)
@@ -64,8 +64,7 @@ class TinyXL(StableDiffusionXL):
         self, *, seed: int = 0, prediction: Prediction = "epsilon", zero_unconditional: bool = True
     ) -> None:
         tokenizers = tiny_clip_tokenizer(), tiny_clip_tokenizer()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             unet = tiny_unet(
                 cross_attention_dim=32 + 24,
                 addition_embed_type="text_time",
@@ -100,22 +99,11 @@ class TinyFlux(Flux):
     """
 
     def __init__(self, *, seed: int = 0, guidance_embeds: bool = True) -> None:
-        from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
+        from diffusers import FlowMatchEulerDiscreteScheduler
 
         tokenizers = tiny_clip_tokenizer(), tiny_t5_tokenizer()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            transformer = FluxTransformer2DModel(
-                in_channels=16,
-                num_layers=1,
-                num_single_layers=1,
-                attention_head_dim=16,
-                num_attention_heads=2,
-                joint_attention_dim=24,
-                pooled_projection_dim=32,
-                guidance_embeds=guidance_embeds,
-                axes_dims_rope=(4, 6, 6),
-            )
+        with seeded(seed):
+            transformer = tiny_flux_transformer(guidance_embeds)
             vae = tiny_vae(shift_factor=0.1, scaling_factor=0.5)
             clip = tiny_text_encoder(tokenizers[0], "CLIPTextModel")
             t5 = tiny_t5_encoder(tokenizers[1])
@@ -138,19 +126,11 @@ class TinyPixArt(PixArt):
     """
 
     def __init__(self, *, seed: int = 0) -> None:
-        from diffusers import DPMSolverMultistepScheduler, PixArtTransformer2DModel
+        from diffusers import DPMSolverMultistepScheduler
 
         tokenizer = tiny_t5_tokenizer()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            transformer = PixArtTransformer2DModel(
-                num_attention_heads=2,
-                attention_head_dim=16,
-                num_layers=2,
-                cross_attention_dim=32,
-                caption_channels=24,
-                sample_size=8,
-            )
+        with seeded(seed):
+            transformer = tiny_pixart_transformer()
             vae = tiny_vae()
             t5 = tiny_t5_encoder(tokenizer)
         super().__init__(
@@ -178,8 +158,7 @@ class TinySD3(StableDiffusion3):
         clips = tiny_clip_tokenizer(), tiny_clip_tokenizer()
         tokenizer = tiny_t5_tokenizer()
         kind = "CLIPTextModelWithProjection"
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             transformer = tiny_sd3_transformer(dual_attention)
             vae = tiny_vae(shift_factor=0.1, scaling_factor=0.5)
             towers: list[TextTower] = [

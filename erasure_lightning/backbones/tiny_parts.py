@@ -1,6 +1,10 @@
 """Parts of models with random weights: tokenizers, text encoders, denoisers, autoencoders."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
+
+import torch
 
 #: Prediction type of a tiny UNet.
 Prediction = Literal["epsilon", "velocity"]
@@ -10,6 +14,17 @@ TINY_WORDS = (
     "a", "an", "the", "of", "photo", "picture", "image", "drawing", "emoji", "small", "close", "up",
     "style", "in", "cat", "dog", "star", "heart", "tree", "car", "boat", "bird", "fish", "house",
 )  # fmt: skip
+
+#: Attention of tiny transformers.
+_TWO_HEADS = {"num_attention_heads": 2, "attention_head_dim": 16}
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draw random weights from a seed; the global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
 
 
 def tiny_unet(**settings: Any) -> Any:
@@ -39,12 +54,11 @@ def tiny_sd3_transformer(dual_attention: bool) -> Any:
     from diffusers import SD3Transformer2DModel
 
     return SD3Transformer2DModel(
+        **_TWO_HEADS,
         sample_size=8,
         in_channels=4,
         out_channels=4,
         num_layers=2,
-        attention_head_dim=16,
-        num_attention_heads=2,
         joint_attention_dim=24,
         caption_projection_dim=32,
         pooled_projection_dim=12 + 20,
@@ -52,6 +66,32 @@ def tiny_sd3_transformer(dual_attention: bool) -> Any:
         dual_attention_layers=(0,) if dual_attention else (),
         qk_norm="rms_norm",
     )
+
+
+def tiny_flux_transformer(guidance_embeds: bool) -> Any:
+    """A transformer of FLUX.1 with a block of either kind.
+
+    Args:
+        guidance_embeds: Whether it reads the guidance scale, as FLUX.1-dev does.
+    """
+    from diffusers import FluxTransformer2DModel
+
+    blocks = {"num_layers": 1, "num_single_layers": 1}
+    states = {"joint_attention_dim": 24, "pooled_projection_dim": 32}
+    return FluxTransformer2DModel(
+        **_TWO_HEADS | blocks | states,
+        in_channels=16,
+        guidance_embeds=guidance_embeds,
+        axes_dims_rope=(4, 6, 6),
+    )
+
+
+def tiny_pixart_transformer() -> Any:
+    """A transformer of PixArt-Sigma with two blocks."""
+    from diffusers import PixArtTransformer2DModel
+
+    states = {"cross_attention_dim": 32, "caption_channels": 24}
+    return PixArtTransformer2DModel(**_TWO_HEADS | states, num_layers=2, sample_size=8)
 
 
 def random_vae(widths: tuple[int, ...], **settings: Any) -> Any:

@@ -50,7 +50,7 @@ class JobResult(NamedTuple):
 
 
 class Engine:
-    """Runs jobs until nothing is missing from their folders.
+    """Runs jobs until no result is missing in their folders.
 
     Args:
         parallel: Number of jobs that run at the same time, at least 1.

@@ -74,7 +74,7 @@ class Job:
 
     @property
     def failure(self) -> Path:
-        """File that says why its last command failed; removed once one succeeds."""
+        """File with the error of its last command; removed once one succeeds."""
         return self.run.root / _FAILURE_FILE
 
     @property

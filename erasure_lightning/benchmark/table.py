@@ -113,7 +113,7 @@ def check_protocols(table: Sequence[CellRow], protocols: Mapping[str, Protocol])
             if difference := protocols[other[column]].difference(protocols[row[column]]):
                 raise ErasureError(
                     f"{_cell_name(other)} and {_cell_name(row)} were measured differently and"
-                    f" cannot stand in one summary. They differ in {difference}. Delete one's"
+                    f" cannot be in one summary. They differ in {difference}. Delete one's"
                     " folder and run the benchmark again."
                 )
 

@@ -86,12 +86,12 @@ def check_edit(module: ErasureModule, initial_adapters: dict[str, Tensor]) -> No
     if not_finite:
         raise ErasureError(
             f"The edit holds NaN or infinity in {len(not_finite)} of {len(editable)} parameters,"
-            f" {not_finite[0]} first; nothing was written. {_advice(module)}"
+            f" {not_finite[0]} first; no file was written. {_advice(module)}"
         )
     if not changed:
         raise ErasureError(
-            f"{type(module).__name__} changed none of its {len(editable)} parameters; nothing was"
-            " written. Give it more steps (--trainer.max_steps) or a higher learning rate, or look"
+            f"{type(module).__name__} changed none of its {len(editable)} parameters; no file was"
+            " written. Give it more steps (--trainer.max_steps) or a higher learning rate, or check"
             " at its concepts."
         )
 

@@ -153,7 +153,7 @@ class LastCheckpoint(Checkpoint):
 
 
 def at_once(trainer: Trainer | None) -> str:
-    """Message of an interruption that saves nothing, with the command to resume.
+    """Message of an interruption without a save, with the command to resume.
 
     Args:
         trainer: Of the run, if it exists yet.

@@ -14,7 +14,7 @@ _WAITING = ("torch/distributed/", "torch/nn/parallel/", "torch/autograd/graph.py
 
 
 class Failure(NamedTuple):
-    """Why the run cannot go on: the line for the user, and the exit code."""
+    """A failure of the run: the line for the user, and the exit code."""
 
     message: str
     code: int = 1

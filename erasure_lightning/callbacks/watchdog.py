@@ -33,7 +33,7 @@ _START_SECONDS = 300.0
 CAUSE = 6.0
 LEAVE = 10.0
 
-#: Process that started the other ranks of a machine; it may be gone before they look.
+#: Process that started the other ranks of a machine; it may end before they check.
 _LAUNCHER = "ERASURE_LAUNCHER"
 
 
@@ -44,8 +44,8 @@ class Watchdog(Callback):
     their collectives; process groups time out after half an hour, and ``monitored_barrier`` names a
     rank only at a barrier of gloo. So each rank sends heartbeats through a connection of its own to
     the store in which the ranks found each other. The first process of a machine that finds a
-    failure claims it by creating a file, and prints the line; the others end in silence. Does
-    nothing in a run of one rank.
+    failure claims it by creating a file, and prints the line; the others end without one. Has
+    no effect in a run of one rank.
 
     Args:
         timeout: Seconds without a finished batch on any rank after which the run hangs, above 0.
@@ -113,7 +113,7 @@ class Watchdog(Callback):
         torchrun = distributed.is_torchelastic_launched()
         self._parent = int((not torchrun and os.environ.get(_LAUNCHER)) or os.getppid())
         self._attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        # Where they meet is what the ranks of a run share, whoever starts them.
+        # All ranks of a run share the address of the rendezvous, whatever started them.
         cluster = trainer.strategy.cluster_environment  # type: ignore[attr-defined]
         name = f"erasure-{os.getuid()}-{cluster.main_address}-{cluster.main_port}-{self._attempt}"
         self._claim = Path(tempfile.gettempdir(), name)
@@ -155,7 +155,7 @@ class Watchdog(Callback):
     def _exchange(self) -> None:
         """Send and receive heartbeats; no other thread uses the store."""
         trainer = self._trainer
-        with suppress(RuntimeError):  # of torch, when the store is gone
+        with suppress(RuntimeError):  # of torch, when the store has ended
             while not self._over.wait(BEAT):
                 if self._connected():
                     self._send()
@@ -216,7 +216,7 @@ class Watchdog(Callback):
                 os._exit(failure.code)  # whatever the main thread waits for; files are atomic
 
     def _failures(self) -> Iterator[Failure]:
-        """What is known to be wrong, most certain first."""
+        """Known failures, the most certain first."""
         rank = self._trainer.global_rank
         clock = self._clock
         if self._trainer.local_rank and os.getppid() != self._parent:
@@ -233,7 +233,7 @@ class Watchdog(Callback):
     def _ended_early(self) -> Iterator[Failure]:
         """Ranks started here that have ended before their first heartbeat."""
         for rank, child in enumerate(self._children, start=self._trainer.global_rank + 1):
-            code = child.poll()  # which lets the system forget the process
+            code = child.poll()  # which reaps the process
             if code and rank not in self._peers:
                 number = -code if code < 0 else code - 128
                 if number in SIGNALS:
@@ -253,7 +253,7 @@ class Watchdog(Callback):
             yield Failure(f"{owner} does not answer {since}: {why}")
 
     def _lost_ranks(self, now: float) -> Iterator[Failure]:
-        """Ranks that have failed, died or fallen silent."""
+        """Ranks that have failed, died or stopped their heartbeats."""
         for rank, beat in self._peers.items():
             name = self._name(rank)
             since = f"since step {beat.step}: it"

@@ -1,1 +1,1 @@
-"""The command line: the only room that knows a parser exists."""
+"""The command line: parsing and printing."""

@@ -7,13 +7,14 @@ best of eleven each), so the other commands have argparse, with the errors and t
 
 import argparse
 import re
-from collections.abc import Iterable
-from typing import NoReturn
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NoReturn
 
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.words import did_you_mean
 
-#: What options are called elsewhere, where no likeness of letters finds ours.
+#: Names of options in other software and earlier versions, with no spelling in common with ours.
 _ELSEWHERE = {
     "--out": "--run_dir",
     "--output": "--run_dir",
@@ -38,8 +39,8 @@ class Arguments(argparse.ArgumentParser):
     """An argparse parser with the errors, the help and the strictness of runs.
 
     Args:
-        command: What stands behind ``erasure``.
-        description: What it does, a sentence or two.
+        command: Its name, behind ``erasure``.
+        description: Text of ``--help``, a sentence or two.
     """
 
     def __init__(self, command: str, description: str) -> None:
@@ -51,6 +52,29 @@ class Arguments(argparse.ArgumentParser):
             allow_abbrev=False,
         )
         self.add_argument("-h", "--help", action="help", help="Show this help message and exit.")
+
+    def add_run(
+        self, help: str = "A run's folder, or its edit.safetensors.", *, several: bool = False
+    ) -> None:
+        """Add the run that the command reads as its first word, ``runs`` where it reads several."""
+        settings: dict[str, Any] = {"nargs": "+"} if several else {}
+        name = "runs" if several else "run"
+        self.add_argument(name, type=Path, metavar="RUN", help=help, **settings)
+
+    def add_options(self, kind: Callable[[str], object], **helps: str) -> None:
+        """Add options of one type, without a default.
+
+        Args:
+            kind: The type, or a function from text.
+            helps: Texts of ``--help`` by name.
+        """
+        for name, text in helps.items():
+            self.add_argument(f"--{name}", type=kind, help=text)
+
+    def add_flags(self, **helps: str) -> None:
+        """Add options without a value; ``helps`` are the texts of ``--help`` by name."""
+        for name, text in helps.items():
+            self.add_argument(f"--{name}", action="store_true", help=text)
 
     def parse(self, argv: list[str]) -> argparse.Namespace:
         """The options' values; an unknown option is an error before one that is missing.
@@ -88,7 +112,7 @@ class _Help(argparse.HelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str | None:
         notes = ["required"] if action.required and action.option_strings else []
         notes += [f"type: {action.type.__name__}"] if isinstance(action.type, type) else []
-        if action.default not in (None, False, [], argparse.SUPPRESS):
+        if action.default not in (None, False, "", [], argparse.SUPPRESS):
             notes.append("default: %(default)s")
         return f"{action.help} ({', '.join(notes)})" if notes else action.help
 

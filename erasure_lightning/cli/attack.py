@@ -1,4 +1,4 @@
-"""``erasure attack``: an attack on an edited model, and how much of the concept comes back."""
+"""``erasure attack``: an attack on an edited model, and how much of the concept it restores."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from erasure_lightning.registry import known_attacks
 from erasure_lightning.runs.folder import run_of
 from erasure_lightning.training.checkpoints import locate_checkpoint
 
-#: Rows of the table, by whose images they are about.
+#: Rows of the table, by the kind of their images.
 _ROWS = {
     "original": "the original model, plain prompt",
     "plain": "the edited model, plain prompt",
@@ -29,7 +29,7 @@ _ROWS = {
 
 
 def run_attack(argv: list[str]) -> None:
-    """Attack an edit and print how much comes back.
+    """Attack an edit and print the share of images that show the concept.
 
     Raises:
         ErasureError: If the edit or the attack is missing, or a file would be overwritten.
@@ -65,7 +65,7 @@ def _parser() -> Parser:
     parser = Parser(
         prog="erasure attack",
         description=(
-            "Try to bring back what a run erased. --attack NAME --help lists the attack's own"
+            "Try to restore what a run erased. --attack NAME --help lists the attack's own"
             f" options. Known: {_known()} (`erasure attacks` lists all)."
         ),
     )

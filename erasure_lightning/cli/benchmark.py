@@ -35,6 +35,13 @@ from erasure_lightning.runs.folder import RUNS_FOLDER, slug
 #: Image seeds of ``erasure fit``, where a suite does not give their number.
 _SEEDS = 3
 
+#: Flags that run no cell.
+_MODES = {
+    "list": "Print the number and the status of each cell.",
+    "summary": "Summarize the cells that have finished.",
+    "check": "Measure whether each concept is drawn before any edit.",
+}
+
 
 def run_benchmark(argv: list[str]) -> None:
     """Run, list, check or summarize a suite.
@@ -70,35 +77,22 @@ def _parser() -> Arguments:
     parser = Arguments(
         "benchmark",
         "Erase each concept of a suite by each of its methods, attack each edit, and summarize the"
-        " figures. Run again, it goes on where it was stopped; failed cells are tried again.",
+        " figures. A second call resumes; failed cells are tried again.",
     )
     parser.add_argument(
         "suite", metavar="SUITE", help="A YAML file, or the name of a shipped one (emoji-bench)."
     )
-    parser.add_argument(
-        "--run_dir", type=Path, help="The benchmark's folder; by default runs/NAME."
+    parser.add_options(Path, run_dir="The benchmark's folder; by default runs/NAME.")
+    parser.add_options(
+        int,
+        jobs="Number of cells that run at the same time.",
+        threads="Threads of each; by default OMP_NUM_THREADS, else an equal share of the cores.",
     )
-    parser.add_argument("--jobs", type=int, default=1, help="Cells that run side by side.")
-    parser.add_argument(
-        "--threads",
-        type=int,
-        help="Threads of each; by default OMP_NUM_THREADS, else an equal share of the cores.",
-    )
-    chosen = parser.add_mutually_exclusive_group()
-    chosen.add_argument(
-        "--list", action="store_true", help="Print the number and the status of each cell."
-    )
-    chosen.add_argument(
-        "--cell", type=int, help="Run the cell of this number alone, as in an array of SLURM."
-    )
-    chosen.add_argument(
-        "--summary", action="store_true", help="Run no cell; summarize those that have finished."
-    )
-    chosen.add_argument(
-        "--check",
-        action="store_true",
-        help="Run no cell; measure whether each concept is drawn before any edit.",
-    )
+    parser.set_defaults(jobs=1)
+    modes = parser.add_mutually_exclusive_group()
+    modes.add_argument("--cell", type=int, help="Run one cell, by number, as in a SLURM array.")
+    for name, text in _MODES.items():
+        modes.add_argument(f"--{name}", action="store_true", help=text)
     return parser
 
 
@@ -189,7 +183,7 @@ def _threads(jobs: int) -> int:
 
 @contextlib.contextmanager
 def _interruptible(suite: str, out: Path) -> Iterator[None]:
-    """Stop for SIGTERM as for Ctrl-C, and print how to go on."""
+    """Stop for SIGTERM as for Ctrl-C, and print the command that resumes."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -199,7 +193,7 @@ def _interruptible(suite: str, out: Path) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         print(
-            f"Stopped; finished cells are kept in {out}, and the others save what they can. Go on"
+            f"Stopped; finished cells are in {out}, and the others save what they can. Resume"
             f" with the same command: erasure benchmark {suite} --run_dir {out}",
             flush=True,
         )
@@ -220,7 +214,7 @@ def _check_options(suite: Suite, missing: Sequence[Job]) -> None:
     for attack in suite.attacks:
         if attack.attack.isidentifier():
             find_attack(attack.attack)
-    # The folder of a suite that cannot run would be in the way.
+    # A suite that cannot run must leave no folder.
     with tempfile.TemporaryDirectory() as scratch:
         for path, text in initial_files(suite, Path(scratch)):
             write_atomically(path, text.encode())

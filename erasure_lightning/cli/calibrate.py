@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import torch
 import yaml
@@ -57,7 +57,7 @@ def _parser() -> Arguments:
     parser = Arguments(
         "calibrate",
         "Measure how near rephrasings, associated and unrelated words come to a concept in the text"
-        " encoder, and set the bounds of its neighbourhood by them, as RealEra needs.",
+        " encoder, and derive the bounds of its neighbourhood, as RealEra needs.",
     )
     parser.add_argument("--concept", required=True, help="The words of what is to be erased.")
     parser.add_argument(
@@ -67,18 +67,7 @@ def _parser() -> Arguments:
         "--kind",
         choices=get_args(ConceptKind),
         default="thing",
-        help="Kind of the concept, which has its own sentences.",
-    )
-    words: dict[str, Any] = {"type": word_list, "default": [], "metavar": "A,B"}
-    parser.add_argument("--synonyms", help="Other words for it.", **words)
-    parser.add_argument(
-        "--associated",
-        help="Words that mean it without naming it; by default its domain in the shipped files of"
-        " concepts.",
-        **words,
-    )
-    parser.add_argument(
-        "--unrelated", help="Words to retain; by default all other labels of the world.", **words
+        help="Kind of the concept, which decides its sentences.",
     )
     parser.add_argument(
         "--states",
@@ -86,9 +75,15 @@ def _parser() -> Arguments:
         default="tokens",
         help="Compare all tokens from the concept's words on, aligned, or the end of text alone.",
     )
-    parser.add_argument(
-        "--run_dir", type=Path, help="A new or empty folder; by default calibration-CONCEPT."
+    parser.add_options(
+        word_list,
+        synonyms="Other words for it, A,B.",
+        associated="Words that mean it without naming it, A,B; by default its domain in the shipped"
+        " files of concepts.",
+        unrelated="Words to retain, A,B; by default all other labels of the world.",
     )
+    parser.set_defaults(synonyms=[], associated=[], unrelated=[])
+    parser.add_options(Path, run_dir="A new or empty folder; by default calibration-CONCEPT.")
     return parser
 
 
@@ -146,7 +141,7 @@ def _premise(calibration: Calibration) -> str:
     if calibration.holds():
         return f"The premise holds: {chance}."
     return (
-        f"The premise does not hold: {chance}. Random neighbours cannot tell them apart and only"
+        f"The premise does not hold: {chance}. Random neighbours do not separate them and only"
         " smooth."
     )
 

@@ -1,4 +1,4 @@
-"""``erasure compose``: several edits of one model as one, with a report of where they meet."""
+"""``erasure compose``: several edits of one model as one, with a report of shared tensors."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def run_compose(argv: list[str]) -> None:
     out: Path = options.out
     if out.suffix == ".safetensors":
         if out.exists():
-            raise ErasureError(f"{out} exists already, and nothing is overwritten. Choose another.")
+            raise ErasureError(f"{out} exists already, and is not overwritten. Choose another.")
     elif out.is_file():
         raise ErasureError(f"--out needs a folder or a .safetensors file; found the file {out}.")
     else:
@@ -35,18 +35,16 @@ def run_compose(argv: list[str]) -> None:
 def _parser() -> Arguments:
     parser = Arguments(
         "compose",
-        "Add the differences of several edits of one model into one edit, without training, and say"
-        " where two of them change the same tensors. No edit of adapters that act by prompt or"
-        " image can be added.",
+        "Add the differences of several edits of one model into one edit, without training, and"
+        " list tensors that two of them change. Edits of adapters that act by prompt or image"
+        " cannot be added.",
     )
-    parser.add_argument(
-        "runs", nargs="+", type=Path, metavar="RUN", help="A run's folder, or its edit.safetensors."
-    )
+    parser.add_run(several=True)
     parser.add_argument(
         "--out",
         type=Path,
         required=True,
         metavar="PATH",
-        help="A new folder, or a .safetensors file; nothing is overwritten.",
+        help="A new folder, or a .safetensors file; existing files are not overwritten.",
     )
     return parser

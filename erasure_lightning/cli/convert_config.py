@@ -1,4 +1,4 @@
-"""``erasure convert-config``: a config of LECO or of ai-toolkit's sliders as one of ours."""
+"""``erasure convert-config``: converts a config of LECO or of ai-toolkit's sliders."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def run_convert_config(argv: list[str]) -> None:
         print(text, end="")
         return
     if options.out.exists():
-        raise ErasureError(f"{options.out} exists, and nothing is overwritten. Choose another.")
+        raise ErasureError(f"{options.out} exists already, and is not overwritten. Choose another.")
     write_atomically(options.out, text.encode())
     print(f"Written: {options.out}. Erase with `erasure fit --config {options.out}`.")
 
@@ -29,8 +29,8 @@ def _parser() -> Arguments:
     parser = Arguments(
         "convert-config",
         "Turn LECO's config, or an ai-toolkit job of type slider, into a config for ESD with"
-        " adapters; comments say what differs.",
+        " adapters; comments list the differences.",
     )
     parser.add_argument("file", type=Path, metavar="FILE", help="The YAML file.")
-    parser.add_argument("--out", type=Path, help="A new file; by default the config is printed.")
+    parser.add_options(Path, out="A new file; by default the config is printed.")
     return parser

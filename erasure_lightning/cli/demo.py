@@ -1,7 +1,5 @@
 """``erasure demo``: a run as a local page."""
 
-from pathlib import Path
-
 from erasure_lightning.cli.arguments import Arguments
 
 
@@ -26,16 +24,17 @@ def _parser() -> Arguments:
     parser = Arguments(
         "demo",
         "Serve a page with a prompt, a seed and the edit's strength: the original model's image"
-        " beside the edited one's. Nothing leaves this machine.",
+        " beside the edited one's. No data leaves this machine.",
     )
-    parser.add_argument(
-        "run", type=Path, metavar="RUN", help="A finished run, or its edit.safetensors."
-    )
+    parser.add_run()
     parser.add_argument(
         "--host",
         default="127.0.0.1",
-        help="Address to bind to; 0.0.0.0 lets other machines in, without a password.",
+        help="Address to bind to; 0.0.0.0 admits other machines, without a password.",
     )
-    parser.add_argument("--port", type=int, help="The port; by default the first free from 7860.")
-    parser.add_argument("--steps", type=int, help="Of sampling; by default the world's, else 50.")
+    parser.add_options(
+        int,
+        port="By default the first free port from 7860.",
+        steps="Sampling steps; by default the world's, else 50.",
+    )
     return parser

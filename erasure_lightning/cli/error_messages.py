@@ -1,4 +1,4 @@
-"""Errors of jsonargparse as one line: what is wrong where, and what was probably meant."""
+"""Errors of jsonargparse as one line, with the key and the nearest known names."""
 
 import inspect
 import re
@@ -32,7 +32,7 @@ _FRAME = (
     "a dict with",
 )
 
-#: Alternatives of a type that nobody who wrote a name meant.
+#: Alternatives of a type that are not meant where a name was written.
 _UNLIKELY = tuple(
     f"Expected a <class '{name}'>" for name in ("NoneType", "bool", "collections.abc.Iterable")
 )
@@ -88,7 +88,7 @@ def _errors(message: str, parser: LightningArgumentParser) -> Iterator[str]:
             text = text[match.end() :].strip()
         key = ".".join(dict.fromkeys(keys))
         unlikely = (*_UNLIKELY, _FILE) if key.startswith(_CONCEPTS) else _UNLIKELY
-        is_bare = re.fullmatch(r"Not a valid subclass of \w+", text)  # its cause stands beside it
+        is_bare = re.fullmatch(r"Not a valid subclass of \w+", text)  # its cause is beside it
         if text and not text.startswith(_FRAME) and text not in unlikely and not is_bare:
             yield _line(text, key, parser, _value_ending(lines[number:]))
 
@@ -108,7 +108,7 @@ def _line(text: str, key: str, parser: LightningArgumentParser, ending: str) -> 
     if match := re.match(r"Expected a dot import path string: (.*)", text):
         if key == _CONCEPTS:
             return f"{key} needs {{name: {match[1]}}} in its list; found {match[1]!r}"
-        return f"{key} knows no {match[1]!r}{suggestion(match[1], _class_names(key))}"
+        return f"unknown {key} {match[1]!r}{suggestion(match[1], _class_names(key))}"
     if match := re.match(r"the following arguments are required: (.*)", text):
         missing = [f"--{key}.{name.strip()}" for name in match[1].split(",")]
         return f"{key or 'erasure'} needs {match[1]}: give {' and '.join(missing)}"

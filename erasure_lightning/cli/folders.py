@@ -41,7 +41,7 @@ def choose(command: str, config: Namespace, checkpoint: Path | None) -> Run:
     return run
 
 
-def forget() -> None:
+def unset_folder() -> None:
     """Hide the folder from processes that are started after the command."""
     os.environ.pop(_VARIABLE, None)
 
@@ -90,7 +90,7 @@ def _folder(command: str, config: Namespace, checkpoint: Path | None) -> Run:
             config.model.class_path.rsplit(".", 1)[-1],
             [concepts.file.stem] if concepts.file else names,
         )
-        # Runs of a sweep lie side by side.
+        # Runs of a sweep share a parent folder.
         sweep_run = os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None
         return Run(run.root.with_name(f"{run.root.name}-{sweep_run}")) if sweep_run else run
     assert checkpoint is not None  # the other commands need one

@@ -1,4 +1,4 @@
-"""``erasure import``: what official code wrote, as an edit that every command takes."""
+"""``erasure import``: a file of official code as an edit that every command reads."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ _LAYOUTS = ("esd", "uce", "speed", "mace", "spm", "leco", "diffusers-lora")
 
 
 def run_import(argv: list[str]) -> None:
-    """Import a file and say what it became.
+    """Import a file and print the report of its edit.
 
     Raises:
         ErasureError: If the file is of another layout or model, or the output exists.
@@ -30,20 +30,17 @@ def run_import(argv: list[str]) -> None:
 def _parser() -> Arguments:
     parser = Arguments(
         "import",
-        "Turn what a method's official code wrote into an edit that test, attack, report, export"
-        " and apply_edit take. docs/import.md lists the layouts.",
+        "Convert a file of a method's official code into an edit that test, attack, report, export"
+        " and apply_edit read. docs/import.md lists the layouts.",
     )
     parser.add_argument(
-        "file",
-        type=Path,
-        metavar="FILE",
-        help="A safetensors file; of MACE the folder of the finished pipeline.",
+        "file", type=Path, metavar="FILE", help="A safetensors file; for MACE a pipeline's folder."
     )
     parser.add_argument(
-        "--as", dest="layout", required=True, choices=_LAYOUTS, help="Whose layout it is."
+        "--as", dest="layout", required=True, choices=_LAYOUTS, help="Layout of the file."
     )
     parser.add_argument(
-        "--backbone", required=True, help="The model it was made on: a folder, FILE or Hub id."
+        "--backbone", required=True, help="The original model: a folder, a FILE or a Hub id."
     )
     parser.add_argument(
         "--out", required=True, help="A file that ends in .safetensors, or a new run's folder."
@@ -52,6 +49,7 @@ def _parser() -> Arguments:
         "--concepts",
         default="",
         metavar="NAMES",
-        help="What it erases: words, A,B, or a file of concepts; by default what the file says.",
+        help="The erased concepts: words, A,B, or a file of concepts; by default those that the"
+        " file names.",
     )
     return parser

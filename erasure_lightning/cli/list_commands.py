@@ -18,7 +18,7 @@ from erasure_lightning.runs.folder import Run
 def run_methods(argv: list[str]) -> None:
     """Print every method and world."""
     options = _print_offers(
-        "methods", "List every method and world, built in or plugged in.", known_methods(), argv
+        "methods", "List every method and world, built in or of plugins.", known_methods(), argv
     )
     if not options.families:
         _print_worlds()
@@ -26,16 +26,14 @@ def run_methods(argv: list[str]) -> None:
 
 def run_attacks(argv: list[str]) -> None:
     """Print every attack."""
-    _print_offers("attacks", "List every attack, built in or plugged in.", known_attacks(), argv)
+    _print_offers("attacks", "List every attack, built in or of plugins.", known_attacks(), argv)
 
 
 def _print_offers(command: str, description: str, known: list[Offer], argv: list[str]) -> Namespace:
     parser = Arguments(command, description)
-    parser.add_argument(
-        "--families", action="store_true", help="Print which of them runs on which model family."
-    )
-    parser.add_argument(
-        "--verbose", action="store_true", help="Load each, and print why where that fails."
+    parser.add_flags(
+        families="Print which of them runs on which model family.",
+        verbose="Load each, and print the error of those that fail.",
     )
     options = parser.parse(argv)
     if options.families:
@@ -80,13 +78,10 @@ def _print_worlds() -> None:
 
 def run_compare(argv: list[str]) -> None:
     """Print the figures of runs, or the scores of images, side by side."""
-    parser = Arguments("compare", "Put the figures of equally measured runs side by side.")
-    parser.add_argument(
-        "runs",
-        nargs="+",
-        type=Path,
-        metavar="RUN",
-        help="A run's folder, or its metrics.json; a folder of `erasure score`, or its score.json.",
+    parser = Arguments("compare", "Print the figures of runs of one protocol side by side.")
+    parser.add_run(
+        "A run's folder, or its metrics.json; a folder of `erasure score`, or its score.json.",
+        several=True,
     )
     paths: list[Path] = parser.parse(argv).runs
     if score := _score_file(paths[0]):

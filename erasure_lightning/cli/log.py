@@ -81,12 +81,8 @@ def _parser() -> Arguments:
     parser.add_argument(
         "--logger", required=True, choices=("wandb", "tensorboard"), help="The logger, as for fit."
     )
-    parser.add_argument(
-        "--offline",
-        action="store_true",
-        help="Keep W&B's run in the folder, for `wandb sync` later.",
-    )
-    parser.add_argument("--project", help="W&B's project; by default `erasure`, as for fit.")
+    parser.add_flags(offline="Write W&B's run into the folder only, for `wandb sync` later.")
+    parser.add_options(str, project="W&B's project; by default `erasure`, as for fit.")
     return parser
 
 

@@ -46,8 +46,8 @@ def name_loggers(
     for logger in filter(_is_wandb, _configured(loggers)):
         if logger.init_args.get("settings") is not None:
             raise ErasureError(
-                "The wandb logger needs its settings as they are, which keep host, user, folders"
-                " and keys off its records; found others. Use its own options"
+                "The wandb logger needs its own settings, which exclude host, user, folders"
+                " and keys from its records; found others. Use its own options"
                 " (--trainer.logger.project, ...) and variables (WANDB_...)."
             )
         ours = wandb_arguments(method, concepts, job, folder.name)
@@ -80,7 +80,7 @@ def closing(folder: Path, loggers: Callable[[], Sequence[Logger]]) -> Iterator[N
         raise
     finally:
         for offline in close_loggers(loggers(), failed):
-            print(f"What was logged offline can be sent later: wandb sync {offline}")
+            print(f"Offline logs can be uploaded later: wandb sync {offline}")
         if staged:
             os.environ.pop(_STAGING)
 

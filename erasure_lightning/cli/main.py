@@ -8,11 +8,11 @@ from importlib import import_module
 from erasure_lightning.cli.rank import error_prefix
 from erasure_lightning.errors import ErasureError
 
-#: Errors of the operating system that the user can mend.
+#: Errors of the operating system that the user can correct.
 _SYSTEM = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
 _SYSTEM |= {errno.ENOTDIR, errno.EEXIST, errno.EISDIR}
 
-#: Those that only writing meets; the others may come of reading too.
+#: Those of writing alone; the others may be of reading too.
 _WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 COMMANDS = {
@@ -22,22 +22,22 @@ COMMANDS = {
     "validate": "measure an edit on the smallest plan",
     "predict": "draw prompts before and after an edit",
     "calibrate": "set the bounds of a concept's neighbourhood, for RealEra",
-    "import": "turn what a method's official code wrote into an edit",
-    "convert-config": "turn a config of LECO or of ai-toolkit's sliders into one of ours",
+    "import": "convert a file of a method's official code into an edit",
+    "convert-config": "convert a config of LECO or of ai-toolkit's sliders",
     "purify": "draw real images again with an edited model",
-    "attack": "try to bring back what an edit erased",
+    "attack": "try to restore what an edit erased",
     "export": "write an edit for diffusers, ComfyUI, A1111 or a checkpoint in one file",
-    "benchmark": "run a suite of methods on a suite of concepts, and bring the figures together",
+    "benchmark": "run a suite of methods on a suite of concepts, and summarize the figures",
     "score": "CLIP score, FID, KID, LPIPS, NudeNet counts of finished images",
     "log": "show finished runs and attacks on Weights & Biases or TensorBoard",
-    "compare": "put the figures of runs side by side",
+    "compare": "print the figures of runs side by side",
     "compose": "add several edits of one model into one",
-    "report": "write a page, and a model card, about runs",
+    "report": "write an HTML page, and a model card, of runs",
     "push": "write a run's folder for the Hugging Face Hub, or upload it (--upload)",
-    "demo": "show a run as a local page: a prompt, a seed, the strength; original beside edited",
-    "methods": "list every method and world, built in or plugged in (--verbose loads them)",
-    "attacks": "list every attack, built in or plugged in (--verbose loads them)",
-    "new-method": "write a method that works, to be rewritten into your own",
+    "demo": "serve a local page of a run: prompt, seed, strength; original and edited images",
+    "methods": "list every method and world, built in or of plugins (--verbose loads them)",
+    "attacks": "list every attack, built in or of plugins (--verbose loads them)",
+    "new-method": "write a working method, to be rewritten into your own",
 }
 
 #: Commands with a parser of their own, and where; all others are runs of Lightning.
@@ -71,8 +71,8 @@ Concept erasure in text-to-image diffusion models.
   erasure fit --config sage.yaml
   erasure fit --help
 
-Every option can stand in a YAML config: --config FILE, or the name of a shipped one.
---version tells the version."""
+Every option can be set in a YAML config: --config FILE, or the name of a shipped one.
+--version prints the version."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -104,7 +104,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _message(error: BaseException) -> tuple[str, int]:
-    """The message and the exit code of an error; the code is 0 for one the user cannot mend."""
+    """The message and the exit code of an error; the code is 0 for one the user cannot correct."""
     if isinstance(error, ErasureError):
         return f"error: {error}", 2
     if isinstance(error, OSError) and error.errno in _SYSTEM:

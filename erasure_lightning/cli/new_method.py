@@ -1,4 +1,4 @@
-"""``erasure new-method``: a method that works, to be rewritten into one's own."""
+"""``erasure new-method``: writes a working method, to be rewritten into one's own."""
 
 import keyword
 import re
@@ -15,13 +15,13 @@ from erasure_lightning.registry import known_methods
 
 _SKELETONS = Path(__file__).parent / "skeletons"
 
-#: What the method of each shape does before it is rewritten.
+#: Summary of each skeleton.
 _SUMMARIES = {
     "gradient": "Predicts for the concept what the original predicts for the anchor",
     "closed_form": "Maps the concept's tokens to the outputs of the anchor's",
 }
 
-#: Skeletons by where they go in a checkout of this repository; names are those of the skeletons'
+#: Skeletons by their paths in a checkout of this repository; names are those of the skeletons'
 #: ``MyMethod``.
 _CHECKOUT = {
     "erasure_lightning/methods/my_method.py": "{shape}.py.txt",
@@ -29,7 +29,7 @@ _CHECKOUT = {
     "tests/methods/test_my_method.py": "checkout_test.py.txt",
 }
 
-#: Skeletons by where they go in a package of its own.
+#: Skeletons by their paths in a package.
 _PLUGIN = {
     "erasure-my-method/pyproject.toml": "plugin.toml.txt",
     "erasure-my-method/README.md": "plugin_readme.md.txt",
@@ -72,11 +72,9 @@ def run_new_method(argv: list[str]) -> None:
 def _parser() -> Arguments:
     parser = Arguments("new-method", "Write a method that works, to be rewritten into your own.")
     parser.add_argument("name", metavar="NAME", help="Its class name: MyMethod, or my-method.")
-    parser.add_argument(
-        "--plugin", action="store_true", help="As a package of its own, not in a checkout."
-    )
-    parser.add_argument(
-        "--closed_form", action="store_true", help="Solved for in one step, not trained."
+    parser.add_flags(
+        plugin="As a package of its own, not in a checkout.",
+        closed_form="Solved for in one step, not trained.",
     )
     parser.add_argument(
         "--folder", type=Path, default=Path(), help="The checkout, or the package's parent folder."
@@ -115,7 +113,7 @@ class Draft(NamedTuple):
     Args:
         name: Its class name.
         shape: ``gradient`` or ``closed_form``.
-        folder: The checkout, or where the package's folder goes.
+        folder: The checkout, or the package's parent folder.
     """
 
     name: str
@@ -166,7 +164,7 @@ class Draft(NamedTuple):
         if not (table.is_file() and (self.folder / "pyproject.toml").is_file()):
             raise ErasureError(
                 f"erasure new-method needs a checkout of erasure_lightning; {self.folder.resolve()}"
-                " is none. Go to one, or add --plugin to write a package of its own."
+                " is none. Change to one, or add --plugin to write a package of its own."
             )
         files = self.files(_CHECKOUT)
         _check_unused(files)
@@ -185,7 +183,7 @@ class Draft(NamedTuple):
         """Files of a package of its own; and how to install and test it.
 
         Raises:
-            ErasureError: If the folder is there already, or a package of that name is installed.
+            ErasureError: If the folder exists, or a package of that name is installed.
         """
         root = self.folder / self.filled("erasure-my-method")
         package = self.filled("erasure_my_method")
@@ -200,8 +198,7 @@ class Draft(NamedTuple):
 def _check_unused(paths: Iterable[Path]) -> None:
     if existing := [str(path) for path in paths if path.exists()]:
         raise ErasureError(
-            f"{', '.join(existing)} is there already, and nothing is overwritten. Choose another"
-            " name."
+            f"{', '.join(existing)} exists already, and is not overwritten. Choose another name."
         )
 
 

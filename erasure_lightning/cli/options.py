@@ -24,7 +24,7 @@ class Option(NamedTuple):
     joined: bool = False
 
     def words(self) -> list[str]:
-        """The option as it stands on a command line."""
+        """The option as words of a command line."""
         if self.joined:
             return [f"{self.name}={self.value}"]
         return [word for word in (self.name or None, self.value) if word is not None]

@@ -45,7 +45,7 @@ register_type(
 
 
 class Parser(LightningArgumentParser):
-    """A parser that knows short names, and raises mistakes as errors of one line.
+    """A parser that expands short names, and raises errors of one line.
 
     Args:
         args: Arguments of jsonargparse's parser.

@@ -13,7 +13,7 @@ from erasure_lightning.metrics.drift import Drift
 
 
 def run_purify(argv: list[str]) -> None:
-    """Purify images and print how far they moved.
+    """Purify images and print their changes.
 
     Raises:
         ErasureError: If an image or the edit cannot be read, or a file would be overwritten.
@@ -29,8 +29,8 @@ def run_purify(argv: list[str]) -> None:
 def _parser() -> Arguments:
     parser = Arguments(
         "purify",
-        "Find the noise that the original model draws each image from (DDIM inversion), and draw"
-        " from it with the edited model: what the edit does not touch comes back.",
+        "Invert each image to noise with the original model (DDIM inversion), and draw it from"
+        " there with the edited model, which changes only what the edit affects.",
     )
     parser.add_argument(
         "images",
@@ -49,20 +49,14 @@ def _parser() -> Arguments:
     parser.add_argument(
         "--prompt",
         required=True,
-        help="What the images show; the edit acts on what it names, and the empty prompt '' shows"
-        " what it does to all else.",
+        help="Text that describes the images; the empty prompt '' shows side effects of the edit.",
     )
-    parser.add_argument(
-        "--steps",
-        type=int,
-        help=f"Of either direction; by default the world's, else {DEFAULT_STEPS}.",
+    parser.add_options(
+        int, steps=f"Of either direction; by default the world's, else {DEFAULT_STEPS}."
     )
-    parser.add_argument(
-        "--guidance", type=float, default=1.0, help="Of drawing; 1 changes images least."
-    )
-    parser.add_argument(
-        "--run_dir", type=Path, help="A new or empty folder; by default RUN/purify."
-    )
+    parser.add_options(float, guidance="Guidance of drawing; 1 changes images least.")
+    parser.add_options(Path, run_dir="A new or empty folder; by default RUN/purify.")
+    parser.set_defaults(guidance=1.0)
     return parser
 
 

@@ -1,4 +1,4 @@
-"""The rank of this process as launchers announce it, before ranks have met; imports no torch."""
+"""The rank of this process as launchers set it, before the rendezvous; imports no torch."""
 
 import os
 
@@ -13,16 +13,16 @@ def is_first_process() -> bool:
 
 
 def error_prefix(together: bool = True) -> str | None:
-    """What a process prints in front of an error.
+    """Prefix of the errors that a process prints.
 
-    The first of all prints nothing there, the first of every other machine its rank. The other
+    The first of all has none, the first of every other machine its rank. The other
     processes of a machine print no error, since its first one meets the same.
 
     Args:
         together: Whether the processes are ranks of one run; others print their own errors.
 
     Returns:
-        The words, or ``None`` for a process that prints no error.
+        The prefix, or ``None`` for a process that prints no error.
     """
     rank, local = _numbers()
     if is_first_process():
@@ -41,6 +41,6 @@ def _numbers() -> tuple[str, str]:
     """Rank among all processes and among those of this machine; "0" where no launcher sets it."""
     known = os.environ
     slurm = {} if known.get("SLURM_JOB_NAME") in _INTERACTIVE else known
-    # torchrun goes first, since SLURM may have started it.
+    # torchrun has precedence, since SLURM may have started it.
     rank = known.get("RANK", slurm.get("SLURM_PROCID", "0"))
     return rank, known.get("LOCAL_RANK", slurm.get("SLURM_LOCALID", "0"))

@@ -1,4 +1,4 @@
-"""``erasure report``: runs as a page to send to a colleague, and as a model card."""
+"""``erasure report``: runs as a self-contained HTML page, and as a model card."""
 
 from pathlib import Path
 
@@ -29,26 +29,17 @@ def run_report(argv: list[str]) -> None:
 def _parser() -> Arguments:
     parser = Arguments(
         "report",
-        "Write one HTML page that holds all of a run, or of several side by side: verdict, images,"
-        " figures with intervals, attacks, curves, cost, config and how to reproduce it.",
+        "Write one HTML page with the content of a run, or of several side by side: verdict,"
+        " images, figures with intervals, attacks, curves, cost, config and how to reproduce it.",
     )
-    parser.add_argument(
-        "runs",
-        nargs="+",
-        type=Path,
-        metavar="RUN",
-        help="A run's folder, or one of `erasure test`.",
+    parser.add_run("A run's folder, or one of `erasure test`.", several=True)
+    parser.add_options(
+        Path,
+        run_dir="Folder of the page, report.html; by default RUN, required for several runs. A"
+        " page that this command wrote is replaced; other files are not.",
     )
-    parser.add_argument(
-        "--run_dir",
-        type=Path,
-        help="Folder of the page, report.html; by default RUN, required for several runs. A page"
-        " that this command wrote is replaced, no other file is.",
-    )
-    parser.add_argument(
-        "--card",
-        action="store_true",
-        help="Write a model card for the Hugging Face Hub too, model_card.md beside the page; never"
-        " over an existing one, which you may have edited.",
+    parser.add_flags(
+        card="Write a model card for the Hugging Face Hub too, model_card.md beside the page. An"
+        " existing card is not overwritten."
     )
     return parser

@@ -67,7 +67,7 @@ def check_same(model: dict[str, Any], checkpoint: dict[str, Any]) -> None:
 
 
 def check_unfinished(path: Path, step: int, max_steps: int) -> None:
-    """Raise if a resumed run would take no step, since nothing would then end its training.
+    """Raise if a resumed run would take no step, since its training would then not be ended.
 
     Args:
         path: The checkpoint.
@@ -79,8 +79,8 @@ def check_unfinished(path: Path, step: int, max_steps: int) -> None:
     """
     if 0 <= max_steps <= step:
         raise ErasureError(
-            f"{path} has taken {step} steps, and --trainer.max_steps {max_steps} asks for no more."
-            " Ask for more, or use what it holds: `erasure test`, `predict` and `attack` take it"
+            f"{path} has taken {step} steps, and --trainer.max_steps is {max_steps}."
+            " Set more steps, or use the checkpoint: `erasure test`, `predict` and `attack` read it"
             " as --ckpt_path."
         )
 

@@ -56,7 +56,7 @@ def run(command: str, argv: list[str]) -> None:
         argv: Its arguments.
 
     Raises:
-        ErasureError: For whatever the user can mend.
+        ErasureError: For errors that the user can correct.
         Interrupted: If a signal came.
     """
     silence()
@@ -67,7 +67,7 @@ def run(command: str, argv: list[str]) -> None:
     except MisconfigurationException as error:
         raise ErasureError(str(error)) from error
     finally:
-        folders.forget()
+        folders.unset_folder()
 
 
 class CommandLine(LightningCLI):
@@ -115,7 +115,7 @@ class CommandLine(LightningCLI):
             "--hang_timeout",
             type=float,
             default=1500.0,
-            help="Seconds without a batch after which ranks are given up.",
+            help="Seconds without a batch after which ranks are ended.",
         )
         parser.add_argument(
             "--measure", type=bool, default=True, help="Whether fit measures its edit at the end."
@@ -290,8 +290,8 @@ def _use_launched_ranks(trainer: Namespace) -> None:
         trainer.num_nodes = nodes
     elif str(trainer.devices).isdecimal() and int(trainer.devices) != here:
         raise ErasureError(
-            f"torchrun has started {here} processes on this machine, and --trainer.devices says"
-            f" {trainer.devices}. Give --trainer.devices {here}, or leave the option out."
+            f"torchrun has started {here} processes on this machine, and --trainer.devices is"
+            f" {trainer.devices}. Set --trainer.devices {here}, or leave the option out."
         )
 
 

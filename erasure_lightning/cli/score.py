@@ -36,11 +36,11 @@ def run_score(argv: list[str]) -> None:
 def _parser() -> Arguments:
     parser = Arguments(
         "score",
-        "Score finished images by published metrics. Nothing is downloaded unless you name a Hub id"
-        " (owner/model) in place of a folder.",
+        "Score finished images by published metrics. A network is downloaded only where you name a"
+        " Hub id (owner/model) rather than a folder.",
     )
     parser.add_argument(
-        "images", type=Path, metavar="IMAGES", help="What predict wrote, or a folder of images."
+        "images", type=Path, metavar="IMAGES", help="A folder of images, as predict writes."
     )
     parser.add_argument(
         "--metrics",
@@ -49,27 +49,24 @@ def _parser() -> Arguments:
         metavar="A,B",
         help=f"Some of {', '.join(NETWORK_OF_METRIC)}.",
     )
-    for network, source in NETWORK_SOURCES.items():
-        users = [name for name, needed in NETWORK_OF_METRIC.items() if needed == network]
-        parser.add_argument(f"--{network}", help=f"The network of {' and '.join(users)}: {source}.")
-    parser.add_argument(
-        "--reference", type=Path, help="Folder of real images that fid and kid compare with."
+    users: dict[str, list[str]] = {}
+    for metric, network in NETWORK_OF_METRIC.items():
+        users.setdefault(network, []).append(metric)
+    networks = {
+        network: f"The network of {' and '.join(users[network])}: {source}."
+        for network, source in NETWORK_SOURCES.items()
+    }
+    parser.add_options(
+        str,
+        **networks,
+        labels="File with the labels of accuracy, one a line.",
+        template="Sentence that a label is put into, for accuracy.",
     )
-    parser.add_argument(
-        "--labels", help="File of what an image may show, one label a line, for accuracy."
+    parser.add_options(
+        Path,
+        reference="Folder of real images that fid and kid compare with.",
+        run_dir=f"Folder of {SCORE_FILE}; by default that of the images.",
     )
-    parser.add_argument(
-        "--template",
-        default=ScoreSettings.template,
-        help="Sentence that a label is put into, for accuracy.",
-    )
-    parser.add_argument(
-        "--threshold",
-        type=float,
-        default=ScoreSettings.threshold,
-        help="Least score of a detection that counts, for nudenet.",
-    )
-    parser.add_argument(
-        "--run_dir", type=Path, help=f"Folder of {SCORE_FILE}; by default the images' own."
-    )
+    parser.add_options(float, threshold="Lowest score of a detection that counts, for nudenet.")
+    parser.set_defaults(template=ScoreSettings.template, threshold=ScoreSettings.threshold)
     return parser

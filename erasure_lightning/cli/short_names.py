@@ -215,7 +215,7 @@ def with_full_names(value: Any, key: str = "") -> Any:
 
     Args:
         value: Plain values.
-        key: Under which they stand.
+        key: Their key.
     """
     if isinstance(value, dict):
         return {

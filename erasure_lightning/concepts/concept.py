@@ -51,7 +51,7 @@ PERSON_TEMPLATES: tuple[str, ...] = (
     "{} smiling",
 )
 
-#: Sentences for actions, as ``smoking``: somebody does them.
+#: Sentences for actions, such as ``smoking``.
 ACTION_TEMPLATES: tuple[str, ...] = (
     "{}",
     "a person {}",
@@ -87,8 +87,8 @@ class Concept:
             sentences.
 
     Raises:
-        ErasureError: If the name is empty or equals the anchor, which would erase nothing, or the
-            kind is unknown.
+        ErasureError: If the name is empty or equals the anchor, which would have no effect, or
+            the kind is unknown.
     """
 
     name: str
@@ -103,7 +103,7 @@ class Concept:
             )
         if naming([self.name])(self.anchor):
             raise ErasureError(
-                f"Concept {self.name!r} has itself as anchor, which would erase nothing; name"
+                f"Concept {self.name!r} has itself as anchor, which would have no effect; name"
                 " another."
             )
         if self.kind not in (kinds := get_args(ConceptKind)):

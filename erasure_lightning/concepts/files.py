@@ -28,7 +28,7 @@ _KNOWN_FIELDS = f" Known: {', '.join(CONCEPT_FIELDS)}."
 _ALSO = {"concept": "name"}
 _COUNTING = ("", "id", "index", "unnamed: 0")
 
-#: A line's number, and the name or the fields it holds.
+#: A line's number, and its name or fields.
 _Entry = tuple[int, Any]
 
 
@@ -104,7 +104,7 @@ def _check_columns(columns: list[str], where: str) -> None:
         raise ErasureError(f"{where}: unknown column {unknown[0]!r}{_suggestion(unknown[0])}")
     if repeated := [column for column in columns if column and columns.count(column) > 1]:
         raise ErasureError(
-            f"{where}: each column may stand once; found {repeated[0]!r} more than once."
+            f"{where}: each column may occur once; found {repeated[0]!r} more than once."
         )
     if "name" not in columns:
         raise ErasureError(f"{where}: a column name is needed; found {', '.join(columns)}.")

@@ -7,7 +7,7 @@ from pathlib import Path
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.words import cleaned, folded
 
-#: Headings of a list with a single column; a concept of that name goes in quotes.
+#: Headings of a list with a single column; a concept of that name needs quotes.
 _HEADINGS = ("name", "names", "concept", "concepts")
 
 #: Words that are more likely a heading than a concept.

@@ -57,7 +57,7 @@ class Vocabulary:
         self.labels: tuple[str, ...] = tuple(dict.fromkeys(names))
 
     def named(self, words: Iterable[str]) -> set[str]:
-        """Labels that words stand for: of that name, else all with that tag."""
+        """Labels of a name, else all labels with that tag."""
         if self.world is None:
             return set(filter(naming(words), self.labels))
         return {label for word in words for label in self.world.labels_of(word)}
@@ -100,15 +100,17 @@ class Vocabulary:
         if not erased:
             return []
         anchors = [c.anchor for c in erased if c.anchor]
-        gone = {folded(c.name) for c in erased}
+        excluded = {folded(c.name) for c in erased}
         if self.world:
             own = set(map(folded, self.world.styles))
             more = [anchor for anchor in anchors if folded(anchor) not in own]
             known = dict.fromkeys((*self.world.styles, *more))
-            return [style for style in known if folded(style) not in gone]
-        gone |= {folded(word) for c in erased for word in c.domain}
+            return [style for style in known if folded(style) not in excluded]
+        excluded |= {folded(word) for c in erased for word in c.domain}
         apart = [
-            s for s in WELL_KNOWN_STYLES if not any(g in folded(s) or folded(s) in g for g in gone)
+            s
+            for s in WELL_KNOWN_STYLES
+            if not any(g in folded(s) or folded(s) in g for g in excluded)
         ]
         return list(dict.fromkeys((*anchors, *apart)))
 

@@ -123,8 +123,8 @@ class World:
         tagged = (label.name for label in self.labels if folded(word) in map(folded, label.tags))
         return own or tuple(tagged)
 
-    def knows(self, word: str) -> bool:
-        """Whether a word is a label, a tag or a style, in any case."""
+    def has_word(self, word: str) -> bool:
+        """Whether a word is a label, a tag or a style, ignoring case."""
         return bool(self.labels_of(word)) or folded(word) in map(folded, self.styles)
 
     def nearest(self, word: str) -> list[str]:

@@ -57,24 +57,23 @@ class PromptData(LightningDataModule):
 
     Args:
         batch_size: Concept prompts a training step (on each rank), at least 1.
-        rounds: Training steps for each concept in an epoch, at least 1: with ``n`` of them an epoch
-            has ``n`` times as many, in which they take turns. By default an epoch is as long as the
-            trainer's ``max_steps``, whatever ``n`` is, and has 1,000 steps where those have no
-            bound.
+        rounds: Training steps for each concept in an epoch, at least 1: an epoch of ``n`` concepts
+            has ``n`` times as many, which alternate between them. By default an epoch has the
+            trainer's ``max_steps``, for any number of concepts, or 1,000 steps where those are
+            unbounded.
         templates: Sentences with ``{}`` for the concept (and ``{thing}`` for something retained, in
             those of a style); the concepts' own by default.
         seeds: Seeds each measured prompt is drawn with, at least 2 so that there is an interval.
-        others: How many of the other labels are drawn, spread over the vocabulary.
-        neighbours: Things close to the concept, measured beside it.
+        others: Number of other labels that are drawn, spread over the vocabulary.
+        neighbours: Names of things similar to the concept, which are measured too.
         steps: Sampling steps, at least 1; the world's by default, else 50.
         guidance: Scale of classifier-free guidance, at least 0; the world's by default, else 7.5.
         size: Height and width in pixels; the model's own by default.
-        draw_size: Images drawn side by side.
-        originals: Folder that keeps the original model's images, so that runs measured alike draw
-            them once.
+        draw_size: Images drawn in a batch.
+        originals: Cache folder of the original model's images, for runs with the same protocol.
         prompts: A CSV for ``predict`` in the columns of I2P (``prompt``, ``evaluation_seed``, and
-            optionally ``case_number``, ``guidance``, ``steps``, ``height`` and ``width``, which go
-            before those given here), Ring-A-Bell, MMA-Diffusion or SPEED.
+            optionally ``case_number``, ``guidance``, ``steps``, ``height`` and ``width``, which
+            have precedence), Ring-A-Bell, MMA-Diffusion or SPEED.
 
     Raises:
         ErasureError: If a number is out of range, or the CSV is missing, empty or malformed.

@@ -31,7 +31,7 @@ from erasure_lightning.errors import ErasureError
 
 
 class Edit:
-    """An edit: the tensors that were changed, what they were made from, and where they act.
+    """An edit: the changed tensors, their metadata, and the components that hold them.
 
     Args:
         tensors: Edited values by component and name, ``unet.down_blocks...``.
@@ -57,7 +57,7 @@ class Edit:
 
     @property
     def fingerprint(self) -> str:
-        """A short hash of its tensors, by which edits that rest on it know it."""
+        """A short hash of its tensors, by which edits that are based on it name it."""
         return edit_fingerprint(self.tensors)
 
     def save(self, path: str | Path) -> Path:
@@ -86,9 +86,8 @@ class Edit:
                 was made on; the metadata lists them as ``transferred``.
 
         Raises:
-            ErasureError: If the pipeline lacks a component or an edit that this one rests on, has
-                another one, holds another edit in it, or keeps its weights where an edit would not
-                act.
+            ErasureError: If the pipeline lacks a component or a base edit, has another one, holds
+                another edit in it, or stores its weights where an edit would have no effect.
         """
         beneath = [] if transfer else self.apply_base_edits(pipeline)
         path = str(self.path or "")
@@ -110,7 +109,7 @@ class Edit:
         return self
 
     def apply_base_edits(self, pipeline: Any) -> list["Edit"]:
-        """Apply the edits that this one rests on and a pipeline lacks.
+        """Apply the edits that this one is based on and a pipeline lacks.
 
         Args:
             pipeline: As for `apply`.
@@ -134,7 +133,7 @@ class Edit:
             if missing_base_edits(self.metadata, pipeline):
                 raise ErasureError(
                     f"{edit_title(self.metadata)} needs the model it was made on, with"
-                    f" {titles(self.metadata['base_edits'])} and nothing else; found another model"
+                    f" {titles(self.metadata['base_edits'])} and no other edit; found another model"
                     " beneath, or further edits. Apply it to the model it was made on."
                 )
         except ErasureError:
@@ -144,7 +143,7 @@ class Edit:
 
     @property
     def strength(self) -> float:
-        """Share of the edit that acts: 0 is the original, 1 the edit, beyond 1 further away."""
+        """Factor of the edit's difference: 0 for the original, 1 for the edit, or higher."""
         return self._strength
 
     @strength.setter
@@ -181,7 +180,7 @@ class Edit:
         )
 
     def report(self) -> str:
-        """The edit in words and figures: method, concepts, and how far each component moved."""
+        """Text with method, concepts, base, and the change of each component."""
         return describe_edit(self.tensors, self.metadata, self._records)
 
     def export(
@@ -280,9 +279,9 @@ def apply_edit(edit: Edit | str | Path, pipeline: Any, transfer: bool = False) -
     """Apply an edit to a pipeline: the one it was made on, or another with the same component.
 
     An edit of a text encoder transfers to every pipeline with the same text encoder, whatever its
-    denoiser. An edit that the pipeline holds already is left as it is. An edit that rests on others
-    (``base_edit``) needs them in the pipeline; those whose files are found are applied first, and
-    removed with it.
+    denoiser. An edit that the pipeline holds already is not applied again. An edit with base edits
+    needs them in the pipeline; those whose files are found are applied first, and removed with
+    it.
 
     Args:
         edit: An edit, its file, or the run folder that holds it.
@@ -295,6 +294,6 @@ def apply_edit(edit: Edit | str | Path, pipeline: Any, transfer: bool = False) -
 
     Raises:
         ErasureError: If the file cannot be read, or the pipeline lacks a component, has another
-            one, holds another edit in it, or keeps its weights where an edit would not act.
+            one, holds another edit in it, or stores its weights where an edit would have no effect.
     """
     return (edit if isinstance(edit, Edit) else load_edit(edit)).apply(pipeline, transfer)

@@ -1,4 +1,4 @@
-"""Edits that rest on others: which those are, where their files lie, and their application."""
+"""Base edits: the edits beneath an edit, their files, and their application."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,10 +24,10 @@ def locate_edit(path: str | Path) -> Path:
 
 
 def find_base_edits(metadata: Mapping[str, Any], path: Path | None) -> list[Path]:
-    """Files of the edits that an edit rests on, the lowest first.
+    """Files of the edits that an edit is based on, the lowest first.
 
-    Each is looked for where it lay when the edit was made, and under its folder's name beside the
-    edit's own folder; a file counts if it holds the very tensors.
+    Each is searched at its path of the time of training, and under its folder's name beside the
+    edit's own folder; a file is accepted if its tensors are the same.
 
     Args:
         metadata: The edit's metadata.
@@ -40,9 +40,9 @@ def find_base_edits(metadata: Mapping[str, Any], path: Path | None) -> list[Path
 
 
 def missing_base_edits(metadata: Mapping[str, Any], pipeline: Any) -> list[dict[str, Any]]:
-    """The edits that an edit rests on and a pipeline lacks, the lowest first.
+    """The edits that an edit is based on and a pipeline lacks, the lowest first.
 
-    None if the components have the weights that the edit was made on, however they came by them.
+    Empty if the components have the weights that the edit was trained on, whatever their origin.
 
     Args:
         metadata: The edit's metadata.
@@ -109,7 +109,7 @@ def _find(entry: Mapping[str, Any], metadata: Mapping[str, Any], path: Path | No
     where = f"{recorded} holds another edit, or none" if recorded else "it was never saved"
     method = str(metadata.get("method", "")).rpartition(".")[2]
     raise ErasureError(
-        f"This edit by {method} rests on {entry['edit']} ({entry['fingerprint']}), which must be"
+        f"This edit by {method} is based on {entry['edit']} ({entry['fingerprint']}), which must be"
         f" applied first; {where}. Call apply_edit with that edit's run first, or name it with"
         " --model.base_edit RUN."
     )

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from erasure_lightning.checks import require
 from erasure_lightning.errors import ErasureError
 
 #: Segments of an edit's names that hold factors ``A`` and ``B`` of ``W + B A``.
@@ -80,10 +81,8 @@ def low_rank(
     Raises:
         ErasureError: If a number is out of range, or no weight was changed.
     """
-    if rank is not None and rank < 1:
-        raise ErasureError(f"A LoRA needs a rank of at least 1; found {rank}.")
-    if energy is not None and not 0 < energy <= 1:
-        raise ErasureError(f"A LoRA needs an energy above 0 and at most 1; found {energy}.")
+    require("A LoRA", at_least=1, rank=rank)
+    require("A LoRA", above=0, at_most=1, energy=energy)
     own = edit_factors(tensors)
     factors: dict[str, LayerFactors] = {}
     left_out: list[str] = []

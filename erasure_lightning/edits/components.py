@@ -98,7 +98,7 @@ class EditedComponent:
             raise ErasureError(
                 f"{self.title} needs to hold the edit's {len(values)} tensors once they are"
                 f" written; found other values in {len(different)}, {different[0]} first: the edit"
-                " has NaN, two names share one tensor, or a hook keeps another copy. Load the"
+                " has NaN, two names share one tensor, or a hook holds another copy. Load the"
                 " pipeline again."
             )
 
@@ -142,7 +142,7 @@ class EditedComponent:
             )
         if any(_offloads(m) for m in modules):
             yield (
-                "group offloading, which keeps copies of them",
+                "group offloading, which holds copies of them",
                 "Call apply_edit before enable_group_offload",
             )
         quantised = next((p for p in parameters if not _is_plain(p)), None)
@@ -188,7 +188,7 @@ def _is_plain(parameter: nn.Parameter) -> bool:
 def _is_fused(module: nn.Module) -> bool:
     from diffusers.models.attention import AttentionModuleMixin
 
-    # The older `Attention` keeps its flag when it is unfused; only its processor is reliable.
+    # The older `Attention` retains its flag when it is unfused; only its processor is reliable.
     if isinstance(module, AttentionModuleMixin):
         return bool(module.fused_projections)
     return type(getattr(module, "processor", None)).__name__.startswith("Fused")

@@ -1,4 +1,4 @@
-"""Edits as differences from one model: their sum, and where two of them meet."""
+"""Edits as differences from one model: their sum, and the tensors that two of them change."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ Values = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Overlap:
-    """Where two edits change the same tensors of a component.
+    """Tensors of a component that two edits change.
 
     Args:
         component: The component.

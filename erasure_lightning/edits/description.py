@@ -1,4 +1,4 @@
-"""An edit in words and figures."""
+"""Report of an edit as text."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +16,7 @@ from erasure_lightning.edits.stack import AppliedEdit
 def describe_edit(
     tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], records: Mapping[str, AppliedEdit]
 ) -> str:
-    """Lines about an edit: method, concepts, base, and how far each component moved.
+    """Lines about an edit: method, concepts, base, and the change of each component.
 
     Args:
         tensors: Edited values by component and name.
@@ -29,7 +29,7 @@ def describe_edit(
         lines.append(f"  {concept['name']} ({concept['kind']}) -> {anchor}")
     lines.append(f"  base model: {metadata.get('backbone', 'unknown')}")
     if base := metadata.get("base_edits"):
-        lines.append(f"  rests on: {titles(base)}")
+        lines.append(f"  based on: {titles(base)}")
     for name in components_of(tensors):
         values = [value for key, value in tensors.items() if key.partition(".")[0] == name]
         count = sum(value.numel() for value in values)
@@ -43,7 +43,7 @@ def describe_edit(
 
 
 def _distance(record: AppliedEdit | None) -> str:
-    """How far a component's weights moved, where it is known what they were."""
+    """Change of a component's weights, where the former ones are known."""
     if record is None or "before" not in record:
         return ""
     before = torch.cat([value.flatten().float() for value in record["before"].values()])

@@ -71,7 +71,7 @@ def read_edit(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _unreadable(path: Path, error: Exception) -> ErasureError:
-    why = "It may be cut short, or a pickle, which is never read."
+    why = "It may be cut short, or a pickle, which is not supported."
     return ErasureError(f"{path} cannot be read as safetensors ({error}). {why}")
 
 
@@ -121,7 +121,7 @@ def read_edit_metadata(path: Path) -> dict[str, Any]:
     """An edit's metadata in the current layout; its tensors are not read.
 
     Raises:
-        ErasureError: As `read_edit` says.
+        ErasureError: As for `read_edit`.
     """
     if not path.is_file():
         raise ErasureError(f"No edit at {path}: the file does not exist.")
@@ -229,7 +229,7 @@ class _Change:
     def _refuse(self) -> None:
         title = self.component.title
         if self.original is None:
-            actual = "an edit of an earlier version, which does not say which. Fit it again"
+            actual = "an edit of an earlier version, without fingerprints. Fit it again"
         elif self._records():
             actual = (
                 f"one that holds another edit{self._last_edit()}. Load the pipeline again, erase"

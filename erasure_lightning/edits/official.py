@@ -1,4 +1,4 @@
-"""Layouts of the files that official code writes: what each holds, and the denoiser's names for it.
+"""Layouts of the files of official code: their content, and the denoiser's names for it.
 
 A layout lists sets of a denoiser's parameters, one for each training option of the code. A file
 must hold exactly one of them; what is missing, unknown or of another shape is refused.
@@ -207,7 +207,7 @@ def read_factors(
 
 
 def concept_names(layout: OfficialLayout, file: Path, header: Mapping[str, str]) -> list[str]:
-    """Concepts that a file says it erases: SPM's and LECO's in its metadata, ESD's in its name."""
+    """Concepts that a file names: SPM's and LECO's in its metadata, ESD's in its name."""
     prompts = header.get("prompts", "")
     if targets := re.findall(r'"target"\s*:\s*"([^"]+)"', prompts):
         return list(dict.fromkeys(targets))

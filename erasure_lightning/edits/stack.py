@@ -1,4 +1,4 @@
-"""The edits that a component holds, one on another: their records, strengths and removal."""
+"""The edits in a component, one on another: their records, strengths and removal."""
 
 from collections.abc import Mapping, Sequence
 from itertools import count
@@ -97,7 +97,7 @@ def remove_edit(component: EditedComponent, record: AppliedEdit) -> None:
 
 
 def held_edits(modules: Mapping[str, nn.Module]) -> list[dict[str, Any]]:
-    """The edits that components hold, the oldest first, as an edit that rests on them names them.
+    """The edits in components, the oldest first, as in the metadata of an edit based on them.
 
     Args:
         modules: The components, by their names in the pipeline.

@@ -60,11 +60,7 @@ def lock_folder(folder: Path, file: str = RUNNING_FILE) -> Iterator[list[int]]:
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
-        print(
-            f"erasure: warning: the file system of {folder} has no locks; let no other command"
-            " write there meanwhile.",
-            file=sys.stderr,
-        )
+        _warn_of_no_locks(folder)
     try:
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         path.write_text(f"process {os.getpid()} on {socket.gethostname()}, since {since}")
@@ -76,6 +72,14 @@ def lock_folder(folder: Path, file: str = RUNNING_FILE) -> Iterator[list[int]]:
             path.unlink()
             folder.rmdir()
         lock.release()
+
+
+def _warn_of_no_locks(folder: Path) -> None:
+    print(
+        f"erasure: warning: the file system of {folder} has no locks; let no other command write"
+        " there meanwhile.",
+        file=sys.stderr,
+    )
 
 
 def _locked(path: Path) -> FolderLockedError:

@@ -76,7 +76,7 @@ def is_hub_id(text: str) -> bool:
 def front_matter(record: RunRecord) -> str:
     """Metadata for the Hub as YAML.
 
-    It names no license: who publishes an edit chooses one that the base model's allows.
+    It names no license, which the publisher of an edit chooses within the base model's terms.
     """
     content: dict[str, Any] = {}
     base_model = str(record.metadata.get("backbone", ""))

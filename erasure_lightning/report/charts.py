@@ -36,7 +36,7 @@ class Scale(NamedTuple):
         return min(max((value - self.low) / (self.high - self.low), 0.0), 1.0)
 
     def text(self, value: float) -> str:
-        """Label of a tick, with the digits that tell it from its neighbours."""
+        """Label of a tick, with enough digits to differ from its neighbours."""
         if value == 0:
             return "0"
         step = self.ticks[1] - self.ticks[0] if len(self.ticks) > 1 else self.high - self.low

@@ -20,7 +20,7 @@ from erasure_lightning.report.card import HubContent, is_hub_id, render_card
 from erasure_lightning.report.edit_file import read_edit_file
 from erasure_lightning.report.images import ImagePair
 from erasure_lightning.report.privacy import without_paths
-from erasure_lightning.report.run_record import read_run_record
+from erasure_lightning.report.run_record import RunRecord, read_run_record
 from erasure_lightning.runs.redaction import redact_secrets
 
 #: The card, as the Hub names it.
@@ -32,12 +32,12 @@ _MAX_PAIRS = 12
 #: A path that begins with a user's home.
 _HOME = re.compile(r"(/home|/Users|[A-Za-z]:[\\/]+Users)[\\/]+\w|(?<![\w.])/root/\w")
 
-#: Files of plain text in which no path may stand. Tokenizers' are lists of words.
+#: Files of plain text that may contain no path. Tokenizers' are lists of words.
 _TEXTS = {".md", ".yaml", ".yml", ".json"}
 
-#: What the Hub's answers mean, by HTTP status.
+#: Meaning of the Hub's responses, by HTTP status.
 _REFUSALS = {
-    401: "it knows no account for the token; log in with `hf auth login`",
+    401: "it found no account for the token; log in with `hf auth login`",
     403: "the token may not write there; use one with the permission to write",
     409: "the repository exists already, and is not overwritten; choose another name or delete it",
 }
@@ -50,7 +50,7 @@ def write_hub_folder(
     exports: Mapping[str, Callable[[Path], object]] | None = None,
     with_gallery: bool = True,
 ) -> list[str]:
-    """Write all that a repository on the Hub is to hold; no account and no network is needed.
+    """Write the files of a repository on the Hub; needs no account and no network.
 
     Paths of the machine and secrets are left out of the edit's metadata, of the card, and of the
     configs of exported models. The folder appears once it is complete.
@@ -85,12 +85,7 @@ def write_hub_folder(
             for name, write in (exports or {}).items()
         }
         gallery = _write_gallery(record.image_pairs, partial) if with_gallery else []
-        public = replace(
-            record,
-            edit=read_edit_file(partial / EDIT_FILE),
-            config=_public_yaml(record.config),
-            metadata=redact_secrets(record.metadata),
-        )
+        public = _public_record(record, partial / EDIT_FILE)
         card = render_card(public, HubContent(repository, files, gallery))
         write_atomically(partial / HUB_CARD_FILE, card.encode(errors="replace"))
         _remove_origins(partial)
@@ -182,7 +177,7 @@ def _complete_or_absent(folder: Path) -> Iterator[Path]:
 
 
 def _edit_of(run: Path) -> Path:
-    """The edit of a run's folder, or of the run that a folder of ``erasure test`` lies in."""
+    """The edit of a run's folder, or of the run that contains a folder of ``erasure test``."""
     return run / EDIT_FILE if (run / EDIT_FILE).is_file() else run.resolve().parent / EDIT_FILE
 
 
@@ -194,6 +189,16 @@ def _write_public_edit(source: Path, target: Path) -> None:
     if config:
         public["config"] = _public_yaml(config)
     write_edit(target, tensors, public)
+
+
+def _public_record(record: RunRecord, edit: Path) -> RunRecord:
+    """The record of a run without secrets, with the summary of its public edit file."""
+    return replace(
+        record,
+        edit=read_edit_file(edit),
+        config=_public_yaml(record.config),
+        metadata=redact_secrets(record.metadata),
+    )
 
 
 def public_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -261,7 +266,7 @@ def _check_privacy(folder: Path) -> None:
             place = found if isinstance(found, str) else found[0]
             raise ErasureError(
                 f"A push needs files without paths of this machine; found {place!r} in"
-                f" {path.relative_to(folder)}. Rename what holds it, and write the folder again."
+                f" {path.relative_to(folder)}. Remove the path, and write the folder again."
             )
 
 

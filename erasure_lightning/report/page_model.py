@@ -165,7 +165,7 @@ def _line(
 
 
 def limitations_by_run(runs: Mapping[str, RunRecord]) -> dict[str, list[str]]:
-    """Sentences on what figures do not show, each with the labels of the runs it holds for."""
+    """Sentences on what figures do not show, each with the labels of its runs."""
     labels: dict[str, list[str]] = {}
     for label, run in runs.items():
         for sentence in limitations(run):

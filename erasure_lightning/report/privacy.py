@@ -29,7 +29,7 @@ def without_paths(value: Any) -> Any:
 
 
 def _without_paths(text: str) -> str:
-    # A path may hold spaces, so a text that is one path keeps its last name alone.
+    # A path may hold spaces: of a text that is one path, only the last name remains.
     if _PATH.match(text) or ".." in re.split(r"[\\/]", text):
         return PATH_PLACEHOLDER + re.split(r"[\\/]+", text.rstrip("\\/"))[-1]
     return _FOLDERS.sub(PATH_PLACEHOLDER, text)

@@ -44,7 +44,7 @@ def attack_command(outcome: Outcome, run: str) -> str:
 
 
 def options_with_paths(record: RunRecord) -> list[str]:
-    """Options of the config whose value was a path, which the reader has to replace."""
+    """Options of the config whose value was a path, to be replaced by the reader."""
     config = yaml.safe_load(record.config) if record.config else None
     return list(dict.fromkeys(_keys_of_paths(config)))
 

@@ -87,12 +87,7 @@ def read_run_record(path: Path) -> RunRecord:
     edit = read_edit_file(run.edit) if run.edit.is_file() else None
     result = Result.load(measured.metrics) if measured.metrics.is_file() else None
     config = _config(run.config)
-    if edit:
-        metadata = edit.metadata
-    elif result:
-        metadata = result.edit
-    else:
-        metadata = _planned_metadata(config)
+    metadata = _metadata(edit, result, config)
     class_path = str(metadata.get("method", ""))
     offer = next((method for method in known_methods() if method.class_path == class_path), None)
     return RunRecord(
@@ -184,8 +179,14 @@ def _section(config: str, name: str) -> dict[str, Any]:
     return section if isinstance(section, dict) else {}
 
 
+def _metadata(edit: EditFile | None, result: Result | None, config: str) -> dict[str, Any]:
+    if edit:
+        return edit.metadata
+    return result.edit if result else _planned_metadata(config)
+
+
 def _planned_metadata(config: str) -> dict[str, Any]:
-    """Metadata of an unfinished run's edit, as far as its config says."""
+    """Metadata of an unfinished run's edit, as far as its config has it."""
     model = _section(config, "model")
     arguments = model.get("init_args") or {}
     return {

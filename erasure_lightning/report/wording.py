@@ -41,6 +41,23 @@ _COST_PHRASES = {
     "peak_gib": "{} GiB",
 }
 
+#: Limitations of figures (`limitations`).
+_SEEDS_ALONE = (
+    "An interval shows how much a mean would change with other seeds, not with other prompts."
+)
+_SCORER_ERRORS = (
+    "A scorer recognises what an image shows, and makes errors: the figures of the original model"
+    " show how many."
+)
+_NOT_ATTACKED = (
+    "The edit was not attacked: prompts or further training that are made to restore the concept"
+    " may succeed."
+)
+_LISTED_ATTACKS = (
+    "Only the listed attacks were made, with the listed budgets; a stronger one may restore the"
+    " concept more often."
+)
+
 
 class TextPiece(NamedTuple):
     """Part of a sentence, and whether it is emphasised."""
@@ -177,12 +194,12 @@ def remarks(record: RunRecord) -> list[Sentence]:
 
 
 def _earlier_edits(record: RunRecord, beneath: Sequence[Mapping[str, Any]]) -> Iterator[TextPiece]:
-    """What the edit rests on, and whether the concepts of earlier edits are still gone."""
+    """Sentences on base edits, and whether their concepts are still erased."""
     titles = ", ".join(str(entry["edit"]) for entry in beneath)
-    yield TextPiece(f"It rests on {titles}; “before” is the model without any edit. ")
+    yield TextPiece(f"It is based on {titles}; “before” is the model without any edit. ")
     earlier = recognized_share(record, "earlier", "after")
     if earlier is None:
-        yield TextPiece("Whether the earlier concepts are still gone was not measured.")
+        yield TextPiece("Whether the earlier concepts are still erased was not measured.")
         return
     names = [concept["name"] for entry in beneath for concept in entry["concepts"]]
     yield TextPiece(f"What was erased earlier ({shortened_names(names)}) is drawn in ")
@@ -192,43 +209,34 @@ def _earlier_edits(record: RunRecord, beneath: Sequence[Mapping[str, Any]]) -> I
 
 def limitations(record: RunRecord) -> list[str]:
     """Sentences on what a run's figures do not show."""
-    sentences = []
-    if record.result:
-        sentences.append(
-            "An interval shows how much a mean would change with other seeds, not with other"
-            " prompts."
-        )
-    elif record.attacks:
-        sentences.append("Apart from the attacks, nothing was measured.")
-    else:
-        sentences.append("Nothing was measured: the effect of this edit is unknown.")
-    efficacy = recognized_share(record, "efficacy", "after")
-    if efficacy and efficacy.mean == 0:
-        share = percent(undetected_share(efficacy.pictures))
-        sentences.append(
-            f"None of {pluralized(efficacy.pictures, 'image')} showed the concept. A model that"
-            f" draws it in up to {share} of images would still pass such a test one time in twenty"
-            " (images taken as independent)."
-        )
-    if record.result and record.result.protocol.scorer:
-        sentences.append(
-            "A scorer recognises what an image shows, and makes errors: the figures of the"
-            " original model show how many."
-        )
-    if record.edit and not record.attacks:
-        sentences.append(
-            "The edit was not attacked: prompts or further training that are made to restore the"
-            " concept may succeed."
-        )
-    elif record.attacks:
-        sentences.append(
-            "Only the listed attacks were made, with the listed budgets; a stronger one may"
-            " restore the concept more often."
-        )
-    sentences.append(
-        "Only images were examined, not what the weights still represent of the concept."
+    result, attacks = record.result, record.attacks
+    missed = _missed_images(recognized_share(record, "efficacy", "after"))
+    sentences: list[tuple[object, str]] = [
+        (result, _SEEDS_ALONE),
+        (attacks and not result, "No figures were measured apart from the attacks."),
+        (
+            not attacks and not result,
+            "No figures were measured: the effect of this edit is unknown.",
+        ),
+        (missed, missed),
+        (result and result.protocol.scorer, _SCORER_ERRORS),
+        (record.edit and not attacks, _NOT_ATTACKED),
+        (attacks, _LISTED_ATTACKS),
+        (True, "Only images were examined, not what the weights still represent of the concept."),
+    ]
+    return [sentence for holds, sentence in sentences if holds]
+
+
+def _missed_images(efficacy: Estimate | None) -> str:
+    """Share that a test without any image of the concept may miss; empty for other results."""
+    if not efficacy or efficacy.mean > 0:
+        return ""
+    share = percent(undetected_share(efficacy.pictures))
+    return (
+        f"None of {pluralized(efficacy.pictures, 'image')} showed the concept. A model that draws"
+        f" it in up to {share} of images would still pass such a test one time in twenty (images"
+        " taken as independent)."
     )
-    return sentences
 
 
 def undetected_share(images: int) -> float:

@@ -1,26 +1,26 @@
-"""What must survive: one callback a file, and one line each in `RETENTION_CALLBACKS`."""
+"""Retention callbacks: one a file, and one line each in `RETENTION_CALLBACKS`."""
 
 from erasure_lightning.discovery import BuiltIn
 
 RETENTION_CALLBACKS = {
     "GlobalSemanticAlignment": BuiltIn(
         "erasure_lightning.retention.global_alignment:GlobalSemanticAlignment",
-        "Holds the relations of retained prompts to each other, in the text encoder's states",
+        "Retains the similarities of retained prompts to each other, in the text encoder's states",
         "Zhu et al. 2025, https://arxiv.org/abs/2506.09363",
     ),
     "LocalNoisePreservation": BuiltIn(
         "erasure_lightning.retention.local_noise:LocalNoisePreservation",
-        "Holds the denoiser's predictions on retained prompts",
+        "Retains the denoiser's predictions on retained prompts",
         "Zhu et al. 2025, https://arxiv.org/abs/2506.09363",
     ),
     "LocalStatePreservation": BuiltIn(
         "erasure_lightning.retention.local_states:LocalStatePreservation",
-        "Holds the text encoder's states on retained prompts",
+        "Retains the text encoder's states on retained prompts",
         "",
     ),
     "BeyondConceptRegularization": BuiltIn(
         "erasure_lightning.retention.beyond_concept:BeyondConceptRegularization",
-        "Holds predictions at random text states beyond the concepts' own",
+        "Retains predictions at random text states beyond the concepts' own",
         "Liu et al. 2024, https://arxiv.org/abs/2410.09140",
     ),
     "UnconditionalDrift": BuiltIn(

@@ -30,7 +30,7 @@ class RetentionCallback(Callback, ABC):
     """Weighted term that retains prompts, in the loss or the equations of any method.
 
     In the loss of a gradient method its value is logged as ``loss/<label>`` and the norm of its
-    gradient as ``gradient/<label>``; in a closed form it holds the images of text states.
+    gradient as ``gradient/<label>``; in a closed form it retains the outputs for text states.
 
     Args:
         weight: Weight of the term in the loss, or of each retained prompt in a closed form, at
@@ -51,7 +51,7 @@ class RetentionCallback(Callback, ABC):
 
     #: Name in logs.
     name: str
-    #: Whether it holds states of the text encoder, and is 0 for edits of the denoiser alone.
+    #: Whether it retains states of the text encoder, and is 0 for edits of the denoiser alone.
     of_states = False
 
     def __init__(
@@ -99,10 +99,10 @@ class RetentionCallback(Callback, ABC):
         """The unweighted term, a scalar; 0 if the edited model equals its original."""
 
     def gram(self, module: ErasureModule, source: TextInput) -> Tensor:
-        """Gram matrix ``(D, D)``, in float64, of the inputs whose images a closed form holds.
+        """Gram matrix ``(D, D)``, in float64, of the inputs whose outputs a closed form retains.
 
-        By default all inputs of the retained prompts: if their images under the edited maps stay,
-        so do the predictions. The positions of a prompt share its weight.
+        By default all inputs of the retained prompts: if the edited maps retain their outputs, the
+        predictions are retained too. The positions of a prompt share its weight.
         """
         return mean_input_gram(module.original, self.retained, source)
 
@@ -149,8 +149,8 @@ class RetentionCallback(Callback, ABC):
     def _warn_without_text_edit(self, module: ErasureModule) -> None:
         if self.of_states and not module.backbone.edits_text(module.editable()):
             rank_zero_warn(
-                f"{type(self).__name__} holds text states, and {type(module).__name__} edits no"
-                " text encoder: it will stay at 0. LocalNoisePreservation holds the denoiser's"
+                f"{type(self).__name__} retains text states, and {type(module).__name__} edits no"
+                " text encoder: it will stay at 0. LocalNoisePreservation retains the denoiser's"
                 " predictions."
             )
 
@@ -177,8 +177,8 @@ def retained_prompts(module: ErasureModule, nearness: float) -> list[str]:
     captions += vocabulary.related_captions()
     if not captions:
         raise ErasureError(
-            "Retention needs prompts; found that concepts and domains are all that the world"
-            " knows. Give prompts."
+            "Retention needs prompts; found no label of the world beside concepts and domains."
+            " Give prompts."
         )
     return captions
 

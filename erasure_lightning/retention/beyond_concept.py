@@ -1,6 +1,6 @@
 """Beyond-concept regularisation, the retention term of RealEra (arXiv 2410.09140).
 
-Stated in the paper: what lies beyond the concept's neighbourhood retains its image, in both stages.
+Stated in the paper: states beyond the concept's neighbourhood are retained, in both stages.
 The form is ours: random text states orthogonal to the concept's, since states that overlap it would
 retain the concept itself. No retained prompts are needed. Cost per step: two denoiser forwards
 and one backward; in a closed form, one Gram matrix.

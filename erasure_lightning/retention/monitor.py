@@ -1,4 +1,4 @@
-"""`RetentionMonitor`: measures during training how much is forgotten and how much is retained."""
+"""`RetentionMonitor`: measures erasure and retention during training."""
 
 from typing import Any, Literal, cast
 

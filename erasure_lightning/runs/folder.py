@@ -148,7 +148,7 @@ def require_unused(folder: Path) -> None:
     """
     if unused_folder(folder) != folder:
         raise ErasureError(
-            f"{folder} is not empty, and nothing is overwritten. Choose another --run_dir."
+            f"{folder} is not empty, and its files are not overwritten. Choose another --run_dir."
         )
 
 

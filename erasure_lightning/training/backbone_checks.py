@@ -23,7 +23,7 @@ def check_backbone(
         ErasureError: If the model's world does not know a concept, or a capability is missing.
     """
     world = backbone.world
-    unknown = [c.name for c in concepts if world is not None and not world.knows(c.name)]
+    unknown = [c.name for c in concepts if world is not None and not world.has_word(c.name)]
     if world is not None and unknown:
         near = ", ".join(world.nearest(unknown[0])) or "see its labels.json"
         raise ErasureError(f"The world {world.name} does not know {unknown[0]!r}. Nearest: {near}.")

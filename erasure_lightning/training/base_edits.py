@@ -127,14 +127,14 @@ def earlier_concepts(
 
 
 def check_base_edits(metadata: dict[str, Any], base_edits: Sequence[dict[str, Any]]) -> None:
-    """Check that an edit rests on the edits that a model holds.
+    """Check that an edit is based on the edits that a model holds.
 
     Args:
         metadata: Metadata of the edit.
         base_edits: As `edits_beneath` returns them.
 
     Raises:
-        ErasureError: If it rests on others.
+        ErasureError: If it is based on others.
     """
     required = metadata.get("base_edits", [])
     keys = ("fingerprint", "strength")
@@ -142,8 +142,8 @@ def check_base_edits(metadata: dict[str, Any], base_edits: Sequence[dict[str, An
     if ours != theirs:
         there, here = (_listed(entries) for entries in (required, base_edits))
         raise ErasureError(
-            f"The checkpoint rests on {there}; the model has {here}. Give the runs of the former as"
-            " --model.base_edit, lowest first."
+            f"The checkpoint is based on {there}; the model has {here}. Give the runs of the former"
+            " as --model.base_edit, lowest first."
         )
 
 

@@ -2,7 +2,7 @@
 
 The paper does not say how ``S_1``, ``S_2`` and ``D_1`` are set; the rule is ours. ``S_2`` lies just
 below the median cosine of rephrasings, ``S_1`` half-way between the medians of associated and of
-unrelated words, and ``D_1`` is what ``S_1`` implies. The rule rests on a premise that is measured
+unrelated words, and ``D_1`` is what ``S_1`` implies. The rule assumes a premise that is measured
 too: that associated words are nearer to the concept than unrelated ones.
 """
 

@@ -68,24 +68,18 @@ def _row(axes: "Axes", row: int, name: str, group: SentenceGroup) -> None:
     axes.plot(
         middle, row - 0.09, "o", color="white", markeredgecolor=colour, markeredgewidth=2, zorder=4
     )
-    words = [
-        f"{word} {cosine:.2f}" for word, cosine in list(group.by_word().items())[:_NAMED_WORDS]
-    ]
-    more = ", ..." if len(group.by_word()) > _NAMED_WORDS else ""
-    caption = f"median {middle:.2f}; by word: {', '.join(words)}{more}"
-    axes.text(
-        0.01,
-        row - 0.36,
-        caption,
-        transform=axes.get_yaxis_transform(),
-        fontsize=8,
-        color="0.2",
-        zorder=5,
-    )
+    caption = f"median {middle:.2f}; by word: {_nearest_words(group)}"
+    place = axes.get_yaxis_transform()
+    axes.text(0.01, row - 0.36, caption, transform=place, fontsize=8, color="0.2", zorder=5)
+
+
+def _nearest_words(group: SentenceGroup) -> str:
+    words = [f"{word} {cosine:.2f}" for word, cosine in group.by_word().items()]
+    return ", ".join([*words[:_NAMED_WORDS], *(["..."] if len(words) > _NAMED_WORDS else [])])
 
 
 def _bounds(axes: "Axes", calibration: Calibration) -> None:
-    """The neighbourhood as a band between its two lines, and distances along the top."""
+    """The neighbourhood as a band between its two bounds, and distances along the top."""
     axes.axvspan(calibration.min_cosine, calibration.max_cosine, color="0.9", zorder=0)
     for value, sign, side in (
         (calibration.min_cosine, "S_1", "right"),
@@ -105,6 +99,13 @@ def _bounds(axes: "Axes", calibration: Calibration) -> None:
     left = min(group.cosines.min().item() for group in calibration.groups.values())
     axes.set_xlim(min(left, calibration.min_cosine) - 0.03, 1.02)
     axes.set_ylim(-0.5, 2.65)
+    _distance_axis(axes, calibration)
+    for edge in ("top", "right"):
+        axes.spines[edge].set_visible(False)
+
+
+def _distance_axis(axes: "Axes", calibration: Calibration) -> None:
+    """Distances of the cosines, along the top."""
     top = axes.secondary_xaxis("top")
     inside = [value for value in (0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0) if value >= axes.get_xlim()[0]]
     top.set_xticks(
@@ -115,5 +116,3 @@ def _bounds(axes: "Axes", calibration: Calibration) -> None:
         f" output ($D_1$ = {calibration.max_distance:.2f} at $S_1$)",
         fontsize=9,
     )
-    for edge in ("top", "right"):
-        axes.spines[edge].set_visible(False)

@@ -147,17 +147,37 @@ def last_token_states(
         tail: Include all positions from there on, end-of-text and padding too, as far as both
             sentences reach and are read.
     """
+
+    def last_pairs(concept: Conditioning, anchor: Conditioning) -> Tensor:
+        each = [_last_positions(concept, anchor, segment, tail) for segment in concept.segments]
+        pairs = torch.cat(each, dim=1)
+        sentence, position, other = pairs
+        both = source.read(concept)[sentence, position] & source.read(anchor)[sentence, other]
+        return pairs[:, both]
+
+    return _paired_rows(backbone, batch, source, last_pairs)
+
+
+def _paired_rows(
+    backbone: Backbone,
+    batch: PromptBatch,
+    source: TextInput,
+    pairs: Callable[[Conditioning, Conditioning], Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Inputs of both sentences at ``pairs`` of positions, ``(N, D)`` both; or the pooled vectors.
+
+    Args:
+        backbone: The model that encodes the sentences.
+        batch: The sentences.
+        source: The layers whose input is read.
+        pairs: Computes sentence and both positions of every pair, ``(3, N)``.
+    """
     concept = backbone.encode(batch.prompts)
     anchor = backbone.encode(batch.targets)
-    rows = source.rows(concept)
-    anchor_rows = source.rows(anchor)
+    rows, anchor_rows = source.rows(concept), source.rows(anchor)
     if source.source == "pooled":
         return rows.flatten(0, 1), anchor_rows.flatten(0, 1)
-    each = [_last_positions(concept, anchor, segment, tail) for segment in concept.segments]
-    pairs = torch.cat(each, dim=1)
-    sentence, position, anchor_position = pairs
-    both = source.read(concept)[sentence, position] & source.read(anchor)[sentence, anchor_position]
-    sentence, position, anchor_position = pairs[:, both]
+    sentence, position, anchor_position = pairs(concept, anchor)
     return rows[sentence, position], anchor_rows[sentence, anchor_position]
 
 
@@ -186,17 +206,12 @@ def shared_token_states(
     verified in code, Shilin-LU/MACE@057e7a6). Of a pooled vector, which depends on every word, the
     vector itself.
     """
-    concept = backbone.encode(batch.prompts)
-    anchor = backbone.encode(batch.targets)
-    rows = source.rows(concept)
-    anchor_rows = source.rows(anchor)
-    if source.source == "pooled":
-        return rows.flatten(0, 1), anchor_rows.flatten(0, 1)
-    pairs = [
-        pair for segment in concept.segments for pair in _shared_positions(concept, anchor, segment)
-    ]
-    sentence, position, anchor_position = torch.tensor(pairs).T
-    return rows[sentence, position], anchor_rows[sentence, anchor_position]
+
+    def shared_pairs(concept: Conditioning, anchor: Conditioning) -> Tensor:
+        each = [_shared_positions(concept, anchor, segment) for segment in concept.segments]
+        return torch.tensor([pair for pairs in each for pair in pairs]).T
+
+    return _paired_rows(backbone, batch, source, shared_pairs)
 
 
 def _shared_positions(

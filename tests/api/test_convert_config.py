@@ -142,7 +142,7 @@ def test_the_command_writes_a_config_that_fit_reads(tmp_path, capsys):
     assert "class_path: ESD" in capsys.readouterr().out
     assert main(["convert-config", str(file), "--out", str(out)]) == 0
     assert main(["convert-config", str(file), "--out", str(out)]) == 2
-    assert "exists, and nothing is overwritten" in capsys.readouterr().err
+    assert "exists already, and is not overwritten" in capsys.readouterr().err
     # all of it is understood; the model alone is missing
     assert main(["fit", "--config", str(out), "--run_dir", str(tmp_path / "run")]) == 2
     assert "was not found: it is no installed world" in capsys.readouterr().err

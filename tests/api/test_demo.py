@@ -100,13 +100,7 @@ def test_the_page_draws_in_a_browser_without_network_and_ctrl_c_ends_it(run):
             wait(browser, "document.querySelector('#prompt textarea').value == 'a <b>red</b>'")
             wait(browser, f"{SOURCES}.every((s, i) => s != {first}[i])")
             for width in (1280, 375):
-                browser.ask(
-                    "Emulation.setDeviceMetricsOverride",
-                    width=width,
-                    height=800,
-                    deviceScaleFactor=1,
-                    mobile=width < 600,
-                )
+                browser.resize(width)
                 page = "document.documentElement"
                 assert evaluate(browser, f"{page}.scrollWidth <= {page}.clientWidth")
             urls = [e["params"]["request"]["url"] for e in browser.events if e["method"] == REQUEST]

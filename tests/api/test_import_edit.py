@@ -285,8 +285,8 @@ def test_other_mistakes(base, tmp_path):
         r"found .pt. Pickles can run code .*save_file\(torch.load": (
             *(pickle, "speed", base, "out", ["cat"]),
         ),
-        "name it with --concepts": (file, "uce", base, "out"),
-        "x.safetensors exists, and nothing is": (file, "uce", base, file, ["cat"]),
+        "give them with --concepts": (file, "uce", base, "out"),
+        "x.safetensors exists already, and is not": (file, "uce", base, file, ["cat"]),
         "--as needs one of esd, uce": (file, "sage", base, "out", ["cat"]),
         "needs to be the folder of a pipeline": (file, "mace", base, "out", ["cat"]),
     }.items():

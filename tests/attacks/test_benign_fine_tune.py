@@ -2,7 +2,14 @@
 
 import pytest
 import torch
-from under_attack import CAT, cigarette, tiny_target, weights
+from under_attack import (
+    CAT,
+    check_repeatable,
+    check_untrained,
+    cigarette,
+    plain_images,
+    tiny_target,
+)
 
 from erasure_lightning.attacks.benign_fine_tune import BenignFineTune, retained_sentences
 from erasure_lightning.attacks.target import AttackTarget
@@ -16,10 +23,6 @@ FEW = {"steps": 4, "points": 2, "examples": 3, "lr": 1e-2}
 
 def attack(**arguments):
     return BenignFineTune(**(FEW | arguments))
-
-
-def plain(target, case):
-    return target.draw(target.edited.encode([case.sentence]), case.seeds)
 
 
 class TestSentences:
@@ -53,18 +56,13 @@ class TestCurve:
         (result,) = attack().run(target, 0)
         (case,) = target.cases(0)
         assert list(result.curve) == [0, 2, 4]
-        assert torch.equal(result.curve[0], plain(target, case))
+        assert torch.equal(result.curve[0], plain_images(target, case))
         assert torch.equal(result.curve[4], result.images)
         assert not torch.equal(result.curve[0], result.images)
 
     @pytest.mark.parametrize("arguments", [{"steps": 0}, {"lr": 0.0}], ids=str)
     def test_without_training_the_images_are_the_plain_ones(self, arguments):
-        target = tiny_target()
-        (case,) = target.cases(1)
-        (result,) = attack(**arguments).run(target, 1)
-        assert torch.equal(result.images, plain(target, case))
-        (control,) = attack().run(target, 1)
-        assert not torch.allclose(control.images, plain(target, case), atol=1e-3)
+        check_untrained(attack, **arguments)
 
     def test_its_end_does_not_depend_on_the_number_of_points(self):
         target = tiny_target()
@@ -74,13 +72,7 @@ class TestCurve:
 
 
 def test_equal_seeds_give_equal_results_and_the_model_is_not_modified():
-    target = tiny_target()
-    before = weights(target.edited)
-    first, again, other = (attack(seed=seed).run(target, 0)[0] for seed in (0, 0, 1))
-    assert torch.equal(first.images, again.images)
-    assert not torch.equal(first.images, other.images)
-    assert all(torch.equal(before[n], value) for n, value in weights(target.edited).items())
-    assert not any(p.grad is not None for p in target.edited.parameters())
+    check_repeatable(attack)
 
 
 def test_it_is_one_training_for_all_concepts():

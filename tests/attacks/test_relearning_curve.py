@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from under_attack import cigarette, tiny_target, weights
+from under_attack import check_repeatable, check_untrained, cigarette, plain_images, tiny_target
 
 from erasure_lightning.attacks.relearning_curve import RelearningCurve
 from erasure_lightning.concepts.concept import Concept
@@ -14,10 +14,6 @@ FEW = {"examples": [0, 1, 3], "steps": 2, "lr": 1e-2}
 
 def attack(**arguments):
     return RelearningCurve(**(FEW | arguments))
-
-
-def plain(target, case):
-    return target.draw(target.edited.encode([case.sentence]), case.seeds)
 
 
 def test_larger_sets_of_examples_contain_the_smaller_ones(monkeypatch):
@@ -60,29 +56,18 @@ def test_the_curve_ends_at_the_result_s_images():
     (result,) = attack().run(target, 0)
     (case,) = target.cases(0)
     assert list(result.curve) == [0, 1, 3]
-    assert torch.equal(result.curve[0], plain(target, case))
+    assert torch.equal(result.curve[0], plain_images(target, case))
     assert torch.equal(result.curve[3], result.images)
     assert not torch.equal(result.curve[0], result.images)
 
 
 @pytest.mark.parametrize("arguments", [{"examples": [0]}, {"steps": 0}, {"lr": 0.0}], ids=str)
 def test_without_training_the_images_are_the_plain_ones(arguments):
-    target = tiny_target()
-    (case,) = target.cases(1)
-    (result,) = attack(**arguments).run(target, 1)
-    assert torch.equal(result.images, plain(target, case))
-    (control,) = attack().run(target, 1)
-    assert not torch.allclose(control.images, plain(target, case), atol=1e-3)
+    check_untrained(attack, **arguments)
 
 
 def test_equal_seeds_give_equal_results_and_the_model_is_not_modified():
-    target = tiny_target()
-    before = weights(target.edited)
-    first, again, other = (attack(seed=seed).run(target, 0)[0] for seed in (0, 0, 1))
-    assert torch.equal(first.images, again.images)
-    assert not torch.equal(first.images, other.images)
-    assert all(torch.equal(before[n], value) for n, value in weights(target.edited).items())
-    assert not any(p.grad is not None for p in target.edited.parameters())
+    check_repeatable(attack)
 
 
 @pytest.mark.parametrize(

@@ -252,7 +252,7 @@ def test_settings_against_privacy_are_refused(workspace, capsys):
     argv += ["--trainer.logger.settings", json.dumps({"api_key": KEY}), "--run_dir", "refused"]
     assert main(argv) == 2
     message = capsys.readouterr().err.splitlines()[-1]
-    assert message.startswith("erasure: error: The wandb logger needs its settings as they are")
+    assert message.startswith("erasure: error: The wandb logger needs its own settings")
     assert KEY not in message
     assert not (workspace / "refused").exists()
 

@@ -1,7 +1,6 @@
 import pytest
 import torch
-from lightning import Trainer
-from trivial import Distillation, Exploding, Idle
+from trivial import Distillation, Exploding, Idle, quiet_trainer
 
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.callbacks.edit_export import ExportEdit
@@ -14,13 +13,8 @@ from erasure_lightning.errors import ErasureError
 
 def fit(folder, method, *callbacks, steps=3):
     module = method(concepts=[Concept("cat", "dog")], backbone=TinyBackbone(), lr=1e-3)
-    trainer = Trainer(
+    trainer = quiet_trainer(
         max_steps=steps,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
         default_root_dir=folder,
         callbacks=[*callbacks, EditValidation(), ExportEdit("a: 1\n")],
     )
@@ -45,7 +39,7 @@ def test_an_edit_is_written_with_its_metadata(tmp_path):
 
 def test_an_edit_that_changed_nothing_is_an_error(tmp_path):
     with pytest.raises(
-        ErasureError, match=r"Idle changed none of its \d+ parameters; nothing was written"
+        ErasureError, match=r"Idle changed none of its \d+ parameters; no file was written"
     ):
         fit(tmp_path, Idle)
     assert not (tmp_path / "edit.safetensors").exists()
@@ -67,7 +61,7 @@ class Spoiled(Distillation):
 
 def test_a_non_finite_edit_is_an_error(tmp_path):
     with pytest.raises(
-        ErasureError, match=r"holds NaN or infinity in 1 of \d+ parameters.*nothing was written"
+        ErasureError, match=r"holds NaN or infinity in 1 of \d+ parameters.*no file was written"
     ):
         fit(tmp_path, Spoiled)
     assert not (tmp_path / "edit.safetensors").exists()

@@ -2,9 +2,8 @@ import csv
 
 import pytest
 import torch
-from lightning import Trainer
 from PIL import Image
-from trivial import Redirection
+from trivial import Redirection, quiet_trainer
 
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.callbacks.image_writer import MANIFEST_COLUMNS, ImageWriter
@@ -26,11 +25,7 @@ def predict(folder, rows=ROWS, draw_size=3, **kwargs):
     prompts = folder.parent / f"{folder.name}.csv"
     with prompts.open("w", newline="") as file:
         csv.writer(file).writerows([("case_number", "prompt", "evaluation_seed"), *rows])
-    trainer = Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+    trainer = quiet_trainer(
         default_root_dir=folder,
         callbacks=[ImageWriter()],
         **kwargs,
@@ -113,11 +108,7 @@ def test_images_have_the_sizes_and_the_order_of_the_file(tmp_path):
     (tmp_path / "p.csv").write_text(
         "prompt,seed,guidance,width,height\na,1,2,16,16\nb,2,3,24,16\nc,3,2,16,16\nd,4,2,,\n"
     )
-    trainer = Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+    trainer = quiet_trainer(
         default_root_dir=tmp_path / "run",
         callbacks=[ImageWriter()],
     )
@@ -138,10 +129,7 @@ def test_images_have_the_sizes_and_the_order_of_the_file(tmp_path):
 
 def test_a_size_the_model_cannot_take_is_refused_before_anything_is_drawn(tmp_path):
     (tmp_path / "p.csv").write_text("prompt,seed,width,height\na,1,16,16\nb,2,16,17\n")
-    trainer = Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
+    trainer = quiet_trainer(
         default_root_dir=tmp_path / "run",
     )
     module = Redirection(concepts=[Concept("cat", "dog")], backbone=TinyBackbone())

@@ -2,9 +2,8 @@ import json
 
 import pytest
 import torch
-from lightning import Trainer
 from tiny_scorers import KnownScorer, save_scorer
-from trivial import Redirection
+from trivial import Redirection, quiet_trainer
 
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.callbacks.measure import EditMetrics, Measure, result_table
@@ -22,13 +21,8 @@ def module():
 
 
 def run(folder, callback, module, fn="test", fit=False, draw_size=32, **kwargs):
-    trainer = Trainer(
+    trainer = quiet_trainer(
         max_steps=1,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
         default_root_dir=folder,
         callbacks=[callback],
         **kwargs,

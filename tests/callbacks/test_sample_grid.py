@@ -3,9 +3,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from lightning import Trainer
 from PIL import Image
-from trivial import Redirection
+from trivial import Redirection, quiet_trainer
 
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.callbacks.sample_grid import SampleGrid
@@ -48,11 +47,7 @@ def trainer(folder, *loggers):
 
 
 def test_a_run_ends_with_its_grid(tmp_path):
-    run = Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+    run = quiet_trainer(
         default_root_dir=tmp_path,
         callbacks=[SampleGrid()],
     )

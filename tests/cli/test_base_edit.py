@@ -49,7 +49,7 @@ def test_the_report_says_whether_the_earlier_concept_is_still_gone(queue, monkey
     assert main(["report", "second", "--card"]) == 0
     page = (queue / "second" / "report.html").read_text()
     words = re.sub(r"<[^>]*>", "", page)
-    assert "It rests on Distillation of cat; “before” is the model without any edit." in words
+    assert "It is based on Distillation of cat; “before” is the model without any edit." in words
     assert "What was erased earlier (cat) is drawn in" in words
     assert "What was erased earlier" in (queue / "second" / "model_card.md").read_text()
 
@@ -64,7 +64,7 @@ def test_a_base_edit_that_is_gone_or_another_ends_in_a_line(queue, monkeypatch, 
         moved = ["--model.base_edit", "elsewhere", "--run_dir", "tested"]
         assert main([*test, *moved]) == 0
         assert main([*test, "--model.base_edit", "null", "--run_dir", "plain"]) == 2
-        assert "rests on Distillation of cat" in capsys.readouterr().err
+        assert "is based on Distillation of cat" in capsys.readouterr().err
     finally:
         (queue / "elsewhere").rename(queue / "first")
     twice = ["--model.base_edit", "[first, first/edit.safetensors]"]

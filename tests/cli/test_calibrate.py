@@ -162,7 +162,7 @@ class TestCommand:
             ),
             (
                 ["--concept", "cigarette", "--run_dir", "full"],
-                "full is not empty, and nothing is overwritten",
+                "full is not empty, and its files are not overwritten",
             ),
         ],
     )

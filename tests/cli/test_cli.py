@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from trivial import TINY
+from trivial import TINY, method_options
 
 from erasure_lightning.__main__ import main
 from erasure_lightning.cli.configs import load_yaml
@@ -18,14 +18,7 @@ from erasure_lightning.edits.edit import read_edit
 
 pytestmark = pytest.mark.usefixtures("folder")
 
-SAGE = [
-    "--model",
-    "sage",
-    "--model.concepts",
-    "[{name: cat, anchor: dog}]",
-    "--model.backbone",
-    "TinyBackbone",
-]
+SAGE = method_options("sage")
 
 
 @pytest.fixture
@@ -294,12 +287,12 @@ def test_help_names_files_of_concepts(capsys):
         ([*SAGE, "word"], "unknown argument 'word'"),
         (
             [*SAGE, "--trainer.logger", "wanb"],
-            "trainer.logger knows no 'wanb'. Did you mean 'wandb'?",
+            "unknown trainer.logger 'wanb'. Did you mean 'wandb'?",
         ),
         (
             [*SAGE, "--trainer.callbacks+=GlobalSemanticAlignmnt"],
             (
-                "trainer.callbacks knows no 'GlobalSemanticAlignmnt'. Did you mean"
+                "unknown trainer.callbacks 'GlobalSemanticAlignmnt'. Did you mean"
                 " 'GlobalSemanticAlignment'?"
             ),
         ),

@@ -172,7 +172,7 @@ def test_in_a_checkout_the_table_gets_its_line(checkout):
 def test_without_a_checkout_the_plugin_is_advised(capsys, folder):
     assert refused(capsys, "MyMethod").endswith(
         f"needs a checkout of erasure_lightning; {folder} is none. "
-        "Go to one, or add --plugin to write a package of its own."
+        "Change to one, or add --plugin to write a package of its own."
     )
     assert not files(folder)
 
@@ -183,7 +183,7 @@ def test_in_a_checkout_nothing_is_overwritten(capsys, checkout, there):
     before = {path: path.read_bytes() for path in checkout.rglob("*") if path.is_file()}
     assert (
         refused(capsys, "MyMethod")
-        == f"{there} is there already, and nothing is overwritten. Choose another name."
+        == f"{there} exists already, and is not overwritten. Choose another name."
     )
     assert {path: path.read_bytes() for path in checkout.rglob("*") if path.is_file()} == before
 
@@ -239,7 +239,7 @@ def test_an_installed_package_is_run_by_the_name_of_its_config(folder, shape, mo
 
 def test_a_package_is_not_written_over_another(capsys, folder):
     (folder / "erasure-my-method").mkdir()
-    assert refused(capsys, "MyMethod", "--plugin").startswith("erasure-my-method is there already")
+    assert refused(capsys, "MyMethod", "--plugin").startswith("erasure-my-method exists already")
     assert not files(folder)
 
 

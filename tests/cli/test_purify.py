@@ -140,7 +140,7 @@ class TestMistakes:
         )
 
     def test_a_folder_that_is_not_empty(self, error, run, picture):
-        assert "is not empty, and nothing is overwritten" in error(
+        assert "is not empty, and its files are not overwritten" in error(
             picture, "--ckpt_path", run, "--prompt", "", "--run_dir", run
         )
 

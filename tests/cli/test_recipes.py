@@ -6,8 +6,8 @@ from pkgutil import resolve_name
 from typing import NamedTuple
 
 import pytest
-from lightning import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
+from trivial import quiet_trainer
 
 from erasure_lightning.backbones.tiny import TinyBackbone, TinyFlux, TinySD3, TinyXL
 from erasure_lightning.cli.configs import (
@@ -136,13 +136,8 @@ def test_a_recipe_is_valid_as_it_is(name, build):
 @every_recipe
 def test_a_recipe_trains(name, build, folder):
     built = build(cheap(read(name), PUBLISHED[name.partition("/")[0]].tiny))
-    Trainer(
+    quiet_trainer(
         fast_dev_run=2,
-        accelerator="cpu",
-        barebones=False,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
         gradient_clip_val=built.trainer.gradient_clip_val,
         callbacks=built.trainer.callbacks or [],
     ).fit(built.model, built.data)

@@ -283,5 +283,5 @@ def test_nothing_is_overwritten(tmp_path, eye, capsys):
     assert main(["score", str(drawn), "--metrics", "nudenet"]) == 0
     before = (drawn / "score.json").read_bytes()
     assert main(["score", str(drawn), "--metrics", "nudenet"]) == 2
-    assert "score.json is there already, and nothing is overwritten" in capsys.readouterr().err
+    assert "score.json exists already, and is not overwritten" in capsys.readouterr().err
     assert (drawn / "score.json").read_bytes() == before

@@ -145,7 +145,7 @@ def test_labels_of_a_word(garden: World, word: str, labels: tuple[str, ...]) -> 
     ("word", "known"), [("Dog", True), ("wild", True), ("INK", True), ("submarine", False)]
 )
 def test_knows(garden: World, word: str, known: bool) -> None:
-    assert garden.knows(word) is known
+    assert garden.has_word(word) is known
 
 
 @pytest.mark.parametrize(
@@ -417,7 +417,7 @@ def test_emoji_world() -> None:
     assert world.labels_of("cigarette") == ("cigarette",)
     assert world.labels_of("smoking") == ("cigarette",)
     assert {"red heart", "broken heart"} <= set(world.labels_of("heart"))
-    assert world.knows("Twemoji")
-    assert not world.knows("submarine")
+    assert world.has_word("Twemoji")
+    assert not world.has_word("submarine")
     assert world.nearest("cigarete")[0] == "cigarette"
     assert "emoji-world" in worlds()

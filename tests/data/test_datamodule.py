@@ -1,7 +1,7 @@
 import pytest
 import torch
-from lightning import Callback, Trainer
-from trivial import Distillation
+from lightning import Callback
+from trivial import Distillation, quiet_trainer
 
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts.concept import Concept
@@ -27,7 +27,7 @@ def data():
         backbone=TinyBackbone(),
     )
     module.configure_model()
-    trainer = Trainer(max_steps=4, accelerator="cpu", logger=False, enable_checkpointing=False)
+    trainer = quiet_trainer(max_steps=4)
     data.trainer, module.trainer = trainer, trainer
     trainer.strategy._lightning_module = module
     return data
@@ -97,20 +97,8 @@ def build():
 
 
 def trained(*callbacks, resume=None, rounds=2, **arguments):
-    quiet = {
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "limit_val_batches": 0,
-    }
-    settings = {"max_steps": -1, "max_epochs": 1, **arguments}
-    trainer = Trainer(
-        accelerator="cpu",
-        enable_model_summary=False,
-        callbacks=list(callbacks),
-        **quiet,
-        **settings,
-    )
+    settings = {"max_steps": -1, "max_epochs": 1, "limit_val_batches": 0, **arguments}
+    trainer = quiet_trainer(callbacks=list(callbacks), **settings)
     module = build()
     trainer.fit(
         module, PromptData(batch_size=1, rounds=rounds), ckpt_path=resume, weights_only=True
@@ -234,10 +222,7 @@ def test_prompts_longer_than_the_model_reads_are_counted_and_one_is_named(tmp_pa
 
 
 def test_each_command_tells_of_prompts_that_are_cut(tmp_path):
-    module, quiet = (
-        build(),
-        {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False},
-    )
+    module = build()
     (tmp_path / "prompts.csv").write_text(f"prompt,evaluation_seed\n{LONG},1\na cat,2\n")
     few = {
         "others": 1,
@@ -247,7 +232,7 @@ def test_each_command_tells_of_prompts_that_are_cut(tmp_path):
         "templates": ["{} " + LONG, "{}"],
     }
     data = PromptData(batch_size=1, prompts=str(tmp_path / "prompts.csv"), **few)
-    trainer = Trainer(max_steps=1, accelerator="cpu", enable_model_summary=False, **quiet)
+    trainer = quiet_trainer(max_steps=1)
     with pytest.warns(UserWarning, match=r"beginning of \d of \d+ sentences to train on"):
         trainer.fit(module, data)
     with pytest.warns(UserWarning, match=r"beginning of \d+ of \d+ prompts to draw"):

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from trivial import PlainPrompt, Redirection
+from trivial import PlainPrompt, Redirection, method_options
 from under_attack import tiny_target
 
 from erasure_lightning.__main__ import main
@@ -21,16 +21,11 @@ from erasure_lightning.testing import quick_fit
 pytestmark = pytest.mark.usefixtures("folder")
 
 FEW = [
-    "--data.steps",
-    "2",
-    "--data.others",
-    "2",
-    "--data.seeds",
-    "2",
-    "--trainer.enable_progress_bar",
-    "false",
+    *("--data.steps", "2", "--data.others", "2", "--data.seeds", "2"),
+    *("--trainer.enable_progress_bar", "false", "--trainer.logger", "false"),
+    *("--trainer.accelerator", "cpu"),
 ]
-FEW += ["--trainer.accelerator", "cpu", "--trainer.logger", "false"]
+ONE_STEP = [*FEW, "--trainer.max_steps", "1", "--run_dir", "run"]
 HELP = (
     "Compare its scheduler with the one it was trained with (prediction_type,"
     " rescale_betas_zero_snr: epsilon "
@@ -68,16 +63,7 @@ def test_epsilon_at_a_signal_to_noise_ratio_of_zero_is_refused_before_anything_i
     path = folder / "zero-eps/scheduler/scheduler_config.json"
     changes = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-    line = error(
-        capsys,
-        "fit",
-        "--model",
-        "UCE",
-        "--model.concepts",
-        "[{name: cat}]",
-        "--model.backbone",
-        "zero-eps",
-    )
+    line = error(capsys, "fit", *method_options("UCE", "zero-eps"))
     assert line.startswith(
         "zero-eps needs another sampler: DDIMScheduler ends in latents that are not finite"
     )
@@ -86,20 +72,8 @@ def test_epsilon_at_a_signal_to_noise_ratio_of_zero_is_refused_before_anything_i
 @pytest.fixture
 def edit(loud):
     """A run of a fit that was not measured."""
-    concepts = "[{name: cat, anchor: dog}]"
-    argv = [
-        "fit",
-        "--model",
-        "trivial.Redirection",
-        "--model.concepts",
-        concepts,
-        "--model.backbone",
-        loud,
-    ]
-    assert (
-        main([*argv, "--trainer.max_steps", "1", "--measure", "false", *FEW, "--run_dir", "run"])
-        == 0
-    )
+    argv = ["fit", *method_options("trivial.Redirection", loud), *ONE_STEP]
+    assert main([*argv, "--measure", "false"]) == 0
     return "run"
 
 
@@ -112,17 +86,7 @@ def error(capsys, *argv):
 
 class TestCommands:
     def test_fit_keeps_its_edit_and_writes_no_figures(self, loud, folder, capsys):
-        concepts = "[{name: cat, anchor: dog}]"
-        argv = [
-            "fit",
-            "--model",
-            "trivial.Redirection",
-            "--model.concepts",
-            concepts,
-            "--model.backbone",
-            loud,
-        ]
-        line = error(capsys, *argv, "--trainer.max_steps", "1", *FEW, "--run_dir", "run")
+        line = error(capsys, "fit", *method_options("trivial.Redirection", loud), *ONE_STEP)
         assert (
             line
             == f"The original model loud draws NaN or infinity for 'cat' with DDIMScheduler. {HELP}"

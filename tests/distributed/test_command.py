@@ -40,7 +40,7 @@ def test_other_devices_than_torchrun_has_started_are_refused(tmp_path, monkeypat
         monkeypatch.setenv(name, value)
     assert main(["fit", *TINY, "--run_dir", str(tmp_path), "--trainer.devices", "3"]) == 2
     assert (
-        "torchrun has started 2 processes on this machine, and --trainer.devices says 3."
+        "torchrun has started 2 processes on this machine, and --trainer.devices is 3."
         in capsys.readouterr().err
     )
 

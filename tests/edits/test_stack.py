@@ -29,6 +29,15 @@ def weights(pipeline):
             part.state_dict().items()}  # fmt: skip
 
 
+def stacked(pipeline):
+    """Two edits, and the pipeline's weights before, between and after them."""
+    plain = weights(pipeline)
+    below = solved(pipeline, "cat")
+    between = weights(pipeline)
+    above = solved(pipeline, "star")
+    return below, above, plain, between, weights(pipeline)
+
+
 def same(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
 
@@ -41,11 +50,7 @@ def near(one, other):
 def test_edits_of_every_family_are_removed_in_any_order(family):
     """Both orders end bit for bit where they began; what is left is the other's difference."""
     pipeline = family().to_pipeline()
-    plain = weights(pipeline)
-    below = solved(pipeline, "cat")
-    between = weights(pipeline)
-    above = solved(pipeline, "star")
-    both = weights(pipeline)
+    below, above, plain, between, both = stacked(pipeline)
     below.remove()
     left = weights(pipeline)
     expected = {name: plain[name] + (both[name] - between[name]) for name in plain}
@@ -59,11 +64,7 @@ def test_edits_of_every_family_are_removed_in_any_order(family):
 
 def test_the_strength_of_an_edit_beneath_another():
     pipeline = TinyBackbone().to_pipeline()
-    plain = weights(pipeline)
-    below = solved(pipeline, "cat")
-    between = weights(pipeline)
-    above = solved(pipeline, "star")
-    both = weights(pipeline)
+    below, above, plain, between, both = stacked(pipeline)
     below.strength = 0
     assert near(weights(pipeline), {n: plain[n] + both[n] - between[n] for n in plain})
     above.strength = 2
@@ -115,7 +116,7 @@ def test_an_edit_names_those_it_rests_on_and_needs_them(tmp_path):
     path = second.save(tmp_path / "second" / "edit.safetensors")
     plain = TinyBackbone().to_pipeline()
     before = weights(plain)
-    with pytest.raises(ErasureError, match="rests on UCE of cat .* must be applied first"):
+    with pytest.raises(ErasureError, match="is based on UCE of cat .* must be applied first"):
         apply_edit(path, plain)  # its own component, the text encoder, would fit
     assert same(weights(plain), before)
     solved(plain, "cat")
@@ -173,7 +174,7 @@ def test_a_module_starts_from_edits_and_its_teacher_has_them(tmp_path):
     plain.configure_model()
     checkpoint = {}
     module.on_save_checkpoint(checkpoint)
-    with pytest.raises(ErasureError, match="rests on UCE of cat .*; the model has no edit"):
+    with pytest.raises(ErasureError, match="is based on UCE of cat .*; the model has no edit"):
         plain.on_load_checkpoint(checkpoint)
 
 

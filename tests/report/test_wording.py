@@ -114,9 +114,9 @@ class TestLimitations:
         assert "The edit was not attacked" in " ".join(limitations(not_attacked))
         assert "a stronger one" in " ".join(limitations(record))
         first = limitations(replace(record, result=None))[0]
-        assert first == "Apart from the attacks, nothing was measured."
+        assert first == "No figures were measured apart from the attacks."
         first = limitations(replace(not_attacked, result=None))[0]
-        assert first.startswith("Nothing was measured")
+        assert first.startswith("No figures were measured: ")
 
 
 def test_sentences_name_no_folder(record):

@@ -4,7 +4,7 @@ from types import ModuleType
 import pytest
 import torch
 from torch.optim import Adam, AdamW
-from trivial import Distillation
+from trivial import Distillation, method_options
 
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.cli.main import main
@@ -43,23 +43,8 @@ def test_the_package_moves_the_edit(package):
 
 def test_without_the_package_one_sentence_says_what_to_install(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(optimizers, "find_spec", lambda name: None)
-    argv = [
-        "--model",
-        "ESD",
-        "--model.concepts",
-        "[{name: cat}]",
-        "--model.backbone",
-        "TinyBackbone",
-    ]
-    few = [
-        "--model.optimizer",
-        "adam8bit",
-        "--trainer.max_steps",
-        "1",
-        "--run_dir",
-        str(tmp_path / "run"),
-    ]
-    assert main(["fit", *argv, *few]) == 2
+    argv = ["--model.optimizer", "adam8bit", "--run_dir", str(tmp_path / "run")]
+    assert main(["fit", *method_options("ESD"), *argv, "--trainer.max_steps", "1"]) == 2
     assert "pip install 'erasure-lightning[bitsandbytes]'" in capsys.readouterr().err
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 from safetensors.torch import load_file
-from trivial import Distillation, Redirection
+from trivial import Distillation, Redirection, method_options
 
 from erasure_lightning.api.load import load_edited
 from erasure_lightning.backbones.loading import load_backbone
@@ -88,39 +88,15 @@ def test_gradients_are_those_of_float32_but_for_rounding():
 def run(tmp_path, request):
     """A run of the command line on a folder of weights, fitted and measured."""
     TinyBackbone().to_pipeline().save_pretrained(tmp_path / "tiny")
-    argv = [
-        "--model",
-        "ESD",
-        "--model.concepts",
-        "[{name: cat}]",
-        "--model.backbone",
-        str(tmp_path / "tiny"),
-    ]
+    argv = method_options("ESD", tmp_path / "tiny", "[{name: cat}]")
     small = [
-        "--data.others",
-        "2",
-        "--data.seeds",
-        "2",
-        "--data.steps",
-        "2",
-        "--trainer.accelerator",
-        "cpu",
+        *("--data.others", "2", "--data.seeds", "2", "--data.steps", "2"),
+        *("--trainer.accelerator", "cpu"),
     ]
     steps = ["--trainer.max_steps", "2", "--trainer.enable_progress_bar", "false", *request.param]
     assert main(["fit", *argv, *small, *steps, "--run_dir", str(tmp_path / "run")]) == 0
-    assert (
-        main(
-            [
-                "test",
-                "--ckpt_path",
-                str(tmp_path / "run"),
-                *small,
-                "--run_dir",
-                str(tmp_path / "test"),
-            ]
-        )
-        == 0
-    )
+    measured = ["--ckpt_path", str(tmp_path / "run"), "--run_dir", str(tmp_path / "test")]
+    assert main(["test", *measured, *small]) == 0
     return tmp_path / "run"
 
 

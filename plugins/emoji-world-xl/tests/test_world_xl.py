@@ -1,158 +1,35 @@
 """The package has its own weights only; with the emoji world it is a whole pipeline."""
 
-import hashlib
-import json
 import shutil
-import subprocess
-import sys
-from importlib.metadata import distribution, entry_points
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
-from erasure_lightning_emoji_world import ROOT as BASE
 from erasure_lightning_emoji_world_xl import ROOT
+from shared_world import SharedWorld
 
-from erasure_lightning.concepts.worlds import World, find_world
-from erasure_lightning.metrics.scorer import Scorer
-
-#: What it shares with the emoji world, and the first digits of the SHA-256 of what it was trained
-#: with.
-SHARED = {
-    "pipeline/vae/diffusion_pytorch_model.safetensors": "411d666c4750fd49",
-    "pipeline/text_encoder/model.safetensors": "401b49e5db49e0c1",
-}
-THINGS = ["panda", "key", "rainbow", "red apple", "hamburger", "frog", "cigarette", "guitar"]
+from erasure_lightning.concepts.worlds import World
 
 
-@pytest.fixture(autouse=True)
-def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Any connection is a failure: the world is all on disk."""
+class TestWorld(SharedWorld):
+    name = "emoji-world-xl"
+    root = ROOT
+    shared: ClassVar = {
+        "pipeline/vae/diffusion_pytorch_model.safetensors": "411d666c4750fd49",
+        "pipeline/text_encoder/model.safetensors": "401b49e5db49e0c1",
+    }
+    sampling = (20, 4.0, 64)
 
-    def refuse(*_: object) -> None:
-        raise AssertionError("the world asked for the network")
-
-    monkeypatch.setattr("socket.socket.connect", refuse)
-
-
-@pytest.fixture(scope="module")
-def world() -> World:
-    world = find_world("emoji-world-xl")
-    assert world is not None
-    return world
-
-
-@pytest.fixture(scope="module")
-def pipeline(world: World) -> StableDiffusionXLPipeline:
-    loaded = world.load_pipeline()
-    loaded.set_progress_bar_config(disable=True)
-    return loaded
-
-
-def test_entry_point_gives_the_folder() -> None:
-    (entry,) = entry_points(group="erasure_lightning.worlds", name="emoji-world-xl")
-    assert entry.load() == ROOT
-
-
-def test_package_needs_the_emoji_world_that_it_was_trained_with() -> None:
-    (need,) = distribution("erasure-lightning-emoji-world-xl").requires or ()
-    assert need.startswith("erasure-lightning-emoji-world")
-    assert "<" in need
-
-
-def test_import_brings_no_library() -> None:
-    code = (
-        "import sys, erasure_lightning_emoji_world_xl; sys.exit('torch' in sys.modules or 'numpy'"
-        " in sys.modules)"
-    )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-def test_vocabulary_is_the_emoji_world_s(world: World) -> None:
-    base = find_world("emoji-world")
-    assert base is not None
-    assert (world.labels, world.styles, world.captions) == (base.labels, base.styles, base.captions)
-    assert (world.steps, world.guidance, world.size) == (20, 4.0, 64)
-    assert world.scorer == base.scorer
-
-
-def test_each_component_lies_in_one_place(world: World) -> None:
-    index = json.loads((ROOT / "pipeline/model_index.json").read_text(encoding="utf-8"))
-    names = [name for name, kind in index.items() if isinstance(kind, list) and kind[0]]
-    assert len(names) == 7
-    for name in names:
-        shared = f"pipeline/{name}" in world.parts
-        own = (ROOT / "pipeline" / name).is_dir()
-        assert shared is not own
-        assert world.component(name).is_dir()
-
-
-@pytest.mark.parametrize("file", SHARED)
-def test_shared_weights_are_those_it_was_trained_with(file: str) -> None:
-    assert hashlib.sha256((BASE / file).read_bytes()).hexdigest().startswith(SHARED[file])
-
-
-def test_pipeline_is_the_stock_one(
-    world: World, pipeline: StableDiffusionXLPipeline, tmp_path: Path
-) -> None:
-    shutil.copytree(world.pipeline, tmp_path, dirs_exist_ok=True)
-    for name in ("vae", "text_encoder", "tokenizer", "tokenizer_2"):
-        shutil.copytree(world.component(name), tmp_path / name)
-    stock = StableDiffusionXLPipeline.from_pretrained(tmp_path, dtype=torch.float32)
-    stock.set_progress_bar_config(disable=True)
-    assert type(pipeline) is type(stock)
-    for name in ("unet", "vae", "text_encoder", "text_encoder_2"):
-        values = pipeline.components[name].state_dict()
-        expected = stock.components[name].state_dict()
-        assert values.keys() == expected.keys()
-        assert all(torch.equal(values[key], expected[key]) for key in expected)
-    ours, theirs, other = (
-        _latents(pipe, seed) for pipe, seed in ((pipeline, 0), (stock, 0), (stock, 1))
-    )
-    assert torch.equal(ours, theirs)
-    assert not torch.equal(ours, other)
-
-
-def _latents(pipeline: StableDiffusionXLPipeline, seed: int) -> torch.Tensor:
-    noise = torch.Generator().manual_seed(seed)
-    size = {"height": 64, "width": 64, "num_inference_steps": 3, "guidance_scale": 4.0}
-    return pipeline("a dog", generator=noise, output_type="latent", **size).images
-
-
-def test_pipeline_can_be_written_whole(pipeline: StableDiffusionXLPipeline, tmp_path: Path) -> None:
-    pipeline.save_pretrained(tmp_path)
-    again = StableDiffusionXLPipeline.from_pretrained(tmp_path, dtype=torch.float32)
-    again.set_progress_bar_config(disable=True)
-    assert torch.equal(_latents(pipeline, 0), _latents(again, 0))
-
-
-def test_what_it_draws_is_recognised(world: World, pipeline: StableDiffusionXLPipeline) -> None:
-    scorer = Scorer.load(world.scorer)
-    noise = [torch.Generator().manual_seed(0) for _ in THINGS]
-    images = pipeline(
-        [f"a {thing}" for thing in THINGS],
-        height=world.size,
-        width=world.size,
-        num_inference_steps=world.steps,
-        guidance_scale=world.guidance,
-        generator=noise,
-        output_type="pt",
-    ).images
-    names = [label.name for label in world.labels]
-    near = scorer.images(images) @ scorer.texts([f"a {name}" for name in names]).T
-    assert [names[i] for i in near.argmax(dim=1)] == THINGS
-
-
-def test_files_are_weights_and_text_only() -> None:
-    suffixes = {path.suffix for path in (ROOT / "pipeline").rglob("*") if path.is_file()}
-    assert suffixes == {".safetensors", ".json"}
-    assert {path.suffix for path in ROOT.glob("*.*")} == {".py", ".typed", ".json", ".md"}
-
-
-def test_attributions_are_the_emoji_world_s() -> None:
-    ours, base = ((root / "NOTICES.md").read_text(encoding="utf-8") for root in (ROOT, BASE))
-    assert ours[ours.index("Whoever passes on") :] == base[base.index("Whoever passes on") :]
+    def test_pipeline_is_the_stock_one(
+        self, world: World, pipeline: StableDiffusionXLPipeline, tmp_path: Path
+    ) -> None:
+        shutil.copytree(world.pipeline, tmp_path, dirs_exist_ok=True)
+        for name in ("vae", "text_encoder", "tokenizer", "tokenizer_2"):
+            shutil.copytree(world.component(name), tmp_path / name)
+        stock = StableDiffusionXLPipeline.from_pretrained(tmp_path, dtype=torch.float32)
+        self.check_stock(pipeline, stock, ("unet", "vae", "text_encoder", "text_encoder_2"))
 
 
 @pytest.mark.parametrize("file", ["LICENSE", "README.md"])
