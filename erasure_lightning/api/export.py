@@ -21,10 +21,11 @@ def export_edit(
     energy: float | None = None,
     dtype: str = "float32",
     layout: str = "diffusers",
+    images: int = 0,
 ) -> Export:
     """Write an edit in the form that another tool loads.
 
-    Of an edit that rests on others, ``diffusers``, ``component`` and ``checkpoint`` hold all of
+    Of an edit that is based on others, ``diffusers``, ``component`` and ``checkpoint`` hold all of
     them, and the formats of differences this one alone.
 
     Args:
@@ -40,6 +41,8 @@ def export_edit(
         dtype: Precision of differences: ``float32``, ``float16`` or ``bfloat16``.
         layout: Of ``component``: ``diffusers``, or ``original`` for a file of each component with
             the names of the model's authors.
+        images: Images of the first concept, drawn with the edit and with its low-rank factors, for
+            the ``image_error`` of what is returned.
 
     Returns:
         What was written, and what a low-rank format loses.
@@ -59,19 +62,19 @@ def export_edit(
         >>> exported.error < 1e-5
         True
     """
-    request = ExportRequest(Path(path), format, checkpoint, rank, energy, dtype, layout)
+    options: dict[str, Any] = {
+        "checkpoint": checkpoint,
+        "rank": rank,
+        "energy": energy,
+        "dtype": dtype,
+        "layout": layout,
+        "images": images,
+    }
+    request = ExportRequest(Path(path), format, **options)
     edit = edit if isinstance(edit, Edit) else load_edit(edit)
     check_adapters(edit.metadata, request.kind)
     with _applied(edit, pipeline) as held:
-        return held.export(
-            path,
-            format,
-            checkpoint=checkpoint,
-            rank=rank,
-            energy=energy,
-            dtype=dtype,
-            layout=layout,
-        )
+        return held.export(path, format, **options)
 
 
 @contextmanager

@@ -33,6 +33,7 @@ def run_export(argv: list[str]) -> None:
         energy=options.energy,
         dtype=options.dtype,
         layout=options.layout,
+        images=options.images,
     )
     if exported.ranks:
         print(
@@ -40,6 +41,8 @@ def run_export(argv: list[str]) -> None:
             f" is lost{', biases and norms with it' * bool(exported.left_out)}."
             f"{' The formats diff and component lose none.' * (exported.error > _LOSS)}"
         )
+    if exported.image_error is not None:
+        print(f"Images differ by {exported.image_error:.4f} of 0..1 on average from the edit's.")
     print(f"Exported as {exported.format}: {exported.path}.")
 
 
@@ -72,6 +75,13 @@ def _parser() -> Arguments:
         type=float,
         help="Share of each layer's squared change that low-rank factors"
         " retain; 0.999 where no rank is given.",
+    )
+    parser.add_argument(
+        "--images",
+        type=int,
+        default=0,
+        metavar="N",
+        help="Draw N images with the edit and with its low-rank factors, and compare them.",
     )
     parser.add_argument(
         "--dtype",

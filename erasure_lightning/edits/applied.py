@@ -183,32 +183,18 @@ class Edit:
         """Text with method, concepts, base, and the change of each component."""
         return describe_edit(self.tensors, self.metadata, self._records)
 
-    def export(
-        self,
-        path: str | Path,
-        format: str = "lora",
-        *,
-        checkpoint: str | Path | None = None,
-        rank: int | None = None,
-        energy: float | None = None,
-        dtype: str = "float32",
-        layout: str = "diffusers",
-    ) -> Export:
+    def export(self, path: str | Path, format: str = "lora", **options: Any) -> Export:
         """Write the edit, at its strength, in the form that another tool loads.
 
         Args:
             path: The new file, or the new folder for ``diffusers`` and ``component``.
             format: One of `export_formats`.
-            checkpoint: As in `ExportRequest`.
-            rank: As in `ExportRequest`.
-            energy: As in `ExportRequest`.
-            dtype: As in `ExportRequest`.
-            layout: As in `ExportRequest`.
+            options: Further arguments of `ExportRequest`, as of `export_edit`.
 
         Raises:
             ErasureError: If the edit is in no pipeline, or the format cannot hold it.
         """
-        request = ExportRequest(Path(path), format, checkpoint, rank, energy, dtype, layout)
+        request = ExportRequest(Path(path), format, **options)
         return write_export(request, self.tensors, self.metadata, self.pipeline, self.changes())
 
     def changes(self) -> dict[str, Change]:

@@ -59,7 +59,7 @@ def missing_base_edits(metadata: Mapping[str, Any], pipeline: Any) -> list[dict[
 
 
 def base_changes(metadata: Mapping[str, Any], pipeline: Any) -> dict[str, Change]:
-    """Parameters before and after the edits that an edit rests on, by component and name.
+    """Parameters before and after the edits that an edit is based on, by component and name.
 
     Those are weights alone: no edit is made on adapters. Of an edit that a pipeline was loaded
     with, every parameter of its components counts as it is.

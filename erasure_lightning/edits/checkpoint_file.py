@@ -75,7 +75,7 @@ def write_checkpoint(
         target: The new file; written under a temporary name first.
         changes: Parameters before and after the edit, by component and name.
         modules: The pipeline's components.
-        beneath: Parameters before and after the edits that it rests on; all are among ``changes``.
+        beneath: Parameters before and after the edits beneath it; all are among ``changes``.
 
     Raises:
         ErasureError: If the file is no checkpoint of this model or cannot be written.

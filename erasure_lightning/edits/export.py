@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,13 @@ from safetensors import SafetensorError
 from safetensors.torch import save, save_file
 from torch import Tensor, nn
 
+from erasure_lightning.checks import require
 from erasure_lightning.edits.base_edits import base_changes
 from erasure_lightning.edits.changes import Change, LowRank, components_of, low_rank
 from erasure_lightning.edits.checkpoint_file import write_checkpoint
 from erasure_lightning.edits.edit import edit_title, write_edit
 from erasure_lightning.edits.export_format import ExportFormat, PluginFormat, find_format
+from erasure_lightning.edits.image_error import image_error
 from erasure_lightning.edits.lora_layouts import (
     diffusers_lora,
     full_differences,
@@ -48,6 +50,7 @@ class Export:
         error: Norm of what low-rank factors lose over the norm of the whole change; 0 of the
             others.
         left_out: Changed parameters that the format cannot hold.
+        image_error: Mean absolute difference of images, 0..1, if any were drawn.
     """
 
     path: Path
@@ -55,6 +58,7 @@ class Export:
     ranks: tuple[int, int] | None = None
     error: float = 0.0
     left_out: list[str] = field(default_factory=list)
+    image_error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,8 @@ class ExportRequest:
         dtype: Precision of differences: ``float32``, ``float16`` or ``bfloat16``.
         layout: Of ``component``: ``diffusers``, or ``original`` for a file of each component with
             the names of the model's authors.
+        images: Images of the concept that are drawn with the edit and with its low-rank factors,
+            for `Export.image_error`.
 
     Raises:
         ErasureError: If the format, the precision or the layout is unknown, the ending is another
@@ -84,6 +90,7 @@ class ExportRequest:
     energy: float | None = None
     dtype: str = "float32"
     layout: str = "diffusers"
+    images: int = 0
 
     def __post_init__(self) -> None:
         kind = self.kind
@@ -107,6 +114,9 @@ class ExportRequest:
             raise ErasureError(f"layout needs one of {', '.join(_LAYOUTS)}; found {self.layout!r}.")
         if self.layout != "diffusers" and kind is not ExportFormat.COMPONENT:
             raise ErasureError(f"layout is for component; {kind} has one layout.")
+        require("An export", at_least=0, images=self.images)
+        if self.images and kind not in (ExportFormat.LORA, ExportFormat.KOHYA_LORA):
+            raise ErasureError(f"images compares low-rank factors with the edit; {kind} has none.")
         if kind is ExportFormat.CHECKPOINT and self.checkpoint is None:
             raise ErasureError(
                 "The format checkpoint needs the single file that the edit is written into:"
@@ -189,7 +199,10 @@ def write_export(
             _write_tensors(path, values, dtype, {"title": title})
         case ExportFormat.LORA | ExportFormat.KOHYA_LORA:
             lowered = low_rank(changes, tensors, request.rank, request.energy)
-            return _write_lora(request, lowered, modules, family, title)
+            return replace(
+                _write_lora(request, lowered, modules, family, title),
+                image_error=_image_error(request, lowered, metadata, pipeline, changes),
+            )
         case PluginFormat():
             _write_new(path, lambda new: kind.write(new, changes, pipeline, metadata, dtype))
             return Export(path, kind.name)
@@ -213,6 +226,20 @@ def _write_lora(
     ranks = [each.rank for each in lowered.factors.values()]
     span = (min(ranks), max(ranks))
     return Export(request.path, ExportFormat(request.format), span, lowered.error, lowered.left_out)
+
+
+def _image_error(
+    request: ExportRequest,
+    lowered: LowRank,
+    metadata: Mapping[str, Any],
+    pipeline: Any,
+    changes: Mapping[str, Change],
+) -> float | None:
+    """`image_error` for the first concept, where images are requested."""
+    if not request.images:
+        return None
+    prompt = next((concept["name"] for concept in metadata.get("concepts", [])), "")
+    return image_error(pipeline, changes, lowered, prompt, request.images)
 
 
 def _save_components(modules: Mapping[str, nn.Module], folder: Path, _: str) -> None:

@@ -96,6 +96,20 @@ def test_a_lora_draws_as_the_edit_does(edited, path):
     assert not torch.equal(before, latents(pipeline))
 
 
+def test_the_error_in_images_is_that_of_the_low_rank_factors(tmp_path):
+    errors = {}
+    for method, rank in (("full", 1), ("full", 64), ("closed", 64)):
+        pipeline, edit = erased(TinyBackbone, method)
+        edited = latents(pipeline)
+        path = tmp_path / f"{method}-{rank}.safetensors"
+        errors[method, rank] = export_edit(edit, path, "lora", rank=rank, images=2).image_error
+        assert torch.equal(latents(pipeline), edited)
+    # At full rank the biases of the first are lost alone, and of a closed form nothing.
+    assert errors["full", 1] > errors["full", 64] > 1e-5 > errors["closed", 64]
+    with pytest.raises(ErasureError, match="images compares low-rank factors"):
+        export_edit(edit, tmp_path / "x.safetensors", "diff", images=2)
+
+
 @pytest.mark.parametrize("method", ["lora", "closed"])
 @pytest.mark.parametrize("family", [TinyBackbone, TinyXL])
 def test_a_kohya_lora_is_read_by_diffusers(family, method, path):
