@@ -58,8 +58,12 @@ import numpy as np, torch
 from diffusers import DiffusionPipeline
 form, base, export, prompt, out = sys.argv[1:]
 if form == "checkpoint":
-    kind = type(DiffusionPipeline.from_pretrained(base))
-    pipeline = kind.from_single_file(export, config=base, local_files_only=True)
+    whole = DiffusionPipeline.from_pretrained(base)
+    names = [name for name in whole.components if name.startswith("text_encoder")]
+    # As published, files of SD 3 lack a projection of the first text encoder.
+    is_sd3 = type(whole).__name__ == "StableDiffusion3Pipeline"
+    parts = {name: getattr(whole, name) for name in names if is_sd3}
+    pipeline = type(whole).from_single_file(export, config=base, local_files_only=True, **parts)
 else:
     pipeline = DiffusionPipeline.from_pretrained(export if form == "diffusers" else base)
 if form == "component":
@@ -94,6 +98,8 @@ def cell(form: str, edit: Any, folder: Path, edited: np.ndarray, prompt: str) ->
         exported = export_edit(edit, path, form, **options)
     except ErasureError as error:
         return str(error)
+    if form == "kohya-lora" and type(edit.pipeline).__name__ == "StableDiffusion3Pipeline":
+        return "read by ComfyUI alone"
     images = stock(form, folder / "base", path, prompt)
     if isinstance(images, str):
         return f"not read by diffusers: {images[:80]}"
