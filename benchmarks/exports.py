@@ -51,6 +51,12 @@ EDITS: dict[str, dict[str, Any]] = {
 }
 FORMATS = ("diffusers", "component", "checkpoint", "lora", "kohya-lora")
 
+#: Why diffusers does not read Kohya's layout of a family.
+UNREAD = {
+    "StableDiffusion3Pipeline": "no reader",
+    "FluxPipeline": "read at the published width alone",
+}
+
 #: Loads an export with stock diffusers and saves the images; no import of ours.
 STOCK = """
 import sys
@@ -60,9 +66,9 @@ form, base, export, prompt, out = sys.argv[1:]
 if form == "checkpoint":
     whole = DiffusionPipeline.from_pretrained(base)
     names = [name for name in whole.components if name.startswith("text_encoder")]
-    # As published, files of SD 3 lack a projection of the first text encoder.
-    is_sd3 = type(whole).__name__ == "StableDiffusion3Pipeline"
-    parts = {name: getattr(whole, name) for name in names if is_sd3}
+    # Files of FLUX.1 hold no text encoders, and those of SD 3 not all of the first.
+    given = type(whole).__name__ in ("StableDiffusion3Pipeline", "FluxPipeline")
+    parts = {name: getattr(whole, name) for name in names if given}
     pipeline = type(whole).from_single_file(export, config=base, local_files_only=True, **parts)
 else:
     pipeline = DiffusionPipeline.from_pretrained(export if form == "diffusers" else base)
@@ -98,8 +104,8 @@ def cell(form: str, edit: Any, folder: Path, edited: np.ndarray, prompt: str) ->
         exported = export_edit(edit, path, form, **options)
     except ErasureError as error:
         return str(error)
-    if form == "kohya-lora" and type(edit.pipeline).__name__ == "StableDiffusion3Pipeline":
-        return "read by ComfyUI alone"
+    if form == "kohya-lora" and (reason := UNREAD.get(type(edit.pipeline).__name__)):
+        return reason
     images = stock(form, folder / "base", path, prompt)
     if isinstance(images, str):
         return f"not read by diffusers: {images[:80]}"
