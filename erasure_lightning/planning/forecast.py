@@ -7,8 +7,9 @@ from typing import Any, cast
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from torch import Tensor
+from torch import Tensor, nn
 
+from erasure_lightning.adapters.lora import lora_layers
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.backbones.loading import load_backbone
@@ -233,6 +234,7 @@ def _fit(
         **arguments,
     )
     module.configure_model()
+    _make_adapters_fake(module, recorder.memory)
     recorder.counters = _counters(module, recorder.memory)
     trainer.fit(module, data)
     if not recorder.counts:
@@ -261,6 +263,24 @@ def _make_fake(module: ErasureModule, memory: MemoryTracker) -> None:
         # Losses are differentiated one after the other, so that one takes as much memory as all.
         gradients = module.gradients
         cast(Any, module).gradients = lambda losses: gradients([next(iter(losses))])
+
+
+def _make_adapters_fake(module: ErasureModule, memory: MemoryTracker) -> None:
+    """Replace low-rank factors, which were made with values: their products are as large as layers.
+
+    Args:
+        module: The method, with its adapters.
+        memory: The tracker, whose peak does not count factors twice.
+    """
+    peak = memory.peak
+    for layer in lora_layers(module.backbone.denoiser).values():
+        mode = layer.get_base_layer().weight.fake_mode
+        for linear in (*layer.lora_A.values(), *layer.lora_B.values()):
+            weight = linear.weight
+            fake = mode.from_tensor(weight.detach())
+            linear.weight = nn.Parameter(fake, requires_grad=weight.requires_grad)
+            del weight
+    memory.peak = peak
 
 
 def _counters(module: ErasureModule, memory: MemoryTracker) -> list[DenoiserCounter]:
