@@ -5,6 +5,7 @@ import os
 import sys
 from importlib import import_module
 
+from erasure_lightning.cli.options import with_underscores
 from erasure_lightning.cli.rank import error_prefix
 from erasure_lightning.errors import ErasureError
 
@@ -85,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
         0; 1 where `plan` forecasts more memory than there is; 2 for a mistake of the user; 128 +
         the signal for an interruption, 141 for a closed pipe.
     """
-    argv = sys.argv[1:] if argv is None else argv
+    argv = with_underscores(sys.argv[1:] if argv is None else argv)
     try:
         return _dispatch(argv)
     except BrokenPipeError:  # the reader has read enough (`erasure methods | head`)

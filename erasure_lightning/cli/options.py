@@ -61,6 +61,26 @@ class Options(tuple[Option, ...]):
         return {option.name for option in self}
 
 
+def with_underscores(argv: Iterable[str]) -> list[str]:
+    """The words of a command line; dashes inside the names of options become underscores.
+
+    ``--gpu-memory=24`` is ``--gpu_memory=24``; values, and all words behind ``--``, stay.
+
+    Args:
+        argv: Words behind the command.
+    """
+    words = list(argv)
+    end = words.index("--") if "--" in words else len(words)
+    return [*map(_with_underscores, words[:end]), *words[end:]]
+
+
+def _with_underscores(word: str) -> str:
+    name, joined, value = word.partition("=")
+    if not name.startswith("--") or " " in name:
+        return word
+    return f"--{name[2:].replace('-', '_')}{joined}{value}"
+
+
 def _takes(option: Option, word: str) -> bool:
     is_open = bool(option.name) and option.value is None
     return is_open and not word.startswith("--") and word not in _SHORT

@@ -27,6 +27,12 @@ from erasure_lightning.training.optimizers import check_eight_bits
 
 _GIB = 2**30
 
+#: GiB that a device needs for itself: its context, and the scratch memory of kernels.
+_RESERVED = 1
+
+#: Devices of a node, for which the plan of a single device says whether shards would fit.
+_MANY_DEVICES = 8
+
 #: Arguments of the trainer that change what a step needs.
 _TRAINER_ARGUMENTS = (
     "max_steps",
@@ -120,20 +126,26 @@ class Planner(CommandLine):
 
     def print_plan(self) -> int:
         """Print what the fit needs; 1 if a device has less memory."""
-        eight = getattr(self.model, "optimizer", "") == "adam8bit"
+        eight_bits = getattr(self.model, "optimizer", "") == "adam8bit"
         forecast = self._forecast()
-        if eight:
+        if eight_bits:
             check_eight_bits(split=self.strategy == "fsdp2" and forecast.held.splits)
         memory = DeviceMemory(forecast, self.devices, self.strategy)
+        sharded = None
+        if self.devices == 1 and not (eight_bits and forecast.held.splits):
+            sharded = DeviceMemory(forecast, _MANY_DEVICES, "fsdp2")
         limit = self.config.gpu_memory
         fits = None if limit is None else memory.peak <= limit * _GIB
         if self.config.json:
             verdict = {"gpu_memory": limit and int(limit * _GIB), "fits": fits}
+            verdict["sharded"] = sharded and sharded.plain()
             print(json_text(forecast.plain() | memory.plain() | verdict, "A plan", indent=1))
-        else:
-            Console().print(_table(memory, type(self.model).__name__))
-            for line in [*_work(forecast, self.devices), *self._verdict(forecast, memory)]:
-                print(line)
+            return int(fits is False)
+        Console().print(_table(memory, type(self.model).__name__))
+        for line in [*_work(forecast, self.devices), *self._verdict(forecast, memory)]:
+            print(line)
+        if sharded:
+            print(_sharded_verdict(sharded.peak / _GIB, limit))
         return int(fits is False)
 
     def _forecast(self) -> FitForecast:
@@ -162,12 +174,21 @@ class Planner(CommandLine):
         peak = memory.peak / _GIB
         if limit is None:
             return [f"Needs {peak:.2f} GiB on each device."]
-        if peak <= limit - 1:
+        if peak <= limit - _RESERVED:
             return [f"Fits: {peak:.2f} of {limit:g} GiB on each device."]
         close = f"Close: {peak:.2f} of {limit:g} GiB, and a device needs up to 1 GiB for itself."
         short = f"Does not fit: {peak:.2f} GiB, and a device has {limit:g}."
         advice = memory_advice(forecast, memory, self.model, self.datamodule, self.devices_per_node)
         return [close if peak <= limit else short, *(f"  {line}" for line in advice)]
+
+
+def _sharded_verdict(peak: float, limit: float | None) -> str:
+    """A sentence about the same fit, sharded over the devices of a node, in GiB."""
+    start = f"On {_MANY_DEVICES} devices with fsdp2"
+    if limit is None:
+        return f"{start} each needs {peak:.2f} GiB."
+    fits = "fits" if peak <= limit - _RESERVED else "close" if peak <= limit else "does not fit"
+    return f"{start}: {fits}, {peak:.2f} of {limit:g} GiB on each."
 
 
 #: Phases of a fit, as the table names them.

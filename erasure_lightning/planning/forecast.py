@@ -11,17 +11,16 @@ from torch import Tensor
 
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.conditioning import Conditioning
-from erasure_lightning.backbones.loading import load_backbone
 from erasure_lightning.data.datamodule import PromptData
 from erasure_lightning.distributed.lightning_internals import jump_to_step
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.planning.fake_models import make_adapters_fake, make_fake
 from erasure_lightning.planning.memory_footprint import MemoryFootprint, footprint_of
-from erasure_lightning.planning.memory_tracker import MemoryTracker, shapes, without_values
+from erasure_lightning.planning.memory_tracker import MemoryTracker
 from erasure_lightning.retention.base import RetentionCallback
 from erasure_lightning.training.base import ErasureModule
 from erasure_lightning.training.batch_sampling import sample_batch
 from erasure_lightning.training.gradient import GradientErasure
-from erasure_lightning.training.saliency import SalientErasure
 
 #: Key of the evaluations of the trained model in `FitForecast.evaluations`.
 STUDENT_CALLS = "student"
@@ -179,7 +178,7 @@ def forecast_fit(
         ErasureError: If the trainer's arguments allow no step.
     """
     memory = MemoryTracker()
-    _make_fake(module, memory)
+    make_fake(module, memory)
     in_eight_bits = isinstance(module, GradientErasure) and module.optimizer == "adam8bit"
     if isinstance(module, GradientErasure):
         module.optimizer = "adam"  # whose state has the same number of entries
@@ -233,34 +232,11 @@ def _fit(
         **arguments,
     )
     module.configure_model()
+    make_adapters_fake(module, recorder.memory)
     recorder.counters = _counters(module, recorder.memory)
     trainer.fit(module, data)
     if not recorder.counts:
         raise ErasureError("A plan needs at least one step; found --trainer.max_steps 0.")
-
-
-def _make_fake(module: ErasureModule, memory: MemoryTracker) -> None:
-    """Replace a module's backbone by one of fake tensors, which is neither moved nor hashed."""
-    (source,) = module._source
-    mode = shapes()
-    if isinstance(source, str):
-        with mode:
-            source = load_backbone(source, weights="none")
-    backbone = cast(Any, source)
-    dtype = torch.bfloat16 if module.base == "bfloat16" else torch.float32
-    without_values(backbone, dtype, mode)
-    backbone.fingerprint = lambda dtype=None: ""
-    backbone.fingerprints = lambda names: {}
-    backbone.to = lambda *_: backbone
-    backbone.offload_text = lambda: None  # what leaves is subtracted from the peaks
-    cast(Any, module)._source = (backbone,)
-    module.base_edit_files = []  # they change values, not shapes
-    cast(Any, module)._apply = lambda *_, **__: module
-    memory.hold([*backbone.parameters(), *backbone.buffers()])
-    if isinstance(module, SalientErasure):
-        # Losses are differentiated one after the other, so that one takes as much memory as all.
-        gradients = module.gradients
-        cast(Any, module).gradients = lambda losses: gradients([next(iter(losses))])
 
 
 def _counters(module: ErasureModule, memory: MemoryTracker) -> list[DenoiserCounter]:

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from erasure_lightning.planning.result_cache import ResultCache
+
 _INDEXING = (
     torch.ops.aten.index.Tensor,
     torch.ops.aten.index_put.default,
@@ -50,8 +52,7 @@ def without_values(module: nn.Module, dtype: torch.dtype, mode: FakeTensorMode) 
 
 def _faked(tensor: Tensor, dtype: torch.dtype, mode: FakeTensorMode) -> Tensor:
     if tensor.is_meta:  # of a model without files
-        with mode:
-            return torch.empty_like(tensor, dtype=dtype, device="cpu")
+        return FakeTensor(mode, torch.empty_like(tensor, dtype=dtype), torch.device("cpu"))
     like = tensor.detach().to(dtype)
     return like if isinstance(like, FakeTensor) else mode.from_tensor(like)
 
@@ -74,6 +75,11 @@ class MemoryTracker(TorchDispatchMode):
         #: The most since `restart`.
         self.peak = 0
         self._known: set[int] = set()
+        self._cache = ResultCache()
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # its guard takes as long as the rest of a dispatch, and nothing is compiled
 
     def hold(self, tensors: Iterable[Tensor]) -> None:
         """Count existing tensors."""
@@ -102,13 +108,18 @@ class MemoryTracker(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        if func is torch.ops.prim.device.default:  # how C++ reads the device of a fake one
+            return args[0].device
         if func is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
             return 1.0 if args[0].is_floating_point() else 1
         if func is torch.ops.aten.equal.default and any(isinstance(t, FakeTensor) for t in args):
             return True
         if func in _INDEXING and any(isinstance(t, FakeTensor) for t in (args[0], *args[1])):
             args = (args[0], _numbered(args[1]), *args[2:])
-        out = func(*args, **(kwargs or {}))
+        if FakeTensor in types:
+            out = self._cache.run(func, args, kwargs)
+        else:
+            out = func(*args, **(kwargs or {}))
         self.hold(
             t for t in (out if isinstance(out, tuple | list) else (out,)) if isinstance(t, Tensor)
         )

@@ -1,0 +1,59 @@
+"""Replaces the models of a method by models of fake tensors."""
+
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from erasure_lightning.adapters.lora import lora_layers
+from erasure_lightning.backbones.loading import load_backbone
+from erasure_lightning.planning.memory_tracker import MemoryTracker, shapes, without_values
+from erasure_lightning.training.base import ErasureModule
+from erasure_lightning.training.saliency import SalientErasure
+
+
+def make_fake(module: ErasureModule, memory: MemoryTracker) -> None:
+    """Replace a module's backbone by one of fake tensors, which is neither moved nor hashed.
+
+    Args:
+        module: The method, before its model is loaded.
+        memory: The tracker that counts the model's weights.
+    """
+    (source,) = module._source
+    mode = shapes()
+    if isinstance(source, str):
+        with mode:
+            source = load_backbone(source, weights="none")
+    backbone = cast(Any, source)
+    dtype = torch.bfloat16 if module.base == "bfloat16" else torch.float32
+    without_values(backbone, dtype, mode)
+    backbone.fingerprint = lambda dtype=None: ""
+    backbone.fingerprints = lambda names: {}
+    backbone.to = lambda *_: backbone
+    backbone.offload_text = lambda: None  # what leaves is subtracted from the peaks
+    cast(Any, module)._source = (backbone,)
+    module.base_edit_files = []  # they change values, not shapes
+    cast(Any, module)._apply = lambda *_, **__: module
+    memory.hold([*backbone.parameters(), *backbone.buffers()])
+    if isinstance(module, SalientErasure):
+        # Losses are differentiated one after the other, so that one takes as much memory as all.
+        gradients = module.gradients
+        cast(Any, module).gradients = lambda losses: gradients([next(iter(losses))])
+
+
+def make_adapters_fake(module: ErasureModule, memory: MemoryTracker) -> None:
+    """Replace low-rank factors, which were made with values: their products are as large as layers.
+
+    Args:
+        module: The method, with its adapters.
+        memory: The tracker, whose peak does not count factors twice.
+    """
+    peak = memory.peak
+    for layer in lora_layers(module.backbone.denoiser).values():
+        mode = layer.get_base_layer().weight.fake_mode
+        for linear in (*layer.lora_A.values(), *layer.lora_B.values()):
+            weight = linear.weight
+            fake = mode.from_tensor(weight.detach())
+            linear.weight = nn.Parameter(fake, requires_grad=weight.requires_grad)
+            del weight
+    memory.peak = peak
