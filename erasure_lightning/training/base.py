@@ -25,7 +25,6 @@ from erasure_lightning.data.datamodule import Draws
 from erasure_lightning.distributed.collectives import all_gather_items
 from erasure_lightning.distributed.fsdp import copy_into, full_tensor
 from erasure_lightning.edits.edit import plain_values, write_edit
-from erasure_lightning.edits.fingerprints import hash_tensors
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.seeding import derive_seed
 from erasure_lightning.training.backbone_checks import check_backbone
@@ -187,8 +186,8 @@ class ErasureModule(PairedSampling, ABC):
         if self.base_edits:
             self._unedited = unedited_copy(self.original)
         if weights == "all":
-            state = self.original.state_dict()
-            self.fingerprint, self.rounded = hash_tensors(state, (None, torch.bfloat16))
+            self.fingerprint = self.original.fingerprint()
+            self.rounded = self.original.fingerprint(torch.bfloat16)
             self._unedited_print = self.unedited.fingerprint() if self.base_edits else ""
             beneath = edited_parts(self.backbone, self.base_edits)
             self.fingerprints = self.original.fingerprints([*modified, *beneath])
