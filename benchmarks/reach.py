@@ -71,14 +71,16 @@ def plot(rows: dict[str, tuple[float, ...]], path: Path) -> None:
     figure = Figure(figsize=(8, 4.2), layout="constrained")
     axes = figure.subplots()
     names = list(rows)
-    for offset, (label, column) in enumerate({"named": 0, "rephrased": 1, "inverted": 2}.items()):
-        values = [rows[name][column] for name in names]
-        axes.barh([i + 0.27 * (1 - offset) for i in range(len(names))], values, 0.25, label=label)
+    for offset, label in enumerate(HEAD[1:4]):
+        places = [i + 0.27 * (offset - 1) for i in range(len(names))]
+        values = [rows[name][offset] for name in names]
+        bars = axes.barh(places, values, 0.25, label=label)
+        axes.bar_label(bars, fmt="%.2f", padding=2, fontsize=7)
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
-    axes.set_xlim(0, 1.02)
+    axes.set_xlim(0, 1.08)
     axes.set_xlabel("share of images recognised as the erased concept")
-    axes.legend(loc="lower right")
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, frameon=False)
     figure.savefig(path, dpi=150)
 
 
