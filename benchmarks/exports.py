@@ -4,7 +4,7 @@ For the tiny model of each family and the three trained worlds: one closed form 
 full weights and one as a LoRA (ESD, a few steps), exported to every format that a stock reader of
 diffusers loads, drawn there from equal noise. *edit*: mean absolute difference of the edited
 images, in 0..1, from the original's; the other columns: of the images with the exported file from
-those of the edit. A LoRA of a full-rank change is exported at the energy 0.99 and loses what its
+those of the edit. A LoRA of a full-rank change is exported at the energy 0.999 and loses what its
 column shows. ``diff`` is read by ComfyUI alone; `tests/api/test_export.py` applies its rule.
 """
 
