@@ -270,7 +270,7 @@ def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
 
 @pytest.mark.slow
 def test_the_same_measure_fails_on_a_method_that_does_nothing():
-    module = quick_fit(Idle(concepts=WORLD), 1)
+    module = quick_fit(Idle(backbone="emoji-world", concepts=WORLD), 1)
     after = moves(module)
     assert after["concept"] < 1e-6
     assert after["anchor"] > 0.4

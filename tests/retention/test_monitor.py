@@ -72,8 +72,9 @@ def test_it_measures_prompts_of_the_argument():
 
 @pytest.mark.slow
 def test_with_a_world_it_recognises_the_concept():
+    concept = Concept("cigarette", "lollipop")
     monitor = Noting(every=1, steps=10)
-    quick_fit(Distillation(concepts=[Concept("cigarette", "lollipop")], lr=1e-7), 1, monitor)
+    quick_fit(Distillation(backbone="emoji-world", concepts=[concept], lr=1e-7), 1, monitor)
     forgotten, retained = monitor.scores[0]
     assert forgotten == 0
     assert retained > 0.99

@@ -196,7 +196,8 @@ class TestRetainedPrompts:
             GlobalSemanticAlignment(prompts=str(tmp_path / "kept.txt"))
 
     def test_from_the_world_without_concept_and_domain(self):
-        owner = Distillation(concepts=[Concept("cigarette", "lollipop", domain=["syringe"])])
+        concept = Concept("cigarette", "lollipop", domain=["syringe"])
+        owner = Distillation(backbone="emoji-world", concepts=[concept])
         owner.configure_model()
         prompts = retained_prompts(owner, nearness=1)
         assert {"a lollipop", "a dog", "an emoji of a dog"} <= set(prompts)

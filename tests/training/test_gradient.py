@@ -208,7 +208,7 @@ def test_testing_draws_both_models_from_the_same_noise():
 
 
 def test_the_world_must_know_the_concept():
-    module = Distillation(concepts=[Concept("cigarrete", "lollipop")])
+    module = Distillation(backbone="emoji-world", concepts=[Concept("cigarrete", "lollipop")])
     with pytest.raises(
         ErasureError, match="emoji-world does not know 'cigarrete'. Nearest: cigarette"
     ):
