@@ -38,7 +38,7 @@ def run_export(argv: list[str]) -> None:
     if exported.ranks:
         print(
             f"Ranks {exported.ranks[0]} to {exported.ranks[1]}; {exported.error:.2%} of the change"
-            f" is lost{', biases and norms with it' * bool(exported.left_out)}."
+            f" is lost{', with what the format cannot hold' * bool(exported.left_out)}."
             f"{' The formats diff and component lose none.' * (exported.error > _LOSS)}"
         )
     if exported.image_error is not None:

@@ -1,6 +1,6 @@
 """What an applied edit changes: weights before and after, and low-rank factors of it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -68,6 +68,7 @@ def low_rank(
     tensors: Mapping[str, Tensor],
     rank: int | None = None,
     energy: float | None = None,
+    unread: Collection[str] = (),
 ) -> LowRank:
     """LayerFactors of every changed weight: those of the edit, or by singular values.
 
@@ -77,6 +78,7 @@ def low_rank(
         rank: Rank of each layer that has no factors, at least 1.
         energy: Share of the squared difference that each layer retains, above 0 and at most 1;
             0.999 where neither is given.
+        unread: Components of which no reader loads a LoRA; their changes are left out.
 
     Raises:
         ErasureError: If a number is out of range, or no weight was changed.
@@ -91,7 +93,10 @@ def low_rank(
         difference = change.difference
         whole += float(difference.square().sum())
         layer, _, leaf = name.rpartition(".")
-        if layer in own:
+        if name.partition(".")[0] in unread:
+            left_out.append(name)
+            lost += float(difference.square().sum())
+        elif layer in own:
             factors[layer] = own[layer]
         elif leaf == "weight" and difference.dim() in (2, 4):
             if difference.any():
@@ -103,7 +108,7 @@ def low_rank(
     if not factors:
         raise ErasureError(
             f"A LoRA needs changed weights of linear layers or convolutions; found"
-            f" {len(left_out)} biases and norms. Export it as `diff` or `component`."
+            f" {len(left_out)} other changes. Export it as `diff` or `component`."
         )
     return LowRank(factors, left_out, (lost / whole) ** 0.5 if whole else 0.0)
 

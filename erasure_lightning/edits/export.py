@@ -198,7 +198,7 @@ def write_export(
             values = full_differences(changes, modules, family)
             _write_tensors(path, values, dtype, {"title": title})
         case ExportFormat.LORA | ExportFormat.KOHYA_LORA:
-            lowered = low_rank(changes, tensors, request.rank, request.energy)
+            lowered = _lowered(request, tensors, changes, modules)
             return replace(
                 _write_lora(request, lowered, modules, family, title),
                 image_error=_image_error(request, lowered, metadata, pipeline, changes),
@@ -226,6 +226,18 @@ def _write_lora(
     ranks = [each.rank for each in lowered.factors.values()]
     span = (min(ranks), max(ranks))
     return Export(request.path, ExportFormat(request.format), span, lowered.error, lowered.left_out)
+
+
+def _lowered(
+    request: ExportRequest,
+    tensors: Mapping[str, Tensor],
+    changes: Mapping[str, Change],
+    modules: Mapping[str, nn.Module],
+) -> LowRank:
+    """Low-rank factors, without those of T5 for diffusers, which does not read them."""
+    t5 = [name for name, module in modules.items() if type(module).__name__ == "T5EncoderModel"]
+    unread = t5 if request.kind is ExportFormat.LORA else []
+    return low_rank(changes, tensors, request.rank, request.energy, unread)
 
 
 def _image_error(
