@@ -24,6 +24,7 @@ from erasure_lightning.edits.lora_layouts import (
     full_differences,
     kohya_lora,
     kohya_metadata,
+    unread_by_diffusers,
 )
 from erasure_lightning.edits.original_component import original_component
 from erasure_lightning.errors import ErasureError
@@ -198,7 +199,7 @@ def write_export(
             values = full_differences(changes, modules, family)
             _write_tensors(path, values, dtype, {"title": title})
         case ExportFormat.LORA | ExportFormat.KOHYA_LORA:
-            lowered = _lowered(request, tensors, changes, modules)
+            lowered = _lowered(request, tensors, changes, modules, family)
             return replace(
                 _write_lora(request, lowered, modules, family, title),
                 image_error=_image_error(request, lowered, metadata, pipeline, changes),
@@ -233,10 +234,10 @@ def _lowered(
     tensors: Mapping[str, Tensor],
     changes: Mapping[str, Change],
     modules: Mapping[str, nn.Module],
+    family: str,
 ) -> LowRank:
-    """Low-rank factors, without those of T5 for diffusers, which does not read them."""
-    t5 = [name for name, module in modules.items() if type(module).__name__ == "T5EncoderModel"]
-    unread = t5 if request.kind is ExportFormat.LORA else []
+    """Low-rank factors of the components whose LoRA is read."""
+    unread = unread_by_diffusers(modules, family) if request.kind is ExportFormat.LORA else []
     return low_rank(changes, tensors, request.rank, request.energy, unread)
 
 

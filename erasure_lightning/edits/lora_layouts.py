@@ -32,6 +32,9 @@ _OPEN_CLIP_H = 1024
 #: Kohya's prefixes of text encoders; the lone one of Stable Diffusion 1.x has no number.
 _KOHYA_ENCODERS = {"text_encoder": "lora_te1", "text_encoder_2": "lora_te2"}
 
+#: Families into which diffusers loads no LoRA.
+_WITHOUT_LORA = ("PixArtAlphaPipeline", "PixArtSigmaPipeline")
+
 #: Layers of SDXL's UNet that Kohya's scripts name as its authors do.
 _KOHYA_UNET = {
     "add_embedding.linear_1": "label_emb.0.0",
@@ -39,6 +42,20 @@ _KOHYA_UNET = {
 }
 
 Modules = Mapping[str, nn.Module]
+
+
+def unread_by_diffusers(modules: Modules, family: str) -> list[str]:
+    """Components of which diffusers loads no LoRA: those of T5.
+
+    Raises:
+        ErasureError: If it loads no LoRA into the family at all.
+    """
+    if family in _WITHOUT_LORA:
+        raise ErasureError(
+            f"The format lora needs a pipeline into which diffusers loads LoRAs; found {family},"
+            " which has no load_lora_weights. Export it as `component` or `diffusers`."
+        )
+    return [name for name, module in modules.items() if type(module).__name__ == "T5EncoderModel"]
 
 
 def diffusers_lora(factors: Mapping[str, LayerFactors]) -> dict[str, Tensor]:

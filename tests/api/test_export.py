@@ -405,6 +405,8 @@ def test_a_family_without_a_place_for_it_is_refused(path):
     _, edit = erased(TinyPixArt, "closed")
     with pytest.raises(ErasureError, match="has none. Export it as"):
         export_edit(edit, path, "diff")
+    with pytest.raises(ErasureError, match="which has no load_lora_weights. Export it as"):
+        export_edit(edit, path, "lora")
 
 
 def made_otherwise(kind, family, folder):
