@@ -19,6 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
+import yaml
 from rows import head, line
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -78,9 +79,11 @@ def shipped(checkout: Path) -> dict[str, Path]:
     return {path.stem: path for path in sorted(paths, key=lambda path: path.stem)}
 
 
-def original(checkout: Path) -> dict[str, Tensor]:
-    """The emoji world's weights, by their names in a pipeline."""
-    files = checkout.glob("plugins/emoji-world/*/pipeline/*/*.safetensors")
+def original(checkout: Path, config: Path) -> dict[str, Tensor]:
+    """The weights of a config's world, by their names in a pipeline."""
+    arguments = yaml.safe_load(config.read_text())["model"]["init_args"]
+    worlds = ("emoji-world", arguments.get("backbone", "emoji-world"))  # with parts of the first
+    files = [f for w in worlds for f in checkout.glob(f"plugins/{w}/*/pipeline/*/*.safetensors")]
     tensors = {f"{path.parent.name}.{n}": t for path in files for n, t in load_file(path).items()}
     return named(tensors)
 
@@ -138,7 +141,7 @@ def save_edit(name: str, config: Path, chosen: argparse.Namespace) -> None:
     record_file.unlink(missing_ok=True)  # written last: an edit without it is unfinished
     start = time.perf_counter()
     edit = fit(config, arguments, chosen.checkout)
-    weights = original(chosen.checkout)
+    weights = original(chosen.checkout, config)
     moved = {n: largest(t - weights.get(n, torch.zeros(()))) for n, t in named(edit).items()}
     shapes = {n: list(t.shape) for n, t in edit.items()}
     save_file(edit, tensors)
