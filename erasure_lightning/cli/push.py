@@ -27,7 +27,7 @@ def run_push(argv: list[str]) -> None:
         _write(options, folder)
     elif options.to or options.no_gallery:
         raise ErasureError(
-            f"{folder} is there already, and is uploaded as it is, without --to and --no_gallery."
+            f"{folder} exists already, and is uploaded as it is, without --to and --no_gallery."
             " Leave them out, or delete the folder."
         )
     if options.upload:

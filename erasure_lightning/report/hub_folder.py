@@ -162,7 +162,7 @@ def _complete_or_absent(folder: Path) -> Iterator[Path]:
     """
     if folder.exists():
         raise ErasureError(
-            f"{folder} is there already, and is not overwritten: its card may have been edited."
+            f"{folder} exists already, and is not overwritten: its card may have been edited."
             " Upload it with --upload, choose another --run_dir, or delete it."
         )
     partial = folder.with_name(f".{folder.name}.partial")

@@ -90,6 +90,6 @@ def _check_card(path: Path, runs: Sequence[Path]) -> None:
         )
     if path.exists():
         raise ErasureError(
-            f"{path} is there already, and is not overwritten: it may have been edited. Move it"
+            f"{path} exists already, and is not overwritten: it may have been edited. Move it"
             " first."
         )

@@ -40,7 +40,7 @@ def test_a_card_is_written_beside_it_and_not_replaced(run, error):
     assert main(["report", str(run), "--card"]) == 0
     (run / "model_card.md").write_text("mine")
     (run / "report.html").unlink()
-    message = f"{run / 'model_card.md'} is there already, and is not overwritten"
+    message = f"{run / 'model_card.md'} exists already, and is not overwritten"
     assert error(run, "--card").startswith(message)
     assert (run / "model_card.md").read_text() == "mine"
     assert not (run / "report.html").exists()
