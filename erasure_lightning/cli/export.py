@@ -6,6 +6,24 @@ from erasure_lightning.api.quiet import silence
 from erasure_lightning.cli.arguments import Arguments
 from erasure_lightning.edits.export_format import export_formats
 
+#: Help of ``--checkpoint``, which `erasure push` has too.
+CHECKPOINT_HELP = "Your single file, into a copy of which the edit is written (--to checkpoint)."
+
+#: Options with a default: name, default, help.
+_CHOICES = (
+    (
+        "dtype",
+        "float32",
+        "Of lora, kohya-lora, diff and formats of other packages: float32, float16, bfloat16.",
+    ),
+    (
+        "layout",
+        "diffusers",
+        "Of component: diffusers, a folder each; original, a file each with the authors' names, as"
+        " ComfyUI reads it.",
+    ),
+)
+
 #: Share of a change from which another format is named.
 _LOSS = 0.01
 
@@ -52,50 +70,24 @@ def _parser() -> Arguments:
         "Write an edit in the form that diffusers, ComfyUI, A1111 or Forge load; docs/export.md"
         " says which tool reads which.",
     )
-    parser.add_argument(
-        "run", type=Path, metavar="RUN", help="A run's folder, or its edit.safetensors."
-    )
+    parser.add_run()
     parser.add_argument(
         "--to", required=True, metavar="NAME", help=f"{', '.join(export_formats())}."
     )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        required=True,
-        help="A new file; a new folder for diffusers and component.",
+    out = "A new file; a new folder for diffusers and component."
+    parser.add_argument("--out", type=Path, required=True, help=out)
+    parser.add_options(Path, checkpoint=CHECKPOINT_HELP)
+    parser.add_options(int, rank="Of low-rank factors of a full-rank change.")
+    parser.add_options(
+        float,
+        energy="Share of each layer's squared change that low-rank factors retain; 0.999 where no"
+        " rank is given.",
     )
-    parser.add_argument(
-        "--checkpoint",
-        type=Path,
-        help="Your single file, into a copy of which the edit is written (--to checkpoint).",
-    )
-    parser.add_argument("--rank", type=int, help="Of low-rank factors of a full-rank change.")
-    parser.add_argument(
-        "--energy",
-        type=float,
-        help="Share of each layer's squared change that low-rank factors"
-        " retain; 0.999 where no rank is given.",
-    )
-    parser.add_argument(
-        "--images",
-        type=int,
-        default=0,
-        metavar="N",
-        help="Draw N images with the edit and with its low-rank factors, and compare them.",
-    )
-    parser.add_argument(
-        "--dtype",
-        default="float32",
-        help="Of lora, kohya-lora, diff and formats of other packages: float32, float16, bfloat16.",
-    )
-    parser.add_argument(
-        "--layout",
-        default="diffusers",
-        help="Of component: diffusers, a folder each; original, a file each with the authors'"
-        " names, as ComfyUI reads it.",
-    )
-    parser.add_argument(
-        "--backbone",
-        help="Where the base model is now; by default as the edit names it.",
+    images = "Draw N images with the edit and with its low-rank factors, and compare them."
+    parser.add_argument("--images", type=int, default=0, metavar="N", help=images)
+    for name, default, text in _CHOICES:
+        parser.add_argument(f"--{name}", default=default, help=text)
+    parser.add_options(
+        str, backbone="Where the base model is now; by default as the edit names it."
     )
     return parser

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from erasure_lightning.api.quiet import silence
 from erasure_lightning.cli.arguments import Arguments
+from erasure_lightning.cli.export import CHECKPOINT_HELP
 from erasure_lightning.edits.export_format import find_format
 from erasure_lightning.errors import ErasureError
 
@@ -80,7 +81,7 @@ def _parser() -> Arguments:
         " edit, exports, and images before and after. It needs no account and no network; look at"
         " it, and run the command again with --upload.",
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="A finished run's folder.")
+    parser.add_run("A finished run's folder.")
     parser.add_argument(
         "repository", metavar="OWNER/NAME", help="The repository on the Hub, which --upload makes."
     )
@@ -89,29 +90,18 @@ def _parser() -> Arguments:
         nargs="+",
         default=[],
         metavar="FORMAT",
-        help="Formats that the edit is exported to as well, lora and diffusers say; `erasure"
+        help="Formats that the edit is exported to as well, such as lora and diffusers; `erasure"
         " export --help` lists them.",
     )
-    parser.add_argument(
-        "--checkpoint",
-        type=Path,
-        help="Your single file, into a copy of which the edit is written (--to checkpoint).",
+    parser.add_options(
+        Path,
+        checkpoint=CHECKPOINT_HELP,
+        run_dir="The folder, which must be new; by default RUN/hub.",
     )
-    parser.add_argument(
-        "--run_dir", type=Path, help="The folder, which must be new; by default RUN/hub."
-    )
-    parser.add_argument(
-        "--no_gallery",
-        action="store_true",
-        help="Leave the images out, where what was erased must not be shown.",
-    )
-    parser.add_argument(
-        "--upload",
-        action="store_true",
-        help="Upload the folder, as you may have edited it; it is written first if it is not there."
-        " Needs `hf auth login`.",
-    )
-    parser.add_argument(
-        "--private", action="store_true", help="Make the uploaded repository private."
+    parser.add_flags(
+        no_gallery="Leave the images out, where what was erased must not be shown.",
+        upload="Upload the folder, as you may have edited it; it is written first if it is not"
+        " there. Needs `hf auth login`.",
+        private="Make the uploaded repository private.",
     )
     return parser

@@ -9,6 +9,7 @@ import torch
 from erasure_lightning.edits.changes import Change, LowRank, components_of
 from erasure_lightning.edits.components import EditedComponent
 
+#: Sampling steps of each image.
 _STEPS = 20
 
 
@@ -33,6 +34,7 @@ def image_error(
 
 
 def _drawn(pipeline: Any, prompt: str, images: int) -> torch.Tensor:
+    """Images ``(images, 3, H, W)`` of a prompt in 0..1, from seeds 0, 1, ..."""
     each = [
         pipeline(
             prompt,
@@ -47,19 +49,20 @@ def _drawn(pipeline: Any, prompt: str, images: int) -> torch.Tensor:
 
 @contextmanager
 def _low_rank(pipeline: Any, changes: Mapping[str, Change], lowered: LowRank) -> Iterator[None]:
-    """The pipeline with its former weights and the factors' products in place of the edit."""
+    """The pipeline with the factors' products in place of the edit; other edits in it stay."""
     components = {name: EditedComponent(pipeline, name) for name in components_of(changes)}
     parameters = {
         f"{name}.{key}": parameter
         for name, component in components.items()
         for key, parameter in component.parameters().items()
     }
+    edited = {name: parameters[name].data.clone() for name in changes}
     try:
         for name, change in changes.items():
             factors = lowered.factors.get(name.removesuffix(".weight"))
-            added = factors.product() if factors else torch.zeros_like(change.before).float()
-            parameters[name].data.copy_(change.before.float() + added)
+            lost = change.difference - factors.product() if factors else change.difference
+            parameters[name].data.sub_(lost.to(edited[name]))
         yield
     finally:
-        for name, change in changes.items():
-            parameters[name].data.copy_(change.after)
+        for name, value in edited.items():
+            parameters[name].data.copy_(value)

@@ -112,6 +112,11 @@ def test_the_error_in_images_is_that_of_the_low_rank_factors(tmp_path):
         assert torch.equal(latents(pipeline), edited)
     # At full rank the biases of the first are lost alone, and of a closed form nothing.
     assert errors["full", 1] > errors["full", 64] > 1e-5 > errors["closed", 64]
+    erase(pipeline, "bird", method="UCE", anchor="dog", progress_bar=False)
+    stacked = latents(pipeline)
+    export_edit(edit, tmp_path / "beneath.safetensors", "lora", rank=1, images=1)
+    assert torch.equal(latents(pipeline), stacked)
+    assert not torch.equal(stacked, edited)
     with pytest.raises(ErasureError, match="images compares low-rank factors"):
         export_edit(edit, tmp_path / "x.safetensors", "diff", images=2)
 
