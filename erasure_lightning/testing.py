@@ -42,12 +42,12 @@ def check_method(
     """Fit a method on a tiny model of every family and demand what every method promises.
 
     Something changed; nothing outside `editable` did; all is finite; all that is trained has a
-    gradient in every step. On the first family that suits and the last: one seed gives one edit; an
-    edit saved and loaded is the same edit; a run stopped half-way and resumed ends bit-identical to
-    one that was not. And thoroughly: every retention callback works with it, on a base in bfloat16;
-    the trainer's bfloat16 precisions do, on the first family that suits; on a trained world, if it
-    is installed, predictions for the concepts move more than those for other things. A family
-    without what the method `needs` is refused before training.
+    gradient in every step; one seed gives one edit; an edit saved and loaded is the same edit; a
+    run stopped half-way and resumed ends bit-identical to one that was not. And thoroughly: every
+    retention callback works with it, on a base in bfloat16; the trainer's bfloat16 precisions do,
+    on the first family that suits; on a trained world, if it is installed, predictions for the
+    concepts move more than those for other things. A family without what the method `needs` is
+    refused before training.
 
     Args:
         method: The class.
@@ -55,7 +55,7 @@ def check_method(
             themselves.
         world: The trained world, ``None`` to leave its promise out.
         thorough: Whether all of it is demanded. For a method's further variants the first part
-            will do, with stopping, saving and loading on the first family alone.
+            will do, and stopping, saving and loading on the first family that suits.
         families: Tiny models, made without arguments, of which one at least suits the method.
         arguments: Of its constructor, without ``concepts``, ``backbone`` and ``seed``.
 
@@ -75,8 +75,8 @@ def check_method(
         fitted = [_check_fit(*each, steps) for each in zip(makers, suitable, saved, strict=True)]
         # The first half once more, by a run that stops there; elsewhere what the whole one saved.
         quick_fit(makers[0](), steps // 2, total=steps, save=saved[0])
-        for i in sorted({0, len(suitable) - 1 if thorough else 0}):  # a UNet, a transformer
-            _check_resumed(fitted[i], makers[i], saved[i], steps)
+        for each in [*zip(fitted, makers, saved, strict=True)][: None if thorough else 1]:
+            _check_resumed(*each, steps)
     if not thorough:
         return fitted[0]
     for make, family in zip(makers, suitable, strict=True):

@@ -195,6 +195,36 @@ def test_differences_added_by_comfyui_are_the_edit(edited, path):
     assert any(not torch.equal(untouched[n], expected[n]) for n in expected)
 
 
+def comfy_key(name):
+    """ComfyUI's key of a layer of `comfy_model` in Kohya's files."""
+    layer = name.removesuffix(".weight").removeprefix("diffusion_model.").replace(".", "_")
+    layer = layer.removeprefix("lora_unet_")
+    for number in (1, 2):  # what its key map names as the authors of SDXL do
+        layer = layer.replace(f"add_embedding_linear_{number}", f"label_emb_0_{2 * number - 2}")
+    return f"lora_unet_{layer}"
+
+
+@pytest.mark.parametrize("method", ["lora", "closed"])
+@pytest.mark.parametrize("family", [TinyBackbone, TinyXL, TinySD3, TinyFlux])
+def test_comfyui_finds_every_layer_of_a_kohya_lora_and_adds_the_edit(family, method, path):
+    pipeline, edit = erased(family, method)
+    export_edit(edit, path, "kohya-lora", energy=1)
+    tensors = load_file(path)
+    before, expected = comfy_model(stock(family)), comfy_model(pipeline)
+    keys = {comfy_key(name): name for name in before if name.endswith(".weight")}
+    layers = {key.removesuffix(".alpha") for key in tensors if key.endswith(".alpha")}
+    assert layers
+    assert layers <= keys.keys()
+    for layer in layers:
+        up, down = (tensors[f"{layer}.lora_{way}.weight"].flatten(1) for way in ("up", "down"))
+        added = up @ down * (tensors[f"{layer}.alpha"] / len(down))
+        name = keys[layer]
+        before[name] = before[name] + added.view(before[name].shape)
+    assert all(torch.allclose(before[n], expected[n], atol=1e-5) for n in expected)
+    untouched = comfy_model(stock(family))
+    assert any(not torch.allclose(untouched[n], expected[n], atol=1e-5) for n in expected)
+
+
 def test_a_whole_pipeline_is_read_by_diffusers(edited, tmp_path):
     _, pipeline, edit, _ = edited
     export_edit(edit, tmp_path / "whole", "diffusers")
