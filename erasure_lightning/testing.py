@@ -179,13 +179,13 @@ def _check_aim(module: ErasureModule, steps: int) -> None:
 @torch.no_grad()
 def _moved(module: ErasureModule, prompts: list[str]) -> float:
     """Mean squared change of the predictions for prompts, from noise, over the range of times."""
-    times = module.backbone.process.at(torch.linspace(0.2, 0.95, 4))
-    x = module.backbone.noise(range(len(times)))
-    each = [
-        [model.denoise(x, times, model.encode([prompt]).expand(len(x))) for prompt in prompts]
+    shares = torch.linspace(0.2, 0.95, 4).repeat_interleave(len(prompts))
+    x = module.backbone.noise(range(4)).repeat_interleave(len(prompts), 0)
+    edited, original = (
+        model.denoise(x, model.process.at(shares), model.encode(prompts).repeat(4))
         for model in (module.backbone, module.original)
-    ]
-    return (torch.stack(each[0]) - torch.stack(each[1])).square().mean().item()
+    )
+    return (edited - original).square().mean().item()
 
 
 def _maker(

@@ -2,6 +2,7 @@ import gc
 import importlib
 import os
 import signal
+from functools import cache
 
 # Workers of pytest-xdist, and what they start, share the cores; torch's threads would fight for
 # them.
@@ -10,6 +11,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 from forks import forking
+from lightning import LightningModule
+from lightning.fabric.utilities import registry
 from loaded_once import copies_of_one
 
 from erasure_lightning.__main__ import main
@@ -60,6 +63,34 @@ def worlds_read_once():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(base, "load_backbone", load)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def trainers_search_once():
+    """Every trainer asks all packages installed for entry points of Lightning; none has one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "entry_points", cache(registry.entry_points))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def moved_if_elsewhere():
+    """Trainers on the CPU move modules there, parameter by parameter, where all are already."""
+    kind = LightningModule
+    move, leave = kind.to, kind.cpu
+
+    def to(self, *arguments, **options):
+        if (arguments, options) == ((self.device,), {}) and not torch.cuda.is_available():
+            return self
+        return move(self, *arguments, **options)
+
+    def cpu(self):
+        return leave(self) if torch.cuda.is_available() else self
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kind, "to", to)
+        patch.setattr(kind, "cpu", cpu)
         yield
 
 

@@ -1,9 +1,10 @@
 """Models that are read from their files once in a process, and copied for every fit."""
 
-from copy import deepcopy
 from functools import cache
 
 import torch
+
+from erasure_lightning.backbones.structural_copy import copier
 
 
 def copies_of_one(load):
@@ -12,11 +13,11 @@ def copies_of_one(load):
     Args:
         load: The function that reads.
     """
-    read = cache(lambda default, *arguments: load(*arguments))
 
-    def copied(*arguments):
-        model = read(torch.get_default_dtype(), *arguments)  # some precisions of trainers set it
-        shared = [model.world, *(tower.tokenizer for tower in model.towers)]
-        return deepcopy(model, {id(each): each for each in shared})
+    @cache
+    def read(default, *arguments):
+        model = load(*arguments)
+        return copier(model, [model.world, *(tower.tokenizer for tower in model.towers)])
 
-    return copied
+    # Some precisions of trainers set the default.
+    return lambda *arguments: read(torch.get_default_dtype(), *arguments)()

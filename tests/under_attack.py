@@ -1,6 +1,5 @@
 """Targets for attacks: a tiny model, and the emoji world with its cigarette erased by UCE."""
 
-from copy import deepcopy
 from functools import cache
 
 import torch
@@ -8,6 +7,7 @@ from tiny_scorers import KnownScorer
 from trivial import Redirection
 
 from erasure_lightning.attacks.target import AttackSettings, AttackTarget
+from erasure_lightning.backbones.structural_copy import copier
 from erasure_lightning.backbones.text_cache import TextCache
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts.concept import Concept
@@ -45,9 +45,7 @@ def check_repeatable(attack):
 
 def tiny_target(concepts=CAT, family=TinyBackbone, **settings):
     """A tiny model whose cat is redirected to the dog; its scorer's verdicts are arbitrary."""
-    models = _tiny_models(family)
-    shared = {id(tower.tokenizer): tower.tokenizer for tower in models[0].towers}
-    edited, original = deepcopy(models, shared)
+    edited, original = _tiny_models(family)()
     few = {"seeds": 2, "pictures": 2, "steps": 2, "guidance": 3.0}
     settings = AttackSettings(**(few | settings))
     return AttackTarget(edited, original, concepts, settings, KnownScorer())
@@ -55,9 +53,10 @@ def tiny_target(concepts=CAT, family=TinyBackbone, **settings):
 
 @cache
 def _tiny_models(family):
-    """The edited model and the original, which share what the edit does not reach."""
+    """Copies of the edited model and the original, which share what the edit does not reach."""
     module = quick_fit(Redirection(concepts=CAT, backbone=family()), 1)
-    return module.backbone, module.original
+    tokenizers = [tower.tokenizer for tower in module.backbone.towers]
+    return copier((module.backbone, module.original), tokenizers)
 
 
 @cache

@@ -19,7 +19,7 @@ from erasure_lightning.concepts.concept import Phrase
 from erasure_lightning.concepts.worlds import World
 from erasure_lightning.distributed.collectives import all_gather_items
 from erasure_lightning.edits.components import component_fingerprints
-from erasure_lightning.edits.fingerprints import fingerprint
+from erasure_lightning.edits.fingerprints import hash_tensors
 from erasure_lightning.edits.format import plain_name
 from erasure_lightning.errors import ErasureError
 
@@ -82,10 +82,8 @@ class Backbone(FamilyInterface):
         """
         named: dict[str, nn.Parameter] = {}
         for number, tower in enumerate(self.towers):
-            read = tower.read_parameters(blocks)
-            named |= {
-                f"text_encoders.{number}.{name}": parameter for name, parameter in read.items()
-            }
+            for name, parameter in tower.read_parameters(blocks).items():
+                named[f"text_encoders.{number}.{name}"] = parameter
         return named
 
     @staticmethod
@@ -235,9 +233,13 @@ class Backbone(FamilyInterface):
             frozen._text_cache = TextCache(frozen.text_encoders)
         return frozen
 
-    def fingerprint(self, dtype: torch.dtype | None = None) -> str:
-        """A short hash of the weights, rounded to ``dtype`` if given."""
-        return fingerprint(self, dtype)
+    def fingerprint(self) -> str:
+        """A short hash of the weights."""
+        return self.rounded_fingerprints([None])[0]
+
+    def rounded_fingerprints(self, dtypes: Sequence[torch.dtype | None]) -> list[str]:
+        """A hash of the weights rounded to each of ``dtypes``, None for their own precision."""
+        return hash_tensors(self.state_dict(), dtypes)
 
     @classmethod
     def part_of(cls, name: str) -> str:
@@ -257,10 +259,8 @@ class Backbone(FamilyInterface):
             names: Names of parameters or modules in this backbone.
         """
         parts = sorted({self.part_of(name) for name in names})
-        return {
-            self.components[part]: component_fingerprints(self.get_submodule(part))
-            for part in parts
-        }
+        hashes = [component_fingerprints(self.get_submodule(part)) for part in parts]
+        return dict(zip((self.components[part] for part in parts), hashes, strict=True))
 
     def checkpoint(self) -> None:
         """Turns on gradient checkpointing for the blocks of the denoiser and the text towers."""

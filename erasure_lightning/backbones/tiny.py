@@ -10,6 +10,7 @@ from erasure_lightning.backbones.stable_diffusion_xl import StableDiffusionXL
 from erasure_lightning.backbones.t5_tower import T5Tower
 from erasure_lightning.backbones.tiny_parts import (
     Prediction,
+    built_once,
     seeded,
     tiny_clip_tokenizer,
     tiny_flux_transformer,
@@ -35,6 +36,7 @@ class TinyBackbone(StableDiffusion):
         prediction: Prediction type of the UNet.
     """
 
+    @built_once
     def __init__(self, *, seed: int = 0, prediction: Prediction = "epsilon") -> None:
         tokenizer = tiny_clip_tokenizer()
         with seeded(seed):
@@ -60,6 +62,7 @@ class TinyXL(StableDiffusionXL):
         zero_unconditional: Whether unconditional predictions read zeros.
     """
 
+    @built_once
     def __init__(
         self, *, seed: int = 0, prediction: Prediction = "epsilon", zero_unconditional: bool = True
     ) -> None:
@@ -98,6 +101,7 @@ class TinyFlux(Flux):
         guidance_embeds: Whether the transformer reads the guidance scale, as FLUX.1-dev does.
     """
 
+    @built_once
     def __init__(self, *, seed: int = 0, guidance_embeds: bool = True) -> None:
         from diffusers import FlowMatchEulerDiscreteScheduler
 
@@ -125,6 +129,7 @@ class TinyPixArt(PixArt):
         seed: Seed of the weights.
     """
 
+    @built_once
     def __init__(self, *, seed: int = 0) -> None:
         from diffusers import DPMSolverMultistepScheduler
 
@@ -152,6 +157,7 @@ class TinySD3(StableDiffusion3):
         dual_attention: Whether the first block has a second attention, as in SD 3.5 medium.
     """
 
+    @built_once
     def __init__(self, *, seed: int = 0, t5: bool = True, dual_attention: bool = False) -> None:
         from diffusers import FlowMatchEulerDiscreteScheduler
 

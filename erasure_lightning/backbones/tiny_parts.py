@@ -1,10 +1,13 @@
 """Parts of models with random weights: tokenizers, text encoders, denoisers, autoencoders."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from typing import Any, Literal
 
 import torch
+
+from erasure_lightning.backbones.structural_copy import copier
 
 #: Prediction type of a tiny UNet.
 Prediction = Literal["epsilon", "velocity"]
@@ -25,6 +28,28 @@ def seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
+
+
+def built_once(build: Callable[..., None]) -> Callable[..., None]:
+    """Constructor of a model whose further objects, of equal arguments, are quick copies."""
+    copiers: dict[Any, Callable[[], dict[str, Any]]] = {}
+
+    @wraps(build)
+    def construct(self: Any, **arguments: Any) -> None:
+        sample = torch.empty(0)  # fake, on another device or of another precision by a context
+        key = (type(self), *arguments.items(), sample.dtype)
+        if key in copiers and _is_plain(sample):
+            vars(self).update(copiers[key]())
+            return
+        build(self, **arguments)
+        if _is_plain(sample):
+            copiers[key] = copier(vars(self))
+
+    return construct
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    return type(tensor) is torch.Tensor and tensor.device.type == "cpu"
 
 
 def tiny_unet(**settings: Any) -> Any:

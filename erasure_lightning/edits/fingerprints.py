@@ -3,14 +3,15 @@
 import hashlib
 import math
 from collections.abc import Iterable, Mapping
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
 
 
-def fingerprint(module: nn.Module, dtype: torch.dtype | None = None) -> str:
+def fingerprint(module: nn.Module) -> str:
     """`hash_tensors` of a module's weights, in their order."""
-    return hash_tensors(module.state_dict(), [dtype])[0]
+    return hash_tensors(module.state_dict())[0]
 
 
 def hash_tensors(
@@ -25,17 +26,16 @@ def hash_tensors(
     # Few calls of tensors: a device context, in which Lightning builds modules, slows each of them.
     shapes = [tuple(value.shape) for value in tensors.values()]
     names = [f"{name}{shape}".encode() for name, shape in zip(tensors, shapes, strict=True)]
-    counts = [min(math.prod(shape), 64) for shape in shapes]
+    sizes = [8 * min(math.prod(shape), 64) for shape in shapes]
+    ends = [*accumulate(sizes)]
     values = [value.flatten()[:64].to("cpu", torch.double) for value in tensors.values()]
     joined = torch.cat([torch.empty(0, dtype=torch.double), *values])
     hashes = []
     for dtype in dtypes:
         hashed = hashlib.sha256()
-        rounded = joined.to(dtype or joined.dtype).double().numpy()
-        for name, count in zip(names, counts, strict=True):
-            hashed.update(name)
-            hashed.update(rounded[:count].tobytes())
-            rounded = rounded[count:]
+        rounded = joined.to(dtype or joined.dtype).double().numpy().tobytes()
+        for name, size, end in zip(names, sizes, ends, strict=True):
+            hashed.update(name + rounded[end - size : end])
         hashes.append(hashed.hexdigest()[:16])
     return hashes
 

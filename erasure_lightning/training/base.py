@@ -3,7 +3,7 @@
 from abc import ABC
 from collections.abc import Collection, Mapping
 from dataclasses import asdict
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
@@ -44,6 +44,8 @@ from erasure_lightning.training.edit_state import (
 from erasure_lightning.training.paired_sampling import PairedSampling
 from erasure_lightning.training.retention_term import RetentionTerm
 from erasure_lightning.training.sharded_module import shard_module
+
+_version = cache(version)  # it reads a file
 
 
 class ErasureModule(PairedSampling, ABC):
@@ -186,8 +188,8 @@ class ErasureModule(PairedSampling, ABC):
         if self.base_edits:
             self._unedited = unedited_copy(self.original)
         if weights == "all":
-            self.fingerprint = self.original.fingerprint()
-            self.rounded = self.original.fingerprint(torch.bfloat16)
+            hashes = self.original.rounded_fingerprints([None, torch.bfloat16])
+            self.fingerprint, self.rounded = hashes
             self._unedited_print = self.unedited.fingerprint() if self.base_edits else ""
             beneath = edited_parts(self.backbone, self.base_edits)
             self.fingerprints = self.original.fingerprints([*modified, *beneath])
@@ -253,7 +255,7 @@ class ErasureModule(PairedSampling, ABC):
             "backbone_bfloat16": self.rounded,
             "fingerprints": self.fingerprints,
             "seed": self.seed,
-            "versions": {name: version(name) for name in packages},
+            "versions": {name: _version(name) for name in packages},
         } | (beneath if self.base_edits else {})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
