@@ -1,23 +1,25 @@
-"""Exports, loaded by stock tools in a process without ours: ``python benchmarks/exports.py``.
+"""Exports, loaded by other tools' readers without this package: ``python benchmarks/exports.py``.
 
 For the tiny model of each family and the three trained worlds: one closed form (UCE), one method on
-full weights and one as a LoRA (ESD, a few steps), exported to every format that a stock reader of
-diffusers loads, drawn there from equal noise. *edit*: mean absolute difference of the edited
-images, in 0..1, from the original's; the other columns: of the images with the exported file from
-those of the edit. A LoRA of a full-rank change is exported at the energy 0.999 and loses what its
-column shows. ``diff`` is read by ComfyUI alone; `tests/api/test_export.py` applies its rule.
+full weights and one as a LoRA (ESD, a few steps), exported to every format, and one of gated
+adapters (SPM). All are loaded and drawn from equal noise by ``stock.py``, a process of its own.
+*edit*: mean absolute difference of the edited images, in 0..1, from the original's; the other
+columns: of the images with the exported file from those of the edit. A LoRA of a full-rank change
+is exported at the energy 0.999 and loses what its column shows.
 """
 
 import argparse
+import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from rows import head, line
+from stock import draw
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from original_layouts import original_tensors, write_original
@@ -38,118 +40,107 @@ MODELS: dict[str, Any] = {
 }
 
 #: Arguments of `erase` by title.
+_FEW_STEPS = {"steps": 4, "lr": 1e-2, "warmup": 0}
 EDITS: dict[str, dict[str, Any]] = {
     "UCE": {"method": "UCE"},
-    "ESD": {"method": "ESD", "steps": 4, "lr": 1e-3, "warmup": 0},
-    "ESD, rank 4": {
-        "method": "ESD",
-        "steps": 4,
-        "lr": 1e-2,
-        "warmup": 0,
-        "rank": 4,
-        "merge": False,
-    },
+    "ESD": {"method": "ESD", **_FEW_STEPS, "lr": 1e-3},
+    "ESD, rank 4": {"method": "ESD", **_FEW_STEPS, "rank": 4, "merge": False},
+    "SPM": {"method": "SPM", **_FEW_STEPS, "anchors": 0},
 }
-FORMATS = ("diffusers", "component", "checkpoint", "lora", "kohya-lora")
 
-#: Why stock diffusers does not read a family's files in a format.
-_WIDTH = "read at the published width alone"
+
+class Column(NamedTuple):
+    """A column of the table: an export format, and the reader of ``stock.py`` that loads it."""
+
+    format: str
+    reader: str
+
+
+COLUMNS = {
+    "diffusers": Column("diffusers", "diffusers"),
+    "component": Column("component", "component"),
+    "checkpoint": Column("checkpoint", "checkpoint"),
+    "lora": Column("lora", "lora"),
+    "kohya-lora": Column("kohya-lora", "lora"),
+    "kohya-lora, ComfyUI's rule": Column("kohya-lora", "comfyui"),
+    "diff, ComfyUI's rule": Column("diff", "comfyui"),
+    "adapters": Column("adapters", "adapters"),
+}
+
+#: Why a column has no figure for a family.
 UNREAD = {
     ("StableDiffusion3Pipeline", "kohya-lora"): "no reader",
     ("PixArtSigmaPipeline", "checkpoint"): "no layout",
-    ("FluxPipeline", "kohya-lora"): _WIDTH,
-    ("FluxPipeline", "checkpoint"): _WIDTH,  # tests/original_layouts.py reads other widths
 }
 
-#: Loads an export with stock diffusers and saves the images; no import of ours.
-STOCK = """
-import sys
-import numpy as np, torch
-from diffusers import DiffusionPipeline
-form, base, export, prompt, out = sys.argv[1:]
-if form == "checkpoint":
-    whole = DiffusionPipeline.from_pretrained(base)
-    names = [name for name in whole.components if name.startswith("text_encoder")]
-    # Files of FLUX.1 hold no text encoders, and those of SD 3 not all of the first.
-    given = type(whole).__name__ in ("StableDiffusion3Pipeline", "FluxPipeline")
-    parts = {name: getattr(whole, name) for name in names if given}
-    pipeline = type(whole).from_single_file(export, config=base, local_files_only=True, **parts)
-else:
-    pipeline = DiffusionPipeline.from_pretrained(export if form == "diffusers" else base)
-if form == "component":
-    from pathlib import Path
-    for folder in Path(export).iterdir():
-        part = getattr(pipeline, folder.name)
-        setattr(pipeline, folder.name, type(part).from_pretrained(folder))
-elif form in ("lora", "kohya-lora"):
-    pipeline.load_lora_weights(export)
-assert not any(name.startswith("erasure_lightning") for name in sys.modules)
-pipeline.set_progress_bar_config(disable=True)
-settings = {"num_inference_steps": 8, "guidance_scale": 4.0, "output_type": "np"}
-if "PixArt" in type(pipeline).__name__:
-    settings["use_resolution_binning"] = False  # its bins are of published sizes
-images = [pipeline(prompt, generator=torch.Generator().manual_seed(seed), **settings).images
-          for seed in (0, 1)]
-np.save(out, np.concatenate(images))
-"""
 
-
-def stock(form: str, base: Path, export: Path, prompt: str) -> np.ndarray | str:
-    """Images drawn by stock diffusers, or the last line of its error."""
-    out = export.with_suffix(".npy")
-    command = [sys.executable, "-I", "-W", "ignore", "-c", STOCK]
-    arguments = [form, str(base), str(export), prompt, str(out)]
-    result = subprocess.run([*command, *arguments], capture_output=True, text=True)
-    return np.load(out) if out.exists() else result.stderr.strip().splitlines()[-1]
-
-
-def cell(form: str, edit: Any, folder: Path, edited: np.ndarray, prompt: str) -> str:
-    """The difference of a format's images from the edit's, or why there is none."""
-    if reason := UNREAD.get((type(edit.pipeline).__name__, form)):
-        return reason
+def export(edit: Any, form: str, folder: Path) -> Any:
+    """What `export_edit` returns, or why it refuses."""
     path = folder / (form if form in ("diffusers", "component") else f"{form}.safetensors")
     options = {"checkpoint": folder / "original.safetensors"} if form == "checkpoint" else {}
     try:
-        exported = export_edit(edit, path, form, **options)
-    except ErasureError as error:
-        return f"refused: {str(error)[:60]}..."
-    images = stock(form, folder / "base", path, prompt)
-    if isinstance(images, str):
-        return f"not read by diffusers: {images[:80]}"
-    lost = f" ({exported.error:.1%} of the change)" if exported.error > 1e-3 else ""
-    return f"{np.abs(images - edited).mean():.1g}{lost}"
+        return export_edit(edit, path, form, **options)
+    except ErasureError:
+        return "refused"
+
+
+def drawn_elsewhere(
+    folder: Path, prompt: str, jobs: Mapping[str, tuple[str, Path]]
+) -> dict[str, np.ndarray | str]:
+    """Images by column, drawn in a process without this package, or the error of the reader."""
+    file = folder / "jobs" / "jobs.json"
+    file.parent.mkdir()
+    exports = [[reader, str(path)] for reader, path in jobs.values()]
+    file.write_text(
+        json.dumps({"base": str(folder / "base"), "prompt": prompt, "exports": exports})
+    )
+    script = str(Path(__file__).with_name("stock.py"))
+    subprocess.run([sys.executable, "-I", "-W", "ignore", script, str(file)], check=True)
+    results: dict[str, np.ndarray | str] = {}
+    for number, title in enumerate(jobs):
+        images = file.with_name(f"{number}.npy")
+        error = file.with_name(f"{number}.txt")
+        results[title] = np.load(images) if images.exists() else f"not read: {error.read_text()}"
+    return results
 
 
 def row(model: str, title: str, folder: Path) -> str:
-    """A row: a model, a method, how far the edit moves, and every format."""
+    """A row: a model, a method, how far the edit moves, and every column."""
     pipeline = MODELS[model]()
     pipeline.set_progress_bar_config(disable=True)
+    family = type(pipeline).__name__
     concept, anchor = ("cat", "dog") if model.startswith("Tiny") else ("guitar", "drum")
     pipeline.save_pretrained(folder / "base")
     if model != "TinyPixArt":  # whose family has no layout of its own
         write_original(original_tensors(pipeline), folder / "original.safetensors")
     prompt = f"a {concept}"
-    before = stock("diffusers", folder / "base", folder / "base", prompt)
     arguments = dict(EDITS[title])
-    if arguments["method"] == "ESD":
+    if arguments["method"] != "UCE":
         arguments["latents"] = TrajectoryBank(trajectories=2, steps=8)
     edit = erase(pipeline, concept, anchor=anchor, progress_bar=False, **arguments)
-    edited = drawn(edit, prompt)
-    cells = [cell(form, edit, folder, edited, prompt) for form in FORMATS]
-    return line([model, title, f"{np.abs(edited - before).mean():.2g}", *cells])
-
-
-def drawn(edit: Any, prompt: str) -> np.ndarray:
-    """Images of the pipeline that holds the edit, drawn in this process as `STOCK` draws."""
-    pipeline = edit.pipeline
-    settings = {"num_inference_steps": 8, "guidance_scale": 4.0, "output_type": "np"}
-    if "PixArt" in type(pipeline).__name__:
-        settings["use_resolution_binning"] = False
-    images = [
-        pipeline(prompt, generator=torch.Generator().manual_seed(seed), **settings).images
-        for seed in (0, 1)
+    edited = draw(pipeline, prompt)
+    formats = dict.fromkeys(column.format for column in COLUMNS.values())
+    exports = {form: export(edit, form, folder) for form in formats}
+    jobs = {"original": ("diffusers", folder / "base")}
+    for name, (form, reader) in COLUMNS.items():
+        if not isinstance(exports[form], str) and (family, name) not in UNREAD:
+            jobs[name] = (reader, exports[form].path)
+    images = drawn_elsewhere(folder, prompt, jobs)
+    cells = [
+        UNREAD.get((family, name)) or cell(exports[form], edited, images.get(name))
+        for name, (form, _) in COLUMNS.items()
     ]
-    return np.concatenate(images)
+    return line([model, title, f"{np.abs(edited - images['original']).mean():.2g}", *cells])
+
+
+def cell(exported: Any, edited: np.ndarray, images: np.ndarray | str | None) -> str:
+    """The difference of an export's images from the edit's, or why there is none."""
+    if isinstance(exported, str):
+        return exported
+    if isinstance(images, str):
+        return images
+    lost = f" ({exported.error:.1%} of the change)" if exported.error > 1e-3 else ""
+    return f"{np.abs(images - edited).mean():.1g}{lost}"
 
 
 def main() -> None:
@@ -157,7 +148,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     options = parser.parse_args()
-    print(head(["model", "method", "edit", *FORMATS]))
+    print(head(["model", "method", "edit", *COLUMNS]))
     for model in options.models:
         for title in EDITS:
             with tempfile.TemporaryDirectory() as folder:

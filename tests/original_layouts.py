@@ -1,14 +1,14 @@
 """Single-file checkpoints in the layouts of the models' authors, out of diffusers pipelines.
 
-Written from the layouts themselves (the keys that diffusers' converters accept), and independent of
-the package's own maps.
+Written from the layouts themselves (the keys that diffusers' converters accept), without import of
+the package and independent of its maps.
 """
 
 import inspect
 import re
 
 import torch
-from diffusers.loaders import single_file_model, single_file_utils
+from diffusers.loaders import lora_conversion_utils, single_file_utils
 from safetensors.torch import save_file
 
 _RESNET = {
@@ -29,7 +29,8 @@ _OPEN_CLIP = {
 }  # fmt: skip
 
 
-def _unet_name(name, unet):
+def unet_name(name, unet):
+    """The authors' name of a UNet's parameter."""
     module, _, end = name.rpartition(".")
     if module in _UNET:
         return f"{_UNET[module]}.{end}"
@@ -63,7 +64,7 @@ def _split(name):
 
 
 def _unet(unet):
-    return {_unet_name(name, unet): value for name, value in unet.state_dict().items()}
+    return {unet_name(name, unet): value for name, value in unet.state_dict().items()}
 
 
 def _vae(vae):
@@ -146,6 +147,14 @@ def _renamed(state, names):
     return values
 
 
+def transformer_names(transformer):
+    """Authors' names of a transformer's tensors, and the diffusers parameters that each joins.
+
+    ``{}`` is ``weight`` or ``bias``; before the first parameter, ``~`` swaps scale and shift.
+    """
+    return (_flux if "Flux" in type(transformer).__name__ else _sd3)(transformer)
+
+
 def _sd3(transformer):
     layers = len(transformer.transformer_blocks)
     names = {
@@ -179,7 +188,7 @@ def _sd3(transformer):
         for block, ff in ((x, "ff"), (c, "ff_context")):
             names[f"{block}.mlp.fc1.{{}}"] = [f"{b}.{ff}.net.0.proj.{{}}"]
             names[f"{block}.mlp.fc2.{{}}"] = [f"{b}.{ff}.net.2.{{}}"]
-    return _renamed(transformer.state_dict(), names)
+    return names
 
 
 def _flux(transformer):
@@ -218,7 +227,11 @@ def _flux(transformer):
             f"{s}.norm.query_norm.scale": [f"{b}.attn.norm_q.weight"],
             f"{s}.norm.key_norm.scale": [f"{b}.attn.norm_k.weight"],
         }
-    return _renamed(transformer.state_dict(), names)
+    return names
+
+
+def _transformer(transformer):
+    return _renamed(transformer.state_dict(), transformer_names(transformer))
 
 
 def original_tensors(pipeline):
@@ -234,12 +247,12 @@ def original_tensors(pipeline):
             parts["conditioner.embedders.0.transformer."] = _clip(pipeline.text_encoder)
             parts["conditioner.embedders.1.model."] = _open_clip(pipeline.text_encoder_2)
         case "StableDiffusion3Pipeline":
-            parts[denoiser] = _sd3(pipeline.transformer)
+            parts[denoiser] = _transformer(pipeline.transformer)
             parts["text_encoders.clip_l.transformer."] = _clip(pipeline.text_encoder)
             parts["text_encoders.clip_g.transformer."] = pipeline.text_encoder_2.state_dict()
             parts["text_encoders.t5xxl.transformer."] = pipeline.text_encoder_3.state_dict()
         case "FluxPipeline":  # published as the transformer alone
-            parts = {"": _flux(pipeline.transformer)}
+            parts = {"": _transformer(pipeline.transformer)}
     return {f"{p}{name}": value for p, part in parts.items() for name, value in part.items()}
 
 
@@ -257,13 +270,22 @@ def write_original(tensors, file):
     return file
 
 
-def narrow_flux_reader(monkeypatch):
-    """diffusers' converter knows FLUX.1's width alone: the same code for the tiny one's."""
-    source = inspect.getsource(single_file_utils.convert_flux_transformer_checkpoint_to_diffusers)
-    space = dict(vars(single_file_utils))
-    exec(source.replace("inner_dim = 3072", "inner_dim = 32"), space)
-    monkeypatch.setitem(
-        single_file_model.SINGLE_FILE_LOADABLE_CLASSES["FluxTransformer2DModel"],
-        "checkpoint_mapping_fn",
-        space["convert_flux_transformer_checkpoint_to_diffusers"],
-    )
+def narrow_flux_readers(width):
+    """diffusers' converters of FLUX.1's checkpoints and Kohya LoRAs, for another width than 3072.
+
+    Their code has the published numbers in it; these are replaced, and nothing else.
+    """
+    published = {"inner_dim = 3072": f"inner_dim = {width}"}
+    published["[3072, 3072, 3072, 12288]"] = str([width] * 3 + [4 * width])
+    converters = []
+    for module, name in (
+        (single_file_utils, "convert_flux_transformer_checkpoint_to_diffusers"),
+        (lora_conversion_utils, "_convert_kohya_flux_lora_to_diffusers"),
+    ):
+        source = inspect.getsource(getattr(module, name))
+        for old, new in published.items():
+            source = source.replace(old, new)
+        space = dict(vars(module))
+        exec(source, space)
+        converters.append(space[name])
+    return converters

@@ -82,11 +82,13 @@ class Membrane(nn.Module):
         """``s_1`` and ``s_2`` of prompts with every sentence of every concept, ``(2, B, C, J)``.
 
         Args:
-            states: The prompts' states, ``(B, L, D)``.
+            states: The prompts' states, ``(B, L, D)``. Of another length than the sentences', as T5
+                pads to what a pipeline's caller chooses, ``s_1`` compares what both have.
         """
         states = states.float()
-        prompts = _unit(states.flatten(1))
-        sentences = _unit(self.sentences.float().flatten(2))
+        length = min(states.shape[1], self.sentences.shape[2])
+        prompts = _unit(states[:, :length].flatten(1))
+        sentences = _unit(self.sentences[:, :, :length].float().flatten(2))
         whole = torch.einsum("bi,cji->bcj", prompts, sentences)
         cosines = torch.einsum("bld,cjwd->bcjwl", _unit(states), _unit(self.words.float()))
         most_similar = cosines.amax(dim=4)

@@ -58,7 +58,7 @@ def _exports(options: Namespace, folder: Path) -> dict[str, Callable[[Path], obj
     from erasure_lightning.backbones.loading import load_backbone
     from erasure_lightning.edits.applied import load_edit
     from erasure_lightning.edits.export import ExportRequest
-    from erasure_lightning.report.hub_folder import public_metadata
+    from erasure_lightning.report.public_edit import public_metadata
     from erasure_lightning.training.checkpoints import locate_checkpoint
 
     files = {name: f"{name}{find_format(name).suffix}" for name in options.to}

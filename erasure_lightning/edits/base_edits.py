@@ -26,8 +26,9 @@ def locate_edit(path: str | Path) -> Path:
 def find_base_edits(metadata: Mapping[str, Any], path: Path | None) -> list[Path]:
     """Files of the edits that an edit is based on, the lowest first.
 
-    Each is searched at its path of the time of training, and under its folder's name beside the
-    edit's own folder; a file is accepted if its tensors are the same.
+    Each is searched at its path of the time of training, at that path in the edit's own folder (as
+    in a published one), and under its folder's name beside the edit's own folder; a file is
+    accepted if its tensors are the same.
 
     Args:
         metadata: The edit's metadata.
@@ -98,10 +99,11 @@ def _find(entry: Mapping[str, Any], metadata: Mapping[str, Any], path: Path | No
     recorded = str(entry["path"])
     places = [Path(recorded)] if recorded else []
     if path is not None and recorded:
-        folder = path.resolve().parent.parent
         file = Path(recorded)
-        place = folder / (file.parent.name if file.name == EDIT_FILE else "") / file.name
-        places.append(place)
+        name = f"{file.parent.name if file.name == EDIT_FILE else ''}/{file.name}".lstrip("/")
+        # A downloaded file may be a link, beside which the others are, into a store of contents.
+        for folder in (path.absolute().parent, path.resolve().parent):
+            places += [folder / recorded, folder.parent / name]
     for place in places:
         file = locate_edit(place)
         if file.is_file() and edit_fingerprint(read_edit(file)[0]) == entry["fingerprint"]:

@@ -7,19 +7,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import yaml
 from PIL import Image
 
 from erasure_lightning.concepts.vocabulary import evenly_spaced
-from erasure_lightning.edits.edit import read_edit, write_edit
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.writing import EDIT_FILE, write_atomically
 from erasure_lightning.report.card import HubContent, is_hub_id, render_card
 from erasure_lightning.report.edit_file import read_edit_file
 from erasure_lightning.report.images import ImagePair
-from erasure_lightning.report.privacy import without_paths
+from erasure_lightning.report.public_edit import public_yaml, write_public_edits
 from erasure_lightning.report.run_record import RunRecord, read_run_record
 from erasure_lightning.runs.redaction import redact_secrets
 
@@ -53,7 +50,8 @@ def write_hub_folder(
     """Write the files of a repository on the Hub; needs no account and no network.
 
     Paths of the machine and secrets are left out of the edit's metadata, of the card, and of the
-    configs of exported models. The folder appears once it is complete.
+    configs of exported models. Edits that the edit is based on are in it too. The folder appears
+    once it is complete.
 
     Args:
         run: The run's folder, with a finished edit.
@@ -67,8 +65,8 @@ def write_hub_folder(
         Sentences on what could not be read and is left out.
 
     Raises:
-        ErasureError: If the repository's name is none, the folder exists, the run has no edit, or
-            an exported file holds a path of the machine.
+        ErasureError: If the repository's name is none, the folder exists, the run has no edit, an
+            edit beneath it is not found, or an exported file holds a path of the machine.
     """
     require_hub_id(repository)
     record = read_run_record(run)
@@ -79,7 +77,7 @@ def write_hub_folder(
         )
     with _complete_or_absent(folder) as partial:
         source = run if run.is_file() else _edit_of(run)
-        _write_public_edit(source, partial / EDIT_FILE)
+        write_public_edits(source, partial)
         files = {
             name.partition(".")[0]: _export(write, partial, name)
             for name, write in (exports or {}).items()
@@ -181,39 +179,14 @@ def _edit_of(run: Path) -> Path:
     return run / EDIT_FILE if (run / EDIT_FILE).is_file() else run.resolve().parent / EDIT_FILE
 
 
-def _write_public_edit(source: Path, target: Path) -> None:
-    """Copy an edit without paths of the machine and secrets in its metadata."""
-    tensors, metadata = read_edit(source)
-    config = metadata.pop("config", "")
-    public = public_metadata(metadata)
-    if config:
-        public["config"] = _public_yaml(config)
-    write_edit(target, tensors, public)
-
-
 def _public_record(record: RunRecord, edit: Path) -> RunRecord:
     """The record of a run without secrets, with the summary of its public edit file."""
     return replace(
         record,
         edit=read_edit_file(edit),
-        config=_public_yaml(record.config),
+        config=public_yaml(record.config),
         metadata=redact_secrets(record.metadata),
     )
-
-
-def public_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """An edit's metadata without paths of the machine and secrets."""
-    public: dict[str, Any] = redact_secrets(without_paths(metadata))
-    return public
-
-
-def _public_yaml(text: str) -> str:
-    """A config's text without paths and secrets; unchanged if it has none."""
-    content = yaml.safe_load(text) if text else None
-    public = redact_secrets(without_paths(content))
-    if public == content:
-        return text
-    return yaml.safe_dump(public, sort_keys=False, allow_unicode=True)
 
 
 def _export(write: Callable[[Path], object], folder: Path, name: str) -> str:

@@ -3,12 +3,16 @@
 import copy
 import errno
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
+from comfyui import load_lora
 from diffusers import DiffusionPipeline
+from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 from original_layouts import (
-    narrow_flux_reader,
+    narrow_flux_readers,
     original_tensors,
     second_generation,
     write_original,
@@ -147,61 +151,14 @@ def test_text_encoders_of_a_kohya_lora_are_read_by_diffusers(path):
         assert torch.allclose(ours[name], theirs[name], atol=1e-4)
 
 
-def comfy(tensors, model):
-    """ComfyUI's rule for full differences: each is added to the weight or bias of its key."""
-    for key, value in tensors.items():
-        layer, _, end = key.rpartition(".")
-        name = f"{layer}.{'bias' if end == 'diff_b' else 'weight'}"
-        name = name if name in model else layer
-        model[name] = model[name] + value
-    return model
-
-
-def comfy_model(pipeline):
-    """A pipeline's weights by the keys of ComfyUI's LoRA loader."""
-    kind = type(pipeline).__name__
-    names = {"text_encoder": "clip_l", "text_encoder_2": "clip_g", "text_encoder_3": "t5xxl"}
-    if kind == "FluxPipeline":
-        names["text_encoder_2"] = "t5xxl"
-    model = {}
-    for component, name in names.items():
-        encoder = getattr(pipeline, component, None)
-        for key, value in encoder.state_dict().items() if encoder is not None else ():
-            is_clip = name != "t5xxl" and not key.startswith("text_")
-            key = f"text_model.{key}" if is_clip else key
-            model[f"text_encoders.{name}.transformer.{key}"] = value
-    if hasattr(pipeline, "unet"):
-        for key, value in pipeline.unet.state_dict().items():
-            layer, _, leaf = key.rpartition(".")
-            model[f"lora_unet_{layer.replace('.', '_')}.{leaf}"] = value
-    else:
-        original = original_tensors(pipeline)
-        model |= {
-            f"diffusion_model.{name.removeprefix('model.diffusion_model.')}": value
-            for name, value in original.items()
-            if not name.startswith(("text_encoders.", "first_stage_model."))
-        }
-    return model
-
-
 def test_differences_added_by_comfyui_are_the_edit(edited, path):
     family, pipeline, edit, _ = edited
     export_edit(edit, path, "diff")
-    result = comfy(load_file(path), comfy_model(stock(family)))
-    expected = comfy_model(pipeline)
-    assert result.keys() == expected.keys()
-    assert all(torch.allclose(result[n], expected[n], atol=1e-6) for n in expected)
-    untouched = comfy_model(stock(family))
-    assert any(not torch.equal(untouched[n], expected[n]) for n in expected)
-
-
-def comfy_key(name):
-    """ComfyUI's key of a layer of `comfy_model` in Kohya's files."""
-    layer = name.removesuffix(".weight").removeprefix("diffusion_model.").replace(".", "_")
-    layer = layer.removeprefix("lora_unet_")
-    for number in (1, 2):  # what its key map names as the authors of SDXL do
-        layer = layer.replace(f"add_embedding_linear_{number}", f"label_emb_0_{2 * number - 2}")
-    return f"lora_unet_{layer}"
+    other = stock(family)
+    load_lora(load_file(path), other)
+    assert_weights(other, weights(pipeline), 1e-6)
+    with pytest.raises(AssertionError):
+        assert_weights(stock(family), weights(pipeline), 1e-6)
 
 
 @pytest.mark.parametrize("method", ["lora", "closed"])
@@ -209,20 +166,11 @@ def comfy_key(name):
 def test_comfyui_finds_every_layer_of_a_kohya_lora_and_adds_the_edit(family, method, path):
     pipeline, edit = erased(family, method)
     export_edit(edit, path, "kohya-lora", energy=1)
-    tensors = load_file(path)
-    before, expected = comfy_model(stock(family)), comfy_model(pipeline)
-    keys = {comfy_key(name): name for name in before if name.endswith(".weight")}
-    layers = {key.removesuffix(".alpha") for key in tensors if key.endswith(".alpha")}
-    assert layers
-    assert layers <= keys.keys()
-    for layer in layers:
-        up, down = (tensors[f"{layer}.lora_{way}.weight"].flatten(1) for way in ("up", "down"))
-        added = up @ down * (tensors[f"{layer}.alpha"] / len(down))
-        name = keys[layer]
-        before[name] = before[name] + added.view(before[name].shape)
-    assert all(torch.allclose(before[n], expected[n], atol=1e-5) for n in expected)
-    untouched = comfy_model(stock(family))
-    assert any(not torch.allclose(untouched[n], expected[n], atol=1e-5) for n in expected)
+    other = stock(family)
+    load_lora(load_file(path), other)
+    assert_weights(other, weights(pipeline), 1e-5)
+    with pytest.raises(AssertionError):
+        assert_weights(stock(family), weights(pipeline), 1e-5)
 
 
 def test_a_whole_pipeline_is_read_by_diffusers(edited, tmp_path):
@@ -246,7 +194,8 @@ def test_an_edited_component_is_read_by_diffusers(edited, tmp_path):
 def test_an_edited_component_is_read_by_stock_in_the_authors_layout(edited, tmp_path, monkeypatch):
     """Bit for bit; the control is the unedited pipeline."""
     family, pipeline, edit, method = edited
-    narrow_flux_reader(monkeypatch)
+    flux = SINGLE_FILE_LOADABLE_CLASSES["FluxTransformer2DModel"]
+    monkeypatch.setitem(flux, "checkpoint_mapping_fn", narrow_flux_readers(32)[0])
     export_edit(edit, tmp_path / "parts", "component", layout="original")
     files = sorted((tmp_path / "parts").iterdir())
     assert [file.stem for file in files] == sorted({n.partition(".")[0] for n in edit.tensors})
@@ -342,18 +291,39 @@ def test_a_pipeline_that_is_given_is_left_as_it_was(path):
     assert torch.equal(latents(other), before)
 
 
-def test_gated_adapters_are_no_weights(path):
-    pipeline = stock(TinyBackbone)
+def documented_reader():
+    """The code block of docs/export.md that reads gated adapters without the package."""
+    text = (Path(__file__).parents[2] / "docs" / "export.md").read_text()
+    code = re.search(r"```python\n(import json.*?)```", text, re.DOTALL)[1]
+    assert "erasure_lightning" not in code
+    space = {}
+    exec(code, space)
+    return space["attach_adapters"]
+
+
+@pytest.mark.parametrize(
+    ("family", "method", "options"),
+    [
+        (TinyBackbone, "SPM", {"transport": "rescaled"}),
+        (TinyBackbone, "SPM", {"transport": "none"}),
+        (TinyFlux, "SPM", {}),
+        (TinyBackbone, "Receler", {}),
+    ],
+)
+def test_gated_adapters_are_no_weights(family, method, options, path):
+    pipeline = stock(family)
     bank = TrajectoryBank(trajectories=2, steps=2)
-    edit = erase(
-        pipeline, "cat", method="SPM", anchor="dog", steps=2, lr=0.1, latents=bank, **QUICK
-    )
+    options |= {"steps": 2, "lr": 0.1, "warmup": 0, "latents": bank}
+    edit = erase(pipeline, "cat", method=method, anchor="dog", **options, **QUICK)
     with pytest.raises(ErasureError, match="act by prompt or image .* Export it as `adapters`"):
         export_edit(edit, path, "lora")
     export_edit(edit, path, "adapters")
-    other = stock(TinyBackbone)
-    apply_edit(path, other)
-    assert torch.equal(latents(other), latents(pipeline))
+    expected = latents(pipeline)
+    for read in (lambda other: apply_edit(path, other), lambda o: documented_reader()(o, path)):
+        other = stock(family)
+        assert not torch.allclose(latents(other), expected, atol=1e-4)
+        read(other)
+        assert torch.allclose(latents(other), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -469,7 +439,7 @@ def made_otherwise(kind, family, folder):
 
 
 def weights(pipeline):
-    parts = ("unet", "transformer", "text_encoder", "text_encoder_2")
+    parts = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
     modules = {name: getattr(pipeline, name, None) for name in parts}
     return {
         f"{component}.{name}": value

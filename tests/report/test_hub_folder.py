@@ -1,6 +1,7 @@
 """`erasure push`: the folder for the Hub, what is not in it, and the upload to a fake Hub."""
 
 import json
+import shutil
 import socket
 
 import httpx
@@ -15,7 +16,7 @@ from report_runs import make_run
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from erasure_lightning import erase
+from erasure_lightning import apply_edit, erase
 from erasure_lightning.__main__ import main
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.errors import ErasureError
@@ -149,6 +150,44 @@ def test_the_users_checkpoint_with_the_edit_is_pushed(run, tmp_path, capsys):
     assert all(torch.allclose(written[name], expected[name], atol=1e-6) for name in expected)
     card = (run / "hub" / "README.md").read_text()
     assert "`checkpoint.safetensors`: a single file of the whole edited model" in card
+
+
+def test_a_push_brings_the_edits_beneath_along(run, tmp_path, capsys):
+    pipeline = TinyBackbone().to_pipeline()
+    (tmp_path / "home").mkdir(exist_ok=True)
+    runs = [tmp_path / "home" / name for name in ("first", "second")]
+    for folder, name in zip(runs, ("house", "dog"), strict=True):
+        edit = erase(pipeline, name, method="UCE", anchor="bird", progress_bar=False)
+        edit.remove()
+        edit.save(folder / "edit.safetensors")
+        apply_edit(folder, pipeline).strength = 0.5
+    edit = erase(pipeline, "cat", method="UCE", anchor="bird", progress_bar=False)
+    edit.save(run / "edit.safetensors")
+    capsys.readouterr()
+    assert push(capsys, run, "a/b", "--no_gallery")[0] == 0
+    assert not [(word, text) for word in SECRETS for text in contents(run / "hub") if word in text]
+    card = (run / "hub" / "README.md").read_text()
+    assert 'apply_edit(snapshot_download("a/b"), pipeline)' in card
+    downloaded = (run / "hub").rename(tmp_path / "downloaded")
+    linked = tmp_path / "snapshot"  # as huggingface_hub's cache: links into a store
+    for number, file in enumerate(sorted(downloaded.rglob("*.safetensors"))):
+        link = linked / file.relative_to(downloaded)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "blobs").mkdir(exist_ok=True)
+        link.symlink_to(shutil.copy(file, tmp_path / "blobs" / str(number)))
+    runs[0].rename(tmp_path / "gone")
+    message = error(capsys, run, "a/b", "--no_gallery")
+    assert "needs the run of UCE of house" in message
+    assert not (run / "hub").exists()
+    shutil.rmtree(runs[1])
+    for folder in (downloaded, linked):
+        other = TinyBackbone().to_pipeline()
+        apply_edit(folder, other)
+        ours, theirs = pipeline.unet.state_dict(), other.unet.state_dict()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    plain = TinyBackbone().to_pipeline().unet.state_dict()
+    assert any(not torch.equal(plain[name], ours[name]) for name in ours)
+    apply_edit(linked / "base-edits" / "1", TinyBackbone().to_pipeline())  # alone, with its own
 
 
 @pytest.mark.parametrize("name", ["cats", "a/b/c", "a b/c", "/cats", "a/..", "https://hf.co/a/b"])
