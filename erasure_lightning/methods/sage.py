@@ -101,6 +101,11 @@ class SAGE(GradientErasure):
         **kwargs: Any,
     ) -> None:
         super().__init__(lr=lr, **kwargs)
+        if self.adversary is not None and erase_space == "text":
+            raise ErasureError(
+                "SAGE with an adversary needs erase_space 'noise'; its loss of text states is on no"
+                " prediction."
+            )
         if edit != "text_encoder" and erase_space == "text":
             raise ErasureError(
                 f"SAGE with edit {edit!r} needs erase_space 'noise'; it does not change text"
@@ -143,6 +148,8 @@ class SAGE(GradientErasure):
         else:
             noise_target = self._noise_target(concept, batch)
             losses = [self._noise_erasure(prompts, batch, noise_target) for prompts in variants]
+            if self.adversary is not None:
+                losses.append(self.prediction_error(self.student(batch), noise_target, batch.t))
         return torch.stack(losses).mean()
 
     def self_check(

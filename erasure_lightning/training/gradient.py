@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -20,6 +21,7 @@ from erasure_lightning.distributed.collectives import (
 )
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.seeding import derive_seed
+from erasure_lightning.training.adversary import Adversary, AdversaryModels
 from erasure_lightning.training.base import ErasureModule
 from erasure_lightning.training.latent_sources import (
     LatentSource,
@@ -57,11 +59,16 @@ class GradientErasure(ErasureModule):
         loss_space: Space in which the erasure loss compares predictions: ``native``, the model's
             own, ``velocity``, ``epsilon`` (the noise) or ``sample`` (the clean latents). Losses of
             text states and of attention have none, nor have retention callbacks.
+        adversary: Search for conditioning that restores the concept, which is erased too; by
+            default none. Methods whose loss is not on predictions for the concept refuse one.
         kwargs: Arguments of every method.
 
     Raises:
-        ErasureError: If a number is out of range.
+        ErasureError: If a number is out of range, or the method takes no adversary.
     """
+
+    #: Whether the erasure loss is on the student's predictions for the concept.
+    takes_adversary: ClassVar[bool] = True
 
     #: Training steps of the paper or its official code, for a concept; 1000 where neither says.
     default_steps: ClassVar[int] = 1000
@@ -77,6 +84,7 @@ class GradientErasure(ErasureModule):
         weight_decay: float | None = None,
         offload_text: bool = False,
         loss_space: LossSpace = "native",
+        adversary: Adversary | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -85,6 +93,11 @@ class GradientErasure(ErasureModule):
                 raise ErasureError(
                     f"{type(self).__name__} needs {name} of at least 0; found {value}."
                 )
+        if adversary is not None and not self.takes_adversary:
+            raise ErasureError(
+                f"{type(self).__name__} takes no adversary, as its loss is not on predictions for"
+                f" the concept; found {type(adversary).__name__}. Leave --model.adversary out."
+            )
         self.lr = lr
         self.warmup = warmup
         self.schedule: Schedule = schedule
@@ -92,6 +105,7 @@ class GradientErasure(ErasureModule):
         self.weight_decay = weight_decay
         self.offload_text = offload_text
         self.loss_space: LossSpace = loss_space
+        self.adversary = adversary
         self.latents = self.default_latents() if latents is None else latents
         #: Steps of the run, for the learning rate's schedule; by default Lightning's estimate.
         self.training_steps: int | None = None
@@ -101,15 +115,19 @@ class GradientErasure(ErasureModule):
         return PureNoise()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the state of the latents, from which a resumed run continues."""
+        """Add the state of latents and adversary, from which a resumed run continues."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["latents"] = gather_on_first_rank(self.latents.state_dict())
+        if self.adversary is not None:
+            checkpoint["adversary"] = gather_on_first_rank(self.adversary.state_dict())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the latents; a rank without a state draws its own."""
+        """Restore latents and adversary; a rank without a state draws its own."""
         super().on_load_checkpoint(checkpoint)
         if state := of_this_rank(checkpoint.get("latents", [])):
             self.latents.load_state_dict(state)
+        if (found := of_this_rank(checkpoint.get("adversary", []))) and self.adversary is not None:
+            self.adversary.load_state_dict(found)
 
     @abstractmethod
     def erasure_loss(self, batch: NoisyBatch) -> Tensor:
@@ -160,11 +178,25 @@ class GradientErasure(ErasureModule):
 
         Args:
             batch: The latents.
-            conditioning: Of prompts, ``(B, L, D)``; the batch's concept prompts by default.
+            conditioning: Of prompts, ``(B, L, D)``; by default `concept_conditioning`.
         """
         if conditioning is None:
-            conditioning = self.backbone.encode(batch.prompts)
+            conditioning = self.concept_conditioning(batch)
         return self.backbone.denoise(batch.x, batch.t, conditioning)
+
+    def concept_conditioning(self, batch: NoisyBatch) -> Conditioning:
+        """The conditioning to erase, of a batch's concept prompts or of the adversary's search."""
+        if self.adversary is None:
+            return self.backbone.encode(batch.prompts)
+        models = AdversaryModels(
+            student=self.backbone,
+            concepts=[concept.name for concept in self.concepts],
+            predict=self.student,
+            error=self.prediction_error,
+            draw=lambda sentences: self.latents.draw(sentences, self.models()),
+            sentences=partial(self.sentences, salt=12),
+        )
+        return self.adversary.conditioning(batch, self.global_step, models)
 
     def prediction_error(self, prediction: Tensor, target: Tensor, t: Tensor) -> Tensor:
         """Mean squared error of native predictions ``(B, C, h, w)`` in `loss_space`, a scalar.
