@@ -188,7 +188,11 @@ class GradientErasure(ErasureModule):
         """The conditioning to erase, of a batch's concept prompts or of the adversary's search."""
         if self.adversary is None:
             return self.backbone.encode(batch.prompts)
-        models = AdversaryModels(
+        return self.adversary.conditioning(batch, self.global_step, self.adversary_models())
+
+    def adversary_models(self) -> AdversaryModels:
+        """The models that an adversary searches."""
+        return AdversaryModels(
             student=self.backbone,
             concepts=[concept.name for concept in self.concepts],
             predict=self.student,
@@ -196,7 +200,6 @@ class GradientErasure(ErasureModule):
             draw=lambda sentences: self.latents.draw(sentences, self.models()),
             sentences=partial(self.sentences, salt=12),
         )
-        return self.adversary.conditioning(batch, self.global_step, models)
 
     def prediction_error(self, prediction: Tensor, target: Tensor, t: Tensor) -> Tensor:
         """Mean squared error of native predictions ``(B, C, h, w)`` in `loss_space`, a scalar.
