@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.functional import mse_loss
 from torch.optim.lr_scheduler import LambdaLR
@@ -261,6 +261,10 @@ class GradientErasure(ErasureModule):
             norms = [gradient.norm() for gradient in gradients if gradient is not None]
             self.log(f"gradient/{name}", torch.stack(norms).norm())
 
+    def learning_rates(self) -> dict[str, float]:
+        """Highest learning rate of each trainable parameter, by name; by default ``lr``."""
+        return dict.fromkeys(self.trainable(), self.lr)
+
     def configure_optimizers(self) -> Any:
         """The optimizer, and the schedule of its learning rate over the run's steps.
 
@@ -273,7 +277,18 @@ class GradientErasure(ErasureModule):
                 f"{type(self).__name__} with base bfloat16 needs its edit in float32; found"
                 f" {trained[0].dtype}. Leave --trainer.precision at 32-true."
             )
-        optimizer = make_optimizer(self.optimizer, trained, self.lr, self.weight_decay)
+        groups = _groups(self.trainable(), self.learning_rates())
+        optimizer = make_optimizer(self.optimizer, groups, self.weight_decay)
         steps = self.training_steps or int(self.trainer.estimated_stepping_batches)
         schedule = LambdaLR(optimizer, rate_factor(self.schedule, self.warmup, steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def _groups(
+    parameters: Mapping[str, nn.Parameter], rates: Mapping[str, float]
+) -> list[dict[str, Any]]:
+    """Groups of an optimizer: parameters of one learning rate each."""
+    return [
+        {"params": [parameters[name] for name in rates if rates[name] == rate], "lr": rate}
+        for rate in dict.fromkeys(rates.values())
+    ]
