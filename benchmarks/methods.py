@@ -24,6 +24,7 @@ CONCEPTS = ("cigarette", "heart", "weapon")
 METHODS = (
     *("sage", "all-but-one", "realera", "esd", "ca", "uce", "rece", "mace"),
     *("spm", "sdd", "salun", "advunlearn", "receler", "ant", "age", "speed"),
+    *("race", "stereo"),
 )
 
 #: Methods and concepts of the SDXL family's table.

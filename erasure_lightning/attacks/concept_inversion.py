@@ -20,15 +20,11 @@ Cost: ``steps * examples`` evaluations with gradient, and the sampling of the ex
 """
 
 import torch
-from torch import Tensor
 from torch.optim import AdamW
 
 from erasure_lightning.attacks.base import AttackResult, ConceptAttack, check_at_least, descend
-from erasure_lightning.attacks.prompt_slots import PromptSlots
 from erasure_lightning.attacks.target import AttackCase, AttackTarget
-from erasure_lightning.backbones.base import Backbone
-from erasure_lightning.backbones.conditioning import CONCEPT, Conditioning
-from erasure_lightning.concepts.concept import fill_template
+from erasure_lightning.training.prompt_words import encode_word, mean_embeddings
 
 
 class ConceptInversion(ConceptAttack):
@@ -69,25 +65,13 @@ class ConceptInversion(ConceptAttack):
         word = [row.clone().requires_grad_(True) for row in mean_embeddings(model, name)]
         optimizer = AdamW(word, lr=self.lr, weight_decay=self.weight_decay)
         clean = target.examples(case, self.examples)
-        sentences = [PromptSlots(model, sentence, 1) for sentence in target.sentences(case)]
+        sentences = target.sentences(case)
         for _ in range(self.steps):
-            slots = sentences[int(torch.randint(len(sentences), ()))]
+            sentence = sentences[int(torch.randint(len(sentences), ()))]
             times = model.process.draw_times(len(clean)).to(clean.device)
-            descend(optimizer, target.denoising_loss(encode_word(slots, word), clean, times))
-        plain = PromptSlots(model, case.sentence.replace(name, "{}", 1), 1)
+            conditioning = encode_word(model, [sentence], word)
+            descend(optimizer, target.denoising_loss(conditioning, clean, times))
+        plain = case.sentence.replace(name, "{}", 1)
+        images = target.draw(encode_word(model, [plain], word), case.seeds)
         tensors = {f"embedding.{i}": row for i, row in enumerate(word)}
-        return AttackResult(target.draw(encode_word(plain, word), case.seeds), tensors=tensors)
-
-
-@torch.no_grad()
-def mean_embeddings(model: Backbone, words: str) -> list[Tensor]:
-    """The mean token embedding of some words for each text encoder, ``(1, E)``."""
-    return [
-        e.embeddings[e.positions(CONCEPT)].mean(dim=0, keepdim=True)
-        for e in model.embed([fill_template("{}", words)])
-    ]
-
-
-def encode_word(slots: PromptSlots, word: list[Tensor]) -> Conditioning:
-    """Encodes a sentence whose slot holds a word's embeddings, ``(1, E)`` for each text encoder."""
-    return slots.backbone.contextualize(slots.fill([row.unsqueeze(0) for row in word]))
+        return AttackResult(images, tensors=tensors)

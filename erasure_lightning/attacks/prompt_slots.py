@@ -12,9 +12,7 @@ from erasure_lightning.backbones.conditioning import CONCEPT
 from erasure_lightning.concepts.concept import fill_template
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.training.prompt_states import PromptEmbeddings
-
-# Placeholder of an empty slot; one token in every vocabulary.
-_FILLER = "a"
+from erasure_lightning.training.prompt_words import FILLER
 
 
 class PromptSlots:
@@ -36,7 +34,7 @@ class PromptSlots:
     def __init__(self, backbone: Backbone, template: str, count: int) -> None:
         self.backbone = backbone
         self.template = template
-        self.embedded = backbone.embed([fill_template(template, " ".join([_FILLER] * count))])
+        self.embedded = backbone.embed([fill_template(template, " ".join([FILLER] * count))])
         self._positions = [e.positions(CONCEPT)[0].nonzero().flatten() for e in self.embedded]
         if any(len(positions) != count for positions in self._positions):
             raise ErasureError(

@@ -40,6 +40,10 @@ CLASSES = {
     "TrajectoryBank": "erasure_lightning.training.trajectory_bank.TrajectoryBank",
     "GeneratedImages": "erasure_lightning.training.image_sources.GeneratedImages",
     "ImageFolder": "erasure_lightning.training.image_sources.ImageFolder",
+    "WordAdversary": "erasure_lightning.training.adversary_kinds.WordAdversary",
+    "PrefixAdversary": "erasure_lightning.training.adversary_kinds.PrefixAdversary",
+    "InversionAdversary": "erasure_lightning.training.adversary_kinds.InversionAdversary",
+    "StateAdversary": "erasure_lightning.training.adversary_kinds.StateAdversary",
 }
 
 #: Loggers beside ``metrics.csv``, which is written unless the logger is ``false``.
@@ -194,6 +198,7 @@ _BY_KEY: dict[str, Callable[[str], Any]] = {
     "logger.class_path": logger_path,
     "backbone": backbone,
     "latents": our_class,
+    "adversary": our_class,
     "concepts": concepts,
 }
 

@@ -88,6 +88,16 @@ METHODS = {
         "Trains the text encoder against adversarial prompts",
         "Zhang et al. 2024, https://arxiv.org/abs/2405.15234",
     ),
+    "RACE": BuiltIn(
+        "erasure_lightning.methods.race:RACE",
+        "Erases as ESD does, against changes of the text states",
+        "Kim et al. 2024, https://arxiv.org/abs/2405.16341",
+    ),
+    "STEREO": BuiltIn(
+        "erasure_lightning.methods.stereo:STEREO",
+        "Searches words that restore the concept, then erases all of them from the original",
+        "Srivatsan et al. 2025, https://arxiv.org/abs/2408.16807",
+    ),
     "Receler": BuiltIn(
         "erasure_lightning.methods.receler:Receler",
         "Trains erasers after cross-attention against adversarial embeddings",

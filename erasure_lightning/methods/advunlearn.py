@@ -30,18 +30,13 @@ Cost of a step on a bank: ``attack_steps + 1`` forwards and backwards of denoise
 there also a rollout of up to 50 steps for each of them.
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
-from torch.optim import Adam
 
-from erasure_lightning.backbones.conditioning import END, TEMPLATE
-from erasure_lightning.backbones.towers import EmbeddedPrompts
-from erasure_lightning.concepts.concept import PromptBatch
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.training.adversary import Adversary
+from erasure_lightning.training.adversary_kinds import PrefixAdversary
 from erasure_lightning.training.gradient import GradientErasure
 from erasure_lightning.training.latent_sources import NoisyBatch
 
@@ -61,6 +56,7 @@ class AdvUnlearn(GradientErasure):
         attack: Gradient that Adam receives: as it is (``gradient``), or its ``sign`` (the official
             ``fast_at``).
         words: Number of words before the sentence, at least 1.
+        adversary: Another search, in the place of that for words before the sentence.
         lr: Highest learning rate.
         kwargs: Arguments of every gradient method.
 
@@ -78,10 +74,10 @@ class AdvUnlearn(GradientErasure):
         attack_lr: float = 1e-3,
         attack: Literal["gradient", "sign"] = "gradient",
         words: int = 1,
+        adversary: Adversary | None = None,
         lr: float = 1e-5,
         **kwargs: Any,
     ) -> None:
-        super().__init__(lr=lr, **kwargs)
         least = {"blocks": (blocks or 0, 0), "eta": (eta, 0), "words": (words, 1)}
         least |= {"attack_from": (attack_from, 0), "attack_steps": (attack_steps, 0)}
         for name, (value, bound) in least.items():
@@ -89,13 +85,16 @@ class AdvUnlearn(GradientErasure):
                 raise ErasureError(f"AdvUnlearn needs {name} of at least {bound}; found {value}.")
         if attack_lr <= 0:
             raise ErasureError(f"AdvUnlearn needs attack_lr above 0; found {attack_lr}.")
+        prefix = PrefixAdversary(
+            begin=attack_from,
+            steps=attack_steps,
+            lr=attack_lr,
+            words=words,
+            sign=attack == "sign",
+        )
+        super().__init__(lr=lr, adversary=adversary or prefix, **kwargs)
         self.blocks = blocks
         self.eta = eta
-        self.attack_from = attack_from
-        self.attack_steps = attack_steps
-        self.attack_lr = attack_lr
-        self.attack = attack
-        self.words = words
 
     def editable(self) -> dict[str, nn.Parameter]:
         """Blocks and final norm of the text encoder, without the word embeddings of attacks."""
@@ -105,74 +104,4 @@ class AdvUnlearn(GradientErasure):
         """``mse(eps(E(d ++ c_e)), eps*(0) - eta (eps*(c_e) - eps*(0)))``; no ``d`` in warm-up."""
         teacher = batch.teacher
         target = teacher.unconditional - self.eta * (teacher.concept - teacher.unconditional)
-        attacked = self.attack_steps and self.global_step >= self.attack_from
-        prefix = self.attack_prefix(batch.sentences) if attacked else ()
-        return self.prediction_error(self.prediction(batch, prefix), target, batch.t)
-
-    def prediction(self, batch: NoisyBatch, prefix: Sequence[Tensor] = ()) -> Tensor:
-        """The edited model's predictions for the concepts' sentences, ``(B, C, h, w)``.
-
-        Args:
-            batch: Noisy latents and sentences.
-            prefix: Embeddings ``(B, k, E)`` of words before them, for each text encoder; none for
-                plain sentences.
-        """
-        prompts = self.backbone.embed(batch.prompts)
-        if prefix:
-            prompts = tuple(
-                prepend_words(plain, words) for plain, words in zip(prompts, prefix, strict=True)
-            )
-        return self.student(batch, self.backbone.contextualize(prompts))
-
-    def attack_prefix(self, sentences: PromptBatch) -> list[Tensor]:
-        """Words ``d`` for which the edited model predicts as the original for the concept.
-
-        Returns:
-            Embeddings ``(B, k, E)`` for each text encoder, as `prediction` takes them.
-        """
-        shape = (len(sentences.concepts), self.words)
-        words = []
-        for table in self.backbone.word_tables():
-            ids = torch.randint(len(table), shape).to(table.device)
-            words.append(table[ids].float().requires_grad_(True))
-        optimizer = Adam(words, lr=self.attack_lr)
-        for _ in range(self.attack_steps):
-            batch = self.noisy_batch(sentences)
-            prediction = self.prediction(batch, words)
-            loss = self.prediction_error(prediction, batch.teacher.concept, batch.t)
-            gradients = torch.autograd.grad(loss, words)
-            for word, gradient in zip(words, gradients, strict=True):
-                word.grad = gradient.sign() if self.attack == "sign" else gradient
-            optimizer.step()
-        return [word.detach() for word in words]
-
-
-def prepend_words(prompts: EmbeddedPrompts, words: Tensor) -> EmbeddedPrompts:
-    """Prompts with words before them, and as much less padding at their end.
-
-    Args:
-        prompts: Prompts of ``L`` positions, of which only padding is dropped.
-        words: Embeddings ``(B, k, E)``, inserted after the start token.
-
-    Raises:
-        ErasureError: If there is too little padding.
-    """
-
-    def insert(values: Tensor, new: Tensor) -> Tensor:
-        rest = values[:, 1 : values.shape[1] - words.shape[1]]
-        return torch.cat((values[:, :1], new.to(values), rest), dim=1)
-
-    # The words have no ids; that of the start token at least is no end of text.
-    ids = prompts.ids[:, :1].expand(words.shape[:2])
-    roles = insert(prompts.roles, torch.full_like(ids, TEMPLATE))
-    if not (roles == END).any(dim=1).all():
-        raise ErasureError(
-            f"AdvUnlearn needs room for {words.shape[1]} words before a sentence; found one too"
-            " long."
-        )
-    return replace(
-        prompts,
-        embeddings=insert(prompts.embeddings, words),
-        ids=insert(prompts.ids, ids),
-        roles=roles,
-    )
+        return self.prediction_error(self.student(batch), target, batch.t)

@@ -93,7 +93,7 @@ class AllButOne(PartErasure):
 
     def predictions(self, batch: NoisyBatch) -> tuple[Tensor, Tensor]:
         """``eps_th(0)`` and ``eps_th(c_e)`` of the student, ``(B, C, h, w)`` both."""
-        prompts = self.backbone.encode(batch.prompts)
+        prompts = self.concept_conditioning(batch)
         both = Conditioning.cat([self.backbone.unconditional(len(batch)), prompts])
         x = torch.cat((batch.x, batch.x))
         t = torch.cat((batch.t, batch.t))

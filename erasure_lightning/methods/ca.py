@@ -120,7 +120,7 @@ class CA(PartErasure):
     def student(self, batch: NoisyBatch, conditioning: Conditioning | None = None) -> Tensor:
         """The edited model's predictions, without gradient through the start token."""
         if conditioning is None:
-            conditioning = self.backbone.encode(batch.prompts)
+            conditioning = self.concept_conditioning(batch)
         # By the original's names: an adapter hides the type of the layer that it wraps.
         layers = map(self.backbone.get_submodule, self.original.text_attention())
         with start_token_detached(layers, conditioning.positions(START)):

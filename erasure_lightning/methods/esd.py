@@ -59,7 +59,8 @@ class ESD(PartErasure):
         kwargs: Arguments of every gradient method, and of `PartErasure` (``rank`` for adapters).
 
     Raises:
-        ErasureError: If eta is negative, or a concept has no anchor to be erased from.
+        ErasureError: If eta is negative, a concept has no anchor to be erased from, or an adversary
+            is to erase from anchors.
     """
 
     def __init__(
@@ -75,6 +76,11 @@ class ESD(PartErasure):
         if eta < 0:
             raise ErasureError(
                 f"ESD needs eta of at least 0; found {eta}. The 2025 code's number is this plus 1."
+            )
+        if erase_from == "anchor" and self.adversary is not None:
+            raise ErasureError(
+                "ESD with erase_from 'anchor' takes no adversary: it does not edit the concept's"
+                " sentences. Leave --model.adversary out."
             )
         without_anchor = [concept.name for concept in self.concepts if not concept.anchor]
         if erase_from == "anchor" and without_anchor:

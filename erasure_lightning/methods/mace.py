@@ -83,6 +83,8 @@ class MACE(PerConceptErasure):
 
     needs = frozenset({"attention maps"})
 
+    takes_adversary = False
+
     default_steps = 50
 
     def __init__(

@@ -196,7 +196,7 @@ class RealEra(NeighbourMining, LoraErasure):
 
     def erasure_loss(self, batch: NoisyBatch) -> Tensor:
         """``mse(eps(e + eta), eps*(c_a)) + lam_b' L_bey``, a scalar."""
-        perturbed = self.perturbed(self.original.encode(batch.prompts))
+        perturbed = self.perturbed(self.concept_conditioning(batch))
         prediction = self.student(batch, perturbed)
         loss = self.prediction_error(prediction, batch.teacher.anchor, batch.t)
         if self.mining.beyond and self.noise_weight:

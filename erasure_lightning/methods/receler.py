@@ -175,9 +175,10 @@ class Receler(AdapterErasure):
 
     def erasure_loss(self, batch: NoisyBatch) -> Tensor:
         """``mse(eps(c'), eps*(0) - g (eps*(c) - eps*(0))) + 0.1 L_reg``, after an attack."""
-        prompts = self.backbone.encode(batch.prompts)
+        plain = self.backbone.encode(batch.prompts)
         with torch.no_grad(), self.original.attention() as maps:
-            concept = self.original.denoise(batch.x, batch.t, prompts)
+            concept = self.original.denoise(batch.x, batch.t, plain)
+        prompts = self.concept_conditioning(batch)
         unconditional = batch.teacher.unconditional
         for _ in range(self.attack_steps):
             prediction = self.student(batch, self.attacked(prompts, batch))
@@ -190,7 +191,7 @@ class Receler(AdapterErasure):
         target = unconditional - self.guidance * (concept - unconditional)
         erasure = self.prediction_error(prediction, target, batch.t)
         pixels = _mask_pixels(maps, batch.x)
-        masks = concept_mask(maps, attacked.positions(CONCEPT), self.threshold, pixels)
+        masks = concept_mask(maps, plain.positions(CONCEPT), self.threshold, pixels)
         return erasure + self.mask_weight * mean_square_outside(outputs, masks)
 
     def attacked(self, prompts: Conditioning, batch: NoisyBatch) -> Conditioning:

@@ -46,6 +46,8 @@ from erasure_lightning.training.prompt_states import (
 
 #: Parts of the denoiser that each ``edit`` trains.
 _PARTS: dict[str, tuple[Part, ...]] = {
+    "text_encoder": (),
+    "text_encoder+joint_attention": ("x", "entry"),
     "cross_attention": ("x-strict",),
     "text_entry": ("entry",),
     "joint_attention": ("x", "entry"),
@@ -59,7 +61,8 @@ class SAGE(GradientErasure):
         edit: What is trained: the ``text_encoder``, of every tower what the denoiser reads; or a
             part of the denoiser (needs ``erase_space`` noise): ``cross_attention``, keys and values
             of the text, ``text_entry``, what reads the prompt alone, or ``joint_attention``, all of
-            the attention in which pixels meet text, with the entry.
+            the attention in which pixels meet text, with the entry; or both, each by a loss in its
+            own space, for attacks that bypass the text encoder.
         blocks: Number of the text encoder's last blocks that are trained, all if ``None``. Late
             blocks encode meaning: an edit there affects words of a similar meaning.
         check_steps: Gradient steps of the self-check, at least 0; 0 for none.
@@ -74,6 +77,7 @@ class SAGE(GradientErasure):
         target_template: Template of the anchor's states: the ``plain`` one, also for what the
             self-check returned, or the one ``found`` by the self-check.
         eta: How far past the anchor the target lies, away from the concept; at least 0.
+        denoiser_lr: Highest learning rate of the denoiser's part; ``lr`` by default.
         lr: Highest learning rate.
         kwargs: Arguments of every gradient method.
 
@@ -87,7 +91,11 @@ class SAGE(GradientErasure):
         self,
         *,
         edit: Literal[
-            "text_encoder", "cross_attention", "text_entry", "joint_attention"
+            "text_encoder",
+            "cross_attention",
+            "text_entry",
+            "joint_attention",
+            "text_encoder+joint_attention",
         ] = "text_encoder",
         blocks: int | None = None,
         check_steps: int = 30,
@@ -97,11 +105,17 @@ class SAGE(GradientErasure):
         erase_space: Literal["text", "noise"] = "text",
         target_template: Literal["plain", "found"] = "plain",
         eta: float = 0.0,
+        denoiser_lr: float | None = None,
         lr: float = 1e-5,
         **kwargs: Any,
     ) -> None:
         super().__init__(lr=lr, **kwargs)
-        if edit != "text_encoder" and erase_space == "text":
+        if self.adversary is not None and erase_space == "text" and edit == "text_encoder":
+            raise ErasureError(
+                "SAGE with an adversary needs erase_space 'noise' or an edit of the denoiser too:"
+                " its loss of text states is on no prediction."
+            )
+        if not edit.startswith("text_encoder") and erase_space == "text":
             raise ErasureError(
                 f"SAGE with edit {edit!r} needs erase_space 'noise'; it does not change text"
                 " states."
@@ -120,13 +134,22 @@ class SAGE(GradientErasure):
         self.erase_space = erase_space
         self.target_template = target_template
         self.eta = eta
+        self.denoiser_lr = lr if denoiser_lr is None else denoiser_lr
 
     def editable(self) -> dict[str, nn.Parameter]:
-        """The text encoder's last blocks and final norm, or parts of the denoiser."""
-        if self.edit == "text_encoder":
-            return self.backbone.text_parameters(self.blocks)
-        parts = _PARTS[self.edit]
-        return {k: p for part in parts for k, p in self.backbone.denoiser_parameters(part).items()}
+        """The text encoder's last blocks and final norm, or parts of the denoiser, or both."""
+        named: dict[str, nn.Parameter] = {}
+        if self.edit.startswith("text_encoder"):
+            named |= self.backbone.text_parameters(self.blocks)
+        for part in _PARTS[self.edit]:
+            named |= self.backbone.denoiser_parameters(part)
+        return named
+
+    def learning_rates(self) -> dict[str, float]:
+        """The denoiser's rate where both are trained."""
+        rates = dict.fromkeys(self.trainable(), self.lr)
+        denoiser = [name for name in rates if self.backbone.edits_denoiser([name])]
+        return rates | dict.fromkeys(denoiser, self.denoiser_lr)
 
     def erasure_loss(self, batch: NoisyBatch) -> Tensor:
         """Self-erasure of the plain prompts and, from ``check_from`` on, of the self-check's."""
@@ -140,10 +163,18 @@ class SAGE(GradientErasure):
         if in_text_space:
             target = self.original.encode(batch.targets)
             losses = [self.text_erasure(prompts, anchor, target) for prompts in variants]
-        else:
-            noise_target = self._noise_target(concept, batch)
-            losses = [self._noise_erasure(prompts, batch, noise_target) for prompts in variants]
+            erasure = torch.stack(losses).mean()
+            return erasure + self.denoiser_erasure(concept, batch) if _PARTS[self.edit] else erasure
+        noise_target = self._noise_target(concept, batch)
+        losses = [self._noise_erasure(prompts, batch, noise_target) for prompts in variants]
+        if self.adversary is not None:
+            losses.append(self.denoiser_erasure(concept, batch))
         return torch.stack(losses).mean()
+
+    def denoiser_erasure(self, concept: PromptEmbeddings, batch: NoisyBatch) -> Tensor:
+        """``mse(eps(c), target)`` at the adversary's conditioning, or the concept's, a scalar."""
+        target = self._noise_target(concept, batch)
+        return self.prediction_error(self.student(batch), target, batch.t)
 
     def self_check(
         self,

@@ -152,7 +152,8 @@ class SalUn(SalientErasure, PartErasure):
         """``mse(n, (1 + g) eps(x_t, c_f) - g eps(x_t, 0))`` of images by number, a scalar."""
         batch = cast(GeneratedImages, self.latents).at(list(rows), self.models())
         unconditional = self.student(batch, self.backbone.unconditional(len(batch)))
-        guided = (1 + _GUIDANCE) * self.student(batch) - _GUIDANCE * unconditional
+        concept = self.student(batch, self.backbone.encode(batch.prompts))
+        guided = (1 + _GUIDANCE) * concept - _GUIDANCE * unconditional
         return self.prediction_error(guided, cast(Tensor, batch.target), batch.t)
 
     def erasure_loss(self, batch: NoisyBatch) -> Tensor:

@@ -176,7 +176,7 @@ class SPM(AdapterErasure):
         copies = 1 + self.anchors
         x = batch.x.repeat(copies, 1, 1, 1)
         t = batch.t.repeat(copies)
-        conditioning = [self.backbone.encode(batch.prompts)]
+        conditioning = [self.concept_conditioning(batch)]
         if self.anchors:
             conditioning.append(self.latent_anchors(conditioning[0]))
         concepts = torch.tensor(batch.indices, device=self.device)

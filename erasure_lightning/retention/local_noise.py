@@ -63,7 +63,8 @@ class LocalNoisePreservation(RetentionCallback):
     def term(self, module: GradientErasure) -> Tensor:
         """Mean squared change of the predictions, a scalar."""
         batch = self.latents.draw(self._sentences(), self._models(module))
-        return mse_loss(module.student(batch), batch.teacher.concept)
+        retained = module.backbone.encode(batch.prompts)
+        return mse_loss(module.student(batch, retained), batch.teacher.concept)
 
     def _sentences(self) -> PromptBatch:
         """Retained prompts of a step; sources with cached latents have prompts of their own."""

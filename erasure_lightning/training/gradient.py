@@ -2,10 +2,11 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.functional import mse_loss
 from torch.optim.lr_scheduler import LambdaLR
@@ -20,6 +21,7 @@ from erasure_lightning.distributed.collectives import (
 )
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.seeding import derive_seed
+from erasure_lightning.training.adversary import Adversary, AdversaryModels
 from erasure_lightning.training.base import ErasureModule
 from erasure_lightning.training.latent_sources import (
     LatentSource,
@@ -57,11 +59,16 @@ class GradientErasure(ErasureModule):
         loss_space: Space in which the erasure loss compares predictions: ``native``, the model's
             own, ``velocity``, ``epsilon`` (the noise) or ``sample`` (the clean latents). Losses of
             text states and of attention have none, nor have retention callbacks.
+        adversary: Search for conditioning that restores the concept, which is erased too; by
+            default none. Methods whose loss is not on predictions for the concept refuse one.
         kwargs: Arguments of every method.
 
     Raises:
-        ErasureError: If a number is out of range.
+        ErasureError: If a number is out of range, or the method takes no adversary.
     """
+
+    #: Whether the erasure loss is on the student's predictions for the concept.
+    takes_adversary: ClassVar[bool] = True
 
     #: Training steps of the paper or its official code, for a concept; 1000 where neither says.
     default_steps: ClassVar[int] = 1000
@@ -77,6 +84,7 @@ class GradientErasure(ErasureModule):
         weight_decay: float | None = None,
         offload_text: bool = False,
         loss_space: LossSpace = "native",
+        adversary: Adversary | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -85,6 +93,11 @@ class GradientErasure(ErasureModule):
                 raise ErasureError(
                     f"{type(self).__name__} needs {name} of at least 0; found {value}."
                 )
+        if adversary is not None and not self.takes_adversary:
+            raise ErasureError(
+                f"{type(self).__name__} takes no adversary, as its loss is not on predictions for"
+                f" the concept; found {type(adversary).__name__}. Leave --model.adversary out."
+            )
         self.lr = lr
         self.warmup = warmup
         self.schedule: Schedule = schedule
@@ -92,6 +105,7 @@ class GradientErasure(ErasureModule):
         self.weight_decay = weight_decay
         self.offload_text = offload_text
         self.loss_space: LossSpace = loss_space
+        self.adversary = adversary
         self.latents = self.default_latents() if latents is None else latents
         #: Steps of the run, for the learning rate's schedule; by default Lightning's estimate.
         self.training_steps: int | None = None
@@ -101,15 +115,19 @@ class GradientErasure(ErasureModule):
         return PureNoise()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the state of the latents, from which a resumed run continues."""
+        """Add the state of latents and adversary, from which a resumed run continues."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["latents"] = gather_on_first_rank(self.latents.state_dict())
+        if self.adversary is not None:
+            checkpoint["adversary"] = gather_on_first_rank(self.adversary.state_dict())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the latents; a rank without a state draws its own."""
+        """Restore latents and adversary; a rank without a state draws its own."""
         super().on_load_checkpoint(checkpoint)
         if state := of_this_rank(checkpoint.get("latents", [])):
             self.latents.load_state_dict(state)
+        if (found := of_this_rank(checkpoint.get("adversary", []))) and self.adversary is not None:
+            self.adversary.load_state_dict(found)
 
     @abstractmethod
     def erasure_loss(self, batch: NoisyBatch) -> Tensor:
@@ -160,11 +178,28 @@ class GradientErasure(ErasureModule):
 
         Args:
             batch: The latents.
-            conditioning: Of prompts, ``(B, L, D)``; the batch's concept prompts by default.
+            conditioning: Of prompts, ``(B, L, D)``; by default `concept_conditioning`.
         """
         if conditioning is None:
-            conditioning = self.backbone.encode(batch.prompts)
+            conditioning = self.concept_conditioning(batch)
         return self.backbone.denoise(batch.x, batch.t, conditioning)
+
+    def concept_conditioning(self, batch: NoisyBatch) -> Conditioning:
+        """The conditioning to erase, of a batch's concept prompts or of the adversary's search."""
+        if self.adversary is None:
+            return self.backbone.encode(batch.prompts)
+        return self.adversary.conditioning(batch, self.global_step, self.adversary_models())
+
+    def adversary_models(self) -> AdversaryModels:
+        """The models that an adversary searches."""
+        return AdversaryModels(
+            student=self.backbone,
+            concepts=[concept.name for concept in self.concepts],
+            predict=self.student,
+            error=self.prediction_error,
+            draw=lambda sentences: self.latents.draw(sentences, self.models()),
+            sentences=partial(self.sentences, salt=12),
+        )
 
     def prediction_error(self, prediction: Tensor, target: Tensor, t: Tensor) -> Tensor:
         """Mean squared error of native predictions ``(B, C, h, w)`` in `loss_space`, a scalar.
@@ -226,6 +261,10 @@ class GradientErasure(ErasureModule):
             norms = [gradient.norm() for gradient in gradients if gradient is not None]
             self.log(f"gradient/{name}", torch.stack(norms).norm())
 
+    def learning_rates(self) -> dict[str, float]:
+        """Highest learning rate of each trainable parameter, by name; by default ``lr``."""
+        return dict.fromkeys(self.trainable(), self.lr)
+
     def configure_optimizers(self) -> Any:
         """The optimizer, and the schedule of its learning rate over the run's steps.
 
@@ -238,7 +277,18 @@ class GradientErasure(ErasureModule):
                 f"{type(self).__name__} with base bfloat16 needs its edit in float32; found"
                 f" {trained[0].dtype}. Leave --trainer.precision at 32-true."
             )
-        optimizer = make_optimizer(self.optimizer, trained, self.lr, self.weight_decay)
+        groups = _groups(self.trainable(), self.learning_rates())
+        optimizer = make_optimizer(self.optimizer, groups, self.weight_decay)
         steps = self.training_steps or int(self.trainer.estimated_stepping_batches)
         schedule = LambdaLR(optimizer, rate_factor(self.schedule, self.warmup, steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def _groups(
+    parameters: Mapping[str, nn.Parameter], rates: Mapping[str, float]
+) -> list[dict[str, Any]]:
+    """Groups of an optimizer: parameters of one learning rate each."""
+    return [
+        {"params": [parameters[name] for name in rates if rates[name] == rate], "lr": rate}
+        for rate in dict.fromkeys(rates.values())
+    ]

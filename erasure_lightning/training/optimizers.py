@@ -3,9 +3,8 @@
 import math
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
-from typing import Literal
+from typing import Any, Literal
 
-from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Adam, AdamW, Optimizer
 
@@ -23,17 +22,13 @@ DECAY = {"adam": 0.0, "adamw": 0.01, "adam8bit": 0.0}
 
 
 def make_optimizer(
-    kind: OptimizerName,
-    parameters: Sequence[nn.Parameter],
-    lr: float,
-    weight_decay: float | None = None,
+    kind: OptimizerName, groups: Sequence[dict[str, Any]], weight_decay: float | None = None
 ) -> Optimizer:
-    """Optimizer over parameters.
+    """Optimizer over groups of parameters.
 
     Args:
         kind: Its name in a config.
-        parameters: Parameters to train.
-        lr: Learning rate, above 0.
+        groups: Parameters to train ``params`` and their learning rate ``lr``, of each group.
         weight_decay: At least 0; decoupled from the gradient with ``adamw``. `DECAY` by default.
 
     Raises:
@@ -41,12 +36,13 @@ def make_optimizer(
     """
     decay = DECAY[kind] if weight_decay is None else weight_decay
     if kind == "adam8bit":
+        parameters = [parameter for group in groups for parameter in group["params"]]
         check_eight_bits(split=any(isinstance(parameter, DTensor) for parameter in parameters))
         from bitsandbytes.optim import Adam8bit
 
-        optimizer: Optimizer = Adam8bit(parameters, lr=lr, weight_decay=decay)
+        optimizer: Optimizer = Adam8bit(groups, weight_decay=decay)
         return optimizer
-    return (AdamW if kind == "adamw" else Adam)(parameters, lr=lr, weight_decay=decay)
+    return (AdamW if kind == "adamw" else Adam)(groups, weight_decay=decay)
 
 
 def check_eight_bits(split: bool) -> None:

@@ -4,15 +4,11 @@ import pytest
 import torch
 from under_attack import CAT, cigarette, tiny_target
 
-from erasure_lightning.attacks.concept_inversion import (
-    ConceptInversion,
-    encode_word,
-    mean_embeddings,
-)
-from erasure_lightning.attacks.prompt_slots import PromptSlots
+from erasure_lightning.attacks.concept_inversion import ConceptInversion
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.diffusion.evaluation_counter import EvaluationCounter
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.training.prompt_words import encode_word, mean_embeddings
 
 
 def attack(**arguments):
@@ -22,7 +18,7 @@ def attack(**arguments):
 def test_a_word_s_own_embedding_gives_its_states():
     model = tiny_target().edited
     row = mean_embeddings(model, "star")
-    conditioning = encode_word(PromptSlots(model, "a photo of a {}", 1), row)
+    conditioning = encode_word(model, ["a photo of a {}"], row)
     assert torch.allclose(conditioning.tokens, model.encode(["a photo of a star"]).tokens)
 
 

@@ -2,8 +2,6 @@
 traps, the erasure.
 """
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from contracts import VARIANT
@@ -11,14 +9,14 @@ from noisy import noisy
 from recognition import KEPT, recognised
 from shipped import numbers
 
-from erasure_lightning.backbones.conditioning import CONCEPT, END, START, TEMPLATE
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts.concept import Concept, PromptBatch
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.methods.advunlearn import AdvUnlearn, prepend_words
+from erasure_lightning.methods.advunlearn import AdvUnlearn
 from erasure_lightning.methods.sage import SAGE
 from erasure_lightning.retention.local_noise import LocalNoisePreservation
 from erasure_lightning.testing import check_method, quick_fit
+from erasure_lightning.training.adversary_kinds import StateAdversary
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
 CONCEPTS = [Concept("cat", "dog"), Concept("star", "heart")]
@@ -92,12 +90,12 @@ class TestLoss:
 
     def test_behind_an_attack_it_is_taken_at_the_attacked_sentence_alone(self):
         module = method(attack_from=0)
-        module.attack_prefix = lambda sentences: front(module)
+        module.adversary.search = lambda *_: front(module)
         prediction, unconditional = (
             predict(module.original, BATCH.prompts),
             predict(module.original, ["", ""]),
         )
-        attacked = module.prediction(noisy(module, X, T, BATCH), front(module))
+        attacked = module.student(noisy(module, X, T, BATCH))
         assert not torch.allclose(attacked, predict(module.backbone, BATCH.prompts), atol=1e-4)
         by_hand = (attacked - (2 * unconditional - prediction)).square().mean()
         assert torch.allclose(module.erasure_loss(noisy(module, X, T, BATCH)), by_hand)
@@ -111,95 +109,21 @@ class TestLoss:
         assert term.term(module) == 0
 
 
-class TestAttack:
-    def gap(self, module, words):
-        return (
-            (
-                module.prediction(noisy(module, X, T, BATCH), words)
-                - predict(module.original, BATCH.prompts)
-            )
-            .square()
-            .mean()
-        )
-
-    @pytest.mark.parametrize("attack", ["gradient", "sign"])
-    def test_it_brings_the_concept_nearer(self, attack):
-        module = method(attack=attack, attack_steps=10, attack_lr=0.02)
-        module.noisy_batch = lambda sentences: noisy(module, X, T, sentences)
-        adversarial = (torch.manual_seed(0), module.attack_prefix(BATCH))[1]
-        module.attack_steps = 0
-        start = (torch.manual_seed(0), module.attack_prefix(BATCH))[1]
-        assert self.gap(module, adversarial) < 0.95 * self.gap(module, start)
-
-    def test_it_starts_at_words_of_the_vocabulary(self):
-        module = method(attack_steps=0, words=2)
-        (start,) = module.attack_prefix(BATCH)
-        table = module.backbone.word_tables()[0]
-        assert start.shape == (2, 2, table.shape[1])
-        assert all((table == word).all(dim=1).any() for word in start.flatten(0, 1))
-
-    def test_a_single_step_is_one(self):
-        """The official code trains on the words before the last step; and Adam's first step is as
-        long as its rate.
-        """
-        module = method(attack_steps=1, attack_lr=0.03)
-        (adversarial,) = (torch.manual_seed(0), module.attack_prefix(BATCH))[1]
-        module.attack_steps = 0
-        (start,) = (torch.manual_seed(0), module.attack_prefix(BATCH))[1]
-        assert torch.allclose((adversarial - start).abs().median(), torch.tensor(0.03), rtol=1e-3)
-
-    def test_gradients_are_not_summed_up(self):
-        """The official attack never clears them. Of 1, -1, 1, -1 Adam makes a step; of the sums 1,
-        0, 1, 0 three.
-        """
-        module, signs = method(attack_steps=4, attack_lr=0.01), iter([1.0, -1.0, 1.0, -1.0])
-        module.prediction = lambda batch, words: (
-            next(signs) * words[0].sum() + torch.zeros(2, 4, 8, 8)
-        )
-        teacher = SimpleNamespace(concept=torch.full((2, 4, 8, 8), -1e6))
-        module.noisy_batch = lambda sentences: SimpleNamespace(teacher=teacher, t=T)
-        (adversarial,) = (torch.manual_seed(0), module.attack_prefix(BATCH))[1]
-        (start,) = (torch.manual_seed(0), method(attack_steps=0).attack_prefix(BATCH))[1]
-        assert 0.005 < (adversarial - start).abs().max() < 0.02
-
-    def test_there_is_none_before_its_step(self):
-        module = method(attack_from=1)
-        module.attack_prefix = lambda sentences: pytest.fail("attacked during warm-up")
-        module.erasure_loss(noisy(module, X, T, BATCH))
-
-    def test_it_leaves_no_gradient_in_the_model(self):
-        module = method(attack_steps=2)
-        module.attack_prefix(BATCH)
-        assert all(p.grad is None for p in module.backbone.parameters())
+def test_there_is_no_attack_before_its_step():
+    module = method(attack_from=1)
+    module.adversary.search = lambda *_: pytest.fail("attacked during warm-up")
+    module.erasure_loss(noisy(module, X, T, BATCH))
 
 
-class TestPrefix:
-    def test_a_concept_of_more_tokens_than_words_keeps_them_all(self):
-        """The official code drops as many tokens behind its first ones as the attack has words."""
-        model = TinyBackbone()
-        (plain,) = model.embed(PromptBatch(["a {}"], ["zebra"], [""]).prompts)
-        assert plain.positions(CONCEPT).sum() == 5
-        put = prepend_words(plain, torch.zeros(1, 2, plain.embeddings.shape[2]))
-        assert torch.equal(put.ids[0, 3:], plain.ids[0, 1:-2])
-        assert torch.equal(put.embeddings[0, 3:], plain.embeddings[0, 1:-2])
-        assert torch.equal(put.roles[0, 3:], plain.roles[0, 1:-2])
-        assert put.roles[0, :4].tolist() == [START, TEMPLATE, TEMPLATE, TEMPLATE]
-        assert put.ids.shape == plain.ids.shape
-        assert put.ends.item() == plain.ends.item() + 2
+def test_its_numbers_are_those_of_its_search():
+    prefix = method(attack_from=7, attack_steps=5, attack_lr=0.5, attack="sign", words=3).adversary
+    numbers = (prefix.begin, prefix.steps, prefix.lr, prefix.sign, prefix.words)
+    assert numbers == (7, 5, 0.5, True, 3)
 
-    def test_words_of_the_table_read_as_they_would_in_a_sentence(self):
-        model = TinyBackbone()
-        (plain,), (expected,) = model.embed(["a cat"]), model.embed(["dog a cat"])
-        put = prepend_words(plain, expected.embeddings[:, 1:2])
-        assert torch.allclose(
-            model.contextualize([put]).tokens, model.contextualize([expected]).tokens, atol=1e-6
-        )
 
-    def test_no_room_is_no_room(self):
-        (full,) = TinyBackbone().embed(["a photo of a small dog in a house of a star in a tree"])
-        assert (full.roles == END).any()
-        with pytest.raises(ErasureError, match="needs room for 1 words before a sentence"):
-            prepend_words(full, torch.zeros(1, 1, full.embeddings.shape[2]))
+def test_another_search_takes_its_place():
+    states = StateAdversary()
+    assert method(adversary=states).adversary is states
 
 
 def test_gradients_reach_the_text_encoders_blocks_alone():

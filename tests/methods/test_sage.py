@@ -24,6 +24,7 @@ from erasure_lightning.retention.global_alignment import GlobalSemanticAlignment
 from erasure_lightning.retention.local_states import LocalStatePreservation
 from erasure_lightning.retention.unconditional_drift import UnconditionalDrift
 from erasure_lightning.testing import check_method, quick_fit
+from erasure_lightning.training.adversary_kinds import StateAdversary
 from erasure_lightning.training.prompt_states import gradient_ascent, with_template_of
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
@@ -55,6 +56,7 @@ def sage(**arguments):
         {"check_steps": 0, "eta": 0.5},
         {"erase_space": "noise", "eta": 1.0},
         {"edit": "cross_attention", "erase_space": "noise"},
+        {"edit": "text_encoder+joint_attention", "denoiser_lr": 1e-3},
     ],
     ids=str,
 )
@@ -147,6 +149,27 @@ class TestSelfCheck:
             there.embeddings[~anchor.positions(TEMPLATE)],
             anchor.embeddings[~anchor.positions(TEMPLATE)],
         )
+
+
+class TestBothPlaces:
+    def test_the_loss_is_that_of_the_encoder_plus_that_of_the_denoiser(self):
+        both = {"edit": "text_encoder+joint_attention", "check_steps": 0}
+        module = sage(adversary=StateAdversary(begin=0, steps=2, radius=0.3), **both)
+        batch = noisy(module, *LATENTS, BATCH)
+        torch.manual_seed(0)
+        loss = module.erasure_loss(batch)
+        alone = sage(check_steps=0).erasure_loss(batch)
+        torch.manual_seed(0)
+        attacked = (module.student(batch) - batch.teacher.anchor).square().mean()
+        assert torch.allclose(loss, alone + attacked, rtol=1e-4)
+        assert not torch.allclose(alone, loss, rtol=1e-3)  # the control
+
+    def test_each_has_its_own_rate(self):
+        module = sage(edit="text_encoder+joint_attention", lr=1e-2, denoiser_lr=1e-3)
+        rates = module.learning_rates()
+        of_denoiser = {name for name, rate in rates.items() if rate == 1e-3}
+        assert of_denoiser == {name for name in rates if name.startswith("denoiser.")}
+        assert {rates[name] for name in rates.keys() - of_denoiser} == {1e-2}
 
 
 class TestReduction:

@@ -51,7 +51,7 @@ def test_without_the_package_one_sentence_says_what_to_install(monkeypatch, caps
 def test_split_weights_are_refused(package, monkeypatch):
     monkeypatch.setattr(optimizers, "DTensor", torch.nn.Parameter)
     with pytest.raises(ErasureError, match="needs whole weights"):
-        make_optimizer("adam8bit", [torch.nn.Parameter(torch.zeros(2))], 1e-3)
+        make_optimizer("adam8bit", [{"params": [torch.nn.Parameter(torch.zeros(2))], "lr": 1e-3}])
 
 
 @pytest.mark.parametrize(

@@ -193,7 +193,8 @@ class AGE(PartErasure):
         x = batch.x
         t = batch.t
         with torch.no_grad():
-            student = self._clean(self.student(batch), x, t)
+            plain = self.backbone.encode(batch.prompts)
+            student = self._clean(self.student(batch, plain), x, t)
         mixed = self._clean(self.original.denoise(x, t, mixture), x, t)
         return mse_loss(student, mixed) + self.preserve * self._drift(noise, times, mixture)
 

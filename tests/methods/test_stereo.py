@@ -1,0 +1,129 @@
+"""STEREO: the contract, its stages, its two targets, the projection."""
+
+import pytest
+import torch
+from noisy import noisy
+from shipped import numbers
+
+from erasure_lightning.backbones.tiny import TinyBackbone
+from erasure_lightning.concepts.concept import Concept, PromptBatch
+from erasure_lightning.errors import ErasureError
+from erasure_lightning.methods.stereo import STEREO
+from erasure_lightning.testing import check_method, edit_of, quick_fit
+
+CONCEPTS = [Concept("cat", "dog"), Concept("star", "heart")]
+BATCH = PromptBatch(
+    ["a photo of a {}", "the {} in a house"], ["cat", "star"], ["dog", "heart"], [0, 1]
+)
+X, T = torch.linspace(-2, 2, 512).view(2, 4, 8, 8), torch.tensor([100.0, 900.0])
+
+#: What the shipped config gives.
+ARGUMENTS = numbers("stereo")
+FEW = {"rounds": 1, "erase_steps": 1, "attack_steps": 2, "attack_lr": 0.1}
+
+
+def method(**arguments):
+    module = STEREO(concepts=CONCEPTS, backbone=TinyBackbone(), **(FEW | arguments))
+    module.configure_model()
+    return module
+
+
+def with_words(count, **arguments):
+    """A method that has found words."""
+    module = method(rounds=count, **arguments)
+    torch.manual_seed(1)
+    width = module.backbone.word_tables()[0].shape[1]
+    module.inversion.found = [[torch.randn(2, width)] for _ in range(count)]
+    return module
+
+
+def test_contract():
+    check_method(STEREO, steps=6, **(ARGUMENTS | FEW))
+
+
+class TestStages:
+    def fitted(self, steps, **arguments):
+        module = method(**({"search_lr": 1e-2, "lr": 1e-2} | arguments))
+        seen = []
+        loss = module.erasure_loss
+
+        def recorded(batch):
+            seen.append((module.stage, len(module.inversion.found), edit_of(module)))
+            return loss(batch)
+
+        module.erasure_loss = recorded
+        quick_fit(module, steps)
+        return module, seen
+
+    def test_a_word_is_learned_after_each_round(self):
+        """Two concepts: a round of one step for each has two."""
+        _, seen = self.fitted(6, rounds=2)
+        stages = [(stage, found) for stage, found, _ in seen]
+        assert stages == [(0, 0), (0, 0), (1, 1), (1, 1), (2, 2), (2, 2)]
+
+    @pytest.mark.parametrize("rank", [None, 2])
+    def test_the_last_stage_begins_at_the_original(self, rank):
+        _, seen = self.fitted(4, rank=rank)
+        edits = [edit for *_, edit in seen]
+        assert equal(edits[2], edits[0])
+        assert not equal(edits[1], edits[0])  # the control: the search trains
+        assert not equal(edits[3], edits[0])
+
+    def test_the_search_has_a_rate_of_its_own(self):
+        _, seen = self.fitted(4, search_lr=0.0)
+        edits = [edit for *_, edit in seen]
+        assert equal(edits[1], edits[0])
+        assert not equal(edits[3], edits[2])
+
+
+def equal(a, b):
+    return all(torch.equal(a[name], b[name]) for name in b)
+
+
+def test_without_projection_the_search_is_towards_the_unconditional_prediction():
+    """What the official code computes at its scale 2."""
+    module = method(parallel=1.0, eta=0.0)
+    batch = noisy(module, X, T, BATCH)
+    target = module.search_target(batch, torch.zeros(2).long())
+    assert torch.allclose(target, batch.teacher.unconditional, atol=1e-6)
+
+
+def test_guidance_is_orthogonal_to_its_prediction():
+    module = method()
+    prediction, unconditional = torch.randn(2, 2, 4, 8, 8).unbind()
+    projected = module.guidance(prediction, unconditional)
+    products = (projected * prediction).flatten(1).sum(dim=1)
+    assert products.abs().max() < 1e-3
+    module.parallel = 1.0
+    whole = module.guidance(prediction, unconditional)
+    assert torch.allclose(whole, prediction - unconditional)
+
+
+def test_the_last_target_is_away_from_all_words_and_towards_the_anchor():
+    module = with_words(2, parallel=1.0, anchor=0.5, negative=3.0)
+    batch = noisy(module, X, T, BATCH)
+    teacher = batch.teacher
+    words = [
+        module.original.denoise(X, T, module.conditioning(batch, torch.tensor([i, i])))
+        for i in range(3)
+    ]
+    assert not torch.allclose(words[0], words[1], atol=1e-4)
+    mean = torch.stack(words).mean(dim=0) - teacher.unconditional
+    guided = 0.5 * (teacher.anchor - teacher.unconditional)
+    by_hand = teacher.unconditional + guided - 3 * mean
+    assert torch.allclose(module.robust_target(batch), by_hand, atol=1e-5)
+
+
+def test_each_row_has_its_own_word():
+    module = with_words(2)
+    batch = noisy(module, X, T, BATCH)
+    mixed = module.conditioning(batch, torch.tensor([0, 2])).tokens
+    plain, second = (module.conditioning(batch, torch.tensor([i, i])).tokens for i in (0, 2))
+    assert torch.allclose(mixed[0], plain[0], atol=1e-6)
+    assert torch.allclose(mixed[1], second[1], atol=1e-6)
+    assert not torch.allclose(plain[1], second[1], atol=1e-3)
+
+
+def test_numbers_out_of_range_are_refused():
+    with pytest.raises(ErasureError, match="STEREO needs rounds of at least 1"):
+        method(rounds=0)
