@@ -43,7 +43,9 @@ def built_once(build: Callable[..., None]) -> Callable[..., None]:
             return
         build(self, **arguments)
         if _is_plain(sample):
-            copiers[key] = copier(vars(self))
+            # A pickled tokenizer decodes words with their end-of-word suffix.
+            tokenizers = [tower.tokenizer for tower in self.towers]
+            copiers[key] = copier(vars(self), shared=tokenizers)
 
     return construct
 

@@ -9,7 +9,10 @@ prompt, and ``c`` and ``a`` the sentences of concept and anchor,
     self-erasure  ``( |E(c) - y(c)|^2 + |E(c') - y(c')|^2 ) / 2``
                   with ``y(c) = E*(a) - eta (E*(c) - E*(a))``
 
-Retention is added by callbacks.
+Retention is added by callbacks. An extension of ours, which the paper does not have: with
+``domain_similarity`` every second self-check begins at a word of the vocabulary for which the
+original *predicts* as for the concept (`domain_words`), of which a search around the concept's
+words finds few.
 
 Stated by the paper or its reviews: the alternation of self-check and self-erasure, the attack
 ``[tau_t, tau_c]`` on the template's word embeddings from the concept prompt outward, training of
@@ -31,7 +34,10 @@ from torch.nn.functional import mse_loss
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.conditioning import CONCEPT, Conditioning
 from erasure_lightning.backbones.interface import Part
+from erasure_lightning.checks import require
+from erasure_lightning.concepts.concept import PromptBatch
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.training.domain_words import domain_words
 from erasure_lightning.training.gradient import GradientErasure
 from erasure_lightning.training.latent_sources import NoisyBatch, anchor_conditioning
 from erasure_lightning.training.prompt_states import (
@@ -69,6 +75,10 @@ class SAGE(GradientErasure):
         check_size: Length of a step, in lengths of the vocabulary's median word embedding; 0.07 is
             about as far as AdvUnlearn's Adam of rate 1e-3 goes in the 768 coordinates of CLIP-L.
         check_from: First step with a self-check.
+        domain_similarity: Least similarity of the original's predictions for a word of the
+            vocabulary and for the concept, in 0..1, at which every second self-check begins with
+            the word in the concept's place (`domain_words`); ``None`` for none, as in the paper.
+        domain_candidates: Number of words whose predictions are compared, at least 1.
         check: What it maximises: ``cosine`` to the original's summary of the concept, ``margin`` of
             that over the anchor's, or (``outside_in``) similarity of noise predictions, from random
             words.
@@ -101,6 +111,8 @@ class SAGE(GradientErasure):
         check_steps: int = 30,
         check_size: float = 0.07,
         check_from: int = 200,
+        domain_similarity: float | None = None,
+        domain_candidates: int = 300,
         check: Literal["cosine", "margin", "outside_in"] = "cosine",
         erase_space: Literal["text", "noise"] = "text",
         target_template: Literal["plain", "found"] = "plain",
@@ -110,6 +122,8 @@ class SAGE(GradientErasure):
         **kwargs: Any,
     ) -> None:
         super().__init__(lr=lr, **kwargs)
+        require("SAGE", above=0, at_most=1, domain_similarity=domain_similarity)
+        require("SAGE", at_least=1, domain_candidates=domain_candidates)
         if self.adversary is not None and erase_space == "text" and edit == "text_encoder":
             raise ErasureError(
                 "SAGE with an adversary needs erase_space 'noise' or an edit of the denoiser too:"
@@ -130,6 +144,10 @@ class SAGE(GradientErasure):
         self.check_steps = check_steps
         self.check_size = check_size
         self.check_from = check_from
+        self.domain_similarity = domain_similarity
+        self.domain_candidates = domain_candidates
+        #: Words of the vocabulary for which the original predicts as for each concept.
+        self.domains: dict[str, list[str]] = {}
         self.check = check
         self.erase_space = erase_space
         self.target_template = target_template
@@ -159,7 +177,8 @@ class SAGE(GradientErasure):
         concept = self.backbone.embed(batch.prompts)
         variants = [concept]
         if self.check_steps and self.global_step >= self.check_from:
-            variants.append(self.self_check(concept, batch, anchor))
+            start = self.backbone.embed(self.check_starts(batch.sentences).prompts)
+            variants.append(self.self_check(start, batch, anchor))
         if in_text_space:
             target = self.original.encode(batch.targets)
             losses = [self.text_erasure(prompts, anchor, target) for prompts in variants]
@@ -170,6 +189,30 @@ class SAGE(GradientErasure):
         if self.adversary is not None:
             losses.append(self.denoiser_erasure(concept, batch))
         return torch.stack(losses).mean()
+
+    def on_train_start(self) -> None:
+        """Mine the concepts' domains, while the original's text encoders are on the device."""
+        if self.domain_similarity is not None:
+            mined = domain_words(
+                self.original, self.concepts, self.domain_similarity, self.domain_candidates
+            )
+            self.domains = {c.name: words for c, words in zip(self.concepts, mined, strict=True)}
+        super().on_train_start()
+
+    def description(self) -> dict[str, Any]:
+        """Metadata of an edit, with the words of the concepts' domains."""
+        return super().description() | ({"domain_words": self.domains} if self.domains else {})
+
+    def check_starts(self, sentences: PromptBatch) -> PromptBatch:
+        """Sentences at which self-checks begin: half with a word of the domain, if there is one."""
+        words = []
+        for name in sentences.concepts:
+            domain = self.domains.get(name)
+            if domain and torch.rand(()) < 0.5:
+                words.append(domain[int(torch.randint(len(domain), ()))])
+            else:
+                words.append(name)
+        return sentences._replace(concepts=words)
 
     def denoiser_erasure(self, concept: PromptEmbeddings, batch: NoisyBatch) -> Tensor:
         """``mse(eps(c), target)`` at the adversary's conditioning, or the concept's, a scalar."""
@@ -187,7 +230,7 @@ class SAGE(GradientErasure):
         Where it already encodes the concept as the original does, the template is unchanged.
 
         Args:
-            concept: The concept's prompts.
+            concept: The concept's prompts, or those of words of its domain.
             batch: Noisy latents, used by ``outside_in`` alone.
             anchor: The anchor's prompts, used by ``margin`` alone.
         """
