@@ -36,7 +36,7 @@ def built_once(build: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(build)
     def construct(self: Any, **arguments: Any) -> None:
-        sample = torch.empty(0)  # fake, on another device or of another precision by a context
+        sample = torch.empty(0)  # a context may make it fake, on another device, of other precision
         key = (type(self), *arguments.items(), sample.dtype)
         if key in copiers and _is_plain(sample):
             vars(self).update(copiers[key]())

@@ -1,6 +1,7 @@
 """All but One: what guidance does to its target, and a step's cost, with controls."""
 
 import json
+from functools import cache
 from types import SimpleNamespace
 
 import pytest
@@ -202,6 +203,7 @@ class TableBackbone(TinyBackbone):
         return x.tanh() + self.denoiser.answers[rows]
 
 
+@cache
 def at_the_optimum(prediction="epsilon", **arguments):
     """A table trained to convergence, and the change of each of its predictions."""
     module = all_but_one(TableBackbone(prediction=prediction), **arguments)
