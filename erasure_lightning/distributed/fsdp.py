@@ -56,6 +56,12 @@ class _JointUnit(nn.Module):
                 block.register_forward_hook(cast(Any, hook))
             # A list: registered children would appear twice among the model's weights.
             vars(block).setdefault(_UNITS, []).append(self)
+        for part in parts:
+            part.register_forward_hook(self._await_gradient)
+
+    def _await_gradient(self, part: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+        """Gathers the weights in the backward also where a loss reads states within a block."""
+        return fully_shard.state(self)._register_pre_backward_hook(output)  # type: ignore[attr-defined]
 
 
 def find_blocks(model: nn.Module) -> set[int]:
