@@ -2,16 +2,18 @@
 
 Student and original share all modules that the edit does not change (`Backbone.frozen_copy`). FSDP2
 gathers the weights of a *unit* before its forward and frees them after it, in either model, so a
-shared unit serves both. Blocks that hold both edited and shared layers are split further, down to
-the layers. Each unit is an FSDP root of its own, since a root registers its descendants and these
-have two ancestors.
+shared unit serves both. A transformer block is one unit; one that is edited has two in each model:
+all that both share, and the layers of its own. These are no module with a forward: the block's
+forward gathers them (`_JointUnit`). Each unit is an FSDP root of its own, since a root registers
+its descendants and these have two ancestors; a root cannot be a list of modules (torch 2.13), and
+the inputs of a list's first module would not wait for the gradients of the others.
 
 Not sharded: frozen text encoders (the denoiser is the large part), the autoencoder, tables of
 embeddings (their weights are read without a forward), frozen weights below `MIN_UNIT`, and
 adapters, whose gradients are averaged after each backward.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -25,14 +27,65 @@ from erasure_lightning.distributed.collectives import rank
 #: Smallest number of frozen weights that is worth gathering.
 MIN_UNIT = 2**12
 
-#: Largest number of frozen weights that is gathered at once.
+#: Largest number of frozen weights that is gathered at once, of anything but a block.
 MAX_UNIT = 2**26
+
+#: Attribute of a block with its joint units.
+_UNITS = "joint_units"
+
+
+class _JointUnit(nn.Module):
+    """Modules whose weights are gathered together, by the blocks that hold them.
+
+    Args:
+        parts: The modules, none of which contains another.
+        blocks: Each block before whose forward they are gathered, and after which they are freed.
+        mesh: All ranks.
+    """
+
+    def __init__(
+        self, parts: Sequence[nn.Module], blocks: Sequence[nn.Module], mesh: DeviceMesh
+    ) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+        _unit(self, mesh)
+        for block in blocks:
+            for hook in self._forward_pre_hooks.values():
+                block.register_forward_pre_hook(cast(Any, hook), prepend=True, with_kwargs=True)
+            for hook in self._forward_hooks.values():
+                block.register_forward_hook(cast(Any, hook))
+            # A list: registered children would appear twice among the model's weights.
+            vars(block).setdefault(_UNITS, []).append(self)
+        for part in parts:
+            part.register_forward_hook(self._await_gradient)
+
+    def _await_gradient(self, part: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+        """Gathers the weights in the backward also where a loss reads states within a block."""
+        return fully_shard.state(self)._register_pre_backward_hook(output)  # type: ignore[attr-defined]
+
+
+def find_blocks(model: nn.Module) -> set[int]:
+    """Ids of a model's blocks: of what diffusers and transformers split no further, the innermost.
+
+    Args:
+        model: A denoiser, or a container of text encoders.
+    """
+    classes = {
+        name for part in model.modules() for name in getattr(part, "_no_split_modules", None) or ()
+    }
+    blocks = [part for part in model.modules() if type(part).__name__ in classes]
+    outer = {
+        id(block)
+        for block in blocks
+        if any(type(part).__name__ in classes for part in [*block.modules()][1:])
+    }
+    return {id(block) for block in blocks if not _holds_embedding(block)} - outer
 
 
 def shard_weights(
     module: nn.Module, twins: Sequence[nn.Module], mesh: DeviceMesh, trained: Mapping[str, Tensor]
 ) -> None:
-    """Shards a model's weights over ranks: trained ones by layer, frozen ones by block.
+    """Shards a model's weights over ranks, by block.
 
     Args:
         module: A part of the trained model.
@@ -40,36 +93,90 @@ def shard_weights(
         mesh: All ranks, one-dimensional.
         trained: The weights that an optimizer updates, by any names; their twins are sharded too.
     """
-    _visit(module, twins, mesh, set(map(id, trained.values())))
+    blocks = find_blocks(module)
+    _visit(module, twins, mesh, set(map(id, trained.values())), blocks)
 
 
 def _visit(
-    module: nn.Module, twins: Sequence[nn.Module], mesh: DeviceMesh, trained: set[int]
+    module: nn.Module,
+    twins: Sequence[nn.Module],
+    mesh: DeviceMesh,
+    trained: set[int],
+    blocks: set[int],
 ) -> None:
-    if all(twin is module for twin in twins):
-        _shard_frozen(module, mesh)
-    elif any(id(parameter) in trained for parameter in module._parameters.values()):
+    if id(module) in blocks and any(twin is not module for twin in twins):
+        _shard_edited(module, twins, mesh, trained)
+    elif all(twin is module for twin in twins):
+        _shard_frozen(module, mesh, blocks)
+    elif _has_trained(module, trained):
         for each in (module, *twins):
             _unit(each, mesh)
-    else:  # children that an adapter added have no twin, and are not sharded
-        for name, child in module.named_children():
-            if all(name in twin._modules for twin in twins):
-                _visit(child, [twin.get_submodule(name) for twin in twins], mesh, trained)
+    else:
+        for child, others in _common_children(module, twins):
+            _visit(child, others, mesh, trained, blocks)
 
 
-def _shard_frozen(module: nn.Module, mesh: DeviceMesh) -> None:
-    """Shards a frozen module in units of at most `MAX_UNIT` weights."""
+def _shard_edited(
+    block: nn.Module, twins: Sequence[nn.Module], mesh: DeviceMesh, trained: set[int]
+) -> None:
+    """Shards a block that the models do not share: what they share of it, and each one's own."""
+    shared: list[nn.Module] = []
+    own: list[Sequence[nn.Module]] = []
+    _sort_layers(block, twins, trained, shared, own)
+    if sum(p.numel() for part in shared for p in part.parameters()) >= MIN_UNIT:
+        _JointUnit(shared, (block, *twins), mesh)
+    if own:
+        for each, layers in zip((block, *twins), zip(*own, strict=True), strict=True):
+            _JointUnit(layers, [each], mesh)
+
+
+def _sort_layers(
+    module: nn.Module,
+    twins: Sequence[nn.Module],
+    trained: set[int],
+    shared: list[nn.Module],
+    own: list[Sequence[nn.Module]],
+) -> None:
+    """Collects what models share of a module, and the trained layers with their twins."""
+    if all(twin is module for twin in twins):
+        shared.append(module)
+    elif _has_trained(module, trained):
+        own.append((module, *twins))
+    else:
+        for child, others in _common_children(module, twins):
+            _sort_layers(child, others, trained, shared, own)
+
+
+def _common_children(
+    module: nn.Module, twins: Sequence[nn.Module]
+) -> Iterator[tuple[nn.Module, list[nn.Module]]]:
+    """Children with their twins; those that an adapter added have none, and are not sharded."""
+    for name, child in module.named_children():
+        if all(name in twin._modules for twin in twins):
+            yield child, [twin.get_submodule(name) for twin in twins]
+
+
+def _has_trained(module: nn.Module, trained: set[int]) -> bool:
+    return any(id(parameter) in trained for parameter in module._parameters.values())
+
+
+def _holds_embedding(module: nn.Module) -> bool:
+    return any(isinstance(part, nn.Embedding) for part in module.modules())
+
+
+def _shard_frozen(module: nn.Module, mesh: DeviceMesh, blocks: set[int]) -> None:
+    """Shards a frozen module in units that are a block, or of at most `MAX_UNIT` weights."""
     size = sum(parameter.numel() for parameter in module.parameters())
     if size < MIN_UNIT or isinstance(module, nn.Embedding):
         return
-    parts = list(module.modules())
     has_forward = type(module).forward is not nn.Module.forward  # containers have none
-    has_embedding = any(isinstance(part, nn.Embedding) for part in parts)
-    if has_forward and (len(parts) == 1 or (size <= MAX_UNIT and not has_embedding)):
+    is_leaf = next(module.children(), None) is None
+    is_small = size <= MAX_UNIT and not _holds_embedding(module)
+    if has_forward and (is_leaf or is_small or id(module) in blocks):
         _unit(module, mesh)
     else:
         for child in module.children():
-            _shard_frozen(child, mesh)
+            _shard_frozen(child, mesh, blocks)
 
 
 def _unit(module: nn.Module, mesh: DeviceMesh) -> None:
@@ -85,11 +192,14 @@ def scatter_weights(module: nn.Module, full: Mapping[str, Tensor], device: torch
         full: The full weights and buffers by name, on rank 0.
         device: This rank's device.
     """
-    for unit in [part for part in module.modules() if isinstance(part, FSDPModule)]:
+    joint = [unit for part in module.modules() for unit in vars(part).get(_UNITS, ())]
+    for unit in [part for part in (*module.modules(), *joint) if isinstance(part, FSDPModule)]:
         if any(parameter.is_meta for parameter in cast(nn.Module, unit).parameters()):
             cast(nn.Module, unit).to_empty(device=device)
     _materialize(module, device)
     module.to(device)
+    for unit in joint:
+        unit.to(device)  # FSDP2 looks for replaced weights when its own module is moved
     for name, weight in [*module.named_parameters(), *module.named_buffers()]:
         if isinstance(weight, DTensor):
             if name in full:

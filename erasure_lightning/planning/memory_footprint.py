@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from erasure_lightning.backbones.base import Backbone
-from erasure_lightning.distributed.fsdp import MAX_UNIT
+from erasure_lightning.distributed.fsdp import MAX_UNIT, find_blocks
 from erasure_lightning.planning.memory_tracker import nbytes
 from erasure_lightning.training.base import ErasureModule
 from erasure_lightning.training.gradient import GradientErasure
@@ -94,7 +94,8 @@ def _weights(module: ErasureModule, trained: dict[str, nn.Parameter]) -> WeightB
     divisible = [p for p in _split_weights(backbone, trained) if id(p) not in edited]
     offloads = isinstance(module, GradientErasure) and module.offload_text
     offloaded = nbytes(backbone.text_encoders.parameters()) if offloads else 0
-    unit = _largest_unit(backbone.denoiser) * divisible[0].element_size() if divisible else 0
+    blocks = find_blocks(backbone.denoiser)
+    unit = _largest_unit(backbone.denoiser, blocks) * divisible[0].element_size() if divisible else 0
     return WeightBytes(
         frozen=nbytes([*frozen, *backbone.buffers()]) - offloaded,
         offloaded=offloaded,
@@ -114,16 +115,17 @@ def _split_weights(backbone: Backbone, trained: dict[str, nn.Parameter]) -> Iter
                 yield from module.parameters(recurse=False)
 
 
-def _largest_unit(module: nn.Module) -> int:
+def _largest_unit(module: nn.Module, blocks: set[int]) -> int:
     """Parameters of the largest part that is sharded as one.
 
-    Parts of more than ``distributed.fsdp.MAX_UNIT`` parameters are divided, if they have children.
+    Parts of more than ``distributed.fsdp.MAX_UNIT`` parameters are divided, unless they are blocks
+    or have no children.
     """
     size = sum(p.numel() for p in module.parameters())
     children = list(module.children())
-    if size <= MAX_UNIT or not children:
+    if size <= MAX_UNIT or not children or id(module) in blocks:
         return size
-    return max(map(_largest_unit, children))
+    return max(_largest_unit(child, blocks) for child in children)
 
 
 def _parameter_counts(backbone: Backbone) -> dict[str, int]:
