@@ -97,7 +97,7 @@ MEANT = {
     # Of learning rates, as Lightning calls it.
     "training/gradient.py": {"lr_scheduler", "scheduler"},
     # The user's word for what is edited, not a module.
-    "methods/sage.py": {"text_encoder"},
+    "methods/sage.py": {"text_encoder", "text_encoder+joint_attention"},
 }
 
 

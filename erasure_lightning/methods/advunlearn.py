@@ -22,6 +22,8 @@ words. Ours clears the gradients, trains on the words after the last step, and d
 attacks inside and after the concept, from the last attack's words (``latest``), and on a UNet in
 training are left out.
 
+The attack is `PrefixAdversary`, which any gradient method takes.
+
 Its numbers for SD 1.4: 1000 steps of 1 sentence, 200 of them warm-up, Adam 1e-5 (constant), all
 blocks and the final norm; 1 word, 30 attack steps of 1e-3. Those are the defaults. An attack's
 steps use other sentences of the concept than the loss: its result is an average over templates.

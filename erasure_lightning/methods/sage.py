@@ -14,6 +14,11 @@ Retention is added by callbacks. An extension of ours, which the paper does not 
 original *predicts* as for the concept (`domain_words`), of which a search around the concept's
 words finds few.
 
+An edit of the text encoder is bypassed by words that are learned, not written (`ConceptInversion`),
+and by states that no words give (`SoftEmbedding`): the denoiser still has the concept. Ours is the
+edit of both, which adds ``mse( eps(c'), eps*(a) - eta (eps*(c) - eps*(a)) )`` in the denoiser, at
+the conditioning ``c'`` of an adversary.
+
 Stated by the paper or its reviews: the alternation of self-check and self-erasure, the attack
 ``[tau_t, tau_c]`` on the template's word embeddings from the concept prompt outward, training of
 the text encoder, no denoising of many steps. The exact losses are our reconstruction; the default

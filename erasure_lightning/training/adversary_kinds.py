@@ -205,8 +205,9 @@ class InversionAdversary(Adversary):
     def by_row(self, values: Tensor, sentences: PromptBatch) -> Tensor:
         """The mean of each concept's values; 0 where it has none."""
         indices = torch.tensor(sentences.indices, device=values.device)
-        counts = indices.bincount().clamp(min=1)
-        return values.new_zeros(len(counts)).index_add(0, indices, values) / counts
+        concepts = torch.arange(1 + max(sentences.indices), device=values.device)
+        own = (concepts.unsqueeze(1) == indices).to(values)
+        return own @ values / own.sum(dim=1).clamp(min=1)
 
     def state_dict(self) -> dict[str, Any]:
         """The words, and how often they were learned."""

@@ -138,7 +138,7 @@ def test_every_way_to_name_a_method():
         assert full_words(Options.read(argv))[-1].endswith(full)
 
 
-def test_callbacks_loggers_and_latents_have_names(capsys, folder):
+def test_callbacks_loggers_latents_and_adversaries_have_names(capsys, folder):
     (folder / "c.yaml").write_text(
         "model: sage\ntrainer:\n  logger: [csv, tensorboard]\n  callbacks:"
         " [GlobalSemanticAlignment, {class_path: localnoisepreservation}, LearningRateMonitor]\n"
@@ -152,6 +152,8 @@ def test_callbacks_loggers_and_latents_have_names(capsys, folder):
             "[{name: cat}]",
             "--model.latents",
             "TrajectoryBank",
+            "--model.adversary",
+            "stateadversary",
         )
     )
     names = [c["class_path"].rsplit(".", 1)[-1] for c in config["trainer"]["callbacks"]]
@@ -159,7 +161,9 @@ def test_callbacks_loggers_and_latents_have_names(capsys, folder):
     assert [c["class_path"].rsplit(".", 1)[-1] for c in config["trainer"]["logger"]] == [
         "TensorBoardLogger"
     ]
-    assert config["model"]["init_args"]["latents"]["init_args"]["trajectories"] == 32
+    arguments = config["model"]["init_args"]
+    assert arguments["latents"]["init_args"]["trajectories"] == 32
+    assert arguments["adversary"]["init_args"]["radius"] == 0.1
 
 
 def test_a_printed_config_runs_again(capsys, folder):

@@ -52,7 +52,7 @@ def esd(adversary=None, family=TinyBackbone, moved=True):
 
 
 def searching(kind, **arguments):
-    return kind(**({"begin": 0, "steps": 20, "share": 1.0} | KINDS[kind] | arguments))
+    return kind(**({"begin": 0, "steps": 12, "share": 1.0} | KINDS[kind] | arguments))
 
 
 def error(module):
