@@ -98,4 +98,9 @@ METHODS = {
         "Retains early steps and steers late ones away from the concept",
         "Li et al. 2025, https://arxiv.org/abs/2504.12782",
     ),
+    "AdaVD": BuiltIn(
+        "erasure_lightning.methods.adavd:AdaVD",
+        "Takes the concept's share out of the values of cross-attention, as a rule at inference",
+        "Wang et al. 2025, https://arxiv.org/abs/2412.06143",
+    ),
 }
