@@ -8,7 +8,9 @@ from torch import nn
 from erasure_lightning.adapters.base import ADAPTER_CHILD, AdapterPlan, Rule, hook_installer
 from erasure_lightning.adapters.eraser import Eraser
 from erasure_lightning.adapters.lora import add_lora
+from erasure_lightning.adapters.safety_guidance import SafetyGuidance
 from erasure_lightning.adapters.semi_permeable import SemiPermeable
+from erasure_lightning.adapters.subspace_projection import SubspaceProjection
 from erasure_lightning.adapters.value_decomposition import ValueDecomposition
 from erasure_lightning.discovery import cause_of, package_of
 from erasure_lightning.errors import ErasureError
@@ -18,6 +20,8 @@ KINDS: dict[str, Callable[[nn.Module, AdapterPlan], None]] = {
     "lora": add_lora,
     "spm": hook_installer(SemiPermeable),
     "eraser": hook_installer(Eraser),
+    "safety-guidance": hook_installer(SafetyGuidance),
+    "subspace-projection": hook_installer(SubspaceProjection),
     "value-decomposition": hook_installer(ValueDecomposition),
 }
 

@@ -13,7 +13,7 @@ from erasure_lightning.retention.local_noise import LocalNoisePreservation
 from erasure_lightning.testing import quick_fit
 
 #: Each with arguments by which it acts on a random model.
-RULES = {"AdaVD": {"steepness": 0.0}}
+RULES = {"AdaVD": {"steepness": 0.0}, "SAFREE": {"filter": False}, "SLD": {"threshold": 1.0}}
 
 every_rule = pytest.mark.parametrize("name", RULES)
 
