@@ -266,7 +266,7 @@ def test_an_edit_installs_the_adapters_of_a_package(site, tiny, shifted):
     ("target", "words"),
     [
         ("gone_away:Shift", "ModuleNotFoundError: No module named 'gone_away'. Mend or"),
-        ("shifts:torch", "TypeError: expected a subclass of Adapter, found <module 'torch'"),
+        ("shifts:torch", "TypeError: expected a subclass of Rule, found <module 'torch'"),
         ("shifts:Gone", "AttributeError: module 'shifts' has no attribute 'Gone'. Mend or"),
         ("", ": "),
     ],

@@ -1,4 +1,4 @@
-"""Base class of adapters, their plan in an edit file, and their installation beside layers."""
+"""Base classes of rules and adapters, their plan in an edit file, and their installation."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -34,11 +34,11 @@ class AdapterPlan:
     settings: dict[str, Any] = field(default_factory=dict)
 
 
-class Adapter(nn.Module, ABC):
-    """Adds a trainable residual to a layer's output; zero at initialisation.
+class Rule(nn.Module, ABC):
+    """Changes what a layer, or a whole model, returns.
 
     Args:
-        layer: The layer whose output is changed.
+        layer: The layer, or the model.
         settings: Of the plan.
     """
 
@@ -50,16 +50,25 @@ class Adapter(nn.Module, ABC):
         super().__init__()
 
     @abstractmethod
-    def forward(self, x: Tensor, output: Tensor) -> Tensor:
-        """The layer's new output, from its input ``(B, N, D)`` and its output ``(B, N, E)``."""
+    def change(
+        self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> Any:
+        """The new output at `strength`; equal to the old one, bit for bit, at strength 0.
+
+        Args:
+            layer: The layer, or the model, which the rule may call again.
+            args: Its positional arguments.
+            kwargs: Its other arguments.
+            output: What it returned.
+        """
 
     def is_identity(self) -> bool:
         """Whether every output is unchanged, as at initialisation; False where unknown."""
         return False
 
     @classmethod
-    def connect(cls, denoiser: nn.Module, adapters: Sequence["Adapter"], **settings: Any) -> None:
-        """Connects all adapters of a denoiser to its inputs; by default they have no access.
+    def connect(cls, denoiser: nn.Module, adapters: Sequence["Rule"], **settings: Any) -> None:
+        """Connects all rules of a denoiser to its inputs; by default they have no access.
 
         Args:
             denoiser: The model that they are installed in.
@@ -68,8 +77,23 @@ class Adapter(nn.Module, ABC):
         """
 
 
-def hook_installer(cls: type[Adapter]) -> Callable[[nn.Module, AdapterPlan], None]:
-    """Returns a function that installs an `Adapter` beside each layer of a plan.
+class Adapter(Rule):
+    """Adds a trainable residual to a layer's output; zero at initialisation."""
+
+    @abstractmethod
+    def forward(self, x: Tensor, output: Tensor) -> Tensor:
+        """The layer's new output, from its input ``(B, N, D)`` and its output ``(B, N, E)``."""
+
+    def change(
+        self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> Any:
+        """`forward`, at `strength`."""
+        changed: Tensor = self(args[0], output)
+        return changed if self.strength == 1 else output.lerp(changed, self.strength)
+
+
+def hook_installer(cls: type[Rule]) -> Callable[[nn.Module, AdapterPlan], None]:
+    """Returns a function that installs a `Rule` beside each layer of a plan.
 
     The adapter is a child of its layer and acts by a forward hook, so that the layer's own name and
     weights stay as they are.
@@ -77,12 +101,13 @@ def hook_installer(cls: type[Adapter]) -> Callable[[nn.Module, AdapterPlan], Non
 
     def install(root: nn.Module, plan: AdapterPlan) -> None:
         layers = [root.get_submodule(name) for name in plan.layers]
-        adapters: list[Adapter] = []
+        adapters: list[Rule] = []
         for layer in layers:
             adapter = cls(layer, **plan.settings).to(next(layer.parameters()))
             adapters.append(adapter)
             setattr(layer, ADAPTER_CHILD, adapter)
-            setattr(layer, ADAPTER_HANDLES, [layer.register_forward_hook(_apply_adapter)])
+            hook = layer.register_forward_hook(_apply_adapter, with_kwargs=True)
+            setattr(layer, ADAPTER_HANDLES, [hook])
         cls.connect(root, adapters, **plan.settings)
         if hasattr(root, "save_pretrained"):
             cast(Any, root).save_pretrained = partial(refuse_saving, root)
@@ -90,9 +115,9 @@ def hook_installer(cls: type[Adapter]) -> Callable[[nn.Module, AdapterPlan], Non
     return install
 
 
-def adapters_of(root: nn.Module) -> list[Adapter]:
-    """All adapters that are installed in a model."""
-    return [module for module in root.modules() if isinstance(module, Adapter)]
+def adapters_of(root: nn.Module) -> list[Rule]:
+    """All adapters and other rules that are installed in a model."""
+    return [module for module in root.modules() if isinstance(module, Rule)]
 
 
 def remove_adapters(root: nn.Module) -> None:
@@ -118,7 +143,7 @@ def refuse_saving(root: nn.Module, *_: Any, **__: Any) -> NoReturn:
     )
 
 
-def _apply_adapter(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-    adapter = cast(Adapter, getattr(layer, ADAPTER_CHILD))
-    changed: Tensor = adapter(inputs[0], output)
-    return changed if adapter.strength == 1 else output.lerp(changed, adapter.strength)
+def _apply_adapter(
+    layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+) -> Any:
+    return cast(Rule, getattr(layer, ADAPTER_CHILD)).change(layer, args, kwargs, output)

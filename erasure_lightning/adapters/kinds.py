@@ -5,10 +5,13 @@ from importlib.metadata import entry_points
 
 from torch import nn
 
-from erasure_lightning.adapters.base import ADAPTER_CHILD, Adapter, AdapterPlan, hook_installer
+from erasure_lightning.adapters.base import ADAPTER_CHILD, AdapterPlan, Rule, hook_installer
 from erasure_lightning.adapters.eraser import Eraser
 from erasure_lightning.adapters.lora import add_lora
+from erasure_lightning.adapters.safety_guidance import SafetyGuidance
 from erasure_lightning.adapters.semi_permeable import SemiPermeable
+from erasure_lightning.adapters.subspace_projection import SubspaceProjection
+from erasure_lightning.adapters.value_decomposition import ValueDecomposition
 from erasure_lightning.discovery import cause_of, package_of
 from erasure_lightning.errors import ErasureError
 
@@ -17,9 +20,12 @@ KINDS: dict[str, Callable[[nn.Module, AdapterPlan], None]] = {
     "lora": add_lora,
     "spm": hook_installer(SemiPermeable),
     "eraser": hook_installer(Eraser),
+    "safety-guidance": hook_installer(SafetyGuidance),
+    "subspace-projection": hook_installer(SubspaceProjection),
+    "value-decomposition": hook_installer(ValueDecomposition),
 }
 
-#: Where packages announce an `Adapter` under the name of its kind. `registry` lies above this room.
+#: Where packages announce a `Rule` under the name of its kind. `registry` lies above this room.
 _GROUP = "erasure_lightning.adapters"
 
 
@@ -61,8 +67,8 @@ def _plugin(kind: str) -> Callable[[nn.Module, AdapterPlan], None]:
         raise ErasureError(f"The adapter name {kind!r} is claimed by {packages}. Uninstall one.")
     try:
         adapter = entries[0].load()
-        if not (isinstance(adapter, type) and issubclass(adapter, Adapter)):
-            raise TypeError(f"expected a subclass of Adapter, found {adapter!r}")
+        if not (isinstance(adapter, type) and issubclass(adapter, Rule)):
+            raise TypeError(f"expected a subclass of Rule, found {adapter!r}")
     except (Exception, SystemExit) as error:  # a plugin's own code runs here, and may even exit
         raise ErasureError(
             f"The adapter {kind} could not be loaded from {package_of(entries[0])}"

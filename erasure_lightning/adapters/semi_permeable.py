@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, linear, normalize
 
-from erasure_lightning.adapters.base import ADAPTER_CHILD, ADAPTER_HANDLES, Adapter
+from erasure_lightning.adapters.base import ADAPTER_CHILD, ADAPTER_HANDLES, Adapter, Rule
 
 
 class Membrane(nn.Module):
@@ -170,7 +170,7 @@ class SemiPermeable(Adapter):
         return not self.up.any()
 
     @classmethod
-    def connect(cls, denoiser: nn.Module, adapters: Sequence[Adapter], **settings: Any) -> None:
+    def connect(cls, denoiser: nn.Module, adapters: Sequence[Rule], **settings: Any) -> None:
         """Adds a membrane to the denoiser, as its child module, and shares it with all adapters."""
         membrane = Membrane(**settings).to(next(denoiser.parameters()))
         setattr(denoiser, ADAPTER_CHILD, membrane)

@@ -36,7 +36,10 @@ class CrossAttentionDiffusion(LatentDiffusion):
     """
 
     capabilities: ClassVar[frozenset[Capability]] = frozenset(
-        ("attention maps", "one vocabulary", "transformer layers", "cross-attention")
+        (
+            *("attention maps", "one vocabulary", "classifier-free guidance"),
+            *("transformer layers", "cross-attention"),
+        )
     )
 
     #: Part of the names of all layers inside transformers.

@@ -25,8 +25,16 @@ Part = Literal["x", "x-strict", "u", "all", "entry"]
 Place = Literal["transformer layers", "cross-attention"]
 
 #: What only some families can do: return the probabilities of cross-attention; search prompts word
-#: by word, since all text towers share one vocabulary; attach adapters to a `Place`.
-Capability = Literal["attention maps", "one vocabulary", "transformer layers", "cross-attention"]
+#: by word, since all text towers share one vocabulary; read the last states of one CLIP and nothing
+#: else of a prompt; be guided by two predictions; attach adapters to a `Place`.
+Capability = Literal[
+    "attention maps",
+    "one vocabulary",
+    "last text states",
+    "classifier-free guidance",
+    "transformer layers",
+    "cross-attention",
+]
 
 #: Height and width in pixels; one number for a square.
 Size = int | tuple[int, int]

@@ -10,6 +10,7 @@ from erasure_lightning.backbones.clip_tower import ClipTower
 from erasure_lightning.backbones.compatibility import require_channels, require_text_width
 from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.backbones.cross_attention_diffusion import CrossAttentionDiffusion
+from erasure_lightning.backbones.interface import Capability
 from erasure_lightning.backbones.towers import EmbeddedPrompts, EncoderOutput, TextTower
 
 
@@ -21,6 +22,9 @@ class StableDiffusion(CrossAttentionDiffusion):
         "denoiser": "unet",
         "text_encoders.0.model": "text_encoder",
         "vae": "vae",
+    }
+    capabilities: ClassVar[frozenset[Capability]] = CrossAttentionDiffusion.capabilities | {
+        "last text states"
     }
     _transformers: ClassVar[str] = ".attentions."
 

@@ -11,7 +11,7 @@ from erasure_lightning.backbones.clip_tower import ClipTower
 from erasure_lightning.backbones.compatibility import require_channels, require_text_width
 from erasure_lightning.backbones.conditioning import PADDING, Conditioning
 from erasure_lightning.backbones.flow_transformer import FlowTransformer
-from erasure_lightning.backbones.interface import Part, Place, Size
+from erasure_lightning.backbones.interface import Capability, Part, Place, Size
 from erasure_lightning.backbones.t5_tower import T5Tower
 from erasure_lightning.backbones.towers import EmbeddedPrompts, EncoderOutput, TextTower
 from erasure_lightning.errors import ErasureError
@@ -43,6 +43,10 @@ class StableDiffusion3(FlowTransformer):
         "text_encoders.1.model": "text_encoder_2",
         "text_encoders.2.model": "text_encoder_3",
         "vae": "vae",
+    }
+
+    capabilities: ClassVar[frozenset[Capability]] = FlowTransformer.capabilities | {
+        "classifier-free guidance"
     }
 
     @classmethod

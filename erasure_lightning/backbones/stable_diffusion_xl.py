@@ -10,7 +10,8 @@ from torch.nn.functional import normalize
 
 from erasure_lightning.backbones.clip_tower import ClipTower
 from erasure_lightning.backbones.conditioning import Conditioning
-from erasure_lightning.backbones.interface import TextInput
+from erasure_lightning.backbones.cross_attention_diffusion import CrossAttentionDiffusion
+from erasure_lightning.backbones.interface import Capability, TextInput
 from erasure_lightning.backbones.stable_diffusion import StableDiffusion
 from erasure_lightning.backbones.towers import EmbeddedPrompts, EncoderOutput, TextTower
 from erasure_lightning.concepts.worlds import World
@@ -36,6 +37,7 @@ class StableDiffusionXL(StableDiffusion):
         "text_encoders.1.model": "text_encoder_2",
         "vae": "vae",
     }
+    capabilities: ClassVar[frozenset[Capability]] = CrossAttentionDiffusion.capabilities
     _begins_at_index = True
 
     def __init__(self, *, zero_unconditional: bool = True, **kwargs: Any) -> None:

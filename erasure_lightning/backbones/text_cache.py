@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from erasure_lightning.adapters.base import adapters_of
 from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.concepts.concept import Phrase
 
@@ -79,4 +80,6 @@ def encoders_version(text_encoders: nn.Module) -> Hashable:
     device = parameters[0].device
     dtype = parameters[0].dtype
     autocast = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type)
-    return device, dtype, autocast, *((p.untyped_storage()._cdata, p._version) for p in parameters)
+    strengths = tuple(rule.strength for rule in adapters_of(text_encoders))
+    versions = [(p.untyped_storage()._cdata, p._version) for p in parameters]
+    return device, dtype, autocast, strengths, *versions

@@ -108,4 +108,19 @@ METHODS = {
         "Retains early steps and steers late ones away from the concept",
         "Li et al. 2025, https://arxiv.org/abs/2504.12782",
     ),
+    "AdaVD": BuiltIn(
+        "erasure_lightning.methods.adavd:AdaVD",
+        "Takes the concept's share out of the values of cross-attention, as a rule at inference",
+        "Wang et al. 2025, https://arxiv.org/abs/2412.06143",
+    ),
+    "SLD": BuiltIn(
+        "erasure_lightning.methods.sld:SLD",
+        "Guides predictions away from the concept where they come near it, as a rule at inference",
+        "Schramowski et al. 2023, https://arxiv.org/abs/2211.05105",
+    ),
+    "SAFREE": BuiltIn(
+        "erasure_lightning.methods.safree:SAFREE",
+        "Projects the words that evoke the concept out of its subspace, as a rule at inference",
+        "Yoon et al. 2025, https://arxiv.org/abs/2410.12761",
+    ),
 }

@@ -1,0 +1,106 @@
+"""SAFREE: the contract, its equations by hand, masked prompts, and what stays as it was."""
+
+import torch
+from torch.nn.functional import cosine_similarity
+
+from erasure_lightning.adapters.subspace_projection import orthonormal_basis
+from erasure_lightning.backbones.tiny import TinyBackbone
+from erasure_lightning.concepts.concept import Concept
+from erasure_lightning.methods.safree import SAFREE
+from erasure_lightning.testing import check_method, quick_fit
+
+CONCEPTS = [Concept("cat", "dog"), Concept("star")]
+
+
+def test_contract():
+    check_method(SAFREE)
+
+
+def rule(**arguments):
+    return quick_fit(SAFREE(concepts=CONCEPTS, backbone=TinyBackbone(), **arguments), 1)
+
+
+def projection(columns):
+    """The matrix onto the span of columns, as the official code writes it."""
+    return columns @ torch.linalg.pinv(columns.T @ columns) @ columns.T
+
+
+@torch.no_grad()
+def masked_summaries(model, prompt):
+    """States at the end of text of a prompt with each word's id set to 0 in turn."""
+    tower = model.towers[0]
+    ids = tower.embed([prompt], model.dtype).ids
+    end = int((ids[0] == tower.tokenizer.eos_token_id).int().argmax())
+    masked = ids.repeat(end - 1, 1)
+    for i in range(end - 1):
+        masked[i, i + 1] = 0
+    return tower.model(input_ids=masked).last_hidden_state[:, end].double(), end
+
+
+def test_its_equations_by_hand():
+    module = rule(steepness=3.0, threshold=0.4)
+    names = module.original.encode(["cat", "star"]).summary.double()
+    outside = torch.eye(names.shape[1]).double() - projection(names.T)
+    for prompt in ("a cat in a house", "a photo of a tree", "star"):
+        before = module.original.encode([prompt]).tokens[0].double()
+        summaries, end = masked_summaries(module.original, prompt)
+        projected = before @ projection(summaries.T) @ outside
+        cosines = cosine_similarity(before[: end + 1], projected[: end + 1], dim=1)
+        share = torch.sigmoid(3.0 * (1 - cosines.mean() - 0.4))
+        distances = (summaries @ outside).norm(dim=1)
+        expected = before.clone()
+        for i in range(1, end):
+            others = torch.cat((distances[: i - 1], distances[i:])).mean()
+            if not distances[i - 1] < 1.01 * others:
+                expected[i] += share * (projected[i] - before[i])
+        after = module.backbone.encode([prompt]).tokens[0].double()
+        assert torch.allclose(after, expected, atol=1e-4)
+        assert not torch.allclose(after, before, atol=1e-3)  # something is a trigger
+
+
+@torch.no_grad()
+def test_the_rest_of_a_batch_and_the_empty_prompt_change_nothing():
+    module = rule(filter=False)
+    model = module.backbone
+    prompts = ["a cat", "", "a photo of a tree"]
+    both = model.encode(prompts)
+    assert torch.equal(both.tokens[1], module.original.encode([""]).tokens[0])
+    for row, prompt in ((0, "a cat"), (2, "a photo of a tree")):
+        assert torch.allclose(both.tokens[row], model.encode([prompt]).tokens[0], atol=1e-5)
+    assert torch.allclose(both.summary, module.original.encode(prompts).summary)
+
+
+@torch.no_grad()
+def test_with_the_tail_the_states_behind_the_words_are_outside_the_subspace_too():
+    basis = orthonormal_basis(rule().original.encode(["cat", "star"]).summary)
+    inside = {}
+    for tail in (False, True):
+        states = rule(filter=False, tail=tail).backbone.encode(["a cat"]).tokens[0, 3:]
+        inside[tail] = (states.double() @ basis.mT).abs().max()
+    assert inside[True] < 1e-4 < 1e-2 < inside[False]
+
+
+def test_embeddings_that_are_no_words_meet_the_rule_and_pass_gradients():
+    module = rule(filter=False)
+    (embedded,) = module.backbone.embed(["a cat in a house"])
+    soft = embedded.embeddings.clone()
+    soft[:, 2] = torch.randn_like(soft[:, 2])
+    soft.requires_grad_()
+    prompts = (type(embedded)(soft, embedded.ids, embedded.roles),)
+    tokens = module.backbone.contextualize(prompts).tokens
+    assert not torch.allclose(tokens, module.original.contextualize(prompts).tokens, atol=1e-3)
+    tokens.square().sum().backward()
+    assert soft.grad.isfinite().all()
+    assert soft.grad[:, 2].any()
+
+
+@torch.no_grad()
+def test_a_cached_prompt_is_encoded_again_at_another_strength():
+    model = rule(filter=False).backbone.requires_grad_(False)
+    whole = model.encode(["a cat"]).tokens
+    adapter = model.towers[0].model.adapter
+    adapter.strength = 0.5
+    half = model.encode(["a cat"]).tokens
+    adapter.strength = 1.0
+    assert not torch.allclose(whole, half, atol=1e-3)
+    assert torch.equal(model.encode(["a cat"]).tokens, whole)

@@ -1,0 +1,107 @@
+"""SLD: the contract, diffusers' own pipeline of it, and rows with and without guidance."""
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline, StableDiffusionPipelineSafe
+
+from erasure_lightning import erase
+from erasure_lightning.backbones.conditioning import Conditioning
+from erasure_lightning.backbones.tiny import TinyBackbone, TinyXL
+from erasure_lightning.concepts.concept import Concept
+from erasure_lightning.diffusion.sampling import sample_latents
+from erasure_lightning.errors import ErasureError
+from erasure_lightning.methods.sld import SLD
+from erasure_lightning.testing import check_method, quick_fit
+
+#: Official arguments, and ours: of ten steps the first three are warm-up.
+OFFICIAL = {
+    "sld_guidance_scale": 50,
+    "sld_warmup_steps": 3,
+    "sld_threshold": 0.01,
+    "sld_momentum_scale": 0.4,
+    "sld_mom_beta": 0.6,
+}
+OURS = {"scale": 50.0, "warmup": 0.35, "threshold": 0.01, "momentum": 0.4, "beta": 0.6}
+
+
+def test_contract():
+    check_method(SLD)
+
+
+def rule(family=TinyBackbone, **arguments):
+    concepts = [Concept("cat", "dog"), Concept("star")]
+    return quick_fit(SLD(concepts=concepts, backbone=family(), **(OURS | arguments)), 1)
+
+
+def images(pipeline, **arguments):
+    pipeline.set_progress_bar_config(disable=True)
+    settings = {"num_inference_steps": 10, "guidance_scale": 4.0, "output_type": "np"}
+    generator = torch.Generator().manual_seed(1)
+    prompts = ["a cat in a house", "a tree"]
+    drawn = pipeline(prompts, generator=generator, **settings, **arguments).images
+    return torch.from_numpy(drawn)
+
+
+@pytest.mark.parametrize("negative", [None, ["a dog", "a dog"]], ids=["empty", "negative"])
+def test_a_stock_pipeline_with_the_rule_draws_what_the_official_pipeline_draws(negative):
+    parts = TinyBackbone().to_pipeline().components
+    parts |= {"safety_checker": None, "feature_extractor": None}
+    official = StableDiffusionPipelineSafe(**parts, requires_safety_checker=False)
+    official.safety_concept = "cat, star"
+    expected = images(official, negative_prompt=negative, **OFFICIAL)
+
+    pipeline = StableDiffusionPipeline(**parts, requires_safety_checker=False)
+    plain = images(pipeline, negative_prompt=negative)
+    erase(pipeline, ["cat", "star"], method="SLD", progress_bar=False, **OURS)
+    actual = images(pipeline, negative_prompt=negative)
+    assert torch.allclose(actual, expected, atol=1e-5)
+    assert (plain - expected).abs().max() > 1e-3  # the control
+    without = images(official, negative_prompt=negative, **OFFICIAL | {"sld_momentum_scale": 0})
+    assert (without - expected).abs().max() > 1e-4  # the momentum is seen
+
+
+@pytest.mark.parametrize("family", [TinyBackbone, TinyXL])
+@torch.no_grad()
+def test_a_prompt_s_prediction_is_the_same_beside_the_empty_one_and_alone(family):
+    module = rule(family)
+    model = module.backbone
+    x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    t = torch.tensor(300.0)
+    prompt = model.encode(["a cat"])
+    alone = model.denoise(x, t, prompt)
+    both = Conditioning.cat([model.unconditional(), prompt])
+    unconditional, conditional = model.denoise(torch.cat([x, x]), t, both).split(1)
+    assert torch.allclose(conditional, alone, atol=1e-5)
+    assert torch.allclose(unconditional, module.original.denoise(x, t, both[:1]), atol=1e-6)
+    assert not torch.allclose(alone, module.original.denoise(x, t, prompt), atol=1e-3)
+    noisier = torch.tensor(900.0)  # in the warm-up
+    expected = module.original.denoise(x, noisier, prompt)
+    assert torch.equal(model.denoise(x, noisier, prompt), expected)
+
+
+def test_an_image_depends_on_its_seed_and_prompt_alone():
+    model = rule().backbone
+    arguments = {"steps": 6, "guidance": 4.0}
+    both = sample_latents(model, ["a cat", "a tree"], [3, 4], **arguments)
+    alone = sample_latents(model, ["a tree"], [4], **arguments)
+    again = sample_latents(model, ["a cat", "a tree"], [3, 4], **arguments)
+    assert torch.allclose(both[1:], alone, atol=1e-5)
+    assert torch.equal(both, again)
+
+
+def test_gradients_pass_the_rule():
+    model = rule().backbone
+    prompt = model.encode(["a cat"])
+    tokens = prompt.tokens.clone().requires_grad_()
+    x, t = torch.randn(1, 4, 8, 8), torch.tensor([300.0])
+    model.denoise(x, t, prompt.with_tokens(tokens)).square().sum().backward()
+    assert tokens.grad.isfinite().all()
+    assert tokens.grad.any()
+
+
+def test_concepts_that_are_too_many_for_a_prompt_are_refused():
+    many = [Concept(name) for name in ("cat", "star", "tree", "car", "boat") * 16]
+    for number, concept in enumerate(many):
+        object.__setattr__(concept, "name", f"{concept.name} {number}")
+    with pytest.raises(ErasureError, match="SLD needs all concepts in one prompt; found 80"):
+        SLD(concepts=many, backbone=TinyBackbone()).configure_model()
