@@ -98,4 +98,9 @@ METHODS = {
         "Retains early steps and steers late ones away from the concept",
         "Li et al. 2025, https://arxiv.org/abs/2504.12782",
     ),
+    "EraseAnything": BuiltIn(
+        "erasure_lightning.methods.eraseanything:EraseAnything",
+        "Guides away, takes attention from the concept's words, and retains others",
+        "Gao et al. 2025, https://arxiv.org/abs/2412.20413",
+    ),
 }
