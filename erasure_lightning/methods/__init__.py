@@ -103,4 +103,9 @@ METHODS = {
         "Guides away, takes attention from the concept's words, and retains others",
         "Gao et al. 2025, https://arxiv.org/abs/2412.20413",
     ),
+    "EraseFlow": BuiltIn(
+        "erasure_lightning.methods.eraseflow:EraseFlow",
+        "Makes the anchor's stochastic trajectories as likely for the concept's prompt",
+        "Kusumba et al. 2025, https://arxiv.org/abs/2511.00804",
+    ),
 }
