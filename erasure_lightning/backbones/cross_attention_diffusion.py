@@ -76,6 +76,10 @@ class CrossAttentionDiffusion(LatentDiffusion):
             if name.endswith(("attn2.to_k", "attn2.to_v")) and isinstance(module, nn.Linear)
         }
 
+    def text_queries_and_keys(self) -> dict[str, nn.Linear]:
+        """Every ``attn2.to_k``: text has no queries."""
+        return {n: layer for n, layer in self.text_attention().items() if n.endswith("to_k")}
+
     def text_inputs(self) -> list[TextInput]:
         """`text_attention`, whose layers all read the text states."""
         return [TextInput(self.text_attention(), "tokens")]

@@ -2,11 +2,13 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from erasure_lightning.backbones.attention import record_joint_attention
 from erasure_lightning.backbones.interface import Capability, Place, Size, TextInput
 from erasure_lightning.backbones.latent_diffusion import LatentDiffusion
 from erasure_lightning.backbones.process import RectifiedFlow
@@ -31,7 +33,9 @@ class FlowTransformer(LatentDiffusion):
         ErasureError: If the scheduler lacks a property that training and sampling need.
     """
 
-    capabilities: ClassVar[frozenset[Capability]] = frozenset({"transformer layers"})
+    capabilities: ClassVar[frozenset[Capability]] = frozenset(
+        ("attention maps", "transformer layers")
+    )
     _patch = 2
 
     #: Endings of the names of the layers that compute keys and values of the text.
@@ -125,6 +129,17 @@ class FlowTransformer(LatentDiffusion):
             if name.endswith(self._text_attention) and isinstance(module, nn.Linear)
         }
 
+    def text_queries_and_keys(self) -> dict[str, nn.Linear]:
+        """Queries and keys of the text in these blocks that reach a prediction."""
+        parameters = self.denoiser_parameters()
+        return {
+            f"denoiser.{name}": module
+            for name, module in self.denoiser.named_modules()
+            if name.endswith(("attn.add_q_proj", "attn.add_k_proj"))
+            and isinstance(module, nn.Linear)
+            and f"denoiser.{name}.weight" in parameters
+        }
+
     def value_layers(self) -> dict[str, nn.Linear]:
         """None: the entries of the text compute no values."""
         return {}
@@ -146,3 +161,7 @@ class FlowTransformer(LatentDiffusion):
             for name, module in self.denoiser.named_modules()
             if "transformer_blocks." in name and isinstance(module, nn.Linear)
         }
+
+    def attention(self) -> AbstractContextManager[dict[str, Tensor]]:
+        """Records the pixels' probabilities ``(B, heads, pixels, L)`` in every joint attention."""
+        return record_joint_attention(self.denoiser)

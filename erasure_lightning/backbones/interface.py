@@ -24,7 +24,7 @@ Part = Literal["x", "x-strict", "u", "all", "entry"]
 #: or each cross-attention as a whole.
 Place = Literal["transformer layers", "cross-attention"]
 
-#: What only some families can do: return the probabilities of cross-attention; search prompts word
+#: What only some families can do: return the pixels' attention to text tokens; search prompts word
 #: by word, since all text towers share one vocabulary; read the last states of one CLIP and nothing
 #: else of a prompt; be guided by two predictions; attach adapters to a `Place`.
 Capability = Literal[
@@ -187,6 +187,13 @@ class FamilyInterface(nn.Module, ABC):
         """Layers that compute attention's keys and values of the text, by their names here."""
 
     @abstractmethod
+    def text_queries_and_keys(self) -> dict[str, nn.Linear]:
+        """Layers whose outputs decide how much attention text gets and pays, by their names here.
+
+        The keys of `text_attention`, and the queries of the text where it has any.
+        """
+
+    @abstractmethod
     def value_layers(self) -> dict[str, nn.Linear]:
         """The text layers that compute attention's values, by name; may be empty."""
 
@@ -241,13 +248,12 @@ class FamilyInterface(nn.Module, ABC):
         """Latents ``(B, C, h, w)`` of images ``(B, 3, H, W)`` in 0..1; `decode` is the inverse."""
 
     def attention(self) -> AbstractContextManager[dict[str, Tensor]]:
-        """Records the probabilities ``(B, heads, pixels, L)`` of every cross-attention layer.
+        """Records the pixels' attention ``(B, heads, pixels, L)`` to text tokens, by layer.
 
-        Those of the last `denoise` inside the context remain, with their gradients.
+        Those of the last `denoise` inside the context remain, with their gradients, in the order of
+        the forward. Where text and pixels attend jointly, a pixel's do not sum to 1.
 
         Raises:
             ErasureError: If the family has no such layers (capability ``attention maps``).
         """
-        raise ErasureError(
-            f"{type(self).__name__} has no cross-attention whose maps could be read."
-        )
+        raise ErasureError(f"{type(self).__name__} has no attention maps of pixels and text.")

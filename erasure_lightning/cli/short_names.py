@@ -38,6 +38,9 @@ CLASSES = {
     "TinySD3": "erasure_lightning.backbones.tiny.TinySD3",
     "PureNoise": "erasure_lightning.training.latent_sources.PureNoise",
     "TrajectoryBank": "erasure_lightning.training.trajectory_bank.TrajectoryBank",
+    "StochasticTrajectories": (
+        "erasure_lightning.training.stochastic_trajectories.StochasticTrajectories"
+    ),
     "GeneratedImages": "erasure_lightning.training.image_sources.GeneratedImages",
     "ImageFolder": "erasure_lightning.training.image_sources.ImageFolder",
     "WordAdversary": "erasure_lightning.training.adversary_kinds.WordAdversary",

@@ -123,4 +123,14 @@ METHODS = {
         "Projects the words that evoke the concept out of its subspace, as a rule at inference",
         "Yoon et al. 2025, https://arxiv.org/abs/2410.12761",
     ),
+    "EraseAnything": BuiltIn(
+        "erasure_lightning.methods.eraseanything:EraseAnything",
+        "Guides away, takes attention from the concept's words, and retains others",
+        "Gao et al. 2025, https://arxiv.org/abs/2412.20413",
+    ),
+    "EraseFlow": BuiltIn(
+        "erasure_lightning.methods.eraseflow:EraseFlow",
+        "Makes the anchor's stochastic trajectories as likely for the concept's prompt",
+        "Kusumba et al. 2025, https://arxiv.org/abs/2511.00804",
+    ),
 }

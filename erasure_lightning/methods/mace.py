@@ -81,7 +81,7 @@ class MACE(PerConceptErasure):
         ErasureError: If a number is out of range.
     """
 
-    needs = frozenset({"attention maps"})
+    needs = frozenset({"attention maps", "cross-attention"})
 
     takes_adversary = False
 

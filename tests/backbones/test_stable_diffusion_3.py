@@ -357,7 +357,7 @@ def test_an_edit_of_a_pipeline_is_saved_applied_and_removed(t5, tmp_path):
     assert all(torch.equal(predict(again, prompt), value) for prompt, value in after.items())
 
 
-#: Methods that need the maps of cross-attention, which a joint attention has none of.
+#: Methods whose adapters or closed forms belong to cross-attention.
 REFUSED = {"MACE", "Receler"}
 
 
@@ -371,6 +371,6 @@ def test_a_bank_s_early_and_late_steps_are_a_flow_s():
 @pytest.mark.parametrize("name", sorted(REFUSED))
 def test_a_method_that_needs_cross_attention_is_refused_in_one_line(sd3, name):
     module = getattr(methods, name)(concepts=[Concept("cat", "dog")], backbone=sd3)
-    with pytest.raises(ErasureError, match="attention maps") as error:
+    with pytest.raises(ErasureError, match="cross-attention") as error:
         module.configure_model()
     assert "\n" not in str(error.value)

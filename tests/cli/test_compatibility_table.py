@@ -29,12 +29,12 @@ def test_a_command_prints_the_table(capsys):
     first, _, *rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
     cells = {row[0]: row[first.index("FLUX.1")] for row in rows}
     assert cells["ESD"] == "yes"
-    assert cells["MACE"] == "no: needs attention maps"
+    assert cells["MACE"] == "no: needs cross-attention"
 
 
 def test_an_attack_is_refused_where_the_family_lacks_what_it_needs():
     class Reader(PlainPrompt):
-        needs = frozenset({"attention maps"})
+        needs = frozenset({"one vocabulary"})
 
-    with pytest.raises(ErasureError, match="Reader needs attention maps, which TinyFlux does not"):
+    with pytest.raises(ErasureError, match="Reader needs one vocabulary, which TinyFlux does not"):
         Reader().run(tiny_target(family=TinyFlux), 0)

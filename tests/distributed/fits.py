@@ -25,6 +25,7 @@ from erasure_lightning.testing import edit_of, quick_fit
 from erasure_lightning.training import base as base
 from erasure_lightning.training.gradient import GradientErasure
 from erasure_lightning.training.image_sources import GeneratedImages
+from erasure_lightning.training.stochastic_trajectories import StochasticTrajectories
 from erasure_lightning.training.strategies import FSDP2, register_strategies
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
@@ -38,6 +39,8 @@ CHEAP = {
     "CA": {"latents": GeneratedImages(images=2, steps=2, of="anchor")},
     "SalUn": {"latents": GeneratedImages(images=2, steps=2), "remaining": 2},
     "ANT": {"maps": 1},
+    "EraseAnything": {"latents": TrajectoryBank(trajectories=2, steps=2)},
+    "EraseFlow": {"latents": StochasticTrajectories(trajectories=2, steps=3, early=1, late=1)},
     "Receler": {"attack_steps": 1},
     "AdvUnlearn": {"attack_from": 0, "attack_steps": 1},
 }
