@@ -83,9 +83,7 @@ class Backbone(FamilyInterface):
         named: dict[str, nn.Parameter] = {}
         for number, tower in enumerate(self.towers):
             read = tower.read_parameters(blocks)
-            named |= {
-                f"text_encoders.{number}.{name}": parameter for name, parameter in read.items()
-            }
+            named |= {f"text_encoders.{number}.{name}": p for name, p in read.items()}
         return named
 
     @staticmethod
@@ -102,6 +100,8 @@ class Backbone(FamilyInterface):
         """Parameters of the denoiser, or of a part of it, by name in this backbone."""
         if part == "x":
             return self.cross_attention_parameters()
+        if part == "pixels":
+            return self.pixel_attention_parameters()
         if part in ("x-strict", "entry"):
             layers = self.text_attention() if part == "x-strict" else self._entry_layers()
             return {
