@@ -23,7 +23,8 @@ from erasure_lightning.cli.configs import shipped_configs
 CONCEPTS = ("cigarette", "heart", "weapon")
 METHODS = (
     *("sage", "all-but-one", "realera", "esd", "ca", "uce", "rece", "mace"),
-    *("spm", "sdd", "salun", "advunlearn", "receler", "ant", "age", "speed"),
+    *("spm", "sdd", "salun", "advunlearn", "receler", "ant", "trce"),
+    *("age", "speed"),
 )
 
 #: Methods and concepts of the SDXL family's table.

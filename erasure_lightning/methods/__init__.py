@@ -68,6 +68,11 @@ METHODS = {
         "Refines in closed form, suppresses attention in an adapter per concept, and fuses them",
         "Lu et al. 2024, https://arxiv.org/abs/2403.06135",
     ),
+    "TRCE": BuiltIn(
+        "erasure_lightning.methods.trce:TRCE",
+        "Maps the end-of-text state to the anchor's, then steers early steps towards the anchor",
+        "Chen et al. 2025, https://arxiv.org/abs/2503.07389",
+    ),
     "SPM": BuiltIn(
         "erasure_lightning.methods.spm:SPM",
         "Trains one-dimensional adapters, gated by a prompt's similarity to the concept",
