@@ -48,6 +48,11 @@ METHODS = {
         "Guides the concept away from itself, at latents of the original's trajectories",
         "Gandikota et al. 2023, https://arxiv.org/abs/2303.07345",
     ),
+    "EAP": BuiltIn(
+        "erasure_lightning.methods.eap:EAP",
+        "Guides the concept away from itself, and retains the words that this harms most",
+        "Bui et al. 2024, https://arxiv.org/abs/2410.15618",
+    ),
     "CA": BuiltIn(
         "erasure_lightning.methods.ca:CA",
         "Predicts for the concept what the model predicts for its anchor",
