@@ -23,7 +23,7 @@ from erasure_lightning.cli.configs import shipped_configs
 CONCEPTS = ("cigarette", "heart", "weapon")
 METHODS = (
     *("sage", "all-but-one", "realera", "esd", "ca", "uce", "rece", "mace"),
-    *("spm", "sdd", "salun", "advunlearn", "receler", "ant", "eap", "trce"),
+    *("spm", "sdd", "salun", "advunlearn", "receler", "ant", "eap", "trce", "gloce"),
     *("age", "speed"),
 )
 

@@ -7,6 +7,7 @@ from torch import nn
 
 from erasure_lightning.adapters.base import ADAPTER_CHILD, Adapter, AdapterPlan, hook_installer
 from erasure_lightning.adapters.eraser import Eraser
+from erasure_lightning.adapters.gated_low_rank import GatedLowRank
 from erasure_lightning.adapters.lora import add_lora
 from erasure_lightning.adapters.semi_permeable import SemiPermeable
 from erasure_lightning.discovery import cause_of, package_of
@@ -17,6 +18,7 @@ KINDS: dict[str, Callable[[nn.Module, AdapterPlan], None]] = {
     "lora": add_lora,
     "spm": hook_installer(SemiPermeable),
     "eraser": hook_installer(Eraser),
+    "gloce": hook_installer(GatedLowRank),
 }
 
 #: Where packages announce an `Adapter` under the name of its kind. `registry` lies above this room.

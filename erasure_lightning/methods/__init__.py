@@ -83,6 +83,11 @@ METHODS = {
         "Trains one-dimensional adapters, gated by a prompt's similarity to the concept",
         "Lyu et al. 2024, https://arxiv.org/abs/2312.16145",
     ),
+    "GLoCE": BuiltIn(
+        "erasure_lightning.methods.gloce:GLoCE",
+        "Maps pixels that show the concept to its anchor by gated low-rank maps, without training",
+        "Lee et al. 2025, https://arxiv.org/abs/2503.12356",
+    ),
     "SDD": BuiltIn(
         "erasure_lightning.methods.sdd:SDD",
         "Distills the concept's prediction into the model's own for the empty prompt",
