@@ -7,6 +7,7 @@ from torch import nn
 
 from erasure_lightning.adapters.base import ADAPTER_CHILD, AdapterPlan, Rule, hook_installer
 from erasure_lightning.adapters.eraser import Eraser
+from erasure_lightning.adapters.gated_low_rank import GatedLowRank
 from erasure_lightning.adapters.lora import add_lora
 from erasure_lightning.adapters.safety_guidance import SafetyGuidance
 from erasure_lightning.adapters.semi_permeable import SemiPermeable
@@ -23,6 +24,7 @@ KINDS: dict[str, Callable[[nn.Module, AdapterPlan], None]] = {
     "safety-guidance": hook_installer(SafetyGuidance),
     "subspace-projection": hook_installer(SubspaceProjection),
     "value-decomposition": hook_installer(ValueDecomposition),
+    "gloce": hook_installer(GatedLowRank),
 }
 
 #: Where packages announce a `Rule` under the name of its kind. `registry` lies above this room.

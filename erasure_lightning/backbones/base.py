@@ -82,8 +82,8 @@ class Backbone(FamilyInterface):
         """
         named: dict[str, nn.Parameter] = {}
         for number, tower in enumerate(self.towers):
-            for name, parameter in tower.read_parameters(blocks).items():
-                named[f"text_encoders.{number}.{name}"] = parameter
+            read = tower.read_parameters(blocks)
+            named |= {f"text_encoders.{number}.{name}": p for name, p in read.items()}
         return named
 
     @staticmethod
@@ -100,6 +100,8 @@ class Backbone(FamilyInterface):
         """Parameters of the denoiser, or of a part of it, by name in this backbone."""
         if part == "x":
             return self.cross_attention_parameters()
+        if part == "pixels":
+            return self.pixel_attention_parameters()
         if part in ("x-strict", "entry"):
             layers = self.text_attention() if part == "x-strict" else self._entry_layers()
             return {

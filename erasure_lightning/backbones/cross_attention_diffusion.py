@@ -96,6 +96,14 @@ class CrossAttentionDiffusion(LatentDiffusion):
             if ".attn2." in name
         }
 
+    def pixel_attention_parameters(self) -> dict[str, nn.Parameter]:
+        """Parameters of every ``attn1``, and of the queries of every ``attn2``."""
+        return {
+            name: parameter
+            for name, parameter in self.denoiser_parameters().items()
+            if ".attn1." in name or ".attn2.to_q." in name
+        }
+
     def adaptable(self, place: Place) -> dict[str, nn.Module]:
         """Every ``attn2``, or every `Linear` and `Conv2d` inside a transformer."""
         modules = {f"denoiser.{name}": module for name, module in self.denoiser.named_modules()}

@@ -17,8 +17,9 @@ from erasure_lightning.errors import ErasureError
 
 #: Parts of a denoiser, as ESD names them: where pixels meet text (``x``: cross-attention, or joint
 #: attention), the keys and values of the text alone, all but ``x`` (``u``), all; and ``entry``: the
-#: layers that read nothing but the prompt, which closed forms solve for.
-Part = Literal["x", "x-strict", "u", "all", "entry"]
+#: layers that read nothing but the prompt, which closed forms solve for; and ``pixels``: attention
+#: of pixels among themselves, and their queries of the text.
+Part = Literal["x", "x-strict", "u", "all", "entry", "pixels"]
 
 #: Modules that adapters can be attached to: every linear layer and convolution of the transformers,
 #: or each cross-attention as a whole.
@@ -200,6 +201,18 @@ class FamilyInterface(nn.Module, ABC):
     @abstractmethod
     def cross_attention_parameters(self) -> dict[str, nn.Parameter]:
         """Parameters of every attention in which pixels meet text."""
+
+    def pixel_attention_parameters(self) -> dict[str, nn.Parameter]:
+        """Parameters of self-attention, and of cross-attention's queries.
+
+        Raises:
+            ErasureError: If pixels and text share their attention (no capability
+                ``cross-attention``).
+        """
+        raise ErasureError(
+            f"{type(self).__name__} has no attention of pixels apart from that of the text. Train"
+            " part x."
+        )
 
     @abstractmethod
     def adaptable(self, place: Place) -> dict[str, nn.Module]:

@@ -48,6 +48,11 @@ METHODS = {
         "Guides the concept away from itself, at latents of the original's trajectories",
         "Gandikota et al. 2023, https://arxiv.org/abs/2303.07345",
     ),
+    "EAP": BuiltIn(
+        "erasure_lightning.methods.eap:EAP",
+        "Guides the concept away from itself, and retains the words that this harms most",
+        "Bui et al. 2024, https://arxiv.org/abs/2410.15618",
+    ),
     "CA": BuiltIn(
         "erasure_lightning.methods.ca:CA",
         "Predicts for the concept what the model predicts for its anchor",
@@ -68,10 +73,20 @@ METHODS = {
         "Refines in closed form, suppresses attention in an adapter per concept, and fuses them",
         "Lu et al. 2024, https://arxiv.org/abs/2403.06135",
     ),
+    "TRCE": BuiltIn(
+        "erasure_lightning.methods.trce:TRCE",
+        "Maps the end-of-text state to the anchor's, then steers early steps towards the anchor",
+        "Chen et al. 2025, https://arxiv.org/abs/2503.07389",
+    ),
     "SPM": BuiltIn(
         "erasure_lightning.methods.spm:SPM",
         "Trains one-dimensional adapters, gated by a prompt's similarity to the concept",
         "Lyu et al. 2024, https://arxiv.org/abs/2312.16145",
+    ),
+    "GLoCE": BuiltIn(
+        "erasure_lightning.methods.gloce:GLoCE",
+        "Maps pixels that show the concept to its anchor by gated low-rank maps, without training",
+        "Lee et al. 2025, https://arxiv.org/abs/2503.12356",
     ),
     "SDD": BuiltIn(
         "erasure_lightning.methods.sdd:SDD",

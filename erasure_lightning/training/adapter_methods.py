@@ -17,13 +17,14 @@ from erasure_lightning.backbones.interface import Part
 from erasure_lightning.backbones.precision import promote_to_float32
 from erasure_lightning.checks import require
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.training.base import ErasureModule
 from erasure_lightning.training.edit_state import BACKBONE_PREFIX
 from erasure_lightning.training.gradient import GradientErasure
 from erasure_lightning.training.latent_sources import NoisyBatch
 
 
-class AdapterErasure(GradientErasure):
-    """Base of methods that train small modules beside the denoiser's layers."""
+class AdapterEdit(ErasureModule):
+    """Base of methods whose edit is small modules beside the denoiser's layers."""
 
     @abstractmethod
     def plan(self) -> AdapterPlan:
@@ -48,13 +49,17 @@ class AdapterErasure(GradientErasure):
         return super().description() | {"adapters": {component: asdict(self._plan)}}
 
 
+class AdapterErasure(AdapterEdit, GradientErasure):
+    """Base of methods that train small modules beside the denoiser's layers."""
+
+
 class PartErasure(AdapterErasure):
     """Base of methods that train a part of the denoiser: its weights, or low-rank adapters of them.
 
     Args:
         train: Which part: ``x`` its cross-attention, or joint attention, ``x-strict`` keys and
             values of the text alone, ``u`` all but ``x``, ``all``; ``entry`` what reads nothing but
-            the prompt.
+            the prompt; ``pixels`` self-attention and queries, where attention is apart.
         rank: Rank of an adapter beside each linear layer of the part, at least 1; without a rank
             the weights themselves are trained.
         lora_layers: Regular expression that is searched in the names of these layers; those without

@@ -14,6 +14,8 @@ class RetentionTerm(Protocol):
     weight: float
     #: Whether the term holds states of the text encoder alone.
     of_states: bool
+    #: The retained prompts.
+    retained: list[str]
 
     @property
     def label(self) -> str:

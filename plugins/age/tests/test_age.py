@@ -75,9 +75,11 @@ def test_it_is_announced_by_its_package():
 class TestMixture:
     def test_a_single_word_is_a_row_of_the_vocabulary(self):
         module = age(top=1)
-        for row, targets in zip(module.mixture(at(module)).tokens, module._targets, strict=True):
+        for row, targets in zip(
+            module.mixture(at(module)).tokens, module.words.candidates, strict=True
+        ):
             assert any(
-                torch.allclose(row, word, atol=1e-6) for word in module._table.tokens[targets]
+                torch.allclose(row, word, atol=1e-6) for word in module.words.table.tokens[targets]
             )
 
     def test_it_leaves_the_start_alone(self):
@@ -90,8 +92,8 @@ class TestMixture:
     def test_targets_are_near_and_none_is_erased(self):
         module = age(closest=3, centres=3)
         state = module.original.encode(["cat"]).tokens
-        distances = (module._table.tokens - state).flatten(1).norm(dim=1)
-        assert set(module._targets[0].tolist()) == set(distances.argsort()[:3].tolist())
+        distances = (module.words.table.tokens - state).flatten(1).norm(dim=1)
+        assert set(module.words.candidates[0].tolist()) == set(distances.argsort()[:3].tolist())
         assert distances.min() > 0  # the cat itself is no target
 
     def test_by_default_it_moves_by_the_students_side_of_the_drift_alone(self):
@@ -101,22 +103,22 @@ class TestMixture:
         for objective in (module.mixture_objective, partial(by_hand, module=module)):
             torch.manual_seed(1)
             value = objective(at(module), *FREE, module.mixture(at(module)))
-            gradients.append(torch.autograd.grad(value, module._logits)[0])
+            gradients.append(torch.autograd.grad(value, module.words.logits)[0])
         assert torch.allclose(*gradients, rtol=1e-4)
         module.ascent = "full"  # the control
         torch.manual_seed(1)
         value = module.mixture_objective(at(module), *FREE, module.mixture(at(module)))
-        (gradient,) = torch.autograd.grad(value, module._logits)
+        (gradient,) = torch.autograd.grad(value, module.words.logits)
         assert not torch.allclose(gradient, gradients[0], rtol=1e-2)
 
     def test_both_terms_of_the_full_harm_reach_it(self):
         for module in age(preserve=0.0, ascent="full"), spoiled(age(ascent="full")):
             value = module.mixture_objective(at(module), *FREE, module.mixture(at(module)))
-            assert torch.autograd.grad(value, module._logits)[0].abs().max() > 0
+            assert torch.autograd.grad(value, module.words.logits)[0].abs().max() > 0
         # The control: the first term has no gradient in the official code.
         module = age(preserve=0.0)
         value = module.mixture_objective(at(module), *FREE, module.mixture(at(module)))
-        assert torch.autograd.grad(value, module._logits)[0].abs().max() == 0
+        assert torch.autograd.grad(value, module.words.logits)[0].abs().max() == 0
 
     def test_a_step_moves_it_uphill(self):
         module = spoiled(age(target_lr=0.5, temperature=0.5, ascent="full"))
@@ -124,9 +126,9 @@ class TestMixture:
         before = module.mixture_objective(at(module), *FREE, module.mixture(at(module)))
         for _ in range(10):
             torch.manual_seed(0)
-            objective = module.mixture_objective(at(module), *FREE, module.mixture(at(module)))
-            (module._logits.grad,) = torch.autograd.grad(objective, module._logits)
-            module._mixture_optimizer.step()
+            module.words.ascend(
+                module.mixture_objective(at(module), *FREE, module.mixture(at(module)))
+            )
         torch.manual_seed(0)
         assert module.mixture_objective(at(module), *FREE, module.mixture(at(module))) > before
 
@@ -152,7 +154,7 @@ def test_a_step_on_the_mixture_leaves_no_gradient_in_the_weights():
 
 
 def test_arguments_out_of_range():
-    with pytest.raises(ErasureError, match="AGE needs counts of at least 1"):
+    with pytest.raises(ErasureError, match="AGE needs top of at least 1"):
         AGE(concepts=CONCEPTS, backbone=TinyBackbone(), top=0)
 
 
