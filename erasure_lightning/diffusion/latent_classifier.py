@@ -116,5 +116,6 @@ def train_latent_classifier(
         if held_out_loss < lowest:
             lowest = held_out_loss
             best = deepcopy(classifier.state_dict())
+    adam.zero_grad()
     classifier.load_state_dict(best)
     return classifier.eval().requires_grad_(False)

@@ -28,7 +28,7 @@ def test_known_latents_follow_the_noise_process_with_the_noise_of_the_start(fami
     change = keep_known(model.process, known, mask)
     # The start is pure noise, of which the first step takes the known latents to be a part.
     at_start = model.process.noise_in(noise, known, times[0])
-    for steps in (1, 2, 4):
+    for steps in range(1, len(times)):
         x = ddim(model, model.encode(["a cat"]), noise, times[: steps + 1], change=change)
         expected = model.process.noise(known, at_start, times[steps])
         assert torch.allclose(x[..., ~mask], expected[..., ~mask], atol=1e-4)

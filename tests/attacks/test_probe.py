@@ -19,7 +19,7 @@ class Fingerprints(Probe):
             return target.draw(conditioning, case.seeds[rows], model=model)
 
         def black(model, rows):
-            return torch.zeros(rows.stop - rows.start, 3, 16, 16)
+            return torch.zeros(len(case.seeds[rows]), 3, 16, 16)
 
         return Attempts(draw, {"black": black}, "the best words")
 

@@ -58,9 +58,11 @@ def test_the_try_of_the_highest_margin_counts():
 def test_controls_have_as_many_tries():
     target = tiny_target()
     attack = TrajectoryNoise(etas=[1.0, 1.5], scales=[1.0, 1.1])
-    with EvaluationCounter([target.edited.denoiser]) as counter:
+    with EvaluationCounter([target.edited.denoiser, target.original.denoiser]) as counter:
         attack.run(target, 0)
-    assert counter.evaluations == (2 + 1) * 4 * 2 * 2  # guided and not, tries, steps, images
+    # Evaluations of edited, original and baseline (the shuffled copy is another denoiser), for each
+    # of two steps, two images and four tries.
+    assert counter.evaluations == (2 + 2 + 1) * 2 * 2 * 4
 
 
 def test_equal_seeds_give_equal_results_in_any_batches():

@@ -35,7 +35,7 @@ def test_a_change_of_the_clean_latents_is_taken_and_none_changes_nothing(model):
 
     plain = ddim(model, conditioning, x, times)
     assert torch.equal(ddim(model, conditioning, x, times, change=change), plain)
-    assert [step.number for step in steps] == [0, 1, 2]
+    assert [step.number for step in steps] == list(range(len(times) - 1))
     assert [step.cleaner for step in steps] == times[1:].tolist()
     known = torch.ones_like(x)
     set_to = ddim(model, conditioning, x, times, change=lambda s: (known, torch.zeros_like(known)))
