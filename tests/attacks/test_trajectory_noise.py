@@ -60,8 +60,7 @@ def test_controls_have_as_many_tries():
     attack = TrajectoryNoise(etas=[1.0, 1.5], scales=[1.0, 1.1])
     with EvaluationCounter([target.edited.denoiser, target.original.denoiser]) as counter:
         attack.run(target, 0)
-    # Of edited, original, shuffled (a copy, with its hooks) and baseline, for each of two steps, two
-    # images and four tries.
+    # Of edited, original, shuffled (a copy, with its hooks) and baseline; steps, images, tries.
     assert counter.evaluations == (2 + 2 + 2 + 1) * 2 * 2 * 4
 
 
