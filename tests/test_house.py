@@ -15,7 +15,8 @@ PACKAGE = ROOT / "erasure_lightning"
 #: Modules beside the attacks that are none.
 SHARED_BY_ATTACKS = {
     *("base", "curve", "dashboards", "fine_tuning_attack"),
-    *("outcome", "prompt_slots", "runner", "target"),
+    *("outcome", "probe", "prompt_slots", "prompt_variants", "retained_sentences"),
+    *("runner", "target"),
 }
 
 ROOMS = {path.parent.name for path in PACKAGE.glob("*/*.py")}

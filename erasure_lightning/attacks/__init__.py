@@ -44,4 +44,34 @@ ATTACKS = {
         "Optimises the denoiser's conditioning directly, bypassing the text encoder",
         "after Huang et al. 2024, https://arxiv.org/abs/2311.17717",
     ),
+    "Inpainting": BuiltIn(
+        "erasure_lightning.attacks.inpainting:Inpainting",
+        "Masks the middle of images of the concept and lets the edited model restore it",
+        "Lu et al. 2025, https://arxiv.org/abs/2505.17013",
+    ),
+    "Completion": BuiltIn(
+        "erasure_lightning.attacks.completion:Completion",
+        "Lets the edited model finish images of the concept that the original has begun",
+        "Lu et al. 2025, https://arxiv.org/abs/2505.17013",
+    ),
+    "TrajectoryNoise": BuiltIn(
+        "erasure_lightning.attacks.trajectory_noise:TrajectoryNoise",
+        "Adds noise along the edited model's trajectory, and counts the best of several tries",
+        "Lu et al. 2025, https://arxiv.org/abs/2505.17013",
+    ),
+    "ClassifierGuidance": BuiltIn(
+        "erasure_lightning.attacks.classifier_guidance:ClassifierGuidance",
+        "Steers the edited model to the concept by a classifier of noisy latents, without words",
+        "after Lu et al. 2025, https://arxiv.org/abs/2505.17013",
+    ),
+    "Misspelling": BuiltIn(
+        "erasure_lightning.attacks.misspelling:Misspelling",
+        "Asks for the concept with typing errors in its name",
+        "",
+    ),
+    "Translation": BuiltIn(
+        "erasure_lightning.attacks.translation:Translation",
+        "Asks for the concept by its name in other languages",
+        "",
+    ),
 }

@@ -108,6 +108,21 @@ def check_at_least(attack: Attack, **bounds: float) -> None:
         require(type(attack).__name__, at_least=bound, **{name: getattr(attack, name)})
 
 
+def check_each_at_least(attack: Attack, **bounds: float) -> None:
+    """Raise if a list of numbers of an attack is empty, or one of them below its lower bound.
+
+    Raises:
+        ErasureError: Naming the first that is.
+    """
+    owner = type(attack).__name__
+    for name, bound in bounds.items():
+        numbers = getattr(attack, name)
+        if not numbers:
+            raise ErasureError(f"{owner} needs {name}, at least one number; found an empty list.")
+        for number in numbers:
+            require(owner, at_least=bound, **{name: number})
+
+
 def check_threshold(threshold: float) -> None:
     """Raise unless a threshold is a share of images, 0..1.
 

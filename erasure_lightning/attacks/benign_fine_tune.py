@@ -26,11 +26,10 @@ from torch import Tensor
 
 from erasure_lightning.attacks.base import AttackResult, check_at_least
 from erasure_lightning.attacks.fine_tuning_attack import FineTuningAttack
+from erasure_lightning.attacks.retained_sentences import retained_sentences
 from erasure_lightning.attacks.target import AttackCase, AttackTarget
 from erasure_lightning.concepts.vocabulary import Vocabulary
 from erasure_lightning.diffusion.fine_tuning import FineTuning
-from erasure_lightning.errors import ErasureError
-from erasure_lightning.files.words import folded
 
 
 class BenignFineTune(FineTuningAttack):
@@ -82,32 +81,3 @@ class BenignFineTune(FineTuningAttack):
         seed = int(torch.randint(2**31, ()))
         images = self.training_images(target, sentences, seed)
         return self.fine_tuning(target.edited, images, sentences, seed)
-
-
-def retained_sentences(vocabulary: Vocabulary, count: int) -> list[str]:
-    """``count`` sentences about retained labels, drawn with torch's global generator.
-
-    Raises:
-        ErasureError: If every label shares a word with an erased concept.
-    """
-    erased_words = {
-        word
-        for c in vocabulary.concepts
-        for name in (c.name, *c.domain)
-        for word in folded(name).split()
-    }
-    labels = [label for label in vocabulary.others if not erased_words & set(folded(label).split())]
-    if not labels:
-        raise ErasureError(
-            "BenignFineTune needs labels to train on; found none that shares no word with the"
-            " concepts."
-        )
-    order = torch.randperm(len(labels)).tolist()
-    sentences = [_sentences_of(vocabulary, labels[order[i % len(labels)]]) for i in range(count)]
-    return [options[int(torch.randint(len(options), ()))] for options in sentences]
-
-
-def _sentences_of(vocabulary: Vocabulary, label: str) -> list[str]:
-    """The captions of a label; while a style is erased, only those that name another style."""
-    captions = vocabulary.retained_captions(label)
-    return captions[len(vocabulary.captions) :] or captions

@@ -13,7 +13,7 @@ from erasure_lightning.runs.folder import slug
 
 
 def show_attacks(writer: DashboardWriter, outcomes: Sequence[Outcome]) -> None:
-    """Log tables ``attacks`` and ``found``, ``attacked_NAME`` with its interval, and curves."""
+    """Log tables ``attacks``, ``found`` and ``controls``, ``attacked_NAME``, and curves."""
     shares = [f"{kind} {end}" for kind in IMAGE_KINDS for end in INTERVAL_COLUMNS]
     columns = ["attack", "method", "concepts", *shares, "seconds"]
     writer.log_table("attacks", columns, [_row(outcome) for outcome in outcomes])
@@ -23,6 +23,13 @@ def show_attacks(writer: DashboardWriter, outcomes: Sequence[Outcome]) -> None:
         for case in o.cases
     ]
     writer.log_table("found", ["attack", "concept", "seed", "success", "prompt"], cases)
+    controls = [
+        [o.attack, o.method, name, *interval_cells(estimate)]
+        for o in outcomes
+        for name, estimate in o.controls.items()
+    ]
+    if controls:
+        writer.log_table("controls", ["attack", "method", "control", *INTERVAL_COLUMNS], controls)
     for outcome in outcomes:
         name = slug(outcome.attack)
         attacked = interval_figures(outcome.success["attacked"])

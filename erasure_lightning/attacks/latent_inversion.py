@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from erasure_lightning.attacks.base import AttackResult, ConceptAttack, check_at_least
+from erasure_lightning.attacks.probe import shuffled_copy
 from erasure_lightning.attacks.target import AttackCase, AttackTarget
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.diffusion.inversion import invert, retrace
@@ -84,21 +85,3 @@ class LatentInversion(ConceptAttack):
         return torch.cat(
             [model.decode(retrace(model, model.unconditional(len(x)), x, steps)) for x in parts]
         )
-
-
-@torch.no_grad()
-def shuffled_copy(backbone: Backbone, seed: int) -> Backbone:
-    """A copy whose denoiser has the entries of each weight in random order.
-
-    Args:
-        backbone: The model; not modified.
-        seed: Seed of the order.
-    """
-    names = list(backbone.denoiser_parameters())
-    shuffled = backbone.frozen_copy(names)
-    generator = torch.Generator().manual_seed(seed)
-    for name in names:
-        weight = shuffled.get_parameter(name)
-        order = torch.randperm(weight.numel(), generator=generator).to(weight.device)
-        weight.copy_(weight.flatten()[order].view_as(weight))
-    return shuffled

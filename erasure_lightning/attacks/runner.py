@@ -64,6 +64,11 @@ class JudgedCase(NamedTuple):
     controls: dict[str, float]
 
     @property
+    def images(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The images of each kind, in the order of `IMAGE_KINDS`."""
+        return self.original, self.plain, self.result.images
+
+    @property
     def file(self) -> str | None:
         """Name of the file for the result's tensors, if it has any."""
         if not self.result.tensors:
@@ -165,7 +170,9 @@ def _outcome(
         concepts=[c.name for c in target.concepts],
         edit="",
         success={
-            kind: _estimate(target, judged, [j.success[i] for j in judged])
+            kind: _estimate(
+                target, judged, [j.success[i] for j in judged], [j.images[i] for j in judged]
+            )
             for i, kind in enumerate(IMAGE_KINDS)
         },
         cases=[
@@ -177,27 +184,36 @@ def _outcome(
         protocol=target.protocol,
         axis=cls.axis,
         controls={
-            control: _estimate(target, judged, [j.controls[control] for j in judged])
+            control: _estimate(
+                target,
+                judged,
+                [j.controls[control] for j in judged],
+                [j.result.controls[control] for j in judged],
+            )
             for control in judged[0].controls
         },
     )
 
 
 def _estimate(
-    target: AttackTarget, judged: Sequence[JudgedCase], shares: Sequence[float]
+    target: AttackTarget,
+    judged: Sequence[JudgedCase],
+    shares: Sequence[float],
+    images: Sequence[Tensor],
 ) -> Estimate:
     """The mean over seeds of one share for each case; it counts images, not cases."""
     mean = SeedMean(target.seeds)
     mean.update(torch.tensor(shares), [j.case.seed for j in judged])
     estimate: Estimate = mean.compute()
-    return estimate._replace(pictures=estimate.pictures * target.settings.pictures)
+    return estimate._replace(pictures=sum(map(len, images)))
 
 
 def _curve(target: AttackTarget, judged: Sequence[JudgedCase]) -> list[CurvePoint] | None:
     """Mean success of all cases at each budget."""
     points = []
     for budget in judged[0].curve:
-        estimate = _estimate(target, judged, [j.curve[budget] for j in judged])
+        images = [j.result.curve[budget] for j in judged]
+        estimate = _estimate(target, judged, [j.curve[budget] for j in judged], images)
         points.append(CurvePoint(budget, estimate.mean, estimate.low, estimate.high))
     return points or None
 

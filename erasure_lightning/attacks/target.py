@@ -159,11 +159,12 @@ class AttackTarget:
         """
         model = model or self.edited
         conditioning = _expanded(conditioning, len(seeds))
-        parts = self._batches(len(seeds))
+        parts = self.batches(len(seeds))
         latents = (self._sample(model, conditioning[part], seeds[part]) for part in parts)
         return torch.cat([model.decode(batch) for batch in latents])
 
-    def _batches(self, count: int) -> list[slice]:
+    def batches(self, count: int) -> list[slice]:
+        """Consecutive parts of ``count`` images, each sampled in one batch."""
         size = self.settings.draw_size
         return [slice(i, i + size) for i in range(0, count, size)]
 
@@ -188,7 +189,7 @@ class AttackTarget:
         generator = torch.Generator().manual_seed(derive_seed(case.seed, 9))
         seeds = torch.randint(2**20, 2**31, (count,), generator=generator).tolist()
         plain = self.original.encode([case.sentence]).expand(count)
-        batches = [self._sample(self.original, plain[p], seeds[p]) for p in self._batches(count)]
+        batches = [self._sample(self.original, plain[p], seeds[p]) for p in self.batches(count)]
         prompts = [case.sentence] * count
         return require_finite_images(torch.cat(batches), "original", self.original, prompts)
 

@@ -6,7 +6,7 @@ Where the two models agree the image is reconstructed; where the edit changed th
 prompt, the image changes with it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -15,13 +15,8 @@ from torch import Tensor
 
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.conditioning import Conditioning
+from erasure_lightning.diffusion.ddim import ddim, ddim_times, is_pure_noise
 from erasure_lightning.diffusion.finite_images import require_finite_images
-from erasure_lightning.errors import ErasureError
-
-#: Scale of the clean latents below which noisy latents count as pure noise (zero terminal
-#: signal-to-noise ratio, which schedulers also write as 2**-24). The noisiest time of a usual
-#: schedule has .07.
-_MIN_SIGNAL = 1e-3
 
 #: The procedure of `purify_images` in messages.
 _SAMPLING = "DDIM inversion"
@@ -52,10 +47,9 @@ def invert(
     """
     process = backbone.process
     x = x0
-    for t, noisier in pairwise(_times(backbone, steps)):
+    for t, noisier in pairwise(ddim_times(backbone, steps).flip(0)):
         start = x
-        signal = process.noise(torch.ones_like(x), torch.zeros_like(x), noisier).max()
-        pure_noise = bool(signal < _MIN_SIGNAL)
+        pure_noise = is_pure_noise(process, noisier)
         for _ in range(1 + refinements):
             prediction = backbone.denoise(x, noisier, conditioning)
             if pure_noise:  # x is its own noise: only the clean latents of the prediction count
@@ -66,7 +60,6 @@ def invert(
     return x
 
 
-@torch.no_grad()
 def retrace(
     backbone: Backbone, conditioning: Conditioning, x: Tensor, steps: int, guidance: float = 1.0
 ) -> Tensor:
@@ -87,48 +80,7 @@ def retrace(
     Raises:
         ErasureError: If the noisiest prediction does not determine an image.
     """
-    predict = _predictor(backbone, conditioning, guidance)
-    process = backbone.process
-    for t, cleaner in pairwise(_times(backbone, steps).flip(0)):
-        prediction = predict(x, t)
-        noise = process.epsilon(prediction, x, t)
-        # Not `remove`: at a time of pure noise the noise determines no clean latents.
-        x = process.noise(process.clean(prediction, x, t), noise, cleaner)
-    return x
-
-
-def _times(backbone: Backbone, steps: int) -> Tensor:
-    """Times of the inversion, rising from 0, ``(S + 1,)``."""
-    times = backbone.sampler(steps).times  # samplers of higher order repeat a time
-    rising = torch.tensor(sorted({0.0, *times.tolist()}), device=times.device)
-    _require_clean(backbone, rising[-1])
-    return rising
-
-
-def _require_clean(backbone: Backbone, t: Tensor) -> None:
-    """Raises unless a prediction at time ``t`` determines the clean latents."""
-    one = torch.ones(1, 1, 1, 1, device=t.device)
-    if backbone.process.clean(torch.zeros_like(one), one, t).abs().item() > 1 / _MIN_SIGNAL:
-        raise ErasureError(
-            f"{backbone.name} predicts the noise (epsilon) also where latents are noise alone (zero"
-            " terminal signal-to-noise ratio), which does not determine an image. Its scheduler"
-            " needs prediction_type v_prediction, or rescale_betas_zero_snr false, whichever its"
-            " weights were trained with."
-        )
-
-
-def _predictor(
-    backbone: Backbone, conditioning: Conditioning, guidance: float
-) -> Callable[[Tensor, Tensor], Tensor]:
-    if guidance <= 1 or backbone.embeds_guidance:
-        return lambda x, t: backbone.denoise(x, t, conditioning, guidance)
-    both = Conditioning.cat([backbone.unconditional(len(conditioning)), conditioning])
-
-    def guided(x: Tensor, t: Tensor) -> Tensor:
-        unconditional, conditional = backbone.denoise(torch.cat((x, x)), t, both).chunk(2)
-        return unconditional + guidance * (conditional - unconditional)
-
-    return guided
+    return ddim(backbone, conditioning, x, ddim_times(backbone, steps), guidance)
 
 
 class PurifiedImages(NamedTuple):

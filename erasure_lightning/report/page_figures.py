@@ -146,13 +146,15 @@ def grouped_attacks(runs: Mapping[str, RunRecord]) -> list[dict[str, AttackRecor
 
 
 def attack_figures(attacks: Mapping[str, AttackRecord]) -> QuestionFigures:
-    """Success of equal attacks on several runs, beside the success of plain prompts."""
+    """Success of equal attacks on several runs, beside that of plain prompts and controls."""
     estimates: dict[str, Estimate | None] = {}
     for label, (outcome, _) in attacks.items():
         model = label if len(attacks) > 1 else "edited"
         estimates.setdefault("original, plain prompts", outcome.success["original"])
         estimates[f"{model}, plain prompts"] = outcome.success["plain"]
         estimates[f"{model}, attacked"] = outcome.success["attacked"]
+        for name, estimate in outcome.controls.items():
+            estimates[f"{model}, control: {name}"] = estimate
     text = "Share of images recognised as the concept"
     figures = question_figures(text, "", estimates, SHARES, percents=True)
     rows = [row._replace(is_reference=not row.label.endswith("attacked")) for row in figures.rows]

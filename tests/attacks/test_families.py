@@ -18,6 +18,12 @@ BUDGETS = {
     "LatentInversion": {"steps": 2, "refinements": 1},
     "BenignFineTune": {"steps": 1, "points": 1, "examples": 2, "batch_size": 2},
     "RelearningCurve": {"steps": 1, "examples": [0, 1], "batch_size": 1},
+    "Inpainting": {},
+    "Completion": {"share": 0.5},
+    "TrajectoryNoise": {"etas": [1.5], "scales": [1.0]},
+    "ClassifierGuidance": {"scales": [1.0], "examples": 2, "others": 2, "epochs": 1},
+    "Misspelling": {"variants": 1},
+    "Translation": {"words_of": {"cat": ["Katze"]}},
 }
 
 

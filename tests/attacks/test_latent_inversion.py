@@ -4,7 +4,7 @@ import pytest
 import torch
 from under_attack import cigarette, tiny_target, weights
 
-from erasure_lightning.attacks.latent_inversion import LatentInversion, shuffled_copy
+from erasure_lightning.attacks.latent_inversion import LatentInversion
 from erasure_lightning.diffusion.inversion import invert, retrace
 from erasure_lightning.errors import ErasureError
 
@@ -43,22 +43,6 @@ def test_steps_of_its_own_overrule_the_target_s():
 def test_images_sampled_in_smaller_batches_are_the_same():
     together, apart = (LatentInversion().run(tiny_target(draw_size=size), 0)[0] for size in (2, 1))
     assert torch.allclose(together.images, apart.images, atol=1e-4)
-
-
-def test_a_shuffled_denoiser_has_the_same_entries_and_another_prediction(tiny):
-    before = weights(tiny)
-    shuffled = shuffled_copy(tiny, 0)
-    after = weights(shuffled)
-    assert all(
-        torch.equal(before[n].flatten().sort().values, after[n].flatten().sort().values)
-        for n in before
-    )
-    x, t, unconditional = torch.ones(1, 4, 8, 8), torch.tensor([500]), tiny.encode([""])
-    assert not torch.allclose(
-        shuffled.denoise(x, t, unconditional), tiny.denoise(x, t, unconditional), atol=1e-2
-    )
-    assert all(torch.equal(before[n], value) for n, value in weights(tiny).items())
-    assert all(torch.equal(after[n], value) for n, value in weights(shuffled_copy(tiny, 0)).items())
 
 
 def test_equal_seeds_give_equal_results_and_the_model_is_not_modified():

@@ -286,6 +286,7 @@ OUTCOME = {
         }
     ],
     "curve": [{"budget": 1, "success": 0.2}, {"budget": 8, "success": 0.5}],
+    "controls": {"new word": {"mean": 0.2, "low": 0.1, "high": 0.3, "seeds": 3, "pictures": 9}},
     "cost": {"seconds": 3.5, "evaluations": 8, "backwards": 2, "peak_gib": 0.5},
 }
 
@@ -313,6 +314,7 @@ def test_an_attack_is_in_the_group_of_its_run(attacked, logged):
     columns, (row,) = offline.table("attacks")
     assert dict(zip(columns, row, strict=True))["attacked mean"] == 0.5
     assert offline.table("found")[1] == [["Relearn", "cat", 0, 0.5, "a feline | <b>"]]
+    assert offline.table("controls")[1] == [["Relearn", "Distillation", "new word", 0.2, 0.1, 0.3]]
     interval = [offline.summary[f"attacked_relearn{end}"] for end in ("", "_low", "_high")]
     assert interval == [0.5, 0.4, 0.6]
     assert [artifact for artifact in offline.artifacts if "curve" in artifact]

@@ -21,6 +21,12 @@ SMALL = {
     "LatentInversion": {"steps": 1},
     "BenignFineTune": {"steps": 1, "points": 1, "examples": 1, "batch_size": 1},
     "RelearningCurve": {"steps": 1, "examples": "[0, 1]"},
+    "Inpainting": {},
+    "Completion": {"share": 0.5},
+    "TrajectoryNoise": {"etas": "[1]", "scales": "[1]"},
+    "ClassifierGuidance": {"scales": "[1]", "examples": 1, "others": 1, "epochs": 1},
+    "Misspelling": {"variants": 1},
+    "Translation": {},
 }
 
 

@@ -10,6 +10,7 @@ from report_runs import (
     HOSTILE,
     PROTOCOL,
     description,
+    estimate,
     make_run,
     outcome,
     write_config,
@@ -104,6 +105,12 @@ class TestOneRun:
         assert f"It took 12.5 s, {evaluations}, 0.5 GiB." in text
         charts = str(read(run).all("svg"))
         assert "success by budget: 0 at budget 1, 0.5 at budget 100" in charts
+
+    def test_controls_of_attacks(self, run):
+        controls = {"untaught": estimate(0.25, 0.1, 0.4)}
+        attacked = outcome(description(), controls=controls)
+        attacked.save(run / "attacks" / "unlearndiffatk" / "attack.json")
+        assert re.search(r"edited, control: untaught\s+25 % \[10, 40\]", read(run).text)
 
     def test_curves(self, run):
         labels = [a["aria-label"] for a in read(run).all("svg") if "aria-label" in a]
