@@ -80,11 +80,8 @@ class Backbone(FamilyInterface):
             blocks: Number of blocks of each tower, counted backwards from the layer whose output
                 the denoiser reads; all by default.
         """
-        named: dict[str, nn.Parameter] = {}
-        for number, tower in enumerate(self.towers):
-            read = tower.read_parameters(blocks)
-            named |= {f"text_encoders.{number}.{name}": p for name, p in read.items()}
-        return named
+        each = [tower.read_parameters(blocks) for tower in self.towers]
+        return {f"text_encoders.{i}.{n}": p for i, own in enumerate(each) for n, p in own.items()}
 
     @staticmethod
     def edits_text(names: Collection[str]) -> bool:
