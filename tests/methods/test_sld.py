@@ -3,6 +3,8 @@
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionPipelineSafe
+from recognition import KEPT, recognised, recognised_before
+from shipped import numbers
 
 from erasure_lightning import erase
 from erasure_lightning.backbones.conditioning import Conditioning
@@ -105,3 +107,12 @@ def test_concepts_that_are_too_many_for_a_prompt_are_refused():
         object.__setattr__(concept, "name", f"{concept.name} {number}")
     with pytest.raises(ErasureError, match="SLD needs all concepts in one prompt; found 80"):
         SLD(concepts=many, backbone=TinyBackbone()).configure_model()
+
+
+@pytest.mark.slow
+def test_it_erases_the_cigarette_of_the_emoji_world_and_leaves_the_rest():
+    cigarette = [Concept("cigarette", "lollipop")]
+    module = quick_fit(SLD(backbone="emoji-world", concepts=cigarette, **numbers("sld")), steps=1)
+    assert recognised_before(module, ["cigarette"] * 4) == 1
+    assert recognised(module.backbone, ["cigarette"] * 4) == 0
+    assert recognised(module.backbone, KEPT) == recognised_before(module, KEPT) == 1
