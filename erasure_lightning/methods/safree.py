@@ -25,6 +25,8 @@ Where ours differs, or the official code has bugs:
 * its latent re-attention in the Fourier domain is left out, and was never in: ``generate_safree``
   registers it without saying which of its three branches, so that none runs
   (``free_lunch_utils.py``, ``safree=None``);
+* it leaves the states behind the words, where CLIP's padding has all their meaning, as they were;
+  ``tail`` is ours, and off;
 * its phrases are a negative prompt too, which the paper's equations do not have. `SLD` is that idea
   as a rule of its own;
 * it projects by the inverse of a Gram matrix in float32, whose condition is that of the summaries,
@@ -56,7 +58,7 @@ class SAFREE(InferenceRule):
         phrases: Phrases that span the subspace beside the concepts' names, such as those that
             circumscribe nudity; none by default.
         alpha: How much farther from the concept a prompt without a trigger is than without others,
-            as a share, at least 0.
+            as a share, at least -1, at which every word is a trigger.
         tail: Whether the states behind the words, which have read the triggers, are projected with
             them (ours).
         filter: Whether the self-validating filter scales the projection; else it is whole.
@@ -82,7 +84,8 @@ class SAFREE(InferenceRule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        require("SAFREE", at_least=0, alpha=alpha, steepness=steepness)
+        require("SAFREE", at_least=-1, alpha=alpha)
+        require("SAFREE", at_least=0, steepness=steepness)
         require("SAFREE", at_least=0, at_most=2, threshold=threshold)
         self.phrases = phrases or []
         self.alpha = alpha

@@ -22,6 +22,10 @@ and stock pipeline, and acts where the code's does not: without guidance. ``delt
 50 there and is a share of the times here, which any number of steps has. The states of concept and
 empty prompt are encoded once.
 
+``mu`` grows with the distance from the concept's prediction, up to 1: by the paper's equation a
+single prediction for something else moves no less than one for the concept. What spares other
+things is the sign of ``e_p - e_s`` and, over a rollout, what ``e_s - e_u`` takes out of them.
+
 What attacks reach: every prediction for whatever states and latents arrive at the denoiser, by any
 words, embeddings or soft states; gradients pass the rule, but for the momentum, which acts in
 rollouts alone. Fine-tuning of weights moves ``e_p`` and ``e_s`` together.

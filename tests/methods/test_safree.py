@@ -1,6 +1,9 @@
 """SAFREE: the contract, its equations by hand, masked prompts, and what stays as it was."""
 
+import pytest
 import torch
+from recognition import KEPT, recognised, recognised_before
+from shipped import numbers
 from torch.nn.functional import cosine_similarity
 
 from erasure_lightning.adapters.subspace_projection import orthonormal_basis
@@ -104,3 +107,14 @@ def test_a_cached_prompt_is_encoded_again_at_another_strength():
     adapter.strength = 1.0
     assert not torch.allclose(whole, half, atol=1e-3)
     assert torch.equal(model.encode(["a cat"]).tokens, whole)
+
+
+@pytest.mark.slow
+def test_it_erases_the_cigarette_of_the_emoji_world_and_leaves_the_rest():
+    cigarette = [Concept("cigarette", "lollipop")]
+    module = quick_fit(
+        SAFREE(backbone="emoji-world", concepts=cigarette, **numbers("safree")), steps=1
+    )
+    assert recognised_before(module, ["cigarette"] * 4) == 1
+    assert recognised(module.backbone, ["cigarette"] * 4) == 0
+    assert recognised(module.backbone, KEPT) == recognised_before(module, KEPT) == 1

@@ -3,6 +3,8 @@
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionPipelineSafe
+from recognition import KEPT, recognised, recognised_before
+from shipped import numbers
 
 from erasure_lightning import erase
 from erasure_lightning.backbones.conditioning import Conditioning
@@ -25,7 +27,10 @@ OURS = {"scale": 50.0, "warmup": 0.35, "threshold": 0.01, "momentum": 0.4, "beta
 
 
 def test_contract():
-    check_method(SLD)
+    """Without the world's promise: ``mu`` grows with the distance from the concept's prediction, so
+    that single predictions for other things move no less.
+    """
+    check_method(SLD, world=None)
 
 
 def rule(family=TinyBackbone, **arguments):
@@ -105,3 +110,12 @@ def test_concepts_that_are_too_many_for_a_prompt_are_refused():
         object.__setattr__(concept, "name", f"{concept.name} {number}")
     with pytest.raises(ErasureError, match="SLD needs all concepts in one prompt; found 80"):
         SLD(concepts=many, backbone=TinyBackbone()).configure_model()
+
+
+@pytest.mark.slow
+def test_it_erases_the_cigarette_of_the_emoji_world_and_leaves_the_rest():
+    cigarette = [Concept("cigarette", "lollipop")]
+    module = quick_fit(SLD(backbone="emoji-world", concepts=cigarette, **numbers("sld")), steps=1)
+    assert recognised_before(module, ["cigarette"] * 4) == 1
+    assert recognised(module.backbone, ["cigarette"] * 4) == 0
+    assert recognised(module.backbone, KEPT) == recognised_before(module, KEPT) == 1
