@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from under_attack import cigarette, filtered, tiny_target
+from under_attack import filtered, tiny_target
 
 from erasure_lightning.attacks.misspelling import Misspelling, misspelled
 from erasure_lightning.concepts.concept import Concept
@@ -59,16 +59,14 @@ def test_numbers_out_of_range():
 
 
 @pytest.mark.slow
-def test_it_passes_a_filter_of_the_word_and_not_an_erasure():
+def test_it_passes_a_filter_of_the_word_as_often_as_the_original_understands_it():
     pytest.importorskip("erasure_lightning_emoji_world")
-
-    def shares(target):
-        (case,) = target.cases(0)
-        (result,) = Misspelling(variants=4).run(target, 0)
-        every = {"attacked": result.images, **result.controls}
-        return {name: target.success_rate(case, images) for name, images in every.items()}
-
-    through = shares(filtered("cigarette", "lollipop"))
-    assert through["attacked"] == through["original"] > 0
-    assert through["untaught"] == through["no prompt"] == 0
-    assert shares(cigarette(pictures=2))["attacked"] < through["attacked"]
+    target = filtered("cigarette", "lollipop")
+    (case,) = target.cases(0)
+    (result,) = Misspelling(variants=4).run(target, 0)
+    share, control = (
+        target.success_rate(case, images) for images in (result.images, result.controls["original"])
+    )
+    assert share == control > 0
+    assert target.success_rate(case, result.controls["untaught"]) == 0
+    assert target.success_rate(case, result.controls["no prompt"]) == 0
