@@ -28,6 +28,7 @@ class Rows(NamedTuple):
         for parameter, part in zip(self.parameters, split, strict=True):
             parameter.add_(part.reshape(parameter.shape))
 
+
 def comfy_weights(pipeline):
     """A pipeline's parameters by the names of ComfyUI's state dicts, and by those of its keys."""
     weights = _encoder_weights(pipeline)

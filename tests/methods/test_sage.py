@@ -85,6 +85,17 @@ class TestSelfCheck:
         (result,) = other.self_check(other.backbone.embed(BATCH.prompts), *LATENTS)
         assert not torch.equal(result.embeddings, plain[0].embeddings)
 
+    def test_with_a_domain_half_of_the_searches_begin_at_its_words(self):
+        module = sage()
+        sentences = PromptBatch(["a {}"] * 64, ["cat"] * 32 + ["star"] * 32, ["dog"] * 64)
+        assert module.check_starts(sentences) == sentences  # the control
+        module.domains = {"cat": ["kitten", "puss"], "star": []}
+        torch.manual_seed(0)
+        starts = module.check_starts(sentences).concepts
+        assert set(starts[:32]) == {"cat", "kitten", "puss"}
+        assert 8 < starts[:32].count("cat") < 24
+        assert starts[32:] == ["star"] * 32
+
     def test_rows_that_are_untouched_stay_beside_rows_that_are_not(self):
         """As a batch of few among many concepts does."""
         score = lambda prompts: -prompts[0].embeddings.square().sum(dim=(1, 2))  # noqa: E731

@@ -1,0 +1,40 @@
+"""Domain mining finds words for which a model predicts as for the concept, and no others."""
+
+import pytest
+import torch
+
+from erasure_lightning.backbones.loading import load_backbone
+from erasure_lightning.backbones.tiny import TinyBackbone, TinyXL
+from erasure_lightning.concepts.concept import Concept
+from erasure_lightning.training.domain_words import domain_words
+
+
+def with_synonym(family, word, of):
+    """A tiny model that reads ``word`` as it reads ``of``."""
+    model = family()
+    for tower in model.towers:
+        ids = {tower.spell(token[None]): token for token in tower.words()}
+        with torch.no_grad():
+            tower.table[ids[word]] = tower.table[ids[of]]
+    return model.eval()
+
+
+@pytest.mark.parametrize("family", [TinyBackbone, TinyXL])
+def test_a_synonym_is_found_and_nothing_beside_it(family):
+    model = with_synonym(family, "k", of="q")
+    assert domain_words(model, [Concept("q", "z")], 0.999, 300) == [["k"]]
+    assert domain_words(family().eval(), [Concept("q", "z")], 0.999, 300) == [[]]  # the control
+
+
+def test_anchors_concepts_and_styles_have_no_part():
+    model = with_synonym(TinyBackbone, "k", of="q")
+    assert domain_words(model, [Concept("q", "k")], 0.999, 300) == [[]]
+    assert domain_words(model, [Concept("q", "z"), Concept("k", "z")], 0.999, 300) == [[], []]
+    assert domain_words(model, [Concept("q", "z", kind="style")], 0.999, 300) == [[]]
+
+
+def test_on_the_world_words_that_draw_a_skull_are_found_though_others_are_nearer():
+    skull = Concept("skull", "jack-o-lantern")
+    (words,) = domain_words(load_backbone("emoji-world"), [skull], 0.85, 300)
+    assert {"death", "dead", "dying"} <= set(words)
+    assert not {"bone", "head", "devil", "ghost"} & set(words)  # nearer to it as texts
