@@ -28,12 +28,13 @@ class Rows(NamedTuple):
         for parameter, part in zip(self.parameters, split, strict=True):
             parameter.add_(part.reshape(parameter.shape))
 
+
 def comfy_weights(pipeline):
     """A pipeline's parameters by the names of ComfyUI's state dicts, and by those of its keys."""
     weights = _encoder_weights(pipeline)
     keys = {f"text_encoders.{_layer(name)}": name for name in weights if _layer(name)}
     for name in list(weights):
-        keys |= {key: name for key in _encoder_keys(name)}
+        keys |= dict.fromkeys(_encoder_keys(name), name)
     if hasattr(pipeline, "unet"):
         for name, parameter in pipeline.unet.named_parameters():
             own = f"diffusion_model.{unet_name(name, pipeline.unet)}"
