@@ -9,6 +9,7 @@ of ComfyUI's LoRA loader (``tests/comfyui.py``); ``adapters``, the code block in
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,7 @@ from diffusers.loaders import lora_pipeline
 from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 from safetensors.torch import load_file
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from comfyui import load_lora
 from original_layouts import narrow_flux_readers
 
@@ -66,9 +66,9 @@ def from_checkpoint(pipeline: DiffusionPipeline, base: str, export: str) -> Diff
     return type(pipeline).from_single_file(export, config=base, local_files_only=True, **parts)
 
 
-def documented_reader():
+def documented_reader() -> Callable[[DiffusionPipeline, str], None]:
     """The function of docs/export.md that attaches gated adapters."""
-    text = (ROOT / "docs" / "export.md").read_text()
+    text = (Path(__file__).resolve().parent.parent / "docs" / "export.md").read_text()
     space = {}
     exec(re.search(r"```python\n(import json.*?)```", text, re.DOTALL)[1], space)
     return space["attach_adapters"]

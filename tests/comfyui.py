@@ -34,7 +34,7 @@ def comfy_weights(pipeline):
     weights = _encoder_weights(pipeline)
     keys = {f"text_encoders.{_layer(name)}": name for name in weights if _layer(name)}
     for name in list(weights):
-        keys |= {key: name for key in _encoder_keys(name)}
+        keys |= dict.fromkeys(_encoder_keys(name), name)
     if hasattr(pipeline, "unet"):
         for name, parameter in pipeline.unet.named_parameters():
             own = f"diffusion_model.{unet_name(name, pipeline.unet)}"

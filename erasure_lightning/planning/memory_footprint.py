@@ -95,7 +95,9 @@ def _weights(module: ErasureModule, trained: dict[str, nn.Parameter]) -> WeightB
     offloads = isinstance(module, GradientErasure) and module.offload_text
     offloaded = nbytes(backbone.text_encoders.parameters()) if offloads else 0
     blocks = find_blocks(backbone.denoiser)
-    unit = _largest_unit(backbone.denoiser, blocks) * divisible[0].element_size() if divisible else 0
+    unit = (
+        _largest_unit(backbone.denoiser, blocks) * divisible[0].element_size() if divisible else 0
+    )
     return WeightBytes(
         frozen=nbytes([*frozen, *backbone.buffers()]) - offloaded,
         offloaded=offloaded,

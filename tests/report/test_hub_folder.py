@@ -152,6 +152,16 @@ def test_the_users_checkpoint_with_the_edit_is_pushed(run, tmp_path, capsys):
     assert "`checkpoint.safetensors`: a single file of the whole edited model" in card
 
 
+def linked_copy(folder, parent):
+    """A folder of links into a store, as huggingface_hub's cache is."""
+    (parent / "blobs").mkdir()
+    for number, file in enumerate(sorted(folder.rglob("*.safetensors"))):
+        link = parent / "snapshot" / file.relative_to(folder)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(shutil.copy(file, parent / "blobs" / str(number)))
+    return parent / "snapshot"
+
+
 def test_a_push_brings_the_edits_beneath_along(run, tmp_path, capsys):
     pipeline = TinyBackbone().to_pipeline()
     (tmp_path / "home").mkdir(exist_ok=True)
@@ -169,12 +179,7 @@ def test_a_push_brings_the_edits_beneath_along(run, tmp_path, capsys):
     card = (run / "hub" / "README.md").read_text()
     assert 'apply_edit(snapshot_download("a/b"), pipeline)' in card
     downloaded = (run / "hub").rename(tmp_path / "downloaded")
-    linked = tmp_path / "snapshot"  # as huggingface_hub's cache: links into a store
-    for number, file in enumerate(sorted(downloaded.rglob("*.safetensors"))):
-        link = linked / file.relative_to(downloaded)
-        link.parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "blobs").mkdir(exist_ok=True)
-        link.symlink_to(shutil.copy(file, tmp_path / "blobs" / str(number)))
+    linked = linked_copy(downloaded, tmp_path)
     runs[0].rename(tmp_path / "gone")
     message = error(capsys, run, "a/b", "--no_gallery")
     assert "needs the run of UCE of house" in message
