@@ -38,6 +38,7 @@ CHEAP = {
     "CA": {"latents": GeneratedImages(images=2, steps=2, of="anchor")},
     "SalUn": {"latents": GeneratedImages(images=2, steps=2), "remaining": 2},
     "ANT": {"maps": 1},
+    "GLoCE": {"images": 1, "steps": 2},
     "Receler": {"attack_steps": 1},
     "AdvUnlearn": {"attack_from": 0, "attack_steps": 1},
 }
