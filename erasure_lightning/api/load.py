@@ -123,4 +123,7 @@ def _arguments(metadata: dict[str, Any]) -> dict[str, Any]:
 
 
 def _opaque(value: Any) -> bool:
-    return isinstance(value, str) and value.startswith("<")  # an object's repr, not a value
+    """Whether an argument was an object: of Python its repr, of a config its class."""
+    if isinstance(value, dict):
+        return "class_path" in value
+    return isinstance(value, str) and value.startswith("<")

@@ -182,10 +182,13 @@ class TestLoadEdited:
         )
         assert not any(p.requires_grad for p in loaded.parameters())
 
-    def test_an_object_among_the_arguments_is_left_out(self, run):
+    @pytest.mark.parametrize("bank", ["<a bank>", {"class_path": "a.Bank", "init_args": {}}])
+    def test_an_object_among_the_arguments_is_left_out(self, run, bank):
         _, description = read_edit(run / "edit.safetensors")
-        path = changed(run, arguments=description["arguments"] | {"latents": "<a bank>"})
-        assert isinstance(load_edited(path).latents, PureNoise)
+        objects = {"latents": bank, "adversary": bank}
+        loaded = load_edited(changed(run, arguments=description["arguments"] | objects))
+        assert isinstance(loaded.latents, PureNoise)
+        assert loaded.adversary is None
 
     def test_a_method_nobody_registered_is_not_imported(self, run, tmp_path, monkeypatch):
         (tmp_path / "foreign.py").write_text("open('ran', 'w')\nclass SAGE: ...\n")
