@@ -38,7 +38,7 @@ def seeded():
 
 
 @pytest.fixture(scope="session")
-def erasure(tmp_path_factory):
+def erasure(tmp_path_factory, worlds_read_once):
     """The program `erasure`, whose processes are forks; a benchmark's jobs are too."""
     path = tmp_path_factory.mktemp("bin") / "erasure"
 
@@ -47,6 +47,8 @@ def erasure(tmp_path_factory):
         return main(argv)
 
     importlib.import_module("erasure_lightning.cli.run")  # once for all of them
+    if find_world("emoji-world"):
+        base.load_backbone("emoji-world", torch.float32, "all")  # and what that imports
     with forking(run, path):
         yield path
 

@@ -1,8 +1,10 @@
+import json
 import os
 from pathlib import Path
 
 import nbformat
 import pytest
+from forks import forking
 from nbclient import NotebookClient
 
 NOTEBOOKS = sorted(Path(__file__).parents[1].glob("notebooks/*.ipynb"))
@@ -32,6 +34,26 @@ def pictures(notebook):
     return sum("image/png" in output.get("data", {}) for output in outputs(notebook))
 
 
+def _run_kernel(argv):
+    from ipykernel.kernelapp import launch_new_instance  # reads its environment when imported
+
+    launch_new_instance(argv=argv)
+
+
+@pytest.fixture
+def forked_kernel(tmp_path_factory, monkeypatch):
+    """Kernels are forks, which have imported everything already."""
+    folder = tmp_path_factory.mktemp("jupyter")
+    specification = folder / "kernels" / "python3" / "kernel.json"
+    specification.parent.mkdir(parents=True)
+    with forking(_run_kernel, folder / "kernel") as program:
+        argv = [str(program), "-f", "{connection_file}"]
+        content = {"argv": argv, "display_name": "Python 3", "language": "python"}
+        specification.write_text(json.dumps(content))
+        monkeypatch.setenv("JUPYTER_PATH", str(folder))
+        yield
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_readers_see_what_it_printed(path):
     notebook = nbformat.read(path, as_version=4)
@@ -44,6 +66,7 @@ def test_readers_see_what_it_printed(path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+@pytest.mark.usefixtures("forked_kernel")
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_it_runs_and_shows_as_many_pictures(path, tmp_path, monkeypatch, erasure):
     monkeypatch.setenv("PATH", str(erasure.parent), prepend=os.pathsep)

@@ -15,7 +15,6 @@ from torch.distributed.tensor import DTensor
 
 from erasure_lightning.backbones.tiny_parts import TINY_WORDS
 from erasure_lightning.concepts.concept import Concept
-from erasure_lightning.distributed import fsdp
 from erasure_lightning.distributed.collectives import average_gradients
 from erasure_lightning.distributed.fsdp import full_tensor
 from erasure_lightning.methods import METHODS
@@ -162,7 +161,6 @@ def related(module, rows):
 def main(out):
     """Fit them one after the other."""
     warnings.simplefilter("ignore")
-    fsdp.MIN_UNIT = 1  # the tiny model has nothing larger
     loaded = []
     read = copies_of_one(base.load_backbone)
     base.load_backbone = lambda *arguments: loaded.append(arguments[2] != "all") or read(*arguments)
