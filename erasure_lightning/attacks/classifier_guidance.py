@@ -20,8 +20,8 @@ process of every family serves; no gradient where latents are noise alone, which
 
 The judge never guides: its own gradient would deceive it. Strong guidance may deceive it all the
 same, and of many scales one succeeds more often by chance, so compare the controls (`Probe`): the
-shuffled denoiser shows what the gradient alone draws, ``no classifier`` what comes by itself. Look at
-its images too: from scale 50 on the emoji world's are blurred cigarettes that the judge misses.
+shuffled denoiser shows what the gradient alone draws, ``no classifier`` what comes by itself. Look
+at its images too: from scale 50 on the emoji world's are blurred cigarettes that the judge misses.
 
 Cost for each concept and seed: the sampling of the examples and the training of the classifier, and
 for each image three times its sampling, once for each scale.
