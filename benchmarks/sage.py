@@ -1,8 +1,8 @@
 """Figures of SAGE in the README: ``python benchmarks/sage.py bars`` (or ``ablations``).
 
-Each row is one `erasure fit` with a shipped config, or one and the overrides written here; the
-ablations erase the five weapons, with self-checks that begin at their names alone. Finished runs in ``--out`` are reused, so that a stopped table is
-resumed.
+Each row is one `erasure fit` with a shipped config, or one and the overrides written here. The
+ablations erase the five weapons, with self-checks that begin at their names alone. Finished runs in
+``--out`` are reused, so that a stopped table is resumed.
 """
 
 import argparse
