@@ -6,8 +6,9 @@ import shutil
 import diffusers
 import pytest
 import torch
+from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 from original_layouts import (
-    narrow_flux_reader,
+    narrow_flux_readers,
     original_tensors,
     second_generation,
     write_original,
@@ -38,7 +39,8 @@ def third_generation():
 
 @pytest.fixture
 def narrow_flux(monkeypatch):
-    narrow_flux_reader(monkeypatch)
+    flux = SINGLE_FILE_LOADABLE_CLASSES["FluxTransformer2DModel"]
+    monkeypatch.setitem(flux, "checkpoint_mapping_fn", narrow_flux_readers(32)[0])
 
 
 CASES = {

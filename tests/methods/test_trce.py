@@ -31,7 +31,11 @@ def bank(**arguments):
     return TrajectoryBank(**({"trajectories": 2, "steps": 4} | arguments))
 
 
-@pytest.mark.parametrize("arguments", [{}, {"closed_form": False, "latents": bank()}], ids=str)
+@pytest.mark.parametrize(
+    "arguments",
+    [{}, {"closed_form": False, "latents": bank()}],
+    ids=["stages", "second stage alone"],
+)
 def test_contract(arguments):
     check_method(
         TRCE, **(VARIANT if arguments else {}), **({"lr": 1e-3, "preserve": 1e-2} | arguments)
