@@ -252,7 +252,7 @@ def shifted(tmp_path, tiny):
 def test_an_edit_installs_the_adapters_of_a_package(site, tiny, shifted):
     edit, layer = shifted
     pipeline = tiny.to_pipeline()
-    with pytest.raises(ErasureError, match="of kind 'shift'; known are eraser, lora, spm"):
+    with pytest.raises(ErasureError, match="of kind 'shift'; known are eraser, gloce, lora, .*spm"):
         apply_edit(edit, pipeline, transfer=True)  # the control
     install_adapter(site, "shifts")
     module = pipeline.unet.get_submodule(layer)

@@ -40,14 +40,26 @@ def built_once(build: Callable[..., None]) -> Callable[..., None]:
         key = (type(self), *arguments.items(), sample.dtype)
         if key in copiers and _is_plain(sample):
             vars(self).update(copiers[key]())
+            for tower in self.towers:
+                _restore_decoding(tower.tokenizer)
             return
         build(self, **arguments)
         if _is_plain(sample):
-            # A pickled tokenizer decodes words with their end-of-word suffix.
-            tokenizers = [tower.tokenizer for tower in self.towers]
-            copiers[key] = copier(vars(self), shared=tokenizers)
+            copiers[key] = copier(vars(self))
 
     return construct
+
+
+def _restore_decoding(tokenizer: Any) -> None:
+    """Lets a copy of CLIP's tokenizer decode words without their end-of-word suffix again.
+
+    transformers 5 replaces a method of the object for that, which neither pickle nor `deepcopy`
+    copies; only its private method does so again.
+    """
+    from transformers import CLIPTokenizer
+
+    if isinstance(tokenizer, CLIPTokenizer):
+        tokenizer._wrap_decode_method_backend_tokenizer()
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:

@@ -36,6 +36,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from erasure_lightning.checks import require
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.training.adversary import Adversary
 from erasure_lightning.training.adversary_kinds import PrefixAdversary
@@ -85,8 +86,7 @@ class AdvUnlearn(GradientErasure):
         for name, (value, bound) in least.items():
             if value < bound:
                 raise ErasureError(f"AdvUnlearn needs {name} of at least {bound}; found {value}.")
-        if attack_lr <= 0:
-            raise ErasureError(f"AdvUnlearn needs attack_lr above 0; found {attack_lr}.")
+        require("AdvUnlearn", above=0, attack_lr=attack_lr)
         prefix = PrefixAdversary(
             begin=attack_from,
             steps=attack_steps,

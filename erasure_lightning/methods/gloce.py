@@ -31,7 +31,7 @@ labels (for a style among other styles), there in a file of names; or among the 
 retention callbacks retain. There each concept has a file of its own, and merged files act as the
 stack here: a pixel has the gate that is most open.
 
-Cost: ``2 + neighbours`` prompts a concept, ``2 images steps`` evaluations each; no gradient.
+Cost: ``2 + neighbours`` prompts a concept, ``2 images rollout_steps`` evaluations each; no gradient.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -123,7 +123,7 @@ class GLoCE(AdapterEdit, ClosedFormErasure):
             a style other styles.
         template: Sentence with ``{}`` for the words; by default a short one of the concept's kind.
         images: Number of images of each prompt, at least 1.
-        steps: Sampling steps of each, at least 1.
+        rollout_steps: Sampling steps of each, at least 1.
         guidance: Scale of classifier-free guidance of the rollouts.
         thresh: Standard deviations from the mean score of the neighbours to the gate's centre,
             above 0.
@@ -145,14 +145,14 @@ class GLoCE(AdapterEdit, ClosedFormErasure):
         vocabulary: str | None = None,
         template: str | None = None,
         images: int = 3,
-        steps: int = 50,
+        rollout_steps: int = 50,
         guidance: float = 7.5,
         thresh: float = 2.5,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         ranks = {"rank": rank, "anchor_rank": anchor_rank, "gate_rank": gate_rank}
-        counts = {"neighbours": neighbours, "images": images, "steps": steps}
+        counts = {"neighbours": neighbours, "images": images, "rollout_steps": rollout_steps}
         require("GLoCE", at_least=1, **ranks, **counts)
         require("GLoCE", at_least=0, guidance=guidance)
         require("GLoCE", above=0, thresh=thresh)
@@ -167,7 +167,7 @@ class GLoCE(AdapterEdit, ClosedFormErasure):
         self.vocabulary = vocabulary
         self.template = template
         self.images = images
-        self.steps = steps
+        self.rollout_steps = rollout_steps
         self.guidance = guidance
         self.thresh = thresh
 
@@ -253,7 +253,7 @@ class GLoCE(AdapterEdit, ClosedFormErasure):
 
         with outputs_read(layers, conditional):
             steps = rollout(
-                self.original, conditioning, seeds, steps=self.steps, guidance=self.guidance
+                self.original, conditioning, seeds, steps=self.rollout_steps, guidance=self.guidance
             )
             for _ in steps:
                 pass

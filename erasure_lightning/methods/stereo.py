@@ -99,6 +99,7 @@ class STEREO(PartErasure):
         scales = {"eta": eta, "anchor": anchor, "negative": negative, "search_lr": search_lr}
         require("STEREO", at_least=0, **scales)
         require("STEREO", at_least=0, at_most=1, parallel=parallel)
+        require("STEREO", above=0, attack_lr=attack_lr)
         self.inversion = InversionAdversary(words=rounds, steps=attack_steps, lr=attack_lr)
         super().__init__(
             train=train, lr=lr, optimizer=optimizer, adversary=self.inversion, **kwargs

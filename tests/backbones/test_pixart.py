@@ -304,9 +304,10 @@ class TestClosedForms:
         assert targets.any(dim=1).all()
 
 
-def test_every_method_suits_it():
-    for name in METHODS:
-        assert load_method(find_method(name)).needs <= TinyPixArt.capabilities
+def test_every_method_suits_it_but_the_one_of_clips_states():
+    needs = {name: load_method(find_method(name)).needs for name in METHODS}
+    unsuited = [name for name in METHODS if not needs[name] <= TinyPixArt.capabilities]
+    assert unsuited == ["SAFREE"]
 
 
 def test_a_bank_s_early_and_late_steps_keep_the_promises():

@@ -26,6 +26,7 @@ def test_models_of_equal_arguments_are_equal_and_share_no_tensor(family):
     assert all(a is not b for a, b in zip(second.towers, third.towers, strict=True))
     tokenizers = [[tower.tokenizer for tower in model.towers] for model in (second, third)]
     assert all(a is not b for a, b in zip(*tokenizers, strict=True))
+    assert second.spell(second.words()) == first.spell(first.words())
     assert torch.equal(second.encode(["a cat"]).tokens, third.encode(["a cat"]).tokens)
     assert not any(parameter.requires_grad for parameter in third.parameters())
 

@@ -263,7 +263,7 @@ def test_help_names_files_of_concepts(capsys):
             ),
         ),
         (["--model.lr", "7"], "erasure fit needs a method"),
-        (["--model", "sgae"], "unknown method 'sgae'. Did you mean 'SAGE'? Known: "),
+        (["--model", "sgae"], "unknown method 'sgae'. Did you mean 'SAGE' or 'SAFREE'? Known: "),
         (
             ["--model", "sage"],
             "model needs concepts, backbone: give --model.concepts and --model.backbone",
@@ -361,7 +361,7 @@ def test_a_mistake_is_one_clear_line(error, argv, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("model: sgae\n", "unknown method 'sgae'. Did you mean 'SAGE'?"),
+        ("model: sgae\n", "unknown method 'sgae'. Did you mean 'SAGE' or 'SAFREE'?"),
         ("modle: sage\n", "the config has no option 'modle'. Did you mean 'model'?"),
         (
             "model: sage\ntrainer: {max_stepz: 4}\n",

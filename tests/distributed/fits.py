@@ -40,7 +40,7 @@ CHEAP = {
     "ANT": {"maps": 1},
     "EraseAnything": {"latents": TrajectoryBank(trajectories=2, steps=2)},
     "EraseFlow": {"latents": StochasticTrajectories(trajectories=2, steps=3, early=1, late=1)},
-    "GLoCE": {"images": 1, "steps": 2},
+    "GLoCE": {"images": 1, "rollout_steps": 2},
     "Receler": {"attack_steps": 1},
     "AdvUnlearn": {"attack_from": 0, "attack_steps": 1},
 }

@@ -15,7 +15,7 @@ from erasure_lightning.retention.local_noise import LocalNoisePreservation
 from erasure_lightning.testing import check_method, quick_fit
 
 CONCEPTS = [Concept("cat", "dog"), Concept("star", "heart")]
-ARGUMENTS = {"images": 2, "steps": 2, "neighbours": 2}
+ARGUMENTS = {"images": 2, "rollout_steps": 2, "neighbours": 2}
 
 
 def gloce(concepts=CONCEPTS, **arguments):
@@ -60,7 +60,7 @@ class TestStatistics:
             module.guidance = guidance
             return torch.cat([m.mean for m in module.moments(prompt).values()])
 
-        module.steps = 1  # later latents depend on the guidance
+        module.rollout_steps = 1  # later latents depend on the guidance
         assert torch.allclose(means("a cat", 7.5), means("a cat", 1.0), atol=1e-5)
         assert not torch.allclose(means("a cat", 7.5), means("", 1.0), atol=1e-3)  # the control
 
@@ -119,7 +119,7 @@ class TestSolution:
         assert values["down"].norm() > 0.1
 
     def test_gates_are_nearly_closed_for_neighbours_and_open_wider_for_the_concept(self):
-        module = quick_fit(gloce(concepts=CONCEPTS[:1], thresh=1.0, steps=4, images=4), 1)
+        module = quick_fit(gloce(concepts=CONCEPTS[:1], thresh=1.0, rollout_steps=4, images=4), 1)
         adapters = {
             name.removesuffix(f".{ADAPTER_CHILD}"): adapter
             for name, adapter in module.backbone.named_modules()
