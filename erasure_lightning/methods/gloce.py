@@ -31,7 +31,8 @@ labels (for a style among other styles), there in a file of names; or among the 
 retention callbacks retain. There each concept has a file of its own, and merged files act as the
 stack here: a pixel has the gate that is most open.
 
-Cost: ``2 + neighbours`` prompts a concept, ``2 images rollout_steps`` evaluations each; no gradient.
+Cost: ``2 + neighbours`` prompts a concept, ``2 images rollout_steps`` evaluations each; no
+gradient.
 """
 
 from collections.abc import Callable, Iterator, Sequence
