@@ -41,7 +41,7 @@ from erasure_lightning.backbones.interface import Part
 from erasure_lightning.backbones.process import LossSpace
 from erasure_lightning.checks import require
 from erasure_lightning.training.latent_sources import NoisyBatch, pure_noise
-from erasure_lightning.training.word_mixtures import WordMixture, WordMixtureErasure
+from erasure_lightning.training.word_mixtures import WordMixtureErasure
 
 
 class EAP(WordMixtureErasure):
@@ -80,17 +80,9 @@ class EAP(WordMixtureErasure):
         self.preserve = preserve
         self.adversary_lr = adversary_lr
 
-    def new_mixture(self, words: list[str]) -> WordMixture:
+    def mixture_settings(self) -> dict[str, Any]:
         """Single words, with the gradient of all."""
-        return WordMixture(
-            self.original,
-            [concept.name for concept in self.concepts],
-            words,
-            closest=self.closest,
-            centres=self.centres,
-            temperature=self.temperature,
-            lr=self.adversary_lr,
-        )
+        return {"lr": self.adversary_lr}
 
     def erasure_loss(self, batch: NoisyBatch) -> Tensor:
         """A step of the adversary, then the loss of the weights at words that it samples."""

@@ -55,8 +55,17 @@ from erasure_lightning.training.prompt_states import (
     with_template_of,
 )
 
-#: Parts of the denoiser that each ``edit`` trains.
-_PARTS: dict[str, tuple[Part, ...]] = {
+#: What is trained.
+EditedPart = Literal[
+    "text_encoder",
+    "cross_attention",
+    "text_entry",
+    "joint_attention",
+    "text_encoder+joint_attention",
+]
+
+#: Parts of the denoiser that each edit trains.
+_PARTS: dict[EditedPart, tuple[Part, ...]] = {
     "text_encoder": (),
     "text_encoder+joint_attention": ("x", "entry"),
     "cross_attention": ("x-strict",),
@@ -105,13 +114,7 @@ class SAGE(GradientErasure):
     def __init__(
         self,
         *,
-        edit: Literal[
-            "text_encoder",
-            "cross_attention",
-            "text_entry",
-            "joint_attention",
-            "text_encoder+joint_attention",
-        ] = "text_encoder",
+        edit: EditedPart = "text_encoder",
         blocks: int | None = None,
         check_steps: int = 30,
         check_size: float = 0.07,
@@ -127,23 +130,10 @@ class SAGE(GradientErasure):
         **kwargs: Any,
     ) -> None:
         super().__init__(lr=lr, **kwargs)
+        require("SAGE", at_least=0, check_steps=check_steps, eta=eta, blocks=blocks)
+        require("SAGE", at_least=0, denoiser_lr=denoiser_lr)
         require("SAGE", above=0, at_most=1, domain_similarity=domain_similarity)
         require("SAGE", at_least=1, domain_candidates=domain_candidates)
-        if self.adversary is not None and erase_space == "text" and edit == "text_encoder":
-            raise ErasureError(
-                "SAGE with an adversary needs erase_space 'noise' or an edit of the denoiser too:"
-                " its loss of text states is on no prediction."
-            )
-        if not edit.startswith("text_encoder") and erase_space == "text":
-            raise ErasureError(
-                f"SAGE with edit {edit!r} needs erase_space 'noise'; it does not change text"
-                " states."
-            )
-        if check_steps < 0 or eta < 0 or (blocks is not None and blocks < 0):
-            raise ErasureError(
-                f"SAGE needs check_steps, eta, blocks of at least 0; found {check_steps}, {eta},"
-                f" {blocks}."
-            )
         self.edit = edit
         self.blocks = blocks
         self.check_steps = check_steps
@@ -158,6 +148,22 @@ class SAGE(GradientErasure):
         self.target_template = target_template
         self.eta = eta
         self.denoiser_lr = lr if denoiser_lr is None else denoiser_lr
+        self._check_spaces()
+
+    def _check_spaces(self) -> None:
+        """Raise where the erasure loss does not reach what is trained, or an adversary no loss."""
+        if self.erase_space == "noise":
+            return
+        if self.adversary is not None and self.edit == "text_encoder":
+            raise ErasureError(
+                "SAGE with an adversary needs erase_space 'noise' or an edit of the denoiser too:"
+                " its loss of text states is on no prediction."
+            )
+        if not self.edit.startswith("text_encoder"):
+            raise ErasureError(
+                f"SAGE with edit {self.edit!r} needs erase_space 'noise'; it does not change text"
+                " states."
+            )
 
     def editable(self) -> dict[str, nn.Parameter]:
         """The text encoder's last blocks and final norm, or parts of the denoiser, or both."""

@@ -159,8 +159,8 @@ class WordMixtureErasure(PartErasure):
         self._restored: dict[str, Any] = {}
 
     @abstractmethod
-    def new_mixture(self, words: list[str]) -> WordMixture:
-        """The untrained mixtures of the concepts, over a vocabulary."""
+    def mixture_settings(self) -> dict[str, Any]:
+        """Arguments of `WordMixture` that are the method's own: ``lr`` and ``top``."""
 
     @torch.no_grad()
     def on_train_start(self) -> None:
@@ -172,7 +172,15 @@ class WordMixtureErasure(PartErasure):
         else:
             words = Vocabulary(self.backbone.world, self.concepts).others
         super().on_train_start()
-        self.words = self.new_mixture(words)
+        self.words = WordMixture(
+            self.original,
+            [concept.name for concept in self.concepts],
+            words,
+            closest=self.closest,
+            centres=self.centres,
+            temperature=self.temperature,
+            **self.mixture_settings(),
+        )
         if self._restored:
             self.words.load_state_dict(self._restored)
 

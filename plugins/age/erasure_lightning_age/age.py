@@ -38,7 +38,7 @@ from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.backbones.interface import Part
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.training.latent_sources import NoisyBatch, pure_noise
-from erasure_lightning.training.word_mixtures import WordMixture, WordMixtureErasure
+from erasure_lightning.training.word_mixtures import WordMixtureErasure
 
 
 class AGE(WordMixtureErasure):
@@ -88,18 +88,9 @@ class AGE(WordMixtureErasure):
         self.target_lr = target_lr
         self.ascent = ascent
 
-    def new_mixture(self, words: list[str]) -> WordMixture:
+    def mixture_settings(self) -> dict[str, Any]:
         """Mixtures of the ``top`` words."""
-        return WordMixture(
-            self.original,
-            [concept.name for concept in self.concepts],
-            words,
-            closest=self.closest,
-            centres=self.centres,
-            temperature=self.temperature,
-            lr=self.target_lr,
-            top=self.top,
-        )
+        return {"lr": self.target_lr, "top": self.top}
 
     def erasure_loss(self, batch: NoisyBatch) -> Tensor:
         """A step of the mixture, then the loss of the weights at a new sample of it, a scalar."""
