@@ -5,7 +5,7 @@ side, and are measured as `erasure fit` measures. *published* is the schedule of
 rohitgandikota/erasing @ 25613d2: before every iteration a fresh rollout of 0 to 49 of 50 steps of
 the frozen original (there a second model, here our shared one) at guidance 3; one latent, the bare
 name, Adam at a constant rate. *as shipped* is `configs/esd.yaml`. *short* is the same with a
-smaller bank and fewer steps at a higher rate: enough for the erasure of the published schedule.
+smaller bank and fewer steps at eight times the rate: enough for the erasure of the published schedule.
 *seconds* are wall-clock time of training; *processor* is processor time, which is independent of
 the machine's load, and *times* the ratio of the published schedule's to each.
 """
@@ -71,13 +71,13 @@ class Processor(Callback):
 
 def published(iterations: int) -> list[str]:
     """Arguments of a run of the published schedule."""
-    arguments = ["--model", "time_to_erasure.PublishedESD", "--model.lr", "5e-4"]
-    arguments += ["--data.batch_size", "1"]
+    arguments = ["--model", "time_to_erasure.PublishedESD", "--model.backbone", "emoji-world"]
+    arguments += ["--model.lr", "5e-4", "--data.batch_size", "1"]
     return [*arguments, "--data.templates", '["{}"]', "--trainer.max_steps", str(iterations)]
 
 
 SHIPPED = ["--config", "esd.yaml"]
-SHORT = ["--model.lr", "4e-4", "--model.latents.trajectories", "8", "--data.rounds", "16"]
+SHORT = ["--model.lr", "8e-4", "--model.latents.trajectories", "8", "--data.rounds", "16"]
 
 COLUMNS = (
     *("own", "domain", "retain", "feature", "evaluations", "with gradient"),
