@@ -86,8 +86,8 @@ SOURCES = f"{IMAGES}.map(i => i.src)"
     chromium() is None and not os.environ.get("CI"),
     reason="needs a Chromium: apt-get install chromium",
 )
-def test_the_page_draws_in_a_browser_without_network_and_ctrl_c_ends_it(run):
-    command = [sys.executable, "-m", "erasure_lightning", "demo", str(run), "--steps", "2"]
+def test_the_page_draws_in_a_browser_without_network_and_ctrl_c_ends_it(run, erasure):
+    command = [erasure, "demo", str(run), "--steps", "2"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         address = re.search(r"http://127\.0\.0\.1:\d+/", process.stdout.readline())[0]

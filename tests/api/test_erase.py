@@ -42,7 +42,13 @@ def small(name):
     source = images if name in ("CA", "SalUn", "MACE") else bank
     if name == "EraseFlow":
         source = StochasticTrajectories(trajectories=2, steps=3, early=1, late=1)
-    more = {"SalUn": {"remaining": 2}, "SDD": {"ema": 0.5}, "AdvUnlearn": {"attack_steps": 1}}
+    more = {
+        "SalUn": {"remaining": 2},
+        "SDD": {"ema": 0.5},
+        "AdvUnlearn": {"attack_steps": 1},
+        "Receler": {"attack_steps": 1},
+        "ANT": {"maps": 1},
+    }
     return {"lr": 1e-2, "warmup": 0, "latents": source} | more.get(name, {})
 
 

@@ -14,15 +14,15 @@ from erasure_lightning.training.image_sources import GeneratedImages
 
 CONCEPTS = [Concept("cat", "dog"), Concept("star", "heart")]
 #: One that needs nothing, and all that stand beside blocks for the time of a forward; few images,
-#: early attacks.
+#: early and short attacks.
 METHODS = {
     "ESD": {},
     "CA": {"latents": GeneratedImages(2, 2, of="anchor")},
     "MACE": {"latents": GeneratedImages(2, 2)},
     "SPM": {},
-    "Receler": {},
+    "Receler": {"attack_steps": 2},
     "RealEra": {},
-    "AdvUnlearn": {"attack_from": 0},
+    "AdvUnlearn": {"attack_from": 0, "attack_steps": 2},
     "SAGE": {"check_from": 0},
 }
 

@@ -151,7 +151,7 @@ def test_an_interruption_in_the_last_step_waits_for_the_edit(folder, monkeypatch
 def test_a_kill_behind_the_last_step_and_before_the_edit(folder, method, tmp_path, monkeypatch):
     """What methods and callbacks do when training ends, they do in the resumed run."""
     settings = config(method)
-    settings["trainer"]["max_steps"] = 6
+    settings["trainer"]["max_steps"] = 4
     settings["trainer"]["callbacks"] = [
         {"class_path": "RetentionMonitor", "init_args": {"every": 2, "steps": 2}}
     ]
@@ -181,7 +181,7 @@ def test_a_run_that_stopped_on_its_goal_stops_there_again(folder, tmp_path, monk
 
 def test_gradients_that_add_up_are_not_cut(folder, tmp_path, monkeypatch):
     settings = config("trivial.Distillation")
-    settings["trainer"] |= {"accumulate_grad_batches": 3, "max_steps": 6}
+    settings["trainer"] |= {"accumulate_grad_batches": 3, "max_steps": 3}
     (tmp_path / "given.yaml").write_text(yaml.safe_dump(settings))
     fit, seen = ["fit", "--config", str(tmp_path / "given.yaml"), "--run_dir"], []
     assert main([*fit, str(tmp_path / "whole")]) == 0

@@ -80,6 +80,16 @@ class SaveBehind(Callback):
             trainer.should_stop = True
 
 
+class SaveAll(Callback):
+    """Saves behind every step."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def on_train_batch_end(self, trainer, *_):
+        trainer.save_checkpoint(self.folder / f"{trainer.global_step}.ckpt")
+
+
 class Recorder(Callback):
     """Keeps the sentences and the rate of every step."""
 
@@ -136,12 +146,19 @@ def test_more_epochs_are_more_steps_of_other_batches_along_one_cosine():
     assert not equal(runs[2], runs[3])
 
 
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """A run of three epochs, what it saw, and the folder of its state behind every step."""
+    torch.manual_seed(0)
+    folder, recorder = tmp_path_factory.mktemp("states"), Recorder()
+    return trained(recorder, SaveAll(folder), rounds=1, max_epochs=3), recorder, folder
+
+
 @pytest.mark.parametrize("step", range(1, 9))
-def test_a_run_resumed_at_any_step_of_any_epoch_is_the_unbroken_one(tmp_path, step):
-    recorder, late = Recorder(), Recorder()
-    whole = trained(recorder, rounds=1, max_epochs=3)
-    trained(SaveBehind(tmp_path / "half.ckpt", step), rounds=1, max_epochs=3)
-    resumed = trained(late, resume=tmp_path / "half.ckpt", rounds=1, max_epochs=3)
+def test_a_run_resumed_at_any_step_of_any_epoch_is_the_unbroken_one(unbroken, step):
+    whole, recorder, folder = unbroken
+    late = Recorder()
+    resumed = trained(late, resume=folder / f"{step}.ckpt", rounds=1, max_epochs=3)
     assert late.batches == recorder.batches[step:]
     assert late.rates == recorder.rates[step:]
     assert equal(resumed, whole)

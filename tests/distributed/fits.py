@@ -116,7 +116,10 @@ def fits(name, strategy, out):
 
     watch = Watch()
     half = out / f"{strategy}-{name}-half.ckpt"
-    module = run(STEPS, watch)
+    if name in STOPPED:
+        module = run(STEPS, watch, SaveHalf(half))
+    else:
+        module = run(STEPS if name == "SAGE" else 1, watch)
     split = [n for n, p in module.backbone.named_parameters() if isinstance(p, DTensor)]
     results = {
         "edit": edit_of(module),
@@ -128,7 +131,6 @@ def fits(name, strategy, out):
         thrifty = build(name, out / "tiny", checkpointing=True)
         results["checkpointed"] = edit_of(quick_fit(thrifty, STEPS, devices=2, strategy=FSDP2()))
     if name in STOPPED:
-        run(STEPS // 2, total=STEPS, save=half)
         results["resumed"] = edit_of(run(STEPS, resume=half))
     if (alone := out / f"alone-{name}-half.ckpt").exists():
         watch = Watch()
