@@ -2,6 +2,7 @@ import gc
 import importlib
 import os
 import signal
+from contextlib import contextmanager
 from functools import cache
 
 # Workers of pytest-xdist, and what they start, share the cores; torch's threads would fight for
@@ -13,6 +14,7 @@ import torch
 from forks import forking
 from lightning import LightningModule
 from lightning.fabric.utilities import registry
+from lightning.pytorch.strategies import Strategy
 from loaded_once import copies_of_one
 
 from erasure_lightning.__main__ import main
@@ -93,6 +95,24 @@ def moved_if_elsewhere():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kind, "to", to)
         patch.setattr(kind, "cpu", cpu)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def built_without_modes():
+    """Strategies build models in modes that choose the device of all, and see every call of torch.
+
+    On the CPU there is nothing to choose.
+    """
+
+    @contextmanager
+    def tensor_init_context(self, empty_init=None):
+        with self.precision_plugin.tensor_init_context():
+            yield
+
+    with pytest.MonkeyPatch.context() as patch:
+        if not torch.cuda.is_available():
+            patch.setattr(Strategy, "tensor_init_context", tensor_init_context)
         yield
 
 

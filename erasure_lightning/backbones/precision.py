@@ -1,9 +1,21 @@
-"""Precision of weights that are about to be trained."""
+"""Precision of weights."""
 
 from collections.abc import Iterable
+from itertools import chain
+from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+_M = TypeVar("_M", bound=nn.Module)
+
+
+def in_precision(module: _M, dtype: torch.dtype) -> _M:
+    """The module, its floating-point values converted unless all have the precision already."""
+    values = chain(module.parameters(), module.buffers())
+    if all(value.dtype == dtype for value in values if value.is_floating_point()):
+        return module
+    return module.to(dtype)
 
 
 def promote_to_float32(parameters: Iterable[Tensor]) -> None:

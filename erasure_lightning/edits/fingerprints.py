@@ -28,8 +28,10 @@ def hash_tensors(
     names = [f"{name}{shape}".encode() for name, shape in zip(tensors, shapes, strict=True)]
     sizes = [8 * min(math.prod(shape), 64) for shape in shapes]
     ends = [*accumulate(sizes)]
-    values = [value.flatten()[:64].to("cpu", torch.double) for value in tensors.values()]
-    joined = torch.cat([torch.empty(0, dtype=torch.double), *values])
+    values = [value.flatten()[:64] for value in tensors.values()]
+    if len({(value.dtype, value.device) for value in values}) > 1:
+        values = [value.to("cpu", torch.double) for value in values]
+    joined = torch.cat(values or [torch.empty(0)]).to("cpu", torch.double)
     hashes = []
     for dtype in dtypes:
         hashed = hashlib.sha256()

@@ -2,6 +2,7 @@
 
 from abc import ABC
 from collections.abc import Collection, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict
 from functools import cache, partial
 from importlib.metadata import version
@@ -15,7 +16,7 @@ from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.interface import Capability, TextInput
 from erasure_lightning.backbones.loading import WeightsToRead, load_backbone
 from erasure_lightning.backbones.lora_files import fuse_loras
-from erasure_lightning.backbones.precision import promote_to_float32
+from erasure_lightning.backbones.precision import in_precision, promote_to_float32
 from erasure_lightning.checks import require_finite, require_seed
 from erasure_lightning.concepts.concept import Concept, Concepts, PromptBatch, check_concepts
 from erasure_lightning.concepts.files import read_concepts
@@ -151,8 +152,9 @@ class ErasureModule(PairedSampling, ABC):
         mesh = self._device_mesh
         reads_denoiser = mesh is None or self.global_rank == 0
         # On the CPU, from which Lightning moves the module: in its own context parts would be on
-        # the device and others not.
-        with torch.device("cpu"):
+        # the device and others not. Where that is the CPU a second one would only be slower.
+        is_there = torch.get_default_device().type == "cpu"
+        with nullcontext() if is_there else torch.device("cpu"):
             self._load("all" if reads_denoiser else "text encoders")
             # Adapters begin alike on every rank and in every start.
             with torch.random.fork_rng(devices=[]):
@@ -177,7 +179,7 @@ class ErasureModule(PairedSampling, ABC):
             self.backbone = load_backbone(source, dtype, weights)
             fuse_loras(self.backbone, self.hparams["loras"] or ())
         else:
-            self.backbone = source.to(dtype)
+            self.backbone = in_precision(source, dtype)
         self.backbone.size = self.image_size
         check_backbone(self.backbone, self.concepts, self.needs, type(self).__name__)
         is_sharded = self._device_mesh is not None

@@ -98,7 +98,7 @@ def test_it_brings_a_cigarette_back_without_words_and_from_a_shuffled_denoiser_i
     pytest.importorskip("erasure_lightning_emoji_world")
     target = cigarette(erased=False, pictures=2)
     (case,) = target.cases(0)
-    few = {"scales": [10, 20], "examples": 24, "others": 48, "epochs": 20}
+    few = {"scales": [10, 20], "examples": 12, "others": 24, "epochs": 40}
     (result,) = ClassifierGuidance(**few).run(target, 0)
     assert target.success_rate(case, result.images) >= 0.5
     assert target.success_rate(case, result.controls["untaught"]) == 0

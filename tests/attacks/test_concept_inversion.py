@@ -78,5 +78,5 @@ def test_it_learns_a_word_for_an_erased_cigarette_and_no_budget_does_not():
 
 @pytest.mark.slow
 def test_it_learns_a_word_for_an_unedited_model():
-    (result,) = ConceptInversion(steps=30).run(target := cigarette(erased=False, pictures=2), 0)
+    (result,) = ConceptInversion(steps=8).run(target := cigarette(erased=False, pictures=2), 0)
     assert target.success_rate(target.cases(0)[0], result.images) >= 0.5

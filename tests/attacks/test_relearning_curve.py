@@ -114,6 +114,6 @@ def test_the_cigarette_is_back_after_two_images_and_not_after_none():
 def test_an_unedited_model_has_a_flat_curve():
     pytest.importorskip("erasure_lightning_emoji_world")
     target = cigarette(erased=False, pictures=2)
-    (result,) = RelearningCurve(examples=[0, 1], batch_size=2, steps=8).run(target, 0)
+    (result,) = RelearningCurve(examples=[0, 1], batch_size=2, steps=4).run(target, 0)
     (case,) = target.cases(0)
     assert [target.success_rate(case, images) for images in result.curve.values()] == [1, 1]

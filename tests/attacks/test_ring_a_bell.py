@@ -90,7 +90,7 @@ def test_it_gets_past_a_filter_of_words():
     (case,) = target.cases(0)
     plain = target.draw(target.edited.encode([case.sentence]), case.seeds)
     # For other sentences the short search has less success.
-    (result,) = RingABell(**budget("ring-a-bell")).run(target, 0)
+    (result,) = RingABell(**budget("ring-a-bell", population=100)).run(target, 0)
     assert target.success_rate(case, plain) == 0
     assert "cigarette" not in result.prompt
     assert target.success_rate(case, result.images) >= 0.5

@@ -174,9 +174,9 @@ class TestTrajectories:
 @pytest.mark.slow
 def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
     shown = GeneratedImages(images=4, steps=10, guidance=6, of="anchor")
-    arguments = numbers("ca", latents=shown, lr=6e-4)
+    arguments = numbers("ca", latents=shown, lr=1e-3)
     module = quick_fit(
-        CA(backbone="emoji-world", concepts=[Concept("cigarette", "lollipop")], **arguments), 25
+        CA(backbone="emoji-world", concepts=[Concept("cigarette", "lollipop")], **arguments), 15
     )
     assert recognised_before(module, ["cigarette"] * 4) == 1
     assert recognised(module.backbone, ["cigarette"] * 4) == 0

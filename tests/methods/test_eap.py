@@ -33,8 +33,11 @@ def eap(moved=0.05, **arguments):
     [{}, {"train": "x-strict", "adversary_lr": 0.0, "latents": TrajectoryBank(2, 3)}],
     ids=["default", "random words"],
 )
-def test_contract(arguments):
-    check_method(EAP, **(VARIANT if arguments else {}), **(ARGUMENTS | arguments))
+def test_contract(arguments, tmp_path):
+    few = tmp_path / "words.txt"  # the world has some hundreds
+    few.write_text("tree\ncar\nboat\nbird\nfish\nhouse\n")
+    arguments = {"vocabulary": str(few)} | arguments
+    check_method(EAP, **(VARIANT if "train" in arguments else {}), **(ARGUMENTS | arguments))
 
 
 def test_the_loss_by_hand():

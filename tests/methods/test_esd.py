@@ -150,9 +150,9 @@ def test_arguments_out_of_range(arguments, words):
 
 @pytest.mark.slow
 def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
-    arguments = numbers("esd", lr=2e-4, latents=TrajectoryBank(8, 10))
+    arguments = numbers("esd", lr=4e-4, latents=TrajectoryBank(4, 10))
     module = quick_fit(
-        ESD(backbone="emoji-world", concepts=[Concept("cigarette")], **arguments), 40
+        ESD(backbone="emoji-world", concepts=[Concept("cigarette")], **arguments), 20
     )
     assert recognised_before(module, ["cigarette"] * 4) == 1
     assert recognised(module.backbone, ["cigarette"] * 4) == 0

@@ -46,7 +46,7 @@ def ask(model, prompts):
 
 
 def test_contract():
-    check_method(SalUn, **ARGUMENTS)
+    check_method(SalUn, **(ARGUMENTS | {"latents": images(1), "remaining": 1}))
 
 
 def test_contract_without_masks_and_pictures_of_what_remains():

@@ -100,7 +100,7 @@ class TestLatentAnchors:
                 backbone=TinyBackbone(),
                 **(ARGUMENTS | {"anchor_weight": weight, "warmup": 1}),
             )
-            quick_fit(module, 20)
+            quick_fit(module, 8)
             with module.membrane.fixed(torch.ones(2, 2)):
                 return (
                     predict(module.backbone, ["a car", "a boat"])
@@ -140,9 +140,9 @@ def test_negative_numbers_are_refused():
 
 @pytest.mark.slow
 def test_it_erases_the_cigarette_of_the_emoji_world_and_transport_keeps_the_rest():
-    arguments = numbers("spm", lr=2e-2, latents=TrajectoryBank(trajectories=4, steps=10))
+    arguments = numbers("spm", lr=3e-2, latents=TrajectoryBank(trajectories=4, steps=10))
     module = quick_fit(
-        SPM(backbone="emoji-world", concepts=[Concept("cigarette", "lollipop")], **arguments), 20
+        SPM(backbone="emoji-world", concepts=[Concept("cigarette", "lollipop")], **arguments), 12
     )
     assert recognised_before(module, ["cigarette"] * 4) == 1
     assert recognised(module.backbone, ["cigarette"] * 4) == 0

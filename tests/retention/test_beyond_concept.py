@@ -39,8 +39,8 @@ def test_zero_at_the_original_and_more_behind_it():
 
 def test_it_holds_predictions_with_any_gradient_method():
     free, held = (module(lr=3e-3, schedule="cosine") for _ in range(2))
-    quick_fit(free, 20)
-    quick_fit(held, 20, BeyondConceptRegularization(weight=10.0))
+    quick_fit(free, 10)
+    quick_fit(held, 10, BeyondConceptRegularization(weight=10.0))
 
     def drift(owner):
         torch.manual_seed(0)

@@ -64,7 +64,7 @@ PAIRS = [(SAGE, n) for n in TERMS] + [
 ]
 
 
-STEPS = 20
+STEPS = 10
 
 
 def fresh(method):
