@@ -6,18 +6,22 @@ import torch
 from torch import nn
 
 from erasure_lightning.adapters.lora import lora_layers
+from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.loading import load_backbone
 from erasure_lightning.planning.memory_tracker import MemoryTracker, shapes, without_values
 from erasure_lightning.training.base import ErasureModule
 from erasure_lightning.training.saliency import SalientErasure
 
 
-def make_fake(module: ErasureModule, memory: MemoryTracker) -> None:
+def make_fake(module: ErasureModule, memory: MemoryTracker) -> Backbone:
     """Replace a module's backbone by one of fake tensors, which is neither moved nor hashed.
 
     Args:
         module: The method, before its model is loaded.
         memory: The tracker that counts the model's weights.
+
+    Returns:
+        The backbone.
     """
     (source,) = module._source
     mode = shapes()
@@ -39,6 +43,7 @@ def make_fake(module: ErasureModule, memory: MemoryTracker) -> None:
         # Losses are differentiated one after the other, so that one takes as much memory as all.
         gradients = module.gradients
         cast(Any, module).gradients = lambda losses: gradients([next(iter(losses))])
+    return cast(Backbone, backbone)
 
 
 def make_adapters_fake(module: ErasureModule, memory: MemoryTracker) -> None:
