@@ -41,14 +41,18 @@ def without_values(module: nn.Module, dtype: torch.dtype, mode: FakeTensorMode) 
     for part in module.modules():
         for name, weight in part._parameters.items():
             if weight is not None:
-                fake = _faked(weight, dtype, mode)
-                fake._is_param = True  # what makes it an `nn.Parameter`, which would copy it
-                part._parameters[name] = cast(nn.Parameter, fake)
+                part._parameters[name] = as_parameter(_faked(weight, dtype, mode))
         for name, buffer in part._buffers.items():
             if buffer is not None:
                 part._buffers[name] = _faked(
                     buffer, dtype if buffer.is_floating_point() else buffer.dtype, mode
                 )
+
+
+def as_parameter(tensor: Tensor) -> nn.Parameter:
+    """A fake tensor as a parameter; ``nn.Parameter`` would copy it."""
+    cast(Any, tensor)._is_param = True
+    return cast(nn.Parameter, tensor)
 
 
 def _faked(tensor: Tensor, dtype: torch.dtype, mode: FakeTensorMode) -> Tensor:

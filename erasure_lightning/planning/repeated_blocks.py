@@ -59,13 +59,16 @@ class _BlockMemory:
 
     def allocate(self, like: Tensor) -> list[Tensor]:
         """The new outputs, on the device of a tensor."""
-        storages = [like.new_empty(size, dtype=torch.uint8) for size in self.storages]
+        storages: dict[int, Tensor] = {}
         outputs = []
         for output in self.outputs:
-            if not isinstance(output, int):
-                shape, strides, offset, dtype, number = output
-                whole = storages[number].view(dtype)
-                outputs.append(whole.as_strided(shape, strides, offset))
+            if isinstance(output, int):
+                continue
+            shape, strides, offset, dtype, number = output
+            if number not in storages:
+                count = self.storages[number] // dtype.itemsize
+                storages[number] = like.new_empty(count, dtype=dtype)
+            outputs.append(storages[number].as_strided(shape, strides, offset))
         return outputs
 
     def all_outputs(self, new: Iterable[Tensor], inputs: Sequence[Tensor]) -> Any:
