@@ -37,6 +37,8 @@ class _BlockMemory:
 
     Args:
         forward: Peak of the forward, above what was allocated before.
+        checkpointed: Likewise while a checkpoint drops what it saves.
+        recomputed: Likewise until all is saved, where a checkpoint's second forward stops.
         saved: What the forward leaves for the backward, without inputs and outputs.
         backward: Peak of the backward, above what was allocated before.
         outputs: The outputs that are tensors.
@@ -48,6 +50,8 @@ class _BlockMemory:
     """
 
     forward: int
+    checkpointed: int
+    recomputed: int
     saved: int
     backward: int
     outputs: list[_Output]
@@ -56,6 +60,11 @@ class _BlockMemory:
     gradients: list[tuple[torch.Size, torch.dtype] | None]
     needed: list[int]
     result: tuple[TreeSpec, list[Any]]
+
+    @property
+    def own(self) -> int:
+        """Bytes of the new outputs."""
+        return sum(self.storages)
 
     def allocate(self, like: Tensor) -> list[Tensor]:
         """The new outputs, on the device of a tensor."""
@@ -89,12 +98,21 @@ class _RepeatedBlock(Function):
         """The outputs; ``count`` of the tensors are inputs, the others weights."""
         inputs = tensors[:count]
         like = _first_fake(inputs)
-        memory.rise(block.forward)
         ctx.block = block
         ctx.memory = memory
-        saved = like.new_empty(block.saved, dtype=torch.uint8)
-        ctx.save_for_backward(saved, *(inputs[number] for number in block.needed))
         outputs = block.allocate(like)
+        checkpoint = _checkpoint_hook()
+        if checkpoint == _RECOMPUTES:
+            memory.rise(block.recomputed)
+            for output in outputs:  # whose operations are not repeated
+                memory.free(output)
+        else:
+            memory.rise((block.checkpointed if checkpoint else block.forward) - block.own)
+        # What a checkpoint drops takes no memory, but its shape is compared with the second one's.
+        dropped = checkpoint not in (None, _RECOMPUTES)
+        saved = like.new_empty(1 if dropped else block.saved, dtype=torch.uint8)
+        saved = saved.expand(block.saved) if dropped else saved
+        ctx.save_for_backward(saved, *(inputs[number] for number in block.needed))
         ctx.mark_non_differentiable(
             *(o for o, d in zip(outputs, block.differentiable, strict=True) if not d)
         )
@@ -221,10 +239,13 @@ class RepeatedBlocks:
         before = memory.live
         copies = {id(tensor): _detached(tensor) for tensor in inputs}
         own = [copies[id(tensor)] for tensor in inputs]
+        checkpointed = self._checkpointed(call, own) if torch.is_grad_enabled() else 0
         saved_storages: set[int] = set()
+        peaks = [0]
 
         def pack(tensor: Tensor) -> Tensor:
             saved_storages.add(tensor.untyped_storage()._cdata)
+            peaks.append(memory.peak - before)
             return tensor
 
         # The hooks of a checkpoint around the block must not see what this run saves.
@@ -250,6 +271,8 @@ class RepeatedBlocks:
             return None
         return _BlockMemory(
             rise,
+            checkpointed,
+            peaks[-1],
             saved,
             backward,
             cast(list[_Output], forms),
@@ -259,6 +282,15 @@ class RepeatedBlocks:
             needed,
             (structure, others),
         )
+
+    def _checkpointed(self, call: Callable[[list[Tensor]], Any], inputs: list[Tensor]) -> int:
+        """Peak of a forward in bytes, of which nothing is saved."""
+        memory = self._memory
+        before = memory.live
+        drop = cast(Any, lambda _: None)
+        with saved_tensors_hooks(drop, drop):
+            call(inputs)
+        return memory.restart() - before
 
     def _backward(
         self, roots: list[Tensor], tensors: list[Tensor]
@@ -283,6 +315,16 @@ class RepeatedBlocks:
 
 #: In place of an output that is a tensor.
 _TENSOR = object()
+
+
+#: Name of the hook with which a checkpoint's second forward saves tensors.
+_RECOMPUTES = "_recomputation_hook"
+
+
+def _checkpoint_hook() -> str | None:
+    """Name of the class whose hooks save tensors now; None without a checkpoint."""
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
+    return hooks and hooks[0].__qualname__.partition(".")[0]
 
 
 def _detached(tensor: Tensor) -> Tensor:

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
+from functools import lru_cache, partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, in_kernel_invocation_manager
 
 
 def _fake(mode: FakeTensorMode, empty: Tensor, device: torch.device) -> Tensor:
@@ -19,7 +19,7 @@ def _fake(mode: FakeTensorMode, empty: Tensor, device: torch.device) -> Tensor:
     return fake
 
 
-@cache
+@lru_cache(maxsize=8)
 def _attributes(mode: FakeTensorMode, device: torch.device) -> dict[str, Any]:
     """The attributes of new fake tensors."""
     return vars(FakeTensor(mode, torch.empty(0, device="meta"), device)).copy()
@@ -104,11 +104,48 @@ class ResultCache:
             return func(*args, **(kwargs or {}))
         if isinstance(known, _Result):
             return known.new(tensors)
-        out = func(*args, **(kwargs or {}))
+        out = _on_meta_device(func, args, kwargs or {}, tensors)
         if known is self:
             same = _key(args, []) == key[1]  # nothing was resized
             self._results[key] = _result(func, tensors, out) if same else None
         return out
+
+
+def _on_meta_device(
+    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[Tensor]
+) -> Any:
+    """The result of the meta device's kernel, where there is one.
+
+    `FakeTensorMode` calls it too, after a millisecond of checks for what is excluded here: other
+    devices, tensors with values, and shapes that depend on values.
+    """
+    plain = (
+        "device" not in kwargs
+        and not _VALUE_TAGS & {*func.tags}
+        and all(isinstance(t, FakeTensor) and t.fake_device.type == "cpu" for t in tensors)
+    )
+    if plain:
+        mode = cast(FakeTensor, tensors[0]).fake_mode
+        try:
+            with in_kernel_invocation_manager(mode):
+                out = func(*args, **kwargs)
+        except (NotImplementedError, RuntimeError):  # no kernel, or an error that is raised below
+            return func(*args, **kwargs)
+        device = torch.device("cpu")
+        wrap = partial(_wrapped, mode, device)
+        return type(out)(map(wrap, out)) if type(out) in (list, tuple) else wrap(out)
+    return func(*args, **kwargs)
+
+
+def _wrapped(mode: FakeTensorMode, device: torch.device, value: Any) -> Any:
+    """A value of a meta kernel; a tensor that is no argument becomes a fake one."""
+    if isinstance(value, Tensor) and not isinstance(value, FakeTensor):
+        return _fake(mode, value, device)
+    return value
+
+
+#: Tags of operations whose results depend on values.
+_VALUE_TAGS = {torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output}
 
 
 def _key(value: Any, tensors: list[Tensor]) -> Any:
