@@ -7,7 +7,7 @@ from unittest.mock import patch
 _UNUSED = frozenset({"matplotlib", "scipy"})
 
 
-def run_plan(argv: list[str]) -> int:
+def run_light_plan(argv: list[str]) -> int:
     """`plan.run_plan`, after Lightning's torchmetrics was imported as if `_UNUSED` were absent."""
     _import_torchmetrics()
     from erasure_lightning.cli.plan import run_plan

@@ -22,7 +22,6 @@ TENSOR = object()
 #: Number of an input, or shape, strides, offset, dtype and number of the storage.
 _Output = int | tuple[torch.Size, tuple[int, ...], int, torch.dtype, int]
 
-
 #: Name of the hook with which a checkpoint's second forward saves tensors.
 _RECOMPUTES = "_recomputation_hook"
 
@@ -37,6 +36,7 @@ class BlockMemory:
         recomputed: Likewise until all is saved, where a checkpoint's second forward stops.
         saved: What the forward leaves for the backward, without inputs and outputs.
         backward: Peak of the backward, above what was allocated before.
+        backward_again: Likewise of a backward that does not free what was saved.
         outputs: The outputs that are tensors.
         storages: Bytes of the new outputs' storages.
         differentiable: Whether each new output has a gradient.
@@ -50,17 +50,13 @@ class BlockMemory:
     recomputed: int
     saved: int
     backward: int
+    backward_again: int
     outputs: list[_Output]
     storages: list[int]
     differentiable: list[bool]
     gradients: list[tuple[torch.Size, torch.dtype] | None]
     needed: list[int]
     result: tuple[TreeSpec, list[Any]]
-
-    @property
-    def own(self) -> int:
-        """Bytes of the new outputs."""
-        return sum(self.storages)
 
     def allocate(self, like: Tensor) -> list[Tensor]:
         """The new outputs, on the device of a tensor."""
@@ -103,7 +99,7 @@ class _RepeatedBlock(Function):
             for output in outputs:  # whose operations are not repeated
                 memory.free(output)
         else:
-            memory.rise((block.checkpointed if checkpoint else block.forward) - block.own)
+            memory.rise((block.checkpointed if checkpoint else block.forward) - sum(block.storages))
         # What a checkpoint drops takes no memory, but its shape is compared with the second one's.
         dropped = checkpoint not in (None, _RECOMPUTES)
         saved = like.new_empty(1 if dropped else block.saved, dtype=torch.uint8)
@@ -118,8 +114,11 @@ class _RepeatedBlock(Function):
     def backward(ctx: Any, *_: Any) -> tuple[Any, ...]:
         """Gradients of the inputs and of the weights."""
         saved = ctx.saved_tensors[0]
-        ctx.memory.rise(ctx.block.backward)
-        ctx.memory.free(saved)
+        if torch._C._autograd._get_current_graph_task_keep_graph():
+            ctx.memory.rise(ctx.block.backward_again)
+        else:
+            ctx.memory.rise(ctx.block.backward)
+            ctx.memory.free(saved)
         gradients = [
             saved.new_empty(gradient[0], dtype=gradient[1]) if gradient and needed else None
             for gradient, needed in zip(ctx.block.gradients, ctx.needs_input_grad[3:], strict=True)
@@ -187,7 +186,7 @@ def measure_block(
     roots = [output for output in new if output.requires_grad]
     del outputs, leaves, new
     needed = [n for n, t in enumerate(own) if t.untyped_storage()._cdata in storages_saved]
-    backward, gradients = _backward(memory, roots, [*own, *weights])
+    backwards, gradients = _backward(memory, roots, [*own, *weights])
     memory.peak = max(peak, memory.live)
     if None in forms or not all(other is TENSOR or type(other) in PLAIN for other in others):
         return None
@@ -196,7 +195,8 @@ def measure_block(
         checkpointed=checkpointed,
         recomputed=recomputed[-1],
         saved=saved,
-        backward=backward,
+        backward=backwards[1],
+        backward_again=backwards[0],
         outputs=cast(list[_Output], forms),
         storages=storages,
         differentiable=differentiable,
@@ -239,23 +239,31 @@ def _checkpointed(
 
 def _backward(
     memory: MemoryTracker, roots: list[Tensor], tensors: list[Tensor]
-) -> tuple[int, list[tuple[torch.Size, torch.dtype] | None]]:
-    """Peak of a backward in bytes, and shape and dtype of each gradient; empties ``roots``."""
-    found: dict[int, tuple[torch.Size, torch.dtype]] = {}
+) -> tuple[list[int], list[tuple[torch.Size, torch.dtype] | None]]:
+    """Peaks of a backward that retains the graph and of one that frees it; shapes of gradients.
+
+    Empties ``roots``, which are the outputs.
+    """
     if not roots:
-        return 0, [None] * len(tensors)
+        return [0, 0], [None] * len(tensors)
     sizes = sum(root.numel() * root.element_size() for root in roots)
     total = cast(Any, _Gradients).apply(*roots)
     roots.clear()
-    memory.restart()
-    start = memory.live + sizes
     leaves = list({id(t): t for t in tensors if t.requires_grad}.values())
-    gradients = torch.autograd.grad(total, leaves, allow_unused=True)
-    for leaf, gradient in zip(leaves, gradients, strict=True):
-        if gradient is not None:
-            found[id(leaf)] = (gradient.shape, gradient.dtype)
+    peaks = []
+    for retain in (True, False):
+        memory.restart()
+        start = memory.live + sizes
+        gradients = torch.autograd.grad(total, leaves, allow_unused=True, retain_graph=retain)
+        peaks.append(memory.peak - start)
+        forms = {
+            id(leaf): (gradient.shape, gradient.dtype)
+            for leaf, gradient in zip(leaves, gradients, strict=True)
+            if gradient is not None
+        }
+        del gradients
     # A tensor that is two inputs has one gradient.
-    return memory.peak - start, [found.pop(id(tensor), None) for tensor in tensors]
+    return peaks, [forms.pop(id(tensor), None) for tensor in tensors]
 
 
 def _checkpoint_hook() -> str | None:

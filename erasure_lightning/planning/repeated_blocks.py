@@ -83,6 +83,8 @@ class RepeatedBlocks:
             return forward(block, *args, **kwargs)
         trains = torch.is_grad_enabled()
         weights = [p for p in block.parameters() if p.requires_grad] if trains else []
+        if _casts(block, weights):
+            return forward(block, *args, **kwargs)
         if key not in self._known:
 
             def call(tensors: list[Tensor]) -> Any:
@@ -96,6 +98,15 @@ class RepeatedBlocks:
         if known is None:
             return forward(block, *args, **kwargs)
         return repeat_block(self._memory, known, inputs, weights)
+
+
+def _casts(block: nn.Module, weights: list[nn.Parameter]) -> bool:
+    """Whether autocast keeps copies of more than a hundredth of a block, for several forwards."""
+    if not weights or not torch.is_autocast_enabled("cpu"):
+        return False
+    precision = torch.get_autocast_dtype("cpu")
+    copied = sum(weight.numel() for weight in weights if weight.dtype != precision)
+    return 100 * copied > sum(weight.numel() for weight in block.parameters())
 
 
 def _key(block: nn.Module, leaves: list[Any], structure: TreeSpec) -> Any:

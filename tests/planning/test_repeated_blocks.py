@@ -8,14 +8,14 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from erasure_lightning.backbones.tiny import TinyFlux, TinyXL
+from erasure_lightning.backbones.tiny import TinyBackbone, TinyFlux
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.data.datamodule import PromptData
-from erasure_lightning.methods.ca import CA
 from erasure_lightning.methods.esd import ESD
 from erasure_lightning.planning.forecast import forecast_fit
 from erasure_lightning.planning.memory_tracker import MemoryTracker, shapes, without_values
 from erasure_lightning.planning.repeated_blocks import RepeatedBlocks
+from erasure_lightning.retention.local_noise import LocalNoisePreservation
 
 
 class Blocks(nn.Module):
@@ -95,21 +95,26 @@ def deep(build):
     return model
 
 
-def plan(method, model, **arguments):
-    module = method(concepts=[Concept("cat", "dog")], backbone=model, **arguments)
-    return forecast_fit(module, PromptData(batch_size=2), measure=False, max_steps=3).plain()
+def plan(model, *callbacks, **arguments):
+    module = ESD(concepts=[Concept("cat", "dog")], backbone=model, **arguments)
+    data = PromptData(batch_size=2)
+    return forecast_fit(module, data, callbacks, measure=False, max_steps=3).plain()
 
 
 @pytest.mark.parametrize(
-    ("method", "build", "arguments"),
+    ("build", "retained", "arguments"),
     [
-        (ESD, lambda: deep(TinyFlux), {"rank": 2, "checkpointing": True, "base": "bfloat16"}),
-        (CA, TinyXL, {}),
+        (lambda: deep(TinyFlux), [], {"rank": 2, "checkpointing": True, "base": "bfloat16"}),
+        (TinyBackbone, ["a car"], {}),  # whose gradients are logged apart, from a graph that stays
     ],
 )
-def test_a_plan_is_that_of_all_operations(method, build, arguments, monkeypatch):
-    quick = plan(method, build(), **arguments)
+def test_a_plan_is_that_of_all_operations(build, retained, arguments, monkeypatch):
+    def forecast():
+        callbacks = [LocalNoisePreservation(prompts=retained)] if retained else []
+        return plan(build(), *callbacks, **arguments)
+
+    quick = forecast()
     monkeypatch.setattr(RepeatedBlocks, "replaced", lambda *_: nullcontext())
-    whole = plan(method, build(), **arguments)
+    whole = forecast()
     assert quick.pop("peaks") == pytest.approx(whole.pop("peaks"), rel=0.001)
     assert quick == whole
