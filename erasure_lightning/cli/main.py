@@ -43,7 +43,7 @@ COMMANDS = {
 
 #: Commands with a parser of their own, and where; all others are runs of Lightning.
 _OWN = {
-    "plan": "plan:run_plan",
+    "plan": "light_plan:run_light_plan",
     "calibrate": "calibrate:run_calibrate",
     "import": "import_edit:run_import",
     "convert-config": "convert_config:run_convert_config",

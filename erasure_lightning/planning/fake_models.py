@@ -3,21 +3,30 @@
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from erasure_lightning.adapters.lora import lora_layers
+from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.loading import load_backbone
-from erasure_lightning.planning.memory_tracker import MemoryTracker, shapes, without_values
+from erasure_lightning.planning.memory_tracker import (
+    MemoryTracker,
+    as_parameter,
+    shapes,
+    without_values,
+)
 from erasure_lightning.training.base import ErasureModule
 from erasure_lightning.training.saliency import SalientErasure
 
 
-def make_fake(module: ErasureModule, memory: MemoryTracker) -> None:
+def make_fake(module: ErasureModule, memory: MemoryTracker) -> Backbone:
     """Replace a module's backbone by one of fake tensors, which is neither moved nor hashed.
 
     Args:
         module: The method, before its model is loaded.
         memory: The tracker that counts the model's weights.
+
+    Returns:
+        The backbone.
     """
     (source,) = module._source
     mode = shapes()
@@ -39,6 +48,7 @@ def make_fake(module: ErasureModule, memory: MemoryTracker) -> None:
         # Losses are differentiated one after the other, so that one takes as much memory as all.
         gradients = module.gradients
         cast(Any, module).gradients = lambda losses: gradients([next(iter(losses))])
+    return cast(Backbone, backbone)
 
 
 def make_adapters_fake(module: ErasureModule, memory: MemoryTracker) -> None:
@@ -53,7 +63,7 @@ def make_adapters_fake(module: ErasureModule, memory: MemoryTracker) -> None:
         mode = layer.get_base_layer().weight.fake_mode
         for linear in (*layer.lora_A.values(), *layer.lora_B.values()):
             weight = linear.weight
-            fake = mode.from_tensor(weight.detach())
-            linear.weight = nn.Parameter(fake, requires_grad=weight.requires_grad)
+            shape = torch.empty_like(weight, device="meta", requires_grad=weight.requires_grad)
+            linear.weight = as_parameter(FakeTensor(mode, shape, torch.device("cpu")))
             del weight
     memory.peak = peak

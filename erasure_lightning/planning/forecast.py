@@ -17,6 +17,7 @@ from erasure_lightning.errors import ErasureError
 from erasure_lightning.planning.fake_models import make_adapters_fake, make_fake
 from erasure_lightning.planning.memory_footprint import MemoryFootprint, footprint_of
 from erasure_lightning.planning.memory_tracker import MemoryTracker
+from erasure_lightning.planning.repeated_blocks import RepeatedBlocks
 from erasure_lightning.retention.base import RetentionCallback
 from erasure_lightning.training.base import ErasureModule
 from erasure_lightning.training.batch_sampling import sample_batch
@@ -178,12 +179,13 @@ def forecast_fit(
         ErasureError: If the trainer's arguments allow no step.
     """
     memory = MemoryTracker()
-    make_fake(module, memory)
+    backbone = make_fake(module, memory)
     in_eight_bits = isinstance(module, GradientErasure) and module.optimizer == "adam8bit"
     if isinstance(module, GradientErasure):
         module.optimizer = "adam"  # whose state has the same number of entries
     recorder = _StepRecorder(memory, accelerator != "cpu", in_eight_bits)
-    with memory:
+    parts = [backbone.denoiser, backbone.text_encoders]
+    with memory, RepeatedBlocks(memory).replaced(parts):
         _fit(module, data, recorder, callbacks, trainer)
         counters = recorder.counters
         sampling_peak = max(counter.sampling_peak for counter in counters)

@@ -8,10 +8,11 @@ code that reads a value failing.
 
 import weakref
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -40,14 +41,18 @@ def without_values(module: nn.Module, dtype: torch.dtype, mode: FakeTensorMode) 
     for part in module.modules():
         for name, weight in part._parameters.items():
             if weight is not None:
-                part._parameters[name] = nn.Parameter(
-                    _faked(weight, dtype, mode), requires_grad=False
-                )
+                part._parameters[name] = as_parameter(_faked(weight, dtype, mode))
         for name, buffer in part._buffers.items():
             if buffer is not None:
                 part._buffers[name] = _faked(
                     buffer, dtype if buffer.is_floating_point() else buffer.dtype, mode
                 )
+
+
+def as_parameter(tensor: Tensor) -> nn.Parameter:
+    """A fake tensor as a parameter; ``nn.Parameter`` would copy it."""
+    cast(Any, tensor)._is_param = True
+    return cast(nn.Parameter, tensor)
 
 
 def _faked(tensor: Tensor, dtype: torch.dtype, mode: FakeTensorMode) -> Tensor:
@@ -74,7 +79,7 @@ class MemoryTracker(TorchDispatchMode):
         self.live = 0
         #: The most since `restart`.
         self.peak = 0
-        self._known: set[int] = set()
+        self._known: dict[int, weakref.finalize[..., Any]] = {}
         self._cache = ResultCache()
 
     @classmethod
@@ -87,14 +92,23 @@ class MemoryTracker(TorchDispatchMode):
             storage = tensor.untyped_storage()
             key, size = storage._cdata, storage.nbytes()
             if key not in self._known:
-                self._known.add(key)
                 self.live += size
                 self.peak = max(self.peak, self.live)
-                weakref.finalize(storage, self._release, key, size).atexit = False
+                self._known[key] = weakref.finalize(storage, self._release, key, size)
+                self._known[key].atexit = False
 
     def _release(self, key: int, size: int) -> None:
-        self._known.discard(key)
+        self._known.pop(key, None)
         self.live -= size
+
+    def free(self, tensor: Tensor) -> None:
+        """Count a tensor's storage as freed, before it is."""
+        if finalizer := self._known.get(tensor.untyped_storage()._cdata):
+            finalizer()
+
+    def rise(self, size: int) -> None:
+        """Count bytes that are allocated and freed."""
+        self.peak = max(self.peak, self.live + size)
 
     def restart(self) -> int:
         """Return the peak, and begin the next at what is alive now."""
@@ -114,6 +128,8 @@ class MemoryTracker(TorchDispatchMode):
             return 1.0 if args[0].is_floating_point() else 1
         if func is torch.ops.aten.equal.default and any(isinstance(t, FakeTensor) for t in args):
             return True
+        if _is_foreach_inplace(func) and FakeTensor in types:
+            return None  # allocates nothing, and the meta device takes its tensors one by one
         if func in _INDEXING and any(isinstance(t, FakeTensor) for t in (args[0], *args[1])):
             args = (args[0], _numbered(args[1]), *args[2:])
         if FakeTensor in types:
@@ -124,6 +140,11 @@ class MemoryTracker(TorchDispatchMode):
             t for t in (out if isinstance(out, tuple | list) else (out,)) if isinstance(t, Tensor)
         )
         return out
+
+
+def _is_foreach_inplace(func: Any) -> bool:
+    name = func.overloadpacket.__name__ if isinstance(func, OpOverload) else ""
+    return name.startswith("_foreach_") and name.endswith("_")
 
 
 def _numbered(index: Iterable[Tensor | None]) -> list[Tensor | None]:

@@ -2,11 +2,27 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache, partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, in_kernel_invocation_manager
+
+
+def _fake(mode: FakeTensorMode, empty: Tensor, device: torch.device) -> Tensor:
+    """``FakeTensor(mode, empty, device)``, whose constructor takes a third of a plan's time."""
+    fake = Tensor._make_subclass(
+        FakeTensor, empty, False, dispatch_device=True, device_for_backend_keys=device
+    )
+    vars(fake).update(_attributes(mode, device))
+    return fake
+
+
+@lru_cache(maxsize=8)
+def _attributes(mode: FakeTensorMode, device: torch.device) -> dict[str, Any]:
+    """The attributes of new fake tensors."""
+    return vars(FakeTensor(mode, torch.empty(0, device="meta"), device)).copy()
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +52,8 @@ class _Form:
         else:
             storage = tensors[self.argument].untyped_storage()
             empty = torch.empty(0, dtype=dtype, device="meta").set_(storage, offset, shape, strides)
-        (mode, *_) = (t.fake_mode for t in tensors if isinstance(t, FakeTensor))
-        return FakeTensor(mode, empty, self.device)
+        mode = next(t.fake_mode for t in tensors if isinstance(t, FakeTensor))
+        return _fake(mode, empty, self.device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +104,48 @@ class ResultCache:
             return func(*args, **(kwargs or {}))
         if isinstance(known, _Result):
             return known.new(tensors)
-        out = func(*args, **(kwargs or {}))
+        out = _on_meta_device(func, args, kwargs or {}, tensors)
         if known is self:
             same = _key(args, []) == key[1]  # nothing was resized
             self._results[key] = _result(func, tensors, out) if same else None
         return out
+
+
+def _on_meta_device(
+    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[Tensor]
+) -> Any:
+    """The result of the meta device's kernel, where there is one.
+
+    `FakeTensorMode` calls it too, after a millisecond of checks for what is excluded here: other
+    devices, tensors with values, and shapes that depend on values.
+    """
+    plain = (
+        "device" not in kwargs
+        and not _VALUE_TAGS & {*func.tags}
+        and all(isinstance(t, FakeTensor) and t.fake_device.type == "cpu" for t in tensors)
+    )
+    if plain:
+        mode = cast(FakeTensor, tensors[0]).fake_mode
+        try:
+            with in_kernel_invocation_manager(mode):
+                out = func(*args, **kwargs)
+        except (NotImplementedError, RuntimeError):  # no kernel, or an error that is raised below
+            return func(*args, **kwargs)
+        device = torch.device("cpu")
+        wrap = partial(_wrapped, mode, device)
+        return type(out)(map(wrap, out)) if type(out) in (list, tuple) else wrap(out)
+    return func(*args, **kwargs)
+
+
+def _wrapped(mode: FakeTensorMode, device: torch.device, value: Any) -> Any:
+    """A value of a meta kernel; a tensor that is no argument becomes a fake one."""
+    if isinstance(value, Tensor) and not isinstance(value, FakeTensor):
+        return _fake(mode, value, device)
+    return value
+
+
+#: Tags of operations whose results depend on values.
+_VALUE_TAGS = {torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output}
 
 
 def _key(value: Any, tensors: list[Tensor]) -> Any:
@@ -114,7 +167,11 @@ def _result(func: Any, tensors: list[Tensor], out: Any) -> _Result | None:
     values = out if isinstance(out, tuple | list) else (out,)
     if not all(value is None or isinstance(value, FakeTensor) for value in values):
         return None
-    forms = [None if value is None else _form(value, tensors) for value in values]
+    places = {id(tensor): place for place, tensor in reversed([*enumerate(tensors)])}
+    storages = {
+        tensor.untyped_storage()._cdata: place for place, tensor in reversed([*enumerate(tensors)])
+    }
+    forms = [None if value is None else _form(value, places, storages) for value in values]
     found = [value for value in values if value is not None]
     own = [
         value.untyped_storage()._cdata
@@ -129,16 +186,19 @@ def _result(func: Any, tensors: list[Tensor], out: Any) -> _Result | None:
     return _Result(type(out) if values is out else None, tuple(forms))
 
 
-def _form(value: FakeTensor, tensors: list[Tensor]) -> _Form:
-    """The form of a value; not every operation that returns a view declares it."""
-    storage = value.untyped_storage()._cdata
-    identical = [place for place, tensor in enumerate(tensors) if tensor is value]
-    shared = [
-        place for place, tensor in enumerate(tensors) if tensor.untyped_storage()._cdata == storage
-    ]
-    argument = next(iter([*identical, *shared]), None)
+def _form(value: FakeTensor, places: dict[int, int], storages: dict[int, int]) -> _Form:
+    """The form of a value; not every operation that returns a view declares it.
+
+    Args:
+        value: The value.
+        places: Numbers of the arguments by their ids.
+        storages: Likewise by their storages.
+    """
+    identical = places.get(id(value))
+    shared = storages.get(value.untyped_storage()._cdata)
+    argument = shared if identical is None else identical
     layout = (value.dtype, tuple(value.shape), value.stride(), int(value.storage_offset()))
-    return _Form(argument, bool(identical), layout, value.fake_device)
+    return _Form(argument, identical is not None, layout, value.fake_device)
 
 
 def _equal(new: Tensor, value: Tensor) -> bool:

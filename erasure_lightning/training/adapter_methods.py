@@ -157,13 +157,12 @@ class PartErasure(AdapterErasure):
         """The part; or the adapters' parameters and the weights they wrap, once merged these."""
         if self.rank is None:
             return self.backbone.denoiser_parameters(self.train_part)
-        prefixes = tuple(f"denoiser.{layer}." for layer in self._plan.layers)
-        named = dict(self.backbone.named_parameters())
+        layers = [f"denoiser.{layer}" for layer in self._plan.layers]
         return {
             name: parameter
-            for prefix in prefixes
-            for name, parameter in named.items()
-            if name.startswith(prefix) and not name.endswith(".bias")
+            for layer in layers
+            for name, parameter in self.backbone.get_submodule(layer).named_parameters(layer)
+            if not name.endswith(".bias")
         }
 
     def description(self) -> dict[str, Any]:
