@@ -1,8 +1,6 @@
 """Jobs of a benchmark: one method on one concept with one seed, each in a run's folder."""
 
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -22,12 +20,6 @@ SUITE_FILE = "suite.yaml"
 #: Output of a job's commands, and why the last one failed.
 _LOG_FILE = "log.txt"
 _FAILURE_FILE = "failure.txt"
-
-#: Folder in which an edit is measured again after its first measurement was killed.
-_SECOND_MEASUREMENT = "test"
-
-#: Results of a measurement, in the order in which they are moved; the figures last.
-_MEASURED = ("samples", "grid.png", "metrics.json")
 
 _NO_PROGRESS_BAR = ("--trainer.enable_progress_bar", "false")
 
@@ -101,8 +93,7 @@ class Job:
         if not run.edit.exists():
             return ["fit", "--ckpt_path", str(run.root)] if run.last.exists() else self._fit()
         if not run.metrics.exists():
-            folder = run.root / _SECOND_MEASUREMENT
-            options = ["--ckpt_path", str(run.root), "--run_dir", str(folder)]
+            options = ["--ckpt_path", str(run.root), "--run_dir", str(run.second_measurement)]
             return ["test", *options, *_NO_PROGRESS_BAR]
         missing = (attack for attack in self.suite.attacks if not self.outcome(attack).exists())
         return next((self._attack(attack) for attack in missing), None)
@@ -123,20 +114,6 @@ class Job:
     def _attack(self, attack: AttackEntry) -> list[str]:
         command = ["attack", "--ckpt_path", str(self.run.root), "--attack", attack.attack]
         return [*command, *command_options(attack.options)]
-
-    def discard_measurement(self) -> None:
-        """Remove what is left of a killed second measurement."""
-        shutil.rmtree(self.run.root / _SECOND_MEASUREMENT, ignore_errors=True)
-
-    def finish_measurement(self) -> None:
-        """Move the results of a finished second measurement to where the first would be."""
-        folder = self.run.root / _SECOND_MEASUREMENT
-        if (folder / _MEASURED[-1]).exists():
-            shutil.rmtree(self.run.samples, ignore_errors=True)
-            for name in _MEASURED:
-                if (folder / name).exists():
-                    os.replace(folder / name, self.run.root / name)
-        self.discard_measurement()
 
 
 def command_options(options: dict[str, Any]) -> list[str]:
