@@ -1,8 +1,8 @@
 """`erase`: erases concepts from a diffusers pipeline, in one call."""
 
 from collections.abc import Sequence
-from copy import deepcopy
 from contextlib import ExitStack
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
