@@ -117,6 +117,7 @@ class Engine:
     def _run_commands(self, job: Job, lock: list[int]) -> str:
         """Run a job's missing commands in turn; returns why one failed, empty if none did."""
         job.run.finish_measurement()
+        job.link_parts()
         previous: list[str] | None = None
         while command := job.next_command():
             if self._stop.is_set():

@@ -1,7 +1,9 @@
 """Jobs of a benchmark: one method on one concept with one seed, each in a run's folder."""
 
 import json
+import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from itertools import product
@@ -98,7 +100,25 @@ class Job:
         missing = (attack for attack in self.suite.attacks if not self.outcome(attack).exists())
         return next((self._attack(attack) for attack in missing), None)
 
-    def _fit(self) -> list[str]:
+    def link_parts(self) -> None:
+        """Link the suite's fitted cells that are parts of the method's config.
+
+        They are cells of a method with a part's name, config and options, of the same concept and
+        seed; `erasure fit` does not fit them again.
+        """
+        common = self._fit_options().keys()
+        for content in self.method.config.get("parts", ()):
+            part = MethodEntry(**content)
+            is_same = not (self.method.options or part.options.keys() & common)
+            cell = Job(self.suite, self.out, part, self.concept, self.seed).run
+            folder = self.run.root / "parts" / part.name
+            if is_same and part in self.suite.methods and cell.edit.exists():
+                folder.parent.mkdir(parents=True, exist_ok=True)
+                with suppress(FileExistsError):
+                    folder.symlink_to(os.path.relpath(cell.root, folder.parent))
+
+    def _fit_options(self) -> dict[str, Any]:
+        """Options of the fits of all methods."""
         defaults = {
             "model.backbone": self.suite.backbone,
             "model.concepts": [asdict(concept) for concept in self.concept.erase],
@@ -107,7 +127,10 @@ class Job:
             "data.originals": str(self.out / "originals"),
             "data.neighbours": list(self.concept.neighbours),
         }
-        options = command_options(defaults | self.suite.options | self.method.options)
+        return defaults | self.suite.options
+
+    def _fit(self) -> list[str]:
+        options = command_options(self._fit_options() | self.method.options)
         run_dir = ["--run_dir", str(self.run.root)]
         return ["fit", "--config", str(self.config), *options, *run_dir, *_NO_PROGRESS_BAR]
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +81,7 @@ class SuiteReader:
         suite = Suite(
             name=content.get("name", default_name),
             backbone=content["backbone"],
-            methods=tuple(
-                _read_method(*entry, self.config_of) for entry in _numbered(content, "methods")
-            ),
+            methods=tuple(self._method(*entry) for entry in _numbered(content, "methods")),
             concepts=tuple(self._concept(*entry) for entry in _numbered(content, "concepts")),
             attacks=tuple(self._attack(*entry) for entry in _numbered(content, "attacks")),
             seeds=tuple(
@@ -97,6 +96,13 @@ class SuiteReader:
             _check_unique(key, [slug(entry.name) for entry in getattr(suite, key)])
         _check_unique("seeds", list(map(str, suite.seeds)))
         return suite
+
+    def _method(self, entry: Any, place: str) -> MethodEntry:
+        method = _read_method(entry, place, self.config_of)
+        if "parts" not in method.config:
+            return method
+        parts = read_parts(method.config, method.name, self.config_of)
+        return replace(method, config={"parts": [asdict(part) for part in parts]})
 
     def _concept(self, entry: Any, place: str) -> ConceptEntry:
         _check_keys(entry, _CONCEPT_KEYS, place, required=("name",))

@@ -12,7 +12,6 @@ from typing import Any
 import yaml
 
 import erasure_lightning
-from erasure_lightning.benchmark.suite_reader import read_parts
 from erasure_lightning.cli.options import CONFIG_OPTIONS, Options
 from erasure_lightning.concepts.concept import Concepts
 from erasure_lightning.errors import ErasureError
@@ -102,19 +101,15 @@ def checked_config(name: str, *within: str) -> Path:
 
 
 def config_content(name: str) -> dict[str, Any]:
-    """The content of a config; the configs of its parts, if it has some, are written out.
+    """The content of a config.
 
     Args:
         name: As in `find_config`.
 
     Raises:
-        ErasureError: If there is no such config, it is none, or a part of it is wrong.
+        ErasureError: If there is no such config, or it is none.
     """
-    content = _plain_content(name)
-    if "parts" in content:
-        parts = read_parts(content, Path(name).name, _plain_content)
-        content["parts"] = [asdict(part) for part in parts]
-    return content
+    return dict(load_yaml(checked_config(name).read_text(encoding="utf-8")))
 
 
 def config_with_parts(options: Options) -> str | None:
@@ -125,11 +120,7 @@ def config_with_parts(options: Options) -> str | None:
     """
     names = [option.value for option in options if option.name in CONFIG_OPTIONS and option.value]
     files = (name for name in names if "\n" not in name)  # others are a config's text
-    return next((name for name in files if "parts" in _plain_content(name)), None)
-
-
-def _plain_content(name: str) -> dict[str, Any]:
-    return dict(load_yaml(checked_config(name).read_text(encoding="utf-8")))
+    return next((name for name in files if "parts" in config_content(name)), None)
 
 
 def read_config(path: Path) -> str:

@@ -1,12 +1,15 @@
 """``erasure fit`` of a config with parts: fits, sum, resumption, and what is refused in a line."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
 from erasure_lightning import compose
+from erasure_lightning.benchmark.suite import MethodEntry
+from erasure_lightning.benchmark.suite_reader import SuiteReader
 from erasure_lightning.cli.configs import config_content
 from erasure_lightning.cli.main import main
 from erasure_lightning.edits.edit import read_edit
@@ -166,10 +169,12 @@ def test_other_commands_and_several_devices_are_refused(folder, capsys):
 
 def test_the_shipped_one_is_sage_beside_stereo(folder, capsys):
     """Also where a suite names it: written out, it is the same config."""
-    content = config_content("sage-robust")
-    assert [part["name"] for part in content["parts"]] == ["sage", "stereo"]
-    (folder / "written.yaml").write_text(yaml.safe_dump(content))
-    assert config_content("written.yaml") == content
+    methods = {"backbone": "TinyBackbone", "methods": ["sage", "sage-robust"]}
+    (folder / "pets.yaml").write_text(yaml.safe_dump(methods | {"concepts": [{"name": "cat"}]}))
+    sage, robust = SuiteReader(config_content, lambda name: []).read(Path("pets.yaml")).methods
+    assert [part["name"] for part in robust.config["parts"]] == ["sage", "stereo"]
+    assert MethodEntry(**robust.config["parts"][0]) == sage
+    (folder / "written.yaml").write_text(yaml.safe_dump(robust.config))
     printed = []
     for name in ("sage-robust", "written.yaml"):
         capsys.readouterr()
