@@ -79,6 +79,8 @@ def fit_parts(options: Options, file: str) -> None:
             f"{file} has parts, and is the only config of its command, without --ckpt_path: the"
             " same command resumes a run of parts."
         )
+    if helps := [o for o in others if o.name in ("-h", "--help") or o.name.endswith(".help")]:
+        run("fit", helps[0].words())
     entries = read_parts(config_content(file), file, config_content)
     with TemporaryDirectory() as scratch:
         parts = [_parsed(entry, others, Path(scratch)) for entry in entries]

@@ -167,6 +167,12 @@ def test_other_commands_and_several_devices_are_refused(folder, capsys):
     assert "erasure fit --config FILE fits" in capsys.readouterr().err
 
 
+def test_help_is_that_of_a_fit(folder, capsys):
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", "both.yaml", "--help"])
+    assert "--model.help" in capsys.readouterr().out
+
+
 def test_the_shipped_one_is_sage_beside_stereo(folder, capsys):
     """Also where a suite names it: written out, it is the same config."""
     methods = {"backbone": "TinyBackbone", "methods": ["sage", "sage-robust"]}
