@@ -81,7 +81,7 @@ def shipped(checkout: Path) -> dict[str, Path]:
 
 def original(checkout: Path, config: Path) -> dict[str, Tensor]:
     """The weights of a config's world, by their names in a pipeline."""
-    arguments = yaml.safe_load(config.read_text())["model"]["init_args"]
+    arguments = yaml.safe_load(config.read_text()).get("model", {}).get("init_args", {})
     worlds = ("emoji-world", arguments.get("backbone", "emoji-world"))  # with parts of the first
     files = [f for w in worlds for f in checkout.glob(f"plugins/{w}/*/pipeline/*/*.safetensors")]
     tensors = {f"{path.parent.name}.{n}": t for path in files for n, t in load_file(path).items()}

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
 
+from erasure_lightning.api.compose import compose
 from erasure_lightning.api.pipelines import Borrowed, as_backbone
 from erasure_lightning.api.quiet import interruptible, quiet
 from erasure_lightning.callbacks.edit_validation import EditValidation
@@ -29,7 +31,7 @@ from erasure_lightning.training.gradient import GradientErasure
 def erase(
     pipeline: Any,
     concepts: str | Concept | Sequence[str | Concept] | Path,
-    method: str | type[ErasureModule] = "SAGE",
+    method: str | type[ErasureModule] | Sequence[str | type[ErasureModule]] = "SAGE",
     *,
     anchor: str = "",
     kind: ConceptKind = "thing",
@@ -53,7 +55,8 @@ def erase(
     Args:
         pipeline: A diffusers pipeline of a known family (docs/families.md lists them).
         concepts: Concepts to erase: words, a `Concept`, several of them, or a file of concepts.
-        method: Name of a method, built in or from a plugin, or its class.
+        method: Name of a method, built in or from a plugin, or its class; of several, each is
+            trained from the same model, and the edit is the sum, as of `compose`.
         anchor: What is drawn in place of concepts that are given as words; empty for no prompt.
         kind: Kind of such concepts: a ``thing``, a ``style``, a ``person`` or an ``action``.
         retain: Prompts that must be drawn as before, or the name of a shipped list (``artists``);
@@ -87,6 +90,11 @@ def erase(
         >>> edit.strength = 0.5
         >>> edit.remove()
     """
+    if not isinstance(method, str | type):
+        options: dict[str, Any] = {"anchor": anchor, "kind": kind, "retain": retain}
+        options |= {"steps": steps, "batch_size": batch_size, "templates": templates, "seed": seed}
+        options |= {"accelerator": accelerator, "progress_bar": progress_bar, **arguments}
+        return _erase_by_several(pipeline, concepts, method, retention, base_edit, options)
     cls = load_method(find_method(method)) if isinstance(method, str) else method
     listed = _concepts(concepts, anchor, kind)
     callbacks = _retention(cls, retention, retain)
@@ -104,6 +112,28 @@ def erase(
     for name in prints:
         prints[name] = component_fingerprints(getattr(pipeline, name))
     return edit.apply(pipeline)
+
+
+def _erase_by_several(
+    pipeline: Any,
+    concepts: str | Concept | Sequence[str | Concept] | Path,
+    methods: Sequence[str | type[ErasureModule]],
+    retention: Sequence[RetentionCallback] | None,
+    base_edit: str | Path | Edit | Sequence[str | Path | Edit],
+    options: dict[str, Any],
+) -> Edit:
+    """The sum of the edits of several methods, applied."""
+    edits = []
+    with ExitStack() as undo:
+        _apply_first(base_edit, pipeline, undo)
+        for method in methods:
+            callbacks = None if retention is None else deepcopy(list(retention))
+            edit = erase(pipeline, concepts, method, retention=callbacks, **options)
+            edit.remove()
+            edits.append(edit)
+        composed = compose(*edits, pipeline=pipeline).apply(pipeline)
+        undo.pop_all()
+    return composed
 
 
 def _apply_first(

@@ -116,7 +116,8 @@ class Engine:
 
     def _run_commands(self, job: Job, lock: list[int]) -> str:
         """Run a job's missing commands in turn; returns why one failed, empty if none did."""
-        job.finish_measurement()
+        job.run.finish_measurement()
+        job.link_parts()
         previous: list[str] | None = None
         while command := job.next_command():
             if self._stop.is_set():
@@ -128,14 +129,14 @@ class Engine:
             if message and not self._stop.is_set():
                 write_atomically(job.failure, f"{message}\n".encode())
                 return message
-            job.finish_measurement()
+            job.run.finish_measurement()
             previous = command
         job.failure.unlink(missing_ok=True)
         return ""
 
     def _run_command(self, job: Job, command: list[str], lock: list[int]) -> str:
         """Run one command; returns why it failed, empty if it did not."""
-        job.discard_measurement()
+        job.run.discard_measurement()
         with job.log.open("ab") as log:
             log.write(f"$ erasure {' '.join(command)}\n".encode())
             log.flush()

@@ -2,8 +2,8 @@
 
 import json
 import os
-import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from itertools import product
@@ -22,12 +22,6 @@ SUITE_FILE = "suite.yaml"
 #: Output of a job's commands, and why the last one failed.
 _LOG_FILE = "log.txt"
 _FAILURE_FILE = "failure.txt"
-
-#: Folder in which an edit is measured again after its first measurement was killed.
-_SECOND_MEASUREMENT = "test"
-
-#: Results of a measurement, in the order in which they are moved; the figures last.
-_MEASURED = ("samples", "grid.png", "metrics.json")
 
 _NO_PROGRESS_BAR = ("--trainer.enable_progress_bar", "false")
 
@@ -101,13 +95,30 @@ class Job:
         if not run.edit.exists():
             return ["fit", "--ckpt_path", str(run.root)] if run.last.exists() else self._fit()
         if not run.metrics.exists():
-            folder = run.root / _SECOND_MEASUREMENT
-            options = ["--ckpt_path", str(run.root), "--run_dir", str(folder)]
+            options = ["--ckpt_path", str(run.root), "--run_dir", str(run.second_measurement)]
             return ["test", *options, *_NO_PROGRESS_BAR]
         missing = (attack for attack in self.suite.attacks if not self.outcome(attack).exists())
         return next((self._attack(attack) for attack in missing), None)
 
-    def _fit(self) -> list[str]:
+    def link_parts(self) -> None:
+        """Link the suite's fitted cells that are parts of the method's config.
+
+        They are cells of a method with a part's name, config and options, of the same concept and
+        seed; `erasure fit` does not fit them again.
+        """
+        common = self._fit_options().keys()
+        for content in self.method.config.get("parts", ()):
+            part = MethodEntry(**content)
+            is_same = not (self.method.options or part.options.keys() & common)
+            cell = Job(self.suite, self.out, part, self.concept, self.seed).run
+            folder = self.run.root / "parts" / part.name
+            if is_same and part in self.suite.methods and cell.edit.exists():
+                folder.parent.mkdir(parents=True, exist_ok=True)
+                with suppress(FileExistsError):
+                    folder.symlink_to(os.path.relpath(cell.root, folder.parent))
+
+    def _fit_options(self) -> dict[str, Any]:
+        """Options of the fits of all methods."""
         defaults = {
             "model.backbone": self.suite.backbone,
             "model.concepts": [asdict(concept) for concept in self.concept.erase],
@@ -116,27 +127,16 @@ class Job:
             "data.originals": str(self.out / "originals"),
             "data.neighbours": list(self.concept.neighbours),
         }
-        options = command_options(defaults | self.suite.options | self.method.options)
+        return defaults | self.suite.options
+
+    def _fit(self) -> list[str]:
+        options = command_options(self._fit_options() | self.method.options)
         run_dir = ["--run_dir", str(self.run.root)]
         return ["fit", "--config", str(self.config), *options, *run_dir, *_NO_PROGRESS_BAR]
 
     def _attack(self, attack: AttackEntry) -> list[str]:
         command = ["attack", "--ckpt_path", str(self.run.root), "--attack", attack.attack]
         return [*command, *command_options(attack.options)]
-
-    def discard_measurement(self) -> None:
-        """Remove what is left of a killed second measurement."""
-        shutil.rmtree(self.run.root / _SECOND_MEASUREMENT, ignore_errors=True)
-
-    def finish_measurement(self) -> None:
-        """Move the results of a finished second measurement to where the first would be."""
-        folder = self.run.root / _SECOND_MEASUREMENT
-        if (folder / _MEASURED[-1]).exists():
-            shutil.rmtree(self.run.samples, ignore_errors=True)
-            for name in _MEASURED:
-                if (folder / name).exists():
-                    os.replace(folder / name, self.run.root / name)
-        self.discard_measurement()
 
 
 def command_options(options: dict[str, Any]) -> list[str]:

@@ -116,14 +116,10 @@ class Suite:
         mine = self._entries()
         theirs = other._entries()
         shared = mine.keys() & theirs.keys()
-        my_leaves = _leaves(mine)
-        their_leaves = _leaves(theirs)
-        for path in dict.fromkeys([*my_leaves, *their_leaves]):
-            here = my_leaves.get(path, "none")
-            there = their_leaves.get(path, "none")
-            if path[0] in shared and my_leaves.get(path) != their_leaves.get(path):
-                return f"{'.'.join(path)}: {here} and {there}"
-        return ""
+        return first_difference(
+            {key: mine[key] for key in mine if key in shared},
+            {key: theirs[key] for key in theirs if key in shared},
+        )
 
     def _entries(self) -> dict[str, Any]:
         content = self.content()
@@ -131,6 +127,16 @@ class Suite:
         for key, name in (("methods", "name"), ("concepts", "name"), ("attacks", "attack")):
             entries |= {f"{key}.{entry[name]}": entry for entry in content[key]}
         return entries
+
+
+def first_difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """The first value in which two nested mappings differ, as ``a.b: 1 and 2``; else empty."""
+    leaves = _leaves(one)
+    others = _leaves(other)
+    for path in dict.fromkeys([*leaves, *others]):
+        if leaves.get(path) != others.get(path):
+            return f"{'.'.join(path)}: {leaves.get(path, 'none')} and {others.get(path, 'none')}"
+    return ""
 
 
 def _leaves(value: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:

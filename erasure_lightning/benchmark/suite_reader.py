@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -97,14 +98,11 @@ class SuiteReader:
         return suite
 
     def _method(self, entry: Any, place: str) -> MethodEntry:
-        fields: dict[str, Any] = {"config": entry} if isinstance(entry, str) else entry
-        _check_keys(fields, _METHOD_KEYS, place, required=("config",))
-        config = fields["config"]
-        if isinstance(config, dict) and "name" not in fields:
-            raise ErasureError(f"{place} needs a name, since its config is written out.")
-        content = self.config_of(config) if isinstance(config, str) else config
-        name = fields.get("name") or Path(config).stem
-        return MethodEntry(name, content, fields.get("options") or {})
+        method = _read_method(entry, place, self.config_of)
+        if "parts" not in method.config:
+            return method
+        parts = read_parts(method.config, method.name, self.config_of)
+        return replace(method, config={"parts": [asdict(part) for part in parts]})
 
     def _concept(self, entry: Any, place: str) -> ConceptEntry:
         _check_keys(entry, _CONCEPT_KEYS, place, required=("name",))
@@ -130,6 +128,44 @@ class SuiteReader:
         fields: dict[str, Any] = {"attack": entry} if isinstance(entry, str) else entry
         _check_keys(fields, _ATTACK_KEYS, place, required=("attack",))
         return AttackEntry(fields["attack"], fields.get("options") or {})
+
+
+def read_parts(
+    content: Any, place: str, config_of: Callable[[str], dict[str, Any]]
+) -> list[MethodEntry]:
+    """The parts of a config whose edits are added; each is written like a method of a suite.
+
+    Args:
+        content: The config's content, ``{"parts": [...]}``.
+        place: Its name in messages.
+        config_of: Reads the content of a part's config by its name.
+
+    Raises:
+        ErasureError: If there are less than two parts, other keys beside them, one without a
+            config or with parts of its own, or two of one name.
+    """
+    _check_keys(content, {"parts": list}, place, required=())
+    try:
+        parts = [_read_method(*entry, config_of) for entry in _numbered(content, "parts")]
+        _check_unique("parts", [slug(part.name) for part in parts])
+        if nested := [part.name for part in parts if "parts" in part.config]:
+            raise ErasureError(f"the part {nested[0]} has parts of its own; list those instead.")
+        if len(parts) < 2:
+            raise ErasureError(f"parts needs at least two entries; found {len(parts)}.")
+    except ErasureError as error:
+        raise ErasureError(f"{place}: {error}") from error
+    return parts
+
+
+def _read_method(entry: Any, place: str, config_of: Callable[[str], dict[str, Any]]) -> MethodEntry:
+    fields: dict[str, Any] = {"config": entry} if isinstance(entry, str) else entry
+    _check_keys(fields, _METHOD_KEYS, place, required=("config",))
+    config = fields["config"]
+    if isinstance(config, dict) and "name" not in fields:
+        raise ErasureError(f"{place} needs a name, since its config is written out.")
+    content = config_of(config) if isinstance(config, str) else config
+    name = fields.get("name") or Path(config).stem
+    return MethodEntry(name, content, fields.get("options") or {})
 
 
 def _numbered(content: dict[str, Any], key: str, default: Any = ()) -> list[tuple[Any, str]]:

@@ -9,7 +9,6 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from erasure_lightning.api.quiet import silence
 from erasure_lightning.benchmark.jobs import (
@@ -24,7 +23,7 @@ from erasure_lightning.benchmark.suite import Suite
 from erasure_lightning.benchmark.suite_reader import SuiteReader
 from erasure_lightning.checks import require
 from erasure_lightning.cli.arguments import Arguments, suggestion
-from erasure_lightning.cli.configs import SHIPPED, checked_config, load_yaml
+from erasure_lightning.cli.configs import SHIPPED, config_content
 from erasure_lightning.cli.short_names import find_concepts
 from erasure_lightning.concepts.concept import shortened_names
 from erasure_lightning.concepts.files import read_concepts
@@ -97,11 +96,7 @@ def _parser() -> Arguments:
 
 
 def _reader() -> SuiteReader:
-    return SuiteReader(_config, lambda name: read_concepts(find_concepts(name)))
-
-
-def _config(name: str) -> dict[str, Any]:
-    return dict(load_yaml(checked_config(name).read_text(encoding="utf-8")))
+    return SuiteReader(config_content, lambda name: read_concepts(find_concepts(name)))
 
 
 def _find(name: str) -> Path:

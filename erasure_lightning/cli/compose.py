@@ -18,6 +18,11 @@ def run_compose(argv: list[str]) -> None:
     from erasure_lightning.runs.folder import Run, require_unused
 
     silence()
+    if configs := [path for path in options.runs if path.suffix in (".yaml", ".yml")]:
+        raise ErasureError(
+            f"erasure compose adds finished runs; found the config {configs[0]}. A config with"
+            " `parts:` lists configs, and erasure fit --config FILE fits and adds them."
+        )
     out: Path = options.out
     if out.suffix == ".safetensors":
         if out.exists():

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 import erasure_lightning
+from erasure_lightning.cli.options import CONFIG_OPTIONS, Options
 from erasure_lightning.concepts.concept import Concepts
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.strict_yaml import StrictLoader, yaml_error
@@ -97,6 +98,29 @@ def checked_config(name: str, *within: str) -> Path:
     path = find_config(name, *within)
     read_config(path)
     return path
+
+
+def config_content(name: str) -> dict[str, Any]:
+    """The content of a config.
+
+    Args:
+        name: As in `find_config`.
+
+    Raises:
+        ErasureError: If there is no such config, or it is none.
+    """
+    return dict(load_yaml(checked_config(name).read_text(encoding="utf-8")))
+
+
+def config_with_parts(options: Options) -> str | None:
+    """The config of a command line that has parts, as it is named there; None without one.
+
+    Raises:
+        ErasureError: If a config is missing or none.
+    """
+    names = [option.value for option in options if option.name in CONFIG_OPTIONS and option.value]
+    files = (name for name in names if "\n" not in name)  # others are a config's text
+    return next((name for name in files if "parts" in config_content(name)), None)
 
 
 def read_config(path: Path) -> str:

@@ -10,7 +10,7 @@ from jsonargparse import Namespace, set_dumper, set_loader
 from jsonargparse.typing import Path_fr, register_type
 from lightning.pytorch.cli import LightningArgumentParser
 
-from erasure_lightning.cli.configs import dump_yaml, read_config
+from erasure_lightning.cli.configs import dump_yaml, load_yaml, read_config
 from erasure_lightning.cli.error_messages import one_line_error
 from erasure_lightning.cli.short_names import concept_list, load_names
 from erasure_lightning.concepts.concept import Concepts
@@ -65,9 +65,14 @@ class Parser(LightningArgumentParser):
             kwargs: Arguments of ``parse_string``.
 
         Raises:
-            ErasureError: If it is no config, with the line.
+            ErasureError: If it is no config, with the line, or one with parts.
         """
         text = read_config(Path(path))
+        if "parts" in load_yaml(text):
+            raise ErasureError(
+                f"{path} has parts, which erasure fit alone reads. Its run's folder, and those of"
+                " the parts in it, are runs like any other."
+            )
         with Path_fr(path).relative_path_context():
             config: Namespace = self.parse_string(text, *args, **kwargs)
         return config

@@ -1,6 +1,9 @@
 """The rank of this process as launchers set it, before the rendezvous; imports no torch."""
 
 import os
+from typing import Any
+
+from erasure_lightning.errors import ErasureError
 
 #: Jobs of SLURM whose numbers Lightning disregards: each process is a run of its own, or starts its
 #: own ranks.
@@ -35,6 +38,29 @@ def launched_ranks() -> tuple[int, int] | None:
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return None
     return int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["GROUP_WORLD_SIZE"])
+
+
+def use_launched_ranks(trainer: Any) -> None:
+    """Take the number of devices from torchrun, and refuse another number.
+
+    Args:
+        trainer: Options of the trainer.
+
+    Raises:
+        ErasureError: If ``--trainer.devices`` is another number than torchrun's.
+    """
+    ranks = launched_ranks()
+    if ranks is None:
+        return
+    here, nodes = ranks
+    if trainer.devices == "auto":
+        trainer.devices = here
+        trainer.num_nodes = nodes
+    elif str(trainer.devices).isdecimal() and int(trainer.devices) != here:
+        raise ErasureError(
+            f"torchrun has started {here} processes on this machine, and --trainer.devices is"
+            f" {trainer.devices}. Set --trainer.devices {here}, or leave the option out."
+        )
 
 
 def _numbers() -> tuple[str, str]:

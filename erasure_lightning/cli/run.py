@@ -16,11 +16,11 @@ from erasure_lightning.callbacks.interrupt import LastCheckpoint
 from erasure_lightning.callbacks.watchdog import Watchdog
 from erasure_lightning.checks import require
 from erasure_lightning.cli import folders, loggers
-from erasure_lightning.cli.configs import dump_yaml, load_yaml
+from erasure_lightning.cli.configs import config_with_parts, dump_yaml, load_yaml
 from erasure_lightning.cli.error_messages import constructor_error
 from erasure_lightning.cli.options import CONFIG_OPTIONS, Options
 from erasure_lightning.cli.parser import Parser
-from erasure_lightning.cli.rank import launched_ranks
+from erasure_lightning.cli.rank import use_launched_ranks
 from erasure_lightning.cli.resume import check_same, check_unfinished, own_config
 from erasure_lightning.cli.short_names import full_words
 from erasure_lightning.data.datamodule import PromptData
@@ -60,6 +60,12 @@ def run(command: str, argv: list[str]) -> None:
         Interrupted: If a signal came.
     """
     silence()
+    options = Options.read(argv)
+    if command == "fit" and (file := config_with_parts(options)):
+        from erasure_lightning.cli.composed_fit import fit_parts
+
+        fit_parts(options, file)
+        return
     keeper = LastCheckpoint()
     try:
         with keeper.watching():
@@ -146,7 +152,7 @@ class CommandLine(LightningCLI):
         self.text = dump_yaml(content)
         self.keeper.set_every(self.config.save_every)
         _check_numbers(self.config.trainer)
-        _use_launched_ranks(self.config.trainer)
+        use_launched_ranks(self.config.trainer)
         self.watchdog = Watchdog(self.config.hang_timeout)
         self.checkpoint = self._checkpoint(content["model"])
         self.run = folders.choose(self.command, self.config, self.checkpoint)
@@ -273,26 +279,6 @@ def _check_numbers(trainer: Namespace) -> None:
     )
     if isinstance(trainer.val_check_interval, int | float):  # a text is a duration
         require("The trainer", above=0, val_check_interval=trainer.val_check_interval)
-
-
-def _use_launched_ranks(trainer: Namespace) -> None:
-    """Take the number of devices from torchrun, and refuse another number.
-
-    Raises:
-        ErasureError: If ``--trainer.devices`` is another number than torchrun's.
-    """
-    ranks = launched_ranks()
-    if ranks is None:
-        return
-    here, nodes = ranks
-    if trainer.devices == "auto":
-        trainer.devices = here
-        trainer.num_nodes = nodes
-    elif str(trainer.devices).isdecimal() and int(trainer.devices) != here:
-        raise ErasureError(
-            f"torchrun has started {here} processes on this machine, and --trainer.devices is"
-            f" {trainer.devices}. Set --trainer.devices {here}, or leave the option out."
-        )
 
 
 def _list(value: Any) -> list[Any]:

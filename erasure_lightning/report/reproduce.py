@@ -18,6 +18,9 @@ def reproduction_commands(record: RunRecord) -> list[str]:
     name = slug(record.name) or "run"
     run = f"again/{name}"
     lines = [f"erasure fit --config {name}.yaml --run_dir {run}"]
+    if composed := record.metadata.get("composed"):  # its config is of the sum alone
+        parts = " ".join(f"again/{slug(part['edit'])}" for part in composed)
+        lines = [f"erasure compose {parts} --out {run}"]
     if record.figures_folder != ".":
         lines.append(" ".join(["erasure test --ckpt_path", run, *record.test_options]))
     lines += [attack_command(attack.outcome, run) for attack in record.attacks]

@@ -1,6 +1,8 @@
 """The folder of a run: its files, and checks before it is written to."""
 
+import os
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,9 @@ RUNS_FOLDER = Path("runs")
 
 #: The config in a run's folder.
 CONFIG_FILE = "config.yaml"
+
+#: Results of a measurement, in the order in which they are moved; the figures last.
+_MEASURED = ("samples", "grid.png", "metrics.json")
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,25 @@ class Run:
     def attacks(self) -> Path:
         """Folder of the attacks on the edit, one subfolder each."""
         return self.root / "attacks"
+
+    @property
+    def second_measurement(self) -> Path:
+        """Folder in which an edit is measured that was not measured by its fit."""
+        return self.root / "test"
+
+    def finish_measurement(self) -> None:
+        """Move results of a finished second measurement to where the first would be."""
+        folder = self.second_measurement
+        if (folder / _MEASURED[-1]).exists():
+            shutil.rmtree(self.samples, ignore_errors=True)
+            for name in _MEASURED:
+                if (folder / name).exists():
+                    os.replace(folder / name, self.root / name)
+        self.discard_measurement()
+
+    def discard_measurement(self) -> None:
+        """Remove what is left of a killed second measurement."""
+        shutil.rmtree(self.second_measurement, ignore_errors=True)
 
     def check_unused(self) -> None:
         """Raises unless a new run may start here.

@@ -129,6 +129,27 @@ def test_edits_on_other_edits_are_composed_on_those():
         compose(one, edit_of("rose"))
 
 
+def test_several_methods_in_one_call_are_the_sum_of_their_edits():
+    """Each from the same model; the control is an error of the last, which leaves that model."""
+    arguments = {**QUICK, "lr": 1e-2, "warmup": 0}
+    pipeline = TinyBackbone().to_pipeline()
+    base = erase(pipeline, Concept("house", "dog"), "UCE", **QUICK)
+    several = erase(pipeline, Concept("cat", "dog"), ["SAGE", "ESD"], **arguments)
+    assert [c["edit"] for c in several.metadata["composed"]] == ["SAGE of cat", "ESD of cat"]
+    several.remove()
+    apart = []
+    for method in ("SAGE", "ESD"):
+        apart.append(erase(pipeline, Concept("cat", "dog"), method, **arguments))
+        apart[-1].remove()
+    expected = compose(*apart, pipeline=pipeline)
+    assert all(torch.equal(several.tensors[n], v) for n, v in expected.tensors.items())
+    base.remove()
+    before = {n: v.clone() for n, v in pipeline.text_encoder.state_dict().items()}
+    with pytest.raises(ErasureError, match="SPM adapters|spm adapters"):
+        erase(pipeline, Concept("cat", "dog"), ["SAGE", "SPM"], **arguments)
+    assert all(torch.equal(before[n], v) for n, v in pipeline.text_encoder.state_dict().items())
+
+
 def refused(capsys, *words):
     code = main(["compose", *map(str, words)])
     printed = capsys.readouterr().err

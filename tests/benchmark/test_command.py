@@ -94,6 +94,13 @@ class TestMistakes:
         assert f"{message} '--data.seeds'" in error("pets.yaml")
         assert not (folder / "runs").exists()
 
+    def test_parts_of_a_method_are_checked_too(self, error, write_suite, folder):
+        parts = ["uce", {"config": "esd", "options": {"model.lrr": 1}}]
+        write_suite(methods=[{"name": "both", "config": {"parts": parts}}])
+        message = "The method both cannot run: The part esd cannot run: model has no option 'lrr'"
+        assert message in error("pets.yaml")
+        assert not (folder / "runs").exists()
+
     def test_an_unknown_attack_is_reported_before_anything_runs(self, error, write_suite, folder):
         write_suite(attacks=["SoftEmbeding"])
         assert "unknown attack 'SoftEmbeding'. Did you mean 'SoftEmbedding'?" in error("pets.yaml")

@@ -2,11 +2,14 @@ import os
 import signal
 import threading
 import time
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 
 from erasure_lightning.benchmark.engine import Engine, failure_message
 from erasure_lightning.benchmark.jobs import Status
+from erasure_lightning.benchmark.suite import MethodEntry
 
 pytestmark = pytest.mark.usefixtures("stand_in")
 
@@ -71,6 +74,24 @@ def test_an_edit_that_was_not_measured_is_measured_and_not_fitted_again(make_job
     assert calls(job) == ["fit"]
     assert job.status is Status.FINISHED
     assert not (job.run.root / "test").exists()
+
+
+def test_a_fitted_cell_is_a_part_of_another(make_jobs):
+    """The control is a part with other options than the cell of its name."""
+    uce, esd = make_jobs(("cat",), uce={}, esd={})
+    other = asdict(esd.method) | {"options": {"model.lr": 1}}
+    method = MethodEntry("both", {"parts": [asdict(uce.method), other]}, {})
+    both = replace(uce, method=method)
+    both.link_parts()
+    assert not both.run.root.exists()
+    for job in (uce, esd):
+        job.run.root.mkdir(parents=True)
+        job.run.edit.touch()
+    both.link_parts()
+    both.link_parts()
+    (part,) = (both.run.root / "parts").iterdir()
+    assert part.resolve() == uce.run.root.resolve()
+    assert not Path(part.readlink()).is_absolute()
 
 
 @pytest.mark.parametrize("parallel", [1, 2])

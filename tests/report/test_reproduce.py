@@ -7,9 +7,11 @@ import shlex
 from urllib.request import urlopen
 
 import pytest
-from report_runs import HOSTILE
+from report_runs import HOSTILE, make_run
 
 from erasure_lightning.__main__ import main
+from erasure_lightning.report.reproduce import reproduction_commands
+from erasure_lightning.report.run_record import read_run_record
 
 OPTIONS = """--model trivial.Distillation --model.backbone TinyBackbone --model.lr 1e-3
     --data.others 1 --data.steps 1 --data.seeds 2
@@ -40,3 +42,13 @@ def test_config_and_command_of_a_page_make_the_same_edit(tmp_path, monkeypatch):
         assert main(shlex.split(fit)[1:]) == 0
     edit = (tmp_path / "there" / check.split()[1]).read_bytes()
     assert f"<code>{hashlib.sha256(edit).hexdigest()[:16]}…</code>" in page
+
+
+def test_a_composition_is_made_again_of_its_parts(tmp_path):
+    """The control is a fit."""
+    parts = [{"edit": f"{method} of cat", "strength": 1.0} for method in ("SAGE", "STEREO")]
+    both = read_run_record(make_run(tmp_path / "both", composed=parts))
+    command = "erasure compose again/sage-of-cat again/stereo-of-cat --out again/both"
+    assert reproduction_commands(both)[0] == command
+    fitted = read_run_record(make_run(tmp_path / "one"))
+    assert reproduction_commands(fitted)[0].startswith("erasure fit --config one.yaml")
