@@ -32,7 +32,7 @@ class SubspaceProjection(Rule):
         dimensions: Largest dimension of the subspace.
         alpha: Tolerance of the triggers.
         steepness, threshold: Of the filter ``f``; 1 without them.
-        tail: Whether the states behind the words change with the triggers, which they have read.
+        tail: Whether all states behind a trigger change with it, which they have read.
     """
 
     def __init__(
@@ -113,12 +113,11 @@ class SubspaceProjection(Rule):
         triggers = self.triggers(summaries)
         projected = self.project(read, summaries)
         share = self.strength * self.share(read[: end + 1], projected[: end + 1])
-        moved = read[1:end].lerp(projected[1:end], share)
-        words = torch.where(triggers.unsqueeze(1), moved, read[1:end])
-        rest = read[end:]
-        if self.tail and triggers.any():
-            rest = rest.lerp(projected[end:], share)
-        return torch.cat((read[:1], words, rest)).to(states)
+        changed = torch.zeros(len(read), dtype=torch.bool, device=read.device)
+        changed[1:end] = triggers
+        if self.tail:
+            changed = changed.cumsum(dim=0) > 0
+        return torch.where(changed.unsqueeze(1), read.lerp(projected, share), read).to(states)
 
     def outside(self, states: Tensor) -> Tensor:
         """``(I - P_C) s`` of states ``(N, D)``, in float64."""

@@ -6,7 +6,7 @@ model generates without a prompt, a classifier ``p(concept | x_t)`` selects the 
     ``eps' = eps_theta(x_t, t) - scale s_t grad_x log p(concept | x_t)``
 
 (Dhariwal and Nichol, arXiv 2105.05233), at several scales; the image of the highest margin counts.
-A model that has lost the concept has nothing to select.
+A model that has lost the concept draws no image of it to select.
 
 Verified in code (kevinlu4588/WhenAreConceptsErased@9a03e07, ``classifier_guidance/``,
 ``src/probes/standard_prompt_probe.py``): scales 25, 32, ... 193, 50 steps, the best image by a
@@ -16,7 +16,7 @@ notebook says that text is bypassed.
 
 Different: no prompt; the original generates the images that the classifier learns from (of labels
 that the edit should retain, for the others), so that no data is needed; DDIM, so that the noise
-process of every family serves; no gradient where latents are noise alone, which shows nothing.
+process of every family serves; no gradient where latents are pure noise, without any image.
 
 The judge never guides: its own gradient would deceive it. Strong guidance may deceive it all the
 same, and of many scales one succeeds more often by chance, so compare the controls (`Probe`): the

@@ -6,7 +6,7 @@ leaves one out, at random; it may happen to be another word (*cat*, *act*). The 
 no paper fixes its budget.
 
 Its measure is the control ``original``: how many of the same prompts the model before the edit
-understands at all. A prompt that brings nothing back there is no evidence of erasure.
+understands at all. A prompt that the original does not understand is no evidence of erasure.
 
 Cost for each image: four times the sampling of every variant, and one image of each more.
 """

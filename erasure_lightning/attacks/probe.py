@@ -31,13 +31,13 @@ class Attempts(NamedTuple):
 
 
 class Probe(ConceptAttack):
-    """An attack that trains nothing in the edited model, and runs on other models alike.
+    """An attack that does not train the edited model, and runs on other models alike.
 
     The same attempt, with the same images, noise and choices, is made on three models, of which two
     are controls; baselines leave the probe's own means away:
 
     * ``original``: the model before the edit. Where this fails, the probe has no power, and its
-      failure on the edited model proves nothing.
+      failure on the edited model is no evidence.
     * ``untaught``: the edited model with the entries of each weight of its denoiser shuffled, which
       has no knowledge. What succeeds here is in the probe's inputs, not in a memory.
     * ``no prompt`` and the like: the edited model without the words, or the classifier, of the

@@ -70,7 +70,7 @@ class Backbone(FamilyInterface):
         return self.text_inputs()[0].layers
 
     def _entry_layers(self) -> dict[str, nn.Linear]:
-        """All layers that read nothing but the prompt."""
+        """All layers that read the prompt alone."""
         return {name: layer for entry in self.text_inputs() for name, layer in entry.layers.items()}
 
     def text_parameters(self, blocks: int | None = None) -> dict[str, nn.Parameter]:

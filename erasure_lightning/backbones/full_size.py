@@ -27,7 +27,7 @@ _T5_WORDS = 32_128
 
 
 def full_size_model(hub_id: str) -> Backbone | None:
-    """A model of the shapes of a published one, with weights that mean nothing.
+    """A model of the shapes of a published one, with untrained weights.
 
     Its tokenizers are those of the tiny models, with the published lengths.
 

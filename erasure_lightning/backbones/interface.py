@@ -17,8 +17,8 @@ from erasure_lightning.errors import ErasureError
 
 #: Parts of a denoiser, as ESD names them: where pixels meet text (``x``: cross-attention, or joint
 #: attention), the keys and values of the text alone, all but ``x`` (``u``), all; and ``entry``: the
-#: layers that read nothing but the prompt, which closed forms solve for; and ``pixels``: attention
-#: of pixels among themselves, and their queries of the text.
+#: layers that read the prompt alone, which closed forms solve for; and ``pixels``: attention of
+#: pixels among themselves, and their queries of the text.
 Part = Literal["x", "x-strict", "u", "all", "entry", "pixels"]
 
 #: Modules that adapters can be attached to: every linear layer and convolution of the transformers,
@@ -26,8 +26,8 @@ Part = Literal["x", "x-strict", "u", "all", "entry", "pixels"]
 Place = Literal["transformer layers", "cross-attention"]
 
 #: What only some families can do: return the pixels' attention to text tokens; search prompts word
-#: by word, since all text towers share one vocabulary; read the last states of one CLIP and nothing
-#: else of a prompt; be guided by two predictions; attach adapters to a `Place`.
+#: by word, since all text towers share one vocabulary; read of a prompt the last states of one CLIP
+#: alone; be guided by two predictions; attach adapters to a `Place`.
 Capability = Literal[
     "attention maps",
     "one vocabulary",
@@ -51,7 +51,7 @@ class TextInput:
             ``pooled``.
         columns: Columns of their weights that multiply it; the others stay as they are.
         transform: What the model computes of the token states ``(B, L, E)`` before these layers
-            read them, ``(B, L, D)``; nothing by default.
+            read them, ``(B, L, D)``; the states themselves by default.
         masked: Whether attention leaves out what the layers compute at padding.
     """
 
@@ -73,7 +73,7 @@ class TextInput:
     def rows(self, conditioning: Conditioning) -> Tensor:
         """Inputs of the layers, ``(B, N, D)``: one per token, or one pooled vector.
 
-        Those that are not `read` are zeros, which add nothing to normal equations.
+        Those that are not `read` are zeros, which leave normal equations as they are.
         """
         if self.source == "pooled":
             return cast(Tensor, conditioning.pooled).unsqueeze(1)

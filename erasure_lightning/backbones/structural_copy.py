@@ -1,4 +1,4 @@
-"""Copies of modules that share what does not change, and quick ones that share nothing."""
+"""Copies of modules that share what does not change, and quick copies of all their tensors."""
 
 import copy
 import pickle

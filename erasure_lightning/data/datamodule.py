@@ -168,8 +168,8 @@ class PromptData(LightningDataModule):
         """Steps of a run: those of all its epochs, and no more than the trainer's ``max_steps``.
 
         Raises:
-            ErasureError: If the trainer bounds neither, or ``max_steps`` leaves nothing for a
-                second epoch.
+            ErasureError: If the trainer bounds neither, or ``max_steps`` ends before a second
+                epoch.
         """
         trainer = cast(Any, self.trainer)
         epochs = int(trainer.max_epochs)

@@ -1,6 +1,6 @@
 """Private attributes of Lightning 2.6 in use, each with the public call that is missing.
 
-A new version of Lightning is checked against this file; nothing else touches what is private there.
+A new version of Lightning is checked against this file; no other one uses what is private there.
 """
 
 from collections.abc import Callable

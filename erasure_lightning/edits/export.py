@@ -268,7 +268,7 @@ def _save_original(modules: Mapping[str, nn.Module], folder: Path, title: str) -
 
 
 def _write_new(path: Path, write: Callable[[Path], Any]) -> None:
-    """Writes a file or folder in a temporary folder; nothing is left of one that fails.
+    """Writes a file or folder in a temporary folder, which is removed if it fails.
 
     Raises:
         ErasureError: If it cannot be written.

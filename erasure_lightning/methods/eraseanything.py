@@ -32,7 +32,7 @@ bugs, ours does what its comments say:
   it again, though the step is to preserve "D_ir(irrelevant)". Ours retains an unrelated word, by
   the original's prediction, which needs no images.
 * the contrast is of the synonym's map with all others. The concept's alone has a gradient, so that
-  nothing draws it to the unrelated words. Ours is of the concept's with all others.
+  the unrelated words do not draw it. Ours is of the concept's with all others.
 * maps are those of head 0, at the concept's positions also in sentences whose words stand
   elsewhere, and of unlike latents and times. Ours are the mean over heads and over each sentence's
   own words, at the latents of the step.

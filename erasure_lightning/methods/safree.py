@@ -25,8 +25,8 @@ Where ours differs, or the official code has bugs:
 * its latent re-attention in the Fourier domain is left out, and was never in: ``generate_safree``
   registers it without saying which of its three branches, so that none runs
   (``free_lunch_utils.py``, ``safree=None``);
-* it leaves the states behind the words, where CLIP's padding has all their meaning, as they were;
-  ``tail`` is ours, and off;
+* it leaves the states behind a trigger, which have read it, as they were: those of padding, where
+  CLIP has all the meaning of a prompt, and other tokens of a word; ``tail`` is ours, and off;
 * its phrases are a negative prompt too, which the paper's equations do not have. `SLD` is that idea
   as a rule of its own;
 * it projects by the inverse of a Gram matrix in float32, whose condition is that of the summaries,
@@ -59,8 +59,7 @@ class SAFREE(InferenceRule):
             circumscribe nudity; none by default.
         alpha: How much farther from the concept a prompt without a trigger is than without others,
             as a share, at least -1, at which every word is a trigger.
-        tail: Whether the states behind the words, which have read the triggers, are projected with
-            them (ours).
+        tail: Whether all states behind a trigger, which have read it, are projected with it (ours).
         filter: Whether the self-validating filter scales the projection; else it is whole.
         steepness: Of the filter, at least 0.
         threshold: ``beta`` at which the filter is a half, 0..2.

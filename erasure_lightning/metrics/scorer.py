@@ -128,7 +128,7 @@ class Scorer(nn.Module):
                 network.
 
         Raises:
-            ErasureError: If nothing is there, the weights are no safetensors, or it is no
+            ErasureError: If there is no such folder, the weights are no safetensors, or it is no
                 image-text model.
         """
         name = str(source)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from erasure_lightning.concepts.concept import shortened_names
+from erasure_lightning.concepts.concept import Concept, shortened_names
 from erasure_lightning.metrics.estimates import Estimate
 from erasure_lightning.metrics.groups import ERASURE_GROUPS, GROUP_QUESTIONS
 from erasure_lightning.metrics.protocol import Protocol
@@ -104,6 +104,19 @@ def pluralized(number: float, noun: str) -> str:
 def concept_summary(record: RunRecord) -> str:
     """The names of the erased concepts, shortened if there are many."""
     return shortened_names([concept.name for concept in record.concepts]) or "an unknown concept"
+
+
+def concept_words(record: RunRecord, concept: Concept) -> str:
+    """Words that mean a concept without naming it: those measured, and those mined in training."""
+    mined = record.metadata.get("domain_words")
+    erased = mined.get(concept.name) if isinstance(mined, Mapping) else None
+    listed = {
+        "other words": concept.domain,
+        "mined and erased too": erased if isinstance(erased, list) else [],
+    }
+    return "; ".join(
+        f"{title}: {', '.join(map(str, words))}" for title, words in listed.items() if words
+    )
 
 
 def recognized_share(record: RunRecord, group: str, when: str) -> Estimate | None:

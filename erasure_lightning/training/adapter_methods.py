@@ -58,8 +58,8 @@ class PartErasure(AdapterErasure):
 
     Args:
         train: Which part: ``x`` its cross-attention, or joint attention, ``x-strict`` keys and
-            values of the text alone, ``u`` all but ``x``, ``all``; ``entry`` what reads nothing but
-            the prompt; ``pixels`` self-attention and queries, where attention is apart.
+            values of the text alone, ``u`` all but ``x``, ``all``; ``entry`` what reads the prompt
+            alone; ``pixels`` self-attention and queries, where attention is apart.
         rank: Rank of an adapter beside each linear layer of the part, at least 1; without a rank
             the weights themselves are trained.
         lora_layers: Regular expression that is searched in the names of these layers; those without

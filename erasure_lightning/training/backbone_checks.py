@@ -31,7 +31,7 @@ def check_backbone(
 
 
 def missing_capabilities(family: type[Backbone], needs: Collection[Capability]) -> str:
-    """What a family lacks of what is needed, in words; empty if it lacks nothing."""
+    """What a family lacks of what is needed, in words; empty for a family that has it all."""
     return " and ".join(sorted(set(needs) - family.capabilities))
 
 

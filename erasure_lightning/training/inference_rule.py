@@ -54,5 +54,5 @@ class InferenceRule(ClosedFormErasure):
             names = ", ".join(type(term).__name__ for term in self.retention)
             rank_zero_warn(
                 f"{type(self).__name__} is a rule without equations that a retention callback could"
-                f" join; found {names}, which changes nothing of it. Leave it out."
+                f" join; found {names}, which has no effect on it. Leave it out."
             )

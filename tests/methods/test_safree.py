@@ -74,13 +74,20 @@ def test_the_rest_of_a_batch_and_the_empty_prompt_change_nothing():
 
 
 @torch.no_grad()
-def test_with_the_tail_the_states_behind_the_words_are_outside_the_subspace_too():
+@pytest.mark.parametrize("prompt", ["a cat", "a cat in a house"])
+def test_with_the_tail_all_states_behind_a_trigger_are_outside_the_subspace(prompt):
     basis = orthonormal_basis(rule().original.encode(["cat", "star"]).summary)
-    inside = {}
+    changed, inside = {}, {}
     for tail in (False, True):
-        states = rule(filter=False, tail=tail).backbone.encode(["a cat"]).tokens[0, 3:]
-        inside[tail] = (states.double() @ basis.mT).abs().max()
-    assert inside[True] < 1e-4 < 1e-2 < inside[False]
+        module = rule(filter=False, tail=tail)
+        states = module.backbone.encode([prompt]).tokens[0]
+        changed[tail] = (states != module.original.encode([prompt]).tokens[0]).any(dim=1)
+        inside[tail] = (states.double() @ basis.mT).abs().amax(dim=1)
+    first = int(changed[False].int().argmax())
+    assert changed[False].any()
+    assert not changed[False][first:].all()  # the control
+    assert changed[True].tolist() == [i >= first for i in range(len(changed[True]))]
+    assert inside[True][first:].max() < 1e-4 < 1e-2 < inside[False][first:].max()
 
 
 def test_embeddings_that_are_no_words_meet_the_rule_and_pass_gradients():

@@ -36,6 +36,12 @@ def test_front_matter_has_the_fields_of_the_hub_and_no_license(run):
     }
 
 
+def test_it_has_the_mined_words(tmp_path):
+    run = make_run(tmp_path / "run", domain_words={"cat": ["kit*"]})
+    words = "(other words: kitten; mined and erased too: kit\\*)"
+    assert words in render_card(read_run_record(run))
+
+
 @pytest.mark.parametrize("backbone", ["/home/somebody/sd", "./sd", "emoji-world", "../a/b"])
 def test_a_local_model_is_no_base_model_of_the_hub(run, backbone):
     write_edit(run, description(backbone=backbone))

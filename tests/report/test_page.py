@@ -299,6 +299,18 @@ def test_only_web_addresses_become_links():
     assert split_links(text) == [(text, "")]
 
 
+def test_mined_words_stand_beside_their_concept(tmp_path):
+    concepts = [{"name": name, "anchor": "", "domain": ["k"], "kind": "thing"} for name in "ab"]
+    mined = {"a": ["kit", HOSTILE], "b": []}
+    run = make_run(tmp_path / "run", concepts=concepts, domain_words=mined)
+    page = read(run)
+    assert f"a (other words: k; mined and erased too: kit, {HOSTILE})" in page.text
+    assert "b (other words: k)" in page.text
+    assert page.all("script") == []
+    mangled = make_run(tmp_path / "mangled", concepts=concepts, domain_words={"a": 3})
+    assert "a (other words: k)" in read(mangled).text
+
+
 def test_many_concepts_are_shortened(tmp_path):
     concepts = [{"name": f"c{i}", "anchor": "", "domain": [], "kind": "thing"} for i in range(100)]
     text = read(make_run(tmp_path / "run", concepts=concepts)).text
