@@ -5,7 +5,7 @@ side, and are measured as `erasure fit` measures. *published* is the schedule of
 rohitgandikota/erasing @ 25613d2: before every iteration a fresh rollout of 0 to 49 of 50 steps of
 the frozen original (there a second model, here our shared one) at guidance 3; one latent, the bare
 name, Adam at a constant rate. *as shipped* is `configs/esd.yaml`. *short* is the same with a
-smaller bank and fewer steps at eight times the rate: enough for the erasure of the published schedule.
+smaller bank and fewer steps at eight times the rate: enough for the published schedule's erasure.
 *seconds* are wall-clock time of training; *processor* is processor time, which is independent of
 the machine's load, and *times* the ratio of the published schedule's to each.
 """
