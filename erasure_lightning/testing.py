@@ -153,8 +153,8 @@ def _check_retention(module: ErasureModule, family: type[Backbone]) -> None:
     """Every retention callback adds its term, on a base in bfloat16; the edit stays float32."""
     callbacks = [cls() for cls in retention_callbacks()]
     for callback in callbacks:
-        callback.prompts = callback.prompts or ["a tree", "a car", "a boat"]
-        vars(callback)["batch_size"] = 2  # that there is a term does not depend on their number
+        prompts = callback.prompts or ["a tree", "a car", "a boat"]
+        vars(callback).update(prompts=prompts, batch_size=2)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*edits no text encoder.*")
         quick_fit(module, 1, *callbacks, log_every_n_steps=1)
@@ -198,8 +198,7 @@ def _maker(
     )
 
 
-_weights = cache(lambda family: dict(family().named_parameters()))  # of its tiny model
-
+_weights = cache(lambda family, dtype: {n: p.to(dtype) for n, p in family().named_parameters()})
 _QUIET = {"logger": False, "enable_checkpointing": False}
 _QUIET |= {"enable_progress_bar": False, "enable_model_summary": False}
 
@@ -261,8 +260,7 @@ def edit_of(module: ErasureModule) -> dict[str, Tensor]:
 def _check_edit(module: ErasureModule, family: type[Backbone], circumstance: str = "") -> None:
     name = f"{type(module).__name__}{circumstance and f' with {circumstance}'}"
     editable = module.editable()
-    precision = module.backbone.base
-    before = {n: p.to(precision) for n, p in _weights(family).items()}
+    before = _weights(family, module.backbone.base)
     moved = set()
     for key, parameter in module.backbone.named_parameters():
         plain, value = key.replace(".base_layer.", "."), parameter.detach()
