@@ -153,7 +153,8 @@ def _check_retention(module: ErasureModule, family: type[Backbone]) -> None:
     """Every retention callback adds its term, on a base in bfloat16; the edit stays float32."""
     callbacks = [cls() for cls in retention_callbacks()]
     for callback in callbacks:
-        callback.prompts = callback.prompts or ["a tree", "a car", "a boat"]
+        prompts = callback.prompts or ["a tree", "a car", "a boat"]
+        vars(callback).update(prompts=prompts, batch_size=2)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*edits no text encoder.*")
         quick_fit(module, 1, *callbacks, log_every_n_steps=1)
@@ -179,10 +180,10 @@ def _check_aim(module: ErasureModule, steps: int) -> None:
 @torch.no_grad()
 def _moved(module: ErasureModule, prompts: list[str]) -> float:
     """Mean squared change of the predictions for prompts, from noise, over the range of times."""
-    shares = torch.linspace(0.2, 0.95, 4).repeat_interleave(len(prompts))
-    x = module.backbone.noise(range(4)).repeat_interleave(len(prompts), 0)
+    shares = torch.linspace(0.3, 0.9, 2).repeat_interleave(len(prompts))
+    x = module.backbone.noise(range(2)).repeat_interleave(len(prompts), 0)
     edited, original = (
-        model.denoise(x, model.process.at(shares), model.encode(prompts).repeat(4))
+        model.denoise(x, model.process.at(shares), model.encode(prompts).repeat(2))
         for model in (module.backbone, module.original)
     )
     return (edited - original).square().mean().item()
@@ -197,8 +198,7 @@ def _maker(
     )
 
 
-_weights = cache(lambda family: dict(family().named_parameters()))  # of its tiny model
-
+_weights = cache(lambda family, dtype: {n: p.to(dtype) for n, p in family().named_parameters()})
 _QUIET = {"logger": False, "enable_checkpointing": False}
 _QUIET |= {"enable_progress_bar": False, "enable_model_summary": False}
 
@@ -260,7 +260,7 @@ def edit_of(module: ErasureModule) -> dict[str, Tensor]:
 def _check_edit(module: ErasureModule, family: type[Backbone], circumstance: str = "") -> None:
     name = f"{type(module).__name__}{circumstance and f' with {circumstance}'}"
     editable = module.editable()
-    before = {n: p.to(module.backbone.base) for n, p in _weights(family).items()}
+    before = _weights(family, module.backbone.base)
     moved = set()
     for key, parameter in module.backbone.named_parameters():
         plain, value = key.replace(".base_layer.", "."), parameter.detach()

@@ -219,6 +219,7 @@ def test_arguments_out_of_range(arguments, words):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("few_pairs")
 def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
     arguments = numbers("ant", lr=3e-4, latents=TrajectoryBank(trajectories=8, steps=10))
     module = quick_fit(

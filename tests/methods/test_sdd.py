@@ -170,9 +170,9 @@ def test_ema_out_of_range(ema):
 
 @pytest.mark.slow
 def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
-    arguments = numbers("sdd", lr=4e-4, latents=TrajectoryBank(8, 10))
+    arguments = numbers("sdd", lr=8e-4, latents=TrajectoryBank(4, 10))
     module = quick_fit(
-        SDD(backbone="emoji-world", concepts=[Concept("cigarette")], **arguments), 40
+        SDD(backbone="emoji-world", concepts=[Concept("cigarette")], **arguments), 30
     )
     assert recognised_before(module, ["cigarette"] * 4) == 1
     assert recognised(module.backbone, ["cigarette"] * 4) <= 0.25  # one of four was seen to stay
