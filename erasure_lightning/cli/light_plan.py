@@ -1,5 +1,6 @@
 """``erasure plan`` with less to import: it is to answer in seconds."""
 
+from functools import cache
 from importlib import metadata
 from unittest.mock import patch
 
@@ -10,6 +11,8 @@ _UNUSED = frozenset({"matplotlib", "scipy"})
 def run_light_plan(argv: list[str]) -> int:
     """`plan.run_plan`, after Lightning's torchmetrics was imported as if `_UNUSED` were absent."""
     _import_torchmetrics()
+    # transformers and diffusers each list all installed packages, which takes half a second.
+    metadata.packages_distributions = cache(metadata.packages_distributions)
     from erasure_lightning.cli.plan import run_plan
 
     return run_plan(argv)
