@@ -78,12 +78,11 @@ class RepeatedBlocks:
     ) -> Any:
         leaves, structure = tree_flatten((args, kwargs))
         inputs = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        key = _key(block, leaves, structure)
-        if key is None or not any(isinstance(tensor, FakeTensor) for tensor in inputs):
-            return forward(block, *args, **kwargs)
+        parameters: list[nn.Parameter] = []
+        key = _key(block, leaves, structure, parameters)
         trains = torch.is_grad_enabled()
-        weights = [p for p in block.parameters() if p.requires_grad] if trains else []
-        if _casts(block, weights):
+        weights = [p for p in parameters if p.requires_grad] if trains else []
+        if key is None or _casts(weights, parameters):
             return forward(block, *args, **kwargs)
         if key not in self._known:
 
@@ -100,19 +99,24 @@ class RepeatedBlocks:
         return repeat_block(self._memory, known, inputs, weights)
 
 
-def _casts(block: nn.Module, weights: list[nn.Parameter]) -> bool:
+def _casts(weights: list[nn.Parameter], parameters: list[nn.Parameter]) -> bool:
     """Whether autocast keeps copies of more than a hundredth of a block, for several forwards."""
     if not weights or not torch.is_autocast_enabled("cpu"):
         return False
     precision = torch.get_autocast_dtype("cpu")
     copied = sum(weight.numel() for weight in weights if weight.dtype != precision)
-    return 100 * copied > sum(weight.numel() for weight in block.parameters())
+    return 100 * copied > sum(parameter.numel() for parameter in parameters)
 
 
-def _key(block: nn.Module, leaves: list[Any], structure: TreeSpec) -> Any:
-    """What a block's memory depends on; None if its forward may do more than compute."""
-    kind = _kind(block)
-    if kind is None:
+def _key(
+    block: nn.Module, leaves: list[Any], structure: TreeSpec, parameters: list[nn.Parameter]
+) -> Any:
+    """What a block's memory depends on; None if its forward may do more than compute.
+
+    Appends the block's parameters to ``parameters``.
+    """
+    kind = _kind(block, parameters)
+    if kind is None or not any(isinstance(leaf, FakeTensor) for leaf in leaves):
         return None
     identities: dict[int, int] = {}
     inputs: list[Any] = []
@@ -129,7 +133,7 @@ def _key(block: nn.Module, leaves: list[Any], structure: TreeSpec) -> Any:
     return kind, structure, tuple(inputs), torch.is_grad_enabled(), autocast
 
 
-def _kind(block: nn.Module) -> Any:
+def _kind(block: nn.Module, parameters: list[nn.Parameter]) -> Any:
     """Structure, settings and weights of a block without values; None with foreign parts."""
     parts: list[Any] = []
     rest = [block]
@@ -148,6 +152,7 @@ def _kind(block: nn.Module) -> Any:
                 for key, weight in attributes["_parameters"].items()
             ]
         )
+        parameters += [p for p in attributes["_parameters"].values() if p is not None]
         children = attributes["_modules"]
         parts.append((type(module), type(processor), settings, weights, tuple(children)))
         rest.extend([child for child in children.values() if child is not None])

@@ -86,6 +86,19 @@ def test_a_run_is_parsed_without_what_it_may_never_need():
     assert not never & set(output.splitlines()[-1].split())
 
 
+def test_a_plan_imports_torchmetrics_without_what_it_plots_with():
+    code = (
+        "import sys; from erasure_lightning.cli import light_plan;"
+        " light_plan._import_torchmetrics(); print(*sys.modules)"
+    )
+    output = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
+    imported = output.splitlines()[-1].split()
+    assert "torchmetrics" in imported
+    assert not {"scipy", "matplotlib"} & set(imported)
+
+
 def test_help_lists_every_command(capsys):
     assert main(["--help"]) == 0
     output = capsys.readouterr().out
