@@ -228,14 +228,16 @@ def who(cells: list[dict[str, Any]]) -> str:
 def choice(cells: list[dict[str, Any]]) -> str:
     """One row a method: what it retains, what it costs, and how it fares under attack."""
     columns = ["method", "retain", "feature", "mean by text", "strongest by text"]
-    lines = [head([*columns, "past the encoder", "with gradient"])]
+    columns += ["ten times the steps", "past the encoder", "with gradient"]
+    lines = [head(columns)]
     rows = by_text(cells)
     for cell, successes in sorted(rows, key=lambda row: (max(row[1].values()), -row[0]["retain"])):
         worst = max(successes, key=lambda name: successes[name])
         figures = [f"{cell[name]:.3f}" for name in ("retain", "feature")]
         figures += [f"{fmean(successes.values()):.2f}"]
         figures += [f"{successes[worst]:.2f} ({worst})" if successes[worst] else "0.00"]
-        figures += [success_of(cell, "SoftEmbedding"), f"{cell['backwards']:,}"]
+        figures += [success_of(cell, name) for name in ("ConceptInversion x10", "SoftEmbedding")]
+        figures += [f"{cell['backwards']:,}"]
         lines.append(line([METHODS[cell["method"]][0], *figures]))
     note = f"Of the {concepts_of(cells)[0]}, under {', '.join(rows[0][1])}."
     return "\n".join([note, "", *lines])
@@ -297,14 +299,29 @@ def plot(cells: list[dict[str, Any]], file: Path) -> None:
     axes.text(0.085, 0.085, "better", transform=axes.transAxes, color="0.4", fontsize=9)
     axes.set_title(
         f"The {concept}, erased by {len(points)} methods. Dot: mean of {', '.join(points[0][1])};"
-        "\nline: up to the strongest of them",
+        "\nline: up to the strongest; circle: ConceptInversion with ten times the steps",
         loc="left",
         fontsize=10,
     )
+    longer = tenfold_points(axes, [cell for cell, _ in points])
     named = [(METHODS[c["method"]][0], colour_of(c["method"])) for c, _ in points]
     places = [(fmean(successes.values()), c["retain"]) for c, successes in points]
-    label(figure, axes, [(*place, *name) for place, name in zip(places, named, strict=True)])
+    labels = [(*place, *name) for place, name in zip(places, named, strict=True)]
+    label(figure, axes, labels + longer)
     figure.savefig(file)
+
+
+def tenfold_points(axes: Any, cells: list[dict[str, Any]]) -> list[tuple[float, float, str, str]]:
+    """Plot `ConceptInversion` with ten times the steps; returns places, names and colours."""
+    names: dict[tuple[float, float], list[str]] = {}
+    for cell in cells:
+        if result := cell["attacks"].get("ConceptInversion x10"):
+            names.setdefault((result["mean"], cell["retain"]), []).append(
+                METHODS[cell["method"]][0]
+            )
+    for place in names:
+        axes.plot(*place, "o", color="black", markerfacecolor="white", markersize=8)
+    return [(*place, ", ".join(several), "black") for place, several in names.items()]
 
 
 def colour_of(method: str) -> str:
@@ -314,6 +331,8 @@ def colour_of(method: str) -> str:
 
 def label(figure: Any, axes: Any, points: list[tuple[float, float, str, str]]) -> None:
     """Write names in colours beside points where they overlap neither each other nor a point."""
+    from matplotlib.text import Text
+
     figure.draw_without_rendering()
     taken = [
         (x - 6, y - 6, x + 6, y + 6)
@@ -321,7 +340,7 @@ def label(figure: Any, axes: Any, points: list[tuple[float, float, str, str]]) -
     ]
     renderer = figure.canvas.get_renderer()
     offsets = [(8, 6), (8, -14), (-8, 6), (-8, -14), (8, 20), (8, -28), (-8, 20), (-8, -28)]
-    offsets += [(8, 34), (8, -42), (8, 48), (8, -56), (8, 62), (8, -70)]
+    offsets += [(x, y) for y in (34, -42, 48, -56, 62, -70, 76, -84, 90, -98) for x in (8, -8)]
     for x, y, name, colour in points:
         for dx, dy in offsets:
             side = "left" if dx > 0 else "right"
@@ -329,13 +348,16 @@ def label(figure: Any, axes: Any, points: list[tuple[float, float, str, str]]) -
             place = {"textcoords": "offset points", "ha": side, "arrowprops": lead}
             place["color"] = colour
             text = axes.annotate(name, (x, y), (dx, dy), fontsize=9, **place)
-            box = text.get_window_extent(renderer).padded(1)
+            text.update_positions(renderer)
+            box = Text.get_window_extent(text, renderer).padded(1)  # without the line to the point
             inside = axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1 and box.y0 >= axes.bbox.y0
             corners = (box.x0, box.y0, box.x1, box.y1)
             if inside and box.y1 <= axes.bbox.y1 and not any(meet(corners, t) for t in taken):
                 taken.append(corners)
                 break
             text.remove()
+        else:
+            raise SystemExit(f"The plot has no room for {name}.")
 
 
 def meet(one: tuple[float, ...], other: tuple[float, ...]) -> bool:

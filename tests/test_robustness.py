@@ -31,6 +31,7 @@ def test_names_in_the_plot_do_not_overlap(robustness):
     """Also of points in one place."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.text import Text
 
     figure = Figure(figsize=(6, 4))
     FigureCanvasAgg(figure)
@@ -41,7 +42,8 @@ def test_names_in_the_plot_do_not_overlap(robustness):
     robustness.label(figure, axes, [(*point, "black") for point in points])
     assert [text.get_text() for text in axes.texts] == [name for *_, name in points]
     renderer = figure.canvas.get_renderer()
-    boxes = [tuple(text.get_window_extent(renderer).extents) for text in axes.texts]
+    figure.draw_without_rendering()
+    boxes = [tuple(Text.get_window_extent(text, renderer).extents) for text in axes.texts]
     pairs = [(a, b) for i, a in enumerate(boxes) for b in boxes[:i]]
     assert not any(robustness.meet(a, b) for a, b in pairs)
     assert robustness.meet(boxes[0], boxes[0])  # the control
