@@ -110,7 +110,7 @@ class SubspaceProjection(Rule):
             end: Position of its end-of-text token.
         """
         read = states.double()
-        triggers = self.triggers(summaries)
+        triggers = self.triggers(summaries, read[end : end + 1])
         projected = self.project(read, summaries)
         share = self.strength * self.share(read[: end + 1], projected[: end + 1])
         changed = torch.zeros(len(read), dtype=torch.bool, device=read.device)
@@ -131,16 +131,20 @@ class SubspaceProjection(Rule):
         own: Tensor = states.double() @ torch.linalg.pinv(span) @ span
         return self.outside(own)
 
-    def triggers(self, summaries: Tensor) -> Tensor:
+    def triggers(self, summaries: Tensor, own: Tensor) -> Tensor:
         """Mask ``(n,)`` of the words without which a prompt is farther from the concepts.
 
-        A single word, which has no others, is a trigger.
+        A single word, which has no others, is compared with the prompt itself.
 
         Args:
             summaries: ``p_i``, ``(n, D)``.
+            own: State of the prompt at the end of text, ``(1, D)``.
         """
         distances = self.outside(summaries).norm(dim=1)
-        others = (distances.sum() - distances) / (len(distances) - 1)
+        if len(distances) == 1:
+            others = self.outside(own).norm(dim=1)
+        else:
+            others = (distances.sum() - distances) / (len(distances) - 1)
         safe: Tensor = distances < (1 + self.alpha) * others
         return ~safe
 

@@ -58,6 +58,11 @@ METHODS = {
         "Predicts for the concept what the model predicts for its anchor",
         "Kumari et al. 2023, https://arxiv.org/abs/2303.13516",
     ),
+    "FMN": BuiltIn(
+        "erasure_lightning.methods.fmn:FMN",
+        "Minimises the attention that pixels pay to the concept's words",
+        "Zhang et al. 2023, https://arxiv.org/abs/2303.17591",
+    ),
     "UCE": BuiltIn(
         "erasure_lightning.methods.uce:UCE",
         "Maps the concept's last token to its anchor's, in closed form",

@@ -27,6 +27,8 @@ Where ours differs, or the official code has bugs:
   (``free_lunch_utils.py``, ``safree=None``);
 * it leaves the states behind a trigger, which have read it, as they were: those of padding, where
   CLIP has all the meaning of a prompt, and other tokens of a word; ``tail`` is ours, and off;
+* the mean of no others is NaN there, so that the only word of a prompt is always a trigger, and the
+  filter alone decides. Ours compares such a prompt with and without its word;
 * its phrases are a negative prompt too, which the paper's equations do not have. `SLD` is that idea
   as a rule of its own;
 * it projects by the inverse of a Gram matrix in float32, whose condition is that of the summaries,

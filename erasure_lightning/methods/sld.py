@@ -12,9 +12,9 @@ without ``gamma`` in the first ``delta`` steps, which feed the momentum ``nu`` a
 
 Official code: ml-research/safe-latent-diffusion @ a42923c, ``src/sld/sld_pipeline.py``, as in
 diffusers' ``StableDiffusionPipelineSafe``. Verified there: all of the above (the paper prints a
-maximum of 1 and ``|phi|``; the code has the minimum); one prompt of all concepts, joined by commas;
-the defaults, which are the paper's *medium*. ``s_S, delta, lambda, s_m, beta_m`` of its others:
-weak 200, 15, 0, 0, 0; strong 2000, 7, 0.025, 0.5, 0.7; max 5000, 0, 1, 0.5, 0.7.
+maximum of 1 and ``|phi|``; the code has the minimum); one prompt of all concepts, joined by commas,
+in a sentence; the defaults, which are the paper's *medium*. ``s_S, delta, lambda, s_m, beta_m`` of
+its others: weak 200, 15, 0, 0, 0; strong 2000, 7, 0.025, 0.5, 0.7; max 5000, 0, 1, 0.5, 0.7.
 
 Where ours differs: the rule is one of the denoiser, in which ``e_p - gamma`` takes the place of
 ``e_p``. That is the same guided prediction (a test compares images with diffusers'), in any sampler
@@ -24,7 +24,9 @@ empty prompt are encoded once.
 
 ``mu`` grows with the distance from the concept's prediction, up to 1: by the paper's equation a
 single prediction for something else moves no less than one for the concept. What spares other
-things is the sign of ``e_p - e_s`` and, over a rollout, what ``e_s - e_u`` takes out of them.
+things is the sign of ``e_p - e_s`` and, over a rollout, what ``e_s - e_u`` takes out of them. A
+prompt that *is* the concept's is not guided at all, since there ``e_p = e_s``: with a template of
+``{}`` that is the bare name.
 
 What attacks reach: every prediction for whatever states and latents arrive at the denoiser, by any
 words, embeddings or soft states; gradients pass the rule, but for the momentum, which acts in
@@ -50,6 +52,7 @@ class SLD(InferenceRule):
     """Guides predictions away from the concepts where they come near them.
 
     Args:
+        template: Sentence with ``{}`` for the concepts, whose prediction is ``e_s``.
         scale: ``s_S``, at least 0.
         warmup: ``delta`` as a share of the times, from noise on, 0..1.
         threshold: ``lambda``, in units of the prediction.
@@ -58,7 +61,8 @@ class SLD(InferenceRule):
         kwargs: Arguments of every method.
 
     Raises:
-        ErasureError: If a number is out of range, or the concepts' names are too long for a prompt.
+        ErasureError: If a number is out of range, the template has no place for the concepts, or
+            their names are too long for a prompt.
     """
 
     needs = frozenset({"classifier-free guidance"})
@@ -66,6 +70,7 @@ class SLD(InferenceRule):
     def __init__(
         self,
         *,
+        template: str = "an image showing {}",
         scale: float = 1000.0,
         warmup: float = 0.2,
         threshold: float = 0.01,
@@ -78,6 +83,11 @@ class SLD(InferenceRule):
         require("SLD", at_least=0, at_most=1, warmup=warmup)
         require("SLD", at_least=0, below=1, beta=beta)
         require("SLD", threshold=threshold)
+        if "{}" not in template:
+            raise ErasureError(
+                f"SLD needs {{}} in its template for the concepts; found {template!r}."
+            )
+        self.template = template
         self.scale = scale
         self.warmup = warmup
         self.threshold = threshold
@@ -90,8 +100,7 @@ class SLD(InferenceRule):
         Raises:
             ErasureError: If the concepts' names are too long for a prompt.
         """
-        concept = ", ".join(each.name for each in self.concepts)
-        if self.backbone.too_long([concept]):
+        if self.backbone.too_long([self._prompt()]):
             raise ErasureError(
                 f"SLD needs all concepts in one prompt; found {len(self.concepts)}, whose names are"
                 f" too long for {self.backbone.name}. Erase fewer of them."
@@ -121,8 +130,12 @@ class SLD(InferenceRule):
     @torch.no_grad()
     def texts(self) -> Conditioning:
         """The concepts' prompt, and that of unconditional predictions, tokens ``(2, L, D)``."""
-        concept = self.backbone.encode([", ".join(each.name for each in self.concepts)])
+        concept = self.backbone.encode([self._prompt()])
         return Conditioning.cat([concept, self.backbone.unconditional()])
+
+    def _prompt(self) -> str:
+        """The prompt of all concepts."""
+        return self.template.replace("{}", ", ".join(each.name for each in self.concepts))
 
     def _is_masked(self) -> bool:
         """Whether the denoiser reads which states are padding."""

@@ -39,7 +39,7 @@ def small(name):
         return {"images": 2, "rollout_steps": 2, "thresh": 0.1} if name == "GLoCE" else {}
     images = GeneratedImages(images=2, steps=2)
     bank = TrajectoryBank(trajectories=2, steps=3)
-    source = images if name in ("CA", "SalUn", "MACE") else bank
+    source = images if name in ("CA", "SalUn", "MACE", "FMN") else bank
     if name == "EraseFlow":
         source = StochasticTrajectories(trajectories=2, steps=3, early=1, late=1)
     more = {
@@ -48,6 +48,7 @@ def small(name):
         "AdvUnlearn": {"attack_steps": 1},
         "Receler": {"attack_steps": 1},
         "ANT": {"maps": 1},
+        "FMN": {"inversion_steps": 1},
     }
     return {"lr": 1e-2, "warmup": 0, "latents": source} | more.get(name, {})
 

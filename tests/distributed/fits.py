@@ -41,6 +41,7 @@ CHEAP = {
     "EraseAnything": {"latents": TrajectoryBank(trajectories=2, steps=2)},
     "EraseFlow": {"latents": StochasticTrajectories(trajectories=2, steps=3, early=1, late=1)},
     "GLoCE": {"images": 1, "rollout_steps": 2},
+    "FMN": {"latents": GeneratedImages(images=1, steps=2), "inversion_steps": 1},
     "Receler": {"attack_steps": 1},
     "AdvUnlearn": {"attack_from": 0, "attack_steps": 1},
 }

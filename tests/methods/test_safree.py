@@ -90,6 +90,14 @@ def test_with_the_tail_all_states_behind_a_trigger_are_outside_the_subspace(prom
     assert inside[True][first:].max() < 1e-4 < 1e-2 < inside[False][first:].max()
 
 
+@torch.no_grad()
+def test_the_only_word_of_a_prompt_is_a_trigger_if_it_is_near_the_concepts():
+    module = rule(filter=False, alpha=0.5)
+    before, after = (m.encode(["cat", "tree"]).tokens for m in (module.original, module.backbone))
+    assert not torch.allclose(after[0], before[0], atol=1e-3)
+    assert torch.equal(after[1], before[1])  # the control
+
+
 def test_embeddings_that_are_no_words_meet_the_rule_and_pass_gradients():
     module = rule(filter=False)
     (embedded,) = module.backbone.embed(["a cat in a house"])

@@ -52,7 +52,7 @@ def test_a_stock_pipeline_with_the_rule_draws_what_the_official_pipeline_draws(n
     parts = TinyBackbone().to_pipeline().components
     parts |= {"safety_checker": None, "feature_extractor": None}
     official = StableDiffusionPipelineSafe(**parts, requires_safety_checker=False)
-    official.safety_concept = "cat, star"
+    official.safety_concept = "an image showing cat, star"
     expected = images(official, negative_prompt=negative, **OFFICIAL)
 
     pipeline = StableDiffusionPipeline(**parts, requires_safety_checker=False)
@@ -110,6 +110,25 @@ def test_concepts_that_are_too_many_for_a_prompt_are_refused():
         object.__setattr__(concept, "name", f"{concept.name} {number}")
     with pytest.raises(ErasureError, match="SLD needs all concepts in one prompt; found 80"):
         SLD(concepts=many, backbone=TinyBackbone()).configure_model()
+
+
+@torch.no_grad()
+def test_a_prompt_that_is_the_concept_s_is_not_guided():
+    x, t = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor(300.0)
+
+    def change(template):
+        module = rule(template=template, scale=1.0)
+        prompt = module.backbone.encode(["cat, star"])
+        moved = module.backbone.denoise(x, t, prompt) - module.original.denoise(x, t, prompt)
+        return moved.abs().max()
+
+    assert change("{}") < 1e-5
+    assert change("an image showing {}") > 1e-4
+
+
+def test_a_template_without_a_place_for_the_concepts_is_refused():
+    with pytest.raises(ErasureError, match=r"SLD needs \{\} in its template .* found 'nudity'"):
+        rule(template="nudity")
 
 
 @pytest.mark.slow
