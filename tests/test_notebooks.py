@@ -22,6 +22,8 @@ SMALLER = {
     "make_redirect(), 40": "make_redirect(), 2",
     '"steps": 10': '"steps": 2',
     "methods: [uce, speed]": "methods: [uce]",
+    ", tobacco, cigar, smoker], neighbours: [pill, syringe]": "], neighbours: [pill]",
+    ", dead, skeleton], neighbours: [ghost, alien]": "], neighbours: [ghost]",
 }
 
 
