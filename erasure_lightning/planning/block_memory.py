@@ -101,9 +101,9 @@ class _RepeatedBlock(Function):
         else:
             memory.rise((block.checkpointed if checkpoint else block.forward) - sum(block.storages))
         # What a checkpoint drops takes no memory, but its shape is compared with the second one's.
-        dropped = checkpoint not in (None, _RECOMPUTES)
-        saved = like.new_empty(1 if dropped else block.saved, dtype=torch.uint8)
-        saved = saved.expand(block.saved) if dropped else saved
+        ctx.dropped = checkpoint not in (None, _RECOMPUTES)
+        saved = like.new_empty(1 if ctx.dropped else block.saved, dtype=torch.uint8)
+        saved = saved.expand(block.saved) if ctx.dropped else saved
         ctx.save_for_backward(saved, *(inputs[number] for number in block.needed))
         ctx.mark_non_differentiable(
             *(o for o, d in zip(outputs, block.differentiable, strict=True) if not d)
@@ -114,7 +114,8 @@ class _RepeatedBlock(Function):
     def backward(ctx: Any, *_: Any) -> tuple[Any, ...]:
         """Gradients of the inputs and of the weights."""
         saved = ctx.saved_tensors[0]
-        if torch._C._autograd._get_current_graph_task_keep_graph():
+        keeps_graph = torch._C._autograd._get_current_graph_task_keep_graph()
+        if keeps_graph and not ctx.dropped:  # a checkpoint frees what it has computed again
             ctx.memory.rise(ctx.block.backward_again)
         else:
             ctx.memory.rise(ctx.block.backward)
