@@ -101,20 +101,21 @@ class _RepeatedBlock(Function):
         else:
             memory.rise((block.checkpointed if checkpoint else block.forward) - sum(block.storages))
         # What a checkpoint drops takes no memory, but its shape is compared with the second one's.
-        dropped = checkpoint not in (None, _RECOMPUTES)
-        saved = like.new_empty(1 if dropped else block.saved, dtype=torch.uint8)
-        saved = saved.expand(block.saved) if dropped else saved
+        ctx.dropped = checkpoint not in (None, _RECOMPUTES)
+        saved = like.new_empty(1 if ctx.dropped else block.saved, dtype=torch.uint8)
+        saved = saved.expand(block.saved) if ctx.dropped else saved
         ctx.save_for_backward(saved, *(inputs[number] for number in block.needed))
-        ctx.mark_non_differentiable(
-            *(o for o, d in zip(outputs, block.differentiable, strict=True) if not d)
-        )
+        ctx.set_materialize_grads(False)
+        fixed = [o for o, d in zip(outputs, block.differentiable, strict=True) if not d]
+        ctx.mark_non_differentiable(*fixed)
         return tuple(outputs)
 
     @staticmethod
     def backward(ctx: Any, *_: Any) -> tuple[Any, ...]:
         """Gradients of the inputs and of the weights."""
         saved = ctx.saved_tensors[0]
-        if torch._C._autograd._get_current_graph_task_keep_graph():
+        keeps_graph = torch._C._autograd._get_current_graph_task_keep_graph()
+        if keeps_graph and not ctx.dropped:  # a checkpoint frees what it has computed again
             ctx.memory.rise(ctx.block.backward_again)
         else:
             ctx.memory.rise(ctx.block.backward)
@@ -146,6 +147,7 @@ def measure_block(
     call: Callable[[list[Tensor]], Any],
     inputs: list[Tensor],
     weights: list[nn.Parameter],
+    holds_inputs: bool,
 ) -> BlockMemory | None:
     """The memory of a block, which is run forward and backward apart from the model.
 
@@ -154,14 +156,13 @@ def measure_block(
         call: The block's forward, of other inputs.
         inputs: Its inputs.
         weights: Its trained weights.
+        holds_inputs: Whether its backward needs all inputs, which are not saved as tensors.
 
     Returns:
         The memory; None if the outputs are not tensors of their own.
     """
     peak = memory.restart()
-    copies = {id(tensor): tensor.detach() for tensor in inputs}
-    for tensor in inputs:
-        copies[id(tensor)].requires_grad_(tensor.requires_grad)
+    copies = {id(t): t.detach().requires_grad_(t.requires_grad) for t in inputs}
     own = [copies[id(tensor)] for tensor in inputs]
     checkpointed = _checkpointed(memory, call, own) if torch.is_grad_enabled() else 0
     before = memory.live
@@ -185,6 +186,8 @@ def measure_block(
     differentiable = [output.requires_grad for output in new]
     roots = [output for output in new if output.requires_grad]
     del outputs, leaves, new
+    if holds_inputs:
+        storages_saved.update(tensor.untyped_storage()._cdata for tensor in own)
     needed = [n for n, t in enumerate(own) if t.untyped_storage()._cdata in storages_saved]
     backwards, gradients = _backward(memory, roots, [*own, *weights])
     memory.peak = max(peak, memory.live)
@@ -240,15 +243,12 @@ def _checkpointed(
 def _backward(
     memory: MemoryTracker, roots: list[Tensor], tensors: list[Tensor]
 ) -> tuple[list[int], list[tuple[torch.Size, torch.dtype] | None]]:
-    """Peaks of a backward that retains the graph and of one that frees it; shapes of gradients.
-
-    Empties ``roots``, which are the outputs.
-    """
+    """Peaks of a backward that retains the graph and of one that does not; forms of gradients."""
     if not roots:
         return [0, 0], [None] * len(tensors)
     sizes = sum(root.numel() * root.element_size() for root in roots)
     total = cast(Any, _Gradients).apply(*roots)
-    roots.clear()
+    roots.clear()  # the outputs
     leaves = list({id(t): t for t in tensors if t.requires_grad}.values())
     peaks = []
     for retain in (True, False):

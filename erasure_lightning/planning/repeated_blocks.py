@@ -1,8 +1,9 @@
 """Blocks of a planned model take the memory of an equal block, which is run once."""
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from typing import Any, cast
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -58,14 +59,11 @@ class RepeatedBlocks:
             for module in part.modules()
             if id(module) in blocks
         }
-        forwards = {cls: cls.forward for cls in classes}
-        for cls in classes:
-            cast(Any, cls).forward = self._replacement(forwards[cls])
-        try:
+        # Not the forwards: those of transformers checkpoint only if no other one is around them.
+        with ExitStack() as stack:
+            for cls in classes:
+                stack.enter_context(patch.object(cls, "__call__", self._replacement(cls.__call__)))
             yield
-        finally:
-            for cls, forward in forwards.items():
-                cast(Any, cls).forward = forward
 
     def _replacement(self, forward: Callable[..., Any]) -> Callable[..., Any]:
         def replacement(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -92,7 +90,9 @@ class RepeatedBlocks:
                 new_args, new_kwargs = tree_unflatten(new, structure)
                 return forward(block, *new_args, **new_kwargs)
 
-            self._known[key] = measure_block(self._memory, call, inputs, weights)
+            # A checkpoint within a block holds its inputs, and saves them nowhere.
+            holds = block.training and getattr(block, "gradient_checkpointing", False)
+            self._known[key] = measure_block(self._memory, call, inputs, weights, holds)
         known = self._known[key]
         if known is None:
             return forward(block, *args, **kwargs)

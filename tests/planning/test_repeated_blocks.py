@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from erasure_lightning.backbones.checkpointing import checkpoint_blocks
 from erasure_lightning.backbones.tiny import TinyBackbone, TinyFlux
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.data.datamodule import PromptData
@@ -57,6 +58,9 @@ def timeline(model, trained, checkpointing, blocks):
         for _ in range(2):
             loss = model(x, checkpointing).square().mean()
             forward = memory.restart()
+            weights = [p for p in model.parameters() if p.requires_grad]
+            torch.autograd.grad(loss, weights, retain_graph=True)
+            marks.append((memory.restart(), memory.live))
             loss.backward()
             del loss
             marks.append((forward, memory.live))
@@ -83,6 +87,27 @@ def test_blocks_with_hooks_run_as_they_are():
     model.blocks[1].linear1.register_forward_hook(lambda *_: seen.append(1))
     timeline(model, "", False, blocks=True)
     assert len(seen) == 3
+
+
+def test_a_text_encoder_s_own_checkpoints_remain():
+    def run(blocks):
+        model = TinyBackbone()
+        without_values(model, torch.float32, shapes())
+        checkpoint_blocks(model.denoiser, model.text_encoders)
+        for name, weight in model.text_encoders.named_parameters():
+            weight.requires_grad_("layers" in name)
+        memory = MemoryTracker()
+        context = (
+            RepeatedBlocks(memory).replaced([model.text_encoders]) if blocks else nullcontext()
+        )
+        with memory, context:
+            memory.hold(model.parameters())
+            loss = model.encode(["a cat", "a dog"]).tokens.square().mean()
+            marks = (memory.restart(), memory.live)
+            loss.backward()
+            return *marks, memory.restart(), memory.live
+
+    assert run(blocks=True) == pytest.approx(run(blocks=False), abs=8)
 
 
 def deep(build):
