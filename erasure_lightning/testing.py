@@ -180,10 +180,10 @@ def _check_aim(module: ErasureModule, steps: int) -> None:
 @torch.no_grad()
 def _moved(module: ErasureModule, prompts: list[str]) -> float:
     """Mean squared change of the predictions for prompts, from noise, over the range of times."""
-    shares = torch.linspace(0.3, 0.9, 2).repeat_interleave(len(prompts))
-    x = module.backbone.noise(range(2)).repeat_interleave(len(prompts), 0)
+    shares = torch.linspace(0.2, 0.95, 4).repeat_interleave(len(prompts))
+    x = module.backbone.noise(range(4)).repeat_interleave(len(prompts), 0)
     edited, original = (
-        model.denoise(x, model.process.at(shares), model.encode(prompts).repeat(2))
+        model.denoise(x, model.process.at(shares), model.encode(prompts).repeat(4))
         for model in (module.backbone, module.original)
     )
     return (edited - original).square().mean().item()

@@ -72,32 +72,32 @@ def broken():
     """The emoji world with a shift in its denoiser's last bias: cigarettes are gone, and so is most
     of the rest.
     """
-    target, bias = cigarette(erased=False), "denoiser.conv_out.bias"
+    target, bias = cigarette(erased=False, steps=20), "denoiser.conv_out.bias"
     edited = target.original.frozen_copy([bias])
-    edited.get_parameter(bias).data.add_(1.65)
+    edited.get_parameter(bias).data.add_(1.5)
     return AttackTarget(edited, target.original, target.concepts, target.settings, target.scorer)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("make_target", "start", "least", "most"),
-    [(broken, 0.25, 0.5, 1.0), (cigarette, 0.0, 0.0, 0.25)],
+    ("make_target", "start", "end"),
+    [(broken, 0.5, 1.0), (cigarette, 0.0, 0.0)],
     ids=["broken", "UCE"],
 )
-def test_it_repairs_a_broken_model_and_not_an_erasure(make_target, start, least, most):
+def test_it_repairs_a_broken_model_and_not_an_erasure(make_target, start, end):
     pytest.importorskip("erasure_lightning_emoji_world")
     target = make_target()
     (case,) = target.cases(0)
-    (result,) = BenignFineTune(steps=10, points=1, examples=4, batch_size=4).run(target, 0)
+    (result,) = BenignFineTune(steps=40, points=1, examples=8).run(target, 0)
     first, last = (target.success_rate(case, images) for images in result.curve.values())
     assert first <= start
-    assert least <= last <= most
+    assert abs(last - end) <= 0.25
 
 
 @pytest.mark.slow
 def test_an_unedited_model_keeps_the_concept():
     pytest.importorskip("erasure_lightning_emoji_world")
-    target = cigarette(erased=False, pictures=2)
+    target = cigarette(erased=False)
     (case,) = target.cases(0)
     (result,) = BenignFineTune(steps=10, points=1, examples=4, batch_size=4).run(target, 0)
     assert target.success_rate(case, result.images) == 1

@@ -50,7 +50,6 @@ def sage(**arguments):
 @pytest.mark.parametrize(
     "arguments",
     [
-        {"domain_similarity": None},
         {},
         {"check": "margin", "blocks": None},
         {"check": "outside_in", "target_template": "found"},
@@ -64,7 +63,7 @@ def sage(**arguments):
 def test_contract(arguments):
     check_method(
         SAGE,
-        **({} if "domain_similarity" in arguments else VARIANT),
+        **(VARIANT if arguments else {}),
         **(ARGUMENTS | {"check_from": 1, "warmup": 1} | arguments),
     )
 
@@ -292,9 +291,7 @@ def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
         UnconditionalDrift(3),
     )
     bank = TrajectoryBank(trajectories=4, steps=5)
-    arguments = numbers(
-        "sage", check_steps=2, check_from=3, lr=1.2e-3, domain_similarity=None, latents=bank
-    )
+    arguments = numbers("sage", check_steps=2, check_from=3, lr=1.2e-3, latents=bank)
     module = quick_fit(SAGE(backbone="emoji-world", concepts=WORLD, **arguments), 15, *retention)
     after = moves(module)
     assert after["concept"] > 0.4

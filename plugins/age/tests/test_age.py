@@ -63,9 +63,8 @@ def by_hand(batch, free, times, target, module):
 def test_contract(arguments, tmp_path):
     few = tmp_path / "words.txt"  # the world has some hundreds
     few.write_text("tree\ncar\nboat\nbird\nfish\nhouse\n")
-    variant = {"thorough": False, "families": [TinyBackbone]} if arguments else {}
     settings = ARGUMENTS | {"latents": TrajectoryBank(2, 3), "vocabulary": str(few)} | arguments
-    check_method(AGE, **variant, **settings)
+    check_method(AGE, thorough=not arguments, **settings)
 
 
 def test_it_is_announced_by_its_package():
