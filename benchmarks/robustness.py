@@ -3,8 +3,8 @@
 Each cell is one `erasure fit` with a shipped config (``esd-inversion``: of ESD with an adversary,
 twice the steps and a retention term) and one `erasure attack` for each attack with the config of
 the same name; ``--tenfold`` also makes two of the attacks with ten times the steps. Finished runs
-and attacks in ``--out`` are reused, so that a stopped table is resumed; ``--finished`` measures
-nothing more. The figures are written to ``docs/robustness.json``, and from there the generated
+and attacks in ``--out`` are reused, so that a stopped table is resumed; ``--finished`` prints
+what was measured. The figures are written to ``docs/robustness.json``, and from there the generated
 parts of ``docs/robustness.md`` and ``docs/choosing.md`` and the plot (``--pages``: these alone).
 """
 
@@ -386,7 +386,7 @@ def main() -> None:
     parser.add_argument("--attacks", nargs="+", default=list(ATTACKS), choices=ATTACKS)
     parser.add_argument("--threads", type=int, default=1, help="of each fit")
     parser.add_argument("--tenfold", action="store_true", help="two attacks at ten times the steps")
-    parser.add_argument("--finished", action="store_true", help="measure nothing more")
+    parser.add_argument("--finished", action="store_true", help="print what was measured")
     parser.add_argument("--pages", action="store_true", help="write pages and plot alone")
     options = parser.parse_args()
     if not options.pages:

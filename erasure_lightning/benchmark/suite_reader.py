@@ -149,7 +149,7 @@ def read_parts(
         parts = [_read_method(*entry, config_of) for entry in _numbered(content, "parts")]
         _check_unique("parts", [slug(part.name) for part in parts])
         if nested := [part.name for part in parts if "parts" in part.config]:
-            raise ErasureError(f"the part {nested[0]} has parts of its own; list those instead.")
+            raise ErasureError(f"the part {nested[0]} has parts of its own; list them here.")
         if len(parts) < 2:
             raise ErasureError(f"parts needs at least two entries; found {len(parts)}.")
     except ErasureError as error:

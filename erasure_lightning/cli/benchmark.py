@@ -203,7 +203,7 @@ def _check_options(suite: Suite, missing: Sequence[Job]) -> None:
     Raises:
         ErasureError: With the attack, or the method.
     """
-    from erasure_lightning.cli.run import run
+    from erasure_lightning.cli.fit import run_fit
     from erasure_lightning.registry import find_attack
 
     for attack in suite.attacks:
@@ -218,7 +218,7 @@ def _check_options(suite: Suite, missing: Sequence[Job]) -> None:
                 continue
             try:
                 with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
-                    run("fit", [*(cell.next_command() or ())[1:], "--print_config"])
+                    run_fit([*(cell.next_command() or ())[1:], "--print_config"])
             except ErasureError as error:
                 raise ErasureError(f"The method {cell.method.name} cannot run: {error}") from error
 

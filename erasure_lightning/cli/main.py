@@ -137,6 +137,10 @@ def _dispatch(argv: list[str]) -> int:
     elif command in _OWN:
         module, _, function = _OWN[command].partition(":")
         return getattr(import_module(f"erasure_lightning.cli.{module}"), function)(argv[1:]) or 0
+    elif command == "fit":
+        from erasure_lightning.cli.fit import run_fit
+
+        run_fit(argv[1:])
     elif command in COMMANDS:
         from erasure_lightning.cli.run import run
 

@@ -16,7 +16,7 @@ from erasure_lightning.callbacks.interrupt import LastCheckpoint
 from erasure_lightning.callbacks.watchdog import Watchdog
 from erasure_lightning.checks import require
 from erasure_lightning.cli import folders, loggers
-from erasure_lightning.cli.configs import config_with_parts, dump_yaml, load_yaml
+from erasure_lightning.cli.configs import dump_yaml, load_yaml
 from erasure_lightning.cli.error_messages import constructor_error
 from erasure_lightning.cli.options import CONFIG_OPTIONS, Options
 from erasure_lightning.cli.parser import Parser
@@ -60,12 +60,6 @@ def run(command: str, argv: list[str]) -> None:
         Interrupted: If a signal came.
     """
     silence()
-    options = Options.read(argv)
-    if command == "fit" and (file := config_with_parts(options)):
-        from erasure_lightning.cli.composed_fit import fit_parts
-
-        fit_parts(options, file)
-        return
     keeper = LastCheckpoint()
     try:
         with keeper.watching():

@@ -11,6 +11,7 @@ from torch.autograd import Function
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
+from erasure_lightning.planning.block_backward import measure_backward
 from erasure_lightning.planning.memory_tracker import MemoryTracker
 
 #: Types of values that are compared.
@@ -67,8 +68,9 @@ class BlockMemory:
                 continue
             shape, strides, offset, dtype, number = output
             if number not in storages:
-                count = self.storages[number] // dtype.itemsize
-                storages[number] = like.new_empty(count, dtype=dtype)
+                storages[number] = like.new_empty(
+                    self.storages[number] // dtype.itemsize, dtype=dtype
+                )
             outputs.append(storages[number].as_strided(shape, strides, offset))
         return outputs
 
@@ -127,21 +129,6 @@ class _RepeatedBlock(Function):
         return None, None, None, *gradients
 
 
-class _Gradients(Function):
-    """A scalar of tensors, whose backward allocates their gradients."""
-
-    @staticmethod
-    def forward(ctx: Any, *tensors: Tensor) -> Tensor:
-        """Any scalar."""
-        ctx.forms = [(tensor.shape, tensor.dtype) for tensor in tensors]
-        return tensors[0].new_empty(())
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
-        """Gradients of the tensors."""
-        return tuple(gradients[0].new_empty(shape, dtype=dtype) for shape, dtype in ctx.forms)
-
-
 def measure_block(
     memory: MemoryTracker,
     call: Callable[[list[Tensor]], Any],
@@ -165,47 +152,21 @@ def measure_block(
     copies = {id(t): t.detach().requires_grad_(t.requires_grad) for t in inputs}
     own = [copies[id(tensor)] for tensor in inputs]
     checkpointed = _checkpointed(memory, call, own) if torch.is_grad_enabled() else 0
-    before = memory.live
-    storages_saved: set[int] = set()
-    recomputed = [0]
-
-    def pack(tensor: Tensor) -> Tensor:
-        storages_saved.add(tensor.untyped_storage()._cdata)
-        recomputed.append(memory.peak - before)
-        return tensor
-
-    # The hooks of a checkpoint around the block must not see what this run saves.
-    with saved_tensors_hooks(pack, lambda tensor: tensor):
-        leaves, structure = tree_flatten(call(own))
-    forward = memory.peak - before
-    outputs = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-    others = [TENSOR if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-    forms, storages = _forms(outputs, own)
-    saved = memory.live - before - sum(storages)
-    new = [o for o, form in zip(outputs, forms, strict=True) if not isinstance(form, int)]
-    differentiable = [output.requires_grad for output in new]
-    roots = [output for output in new if output.requires_grad]
-    del outputs, leaves, new
+    fields, roots, saved = _forward(memory, call, own)
     if holds_inputs:
-        storages_saved.update(tensor.untyped_storage()._cdata for tensor in own)
-    needed = [n for n, t in enumerate(own) if t.untyped_storage()._cdata in storages_saved]
-    backwards, gradients = _backward(memory, roots, [*own, *weights])
+        saved.update(tensor.untyped_storage()._cdata for tensor in own)
+    backwards, gradients = measure_backward(memory, roots, [*own, *weights])
     memory.peak = max(peak, memory.live)
-    if None in forms or not all(other is TENSOR or type(other) in PLAIN for other in others):
+    others = (leaf for leaf in fields["result"][1] if leaf is not TENSOR)
+    if None in fields["outputs"] or not all(type(other) in PLAIN for other in others):
         return None
     return BlockMemory(
-        forward=forward,
         checkpointed=checkpointed,
-        recomputed=recomputed[-1],
-        saved=saved,
         backward=backwards[1],
         backward_again=backwards[0],
-        outputs=cast(list[_Output], forms),
-        storages=storages,
-        differentiable=differentiable,
         gradients=gradients,
-        needed=needed,
-        result=(structure, others),
+        needed=[n for n, t in enumerate(own) if t.untyped_storage()._cdata in saved],
+        **fields,
     )
 
 
@@ -221,49 +182,53 @@ def repeat_block(
         weights: The block's trained weights.
     """
     if any(block.differentiable):
-        apply = cast(Any, _RepeatedBlock).apply
-        new = apply(block, memory, len(inputs), *inputs, *weights)
+        new = cast(Any, _RepeatedBlock).apply(block, memory, len(inputs), *inputs, *weights)
     else:
         memory.rise(block.forward)
         new = block.allocate(_first_fake(inputs))
     return block.all_outputs(new, inputs)
 
 
+def _forward(
+    memory: MemoryTracker, call: Callable[[list[Tensor]], Any], inputs: list[Tensor]
+) -> tuple[dict[str, Any], list[Tensor], set[int]]:
+    """Fields of a forward, its outputs with a gradient, and the storages it saves."""
+    before = memory.live
+    saved: set[int] = set()
+    recomputed = [0]
+
+    def pack(tensor: Tensor) -> Tensor:
+        saved.add(tensor.untyped_storage()._cdata)
+        recomputed.append(memory.peak - before)
+        return tensor
+
+    # The hooks of a checkpoint around the block must not see what this run saves.
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        leaves, structure = tree_flatten(call(inputs))
+    outputs = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    forms, storages = _forms(outputs, inputs)
+    new = [o for o, form in zip(outputs, forms, strict=True) if not isinstance(form, int)]
+    fields = {
+        "forward": memory.peak - before,
+        "recomputed": recomputed[-1],
+        "saved": memory.live - before - sum(storages),
+        "outputs": forms,
+        "storages": storages,
+        "differentiable": [output.requires_grad for output in new],
+        "result": (structure, [TENSOR if isinstance(o, Tensor) else o for o in leaves]),
+    }
+    return fields, [output for output in new if output.requires_grad], saved
+
+
 def _checkpointed(
     memory: MemoryTracker, call: Callable[[list[Tensor]], Any], inputs: list[Tensor]
 ) -> int:
-    """Peak of a forward in bytes, of which nothing is saved."""
+    """Peak in bytes of a forward that saves no tensor."""
     before = memory.live
     drop = cast(Any, lambda _: None)
     with saved_tensors_hooks(drop, drop):
         call(inputs)
     return memory.restart() - before
-
-
-def _backward(
-    memory: MemoryTracker, roots: list[Tensor], tensors: list[Tensor]
-) -> tuple[list[int], list[tuple[torch.Size, torch.dtype] | None]]:
-    """Peaks of a backward that retains the graph and of one that does not; forms of gradients."""
-    if not roots:
-        return [0, 0], [None] * len(tensors)
-    sizes = sum(root.numel() * root.element_size() for root in roots)
-    total = cast(Any, _Gradients).apply(*roots)
-    roots.clear()  # the outputs
-    leaves = list({id(t): t for t in tensors if t.requires_grad}.values())
-    peaks = []
-    for retain in (True, False):
-        memory.restart()
-        start = memory.live + sizes
-        gradients = torch.autograd.grad(total, leaves, allow_unused=True, retain_graph=retain)
-        peaks.append(memory.peak - start)
-        forms = {
-            id(leaf): (gradient.shape, gradient.dtype)
-            for leaf, gradient in zip(leaves, gradients, strict=True)
-            if gradient is not None
-        }
-        del gradients
-    # A tensor that is two inputs has one gradient.
-    return peaks, [forms.pop(id(tensor), None) for tensor in tensors]
 
 
 def _checkpoint_hook() -> str | None:
@@ -293,7 +258,6 @@ def _forms(outputs: list[Tensor], inputs: list[Tensor]) -> tuple[list[_Output | 
             if storage._cdata not in numbers:
                 numbers[storage._cdata] = len(sizes)
                 sizes.append(storage.nbytes())
-            offset = int(output.storage_offset())
-            layout = (output.shape, output.stride(), offset, output.dtype)
+            layout = (output.shape, output.stride(), int(output.storage_offset()), output.dtype)
             forms.append((*layout, numbers[storage._cdata]))
     return forms, sizes

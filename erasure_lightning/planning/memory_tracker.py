@@ -129,7 +129,7 @@ class MemoryTracker(TorchDispatchMode):
         if func is torch.ops.aten.equal.default and any(isinstance(t, FakeTensor) for t in args):
             return True
         if _is_foreach_inplace(func) and FakeTensor in types:
-            return None  # allocates nothing, and the meta device takes its tensors one by one
+            return None  # allocates no memory, and the meta device takes its tensors one by one
         if func in _INDEXING and any(isinstance(t, FakeTensor) for t in (args[0], *args[1])):
             args = (args[0], _numbered(args[1]), *args[2:])
         if FakeTensor in types:

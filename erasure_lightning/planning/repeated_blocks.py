@@ -19,7 +19,7 @@ from erasure_lightning.planning.block_memory import (
 )
 from erasure_lightning.planning.memory_tracker import MemoryTracker
 
-#: Packages whose modules do nothing in a forward but compute their results.
+#: Packages whose modules only compute their results in a forward.
 _STATELESS = {"torch", "diffusers", "transformers", "peft"}
 
 #: Attributes of modules that differ between equal blocks.
