@@ -213,3 +213,4 @@ def _measure(root: Run, others: Sequence[Option]) -> None:
     folder = root.second_measurement
     run("test", ["--ckpt_path", str(root.root), "--run_dir", str(folder), *words])
     root.finish_measurement()
+    print(f"Figures and images were moved from {folder} to {root.root}.")
