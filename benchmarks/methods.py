@@ -4,7 +4,7 @@ With ``--backbone emoji-world-xl`` (or ``-flux``) five methods on the same world
 FLUX) family, and on two held-out concepts more: guitar and skull.
 
 Each row is one `erasure fit` with the method's shipped config (``esd-xl.yaml`` in place of
-``esd.yaml`` where the family has its own), the concepts of
+``esd.yaml``, and the like, where the family has its own), the concepts of
 ``configs/concepts/``, and the world's protocol: seeds 0, 1, 2, DDIM with 20 steps, guidance 4, 54
 other labels. The rows of official implementations were measured once by the same protocol, on two
 cores. Finished runs in ``--out`` are reused, so that a stopped table is resumed.

@@ -25,7 +25,8 @@ class EditValidation(Callback):
             self._initial_adapters = {
                 name: parameter.detach().cpu().clone()
                 for name, parameter in pl_module.editable().items()
-                if name not in original
+                # The weights beneath adapters are the original's until training ends.
+                if name.replace(".base_layer.", ".") not in original
             }
 
     def on_train_batch_end(

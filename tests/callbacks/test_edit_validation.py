@@ -9,6 +9,7 @@ from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.data.datamodule import PromptData
 from erasure_lightning.edits.edit import read_edit
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.methods.esd import ESD
 
 
 def fit(folder, method, *callbacks, steps=3):
@@ -50,6 +51,15 @@ def test_a_non_finite_loss_stops_at_once(tmp_path):
         ErasureError, match=r"became nan at step 1\. Try a lower learning rate: --model\.lr 0\.0001"
     ):
         fit(tmp_path, Exploding, steps=1000)
+
+
+def test_adapters_are_copied_without_the_weights_beneath_them():
+    validation = EditValidation()
+    module = ESD(concepts=[Concept("cat")], backbone=TinyBackbone(), rank=2)
+    quiet_trainer(max_steps=1, callbacks=[validation]).fit(module, PromptData(batch_size=2))
+    names = validation.state_dict()["added"]
+    assert names
+    assert all(".lora_" in name for name in names)
 
 
 class Spoiled(Distillation):
