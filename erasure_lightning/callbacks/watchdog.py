@@ -269,7 +269,7 @@ class Watchdog(Callback):
     def _hang(self, seconds: float) -> Iterator[Failure]:
         """No rank finishes batches; those that do not wait for others are named."""
         if seconds > self.timeout:
-            here = {rank: beat for rank, beat in self._peers.items() if beat.code is None}
+            here = {rank: beat for rank, beat in sorted(self._peers.items()) if beat.code is None}
             missing = set(range(self._trainer.world_size)) - set(self._peers)
             busy = [rank for rank, beat in here.items() if not beat.waits]
             named = " and ".join(map(str, sorted(missing) or busy or here))

@@ -153,6 +153,19 @@ def test_the_others_end_and_one_line_names_it(tmp_path, act, words, expected):
     assert codes == expected
 
 
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_ranks_are_listed_in_order_whichever_was_heard_of_first(order):
+    callback = Watchdog(timeout=TIMEOUT)
+    callback._trainer = trainer(0)
+    callback._peers = {
+        rank: Heartbeat(0.0, 0, 12, f"line {rank}", not rank, 7, HOST, 0) for rank in order
+    }
+    (failure,) = callback._hang(TIMEOUT + 1)
+    assert "rank 1 may be stuck (rank 0 (" in failure.message
+    assert failure.message.index("line 0;") < failure.message.index("line 1)")
+    assert not list(callback._hang(TIMEOUT - 1))  # the control
+
+
 @pytest.mark.parametrize("guilty", [(0,), (0, 1, 2)])
 def test_the_error_of_several_ranks_is_printed_once(guilty, tmp_path):
     (line,), codes = wait(tmp_path, start(tmp_path, fail, guilty, size=3))
