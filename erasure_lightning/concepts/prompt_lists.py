@@ -10,8 +10,9 @@ from erasure_lightning.files.words import mentioning
 _FOLDER = Path(__file__).parent / "lists"
 
 #: Names of the shipped lists: everyday things, painters of the past, people by their roles, and
-#: captions of photos; about a hundred lines each, written for this package (CC0).
-PROMPT_LISTS: tuple[str, ...] = ("things", "artists", "roles", "captions")
+#: captions of photos, about a hundred lines each, written for this package (CC0); and 20,840 words
+#: of English, for methods that search a vocabulary.
+PROMPT_LISTS: tuple[str, ...] = ("things", "artists", "roles", "captions", "english")
 
 
 def is_shipped_list(name: str) -> bool:

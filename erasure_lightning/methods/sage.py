@@ -10,7 +10,7 @@ prompt, and ``c`` and ``a`` the sentences of concept and anchor,
                   with ``y(c) = E*(a) - eta (E*(c) - E*(a))``
 
 Retention is added by callbacks. An extension of ours, which the paper does not have: with
-``domain_similarity`` every second self-check begins at a word of the vocabulary for which the
+``domain_similarity`` every second self-check begins at a word of the language for which the
 original *predicts* as for the concept (`domain_words`), of which a search around the concept's
 words finds few.
 
@@ -41,6 +41,7 @@ from erasure_lightning.backbones.conditioning import CONCEPT, Conditioning
 from erasure_lightning.backbones.interface import Part
 from erasure_lightning.checks import require
 from erasure_lightning.concepts.concept import PromptBatch
+from erasure_lightning.concepts.prompt_lists import read_prompt_list
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.training.domain_words import domain_words
 from erasure_lightning.training.gradient import GradientErasure
@@ -89,10 +90,12 @@ class SAGE(GradientErasure):
         check_size: Length of a step, in lengths of the vocabulary's median word embedding; 0.07 is
             about as far as AdvUnlearn's Adam of rate 1e-3 goes in the 768 coordinates of CLIP-L.
         check_from: First step with a self-check.
-        domain_similarity: Least similarity of the original's predictions for a word of the
-            vocabulary and for the concept, in 0..1, at which every second self-check begins with
-            the word in the concept's place (`domain_words`); ``None`` for none, as in the paper.
+        domain_similarity: Least similarity of the original's predictions for a word and for the
+            concept, in 0..1, at which every second self-check begins with the word in the concept's
+            place (`domain_words`); ``None`` for none, as in the paper.
         domain_candidates: Number of words whose predictions are compared, at least 1.
+        vocabulary: Words that may be of a domain, beside the tokenizer's own: a text file, one a
+            line, or the name of a shipped list; ``None`` for none.
         check: What it maximises: ``cosine`` to the original's summary of the concept, ``margin`` of
             that over the anchor's, or (``outside_in``) similarity of noise predictions, from random
             words.
@@ -121,6 +124,7 @@ class SAGE(GradientErasure):
         check_from: int = 200,
         domain_similarity: float | None = None,
         domain_candidates: int = 300,
+        vocabulary: str | None = "english",
         check: Literal["cosine", "margin", "outside_in"] = "cosine",
         erase_space: Literal["text", "noise"] = "text",
         target_template: Literal["plain", "found"] = "plain",
@@ -141,7 +145,8 @@ class SAGE(GradientErasure):
         self.check_from = check_from
         self.domain_similarity = domain_similarity
         self.domain_candidates = domain_candidates
-        #: Words of the vocabulary for which the original predicts as for each concept.
+        self.vocabulary = read_prompt_list(vocabulary, "SAGE") if vocabulary else []
+        #: Words for which the original predicts as for each concept.
         self.domains: dict[str, list[str]] = {}
         self.check = check
         self.erase_space = erase_space
@@ -205,7 +210,11 @@ class SAGE(GradientErasure):
         """Mine the concepts' domains, while the original's text encoders are on the device."""
         if self.domain_similarity is not None:
             mined = domain_words(
-                self.original, self.concepts, self.domain_similarity, self.domain_candidates
+                self.original,
+                self.concepts,
+                self.domain_similarity,
+                self.domain_candidates,
+                self.vocabulary,
             )
             self.domains = {c.name: words for c, words in zip(self.concepts, mined, strict=True)}
         super().on_train_start()

@@ -1,18 +1,19 @@
-"""Domain mining: words of the vocabulary for which a model predicts as for a concept.
+"""Domain mining: words for which a model predicts as for a concept.
 
 With ``eps*`` the original, ``s*`` its summary of a prompt, ``p(w)`` a sentence with the word ``w``,
 ``p()`` the sentence without one, and ``D(w) = eps*(p(w)) - eps*(p())`` at pure noise ``n``,
 
     ``domain(c) = { w : median over n of cos( D(w), D(c) ) >= b }``
 
-among the ``K`` words of nearest ``s*(p(w))``.
+among the ``K`` words of nearest ``s*(p(w))``, of the tokenizer's whole words and of a list: a word
+of several tokens is as likely to draw the concept (*bunny* a rabbit, *toadstool* a mushroom).
 
 Reconstructed: SAGE (arXiv 2506.09363) erases a concept's domain; how words of it are obtained is
 ours. Text states alone do not tell them: on the emoji world *death*, which draws a skull, is 186th
 among the words near *skull*, after *ghost*, which draws a ghost.
 
-Cost: a forward of the text encoder for each word of the vocabulary, once, and ``K`` forwards
-of the text encoder and four times as many of the denoiser for each concept.
+Cost: a forward of the text encoder for each word, once, and ``K`` forwards of the text encoder and
+four times as many of the denoiser for each concept.
 """
 
 from collections.abc import Sequence
@@ -42,7 +43,11 @@ _BATCH = 64
 
 @torch.no_grad()
 def domain_words(
-    original: Backbone, concepts: Sequence[Concept], similarity: float, candidates: int
+    original: Backbone,
+    concepts: Sequence[Concept],
+    similarity: float,
+    candidates: int,
+    more: Sequence[str] = (),
 ) -> list[list[str]]:
     """Words of each concept's domain, the most similar first.
 
@@ -54,12 +59,14 @@ def domain_words(
         concepts: The concepts.
         similarity: Least cosine ``b`` of predictions, in 0..1.
         candidates: Number ``K`` of words whose predictions are compared, at least 1.
+        more: Words and phrases beside the tokenizer's whole words.
     """
     vocabulary = Vocabulary(original.world, concepts)
     names = [name for c in concepts for name in (c.name, c.anchor)]
     excluded = set(map(folded, (*names, *vocabulary.others)))
     spelled = (original.spell(token[None]).strip() for token in original.words())
-    words = [w for w in dict.fromkeys(spelled) if w.isalpha() and folded(w) not in excluded]
+    known = dict.fromkeys((*filter(str.isalpha, spelled), *more))
+    words = [word for word in known if folded(word) not in excluded]
 
     @cache  # concepts of one kind share it
     def summaries(template: str) -> Tensor:

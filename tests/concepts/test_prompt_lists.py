@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from erasure_lightning.backbones.tiny import TinyBackbone
@@ -15,7 +17,7 @@ from erasure_lightning.retention.local_noise import LocalNoisePreservation
 from erasure_lightning.testing import quick_fit
 
 
-@pytest.mark.parametrize("name", PROMPT_LISTS)
+@pytest.mark.parametrize("name", ["things", "artists", "roles", "captions"])
 def test_a_shipped_list_has_a_hundred_prompts_and_a_licence(name):
     prompts = read_prompt_list(name, "A test")
     assert len({folded(prompt) for prompt in prompts}) == len(prompts) == 100
@@ -24,13 +26,32 @@ def test_a_shipped_list_has_a_hundred_prompts_and_a_licence(name):
     assert "CC0" in header[1]
 
 
+def test_english_words_have_their_sources_beside_them():
+    words = read_prompt_list("english", "A test")
+    assert len(set(words)) == len(words) == 20840
+    assert {"bunny", "toadstool", "corpse"} <= set(words)  # of several tokens in the emoji world
+    assert all(word.isalpha() and word.islower() for word in words)
+    first, second, *_ = (prompt_lists._FOLDER / "english.txt").read_text().splitlines()
+    notices = (Path(__file__).parents[2] / "THIRD_PARTY_NOTICES.md").read_text()
+    for source in ("SCOWL", "WordNet"):
+        assert source in first
+        assert source in notices
+    assert "Kevin Atkinson" in second
+
+
+def test_every_shipped_list_is_named():
+    files = prompt_lists._FOLDER.glob("*.txt")
+    assert sorted(PROMPT_LISTS) == sorted(file.stem for file in files)
+
+
 def test_a_file_goes_before_a_list_of_its_name(folder):
     (folder / "things").write_text("# 1\n")
     assert read_prompt_list("things", "A test") == ["# 1"]
 
 
 def test_what_is_neither_a_list_nor_a_file_is_refused():
-    message = "one of the lists things, artists, roles, captions, or a text file of prompts; thngs"
+    message = "one of the lists things, artists, roles, captions, english, or a text file of "
+    message += "prompts; thngs"
     with pytest.raises(ErasureError, match=message):
         read_prompt_list("thngs", "A test")
 

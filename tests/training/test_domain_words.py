@@ -33,8 +33,12 @@ def test_anchors_concepts_and_styles_have_no_part():
     assert domain_words(model, [Concept("q", "z", kind="style")], 0.999, 300) == [[]]
 
 
-def test_on_the_world_words_that_draw_a_skull_are_found_though_others_are_nearer():
-    skull = Concept("skull", "jack-o-lantern")
-    (words,) = domain_words(load_backbone("emoji-world"), [skull], 0.85, 300)
-    assert {"death", "dead", "dying"} <= set(words)
-    assert not {"bone", "head", "devil", "ghost"} & set(words)  # nearer to it as texts
+def test_on_the_world_words_that_draw_the_concept_are_found_though_others_are_nearer():
+    concepts = [Concept("skull", "jack-o-lantern"), Concept("rabbit face", "mouse face")]
+    more = ["bunny", "bunny rabbit", "barrel", "a bowl of soup", "Mouse Face"]
+    skull, rabbit = domain_words(load_backbone("emoji-world"), concepts, 0.85, 300, more)
+    assert {"death", "dead", "dying"} <= set(skull)
+    assert not {"bone", "head", "devil", "ghost"} & set(skull)  # nearer to it as texts
+    assert {"bunny", "bunny rabbit"} <= set(rabbit)  # of the list alone, of several tokens
+    assert not {"barrel", "a bowl of soup", "Mouse Face"} & set(rabbit)
+    assert not set(more) & set(skull)  # the control
