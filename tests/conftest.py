@@ -5,9 +5,12 @@ import signal
 from contextlib import contextmanager
 from functools import cache
 
+from processors import MKL_BRANCH
+
 # Workers of pytest-xdist, and what they start, share the cores; torch's threads would fight for
 # them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MKL_CBWR", MKL_BRANCH)
 
 import pytest
 import torch

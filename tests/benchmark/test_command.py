@@ -77,7 +77,9 @@ class TestMistakes:
     def test_unknown_suite(self, error):
         message = error("emoji-bensh.yaml")
         assert message.startswith("unknown suite 'emoji-bensh.yaml': no such file.")
-        assert message.endswith("Did you mean 'emoji-bench'? Shipped: emoji-bench, held-out, held-out-2.")
+        assert message.endswith(
+            "Did you mean 'emoji-bench'? Shipped: emoji-bench, held-out, held-out-2."
+        )
 
     def test_unknown_config_and_unknown_concepts(self, error, write_suite):
         write_suite(methods=["ucee"])
