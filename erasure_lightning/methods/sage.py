@@ -93,7 +93,8 @@ class SAGE(GradientErasure):
         domain_similarity: Least similarity of the original's predictions for a word and for the
             concept, in 0..1, at which every second self-check begins with the word in the concept's
             place (`domain_words`); ``None`` for none, as in the paper.
-        domain_candidates: Number of words whose predictions are compared, at least 1.
+        domain_candidates: Number of the tokenizer's words, and of the vocabulary's, whose
+            predictions are compared, at least 1.
         vocabulary: Words that may be of a domain, beside the tokenizer's own: a text file, one a
             line, or the name of a shipped list; ``None`` for none.
         check: What it maximises: ``cosine`` to the original's summary of the concept, ``margin`` of

@@ -26,6 +26,15 @@ def test_a_synonym_is_found_and_nothing_beside_it(family):
     assert domain_words(family().eval(), [Concept("q", "z")], 0.999, 300) == [[]]  # the control
 
 
+def test_words_of_a_list_are_compared_too():
+    model = with_synonym(TinyBackbone, "k", of="q")
+    more = ["k k", "q", "z", "K", "m m"]  # the tokenizer splits all but single letters
+    ((first, *_),) = domain_words(model, [Concept("q q", "z")], 0.999, 300, more)
+    assert first == "k k"
+    assert domain_words(model, [Concept("q q", "z")], 0.999, 300) == [[]]  # the control
+    assert domain_words(model, [Concept("q q", "z")], 1.5, 300, more) == [[]]
+
+
 def test_anchors_concepts_and_styles_have_no_part():
     model = with_synonym(TinyBackbone, "k", of="q")
     assert domain_words(model, [Concept("q", "k")], 0.999, 300) == [[]]
