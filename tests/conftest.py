@@ -1,9 +1,11 @@
 import gc
 import importlib
+import inspect
 import os
 import signal
 from contextlib import contextmanager
 from functools import cache
+from types import SimpleNamespace
 
 # Workers of pytest-xdist, and what they start, share the cores; torch's threads would fight for
 # them.
@@ -75,6 +77,20 @@ def trainers_search_once():
     """Every trainer asks all packages installed for entry points of Lightning; none has one."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(registry, "entry_points", cache(registry.entry_points))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def signatures_read_once():
+    """Attention of diffusers reads the signature of its processor at every call."""
+    read = cache(inspect.signature)
+
+    def signature(call):
+        return read(call.__func__ if inspect.ismethod(call) else call)
+
+    reads = SimpleNamespace(signature=signature)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("diffusers.models.attention_processor.inspect", reads)
         yield
 
 
