@@ -36,6 +36,15 @@ gc.set_threshold(20_000, 20, 20)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(items):
+    """Slow tests first: one at the end would leave the other worker of pytest-xdist idle.
+
+    They are also those of our trained worlds, of which one worker then reads and draws what all
+    of them need.
+    """
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
