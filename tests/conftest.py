@@ -1,9 +1,11 @@
 import gc
 import importlib
+import inspect
 import os
 import signal
 from contextlib import contextmanager
 from functools import cache
+from types import SimpleNamespace
 
 from processors import MKL_BRANCH
 
@@ -35,6 +37,15 @@ gc.set_threshold(20_000, 20, 20)
 
 # A shell that runs the tests in the background lets them ignore Ctrl-C, which some of them press.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items):
+    """Slow tests first: one at the end would leave the other worker of pytest-xdist idle.
+
+    They are also those of our trained worlds, of which one worker then reads and draws what all
+    of them need.
+    """
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.fixture(autouse=True)
@@ -78,6 +89,20 @@ def trainers_search_once():
     """Every trainer asks all packages installed for entry points of Lightning; none has one."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(registry, "entry_points", cache(registry.entry_points))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def signatures_read_once():
+    """Attention of diffusers reads the signature of its processor at every call."""
+    read = cache(inspect.signature)
+
+    def signature(call):
+        return read(call.__func__ if inspect.ismethod(call) else call)
+
+    reads = SimpleNamespace(signature=signature)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("diffusers.models.attention_processor.inspect", reads)
         yield
 
 

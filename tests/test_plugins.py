@@ -1,7 +1,5 @@
 """Plugins, through the metadata that pip leaves: at the command line, and in an edit."""
 
-import os
-import subprocess
 import sys
 from dataclasses import asdict
 
@@ -81,24 +79,20 @@ BROKEN = {
 }
 
 
-def test_every_broken_package_is_shown_and_none_of_them_ends_the_listing(site):
+def test_every_broken_package_is_shown_and_none_of_them_ends_the_listing(site, capfd):
     install_broken(site)
-    path = os.pathsep.join([str(site), os.path.dirname(__file__), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, "-m", "erasure_lightning", "methods", "--verbose"]
-    done = subprocess.run(
-        command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True
-    )
-    assert done.returncode == 0
-    assert "Traceback" not in done.stdout + done.stderr
+    assert main(["methods", "--verbose"]) == 0
+    done = capfd.readouterr()
+    assert "Traceback" not in done.out + done.err
     for name, why in BROKEN.items():
         (line,) = [
             line
-            for line in done.stdout.splitlines()
+            for line in done.out.splitlines()
             if line.startswith(f"    BROKEN: The method {name} ")
         ]
         assert why in line
-    assert done.stdout.count("(another package claims this name too)") == 2
-    assert "SAGE  " in done.stdout.split("    loads\n")[0]
+    assert done.out.count("(another package claims this name too)") == 2
+    assert "SAGE  " in done.out.split("    loads\n")[0]
 
 
 def test_a_broken_package_is_an_error_only_where_it_is_named(site, capsys):

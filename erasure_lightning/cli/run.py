@@ -140,10 +140,11 @@ class CommandLine(LightningCLI):
         config = self.config.clone()
         config.run_dir = None
         config.ckpt_path = None
-        content = load_yaml(self.parser.dump(config, skip_unset=False))
+        content = load_yaml(self.parser.dump(config, skip_unset=False, skip_validation=True))
         content.pop("config", None)
         content["trainer"]["logger"] = redact_secrets(content["trainer"]["logger"])
         self.text = dump_yaml(content)
+        self.config_dump = content  # else LightningCLI dumps it again, for the hyperparameters
         self.keeper.set_every(self.config.save_every)
         _check_numbers(self.config.trainer)
         use_launched_ranks(self.config.trainer)

@@ -2,8 +2,9 @@
 
 import io
 from collections.abc import Sequence
+from functools import cache
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -126,7 +127,7 @@ def _label(pen: ImageDraw.ImageDraw, y: int, side: int, text: str) -> None:
 
 def wrap_text(text: str, size: int, width: int, most: int) -> list[str]:
     """A text in at most ``most`` lines of ``width`` pixels; the last one may be longer."""
-    font = ImageFont.load_default(size)
+    font = _font(size)
     lines = [""]
     for word in text.encode(errors="replace").decode().split():
         longer = f"{lines[-1]} {word}".strip()
@@ -137,11 +138,16 @@ def wrap_text(text: str, size: int, width: int, most: int) -> list[str]:
     return [*lines[: most - 1], " ".join(lines[most - 1 :])][: len(lines)]
 
 
+@cache  # a font keeps the shapes of its letters
+def _font(size: int) -> Any:
+    return ImageFont.load_default(size)
+
+
 def _write_line(
     pen: ImageDraw.ImageDraw, at: tuple[int, int], text: str, size: int, colour: str, width: int
 ) -> None:
     """Draws one line of text, truncated to ``width`` pixels."""
-    font = ImageFont.load_default(size)
+    font = _font(size)
     text = " ".join(text.encode(errors="replace").decode().split())
     text = text[:width]  # no letter is narrower than a pixel
     if font.getlength(text) > width:

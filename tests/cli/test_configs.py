@@ -32,7 +32,9 @@ FEW = {
 }
 
 #: What makes a method cheap: more of them are more of the same.
-FEW_OF_METHODS = {"maps", "remaining", "images", "rollout_steps", "domain_candidates"}
+FEW_OF_METHODS = {
+    "maps", "remaining", "images", "rollout_steps", "inversion_steps", "domain_candidates"
+}  # fmt: skip
 
 
 def test_every_method_has_a_config():

@@ -50,7 +50,7 @@ FOUND = {
 #: Counts that cost much, and what is enough to see whether a recipe trains.
 FEW = {
     "trajectories": 2, "steps": 2, "images": 2, "remaining": 2, "maps": 1, "attack_steps": 1,
-    "inversion_steps": 1,
+    "inversion_steps": 1, "rollout_steps": 2,
 }  # fmt: skip
 
 every_recipe = pytest.mark.parametrize("name", FOUND)

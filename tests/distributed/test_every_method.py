@@ -1,7 +1,6 @@
 """Every method on two ranks of the CPU, by DDP and by FSDP2, beside what one process does."""
 
 import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import torch
 from distributed import fits
 from forks import forking
 from noisy import noisy
+from torch.distributed.run import main as torchrun
 from torch.testing import assert_close
 
 from erasure_lightning.backbones.tiny import TinyBackbone
@@ -30,9 +30,11 @@ def out(tmp_path_factory):
     quick_fit(
         fits.build("ESD", out / "tiny"), 1, total=fits.STEPS, save=out / "alone-ESD-half.ckpt"
     )
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    with forking(lambda argv: fits.main(Path(*argv)), out / "fits") as program:
-        command = [*launcher, "--standalone", "--no-python", program, out]
+    with (
+        forking(lambda argv: fits.main(Path(*argv)), out / "fits") as program,
+        forking(torchrun, out / "torchrun") as launcher,
+    ):
+        command = [launcher, "--nproc-per-node", "2", "--standalone", "--no-python", program, out]
         done = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-6000:]
     return out

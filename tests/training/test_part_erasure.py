@@ -22,7 +22,7 @@ CAT = [Concept("cat", "dog")]
 IMAGES = {"latents": GeneratedImages(images=1, steps=1)}
 METHODS = [
     (AllButOne, {}),
-    (ANT, {}),
+    (ANT, {"maps": 1}),
     (CA, IMAGES | {"train": "x"}),
     (ESD, {}),
     (RealEra, {}),
