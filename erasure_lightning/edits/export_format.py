@@ -102,13 +102,15 @@ def find_format(name: str) -> ExportFormat | PluginFormat:
         ErasureError: If there is none of that name, several packages offer it, or it cannot be
             loaded.
     """
+    if name in [*ExportFormat]:
+        return ExportFormat(name)
     known = export_formats()
     if name not in known:
         raise ErasureError(
             f"The format needs to be one of {', '.join(known)}; found {name!r}."
             f"{did_you_mean(name, known)}"
         )
-    return ExportFormat(name) if name in [*ExportFormat] else _plugin(name)
+    return _plugin(name)
 
 
 def _plugin(name: str) -> PluginFormat:
