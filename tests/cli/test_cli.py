@@ -589,9 +589,11 @@ def denied(number, name):
     return work
 
 
-def test_an_unreadable_file_is_not_called_unwritable(error, monkeypatch):
-    monkeypatch.setattr("erasure_lightning.cli.run.run", denied(errno.EACCES, "prompts.csv"))
-    assert error("predict") == "prompts.csv could not be used: Permission denied."
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ENOENT])
+def test_an_unreadable_file_is_not_called_unwritable(error, monkeypatch, number):
+    """`ENOENT`: another process has removed it."""
+    monkeypatch.setattr("erasure_lightning.cli.run.run", denied(number, "prompts.csv"))
+    assert error("predict") == f"prompts.csv could not be used: {os.strerror(number)}."
 
 
 def test_a_file_system_that_cannot_be_written_leaves_files_untouched(error, monkeypatch):
