@@ -125,12 +125,12 @@ def _similarities(
     """
     first, *others = _SEEDS
     cosines = _cosines(original, template, name, words, first)
-    kept = [word for word, cosine in zip(words, cosines.tolist(), strict=True) if cosine >= least]
-    if not kept:
+    near = [word for word, cosine in zip(words, cosines.tolist(), strict=True) if cosine >= least]
+    if not near:
         return {}
-    each = [_cosines(original, template, name, kept, seed) for seed in others]
+    each = [_cosines(original, template, name, near, seed) for seed in others]
     medians = torch.stack([cosines[cosines >= least], *each]).quantile(0.5, dim=0)
-    return dict(zip(kept, medians.tolist(), strict=True))
+    return dict(zip(near, medians.tolist(), strict=True))
 
 
 def _cosines(
