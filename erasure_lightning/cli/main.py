@@ -12,7 +12,7 @@ from erasure_lightning.errors import ErasureError
 #: Errors of the operating system that the user can correct.
 _SYSTEM = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
 _SYSTEM |= {errno.ENOTDIR, errno.EEXIST, errno.EISDIR}
-_SYSTEM |= {errno.ENOENT}  # removed by another process: what is missing from the start is named
+_SYSTEM |= {errno.ENOENT}  # removed meanwhile; readers name a file that is missing
 
 #: Those of writing alone; the others may be of reading too.
 _WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}

@@ -10,9 +10,9 @@ prompt, and ``c`` and ``a`` the sentences of concept and anchor,
                   with ``y(c) = E*(a) - eta (E*(c) - E*(a))``
 
 Retention is added by callbacks. An extension of ours, which the paper does not have: with
-``domain_similarity`` every second self-check begins at a word of the language for which the
-original *predicts* as for the concept (`domain_words`), of which a search around the concept's
-words finds few.
+``domain_similarity`` every second self-check begins at a word, one of the tokenizer's or of a list,
+for which the original *predicts* as for the concept (`domain_words`). A search around the concept's
+words finds few of these.
 
 An edit of the text encoder is bypassed by words that are learned, not written (`ConceptInversion`),
 and by states that no words give (`SoftEmbedding`): the denoiser still has the concept. Ours is the

@@ -14,7 +14,7 @@ among the words near *skull*, after *ghost*, which draws a ghost.
 
 Cost: a forward of the text encoder for each word, once, and for each concept ``2 K`` forwards of
 the text encoder and of the denoiser, and three more of both for each word that the first noise does
-not rule out, a tenth of them on the emoji world.
+not rule out.
 """
 
 from collections.abc import Sequence
@@ -38,8 +38,7 @@ _TIME = 0.95
 #: Seeds of the noise; for a single one some words are similar by accident, others dissimilar.
 _SEEDS = range(4)
 
-#: How far below ``b`` a word may be at the first noise; on the emoji world half of it would do for
-#: the domains of seven concepts.
+#: How far below ``b`` a word may be at the first noise to be compared at the others too.
 _MARGIN = 0.2
 
 #: Prompts that are encoded, or predicted for, at a time.
@@ -69,12 +68,7 @@ def domain_words(
     """
     vocabulary = Vocabulary(original.world, concepts)
     names = [name for c in concepts for name in (c.name, c.anchor)]
-    excluded = set(map(folded, (*names, *vocabulary.others)))
-    spelled = (original.spell(token[None]).strip() for token in original.words())
-    whole = dict.fromkeys(filter(str.isalpha, spelled))
-    listed = dict.fromkeys(word for word in more if word not in whole)
-    sources = [[w for w in words if folded(w) not in excluded] for words in (whole, listed)]
-    sources = [words for words in sources if words]
+    sources = _sources(original, more, set(map(folded, (*names, *vocabulary.others))))
 
     @cache  # concepts of one kind share it
     def summaries(template: str) -> list[Tensor]:
@@ -98,6 +92,15 @@ def domain_words(
     return domains
 
 
+def _sources(original: Backbone, more: Sequence[str], excluded: set[str]) -> list[list[str]]:
+    """Words that the tokenizer has whole, and further ones, without the excluded."""
+    spelled = (original.spell(token[None]).strip() for token in original.words())
+    whole = dict.fromkeys(filter(str.isalpha, spelled))
+    listed = dict.fromkeys(word for word in more if word not in whole)
+    sources = [[w for w in words if folded(w) not in excluded] for words in (whole, listed)]
+    return [words for words in sources if words]
+
+
 def _sentences(template: str, words: Sequence[str]) -> list[Phrase]:
     return [fill_template(template, word) for word in words]
 
@@ -114,14 +117,14 @@ def _nearest(own: Tensor, others: Tensor, count: int) -> list[int]:
 def _similarities(
     original: Backbone, template: str, name: str, words: Sequence[str], least: float
 ) -> dict[str, float]:
-    """Median of ``cos( D(w), D(c) )`` for the words ``w`` of at least ``least`` at the first noise.
+    """Medians of ``cos( D(w), D(c) )`` over the noises, by word.
 
     Args:
         original: The frozen original.
         template: A sentence with ``{}``.
         name: The concept ``c``.
-        words: The words.
-        least: Least cosine at the first noise.
+        words: The words ``w``.
+        least: Least cosine at the first noise; words below it are left out.
     """
     first, *others = _SEEDS
     cosines = _cosines(original, template, name, words, first)
