@@ -95,8 +95,8 @@ class SAGE(GradientErasure):
             place (`domain_words`); ``None`` for none, as in the paper.
         domain_candidates: Number of the tokenizer's words, and of the vocabulary's, whose
             predictions are compared, at least 1.
-        vocabulary: Words that may be of a domain, beside the tokenizer's own: a text file, one a
-            line, or the name of a shipped list; ``None`` for none.
+        vocabulary: Words that are mined with ``domain_similarity``, beside the tokenizer's own: a
+            text file, one a line, or the name of a shipped list; ``None`` for none.
         check: What it maximises: ``cosine`` to the original's summary of the concept, ``margin`` of
             that over the anchor's, or (``outside_in``) similarity of noise predictions, from random
             words.
@@ -110,7 +110,8 @@ class SAGE(GradientErasure):
         kwargs: Arguments of every gradient method.
 
     Raises:
-        ErasureError: If a number is out of range, or ``edit`` and ``erase_space`` do not fit.
+        ErasureError: If a number is out of range, ``vocabulary`` cannot be read, or ``edit`` and
+            ``erase_space`` do not fit.
     """
 
     default_retention = ("GlobalSemanticAlignment", "LocalNoisePreservation")
