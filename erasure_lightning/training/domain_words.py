@@ -96,7 +96,8 @@ def _sources(original: Backbone, more: Sequence[str], excluded: set[str]) -> lis
     """Words that the tokenizer has whole, and further ones, without the excluded."""
     spelled = (original.spell(token[None]).strip() for token in original.words())
     whole = dict.fromkeys(filter(str.isalpha, spelled))
-    listed = dict.fromkeys(word for word in more if word not in whole)
+    # Sentences are padded to the longest of a batch, so words of equal length are encoded together.
+    listed = sorted({word for word in more if word not in whole}, key=lambda w: (len(w), w))
     sources = [[w for w in words if folded(w) not in excluded] for words in (whole, listed)]
     return [words for words in sources if words]
 
