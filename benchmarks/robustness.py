@@ -2,10 +2,12 @@
 
 Each cell is one `erasure fit` with a shipped config (``esd-inversion``: of ESD with an adversary,
 twice the steps and a retention term) and one `erasure attack` for each attack with the config of
-the same name; ``--tenfold`` also makes two of the attacks with ten times the steps. Finished runs
-and attacks in ``--out`` are reused, so that a stopped table is resumed; ``--finished`` prints
-what was measured. The figures are written to ``docs/robustness.json``, and from there the generated
-parts of ``docs/robustness.md`` and ``docs/choosing.md`` and the plot (``--pages``: these alone).
+the same name; ``--tenfold`` also makes two of the attacks with ten times the steps, and
+``--backbone emoji-world-xl`` (or ``-flux``) measures on that world in place of the emoji world.
+Finished runs and attacks in ``--out``, a folder for each world, are reused, so that a stopped table
+is resumed; ``--finished`` prints what was measured. The figures are written to
+``docs/robustness.json``, and from there the generated parts of ``docs/robustness.md`` and
+``docs/choosing.md`` and the plot (``--pages``: these alone).
 """
 
 import argparse
@@ -21,12 +23,21 @@ from typing import Any, NamedTuple
 from rows import COLUMNS, fitted, head, line, mean
 
 from erasure_lightning.benchmark.pareto import PALETTE
+from erasure_lightning.cli.configs import shipped_configs
 
 DOCS = Path(__file__).parent.parent / "docs"
 FIGURES = DOCS / "robustness.json"
 
+#: The world of all methods; the others are measured with those that did best on it.
+WORLD = "emoji-world"
+
 #: Retention of `esd-inversion`, as STEREO's and RACE's configs have it.
-_RETENTION = {"weight": "1.0", "batch_size": "8", "nearness": "1"}
+_RETENTION = (
+    "--trainer.callbacks+=LocalNoisePreservation",
+    "--trainer.callbacks.weight=1.0",
+    "--trainer.callbacks.batch_size=8",
+    "--trainer.callbacks.nearness=1",
+)
 
 #: Names in text, and arguments of `erasure fit`.
 METHODS = {
@@ -40,8 +51,7 @@ METHODS = {
             *("--model.adversary", "InversionAdversary", "--model.adversary.begin", "20"),
             *("--model.adversary.every", "20", "--model.adversary.words", "4"),
             *("--model.adversary.steps", "40", "--model.adversary.lr", "0.05"),
-            "--trainer.callbacks+=LocalNoisePreservation",
-            *(f"--trainer.callbacks.{name}={value}" for name, value in _RETENTION.items()),
+            *_RETENTION,
         ],
     ),
     "race": ("RACE", ["--config", "race.yaml"]),
@@ -111,7 +121,7 @@ def measured(method: str, concept: str, options: argparse.Namespace) -> dict[str
             link.symlink_to(own.resolve())  # the same fit
     if options.finished and not (folder / "metrics.json").exists():
         return None
-    arguments = [*METHODS[method][1], "--model.concepts", f"{concept}.yaml"]
+    arguments = [*arguments_of(method, options.backbone), "--model.concepts", f"{concept}.yaml"]
     arguments += ["--data.originals", str(options.out / "originals")]
     metrics, cost = fitted(folder, arguments, threads=options.threads)
     estimates = metrics["estimates"]
@@ -126,7 +136,19 @@ def measured(method: str, concept: str, options: argparse.Namespace) -> dict[str
             outcomes[f"{name} x10"] = outcome(folder, name, more, options)
     costs = {name: cost[name] for name in ("evaluations", "backwards")}
     found = {name: result for name, result in outcomes.items() if result}
-    return {"method": method, "concept": concept, **figures, **costs, "attacks": found}
+    cell = {"backbone": options.backbone, "method": method, "concept": concept}
+    return {**cell, **figures, **costs, "attacks": found}
+
+
+def arguments_of(method: str, backbone: str) -> list[str]:
+    """Arguments of `erasure fit` on a world, which may have a config of its own for ESD."""
+    key, config, *others = METHODS[method][1]
+    if backbone == WORLD:
+        return [key, config, *others]
+    own = config.replace(".yaml", f"-{backbone.removeprefix(f'{WORLD}-')}.yaml")
+    if own in shipped_configs():  # it has the retention term
+        config, others = own, [argument for argument in others if argument not in _RETENTION]
+    return [key, config, *others, "--model.backbone", backbone]
 
 
 def outcome(
@@ -151,6 +173,11 @@ def outcome(
 def load() -> list[dict[str, Any]]:
     """The figures, in the order of `METHODS` within each concept."""
     return json.loads(FIGURES.read_text())
+
+
+def of_world(cells: list[dict[str, Any]], backbone: str) -> list[dict[str, Any]]:
+    """The cells of a world."""
+    return [cell for cell in cells if cell["backbone"] == backbone]
 
 
 def concepts_of(cells: list[dict[str, Any]]) -> list[str]:
@@ -251,18 +278,28 @@ def by_text(cells: list[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str,
     return [(cell, {name: cell["attacks"][name]["mean"] for name in names}) for cell in own]
 
 
-#: Generated parts of pages.
+#: Generated parts of pages, each with the world of its figures.
 PARTS = {
-    "robustness.md": {"extent": extent, "table": table, "tenfold": tenfold},
-    "choosing.md": {"extent": extent, "choice": choice, "attacks": who},
+    "robustness.md": {
+        "extent": (extent, WORLD),
+        "table": (table, WORLD),
+        "tenfold": (tenfold, WORLD),
+        "xl": (table, f"{WORLD}-xl"),
+        "flux": (table, f"{WORLD}-flux"),
+    },
+    "choosing.md": {
+        "extent": (extent, WORLD),
+        "choice": (choice, WORLD),
+        "attacks": (who, WORLD),
+    },
 }
 
 
 def page(name: str, cells: list[dict[str, Any]]) -> str:
     """A page with its generated parts as the figures have them."""
     text = (DOCS / name).read_text()
-    for part, generate in PARTS[name].items():
-        block = f"<!-- {part} -->\n{generate(cells)}\n<!-- /{part} -->"
+    for part, (generate, backbone) in PARTS[name].items():
+        block = f"<!-- {part} -->\n{generate(of_world(cells, backbone))}\n<!-- /{part} -->"
         pattern = rf"<!-- {part} -->.*?<!-- /{part} -->"
         text, count = re.subn(pattern, lambda _, block=block: block, text, flags=re.DOTALL)
         if count != 1:
@@ -381,6 +418,7 @@ def main() -> None:
     """Measure, and write figures, pages and plot."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/robustness"))
+    parser.add_argument("--backbone", default=WORLD)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--concepts", nargs="+", default=["skull", "cigarette", "guitar"])
     parser.add_argument("--attacks", nargs="+", default=list(ATTACKS), choices=ATTACKS)
@@ -391,10 +429,11 @@ def main() -> None:
     options = parser.parse_args()
     if not options.pages:
         cells = list(cells_of(options))
+        cells += [cell for cell in load() if cell["backbone"] != options.backbone]
         FIGURES.write_text(json.dumps(cells, indent=1) + "\n")
     for name in PARTS:
         (DOCS / name).write_text(page(name, load()))
-    plot(load(), DOCS / "robustness.png")
+    plot(of_world(load(), WORLD), DOCS / "robustness.png")
 
 
 if __name__ == "__main__":
