@@ -9,7 +9,7 @@ def test_a_tower_that_shares_blocks_with_another_reads_the_layer_that_it_should(
     """transformers' records of hidden states count a shared block once for each of its models."""
     model = TinyXL()
     alone = TinyXL()
-    prompts = ["a cat", "a photo of a star"]
+    prompts = ["a cat", "a photo of a star", "a dog", "a photo of a hat"]
     read = alone.encode(prompts)
     original = model.frozen_copy([name for name in model.text_parameters() if ".layers.1." in name])
     for _ in range(2):

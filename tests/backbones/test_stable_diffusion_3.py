@@ -18,8 +18,9 @@ from erasure_lightning.errors import ErasureError
 from erasure_lightning.testing import check_method
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
-PROMPTS = ["a cat", "a photo of a dog"]
-SEEDS = [3, 4]
+# Four: MKL rounds products of fewer rows otherwise on some processors.
+PROMPTS = ["a cat", "a photo of a dog", "a star", "a photo of a hat"]
+SEEDS = [3, 4, 5, 6]
 TIME = torch.tensor(700.0)
 
 euler = diffusers.FlowMatchEulerDiscreteScheduler
@@ -91,9 +92,9 @@ class TestLatentsEqualStock:
         conditioning = sd3.encode(PROMPTS)
         empty = sd3.unconditional()
         x = sd3.noise(SEEDS)
-        replaced = empty.expand(2).where(torch.tensor([False, False]), conditioning)
-        replaced = replaced.with_tokens(empty.tokens.expand(2, -1, -1))
-        ours = sd3.denoise(x, TIME, empty.expand(2))
+        replaced = empty.expand(4).where(torch.tensor([False] * 4), conditioning)
+        replaced = replaced.with_tokens(empty.tokens.expand(4, -1, -1))
+        ours = sd3.denoise(x, TIME, empty.expand(4))
         assert not torch.allclose(ours, sd3.denoise(x, TIME, replaced), atol=1e-3)
 
     def test_schedulers_of_diffusion_are_refused_in_one_line(self, sd3):
@@ -172,7 +173,7 @@ class TestConditioning:
         assert StableDiffusion3.from_pipeline("sd3", pipeline).towers[2].length == 256
 
     def test_similarity_is_the_mean_of_the_towers(self, sd3):
-        a, b = sd3.encode(PROMPTS).summary
+        a, b = sd3.encode(PROMPTS[:2]).summary
         parts = zip(a.split([12, 20, 24]), b.split([12, 20, 24]), strict=True)
         each = [torch.cosine_similarity(one, other, dim=0) for one, other in parts]
         whole = torch.cosine_similarity(a, b, dim=0)
@@ -191,8 +192,8 @@ class TestParts:
         assert list(pooled.layers) == ["denoiser.time_text_embed.text_embedder.linear_1"]
         assert (tokens.width, pooled.width) == (24, 32)
         both = sd3.encode(PROMPTS)
-        assert tokens.rows(both).shape == (2, 36, 24)
-        assert pooled.rows(both).shape == (2, 1, 32)
+        assert tokens.rows(both).shape == (4, 36, 24)
+        assert pooled.rows(both).shape == (4, 1, 32)
         assert set(sd3.denoiser_parameters("entry")) == {
             f"{name}.{kind}"
             for name in (*tokens.layers, *pooled.layers)

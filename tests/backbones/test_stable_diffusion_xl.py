@@ -15,8 +15,9 @@ from erasure_lightning.errors import ErasureError
 
 SAMPLERS = ["EulerDiscreteScheduler", "DDIMScheduler", "DPMSolverMultistepScheduler"]
 SAMPLERS += ["EulerAncestralDiscreteScheduler"]
-PROMPTS = ["a cat", "a photo of a dog"]
-SEEDS = [3, 4]
+# Four: MKL rounds products of fewer rows otherwise on some processors.
+PROMPTS = ["a cat", "a photo of a dog", "a star", "a photo of a hat"]
+SEEDS = [3, 4, 5, 6]
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +157,7 @@ class TestText:
     def test_the_pooled_vector_goes_wherever_the_tokens_go(self, xl):
         both = xl.encode(PROMPTS)
         joined = Conditioning.cat([both, xl.unconditional(1)])
-        assert joined.pooled.shape == (3, 20)
+        assert joined.pooled.shape == (5, 20)
         assert torch.equal(both.with_tokens(both.tokens * 2).pooled, both.pooled)
         assert torch.equal(both[:1].expand(3).pooled[2], both.pooled[0])
         with pytest.raises(ValueError, match="differ in segments or pooled"):
@@ -165,8 +166,8 @@ class TestText:
     def test_closed_forms_meet_the_tokens_and_the_pooled_vector(self, xl):
         tokens, pooled = xl.text_inputs()
         both = xl.encode(PROMPTS)
-        assert tokens.rows(both).shape == (2, 16, tokens.width)
-        assert pooled.rows(both).shape == (2, 1, pooled.width)
+        assert tokens.rows(both).shape == (4, 16, tokens.width)
+        assert pooled.rows(both).shape == (4, 1, pooled.width)
         assert tokens.width == 32 + 24
         assert pooled.width == 20
         (layer,) = pooled.layers.values()
