@@ -151,16 +151,25 @@ class EraseAnything(PartErasure):
         """Trajectories that show the concepts, whose pixels attend to their words."""
         return TrajectoryBank(steps=28)
 
+    @property
+    def retains(self) -> bool:
+        """Whether every second step retains."""
+        return self.retain_weight > 0 or self.contrast_weight > 0
+
+    @property
+    def adversary_step(self) -> int:
+        """Number of the erasing step: an adversary's share is of these."""
+        return self.global_step // 2 if self.retains else self.global_step
+
     def erasure_loss(self, batch: NoisyBatch) -> Tensor:
         """The erasing loss in even steps, the retaining one in odd steps."""
-        retains = self.retain_weight > 0 or self.contrast_weight > 0
-        if retains and self.global_step % 2:
+        if self.retains and self.global_step % 2:
             return self.retaining_loss(batch)
         return self.erasing_loss(batch)
 
     def erasing_loss(self, batch: NoisyBatch) -> Tensor:
         """``mse(v(c), v*(a) - eta (v*(c) - v*(a))) + l_a sum_q sum_k |A[:, q, k]|``."""
-        prompts = self.backbone.encode(batch.prompts)
+        prompts = self.concept_conditioning(batch)
         with self.backbone.attention() as maps:
             prediction = self.student(batch, prompts)
         anchor = batch.teacher.anchor

@@ -77,6 +77,8 @@ class EraseFlow(PartErasure):
         ErasureError: If the reward is not finite, or the latents are no stochastic trajectories.
     """
 
+    takes_adversary = False
+
     default_steps = 20
 
     def __init__(

@@ -188,7 +188,12 @@ class GradientErasure(ErasureModule):
         """The conditioning to erase, of a batch's concept prompts or of the adversary's search."""
         if self.adversary is None:
             return self.backbone.encode(batch.prompts)
-        return self.adversary.conditioning(batch, self.global_step, self.adversary_models())
+        return self.adversary.conditioning(batch, self.adversary_step, self.adversary_models())
+
+    @property
+    def adversary_step(self) -> int:
+        """Number of the step in an adversary's schedule, from 0; by default that of the run."""
+        return self.global_step
 
     def adversary_models(self) -> AdversaryModels:
         """The models that an adversary searches."""

@@ -12,6 +12,7 @@ from erasure_lightning.concepts.concept import Concept, PromptBatch
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.eraseanything import EraseAnything, reverse_contrast
 from erasure_lightning.testing import check_method, quick_fit
+from erasure_lightning.training.adversary_kinds import StateAdversary
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
 CONCEPTS = [Concept("cat", "dog"), Concept("star", "heart")]
@@ -134,6 +135,35 @@ def test_steps_erase_and_retain_in_turn(monkeypatch):
     bank = TrajectoryBank(trajectories=2, steps=3)
     quick_fit(erase_anything(moved=0.0, latents=bank), 3)
     assert steps == ["erasing_loss", "retaining_loss", "erasing_loss"]
+
+
+def test_an_erasing_step_is_at_what_an_adversary_finds():
+    adversary = StateAdversary(begin=0, steps=2, radius=0.3)
+    module = erase_anything(adversary=adversary)
+    batch = noisy(module, *latents(module), BATCH)
+    attacked = module.erasing_loss(batch)
+    module.adversary = None
+    assert not torch.allclose(attacked, module.erasing_loss(batch), rtol=1e-4)
+
+
+@pytest.mark.parametrize(("weight", "searched"), [(0.1, [2]), (0.0, [1, 3])])
+def test_an_adversary_s_share_is_of_the_erasing_steps(weight, searched, monkeypatch):
+    """Every second of all steps would be the retaining ones, without a search."""
+    steps = []
+    adversary = StateAdversary(begin=0, share=0.5, steps=1)
+    module = erase_anything(
+        moved=0.0,
+        adversary=adversary,
+        retain_weight=weight,
+        contrast_weight=weight,
+        latents=TrajectoryBank(trajectories=2, steps=3),
+    )
+    search = adversary.search
+    monkeypatch.setattr(
+        adversary, "search", lambda *each: steps.append(module.global_step) or search(*each)
+    )
+    quick_fit(module, 4)
+    assert steps == searched
 
 
 def test_the_teacher_is_frozen():

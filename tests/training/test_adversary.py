@@ -12,6 +12,7 @@ from erasure_lightning.backbones.tiny import TINY_BACKBONES, TinyBackbone
 from erasure_lightning.concepts.concept import Concept, PromptBatch
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.ca import CA
+from erasure_lightning.methods.eraseflow import EraseFlow
 from erasure_lightning.methods.esd import ESD
 from erasure_lightning.methods.mace import MACE
 from erasure_lightning.methods.sage import SAGE
@@ -259,6 +260,7 @@ def test_a_method_with_an_own_student_passes_its_search_through_it():
     ("method", "arguments", "words"),
     [
         (MACE, {}, "MACE takes no adversary"),
+        (EraseFlow, {}, "EraseFlow takes no adversary"),
         (SAGE, {}, "SAGE with an adversary needs erase_space 'noise'"),
         (ESD, {"erase_from": "anchor"}, "ESD with erase_from 'anchor' takes no adversary"),
     ],
