@@ -12,12 +12,10 @@ from torch.nn.functional import one_hot
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.checks import require
-from erasure_lightning.concepts.prompt_lists import (
-    is_shipped_list,
-    read_prompt_list,
-    without_concepts,
-)
+from erasure_lightning.concepts.prompt_lists import read_prompt_list, without_concepts
 from erasure_lightning.concepts.vocabulary import Vocabulary, evenly_spaced
+from erasure_lightning.distributed.collectives import gather_on_first_rank, of_this_rank
+from erasure_lightning.errors import ErasureError
 from erasure_lightning.training.adapter_methods import PartErasure
 from erasure_lightning.training.latent_sources import NoisyBatch
 
@@ -128,7 +126,7 @@ class WordMixtureErasure(PartErasure):
 
     Args:
         vocabulary: A text file of candidate words, one a line, or the name of a shipped list
-            (``artists``), without the concepts; by default the world's labels.
+            (``artists``), without the concepts and their domains; by default the world's labels.
         closest: Number of nearest words that may be in a concept's mixture; at least 1. Officially
             1000 of 3000 English words; of a shorter list all.
         centres: Number of those, at equal ranks, that are; at least 1.
@@ -165,12 +163,7 @@ class WordMixtureErasure(PartErasure):
     @torch.no_grad()
     def on_train_start(self) -> None:
         """Encodes the vocabulary, selects each concept's candidates, and restores the mixtures."""
-        if self.vocabulary:
-            words = read_prompt_list(self.vocabulary, type(self).__name__)
-            if is_shipped_list(self.vocabulary):
-                words = without_concepts(words, self.concepts)
-        else:
-            words = Vocabulary(self.backbone.world, self.concepts).others
+        words = self._candidates()
         super().on_train_start()
         self.words = WordMixture(
             self.original,
@@ -184,16 +177,34 @@ class WordMixtureErasure(PartErasure):
         if self._restored:
             self.words.load_state_dict(self._restored)
 
+    def _candidates(self) -> list[str]:
+        """The vocabulary without the concepts and their domains.
+
+        Raises:
+            ErasureError: If that leaves no word.
+        """
+        if not self.vocabulary:
+            return Vocabulary(self.backbone.world, self.concepts).others
+        words = without_concepts(
+            read_prompt_list(self.vocabulary, type(self).__name__), self.concepts
+        )
+        if not words:
+            raise ErasureError(
+                f"{type(self).__name__} needs words beside the concepts and their domains; found"
+                f" none in {self.vocabulary}."
+            )
+        return words
+
     def mixture(self, batch: NoisyBatch) -> Conditioning:
         """A sample of each sentence's mixture, with gradient, tokens ``(B, L, D)``."""
         return self.words.sample(batch.indices)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Saves the mixtures too."""
+        """Saves the mixtures of every rank too, which each learns at latents of its own."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint["mixture"] = self.words.state_dict()
+        checkpoint["mixtures"] = gather_on_first_rank(self.words.state_dict())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restores the mixtures when training starts."""
         super().on_load_checkpoint(checkpoint)
-        self._restored = checkpoint.get("mixture", {})
+        self._restored = of_this_rank(checkpoint.get("mixtures", [])) or {}

@@ -76,6 +76,31 @@ def test_a_sample_is_one_word_with_the_gradient_of_all():
     assert (gradient.abs() > 0).sum() > len(CONCEPTS)
 
 
+def test_no_erased_word_is_a_candidate(tmp_path):
+    """Of a user's file either: it would be the nearest, and preserved."""
+    words = tmp_path / "words.txt"
+    words.write_text("cat\ntree\nstars\ncar\n")
+    module = eap(vocabulary=str(words))
+    assert len(module.words.table) == 2
+    words.write_text("cat\nstars\n")
+    with pytest.raises(ErasureError, match="EAP needs words beside the concepts .* none in"):
+        eap(vocabulary=str(words))
+
+
+def test_every_rank_resumes_with_its_own_words(monkeypatch):
+    module = eap()
+    checkpoint = {}
+    module.on_save_checkpoint(checkpoint)
+    (first,) = checkpoint["mixtures"]
+    second = first | {"logits": first["logits"] + 1.0}
+    checkpoint["mixtures"] = [first, second]
+    for rank, state in enumerate((first, second)):
+        monkeypatch.setattr("erasure_lightning.distributed.collectives.rank", lambda r=rank: r)
+        module.on_load_checkpoint(checkpoint)
+        module.on_train_start()
+        assert torch.equal(module.words.logits, state["logits"])
+
+
 def test_the_adversary_finds_the_word_that_the_edit_harms_more_than_by_chance():
     """Drift at samples of a trained mixture, against that of the one it began with."""
     module = eap(moved=0.1, adversary_lr=0.3, temperature=0.5)
