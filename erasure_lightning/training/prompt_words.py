@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from erasure_lightning.backbones.base import Backbone
-from erasure_lightning.backbones.conditioning import CONCEPT, END, TEMPLATE, Conditioning
+from erasure_lightning.backbones.conditioning import CONCEPT, END, START, TEMPLATE, Conditioning
 from erasure_lightning.backbones.towers import EmbeddedPrompts
 from erasure_lightning.concepts.concept import fill_template
 from erasure_lightning.errors import ErasureError
@@ -58,16 +58,17 @@ def prepend_words(prompts: EmbeddedPrompts, words: Tensor) -> EmbeddedPrompts:
 
     Args:
         prompts: Prompts of ``L`` positions, of which only padding is dropped.
-        words: Embeddings ``(B, k, E)``, inserted after the start token.
+        words: Embeddings ``(B, k, E)``, inserted after the start token, where there is one.
 
     Raises:
         ErasureError: If there is too little padding.
     """
 
     def insert(values: Tensor, new: Tensor) -> Tensor:
-        rest = values[:, 1 : values.shape[1] - words.shape[1]]
-        return torch.cat((values[:, :1], new.to(values), rest), dim=1)
+        rest = values[:, first : values.shape[1] - words.shape[1]]
+        return torch.cat((values[:, :first], new.to(values), rest), dim=1)
 
+    first = int(prompts.roles[0, 0] == START)  # T5 has no start token
     # The words have no ids; that of the start token at least is no end of text.
     ids = prompts.ids[:, :1].expand(words.shape[:2])
     roles = insert(prompts.roles, torch.full_like(ids, TEMPLATE))

@@ -8,7 +8,7 @@ from contracts import VARIANT
 from noisy import noisy
 
 from erasure_lightning.backbones.conditioning import CONCEPT, END, START, TEMPLATE
-from erasure_lightning.backbones.tiny import TINY_BACKBONES, TinyBackbone
+from erasure_lightning.backbones.tiny import TINY_BACKBONES, TinyBackbone, TinyFlux
 from erasure_lightning.concepts.concept import Concept, PromptBatch
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.ca import CA
@@ -184,6 +184,12 @@ class TestPrefix:
         assert torch.allclose(
             model.contextualize([put]).tokens, model.contextualize([expected]).tokens, atol=1e-6
         )
+
+    def test_they_are_before_the_first_word_of_an_encoder_without_a_start_token(self):
+        *_, plain = TinyFlux().embed(PromptBatch(["{}"], ["zebra"], [""]).prompts)
+        put = prepend_words(plain, torch.zeros(1, 2, plain.embeddings.shape[2]))
+        assert torch.equal(put.embeddings[0, 2:], plain.embeddings[0, :-2])
+        assert put.roles[0, :3].tolist() == [TEMPLATE, TEMPLATE, CONCEPT]
 
     def test_no_room_is_no_room(self):
         (full,) = TinyBackbone().embed(["a photo of a small dog in a house of a star in a tree"])
