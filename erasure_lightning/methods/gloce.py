@@ -48,6 +48,7 @@ from torch.nn.functional import avg_pool2d, normalize
 
 from erasure_lightning.adapters.base import ADAPTER_CHILD, AdapterPlan
 from erasure_lightning.adapters.gated_low_rank import gate_scores
+from erasure_lightning.backbones.conditioning import START
 from erasure_lightning.checks import require
 from erasure_lightning.concepts.concept import Concept, ConceptKind
 from erasure_lightning.concepts.prompt_lists import read_prompt_list, without_concepts
@@ -265,9 +266,9 @@ class GLoCE(AdapterEdit, ClosedFormErasure):
         Raises:
             ErasureError: If there are none.
         """
-        retained = [
-            r for callback in self.retention if not callback.of_states for r in callback.retained
-        ]
+        terms = [callback for callback in self.retention if not callback.of_states]
+        # The empty prompt, which some callbacks retain, is no neighbour.
+        retained = [prompt for callback in terms for prompt in callback.retained if prompt]
         prompts = retained or [self.sentence(concept, word) for word in self.candidates(concept)]
         if not prompts:
             raise ErasureError(
@@ -295,7 +296,9 @@ class GLoCE(AdapterEdit, ClosedFormErasure):
 
     def _first_states(self, prompts: Sequence[str]) -> Tensor:
         """Directions of the states of the first tokens after the start, ``(B, tokens, D)``."""
-        return normalize(self.original.encode(prompts).tokens[:, 1 : 1 + _TOKENS].float(), dim=2)
+        encoded = self.original.encode(prompts)
+        first = int(encoded.roles[0, 0] == START)  # T5 has no start token
+        return normalize(encoded.tokens[:, first : first + _TOKENS].float(), dim=2)
 
 
 @contextmanager

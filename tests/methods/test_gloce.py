@@ -3,23 +3,25 @@
 import pytest
 import torch
 from contracts import VARIANT
+from torch.nn.functional import normalize
 
 from erasure_lightning.adapters.base import ADAPTER_CHILD
 from erasure_lightning.adapters.gated_low_rank import GatedLowRank, gate_scores
 from erasure_lightning.adapters.kinds import adapter_parameters
-from erasure_lightning.backbones.tiny import TinyBackbone
+from erasure_lightning.backbones.tiny import TinyBackbone, TinyPixArt
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.gloce import GLoCE, Moments, at_scales, leading
 from erasure_lightning.retention.local_noise import LocalNoisePreservation
+from erasure_lightning.retention.unconditional_drift import UnconditionalDrift
 from erasure_lightning.testing import check_method, quick_fit
 
 CONCEPTS = [Concept("cat", "dog"), Concept("star", "heart")]
 ARGUMENTS = {"images": 2, "rollout_steps": 2, "neighbours": 2}
 
 
-def gloce(concepts=CONCEPTS, **arguments):
-    module = GLoCE(concepts=concepts, backbone=TinyBackbone(), **(ARGUMENTS | arguments))
+def gloce(family=TinyBackbone, concepts=CONCEPTS, **arguments):
+    module = GLoCE(concepts=concepts, backbone=family(), **(ARGUMENTS | arguments))
     module.configure_model()
     return module
 
@@ -154,6 +156,19 @@ class TestSolution:
         module = gloce()
         quick_fit(module, 1, LocalNoisePreservation(prompts=["a tree", "a car"]))
         assert set(module.near_prompts(CONCEPTS[0])) == {"a tree", "a car"}
+
+    def test_the_empty_prompt_is_no_neighbour(self):
+        """`UnconditionalDrift` retains it, and would leave the gates without another."""
+        module = quick_fit(gloce(), 1, UnconditionalDrift())
+        assert module.retention[0].retained == [""]
+        assert module.near_prompts(CONCEPTS[0]) == gloce().near_prompts(CONCEPTS[0])
+
+    @pytest.mark.parametrize(("family", "first"), [(TinyBackbone, 1), (TinyPixArt, 0)])
+    def test_words_are_compared_from_the_first_on(self, family, first):
+        """T5 has no start token."""
+        module = gloce(family)
+        states = module.original.encode(["cat"]).tokens[:, first : first + 8]
+        assert torch.allclose(module._first_states(["cat"]), normalize(states, dim=2))
 
     def test_concepts_are_stacked(self):
         both, one = gloce().solve(), gloce(concepts=CONCEPTS[1:]).solve()
