@@ -4,8 +4,8 @@ Srivatsan et al., STEREO: A Two-Stage Framework for Adversarially Robust Concept
 Text-to-Image Diffusion Models, arXiv 2408.16807. Official code
 koushiksrivats/robust-concept-erasing @ 86f124f, `utils/stereo.py` and `utils/apg.py`, read. With
 ``w_0`` the concept's own words, and ``P_c`` the part of ``eps*(c) - eps*(0)`` that is orthogonal to
-``eps*(c)`` (adaptive projected guidance, Sadat et al., arXiv 2410.02416), all at ``(x_t, t)`` and
-of the frozen original:
+``eps*(c)`` (adaptive projected guidance, Sadat et al., arXiv 2410.02416; of a velocity model, to
+the noise that its prediction implies), all at ``(x_t, t)`` and of the frozen original:
 
 * search thoroughly enough, round ``i`` of ``rounds``: trains
   ``mse( eps(w_i), eps*(w_i) - (1 + eta) P_(w_i) )`` for ``erase_steps``, and then learns the word
@@ -173,22 +173,20 @@ class STEREO(PartErasure):
     def search_target(self, batch: NoisyBatch, words: Tensor) -> Tensor:
         """``eps*(w_i) - (1 + eta) P_(w_i)``, ``(B, C, h, w)``."""
         prediction = self._original(batch, words)
-        guidance = self.guidance(prediction, batch.teacher.unconditional)
-        return prediction - (1 + self.eta) * guidance
+        return prediction - (1 + self.eta) * self.guidance(batch, prediction)
 
     @torch.no_grad()
     def robust_target(self, batch: NoisyBatch) -> Tensor:
         """``eps*(0) + a P_anchor - b mean_j P_(w_j)``, ``(B, C, h, w)``."""
-        unconditional = batch.teacher.unconditional
         each = [
             self._original(batch, torch.full((len(batch),), number))
             for number in range(self.rounds + 1)
         ]
-        words = [self.guidance(prediction, unconditional) for prediction in each]
-        target = unconditional - self.negative * torch.stack(words).mean(dim=0)
+        words = [self.guidance(batch, prediction) for prediction in each]
+        target = batch.teacher.unconditional - self.negative * torch.stack(words).mean(dim=0)
         if not (self.anchor and any(batch.sentences.anchors)):
             return target
-        return target + self.anchor * self.guidance(batch.teacher.anchor, unconditional)
+        return target + self.anchor * self.guidance(batch, batch.teacher.anchor)
 
     def _original(self, batch: NoisyBatch, words: Tensor) -> Tensor:
         """The original's predictions for words, by number."""
@@ -196,10 +194,11 @@ class STEREO(PartErasure):
             return batch.teacher.concept
         return self.original.denoise(batch.x, batch.t, self.conditioning(batch, words))
 
-    def guidance(self, prediction: Tensor, unconditional: Tensor) -> Tensor:
-        """``P``: their difference, of which the part parallel to the prediction is weighted."""
-        difference = prediction - unconditional
-        rows = prediction.flatten(1)
+    def guidance(self, batch: NoisyBatch, prediction: Tensor) -> Tensor:
+        """``P`` of the original's prediction: its parallel part is weighted, ``(B, C, h, w)``."""
+        difference = prediction - batch.teacher.unconditional
+        noise = self.original.process.epsilon(prediction, batch.x, batch.t)
+        rows = noise.flatten(1)
         share = (difference.flatten(1) * rows).sum(dim=1) / rows.square().sum(dim=1)
-        along = share.view(-1, 1, 1, 1) * prediction
+        along = share.view(-1, 1, 1, 1) * noise
         return difference - (1 - self.parallel) * along

@@ -1,5 +1,7 @@
 """STEREO: the contract, its stages, its two targets, the projection."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from noisy import noisy
@@ -90,13 +92,33 @@ def test_without_projection_the_search_is_towards_the_unconditional_prediction()
 
 def test_guidance_is_orthogonal_to_its_prediction():
     module = method()
-    prediction, unconditional = torch.randn(2, 2, 4, 8, 8).unbind()
-    projected = module.guidance(prediction, unconditional)
+    batch = noisy(module, X, T, BATCH)
+    prediction, batch.teacher.unconditional = torch.randn(2, 2, 4, 8, 8).unbind()
+    projected = module.guidance(batch, prediction)
     products = (projected * prediction).flatten(1).sum(dim=1)
     assert products.abs().max() < 1e-3
     module.parallel = 1.0
-    whole = module.guidance(prediction, unconditional)
-    assert torch.allclose(whole, prediction - unconditional)
+    whole = module.guidance(batch, prediction)
+    assert torch.allclose(whole, prediction - batch.teacher.unconditional)
+
+
+def test_guidance_of_a_velocity_model_is_that_of_its_noise():
+    """With ``v = (eps - s x) / a`` a guidance is that of epsilon divided by ``a``."""
+    module = method(parallel=0.3)
+    batch = noisy(module, X, T, BATCH)
+    noise, batch.teacher.unconditional = torch.randn(2, 2, 4, 8, 8).unbind()
+    expected = module.guidance(batch, noise)
+    process = module.original.process
+    alpha = process.alpha(T).view(-1, 1, 1, 1)
+    velocity = replace(process, prediction="velocity")
+    module.original.process = velocity
+
+    def native(epsilon):
+        return (epsilon - (1 - alpha).sqrt() * X) / alpha.sqrt()
+
+    batch.teacher.unconditional = native(batch.teacher.unconditional)
+    found = module.guidance(batch, native(noise))
+    assert torch.allclose(found * alpha.sqrt(), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_the_last_target_is_away_from_all_words_and_towards_the_anchor():
