@@ -82,6 +82,8 @@ class RetentionMonitor(Callback):
         self.scorer = scorer
         self.best: dict[str, Any] = {"tradeoff": -1.0, "step": 0, "edit": {}}
         self._logged: dict[str, float] = {}
+        #: Step of the last measurement.
+        self._measured = 0
         self._check()
 
     def _check(self) -> None:
@@ -131,10 +133,12 @@ class RetentionMonitor(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Measures, logs, stores the best edit, and stops the run at its budget or goal."""
         module = cast(ErasureModule, pl_module)
-        if trainer.global_step % self.every:
+        step = trainer.global_step  # the same after each batch of an accumulated gradient
+        if step % self.every or step == self._measured:
             # As Lightning does by itself, but also in a run that was resumed.
             module.log_dict(self._logged)
             return
+        self._measured = step
         features = self._features("edited", module.backbone)
         forgotten, retained = self._score(features)
         total = forgotten + retained
@@ -149,7 +153,7 @@ class RetentionMonitor(Callback):
         within_budget = self.budget is None or retained >= self.budget
         if within_budget and tradeoff > self.best["tradeoff"]:
             edit = {name: value.clone() for name, value in module.edit_values().items()}
-            self.best = {"tradeoff": tradeoff, "step": trainer.global_step, "edit": edit}
+            self.best = {"tradeoff": tradeoff, "step": step, "edit": edit}
         if not within_budget or (self.goal is not None and forgotten >= self.goal):
             trainer.should_stop = True
 
@@ -185,10 +189,11 @@ class RetentionMonitor(Callback):
             module.write(self.best["edit"])
 
     def state_dict(self) -> dict[str, Any]:
-        """The best edit, which a resumed run can restore, and the last logged values."""
-        return {**self.best, "seen": self._logged}
+        """The best edit, which a resumed run can restore, and the last measurement."""
+        return {**self.best, "seen": self._logged, "measured": self._measured}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores the best edit and the last logged values."""
-        self.best = {name: value for name, value in state_dict.items() if name != "seen"}
+        """Restores the best edit and the last measurement."""
+        self.best = {name: state_dict[name] for name in self.best}
         self._logged = state_dict.get("seen", {})
+        self._measured = state_dict.get("measured", 0)

@@ -42,6 +42,16 @@ def test_it_measures_every_few_steps_and_sees_change():
     assert monitor.scores[-1][0] > 0
 
 
+def test_an_accumulated_step_is_measured_once():
+    monitor = RetentionMonitor(every=1, count=2, steps=1)
+    measured = []
+    score = monitor._score
+    monitor._score = lambda after: measured.append(1) or score(after)
+    module = Distillation(concepts=[Concept("cat", "dog")], backbone=TinyBackbone(), lr=1e-2)
+    quick_fit(module, 2, monitor, accumulate_grad_batches=3)
+    assert len(measured) == 2
+
+
 def test_it_goes_back_to_the_best_trade_off():
     monitor = Noting(every=1)
     module = run(monitor)
