@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, distributed
 from torch.nn.functional import kl_div, log_softmax
 
+from erasure_lightning.checks import require
 from erasure_lightning.retention.base import RetentionCallback
 from erasure_lightning.training.gradient import GradientErasure
 from erasure_lightning.training.prompt_states import cosine_matrix
@@ -36,6 +37,9 @@ class GlobalSemanticAlignment(RetentionCallback):
         batch_size: Prompts sampled a step (rows), on each rank.
         temperature: Of ``kl_softmax``, above 0.
         kwargs: Arguments of every retention callback.
+
+    Raises:
+        ErasureError: If a number is out of range.
     """
 
     name = "global"
@@ -50,6 +54,7 @@ class GlobalSemanticAlignment(RetentionCallback):
         **kwargs: Any,
     ) -> None:
         super().__init__(weight, **kwargs)
+        require(type(self).__name__, above=0, temperature=temperature)
         self.mode = mode
         self.batch_size = batch_size
         self.temperature = temperature

@@ -55,8 +55,10 @@ class LocalNoisePreservation(RetentionCallback):
 
         def sentences(count: int, number: int) -> PromptBatch:
             generator = torch.Generator().manual_seed(seed)
-            order = torch.randperm(len(self.retained), generator=generator).tolist()
-            return PromptBatch.without_concepts([self.retained[i] for i in order[:count]])
+            order = torch.randperm(len(self.retained), generator=generator)
+            # Each set goes on where the one before has ended.
+            chosen = order.roll(-number * count)[:count].tolist()
+            return PromptBatch.without_concepts([self.retained[i] for i in chosen])
 
         return SourceModels(module.original, module.backbone, sentences, 1, seed)
 

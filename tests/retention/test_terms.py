@@ -287,6 +287,24 @@ def test_nothing_left():
         retained_prompts(owner, nearness=1)
 
 
+@pytest.mark.parametrize("temperature", [0.0, -1.0])
+def test_a_temperature_out_of_range(temperature):
+    with pytest.raises(ErasureError, match=f"needs temperature above 0; found {temperature}"):
+        GlobalSemanticAlignment(mode="kl_softmax", temperature=temperature)
+
+
+def test_trajectories_that_are_rolled_out_anew_are_of_other_prompts():
+    bank = TrajectoryBank(trajectories=2, steps=2, refresh=1)
+    owner = module()
+    callback = ready(LocalNoisePreservation(batch_size=1, latents=bank), owner)
+    seen = []
+    for _ in range(3):
+        callback.term(owner)
+        seen.append(bank.sentences.templates)
+    assert len(set(map(tuple, seen))) == 3
+    assert {*seen[0], *seen[1], *seen[2]} == set(KEPT)
+
+
 @pytest.mark.parametrize("nearness", [0.0, -1.0, 1.1])
 def test_a_nearness_out_of_range(nearness):
     with pytest.raises(ErasureError, match=f"nearness above 0 and at most 1; found {nearness}"):
