@@ -45,8 +45,8 @@ from torch.optim import Adam
 from erasure_lightning.adapters.base import AdapterPlan
 from erasure_lightning.adapters.eraser import eraser_outputs, mean_square_outside
 from erasure_lightning.backbones.conditioning import CONCEPT, Conditioning
+from erasure_lightning.checks import require
 from erasure_lightning.distributed.collectives import gather_on_first_rank, of_this_rank
-from erasure_lightning.errors import ErasureError
 from erasure_lightning.seeding import derive_seed
 from erasure_lightning.training.adapter_methods import AdapterErasure
 from erasure_lightning.training.attention_masks import concept_mask
@@ -115,8 +115,8 @@ class Receler(AdapterErasure):
         rows: Number of adversarial rows from the end of a sentence on, as far as there is room; at
             least 1.
         attack_steps: Attack steps before each step, at least 0; at 0 there are no rows.
-        attack_lr: Learning rate of the attack's Adam.
-        attack_decay: ``L2`` decay of the attack's Adam.
+        attack_lr: Learning rate of the attack's Adam, above 0.
+        attack_decay: ``L2`` decay of the attack's Adam, at least 0.
         mask_weight: Weight of ``L_reg``, at least 0.
         threshold: Share of the range of attention from which a pixel shows the concept, 0..1.
         lr: Highest learning rate.
@@ -145,15 +145,11 @@ class Receler(AdapterErasure):
         **kwargs: Any,
     ) -> None:
         super().__init__(lr=lr, **kwargs)
-        least = {
-            "rank": (rank, 1),
-            "rows": (rows, 1),
-            "attack_steps": (attack_steps, 0),
-            "guidance": (guidance, 0),
-        }
-        for name, (value, bound) in least.items():
-            if value < bound:
-                raise ErasureError(f"Receler needs {name} of at least {bound}; found {value}.")
+        require("Receler", at_least=1, rank=rank, rows=rows)
+        require("Receler", at_least=0, guidance=guidance, mask_weight=mask_weight)
+        require("Receler", at_least=0, attack_steps=attack_steps, attack_decay=attack_decay)
+        require("Receler", above=0, attack_lr=attack_lr)
+        require("Receler", at_least=0, at_most=1, threshold=threshold)
         self.guidance = guidance
         self.rank = rank
         self.rows = rows

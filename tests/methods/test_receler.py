@@ -192,9 +192,19 @@ def test_a_pipeline_predicts_what_the_module_predicts(tmp_path):
     assert not torch.allclose(predict(tiny, BATCH.prompts), before, atol=1e-3)
 
 
-def test_numbers_out_of_range_are_refused():
-    with pytest.raises(ErasureError, match="attack_steps of at least 0; found -1"):
-        Receler(backbone="emoji-world", concepts=CONCEPTS, attack_steps=-1)
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"attack_steps": -1}, "attack_steps of at least 0; found -1"),
+        ({"attack_lr": -0.1}, "attack_lr above 0; found -0.1"),
+        ({"attack_decay": -0.1}, "attack_decay of at least 0; found -0.1"),
+        ({"mask_weight": -1.0}, "mask_weight of at least 0; found -1.0"),
+        ({"threshold": 2.0}, "threshold of at least 0 and at most 1; found 2.0"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(arguments, words):
+    with pytest.raises(ErasureError, match=f"Receler needs {words}"):
+        Receler(backbone="emoji-world", concepts=CONCEPTS, **arguments)
 
 
 @pytest.mark.slow
