@@ -114,22 +114,10 @@ class EraseAnything(PartErasure):
         **kwargs: Any,
     ) -> None:
         super().__init__(rank=rank, lr=lr, optimizer=optimizer, weight_decay=weight_decay, **kwargs)
+        weights = {"retain_weight": retain_weight, "contrast_weight": contrast_weight}
+        require("EraseAnything", at_least=0, eta=eta, attention_weight=attention_weight, **weights)
         require("EraseAnything", at_least=1, negatives=negatives)
-        require("EraseAnything", at_least=0, eta=eta, attention_weight=attention_weight)
-        require("EraseAnything", at_least=0, retain_weight=retain_weight)
-        require("EraseAnything", at_least=0, contrast_weight=contrast_weight)
-        if temperature <= 0:
-            raise ErasureError(f"EraseAnything needs temperature above 0; found {temperature}.")
-        if unrelated is not None and len(unrelated) < negatives:
-            raise ErasureError(
-                f"EraseAnything needs at least {negatives} unrelated words (negatives); found"
-                f" {len(unrelated)}."
-            )
-        synonyms = synonyms or {}
-        if unknown := sorted({*synonyms} - {concept.name for concept in self.concepts}):
-            raise ErasureError(
-                f"EraseAnything needs synonyms of its concepts; found some of {unknown[0]!r}."
-            )
+        require("EraseAnything", above=0, temperature=temperature)
         self.eta = eta
         self.attention_weight = attention_weight
         self.retain_weight = retain_weight
@@ -137,7 +125,20 @@ class EraseAnything(PartErasure):
         self.temperature = temperature
         self.unrelated = unrelated
         self.negatives = negatives
-        self.synonyms = synonyms
+        self.synonyms = synonyms or {}
+        self._check_words()
+
+    def _check_words(self) -> None:
+        """Raise if there are too few unrelated words, or synonyms of no concept."""
+        if self.unrelated is not None and len(self.unrelated) < self.negatives:
+            raise ErasureError(
+                f"EraseAnything needs at least {self.negatives} unrelated words (negatives); found"
+                f" {len(self.unrelated)}."
+            )
+        if unknown := sorted({*self.synonyms} - {concept.name for concept in self.concepts}):
+            raise ErasureError(
+                f"EraseAnything needs synonyms of its concepts; found some of {unknown[0]!r}."
+            )
 
     def plan(self) -> AdapterPlan:
         """An adapter for each layer that computes queries or keys of the text."""
