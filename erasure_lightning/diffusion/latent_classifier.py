@@ -87,35 +87,43 @@ def train_latent_classifier(
     """
     latents = torch.cat((concept, others))
     labels = torch.cat((torch.ones(len(concept)), torch.zeros(len(others)))).to(latents.device)
-    weight = labels.new_tensor(len(others) / len(concept))
     order = torch.randperm(len(latents))
-    held_out = order[: max(1, len(order) // _HELD_OUT)]
-    order = order[len(held_out) :]
+    held_out, order = order.tensor_split([max(1, len(order) // _HELD_OUT)])
     classifier = LatentClassifier(latents[0].numel(), process).to(latents.device)
     adam = AdamW(classifier.parameters(), lr=1e-4, weight_decay=1e-3)
-
-    def loss(rows: Tensor) -> Tensor:
-        rows = rows.repeat(_TIMES)
-        t = process.at(torch.rand(len(rows)) ** (1 / 3)).to(latents.device)
-        noise = torch.randn(len(rows), *latents.shape[1:]).to(latents)
-        logits = classifier(process.noise(latents[rows], noise, t), t)
-        return binary_cross_entropy_with_logits(logits, labels[rows], pos_weight=weight)
-
     lowest = math.inf
     best = classifier.state_dict()
     for _ in range(epochs):
         classifier.train()
         for rows in torch.split(order[torch.randperm(len(order))], _BATCH_SIZE):
             adam.zero_grad()
-            loss(rows).backward()  # type: ignore[no-untyped-call]
+            _loss(classifier, latents, labels, rows).backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(classifier.parameters(), 1.0)
             adam.step()
         classifier.eval()
         with torch.no_grad():
-            held_out_loss = loss(held_out).item()
+            held_out_loss = _loss(classifier, latents, labels, held_out).item()
         if held_out_loss < lowest:
             lowest = held_out_loss
             best = deepcopy(classifier.state_dict())
     adam.zero_grad()
     classifier.load_state_dict(best)
     return classifier.eval().requires_grad_(False)
+
+
+def _loss(classifier: LatentClassifier, latents: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
+    """Cross-entropy at new noise, in which both labels weigh the same, a scalar.
+
+    Args:
+        classifier: The classifier.
+        latents: Clean latents of all images, ``(N, C, h, w)``.
+        labels: 1 for those that show the concept, else 0, ``(N,)``.
+        rows: Numbers of the images that are noised, ``_TIMES`` times each.
+    """
+    process = classifier.process
+    rows = rows.repeat(_TIMES)
+    t = process.at(torch.rand(len(rows)) ** (1 / 3)).to(latents.device)
+    noise = torch.randn(len(rows), *latents.shape[1:]).to(latents)
+    logits = classifier(process.noise(latents[rows], noise, t), t)
+    weight = (labels == 0).sum() / labels.sum()
+    return binary_cross_entropy_with_logits(logits, labels[rows], pos_weight=weight)
