@@ -36,6 +36,7 @@ backwards.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -44,7 +45,7 @@ from torch.optim import Adam
 
 from erasure_lightning.adapters.base import AdapterPlan
 from erasure_lightning.adapters.eraser import eraser_outputs, mean_square_outside
-from erasure_lightning.backbones.conditioning import CONCEPT, Conditioning
+from erasure_lightning.backbones.conditioning import CONCEPT, END, Conditioning
 from erasure_lightning.checks import require
 from erasure_lightning.distributed.collectives import gather_on_first_rank, of_this_rank
 from erasure_lightning.seeding import derive_seed
@@ -191,14 +192,18 @@ class Receler(AdapterErasure):
         return erasure + self.mask_weight * mean_square_outside(outputs, masks)
 
     def attacked(self, prompts: Conditioning, batch: NoisyBatch) -> Conditioning:
-        """``c'``: the states with adversarial rows from the end of text on, where there are any."""
+        """``c'``: the states with adversarial rows from the end of text on, where there are any.
+
+        All of them are read, also by a denoiser that leaves out padding.
+        """
         if not self.attack_steps:
             return prompts
         rows = self.rows_like(prompts.tokens).of(batch.sentences.concepts).to(prompts.tokens)
         position = prompts.from_end()
         number = position.clamp(0, self.rows - 1).unsqueeze(2).expand_as(prompts.tokens)
-        inside = ((position >= 0) & (position < self.rows)).unsqueeze(2)
-        return prompts.with_tokens(torch.where(inside, rows.gather(1, number), prompts.tokens))
+        inside = (position >= 0) & (position < self.rows)
+        tokens = torch.where(inside.unsqueeze(2), rows.gather(1, number), prompts.tokens)
+        return replace(prompts, tokens=tokens, roles=prompts.roles.masked_fill(inside, END))
 
     def rows_like(self, states: Tensor) -> AdversarialRows:
         """The adversarial rows; created, or restored from a checkpoint, in the states' width."""

@@ -11,7 +11,7 @@ from shipped import numbers
 from torch import nn
 
 from erasure_lightning.adapters.eraser import eraser_outputs, mean_square_outside
-from erasure_lightning.backbones.tiny import TinyBackbone
+from erasure_lightning.backbones.tiny import TinyBackbone, TinyPixArt
 from erasure_lightning.concepts.concept import Concept, PromptBatch
 from erasure_lightning.edits.applied import apply_edit
 from erasure_lightning.errors import ErasureError
@@ -29,10 +29,8 @@ X, T = torch.linspace(-2, 2, 512).view(2, 4, 8, 8), torch.tensor([100.0, 900.0])
 ARGUMENTS = numbers("receler")
 
 
-def receler(**arguments):
-    module = Receler(
-        concepts=CONCEPTS, backbone=TinyBackbone(), **(ARGUMENTS | {"rank": 8} | arguments)
-    )
+def receler(family=TinyBackbone, **arguments):
+    module = Receler(concepts=CONCEPTS, backbone=family(), **(ARGUMENTS | {"rank": 8} | arguments))
     module.configure_model()
     for parameter in module.trainable().values():  # so that student and original differ
         nn.init.normal_(parameter, std=0.1)
@@ -101,6 +99,16 @@ class TestAttack:
             plain,
             atol=1e-3,
         )
+
+    def test_every_row_is_read_where_padding_is_not(self):
+        module = receler(TinyPixArt, rows=3)
+        states, _ = self.states(module)
+        attacked = module.attacked(states, noisy(module, X, T, BATCH))
+        x = torch.randn(2, *module.backbone.latent_shape())
+        prediction = module.backbone.denoise(x, T, attacked)
+        rows = [*module.adversarial_rows._rows.values()]
+        for gradient in torch.autograd.grad(prediction.square().sum(), rows):
+            assert (gradient.abs().amax(dim=1) > 0).all()
 
     def test_its_steps_bring_the_concept_back(self):
         module = receler(attack_decay=0.0)
