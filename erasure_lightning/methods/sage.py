@@ -88,8 +88,9 @@ class SAGE(GradientErasure):
             blocks encode meaning: an edit there affects words of a similar meaning.
         check_steps: Gradient steps of the self-check, at least 0; 0 for none.
         check_size: Length of a step, in lengths of the vocabulary's median word embedding; 0.07 is
-            about as far as AdvUnlearn's Adam of rate 1e-3 goes in the 768 coordinates of CLIP-L.
-        check_from: First step with a self-check.
+            about as far as AdvUnlearn's Adam of rate 1e-3 goes in the 768 coordinates of CLIP-L;
+            above 0.
+        check_from: First step with a self-check, at least 0.
         domain_similarity: Least similarity of the original's predictions for a word and for the
             concept, in 0..1, at which every second self-check begins with the word in the concept's
             place (`domain_words`); ``None`` for none, as in the paper.
@@ -136,8 +137,9 @@ class SAGE(GradientErasure):
         **kwargs: Any,
     ) -> None:
         super().__init__(lr=lr, **kwargs)
-        require("SAGE", at_least=0, check_steps=check_steps, eta=eta, blocks=blocks)
-        require("SAGE", at_least=0, denoiser_lr=denoiser_lr)
+        require("SAGE", at_least=0, check_steps=check_steps, check_from=check_from, blocks=blocks)
+        require("SAGE", at_least=0, eta=eta, denoiser_lr=denoiser_lr)
+        require("SAGE", above=0, check_size=check_size)
         require("SAGE", above=0, at_most=1, domain_similarity=domain_similarity)
         require("SAGE", at_least=1, domain_candidates=domain_candidates)
         self.edit = edit

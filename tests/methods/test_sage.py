@@ -224,6 +224,8 @@ def test_gradients_reach_the_text_encoder_alone():
     [
         ({"edit": "cross_attention"}, "needs erase_space 'noise'"),
         ({"check_steps": -1}, "of at least 0; found -1"),
+        ({"check_from": -1}, "check_from of at least 0; found -1"),
+        ({"check_size": -0.1}, "check_size above 0; found -0.1"),
     ],
 )
 def test_arguments_that_do_not_go_together(arguments, words):
