@@ -80,11 +80,11 @@ class SDD(PartErasure):
         if not 0 <= ema < 1:
             raise ErasureError(f"SDD needs ema of at least 0 and below 1; found {ema}.")
         self.ema = ema
-        #: The student's weights while the average stands in its place.
-        self._parked: dict[str, Tensor] = {}
+        #: The student's weights while the model has those of the average.
+        self._student: dict[str, Tensor] = {}
 
     def adapt(self) -> None:
-        """Begin the average at the original, in float32: less would round its steps away."""
+        """Copies the original as the average, in float32: less would round its steps away."""
         super().adapt()
         self.average = self.backbone.frozen_copy(self.editable())
         promote_to_float32(self.average.get_parameter(name) for name in self.editable())
@@ -118,7 +118,7 @@ class SDD(PartErasure):
         return ", ".join(["{}", *others])
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Take the step, and draw the average after it."""
+        """Takes the step, and updates the average."""
         super().optimizer_step(*args, **kwargs)
         for mean, parameter in zip(
             self._averaged().values(), self.editable().values(), strict=True
@@ -130,36 +130,36 @@ class SDD(PartErasure):
         return {name: named[name].detach() for name in self.editable()}
 
     def on_train_start(self) -> None:
-        """Go on with the student that a checkpoint held."""
-        self.write(self._parked)
-        self._parked = {}
+        """Restores the student of a checkpoint."""
+        self.write(self._student)
+        self._student = {}
 
     def on_train_end(self) -> None:
-        """Put the average in the student's place, merged where it has adapters."""
-        self._parked = {
+        """Writes the average to the model, merged where it has adapters."""
+        self._student = {
             name: parameter.detach().clone() for name, parameter in self.editable().items()
         }
         self.write(self._averaged())
         super().on_train_end()
         if self._merged:
             self.average = self.backbone.frozen_copy(self.editable())
-            self._parked = {}
+            self._student = {}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the average as the edit, and the student beside it."""
+        """Saves the average as the edit, and the student beside it."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["state_dict"] = {
             BACKBONE_PREFIX + name: full_tensor(mean) for name, mean in self._averaged().items()
         }
         checkpoint["student"] = {
-            name: full_tensor(value) for name, value in (self._parked or self.editable()).items()
+            name: full_tensor(value) for name, value in (self._student or self.editable()).items()
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up the average; the student waits until training starts."""
+        """Restores the average, and the student once training starts."""
         super().on_load_checkpoint(checkpoint)
         if self._merged:
             self.average = self.backbone.frozen_copy(self.editable())
         for name, mean in self._averaged().items():
             copy_into(mean, checkpoint["state_dict"][BACKBONE_PREFIX + name])
-        self._parked = dict(checkpoint.get("student", {}))
+        self._student = dict(checkpoint.get("student", {}))
