@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from hashlib import sha256
 from typing import Any, cast
 
 import torch
@@ -92,6 +93,8 @@ class RetentionCallback(Callback, ABC):
             if not name.startswith("_") and name != "retained":
                 is_plain = isinstance(value, int | float | str)
                 key[name] = value if is_plain else type(value).__name__
+        if self.prompts is not None:
+            key["prompts"] = sha256("\n".join(self.prompts).encode()).hexdigest()[:16]
         return self._generate_state_key(**key)
 
     @abstractmethod

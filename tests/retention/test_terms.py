@@ -293,6 +293,16 @@ def test_a_temperature_out_of_range(temperature):
         GlobalSemanticAlignment(mode="kl_softmax", temperature=temperature)
 
 
+def test_two_callbacks_of_a_class_retain_prompts_of_their_own():
+    """Each has a state in checkpoints, under a key of its own."""
+    callbacks = [LocalNoisePreservation(prompts=[prompt]) for prompt in KEPT[:2]]
+    fitted = quick_fit(module(), 1, *callbacks)
+    assert [(c.label, c.retained) for c in fitted.retention] == [
+        ("local", KEPT[:1]),
+        ("local_2", KEPT[1:2]),
+    ]
+
+
 def test_trajectories_that_are_rolled_out_anew_are_of_other_prompts():
     bank = TrajectoryBank(trajectories=2, steps=2, refresh=1)
     owner = module()
