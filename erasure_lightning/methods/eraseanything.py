@@ -126,6 +126,8 @@ class EraseAnything(PartErasure):
         self.unrelated = unrelated
         self.negatives = negatives
         self.synonyms = synonyms or {}
+        # The last layer's map does not depend on its own queries of the text; predictions do.
+        self.has_unused = retain_weight == 0
         self._check_words()
 
     def _check_words(self) -> None:

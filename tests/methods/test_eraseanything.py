@@ -115,6 +115,14 @@ def test_the_retaining_loss_by_hand():
     assert torch.allclose(loss, 0.3 * change.square().mean() + 0.7 * ratio, rtol=1e-4)
 
 
+@pytest.mark.parametrize("weight", [0.0, 0.1])
+def test_it_says_whether_a_retaining_step_leaves_an_adapter_without_gradient(weight):
+    module = erase_anything(retain_weight=weight)
+    module.retaining_loss(noisy(module, *latents(module), BATCH)).backward()
+    without = [name for name, p in module.trainable().items() if p.grad is None]
+    assert bool(without) == module.has_unused == (weight == 0.0)
+
+
 def test_the_contrast_turns_a_map_from_the_synonym_to_the_unrelated():
     """In the official code the unrelated maps have no part in the gradient's direction."""
     concept = torch.tensor([[1.0, 1.0, 0.2]], requires_grad=True)
