@@ -40,7 +40,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from math import isqrt, log
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -116,9 +116,9 @@ class GLoCE(AdapterEdit, ClosedFormErasure):
     """Gated low-rank adaptation: maps pixels that show the concept to its anchor, without training.
 
     Args:
-        rank: Rank of ``V``, what is removed of the concept; at least 1.
-        anchor_rank: Rank of ``V_a``, what remains of the anchor; at least 1.
-        gate_rank: Rank of ``V_g``, at least 1.
+        rank: Rank of ``V``, what is removed of the concept; from 1 to the width of a layer.
+        anchor_rank: Rank of ``V_a``, what remains of the anchor; in the same range.
+        gate_rank: Rank of ``V_g``, in the same range.
         neighbours: Number of near words for which the gate stays closed, at least 1.
         vocabulary: A text file of words that may be neighbours, one a line, or the name of a
             shipped list (``artists``), without the concepts; by default the world's labels, and of
@@ -174,13 +174,20 @@ class GLoCE(AdapterEdit, ClosedFormErasure):
         self.thresh = thresh
 
     def plan(self) -> AdapterPlan:
-        """One adapter for each cross-attention."""
+        """One adapter for each cross-attention.
+
+        Raises:
+            ErasureError: If a rank is above the width of a layer.
+        """
+        layers = self.backbone.adaptable("cross-attention")
+        narrowest = min(cast(int, layer.out_dim) for layer in layers.values())
+        ranks = {"rank": self.rank, "anchor_rank": self.anchor_rank, "gate_rank": self.gate_rank}
+        require("GLoCE", at_most=narrowest, **ranks)
         settings = {
             "concepts": len(self.concepts),
             "rank": self.anchor_rank,
             "gate_rank": self.gate_rank,
         }
-        layers = self.backbone.adaptable("cross-attention")
         return AdapterPlan("gloce", [name.removeprefix("denoiser.") for name in layers], settings)
 
     def solve(self) -> dict[str, Tensor]:

@@ -182,6 +182,7 @@ class TestSolution:
     ("arguments", "words"),
     [
         ({"images": 0}, "GLoCE needs images of at least 1; found 0"),
+        ({"anchor_rank": 99}, "GLoCE needs anchor_rank of at most 16; found 99"),
         ({"thresh": 0.0}, "GLoCE needs thresh above 0; found 0.0"),
         ({"template": "a photo"}, r"GLoCE needs \{\} in its template .* found 'a photo'"),
     ],
