@@ -6,6 +6,7 @@ What every rank saw is written to ``OUT/STRATEGY-METHOD.pt``.
 import warnings
 from copy import deepcopy
 from itertools import product
+from pathlib import Path
 
 import torch
 from lightning.pytorch.callbacks import Callback
@@ -94,11 +95,11 @@ def method(name):
     return load_offer(find_method(name))
 
 
-def build(name, folder, **arguments):
-    """A method on a tiny model, as cheap as it gets."""
+def build(name, backbone, **arguments):
+    """A method on a tiny model, or the folder of one, as cheap as it gets."""
     return method(name)(
         concepts=CONCEPTS,
-        backbone=str(folder),
+        backbone=str(backbone) if isinstance(backbone, Path) else backbone,
         seed=1,
         **deepcopy(CHEAP.get(name, {})),
         **arguments,

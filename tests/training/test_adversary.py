@@ -5,18 +5,21 @@ from dataclasses import replace
 import pytest
 import torch
 from contracts import VARIANT
+from distributed import fits
 from noisy import noisy
 
 from erasure_lightning.backbones.conditioning import CONCEPT, END, START, TEMPLATE
 from erasure_lightning.backbones.tiny import TINY_BACKBONES, TinyBackbone, TinyFlux
 from erasure_lightning.concepts.concept import Concept, PromptBatch
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.methods import METHODS
 from erasure_lightning.methods.ca import CA
 from erasure_lightning.methods.eraseflow import EraseFlow
 from erasure_lightning.methods.esd import ESD
+from erasure_lightning.methods.fmn import FMN
 from erasure_lightning.methods.mace import MACE
 from erasure_lightning.methods.sage import SAGE
-from erasure_lightning.testing import check_method
+from erasure_lightning.testing import check_method, quick_fit
 from erasure_lightning.training.adversary_kinds import (
     InversionAdversary,
     PrefixAdversary,
@@ -37,6 +40,11 @@ KINDS = {
     StateAdversary: {"radius": 0.3},
 }
 every_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def takes_adversary(name):
+    """Whether a method takes one; STEREO has its own, which cannot be another."""
+    return name != "STEREO" and getattr(fits.method(name), "takes_adversary", False)
 
 
 def esd(adversary=None, family=TinyBackbone, moved=True):
@@ -262,10 +270,30 @@ def test_a_method_with_an_own_student_passes_its_search_through_it():
     assert not torch.allclose(found, module.student(noisy(module, X, T, BATCH)), atol=1e-6)
 
 
+class CountedAdversary(StateAdversary):
+    """Counts the batches whose conditioning it replaced."""
+
+    count = 0
+
+    def conditioning(self, *arguments):
+        self.count += 1
+        return super().conditioning(*arguments)
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if takes_adversary(name)])
+def test_methods_that_take_an_adversary_train_at_its_conditioning(name):
+    """Those that ignored one would train as without it."""
+    adversary = CountedAdversary(begin=0, steps=1)
+    extra = {"erase_space": "noise"} if name == "SAGE" else {}
+    quick_fit(fits.build(name, TinyBackbone(), adversary=adversary, **extra), 2)
+    assert adversary.count > 0
+
+
 @pytest.mark.parametrize(
     ("method", "arguments", "words"),
     [
         (MACE, {}, "MACE takes no adversary"),
+        (FMN, {}, "FMN takes no adversary"),
         (EraseFlow, {}, "EraseFlow takes no adversary"),
         (SAGE, {}, "SAGE with an adversary needs erase_space 'noise'"),
         (ESD, {"erase_from": "anchor"}, "ESD with erase_from 'anchor' takes no adversary"),
