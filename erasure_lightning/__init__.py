@@ -1,6 +1,6 @@
 """Concept erasure in text-to-image diffusion models.
 
-`erase` makes a diffusers pipeline forget a concept; `fit` trains a method and writes a folder.
+`erase` erases concepts from a diffusers pipeline; `fit` trains a method and writes a run folder.
 
 Example:
     >>> from erasure_lightning import erase

@@ -1,4 +1,4 @@
-"""The promises of every method as one function; plugin authors call it from their tests."""
+"""The contract of every method, checked by one function that plugins' tests call too."""
 
 import pkgutil
 import warnings
@@ -39,31 +39,31 @@ def check_method(
     families: Sequence[type[Backbone]] = TINY_BACKBONES,
     **arguments: Any,
 ) -> ErasureModule:
-    """Fit a method on a tiny model of every family and demand what every method promises.
+    """Fit a method on a tiny model of every family, and check the contract of every method.
 
-    Something changed; nothing outside `editable` did; all is finite; all that is trained has a
-    gradient in every step; one seed gives one edit; an edit saved and loaded is the same edit; a
-    run stopped half-way and resumed ends bit-identical to one that was not. And thoroughly: every
-    retention callback works with it, on a base in bfloat16; the trainer's bfloat16 precisions do,
-    on the first family that suits; on a trained world, if it is installed, predictions for the
-    concepts move more than those for other things. A family without what the method `needs` is
-    refused before training.
+    Some weights change, and none outside `editable`; all are finite; everything that is trained has
+    a gradient in every step; one seed gives one edit; an edit that is saved and loaded is the same
+    edit; a run that is stopped half-way and resumed ends bit-identical to one that was not stopped.
+    A family without a capability that the method `needs` is refused before training. If
+    ``thorough``, also: every retention callback works with it on a base in bfloat16, and so do the
+    trainer's bfloat16 precisions on the first family that suits; on a trained world, if it is
+    installed, predictions for the concepts change more than those for other things.
 
     Args:
         method: The class.
         steps: Training steps, an even number of at least 2; closed forms stop after one by
             themselves.
-        world: The trained world, ``None`` to leave its promise out.
-        thorough: Whether all of it is demanded. For a method's further variants the first part
-            will do, and stopping, saving and loading on the first family that suits.
-        families: Tiny models, made without arguments, of which one at least suits the method.
+        world: Name of the trained world; ``None`` for no check on it.
+        thorough: Whether everything is checked. Otherwise, for further variants of a method,
+            stopping, saving and loading are checked on the first family that suits alone.
+        families: Classes of tiny models, of which at least one suits the method.
         arguments: Of its constructor, without ``concepts``, ``backbone`` and ``seed``.
 
     Returns:
         The module fitted on the first family that suits it, for the method's own claims.
 
     Raises:
-        AssertionError: Naming the promise that was broken.
+        AssertionError: If a check fails; the message names it.
     """
     suitable = [family for family in families if method.needs <= family.capabilities]
     assert suitable, f"{method.__name__} suits no family of {[f.__name__ for f in families]}"

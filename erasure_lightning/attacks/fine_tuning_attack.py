@@ -50,7 +50,13 @@ class FineTuningAttack(Attack):
     def training_images(
         self, target: AttackTarget, prompts: Sequence[str | Phrase], seed: int
     ) -> LatentDataset:
-        """Latents that the original model generates for the prompts."""
+        """Latents that the original model generates for the prompts.
+
+        Args:
+            target: The target of the attack.
+            prompts: One prompt for each image.
+            seed: Seed of the images.
+        """
         return LatentDataset(
             target.original,
             prompts,
@@ -63,7 +69,14 @@ class FineTuningAttack(Attack):
     def fine_tuning(
         self, model: Backbone, images: LatentDataset, prompts: Sequence[str | Phrase], seed: int
     ) -> FineTuning:
-        """The fine-tuning of a copy of a model on the first ``len(prompts)`` images."""
+        """The fine-tuning of a copy of a model on the first ``len(prompts)`` images.
+
+        Args:
+            model: The model to copy.
+            images: Latents to train on.
+            prompts: The prompt that each image is trained with.
+            seed: Of the draws of images, noise and times.
+        """
         return FineTuning(
             model,
             images,
@@ -76,5 +89,12 @@ class FineTuningAttack(Attack):
 
     @staticmethod
     def generate(target: AttackTarget, case: AttackCase, model: Backbone, sentence: str) -> Tensor:
-        """Images that a model generates for a sentence at a case's seeds, ``(N, 3, H, W)``."""
+        """Images that a model generates for a sentence, ``(N, 3, H, W)`` in 0..1.
+
+        Args:
+            target: The target of the attack, which determines steps, guidance and size.
+            case: The case whose seeds are used.
+            model: The model that generates.
+            sentence: The prompt.
+        """
         return target.draw(model.encode([sentence]), case.seeds, model=model)

@@ -94,7 +94,9 @@ def record_attention(denoiser: nn.Module, ending: str) -> AbstractContextManager
 
 
 def record_joint_attention(denoiser: nn.Module) -> AbstractContextManager[_Maps]:
-    """Those of each joint attention that has keys of its own for the text, by layer.
+    """Collects the probabilities ``(B, heads, pixels, L)`` of joint attention, by layer.
+
+    Layers without keys of their own for the text are left out.
 
     The probabilities of a pixel sum to less than 1: the rest is its attention to other pixels.
 

@@ -151,7 +151,7 @@ class Backbone(FamilyInterface):
         return Conditioning.stack(self._text_cache.encode(prompts, version, encode))
 
     def offload_text(self) -> None:
-        """Leaves the frozen text towers on the CPU but while they encode prompts.
+        """Keeps the frozen text towers on the CPU except while they encode prompts.
 
         What they encoded stays in the cache: a T5-XXL, of 9 GiB in bfloat16, is on the device for
         the moments before training. No gradient can flow through them.

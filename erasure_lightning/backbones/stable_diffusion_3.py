@@ -155,7 +155,7 @@ class StableDiffusion3(FlowTransformer):
         return shape
 
     def denoiser_parameters(self, part: Part = "all") -> dict[str, nn.Parameter]:
-        """Those of a part that reach a prediction."""
+        """Parameters of the denoiser, or of a part of it, that a prediction depends on."""
         unread = self._unread()
         named = super().denoiser_parameters(part)
         return {name: p for name, p in named.items() if not name.startswith(unread)}

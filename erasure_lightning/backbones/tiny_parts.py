@@ -31,7 +31,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def built_once(build: Callable[..., None]) -> Callable[..., None]:
-    """Constructor of a model whose further objects, of equal arguments, are quick copies."""
+    """Decorates a model's constructor: objects of equal arguments are copies of the first one."""
     copiers: dict[Any, Callable[[], dict[str, Any]]] = {}
 
     @wraps(build)
@@ -188,7 +188,16 @@ def tiny_clip_tokenizer(length: int = 16) -> Any:
 def random_clip(
     kind: str, tokenizer: Any, *, width: int, layers: int, heads: int, **settings: Any
 ) -> Any:
-    """A CLIP text encoder, of a class of transformers; ``settings`` are those of its config."""
+    """A CLIP text encoder with random weights.
+
+    Args:
+        kind: Name of its class in transformers, such as ``CLIPTextModelWithProjection``.
+        tokenizer: Its tokenizer, which determines vocabulary, length and special tokens.
+        width: Dimension of the states.
+        layers: Number of blocks.
+        heads: Number of attention heads.
+        settings: Further values of its config.
+    """
     import transformers
 
     defaults = {
@@ -212,7 +221,15 @@ def random_clip(
 def tiny_text_encoder(
     tokenizer: Any, kind: str, *, layers: int = 2, width: int = 32, projection: int = 32
 ) -> Any:
-    """A CLIP text encoder of four heads, of a class of transformers."""
+    """A CLIP text encoder of four heads with random weights.
+
+    Args:
+        tokenizer: Its tokenizer.
+        kind: Name of its class in transformers.
+        layers: Number of blocks.
+        width: Dimension of the states.
+        projection: Dimension of the projected state.
+    """
     sizes = {"intermediate_size": 64, "projection_dim": projection}
     return random_clip(kind, tokenizer, width=width, layers=layers, heads=4, **sizes).eval()
 
@@ -229,7 +246,14 @@ def tiny_t5_tokenizer(length: int = 20) -> Any:
 
 
 def random_t5(*, width: int, layers: int, heads: int, **settings: Any) -> Any:
-    """A T5 encoder with gated GELU, as of version 1.1; ``settings`` are those of its config."""
+    """A T5 encoder of version 1.1 (gated GELU) with random weights.
+
+    Args:
+        width: Dimension of the states.
+        layers: Number of blocks.
+        heads: Number of attention heads.
+        settings: Further values of its config.
+    """
     from transformers import T5Config, T5EncoderModel
 
     config = T5Config(

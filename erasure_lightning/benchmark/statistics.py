@@ -7,7 +7,13 @@ import numpy as np
 
 
 class Interval(NamedTuple):
-    """A mean with its bootstrap interval, whose ends are NaN for a single value."""
+    """A mean with its bootstrap interval.
+
+    Args:
+        mean: The mean.
+        low: Lower end of the interval; NaN for a single value.
+        high: Upper end of the interval; NaN for a single value.
+    """
 
     mean: float
     low: float

@@ -18,7 +18,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(BaseException):
-    """A signal of the user or the system ends the run.
+    """Raised when a signal of the user or the system ends the run.
 
     Args:
         number: The signal.

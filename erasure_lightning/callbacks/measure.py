@@ -44,6 +44,7 @@ class Measure(PairedImages):
     Args:
         scorer: Folder or Hub id of a CLIP or SigLIP that classifies the images; the world's own by
             default. Without either, only pixels are compared.
+        show: Whether the table is printed.
     """
 
     def __init__(self, scorer: str | None = None, show: bool = True) -> None:

@@ -14,7 +14,12 @@ _WAITING = ("torch/distributed/", "torch/nn/parallel/", "torch/autograd/graph.py
 
 
 class Failure(NamedTuple):
-    """A failure of the run: the line for the user, and the exit code."""
+    """A failure of the run.
+
+    Args:
+        message: The line for the user.
+        code: The exit code.
+    """
 
     message: str
     code: int = 1
@@ -29,18 +34,31 @@ class Failure(NamedTuple):
 
 
 class Heartbeat(NamedTuple):
-    """State of a rank as it last reported it."""
+    """State of a rank as it last reported it.
 
-    sent: float  # seconds of its own clock
-    batches: int  # that it has finished
-    step: int  # of its optimizer
-    line: str  # of code that its main thread is at
-    waits: bool  # for other ranks, at that line
+    Args:
+        sent: When it was sent, in seconds of the rank's own clock.
+        batches: Number of batches that the rank has finished.
+        step: Step of its optimizer.
+        line: Line of code that its main thread is at.
+        waits: Whether it waits there for other ranks.
+        pid: Number of its process.
+        host: Name of its machine.
+        node: Number of the launcher that started it.
+        message: Line of the failure with which it has ended; empty without one.
+        code: Exit code with which it has ended, `None` while it runs.
+    """
+
+    sent: float
+    batches: int
+    step: int
+    line: str
+    waits: bool
     pid: int
     host: str
-    node: int  # of the launcher that started it
-    message: str = ""  # of the failure with which it has left
-    code: int | None = None  # with which it has left, `None` while it runs
+    node: int
+    message: str = ""
+    code: int | None = None
 
     @property
     def process(self) -> str:

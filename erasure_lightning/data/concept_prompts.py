@@ -17,11 +17,11 @@ class ConceptPrompts:
 
     Args:
         concepts: What is erased.
-        vocabulary: Templates of each kind of concept, and the things that stay.
+        vocabulary: Templates of each kind of concept, and the retained things.
         templates: Sentences with ``{}`` for the concept (and ``{thing}`` for something retained);
             by default the vocabulary's.
-        seed: Of every draw.
-        rank: The process that draws; ranks draw differently.
+        seed: Seed of every draw.
+        rank: Number of the process; ranks draw different prompts.
     """
 
     def __init__(
@@ -43,9 +43,9 @@ class ConceptPrompts:
         """Concept prompts of a batch.
 
         Args:
-            count: How many, at least 1.
-            number: Of the batch.
-            salt: Tells the uses of batches apart: training, rollouts, images.
+            count: Number of prompts, at least 1.
+            number: Number of the batch, from 0.
+            salt: Number of the batch's use (training, rollouts, images), which changes the draws.
         """
         generator = torch.Generator().manual_seed(derive_seed(self.seed, self.rank, number, salt))
         indices = [self._index(number * count + i) for i in range(count)]
@@ -54,7 +54,7 @@ class ConceptPrompts:
         return PromptBatch(templates, [c.name for c in chosen], [c.anchor for c in chosen], indices)
 
     def every(self) -> Iterator[str]:
-        """All sentences of concepts and anchors, with the longest of the things that stay."""
+        """All sentences of concepts and anchors, with the longest name of a retained thing."""
         longest = max(self._others, key=len, default="")
         for concept in self.concepts:
             for template in self._templates(concept):

@@ -28,6 +28,11 @@ class CsvRow(NamedTuple):
     def whole(self, column: str, least: int, most: int) -> int:
         """A cell as a whole number; ``3.0``, as in saved tables with gaps, is one.
 
+        Args:
+            column: The cell's column.
+            least: Smallest permitted number, at least 0.
+            most: Largest permitted number.
+
         Raises:
             ErasureError: If it is no whole number or out of range.
         """

@@ -1,4 +1,4 @@
-"""Safetensors files, looked at before a tensor is read."""
+"""Tensors of safetensors files, as described by their headers alone."""
 
 import json
 import struct
@@ -13,7 +13,7 @@ from erasure_lightning.errors import ErasureError
 
 
 class StoredTensors(NamedTuple):
-    """What a file holds.
+    """The tensors of a file, as described by its header.
 
     Args:
         entries: By name, in the file's order: ``dtype``, ``shape``, and ``data_offsets`` in bytes.

@@ -82,7 +82,13 @@ _CHUNK = 64
 
 @dataclass
 class Moments:
-    """Sums over rows ``h``, in float64."""
+    """Sums over rows ``h`` ``(D,)``, in float64.
+
+    Args:
+        count: Number of rows.
+        total: ``sum h``, ``(D,)``.
+        gram: ``sum h h^T``, ``(D, D)``.
+    """
 
     count: int
     total: Tensor
@@ -90,7 +96,7 @@ class Moments:
 
     @classmethod
     def empty(cls, width: int, device: torch.device) -> "Moments":
-        """Of no rows of a width."""
+        """Sums of no rows, for rows of width ``width``."""
         total = torch.zeros(width, dtype=torch.float64, device=device)
         return cls(0, total, torch.zeros(width, width, dtype=torch.float64, device=device))
 

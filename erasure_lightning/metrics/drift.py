@@ -39,7 +39,14 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
 def drifts(
     inputs: Tensor, reconstructed: Tensor, purified: Tensor, scorer: Scorer | None
 ) -> list[Drift]:
-    """The drift of each of ``B`` images ``(B, 3, H, W)`` in 0..1."""
+    """The drift of each of ``B`` images ``(B, 3, H, W)`` in 0..1.
+
+    Args:
+        inputs: The images.
+        reconstructed: The images as the original draws them again.
+        purified: The images as the edited model draws them again.
+        scorer: Network for the distance of features; None for no such distance.
+    """
     reconstruction = psnr(reconstructed, inputs).tolist()
     edit = psnr(purified, reconstructed).tolist()
     l1 = (purified - reconstructed).abs().flatten(1).mean(dim=1).tolist()

@@ -26,7 +26,7 @@ _INDEXING = (
 
 
 def shapes() -> FakeTensorMode:
-    """A mode in which new tensors have no values; nor has, outside, what is computed from them."""
+    """A mode in which new tensors have no values; results that are computed from them have none."""
     return FakeTensorMode(allow_non_fake_inputs=True)
 
 

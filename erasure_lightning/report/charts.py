@@ -62,7 +62,13 @@ SHARES = Scale(0.0, 1.0, (0.0, 0.5, 1.0))
 
 
 class Whisker(NamedTuple):
-    """A mean and its interval along an axis, in percent of its length."""
+    """A mean and its interval along an axis, each 0..100, in percent of the axis's length.
+
+    Args:
+        low: Lower end of the interval.
+        mean: The mean.
+        high: Upper end of the interval.
+    """
 
     low: float
     mean: float
@@ -86,7 +92,12 @@ def axis_of(estimates: Iterable[Estimate]) -> Scale:
 
 
 class Tick(NamedTuple):
-    """Position and label of a mark on an axis."""
+    """A mark on an axis.
+
+    Args:
+        place: Its position, in percent of the axis's length.
+        text: Its label.
+    """
 
     place: float
     text: str

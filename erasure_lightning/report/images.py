@@ -40,7 +40,13 @@ class ImagePair(NamedTuple):
 
 
 class EmbeddedImage(NamedTuple):
-    """An image as a data URI, with its width and height in pixels."""
+    """An image that is part of a page.
+
+    Args:
+        uri: Its content as a data URI.
+        width: Its width in pixels.
+        height: Its height in pixels.
+    """
 
     uri: str
     width: int

@@ -36,14 +36,24 @@ class PageImage(NamedTuple):
 
 
 class PromptCard(NamedTuple):
-    """Images of one prompt, a line for each seed."""
+    """Images of one prompt.
+
+    Args:
+        prompt: The prompt.
+        lines: Its images, a line for each seed.
+    """
 
     prompt: str
     lines: list[list[PageImage]]
 
 
 class GroupPanel(NamedTuple):
-    """Images of one group of prompts."""
+    """Images of one group of prompts.
+
+    Args:
+        heading: Heading of the group.
+        cards: Its prompts.
+    """
 
     heading: str
     cards: list[PromptCard]

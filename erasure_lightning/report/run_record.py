@@ -23,7 +23,12 @@ from erasure_lightning.runs.folder import Run, run_of
 
 
 class AttackRecord(NamedTuple):
-    """Outcome of an attack on the edit, and the file with its images if there is one."""
+    """An attack on the edit.
+
+    Args:
+        outcome: Its outcome.
+        grid: The file with its images; None if there is none.
+    """
 
     outcome: Outcome
     grid: Path | None

@@ -60,7 +60,12 @@ _LISTED_ATTACKS = (
 
 
 class TextPiece(NamedTuple):
-    """Part of a sentence, and whether it is emphasised."""
+    """Part of a sentence.
+
+    Args:
+        text: Its text.
+        strong: Whether it is emphasised.
+    """
 
     text: str
     strong: bool = False

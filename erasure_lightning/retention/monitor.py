@@ -22,7 +22,7 @@ from erasure_lightning.training.base import ErasureModule
 
 
 class RetentionMonitor(Callback):
-    """Generates fixed prompts every few steps; stops on a budget, restores the best trade-off.
+    """Scores images of fixed prompts every few steps; stops on a budget, restores the best edit.
 
     Logs, each in 0..1:
 

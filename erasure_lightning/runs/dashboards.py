@@ -78,15 +78,33 @@ class DashboardWriter(ABC):
 
     @abstractmethod
     def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Logs a table of texts, numbers and images."""
+        """Logs a table of texts, numbers and images.
+
+        Args:
+            name: Name of the table.
+            columns: Headings of the columns.
+            rows: Cells of each row, in the order of the columns.
+        """
 
     @abstractmethod
     def log_curve(self, name: str, points: Sequence[tuple[float, float]], over: str) -> None:
-        """Logs points ``(x, y)``; ``over`` is the name of x."""
+        """Logs a curve.
+
+        Args:
+            name: Name of the curve.
+            points: Its points ``(x, y)``.
+            over: Name of ``x``.
+        """
 
     @abstractmethod
     def log_edit(self, name: str, file: Path, metadata: Mapping[str, Any]) -> None:
-        """Logs the edit file with its metadata."""
+        """Logs the edit file with its metadata.
+
+        Args:
+            name: Name of the edit.
+            file: The edit file.
+            metadata: Its metadata.
+        """
 
 
 class WandbWriter(DashboardWriter):

@@ -219,7 +219,16 @@ class PureNoise(LatentSource):
 def pure_noise(
     backbone: Backbone, count: int, times: TimeSampling = "uniform"
 ) -> tuple[Tensor, Tensor]:
-    """Latents of an empty image noised to random times, ``(count, C, h, w)`` and ``(count,)``."""
+    """Latents of an empty image noised to random times, and the times.
+
+    Args:
+        backbone: Determines shape, precision and noise process.
+        count: Number of latents.
+        times: How the times are drawn.
+
+    Returns:
+        Latents ``(count, C, h, w)`` and times ``(count,)``.
+    """
     t = backbone.process.draw_times(count, DENSITIES[times]).to(backbone.device)
     noise = torch.randn(count, *backbone.latent_shape()).to(backbone.device, backbone.dtype)
     return backbone.process.noise(torch.zeros_like(noise), noise, t), t

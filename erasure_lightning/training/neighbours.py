@@ -152,7 +152,13 @@ class Neighbourhood:
 def states_at_cosines(
     states: Tensor, cosines: Tensor, generator: torch.Generator | None = None
 ) -> Tensor:
-    """States of equal length at the ``cosines`` to ``states``, else random, ``(..., D)``."""
+    """Random states of the length of given ones, at given cosines to them, ``(..., D)``.
+
+    Args:
+        states: The given states, ``(..., D)``.
+        cosines: Cosines to them, -1..1, ``(...)``.
+        generator: Of the random draws; by default torch's global one.
+    """
     lengths: Tensor = states.norm(dim=-1, keepdim=True)
     units = normalize(states, dim=-1)
     noise = _random(torch.randn, states, generator)

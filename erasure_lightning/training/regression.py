@@ -39,7 +39,13 @@ class Regression:
         self.keys = self.gram[:0]
 
     def redirect(self, sources: Tensor, images: Tensor, weight: float = 1.0) -> None:
-        """Maps ``sources`` ``k_i`` to where ``images`` ``a_i`` were mapped, ``(N, D)`` both."""
+        """Adds the terms ``w_i |W k_i - W* a_i|^2``.
+
+        Args:
+            sources: Inputs ``k_i`` that are edited, ``(N, D)``.
+            images: Inputs ``a_i`` to whose former outputs they are mapped, ``(N, D)``.
+            weight: ``w_i`` of all of them, at least 0.
+        """
         k = sources.double()
         a = images.double()
         self.gram += weight * k.mT @ k
@@ -52,17 +58,33 @@ class Regression:
             self.keys = self.keys[:0]
 
     def keep(self, rows: Tensor, weight: float = 1.0) -> None:
-        """Retains the images of ``rows`` ``p_j``, ``(M, D)``."""
+        """Adds the terms ``w_j |(W - W*) p_j|^2``.
+
+        Args:
+            rows: Inputs ``p_j`` whose outputs are retained, ``(M, D)``.
+            weight: ``w_j`` of all of them, at least 0.
+        """
         p = rows.double()
         self.gram += weight * p.mT @ p
 
     def expect(self, gram: Tensor, cross: Tensor, weight: float = 1.0) -> None:
-        """`redirect` by moments ``E k k^T`` and ``E a k^T``, ``(D, D)`` both."""
+        """Adds the terms of `redirect` for random inputs.
+
+        Args:
+            gram: ``E k k^T``, ``(D, D)`` in float64.
+            cross: ``E a k^T``, ``(D, D)`` in float64.
+            weight: Of the terms, at least 0.
+        """
         self.gram += weight * gram
         self.pull = weight * (cross - gram) + (0 if self.pull is None else self.pull)
 
     def hold(self, gram: Tensor, weight: float = 1.0) -> None:
-        """`keep` by the rows' Gram matrix ``(D, D)``."""
+        """Adds the terms of `keep`.
+
+        Args:
+            gram: Gram matrix ``sum_j p_j p_j^T`` of the rows, ``(D, D)`` in float64.
+            weight: Of the terms, at least 0.
+        """
         self.gram += weight * gram
 
     def _total_pull(self) -> Tensor:

@@ -128,7 +128,13 @@ class StochasticTrajectories(TrajectoryBank):
         return replace(batch, steps=len(columns))
 
     def at(self, rows: Tensor, columns: Tensor, original: Backbone) -> TransitionBatch:
-        """Steps ``columns`` of trajectories ``rows``, by number, ``(B,)`` both."""
+        """Some steps of some trajectories.
+
+        Args:
+            rows: Numbers of the trajectories, ``(B,)``.
+            columns: Number of a step of each, ``(B,)``.
+            original: The model of the teacher's predictions.
+        """
         batch = super().at(rows, columns, original)
         return TransitionBatch(
             batch.x,

@@ -137,7 +137,13 @@ class TrajectoryBank(LatentSource):
         return self._held["t"].shape[1]
 
     def at(self, rows: Tensor, columns: Tensor, original: Backbone) -> NoisyBatch:
-        """Steps ``columns`` of trajectories ``rows``, by number, ``(B,)`` both."""
+        """Some steps of some trajectories.
+
+        Args:
+            rows: Numbers of the trajectories, ``(B,)``.
+            columns: Number of a step of each, ``(B,)``.
+            original: The model that computes predictions that are not cached yet.
+        """
         sentences = self.sentences.rows(rows.tolist())
         x = self._at("x", rows, columns).to(original.dtype)
         t = self._held["t"][rows, columns]
