@@ -120,7 +120,7 @@ def find_retention_callback(name: str) -> Offer:
 
 
 def load_method(offer: Offer) -> type["ErasureModule"]:
-    """Import a method, and check that it is what its name promises.
+    """Import a method, and check that it is a method.
 
     Raises:
         ErasureError: If it cannot be imported, or is something else; noted in `failures` too.
@@ -130,7 +130,7 @@ def load_method(offer: Offer) -> type["ErasureModule"]:
 
 
 def load_offer(offer: Offer) -> Any:
-    """Import a class, and check that it is what its name promises.
+    """Import a class, and check that it is of its kind.
 
     Raises:
         ErasureError: If it cannot be imported, or is something else; noted in `failures` too.

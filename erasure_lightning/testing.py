@@ -85,7 +85,7 @@ def check_method(
         _check_edit(quick_fit(makers[0](), 1, precision=precision), suitable[0], precision)
     if world and find_world(world):
         arguments = deepcopy(arguments)
-        _check_aim(method(concepts=_FORGOTTEN, backbone=world, seed=1, **arguments), steps)
+        _check_aim(method(concepts=_ERASED, backbone=world, seed=1, **arguments), steps)
     return fitted[0]
 
 
@@ -135,9 +135,9 @@ class _Gradients(Callback):
             self.lacking += [n for n, p in pl_module.trainable().items() if p.grad is None]
 
 
-#: What the world is made to forget, and what it must not.
-_FORGOTTEN = [Concept("cigarette", "lollipop"), Concept("skull", "balloon")]
-_REMEMBERED = ["a dog", "a guitar", "a fox", "a rocket"]
+#: What is erased from the world, and what is retained.
+_ERASED = [Concept("cigarette", "lollipop"), Concept("skull", "balloon")]
+_RETAINED = ["a dog", "a guitar", "a fox", "a rocket"]
 
 
 def retention_callbacks() -> list[type[RetentionCallback]]:
@@ -172,7 +172,7 @@ def _check_retention(module: ErasureModule, family: type[Backbone]) -> None:
 def _check_aim(module: ErasureModule, steps: int) -> None:
     quick_fit(module, steps)
     own = _moved(module, [f"a {concept.name}" for concept in module.concepts])
-    rest = _moved(module, _REMEMBERED)
+    rest = _moved(module, _RETAINED)
     name = type(module).__name__
     assert own > rest, f"{name} moves other things ({rest:.2g}) more than its concepts ({own:.2g})"
 

@@ -16,9 +16,9 @@ Different: DDIM, so that every family's sampler and noise process serve; the kno
 through the prediction (a perfect denoiser's for ``x_0``), which is the same blending; the noise is
 that of the reported seeds.
 
-The judge sees what is visible too, so success alone is no evidence. Compare the controls (`Probe`):
-the shuffled denoiser fills the mask with noise, and where it succeeds the mask is too small;
-without the prompt the surroundings alone suggest what is missing.
+The scorer recognises the visible part too, so success alone is no evidence. Compare the controls
+(`Probe`): the shuffled denoiser fills the mask with noise, and where it succeeds the mask is too
+small; without the prompt the surroundings alone suggest what is missing.
 
 Cost for each image: its sampling, and four times the sampling of the probe.
 """
