@@ -2,7 +2,8 @@
 
 A probe of When Are Concepts Erased (Lu et al. 2025, arXiv 2505.17013, NeurIPS): the original model
 takes the first steps from noise with the concept's prompt, and the edited model the others, with
-the same prompt. An edit that turns the trajectory away at its start may hold all that comes later.
+the same prompt. An edit that changes the start of a trajectory may leave the later steps as they
+are.
 
 Verified in code (kevinlu4588/WhenAreConceptsErased@9a03e07,
 ``src/probes/diffusion_completion_probe.py``): DDIM, 50 steps, guidance 7.5; the original takes 1, 2

@@ -1,7 +1,7 @@
 """Inpainting: the middle of an image of the concept is masked, and the model restores it.
 
 A probe of When Are Concepts Erased (Lu et al. 2025, arXiv 2505.17013, NeurIPS): an edited model may
-refuse a prompt in an empty canvas and follow it where the surroundings fit. With an image ``x_0``
+ignore a prompt on pure noise and follow it where the surroundings fit. With an image ``x_0``
 of the concept and a mask ``m``, every step of the sampling with the concept's prompt takes
 
     ``x_t' = m (step of the edited model) + (1 - m) (a_t' x_0 + s_t' n)``

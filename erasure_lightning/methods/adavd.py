@@ -1,14 +1,14 @@
 """AdaVD: adaptive value decomposition (Wang et al., CVPR 2025, arXiv 2412.06143).
 
-A rule at inference, without training. In every cross-attention the value ``v`` of each token of the
-prompt loses its projection onto the value ``v_c`` of the concept's last word, more of it the nearer
-the token is to the concept:
+A rule at inference, without training. In every cross-attention the projection of the value ``v`` of
+each token of the prompt onto the value ``v_c`` of the concept's last word is subtracted, more of it
+the nearer the token is to the concept:
 
     ``v' = v - delta(cos(v_c, v)) <v_c, v> / <v_c, v_c> v_c``,
     ``delta(x) = c / (1 + exp(-a (x - b)))``,
 
 and for several concepts its projection onto the span of their values, each share with a ``delta``
-of its own. Queries, keys and the start token are as they were. No anchor.
+of its own. Queries, keys and the start token do not change. There is no anchor.
 
 Official code: WYuan1001/AdaVD @ c2d2962, ``src/main.py``. Verified there: one vector a layer, the
 value of the state before the end of text of the bare name, at every position but the first; cosine
@@ -22,9 +22,9 @@ first step to the last. Where the official code has bugs and ours is what the pa
 * its Gram-Schmidt subtracts projections onto the values and not onto the orthogonalised ones, which
   is no orthogonal basis for three concepts or more. Ours is the projection onto the span.
 
-The values depend on the prompt alone, so every attack by words, embeddings or latents meets the
-rule: it acts in the denoiser, on whatever states arrive there. Fine-tuning of weights does not
-train it away, and changes what passes it.
+The rule acts in the denoiser, on whatever states it reads, and so under every attack by words,
+embeddings or latents. Fine-tuning of weights does not remove it, but changes the values that it
+acts on.
 
 Cost: no denoiser evaluation; one text encoding a concept. At inference two products of ``(L, E)``
 and ``(E, C)`` in each cross-attention.

@@ -20,19 +20,19 @@ concepts does:
   Ours retains the first.
 * drift: it predicts ``eps(x, 0)`` without gradient, so that both b terms are constants. Ours have
   gradient.
-* masks: it trains the half of the weights whose gradients are *smallest*. Ours the largest, as in
-  SalUn, its model.
+* masks: it trains the half of the weights whose gradients are *smallest*; ours the largest, as in
+  SalUn, which it follows.
 
 Masks (verified in code): a map is the sum of the loss's signed gradients over 10 latents,
 thresholded at the half of each tensor; what all 5 maps mark is trained. Its maps change the weights
 while they sum (Adam at 1e-2), ours are computed at the original, where the early and the drift
 terms have no gradient: a map is the late term's. Officially nudity alone has maps for four words.
 
-The latents are the student's there, the original's in the script for many, which trains rank-64
-adapters and fuses them by MACE's closed form (left out); here the bank is set to either. Its
-numbers for SD 1.4: Adam 5e-4 (constant), 250 steps of 1 pair, the whole UNet. The rate, ``early``,
-``alpha`` and ``drift`` are the script's; the emoji world, a small model whose early steps decide
-the image, needs others: its config has them.
+The official latents are the student's, or the original's in the script for many concepts, which
+trains rank-64 adapters and fuses them by MACE's closed form (left out); here the bank is set to
+either. Its numbers for SD 1.4: Adam 5e-4 (constant), 250 steps of 1 pair, the whole UNet. The rate,
+``early``, ``alpha`` and ``drift`` are the script's; the emoji world, a small model whose early
+steps decide the image, needs others: its config has them.
 
 Cost of a step on a bank, for each pair: 4 forwards and backwards, none of the original. The maps
 cost as much as ``maps`` times 10 pairs, once.

@@ -16,12 +16,12 @@ has that of the student's ``X(z_r, c_r)``. The candidates are 100 centres of the
 Where the official code has a bug and ours differs: its latents are 39 to 58 (of 1000) times cleaner
 than their time, as in ESD of 2023, whose loop it is.
 
-Where ours differs: its centres come from k-means over the words' distances to the concept, a list
-of numbers; ours are the words at equal ranks of distance. Erased words and their domains are never
-preserved, there they may be. There ``z_r`` is a rollout of the word; the word changes with every
-step, so ours is noise on an empty image. Every step here is one on the words and one on the
-weights, at the same latents and with a sample each; there they alternate, each with latents of its
-own.
+Where ours differs: the official centres come from k-means over the words' distances to the concept,
+a list of numbers; ours are the words at equal ranks of distance. Erased words and their domains are
+never preserved; in the official code they may be. Its ``z_r`` is a rollout of the word; as the word
+changes with every step, ours is noise on an empty image. Every step here is one on the words and
+one on the weights, at the same latents and with a sample each; its steps on words and weights
+alternate, each with latents of its own.
 
 Its numbers for SD 1.4 are the defaults: Adam 1e-5 (constant), ``pi`` Adam 1e-2, temperature 2,
 ``eta`` 1, cross-attention for styles and things (all but that, 50 centres of 2000 words for

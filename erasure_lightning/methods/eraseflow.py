@@ -21,8 +21,8 @@ adapters of rank 4 = alpha on ``to_q``, ``to_k``, ``to_v``, ``to_out.0`` of ever
 at hand.
 
 Of a perfect denoiser ``log p - log q`` is ``log(s_j / s_{j+1})`` on average, 2.96 in all of ``J``
-(computed here): ``log R - log Z = 2.6953`` asks for nearly that. As a constant it thus belongs to
-the schedule, its steps and ``J``. ``log_reward: null`` measures it: the original's own likelihood
+(computed here), and ``log R - log Z = 2.6953`` is close to it. The constant thus depends on the
+schedule, its steps and ``J``. ``log_reward: null`` measures it: the original's own likelihood
 for the anchor, of each trajectory, so that ``q`` cancels and
 
     ``L = ( sum_{j in J} [ log p(x_{j+1} | x_j, c) - log p*(x_{j+1} | x_j, a) ] )^2``

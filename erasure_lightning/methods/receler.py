@@ -19,17 +19,18 @@ before each step of the erasers, on the same latents.
 If the official attack worked, erasing would use the rows before the last attack step; ours uses
 those after it.
 
-The bug to know: the released code writes those rows to a copy, so that no prediction ever depends
-on them: its runs are ESD's loss on erasers, with a mask, and no attack. Here they are in the
-sentence. Without attack steps ours still erases (there, 0 trains no eraser).
+Where the official code has a bug and ours differs: it writes those rows to a copy, so that no
+prediction depends on them, and its runs are ESD's loss on erasers, with a mask, and without an
+attack. Here the rows are in the sentence. Without attack steps ours still erases; the official code
+trains no eraser then.
 
 A concept's rows and the state of their Adam persist between steps, as there, and are saved with a
 checkpoint: a step's attack continues the last one. On the emoji world, one attack step a step and
 the official decay leave the rows near zero (deviation 0.004 to 0.01 after 100 steps), so that the
-erasers are trained against blanks more than against an attack; ``attack_decay: 0`` is an option.
-Official, and the defaults: 3e-4 (constant), 50 attack steps; 500 steps, batch 1, SD 1.4, latents 39
-to 58 times cleaner than their time, on the student's rollout; ours are the bank's (``student:
-true`` for the rollout).
+erasers are trained against empty rows more than against an attack; ``attack_decay: 0`` is an
+option. Official, and the defaults: 3e-4 (constant), 50 attack steps; 500 steps, batch 1, SD 1.4,
+latents 39 to 58 times cleaner than their time, on the student's rollout; ours are the bank's
+(``student: true`` for the rollout).
 
 Cost of a sentence: 1 forward of the original for the mask, ``attack_steps + 1`` forwards and
 backwards.

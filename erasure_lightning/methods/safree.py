@@ -22,8 +22,8 @@ Where ours differs, or the official code has bugs:
 * its filter is a number of steps, at most 10 of 50, in which the projected states are read. A text
   encoder knows no steps, and an edit must act in any sampler: here it is the share of the
   projection, in all steps;
-* its latent re-attention in the Fourier domain is left out, and was never in: ``generate_safree``
-  registers it without saying which of its three branches, so that none runs
+* its latent re-attention in the Fourier domain is left out. In the official code it has no effect:
+  ``generate_safree`` registers it without naming one of its three branches, so that none runs
   (``free_lunch_utils.py``, ``safree=None``);
 * it leaves the states behind a trigger, which have read it, as they were: those of padding, where
   CLIP has all the meaning of a prompt, and other tokens of a word; ``tail`` is ours, and off;
@@ -34,10 +34,10 @@ Where ours differs, or the official code has bugs:
 * it projects by the inverse of a Gram matrix in float32, whose condition is that of the summaries,
   near one another, squared; ours are float64 and of the summaries themselves.
 
-What attacks reach: the rule reads what the text encoder reads, words or embeddings (UnlearnDiffAtk,
-P4D, RingABell, ConceptInversion's words), and gradients pass it. States put before the denoiser
-(SoftEmbedding) and latents (LatentInversion) do not meet it. Pipelines that skip CLIP's last layers
-(``clip_skip``) read states that it does not change.
+Under attack: the rule acts on everything that the text encoder reads, words or embeddings
+(UnlearnDiffAtk, P4D, RingABell, ConceptInversion's words), and gradients pass through it. It does
+not act on states put before the denoiser (SoftEmbedding) and on latents (LatentInversion).
+Pipelines that skip CLIP's last layers (``clip_skip``) read states that it does not change.
 
 Cost: no denoiser evaluation; one text encoding a phrase. At inference one text encoding more for
 every word of a prompt.

@@ -14,10 +14,10 @@ Retention is added by callbacks. An extension of ours, which the paper does not 
 for which the original *predicts* as for the concept (`domain_words`). A search around the concept's
 words finds few of these.
 
-An edit of the text encoder is bypassed by words that are learned, not written (`ConceptInversion`),
-and by states that no words give (`SoftEmbedding`): the denoiser still has the concept. Ours is the
-edit of both, which adds ``mse( eps(c'), eps*(a) - eta (eps*(c) - eps*(a)) )`` in the denoiser, at
-the conditioning ``c'`` of an adversary.
+An edit of the text encoder is bypassed by learned words (`ConceptInversion`) and by states that no
+words produce (`SoftEmbedding`): the denoiser still has the concept. The edit of both, which is
+ours, adds ``mse( eps(c'), eps*(a) - eta (eps*(c) - eps*(a)) )`` in the denoiser, at the
+conditioning ``c'`` of an adversary.
 
 Stated by the paper or its reviews: the alternation of self-check and self-erasure, the attack
 ``[tau_t, tau_c]`` on the template's word embeddings from the concept prompt outward, training of

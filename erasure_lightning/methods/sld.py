@@ -28,9 +28,9 @@ things is the sign of ``e_p - e_s`` and, over a rollout, what ``e_s - e_u`` take
 prompt that *is* the concept's is not guided at all, since there ``e_p = e_s``: with a template of
 ``{}`` that is the bare name.
 
-What attacks reach: every prediction for whatever states and latents arrive at the denoiser, by any
-words, embeddings or soft states; gradients pass the rule, but for the momentum, which acts in
-rollouts alone. Fine-tuning of weights moves ``e_p`` and ``e_s`` together.
+Under attack: the rule acts on every prediction, for whatever states and latents the denoiser reads,
+by any words, embeddings or soft states. Gradients pass through the rule, except the momentum, which
+acts in rollouts alone. Fine-tuning of weights changes ``e_p`` and ``e_s`` together.
 
 Cost: no denoiser evaluation; two text encodings. At inference a third evaluation beside the two of
 guidance, and two more for a prediction without it.

@@ -13,7 +13,7 @@ the noise that its prediction implies), all at ``(x_t, t)`` and of the frozen or
 * robustly erase once, from the original's weights: ``mse( eps(w_k), eps*(0) + a P_anchor - b mean_j
   P_(w_j) )`` with a random ``w_k`` of all the words in each row.
 
-What the official code computes is something else (derived from it):
+The official code computes something else (derived from it):
 
 * its projection is called with the parallel part's weight at 1, at which ``P`` is the whole
   difference and there is no projection. Ours projects; ``parallel: 1`` is the official;
@@ -21,10 +21,10 @@ What the official code computes is something else (derived from it):
   is taken before the 1 is subtracted, so that anchors have 1 and words 3. Ours has 1 for both;
 * in the search the teacher is the student of the round before, here the original.
 
-Inversion there compares with the noise of 500 generated images, one a step; here with the
-original's prediction at the method's own latents. Latents are the student's there, and anchors
-sentences of a file; here they are those of ``latents``, and the sentence with the anchor's words. A
-concept without an anchor has no ``P_anchor``.
+Official inversion compares with the noise of 500 generated images, one a step; ours with the
+original's prediction at the method's own latents. Official latents are the student's, and anchors
+are sentences of a file; here latents are those of ``latents``, and the anchor's sentence is the
+concept's with other words. A concept without an anchor has no ``P_anchor``.
 
 Its numbers for SD 1.4: 4 rounds (2 for nudity) of 200 steps of 1 sentence at 5e-6 and 3000 steps of
 inversion at 5e-3, then 200 steps at 2e-5 (AdamW, constant), all but cross-attention. Those are the

@@ -5,7 +5,7 @@ For every map ``W`` that reads text it minimises
     ``J(W) = e sum_i |W c_i - W* g_i|^2 + p sum_j |W p_j - W* p_j|^2 + lamb |W - W*|^2``
 
 in closed form: the last token of a concept ``c_i`` is mapped to where the original ``W*`` maps the
-last token of its anchor ``g_i``, and preserved tokens ``p_j`` stay.
+last token of its anchor ``g_i``, and the outputs for preserved tokens ``p_j`` do not change.
 
 Official code: rohitgandikota/unified-concept-editing @ 28c81ed, ``trainscripts/uce_sd_erase.py``.
 Verified there: the objective and its three weights, one token a concept, sums (not means) over
@@ -14,9 +14,9 @@ empty anchor is, there and here, the token before the place of the concept's wor
 for the bare name, ``of`` in ``image of {}``.
 
 Where ours differs: float64, not float32; templates are an argument, where the code has a switch for
-five of its own; what retention callbacks retain joins the ``p_j``; where a template goes on after
-the words, the code takes the sentence's last token for the subject's. The code of the paper's time
-(@ f7222e6) also edits the rows after the last token, as the first edit of `RECE` does.
+five of its own; what retention callbacks retain is added to the ``p_j``; where a template continues
+after the words, the code takes the sentence's last token for the subject's. The code of the paper's
+time (@ f7222e6) also edits the rows after the last token, as the first edit of `RECE` does.
 
 Cost: no UNet evaluation; two text encodings a concept and template, and one factorisation for all
 maps.
