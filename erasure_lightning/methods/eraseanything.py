@@ -14,12 +14,12 @@ over heads. ``F`` is the map of the concept's words, ``G`` of a synonym's and ``
 unrelated words ``r_i``, of length 1: the second term of a retaining step ("reverse" InfoNCE) turns
 the concept's map away from its synonym's.
 
-Verified in code: both kinds of step and their alternation, the erasing loss with a neutral sentence
-in the place of the empty prompt (here the anchor), the norm, the contrast's sign, ``K = 3`` (words
-that a language model named), ``tau = 0.07``, the key word where WordNet has no synonym; and the
-numbers: eta 1, weights 1, 1e-3, 0.1, 0.1, rank 8 = alpha, AdamW 1e-3 (constant, decay 1e-5), 200
-steps of both kinds together, batch 1, 28 sampling steps at guidance 3, 512 pixels. The paper was
-not at hand.
+Verified in code (the paper was not available): both kinds of step and their alternation, the
+erasing loss with a neutral sentence in the place of the empty prompt (here the anchor), the norm,
+the contrast's sign, ``K = 3`` (words that a language model named), ``tau = 0.07``, the key word
+where WordNet has no synonym; and the numbers: eta 1, weights 1, 1e-3, 0.1, 0.1, rank 8 = alpha,
+AdamW 1e-3 (constant, decay 1e-5), 200 steps of both kinds together, batch 1, 28 sampling steps at
+guidance 3, 512 pixels.
 
 The code cannot be run as it is (the copy of diffusers that it ships lacks folders). Where it has
 bugs, ours does what its comments say:
@@ -28,21 +28,22 @@ bugs, ours does what its comments say:
   fixed point but the anchor's prediction. Ours is the frozen original.
 * erasing latents are denoised to the end, then evaluated at any time. Ours have the noise of
   theirs.
-* a retaining step's first term fits the *concept's* images to the concept's sentence, which teaches
-  it again, though the step is to preserve "D_ir(irrelevant)". Ours retains an unrelated word, by
-  the original's prediction, which needs no images.
-* the contrast is of the synonym's map with all others. The concept's alone has a gradient, so that
-  the unrelated words do not draw it. Ours is of the concept's with all others.
+* a retaining step's first term fits the *concept's* images to the concept's sentence, which trains
+  the concept again, though the step is to preserve "D_ir(irrelevant)". Ours retains an unrelated
+  word, by the original's prediction, which needs no images.
+* the contrast is of the synonym's map with all others. Only the concept's map has a gradient, so
+  that the unrelated words do not attract it. Ours is of the concept's map with all others.
 * maps are those of head 0, at the concept's positions also in sentences whose words stand
   elsewhere, and of unlike latents and times. Ours are the mean over heads and over each sentence's
   own words, at the latents of the step.
 * positions are found before the sentence's words are replaced by synonyms. Ours mark the words of
   the sentence that is read; words are not shuffled.
 
-Where ours also differs: ``q`` are the pixels (there text tokens too), the latents are the bank's,
-and predictions are compared at guidance 1 as everywhere here (there 3 and 3.5). Any family whose
-attention can be read will do, which is an extension: the code has FLUX.1-dev alone. Where the text
-has keys but no queries (cross-attention, ``attn2.to_k``), these alone have adapters.
+Where ours also differs: ``q`` are the pixels (in the official code text tokens too), the latents
+are the bank's, and predictions are compared at guidance 1 as everywhere here (3 and 3.5 in the
+official code). Any family whose attention can be read is supported; the official code has
+FLUX.1-dev alone. Where the text has keys but no queries (cross-attention, ``attn2.to_k``), these
+alone have adapters.
 
 Cost of a row: an erasing step is a forward and a backward, a retaining step two of each and ``K +
 1`` forwards of the original.

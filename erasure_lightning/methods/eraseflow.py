@@ -18,7 +18,7 @@ and with the adapters' rate (3e-4, Adam, 20 steps) it moves by 0.006 at most; a 
 student at guidance 5 in each step, from ``switch_epoch`` on (for Van Gogh, 0) the same again;
 adapters of rank 4 = alpha on ``to_q``, ``to_k``, ``to_v``, ``to_out.0`` of every attention, AdamW
 3e-4 (constant, decay 0.01), gradients clipped to 1, 20 steps of one trajectory. The paper was not
-at hand.
+available.
 
 Of a perfect denoiser ``log p - log q`` is ``log(s_j / s_{j+1})`` on average, 2.96 in all of ``J``
 (computed here), and ``log R - log Z = 2.6953`` is close to it. The constant thus depends on the

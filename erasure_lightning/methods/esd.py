@@ -17,16 +17,16 @@ is our 1 and only the name has changed. (A second script of the rewrite, `alt_es
 
 Latents: the paper rolls out the student (``student: true`` and a ``refresh`` in the bank), the
 rewrite the frozen original (the bank's default); both at guidance 3 and with ``c_f``, as here.
-There a rollout of up to 50 steps ends in one latent; ours caches every step of it, with the two
+An official rollout of up to 50 steps yields one latent; ours caches every step of it, with the two
 predictions of the original at that step.
 
 Where ours differs: the rewrite trains at 1024 pixels also where the model's size is 512, ours at
 the model's own; it trains bfloat16 weights, whose rounding swallows most updates of its rate 5e-5;
 the default here is that of 2023, 1e-5 (1000 steps in float32). Latents of 2023 are 39 to 58 (of
 1000) times cleaner than their time; ours have the noise of their time. Its parts exclude norms
-(2025) or the output and time layers (2023); ``u`` and ``all`` here exclude none. Their batches are
-single latents, ours (in the config) 16: at equal work fewer, less noisy steps of Adam retain more
-of other concepts.
+(2025) or the output and time layers (2023); ``u`` and ``all`` here exclude none. Official batches
+are single latents, those of our config have 16: with equal work, fewer and less noisy steps of Adam
+retain more of other concepts.
 
 Cost of a step on a bank that is not refreshed: 1 forward and backward, none of the original (2023:
 51 forwards more). The rollouts cost twice their steps, once.

@@ -23,13 +23,13 @@ first 8 tokens' states, 3 images of 50 steps at guidance 7.5, thresh 2.5. For ce
 are 16 of ``V`` and 2 of ``V_a``, with statistics of steps 11 to 20 and gates that are closed before
 them (left out); for explicit content too, with thresh 1.5 and 8 images.
 
-Where ours differs: the gate's reference ``m_a`` is the anchor's, as there for artists and explicit
-content ("real photograph"); celebrities are mapped to the three farthest names there, and their
-reference is "a celebrity". Statistics are float64; the sampler is the pipeline's own, there LMS;
-scales that a layer is too small for are left out. Neighbours are sought among the vocabulary's
-labels (for a style among other styles), there in a file of names; or among the prompts that
-retention callbacks retain. There each concept has a file of its own, and merged files act as the
-stack here: a pixel has the gate that is most open.
+Where ours differs: the gate's reference ``m_a`` is always the anchor's. In the official code it is
+for artists and explicit content ("real photograph"), while celebrities are mapped to the three
+farthest names, with "a celebrity" as reference. Statistics are float64; the sampler is the
+pipeline's own, and not LMS; scales that a layer is too small for are left out. Neighbours are
+searched among the vocabulary's labels (for a style among other styles), or among the prompts that
+retention callbacks retain, and not in a file of names. Official code has a file for each concept,
+and merged files act as the stack here: a pixel has the gate that is most open.
 
 Cost: ``2 + neighbours`` prompts a concept, ``2 images rollout_steps`` evaluations each; no
 gradient.

@@ -15,9 +15,9 @@ one set of weights maps as ``W' + dW_i`` does.
 Official code: Shilin-LU/MACE @ 057e7a6. Verified there: token alignment, sums (not means) over
 sentences and rows, both systems, loss, latents, initial ``A`` and ``B``.
 
-Where ours differs: preservation has its weight in stage 1 once (there twice: 1e-8 for 1e-4); masks
-come from the original's attention, there from Grounded-SAM; ten sentences, not thirty; batches mix
-concepts, each row with its own adapter; float64.
+Where ours differs: preservation has its weight in stage 1 once (twice in the official code: 1e-8
+for 1e-4); masks come from the original's attention, and not from Grounded-SAM; ten sentences, not
+thirty; batches mix concepts, each row with its own adapter; float64.
 
 Defaults are its numbers for a thing and SD 1.4: ridge 1000, preserve 0, AdamW 1e-5 (constant, decay
 0.01); 50 steps a concept (``data.rounds``), gradients clipped to 1. For people, styles and explicit

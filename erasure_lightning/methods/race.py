@@ -11,13 +11,14 @@ verified in code. With ``c`` the concept's text states and ``d`` a change of eac
 * erasure: ``mse( eps(x_t, c + d), eps*(0) - eta (eps*(c) - eps*(0)) )`` with ``eta`` 1.
 
 It starts from an edit of ESD. Here a run begins with ESD's own steps (``attack_from``), on the same
-optimizer; there the attacked steps follow in a run of their own, whose teacher is the original too.
+optimizer; in the official code the attacked steps are a run of their own, whose teacher is the
+original too.
 
-Where ours differs: the attack's target ``n`` is the noise that the rollout started from, there,
-which is not that of ``x_t``; here it is ``eps*(c)``, its mean at ``x_t`` (`Adversary`). Its option
-for the number of attack steps is ignored (10 in the code). Latents are the student's there, here
-those of ``latents``. The option of an ``L1`` distance to the weights of the start (``lasso``, of
-the paper's discussion) is left out: retention callbacks have its place.
+Where ours differs: the official target ``n`` of the attack is the noise that the rollout started
+from, which is not that of ``x_t``; ours is ``eps*(c)``, its mean at ``x_t`` (`Adversary`). The
+official option for the number of attack steps is ignored (10 in the code). Its latents are the
+student's, ours those of ``latents``. The option of an ``L1`` distance to the weights of the start
+(``lasso``, of the paper's discussion) is left out: retention callbacks serve the same purpose.
 
 Its numbers for SD 1.4: ESD's 1e-5 (Adam, constant) and 1000 steps of 1 sentence, radius 0.1. The
 defaults are twice 1000 steps. Cost of a step on a bank: ``attack_steps + 1`` forwards and backwards

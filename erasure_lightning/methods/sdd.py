@@ -9,7 +9,7 @@ Kim et al., Towards Safe Self-Distillation of Internet-Scale Text-to-Image Diffu
   without warm-up or bias correction: it supplies the latents ``x_t``, and is what is saved. So it
   is here: the average is the edit in checkpoints, the exported edit, and the model once training
   has ended; a checkpoint has the student too.
-* several concepts: one a step in the loss, in turn, while the prompts of trajectories name all of
+* several concepts: one a step in the loss, by turns, while the prompts of trajectories name all of
   them, joined by commas. Here each trajectory's prompt names its step's concept first, so that a
   text encoder that truncates the list still reads it.
 

@@ -16,9 +16,9 @@ facilitated transport, `adapters.semi_permeable.Membrane`.
 Where the official code has bugs and ours is what the paper means: half of its anchors are empty
 prompts, and two of four random ones cost an evaluation and are dropped, so that its runs spend half
 of ``lambda`` on the empty prompt (as `UnconditionalDrift` can); gamma acts squared, and mixes
-concepts; its latents are 32 to 42 times cleaner than their time. Ours are the bank's. There they
-come from the student's rollout of the concept (30 steps, guidance 3), as here with ``student:
-true`` and a ``refresh`` of the bank; a student is rolled out as it is used, with the membrane. On
+concepts; its latents are 32 to 42 times cleaner than their time. Ours are the bank's. The official
+ones come from the student's rollout of the concept (30 steps, guidance 3), as ours do with
+``student: true`` and a ``refresh`` of the bank; a student is rolled out with its membrane. On
 the original's rollouts, the choice of our config, its predictions are cached.
 
 Each concept trains its own adapters, alone and fully open, as if in a run of its own; all are
