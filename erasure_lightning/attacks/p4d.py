@@ -43,7 +43,8 @@ class P4D(ConceptAttack):
     Args:
         tokens: Words of the prompt, at least 1.
         steps: Steps of AdamW, at least 0.
-        every: Steps between two evaluations of the words, at least 1.
+        every: Steps between two evaluations of the words, at least 1; they are evaluated after the
+            last step too.
         examples: Images of the concept that the original generates, at least 1; each step uses all
             of them.
         lr: AdamW's learning rate, at least 0.
@@ -86,7 +87,7 @@ class P4D(ConceptAttack):
         evaluated = [(-math.inf, slots.spell(start))]
         for step in range(1, self.steps + 1):
             descend(optimizer, self._loss(target, slots, embeddings, clean, plain))
-            if step % self.every == 0:
+            if step % self.every == 0 or step == self.steps:
                 words = slots.spell(nearest_words(embeddings, slots.tables))
                 evaluated.append((target.prompt_margin(case, words), words))
             if evaluated[-1][0] > 0:

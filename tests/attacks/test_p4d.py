@@ -52,6 +52,17 @@ def test_the_budget_is_kept():
     assert len(evaluated) == 2
 
 
+@pytest.mark.parametrize(("every", "times"), [(3, 2), (9, 1), (4, 1)])
+def test_the_words_of_the_last_step_are_evaluated(every, times):
+    """Whatever ``every`` is: else the random words of the start would be returned."""
+    target = tiny_target()
+    evaluated = []
+    target.prompt_margin = lambda case, prompt: evaluated.append(prompt) or -1.0
+    (result,) = attack(every=every, lr=10.0).run(target, 0)
+    assert len(evaluated) == times
+    assert result.prompt in evaluated
+
+
 def test_it_stops_at_the_first_success():
     target = tiny_target()
     evaluated = []
