@@ -120,9 +120,10 @@ class LabelAccuracy(ImageMetric):
 
     def label_in(self, prompt: str) -> str | None:
         """The longest label in a prompt, as whole words in any case."""
-        letters = "".join(c if c.isalnum() else " " for c in folded(prompt))
-        words = f" {' '.join(letters.split())} "
-        labels = [label for label in self.labels if f" {folded(label)} " in words]
+        words = _words(prompt)
+        labels = [
+            label for label in self.labels if _words(label).strip() and _words(label) in words
+        ]
         return max(labels, key=len, default=None)
 
     @torch.no_grad()
@@ -165,6 +166,12 @@ class LabelAccuracy(ImageMetric):
             "template": self.template,
         }
         return {"accuracy": accuracy}
+
+
+def _words(text: str) -> str:
+    """The words of a text without punctuation, each between spaces."""
+    letters = "".join(c if c.isalnum() else " " for c in folded(text))
+    return f" {' '.join(letters.split())} "
 
 
 class FeatureDistance(ImageMetric):

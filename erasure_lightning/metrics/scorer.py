@@ -15,6 +15,9 @@ from erasure_lightning.errors import ErasureError
 #: Model types trained on texts of full length, whose last position they read.
 PADDED = ("siglip", "siglip2")
 
+#: Filters by Pillow's numbers; torch has no others that smooth when they shrink.
+_FILTERS = {2: "bilinear", 3: "bicubic"}
+
 #: Exceptions of transformers on a folder or Hub id with missing or malformed parts.
 UNREADABLE = (OSError, ValueError, KeyError, SafetensorError)
 
@@ -30,25 +33,35 @@ class Preprocessing(NamedTuple):
         crop: Height and width of the centre crop, ``None`` for none.
         mean: Subtracted from each of the three channels.
         std: Divides each of them.
+        filter: Filter of the resizing, ``bilinear`` or ``bicubic``.
     """
 
     size: tuple[int, ...] | None
     crop: tuple[int, int] | None
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    filter: str = "bicubic"
 
     @classmethod
     def read(cls, settings: Mapping[str, Any]) -> Self:
-        """Preprocessing of settings as transformers writes them."""
-        resize = settings.get("do_resize", True)
-        crop = settings.get("do_center_crop", False)
+        """Preprocessing of settings as transformers writes them.
+
+        Raises:
+            ValueError: If they need another filter.
+        """
+        number = settings.get("resample", 3)
+        if number not in _FILTERS:
+            raise ValueError(
+                f"its images are resized with Pillow's filter {number}; known are 2, bilinear, and"
+                " 3, bicubic"
+            )
+        size, crop = _resize_and_crop(settings) if settings.get("do_resize", True) else (None, None)
+        if settings.get("do_center_crop", False):
+            crop = _both(_sides(settings["crop_size"]))
         plain = not settings.get("do_normalize", True)
-        return cls(
-            _sides(settings["size"]) if resize else None,
-            _both(_sides(settings["crop_size"])) if crop else None,
-            (0.0,) * 3 if plain else tuple(settings["image_mean"]),
-            (1.0,) * 3 if plain else tuple(settings["image_std"]),
-        )
+        mean = (0.0,) * 3 if plain else tuple(settings["image_mean"])
+        std = (1.0,) * 3 if plain else tuple(settings["image_std"])
+        return cls(size, crop, mean, std, _FILTERS[number])
 
     def __call__(self, images: Tensor) -> Tensor:
         """Preprocess images ``(B, 3, H, W)`` in 0..1 into ``(B, 3, h, w)``."""
@@ -67,7 +80,7 @@ class Preprocessing(NamedTuple):
         )
         if tuple(sides) == tuple(images.shape[-2:]):
             return images
-        return interpolate(images, tuple(sides), mode="bicubic", antialias=True).clamp(0, 1)
+        return interpolate(images, tuple(sides), mode=self.filter, antialias=True).clamp(0, 1)
 
     def _cropped(self, images: Tensor) -> Tensor:
         if self.crop is None:
@@ -76,6 +89,20 @@ class Preprocessing(NamedTuple):
             (have - want) // 2 for have, want in zip(images.shape[-2:], self.crop, strict=True)
         )
         return images[..., top : top + self.crop[0], left : left + self.crop[1]]
+
+
+def _resize_and_crop(settings: Mapping[str, Any]) -> tuple[tuple[int, ...], tuple[int, int] | None]:
+    """`Preprocessing.size`, and the crop that belongs to the resizing.
+
+    ConvNeXt's processor, which ResNet has too, resizes the shorter side to more than its size and
+    crops; from 384 on it resizes both sides. One number without any crop is of both sides (ViT).
+    """
+    sides = _sides(settings["size"])
+    share = settings.get("crop_pct")
+    if share is not None and sides[0] < 384:
+        return (int(sides[0] / share),), _both(sides)
+    is_square = isinstance(settings["size"], int) and not settings.get("do_center_crop", False)
+    return (_both(sides) if share is not None or is_square else sides), None
 
 
 def _sides(size: int | Mapping[str, int]) -> tuple[int, ...]:

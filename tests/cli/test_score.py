@@ -188,6 +188,15 @@ def test_a_picture_is_right_if_it_shows_what_its_prompt_names():
     assert result.mean == pytest.approx((1 + 0.5) / 2)
 
 
+@pytest.mark.parametrize("label", ["T-shirt", "jack-o'-lantern", "ice cream", "mother's day"])
+def test_a_label_with_punctuation_is_in_a_prompt_that_names_it(label):
+    meter = LabelAccuracy(TwoVectors(), [label, "☂"], "a photo of a {}", ["after"], [0])
+    for prompt in (f"a photo of a {label}, at night", label.upper(), label.replace(" ", "-")):
+        assert meter.label_in(prompt) == label
+    assert meter.label_in("") is None
+    assert meter.label_in("a photo of a shirt") is None
+
+
 # mistakes
 
 

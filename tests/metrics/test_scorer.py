@@ -5,7 +5,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_scorers import save_scorer
+from torch.nn.functional import interpolate
 from transformers import CLIPTextConfig, CLIPTextModel
+from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.convnext.image_processing_pil_convnext import ConvNextImageProcessorPil
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.metrics.features import FeatureExtractor
@@ -86,6 +91,39 @@ def test_sizes_may_be_written_in_any_of_transformers_ways(settings, shape):
     pictures = preprocessing(torch.ones(1, 3, 48, 24))
     assert pictures.shape[-2:] == shape
     torch.testing.assert_close(pictures, torch.ones_like(pictures))
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (BitImageProcessorPil, {"size": {"shortest_edge": 20}, "crop_size": 16}),
+        (CLIPImageProcessorPil, {"size": 20, "crop_size": 16}),
+        (ViTImageProcessorPil, {"size": 20}),
+        (ConvNextImageProcessorPil, {"size": 14}),
+        (ConvNextImageProcessorPil, {"size": {"shortest_edge": 14}, "crop_pct": 0.6}),
+        (ConvNextImageProcessorPil, {"size": 384}),
+    ],
+)
+def test_networks_see_images_as_their_own_processors_prepare_them(kind, settings):
+    """Up to Pillow's rounding; what is in the file says which filter and which crop."""
+    pixels = torch.randint(256, (40, 30, 3), dtype=torch.uint8).float()
+    pixels = interpolate(pixels.permute(2, 0, 1)[None], scale_factor=2, mode="bilinear")[0].byte()
+    own = kind(**settings)
+    theirs = own(pixels.permute(1, 2, 0).numpy(), return_tensors="pt")["pixel_values"]
+    ours = Preprocessing.read(own.to_dict())(pixels[None] / 255)
+    assert ours.shape == theirs.shape
+    assert (ours - theirs).abs().max() < 2 / 255 / min(own.image_std)
+    if isinstance(settings["size"], int):  # as older files have it
+        assert torch.equal(Preprocessing.read(own.to_dict() | settings)(pixels[None] / 255), ours)
+
+
+def test_another_filter_is_refused(tmp_path):
+    """Torch would resize otherwise than the network was trained."""
+    settings = json.loads((save_scorer(tmp_path) / "preprocessor_config.json").read_text())
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings | {"resample": 0}))
+    for kind in (Scorer, FeatureExtractor):
+        with pytest.raises(ErasureError, match="resized with Pillow's filter 0; known are 2"):
+            kind.load(tmp_path)
 
 
 def test_missing_folder_is_refused():
