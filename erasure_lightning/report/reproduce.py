@@ -36,14 +36,24 @@ def attack_command(outcome: Outcome, run: str) -> str:
         outcome: The attack's outcome.
         run: Folder of the run to attack.
     """
-    arguments = sorted(without_paths(outcome.arguments).items())
-    options = [
-        f"--attack.{name} {shlex.quote(value if isinstance(value, str) else json.dumps(value))}"
-        for name, value in arguments
-        if isinstance(value, str | int | float | bool)
-    ]
+    protocol = outcome.protocol
+    seeds = outcome.success["attacked"].seeds or 1
+    sampling = {
+        "seeds": seeds,
+        "pictures": len(protocol.seeds) // seeds,
+        "steps": protocol.steps,
+        "guidance": protocol.guidance,
+        "size": protocol.size,
+    }
+    options = {f"attack.{name}": value for name, value in sorted(outcome.arguments.items())}
+    options |= {f"data.{name}": value for name, value in sampling.items()}
     command = f"erasure attack --ckpt_path {run} --attack {shlex.quote(outcome.attack)}"
-    return " ".join([command, *options])
+    written = [
+        f"--{name} {shlex.quote(value if isinstance(value, str) else json.dumps(value))}"
+        for name, value in without_paths(options).items()
+        if value is not None
+    ]
+    return " ".join([command, *written])
 
 
 def options_with_paths(record: RunRecord) -> list[str]:

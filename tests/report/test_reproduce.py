@@ -4,13 +4,23 @@ import hashlib
 import html
 import re
 import shlex
+from dataclasses import replace
 from urllib.request import urlopen
 
 import pytest
-from report_runs import HOSTILE, make_run
+from report_runs import HOSTILE, PROTOCOL, description, make_run, outcome
 
 from erasure_lightning.__main__ import main
-from erasure_lightning.report.reproduce import reproduction_commands
+from erasure_lightning.attacks.latent_inversion import LatentInversion
+from erasure_lightning.attacks.outcome import IMAGE_KINDS
+from erasure_lightning.attacks.relearning_curve import RelearningCurve
+from erasure_lightning.attacks.target import AttackSettings
+from erasure_lightning.attacks.trajectory_noise import TrajectoryNoise
+from erasure_lightning.attacks.translation import Translation
+from erasure_lightning.attacks.unlearn_diff_atk import UnlearnDiffAtk
+from erasure_lightning.cli.attack import _arguments, _parser
+from erasure_lightning.metrics.estimates import Estimate
+from erasure_lightning.report.reproduce import attack_command, reproduction_commands
 from erasure_lightning.report.run_record import read_run_record
 
 OPTIONS = """--model trivial.Distillation --model.backbone TinyBackbone --model.lr 1e-3
@@ -52,3 +62,33 @@ def test_a_composition_is_made_again_of_its_parts(tmp_path):
     assert reproduction_commands(both)[0] == command
     fitted = read_run_record(make_run(tmp_path / "one"))
     assert reproduction_commands(fitted)[0].startswith("erasure fit --config one.yaml")
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        UnlearnDiffAtk(steps=3, lr=0.5),
+        RelearningCurve(examples=[0, 3], train="x", threshold=0.25),
+        TrajectoryNoise(etas=[0.5], scales=[1.0, 2.0], seed=4),
+        LatentInversion(),
+        Translation(words_of={"cat": ["Katze", "l'chat noir"], "dog": ["Hund"]}),
+    ],
+    ids=lambda attack: type(attack).__name__,
+)
+def test_the_command_of_an_attack_has_its_budget_and_its_sampling(attack):
+    """Lists and mappings too, and what another config would not have."""
+    seen = AttackSettings(seeds=4, pictures=3, steps=7, guidance=2.5, size=64)
+    protocol = replace(PROTOCOL, seeds=list(range(12)), steps=7, guidance=2.5, size=64)
+    success = {kind: Estimate(0.5, 0.2, 0.8, 4, 12) for kind in IMAGE_KINDS}
+    name = type(attack).__name__
+    made = outcome(
+        description("cat"), attack=name, arguments=attack.arguments(), protocol=protocol,
+        success=success,
+    )  # fmt: skip
+    words = shlex.split(attack_command(made, "run"))
+    assert words[:2] == ["erasure", "attack"]
+    parser = _parser()
+    again = parser.instantiate(parser.parse_args(_arguments(words[2:])))
+    assert type(again.attack) is type(attack)
+    assert again.attack.arguments() == attack.arguments()
+    assert again.data == seen
