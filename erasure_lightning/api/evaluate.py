@@ -20,6 +20,7 @@ from erasure_lightning.callbacks.measure import Measure
 from erasure_lightning.callbacks.progress import Progress
 from erasure_lightning.data.datamodule import PromptData
 from erasure_lightning.edits.applied import Edit, load_edit
+from erasure_lightning.edits.edit import holds_edit
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.metrics.protocol import Result
 from erasure_lightning.registry import find_attack, load_offer
@@ -141,6 +142,8 @@ def _attack(name: str, budget: dict[str, Any]) -> Attack:
 def _module(edit: Edit | str | Path, pipeline: Any) -> Iterator[ErasureModule]:
     """The edit's module on the pipeline's own weights, which get their former values at the end."""
     edit = edit if isinstance(edit, Edit) else load_edit(edit)
+    if edit.pipeline is not pipeline and holds_edit(edit.tensors, edit.metadata, pipeline):
+        edit = Edit(edit.tensors, edit.metadata, edit.path).apply(pipeline)
     applied = edit.pipeline is pipeline
     strength = edit.strength
     if applied and not edit.is_last():

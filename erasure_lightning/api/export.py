@@ -93,9 +93,12 @@ def _applied(edit: Edit, pipeline: Any) -> Iterator[Edit]:
         pipeline = load_backbone(str(edit.metadata["backbone"])).to_pipeline()
     held = holds_edit(edit.tensors, edit.metadata, pipeline)
     own = Edit(edit.tensors, edit.metadata, edit.path).apply(pipeline)
+    strength = own.strength
     own.strength = edit.strength
     try:
         yield own
     finally:
-        if not held:
+        if held:
+            own.strength = strength
+        else:
             own.remove()

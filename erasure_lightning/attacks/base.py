@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from erasure_lightning.attacks.target import AttackCase, AttackTarget
 from erasure_lightning.backbones.interface import Capability
 from erasure_lightning.checks import require, require_seed
-from erasure_lightning.edits.edit import plain_values
+from erasure_lightning.edits.format import plain_values
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.seeding import derive_seed
 from erasure_lightning.training.backbone_checks import check_capabilities

@@ -14,7 +14,7 @@ from erasure_lightning.edits.base_edits import (
     missing_base_edits,
     titles,
 )
-from erasure_lightning.edits.changes import Change
+from erasure_lightning.edits.changes import Change, components_of
 from erasure_lightning.edits.components import EditedComponent
 from erasure_lightning.edits.description import describe_edit
 from erasure_lightning.edits.edit import (
@@ -24,7 +24,7 @@ from erasure_lightning.edits.edit import (
     read_edit,
     write_edit,
 )
-from erasure_lightning.edits.export import Export, ExportRequest, write_export
+from erasure_lightning.edits.export import Export, ExportRequest, HeldEdit, write_export
 from erasure_lightning.edits.fingerprints import edit_fingerprint
 from erasure_lightning.edits.stack import AppliedEdit, applied_edits, remove_edit, set_strength
 from erasure_lightning.errors import ErasureError
@@ -46,9 +46,8 @@ class Edit:
         self.metadata = dict(metadata)
         self.path = path
         self.pipeline: Any = None
+        #: The strength after `remove`; in a pipeline it is that of the records.
         self._strength = 1.0
-        #: What `install_edit` recorded of the edit, by component of the pipeline.
-        self._records: dict[str, AppliedEdit] = {}
         #: The edits beneath it that `apply` applied with it, the lowest first.
         self._beneath: list[Edit] = []
 
@@ -75,7 +74,7 @@ class Edit:
         return path
 
     def apply(self, pipeline: Any, transfer: bool = False) -> Self:
-        """Write the edit into a pipeline; one that holds it already is left as it is.
+        """Write the edit into a pipeline; one that holds it, at any strength, is left as it is.
 
         An edit that was trained on a model with other edits needs these: they are applied first
         where their files are found.
@@ -99,13 +98,7 @@ class Edit:
         self.metadata["transferred"] = transferred
         self.pipeline = pipeline
         self._beneath = beneath
-        self._records = {
-            name: record
-            for name in self._components()
-            for record in applied_edits(EditedComponent(pipeline, name).module)
-            if record["fingerprint"] == self.fingerprint
-        }
-        self._strength = next((r["strength"] for r in self._records.values()), 1.0)
+        self._strength = 1.0
         return self
 
     def apply_base_edits(self, pipeline: Any) -> list["Edit"]:
@@ -144,7 +137,7 @@ class Edit:
     @property
     def strength(self) -> float:
         """Factor of the edit's difference: 0 for the original, 1 for the edit, or higher."""
-        return self._strength
+        return next((r["strength"] for r in self._records().values()), self._strength)
 
     @strength.setter
     def strength(self, value: float) -> None:
@@ -152,7 +145,6 @@ class Edit:
             raise ErasureError(f"An edit needs a strength of at least 0; found {value}.")
         for component, record in self._places():
             set_strength(component, record, float(value))
-        self._strength = float(value)
 
     def remove(self) -> None:
         """Undo the edit, and those beneath it that were applied with it.
@@ -164,10 +156,10 @@ class Edit:
             ErasureError: If the edit is in no pipeline.
         """
         for component, record in self._places():
+            self._strength = record["strength"]
             remove_edit(component, record)
         pipeline, self.pipeline = self.pipeline, None
         beneath, self._beneath = self._beneath, []
-        self._records = {}
         modules = [value for value in vars(pipeline).values() if isinstance(value, nn.Module)]
         if not any(map(adapters_of, modules)):
             vars(pipeline).pop("save_pretrained", None)
@@ -181,7 +173,7 @@ class Edit:
 
     def report(self) -> str:
         """Text with method, concepts, base, and the change of each component."""
-        return describe_edit(self.tensors, self.metadata, self._records)
+        return describe_edit(self.tensors, self.metadata, self._records())
 
     def export(self, path: str | Path, format: str = "lora", **options: Any) -> Export:
         """Write the edit, at its strength, in the form that another tool loads.
@@ -195,7 +187,9 @@ class Edit:
             ErasureError: If the edit is in no pipeline, or the format cannot hold it.
         """
         request = ExportRequest(Path(path), format, **options)
-        return write_export(request, self.tensors, self.metadata, self.pipeline, self.changes())
+        changes = self.changes()
+        held = HeldEdit(self.tensors, self.metadata, self.pipeline, changes, self.strength)
+        return write_export(request, held)
 
     def changes(self) -> dict[str, Change]:
         """Parameters before and after the edit, at its strength, by component and name.
@@ -205,14 +199,23 @@ class Edit:
         """
         return {
             f"{component.name}.{name}": Change(
-                before, before.lerp(record["after"][name].to(before), self._strength)
+                before, before.lerp(record["after"][name].to(before), record["strength"])
             )
             for component, record in self._places()
             for name, before in record.get("before", {}).items()
         }
 
-    def _components(self) -> list[str]:
-        return sorted({name.partition(".")[0] for name in self.tensors})
+    def _records(self) -> dict[str, AppliedEdit]:
+        """What was recorded of the edit in its pipeline, by component."""
+        if self.pipeline is None:
+            return {}
+        fingerprint = self.fingerprint
+        return {
+            name: record
+            for name in components_of(self.tensors)
+            for record in applied_edits(EditedComponent(self.pipeline, name).module)
+            if record["fingerprint"] == fingerprint
+        }
 
     def _places(self) -> list[tuple[EditedComponent, AppliedEdit]]:
         """The components that hold the edit, each with its record.
@@ -225,21 +228,19 @@ class Edit:
             raise ErasureError(
                 f"{title} needs to be applied to a pipeline first; call apply_edit(edit, pipeline)."
             )
-        if not self._records:
+        records = self._records()
+        if not records and holds_edit(self.tensors, self.metadata, self.pipeline):
             raise ErasureError(
                 f"{title} needs the weights before it; found a pipeline that was loaded with the"
                 " edit in it. Load the pipeline without it, and apply it there."
             )
-        places = []
-        for name, record in self._records.items():
-            component = EditedComponent(self.pipeline, name)
-            if not any(record is other for other in applied_edits(component.module)):
+        for name in components_of(self.tensors):
+            if name not in records:
                 raise ErasureError(
-                    f"{title} needs to be in {component.title}; found it removed, or the component"
-                    " replaced. Apply it again."
+                    f"{title} needs to be in {EditedComponent(self.pipeline, name).title}; found it"
+                    " removed, or the component replaced. Apply it again."
                 )
-            places.append((component, record))
-        return places
+        return [(EditedComponent(self.pipeline, name), each) for name, each in records.items()]
 
 
 def _remove(edits: list[Edit]) -> None:

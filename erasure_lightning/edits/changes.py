@@ -43,6 +43,10 @@ class LayerFactors:
         """The rank ``r``."""
         return len(self.down)
 
+    def scaled(self, strength: float) -> "LayerFactors":
+        """Factors of the product times a strength."""
+        return LayerFactors(self.down, self.up * strength)
+
     def product(self) -> Tensor:
         """``up @ down``, of the shape of the layer's weight."""
         flat = self.up.flatten(1).float() @ self.down.flatten(1).float()
@@ -65,16 +69,16 @@ class LowRank(NamedTuple):
 
 def low_rank(
     changes: Mapping[str, Change],
-    tensors: Mapping[str, Tensor],
+    own: Mapping[str, LayerFactors],
     rank: int | None = None,
     energy: float | None = None,
     unread: Collection[str] = (),
 ) -> LowRank:
-    """LayerFactors of every changed weight: those of the edit, or by singular values.
+    """Factors of every changed weight: the edit's own, or by singular values.
 
     Args:
         changes: Changed parameters by component and name.
-        tensors: The edit's tensors, with the factors of a low-rank edit.
+        own: The factors of a low-rank edit, by component and layer.
         rank: Rank of each layer that has no factors, at least 1.
         energy: Share of the squared difference that each layer retains, above 0 and at most 1;
             0.999 where neither is given.
@@ -85,7 +89,6 @@ def low_rank(
     """
     require("A LoRA", at_least=1, rank=rank)
     require("A LoRA", above=0, at_most=1, energy=energy)
-    own = edit_factors(tensors)
     factors: dict[str, LayerFactors] = {}
     left_out: list[str] = []
     whole = lost = 0.0
@@ -113,13 +116,13 @@ def low_rank(
     return LowRank(factors, left_out, (lost / whole) ** 0.5 if whole else 0.0)
 
 
-def edit_factors(tensors: Mapping[str, Tensor]) -> dict[str, LayerFactors]:
-    """The factors that a low-rank edit holds, by layer."""
+def edit_factors(tensors: Mapping[str, Tensor], strength: float) -> dict[str, LayerFactors]:
+    """The factors that a low-rank edit has at a strength, by component and layer."""
     factors = {}
     for name, down in tensors.items():
         layer, found, rest = name.partition(_DOWN)
         if found:
-            factors[layer] = LayerFactors(down, tensors[f"{layer}{_UP}{rest}"])
+            factors[layer] = LayerFactors(down, tensors[f"{layer}{_UP}{rest}"]).scaled(strength)
     return factors
 
 

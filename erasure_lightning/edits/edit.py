@@ -1,7 +1,8 @@
 """Edit files: the edited values with metadata. Writing, reading, and applying to pipelines."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, is_dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,20 +21,9 @@ from erasure_lightning.edits.components import (
 )
 from erasure_lightning.edits.fingerprints import edit_fingerprint
 from erasure_lightning.edits.format import EDIT_FORMAT, current_name, read_metadata
-from erasure_lightning.edits.stack import AppliedEdit, add_edit, applied_edits
+from erasure_lightning.edits.stack import AppliedEdit, add_edit, applied_edits, stacked_values
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.writing import json_text, write_atomically
-
-
-def plain_values(value: Any) -> Any:
-    """Dataclasses and other objects as values that YAML can represent."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return asdict(value)
-    if isinstance(value, Mapping):
-        return {str(k): plain_values(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain_values(v) for v in value]
-    return value if isinstance(value, str | int | float | bool | None) else repr(value)
 
 
 def write_edit(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
@@ -58,21 +48,38 @@ def read_edit(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ErasureError: If the file is missing, no safetensors file, truncated, no edit, or of a later
             layout.
     """
+    with _opened(path) as file:
+        tensors = {current_name(name): file.get_tensor(name) for name in [*file.keys()]}
+        return tensors, read_metadata(path, file.metadata() or {})
+
+
+def read_edit_metadata(path: Path) -> dict[str, Any]:
+    """An edit's metadata in the current layout; its tensors are not read.
+
+    Raises:
+        ErasureError: As for `read_edit`.
+    """
+    with _opened(path) as file:
+        return read_metadata(path, file.metadata() or {})
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A safetensors file.
+
+    Raises:
+        ErasureError: If it is missing or cannot be read.
+    """
     if not path.is_file():
         raise ErasureError(f"No edit at {path}: the file does not exist.")
     try:
         with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            names = list(file.keys())
-            tensors = {current_name(name): file.get_tensor(name) for name in names}
+            yield file
     except (SafetensorError, OSError) as error:
-        raise _unreadable(path, error) from error
-    return tensors, read_metadata(path, header)
-
-
-def _unreadable(path: Path, error: Exception) -> ErasureError:
-    why = "It may be cut short, or a pickle, which is not supported."
-    return ErasureError(f"{path} cannot be read as safetensors ({error}). {why}")
+        raise ErasureError(
+            f"{path} cannot be read as safetensors ({error}). It may be cut short, or a pickle,"
+            " which is not supported."
+        ) from error
 
 
 def install_edit(
@@ -114,29 +121,14 @@ def install_edit(
 
 def edit_title(metadata: Mapping[str, Any]) -> str:
     """Method and concepts of an edit, ``UCE of guitar``."""
-    return f"{metadata.get('method', '').rpartition('.')[2]} of {_concepts(metadata)}"
-
-
-def read_edit_metadata(path: Path) -> dict[str, Any]:
-    """An edit's metadata in the current layout; its tensors are not read.
-
-    Raises:
-        ErasureError: As for `read_edit`.
-    """
-    if not path.is_file():
-        raise ErasureError(f"No edit at {path}: the file does not exist.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise _unreadable(path, error) from error
-    return read_metadata(path, header)
+    names = [concept["name"] for concept in metadata.get("concepts", [])]
+    listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return f"{metadata.get('method', '').rpartition('.')[2]} of {listed}"
 
 
 def holds_edit(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], pipeline: Any) -> bool:
-    """Whether a pipeline has all values of an edit already."""
-    changes = _changes(tensors, metadata, pipeline)
-    return not any(change.component.differing(change.values) for change in changes)
+    """Whether a pipeline has an edit already, at whatever strength."""
+    return all(change.is_held() for change in _changes(tensors, metadata, pipeline))
 
 
 def _changes(
@@ -169,11 +161,6 @@ def _changes(
         )
 
 
-def _concepts(metadata: Mapping[str, Any]) -> str:
-    names = [concept["name"] for concept in metadata.get("concepts", [])]
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-
-
 @dataclass
 class _Change:
     """The change of one component by an edit.
@@ -194,17 +181,23 @@ class _Change:
     record: AppliedEdit
     transferred: bool = False
 
+    def is_held(self) -> bool:
+        """Whether the component has the change, at whatever strength."""
+        if not self.component.differing(self.values):
+            return True
+        expected = stacked_values(self.component.module) if self._own_records() else {}
+        return bool(expected) and not self.component.differing(expected)
+
     def is_due(self, transfer: bool) -> bool:
         """Whether the component does not have the change yet.
 
         Raises:
             ErasureError: If it cannot be written, or would change no value.
         """
-        if not self.component.differing(self.values):
-            records = self._records()
-            self._require_effect(bool(records) or self.plan is not None or not self._is_own())
-            ours = self.record["fingerprint"]
-            self.transferred = any(m["transferred"] for m in records if m["fingerprint"] == ours)
+        if self.is_held():
+            has_effect = self._records() or self.plan is not None or not self._is_own()
+            self._require_effect(bool(has_effect))
+            self.transferred = any(record["transferred"] for record in self._own_records())
             return False
         self.component.require_writable(adapters=self.plan is not None)
         if adapters_of(self.component.module) and (self.plan or not transfer):
@@ -254,6 +247,10 @@ class _Change:
 
     def _records(self) -> list[AppliedEdit]:
         return applied_edits(self.component.module)
+
+    def _own_records(self) -> list[AppliedEdit]:
+        """Records of this very edit."""
+        return [r for r in self._records() if r["fingerprint"] == self.record["fingerprint"]]
 
     def install(self) -> None:
         """Installs the adapters, if any; removes them if they do not fit or have no effect."""

@@ -2,10 +2,10 @@
 
 import os
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from erasure_lightning.checks import require
 from erasure_lightning.edits.base_edits import base_changes
-from erasure_lightning.edits.changes import Change, LowRank, components_of, low_rank
+from erasure_lightning.edits.changes import Change, components_of, edit_factors, low_rank
 from erasure_lightning.edits.checkpoint_file import write_checkpoint
 from erasure_lightning.edits.edit import edit_title, write_edit
 from erasure_lightning.edits.export_format import ExportFormat, PluginFormat, find_format
@@ -154,117 +154,117 @@ def check_adapters(metadata: Mapping[str, Any], kind: ExportFormat | PluginForma
         )
 
 
-def write_export(
-    request: ExportRequest,
-    tensors: Mapping[str, Tensor],
-    metadata: Mapping[str, Any],
-    pipeline: Any,
-    changes: Mapping[str, Change],
-) -> Export:
+class HeldEdit(NamedTuple):
+    """An edit that a pipeline holds.
+
+    Args:
+        tensors: The edit's tensors.
+        metadata: The edit's metadata.
+        pipeline: The pipeline.
+        changes: Parameters before and after the edit, at its strength, by component and name.
+        strength: Its strength.
+    """
+
+    tensors: Mapping[str, Tensor]
+    metadata: Mapping[str, Any]
+    pipeline: Any
+    changes: Mapping[str, Change]
+    strength: float
+
+    @property
+    def title(self) -> str:
+        """Method and concepts."""
+        return edit_title(self.metadata)
+
+    @property
+    def family(self) -> str:
+        """Class of the pipeline."""
+        return type(self.pipeline).__name__
+
+    def modules(self, names: Iterable[str]) -> dict[str, nn.Module]:
+        """The components that parameters belong to."""
+        return {name: getattr(self.pipeline, name) for name in components_of(names)}
+
+
+def write_export(request: ExportRequest, held: HeldEdit) -> Export:
     """Writes an edit that a pipeline holds.
 
     Args:
         request: Where to, and how.
-        tensors: The edit's tensors.
-        metadata: The edit's metadata.
-        pipeline: The pipeline that holds it.
-        changes: Parameters before and after the edit, by component and name.
+        held: The edit.
 
     Raises:
         ErasureError: If the format cannot hold the edit, or the file cannot be written.
     """
     kind = request.kind
-    check_adapters(metadata, kind)
+    check_adapters(held.metadata, kind)
     path = request.path
     dtype = _DTYPES[request.dtype]
-    family = type(pipeline).__name__
-    holds_base = kind in (ExportFormat.CHECKPOINT, ExportFormat.COMPONENT)
-    beneath = base_changes(metadata, pipeline) if holds_base else {}
-    names = components_of([*changes, *beneath])
-    modules: dict[str, nn.Module] = {name: getattr(pipeline, name) for name in names}
-    title = edit_title(metadata)
     match kind:
         case ExportFormat.ADAPTERS:
-            write_edit(path, tensors, metadata)
+            write_edit(path, held.tensors, held.metadata)
         case ExportFormat.CHECKPOINT:
-            source = Path(request.checkpoint or "")
-            whole = {name: Change(each.after, each.after) for name, each in beneath.items()}
-            write_checkpoint(source, path, whole | {**changes}, modules, beneath)
+            _write_checkpoint(request, held)
         case ExportFormat.DIFFUSERS:
-            _write_new(path, pipeline.save_pretrained)
+            _write_new(path, held.pipeline.save_pretrained)
         case ExportFormat.COMPONENT:
-            write = _save_original if request.layout == "original" else _save_components
-            _write_new(path, lambda folder: write(modules, folder, title))
+            _write_components(request, held)
         case ExportFormat.DIFF:
-            values = full_differences(changes, modules, family)
-            _write_tensors(path, values, dtype, {"title": title})
+            values = full_differences(held.changes, held.modules(held.changes), held.family)
+            _write_tensors(path, values, dtype, {"title": held.title})
         case ExportFormat.LORA | ExportFormat.KOHYA_LORA:
-            lowered = _lowered(request, tensors, changes, modules, family)
-            return replace(
-                _write_lora(request, lowered, modules, family, title),
-                image_error=_image_error(request, lowered, metadata, pipeline, changes),
-            )
+            return _write_lora(request, held)
         case PluginFormat():
-            _write_new(path, lambda new: kind.write(new, changes, pipeline, metadata, dtype))
-            return Export(path, kind.name)
-    return Export(path, kind)
+            content = (held.changes, held.pipeline, held.metadata, dtype)
+            _write_new(path, lambda new: kind.write(new, *content))
+    return Export(path, str(kind))
 
 
-def _write_lora(
-    request: ExportRequest,
-    lowered: LowRank,
-    modules: Mapping[str, nn.Module],
-    family: str,
-    title: str,
-) -> Export:
-    if request.format == ExportFormat.LORA:
+def _write_checkpoint(request: ExportRequest, held: HeldEdit) -> None:
+    beneath = base_changes(held.metadata, held.pipeline)
+    whole = {name: Change(each.after, each.after) for name, each in beneath.items()}
+    changes = whole | {**held.changes}
+    source = Path(request.checkpoint or "")
+    write_checkpoint(source, request.path, changes, held.modules(changes), beneath)
+
+
+def _write_components(request: ExportRequest, held: HeldEdit) -> None:
+    modules = held.modules([*held.changes, *base_changes(held.metadata, held.pipeline)])
+
+    def write(folder: Path) -> None:
+        folder.mkdir()
+        for name, module in modules.items():
+            if request.layout == "original":
+                about = {"format": "pt", "title": held.title}
+                file = folder / f"{name}.safetensors"
+                save_file(original_component(name, module), file, about)
+            else:
+                module.save_pretrained(folder / name)  # type: ignore[operator]
+
+    _write_new(request.path, write)
+
+
+def _write_lora(request: ExportRequest, held: HeldEdit) -> Export:
+    """Writes low-rank factors of the components whose LoRA is read."""
+    modules = held.modules(held.changes)
+    is_diffusers = request.kind is ExportFormat.LORA
+    unread = unread_by_diffusers(modules, held.family) if is_diffusers else []
+    own = edit_factors(held.tensors, held.strength)
+    lowered = low_rank(held.changes, own, request.rank, request.energy, unread)
+    if is_diffusers:
         values = diffusers_lora(lowered.factors)
-        about = {"title": title}
+        about = {"title": held.title}
     else:
-        values = kohya_lora(lowered.factors, modules, family)
-        about = kohya_metadata(values, title, family)
+        values = kohya_lora(lowered.factors, modules, held.family)
+        about = kohya_metadata(values, held.title, modules, held.family)
     _write_tensors(request.path, values, _DTYPES[request.dtype], about)
+    error = None
+    if request.images:
+        prompt = next((concept["name"] for concept in held.metadata.get("concepts", [])), "")
+        error = image_error(held.pipeline, held.changes, lowered, prompt, request.images)
     ranks = [each.rank for each in lowered.factors.values()]
     span = (min(ranks), max(ranks))
-    return Export(request.path, ExportFormat(request.format), span, lowered.error, lowered.left_out)
-
-
-def _lowered(
-    request: ExportRequest,
-    tensors: Mapping[str, Tensor],
-    changes: Mapping[str, Change],
-    modules: Mapping[str, nn.Module],
-    family: str,
-) -> LowRank:
-    """Low-rank factors of the components whose LoRA is read."""
-    unread = unread_by_diffusers(modules, family) if request.kind is ExportFormat.LORA else []
-    return low_rank(changes, tensors, request.rank, request.energy, unread)
-
-
-def _image_error(
-    request: ExportRequest,
-    lowered: LowRank,
-    metadata: Mapping[str, Any],
-    pipeline: Any,
-    changes: Mapping[str, Change],
-) -> float | None:
-    """`image_error` for the first concept, where images are requested."""
-    if not request.images:
-        return None
-    prompt = next((concept["name"] for concept in metadata.get("concepts", [])), "")
-    return image_error(pipeline, changes, lowered, prompt, request.images)
-
-
-def _save_components(modules: Mapping[str, nn.Module], folder: Path, _: str) -> None:
-    for name, module in modules.items():
-        module.save_pretrained(folder / name)  # type: ignore[operator]
-
-
-def _save_original(modules: Mapping[str, nn.Module], folder: Path, title: str) -> None:
-    folder.mkdir()
-    for name, module in modules.items():
-        file = folder / f"{name}.safetensors"
-        save_file(original_component(name, module), file, {"format": "pt", "title": title})
+    return Export(request.path, request.format, span, lowered.error, lowered.left_out, error)
 
 
 def _write_new(path: Path, write: Callable[[Path], Any]) -> None:

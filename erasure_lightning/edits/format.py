@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -56,3 +57,14 @@ def read_metadata(path: Path, header: Mapping[str, str]) -> dict[str, Any]:
             _PARTS.get(part, part): plan for part, plan in metadata["adapters"].items()
         }
     return metadata | {"format": EDIT_FORMAT}
+
+
+def plain_values(value: Any) -> Any:
+    """Dataclasses and other objects as values that YAML can represent."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    if isinstance(value, Mapping):
+        return {str(k): plain_values(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_values(v) for v in value]
+    return value if isinstance(value, str | int | float | bool | None) else repr(value)

@@ -26,7 +26,7 @@ _COMFY_ENCODERS: Mapping[str, Mapping[str, str]] = {
     "FluxPipeline": {"text_encoder": "clip_l", "text_encoder_2": "t5xxl"},
 }
 
-#: Width of the text encoder of Stable Diffusion 2.x, which ComfyUI calls ``clip_h``.
+#: Width of the prompts' states in Stable Diffusion 2.x, whose encoder ComfyUI calls ``clip_h``.
 _OPEN_CLIP_H = 1024
 
 #: Kohya's prefixes of text encoders; the lone one of Stable Diffusion 1.x has no number.
@@ -214,9 +214,14 @@ def _comfy_encoder(pipeline: str, component: str, module: nn.Module) -> str:
     encoder = _COMFY_ENCODERS.get(pipeline, {}).get(component)
     if encoder is None:
         raise _no_place(component, "ComfyUI's loader")
-    width = getattr(getattr(module, "config", None), "hidden_size", 0)
-    is_second = pipeline == "StableDiffusionPipeline" and width == _OPEN_CLIP_H
-    return "clip_h" if is_second else encoder
+    return "clip_h" if _is_second_generation(pipeline, module) else encoder
+
+
+def _is_second_generation(pipeline: str, module: nn.Module) -> bool:
+    """Whether a component is of Stable Diffusion 2.x."""
+    config = getattr(module, "config", None)
+    widths = (getattr(config, name, None) for name in ("hidden_size", "cross_attention_dim"))
+    return pipeline == "StableDiffusionPipeline" and _OPEN_CLIP_H in widths
 
 
 def _no_place(name: str, layout: str) -> ErasureError:
@@ -226,15 +231,28 @@ def _no_place(name: str, layout: str) -> ErasureError:
     )
 
 
-def kohya_metadata(tensors: Mapping[str, Tensor], title: str, pipeline: str) -> dict[str, str]:
-    """What Kohya's tools and A1111 read of a LoRA file."""
+def kohya_metadata(
+    tensors: Mapping[str, Tensor], title: str, modules: Modules, pipeline: str
+) -> dict[str, str]:
+    """What Kohya's tools and A1111 read of a LoRA file.
+
+    A1111 lists a LoRA for models of its version alone (``Lora/network.py``, ``detect_version``):
+    SDXL by ``ss_base_model_version``, Stable Diffusion 2.x by ``ss_v2``, else 1.x.
+    """
     rank = next(str(int(value)) for name, value in tensors.items() if name.endswith(".alpha"))
-    versions = {"StableDiffusionXLPipeline": "sdxl_base_v1-0", "FluxPipeline": "flux1"}
+    second = any(_is_second_generation(pipeline, module) for module in modules.values())
+    versions = {
+        "StableDiffusionPipeline": "sd_v2" if second else "sd_v1",
+        "StableDiffusionXLPipeline": "sdxl_base_v1-0",
+        "FluxPipeline": "flux1",
+    }
+    version = {"ss_base_model_version": versions[pipeline]} if pipeline in versions else {}
     return {
         "ss_network_module": "networks.lora",
         "ss_network_dim": rank,
         "ss_network_alpha": rank,
-        "ss_base_model_version": versions.get(pipeline, "sd_v1"),
+        "ss_v2": str(second),
+        **version,
         "ss_output_name": re.sub(r"\W+", "-", title).strip("-"),
         "modelspec.title": title,
     }

@@ -76,7 +76,7 @@ def set_strength(component: EditedComponent, record: AppliedEdit, strength: floa
     """Sets the share of an edit that acts; edits above it act on as before."""
     record["strength"] = strength
     if "before" in record:
-        _write(component)
+        component.write(stacked_values(component.module))
         return
     for adapter in adapters_of(component.module):
         adapter.strength = strength
@@ -89,7 +89,7 @@ def remove_edit(component: EditedComponent, record: AppliedEdit) -> None:
     if "before" not in record:
         remove_adapters(component.module)
         return
-    _write(component)
+    component.write(stacked_values(component.module))
     unedited = unedited_values(component.module)
     for name in record["before"]:
         if not any(name in other.get("before", {}) for other in records):
@@ -113,11 +113,11 @@ def held_edits(modules: Mapping[str, nn.Module]) -> list[dict[str, Any]]:
 
 
 @torch.no_grad()
-def _write(component: EditedComponent) -> None:
-    """Writes the values that a component's edits give at their strengths."""
-    records = [record for record in applied_edits(component.module) if "before" in record]
-    unedited = unedited_values(component.module)
-    component.write({name: _stacked(name, value, records) for name, value in unedited.items()})
+def stacked_values(module: nn.Module) -> dict[str, Tensor]:
+    """Values that a component's edits give at their strengths, by plain name."""
+    records = [record for record in applied_edits(module) if "before" in record]
+    unedited = unedited_values(module)
+    return {name: _stacked(name, value, records) for name, value in unedited.items()}
 
 
 def _stacked(name: str, unedited: Tensor, records: Sequence[AppliedEdit]) -> Tensor:

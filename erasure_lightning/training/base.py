@@ -25,7 +25,8 @@ from erasure_lightning.data.concept_prompts import ConceptPrompts
 from erasure_lightning.data.datamodule import Draws
 from erasure_lightning.distributed.collectives import all_gather_items
 from erasure_lightning.distributed.fsdp import copy_into, full_tensor
-from erasure_lightning.edits.edit import plain_values, write_edit
+from erasure_lightning.edits.edit import write_edit
+from erasure_lightning.edits.format import plain_values
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.seeding import derive_seed
 from erasure_lightning.training.backbone_checks import check_backbone

@@ -215,6 +215,23 @@ def test_an_edit_that_was_loaded_with_its_pipeline_has_no_former_weights(tmp_pat
         applied.remove()
 
 
+def test_the_file_of_an_edit_that_the_pipeline_holds_is_measured(tmp_path):
+    """As from a pipeline without it, and the pipeline's strength stays."""
+    quick = {"seeds": 2, "others": 2, "steps": 2, "progress_bar": False, "accelerator": "cpu"}
+    pipeline = pipeline_of()
+    edit = erase(pipeline, "cat", "UCE", anchor="dog", progress_bar=False)
+    file = edit.save(tmp_path / "edit.safetensors")
+    edit.strength = 0.5
+    before = latents(pipeline)
+    held = evaluate(file, pipeline, **quick).estimates["structure"]["distance"]["after"]
+    assert (
+        held == evaluate(file, pipeline_of(), **quick).estimates["structure"]["distance"]["after"]
+    )
+    assert held.mean > 0
+    assert edit.strength == 0.5
+    assert torch.equal(latents(pipeline), before)
+
+
 def test_evaluate_and_attack_on_the_emoji_world():
     """There before, gone after; an edit of strength 0 is the control."""
     world = find_world("emoji-world")

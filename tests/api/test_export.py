@@ -6,6 +6,7 @@ import json
 import re
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -32,6 +33,7 @@ from erasure_lightning import (
 )
 from erasure_lightning.__main__ import main
 from erasure_lightning.backbones.tiny import TinyBackbone, TinyFlux, TinyPixArt, TinySD3, TinyXL
+from erasure_lightning.edits.lora_layouts import kohya_metadata
 from erasure_lightning.edits.original_names import TRANSFORMER_LAYERS, original_rows
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
@@ -291,6 +293,19 @@ def test_half_the_strength_is_half_the_difference(tmp_path):
     assert all(torch.allclose(half[name], whole[name] / 2, atol=1e-6) for name in whole)
 
 
+@pytest.mark.parametrize("format", ["lora", "kohya-lora"])
+def test_half_the_strength_is_half_of_the_edits_own_factors(tmp_path, format):
+    _, edit = erased(TinyBackbone, "lora")
+    export_edit(edit, tmp_path / "whole.safetensors", format)
+    edit.strength = 0.5
+    exported = export_edit(edit, tmp_path / "half.safetensors", format)
+    whole, half = (load_file(tmp_path / f"{n}.safetensors") for n in ("whole", "half"))
+    ups = [name for name in whole if "lora_B" in name or "lora_up" in name]
+    assert all(torch.allclose(half[name], whole[name] / 2) for name in ups)
+    assert all(torch.equal(half[name], whole[name]) for name in whole.keys() - {*ups})
+    assert exported.ranks == (2, 2)
+
+
 def test_a_pipeline_that_is_given_is_left_as_it_was(path):
     _, edit = shared(TinyBackbone, "closed")
     loaded = type(edit)(edit.tensors, edit.metadata)
@@ -298,6 +313,39 @@ def test_a_pipeline_that_is_given_is_left_as_it_was(path):
     before = latents(other)
     export_edit(loaded, path, "lora", pipeline=other)
     assert torch.equal(latents(other), before)
+
+
+def test_the_strength_in_a_pipeline_that_is_given_is_left_as_it_was(tmp_path):
+    """The file is exported at full strength, whatever the pipeline's is."""
+    pipeline, edit = erased(TinyBackbone, "closed")
+    whole = export_edit(edit, tmp_path / "whole.safetensors", "diff")
+    edit.strength = 0.5
+    before = latents(pipeline)
+    file = edit.save(tmp_path / "edit.safetensors")
+    given = export_edit(file, tmp_path / "given.safetensors", "diff", pipeline=pipeline)
+    one, other = load_file(whole.path), load_file(given.path)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert edit.strength == 0.5
+    assert torch.equal(latents(pipeline), before)
+
+
+@pytest.mark.parametrize(
+    ("family", "width", "version", "second"),
+    [
+        (TinyBackbone, 32, "sd_v1", "False"),
+        (TinyBackbone, 1024, "sd_v2", "True"),
+        (TinyXL, 1024, "sdxl_base_v1-0", "False"),
+        (TinySD3, 1024, None, "False"),
+    ],
+)
+def test_a1111_lists_a_kohya_lora_for_its_own_version(family, width, version, second):
+    """What its ``detect_version`` reads; it takes all else that has metadata for version 1."""
+    pipeline = stock(family)
+    name = "unet" if hasattr(pipeline, "unet") else "transformer"
+    modules = {name: torch.nn.Linear(1, 1)}
+    modules[name].config = SimpleNamespace(cross_attention_dim=width)
+    read = kohya_metadata({"a.alpha": torch.tensor(2.0)}, "a", modules, type(pipeline).__name__)
+    assert (read.get("ss_base_model_version"), read["ss_v2"]) == (version, second)
 
 
 def documented_reader():

@@ -73,6 +73,30 @@ def test_the_strength_of_an_edit_beneath_another():
     assert same(weights(pipeline), both)
 
 
+@pytest.mark.parametrize("strength", [0, 0.5, 2])
+def test_an_edit_that_is_held_at_any_strength_is_not_applied_again(strength, tmp_path):
+    """Also by another object; the control is a pipeline whose weights were replaced since."""
+    pipeline = TinyBackbone().to_pipeline()
+    plain = weights(pipeline)
+    edit = solved(pipeline, "cat")
+    edit.strength = strength
+    held = weights(pipeline)
+    other = apply_edit(edit.save(tmp_path / "edit.safetensors"), pipeline)
+    assert edit.apply(pipeline).strength == other.strength == strength
+    assert len(applied_edits(pipeline.unet)) == 1
+    assert same(weights(pipeline), held)
+    other.strength = 1
+    assert edit.strength == 1
+    other.remove()
+    assert same(weights(pipeline), plain)
+    with pytest.raises(ErasureError, match="found it removed, or the component replaced"):
+        edit.strength = 1
+    solved(pipeline, "cat")
+    pipeline.unet.load_state_dict(TinyBackbone().to_pipeline().unet.state_dict())
+    apply_edit(tmp_path / "edit.safetensors", pipeline)
+    assert not same(weights(pipeline), plain)
+
+
 @pytest.mark.parametrize("method", [SPM, Receler])
 def test_adapters_beside_weights_in_any_order(method):
     """The strength of the weights leaves the adapters alone."""
