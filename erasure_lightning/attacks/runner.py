@@ -41,37 +41,43 @@ _MAX_GRID_ROWS = 24
 _ATTACKED_HEADING = "under attack"
 
 
+class JudgedImages(NamedTuple):
+    """What is kept of images once they are judged.
+
+    Args:
+        share: Share of them that show the concept, 0..1.
+        number: How many there were.
+        first: The first, for the grid.
+    """
+
+    share: float
+    number: int
+    first: Image
+
+
 class JudgedCase(NamedTuple):
-    """The result of one attack on one concept, with images ``(N, 3, H, W)`` and judgements.
+    """The judged result of one attack on one concept.
 
     Args:
         case: The concept, sentence and seeds.
-        result: The attack's result.
-        original: The original model's images for the plain sentence at the same seeds.
-        plain: The edited model's.
-        success: Share of the images of each kind that show the concept, 0..1, in the order of
-            `IMAGE_KINDS`.
-        curve: The share at each budget.
-        controls: The share of each control.
+        prompt: The adversarial prompt, of attacks that search for words.
+        tensors: The result's tensors, on the CPU.
+        kinds: The images of each of `IMAGE_KINDS`.
+        curve: The images at each budget.
+        controls: The images of each control.
     """
 
     case: AttackCase
-    result: AttackResult
-    original: Tensor
-    plain: Tensor
-    success: tuple[float, float, float]
-    curve: dict[float, float]
-    controls: dict[str, float]
-
-    @property
-    def images(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The images of each kind, in the order of `IMAGE_KINDS`."""
-        return self.original, self.plain, self.result.images
+    prompt: str | None
+    tensors: dict[str, Tensor]
+    kinds: dict[str, JudgedImages]
+    curve: dict[float, JudgedImages]
+    controls: dict[str, JudgedImages]
 
     @property
     def file(self) -> str | None:
         """Name of the file for the result's tensors, if it has any."""
-        if not self.result.tensors:
+        if not self.tensors:
             return None
         return f"{slug(self.case.concept.name)}-{self.case.seed}.safetensors"
 
@@ -87,7 +93,7 @@ def attack_concepts(
         report: Called with a line of text after each case.
 
     Returns:
-        The outcome, without method and edit (see `with_edit`), and all cases with their images.
+        The outcome, without method and edit (see `with_edit`), and all judged cases.
 
     Raises:
         ErasureError: If an argument of the attack, or an image, is NaN or infinite.
@@ -123,14 +129,19 @@ def _judge(target: AttackTarget, case: AttackCase, result: AttackResult) -> Judg
     original = target.draw(original_prompt, case.seeds, model=target.original)
     plain = target.draw(target.edited.encode([case.sentence]), case.seeds)
     _require_finite(target, case, result, original, plain)
-    success = (
-        target.success_rate(case, original),
-        target.success_rate(case, plain),
-        target.success_rate(case, result.images),
+
+    def judged(images: Tensor) -> JudgedImages:
+        return JudgedImages(target.success_rate(case, images), len(images), to_pil(images[0]))
+
+    every = zip(IMAGE_KINDS, (original, plain, result.images), strict=True)
+    return JudgedCase(
+        case,
+        result.prompt,
+        {name: value.detach().cpu().contiguous() for name, value in result.tensors.items()},
+        {kind: judged(images) for kind, images in every},
+        {budget: judged(images) for budget, images in result.curve.items()},
+        {name: judged(images) for name, images in result.controls.items()},
     )
-    curve = {budget: target.success_rate(case, images) for budget, images in result.curve.items()}
-    controls = {name: target.success_rate(case, images) for name, images in result.controls.items()}
-    return JudgedCase(case, result, original, plain, success, curve, controls)
 
 
 def _require_finite(
@@ -146,10 +157,9 @@ def _require_finite(
 
 
 def _line(judged: JudgedCase) -> str:
-    original, plain, attacked = judged.success
+    original, plain, attacked = (judged.kinds[kind].share for kind in IMAGE_KINDS)
     case = judged.case
-    prompt = judged.result.prompt
-    by = "" if prompt is None else f" by {prompt!r}"
+    by = "" if judged.prompt is None else f" by {judged.prompt!r}"
     return (
         f"{case.concept.name}, seed {case.seed}: recognised in {attacked:.0%}{by}"
         f" (plain {plain:.0%}, original {original:.0%})"
@@ -170,13 +180,13 @@ def _outcome(
         concepts=[c.name for c in target.concepts],
         edit="",
         success={
-            kind: _estimate(
-                target, judged, [j.success[i] for j in judged], [j.images[i] for j in judged]
-            )
-            for i, kind in enumerate(IMAGE_KINDS)
+            kind: _estimate(target, [(j.case, j.kinds[kind]) for j in judged])
+            for kind in IMAGE_KINDS
         },
         cases=[
-            CaseOutcome(j.case.concept.name, j.case.seed, j.success[2], j.result.prompt, j.file)
+            CaseOutcome(
+                j.case.concept.name, j.case.seed, j.kinds["attacked"].share, j.prompt, j.file
+            )
             for j in judged
         ],
         curve=_curve(target, judged),
@@ -184,36 +194,25 @@ def _outcome(
         protocol=target.protocol,
         axis=cls.axis,
         controls={
-            control: _estimate(
-                target,
-                judged,
-                [j.controls[control] for j in judged],
-                [j.result.controls[control] for j in judged],
-            )
+            control: _estimate(target, [(j.case, j.controls[control]) for j in judged])
             for control in judged[0].controls
         },
     )
 
 
-def _estimate(
-    target: AttackTarget,
-    judged: Sequence[JudgedCase],
-    shares: Sequence[float],
-    images: Sequence[Tensor],
-) -> Estimate:
-    """The mean over seeds of one share for each case; it counts images, not cases."""
+def _estimate(target: AttackTarget, judged: Sequence[tuple[AttackCase, JudgedImages]]) -> Estimate:
+    """The mean over seeds of the cases' shares; it counts images, not cases."""
     mean = SeedMean(target.seeds)
-    mean.update(torch.tensor(shares), [j.case.seed for j in judged])
+    mean.update(torch.tensor([images.share for _, images in judged]), [c.seed for c, _ in judged])
     estimate: Estimate = mean.compute()
-    return estimate._replace(pictures=sum(map(len, images)))
+    return estimate._replace(pictures=sum(images.number for _, images in judged))
 
 
 def _curve(target: AttackTarget, judged: Sequence[JudgedCase]) -> list[CurvePoint] | None:
     """Mean success of all cases at each budget."""
     points = []
     for budget in judged[0].curve:
-        images = [j.result.curve[budget] for j in judged]
-        estimate = _estimate(target, judged, [j.curve[budget] for j in judged], images)
+        estimate = _estimate(target, [(j.case, j.curve[budget]) for j in judged])
         points.append(CurvePoint(budget, estimate.mean, estimate.low, estimate.high))
     return points or None
 
@@ -222,11 +221,7 @@ def write_outcome(folder: Path, outcome: Outcome, judged: Sequence[JudgedCase]) 
     """Write the images and tensors, and ``attack.json`` last: its presence marks a whole folder."""
     for case in judged:
         if case.file:
-            tensors = {
-                name: value.detach().cpu().contiguous()
-                for name, value in case.result.tensors.items()
-            }
-            write_atomically(folder / case.file, save(tensors))
+            write_atomically(folder / case.file, save(case.tensors))
     write_atomically(folder / "grid.png", png_bytes(attack_grid(outcome, judged)))
     if outcome.curve:
         write_atomically(folder / "curve.png", plot_curve(outcome))
@@ -255,21 +250,18 @@ def attack_grid(outcome: Outcome, judged: Sequence[JudgedCase]) -> Image:
 
 def _grid_line(judged: JudgedCase) -> GridRow:
     case = judged.case
-    prompt = judged.result.prompt
-    text = f"{case.sentence} (seed {case.seed})" if prompt is None else prompt
-    images = [to_pil(column[0]) for column in _columns(judged).values()]
-    return GridRow(case.concept.name, text, images)
+    text = f"{case.sentence} (seed {case.seed})" if judged.prompt is None else judged.prompt
+    return GridRow(case.concept.name, text, [each.first for each in _columns(judged).values()])
 
 
-def _columns(judged: JudgedCase) -> dict[str, Tensor]:
-    """Images ``(N, 3, H, W)`` by column heading."""
-    result = judged.result
-    attacked = {f"{budget:g}": images for budget, images in result.curve.items()}
-    controls = {f"control: {name}": images for name, images in result.controls.items()}
+def _columns(judged: JudgedCase) -> dict[str, JudgedImages]:
+    """Images by column heading."""
+    attacked = {f"{budget:g}": images for budget, images in judged.curve.items()}
+    controls = {f"control: {name}": images for name, images in judged.controls.items()}
     return {
-        "original": judged.original,
-        "edited": judged.plain,
-        **(attacked or {_ATTACKED_HEADING: result.images}),
+        "original": judged.kinds["original"],
+        "edited": judged.kinds["plain"],
+        **(attacked or {_ATTACKED_HEADING: judged.kinds["attacked"]}),
         **controls,
     }
 

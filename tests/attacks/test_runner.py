@@ -1,3 +1,7 @@
+import gc
+import weakref
+from dataclasses import replace
+
 import pytest
 import torch
 from PIL import Image
@@ -71,6 +75,22 @@ def test_the_attack_alone_is_counted():
     assert outcome.cost["backwards"] == 2 * 1
     assert outcome.cost["seconds"] >= 0
     assert not tiny_target().edited.denoiser._forward_hooks
+
+
+def test_judged_images_do_not_stay_in_memory():
+    """Those of many concepts and controls would fill a device; one of each is in the grid."""
+    drawn = weakref.WeakSet()
+
+    class Drawing(Known):
+        def find(self, target, case):
+            result = super().find(target, case)
+            drawn.add(result.images)
+            return replace(result, controls={"none": result.images}, curve={1: result.images})
+
+    _, judged = attack_concepts(Drawing(), tiny_target(), lambda line: None)
+    gc.collect()
+    assert not drawn
+    assert judged[0].kinds["attacked"].number == 2
 
 
 def test_the_written_files(attacked, tmp_path):
