@@ -81,11 +81,18 @@ def _independent(images: list[FolderImage]) -> list[FolderImage]:
 
 
 def image_batches(images: Sequence[FolderImage], device: torch.device) -> Iterator[MetricBatch]:
-    """Batches of successive images of one size, in 0..1."""
+    """Batches of successive images of one size, in 0..1.
+
+    Raises:
+        ErasureError: If the two images of a pair differ in size.
+    """
     waiting: list[FolderImage] = []
     tensors: list[dict[str, Tensor]] = []
     for image in images:
         pixels = {when: _pixels(path) for when, path in image.files.items()}
+        if len({*_sizes(pixels)}) > 1:
+            names = " and ".join(str(path) for path in image.files.values())
+            raise ErasureError(f"The images of a pair need one size; found two, in {names}.")
         if waiting and (len(waiting) == _BATCH_SIZE or _sizes(pixels) != _sizes(tensors[0])):
             yield _batch(waiting, tensors, device)
             waiting = []

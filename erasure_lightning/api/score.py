@@ -115,7 +115,7 @@ def score_images(
         raise ErasureError(
             f"{path} exists already, and is not overwritten. Choose another folder with --run_dir."
         )
-    _check_images(folder, images, metrics, settings)
+    _check_images(folder, images, reference, metrics, settings)
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     meters = [_meter(name, images, reference, settings, device) for name in metrics]
     for batch in image_batches(images, device):
@@ -144,6 +144,7 @@ def _check_networks(metrics: Sequence[str], settings: ScoreSettings) -> None:
 def _check_images(
     folder: Path,
     images: Sequence[FolderImage],
+    reference: Sequence[FolderImage],
     metrics: Sequence[str],
     settings: ScoreSettings,
 ) -> None:
@@ -161,9 +162,13 @@ def _check_images(
             f" found no {MANIFEST_FILE} in {folder}."
         )
     lacking = [name for name in metrics if name in _OF_SETS]
-    if single and lacking and not settings.reference:
+    if single and lacking and not reference:
         raise ErasureError(
             f"{lacking[0]} of a plain folder needs images to compare with: give --reference FOLDER."
+        )
+    if lacking and len(reference) == 1:
+        raise ErasureError(
+            f"{lacking[0]} compares two sets and needs at least 2 images as --reference; found 1."
         )
     if "accuracy" in metrics and not settings.labels:
         raise ErasureError(

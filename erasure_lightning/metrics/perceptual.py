@@ -34,6 +34,9 @@ class AlexNet(nn.Module):
     #: Layers whose activations are compared.
     TAPS = (1, 4, 7, 9, 11)
 
+    #: Fewest pixels of a side, of which the last pooling still has three.
+    LEAST = 31
+
     def __init__(self) -> None:
         super().__init__()
         self.features = nn.Sequential(
@@ -45,7 +48,16 @@ class AlexNet(nn.Module):
         )
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Activations ``(B, C, h, w)`` of each layer of `TAPS`."""
+        """Activations ``(B, C, h, w)`` of each layer of `TAPS`.
+
+        Raises:
+            ErasureError: If a side has less than `LEAST` pixels.
+        """
+        if min(x.shape[-2:]) < self.LEAST:
+            raise ErasureError(
+                f"lpips needs images of at least {self.LEAST} pixels a side; found"
+                f" {x.shape[-2]} x {x.shape[-1]}."
+            )
         activations = []
         for place, layer in enumerate(self.features):
             x = layer(x)
@@ -116,7 +128,7 @@ class Lpips(nn.Module):
         """Distances ``(B,)`` of image pairs.
 
         Args:
-            ours: Images ``(B, 3, H, W)`` in 0..1, at least 63 pixels a side for AlexNet.
+            ours: Images ``(B, 3, H, W)`` in 0..1, large enough for the network.
             theirs: Images of the same shape.
         """
         activations = [self.network((2 * x - 1 - self.shift) / self.scale) for x in (ours, theirs)]

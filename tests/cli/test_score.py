@@ -270,6 +270,18 @@ def test_a_label_with_punctuation_is_in_a_prompt_that_names_it(label):
             "torn/manifest.csv names original/0.png, which is not there.",
         ),
         (["odd", "--metrics", "nudenet"], "odd/manifest.csv is not as predict writes it"),
+        (
+            ["drawn", "--metrics", "kid", "--features", "CLIP", "--reference", "one"],
+            "kid compares two sets and needs at least 2 images as --reference; found 1.",
+        ),
+        (
+            ["small", "--metrics", "lpips", "--alexnet", "ALEXNET"],
+            "lpips needs images of at least 31 pixels a side; found 30 x 40.",
+        ),
+        (
+            ["uneven", "--metrics", "lpips", "--alexnet", "ALEXNET"],
+            "The images of a pair need one size; found two, in uneven/original/0.png and ",
+        ),
     ],
 )
 def test_a_mistake_is_one_line(tmp_path, weights, eye, monkeypatch, capsys, argv, words):
@@ -281,7 +293,14 @@ def test_a_mistake_is_one_line(tmp_path, weights, eye, monkeypatch, capsys, argv
     (tmp_path / "odd" / "manifest.csv").write_text("file\nx\n")
     draw(tmp_path / "drawn")
     (draw(tmp_path / "torn") / "original" / "0.png").unlink()
-    assert main(["score", *(word.replace("CLIP", str(weights / "clip")) for word in argv)]) == 2
+    for folder, size in (("small/original", (40, 30)), ("small/edited", (40, 30)),
+                         ("uneven/edited", (40, 40))):  # fmt: skip
+        if not (tmp_path / folder).exists():
+            draw(tmp_path / folder.partition("/")[0])
+        for path in (tmp_path / folder).iterdir():
+            Image.open(path).resize(size).save(path)
+    files = {"CLIP": weights / "clip", "ALEXNET": weights / "alexnet.safetensors"}
+    assert main(["score", *(str(files.get(word, word)) for word in argv)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"erasure: error: {words}")
     assert not list(tmp_path.rglob("score.json"))

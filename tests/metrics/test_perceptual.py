@@ -81,3 +81,13 @@ def test_other_weights_are_refused(tmp_path):
     save_file({"features.0.weight": torch.zeros(1)}, tmp_path / "x.safetensors")
     with pytest.raises(ErasureError, match="does not hold AlexNet's convolutions"):
         Lpips.load(tmp_path / "x.safetensors")
+
+
+def test_the_fewest_pixels_are_those_that_alexnet_needs():
+    network = AlexNet()
+    least = AlexNet.LEAST
+    assert all(a.isfinite().all() for a in network(torch.rand(1, 3, least, least)))
+    with pytest.raises(RuntimeError, match="too small"):
+        network.features(torch.rand(1, 3, least - 1, least))
+    with pytest.raises(ErasureError, match="at least 31 pixels a side; found 30 x 31"):
+        network(torch.rand(1, 3, least - 1, least))
