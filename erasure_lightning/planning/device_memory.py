@@ -81,39 +81,43 @@ def memory_advice(
         data: Its prompts.
         devices_per_node: Devices of each node.
     """
-    advice = []
-    when = memory.when
-    if when == "measuring":
-        advice.append(
-            f"Measuring needs most: --data.draw_size {max(data.draw_size // 4, 1)} (now"
-            f" {data.draw_size})."
-        )
+    in_step = memory.when == "step"
     bank = getattr(module, "latents", None)
-    if when in ("sampling", "preparing") and isinstance(bank, TrajectoryBank):
-        advice.append(
-            f"Rolling the bank out needs most: give it a batch_size below {bank.batch_size}."
-        )
-    if when == "step" and not module.checkpointing:
-        advice.append(
-            "--model.checkpointing true keeps fewer activations, and takes about a third longer."
-        )
-    if module.base == "float32":
-        advice.append("--model.base bfloat16 halves the frozen weights and most activations.")
-    if when == "step" and data.batch_size > 1:
-        advice.append(
+    rolled = bank.batch_size if isinstance(bank, TrajectoryBank) else 0
+    has_adam = getattr(module, "optimizer", "") == "adam"
+    is_split = memory.strategy == "fsdp2"
+    devices = devices_per_node if memory.devices > 1 else 2
+    options = [
+        (
+            memory.when == "measuring",
+            f"Measuring needs most: --data.draw_size {max(data.draw_size // 4, 1)} (now"
+            f" {data.draw_size}).",
+        ),
+        (
+            memory.when in ("sampling", "preparing") and rolled,
+            f"Rolling the bank out needs most: give it a batch_size below {rolled}.",
+        ),
+        (
+            in_step and not module.checkpointing,
+            "--model.checkpointing true keeps fewer activations, and takes about a third longer.",
+        ),
+        (
+            module.base == "float32",
+            "--model.base bfloat16 halves the frozen weights and most activations.",
+        ),
+        (
+            in_step and data.batch_size > 1,
             f"--data.batch_size {data.batch_size // 2} halves the activations (now"
-            f" {data.batch_size})."
-        )
-    if memory.strategy == "fsdp2":
-        return advice
-    if forecast.held.splits:
-        devices = devices_per_node if memory.devices > 1 else 2
-        advice.append(
+            f" {data.batch_size}).",
+        ),
+        (
+            not is_split and forecast.held.splits,
             f"--trainer.strategy fsdp2 --trainer.devices {devices} splits weights, edit and"
-            " optimizer."
-        )
-    if forecast.held.state > forecast.held.gradients and getattr(module, "optimizer", "") == "adam":
-        advice.append(
-            "--model.optimizer adam8bit quarters the optimizer's state (needs bitsandbytes)."
-        )
-    return advice
+            " optimizer.",
+        ),
+        (
+            not is_split and has_adam and forecast.held.state > forecast.held.gradients,
+            "--model.optimizer adam8bit quarters the optimizer's state (needs bitsandbytes).",
+        ),
+    ]
+    return [sentence for applies, sentence in options if applies]

@@ -1,6 +1,6 @@
 """Forecast of the memory and denoiser evaluations of a fit, from steps on fake tensors."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
@@ -195,21 +195,26 @@ def forecast_fit(
             images, measured, measuring_peak = _measurement(module, data, counters, memory)
     held = recorder.held
     peaks = recorder.peaks | {"sampling": sampling_peak, "measuring": measuring_peak}
-    for name in ("step", "measuring"):  # phases in which the optimizer's state is allocated
-        if peaks[name]:
-            peaks[name] -= held.spared
-    for name in ("sampling", "step", "measuring"):  # phases without the text encoders
-        if peaks[name]:
-            peaks[name] -= held.weights.offloaded
     return FitForecast(
         held=held,
         steps=data.training_steps if held.trained else 1,
-        peaks=peaks,
+        peaks=_without_freed(peaks, held),
         evaluations={"first": recorder.counts[0], "last": recorder.counts[-1]},
         sampled=sampled,
         pictures=images,
         measured=measured,
     )
+
+
+def _without_freed(peaks: Mapping[str, int], held: MemoryFootprint) -> dict[str, int]:
+    """Peaks without what is smaller, or not on the device, than on fake tensors."""
+    in_eight_bits = ("step", "measuring")  # phases in which the optimizer's state is allocated
+    offloaded = ("sampling", *in_eight_bits)  # phases without the text encoders
+    freed = {
+        name: held.spared * (name in in_eight_bits) + held.weights.offloaded * (name in offloaded)
+        for name in peaks
+    }
+    return {name: peak - freed[name] if peak else 0 for name, peak in peaks.items()}
 
 
 def _fit(
