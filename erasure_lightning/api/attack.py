@@ -1,6 +1,5 @@
 """Attacks on an edit: how much of the concept is restored."""
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,8 +30,8 @@ def attack_edit(
         checkpoint: A run's folder, its ``edit.safetensors`` or a ``.ckpt``.
         attack: The attack with its budget, such as `UnlearnDiffAtk`.
         run_dir: The folder to write into; ``RUN/attacks/NAME`` by default (see `attack_folder`).
-        trials: Seeds, images and sampling; the defaults of `Trials` by default.
-        report: Gets a line after each attempt.
+        trials: Number of seeds and images, and how images are sampled and scored.
+        report: Called with a line of text after each case.
 
     Raises:
         ErasureError: If the edit cannot be read, no scorer fits its images, or the folder holds
@@ -49,10 +48,9 @@ def attack_edit(
         target = AttackTarget(
             module.backbone, module.unedited, module.concepts, trials or AttackSettings()
         )
-        outcome, attempts = attack_concepts(attack, target, report)
-        edit = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-        outcome = with_edit(outcome, type(module).__name__, edit, _paper(name))
-        write_outcome(folder, outcome, attempts)
+        outcome, judged = attack_concepts(attack, target, report)
+        outcome = with_edit(outcome, type(module).__name__, path, paper_of(name))
+        write_outcome(folder, outcome, judged)
     return outcome
 
 
@@ -79,6 +77,6 @@ def check_no_outcome(folder: Path, attack: str) -> None:
         )
 
 
-def _paper(name: str) -> str:
+def paper_of(name: str) -> str:
     """Where an attack was published; empty for an attack that no package registers."""
     return find_attack(name).paper if name in {offer.name for offer in known_attacks()} else ""

@@ -9,17 +9,19 @@ from typing import Any
 import torch
 from lightning import Trainer
 
+from erasure_lightning.api.attack import paper_of
 from erasure_lightning.api.load import edited_module
 from erasure_lightning.api.pipelines import as_backbone
 from erasure_lightning.api.quiet import interruptible, quiet
 from erasure_lightning.attacks.base import Attack
 from erasure_lightning.attacks.outcome import Outcome
-from erasure_lightning.attacks.runner import attack_concepts
+from erasure_lightning.attacks.runner import attack_concepts, with_edit
 from erasure_lightning.attacks.target import AttackSettings, AttackTarget
 from erasure_lightning.callbacks.measure import Measure
 from erasure_lightning.callbacks.progress import Progress
 from erasure_lightning.data.datamodule import PromptData
 from erasure_lightning.edits.applied import Edit, load_edit
+from erasure_lightning.edits.base_edits import locate_edit
 from erasure_lightning.edits.edit import holds_edit
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.metrics.protocol import Result
@@ -122,7 +124,8 @@ def attack(
         module.to(device)
         target = AttackTarget(module.backbone, module.unedited, module.concepts, trials)
         outcome, _ = attack_concepts(chosen, target, print if progress_bar else _silent)
-    return outcome
+    file = edit.path if isinstance(edit, Edit) else locate_edit(edit)
+    return with_edit(outcome, type(module).__name__, file, paper_of(outcome.attack))
 
 
 def _silent(line: str) -> None:

@@ -1,5 +1,6 @@
 """Runs an attack on every concept with every seed, and writes the outcome."""
 
+import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -266,6 +267,10 @@ def _columns(judged: JudgedCase) -> dict[str, JudgedImages]:
     }
 
 
-def with_edit(outcome: Outcome, method: str, edit: str, paper: str = "") -> Outcome:
-    """The outcome with the edit's method and hash, and the paper where it names none."""
+def with_edit(outcome: Outcome, method: str, file: Path | None, paper: str = "") -> Outcome:
+    """The outcome with the edit's method, the hash of its file, and the paper where it has none."""
+    edit = ""
+    if file is not None:
+        with file.open("rb") as content:
+            edit = hashlib.file_digest(content, "sha256").hexdigest()[:16]
     return replace(outcome, method=method, edit=edit, paper=outcome.paper or paper)

@@ -249,7 +249,7 @@ def test_evaluate_and_attack_on_the_emoji_world():
         steps=1,
         progress_bar=False,
     )  # fmt: skip
-    assert outcome.attack == "SoftEmbedding"
+    assert (outcome.attack, outcome.method, outcome.edit) == ("SoftEmbedding", "UCE", "")
     assert outcome.success["original"].mean > outcome.success["plain"].mean
 
 

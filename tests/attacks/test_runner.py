@@ -1,4 +1,5 @@
 import gc
+import hashlib
 import weakref
 from dataclasses import replace
 
@@ -95,11 +96,14 @@ def test_judged_images_do_not_stay_in_memory():
 
 def test_the_written_files(attacked, tmp_path):
     outcome, judged, _ = attacked
-    write_outcome(tmp_path, with_edit(outcome, "UCE", "0" * 16, "a paper"), judged)
+    (tmp_path / "edit").write_bytes(b"an edit")
+    folder = tmp_path / "attack"
+    write_outcome(folder, with_edit(outcome, "UCE", tmp_path / "edit", "a paper"), judged)
     files = {"attack.json", "grid.png", "cat-1.safetensors", "star-1.safetensors"}
-    assert {path.name for path in tmp_path.iterdir()} == files
-    saved = Outcome.load(tmp_path / "attack.json")
-    assert (saved.method, saved.edit) == ("UCE", "0" * 16)
+    assert {path.name for path in folder.iterdir()} == files
+    saved = Outcome.load(folder / "attack.json")
+    digest = hashlib.sha256(b"an edit").hexdigest()[:16]
+    assert (saved.method, saved.edit) == ("UCE", digest)
     assert (saved.paper, saved.attack) == ("a paper", "Known")
-    assert load_file(tmp_path / "cat-1.safetensors")["v"].tolist() == [1, 1]
-    assert Image.open(tmp_path / "grid.png").width >= 640
+    assert load_file(folder / "cat-1.safetensors")["v"].tolist() == [1, 1]
+    assert Image.open(folder / "grid.png").width >= 640
