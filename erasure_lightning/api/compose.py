@@ -17,7 +17,7 @@ from erasure_lightning.edits.base_edits import titles
 from erasure_lightning.edits.components import EditedComponent, is_same_component
 from erasure_lightning.edits.composition import dense_values, overlaps, shared_names, summed
 from erasure_lightning.edits.edit import edit_title
-from erasure_lightning.edits.stack import unedited_values
+from erasure_lightning.edits.stack import stacked_values
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.writing import EDIT_FILE, write_atomically
 from erasure_lightning.runs.folder import CONFIG_FILE
@@ -121,11 +121,12 @@ def _base_values(edit: Edit, names: set[str], pipeline: Any) -> dict[str, Tensor
             pipeline = load_backbone(str(edit.metadata["backbone"])).to_pipeline()
         for base in edit.apply_base_edits(pipeline):
             undo.callback(base.remove)
+        beneath = {entry["fingerprint"] for entry in edit.metadata.get("base_edits", [])}
         values: dict[str, Tensor] = {}
         for component in components:
             edited = EditedComponent(pipeline, component)
-            unedited = {} if edit.metadata.get("base_edits") else unedited_values(edited.module)
-            own = {n: v.detach().clone() for n, v in edited.parameters().items()} | unedited
+            own = {n: v.detach().clone() for n, v in edited.parameters().items()}
+            own |= stacked_values(edited.module, beneath)
             values |= {f"{component}.{name}": value.cpu() for name, value in own.items()}
     if missing := sorted(names - values.keys()):
         raise ErasureError(

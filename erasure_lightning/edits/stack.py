@@ -1,6 +1,6 @@
 """The edits in a component, one on another: their records, strengths and removal."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import count
 from typing import Any, NotRequired, TypedDict
 
@@ -113,9 +113,18 @@ def held_edits(modules: Mapping[str, nn.Module]) -> list[dict[str, Any]]:
 
 
 @torch.no_grad()
-def stacked_values(module: nn.Module) -> dict[str, Tensor]:
-    """Values that a component's edits give at their strengths, by plain name."""
-    records = [record for record in applied_edits(module) if "before" in record]
+def stacked_values(module: nn.Module, only: Collection[str] | None = None) -> dict[str, Tensor]:
+    """Values that a component's edits give at their strengths, by plain name.
+
+    Args:
+        module: The component.
+        only: Fingerprints of the edits that count; by default all do.
+    """
+    records = [
+        record
+        for record in applied_edits(module)
+        if "before" in record and (only is None or record["fingerprint"] in only)
+    ]
     unedited = unedited_values(module)
     return {name: _stacked(name, value, records) for name, value in unedited.items()}
 

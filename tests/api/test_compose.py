@@ -122,6 +122,10 @@ def test_edits_on_other_edits_are_composed_on_those():
     expected = below + (one.tensors[name] - below) + (other.tensors[name] - below)
     assert torch.allclose(both.tensors[name], expected, atol=1e-6)
     assert [entry["edit"] for entry in both.metadata["base_edits"]] == ["UCE of house"]
+    one.apply(pipeline)  # of a pipeline that holds one of them the sum is the same
+    again = compose(one, other, pipeline=pipeline)
+    assert all(torch.equal(again.tensors[name], value) for name, value in both.tensors.items())
+    one.remove()
     both.apply(pipeline)
     with pytest.raises(
         ErasureError, match="found UCE of cat on UCE of house and UCE of rose on no"
