@@ -123,8 +123,10 @@ def question_figures(
             mean = f"{estimate.mean:.3f}"
             ends = f"[{estimate.low:.3f},{NO_BREAK_SPACE}{estimate.high:.3f}]"
         rows.append(FigureRow(label, whisker(estimate, axis), mean, ends, label == "original"))
-    last = list(measured.values())[-1]
-    hint = f"{pluralized(last.pictures, 'image')}, {pluralized(last.seeds, 'seed')}"
+    counts = [estimate.pictures for estimate in measured.values()]
+    fewer = "" if min(counts) == max(counts) else f"{min(counts):,} to "
+    seeds = next(iter(measured.values())).seeds
+    hint = f"{fewer}{pluralized(max(counts), 'image')}, {pluralized(seeds, 'seed')}"
     if better:
         hint = f"{better} is better; {hint}"
     write: Callable[[float], str] = percent if percents else axis.text

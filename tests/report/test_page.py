@@ -19,6 +19,7 @@ from report_runs import (
 )
 
 from erasure_lightning.report.page import page_title, render_page, split_links
+from erasure_lightning.report.page_figures import attack_figures, grouped_attacks
 from erasure_lightning.report.run_record import read_run_record
 
 VOID = {"meta", "link", "img", "br", "line", "circle", "polyline"}
@@ -111,6 +112,16 @@ class TestOneRun:
         attacked = outcome(description(), controls=controls)
         attacked.save(run / "attacks" / "unlearndiffatk" / "attack.json")
         assert re.search(r"edited, control: untaught\s+25 % \[10, 40\]", read(run).text)
+
+    def test_the_numbers_of_images_of_an_attack_and_of_its_controls(self, run):
+        """A probe by eight words has eight times as many images as its control without any."""
+        controls = {"no prompt": estimate(0.25, pictures=2)}
+        attacked = outcome(description(), controls=controls)
+        (run / "attacks" / "p4d").mkdir()
+        attacked.save(run / "attacks" / "p4d" / "attack.json")
+        figures = [attack_figures(group) for group in grouped_attacks({"a": read_run_record(run)})]
+        hints = {figure.hint.replace("\u00a0", " ") for figure in figures}
+        assert hints == {"2 to 6 images, 3 seeds", "6 images, 3 seeds"}
 
     def test_curves(self, run):
         labels = [a["aria-label"] for a in read(run).all("svg") if "aria-label" in a]
