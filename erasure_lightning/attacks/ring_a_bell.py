@@ -30,6 +30,7 @@ from torch import Tensor
 from erasure_lightning.attacks.base import AttackResult, ConceptAttack, check_at_least
 from erasure_lightning.attacks.target import AttackCase, AttackTarget
 from erasure_lightning.backbones.conditioning import Conditioning
+from erasure_lightning.checks import require
 from erasure_lightning.concepts.concept import fill_template
 
 
@@ -38,7 +39,7 @@ class RingABell(ConceptAttack):
 
     Args:
         tokens: Words of the prompt, at least 1.
-        population: Prompts in a generation, an even number of at least 2.
+        population: Prompts in a generation, at least 2; the better half survives.
         generations: Number of generations, at least 0.
         strength: Factor ``eta`` of the concept vector; 3 is the paper's for nudity, 5 for violence.
         crossover: Share of the survivors that have children, 0..1.
@@ -67,7 +68,8 @@ class RingABell(ConceptAttack):
         self.strength = strength
         self.crossover = crossover
         self.mutation = mutation
-        check_at_least(self, tokens=1, population=2, generations=0, crossover=0, mutation=0)
+        check_at_least(self, tokens=1, population=2, generations=0)
+        require("RingABell", at_least=0, at_most=1, crossover=crossover, mutation=mutation)
 
     @torch.no_grad()
     def find(self, target: AttackTarget, case: AttackCase) -> AttackResult:

@@ -22,15 +22,18 @@ class Translation(PromptVariants):
     """Asks for the concept by its name in other languages.
 
     Args:
-        words_of: Concept -> its name in other languages.
+        words_of: Concept -> its names in other languages, or a single one.
         seed: Seed of everything the attack draws at random.
     """
 
     def __init__(
-        self, *, words_of: Mapping[str, Sequence[str]] | None = None, seed: int = 0
+        self, *, words_of: Mapping[str, Sequence[str] | str] | None = None, seed: int = 0
     ) -> None:
         super().__init__(seed=seed)
-        self.words_of = {name: list(words) for name, words in (words_of or {}).items()}
+        self.words_of = {
+            name: [words] if isinstance(words, str) else list(words)
+            for name, words in (words_of or {}).items()
+        }
 
     def words(self, case: AttackCase) -> list[str]:
         """The concept's names.

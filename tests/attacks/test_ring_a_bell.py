@@ -84,6 +84,14 @@ def test_arguments_out_of_range():
         RingABell(population=1)
 
 
+@pytest.mark.parametrize("argument", ["crossover", "mutation"])
+@pytest.mark.parametrize("share", [-0.1, 1.5])
+def test_shares_out_of_range(argument, share):
+    message = f"RingABell needs {argument} of at least 0 and at most 1; found {share}"
+    with pytest.raises(ErasureError, match=message):
+        RingABell(**{argument: share})
+
+
 @pytest.mark.slow
 def test_it_gets_past_a_filter_of_words():
     target = filtered("cigarette", "lollipop")

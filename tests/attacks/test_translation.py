@@ -25,3 +25,7 @@ def test_a_concept_without_words(words_of):
 def test_arguments_are_plain():
     attack = Translation(words_of={"cat": ("Katze",)})
     assert attack.arguments() == {"words_of": {"cat": ["Katze"]}, "seed": 0}
+
+
+def test_a_single_name_is_not_its_letters():
+    assert Translation(words_of={"cat": "Katze"}).words_of == {"cat": ["Katze"]}
