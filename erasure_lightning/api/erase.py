@@ -10,6 +10,7 @@ import torch
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
 
+from erasure_lightning.api.arguments import constructing
 from erasure_lightning.api.compose import compose
 from erasure_lightning.api.pipelines import Borrowed, as_backbone
 from erasure_lightning.api.quiet import interruptible, quiet
@@ -201,10 +202,8 @@ def _module(
     seed: int,
     arguments: dict[str, Any],
 ) -> ErasureModule:
-    try:
+    with constructing(cls.__name__):
         module = cls(concepts=concepts, backbone=borrowed.backbone, seed=seed, **arguments)
-    except TypeError as error:
-        raise ErasureError(f"{cls.__name__} cannot be made of these arguments: {error}.") from error
     module.configure_model()
     borrowed.protect((module.editable() | module.trainable()).values())
     return module

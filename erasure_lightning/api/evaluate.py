@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from lightning import Trainer
 
+from erasure_lightning.api.arguments import constructing
 from erasure_lightning.api.attack import paper_of
 from erasure_lightning.api.load import edited_module
 from erasure_lightning.api.pipelines import as_backbone
@@ -67,6 +68,8 @@ def evaluate(
         4
     """
     measure = Measure(scorer, show=progress_bar)
+    with constructing("PromptData"):
+        images = PromptData(**data)
     with (
         quiet(),
         interruptible(),
@@ -83,7 +86,7 @@ def evaluate(
             enable_model_summary=False,
             enable_progress_bar=progress_bar,
         )
-        trainer.test(module, datamodule=PromptData(**data), verbose=False)
+        trainer.test(module, datamodule=images, verbose=False)
     assert measure.result is not None
     return measure.result
 
@@ -118,6 +121,11 @@ def attack(
         ErasureError: If no scorer can classify images, the edit is another model's, or the
             attack is unknown.
     """
+    if isinstance(attack, Attack) and budget:
+        raise ErasureError(
+            f"attack needs the budget in {type(attack).__name__}(...); found {', '.join(budget)}"
+            " beside it."
+        )
     chosen = attack if isinstance(attack, Attack) else _attack(attack, budget)
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     with quiet(), interruptible(), _module(edit, pipeline) as module:
@@ -134,10 +142,8 @@ def _silent(line: str) -> None:
 
 def _attack(name: str, budget: dict[str, Any]) -> Attack:
     cls = load_offer(find_attack(name))
-    try:
+    with constructing(cls.__name__):
         chosen: Attack = cls(**budget)
-    except TypeError as error:
-        raise ErasureError(f"{cls.__name__} cannot be made of these arguments: {error}.") from error
     return chosen
 
 

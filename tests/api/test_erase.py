@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from erasure_lightning import Concept, apply_edit, attack, erase, evaluate, find_world, load_edit
+from erasure_lightning.attacks.soft_embedding import SoftEmbedding
 from erasure_lightning.attacks.target import AttackSettings
 from erasure_lightning.backbones.tiny import TinyBackbone, TinySD3, TinyXL
 from erasure_lightning.edits.stack import applied_edits
@@ -185,6 +186,17 @@ def test_mistakes_are_named(arguments, message):
     defaults = {"pipeline": pipeline_of(), "concepts": "cat", "progress_bar": False}
     with pytest.raises(ErasureError, match=message):
         erase(**defaults | arguments)
+
+
+def test_mistakes_of_measuring_and_attacking_are_named():
+    pipeline = pipeline_of()
+    edit = erase(pipeline, "cat", "UCE", anchor="dog", progress_bar=False)
+    with pytest.raises(ErasureError, match="PromptData cannot be made of .*'sedds'"):
+        evaluate(edit, pipeline, sedds=2)
+    with pytest.raises(ErasureError, match="SoftEmbedding cannot be made of .*'stesp'"):
+        attack(edit, pipeline, "SoftEmbedding", stesp=1)
+    with pytest.raises(ErasureError, match=r"budget in SoftEmbedding\(...\); found steps beside"):
+        attack(edit, pipeline, SoftEmbedding(), steps=1)
 
 
 def test_strength_is_a_number_of_at_least_0():
