@@ -213,6 +213,7 @@ class Edit:
         return {
             name: record
             for name in components_of(self.tensors)
+            if isinstance(getattr(self.pipeline, name, None), nn.Module)
             for record in applied_edits(EditedComponent(self.pipeline, name).module)
             if record["fingerprint"] == fingerprint
         }

@@ -97,6 +97,17 @@ def test_an_edit_that_is_held_at_any_strength_is_not_applied_again(strength, tmp
     assert not same(weights(pipeline), plain)
 
 
+def test_the_strength_is_read_where_the_component_is_gone():
+    """A pipeline's text encoder may be dropped for its memory; what needs it says so."""
+    pipeline = TinyBackbone().to_pipeline()
+    edit = solved(pipeline, "cat")
+    pipeline.unet = None
+    assert edit.strength == 1
+    assert "UCE of cat" in edit.report()
+    with pytest.raises(ErasureError, match="needs a pipeline with a unet"):
+        edit.strength = 0.5
+
+
 @pytest.mark.parametrize("method", [SPM, Receler])
 def test_adapters_beside_weights_in_any_order(method):
     """The strength of the weights leaves the adapters alone."""
