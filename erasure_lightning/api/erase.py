@@ -21,7 +21,7 @@ from erasure_lightning.concepts.files import read_concepts
 from erasure_lightning.data.datamodule import PromptData
 from erasure_lightning.edits.applied import Edit, load_edit
 from erasure_lightning.edits.components import component_fingerprints
-from erasure_lightning.edits.edit import holds_edit
+from erasure_lightning.edits.installation import holds_edit
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.registry import find_method, find_retention_callback, load_method, load_offer
 from erasure_lightning.retention.base import RetentionCallback

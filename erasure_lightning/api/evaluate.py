@@ -23,7 +23,7 @@ from erasure_lightning.callbacks.progress import Progress
 from erasure_lightning.data.datamodule import PromptData
 from erasure_lightning.edits.applied import Edit, load_edit
 from erasure_lightning.edits.base_edits import locate_edit
-from erasure_lightning.edits.edit import holds_edit
+from erasure_lightning.edits.installation import holds_edit
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.metrics.protocol import Result
 from erasure_lightning.registry import find_attack, load_offer

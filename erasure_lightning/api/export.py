@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from erasure_lightning.edits.applied import Edit, load_edit
-from erasure_lightning.edits.edit import holds_edit
 from erasure_lightning.edits.export import Export, ExportRequest, check_adapters
+from erasure_lightning.edits.installation import holds_edit
 
 
 def export_edit(

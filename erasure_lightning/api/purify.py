@@ -168,4 +168,4 @@ def _sheet(module: ErasureModule, results: Sequence[_Purification], settings: _S
         )
         for one in evenly_spaced(results, _MAX_ROWS)
     ]
-    return draw_grid(title, subtitle, ["given", "original model", "edited model"], rows)
+    return draw_grid(title, subtitle, ["input", "original model", "edited model"], rows)

@@ -85,15 +85,19 @@ class EditedComponent:
         return [n for n, v in values.items() if n not in parameters or not _equal(parameters[n], v)]
 
     @torch.no_grad()
+    def copy(self, values: Mapping[str, Tensor]) -> None:
+        """Writes values of parameters."""
+        parameters = self.parameters()
+        for name, value in values.items():
+            parameters[name].copy_(value)
+
     def write(self, values: Mapping[str, Tensor]) -> None:
-        """Writes new values of parameters.
+        """Writes values of parameters, and checks that they are there.
 
         Raises:
             ErasureError: If some have other values afterwards.
         """
-        parameters = self.parameters()
-        for name, value in values.items():
-            parameters[name].copy_(value)
+        self.copy(values)
         if different := self.differing(values):
             raise ErasureError(
                 f"{self.title} needs to hold the edit's {len(values)} tensors once they are"

@@ -4,7 +4,7 @@ import pytest
 import torch
 from trivial import Distillation
 
-from erasure_lightning import Concept, apply_edit, erase, load_edit
+from erasure_lightning import Concept, apply_edit, compose, erase, load_edit
 from erasure_lightning.backbones.tiny import TINY_BACKBONES, TinyBackbone
 from erasure_lightning.edits.edit import read_edit
 from erasure_lightning.edits.stack import applied_edits, unedited_values
@@ -94,6 +94,26 @@ def test_an_edit_that_is_held_at_any_strength_is_not_applied_again(strength, tmp
     solved(pipeline, "cat")
     pipeline.unet.load_state_dict(TinyBackbone().to_pipeline().unet.state_dict())
     apply_edit(tmp_path / "edit.safetensors", pipeline)
+    assert not same(weights(pipeline), plain)
+
+
+@pytest.mark.parametrize("component", ["text_encoder", "unet"])
+def test_an_edit_that_cannot_be_written_leaves_the_pipeline_as_it_was(component):
+    """NaN in either of two components; the edit without it is the control."""
+    pipeline = TinyBackbone().to_pipeline()
+    plain = weights(pipeline)
+    text = erase(TinyBackbone().to_pipeline(), "star", "SAGE", anchor="dog", steps=2, lr=1e-2,
+                 warmup=0, check_steps=0, accelerator="cpu", progress_bar=False)  # fmt: skip
+    both = compose(solved(TinyBackbone().to_pipeline(), "cat"), text, pipeline=pipeline)
+    broken = type(both)(
+        {name: value.clone() for name, value in both.tensors.items()}, both.metadata
+    )
+    next(v for name, v in broken.tensors.items() if name.startswith(component))[0] = torch.nan
+    with pytest.raises(ErasureError, match="found other values in 1"):
+        broken.apply(pipeline)
+    assert same(weights(pipeline), plain)
+    assert not applied_edits(pipeline.unet) + applied_edits(pipeline.text_encoder)
+    both.apply(pipeline)
     assert not same(weights(pipeline), plain)
 
 
