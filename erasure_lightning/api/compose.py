@@ -17,6 +17,7 @@ from erasure_lightning.edits.base_edits import titles
 from erasure_lightning.edits.components import EditedComponent, is_same_component
 from erasure_lightning.edits.composition import dense_values, overlaps, shared_names, summed
 from erasure_lightning.edits.edit import edit_title
+from erasure_lightning.edits.format import required_entry
 from erasure_lightning.edits.stack import stacked_values
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.writing import EDIT_FILE, write_atomically
@@ -118,7 +119,7 @@ def _base_values(edit: Edit, names: set[str], pipeline: Any) -> dict[str, Tensor
     components = sorted({name.partition(".")[0] for name in names})
     with ExitStack() as undo:
         if pipeline is None:
-            pipeline = load_backbone(str(edit.metadata["backbone"])).to_pipeline()
+            pipeline = load_backbone(required_entry(edit.metadata, "backbone")).to_pipeline()
         for base in edit.apply_base_edits(pipeline):
             undo.callback(base.remove)
         beneath = {entry["fingerprint"] for entry in edit.metadata.get("base_edits", [])}

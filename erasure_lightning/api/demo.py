@@ -22,7 +22,9 @@ from erasure_lightning.data.image_grid import to_pil
 from erasure_lightning.diffusion.sampling import sample_images
 from erasure_lightning.edits.applied import load_edit
 from erasure_lightning.edits.edit import edit_title
+from erasure_lightning.edits.format import required_entry
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.files.words import shell_word
 from erasure_lightning.training.checkpoints import locate_checkpoint
 
 #: Sampling steps and guidance scale for a model of no world.
@@ -45,6 +47,8 @@ _HEADINGS = {
 _SMALL = 200
 
 _CSS = Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
+
+_LAST_PORT = 65535
 
 _THEME = {
     "primary_hue": "indigo",
@@ -101,12 +105,14 @@ class SideBySide:
         if path.suffix != ".safetensors":
             raise ErasureError(
                 f"A demo needs a finished edit; found the checkpoint {path}. Finish the run with"
-                f" `erasure fit --ckpt_path {run}`."
+                f" `erasure fit --ckpt_path {shell_word(run)}`."
             )
         self.edit = load_edit(path)
         self.title = edit_title(self.edit.metadata)
-        self.concepts = [Concept(**concept) for concept in self.edit.metadata["concepts"]]
-        self.backbone = load_backbone(self.edit.metadata["backbone"])
+        self.concepts = [
+            Concept(**concept) for concept in required_entry(self.edit.metadata, "concepts")
+        ]
+        self.backbone = load_backbone(required_entry(self.edit.metadata, "backbone"))
         self.backbone.eval().to(
             torch.accelerator.current_accelerator(check_available=True) or "cpu"
         )
@@ -165,9 +171,11 @@ def serve_demo(
         ready: Is called with the page's address once it is there.
 
     Raises:
-        ErasureError: If Gradio is not installed, the run cannot be read, or the port is taken.
+        ErasureError: If Gradio is not installed, the run cannot be read, or the port is taken or
+            out of range.
         KeyboardInterrupt: At Ctrl-C.
     """
+    require("A demo", at_least=1, at_most=_LAST_PORT, port=port)
     with TemporaryDirectory() as folder, _private(folder), quiet():
         gradio = _gradio()
         page = _page(gradio, SideBySide(run, steps))

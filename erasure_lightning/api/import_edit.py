@@ -103,7 +103,7 @@ def import_edit(
 def _unused(out: Path) -> Path:
     """The edit's file, which must not exist."""
     if out.suffix != ".safetensors":
-        Run(out).check_unused()
+        Run(out).check_unused("--out")
         return Run(out).edit
     if out.exists():
         raise ErasureError(f"{out} exists already, and is not overwritten. Choose another --out.")

@@ -8,6 +8,7 @@ from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.edits.applied import Edit
 from erasure_lightning.edits.base_edits import find_base_edits
+from erasure_lightning.edits.format import required_entry
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.registry import known_methods, load_method
 from erasure_lightning.runs.folder import run_of
@@ -117,9 +118,10 @@ def _method(title: str, name: str) -> type[ErasureModule]:
 
 
 def _arguments(metadata: dict[str, Any]) -> dict[str, Any]:
-    plain = {key: value for key, value in metadata["arguments"].items() if not _opaque(value)}
-    concepts = [Concept(**concept) for concept in metadata["concepts"]]
-    return plain | {"concepts": concepts, "backbone": metadata["backbone"]}
+    arguments = required_entry(metadata, "arguments")
+    plain = {key: value for key, value in arguments.items() if not _opaque(value)}
+    concepts = [Concept(**concept) for concept in required_entry(metadata, "concepts")]
+    return plain | {"concepts": concepts, "backbone": required_entry(metadata, "backbone")}
 
 
 def _opaque(value: Any) -> bool:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from erasure_lightning.backbones.families import FAMILIES, Family
-from erasure_lightning.concepts.worlds import World, find_world
+from erasure_lightning.concepts.worlds import World, find_world, worlds
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.files.words import did_you_mean
 
 _INDEX = "model_index.json"
 
@@ -140,7 +141,8 @@ def _locate_folder(name: str) -> PipelineSource:
     if path.exists() or path.suffix in (_CHECKPOINT, *_REFUSED) or not _is_hub_id(repository):
         kind = "no installed world, no folder, and no Hub id (owner/model)"
         kind = "a file" if path.is_file() else kind
-        raise ErasureError(f"The backbone {name!r} was not found: it is {kind}.")
+        hint = did_you_mean(name, worlds())
+        raise ErasureError(f"The backbone {name!r} was not found: it is {kind}.{hint}")
     source = PipelineSource(name, Path(), repository=repository, revision=revision or None)
     return replace(source, root=_download(source, [_INDEX]))
 

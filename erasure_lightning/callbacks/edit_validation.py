@@ -93,7 +93,7 @@ def check_edit(module: ErasureModule, initial_adapters: dict[str, Tensor]) -> No
         raise ErasureError(
             f"{type(module).__name__} changed none of its {len(editable)} parameters; no file was"
             " written. Give it more steps (--trainer.max_steps) or a higher learning rate, or check"
-            " at its concepts."
+            " its concepts."
         )
 
 

@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from erasure_lightning.distributed.lightning_internals import after_signal_handlers
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.files.words import shell_word
 from erasure_lightning.runs.folder import Run
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -113,7 +114,7 @@ class LastCheckpoint(Checkpoint):
             saved = f"Interrupted after step {trainer.global_step} and saved; go on with"
             raise Interrupted(
                 self._signal or signal.SIGTERM,
-                f"{saved} `erasure fit --ckpt_path {trainer.default_root_dir}`.",
+                f"{saved} `erasure fit --ckpt_path {shell_word(trainer.default_root_dir)}`.",
             )
 
     def on_train_batch_end(
@@ -148,7 +149,7 @@ class LastCheckpoint(Checkpoint):
             written = "Interrupted after the last step; the edit is written. Measure it with"
             raise Interrupted(
                 self._signal or signal.SIGTERM,
-                f"{written} `erasure test --ckpt_path {trainer.default_root_dir}`.",
+                f"{written} `erasure test --ckpt_path {shell_word(trainer.default_root_dir)}`.",
             )
 
 

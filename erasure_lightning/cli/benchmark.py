@@ -28,6 +28,7 @@ from erasure_lightning.cli.short_names import find_concepts
 from erasure_lightning.concepts.concept import shortened_names
 from erasure_lightning.concepts.files import read_concepts
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.files.words import shell_word
 from erasure_lightning.files.writing import write_atomically
 from erasure_lightning.runs.folder import RUNS_FOLDER, slug
 
@@ -189,7 +190,8 @@ def _interruptible(suite: str, out: Path) -> Iterator[None]:
     except KeyboardInterrupt:
         print(
             f"Stopped; finished cells are in {out}, and the others save what they can. Resume"
-            f" with the same command: erasure benchmark {suite} --run_dir {out}",
+            f" with the same command: erasure benchmark {shell_word(suite)} --run_dir"
+            f" {shell_word(out)}",
             flush=True,
         )
         raise

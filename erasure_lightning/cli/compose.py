@@ -4,6 +4,7 @@ from pathlib import Path
 
 from erasure_lightning.cli.arguments import Arguments
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.files.words import shell_word
 
 
 def run_compose(argv: list[str]) -> None:
@@ -30,11 +31,11 @@ def run_compose(argv: list[str]) -> None:
     elif out.is_file():
         raise ErasureError(f"--out needs a folder or a .safetensors file; found the file {out}.")
     else:
-        require_unused(out)
+        require_unused(out, "--out")
     edit = compose(*options.runs)
     path = save_composition(edit, out if out.suffix == ".safetensors" else Run(out).edit)
     print(edit.report())
-    print(f"Composed; the edit is {path}. Measure it: erasure test --ckpt_path {out}.")
+    print(f"Composed; the edit is {path}. Measure it: erasure test --ckpt_path {shell_word(out)}.")
 
 
 def _parser() -> Arguments:

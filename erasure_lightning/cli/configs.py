@@ -74,6 +74,8 @@ def find_config(name: str, *within: str) -> Path:
     path = Path(name)
     if path.is_file():
         return path
+    if path.is_dir():
+        raise ErasureError(f"A config needs a YAML file; found the folder {name}.{_of_run(path)}")
     family = str(path.parent) if str(path.parent) in RECIPES else ""
     shipped = {
         str(Path(family, file)): config
@@ -87,6 +89,12 @@ def find_config(name: str, *within: str) -> Path:
         f" {', '.join(sorted(shipped)) or 'none'}; recipes for published models in"
         f" {', '.join(RECIPES)} (sdxl/esd.yaml)."
     )
+
+
+def _of_run(folder: Path) -> str:
+    """A sentence that names the config of a run's folder; empty where it holds none."""
+    config = folder / "config.yaml"
+    return f" Did you mean {config}?" if config.is_file() else ""
 
 
 def checked_config(name: str, *within: str) -> Path:

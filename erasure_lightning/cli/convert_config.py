@@ -5,6 +5,7 @@ from pathlib import Path
 from erasure_lightning.api.convert_config import convert_config
 from erasure_lightning.cli.arguments import Arguments
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.files.words import shell_word
 from erasure_lightning.files.writing import write_atomically
 
 
@@ -22,7 +23,7 @@ def run_convert_config(argv: list[str]) -> None:
     if options.out.exists():
         raise ErasureError(f"{options.out} exists already, and is not overwritten. Choose another.")
     write_atomically(options.out, text.encode())
-    print(f"Written: {options.out}. Erase with `erasure fit --config {options.out}`.")
+    print(f"Written: {options.out}. Erase with `erasure fit --config {shell_word(options.out)}`.")
 
 
 def _parser() -> Arguments:

@@ -61,8 +61,18 @@ def one_line_error(message: str, parser: LightningArgumentParser) -> str:
         return _unrecognized(match[1].split(), parser)
     if match := re.match(r"Group '(.+)' does not accept option '(.+)'", message):
         return _no_option(match[1], match[2], parser)
-    errors = list(dict.fromkeys(_errors(message, parser)))
+    errors = _joined(dict.fromkeys(_errors(message, parser)))
     return "; ".join(errors) or " ".join(message.split())
+
+
+def _joined(errors: Iterable[str]) -> list[str]:
+    """The errors; choices of several types that one option takes are in one of them."""
+    joined: dict[tuple[str, str], list[str]] = {}
+    for error in errors:
+        match = re.fullmatch(r"(.+ needs one of )(.+)(; found .+)", error)
+        before, choices, after = match.groups() if match else (error, "", "")
+        joined.setdefault((before, after), []).append(choices)
+    return [", ".join(choices).join(ends) for ends, choices in joined.items()]
 
 
 def constructor_error(error: ValueError, parser: LightningArgumentParser) -> ErasureError:
@@ -116,7 +126,7 @@ def _line(text: str, key: str, parser: LightningArgumentParser, ending: str) -> 
         return f"{key} needs the name of a {match[1]}; found {match[2]!r}"
     if match := re.match(r"Expected a (.+)\. Got value: (.*)", text):
         return f"{key} needs {_type(match[1])}; found {match[2]!r}"
-    if (match := re.fullmatch(r"Expected a (<class '\w+'>)", text)) and key:
+    if (match := re.fullmatch(r"Expected a (<class '\w+'>|typing\.Literal\[.*\])", text)) and key:
         return f"{key} needs {_type(match[1])}{ending}"
     return f"{key}: {text}" if key else text
 

@@ -54,13 +54,15 @@ def run_export(argv: list[str]) -> None:
         images=options.images,
     )
     if exported.ranks:
+        least, greatest = exported.ranks
+        span = f"Rank {least}" if least == greatest else f"Ranks {least} to {greatest}"
         print(
-            f"Ranks {exported.ranks[0]} to {exported.ranks[1]}; {exported.error:.2%} of the change"
+            f"{span}; {exported.error:.2%} of the change"
             f" is lost{', with what the format cannot hold' * bool(exported.left_out)}."
             f"{' The formats diff and component lose none.' * (exported.error > _LOSS)}"
         )
     if exported.image_error is not None:
-        print(f"Images differ by {exported.image_error:.4f} of 0..1 on average from the edit's.")
+        print(f"Images differ by {exported.image_error:.2g} of 0..1 on average from the edit's.")
     print(f"Exported as {exported.format}: {exported.path}.")
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from erasure_lightning.cli.arguments import Arguments, word_list
+from erasure_lightning.files.words import shell_word
 
 #: `OFFICIAL_LAYOUTS`, without importing torch.
 _LAYOUTS = ("esd", "uce", "speed", "mace", "spm", "leco", "diffusers-lora")
@@ -24,7 +25,7 @@ def run_import(argv: list[str]) -> None:
     concepts = read_concepts(Path(options.concepts)) if listed else word_list(options.concepts)
     edit = import_edit(options.file, options.layout, options.backbone, options.out, concepts)
     print(edit.report())
-    print(f"Imported; measure it with `erasure test --ckpt_path {options.out}`.")
+    print(f"Imported; measure it with `erasure test --ckpt_path {shell_word(options.out)}`.")
 
 
 def _parser() -> Arguments:

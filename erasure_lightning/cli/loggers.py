@@ -10,6 +10,7 @@ from jsonargparse import Namespace
 from lightning.pytorch.loggers import Logger
 
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.files.words import shell_word
 from erasure_lightning.runs.dashboards import close_loggers, wandb_arguments
 
 #: Variable of the folder where W&B copies what it will upload; the user's home by default.
@@ -80,7 +81,7 @@ def closing(folder: Path, loggers: Callable[[], Sequence[Logger]]) -> Iterator[N
         raise
     finally:
         for offline in close_loggers(loggers(), failed):
-            print(f"Offline logs can be uploaded later: wandb sync {offline}")
+            print(f"Offline logs can be uploaded later: wandb sync {shell_word(offline)}")
         if staged:
             os.environ.pop(_STAGING)
 

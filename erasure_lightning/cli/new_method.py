@@ -2,7 +2,6 @@
 
 import keyword
 import re
-import shlex
 from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import NamedTuple
 from erasure_lightning.cli.arguments import Arguments
 from erasure_lightning.cli.configs import shipped_configs
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.files.words import shell_word
 from erasure_lightning.registry import known_methods
 
 _SKELETONS = Path(__file__).parent / "skeletons"
@@ -176,7 +176,7 @@ class Draft(NamedTuple):
             )
         files[table] = f"{before}\n{self.filled(_LINE)}{brace.lstrip()}{after}"
         return files, [
-            f"pytest {_quoted(self.folder / self.filled('tests/methods/test_my_method.py'))}"
+            f"pytest {shell_word(self.folder / self.filled('tests/methods/test_my_method.py'))}"
         ]
 
     def plugin(self) -> tuple[dict[Path, str], list[str]]:
@@ -192,7 +192,10 @@ class Draft(NamedTuple):
             raise ErasureError(
                 f"The name {self.name} is taken by an installed package, {package}; choose another."
             )
-        return self.files(_PLUGIN), [f"pip install -e {_quoted(root)}", f"pytest {_quoted(root)}"]
+        return self.files(_PLUGIN), [
+            f"pip install -e {shell_word(root)}",
+            f"pytest {shell_word(root)}",
+        ]
 
 
 def _check_unused(paths: Iterable[Path]) -> None:
@@ -200,7 +203,3 @@ def _check_unused(paths: Iterable[Path]) -> None:
         raise ErasureError(
             f"{', '.join(existing)} exists already, and is not overwritten. Choose another name."
         )
-
-
-def _quoted(path: Path) -> str:
-    return shlex.quote(str(path))

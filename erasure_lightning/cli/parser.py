@@ -1,6 +1,7 @@
 """LightningCLI's parser with short names, and with errors in one line."""
 
 import os
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
@@ -86,3 +87,19 @@ class Parser(LightningArgumentParser):
         if not self.exit_on_error:  # of one value inside another parser's, which adds its key
             super().error(message, ex)
         raise ErasureError(one_line_error(message, self)) from ex
+
+
+def check_names(names: Iterable[str], parser: LightningArgumentParser) -> None:
+    """Refuse options that belong to no argument and no group of arguments.
+
+    Args:
+        names: With their dashes.
+        parser: The command's.
+
+    Raises:
+        ErasureError: If there is one, with the names most like it.
+    """
+    known = {option.partition(".")[0] for option in parser._option_string_actions}
+    for name in names:
+        if name and name.partition(".")[0].removesuffix("+") not in known:
+            raise ErasureError(one_line_error(f"unrecognized arguments: {name}", parser))

@@ -58,6 +58,7 @@ def _exports(options: Namespace, folder: Path) -> dict[str, Callable[[Path], obj
     from erasure_lightning.backbones.loading import load_backbone
     from erasure_lightning.edits.applied import load_edit
     from erasure_lightning.edits.export import ExportRequest
+    from erasure_lightning.edits.format import required_entry
     from erasure_lightning.report.public_edit import public_metadata
     from erasure_lightning.training.checkpoints import locate_checkpoint
 
@@ -66,7 +67,7 @@ def _exports(options: Namespace, folder: Path) -> dict[str, Callable[[Path], obj
         ExportRequest(folder / file, name, options.checkpoint)
     silence()
     edit = load_edit(locate_checkpoint(str(options.run), "push"))
-    edit.apply(load_backbone(edit.metadata["backbone"]).to_pipeline())
+    edit.apply(load_backbone(required_entry(edit.metadata, "backbone")).to_pipeline())
     edit.metadata = public_metadata(edit.metadata)
     return {
         file: partial(edit.export, format=name, checkpoint=options.checkpoint)

@@ -8,7 +8,6 @@ from erasure_lightning.cli.options import CONFIG_OPTIONS, Options
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.runs.folder import run_of
 from erasure_lightning.training.checkpoints import (
-    CHECKPOINT_SUFFIXES,
     locate_checkpoint,
     read_checkpoint,
 )
@@ -27,17 +26,11 @@ def own_config(options: Options, command: str) -> list[str]:
     checkpoint = options.get("--ckpt_path")
     if not checkpoint or options.names() & {*CONFIG_OPTIONS, "--model", "--model.class_path"}:
         return []
-    locate_checkpoint(checkpoint, command)
-    path = Path(checkpoint)
-    if (config := run_of(path).config).is_file():
+    file = locate_checkpoint(checkpoint, command)
+    if (config := run_of(Path(checkpoint)).config).is_file():
         return ["--config", str(config)]
-    if (
-        path.is_file()
-        and path.suffix in CHECKPOINT_SUFFIXES
-        and (text := read_checkpoint(path)["erasure"].get("config"))
-    ):
-        return ["--config", text]
-    return []
+    text = read_checkpoint(file)["erasure"].get("config")
+    return ["--config", text] if text else []
 
 
 def check_same(model: dict[str, Any], checkpoint: dict[str, Any]) -> None:

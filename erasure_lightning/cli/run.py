@@ -19,12 +19,13 @@ from erasure_lightning.cli import folders, loggers
 from erasure_lightning.cli.configs import dump_yaml, load_yaml
 from erasure_lightning.cli.error_messages import constructor_error
 from erasure_lightning.cli.options import CONFIG_OPTIONS, Options
-from erasure_lightning.cli.parser import Parser
+from erasure_lightning.cli.parser import Parser, check_names
 from erasure_lightning.cli.rank import use_launched_ranks
 from erasure_lightning.cli.resume import check_same, check_unfinished, own_config
 from erasure_lightning.cli.short_names import full_words
 from erasure_lightning.data.datamodule import PromptData
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.files.words import shell_word
 from erasure_lightning.files.writing import write_atomically
 from erasure_lightning.methods import METHODS
 from erasure_lightning.runs.redaction import redact_secrets
@@ -125,12 +126,26 @@ class CommandLine(LightningCLI):
         """Parse the arguments; LightningCLI's own method warns about ``sys.argv``."""
         names = self.options.names()
         if not (args[:1] == ["--config"] or names & _NAMING or any(".help" in n for n in names)):
-            raise ErasureError(
+            check_names(names, parser)  # a misspelled --config is no missing one
+            raise ErasureError(self._needs())
+        self.config = parser.parse_args(args)
+        check_strategy(self.config.trainer.strategy)
+
+    def _needs(self) -> str:
+        """What to give to a command that has neither a method nor an edit."""
+        if self.command in ("fit", "plan"):
+            return (
                 f"erasure {self.command} needs a method: give --config FILE, or --model NAME with"
                 f" --model.concepts. Known: {', '.join(METHODS)} (`erasure methods` lists all)."
             )
-        self.config = parser.parse_args(args)
-        check_strategy(self.config.trainer.strategy)
+        if edit := self.options.get("--ckpt_path"):
+            return (
+                f"erasure {self.command} needs the config of the edit, which {edit} has not: give"
+                " --config FILE with its method, concepts and backbone."
+            )
+        return (
+            f"erasure {self.command} needs an edit: give --ckpt_path RUN, or an edit.safetensors."
+        )
 
     def _set_seed(self) -> None:
         """Override the seeding of LightningCLI; `execute` seeds with the model's own seed."""
@@ -168,10 +183,7 @@ class CommandLine(LightningCLI):
     def _checkpoint(self, model: dict[str, Any]) -> Path | None:
         if self.config.ckpt_path is None:
             if self.command != "fit":
-                raise ErasureError(
-                    f"erasure {self.command} needs an edit: give --ckpt_path RUN, or an"
-                    " edit.safetensors."
-                )
+                raise ErasureError(self._needs())
             return None
         path = locate_checkpoint(self.config.ckpt_path, self.command)
         checkpoint = read_checkpoint(path)
@@ -236,8 +248,8 @@ class CommandLine(LightningCLI):
             return
         self._print(f"Erased; the edit is in {self.run.root}{self._grid()}.")
         self._print(
-            f"Draw prompts of your own: erasure predict --ckpt_path {self.run.root} --data.prompts"
-            " PROMPTS.csv."
+            "Draw prompts of your own: erasure predict --ckpt_path"
+            f" {shell_word(self.run.root)} --data.prompts PROMPTS.csv."
         )
 
     def _measure(self) -> None:

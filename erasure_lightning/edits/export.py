@@ -116,12 +116,29 @@ class ExportRequest:
         if self.layout != "diffusers" and kind is not ExportFormat.COMPONENT:
             raise ErasureError(f"layout is for component; {kind} has one layout.")
         require("An export", at_least=0, images=self.images)
-        if self.images and kind not in (ExportFormat.LORA, ExportFormat.KOHYA_LORA):
-            raise ErasureError(f"images compares low-rank factors with the edit; {kind} has none.")
+        self._check_factors()
         if kind is ExportFormat.CHECKPOINT and self.checkpoint is None:
             raise ErasureError(
                 "The format checkpoint needs the single file that the edit is written into:"
                 " --checkpoint FILE."
+            )
+
+    def _check_factors(self) -> None:
+        """Raises if what low-rank factors alone have is requested of another format."""
+        if self.kind not in (ExportFormat.LORA, ExportFormat.KOHYA_LORA):
+            if self.images:
+                raise ErasureError(
+                    f"images compares low-rank factors with the edit; {self.kind} has none."
+                )
+            if (self.rank, self.energy) != (None, None):
+                raise ErasureError(
+                    f"rank and energy are of low-rank factors; {self.kind} has none. Leave them"
+                    " out, or export it as `lora`."
+                )
+        if self.rank is not None and self.energy is not None:
+            raise ErasureError(
+                f"A LoRA needs a rank or an energy; found both, {self.rank} and {self.energy:g}."
+                " Leave one out."
             )
 
     @property

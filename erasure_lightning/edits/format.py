@@ -15,6 +15,16 @@ EDIT_FORMAT = 2
 #: Parts of layout 1 -> components of the pipeline.
 _PARTS = {"denoiser": "unet", "text_encoders.0": "text_encoder"}
 
+#: Entries of the metadata and their types, of those that an edit has.
+_TYPES = {
+    "method": str,
+    "concepts": list,
+    "backbone": str,
+    "arguments": dict,
+    "fingerprints": dict,
+    "adapters": dict,
+}
+
 #: Segments of names that torch.compile and peft add.
 _WRAPPERS = ("_orig_mod", "base_layer")
 
@@ -38,7 +48,7 @@ def read_metadata(path: Path, header: Mapping[str, str]) -> dict[str, Any]:
         header: Its safetensors metadata.
 
     Raises:
-        ErasureError: If it is no edit, or of a later layout.
+        ErasureError: If it is no edit, of a later layout, or an entry has another type.
     """
     try:
         metadata: dict[str, Any] = dict(json.loads(header["erasure"]))
@@ -52,6 +62,7 @@ def read_metadata(path: Path, header: Mapping[str, str]) -> dict[str, Any]:
             f"{path} needs a later version of erasure-lightning: found layout {layout}, known are 1"
             f" to {EDIT_FORMAT}."
         )
+    _check_types(path, metadata)
     if "adapters" in metadata:
         metadata["adapters"] = {
             _PARTS.get(part, part): plan for part, plan in metadata["adapters"].items()
@@ -68,3 +79,36 @@ def plain_values(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain_values(v) for v in value]
     return value if isinstance(value, str | int | float | bool | None) else repr(value)
+
+
+def required_entry(metadata: Mapping[str, Any], name: str) -> Any:
+    """An entry of an edit's metadata, which another package's edit may lack.
+
+    Args:
+        metadata: Of the edit.
+        name: Of the entry.
+
+    Raises:
+        ErasureError: If it is not there.
+    """
+    if name not in metadata:
+        raise ErasureError(
+            f"The edit's metadata need {name} here; found none. Apply the edit in Python to a"
+            " pipeline of your own: apply_edit(file, pipeline)."
+        )
+    return metadata[name]
+
+
+def _check_types(path: Path, metadata: Mapping[str, Any]) -> None:
+    for name, kind in _TYPES.items():
+        if name in metadata and not isinstance(metadata[name], kind):
+            raise _damaged(path, name, metadata[name])
+    for concept in metadata.get("concepts", []):
+        if not isinstance(concept, dict) or not isinstance(concept.get("name"), str):
+            raise _damaged(path, "concepts", concept)
+
+
+def _damaged(path: Path, name: str, value: object) -> ErasureError:
+    return ErasureError(
+        f"{path} cannot be read: its metadata have {name} as an edit never has it, {value!r}."
+    )

@@ -28,9 +28,21 @@ def image_error(
     Returns:
         The difference of pixels in 0..1.
     """
-    edited = _drawn(pipeline, prompt, images)
-    with _low_rank(pipeline, changes, lowered):
-        return float((_drawn(pipeline, prompt, images) - edited).abs().mean())
+    with _without_progress(pipeline):
+        edited = _drawn(pipeline, prompt, images)
+        with _low_rank(pipeline, changes, lowered):
+            return float((_drawn(pipeline, prompt, images) - edited).abs().mean())
+
+
+@contextmanager
+def _without_progress(pipeline: Any) -> Iterator[None]:
+    """The pipeline without its progress bar, of which there would be one an image."""
+    config = getattr(pipeline, "_progress_bar_config", {})
+    pipeline.set_progress_bar_config(**config | {"disable": True})
+    try:
+        yield
+    finally:
+        pipeline.set_progress_bar_config(**config)
 
 
 def _drawn(pipeline: Any, prompt: str, images: int) -> torch.Tensor:

@@ -2,9 +2,11 @@
 
 import difflib
 import re
+import shlex
 import unicodedata
 from collections.abc import Callable, Iterable
 from functools import lru_cache
+from pathlib import Path
 
 #: Invisible characters without meaning; joiners, which emojis and scripts need, are not among them.
 _INVISIBLE = dict.fromkeys(
@@ -36,6 +38,11 @@ def did_you_mean(word: str, known: Iterable[str], count: int = 1) -> str:
     """
     near = difflib.get_close_matches(word, list(known), n=count)
     return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+
+
+def shell_word(path: str | Path) -> str:
+    """A path as one word of a command that a message prints."""
+    return shlex.quote(str(path))
 
 
 def _plurals(words: str) -> set[str]:

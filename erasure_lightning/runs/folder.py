@@ -10,6 +10,7 @@ from pathlib import Path
 from erasure_lightning.concepts.concept import shortened_names
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.locks import RUNNING_FILE
+from erasure_lightning.files.words import shell_word
 from erasure_lightning.files.writing import EDIT_FILE, is_temporary
 
 #: Default folder of runs.
@@ -71,9 +72,10 @@ class Run:
     @property
     def command(self) -> str:
         """The command that continues this run; empty if it is complete."""
+        where = shell_word(self.root)
         if self.edit.exists():
-            return "" if self.figures.exists() else f"erasure test --ckpt_path {self.root}"
-        return f"erasure fit --ckpt_path {self.root}" if self.last.exists() else ""
+            return "" if self.figures.exists() else f"erasure test --ckpt_path {where}"
+        return f"erasure fit --ckpt_path {where}" if self.last.exists() else ""
 
     @property
     def log(self) -> Path:
@@ -114,8 +116,11 @@ class Run:
         """Remove what is left of a killed second measurement."""
         shutil.rmtree(self.second_measurement, ignore_errors=True)
 
-    def check_unused(self) -> None:
+    def check_unused(self, option: str = "--run_dir") -> None:
         """Raises unless a new run may start here.
+
+        Args:
+            option: Which names the folder.
 
         Raises:
             ErasureError: If a finished run, or the checkpoint of an unfinished one, would be
@@ -125,12 +130,12 @@ class Run:
             measure = f"Measure it with `{self.command}`, or choose" if self.command else "Choose"
             raise ErasureError(
                 f"{self.root} holds a finished run ({self.edit.name}), which is never overwritten. "
-                f"{measure} another folder with --run_dir, or delete this one."
+                f"{measure} another folder with {option}, or delete this one."
             )
         if self.last.exists():
             raise ErasureError(
                 f"{self.root} holds an unfinished run. Continue it with `{self.command}`, "
-                "or start over elsewhere with --run_dir, or delete it."
+                f"or start over elsewhere with {option}, or delete it."
             )
 
     def check_resumable(self) -> None:
@@ -142,8 +147,8 @@ class Run:
         if self.edit.exists():
             raise ErasureError(
                 f"{self.root} holds a finished run ({self.edit.name}): nothing is left to resume."
-                f" Measure it with `erasure test --ckpt_path {self.root}`, or start another with"
-                " --run_dir."
+                f" Measure it with `erasure test --ckpt_path {shell_word(self.root)}`, or start"
+                " another with --run_dir."
             )
 
 
@@ -164,15 +169,19 @@ def run_of(path: Path) -> Run:
     return Run(path.parent.parent if path.parent.name == "checkpoints" else path.parent)
 
 
-def require_unused(folder: Path) -> None:
+def require_unused(folder: Path, option: str = "--run_dir") -> None:
     """Check that a folder has no results.
+
+    Args:
+        folder: The folder.
+        option: Which names it.
 
     Raises:
         ErasureError: If it has some, which are never overwritten.
     """
     if unused_folder(folder) != folder:
         raise ErasureError(
-            f"{folder} is not empty, and its files are not overwritten. Choose another --run_dir."
+            f"{folder} is not empty, and its files are not overwritten. Choose another {option}."
         )
 
 

@@ -42,6 +42,7 @@ from erasure_lightning.training.edit_state import (
     BACKBONE_PREFIX,
     backbone_state,
     check_base_model,
+    check_shapes,
 )
 from erasure_lightning.training.paired_sampling import PairedSampling
 from erasure_lightning.training.retention_term import RetentionTerm
@@ -274,8 +275,10 @@ class ErasureModule(PairedSampling, ABC):
             ErasureError: If it edits other parameters, or another base model.
         """
         component = self.backbone.component_name
-        names = {BACKBONE_PREFIX + component(n): BACKBONE_PREFIX + n for n in self.editable()}
+        editable = self.editable()
+        names = {BACKBONE_PREFIX + component(n): BACKBONE_PREFIX + n for n in editable}
         state = backbone_state(checkpoint["state_dict"], names, type(self).__name__)
+        check_shapes(state, {BACKBONE_PREFIX + n: p.shape for n, p in editable.items()})
         checkpoint["state_dict"] = state
         metadata = checkpoint.get("erasure", {})
         check_base_edits(metadata, self.base_edits)

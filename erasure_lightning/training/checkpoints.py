@@ -12,6 +12,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 
 from erasure_lightning.edits.edit import read_edit
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.files.words import shell_word
 from erasure_lightning.files.writing import write_atomically
 from erasure_lightning.runs.folder import Run
 from erasure_lightning.training.edit_state import BACKBONE_PREFIX
@@ -61,7 +62,7 @@ def _in_run(run: Run, command: str) -> Path:
         raise ErasureError(
             f"{run.root} holds a config and nothing that {command} could use, like a run that was"
             " stopped before its first checkpoint. Start it again with `erasure fit --config"
-            f" {run.config} --run_dir {run.root}`."
+            f" {shell_word(run.config)} --run_dir {shell_word(run.root)}`."
         )
     missing = "checkpoints/last.ckpt"
     if command != "fit":

@@ -1,7 +1,9 @@
 """States of edits in checkpoints and edit files."""
 
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from erasure_lightning.errors import ErasureError
@@ -31,6 +33,25 @@ def backbone_state(
             " config the checkpoint was made with."
         )
     return renamed
+
+
+def check_shapes(state: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> None:
+    """Check that an edit's values have the shapes of what they are loaded into.
+
+    Args:
+        state: Values by the names of a module.
+        shapes: Of the module's parameters.
+
+    Raises:
+        ErasureError: If one has another shape.
+    """
+    for name, value in state.items():
+        if value.shape != shapes[name]:
+            raise ErasureError(
+                f"{name.removeprefix(BACKBONE_PREFIX)} needs values of shape"
+                f" {tuple(shapes[name])}; the checkpoint has {tuple(value.shape)}. Use the config"
+                " and the base model that it was made with."
+            )
 
 
 def check_base_model(metadata: dict[str, Any], name: str, own: str, rounded: str) -> None:

@@ -166,7 +166,9 @@ def test_what_cannot_be_composed_is_refused_in_a_line(folder, tmp_path, capsys):
     assert "needs each edit once; found UCE of cat" in refused(capsys, cat, cat, "--out", out)
     assert "at least two edits; found 1" in refused(capsys, cat, "--out", out)
     assert "No edit at" in refused(capsys, cat, folder / "none", "--out", out)
-    assert "not overwritten" in refused(capsys, cat, star, "--out", folder / "star")
+    assert "not overwritten. Choose another --out." in refused(
+        capsys, cat, star, "--out", folder / "star"
+    )
     other = edit_of("star", TinyFlux)
     path = other.save(tmp_path / "flux" / "edit.safetensors")
     assert "needs edits of one model" in refused(capsys, cat, path, "--out", out)

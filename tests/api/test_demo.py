@@ -63,6 +63,12 @@ def test_without_gradio_it_is_one_line(run, capsys, monkeypatch):
     assert line.count("\n") == 1
 
 
+def test_a_port_that_cannot_be(run, capsys):
+    assert main(["demo", str(run), "--port", "99999"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("erasure: error: A demo needs port of at least 1 and at most 65535")
+
+
 def evaluate(browser, expression):
     return browser.ask("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get(
         "value"

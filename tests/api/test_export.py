@@ -116,7 +116,7 @@ def test_a_lora_draws_as_the_edit_does(edited, path):
     assert not torch.equal(before, latents(pipeline))
 
 
-def test_the_error_in_images_is_that_of_the_low_rank_factors(tmp_path):
+def test_the_error_in_images_is_that_of_the_low_rank_factors(tmp_path, capfd):
     errors = {}
     own = erased(TinyBackbone, "closed")
     for method, rank in (("full", 1), ("full", 64), ("closed", 64)):
@@ -132,6 +132,7 @@ def test_the_error_in_images_is_that_of_the_low_rank_factors(tmp_path):
     export_edit(edit, tmp_path / "beneath.safetensors", "lora", rank=1, images=1)
     assert torch.equal(latents(pipeline), stacked)
     assert not torch.equal(stacked, edited)
+    assert "it/s" not in capfd.readouterr().err  # a progress bar of diffusers for each image
     with pytest.raises(ErasureError, match="images compares low-rank factors"):
         export_edit(edit, tmp_path / "x.safetensors", "diff", images=2)
 
@@ -282,6 +283,20 @@ def test_factors_retain_the_energy_that_is_given(path):
     ]
     assert errors == sorted(errors, reverse=True)
     assert export_edit(edit, path, "lora", rank=1).ranks == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("format", "options", "message"),
+    [
+        ("diff", {"rank": 4}, "rank and energy are of low-rank factors; diff has none"),
+        ("diff", {"energy": 0.9}, "rank and energy are of low-rank factors; diff has none"),
+        ("lora", {"rank": 4, "energy": 0.9}, "needs a rank or an energy; found both, 4 and 0.9"),
+    ],
+)
+def test_options_of_low_rank_factors_that_would_have_no_effect(path, format, options, message):
+    _, edit = shared(TinyBackbone, "full")
+    with pytest.raises(ErasureError, match=message):
+        export_edit(edit, path, format, **options)
 
 
 def test_half_the_strength_is_half_the_difference(tmp_path):

@@ -308,4 +308,5 @@ def test_commands_take_it(base, tmp_path, capsys):
     card = (run / "model_card.md").read_text()
     assert "Imported" in card
     assert main(["import", str(file), *words]) == 2
+    assert "another folder with --out" in capsys.readouterr().err
     assert load_file(run / "edit.safetensors").keys() == {f"unet.{name}" for name in kv()}

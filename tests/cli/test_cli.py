@@ -1,5 +1,7 @@
 import errno
 import os
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +16,7 @@ from erasure_lightning.cli.configs import load_yaml
 from erasure_lightning.cli.main import COMMANDS
 from erasure_lightning.cli.options import Option, Options
 from erasure_lightning.cli.short_names import full_words
-from erasure_lightning.edits.edit import read_edit
+from erasure_lightning.edits.edit import read_edit, write_edit
 
 pytestmark = pytest.mark.usefixtures("folder")
 
@@ -276,6 +278,9 @@ def test_help_names_files_of_concepts(capsys):
             ),
         ),
         (["--model.lr", "7"], "erasure fit needs a method"),
+        (["--confg", "sage.yaml"], "unknown argument '--confg'. Did you mean '--config'"),
+        (["--modl.lr", "7"], "unknown argument '--modl.lr'"),
+        (["--config", "."], "A config needs a YAML file; found the folder ."),
         (["--model", "sgae"], "unknown method 'sgae'. Did you mean 'SAGE' or 'SAFREE'? Known: "),
         (
             ["--model", "sage"],
@@ -297,6 +302,12 @@ def test_help_names_files_of_concepts(capsys):
             "unknown argument '--trainer.max_stepz'. Did you mean '--trainer.max_steps'",
         ),
         ([*SAGE, "--trainer.max_steps", "x"], "trainer.max_steps needs a whole number; found 'x'"),
+        (
+            [*SAGE, "--trainer.precision", "12"],
+            "trainer.precision needs one of 64, 32, 16, 'transformer-engine', 'transformer-engine-"
+            "float16', '16-true', '16-mixed', 'bf16-true', 'bf16-mixed', '32-true', '64-true', '64'"
+            ", '32', '16', 'bf16'; found '12'",
+        ),
         (
             [*SAGE, "--data.seed", "3"],
             "unknown argument '--data.seed'. Did you mean '--data.seeds'",
@@ -361,6 +372,11 @@ def test_help_names_files_of_concepts(capsys):
         ([*SAGE, "--trainer.fast_dev_run", "-1"], "fast_dev_run=-1 is not a valid configuration"),
         ([*SAGE, "--save_every", "0"], "Saving needs --save_every of at least 1; found 0."),
         ([*SAGE[:-1], "no-world"], "The backbone 'no-world' was not found"),
+        (
+            [*SAGE[:-1], "emoji-wrld"],
+            "The backbone 'emoji-wrld' was not found: it is no installed world, no folder, and no"
+            " Hub id (owner/model). Did you mean 'emoji-world'?",
+        ),
         (
             ["--config", "sagee.yaml"],
             "unknown config 'sagee.yaml': no such file. Did you mean 'sage.yaml'? Shipped: ",
@@ -431,6 +447,12 @@ def test_the_end_says_what_to_do_next(capsys, folder):
     assert not (folder / "runs/distillation-cat/metrics.json").exists()
 
 
+def test_the_command_that_comes_next_has_a_folder_with_spaces_as_one_word(capsys):
+    assert main(["fit", *TINY, "--measure", "false", "--run_dir", "my runs/a"]) == 0
+    command = capsys.readouterr().out.rpartition("of your own: erasure ")[2].splitlines()[0]
+    assert shlex.split(command)[:3] == ["predict", "--ckpt_path", "my runs/a"]
+
+
 def test_a_finished_run_is_not_touched(error, finished):
     before = {p: p.stat().st_mtime_ns for p in finished.rglob("*")}
     assert "holds a finished run" in error("fit", *TINY, "--run_dir", str(finished))
@@ -443,6 +465,34 @@ def test_an_edit_is_measured_from_its_folder_alone(finished):
         assert main(["test", "--ckpt_path", str(finished)]) == 0
         assert (finished / name / "metrics.json").is_file()
     assert main(["compare", str(finished), str(finished / "test")]) == 0
+
+
+def test_a_folder_without_a_config_has_that_of_its_edit(finished, folder):
+    shutil.copytree(finished, folder / "bare")
+    (folder / "bare" / "config.yaml").unlink()
+    assert main(["test", "--ckpt_path", "bare"]) == 0
+
+
+def test_an_edit_without_a_config_needs_one(error, finished, folder):
+    tensors, metadata = read_edit(finished / "edit.safetensors")
+    del metadata["config"]
+    write_edit(folder / "bare.safetensors", tensors, metadata)
+    assert error("test", "--ckpt_path", "bare.safetensors").startswith(
+        "erasure test needs the config of the edit, which bare.safetensors has not: give --config"
+    )
+
+
+def test_an_edit_with_values_of_other_shapes_is_one_clear_line(error, finished, folder):
+    tensors, metadata = read_edit(finished / "edit.safetensors")
+    cut = {name: value[:1] for name, value in tensors.items()}
+    write_edit(folder / "cut.safetensors", cut, metadata)
+    message = error("test", "--ckpt_path", "cut.safetensors")
+    assert "needs values of shape (16, 32); the checkpoint has (1, 32)" in message
+
+
+@pytest.mark.parametrize("command", ["test", "validate", "predict"])
+def test_a_command_without_an_edit_needs_one(error, command):
+    assert error(command).startswith(f"erasure {command} needs an edit: give --ckpt_path RUN")
 
 
 def test_figures_of_a_later_test_are_compared(folder, finished, capsys):

@@ -5,7 +5,8 @@ from torch import nn
 
 from erasure_lightning.edits.applied import apply_edit
 from erasure_lightning.edits.components import component_fingerprints
-from erasure_lightning.edits.edit import read_edit, write_edit
+from erasure_lightning.edits.edit import read_edit, read_edit_metadata, write_edit
+from erasure_lightning.edits.format import required_entry
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.writing import write_atomically
 
@@ -44,6 +45,32 @@ def test_missing_files_and_foreign_ones(tmp_path):
     save_file({"w": torch.ones(1)}, tmp_path / "foreign.safetensors")
     with pytest.raises(ErasureError, match="needs the metadata of an edit"):
         read_edit(tmp_path / "foreign.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("entry", "shown"),
+    [
+        ({"method": 7}, "method as an edit never has it, 7"),
+        ({"concepts": 7}, "concepts as an edit never has it, 7"),
+        ({"concepts": ["cat"]}, "concepts as an edit never has it, 'cat'"),
+        ({"concepts": [{"nme": "cat"}]}, "concepts as an edit never has it, {'nme': 'cat'}"),
+        ({"backbone": None}, "backbone as an edit never has it, None"),
+        ({"arguments": []}, "arguments as an edit never has it"),
+        ({"fingerprints": "x"}, "fingerprints as an edit never has it, 'x'"),
+        ({"adapters": []}, "adapters as an edit never has it"),
+    ],
+)
+def test_metadata_of_another_type_are_refused(tmp_path, entry, shown):
+    write_edit(tmp_path / "edit", {"unet.w": torch.ones(1)}, META | entry)
+    for read in (read_edit, read_edit_metadata):
+        with pytest.raises(ErasureError, match=f"cannot be read: its metadata have {shown}"):
+            read(tmp_path / "edit")
+
+
+def test_an_entry_that_is_not_there_is_named():
+    assert required_entry(META, "seed") == 3
+    with pytest.raises(ErasureError, match="metadata need backbone here; found none"):
+        required_entry(META, "backbone")
 
 
 def test_an_edit_of_a_later_layout_is_refused(tmp_path):
