@@ -1,6 +1,6 @@
 """`erase`: erases concepts from a diffusers pipeline, in one call."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
 from pathlib import Path
@@ -170,7 +170,13 @@ def _concepts(
 ) -> list[Concept]:
     if isinstance(concepts, Path):
         return read_concepts(concepts)
-    several = [concepts] if isinstance(concepts, str | Concept) else list(concepts)
+    is_one = isinstance(concepts, str | Concept) or not isinstance(concepts, Iterable)
+    several = [concepts] if is_one else list(concepts)
+    if others := [c for c in several if not isinstance(c, str | Concept)]:
+        raise ErasureError(
+            "erase needs each concept as text or as a Concept, or a Path to a file of them; found"
+            f" {others[0]!r}."
+        )
     if not several:
         raise ErasureError("erase needs at least one concept; found none.")
     return [c if isinstance(c, Concept) else Concept(c, anchor, kind=kind) for c in several]
@@ -184,6 +190,11 @@ def _retention(
     if retention is None:
         names = cls.default_retention or (("LocalNoisePreservation",) if retain else ())
         retention = [_retention_class(name)() for name in names]
+    if not isinstance(retention, Iterable) or not all(isinstance(c, Callback) for c in retention):
+        raise ErasureError(
+            "erase needs retention callbacks in a list, such as [LocalNoisePreservation()]; found"
+            f" {retention!r}."
+        )
     if retain is not None:
         for callback in retention:
             callback.retain(retain)
@@ -210,8 +221,8 @@ def _module(
 
 
 def _steps(module: ErasureModule, steps: int | None) -> int:
-    if steps is not None and steps < 1:
-        raise ErasureError(f"erase needs steps of at least 1; found {steps}.")
+    if steps is not None and (not isinstance(steps, int) or steps < 1):
+        raise ErasureError(f"erase needs steps of at least 1, a whole number; found {steps!r}.")
     if not isinstance(module, GradientErasure):
         return 1
     return module.default_steps if steps is None else steps

@@ -178,7 +178,15 @@ def test_an_interruption_leaves_the_pipeline_as_it_was():
         ({"method": "UCEE"}, "unknown method 'UCEE'. Did you mean 'UCE'"),
         ({"method": "UCE", "concepts": []}, "at least one concept"),
         ({"method": "UCE", "rigde": 1.0}, "rigde"),
-        ({"method": "ESD", "steps": 0}, "steps of at least 1; found 0"),
+        ({"method": "ESD", "steps": 0}, "steps of at least 1, a whole number; found 0"),
+        ({"method": "ESD", "steps": 1.5}, "steps of at least 1, a whole number; found 1.5"),
+        ({"method": "UCE", "concepts": 5}, "each concept as text .*; found 5"),
+        ({"method": "UCE", "concepts": [{"name": "cat"}]}, "found {'name': 'cat'}"),
+        (
+            {"method": "ESD", "retention": "LocalNoisePreservation"},
+            "retention callbacks in a list, .*; found 'LocalNoisePreservation'",
+        ),
+        ({"method": "ESD", "retention": LocalNoisePreservation()}, "callbacks in a list"),
         ({"method": "UCE", "pipeline": object()}, "known family; found object"),
     ],
 )
