@@ -15,6 +15,7 @@ from erasure_lightning.cli.error_messages import constructor_error
 from erasure_lightning.cli.options import CONFIG_OPTIONS, Options
 from erasure_lightning.cli.parser import Parser
 from erasure_lightning.cli.short_names import full_words
+from erasure_lightning.cli.warning_lines import format_warnings
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.registry import known_attacks
 from erasure_lightning.runs.folder import run_of
@@ -35,6 +36,7 @@ def run_attack(argv: list[str]) -> None:
         ErasureError: If the edit or the attack is missing, or a file would be overwritten.
     """
     silence()
+    format_warnings()
     parser = _parser()
     config = parser.parse_args(_with_attack_help(_arguments(argv)))
     if config.ckpt_path is None:

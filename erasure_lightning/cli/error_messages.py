@@ -118,9 +118,9 @@ def _line(text: str, key: str, parser: LightningArgumentParser, ending: str) -> 
     if match := re.match(r"Expected a dot import path string: (.*)", text):
         if key == _CONCEPTS:
             return f"{key} needs {{name: {match[1]}}} in its list; found {match[1]!r}"
-        return f"unknown {key} {match[1]!r}{suggestion(match[1], _class_names(key))}"
+        return f"unknown {key} {match[1]!r}{_hint(match[1], key)}"
     if match := re.match(r"the following arguments are required: (.*)", text):
-        missing = [f"--{key}.{name.strip()}" for name in match[1].split(",")]
+        missing = [f"--{key}.{name.strip()}".replace("--.", "--") for name in match[1].split(",")]
         return f"{key or 'erasure'} needs {match[1]}: give {' and '.join(missing)}"
     if match := re.match(r"Not a valid subclass of (\w+)\. Got value: (.*)", text):
         return f"{key} needs the name of a {match[1]}; found {match[2]!r}"
@@ -172,11 +172,13 @@ def _options(key: str, parser: LightningArgumentParser) -> set[str]:
     }
 
 
-def _class_names(key: str) -> set[str]:
-    """Names that could have been meant where a class is named."""
-    if "callbacks" in key:
-        return {cls.__name__ for cls in _family(Callback)} | {*CLASSES, *retention_names()}
-    return {cls.__name__ for cls in _family(Logger)} | {*LOGGERS}
+def _hint(name: str, key: str) -> str:
+    """The end of a sentence about an unknown class: names like it, or the loggers."""
+    if "logger" in key:
+        known = {cls.__name__ for cls in _family(Logger)} | {*LOGGERS}
+        return suggestion(name, known) or f". Known: {', '.join(LOGGERS)}, or a class path"
+    classes = {cls.__name__ for cls in _family(Callback)} if "callbacks" in key else set()
+    return suggestion(name, {*classes, *CLASSES, *retention_names()})
 
 
 def _family(cls: type) -> list[type]:

@@ -23,6 +23,7 @@ from erasure_lightning.cli.parser import Parser, check_names
 from erasure_lightning.cli.rank import use_launched_ranks
 from erasure_lightning.cli.resume import check_same, check_unfinished, own_config
 from erasure_lightning.cli.short_names import full_words
+from erasure_lightning.cli.warning_lines import format_warnings
 from erasure_lightning.data.datamodule import PromptData
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.words import shell_word
@@ -61,6 +62,7 @@ def run(command: str, argv: list[str]) -> None:
         Interrupted: If a signal came.
     """
     silence()
+    format_warnings()
     keeper = LastCheckpoint()
     try:
         with keeper.watching():

@@ -4,6 +4,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 import yaml
 from trivial import TINY, method_options
 
+from erasure_lightning import errors
 from erasure_lightning.__main__ import main
 from erasure_lightning.cli.configs import load_yaml
 from erasure_lightning.cli.main import COMMANDS
@@ -318,6 +320,14 @@ def test_help_names_files_of_concepts(capsys):
             "unknown trainer.logger 'wanb'. Did you mean 'wandb'?",
         ),
         (
+            [*SAGE, "--trainer.logger", "foo"],
+            "unknown trainer.logger 'foo'. Known: csv, tensorboard, wandb, or a class path",
+        ),
+        (
+            [*SAGE, "--model.adversary", "StateAdversry"],
+            "unknown model.adversary 'StateAdversry'. Did you mean 'StateAdversary'",
+        ),
+        (
             [*SAGE, "--trainer.callbacks+=GlobalSemanticAlignmnt"],
             (
                 "unknown trainer.callbacks 'GlobalSemanticAlignmnt'. Did you mean"
@@ -414,6 +424,7 @@ def test_a_mistake_is_one_clear_line(error, argv, message):
             "model has no option 'lrr'. Did you mean 'lr'?",
         ),
         ("model:\n  class_path: {sage\n", "c.yaml, line 3: no valid YAML"),
+        ("model:\n", "erasure needs model: give --model"),
         (
             "model: sage\ndata: {steps: 2}\ndata: {steps: 4}\n",
             "c.yaml, line 3: no valid YAML (found 'data' twice, first in line 2",
@@ -451,6 +462,15 @@ def test_the_command_that_comes_next_has_a_folder_with_spaces_as_one_word(capsys
     assert main(["fit", *TINY, "--measure", "false", "--run_dir", "my runs/a"]) == 0
     command = capsys.readouterr().out.rpartition("of your own: erasure ")[2].splitlines()[0]
     assert shlex.split(command)[:3] == ["predict", "--ckpt_path", "my runs/a"]
+
+
+def test_a_warning_of_ours_is_a_line_without_its_place_in_the_code(monkeypatch):
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # is restored
+    assert main(["fit", *TINY, "--measure", "false"]) == 0
+    here = errors.__file__
+    line = warnings.formatwarning(UserWarning("Cut."), UserWarning, here, 3)
+    assert line == "erasure: warning: Cut.\n"
+    assert "other.py:3" in warnings.formatwarning(UserWarning("x"), UserWarning, "other.py", 3)
 
 
 def test_a_finished_run_is_not_touched(error, finished):
