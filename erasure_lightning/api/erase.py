@@ -170,8 +170,11 @@ def _concepts(
 ) -> list[Concept]:
     if isinstance(concepts, Path):
         return read_concepts(concepts)
-    is_one = isinstance(concepts, str | Concept) or not isinstance(concepts, Iterable)
-    several = [concepts] if is_one else list(concepts)
+    several: list[Any]
+    if isinstance(concepts, str | Concept) or not isinstance(concepts, Iterable):
+        several = [concepts]
+    else:
+        several = list(concepts)
     if others := [c for c in several if not isinstance(c, str | Concept)]:
         raise ErasureError(
             "erase needs each concept as text or as a Concept, or a Path to a file of them; found"

@@ -89,11 +89,14 @@ def main(argv: list[str] | None = None) -> int:
     """
     argv = with_underscores(sys.argv[1:] if argv is None else argv)
     try:
+        _check_encoding(argv)
         return _dispatch(argv)
     except BrokenPipeError:  # the reader has read enough (`erasure methods | head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except BaseException as error:
+        if isinstance(error.__context__, BrokenPipeError):  # rich makes a SystemExit of it
+            return 141
         message, code = _message(error)
         if not code:
             raise
@@ -124,6 +127,16 @@ def _system_message(error: OSError) -> str:
             f"{where} could not be written: {error.strerror}. What was there before is untouched."
         )
     return f"{where} could not be used: {error.strerror}."
+
+
+def _check_encoding(argv: list[str]) -> None:
+    """Refuse bytes that Python could not read as text, which no config or metadata can hold."""
+    for word in argv:
+        if any("\udc80" <= letter <= "\udcff" for letter in word):
+            raise ErasureError(
+                f"The command line needs words in UTF-8; found {word!r}. Set PYTHONUTF8=1, or"
+                " rename the file."
+            )
 
 
 def _dispatch(argv: list[str]) -> int:

@@ -5,11 +5,13 @@ import shutil
 import subprocess
 import sys
 import warnings
+from io import StringIO
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from rich.console import Console
 from trivial import TINY, method_options
 
 from erasure_lightning import errors
@@ -315,6 +317,10 @@ def test_help_names_files_of_concepts(capsys):
             "unknown argument '--data.seed'. Did you mean '--data.seeds'",
         ),
         ([*SAGE, "word"], "unknown argument 'word'"),
+        (
+            [*SAGE, "--run_dir", "caf\udce9"],
+            "The command line needs words in UTF-8; found 'caf\\udce9'",
+        ),
         (
             [*SAGE, "--trainer.logger", "wanb"],
             "unknown trainer.logger 'wanb'. Did you mean 'wandb'?",
@@ -764,3 +770,17 @@ def test_many_concepts_are_one_value_for_the_parser(folder, capsys):
     assert many <= few + 2000
     capsys.readouterr()
     assert printed(capsys, "--config", "200.yaml") == (folder / "200.yaml").read_text()
+
+
+def test_a_closed_pipe_ends_a_run_with_the_code_of_a_closed_pipe(monkeypatch):
+    class Closed(StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+
+    def table():
+        with monkeypatch.context() as within:
+            within.setattr(os, "dup2", lambda *_: None)  # of rich, to the null device
+            Console(file=Closed()).print("a table")
+
+    monkeypatch.setattr("erasure_lightning.cli.main._dispatch", lambda argv: table())
+    assert main(["methods"]) == 141
