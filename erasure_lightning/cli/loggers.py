@@ -16,6 +16,9 @@ from erasure_lightning.runs.dashboards import close_loggers, wandb_arguments
 #: Variable of the folder where W&B copies what it will upload; the user's home by default.
 _STAGING = "WANDB_DATA_DIR"
 
+#: What W&B accepts as WANDB_MODE.
+_MODES = ("online", "offline", "shared", "disabled", "dryrun", "run")
+
 
 def place_loggers(loggers: Any, folder: Path) -> None:
     """Let every logger without a folder of its own write into the run's.
@@ -108,9 +111,12 @@ def check_account(offline: bool, offline_option: str) -> None:
         offline_option: Makes it log offline.
 
     Raises:
-        ErasureError: With that option.
+        ErasureError: With that option; or if WANDB_MODE is none of W&B's modes.
     """
-    if offline or os.environ.get("WANDB_MODE", "online") != "online":
+    mode = os.environ.get("WANDB_MODE", "online")
+    if mode not in _MODES:  # W&B fails on it at its first use, in the middle of the run
+        raise ErasureError(f"WANDB_MODE needs one of {', '.join(_MODES)}; found {mode!r}.")
+    if offline or mode != "online":
         return
     import wandb
 

@@ -697,6 +697,13 @@ def test_wandb_online_without_a_key_says_how_to_go_offline(error, folder, monkey
     assert not list(folder.iterdir())
 
 
+def test_an_unknown_mode_of_wandb_is_one_clear_line(error, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "ofline")
+    message = error("fit", *TINY, "--trainer.logger", "wandb", "--run_dir", "r")
+    assert message.startswith("WANDB_MODE needs one of online, offline, ")
+    assert message.endswith("found 'ofline'.")
+
+
 def test_a_logger_writes_into_the_run_beside_the_table(folder):
     argv = ["--trainer.logger", "tensorboard", "--measure", "false", "--run_dir", "r"]
     assert main(["fit", *TINY, *argv]) == 0
