@@ -1,10 +1,12 @@
 """A least-recently-used cache of the outputs of frozen text encoders."""
 
 from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from erasure_lightning.adapters.base import adapters_of
 from erasure_lightning.backbones.conditioning import Conditioning
@@ -36,6 +38,10 @@ class TextCache:
         self.limit = max(_LIMIT, int(size * _SHARE))
         self._encoded: dict[str | Phrase, Conditioning] = {}
         self._version: Hashable = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Of a copy, which is empty: it may have other encoders."""
+        return {"limit": self.limit, "_encoded": {}, "_version": None}
 
     def encode(
         self,
@@ -81,5 +87,7 @@ def encoders_version(text_encoders: nn.Module) -> Hashable:
     dtype = parameters[0].dtype
     autocast = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type)
     strengths = tuple(rule.strength for rule in adapters_of(text_encoders))
-    versions = [(p.untyped_storage()._cdata, p._version) for p in parameters]
+    # References, since a later storage may have the address of one that was freed meanwhile.
+    references = map(StorageWeakRef, (p.untyped_storage() for p in parameters))
+    versions = zip(references, (p._version for p in parameters), strict=True)
     return device, dtype, autocast, strengths, *versions

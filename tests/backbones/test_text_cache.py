@@ -1,4 +1,5 @@
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -90,6 +91,23 @@ def test_whatever_changes_the_encoder_is_seen(tiny, change):
             after, tiny.contextualize(tiny.embed(["a cat"] * PROMPTS_PER_BATCH)).tokens[:1]
         )
     assert not torch.equal(after.to(before), before)
+
+
+def test_values_at_a_former_address_are_seen(tiny):
+    """The second new storage often has the address of the first one, which is free again."""
+    weight = tiny.text_encoders[0].model.get_parameter("encoder.layers.0.mlp.fc1.weight")
+    for _ in range(50):
+        before = tiny.encode(["a cat"]).tokens
+        for _ in range(2):
+            weight.data = torch.randn_like(weight)
+        assert not torch.equal(tiny.encode(["a cat"]).tokens, before)
+
+
+def test_a_copy_begins_empty(tiny):
+    expected = tiny.encode(["a cat"]).tokens
+    copied = deepcopy(tiny)
+    assert not copied._text_cache._encoded
+    assert torch.equal(copied.encode(["a cat"]).tokens, expected)
 
 
 def test_memory_is_bounded_and_the_newest_stay(tiny):
