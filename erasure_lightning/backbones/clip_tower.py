@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from itertools import count, takewhile
 from typing import Any, Literal, cast
 
 from torch import Tensor, nn
@@ -44,6 +45,19 @@ class ClipTower(TextTower):
         super().__init__(model, tokenizer)
         self.layer = layer
         self.pooled = pooled
+
+    def as_read(self, text: str) -> str:
+        """The text with all tokens of a textual inversion that has several vectors.
+
+        The inversion ``<name>`` has the tokens ``<name>``, ``<name>_1``, ``<name>_2``, ...
+        """
+        added = self.tokenizer.added_tokens_encoder
+        for token in added:
+            if f"{token}_1" in added and token in self.tokenizer.tokenize(text):
+                numbered = (f"{token}_{number}" for number in count(1))
+                others = takewhile(added.__contains__, numbered)
+                text = text.replace(token, " ".join((token, *others)))
+        return text
 
     def encode(self, embedded: EmbeddedPrompts) -> EncoderOutput:
         """Token states ``(B, L, D)`` of `layer`, and the state at the end of text."""

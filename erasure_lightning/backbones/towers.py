@@ -175,8 +175,9 @@ class TextTower(nn.Module, ABC):
     def too_long(self, prompts: Sequence[str]) -> list[str]:
         """Prompts that have more tokens than are read."""
         most = self.length
-        some = [p for p in prompts if len(p.encode()) + 2 > most]  # a token spells a byte at least
-        rows = self.tokenizer([self.as_read(p) for p in some]).input_ids if some else []
+        read = {prompt: self.as_read(prompt) for prompt in prompts}
+        some = [p for p in prompts if len(read[p].encode()) + 2 > most]  # a token is a byte or more
+        rows = self.tokenizer([read[p] for p in some]).input_ids if some else []
         return [p for p, ids in zip(some, rows, strict=True) if len(ids) > most]
 
     def words(self) -> Tensor:
