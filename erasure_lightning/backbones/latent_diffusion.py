@@ -3,9 +3,12 @@
 import hashlib
 import json
 from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import zip_longest
 from typing import Any, Self, cast
 
+import torch
 from torch import Tensor, nn
 
 from erasure_lightning.backbones.base import Backbone
@@ -126,20 +129,37 @@ class LatentDiffusion(Backbone):
                 )
         return channels, height // factor, width // factor
 
+    @contextmanager
+    def _autoencoding(self) -> Iterator[None]:
+        """Computes in the backbone's precision, but in float32 where that is float16.
+
+        Stable Diffusion XL's autoencoder overflows in float16; its stock pipeline converts it too.
+        """
+        if self.base is not torch.float16:
+            with self.computing():
+                yield
+            return
+        dtype = next(self.vae.parameters()).dtype
+        self.vae.float()
+        try:
+            yield
+        finally:
+            self.vae.to(dtype)
+
     def decode(self, latents: Tensor) -> Tensor:
         """Images ``(B, 3, H, W)`` in 0..1."""
         vae = cast(Any, self.vae)
         scaled = latents / vae.config.scaling_factor
         if vae.config.shift_factor is not None:
             scaled = scaled + vae.config.shift_factor
-        with self.computing():
+        with self._autoencoding():
             images = vae.decode(scaled, return_dict=False)[0]
         return cast(Tensor, (images.to(self.dtype) / 2 + 0.5).clamp(0, 1))
 
     def compress(self, images: Tensor) -> Tensor:
         """Latents ``(B, C, h, w)`` of images in 0..1: the mode of the autoencoder's posterior."""
         vae = cast(Any, self.vae)
-        with self.computing():
+        with self._autoencoding():
             latents = vae.encode(images * 2 - 1).latent_dist.mode().to(self.dtype)
         shift = vae.config.shift_factor
         latents = latents if shift is None else latents - shift

@@ -175,3 +175,14 @@ class TestText:
         assert name == "denoiser.add_embedding.linear_1.weight"
         assert not weight[:, :20].any()
         assert torch.equal(weight[:, 20:], layer.weight[:, 20:])  # what reads the sizes stays
+
+
+def test_the_autoencoder_of_a_model_in_float16_computes_in_float32():
+    """As in the stock pipeline: the published one overflows in float16."""
+    half = TinyXL().half()
+    rounded = TinyXL().half().float()
+    images = torch.rand(1, 3, 16, 16)
+    latents = half.compress(images)
+    assert torch.equal(latents, rounded.compress(images))
+    assert torch.equal(half.decode(latents), rounded.decode(latents))
+    assert {p.dtype for p in half.vae.parameters()} == {torch.float16}
