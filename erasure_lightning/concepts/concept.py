@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.files.words import did_you_mean, folded, naming
+from erasure_lightning.files.words import cleaned, did_you_mean, folded, naming
 
 ConceptKind = Literal["thing", "style", "person", "action"]
 
@@ -97,7 +97,7 @@ class Concept:
     kind: ConceptKind = "thing"
 
     def __post_init__(self) -> None:
-        if not self.name.strip():
+        if not cleaned(self.name):
             raise ErasureError(
                 "A concept needs a name: the words that call it in a prompt. Found an empty one."
             )
@@ -141,6 +141,23 @@ class Phrase(NamedTuple):
     text: str
     start: int
     stop: int
+
+
+def require_templates(owner: str, templates: Sequence[str]) -> None:
+    """Raises unless every template has ``{}`` once: a `Phrase` has its concept in one position.
+
+    Args:
+        owner: What needs them, for the message.
+        templates: Sentences.
+
+    Raises:
+        ErasureError: For the first that has not.
+    """
+    if bad := [template for template in templates if template.count("{}") != 1]:
+        raise ErasureError(
+            f"{owner} needs {{}} in every template, once, for the concept's words; found"
+            f" {bad[0]!r}."
+        )
 
 
 def fill_template(template: str, words: str) -> Phrase:

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.checks import require
-from erasure_lightning.concepts.concept import PromptBatch
+from erasure_lightning.concepts.concept import PromptBatch, require_templates
 from erasure_lightning.concepts.vocabulary import Vocabulary, random_subset
 from erasure_lightning.data.image_plan import ImageBatch, ImageLoader, ImageRequest, read_prompts
 from erasure_lightning.errors import ErasureError
@@ -114,11 +114,7 @@ class PromptData(LightningDataModule):
         require("PromptData", at_least=1, **{name: getattr(self, name) for name in names})
         require("PromptData", at_least=2, seeds=self.seeds)
         require("PromptData", at_least=0, guidance=self.guidance)
-        if bad := [t for t in self.templates or () if "{}" not in t]:
-            raise ErasureError(
-                "PromptData needs {} in every template for the concept's words; found"
-                f" {bad[0]!r}."
-            )
+        require_templates("PromptData", self.templates or ())
 
     @property
     def _module(self) -> Any:

@@ -61,9 +61,9 @@ def _forms(words: str) -> set[str]:
 
 def mentioning(names: Iterable[str]) -> Callable[[str], bool]:
     """A predicate: whether a text has one of some names, in singular or simple plural, as words."""
-    forms = sorted({form for name in names for form in _forms(name)})
+    forms = sorted({form for name in names if folded(name) for form in _forms(name)})
     pattern = re.compile("|".join(map(_as_word, forms)))
-    return lambda text: pattern.search(folded(text)) is not None
+    return lambda text: bool(forms) and pattern.search(folded(text)) is not None
 
 
 def _as_word(form: str) -> str:

@@ -40,7 +40,7 @@ from torch.nn.functional import one_hot
 from erasure_lightning.adapters.base import ADAPTER_CHILD, AdapterPlan
 from erasure_lightning.adapters.semi_permeable import Membrane
 from erasure_lightning.backbones.conditioning import CONCEPT, Conditioning
-from erasure_lightning.concepts.concept import Phrase, fill_template
+from erasure_lightning.concepts.concept import Phrase, fill_template, require_templates
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.training.adapter_methods import AdapterErasure
 from erasure_lightning.training.latent_sources import NoisyBatch
@@ -97,10 +97,7 @@ class SPM(AdapterErasure):
         for name, value in weights.items():
             if value < 0:
                 raise ErasureError(f"SPM needs {name} of at least 0; found {value}.")
-        if bad := [t for t in templates or () if "{}" not in t]:
-            raise ErasureError(
-                f"SPM needs {{}} in every template for the concept's words; found {bad[0]!r}."
-            )
+        require_templates("SPM", templates or ())
         self.guidance = guidance
         self.anchors = anchors
         self.anchor_weight = anchor_weight

@@ -28,7 +28,7 @@ from typing import Any
 from torch import Tensor
 
 from erasure_lightning.backbones.interface import TextInput
-from erasure_lightning.concepts.concept import PromptBatch
+from erasure_lightning.concepts.concept import PromptBatch, require_templates
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.training.closed_form import ClosedFormErasure
 from erasure_lightning.training.prompt_states import last_token_states
@@ -71,10 +71,7 @@ class UCE(ClosedFormErasure):
                 "UCE needs erase_scale and preserve_scale of at least 0 and a ridge above 0; found "
                 f"{erase_scale}, {preserve_scale} and {ridge}."
             )
-        if bad := [t for t in templates or () if "{}" not in t]:
-            raise ErasureError(
-                f"UCE needs {{}} in every template for the concept's words; found {bad[0]!r}."
-            )
+        require_templates("UCE", templates or ())
         self.templates = templates or ["{}"]
         self.preserve = preserve or []
         self.erase_scale = erase_scale

@@ -65,6 +65,7 @@ def test_no_sentence_of_the_core_speaks_of_emojis():
     ("name", "anchor", "words"),
     [
         ("  ", "", "needs a name"),
+        ("\u200b", "", "needs a name"),
         ("Cat", "cat", "itself as anchor"),
         ("red cat", " Red  Cats", "itself as anchor"),
     ],

@@ -90,6 +90,12 @@ def test_a_name_is_found_in_either_number_and_whatever_its_signs(name, named, ot
     assert without_concepts([*named, *others], [Concept(name)]) == others
 
 
+@pytest.mark.parametrize("concepts", [[], [Concept("star", domain=["", "\u200b"])]])
+def test_what_has_no_words_is_in_no_prompt(concepts):
+    prompts = ["a cat, a dog", "", "an s"]
+    assert without_concepts(prompts, concepts) == prompts
+
+
 @pytest.mark.parametrize(("prompts", "expected"), [("things", 99), (["a cat"] * 3, 3)])
 def test_a_callback_retains_a_list_without_the_concept(folder, prompts, expected):
     """Prompts of the user's own are retained as they are."""

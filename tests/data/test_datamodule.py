@@ -377,6 +377,7 @@ def test_the_kept_labels_are_drawn_by_lot_and_stay_the_same():
         ({"batch_size": 0}, "batch_size of at least 1"),
         ({"seeds": 1}, "seeds of at least 2"),
         ({"templates": ["a cat"]}, "needs {} in"),
+        ({"templates": ["{}", "a {} by a {}"]}, "once, .* found 'a {} by a {}'"),
     ],
 )
 def test_arguments_out_of_range(arguments, words):

@@ -154,6 +154,7 @@ def test_a_hundred_concepts():
         ({"ridge": 0.0}, "a ridge above 0; found 1.0, 1.0 and 0.0"),
         ({"erase_scale": -1.0}, "of at least 0"),
         ({"templates": ["{}", "a photo"]}, "found 'a photo'"),
+        ({"templates": ["{} {}"]}, "found '{} {}'"),
     ],
 )
 def test_arguments_out_of_range(arguments, words):
