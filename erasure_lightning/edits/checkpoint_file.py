@@ -23,6 +23,7 @@ from erasure_lightning.edits.original_names import (
 )
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.safetensors_file import require_safetensors, stored_tensors
+from erasure_lightning.files.writing import temporary_path
 
 #: Prefixes of a transformer's tensors.
 _TRANSFORMER = ("model.diffusion_model.", "", "transformer.")
@@ -83,7 +84,7 @@ def write_checkpoint(
     require_safetensors("checkpoint", source)
     header, start = stored_tensors(source)
     places = _places(changes, header, modules, source)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    temporary = temporary_path(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, temporary)

@@ -1,6 +1,5 @@
 """Writes an applied edit in the form that another tool loads."""
 
-import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -28,7 +27,7 @@ from erasure_lightning.edits.lora_layouts import (
 )
 from erasure_lightning.edits.original_component import original_component
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.files.writing import write_atomically
+from erasure_lightning.files.writing import temporary_path, write_atomically
 
 #: Precisions of exported tensors.
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -290,7 +289,7 @@ def _write_new(path: Path, write: Callable[[Path], Any]) -> None:
     Raises:
         ErasureError: If it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = temporary_path(path)
     try:
         temporary.mkdir(parents=True)
         write(temporary / path.name)

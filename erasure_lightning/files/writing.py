@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -28,7 +29,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     Raises:
         ErasureError: If the folder cannot be written to or the disk is full.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = temporary_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
@@ -42,8 +43,16 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise _write_error(path, error) from error
 
 
+def temporary_path(path: Path) -> Path:
+    """A new hidden file beside a path.
+
+    Its number is random: in containers that share a folder, many processes have the same one.
+    """
+    return path.with_name(f".{path.name}.{secrets.randbits(64)}")
+
+
 def is_temporary(path: Path) -> bool:
-    """Whether a file is a temporary one of `write_atomically`."""
+    """Whether a file is one of `temporary_path`."""
     return re.fullmatch(r"\..+\.\d+", path.name) is not None
 
 
