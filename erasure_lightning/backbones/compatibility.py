@@ -6,7 +6,7 @@ from erasure_lightning.errors import ErasureError
 
 
 def require_tokens(title: str, tokenizer: Any, tower: str, config: Any) -> None:
-    """Raises unless every id and position of a tokenizer has an embedding.
+    """Raises unless every id and position of a tokenizer has an embedding, and words come first.
 
     Args:
         title: Name of the tokenizer in messages.
@@ -15,13 +15,18 @@ def require_tokens(title: str, tokenizer: Any, tower: str, config: Any) -> None:
         config: Config of the text encoder.
 
     Raises:
-        ErasureError: If the tokenizer has more ids or positions.
+        ErasureError: If the tokenizer has more ids or positions, or pads on the left.
     """
     last = max(tokenizer.get_vocab().values())
     if last >= config.vocab_size:
         raise ErasureError(
             f"The {title} needs a {tower} with {last + 1} embeddings; found {config.vocab_size}."
             f" Save the {tower} that its added tokens were trained with."
+        )
+    if tokenizer.padding_side != "right":
+        raise ErasureError(
+            f"The {title} needs padding_side right; found {tokenizer.padding_side}. Set it in"
+            " tokenizer_config.json."
         )
     positions = getattr(config, "max_position_embeddings", None)  # T5's are relative
     if positions is not None and tokenizer.model_max_length > positions:

@@ -10,7 +10,11 @@ import torch
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.compatibility import require_tokens
 from erasure_lightning.backbones.families import Family
-from erasure_lightning.backbones.single_file import component_tensors, converted_tensors
+from erasure_lightning.backbones.single_file import (
+    component_tensors,
+    converted_tensors,
+    require_prediction,
+)
 from erasure_lightning.backbones.sources import (
     PipelineSource,
     fetch_files,
@@ -120,7 +124,8 @@ def inspect_pipeline(
 
     classes = {name: _class(source, index, name, *family.models[name]) for name in family.models}
     samplers = _sampler_class(source, index)
-    inside = _checkpoint_tensors(source, family)
+    shapes = tensor_shapes(source.checkpoint) if source.checkpoint else {}
+    inside = _by_component(shapes, family)
     if source.repository:
         _fetch(source, family, [name for name in read if not inside[name]])
     models = {name: _empty(source, name, cls) for name, cls in classes.items()}
@@ -131,6 +136,7 @@ def inspect_pipeline(
     others = {**tokenizers, "scheduler": _sampler(source, samplers)}
     for name, tower in family.tokenizers.items():
         require_tokens(f"{name} of {source.name}", tokenizers[name], tower, models[tower].config)
+    require_prediction(source.name, shapes, others["scheduler"])
     configs = {name: model.config for name, model in models.items()}
     backbone.check_configs(source.name, configs, others["scheduler"])
     components = {
@@ -156,9 +162,8 @@ def _component(
     return files
 
 
-def _checkpoint_tensors(source: PipelineSource, family: Family) -> dict[str, _Shapes]:
-    """Shapes of each component's tensors in the single-file checkpoint, none without one."""
-    shapes = tensor_shapes(source.checkpoint) if source.checkpoint else {}
+def _by_component(shapes: _Shapes, family: Family) -> dict[str, _Shapes]:
+    """Shapes of each component's tensors in a single-file checkpoint."""
     return {
         name: {key: shapes[key] for key in component_tensors(shapes, name, cls)}
         for name, (_, cls) in family.models.items()

@@ -7,6 +7,7 @@ from typing import Any
 from erasure_lightning.adapters.lora import lora_layers
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.loading import quiet_libraries
+from erasure_lightning.checks import require
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.safetensors_file import require_safetensors, tensor_shapes
 
@@ -44,13 +45,14 @@ def _parse(entry: str) -> tuple[Path, float]:
     """File and weight of an entry.
 
     Raises:
-        ErasureError: If the file is none that can be read.
+        ErasureError: If the file is none that can be read, or the weight is not finite.
     """
     name, _, text = entry.rpartition(":")
     try:
         file, weight = (Path(name), float(text)) if name else (Path(text), 1.0)
     except ValueError:  # a colon of the path
         file, weight = Path(entry), 1.0
+    require(f"The LoRA {file}", weight=weight)
     file = file.expanduser()
     require_safetensors("LoRA", file)
     if not any(mark in key for key in tensor_shapes(file) for mark in _DOWN):

@@ -35,6 +35,9 @@ _BARE = (
 #: Those of its blocks, which no other layout has.
 _BLOCKS = ("joint_blocks.", "double_blocks.")
 
+#: Names of empty tensors -> the scheduler's setting that they stand for.
+_MARKS = {"v_pred": ("prediction_type", "v_prediction"), "ztsnr": ("rescale_betas_zero_snr", True)}
+
 #: Prefixes of text encoders in OpenCLIP's layout.
 _OPEN_CLIP = ("cond_stage_model.model.", "conditioner.embedders.1.model.")
 
@@ -92,6 +95,28 @@ def component_tensors(names: Collection[str], component: str, kind: str) -> list
     if own or component not in ("unet", "transformer"):
         return own
     return [name for name in names if name.partition(".")[0] in _BARE]
+
+
+def require_prediction(name: str, names: Collection[str], scheduler: Any) -> None:
+    """Raises unless a scheduler has the settings that a checkpoint marks by empty tensors.
+
+    The marks ``v_pred`` and ``ztsnr`` are those that ComfyUI reads.
+
+    Args:
+        name: The user's name for the model.
+        names: Names of all tensors in the checkpoint.
+        scheduler: The pipeline's scheduler.
+
+    Raises:
+        ErasureError: If it has others.
+    """
+    for mark, (setting, value) in _MARKS.items():
+        if mark in names and scheduler.config.get(setting) != value:
+            raise ErasureError(
+                f"The scheduler of {name} needs {setting} {value}, since the checkpoint is marked"
+                f" with {mark}; found {scheduler.config.get(setting)}. Set it in the folder's"
+                " scheduler_config.json."
+            )
 
 
 def converted_tensors(

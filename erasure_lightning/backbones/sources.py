@@ -207,7 +207,7 @@ def _download(source: PipelineSource, patterns: Sequence[str]) -> Path:
     except Exception as error:  # as above
         if cached := cached_folder(name, revision):
             return cached
-        first = str(error).strip().splitlines()[0]
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
         title = f"{name}@{revision}" if revision else name
         raise ErasureError(f"The Hub id {title!r} could not be read: {first}") from error
 

@@ -240,6 +240,14 @@ class TestHub:
         with pytest.raises(ErasureError, match="The Hub id 'owner/other' could not be read: "):
             load_backbone("owner/other")
 
+    def test_an_error_without_a_message(self, cached, monkeypatch):
+        def fail(*_, **__):
+            raise TimeoutError
+
+        monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+        with pytest.raises(ErasureError, match="'owner/other' could not be read: TimeoutError$"):
+            load_backbone("owner/other")
+
     def test_only_what_is_read_is_fetched(self, cached, monkeypatch):
         fetched = []
         files = [
@@ -595,6 +603,10 @@ REFUSED = {
     "more positions": (
         lambda f: bend(f / "tokenizer/tokenizer_config.json", model_max_length=77),
         "at most 16, .* found 77",
+    ),
+    "padding before words": (
+        lambda f: bend(f / "tokenizer/tokenizer_config.json", padding_side="left"),
+        "tokenizer of .* needs padding_side right; found left",
     ),
     "no unet folder": (without("unet"), "needs a folder .*unet; found none"),
     "no config": (without("unet/config.json"), "unet of .* found none. Download it again"),

@@ -137,6 +137,8 @@ class TestRefused:
             ("nowhere.safetensors:0.5", "No LoRA at nowhere.safetensors: there"),
             ("{}/style.bin", r"needs to be safetensors; found .bin. Pickles"),
             ("{}/pipeline/unet/diffusion_pytorch_model.safetensors", "low-rank factors .* none"),
+            ("{}/style.safetensors:nan", "style.safetensors needs a finite weight; found nan"),
+            ("{}/style.safetensors:-inf", "style.safetensors needs a finite weight; found -inf"),
             ("{}/cut.safetensors", "needs to be a whole safetensors file"),
         ],
     )

@@ -202,6 +202,30 @@ def test_errors_are_one_line(file, folder, edit, message):
     assert "\n" not in str(caught.value)
 
 
+class TestMarks:
+    """Of a model that predicts the velocity, from noise alone on."""
+
+    @pytest.fixture
+    def scheduler(self, file, folder):
+        change(file, lambda tensors: tensors | dict.fromkeys(("v_pred", "ztsnr"), torch.empty(0)))
+        return folder / "scheduler" / "scheduler_config.json"
+
+    @pytest.mark.parametrize(
+        ("setting", "value"),
+        [("prediction_type", "epsilon"), ("rescale_betas_zero_snr", False)],
+    )
+    def test_another_scheduler(self, file, folder, scheduler, setting, value):
+        settings = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+        config = json.loads(scheduler.read_text()) | settings
+        scheduler.write_text(json.dumps(config | {setting: value}))
+        with pytest.raises(
+            ErasureError, match=f"needs {setting} {settings[setting]}, .*; found {value}. Set it"
+        ):
+            load_backbone(f"{file}@{folder}")
+        scheduler.write_text(json.dumps(config))
+        assert load_backbone(f"{file}@{folder}").process.prediction == "velocity"
+
+
 def test_what_no_converter_knows(file):
     change(file, renamed("model.diffusion_model.", "unet."))
     with pytest.raises(ErasureError, match="a denoiser in its authors' layout .*--model.loras"):
