@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from erasure_lightning.edits.applied import Edit, load_edit
-from erasure_lightning.edits.export import Export, ExportRequest, check_adapters
+from erasure_lightning.edits.export import Export, check_adapters
+from erasure_lightning.edits.export_request import ExportRequest
 from erasure_lightning.edits.format import required_entry
 from erasure_lightning.edits.installation import holds_edit
 

@@ -57,7 +57,7 @@ def _exports(options: Namespace, folder: Path) -> dict[str, Callable[[Path], obj
     """What writes each format, by the name of its file or folder."""
     from erasure_lightning.backbones.loading import load_backbone
     from erasure_lightning.edits.applied import load_edit
-    from erasure_lightning.edits.export import ExportRequest
+    from erasure_lightning.edits.export_request import ExportRequest
     from erasure_lightning.edits.format import required_entry
     from erasure_lightning.report.public_edit import public_metadata
     from erasure_lightning.training.checkpoints import locate_checkpoint

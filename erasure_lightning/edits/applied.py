@@ -18,7 +18,8 @@ from erasure_lightning.edits.changes import Change, components_of
 from erasure_lightning.edits.components import EditedComponent
 from erasure_lightning.edits.description import describe_edit
 from erasure_lightning.edits.edit import edit_title, read_edit, write_edit
-from erasure_lightning.edits.export import Export, ExportRequest, HeldEdit, write_export
+from erasure_lightning.edits.export import Export, HeldEdit, write_export
+from erasure_lightning.edits.export_request import ExportRequest
 from erasure_lightning.edits.fingerprints import edit_fingerprint
 from erasure_lightning.edits.installation import holds_edit, install_edit
 from erasure_lightning.edits.stack import AppliedEdit, applied_edits, remove_edit, set_strength

@@ -11,12 +11,12 @@ from safetensors import SafetensorError
 from safetensors.torch import save, save_file
 from torch import Tensor, nn
 
-from erasure_lightning.checks import require
 from erasure_lightning.edits.base_edits import base_changes
 from erasure_lightning.edits.changes import Change, components_of, edit_factors, low_rank
 from erasure_lightning.edits.checkpoint_file import write_checkpoint
 from erasure_lightning.edits.edit import edit_title, write_edit
-from erasure_lightning.edits.export_format import ExportFormat, PluginFormat, find_format
+from erasure_lightning.edits.export_format import ExportFormat, PluginFormat
+from erasure_lightning.edits.export_request import DTYPES, ExportRequest
 from erasure_lightning.edits.image_error import image_error
 from erasure_lightning.edits.lora_layouts import (
     diffusers_lora,
@@ -28,15 +28,6 @@ from erasure_lightning.edits.lora_layouts import (
 from erasure_lightning.edits.original_component import original_component
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.writing import temporary_path, write_atomically
-
-#: Precisions of exported tensors.
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-
-#: Layouts of exported components: a folder of diffusers each, or a file with the authors' names.
-_LAYOUTS = ("diffusers", "original")
-
-#: Formats of differences, whose precision can be chosen.
-_DIFFERENCES = (ExportFormat.LORA, ExportFormat.KOHYA_LORA, ExportFormat.DIFF)
 
 
 @dataclass(frozen=True)
@@ -59,95 +50,6 @@ class Export:
     error: float = 0.0
     left_out: list[str] = field(default_factory=list)
     image_error: float | None = None
-
-
-@dataclass(frozen=True)
-class ExportRequest:
-    """Where to and how an edit is exported; raises for what no edit can be exported by.
-
-    Args:
-        path: The new file, or the new folder for ``diffusers`` and ``component``.
-        format: One of `export_formats`.
-        checkpoint: The user's single file, for the format ``checkpoint``.
-        rank: Of low-rank factors of a full-rank change, at least 1.
-        energy: Share of each layer's squared change that they retain, above 0 and at most 1; 0.999
-            where neither it nor ``rank`` is given.
-        dtype: Precision of differences: ``float32``, ``float16`` or ``bfloat16``.
-        layout: Of ``component``: ``diffusers``, or ``original`` for a file of each component with
-            the names of the model's authors.
-        images: Images of the concept that are drawn with the edit and with its low-rank factors,
-            for `Export.image_error`.
-
-    Raises:
-        ErasureError: If the format, the precision or the layout is unknown, the ending is another
-            tool's, or something exists at the path.
-    """
-
-    path: Path
-    format: str
-    checkpoint: str | Path | None = None
-    rank: int | None = None
-    energy: float | None = None
-    dtype: str = "float32"
-    layout: str = "diffusers"
-    images: int = 0
-
-    def __post_init__(self) -> None:
-        kind = self.kind
-        if self.path.exists():
-            raise ErasureError(
-                f"The export needs a new path; {self.path} exists. Give another --out."
-            )
-        if kind.suffix and not self.path.name.endswith(kind.suffix):
-            raise ErasureError(
-                f"A file of the format {kind} needs a name that ends in {kind.suffix}, by which"
-                f" other tools know it; found {self.path.name!r}."
-            )
-        if self.dtype not in _DTYPES:
-            raise ErasureError(f"dtype needs one of {', '.join(_DTYPES)}; found {self.dtype!r}.")
-        has_precision = kind in _DIFFERENCES or isinstance(kind, PluginFormat)
-        if self.dtype != "float32" and not has_precision:
-            raise ErasureError(
-                f"dtype is for {', '.join(_DIFFERENCES)}; {kind} has the precision of its model."
-            )
-        if self.layout not in _LAYOUTS:
-            raise ErasureError(f"layout needs one of {', '.join(_LAYOUTS)}; found {self.layout!r}.")
-        if self.layout != "diffusers" and kind is not ExportFormat.COMPONENT:
-            raise ErasureError(f"layout is for component; {kind} has one layout.")
-        require("An export", at_least=0, images=self.images)
-        self._check_factors()
-        if kind is ExportFormat.CHECKPOINT and self.checkpoint is None:
-            raise ErasureError(
-                "The format checkpoint needs the single file that the edit is written into:"
-                " --checkpoint FILE."
-            )
-
-    def _check_factors(self) -> None:
-        """Raises if what low-rank factors alone have is requested of another format."""
-        if self.kind not in (ExportFormat.LORA, ExportFormat.KOHYA_LORA):
-            if self.images:
-                raise ErasureError(
-                    f"images compares low-rank factors with the edit; {self.kind} has none."
-                )
-            if (self.rank, self.energy) != (None, None):
-                raise ErasureError(
-                    f"rank and energy are of low-rank factors; {self.kind} has none. Leave them"
-                    " out, or export it as `lora`."
-                )
-        if self.rank is not None and self.energy is not None:
-            raise ErasureError(
-                f"A LoRA needs a rank or an energy; found both, {self.rank} and {self.energy:g}."
-                " Leave one out."
-            )
-
-    @property
-    def kind(self) -> ExportFormat | PluginFormat:
-        """The format.
-
-        Raises:
-            ErasureError: If there is none of that name, or it cannot be loaded.
-        """
-        return find_format(self.format)
 
 
 def check_adapters(metadata: Mapping[str, Any], kind: ExportFormat | PluginFormat) -> None:
@@ -215,7 +117,7 @@ def write_export(request: ExportRequest, held: HeldEdit) -> Export:
     kind = request.kind
     check_adapters(held.metadata, kind)
     path = request.path
-    dtype = _DTYPES[request.dtype]
+    dtype = DTYPES[request.dtype]
     match kind:
         case ExportFormat.ADAPTERS:
             write_edit(path, held.tensors, held.metadata)
@@ -273,7 +175,7 @@ def _write_lora(request: ExportRequest, held: HeldEdit) -> Export:
     else:
         values = kohya_lora(lowered.factors, modules, held.family)
         about = kohya_metadata(values, held.title, modules, held.family)
-    _write_tensors(request.path, values, _DTYPES[request.dtype], about)
+    _write_tensors(request.path, values, DTYPES[request.dtype], about)
     error = None
     if request.images:
         prompt = next((concept["name"] for concept in held.metadata.get("concepts", [])), "")

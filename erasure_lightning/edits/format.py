@@ -110,5 +110,6 @@ def _check_types(path: Path, metadata: Mapping[str, Any]) -> None:
 
 def _damaged(path: Path, name: str, value: object) -> ErasureError:
     return ErasureError(
-        f"{path} cannot be read: its metadata have {name} as an edit never has it, {value!r}."
+        f"{path} cannot be read: its metadata needs {name} as `erasure fit` writes them; found"
+        f" {value!r}."
     )

@@ -50,14 +50,17 @@ def test_missing_files_and_foreign_ones(tmp_path):
 @pytest.mark.parametrize(
     ("entry", "shown"),
     [
-        ({"method": 7}, "method as an edit never has it, 7"),
-        ({"concepts": 7}, "concepts as an edit never has it, 7"),
-        ({"concepts": ["cat"]}, "concepts as an edit never has it, 'cat'"),
-        ({"concepts": [{"nme": "cat"}]}, "concepts as an edit never has it, {'nme': 'cat'}"),
-        ({"backbone": None}, "backbone as an edit never has it, None"),
-        ({"arguments": []}, "arguments as an edit never has it"),
-        ({"fingerprints": "x"}, "fingerprints as an edit never has it, 'x'"),
-        ({"adapters": []}, "adapters as an edit never has it"),
+        ({"method": 7}, "method as `erasure fit` writes them; found 7"),
+        ({"concepts": 7}, "concepts as `erasure fit` writes them; found 7"),
+        ({"concepts": ["cat"]}, "concepts as `erasure fit` writes them; found 'cat'"),
+        (
+            {"concepts": [{"nme": "cat"}]},
+            "concepts as `erasure fit` writes them; found {'nme': 'cat'}",
+        ),
+        ({"backbone": None}, "backbone as `erasure fit` writes them; found None"),
+        ({"arguments": []}, "arguments as `erasure fit` writes them"),
+        ({"fingerprints": "x"}, "fingerprints as `erasure fit` writes them; found 'x'"),
+        ({"adapters": []}, "adapters as `erasure fit` writes them"),
     ],
 )
 def test_metadata_of_another_type_are_refused(tmp_path, entry, shown):
