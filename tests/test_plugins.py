@@ -14,6 +14,8 @@ from erasure_lightning.__main__ import main
 from erasure_lightning.adapters.base import AdapterPlan
 from erasure_lightning.cli import slow_import
 from erasure_lightning.cli.configs import SHIPPED, find_config
+from erasure_lightning.cli.list_commands import _print_worlds
+from erasure_lightning.concepts.worlds import WORLDS_GROUP
 from erasure_lightning.edits.applied import apply_edit, write_edit
 from erasure_lightning.errors import ErasureError
 
@@ -93,6 +95,15 @@ def test_every_broken_package_is_shown_and_none_of_them_ends_the_listing(site, c
         assert why in line
     assert done.out.count("(another package claims this name too)") == 2
     assert "SAGE  " in done.out.split("    loads\n")[0]
+
+
+def test_a_world_that_cannot_be_loaded_is_shown(site, capsys):
+    files = {"quitting.py": "import sys\nsys.exit('no licence')\n"}
+    install(site, "quitter", {"park": "quitting:ROOT"}, files, group=WORLDS_GROUP)
+    _print_worlds(verbose=True)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "'park'" in line]
+    assert line.startswith("    BROKEN: The world 'park' could not be loaded from quitter 1.0")
+    assert "it ended the program when imported (SystemExit: no licence)" in line
 
 
 def test_a_broken_package_is_an_error_only_where_it_is_named(site, capsys):

@@ -7,7 +7,13 @@ from typing import Any
 
 import torch
 from lightning import Trainer
-from lightning.pytorch.callbacks import Callback, ProgressBar
+from lightning.pytorch.callbacks import (
+    BaseFinetuning,
+    Callback,
+    ModelPruning,
+    ProgressBar,
+    StochasticWeightAveraging,
+)
 from lightning.pytorch.loggers import Logger
 
 from erasure_lightning.api.quiet import quiet
@@ -22,6 +28,7 @@ from erasure_lightning.callbacks.progress import Progress
 from erasure_lightning.callbacks.sample_grid import SampleGrid
 from erasure_lightning.callbacks.watchdog import Watchdog
 from erasure_lightning.data.datamodule import PromptData
+from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.locks import lock_folder
 from erasure_lightning.runs.csv_log import MetricsFile
 from erasure_lightning.runs.folder import Run, default_run
@@ -38,6 +45,9 @@ TRAINER = {
     "num_sanity_val_steps": 0,
     "log_every_n_steps": 20,
 }
+
+#: Callbacks of Lightning that copy, freeze or prune weights in ``setup``, before `configure_model`.
+_NEED_WEIGHTS = (BaseFinetuning, ModelPruning, StochasticWeightAveraging)
 
 
 def fit(
@@ -128,7 +138,16 @@ def run_callbacks(
         fast_dev_run: Whether Lightning only tries the run, which then leaves no file.
         checkpoints: Whether the run is saved while it trains.
         progress_bar: Whether progress is shown.
+
+    Raises:
+        ErasureError: If one of the user's cannot work on a model that the run itself loads.
     """
+    for callback in chosen:
+        if isinstance(callback, _NEED_WEIGHTS):
+            raise ErasureError(
+                f"{type(callback).__name__} needs the weights before the run has loaded them, and"
+                " would have no effect or fail: leave it out."
+            )
     own: list[Callback] = [Measure(), SampleGrid(), ImageWriter(), Dashboard()]
     if not fast_dev_run:
         own += [Cost(), EditValidation(), ExportEdit(config)]

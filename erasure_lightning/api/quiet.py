@@ -27,6 +27,7 @@ _MESSAGES = (
 _LOGGERS = {
     **dict.fromkeys(("lightning.pytorch", "lightning.fabric", "lightning"), logging.WARNING),
     **dict.fromkeys(("transformers", "diffusers"), logging.ERROR),
+    "lightning.pytorch.profilers": logging.INFO,  # they log their report
 }
 
 

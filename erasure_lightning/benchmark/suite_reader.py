@@ -79,7 +79,7 @@ class SuiteReader:
     def _suite(self, content: Any, default_name: str) -> Suite:
         _check_keys(content, _SUITE_KEYS, "the suite", required=("backbone", "methods", "concepts"))
         suite = Suite(
-            name=content.get("name", default_name),
+            name=content.get("name") or default_name,
             backbone=content["backbone"],
             methods=tuple(self._method(*entry) for entry in _numbered(content, "methods")),
             concepts=tuple(self._concept(*entry) for entry in _numbered(content, "concepts")),
@@ -110,7 +110,7 @@ class SuiteReader:
             _checked(name, str, f"{place}.neighbours") for name in entry.get("neighbours") or []
         )
         fields = {key: value for key, value in entry.items() if key not in ("erase", "neighbours")}
-        if "erase" not in entry:
+        if entry.get("erase") is None:
             return ConceptEntry(entry["name"], (read_entry(fields, place),), neighbours)
         if extra := [key for key in fields if key != "name"]:
             raise ErasureError(
@@ -161,7 +161,7 @@ def _read_method(entry: Any, place: str, config_of: Callable[[str], dict[str, An
     fields: dict[str, Any] = {"config": entry} if isinstance(entry, str) else entry
     _check_keys(fields, _METHOD_KEYS, place, required=("config",))
     config = fields["config"]
-    if isinstance(config, dict) and "name" not in fields:
+    if isinstance(config, dict) and not fields.get("name"):
         raise ErasureError(f"{place} needs a name, since its config is written out.")
     content = config_of(config) if isinstance(config, str) else config
     name = fields.get("name") or Path(config).stem
@@ -203,6 +203,11 @@ def _checked(value: Any, types: Any, place: str) -> Any:
 
 
 def _check_unique(key: str, names: list[str]) -> None:
+    """Raise unless names of folders are unique and not empty."""
+    if not all(names):
+        raise ErasureError(
+            f"{key} needs a letter or a digit in every name, since it names a folder."
+        )
     if repeated := [name for name, count in Counter(names).items() if count > 1]:
         raise ErasureError(
             f"{key} needs each name once, since it names a folder; found {repeated[0]!r} more"

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict
+from enum import Enum
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
@@ -187,6 +188,13 @@ yaml.SafeDumper.add_representer(
 )
 
 
+class _ConfigDumper(yaml.SafeDumper):
+    """Writes enums, which callbacks of Lightning have as defaults, as their values."""
+
+
+_ConfigDumper.add_multi_representer(Enum, lambda dumper, enum: dumper.represent_data(enum.value))
+
+
 def dump_yaml(value: Any) -> str:
     """The text of a config of plain values and concepts, in their order."""
-    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
+    return yaml.dump(value, Dumper=_ConfigDumper, sort_keys=False, allow_unicode=True)

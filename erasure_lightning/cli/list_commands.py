@@ -3,12 +3,15 @@
 import json
 from argparse import Namespace
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from erasure_lightning.cli.arguments import Arguments
 from erasure_lightning.cli.slow_import import load_with_notice
 from erasure_lightning.concepts.worlds import WORLDS_GROUP as WORLDS
+from erasure_lightning.concepts.worlds import find_world
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.writing import SCORE_FILE
 from erasure_lightning.registry import Offer, known_attacks, known_methods
@@ -21,7 +24,7 @@ def run_methods(argv: list[str]) -> None:
         "methods", "List every method and world, built in or of plugins.", known_methods(), argv
     )
     if not options.families:
-        _print_worlds()
+        _print_worlds(options.verbose)
 
 
 def run_attacks(argv: list[str]) -> None:
@@ -45,7 +48,7 @@ def _print_offers(command: str, description: str, known: list[Offer], argv: list
     for offer in known:
         print(_entry(offer, counts[offer.name] > 1))
         if options.verbose:
-            print(f"    {_state(offer)}")
+            print(f"    {_state(partial(load_with_notice, offer))}")
     return options
 
 
@@ -60,20 +63,22 @@ def _entry(offer: Offer, ambiguous: bool) -> str:
     return "\n".join([*lines, f"    {offer.paper}"] if offer.paper else lines)
 
 
-def _state(offer: Offer) -> str:
+def _state(load: Callable[[], object]) -> str:
     try:
-        load_with_notice(offer)
+        load()
     except ErasureError as error:
         return f"BROKEN: {error}"
     return "loads"
 
 
-def _print_worlds() -> None:
+def _print_worlds(verbose: bool) -> None:
     from importlib.metadata import entry_points
 
     for entry in sorted(entry_points(group=WORLDS)):
         package = f"{entry.dist.name} {entry.dist.version}" if entry.dist else entry.module
         print(f"{entry.name}  a small trained world (--model.backbone {entry.name})\n    {package}")
+        if verbose:
+            print(f"    {_state(partial(find_world, entry.name))}")
 
 
 def run_compare(argv: list[str]) -> None:

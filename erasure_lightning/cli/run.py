@@ -69,6 +69,10 @@ def run(command: str, argv: list[str]) -> None:
             CommandLine(command, argv, keeper).execute()
     except MisconfigurationException as error:
         raise ErasureError(str(error)) from error
+    except RuntimeError as error:  # Lightning has no class of its own for a metric nobody logs
+        if str(error).startswith("Early stopping conditioned on metric"):
+            raise ErasureError(str(error)) from error
+        raise
     finally:
         folders.unset_folder()
 

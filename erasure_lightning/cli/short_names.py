@@ -4,6 +4,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -274,6 +275,9 @@ def _value(option: str, word: str) -> str:
         keys.pop()
     if keys[-1] == "concepts" and word.startswith(("{", "[")):
         _check_list(word)
+    if keys[-1] in ("callbacks", "logger") and word.startswith(("{", "[")):
+        with suppress(yaml.YAMLError):  # which the parser reports
+            word = json.dumps(with_full_names(load_yaml(word), keys[-1]), default=str)
     if (
         word.startswith(("{", "["))
         or keys[-1] not in _BY_OPTION

@@ -9,6 +9,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
+from erasure_lightning.discovery import cause_of
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.words import folded
 
@@ -174,10 +175,10 @@ def _load(entry: EntryPoint) -> World:
         return _read(entry, Path(entry.load()))
     except ErasureError:
         raise
-    except Exception as error:  # loading runs the package's own code, which may raise anything
+    except (Exception, SystemExit) as error:  # the package's own code runs, and may even exit
         raise ErasureError(
             f"The world '{entry.name}' could not be loaded from {_package(entry)} ({entry.value}): "
-            f"{type(error).__name__}: {error}. Reinstall that package or use another world."
+            f"{cause_of(error)}. Reinstall that package or use another world."
         ) from error
 
 

@@ -65,6 +65,13 @@ def test_the_other_keys_have_defaults(read):
     assert (suite.seeds, suite.attacks) == ((0,), ())
 
 
+def test_keys_without_a_value_have_defaults(read):
+    empty = read(changed(name=None, options=None, attacks=None))
+    assert (empty.name, empty.options, empty.attacks) == ("suite", {}, ())
+    (entry,) = read(changed(concepts=[{"name": "cat", "erase": None}])).concepts
+    assert [concept.name for concept in entry.erase] == ["cat"]
+
+
 def changed(**values):
     return copy.deepcopy(SUITE) | values
 
@@ -105,6 +112,14 @@ def changed(**values):
         (
             changed(methods=["uce", "a/uce.yaml"]),
             "methods needs each name once, since it names a folder; found 'uce'",
+        ),
+        (
+            changed(methods=[{"name": None, "config": {"model": 1}}]),
+            "methods[0] needs a name, since its config is written out.",
+        ),
+        (
+            changed(concepts=[{"name": "--"}]),
+            "concepts needs a letter or a digit in every name, since it names a folder.",
         ),
         (changed(concepts=[{"anchor": "dog"}]), "concepts[0] needs name; found anchor."),
         (changed(concepts=["cat"]), "concepts[0] needs `key: value` lines"),

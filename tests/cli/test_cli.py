@@ -1,4 +1,5 @@
 import errno
+import logging
 import os
 import shlex
 import shutil
@@ -16,6 +17,7 @@ from trivial import TINY, method_options
 
 from erasure_lightning import errors
 from erasure_lightning.__main__ import main
+from erasure_lightning.api.quiet import quiet
 from erasure_lightning.cli.configs import load_yaml
 from erasure_lightning.cli.main import COMMANDS
 from erasure_lightning.cli.options import Option, Options
@@ -185,6 +187,18 @@ def test_callbacks_loggers_latents_and_adversaries_have_names(capsys, folder):
     assert arguments["adversary"]["init_args"]["radius"] == 0.1
 
 
+def test_lists_on_the_command_line_take_names(capsys):
+    lists = ["--trainer.logger", "[csv, tensorboard]"]
+    lists += ["--trainer.callbacks", "[localnoisepreservation, Timer]"]
+    trainer = yaml.safe_load(printed(capsys, *SAGE, *lists))["trainer"]
+    names = [c["class_path"].rsplit(".", 1)[-1] for c in trainer["logger"] + trainer["callbacks"]]
+    assert names == ["TensorBoardLogger", "LocalNoisePreservation", "Timer"]
+    assert trainer["callbacks"][1]["init_args"]["interval"] == "step"  # of an enum
+    wandb = ["--trainer.logger", "{class_path: wandb, init_args: {offline: true}}"]
+    logger = yaml.safe_load(printed(capsys, *SAGE, *wandb))["trainer"]["logger"]
+    assert logger["class_path"] == "lightning.pytorch.loggers.WandbLogger"
+
+
 def test_a_printed_config_runs_again(capsys, folder):
     once = printed(
         capsys, "--config", "sage.yaml", "--model.lr", "3e-4", "--trainer.logger", "wandb"
@@ -317,6 +331,14 @@ def test_help_names_files_of_concepts(capsys):
             "unknown argument '--data.seed'. Did you mean '--data.seeds'",
         ),
         ([*SAGE, "word"], "unknown argument 'word'"),
+        (
+            [*TINY, "--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=accuracy"],
+            "Early stopping conditioned on metric `accuracy` which is not available.",
+        ),
+        (
+            [*TINY, "--trainer.callbacks+=BackboneFinetuning"],
+            "BackboneFinetuning needs the weights before the run has loaded them",
+        ),
         (
             [*SAGE, "--run_dir", "caf\udce9"],
             "The command line needs words in UTF-8; found 'caf\\udce9'",
@@ -791,3 +813,9 @@ def test_a_closed_pipe_ends_a_run_with_the_code_of_a_closed_pipe(monkeypatch):
 
     monkeypatch.setattr("erasure_lightning.cli.main._dispatch", lambda argv: table())
     assert main(["methods"]) == 141
+
+
+def test_the_report_of_a_profiler_is_not_silenced():
+    with quiet():
+        assert logging.getLogger("lightning.pytorch.profilers.profiler").isEnabledFor(logging.INFO)
+        assert not logging.getLogger("lightning.pytorch.trainer").isEnabledFor(logging.INFO)
