@@ -66,7 +66,7 @@ def test_missing_files_and_foreign_ones(tmp_path):
 def test_metadata_of_another_type_are_refused(tmp_path, entry, shown):
     write_edit(tmp_path / "edit", {"unet.w": torch.ones(1)}, META | entry)
     for read in (read_edit, read_edit_metadata):
-        with pytest.raises(ErasureError, match=f"cannot be read: its metadata have {shown}"):
+        with pytest.raises(ErasureError, match=f"cannot be read: its metadata needs {shown}"):
             read(tmp_path / "edit")
 
 
