@@ -278,28 +278,30 @@ def by_text(cells: list[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str,
     return [(cell, {name: cell["attacks"][name]["mean"] for name in names}) for cell in own]
 
 
-#: Generated parts of pages, each with the world of its figures.
+def other_worlds(cells: list[dict[str, Any]]) -> str:
+    """Tables of the worlds of other families."""
+    names = dict.fromkeys(cell["backbone"] for cell in cells if cell["backbone"] != WORLD)
+    return "\n\n".join(f"On `{name}`:\n\n{table(of_world(cells, name))}" for name in names)
+
+
+#: Generated parts of pages, of the figures of `WORLD`.
 PARTS = {
-    "robustness.md": {
-        "extent": (extent, WORLD),
-        "table": (table, WORLD),
-        "tenfold": (tenfold, WORLD),
-        "xl": (table, f"{WORLD}-xl"),
-        "flux": (table, f"{WORLD}-flux"),
-    },
-    "choosing.md": {
-        "extent": (extent, WORLD),
-        "choice": (choice, WORLD),
-        "attacks": (who, WORLD),
-    },
+    "robustness.md": {"extent": extent, "table": table, "tenfold": tenfold},
+    "choosing.md": {"extent": extent, "choice": choice, "attacks": who},
 }
+
+#: Those of the figures of all worlds.
+FAMILIES = {"robustness.md": {"worlds": other_worlds}, "choosing.md": {}}
 
 
 def page(name: str, cells: list[dict[str, Any]]) -> str:
     """A page with its generated parts as the figures have them."""
     text = (DOCS / name).read_text()
-    for part, (generate, backbone) in PARTS[name].items():
-        block = f"<!-- {part} -->\n{generate(of_world(cells, backbone))}\n<!-- /{part} -->"
+    own = of_world(cells, WORLD)
+    parts = {part: generate(own) for part, generate in PARTS[name].items()}
+    parts |= {part: generate(cells) for part, generate in FAMILIES[name].items()}
+    for part, content in parts.items():
+        block = f"<!-- {part} -->\n{content}\n<!-- /{part} -->"
         pattern = rf"<!-- {part} -->.*?<!-- /{part} -->"
         text, count = re.subn(pattern, lambda _, block=block: block, text, flags=re.DOTALL)
         if count != 1:
@@ -429,8 +431,9 @@ def main() -> None:
     options = parser.parse_args()
     if not options.pages:
         cells = list(cells_of(options))
-        cells += [cell for cell in load() if cell["backbone"] != options.backbone]
-        FIGURES.write_text(json.dumps(cells, indent=1) + "\n")
+        others = [cell for cell in load() if cell["backbone"] != options.backbone]
+        every = sorted(cells + others, key=lambda cell: cell["backbone"])
+        FIGURES.write_text(json.dumps(every, indent=1) + "\n")
     for name in PARTS:
         (DOCS / name).write_text(page(name, load()))
     plot(of_world(load(), WORLD), DOCS / "robustness.png")
