@@ -13,6 +13,7 @@ from erasure_lightning.callbacks.edit_validation import EditValidation
 from erasure_lightning.callbacks.interrupt import Interrupted, LastCheckpoint
 from erasure_lightning.edits.edit import read_edit
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.files import writing
 from erasure_lightning.runs.csv_log import read_metrics
 
 #: The step after which something happens, behind a saved state and before more steps.
@@ -264,17 +265,20 @@ def at(step, monkeypatch, what):
     )
 
 
-def fill(path):
+def fill(path, monkeypatch):
     """The device is full for whoever writes this file next."""
+    new = writing.temporary_path
+    full = new(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_name(f".{path.name}.{os.getpid()}").symlink_to("/dev/full")
+    full.symlink_to("/dev/full")
+    monkeypatch.setattr(writing, "temporary_path", lambda p: full if p == path else new(p))
 
 
 @pytest.mark.parametrize("name", ["checkpoints/next.ckpt", "cost.json", "edit.safetensors"])
 def test_a_full_disk_leaves_the_last_good_state(folder, name, monkeypatch, capsys):
     run = folder / f"full-{Path(name).suffix}"
     with monkeypatch.context() as patched:
-        at(CUT, patched, lambda: fill(run / name))
+        at(CUT, patched, lambda: fill(run / name, patched))
         assert main(["fit", "--config", str(folder / "plain.yaml"), "--run_dir", str(run)]) == 2
     assert capsys.readouterr().err.splitlines() == [
         f"erasure: error: Could not write {run / name}: No space left on device. What was there"
