@@ -15,7 +15,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -284,24 +284,32 @@ def other_worlds(cells: list[dict[str, Any]]) -> str:
     return "\n\n".join(f"On `{name}`:\n\n{table(of_world(cells, name))}" for name in names)
 
 
-#: Generated parts of pages, of the figures of `WORLD`.
-PARTS = {
-    "robustness.md": {"extent": extent, "table": table, "tenfold": tenfold},
-    "choosing.md": {"extent": extent, "choice": choice, "attacks": who},
-}
+def of_main(generate: Callable[[list[dict[str, Any]]], str]) -> Callable[..., str]:
+    """The same text, of the cells of `WORLD` alone."""
+    return lambda cells: generate(of_world(cells, WORLD))
 
-#: Those of the figures of all worlds.
-FAMILIES = {"robustness.md": {"worlds": other_worlds}, "choosing.md": {}}
+
+#: Generated parts of pages.
+PARTS = {
+    "robustness.md": {
+        "extent": of_main(extent),
+        "table": of_main(table),
+        "tenfold": of_main(tenfold),
+        "worlds": other_worlds,
+    },
+    "choosing.md": {
+        "extent": of_main(extent),
+        "choice": of_main(choice),
+        "attacks": of_main(who),
+    },
+}
 
 
 def page(name: str, cells: list[dict[str, Any]]) -> str:
     """A page with its generated parts as the figures have them."""
     text = (DOCS / name).read_text()
-    own = of_world(cells, WORLD)
-    parts = {part: generate(own) for part, generate in PARTS[name].items()}
-    parts |= {part: generate(cells) for part, generate in FAMILIES[name].items()}
-    for part, content in parts.items():
-        block = f"<!-- {part} -->\n{content}\n<!-- /{part} -->"
+    for part, generate in PARTS[name].items():
+        block = f"<!-- {part} -->\n{generate(cells)}\n<!-- /{part} -->"
         pattern = rf"<!-- {part} -->.*?<!-- /{part} -->"
         text, count = re.subn(pattern, lambda _, block=block: block, text, flags=re.DOTALL)
         if count != 1:

@@ -120,7 +120,8 @@ def _line(text: str, key: str, parser: LightningArgumentParser, ending: str) -> 
             return f"{key} needs {{name: {match[1]}}} in its list; found {match[1]!r}"
         return f"unknown {key} {match[1]!r}{_hint(match[1], key)}"
     if match := re.match(r"the following arguments are required: (.*)", text):
-        missing = [f"--{key}.{name.strip()}".replace("--.", "--") for name in match[1].split(",")]
+        prefix = f"--{key}." if key else "--"
+        missing = [f"{prefix}{name.strip()}" for name in match[1].split(",")]
         return f"{key or 'erasure'} needs {match[1]}: give {' and '.join(missing)}"
     if match := re.match(r"Not a valid subclass of (\w+)\. Got value: (.*)", text):
         return f"{key} needs the name of a {match[1]}; found {match[2]!r}"

@@ -93,7 +93,7 @@ def required_entry(metadata: Mapping[str, Any], name: str) -> Any:
     """
     if name not in metadata:
         raise ErasureError(
-            f"The edit's metadata need {name} here; found none. Apply the edit in Python to a"
+            f"The edit's metadata needs {name} here; found none. Apply the edit in Python to a"
             " pipeline of your own: apply_edit(file, pipeline)."
         )
     return metadata[name]

@@ -81,20 +81,39 @@ def memory_advice(
         data: Its prompts.
         devices_per_node: Devices of each node.
     """
+    is_split = memory.strategy == "fsdp2"
+    has_adam = getattr(module, "optimizer", "") == "adam"
+    devices = devices_per_node if memory.devices > 1 else 2
+    options = [
+        *_activation_options(memory, module, data),
+        (
+            not is_split and forecast.held.splits,
+            f"--trainer.strategy fsdp2 --trainer.devices {devices} splits weights, edit and"
+            " optimizer.",
+        ),
+        (
+            not is_split and has_adam and forecast.held.state > forecast.held.gradients,
+            "--model.optimizer adam8bit quarters the optimizer's state (needs bitsandbytes).",
+        ),
+    ]
+    return [sentence for applies, sentence in options if applies]
+
+
+def _activation_options(
+    memory: DeviceMemory, module: ErasureModule, data: PromptData
+) -> list[tuple[bool, str]]:
+    """Options for fewer activations: whether each applies, and its sentence."""
     in_step = memory.when == "step"
     bank = getattr(module, "latents", None)
     rolled = bank.batch_size if isinstance(bank, TrajectoryBank) else 0
-    has_adam = getattr(module, "optimizer", "") == "adam"
-    is_split = memory.strategy == "fsdp2"
-    devices = devices_per_node if memory.devices > 1 else 2
-    options = [
+    return [
         (
             memory.when == "measuring",
             f"Measuring needs most: --data.draw_size {max(data.draw_size // 4, 1)} (now"
             f" {data.draw_size}).",
         ),
         (
-            memory.when in ("sampling", "preparing") and rolled,
+            memory.when in ("sampling", "preparing") and rolled > 0,
             f"Rolling the bank out needs most: give it a batch_size below {rolled}.",
         ),
         (
@@ -110,14 +129,4 @@ def memory_advice(
             f"--data.batch_size {data.batch_size // 2} halves the activations (now"
             f" {data.batch_size}).",
         ),
-        (
-            not is_split and forecast.held.splits,
-            f"--trainer.strategy fsdp2 --trainer.devices {devices} splits weights, edit and"
-            " optimizer.",
-        ),
-        (
-            not is_split and has_adam and forecast.held.state > forecast.held.gradients,
-            "--model.optimizer adam8bit quarters the optimizer's state (needs bitsandbytes).",
-        ),
     ]
-    return [sentence for applies, sentence in options if applies]

@@ -72,7 +72,7 @@ def test_metadata_of_another_type_are_refused(tmp_path, entry, shown):
 
 def test_an_entry_that_is_not_there_is_named():
     assert required_entry(META, "seed") == 3
-    with pytest.raises(ErasureError, match="metadata need backbone here; found none"):
+    with pytest.raises(ErasureError, match="metadata needs backbone here; found none"):
         required_entry(META, "backbone")
 
 
