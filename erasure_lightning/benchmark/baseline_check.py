@@ -5,6 +5,7 @@ from typing import NamedTuple
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.benchmark.suite import ConceptEntry
 from erasure_lightning.callbacks.measure import EditMetrics
+from erasure_lightning.checks import require
 from erasure_lightning.concepts.vocabulary import Vocabulary
 from erasure_lightning.concepts.worlds import World
 from erasure_lightning.data.datamodule import measured_prompts
@@ -70,12 +71,21 @@ class BaselineChecker:
     Args:
         backbone: The original model.
         seeds: Images per prompt.
+        steps: Sampling steps, at least 1; the world's by default.
+        guidance: Scale of classifier-free guidance, at least 0; the world's by default.
 
     Raises:
-        ErasureError: If the model belongs to no world, so that it has no scorer.
+        ErasureError: If the model belongs to no world, so that it has no scorer, or a number is
+            out of range.
     """
 
-    def __init__(self, backbone: Backbone, seeds: int) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        seeds: int,
+        steps: int | None = None,
+        guidance: float | None = None,
+    ) -> None:
         if backbone.world is None:
             raise ErasureError(
                 f"--check needs a world, which has a scorer of its own; found {backbone.name}."
@@ -85,6 +95,10 @@ class BaselineChecker:
         self.world: World = backbone.world
         self.backbone = backbone
         self.seeds = seeds
+        self.steps = self.world.steps if steps is None else steps
+        self.guidance = self.world.guidance if guidance is None else guidance
+        require("--check", at_least=1, seeds=self.seeds, steps=self.steps)
+        require("--check", at_least=0, guidance=self.guidance)
         self.scorer = Scorer.load(self.world.scorer).to(backbone.device)
 
     def check(self, entry: ConceptEntry) -> BaselineCheck:
@@ -92,7 +106,7 @@ class BaselineChecker:
         groups = ("efficacy", "generality", "neighbours")
         vocabulary = Vocabulary(self.world, entry.erase)
         requests = [
-            ImageRequest(prompt, seed, group, "", answer, self.world.steps, self.world.guidance)
+            ImageRequest(prompt, seed, group, "", answer, self.steps, self.guidance)
             for group, prompt, answer in measured_prompts(vocabulary, 1, entry.neighbours)
             if group in groups
             for seed in range(self.seeds)
@@ -104,8 +118,8 @@ class BaselineChecker:
                 self.backbone,
                 [request.prompt for request in batch],
                 [request.seed for request in batch],
-                steps=self.world.steps,
-                guidance=self.world.guidance,
+                steps=self.steps,
+                guidance=self.guidance,
             )
             metrics.update(batch, images, images)
         estimates = metrics.estimates()

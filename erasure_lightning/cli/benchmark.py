@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from erasure_lightning.api.quiet import silence
 from erasure_lightning.benchmark.jobs import (
@@ -237,14 +238,10 @@ def _check(suite: Suite) -> None:
     from erasure_lightning.benchmark.baseline_check import CHECK_HEADING, BaselineChecker
 
     silence()
-    seeds = suite.options.get("data.seeds", _SEEDS)
-    if not isinstance(seeds, int):
-        raise ErasureError(
-            f"{suite.name}: options.data.seeds needs a whole number; found {seeds!r}."
-        )
+    options = _sampling_options(suite)
     device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
-    checker = BaselineChecker(load_backbone(suite.backbone).to(device), seeds)
-    print(f"Recognised by {suite.backbone} before any edit, {seeds} seeds; {CHECK_HEADING}")
+    checker = BaselineChecker(load_backbone(suite.backbone).to(device), **options)
+    print(f"Recognised by {suite.backbone} before any edit, {checker.seeds} seeds; {CHECK_HEADING}")
     failed: list[str] = []
     for entry in suite.concepts:
         result = checker.check(entry)
@@ -255,6 +252,26 @@ def _check(suite: Suite) -> None:
             f"{suite.backbone} does not draw well enough what is to be erased or retained:"
             f" {shortened_names(failed)}."
         )
+
+
+def _sampling_options(suite: Suite) -> dict[str, Any]:
+    """A suite's numbers with which images are drawn.
+
+    Raises:
+        ErasureError: If one is no number.
+    """
+    options: dict[str, Any] = {"seeds": _SEEDS}
+    for name, kind in {"seeds": int, "steps": int, "guidance": int | float}.items():
+        value = suite.options.get(f"data.{name}")
+        if value is None:
+            continue
+        if not isinstance(value, kind):
+            needed = "a whole number" if kind is int else "a number"
+            raise ErasureError(
+                f"{suite.name}: options.data.{name} needs {needed}; found {value!r}."
+            )
+        options[name] = value
+    return options
 
 
 def _summarize(suite: Suite, out: Path, every: Sequence[Job]) -> None:

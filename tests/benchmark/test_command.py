@@ -130,10 +130,19 @@ class TestMistakes:
         assert error("pets.yaml", "--summary") == message
         assert not (folder / "runs").exists()
 
-    def test_seeds_must_be_a_number(self, error, write_suite):
-        write_suite(options={"data.seeds": "two"})
-        message = "pets: options.data.seeds needs a whole number; found 'two'."
-        assert message in error("pets.yaml", "--check")
+    @pytest.mark.parametrize(
+        ("option", "value", "words"),
+        [
+            ("seeds", "two", "a whole number; found 'two'"),
+            ("steps", 2.5, "a whole number; found 2.5"),
+            ("guidance", "high", "a number; found 'high'"),
+        ],
+    )
+    def test_what_images_are_drawn_with_must_be_numbers(
+        self, error, write_suite, option, value, words
+    ):
+        write_suite(options={f"data.{option}": value})
+        assert f"pets: options.data.{option} needs {words}." in error("pets.yaml", "--check")
 
     def test_a_check_needs_a_world(self, error, write_suite):
         assert "The backbone 'TinyBackbone' was not found" in error("pets.yaml", "--check")
