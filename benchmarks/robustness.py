@@ -1,8 +1,8 @@
 """Methods x attacks on the emoji world, in tables and a plot: ``python benchmarks/robustness.py``.
 
-Each cell is one `erasure fit` with a shipped config (``esd-inversion``: of ESD with an adversary,
-twice the steps and a retention term) and one `erasure attack` for each attack with the config of
-the same name; ``--tenfold`` also makes two of the attacks with ten times the steps, and
+Each cell is one `erasure fit` with a shipped config (``esd-...``: of ESD with an adversary, or
+without, twice the steps and a retention term) and one `erasure attack` for each attack with the
+config of the same name; ``--tenfold`` also makes two of the attacks with ten times the steps, and
 ``--backbone emoji-world-xl`` (or ``-flux``) measures on that world in place of the emoji world.
 Finished runs and attacks in ``--out``, a folder for each world, are reused, so that a stopped table
 is resumed; ``--finished`` prints what was measured. The figures are written to
@@ -31,13 +31,22 @@ FIGURES = DOCS / "robustness.json"
 #: The world of all methods; the others are measured with those that did best on it.
 WORLD = "emoji-world"
 
-#: Retention of `esd-inversion`, as STEREO's and RACE's configs have it.
+#: Retention of ESD with an adversary, as STEREO's and RACE's configs have it.
 _RETENTION = (
     "--trainer.callbacks+=LocalNoisePreservation",
     "--trainer.callbacks.weight=1.0",
     "--trainer.callbacks.batch_size=8",
     "--trainer.callbacks.nearness=1",
 )
+
+
+def longer_esd(kind: str = "", *numbers: str) -> list[str]:
+    """Arguments of ESD with twice the steps and retention, against a kind of adversary."""
+    adversary = ["--model.adversary", kind, "--model.adversary.begin", "20"] if kind else []
+    for name, value in (number.split("=") for number in numbers):
+        adversary += [f"--model.adversary.{name}", value]
+    return ["--config", "esd.yaml", "--data.rounds", "120", *adversary, *_RETENTION]
+
 
 #: Names in text, and arguments of `erasure fit`.
 METHODS = {
@@ -46,19 +55,31 @@ METHODS = {
     "sage": ("SAGE", ["--config", "sage.yaml"]),
     "esd-inversion": (
         "ESD, adversary",
-        [
-            *("--config", "esd.yaml", "--data.rounds", "120"),
-            *("--model.adversary", "InversionAdversary", "--model.adversary.begin", "20"),
-            *("--model.adversary.every", "20", "--model.adversary.words", "4"),
-            *("--model.adversary.steps", "40", "--model.adversary.lr", "0.05"),
-            *_RETENTION,
-        ],
+        longer_esd("InversionAdversary", "every=20", "words=4", "steps=40", "lr=0.05"),
     ),
     "race": ("RACE", ["--config", "race.yaml"]),
     "advunlearn": ("AdvUnlearn", ["--config", "advunlearn.yaml"]),
     "stereo": ("STEREO", ["--config", "stereo.yaml"]),
     "sage-robust": ("SAGE + STEREO", ["--config", "sage-robust.yaml"]),
 }
+
+#: ESD without an adversary and against each kind. Searches have as many evaluations with gradient,
+#: and words one rate.
+ABLATION = {
+    "esd-longer": ("none", longer_esd()),
+    "esd-word": ("`WordAdversary`", longer_esd("WordAdversary", "steps=4", "lr=0.05", "share=0.5")),
+    "esd-prefix": (
+        "`PrefixAdversary`",
+        longer_esd("PrefixAdversary", "steps=4", "lr=0.05", "share=0.5"),
+    ),
+    "esd-state": (
+        "`StateAdversary`",
+        longer_esd("StateAdversary", "steps=4", "radius=0.5", "share=0.5"),
+    ),
+    "esd-inversion": ("`InversionAdversary`", METHODS["esd-inversion"][1]),
+}
+
+EVERY = METHODS | ABLATION
 
 
 class AttackKind(NamedTuple):
@@ -142,7 +163,7 @@ def measured(method: str, concept: str, options: argparse.Namespace) -> dict[str
 
 def arguments_of(method: str, backbone: str) -> list[str]:
     """Arguments of `erasure fit` on a world, which may have a config of its own for ESD."""
-    key, config, *others = METHODS[method][1]
+    key, config, *others = EVERY[method][1]
     if backbone == WORLD:
         return [key, config, *others]
     own = config.replace(".yaml", f"-{backbone.removeprefix(f'{WORLD}-')}.yaml")
@@ -180,6 +201,11 @@ def of_world(cells: list[dict[str, Any]], backbone: str) -> list[dict[str, Any]]
     return [cell for cell in cells if cell["backbone"] == backbone]
 
 
+def compared(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The cells of `WORLD` that compare methods."""
+    return [cell for cell in of_world(cells, WORLD) if cell["method"] in METHODS]
+
+
 def concepts_of(cells: list[dict[str, Any]]) -> list[str]:
     """The concepts, that with the most cells first."""
     names = [cell["concept"] for cell in cells]
@@ -192,18 +218,22 @@ def success_of(cell: dict[str, Any], attack: str) -> str:
     return f"{result['mean']:.2f}" if result else "-"
 
 
-def table(cells: list[dict[str, Any]]) -> str:
+def table(
+    cells: list[dict[str, Any]],
+    rows: dict[str, tuple[str, list[str]]] = METHODS,
+    first: str = "method",
+) -> str:
     """A table for each concept."""
-    columns = ["method", "own", "domain", "retain", "feature", *ATTACKS, "with gradient"]
+    columns = [first, "own", "domain", "retain", "feature", *ATTACKS, "with gradient"]
     blocks = []
     for concept in concepts_of(cells):
         lines = [f"**{concept}**", "", head(columns)]
-        for cell in (cell for cell in cells if cell["concept"] == concept):
+        own = {cell["method"]: cell for cell in cells if cell["concept"] == concept}
+        for method, cell in ((method, own[method]) for method in rows if method in own):
             figures = [f"{cell[name]:.2f}" for name in ("own", "domain")]
             figures += [f"{cell[name]:.3f}" for name in ("retain", "feature")]
             attacked = [success_of(cell, attack) for attack in ATTACKS]
-            name = METHODS[cell["method"]][0]
-            lines.append(line([name, *figures, *attacked, f"{cell['backwards']:,}"]))
+            lines.append(line([rows[method][0], *figures, *attacked, f"{cell['backwards']:,}"]))
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
 
@@ -284,9 +314,14 @@ def other_worlds(cells: list[dict[str, Any]]) -> str:
     return "\n\n".join(f"On `{name}`:\n\n{table(of_world(cells, name))}" for name in names)
 
 
+def ablation(cells: list[dict[str, Any]]) -> str:
+    """Kinds of adversaries beside each other."""
+    return table(of_world(cells, WORLD), ABLATION, "adversary")
+
+
 def of_main(generate: Callable[[list[dict[str, Any]]], str]) -> Callable[..., str]:
-    """The same text, of the cells of `WORLD` alone."""
-    return lambda cells: generate(of_world(cells, WORLD))
+    """The same text, of the methods of `WORLD` alone."""
+    return lambda cells: generate(compared(cells))
 
 
 #: Generated parts of pages.
@@ -295,6 +330,7 @@ PARTS = {
         "extent": of_main(extent),
         "table": of_main(table),
         "tenfold": of_main(tenfold),
+        "ablation": ablation,
         "worlds": other_worlds,
     },
     "choosing.md": {
@@ -429,7 +465,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/robustness"))
     parser.add_argument("--backbone", default=WORLD)
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--methods", nargs="+", default=list(EVERY), choices=EVERY)
     parser.add_argument("--concepts", nargs="+", default=["skull", "cigarette", "guitar"])
     parser.add_argument("--attacks", nargs="+", default=list(ATTACKS), choices=ATTACKS)
     parser.add_argument("--threads", type=int, default=1, help="of each fit")
@@ -444,7 +480,7 @@ def main() -> None:
         FIGURES.write_text(json.dumps(every, indent=1) + "\n")
     for name in PARTS:
         (DOCS / name).write_text(page(name, load()))
-    plot(of_world(load(), WORLD), DOCS / "robustness.png")
+    plot(compared(load()), DOCS / "robustness.png")
 
 
 if __name__ == "__main__":
