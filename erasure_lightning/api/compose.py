@@ -39,7 +39,7 @@ def compose(*edits: Edit | str | Path, pipeline: Any = None) -> Edit:
             loaded by the name that they were made with, if it is needed at all.
 
     Returns:
-        The edit, in no pipeline yet: apply it, save it, measure it.
+        The edit, in no pipeline yet, which can be applied, saved and measured.
 
     Raises:
         ErasureError: If there is a single edit, or one twice, they were made on different models,

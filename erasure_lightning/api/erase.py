@@ -75,7 +75,7 @@ def erase(
         arguments: Of the method's constructor, such as ``lr`` or ``erase_scale``.
 
     Returns:
-        The edit, which the pipeline holds: save it, change its strength, remove it.
+        The edit, which the pipeline holds, and which can be saved, weakened and removed.
 
     Raises:
         ErasureError: If the pipeline's family, the method, a concept or an argument is none that

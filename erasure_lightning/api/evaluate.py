@@ -114,7 +114,7 @@ def attack(
         budget: Arguments of a named attack, such as ``steps`` or ``tokens``.
 
     Returns:
-        The share of images that show the concept: under attack, plainly prompted, and of the
+        The share of images that show the concept under attack, plainly prompted, and of the
         original.
 
     Raises:

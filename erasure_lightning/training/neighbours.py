@@ -139,7 +139,7 @@ class Neighbourhood:
             images: ``a_i``, ``(N, D)``.
 
         Returns:
-            Two matrices ``(D, D)`` in float64: the limit of infinitely many samples.
+            Two matrices ``(D, D)`` in float64, the limit of infinitely many samples.
         """
         low = self.lowest_cosines(states).double()
         high = self.max_cosine
