@@ -1,12 +1,13 @@
 """`ConceptPrompts`: the sentences that concepts are trained in."""
 
 from collections.abc import Iterator, Sequence
+from itertools import cycle
 from typing import TypeVar
 
 import torch
 
 from erasure_lightning.concepts.concept import Concept, PromptBatch, fill_template
-from erasure_lightning.concepts.vocabulary import Vocabulary
+from erasure_lightning.concepts.vocabulary import Vocabulary, evenly_spaced
 from erasure_lightning.seeding import derive_seed
 
 _Item = TypeVar("_Item")
@@ -52,6 +53,19 @@ class ConceptPrompts:
         chosen = [self.concepts[index] for index in indices]
         templates = [self._template(concept, generator) for concept in chosen]
         return PromptBatch(templates, [c.name for c in chosen], [c.anchor for c in chosen], indices)
+
+    def sentences(self, index: int) -> PromptBatch:
+        """All sentences of a concept; a style's are about retained things, evenly spaced.
+
+        Args:
+            index: The concept's number.
+        """
+        concept = self.concepts[index]
+        templates = self._templates(concept)
+        things = cycle(evenly_spaced(self._others, len(templates)) or [""])
+        filled = [t.replace("{thing}", thing) for t, thing in zip(templates, things, strict=False)]
+        names, anchors = ([word] * len(filled) for word in (concept.name, concept.anchor))
+        return PromptBatch(filled, names, anchors, [index] * len(filled))
 
     def every(self) -> Iterator[str]:
         """All sentences of concepts and anchors, with the longest name of a retained thing."""

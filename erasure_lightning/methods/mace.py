@@ -48,7 +48,6 @@ from erasure_lightning.training.attention_masks import attention_inside, concept
 from erasure_lightning.training.image_sources import GeneratedImages
 from erasure_lightning.training.input_grams import input_gram
 from erasure_lightning.training.latent_sources import LatentSource, NoisyBatch, SourceModels
-from erasure_lightning.training.neighbours import concept_sentences
 from erasure_lightning.training.optimizers import OptimizerName
 from erasure_lightning.training.prompt_states import shared_token_states
 from erasure_lightning.training.regression import Regression
@@ -134,8 +133,7 @@ class MACE(PerConceptErasure):
         vocabulary = Vocabulary(self.backbone.world, self.concepts)
         source = self.original.text_inputs()[0]
         self._concept_sentences = [
-            concept_sentences(concept, vocabulary, index)
-            for index, concept in enumerate(self.concepts)
+            self.prompts.sentences(index) for index in range(len(self.concepts))
         ]
         captions = []
         if self.preserve:

@@ -31,7 +31,6 @@ from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.backbones.interface import TextInput
 from erasure_lightning.concepts.concept import PromptBatch
-from erasure_lightning.concepts.vocabulary import Vocabulary
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.seeding import derive_seed
 from erasure_lightning.training.adapter_methods import LoraErasure
@@ -43,7 +42,6 @@ from erasure_lightning.training.neighbours import (
     Neighbourhood,
     NeighbourSampler,
     beyond_predictions,
-    concept_sentences,
     replace_states,
 )
 from erasure_lightning.training.optimizers import OptimizerName
@@ -109,9 +107,8 @@ class NeighbourMining(ErasureModule):
 
     def _fill(self, equations: Regression, source: TextInput) -> None:
         """Adds the terms of every concept."""
-        vocabulary = Vocabulary(self.original.world, self.concepts)
-        for index, concept in enumerate(self.concepts):
-            batch = concept_sentences(concept, vocabulary)
+        for index in range(len(self.concepts)):
+            batch = self.prompts.sentences(index)
             self._add_concept(equations, batch, source, derive_seed(self.seed, index, 6))
 
     def _add_concept(

@@ -50,7 +50,6 @@ from erasure_lightning.errors import ErasureError
 from erasure_lightning.training.gradient import GradientErasure
 from erasure_lightning.training.input_grams import input_gram
 from erasure_lightning.training.latent_sources import NoisyBatch
-from erasure_lightning.training.neighbours import concept_sentences
 from erasure_lightning.training.optimizers import OptimizerName
 from erasure_lightning.training.regression import Regression
 from erasure_lightning.training.text_regressions import solve_text_inputs
@@ -132,7 +131,7 @@ class TRCE(GradientErasure):
     def _fill(self, equations: Regression, source: TextInput) -> None:
         """Adds the end-of-text states of every concept, and the captions of what is retained."""
         vocabulary = Vocabulary(self.original.world, self.concepts)
-        batches = [concept_sentences(concept, vocabulary) for concept in self.concepts]
+        batches = [self.prompts.sentences(index) for index in range(len(self.concepts))]
         count = sum(len(batch.concepts) for batch in batches)
         for batch in batches:
             concepts, anchors = end_states(self.original, batch, source)

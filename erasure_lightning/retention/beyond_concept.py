@@ -13,14 +13,12 @@ from torch.nn.functional import mse_loss
 
 from erasure_lightning.backbones.interface import TextInput
 from erasure_lightning.concepts.concept import PromptBatch
-from erasure_lightning.concepts.vocabulary import Vocabulary
 from erasure_lightning.retention.base import RetentionCallback
 from erasure_lightning.training.base import ErasureModule
 from erasure_lightning.training.gradient import GradientErasure
 from erasure_lightning.training.latent_sources import pure_noise
 from erasure_lightning.training.neighbours import (
     beyond_predictions,
-    concept_sentences,
     orthogonal_gram,
 )
 
@@ -68,8 +66,7 @@ class BeyondConceptRegularization(RetentionCallback):
 
 def _sentences(module: ErasureModule) -> list[PromptBatch]:
     """The sentences of every concept."""
-    vocabulary = Vocabulary(module.original.world, module.concepts)
-    return [concept_sentences(concept, vocabulary) for concept in module.concepts]
+    return [module.prompts.sentences(index) for index in range(len(module.concepts))]
 
 
 def _gram(module: ErasureModule, batch: PromptBatch, source: TextInput) -> Tensor:

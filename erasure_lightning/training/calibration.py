@@ -16,8 +16,8 @@ from torch import Tensor
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.concepts.concept import Concept, Phrase, PromptBatch, fill_template
 from erasure_lightning.concepts.vocabulary import Vocabulary
+from erasure_lightning.data.concept_prompts import ConceptPrompts
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.training.neighbours import concept_sentences
 from erasure_lightning.training.prompt_states import aligned_states, cosine_matrix
 
 #: Which states are compared: aligned ones of all tokens from the concept's words on, or end-of-text
@@ -112,7 +112,7 @@ def calibrate(
             raise ErasureError(
                 f"Calibration needs at least one {name} word for {concept.name!r}; found none."
             )
-    own = concept_sentences(concept, vocabulary)
+    own = ConceptPrompts([concept], vocabulary).sentences(0)
     groups = {
         "rephrasings": _group(backbone, own, [concept.name, *synonyms], states),
         "associated": _group(backbone, own, concept.domain, states),

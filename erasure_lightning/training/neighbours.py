@@ -13,7 +13,6 @@ never, since all prompts share it.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import cycle
 from typing import Literal
 
 import torch
@@ -22,8 +21,7 @@ from torch.nn.functional import normalize
 
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.conditioning import Conditioning
-from erasure_lightning.concepts.concept import Concept, Phrase, PromptBatch
-from erasure_lightning.concepts.vocabulary import Vocabulary, evenly_spaced
+from erasure_lightning.concepts.concept import Phrase
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.training.regression import Regression
 
@@ -244,21 +242,6 @@ class Mining:
         for _ in range(self.beyond):
             weight = scale * self.beyond_weight / self.beyond
             equations.keep(orthogonal_states(states, generator), weight)
-
-
-def concept_sentences(concept: Concept, vocabulary: Vocabulary, index: int = 0) -> PromptBatch:
-    """All sentences of a concept, those of a style about retained things.
-
-    Args:
-        concept: The concept.
-        vocabulary: What is retained.
-        index: The concept's number among the method's.
-    """
-    templates = vocabulary.templates(concept.kind)
-    things = cycle(evenly_spaced(vocabulary.others, len(templates)) or [""])
-    filled = [t.replace("{thing}", thing) for t, thing in zip(templates, things, strict=False)]
-    count = len(filled)
-    return PromptBatch(filled, [concept.name] * count, [concept.anchor] * count, [index] * count)
 
 
 def replace_states(conditioning: Conditioning, where: Tensor, states: Tensor) -> Conditioning:

@@ -4,13 +4,11 @@ import pytest
 import torch
 
 from erasure_lightning.backbones.tiny import TinyBackbone
-from erasure_lightning.concepts.concept import STYLE_TEMPLATES, Concept, PromptBatch
-from erasure_lightning.concepts.vocabulary import Vocabulary
+from erasure_lightning.concepts.concept import PromptBatch
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.training.neighbours import (
     Mining,
     Neighbourhood,
-    concept_sentences,
     expected_gram,
     orthogonal_gram,
     orthogonal_states,
@@ -224,12 +222,6 @@ class TestPositions:
         )
         assert torch.equal(moved.any(dim=2), where)
         assert where.sum(dim=1).tolist() == [16 - 5, 16 - 1]
-
-    def test_a_style_is_put_on_retained_things(self):
-        concept = Concept("emoji", "photo", kind="style")
-        batch = concept_sentences(concept, Vocabulary(None, [concept]))
-        assert len(set(batch.templates)) == len(STYLE_TEMPLATES)
-        assert not [t for t in batch.templates if "{thing}" in t]
 
 
 @pytest.mark.parametrize(

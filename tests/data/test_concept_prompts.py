@@ -1,0 +1,67 @@
+"""Sentences of concepts: all of them, and which methods read them."""
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+
+from erasure_lightning.backbones.tiny import TinyBackbone
+from erasure_lightning.concepts.concept import STYLE_TEMPLATES, Concept
+from erasure_lightning.concepts.vocabulary import Vocabulary
+from erasure_lightning.data.concept_prompts import ConceptPrompts
+from erasure_lightning.data.datamodule import PromptData
+from erasure_lightning.methods.mace import MACE
+from erasure_lightning.methods.realera import RealEraClosedForm
+from erasure_lightning.methods.trce import TRCE
+from erasure_lightning.training.image_sources import GeneratedImages
+
+
+def test_a_style_is_put_on_retained_things():
+    concepts = [Concept("cat"), Concept("emoji", "photo", kind="style")]
+    batch = ConceptPrompts(concepts, Vocabulary(None, concepts)).sentences(1)
+    assert len(set(batch.templates)) == len(STYLE_TEMPLATES)
+    assert not [t for t in batch.templates if "{thing}" in t]
+    assert set(batch.indices) == {1}
+    assert set(batch.concepts) == {"emoji"}
+    assert set(batch.anchors) == {"photo"}
+
+
+def test_templates_of_ones_own_replace_the_vocabulary_s():
+    concepts = [Concept("cat")]
+    batch = ConceptPrompts(concepts, Vocabulary(None, concepts), ["my {}", "two {}s"]).sentences(0)
+    assert [prompt.text for prompt in batch.prompts] == ["my cat", "two cats"]
+
+
+def closed_stage(method, templates, **arguments):
+    """What a method's closed form solves for, after a fit with templates, as one tensor."""
+    module = method(concepts=[Concept("cat", "dog")], backbone=TinyBackbone(), seed=1, **arguments)
+    trainer = Trainer(
+        max_steps=1,
+        accelerator="cpu",
+        limit_val_batches=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, PromptData(batch_size=2, templates=templates))
+    if method is MACE:
+        return module._refined
+    solved = module.stage_1() if method is TRCE else module.solve()
+    return torch.cat([weight.flatten() for weight in solved.values()])
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments"),
+    [
+        (RealEraClosedForm, {}),
+        (TRCE, {}),
+        (MACE, {"latents": GeneratedImages(images=1, steps=2)}),
+    ],
+    ids=["RealEraClosedForm", "TRCE", "MACE"],
+)
+def test_closed_stages_solve_for_the_templates_of_the_data(method, arguments):
+    default, again, own = (
+        closed_stage(method, templates, **arguments) for templates in (None, None, ["my {}"])
+    )
+    assert torch.equal(default, again)
+    assert not torch.allclose(default, own)
