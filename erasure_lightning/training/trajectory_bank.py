@@ -35,7 +35,8 @@ class TrajectoryBank(LatentSource):
         student: Roll out the model that is trained, not the original; then ``refresh`` sets how
             often.
         refresh: Roll out anew after this many draws; 0 for never, which suits rollouts of the
-            frozen original.
+            frozen original. With more concepts than trajectories it is as much rarer as there are
+            more rollouts, so that a draw costs no more of them.
         half: Store latents and predictions in float16.
         batch_size: Trajectories rolled out side by side.
 
@@ -83,13 +84,15 @@ class TrajectoryBank(LatentSource):
         Where ranks share weights, all of them roll out once any is due.
         """
         backbone = models.student if self.student else models.original
-        due = not self._held or (self.refresh > 0 and self._draws >= self.refresh * self._rollouts)
+        count = max(self.trajectories, models.concepts)
+        period = self.refresh * count / self.trajectories
+        due = not self._held or (self.refresh > 0 and self._draws >= period * self._rollouts)
         if not backbone.any_rank(due):
             self._held = {
                 key: value.to(_device(key, backbone)) for key, value in self._held.items()
             }
             return
-        self.sentences = models.sentences(max(self.trajectories, models.concepts), self._rollouts)
+        self.sentences = models.sentences(count, self._rollouts)
         count = len(self.sentences.concepts)
         generator = torch.Generator().manual_seed(models.seed + self._rollouts)
         seeds = torch.randint(2**31, (count,), generator=generator).tolist()
