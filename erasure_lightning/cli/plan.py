@@ -255,6 +255,11 @@ def _training(forecast: FitForecast) -> list[str]:
             f"(The first step: {first[STUDENT_CALLS]} and {first[TEACHER_CALLS]};"
             f" {first['backwards']} backwards.)"
         )
+    if forecast.search:
+        lines.append(
+            f"Besides, the search for each word takes {forecast.search} forwards and backwards,"
+            " and its rollouts."
+        )
     if forecast.sampled:
         lines.append(f"Trajectories or images to train on cost {forecast.sampled} evaluations.")
     return lines

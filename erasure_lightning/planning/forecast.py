@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -19,9 +20,13 @@ from erasure_lightning.planning.memory_footprint import MemoryFootprint, footpri
 from erasure_lightning.planning.memory_tracker import MemoryTracker
 from erasure_lightning.planning.repeated_blocks import RepeatedBlocks
 from erasure_lightning.retention.base import RetentionCallback
+from erasure_lightning.training.adversary import AdversaryModels
+from erasure_lightning.training.adversary_kinds import InversionAdversary
 from erasure_lightning.training.base import ErasureModule
 from erasure_lightning.training.batch_sampling import sample_batch
 from erasure_lightning.training.gradient import GradientErasure
+from erasure_lightning.training.latent_sources import SourceModels
+from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
 #: Key of the evaluations of the trained model in `FitForecast.evaluations`.
 STUDENT_CALLS = "student"
@@ -42,6 +47,7 @@ class FitForecast:
         evaluations: Latents that student and teacher evaluate in the ``first`` step, which fills a
             bank, and in the ``last``; ``backwards`` of them with gradient.
         sampled: Latents evaluated before and between steps, by rollouts and for training images.
+        search: Forwards and backwards of a search that runs between steps, for each word.
         pictures: Images that the measurement generates, of each model.
         measured: Latents that the measurement evaluates.
     """
@@ -51,6 +57,7 @@ class FitForecast:
     peaks: dict[str, int]
     evaluations: dict[str, dict[str, int]]
     sampled: int
+    search: int
     pictures: int
     measured: int
 
@@ -107,6 +114,67 @@ class DenoiserCounter:
         self.counts[key] = self.counts.get(key, 0) + latents
 
 
+class RolloutCounter:
+    """Replaces a bank's ``update``, and counts what its rollouts evaluate.
+
+    Args:
+        bank: The source of latents.
+        concepts: Number of the method's concepts.
+        counters: Of the denoisers' evaluations.
+    """
+
+    def __init__(
+        self, bank: TrajectoryBank, concepts: int, counters: Sequence[DenoiserCounter]
+    ) -> None:
+        self.counters = counters
+        self.draws = 0
+        self.each = 0
+        self._expected = partial(bank.rollouts, concepts=concepts)
+        self._update = bank.update
+        bank.update = self  # type: ignore[method-assign]
+
+    def __call__(self, models: SourceModels) -> None:
+        """Rolls out if it is due; argument as of `TrajectoryBank.update`."""
+        before = sum(counter.sampled for counter in self.counters)
+        self._update(models)
+        self.draws += 1
+        self.each = max(self.each, sum(counter.sampled for counter in self.counters) - before)
+
+    def later(self, run: int, steps: int) -> int:
+        """Latents that rollouts evaluate in the steps that are not run.
+
+        Args:
+            run: Number of steps that were run.
+            steps: Steps of the fit.
+        """
+        rollouts = self._expected(self.draws * steps // run) - self._expected(self.draws)
+        return self.each * max(rollouts, 0)
+
+
+class WordSearch:
+    """Replaces an adversary's ``learn``: runs one step of a search for words, and counts none.
+
+    Args:
+        adversary: The adversary, which learns words between steps.
+        counters: Of the denoisers' evaluations.
+    """
+
+    def __init__(self, adversary: InversionAdversary, counters: Sequence[DenoiserCounter]) -> None:
+        self.counters = counters
+        self.evaluations = adversary.starts * adversary.steps
+        self._learn = adversary.learn
+        adversary.steps = min(adversary.steps, 1)
+        adversary.starts = 1
+        adversary.learn = self  # type: ignore[method-assign]
+
+    def __call__(self, count: int, number: int, models: AdversaryModels) -> None:
+        """Arguments as of `InversionAdversary.learn`."""
+        before = [(dict(counter.counts), counter.sampled) for counter in self.counters]
+        self._learn(count, number, models)
+        for counter, (counts, sampled) in zip(self.counters, before, strict=True):
+            counter.counts, counter.sampled = counts, sampled
+
+
 class _StepRecorder(Callback):
     """Records peak memory and evaluations of the first and the last step, and skips the others.
 
@@ -121,6 +189,8 @@ class _StepRecorder(Callback):
         self.foreach = foreach
         self.in_eight_bits = in_eight_bits
         self.counters: Sequence[DenoiserCounter] = []
+        self.rollouts: RolloutCounter | None = None
+        self.search: WordSearch | None = None
         self.peaks = {"preparing": 0, "step": 0}
         self.counts: list[dict[str, int]] = []
 
@@ -189,7 +259,10 @@ def forecast_fit(
         _fit(module, data, recorder, callbacks, trainer)
         counters = recorder.counters
         sampling_peak = max(counter.sampling_peak for counter in counters)
+        steps = data.training_steps if recorder.held.trained else 1
         sampled = sum(counter.sampled for counter in counters)
+        if recorder.rollouts:
+            sampled += recorder.rollouts.later(len(recorder.counts), steps)
         images, measured, measuring_peak = 0, 0, 0
         if measure:
             images, measured, measuring_peak = _measurement(module, data, counters, memory)
@@ -197,10 +270,11 @@ def forecast_fit(
     peaks = recorder.peaks | {"sampling": sampling_peak, "measuring": measuring_peak}
     return FitForecast(
         held=held,
-        steps=data.training_steps if held.trained else 1,
+        steps=steps,
         peaks=_without_freed(peaks, held),
         evaluations={"first": recorder.counts[0], "last": recorder.counts[-1]},
         sampled=sampled,
+        search=recorder.search.evaluations if recorder.search else 0,
         pictures=images,
         measured=measured,
     )
@@ -241,6 +315,11 @@ def _fit(
     module.configure_model()
     make_adapters_fake(module, recorder.memory)
     recorder.counters = _counters(module, recorder.memory)
+    if isinstance(module, GradientErasure):
+        if isinstance(bank := module.latents, TrajectoryBank):
+            recorder.rollouts = RolloutCounter(bank, len(module.concepts), recorder.counters)
+        if isinstance(adversary := module.adversary, InversionAdversary):
+            recorder.search = WordSearch(adversary, recorder.counters)
     trainer.fit(module, data)
     if not recorder.counts:
         raise ErasureError("A plan needs at least one step; found --trainer.max_steps 0.")

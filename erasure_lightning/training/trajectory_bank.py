@@ -1,6 +1,7 @@
 """`TrajectoryBank`: cached denoising trajectories with the frozen teacher's predictions on them."""
 
 from collections.abc import Callable, Sequence
+from math import ceil
 from typing import Any
 
 import torch
@@ -78,20 +79,26 @@ class TrajectoryBank(LatentSource):
         self._rollouts = 0
         self._draws = 0
 
+    def rollouts(self, draws: int, concepts: int) -> int:
+        """How often the trajectories of ``concepts`` concepts are rolled out for some draws."""
+        if not self.refresh:
+            return min(draws, 1)
+        period = self.refresh * max(self.trajectories, concepts) / self.trajectories
+        return ceil(draws / period)
+
     def update(self, models: SourceModels) -> None:
         """Rolls trajectories out if there are none or a refresh is due.
 
         Where ranks share weights, all of them roll out once any is due.
         """
         backbone = models.student if self.student else models.original
-        count = max(self.trajectories, models.concepts)
-        period = self.refresh * count / self.trajectories
-        due = not self._held or (self.refresh > 0 and self._draws >= period * self._rollouts)
+        due = self.rollouts(self._draws + 1, models.concepts) > self._rollouts
         if not backbone.any_rank(due):
             self._held = {
                 key: value.to(_device(key, backbone)) for key, value in self._held.items()
             }
             return
+        count = max(self.trajectories, models.concepts)
         self.sentences = models.sentences(count, self._rollouts)
         count = len(self.sentences.concepts)
         generator = torch.Generator().manual_seed(models.seed + self._rollouts)
