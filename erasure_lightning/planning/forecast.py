@@ -69,7 +69,8 @@ class FitForecast:
 class DenoiserCounter:
     """Replaces a backbone's ``denoise``: counts latents and records the peak memory of sampling.
 
-    A sampler's evaluation is run once for each shape; its peak is reused for the others.
+    A sampler's evaluation is run once for each shape, and each set of hooks that read it; its peak
+    is reused for the others.
 
     Args:
         backbone: The model; its ``denoise`` is replaced.
@@ -84,6 +85,7 @@ class DenoiserCounter:
         self.sampled = 0
         self.sampling_peak = 0
         self._denoise = backbone.denoise
+        self._modules = list(backbone.denoiser.modules())
         self._increase: dict[Any, int] = {}
         backbone.denoise = self  # type: ignore[method-assign]
 
@@ -100,7 +102,8 @@ class DenoiserCounter:
             self._count("backwards", len(x) if prediction.requires_grad else 0)
             return prediction
         self.sampled += len(x)
-        key = (x.shape, conditioning.tokens.shape)
+        hooks = tuple(number for module in self._modules for number in module._forward_hooks)
+        key = (x.shape, conditioning.tokens.shape, hooks)
         before = self.memory.live
         peak = self.memory.restart()
         if key not in self._increase:

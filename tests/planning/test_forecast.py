@@ -11,6 +11,7 @@ from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.data.datamodule import PromptData
 from erasure_lightning.diffusion.evaluation_counter import EvaluationCounter
 from erasure_lightning.methods.esd import ESD
+from erasure_lightning.methods.gloce import GLoCE
 from erasure_lightning.methods.stereo import STEREO
 from erasure_lightning.methods.uce import UCE
 from erasure_lightning.planning.device_memory import DeviceMemory
@@ -122,6 +123,14 @@ def test_a_plugin_s_method_that_reads_values_is_planned(capsys):
     argv += ["--measure", "false"]
     assert main([*argv, "--trainer.accelerator", "cpu"]) == 0
     assert "SPEED, planned for one device" in capsys.readouterr().out
+
+
+def test_a_method_that_reads_every_rollout_with_hooks_is_planned():
+    """A sampler's evaluation is run once for a shape: all rollouts of GLoCE have the same."""
+    plan = forecast(GLoCE, images=2, rollout_steps=3, vocabulary="things")
+    peak, counter = measured(GLoCE, images=2, rollout_steps=3, vocabulary="things")
+    assert plan.sampled == counter.evaluations == (2 + 3) * 2 * 2 * 3
+    assert max(plan.peaks.values()) == pytest.approx(peak, rel=0.3)
 
 
 def test_each_remedy_lowers_what_it_should(plain, thrifty):
