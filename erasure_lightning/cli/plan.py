@@ -128,8 +128,8 @@ class Planner(CommandLine):
         """Print what the fit needs; 1 if a device has less memory."""
         eight_bits = getattr(self.model, "optimizer", "") == "adam8bit"
         forecast = self._forecast()
-        if eight_bits:
-            check_eight_bits(split=self.strategy == "fsdp2" and forecast.held.splits)
+        if eight_bits and self.strategy == "fsdp2" and forecast.held.splits:
+            check_eight_bits(split=True)  # the package is for the machine of the fit
         memory = DeviceMemory(forecast, self.devices, self.strategy)
         sharded = None
         if self.devices == 1 and not (eight_bits and forecast.held.splits):

@@ -10,6 +10,7 @@ from erasure_lightning.cli.plan import Planner
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.data.datamodule import PromptData
 from erasure_lightning.diffusion.evaluation_counter import EvaluationCounter
+from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.esd import ESD
 from erasure_lightning.methods.gloce import GLoCE
 from erasure_lightning.methods.stereo import STEREO
@@ -18,6 +19,7 @@ from erasure_lightning.planning.device_memory import DeviceMemory
 from erasure_lightning.planning.forecast import forecast_fit
 from erasure_lightning.planning.memory_tracker import MemoryTracker
 from erasure_lightning.retention.local_noise import LocalNoisePreservation
+from erasure_lightning.training.optimizers import check_eight_bits
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
 ARGUMENTS = [
@@ -218,6 +220,15 @@ def test_the_command_prints_the_plan_and_writes_no_file(tmp_path, monkeypatch, c
     assert plan["sharded"]["peak"] < plan["peak"]
     assert plan["peak"] == plan["peaks_per_device"][plan["peak_when"]]
     assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
+
+
+def test_eight_bits_are_planned_where_their_package_is_missing(monkeypatch, capsys):
+    monkeypatch.setattr("erasure_lightning.training.optimizers.find_spec", lambda name: None)
+    with pytest.raises(ErasureError, match="bitsandbytes, which is not installed"):
+        check_eight_bits(split=False)  # the control: a fit is refused
+    small = ["--model.optimizer", "adam8bit", "--measure", "false"]
+    assert main(["plan", *ARGUMENTS, *small]) == 0
+    assert "ESD, planned for one device" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
