@@ -17,12 +17,8 @@ from erasure_lightning.cli.run import CommandLine
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.writing import json_text
 from erasure_lightning.planning.device_memory import DeviceMemory, memory_advice
-from erasure_lightning.planning.forecast import (
-    STUDENT_CALLS,
-    TEACHER_CALLS,
-    FitForecast,
-    forecast_fit,
-)
+from erasure_lightning.planning.evaluation_counters import STUDENT_CALLS, TEACHER_CALLS
+from erasure_lightning.planning.forecast import FitForecast, forecast_fit
 from erasure_lightning.training.optimizers import check_eight_bits
 
 _GIB = 2**30
