@@ -17,12 +17,8 @@ from erasure_lightning.cli.run import CommandLine
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.writing import json_text
 from erasure_lightning.planning.device_memory import DeviceMemory, memory_advice
-from erasure_lightning.planning.forecast import (
-    STUDENT_CALLS,
-    TEACHER_CALLS,
-    FitForecast,
-    forecast_fit,
-)
+from erasure_lightning.planning.evaluation_counters import STUDENT_CALLS, TEACHER_CALLS
+from erasure_lightning.planning.forecast import FitForecast, forecast_fit
 from erasure_lightning.training.optimizers import check_eight_bits
 
 _GIB = 2**30
@@ -128,8 +124,8 @@ class Planner(CommandLine):
         """Print what the fit needs; 1 if a device has less memory."""
         eight_bits = getattr(self.model, "optimizer", "") == "adam8bit"
         forecast = self._forecast()
-        if eight_bits:
-            check_eight_bits(split=self.strategy == "fsdp2" and forecast.held.splits)
+        if eight_bits and self.strategy == "fsdp2" and forecast.held.splits:
+            check_eight_bits(split=True)  # the package is for the machine of the fit
         memory = DeviceMemory(forecast, self.devices, self.strategy)
         sharded = None
         if self.devices == 1 and not (eight_bits and forecast.held.splits):
@@ -254,6 +250,11 @@ def _training(forecast: FitForecast) -> list[str]:
         lines.append(
             f"(The first step: {first[STUDENT_CALLS]} and {first[TEACHER_CALLS]};"
             f" {first['backwards']} backwards.)"
+        )
+    if forecast.search:
+        lines.append(
+            f"Besides, the search for each word takes {forecast.search} forwards and backwards,"
+            " and its rollouts."
         )
     if forecast.sampled:
         lines.append(f"Trajectories or images to train on cost {forecast.sampled} evaluations.")

@@ -10,11 +10,12 @@ Official code: CharlesGong12/RECE @ 403a67f, ``train_object.py``,
 Verified there: ``c'`` for all positions of the bare name over all K and V maps together; pairs by
 position; targets, ridge and preservation of each epoch from the *current* weights; ``e, p, lamb``
 of 1, 0.1, 0.1; every epoch starts from ``c`` again. The first edit is UCE as of its paper's time
-(f7222e6): from the last token of the words to the end of the padding, ``e, p, lamb`` of 1, 1, 0.5,
-the empty prompt preserved. Its ``reg`` x epochs: 0.1 x 3 (nudity), 0.1 x 2 (unsafe), 1e-3 x 1
-(styles, hard things), 0.1 x 1 (easy things). Its anchor is empty (``' '``) unless concepts are
-guided. As published it retains little of the emoji world; the retention callback in our config is
-not the paper's.
+(f7222e6): from the last token of the words to the end of the padding, ``e, lamb`` of 1, 0.5, and
+``p`` one over the number of preserved prompts, at least 0.1. The empty prompt is preserved; for
+styles the names of 1,734 artists too. Its ``reg`` x epochs: 0.1 x 3 (nudity), 0.1 x 2 (unsafe),
+1e-3 x 1 (styles, hard things), 0.1 x 1 (easy things). Its anchor is empty (``' '``) unless concepts
+are guided. As published it retains little of the emoji world; the retention callback in our config
+is not the paper's.
 
 Where ours differs: every map is ``W* M`` with one ``M``, so that ``c'`` depends on
 ``S = sum_l W*_l^T W*_l`` alone and an epoch costs the same for any number of maps; float64; what
@@ -32,18 +33,19 @@ from torch import Tensor
 
 from erasure_lightning.backbones.interface import TextInput
 from erasure_lightning.concepts.concept import PromptBatch
+from erasure_lightning.concepts.prompt_lists import read_prompt_list, without_concepts
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.training.closed_form import ClosedFormErasure
 from erasure_lightning.training.prompt_states import last_token_states
 from erasure_lightning.training.regression import Regression, corrected_weight
 
-#: Weight ``p`` of the preserved prompts in the first edit.
-_FIRST_PRESERVE = 1.0
+#: Least weight ``p`` of a preserved prompt in the first edit.
+_FIRST_PRESERVE = 0.1
 
 #: Ridge ``lamb`` of the first edit.
 _FIRST_RIDGE = 0.5
 
-#: Sentences encoded at once.
+#: Prompts encoded at once.
 _CHUNK = 64
 
 
@@ -53,13 +55,15 @@ class RECE(ClosedFormErasure):
     Args:
         epochs: Number of rounds of adversarial embeddings; 0 for the first edit alone.
         regularization: ``reg``, penalty of an adversarial embedding's length, above 0.
-        preserve: Prompts of which every position is retained; the empty prompt by default.
+        preserve: Prompts of which every position is retained; or a text file of such, one a line,
+            or the name of a shipped list (``artists``), without those that name a concept and with
+            the empty prompt. By default the empty prompt alone.
         preserve_scale: Weight ``p`` of each of their positions in an epoch, at least 0.
         ridge: Pull ``lamb`` of an epoch towards the weights before it, above 0.
         kwargs: Arguments of every method.
 
     Raises:
-        ErasureError: If a number is out of range.
+        ErasureError: If a number is out of range, or the file is missing or empty.
     """
 
     def __init__(
@@ -67,7 +71,7 @@ class RECE(ClosedFormErasure):
         *,
         epochs: int = 1,
         regularization: float = 1e-3,
-        preserve: list[str] | None = None,
+        preserve: list[str] | str | None = None,
         preserve_scale: float = 0.1,
         ridge: float = 0.1,
         **kwargs: Any,
@@ -80,6 +84,8 @@ class RECE(ClosedFormErasure):
             )
         self.epochs = epochs
         self.regularization = regularization
+        if isinstance(preserve, str):
+            preserve = ["", *without_concepts(read_prompt_list(preserve, "RECE"), self.concepts)]
         self.preserve = [""] if preserve is None else preserve
         self.preserve_scale = preserve_scale
         self.ridge = ridge
@@ -99,7 +105,8 @@ class RECE(ClosedFormErasure):
 
     def first_edit(self, source: TextInput) -> Tensor:
         """``M`` ``(D, D)`` of UCE, from the last token of the concepts' words to the end."""
-        equations = self._preserving(_FIRST_PRESERVE, source)
+        weight = max(1 / max(len(self.preserve), 1), _FIRST_PRESERVE)
+        equations = self._preserving(weight, source)
         for batch in self._chunks():
             concepts, anchors = last_token_states(self.original, batch, source, tail=True)
             equations.redirect(concepts, anchors)
@@ -135,9 +142,9 @@ class RECE(ClosedFormErasure):
     def _preserving(self, weight: float, source: TextInput) -> Regression:
         """Equations that retain the preserved prompts and what retention callbacks retain."""
         equations = Regression(self.retention_gram(source))
-        if self.preserve:
-            preserved = source.rows(self.original.encode(self.preserve)).flatten(0, 1)
-            equations.keep(preserved, weight)
+        for i in range(0, len(self.preserve), _CHUNK):
+            preserved = source.rows(self.original.encode(self.preserve[i : i + _CHUNK]))
+            equations.keep(preserved.flatten(0, 1), weight)
         return equations
 
 

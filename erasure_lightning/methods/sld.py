@@ -12,9 +12,10 @@ without ``gamma`` in the first ``delta`` steps, which feed the momentum ``nu`` a
 
 Official code: ml-research/safe-latent-diffusion @ a42923c, ``src/sld/sld_pipeline.py``, as in
 diffusers' ``StableDiffusionPipelineSafe``. Verified there: all of the above (the paper prints a
-maximum of 1 and ``|phi|``; the code has the minimum); one prompt of all concepts, joined by commas,
-in a sentence; the defaults, which are the paper's *medium*. ``s_S, delta, lambda, s_m, beta_m`` of
-its others: weak 200, 15, 0, 0, 0; strong 2000, 7, 0.025, 0.5, 0.7; max 5000, 0, 1, 0.5, 0.7.
+maximum of 1 and ``|phi|``; the code has the minimum); one prompt of all concepts, joined by commas
+(in diffusers in the sentence of ``template``); the defaults, which are the paper's *medium*. ``s_S,
+delta, lambda, s_m, beta_m`` of its others: weak 200, 15, 0, 0, 0; strong 2000, 7, 0.025, 0.5, 0.7;
+max 5000, 0, 1, 0.5, 0.7.
 
 Where ours differs: the rule is one of the denoiser, in which ``e_p - gamma`` takes the place of
 ``e_p``. That is the same guided prediction (a test compares images with diffusers'), in any sampler

@@ -7,27 +7,28 @@ from typing import Any, cast
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from torch import Tensor
 
 from erasure_lightning.backbones.base import Backbone
-from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.data.datamodule import PromptData
 from erasure_lightning.distributed.lightning_internals import jump_to_step
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.planning.evaluation_counters import (
+    STUDENT_CALLS,
+    TEACHER_CALLS,
+    DenoiserCounter,
+    RolloutCounter,
+    WordSearch,
+)
 from erasure_lightning.planning.fake_models import make_adapters_fake, make_fake
 from erasure_lightning.planning.memory_footprint import MemoryFootprint, footprint_of
 from erasure_lightning.planning.memory_tracker import MemoryTracker
 from erasure_lightning.planning.repeated_blocks import RepeatedBlocks
 from erasure_lightning.retention.base import RetentionCallback
+from erasure_lightning.training.adversary_kinds import InversionAdversary
 from erasure_lightning.training.base import ErasureModule
 from erasure_lightning.training.batch_sampling import sample_batch
 from erasure_lightning.training.gradient import GradientErasure
-
-#: Key of the evaluations of the trained model in `FitForecast.evaluations`.
-STUDENT_CALLS = "student"
-
-#: Key of the evaluations of the frozen original in `FitForecast.evaluations`.
-TEACHER_CALLS = "teacher"
+from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class FitForecast:
         evaluations: Latents that student and teacher evaluate in the ``first`` step, which fills a
             bank, and in the ``last``; ``backwards`` of them with gradient.
         sampled: Latents evaluated before and between steps, by rollouts and for training images.
+        search: Forwards and backwards of a search that runs between steps, for each word.
         pictures: Images that the measurement generates, of each model.
         measured: Latents that the measurement evaluates.
     """
@@ -51,60 +53,13 @@ class FitForecast:
     peaks: dict[str, int]
     evaluations: dict[str, dict[str, int]]
     sampled: int
+    search: int
     pictures: int
     measured: int
 
     def plain(self) -> dict[str, Any]:
         """The fields as a JSON object."""
         return asdict(self)
-
-
-class DenoiserCounter:
-    """Replaces a backbone's ``denoise``: counts latents and records the peak memory of sampling.
-
-    A sampler's evaluation is run once for each shape; its peak is reused for the others.
-
-    Args:
-        backbone: The model; its ``denoise`` is replaced.
-        role: `STUDENT_CALLS` or `TEACHER_CALLS`.
-        memory: The tracker that is active during the fit.
-    """
-
-    def __init__(self, backbone: Backbone, role: str, memory: MemoryTracker) -> None:
-        self.role = role
-        self.memory = memory
-        self.counts: dict[str, int] = {}
-        self.sampled = 0
-        self.sampling_peak = 0
-        self._denoise = backbone.denoise
-        self._increase: dict[Any, int] = {}
-        backbone.denoise = self  # type: ignore[method-assign]
-
-    def __call__(
-        self, x: Tensor, t: Tensor, conditioning: Conditioning, guidance: float | None = None
-    ) -> Tensor:
-        """The prediction; arguments as of `Backbone.denoise`.
-
-        Samplers are recognised by their single time for all latents.
-        """
-        if t.dim():
-            prediction = self._denoise(x, t, conditioning, guidance)
-            self._count(self.role, len(x))
-            self._count("backwards", len(x) if prediction.requires_grad else 0)
-            return prediction
-        self.sampled += len(x)
-        key = (x.shape, conditioning.tokens.shape)
-        before = self.memory.live
-        peak = self.memory.restart()
-        if key not in self._increase:
-            self._denoise(x, t, conditioning, guidance)
-            self._increase[key] = self.memory.peak - before
-        self.sampling_peak = max(self.sampling_peak, before + self._increase[key])
-        self.memory.peak = max(peak, self.memory.live)
-        return torch.empty_like(x)
-
-    def _count(self, key: str, latents: int) -> None:
-        self.counts[key] = self.counts.get(key, 0) + latents
 
 
 class _StepRecorder(Callback):
@@ -121,6 +76,8 @@ class _StepRecorder(Callback):
         self.foreach = foreach
         self.in_eight_bits = in_eight_bits
         self.counters: Sequence[DenoiserCounter] = []
+        self.rollouts: RolloutCounter | None = None
+        self.search: WordSearch | None = None
         self.peaks = {"preparing": 0, "step": 0}
         self.counts: list[dict[str, int]] = []
 
@@ -189,7 +146,10 @@ def forecast_fit(
         _fit(module, data, recorder, callbacks, trainer)
         counters = recorder.counters
         sampling_peak = max(counter.sampling_peak for counter in counters)
+        steps = data.training_steps if recorder.held.trained else 1
         sampled = sum(counter.sampled for counter in counters)
+        if recorder.rollouts:
+            sampled += recorder.rollouts.later(len(recorder.counts), steps)
         images, measured, measuring_peak = 0, 0, 0
         if measure:
             images, measured, measuring_peak = _measurement(module, data, counters, memory)
@@ -197,10 +157,11 @@ def forecast_fit(
     peaks = recorder.peaks | {"sampling": sampling_peak, "measuring": measuring_peak}
     return FitForecast(
         held=held,
-        steps=data.training_steps if held.trained else 1,
+        steps=steps,
         peaks=_without_freed(peaks, held),
         evaluations={"first": recorder.counts[0], "last": recorder.counts[-1]},
         sampled=sampled,
+        search=recorder.search.evaluations if recorder.search else 0,
         pictures=images,
         measured=measured,
     )
@@ -241,6 +202,11 @@ def _fit(
     module.configure_model()
     make_adapters_fake(module, recorder.memory)
     recorder.counters = _counters(module, recorder.memory)
+    if isinstance(module, GradientErasure):
+        if isinstance(bank := module.latents, TrajectoryBank):
+            recorder.rollouts = RolloutCounter(bank, len(module.concepts), recorder.counters)
+        if isinstance(adversary := module.adversary, InversionAdversary):
+            recorder.search = WordSearch(adversary, recorder.counters)
     trainer.fit(module, data)
     if not recorder.counts:
         raise ErasureError("A plan needs at least one step; found --trainer.max_steps 0.")

@@ -1,6 +1,7 @@
 """`TrajectoryBank`: cached denoising trajectories with the frozen teacher's predictions on them."""
 
 from collections.abc import Callable, Sequence
+from math import ceil
 from typing import Any
 
 import torch
@@ -35,7 +36,8 @@ class TrajectoryBank(LatentSource):
         student: Roll out the model that is trained, not the original; then ``refresh`` sets how
             often.
         refresh: Roll out anew after this many draws; 0 for never, which suits rollouts of the
-            frozen original.
+            frozen original. With more concepts than trajectories it is as much rarer as there are
+            more rollouts, so that a draw costs no more of them.
         half: Store latents and predictions in float16.
         batch_size: Trajectories rolled out side by side.
 
@@ -77,19 +79,27 @@ class TrajectoryBank(LatentSource):
         self._rollouts = 0
         self._draws = 0
 
+    def rollouts(self, draws: int, concepts: int) -> int:
+        """How often the trajectories of ``concepts`` concepts are rolled out for some draws."""
+        if not self.refresh:
+            return min(draws, 1)
+        period = self.refresh * max(self.trajectories, concepts) / self.trajectories
+        return ceil(draws / period)
+
     def update(self, models: SourceModels) -> None:
         """Rolls trajectories out if there are none or a refresh is due.
 
         Where ranks share weights, all of them roll out once any is due.
         """
         backbone = models.student if self.student else models.original
-        due = not self._held or (self.refresh > 0 and self._draws >= self.refresh * self._rollouts)
+        due = self.rollouts(self._draws + 1, models.concepts) > self._rollouts
         if not backbone.any_rank(due):
             self._held = {
                 key: value.to(_device(key, backbone)) for key, value in self._held.items()
             }
             return
-        self.sentences = models.sentences(max(self.trajectories, models.concepts), self._rollouts)
+        count = max(self.trajectories, models.concepts)
+        self.sentences = models.sentences(count, self._rollouts)
         count = len(self.sentences.concepts)
         generator = torch.Generator().manual_seed(models.seed + self._rollouts)
         seeds = torch.randint(2**31, (count,), generator=generator).tolist()

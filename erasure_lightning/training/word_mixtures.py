@@ -1,7 +1,7 @@
 """Learned mixtures of a vocabulary's words, by Gumbel softmax; the methods that have one."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -58,25 +58,37 @@ class WordMixture:
     ) -> None:
         self.temperature = temperature
         self.top = top
-        #: States of the vocabulary's words.
+        near = self._ranked(original, concepts, words)[:, :closest].tolist()
+        chosen = [evenly_spaced(ranked, centres) for ranked in near]
+        numbers = sorted({number for row in chosen for number in row})
+        #: States of the words that are a concept's candidates.
         self.table = Conditioning.cat(
-            [original.encode(words[i : i + _CHUNK]) for i in range(0, len(words), _CHUNK)]
+            [original.encode(part) for part in _chunks([words[number] for number in numbers])]
         )
-        numbers = [
-            evenly_spaced(self._ranked(original.encode([name]).tokens)[:closest], centres)
-            for name in concepts
-        ]
-        #: Numbers of each concept's candidates in the table, nearest first, ``(concepts, n)``.
-        self.candidates = torch.tensor(numbers, device=original.device)
+        rows = {number: row for row, number in enumerate(numbers)}
+        #: Rows of each concept's candidates in the table, nearest first, ``(concepts, n)``.
+        self.candidates = torch.tensor(
+            [[rows[number] for number in row] for row in chosen], device=original.device
+        )
         shape = self.candidates.shape
         self.logits = torch.full(shape, 1 / shape[1], device=original.device, requires_grad=True)
         self._optimizer = torch.optim.Adam([self.logits], lr=lr, maximize=True)
 
-    def _ranked(self, state: Tensor) -> list[int]:
-        """Numbers of all words, by the distance of their states to ``state`` ``(1, L, D)``."""
-        distances = (self.table.tokens - state).flatten(1).float().norm(dim=1)
-        ranked: list[int] = distances.argsort().tolist()
-        return ranked
+    @staticmethod
+    def _ranked(original: Backbone, concepts: Sequence[str], words: Sequence[str]) -> Tensor:
+        """Numbers of all words by the distance of their states to each concept's.
+
+        The states themselves, of a long list gigabytes, are not kept.
+
+        Returns:
+            The numbers, ``(concepts, words)``.
+        """
+        own = [original.encode([name]).tokens for name in concepts]
+        distances = [
+            torch.stack([(states - state).flatten(1).float().norm(dim=1) for state in own])
+            for states in (original.encode(part).tokens for part in _chunks(words))
+        ]
+        return torch.cat(distances, dim=1).argsort(dim=1)
 
     def sample(self, concepts: Sequence[int]) -> Conditioning:
         """A sample of each concept's mixture, with gradient, tokens ``(B, L, D)``.
@@ -119,6 +131,12 @@ class WordMixture:
         """Restores the state of `state_dict`."""
         self.logits.copy_(state["logits"])
         self._optimizer.load_state_dict(state["ascent"])
+
+
+def _chunks(words: Sequence[str]) -> Iterator[Sequence[str]]:
+    """The words, `_CHUNK` at a time."""
+    for i in range(0, len(words), _CHUNK):
+        yield words[i : i + _CHUNK]
 
 
 class WordMixtureErasure(PartErasure):

@@ -87,6 +87,13 @@ def test_no_erased_word_is_a_candidate(tmp_path):
         eap(vocabulary=str(words))
 
 
+def test_states_of_candidates_alone_are_kept():
+    """Those of all words of a long list would take gigabytes."""
+    module = eap(vocabulary="things", closest=8, centres=3)
+    assert 3 <= len(module.words.table) <= 3 * len(CONCEPTS)
+    assert module.words.candidates.shape == (len(CONCEPTS), 3)
+
+
 def test_every_rank_resumes_with_its_own_words(monkeypatch):
     module = eap()
     checkpoint = {}

@@ -9,6 +9,7 @@ from recognition import KEPT, recognised, recognised_before
 
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts.concept import Concept
+from erasure_lightning.concepts.prompt_lists import read_prompt_list
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.rece import RECE, adversarial_states, sum_of_grams
 from erasure_lightning.retention.local_noise import LocalNoisePreservation
@@ -53,13 +54,14 @@ def solved(w, pairs, preserved, p, lamb):
     return values @ torch.linalg.inv(keys)
 
 
-def first_by_hand(module):
+def first_by_hand(module, prompts=("",), p=1.0):
     pairs = []
     for concept, anchor in PAIRS:
         c, a = tail(module, concept), tail(module, anchor)
         common = min(len(c), len(a))
         pairs.append((c[:common], a[:common]))
-    return [solved(w, pairs, states(module, ""), 1.0, 0.5) for w in old_maps(module)]
+    preserved = torch.cat([states(module, prompt) for prompt in prompts])
+    return [solved(w, pairs, preserved, p, 0.5) for w in old_maps(module)]
 
 
 def adversarial_by_hand(module, maps, c):
@@ -94,6 +96,13 @@ class TestSolution:
         module = rece(epochs=0)
         assert close(module.solve().values(), first_by_hand(module))
         assert not close(edit_of(module).values(), first_by_hand(module))
+
+    @pytest.mark.parametrize(("count", "p"), [(4, 0.25), (11, 0.1)])
+    def test_preserved_prompts_share_a_weight_in_the_first_edit_of_at_least_a_tenth(self, count, p):
+        prompts = ["", *[f"a photo of {number} dogs" for number in range(1, count)]]
+        module = rece(epochs=0, preserve=prompts)
+        assert close(module.solve().values(), first_by_hand(module, prompts, p))
+        assert not close(module.solve().values(), first_by_hand(module, prompts))  # the control
 
     @pytest.mark.parametrize("epochs", [1, 2])
     def test_epochs_edit_the_maps_as_they_stand(self, epochs):
@@ -151,6 +160,17 @@ class TestAdversarialEmbedding:
         assert missing(first, c) > 0.15  # the control: the plain concept really was erased
         assert missing(first, adversarial) < 0.1 * missing(first, c)
         assert missing(after, adversarial) > missing(first, c)
+
+
+def test_a_list_is_preserved_with_the_empty_prompt_and_without_the_concepts():
+    module = RECE(
+        concepts=[Concept("Giotto", kind="style")],
+        backbone=TinyBackbone(),
+        preserve="artists",
+    )
+    artists = read_prompt_list("artists", "test")
+    assert "Giotto" in artists
+    assert module.preserve == ["", *[artist for artist in artists if artist != "Giotto"]]
 
 
 @pytest.mark.parametrize(

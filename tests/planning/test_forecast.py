@@ -10,12 +10,16 @@ from erasure_lightning.cli.plan import Planner
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.data.datamodule import PromptData
 from erasure_lightning.diffusion.evaluation_counter import EvaluationCounter
+from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.esd import ESD
+from erasure_lightning.methods.gloce import GLoCE
+from erasure_lightning.methods.stereo import STEREO
 from erasure_lightning.methods.uce import UCE
 from erasure_lightning.planning.device_memory import DeviceMemory
 from erasure_lightning.planning.forecast import forecast_fit
 from erasure_lightning.planning.memory_tracker import MemoryTracker
 from erasure_lightning.retention.local_noise import LocalNoisePreservation
+from erasure_lightning.training.optimizers import check_eight_bits
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
 ARGUMENTS = [
@@ -35,12 +39,15 @@ def forecast(method, *callbacks, **arguments):
 
 def measured(method, *callbacks, **arguments):
     """Peak memory and evaluations of a real fit."""
-    module = build(method, **arguments)
+    return measured_fit(build(method, **arguments), 3, callbacks)
+
+
+def measured_fit(module, steps, callbacks=()):
     memory = MemoryTracker()
     module.configure_model()
     memory.hold([*module.parameters(), *module.buffers()])
     trainer = Trainer(
-        max_steps=3,
+        max_steps=steps,
         accelerator="cpu",
         logger=False,
         enable_checkpointing=False,
@@ -120,6 +127,14 @@ def test_a_plugin_s_method_that_reads_values_is_planned(capsys):
     assert "SPEED, planned for one device" in capsys.readouterr().out
 
 
+def test_a_method_that_reads_every_rollout_with_hooks_is_planned():
+    """A sampler's evaluation is run once for a shape: all rollouts of GLoCE have the same."""
+    plan = forecast(GLoCE, images=2, rollout_steps=3, vocabulary="things")
+    peak, counter = measured(GLoCE, images=2, rollout_steps=3, vocabulary="things")
+    assert plan.sampled == counter.evaluations == (2 + 3) * 2 * 2 * 3
+    assert max(plan.peaks.values()) == pytest.approx(peak, rel=0.3)
+
+
 def test_each_remedy_lowers_what_it_should(plain, thrifty):
     eight = forecast(ESD, train="all", optimizer="adam8bit")
     assert thrifty.held.weights.frozen == pytest.approx(plain.held.weights.frozen / 2, rel=0.01)
@@ -143,6 +158,34 @@ def test_a_bank_is_counted_and_rolled_out_for_one_step_alone():
     assert plan.held.bank == pytest.approx(3 * 8 * 50 * 4 * 8 * 8 * 4, rel=0.1)
     assert plan.sampled == 8 * 50 * 2
     assert len(calls) < 10
+
+
+@pytest.mark.parametrize(("trajectories", "refresh"), [(2, 1), (2, 2), (1, 1), (2, 0)])
+def test_rollouts_of_all_steps_are_counted(trajectories, refresh):
+    def module():
+        student = refresh > 0
+        bank = TrajectoryBank(trajectories, steps=4, student=student, refresh=refresh)
+        concepts = [Concept("cat"), Concept("dog")]
+        return ESD(backbone=TinyBackbone(), concepts=concepts, latents=bank)
+
+    plan = forecast_fit(module(), PromptData(batch_size=4), measure=False, max_steps=5)
+    _, counter = measured_fit(module(), 5)
+    # A bank of the original's trajectories has its predictions.
+    taught = plan.evaluations["last"]["teacher"] if refresh else 0
+    in_steps = 5 * (plan.evaluations["last"]["student"] + taught)
+    assert plan.sampled + in_steps == counter.evaluations
+
+
+def test_a_search_for_words_is_run_for_one_step_and_is_no_part_of_the_others():
+    """STEREO's last step finds the words of all rounds due, of 3000 steps."""
+    calls = []
+    model = TinyBackbone()
+    model.denoiser.register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
+    module = STEREO(concepts=[Concept("cat")], backbone=model, rounds=2, erase_steps=2)
+    plan = forecast_fit(module, PromptData(batch_size=2), measure=False, max_steps=6)
+    assert plan.search == 3000
+    assert plan.evaluations["last"]["student"] == 2
+    assert len(calls) < 30
 
 
 def test_sharding_divides_what_it_splits(plain, solved):
@@ -177,6 +220,15 @@ def test_the_command_prints_the_plan_and_writes_no_file(tmp_path, monkeypatch, c
     assert plan["sharded"]["peak"] < plan["peak"]
     assert plan["peak"] == plan["peaks_per_device"][plan["peak_when"]]
     assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
+
+
+def test_eight_bits_are_planned_where_their_package_is_missing(monkeypatch, capsys):
+    monkeypatch.setattr("erasure_lightning.training.optimizers.find_spec", lambda name: None)
+    with pytest.raises(ErasureError, match="bitsandbytes, which is not installed"):
+        check_eight_bits(split=False)  # the control: a fit is refused
+    small = ["--model.optimizer", "adam8bit", "--measure", "false"]
+    assert main(["plan", *ARGUMENTS, *small]) == 0
+    assert "ESD, planned for one device" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -125,6 +125,18 @@ def test_refreshing_rolls_out_anew():
     assert model.evaluations == 3 * 3 * 2
 
 
+@pytest.mark.parametrize(("trajectories", "rollouts"), [(2, 3), (1, 2)])
+def test_more_concepts_than_trajectories_do_not_raise_the_cost_of_a_draw(trajectories, rollouts):
+    """As in a recipe with one trajectory a step, whose list of concepts is longer."""
+    model = Counting()
+    bank = TrajectoryBank(trajectories, steps=2, guidance=1.0, refresh=2)
+    counts = []
+    of_two = models(model, lambda count, number: counts.append(count) or SENTENCES)
+    for _ in range(6):
+        bank.draw(of(CAT), of_two)
+    assert counts == [2] * rollouts  # one for each of the two concepts, every 2 or every 4 draws
+
+
 def test_half_precision_halves_the_memory(tiny, bank):
     half = filled(tiny, half=True)
     fixed = sum(

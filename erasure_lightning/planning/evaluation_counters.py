@@ -1,0 +1,134 @@
+"""Replacements of a fit's parts that count denoiser evaluations, and run few of them."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from erasure_lightning.backbones.base import Backbone
+from erasure_lightning.backbones.conditioning import Conditioning
+from erasure_lightning.planning.memory_tracker import MemoryTracker
+from erasure_lightning.training.adversary import AdversaryModels
+from erasure_lightning.training.adversary_kinds import InversionAdversary
+from erasure_lightning.training.latent_sources import SourceModels
+from erasure_lightning.training.trajectory_bank import TrajectoryBank
+
+#: Key of the evaluations of the trained model in `forecast.FitForecast.evaluations`.
+STUDENT_CALLS = "student"
+
+#: Key of the evaluations of the frozen original in `forecast.FitForecast.evaluations`.
+TEACHER_CALLS = "teacher"
+
+
+class DenoiserCounter:
+    """Replaces a backbone's ``denoise``: counts latents and records the peak memory of sampling.
+
+    A sampler's evaluation is run once for each shape, and each set of hooks that read it; its peak
+    is reused for the others.
+
+    Args:
+        backbone: The model; its ``denoise`` is replaced.
+        role: `STUDENT_CALLS` or `TEACHER_CALLS`.
+        memory: The tracker that is active during the fit.
+    """
+
+    def __init__(self, backbone: Backbone, role: str, memory: MemoryTracker) -> None:
+        self.role = role
+        self.memory = memory
+        self.counts: dict[str, int] = {}
+        self.sampled = 0
+        self.sampling_peak = 0
+        self._denoise = backbone.denoise
+        self._modules = list(backbone.denoiser.modules())
+        self._increase: dict[Any, int] = {}
+        backbone.denoise = self  # type: ignore[method-assign]
+
+    def __call__(
+        self, x: Tensor, t: Tensor, conditioning: Conditioning, guidance: float | None = None
+    ) -> Tensor:
+        """The prediction; arguments as of `Backbone.denoise`.
+
+        Samplers are recognised by their single time for all latents.
+        """
+        if t.dim():
+            prediction = self._denoise(x, t, conditioning, guidance)
+            self._count(self.role, len(x))
+            self._count("backwards", len(x) if prediction.requires_grad else 0)
+            return prediction
+        self.sampled += len(x)
+        hooks = tuple(number for module in self._modules for number in module._forward_hooks)
+        key = (x.shape, conditioning.tokens.shape, hooks)
+        before = self.memory.live
+        peak = self.memory.restart()
+        if key not in self._increase:
+            self._denoise(x, t, conditioning, guidance)
+            self._increase[key] = self.memory.peak - before
+        self.sampling_peak = max(self.sampling_peak, before + self._increase[key])
+        self.memory.peak = max(peak, self.memory.live)
+        return torch.empty_like(x)
+
+    def _count(self, key: str, latents: int) -> None:
+        self.counts[key] = self.counts.get(key, 0) + latents
+
+
+class RolloutCounter:
+    """Replaces a bank's ``update``, and counts what its rollouts evaluate.
+
+    Args:
+        bank: The source of latents.
+        concepts: Number of the method's concepts.
+        counters: Of the denoisers' evaluations.
+    """
+
+    def __init__(
+        self, bank: TrajectoryBank, concepts: int, counters: Sequence[DenoiserCounter]
+    ) -> None:
+        self.counters = counters
+        self.draws = 0
+        self.each = 0
+        self._expected = partial(bank.rollouts, concepts=concepts)
+        self._update = bank.update
+        bank.update = self  # type: ignore[method-assign]
+
+    def __call__(self, models: SourceModels) -> None:
+        """Rolls out if it is due; argument as of `TrajectoryBank.update`."""
+        before = sum(counter.sampled for counter in self.counters)
+        self._update(models)
+        self.draws += 1
+        self.each = max(self.each, sum(counter.sampled for counter in self.counters) - before)
+
+    def later(self, run: int, steps: int) -> int:
+        """Latents that rollouts evaluate in the steps that are not run.
+
+        Args:
+            run: Number of steps that were run.
+            steps: Steps of the fit.
+        """
+        rollouts = self._expected(self.draws * steps // run) - self._expected(self.draws)
+        return self.each * max(rollouts, 0)
+
+
+class WordSearch:
+    """Replaces an adversary's ``learn``: runs one step of a search for words, and counts none.
+
+    Args:
+        adversary: The adversary, which learns words between steps.
+        counters: Of the denoisers' evaluations.
+    """
+
+    def __init__(self, adversary: InversionAdversary, counters: Sequence[DenoiserCounter]) -> None:
+        self.counters = counters
+        self.evaluations = adversary.starts * adversary.steps
+        self._learn = adversary.learn
+        adversary.steps = min(adversary.steps, 1)
+        adversary.starts = 1
+        adversary.learn = self  # type: ignore[method-assign]
+
+    def __call__(self, count: int, number: int, models: AdversaryModels) -> None:
+        """Arguments as of `InversionAdversary.learn`."""
+        before = [(dict(counter.counts), counter.sampled) for counter in self.counters]
+        self._learn(count, number, models)
+        for counter, (counts, sampled) in zip(self.counters, before, strict=True):
+            counter.counts, counter.sampled = counts, sampled
