@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from PIL.Image import Image
 
+from erasure_lightning.api.base_model import load_base_model
 from erasure_lightning.api.quiet import quiet
-from erasure_lightning.backbones.loading import load_backbone
 from erasure_lightning.checks import require
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.data.image_grid import to_pil
@@ -112,7 +112,7 @@ class SideBySide:
         self.concepts = [
             Concept(**concept) for concept in required_entry(self.edit.metadata, "concepts")
         ]
-        self.backbone = load_backbone(required_entry(self.edit.metadata, "backbone"))
+        self.backbone = load_base_model(self.edit.metadata)
         self.backbone.eval().to(
             torch.accelerator.current_accelerator(check_available=True) or "cpu"
         )

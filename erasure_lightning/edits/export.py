@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from erasure_lightning.edits.base_edits import base_changes
 from erasure_lightning.edits.changes import Change, components_of, edit_factors, low_rank
 from erasure_lightning.edits.checkpoint_file import write_checkpoint
+from erasure_lightning.edits.components import EditedComponent
 from erasure_lightning.edits.edit import edit_title, write_edit
 from erasure_lightning.edits.export_format import ExportFormat, PluginFormat
 from erasure_lightning.edits.export_request import DTYPES, ExportRequest
@@ -116,6 +117,7 @@ def write_export(request: ExportRequest, held: HeldEdit) -> Export:
     """
     kind = request.kind
     check_adapters(held.metadata, kind)
+    _check_strength(held.strength, kind)
     path = request.path
     dtype = DTYPES[request.dtype]
     match kind:
@@ -124,6 +126,8 @@ def write_export(request: ExportRequest, held: HeldEdit) -> Export:
         case ExportFormat.CHECKPOINT:
             _write_checkpoint(request, held)
         case ExportFormat.DIFFUSERS:
+            parts = vars(held.pipeline).items()
+            _require_whole(held, [name for name, part in parts if isinstance(part, nn.Module)])
             _write_new(path, held.pipeline.save_pretrained)
         case ExportFormat.COMPONENT:
             _write_components(request, held)
@@ -138,6 +142,28 @@ def write_export(request: ExportRequest, held: HeldEdit) -> Export:
     return Export(path, str(kind))
 
 
+def _check_strength(strength: float, kind: ExportFormat | PluginFormat) -> None:
+    """Raises for a strength at which a file would have no effect, or another one.
+
+    Raises:
+        ErasureError: With what to set.
+    """
+    if strength == 0:
+        raise ErasureError(
+            "An export needs an edit with an effect; found one of strength 0. Set edit.strength."
+        )
+    if kind is ExportFormat.ADAPTERS and strength != 1:
+        raise ErasureError(
+            f"The format adapters holds an edit of strength 1; found {strength:g}. Set"
+            " edit.strength = 1, and the strength once the file is applied."
+        )
+
+
+def _require_whole(held: HeldEdit, names: Iterable[str]) -> None:
+    for name in names:
+        EditedComponent(held.pipeline, name).require_whole()
+
+
 def _write_checkpoint(request: ExportRequest, held: HeldEdit) -> None:
     beneath = base_changes(held.metadata, held.pipeline)
     whole = {name: Change(each.after, each.after) for name, each in beneath.items()}
@@ -148,6 +174,7 @@ def _write_checkpoint(request: ExportRequest, held: HeldEdit) -> None:
 
 def _write_components(request: ExportRequest, held: HeldEdit) -> None:
     modules = held.modules([*held.changes, *base_changes(held.metadata, held.pipeline)])
+    _require_whole(held, modules)
 
     def write(folder: Path) -> None:
         folder.mkdir()
@@ -178,6 +205,8 @@ def _write_lora(request: ExportRequest, held: HeldEdit) -> Export:
     _write_tensors(request.path, values, DTYPES[request.dtype], about)
     error = None
     if request.images:
+        for name in modules:
+            EditedComponent(held.pipeline, name).require_changeable()
         prompt = next((concept["name"] for concept in held.metadata.get("concepts", [])), "")
         error = image_error(held.pipeline, held.changes, lowered, prompt, request.images)
     ranks = [each.rank for each in lowered.factors.values()]

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from erasure_lightning.concepts.concept import Concept, shortened_names
+from erasure_lightning.edits.format import base_title
 from erasure_lightning.metrics.estimates import Estimate
 from erasure_lightning.metrics.groups import ERASURE_GROUPS, GROUP_QUESTIONS
 from erasure_lightning.metrics.protocol import Protocol
@@ -281,6 +282,11 @@ def describe_cost(cost: Mapping[str, float]) -> str:
     return ", ".join(
         phrase.format(f"{cost[name]:,.6g}") for name, phrase in zip(names, phrases, strict=True)
     )
+
+
+def base_model(record: RunRecord) -> str:
+    """The model that the edit was made on, with the LoRAs that were fused into it first."""
+    return base_title(record.metadata) or "unknown"
 
 
 def edited_components(record: RunRecord) -> str:

@@ -20,6 +20,7 @@ from original_layouts import (
     write_original,
 )
 from packages import install
+from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
 from erasure_lightning import (
@@ -53,6 +54,8 @@ def erased(family, method):
     elif method == "full":
         bank = TrajectoryBank(trajectories=2, steps=2)
         arguments |= {"method": "ESD", "lr": 0.01, "warmup": 0, "steps": 2, "latents": bank}
+    elif method == "gated":
+        arguments |= {"method": "SPM", "steps": 2}
     elif method == "text":
         arguments |= {"method": "SAGE", "lr": 0.01, "warmup": 0, "steps": 2, "retention": []}
     else:
@@ -306,6 +309,66 @@ def test_half_the_strength_is_half_the_difference(tmp_path):
     export_edit(edit, tmp_path / "half.safetensors", "diff")
     whole, half = (load_file(tmp_path / f"{n}.safetensors") for n in ("whole", "half"))
     assert all(torch.allclose(half[name], whole[name] / 2, atol=1e-6) for name in whole)
+
+
+@pytest.mark.parametrize(
+    ("method", "strength", "format", "message"),
+    [
+        ("closed", 0, "diff.safetensors", "needs an edit with an effect; found one of strength 0"),
+        ("lora", 0, "lora.safetensors", "needs an edit with an effect; found one of strength 0"),
+        ("gated", 0.5, "adapters.safetensors", "holds an edit of strength 1; found 0.5"),
+    ],
+)
+def test_a_strength_that_a_file_cannot_hold(tmp_path, method, strength, format, message):
+    _, edit = erased(TinyBackbone, method)
+    edit.strength = strength
+    with pytest.raises(ErasureError, match=message):
+        edit.export(tmp_path / format, format.partition(".")[0])
+    assert not list(tmp_path.iterdir())
+
+
+def with_lora(pipeline):
+    config = LoraConfig(r=2, target_modules=["to_k"], init_lora_weights=False)
+    pipeline.unet.add_adapter(config)
+
+
+def offloaded(pipeline):
+    pipeline.enable_sequential_cpu_offload(device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (with_lora, r"unet without LoRA layers.*Call pipeline.unload_lora_weights\(\) first"),
+        (offloaded, r"meta device.*pipeline.remove_all_hooks\(\) first"),
+    ],
+)
+def test_whole_weights_that_could_not_be_read_are_not_written(tmp_path, change, message):
+    pipeline, edit = erased(TinyBackbone, "closed")
+    change(pipeline)
+    for options in ({}, {"layout": "original"}):
+        with pytest.raises(ErasureError, match=message):
+            edit.export(tmp_path / "part", "component", **options)
+    with pytest.raises(ErasureError, match=message):
+        edit.export(tmp_path / "whole", "diffusers")
+    assert not list(tmp_path.iterdir())
+    edit.export(tmp_path / "edit.safetensors", "diff")
+
+
+def test_images_of_an_offloaded_pipeline_are_not_compared(tmp_path):
+    pipeline, edit = erased(TinyBackbone, "closed")
+    offloaded(pipeline)
+    with pytest.raises(ErasureError, match="meta device"):
+        edit.export(tmp_path / "edit.safetensors", "lora", images=1)
+
+
+def test_the_original_layout_has_no_copies_of_fused_projections(tmp_path):
+    pipeline, edit = erased(TinyBackbone, "closed")
+    edit.export(tmp_path / "plain", "component", layout="original")
+    pipeline.fuse_qkv_projections()
+    edit.export(tmp_path / "fused", "component", layout="original")
+    plain, fused = (load_file(tmp_path / f / "unet.safetensors") for f in ("plain", "fused"))
+    assert plain.keys() == fused.keys()
 
 
 @pytest.mark.parametrize("format", ["lora", "kohya-lora"])
