@@ -30,6 +30,12 @@ from erasure_lightning.edits.original_component import original_component
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.writing import temporary_path, write_atomically
 
+#: Class of the transformer -> of its text-to-image pipeline.
+_FAMILIES = {
+    "FluxTransformer2DModel": "FluxPipeline",
+    "SD3Transformer2DModel": "StableDiffusion3Pipeline",
+}
+
 
 @dataclass(frozen=True)
 class Export:
@@ -97,8 +103,13 @@ class HeldEdit(NamedTuple):
 
     @property
     def family(self) -> str:
-        """Class of the pipeline."""
-        return type(self.pipeline).__name__
+        """Class of the text-to-image pipeline with these components, as of image-to-image ones."""
+        transformer = getattr(self.pipeline, "transformer", None)
+        if transformer is not None:
+            kind = type(getattr(transformer, "_orig_mod", transformer)).__name__
+            return _FAMILIES.get(kind, type(self.pipeline).__name__)
+        is_xl = getattr(self.pipeline, "text_encoder_2", None) is not None
+        return "StableDiffusionXLPipeline" if is_xl else "StableDiffusionPipeline"
 
     def modules(self, names: Iterable[str]) -> dict[str, nn.Module]:
         """The components that parameters belong to."""

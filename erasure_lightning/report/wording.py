@@ -50,6 +50,10 @@ _SCORER_ERRORS = (
     "A scorer recognises what an image shows, and makes errors: the figures of the original model"
     " show how many."
 )
+_NEVER_DRAWN = (
+    "The original model drew the concept in none of these images either, so they show nothing of"
+    " its erasure."
+)
 _NOT_ATTACKED = (
     "The edit was not attacked: prompts or further training that are made to restore the concept"
     " may succeed."
@@ -230,6 +234,7 @@ def limitations(record: RunRecord) -> list[str]:
     """Sentences on what a run's figures do not show."""
     result, attacks = record.result, record.attacks
     missed = _missed_images(recognized_share(record, "efficacy", "after"))
+    before = recognized_share(record, "efficacy", "before")
     sentences: list[tuple[object, str]] = [
         (result, _SEEDS_ALONE),
         (attacks and not result, "No figures were measured apart from the attacks."),
@@ -237,6 +242,7 @@ def limitations(record: RunRecord) -> list[str]:
             not attacks and not result,
             "No figures were measured: the effect of this edit is unknown.",
         ),
+        (before and before.mean == 0, _NEVER_DRAWN),
         (missed, missed),
         (result and result.protocol.scorer, _SCORER_ERRORS),
         (record.edit and not attacks, _NOT_ATTACKED),

@@ -95,6 +95,13 @@ def test_an_edit_is_saved_loaded_and_applied_to_another_pipeline(tmp_path):
     assert "UCE of cat" in applied.report()
 
 
+def test_a_list_of_methods_may_have_one_and_needs_one():
+    one = erase(pipeline_of(), "cat", ["UCE"], anchor="dog", progress_bar=False)
+    assert repr(one) == "Edit(UCE of cat, 8 tensors)"
+    with pytest.raises(ErasureError, match="erase needs at least one method; found none"):
+        erase(pipeline_of(), "cat", [], progress_bar=False)
+
+
 def test_a_place_that_cannot_be_written_is_named(tmp_path):
     edit = erase(pipeline_of(), "cat", method="UCE", anchor="dog", progress_bar=False)
     (tmp_path / "file").touch()

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from comfyui import load_lora
-from diffusers import DiffusionPipeline, FluxPipeline
+from diffusers import DiffusionPipeline, FluxPipeline, StableDiffusionImg2ImgPipeline
 from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 from original_layouts import (
     narrow_flux_readers,
@@ -21,6 +21,7 @@ from original_layouts import (
 )
 from packages import install
 from peft import LoraConfig
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from erasure_lightning import (
@@ -353,6 +354,19 @@ def test_whole_weights_that_could_not_be_read_are_not_written(tmp_path, change, 
         edit.export(tmp_path / "whole", "diffusers")
     assert not list(tmp_path.iterdir())
     edit.export(tmp_path / "edit.safetensors", "diff")
+
+
+@pytest.mark.parametrize("format", ["kohya-lora", "diff"])
+def test_another_pipeline_of_the_same_components_has_the_same_keys(tmp_path, format):
+    pipeline, edit = erased(TinyBackbone, "text")
+    edit.export(tmp_path / "a.safetensors", format)
+    other = StableDiffusionImg2ImgPipeline(**pipeline.components, requires_safety_checker=False)
+    export_edit(edit, tmp_path / "b.safetensors", format, pipeline=other)
+    one, same = (load_file(tmp_path / f"{name}.safetensors") for name in "ab")
+    assert one.keys() == same.keys()
+    assert any(name.startswith(("lora_te_", "text_encoders.clip_l.")) for name in one)
+    metadata = [safe_open(tmp_path / f"{n}.safetensors", "pt").metadata() for n in "ab"]
+    assert metadata[0] == metadata[1]
 
 
 def test_images_of_an_offloaded_pipeline_are_not_compared(tmp_path):
