@@ -29,8 +29,7 @@ from erasure_lightning.files.words import shell_word
 from erasure_lightning.training.checkpoints import locate_checkpoint
 
 #: Sampling steps and guidance scale for a model of no world.
-_STEPS = 50
-_GUIDANCE = 7.5
+_STEPS, _GUIDANCE = 50, 7.5
 
 #: Words with a button of their own, at most, for each concept.
 _MAX_WORDS = 12
@@ -77,8 +76,7 @@ class WordButton(NamedTuple):
 class SideBySide:
     """A model and its edit, drawn from equal noise; the edit's strength changes from call to call.
 
-    There is a single copy of the model: at strength 0 it is the one that the edit was made on, to
-    the bit: the original, or the original with the edits that this one is based on.
+    There is a single copy of the model; at strength 0 it is the one without the edit, to the bit.
 
     Args:
         run: A run's folder, or its ``edit.safetensors``.
@@ -110,13 +108,12 @@ class SideBySide:
                 f" `erasure fit --ckpt_path {shell_word(run)}`."
             )
         self.edit = load_edit(path)
-        self.title = edit_title(self.edit.metadata)
-        beneath = self.edit.metadata.get("base_edits")
-        self.base_title = f"With {titles(beneath)}" if beneath else "Original"
-        self.concepts = [
-            Concept(**concept) for concept in required_entry(self.edit.metadata, "concepts")
-        ]
-        self.backbone = load_base_model(self.edit.metadata)
+        metadata = self.edit.metadata
+        self.title = edit_title(metadata)
+        base = metadata.get("base_edits")
+        self.base_title = f"With {titles(base)}" if base else "Original"
+        self.concepts = [Concept(**concept) for concept in required_entry(metadata, "concepts")]
+        self.backbone = load_base_model(metadata)
         self.backbone.eval().to(
             torch.accelerator.current_accelerator(check_available=True) or "cpu"
         )
@@ -235,8 +232,7 @@ def _page(gradio: Any, both: SideBySide) -> Any:
     with gradio.Blocks(title=both.title, analytics_enabled=False, fill_width=True) as page:
         title = html.escape(both.title)
         gradio.HTML(
-            f"<h1>{title}</h1><p>The same noise, drawn by the model before the edit and after"
-            " it.</p>",
+            f"<h1>{title}</h1><p>From the same noise, before and after the edit.</p>",
             elem_classes="heading",
             padding=False,
         )
@@ -252,8 +248,8 @@ def _page(gradio: Any, both: SideBySide) -> Any:
                 0, 2, 1, step=0.05, label="Strength of the edit", min_width=180, scale=3
             )
         with gradio.Row():
-            places = {"original": both.base_title, "edited": "Edited"}
-            images = [_image(gradio, both, name, title) for name, title in places.items()]
+            captions = (("original", both.base_title), ("edited", "Edited"))
+            images = [_image(gradio, both, *caption) for caption in captions]
         _connect(gradio, both, page, (prompt, seed, strength), images, chosen)
     return page
 
