@@ -18,6 +18,7 @@ from erasure_lightning.edits.components import EditedComponent
 from erasure_lightning.edits.edit import edit_title, write_edit
 from erasure_lightning.edits.export_format import ExportFormat, PluginFormat
 from erasure_lightning.edits.export_request import DTYPES, ExportRequest
+from erasure_lightning.edits.fingerprints import edit_fingerprint
 from erasure_lightning.edits.image_error import image_error
 from erasure_lightning.edits.lora_layouts import (
     diffusers_lora,
@@ -27,6 +28,7 @@ from erasure_lightning.edits.lora_layouts import (
     unread_by_diffusers,
 )
 from erasure_lightning.edits.original_component import original_component
+from erasure_lightning.edits.stack import applied_edits
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.writing import temporary_path, write_atomically
 
@@ -171,8 +173,23 @@ def _check_strength(strength: float, kind: ExportFormat | PluginFormat) -> None:
 
 
 def _require_whole(held: HeldEdit, names: Iterable[str]) -> None:
+    """Raises unless components, if saved, are the model with the edit and those beneath it.
+
+    Raises:
+        ErasureError: If they hold another edit too, or could not be read.
+    """
+    own = {entry["fingerprint"] for entry in held.metadata.get("base_edits", [])}
+    own.add(edit_fingerprint(held.tensors))
     for name in names:
-        EditedComponent(held.pipeline, name).require_whole()
+        component = EditedComponent(held.pipeline, name)
+        component.require_whole()
+        others = [r["edit"] for r in applied_edits(component.module) if r["fingerprint"] not in own]
+        if others:
+            raise ErasureError(
+                f"An export of whole weights needs {component.title} with {held.title} and what it"
+                f" is based on; found {', '.join(others)} in it too. Remove it first, or call"
+                " pipeline.save_pretrained to save all edits."
+            )
 
 
 def _write_checkpoint(request: ExportRequest, held: HeldEdit) -> None:

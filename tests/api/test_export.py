@@ -369,6 +369,21 @@ def test_another_pipeline_of_the_same_components_has_the_same_keys(tmp_path, for
     assert metadata[0] == metadata[1]
 
 
+def test_whole_weights_hold_no_edit_on_top(tmp_path):
+    pipeline, edit = erased(TinyBackbone, "closed")
+    alone = {name: value.clone() for name, value in weights(pipeline).items()}
+    above = erase(pipeline, "star", method="UCE", anchor="dog", **QUICK)
+    for format in ("component", "diffusers"):
+        with pytest.raises(ErasureError, match=r"found UCE of star in it too. Remove it first"):
+            edit.export(tmp_path / format, format)
+    above.export(tmp_path / "both", "diffusers")  # with the one that it is based on
+    both = weights(pipeline)
+    assert_weights(DiffusionPipeline.from_pretrained(tmp_path / "both"), both)
+    above.remove()
+    edit.export(tmp_path / "one", "diffusers")
+    assert_weights(DiffusionPipeline.from_pretrained(tmp_path / "one"), alone)
+
+
 def test_images_of_an_offloaded_pipeline_are_not_compared(tmp_path):
     pipeline, edit = erased(TinyBackbone, "closed")
     offloaded(pipeline)
