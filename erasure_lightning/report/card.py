@@ -69,8 +69,8 @@ def render_card(record: RunRecord, hub: HubContent | None = None) -> str:
 def is_hub_id(text: str) -> bool:
     """Whether a text has the form of a repository on the Hub, ``owner/name``."""
     owner, _, name = text.partition("/")
-    lawful = _HUB_ID.fullmatch(text) and not re.search(r"--|\.\.|[.-](/|$)|\.git$", text)
-    return bool(lawful) and max(len(owner), len(name)) <= 96
+    is_valid = _HUB_ID.fullmatch(text) and not re.search(r"--|\.\.|[.-](/|$)|\.git$", text)
+    return bool(is_valid) and max(len(owner), len(name)) <= 96
 
 
 def front_matter(record: RunRecord) -> str:
