@@ -220,6 +220,8 @@ def _write_components(request: ExportRequest, held: HeldEdit) -> None:
 def _write_lora(request: ExportRequest, held: HeldEdit) -> Export:
     """Writes low-rank factors of the components whose LoRA is read."""
     modules = held.modules(held.changes)
+    for name in modules if request.images else ():
+        EditedComponent(held.pipeline, name).require_changeable()
     is_diffusers = request.kind is ExportFormat.LORA
     unread = unread_by_diffusers(modules, held.family) if is_diffusers else []
     own = edit_factors(held.tensors, held.strength)
@@ -233,8 +235,6 @@ def _write_lora(request: ExportRequest, held: HeldEdit) -> Export:
     _write_tensors(request.path, values, DTYPES[request.dtype], about)
     error = None
     if request.images:
-        for name in modules:
-            EditedComponent(held.pipeline, name).require_changeable()
         prompt = next((concept["name"] for concept in held.metadata.get("concepts", [])), "")
         error = image_error(held.pipeline, held.changes, lowered, prompt, request.images)
     ranks = [each.rank for each in lowered.factors.values()]

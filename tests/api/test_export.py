@@ -369,6 +369,15 @@ def test_another_pipeline_of_the_same_components_has_the_same_keys(tmp_path, for
     assert metadata[0] == metadata[1]
 
 
+@pytest.mark.parametrize("options", [{"rank": 2.5}, {"rank": "4"}, {"images": 1.5}])
+def test_ranks_and_images_are_whole_numbers(path, options):
+    _, edit = shared(TinyBackbone, "closed")
+    (name,) = options
+    with pytest.raises(ErasureError, match=f"needs a whole number as {name}; found"):
+        export_edit(edit, path, "lora", **options)
+    assert not path.exists()
+
+
 def test_whole_weights_hold_no_edit_on_top(tmp_path):
     pipeline, edit = erased(TinyBackbone, "closed")
     alone = {name: value.clone() for name, value in weights(pipeline).items()}
@@ -389,6 +398,7 @@ def test_images_of_an_offloaded_pipeline_are_not_compared(tmp_path):
     offloaded(pipeline)
     with pytest.raises(ErasureError, match="meta device"):
         edit.export(tmp_path / "edit.safetensors", "lora", images=1)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_original_layout_has_no_copies_of_fused_projections(tmp_path):
