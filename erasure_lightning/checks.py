@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 from erasure_lightning.errors import ErasureError
@@ -19,7 +20,7 @@ def require(
     below: float = math.inf,
     **numbers: float | None,
 ) -> None:
-    """Raises unless numbers are finite and in a range.
+    """Raises unless numbers are numbers, finite and in a range.
 
     Args:
         owner: What needs them, for the message.
@@ -30,11 +31,13 @@ def require(
         numbers: The numbers by name; ``None`` (a default that is set later) passes.
 
     Raises:
-        ErasureError: For the first that is out of range, NaN or infinite.
+        ErasureError: For the first that is none, out of range, NaN or infinite.
     """
     for name, value in numbers.items():
         if value is None:
             continue
+        if not isinstance(value, Real):
+            raise ErasureError(f"{owner} needs a number as {name}; found {value!r}.")
         if not abs(value) < math.inf:
             raise ErasureError(f"{owner} needs a finite {name}; found {value}.")
         if not (at_least <= value <= at_most and above < value < below):

@@ -58,7 +58,7 @@ def attack_folder(checkpoint: Path, attack: str) -> Path:
     """Where the outcome of an attack is written by default.
 
     Args:
-        checkpoint: The edit's file, as `locate` returns it.
+        checkpoint: The edit's file, as `locate_checkpoint` returns it.
         attack: Class name of the attack.
     """
     return run_of(checkpoint).root / "attacks" / slug(attack)

@@ -10,14 +10,13 @@ from typing import Any
 import yaml
 from torch import Tensor
 
-from erasure_lightning.backbones.loading import load_backbone
+from erasure_lightning.api.base_model import load_base_model
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.edits.applied import Edit, load_edit
 from erasure_lightning.edits.base_edits import titles
 from erasure_lightning.edits.components import EditedComponent, is_same_component
 from erasure_lightning.edits.composition import dense_values, overlaps, shared_names, summed
 from erasure_lightning.edits.edit import edit_title
-from erasure_lightning.edits.format import required_entry
 from erasure_lightning.edits.stack import stacked_values
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.writing import EDIT_FILE, write_atomically
@@ -119,7 +118,7 @@ def _base_values(edit: Edit, names: set[str], pipeline: Any) -> dict[str, Tensor
     components = sorted({name.partition(".")[0] for name in names})
     with ExitStack() as undo:
         if pipeline is None:
-            pipeline = load_backbone(required_entry(edit.metadata, "backbone")).to_pipeline()
+            pipeline = load_base_model(edit.metadata).to_pipeline()
         for base in edit.apply_base_edits(pipeline):
             undo.callback(base.remove)
         beneath = {entry["fingerprint"] for entry in edit.metadata.get("base_edits", [])}
@@ -145,6 +144,7 @@ def _metadata(edits: Sequence[Edit], tensors: Mapping[str, Tensor]) -> dict[str,
     base = {key: first[key] for key in ("base_edits", "unedited_fingerprint") if key in first}
     arguments: dict[str, Any] = {"concepts": listed, "tensors": [*tensors]}
     arguments["backbone"] = first["backbone"]
+    arguments["loras"] = first.get("arguments", {}).get("loras")
     prints = [edit.metadata.get("fingerprints", {}) for edit in reversed(edits)]
     return base | {
         "method": f"{Composition.__module__}.{Composition.__qualname__}",

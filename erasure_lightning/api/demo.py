@@ -14,13 +14,14 @@ from typing import Any, NamedTuple
 import torch
 from PIL.Image import Image
 
+from erasure_lightning.api.base_model import load_base_model
 from erasure_lightning.api.quiet import quiet
-from erasure_lightning.backbones.loading import load_backbone
 from erasure_lightning.checks import require
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.data.image_grid import to_pil
 from erasure_lightning.diffusion.sampling import sample_images
 from erasure_lightning.edits.applied import load_edit
+from erasure_lightning.edits.base_edits import titles
 from erasure_lightning.edits.edit import edit_title
 from erasure_lightning.edits.format import required_entry
 from erasure_lightning.errors import ErasureError
@@ -28,8 +29,7 @@ from erasure_lightning.files.words import shell_word
 from erasure_lightning.training.checkpoints import locate_checkpoint
 
 #: Sampling steps and guidance scale for a model of no world.
-_STEPS = 50
-_GUIDANCE = 7.5
+_STEPS, _GUIDANCE = 50, 7.5
 
 #: Words with a button of their own, at most, for each concept.
 _MAX_WORDS = 12
@@ -76,7 +76,7 @@ class WordButton(NamedTuple):
 class SideBySide:
     """A model and its edit, drawn from equal noise; the edit's strength changes from call to call.
 
-    There is a single copy of the model: at strength 0 it is the original, to the bit.
+    There is a single copy of the model; at strength 0 it is the one without the edit, to the bit.
 
     Args:
         run: A run's folder, or its ``edit.safetensors``.
@@ -108,11 +108,12 @@ class SideBySide:
                 f" `erasure fit --ckpt_path {shell_word(run)}`."
             )
         self.edit = load_edit(path)
-        self.title = edit_title(self.edit.metadata)
-        self.concepts = [
-            Concept(**concept) for concept in required_entry(self.edit.metadata, "concepts")
-        ]
-        self.backbone = load_backbone(required_entry(self.edit.metadata, "backbone"))
+        metadata = self.edit.metadata
+        self.title = edit_title(metadata)
+        base = metadata.get("base_edits")
+        self.base_title = f"With {titles(base)}" if base else "Original"
+        self.concepts = [Concept(**concept) for concept in required_entry(metadata, "concepts")]
+        self.backbone = load_base_model(metadata)
         self.backbone.eval().to(
             torch.accelerator.current_accelerator(check_available=True) or "cpu"
         )
@@ -231,8 +232,7 @@ def _page(gradio: Any, both: SideBySide) -> Any:
     with gradio.Blocks(title=both.title, analytics_enabled=False, fill_width=True) as page:
         title = html.escape(both.title)
         gradio.HTML(
-            f"<h1>{title}</h1><p>The same noise, drawn by the original model and by the edited"
-            " one.</p>",
+            f"<h1>{title}</h1><p>From the same noise, before and after the edit.</p>",
             elem_classes="heading",
             padding=False,
         )
@@ -248,26 +248,27 @@ def _page(gradio: Any, both: SideBySide) -> Any:
                 0, 2, 1, step=0.05, label="Strength of the edit", min_width=180, scale=3
             )
         with gradio.Row():
-            images = [_image(gradio, both, title) for title in ("Original", "Edited")]
+            captions = (("original", both.base_title), ("edited", "Edited"))
+            images = [_image(gradio, both, *caption) for caption in captions]
         _connect(gradio, both, page, (prompt, seed, strength), images, chosen)
     return page
 
 
-def _image(gradio: Any, both: SideBySide, title: str) -> Any:
+def _image(gradio: Any, both: SideBySide, name: str, title: str) -> Any:
     side = both.draw("", 0, 0.0).width
     with gradio.Column(min_width=120):
-        gradio.HTML(f'<p class="caption">{title}</p>', padding=False)
+        gradio.HTML(f'<p class="caption">{html.escape(title)}</p>', padding=False)
         return gradio.Image(
             label=title,
             show_label=False,
             container=False,
-            alt_text=f"{title} model's image",
+            alt_text=f"{name} model's image",
             type="pil",
             format="png",
             interactive=False,
             buttons=[],
             min_width=120,
-            elem_id=title.lower(),
+            elem_id=name,
             elem_classes=["drawn", *(["pixels"] if side <= _SMALL else [])],
         )
 

@@ -91,6 +91,8 @@ def erase(
         >>> edit.strength = 0.5
         >>> edit.remove()
     """
+    if not isinstance(method, str | type) and len(method) == 1:
+        method = method[0]
     if not isinstance(method, str | type):
         options: dict[str, Any] = {"anchor": anchor, "kind": kind, "retain": retain}
         options |= {"steps": steps, "batch_size": batch_size, "templates": templates, "seed": seed}
@@ -124,6 +126,8 @@ def _erase_by_several(
     options: dict[str, Any],
 ) -> Edit:
     """The sum of the edits of several methods, applied."""
+    if not methods:
+        raise ErasureError("erase needs at least one method; found none.")
     edits = []
     with ExitStack() as undo:
         _apply_first(base_edit, pipeline, undo)

@@ -5,10 +5,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from erasure_lightning.api.base_model import load_base_model
 from erasure_lightning.edits.applied import Edit, load_edit
 from erasure_lightning.edits.export import Export, check_adapters
 from erasure_lightning.edits.export_request import ExportRequest
-from erasure_lightning.edits.format import required_entry
 from erasure_lightning.edits.installation import holds_edit
 
 
@@ -90,9 +90,7 @@ def _applied(edit: Edit, pipeline: Any) -> Iterator[Edit]:
         yield edit
         return
     if pipeline is None:
-        from erasure_lightning.backbones.loading import load_backbone
-
-        pipeline = load_backbone(required_entry(edit.metadata, "backbone")).to_pipeline()
+        pipeline = load_base_model(edit.metadata).to_pipeline()
     held = holds_edit(edit.tensors, edit.metadata, pipeline)
     own = Edit(edit.tensors, edit.metadata, edit.path).apply(pipeline)
     strength = own.strength

@@ -38,7 +38,7 @@ def import_edit(
     layout: str,
     backbone: str,
     out: str | Path,
-    concepts: Sequence[str | Concept] = (),
+    concepts: str | Concept | Sequence[str | Concept] = (),
 ) -> Edit:
     """Convert a file of official code into an edit that every command reads.
 
@@ -133,8 +133,10 @@ def _read(path: Path) -> tuple[_Tensors, dict[str, str]]:
         return tensors, content.metadata() or {}
 
 
-def _concepts(concepts: Sequence[str | Concept], own: Sequence[str], path: Path) -> list[Concept]:
-    names = concepts or own
+def _concepts(
+    concepts: str | Concept | Sequence[str | Concept], own: Sequence[str], path: Path
+) -> list[Concept]:
+    names = [concepts] if isinstance(concepts, str | Concept) else concepts or own
     if not names:
         raise ErasureError(f"{path} does not name its concepts: give them with --concepts.")
     return [name if isinstance(name, Concept) else Concept(name) for name in names]

@@ -27,7 +27,7 @@ def load_edited(path: Path) -> ErasureModule:
     training needs them, an edit does not.
 
     Args:
-        path: An ``edit.safetensors`` or a ``.ckpt``, as `locate_pipeline` finds it.
+        path: An ``edit.safetensors`` or a ``.ckpt``, as `locate_checkpoint` returns it.
 
     Raises:
         ErasureError: If the file cannot be read, its method is not installed or takes other

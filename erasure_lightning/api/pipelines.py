@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from erasure_lightning.adapters.lora import lora_layers
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.families import FAMILIES, Family
 from erasure_lightning.concepts.worlds import World, find_world, worlds
@@ -22,8 +23,8 @@ class Borrowed:
         pipeline: Of a family in `FAMILIES`.
 
     Raises:
-        ErasureError: If its class is unknown, a component is missing, its weights are offloaded, or
-            its sampler cannot be used.
+        ErasureError: If its class is unknown, a component is missing, has LoRA layers or is
+            offloaded, or its sampler cannot be used.
     """
 
     def __init__(self, pipeline: Any) -> None:
@@ -38,6 +39,7 @@ class Borrowed:
                 " where sequential CPU offload leaves them. Erase before"
                 " enable_sequential_cpu_offload."
             )
+        _require_no_loras(pipeline)
         self._modules = [(module, *_attributes(module)) for module in modules]
         self._parameters = [(p, p.data, p.requires_grad) for p in parameters]
         backbone = _backbone(family)
@@ -117,6 +119,17 @@ def _require_components(pipeline: Any, family: Family) -> None:
             f" {', '.join(missing)}. Load the pipeline with {'it' if len(missing) == 1 else 'them'}"
             " (from_pretrained without None in its place)."
         )
+
+
+def _require_no_loras(pipeline: Any) -> None:
+    """Raises if a component has LoRA layers, behind which methods find no weights to edit."""
+    for name, component in vars(pipeline).items():
+        if isinstance(component, nn.Module) and lora_layers(component):
+            raise ErasureError(
+                f"Erasing needs a {name} without LoRA layers, which hide the weights to edit; found"
+                " some. Call pipeline.fuse_lora() and pipeline.unload_lora_weights() first to erase"
+                " from the model with them, or the latter alone."
+            )
 
 
 def _name(pipeline: Any) -> str:

@@ -37,12 +37,16 @@ def run_export(argv: list[str]) -> None:
     """
     options = _parser().parse(argv)
     silence()
+    from erasure_lightning.api.base_model import load_base_model
     from erasure_lightning.api.export import export_edit
-    from erasure_lightning.backbones.loading import load_backbone
+    from erasure_lightning.edits.applied import load_edit
 
-    pipeline = load_backbone(options.backbone).to_pipeline() if options.backbone else None
+    edit = load_edit(options.run)
+    pipeline = None
+    if options.backbone:
+        pipeline = load_base_model(edit.metadata, options.backbone).to_pipeline()
     exported = export_edit(
-        options.run,
+        edit,
         options.out,
         options.to,
         pipeline=pipeline,

@@ -55,10 +55,9 @@ def _write(options: Namespace, folder: Path) -> None:
 
 def _exports(options: Namespace, folder: Path) -> dict[str, Callable[[Path], object]]:
     """What writes each format, by the name of its file or folder."""
-    from erasure_lightning.backbones.loading import load_backbone
+    from erasure_lightning.api.base_model import load_base_model
     from erasure_lightning.edits.applied import load_edit
     from erasure_lightning.edits.export_request import ExportRequest
-    from erasure_lightning.edits.format import required_entry
     from erasure_lightning.report.public_edit import public_metadata
     from erasure_lightning.training.checkpoints import locate_checkpoint
 
@@ -67,7 +66,7 @@ def _exports(options: Namespace, folder: Path) -> dict[str, Callable[[Path], obj
         ExportRequest(folder / file, name, options.checkpoint)
     silence()
     edit = load_edit(locate_checkpoint(str(options.run), "push"))
-    edit.apply(load_backbone(required_entry(edit.metadata, "backbone")).to_pipeline())
+    edit.apply(load_base_model(edit.metadata).to_pipeline())
     edit.metadata = public_metadata(edit.metadata)
     return {
         file: partial(edit.export, format=name, checkpoint=options.checkpoint)

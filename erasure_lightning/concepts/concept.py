@@ -220,7 +220,7 @@ def shortened_names(names: Sequence[str]) -> str:
 
 
 def check_concepts(concepts: Sequence[Concept], owner: str) -> None:
-    """Raises unless there are concepts, each once, none of which is another's anchor.
+    """Raises unless there are `Concept` objects, each once, none of which is another's anchor.
 
     Names are compared in any case and number.
 
@@ -231,6 +231,10 @@ def check_concepts(concepts: Sequence[Concept], owner: str) -> None:
         raise ErasureError(
             f"{owner} needs at least one concept; found none. Give --model.concepts '[{{name:"
             " cigarette}]'."
+        )
+    if others := [c for c in concepts if not isinstance(c, Concept)]:
+        raise ErasureError(
+            f"{owner} needs concepts as Concept(name, anchor); found {others[0]!r} in the list."
         )
     counts = Counter(folded(c.name) for c in concepts)
     if repeated := sorted(name for name, count in counts.items() if count > 1):

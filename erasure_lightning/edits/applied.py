@@ -1,7 +1,8 @@
 """`Edit`: an edit in memory, and in the pipeline that it was applied to."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any, Self
 
@@ -56,16 +57,18 @@ class Edit:
         return edit_fingerprint(self.tensors)
 
     def save(self, path: str | Path) -> Path:
-        """Write the edit as a safetensors file with its metadata.
+        """Write the edit, at strength 1, as a safetensors file with its metadata.
 
         Args:
             path: The file; it replaces an older one atomically.
 
         Returns:
             The file.
+
+        Raises:
+            ErasureError: If it cannot be written.
         """
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_edit(path, self.tensors, self.metadata)
         return path
 
@@ -92,8 +95,9 @@ class Edit:
             _remove(beneath)
             raise
         self.metadata["transferred"] = transferred
+        if beneath or pipeline is not self.pipeline:  # a second call applies none
+            self._beneath = beneath
         self.pipeline = pipeline
-        self._beneath = beneath
         self._strength = 1.0
         return self
 
@@ -137,9 +141,11 @@ class Edit:
 
     @strength.setter
     def strength(self, value: float) -> None:
-        if not 0 <= value < math.inf:
-            raise ErasureError(f"An edit needs a strength of at least 0; found {value}.")
-        for component, record in self._places():
+        if not isinstance(value, Real) or not 0 <= value < math.inf:
+            raise ErasureError(f"An edit needs a strength of at least 0; found {value!r}.")
+        places = [place for place in self._places() if place[1]["strength"] != value]
+        _require_changeable(places)
+        for component, record in places:
             set_strength(component, record, float(value))
 
     def remove(self) -> None:
@@ -149,9 +155,12 @@ class Edit:
         order: what was applied on top stays, as a difference from what is left beneath.
 
         Raises:
-            ErasureError: If the edit is in no pipeline.
+            ErasureError: If the edit is in no pipeline, or the former weights would have no effect
+                there; then none is changed.
         """
-        for component, record in self._places():
+        places = self._places()
+        _require_changeable(places)
+        for component, record in places:
             self._strength = record["strength"]
             remove_edit(component, record)
         pipeline, self.pipeline = self.pipeline, None
@@ -238,6 +247,13 @@ class Edit:
                     " removed, or the component replaced. Apply it again."
                 )
         return [(EditedComponent(self.pipeline, name), each) for name, each in records.items()]
+
+
+def _require_changeable(places: Sequence[tuple[EditedComponent, AppliedEdit]]) -> None:
+    """Raise unless weights that an edit changed can be written and act; adapters always can."""
+    for component, record in places:
+        if "before" in record:
+            component.require_changeable()
 
 
 def _remove(edits: list[Edit]) -> None:

@@ -1,12 +1,13 @@
 """A pipeline's component as the target of an edit, beneath torch.compile and peft."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from erasure_lightning.adapters.base import ADAPTER_CHILD
+from erasure_lightning.adapters.lora import lora_layers
 from erasure_lightning.edits.fingerprints import hash_tensors
 from erasure_lightning.edits.format import plain_name
 from erasure_lightning.errors import ErasureError
@@ -28,14 +29,15 @@ def component_fingerprints(module: nn.Module) -> dict[str, str]:
     own = {
         plain_name(name): value
         for name, value in sorted(module.state_dict().items())
-        if _is_own(name)
+        if is_own(name)
     }
     native, *rounded = hash_tensors(own, [None, *_PRECISIONS])
     names = [str(dtype).removeprefix("torch.") for dtype in _PRECISIONS]
     return {"native": native} | dict(zip(names, rounded, strict=True))
 
 
-def _is_own(name: str) -> bool:
+def is_own(name: str) -> bool:
+    """Whether a tensor is a component's own, by its name: no adapter's, and no copy of weights."""
     segments = name.split(".")
     return not any(s in _ADDED or s.startswith("lora_") for s in segments)
 
@@ -129,21 +131,52 @@ class EditedComponent:
         Raises:
             ErasureError: With the first obstacle and its remedy.
         """
-        for obstacle, cure in (*self._unwritable(), *self._ineffective(adapters)):
+        self._require_none((*self._unwritable(), *self._ineffective(adapters)))
+
+    def require_changeable(self) -> None:
+        """Raises if another strength of an edit in it could not be written, or would not act.
+
+        Raises:
+            ErasureError: With the first obstacle and its remedy.
+        """
+        self._require_none((*self._absent(), *self._ineffective(adapters=False)))
+
+    def require_whole(self) -> None:
+        """Raises unless its weights, if saved, are those of its class.
+
+        Raises:
+            ErasureError: If some are elsewhere, or it has LoRA layers, with which diffusers does
+                not read it.
+        """
+        self._require_none(self._absent())
+        if lora_layers(self.module):
+            raise ErasureError(
+                f"An export of whole weights needs {self.title} without LoRA layers, with which"
+                " diffusers does not read it; found some. Call pipeline.unload_lora_weights()"
+                " first, or before it fuse_lora() to export them too."
+            )
+
+    def _require_none(self, obstacles: Iterable[tuple[str, str]]) -> None:
+        for obstacle, cure in obstacles:
             raise ErasureError(
                 f"An edit needs weights of {self.title} that it can write and that act; found"
                 f" {obstacle}. {cure}."
+            )
+
+    def _absent(self) -> Iterator[tuple[str, str]]:
+        """Weights that are not in memory, with the remedy."""
+        if any(p.is_meta for p in self.module.parameters()):
+            yield (
+                "some on the meta device, where sequential CPU offload leaves them",
+                "Call apply_edit before enable_sequential_cpu_offload, or"
+                " pipeline.remove_all_hooks() first",
             )
 
     def _unwritable(self) -> Iterator[tuple[str, str]]:
         """Obstacles to writing weights, each with its remedy."""
         modules = list(self.module.modules())
         parameters = list(self.module.parameters())
-        if any(p.is_meta for p in parameters):
-            yield (
-                "some on the meta device, where sequential CPU offload leaves them",
-                "Call apply_edit before enable_sequential_cpu_offload",
-            )
+        yield from self._absent()
         if any(_offloads(m) for m in modules):
             yield (
                 "group offloading, which holds copies of them",

@@ -10,6 +10,7 @@ from erasure_lightning.edits.base_edits import titles
 from erasure_lightning.edits.changes import components_of
 from erasure_lightning.edits.composition import Overlap
 from erasure_lightning.edits.edit import edit_title
+from erasure_lightning.edits.format import base_title
 from erasure_lightning.edits.stack import AppliedEdit
 
 
@@ -27,7 +28,7 @@ def describe_edit(
     for concept in metadata.get("concepts", []):
         anchor = concept["anchor"] or "no prompt"
         lines.append(f"  {concept['name']} ({concept['kind']}) -> {anchor}")
-    lines.append(f"  base model: {metadata.get('backbone', 'unknown')}")
+    lines.append(f"  base model: {base_title(metadata) or 'unknown'}")
     if base := metadata.get("base_edits"):
         lines.append(f"  based on: {titles(base)}")
     for name in components_of(tensors):

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from erasure_lightning.edits.format import EDIT_FORMAT, current_name, read_metadata
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.files.writing import json_text, write_atomically
+from erasure_lightning.files.words import shell_word
+from erasure_lightning.files.writing import EDIT_FILE, json_text, write_atomically
 
 
 def write_edit(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
@@ -58,6 +59,11 @@ def _opened(path: Path) -> Iterator[Any]:
     Raises:
         ErasureError: If it is missing or cannot be read.
     """
+    if path.name == EDIT_FILE and path.parent.is_dir() and not path.exists():
+        raise ErasureError(
+            f"No edit at {path}: a run has one once it has finished. `erasure fit --ckpt_path"
+            f" {shell_word(path.parent)}` resumes a stopped run."
+        )
     if not path.is_file():
         raise ErasureError(f"No edit at {path}: the file does not exist.")
     try:

@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from erasure_lightning.edits.base_edits import base_changes
 from erasure_lightning.edits.changes import Change, components_of, edit_factors, low_rank
 from erasure_lightning.edits.checkpoint_file import write_checkpoint
+from erasure_lightning.edits.components import EditedComponent
 from erasure_lightning.edits.edit import edit_title, write_edit
 from erasure_lightning.edits.export_format import ExportFormat, PluginFormat
 from erasure_lightning.edits.export_request import DTYPES, ExportRequest
+from erasure_lightning.edits.fingerprints import edit_fingerprint
 from erasure_lightning.edits.image_error import image_error
 from erasure_lightning.edits.lora_layouts import (
     diffusers_lora,
@@ -26,8 +28,15 @@ from erasure_lightning.edits.lora_layouts import (
     unread_by_diffusers,
 )
 from erasure_lightning.edits.original_component import original_component
+from erasure_lightning.edits.stack import applied_edits
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.writing import temporary_path, write_atomically
+
+#: Class of the transformer -> of its text-to-image pipeline.
+_FAMILIES = {
+    "FluxTransformer2DModel": "FluxPipeline",
+    "SD3Transformer2DModel": "StableDiffusion3Pipeline",
+}
 
 
 @dataclass(frozen=True)
@@ -96,8 +105,13 @@ class HeldEdit(NamedTuple):
 
     @property
     def family(self) -> str:
-        """Class of the pipeline."""
-        return type(self.pipeline).__name__
+        """Class of the text-to-image pipeline with these components, as of image-to-image ones."""
+        transformer = getattr(self.pipeline, "transformer", None)
+        if transformer is not None:
+            kind = type(getattr(transformer, "_orig_mod", transformer)).__name__
+            return _FAMILIES.get(kind, type(self.pipeline).__name__)
+        is_xl = getattr(self.pipeline, "text_encoder_2", None) is not None
+        return "StableDiffusionXLPipeline" if is_xl else "StableDiffusionPipeline"
 
     def modules(self, names: Iterable[str]) -> dict[str, nn.Module]:
         """The components that parameters belong to."""
@@ -116,6 +130,7 @@ def write_export(request: ExportRequest, held: HeldEdit) -> Export:
     """
     kind = request.kind
     check_adapters(held.metadata, kind)
+    _check_strength(held.strength, kind)
     path = request.path
     dtype = DTYPES[request.dtype]
     match kind:
@@ -124,6 +139,8 @@ def write_export(request: ExportRequest, held: HeldEdit) -> Export:
         case ExportFormat.CHECKPOINT:
             _write_checkpoint(request, held)
         case ExportFormat.DIFFUSERS:
+            parts = vars(held.pipeline).items()
+            _require_whole(held, [name for name, part in parts if isinstance(part, nn.Module)])
             _write_new(path, held.pipeline.save_pretrained)
         case ExportFormat.COMPONENT:
             _write_components(request, held)
@@ -138,6 +155,43 @@ def write_export(request: ExportRequest, held: HeldEdit) -> Export:
     return Export(path, str(kind))
 
 
+def _check_strength(strength: float, kind: ExportFormat | PluginFormat) -> None:
+    """Raises for a strength at which a file would have no effect, or another one.
+
+    Raises:
+        ErasureError: With what to set.
+    """
+    if strength == 0:
+        raise ErasureError(
+            "An export needs an edit with an effect; found one of strength 0. Set edit.strength."
+        )
+    if kind is ExportFormat.ADAPTERS and strength != 1:
+        raise ErasureError(
+            f"The format adapters holds an edit of strength 1; found {strength:g}. Set"
+            " edit.strength = 1, and the strength once the file is applied."
+        )
+
+
+def _require_whole(held: HeldEdit, names: Iterable[str]) -> None:
+    """Raises unless components, if saved, are the model with the edit and those beneath it.
+
+    Raises:
+        ErasureError: If they hold another edit too, or could not be read.
+    """
+    own = {entry["fingerprint"] for entry in held.metadata.get("base_edits", [])}
+    own.add(edit_fingerprint(held.tensors))
+    for name in names:
+        component = EditedComponent(held.pipeline, name)
+        component.require_whole()
+        others = [r["edit"] for r in applied_edits(component.module) if r["fingerprint"] not in own]
+        if others:
+            raise ErasureError(
+                f"An export of whole weights needs {component.title} with {held.title} and what it"
+                f" is based on; found {', '.join(others)} in it too. Remove it first, or call"
+                " pipeline.save_pretrained to save all edits."
+            )
+
+
 def _write_checkpoint(request: ExportRequest, held: HeldEdit) -> None:
     beneath = base_changes(held.metadata, held.pipeline)
     whole = {name: Change(each.after, each.after) for name, each in beneath.items()}
@@ -148,6 +202,7 @@ def _write_checkpoint(request: ExportRequest, held: HeldEdit) -> None:
 
 def _write_components(request: ExportRequest, held: HeldEdit) -> None:
     modules = held.modules([*held.changes, *base_changes(held.metadata, held.pipeline)])
+    _require_whole(held, modules)
 
     def write(folder: Path) -> None:
         folder.mkdir()
@@ -165,6 +220,8 @@ def _write_components(request: ExportRequest, held: HeldEdit) -> None:
 def _write_lora(request: ExportRequest, held: HeldEdit) -> Export:
     """Writes low-rank factors of the components whose LoRA is read."""
     modules = held.modules(held.changes)
+    for name in modules if request.images else ():
+        EditedComponent(held.pipeline, name).require_changeable()
     is_diffusers = request.kind is ExportFormat.LORA
     unread = unread_by_diffusers(modules, held.family) if is_diffusers else []
     own = edit_factors(held.tensors, held.strength)

@@ -72,6 +72,11 @@ class ExportRequest:
             raise ErasureError(f"layout needs one of {', '.join(_LAYOUTS)}; found {self.layout!r}.")
         if self.layout != "diffusers" and kind is not ExportFormat.COMPONENT:
             raise ErasureError(f"layout is for component; {kind} has one layout.")
+        for name in ("rank", "images"):
+            if not isinstance(getattr(self, name), int | None):
+                raise ErasureError(
+                    f"An export needs a whole number as {name}; found {getattr(self, name)!r}."
+                )
         require("An export", at_least=0, images=self.images)
         self._check_factors()
         if kind is ExportFormat.CHECKPOINT and self.checkpoint is None:

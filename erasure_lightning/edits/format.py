@@ -99,6 +99,13 @@ def required_entry(metadata: Mapping[str, Any], name: str) -> Any:
     return metadata[name]
 
 
+def base_title(metadata: Mapping[str, Any]) -> str:
+    """The base model's name, with the LoRAs that were fused into it first; empty if unknown."""
+    name = str(metadata.get("backbone") or "")
+    loras = metadata.get("arguments", {}).get("loras")
+    return f"{name} with {', '.join(map(str, loras))}" if loras else name
+
+
 def _check_types(path: Path, metadata: Mapping[str, Any]) -> None:
     for name, kind in _TYPES.items():
         if name in metadata and not isinstance(metadata[name], kind):

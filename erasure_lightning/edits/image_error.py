@@ -72,7 +72,9 @@ def _low_rank(pipeline: Any, changes: Mapping[str, Change], lowered: LowRank) ->
     try:
         for name, change in changes.items():
             factors = lowered.factors.get(name.removesuffix(".weight"))
-            lost = change.difference - factors.product() if factors else change.difference
+            lost = change.difference
+            if factors:  # an edit's own are on the CPU, wherever the pipeline is
+                lost = lost - factors.product().to(lost.device)
             parameters[name].data.sub_(lost.to(edited[name]))
         yield
     finally:

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from erasure_lightning.edits.components import is_own
 from erasure_lightning.edits.format import plain_name
 from erasure_lightning.edits.original_names import (
     TRANSFORMER_LAYERS,
@@ -63,6 +64,7 @@ def original_component(name: str, module: nn.Module) -> dict[str, Tensor]:
     state = {
         names.setdefault(id(value), plain_name(key)): value.detach()
         for key, value in module.state_dict(keep_vars=True).items()
+        if is_own(key)
     }
     if kind in TRANSFORMER_LAYERS:
         named = _transformer(kind, state)

@@ -44,10 +44,14 @@ def lock_folder(folder: Path, file: str = RUNNING_FILE) -> Iterator[list[int]]:
 
     Raises:
         FolderLockedError: If another process holds the lock.
+        ErasureError: If the folder cannot be created or written into.
     """
     from filelock import FileLock, Timeout  # here, because light commands import this module
 
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
     path = folder / file
     descriptors: list[int] = []
     lock = FileLock(
@@ -59,7 +63,7 @@ def lock_folder(folder: Path, file: str = RUNNING_FILE) -> Iterator[list[int]]:
         raise _locked(path) from error
     except OSError as error:
         if error.errno not in _NO_LOCKS:
-            raise
+            raise _unwritable(folder, error) from error
         _warn_of_no_locks(folder)
     try:
         since = time.strftime("%Y-%m-%d %H:%M:%S")
@@ -79,6 +83,13 @@ def _warn_of_no_locks(folder: Path) -> None:
         f"erasure: warning: the file system of {folder} has no locks; let no other command write"
         " there meanwhile.",
         file=sys.stderr,
+    )
+
+
+def _unwritable(folder: Path, error: OSError) -> ErasureError:
+    return ErasureError(
+        f"A run needs a folder that it can write into; found {folder} ({error.strerror}). Choose"
+        " another --run_dir."
     )
 
 

@@ -69,8 +69,8 @@ def render_card(record: RunRecord, hub: HubContent | None = None) -> str:
 def is_hub_id(text: str) -> bool:
     """Whether a text has the form of a repository on the Hub, ``owner/name``."""
     owner, _, name = text.partition("/")
-    lawful = _HUB_ID.fullmatch(text) and not re.search(r"--|\.\.|[.-](/|$)|\.git$", text)
-    return bool(lawful) and max(len(owner), len(name)) <= 96
+    is_valid = _HUB_ID.fullmatch(text) and not re.search(r"--|\.\.|[.-](/|$)|\.git$", text)
+    return bool(is_valid) and max(len(owner), len(name)) <= 96
 
 
 def front_matter(record: RunRecord) -> str:
@@ -79,8 +79,9 @@ def front_matter(record: RunRecord) -> str:
     It names no license, which the publisher of an edit chooses within the base model's terms.
     """
     content: dict[str, Any] = {}
-    base_model = str(record.metadata.get("backbone", ""))
-    if is_hub_id(base_model) and not Path(base_model).exists():  # a folder is no repository
+    base_model = str(record.metadata.get("backbone", "")).partition("@")[0]  # without a revision
+    is_local = base_model.endswith(".safetensors") or Path(base_model).exists()
+    if is_hub_id(base_model) and not is_local:
         content["base_model"] = base_model
     content["library_name"] = "diffusers"
     content["pipeline_tag"] = "text-to-image"

@@ -12,6 +12,7 @@ from PIL import Image
 
 from erasure_lightning.concepts.vocabulary import evenly_spaced
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.files.words import shell_word
 from erasure_lightning.files.writing import EDIT_FILE, write_atomically
 from erasure_lightning.report.card import HubContent, is_hub_id, render_card
 from erasure_lightning.report.edit_file import read_edit_file
@@ -73,7 +74,7 @@ def write_hub_folder(
     if record.edit is None:
         raise ErasureError(
             f"A push needs a finished run; found no {EDIT_FILE} in {run}. Finish it with `erasure"
-            f" fit --ckpt_path {run}`."
+            f" fit --ckpt_path {shell_word(run)}`."
         )
     with _complete_or_absent(folder) as partial:
         source = run if run.is_file() else _edit_of(run)

@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from erasure_lightning.files.words import shell_word
 from erasure_lightning.report import charts, page_figures, page_model, reproduce, wording
 from erasure_lightning.report.images import embed_images
 from erasure_lightning.report.run_record import RunRecord
@@ -42,6 +43,7 @@ def template_environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["shell"] = shell_word
     environment.globals |= {
         "charts": charts,
         "wording": wording,

@@ -21,6 +21,12 @@ def reproduction_commands(record: RunRecord) -> list[str]:
     if composed := record.metadata.get("composed"):  # its config is of the sum alone
         parts = " ".join(f"again/{slug(part['edit'])}" for part in composed)
         lines = [f"erasure compose {parts} --out {run}"]
+        strengths = [part["strength"] for part in composed]
+        if any(strength != 1 for strength in strengths):
+            listed = ", ".join(f"{strength:g}" for strength in strengths)
+            lines.insert(
+                0, f"# strengths {listed}: set edit.strength of each, and compose in Python"
+            )
     if record.figures_folder != ".":
         lines.append(" ".join(["erasure test --ckpt_path", run, *record.test_options]))
     lines += [attack_command(attack.outcome, run) for attack in record.attacks]

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from erasure_lightning.concepts.concept import Concept, shortened_names
+from erasure_lightning.edits.format import base_title
 from erasure_lightning.metrics.estimates import Estimate
 from erasure_lightning.metrics.groups import ERASURE_GROUPS, GROUP_QUESTIONS
 from erasure_lightning.metrics.protocol import Protocol
@@ -48,6 +49,10 @@ _SEEDS_ALONE = (
 _SCORER_ERRORS = (
     "A scorer recognises what an image shows, and makes errors: the figures of the original model"
     " show how many."
+)
+_NEVER_DRAWN = (
+    "The original model drew the concept in none of these images either, so they show nothing of"
+    " its erasure."
 )
 _NOT_ATTACKED = (
     "The edit was not attacked: prompts or further training that are made to restore the concept"
@@ -229,6 +234,7 @@ def limitations(record: RunRecord) -> list[str]:
     """Sentences on what a run's figures do not show."""
     result, attacks = record.result, record.attacks
     missed = _missed_images(recognized_share(record, "efficacy", "after"))
+    before = recognized_share(record, "efficacy", "before")
     sentences: list[tuple[object, str]] = [
         (result, _SEEDS_ALONE),
         (attacks and not result, "No figures were measured apart from the attacks."),
@@ -236,6 +242,7 @@ def limitations(record: RunRecord) -> list[str]:
             not attacks and not result,
             "No figures were measured: the effect of this edit is unknown.",
         ),
+        (before and before.mean == 0, _NEVER_DRAWN),
         (missed, missed),
         (result and result.protocol.scorer, _SCORER_ERRORS),
         (record.edit and not attacks, _NOT_ATTACKED),
@@ -281,6 +288,11 @@ def describe_cost(cost: Mapping[str, float]) -> str:
     return ", ".join(
         phrase.format(f"{cost[name]:,.6g}") for name, phrase in zip(names, phrases, strict=True)
     )
+
+
+def base_model(record: RunRecord) -> str:
+    """The model that the edit was made on, with the LoRAs that were fused into it first."""
+    return base_title(record.metadata) or "unknown"
 
 
 def edited_components(record: RunRecord) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from PIL import Image
 
+from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.writing import EDIT_FILE, SAMPLES_COLUMNS, SAMPLES_FILE
 from erasure_lightning.metrics.estimates import Estimate
 from erasure_lightning.metrics.groups import ERASURE_GROUPS
@@ -108,9 +109,19 @@ def _image(path: Path) -> Image.Image:
 
 
 def show_cost(writer: DashboardWriter, run: Run) -> None:
-    """Logs the cost of a fit."""
+    """Logs the cost of a fit.
+
+    Raises:
+        ErasureError: If it cannot be read.
+    """
     if run.cost.is_file():
-        cost = json.loads(run.cost.read_text())
+        try:
+            cost = json.loads(run.cost.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ErasureError(
+                f"{run.cost} needs the cost as `erasure fit` writes it; found other content"
+                f" ({error}). Delete it to log the rest."
+            ) from error
         writer.log_summary({f"cost_{name}": value for name, value in cost.items()})
 
 

@@ -48,6 +48,17 @@ def test_strength_0_is_the_original_and_the_order_of_calls_does_not_matter(run):
     assert both._draw("a cat", 1, 0.0).tobytes() != original
 
 
+def test_the_model_beneath_an_edit_on_another_is_not_called_the_original(run, tmp_path):
+    pipeline = load_backbone(str(run.parent / "base")).to_pipeline()
+    quick = {"method": "UCE", "anchor": "dog", "progress_bar": False}
+    edit = erase(pipeline, "star", base_edit=run, **quick)
+    edit.metadata["backbone"] = str(run.parent / "base")
+    above = SideBySide(edit.save(tmp_path / "edit.safetensors"), steps=2)
+    beneath = SideBySide(run, steps=2)
+    assert (above.base_title, beneath.base_title) == ("With UCE of cat", "Original")
+    assert above.draw("a cat", 0, 0.0).tobytes() == beneath.draw("a cat", 0, 1.0).tobytes()
+
+
 def test_buttons_are_the_words_of_the_concepts():
     buttons = word_buttons([CONCEPT, Concept("Picasso", kind="person")])
     assert [b.prompt for b in buttons["erased"]] == ["a cat", "a photo of Picasso"]

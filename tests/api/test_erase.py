@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from peft import LoraConfig
 
 from erasure_lightning import Concept, apply_edit, attack, erase, evaluate, find_world, load_edit
 from erasure_lightning.attacks.soft_embedding import SoftEmbedding
@@ -92,6 +93,32 @@ def test_an_edit_is_saved_loaded_and_applied_to_another_pipeline(tmp_path):
     assert torch.equal(latents(other), latents(pipeline))
     assert applied.metadata["transferred"] == []
     assert "UCE of cat" in applied.report()
+
+
+def test_a_list_of_methods_may_have_one_and_needs_one():
+    one = erase(pipeline_of(), "cat", ["UCE"], anchor="dog", progress_bar=False)
+    assert repr(one) == "Edit(UCE of cat, 8 tensors)"
+    with pytest.raises(ErasureError, match="erase needs at least one method; found none"):
+        erase(pipeline_of(), "cat", [], progress_bar=False)
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    edit = erase(pipeline_of(), "cat", method="UCE", anchor="dog", progress_bar=False)
+    (tmp_path / "file").touch()
+    with pytest.raises(ErasureError, match=r"Could not write .*edit.safetensors: "):
+        edit.save(tmp_path / "file" / "edit.safetensors")
+
+
+def test_loras_that_hide_weights_are_refused():
+    pipeline = pipeline_of()
+    edit = erase(pipeline, "cat", method="UCE", anchor="dog", progress_bar=False)
+    pipeline.unet.add_adapter(LoraConfig(r=2, target_modules=["to_k"]))
+    for attempt in (
+        lambda: erase(pipeline, "star", method="UCE", anchor="dog", progress_bar=False),
+        lambda: evaluate(edit, pipeline, seeds=2, others=2, steps=2, progress_bar=False),
+    ):
+        with pytest.raises(ErasureError, match=r"a unet without LoRA layers.*Call pipeline.fuse_l"):
+            attempt()
 
 
 def test_several_concepts_and_arguments_of_the_constructor():
@@ -209,6 +236,8 @@ def test_mistakes_of_measuring_and_attacking_are_named():
 
 def test_strength_is_a_number_of_at_least_0():
     edit = erase(pipeline_of(), "cat", "UCE", anchor="dog", progress_bar=False)
+    with pytest.raises(ErasureError, match="strength of at least 0; found '0.5'"):
+        edit.strength = "0.5"
     with pytest.raises(ErasureError, match="strength of at least 0; found -1"):
         edit.strength = -1
 

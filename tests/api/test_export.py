@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from comfyui import load_lora
-from diffusers import DiffusionPipeline, FluxPipeline
+from diffusers import DiffusionPipeline, FluxPipeline, StableDiffusionImg2ImgPipeline
 from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 from original_layouts import (
     narrow_flux_readers,
@@ -20,6 +20,8 @@ from original_layouts import (
     write_original,
 )
 from packages import install
+from peft import LoraConfig
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from erasure_lightning import (
@@ -53,6 +55,8 @@ def erased(family, method):
     elif method == "full":
         bank = TrajectoryBank(trajectories=2, steps=2)
         arguments |= {"method": "ESD", "lr": 0.01, "warmup": 0, "steps": 2, "latents": bank}
+    elif method == "gated":
+        arguments |= {"method": "SPM", "steps": 2}
     elif method == "text":
         arguments |= {"method": "SAGE", "lr": 0.01, "warmup": 0, "steps": 2, "retention": []}
     else:
@@ -306,6 +310,104 @@ def test_half_the_strength_is_half_the_difference(tmp_path):
     export_edit(edit, tmp_path / "half.safetensors", "diff")
     whole, half = (load_file(tmp_path / f"{n}.safetensors") for n in ("whole", "half"))
     assert all(torch.allclose(half[name], whole[name] / 2, atol=1e-6) for name in whole)
+
+
+@pytest.mark.parametrize(
+    ("method", "strength", "format", "message"),
+    [
+        ("closed", 0, "diff.safetensors", "needs an edit with an effect; found one of strength 0"),
+        ("lora", 0, "lora.safetensors", "needs an edit with an effect; found one of strength 0"),
+        ("gated", 0.5, "adapters.safetensors", "holds an edit of strength 1; found 0.5"),
+    ],
+)
+def test_a_strength_that_a_file_cannot_hold(tmp_path, method, strength, format, message):
+    _, edit = erased(TinyBackbone, method)
+    edit.strength = strength
+    with pytest.raises(ErasureError, match=message):
+        edit.export(tmp_path / format, format.partition(".")[0])
+    assert not list(tmp_path.iterdir())
+
+
+def with_lora(pipeline):
+    config = LoraConfig(r=2, target_modules=["to_k"], init_lora_weights=False)
+    pipeline.unet.add_adapter(config)
+
+
+def offloaded(pipeline):
+    pipeline.enable_sequential_cpu_offload(device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (with_lora, r"unet without LoRA layers.*Call pipeline.unload_lora_weights\(\) first"),
+        (offloaded, r"meta device.*pipeline.remove_all_hooks\(\) first"),
+    ],
+)
+def test_whole_weights_that_could_not_be_read_are_not_written(tmp_path, change, message):
+    pipeline, edit = erased(TinyBackbone, "closed")
+    change(pipeline)
+    for options in ({}, {"layout": "original"}):
+        with pytest.raises(ErasureError, match=message):
+            edit.export(tmp_path / "part", "component", **options)
+    with pytest.raises(ErasureError, match=message):
+        edit.export(tmp_path / "whole", "diffusers")
+    assert not list(tmp_path.iterdir())
+    edit.export(tmp_path / "edit.safetensors", "diff")
+
+
+@pytest.mark.parametrize("format", ["kohya-lora", "diff"])
+def test_another_pipeline_of_the_same_components_has_the_same_keys(tmp_path, format):
+    pipeline, edit = erased(TinyBackbone, "text")
+    edit.export(tmp_path / "a.safetensors", format)
+    other = StableDiffusionImg2ImgPipeline(**pipeline.components, requires_safety_checker=False)
+    export_edit(edit, tmp_path / "b.safetensors", format, pipeline=other)
+    one, same = (load_file(tmp_path / f"{name}.safetensors") for name in "ab")
+    assert one.keys() == same.keys()
+    assert any(name.startswith(("lora_te_", "text_encoders.clip_l.")) for name in one)
+    metadata = [safe_open(tmp_path / f"{n}.safetensors", "pt").metadata() for n in "ab"]
+    assert metadata[0] == metadata[1]
+
+
+@pytest.mark.parametrize("options", [{"rank": 2.5}, {"rank": "4"}, {"images": 1.5}])
+def test_ranks_and_images_are_whole_numbers(path, options):
+    _, edit = shared(TinyBackbone, "closed")
+    (name,) = options
+    with pytest.raises(ErasureError, match=f"needs a whole number as {name}; found"):
+        export_edit(edit, path, "lora", **options)
+    assert not path.exists()
+
+
+def test_whole_weights_hold_no_edit_on_top(tmp_path):
+    pipeline, edit = erased(TinyBackbone, "closed")
+    alone = {name: value.clone() for name, value in weights(pipeline).items()}
+    above = erase(pipeline, "star", method="UCE", anchor="dog", **QUICK)
+    for format in ("component", "diffusers"):
+        with pytest.raises(ErasureError, match=r"found UCE of star in it too. Remove it first"):
+            edit.export(tmp_path / format, format)
+    above.export(tmp_path / "both", "diffusers")  # with the one that it is based on
+    both = weights(pipeline)
+    assert_weights(DiffusionPipeline.from_pretrained(tmp_path / "both"), both)
+    above.remove()
+    edit.export(tmp_path / "one", "diffusers")
+    assert_weights(DiffusionPipeline.from_pretrained(tmp_path / "one"), alone)
+
+
+def test_images_of_an_offloaded_pipeline_are_not_compared(tmp_path):
+    pipeline, edit = erased(TinyBackbone, "closed")
+    offloaded(pipeline)
+    with pytest.raises(ErasureError, match="meta device"):
+        edit.export(tmp_path / "edit.safetensors", "lora", images=1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_original_layout_has_no_copies_of_fused_projections(tmp_path):
+    pipeline, edit = erased(TinyBackbone, "closed")
+    edit.export(tmp_path / "plain", "component", layout="original")
+    pipeline.fuse_qkv_projections()
+    edit.export(tmp_path / "fused", "component", layout="original")
+    plain, fused = (load_file(tmp_path / f / "unet.safetensors") for f in ("plain", "fused"))
+    assert plain.keys() == fused.keys()
 
 
 @pytest.mark.parametrize("format", ["lora", "kohya-lora"])

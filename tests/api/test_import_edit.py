@@ -174,8 +174,9 @@ def test_diffusers_reads_the_same_factors_alike(base, tmp_path):
     tensors = factors(TinyBackbone().denoiser, in_transformer, 4, 2.0)
     file = tmp_path / "x.safetensors"
     save_file(tensors, file)
-    ours = import_edit(file, "leco", base, tmp_path / "leco", ["cat"])
+    ours = import_edit(file, "leco", base, tmp_path / "leco", "cat")  # alone, or in a list
     theirs = import_edit(file, "diffusers-lora", base, tmp_path / "lora", ["cat"])
+    assert ours.metadata["concepts"] == theirs.metadata["concepts"]
     assert ours.tensors.keys() == theirs.tensors.keys()
     assert all(torch.allclose(v, theirs.tensors[n], atol=1e-5) for n, v in ours.tensors.items())
     fused = load_backbone(base)

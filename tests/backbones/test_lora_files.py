@@ -7,13 +7,15 @@ from original_layouts import original_tensors, write_original
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from erasure_lightning import Concept, apply_edit
+from erasure_lightning import Concept, apply_edit, erase, export_edit, load_edit
 from erasure_lightning.__main__ import main
 from erasure_lightning.adapters.base import AdapterPlan
 from erasure_lightning.adapters.lora import add_lora, lora_layers, remove_lora
+from erasure_lightning.api.demo import SideBySide
 from erasure_lightning.api.load import load_edited
 from erasure_lightning.backbones.lora_files import fuse_loras
 from erasure_lightning.backbones.tiny import TinyBackbone, TinyFlux, TinyPixArt, TinySD3, TinyXL
+from erasure_lightning.edits.applied import Edit
 from erasure_lightning.edits.components import component_fingerprints
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods import UCE
@@ -97,6 +99,41 @@ def edit(saved, loras, tmp_path):
     module.write({name: module.backbone.get_parameter(name) + 1})
     module.save_edit(tmp_path / "edit.safetensors")
     return tmp_path / "edit.safetensors"
+
+
+def test_commands_that_load_the_base_model_fuse_its_loras(saved, tmp_path):
+    run, other = tmp_path / "run", tmp_path / "other"
+    style = str(saved / "style.safetensors")
+    edit(saved, [style], run)
+    edit(saved, [style], other)
+    metadata = load_edit(run).metadata
+    values = {name: value + 1 for name, value in load_edit(run).tensors.items()}
+    Edit(values, metadata).save(other / "edit.safetensors")
+    assert f"base model: {saved / 'pipeline'} with {style}" in load_edit(run).report()
+    assert main(["export", str(run), "--to", "diff", "--out", str(tmp_path / "a.safetensors")]) == 0
+    moved = tmp_path / "moved"
+    TinyBackbone().save(moved)
+    options = ["--out", str(tmp_path / "b.safetensors"), "--backbone", str(moved)]
+    assert main(["export", str(run), "--to", "diff", *options]) == 0
+    one, same = (load_file(tmp_path / f"{name}.safetensors") for name in "ab")
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert main(["push", str(run), "me/x", "--to", "lora", "--no_gallery"]) == 0
+    assert "Base model: …/pipeline with …/style.safetensors" in (
+        run / "hub" / "README.md"
+    ).read_text(encoding="utf-8")
+    assert SideBySide(run, steps=2).draw("a cat", 0, 1.0)
+    both = tmp_path / "both"
+    assert main(["compose", str(run), str(other), "--out", str(both)]) == 0
+    assert (
+        load_edited(both / "edit.safetensors").original.fingerprint()
+        == (metadata["backbone_fingerprint"])
+    )
+
+
+def test_a_base_model_without_a_name_is_to_be_passed(tmp_path):
+    made = erase(TinyBackbone().to_pipeline(), "cat", "UCE", anchor="dog", progress_bar=False)
+    with pytest.raises(ErasureError, match="UCE of cat needs the model .*pass the pipeline"):
+        export_edit(made.save(tmp_path / "edit.safetensors"), tmp_path / "a.safetensors")
 
 
 def test_an_edit_is_of_the_fused_model(saved, tmp_path):

@@ -2,6 +2,7 @@ import getpass
 import json
 import os
 import re
+import shutil
 import socket
 
 import pytest
@@ -341,6 +342,16 @@ def test_an_attack_on_tensorboard(attacked):
     assert [(point.step, round(point.value, 3)) for point in points] == [(1, 0.2), (8, 0.5)]
     (text,) = events.Tensors("found/text_summary")
     assert "a feline \\| <b>" in text.tensor_proto.string_val[0].decode()
+
+
+def test_a_damaged_cost_is_one_line(run, tmp_path, monkeypatch, capsys):
+    shutil.copytree(run, tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run" / "cost.json").write_text('{"seconds": ')
+    assert main(["log", "run", "--logger", "tensorboard"]) == 2
+    error = capsys.readouterr().err
+    assert "cost.json needs the cost as `erasure fit` writes it; found other content" in error
+    assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize(

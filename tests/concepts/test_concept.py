@@ -79,6 +79,7 @@ def test_a_concept_that_erases_nothing_is_refused(name, anchor, words):
     ("concepts", "words"),
     [
         ([], "at least one concept; found none"),
+        (["cat"], r"needs concepts as Concept\(name, anchor\); found 'cat' in the list"),
         ([Concept("cat"), Concept("Cat")], "found cat more than once"),
         ([Concept("red  cat"), Concept("\uff32ed cat\u200b")], "found red cat more than once"),
         ([Concept("Cat", "dog"), Concept("Dog", "bird")], "erase its own anchors; found dog"),

@@ -301,6 +301,29 @@ def with_fused_lora(pipeline):
 
 
 @pytest.mark.parametrize(
+    ("change", "undo", "words"),
+    [
+        (offloaded, "remove_all_hooks", r"meta device.*pipeline.remove_all_hooks\(\) first"),
+        (fused, "unfuse_qkv_projections", r"Call pipeline.unet.unfuse_qkv_projections\(\)"),
+        (with_fused_lora, "unfuse_lora", r"Call pipeline.unfuse_lora\(\)"),
+    ],
+)
+def test_an_edit_is_changed_and_removed_only_where_that_acts(edits, load, change, undo, words):
+    pipeline, plain = load(), load()
+    edit = apply_edit(edits / "weights", pipeline)
+    change(pipeline)
+    for attempt in (lambda: setattr(edit, "strength", 0.5), edit.remove):
+        with pytest.raises(ErasureError, match=words):
+            attempt()
+        assert edit.strength == 1
+    edit.strength = 1  # what it is already
+    getattr(pipeline, undo)()
+    assert differ(latents(pipeline), latents(plain))
+    edit.remove()
+    assert torch.allclose(latents(pipeline), latents(plain), atol=1e-5)
+
+
+@pytest.mark.parametrize(
     "change", [compiled, compiled_in_parts, compiled_in_place, with_lora, unfused]
 )
 def test_an_edit_finds_weights_behind_other_names(edits, load, change):

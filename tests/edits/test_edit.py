@@ -42,6 +42,8 @@ def test_a_file_cut_short_is_refused(tmp_path):
 def test_missing_files_and_foreign_ones(tmp_path):
     with pytest.raises(ErasureError, match="No edit at"):
         read_edit(tmp_path / "nothing.safetensors")
+    with pytest.raises(ErasureError, match=r"once it has finished. `erasure fit --ckpt_path "):
+        read_edit(tmp_path / "edit.safetensors")
     save_file({"w": torch.ones(1)}, tmp_path / "foreign.safetensors")
     with pytest.raises(ErasureError, match="needs the metadata of an edit"):
         read_edit(tmp_path / "foreign.safetensors")

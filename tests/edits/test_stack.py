@@ -193,6 +193,7 @@ def test_the_chain_is_applied_from_the_files_and_removed_with_the_edit(tmp_path)
     plain = TinyBackbone().to_pipeline()
     before = weights(plain)
     applied = apply_edit(moved / "c", plain)
+    assert applied.apply(plain) is applied  # a second time, which applies none
     assert same(weights(plain), both)
     assert [record["edit"] for record in applied_edits(plain.unet)] == [
         "UCE of cat", "UCE of star", "UCE of house",

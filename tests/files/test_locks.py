@@ -44,6 +44,20 @@ def test_a_kill_leaves_no_lock_behind(tmp_path, worker):
         assert str(os.getpid()) in (tmp_path / "run" / RUNNING_FILE).read_text()
 
 
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(ErasureError, match=rf"can write into; found {folder} \(.+\). Choose"):
+            lock_folder(folder).__enter__()
+
+    def refuse(*_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
+    with pytest.raises(ErasureError, match=r"found .*run \(Permission denied\)"):
+        lock_folder(tmp_path / "run").__enter__()
+
+
 def test_nothing_is_left_of_it(tmp_path):
     with lock_folder(tmp_path / "empty"):
         pass

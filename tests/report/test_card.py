@@ -42,7 +42,22 @@ def test_it_has_the_mined_words(tmp_path):
     assert words in render_card(read_run_record(run))
 
 
-@pytest.mark.parametrize("backbone", ["/home/somebody/sd", "./sd", "emoji-world", "../a/b"])
+def test_a_revision_is_no_part_of_the_base_models_name(run):
+    write_edit(run, description(backbone="owner/model@v2"))
+    assert front(render_card(read_run_record(run)))["base_model"] == "owner/model"
+
+
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        "/home/somebody/sd",
+        "./sd",
+        "emoji-world",
+        "../a/b",
+        "models/sd.safetensors",
+        "models/sd.safetensors@owner/model",
+    ],
+)
 def test_a_local_model_is_no_base_model_of_the_hub(run, backbone):
     write_edit(run, description(backbone=backbone))
     assert "base_model" not in front(render_card(read_run_record(run)))

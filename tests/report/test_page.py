@@ -187,6 +187,8 @@ class TestMissing:
         text = read(run).text
         assert "No images of this edit were measured" in text
         assert "erasure test --ckpt_path uce-cat measures them." in text
+        quoted = run.rename(run.with_name("no cat"))
+        assert "erasure test --ckpt_path 'no cat' measures them." in read(quoted).text
 
     def test_no_scorer(self, run):
         protocol = replace(PROTOCOL, scorer="", scorer_fingerprint="")

@@ -60,6 +60,11 @@ def test_a_composition_is_made_again_of_its_parts(tmp_path):
     both = read_run_record(make_run(tmp_path / "both", composed=parts))
     command = "erasure compose again/sage-of-cat again/stereo-of-cat --out again/both"
     assert reproduction_commands(both)[0] == command
+    parts[1]["strength"] = 0.5
+    half = read_run_record(make_run(tmp_path / "half", composed=parts))
+    first, second = reproduction_commands(half)[:2]
+    assert first.startswith("# strengths 1, 0.5: ")
+    assert second.startswith("erasure compose ")
     fitted = read_run_record(make_run(tmp_path / "one"))
     assert reproduction_commands(fitted)[0].startswith("erasure fit --config one.yaml")
 

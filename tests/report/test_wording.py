@@ -105,6 +105,11 @@ class TestLimitations:
         )
         assert "would still pass" not in " ".join(limitations(some))
 
+    def test_a_concept_that_the_original_does_not_draw_shows_nothing(self, record):
+        assert "in none of these images either" not in " ".join(limitations(record))
+        never = measured(record, efficacy=recognized(estimate(0.0), estimate(0.0)))
+        assert "in none of these images either" in " ".join(limitations(never))
+
     def test_the_rate_is_missed_with_a_probability_of_5_percent(self):
         assert (1 - undetected_share(9)) ** 9 == pytest.approx(0.05)
         assert undetected_share(0) == 1

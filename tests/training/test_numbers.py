@@ -38,6 +38,7 @@ CAT = [Concept("cat", "dog")]
         ({}, NAN, "It needs a finite n; found nan."),
         ({"at_least": 0}, INF, "It needs a finite n; found inf."),
         ({"at_most": 0}, -INF, "It needs a finite n; found -inf."),
+        ({"at_least": 1}, "4", "It needs a number as n; found '4'."),
     ],
 )
 def test_a_number_out_of_range_is_named_with_its_range(bounds, value, words):
