@@ -21,7 +21,12 @@ from erasure_lightning.cli.error_messages import constructor_error
 from erasure_lightning.cli.options import CONFIG_OPTIONS, Options
 from erasure_lightning.cli.parser import Parser, check_names
 from erasure_lightning.cli.rank import use_launched_ranks
-from erasure_lightning.cli.resume import check_same, check_unfinished, own_config
+from erasure_lightning.cli.resume import (
+    check_same,
+    check_unfinished,
+    own_config,
+    time_limit_message,
+)
 from erasure_lightning.cli.short_names import full_words
 from erasure_lightning.cli.warning_lines import format_warnings
 from erasure_lightning.data.datamodule import PromptData
@@ -253,6 +258,8 @@ class CommandLine(LightningCLI):
         if self.config.trainer.fast_dev_run:
             return
         self._print(f"Erased; the edit is in {self.run.root}{self._grid()}.")
+        if stopped := time_limit_message(self.trainer, self.run, self.model):
+            self._print(stopped)
         self._print(
             "Draw prompts of your own: erasure predict --ckpt_path"
             f" {shell_word(self.run.root)} --data.prompts PROMPTS.csv."
