@@ -155,7 +155,8 @@ class RetentionCallback(Callback, ABC):
         )
         self._warn_without_text_edit(module)
         if isinstance(module, GradientErasure):
-            self.prepare(module)
+            with trainer.precision_plugin.train_step_context():  # as the term will be computed
+                self.prepare(module)
 
     def _warn_without_text_edit(self, module: ErasureModule) -> None:
         if self.of_states and not module.backbone.edits_text(module.editable()):

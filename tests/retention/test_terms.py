@@ -347,3 +347,23 @@ def test_a_second_fit_without_a_callback_is_without_its_term():
 def test_an_empty_list_is_no_default():
     with pytest.raises(ErasureError, match="LocalNoisePreservation needs at least one prompt"):
         LocalNoisePreservation(prompts=[])
+
+
+@pytest.mark.parametrize(
+    "callback",
+    [
+        GlobalSemanticAlignment(prompts=KEPT),
+        GlobalSemanticAlignment(prompts=KEPT, mode="kl_softmax"),
+        UnconditionalDrift(),
+    ],
+    ids=["cross", "kl_softmax", "unconditional"],
+)
+def test_an_edit_that_has_changed_nothing_yet_costs_nothing_in_mixed_precision(callback):
+    terms = []
+    term = callback.term
+    callback.term = lambda owner: terms.append(term(owner)) or terms[-1]
+    quick_fit(module(lr=1e-2), 2, callback, precision="bf16-mixed")
+    first, second = terms
+    assert first.dtype == torch.float32
+    assert first == 0
+    assert second > 0  # the control
