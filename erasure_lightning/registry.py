@@ -1,6 +1,5 @@
 """Methods, attacks and retention callbacks by name: ours, and those of other packages."""
 
-import difflib
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points, version
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from erasure_lightning.attacks import ATTACKS
 from erasure_lightning.discovery import BuiltIn, cause_of, package_of
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.files.words import did_you_mean
 from erasure_lightning.methods import METHODS
 from erasure_lightning.retention import RETENTION_CALLBACKS
 
@@ -193,9 +193,7 @@ def _named(name: str, offers: list[Offer]) -> list[Offer]:
 
 
 def _unknown(kind: ExtensionKind, name: str, known: list[str]) -> str:
-    lower = {k.casefold(): k for k in known}
-    near = [lower[k] for k in difflib.get_close_matches(name.casefold(), lower, n=2)]
-    hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+    hint = did_you_mean(name, known, count=2)
     broken = "".join(f" {plugin} could not be loaded: {why}" for plugin, why in failures.items())
     return f"unknown {kind.noun} {name!r}.{hint} Known: {', '.join(known)}.{broken}"
 

@@ -1,4 +1,4 @@
-"""Kinds of adapters, ours and those of other packages, and how they are put into a model."""
+"""Kinds of adapters, ours and those of other packages, and their installation in a model."""
 
 from collections.abc import Callable
 from importlib.metadata import entry_points
@@ -16,7 +16,7 @@ from erasure_lightning.adapters.value_decomposition import ValueDecomposition
 from erasure_lightning.discovery import cause_of, package_of
 from erasure_lightning.errors import ErasureError
 
-#: How each kind of ours is put in; a file names a kind and no class, and so decides no import.
+#: Installer of each kind of ours; a file names a kind and no class, and so decides no import.
 KINDS: dict[str, Callable[[nn.Module, AdapterPlan], None]] = {
     "lora": add_lora,
     "spm": hook_installer(SemiPermeable),
@@ -27,12 +27,13 @@ KINDS: dict[str, Callable[[nn.Module, AdapterPlan], None]] = {
     "gloce": hook_installer(GatedLowRank),
 }
 
-#: Where packages announce a `Rule` under the name of its kind. `registry` lies above this room.
+#: Entry-point group of other packages' rules, by kind. `registry`, which reads the other groups, is
+#: a layer above this module.
 _GROUP = "erasure_lightning.adapters"
 
 
 def install(root: nn.Module, plan: AdapterPlan) -> None:
-    """Put adapters into a model.
+    """Install adapters in a model.
 
     Args:
         root: The model.
@@ -41,14 +42,14 @@ def install(root: nn.Module, plan: AdapterPlan) -> None:
     Raises:
         ErasureError: If the kind is unknown or cannot be loaded, or a layer is missing.
     """
-    put_in = KINDS.get(plan.kind) or _plugin(plan.kind)
+    installer = KINDS.get(plan.kind) or _plugin_installer(plan.kind)
     present = {name for name, _ in root.named_modules()}
     if missing := [name for name in plan.layers if name not in present]:
         raise ErasureError(
             f"The adapters need {len(plan.layers)} layers of {type(root).__name__}; found"
             f" {len(missing)} missing, {missing[0]} first."
         )
-    put_in(root, plan)
+    installer(root, plan)
 
 
 def adapter_parameters(root: nn.Module) -> dict[str, nn.Parameter]:
@@ -57,8 +58,8 @@ def adapter_parameters(root: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in root.named_parameters() if any(mark in name for mark in marks)}
 
 
-def _plugin(kind: str) -> Callable[[nn.Module, AdapterPlan], None]:
-    """How the adapters of another package are put in; its code is imported here."""
+def _plugin_installer(kind: str) -> Callable[[nn.Module, AdapterPlan], None]:
+    """The installer of another package's adapters; its code is imported here."""
     announced = entry_points(group=_GROUP)
     entries = list(announced.select(name=kind))
     if not entries:

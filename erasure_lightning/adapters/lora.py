@@ -86,6 +86,7 @@ def remove_lora(root: nn.Module) -> None:
         setattr(root.get_submodule(parent), child, layer.get_base_layer())
     if hasattr(root, "peft_config"):  # else the next adapter of this name would be refused
         del root.peft_config
+        vars(root).pop("_hf_peft_config_loaded", None)  # by which diffusers reads that record
 
 
 def lora_layers(root: nn.Module) -> dict[str, Any]:

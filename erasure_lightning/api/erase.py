@@ -204,7 +204,8 @@ def _retention(
         )
     if retain is not None:
         for callback in retention:
-            callback.retain(retain)
+            if isinstance(callback, RetentionCallback):  # a monitor has prompts of its own
+                callback.retain(retain)
     return list(retention)
 
 

@@ -12,13 +12,14 @@ from lightning.pytorch.callbacks import Callback
 from erasure_lightning.diffusion.evaluation_counter import EvaluationCounter
 from erasure_lightning.distributed.collectives import all_gather_items, rank
 from erasure_lightning.files.writing import write_json
+from erasure_lightning.runs.folder import Run
 from erasure_lightning.training.base import ErasureModule
 
 
 class Cost(Callback):
     """Writes ``cost.json`` into the run's folder at the end of a fit.
 
-    * ``seconds`` of training, over all parts of a resumed run.
+    * ``seconds`` of training and of the preparation before it, over all parts of a resumed run.
     * ``steps`` of the optimizer.
     * ``trained_parameters``, their number.
     * ``evaluations``: latents that went through a denoiser, the original's included, on all ranks.
@@ -32,8 +33,8 @@ class Cost(Callback):
         self._start = 0.0
         self._counter = EvaluationCounter(())
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock and the counter."""
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock and the counter, before any callback prepares at the train's start."""
         self._start = time.monotonic()
         module = cast(ErasureModule, pl_module)
         # The set counts a denoiser that both models share once.
@@ -60,7 +61,7 @@ class Cost(Callback):
             "peak_gib": round(max(peaks), 3),
         }
         if trainer.is_global_zero:
-            write_json(Path(trainer.default_root_dir, "cost.json"), cost)
+            write_json(Run(Path(trainer.default_root_dir)).cost, cost)
 
     def _evaluations(self) -> dict[str, int]:
         """Denoiser evaluations of all ranks."""

@@ -133,9 +133,9 @@ class LastCheckpoint(Checkpoint):
             self._waiting = True
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remove the last step's checkpoint."""
-        if self._waiting and trainer.is_global_zero:
-            _run(trainer).next.unlink()
+        """Remove the last step's checkpoint, or one that a killed part of the run has left."""
+        if trainer.is_global_zero:
+            _run(trainer).next.unlink(missing_ok=True)
         self._waiting = False
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -26,6 +26,7 @@ from erasure_lightning.metrics.seed_statistics import (
     RecognitionRate,
 )
 from erasure_lightning.metrics.zero_shot import ZeroShotClassifier
+from erasure_lightning.runs.folder import Run
 from erasure_lightning.training.base import ErasureModule
 
 _NO_SCORER = (
@@ -73,7 +74,7 @@ class Measure(PairedImages):
         del self._metrics  # frees the scorer
         module.log_dict(_means(result), sync_dist=True)
         if trainer.is_global_zero:
-            result.save(Path(trainer.default_root_dir) / "metrics.json")
+            result.save(Run(Path(trainer.default_root_dir)).metrics)
             if self.show:
                 Console().print(result_table(result))
 

@@ -4,9 +4,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from lightning import Trainer
+from lightning.pytorch.callbacks import Timer
+
 from erasure_lightning.cli.options import CONFIG_OPTIONS, Options
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.runs.folder import run_of
+from erasure_lightning.files.words import shell_word
+from erasure_lightning.runs.folder import Run, run_of, unused_folder
+from erasure_lightning.training.base import ErasureModule
 from erasure_lightning.training.checkpoints import (
     locate_checkpoint,
     read_checkpoint,
@@ -76,6 +81,29 @@ def check_unfinished(path: Path, step: int, max_steps: int) -> None:
             " Set more steps, or use the checkpoint: `erasure test`, `predict` and `attack` read it"
             " as --ckpt_path."
         )
+
+
+def time_limit_message(trainer: Trainer, run: Run, module: ErasureModule) -> str:
+    """Where ``max_time`` stopped a training, and how to resume it; empty if it did not.
+
+    Args:
+        trainer: Of the run.
+        run: Its folder.
+        module: Its method.
+    """
+    timers = [callback for callback in trainer.callbacks if isinstance(callback, Timer)]  # type: ignore[attr-defined]
+    remaining = [timer.time_remaining() for timer in timers]
+    steps = getattr(module, "training_steps", None) or 0
+    if trainer.global_step >= steps or not any(r is not None and r <= 0 for r in remaining):
+        return ""
+    text = f"--trainer.max_time stopped it after {trainer.global_step} of {steps} steps."
+    if not run.last.exists():
+        return text
+    folder = shell_word(unused_folder(run.root))
+    return (
+        f"{text} Resume it from its last checkpoint with `erasure fit --ckpt_path"
+        f" {shell_word(run.last)} --run_dir {folder} --trainer.max_time null`."
+    )
 
 
 def _differ(now: Any, then: Any) -> bool:

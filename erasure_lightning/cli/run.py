@@ -15,13 +15,12 @@ from erasure_lightning.api.quiet import silence
 from erasure_lightning.callbacks.interrupt import LastCheckpoint
 from erasure_lightning.callbacks.watchdog import Watchdog
 from erasure_lightning.checks import require
-from erasure_lightning.cli import folders, loggers
+from erasure_lightning.cli import folders, loggers, resume
 from erasure_lightning.cli.configs import dump_yaml, load_yaml
 from erasure_lightning.cli.error_messages import constructor_error
 from erasure_lightning.cli.options import CONFIG_OPTIONS, Options
 from erasure_lightning.cli.parser import Parser, check_names
 from erasure_lightning.cli.rank import use_launched_ranks
-from erasure_lightning.cli.resume import check_same, check_unfinished, own_config
 from erasure_lightning.cli.short_names import full_words
 from erasure_lightning.cli.warning_lines import format_warnings
 from erasure_lightning.data.datamodule import PromptData
@@ -90,7 +89,7 @@ class CommandLine(LightningCLI):
         self.command = command
         self.options = Options.read(argv)
         self.keeper = keeper
-        words = [*own_config(self.options, command), *full_words(self.options)]
+        words = [*resume.own_config(self.options, command), *full_words(self.options)]
         super().__init__(
             ErasureModule,
             PromptData,
@@ -193,9 +192,9 @@ class CommandLine(LightningCLI):
             return None
         path = locate_checkpoint(self.config.ckpt_path, self.command)
         checkpoint = read_checkpoint(path)
-        check_same(model, checkpoint["erasure"])
+        resume.check_same(model, checkpoint["erasure"])
         if self.command == "fit":
-            check_unfinished(path, checkpoint["global_step"], self.config.trainer.max_steps)
+            resume.check_unfinished(path, checkpoint["global_step"], self.config.trainer.max_steps)
         return path
 
     def instantiate_classes(self) -> None:
@@ -253,6 +252,8 @@ class CommandLine(LightningCLI):
         if self.config.trainer.fast_dev_run:
             return
         self._print(f"Erased; the edit is in {self.run.root}{self._grid()}.")
+        if stopped := resume.time_limit_message(self.trainer, self.run, self.model):
+            self._print(stopped)
         self._print(
             "Draw prompts of your own: erasure predict --ckpt_path"
             f" {shell_word(self.run.root)} --data.prompts PROMPTS.csv."

@@ -107,7 +107,7 @@ class Concept:
                 " another."
             )
         if self.kind not in (kinds := get_args(ConceptKind)):
-            hint = did_you_mean(str(self.kind).casefold(), kinds)
+            hint = did_you_mean(str(self.kind), kinds)
             raise ErasureError(f"kind needs one of {', '.join(kinds)}; found {self.kind!r}.{hint}")
 
 

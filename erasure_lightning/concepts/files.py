@@ -194,4 +194,4 @@ def _word(value: Any, key: str, where: str) -> str:
 
 
 def _suggestion(word: str) -> str:
-    return f".{did_you_mean(word.casefold(), CONCEPT_FIELDS) or _KNOWN_FIELDS}"
+    return f".{did_you_mean(word, CONCEPT_FIELDS) or _KNOWN_FIELDS}"

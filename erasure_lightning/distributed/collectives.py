@@ -87,7 +87,7 @@ def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
         return
     joined = torch.cat([grad.flatten() for grad in grads])
     distributed.all_reduce(joined)
-    mean = joined / distributed.get_world_size()
-    parts = mean.split_with_sizes([grad.numel() for grad in grads])
+    joined /= distributed.get_world_size()
+    parts = joined.split_with_sizes([grad.numel() for grad in grads])
     for parameter, part in zip(moved, parts, strict=True):
         parameter.grad = part.view_as(parameter)

@@ -29,14 +29,15 @@ def folded(words: str) -> str:
 
 
 def did_you_mean(word: str, known: Iterable[str], count: int = 1) -> str:
-    """A sentence with the known names most like a word, after a space; empty where none is like it.
+    """A sentence with the known names most like a word, in any case, after a space, or nothing.
 
     Args:
         word: What was written.
         known: What could have been meant.
         count: Names at most.
     """
-    near = difflib.get_close_matches(word, list(known), n=count)
+    spelled = {name.casefold(): name for name in known}
+    near = [spelled[n] for n in difflib.get_close_matches(word.casefold(), spelled, n=count)]
     return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 

@@ -38,9 +38,10 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
+        raise _write_error(path, error) from error
+    finally:  # an interruption leaves no half-written file either
         with suppress(OSError):  # a read-only folder; the first error is the one to report
             temporary.unlink(missing_ok=True)
-        raise _write_error(path, error) from error
 
 
 def temporary_path(path: Path) -> Path:

@@ -131,6 +131,7 @@ class SDD(PartErasure):
 
     def on_train_start(self) -> None:
         """Restores the student of a checkpoint."""
+        super().on_train_start()
         self.write(self._student)
         self._student = {}
 

@@ -28,9 +28,7 @@ class DeviceMemory:
             "the original's own copies": weights.teacher // own,
             "what is edited": weights.edit // own,
             "bank": forecast.held.bank,
-            "copies between devices": (
-                weights.unit if share > 1 else forecast.held.gradients if devices > 1 else 0
-            ),
+            "copies between devices": weights.unit if share > 1 else 0,
         }
         trained = {
             "its gradients": forecast.held.gradients // own,
@@ -40,9 +38,10 @@ class DeviceMemory:
         fixed = weights.frozen + weights.teacher + weights.edit + forecast.held.bank
         more = sum(held.values()) - fixed
         late = more + sum(trained.values()) - forecast.held.gradients - forecast.held.state
-        early = ("preparing", "sampling")
+        # DDP allocates the gradients, which are views of its buckets, before the first step.
+        early = more + (forecast.held.gradients if devices > share else 0)
         self.whens = {
-            name: peak + (more if name in early else late)
+            name: peak + (early if name in ("preparing", "sampling") else late)
             for name, peak in forecast.peaks.items()
             if peak
         }

@@ -67,7 +67,7 @@ class _StepRecorder(Callback):
 
     Args:
         memory: The tracker that is active during the fit.
-        foreach: Whether optimizers update all weights at once, as they do on the planned device.
+        foreach: Whether the optimizer updates all weights at once, as on the planned device.
         in_eight_bits: Whether the optimizer's state is planned in 8 bits.
     """
 
@@ -128,8 +128,8 @@ def forecast_fit(
         data: Its prompts.
         callbacks: Callbacks of the trainer; all but retention callbacks are ignored.
         measure: Whether the edit is measured at the end.
-        accelerator: The planned accelerator. On all but ``cpu`` an optimizer updates all weights at
-            once, which takes as much memory again.
+        accelerator: The planned accelerator. On all but ``cpu`` an optimizer of PyTorch updates all
+            weights at once, which takes as much memory again.
         trainer: Further arguments of the trainer.
 
     Raises:
@@ -140,7 +140,9 @@ def forecast_fit(
     in_eight_bits = isinstance(module, GradientErasure) and module.optimizer == "adam8bit"
     if isinstance(module, GradientErasure):
         module.optimizer = "adam"  # whose state has the same number of entries
-    recorder = _StepRecorder(memory, accelerator != "cpu", in_eight_bits)
+    # bitsandbytes updates one tensor after the other.
+    foreach = accelerator != "cpu" and not in_eight_bits
+    recorder = _StepRecorder(memory, foreach, in_eight_bits)
     parts = [backbone.denoiser, backbone.text_encoders]
     with memory, RepeatedBlocks(memory).replaced(parts):
         _fit(module, data, recorder, callbacks, trainer)

@@ -25,7 +25,7 @@ RETENTION_CALLBACKS = {
     ),
     "UnconditionalDrift": BuiltIn(
         "erasure_lightning.retention.unconditional_drift:UnconditionalDrift",
-        "Holds the unconditional prediction",
+        "Retains the unconditional prediction",
         "Hong et al. 2024, https://arxiv.org/abs/2312.12807",
     ),
     "RetentionMonitor": BuiltIn(

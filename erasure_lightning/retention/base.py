@@ -1,7 +1,7 @@
 """`RetentionCallback`: base of the callbacks that retain what an edit must not change."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from hashlib import sha256
 from typing import Any, cast
 
@@ -47,7 +47,8 @@ class RetentionCallback(Callback, ABC):
         ramp: Steps over which the weight rises from 0, at least 0.
 
     Raises:
-        ErasureError: If a number is out of range, or the file is missing or empty.
+        ErasureError: If a number is out of range, the list is empty, or the file is missing or
+            empty.
     """
 
     #: Name in logs.
@@ -78,11 +79,12 @@ class RetentionCallback(Callback, ABC):
             prompts: As in the constructor.
 
         Raises:
-            ErasureError: If a file is missing or empty.
+            ErasureError: If the list is empty, or a file is missing or empty.
         """
         self._is_shipped = isinstance(prompts, str) and is_shipped_list(prompts)
         if isinstance(prompts, str):
             prompts = read_prompt_list(prompts, type(self).__name__)
+        require_prompts(type(self).__name__, prompts)
         self.prompts = None if prompts is None else list(prompts)
 
     @property
@@ -129,6 +131,12 @@ class RetentionCallback(Callback, ABC):
         self._label = f"{self.name}_{same + 1}" if same else self.name
         module.retention.append(self)
 
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Remove the callback from the module, whose next fit may be without it."""
+        retention = cast(ErasureModule, pl_module).retention
+        if stage == "fit" and self in retention:
+            retention.remove(self)
+
     @property
     def label(self) -> str:
         """Name of the term in logs, numbered where a module has several callbacks of a class."""
@@ -147,7 +155,8 @@ class RetentionCallback(Callback, ABC):
         )
         self._warn_without_text_edit(module)
         if isinstance(module, GradientErasure):
-            self.prepare(module)
+            with trainer.precision_plugin.train_step_context():  # as the term will be computed
+                self.prepare(module)
 
     def _warn_without_text_edit(self, module: ErasureModule) -> None:
         if self.of_states and not module.backbone.edits_text(module.editable()):
@@ -161,6 +170,23 @@ class RetentionCallback(Callback, ABC):
         """Numbers of ``count`` different retained prompts, or of all if there are fewer."""
         order: list[int] = torch.randperm(len(self.retained))[:count].tolist()
         return order
+
+
+def require_prompts(owner: str, prompts: Collection[Any] | None) -> None:
+    """Raise for an empty list of prompts; without a list, the default is retained.
+
+    Args:
+        owner: What needs prompts, for the message.
+        prompts: The prompts, or groups of them.
+
+    Raises:
+        ErasureError: If there are none in the list.
+    """
+    if prompts is not None and not prompts:
+        raise ErasureError(
+            f"{owner} needs at least one prompt; found an empty list. Leave prompts out for its"
+            " default."
+        )
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ from typing import Any, Literal, cast
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
@@ -18,6 +19,7 @@ from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.text_files import read_prompts_file
 from erasure_lightning.metrics.scorer import Scorer
 from erasure_lightning.metrics.zero_shot import ZeroShotClassifier
+from erasure_lightning.retention.base import require_prompts
 from erasure_lightning.training.base import ErasureModule
 
 
@@ -50,7 +52,7 @@ class RetentionMonitor(Callback):
             none.
 
     Raises:
-        ErasureError: If a number is out of range, or a group has no prompts.
+        ErasureError: If a number is out of range, or a list or a group has no prompts.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class RetentionMonitor(Callback):
     ) -> None:
         self.every = every
         self.groups: dict[str, list[str]] = {}
+        require_prompts(type(self).__name__, prompts)
         if isinstance(prompts, str):
             prompts = read_prompts_file(prompts, "RetentionMonitor")
         elif isinstance(prompts, dict):
@@ -80,11 +83,14 @@ class RetentionMonitor(Callback):
         self.goal = goal
         self.keep_best = keep_best
         self.scorer = scorer
+        self._reset()
+        self._check()
+
+    def _reset(self) -> None:
         self.best: dict[str, Any] = {"tradeoff": -1.0, "step": 0, "edit": {}}
         self._logged: dict[str, float] = {}
         #: Step of the last measurement.
         self._measured = 0
-        self._check()
 
     def _check(self) -> None:
         owner = type(self).__name__
@@ -96,6 +102,11 @@ class RetentionMonitor(Callback):
                 "RetentionMonitor needs a prompt at least in each group; found none in"
                 f" {empty[0]!r}."
             )
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forgets an earlier fit; a checkpoint that is resumed is loaded after this."""
+        if stage == "fit":
+            self._reset()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Generates the original's images."""
@@ -183,10 +194,18 @@ class RetentionMonitor(Callback):
         return 1 - recognised / count, retained
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Restores the best edit."""
+        """Restores the best edit, and frees the scorer."""
+        del self._scorer, self._classifier, self._original_features
         module = cast(ErasureModule, pl_module)
-        if self.keep_best and not module.finalizes_edit:
-            module.write(self.best["edit"])
+        if not self.keep_best or module.finalizes_edit:
+            return
+        if self.budget is not None and self._measured and not self.best["edit"]:
+            rank_zero_warn(
+                f"RetentionMonitor measured no edit within the budget of {self.budget:g}, and"
+                " restores none: the last one stays. Measure more often (every), or lower the"
+                " budget."
+            )
+        module.write(self.best["edit"])
 
     def state_dict(self) -> dict[str, Any]:
         """The best edit, which a resumed run can restore, and the last measurement."""

@@ -10,8 +10,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from erasure_lightning.files.writing import append_bytes, write_atomically
-
-_FILE = "metrics.csv"
+from erasure_lightning.runs.folder import Run
 
 
 class MetricsFile(Logger):
@@ -25,7 +24,7 @@ class MetricsFile(Logger):
 
     def __init__(self, folder: str | Path) -> None:
         super().__init__()
-        self._path = Path(folder) / _FILE
+        self._path = Run(Path(folder)).log
         self._rows: list[dict[str, Any]] | None = None
         self._columns: list[str] = []
 
@@ -51,16 +50,14 @@ class MetricsFile(Logger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Writes a row."""
         row = {"step": step or 0, **metrics}
+        rewrites = self._rows is None
         if self._rows is None:
             self._rows = [old for old in read_metrics(self._path) if int(old["step"]) < row["step"]]
             self._columns = list(dict.fromkeys(column for old in self._rows for column in old))
-            new = True
-        else:
-            new = False
         self._rows.append(row)
         if added := [column for column in row if column not in self._columns]:
             self._columns += added
-        if new or added:
+        if rewrites or added:
             write_atomically(self._path, _text(self._columns, self._rows, header=True))
         else:
             append_bytes(self._path, _text(self._columns, [row]))

@@ -285,7 +285,7 @@ class ErasureModule(PairedSampling, ABC):
         check_base_model(metadata, self.backbone.name, self.fingerprint, self.rounded)
 
     def retention_gram(self, source: TextInput) -> Tensor:
-        """``sum_j w_j p_j p_j^T`` ``(D, D)``, float64, of inputs that retention callbacks hold."""
+        """``sum_j w_j p_j p_j^T`` ``(D, D)``, float64, of inputs whose outputs are retained."""
         size = (source.width, source.width)
         gram = torch.zeros(size, dtype=torch.float64, device=self.backbone.device)
         held = [c.weight * c.gram(self, source) for c in self.retention if not c.of_states]

@@ -248,8 +248,14 @@ def _common_length(a: Sequence[int], b: Sequence[int]) -> int:
 
 
 def cosine_matrix(rows: Tensor, columns: Tensor) -> Tensor:
-    """Cosines of all pairs of vectors, ``(N, D)`` and ``(M, D)`` to ``(N, M)``."""
-    return normalize(rows, dim=-1) @ normalize(columns, dim=-1).mT
+    """Cosines of all pairs of vectors, ``(N, D)`` and ``(M, D)`` to ``(N, M)``.
+
+    In float32 at least: autocast would round them by more than an edit changes them.
+    """
+    precision = torch.promote_types(rows.dtype, torch.float32)
+    with torch.autocast(rows.device.type, enabled=False):
+        units = (normalize(vectors.to(precision), dim=-1) for vectors in (rows, columns))
+        return next(units) @ next(units).mT
 
 
 def cosine_distance(a: Tensor, b: Tensor) -> Tensor:

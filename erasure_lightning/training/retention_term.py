@@ -8,11 +8,11 @@ from erasure_lightning.backbones.interface import TextInput
 
 
 class RetentionTerm(Protocol):
-    """A weighted term of the loss, or states that a closed form holds."""
+    """A weighted term of the loss, or text states whose outputs a closed form retains."""
 
     #: Weight of the term, or of each retained prompt in a closed form.
     weight: float
-    #: Whether the term holds states of the text encoder alone.
+    #: Whether the term retains states of the text encoder alone.
     of_states: bool
     #: The retained prompts.
     retained: list[str]
@@ -28,4 +28,4 @@ class RetentionTerm(Protocol):
         """The unweighted term, a scalar."""
 
     def gram(self, module: Any, source: TextInput) -> Tensor:
-        """Gram matrix ``(D, D)``, in float64, of the inputs whose images a closed form holds."""
+        """Gram matrix ``(D, D)``, in float64, of the inputs whose outputs a closed form retains."""

@@ -14,6 +14,7 @@ from erasure_lightning.methods import METHODS
 from erasure_lightning.registry import find_method, load_method
 from erasure_lightning.retention.global_alignment import GlobalSemanticAlignment
 from erasure_lightning.retention.local_noise import LocalNoisePreservation
+from erasure_lightning.retention.monitor import RetentionMonitor
 from erasure_lightning.training.gradient import GradientErasure
 from erasure_lightning.training.image_sources import GeneratedImages
 from erasure_lightning.training.stochastic_trajectories import StochasticTrajectories
@@ -144,6 +145,15 @@ def test_retained_prompts_are_retained():
         )  # fmt: skip
         moved[bool(retain)] = (latents(pipeline, "tree") - before).norm().item()
     assert moved[True] < 0.5 * moved[False]
+
+
+def test_a_monitor_beside_a_retention_callback_keeps_its_own_prompts():
+    term, monitor = LocalNoisePreservation(), RetentionMonitor(count=1, steps=1, prompts=["a car"])
+    erase(
+        pipeline_of(), "cat", "ESD", steps=1, retain=["tree"], retention=[term, monitor],
+        progress_bar=False,
+    )  # fmt: skip
+    assert (term.prompts, monitor.prompts) == (["tree"], ["a car"])
 
 
 def test_a_method_is_trained_with_the_retention_of_its_paper():

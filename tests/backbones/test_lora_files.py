@@ -84,6 +84,18 @@ def test_adapters_can_be_added_later(tmp_path):
     remove_lora(model.denoiser)
 
 
+def test_adapters_can_be_removed_and_added_again():
+    model = TinyBackbone()
+    plan = AdapterPlan(
+        "lora", ["mid_block.attentions.0.transformer_blocks.0.attn2.to_k"], {"rank": 1}
+    )
+    for _ in range(2):
+        add_lora(model.denoiser, plan)
+        assert list(lora_layers(model.denoiser)) == plan.layers
+        remove_lora(model.denoiser)
+        assert not lora_layers(model.denoiser)
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved")

@@ -7,6 +7,7 @@ from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.callbacks.cost import Cost, peak_memory
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.methods.sage import SAGE
+from erasure_lightning.retention.monitor import RetentionMonitor
 from erasure_lightning.testing import quick_fit
 
 
@@ -48,11 +49,21 @@ def test_a_denoiser_that_is_not_edited_is_counted_once(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "cost.json").read_text())["evaluations"] == 3 * 2
 
 
+def test_what_retention_evaluates_before_the_first_step_counts(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    module = Distillation(concepts=[Concept("cat", "dog")], backbone=TinyBackbone())
+    monitor = RetentionMonitor(every=100, count=2, steps=3, guidance=2.0)
+    quick_fit(module, 1, monitor, Cost())
+    cost = json.loads((tmp_path / "cost.json").read_text())
+    original_images = (2 + 2) * 3 * 2  # concept and retained prompts, steps, halves of guidance
+    assert cost["evaluations"] == original_images + 2 * 2
+
+
 def test_a_resumed_run_adds_up():
     cost = Cost()
     module = Distillation(concepts=[Concept("cat", "dog")], backbone=TinyBackbone())
     module.configure_model()
     cost.load_state_dict({"seconds": 100.0, "evaluations": 7, "backwards": 3})
-    cost.on_train_start(None, module)
+    cost.on_fit_start(None, module)
     assert cost.state_dict()["seconds"] >= 100.0
     assert cost.state_dict()["evaluations"] == 7

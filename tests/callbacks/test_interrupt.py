@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from lightning.pytorch.callbacks import Timer
 
 from erasure_lightning.__main__ import main
 from erasure_lightning.callbacks.edit_export import ExportEdit
@@ -106,6 +107,15 @@ def test_a_kill_between_saving_a_step_and_logging_it_loses_no_row(folder, monkey
         )
     assert (run / "checkpoints" / "next.ckpt").exists()
     check_resumed(folder, "plain", run.name)
+
+
+def test_a_checkpoint_of_a_killed_run_does_not_outlive_the_run(folder):
+    run = folder / "left"
+    command = ["fit", "--config", str(folder / "plain.yaml"), "--run_dir", str(run)]
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "checkpoints" / "next.ckpt").write_bytes(b"of the killed run")
+    assert main([*command, "--save_every", "100"]) == 0
+    assert list((run / "checkpoints").iterdir()) == []
 
 
 @pytest.mark.parametrize("whole", ["plain", "sage"])
@@ -324,3 +334,30 @@ def test_two_runs_in_one_folder(folder, monkeypatch, capfd):
     assert (run / "edit.safetensors").read_bytes() == (
         folder / "plain" / "edit.safetensors"
     ).read_bytes()
+
+
+def test_a_run_that_max_time_stops_says_so_and_how_to_go_on(folder, monkeypatch, capsys):
+    check = Timer.on_train_batch_end
+
+    def run_out(timer, trainer, *rest):
+        timer._offset = 1e6 * (trainer.global_step == CUT)
+        check(timer, trainer, *rest)
+
+    command = ["fit", "--config", str(folder / "plain.yaml"), "--trainer.max_time", "01:00:00:00"]
+    with monkeypatch.context() as patched:
+        patched.setattr(Timer, "on_train_batch_end", run_out)
+        assert main([*command, "--run_dir", str(folder / "timed")]) == 0
+    go_on = (
+        f"erasure fit --ckpt_path {folder / 'timed' / 'checkpoints' / 'last.ckpt'}"
+        f" --run_dir {folder / 'timed-2'} --trainer.max_time null"
+    )
+    assert (
+        f"--trainer.max_time stopped it after {CUT} of {STEPS} steps. Resume it from its last"
+        f" checkpoint with `{go_on}`."
+    ) in capsys.readouterr().out.splitlines()
+    assert main(go_on.split()[1:]) == 0
+    assert "max_time" not in capsys.readouterr().out  # it has all its steps
+    (one, _), (other, _) = (
+        read_edit(folder / run / "edit.safetensors") for run in ("plain", "timed-2")
+    )
+    assert all(torch.equal(one[key], other[key]) for key in one)

@@ -33,6 +33,9 @@ CONCEPTS = [Concept("cat", "dog"), Concept("star", "heart")]
 STEPS = 2
 #: Methods whose checkpoints hold more than an edit and an optimizer's state, and one more.
 STOPPED = ("ESD", "RealEra", "MACE", "SDD", "SalUn", "Receler")
+#: Methods whose gradients are split by FSDP2, and whole.
+CLIPPED = ("ESD", "SPM")
+CLIP = 1e-3
 CHEAP = {
     "ESD": {"latents": TrajectoryBank(trajectories=2, steps=2)},
     "MACE": {"latents": GeneratedImages(images=1, steps=2)},
@@ -77,6 +80,20 @@ class Watch(Callback):
             self.gradients = {
                 n: full_tensor(p.grad).clone() for n, p in named if p.grad is not None
             }
+
+
+class GradientNorm(Callback):
+    """Norm of the whole gradient before and after it is clipped."""
+
+    def on_before_optimizer_step(self, trainer, module, optimizer):
+        self.before = self._norm(module)
+
+    def on_train_batch_end(self, trainer, module, *_):
+        self.after = self._norm(module)
+
+    def _norm(self, module):
+        parameters = module.trainable().values()
+        return torch.stack([full_tensor(p.grad).norm() for p in parameters]).norm().item()
 
 
 class SaveHalf(Callback):
@@ -132,6 +149,10 @@ def fits(name, strategy, out):
     if strategy == "fsdp2" and name in ("ESD", "SAGE"):
         thrifty = build(name, out / "tiny", checkpointing=True)
         results["checkpointed"] = edit_of(quick_fit(thrifty, STEPS, devices=2, strategy=FSDP2()))
+    if name in CLIPPED:
+        norm = GradientNorm()
+        run(1, norm, gradient_clip_val=CLIP)
+        results["norms"] = norm.before, norm.after
     if name in STOPPED:
         results["resumed"] = edit_of(run(STEPS, resume=half))
     if (alone := out / f"alone-{name}-half.ckpt").exists():

@@ -90,6 +90,12 @@ def _check_methods(strategy, results, out, subtests):
         else:
             with subtests.test(f"{strategy}: {name} draws its own on each rank"):
                 assert not torch.equal(first["seen"][0], second["seen"][0])
+    for name in fits.CLIPPED:
+        with subtests.test(f"{strategy}: {name} clips the norm of the whole gradient"):
+            (before, after), other = (rank["norms"] for rank in results[name])
+            assert other == (before, after)
+            assert before > 2 * fits.CLIP, "the control: there is something to clip"
+            assert after == pytest.approx(fits.CLIP, rel=1e-2)
     for name in PLAIN:
         with subtests.test(
             f"{strategy}: {name} averages what one rank with both batches would find"

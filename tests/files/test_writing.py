@@ -1,6 +1,8 @@
 import os
 from pathlib import Path
 
+import pytest
+
 from erasure_lightning.files.writing import write_atomically
 
 
@@ -18,3 +20,17 @@ def test_writers_of_one_process_number_do_not_meet(tmp_path, monkeypatch):
     write_atomically(path, b"mine")
     assert path.read_bytes() == b"mine"
     assert [entry.name for entry in Path(tmp_path).iterdir()] == ["score.json"]
+
+
+def test_an_interruption_leaves_no_half_written_file(tmp_path, monkeypatch):
+    def interrupted(descriptor):
+        assert len(list(tmp_path.iterdir())) == 2  # the control: there is one meanwhile
+        raise KeyboardInterrupt
+
+    path = tmp_path / "edit.safetensors"
+    write_atomically(path, b"before")
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(path, b"after")
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.read_bytes() == b"before"

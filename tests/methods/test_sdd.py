@@ -13,6 +13,7 @@ from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.sdd import SDD
 from erasure_lightning.testing import check_method, edit_of, quick_fit
 from erasure_lightning.training.edit_state import BACKBONE_PREFIX
+from erasure_lightning.training.image_sources import GeneratedImages
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
 BATCH = PromptBatch(
@@ -177,3 +178,10 @@ def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
     assert recognised_before(module, ["cigarette"] * 4) == 1
     assert recognised(module.backbone, ["cigarette"] * 4) <= 0.25  # one of four was seen to stay
     assert recognised(module.backbone, KEPT) == recognised_before(module, KEPT) == 1
+
+
+def test_its_latents_are_prepared_and_its_text_encoders_leave_like_those_of_any_method():
+    images = GeneratedImages(images=1, steps=2)
+    module = quick_fit(sdd(latents=images, offload_text=True, warmup=0), 1)
+    assert not torch.equal(*(next(iter(edit_of(each).values())) for each in (module, sdd())))
+    assert module.backbone._offloads_text

@@ -3,6 +3,7 @@ import json
 import pytest
 import torch
 from lightning import Trainer
+from torch import distributed
 
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.cli.main import main
@@ -20,6 +21,7 @@ from erasure_lightning.planning.forecast import forecast_fit
 from erasure_lightning.planning.memory_tracker import MemoryTracker
 from erasure_lightning.retention.local_noise import LocalNoisePreservation
 from erasure_lightning.training.optimizers import check_eight_bits
+from erasure_lightning.training.strategies import register_strategies
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
 ARGUMENTS = [
@@ -32,12 +34,13 @@ def build(method, **arguments):
     return method(concepts=[Concept("cat", "dog")], backbone=TinyBackbone(), **arguments)
 
 
-def forecast(method, *callbacks, **arguments):
+def forecast(method, *callbacks, accelerator="cpu", batch_size=4, **arguments):
     module = build(method, **arguments)
-    return forecast_fit(module, PromptData(batch_size=4), callbacks, measure=False, max_steps=3)
+    data = PromptData(batch_size=batch_size)
+    return forecast_fit(module, data, callbacks, False, accelerator, max_steps=3)
 
 
-def measured(method, *callbacks, **arguments):
+def measured(method, *callbacks, strategy="auto", **arguments):
     """Peak memory and evaluations of a real fit."""
     return measured_fit(build(method, **arguments), 3, callbacks)
 
@@ -49,6 +52,8 @@ def measured_fit(module, steps, callbacks=()):
     trainer = Trainer(
         max_steps=steps,
         accelerator="cpu",
+        devices=1,
+        strategy=strategy,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -188,11 +193,34 @@ def test_a_search_for_words_is_run_for_one_step_and_is_no_part_of_the_others():
     assert len(calls) < 30
 
 
+def test_data_parallel_training_copies_no_gradients(plain):
+    """The gradients are views of what the ranks send, which a rank alone allocates too."""
+    register_strategies()
+    try:
+        peak, _ = measured(ESD, train="all", strategy="ddp")
+        copying, _ = measured(ESD, train="all", strategy="ddp_find_unused_parameters_false")
+    finally:
+        distributed.destroy_process_group()
+    assert DeviceMemory(plain, 2, "ddp").peak == pytest.approx(peak, rel=0.05)
+    assert copying > 1.1 * peak  # the control
+
+
+def test_an_optimizer_in_eight_bits_updates_one_tensor_after_the_other():
+    few = {"batch_size": 1, **THRIFTY}  # so that the optimizer needs most
+    adam, eight = (
+        [forecast(ESD, optimizer=name, accelerator=device, **few) for device in ("cpu", "cuda")]
+        for name in ("adam", "adam8bit")
+    )
+    assert eight[0].peaks == eight[1].peaks
+    assert adam[0].peaks["step"] < adam[1].peaks["step"]  # the control
+
+
 def test_sharding_divides_what_it_splits(plain, solved):
     one = DeviceMemory(plain, 1, "one device")
     two = DeviceMemory(plain, 2, "ddp")
     split = DeviceMemory(plain, 2, "fsdp2")
-    assert two.peak == one.peak + plain.held.gradients
+    assert two.whens["step"] == one.whens["step"]
+    assert two.whens["preparing"] == one.whens["preparing"] + plain.held.gradients
     for name in ("what is edited", "its gradients", "its optimizer", "the original's own copies"):
         assert split.rows[name] == one.rows[name] // 2
     weights = plain.held.weights

@@ -1,10 +1,14 @@
+import warnings
+
 import pytest
 import torch
+from tiny_scorers import save_scorer
 from trivial import Distillation
 
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.metrics.scorer import Scorer
 from erasure_lightning.retention.monitor import RetentionMonitor
 from erasure_lightning.testing import edit_of, quick_fit
 
@@ -110,3 +114,33 @@ def test_an_empty_group_is_refused():
         match="RetentionMonitor needs a prompt at least in each group; found none in 'b'",
     ):
         RetentionMonitor(prompts={"a": ["a dog"], "b": []})
+
+
+@pytest.mark.parametrize("prompts", [[], {}])
+def test_an_empty_list_is_refused(prompts):
+    with pytest.raises(ErasureError, match="RetentionMonitor needs at least one prompt; found an"):
+        RetentionMonitor(prompts=prompts)
+
+
+def test_another_fit_does_not_end_with_the_edit_of_the_one_before():
+    monitor = Noting(every=1)
+    run(monitor)
+    monitor.best["tradeoff"] = 2.0  # better than any edit of the second fit
+    monitor.edits.clear()
+    module = run(monitor, steps=1, lr=1e-3)
+    assert all(torch.equal(monitor.edits[0][n], p) for n, p in edit_of(module).items())
+
+
+def test_it_says_that_no_edit_is_within_the_budget():
+    with pytest.warns(UserWarning, match="no edit within the budget of 1, and restores none"):
+        run(Noting(every=1, budget=1.0))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "RetentionMonitor")
+        run(Noting(every=1, budget=0.0), steps=1)
+
+
+def test_it_frees_the_scorer_when_training_ends(tmp_path):
+    monitor = Noting(every=1, scorer=str(save_scorer(tmp_path / "scorer")))
+    run(monitor, steps=1)
+    assert monitor.scores
+    assert not any(isinstance(value, Scorer) for value in vars(monitor).values())

@@ -296,8 +296,8 @@ def test_a_temperature_out_of_range(temperature):
 def test_two_callbacks_of_a_class_retain_prompts_of_their_own():
     """Each has a state in checkpoints, under a key of its own."""
     callbacks = [LocalNoisePreservation(prompts=[prompt]) for prompt in KEPT[:2]]
-    fitted = quick_fit(module(), 1, *callbacks)
-    assert [(c.label, c.retained) for c in fitted.retention] == [
+    quick_fit(module(), 1, *callbacks)
+    assert [(c.label, c.retained) for c in callbacks] == [
         ("local", KEPT[:1]),
         ("local_2", KEPT[1:2]),
     ]
@@ -334,3 +334,36 @@ def test_a_run_with_every_term_repeats():
         edit_of(quick_fit(module(), 3, *(make() for make in TERMS.values()))) for _ in range(2)
     )
     assert all(torch.equal(one[n], two[n]) for n in one)
+
+
+def test_a_second_fit_without_a_callback_is_without_its_term():
+    fitted = quick_fit(module(), 1, LocalNoisePreservation(prompts=KEPT))
+    assert "loss/local" in fitted.trainer.callback_metrics  # the control
+    quick_fit(fitted, 1)
+    assert "loss/erasure" in fitted.trainer.callback_metrics
+    assert "loss/local" not in fitted.trainer.callback_metrics
+
+
+def test_an_empty_list_is_no_default():
+    with pytest.raises(ErasureError, match="LocalNoisePreservation needs at least one prompt"):
+        LocalNoisePreservation(prompts=[])
+
+
+@pytest.mark.parametrize(
+    "callback",
+    [
+        GlobalSemanticAlignment(prompts=KEPT),
+        GlobalSemanticAlignment(prompts=KEPT, mode="kl_softmax"),
+        UnconditionalDrift(),
+    ],
+    ids=["cross", "kl_softmax", "unconditional"],
+)
+def test_an_edit_that_has_changed_nothing_yet_costs_nothing_in_mixed_precision(callback):
+    terms = []
+    term = callback.term
+    callback.term = lambda owner: terms.append(term(owner)) or terms[-1]
+    quick_fit(module(lr=1e-2), 2, callback, precision="bf16-mixed")
+    first, second = terms
+    assert first.dtype == torch.float32
+    assert first == 0
+    assert second > 0  # the control
