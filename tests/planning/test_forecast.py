@@ -42,10 +42,10 @@ def forecast(method, *callbacks, accelerator="cpu", batch_size=4, **arguments):
 
 def measured(method, *callbacks, strategy="auto", **arguments):
     """Peak memory and evaluations of a real fit."""
-    return measured_fit(build(method, **arguments), 3, callbacks)
+    return measured_fit(build(method, **arguments), 3, callbacks, strategy)
 
 
-def measured_fit(module, steps, callbacks=()):
+def measured_fit(module, steps, callbacks=(), strategy="auto"):
     memory = MemoryTracker()
     module.configure_model()
     memory.hold([*module.parameters(), *module.buffers()])
