@@ -51,6 +51,7 @@ def sage(**arguments):
     "arguments",
     [
         {},
+        {"domain_similarity": 0.5},
         {"check": "margin", "blocks": None},
         {"check": "outside_in", "target_template": "found"},
         {"check_steps": 0, "eta": 0.5},
@@ -61,9 +62,9 @@ def sage(**arguments):
     ids=str,
 )
 def test_contract(arguments):
-    if arguments:  # mining is for the default to check
-        arguments = VARIANT | {"domain_similarity": None} | arguments
-    check_method(SAGE, **(ARGUMENTS | {"check_from": 1, "warmup": 1} | arguments))
+    unmined = {"domain_similarity": None, "check_from": 1, "warmup": 1}
+    variant = VARIANT if arguments else {}
+    check_method(SAGE, **(ARGUMENTS | unmined | variant | arguments))
 
 
 class TestSelfCheck:
