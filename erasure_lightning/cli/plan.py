@@ -221,7 +221,8 @@ def _work(forecast: FitForecast, devices: int) -> list[str]:
     parts = ", ".join(f"{name} {count / 1e6:.1f} M" for name, count in held.parameters.items())
     each, together = (" on each device", ", on all devices together") if devices > 1 else ("", "")
     last = forecast.evaluations["last"]
-    whole = forecast.steps * (last[STUDENT_CALLS] + last[TEACHER_CALLS]) + forecast.sampled
+    whole = forecast.steps * (last[STUDENT_CALLS] + last[TEACHER_CALLS])
+    whole += forecast.sampled + forecast.inverted
     drawn = (
         f" The measurement draws 2 x {forecast.pictures} images in {forecast.measured}"
         f" evaluations{together}."
@@ -256,6 +257,8 @@ def _training(forecast: FitForecast) -> list[str]:
             f"Besides, the search for each word takes {forecast.search} forwards and backwards,"
             " and its rollouts."
         )
+    if forecast.inverted:
+        lines.append(f"Textual inversion takes {forecast.inverted} evaluations, all backwards.")
     if forecast.sampled:
         lines.append(f"Trajectories or images to train on cost {forecast.sampled} evaluations.")
     return lines

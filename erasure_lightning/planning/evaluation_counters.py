@@ -9,6 +9,7 @@ from torch import Tensor
 
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.conditioning import Conditioning
+from erasure_lightning.methods.fmn import FMN
 from erasure_lightning.planning.memory_tracker import MemoryTracker
 from erasure_lightning.training.adversary import AdversaryModels
 from erasure_lightning.training.adversary_kinds import InversionAdversary
@@ -108,6 +109,13 @@ class RolloutCounter:
         """
         rollouts = self._expected(self.draws * steps // run) - self._expected(self.draws)
         return self.each * max(rollouts, 0)
+
+
+def shorten_inversion(method: FMN) -> int:
+    """Leave one step of a method's textual inversion; returns what all of them evaluate."""
+    evaluations = method.inversion_steps * method.inversion_batch * len(method.concepts)
+    method.inversion_steps = min(method.inversion_steps, 1)
+    return evaluations
 
 
 class WordSearch:

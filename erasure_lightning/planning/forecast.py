@@ -12,12 +12,14 @@ from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.data.datamodule import PromptData
 from erasure_lightning.distributed.lightning_internals import jump_to_step
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.methods.fmn import FMN
 from erasure_lightning.planning.evaluation_counters import (
     STUDENT_CALLS,
     TEACHER_CALLS,
     DenoiserCounter,
     RolloutCounter,
     WordSearch,
+    shorten_inversion,
 )
 from erasure_lightning.planning.fake_models import make_adapters_fake, make_fake
 from erasure_lightning.planning.memory_footprint import MemoryFootprint, footprint_of
@@ -43,6 +45,7 @@ class FitForecast:
         evaluations: Latents that student and teacher evaluate in the ``first`` step, which fills a
             bank, and in the ``last``; ``backwards`` of them with gradient.
         sampled: Latents evaluated before and between steps, by rollouts and for training images.
+        inverted: Latents evaluated with gradient by textual inversion before the first step.
         search: Forwards and backwards of a search that runs between steps, for each word.
         pictures: Images that the measurement generates, of each model.
         measured: Latents that the measurement evaluates.
@@ -53,6 +56,7 @@ class FitForecast:
     peaks: dict[str, int]
     evaluations: dict[str, dict[str, int]]
     sampled: int
+    inverted: int
     search: int
     pictures: int
     measured: int
@@ -78,6 +82,7 @@ class _StepRecorder(Callback):
         self.counters: Sequence[DenoiserCounter] = []
         self.rollouts: RolloutCounter | None = None
         self.search: WordSearch | None = None
+        self.inverted = 0
         self.peaks = {"preparing": 0, "step": 0}
         self.counts: list[dict[str, int]] = []
 
@@ -163,6 +168,7 @@ def forecast_fit(
         peaks=_without_freed(peaks, held),
         evaluations={"first": recorder.counts[0], "last": recorder.counts[-1]},
         sampled=sampled,
+        inverted=recorder.inverted,
         search=recorder.search.evaluations if recorder.search else 0,
         pictures=images,
         measured=measured,
@@ -209,6 +215,8 @@ def _fit(
             recorder.rollouts = RolloutCounter(bank, len(module.concepts), recorder.counters)
         if isinstance(adversary := module.adversary, InversionAdversary):
             recorder.search = WordSearch(adversary, recorder.counters)
+    if isinstance(module, FMN):
+        recorder.inverted = shorten_inversion(module)
     trainer.fit(module, data)
     if not recorder.counts:
         raise ErasureError("A plan needs at least one step; found --trainer.max_steps 0.")

@@ -13,6 +13,7 @@ from erasure_lightning.data.datamodule import PromptData
 from erasure_lightning.diffusion.evaluation_counter import EvaluationCounter
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.esd import ESD
+from erasure_lightning.methods.fmn import FMN
 from erasure_lightning.methods.gloce import GLoCE
 from erasure_lightning.methods.stereo import STEREO
 from erasure_lightning.methods.uce import UCE
@@ -20,6 +21,7 @@ from erasure_lightning.planning.device_memory import DeviceMemory
 from erasure_lightning.planning.forecast import forecast_fit
 from erasure_lightning.planning.memory_tracker import MemoryTracker
 from erasure_lightning.retention.local_noise import LocalNoisePreservation
+from erasure_lightning.training.image_sources import GeneratedImages
 from erasure_lightning.training.optimizers import check_eight_bits
 from erasure_lightning.training.strategies import register_strategies
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
@@ -191,6 +193,26 @@ def test_a_search_for_words_is_run_for_one_step_and_is_no_part_of_the_others():
     assert plan.search == 3000
     assert plan.evaluations["last"]["student"] == 2
     assert len(calls) < 30
+
+
+def test_textual_inversion_is_run_for_one_step_and_counted_whole():
+    calls = []
+
+    def module():
+        model = TinyBackbone()
+        model.denoiser.register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
+        images = GeneratedImages(images=1, steps=2)
+        concepts = [Concept("cat"), Concept("dog")]
+        steps = {"inversion_steps": 50, "inversion_batch": 3}
+        return FMN(backbone=model, concepts=concepts, latents=images, **steps)
+
+    plan = forecast_fit(module(), PromptData(batch_size=4), measure=False, max_steps=3)
+    assert len(calls) < 20
+    _, counter = measured_fit(module(), 3)
+    last = plan.evaluations["last"]
+    in_steps = 3 * (last["student"] + last["teacher"])
+    assert plan.inverted == 300
+    assert plan.sampled + plan.inverted + in_steps == counter.evaluations
 
 
 def test_data_parallel_training_copies_no_gradients(plain):
