@@ -24,7 +24,8 @@ CONCEPTS = ("cigarette", "heart", "weapon")
 METHODS = (
     *("sage", "all-but-one", "realera", "esd", "ca", "uce", "rece", "mace"),
     *("spm", "sdd", "salun", "advunlearn", "receler", "ant", "race", "stereo"),
-    *("eap", "trce", "gloce", "adavd", "sld", "safree", "fmn", "age", "speed"),
+    *("eap", "trce", "eraseflow", "eraseanything", "gloce", "adavd", "sld", "safree", "fmn"),
+    *("age", "speed"),
 )
 
 #: Methods and concepts of the SDXL family's table.
