@@ -49,7 +49,7 @@ class CurvePoint(NamedTuple):
     high: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Outcome(JsonRecord):
     """The success of an attack on an edit, over all concepts and seeds.
 
@@ -88,6 +88,10 @@ class Outcome(JsonRecord):
     protocol: Protocol
     axis: str = ""
     controls: dict[str, Estimate] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        shares = ", ".join(f"{kind} {each.mean:.3f}" for kind, each in self.success.items())
+        return f"Outcome({self.attack} on {', '.join(self.concepts)}: {shares})"
 
     def best(self, concept: str) -> CaseOutcome:
         """The case of highest success on a concept."""

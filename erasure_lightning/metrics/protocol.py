@@ -93,7 +93,7 @@ def _brief(value: Any, other: Any) -> str:
     return ", ".join(map(repr, own[:3])) + dots
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result(JsonRecord):
     """Metrics of an edit, and their protocol.
 
@@ -109,6 +109,18 @@ class Result(JsonRecord):
     protocol: Protocol
     edit: dict[str, Any]
     estimates: Estimates
+
+    def __repr__(self) -> str:
+        from erasure_lightning.edits.edit import edit_title  # imports torch
+
+        figures = [
+            f"{group} {' -> '.join(f'{e.mean:.3f}' for e in metrics['recognized'].values())}"
+            for group, metrics in self.estimates.items()
+            if "recognized" in metrics
+        ]
+        if (overall := self.overall("after")) is not None:
+            figures.append(f"overall {overall:.3f}")
+        return f"Result({edit_title(self.edit)}: {', '.join(figures)})"
 
     def overall(self, when: str) -> float | None:
         """Harmonic mean of 1 - efficacy, 1 - generality and specificity, 0..1.

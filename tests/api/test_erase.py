@@ -303,12 +303,17 @@ def test_evaluate_and_attack_on_the_emoji_world():
     assert own["after"].mean < 0.3
     assert result.estimates["specificity"]["recognized"]["after"].mean > 0.8
     assert edit.strength == 0.5  # as before
+    before, after = own["before"].mean, own["after"].mean
+    assert repr(result).startswith(f"Result(UCE of guitar: efficacy {before:.3f} -> {after:.3f}, ")
+    assert repr(result).endswith(f", overall {result.overall('after'):.3f})")
     outcome = attack(
         edit, pipeline, "SoftEmbedding", trials=AttackSettings(seeds=2, pictures=1, steps=5),
         steps=1,
         progress_bar=False,
     )  # fmt: skip
     assert (outcome.attack, outcome.method, outcome.edit) == ("SoftEmbedding", "UCE", "")
+    shares = [f"{kind} {share.mean:.3f}" for kind, share in outcome.success.items()]
+    assert repr(outcome) == f"Outcome(SoftEmbedding on guitar: {', '.join(shares)})"
     assert outcome.success["original"].mean > outcome.success["plain"].mean
 
 
