@@ -15,7 +15,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -79,6 +79,7 @@ ABLATION = {
     "esd-inversion": ("`InversionAdversary`", METHODS["esd-inversion"][1]),
 }
 
+#: All rows that can be measured.
 EVERY = METHODS | ABLATION
 
 
@@ -192,8 +193,16 @@ def outcome(
 
 
 def load() -> list[dict[str, Any]]:
-    """The figures, in the order of `METHODS` within each concept."""
+    """The figures, in the order of `EVERY` within each concept."""
     return json.loads(FIGURES.read_text())
+
+
+def merged(old: list[dict[str, Any]], new: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """All cells, new ones in place of older ones of the same method, concept and world."""
+    names = ("backbone", "concept", "method")
+    cells = {tuple(cell[name] for name in names): cell for cell in [*old, *new]}
+    order = list(EVERY)
+    return [cells[key] for key in sorted(cells, key=lambda key: (*key[:2], order.index(key[2])))]
 
 
 def of_world(cells: list[dict[str, Any]], backbone: str) -> list[dict[str, Any]]:
@@ -474,10 +483,7 @@ def main() -> None:
     parser.add_argument("--pages", action="store_true", help="write pages and plot alone")
     options = parser.parse_args()
     if not options.pages:
-        cells = list(cells_of(options))
-        others = [cell for cell in load() if cell["backbone"] != options.backbone]
-        every = sorted(cells + others, key=lambda cell: cell["backbone"])
-        FIGURES.write_text(json.dumps(every, indent=1) + "\n")
+        FIGURES.write_text(json.dumps(merged(load(), cells_of(options)), indent=1) + "\n")
     for name in PARTS:
         (DOCS / name).write_text(page(name, load()))
     plot(compared(load()), DOCS / "robustness.png")

@@ -63,19 +63,25 @@ REFERENCE = {
 }
 
 
-def public_names() -> list[str]:
-    """Names that the package exports and no part of `REFERENCE` describes, functions first."""
+def public_names() -> dict[str, str]:
+    """Names that the package exports and no part of `REFERENCE` describes, and their directives.
+
+    Functions come first.
+    """
     described = {module for part in REFERENCE.values() for module in part}
     exported = {name: getattr(erasure_lightning, name) for name in erasure_lightning.__all__}
-    names = [name for name, each in exported.items() if each.__module__ not in described]
-    return sorted(names, key=lambda name: isinstance(exported[name], type))
+    entries = {
+        name: "autoclass" if isinstance(each, type) else "autofunction"
+        for name, each in exported.items()
+        if each.__module__ not in described
+    }
+    return dict(sorted(entries.items(), key=lambda entry: entry[1], reverse=True))
 
 
 def write_reference(app: "Sphinx") -> None:
     """Write a page for the package, and for each part of `REFERENCE` and each of its modules."""
     (DOCS / "reference").mkdir(exist_ok=True)
-    kinds = {name: isinstance(getattr(erasure_lightning, name), type) for name in public_names()}
-    entries = [f".. auto{'class' if c else 'function'}:: {PACKAGE}.{n}" for n, c in kinds.items()]
+    entries = [f".. {directive}:: {PACKAGE}.{name}" for name, directive in public_names().items()]
     write_page("python", "Python", entries)
     for part, contents in REFERENCE.items():
         for module, title in contents.items():

@@ -47,3 +47,11 @@ def test_names_in_the_plot_do_not_overlap(robustness):
     pairs = [(a, b) for i, a in enumerate(boxes) for b in boxes[:i]]
     assert not any(robustness.meet(a, b) for a, b in pairs)
     assert robustness.meet(boxes[0], boxes[0])  # the control
+
+
+def test_new_figures_replace_those_of_the_same_cell_alone(robustness):
+    old = robustness.load()
+    again = {**old[-1], "own": 0.5}
+    merged = robustness.merged(old, [again])
+    assert merged == [again if cell == old[-1] else cell for cell in old]
+    assert len(robustness.merged(old, [{**again, "concept": "guitar"}])) == len(old) + 1

@@ -91,7 +91,8 @@ def time_limit_message(trainer: Trainer, run: Run, module: ErasureModule) -> str
         run: Its folder.
         module: Its method.
     """
-    timers = [callback for callback in trainer.callbacks if isinstance(callback, Timer)]  # type: ignore[attr-defined]
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    timers = [callback for callback in callbacks if isinstance(callback, Timer)]
     remaining = [timer.time_remaining() for timer in timers]
     steps = getattr(module, "training_steps", None) or 0
     if trainer.global_step >= steps or not any(r is not None and r <= 0 for r in remaining):

@@ -29,7 +29,7 @@ def folded(words: str) -> str:
 
 
 def did_you_mean(word: str, known: Iterable[str], count: int = 1) -> str:
-    """A sentence with the known names most like a word, in any case, after a space, or nothing.
+    """A sentence with the known names most like a word, in any case, after a space; or empty.
 
     Args:
         word: What was written.

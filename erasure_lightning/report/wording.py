@@ -51,7 +51,7 @@ _SCORER_ERRORS = (
     " show how many."
 )
 _NEVER_DRAWN = (
-    "The original model drew the concept in none of these images either, so they show nothing of"
+    "The original model drew the concept in none of these images either: they do not measure"
     " its erasure."
 )
 _NOT_ATTACKED = (

@@ -98,8 +98,7 @@ class TrajectoryBank(LatentSource):
                 key: value.to(_device(key, backbone)) for key, value in self._held.items()
             }
             return
-        count = max(self.trajectories, models.concepts)
-        self.sentences = models.sentences(count, self._rollouts)
+        self.sentences = models.sentences(max(self.trajectories, models.concepts), self._rollouts)
         count = len(self.sentences.concepts)
         generator = torch.Generator().manual_seed(models.seed + self._rollouts)
         seeds = torch.randint(2**31, (count,), generator=generator).tolist()
