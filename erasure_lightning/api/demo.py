@@ -29,7 +29,8 @@ from erasure_lightning.files.words import shell_word
 from erasure_lightning.training.checkpoints import locate_checkpoint
 
 #: Sampling steps and guidance scale for a model of no world.
-_STEPS, _GUIDANCE = 50, 7.5
+_STEPS = 50
+_GUIDANCE = 7.5
 
 #: Words with a button of their own, at most, for each concept.
 _MAX_WORDS = 12
@@ -114,9 +115,8 @@ class SideBySide:
         self.base_title = f"With {titles(base)}" if base else "Original"
         self.concepts = [Concept(**concept) for concept in required_entry(metadata, "concepts")]
         self.backbone = load_base_model(metadata)
-        self.backbone.eval().to(
-            torch.accelerator.current_accelerator(check_available=True) or "cpu"
-        )
+        device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
+        self.backbone.eval().to(device)
         self.edit.apply(self.backbone.to_pipeline())
         world = self.backbone.world
         self.steps = steps or (world.steps if world else _STEPS)

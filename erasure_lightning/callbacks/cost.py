@@ -34,7 +34,7 @@ class Cost(Callback):
         self._counter = EvaluationCounter(())
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock and the counter, before any callback prepares at the train's start."""
+        """Start the clock and the counter, before callbacks prepare for training."""
         self._start = time.monotonic()
         module = cast(ErasureModule, pl_module)
         # The set counts a denoiser that both models share once.

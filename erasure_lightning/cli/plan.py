@@ -258,7 +258,7 @@ def _training(forecast: FitForecast) -> list[str]:
             " and its rollouts."
         )
     if forecast.inverted:
-        lines.append(f"Textual inversion takes {forecast.inverted} evaluations, all backwards.")
+        lines.append(f"Textual inversion takes {forecast.inverted} evaluations with gradient.")
     if forecast.sampled:
         lines.append(f"Trajectories or images to train on cost {forecast.sampled} evaluations.")
     return lines

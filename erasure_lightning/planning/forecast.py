@@ -109,6 +109,16 @@ class _StepRecorder(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.held = footprint_of(cast(ErasureModule, pl_module), self.in_eight_bits)
 
+    def sampled(self, steps: int) -> int:
+        """Latents that samplers evaluate in a fit of some steps."""
+        in_run = sum(counter.sampled for counter in self.counters)
+        return in_run + (self.rollouts.later(len(self.counts), steps) if self.rollouts else 0)
+
+    @property
+    def searched(self) -> int:
+        """Forwards and backwards of a search for one word, 0 without any."""
+        return self.search.evaluations if self.search else 0
+
 
 def _total(counts: Iterable[dict[str, int]]) -> dict[str, int]:
     total = {STUDENT_CALLS: 0, TEACHER_CALLS: 0, "backwards": 0}
@@ -154,9 +164,7 @@ def forecast_fit(
         counters = recorder.counters
         sampling_peak = max(counter.sampling_peak for counter in counters)
         steps = data.training_steps if recorder.held.trained else 1
-        sampled = sum(counter.sampled for counter in counters)
-        if recorder.rollouts:
-            sampled += recorder.rollouts.later(len(recorder.counts), steps)
+        sampled = recorder.sampled(steps)
         images, measured, measuring_peak = 0, 0, 0
         if measure:
             images, measured, measuring_peak = _measurement(module, data, counters, memory)
@@ -169,7 +177,7 @@ def forecast_fit(
         evaluations={"first": recorder.counts[0], "last": recorder.counts[-1]},
         sampled=sampled,
         inverted=recorder.inverted,
-        search=recorder.search.evaluations if recorder.search else 0,
+        search=recorder.searched,
         pictures=images,
         measured=measured,
     )
