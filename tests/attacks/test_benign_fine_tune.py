@@ -88,7 +88,7 @@ def test_it_repairs_a_broken_model_and_not_an_erasure(make_target, start, end):
     pytest.importorskip("erasure_lightning_emoji_world")
     target = make_target()
     (case,) = target.cases(0)
-    (result,) = BenignFineTune(steps=40, points=1, examples=8, batch_size=4).run(target, 0)
+    (result,) = BenignFineTune(steps=30, points=1, examples=6, batch_size=2).run(target, 0)
     first, last = (target.success_rate(case, images) for images in result.curve.values())
     assert first <= start
     assert abs(last - end) <= 0.25
