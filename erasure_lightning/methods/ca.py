@@ -40,6 +40,7 @@ from torch import Tensor, nn
 
 from erasure_lightning.backbones.conditioning import START, Conditioning
 from erasure_lightning.backbones.interface import Part
+from erasure_lightning.checks import require
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.seeding import derive_seed
 from erasure_lightning.training.adapter_methods import PartErasure
@@ -103,8 +104,7 @@ class CA(PartErasure):
         **kwargs: Any,
     ) -> None:
         super().__init__(train=train, lr=lr, optimizer=optimizer, **kwargs)
-        if prior < 0:
-            raise ErasureError(f"CA needs prior of at least 0; found {prior}.")
+        require("CA", at_least=0, prior=prior)
         self.target = target
         self.prior = prior
 

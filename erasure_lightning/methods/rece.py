@@ -32,9 +32,9 @@ import torch
 from torch import Tensor
 
 from erasure_lightning.backbones.interface import TextInput
+from erasure_lightning.checks import require
 from erasure_lightning.concepts.concept import PromptBatch
 from erasure_lightning.concepts.prompt_lists import read_prompt_list, without_concepts
-from erasure_lightning.errors import ErasureError
 from erasure_lightning.training.closed_form import ClosedFormErasure
 from erasure_lightning.training.prompt_states import last_token_states
 from erasure_lightning.training.regression import Regression, corrected_weight
@@ -77,11 +77,8 @@ class RECE(ClosedFormErasure):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if min(epochs, preserve_scale) < 0 or min(regularization, ridge) <= 0:
-            raise ErasureError(
-                "RECE needs epochs and preserve_scale of at least 0, regularization and ridge"
-                f" above 0; found {epochs}, {preserve_scale}, {regularization} and {ridge}."
-            )
+        require("RECE", at_least=0, epochs=epochs, preserve_scale=preserve_scale)
+        require("RECE", above=0, regularization=regularization, ridge=ridge)
         self.epochs = epochs
         self.regularization = regularization
         if isinstance(preserve, str):

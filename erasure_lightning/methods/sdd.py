@@ -33,9 +33,9 @@ from torch import Tensor
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.interface import Part
 from erasure_lightning.backbones.precision import promote_to_float32
+from erasure_lightning.checks import require
 from erasure_lightning.concepts.concept import PromptBatch
 from erasure_lightning.distributed.fsdp import copy_into, full_tensor
-from erasure_lightning.errors import ErasureError
 from erasure_lightning.training.adapter_methods import PartErasure
 from erasure_lightning.training.edit_state import BACKBONE_PREFIX
 from erasure_lightning.training.latent_sources import NoisyBatch, SourceModels
@@ -77,8 +77,7 @@ class SDD(PartErasure):
         super().__init__(
             train=train, lr=lr, optimizer=optimizer, weight_decay=weight_decay, **kwargs
         )
-        if not 0 <= ema < 1:
-            raise ErasureError(f"SDD needs ema of at least 0 and below 1; found {ema}.")
+        require("SDD", at_least=0, below=1, ema=ema)
         self.ema = ema
         #: The student's weights while the model has those of the average.
         self._student: dict[str, Tensor] = {}

@@ -40,8 +40,8 @@ from torch.nn.functional import one_hot
 from erasure_lightning.adapters.base import ADAPTER_CHILD, AdapterPlan
 from erasure_lightning.adapters.semi_permeable import Membrane
 from erasure_lightning.backbones.conditioning import CONCEPT, Conditioning
+from erasure_lightning.checks import require
 from erasure_lightning.concepts.concept import Phrase, fill_template, require_templates
-from erasure_lightning.errors import ErasureError
 from erasure_lightning.training.adapter_methods import AdapterErasure
 from erasure_lightning.training.latent_sources import NoisyBatch
 from erasure_lightning.training.optimizers import OptimizerName, Schedule
@@ -93,10 +93,7 @@ class SPM(AdapterErasure):
         **kwargs: Any,
     ) -> None:
         super().__init__(lr=lr, warmup=warmup, schedule=schedule, optimizer=optimizer, **kwargs)
-        weights = {"guidance": guidance, "anchors": anchors, "anchor_weight": anchor_weight}
-        for name, value in weights.items():
-            if value < 0:
-                raise ErasureError(f"SPM needs {name} of at least 0; found {value}.")
+        require("SPM", at_least=0, guidance=guidance, anchors=anchors, anchor_weight=anchor_weight)
         require_templates("SPM", templates or ())
         self.guidance = guidance
         self.anchors = anchors

@@ -28,8 +28,8 @@ from typing import Any
 from torch import Tensor
 
 from erasure_lightning.backbones.interface import TextInput
+from erasure_lightning.checks import require
 from erasure_lightning.concepts.concept import PromptBatch, require_templates
-from erasure_lightning.errors import ErasureError
 from erasure_lightning.training.closed_form import ClosedFormErasure
 from erasure_lightning.training.prompt_states import last_token_states
 from erasure_lightning.training.regression import Regression
@@ -66,11 +66,8 @@ class UCE(ClosedFormErasure):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if min(erase_scale, preserve_scale) < 0 or ridge <= 0:
-            raise ErasureError(
-                "UCE needs erase_scale and preserve_scale of at least 0 and a ridge above 0; found "
-                f"{erase_scale}, {preserve_scale} and {ridge}."
-            )
+        require("UCE", at_least=0, erase_scale=erase_scale, preserve_scale=preserve_scale)
+        require("UCE", above=0, ridge=ridge)
         require_templates("UCE", templates or ())
         self.templates = templates or ["{}"]
         self.preserve = preserve or []

@@ -219,6 +219,7 @@ class PerConceptErasure(GradientErasure):
 
     def __init__(self, *, rank: int = 1, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        require(type(self).__name__, at_least=1, rank=rank)
         self.rank = rank
 
     @abstractmethod

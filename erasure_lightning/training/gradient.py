@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.backbones.process import LossSpace
+from erasure_lightning.checks import require
 from erasure_lightning.concepts.concept import PromptBatch
 from erasure_lightning.distributed.collectives import (
     average_gradients,
@@ -88,11 +89,7 @@ class GradientErasure(ErasureModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        for name, value in {"lr": lr, "warmup": warmup, "weight_decay": weight_decay or 0}.items():
-            if value < 0:
-                raise ErasureError(
-                    f"{type(self).__name__} needs {name} of at least 0; found {value}."
-                )
+        require(type(self).__name__, at_least=0, lr=lr, warmup=warmup, weight_decay=weight_decay)
         if adversary is not None and not self.takes_adversary:
             raise ErasureError(
                 f"{type(self).__name__} takes no adversary, as its loss is not on predictions for"
