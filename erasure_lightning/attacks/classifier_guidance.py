@@ -40,14 +40,9 @@ from erasure_lightning.attacks.probe import Attempts, Probe, best_tries, draw_by
 from erasure_lightning.attacks.retained_sentences import retained_sentences
 from erasure_lightning.attacks.target import AttackCase, AttackTarget
 from erasure_lightning.backbones.base import Backbone
+from erasure_lightning.backbones.process import signal_and_noise
 from erasure_lightning.concepts.vocabulary import Vocabulary
-from erasure_lightning.diffusion.ddim import (
-    DDIMStep,
-    StepChange,
-    ddim_times,
-    is_pure_noise,
-    signal_and_noise,
-)
+from erasure_lightning.diffusion.ddim import DDIMStep, StepChange, ddim_times, is_pure_noise
 from erasure_lightning.diffusion.latent_classifier import LatentClassifier, train_latent_classifier
 from erasure_lightning.diffusion.latent_dataset import LatentDataset
 
