@@ -36,7 +36,7 @@ gradient.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from math import isqrt, log
@@ -323,12 +323,10 @@ def outputs_read(
     def hook(name: str, layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         read(name, output)
 
-    handles = [layer.register_forward_hook(partial(hook, name)) for name, layer in layers.items()]
-    try:
+    with ExitStack() as hooks:
+        for name, layer in layers.items():
+            hooks.callback(layer.register_forward_hook(partial(hook, name)).remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def at_scales(outputs: Tensor) -> Tensor:
