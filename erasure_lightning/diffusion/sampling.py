@@ -51,22 +51,19 @@ def guided_predictor(
         guidance: Scale ``s``; at 1 or below there is no unconditional prediction. A denoiser that
             has the scale as an input predicts once.
     """
-    if guidance <= 1 or backbone.embeds_guidance:
+    twice = guidance > 1 and not backbone.embeds_guidance
+    if twice:
+        conditioning = Conditioning.cat([backbone.unconditional(len(conditioning)), conditioning])
 
-        def predict(x: Tensor, t: Tensor) -> GuidedPrediction:
-            prediction = backbone.denoise(x, t, conditioning, guidance)
+    def predict(x: Tensor, t: Tensor) -> GuidedPrediction:
+        prediction = backbone.denoise(torch.cat([x, x]) if twice else x, t, conditioning, guidance)
+        if not twice:
             return GuidedPrediction(prediction, prediction, prediction)
-
-        return predict
-    both = Conditioning.cat([backbone.unconditional(len(conditioning)), conditioning])
-
-    def predict_twice(x: Tensor, t: Tensor) -> GuidedPrediction:
-        prediction = backbone.denoise(torch.cat([x, x]), t, both, guidance)
         unconditional, conditional = prediction.chunk(2)
         guided = unconditional + guidance * (conditional - unconditional)
         return GuidedPrediction(guided, conditional, unconditional)
 
-    return predict_twice
+    return predict
 
 
 class RolloutStep(NamedTuple):
