@@ -104,7 +104,7 @@ class RECE(ClosedFormErasure):
         """``M`` ``(D, D)`` of UCE, from the last token of the concepts' words to the end."""
         weight = max(1 / max(len(self.preserve), 1), _FIRST_PRESERVE)
         equations = self._preserving(weight, source)
-        for batch in self._chunks():
+        for batch in self._batches():
             concepts, anchors = last_token_states(self.original, batch, source, tail=True)
             equations.redirect(concepts, anchors)
         correction = equations.correction(_FIRST_RIDGE)
@@ -120,7 +120,7 @@ class RECE(ClosedFormErasure):
             source: The maps.
         """
         equations = self._preserving(self.preserve_scale, source)
-        for batch in self._chunks():
+        for batch in self._batches():
             concept = self.original.encode(batch.prompts)
             anchor = self.original.encode(batch.targets)
             both = source.read(concept) & source.read(anchor)
@@ -128,13 +128,10 @@ class RECE(ClosedFormErasure):
             equations.redirect(states, source.rows(anchor)[both])
         return edit + edit @ equations.correction(self.ridge)
 
-    def _chunks(self) -> Iterator[PromptBatch]:
-        """The concepts' bare names, `_CHUNK` at a time."""
-        for i in range(0, len(self.concepts), _CHUNK):
-            concepts = self.concepts[i : i + _CHUNK]
-            names = [concept.name for concept in concepts]
-            anchors = [concept.anchor for concept in concepts]
-            yield PromptBatch(["{}"] * len(names), names, anchors)
+    def _batches(self) -> Iterator[PromptBatch]:
+        """The concepts' bare names."""
+        names = [concept.name for concept in self.concepts]
+        return PromptBatch.of_words("{}", names, [concept.anchor for concept in self.concepts])
 
     def _preserving(self, weight: float, source: TextInput) -> Regression:
         """Equations that retain the preserved prompts and what retention callbacks retain."""

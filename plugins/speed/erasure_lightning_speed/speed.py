@@ -39,9 +39,6 @@ from erasure_lightning.training.closed_form import ClosedFormErasure
 from erasure_lightning.training.prompt_states import last_token_states
 from erasure_lightning_speed.null_space import Rows, centres, null_space, refined, update
 
-#: Sentences encoded at once.
-_CHUNK = 64
-
 
 class SPEED(ClosedFormErasure):
     """Edits the value maps in the null space of what is retained, in closed form.
@@ -133,9 +130,7 @@ class SPEED(ClosedFormErasure):
         word_states = []
         anchor_states = []
         for template in self.templates:
-            for i in range(0, len(words), _CHUNK):
-                some = words[i : i + _CHUNK]
-                batch = PromptBatch([template] * len(some), some, anchors[i : i + _CHUNK])
+            for batch in PromptBatch.of_words(template, words, anchors):
                 pair = last_token_states(self.original, batch, source)
                 word_states.append(pair[0])
                 anchor_states.append(pair[1])
