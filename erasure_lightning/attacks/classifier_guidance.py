@@ -54,7 +54,7 @@ class ClassifierGuidance(Probe):
         scales: Scales of the classifier's gradient, each at least 0.
         examples: Images of the concept that the classifier learns from, at least 1.
         others: Images of what the edit should retain, at least 1.
-        epochs: Times that the classifier sees every image, at least 1.
+        epochs: Passes of the classifier over all images, at least 1.
         seed: Seed of everything the attack draws at random.
 
     Raises:

@@ -81,7 +81,7 @@ def train_latent_classifier(
         process: The noise process.
         concept: Clean latents that show the concept, ``(N, C, h, w)``.
         others: Clean latents that do not, ``(M, C, h, w)``.
-        epochs: Times that it sees every image, at least 1.
+        epochs: Passes over all images, at least 1.
     """
     latents = torch.cat((concept, others))
     labels = torch.cat((torch.ones(len(concept)), torch.zeros(len(others)))).to(latents.device)

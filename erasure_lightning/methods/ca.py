@@ -30,7 +30,7 @@ images cost twice ``steps`` forwards each, once.
 """
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
@@ -66,12 +66,10 @@ def start_token_detached(layers: Iterable[nn.Module], starts: Tensor) -> Iterato
     def detach_starts(_: nn.Module, __: Any, output: Tensor) -> Tensor:
         return torch.where(starts.unsqueeze(2), output.detach(), output)
 
-    handles = [layer.register_forward_hook(detach_starts) for layer in layers]
-    try:
+    with ExitStack() as hooks:
+        for layer in layers:
+            hooks.callback(layer.register_forward_hook(detach_starts).remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 class CA(PartErasure):
@@ -119,7 +117,7 @@ class CA(PartErasure):
         return replace(super().models(), sentences=sentences, seed=seed)
 
     def student(self, batch: NoisyBatch, conditioning: Conditioning | None = None) -> Tensor:
-        """The edited model's predictions, without gradient through the start token."""
+        """The edited model's predictions, ``(B, C, h, w)``; start tokens pass no gradient."""
         if conditioning is None:
             conditioning = self.concept_conditioning(batch)
         # By the original's names: an adapter hides the type of the layer that it wraps.

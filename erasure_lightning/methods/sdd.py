@@ -16,7 +16,7 @@ Kim et al., Towards Safe Self-Distillation of Internet-Scale Text-to-Image Diffu
 Where ours differs: the official code labels the clean end of a whole rollout with the noisiest
 times where it drew no steps at all (2 % of its batches); the bank's latents have their own times.
 It rolls out up to 50 steps for one latent, with the current average; the bank caches every step,
-and rolls out anew after ``refresh`` draws (``student: true`` rolls out the average). The official
+and rolls out again after ``refresh`` draws (``student: true`` rolls out the average). The official
 numbers are the defaults: 1e-5 (AdamW, decay 1e-4, constant) with ``ema`` 0.999, which leaves
 0.999^1500 = 22 % of the original's weights in the average of 1500 steps; the 0.975 of our config
 leaves 5 % after 120. A joined prompt has our template; there it is the bare words.

@@ -212,6 +212,9 @@ class PerConceptErasure(GradientErasure):
     Args:
         rank: Rank of each adapter, at least 1.
         kwargs: Arguments of every gradient method.
+
+    Raises:
+        ErasureError: If the rank is below 1.
     """
 
     has_unused = True

@@ -121,10 +121,11 @@ class GradientErasure(ErasureModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore latents and adversary; a rank without a state draws its own."""
         super().on_load_checkpoint(checkpoint)
-        if state := of_this_rank(checkpoint.get("latents", [])):
-            self.latents.load_state_dict(state)
-        if (found := of_this_rank(checkpoint.get("adversary", []))) and self.adversary is not None:
-            self.adversary.load_state_dict(found)
+        if latents := of_this_rank(checkpoint.get("latents", [])):
+            self.latents.load_state_dict(latents)
+        adversary = of_this_rank(checkpoint.get("adversary", []))
+        if adversary and self.adversary is not None:
+            self.adversary.load_state_dict(adversary)
 
     @abstractmethod
     def erasure_loss(self, batch: NoisyBatch) -> Tensor:
@@ -228,7 +229,7 @@ class GradientErasure(ErasureModule):
         torch.manual_seed(derive_seed(self.seed, self.global_rank, number))
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> Tensor:
-        """Sum of the erasure loss and every retention term."""
+        """Sum of the erasure loss and every retention term, a scalar."""
         terms = {"erasure": self.erasure_loss(self.noisy_batch(batch))}
         for callback in self.retention:
             terms[callback.label] = callback.weight_at(self.global_step) * callback.term(self)

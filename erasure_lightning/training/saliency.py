@@ -99,7 +99,11 @@ class SalientErasure(GradientErasure):
         }
 
     def on_train_start(self) -> None:
-        """Computes the masks, unless a checkpoint has restored them."""
+        """Computes the masks, unless a checkpoint has restored them.
+
+        Raises:
+            ErasureError: If no weight is salient.
+        """
         super().on_train_start()
         if self.share < 1 and not self.masks:
             with torch.random.fork_rng(devices=[]):

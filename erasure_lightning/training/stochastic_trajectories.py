@@ -50,7 +50,7 @@ class StochasticTrajectories(TrajectoryBank):
         eta: Share of the noising posterior's deviation in every step, above 0 and at most 1.
         early: Random steps a draw among those before the ``late`` ones, at least 0.
         late: Last steps of a trajectory, all of which are drawn, at least 1.
-        refresh: Roll out anew after this many draws; 0 for never.
+        refresh: Roll out again after this many draws; 0 for never.
         batch_size: Trajectories rolled out side by side.
 
     Raises:

@@ -31,11 +31,11 @@ class TrajectoryBank(LatentSource):
     Args:
         trajectories: Number of rollouts, at least 1, and at least one a concept; they cycle through
             the concepts.
-        steps: Sampling steps of each, at least 1 (50 in the official code of ESD and its kin).
+        steps: Sampling steps of each, at least 1 (50 in the official code of ESD and others).
         guidance: Scale of classifier-free guidance of the rollouts.
         student: Roll out the model that is trained, not the original; then ``refresh`` sets how
             often.
-        refresh: Roll out anew after this many draws; 0 for never, which suits rollouts of the
+        refresh: Roll out again after this many draws; 0 for never, which suits rollouts of the
             frozen original. With more concepts than trajectories it is as much rarer as there are
             more rollouts, so that a draw costs no more of them.
         half: Store latents and predictions in float16.
@@ -237,5 +237,5 @@ class TrajectoryBank(LatentSource):
 
 
 def _device(key: str, backbone: Backbone) -> torch.device:
-    """Where a cached tensor lives: beside the model, but the ``known`` masks on the CPU."""
+    """Device of a cached tensor: the model's; of a ``known`` mask the CPU."""
     return torch.device("cpu") if key.startswith("known") else backbone.device
