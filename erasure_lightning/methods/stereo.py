@@ -177,12 +177,12 @@ class STEREO(PartErasure):
     @torch.no_grad()
     def robust_target(self, batch: NoisyBatch) -> Tensor:
         """``eps*(0) + a P_anchor - b mean_j P_(w_j)``, ``(B, C, h, w)``."""
-        each = [
+        predictions = [
             self._original(batch, torch.full((len(batch),), number))
             for number in range(self.rounds + 1)
         ]
-        words = [self.guidance(batch, prediction) for prediction in each]
-        target = batch.teacher.unconditional - self.negative * torch.stack(words).mean(dim=0)
+        terms = torch.stack([self.guidance(batch, prediction) for prediction in predictions])
+        target = batch.teacher.unconditional - self.negative * terms.mean(dim=0)
         if not (self.anchor and any(batch.sentences.anchors)):
             return target
         return target + self.anchor * self.guidance(batch, batch.teacher.anchor)
