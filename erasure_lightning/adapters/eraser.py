@@ -3,8 +3,9 @@
 Official code: jasper0314-huang/Receler @ 3ccedc9.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -47,22 +48,15 @@ def eraser_outputs(denoiser: nn.Module) -> Iterator[dict[str, Tensor]]:
     """
     outputs: dict[str, Tensor] = {}
 
-    def collector(name: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
-        def collect(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-            outputs[name] = output
+    def collect(name: str, maps: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        outputs[name] = output
 
-        return collect
-
-    handles = [
-        module.maps.register_forward_hook(collector(name.removesuffix(f".{ADAPTER_CHILD}")))
-        for name, module in denoiser.named_modules()
-        if isinstance(module, Eraser)
-    ]
-    try:
+    with ExitStack() as hooks:
+        for name, module in denoiser.named_modules():
+            if isinstance(module, Eraser):
+                hook = partial(collect, name.removesuffix(f".{ADAPTER_CHILD}"))
+                hooks.callback(module.maps.register_forward_hook(hook).remove)
         yield outputs
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def mean_square_outside(outputs: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Tensor:

@@ -20,7 +20,7 @@ class Membrane(nn.Module):
 
     The paper's openness of a concept ``c`` for a prompt ``q`` (verified in code) is the largest of
     ``s_1``, the cosine of both prompts' flattened states, and ``s_2``, the share of ``c``'s tokens
-    that ``q`` has; nothing is clamped or rescaled. A denoiser sees states and no tokens, so here
+    that ``q`` has; nothing is clamped or rescaled. A denoiser reads states and no tokens, so here
     ``s_2`` is the mean, over the concept's words, of the cosine between a word's state and the
     state in ``q`` that is most like it: 1 where the words stand in the same sentence.
 

@@ -8,7 +8,14 @@ from erasure_lightning.errors import ErasureError
 
 @contextmanager
 def constructing(name: str) -> Iterator[None]:
-    """Turn a ``TypeError`` of a class of a name into an `ErasureError`."""
+    """Context that turns a ``TypeError`` of a class's constructor into one line.
+
+    Args:
+        name: Name of the class.
+
+    Raises:
+        ErasureError: If an argument is unknown or missing.
+    """
     try:
         yield
     except TypeError as error:

@@ -3,8 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
+from erasure_lightning.api.accelerator import default_device
 from erasure_lightning.api.load import load_edited
 from erasure_lightning.attacks.base import Attack
 from erasure_lightning.attacks.outcome import OUTCOME_FILE, Outcome
@@ -42,9 +41,7 @@ def attack_edit(
     folder = run_dir or attack_folder(path, name)
     with lock_folder(folder):
         check_no_outcome(folder, name)
-        module = load_edited(path).to(
-            torch.accelerator.current_accelerator(check_available=True) or "cpu"
-        )
+        module = load_edited(path).to(default_device())
         target = AttackTarget(
             module.backbone, module.unedited, module.concepts, trials or AttackSettings()
         )

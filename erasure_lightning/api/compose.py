@@ -14,6 +14,7 @@ from erasure_lightning.api.base_model import load_base_model
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.edits.applied import Edit, load_edit
 from erasure_lightning.edits.base_edits import titles
+from erasure_lightning.edits.changes import components_of
 from erasure_lightning.edits.components import EditedComponent, is_same_component
 from erasure_lightning.edits.composition import dense_values, overlaps, shared_names, summed
 from erasure_lightning.edits.edit import edit_title
@@ -67,9 +68,10 @@ def compose(*edits: Edit | str | Path, pipeline: Any = None) -> Edit:
     if any(strength != 1 for strength in strengths):
         names |= {name for one in values for name in one}
     base = _base_values(several[0], names, pipeline) if names else {}
-    found = [*overlaps([edit_title(edit.metadata) for edit in several], values, base)]
+    titled = [edit_title(edit.metadata) for edit in several]
+    overlap = [asdict(each) for each in overlaps(titled, values, base)]
     composed = summed(values, strengths, base)
-    return Edit(composed, _metadata(several, composed) | {"overlap": [*map(asdict, found)]})
+    return Edit(composed, _metadata(several, composed) | {"overlap": overlap})
 
 
 def _check_distinct(edits: Sequence[Edit]) -> None:
@@ -115,7 +117,6 @@ def _base_values(edit: Edit, names: set[str], pipeline: Any) -> dict[str, Tensor
     Raises:
         ErasureError: If the model cannot be loaded or is another one.
     """
-    components = sorted({name.partition(".")[0] for name in names})
     with ExitStack() as undo:
         if pipeline is None:
             pipeline = load_base_model(edit.metadata).to_pipeline()
@@ -123,7 +124,7 @@ def _base_values(edit: Edit, names: set[str], pipeline: Any) -> dict[str, Tensor
             undo.callback(base.remove)
         beneath = {entry["fingerprint"] for entry in edit.metadata.get("base_edits", [])}
         values: dict[str, Tensor] = {}
-        for component in components:
+        for component in components_of(names):
             edited = EditedComponent(pipeline, component)
             own = {n: v.detach().clone() for n, v in edited.parameters().items()}
             own |= stacked_values(edited.module, beneath)

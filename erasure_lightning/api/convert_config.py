@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.files.strict_yaml import read_yaml
+from erasure_lightning.files.strict_yaml import read_yaml_file
 
 #: LECO's defaults, where its config leaves them out.
 _STEPS = 500
@@ -102,7 +102,7 @@ def convert_config(file: str | Path) -> str:
         True
     """
     path = Path(file)
-    content = _content(path)
+    content = read_yaml_file(path)
     if isinstance(content, dict) and "prompts_file" in content:
         training = _leco(path, content)
     elif isinstance(content, dict) and isinstance(content.get("config"), dict):
@@ -115,24 +115,9 @@ def convert_config(file: str | Path) -> str:
     return _text(path, training)
 
 
-def _content(path: Path) -> Any:
-    """Content of a YAML file.
-
-    Raises:
-        ErasureError: If it cannot be read.
-    """
-    try:
-        return read_yaml(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ErasureError(f"{path} cannot be read: {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise ErasureError(f"{path} needs YAML in UTF-8; found an error: {first}.") from error
-
-
 def _leco(path: Path, content: Mapping[str, Any]) -> _Training:
     prompts_file = path.parent / str(content["prompts_file"])
-    prompts = _content(prompts_file)
+    prompts = read_yaml_file(prompts_file)
     if not (isinstance(prompts, list) and prompts and all("target" in p for p in prompts)):
         raise ErasureError(f"{prompts_file} needs a list of prompts with a target each.")
     network = content.get("network") or {}

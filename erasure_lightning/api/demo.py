@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from PIL.Image import Image
 
+from erasure_lightning.api.accelerator import default_device
 from erasure_lightning.api.base_model import load_base_model
 from erasure_lightning.api.quiet import quiet
 from erasure_lightning.checks import require
@@ -115,8 +116,7 @@ class SideBySide:
         self.base_title = f"With {titles(base)}" if base else "Original"
         self.concepts = [Concept(**concept) for concept in required_entry(metadata, "concepts")]
         self.backbone = load_base_model(metadata)
-        device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
-        self.backbone.eval().to(device)
+        self.backbone.eval().to(default_device())
         self.edit.apply(self.backbone.to_pipeline())
         world = self.backbone.world
         self.steps = steps or (world.steps if world else _STEPS)

@@ -6,9 +6,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
 from lightning import Trainer
 
+from erasure_lightning.api.accelerator import default_device
 from erasure_lightning.api.arguments import constructing
 from erasure_lightning.api.attack import paper_of
 from erasure_lightning.api.load import edited_module
@@ -127,9 +127,8 @@ def attack(
             " beside it."
         )
     chosen = attack if isinstance(attack, Attack) else _attack(attack, budget)
-    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     with quiet(), interruptible(), _module(edit, pipeline) as module:
-        module.to(device)
+        module.to(default_device())
         target = AttackTarget(module.backbone, module.unedited, module.concepts, trials)
         outcome, _ = attack_concepts(chosen, target, print if progress_bar else _silent)
     file = edit.path if isinstance(edit, Edit) else locate_edit(edit)

@@ -5,12 +5,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy
 import torch
 from torch import Tensor
 
 from erasure_lightning.callbacks.image_writer import MANIFEST_FILE
-from erasure_lightning.data.image_files import IMAGE_SUFFIXES, read_image
+from erasure_lightning.data.image_files import IMAGE_SUFFIXES, image_tensor, read_image
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.metrics.image_metrics import MetricBatch
 
@@ -57,6 +56,7 @@ def read_image_folder(folder: Path) -> list[FolderImage]:
     if missing:
         raise ErasureError(
             f"{folder / MANIFEST_FILE} names {missing[0].relative_to(folder)}, which is not there."
+            " Generate the images again with `erasure predict`."
         )
     return _independent(images)
 
@@ -69,7 +69,8 @@ def _pair(folder: Path, row: dict[str, str]) -> FolderImage:
         return FolderImage(row["prompt"], int(row["evaluation_seed"]), files, sampling)
     except (KeyError, TypeError, ValueError) as error:
         raise ErasureError(
-            f"{folder / MANIFEST_FILE} is not as predict writes it ({error})."
+            f"{folder / MANIFEST_FILE} needs rows as `erasure predict` writes them; found an error"
+            f" ({error}). Generate the images again."
         ) from error
 
 
@@ -89,7 +90,7 @@ def image_batches(images: Sequence[FolderImage], device: torch.device) -> Iterat
     waiting: list[FolderImage] = []
     tensors: list[dict[str, Tensor]] = []
     for image in images:
-        pixels = {when: _pixels(path) for when, path in image.files.items()}
+        pixels = {when: image_tensor(read_image(path)) for when, path in image.files.items()}
         if len({*_sizes(pixels)}) > 1:
             names = " and ".join(str(path) for path in image.files.values())
             raise ErasureError(f"The images of a pair need one size; found two, in {names}.")
@@ -117,7 +118,3 @@ def _batch(
 
 def _sizes(pixels: dict[str, Tensor]) -> list[torch.Size]:
     return [tensor.shape for tensor in pixels.values()]
-
-
-def _pixels(path: Path) -> Tensor:
-    return torch.tensor(numpy.asarray(read_image(path))).permute(2, 0, 1).float() / 255

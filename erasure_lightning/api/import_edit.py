@@ -17,7 +17,7 @@ from erasure_lightning.edits.official import (
     OFFICIAL_LAYOUTS,
     OfficialLayout,
     concept_names,
-    read_factors,
+    factor_changes,
     require_set,
     require_shapes_of,
 )
@@ -165,9 +165,9 @@ def _weights(layout: OfficialLayout, path: Path, tensors: _Tensors, model: Backb
 
 def _factors(layout: OfficialLayout, path: Path, tensors: _Tensors, model: Backbone) -> _Tensors:
     layers = {name: w for name, w in _layers(model).items() if name.endswith(".weight")}
-    factors = read_factors(path, tensors, layers)
-    require_set(layout, path, factors, layers)
-    merged = {n: layers[n] + pair.product(layers[n]) for n, pair in factors.items()}
+    changes = factor_changes(path, tensors, layers)
+    require_set(layout, path, changes, layers)
+    merged = {name: layers[name] + change for name, change in changes.items()}
     require_shapes_of(path, merged, layers)
     return _in_backbone(merged)
 

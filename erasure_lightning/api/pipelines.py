@@ -3,14 +3,12 @@
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from erasure_lightning.adapters.lora import lora_layers
-from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.families import FAMILIES, Family
 from erasure_lightning.concepts.worlds import World, find_world, worlds
 from erasure_lightning.errors import ErasureError
@@ -42,7 +40,7 @@ class Borrowed:
         _require_no_loras(pipeline)
         self._modules = [(module, *_attributes(module)) for module in modules]
         self._parameters = [(p, p.data, p.requires_grad) for p in parameters]
-        backbone = _backbone(family)
+        backbone = family.load_class()
         self.backbone = backbone.from_pipeline(_name(pipeline), pipeline, _world(pipeline))
         self.backbone.requires_grad_(False).eval()
 
@@ -98,12 +96,6 @@ def _family(pipeline: Any) -> Family:
             f" {type(pipeline).__name__}. Known: {known}."
         )
     return family
-
-
-def _backbone(family: Family) -> type[Backbone]:
-    module, _, name = family.backbone.partition(":")
-    backbone: type[Backbone] = getattr(import_module(module), name)
-    return backbone
 
 
 def _require_components(pipeline: Any, family: Family) -> None:

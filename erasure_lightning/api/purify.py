@@ -8,6 +8,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
+from erasure_lightning.api.accelerator import default_device
 from erasure_lightning.api.load import load_edited
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.checks import require
@@ -17,6 +18,7 @@ from erasure_lightning.data.datamodule import warn_of_cut
 from erasure_lightning.data.image_files import image_files, output_names, read_resized
 from erasure_lightning.data.image_grid import GridRow, draw_grid, png_bytes, to_pil
 from erasure_lightning.diffusion.inversion import purify_images
+from erasure_lightning.diffusion.sampling import image_size
 from erasure_lightning.files.writing import write_atomically, write_json
 from erasure_lightning.metrics.drift import Drift, drifts
 from erasure_lightning.metrics.scorer import Scorer
@@ -95,9 +97,7 @@ def purify_files(
     files = image_files([str(path) for path in images])
     path = locate_checkpoint(str(checkpoint), "purify")
     folder = _folder(run_dir, path)
-    module = load_edited(path).to(
-        torch.accelerator.current_accelerator(check_available=True) or "cpu"
-    )
+    module = load_edited(path).to(default_device())
     settings = _Settings(prompt, _steps(steps, module.unedited), guidance)
     warn_of_cut(module.unedited, [prompt], "prompts")
     results = []
@@ -128,12 +128,14 @@ def _purifications(
     module: ErasureModule, files: Sequence[Path], settings: _Settings
 ) -> Iterator[_Purification]:
     original = module.unedited
-    side = _side(original)
+    height, width = image_size(original)
     scorer = Scorer.load(original.world.scorer).to(original.device) if original.world else None
     stems = output_names(files, {SHEET_NAME})
     for i in range(0, len(files), _BATCH_SIZE):
         batch = files[i : i + _BATCH_SIZE]
-        inputs = torch.stack([read_resized(file, side, side) for file in batch]).to(original.device)
+        inputs = torch.stack([read_resized(file, height, width) for file in batch]).to(
+            original.device
+        )
         purified = purify_images(
             original,
             module.backbone,
@@ -145,13 +147,6 @@ def _purifications(
         drift = drifts(inputs, *purified, scorer)
         tensors = (inputs.cpu(), *(images.cpu() for images in purified))
         yield from map(_Purification, stems[i : i + _BATCH_SIZE], *tensors, drift)
-
-
-@torch.no_grad()
-def _side(backbone: Backbone) -> int:
-    """Height and width of the model's own images, in pixels."""
-    latents = torch.zeros(1, *backbone.latent_shape(), device=backbone.device)
-    return backbone.decode(latents).shape[-1]
 
 
 def _sheet(module: ErasureModule, results: Sequence[_Purification], settings: _Settings) -> Image:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from erasure_lightning.api.accelerator import default_device
 from erasure_lightning.api.image_folder import FolderImage, image_batches, read_image_folder
 from erasure_lightning.callbacks.image_writer import MANIFEST_FILE
 from erasure_lightning.errors import ErasureError
@@ -116,7 +117,7 @@ def score_images(
             f"{path} exists already, and is not overwritten. Choose another folder with --run_dir."
         )
     _check_images(folder, images, reference, metrics, settings)
-    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    device = default_device()
     meters = [_meter(name, images, reference, settings, device) for name in metrics]
     for batch in image_batches(images, device):
         for meter in meters:

@@ -123,18 +123,6 @@ def check_each_at_least(attack: Attack, **bounds: float) -> None:
             require(owner, at_least=bound, **{name: number})
 
 
-def check_threshold(threshold: float) -> None:
-    """Raise unless a threshold is a share of images, 0..1.
-
-    Raises:
-        ErasureError: If it is not.
-    """
-    if not 0 <= threshold <= 1:
-        raise ErasureError(
-            f"An attack needs a threshold of 0 to 1, a share of images; found {threshold:g}."
-        )
-
-
 def descend(optimizer: Optimizer, loss: Tensor) -> None:
     """Take an optimizer step; only the optimizer's parameters receive gradients.
 

@@ -40,14 +40,9 @@ from erasure_lightning.attacks.probe import Attempts, Probe, best_tries, draw_by
 from erasure_lightning.attacks.retained_sentences import retained_sentences
 from erasure_lightning.attacks.target import AttackCase, AttackTarget
 from erasure_lightning.backbones.base import Backbone
+from erasure_lightning.backbones.process import signal_and_noise
 from erasure_lightning.concepts.vocabulary import Vocabulary
-from erasure_lightning.diffusion.ddim import (
-    DDIMStep,
-    StepChange,
-    ddim_times,
-    is_pure_noise,
-    signal_and_noise,
-)
+from erasure_lightning.diffusion.ddim import DDIMStep, StepChange, ddim_times, is_pure_noise
 from erasure_lightning.diffusion.latent_classifier import LatentClassifier, train_latent_classifier
 from erasure_lightning.diffusion.latent_dataset import LatentDataset
 
@@ -59,7 +54,7 @@ class ClassifierGuidance(Probe):
         scales: Scales of the classifier's gradient, each at least 0.
         examples: Images of the concept that the classifier learns from, at least 1.
         others: Images of what the edit should retain, at least 1.
-        epochs: Times that the classifier sees every image, at least 1.
+        epochs: Passes of the classifier over all images, at least 1.
         seed: Seed of everything the attack draws at random.
 
     Raises:

@@ -5,12 +5,13 @@ from typing import Any
 
 from torch import Tensor
 
-from erasure_lightning.attacks.base import Attack, check_at_least, check_threshold
+from erasure_lightning.attacks.base import Attack, check_at_least
 from erasure_lightning.attacks.target import AttackCase, AttackTarget
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.concepts.concept import Phrase
 from erasure_lightning.diffusion.fine_tuning import FineTuning, TrainedPart
 from erasure_lightning.diffusion.latent_dataset import LatentDataset
+from erasure_lightning.errors import ErasureError
 
 
 class FineTuningAttack(Attack):
@@ -45,7 +46,11 @@ class FineTuningAttack(Attack):
         self.batch_size = batch_size
         self.threshold = threshold
         check_at_least(self, steps=0, lr=0, batch_size=1)
-        check_threshold(threshold)
+        if not 0 <= threshold <= 1:
+            raise ErasureError(
+                f"{type(self).__name__} needs a threshold of 0 to 1, a share of images; found"
+                f" {threshold:g}."
+            )
 
     def training_images(
         self, target: AttackTarget, prompts: Sequence[str | Phrase], seed: int

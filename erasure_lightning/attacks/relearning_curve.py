@@ -6,7 +6,7 @@ generates, under the concept's own sentences, each for the same number of steps.
 of images is ours. Implemented from the paper's description.
 
 Success is the share of images of the concept's plain sentence, at noise unseen in training, that
-show it. It does not distinguish remembering from learning anew, since any word can be taught. So
+show it. It does not distinguish remembering from new learning, since any word can be taught. So
 the control ``new word`` is reported with it: the original model, trained on all of these images
 under a word without a meaning. Evidence of memory is what success has over it; on the emoji world
 that is little (0.75 to 1.0 against 0.75 for three methods), for its denoiser learns any word within
@@ -68,7 +68,7 @@ class RelearningCurve(FineTuningAttack, ConceptAttack):
         self.examples = list(examples)
 
     def find(self, target: AttackTarget, case: AttackCase) -> AttackResult:
-        """Fine-tune the edited model anew on each number of examples; then the control."""
+        """Fine-tune a copy of the edited model on each number of examples; then the control."""
         most = self.examples[-1]
         name = case.concept.name
         sentences = target.sentences(case)

@@ -17,7 +17,7 @@ from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.concepts.vocabulary import Vocabulary
 from erasure_lightning.diffusion.finite_images import require_finite_images
 from erasure_lightning.diffusion.latent_dataset import add_noise
-from erasure_lightning.diffusion.sampling import final_latents, rollout
+from erasure_lightning.diffusion.sampling import final_latents, image_size, rollout
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.metrics.protocol import Protocol, short_hash
 from erasure_lightning.metrics.scorer import Scorer
@@ -242,8 +242,6 @@ class AttackTarget:
     def protocol(self) -> Protocol:
         """How images are sampled and judged."""
         cases = [case for seed in self.seeds for case in self.cases(seed)]
-        latent_shape = self.original.latent_shape(self.settings.size)
-        image = self.original.decode(torch.zeros(1, *latent_shape).to(self.edited.device))
         packages = ("erasure-lightning", "torch", "diffusers", "transformers")
         return Protocol(
             prompts={
@@ -253,7 +251,7 @@ class AttackTarget:
             seeds=sorted({seed for case in cases for seed in case.seeds}),
             steps=self.steps,
             guidance=self.guidance,
-            size=image.shape[-1],
+            size=image_size(self.original, self.settings.size)[1],
             sampler=self.original.sampler_name,
             scorer_fingerprint=self.scorer.fingerprint(),
             backbone_fingerprint=self.original.fingerprint(),

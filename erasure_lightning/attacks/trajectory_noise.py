@@ -32,8 +32,8 @@ from erasure_lightning.attacks.probe import Attempts, Probe, best_tries, draw_by
 from erasure_lightning.attacks.target import AttackCase, AttackTarget
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.interface import Size
-from erasure_lightning.backbones.process import NoiseProcess
-from erasure_lightning.diffusion.ddim import DDIMStep, StepChange, ddim_times, signal_and_noise
+from erasure_lightning.backbones.process import NoiseProcess, signal_and_noise
+from erasure_lightning.diffusion.ddim import DDIMStep, StepChange, ddim_times
 from erasure_lightning.seeding import derive_seed
 
 

@@ -54,7 +54,11 @@ class CrossAttentionDiffusion(LatentDiffusion):
 
     @staticmethod
     def require_schedule(name: str, scheduler: Any) -> None:
-        """Raises unless a scheduler is one of diffusion that predicts epsilon or the velocity."""
+        """Raises unless a scheduler is one of diffusion that predicts epsilon or the velocity.
+
+        Raises:
+            ErasureError: If it has no noise schedule, or another prediction type.
+        """
         if not hasattr(scheduler, "alphas_cumprod"):
             raise ErasureError(
                 f"The scheduler of {name} needs a noise schedule (alphas_cumprod); found"
@@ -65,7 +69,8 @@ class CrossAttentionDiffusion(LatentDiffusion):
         if prediction not in _PREDICTIONS:
             raise ErasureError(
                 f"{name} needs a scheduler that predicts epsilon or v_prediction; found"
-                f" {prediction!r} in {type(scheduler).__name__}."
+                f" {prediction!r} in {type(scheduler).__name__}. Set the prediction_type that the"
+                " model was trained with in scheduler_config.json."
             )
 
     def text_attention(self) -> dict[str, nn.Linear]:

@@ -2,7 +2,11 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from erasure_lightning.backbones.base import Backbone
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,11 @@ class Family:
     options: Mapping[str, Any] = field(default_factory=dict)
     settings: Sequence[str] = ()
     optional: Collection[str] = ()
+
+    def load_class(self) -> type["Backbone"]:
+        """The family's `Backbone` class, imported when it is first used."""
+        backbone: type[Backbone] = resolve_name(self.backbone)
+        return backbone
 
     def in_index(self, index: Mapping[str, Any]) -> "Family":
         """The family without the optional text encoders that a ``model_index.json`` lacks."""

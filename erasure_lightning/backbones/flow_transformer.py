@@ -64,7 +64,11 @@ class FlowTransformer(LatentDiffusion):
 
     @staticmethod
     def require_flow(name: str, scheduler: Any) -> None:
-        """Raises if a scheduler is one of diffusion."""
+        """Raises if a scheduler is one of diffusion.
+
+        Raises:
+            ErasureError: If it has a noise schedule and does not step along a flow.
+        """
         if hasattr(scheduler, "alphas_cumprod") and not scheduler.config.get("use_flow_sigmas"):
             raise ErasureError(
                 f"The scheduler of {name} needs to step along a flow; found"

@@ -189,7 +189,7 @@ class FamilyInterface(nn.Module, ABC):
 
     @abstractmethod
     def text_queries_and_keys(self) -> dict[str, nn.Linear]:
-        """Layers whose outputs decide how much attention text gets and pays, by their names here.
+        """Layers whose outputs decide the attention to and from the text, by their names here.
 
         The keys of `text_attention`, and the queries of the text where it has any.
         """

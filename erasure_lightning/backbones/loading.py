@@ -4,9 +4,8 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -46,8 +45,7 @@ def load_backbone(
     source = locate_pipeline(name)
     index = source.index()
     family = family_of(source, index)
-    module, _, cls = family.backbone.partition(":")
-    backbone = getattr(import_module(module), cls)
+    backbone = family.load_class()
     denoiser = backbone.components["denoiser"]
     unread = {"all": {}, "text encoders": {denoiser}, "none": family.models}[weights]
     read = [part for part in family.models if part not in unread]
@@ -66,7 +64,7 @@ def load_backbone(
         with wrap_errors(f"backbone {name!r}"):
             pipeline = inspected.pipeline(**parts, **inspected.others, **family.options, **settings)
     loaded = backbone.from_pipeline(name, pipeline, source.world)
-    return cast(Backbone, loaded.requires_grad_(False))
+    return loaded.requires_grad_(False)
 
 
 def _read(component: ComponentFiles, dtype: torch.dtype, checkpoint: Path | None) -> Any:

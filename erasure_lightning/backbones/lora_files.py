@@ -78,10 +78,10 @@ def _fuse(backbone: Backbone, pipeline: Any, file: Path, weight: float) -> None:
     pipeline.unload_lora_weights()
 
 
-def _unfit(backbone: Backbone, pipeline: Any, file: Path, found: str) -> ErasureError:
+def _unfit(backbone: Backbone, pipeline: Any, file: Path, cause: str) -> ErasureError:
     return ErasureError(
         f"The LoRA {file} needs the layers of {backbone.name} ({type(pipeline).__name__}); found"
-        f" {found}. It was made for another model, or is none that diffusers reads."
+        f" {cause}. It was made for another model, or is none that diffusers reads."
     )
 
 

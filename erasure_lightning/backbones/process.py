@@ -71,6 +71,18 @@ class NoiseProcess(Protocol):
         ...
 
 
+def signal_and_noise(process: NoiseProcess, t: Tensor) -> tuple[Tensor, Tensor]:
+    """The scales ``a`` and ``s`` of clean latents and noise at ``N`` times, ``(N, 1, 1, 1)`` each.
+
+    Args:
+        process: The noise process.
+        t: Times, ``(N,)`` or ``()``.
+    """
+    one = torch.ones(t.numel(), 1, 1, 1, device=t.device)
+    zero = torch.zeros_like(one)
+    return process.noise(one, zero, t), process.noise(zero, one, t)
+
+
 @dataclass(frozen=True)
 class Diffusion:
     """The variance-preserving diffusion ``x_t = a x0 + s noise``.

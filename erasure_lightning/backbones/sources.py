@@ -58,7 +58,11 @@ class PipelineSource:
         return self.world.component_settings(component) if self.world else {}
 
     def index(self) -> dict[str, Any]:
-        """Content of ``model_index.json``."""
+        """Content of ``model_index.json``.
+
+        Raises:
+            ErasureError: If the folder has none, or it cannot be read.
+        """
         if (self.root / _INDEX).exists():
             return read_json(self.root / _INDEX, encoding="utf-8-sig")
         near = [*self.root.glob(f"*/{_INDEX}"), *self.root.glob(f"snapshots/*/{_INDEX}")]
@@ -75,7 +79,7 @@ def locate_pipeline(name: str) -> PipelineSource:
     Args:
         name: A world's name, a folder or its ``model_index.json``, a Hub id (``owner/model``, or
             ``owner/model@revision``), or a checkpoint in one file. The configs and tokenizers of
-            the latter are in what stands behind an ``@`` (``FILE.safetensors@FOLDER``, or a world,
+            the latter are in what follows an ``@`` (``FILE.safetensors@FOLDER``, or a world,
             or a Hub id), or else beside it, or in the Hub's cache.
 
     Raises:

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -49,6 +49,17 @@ class EmbeddedPrompts:
         """The mean ``(B, D)`` of token states ``(B, L, D)`` over all positions but padding."""
         read = ~self.positions(PADDING)[:, :, None]
         return (states * read).sum(dim=1) / read.sum(dim=1)
+
+    def with_embeddings(self, embeddings: Tensor, *roles: int) -> "EmbeddedPrompts":
+        """The prompts with other embeddings at the positions that have one of the roles.
+
+        Args:
+            embeddings: ``(B, L, E)``, or of a shape that is broadcast to it.
+            roles: The roles.
+        """
+        where = self.positions(*roles).unsqueeze(2)
+        new = torch.where(where, embeddings.to(self.embeddings), self.embeddings)
+        return replace(self, embeddings=new)
 
     def to(self, device: torch.device) -> "EmbeddedPrompts":
         """The prompts on a device."""

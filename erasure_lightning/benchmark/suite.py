@@ -1,10 +1,10 @@
 """Suites: the methods, concepts, seeds and attacks that a benchmark crosses."""
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from erasure_lightning.concepts.concept import Concept
+from erasure_lightning.files.differences import first_difference
 
 
 @dataclass(frozen=True)
@@ -127,27 +127,3 @@ class Suite:
         for key, name in (("methods", "name"), ("concepts", "name"), ("attacks", "attack")):
             entries |= {f"{key}.{entry[name]}": entry for entry in content[key]}
         return entries
-
-
-def first_difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-    """The first value in which two nested mappings differ, as ``a.b: 1 and 2``; else empty."""
-    leaves = _leaves(one)
-    others = _leaves(other)
-    for path in dict.fromkeys([*leaves, *others]):
-        if leaves.get(path) != others.get(path):
-            return f"{'.'.join(path)}: {leaves.get(path, 'none')} and {others.get(path, 'none')}"
-    return ""
-
-
-def _leaves(value: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
-    """Values by their paths; an empty mapping or list is a value."""
-    if isinstance(value, Mapping):
-        children = list(value.items())
-    elif isinstance(value, list):
-        children = list(enumerate(value))
-    else:
-        children = []
-    leaves: dict[tuple[str, ...], Any] = {}
-    for name, child in children:
-        leaves |= _leaves(child, (*path, str(name)))
-    return leaves or {path: value}

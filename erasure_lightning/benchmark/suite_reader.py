@@ -6,13 +6,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from erasure_lightning.benchmark.suite import AttackEntry, ConceptEntry, MethodEntry, Suite
 from erasure_lightning.concepts.concept import Concept, check_concepts
 from erasure_lightning.concepts.files import read_entry
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.files.strict_yaml import read_yaml, yaml_error
+from erasure_lightning.files.strict_yaml import read_yaml_file
 from erasure_lightning.files.words import did_you_mean
 from erasure_lightning.runs.folder import slug
 
@@ -65,12 +63,7 @@ class SuiteReader:
                 another type, with its place; if a config or a file of concepts is missing; if two
                 entries would share a folder.
         """
-        try:
-            content = read_yaml(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise yaml_error(path, error) from error
-        except OSError as error:
-            raise ErasureError(f"{path} could not be read: {error.strerror}.") from error
+        content = read_yaml_file(path)
         try:
             return self._suite(content, path.stem)
         except ErasureError as error:

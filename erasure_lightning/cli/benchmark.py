@@ -232,15 +232,13 @@ def _check(suite: Suite) -> None:
     Raises:
         ErasureError: If one is not.
     """
-    import torch
-
+    from erasure_lightning.api.accelerator import default_device
     from erasure_lightning.backbones.loading import load_backbone
     from erasure_lightning.benchmark.baseline_check import CHECK_HEADING, BaselineChecker
 
     silence()
     options = _sampling_options(suite)
-    device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
-    checker = BaselineChecker(load_backbone(suite.backbone).to(device), **options)
+    checker = BaselineChecker(load_backbone(suite.backbone).to(default_device()), **options)
     print(f"Recognised by {suite.backbone} before any edit, {checker.seeds} seeds; {CHECK_HEADING}")
     failed: list[str] = []
     for entry in suite.concepts:

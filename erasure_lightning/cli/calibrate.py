@@ -9,6 +9,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from erasure_lightning.api.accelerator import default_device
 from erasure_lightning.api.quiet import silence
 from erasure_lightning.backbones.loading import load_backbone
 from erasure_lightning.cli.arguments import Arguments, word_list
@@ -35,9 +36,7 @@ def run_calibrate(argv: list[str]) -> None:
     """
     options = _parser().parse(argv)
     silence()
-    backbone = load_backbone(options.backbone).to(
-        torch.accelerator.current_accelerator(check_available=True) or "cpu"
-    )
+    backbone = load_backbone(options.backbone).to(default_device())
     concept = Concept(options.concept, kind=options.kind)
     check_backbone(backbone, [concept], needs=(), owner="erasure calibrate")
     associated = options.associated or _shipped_domain(options.concept)

@@ -1,9 +1,7 @@
 """Which method or attack runs on which model family, as a table in Markdown."""
 
 from collections.abc import Iterable
-from importlib import import_module
 
-from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.families import FAMILIES
 from erasure_lightning.cli.slow_import import load_with_notice
 from erasure_lightning.registry import Offer
@@ -19,16 +17,10 @@ def compatibility_table(offers: Iterable[Offer]) -> str:
     Raises:
         ErasureError: If one cannot be imported.
     """
-    families = {family.title: _backbone(family.backbone) for family in FAMILIES.values()}
+    families = {family.title: family.load_class() for family in FAMILIES.values()}
     rows = [["", *families], ["---"] * (len(families) + 1)]
     for offer in offers:
         needs = load_with_notice(offer).needs
         missing = [missing_capabilities(family, needs) for family in families.values()]
         rows.append([offer.name, *(f"no: needs {words}" if words else "yes" for words in missing)])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def _backbone(target: str) -> type[Backbone]:
-    module, _, name = target.partition(":")
-    backbone: type[Backbone] = getattr(import_module(module), name)
-    return backbone

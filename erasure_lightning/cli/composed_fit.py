@@ -12,7 +12,7 @@ from typing import Any
 
 from erasure_lightning.api.compose import compose, save_composition
 from erasure_lightning.benchmark.jobs import command_options
-from erasure_lightning.benchmark.suite import MethodEntry, first_difference
+from erasure_lightning.benchmark.suite import MethodEntry
 from erasure_lightning.benchmark.suite_reader import read_parts
 from erasure_lightning.callbacks.interrupt import Interrupted
 from erasure_lightning.cli.configs import config_content, dump_yaml, load_yaml
@@ -20,6 +20,7 @@ from erasure_lightning.cli.options import CONFIG_OPTIONS, Option, Options
 from erasure_lightning.cli.rank import launched_ranks
 from erasure_lightning.cli.run import run
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.files.differences import first_difference
 from erasure_lightning.files.writing import write_json
 from erasure_lightning.runs.folder import Run, default_run
 from erasure_lightning.training.adapter_methods import AdapterEdit, PartErasure

@@ -9,7 +9,7 @@ from jsonargparse import Namespace
 from erasure_lightning.cli.rank import is_first_process
 from erasure_lightning.runs.folder import Run, default_run, require_unused, run_of, unused_folder
 
-#: Environment variable that hands the folder to processes that Lightning starts.
+#: Environment variable that passes the folder to processes that Lightning starts.
 _VARIABLE = "ERASURE_RUN_DIR"
 
 

@@ -12,6 +12,7 @@ from erasure_lightning.cli.arguments import Arguments
 from erasure_lightning.cli.slow_import import load_with_notice
 from erasure_lightning.concepts.worlds import WORLDS_GROUP as WORLDS
 from erasure_lightning.concepts.worlds import find_world
+from erasure_lightning.discovery import package_of
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.writing import SCORE_FILE
 from erasure_lightning.registry import Offer, known_attacks, known_methods
@@ -75,7 +76,7 @@ def _print_worlds(verbose: bool) -> None:
     from importlib.metadata import entry_points
 
     for entry in sorted(entry_points(group=WORLDS)):
-        package = f"{entry.dist.name} {entry.dist.version}" if entry.dist else entry.module
+        package = package_of(entry)
         print(f"{entry.name}  a small trained world (--model.backbone {entry.name})\n    {package}")
         if verbose:
             print(f"    {_state(partial(find_world, entry.name))}")

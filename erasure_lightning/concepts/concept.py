@@ -1,7 +1,7 @@
 """Concepts to erase, their anchors, and the sentences that name them."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -189,6 +189,15 @@ class PromptBatch(NamedTuple):
     def without_concepts(cls, prompts: Sequence[str]) -> "PromptBatch":
         """Prompts without a concept."""
         return cls(list(prompts), [""] * len(prompts), [""] * len(prompts), [0] * len(prompts))
+
+    @classmethod
+    def of_words(
+        cls, template: str, words: Sequence[str], anchors: Sequence[str], size: int = 64
+    ) -> Iterator["PromptBatch"]:
+        """A template's sentences with words and their anchors, at most ``size`` at a time."""
+        for i in range(0, len(words), size):
+            batch = list(words[i : i + size])
+            yield cls([template] * len(batch), batch, list(anchors[i : i + size]))
 
     def rows(self, numbers: Sequence[int]) -> "PromptBatch":
         """The rows with these numbers, in this order."""

@@ -9,7 +9,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
-from erasure_lightning.discovery import cause_of
+from erasure_lightning.discovery import cause_of, package_of
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.words import folded
 
@@ -177,8 +177,8 @@ def _load(entry: EntryPoint) -> World:
         raise
     except (Exception, SystemExit) as error:  # the package's own code runs, and may even exit
         raise ErasureError(
-            f"The world '{entry.name}' could not be loaded from {_package(entry)} ({entry.value}): "
-            f"{cause_of(error)}. Reinstall that package or use another world."
+            f"The world '{entry.name}' could not be loaded from {package_of(entry)}"
+            f" ({entry.value}): {cause_of(error)}. Reinstall that package or use another world."
         ) from error
 
 
@@ -195,7 +195,7 @@ def _read(entry: EntryPoint, root: Path) -> World:
     )
     styles = tuple(content["styles"])
     captions = content["captions"]
-    package = _package(entry)
+    package = package_of(entry)
     sentences = {"captions": captions, "templates": content.get("templates", {})}
     return World(entry.name, root, package, labels, styles, **sentences, **content["sampling"])
 
@@ -215,7 +215,7 @@ def _based(entry: EntryPoint, root: Path, content: Mapping[str, Any]) -> World:
         path: {**base.settings.get(other, {}), **own.get(path, {})}
         for path, other in content["parts"].items()
     }
-    world = replace(base, name=entry.name, root=root, package=_package(entry), parts=parts)
+    world = replace(base, name=entry.name, root=root, package=package_of(entry), parts=parts)
     return replace(world, settings=settings, **content["sampling"])
 
 
@@ -281,11 +281,7 @@ def _component(folder: Path, settings: Mapping[str, Any], library: str, kind: st
     return cls.from_pretrained(str(folder), **settings, **weights)
 
 
-def _package(entry: EntryPoint) -> str:
-    return f"{entry.dist.name} {entry.dist.version}" if entry.dist else entry.module
-
-
 def _packages(name: str) -> str:
     return " and ".join(
-        sorted(_package(entry) for entry in entry_points(group=WORLDS_GROUP, name=name))
+        sorted(package_of(entry) for entry in entry_points(group=WORLDS_GROUP, name=name))
     )

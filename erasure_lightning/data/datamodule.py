@@ -223,7 +223,11 @@ class PromptData(LightningDataModule):
         ]
 
     def predict_dataloader(self) -> ImageLoader:
-        """The CSV's rows."""
+        """The CSV's rows.
+
+        Raises:
+            ErasureError: If there is no CSV, or a row of it cannot be read or generated.
+        """
         if self.prompts is None:
             raise ErasureError(
                 "predict needs a CSV of prompts; give --data.prompts FILE (prompt, evaluation_seed,"

@@ -60,8 +60,12 @@ def read_image(path: Path) -> Image.Image:
 
 def read_resized(path: Path, height: int, width: int) -> Tensor:
     """The centre of an image, resized to ``(3, height, width)`` in 0..1."""
-    centre = ImageOps.fit(read_image(path), (width, height), Image.Resampling.LANCZOS)
-    return torch.tensor(numpy.asarray(centre)).permute(2, 0, 1).float() / 255
+    return image_tensor(ImageOps.fit(read_image(path), (width, height), Image.Resampling.LANCZOS))
+
+
+def image_tensor(image: Image.Image) -> Tensor:
+    """An RGB image as ``(3, H, W)`` in 0..1."""
+    return torch.tensor(numpy.asarray(image)).permute(2, 0, 1).float() / 255
 
 
 def output_names(files: Sequence[Path], taken: set[str]) -> list[str]:

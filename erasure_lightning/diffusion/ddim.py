@@ -10,7 +10,8 @@ from torch import Tensor
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.backbones.interface import Size
-from erasure_lightning.backbones.process import NoiseProcess
+from erasure_lightning.backbones.process import NoiseProcess, signal_and_noise
+from erasure_lightning.diffusion.sampling import guided_predictor
 from erasure_lightning.errors import ErasureError
 
 #: Scale of the clean latents below which noisy latents count as pure noise (zero terminal
@@ -65,10 +66,10 @@ def ddim(
             prediction.
         change: Changes every step.
     """
-    predict = _predictor(backbone, conditioning, guidance)
+    predict = guided_predictor(backbone, conditioning, guidance)
     process = backbone.process
     for number, (t, cleaner) in enumerate(pairwise(times)):
-        prediction = predict(x, t)
+        prediction = predict(x, t).guided
         noise = process.epsilon(prediction, x, t)
         # Not `remove`: at a time of pure noise the noise determines no clean latents.
         clean = process.clean(prediction, x, t)
@@ -95,13 +96,6 @@ def ddim_times(backbone: Backbone, steps: int, size: Size | None = None) -> Tens
     return falling
 
 
-def signal_and_noise(process: NoiseProcess, t: Tensor) -> tuple[Tensor, Tensor]:
-    """The scales ``a`` and ``s`` of clean latents and noise at a time ``()``, ``(1, 1, 1, 1)``."""
-    one = torch.ones(1, 1, 1, 1, device=t.device)
-    zero = torch.zeros_like(one)
-    return process.noise(one, zero, t), process.noise(zero, one, t)
-
-
 def is_pure_noise(process: NoiseProcess, t: Tensor) -> bool:
     """Whether latents at a time ``()`` hold no signal, so that they are their own noise."""
     signal, _ = signal_and_noise(process, t)
@@ -118,17 +112,3 @@ def _require_clean(backbone: Backbone, t: Tensor) -> None:
             " needs prediction_type v_prediction, or rescale_betas_zero_snr false, whichever its"
             " weights were trained with."
         )
-
-
-def _predictor(
-    backbone: Backbone, conditioning: Conditioning, guidance: float
-) -> Callable[[Tensor, Tensor], Tensor]:
-    if guidance <= 1 or backbone.embeds_guidance:
-        return lambda x, t: backbone.denoise(x, t, conditioning, guidance)
-    both = Conditioning.cat([backbone.unconditional(len(conditioning)), conditioning])
-
-    def guided(x: Tensor, t: Tensor) -> Tensor:
-        unconditional, conditional = backbone.denoise(torch.cat((x, x)), t, both).chunk(2)
-        return unconditional + guidance * (conditional - unconditional)
-
-    return guided

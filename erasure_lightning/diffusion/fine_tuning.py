@@ -12,9 +12,9 @@ from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.backbones.interface import Part
 from erasure_lightning.backbones.precision import promote_to_float32
+from erasure_lightning.checks import require
 from erasure_lightning.concepts.concept import Phrase
 from erasure_lightning.diffusion.latent_dataset import LatentDataset
-from erasure_lightning.errors import ErasureError
 from erasure_lightning.seeding import derive_seed
 
 #: The trained part: one of the denoiser as in ESD, the text encoder alone, or all of both.
@@ -72,11 +72,8 @@ class FineTuning:
         batch_size: int = 8,
         seed: int = 0,
     ) -> None:
-        if lr < 0 or batch_size < 1:
-            raise ErasureError(
-                f"Fine-tuning needs lr of at least 0 and batch_size of at least 1; found {lr:g} and"
-                f" {batch_size}."
-            )
+        require("Fine-tuning", at_least=0, lr=lr)
+        require("Fine-tuning", at_least=1, batch_size=batch_size)
         names = list(trained_parameters(backbone, train))
         self.model = backbone.frozen_copy(names)
         self.dataset = dataset

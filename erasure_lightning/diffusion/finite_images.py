@@ -15,7 +15,7 @@ _REMEDIES = {
         " rescale_betas_zero_snr: epsilon cannot be drawn from at a signal-to-noise ratio of 0),"
         " and its weights with their source."
     ),
-    "edited": "Erase anew with a lower rate or fewer steps, or draw with less guidance.",
+    "edited": "Erase again with a lower rate or fewer steps, or draw with less guidance.",
     "attacked": "Attack with a lower rate or fewer steps.",
 }
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 from torch.optim import AdamW
 
-from erasure_lightning.backbones.process import NoiseProcess
+from erasure_lightning.backbones.process import NoiseProcess, signal_and_noise
 
 #: Width of the first layer.
 _WIDTH = 1024
@@ -55,9 +55,7 @@ class LatentClassifier(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """Logits ``(B,)`` of latents ``(B, C, h, w)`` at times ``(B,)`` or ``()``."""
-        one = torch.ones(len(t.view(-1)), 1, 1, 1, device=x.device)
-        zero = torch.zeros_like(one)
-        scales = [self.process.noise(one, zero, t), self.process.noise(zero, one, t)]
+        scales = signal_and_noise(self.process, t.to(x.device))
         time = self.of_time(torch.cat(scales, dim=1).flatten(1))
         logits: Tensor = self.logit(self.of_latents(x.float().flatten(1)) + time)
         return logits.squeeze(1)
@@ -83,7 +81,7 @@ def train_latent_classifier(
         process: The noise process.
         concept: Clean latents that show the concept, ``(N, C, h, w)``.
         others: Clean latents that do not, ``(M, C, h, w)``.
-        epochs: Times that it sees every image, at least 1.
+        epochs: Passes over all images, at least 1.
     """
     latents = torch.cat((concept, others))
     labels = torch.cat((torch.ones(len(concept)), torch.zeros(len(others)))).to(latents.device)

@@ -1,4 +1,4 @@
-"""Latents of generated images, noised anew for every training batch."""
+"""Latents of generated images, with new noise for every training batch."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -1,6 +1,6 @@
 """Sampling: the rollout from noise to latents, and its images."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,6 +10,60 @@ from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.backbones.interface import Size
 from erasure_lightning.concepts.concept import Phrase
+
+
+@torch.no_grad()
+def image_size(backbone: Backbone, size: Size | None = None) -> tuple[int, int]:
+    """Height and width of a model's images, in pixels: those of decoded empty latents.
+
+    Args:
+        backbone: The model.
+        size: Height and width to sample at, in pixels; the model's own by default.
+    """
+    latents = torch.zeros(1, *backbone.latent_shape(size)).to(backbone.device)
+    height, width = backbone.decode(latents).shape[2:]
+    return height, width
+
+
+class GuidedPrediction(NamedTuple):
+    """Native predictions with and without guidance, ``(B, C, h, w)`` each.
+
+    Args:
+        guided: ``uncond + s (cond - uncond)``.
+        conditional: The prediction for the prompts.
+        unconditional: The unconditional prediction; the same tensor as ``conditional`` where
+            guidance needs none.
+    """
+
+    guided: Tensor
+    conditional: Tensor
+    unconditional: Tensor
+
+
+def guided_predictor(
+    backbone: Backbone, conditioning: Conditioning, guidance: float
+) -> Callable[[Tensor, Tensor], GuidedPrediction]:
+    """Classifier-free guidance: predictions at latents ``(B, C, h, w)`` of a time ``()``.
+
+    Args:
+        backbone: The model.
+        conditioning: Encoded prompts, ``(B, L, D)``.
+        guidance: Scale ``s``; at 1 or below there is no unconditional prediction. A denoiser that
+            has the scale as an input predicts once.
+    """
+    twice = guidance > 1 and not backbone.embeds_guidance
+    if twice:
+        conditioning = Conditioning.cat([backbone.unconditional(len(conditioning)), conditioning])
+
+    def predict(x: Tensor, t: Tensor) -> GuidedPrediction:
+        prediction = backbone.denoise(torch.cat([x, x]) if twice else x, t, conditioning, guidance)
+        if not twice:
+            return GuidedPrediction(prediction, prediction, prediction)
+        unconditional, conditional = prediction.chunk(2)
+        guided = unconditional + guidance * (conditional - unconditional)
+        return GuidedPrediction(guided, conditional, unconditional)
+
+    return predict
 
 
 class RolloutStep(NamedTuple):
@@ -48,24 +102,19 @@ def rollout(
         conditioning: Encoded prompts, ``(B, L, D)``.
         seeds: ``B`` seeds of the initial noise and of all noise that the sampler draws.
         steps: Sampling steps, at least 1.
-        guidance: Scale ``s`` of ``uncond + s (cond - uncond)``; at 1 or below there is no
-            unconditional prediction. A denoiser that has the scale as an input predicts once.
+        guidance: As in `guided_predictor`.
         size: Height and width in pixels; the model's own by default.
         start: Initial latents ``(B, C, h, w)`` in place of those of the seeds.
     """
     sampler = backbone.sampler(steps, size)
     x = sampler.noise(seeds, backbone.latent_shape(size), backbone.dtype)
     x = x if start is None else start
-    twice = guidance > 1 and not backbone.embeds_guidance
-    if twice:
-        conditioning = Conditioning.cat([backbone.unconditional(len(x)), conditioning])
+    predict = guided_predictor(backbone, conditioning, guidance)
     for number, t in enumerate(sampler.times):
-        read = sampler.scaled(torch.cat([x, x]) if twice else x, number)
-        prediction = backbone.denoise(read, t, conditioning, guidance)
-        unconditional, conditional = prediction.chunk(2) if twice else (prediction, prediction)
-        guided = unconditional + guidance * (conditional - unconditional) if twice else prediction
+        scaled = sampler.scaled(x, number)
+        guided, conditional, unconditional = predict(scaled, t)
         after = sampler.step(guided, number, x)
-        yield RolloutStep(read[: len(x)], t, conditional, unconditional, after)
+        yield RolloutStep(scaled, t, conditional, unconditional, after)
         x = after
 
 

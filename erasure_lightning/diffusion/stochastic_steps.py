@@ -21,7 +21,8 @@ from torch import Tensor
 
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.conditioning import Conditioning
-from erasure_lightning.backbones.process import NoiseProcess
+from erasure_lightning.backbones.process import NoiseProcess, signal_and_noise
+from erasure_lightning.diffusion.sampling import guided_predictor
 
 
 class DiagonalGaussian(NamedTuple):
@@ -65,13 +66,6 @@ class StochasticStep(NamedTuple):
     log_density: Tensor
 
 
-def noising_scales(process: NoiseProcess, t: Tensor) -> tuple[Tensor, Tensor]:
-    """``a_t`` and ``s_t`` at times ``(B,)``, ``(B, 1, 1, 1)`` each."""
-    ones = torch.ones(len(t), 1, 1, 1, device=t.device)
-    zeros = torch.zeros_like(ones)
-    return process.noise(ones, zeros, t), process.noise(zeros, ones, t)
-
-
 def noising(process: NoiseProcess, after: Tensor, after_t: Tensor, t: Tensor) -> DiagonalGaussian:
     """``x_t`` given cleaner latents ``after`` at ``after_t``, the noising of the process.
 
@@ -98,8 +92,8 @@ def ancestral_step(
         after_t: Cleaner times with noise left, ``(B,)``.
         eta: Share of the posterior's deviation, above 0 and at most 1.
     """
-    _, scale = noising_scales(process, t)
-    after_a, after_s = noising_scales(process, after_t)
+    _, scale = signal_and_noise(process, t)
+    after_a, after_s = signal_and_noise(process, after_t)
     deviation = eta * _between(process, after_t, t)[1] * after_s / scale
     clean = process.clean(prediction, x, t)
     noise = process.epsilon(prediction, x, t)
@@ -110,8 +104,8 @@ def ancestral_step(
 
 def _between(process: NoiseProcess, after_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     """``a_t / a_u`` and ``sqrt(v)`` of the noising from ``after_t`` to ``t``."""
-    a, s = noising_scales(process, t)
-    after_a, after_s = noising_scales(process, after_t)
+    a, s = signal_and_noise(process, t)
+    after_a, after_s = signal_and_noise(process, after_t)
     ratio = a / after_a
     return ratio, (s.square() - (ratio * after_s).square()).sqrt()
 
@@ -125,7 +119,7 @@ def stochastic_times(backbone: Backbone, steps: int) -> Tensor:
     sampled = backbone.sampler(steps).times
     falling = sorted({*sampled.float().tolist(), 0.0}, reverse=True)
     times = torch.tensor(falling, device=sampled.device)
-    _, s = noising_scales(backbone.process, times)
+    _, s = signal_and_noise(backbone.process, times)
     return times[s.flatten() > 0]
 
 
@@ -157,14 +151,9 @@ def ancestral_rollout(
         return drawn.to(backbone.device, backbone.dtype)
 
     x = noise()
-    twice = guidance > 1 and not backbone.embeds_guidance
-    if twice:
-        conditioning = Conditioning.cat([backbone.unconditional(len(x)), conditioning])
-    times = stochastic_times(backbone, steps)
-    for t, after_t in pairwise(times):
-        prediction = backbone.denoise(torch.cat([x, x]) if twice else x, t, conditioning, guidance)
-        unconditional, conditional = prediction.chunk(2) if twice else (prediction, prediction)
-        guided = unconditional + guidance * (conditional - unconditional) if twice else prediction
+    predict = guided_predictor(backbone, conditioning, guidance)
+    for t, after_t in pairwise(stochastic_times(backbone, steps)):
+        guided, conditional, unconditional = predict(x, t)
         step = ancestral_step(
             backbone.process, guided, x, t.expand(len(x)), after_t.expand(len(x)), eta
         )

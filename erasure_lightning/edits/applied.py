@@ -1,14 +1,13 @@
 """`Edit`: an edit in memory, and in the pipeline that it was applied to."""
 
-import math
 from collections.abc import Mapping, Sequence
-from numbers import Real
 from pathlib import Path
 from typing import Any, Self
 
 from torch import Tensor, nn
 
 from erasure_lightning.adapters.base import adapters_of
+from erasure_lightning.checks import require
 from erasure_lightning.edits.base_edits import (
     find_base_edits,
     locate_edit,
@@ -23,7 +22,13 @@ from erasure_lightning.edits.export import Export, HeldEdit, write_export
 from erasure_lightning.edits.export_request import ExportRequest
 from erasure_lightning.edits.fingerprints import edit_fingerprint
 from erasure_lightning.edits.installation import holds_edit, install_edit
-from erasure_lightning.edits.stack import AppliedEdit, applied_edits, remove_edit, set_strength
+from erasure_lightning.edits.stack import (
+    AppliedEdit,
+    applied_edits,
+    recorded_changes,
+    remove_edit,
+    set_strength,
+)
 from erasure_lightning.errors import ErasureError
 
 
@@ -141,8 +146,7 @@ class Edit:
 
     @strength.setter
     def strength(self, value: float) -> None:
-        if not isinstance(value, Real) or not 0 <= value < math.inf:
-            raise ErasureError(f"An edit needs a strength of at least 0; found {value!r}.")
+        require("An edit", at_least=0, strength=value)
         places = [place for place in self._places() if place[1]["strength"] != value]
         _require_changeable(places)
         for component, record in places:
@@ -192,8 +196,7 @@ class Edit:
             ErasureError: If the edit is in no pipeline, or the format cannot hold it.
         """
         request = ExportRequest(Path(path), format, **options)
-        changes = self.changes()
-        held = HeldEdit(self.tensors, self.metadata, self.pipeline, changes, self.strength)
+        held = HeldEdit(self.tensors, self.metadata, self.pipeline, self.changes(), self.strength)
         return write_export(request, held)
 
     def changes(self) -> dict[str, Change]:
@@ -203,11 +206,9 @@ class Edit:
             ErasureError: If the edit is in no pipeline, or its former weights are unknown.
         """
         return {
-            f"{component.name}.{name}": Change(
-                before, before.lerp(record["after"][name].to(before), record["strength"])
-            )
+            f"{component.name}.{name}": change
             for component, record in self._places()
-            for name, before in record.get("before", {}).items()
+            for name, change in recorded_changes(record).items()
         }
 
     def _records(self) -> dict[str, AppliedEdit]:

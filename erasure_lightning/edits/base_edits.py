@@ -12,7 +12,7 @@ from erasure_lightning.edits.components import (
 )
 from erasure_lightning.edits.edit import read_edit
 from erasure_lightning.edits.fingerprints import edit_fingerprint
-from erasure_lightning.edits.stack import applied_edits, held_edits
+from erasure_lightning.edits.stack import applied_edits, held_edits, recorded_changes
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.writing import EDIT_FILE
 
@@ -79,11 +79,7 @@ def base_changes(metadata: Mapping[str, Any], pipeline: Any) -> dict[str, Change
                 values = {n: value.detach() for n, value in component.parameters().items()}
                 own = {n: Change(value, value) for n, value in values.items()}
             else:
-                after, strength = record["after"], record["strength"]
-                own = {
-                    n: Change(before, before.lerp(after[n].to(before), strength))
-                    for n, before in record["before"].items()
-                }
+                own = recorded_changes(record)
             for parameter, change in own.items():
                 key = f"{name}.{parameter}"
                 changes[key] = Change(changes.get(key, change).before, change.after)

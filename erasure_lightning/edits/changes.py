@@ -120,8 +120,8 @@ def edit_factors(tensors: Mapping[str, Tensor], strength: float) -> dict[str, La
     """The factors that a low-rank edit has at a strength, by component and layer."""
     factors = {}
     for name, down in tensors.items():
-        layer, found, rest = name.partition(_DOWN)
-        if found:
+        layer, down_marker, rest = name.partition(_DOWN)
+        if down_marker:
             factors[layer] = LayerFactors(down, tensors[f"{layer}{_UP}{rest}"]).scaled(strength)
     return factors
 

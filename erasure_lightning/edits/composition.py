@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from erasure_lightning.adapters.lora import merged_weights
+from erasure_lightning.edits.changes import components_of
 from erasure_lightning.edits.edit import edit_title
 from erasure_lightning.errors import ErasureError
 
@@ -104,7 +105,7 @@ def overlaps(titles: Sequence[str], edits: Sequence[Values], base: Values) -> It
         base: Values of the base.
     """
     for (title, one), (other_title, other) in combinations(zip(titles, edits, strict=True), 2):
-        for component in sorted({name.partition(".")[0] for name in one.keys() & other.keys()}):
+        for component in components_of(one.keys() & other.keys()):
             start = f"{component}."
             names = sorted(name for name in one.keys() & other.keys() if name.startswith(start))
             weights = _joined(base, names)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # commands list names without importing torch
 
     from erasure_lightning.edits.changes import Change
 
-#: Where packages announce a `PluginFormat` under its name. `registry` lies above this room.
+#: Where packages announce a `PluginFormat` under its name. `registry` is in a layer above.
 _GROUP = "erasure_lightning.formats"
 
 

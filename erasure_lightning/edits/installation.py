@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from erasure_lightning.adapters.base import AdapterPlan, adapters_of, refuse_saving, remove_adapters
 from erasure_lightning.adapters.kinds import install
 from erasure_lightning.adapters.lora import merged_weights
+from erasure_lightning.edits.changes import components_of
 from erasure_lightning.edits.components import (
     EditedComponent,
     component_fingerprints,
@@ -84,7 +85,7 @@ def _changes(
         strength=1.0,
         number=0,
     )
-    for name in sorted({name.partition(".")[0] for name in tensors}):
+    for name in components_of(tensors):
         values = {
             n.removeprefix(f"{name}."): v for n, v in tensors.items() if n.startswith(f"{name}.")
         }

@@ -162,7 +162,7 @@ def _add_rows(
 def _joined(
     factors: Mapping[str, LayerFactors], modules: Modules, pipeline: str
 ) -> dict[str, LayerFactors]:
-    """LayerFactors by Kohya's layers."""
+    """Factors by Kohya's layers, which join some of ours."""
     joined: dict[str, LayerFactors] = {}
     fused: dict[str, dict[int, LayerFactors]] = {}
     lengths: dict[str, int] = {}

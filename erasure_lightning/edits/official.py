@@ -8,10 +8,11 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from torch import Tensor
 
+from erasure_lightning.edits.changes import LayerFactors
 from erasure_lightning.errors import ErasureError
 
 #: How a file's tensors become weights: they are weights by diffusers' names; low-rank factors by
@@ -93,26 +94,6 @@ OFFICIAL_LAYOUTS: dict[str, OfficialLayout] = {
 _FACTOR = re.compile(r"lora_unet_(.+)\.(lora_down\.weight|lora_up\.weight|alpha)")
 
 
-class Factors(NamedTuple):
-    """Low-rank factors of a layer.
-
-    Args:
-        down: ``(r, in)``, of a convolution ``(r, in, h, w)``.
-        up: ``(out, r)``, of a convolution ``(out, r, 1, 1)``.
-        alpha: The product is multiplied by ``alpha / r``.
-    """
-
-    down: Tensor
-    up: Tensor
-    alpha: float
-
-    def product(self, weight: Tensor) -> Tensor:
-        """The change of a layer's weight, in its shape."""
-        scale = self.alpha / len(self.down)
-        change = self.up.float().flatten(1) @ self.down.float().flatten(1) * scale
-        return change.view_as(weight)
-
-
 def require_set(
     layout: OfficialLayout, file: Path, names: Iterable[str], parameters: Iterable[str]
 ) -> None:
@@ -142,10 +123,10 @@ def require_set(
         )
     option = min(sets, key=lambda key: len(sets[key] ^ actual))
     kinds = {"missing": sets[option] - actual, "unknown": actual - sets[option]}
-    found = "; ".join(f"{len(v)} {kind} ({min(v)}, ...)" for kind, v in kinds.items() if v)
+    differences = "; ".join(f"{len(v)} {kind} ({min(v)}, ...)" for kind, v in kinds.items() if v)
     raise ErasureError(
         f"{file} needs the {len(sets[option])} tensors that {layout.code} writes ({option});"
-        f" found {found}. Name the model it was made on with --backbone, and its code"
+        f" found {differences}. Name the model it was made on with --backbone, and its code"
         " with --as."
     )
 
@@ -166,10 +147,10 @@ def require_shapes_of(file: Path, values: Mapping[str, Tensor], own: Mapping[str
             raise ErasureError(f"{file} needs finite values; found NaN or infinity in {name}.")
 
 
-def read_factors(
+def factor_changes(
     file: Path, tensors: Mapping[str, Tensor], layers: Mapping[str, Tensor]
-) -> dict[str, Factors]:
-    """Low-rank factors by the weight that they change.
+) -> dict[str, Tensor]:
+    """Changes of weights by a file's low-rank factors, ``alpha / r`` times their product.
 
     Args:
         file: The file, for messages.
@@ -189,7 +170,7 @@ def read_factors(
                 f" {name}. It was made on another model, or by other code."
             )
         parts.setdefault(by_key[match[1]], {})[match[2]] = value
-    factors = {}
+    changes = {}
     for name, part in parts.items():
         down, up = part.get("lora_down.weight"), part.get("lora_up.weight")
         if down is None or up is None:
@@ -202,8 +183,8 @@ def read_factors(
                 f"{file} needs factors of {name}, {list(weight.shape)}; found {list(up.shape)} and"
                 f" {list(down.shape)}. It was made on another model: name that one with --backbone."
             )
-        factors[name] = Factors(down, up, alpha)
-    return factors
+        changes[name] = LayerFactors(down, up).product() * (alpha / len(down))
+    return changes
 
 
 def concept_names(layout: OfficialLayout, file: Path, header: Mapping[str, str]) -> list[str]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from erasure_lightning.adapters.base import adapters_of, remove_adapters
+from erasure_lightning.edits.changes import Change
 from erasure_lightning.edits.components import EditedComponent
 
 #: Attribute of a component that lists its applied edits.
@@ -50,6 +51,15 @@ def applied_edits(module: nn.Module) -> list[AppliedEdit]:
     """Records of the edits applied to a component, the oldest first."""
     records: list[AppliedEdit] = vars(module).setdefault(APPLIED_EDITS, [])
     return records
+
+
+def recorded_changes(record: AppliedEdit) -> dict[str, Change]:
+    """Values beneath an edit and with it, at its strength, by plain name; none of adapters."""
+    strength = record["strength"]
+    return {
+        name: Change(before, before.lerp(record["after"][name].to(before), strength))
+        for name, before in record.get("before", {}).items()
+    }
 
 
 def unedited_values(module: nn.Module) -> dict[str, Tensor]:

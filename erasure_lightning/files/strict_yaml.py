@@ -7,6 +7,7 @@ import yaml
 from yaml.constructor import ConstructorError
 
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.files.text_files import read_text
 
 #: libyaml's parser, if PyYAML was built with it, is seven times as fast.
 _Fast: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -58,6 +59,19 @@ def read_yaml(text: str) -> Any:
     return yaml.load(text, Loader=StrictLoader)
 
 
+def read_yaml_file(path: Path) -> Any:
+    """Content of a YAML file.
+
+    Raises:
+        ErasureError: If it cannot be read, or is no valid YAML.
+    """
+    text = read_text(path)
+    try:
+        return read_yaml(text)
+    except yaml.YAMLError as error:
+        raise yaml_error(path, error) from error
+
+
 def yaml_error(path: Path, error: Exception, advice: str = "") -> ErasureError:
     """The error of a file that is no valid YAML, with the line where it is known.
 
@@ -68,5 +82,5 @@ def yaml_error(path: Path, error: Exception, advice: str = "") -> ErasureError:
     """
     mark = getattr(error, "problem_mark", None)
     where = f"{path}, line {mark.line + 1}" if mark else str(path)
-    problem = getattr(error, "problem", None) or error
+    problem = getattr(error, "problem", None) or str(error).partition("\n")[0]
     return ErasureError(f"{where}: no valid YAML ({problem}).{advice}")

@@ -1,6 +1,6 @@
 """Every method: one file each, and one line each in `METHODS`, which imports none of them."""
 
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 
 from erasure_lightning.discovery import BuiltIn
@@ -13,8 +13,7 @@ def __getattr__(name: str) -> type["ErasureModule"]:
     """The class of a method, imported when it is first used."""
     if name not in METHODS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module, _, attribute = METHODS[name].target.partition(":")
-    cls: type[ErasureModule] = getattr(import_module(module), attribute)
+    cls: type[ErasureModule] = resolve_name(METHODS[name].target)
     return cls
 
 

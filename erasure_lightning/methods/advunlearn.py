@@ -37,7 +37,6 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from erasure_lightning.checks import require
-from erasure_lightning.errors import ErasureError
 from erasure_lightning.training.adversary import Adversary
 from erasure_lightning.training.adversary_kinds import PrefixAdversary
 from erasure_lightning.training.gradient import GradientErasure
@@ -81,11 +80,9 @@ class AdvUnlearn(GradientErasure):
         lr: float = 1e-5,
         **kwargs: Any,
     ) -> None:
-        least = {"blocks": (blocks or 0, 0), "eta": (eta, 0), "words": (words, 1)}
-        least |= {"attack_from": (attack_from, 0), "attack_steps": (attack_steps, 0)}
-        for name, (value, bound) in least.items():
-            if value < bound:
-                raise ErasureError(f"AdvUnlearn needs {name} of at least {bound}; found {value}.")
+        require("AdvUnlearn", at_least=0, blocks=blocks, eta=eta)
+        require("AdvUnlearn", at_least=0, attack_from=attack_from, attack_steps=attack_steps)
+        require("AdvUnlearn", at_least=1, words=words)
         require("AdvUnlearn", above=0, attack_lr=attack_lr)
         prefix = PrefixAdversary(
             begin=attack_from,

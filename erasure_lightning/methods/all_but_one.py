@@ -34,7 +34,7 @@ from torch import Tensor
 
 from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.backbones.interface import Part
-from erasure_lightning.errors import ErasureError
+from erasure_lightning.checks import require
 from erasure_lightning.training.adapter_methods import PartErasure
 from erasure_lightning.training.latent_sources import NoisyBatch, Teacher
 
@@ -73,8 +73,7 @@ class AllButOne(PartErasure):
         **kwargs: Any,
     ) -> None:
         super().__init__(train=train, lr=lr, **kwargs)
-        if lam < 0 or eta < 0:
-            raise ErasureError(f"AllButOne needs lam and eta of at least 0; found {lam}, {eta}.")
+        require("AllButOne", at_least=0, lam=lam, eta=eta)
         self.lam = lam
         self.alternative = alternative
         self.eta = eta

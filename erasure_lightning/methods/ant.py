@@ -44,6 +44,7 @@ import torch
 from torch import Tensor
 
 from erasure_lightning.backbones.interface import Part
+from erasure_lightning.checks import require
 from erasure_lightning.concepts.concept import PromptBatch
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.training.adapter_methods import PartErasure
@@ -92,8 +93,7 @@ class ANT(SalientErasure, PartErasure):
         **kwargs: Any,
     ) -> None:
         super().__init__(train=train, share=share, lr=lr, **kwargs)
-        if not 0 < early < 1:
-            raise ErasureError(f"ANT needs early above 0 and below 1; found {early}.")
+        require("ANT", above=0, below=1, early=early)
         if alpha < 0 or drift < 0 or maps < 1:
             raise ErasureError(
                 "ANT needs alpha and drift of at least 0, maps of at least 1; found"

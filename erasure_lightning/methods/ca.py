@@ -30,7 +30,7 @@ images cost twice ``steps`` forwards each, once.
 """
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
@@ -40,6 +40,7 @@ from torch import Tensor, nn
 
 from erasure_lightning.backbones.conditioning import START, Conditioning
 from erasure_lightning.backbones.interface import Part
+from erasure_lightning.checks import require
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.seeding import derive_seed
 from erasure_lightning.training.adapter_methods import PartErasure
@@ -65,12 +66,10 @@ def start_token_detached(layers: Iterable[nn.Module], starts: Tensor) -> Iterato
     def detach_starts(_: nn.Module, __: Any, output: Tensor) -> Tensor:
         return torch.where(starts.unsqueeze(2), output.detach(), output)
 
-    handles = [layer.register_forward_hook(detach_starts) for layer in layers]
-    try:
+    with ExitStack() as hooks:
+        for layer in layers:
+            hooks.callback(layer.register_forward_hook(detach_starts).remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 class CA(PartErasure):
@@ -103,8 +102,7 @@ class CA(PartErasure):
         **kwargs: Any,
     ) -> None:
         super().__init__(train=train, lr=lr, optimizer=optimizer, **kwargs)
-        if prior < 0:
-            raise ErasureError(f"CA needs prior of at least 0; found {prior}.")
+        require("CA", at_least=0, prior=prior)
         self.target = target
         self.prior = prior
 
@@ -119,7 +117,7 @@ class CA(PartErasure):
         return replace(super().models(), sentences=sentences, seed=seed)
 
     def student(self, batch: NoisyBatch, conditioning: Conditioning | None = None) -> Tensor:
-        """The edited model's predictions, without gradient through the start token."""
+        """The edited model's predictions, ``(B, C, h, w)``; start tokens pass no gradient."""
         if conditioning is None:
             conditioning = self.concept_conditioning(batch)
         # By the original's names: an adapter hides the type of the layer that it wraps.

@@ -85,7 +85,7 @@ class EAP(WordMixtureErasure):
         return {"lr": self.adversary_lr}
 
     def erasure_loss(self, batch: NoisyBatch) -> Tensor:
-        """A step of the adversary, then the loss of the weights at words that it samples."""
+        """A step of the adversary, then the loss of the weights at words it samples, a scalar."""
         teacher = batch.teacher
         target = teacher.unconditional - self.eta * (teacher.concept - teacher.unconditional)
         loss = self.prediction_error(self.student(batch), target, batch.t)

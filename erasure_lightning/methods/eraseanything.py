@@ -63,6 +63,7 @@ from erasure_lightning.checks import require
 from erasure_lightning.concepts.vocabulary import Vocabulary
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.training.adapter_methods import PartErasure
+from erasure_lightning.training.attention_masks import word_map
 from erasure_lightning.training.latent_sources import LatentSource, NoisyBatch
 from erasure_lightning.training.optimizers import OptimizerName
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
@@ -166,7 +167,7 @@ class EraseAnything(PartErasure):
         return self.global_step // 2 if self.retains else self.global_step
 
     def erasure_loss(self, batch: NoisyBatch) -> Tensor:
-        """The erasing loss in even steps, the retaining one in odd steps."""
+        """The erasing loss in even steps, the retaining one in odd steps, a scalar."""
         if self.retains and self.global_step % 2:
             return self.retaining_loss(batch)
         return self.erasing_loss(batch)
@@ -246,17 +247,6 @@ def attention_norm(maps: Tensor, positions: Tensor) -> Tensor:
     """
     norms: Tensor = torch.linalg.vector_norm(maps, dim=1)
     return (norms * positions[:, None]).sum(dim=(1, 2))
-
-
-def word_map(maps: Tensor, positions: Tensor) -> Tensor:
-    """The pixels' attention to marked tokens, mean over heads and tokens, ``(B, pixels)``.
-
-    Args:
-        maps: Attention probabilities, ``(B, heads, pixels, L)``.
-        positions: Marked tokens, boolean ``(B, L)``.
-    """
-    share = positions.float() / positions.sum(dim=1, keepdim=True).clamp(min=1)
-    return torch.einsum("bpl,bl->bp", maps.mean(dim=1), share)
 
 
 def reverse_contrast(concept: Tensor, others: Tensor, temperature: float) -> Tensor:

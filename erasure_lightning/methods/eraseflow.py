@@ -106,7 +106,7 @@ class EraseFlow(PartErasure):
         return StochasticTrajectories(trajectories=1, refresh=1)
 
     def erasure_loss(self, batch: NoisyBatch) -> Tensor:
-        """Mean over trajectories of the squared imbalance."""
+        """Mean over trajectories of the squared imbalance, a scalar."""
         assert isinstance(batch, TransitionBatch)
         forward = self.log_density(batch)
         if self.log_reward is None:

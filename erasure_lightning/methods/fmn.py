@@ -34,7 +34,6 @@ and all that follows have no gradient. Inversion: a forward and backward of the 
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -177,9 +176,8 @@ class FMN(PartErasure):
             # Number of each position among the words, of which there are as many as in the name.
             number = (where.cumsum(dim=1) - 1).clamp(min=0)
             concepts = torch.tensor(batch.indices, device=number.device).unsqueeze(1)
-            words = values.to(tower.embeddings)[concepts, number.clamp(max=values.shape[1] - 1)]
-            embeddings = torch.where(where.unsqueeze(2), words, tower.embeddings)
-            prompts.append(replace(tower, embeddings=embeddings))
+            words = values[concepts, number.clamp(max=values.shape[1] - 1)]
+            prompts.append(tower.with_embeddings(words, CONCEPT))
         return tuple(prompts)
 
     def erasure_loss(self, batch: NoisyBatch) -> Tensor:

@@ -35,8 +35,8 @@ Cost: ``2 + neighbours`` prompts a concept, ``2 images rollout_steps`` evaluatio
 gradient.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from math import isqrt, log
@@ -247,8 +247,9 @@ class GLoCE(AdapterEdit, ClosedFormErasure):
 
         def add(name: str, outputs: Tensor) -> None:
             """Adds the outputs of all images at one step."""
-            width = outputs.shape[2]
-            sums.setdefault(name, Moments.empty(width, outputs.device)).add(at_scales(outputs))
+            if name not in sums:
+                sums[name] = Moments.empty(outputs.shape[2], outputs.device)
+            sums[name].add(at_scales(outputs))
 
         self.visit(prompt, add)
         return sums
@@ -261,12 +262,13 @@ class GLoCE(AdapterEdit, ClosedFormErasure):
         """
         seeds = [derive_seed(self.seed, i, 11) % 2**31 for i in range(self.images)]
         conditioning = self.original.encode([prompt] * self.images)
-        layers = self.original.adaptable("cross-attention")
 
-        def conditional(name: str, outputs: Tensor) -> None:
+        def hook(name: str, layer: nn.Module, inputs: tuple[Any, ...], outputs: Tensor) -> None:
             visitor(name, outputs[-self.images :])
 
-        with outputs_read(layers, conditional):
+        with ExitStack() as hooks:
+            for name, layer in self.original.adaptable("cross-attention").items():
+                hooks.callback(layer.register_forward_hook(partial(hook, name)).remove)
             steps = rollout(
                 self.original, conditioning, seeds, steps=self.rollout_steps, guidance=self.guidance
             )
@@ -312,23 +314,6 @@ class GLoCE(AdapterEdit, ClosedFormErasure):
         encoded = self.original.encode(prompts)
         first = int(encoded.roles[0, 0] == START)  # T5 has no start token
         return normalize(encoded.tokens[:, first : first + _TOKENS].float(), dim=2)
-
-
-@contextmanager
-def outputs_read(
-    layers: dict[str, nn.Module], read: Callable[[str, Tensor], None]
-) -> Iterator[None]:
-    """Context in which ``read(name, output)`` is called with every output of the layers."""
-
-    def hook(name: str, layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        read(name, output)
-
-    handles = [layer.register_forward_hook(partial(hook, name)) for name, layer in layers.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def at_scales(outputs: Tensor) -> Tensor:

@@ -39,9 +39,9 @@ import torch
 from torch import Tensor
 
 from erasure_lightning.backbones.conditioning import CONCEPT, END, PADDING, Conditioning
+from erasure_lightning.checks import require
 from erasure_lightning.concepts.concept import PromptBatch
 from erasure_lightning.concepts.vocabulary import Vocabulary
-from erasure_lightning.errors import ErasureError
 from erasure_lightning.seeding import derive_seed
 from erasure_lightning.training.adapter_methods import PerConceptErasure
 from erasure_lightning.training.attention_masks import attention_inside, concept_mask
@@ -99,11 +99,9 @@ class MACE(PerConceptErasure):
         **kwargs: Any,
     ) -> None:
         super().__init__(rank=rank, lr=lr, optimizer=optimizer, **kwargs)
-        if rank < 1 or min(preserve, mask) < 0 or mask > 1 or ridge <= 0:
-            raise ErasureError(
-                "MACE needs rank of at least 1, preserve of at least 0, mask in 0..1 and a ridge"
-                f" above 0; found {rank}, {preserve}, {mask} and {ridge}."
-            )
+        require("MACE", at_least=0, at_most=1, mask=mask)
+        require("MACE", at_least=0, preserve=preserve)
+        require("MACE", above=0, ridge=ridge)
         self.refine = refine
         self.mask = mask
         self.preserve = preserve

@@ -30,8 +30,8 @@ from torch import Tensor, nn
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.backbones.interface import TextInput
+from erasure_lightning.checks import require
 from erasure_lightning.concepts.concept import PromptBatch
-from erasure_lightning.errors import ErasureError
 from erasure_lightning.seeding import derive_seed
 from erasure_lightning.training.adapter_methods import LoraErasure
 from erasure_lightning.training.base import ErasureModule
@@ -62,10 +62,14 @@ class NeighbourMining(ErasureModule):
         beyond: ``m``, number of states beyond each state; 0 for none.
         sampler: ``direct`` and ``reject`` sample neighbours; ``expectation`` is the limit of
             infinitely many samples in stage A, and samples directly in stage B.
-        erase_weight: ``lam_e`` of a concept, shared by its sentences and their positions.
-        beyond_weight: ``lam_b`` of all concepts together.
+        erase_weight: ``lam_e`` of a concept, shared by its sentences and their positions; at least
+            0.
+        beyond_weight: ``lam_b`` of all concepts together, at least 0.
         ridge: ``lam``, pull of stage A towards the old weights, above 0.
         kwargs: Arguments of every method.
+
+    Raises:
+        ErasureError: If a number is out of range.
     """
 
     def __init__(
@@ -83,12 +87,10 @@ class NeighbourMining(ErasureModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if min(neighbours, beyond, erase_weight, beyond_weight) < 0 or ridge <= 0:
-            raise ErasureError(
-                f"{type(self).__name__} needs neighbours, beyond and weights of at least 0 and a"
-                f" ridge above 0; found {neighbours}, {beyond}, {erase_weight}, {beyond_weight} and"
-                f" {ridge}."
-            )
+        owner = type(self).__name__
+        require(owner, at_least=0, neighbours=neighbours, beyond=beyond)
+        require(owner, at_least=0, erase_weight=erase_weight, beyond_weight=beyond_weight)
+        require(owner, above=0, ridge=ridge)
         self.neighbourhood = Neighbourhood(min_cosine, max_cosine, max_distance)
         self.mining = Mining(
             self.neighbourhood,
@@ -144,6 +146,9 @@ class RealEra(NeighbourMining, LoraErasure):
         lr: Highest learning rate.
         optimizer: As in every gradient method.
         kwargs: Arguments of `NeighbourMining` and `LoraErasure`.
+
+    Raises:
+        ErasureError: If a number is out of range.
     """
 
     def __init__(
@@ -156,8 +161,7 @@ class RealEra(NeighbourMining, LoraErasure):
         **kwargs: Any,
     ) -> None:
         super().__init__(lr=lr, optimizer=optimizer, **kwargs)
-        if noise_weight < 0:
-            raise ErasureError(f"RealEra needs a noise_weight of at least 0; found {noise_weight}.")
+        require("RealEra", at_least=0, noise_weight=noise_weight)
         self.closed_form = closed_form
         self.noise_weight = noise_weight
 

@@ -32,9 +32,9 @@ import torch
 from torch import Tensor
 
 from erasure_lightning.backbones.interface import TextInput
+from erasure_lightning.checks import require
 from erasure_lightning.concepts.concept import PromptBatch
 from erasure_lightning.concepts.prompt_lists import read_prompt_list, without_concepts
-from erasure_lightning.errors import ErasureError
 from erasure_lightning.training.closed_form import ClosedFormErasure
 from erasure_lightning.training.prompt_states import last_token_states
 from erasure_lightning.training.regression import Regression, corrected_weight
@@ -77,11 +77,8 @@ class RECE(ClosedFormErasure):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if min(epochs, preserve_scale) < 0 or min(regularization, ridge) <= 0:
-            raise ErasureError(
-                "RECE needs epochs and preserve_scale of at least 0, regularization and ridge"
-                f" above 0; found {epochs}, {preserve_scale}, {regularization} and {ridge}."
-            )
+        require("RECE", at_least=0, epochs=epochs, preserve_scale=preserve_scale)
+        require("RECE", above=0, regularization=regularization, ridge=ridge)
         self.epochs = epochs
         self.regularization = regularization
         if isinstance(preserve, str):
@@ -107,7 +104,7 @@ class RECE(ClosedFormErasure):
         """``M`` ``(D, D)`` of UCE, from the last token of the concepts' words to the end."""
         weight = max(1 / max(len(self.preserve), 1), _FIRST_PRESERVE)
         equations = self._preserving(weight, source)
-        for batch in self._chunks():
+        for batch in self._batches():
             concepts, anchors = last_token_states(self.original, batch, source, tail=True)
             equations.redirect(concepts, anchors)
         correction = equations.correction(_FIRST_RIDGE)
@@ -123,7 +120,7 @@ class RECE(ClosedFormErasure):
             source: The maps.
         """
         equations = self._preserving(self.preserve_scale, source)
-        for batch in self._chunks():
+        for batch in self._batches():
             concept = self.original.encode(batch.prompts)
             anchor = self.original.encode(batch.targets)
             both = source.read(concept) & source.read(anchor)
@@ -131,13 +128,10 @@ class RECE(ClosedFormErasure):
             equations.redirect(states, source.rows(anchor)[both])
         return edit + edit @ equations.correction(self.ridge)
 
-    def _chunks(self) -> Iterator[PromptBatch]:
-        """The concepts' bare names, `_CHUNK` at a time."""
-        for i in range(0, len(self.concepts), _CHUNK):
-            concepts = self.concepts[i : i + _CHUNK]
-            names = [concept.name for concept in concepts]
-            anchors = [concept.anchor for concept in concepts]
-            yield PromptBatch(["{}"] * len(names), names, anchors)
+    def _batches(self) -> Iterator[PromptBatch]:
+        """The concepts' bare names."""
+        names = [concept.name for concept in self.concepts]
+        return PromptBatch.of_words("{}", names, [concept.anchor for concept in self.concepts])
 
     def _preserving(self, weight: float, source: TextInput) -> Regression:
         """Equations that retain the preserved prompts and what retention callbacks retain."""

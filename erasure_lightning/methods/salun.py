@@ -41,6 +41,7 @@ import torch
 from torch import Tensor
 
 from erasure_lightning.backbones.interface import Part
+from erasure_lightning.checks import require
 from erasure_lightning.concepts.vocabulary import Vocabulary
 from erasure_lightning.diffusion.latent_dataset import LatentDataset
 from erasure_lightning.errors import ErasureError
@@ -91,11 +92,8 @@ class SalUn(SalientErasure, PartErasure):
         **kwargs: Any,
     ) -> None:
         super().__init__(train=train, share=share, lr=lr, **kwargs)
-        if alpha < 0 or remaining < 1:
-            raise ErasureError(
-                f"SalUn needs alpha of at least 0, remaining of at least 1; found {alpha},"
-                f" {remaining}."
-            )
+        require("SalUn", at_least=0, alpha=alpha)
+        require("SalUn", at_least=1, remaining=remaining)
         if not isinstance(self.latents, GeneratedImages):
             raise ErasureError(
                 "SalUn needs images that the original generates; found"

@@ -16,7 +16,7 @@ Kim et al., Towards Safe Self-Distillation of Internet-Scale Text-to-Image Diffu
 Where ours differs: the official code labels the clean end of a whole rollout with the noisiest
 times where it drew no steps at all (2 % of its batches); the bank's latents have their own times.
 It rolls out up to 50 steps for one latent, with the current average; the bank caches every step,
-and rolls out anew after ``refresh`` draws (``student: true`` rolls out the average). The official
+and rolls out again after ``refresh`` draws (``student: true`` rolls out the average). The official
 numbers are the defaults: 1e-5 (AdamW, decay 1e-4, constant) with ``ema`` 0.999, which leaves
 0.999^1500 = 22 % of the original's weights in the average of 1500 steps; the 0.975 of our config
 leaves 5 % after 120. A joined prompt has our template; there it is the bare words.
@@ -33,9 +33,9 @@ from torch import Tensor
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.interface import Part
 from erasure_lightning.backbones.precision import promote_to_float32
+from erasure_lightning.checks import require
 from erasure_lightning.concepts.concept import PromptBatch
 from erasure_lightning.distributed.fsdp import copy_into, full_tensor
-from erasure_lightning.errors import ErasureError
 from erasure_lightning.training.adapter_methods import PartErasure
 from erasure_lightning.training.edit_state import BACKBONE_PREFIX
 from erasure_lightning.training.latent_sources import NoisyBatch, SourceModels
@@ -77,8 +77,7 @@ class SDD(PartErasure):
         super().__init__(
             train=train, lr=lr, optimizer=optimizer, weight_decay=weight_decay, **kwargs
         )
-        if not 0 <= ema < 1:
-            raise ErasureError(f"SDD needs ema of at least 0 and below 1; found {ema}.")
+        require("SDD", at_least=0, below=1, ema=ema)
         self.ema = ema
         #: The student's weights while the model has those of the average.
         self._student: dict[str, Tensor] = {}

@@ -40,17 +40,18 @@ from torch.nn.functional import one_hot
 from erasure_lightning.adapters.base import ADAPTER_CHILD, AdapterPlan
 from erasure_lightning.adapters.semi_permeable import Membrane
 from erasure_lightning.backbones.conditioning import CONCEPT, Conditioning
+from erasure_lightning.checks import require
 from erasure_lightning.concepts.concept import Phrase, fill_template, require_templates
-from erasure_lightning.errors import ErasureError
 from erasure_lightning.training.adapter_methods import AdapterErasure
 from erasure_lightning.training.latent_sources import NoisyBatch
 from erasure_lightning.training.optimizers import OptimizerName, Schedule
+from erasure_lightning.training.prompt_words import random_words
 
 #: Sentences of a concept that a membrane stores.
 _SENTENCES = ("{}", "a {}", "a photo of {}", "an image of {}")
 
 #: Random words in each sentence, for the similarity of unrelated words.
-_FOREIGN_WORDS = 32
+_RANDOM_WORDS = 32
 
 
 class SPM(AdapterErasure):
@@ -93,10 +94,7 @@ class SPM(AdapterErasure):
         **kwargs: Any,
     ) -> None:
         super().__init__(lr=lr, warmup=warmup, schedule=schedule, optimizer=optimizer, **kwargs)
-        weights = {"guidance": guidance, "anchors": anchors, "anchor_weight": anchor_weight}
-        for name, value in weights.items():
-            if value < 0:
-                raise ErasureError(f"SPM needs {name} of at least 0; found {value}.")
+        require("SPM", at_least=0, guidance=guidance, anchors=anchors, anchor_weight=anchor_weight)
         require_templates("SPM", templates or ())
         self.guidance = guidance
         self.anchors = anchors
@@ -142,7 +140,7 @@ class SPM(AdapterErasure):
             self.membrane.store(number, states.tokens, states.positions(CONCEPT))
         if self.transport == "rescaled":
             similarities = self.membrane.similarities(self._unrelated_states())
-            shape = (2, _FOREIGN_WORDS, len(self.templates), *similarities.shape[2:])
+            shape = (2, _RANDOM_WORDS, len(self.templates), *similarities.shape[2:])
             similarities = similarities.reshape(shape)
             same_sentence = similarities.diagonal(dim1=2, dim2=4)
             self.membrane.unrelated.copy_(same_sentence.quantile(0.95, dim=1))
@@ -152,13 +150,9 @@ class SPM(AdapterErasure):
 
     def _unrelated_states(self) -> Tensor:
         """States of the ``J`` sentences with random words of the vocabulary, ``(32 J, L, D)``."""
-        prompts = self.backbone.embed(self._sentences("x") * _FOREIGN_WORDS)
-        unrelated = []
-        for embedded, table in zip(prompts, self.backbone.word_tables(), strict=True):
-            words = table[torch.randint(len(table), embedded.ids.shape)]
-            where = embedded.positions(CONCEPT).unsqueeze(2)
-            embeddings = torch.where(where, words, embedded.embeddings)
-            unrelated.append(replace(embedded, embeddings=embeddings))
+        prompts = self.backbone.embed(self._sentences("x") * _RANDOM_WORDS)
+        words = random_words(self.backbone, [tuple(each.ids.shape) for each in prompts])
+        unrelated = [e.with_embeddings(w, CONCEPT) for e, w in zip(prompts, words, strict=True)]
         return self.backbone.contextualize(unrelated).tokens
 
     def erasure_loss(self, batch: NoisyBatch) -> Tensor:

@@ -128,7 +128,7 @@ class STEREO(PartErasure):
     def on_train_batch_start(self, batch: PromptBatch, batch_idx: int) -> None:
         """Learns a word where a round has ended, and returns to the original after the last."""
         super().on_train_batch_start(batch, batch_idx)
-        if len(self.inversion.found) < self.stage:
+        if len(self.inversion.learned) < self.stage:
             self.inversion.learn(len(batch.concepts), self.global_step, self.adversary_models())
         if self.global_step == self.rounds * self.erase_steps:
             self._restart()
@@ -164,10 +164,9 @@ class STEREO(PartErasure):
         plain = self.backbone.encode(batch.prompts)
         if not words.any():
             return plain
-        found = self.inversion.encode_found(
-            batch.sentences, (words - 1).clamp(min=0), self.backbone
-        )
-        return plain.where(words == 0, found)
+        choice = (words - 1).clamp(min=0)
+        learned = self.inversion.encode_learned(batch.sentences, choice, self.backbone)
+        return plain.where(words == 0, learned)
 
     @torch.no_grad()
     def search_target(self, batch: NoisyBatch, words: Tensor) -> Tensor:
@@ -178,12 +177,12 @@ class STEREO(PartErasure):
     @torch.no_grad()
     def robust_target(self, batch: NoisyBatch) -> Tensor:
         """``eps*(0) + a P_anchor - b mean_j P_(w_j)``, ``(B, C, h, w)``."""
-        each = [
+        predictions = [
             self._original(batch, torch.full((len(batch),), number))
             for number in range(self.rounds + 1)
         ]
-        words = [self.guidance(batch, prediction) for prediction in each]
-        target = batch.teacher.unconditional - self.negative * torch.stack(words).mean(dim=0)
+        terms = torch.stack([self.guidance(batch, prediction) for prediction in predictions])
+        target = batch.teacher.unconditional - self.negative * terms.mean(dim=0)
         if not (self.anchor and any(batch.sentences.anchors)):
             return target
         return target + self.anchor * self.guidance(batch, batch.teacher.anchor)

@@ -44,9 +44,9 @@ from torch import Tensor, nn
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.conditioning import END
 from erasure_lightning.backbones.interface import TextInput
+from erasure_lightning.checks import require
 from erasure_lightning.concepts.concept import PromptBatch
 from erasure_lightning.concepts.vocabulary import Vocabulary
-from erasure_lightning.errors import ErasureError
 from erasure_lightning.training.gradient import GradientErasure
 from erasure_lightning.training.input_grams import input_gram
 from erasure_lightning.training.latent_sources import NoisyBatch
@@ -94,12 +94,9 @@ class TRCE(GradientErasure):
         **kwargs: Any,
     ) -> None:
         super().__init__(lr=lr, optimizer=optimizer, **kwargs)
-        if min(preserve, guidance, margin) < 0 or ridge <= 0 or not 0 < early <= 1:
-            raise ErasureError(
-                "TRCE needs preserve, guidance and margin of at least 0, a ridge above 0, and early"
-                f" above 0 and at most 1; found {preserve}, {guidance}, {margin}, {ridge} and"
-                f" {early}."
-            )
+        require("TRCE", at_least=0, preserve=preserve, guidance=guidance, margin=margin)
+        require("TRCE", above=0, ridge=ridge)
+        require("TRCE", above=0, at_most=1, early=early)
         self.closed_form = closed_form
         self.preserve = preserve
         self.ridge = ridge

@@ -22,20 +22,16 @@ Cost: no UNet evaluation; two text encodings a concept and template, and one fac
 maps.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor
 
 from erasure_lightning.backbones.interface import TextInput
+from erasure_lightning.checks import require
 from erasure_lightning.concepts.concept import PromptBatch, require_templates
-from erasure_lightning.errors import ErasureError
 from erasure_lightning.training.closed_form import ClosedFormErasure
 from erasure_lightning.training.prompt_states import last_token_states
 from erasure_lightning.training.regression import Regression
-
-#: Sentences encoded at once.
-_CHUNK = 64
 
 
 class UCE(ClosedFormErasure):
@@ -66,11 +62,8 @@ class UCE(ClosedFormErasure):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if min(erase_scale, preserve_scale) < 0 or ridge <= 0:
-            raise ErasureError(
-                "UCE needs erase_scale and preserve_scale of at least 0 and a ridge above 0; found "
-                f"{erase_scale}, {preserve_scale} and {ridge}."
-            )
+        require("UCE", at_least=0, erase_scale=erase_scale, preserve_scale=preserve_scale)
+        require("UCE", above=0, ridge=ridge)
         require_templates("UCE", templates or ())
         self.templates = templates or ["{}"]
         self.preserve = preserve or []
@@ -84,23 +77,12 @@ class UCE(ClosedFormErasure):
 
     def _fill(self, equations: Regression, source: TextInput) -> None:
         """Adds the terms of the concepts and of the preserved prompts."""
-        for batch in self._concept_batches():
-            concepts, anchors = last_token_states(self.original, batch, source)
-            equations.redirect(concepts, anchors, self.erase_scale)
-        for batch in _chunks("{}", self.preserve, self.preserve):
-            preserved, _ = last_token_states(self.original, batch, source)
-            equations.keep(preserved, self.preserve_scale)
-
-    def _concept_batches(self) -> Iterator[PromptBatch]:
-        """Every concept in every template."""
-        concepts = [concept.name for concept in self.concepts]
+        names = [concept.name for concept in self.concepts]
         anchors = [concept.anchor for concept in self.concepts]
         for template in self.templates:
-            yield from _chunks(template, concepts, anchors)
-
-
-def _chunks(template: str, concepts: list[str], anchors: list[str]) -> Iterator[PromptBatch]:
-    """Sentences of a template, `_CHUNK` at a time."""
-    for i in range(0, len(concepts), _CHUNK):
-        words = concepts[i : i + _CHUNK]
-        yield PromptBatch([template] * len(words), words, anchors[i : i + _CHUNK])
+            for batch in PromptBatch.of_words(template, names, anchors):
+                pairs = last_token_states(self.original, batch, source)
+                equations.redirect(*pairs, self.erase_scale)
+        for batch in PromptBatch.of_words("{}", self.preserve, self.preserve):
+            preserved, _ = last_token_states(self.original, batch, source)
+            equations.keep(preserved, self.preserve_scale)

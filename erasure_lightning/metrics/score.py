@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Self
 from rich.table import Table
 
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.files.differences import first_difference
 from erasure_lightning.metrics.estimates import Estimate
 from erasure_lightning.metrics.protocol import short_hash
 from erasure_lightning.metrics.record import JsonRecord
@@ -66,28 +67,11 @@ def check_comparable(scores: Mapping[str, Score]) -> None:
     """
     (name, first), *others = scores.items()
     for other_name, score in others:
-        fields = _flat(first.protocol)
-        other_fields = _flat(score.protocol)
-        for key in dict.fromkeys([*fields, *other_fields]):
-            a = fields.get(key, "none")
-            b = other_fields.get(key, "none")
-            if a != b:
-                raise ErasureError(
-                    f"{name} and {other_name} were scored differently and cannot be compared. They"
-                    f" differ in {key}: {a!r} and {b!r}. Score both with the same metrics, weights"
-                    " and prompts."
-                )
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values by dotted names."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
+        if difference := first_difference(first.protocol, score.protocol):
+            raise ErasureError(
+                f"{name} and {other_name} were scored differently and cannot be compared. They"
+                f" differ in {difference}. Score both with the same metrics, weights and prompts."
+            )
 
 
 def score_table(scores: dict[str, Score]) -> Table:

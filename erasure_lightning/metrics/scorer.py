@@ -86,7 +86,8 @@ class Preprocessing(NamedTuple):
         if self.crop is None:
             return images
         top, left = (
-            (have - want) // 2 for have, want in zip(images.shape[-2:], self.crop, strict=True)
+            (side - cropped) // 2
+            for side, cropped in zip(images.shape[-2:], self.crop, strict=True)
         )
         return images[..., top : top + self.crop[0], left : left + self.crop[1]]
 
@@ -242,17 +243,17 @@ def read_model(name: str) -> tuple[nn.Module, Mapping[str, Any]]:
         use_safetensors=True,
         dtype=torch.float32,
         trust_remote_code=False,
-        ignore_mismatched_sizes=True,  # they are refused below, in one line
+        ignore_mismatched_sizes=True,  # an error below, in one line
         output_loading_info=True,
     )
     mismatched = {key for key, *_ in loading["mismatched_keys"]}
     if wrong := sorted(mismatched | set(loading["missing_keys"])):
         raise ValueError(
-            f"{len(wrong)} of its weights are missing or of another shape than its config.json asks"
-            f" for, the first {wrong[0]}. Write the whole model again with save_pretrained."
+            f"{len(wrong)} of its weights are missing or of another shape than in its config.json,"
+            f" the first {wrong[0]}. Write the whole model again with save_pretrained."
         )
     if isinstance(model, VisionTextDualEncoderModel):
-        # A residual network's pooled state is (B, C, 1, 1), which this class hands to the
+        # A residual network's pooled state is (B, C, 1, 1), which this class passes to the
         # projection as it is.
         model.visual_projection.register_forward_pre_hook(_flatten)
     settings, _ = ImageProcessingMixin.get_image_processor_dict(name)
@@ -264,7 +265,7 @@ def _flatten(module: nn.Module, inputs: tuple[Tensor]) -> Tensor:
 
 
 def features_of(output: Any) -> Tensor:
-    """Features out of what a model returns; transformers 5 wraps them into an output object."""
+    """The features ``(B, D)`` in a model's output, which transformers 5 wraps in an object."""
     return output if isinstance(output, Tensor) else output.pooler_output
 
 

@@ -56,7 +56,7 @@ class LocalNoisePreservation(RetentionCallback):
         def sentences(count: int, number: int) -> PromptBatch:
             generator = torch.Generator().manual_seed(seed)
             order = torch.randperm(len(self.retained), generator=generator)
-            # Each set goes on where the one before has ended.
+            # Each set begins where the previous one ended.
             chosen = order.roll(-number * count)[:count].tolist()
             return PromptBatch.without_concepts([self.retained[i] for i in chosen])
 

@@ -212,6 +212,9 @@ class PerConceptErasure(GradientErasure):
     Args:
         rank: Rank of each adapter, at least 1.
         kwargs: Arguments of every gradient method.
+
+    Raises:
+        ErasureError: If the rank is below 1.
     """
 
     has_unused = True
@@ -219,6 +222,7 @@ class PerConceptErasure(GradientErasure):
 
     def __init__(self, *, rank: int = 1, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        require(type(self).__name__, at_least=1, rank=rank)
         self.rank = rank
 
     @abstractmethod

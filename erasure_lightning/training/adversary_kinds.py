@@ -55,11 +55,9 @@ class WordAdversary(Adversary):
 
     def encode(self, sentences: PromptBatch, point: Point, student: Backbone) -> Conditioning:
         """The sentences with the point's embeddings in the positions that vary."""
-        prompts = []
-        for each, words in zip(student.embed(sentences.prompts), point, strict=True):
-            where = each.positions(*_VARIED[self.where]).unsqueeze(2)
-            embeddings = torch.where(where, words.to(each.embeddings), each.embeddings)
-            prompts.append(replace(each, embeddings=embeddings))
+        embedded = student.embed(sentences.prompts)
+        roles = _VARIED[self.where]
+        prompts = [e.with_embeddings(w, *roles) for e, w in zip(embedded, point, strict=True)]
         return student.contextualize(prompts)
 
 
@@ -106,7 +104,7 @@ class InversionAdversary(Adversary):
     """Learns words for the concepts in the current student, and puts one in the concept's place.
 
     The concept inversion of STEREO (Srivatsan et al., arXiv 2408.16807), whose numbers are the
-    defaults. A word is learned anew every ``every`` steps, and the newest ones are erased from then
+    defaults. A new word is learned every ``every`` steps, and the newest ones are erased from then
     on, a random one for each row; they are saved with a checkpoint.
 
     Cost: ``starts * steps`` forwards and backwards for each word.
@@ -144,7 +142,7 @@ class InversionAdversary(Adversary):
         self.words = words
         self.weight_decay = weight_decay
         #: Embeddings of the concepts' words, the newest last; ``(N, E)`` for each text encoder.
-        self.found: list[Point] = []
+        self.learned: list[Point] = []
         self._searches = 0
 
     def conditioning(self, batch: NoisyBatch, step: int, models: AdversaryModels) -> Conditioning:
@@ -153,8 +151,8 @@ class InversionAdversary(Adversary):
             self.learn(len(batch), step, models)
         if not self.is_active(step):
             return models.student.encode(batch.prompts)
-        choice = torch.randint(len(self.found), (len(batch),))
-        return self.encode_found(batch.sentences, choice, models.student)
+        choice = torch.randint(len(self.learned), (len(batch),))
+        return self.encode_learned(batch.sentences, choice, models.student)
 
     def learn(self, count: int, number: int, models: AdversaryModels) -> None:
         """Learns a word for each concept, and drops the oldest beyond `words`.
@@ -166,21 +164,23 @@ class InversionAdversary(Adversary):
         """
         concepts = len(models.concepts)
         sentences = models.sentences(-(-count // concepts) * concepts, number)
-        found = self.search(models.draw(sentences), models)
-        self.found = [*self.found, found][-self.words :]
+        newest = self.search(models.draw(sentences), models)
+        self.learned = [*self.learned, newest][-self.words :]
         self._searches += 1
 
-    def encode_found(
+    def encode_learned(
         self, sentences: PromptBatch, choice: Tensor, student: Backbone
     ) -> Conditioning:
         """Sentences with learned words.
 
         Args:
             sentences: ``B`` of them.
-            choice: Which word of its concept each has, as an index into `found`, ``(B,)``.
+            choice: Which word of its concept each gets, as an index into `learned`, ``(B,)``.
             student: The model that encodes them.
         """
-        towers = [torch.stack(words).to(student.device) for words in zip(*self.found, strict=True)]
+        towers = [
+            torch.stack(words).to(student.device) for words in zip(*self.learned, strict=True)
+        ]
         indices = torch.tensor(sentences.indices)
         return encode_word(student, sentences.templates, [t[choice, indices] for t in towers])
 
@@ -203,7 +203,7 @@ class InversionAdversary(Adversary):
         return AdamW(point, lr=self.lr, weight_decay=self.weight_decay)
 
     def by_row(self, values: Tensor, sentences: PromptBatch) -> Tensor:
-        """The mean of each concept's values; 0 where it has none."""
+        """The mean of each concept's values ``(B,)``, ``(N,)``; 0 where it has none."""
         indices = torch.tensor(sentences.indices, device=values.device)
         concepts = torch.arange(1 + max(sentences.indices), device=values.device)
         own = (concepts.unsqueeze(1) == indices).to(values)
@@ -211,11 +211,11 @@ class InversionAdversary(Adversary):
 
     def state_dict(self) -> dict[str, Any]:
         """The words, and how often they were learned."""
-        return {"found": self.found, "searches": self._searches}
+        return {"found": self.learned, "searches": self._searches}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores the words."""
-        self.found = state["found"]
+        self.learned = state["found"]
         self._searches = state["searches"]
 
 

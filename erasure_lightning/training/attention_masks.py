@@ -23,15 +23,24 @@ def concept_relevance(
         Relevance ``(B, side, side)`` in 0..1, without gradient.
     """
     side = isqrt(pixels or max(probabilities.shape[2] for probabilities in maps.values()))
-    share = positions.float() / positions.sum(dim=1, keepdim=True).clamp(min=1)
     resized = []
     for probabilities in maps.values():
         if pixels not in (None, probabilities.shape[2]):
             continue
-        mean = probabilities.detach().float().mean(dim=1)
-        relevance = _square(torch.einsum("bpl,bl->bp", mean, share.to(mean.device)))
+        relevance = _square(word_map(probabilities.detach().float(), positions))
         resized.append(interpolate(relevance, (side, side), mode="bilinear")[:, 0])
     return torch.stack(resized).mean(dim=0)
+
+
+def word_map(maps: Tensor, positions: Tensor) -> Tensor:
+    """The pixels' attention to marked tokens, mean over heads and tokens, ``(B, pixels)``.
+
+    Args:
+        maps: Attention probabilities, ``(B, heads, pixels, L)``.
+        positions: Marked tokens, boolean ``(B, L)``.
+    """
+    share = positions.float() / positions.sum(dim=1, keepdim=True).clamp(min=1)
+    return torch.einsum("bpl,bl->bp", maps.mean(dim=1), share.to(maps.device))
 
 
 def concept_mask(

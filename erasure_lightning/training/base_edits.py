@@ -152,8 +152,8 @@ def _listed(entries: Sequence[dict[str, Any]]) -> str:
     return ", ".join(texts) or "no edit"
 
 
-def _unmergeable(found: str) -> str:
+def _unmergeable(edit: str) -> str:
     return (
-        f"An edit to start from needs to be weights; found {found}, which act by prompt or image"
+        f"An edit to start from needs to be weights; found {edit}, which act by prompt or image"
         " and cannot be merged. Erase all concepts in one fit, or start from the model without it."
     )

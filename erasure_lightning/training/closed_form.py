@@ -43,7 +43,11 @@ class ClosedFormErasure(ErasureModule):
 
     @torch.no_grad()
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
-        """Solve on one rank, write the weights and stop; after that one step, only stop."""
+        """Solve on one rank, write the weights and stop; after that one step, only stop.
+
+        Raises:
+            ErasureError: If the solution is not one of every editable parameter and no other.
+        """
         self.trainer.should_stop = True
         if self.global_step:
             return

@@ -56,7 +56,7 @@ def domain_words(
     """Words of each concept's domain, the most similar first.
 
     Concepts, anchors and retained labels are left out. Styles have none: a prediction changes too
-    little with a style for words to be told apart.
+    little with a style to distinguish words.
 
     Args:
         original: The frozen original.

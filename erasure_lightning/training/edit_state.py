@@ -69,5 +69,7 @@ def check_base_model(metadata: dict[str, Any], name: str, own: str, rounded: str
     base = metadata.get("backbone_fingerprint")
     if base not in (None, own, rounded) and metadata.get("backbone_bfloat16") != own:
         raise ErasureError(
-            f"The checkpoint edits a model with fingerprint {base}; {name} has {own}."
+            f"The checkpoint edits a model with fingerprint {base}; {name} has {own}. Give the base"
+            f" model of the checkpoint, {metadata.get('backbone', 'another one')}, with the weights"
+            " that it had then."
         )

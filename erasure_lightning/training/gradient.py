@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.backbones.process import LossSpace
+from erasure_lightning.checks import require
 from erasure_lightning.concepts.concept import PromptBatch
 from erasure_lightning.distributed.collectives import (
     average_gradients,
@@ -88,11 +89,7 @@ class GradientErasure(ErasureModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        for name, value in {"lr": lr, "warmup": warmup, "weight_decay": weight_decay or 0}.items():
-            if value < 0:
-                raise ErasureError(
-                    f"{type(self).__name__} needs {name} of at least 0; found {value}."
-                )
+        require(type(self).__name__, at_least=0, lr=lr, warmup=warmup, weight_decay=weight_decay)
         if adversary is not None and not self.takes_adversary:
             raise ErasureError(
                 f"{type(self).__name__} takes no adversary, as its loss is not on predictions for"
@@ -124,10 +121,11 @@ class GradientErasure(ErasureModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore latents and adversary; a rank without a state draws its own."""
         super().on_load_checkpoint(checkpoint)
-        if state := of_this_rank(checkpoint.get("latents", [])):
-            self.latents.load_state_dict(state)
-        if (found := of_this_rank(checkpoint.get("adversary", []))) and self.adversary is not None:
-            self.adversary.load_state_dict(found)
+        if latents := of_this_rank(checkpoint.get("latents", [])):
+            self.latents.load_state_dict(latents)
+        adversary = of_this_rank(checkpoint.get("adversary", []))
+        if adversary and self.adversary is not None:
+            self.adversary.load_state_dict(adversary)
 
     @abstractmethod
     def erasure_loss(self, batch: NoisyBatch) -> Tensor:
@@ -231,7 +229,7 @@ class GradientErasure(ErasureModule):
         torch.manual_seed(derive_seed(self.seed, self.global_rank, number))
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> Tensor:
-        """Sum of the erasure loss and every retention term."""
+        """Sum of the erasure loss and every retention term, a scalar."""
         terms = {"erasure": self.erasure_loss(self.noisy_batch(batch))}
         for callback in self.retention:
             terms[callback.label] = callback.weight_at(self.global_step) * callback.term(self)

@@ -11,6 +11,7 @@ from erasure_lightning.checks import require
 from erasure_lightning.concepts.concept import PromptBatch
 from erasure_lightning.data.image_files import image_files, read_resized
 from erasure_lightning.diffusion.latent_dataset import LatentDataset, add_noise
+from erasure_lightning.diffusion.sampling import image_size
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.training.latent_sources import (
     LatentSource,
@@ -113,8 +114,7 @@ class ImageFolder(LatentSource):
 
 def _encoded(backbone: Backbone, folder: Path) -> Tensor:
     """Latents ``(N, C, h, w)`` of a folder's images."""
-    blank = torch.zeros(1, *backbone.latent_shape()).to(backbone.device)
-    height, width = backbone.decode(blank).shape[-2:]
+    height, width = image_size(backbone)
     latents = []
     for file in image_files([str(folder)], "ImageFolder"):
         image = read_resized(file, height, width).unsqueeze(0)

@@ -28,7 +28,10 @@ def input_gram(backbone: Backbone, prompts: Sequence[str | Phrase], source: Text
 def mean_input_gram(
     backbone: Backbone, prompts: Sequence[str | Phrase], source: TextInput
 ) -> Tensor:
-    """`input_gram` over the mean number of inputs of a prompt, whose positions share its weight."""
+    """`input_gram` over the mean number of inputs of a prompt, ``(D, D)`` in float64.
+
+    The positions of a prompt share its weight.
+    """
     gram, count = _gram_and_count(backbone, prompts, source)
     return gram / (count / len(prompts))
 

@@ -82,8 +82,7 @@ def _where(condition: Tensor, prompts: EmbeddedPrompts, other: EmbeddedPrompts) 
 def with_random_template(prompts: EmbeddedPrompts, table: Tensor) -> EmbeddedPrompts:
     """The prompts with random words of the vocabulary ``(V, E)`` for their templates' words."""
     words = table[torch.randint(len(table), prompts.ids.shape).to(table.device)]
-    where = prompts.positions(TEMPLATE).unsqueeze(2)
-    return replace(prompts, embeddings=torch.where(where, words, prompts.embeddings))
+    return prompts.with_embeddings(words, TEMPLATE)
 
 
 def with_template_of(prompts: EmbeddedPrompts, other: EmbeddedPrompts) -> EmbeddedPrompts:

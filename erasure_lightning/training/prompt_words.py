@@ -44,12 +44,11 @@ def encode_word(
         templates: The ``B`` sentences.
         word: Its embeddings ``(B, E)`` or ``(1, E)`` for each text encoder; gradients reach them.
     """
-    prompts = []
     embedded = backbone.embed([fill_template(template, FILLER) for template in templates])
-    for each, rows in zip(embedded, word, strict=True):
-        where = each.positions(CONCEPT).unsqueeze(2)
-        embeddings = torch.where(where, rows.unsqueeze(1).to(each.embeddings), each.embeddings)
-        prompts.append(replace(each, embeddings=embeddings))
+    prompts = [
+        each.with_embeddings(rows.unsqueeze(1), CONCEPT)
+        for each, rows in zip(embedded, word, strict=True)
+    ]
     return backbone.contextualize(prompts)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from erasure_lightning.checks import require
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.seeding import derive_seed
 from erasure_lightning.training.gradient import GradientErasure
@@ -71,10 +72,7 @@ class SalientErasure(GradientErasure):
 
     def __init__(self, *, share: float = 0.5, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if not 0 < share <= 1:
-            raise ErasureError(
-                f"{type(self).__name__} needs share above 0 and at most 1; found {share}."
-            )
+        require(type(self).__name__, above=0, at_most=1, share=share)
         decay = DECAY[self.optimizer] if self.weight_decay is None else self.weight_decay
         if decay and share < 1:
             raise ErasureError(
@@ -101,7 +99,11 @@ class SalientErasure(GradientErasure):
         }
 
     def on_train_start(self) -> None:
-        """Computes the masks, unless a checkpoint has restored them."""
+        """Computes the masks, unless a checkpoint has restored them.
+
+        Raises:
+            ErasureError: If no weight is salient.
+        """
         super().on_train_start()
         if self.share < 1 and not self.masks:
             with torch.random.fork_rng(devices=[]):

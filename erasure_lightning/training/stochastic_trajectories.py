@@ -1,7 +1,8 @@
 """`StochasticTrajectories`: cached ancestral trajectories of anchors, for losses of likelihood."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -9,7 +10,7 @@ from torch import Tensor
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.checks import require
 from erasure_lightning.concepts.concept import PromptBatch
-from erasure_lightning.diffusion.stochastic_steps import ancestral_rollout
+from erasure_lightning.diffusion.stochastic_steps import StochasticStep, ancestral_rollout
 from erasure_lightning.training.latent_sources import (
     NoisyBatch,
     SourceModels,
@@ -49,12 +50,16 @@ class StochasticTrajectories(TrajectoryBank):
         eta: Share of the noising posterior's deviation in every step, above 0 and at most 1.
         early: Random steps a draw among those before the ``late`` ones, at least 0.
         late: Last steps of a trajectory, all of which are drawn, at least 1.
-        refresh: Roll out anew after this many draws; 0 for never.
+        refresh: Roll out again after this many draws; 0 for never.
         batch_size: Trajectories rolled out side by side.
 
     Raises:
         ErasureError: If a number is out of range.
     """
+
+    _query = "anchor"
+    _fields: ClassVar[Mapping[str, str]] = {"x": "x", "after": "after", "density": "log_density"}
+    _times: ClassVar[Mapping[str, str]] = {"t": "t", "after t": "after_t"}
 
     def __init__(
         self,
@@ -76,40 +81,17 @@ class StochasticTrajectories(TrajectoryBank):
         self.early = early
         self.late = late
 
-    @torch.no_grad()
-    def _roll_out(self, backbone: Backbone, rows: slice, seeds: Sequence[int]) -> dict[str, Tensor]:
-        numbers = range(len(self.sentences.concepts))[rows]
-        sentences = self.sentences.rows(numbers)
-        steps = list(
-            ancestral_rollout(
-                backbone,
-                anchor_conditioning(backbone, sentences),
-                seeds[rows],
-                steps=self.steps,
-                guidance=self.guidance,
-                eta=self.eta,
-            )
+    def _steps(
+        self, backbone: Backbone, sentences: PromptBatch, seeds: Sequence[int]
+    ) -> Iterable[StochasticStep]:
+        return ancestral_rollout(
+            backbone,
+            anchor_conditioning(backbone, sentences),
+            seeds,
+            steps=self.steps,
+            guidance=self.guidance,
+            eta=self.eta,
         )
-        values = {
-            "x": torch.stack([step.x for step in steps], 1),
-            "after": torch.stack([step.after for step in steps], 1),
-            "density": torch.stack([step.log_density for step in steps], 1),
-        }
-        # Predictions at an embedded guidance are not the teacher's.
-        if not backbone.embeds_guidance:
-            values["anchor"] = torch.stack([step.conditional for step in steps], 1)
-            if self.guidance > 1:
-                values["unconditional"] = torch.stack([step.unconditional for step in steps], 1)
-        known = {
-            f"known {key}": torch.ones(value.shape[:2], dtype=torch.bool)
-            for key, value in values.items()
-        }
-        count = len(values["x"])
-        times = {
-            "t": torch.stack([step.t for step in steps]).float(),
-            "after t": torch.stack([step.after_t for step in steps]).float(),
-        }
-        return values | known | {key: t.expand(count, -1).clone() for key, t in times.items()}
 
     def draw(self, sentences: PromptBatch, models: SourceModels) -> TransitionBatch:
         """Steps of a random trajectory of each sentence's concept, one trajectory after another.

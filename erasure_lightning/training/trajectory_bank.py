@@ -1,8 +1,8 @@
 """`TrajectoryBank`: cached denoising trajectories with the frozen teacher's predictions on them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import ceil
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,11 +31,11 @@ class TrajectoryBank(LatentSource):
     Args:
         trajectories: Number of rollouts, at least 1, and at least one a concept; they cycle through
             the concepts.
-        steps: Sampling steps of each, at least 1 (50 in the official code of ESD and its kin).
+        steps: Sampling steps of each, at least 1 (50 in the official code of ESD and others).
         guidance: Scale of classifier-free guidance of the rollouts.
         student: Roll out the model that is trained, not the original; then ``refresh`` sets how
             often.
-        refresh: Roll out anew after this many draws; 0 for never, which suits rollouts of the
+        refresh: Roll out again after this many draws; 0 for never, which suits rollouts of the
             frozen original. With more concepts than trajectories it is as much rarer as there are
             more rollouts, so that a draw costs no more of them.
         half: Store latents and predictions in float16.
@@ -45,6 +45,13 @@ class TrajectoryBank(LatentSource):
         ErasureError: If a count is below 1, guidance is negative, NaN or infinite, or the student
             is rolled out without a refresh.
     """
+
+    #: What the conditional predictions of the rollouts are conditioned on.
+    _query: ClassVar[TeacherQuery] = "concept"
+
+    #: Cached tensors of a step ``(B, ...)``, and its times ``()``: key -> name in the step.
+    _fields: ClassVar[Mapping[str, str]] = {"x": "x"}
+    _times: ClassVar[Mapping[str, str]] = {"t": "t"}
 
     def __init__(
         self,
@@ -111,24 +118,37 @@ class TrajectoryBank(LatentSource):
 
     @torch.no_grad()
     def _roll_out(self, backbone: Backbone, rows: slice, seeds: Sequence[int]) -> dict[str, Tensor]:
-        conditioning = backbone.encode(self.sentences.prompts[rows])
-        steps = list(
-            rollout(backbone, conditioning, seeds[rows], steps=self.steps, guidance=self.guidance)
-        )
-        values = {"x": torch.stack([step.x for step in steps], 1)}
+        numbers = range(len(self.sentences.concepts))[rows]
+        steps = list(self._steps(backbone, self.sentences.rows(numbers), seeds[rows]))
+        fields = dict(self._fields)
         # Predictions of the student, or at an embedded guidance, are not the teacher's.
         if not (self.student or backbone.embeds_guidance):
-            values["concept"] = torch.stack([step.conditional for step in steps], 1)
+            fields[self._query] = "conditional"
             if self.guidance > 1:
-                values["unconditional"] = torch.stack([step.unconditional for step in steps], 1)
+                fields["unconditional"] = "unconditional"
+        values = {
+            key: torch.stack([getattr(step, field) for step in steps], 1)
+            for key, field in fields.items()
+        }
         if self.half:
             values = {key: value.half() for key, value in values.items()}
         known = {
             f"known {key}": torch.ones(value.shape[:2], dtype=torch.bool)
             for key, value in values.items()
         }
-        times = torch.stack([step.t for step in steps]).float()
-        return values | known | {"t": times.expand(len(values["x"]), -1).clone()}
+        times = {
+            key: torch.stack([getattr(step, field) for step in steps]).float()
+            for key, field in self._times.items()
+        }
+        count = len(values["x"])
+        return values | known | {key: t.expand(count, -1).clone() for key, t in times.items()}
+
+    def _steps(
+        self, backbone: Backbone, sentences: PromptBatch, seeds: Sequence[int]
+    ) -> Iterable[NamedTuple]:
+        """The steps of a rollout of each sentence."""
+        conditioning = backbone.encode(sentences.prompts)
+        return rollout(backbone, conditioning, seeds, steps=self.steps, guidance=self.guidance)
 
     def draw(self, sentences: PromptBatch, models: SourceModels) -> NoisyBatch:
         """A random step of a random trajectory of each sentence's concept.
@@ -217,5 +237,5 @@ class TrajectoryBank(LatentSource):
 
 
 def _device(key: str, backbone: Backbone) -> torch.device:
-    """Where a cached tensor lives: beside the model, but the ``known`` masks on the CPU."""
+    """Device of a cached tensor: the model's; of a ``known`` mask the CPU."""
     return torch.device("cpu") if key.startswith("known") else backbone.device

@@ -122,11 +122,11 @@ def test_a_slider(tmp_path):
         ("- {target: x, unconditional: z}", LECO, "unconditional 'z'"),
         ("- {target: x}\n- {target: y, guidance_scale: 2}", LECO, "erases in 2 ways"),
         ("[]", LECO, "needs a list of prompts with a target each"),
-        ("- {target: x}", "prompts_file: none.yaml", "none.yaml cannot be read: No such file"),
+        ("- {target: x}", "prompts_file: none.yaml", "none.yaml could not be read: No such file"),
         ("- {target: x}", "prompts_file: prompts.yaml", "needs the model's name_or_path"),
         ("- {target: x}", "a: 1", "needs to be LECO's config"),
         ("- {target: x}", "config: {process: [{type: sd_trainer}]}", "one process of type slider"),
-        ("- {target: x}", "a: [", "needs YAML in UTF-8; found an error"),
+        ("- {target: x}", "a: [", r"config.yaml, line \d: no valid YAML"),
     ],
 )
 def test_refused_in_one_line(tmp_path, prompts, config, message):

@@ -246,7 +246,7 @@ def test_mistakes_of_measuring_and_attacking_are_named():
 
 def test_strength_is_a_number_of_at_least_0():
     edit = erase(pipeline_of(), "cat", "UCE", anchor="dog", progress_bar=False)
-    with pytest.raises(ErasureError, match="strength of at least 0; found '0.5'"):
+    with pytest.raises(ErasureError, match="An edit needs a number as strength; found '0.5'"):
         edit.strength = "0.5"
     with pytest.raises(ErasureError, match="strength of at least 0; found -1"):
         edit.strength = -1

@@ -269,7 +269,10 @@ def test_a_label_with_punctuation_is_in_a_prompt_that_names_it(label):
             ["torn", "--metrics", "nudenet"],
             "torn/manifest.csv names original/0.png, which is not there.",
         ),
-        (["odd", "--metrics", "nudenet"], "odd/manifest.csv is not as predict writes it"),
+        (
+            ["odd", "--metrics", "nudenet"],
+            "odd/manifest.csv needs rows as `erasure predict` writes them",
+        ),
         (
             ["drawn", "--metrics", "kid", "--features", "CLIP", "--reference", "one"],
             "kid compares two sets and needs at least 2 images as --reference; found 1.",

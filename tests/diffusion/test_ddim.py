@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from erasure_lightning.backbones.process import RectifiedFlow
+from erasure_lightning.backbones.process import RectifiedFlow, signal_and_noise
 from erasure_lightning.backbones.tiny import TINY_BACKBONES
-from erasure_lightning.diffusion.ddim import ddim, ddim_times, is_pure_noise, signal_and_noise
+from erasure_lightning.diffusion.ddim import ddim, ddim_times, is_pure_noise
 
 
 @pytest.fixture(params=TINY_BACKBONES, ids=lambda family: family.__name__)

@@ -146,8 +146,12 @@ def test_fewer_prompts_than_images_are_the_first_images(tiny):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "values"), [({"lr": -1.0}, "-1 and 8"), ({"batch_size": 0}, "0.01 and 0")]
+    ("arguments", "words"),
+    [
+        ({"lr": -1.0}, "Fine-tuning needs lr of at least 0; found -1.0"),
+        ({"batch_size": 0}, "Fine-tuning needs batch_size of at least 1; found 0"),
+    ],
 )
-def test_numbers_out_of_range(tiny, arguments, values):
-    with pytest.raises(ErasureError, match=f"at least 1; found {values}"):
+def test_numbers_out_of_range(tiny, arguments, words):
+    with pytest.raises(ErasureError, match=words):
         tuning(tiny, **arguments)

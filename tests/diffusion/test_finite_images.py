@@ -172,7 +172,7 @@ def test_the_first_image_is_named():
     assert require_finite_images(images, "edited", TinyBackbone(), ["a", "b", "c"]) is images
     images[1, 0, 0, 0] = math.inf
     with pytest.raises(
-        ErasureError, match="for 'b' with DDIMScheduler. Erase anew with a lower rate"
+        ErasureError, match="for 'b' with DDIMScheduler. Erase again with a lower rate"
     ):
         require_finite_images(images, "edited", TinyBackbone(), ["a", "b", "c"])
 

@@ -6,14 +6,13 @@ import diffusers
 import pytest
 import torch
 
-from erasure_lightning.backbones.process import Diffusion, RectifiedFlow
+from erasure_lightning.backbones.process import Diffusion, RectifiedFlow, signal_and_noise
 from erasure_lightning.backbones.tiny import TinyBackbone, TinyFlux
 from erasure_lightning.diffusion.stochastic_steps import (
     DiagonalGaussian,
     ancestral_rollout,
     ancestral_step,
     noising,
-    noising_scales,
     stochastic_times,
 )
 
@@ -65,7 +64,7 @@ def test_a_step_of_a_perfect_prediction_is_bayes_posterior(process, t, after_t):
     step = ancestral_step(
         process, process.target(x0, noise, times(t)), x, times(t), times(after_t), 1.0
     )
-    after_a, after_s = noising_scales(process, times(after_t))
+    after_a, after_s = signal_and_noise(process, times(after_t))
     # x = r u + v n of u ~ N(a x0, s^2): precisions add
     likelihood = noising(process, torch.ones(2, 1, 1, 1), times(after_t), times(t))
     ratio, variance = likelihood.mean, likelihood.deviation.square()
@@ -77,7 +76,7 @@ def test_a_step_of_a_perfect_prediction_is_bayes_posterior(process, t, after_t):
 
 @on_every_process
 def test_noising_in_two_steps_is_noising_in_one(process, t, after_t):
-    (a, s), (after_a, after_s) = (noising_scales(process, times(each)) for each in (t, after_t))
+    (a, s), (after_a, after_s) = (signal_and_noise(process, times(each)) for each in (t, after_t))
     second = noising(process, torch.ones(2, 1, 1, 1), times(after_t), times(t))
     assert torch.allclose(second.mean * after_a, a, atol=1e-6)
     variance = (second.mean * after_s).square() + second.deviation.square()
@@ -100,7 +99,7 @@ def test_the_balance_of_a_perfect_denoiser_is_the_ratio_of_noise(process, t, aft
     after = step.mean + step.deviation * draw(9, 400)
     backward = noising(process, after, after_t, t)
     balance = (step.log_density(after) - backward.log_density(x)).mean()
-    (_, s), (_, after_s) = noising_scales(process, t), noising_scales(process, after_t)
+    (_, s), (_, after_s) = signal_and_noise(process, t), signal_and_noise(process, after_t)
     assert balance == pytest.approx((s / after_s).log().mean().item(), abs=0.01)
 
 
@@ -124,7 +123,7 @@ def test_a_rollout_falls_from_noise_and_depends_on_its_seed_alone(family):
     every = stochastic_times(model, 4)
     assert (every.diff() < 0).all()
     assert len(both) == len(every) - 1
-    assert (noising_scales(model.process, every)[1] > 0).all()
+    assert (signal_and_noise(model.process, every)[1] > 0).all()
     for step, single in zip(both, alone, strict=True):
         assert torch.allclose(step.after[1:], single.after, atol=1e-4)
         assert torch.isfinite(step.log_density).all()

@@ -372,7 +372,7 @@ def test_once_the_bank_is_complete_a_step_is_one_batch_of_the_student(tmp_path, 
 
 @pytest.mark.parametrize("weight", ["lam", "eta"])
 def test_a_weight_below_zero_is_refused(weight):
-    with pytest.raises(ErasureError, match="needs lam and eta of at least 0; found"):
+    with pytest.raises(ErasureError, match=f"AllButOne needs {weight} of at least 0; found -1"):
         all_but_one(**{weight: -1.0})
 
 

@@ -318,9 +318,17 @@ def test_a_hundred_concepts():
     assert all(value.isfinite().all() for value in module.editable().values())
 
 
-@pytest.mark.parametrize("wrong", [{"rank": 0}, {"mask": 2.0}, {"ridge": 0.0}, {"preserve": -1.0}])
-def test_numbers_out_of_range(wrong):
-    with pytest.raises(ErasureError, match="MACE needs rank of at least 1"):
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"rank": 0}, "rank of at least 1; found 0"),
+        ({"mask": 2.0}, "mask of at least 0 and at most 1; found 2.0"),
+        ({"ridge": 0.0}, "ridge above 0; found 0.0"),
+        ({"preserve": -1.0}, "preserve of at least 0; found -1.0"),
+    ],
+)
+def test_numbers_out_of_range(wrong, words):
+    with pytest.raises(ErasureError, match=f"MACE needs {words}"):
         mace(**wrong)
 
 

@@ -176,8 +176,8 @@ def test_a_list_is_preserved_with_the_empty_prompt_and_without_the_concepts():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"epochs": -1}, "epochs and preserve_scale of at least 0"),
-        ({"regularization": 0.0}, "above 0; found 1, 0.1, 0.0 and 0.1"),
+        ({"epochs": -1}, "RECE needs epochs of at least 0; found -1"),
+        ({"regularization": 0.0}, "RECE needs regularization above 0; found 0.0"),
     ],
 )
 def test_arguments_out_of_range(arguments, words):

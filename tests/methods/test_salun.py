@@ -192,7 +192,7 @@ class TestPictures:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"alpha": -1.0}, "needs alpha of at least 0, remaining of at least 1; found -1.0, 4"),
+        ({"alpha": -1.0}, "SalUn needs alpha of at least 0; found -1.0"),
         (
             {"latents": TrajectoryBank()},
             "needs images that the original generates; found TrajectoryBank",

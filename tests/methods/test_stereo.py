@@ -31,11 +31,11 @@ def method(**arguments):
 
 
 def with_words(count, **arguments):
-    """A method that has found words."""
+    """A method that has learned words."""
     module = method(rounds=count, **arguments)
     torch.manual_seed(1)
     width = module.backbone.word_tables()[0].shape[1]
-    module.inversion.found = [[torch.randn(2, width)] for _ in range(count)]
+    module.inversion.learned = [[torch.randn(2, width)] for _ in range(count)]
     return module
 
 
@@ -50,7 +50,7 @@ class TestStages:
         loss = module.erasure_loss
 
         def recorded(batch):
-            seen.append((module.stage, len(module.inversion.found), edit_of(module)))
+            seen.append((module.stage, len(module.inversion.learned), edit_of(module)))
             return loss(batch)
 
         module.erasure_loss = recorded

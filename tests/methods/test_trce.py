@@ -139,9 +139,9 @@ class TestStage2:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"margin": -1.0}, "needs preserve, guidance and margin of at least 0.*; found .*-1.0"),
-        ({"ridge": 0.0}, "a ridge above 0"),
-        ({"early": 0.0}, "early above 0 and at most 1; found .* 0.0"),
+        ({"margin": -1.0}, "TRCE needs margin of at least 0; found -1.0"),
+        ({"ridge": 0.0}, "TRCE needs ridge above 0; found 0.0"),
+        ({"early": 0.0}, "TRCE needs early above 0 and at most 1; found 0.0"),
     ],
 )
 def test_arguments_out_of_range(arguments, words):

@@ -151,8 +151,8 @@ def test_a_hundred_concepts():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"ridge": 0.0}, "a ridge above 0; found 1.0, 1.0 and 0.0"),
-        ({"erase_scale": -1.0}, "of at least 0"),
+        ({"ridge": 0.0}, "UCE needs ridge above 0; found 0.0"),
+        ({"erase_scale": -1.0}, "UCE needs erase_scale of at least 0; found -1.0"),
         ({"templates": ["{}", "a photo"]}, "found 'a photo'"),
         ({"templates": ["{} {}"]}, "found '{} {}'"),
     ],

@@ -226,16 +226,16 @@ class TestInversion:
         for step in range(8):
             adversary.conditioning(batch, step, shown)
             adversary.conditioning(batch, step, shown)  # of a second batch that is accumulated
-            found.append(len(adversary.found))
+            found.append(len(adversary.learned))
         assert found == [0, 1, 1, 1, 2, 2, 2, 2]
         assert adversary._searches == 3
 
     def test_each_sentence_has_the_word_of_its_concept(self):
         module = esd(searching(InversionAdversary, steps=2))
         module.student(noisy(module, X, T, BATCH))
-        ((words,),) = module.adversary.found
+        ((words,),) = module.adversary.learned
         expected = encode_word(module.backbone, BATCH.templates, [words])
-        found = module.adversary.encode_found(BATCH, torch.zeros(2).long(), module.backbone)
+        found = module.adversary.encode_learned(BATCH, torch.zeros(2).long(), module.backbone)
         assert torch.allclose(found.tokens, expected.tokens)
         swapped = encode_word(module.backbone, BATCH.templates, [words.flip(0)])
         assert not torch.allclose(found.tokens, swapped.tokens, atol=1e-4)

@@ -36,7 +36,7 @@ from torch.nn.functional import mse_loss
 
 from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.backbones.interface import Part
-from erasure_lightning.errors import ErasureError
+from erasure_lightning.checks import require
 from erasure_lightning.training.latent_sources import NoisyBatch, pure_noise
 from erasure_lightning.training.word_mixtures import WordMixtureErasure
 
@@ -77,11 +77,8 @@ class AGE(WordMixtureErasure):
         **kwargs: Any,
     ) -> None:
         super().__init__(train=train, lr=lr, loss_space=loss_space, **kwargs)
-        if top < 1 or min(eta, preserve, target_lr) < 0:
-            raise ErasureError(
-                "AGE needs top of at least 1, and eta, preserve and target_lr of at least 0; found"
-                f" {top}, {eta}, {preserve} and {target_lr}."
-            )
+        require("AGE", at_least=1, top=top)
+        require("AGE", at_least=0, eta=eta, preserve=preserve, target_lr=target_lr)
         self.eta = eta
         self.preserve = preserve
         self.top = top

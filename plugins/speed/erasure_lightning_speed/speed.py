@@ -29,7 +29,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from erasure_lightning.concepts.concept import PromptBatch
+from erasure_lightning.checks import require
+from erasure_lightning.concepts.concept import PromptBatch, require_templates
 from erasure_lightning.concepts.prompt_lists import read_prompt_list
 from erasure_lightning.concepts.vocabulary import Vocabulary
 from erasure_lightning.errors import ErasureError
@@ -37,9 +38,6 @@ from erasure_lightning.seeding import derive_seed
 from erasure_lightning.training.closed_form import ClosedFormErasure
 from erasure_lightning.training.prompt_states import last_token_states
 from erasure_lightning_speed.null_space import Rows, centres, null_space, refined, update
-
-#: Sentences encoded at once.
-_CHUNK = 64
 
 
 class SPEED(ClosedFormErasure):
@@ -84,15 +82,9 @@ class SPEED(ClosedFormErasure):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if min(augment, soften) < 0 or min(threshold, retain_scale) <= 0:
-            raise ErasureError(
-                "SPEED needs augment and soften of at least 0, threshold and retain_scale above 0;"
-                f" found {augment}, {soften}, {threshold} and {retain_scale}."
-            )
-        if bad := [t for t in templates or () if "{}" not in t]:
-            raise ErasureError(
-                f"SPEED needs {{}} in every template for the words; found {bad[0]!r}."
-            )
+        require("SPEED", at_least=0, augment=augment, soften=soften)
+        require("SPEED", above=0, threshold=threshold, retain_scale=retain_scale)
+        require_templates("SPEED", templates or ())
         self.templates = templates or ["{}"]
         self.retain = read_prompt_list(retain, "SPEED") if isinstance(retain, str) else retain
         self.filter = filter
@@ -138,9 +130,7 @@ class SPEED(ClosedFormErasure):
         word_states = []
         anchor_states = []
         for template in self.templates:
-            for i in range(0, len(words), _CHUNK):
-                some = words[i : i + _CHUNK]
-                batch = PromptBatch([template] * len(some), some, anchors[i : i + _CHUNK])
+            for batch in PromptBatch.of_words(template, words, anchors):
                 pair = last_token_states(self.original, batch, source)
                 word_states.append(pair[0])
                 anchor_states.append(pair[1])

@@ -186,8 +186,8 @@ def test_values_move_from_concept_to_anchor_and_nothing_else_does():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"threshold": 0.0}, "threshold and retain_scale above 0; found 10, 0.0, 0.0 and 1.0"),
-        ({"augment": -1}, "augment and soften of at least 0"),
+        ({"threshold": 0.0}, "SPEED needs threshold above 0; found 0.0"),
+        ({"augment": -1}, "SPEED needs augment of at least 0; found -1"),
         ({"templates": ["a photo"]}, "found 'a photo'"),
         ({"retain": "nowhere.txt"}, "nowhere.txt could not be read"),
     ],
