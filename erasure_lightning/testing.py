@@ -44,19 +44,17 @@ def check_method(
     Some weights change, and none outside `editable`; all are finite; everything that is trained has
     a gradient in every step; one seed gives one edit; an edit that is saved and loaded is the same
     edit; a run that is stopped half-way and resumed ends bit-identical to one that was not stopped
-    (on one family for each noise process).
-    A family without a capability that the method `needs` is refused before training. If
-    ``thorough``, also: every retention callback works with it on a base in bfloat16, and so do the
-    trainer's bfloat16 precisions on the first family that suits; on a trained world, if it is
-    installed, predictions for the concepts change more than those for other things.
+    (on one family for each noise process). A family without a capability that the method `needs` is
+    refused before training. If ``thorough``, also: every retention callback works with it on a base
+    in bfloat16, and so do the trainer's bfloat16 precisions on the first family that suits; on a
+    trained world, if it is installed, predictions for the concepts change more than others.
 
     Args:
         method: The class.
         steps: Training steps, an even number of at least 2; closed forms stop after one by
             themselves.
         world: Name of the trained world; ``None`` for no check on it.
-        thorough: Whether everything is checked. Otherwise, for further variants of a method,
-            stopping is checked on the first family that suits alone.
+        thorough: Whether all is checked; for a variant, fits and a resume on one family are enough.
         families: Classes of tiny models, of which at least one suits the method.
         arguments: Of its constructor, without ``concepts``, ``backbone`` and ``seed``.
 
@@ -76,12 +74,11 @@ def check_method(
         fitted = [_check_fit(*each, steps) for each in zip(makers, suitable, halves, strict=True)]
         # The first half once more, by a run that stops there; elsewhere what the whole one saved.
         quick_fit(makers[0](), steps // 2, total=steps, save=halves[0])
-        processes: set[type] = set()
-        for each in [*zip(fitted, makers, halves, strict=True)][: None if thorough else 1]:
-            process = type(each[0].backbone.process)
-            if process not in processes:  # families draw times and noise as their process does
-                _check_resumed(*each, steps)
-            processes.add(process)
+        each = [*zip(fitted, makers, halves, strict=True)]
+        # Families draw times and noise as their process does.
+        by_process = {type(one[0].backbone.process): one for one in reversed(each)}
+        for one in by_process.values() if thorough else each[:1]:
+            _check_resumed(*one, steps)
     if not thorough:
         return fitted[0]
     for make, family in zip(makers, suitable, strict=True):
@@ -102,19 +99,19 @@ def _check_fit(make: _Maker, family: type[Backbone], half: Path, steps: int) -> 
     _check_edit(fitted, family)
     lacking, name = gradients.lacking, f"{type(fitted).__name__} on {family.__name__}"
     assert not lacking, f"{name} trains {lacking[0]} without a gradient"
-    loaded = edit_of(_load(make(), whole))
-    assert _equal(edit_of(fitted), loaded), f"{name} loads another edit than it saved"
+    same = _equal(edit_of(fitted), edit_of(_load(make(), whole)))
+    assert same, f"{name} loads another edit than it saved"
     return fitted
 
 
 def _check_resumed(fitted: ErasureModule, make: _Maker, half: Path, steps: int) -> None:
     """One seed gives one edit, also to a run that is stopped and resumed."""
     name = f"{type(fitted).__name__} on {type(fitted.backbone).__name__}"
-    resumed = edit_of(quick_fit(make(), steps, resume=half))
-    if not _equal(edit_of(fitted), resumed):  # both runs have one seed: which promise is broken?
-        again = edit_of(quick_fit(make(), steps))
-        assert _equal(edit_of(fitted), again), f"{name} gives two edits for one seed"
-        raise AssertionError(f"{name} ends elsewhere when stopped and resumed")
+    edit, resumed = edit_of(fitted), edit_of(quick_fit(make(), steps, resume=half))
+    if not _equal(edit, resumed):  # both runs have one seed: which promise is broken?
+        again = _equal(edit, edit_of(quick_fit(make(), steps)))
+        broken = "ends elsewhere when resumed" if again else "gives two edits for one seed"
+        raise AssertionError(f"{name} {broken}")
 
 
 def _check_refusal(module: ErasureModule, family: type[Backbone]) -> None:

@@ -55,7 +55,7 @@ class Forgetful(Distillation):
     ("method", "words"),
     [
         (Unseeded, "Unseeded on TinyBackbone gives two edits for one seed"),
-        (Forgetful, "Forgetful on TinyBackbone ends elsewhere when stopped and resumed"),
+        (Forgetful, "Forgetful on TinyBackbone ends elsewhere when resumed"),
     ],
 )
 def test_an_edit_that_is_no_function_of_the_seed_is_caught(method, words):
