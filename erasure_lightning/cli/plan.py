@@ -48,12 +48,15 @@ def run_plan(argv: list[str]) -> int:
 
     Raises:
         ErasureError: If `erasure fit` would refuse the arguments.
+        Interrupted: If a signal came.
     """
     silence()
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
-    return Planner(argv).print_plan()
+    keeper = LastCheckpoint()
+    with keeper.watching():
+        return Planner(argv, keeper).print_plan()
 
 
 class Planner(CommandLine):
@@ -61,10 +64,11 @@ class Planner(CommandLine):
 
     Args:
         argv: The arguments behind the command.
+        keeper: Stops the plan at a signal.
     """
 
-    def __init__(self, argv: list[str]) -> None:
-        super().__init__("plan", argv, LastCheckpoint())
+    def __init__(self, argv: list[str], keeper: LastCheckpoint) -> None:
+        super().__init__("plan", argv, keeper)
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add a device's memory and the form of the answer to the options of a fit."""

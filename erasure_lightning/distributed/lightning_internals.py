@@ -26,6 +26,14 @@ def after_signal_handlers(trainer: Trainer, action: Callable[[], None]) -> None:
     connector.register_signal_handlers = register_then_act  # type: ignore[method-assign]
 
 
+def keep_signal_handlers(trainer: Trainer) -> None:
+    """Keep the signal handlers of the process in a fit, in which Lightning's ignore SIGTERM.
+
+    Missing: an argument of the trainer that sets no handlers.
+    """
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+
+
 def take_launched(trainer: Trainer) -> list["Popen[bytes]"]:
     """Take the processes of other ranks from Lightning, which kills all of them when one fails.
 

@@ -1,6 +1,8 @@
 """Replacements of a fit's parts that count denoiser evaluations, and run few of them."""
 
-from collections.abc import Sequence
+import weakref
+from collections import Counter
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -21,6 +23,9 @@ STUDENT_CALLS = "student"
 
 #: Key of the evaluations of the frozen original in `forecast.FitForecast.evaluations`.
 TEACHER_CALLS = "teacher"
+
+#: Calls of a loop that `RepeatedSteps` runs.
+_RUN_CALLS = 2
 
 
 class DenoiserCounter:
@@ -88,6 +93,8 @@ class RolloutCounter:
     ) -> None:
         self.counters = counters
         self.draws = 0
+        #: Draws of steps that are counted and not run.
+        self.skipped = 0
         self.each = 0
         self._expected = partial(bank.rollouts, concepts=concepts)
         self._update = bank.update
@@ -107,7 +114,8 @@ class RolloutCounter:
             run: Number of steps that were run.
             steps: Steps of the fit.
         """
-        rollouts = self._expected(self.draws * steps // run) - self._expected(self.draws)
+        draws = self.draws + self.skipped
+        rollouts = self._expected(draws * steps // run) - self._expected(self.draws)
         return self.each * max(rollouts, 0)
 
 
@@ -116,6 +124,55 @@ def shorten_inversion(method: FMN) -> int:
     evaluations = method.inversion_steps * method.inversion_batch * len(method.concepts)
     method.inversion_steps = min(method.inversion_steps, 1)
     return evaluations
+
+
+class RepeatedSteps:
+    """Replaces a function that a training step calls in a loop: runs few calls, and counts the rest.
+
+    Two calls of each loop are run; an optimizer's state is there in the second, as in all later
+    ones.
+
+    Args:
+        owner: The object whose method is replaced.
+        name: Name of the method; its first argument is one object in each loop.
+        counters: Of the denoisers' evaluations.
+        rollouts: Of the draws of latents, if these are counted.
+    """
+
+    def __init__(
+        self,
+        owner: Any,
+        name: str,
+        counters: Sequence[DenoiserCounter],
+        rollouts: RolloutCounter | None,
+    ) -> None:
+        self.counters = counters
+        self.rollouts = rollouts
+        self._run = getattr(owner, name)
+        self._loop: Callable[[], Any] = lambda: None
+        self._calls = 0
+        setattr(owner, name, self)
+
+    def __call__(self, loop: Any, *args: Any) -> None:
+        """Arguments as of the method."""
+        if self._loop() is not loop:
+            self._loop = weakref.ref(loop)
+            self._calls = 0
+        self._calls += 1
+        if self._calls <= _RUN_CALLS:
+            before, draws = [Counter(each.counts) for each in self.counters], self._draws()
+            self._run(loop, *args)
+            after = [Counter(each.counts) for each in self.counters]
+            self._evaluated = [new - old for new, old in zip(after, before, strict=True)]
+            self._drawn = self._draws() - draws
+            return
+        for counter, evaluated in zip(self.counters, self._evaluated, strict=True):
+            counter.counts = Counter(counter.counts) + evaluated
+        if self.rollouts:
+            self.rollouts.skipped += self._drawn
+
+    def _draws(self) -> int:
+        return self.rollouts.draws if self.rollouts else 0
 
 
 class WordSearch:

@@ -10,13 +10,15 @@ from lightning.pytorch.callbacks import Callback
 
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.data.datamodule import PromptData
-from erasure_lightning.distributed.lightning_internals import jump_to_step
+from erasure_lightning.distributed.lightning_internals import jump_to_step, keep_signal_handlers
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.fmn import FMN
+from erasure_lightning.methods.receler import Receler
 from erasure_lightning.planning.evaluation_counters import (
     STUDENT_CALLS,
     TEACHER_CALLS,
     DenoiserCounter,
+    RepeatedSteps,
     RolloutCounter,
     WordSearch,
     shorten_inversion,
@@ -215,6 +217,7 @@ def _fit(
         callbacks=[*retention, recorder],
         **arguments,
     )
+    keep_signal_handlers(trainer)
     module.configure_model()
     make_adapters_fake(module, recorder.memory)
     recorder.counters = _counters(module, recorder.memory)
@@ -223,6 +226,10 @@ def _fit(
             recorder.rollouts = RolloutCounter(bank, len(module.concepts), recorder.counters)
         if isinstance(adversary := module.adversary, InversionAdversary):
             recorder.search = WordSearch(adversary, recorder.counters)
+        elif adversary is not None:
+            RepeatedSteps(adversary, "search_step", recorder.counters, recorder.rollouts)
+    if isinstance(module, Receler):
+        RepeatedSteps(module, "attack_step", recorder.counters, recorder.rollouts)
     if isinstance(module, FMN):
         recorder.inverted = shorten_inversion(module)
     trainer.fit(module, data)

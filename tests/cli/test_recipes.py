@@ -10,6 +10,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from trivial import quiet_trainer
 
 from erasure_lightning.backbones.tiny import TinyBackbone, TinyFlux, TinySD3, TinyXL
+from erasure_lightning.callbacks.interrupt import LastCheckpoint
 from erasure_lightning.cli.configs import (
     RECIPES,
     SHIPPED,
@@ -68,7 +69,9 @@ def method_of(name):
 def parser() -> LightningArgumentParser:
     """The parser of a fit; to build it costs as much as to parse every recipe."""
     config = str(SHIPPED / "uce.yaml")
-    return Planner(["--config", config, "--model.backbone", "TinyBackbone"]).parser
+    return Planner(
+        ["--config", config, "--model.backbone", "TinyBackbone"], LastCheckpoint()
+    ).parser
 
 
 @pytest.fixture
