@@ -1,7 +1,7 @@
 """`Edit`: an edit in memory, and in the pipeline that it was applied to."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from numbers import Real
 from pathlib import Path
 from typing import Any, Self
@@ -23,7 +23,13 @@ from erasure_lightning.edits.export import Export, HeldEdit, write_export
 from erasure_lightning.edits.export_request import ExportRequest
 from erasure_lightning.edits.fingerprints import edit_fingerprint
 from erasure_lightning.edits.installation import holds_edit, install_edit
-from erasure_lightning.edits.stack import AppliedEdit, applied_edits, remove_edit, set_strength
+from erasure_lightning.edits.stack import (
+    AppliedEdit,
+    applied_edits,
+    remove_edit,
+    require_changeable,
+    set_strength,
+)
 from erasure_lightning.errors import ErasureError
 
 
@@ -144,7 +150,8 @@ class Edit:
         if not isinstance(value, Real) or not 0 <= value < math.inf:
             raise ErasureError(f"An edit needs a strength of at least 0; found {value!r}.")
         places = [place for place in self._places() if place[1]["strength"] != value]
-        _require_changeable(places)
+        for place in places:
+            require_changeable(*place)
         for component, record in places:
             set_strength(component, record, float(value))
 
@@ -159,7 +166,8 @@ class Edit:
                 there; then none is changed.
         """
         places = self._places()
-        _require_changeable(places)
+        for place in places:
+            require_changeable(*place)
         for component, record in places:
             self._strength = record["strength"]
             remove_edit(component, record)
@@ -247,13 +255,6 @@ class Edit:
                     " removed, or the component replaced. Apply it again."
                 )
         return [(EditedComponent(self.pipeline, name), each) for name, each in records.items()]
-
-
-def _require_changeable(places: Sequence[tuple[EditedComponent, AppliedEdit]]) -> None:
-    """Raise unless weights that an edit changed can be written and act; adapters always can."""
-    for component, record in places:
-        if "before" in record:
-            component.require_changeable()
 
 
 def _remove(edits: list[Edit]) -> None:

@@ -127,7 +127,7 @@ def shorten_inversion(method: FMN) -> int:
 
 
 class RepeatedSteps:
-    """Replaces a function that a training step calls in a loop: runs few calls, and counts the rest.
+    """Replaces a function that a step calls in a loop: runs few calls, and counts the others.
 
     Two calls of each loop are run; an optimizer's state is there in the second, as in all later
     ones.

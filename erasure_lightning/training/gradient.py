@@ -19,6 +19,7 @@ from erasure_lightning.distributed.collectives import (
     gather_on_first_rank,
     of_this_rank,
 )
+from erasure_lightning.distributed.lightning_internals import training_precision
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.seeding import derive_seed
 from erasure_lightning.training.adversary import Adversary, AdversaryModels
@@ -139,7 +140,17 @@ class GradientErasure(ErasureModule):
         """
 
     def on_train_start(self) -> None:
-        """Offload the text encoders and prepare the source of latents.
+        """Call `prepare` in the precision of the loss, whose autocast rounds both alike.
+
+        A method that solves for weights first overrides this: solutions are not rounded.
+        """
+        with training_precision(self):
+            self.prepare()
+
+    def prepare(self) -> None:
+        """Offload the text encoders and prepare the source of latents, before the first step.
+
+        Methods compute here what their loss reads in every step.
 
         Raises:
             ErasureError: If text encoders are trained that are to be offloaded.
