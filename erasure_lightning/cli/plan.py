@@ -196,6 +196,7 @@ _PHASES = {
     "preparing": "before the first step",
     "sampling": "while latents or images to train on are drawn",
     "step": "in a step",
+    "monitoring": "while RetentionMonitor draws images",
     "measuring": "while the edit is measured",
 }
 
@@ -226,7 +227,7 @@ def _work(forecast: FitForecast, devices: int) -> list[str]:
     each, together = (" on each device", ", on all devices together") if devices > 1 else ("", "")
     last = forecast.evaluations["last"]
     whole = forecast.steps * (last[STUDENT_CALLS] + last[TEACHER_CALLS])
-    whole += forecast.sampled + forecast.inverted
+    whole += forecast.sampled + forecast.monitored + forecast.inverted
     drawn = (
         f" The measurement draws 2 x {forecast.pictures} images in {forecast.measured}"
         f" evaluations{together}."
@@ -265,4 +266,6 @@ def _training(forecast: FitForecast) -> list[str]:
         lines.append(f"Textual inversion takes {forecast.inverted} evaluations with gradient.")
     if forecast.sampled:
         lines.append(f"Trajectories or images to train on cost {forecast.sampled} evaluations.")
+    if forecast.monitored:
+        lines.append(f"RetentionMonitor draws its images in {forecast.monitored} evaluations.")
     return lines

@@ -4,17 +4,21 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.methods.fmn import FMN
 from erasure_lightning.planning.memory_tracker import MemoryTracker
+from erasure_lightning.retention.monitor import RetentionMonitor
 from erasure_lightning.training.adversary import AdversaryModels
 from erasure_lightning.training.adversary_kinds import InversionAdversary
+from erasure_lightning.training.base import ErasureModule
 from erasure_lightning.training.latent_sources import SourceModels
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
@@ -124,6 +128,51 @@ def shorten_inversion(method: FMN) -> int:
     evaluations = method.inversion_steps * method.inversion_batch * len(method.concepts)
     method.inversion_steps = min(method.inversion_steps, 1)
     return evaluations
+
+
+class MonitorCounter(Callback):
+    """Draws the images of a `RetentionMonitor`, without its scorer, and counts all measurements.
+
+    Args:
+        monitor: The callback, in whose place this one is.
+        memory: The tracker that is active during the fit.
+    """
+
+    def __init__(self, monitor: RetentionMonitor, memory: MemoryTracker) -> None:
+        self.monitor = monitor
+        self.memory = memory
+        self.counters: Sequence[DenoiserCounter] = []
+        self.each = 0
+        #: Peak memory of a measurement, in bytes.
+        self.peak = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draws the original's images."""
+        module = cast(ErasureModule, pl_module)
+        self.monitor.choose_prompts(module)
+        self._draw(module.original)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Draws the edited model's images, as if each step that is run were measured."""
+        self._draw(cast(ErasureModule, pl_module).backbone)
+
+    @torch.no_grad()
+    def _draw(self, backbone: Backbone) -> None:
+        before = [(counter.sampled, counter.sampling_peak) for counter in self.counters]
+        for counter in self.counters:
+            counter.sampling_peak = 0
+        peak = self.memory.restart()
+        self.monitor.images(backbone)
+        peaks = [self.memory.peak, *(counter.sampling_peak for counter in self.counters)]
+        self.peak = max(self.peak, *peaks)
+        self.each = sum(counter.sampled for counter in self.counters) - sum(n for n, _ in before)
+        for counter, (sampled, sampling_peak) in zip(self.counters, before, strict=True):
+            counter.sampled, counter.sampling_peak = sampled, sampling_peak
+        self.memory.peak = max(peak, self.memory.live)
+
+    def evaluations(self, steps: int) -> int:
+        """Latents that are evaluated in a fit of some steps, if nothing stops it before."""
+        return self.each * (1 + steps // self.monitor.every)
 
 
 class RepeatedSteps:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import pytest
 from lightning.pytorch.cli import LightningArgumentParser
+from published_variants import VARIANTS
 from trivial import quiet_trainer
 
 from erasure_lightning.backbones.tiny import TinyBackbone, TinyFlux, TinySD3, TinyXL
@@ -84,7 +85,7 @@ def build(parser):
     return built
 
 
-def cheap(content, tiny):
+def cheap(content, backbone):
     """A recipe for a tiny model, of concepts that are tokens of its tokenizers."""
     changed = _with_few(content)
     arguments = changed["model"]["init_args"]
@@ -96,7 +97,7 @@ def cheap(content, tiny):
         arguments["retain"] = ["tree", "car"]
     has_anchor = "anchor" in arguments["concepts"][0]
     arguments["concepts"] = [{"name": "cat"} | ({"anchor": "dog"} if has_anchor else {})]
-    arguments["backbone"] = tiny.__name__
+    arguments["backbone"] = backbone
     if arguments.get("optimizer") == "adam8bit":  # bitsandbytes is for CUDA
         arguments["optimizer"] = "adam"
     if "templates" in changed.get("data", {}):
@@ -139,7 +140,11 @@ def test_a_recipe_is_valid_as_it_is(name, build):
 
 @every_recipe
 def test_a_recipe_trains(name, build, folder):
-    built = build(cheap(read(name), PUBLISHED[name.partition("/")[0]].tiny))
+    check_trains(build(cheap(read(name), PUBLISHED[name.partition("/")[0]].tiny.__name__)))
+
+
+def check_trains(built):
+    """A fit changes a weight, or adds adapters."""
     quiet_trainer(
         fast_dev_run=2,
         gradient_clip_val=built.trainer.gradient_clip_val,
@@ -148,6 +153,20 @@ def test_a_recipe_trains(name, build, folder):
     edit, original = built.model.edit_values(), dict(built.model.original.named_parameters())
     assert edit
     assert any(n not in original or not v.equal(original[n].float()) for n, v in edit.items())
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def variant(request, tmp_path_factory):
+    """A family of recipes, and the folder of another of its published models."""
+    folder = tmp_path_factory.mktemp(request.param)
+    VARIANTS[request.param]().save_pretrained(folder)
+    return request.param, folder
+
+
+@pytest.mark.parametrize("method", ["esd", "uce", "all-but-one", "sage"])
+def test_a_recipe_trains_other_published_models_of_its_family(variant, method, build, folder):
+    family, place = variant
+    check_trains(build(cheap(read(f"{family}/{method}.yaml"), str(place))))
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from erasure_lightning.planning.device_memory import DeviceMemory
 from erasure_lightning.planning.forecast import forecast_fit
 from erasure_lightning.planning.memory_tracker import MemoryTracker
 from erasure_lightning.retention.local_noise import LocalNoisePreservation
+from erasure_lightning.retention.monitor import RetentionMonitor
 from erasure_lightning.training.adversary_kinds import StateAdversary, WordAdversary
 from erasure_lightning.training.image_sources import GeneratedImages
 from erasure_lightning.training.optimizers import check_eight_bits
@@ -115,6 +116,25 @@ def test_the_forecast_of_a_bank_and_of_retention_equals_a_real_fit():
     retention, bank = arguments()
     peak, _ = measured(ESD, retention, latents=bank)  # its predictions are cached: steps differ
     assert max(plan.peaks.values()) == pytest.approx(peak, rel=0.05)
+
+
+def test_a_monitor_is_counted_and_drawn_once_before_and_after_a_step():
+    def monitor():
+        return RetentionMonitor(every=1, count=16, steps=2)
+
+    plan, without = forecast(ESD, monitor()), forecast(ESD)
+    peak, counter = measured(ESD, monitor())
+    assert max(plan.peaks.values()) == plan.peaks["monitoring"] == pytest.approx(peak, rel=0.05)
+    assert plan.peaks["monitoring"] > 1.5 * max(without.peaks.values())  # the control
+    assert without.peaks["monitoring"] == without.monitored == 0
+    for phase in ("preparing", "step"):  # of the monitor only the prompts' states stay
+        assert plan.peaks[phase] == pytest.approx(without.peaks[phase], rel=0.06)
+    last = plan.evaluations["last"]
+    in_steps = 3 * (last["student"] + last["teacher"])
+    assert plan.monitored + in_steps == counter.evaluations
+    assert forecast(ESD, RetentionMonitor(every=2, count=16, steps=2)).monitored == (
+        plan.monitored / 2
+    )
 
 
 def test_as_many_prompts_are_planned_to_be_retained_as_are():
