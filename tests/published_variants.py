@@ -1,6 +1,10 @@
 """Tiny random pipelines with the configs of published models that no recipe names."""
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import diffusers
+from diffusers import DiffusionPipeline
 
 from erasure_lightning.backbones.tiny import TinyBackbone, TinyFlux, TinyXL
 from erasure_lightning.backbones.tiny_parts import random_clip, seeded, tiny_unet
@@ -59,5 +63,16 @@ def flux_schnell():
     return pipeline
 
 
-#: Builders of the pipelines, by the folder of the recipes that serve them.
-VARIANTS = {"sd15": stable_diffusion_2_1, "sdxl": sdxl_turbo, "flux": flux_schnell}
+class Variant(NamedTuple):
+    """A published model, and a tiny pipeline with its configs."""
+
+    hub_id: str
+    build: Callable[[], DiffusionPipeline]
+
+
+#: By the folder of the recipes that serve them.
+VARIANTS = {
+    "sd15": Variant("stabilityai/stable-diffusion-2-1", stable_diffusion_2_1),
+    "sdxl": Variant("stabilityai/sdxl-turbo", sdxl_turbo),
+    "flux": Variant("black-forest-labs/FLUX.1-schnell", flux_schnell),
+}

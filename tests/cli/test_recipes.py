@@ -20,6 +20,7 @@ from erasure_lightning.cli.configs import (
     load_yaml,
     shipped_configs,
 )
+from erasure_lightning.cli.main import main
 from erasure_lightning.cli.plan import Planner
 from erasure_lightning.data.datamodule import PromptData
 from erasure_lightning.errors import ErasureError
@@ -159,7 +160,7 @@ def check_trains(built):
 def variant(request, tmp_path_factory):
     """A family of recipes, and the folder of another of its published models."""
     folder = tmp_path_factory.mktemp(request.param)
-    VARIANTS[request.param]().save_pretrained(folder)
+    VARIANTS[request.param].build().save_pretrained(folder)
     return request.param, folder
 
 
@@ -167,6 +168,18 @@ def variant(request, tmp_path_factory):
 def test_a_recipe_trains_other_published_models_of_its_family(variant, method, build, folder):
     family, place = variant
     check_trains(build(cheap(read(f"{family}/{method}.yaml"), str(place))))
+
+
+def test_the_documented_command_for_another_model_is_valid(variant, folder):
+    family, place = variant
+    (command,) = [line for line in page("families").splitlines() if line.startswith("erasure")
+                  and VARIANTS[family].hub_id in line]  # fmt: skip
+    words = command.replace(VARIANTS[family].hub_id, str(place)).split()[1:]
+    assert words[2] == f"{family}/esd.yaml"
+    tiny = ["--model.concepts", "[{name: cat}]", "--model.latents.trajectories", "1"]
+    tiny += ["--model.base", "float32", "--model.checkpointing", "false"]
+    tiny += ["--model.image_size", "16", "--model.latents.steps", "2"]
+    assert main([*words, *tiny, "--trainer.fast_dev_run", "1", "--trainer.accelerator", "cpu"]) == 0
 
 
 @pytest.mark.parametrize(
@@ -212,9 +225,12 @@ def test_recipes_are_found_by_family_and_name():
 
 
 def test_documentation_lists_every_recipe():
-    page = Path(__file__).parents[2].joinpath("docs", "recipes.md").read_text(encoding="utf-8")
-    missing = [name for name in FOUND if name.removesuffix(".yaml") not in page]
+    missing = [name for name in FOUND if name.removesuffix(".yaml") not in page("recipes")]
     assert not missing
+
+
+def page(name):
+    return Path(__file__).parents[2].joinpath("docs", f"{name}.md").read_text(encoding="utf-8")
 
 
 def test_data_of_a_recipe_is_that_of_any_run(build):
