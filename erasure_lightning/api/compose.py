@@ -26,7 +26,7 @@ from erasure_lightning.training.base_edits import earlier_concepts
 from erasure_lightning.training.composition import Composition
 
 
-def compose(*edits: Edit | str | Path, pipeline: Any = None) -> Edit:
+def compose(*edits: Edit | str | Path, pipeline: Any = None, backbone: str | None = None) -> Edit:
     """Several edits of one model as one: the sum of their differences from it.
 
     Without training: in tensors that several edits change, the sum is what none of them was
@@ -37,6 +37,8 @@ def compose(*edits: Edit | str | Path, pipeline: Any = None) -> Edit:
             by its strength.
         pipeline: The model that they were made on, without them or with them; by default it is
             loaded by the name that they were made with, if it is needed at all.
+        backbone: Where that model is now, which the composition names; by default as the first
+            edit names it.
 
     Returns:
         The edit, in no pipeline yet, which can be applied, saved and measured.
@@ -67,11 +69,11 @@ def compose(*edits: Edit | str | Path, pipeline: Any = None) -> Edit:
     names = shared_names(values)
     if any(strength != 1 for strength in strengths):
         names |= {name for one in values for name in one}
-    base = _base_values(several[0], names, pipeline) if names else {}
+    base = _base_values(several[0], names, pipeline, backbone) if names else {}
     titled = [edit_title(edit.metadata) for edit in several]
     overlap = [asdict(each) for each in overlaps(titled, values, base)]
     composed = summed(values, strengths, base)
-    return Edit(composed, _metadata(several, composed) | {"overlap": overlap})
+    return Edit(composed, _metadata(several, composed, backbone) | {"overlap": overlap})
 
 
 def _check_distinct(edits: Sequence[Edit]) -> None:
@@ -111,7 +113,9 @@ def _check_same_base(one: Edit, other: Edit) -> None:
         )
 
 
-def _base_values(edit: Edit, names: set[str], pipeline: Any) -> dict[str, Tensor]:
+def _base_values(
+    edit: Edit, names: set[str], pipeline: Any, place: str | None
+) -> dict[str, Tensor]:
     """Values of the model that an edit was made on, by component and name.
 
     Raises:
@@ -119,7 +123,7 @@ def _base_values(edit: Edit, names: set[str], pipeline: Any) -> dict[str, Tensor
     """
     with ExitStack() as undo:
         if pipeline is None:
-            pipeline = load_base_model(edit.metadata).to_pipeline()
+            pipeline = load_base_model(edit.metadata, place).to_pipeline()
         for base in edit.apply_base_edits(pipeline):
             undo.callback(base.remove)
         beneath = {entry["fingerprint"] for entry in edit.metadata.get("base_edits", [])}
@@ -137,21 +141,23 @@ def _base_values(edit: Edit, names: set[str], pipeline: Any) -> dict[str, Tensor
     return {name: values[name] for name in names}
 
 
-def _metadata(edits: Sequence[Edit], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+def _metadata(
+    edits: Sequence[Edit], tensors: Mapping[str, Tensor], place: str | None
+) -> dict[str, Any]:
     """Metadata of the composition, with which it is measured like any other edit."""
     first = edits[0].metadata
     concepts = earlier_concepts([edit.metadata for edit in edits], [])
     listed = [asdict(concept) for concept in concepts]
     base = {key: first[key] for key in ("base_edits", "unedited_fingerprint") if key in first}
     arguments: dict[str, Any] = {"concepts": listed, "tensors": [*tensors]}
-    arguments["backbone"] = first["backbone"]
+    arguments["backbone"] = place or first["backbone"]
     arguments["loras"] = first.get("arguments", {}).get("loras")
     prints = [edit.metadata.get("fingerprints", {}) for edit in reversed(edits)]
     return base | {
         "method": f"{Composition.__module__}.{Composition.__qualname__}",
         "arguments": arguments,
         "concepts": listed,
-        "backbone": first["backbone"],
+        "backbone": arguments["backbone"],
         "backbone_fingerprint": first.get("backbone_fingerprint"),
         "backbone_bfloat16": first.get("backbone_bfloat16"),
         "fingerprints": {name: value for one in prints for name, value in one.items()},

@@ -50,8 +50,6 @@ _SMALL = 200
 
 _CSS = Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
 
-_LAST_PORT = 65535
-
 _THEME = {
     "primary_hue": "indigo",
     "font": ["system-ui", "sans-serif"],
@@ -59,13 +57,8 @@ _THEME = {
 }
 
 #: Arguments of the page: without a public address, served by a thread.
-_LAUNCH: dict[str, Any] = {
-    "share": False,
-    "quiet": True,
-    "prevent_thread_lock": True,
-    "footer_links": [],
-    "ssr_mode": False,
-}
+_LAUNCH: dict[str, Any] = {"share": False, "quiet": True, "prevent_thread_lock": True}
+_LAUNCH |= {"footer_links": [], "ssr_mode": False}
 
 
 class WordButton(NamedTuple):
@@ -83,6 +76,7 @@ class SideBySide:
     Args:
         run: A run's folder, or its ``edit.safetensors``.
         steps: Sampling steps, at least 1; the world's by default, else 50.
+        backbone: Where the base model is now; by default as the edit names it.
 
     Raises:
         ErasureError: If the edit or its base model cannot be read.
@@ -94,14 +88,16 @@ class SideBySide:
         >>> from erasure_lightning.backbones.tiny import TinyBackbone
         >>> with TemporaryDirectory() as folder:
         ...     TinyBackbone().to_pipeline().save_pretrained(f"{folder}/model")
-        ...     pipeline = type(TinyBackbone().to_pipeline()).from_pretrained(f"{folder}/model")
-        ...     edit = erase(pipeline, "cat", method="UCE", progress_bar=False)
-        ...     both = SideBySide(edit.save(f"{folder}/edit.safetensors"), steps=2)
+        ...     edit = erase(TinyBackbone().to_pipeline(), "cat", method="UCE", progress_bar=False)
+        ...     file = edit.save(f"{folder}/edit.safetensors")
+        ...     both = SideBySide(file, steps=2, backbone=f"{folder}/model")
         ...     both.draw("a cat", seed=0, strength=0.0) == both.draw("a cat", seed=0, strength=1.0)
         False
     """
 
-    def __init__(self, run: str | Path, steps: int | None = None) -> None:
+    def __init__(
+        self, run: str | Path, steps: int | None = None, backbone: str | None = None
+    ) -> None:
         require("A demo", at_least=1, steps=steps)
         path = locate_checkpoint(str(run), "demo")
         if path.suffix != ".safetensors":
@@ -115,7 +111,7 @@ class SideBySide:
         base = metadata.get("base_edits")
         self.base_title = f"With {titles(base)}" if base else "Original"
         self.concepts = [Concept(**concept) for concept in required_entry(metadata, "concepts")]
-        self.backbone = load_base_model(metadata)
+        self.backbone = load_base_model(metadata, backbone)
         self.backbone.eval().to(default_device())
         self.edit.apply(self.backbone.to_pipeline())
         world = self.backbone.world
@@ -160,6 +156,7 @@ def serve_demo(
     host: str = "127.0.0.1",
     port: int | None = None,
     steps: int | None = None,
+    backbone: str | None = None,
     ready: Callable[[str], None] = print,
 ) -> None:
     """Serve the page of a run until it is interrupted; no data leaves the machine.
@@ -169,6 +166,7 @@ def serve_demo(
         host: Address that it is bound to. The default is reachable from this machine only.
         port: The port; by default the first free one from 7860.
         steps: Sampling steps, at least 1; the world's by default, else 50.
+        backbone: Where the base model is now; by default as the edit names it.
         ready: Is called with the page's address once it is there.
 
     Raises:
@@ -176,10 +174,10 @@ def serve_demo(
             out of range.
         KeyboardInterrupt: At Ctrl-C.
     """
-    require("A demo", at_least=1, at_most=_LAST_PORT, port=port)
+    require("A demo", at_least=1, at_most=65535, port=port)
     with TemporaryDirectory() as folder, _private(folder), quiet():
         gradio = _gradio()
-        page = _page(gradio, SideBySide(run, steps))
+        page = _page(gradio, SideBySide(run, steps, backbone))
         try:
             theme = gradio.themes.Default(**_THEME)
             _, address, _ = page.launch(

@@ -10,6 +10,7 @@ from lightning import Trainer
 from lightning.pytorch.callbacks import (
     BaseFinetuning,
     Callback,
+    ModelCheckpoint,
     ModelPruning,
     ProgressBar,
     StochasticWeightAveraging,
@@ -140,14 +141,11 @@ def run_callbacks(
         progress_bar: Whether progress is shown.
 
     Raises:
-        ErasureError: If one of the user's cannot work on a model that the run itself loads.
+        ErasureError: If one of the user's cannot work on a model that the run itself loads, or
+            overwrites the run's checkpoint.
     """
     for callback in chosen:
-        if isinstance(callback, _NEED_WEIGHTS):
-            raise ErasureError(
-                f"{type(callback).__name__} needs the weights before the run has loaded them, and"
-                " would have no effect or fail: leave it out."
-            )
+        _check_callback(callback)
     own: list[Callback] = [Measure(), SampleGrid(), ImageWriter(), Dashboard()]
     if not fast_dev_run:
         own += [Cost(), EditValidation(), ExportEdit(config)]
@@ -155,6 +153,21 @@ def run_callbacks(
     own = [callback for callback in own if type(callback) not in map(type, chosen)]
     shown = progress_bar and not any(isinstance(callback, ProgressBar) for callback in chosen)
     return [*chosen, *([Progress()] if shown else []), *own, watchdog]
+
+
+def _check_callback(callback: Callback) -> None:
+    """Raise for a callback of Lightning that cannot work in a run."""
+    if isinstance(callback, _NEED_WEIGHTS):
+        raise ErasureError(
+            f"{type(callback).__name__} needs the weights before the run has loaded them, and"
+            " would have no effect or fail: leave it out."
+        )
+    if isinstance(callback, ModelCheckpoint) and callback.save_last and not callback.dirpath:
+        raise ErasureError(
+            "ModelCheckpoint with save_last writes checkpoints/last.ckpt, from which the run"
+            " resumes and which it saves itself (--save_every): leave save_last out, or give"
+            " another folder as dirpath."
+        )
 
 
 def run_loggers(run: Run, chosen: Sequence[Logger] | bool) -> list[Logger] | bool:

@@ -128,7 +128,7 @@ def _sd21(name: str) -> Backbone:
 
 def _sdxl(name: str) -> Backbone:
     unet = _unet(
-        sample_size=128,
+        sample_size=64 if name.endswith("turbo") else 128,
         cross_attention_dim=768 + 1280,
         block_out_channels=(320, 640, 1280),
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
@@ -208,6 +208,7 @@ FULL_SIZE: dict[str, Callable[[str], Backbone]] = {
     "CompVis/stable-diffusion-v1-4": _sd15,
     "stabilityai/stable-diffusion-2-1": _sd21,
     "stabilityai/stable-diffusion-xl-base-1.0": _sdxl,
+    "stabilityai/sdxl-turbo": _sdxl,
     "stabilityai/stable-diffusion-3-medium-diffusers": _sd3,
     "stabilityai/stable-diffusion-3.5-medium": _sd3,
     "stabilityai/stable-diffusion-3.5-large": _sd3,

@@ -98,7 +98,16 @@ def check_edit(module: ErasureModule, initial_adapters: dict[str, Tensor]) -> No
 
 
 def _advice(module: LightningModule) -> str:
+    """What to change first; float16 weights before the learning rate."""
     lr = getattr(module, "lr", None)
-    if not lr:
-        return "Look at its settings."
-    return f"Try a lower learning rate: --model.lr {lr / 10:g} in place of {lr:g}."
+    lower = f"a lower learning rate: --model.lr {lr / 10:g} in place of {lr:g}." if lr else ""
+    if isinstance(module, ErasureModule) and any(
+        parameter.dtype == torch.float16 for parameter in module.trainable().values()
+    ):
+        precise = (
+            "Its weights are trained in float16, in which gradients and an optimizer's steps become"
+            " 0 or infinite: leave --trainer.precision 16-true out, or give --model.base bfloat16"
+            " to save memory."
+        )
+        return f"{precise} If that does not help, try {lower}" if lower else precise
+    return f"Try {lower}" if lower else "Look at its settings."

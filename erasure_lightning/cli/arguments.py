@@ -61,6 +61,11 @@ class Arguments(argparse.ArgumentParser):
         name = "runs" if several else "run"
         self.add_argument(name, type=Path, metavar="RUN", help=help, **settings)
 
+    def add_backbone(self) -> None:
+        """Add the place of the model that the edit was made on."""
+        text = "Where the base model is now; by default as the edit names it."
+        self.add_options(str, backbone=text)
+
     def add_options(self, kind: Callable[[str], object], **helps: str) -> None:
         """Add options of one type, without a default.
 

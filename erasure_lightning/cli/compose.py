@@ -32,7 +32,7 @@ def run_compose(argv: list[str]) -> None:
         raise ErasureError(f"--out needs a folder or a .safetensors file; found the file {out}.")
     else:
         require_unused(out, "--out")
-    edit = compose(*options.runs)
+    edit = compose(*options.runs, backbone=options.backbone)
     path = save_composition(edit, out if out.suffix == ".safetensors" else Run(out).edit)
     print(edit.report())
     print(f"Composed; the edit is {path}. Measure it: erasure test --ckpt_path {shell_word(out)}.")
@@ -53,4 +53,5 @@ def _parser() -> Arguments:
         metavar="PATH",
         help="A new folder, or a .safetensors file; existing files are not overwritten.",
     )
+    parser.add_backbone()
     return parser

@@ -17,7 +17,14 @@ def run_demo(argv: list[str]) -> None:
         if options.host not in ("127.0.0.1", "localhost", "::1"):
             print("Other machines can reach it: it has no password.", flush=True)
 
-    serve_demo(options.run, host=options.host, port=options.port, steps=options.steps, ready=ready)
+    serve_demo(
+        options.run,
+        host=options.host,
+        port=options.port,
+        steps=options.steps,
+        backbone=options.backbone,
+        ready=ready,
+    )
 
 
 def _parser() -> Arguments:
@@ -37,4 +44,5 @@ def _parser() -> Arguments:
         port="By default the first free port from 7860.",
         steps="Sampling steps; by default the world's, else 50.",
     )
+    parser.add_backbone()
     return parser

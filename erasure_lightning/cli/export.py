@@ -93,7 +93,5 @@ def _parser() -> Arguments:
     parser.add_argument("--images", type=int, default=0, metavar="N", help=images)
     for name, default, text in _CHOICES:
         parser.add_argument(f"--{name}", default=default, help=text)
-    parser.add_options(
-        str, backbone="Where the base model is now; by default as the edit names it."
-    )
+    parser.add_backbone()
     return parser

@@ -48,12 +48,15 @@ def run_plan(argv: list[str]) -> int:
 
     Raises:
         ErasureError: If `erasure fit` would refuse the arguments.
+        Interrupted: If a signal came.
     """
     silence()
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
-    return Planner(argv).print_plan()
+    keeper = LastCheckpoint()
+    with keeper.watching():
+        return Planner(argv, keeper).print_plan()
 
 
 class Planner(CommandLine):
@@ -61,10 +64,11 @@ class Planner(CommandLine):
 
     Args:
         argv: The arguments behind the command.
+        keeper: Stops the plan at a signal.
     """
 
-    def __init__(self, argv: list[str]) -> None:
-        super().__init__("plan", argv, LastCheckpoint())
+    def __init__(self, argv: list[str], keeper: LastCheckpoint) -> None:
+        super().__init__("plan", argv, keeper)
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add a device's memory and the form of the answer to the options of a fit."""
@@ -192,6 +196,7 @@ _PHASES = {
     "preparing": "before the first step",
     "sampling": "while latents or images to train on are drawn",
     "step": "in a step",
+    "monitoring": "while RetentionMonitor draws images",
     "measuring": "while the edit is measured",
 }
 
@@ -222,7 +227,7 @@ def _work(forecast: FitForecast, devices: int) -> list[str]:
     each, together = (" on each device", ", on all devices together") if devices > 1 else ("", "")
     last = forecast.evaluations["last"]
     whole = forecast.steps * (last[STUDENT_CALLS] + last[TEACHER_CALLS])
-    whole += forecast.sampled + forecast.inverted
+    whole += forecast.sampled + forecast.monitored + forecast.inverted
     drawn = (
         f" The measurement draws 2 x {forecast.pictures} images in {forecast.measured}"
         f" evaluations{together}."
@@ -261,4 +266,6 @@ def _training(forecast: FitForecast) -> list[str]:
         lines.append(f"Textual inversion takes {forecast.inverted} evaluations with gradient.")
     if forecast.sampled:
         lines.append(f"Trajectories or images to train on cost {forecast.sampled} evaluations.")
+    if forecast.monitored:
+        lines.append(f"RetentionMonitor draws its images in {forecast.monitored} evaluations.")
     return lines

@@ -66,7 +66,7 @@ def _exports(options: Namespace, folder: Path) -> dict[str, Callable[[Path], obj
         ExportRequest(folder / file, name, options.checkpoint)
     silence()
     edit = load_edit(locate_checkpoint(str(options.run), "push"))
-    edit.apply(load_base_model(edit.metadata).to_pipeline())
+    edit.apply(load_base_model(edit.metadata, options.backbone).to_pipeline())
     edit.metadata = public_metadata(edit.metadata)
     return {
         file: partial(edit.export, format=name, checkpoint=options.checkpoint)
@@ -98,6 +98,7 @@ def _parser() -> Arguments:
         checkpoint=CHECKPOINT_HELP,
         run_dir="The folder, which must be new; by default RUN/hub.",
     )
+    parser.add_backbone()
     parser.add_flags(
         no_gallery="Leave the images out, where what was erased must not be shown.",
         upload="Upload the folder, as you may have edited it; it is written first if it is not"

@@ -4,10 +4,11 @@ A new version of Lightning is checked against this file; no other one uses what 
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from subprocess import Popen
 from typing import Any
 
-from lightning import Trainer
+from lightning import LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 
 
@@ -24,6 +25,23 @@ def after_signal_handlers(trainer: Trainer, action: Callable[[], None]) -> None:
         action()
 
     connector.register_signal_handlers = register_then_act  # type: ignore[method-assign]
+
+
+def keep_signal_handlers(trainer: Trainer) -> None:
+    """Keep the signal handlers of the process in a fit, in which Lightning's ignore SIGTERM.
+
+    Missing: an argument of the trainer that sets no handlers.
+    """
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+
+
+def training_precision(module: LightningModule) -> AbstractContextManager[Any]:
+    """The context of a module's training steps, with their autocast; none without a trainer.
+
+    Missing: a property that says whether a module has a trainer.
+    """
+    trainer = module._trainer
+    return trainer.precision_plugin.train_step_context() if trainer else nullcontext()
 
 
 def take_launched(trainer: Trainer) -> list["Popen[bytes]"]:

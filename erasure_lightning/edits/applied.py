@@ -1,6 +1,6 @@
 """`Edit`: an edit in memory, and in the pipeline that it was applied to."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -27,6 +27,7 @@ from erasure_lightning.edits.stack import (
     applied_edits,
     recorded_changes,
     remove_edit,
+    require_changeable,
     set_strength,
 )
 from erasure_lightning.errors import ErasureError
@@ -148,7 +149,8 @@ class Edit:
     def strength(self, value: float) -> None:
         require("An edit", at_least=0, strength=value)
         places = [place for place in self._places() if place[1]["strength"] != value]
-        _require_changeable(places)
+        for place in places:
+            require_changeable(*place)
         for component, record in places:
             set_strength(component, record, float(value))
 
@@ -163,7 +165,8 @@ class Edit:
                 there; then none is changed.
         """
         places = self._places()
-        _require_changeable(places)
+        for place in places:
+            require_changeable(*place)
         for component, record in places:
             self._strength = record["strength"]
             remove_edit(component, record)
@@ -248,13 +251,6 @@ class Edit:
                     " removed, or the component replaced. Apply it again."
                 )
         return [(EditedComponent(self.pipeline, name), each) for name, each in records.items()]
-
-
-def _require_changeable(places: Sequence[tuple[EditedComponent, AppliedEdit]]) -> None:
-    """Raise unless weights that an edit changed can be written and act; adapters always can."""
-    for component, record in places:
-        if "before" in record:
-            component.require_changeable()
 
 
 def _remove(edits: list[Edit]) -> None:

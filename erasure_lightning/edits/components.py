@@ -15,6 +15,9 @@ from erasure_lightning.errors import ErasureError
 #: Precisions of a loaded component.
 _PRECISIONS = (torch.float32, torch.bfloat16, torch.float16)
 
+#: Relative rounding of weights to which a LoRA was added and subtracted, in epsilons.
+_ROUNDING = 2
+
 #: Segments of names that are not a component's own: our adapters, IP-Adapter's, and the copies of
 #: attention weights that ``fuse_qkv_projections`` makes and that unfusing leaves.
 _ADDED = (ADAPTER_CHILD, "processor", "encoder_hid_proj", "to_qkv", "to_kv", "to_added_qkv")
@@ -141,6 +144,26 @@ class EditedComponent:
         """
         self._require_none((*self._absent(), *self._ineffective(adapters=False)))
 
+    @torch.no_grad()
+    def require_unchanged(self, values: Mapping[str, Tensor]) -> None:
+        """Raises if values that edits wrote have been changed since, but for rounding.
+
+        Args:
+            values: Of parameters, as they were written.
+
+        Raises:
+            ErasureError: If some were, as by a LoRA that was fused and unloaded.
+        """
+        parameters = self.parameters()
+        changed = [n for n in self.differing(values) if not _is_rounded(parameters[n], values[n])]
+        if changed:
+            raise ErasureError(
+                f"Another strength of an edit needs the weights of {self.title} as it left them;"
+                f" found others in {len(changed)} tensors, {changed[0]} first, as of a LoRA that"
+                " was fused and unloaded. Load the pipeline again, and fuse the LoRA once the edit"
+                " has its strength."
+            )
+
     def require_whole(self) -> None:
         """Raises unless its weights, if saved, are those of its class.
 
@@ -216,6 +239,15 @@ def _equal(parameter: Tensor, value: Tensor) -> bool:
     if parameter.is_meta or parameter.shape != value.shape:
         return False
     return torch.equal(parameter, value.to(parameter))
+
+
+def _is_rounded(parameter: Tensor, value: Tensor) -> bool:
+    """Whether a parameter is a value but for rounding: of a LoRA's unfusing, or of a cast."""
+    value = value.to(parameter.device)
+    if any(_equal(parameter, value.to(low)) for low in (torch.bfloat16, torch.float16)):
+        return True
+    error = (parameter.float() - value.float()).norm()
+    return bool(error <= _ROUNDING * torch.finfo(parameter.dtype).eps * value.float().norm())
 
 
 def _is_plain(parameter: nn.Parameter) -> bool:

@@ -82,6 +82,17 @@ def add_edit(component: EditedComponent, record: AppliedEdit) -> None:
     applied_edits(component.module).append(record)
 
 
+def require_changeable(component: EditedComponent, record: AppliedEdit) -> None:
+    """Raises unless another strength of an edit can be written and acts; adapters' always can.
+
+    Raises:
+        ErasureError: With the first obstacle and its remedy.
+    """
+    if "before" in record:
+        component.require_changeable()
+        component.require_unchanged(stacked_values(component.module))
+
+
 def set_strength(component: EditedComponent, record: AppliedEdit, strength: float) -> None:
     """Sets the share of an edit that acts; edits above it act on as before."""
     record["strength"] = strength

@@ -121,9 +121,9 @@ class FMN(PartErasure):
         """Eight generated images of each concept."""
         return GeneratedImages(images=8)
 
-    def on_train_start(self) -> None:
+    def prepare(self) -> None:
         """The images and textual inversion, which a resumed run repeats to the bit."""
-        super().on_train_start()
+        super().prepare()
         if self.inversion_steps:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(derive_seed(self.seed, self.global_rank, 10))

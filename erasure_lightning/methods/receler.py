@@ -179,9 +179,7 @@ class Receler(AdapterErasure):
         prompts = self.concept_conditioning(batch)
         unconditional = batch.teacher.unconditional
         for _ in range(self.attack_steps):
-            prediction = self.student(batch, self.attacked(prompts, batch))
-            loss = self.prediction_error(prediction, concept, batch.t)
-            self.rows_like(prompts.tokens).step(loss)
+            self.attack_step(prompts, batch, concept)
         with torch.no_grad():
             attacked = self.attacked(prompts, batch)
         with eraser_outputs(self.backbone.denoiser) as outputs:
@@ -191,6 +189,18 @@ class Receler(AdapterErasure):
         pixels = _mask_pixels(maps, batch.x)
         masks = concept_mask(maps, plain.positions(CONCEPT), self.threshold, pixels)
         return erasure + self.mask_weight * mean_square_outside(outputs, masks)
+
+    def attack_step(self, prompts: Conditioning, batch: NoisyBatch, concept: Tensor) -> None:
+        """Moves the adversarial rows towards the original's prediction for the concept.
+
+        Args:
+            prompts: Conditioning of the batch's concept prompts, ``(B, L, D)``.
+            batch: Noisy latents and sentences of the loss.
+            concept: The original's predictions for the concept, ``(B, C, h, w)``.
+        """
+        prediction = self.student(batch, self.attacked(prompts, batch))
+        loss = self.prediction_error(prediction, concept, batch.t)
+        self.rows_like(prompts.tokens).step(loss)
 
     def attacked(self, prompts: Conditioning, batch: NoisyBatch) -> Conditioning:
         """``c'``: the states with adversarial rows from the end of text on, where there are any.

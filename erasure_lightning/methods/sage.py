@@ -210,7 +210,7 @@ class SAGE(GradientErasure):
             losses.append(self.denoiser_erasure(concept, batch))
         return torch.stack(losses).mean()
 
-    def on_train_start(self) -> None:
+    def prepare(self) -> None:
         """Mine the concepts' domains, while the original's text encoders are on the device."""
         if self.domain_similarity is not None:
             mined = domain_words(
@@ -221,7 +221,7 @@ class SAGE(GradientErasure):
                 self.vocabulary,
             )
             self.domains = {c.name: words for c, words in zip(self.concepts, mined, strict=True)}
-        super().on_train_start()
+        super().prepare()
 
     def description(self) -> dict[str, Any]:
         """Metadata of an edit, with the words of the concepts' domains."""

@@ -112,7 +112,7 @@ class SalUn(SalientErasure, PartErasure):
         seed = derive_seed(self.seed, self.global_rank, 7)
         return replace(super().models(), sentences=sentences, seed=seed)
 
-    def on_train_start(self) -> None:
+    def prepare(self) -> None:
         """Generates the images of what remains, as a resumed run does again, and the masks."""
         source = cast(GeneratedImages, self.latents)
         if self.alpha:
@@ -125,7 +125,7 @@ class SalUn(SalientErasure, PartErasure):
                 guidance=source.guidance,
                 first=source.images * len(self.concepts),  # after the concepts' images
             )
-        super().on_train_start()
+        super().prepare()
 
     def _remaining_captions(self, count: int) -> list[str]:
         """Captions of ``count`` things that remain, all once in random order before any repeats."""

@@ -112,6 +112,10 @@ def _activation_options(
             f" {data.draw_size}).",
         ),
         (
+            memory.when == "monitoring",
+            "RetentionMonitor needs most: give it fewer prompts, or a smaller count.",
+        ),
+        (
             memory.when in ("sampling", "preparing") and rolled > 0,
             f"Rolling the bank out needs most: give it a batch_size below {rolled}.",
         ),

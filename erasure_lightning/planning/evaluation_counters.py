@@ -1,18 +1,24 @@
 """Replacements of a fit's parts that count denoiser evaluations, and run few of them."""
 
-from collections.abc import Sequence
+import weakref
+from collections import Counter
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.methods.fmn import FMN
 from erasure_lightning.planning.memory_tracker import MemoryTracker
+from erasure_lightning.retention.monitor import RetentionMonitor
 from erasure_lightning.training.adversary import AdversaryModels
 from erasure_lightning.training.adversary_kinds import InversionAdversary
+from erasure_lightning.training.base import ErasureModule
 from erasure_lightning.training.latent_sources import SourceModels
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
@@ -21,6 +27,9 @@ STUDENT_CALLS = "student"
 
 #: Key of the evaluations of the frozen original in `forecast.FitForecast.evaluations`.
 TEACHER_CALLS = "teacher"
+
+#: Calls of a loop that `RepeatedSteps` runs.
+_RUN_CALLS = 2
 
 
 class DenoiserCounter:
@@ -88,6 +97,8 @@ class RolloutCounter:
     ) -> None:
         self.counters = counters
         self.draws = 0
+        #: Draws of steps that are counted and not run.
+        self.skipped = 0
         self.each = 0
         self._expected = partial(bank.rollouts, concepts=concepts)
         self._update = bank.update
@@ -107,7 +118,8 @@ class RolloutCounter:
             run: Number of steps that were run.
             steps: Steps of the fit.
         """
-        rollouts = self._expected(self.draws * steps // run) - self._expected(self.draws)
+        draws = self.draws + self.skipped
+        rollouts = self._expected(draws * steps // run) - self._expected(self.draws)
         return self.each * max(rollouts, 0)
 
 
@@ -116,6 +128,100 @@ def shorten_inversion(method: FMN) -> int:
     evaluations = method.inversion_steps * method.inversion_batch * len(method.concepts)
     method.inversion_steps = min(method.inversion_steps, 1)
     return evaluations
+
+
+class MonitorCounter(Callback):
+    """Draws the images of a `RetentionMonitor`, without its scorer, and counts all measurements.
+
+    Args:
+        monitor: The callback, in whose place this one is.
+        memory: The tracker that is active during the fit.
+    """
+
+    def __init__(self, monitor: RetentionMonitor, memory: MemoryTracker) -> None:
+        self.monitor = monitor
+        self.memory = memory
+        self.counters: Sequence[DenoiserCounter] = []
+        self.each = 0
+        #: Peak memory of a measurement, in bytes.
+        self.peak = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draws the original's images."""
+        module = cast(ErasureModule, pl_module)
+        self.monitor.choose_prompts(module)
+        self._draw(module.original)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Draws the edited model's images, as if each step that is run were measured."""
+        self._draw(cast(ErasureModule, pl_module).backbone)
+
+    @torch.no_grad()
+    def _draw(self, backbone: Backbone) -> None:
+        before = [(counter.sampled, counter.sampling_peak) for counter in self.counters]
+        for counter in self.counters:
+            counter.sampling_peak = 0
+        peak = self.memory.restart()
+        self.monitor.images(backbone)
+        peaks = [self.memory.peak, *(counter.sampling_peak for counter in self.counters)]
+        self.peak = max(self.peak, *peaks)
+        self.each = sum(counter.sampled for counter in self.counters) - sum(n for n, _ in before)
+        for counter, (sampled, sampling_peak) in zip(self.counters, before, strict=True):
+            counter.sampled, counter.sampling_peak = sampled, sampling_peak
+        self.memory.peak = max(peak, self.memory.live)
+
+    def evaluations(self, steps: int) -> int:
+        """Latents that are evaluated in a fit of some steps, if nothing stops it before."""
+        return self.each * (1 + steps // self.monitor.every)
+
+
+class RepeatedSteps:
+    """Replaces a function that a step calls in a loop: runs few calls, and counts the others.
+
+    Two calls of each loop are run; an optimizer's state is there in the second, as in all later
+    ones.
+
+    Args:
+        owner: The object whose method is replaced.
+        name: Name of the method; its first argument is one object in each loop.
+        counters: Of the denoisers' evaluations.
+        rollouts: Of the draws of latents, if these are counted.
+    """
+
+    def __init__(
+        self,
+        owner: Any,
+        name: str,
+        counters: Sequence[DenoiserCounter],
+        rollouts: RolloutCounter | None,
+    ) -> None:
+        self.counters = counters
+        self.rollouts = rollouts
+        self._run = getattr(owner, name)
+        self._loop: Callable[[], Any] = lambda: None
+        self._calls = 0
+        setattr(owner, name, self)
+
+    def __call__(self, loop: Any, *args: Any) -> None:
+        """Arguments as of the method."""
+        if self._loop() is not loop:
+            self._loop = weakref.ref(loop)
+            self._calls = 0
+        self._calls += 1
+        if self._calls <= _RUN_CALLS:
+            before, draws = [Counter(each.counts) for each in self.counters], self._draws()
+            self._run(loop, *args)
+            after = [Counter(each.counts) for each in self.counters]
+            self._evaluated = [new - old for new, old in zip(after, before, strict=True)]
+            self._drawn = self._draws() - draws
+            return
+        for counter, evaluated in zip(self.counters, self._evaluated, strict=True):
+            counter.counts = Counter(counter.counts) + evaluated
+        if self.rollouts:
+            self.rollouts.skipped += self._drawn
+
+    def _draws(self) -> int:
+        return self.rollouts.draws if self.rollouts else 0
 
 
 class WordSearch:

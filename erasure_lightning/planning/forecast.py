@@ -10,13 +10,16 @@ from lightning.pytorch.callbacks import Callback
 
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.data.datamodule import PromptData
-from erasure_lightning.distributed.lightning_internals import jump_to_step
+from erasure_lightning.distributed.lightning_internals import jump_to_step, keep_signal_handlers
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.fmn import FMN
+from erasure_lightning.methods.receler import Receler
 from erasure_lightning.planning.evaluation_counters import (
     STUDENT_CALLS,
     TEACHER_CALLS,
     DenoiserCounter,
+    MonitorCounter,
+    RepeatedSteps,
     RolloutCounter,
     WordSearch,
     shorten_inversion,
@@ -26,6 +29,7 @@ from erasure_lightning.planning.memory_footprint import MemoryFootprint, footpri
 from erasure_lightning.planning.memory_tracker import MemoryTracker
 from erasure_lightning.planning.repeated_blocks import RepeatedBlocks
 from erasure_lightning.retention.base import RetentionCallback
+from erasure_lightning.retention.monitor import RetentionMonitor
 from erasure_lightning.training.adversary_kinds import InversionAdversary
 from erasure_lightning.training.base import ErasureModule
 from erasure_lightning.training.batch_sampling import sample_batch
@@ -41,10 +45,11 @@ class FitForecast:
         held: Memory that is allocated throughout training.
         steps: Optimizer steps.
         peaks: Peak memory of each phase: ``preparing``, ``sampling`` (of a bank or of training
-            images), ``step`` and ``measuring``.
+            images), ``step``, ``monitoring`` (by `RetentionMonitor`) and ``measuring``.
         evaluations: Latents that student and teacher evaluate in the ``first`` step, which fills a
             bank, and in the ``last``; ``backwards`` of them with gradient.
         sampled: Latents evaluated before and between steps, by rollouts and for training images.
+        monitored: Latents evaluated by `RetentionMonitor`, before and between steps.
         inverted: Latents evaluated with gradient by textual inversion before the first step.
         search: Forwards and backwards of a search that runs between steps, for each word.
         pictures: Images that the measurement generates, of each model.
@@ -56,6 +61,7 @@ class FitForecast:
     peaks: dict[str, int]
     evaluations: dict[str, dict[str, int]]
     sampled: int
+    monitored: int
     inverted: int
     search: int
     pictures: int
@@ -82,6 +88,7 @@ class _StepRecorder(Callback):
         self.counters: Sequence[DenoiserCounter] = []
         self.rollouts: RolloutCounter | None = None
         self.search: WordSearch | None = None
+        self.monitors: list[MonitorCounter] = []
         self.inverted = 0
         self.peaks = {"preparing": 0, "step": 0}
         self.counts: list[dict[str, int]] = []
@@ -141,7 +148,8 @@ def forecast_fit(
     Args:
         module: The method; consumed (its weights become fake tensors).
         data: Its prompts.
-        callbacks: Callbacks of the trainer; all but retention callbacks are ignored.
+        callbacks: Callbacks of the trainer; all but retention callbacks and `RetentionMonitor`
+            are ignored.
         measure: Whether the edit is measured at the end.
         accelerator: The planned accelerator. On all but ``cpu`` an optimizer of PyTorch updates all
             weights at once, which takes as much memory again.
@@ -169,13 +177,16 @@ def forecast_fit(
         if measure:
             images, measured, measuring_peak = _measurement(module, data, counters, memory)
     held = recorder.held
-    peaks = recorder.peaks | {"sampling": sampling_peak, "measuring": measuring_peak}
+    monitoring_peak = max((monitor.peak for monitor in recorder.monitors), default=0)
+    peaks = recorder.peaks | {"sampling": sampling_peak, "monitoring": monitoring_peak}
+    peaks["measuring"] = measuring_peak
     return FitForecast(
         held=held,
         steps=steps,
         peaks=_without_freed(peaks, held),
         evaluations={"first": recorder.counts[0], "last": recorder.counts[-1]},
         sampled=sampled,
+        monitored=sum(monitor.evaluations(steps) for monitor in recorder.monitors),
         inverted=recorder.inverted,
         search=recorder.searched,
         pictures=images,
@@ -185,7 +196,11 @@ def forecast_fit(
 
 def _without_freed(peaks: Mapping[str, int], held: MemoryFootprint) -> dict[str, int]:
     """Peaks without what is smaller, or not on the device, than on fake tensors."""
-    in_eight_bits = ("step", "measuring")  # phases in which the optimizer's state is allocated
+    in_eight_bits = (
+        "step",
+        "monitoring",
+        "measuring",
+    )  # phases in which the optimizer's state is allocated
     offloaded = ("sampling", *in_eight_bits)  # phases without the text encoders
     freed = {
         name: held.spared * (name in in_eight_bits) + held.weights.offloaded * (name in offloaded)
@@ -203,6 +218,11 @@ def _fit(
 ) -> None:
     """Run the training, with further arguments of the trainer."""
     retention = [callback for callback in callbacks if isinstance(callback, RetentionCallback)]
+    recorder.monitors = [
+        MonitorCounter(callback, recorder.memory)
+        for callback in callbacks
+        if isinstance(callback, RetentionMonitor)
+    ]
     trainer = Trainer(
         accelerator="cpu",
         devices=1,
@@ -212,17 +232,24 @@ def _fit(
         enable_model_summary=False,
         limit_val_batches=0,
         log_every_n_steps=1,
-        callbacks=[*retention, recorder],
+        callbacks=[*retention, *recorder.monitors, recorder],
         **arguments,
     )
+    keep_signal_handlers(trainer)
     module.configure_model()
     make_adapters_fake(module, recorder.memory)
     recorder.counters = _counters(module, recorder.memory)
+    for monitor in recorder.monitors:
+        monitor.counters = recorder.counters
     if isinstance(module, GradientErasure):
         if isinstance(bank := module.latents, TrajectoryBank):
             recorder.rollouts = RolloutCounter(bank, len(module.concepts), recorder.counters)
         if isinstance(adversary := module.adversary, InversionAdversary):
             recorder.search = WordSearch(adversary, recorder.counters)
+        elif adversary is not None:
+            RepeatedSteps(adversary, "search_step", recorder.counters, recorder.rollouts)
+    if isinstance(module, Receler):
+        RepeatedSteps(module, "attack_step", recorder.counters, recorder.rollouts)
     if isinstance(module, FMN):
         recorder.inverted = shorten_inversion(module)
     trainer.fit(module, data)

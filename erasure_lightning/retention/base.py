@@ -19,6 +19,7 @@ from erasure_lightning.concepts.prompt_lists import (
     without_concepts,
 )
 from erasure_lightning.concepts.vocabulary import Vocabulary
+from erasure_lightning.distributed.lightning_internals import training_precision
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.words import folded
 from erasure_lightning.training.base import ErasureModule
@@ -155,7 +156,7 @@ class RetentionCallback(Callback, ABC):
         )
         self._warn_without_text_edit(module)
         if isinstance(module, GradientErasure):
-            with trainer.precision_plugin.train_step_context():  # as the term will be computed
+            with training_precision(module):  # as the term will be computed
                 self.prepare(module)
 
     def _warn_without_text_edit(self, module: ErasureModule) -> None:

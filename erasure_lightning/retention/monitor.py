@@ -111,29 +111,48 @@ class RetentionMonitor(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Generates the original's images."""
         module = cast(ErasureModule, pl_module)
+        self.choose_prompts(module)
+        world = module.backbone.world
+        source = self.scorer or (world.scorer if world else None)
+        self._scorer = Scorer.load(source).to(module.device) if source else None
+        vocabulary = Vocabulary(world, module.concepts)
+        self._classifier = (
+            ZeroShotClassifier(self._scorer, vocabulary, []) if self._scorer else None
+        )
+        self._original_features = self._features("original", module.original)
+
+    def choose_prompts(self, module: ErasureModule) -> None:
+        """Chooses the prompts, and the guidance at which they are drawn.
+
+        Args:
+            module: The method, with its model.
+        """
         world = module.backbone.world
         vocabulary = Vocabulary(world, module.concepts)
         default_guidance = world.guidance if world else 7.5
         self._guidance = default_guidance if self.guidance is None else self.guidance
-        source = self.scorer or (world.scorer if world else None)
-        self._scorer = Scorer.load(source).to(module.device) if source else None
-        self._classifier = (
-            ZeroShotClassifier(self._scorer, vocabulary, []) if self._scorer else None
-        )
         self._concept_prompts = evenly_spaced(vocabulary.concept_prompts(), self.count)
         labels = evenly_spaced(vocabulary.others, self.count)
         captions = [vocabulary.captions[1].format(label) for label in labels]
         self._retained_prompts = list(self.prompts) if self.prompts else captions
-        self._original_features = self._features("original", module.original)
+
+    @property
+    def drawn_prompts(self) -> list[str]:
+        """The prompts of each measurement, the concepts' first, then those that are retained."""
+        return [prompt for prompt, _ in self._concept_prompts] + self._retained_prompts
+
+    def images(self, backbone: Backbone) -> Tensor:
+        """A model's images of `drawn_prompts`, side by side, ``(N, 3, H, W)`` in 0..1."""
+        prompts = self.drawn_prompts
+        return sample_images(
+            backbone, prompts, range(len(prompts)), steps=self.steps, guidance=self._guidance
+        )
 
     @torch.no_grad()
     def _features(self, model: Literal["original", "edited"], backbone: Backbone) -> Tensor:
         """Unit features ``(N, D)`` of the images, concept prompts first, then retained ones."""
-        prompts = [prompt for prompt, _ in self._concept_prompts] + self._retained_prompts
-        images = sample_images(
-            backbone, prompts, range(len(prompts)), steps=self.steps, guidance=self._guidance
-        )
-        require_finite_images(images, model, backbone, prompts)
+        images = self.images(backbone)
+        require_finite_images(images, model, backbone, self.drawn_prompts)
         if self._scorer:
             features = self._scorer.images(images)
         else:

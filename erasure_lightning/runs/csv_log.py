@@ -30,8 +30,8 @@ class MetricsFile(Logger):
 
     @property
     def name(self) -> str:
-        """Name of the run's folder."""
-        return self._path.parent.name
+        """Empty: `save_dir` is the run's, to which Lightning's `ModelCheckpoint` adds the name."""
+        return ""
 
     @property
     def version(self) -> str:

@@ -158,7 +158,7 @@ class Adversary(ABC):
             batch: Noisy latents and sentences of the loss, at which points are compared.
             models: The models that are searched.
         """
-        best = _Best()
+        best = BestPoint()
         compared = self.best or self.starts > 1
         for number in range(self.starts):
             point = self.start(batch.sentences, models, number)
@@ -166,10 +166,7 @@ class Adversary(ABC):
                 value.requires_grad_(True)
             optimizer = self.optimizer(point)
             for _ in range(self.steps):
-                if self.best:
-                    best.offer(point, self.errors(batch, point, models))
-                latents = models.draw(batch.sentences) if self.fresh else batch
-                self._descend(point, optimizer, latents, models)
+                self.search_step(optimizer, point, batch, models, best)
             if compared:
                 best.offer(point, self.errors(batch, point, models))
         return best.point if compared else [value.detach() for value in point]
@@ -181,10 +178,27 @@ class Adversary(ABC):
         errors = _mean_square(models.predict(batch, conditioning) - batch.teacher.concept)
         return self.by_row(errors, batch.sentences)
 
-    def _descend(
-        self, point: Point, optimizer: Optimizer, batch: NoisyBatch, models: AdversaryModels
+    def search_step(
+        self,
+        optimizer: Optimizer,
+        point: Point,
+        batch: NoisyBatch,
+        models: AdversaryModels,
+        best: "BestPoint",
     ) -> None:
-        """Takes a step of the search, in rows where the error is more than rounding."""
+        """Takes a step of a search, in rows where the error is more than rounding.
+
+        Args:
+            optimizer: That of the search.
+            point: The point, which is changed in place.
+            batch: Noisy latents and sentences of the loss.
+            models: The models that are searched.
+            best: The best point so far, with which the point is compared before the step.
+        """
+        if self.best:
+            best.offer(point, self.errors(batch, point, models))
+        if self.fresh:
+            batch = models.draw(batch.sentences)
         conditioning = self.encode(batch.sentences, point, models.student)
         prediction = models.predict(batch, conditioning)
         target = batch.teacher.concept
@@ -210,7 +224,7 @@ class Adversary(ABC):
         """Restores the state of `state_dict`."""
 
 
-class _Best:
+class BestPoint:
     """The best point so far of each row."""
 
     def __init__(self) -> None:

@@ -18,7 +18,11 @@ from erasure_lightning.training.text_regressions import solve_text_inputs
 
 
 class ClosedFormErasure(ErasureModule):
-    """Base of methods that solve for their edit: one step without a gradient."""
+    """Base of methods that solve for their edit: one step without a gradient.
+
+    The trainer's precision does not apply: autocast would round the inputs of the equations, and
+    the weights that are solved for.
+    """
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -52,7 +56,8 @@ class ClosedFormErasure(ErasureModule):
         if self.global_step:
             return
         if self.global_rank == 0 or self.backbone.sharded:
-            solution = self.solve()
+            with torch.autocast(self.device.type, enabled=False):
+                solution = self.solve()
             if self.editable().keys() != solution.keys():
                 raise ErasureError(
                     f"{type(self).__name__}.solve must return every editable parameter and no"

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.nn.functional import mse_loss
 from torch.optim.lr_scheduler import LambdaLR
@@ -20,6 +20,7 @@ from erasure_lightning.distributed.collectives import (
     gather_on_first_rank,
     of_this_rank,
 )
+from erasure_lightning.distributed.lightning_internals import training_precision
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.seeding import derive_seed
 from erasure_lightning.training.adversary import Adversary, AdversaryModels
@@ -33,6 +34,7 @@ from erasure_lightning.training.latent_sources import (
 from erasure_lightning.training.optimizers import (
     OptimizerName,
     Schedule,
+    groups_by_rate,
     make_optimizer,
     rate_factor,
 )
@@ -137,7 +139,14 @@ class GradientErasure(ErasureModule):
         """
 
     def on_train_start(self) -> None:
-        """Offload the text encoders and prepare the source of latents.
+        """Call `prepare` under the autocast of the loss; solutions come before or after it."""
+        with training_precision(self):
+            self.prepare()
+
+    def prepare(self) -> None:
+        """Offload the text encoders and prepare the source of latents, before the first step.
+
+        Methods compute here what their loss reads in every step.
 
         Raises:
             ErasureError: If text encoders are trained that are to be offloaded.
@@ -280,18 +289,8 @@ class GradientErasure(ErasureModule):
                 f"{type(self).__name__} with base bfloat16 needs its edit in float32; found"
                 f" {trained[0].dtype}. Leave --trainer.precision at 32-true."
             )
-        groups = _groups(self.trainable(), self.learning_rates())
+        groups = groups_by_rate(self.trainable(), self.learning_rates())
         optimizer = make_optimizer(self.optimizer, groups, self.weight_decay)
         steps = self.training_steps or int(self.trainer.estimated_stepping_batches)
         schedule = LambdaLR(optimizer, rate_factor(self.schedule, self.warmup, steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-
-def _groups(
-    parameters: Mapping[str, nn.Parameter], rates: Mapping[str, float]
-) -> list[dict[str, Any]]:
-    """Groups of an optimizer: parameters of one learning rate each."""
-    return [
-        {"params": [parameters[name] for name in rates if rates[name] == rate], "lr": rate}
-        for rate in dict.fromkeys(rates.values())
-    ]

@@ -1,10 +1,11 @@
 """Optimizers and learning-rate schedules of gradient methods, by their names in a config."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any, Literal
 
+from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Adam, AdamW, Optimizer
 
@@ -64,6 +65,21 @@ def check_eight_bits(split: bool) -> None:
             "optimizer adam8bit needs the package bitsandbytes, which is not installed. "
             "pip install 'erasure-lightning[bitsandbytes]', or leave the optimizer at adam."
         )
+
+
+def groups_by_rate(
+    parameters: Mapping[str, nn.Parameter], rates: Mapping[str, float]
+) -> list[dict[str, Any]]:
+    """Groups of an optimizer: parameters of one learning rate each.
+
+    Args:
+        parameters: Parameters to train, by name.
+        rates: Learning rate of each, by name.
+    """
+    return [
+        {"params": [parameters[name] for name in rates if rates[name] == rate], "lr": rate}
+        for rate in dict.fromkeys(rates.values())
+    ]
 
 
 def rate_factor(schedule: Schedule, warmup: int, total: int) -> Callable[[int], float]:

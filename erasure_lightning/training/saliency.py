@@ -98,13 +98,13 @@ class SalientErasure(GradientErasure):
             for name, gradient in summed_gradients(losses, self.trainable()).items()
         }
 
-    def on_train_start(self) -> None:
+    def prepare(self) -> None:
         """Computes the masks, unless a checkpoint has restored them.
 
         Raises:
             ErasureError: If no weight is salient.
         """
-        super().on_train_start()
+        super().prepare()
         if self.share < 1 and not self.masks:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(derive_seed(self.seed, self.global_rank, 8))

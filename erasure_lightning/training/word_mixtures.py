@@ -179,10 +179,10 @@ class WordMixtureErasure(PartErasure):
         """Arguments of `WordMixture` that are the method's own: ``lr`` and ``top``."""
 
     @torch.no_grad()
-    def on_train_start(self) -> None:
+    def prepare(self) -> None:
         """Encodes the vocabulary, selects each concept's candidates, and restores the mixtures."""
         words = self._candidates()
-        super().on_train_start()
+        super().prepare()
         self.words = WordMixture(
             self.original,
             [concept.name for concept in self.concepts],

@@ -142,6 +142,36 @@ def test_commands_that_load_the_base_model_fuse_its_loras(saved, tmp_path):
     )
 
 
+def test_a_base_model_that_has_moved_is_named_to_every_command(saved, tmp_path, monkeypatch):
+    runs = [tmp_path / "one", tmp_path / "other"]
+    for run in runs:
+        edit(saved, [], run)
+    found = load_edit(runs[1])
+    values = {name: value + 1 for name, value in found.tensors.items()}
+    Edit(values, found.metadata).save(runs[1] / "edit.safetensors")
+    for run in runs:  # as if the folder had been renamed
+        lost = load_edit(run)
+        lost.metadata["backbone"] = str(tmp_path / "gone")
+        lost.save(run / "edit.safetensors")
+    one, other = map(str, runs)
+    both, place = tmp_path / "both", str(saved / "pipeline")
+    commands = [
+        ["push", one, "me/x", "--to", "diff", "--no_gallery"],
+        ["compose", one, other, "--out", str(both)],
+    ]
+    assert [main(command) for command in commands] == [2, 2]  # the control: it is not found
+    assert [main([*command, "--backbone", place]) for command in commands] == [0, 0]
+    assert (runs[0] / "hub" / "diff.safetensors").exists()
+    assert load_edit(both).metadata["backbone"] == place
+    assert load_edited(both / "edit.safetensors").backbone.name == place
+    served = {}
+    serve = "erasure_lightning.api.demo.serve_demo"
+    monkeypatch.setattr(serve, lambda run, **options: served.update(options))
+    assert main(["demo", one, "--backbone", place]) == 0
+    assert served["backbone"] == place
+    assert SideBySide(one, steps=2, backbone=place).backbone.name == place
+
+
 def test_a_base_model_without_a_name_is_to_be_passed(tmp_path):
     made = erase(TinyBackbone().to_pipeline(), "cat", "UCE", anchor="dog", progress_bar=False)
     with pytest.raises(ErasureError, match="UCE of cat needs the model .*pass the pipeline"):

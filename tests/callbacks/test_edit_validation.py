@@ -1,10 +1,11 @@
 import pytest
 import torch
-from trivial import Distillation, Exploding, Idle, quiet_trainer
+from trivial import TINY, Distillation, Exploding, Idle, quiet_trainer
 
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.callbacks.edit_export import ExportEdit
 from erasure_lightning.callbacks.edit_validation import EditValidation
+from erasure_lightning.cli.main import main
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.data.datamodule import PromptData
 from erasure_lightning.edits.edit import read_edit
@@ -51,6 +52,17 @@ def test_a_non_finite_loss_stops_at_once(tmp_path):
         ErasureError, match=r"became nan at step 1\. Try a lower learning rate: --model\.lr 0\.0001"
     ):
         fit(tmp_path, Exploding, steps=1000)
+
+
+def test_float16_is_named_before_the_learning_rate(tmp_path, capsys):
+    argv = [*TINY, "--measure", "false", "--trainer.precision"]
+    assert main(["fit", *argv, "16-true", "--run_dir", str(tmp_path / "half")]) == 2
+    line = capsys.readouterr().err
+    assert "became nan" in line or "holds NaN" in line
+    cure, _, rest = line.partition("leave --trainer.precision 16-true out, or give --model.base")
+    assert "float16" in cure
+    assert "--model.lr 0.0001 in place of 0.001" in rest
+    assert main(["fit", *argv, "32-true", "--run_dir", str(tmp_path / "whole")]) == 0
 
 
 def test_adapters_are_copied_without_the_weights_beneath_them():

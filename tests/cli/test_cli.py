@@ -340,6 +340,16 @@ def test_help_names_files_of_concepts(capsys):
             "BackboneFinetuning needs the weights before the run has loaded them",
         ),
         (
+            [
+                *TINY,
+                "--trainer.callbacks+=ModelCheckpoint",
+                "--trainer.callbacks.save_last=true",
+            ],
+            "ModelCheckpoint with save_last writes checkpoints/last.ckpt, from which the run"
+            " resumes and which it saves itself (--save_every): leave save_last out, or give"
+            " another folder as dirpath.",
+        ),
+        (
             [*SAGE, "--run_dir", "caf\udce9"],
             "The command line needs words in UTF-8; found 'caf\\udce9'",
         ),
@@ -476,6 +486,17 @@ def test_a_run_leaves_its_folder(finished, capsys):
     assert "config" in read_edit(finished / "edit.safetensors")[1]
     config = yaml.safe_load((finished / "config.yaml").read_text())
     assert config["run_dir"] is config["ckpt_path"] is config["trainer"]["default_root_dir"] is None
+
+
+def test_the_checkpoints_of_lightnings_callback_are_beside_those_of_the_run(tmp_path):
+    run = tmp_path / "run"
+    every = ["--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.every_n_train_steps=1"]
+    every += ["--trainer.callbacks.save_top_k=-1"]
+    assert main(["fit", *TINY, *every, "--measure", "false", "--run_dir", str(run)]) == 0
+    saved = [file.relative_to(run) for file in run.rglob("*.ckpt")]
+    assert saved
+    assert {file.parent for file in saved} == {Path("checkpoints")}
+    assert not (run / "run").exists()
 
 
 def test_the_end_says_what_to_do_next(capsys, folder):

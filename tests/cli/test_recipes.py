@@ -7,9 +7,11 @@ from typing import NamedTuple
 
 import pytest
 from lightning.pytorch.cli import LightningArgumentParser
+from published_variants import VARIANTS
 from trivial import quiet_trainer
 
 from erasure_lightning.backbones.tiny import TinyBackbone, TinyFlux, TinySD3, TinyXL
+from erasure_lightning.callbacks.interrupt import LastCheckpoint
 from erasure_lightning.cli.configs import (
     RECIPES,
     SHIPPED,
@@ -18,6 +20,7 @@ from erasure_lightning.cli.configs import (
     load_yaml,
     shipped_configs,
 )
+from erasure_lightning.cli.main import main
 from erasure_lightning.cli.plan import Planner
 from erasure_lightning.data.datamodule import PromptData
 from erasure_lightning.errors import ErasureError
@@ -68,7 +71,9 @@ def method_of(name):
 def parser() -> LightningArgumentParser:
     """The parser of a fit; to build it costs as much as to parse every recipe."""
     config = str(SHIPPED / "uce.yaml")
-    return Planner(["--config", config, "--model.backbone", "TinyBackbone"]).parser
+    return Planner(
+        ["--config", config, "--model.backbone", "TinyBackbone"], LastCheckpoint()
+    ).parser
 
 
 @pytest.fixture
@@ -81,7 +86,7 @@ def build(parser):
     return built
 
 
-def cheap(content, tiny):
+def cheap(content, backbone):
     """A recipe for a tiny model, of concepts that are tokens of its tokenizers."""
     changed = _with_few(content)
     arguments = changed["model"]["init_args"]
@@ -93,7 +98,7 @@ def cheap(content, tiny):
         arguments["retain"] = ["tree", "car"]
     has_anchor = "anchor" in arguments["concepts"][0]
     arguments["concepts"] = [{"name": "cat"} | ({"anchor": "dog"} if has_anchor else {})]
-    arguments["backbone"] = tiny.__name__
+    arguments["backbone"] = backbone
     if arguments.get("optimizer") == "adam8bit":  # bitsandbytes is for CUDA
         arguments["optimizer"] = "adam"
     if "templates" in changed.get("data", {}):
@@ -136,7 +141,11 @@ def test_a_recipe_is_valid_as_it_is(name, build):
 
 @every_recipe
 def test_a_recipe_trains(name, build, folder):
-    built = build(cheap(read(name), PUBLISHED[name.partition("/")[0]].tiny))
+    check_trains(build(cheap(read(name), PUBLISHED[name.partition("/")[0]].tiny.__name__)))
+
+
+def check_trains(built):
+    """A fit changes a weight, or adds adapters."""
     quiet_trainer(
         fast_dev_run=2,
         gradient_clip_val=built.trainer.gradient_clip_val,
@@ -145,6 +154,32 @@ def test_a_recipe_trains(name, build, folder):
     edit, original = built.model.edit_values(), dict(built.model.original.named_parameters())
     assert edit
     assert any(n not in original or not v.equal(original[n].float()) for n, v in edit.items())
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def variant(request, tmp_path_factory):
+    """A family of recipes, and the folder of another of its published models."""
+    folder = tmp_path_factory.mktemp(request.param)
+    VARIANTS[request.param].build().save_pretrained(folder)
+    return request.param, folder
+
+
+@pytest.mark.parametrize("method", ["esd", "uce", "all-but-one", "sage"])
+def test_a_recipe_trains_other_published_models_of_its_family(variant, method, build, folder):
+    family, place = variant
+    check_trains(build(cheap(read(f"{family}/{method}.yaml"), str(place))))
+
+
+def test_the_documented_command_for_another_model_is_valid(variant, folder):
+    family, place = variant
+    (command,) = [line for line in page("families").splitlines() if line.startswith("erasure")
+                  and VARIANTS[family].hub_id in line]  # fmt: skip
+    words = command.replace(VARIANTS[family].hub_id, str(place)).split()[1:]
+    assert words[2] == f"{family}/esd.yaml"
+    tiny = ["--model.concepts", "[{name: cat}]", "--model.latents.trajectories", "1"]
+    tiny += ["--model.base", "float32", "--model.checkpointing", "false"]
+    tiny += ["--model.image_size", "16", "--model.latents.steps", "2"]
+    assert main([*words, *tiny, "--trainer.fast_dev_run", "1", "--trainer.accelerator", "cpu"]) == 0
 
 
 @pytest.mark.parametrize(
@@ -190,9 +225,12 @@ def test_recipes_are_found_by_family_and_name():
 
 
 def test_documentation_lists_every_recipe():
-    page = Path(__file__).parents[2].joinpath("docs", "recipes.md").read_text(encoding="utf-8")
-    missing = [name for name in FOUND if name.removesuffix(".yaml") not in page]
+    missing = [name for name in FOUND if name.removesuffix(".yaml") not in page("recipes")]
     assert not missing
+
+
+def page(name):
+    return Path(__file__).parents[2].joinpath("docs", f"{name}.md").read_text(encoding="utf-8")
 
 
 def test_data_of_a_recipe_is_that_of_any_run(build):

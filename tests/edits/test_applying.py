@@ -323,6 +323,42 @@ def test_an_edit_is_changed_and_removed_only_where_that_acts(edits, load, change
     assert torch.allclose(latents(pipeline), latents(plain), atol=1e-5)
 
 
+def with_merged_lora(pipeline):
+    """A LoRA of which nothing is left but its part of the weights."""
+    torch.manual_seed(0)
+    config = LoraConfig(r=4, target_modules=["to_k", "to_v"], init_lora_weights=False)
+    pipeline.unet.add_adapter(config)
+    pipeline.unet.fuse_lora()
+    pipeline.unet.unload_lora()
+
+
+@pytest.mark.parametrize("strength", [1, 0.5])
+def test_weights_that_were_changed_after_the_edit_are_not_overwritten(edits, load, strength):
+    pipeline = load()
+    edit = apply_edit(edits / "weights", pipeline)
+    edit.strength = strength
+    with_merged_lora(pipeline)
+    before = latents(pipeline)
+    for attempt in (lambda: setattr(edit, "strength", 0.7), edit.remove):
+        with pytest.raises(ErasureError, match="as of a LoRA that was fused and unloaded. Load"):
+            attempt()
+    assert edit.strength == strength
+    assert torch.equal(latents(pipeline), before)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_an_edit_is_removed_from_weights_that_were_cast_and_cast_back(edits, load, dtype):
+    pipeline, plain = load(), load()
+    edit = apply_edit(edits / "weights", pipeline)
+    pipeline.to(dtype)
+    pipeline.to(torch.float32)
+    edit.remove()
+    after = dict(pipeline.unet.named_parameters())
+    for name in edit.tensors:
+        name = name.removeprefix("unet.")
+        assert torch.equal(after[name], plain.unet.get_parameter(name))
+
+
 @pytest.mark.parametrize(
     "change", [compiled, compiled_in_parts, compiled_in_place, with_lora, unfused]
 )

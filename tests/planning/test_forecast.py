@@ -1,4 +1,6 @@
+import copy
 import json
+import signal
 
 import pytest
 import torch
@@ -6,21 +8,26 @@ from lightning import Trainer
 from torch import distributed
 
 from erasure_lightning.backbones.tiny import TinyBackbone
+from erasure_lightning.callbacks.interrupt import LastCheckpoint
 from erasure_lightning.cli.main import main
 from erasure_lightning.cli.plan import Planner
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.data.datamodule import PromptData
 from erasure_lightning.diffusion.evaluation_counter import EvaluationCounter
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.methods.advunlearn import AdvUnlearn
 from erasure_lightning.methods.esd import ESD
 from erasure_lightning.methods.fmn import FMN
 from erasure_lightning.methods.gloce import GLoCE
+from erasure_lightning.methods.receler import Receler
 from erasure_lightning.methods.stereo import STEREO
 from erasure_lightning.methods.uce import UCE
 from erasure_lightning.planning.device_memory import DeviceMemory
 from erasure_lightning.planning.forecast import forecast_fit
 from erasure_lightning.planning.memory_tracker import MemoryTracker
 from erasure_lightning.retention.local_noise import LocalNoisePreservation
+from erasure_lightning.retention.monitor import RetentionMonitor
+from erasure_lightning.training.adversary_kinds import StateAdversary, WordAdversary
 from erasure_lightning.training.image_sources import GeneratedImages
 from erasure_lightning.training.optimizers import check_eight_bits
 from erasure_lightning.training.strategies import register_strategies
@@ -111,6 +118,25 @@ def test_the_forecast_of_a_bank_and_of_retention_equals_a_real_fit():
     assert max(plan.peaks.values()) == pytest.approx(peak, rel=0.05)
 
 
+def test_a_monitor_is_counted_and_drawn_once_before_and_after_a_step():
+    def monitor():
+        return RetentionMonitor(every=1, count=16, steps=2)
+
+    plan, without = forecast(ESD, monitor()), forecast(ESD)
+    peak, counter = measured(ESD, monitor())
+    assert max(plan.peaks.values()) == plan.peaks["monitoring"] == pytest.approx(peak, rel=0.05)
+    assert plan.peaks["monitoring"] > 1.5 * max(without.peaks.values())  # the control
+    assert without.peaks["monitoring"] == without.monitored == 0
+    for phase in ("preparing", "step"):  # of the monitor only the prompts' states stay
+        assert plan.peaks[phase] == pytest.approx(without.peaks[phase], rel=0.06)
+    last = plan.evaluations["last"]
+    in_steps = 3 * (last["student"] + last["teacher"])
+    assert plan.monitored + in_steps == counter.evaluations
+    assert forecast(ESD, RetentionMonitor(every=2, count=16, steps=2)).monitored == (
+        plan.monitored / 2
+    )
+
+
 def test_as_many_prompts_are_planned_to_be_retained_as_are():
     """The number of near labels is known before the run, the labels are not."""
     plan, run, whole = (LocalNoisePreservation(nearness=share) for share in (0.98, 0.98, 1))
@@ -193,6 +219,42 @@ def test_a_search_for_words_is_run_for_one_step_and_is_no_part_of_the_others():
     assert plan.search == 3000
     assert plan.evaluations["last"]["student"] == 2
     assert len(calls) < 30
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"attack_steps": 9},
+        {"attack_steps": 9, "latents": {"trajectories": 2, "steps": 4, "student": True}},
+        {"adversary": StateAdversary(begin=0, steps=7)},
+        {"adversary": WordAdversary(begin=0, steps=7, starts=2, best=True, share=1.0)},
+    ],
+    ids=str,
+)
+def test_steps_of_an_adversary_are_counted_and_two_of_each_search_are_run(arguments):
+    check_repeated_steps(AdvUnlearn, attack_from=0, **arguments)
+
+
+def test_attack_steps_of_receler_are_counted_and_two_of_each_step_are_run():
+    check_repeated_steps(Receler, attack_steps=9, rank=4)
+
+
+def check_repeated_steps(method, latents=None, **arguments):
+    """A plan counts what a fit of three steps evaluates, with fewer evaluations."""
+
+    def module():
+        source = None if latents is None else TrajectoryBank(**latents, refresh=1)
+        return build(method, latents=source, **copy.deepcopy(arguments))
+
+    planned = module()
+    with EvaluationCounter({planned._source[0].denoiser}) as run:
+        plan = forecast_fit(planned, PromptData(batch_size=4), measure=False, max_steps=3)
+    peak, counter = measured_fit(module(), 3)
+    last = plan.evaluations["last"]
+    assert plan.sampled + 3 * (last["student"] + last["teacher"]) == counter.evaluations
+    assert 3 * last["backwards"] == counter.backwards
+    assert max(plan.peaks.values()) == pytest.approx(peak, rel=0.05)
+    assert run.evaluations < counter.evaluations / 2  # of two steps in place of three
 
 
 def test_textual_inversion_is_run_for_one_step_and_counted_whole():
@@ -295,7 +357,7 @@ def test_eight_bits_are_planned_where_their_package_is_missing(monkeypatch, caps
 def test_devices_are_those_of_all_nodes(arguments, devices, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "auto.yaml").write_text("trainer: {devices: auto}")
-    assert Planner([*ARGUMENTS, *arguments]).devices == devices
+    assert Planner([*ARGUMENTS, *arguments], LastCheckpoint()).devices == devices
 
 
 @pytest.mark.parametrize(
@@ -332,6 +394,24 @@ def test_devices_are_those_of_all_nodes(arguments, devices, tmp_path, monkeypatc
 def test_mistakes_end_in_one_sentence(arguments, words, capsys):
     assert main(["plan", *ARGUMENTS, *arguments]) == 2
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_plan_at_once_in_one_line(number, code, monkeypatch, capsys):
+    steps = []
+
+    def raise_signal(module, batch):
+        steps.append(module.global_step)
+        signal.raise_signal(number)
+
+    monkeypatch.setattr(ESD, "erasure_loss", raise_signal)
+    before = signal.getsignal(number)
+    assert main(["plan", *ARGUMENTS]) == code
+    assert steps == [0]
+    output = capsys.readouterr()
+    assert output.err == "erasure: Interrupted at once; what was written before is untouched.\n"
+    assert output.out == ""
+    assert signal.getsignal(number) == before
 
 
 def test_a_method_is_needed(capsys):

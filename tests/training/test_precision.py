@@ -13,7 +13,13 @@ from erasure_lightning.diffusion.fine_tuning import FineTuning
 from erasure_lightning.diffusion.latent_dataset import LatentDataset
 from erasure_lightning.edits.applied import apply_edit
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.methods.ant import ANT
+from erasure_lightning.methods.fmn import FMN
+from erasure_lightning.methods.sage import SAGE
+from erasure_lightning.methods.salun import SalUn
+from erasure_lightning.methods.uce import UCE
 from erasure_lightning.testing import edit_of, quick_fit
+from erasure_lightning.training.image_sources import GeneratedImages
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
 CAT = [Concept("cat", "dog")]
@@ -189,3 +195,69 @@ def test_edits_of_both_bases_are_much_alike():
         moves = [edit[name] - before[name].detach().to(dtype).float() for edit, dtype in
                  ((one, torch.float32), (other, torch.bfloat16))]  # fmt: skip
         assert torch.cosine_similarity(moves[0].flatten(), moves[1].flatten(), dim=0) > 0.8
+
+
+def test_a_solution_is_the_same_under_mixed_precision():
+    """A closed form is solved in float32; one under autocast is another."""
+
+    class Rounded(UCE):
+        def solve(self):
+            with torch.autocast("cpu", torch.bfloat16):
+                return super().solve()
+
+    def solved(method=UCE, precision="bf16-mixed"):
+        return edit_of(quick_fit(build(method, "float32"), 1, precision=precision))
+
+    exact, mixed, rounded = solved(precision="32-true"), solved(), solved(Rounded)
+    assert all(torch.equal(exact[name], mixed[name]) for name in exact)
+    assert any(not torch.equal(exact[name], rounded[name]) for name in exact)  # the control
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_what_a_loss_compares_with_is_computed_in_its_precision(precision):
+    """What is prepared before the first step equals what a step would compute, to the bit."""
+    seen = {}
+
+    class Comparing(Distillation):
+        def prepare(self):
+            super().prepare()
+            seen["prepared"] = self.original.denoise(X, T, self.original.encode(["a cat"] * 2))
+
+        def erasure_loss(self, batch):
+            seen["step"] = self.original.denoise(X, T, self.original.encode(["a cat"] * 2))
+            return super().erasure_loss(batch)
+
+    quick_fit(build(Comparing, "float32"), 1, precision=precision)
+    assert torch.equal(seen["prepared"], seen["step"])
+    is_rounded = torch.equal(seen["step"], seen["step"].bfloat16().float())
+    assert is_rounded == (precision == "bf16-mixed")
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments"),
+    [
+        (ANT, {"share": 0.5}),
+        (FMN, {"inversion_steps": 1, "latents": GeneratedImages(images=1, steps=2)}),
+        (SAGE, {"domain_similarity": 0.5, "domain_candidates": 2, "vocabulary": None}),
+        (SalUn, {"remaining": 2, "latents": GeneratedImages(images=1, steps=2)}),
+    ],
+    ids=str,
+)
+def test_what_a_method_predicts_before_its_steps_is_under_the_autocast_of_its_loss(
+    method, arguments, monkeypatch
+):
+    module = build(method, "float32", **arguments)
+    prepare, denoise, autocasts = module.prepare, TinyBackbone.denoise, []
+
+    def recorded(*args):
+        autocasts.append(torch.is_autocast_enabled("cpu"))
+        return denoise(*args)
+
+    def prepare_and_record():
+        with monkeypatch.context() as patched:
+            patched.setattr(TinyBackbone, "denoise", recorded)
+            prepare()
+
+    module.prepare = prepare_and_record
+    quick_fit(module, 1, precision="bf16-mixed")
+    assert set(autocasts) == {True}
