@@ -9,6 +9,7 @@ from torch import nn
 from erasure_lightning.backbones.conditioning import CONCEPT
 from erasure_lightning.backbones.tiny import TinyBackbone, TinyFlux, TinySD3
 from erasure_lightning.concepts.concept import Concept, PromptBatch
+from erasure_lightning.concepts.vocabulary import Vocabulary
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.eraseanything import EraseAnything, reverse_contrast
 from erasure_lightning.testing import check_method, quick_fit
@@ -140,6 +141,23 @@ def test_the_contrast_turns_a_map_from_the_synonym_to_the_unrelated():
     others = torch.tensor([[[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]])
     reverse_contrast(concept, others, 0.07).backward()
     assert concept.grad[0, 0] > 0 > concept.grad[0, 1]
+
+
+def test_synonyms_are_drawn_from_those_of_the_concept():
+    module = erase_anything(synonyms={"cat": ["kitten", "puss"]})
+    assert {module._synonym(0) for _ in range(20)} == {"kitten", "puss"}
+    assert module._synonym(1) == "star"  # the control: it has none
+
+
+@pytest.mark.parametrize(("kind", "group"), [("thing", "others"), ("style", "other_styles")])
+def test_unrelated_words_are_of_the_concept_s_kind(kind, group):
+    """Of few words some twice."""
+    concepts = [Concept("cat", kind=kind)]
+    module = EraseAnything(concepts=concepts, backbone=TinyFlux(), negatives=500)
+    module.configure_model()
+    words = module._unrelated_words(0)
+    assert len(words) == 500
+    assert set(words) == set(getattr(Vocabulary(None, concepts), group))
 
 
 def test_steps_erase_and_retain_in_turn(monkeypatch):
