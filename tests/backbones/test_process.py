@@ -119,6 +119,14 @@ def test_between_two_times_the_noise_is_interpolated_as_euler_does(pair):
     assert torch.equal(process.alpha(whole), process.alphas[whole.long()])
 
 
+def test_between_two_times_the_logarithm_of_signal_to_noise_is_interpolated():
+    process = Diffusion(DDIMScheduler(num_train_timesteps=10).alphas_cumprod, "epsilon")
+    before, after = process.alphas[2:4].logit()
+    alpha = process.alpha(torch.tensor(2.25))
+    assert torch.allclose(alpha, (0.75 * before + 0.25 * after).sigmoid())
+    assert not torch.allclose(alpha, (0.25 * before + 0.75 * after).sigmoid())  # the control
+
+
 def test_shares_and_times_undo_each_other(pair):
     process, _ = pair
     t = torch.tensor([0.0, 10.5, 999.0])

@@ -121,6 +121,16 @@ class TestSelfCheck:
         assert torch.allclose(score((result,)), torch.stack(scores).amax(dim=0))
         assert (torch.stack(scores)[-1] < torch.stack(scores).amax(dim=0)).any()  # the control
 
+    def test_a_step_is_along_the_gradient_on_the_template(self):
+        (plain,) = sage().backbone.embed(BATCH.prompts)
+        slope = torch.randn_like(plain.embeddings)
+        score = lambda prompts: (prompts[0].embeddings * slope).sum(dim=(1, 2))  # noqa: E731
+        (result,) = gradient_ascent((plain,), score, (torch.tensor(0.3),), 1)
+        steps = slope * plain.positions(TEMPLATE).unsqueeze(2)
+        longest = steps.norm(dim=2).amax(dim=1).view(-1, 1, 1)
+        shift = result.embeddings - plain.embeddings
+        assert torch.allclose(shift, 0.3 * steps / longest, atol=1e-5)
+
     def test_after_the_plain_prompt_is_erased_it_finds_the_concept_again(self):
         module = quick_fit(sage(check_steps=0, lr=3e-3, warmup=1), 40)
         module.check_steps, module.check_size = 10, 0.1
