@@ -47,7 +47,7 @@ def test_it_searches_as_many_tokens(tokens, monkeypatch):
     counts = []
     monkeypatch.setattr(
         "erasure_lightning.attacks.p4d.PromptSlots",
-        lambda *given: counts.append(given[2]) or PromptSlots(*given),
+        lambda *arguments: counts.append(arguments[2]) or PromptSlots(*arguments),
     )
     attack(tokens=tokens, steps=0).run(tiny_target(), 0)
     assert counts == [tokens]

@@ -39,23 +39,23 @@ def test_larger_sets_of_examples_contain_the_smaller_ones(monkeypatch):
 
 
 def test_images_and_training_have_its_numbers(monkeypatch):
-    given = {}
+    settings = {}
     for kind in (LatentDataset, FineTuning):
         constructor = kind.__init__
 
         def recorded(self, *arguments, kind=kind, constructor=constructor, **numbers):
-            given[kind] = numbers
+            settings[kind] = numbers
             constructor(self, *arguments, **numbers)
 
         monkeypatch.setattr(kind, "__init__", recorded)
     target = tiny_target(steps=3, guidance=2.5)
     few = {"examples": [1], "steps": 1, "train": "x", "batch_size": 5}
     attack(**few).run(target, 0)
-    assert given[LatentDataset] == {"steps": 3, "guidance": 2.5, "size": None}
-    seed = given[FineTuning].pop("seed")
-    assert given[FineTuning] == {"train": "x", "lr": 1e-2, "batch_size": 5}
+    assert settings[LatentDataset] == {"steps": 3, "guidance": 2.5, "size": None}
+    seed = settings[FineTuning].pop("seed")
+    assert settings[FineTuning] == {"train": "x", "lr": 1e-2, "batch_size": 5}
     attack(seed=1, **few).run(target, 0)
-    assert given[FineTuning]["seed"] != seed
+    assert settings[FineTuning]["seed"] != seed
 
 
 def test_a_style_is_learned_on_the_thing_of_the_case(monkeypatch):

@@ -59,7 +59,9 @@ class TestDrawing:
         assert not torch.allclose(*examples, atol=1e-3)
         seeds = []
         draw = target.draw
-        target.draw = lambda prompt, own, **given: seeds.extend(own) or draw(prompt, own, **given)
+        target.draw = lambda prompt, own, **options: (
+            seeds.extend(own) or draw(prompt, own, **options)
+        )
         for case in (first, first, second):
             target.prompt_margin(case, "a cat")
         assert seeds[0] == seeds[1] != seeds[2]

@@ -53,9 +53,9 @@ def test_it_is_that_of_the_epoch_with_the_lowest_loss_on_images_it_was_not_train
     held_out = iter([0.5, 0.1, 0.9])
     states = []
 
-    def scripted(classifier, *given):
+    def scripted(classifier, *arguments):
         if torch.is_grad_enabled():
-            return loss(classifier, *given)
+            return loss(classifier, *arguments)
         states.append(deepcopy(classifier.state_dict()))
         return torch.tensor(next(held_out))
 

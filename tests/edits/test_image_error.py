@@ -27,7 +27,7 @@ class Pipeline:
 
 
 def test_it_is_the_mean_absolute_difference_of_images_of_equal_seeds(monkeypatch):
-    monkeypatch.setattr(module, "_low_rank", lambda *given: nullcontext())
+    monkeypatch.setattr(module, "_low_rank", lambda *arguments: nullcontext())
     pipeline = Pipeline(0.5, 0.5, 0.75, 0.25)  # which cancel out where signs count
     error = image_error(pipeline, {}, LowRank({}, [], 0.0), "a cat", 2)
     assert error == pytest.approx(0.25)

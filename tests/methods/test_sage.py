@@ -181,13 +181,13 @@ class TestSelfCheck:
         assert torch.allclose(module.check_loss(meaning, concept), by_hand)
 
     def test_a_step_is_as_long_as_a_share_of_the_median_word(self, monkeypatch):
-        module, given = sage(check_size=0.2, check_steps=5), []
+        module, numbers = sage(check_size=0.2, check_steps=5), []
         monkeypatch.setattr(
             "erasure_lightning.methods.sage.gradient_ascent",
-            lambda start, score, sizes, steps: given.append((sizes, steps)) or start,
+            lambda start, score, sizes, steps: numbers.append((sizes, steps)) or start,
         )
         module.self_check(module.backbone.embed(BATCH.prompts), *LATENTS)
-        (((size,), steps),) = given
+        (((size,), steps),) = numbers
         (table,) = module.backbone.word_tables()
         assert torch.allclose(size, 0.2 * table.norm(dim=1).median())
         assert steps == 5
@@ -200,14 +200,14 @@ class TestSelfCheck:
         assert len(begun) == searches
 
     def test_words_are_mined_with_its_numbers(self, monkeypatch):
-        given = []
+        settings = []
         monkeypatch.setattr(
             "erasure_lightning.methods.sage.domain_words",
-            lambda original, concepts, *numbers: given.append(numbers) or [["kitten"], []],
+            lambda original, concepts, *numbers: settings.append(numbers) or [["kitten"], []],
         )
         module = sage(domain_similarity=0.6, domain_candidates=7, vocabulary=None)
         module.on_train_start()
-        assert given == [(0.6, 7, [])]
+        assert settings == [(0.6, 7, [])]
         assert module.domains == {"cat": ["kitten"], "star": []}
 
 

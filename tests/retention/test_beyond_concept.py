@@ -45,7 +45,9 @@ def test_its_latents_are_as_many_as_its_batch(count, monkeypatch):
     drawn = []
     denoise = owner.backbone.denoise
     monkeypatch.setattr(
-        owner.backbone, "denoise", lambda x, *given: drawn.append(len(x)) or denoise(x, *given)
+        owner.backbone,
+        "denoise",
+        lambda x, *arguments: drawn.append(len(x)) or denoise(x, *arguments),
     )
     callback.term(owner)
     assert drawn == [count]

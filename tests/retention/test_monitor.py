@@ -82,7 +82,7 @@ def test_it_stops_on_a_budget_or_a_goal(limit):
 
 
 class Scripted(RetentionMonitor):
-    """Measures given scores of erasure and retention, one after the other."""
+    """Measures scores of erasure and retention, one after the other."""
 
     def __init__(self, *scores, **arguments):
         super().__init__(every=1, count=1, steps=1, **arguments)
@@ -153,9 +153,9 @@ class TestScores:
 def test_its_images_have_its_steps_and_guidance(monkeypatch):
     settings = []
 
-    def recorded(*given, **numbers):
+    def recorded(*arguments, **numbers):
         settings.append(numbers)
-        return sample_images(*given, **numbers)
+        return sample_images(*arguments, **numbers)
 
     monkeypatch.setattr("erasure_lightning.retention.monitor.sample_images", recorded)
     monitor = RetentionMonitor(every=1, count=3, steps=3, guidance=2.0)

@@ -174,7 +174,7 @@ class TestByHand:
         callback = LocalNoisePreservation(batch_size=3)
         latents = []
         draw = callback.latents.draw
-        callback.latents.draw = lambda *given: latents.append(draw(*given)) or latents[-1]
+        callback.latents.draw = lambda *arguments: latents.append(draw(*arguments)) or latents[-1]
         value, rows = self.value(callback, owner)
         ((x, t),) = [(batch.x, batch.t) for batch in latents]
         prompts = [KEPT[row] for row in rows]

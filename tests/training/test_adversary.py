@@ -156,11 +156,11 @@ def test_directions_are_gradients_or_their_signs():
 )
 def test_some_kinds_search_at_fresh_latents_in_each_step(kind, draws):
     module = esd(searching(kind, steps=3))
-    given = models(module)
+    searched = models(module)
     batch = noisy(module, X, T, BATCH)
     drawn = []
     draw = lambda sentences: drawn.append(sentences) or batch  # noqa: E731
-    module.adversary.search(batch, replace(given, draw=draw))
+    module.adversary.search(batch, replace(searched, draw=draw))
     assert drawn == [BATCH] * draws
 
 
@@ -268,8 +268,8 @@ class TestInversion:
     def test_a_search_has_as_many_sentences_of_each_concept(self, count, sentences):
         module = esd(searching(InversionAdversary, steps=1))
         counts = []
-        given = replace(models(module), sentences=lambda n, number: counts.append(n) or BATCH)
-        module.adversary.learn(count, 0, given)
+        searched = replace(models(module), sentences=lambda n, number: counts.append(n) or BATCH)
+        module.adversary.learn(count, 0, searched)
         assert counts == [sentences]
 
     def test_each_sentence_has_the_word_of_its_concept(self):

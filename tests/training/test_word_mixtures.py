@@ -68,7 +68,7 @@ def test_a_sample_and_its_gradient_by_hand(tiny, top):
         torch.autograd.grad((each * towards).sum(), words.logits)[0] for each in (sample, soft)
     )
     assert torch.allclose(gradient, by_hand, atol=1e-5)
-    assert (gradient.abs().max() > 1e-3) == (top != 1)  # of a single word there is nothing to mix
+    assert (gradient.abs().max() > 1e-3) == (top != 1)  # a single word is no mixture
 
 
 def test_an_ascent_raises_its_objective_by_the_rate(tiny):
