@@ -40,6 +40,7 @@ def test_front_holds_what_nothing_dominates(points, expected):
         ([(2, 1), (2, 3)], 6),
         ([(0, 5), (5, 0)], 0),
         ([(-1, -1)], 0),
+        ([(2, 1), (-1, 3)], 2),
         ([], 0),
     ],
 )

@@ -137,6 +137,15 @@ class TestInversion:
         change = (learned[:, 0] - plain.embeddings[plain.positions(CONCEPT)]).abs()
         assert torch.allclose(change, torch.full_like(change, 0.02), rtol=1e-2)
 
+    def test_its_draws_are_the_seed_s(self):
+        def draws(seed):
+            module = fmn(seed=seed, inversion_steps=1)
+            module.inversion = lambda: (torch.rand(4),)
+            module.on_train_start()
+            return module.inverted[0].tolist()
+
+        assert draws(0) == draws(0) != draws(1)
+
     def test_it_needs_images(self):
         with pytest.raises(ErasureError, match="needs images as latents; found PureNoise"):
             quick_fit(fmn(inversion_steps=1), 1)
