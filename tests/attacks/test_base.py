@@ -1,8 +1,14 @@
 import pytest
 import torch
+from torch.optim import Optimizer
 from under_attack import CAT, tiny_target
 
 from erasure_lightning.attacks.base import Attack, AttackResult, ConceptAttack, descend
+from erasure_lightning.attacks.concept_inversion import ConceptInversion
+from erasure_lightning.attacks.p4d import P4D
+from erasure_lightning.attacks.relearning_curve import RelearningCurve
+from erasure_lightning.attacks.soft_embedding import SoftEmbedding
+from erasure_lightning.attacks.unlearn_diff_atk import UnlearnDiffAtk
 from erasure_lightning.concepts.concept import Concept
 
 
@@ -44,6 +50,32 @@ def test_a_concept_is_attacked_independently_of_the_others():
 
 def test_arguments_include_those_of_the_base():
     assert Guess(scale=2.0, seed=3).arguments() == {"scale": 2.0, "seed": 3}
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments"),
+    [
+        (ConceptInversion, {"steps": 0, "examples": 1, "weight_decay": 0.045}),
+        (P4D, {"steps": 0, "tokens": 1, "weight_decay": 0.045}),
+        (SoftEmbedding, {"steps": 0, "examples": 1}),
+        (UnlearnDiffAtk, {"steps": 0, "tokens": 1, "times": 1, "weight_decay": 0.045}),
+        (RelearningCurve, {"steps": 0, "examples": [1]}),
+    ],
+)
+def test_an_attack_s_optimizer_has_its_numbers(kind, arguments, monkeypatch):
+    built = []
+    constructor = Optimizer.__init__
+
+    def recorded(self, parameters, defaults):
+        built.append(defaults)
+        constructor(self, parameters, defaults)
+
+    target = tiny_target()
+    monkeypatch.setattr(Optimizer, "__init__", recorded)
+    kind(lr=0.123, **arguments).run(target, 0)
+    assert {defaults["lr"] for defaults in built} == {0.123}
+    if "weight_decay" in arguments:
+        assert {defaults["weight_decay"] for defaults in built} == {0.045}
 
 
 def test_a_step_changes_the_optimised_parameters_alone():

@@ -61,12 +61,15 @@ def test_it_learns_from_images_of_the_original_alone(monkeypatch):
     trained = []
     monkeypatch.setattr(
         "erasure_lightning.attacks.classifier_guidance.train_latent_classifier",
-        lambda *args, **kwargs: trained.append(args) or train_latent_classifier(*args, **kwargs),
+        lambda *args, **kwargs: (
+            trained.append((args, kwargs)) or train_latent_classifier(*args, **kwargs)
+        ),
     )
     target = tiny_target()
     (case,) = target.cases(0)
     attack().run(target, 0)
-    ((process, concept, others),) = trained
+    (((process, concept, others), numbers),) = trained
+    assert numbers == {"epochs": 2}
     assert isinstance(process, Diffusion)
     assert torch.equal(concept, target.examples(case, 2))
     assert others.shape == (3, *concept.shape[1:])

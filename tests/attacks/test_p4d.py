@@ -42,6 +42,17 @@ def test_the_loss_at_words_by_hand():
     assert gradient.abs().sum() > 0
 
 
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_it_searches_as_many_tokens(tokens, monkeypatch):
+    counts = []
+    monkeypatch.setattr(
+        "erasure_lightning.attacks.p4d.PromptSlots",
+        lambda *arguments: counts.append(arguments[2]) or PromptSlots(*arguments),
+    )
+    attack(tokens=tokens, steps=0).run(tiny_target(), 0)
+    assert counts == [tokens]
+
+
 def test_the_budget_is_kept():
     target = tiny_target()
     evaluated = []

@@ -7,6 +7,7 @@ from under_attack import check_repeatable, check_untrained, cigarette, plain_ima
 from erasure_lightning.attacks.relearning_curve import RelearningCurve
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.diffusion.fine_tuning import FineTuning
+from erasure_lightning.diffusion.latent_dataset import LatentDataset
 from erasure_lightning.errors import ErasureError
 
 FEW = {"examples": [0, 1, 3], "steps": 2, "lr": 1e-2}
@@ -35,6 +36,26 @@ def test_larger_sets_of_examples_contain_the_smaller_ones(monkeypatch):
     assert [sentence.text for sentence in new] == [
         sentence.text.replace("cat", "sks") for sentence in prompts
     ]
+
+
+def test_images_and_training_have_its_numbers(monkeypatch):
+    settings = {}
+    for kind in (LatentDataset, FineTuning):
+        constructor = kind.__init__
+
+        def recorded(self, *arguments, kind=kind, constructor=constructor, **numbers):
+            settings[kind] = numbers
+            constructor(self, *arguments, **numbers)
+
+        monkeypatch.setattr(kind, "__init__", recorded)
+    target = tiny_target(steps=3, guidance=2.5)
+    few = {"examples": [1], "steps": 1, "train": "x", "batch_size": 5}
+    attack(**few).run(target, 0)
+    assert settings[LatentDataset] == {"steps": 3, "guidance": 2.5, "size": None}
+    seed = settings[FineTuning].pop("seed")
+    assert settings[FineTuning] == {"train": "x", "lr": 1e-2, "batch_size": 5}
+    attack(seed=1, **few).run(target, 0)
+    assert settings[FineTuning]["seed"] != seed
 
 
 def test_a_style_is_learned_on_the_thing_of_the_case(monkeypatch):

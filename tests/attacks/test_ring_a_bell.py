@@ -5,7 +5,7 @@ import torch
 from shipped import budget
 from under_attack import cigarette, filtered, tiny_target
 
-from erasure_lightning.attacks.ring_a_bell import RingABell
+from erasure_lightning.attacks.ring_a_bell import RingABell, state_distance
 from erasure_lightning.diffusion.evaluation_counter import EvaluationCounter
 from erasure_lightning.errors import ErasureError
 
@@ -50,6 +50,19 @@ class TestSearch:
         assert (changed[1:] == 1).all()
         assert 20 < (attack()._mutate(prompts, 50) != -1).sum() < 80
         assert torch.equal(attack(mutation=0.0)._mutate(prompts, 50), prompts)
+
+    def test_half_of_a_population_survives(self, monkeypatch):
+        module = "erasure_lightning.attacks.ring_a_bell"
+        sizes = []
+        monkeypatch.setattr(
+            f"{module}.state_distance",
+            lambda states, goal: sizes.append(len(states)) or state_distance(states, goal),
+        )
+        monkeypatch.setattr(
+            RingABell, "_cross", lambda self, prompts: sizes.append(len(prompts)) or prompts
+        )
+        attack(generations=2).run(tiny_target(), 0)
+        assert sizes == [8, 4, 4]
 
     def test_more_generations_are_closer_to_the_goal(self):
         target = tiny_target()

@@ -51,6 +51,22 @@ class TestDrawing:
         assert torch.equal(examples, target.examples(case, 3))
         assert torch.cdist(examples.flatten(1), judged.flatten(1)).min() > 1e-3
 
+    def test_each_seed_has_examples_and_search_noise_of_its_own(self):
+        target = tiny_target()
+        (first,), (second,) = (target.cases(seed) for seed in (0, 1))
+        second = second._replace(sentence=first.sentence)
+        examples = [target.examples(case, 2) for case in (first, second)]
+        assert not torch.allclose(*examples, atol=1e-3)
+        seeds = []
+        draw = target.draw
+        target.draw = lambda prompt, own, **options: (
+            seeds.extend(own) or draw(prompt, own, **options)
+        )
+        for case in (first, first, second):
+            target.prompt_margin(case, "a cat")
+        assert seeds[0] == seeds[1] != seeds[2]
+        assert not set(seeds) & {*first.seeds, *second.seeds}
+
 
 class TestCases:
     def test_sentences_alternate_and_seeds_are_distinct(self):

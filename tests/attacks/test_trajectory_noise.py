@@ -7,7 +7,7 @@ from under_attack import cigarette, tiny_target
 
 from erasure_lightning.attacks.trajectory_noise import TrajectoryNoise, renew_noise
 from erasure_lightning.backbones.tiny import TINY_BACKBONES
-from erasure_lightning.diffusion.ddim import ddim, ddim_times
+from erasure_lightning.diffusion.ddim import DDIMStep, ddim, ddim_times
 from erasure_lightning.diffusion.evaluation_counter import EvaluationCounter
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.seeding import derive_seed
@@ -43,6 +43,28 @@ def test_no_amount_is_ddim_and_the_largest_is_finite(family):
     assert torch.allclose(none, plain, atol=1e-5)
     assert most.isfinite().all()
     assert not torch.allclose(most, plain, atol=1e-2)
+
+
+def test_the_scale_is_of_the_new_noise_alone(tiny):
+    x = tiny.noise([0])
+    step = DDIMStep(1, x, torch.tensor(600.0), torch.tensor(300.0), torch.zeros_like(x), x)
+    none, once, thrice = (renew_noise(tiny, 0.8, scale, [5])(step)[1] for scale in (0.0, 1.0, 3.0))
+    assert torch.allclose(thrice, none + 3 * (once - none), atol=1e-5)
+    assert not torch.allclose(once, none, atol=1e-2)  # the control
+
+
+def test_each_try_has_noise_of_its_own():
+    target = tiny_target(pictures=1)
+    tries = []
+    model = target.edited
+    decode = model.decode
+    model.decode = lambda latents: tries.append(latents) or decode(latents)
+    (case,) = target.cases(0)
+    attempt, _, _ = TrajectoryNoise(etas=[1.0, 1.0], scales=[1.0]).prepare(target, case)
+    with torch.no_grad():
+        attempt(model, slice(0, 1))
+    assert len(tries) == 2
+    assert not torch.allclose(*tries, atol=1e-3)
 
 
 def test_the_try_of_the_highest_margin_counts():

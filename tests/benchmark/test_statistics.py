@@ -40,6 +40,7 @@ def test_front_holds_what_nothing_dominates(points, expected):
         ([(2, 1), (2, 3)], 6),
         ([(0, 5), (5, 0)], 0),
         ([(-1, -1)], 0),
+        ([(2, 1), (-1, 3)], 2),
         ([], 0),
     ],
 )
@@ -78,6 +79,7 @@ class TestBootstrap:
         values = [[v] for v in np.random.default_rng(0).random(8)]
         assert bootstrap(values) == bootstrap(values)
         assert bootstrap(values, resamples=100) != bootstrap(values, resamples=100, seed=1)
+        assert bootstrap(values, resamples=100) != bootstrap(values)
 
     def test_it_covers_the_truth_as_often_as_it_says(self):
         """Twenty concepts of two seeds each, both with noise of their own; half the interval must

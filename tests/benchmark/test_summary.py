@@ -1,12 +1,15 @@
 import csv
 import json
+from dataclasses import replace
+from unittest.mock import patch
 
 import pytest
 from small_suites import outcome, result, suite
 
 from erasure_lightning.benchmark.jobs import list_jobs
 from erasure_lightning.benchmark.pareto import plot_pareto
-from erasure_lightning.benchmark.summary import erasure_score, summarize
+from erasure_lightning.benchmark.statistics import Interval
+from erasure_lightning.benchmark.summary import erasure_score, higher_is_better, summarize
 from erasure_lightning.benchmark.summary_tables import (
     SummaryTable,
     escape_latex,
@@ -127,6 +130,12 @@ class TestSummary:
     def test_methods_are_ordered_by_rank_and_incomplete_ones_last(self, table):
         assert [s.method for s in summarize(table).methods] == ["good", "kind", "poor", "half"]
 
+    def test_less_of_the_concept_and_smaller_distances_are_better(self, table):
+        higher = higher_is_better(table)
+        better = {name for name, is_better in higher.items() if is_better}
+        assert better == {"neighbours", "specificity", "similarity", "harmonic"}
+        assert {"efficacy", "generality", "distance", "attack_P4D"} == higher.keys() - better
+
     def test_a_summary_needs_a_finished_cell(self, table):
         with pytest.raises(ErasureError, match="at least one finished cell"):
             summarize([row for row in table if row["status"] == "failed"])
@@ -167,6 +176,19 @@ class TestSummaryTables:
 
     def test_a_pipe_in_a_name_does_not_end_a_cell(self):
         assert r"a\|b" in markdown([SummaryTable("", ["x"], [["a|b"]])])
+
+    def test_error_bars_reach_from_the_mean_to_the_ends(self, table):
+        summary = summarize(table)
+        intervals = {
+            "erasure": Interval(0.5, 0.2, 0.6),
+            "retention": Interval(0.7, 0.6, 0.9),
+        }
+        wide = replace(summary.methods[0], **intervals)
+        with patch("matplotlib.axes.Axes.errorbar") as errorbar:
+            plot_pareto(replace(summary, methods=(wide,)), "pets")
+        bars = errorbar.call_args.kwargs
+        assert bars["xerr"].ravel().tolist() == pytest.approx([0.3, 0.1])
+        assert bars["yerr"].ravel().tolist() == pytest.approx([0.1, 0.2])
 
     def test_the_plot_is_a_png(self, table):
         assert plot_pareto(summarize(table), "pets").startswith(b"\x89PNG")

@@ -73,6 +73,9 @@ class TestMeasure:
         distance = result.length * math.sqrt(2 - 2 * result.min_cosine)
         assert distance <= result.max_distance < distance + 0.01
 
+    def test_the_share_within_bounds(self):
+        assert group(0.2, 0.5, 0.6, 0.9).within(0.4, 0.6) == 0.5
+
     def test_the_premise(self):
         sorts = {"associated": group(0.5, 0.6), "unrelated": group(0.3, 0.55)}
         result = Calibration(sorts, 1.0, 0.4, 0.8, 1.0)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from erasure_lightning.backbones.process import RectifiedFlow, signal_and_noise
-from erasure_lightning.backbones.tiny import TINY_BACKBONES
+from erasure_lightning.backbones.tiny import TINY_BACKBONES, TinyFlux
 from erasure_lightning.diffusion.ddim import ddim, ddim_times, is_pure_noise
 
 
@@ -41,6 +41,14 @@ def test_a_change_of_the_clean_latents_is_taken_and_none_changes_nothing(model):
     set_to = ddim(model, conditioning, x, times, change=lambda s: (known, torch.zeros_like(known)))
     signal, _ = signal_and_noise(model.process, times[-1])
     assert torch.allclose(set_to, signal * known)
+
+
+def test_times_are_those_of_the_image_s_size():
+    """FLUX.1 shifts them to noisier ones for larger images."""
+    model = TinyFlux()
+    small, large = (ddim_times(model, 4, size) for size in (16, 128))
+    assert not torch.allclose(small, large, atol=1.0)
+    assert torch.equal(large[:-1], model.sampler(4, 128).times)
 
 
 def test_scales_and_pure_noise():

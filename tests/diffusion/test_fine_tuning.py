@@ -114,6 +114,16 @@ def test_a_seed_gives_one_model_however_often_it_halts(tiny):
     assert moved(tuning(tiny, seed=1).advance(3), weights(halting.model))
 
 
+def test_each_step_is_on_as_many_images_as_a_batch_drawn_anew(tiny):
+    tuned = tuning(tiny, batch_size=12)
+    drawn = []
+    noised = tuned.dataset.noised
+    tuned.dataset.noised = lambda rows: drawn.append(tuple(rows)) or noised(rows)
+    tuned.advance(3)
+    assert [len(rows) for rows in drawn] == [12] * 3
+    assert len(set(drawn)) == 3
+
+
 def test_the_caller_s_draws_are_not_disturbed(tiny):
     torch.manual_seed(1)
     expected = torch.rand(1)

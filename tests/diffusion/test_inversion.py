@@ -107,6 +107,14 @@ def test_another_model_draws_another_image(tiny):
     assert not torch.allclose(result.purified, result.reconstructed, atol=1e-2)
 
 
+def test_an_edit_of_the_text_encoder_purifies_too(tiny):
+    edited = copy.deepcopy(tiny)
+    for parameter in edited.text_encoders.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    result = purify_images(tiny, edited, torch.rand(1, 3, 16, 16), ["a cat"], steps=3)
+    assert not torch.allclose(result.purified, result.reconstructed, atol=1e-4)
+
+
 ERASED = ["cigarette"] * 2
 RETAINED = ["fox", "guitar"]
 

@@ -1,9 +1,12 @@
 """The classifier of noisy latents: what it learns, and its gradient."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 
 from erasure_lightning.backbones.process import RectifiedFlow
+from erasure_lightning.diffusion import latent_classifier
 from erasure_lightning.diffusion.latent_classifier import train_latent_classifier
 
 SHAPE = (2, 3, 3)
@@ -43,6 +46,41 @@ def test_steps_along_its_gradient_raise_the_logit(classifier):
     assert all(parameter.grad is None for parameter in classifier.parameters())
     with torch.no_grad():
         assert torch.equal(classifier.gradient(x, t), gradient)
+
+
+def test_it_is_that_of_the_epoch_with_the_lowest_loss_on_images_it_was_not_trained_on(monkeypatch):
+    loss = latent_classifier._loss
+    held_out = iter([0.5, 0.1, 0.9])
+    states = []
+
+    def scripted(classifier, *arguments):
+        if torch.is_grad_enabled():
+            return loss(classifier, *arguments)
+        states.append(deepcopy(classifier.state_dict()))
+        return torch.tensor(next(held_out))
+
+    monkeypatch.setattr(latent_classifier, "_loss", scripted)
+    latents = torch.ones(3, *SHAPE)
+    trained = train_latent_classifier(RectifiedFlow(), latents, -latents, epochs=3)
+    assert len(states) == 3
+    final = trained.state_dict()
+    assert all(torch.equal(final[name], states[1][name]) for name in final)
+    assert not torch.equal(final["of_time.weight"], states[2]["of_time.weight"])
+    assert all(parameter.grad is None for parameter in trained.parameters())
+
+
+def test_most_of_its_times_are_noisy():
+    """Cube roots of uniform shares, of which the mean is 0.75."""
+    shares = []
+
+    class Recorder(RectifiedFlow):
+        def at(self, share):
+            shares.append(share)
+            return super().at(share)
+
+    latents = torch.ones(20, *SHAPE)
+    train_latent_classifier(Recorder(), latents, -latents, epochs=1)
+    assert torch.cat(shares).mean() == pytest.approx(0.75, abs=0.05)
 
 
 def test_equal_seeds_give_equal_classifiers():

@@ -28,6 +28,15 @@ def test_a_seed_draws_them_again_and_another_does_not():
     assert not torch.allclose(latent_dataset().latents, latent_dataset(seed=1).latents)
 
 
+def test_images_are_of_the_size_and_after_the_first_seeds(tiny):
+    generator = torch.Generator().manual_seed(5)
+    seeds = torch.randint(2**31, (5,), generator=generator)[2:].tolist()
+    settings = {"steps": 1, "guidance": 1.0, "size": (24, 16)}
+    dataset = LatentDataset(tiny, PROMPTS, 5, first=2, **settings)
+    assert dataset.latents.shape == (3, 4, 12, 8)
+    assert torch.equal(dataset.latents, sample_latents(tiny, PROMPTS, seeds, **settings))
+
+
 def test_more_than_a_batch_is_drawn_in_order():
     whole = latent_dataset(prompts=PROMPTS * 6).latents
     assert len(whole) == 18

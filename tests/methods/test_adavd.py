@@ -68,6 +68,15 @@ def test_the_values_are_those_of_the_concepts_last_word(family):
         assert adapter.first == int(starts)
 
 
+def test_its_numbers_are_those_of_the_rule():
+    numbers = {"steepness": 3.0, "threshold": 0.2, "scale": 0.5}
+    module = AdaVD(concepts=[Concept("cat")], backbone=TinyBackbone(), **numbers)
+    module.configure_model()
+    for name in module.original.value_layers():
+        adapter = module.backbone.get_submodule(name).adapter
+        assert {key: getattr(adapter, key) for key in numbers} == numbers
+
+
 @pytest.mark.slow
 def test_it_erases_the_cigarette_of_the_emoji_world_and_leaves_the_rest():
     cigarette = [Concept("cigarette", "lollipop")]

@@ -134,6 +134,12 @@ def test_gradients_reach_the_text_encoders_blocks_alone():
     assert all(name.startswith("text_encoders.0.") and "embeddings" not in name for name in reached)
 
 
+def test_blocks_are_the_last_of_the_text_encoder():
+    module = method(blocks=1)
+    assert set(module.editable()) == set(module.backbone.text_parameters(1))
+    assert set(module.editable()) < set(method(blocks=None).editable())  # the control
+
+
 def test_the_bank_answers_for_the_original_on_both_sides_of_an_attack():
     module = method(attack_from=0, attack_steps=2, latents=TrajectoryBank(trajectories=2, steps=3))
     quick_fit(module, 1)

@@ -118,6 +118,11 @@ class TestPictures:
         module.on_train_start()
         assert not torch.allclose(module.latents.dataset.latents, trained, atol=1e-3)
 
+    def test_by_default_they_are_of_the_anchor(self):
+        source = CA(concepts=[Concept("cat")], backbone=TinyBackbone()).latents
+        numbers = (source.of, source.images, source.steps, source.guidance)
+        assert numbers == ("anchor", 1000, 25, 6.0)
+
     def test_every_concept_has_one_however_few_are_named(self):
         assert set(quick_fit(ca(latents=images(1)), 1).latents.sentences.concepts) == {
             "cat",

@@ -126,6 +126,17 @@ def test_the_adversary_finds_the_word_that_the_edit_harms_more_than_by_chance():
     assert all(parameter.grad is None for parameter in module.editable().values())
 
 
+def test_the_adversary_ascends_the_drift(monkeypatch):
+    module = eap(moved=0.1, adversary_lr=0.3)
+    objectives = []
+    monkeypatch.setattr(module.words, "ascend", objectives.append)
+    module.erasure_loss(noisy(module, X, T, BATCH))
+    (objective,) = objectives
+    assert objective > 0
+    (gradient,) = torch.autograd.grad(objective, module.words.logits)
+    assert gradient.any()
+
+
 def test_without_preservation_it_is_esd_in_clean_latents():
     module = eap(preserve=0.0)
     logits = module.words.logits.clone()

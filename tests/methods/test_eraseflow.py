@@ -51,6 +51,8 @@ class TestTrajectories:
         assert torch.equal(late, module.latents._held["t"][:, -3:])
         assert torch.equal(*batch.t.view(2, 5))
         assert len(set(batch.t[:5].tolist())) == 5
+        early = {t for _ in range(8) for t in module.noisy_batch(BATCH).t[:2].tolist()}
+        assert early == set(module.latents._held["t"][0, :-3].tolist())
 
     def test_one_step_s_end_is_the_next_one_s_start(self):
         held = prepared(erase_flow())._held
@@ -76,7 +78,7 @@ def prepared(module):
 
 
 class TestLoss:
-    def densities(self, module, batch, model, prompts):
+    def densities(self, module, batch, model, prompts, eta):
         """Of the steps by torch's normal distribution, and of the noising back."""
         alpha, after_alpha = (
             model.process.alpha(t).view(-1, 1, 1, 1) for t in (batch.t, batch.after_t)
@@ -87,7 +89,7 @@ class TestLoss:
         )
         noise = unconditional + 3 * (predict(prompts) - unconditional)
         clean = (batch.x - (1 - alpha).sqrt() * noise) / alpha.sqrt()
-        variance = (1 - after_alpha) / (1 - alpha) * (1 - alpha / after_alpha)
+        variance = eta**2 * (1 - after_alpha) / (1 - alpha) * (1 - alpha / after_alpha)
         mean = after_alpha.sqrt() * clean + (1 - after_alpha - variance).sqrt() * noise
         forward = torch.distributions.Normal(mean, variance.sqrt().expand_as(mean))
         ratio = alpha / after_alpha
@@ -98,19 +100,21 @@ class TestLoss:
             for each in (forward.log_prob(batch.after), backward.log_prob(batch.x))
         ]
 
-    def test_with_a_constant_reward_by_hand(self):
-        module = erase_flow(log_reward=1.5)
+    @pytest.mark.parametrize("eta", [1.0, 0.6])
+    def test_with_a_constant_reward_by_hand(self, eta):
+        module = erase_flow(log_reward=1.5, latents=trajectories(eta=eta))
         batch = module.noisy_batch(BATCH)
-        forward, backward = self.densities(module, batch, module.backbone, batch.prompts)
+        forward, backward = self.densities(module, batch, module.backbone, batch.prompts, eta)
         imbalance = (forward - backward).view(2, 3).sum(dim=1) - 1.5
         assert torch.allclose(module.erasure_loss(batch), imbalance.square().mean(), rtol=1e-3)
 
-    def test_with_the_anchor_s_own_likelihood_by_hand(self):
-        module = erase_flow(log_reward=None)
+    @pytest.mark.parametrize("eta", [1.0, 0.6])
+    def test_with_the_anchor_s_own_likelihood_by_hand(self, eta):
+        module = erase_flow(log_reward=None, latents=trajectories(eta=eta))
         batch = module.noisy_batch(BATCH)
-        forward, _ = self.densities(module, batch, module.backbone, batch.prompts)
+        forward, _ = self.densities(module, batch, module.backbone, batch.prompts, eta)
         prompts = batch.sentences.alternatives
-        own, _ = self.densities(module, batch, module.original, prompts)
+        own, _ = self.densities(module, batch, module.original, prompts, eta)
         imbalance = (forward - own).view(2, 3).sum(dim=1)
         assert torch.allclose(module.erasure_loss(batch), imbalance.square().mean(), rtol=1e-3)
 

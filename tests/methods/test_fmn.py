@@ -7,7 +7,7 @@ from noisy import noisy
 
 from erasure_lightning.backbones.conditioning import CONCEPT, END, PADDING, START, TEMPLATE
 from erasure_lightning.backbones.tiny import TinyBackbone
-from erasure_lightning.concepts.concept import Concept, PromptBatch
+from erasure_lightning.concepts.concept import Concept, PromptBatch, fill_template
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.fmn import FMN
 from erasure_lightning.testing import check_method, quick_fit
@@ -114,6 +114,37 @@ class TestInversion:
             module.inverted = ()
             torch.manual_seed(5)
             assert inverted < error(module, module.concept_prompts)
+
+    def test_each_step_is_on_other_sentences_as_many_for_each_concept(self, monkeypatch):
+        module = fmn(latents=images(), inversion_steps=2, inversion_batch=3)
+        drawn = []
+        sentences = module.sentences
+
+        def recorded(count, number, salt):
+            drawn.append((count, number))
+            return sentences(count, number, salt)
+
+        module.latents.prepare(module.models())
+        monkeypatch.setattr(module, "sentences", recorded)
+        module.inversion()
+        assert drawn == [(6, 0), (6, 1)]
+
+    def test_the_first_step_of_adam_is_as_long_as_the_rate(self):
+        module = fmn(latents=images(), inversion_steps=1, inversion_lr=0.02)
+        module.latents.prepare(module.models())
+        (learned,) = module.inversion()
+        (plain,) = module.original.embed([fill_template("{}", c.name) for c in CONCEPTS])
+        change = (learned[:, 0] - plain.embeddings[plain.positions(CONCEPT)]).abs()
+        assert torch.allclose(change, torch.full_like(change, 0.02), rtol=1e-2)
+
+    def test_its_draws_are_the_seed_s(self):
+        def draws(seed):
+            module = fmn(seed=seed, inversion_steps=1)
+            module.inversion = lambda: (torch.rand(4),)
+            module.on_train_start()
+            return module.inverted[0].tolist()
+
+        assert draws(0) == draws(0) != draws(1)
 
     def test_it_needs_images(self):
         with pytest.raises(ErasureError, match="needs images as latents; found PureNoise"):

@@ -67,6 +67,16 @@ class TestStatistics:
         module.rollout_steps = 1  # later latents depend on the guidance
         assert torch.allclose(means("a cat", 7.5), means("a cat", 1.0), atol=1e-5)
         assert not torch.allclose(means("a cat", 7.5), means("", 1.0), atol=1e-3)  # the control
+        module.rollout_steps = 2
+        assert not torch.allclose(means("a cat", 7.5), means("a cat", 1.0), atol=1e-5)
+
+    def test_they_are_of_every_pixel_step_and_image_of_the_seed(self):
+        module = gloce(images=3, rollout_steps=2)
+        own, other = (m.moments("a cat") for m in (module, gloce(images=3, seed=1)))
+        pixels = []
+        module.visit("a cat", lambda name, outputs: pixels.append(len(at_scales(outputs)) // 3))
+        assert sum(each.count for each in own.values()) == 3 * sum(pixels)
+        assert not any(torch.allclose(own[n].mean, other[n].mean, atol=1e-5) for n in own)
 
 
 class TestAdapter:
@@ -130,6 +140,34 @@ class TestSolution:
         assert (values["down"] @ v.T).abs().max() < 1e-8
         assert values["down"].norm() > 0.1
 
+    def test_the_gates_by_hand(self):
+        module = gloce(gate_rank=2, thresh=1.5, neighbours=3)
+        solved = module.solve_concept(CONCEPTS[0])
+        own, anchor = (module.moments(f"a photo of a {word}") for word in ("cat", "dog"))
+        name = next(iter(own))
+        values = {
+            key: solved[f"{name}.{ADAPTER_CHILD}.{key}"]
+            for key in ("mean", "gate", "gate_mean", "centre", "slope")
+        }
+        assert torch.allclose(values["mean"], own[name].mean)
+        assert torch.allclose(values["gate_mean"], anchor[name].mean)
+        basis = leading(own[name].around(anchor[name].mean), 2)
+        assert torch.allclose(values["gate"].T @ values["gate"], basis.T @ basis, atol=1e-8)
+        scores = []
+
+        def visitor(layer, outputs):
+            if layer == name:
+                away = normalize(outputs.double() - anchor[name].mean, dim=2)
+                scores.extend((away @ basis.T).square().sum(dim=2).amax(dim=1))
+
+        for prompt in module.near_prompts(CONCEPTS[0]):
+            module.visit(prompt, visitor)
+        scores = torch.stack(scores)
+        assert len(scores) == 3 * 2 * 2  # neighbours, images and steps
+        assert torch.allclose(values["centre"], scores.mean() + 1.5 * scores.std(), atol=1e-6)
+        width = 0.001 * 1.5
+        assert torch.allclose((values["slope"] * width).sigmoid(), torch.tensor(0.99).double())
+
     def test_gates_are_nearly_closed_for_neighbours_and_open_wider_for_the_concept(self):
         module = quick_fit(gloce(concepts=CONCEPTS[:1], thresh=1.0, rollout_steps=4, images=4), 1)
         adapters = {
@@ -160,6 +198,17 @@ class TestSolution:
         prompts = module.near_prompts(CONCEPTS[0])
         assert not {"a photo of a cat", "a photo of a star"} & set(prompts)
         assert gloce().near_prompts(CONCEPTS[0]) == prompts[:2]
+        own, *others = module._first_states(["a photo of a cat", *prompts])
+        cosines = [(own * other).sum(dim=1).mean().item() for other in others]
+        assert cosines == sorted(cosines, reverse=True)
+        assert cosines[0] > cosines[-1]  # the control
+
+    def test_neighbours_of_a_style_are_styles(self):
+        style = Concept("Van Gogh", kind="style")
+        module = gloce(concepts=[style])
+        words = module.candidates(style)
+        assert "Monet" in words or "Claude Monet" in words
+        assert not set(words) & set(module.candidates(CONCEPTS[0]))
 
     def test_what_callbacks_retain_takes_their_place(self):
         near = NearPrompts()

@@ -2,6 +2,8 @@
 with controls.
 """
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from contracts import VARIANT
@@ -16,7 +18,7 @@ from erasure_lightning.concepts.concept import Concept, Phrase, PromptBatch
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.mace import MACE
 from erasure_lightning.testing import check_method, quick_fit
-from erasure_lightning.training.attention_masks import attention_inside
+from erasure_lightning.training.attention_masks import attention_inside, concept_mask
 from erasure_lightning.training.image_sources import GeneratedImages
 from erasure_lightning.training.input_grams import input_gram
 from erasure_lightning.training.prompt_states import shared_token_states
@@ -157,6 +159,30 @@ class TestRefinement:
         now, old = key_weights(module.backbone), key_weights(module.original)
         assert (k @ now.mT - a @ old.mT).norm() < 0.7 * (k @ old.mT - a @ old.mT).norm()
 
+    def test_what_callbacks_retain_is_added(self):
+        module, gram = mace(preserve=0.5), torch.eye(32, dtype=torch.float64)
+        module.on_train_start()
+        captions = module._retained
+        held = SimpleNamespace(weight=2.0, of_states=False, gram=lambda module, source: gram)
+        module.retention.append(held)
+        module.on_train_start()
+        assert torch.allclose(module._retained, captions + 2 * gram)
+
+
+def test_images_are_of_the_seed_in_a_sentence_of_the_concept_s_kind():
+    kinds = [Concept("cat", "dog"), Concept("Giotto", "Monet", kind="style")]
+    module = mace(kinds, seed=1)
+    models = module.models()
+    assert models.seed != mace(kinds).models().seed
+    texts = [prompt.text for prompt in models.sentences(4, 0).prompts]
+    assert texts == ["a photo of a cat"] * 2 + ["a photo in the style of Giotto"] * 2
+
+
+def test_the_loss_is_at_the_step_s_own_sentences():
+    module = mace()
+    module.on_train_start()
+    assert module.noisy_batch(BATCH).sentences is BATCH
+
 
 class TestSuppression:
     def test_only_pixels_in_the_mask_and_marked_positions_count(self):
@@ -199,6 +225,19 @@ class TestSuppression:
         refined = idle.erasure_loss(noisy(idle, x, t, BATCH)).item()
         assert attended(idle) == pytest.approx(refined, rel=1e-3)
         assert attended(trained) < 0.8 * attended(idle)
+
+    @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+    def test_a_mask_begins_at_its_share_of_the_range(self, share):
+        module = mace(mask=share)
+        x, t = torch.randn(2, 4, 8, 8), torch.tensor([100.0, 900.0])
+        prompts = module.original.encode(BATCH.prompts)
+        with module.original.attention() as maps, torch.no_grad():
+            module.original.denoise(x, t, prompts)
+        expected = concept_mask(maps, prompts.positions(CONCEPT), share)
+        masks = masks_of(module, x, t, BATCH)
+        assert all(torch.equal(masks[name], expected[name]) for name in maps)
+        shown = torch.cat([mask.flatten() for mask in masks.values()]).float().mean()
+        assert (shown == 1) == (share == 0.0)  # the control
 
     def test_styles_have_no_mask(self):
         module = mace([Concept("cat", "dog"), Concept("star", "heart", kind="style")])

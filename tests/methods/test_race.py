@@ -57,6 +57,11 @@ def test_its_loss_is_at_the_attacked_states():
     assert not torch.allclose(by_hand, plain, rtol=1e-3)  # the control
 
 
+def test_its_numbers_are_those_of_its_search():
+    states = method(attack_from=7, attack_steps=5, radius=0.4).adversary
+    assert (states.begin, states.steps, states.radius, states.lr) == (7, 5, 0.4, 0.1)
+
+
 def test_another_search_takes_the_place_of_its_own():
     words = WordAdversary()
     assert method(adversary=words).adversary is words

@@ -1,5 +1,7 @@
 """RealEra: the contract of both stages, and the erasure, with controls."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from contracts import VARIANT
@@ -7,7 +9,7 @@ from noisy import noisy
 from recognition import KEPT, drawn, names, recognised, recognised_before
 from shipped import numbers
 
-from erasure_lightning.backbones.tiny import TinyBackbone
+from erasure_lightning.backbones.tiny import TinyBackbone, TinyXL
 from erasure_lightning.concepts.concept import THING_TEMPLATES, Concept, PromptBatch
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.realera import RealEra, RealEraClosedForm
@@ -123,6 +125,17 @@ class TestStageA:
             assert torch.allclose(beneath, weight, atol=5e-3)
             assert not torch.allclose(weight, one.original.get_parameter(name), atol=2e-2)
 
+    def test_samples_are_those_of_the_seed(self):
+        one, other, again = (
+            build(RealEraClosedForm, sampler="direct", neighbours=2, beyond=2, seed=seed).stage_a()
+            for seed in (0, 1, 0)
+        )
+        assert all(torch.equal(one[name], again[name]) for name in one)
+        assert not any(torch.allclose(one[name], other[name], atol=1e-4) for name in one)
+
+    def test_what_lies_beyond_has_one_weight_for_all_concepts(self):
+        assert build(RealEraClosedForm, beyond_weight=3.0).mining.beyond_weight == 1.5
+
     def test_samples_come_near_the_expectation(self):
         exact, few, many = (
             build(RealEraClosedForm, sampler=sampler, neighbours=n, beyond=n).stage_a()
@@ -187,6 +200,31 @@ class TestStageB:
             return int(rows.sum())
 
         assert {perturbed() for _ in range(20)} == shares
+
+    @pytest.mark.parametrize(
+        ("sampler", "drawn"),
+        [("expectation", "direct"), ("direct", "direct"), ("reject", "reject")],
+    )
+    def test_neighbours_are_drawn_by_the_sampler(self, sampler, drawn):
+        module = build(sampler=sampler)
+        samplers = []
+        module.neighbourhood = SimpleNamespace(
+            draw=lambda states, sampler: samplers.append(sampler) or states
+        )
+        module.perturbed(module.original.encode(BATCH.prompts))
+        assert samplers == [drawn]
+
+    def test_the_pooled_vector_is_perturbed_with_its_sentence(self):
+        module = RealEra(concepts=CONCEPTS, backbone=TinyXL(), **ARGUMENTS[RealEra])
+        module.configure_model()
+        prompts = module.original.encode(BATCH.prompts * 2)
+        perturbed = module.perturbed(prompts)
+        tokens, pooled = (
+            (getattr(perturbed, name) != getattr(prompts, name)).flatten(1).any(dim=1)
+            for name in ("tokens", "pooled")
+        )
+        assert torch.equal(tokens, pooled)
+        assert tokens.sum() == 2
 
     def test_without_an_anchor_it_is_the_empty_prompt(self):
         module = build(neighbours=0, beyond=0, closed_form=False, concepts=[Concept("cat")])

@@ -2,6 +2,8 @@
 and after.
 """
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from contracts import VARIANT
@@ -16,7 +18,7 @@ from erasure_lightning.retention.local_noise import LocalNoisePreservation
 from erasure_lightning.testing import check_method, edit_of, quick_fit
 
 PAIRS = [("small cat", "dog"), ("star", "")]
-REG, P, LAMB = 1e-3, 0.1, 0.1
+REG = 1e-3
 
 
 def rece(**arguments):
@@ -65,7 +67,7 @@ def first_by_hand(module, prompts=("",), p=1.0):
 
 
 def adversarial_by_hand(module, maps, c):
-    gram = sum(w.mT @ w for w in maps) + REG * torch.eye(c.shape[1])
+    gram = sum(w.mT @ w for w in maps) + module.regularization * torch.eye(c.shape[1])
     cross = sum(w.mT @ old for w, old in zip(maps, old_maps(module), strict=True))
     return c @ (torch.linalg.inv(gram) @ cross).mT
 
@@ -74,7 +76,8 @@ def epoch_by_hand(module, maps):
     pairs = [
         (adversarial_by_hand(module, maps, states(module, c)), states(module, a)) for c, a in PAIRS
     ]
-    return [solved(w, pairs, states(module, ""), P, LAMB) for w in maps]
+    p, lamb = module.preserve_scale, module.ridge
+    return [solved(w, pairs, states(module, ""), p, lamb) for w in maps]
 
 
 def close(solution, expected):
@@ -104,13 +107,32 @@ class TestSolution:
         assert close(module.solve().values(), first_by_hand(module, prompts, p))
         assert not close(module.solve().values(), first_by_hand(module, prompts))  # the control
 
-    @pytest.mark.parametrize("epochs", [1, 2])
-    def test_epochs_edit_the_maps_as_they_stand(self, epochs):
-        module = rece(epochs=epochs)
+    @pytest.mark.parametrize(
+        ("epochs", "numbers"),
+        [
+            (1, {}),
+            (2, {}),
+            (1, {"regularization": 0.1, "preserve_scale": 0.5, "ridge": 0.7}),
+        ],
+    )
+    def test_epochs_edit_the_maps_as_they_stand(self, epochs, numbers):
+        module = rece(epochs=epochs, **numbers)
+        expected = {"regularization": REG, "preserve_scale": 0.1, "ridge": 0.1} | numbers
+        assert expected == {name: getattr(module, name) for name in expected}
         maps = first_by_hand(module)
         for _ in range(epochs):
             maps = epoch_by_hand(module, maps)
         assert close(module.solve().values(), maps)
+
+    @pytest.mark.parametrize("epochs", [0, 1])
+    def test_what_callbacks_retain_has_its_place_in_every_edit(self, epochs):
+        """With a weight without bound no edit changes a weight."""
+        module = rece(epochs=epochs)
+        gram = 1e9 * torch.eye(32, dtype=torch.float64)
+        held = SimpleNamespace(weight=1.0, of_states=False, gram=lambda module, source: gram)
+        assert not close(module.solve().values(), old_maps(module))  # the control
+        module.retention.append(held)
+        assert close(module.solve().values(), old_maps(module))
 
     def test_the_order_of_concepts_does_not_matter(self):
         turned = RECE(concepts=[Concept(*pair) for pair in PAIRS[::-1]], backbone=TinyBackbone())

@@ -11,12 +11,14 @@ from shipped import numbers
 from torch import nn
 
 from erasure_lightning.adapters.eraser import eraser_outputs, mean_square_outside
+from erasure_lightning.backbones.conditioning import CONCEPT
 from erasure_lightning.backbones.tiny import TinyBackbone, TinyPixArt
 from erasure_lightning.concepts.concept import Concept, PromptBatch
 from erasure_lightning.edits.applied import apply_edit
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.receler import Receler
 from erasure_lightning.testing import check_method, quick_fit
+from erasure_lightning.training.attention_masks import concept_mask
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
 CONCEPTS = [Concept("cat", "dog"), Concept("star", "heart")]
@@ -65,6 +67,43 @@ def test_without_attack_and_mask_it_is_the_loss_of_esd():
     uncond, called = predict(module.original, ["", ""]), predict(module.original, BATCH.prompts)
     by_hand = (predict(module.backbone, BATCH.prompts) - (2 * uncond - called)).square().mean()
     assert torch.allclose(module.erasure_loss(noisy(module, X, T, BATCH)), by_hand, atol=1e-6)
+
+
+def test_the_loss_by_hand():
+    module = receler(attack_steps=0, guidance=0.5, mask_weight=3.0, threshold=0.5)
+    uncond, called = predict(module.original, ["", ""]), predict(module.original, BATCH.prompts)
+    prompts = module.original.encode(BATCH.prompts)
+    with module.original.attention() as maps:
+        module.original.denoise(X, T, prompts)
+    with eraser_outputs(module.backbone.denoiser) as added:
+        prediction = predict(module.backbone, BATCH.prompts)
+    error = prediction - (uncond - 0.5 * (called - uncond))
+    # Of the layers of 16 pixels: those of a quarter of the side, 4, do not exist.
+    masks = concept_mask(maps, prompts.positions(CONCEPT), 0.5, pixels=16)
+    by_hand = error.square().mean() + 3 * mean_square_outside(added, masks)
+    batch = noisy(module, X, T, BATCH)
+    assert torch.allclose(module.erasure_loss(batch), by_hand, rtol=1e-5)
+    other = concept_mask(maps, prompts.positions(CONCEPT), 0.5, pixels=64)
+    assert mean_square_outside(added, masks) != mean_square_outside(added, other)  # the control
+
+
+def test_erasers_and_rows_have_their_numbers():
+    module = receler(rank=3, rows=5, attack_lr=0.3, attack_decay=0.02)
+    downs = [p for name, p in module.trainable().items() if name.endswith("maps.0.weight")]
+    assert {len(down) for down in downs} == {3}
+    rows = module.rows_like(TinyBackbone().encode(["a"]).tokens)
+    assert rows.of(["cat", "star"]).shape[:2] == (2, 5)
+    settings = rows._adam.defaults
+    assert (settings["lr"], settings["weight_decay"]) == (0.3, 0.02)
+
+
+def test_rows_begin_at_random_of_the_seed():
+    first, same, other = (
+        receler(seed=seed).rows_like(TinyBackbone().encode(["a"]).tokens).of(["cat"])
+        for seed in (0, 0, 1)
+    )
+    assert torch.equal(first, same)
+    assert not torch.allclose(first, other, atol=1e-2)
 
 
 class TestAttack:

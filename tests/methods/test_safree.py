@@ -62,6 +62,15 @@ def test_its_equations_by_hand():
 
 
 @torch.no_grad()
+def test_phrases_span_the_subspace_beside_the_names():
+    module = SAFREE(concepts=CONCEPTS, backbone=TinyBackbone(), phrases=["a red car"])
+    module.configure_model()
+    spanning = module.original.encode(["cat", "star", "a red car"]).summary.double()
+    for basis in module.solve().values():
+        assert torch.allclose(basis.T @ basis, projection(spanning.T), atol=1e-6)
+
+
+@torch.no_grad()
 def test_the_rest_of_a_batch_and_the_empty_prompt_change_nothing():
     module = rule(filter=False)
     model = module.backbone

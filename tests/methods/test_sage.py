@@ -14,7 +14,7 @@ from shipped import numbers
 from trivial import Idle
 
 from erasure_lightning.backbones.conditioning import TEMPLATE
-from erasure_lightning.backbones.tiny import TinyBackbone
+from erasure_lightning.backbones.tiny import TinyBackbone, TinyXL
 from erasure_lightning.concepts.concept import Concept, PromptBatch
 from erasure_lightning.diffusion.sampling import sample_images
 from erasure_lightning.edits.applied import apply_edit
@@ -121,6 +121,16 @@ class TestSelfCheck:
         assert torch.allclose(score((result,)), torch.stack(scores).amax(dim=0))
         assert (torch.stack(scores)[-1] < torch.stack(scores).amax(dim=0)).any()  # the control
 
+    def test_a_step_is_along_the_gradient_on_the_template(self):
+        (plain,) = sage().backbone.embed(BATCH.prompts)
+        slope = torch.randn_like(plain.embeddings)
+        score = lambda prompts: (prompts[0].embeddings * slope).sum(dim=(1, 2))  # noqa: E731
+        (result,) = gradient_ascent((plain,), score, (torch.tensor(0.3),), 1)
+        steps = slope * plain.positions(TEMPLATE).unsqueeze(2)
+        longest = steps.norm(dim=2).amax(dim=1).view(-1, 1, 1)
+        shift = result.embeddings - plain.embeddings
+        assert torch.allclose(shift, 0.3 * steps / longest, atol=1e-5)
+
     def test_after_the_plain_prompt_is_erased_it_finds_the_concept_again(self):
         module = quick_fit(sage(check_steps=0, lr=3e-3, warmup=1), 40)
         module.check_steps, module.check_size = 10, 0.1
@@ -159,6 +169,46 @@ class TestSelfCheck:
             there.embeddings[~anchor.positions(TEMPLATE)],
             anchor.embeddings[~anchor.positions(TEMPLATE)],
         )
+
+    def test_what_it_minimises_by_hand(self):
+        module = sage()
+        meaning, concept, anchor = torch.randn(3, 4, 8)
+        near, far = (torch.cosine_similarity(meaning, each) for each in (concept, anchor))
+        assert torch.allclose(module.check_loss(meaning, concept), 1 - near)
+        assert torch.allclose(module.check_loss(meaning, concept, anchor), 1 - near + far)
+        module.check = "outside_in"
+        by_hand = (meaning - concept).square().mean(dim=1)
+        assert torch.allclose(module.check_loss(meaning, concept), by_hand)
+
+    def test_a_step_is_as_long_as_a_share_of_the_median_word(self, monkeypatch):
+        module, numbers = sage(check_size=0.2, check_steps=5), []
+        monkeypatch.setattr(
+            "erasure_lightning.methods.sage.gradient_ascent",
+            lambda start, score, sizes, steps: numbers.append((sizes, steps)) or start,
+        )
+        module.self_check(module.backbone.embed(BATCH.prompts), *LATENTS)
+        (((size,), steps),) = numbers
+        (table,) = module.backbone.word_tables()
+        assert torch.allclose(size, 0.2 * table.norm(dim=1).median())
+        assert steps == 5
+
+    @pytest.mark.parametrize(("begin", "searches"), [(0, 1), (1, 0)])
+    def test_it_begins_at_its_step(self, begin, searches, monkeypatch):
+        module, begun = sage(check_from=begin), []
+        monkeypatch.setattr(module, "self_check", lambda start, *_: begun.append(0) or start)
+        module.erasure_loss(noisy(module, *LATENTS, BATCH))
+        assert len(begun) == searches
+
+    def test_words_are_mined_with_its_numbers(self, monkeypatch):
+        settings = []
+        monkeypatch.setattr(
+            "erasure_lightning.methods.sage.domain_words",
+            lambda original, concepts, *numbers: settings.append(numbers) or [["kitten"], []],
+        )
+        module = sage(domain_similarity=0.6, domain_candidates=7, vocabulary=None)
+        module.on_train_start()
+        assert settings == [(0.6, 7, [])]
+        assert module.domains == {"cat": ["kitten"], "star": []}
 
 
 class TestBothPlaces:
@@ -207,6 +257,30 @@ class TestReduction:
         assert torch.allclose(
             module.erasure_loss(noisy(module, *LATENTS, batch)), gap[2] + gap[3:].mean()
         )
+
+    @pytest.mark.parametrize("family", [TinyBackbone, TinyXL])
+    def test_eta_in_text_space_goes_past_the_anchor(self, family):
+        """Of the pooled vector too, where the family has one."""
+        concepts, eta = [Concept("cat", "dog")], 0.5
+        settings = ARGUMENTS | {"check_steps": 0, "eta": eta}
+        module = SAGE(concepts=concepts, backbone=family(), **settings)
+        module.configure_model()
+        batch = PromptBatch(["a {} car"], ["cat"], ["dog"], [0])
+        concept, anchor = (module.original.encode(p) for p in (batch.prompts, batch.targets))
+        # The student is the original: its distance from the target is ``(1 + eta) (c - a)``.
+        errors = ((1 + eta) * (concept.tokens - anchor.tokens)[0]).square().mean(dim=1)
+        by_hand = errors[2] + errors[3:].mean()
+        if concept.pooled is not None:
+            by_hand = by_hand + ((1 + eta) * (concept.pooled - anchor.pooled)).square().mean()
+        x = torch.zeros(1, *module.backbone.latent_shape())
+        loss = module.erasure_loss(noisy(module, x, LATENTS[1][:1], batch))
+        assert torch.allclose(loss, by_hand, rtol=1e-4)
+
+
+def test_blocks_are_the_last_of_the_text_encoder():
+    module = sage(blocks=1)
+    assert set(module.editable()) == set(module.backbone.text_parameters(1))
+    assert set(module.editable()) < set(sage(blocks=None).editable())  # the control
 
 
 def test_gradients_reach_the_text_encoder_alone():

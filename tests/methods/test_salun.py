@@ -134,6 +134,11 @@ class TestSaliency:
         assert marked.sum() == len(size) // 2
         assert size[marked].min() >= size[~marked].max()
 
+    def test_a_smaller_share_is_less(self):
+        masks = begun(share=0.25, alpha=0.0, latents=images(1)).masks
+        marked = sum(int(mask.sum()) for mask in masks.values())
+        assert marked == sum(mask.numel() for mask in masks.values()) // 4
+
     def test_what_is_not_salient_stays_bit_identical(self):
         module = quick_fit(salun(lr=1e-2), 3)
         before = dict(TinyBackbone().named_parameters())
@@ -154,6 +159,14 @@ class TestPictures:
         assert (
             len(set(module._captions)) == 100
         )  # 79 things of COCO that are not cats, in other captions from then on
+
+    def test_the_order_of_everything_else_is_the_seed_s(self):
+        def captions(seed):
+            module = salun(seed=seed)
+            module.configure_model()
+            return module._remaining_captions(20)
+
+        assert captions(0) == captions(0) != captions(1)
 
     def test_each_concept_has_as_many(self):
         module = begun(latents=images(1))

@@ -93,6 +93,22 @@ class TestLatentAnchors:
         module.anchor_weight = 0.0
         assert both > module.erasure_loss(noisy(module, X, T, BATCH))
 
+    def test_their_loss_by_hand(self):
+        module = spm(anchors=2, anchor_weight=0.5)
+        batch = noisy(module, X, T, BATCH)
+        torch.manual_seed(5)
+        both = module.erasure_loss(batch)
+        torch.manual_seed(5)
+        states = module.latent_anchors(module.backbone.encode(BATCH.prompts))
+        x, t = X.repeat(2, 1, 1, 1), T.repeat(2)
+        with module.membrane.fixed(torch.eye(2).repeat(2, 1)):
+            prediction = module.backbone.denoise(x, t, states)
+        error = (prediction - module.original.denoise(x, t, states)).square().mean()
+        module.anchors = 0
+        by_hand = module.erasure_loss(batch) + 0.5 * error
+        assert torch.allclose(both, by_hand, rtol=1e-5)
+        assert error > 1e-4  # the control
+
     def test_they_hold_the_rest_where_it_was(self):
         def moved(weight):
             module = SPM(
@@ -117,6 +133,16 @@ def test_a_step_trains_the_adapters_of_its_concept_alone():
     for parameter in module.trainable().values():
         assert not parameter.grad[0].any()
         assert parameter.grad[1].any()
+
+
+@pytest.mark.parametrize("transport", ["rescaled", "cosine", "none"])
+def test_the_membrane_has_the_method_s_settings(transport):
+    module = spm(transport=transport, templates=["{}", "a {}", "my {}"])
+    assert module.membrane.transport == (transport != "none")
+    assert module.membrane.unrelated.any() == (transport == "rescaled")
+    sentences = module.membrane.sentences
+    own = module.original.encode(["star", "a star", "my star"]).tokens
+    assert torch.allclose(sentences[1], own, atol=1e-5)
 
 
 def test_what_the_membrane_remembers_is_saved_and_not_trained():

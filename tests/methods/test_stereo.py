@@ -51,9 +51,10 @@ class TestStages:
 
         def recorded(batch):
             seen.append((module.stage, len(module.inversion.learned), edit_of(module)))
+            module.moments.append(bool(module.trainer.optimizers[0].state))
             return loss(batch)
 
-        module.erasure_loss = recorded
+        module.erasure_loss, module.moments = recorded, []
         quick_fit(module, steps)
         return module, seen
 
@@ -70,6 +71,10 @@ class TestStages:
         assert equal(edits[2], edits[0])
         assert not equal(edits[1], edits[0])  # the control: the search trains
         assert not equal(edits[3], edits[0])
+
+    def test_the_last_stage_begins_without_the_optimizer_s_moments(self):
+        module, _ = self.fitted(4)
+        assert module.moments == [False, True, False, True]
 
     def test_the_search_has_a_rate_of_its_own(self):
         _, seen = self.fitted(4, search_lr=0.0)
@@ -88,6 +93,39 @@ def test_without_projection_the_search_is_towards_the_unconditional_prediction()
     batch = noisy(module, X, T, BATCH)
     target = module.search_target(batch, torch.zeros(2).long())
     assert torch.allclose(target, batch.teacher.unconditional, atol=1e-6)
+
+
+def test_eta_goes_past_the_unconditional_prediction():
+    module = method(parallel=1.0, eta=0.5)
+    batch = noisy(module, X, T, BATCH)
+    teacher = batch.teacher
+    by_hand = teacher.concept - 1.5 * (teacher.concept - teacher.unconditional)
+    target = module.search_target(batch, torch.zeros(2).long())
+    assert torch.allclose(target, by_hand, atol=1e-6)
+
+
+@pytest.mark.parametrize(("stage", "words"), [(0, {0}), (1, {1}), (2, {0, 1, 2})])
+def test_a_search_is_at_the_last_word_and_the_last_stage_at_all(stage, words, monkeypatch):
+    module = with_words(2)
+    monkeypatch.setattr(STEREO, "stage", stage)
+    student = set()
+    conditioning = module.conditioning
+
+    def recorded(batch, words):
+        student.update(words.tolist())
+        return conditioning(batch, words)
+
+    batch = noisy(module, X, T, BATCH)
+    monkeypatch.setattr(module, "conditioning", recorded)
+    monkeypatch.setattr(module, "robust_target", lambda batch: X)
+    for _ in range(10):
+        module.erasure_loss(batch)
+    assert student == words
+
+
+def test_its_numbers_are_those_of_its_search():
+    search = method(rounds=3, attack_steps=5, attack_lr=0.3).inversion
+    assert (search.words, search.steps, search.lr) == (3, 5, 0.3)
 
 
 def test_guidance_is_orthogonal_to_its_prediction():

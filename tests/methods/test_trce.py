@@ -8,6 +8,7 @@ from noisy import noisy
 from erasure_lightning.backbones.conditioning import END
 from erasure_lightning.backbones.tiny import TinyBackbone, TinyXL
 from erasure_lightning.concepts.concept import THING_TEMPLATES, Concept, PromptBatch
+from erasure_lightning.concepts.vocabulary import Vocabulary
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.trce import TRCE
 from erasure_lightning.testing import check_method, edit_of, quick_fit
@@ -43,8 +44,9 @@ def test_contract(arguments):
 
 
 class TestStage1:
-    def test_by_hand(self):
-        module = trce(preserve=0.0, ridge=0.3)
+    @pytest.mark.parametrize("preserve", [0.0, 2.0])
+    def test_by_hand(self, preserve):
+        module = trce(preserve=preserve, ridge=0.3)
         original = module.original
         equations = Regression(torch.zeros(32, 32))
         for concept in CONCEPTS:
@@ -55,6 +57,11 @@ class TestStage1:
                 (read := original.encode(prompts)).tokens[read.positions(END)] for prompts in each
             )
             equations.redirect(concepts, anchors, 1 / 20)
+        vocabulary = Vocabulary(None, CONCEPTS)
+        captions = [c for label in vocabulary.others for c in vocabulary.retained_captions(label)]
+        for i in range(0, len(captions), 100):
+            rows = original.encode(captions[i : i + 100]).tokens.flatten(0, 1)
+            equations.keep(rows, preserve / len(captions))
         correction = equations.correction(0.3)
         solution = module.stage_1()
         for name, layer in original.text_layers().items():

@@ -37,6 +37,22 @@ def test_zero_at_the_original_and_more_behind_it():
     assert callback.term(owner) > 1e-6
 
 
+@pytest.mark.parametrize("count", [2, 7])
+def test_its_latents_are_as_many_as_its_batch(count, monkeypatch):
+    owner = module()
+    callback = BeyondConceptRegularization(batch_size=count)
+    callback.prepare(owner)
+    drawn = []
+    denoise = owner.backbone.denoise
+    monkeypatch.setattr(
+        owner.backbone,
+        "denoise",
+        lambda x, *arguments: drawn.append(len(x)) or denoise(x, *arguments),
+    )
+    callback.term(owner)
+    assert drawn == [count]
+
+
 def test_it_holds_predictions_with_any_gradient_method():
     free, held = (module(lr=3e-3, schedule="cosine") for _ in range(2))
     quick_fit(free, 10)

@@ -1,4 +1,5 @@
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -7,8 +8,10 @@ from trivial import Distillation
 
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts.concept import Concept
+from erasure_lightning.diffusion.sampling import sample_images
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.metrics.scorer import Scorer
+from erasure_lightning.metrics.seed_statistics import CandidateLabels
 from erasure_lightning.retention.monitor import RetentionMonitor
 from erasure_lightning.testing import edit_of, quick_fit
 
@@ -76,6 +79,89 @@ def test_it_stops_on_a_budget_or_a_goal(limit):
     monitor = Noting(every=1, **limit)
     module = run(monitor)
     assert module.trainer.global_step == 1
+
+
+class Scripted(RetentionMonitor):
+    """Measures scores of erasure and retention, one after the other."""
+
+    def __init__(self, *scores, **arguments):
+        super().__init__(every=1, count=1, steps=1, **arguments)
+        self.scores = iter(scores)
+
+    def _score(self, features):
+        return next(self.scores)
+
+
+SCORES = (0.2, 0.9), (0.6, 0.8), (0.7, 0.3), (0.8, 0.9)
+
+
+@pytest.mark.parametrize(
+    ("limit", "last", "best"),
+    [
+        ({"budget": 0.5}, 3, 2),  # the third retains less
+        ({"goal": 0.5}, 2, 2),
+        ({"budget": 0.95}, 1, 0),
+        ({}, 4, 4),
+    ],
+    ids=str,
+)
+def test_it_stops_at_the_first_edit_outside_its_limits(limit, last, best):
+    monitor = Scripted(*SCORES, **limit)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "RetentionMonitor measured no edit")
+        module = run(monitor, steps=4)
+    assert module.trainer.global_step == last
+    assert monitor.best["step"] == best
+
+
+class TestScores:
+    """Of two images of the concept and three of what is retained, by their features."""
+
+    def monitor(self, **arguments):
+        monitor = RetentionMonitor(**arguments)
+        monitor._original_features = torch.eye(5)
+        monitor._concept_prompts = [("a cat", ""), ("a photo of a cat", "")]
+        monitor._classifier = None
+        return monitor
+
+    features = torch.eye(5)
+    features[0] = torch.tensor([0.0, 1.0, 0.0, 0.0, 0.0])  # as unlike as can be
+    features[1] = torch.tensor([0.0, 0.6, 0.8, 0.0, 0.0])
+    features[3] = torch.tensor([0.8, 0.0, 0.0, 0.6, 0.0])
+    features[4] = torch.tensor([0.0, 0.0, 0.0, 0.0, -1.0])  # counts as 0
+
+    def test_are_mean_similarities(self):
+        forgotten, retained = self.monitor()._score(self.features)
+        assert forgotten == pytest.approx(1 - 0.6 / 2)
+        assert retained == pytest.approx(1.6 / 3)
+
+    def test_are_of_each_group_alone(self):
+        monitor = self.monitor(prompts={"pets": ["a dog"], "others": ["a car", "a tree"]})
+        by_group = monitor._by_group(self.features)
+        assert by_group == pytest.approx({"monitor/kept/pets": 1, "monitor/kept/others": 0.3})
+
+    def test_with_a_scorer_are_shares_that_it_recognises(self):
+        monitor = self.monitor()
+        right = CandidateLabels(torch.eye(5), torch.tensor([True, False, False, False, False]))
+        monitor._classifier = SimpleNamespace(candidates=lambda group, thing: right)
+        features = self.features[[0, 0, 2, 3, 4]]
+        assert monitor._score(features)[0] == 1
+        features[0] = torch.eye(5)[0]
+        assert monitor._score(features)[0] == 0.5
+
+
+def test_its_images_have_its_steps_and_guidance(monkeypatch):
+    settings = []
+
+    def recorded(*arguments, **numbers):
+        settings.append(numbers)
+        return sample_images(*arguments, **numbers)
+
+    monkeypatch.setattr("erasure_lightning.retention.monitor.sample_images", recorded)
+    monitor = RetentionMonitor(every=1, count=3, steps=3, guidance=2.0)
+    run(monitor, steps=1)
+    assert settings == [{"steps": 3, "guidance": 2.0}] * 2
+    assert len(monitor._retained_prompts) == 3
 
 
 def test_it_measures_prompts_of_the_argument():

@@ -12,6 +12,7 @@ from erasure_lightning.concepts.word_lists import COCO_OBJECTS, WELL_KNOWN_STYLE
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.sage import SAGE
 from erasure_lightning.retention.base import far_from, retained_prompts
+from erasure_lightning.retention.beyond_concept import BeyondConceptRegularization
 from erasure_lightning.retention.global_alignment import GlobalSemanticAlignment
 from erasure_lightning.retention.local_noise import LocalNoisePreservation
 from erasure_lightning.retention.local_states import LocalStatePreservation
@@ -20,6 +21,7 @@ from erasure_lightning.testing import edit_of, quick_fit
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
 CAT = [Concept("cat", "dog")]
+BEYOND = BeyondConceptRegularization
 KEPT = ["a star", "a heart", "a tree", "a car", "a boat"]
 
 
@@ -117,6 +119,84 @@ def test_both_terms_join_the_loss_of_a_trivial_method():
     assert logged["loss/global"] == 0
 
 
+class TestByHand:
+    """Of three of the five prompts, at a student unlike its original."""
+
+    @pytest.fixture
+    def owner(self):
+        owner = module(blocks=None)
+        for parameter in owner.editable().values():
+            parameter.data.add_(0.05 * torch.randn_like(parameter))
+        return owner
+
+    def value(self, callback, owner):
+        """The term, and the numbers of the prompts that it draws."""
+        ready(callback, owner)
+        torch.manual_seed(5)
+        value = callback.term(owner)
+        torch.manual_seed(5)
+        return value, torch.randperm(5)[:3].tolist()
+
+    def cosines(self, model, rows, columns):
+        states = model.summarize(model.embed(KEPT))
+        return torch.cosine_similarity(states[rows].unsqueeze(1), columns, dim=2)
+
+    @pytest.mark.parametrize("mode", ["cross", "self"])
+    def test_similarities(self, owner, mode):
+        callback = GlobalSemanticAlignment(mode=mode, batch_size=3)
+        value, rows = self.value(callback, owner)
+        now, before = (
+            model.summarize(model.embed(KEPT)) for model in (owner.backbone, owner.original)
+        )
+        columns = (before, before) if mode == "cross" else (now[rows], before[rows])
+        gaps = self.cosines(owner.backbone, rows, columns[0])
+        gaps = gaps - self.cosines(owner.original, rows, columns[1])
+        assert torch.allclose(value, gaps.square().mean(), rtol=1e-4, atol=0)
+
+    def test_divergence_of_similarities(self, owner):
+        callback = GlobalSemanticAlignment(mode="kl_softmax", batch_size=3, temperature=0.3)
+        value, rows = self.value(callback, owner)
+        columns = owner.original.summarize(owner.original.embed(KEPT))
+        now, before = (
+            (self.cosines(model, rows, columns).double() / 0.3).softmax(dim=1)
+            for model in (owner.backbone, owner.original)
+        )
+        by_hand = (before * (before.log() - now.log())).sum(dim=1).mean()
+        assert torch.allclose(value.double(), by_hand, rtol=1e-2, atol=0)
+
+    def test_states(self, owner):
+        value, rows = self.value(LocalStatePreservation(batch_size=3), owner)
+        prompts = [KEPT[row] for row in rows]
+        now, before = (m.encode(prompts).tokens for m in (owner.backbone, owner.original))
+        assert torch.allclose(value, (now - before).square().mean(), atol=0)
+
+    def test_predictions(self, owner):
+        callback = LocalNoisePreservation(batch_size=3)
+        latents = []
+        draw = callback.latents.draw
+        callback.latents.draw = lambda *arguments: latents.append(draw(*arguments)) or latents[-1]
+        value, rows = self.value(callback, owner)
+        ((x, t),) = [(batch.x, batch.t) for batch in latents]
+        prompts = [KEPT[row] for row in rows]
+        now, before = (m.denoise(x, t, m.encode(prompts)) for m in (owner.backbone, owner.original))
+        assert torch.allclose(value, (now - before).square().mean(), atol=0)
+
+    def test_predictions_on_trajectories_of_the_seed(self, owner):
+        seeds = set()
+        for seed in (0, 1):
+            owner.seed = seed
+            bank = TrajectoryBank(trajectories=2, steps=2)
+            callback = ready(LocalNoisePreservation(batch_size=7, latents=bank), owner)
+            assert callback._sentences().templates == [KEPT[0]] * 7
+            seeds.add(callback._models(owner).seed)
+        assert len(seeds) == 2
+
+
+@pytest.mark.parametrize("kind", [LocalNoisePreservation, UnconditionalDrift, BEYOND])
+def test_every_term_has_a_ramp(kind):
+    assert kind(weight=3.0, ramp=2).weight_at(0) == 1.5
+
+
 def test_the_weight_ramps_up():
     callback = LocalNoisePreservation(weight=2.0, ramp=4)
     assert [callback.weight_at(step) for step in (0, 1, 3, 9)] == [0.5, 1.0, 2.0, 2.0]
@@ -178,6 +258,27 @@ class TestRetainedPrompts:
         owner, callback = module(Distillation), LocalNoisePreservation(prompts=KEPT)
         quick_fit(owner, 1, callback)
         assert callback.retained == KEPT
+
+    @pytest.mark.parametrize("nearness", [1.0, 0.5])
+    def test_of_the_vocabulary_but_for_the_nearest(self, nearness):
+        callback = LocalNoisePreservation(nearness=nearness)
+        owner = quick_fit(module(Distillation), 1, callback)
+        assert callback.retained == retained_prompts(owner, nearness)
+        fewer = len(callback.retained) < len(retained_prompts(owner, 1.0))
+        assert fewer == (nearness < 1)  # the control
+
+    def test_of_a_shipped_list_but_for_the_concepts(self, tmp_path):
+        """Of a user's own list all."""
+        (tmp_path / "own.txt").write_text("Giotto\nMonet\n")
+        giotto = Distillation(concepts=[Concept("Giotto", kind="style")], backbone=TinyBackbone())
+        shipped, own = (
+            LocalNoisePreservation(prompts=source)
+            for source in ("artists", str(tmp_path / "own.txt"))
+        )
+        quick_fit(giotto, 1, shipped, own)
+        assert shipped.retained == [name for name in shipped.prompts if name != "Giotto"]
+        assert len(shipped.retained) == len(shipped.prompts) - 1
+        assert own.retained == ["Giotto", "Monet"]
 
     def test_from_a_file(self, tmp_path):
         (tmp_path / "kept.txt").write_text("a star\n\n a tree \n")

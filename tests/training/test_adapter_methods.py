@@ -97,6 +97,16 @@ def test_an_edit_applied_to_a_pipeline_predicts_the_same(tmp_path, method, argum
     assert not torch.allclose(predict(tiny), before, atol=1e-4)
 
 
+def test_adapters_begin_at_random_of_the_seed():
+    def downs(seed):
+        module = Lora(concepts=CAT, backbone=TinyBackbone(), seed=seed)
+        module.configure_model()
+        return [p for name, p in module.trainable().items() if ".lora_A." in name]
+
+    assert all(torch.equal(a, b) for a, b in zip(downs(0), downs(0), strict=True))
+    assert not any(torch.allclose(a, b) for a, b in zip(downs(0), downs(1), strict=True))
+
+
 def test_merging_changes_nothing_but_the_form():
     apart, merged = (
         quick_fit(Lora(concepts=CAT, backbone=TinyBackbone(), lr=1e-2, merge=merge), 4)

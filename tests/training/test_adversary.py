@@ -7,6 +7,7 @@ import torch
 from contracts import VARIANT
 from distributed import fits
 from noisy import noisy
+from torch.optim import SGD, Adam, AdamW
 
 from erasure_lightning.backbones.conditioning import CONCEPT, END, START, TEMPLATE
 from erasure_lightning.backbones.tiny import TINY_BACKBONES, TinyBackbone, TinyFlux
@@ -130,6 +131,39 @@ def test_share_spreads_adversarial_steps():
     assert not any(WordAdversary(begin=0, steps=0).is_active(step) for step in range(9))
 
 
+def test_searches_have_the_optimizers_and_numbers_of_their_kinds():
+    point = [torch.zeros(1, requires_grad=True)]
+    words = WordAdversary(lr=0.3).optimizer(point)
+    inversion = InversionAdversary(lr=0.2, weight_decay=0.05).optimizer(point)
+    states = [StateAdversary(radius=0.4, lr=lr).optimizer(point) for lr in (None, 0.3)]
+    assert [type(each) for each in (words, inversion, *states)] == [Adam, AdamW, SGD, SGD]
+    rates = [each.defaults["lr"] for each in (words, inversion, *states)]
+    assert rates == [0.3, 0.2, 0.1, 0.3]
+    assert inversion.defaults["weight_decay"] == 0.05
+
+
+def test_directions_are_gradients_or_their_signs():
+    gradient = torch.tensor([-3.0, 0.0, 0.5])
+    signs = torch.tensor([-1.0, 0.0, 1.0])
+    assert torch.equal(WordAdversary().direction(gradient), gradient)
+    assert torch.equal(PrefixAdversary().direction(gradient), gradient)
+    assert torch.equal(PrefixAdversary(sign=True).direction(gradient), signs)
+    assert torch.equal(StateAdversary().direction(gradient), signs)
+
+
+@pytest.mark.parametrize(
+    ("kind", "draws"), [(WordAdversary, 0), (StateAdversary, 0), (PrefixAdversary, 3)]
+)
+def test_some_kinds_search_at_fresh_latents_in_each_step(kind, draws):
+    module = esd(searching(kind, steps=3))
+    searched = models(module)
+    batch = noisy(module, X, T, BATCH)
+    drawn = []
+    draw = lambda sentences: drawn.append(sentences) or batch  # noqa: E731
+    module.adversary.search(batch, replace(searched, draw=draw))
+    assert drawn == [BATCH] * draws
+
+
 class TestWords:
     @pytest.mark.parametrize(
         ("where", "roles"), [("template", {TEMPLATE}), ("all", {TEMPLATE, CONCEPT})]
@@ -230,6 +264,14 @@ class TestInversion:
         assert found == [0, 1, 1, 1, 2, 2, 2, 2]
         assert adversary._searches == 3
 
+    @pytest.mark.parametrize(("count", "sentences"), [(1, 2), (2, 2), (3, 4)])
+    def test_a_search_has_as_many_sentences_of_each_concept(self, count, sentences):
+        module = esd(searching(InversionAdversary, steps=1))
+        counts = []
+        searched = replace(models(module), sentences=lambda n, number: counts.append(n) or BATCH)
+        module.adversary.learn(count, 0, searched)
+        assert counts == [sentences]
+
     def test_each_sentence_has_the_word_of_its_concept(self):
         module = esd(searching(InversionAdversary, steps=2))
         module.student(noisy(module, X, T, BATCH))
@@ -248,6 +290,23 @@ def test_states_stay_in_their_ball():
     change = (found - plain).abs().max()
     assert 0.04 < change <= 0.05 + 1e-6
     assert found.max() <= plain.max()
+
+
+def test_states_begin_anywhere_in_their_ball():
+    module = esd(searching(StateAdversary, radius=0.05))
+    (start,) = module.adversary.start(BATCH, models(module), 0)
+    assert start.min() == pytest.approx(-0.05, rel=0.05)
+    assert start.max() == pytest.approx(0.05, rel=0.05)
+
+
+def test_states_stay_in_the_range_of_their_own_sentence():
+    module = esd(searching(StateAdversary))
+    plain = module.backbone.encode(BATCH.prompts).tokens
+    low, high = (each.view(2, 1, 1) for each in plain.flatten(1).aminmax(dim=1))
+    assert high[0] != high[1]  # the control
+    for far, bound in ((-1e3, low), (1e3, high)):
+        states = module.adversary.encode(BATCH, [torch.full_like(plain, far)], module.backbone)
+        assert torch.equal(states.tokens, bound.expand_as(plain))
 
 
 @pytest.mark.parametrize("kind", [PrefixAdversary, InversionAdversary])

@@ -53,6 +53,14 @@ def test_the_threshold_is_a_share_of_the_range():
     assert counts == [4, 3, 2, 1]
 
 
+def test_the_range_is_that_of_each_image():
+    maps = torch.zeros(2, 1, 4, 4)
+    maps[0, ..., 1] = torch.tensor([0.0, 0.1, 0.2, 0.2])
+    maps[1, ..., 1] = torch.tensor([0.6, 0.7, 0.8, 0.8])
+    mask = concept_mask({"layer": maps}, POSITIONS, 0.75)["layer"]
+    assert mask.tolist() == [[False, False, True, True]] * 2
+
+
 def test_a_map_without_contrast_marks_everything():
     assert concept_mask({"layer": torch.full((2, 1, 4, 4), 0.25)}, POSITIONS, 0.5)["layer"].all()
     assert concept_mask({"layer": torch.rand(2, 1, 4, 4)}, torch.zeros_like(POSITIONS), 0.5)[

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -139,6 +140,45 @@ def test_seeds_differ_and_repeat():
     )
     assert all(torch.equal(one[n], same[n]) for n in one)
     assert any(not torch.equal(one[n], other[n]) for n in one)
+
+
+class Recorder(Distillation):
+    """Records the times of its latents, and what it logs."""
+
+    def __init__(self, **arguments):
+        super().__init__(concepts=CAT, backbone=TinyBackbone(), **arguments)
+        self.times, self.logged = [], []
+
+    def erasure_loss(self, batch):
+        self.times.append(tuple(batch.t.tolist()))
+        return super().erasure_loss(batch)
+
+    def log(self, name, value, **options):
+        self.logged.append((self.global_step, name, float(value)))
+
+
+def test_every_step_draws_anew():
+    module = quick_fit(Recorder(), 4)
+    assert len(set(module.times)) == 4
+
+
+def test_terms_have_the_weight_of_their_step_and_a_gradient_norm_of_all_parameters():
+    """Norms are logged at every second step here."""
+    module = Recorder()
+    module.configure_model()
+    steps = []
+    term = SimpleNamespace(
+        label="sum",
+        weight_at=lambda step: steps.append(step) or 3.0,
+        term=lambda owner: torch.stack([p.sum() for p in owner.trainable().values()]).sum(),
+    )
+    module.retention.append(term)
+    quick_fit(module, 4)
+    assert steps == [0, 1, 2, 3]
+    norms = [(step, value) for step, name, value in module.logged if name == "gradient/sum"]
+    count = sum(p.numel() for p in module.trainable().values())
+    assert [step for step, _ in norms] == [1, 3]
+    assert [value for _, value in norms] == pytest.approx([3 * count**0.5] * 2)
 
 
 def test_a_bank_feeds_the_loss_and_resumes():

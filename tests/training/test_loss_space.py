@@ -125,6 +125,15 @@ def test_pure_noise_at_logit_normal_times(family):
     assert PureNoise("logit-normal").times == "logit-normal"
 
 
+def test_pure_noise_has_times_of_its_density():
+    model = TinyBackbone()
+    torch.manual_seed(0)
+    share = model.process.share(pure_noise(model, 500, "importance")[1])
+    assert ((share > 0.15) & (share < 0.45)).float().mean() > 0.9
+    share = model.process.share(pure_noise(model, 500)[1])
+    assert ((share > 0.15) & (share < 0.45)).float().mean() < 0.5  # the control
+
+
 def test_uniform_times_are_drawn_as_before():
     torch.manual_seed(0)
     first = RectifiedFlow().draw_times(4, DENSITIES["uniform"])

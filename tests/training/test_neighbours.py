@@ -161,17 +161,18 @@ class TestStageA:
         old = torch.randn(6, WIDTH)
         assert torch.equal(corrected_weight(old, equations.correction(0.1)), old)
 
-    def test_it_is_the_minimiser(self):
+    @pytest.mark.parametrize("sampler", ["direct", "reject"])
+    def test_it_is_the_minimiser(self, sampler):
         """Of `J` with its sums over samples written out; least squares on the stacked system say
         the same.
         """
         e, a, old, ridge = states(3), states(3), torch.randn(6, WIDTH).double(), 0.3
-        mining = Mining(Neighbourhood(0.5, 0.9), 4, 5, "direct", 1.0, 2.0)
+        mining = Mining(Neighbourhood(0.5, 0.9), 4, 5, sampler, 1.0, 2.0)
         equations = Regression(torch.zeros(WIDTH, WIDTH))
         mining.write(equations, e, a, 1.0, 7)
         w = corrected_weight(old, equations.correction(ridge)).requires_grad_(True)
         same = torch.Generator().manual_seed(7)
-        k = [e, *(mining.neighbourhood.draw(e, "direct", same) for _ in range(4))]
+        k = [e, *(mining.neighbourhood.draw(e, sampler, same) for _ in range(4))]
         b = torch.cat([orthogonal_states(e, same) for _ in range(5)]).double()
         rows = torch.cat(
             [

@@ -89,6 +89,17 @@ def test_what_is_not_salient_stays_bit_identical():
     assert sum(int(m.sum()) for m in moved.values()) > 0.25 * sum(m.numel() for m in moved.values())
 
 
+def test_its_draws_are_the_seed_s():
+    def masks(seed, before):
+        module = salient_erasure(seed=seed)
+        module.saliency = lambda: {"weight": torch.rand(64) < 0.5}
+        torch.manual_seed(before)
+        module.on_train_start()
+        return module.masks["weight"].tolist()
+
+    assert masks(0, before=1) == masks(0, before=2) != masks(1, before=1)
+
+
 def test_with_the_whole_share_everything_moves_and_no_saliency_is_asked():
     module = quick_fit(salient_erasure(share=1.0), 2)
     assert not module.masks

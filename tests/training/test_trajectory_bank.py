@@ -125,6 +125,15 @@ def test_refreshing_rolls_out_anew():
     assert model.evaluations == 3 * 3 * 2
 
 
+def test_refreshing_begins_at_other_noise(tiny):
+    bank = TrajectoryBank(steps=2, guidance=1.0, refresh=1)
+    starts = []
+    for _ in range(2):
+        bank.draw(of(CAT), models(tiny))
+        starts.append(bank._held["x"][:, 0])
+    assert not torch.allclose(*starts, atol=1e-3)
+
+
 @pytest.mark.parametrize(("trajectories", "rollouts"), [(2, 3), (1, 2)])
 def test_more_concepts_than_trajectories_do_not_raise_the_cost_of_a_draw(trajectories, rollouts):
     """As in a recipe with one trajectory a step, whose list of concepts is longer."""
