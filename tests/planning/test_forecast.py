@@ -229,7 +229,7 @@ def test_a_search_for_words_is_run_for_one_step_and_is_no_part_of_the_others():
         {"adversary": StateAdversary(begin=0, steps=7)},
         {"adversary": WordAdversary(begin=0, steps=7, starts=2, best=True, share=1.0)},
     ],
-    ids=str,
+    ids=["own", "own, on its rollouts", "states", "words"],
 )
 def test_steps_of_an_adversary_are_counted_and_two_of_each_search_are_run(arguments):
     check_repeated_steps(AdvUnlearn, attack_from=0, **arguments)

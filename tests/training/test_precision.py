@@ -241,7 +241,7 @@ def test_what_a_loss_compares_with_is_computed_in_its_precision(precision):
         (SAGE, {"domain_similarity": 0.5, "domain_candidates": 2, "vocabulary": None}),
         (SalUn, {"remaining": 2, "latents": GeneratedImages(images=1, steps=2)}),
     ],
-    ids=str,
+    ids=["ANT", "FMN", "SAGE", "SalUn"],
 )
 def test_what_a_method_predicts_before_its_steps_is_under_the_autocast_of_its_loss(
     method, arguments, monkeypatch
