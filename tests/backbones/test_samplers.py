@@ -135,7 +135,7 @@ def test_the_others_are_refused_in_one_line(name):
     stock.scheduler = kind.from_config({**NOISING, **own, "steps_offset": 1, "clip_sample": False})
     with pytest.raises(
         ErasureError,
-        match=rf"found {name}, which has none| in {name}\.$|needs another sampler: {name} ",
+        match=rf"found {name}, which has none| in {name}\. Set the |needs another sampler: {name} ",
     ) as refused:
         StableDiffusion.from_pipeline("stock", stock)
     assert "\n" not in str(refused.value)
