@@ -235,7 +235,7 @@ def table(
     """A table for each concept."""
     columns = [first, "own", "domain", "retain", "feature", *ATTACKS, "with gradient"]
     blocks = []
-    for concept in concepts_of(cells):
+    for concept in concepts_of([cell for cell in cells if cell["method"] in rows]):
         lines = [f"**{concept}**", "", head(columns)]
         own = {cell["method"]: cell for cell in cells if cell["concept"] == concept}
         for method, cell in ((method, own[method]) for method in rows if method in own):
@@ -259,15 +259,25 @@ def tenfold(cells: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def listed(names: list[str]) -> str:
+    """Names as text: "a, b and c"."""
+    *others, last = names
+    return f"{', '.join(others)} and {last}" if others else last
+
+
 def extent(cells: list[dict[str, Any]]) -> str:
     """How much was measured, in a sentence."""
-    parts = []
+    concepts: dict[int, list[str]] = {}  # by number of methods
     for concept in concepts_of(cells):
-        own = [cell for cell in cells if cell["concept"] == concept]
-        parts.append(f"{len(own)} methods on the {concept}")
+        count = sum(cell["concept"] == concept for cell in cells)
+        concepts.setdefault(count, []).append(f"the {concept}")
+    parts = [
+        f"{count} method{'s' if count > 1 else ''} on {listed(names)}"
+        for count, names in concepts.items()
+    ]
     images = {r["images"] for cell in cells for r in cell["attacks"].values()}
     return (
-        f"Measured: {', '.join(parts)}; one training seed, {max(images)} images of three searches"
+        f"Measured: {'; '.join(parts)}; one training seed, {max(images)} images of three searches"
         " for each attack. The twenty tasks of the emoji bench with three training seeds were not."
     )
 
