@@ -19,11 +19,12 @@ def robustness(monkeypatch):
 
 @pytest.mark.parametrize("name", ["robustness.md", "choosing.md"])
 def test_pages_have_the_figures_that_were_measured(robustness, name):
-    """The control is another figure, which changes the page."""
+    """Other figures, the control, change the page."""
     cells = robustness.load()
     text = (robustness.DOCS / name).read_text()
     assert robustness.page(name, cells) == text
-    cells[0]["attacks"]["ConceptInversion"]["mean"] = 0.123
+    for cell in cells:
+        cell["attacks"]["ConceptInversion"]["mean"] = 0.123
     assert robustness.page(name, cells) != text
 
 
