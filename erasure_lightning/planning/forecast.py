@@ -196,11 +196,8 @@ def forecast_fit(
 
 def _without_freed(peaks: Mapping[str, int], held: MemoryFootprint) -> dict[str, int]:
     """Peaks without what is smaller, or not on the device, than on fake tensors."""
-    in_eight_bits = (
-        "step",
-        "monitoring",
-        "measuring",
-    )  # phases in which the optimizer's state is allocated
+    # Phases in which the optimizer's state is allocated.
+    in_eight_bits = ("step", "monitoring", "measuring")
     offloaded = ("sampling", *in_eight_bits)  # phases without the text encoders
     freed = {
         name: held.spared * (name in in_eight_bits) + held.weights.offloaded * (name in offloaded)
