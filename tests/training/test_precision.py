@@ -236,7 +236,7 @@ def test_what_a_loss_compares_with_is_computed_in_its_precision(precision):
 @pytest.mark.parametrize(
     ("method", "arguments"),
     [
-        (ANT, {"share": 0.5}),
+        (ANT, {"share": 0.5, "maps": 1}),
         (FMN, {"inversion_steps": 1, "latents": GeneratedImages(images=1, steps=2)}),
         (SAGE, {"domain_similarity": 0.5, "domain_candidates": 2, "vocabulary": None}),
         (SalUn, {"remaining": 2, "latents": GeneratedImages(images=1, steps=2)}),
