@@ -132,6 +132,8 @@ class Receler(AdapterErasure):
 
     default_steps = 500
 
+    repeated_call = "attack_step"
+
     def __init__(
         self,
         *,

@@ -171,7 +171,7 @@ class MonitorCounter(Callback):
         self.memory.peak = max(peak, self.memory.live)
 
     def evaluations(self, steps: int) -> int:
-        """Latents that are evaluated in a fit of some steps, if nothing stops it before."""
+        """Latents that are evaluated in a fit of some steps, unless the monitor stops it."""
         return self.each * (1 + steps // self.monitor.every)
 
 
@@ -200,10 +200,13 @@ class RepeatedSteps:
         self._run = getattr(owner, name)
         self._loop: Callable[[], Any] = lambda: None
         self._calls = 0
+        #: Evaluations of each counter, and draws, in the call that was run last.
+        self._evaluated: list[Counter[str]] = []
+        self._drawn = 0
         setattr(owner, name, self)
 
     def __call__(self, loop: Any, *args: Any) -> None:
-        """Arguments as of the method."""
+        """Runs or counts a call; arguments are those of the method."""
         if self._loop() is not loop:
             self._loop = weakref.ref(loop)
             self._calls = 0

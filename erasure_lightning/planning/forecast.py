@@ -13,7 +13,6 @@ from erasure_lightning.data.datamodule import PromptData
 from erasure_lightning.distributed.lightning_internals import jump_to_step, keep_signal_handlers
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.fmn import FMN
-from erasure_lightning.methods.receler import Receler
 from erasure_lightning.planning.evaluation_counters import (
     STUDENT_CALLS,
     TEACHER_CALLS,
@@ -177,9 +176,11 @@ def forecast_fit(
         if measure:
             images, measured, measuring_peak = _measurement(module, data, counters, memory)
     held = recorder.held
-    monitoring_peak = max((monitor.peak for monitor in recorder.monitors), default=0)
-    peaks = recorder.peaks | {"sampling": sampling_peak, "monitoring": monitoring_peak}
-    peaks["measuring"] = measuring_peak
+    peaks = recorder.peaks | {
+        "sampling": sampling_peak,
+        "monitoring": max((monitor.peak for monitor in recorder.monitors), default=0),
+        "measuring": measuring_peak,
+    }
     return FitForecast(
         held=held,
         steps=steps,
@@ -239,19 +240,24 @@ def _fit(
     for monitor in recorder.monitors:
         monitor.counters = recorder.counters
     if isinstance(module, GradientErasure):
-        if isinstance(bank := module.latents, TrajectoryBank):
-            recorder.rollouts = RolloutCounter(bank, len(module.concepts), recorder.counters)
-        if isinstance(adversary := module.adversary, InversionAdversary):
-            recorder.search = WordSearch(adversary, recorder.counters)
-        elif adversary is not None:
-            RepeatedSteps(adversary, "search_step", recorder.counters, recorder.rollouts)
-    if isinstance(module, Receler):
-        RepeatedSteps(module, "attack_step", recorder.counters, recorder.rollouts)
-    if isinstance(module, FMN):
-        recorder.inverted = shorten_inversion(module)
+        _shorten_loops(module, recorder)
     trainer.fit(module, data)
     if not recorder.counts:
         raise ErasureError("A plan needs at least one step; found --trainer.max_steps 0.")
+
+
+def _shorten_loops(module: GradientErasure, recorder: _StepRecorder) -> None:
+    """Run few evaluations of every loop between and within steps, and count the others."""
+    if isinstance(bank := module.latents, TrajectoryBank):
+        recorder.rollouts = RolloutCounter(bank, len(module.concepts), recorder.counters)
+    if isinstance(adversary := module.adversary, InversionAdversary):
+        recorder.search = WordSearch(adversary, recorder.counters)
+    elif adversary is not None:
+        RepeatedSteps(adversary, "search_step", recorder.counters, recorder.rollouts)
+    if module.repeated_call:
+        RepeatedSteps(module, module.repeated_call, recorder.counters, recorder.rollouts)
+    if isinstance(module, FMN):
+        recorder.inverted = shorten_inversion(module)
 
 
 def _counters(module: ErasureModule, memory: MemoryTracker) -> list[DenoiserCounter]:

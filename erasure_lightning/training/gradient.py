@@ -76,6 +76,10 @@ class GradientErasure(ErasureModule):
     #: Training steps of the paper or its official code, for a concept; 1000 where neither says.
     default_steps: ClassVar[int] = 1000
 
+    #: Name of a method that the loss calls in a loop, with one first argument in each; plans run
+    #: two calls of a loop and count the others. Empty without such a loop.
+    repeated_call: ClassVar[str] = ""
+
     def __init__(
         self,
         *,

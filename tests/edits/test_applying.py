@@ -324,7 +324,7 @@ def test_an_edit_is_changed_and_removed_only_where_that_acts(edits, load, change
 
 
 def with_merged_lora(pipeline):
-    """A LoRA of which nothing is left but its part of the weights."""
+    """A LoRA that was fused and unloaded."""
     torch.manual_seed(0)
     config = LoraConfig(r=4, target_modules=["to_k", "to_v"], init_lora_weights=False)
     pipeline.unet.add_adapter(config)
