@@ -98,7 +98,12 @@ class Job:
             options = ["--ckpt_path", str(run.root), "--run_dir", str(run.second_measurement)]
             return ["test", *options, *_NO_PROGRESS_BAR]
         missing = (attack for attack in self.suite.attacks if not self.outcome(attack).exists())
-        return next((self._attack(attack) for attack in missing), None)
+        return next((self.attack_command(attack) for attack in missing), None)
+
+    def attack_command(self, attack: AttackEntry) -> list[str]:
+        """Arguments of `erasure` for an attack on its edit."""
+        command = ["attack", "--ckpt_path", str(self.run.root), "--attack", attack.attack]
+        return [*command, *command_options(attack.options)]
 
     def link_parts(self) -> None:
         """Link the suite's fitted cells that are parts of the method's config.
@@ -133,11 +138,6 @@ class Job:
         options = command_options(self._fit_options() | self.method.options)
         run_dir = ["--run_dir", str(self.run.root)]
         return ["fit", "--config", str(self.config), *options, *run_dir, *_NO_PROGRESS_BAR]
-
-    def _attack(self, attack: AttackEntry) -> list[str]:
-        command = ["attack", "--ckpt_path", str(self.run.root), "--attack", attack.attack]
-        return [*command, *command_options(attack.options)]
-
 
 def command_options(options: dict[str, Any]) -> list[str]:
     """Options as arguments of a command line, their values in JSON, which is YAML too."""

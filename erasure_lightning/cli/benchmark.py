@@ -6,7 +6,7 @@ import io
 import os
 import signal
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -201,29 +201,37 @@ def _interruptible(suite: str, out: Path) -> Iterator[None]:
 
 
 def _check_options(suite: Suite, missing: Sequence[Job]) -> None:
-    """Raise for an unknown attack, or arguments of a method that `erasure fit` would refuse.
+    """Raise for arguments of a method or an attack that `erasure fit` or `attack` would refuse.
 
     Raises:
-        ErasureError: With the attack, or the method.
+        ErasureError: With the method, or the attack.
     """
+    from erasure_lightning.cli.attack import run_attack
     from erasure_lightning.cli.fit import run_fit
-    from erasure_lightning.registry import find_attack
 
-    for attack in suite.attacks:
-        if attack.attack.isidentifier():
-            find_attack(attack.attack)
     # A suite that cannot run must leave no folder.
     with tempfile.TemporaryDirectory() as scratch:
         for path, text in initial_files(suite, Path(scratch)):
             write_atomically(path, text.encode())
-        for cell in list_jobs(suite, Path(scratch))[:: len(suite.concepts)][: len(suite.methods)]:
-            if not any(other.method == cell.method for other in missing):
-                continue
-            try:
-                with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
-                    run_fit([*(cell.next_command() or ())[1:], "--print_config"])
-            except ErasureError as error:
-                raise ErasureError(f"The method {cell.method.name} cannot run: {error}") from error
+        first, *_ = jobs = list_jobs(suite, Path(scratch))
+        for cell in jobs[:: len(suite.concepts)][: len(suite.methods)]:
+            if any(other.method == cell.method for other in missing):
+                command = cell.next_command() or []
+                _check_command(f"The method {cell.method.name}", run_fit, command)
+        for attack in suite.attacks:
+            command = first.attack_command(attack)
+            _check_command(f"The attack {attack.name}", run_attack, command)
+
+
+def _check_command(
+    subject: str, run: Callable[[list[str]], object], command: Sequence[str]
+) -> None:
+    """Parse a command of `erasure` without running it, and raise with who cannot run."""
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+            run([*command[1:], "--print_config"])
+    except ErasureError as error:
+        raise ErasureError(f"{subject} cannot run: {error}") from error
 
 
 def _check(suite: Suite) -> None:

@@ -97,7 +97,7 @@ def offered_path(find: Callable[[str], Offer], name: str) -> str:
     Raises:
         ErasureError: If the name is unknown or its package cannot be loaded.
     """
-    if not name.isidentifier():
+    if "." in name:
         return name
     offer = find(name)
     load_with_notice(offer)

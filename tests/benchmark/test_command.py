@@ -78,7 +78,7 @@ class TestMistakes:
         message = error("emoji-bensh.yaml")
         assert message.startswith("unknown suite 'emoji-bensh.yaml': no such file.")
         assert message.endswith(
-            "Did you mean 'emoji-bench'? Shipped: emoji-bench, held-out, held-out-2."
+            "Did you mean 'emoji-bench'? Shipped: emoji-bench, held-out, held-out-2, held-out-robust."
         )
 
     def test_unknown_config_and_unknown_concepts(self, error, write_suite):
@@ -106,6 +106,28 @@ class TestMistakes:
     def test_an_unknown_attack_is_reported_before_anything_runs(self, error, write_suite, folder):
         write_suite(attacks=["SoftEmbeding"])
         assert "unknown attack 'SoftEmbeding'. Did you mean 'SoftEmbedding'?" in error("pets.yaml")
+        assert not (folder / "runs").exists()
+
+    @pytest.mark.parametrize(
+        ("attack", "message"),
+        [
+            ("soft-embedding", "unknown attack 'soft-embedding'. Did you mean 'SoftEmbedding'?"),
+            (
+                {"attack": "SoftEmbedding", "options": {"attack.stepz": 3}},
+                "The attack SoftEmbedding cannot run: attack has no option 'stepz'",
+            ),
+            (
+                {"attack": "P4D", "options": {"config": "p4dd.yaml"}},
+                "The attack P4D cannot run: unknown config 'p4dd.yaml'",
+            ),
+        ],
+        ids=["name", "option", "config"],
+    )
+    def test_what_an_attack_lacks_is_reported_before_anything_runs(
+        self, error, write_suite, folder, attack, message
+    ):
+        write_suite(attacks=[attack])
+        assert message in error("pets.yaml")
         assert not (folder / "runs").exists()
 
     def test_no_such_cell(self, error, write_suite):
