@@ -22,6 +22,7 @@ def attack_edit(
     run_dir: Path | None = None,
     trials: AttackSettings | None = None,
     report: Callable[[str], None] = print,
+    backbone: str | None = None,
 ) -> Outcome:
     """Attack an edited model, and write the outcome with its images into a folder.
 
@@ -31,6 +32,7 @@ def attack_edit(
         run_dir: The folder to write into; ``RUN/attacks/NAME`` by default (see `attack_folder`).
         trials: Number of seeds and images, and how images are sampled and scored.
         report: Called with a line of text after each case.
+        backbone: Where the base model is now; by default as the edit names it.
 
     Raises:
         ErasureError: If the edit cannot be read, no scorer fits its images, or the folder holds
@@ -41,7 +43,7 @@ def attack_edit(
     folder = run_dir or attack_folder(path, name)
     with lock_folder(folder):
         check_no_outcome(folder, name)
-        module = load_edited(path).to(default_device())
+        module = load_edited(path, backbone).to(default_device())
         target = AttackTarget(
             module.backbone, module.unedited, module.concepts, trials or AttackSettings()
         )

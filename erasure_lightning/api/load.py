@@ -19,7 +19,7 @@ from erasure_lightning.training.edit_state import BACKBONE_PREFIX
 from erasure_lightning.training.imported import Imported
 
 
-def load_edited(path: Path) -> ErasureModule:
+def load_edited(path: Path, backbone: str | None = None) -> ErasureModule:
     """The module that made an edit, with the edited model and its original.
 
     A file does not decide which code runs: its method must be one of ours or of an installed
@@ -28,6 +28,7 @@ def load_edited(path: Path) -> ErasureModule:
 
     Args:
         path: An ``edit.safetensors`` or a ``.ckpt``, as `locate_checkpoint` returns it.
+        backbone: Where the base model is now; by default as the edit names it.
 
     Raises:
         ErasureError: If the file cannot be read, its method is not installed or takes other
@@ -35,6 +36,8 @@ def load_edited(path: Path) -> ErasureModule:
     """
     checkpoint = read_checkpoint(path)
     metadata = checkpoint["erasure"]
+    if backbone:
+        metadata = metadata | {"backbone": backbone}
     if metadata.get("base_edits"):
         files = find_base_edits(metadata, run_of(path).edit)
         metadata = metadata | {

@@ -74,6 +74,7 @@ def purify_files(
     run_dir: Path | None = None,
     steps: int | None = None,
     guidance: float = 1.0,
+    backbone: str | None = None,
 ) -> PurifiedFiles:
     """Draw image files again with an edited model, from the noise that DDIM inversion finds.
 
@@ -87,6 +88,7 @@ def purify_files(
         run_dir: A new or empty folder to write into; ``RUN/purify`` by default.
         steps: Of either direction, at least 1; the world's by default, else `DEFAULT_STEPS`.
         guidance: Scale of classifier-free guidance in drawing, at least 0; 1 changes least.
+        backbone: Where the base model is now; by default as the edit names it.
 
     Raises:
         ErasureError: If an image or the edit cannot be read, a number is out of range, or a file
@@ -97,7 +99,7 @@ def purify_files(
     files = image_files([str(path) for path in images])
     path = locate_checkpoint(str(checkpoint), "purify")
     folder = _folder(run_dir, path)
-    module = load_edited(path).to(default_device())
+    module = load_edited(path, backbone).to(default_device())
     settings = _Settings(prompt, _steps(steps, module.unedited), guidance)
     warn_of_cut(module.unedited, [prompt], "prompts")
     results = []

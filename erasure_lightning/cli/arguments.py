@@ -14,6 +14,9 @@ from typing import Any, NoReturn
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.words import did_you_mean
 
+#: Help of ``--backbone``, the place of the model that an edit was made on.
+BACKBONE_HELP = "Where the base model is now; by default as the edit names it."
+
 #: Names of options in other software and earlier versions, with no spelling in common with ours.
 _ELSEWHERE = {
     "--out": "--run_dir",
@@ -63,8 +66,7 @@ class Arguments(argparse.ArgumentParser):
 
     def add_backbone(self) -> None:
         """Add the place of the model that the edit was made on."""
-        text = "Where the base model is now; by default as the edit names it."
-        self.add_options(str, backbone=text)
+        self.add_options(str, backbone=BACKBONE_HELP)
 
     def add_options(self, kind: Callable[[str], object], **helps: str) -> None:
         """Add options of one type, without a default.

@@ -10,6 +10,7 @@ from erasure_lightning.api.quiet import silence
 from erasure_lightning.attacks.base import Attack
 from erasure_lightning.attacks.outcome import IMAGE_KINDS, Outcome
 from erasure_lightning.attacks.target import AttackSettings
+from erasure_lightning.cli.arguments import BACKBONE_HELP
 from erasure_lightning.cli.configs import checked_config, dump_yaml, load_yaml
 from erasure_lightning.cli.error_messages import constructor_error
 from erasure_lightning.cli.options import CONFIG_OPTIONS, Options
@@ -55,7 +56,9 @@ def run_attack(argv: list[str]) -> None:
         objects = parser.instantiate(config)
     except ValueError as error:
         raise constructor_error(error, parser) from error
-    outcome = attack_edit(checkpoint, objects.attack, folder, objects.data)
+    outcome = attack_edit(
+        checkpoint, objects.attack, folder, objects.data, backbone=config.backbone
+    )
     Console().print(_table(outcome))
     print(
         f"{_first_success(outcome)}Attacked; the outcome is in {folder}, images in"
@@ -83,6 +86,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "--run_dir", type=str | None, help="The folder to write into; by default RUN/attacks/NAME."
     )
+    parser.add_argument("--backbone", type=str | None, help=BACKBONE_HELP)
     parser.add_subclass_arguments(
         Attack, "attack", required=False, help="The attack: its name, and its budget."
     )

@@ -56,6 +56,7 @@ def _parser() -> Arguments:
     )
     parser.add_options(float, guidance="Guidance of drawing; 1 changes images least.")
     parser.add_options(Path, run_dir="A new or empty folder; by default RUN/purify.")
+    parser.add_backbone()
     parser.set_defaults(guidance=1.0)
     return parser
 

@@ -9,6 +9,7 @@ from erasure_lightning.attacks.outcome import Outcome
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.cli.configs import SHIPPED
 from erasure_lightning.concepts.concept import Concept
+from erasure_lightning.edits.edit import read_edit, write_edit
 from erasure_lightning.methods.sage import SAGE
 from erasure_lightning.testing import quick_fit
 
@@ -113,6 +114,15 @@ def test_it_draws_as_the_run_was_measured_unless_it_is_told_otherwise(attack, ru
         for p in (run / "attacks/ringabell/attack.json", *run.parent.glob("other/attack.json"))
     ]
     assert [(p["steps"], p["guidance"]) for p in drawn_with] == [(2, 3.0), (1, 3.0)]
+
+
+def test_a_base_model_that_was_moved_is_named(attack, run, saved):
+    """Without it, the control, the model is missing."""
+    tensors, metadata = read_edit(run / "edit.safetensors")
+    write_edit(run / "edit.safetensors", tensors, metadata | {"backbone": "elsewhere"})
+    argv = ("--config", "soft-embedding", "--attack.steps", "0")
+    assert attack(*argv) == 2
+    assert attack(*argv, "--backbone", saved / "pipeline") == 0
 
 
 def test_configs_are_found_by_name_and_overruled(attack, run):

@@ -98,6 +98,15 @@ class TestCommand:
             names = {path.stem for path in (run / out).glob("*.png")}
             assert names == {"red", "sheet-2", "red-2", "sheet"}
 
+    def test_a_base_model_that_was_moved_is_named(self, run, picture, tmp_path):
+        """Without it, the control, the model is missing."""
+        moved = tmp_path / "moved"
+        TinyBackbone().to_pipeline().save_pretrained(moved)
+        changed(run, backbone="elsewhere")
+        argv = (picture, "--ckpt_path", run, "--prompt", "a cat")
+        assert purify(*argv) == 2
+        assert purify(*argv, "--backbone", moved) == 0
+
     def test_an_edit_that_changed_nothing_draws_the_same(self, tmp_path, picture):
         TinyBackbone().to_pipeline().save_pretrained(tmp_path / "pipeline")
         module = SAGE(concepts=CAT, backbone=str(tmp_path / "pipeline"))
