@@ -33,7 +33,10 @@ _CONCEPT_KEYS = {
     "domain": list,
     "kind": str,
 }
-_ATTACK_KEYS = {"attack": str, "options": dict}
+_ATTACK_KEYS = {"attack": str, "config": str, "options": dict}
+
+#: Folders of configs of attacks; the empty one is that of methods.
+_ATTACK_FOLDERS = ("attacks", "")
 
 #: Names of types in messages.
 _TYPE_NAMES = {str: "text", list: "a list", dict: "`key: value` lines", int: "a whole number"}
@@ -43,13 +46,13 @@ class SuiteReader:
     """Reads a `Suite` from YAML.
 
     Args:
-        config_of: Reads the content of a config by its name.
+        config_of: Reads the content of a config by its name, and by the folders to look into.
         concepts_of: Reads the concepts of a file by its name.
     """
 
     def __init__(
         self,
-        config_of: Callable[[str], dict[str, Any]],
+        config_of: Callable[..., dict[str, Any]],
         concepts_of: Callable[[str], Iterable[Concept]],
     ) -> None:
         self.config_of = config_of
@@ -118,9 +121,33 @@ class SuiteReader:
         return ConceptEntry(entry["name"], concepts, neighbours)
 
     def _attack(self, entry: Any, place: str) -> AttackEntry:
-        fields: dict[str, Any] = {"attack": entry} if isinstance(entry, str) else entry
-        _check_keys(fields, _ATTACK_KEYS, place, required=("attack",))
-        return AttackEntry(fields["attack"], fields.get("options") or {})
+        key = "config" if str(entry).endswith(".yaml") else "attack"
+        fields: dict[str, Any] = {key: entry} if isinstance(entry, str) else entry
+        _check_keys(fields, _ATTACK_KEYS, place, required=())
+        options = fields.get("options") or {}
+        attack, config = fields.get("attack"), fields.get("config")
+        if bool(attack) == bool(config):
+            raise ErasureError(f"{place} needs an attack or a config of one, and not both.")
+        if attack:
+            return AttackEntry(attack, options)
+        name, own = _flat_attack(self.config_of(config, *_ATTACK_FOLDERS), f"{place}: {config}")
+        return AttackEntry(name, own | options)
+
+
+def _flat_attack(content: dict[str, Any], place: str) -> tuple[str, dict[str, Any]]:
+    """The attack of a config, and the config's values as options of ``erasure attack``."""
+    attack = content.get("attack")
+    if isinstance(attack, str):
+        attack = {"class_path": attack}
+    if not isinstance(attack, dict) or "class_path" not in attack:
+        raise ErasureError(f"{place} needs an attack (attack: NAME); found {', '.join(content)}.")
+    groups = {"attack": attack.get("init_args") or {}, "data": content.get("data") or {}}
+    options = {
+        f"{group}.{name}": value
+        for group, values in groups.items()
+        for name, value in values.items()
+    }
+    return attack["class_path"], options
 
 
 def read_parts(

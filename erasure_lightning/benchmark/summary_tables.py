@@ -47,7 +47,7 @@ class SummaryTable(NamedTuple):
 
 
 def summary_tables(summary: Summary, table: Sequence[CellRow]) -> list[SummaryTable]:
-    """Tables of means and ranks, and of every concept if a scorer recognised images.
+    """Tables of means, of ranks among several methods, and of concepts if a scorer judged images.
 
     Methods without a started cell are named in the first title, and are in no table.
     """
@@ -57,8 +57,12 @@ def summary_tables(summary: Summary, table: Sequence[CellRow]) -> list[SummaryTa
     means = _means(shown, table)
     if missing:
         means = means._replace(title=f"{means.title} Not run: {', '.join(missing)}.")
-    tables = [means, _ranks(shown)]
-    return [*tables, _concepts(shown, table)] if "harmonic" in summary.figures else tables
+    tables = [means]
+    if len(shown.methods) > 1:
+        tables.append(_ranks(shown))
+    if "harmonic" in summary.figures:
+        tables.append(_concepts(shown, table))
+    return tables
 
 
 def _means(summary: Summary, table: Sequence[CellRow]) -> SummaryTable:

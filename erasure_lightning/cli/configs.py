@@ -109,16 +109,13 @@ def checked_config(name: str, *within: str) -> Path:
     return path
 
 
-def config_content(name: str) -> dict[str, Any]:
-    """The content of a config.
-
-    Args:
-        name: As in `find_config`.
+def config_content(name: str, *within: str) -> dict[str, Any]:
+    """The content of a config; arguments of `find_config`.
 
     Raises:
         ErasureError: If there is no such config, or it is none.
     """
-    return dict(load_yaml(checked_config(name).read_text(encoding="utf-8")))
+    return dict(load_yaml(checked_config(name, *within).read_text(encoding="utf-8")))
 
 
 def config_with_parts(options: Options) -> str | None:

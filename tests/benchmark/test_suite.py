@@ -29,8 +29,19 @@ SUITE = {
 @pytest.fixture
 def read(tmp_path):
     """Reads a suite; a config holds its own name, and a file of concepts a cat and its own name."""
+
+    def config_of(name, *within):
+        if not within or name == "uce.yaml":
+            return {"model": {"class_path": name}}
+        if name == "short.yaml":
+            return {"attack": "Short"}
+        return {
+            "attack": {"class_path": name, "init_args": {"lr": 1, "steps": 2}},
+            "data": {"n": 3},
+        }
+
     reader = SuiteReader(
-        config_of=lambda name: {"model": {"class_path": name}},
+        config_of=config_of,
         concepts_of=lambda name: [Concept("cat"), Concept(name)],
     )
 
@@ -54,8 +65,18 @@ def test_names_configs_and_concepts_are_written_out(read):
     assert attacks == [("RingABell", {}), ("P4D", {"steps": 3})]
 
 
+def test_configs_of_attacks_are_written_out_and_overruled(read):
+    entries = ["a.yaml", "short.yaml", {"config": "b", "options": {"attack.lr": 5, "data.m": 6}}]
+    suite = read(changed(attacks=entries))
+    assert [(entry.attack, entry.options) for entry in suite.attacks] == [
+        ("a.yaml", {"attack.lr": 1, "attack.steps": 2, "data.n": 3}),
+        ("Short", {}),
+        ("b", {"attack.lr": 5, "attack.steps": 2, "data.n": 3, "data.m": 6}),
+    ]
+
+
 def test_a_suite_written_out_is_the_same_suite(read):
-    suite = read(SUITE)
+    suite = read(SUITE | {"attacks": [*SUITE["attacks"], "short.yaml"]})
     assert read(suite.content()) == suite
 
 
@@ -148,6 +169,12 @@ def changed(**values):
             changed(concepts=[{"name": "c", "neighbours": [1]}]),
             "concepts[0].neighbours needs text; found 1.",
         ),
+        (changed(attacks=[{"options": {}}]), "attacks[0] needs an attack or a config of one"),
+        (
+            changed(attacks=[{"attack": "P4D", "config": "p4d.yaml"}]),
+            "attacks[0] needs an attack or a config of one, and not both",
+        ),
+        (changed(attacks=["uce.yaml"]), "attacks[0]: uce.yaml needs an attack (attack: NAME)"),
         (changed(attacks=[{"atack": "P4D"}]), "attacks[0] has no 'atack'. Did you mean 'attack'?"),
         ("- uce\n", "the suite needs `key: value` lines"),
         ("methods: [\n", "line 2: no valid YAML"),

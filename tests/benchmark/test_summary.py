@@ -157,6 +157,12 @@ class TestSummaryTables:
         assert "| half" not in page
         assert "Not run" not in markdown(summary_tables(summarize(table), table))
 
+    def test_one_method_has_no_ranks(self, table):
+        """Two, the control, have."""
+        for names, ranked in ((["good"], False), (["good", "kind"], True)):
+            rows = [row for row in table if row["method"] in names]
+            assert ("Mean ranks" in markdown(summary_tables(summarize(rows), rows))) == ranked
+
     def test_latex_escapes_special_characters(self):
         escaped = (
             r"a\_b \& 50\% \{x\} \textbackslash{}y \textasciitilde{} \textasciicircum{} \#1 \$2"
