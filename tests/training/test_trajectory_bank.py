@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch.testing import assert_close
 
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts.concept import PromptBatch
@@ -153,6 +154,10 @@ def test_half_precision_halves_the_memory(tiny, bank):
     )
     assert half.nbytes() - fixed == (bank.nbytes() - fixed) // 2
     assert half.draw(of(CAT), models(tiny)).x.dtype == torch.float32
+    for key in ("x", "concept", "unconditional"):  # eleven significant bits, of the same rollout
+        full = bank._held[key]
+        assert_close(half._held[key].float(), full, rtol=2**-11, atol=1e-7)
+        assert not torch.equal(half._held[key].float(), full), "the control: it is rounded"
 
 
 def test_seeds_keep_ranks_apart(tiny, bank):
