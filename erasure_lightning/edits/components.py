@@ -220,8 +220,8 @@ class EditedComponent:
         if any(_is_fused(m) for m in modules):
             yield (
                 "fused attention projections, which act in their place",
-                f"Call pipeline.{self.name}.unfuse_qkv_projections() first; afterwards they can be"
-                " fused again",
+                f"Call pipeline.{self.name}.unfuse_qkv_projections() first"
+                + ("" if adapters else "; afterwards they can be fused again"),
             )
         if any(getattr(m, "merged_adapters", None) for m in modules):
             yield (
