@@ -1,7 +1,8 @@
 """Base classes of rules and adapters, their plan in an edit file, and their installation."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NoReturn, cast
@@ -96,11 +97,11 @@ def hook_installer(cls: type[Rule]) -> Callable[[nn.Module, AdapterPlan], None]:
     """Returns a function that installs a `Rule` beside each layer of a plan.
 
     The adapter is a child of its layer and acts by a forward hook, so that the layer's own name and
-    weights stay as they are.
+    weights stay as they are. It stands beneath LoRAs, which may be unloaded.
     """
 
     def install(root: nn.Module, plan: AdapterPlan) -> None:
-        layers = [root.get_submodule(name) for name in plan.layers]
+        layers = [_beneath_loras(root.get_submodule(name)) for name in plan.layers]
         adapters: list[Rule] = []
         for layer in layers:
             adapter = cls(layer, **plan.settings).to(next(layer.parameters()))
@@ -111,6 +112,8 @@ def hook_installer(cls: type[Rule]) -> Callable[[nn.Module, AdapterPlan], None]:
         cls.connect(root, adapters, **plan.settings)
         if hasattr(root, "save_pretrained"):
             cast(Any, root).save_pretrained = partial(refuse_saving, root)
+        if any(_is_fusible(root, name) for name in plan.layers):
+            cast(Any, root).fuse_qkv_projections = partial(_refuse_fusing, root)
 
     return install
 
@@ -126,7 +129,8 @@ def remove_adapters(root: nn.Module) -> None:
         for handle in module.__dict__.pop(ADAPTER_HANDLES, []):
             handle.remove()
             delattr(module, ADAPTER_CHILD)
-    vars(root).pop("save_pretrained", None)
+    for name in ("save_pretrained", "fuse_qkv_projections"):
+        vars(root).pop(name, None)
 
 
 def refuse_saving(root: nn.Module, *_: Any, **__: Any) -> NoReturn:
@@ -135,15 +139,70 @@ def refuse_saving(root: nn.Module, *_: Any, **__: Any) -> NoReturn:
     Raises:
         ErasureError: Always.
     """
-    kinds = ", ".join(sorted({type(adapter).__name__ for adapter in adapters_of(root)}))
     raise ErasureError(
-        f"{type(root).__name__}.save_pretrained needs weights alone; found {kinds} adapters, which"
-        " act by prompt or image and cannot be merged: read again, the model would be the unedited"
-        " one. Save it without the edit, keep the edit file, and call apply_edit after loading."
+        f"{type(root).__name__}.save_pretrained needs weights alone; found {_kinds(root)} adapters,"
+        " which act by prompt or image and cannot be merged: read again, the model would be the"
+        " unedited one. Save it without the edit, keep the edit file, and call apply_edit after"
+        " loading."
     )
+
+
+def loaded(*modules: nn.Module) -> AbstractContextManager[None]:
+    """Context in which parameters that sequential CPU offload leaves on meta are in memory.
+
+    Such offload loads a module's own parameters for its ``forward`` alone.
+    """
+    offloaded = [
+        part
+        for module in modules
+        for part in module.modules()
+        if any(parameter.is_meta for parameter in part.parameters(recurse=False))
+    ]
+    return _loaded(offloaded) if offloaded else nullcontext()  # which torch.compile traces
+
+
+@contextmanager
+def _loaded(modules: Sequence[nn.Module]) -> Iterator[None]:
+    from accelerate.utils import align_module_device
+
+    with ExitStack() as stack:
+        for module in modules:
+            stack.enter_context(align_module_device(module))
+        yield
+
+
+def _beneath_loras(layer: nn.Module) -> nn.Module:
+    """A layer itself, if peft has wrapped it."""
+    while hasattr(layer, "base_layer"):
+        layer = cast(nn.Module, layer.base_layer)
+    return layer
+
+
+def _is_fusible(root: nn.Module, name: str) -> bool:
+    """Whether a layer is one of those in whose place fused projections act."""
+    return hasattr(root.get_submodule(name.rpartition(".")[0]), "fuse_projections")
+
+
+def _refuse_fusing(root: nn.Module) -> NoReturn:
+    """Replaces ``fuse_qkv_projections`` of a model with adapters of what it fuses.
+
+    Raises:
+        ErasureError: Always.
+    """
+    raise ErasureError(
+        f"{type(root).__name__}.fuse_qkv_projections needs projections without adapters; found"
+        f" {_kinds(root)} adapters, which fused projections would pass over. Leave them unfused, or"
+        " remove the edit first."
+    )
+
+
+def _kinds(root: nn.Module) -> str:
+    return ", ".join(sorted({type(adapter).__name__ for adapter in adapters_of(root)}))
 
 
 def _apply_adapter(
     layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
 ) -> Any:
-    return cast(Rule, getattr(layer, ADAPTER_CHILD)).change(layer, args, kwargs, output)
+    rule = cast(Rule, getattr(layer, ADAPTER_CHILD))
+    with loaded(rule):
+        return rule.change(layer, args, kwargs, output)

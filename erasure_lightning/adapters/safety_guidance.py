@@ -113,8 +113,8 @@ class SafetyGuidance(Rule):
             return output
         conditional = prediction[prompts]
         concept = self._predicted(call, prompts, 0)
-        if halves and prompts[halves:].all() and not prompts[:halves].any():
-            unconditional = prediction[:halves]
+        if halves and not prompts[:halves].any():
+            unconditional = prediction[:halves][prompts[halves:]]
         else:
             unconditional = self._predicted(call, prompts, 1)
         gamma = self._gamma(conditional, concept, unconditional)
@@ -129,7 +129,7 @@ class SafetyGuidance(Rule):
         empty = self.texts["tokens"][1].to(call.states)
         distance = (call.states - empty).flatten(1).norm(dim=1)
         prompts: Tensor = distance > _SAME * empty.norm()
-        if halves and prompts.all():  # a negative prompt in the place of the empty one
+        if halves and prompts[halves:].any():  # negative prompts in the place of empty ones
             prompts[:halves] = False
         return prompts
 

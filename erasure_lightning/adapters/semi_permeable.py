@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, linear, normalize
 
-from erasure_lightning.adapters.base import ADAPTER_CHILD, ADAPTER_HANDLES, Adapter, Rule
+from erasure_lightning.adapters.base import ADAPTER_CHILD, ADAPTER_HANDLES, Adapter, Rule, loaded
 
 
 class Membrane(nn.Module):
@@ -118,7 +118,8 @@ class Membrane(nn.Module):
     ) -> None:
         """Sets the gates before each forward of a diffusers denoiser."""
         states = kwargs["encoder_hidden_states"] if "encoder_hidden_states" in kwargs else args[2]
-        self.openness = self.gamma(states) if self._fixed is None else self._fixed
+        with loaded(self):
+            self.openness = self.gamma(states) if self._fixed is None else self._fixed
 
 
 def _unit(vectors: Tensor) -> Tensor:

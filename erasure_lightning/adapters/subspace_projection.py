@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from erasure_lightning.adapters.base import Rule
+from erasure_lightning.adapters.base import Rule, loaded
 
 #: Id of the token that stands in place of a masked one: the ``!`` of CLIP.
 _MASK = 0
@@ -91,8 +91,9 @@ class SubspaceProjection(Rule):
         # What the encoder has just read: embeddings that an attack optimises are in no ids.
         masked = inputs(input_ids=ids)[rows].clone()
         each = torch.arange(len(rows), device=ids.device)
-        mask = inputs.token_embedding.weight[_MASK]
-        masked[each, positions] = mask + inputs.position_embedding.weight[positions]
+        with loaded(inputs.token_embedding, inputs.position_embedding):
+            mask = inputs.token_embedding.weight[_MASK]
+            masked[each, positions] = mask + inputs.position_embedding.weight[positions]
         self._is_masking = True
         handle = inputs.register_forward_hook(lambda *_: masked)
         try:

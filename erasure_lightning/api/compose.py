@@ -15,7 +15,11 @@ from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.edits.applied import Edit, load_edit
 from erasure_lightning.edits.base_edits import titles
 from erasure_lightning.edits.changes import components_of
-from erasure_lightning.edits.components import EditedComponent, is_same_component
+from erasure_lightning.edits.components import (
+    EditedComponent,
+    component_fingerprints,
+    is_same_component,
+)
 from erasure_lightning.edits.composition import dense_values, overlaps, shared_names, summed
 from erasure_lightning.edits.edit import edit_title
 from erasure_lightning.edits.stack import stacked_values
@@ -69,7 +73,7 @@ def compose(*edits: Edit | str | Path, pipeline: Any = None, backbone: str | Non
     names = shared_names(values)
     if any(strength != 1 for strength in strengths):
         names |= {name for one in values for name in one}
-    base = _base_values(several[0], names, pipeline, backbone) if names else {}
+    base = _base_values(several, names, pipeline, backbone) if names else {}
     titled = [edit_title(edit.metadata) for edit in several]
     overlap = [asdict(each) for each in overlaps(titled, values, base)]
     composed = summed(values, strengths, base)
@@ -114,13 +118,14 @@ def _check_same_base(one: Edit, other: Edit) -> None:
 
 
 def _base_values(
-    edit: Edit, names: set[str], pipeline: Any, place: str | None
+    edits: Sequence[Edit], names: set[str], pipeline: Any, place: str | None
 ) -> dict[str, Tensor]:
-    """Values of the model that an edit was made on, by component and name.
+    """Values of the model that edits were made on, by component and name.
 
     Raises:
         ErasureError: If the model cannot be loaded or is another one.
     """
+    edit, prints = edits[0], _fingerprints(edits)
     with ExitStack() as undo:
         if pipeline is None:
             pipeline = load_base_model(edit.metadata, place).to_pipeline()
@@ -130,8 +135,9 @@ def _base_values(
         values: dict[str, Tensor] = {}
         for component in components_of(names):
             edited = EditedComponent(pipeline, component)
-            own = {n: v.detach().clone() for n, v in edited.parameters().items()}
-            own |= stacked_values(edited.module, beneath)
+            stacked = stacked_values(edited.module, beneath)
+            _require_base(edited, stacked, prints.get(component))
+            own = {n: v.detach().clone() for n, v in edited.parameters().items()} | stacked
             values |= {f"{component}.{name}": value.cpu() for name, value in own.items()}
     if missing := sorted(names - values.keys()):
         raise ErasureError(
@@ -139,6 +145,23 @@ def _base_values(
             f" without {missing[0]}. Give it with pipeline=."
         )
     return {name: values[name] for name in names}
+
+
+def _require_base(
+    component: EditedComponent, stacked: Mapping[str, Tensor], prints: dict[str, str] | None
+) -> None:
+    """Raise unless a component, with values beneath the edits, is the one they were made on."""
+    if prints and not is_same_component(prints, component_fingerprints(component.module, stacked)):
+        raise ErasureError(
+            f"compose needs the model that the edits were made on; found another"
+            f" {component.title}. Give the pipeline that they were made on with pipeline=."
+        )
+
+
+def _fingerprints(edits: Sequence[Edit]) -> dict[str, dict[str, str]]:
+    """Fingerprints of the components that edits were made on, by name."""
+    prints = [edit.metadata.get("fingerprints", {}) for edit in reversed(edits)]
+    return {name: value for one in prints for name, value in one.items()}
 
 
 def _metadata(
@@ -152,7 +175,6 @@ def _metadata(
     arguments: dict[str, Any] = {"concepts": listed, "tensors": [*tensors]}
     arguments["backbone"] = place or first["backbone"]
     arguments["loras"] = first.get("arguments", {}).get("loras")
-    prints = [edit.metadata.get("fingerprints", {}) for edit in reversed(edits)]
     return base | {
         "method": f"{Composition.__module__}.{Composition.__qualname__}",
         "arguments": arguments,
@@ -160,7 +182,7 @@ def _metadata(
         "backbone": arguments["backbone"],
         "backbone_fingerprint": first.get("backbone_fingerprint"),
         "backbone_bfloat16": first.get("backbone_bfloat16"),
-        "fingerprints": {name: value for one in prints for name, value in one.items()},
+        "fingerprints": _fingerprints(edits),
         "composed": [
             {
                 "edit": edit_title(edit.metadata),

@@ -20,6 +20,7 @@ from erasure_lightning.edits.original_names import (
     TRANSFORMER_LAYERS,
     OriginalRows,
     original_rows,
+    parameter_shapes,
 )
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.safetensors_file import require_safetensors, stored_tensors
@@ -159,10 +160,7 @@ def _places(
     """
     places = {}
     original = _unet_names(header, modules["unet"]) if "unet" in modules else {}
-    shapes = {
-        component: {name: value.shape for name, value in module.named_parameters()}
-        for component, module in modules.items()
-    }
+    shapes = {component: parameter_shapes(module) for component, module in modules.items()}
     for name in names:
         component, _, parameter = name.partition(".")
         kind = type(modules[component]).__name__

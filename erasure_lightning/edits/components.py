@@ -23,8 +23,14 @@ _ROUNDING = 2
 _ADDED = (ADAPTER_CHILD, "processor", "encoder_hid_proj", "to_qkv", "to_kv", "to_added_qkv")
 
 
-def component_fingerprints(module: nn.Module) -> dict[str, str]:
+def component_fingerprints(
+    module: nn.Module, changed: Mapping[str, Tensor] | None = None
+) -> dict[str, str]:
     """Hashes of a component's own weights, without adapters.
+
+    Args:
+        module: The component.
+        changed: Values in the place of its own, by plain name.
 
     Returns:
         The hash of its values, ``native``, and of the values rounded to each precision, by dtype.
@@ -34,6 +40,7 @@ def component_fingerprints(module: nn.Module) -> dict[str, str]:
         for name, value in sorted(module.state_dict().items())
         if is_own(name)
     }
+    own |= changed or {}
     native, *rounded = hash_tensors(own, [None, *_PRECISIONS])
     names = [str(dtype).removeprefix("torch.") for dtype in _PRECISIONS]
     return {"native": native} | dict(zip(names, rounded, strict=True))
@@ -220,8 +227,8 @@ class EditedComponent:
         if any(_is_fused(m) for m in modules):
             yield (
                 "fused attention projections, which act in their place",
-                f"Call pipeline.{self.name}.unfuse_qkv_projections() first; afterwards they can be"
-                " fused again",
+                f"Call pipeline.{self.name}.unfuse_qkv_projections() first"
+                + ("" if adapters else "; afterwards they can be fused again"),
             )
         if any(getattr(m, "merged_adapters", None) for m in modules):
             yield (

@@ -115,7 +115,8 @@ class HeldEdit(NamedTuple):
 
     def modules(self, names: Iterable[str]) -> dict[str, nn.Module]:
         """The components that parameters belong to."""
-        return {name: getattr(self.pipeline, name) for name in components_of(names)}
+        each = (EditedComponent(self.pipeline, name) for name in components_of(names))
+        return {component.name: component.module for component in each}
 
 
 def write_export(request: ExportRequest, held: HeldEdit) -> Export:

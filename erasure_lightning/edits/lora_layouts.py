@@ -10,6 +10,7 @@ from erasure_lightning.edits.changes import Change, LayerFactors
 from erasure_lightning.edits.original_names import (
     TRANSFORMER_LAYERS,
     original_rows,
+    parameter_shapes,
     with_text_model,
 )
 from erasure_lightning.errors import ErasureError
@@ -147,8 +148,7 @@ def _add_rows(
     end: str,
 ) -> None:
     """Adds a transformer's difference to that of the original layer whose rows it is."""
-    shapes = {name: value.shape for name, value in module.named_parameters()}
-    rows = original_rows(kind, parameter, shapes)
+    rows = original_rows(kind, parameter, parameter_shapes(module))
     if rows is None:
         raise _no_place(f"transformer.{parameter}", "ComfyUI's loader")
     layer, _, leaf = rows.name.rpartition(".")
@@ -173,8 +173,7 @@ def _joined(
             layer = _KOHYA_UNET.get(layer, layer)
             joined[f"lora_unet_{layer.replace('.', '_')}"] = each
         elif kind in TRANSFORMER_LAYERS:
-            shapes = {n: value.shape for n, value in modules[component].named_parameters()}
-            rows = original_rows(kind, f"{layer}.weight", shapes)
+            rows = original_rows(kind, f"{layer}.weight", parameter_shapes(modules[component]))
             if rows is None or rows.swapped:
                 raise _no_place(name, "Kohya's layout")
             key = "lora_unet_" + rows.name.removesuffix(".weight").replace(".", "_")

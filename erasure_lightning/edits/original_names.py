@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from erasure_lightning.edits.format import plain_name
+
 #: Layer of the original -> the diffusers layers whose rows it holds, in their order.
 _FLUX: dict[str, tuple[str, ...]] = {
     "img_in": ("x_embedder",),
@@ -133,6 +135,11 @@ class OriginalRows:
         value = value.T if self.transposed else value
         value = torch.cat(value.chunk(2)[::-1]) if self.swapped else value
         tensor[self.start : self.start + len(value)] = value.to(tensor)
+
+
+def parameter_shapes(module: nn.Module) -> dict[str, torch.Size]:
+    """Shapes of a component's parameters by `plain_name`, also of layers with LoRAs."""
+    return {plain_name(name): value.shape for name, value in module.named_parameters()}
 
 
 def original_rows(kind: str, name: str, shapes: Mapping[str, torch.Size]) -> OriginalRows | None:

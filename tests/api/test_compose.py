@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 
 from erasure_lightning import Concept, apply_edit, compose, erase, load_edit
 from erasure_lightning.api.compose import save_composition
@@ -178,6 +179,21 @@ def test_what_cannot_be_composed_is_refused_in_a_line(folder, tmp_path, capsys):
     cut.write_bytes((cat / "edit.safetensors").read_bytes()[:-9])
     assert "may be cut short" in refused(capsys, cat, cut, "--out", out)
     assert not out.exists()
+
+
+def test_another_model_of_the_same_shapes_is_no_base(tmp_path):
+    one, other = edit_of("cat"), edit_of("star")
+    words = "found another StableDiffusionPipeline.unet. Give the pipeline"
+    with pytest.raises(ErasureError, match=words):
+        compose(one, other, pipeline=TinyBackbone(seed=1).to_pipeline())
+    pipeline = TinyBackbone().to_pipeline()
+    expected = compose(one, other, pipeline=pipeline).tensors
+    one.apply(pipeline)
+    with_edit = compose(one, other, pipeline=pipeline).tensors  # counts without it
+    assert all(torch.equal(with_edit[name], value) for name, value in expected.items())
+    pipeline.save_pretrained(tmp_path)
+    with pytest.raises(ErasureError, match=words):  # of which the weights beneath are unknown
+        compose(one, other, pipeline=StableDiffusionPipeline.from_pretrained(tmp_path))
 
 
 def test_a_full_disk_leaves_nothing(folder, tmp_path, monkeypatch):

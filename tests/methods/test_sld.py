@@ -47,7 +47,11 @@ def images(pipeline, **arguments):
     return torch.from_numpy(drawn)
 
 
-@pytest.mark.parametrize("negative", [None, ["a dog", "a dog"]], ids=["empty", "negative"])
+@pytest.mark.parametrize(
+    "negative",
+    [None, ["a dog", "a dog"], ["", "a dog"], ["a dog", ""]],
+    ids=["empty", "negative", "second", "first"],
+)
 def test_a_stock_pipeline_with_the_rule_draws_what_the_official_pipeline_draws(negative):
     parts = TinyBackbone().to_pipeline().components
     parts |= {"safety_checker": None, "feature_extractor": None}
@@ -82,6 +86,21 @@ def test_a_prompt_s_prediction_is_the_same_beside_the_empty_one_and_alone(family
     noisier = torch.tensor(900.0)  # in the warm-up
     expected = module.original.denoise(x, noisier, prompt)
     assert torch.equal(model.denoise(x, noisier, prompt), expected)
+
+
+def test_an_image_is_the_same_beside_one_of_the_empty_prompt():
+    pipeline = TinyBackbone().to_pipeline()
+    erase(pipeline, "cat", method="SLD", progress_bar=False, **OURS)
+    pipeline.set_progress_bar_config(disable=True)
+
+    def drawn(prompts, negative):
+        noise = [torch.Generator().manual_seed(1) for _ in prompts]
+        settings = {"num_inference_steps": 6, "guidance_scale": 4.0, "output_type": "pt"}
+        return pipeline(prompts, negative_prompt=negative, generator=noise, **settings).images
+
+    both = drawn(["a cat", ""], ["a dog", "a tree"])
+    assert torch.allclose(both[:1], drawn(["a cat"], ["a dog"]), atol=1e-4)
+    assert not torch.allclose(both[:1], drawn(["a cat"], [""]), atol=1e-3)
 
 
 def test_an_image_depends_on_its_seed_and_prompt_alone():

@@ -1,0 +1,47 @@
+"""Layouts of models' authors: exports of layers behind other names."""
+
+import pytest
+import torch
+from original_layouts import original_tensors, write_original
+from peft import LoraConfig
+from safetensors.torch import load_file
+
+from erasure_lightning import erase
+from erasure_lightning.backbones.tiny import TinyFlux, TinySD3
+from erasure_lightning.edits.applied import Edit
+
+
+@pytest.fixture(scope="module", params=[TinyFlux, TinySD3], ids=lambda family: family.__name__)
+def edited(request):
+    """A family, and an edit of it that its pipeline holds."""
+    pipeline = request.param().to_pipeline()
+    options = {"method": "UCE", "anchor": "dog", "progress_bar": False, "accelerator": "cpu"}
+    return request.param, erase(pipeline, "cat", **options)
+
+
+def compiled(pipeline):
+    pipeline.transformer = torch.compile(pipeline.transformer, backend="eager")
+
+
+def with_lora(pipeline):
+    layers = ["to_k", "context_embedder", "linear_1"]
+    pipeline.transformer.add_adapter(LoraConfig(r=2, target_modules=layers))
+
+
+@pytest.mark.parametrize("change", [compiled, with_lora])
+@pytest.mark.parametrize("format", ["kohya-lora", "diff", "checkpoint"])
+def test_a_wrapped_transformer_has_the_same_export(edited, format, change, tmp_path):
+    family, edit = edited
+    pipeline = family().to_pipeline()
+    options = {}
+    if format == "checkpoint":
+        file = write_original(original_tensors(pipeline), tmp_path / "model.safetensors")
+        options = {"checkpoint": file}
+    change(pipeline)
+    wrapped = Edit(edit.tensors, edit.metadata).apply(pipeline)
+    wrapped.export(tmp_path / "wrapped.safetensors", format, **options)
+    edit.export(tmp_path / "plain.safetensors", format, **options)
+    actual, expected = (load_file(tmp_path / f"{n}.safetensors") for n in ("wrapped", "plain"))
+    assert actual.keys() == expected.keys()
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
+    assert any(value.any() for value in expected.values())
