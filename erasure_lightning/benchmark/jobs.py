@@ -139,6 +139,7 @@ class Job:
         run_dir = ["--run_dir", str(self.run.root)]
         return ["fit", "--config", str(self.config), *options, *run_dir, *_NO_PROGRESS_BAR]
 
+
 def command_options(options: dict[str, Any]) -> list[str]:
     """Options as arguments of a command line, their values in JSON, which is YAML too."""
     arguments = []
