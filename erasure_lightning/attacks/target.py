@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -15,12 +16,13 @@ from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.checks import require
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.concepts.vocabulary import Vocabulary
+from erasure_lightning.concepts.worlds import World
 from erasure_lightning.diffusion.finite_images import require_finite_images
 from erasure_lightning.diffusion.latent_dataset import add_noise
 from erasure_lightning.diffusion.sampling import final_latents, image_size, rollout
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.metrics.protocol import Protocol, short_hash
-from erasure_lightning.metrics.scorer import Scorer
+from erasure_lightning.metrics.scorer import Scorer, check_source
 from erasure_lightning.metrics.zero_shot import ZeroShotClassifier
 from erasure_lightning.seeding import derive_seed
 
@@ -60,6 +62,25 @@ class AttackSettings:
         bounds = {"seeds": 2, "pictures": 1, "draw_size": 1, "steps": 1, "size": 1, "guidance": 0}
         for name, bound in bounds.items():
             require("An attack", at_least=bound, **{f"data.{name}": getattr(self, name)})
+
+
+def require_scorer(settings: AttackSettings, world: World | None, model: str) -> str | Path:
+    """The folder or Hub id of an attack's scorer: that of its settings, else the world's.
+
+    Args:
+        settings: Of the attack.
+        world: The attacked model's, if it has one.
+        model: Its name, for the message.
+
+    Raises:
+        ErasureError: If there is none.
+    """
+    if settings.scorer is not None:
+        check_source(settings.scorer)
+        return settings.scorer
+    if world is None:
+        raise ErasureError(_NO_SCORER.format(model))
+    return world.scorer
 
 
 class AttackCase(NamedTuple):
@@ -110,10 +131,10 @@ class AttackTarget:
         self.steps: int = settings.steps or (world.steps if world else 50)
         default = world.guidance if world else 7.5
         self.guidance: float = default if settings.guidance is None else settings.guidance
-        source = settings.scorer or (world.scorer if world else None)
-        if scorer is None and source is None:
-            raise ErasureError(_NO_SCORER.format(original.name))
-        self.scorer = scorer or Scorer.load(source or "").to(original.device)
+        if scorer is None:
+            source = require_scorer(settings, world, original.name)
+            scorer = Scorer.load(source).to(original.device)
+        self.scorer = scorer
         self._classifiers = {
             c.name: ZeroShotClassifier(self.scorer, Vocabulary(world, [c]), ())
             for c in self.concepts

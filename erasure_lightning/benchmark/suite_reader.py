@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from erasure_lightning.benchmark.suite import AttackEntry, ConceptEntry, MethodEntry, Suite
+from erasure_lightning.checks import require_seed
 from erasure_lightning.concepts.concept import Concept, check_concepts
 from erasure_lightning.concepts.files import read_entry
 from erasure_lightning.errors import ErasureError
@@ -37,6 +38,16 @@ _ATTACK_KEYS = {"attack": str, "config": str, "options": dict}
 
 #: Folders of configs of attacks; the empty one is that of methods.
 _ATTACK_FOLDERS = ("attacks", "")
+
+#: Options that a benchmark sets for each cell, and the suite's key that decides on them.
+_OWN_OF_FIT = {
+    "model.backbone": "backbone",
+    "model.concepts": "concepts",
+    "model.seed": "seeds",
+    "run_dir": "",
+    "ckpt_path": "",
+}
+_OWN_OF_ATTACK = {"attack": "attacks", "run_dir": "", "ckpt_path": ""}
 
 #: Names of types in messages.
 _TYPE_NAMES = {str: "text", list: "a list", dict: "`key: value` lines", int: "a whole number"}
@@ -80,11 +91,10 @@ class SuiteReader:
             methods=tuple(self._method(*entry) for entry in _numbered(content, "methods")),
             concepts=tuple(self._concept(*entry) for entry in _numbered(content, "concepts")),
             attacks=tuple(self._attack(*entry) for entry in _numbered(content, "attacks")),
-            seeds=tuple(
-                _checked(seed, int, place) for seed, place in _numbered(content, "seeds", [0])
-            ),
+            seeds=tuple(_seed(*entry) for entry in _numbered(content, "seeds", [0])),
             options=content.get("options") or {},
         )
+        _check_options(suite.options, _OWN_OF_FIT, "options")
         for key in ("methods", "concepts", "seeds"):
             if not getattr(suite, key):
                 raise ErasureError(f"{key} needs at least one entry; found none.")
@@ -95,6 +105,7 @@ class SuiteReader:
 
     def _method(self, entry: Any, place: str) -> MethodEntry:
         method = _read_method(entry, place, self.config_of)
+        _check_options(method.options, _OWN_OF_FIT, f"{place}.options")
         if "parts" not in method.config:
             return method
         parts = read_parts(method.config, method.name, self.config_of)
@@ -125,6 +136,7 @@ class SuiteReader:
         fields: dict[str, Any] = {key: entry} if isinstance(entry, str) else entry
         _check_keys(fields, _ATTACK_KEYS, place, required=())
         options = fields.get("options") or {}
+        _check_options(options, _OWN_OF_ATTACK, f"{place}.options")
         attack, config = fields.get("attack"), fields.get("config")
         if bool(attack) == bool(config):
             raise ErasureError(f"{place} needs an attack or a config of one, and not both.")
@@ -213,6 +225,16 @@ def _check_keys(
         raise ErasureError(f"{place} needs {' and '.join(missing)}; found {keys}.")
 
 
+def _check_options(options: Iterable[Any], own: Mapping[str, str], place: str) -> None:
+    """Raise for an option that a benchmark sets for each cell."""
+    for option in options:
+        if (key := own.get(str(option).replace("-", "_"))) is not None:
+            instead = f", and write {key}" if key else ""
+            raise ErasureError(
+                f"{place} has {option!r}, which each cell has of its own: leave it out{instead}."
+            )
+
+
 def _checked(value: Any, types: Any, place: str) -> Any:
     """The value, if it is of one of the types; ``True`` and ``False`` are no whole numbers."""
     if not isinstance(value, types) or (isinstance(value, bool) and types is int):
@@ -220,6 +242,11 @@ def _checked(value: Any, types: Any, place: str) -> Any:
         names = " or ".join(_TYPE_NAMES[alternative] for alternative in alternatives)
         raise ErasureError(f"{place} needs {names}; found {value!r}.")
     return value
+
+
+def _seed(value: Any, place: str) -> int:
+    require_seed(place, _checked(value, int, place))
+    return int(value)
 
 
 def _check_unique(key: str, names: list[str]) -> None:

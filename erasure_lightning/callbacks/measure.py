@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import Trainer
+from lightning import LightningModule, Trainer
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -18,7 +18,7 @@ from erasure_lightning.distributed.collectives import all_gather_items
 from erasure_lightning.metrics.estimates import Estimate
 from erasure_lightning.metrics.groups import ERASURE_GROUPS, GROUP_QUESTIONS, STRUCTURE_METRICS
 from erasure_lightning.metrics.protocol import Protocol, Result, short_hash
-from erasure_lightning.metrics.scorer import Scorer
+from erasure_lightning.metrics.scorer import Scorer, check_source
 from erasure_lightning.metrics.seed_statistics import (
     FeatureSimilarity,
     ImageText,
@@ -52,6 +52,11 @@ class Measure(PairedImages):
         self.scorer = scorer
         self.show = show
         self.result: Result | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check, before training, that there is a scorer of that name."""
+        if self.scorer is not None and stage == "fit":
+            check_source(self.scorer)
 
     def begin(self, module: ErasureModule, requests: Sequence[ImageRequest]) -> None:
         """Load the scorer."""

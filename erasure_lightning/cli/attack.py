@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from jsonargparse import Namespace
 from rich.console import Console
 from rich.table import Table
 
@@ -52,10 +53,7 @@ def run_attack(argv: list[str]) -> None:
     name = config.attack.class_path.rsplit(".", 1)[-1]
     folder = Path(config.run_dir) if config.run_dir else attack_folder(checkpoint, name)
     check_no_outcome(folder, name)
-    try:
-        objects = parser.instantiate(config)
-    except ValueError as error:
-        raise constructor_error(error, parser) from error
+    objects = _instantiated(parser, config)
     outcome = attack_edit(
         checkpoint, objects.attack, folder, objects.data, backbone=config.backbone
     )
@@ -64,6 +62,35 @@ def run_attack(argv: list[str]) -> None:
         f"{_first_success(outcome)}Attacked; the outcome is in {folder}, images in"
         f" {folder / 'grid.png'}."
     )
+
+
+def parsed_attack(argv: list[str]) -> AttackSettings:
+    """The settings of an attack that was constructed from its arguments, without its edit.
+
+    Args:
+        argv: Arguments of ``erasure attack``.
+
+    Raises:
+        ErasureError: If `erasure attack` would refuse them.
+    """
+    silence()
+    parser = _parser()
+    config = parser.parse_args(_arguments(argv))
+    settings: AttackSettings = _instantiated(parser, config).data
+    return settings
+
+
+def _instantiated(parser: Parser, config: Namespace) -> Namespace:
+    """Attack and settings.
+
+    Raises:
+        ErasureError: If a constructor refuses its arguments, with its own message.
+    """
+    try:
+        objects: Namespace = parser.instantiate(config)
+    except ValueError as error:
+        raise constructor_error(error, parser) from error
+    return objects
 
 
 def _parser() -> Parser:

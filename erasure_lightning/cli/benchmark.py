@@ -2,11 +2,10 @@
 
 import argparse
 import contextlib
-import io
 import os
 import signal
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -28,6 +27,7 @@ from erasure_lightning.cli.configs import SHIPPED, config_content
 from erasure_lightning.cli.short_names import find_concepts
 from erasure_lightning.concepts.concept import shortened_names
 from erasure_lightning.concepts.files import read_concepts
+from erasure_lightning.concepts.worlds import find_world
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.words import shell_word
 from erasure_lightning.files.writing import write_atomically
@@ -206,8 +206,9 @@ def _check_options(suite: Suite, missing: Sequence[Job]) -> None:
     Raises:
         ErasureError: With the method, or the attack.
     """
-    from erasure_lightning.cli.attack import run_attack
-    from erasure_lightning.cli.fit import run_fit
+    from erasure_lightning.attacks.target import require_scorer
+    from erasure_lightning.cli.attack import parsed_attack
+    from erasure_lightning.cli.fit import check_fit
 
     # A suite that cannot run must leave no folder.
     with tempfile.TemporaryDirectory() as scratch:
@@ -216,20 +217,19 @@ def _check_options(suite: Suite, missing: Sequence[Job]) -> None:
         first, *_ = jobs = list_jobs(suite, Path(scratch))
         for cell in jobs[:: len(suite.concepts)][: len(suite.methods)]:
             if any(other.method == cell.method for other in missing):
-                command = cell.next_command() or []
-                _check_command(f"The method {cell.method.name}", run_fit, command)
+                with _named(f"The method {cell.method.name}"):
+                    check_fit((cell.next_command() or [])[1:])
         for attack in suite.attacks:
-            command = first.attack_command(attack)
-            _check_command(f"The attack {attack.name}", run_attack, command)
+            with _named(f"The attack {attack.name}"):
+                settings = parsed_attack(first.attack_command(attack)[1:])
+                require_scorer(settings, find_world(suite.backbone), suite.backbone)
 
 
-def _check_command(
-    subject: str, run: Callable[[list[str]], object], command: Sequence[str]
-) -> None:
-    """Parse a command of `erasure` without running it, and raise with who cannot run."""
+@contextlib.contextmanager
+def _named(subject: str) -> Iterator[None]:
+    """Raise an error with who cannot run."""
     try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
-            run([*command[1:], "--print_config"])
+        yield
     except ErasureError as error:
         raise ErasureError(f"{subject} cannot run: {error}") from error
 

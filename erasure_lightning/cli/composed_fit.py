@@ -1,9 +1,7 @@
 """``erasure fit`` of a config with parts: each is fitted from the original, and the edits added."""
 
-import io
 import json
 from collections.abc import Sequence
-from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from pkgutil import resolve_name
@@ -17,6 +15,7 @@ from erasure_lightning.benchmark.suite_reader import read_parts
 from erasure_lightning.callbacks.interrupt import Interrupted
 from erasure_lightning.cli.configs import config_content, dump_yaml, load_yaml
 from erasure_lightning.cli.options import CONFIG_OPTIONS, Option, Options
+from erasure_lightning.cli.parsed_fit import parsed_fit
 from erasure_lightning.cli.rank import launched_ranks
 from erasure_lightning.cli.run import run
 from erasure_lightning.errors import ErasureError
@@ -29,6 +28,9 @@ from erasure_lightning.training.inference_rule import InferenceRule
 #: What a part's config may have in another way than the command that finds it finished.
 _FREE_OF_THE_TRAINER = {"accelerator", "strategy", "devices", "num_nodes", "logger"}
 _FREE_OF_THE_TRAINER |= {"enable_progress_bar", "log_every_n_steps"}
+
+#: Options of the fit as a whole, which no part has.
+_OF_THE_WHOLE = (*CONFIG_OPTIONS, "--run_dir", "--print_config")
 
 #: What all parts must have in common, beside the names of their concepts.
 _COMMON = ("backbone", "loras", "base_edit")
@@ -74,18 +76,11 @@ def fit_parts(options: Options, file: str) -> None:
         Interrupted: If a signal came.
     """
     name = Path(file).stem
-    others = [o for o in options if o.name not in (*CONFIG_OPTIONS, "--run_dir")]
-    if [o for o in options if o.name in CONFIG_OPTIONS][1:] or "--ckpt_path" in options.names():
-        raise ErasureError(
-            f"{file} has parts, and is the only config of its command, without --ckpt_path: the"
-            " same command resumes a run of parts."
-        )
+    others = _of_parts(options)
     if helps := [o for o in others if o.name in ("-h", "--help") or o.name.endswith(".help")]:
         run("fit", helps[0].words())
-    entries = read_parts(config_content(file), file, config_content)
     with TemporaryDirectory() as scratch:
-        parts = [_parsed(entry, others, Path(scratch)) for entry in entries]
-        _check_together(parts, file)
+        parts = parsed_parts(options, file, Path(scratch))
         if "--print_config" in options.names():
             print("\n".join(f"# {part.name}\n{dump_yaml(part.config)}" for part in parts), end="")
             return
@@ -103,6 +98,33 @@ def fit_parts(options: Options, file: str) -> None:
     print(f"Erased; the edit is in {root.root}{grid}.")
 
 
+def parsed_parts(options: Options, file: str, scratch: Path) -> list[_Part]:
+    """The parts of a config, each checked as `erasure fit` would, and all of them together.
+
+    Args:
+        options: Of ``erasure fit``.
+        file: The config with parts.
+        scratch: Where the config of each part is written.
+
+    Raises:
+        ErasureError: If a part is wrong or cannot be added to the others.
+    """
+    if [o for o in options if o.name in CONFIG_OPTIONS][1:] or "--ckpt_path" in options.names():
+        raise ErasureError(
+            f"{file} has parts, and is the only config of its command, without --ckpt_path: the"
+            " same command resumes a run of parts."
+        )
+    entries = read_parts(config_content(file), file, config_content)
+    parts = [_parsed(entry, _of_parts(options), scratch) for entry in entries]
+    _check_together(parts, file)
+    return parts
+
+
+def _of_parts(options: Options) -> list[Option]:
+    """The options that every part has."""
+    return [option for option in options if option.name not in _OF_THE_WHOLE]
+
+
 def _parsed(entry: MethodEntry, others: Sequence[Option], scratch: Path) -> _Part:
     """A part with its parsed config.
 
@@ -113,13 +135,10 @@ def _parsed(entry: MethodEntry, others: Sequence[Option], scratch: Path) -> _Par
     config.write_text(dump_yaml(entry.config), encoding="utf-8")
     shared = [word for option in others for word in option.words()]
     words = ["--config", str(config), *command_options(entry.options), *shared]
-    text = io.StringIO()
     try:
-        with redirect_stdout(text), suppress(SystemExit):
-            run("fit", [*words, "--print_config"])
+        return _Part(entry.name, words, parsed_fit(words))
     except ErasureError as error:
         raise ErasureError(f"The part {entry.name} cannot run: {error}") from error
-    return _Part(entry.name, words, load_yaml(text.getvalue()))
 
 
 def _check_together(parts: Sequence[_Part], file: str) -> None:

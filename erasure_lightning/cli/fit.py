@@ -1,5 +1,8 @@
 """``erasure fit``: of one method, or of a config with parts."""
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
 from erasure_lightning.api.quiet import silence
 from erasure_lightning.cli.configs import config_with_parts
 from erasure_lightning.cli.options import Options
@@ -25,3 +28,24 @@ def run_fit(argv: list[str]) -> None:
         from erasure_lightning.cli.run import run
 
         run("fit", argv)
+
+
+def check_fit(argv: list[str]) -> None:
+    """Construct what ``erasure fit`` would run, without a model.
+
+    Args:
+        argv: Its arguments; nothing is written into the folder that they name.
+
+    Raises:
+        ErasureError: If ``erasure fit`` would refuse them.
+    """
+    options = Options.read(argv)
+    if file := config_with_parts(options):
+        from erasure_lightning.cli.composed_fit import parsed_parts
+
+        with TemporaryDirectory() as scratch:
+            parsed_parts(options, file, Path(scratch))
+    else:
+        from erasure_lightning.cli.parsed_fit import parsed_fit
+
+        parsed_fit(argv)

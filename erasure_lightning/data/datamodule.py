@@ -76,7 +76,8 @@ class PromptData(LightningDataModule):
             have precedence), Ring-A-Bell, MMA-Diffusion or SPEED.
 
     Raises:
-        ErasureError: If a number is out of range, or the CSV is missing, empty or malformed.
+        ErasureError: If a number is out of range, the cache is a file, or the CSV is missing, empty
+            or malformed.
     """
 
     def __init__(
@@ -115,6 +116,10 @@ class PromptData(LightningDataModule):
         require("PromptData", at_least=2, seeds=self.seeds)
         require("PromptData", at_least=0, guidance=self.guidance)
         require_templates("PromptData", self.templates or ())
+        if self.originals is not None and Path(self.originals).is_file():
+            raise ErasureError(
+                f"PromptData needs a folder as originals; found the file {self.originals}."
+            )
 
     @property
     def _module(self) -> Any:
@@ -143,6 +148,7 @@ class PromptData(LightningDataModule):
         trainer = self.trainer
         assert trainer is not None  # Lightning attaches it before any hook
         module = self._module
+        self._check_sampling()
         warn_of_cut(module.backbone, module.prompts.every(), "sentences to train on")
         draw = partial(module.prompts.batch, self.batch_size, salt=1)
         return Draws(draw, self._epoch_steps * trainer.accumulate_grad_batches)
@@ -210,6 +216,11 @@ class PromptData(LightningDataModule):
         """Steps and guidance."""
         steps = self._default(self.steps, "steps", 50)
         return steps, self._default(self.guidance, "guidance", 7.5)
+
+    def _check_sampling(self) -> None:
+        """Raise before training if the model cannot draw the images by which it is measured."""
+        self._module.backbone.latent_shape(self.size)
+        self._module.backbone.sampler(self._sampling()[0], self.size)
 
     def _plan(self, seeds: int) -> list[ImageRequest]:
         module = self._module

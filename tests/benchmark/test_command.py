@@ -97,6 +97,14 @@ class TestMistakes:
         assert f"{message} '--data.seeds'" in error("pets.yaml")
         assert not (folder / "runs").exists()
 
+    def test_a_value_out_of_range_is_reported_before_anything_runs(
+        self, error, write_suite, folder
+    ):
+        write_suite(options=TINY["options"] | {"data.seeds": 1})
+        message = "The method uce cannot run: PromptData needs seeds of at least 2; found 1."
+        assert message in error("pets.yaml")
+        assert not (folder / "runs").exists()
+
     def test_parts_of_a_method_are_checked_too(self, error, write_suite, folder):
         parts = ["uce", {"config": "esd", "options": {"model.lrr": 1}}]
         write_suite(methods=[{"name": "both", "config": {"parts": parts}}])
@@ -121,8 +129,25 @@ class TestMistakes:
                 {"attack": "P4D", "options": {"config": "p4dd.yaml"}},
                 "The attack P4D cannot run: unknown config 'p4dd.yaml'",
             ),
+            (
+                {"attack": "SoftEmbedding", "options": {"attack.steps": -3}},
+                "The attack SoftEmbedding cannot run: SoftEmbedding needs steps of at least 0",
+            ),
+            (
+                {"attack": "SoftEmbedding", "options": {"data.seeds": 1}},
+                "The attack SoftEmbedding cannot run: An attack needs data.seeds of at least 2",
+            ),
+            (
+                {"attack": "SoftEmbedding", "options": {"data.scorer": "./nosuch"}},
+                "The attack SoftEmbedding cannot run: The scorer './nosuch' was not found",
+            ),
+            (
+                "SoftEmbedding",
+                "The attack SoftEmbedding cannot run: An attack needs a scorer that recognises the"
+                " concept; TinyBackbone brings none.",
+            ),
         ],
-        ids=["name", "option", "config"],
+        ids=["name", "option", "config", "budget", "seeds", "scorer", "no scorer"],
     )
     def test_what_an_attack_lacks_is_reported_before_anything_runs(
         self, error, write_suite, folder, attack, message

@@ -111,6 +111,20 @@ def changed(**values):
         (changed(seeds=[]), "seeds needs at least one entry; found none."),
         (changed(seeds=["a"]), "seeds[0] needs a whole number; found 'a'."),
         (changed(seeds=[True]), "seeds[0] needs a whole number; found True."),
+        (changed(seeds=[0, -1]), "seeds[1] needs seed of at least 0 and at most"),
+        (
+            changed(options={"model.seed": 3}),
+            "options has 'model.seed', which each cell has of its own: leave it out, and write"
+            " seeds.",
+        ),
+        (
+            changed(methods=[{"config": "uce", "options": {"model.concepts": []}}]),
+            "methods[0].options has 'model.concepts', which each cell has of its own",
+        ),
+        (
+            changed(attacks=[{"attack": "P4D", "options": {"run-dir": "x"}}]),
+            "attacks[0].options has 'run-dir', which each cell has of its own: leave it out.",
+        ),
         (changed(seeds=3), "seeds needs a list; found 3."),
         (changed(seeds=[1, 1]), "seeds needs each name once"),
         (

@@ -11,6 +11,7 @@ from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.concepts.vocabulary import Vocabulary
 from erasure_lightning.data.datamodule import PromptData
 from erasure_lightning.data.image_plan import ImageRequest
+from erasure_lightning.errors import ErasureError
 from erasure_lightning.metrics.protocol import Result
 
 CAT = Concept("cat", "dog", domain=["kitten"])
@@ -57,6 +58,29 @@ def test_metrics_are_stored_written_and_logged(measured):
         "measure/structure_distance",
         "measure/neighbours_image_text_after",
     } <= logged
+
+
+@pytest.mark.parametrize(
+    ("scorer", "data", "message"),
+    [
+        ("./nosuch", {}, "The scorer './nosuch' was not found"),
+        (None, {"steps": 2000}, "needs from 1 to 1000 sampling steps; found 2000"),
+        (None, {"size": 17}, "needs a size that is a multiple of 2 pixels; found 17"),
+    ],
+    ids=["scorer", "steps", "size"],
+)
+def test_what_could_not_be_measured_is_refused_before_training(tmp_path, scorer, data, message):
+    trainer = quiet_trainer(max_steps=1, default_root_dir=tmp_path, callbacks=[Measure(scorer)])
+    with pytest.raises(ErasureError, match=message):
+        trainer.fit(module(), PromptData(**data))
+    assert trainer.global_step == 0
+
+
+def test_originals_are_a_folder(tmp_path):
+    file = tmp_path / "originals"
+    file.touch()
+    with pytest.raises(ErasureError, match="needs a folder as originals; found the file"):
+        PromptData(originals=str(file))
 
 
 def test_the_protocol_of_a_run(measured):

@@ -115,6 +115,10 @@ MISTAKES = {
         [PARTS[0], PARTS[1] | {"options": {"model.check_steps": 1}}],
         "The part images cannot run: model has no option 'check_steps'",
     ),
+    "a value out of range": (
+        [PARTS[0], PARTS[1] | {"options": {"model.lr": -1}}],
+        "The part images cannot run: ESD needs lr",
+    ),
     "adapters": (
         [PARTS[0], {"name": "spm", "config": {"model": {"class_path": "SPM"}}}],
         "the part spm needs to edit weights; found SPM",
