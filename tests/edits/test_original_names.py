@@ -4,7 +4,7 @@ import pytest
 import torch
 from original_layouts import original_tensors, write_original
 from peft import LoraConfig
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from erasure_lightning import erase
 from erasure_lightning.backbones.tiny import TinyFlux, TinySD3
@@ -62,3 +62,17 @@ def test_components_with_compiled_parts_are_not_written(edited, tmp_path):
         with pytest.raises(ErasureError, match=r"found parts that torch.compile renamed"):
             applied.export(tmp_path / format, format)
     assert [file.name for file in tmp_path.iterdir()] == ["in-place"]
+
+
+def test_a_pipeline_of_coarser_precision_than_the_checkpoint_is_named(edited, tmp_path):
+    family, edit = edited
+    pipeline = family().to_pipeline()
+    file = write_original(original_tensors(pipeline), tmp_path / "model.safetensors")
+    pipeline.to(torch.bfloat16)
+    applied = Edit(edit.tensors, edit.metadata).apply(pipeline)
+    with pytest.raises(ErasureError, match=r"has in bfloat16; found .* in float32.* precision or"):
+        applied.export(tmp_path / "erased.safetensors", "checkpoint", checkpoint=file)
+    narrow = {name: value.bfloat16() for name, value in load_file(file).items()}
+    save_file(narrow, tmp_path / "narrow.safetensors")
+    options = {"checkpoint": tmp_path / "narrow.safetensors"}
+    applied.export(tmp_path / "erased.safetensors", "checkpoint", **options)
