@@ -125,9 +125,13 @@ class SafetyGuidance(Rule):
         return (new, *output[1:]) if isinstance(output, tuple) else type(output)(sample=new)
 
     def _prompts(self, call: "_Call", halves: int) -> Tensor:
-        """Mask ``(B,)`` of the rows that are not unconditional."""
-        empty = self.texts["tokens"][1].to(call.states)
-        distance = (call.states - empty).flatten(1).norm(dim=1)
+        """Mask ``(B,)`` of the rows that are not unconditional.
+
+        States of another length than the stored ones, as T5 pads to what a pipeline's caller
+        chooses, are compared in what both have.
+        """
+        empty = self.texts["tokens"][1].to(call.states)[: call.states.shape[1]]
+        distance = (call.states[:, : len(empty)] - empty).flatten(1).norm(dim=1)
         prompts: Tensor = distance > _SAME * empty.norm()
         if halves and prompts[halves:].any():  # negative prompts in the place of empty ones
             prompts[:halves] = False

@@ -46,9 +46,11 @@ class SubspaceProjection(Rule):
         tail: bool = False,
     ) -> None:
         super().__init__(layer)
-        width = cast(Any, layer).config.hidden_size
+        config = cast(Any, layer).config
         #: Orthonormal rows that span the subspace; rows beyond its dimension are zeros.
-        self.basis = nn.Parameter(torch.zeros(dimensions, width), requires_grad=False)
+        self.basis = nn.Parameter(torch.zeros(dimensions, config.hidden_size), requires_grad=False)
+        #: Ids from here on are of tokens that were added since, by textual inversion.
+        self._vocabulary: int = config.vocab_size
         self.alpha = alpha
         self.steepness = steepness
         self.threshold = threshold
@@ -66,11 +68,11 @@ class SubspaceProjection(Rule):
         if self._is_masking or self.strength == 0:
             return output
         ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
-        ends = _ends(layer, ids)
+        ends = self._ends(layer, ids)
         words = [(row, i) for row, end in enumerate(ends) for i in range(1, end)]
         if not words:
             return output
-        summaries = self._masked_summaries(layer, ids, words)
+        summaries = self._masked_summaries(layer, ids, words, ends)
         states = output[0]
         changed = list(states.unbind())
         for row, end in enumerate(ends):
@@ -82,8 +84,20 @@ class SubspaceProjection(Rule):
             return (new, *output[1:])
         return replace(output, last_hidden_state=new)
 
+    def _ends(self, layer: nn.Module, ids: Tensor) -> list[int]:
+        """Position of each prompt's end-of-text token."""
+        number = cast(Any, layer).config.eos_token_id
+        # Configs of 2022 say 2, where the end-of-text token has the largest of the original ids.
+        known = torch.where(ids < self._vocabulary, ids, -1)
+        found = known.argmax(dim=1) if number == 2 else (ids == number).int().argmax(dim=1)
+        return cast(list[int], found.tolist())
+
     def _masked_summaries(
-        self, layer: nn.Module, ids: Tensor, words: Sequence[tuple[int, int]]
+        self,
+        layer: nn.Module,
+        ids: Tensor,
+        words: Sequence[tuple[int, int]],
+        ends: Sequence[int],
     ) -> Tensor:
         """``p_i`` of every word, ``(N, D)``: states at the end of text with it masked."""
         inputs = cast(Any, getattr(layer, "text_model", layer)).embeddings
@@ -97,7 +111,8 @@ class SubspaceProjection(Rule):
         self._is_masking = True
         handle = inputs.register_forward_hook(lambda *_: masked)
         try:
-            return cast(Tensor, layer(input_ids=ids[rows]).pooler_output)
+            states = cast(Tensor, layer(input_ids=ids[rows]).last_hidden_state)
+            return states[each, [ends[row] for row, _ in words]]
         finally:
             handle.remove()
             self._is_masking = False
@@ -155,14 +170,6 @@ class SubspaceProjection(Rule):
             return states.new_ones(())
         beta = 1 - cosine_similarity(states, projected, dim=1).mean()
         return torch.sigmoid(self.steepness * (beta - self.threshold))
-
-
-def _ends(layer: nn.Module, ids: Tensor) -> list[int]:
-    """Position of each prompt's end-of-text token, as the encoder itself searches it."""
-    number = cast(Any, layer).config.eos_token_id
-    # Configs of 2022 say 2, where the end-of-text token has the largest of all ids.
-    found = ids.argmax(dim=1) if number == 2 else (ids == number).int().argmax(dim=1)
-    return cast(list[int], found.tolist())
 
 
 def orthonormal_basis(rows: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from erasure_lightning.edits.components import (
     component_fingerprints,
     is_same_component,
 )
-from erasure_lightning.edits.edit import read_edit
+from erasure_lightning.edits.edit import edit_title, read_edit
 from erasure_lightning.edits.fingerprints import edit_fingerprint
 from erasure_lightning.edits.stack import applied_edits, held_edits, recorded_changes
 from erasure_lightning.errors import ErasureError
@@ -48,6 +48,9 @@ def missing_base_edits(metadata: Mapping[str, Any], pipeline: Any) -> list[dict[
     Args:
         metadata: The edit's metadata.
         pipeline: A diffusers pipeline, or anything with the same component names.
+
+    Raises:
+        ErasureError: If the pipeline holds one at another strength.
     """
     base: list[dict[str, Any]] = metadata.get("base_edits", [])
     names = sorted({name for entry in base for name in entry["components"]})
@@ -55,7 +58,15 @@ def missing_base_edits(metadata: Mapping[str, Any], pipeline: Any) -> list[dict[
     prints = metadata.get("fingerprints", {})
     if all(is_same_component(prints[n], component_fingerprints(m)) for n, m in modules.items()):
         return []
-    held = {entry["fingerprint"] for entry in held_edits(modules)}
+    held = {entry["fingerprint"]: entry["strength"] for entry in held_edits(modules)}
+    for entry in base:
+        needed = entry["strength"]
+        if (strength := held.get(entry["fingerprint"], needed)) != needed:
+            raise ErasureError(
+                f"{edit_title(metadata)} needs {entry['edit']} beneath it at strength {needed:g};"
+                f" found it at {strength:g}. Set that strength first; once both are applied, it may"
+                " be another."
+            )
     return [entry for entry in base if entry["fingerprint"] not in held]
 
 

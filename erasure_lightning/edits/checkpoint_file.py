@@ -123,9 +123,12 @@ def _edited(
         value = edited.get(place.name)
         value = tensors.get_tensor(place.name).clone() if value is None else value
         if not any(_holds(value, place, each[name]) for each in (changes, beneath) if name in each):
+            before = changes[name].before.dtype
+            own, stored = (str(dtype).removeprefix("torch.") for dtype in (before, value.dtype))
             raise ErasureError(
-                f"The checkpoint {source} needs the weights that the edit was made on; found others"
-                f" in {place.name}. Give the file of that base model."
+                f"The checkpoint {source} needs the weights that the edit was made on, which the"
+                f" pipeline has in {own}; found others in {place.name}, in {stored}. Give the file"
+                " of that base model, and load the pipeline in the file's precision or a finer one."
             )
         place.write(_like(changes[name].after, value), value)
         edited[place.name] = value

@@ -175,10 +175,16 @@ class EditedComponent:
         """Raises unless its weights, if saved, are those of its class.
 
         Raises:
-            ErasureError: If some are elsewhere, or it has LoRA layers, with which diffusers does
-                not read it.
+            ErasureError: If some are elsewhere, or it has LoRA layers or compiled parts, with which
+                diffusers does not read it.
         """
         self._require_none(self._absent())
+        if any(hasattr(module, "_orig_mod") for module in self.module.modules()):
+            raise ErasureError(
+                f"An export of whole weights needs {self.title} with its own names; found parts"
+                " that torch.compile renamed, with which diffusers does not read it. Compile them"
+                " in place (part.compile()), or export first."
+            )
         if lora_layers(self.module):
             raise ErasureError(
                 f"An export of whole weights needs {self.title} without LoRA layers, with which"

@@ -168,5 +168,6 @@ def _stacked(name: str, unedited: Tensor, records: Sequence[AppliedEdit]) -> Ten
         if record["transferred"] or torch.equal(beneath, before):
             value = after if strength == 1 else beneath.lerp(after, strength)
         else:
-            value = value.float() + strength * (after.float() - before.float())
+            change = strength * (after.float() - before.float())
+            value = value.float() + change.to(value.device)
     return value.to(unedited)

@@ -4,11 +4,12 @@ import pytest
 import torch
 from original_layouts import original_tensors, write_original
 from peft import LoraConfig
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from erasure_lightning import erase
 from erasure_lightning.backbones.tiny import TinyFlux, TinySD3
 from erasure_lightning.edits.applied import Edit
+from erasure_lightning.errors import ErasureError
 
 
 @pytest.fixture(scope="module", params=[TinyFlux, TinySD3], ids=lambda family: family.__name__)
@@ -45,3 +46,33 @@ def test_a_wrapped_transformer_has_the_same_export(edited, format, change, tmp_p
     assert actual.keys() == expected.keys()
     assert all(torch.equal(actual[name], expected[name]) for name in expected)
     assert any(value.any() for value in expected.values())
+
+
+def test_components_with_compiled_parts_are_not_written(edited, tmp_path):
+    """Their names would be those of torch.compile's wrapper, which diffusers does not read."""
+    family, edit = edited
+    pipeline = family().to_pipeline()
+    applied = Edit(edit.tensors, edit.metadata).apply(pipeline)
+    pipeline.transformer.compile(backend="eager")
+    applied.export(tmp_path / "in-place", "component")
+    type(pipeline.transformer).from_pretrained(tmp_path / "in-place" / "transformer")
+    blocks = pipeline.transformer.transformer_blocks
+    blocks[0] = torch.compile(blocks[0], backend="eager")
+    for format in ("component", "diffusers"):
+        with pytest.raises(ErasureError, match=r"found parts that torch.compile renamed"):
+            applied.export(tmp_path / format, format)
+    assert [file.name for file in tmp_path.iterdir()] == ["in-place"]
+
+
+def test_a_pipeline_of_coarser_precision_than_the_checkpoint_is_named(edited, tmp_path):
+    family, edit = edited
+    pipeline = family().to_pipeline()
+    file = write_original(original_tensors(pipeline), tmp_path / "model.safetensors")
+    pipeline.to(torch.bfloat16)
+    applied = Edit(edit.tensors, edit.metadata).apply(pipeline)
+    with pytest.raises(ErasureError, match=r"has in bfloat16; found .* in float32.* precision or"):
+        applied.export(tmp_path / "erased.safetensors", "checkpoint", checkpoint=file)
+    narrow = {name: value.bfloat16() for name, value in load_file(file).items()}
+    save_file(narrow, tmp_path / "narrow.safetensors")
+    options = {"checkpoint": tmp_path / "narrow.safetensors"}
+    applied.export(tmp_path / "erased.safetensors", "checkpoint", **options)

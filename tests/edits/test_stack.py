@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+from torch import nn
+from torch._subclasses import FakeTensorMode
 from trivial import Distillation
 
 from erasure_lightning import Concept, apply_edit, compose, erase, load_edit
 from erasure_lightning.backbones.tiny import TINY_BACKBONES, TinyBackbone
 from erasure_lightning.edits.edit import read_edit
-from erasure_lightning.edits.stack import applied_edits, unedited_values
+from erasure_lightning.edits.stack import applied_edits, stacked_values, unedited_values
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.receler import Receler
 from erasure_lightning.methods.spm import SPM
@@ -71,6 +73,19 @@ def test_the_strength_of_an_edit_beneath_another():
     assert near(weights(pipeline), {n: plain[n] + 2 * (both[n] - between[n]) for n in plain})
     above.strength = below.strength = 1
     assert same(weights(pipeline), both)
+
+
+def test_edits_that_were_applied_on_two_devices(monkeypatch):
+    """The first before, the second after ``pipeline.to``; tensors have a device and no values."""
+    monkeypatch.setattr(torch, "equal", lambda one, other: False)  # as beneath another strength
+    module = nn.Module()
+    with FakeTensorMode():
+        unedited_values(module)["weight"] = torch.zeros(2)
+        for device in ("cpu", "cuda"):
+            place = torch.zeros(2, device=device)
+            record = {"before": {"weight": place}, "after": {"weight": place}}
+            applied_edits(module).append(record | {"strength": 0.5, "transferred": False})
+        assert stacked_values(module)["weight"].device.type == "cpu"
 
 
 @pytest.mark.parametrize("strength", [0, 0.5, 2])

@@ -6,6 +6,7 @@ from recognition import KEPT, recognised, recognised_before
 from shipped import numbers
 from torch.nn.functional import cosine_similarity
 
+from erasure_lightning import erase
 from erasure_lightning.adapters.subspace_projection import orthonormal_basis
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts.concept import Concept
@@ -122,6 +123,27 @@ def test_embeddings_that_are_no_words_meet_the_rule_and_pass_gradients():
 
 
 @torch.no_grad()
+def test_a_token_of_textual_inversion_is_a_word_like_others():
+    """Also where a config is of 2022, by which the end of text has the largest id."""
+    generator = torch.Generator().manual_seed(0)
+    learned = {"<style>": torch.randn(1, 32, generator=generator)}
+    states = {}
+    for number in (None, 2):
+        pipeline = TinyBackbone().to_pipeline()
+        plain = TinyBackbone().to_pipeline()
+        erase(pipeline, "cat", "SAFREE", filter=False, alpha=-1.0, progress_bar=False)
+        for each in (pipeline, plain):
+            config = each.text_encoder.config
+            config.eos_token_id = number or config.eos_token_id
+            each.load_textual_inversion(learned, token="<style>")
+        ids = pipeline.tokenizer("a <style> house", padding="max_length", return_tensors="pt")
+        encoded = [each.text_encoder(ids.input_ids)[0] for each in (pipeline, plain)]
+        changed = (encoded[0] - encoded[1]).abs().amax(dim=2)[0] > 1e-3
+        assert changed.tolist() == [False, True, True, True] + 12 * [False]
+        states[number] = encoded[0]
+    assert torch.equal(states[None], states[2])
+
+
 def test_a_cached_prompt_is_encoded_again_at_another_strength():
     model = rule(filter=False).backbone.requires_grad_(False)
     whole = model.encode(["a cat"]).tokens

@@ -8,7 +8,7 @@ from shipped import numbers
 
 from erasure_lightning import erase
 from erasure_lightning.backbones.conditioning import Conditioning
-from erasure_lightning.backbones.tiny import TinyBackbone, TinyXL
+from erasure_lightning.backbones.tiny import TinyBackbone, TinyPixArt, TinySD3, TinyXL
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.diffusion.sampling import sample_latents
 from erasure_lightning.errors import ErasureError
@@ -129,6 +129,28 @@ def test_concepts_that_are_too_many_for_a_prompt_are_refused():
         object.__setattr__(concept, "name", f"{concept.name} {number}")
     with pytest.raises(ErasureError, match="SLD needs all concepts in one prompt; found 80"):
         SLD(concepts=many, backbone=TinyBackbone()).configure_model()
+
+
+@pytest.mark.parametrize("family", [TinySD3, TinyPixArt])
+def test_it_acts_alike_at_every_length_that_t5_pads_to(family):
+    edited, plain = (family().to_pipeline() for _ in range(2))
+    erase(edited, "cat", method="SLD", progress_bar=False, **OURS)
+    options = {"clean_caption": False, "use_resolution_binning": False}
+
+    def change(length):
+        images = []
+        for pipeline in (edited, plain):
+            pipeline.set_progress_bar_config(disable=True)
+            noise = torch.Generator().manual_seed(1)
+            settings = {"num_inference_steps": 3, "output_type": "latent", "generator": noise}
+            settings |= options if family is TinyPixArt else {}
+            images.append(pipeline("a cat", max_sequence_length=length, **settings).images)
+        return (images[0] - images[1]).flatten()
+
+    own = change(20)
+    assert own.abs().max() > 1e-2
+    for length in (12, 40):
+        assert torch.cosine_similarity(change(length), own, dim=0) > 0.99
 
 
 @torch.no_grad()
