@@ -24,7 +24,9 @@ def parsed_fit(words: Sequence[str]) -> dict[str, Any]:
     try:
         with TemporaryDirectory() as folder:
             run_dir = ["--run_dir", str(Path(folder, "run"))]
-            return _ParsedFit("fit", [*words, *run_dir], LastCheckpoint()).config_dump
+            fit = _ParsedFit("fit", [*words, *run_dir], LastCheckpoint())
+            config: dict[str, Any] = fit.config_dump
+            return config
     finally:
         folders.unset_folder()
 
