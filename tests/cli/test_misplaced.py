@@ -1,6 +1,7 @@
 """Files and values where another kind is needed: each ends in one line that says what to do."""
 
 import pytest
+from PIL import Image
 
 from erasure_lightning.__main__ import main
 
@@ -74,3 +75,17 @@ def test_an_empty_path_is_not_the_working_folder(error, words):
 )
 def test_a_name_that_is_too_long_for_a_file(error, words):
     assert error(*words, "x" * 5000)
+
+
+def test_a_score_into_a_file_is_refused_before_anything_is_scored(error, folder):
+    (folder / "drawn").mkdir()
+    Image.new("RGB", (8, 8)).save(folder / "drawn" / "a.png")
+    (folder / "file").touch()
+    message = "--run_dir needs a folder for score.json; found the file file."
+    assert error("score", "drawn", "--metrics", "nudenet", "--run_dir", "file") == message
+
+
+@pytest.mark.parametrize("threshold", ["1.5", "-1", "nan"])
+def test_a_threshold_that_would_count_all_or_nothing(error, threshold):
+    words = ("score", "drawn", "--metrics", "nudenet", "--threshold", threshold)
+    assert "--threshold" in error(*words)
