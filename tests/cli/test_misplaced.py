@@ -2,6 +2,7 @@
 
 import pytest
 from PIL import Image
+from trivial import TINY
 
 from erasure_lightning.__main__ import main
 
@@ -89,3 +90,10 @@ def test_a_score_into_a_file_is_refused_before_anything_is_scored(error, folder)
 def test_a_threshold_that_would_count_all_or_nothing(error, threshold):
     words = ("score", "drawn", "--metrics", "nudenet", "--threshold", threshold)
     assert "--threshold" in error(*words)
+
+
+def test_all_devices_of_a_processor(error):
+    words = [*TINY, "--trainer.devices", "-1"]
+    assert error("fit", *words) == (
+        "`devices` selected with `CPUAccelerator` should be an int > 0."
+    )
