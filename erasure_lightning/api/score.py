@@ -12,6 +12,7 @@ import torch
 from erasure_lightning.api.accelerator import default_device
 from erasure_lightning.api.image_folder import FolderImage, image_batches, read_image_folder
 from erasure_lightning.callbacks.image_writer import MANIFEST_FILE
+from erasure_lightning.checks import require
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.text_files import read_prompts_file
 from erasure_lightning.files.words import did_you_mean
@@ -73,7 +74,7 @@ class ScoreSettings:
         threshold: Lowest score of a detection of ``nudenet`` that counts, 0..1.
 
     Raises:
-        ErasureError: If the template has no ``{}``.
+        ErasureError: If the template has no ``{}``, or the threshold is out of range.
     """
 
     scorer: str | None = None
@@ -87,6 +88,7 @@ class ScoreSettings:
     def __post_init__(self) -> None:
         if "{}" not in self.template:
             raise ErasureError(f"--template needs {{}} for the label; found {self.template!r}.")
+        require("erasure score", at_least=0, at_most=1, **{"--threshold": self.threshold})
 
 
 def score_images(
@@ -111,6 +113,8 @@ def score_images(
     _check_networks(metrics, settings)
     images = read_image_folder(folder)
     reference = read_image_folder(settings.reference) if settings.reference else []
+    if run_dir is not None and run_dir.is_file():
+        raise ErasureError(f"--run_dir needs a folder for {SCORE_FILE}; found the file {run_dir}.")
     path = (run_dir or folder) / SCORE_FILE
     if path.exists():
         raise ErasureError(

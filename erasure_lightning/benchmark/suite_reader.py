@@ -229,10 +229,8 @@ def _check_options(options: Iterable[Any], own: Mapping[str, str], place: str) -
     """Raise for an option that a benchmark sets for each cell."""
     for option in options:
         if (key := own.get(str(option).replace("-", "_"))) is not None:
-            instead = f", and write {key}" if key else ""
-            raise ErasureError(
-                f"{place} has {option!r}, which each cell has of its own: leave it out{instead}."
-            )
+            remedy = f"leave it out, and write {key}" if key else "leave it out"
+            raise ErasureError(f"{place} has {option!r}, which each cell has of its own: {remedy}.")
 
 
 def _checked(value: Any, types: Any, place: str) -> Any:

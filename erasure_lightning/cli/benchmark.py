@@ -201,15 +201,19 @@ def _interruptible(suite: str, out: Path) -> Iterator[None]:
 
 
 def _check_options(suite: Suite, missing: Sequence[Job]) -> None:
-    """Raise for arguments of a method or an attack that `erasure fit` or `attack` would refuse.
+    """Raise for a concept, a method or an attack that `erasure fit` or `attack` would refuse.
 
     Raises:
-        ErasureError: With the method, or the attack.
+        ErasureError: With the concept, the method, or the attack.
     """
     from erasure_lightning.attacks.target import require_scorer
     from erasure_lightning.cli.attack import parsed_attack
     from erasure_lightning.cli.fit import check_fit
+    from erasure_lightning.training.backbone_checks import check_world
 
+    world = find_world(suite.backbone)
+    if world is not None:
+        check_world(world, [concept for entry in suite.concepts for concept in entry.erase])
     # A suite that cannot run must leave no folder.
     with tempfile.TemporaryDirectory() as scratch:
         for path, text in initial_files(suite, Path(scratch)):
@@ -222,7 +226,7 @@ def _check_options(suite: Suite, missing: Sequence[Job]) -> None:
         for attack in suite.attacks:
             with _named(f"The attack {attack.name}"):
                 settings = parsed_attack(first.attack_command(attack)[1:])
-                require_scorer(settings, find_world(suite.backbone), suite.backbone)
+                require_scorer(settings, world, suite.backbone)
 
 
 @contextlib.contextmanager

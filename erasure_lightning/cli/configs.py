@@ -1,5 +1,6 @@
 """Configs in YAML, by path or by the name of a shipped one."""
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import suppress
@@ -17,7 +18,7 @@ from erasure_lightning.cli.options import CONFIG_OPTIONS, Options
 from erasure_lightning.concepts.concept import Concepts
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.strict_yaml import StrictLoader, yaml_error
-from erasure_lightning.files.words import did_you_mean
+from erasure_lightning.files.words import did_you_mean, shell_word
 from erasure_lightning.registry import ATTACK, METHOD, RETENTION
 
 _PACKAGE = Path(erasure_lightning.__file__).parent
@@ -31,6 +32,14 @@ SHIPPED = next(
 
 #: Folders of configs for published models, by family (docs/recipes.md).
 RECIPES = ("sd15", "sdxl", "sd35", "flux")
+
+
+#: Folders of shipped files that are no configs of a fit, and what reads them.
+_NO_CONFIGS = {
+    "attacks": "erasure attack --config",
+    "suites": "erasure benchmark",
+    "concepts": "erasure fit --model.concepts",
+}
 
 
 def shipped_configs(*within: str) -> dict[str, Path]:
@@ -73,9 +82,9 @@ def find_config(name: str, *within: str) -> Path:
         ErasureError: If there is none, with the shipped ones of similar names.
     """
     path = Path(name)
-    if path.is_file():
+    if os.path.isfile(path):  # unlike Path.is_file no error where a name is too long
         return path
-    if path.is_dir():
+    if os.path.isdir(path):
         raise ErasureError(f"A config needs a YAML file; found the folder {name}.{_of_run(path)}")
     family = str(path.parent) if str(path.parent) in RECIPES else ""
     shipped = {
@@ -84,12 +93,25 @@ def find_config(name: str, *within: str) -> Path:
     }
     if config := shipped.get(str(path)) or shipped.get(f"{path}.yaml"):
         return config
-    hint = did_you_mean(str(Path(family, f"{path.stem}.yaml")), shipped)
+    similar = did_you_mean(str(Path(family, f"{path.stem}.yaml")), shipped)
+    hint = _of_another_command(path) or similar
     raise ErasureError(
         f"unknown config {name!r}: no such file.{hint} Shipped:"
         f" {', '.join(sorted(shipped)) or 'none'}; recipes for published models in"
         f" {', '.join(RECIPES)} (sdxl/esd.yaml)."
     )
+
+
+def _of_another_command(path: Path) -> str:
+    """A sentence that names what reads a shipped file that is no config; empty if there is none."""
+    uses = (
+        use
+        for folder, use in _NO_CONFIGS.items()
+        if str(path.parent) in (".", folder)
+        and os.path.isfile(SHIPPED / folder / f"{path.stem}.yaml")
+    )
+    use = next(uses, "")
+    return f" The shipped file of that name is read by `{use} {path.stem}`." if use else ""
 
 
 def _of_run(folder: Path) -> str:
@@ -133,7 +155,7 @@ def read_config(path: Path) -> str:
     """The text of a config.
 
     Raises:
-        ErasureError: If it is no YAML, with the line, or no mapping.
+        ErasureError: If it is no YAML, with the line, no mapping of options, or a suite.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -143,6 +165,13 @@ def read_config(path: Path) -> str:
     if not isinstance(content, dict):
         raise ErasureError(
             f"{path} needs options as `name: value` lines; found {type(content).__name__}."
+        )
+    for key in ("data", "trainer"):
+        if not isinstance(section := content.get(key, {}), dict):
+            raise ErasureError(f"{path}: {key} needs `name: value` lines; found {section!r}.")
+    if {"methods", "concepts"} <= content.keys():
+        raise ErasureError(
+            f"{path} is a suite: run it with `erasure benchmark {shell_word(path)}`."
         )
     return text
 

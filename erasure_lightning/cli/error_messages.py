@@ -62,7 +62,7 @@ def one_line_error(message: str, parser: LightningArgumentParser) -> str:
     if match := re.match(r"Group '(.+)' does not accept option '(.+)'", message):
         return _no_option(match[1], match[2], parser)
     errors = _joined(dict.fromkeys(_errors(message, parser)))
-    return "; ".join(errors) or " ".join(message.split())
+    return "; ".join(errors or _no_class(message)) or " ".join(message.split())
 
 
 def _joined(errors: Iterable[str]) -> list[str]:
@@ -101,6 +101,13 @@ def _errors(message: str, parser: LightningArgumentParser) -> Iterator[str]:
         is_bare = re.fullmatch(r"Not a valid subclass of \w+", text)  # its cause is beside it
         if text and not text.startswith(_FRAME) and text not in unlikely and not is_bare:
             yield _line(text, key, parser, _value_ending(lines[number:]))
+
+
+def _no_class(message: str) -> list[str]:
+    """The error of a value, such as a list, in which no name of a class could be looked for."""
+    pattern = r'Parser key "([^"]+)":.*Not a valid subclass of (\w+).*Given value: ([^\n]*)'
+    match = re.search(pattern, message, re.DOTALL)
+    return [f"{match[1]} needs the name of a {match[2]}; found {match[3]}"] if match else []
 
 
 def _value_ending(lines: Iterable[str]) -> str:

@@ -5,17 +5,20 @@ import os
 import sys
 from importlib import import_module
 
-from erasure_lightning.cli.options import with_underscores
+from erasure_lightning.cli.options import Options, with_underscores
 from erasure_lightning.cli.rank import error_prefix
 from erasure_lightning.errors import ErasureError
 
 #: Errors of the operating system that the user can correct.
 _SYSTEM = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
-_SYSTEM |= {errno.ENOTDIR, errno.EEXIST, errno.EISDIR}
+_SYSTEM |= {errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP}
 _SYSTEM |= {errno.ENOENT}  # removed meanwhile; readers name a file that is missing
 
 #: Those of writing alone; the others may be of reading too.
 _WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+
+#: Options whose value is a path.
+_PATHS = ("--run_dir", "--ckpt_path", "--config", "-c", "--out")
 
 COMMANDS = {
     "fit": "erase concepts; resume with --ckpt_path",
@@ -90,6 +93,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = with_underscores(sys.argv[1:] if argv is None else argv)
     try:
         _check_encoding(argv)
+        _check_paths(argv)
         return _dispatch(argv)
     except BrokenPipeError:  # the reader has read enough (`erasure methods | head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -137,6 +141,13 @@ def _check_encoding(argv: list[str]) -> None:
                 f"The command line needs words in UTF-8; found {word!r}. Set PYTHONUTF8=1, or"
                 " rename the file."
             )
+
+
+def _check_paths(argv: list[str]) -> None:
+    """Refuse an empty path, which Python would take for the working folder."""
+    for option in Options.read(argv):
+        if option.name in _PATHS and option.value == "":
+            raise ErasureError(f"{option.name} needs a path; found an empty text.")
 
 
 def _dispatch(argv: list[str]) -> int:

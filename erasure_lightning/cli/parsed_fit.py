@@ -24,9 +24,8 @@ def parsed_fit(words: Sequence[str]) -> dict[str, Any]:
     try:
         with TemporaryDirectory() as folder:
             run_dir = ["--run_dir", str(Path(folder, "run"))]
-            config: dict[str, Any] = _ParsedFit(
-                "fit", [*words, *run_dir], LastCheckpoint()
-            ).config_dump
+            fit = _ParsedFit("fit", [*words, *run_dir], LastCheckpoint())
+            config: dict[str, Any] = fit.config_dump
             return config
     finally:
         folders.unset_folder()

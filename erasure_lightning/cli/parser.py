@@ -66,10 +66,15 @@ class Parser(LightningArgumentParser):
             kwargs: Arguments of ``parse_string``.
 
         Raises:
-            ErasureError: If it is no config, with the line, or one with parts.
+            ErasureError: If it is no config, with the line, one of an attack, or one with parts.
         """
         text = read_config(Path(path))
-        if "parts" in load_yaml(text):
+        content = load_yaml(text)
+        if "attack" in content:
+            raise ErasureError(
+                f"{path} configures an attack: give it to `erasure attack --config`."
+            )
+        if "parts" in content:
             raise ErasureError(
                 f"{path} has parts, which erasure fit alone reads. Its run's folder, and those of"
                 " the parts in it, are runs like any other."

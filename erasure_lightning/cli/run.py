@@ -68,8 +68,8 @@ def run(command: str, argv: list[str]) -> None:
             CommandLine(command, argv, keeper).execute()
     except MisconfigurationException as error:
         raise ErasureError(str(error)) from error
-    except RuntimeError as error:  # Lightning has no class of its own for a metric nobody logs
-        if str(error).startswith("Early stopping conditioned on metric"):
+    except (RuntimeError, TypeError) as error:  # Lightning has no class of its own for these
+        if str(error).startswith(("Early stopping conditioned on metric", "`devices` selected")):
             raise ErasureError(str(error)) from error
         raise
     finally:

@@ -1,10 +1,11 @@
 """Checks of a backbone before a method is trained on it."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.interface import Capability
 from erasure_lightning.concepts.concept import Concept
+from erasure_lightning.concepts.worlds import World
 from erasure_lightning.errors import ErasureError
 
 
@@ -22,12 +23,24 @@ def check_backbone(
     Raises:
         ErasureError: If the model's world does not know a concept, or a capability is missing.
     """
-    world = backbone.world
-    unknown = [c.name for c in concepts if world is not None and not world.has_word(c.name)]
-    if world is not None and unknown:
+    if backbone.world is not None:
+        check_world(backbone.world, concepts)
+    check_capabilities(type(backbone), needs, owner)
+
+
+def check_world(world: World, concepts: Iterable[Concept]) -> None:
+    """Check that a world knows the concepts.
+
+    Args:
+        world: The world.
+        concepts: Concepts to erase.
+
+    Raises:
+        ErasureError: If it does not know one, with the most similar ones.
+    """
+    if unknown := [c.name for c in concepts if not world.has_word(c.name)]:
         near = ", ".join(world.nearest(unknown[0])) or "see its labels.json"
         raise ErasureError(f"The world {world.name} does not know {unknown[0]!r}. Nearest: {near}.")
-    check_capabilities(type(backbone), needs, owner)
 
 
 def missing_capabilities(family: type[Backbone], needs: Collection[Capability]) -> str:

@@ -156,6 +156,17 @@ class TestMistakes:
         assert message in error("pets.yaml")
         assert not (folder / "runs").exists()
 
+    def test_a_concept_that_the_world_lacks_is_reported_before_anything_runs(
+        self, error, write_suite, folder
+    ):
+        pytest.importorskip("erasure_lightning_emoji_world")
+        concepts = [{"name": "pets", "erase": ["cat", "cigarete"]}]
+        write_suite(backbone="emoji-world", concepts=concepts)
+        assert "The world emoji-world does not know 'cigarete'. Nearest: cigarette" in error(
+            "pets.yaml"
+        )
+        assert not (folder / "runs").exists()
+
     def test_no_such_cell(self, error, write_suite):
         assert (
             error("pets.yaml", "--cell", "2")
