@@ -103,7 +103,12 @@ def erase(
     callbacks = _retention(cls, retention, retain)
     with ExitStack() as undo:
         _apply_first(base_edit, pipeline, undo)
-        with quiet(), interruptible(), as_backbone(pipeline) as borrowed:
+        with (
+            torch.inference_mode(False),  # also where the caller draws images without gradients
+            quiet(),
+            interruptible(),
+            as_backbone(pipeline) as borrowed,
+        ):
             module = _module(cls, listed, borrowed, seed, arguments)
             data = PromptData(batch_size, templates=list(templates) if templates else None)
             trainer = _trainer(_steps(module, steps), accelerator, callbacks, progress_bar)
@@ -221,7 +226,7 @@ def _module(
     seed: int,
     arguments: dict[str, Any],
 ) -> ErasureModule:
-    with constructing(cls.__name__):
+    with constructing(cls, erase):
         module = cls(concepts=concepts, backbone=borrowed.backbone, seed=seed, **arguments)
     module.configure_model()
     borrowed.protect((module.editable() | module.trainable()).values())

@@ -68,7 +68,7 @@ def evaluate(
         4
     """
     measure = Measure(scorer, show=progress_bar)
-    with constructing("PromptData"):
+    with constructing(PromptData, evaluate):
         images = PromptData(**data)
     with (
         quiet(),
@@ -141,7 +141,7 @@ def _silent(line: str) -> None:
 
 def _attack(name: str, budget: dict[str, Any]) -> Attack:
     cls = load_offer(find_attack(name))
-    with constructing(cls.__name__):
+    with constructing(cls, attack):
         chosen: Attack = cls(**budget)
     return chosen
 

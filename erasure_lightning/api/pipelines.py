@@ -21,8 +21,8 @@ class Borrowed:
         pipeline: Of a family in `FAMILIES`.
 
     Raises:
-        ErasureError: If its class is unknown, a component is missing, has LoRA layers or is
-            offloaded, or its sampler cannot be used.
+        ErasureError: If its class is unknown, a component is missing, has LoRA layers, is
+            offloaded or was loaded in ``torch.inference_mode()``, or its sampler cannot be used.
     """
 
     def __init__(self, pipeline: Any) -> None:
@@ -36,6 +36,11 @@ class Borrowed:
                 "Erasing needs the pipeline's weights in memory; found some on the meta device,"
                 " where sequential CPU offload leaves them. Erase before"
                 " enable_sequential_cpu_offload."
+            )
+        if any(p.is_inference() for p in parameters):
+            raise ErasureError(
+                "Erasing needs weights that can be trained; found inference tensors. Load the"
+                " pipeline outside torch.inference_mode()."
             )
         _require_no_loras(pipeline)
         self._modules = [(module, *_attributes(module)) for module in modules]

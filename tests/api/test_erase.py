@@ -3,6 +3,7 @@
 import pytest
 import torch
 from peft import LoraConfig
+from torch.testing import assert_close
 
 from erasure_lightning import Concept, apply_edit, attack, erase, evaluate, find_world, load_edit
 from erasure_lightning.attacks.soft_embedding import SoftEmbedding
@@ -195,6 +196,29 @@ def test_an_error_leaves_the_pipeline_as_it_was():
     assert all(p.grad is None for p in pipeline.unet.parameters())
 
 
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_a_caller_s_context_without_gradients_makes_no_difference(context):
+    """One seed gives one edit; another seed, the control, another."""
+    arguments = {"method": "ESD", "latents": TrajectoryBank(2, 3), **QUICK}
+    expected, other = (erase(pipeline_of(), "cat", **arguments, seed=seed) for seed in (0, 1))
+    pipeline = pipeline_of()
+    with context():
+        edit = erase(pipeline, "cat", **arguments)
+        assert torch.is_inference_mode_enabled() == (context is torch.inference_mode)
+    assert_close(edit.tensors, expected.tensors, rtol=0, atol=0)
+    assert not all(torch.equal(edit.tensors[name], other.tensors[name]) for name in edit.tensors)
+
+
+def test_a_pipeline_of_inference_tensors_is_refused():
+    with torch.inference_mode():
+        pipeline = TinyBackbone().to_pipeline()
+        pipeline.unet.load_state_dict(
+            {n: v.clone() for n, v in pipeline.unet.state_dict().items()}, assign=True
+        )
+    with pytest.raises(ErasureError, match=r"Load the pipeline outside torch.inference_mode\(\)"):
+        erase(pipeline, "cat", "UCE", progress_bar=False)
+
+
 class _CtrlC(LocalNoisePreservation):
     def term(self, module):
         raise KeyboardInterrupt
@@ -214,7 +238,11 @@ def test_an_interruption_leaves_the_pipeline_as_it_was():
     [
         ({"method": "UCEE"}, "unknown method 'UCEE'. Did you mean 'UCE'"),
         ({"method": "UCE", "concepts": []}, "at least one concept"),
-        ({"method": "UCE", "rigde": 1.0}, "rigde"),
+        (
+            {"method": "UCE", "rigde": 1.0},
+            "Neither erase nor UCE has an argument 'rigde'. Did you mean 'ridge'",
+        ),
+        ({"method": "UCE", "progress": 1}, "Did you mean 'progress_bar'"),
         ({"method": "ESD", "steps": 0}, "steps of at least 1, a whole number; found 0"),
         ({"method": "ESD", "steps": 1.5}, "steps of at least 1, a whole number; found 1.5"),
         ({"method": "UCE", "concepts": 5}, "each concept as text .*; found 5"),
@@ -236,9 +264,13 @@ def test_mistakes_are_named(arguments, message):
 def test_mistakes_of_measuring_and_attacking_are_named():
     pipeline = pipeline_of()
     edit = erase(pipeline, "cat", "UCE", anchor="dog", progress_bar=False)
-    with pytest.raises(ErasureError, match="PromptData cannot be made of .*'sedds'"):
+    with pytest.raises(
+        ErasureError, match="Neither evaluate nor PromptData .*'sedds'. Did.*'seeds'"
+    ):
         evaluate(edit, pipeline, sedds=2)
-    with pytest.raises(ErasureError, match="SoftEmbedding cannot be made of .*'stesp'"):
+    with pytest.raises(
+        ErasureError, match="Neither attack nor SoftEmbedding .*'stesp'. Did.*'steps'"
+    ):
         attack(edit, pipeline, "SoftEmbedding", stesp=1)
     with pytest.raises(ErasureError, match=r"budget in SoftEmbedding\(...\); found steps beside"):
         attack(edit, pipeline, SoftEmbedding(), steps=1)
