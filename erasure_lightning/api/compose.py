@@ -196,12 +196,13 @@ def _metadata(
     }
 
 
-def save_composition(edit: Edit, path: Path) -> Path:
+def save_composition(edit: Edit, path: Path, data: Mapping[str, Any] | None = None) -> Path:
     """Write a composition, in a folder with the config by which it is measured.
 
     Args:
         edit: What `compose` returned.
         path: The file; ``edit.safetensors`` is one of a run's folder.
+        data: Arguments of `PromptData` for that config; the defaults without.
 
     Returns:
         The file.
@@ -209,7 +210,7 @@ def save_composition(edit: Edit, path: Path) -> Path:
     Raises:
         ErasureError: If it cannot be written; then neither file is left.
     """
-    text = _config(edit)
+    text = _config(edit, data or {})
     edit.metadata["config"] = text
     existed = path.parent.exists()
     try:
@@ -225,11 +226,12 @@ def save_composition(edit: Edit, path: Path) -> Path:
     return path
 
 
-def _config(edit: Edit) -> str:
+def _config(edit: Edit, data: Mapping[str, Any]) -> str:
     """The config by which ``erasure test`` measures a composition, as YAML."""
     arguments = dict(edit.metadata["arguments"])
     arguments["concepts"] = [asdict(Concept(**c)) for c in arguments["concepts"]]
     if base := edit.metadata.get("base_edits"):
         arguments["base_edit"] = [entry["path"] for entry in base]
     model = {"class_path": edit.metadata["method"], "init_args": arguments}
-    return yaml.safe_dump({"model": model}, sort_keys=False, allow_unicode=True)
+    content = {"model": model} | ({"data": dict(data)} if data else {})
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)

@@ -155,7 +155,8 @@ def _config(path: Path) -> str:
     if isinstance(name := content.get("attack"), str):
         content["attack"] = {"class_path": name}
     if "model" in content:
-        known = AttackSettings.__dataclass_fields__
+        # Not the seeds: those of a measurement are images of each prompt, these are searches.
+        known = AttackSettings.__dataclass_fields__.keys() - {"seeds"}
         data = content.get("data") or {}
         content = {"data": {name: value for name, value in data.items() if name in known}}
     return dump_yaml(content)

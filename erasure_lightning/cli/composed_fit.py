@@ -1,7 +1,7 @@
 """``erasure fit`` of a config with parts: each is fitted from the original, and the edits added."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pkgutil import resolve_name
@@ -91,7 +91,8 @@ def fit_parts(options: Options, file: str) -> None:
             _fit_part(part, Run(root.root / "parts" / part.name))
     if parts[0].config["trainer"]["fast_dev_run"]:
         return
-    _add(root, [Run(root.root / "parts" / part.name) for part in parts])
+    runs = [Run(root.root / "parts" / part.name) for part in parts]
+    _add(root, runs, _measurement(others, parts[0]))
     if parts[0].config["measure"]:
         _measure(root, others)
     grid = f", before and after in {root.grid}" if root.grid.exists() else ""
@@ -216,12 +217,19 @@ def _compared(config: dict[str, Any]) -> dict[str, Any]:
     return {"model": config["model"], "data": rounds, "trainer": chosen}
 
 
-def _add(root: Run, parts: Sequence[Run]) -> None:
+def _measurement(others: Sequence[Option], part: _Part) -> dict[str, Any]:
+    """The arguments of `PromptData` that the options give, by which the sum is measured."""
+    given = [o.name.removesuffix("+") for o in others if o.name.startswith("--data.")]
+    names = [name.removeprefix("--data.") for name in given]
+    return {name: part.config["data"][name] for name in names}
+
+
+def _add(root: Run, parts: Sequence[Run], data: Mapping[str, Any]) -> None:
     """Write the sum of the parts' edits, with the sum of their costs."""
     edit = compose(*(part.edit for part in parts))
     costs = [json.loads(part.cost.read_text(encoding="utf-8")) for part in parts]
     total = {key: sum(cost[key] for cost in costs) for key in costs[0]}
-    save_composition(edit, root.edit)
+    save_composition(edit, root.edit, data)
     write_json(root.cost, total | {"peak_gib": max(cost["peak_gib"] for cost in costs)})
     print(edit.report())
 

@@ -50,7 +50,7 @@ def run(saved, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "edit.safetensors").write_bytes((saved / "edit.safetensors").read_bytes())
-    data = {"seeds": 2, "steps": 2, "guidance": 3.0, "batch_size": 4, "templates": None}
+    data = {"seeds": 7, "steps": 2, "guidance": 3.0, "batch_size": 4, "templates": None}
     (tmp_path / "run" / "config.yaml").write_text(
         yaml.safe_dump({"model": {"class_path": "SAGE"}, "data": data})
     )
@@ -63,6 +63,7 @@ def attack(saved, run):
 
     def attacked(*argv):
         quick = ["--data.scorer", str(saved / "scorer"), "--data.pictures", "1"]
+        quick += ["--data.seeds", "2"]
         return main(["attack", "--ckpt_path", str(run), *quick, *map(str, argv)])
 
     return attacked
@@ -123,6 +124,15 @@ def test_a_base_model_that_was_moved_is_named(attack, run, saved):
     argv = ("--config", "soft-embedding", "--attack.steps", "0")
     assert attack(*argv) == 2
     assert attack(*argv, "--backbone", saved / "pipeline") == 0
+
+
+def test_a_measurement_s_seeds_are_no_number_of_searches(saved, run):
+    """Which is 3 by default; the run was measured with 7."""
+    scored = ["--data.scorer", str(saved / "scorer"), "--data.pictures", "1"]
+    argv = ["--ckpt_path", str(run), "--config", "soft-embedding", "--attack.steps", "0"]
+    assert main(["attack", *argv, *scored]) == 0
+    outcome = Outcome.load(run / "attacks/softembedding/attack.json")
+    assert outcome.success["attacked"].seeds == 3
 
 
 def test_configs_are_found_by_name_and_overruled(attack, run):

@@ -64,6 +64,8 @@ def test_the_edit_is_the_sum_of_the_parts_and_is_measured_like_any_other(run):
     assert [read_edit(p / "edit.safetensors")[1]["seed"] for p in parts] == [1, 0]
     estimates = json.loads((run / "metrics.json").read_text())["estimates"]
     assert estimates["structure"]["distance"]["after"]["mean"] > 0
+    data = yaml.safe_load((run / "config.yaml").read_text())["data"]
+    assert data.items() >= {"steps": 2, "seeds": 2}.items(), "with which it was measured"
     assert (run / "grid.png").exists()
     assert not (run / "test").exists()
     costs = [json.loads((folder / "cost.json").read_text()) for folder in (*parts, run)]
