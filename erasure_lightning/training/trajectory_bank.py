@@ -101,9 +101,8 @@ class TrajectoryBank(LatentSource):
         backbone = models.student if self.student else models.original
         due = self.rollouts(self._draws + 1, models.concepts) > self._rollouts
         if not backbone.any_rank(due):
-            self._held = {
-                key: value.to(_device(key, backbone)) for key, value in self._held.items()
-            }
+            for key, value in self._held.items():
+                self._held[key] = value.to(_device(key, backbone))
             return
         self.sentences = models.sentences(max(self.trajectories, models.concepts), self._rollouts)
         count = len(self.sentences.concepts)
@@ -177,47 +176,16 @@ class TrajectoryBank(LatentSource):
         x = self._at("x", rows, columns).to(original.dtype)
         t = self._held["t"][rows, columns]
 
+        held = self._held  # a search may refresh the bank before the batch's predictions are read
+
         def recall(query: TeacherQuery, predict: Callable[[Tensor], Tensor]) -> Tensor:
-            return self._recall(query, rows, columns, predict, original.any_rank)
+            return _recall(held, query, rows, columns, predict, original.any_rank)
 
         teacher = Teacher(original, x, t, sentences, None if self.student else recall)
         return NoisyBatch(x, t, sentences, teacher, rows)
 
     def _at(self, key: str, rows: Tensor, columns: Tensor) -> Tensor:
         return self._held[key][rows, columns].float()
-
-    def _recall(
-        self,
-        query: TeacherQuery,
-        rows: Tensor,
-        columns: Tensor,
-        predict: Callable[[Tensor], Tensor],
-        any_rank: Callable[[bool], bool],
-    ) -> Tensor:
-        """The original's predictions at steps of trajectories, ``(B, C, h, w)``, computed once.
-
-        Args:
-            query: What they are conditioned on.
-            rows: Trajectories, ``(B,)``.
-            columns: Their steps, ``(B,)``.
-            predict: Computes the predictions of some of the ``B``, by number.
-            any_rank: Whether any rank lacks predictions, for ranks that can only predict together
-                (`Backbone.any_rank`).
-        """
-        if query not in self._held:
-            self._held[query] = torch.zeros_like(self._held["x"])
-            self._held[f"known {query}"] = torch.zeros_like(self._held["known x"])
-        predictions = self._held[query]
-        known = self._held[f"known {query}"]
-        all_rows = torch.arange(len(rows))
-        missing = all_rows[~known[rows, columns]]
-        if any_rank(len(missing) > 0):
-            if not len(missing):
-                missing = all_rows[:1]  # a dummy forward, so that every rank enters the collective
-            predicted = predict(missing).to(predictions.dtype)
-            predictions[rows[missing], columns[missing]] = predicted
-            known[rows[missing], columns[missing]] = True
-        return self._at(query, rows, columns)
 
     def nbytes(self) -> int:
         """Memory of the cached latents and predictions, in bytes."""
@@ -239,3 +207,38 @@ class TrajectoryBank(LatentSource):
 def _device(key: str, backbone: Backbone) -> torch.device:
     """Device of a cached tensor: the model's; of a ``known`` mask the CPU."""
     return torch.device("cpu") if key.startswith("known") else backbone.device
+
+
+def _recall(
+    held: dict[str, Tensor],
+    query: TeacherQuery,
+    rows: Tensor,
+    columns: Tensor,
+    predict: Callable[[Tensor], Tensor],
+    any_rank: Callable[[bool], bool],
+) -> Tensor:
+    """The original's predictions at steps of trajectories, ``(B, C, h, w)``, computed once.
+
+    Args:
+        held: The cached tensors.
+        query: What the predictions are conditioned on.
+        rows: Trajectories, ``(B,)``.
+        columns: Their steps, ``(B,)``.
+        predict: Computes the predictions of some of the ``B``, by number.
+        any_rank: Whether any rank lacks predictions, for ranks that can only predict together
+            (`Backbone.any_rank`).
+    """
+    if query not in held:
+        held[query] = torch.zeros_like(held["x"])
+        held[f"known {query}"] = torch.zeros_like(held["known x"])
+    predictions = held[query]
+    known = held[f"known {query}"]
+    all_rows = torch.arange(len(rows))
+    missing = all_rows[~known[rows, columns]]
+    if any_rank(len(missing) > 0):
+        if not len(missing):
+            missing = all_rows[:1]  # a dummy forward, so that every rank enters the collective
+        predicted = predict(missing).to(predictions.dtype)
+        predictions[rows[missing], columns[missing]] = predicted
+        known[rows[missing], columns[missing]] = True
+    return predictions[rows, columns].float()
