@@ -148,7 +148,7 @@ class GradientErasure(ErasureModule):
             self.prepare()
 
     def prepare(self) -> None:
-        """Offload the text encoders and prepare the source of latents, before the first step.
+        """Offload the text encoders, prepare latents and adversary, before the first step.
 
         Methods compute here what their loss reads in every step.
 
@@ -164,13 +164,14 @@ class GradientErasure(ErasureModule):
             self.original.offload_text()
             self.backbone.offload_text()
         self.latents.prepare(self.models())
+        if self.adversary is not None:
+            self.adversary.prepare()
 
     def models(self) -> SourceModels:
         """The models and prompts that latents are drawn from."""
         seed = derive_seed(self.seed, self.global_rank)
-        return SourceModels(
-            self.original, self.backbone, self.source_sentences, len(self.concepts), seed
-        )
+        count = len(self.concepts)
+        return SourceModels(self.original, self.backbone, self.source_sentences, count, seed)
 
     def source_sentences(self, count: int, number: int) -> PromptBatch:
         """``count`` concept prompts for trajectories or images, a function of ``number``."""
@@ -261,8 +262,7 @@ class GradientErasure(ErasureModule):
         values = torch.stack([value.detach() for value in terms.values()])
         if is_logged:
             values = self.trainer.strategy.reduce(values, reduce_op="mean")
-        named = zip(terms, values.unbind(), strict=True)
-        self.log_dict({f"loss/{name}": value for name, value in named})
+        self.log_dict({f"loss/{n}": v for n, v in zip(terms, values.unbind(), strict=True)})
         self.log("loss", values.sum(), prog_bar=True)
         # Sharded weights are no leaves of the graph; a single term's norm is the loss's own.
         if is_logged and not self.backbone.sharded and len(terms) > 1:

@@ -78,6 +78,11 @@ class TrajectoryBank(LatentSource):
         self.refresh = refresh
         self.half = half
         self.batch_size = batch_size
+        #: Whether the trajectories are those of a checkpoint, with which the next fit continues.
+        self._restored = False
+        self._clear()
+
+    def _clear(self) -> None:
         #: The sentences that the trajectories were rolled out for.
         self.sentences = PromptBatch([], [], [])
         #: Latents ``x``, times ``t`` and predictions by trajectory and step, and, as ``known KEY``,
@@ -85,6 +90,12 @@ class TrajectoryBank(LatentSource):
         self._held: dict[str, Tensor] = {}
         self._rollouts = 0
         self._draws = 0
+
+    def prepare(self, models: SourceModels) -> None:
+        """Drops the trajectories of an earlier fit, which may be of another method or model."""
+        if not self._restored:
+            self._clear()
+        self._restored = False
 
     def rollouts(self, draws: int, concepts: int) -> int:
         """How often the trajectories of ``concepts`` concepts are rolled out for some draws."""
@@ -202,6 +213,7 @@ class TrajectoryBank(LatentSource):
         self.sentences = PromptBatch(**state["sentences"])
         self._rollouts = state["rollouts"]
         self._draws = state["draws"]
+        self._restored = True
 
 
 def _device(key: str, backbone: Backbone) -> torch.device:

@@ -197,6 +197,19 @@ def test_a_bank_restored_draws_the_same(tiny, bank):
     assert torch.equal(a.teacher.anchor, b.teacher.anchor)
 
 
+def test_another_fit_has_trajectories_of_its_own(tiny, bank):
+    """As of a bank that was passed to two methods, one after the other."""
+    stars = PromptBatch(["the {}"], ["star"], ["heart"], [0])
+    state = bank.state_dict()
+    of_stars = models(tiny, lambda count, number: stars)
+    bank.prepare(of_stars)
+    assert bank.draw(of(CAT), of_stars).sentences == stars
+    bank.load_state_dict(state)
+    bank.prepare(of_stars)
+    assert bank.draw(of(STAR), of_stars).sentences.concepts == ["star"]  # the checkpoint's own
+    assert bank.sentences == SENTENCES
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
