@@ -46,6 +46,8 @@ class TrajectoryBank(LatentSource):
             is rolled out without a refresh.
     """
 
+    has_sentences = True
+
     #: What the conditional predictions of the rollouts are conditioned on.
     _query: ClassVar[TeacherQuery] = "concept"
 
