@@ -56,8 +56,8 @@ class LocalNoisePreservation(RetentionCallback):
         sharing = [each for each in others if getattr(each, "latents", None) is self.latents]
         if sharing and self.latents.has_sentences:
             raise ErasureError(
-                f"{type(self).__name__} needs latents of its own, of retained prompts; found those of"
-                f" {type(sharing[0]).__name__}. Give it another {type(self.latents).__name__}."
+                f"{type(self).__name__} needs latents of its own, of retained prompts; found those"
+                f" of {type(sharing[0]).__name__}. Give it another {type(self.latents).__name__}."
             )
         self.latents.prepare(self._models(module))
 
