@@ -61,7 +61,7 @@ class GradientErasure(ErasureModule):
         offload_text: Whether frozen text encoders leave the device once they have encoded prompts.
         loss_space: Space in which the erasure loss compares predictions: ``native``, the model's
             own, ``velocity``, ``epsilon`` (the noise) or ``sample`` (the clean latents). Losses of
-            text states and of attention have none, nor have retention callbacks.
+            text states, attention and likelihoods have none, nor have retention callbacks.
         adversary: Search for conditioning that restores the concept, which is erased too; by
             default none. Methods whose loss is not on predictions for the concept refuse one.
         kwargs: Arguments of every method.
@@ -110,7 +110,7 @@ class GradientErasure(ErasureModule):
         self.loss_space: LossSpace = loss_space
         self.adversary = adversary
         self.latents = self.default_latents() if latents is None else latents
-        #: Steps of the run, for the learning rate's schedule; by default Lightning's estimate.
+        #: Steps of a fit with a datamodule, for the rate's schedule; else Lightning's estimate.
         self.training_steps: int | None = None
 
     def default_latents(self) -> LatentSource:
@@ -169,8 +169,7 @@ class GradientErasure(ErasureModule):
 
     def models(self) -> SourceModels:
         """The models and prompts that latents are drawn from."""
-        seed = derive_seed(self.seed, self.global_rank)
-        count = len(self.concepts)
+        seed, count = derive_seed(self.seed, self.global_rank), len(self.concepts)
         return SourceModels(self.original, self.backbone, self.source_sentences, count, seed)
 
     def source_sentences(self, count: int, number: int) -> PromptBatch:
@@ -295,6 +294,7 @@ class GradientErasure(ErasureModule):
             )
         groups = groups_by_rate(self.trainable(), self.learning_rates())
         optimizer = make_optimizer(self.optimizer, groups, self.weight_decay)
-        steps = self.training_steps or int(self.trainer.estimated_stepping_batches)
+        planned = self.trainer.datamodule and self.training_steps  # type: ignore[attr-defined]
+        steps = planned or int(self.trainer.estimated_stepping_batches)
         schedule = LambdaLR(optimizer, rate_factor(self.schedule, self.warmup, steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
