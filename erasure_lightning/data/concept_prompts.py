@@ -84,7 +84,7 @@ class ConceptPrompts:
 
     def _template(self, concept: Concept, generator: torch.Generator) -> str:
         template = _pick(self._templates(concept), generator)
-        return template.replace("{thing}", _pick(self._others, generator))
+        return template.replace("{thing}", _pick(self._others or [""], generator))
 
     def _templates(self, concept: Concept) -> Sequence[str]:
         return self.templates or self.vocabulary.templates(concept.kind)

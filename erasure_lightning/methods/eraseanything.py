@@ -217,12 +217,21 @@ class EraseAnything(PartErasure):
         return prediction, word_map(_last(maps), conditioning.positions(CONCEPT))
 
     def _unrelated_words(self, index: int) -> list[str]:
-        """``K`` random words to retain, for a concept's sentence."""
+        """``K`` random words to retain, for a concept's sentence.
+
+        Raises:
+            ErasureError: If there are none.
+        """
         words = self.unrelated
         if words is None:
             vocabulary = Vocabulary(self.backbone.world, self.concepts)
             is_style = self.concepts[index].kind == "style"
             words = (vocabulary.other_styles if is_style else []) or vocabulary.others
+        if not words:
+            raise ErasureError(
+                "EraseAnything needs words beside the concepts and their domains; found none. Set"
+                " unrelated to some."
+            )
         order = torch.randperm(len(words)).repeat(self.negatives)  # of few words some twice
         return [words[i] for i in order[: self.negatives].tolist()]
 

@@ -242,6 +242,7 @@ class Receler(AdapterErasure):
         """Restores the adversarial rows."""
         super().on_load_checkpoint(checkpoint)
         self._restored = of_this_rank(checkpoint.get("adversaries", []))
+        self.adversarial_rows = None
 
 
 def _mask_pixels(maps: dict[str, Tensor], x: Tensor) -> int:

@@ -128,10 +128,19 @@ class SalUn(SalientErasure, PartErasure):
         super().prepare()
 
     def _remaining_captions(self, count: int) -> list[str]:
-        """Captions of ``count`` things that remain, all once in random order before any repeats."""
+        """Captions of ``count`` things that remain, all once in random order before any repeats.
+
+        Raises:
+            ErasureError: If none remains.
+        """
         vocabulary = Vocabulary(self.backbone.world, self.concepts)
         generator = torch.Generator().manual_seed(derive_seed(self.seed, self.global_rank, 9))
         captions_of_things = [vocabulary.retained_captions(label) for label in vocabulary.others]
+        if not captions_of_things:
+            raise ErasureError(
+                "SalUn needs a label beside the concepts and their domains, whose images remain;"
+                " found none. Set alpha 0 to erase without."
+            )
         order = torch.randperm(len(captions_of_things), generator=generator).tolist()
         captions = []
         for number in range(count):

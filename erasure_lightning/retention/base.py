@@ -38,10 +38,10 @@ class RetentionCallback(Callback, ABC):
         weight: Weight of the term in the loss, or of each retained prompt in a closed form, at
             least 0.
         prompts: Retained prompts, a text file with one a line, or the name of a shipped list
-            (``things``, ``artists``, ``roles``, ``captions``), without those that name a concept or
-            its domain. By default the world's labels (everyday objects without a world) in its
-            captions, with the anchors and related concepts (other styles, other people), without
-            the concepts, their domains and the nearest labels.
+            (``things``, ``artists``, ``roles``, ``captions``), of which those that name a concept
+            or its domain are left out. By default the world's labels (everyday objects without a
+            world) in its captions, with the anchors and related concepts (other styles, other
+            people), without the concepts, their domains and the nearest labels.
         nearness: Share of the labels that is retained, above 0 and at most 1: the others, nearest
             to a concept in the original's end-of-text states, count as its domain. Ranks mean the
             same in every encoder; cosines do not.

@@ -13,6 +13,7 @@ from torch.nn.functional import mse_loss
 
 from erasure_lightning.concepts.concept import PromptBatch
 from erasure_lightning.distributed.collectives import gather_on_first_rank, of_this_rank
+from erasure_lightning.errors import ErasureError
 from erasure_lightning.retention.base import RetentionCallback
 from erasure_lightning.seeding import derive_seed
 from erasure_lightning.training.gradient import GradientErasure
@@ -46,7 +47,18 @@ class LocalNoisePreservation(RetentionCallback):
         self.latents = PureNoise() if latents is None else latents
 
     def prepare(self, module: GradientErasure) -> None:
-        """Generates the latents that are generated once."""
+        """Generates the latents that are generated once.
+
+        Raises:
+            ErasureError: If its latents have the prompts of the method, or of another callback.
+        """
+        others = [each for each in (module, *module.retention) if each is not self]
+        sharing = [each for each in others if getattr(each, "latents", None) is self.latents]
+        if sharing and self.latents.has_sentences:
+            raise ErasureError(
+                f"{type(self).__name__} needs latents of its own, of retained prompts; found those"
+                f" of {type(sharing[0]).__name__}. Give it another {type(self.latents).__name__}."
+            )
         self.latents.prepare(self._models(module))
 
     def _models(self, module: GradientErasure) -> SourceModels:
@@ -69,10 +81,9 @@ class LocalNoisePreservation(RetentionCallback):
         return mse_loss(module.student(batch, retained), batch.teacher.concept)
 
     def _sentences(self) -> PromptBatch:
-        """Retained prompts of a step; sources with cached latents have prompts of their own."""
-        rows = [0] * self.batch_size
-        if isinstance(self.latents, PureNoise):
-            rows = self.draw(self.batch_size)
+        """Retained prompts of a step; as many of any kind where latents have their own."""
+        own = self.latents.has_sentences
+        rows = [0] * self.batch_size if own else self.draw(self.batch_size)
         return PromptBatch.without_concepts([self.retained[i] for i in rows])
 
     def state_dict(self) -> dict[str, Any]:

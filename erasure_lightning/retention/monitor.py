@@ -126,6 +126,9 @@ class RetentionMonitor(Callback):
 
         Args:
             module: The method, with its model.
+
+        Raises:
+            ErasureError: If no prompt is retained.
         """
         world = module.backbone.world
         vocabulary = Vocabulary(world, module.concepts)
@@ -135,6 +138,11 @@ class RetentionMonitor(Callback):
         labels = evenly_spaced(vocabulary.others, self.count)
         captions = [vocabulary.captions[1].format(label) for label in labels]
         self._retained_prompts = list(self.prompts) if self.prompts else captions
+        if not self._retained_prompts:
+            raise ErasureError(
+                "RetentionMonitor needs prompts; found no label beside concepts and domains. Give"
+                " prompts."
+            )
 
     @property
     def drawn_prompts(self) -> list[str]:

@@ -172,6 +172,19 @@ class PartErasure(AdapterErasure):
             del description["adapters"]
         return description
 
+    def configure_optimizers(self) -> Any:
+        """The optimizer, and the schedule of its learning rate.
+
+        Raises:
+            ErasureError: If the adapters were merged at the end of another fit.
+        """
+        if self._merged:
+            raise ErasureError(
+                f"{type(self).__name__} needs adapters to train; found them merged, as a fit has"
+                " ended. Train a new one on this edit as base_edit, or set merge false."
+            )
+        return super().configure_optimizers()
+
     def on_train_end(self) -> None:
         """Merges the adapters."""
         if self.rank is not None and self.merge:

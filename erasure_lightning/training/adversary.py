@@ -97,6 +97,9 @@ class Adversary(ABC):
         self.best = best
         self.share = share
 
+    def prepare(self) -> None:  # noqa: B027  (optional)
+        """Drops what an earlier fit learned, before the first step; keeps a checkpoint's state."""
+
     def conditioning(self, batch: NoisyBatch, step: int, models: AdversaryModels) -> Conditioning:
         """Conditioning of a batch's concept prompts, plain or adversarial, ``(B, L, D)``.
 

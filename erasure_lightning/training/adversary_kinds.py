@@ -144,6 +144,15 @@ class InversionAdversary(Adversary):
         #: Embeddings of the concepts' words, the newest last; ``(N, E)`` for each text encoder.
         self.learned: list[Point] = []
         self._searches = 0
+        #: Whether the words are those of a checkpoint, with which the next fit continues.
+        self._restored = False
+
+    def prepare(self) -> None:
+        """Drops the words of an earlier fit, which may be of other concepts."""
+        if not self._restored:
+            self.learned = []
+            self._searches = 0
+        self._restored = False
 
     def conditioning(self, batch: NoisyBatch, step: int, models: AdversaryModels) -> Conditioning:
         """The sentences with learned words, or plain; learns new words if they are due."""
@@ -217,6 +226,7 @@ class InversionAdversary(Adversary):
         """Restores the words."""
         self.learned = state["found"]
         self._searches = state["searches"]
+        self._restored = True
 
 
 class StateAdversary(Adversary):

@@ -61,7 +61,7 @@ class GradientErasure(ErasureModule):
         offload_text: Whether frozen text encoders leave the device once they have encoded prompts.
         loss_space: Space in which the erasure loss compares predictions: ``native``, the model's
             own, ``velocity``, ``epsilon`` (the noise) or ``sample`` (the clean latents). Losses of
-            text states and of attention have none, nor have retention callbacks.
+            text states, attention and likelihoods have none, nor have retention callbacks.
         adversary: Search for conditioning that restores the concept, which is erased too; by
             default none. Methods whose loss is not on predictions for the concept refuse one.
         kwargs: Arguments of every method.
@@ -110,7 +110,7 @@ class GradientErasure(ErasureModule):
         self.loss_space: LossSpace = loss_space
         self.adversary = adversary
         self.latents = self.default_latents() if latents is None else latents
-        #: Steps of the run, for the learning rate's schedule; by default Lightning's estimate.
+        #: Steps of a fit with a datamodule, for the rate's schedule; else Lightning's estimate.
         self.training_steps: int | None = None
 
     def default_latents(self) -> LatentSource:
@@ -148,7 +148,7 @@ class GradientErasure(ErasureModule):
             self.prepare()
 
     def prepare(self) -> None:
-        """Offload the text encoders and prepare the source of latents, before the first step.
+        """Offload the text encoders, prepare latents and adversary, before the first step.
 
         Methods compute here what their loss reads in every step.
 
@@ -164,13 +164,13 @@ class GradientErasure(ErasureModule):
             self.original.offload_text()
             self.backbone.offload_text()
         self.latents.prepare(self.models())
+        if self.adversary is not None:
+            self.adversary.prepare()
 
     def models(self) -> SourceModels:
         """The models and prompts that latents are drawn from."""
-        seed = derive_seed(self.seed, self.global_rank)
-        return SourceModels(
-            self.original, self.backbone, self.source_sentences, len(self.concepts), seed
-        )
+        seed, count = derive_seed(self.seed, self.global_rank), len(self.concepts)
+        return SourceModels(self.original, self.backbone, self.source_sentences, count, seed)
 
     def source_sentences(self, count: int, number: int) -> PromptBatch:
         """``count`` concept prompts for trajectories or images, a function of ``number``."""
@@ -261,8 +261,7 @@ class GradientErasure(ErasureModule):
         values = torch.stack([value.detach() for value in terms.values()])
         if is_logged:
             values = self.trainer.strategy.reduce(values, reduce_op="mean")
-        named = zip(terms, values.unbind(), strict=True)
-        self.log_dict({f"loss/{name}": value for name, value in named})
+        self.log_dict({f"loss/{n}": v for n, v in zip(terms, values.unbind(), strict=True)})
         self.log("loss", values.sum(), prog_bar=True)
         # Sharded weights are no leaves of the graph; a single term's norm is the loss's own.
         if is_logged and not self.backbone.sharded and len(terms) > 1:
@@ -295,6 +294,7 @@ class GradientErasure(ErasureModule):
             )
         groups = groups_by_rate(self.trainable(), self.learning_rates())
         optimizer = make_optimizer(self.optimizer, groups, self.weight_decay)
-        steps = self.training_steps or int(self.trainer.estimated_stepping_batches)
+        planned = self.trainer.datamodule and self.training_steps  # type: ignore[attr-defined]
+        steps = planned or int(self.trainer.estimated_stepping_batches)
         schedule = LambdaLR(optimizer, rate_factor(self.schedule, self.warmup, steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -38,6 +38,8 @@ class GeneratedImages(LatentSource):
         ErasureError: If a count is below 1, or guidance is negative, NaN or infinite.
     """
 
+    has_sentences = True
+
     def __init__(
         self,
         images: int = 64,

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -164,6 +164,9 @@ class SourceModels:
 
 class LatentSource(ABC):
     """Base class of everything that supplies noisy latents to train on."""
+
+    #: Whether latents come with the sentences they were generated for, not with those of the step.
+    has_sentences: ClassVar[bool] = False
 
     def prepare(self, models: SourceModels) -> None:  # noqa: B027  (optional)
         """Generates what is generated once, before the first step."""

@@ -46,6 +46,8 @@ class TrajectoryBank(LatentSource):
             is rolled out without a refresh.
     """
 
+    has_sentences = True
+
     #: What the conditional predictions of the rollouts are conditioned on.
     _query: ClassVar[TeacherQuery] = "concept"
 
@@ -78,6 +80,11 @@ class TrajectoryBank(LatentSource):
         self.refresh = refresh
         self.half = half
         self.batch_size = batch_size
+        #: Whether the trajectories are those of a checkpoint, with which the next fit continues.
+        self._restored = False
+        self._clear()
+
+    def _clear(self) -> None:
         #: The sentences that the trajectories were rolled out for.
         self.sentences = PromptBatch([], [], [])
         #: Latents ``x``, times ``t`` and predictions by trajectory and step, and, as ``known KEY``,
@@ -85,6 +92,12 @@ class TrajectoryBank(LatentSource):
         self._held: dict[str, Tensor] = {}
         self._rollouts = 0
         self._draws = 0
+
+    def prepare(self, models: SourceModels) -> None:
+        """Drops the trajectories of an earlier fit, which may be of another method or model."""
+        if not self._restored:
+            self._clear()
+        self._restored = False
 
     def rollouts(self, draws: int, concepts: int) -> int:
         """How often the trajectories of ``concepts`` concepts are rolled out for some draws."""
@@ -101,9 +114,8 @@ class TrajectoryBank(LatentSource):
         backbone = models.student if self.student else models.original
         due = self.rollouts(self._draws + 1, models.concepts) > self._rollouts
         if not backbone.any_rank(due):
-            self._held = {
-                key: value.to(_device(key, backbone)) for key, value in self._held.items()
-            }
+            for key, value in self._held.items():
+                self._held[key] = value.to(_device(key, backbone))
             return
         self.sentences = models.sentences(max(self.trajectories, models.concepts), self._rollouts)
         count = len(self.sentences.concepts)
@@ -177,47 +189,16 @@ class TrajectoryBank(LatentSource):
         x = self._at("x", rows, columns).to(original.dtype)
         t = self._held["t"][rows, columns]
 
+        held = self._held  # a search may refresh the bank before the batch's predictions are read
+
         def recall(query: TeacherQuery, predict: Callable[[Tensor], Tensor]) -> Tensor:
-            return self._recall(query, rows, columns, predict, original.any_rank)
+            return _recall(held, query, rows, columns, predict, original.any_rank)
 
         teacher = Teacher(original, x, t, sentences, None if self.student else recall)
         return NoisyBatch(x, t, sentences, teacher, rows)
 
     def _at(self, key: str, rows: Tensor, columns: Tensor) -> Tensor:
         return self._held[key][rows, columns].float()
-
-    def _recall(
-        self,
-        query: TeacherQuery,
-        rows: Tensor,
-        columns: Tensor,
-        predict: Callable[[Tensor], Tensor],
-        any_rank: Callable[[bool], bool],
-    ) -> Tensor:
-        """The original's predictions at steps of trajectories, ``(B, C, h, w)``, computed once.
-
-        Args:
-            query: What they are conditioned on.
-            rows: Trajectories, ``(B,)``.
-            columns: Their steps, ``(B,)``.
-            predict: Computes the predictions of some of the ``B``, by number.
-            any_rank: Whether any rank lacks predictions, for ranks that can only predict together
-                (`Backbone.any_rank`).
-        """
-        if query not in self._held:
-            self._held[query] = torch.zeros_like(self._held["x"])
-            self._held[f"known {query}"] = torch.zeros_like(self._held["known x"])
-        predictions = self._held[query]
-        known = self._held[f"known {query}"]
-        all_rows = torch.arange(len(rows))
-        missing = all_rows[~known[rows, columns]]
-        if any_rank(len(missing) > 0):
-            if not len(missing):
-                missing = all_rows[:1]  # a dummy forward, so that every rank enters the collective
-            predicted = predict(missing).to(predictions.dtype)
-            predictions[rows[missing], columns[missing]] = predicted
-            known[rows[missing], columns[missing]] = True
-        return self._at(query, rows, columns)
 
     def nbytes(self) -> int:
         """Memory of the cached latents and predictions, in bytes."""
@@ -234,8 +215,44 @@ class TrajectoryBank(LatentSource):
         self.sentences = PromptBatch(**state["sentences"])
         self._rollouts = state["rollouts"]
         self._draws = state["draws"]
+        self._restored = True
 
 
 def _device(key: str, backbone: Backbone) -> torch.device:
     """Device of a cached tensor: the model's; of a ``known`` mask the CPU."""
     return torch.device("cpu") if key.startswith("known") else backbone.device
+
+
+def _recall(
+    held: dict[str, Tensor],
+    query: TeacherQuery,
+    rows: Tensor,
+    columns: Tensor,
+    predict: Callable[[Tensor], Tensor],
+    any_rank: Callable[[bool], bool],
+) -> Tensor:
+    """The original's predictions at steps of trajectories, ``(B, C, h, w)``, computed once.
+
+    Args:
+        held: The cached tensors.
+        query: What the predictions are conditioned on.
+        rows: Trajectories, ``(B,)``.
+        columns: Their steps, ``(B,)``.
+        predict: Computes the predictions of some of the ``B``, by number.
+        any_rank: Whether any rank lacks predictions, for ranks that can only predict together
+            (`Backbone.any_rank`).
+    """
+    if query not in held:
+        held[query] = torch.zeros_like(held["x"])
+        held[f"known {query}"] = torch.zeros_like(held["known x"])
+    predictions = held[query]
+    known = held[f"known {query}"]
+    all_rows = torch.arange(len(rows))
+    missing = all_rows[~known[rows, columns]]
+    if any_rank(len(missing) > 0):
+        if not len(missing):
+            missing = all_rows[:1]  # a dummy forward, so that every rank enters the collective
+        predicted = predict(missing).to(predictions.dtype)
+        predictions[rows[missing], columns[missing]] = predicted
+        known[rows[missing], columns[missing]] = True
+    return predictions[rows, columns].float()

@@ -201,15 +201,15 @@ class WordMixtureErasure(PartErasure):
         Raises:
             ErasureError: If that leaves no word.
         """
-        if not self.vocabulary:
-            return Vocabulary(self.backbone.world, self.concepts).others
-        words = without_concepts(
-            read_prompt_list(self.vocabulary, type(self).__name__), self.concepts
-        )
+        owner = type(self).__name__
+        if self.vocabulary:
+            words = without_concepts(read_prompt_list(self.vocabulary, owner), self.concepts)
+        else:
+            words = Vocabulary(self.backbone.world, self.concepts).others
         if not words:
             raise ErasureError(
-                f"{type(self).__name__} needs words beside the concepts and their domains; found"
-                f" none in {self.vocabulary}."
+                f"{owner} needs words beside the concepts and their domains; found none in"
+                f" {self.vocabulary or 'the labels. Give it a vocabulary'}."
             )
         return words
 

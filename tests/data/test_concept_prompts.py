@@ -7,11 +7,20 @@ from lightning.pytorch import Trainer
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts.concept import STYLE_TEMPLATES, Concept
 from erasure_lightning.concepts.vocabulary import Vocabulary
+from erasure_lightning.concepts.word_lists import COCO_OBJECTS
 from erasure_lightning.data.concept_prompts import ConceptPrompts
 from erasure_lightning.data.datamodule import PromptData
+from erasure_lightning.errors import ErasureError
+from erasure_lightning.methods.eap import EAP
+from erasure_lightning.methods.eraseanything import EraseAnything
+from erasure_lightning.methods.esd import ESD
 from erasure_lightning.methods.mace import MACE
 from erasure_lightning.methods.realera import RealEraClosedForm
+from erasure_lightning.methods.salun import SalUn
 from erasure_lightning.methods.trce import TRCE
+from erasure_lightning.methods.uce import UCE
+from erasure_lightning.retention.monitor import RetentionMonitor
+from erasure_lightning.testing import quick_fit
 from erasure_lightning.training.image_sources import GeneratedImages
 
 
@@ -29,6 +38,35 @@ def test_templates_of_ones_own_replace_the_vocabulary_s():
     concepts = [Concept("cat")]
     batch = ConceptPrompts(concepts, Vocabulary(None, concepts), ["my {}", "two {}s"]).sentences(0)
     assert [prompt.text for prompt in batch.prompts] == ["my cat", "two cats"]
+
+
+class TestAllLabels:
+    """Every label is erased, as all of COCO's objects may be, and none remains."""
+
+    concepts = tuple(map(Concept, COCO_OBJECTS))
+
+    def fit(self, method, *callbacks, **arguments):
+        module = method(concepts=[*self.concepts], backbone=TinyBackbone(), **arguments)
+        return quick_fit(module, 2, *callbacks)
+
+    @pytest.mark.parametrize("method", [ESD, UCE])
+    def test_can_be_erased(self, method):
+        assert not Vocabulary(None, self.concepts).others  # the control
+        assert self.fit(method).global_step
+
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            ((SalUn,), "SalUn needs a label .* Set alpha 0"),
+            ((EAP,), "EAP needs words .* Give it a vocabulary"),
+            ((EraseAnything,), "EraseAnything needs words .* Set unrelated"),
+            ((ESD, RetentionMonitor()), "RetentionMonitor needs prompts; .* Give prompts"),
+        ],
+        ids=["SalUn", "EAP", "EraseAnything", "RetentionMonitor"],
+    )
+    def test_leave_none_to_retain(self, arguments, words):
+        with pytest.raises(ErasureError, match=words):
+            self.fit(*arguments, latents=GeneratedImages(images=1, steps=1))
 
 
 def closed_stage(method, templates, **arguments):

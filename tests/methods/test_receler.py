@@ -17,7 +17,7 @@ from erasure_lightning.concepts.concept import Concept, PromptBatch
 from erasure_lightning.edits.applied import apply_edit
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.receler import Receler
-from erasure_lightning.testing import check_method, quick_fit
+from erasure_lightning.testing import check_method, edit_of, quick_fit
 from erasure_lightning.training.attention_masks import concept_mask
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
@@ -104,6 +104,22 @@ def test_rows_begin_at_random_of_the_seed():
     )
     assert torch.equal(first, same)
     assert not torch.allclose(first, other, atol=1e-2)
+
+
+def test_a_module_that_went_on_resumes_with_the_rows_of_its_checkpoint(tmp_path):
+    """As where a fit was interrupted in a notebook."""
+
+    def make():
+        arguments = ARGUMENTS | {"rank": 8, "attack_steps": 2}
+        return Receler(concepts=CONCEPTS, backbone=TinyBackbone(), **arguments)
+
+    module = quick_fit(make(), 1, total=3, save=tmp_path / "half.ckpt")
+    quick_fit(module, 3)
+    module, other = (quick_fit(m, 3, resume=tmp_path / "half.ckpt") for m in (module, make()))
+    rows, others = (m.adversarial_rows.of(["cat", "star"]) for m in (module, other))
+    assert torch.equal(rows, others)
+    edit, expected = edit_of(module), edit_of(other)
+    assert all(torch.equal(edit[name], expected[name]) for name in expected)
 
 
 class TestAttack:

@@ -4,6 +4,7 @@ from functools import cache
 
 import pytest
 import torch
+from PIL import Image
 from trivial import Distillation, Redirection
 
 from erasure_lightning.backbones.tiny import TinyBackbone
@@ -18,6 +19,8 @@ from erasure_lightning.retention.local_noise import LocalNoisePreservation
 from erasure_lightning.retention.local_states import LocalStatePreservation
 from erasure_lightning.retention.unconditional_drift import UnconditionalDrift
 from erasure_lightning.testing import edit_of, quick_fit
+from erasure_lightning.training.image_sources import ImageFolder
+from erasure_lightning.training.latent_sources import PureNoise
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
 CAT = [Concept("cat", "dog")]
@@ -190,6 +193,38 @@ class TestByHand:
             assert callback._sentences().templates == [KEPT[0]] * 7
             seeds.add(callback._models(owner).seed)
         assert len(seeds) == 2
+
+    def test_predictions_on_images_of_a_folder_are_for_all_prompts(self, owner, tmp_path):
+        Image.new("RGB", (32, 32), "red").save(tmp_path / "one.png")
+        latents = ImageFolder(str(tmp_path))
+        callback = ready(LocalNoisePreservation(batch_size=3, latents=latents), owner)
+        sentences = [callback._sentences().templates for _ in range(8)]
+        assert {prompt for batch in sentences for prompt in batch} == set(KEPT)
+        assert all(len(set(batch)) == 3 for batch in sentences)
+
+
+def shared_by_method(latents):
+    return module(latents=latents), [LocalNoisePreservation(prompts=KEPT, latents=latents)]
+
+
+def shared_by_callbacks(latents):
+    return module(), [
+        LocalNoisePreservation(prompts=prompts, latents=latents) for prompts in (KEPT[:2], KEPT[2:])
+    ]
+
+
+@pytest.mark.parametrize(
+    ("share", "owner"),
+    [(shared_by_method, "SAGE"), (shared_by_callbacks, "LocalNoisePreservation")],
+)
+def test_latents_of_other_prompts_are_refused(share, owner):
+    fitted, callbacks = share(TrajectoryBank(trajectories=2, steps=2))
+    with pytest.raises(
+        ErasureError, match=f"of its own, of retained prompts; found those of {owner}"
+    ):
+        quick_fit(fitted, 1, *callbacks)
+    fitted, callbacks = share(PureNoise())  # the control: it has no prompts
+    quick_fit(fitted, 1, *callbacks)
 
 
 @pytest.mark.parametrize("kind", [LocalNoisePreservation, UnconditionalDrift, BEYOND])

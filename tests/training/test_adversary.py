@@ -264,6 +264,14 @@ class TestInversion:
         assert found == [0, 1, 1, 1, 2, 2, 2, 2]
         assert adversary._searches == 3
 
+    def test_another_fit_learns_words_of_its_own(self):
+        adversary = InversionAdversary(begin=0, steps=1, share=1.0)
+        learned = []
+        for concepts in ([Concept("cat")], CONCEPTS):
+            quick_fit(ESD(concepts=concepts, backbone=TinyBackbone(), adversary=adversary), 1)
+            learned.append([[len(rows) for rows in words] for words in adversary.learned])
+        assert learned == [[[1]], [[2]]]  # one word of each concept
+
     @pytest.mark.parametrize(("count", "sentences"), [(1, 2), (2, 2), (3, 4)])
     def test_a_search_has_as_many_sentences_of_each_concept(self, count, sentences):
         module = esd(searching(InversionAdversary, steps=1))

@@ -3,6 +3,8 @@ from types import ModuleType
 
 import pytest
 import torch
+from lightning import Trainer
+from lightning.pytorch.callbacks import Callback
 from torch.optim import Adam, AdamW
 from trivial import Distillation, method_options
 
@@ -88,6 +90,24 @@ def test_rates_rise_and_then_stay_or_fall(schedule, warmup, factors):
 
 def test_the_rate_stays_by_default_as_in_official_code():
     assert (build().schedule, build().warmup) == ("constant", 0)
+
+
+class Rates(Callback):
+    """Collects the rates of a fit's steps."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        self.seen.append(optimizer.param_groups[0]["lr"])
+
+
+def test_a_second_fit_without_a_datamodule_has_a_schedule_of_its_own():
+    module, rates = quick_fit(build(schedule="cosine"), 1), Rates()
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    Trainer(max_steps=4, accelerator="cpu", callbacks=[rates], **quiet).fit(module)
+    factor = rate_factor("cosine", 0, 4)
+    assert rates.seen == pytest.approx([module.lr * factor(step) for step in range(4)])
 
 
 def test_a_negative_decay_is_refused():

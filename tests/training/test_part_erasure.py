@@ -14,7 +14,7 @@ from erasure_lightning.methods.esd import ESD
 from erasure_lightning.methods.realera import RealEra
 from erasure_lightning.methods.salun import SalUn
 from erasure_lightning.methods.sdd import SDD
-from erasure_lightning.testing import check_method, quick_fit
+from erasure_lightning.testing import check_method, edit_of, quick_fit
 from erasure_lightning.training.image_sources import GeneratedImages
 
 CAT = [Concept("cat", "dog")]
@@ -115,6 +115,16 @@ def test_an_edit_applied_to_a_pipeline_predicts_the_same(tmp_path, family, merge
     apply_edit(tmp_path, tiny.to_pipeline())
     assert torch.allclose(predict(tiny), predict(module.backbone), atol=1e-5)
     assert ("adapters" in module.description()) is not merge
+
+
+def test_an_edit_with_merged_adapters_is_not_fitted_again():
+    module = quick_fit(make(rank=2), 1)
+    with pytest.raises(ErasureError, match="ESD needs adapters to train; found them merged"):
+        quick_fit(module, 1)
+    apart = quick_fit(make(rank=2, merge=False), 1)  # the control: those can be
+    before = edit_of(apart)
+    after = edit_of(quick_fit(apart, 1))
+    assert any(not torch.equal(after[name], before[name]) for name in before)
 
 
 def test_weights_have_no_adapters():

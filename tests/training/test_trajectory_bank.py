@@ -135,6 +135,24 @@ def test_refreshing_begins_at_other_noise(tiny):
     assert not torch.allclose(*starts, atol=1e-3)
 
 
+def test_a_refresh_between_a_batch_and_its_targets_mixes_up_neither(tiny):
+    """The steps of an adversary's search draw, and refresh, after the loss's own batch."""
+    bank = filled(tiny, refresh=1)
+    drawn = bank.draw(of(STAR, CAT), models(tiny))
+    before = bank._held["x"]
+    bank.draw(of(CAT), models(tiny))
+    assert not torch.allclose(bank._held["x"], before, atol=1e-3)  # the control
+    assert_is_the_teacher_s(drawn, tiny)
+    rows = torch.arange(3).repeat_interleave(4)
+    assert_is_the_teacher_s(bank.at(rows, torch.arange(4).repeat(3), tiny), tiny)
+
+
+def assert_is_the_teacher_s(batch, model):
+    anew = Teacher(model, batch.x, batch.t, batch.sentences)
+    for query in ("concept", "anchor", "unconditional"):
+        assert_close(getattr(batch.teacher, query), getattr(anew, query), rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize(("trajectories", "rollouts"), [(2, 3), (1, 2)])
 def test_more_concepts_than_trajectories_do_not_raise_the_cost_of_a_draw(trajectories, rollouts):
     """As in a recipe with one trajectory a step, whose list of concepts is longer."""
@@ -177,6 +195,19 @@ def test_a_bank_restored_draws_the_same(tiny, bank):
     assert torch.equal(a.x, b.x)
     assert a.sentences == b.sentences
     assert torch.equal(a.teacher.anchor, b.teacher.anchor)
+
+
+def test_another_fit_has_trajectories_of_its_own(tiny, bank):
+    """As of a bank that was passed to two methods, one after the other."""
+    stars = PromptBatch(["the {}"], ["star"], ["heart"], [0])
+    state = bank.state_dict()
+    of_stars = models(tiny, lambda count, number: stars)
+    bank.prepare(of_stars)
+    assert bank.draw(of(CAT), of_stars).sentences == stars
+    bank.load_state_dict(state)
+    bank.prepare(of_stars)
+    assert bank.draw(of(STAR), of_stars).sentences.concepts == ["star"]  # the checkpoint's own
+    assert bank.sentences == SENTENCES
 
 
 @pytest.mark.parametrize(
