@@ -219,8 +219,8 @@ def _compared(config: dict[str, Any]) -> dict[str, Any]:
 
 def _measurement(others: Sequence[Option], part: _Part) -> dict[str, Any]:
     """The arguments of `PromptData` that the options give, by which the sum is measured."""
-    given = [o.name.removesuffix("+") for o in others if o.name.startswith("--data.")]
-    names = [name.removeprefix("--data.") for name in given]
+    options = [o.name.removesuffix("+") for o in others if o.name.startswith("--data.")]
+    names = [option.removeprefix("--data.") for option in options]
     return {name: part.config["data"][name] for name in names}
 
 
