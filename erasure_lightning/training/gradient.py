@@ -169,7 +169,8 @@ class GradientErasure(ErasureModule):
 
     def models(self) -> SourceModels:
         """The models and prompts that latents are drawn from."""
-        seed, count = derive_seed(self.seed, self.global_rank), len(self.concepts)
+        seed = derive_seed(self.seed, self.global_rank)
+        count = len(self.concepts)
         return SourceModels(self.original, self.backbone, self.source_sentences, count, seed)
 
     def source_sentences(self, count: int, number: int) -> PromptBatch:
