@@ -83,7 +83,7 @@ def _changes(
         path=path,
         transferred=False,
         strength=1.0,
-        number=0,
+        applied=0,
     )
     for name in components_of(tensors):
         values = {
