@@ -73,6 +73,18 @@ def holds_edit(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], pipel
     return all(change.is_held() for change in _changes(tensors, metadata, pipeline))
 
 
+def require_installable(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], pipeline: Any
+) -> None:
+    """Raises unless an edit that a pipeline holds could be installed again once it is removed.
+
+    Raises:
+        ErasureError: With the first obstacle and its remedy.
+    """
+    for change in _changes(tensors, metadata, pipeline):
+        change.component.require_writable(adapters=change.plan is not None)
+
+
 def _changes(
     tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], pipeline: Any, path: str = ""
 ) -> Iterator["_Change"]:
