@@ -1,9 +1,5 @@
 """Edits one on another: any strength, removed in any order, resting on each other."""
 
-import pickle
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch import nn
@@ -18,16 +14,6 @@ from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.receler import Receler
 from erasure_lightning.methods.spm import SPM
 from erasure_lightning.testing import edit_of, quick_fit
-
-#: Erases twice from a pickled pipeline, and prints the edits beneath the second.
-_ERASE_TWICE = """
-import pickle, sys
-from erasure_lightning import erase
-pipeline = pickle.load(open(sys.argv[1], "rb"))
-for concept in ("star", "tree"):
-    edit = erase(pipeline, concept, "UCE", anchor="dog", progress_bar=False)
-print(*(entry["edit"] for entry in edit.metadata["base_edits"]), sep=", ")
-"""
 
 
 def solved(pipeline, concept, anchor="dog"):
@@ -100,17 +86,6 @@ def test_edits_that_were_applied_on_two_devices(monkeypatch):
             record = {"before": {"weight": place}, "after": {"weight": place}}
             applied_edits(module).append(record | {"strength": 0.5, "transferred": False})
         assert stacked_values(module)["weight"].device.type == "cpu"
-
-
-def test_edits_of_a_pickled_pipeline_are_beneath_those_of_the_process_that_reads_it(tmp_path):
-    pipeline = TinyBackbone().to_pipeline()
-    for _ in range(3):
-        solved(pipeline, "cat").remove()
-    solved(pipeline, "cat")
-    (tmp_path / "pipeline").write_bytes(pickle.dumps(pipeline))
-    command = [sys.executable, "-c", _ERASE_TWICE, str(tmp_path / "pipeline")]
-    process = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert process.stdout.splitlines()[-1] == "UCE of cat, UCE of star"
 
 
 @pytest.mark.parametrize("strength", [0, 0.5, 2])
