@@ -27,6 +27,10 @@ KINDS: dict[str, Callable[[nn.Module, AdapterPlan], None]] = {
     "gloce": hook_installer(GatedLowRank),
 }
 
+#: Kinds that change the last states of a text encoder, which pipelines with a second one pass over:
+#: they read the layer before the last, or the pooled state.
+OF_LAST_STATES = frozenset({"subspace-projection"})
+
 #: Entry-point group of other packages' rules, by kind. `registry`, which reads the other groups, is
 #: a layer above this module.
 _GROUP = "erasure_lightning.adapters"

@@ -12,7 +12,7 @@ from erasure_lightning.api.accelerator import default_device
 from erasure_lightning.api.arguments import constructing
 from erasure_lightning.api.attack import paper_of
 from erasure_lightning.api.load import edited_module
-from erasure_lightning.api.pipelines import as_backbone
+from erasure_lightning.api.pipelines import as_backbone, check_pipeline
 from erasure_lightning.api.quiet import interruptible, quiet
 from erasure_lightning.attacks.base import Attack
 from erasure_lightning.attacks.outcome import Outcome
@@ -23,7 +23,7 @@ from erasure_lightning.callbacks.progress import Progress
 from erasure_lightning.data.datamodule import PromptData
 from erasure_lightning.edits.applied import Edit, load_edit
 from erasure_lightning.edits.base_edits import locate_edit
-from erasure_lightning.edits.installation import holds_edit
+from erasure_lightning.edits.installation import holds_edit, require_installable
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.metrics.protocol import Result
 from erasure_lightning.registry import find_attack, load_offer
@@ -150,6 +150,7 @@ def _attack(name: str, budget: dict[str, Any]) -> Attack:
 def _module(edit: Edit | str | Path, pipeline: Any) -> Iterator[ErasureModule]:
     """The edit's module on the pipeline's own weights, which get their former values at the end."""
     edit = edit if isinstance(edit, Edit) else load_edit(edit)
+    check_pipeline(pipeline)
     if edit.pipeline is not pipeline and holds_edit(edit.tensors, edit.metadata, pipeline):
         edit = Edit(edit.tensors, edit.metadata, edit.path).apply(pipeline)
     applied = edit.pipeline is pipeline
@@ -160,6 +161,7 @@ def _module(edit: Edit | str | Path, pipeline: Any) -> Iterator[ErasureModule]:
             " top. Remove these first."
         )
     if applied:
+        require_installable(edit.tensors, edit.metadata, pipeline)
         edit.remove()
     beneath: list[Edit] = []
     try:

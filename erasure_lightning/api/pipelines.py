@@ -21,30 +21,19 @@ class Borrowed:
         pipeline: Of a family in `FAMILIES`.
 
     Raises:
-        ErasureError: If its class is unknown, a component is missing, has LoRA layers, is
-            offloaded or was loaded in ``torch.inference_mode()``, or its sampler cannot be used.
+        ErasureError: As `check_pipeline`, or if its sampler cannot be used.
     """
 
     def __init__(self, pipeline: Any) -> None:
-        family = _family(pipeline)
-        _require_components(pipeline, family)
-        roots = [value for value in vars(pipeline).values() if isinstance(value, nn.Module)]
+        family = check_pipeline(pipeline)
+        roots = _roots(pipeline)
         modules = {module: None for root in roots for module in root.modules()}
         parameters = {p: None for root in roots for p in root.parameters()}
-        if any(p.is_meta for p in parameters):
-            raise ErasureError(
-                "Erasing needs the pipeline's weights in memory; found some on the meta device,"
-                " where sequential CPU offload leaves them. Erase before"
-                " enable_sequential_cpu_offload."
-            )
-        if any(p.is_inference() for p in parameters):
-            raise ErasureError(
-                "Erasing needs weights that can be trained; found inference tensors. Load the"
-                " pipeline outside torch.inference_mode()."
-            )
-        _require_no_loras(pipeline)
         self._modules = [(module, *_attributes(module)) for module in modules]
         self._parameters = [(p, p.data, p.requires_grad) for p in parameters]
+        for component in _used(pipeline, family).values():
+            for module in component.modules():
+                vars(module).pop("forward", None)  # left by hooks; a copy would call this module's
         backbone = family.load_class()
         self.backbone = backbone.from_pipeline(_name(pipeline), pipeline, _world(pipeline))
         self.backbone.requires_grad_(False).eval()
@@ -90,6 +79,65 @@ def as_backbone(pipeline: Any) -> Iterator[Borrowed]:
         yield borrowed
     finally:
         borrowed.restore()
+
+
+def check_pipeline(pipeline: Any) -> Family:
+    """The family of a pipeline whose modules can be copied, trained and run.
+
+    Raises:
+        ErasureError: If its class is unknown, or a component is missing, has LoRA layers, is
+            offloaded or compiled, or was loaded in ``torch.inference_mode()``.
+    """
+    family = _family(pipeline)
+    _require_components(pipeline, family)
+    parameters = [p for root in _roots(pipeline) for p in root.parameters()]
+    if any(p.is_inference() for p in parameters):
+        raise ErasureError(
+            "Erasing needs weights that can be trained; found inference tensors. Load the pipeline"
+            " outside torch.inference_mode()."
+        )
+    if any(p.is_meta for p in parameters):
+        raise ErasureError(
+            "Erasing needs the pipeline's weights in memory; found some on the meta device,"
+            " where sequential CPU offload leaves them. Erase before"
+            " enable_sequential_cpu_offload."
+        )
+    _require_no_loras(pipeline)
+    for name, component in _used(pipeline, family).items():
+        for module in component.modules():
+            _require_own_forward(name, module)
+    return family
+
+
+def _roots(pipeline: Any) -> list[nn.Module]:
+    """All components that are modules."""
+    return [value for value in vars(pipeline).values() if isinstance(value, nn.Module)]
+
+
+def _used(pipeline: Any, family: Family) -> dict[str, nn.Module]:
+    """The components that a `Backbone` consists of, by name."""
+    components = {name: getattr(pipeline, name, None) for name in family.models}
+    return {name: value for name, value in components.items() if value is not None}
+
+
+def _require_own_forward(name: str, module: nn.Module) -> None:
+    """Raises if a module has another forward than its class: one that is bound to this module.
+
+    Copies would call it, and compute with its weights in place of their own.
+    """
+    forward = vars(module).get("forward")
+    if forward is None or getattr(forward, "__func__", None) is type(module).forward:
+        return
+    if hasattr(module, "_orig_mod"):
+        what, cure = "torch.compile", f"Compile it in place (pipeline.{name}.compile()), or later."
+    elif hasattr(module, "_hf_hook"):
+        what, cure = "hooks of offloading", "Call pipeline.remove_all_hooks() first."
+    else:
+        what = "another forward, as group offloading and caches set it"
+        cure = "Load the pipeline without it."
+    raise ErasureError(
+        f"Erasing and measuring need a plain {name}, of which copies are made; found {what}. {cure}"
+    )
 
 
 def _family(pipeline: Any) -> Family:

@@ -61,8 +61,8 @@ class ConceptInversion(ConceptAttack):
     def find(self, target: AttackTarget, case: AttackCase) -> AttackResult:
         """Learn the embedding, and generate the case's sentence with it."""
         model = target.edited
-        name = case.concept.name
-        word = [row.clone().requires_grad_(True) for row in mean_embeddings(model, name)]
+        start = mean_embeddings(model, case.concept.name)
+        word = [row.clone().requires_grad_(True) for row in start]
         optimizer = AdamW(word, lr=self.lr, weight_decay=self.weight_decay)
         clean = target.examples(case, self.examples)
         sentences = target.sentences(case)
@@ -71,7 +71,6 @@ class ConceptInversion(ConceptAttack):
             times = model.process.draw_times(len(clean)).to(clean.device)
             conditioning = encode_word(model, [sentence], word)
             descend(optimizer, target.denoising_loss(conditioning, clean, times))
-        plain = case.sentence.replace(name, "{}", 1)
-        images = target.draw(encode_word(model, [plain], word), case.seeds)
+        images = target.draw(encode_word(model, [case.template], word), case.seeds)
         tensors = {f"embedding.{i}": row for i, row in enumerate(word)}
         return AttackResult(images, tensors=tensors)

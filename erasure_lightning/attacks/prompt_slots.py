@@ -58,9 +58,9 @@ class PromptSlots:
 
     @cached_property
     def tables(self) -> list[Tensor]:
-        """Embeddings of the words for each text encoder, ``(W, E)``."""
+        """Embeddings of the words for each text encoder, at least float32, ``(W, E)``."""
         pairs = zip(self.backbone.word_tables(), self._ids, strict=True)
-        return [table[ids] for table, ids in pairs]
+        return [table[ids].to(self.backbone.dtype) for table, ids in pairs]
 
     def fill(self, rows: Sequence[Tensor], choice: Tensor | None = None) -> PromptEmbeddings:
         """The prompts with embeddings in their slots.

@@ -9,6 +9,7 @@ from torch import Tensor
 from erasure_lightning.attacks.probe import Attempts, Probe
 from erasure_lightning.attacks.target import AttackCase, AttackTarget
 from erasure_lightning.backbones.base import Backbone
+from erasure_lightning.concepts.concept import fill_template
 
 
 class PromptVariants(Probe):
@@ -20,8 +21,7 @@ class PromptVariants(Probe):
 
     def prepare(self, target: AttackTarget, case: AttackCase) -> Attempts:
         """Draw with every prompt; the baseline draws without one."""
-        name = case.concept.name
-        variants = [case.sentence.replace(name, words) for words in self.words(case)]
+        variants = [fill_template(case.template, words).text for words in self.words(case)]
         prompts = sorted(variants, key=lambda p: target.prompt_margin(case, p), reverse=True)
 
         def draw(model: Backbone, rows: slice) -> Tensor:

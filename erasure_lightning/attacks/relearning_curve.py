@@ -82,8 +82,8 @@ class RelearningCurve(FineTuningAttack, ConceptAttack):
             curve[count] = self.generate(target, case, model, case.sentence)
         control_prompts = [fill_template(template, RARE_WORD) for template in templates]
         control = self._fine_tuned(target.original, images, control_prompts, seed)
-        control_sentence = case.sentence.replace(name, RARE_WORD)
-        control_images = self.generate(target, case, control, control_sentence)
+        control_sentence = fill_template(case.template, RARE_WORD)
+        control_images = self.generate(target, case, control, control_sentence.text)
         return AttackResult(curve[most], curve=curve, controls={"new word": control_images})
 
     def _fine_tuned(

@@ -100,6 +100,12 @@ class AttackCase(NamedTuple):
     seed: int
     seeds: list[int]
 
+    @property
+    def template(self) -> str:
+        """The sentence with ``{}`` for the name, whose letters other words before it may hold."""
+        before, _, after = self.sentence.rpartition(self.concept.name)
+        return f"{before}{{}}{after}"
+
 
 class AttackTarget:
     """An edited model under attack.

@@ -50,12 +50,19 @@ def read_image(path: Path) -> Image.Image:
         ErasureError: If it cannot be read.
     """
     try:
-        upright = ImageOps.exif_transpose(Image.open(path)).convert("RGBA")
+        upright = _in_8_bits(ImageOps.exif_transpose(Image.open(path))).convert("RGBA")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ErasureError(
             f"{path} cannot be read as an image; it may be cut short. ({error})"
         ) from error
     return Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright).convert("RGB")
+
+
+def _in_8_bits(image: Image.Image) -> Image.Image:
+    """An image without values beyond 8 bits, which Pillow would cut to white where it converts."""
+    if image.mode not in ("I", "I;16"):  # of 16-bit greys
+        return image
+    return Image.fromarray((numpy.asarray(image) / 257).round().astype("uint8"))
 
 
 def read_resized(path: Path, height: int, width: int) -> Tensor:

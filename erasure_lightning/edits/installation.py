@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from erasure_lightning.adapters.base import AdapterPlan, adapters_of, refuse_saving, remove_adapters
-from erasure_lightning.adapters.kinds import install
+from erasure_lightning.adapters.kinds import OF_LAST_STATES, install
 from erasure_lightning.adapters.lora import merged_weights
 from erasure_lightning.edits.changes import components_of
 from erasure_lightning.edits.components import (
@@ -52,8 +52,8 @@ def install_edit(
         The components that needed ``transfer``.
 
     Raises:
-        ErasureError: If the pipeline lacks a component, has another one, has another edit in it, or
-            its weights cannot be edited.
+        ErasureError: If the pipeline lacks a component, has another one, has another edit in it,
+            would pass over the edit, or its weights cannot be edited.
     """
     changes = list(_changes(tensors, metadata, pipeline, path))
     due = [change for change in changes if change.is_due(transfer)]
@@ -73,6 +73,18 @@ def holds_edit(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], pipel
     return all(change.is_held() for change in _changes(tensors, metadata, pipeline))
 
 
+def require_installable(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], pipeline: Any
+) -> None:
+    """Raises unless an edit that a pipeline holds could be installed again once it is removed.
+
+    Raises:
+        ErasureError: With the first obstacle and its remedy.
+    """
+    for change in _changes(tensors, metadata, pipeline):
+        change.component.require_writable(adapters=change.plan is not None)
+
+
 def _changes(
     tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], pipeline: Any, path: str = ""
 ) -> Iterator["_Change"]:
@@ -83,7 +95,7 @@ def _changes(
         path=path,
         transferred=False,
         strength=1.0,
-        number=0,
+        applied=0,
     )
     for name in components_of(tensors):
         values = {
@@ -94,12 +106,24 @@ def _changes(
         if plan and plan.kind == "lora":
             values = merged_weights(values)
             plan = None
+        if plan and plan.kind in OF_LAST_STATES:
+            _require_last_states(pipeline)
         yield _Change(
             EditedComponent(pipeline, name),
             values,
             plan,
             metadata.get("fingerprints", {}).get(name),
             record,
+        )
+
+
+def _require_last_states(pipeline: Any) -> None:
+    """Raises if a pipeline would pass over a change of its text encoder's last states."""
+    if hasattr(pipeline, "text_encoder_2"):
+        raise ErasureError(
+            "The edit needs a pipeline that reads the last states of one text encoder, as those of"
+            f" Stable Diffusion 1.x and 2.x do; found {type(pipeline).__name__}, which would pass"
+            " over it. Erase from that pipeline by another method."
         )
 
 

@@ -1,7 +1,7 @@
 """The edits in a component, one on another: their records, strengths and removal."""
 
+import time
 from collections.abc import Collection, Mapping, Sequence
-from itertools import count
 from typing import Any, NotRequired, TypedDict
 
 import torch
@@ -17,9 +17,6 @@ APPLIED_EDITS = "erasure_edits"
 #: Attribute of a component with its values beneath all edits, by plain name.
 _UNEDITED_VALUES = "erasure_unedited"
 
-#: Numbers of applied edits, in the order of their application.
-_NUMBERS = count()
-
 
 class AppliedEdit(TypedDict):
     """Record of an edit in a component.
@@ -31,7 +28,8 @@ class AppliedEdit(TypedDict):
         path: Where it was read from; empty if it was not.
         transferred: Whether the component was another than the edit was made on.
         strength: Share of the edit that acts.
-        number: Place in the order of application, over all components.
+        applied: When it was applied, in nanoseconds since 1970: the order over all components,
+            also of a pipeline that another process has pickled.
         before: Values beneath the edit, by plain name; none of an edit of adapters.
         after: Values of the edit, alike.
     """
@@ -42,7 +40,7 @@ class AppliedEdit(TypedDict):
     path: str
     transferred: bool
     strength: float
-    number: int
+    applied: int
     before: NotRequired[dict[str, Tensor]]
     after: NotRequired[dict[str, Tensor]]
 
@@ -73,12 +71,12 @@ def add_edit(component: EditedComponent, record: AppliedEdit) -> None:
 
     Args:
         component: The component.
-        record: The record; its number is set.
+        record: The record; its time is set.
     """
     unedited = unedited_values(component.module)
     for name, value in record.get("before", {}).items():
         unedited.setdefault(name, value)
-    record["number"] = next(_NUMBERS)
+    record["applied"] = time.time_ns()
     applied_edits(component.module).append(record)
 
 
@@ -125,7 +123,7 @@ def held_edits(modules: Mapping[str, nn.Module]) -> list[dict[str, Any]]:
     """
     held: dict[str, dict[str, Any]] = {}
     records = [(name, record) for name in modules for record in applied_edits(modules[name])]
-    for name, record in sorted(records, key=lambda pair: pair[1]["number"]):
+    for name, record in sorted(records, key=lambda pair: pair[1]["applied"]):
         keys = ("edit", "fingerprint", "concepts", "path", "strength")
         entry = {key: value for key, value in record.items() if key in keys}
         held.setdefault(record["fingerprint"], entry | {"components": []})

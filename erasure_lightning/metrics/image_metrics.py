@@ -115,7 +115,7 @@ class LabelAccuracy(ImageMetric):
         self.labels = labels
         self.template = template
         with torch.no_grad():
-            self.texts = scorer.texts([template.format(label) for label in labels])
+            self.texts = scorer.texts([template.replace("{}", label) for label in labels])
         self.shares = {when: RecognitionRate(seeds).to(self.texts.device) for when in stages}
 
     def label_in(self, prompt: str) -> str | None:

@@ -90,7 +90,7 @@ def is_readable_image(path: Path) -> bool:
     try:
         with Image.open(path) as image:
             image.load()
-    except (OSError, ValueError, Image.DecompressionBombError):
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return False
     return True
 

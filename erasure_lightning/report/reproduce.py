@@ -3,11 +3,14 @@
 import json
 import shlex
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from erasure_lightning.attacks.outcome import Outcome
+from erasure_lightning.concepts.worlds import find_world, worlds
+from erasure_lightning.metrics.protocol import Protocol
 from erasure_lightning.report.privacy import PATH_PLACEHOLDER, without_paths
 from erasure_lightning.report.run_record import RunRecord
 from erasure_lightning.runs.folder import slug
@@ -50,6 +53,7 @@ def attack_command(outcome: Outcome, run: str) -> str:
         "steps": protocol.steps,
         "guidance": protocol.guidance,
         "size": protocol.size,
+        "scorer": _chosen_scorer(protocol),
     }
     options = {f"attack.{name}": value for name, value in sorted(outcome.arguments.items())}
     options |= {f"data.{name}": value for name, value in sampling.items()}
@@ -60,6 +64,14 @@ def attack_command(outcome: Outcome, run: str) -> str:
         if value is not None
     ]
     return " ".join([command, *written])
+
+
+def _chosen_scorer(protocol: Protocol) -> str | None:
+    """The scorer, unless it is the world's own, which an attack has by default."""
+    world = find_world(protocol.backbone) if protocol.backbone in worlds() else None
+    if world and Path(protocol.scorer).parts[-2:] == world.scorer.parts[-2:]:
+        return None
+    return protocol.scorer
 
 
 def options_with_paths(record: RunRecord) -> list[str]:

@@ -54,6 +54,16 @@ def test_no_budget_uses_the_concept_s_own_word():
     assert torch.allclose(result.images, plain, atol=1e-6)
 
 
+def test_the_word_stands_for_the_name_alone():
+    """Not for the letters of *mage* in *image*."""
+    target = tiny_target([Concept("mage")])
+    (case,) = target.cases(1)
+    (result,) = attack(steps=0).run(target, 1)
+    word = mean_embeddings(target.edited, "mage")
+    conditioning = encode_word(target.edited, ["an image of a {}"], word)
+    assert torch.equal(result.images, target.draw(conditioning, case.seeds))
+
+
 def test_a_style_s_word_is_learned_on_its_thing():
     (result,) = attack().run(tiny_target([*CAT[:0], Concept("flat", kind="style")]), 0)
     assert result.tensors["embedding.0"].shape == (1, 32)

@@ -44,6 +44,16 @@ def test_it_runs(name, family):
     assert all(torch.equal(after[key], value) for key, value in before.items())
 
 
+@pytest.mark.parametrize("name", BUDGETS)
+def test_it_runs_on_weights_in_bfloat16(name):
+    target = tiny_target(base="bfloat16")
+    assert target.edited.base == target.original.base == torch.bfloat16
+    attack = load_offer(find_attack(name))(**BUDGETS[name])
+    (result,) = attack.run(target, 0)
+    assert len(result.images) == 2
+    assert result.images.isfinite().all()
+
+
 def test_soft_embedding_optimises_the_pooled_vector_too():
     target = tiny_target(family=TINY_BACKBONES[1])
     attack = load_offer(find_attack("SoftEmbedding"))(steps=2, lr=0.1, examples=1)

@@ -40,6 +40,13 @@ def test_prompts_are_random_and_the_best_comes_first():
     assert len(Misspelling(variants=99).words(case)) == len(misspelled("cat"))
 
 
+def test_only_the_name_is_misspelled():
+    """Not its letters in *image*."""
+    (result,) = Misspelling(variants=1).run(tiny_target([Concept("mage")]), 1)
+    before, _, name = result.prompt.rpartition(" ")
+    assert (before, name in misspelled("mage")) == ("an image of a", True)
+
+
 def test_the_best_prompt_has_the_highest_margin():
     target = tiny_target()
     (case,) = target.cases(0)

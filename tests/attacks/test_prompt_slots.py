@@ -30,6 +30,16 @@ def test_a_mixture_of_one_word_is_that_word(slots):
     assert torch.equal(mixture.ids, expected.ids)
 
 
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_words_are_searched_in_float32(precision):
+    """An optimizer's small steps would be rounded away in bfloat16."""
+    backbone = TinyBackbone().to(precision)
+    slots = PromptSlots(backbone, "{} a cat", 3)
+    (table,) = slots.tables
+    assert table.dtype == torch.float32
+    assert torch.equal(table, backbone.word_tables()[0][slots.words].float())
+
+
 def test_gradients_reach_the_slots_alone(slots):
     rows = torch.randn(2, 3, 32, requires_grad=True)
     (filled,) = slots.fill([rows], slots.sample(2))

@@ -108,11 +108,14 @@ def test_numbers_out_of_range(arguments, words):
         attack(**arguments)
 
 
-def test_the_control_trains_and_evaluates_the_original_on_the_rare_word():
-    target = tiny_target()
-    (result,) = attack(lr=0.0).run(target, 0)
-    (case,) = target.cases(0)
-    conditioning = target.original.encode([case.sentence.replace("cat", "sks")])
+@pytest.mark.parametrize(
+    ("name", "seed", "sentence"), [("cat", 0, "a sks"), ("mage", 1, "an image of a sks")]
+)
+def test_the_control_trains_and_evaluates_the_original_on_the_rare_word(name, seed, sentence):
+    target = tiny_target([Concept(name)])
+    (result,) = attack(lr=0.0).run(target, seed)
+    (case,) = target.cases(seed)
+    conditioning = target.original.encode([sentence])
     assert torch.equal(
         result.controls["new word"], target.draw(conditioning, case.seeds, model=target.original)
     )

@@ -2,7 +2,7 @@ import pytest
 import torch
 from under_attack import CAT, tiny_target
 
-from erasure_lightning.attacks.target import AttackSettings, AttackTarget
+from erasure_lightning.attacks.target import AttackCase, AttackSettings, AttackTarget
 from erasure_lightning.backbones.tiny import TinyBackbone
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.diffusion.sampling import sample_images, sample_latents
@@ -83,6 +83,18 @@ class TestCases:
     def test_a_style_has_a_thing(self):
         (case,) = tiny_target([Concept("flat", kind="style")]).cases(0)
         assert case.sentence == f"a {case.thing}, flat style"
+
+    @pytest.mark.parametrize(
+        ("concept", "sentence", "template"),
+        [
+            (Concept("cat"), "a cat", "a {}"),
+            (Concept("mage"), "an image of a mage", "an image of a {}"),
+            (Concept("ink", kind="style"), "a sink, ink style", "a sink, {} style"),
+        ],
+        ids=lambda value: getattr(value, "name", value),
+    )
+    def test_the_name_s_letters_in_other_words_are_not_the_name(self, concept, sentence, template):
+        assert AttackCase(concept, sentence, "", 0, [0]).template == template
 
 
 class TestJudgement:

@@ -6,10 +6,12 @@ from recognition import KEPT, recognised, recognised_before
 from shipped import numbers
 from torch.nn.functional import cosine_similarity
 
-from erasure_lightning import erase
+from erasure_lightning import apply_edit, erase
+from erasure_lightning.adapters.base import adapters_of
 from erasure_lightning.adapters.subspace_projection import orthonormal_basis
-from erasure_lightning.backbones.tiny import TinyBackbone
+from erasure_lightning.backbones.tiny import TinyBackbone, TinyFlux, TinyXL
 from erasure_lightning.concepts.concept import Concept
+from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.safree import SAFREE
 from erasure_lightning.testing import check_method, quick_fit
 
@@ -153,6 +155,23 @@ def test_a_cached_prompt_is_encoded_again_at_another_strength():
     adapter.strength = 1.0
     assert not torch.allclose(whole, half, atol=1e-3)
     assert torch.equal(model.encode(["a cat"]).tokens, whole)
+
+
+@pytest.mark.parametrize("family", [TinyXL, TinyFlux])
+@pytest.mark.parametrize("transfer", [False, True])
+def test_a_pipeline_of_the_same_encoder_that_reads_other_states_is_refused(family, transfer):
+    edit = erase(TinyBackbone().to_pipeline(), "cat", SAFREE, progress_bar=False)
+    encoder = TinyBackbone().to_pipeline().text_encoder
+    pipeline = family().to_pipeline()
+    pipeline.text_encoder = encoder
+    words = "needs a pipeline that reads the last states of one text encoder"
+    with pytest.raises(ErasureError, match=f"{words}.*{type(pipeline).__name__}"):
+        apply_edit(edit, pipeline, transfer=transfer)
+    assert not adapters_of(encoder)
+    other = TinyBackbone(seed=1).to_pipeline()  # another denoiser, which reads the same states
+    other.text_encoder = encoder
+    apply_edit(edit, other, transfer=transfer)
+    assert adapters_of(encoder)
 
 
 @pytest.mark.slow

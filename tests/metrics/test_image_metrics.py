@@ -30,6 +30,15 @@ def test_an_image_s_label_is_that_of_its_sentence(scorer):
     assert [accuracy[when].mean for when in STAGES] == [1.0, 0.5]
 
 
+@pytest.mark.parametrize("template", ["a {} in {place}", "{{}}", "{}, {}", "{0} {}"])
+def test_other_braces_of_a_template_are_text(scorer, template):
+    metric = LabelAccuracy(scorer, ["cat", "dog"], template, STAGES, [0])
+    assert torch.equal(
+        metric.texts, scorer.texts([template.replace("{}", x) for x in metric.labels])
+    )
+    assert not torch.equal(*metric.texts)
+
+
 def test_of_labels_in_a_prompt_the_longest_counts(scorer):
     metric = LabelAccuracy(scorer, ["dog", "hot dog", "og"], "{}", STAGES, [0])
     assert metric.label_in("A Hot-dog, please") == "hot dog"

@@ -7,7 +7,7 @@ from PIL import Image
 from report_runs import description, write_images
 
 from erasure_lightning.report import images
-from erasure_lightning.report.images import embed_images, read_image_pairs
+from erasure_lightning.report.images import embed_images, is_readable_image, read_image_pairs
 
 
 @pytest.fixture
@@ -70,6 +70,18 @@ def test_missing_or_broken_images_are_left_out_with_a_note(folder):
     notes = []
     assert len(read_image_pairs(folder, notes)) == 2
     assert notes == ["2 of 4 pairs of images are missing or broken."]
+
+
+def test_a_png_whose_chunks_are_broken_is_left_out(folder):
+    """Pillow raises a SyntaxError for it."""
+    file = io.BytesIO()
+    Image.frombytes("RGB", (16, 16), bytes(range(256)) * 3).save(file, "PNG")
+    length = file.getvalue().index(b"IDAT") - 1  # its last byte
+    content = bytearray(file.getvalue())
+    assert is_readable_image(folder / "000-after.png")
+    content[length] -= 8
+    (folder / "000-after.png").write_bytes(content)
+    assert not is_readable_image(folder / "000-after.png")
 
 
 def test_a_list_cannot_name_files_outside_its_folder(folder, tmp_path):

@@ -5,6 +5,7 @@ import html
 import re
 import shlex
 from dataclasses import replace
+from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
@@ -82,8 +83,11 @@ def test_a_composition_is_made_again_of_its_parts(tmp_path):
 )
 def test_the_command_of_an_attack_has_its_budget_and_its_sampling(attack):
     """Lists and mappings too, and what another config would not have."""
-    seen = AttackSettings(seeds=4, pictures=3, steps=7, guidance=2.5, size=64)
-    protocol = replace(PROTOCOL, seeds=list(range(12)), steps=7, guidance=2.5, size=64)
+    scorer = "owner/clip"  # without which a model of no world cannot be attacked
+    seen = AttackSettings(seeds=4, pictures=3, steps=7, guidance=2.5, size=64, scorer=scorer)
+    protocol = replace(
+        PROTOCOL, scorer=scorer, seeds=list(range(12)), steps=7, guidance=2.5, size=64
+    )
     success = {kind: Estimate(0.5, 0.2, 0.8, 4, 12) for kind in IMAGE_KINDS}
     name = type(attack).__name__
     made = outcome(
@@ -97,3 +101,12 @@ def test_the_command_of_an_attack_has_its_budget_and_its_sampling(attack):
     assert type(again.attack) is type(attack)
     assert again.attack.arguments() == attack.arguments()
     assert again.data == seen
+
+
+def test_the_command_of_an_attack_names_no_scorer_that_is_the_world_s_own():
+    world = pytest.importorskip("erasure_lightning_emoji_world")
+    own = str(Path("/elsewhere", *Path(world.__file__).parent.parts[-1:], "scorer"))
+    for scorer, option in ((own, ""), ("owner/clip", " --data.scorer owner/clip")):
+        protocol = replace(PROTOCOL, backbone="emoji-world", scorer=scorer)
+        command = attack_command(outcome(description("cat"), protocol=protocol), "run")
+        assert command.endswith(f"--data.size {protocol.size}{option}")
