@@ -45,13 +45,15 @@ class SharedWorld:
         monkeypatch.setattr("socket.socket.connect", refuse)
 
     @pytest.fixture(scope="class")
-    def world(self):
-        world = find_world(self.name)
+    @classmethod
+    def world(cls):
+        world = find_world(cls.name)
         assert world is not None
         return world
 
     @pytest.fixture(scope="class")
-    def pipeline(self, world):
+    @classmethod
+    def pipeline(cls, world):
         loaded = world.load_pipeline()
         loaded.set_progress_bar_config(disable=True)
         return loaded

@@ -109,7 +109,8 @@ class TestLatents:
         quick_fit(esd(erase_from=erase_from, latents=bank), 1)
         assert set(bank.sentences.concepts) == named
 
-    def test_on_a_bank_the_original_predicts_no_more(self, monkeypatch):
+    def test_on_a_bank_the_original_predicts_in_rollouts_alone(self, monkeypatch):
+        """Pure noise, the control, needs it in every step."""
         module = esd(latents=TrajectoryBank(trajectories=2, steps=3))
         calls = []
 
@@ -120,10 +121,11 @@ class TestLatents:
         quick_fit(module, 1)
         monkeypatch.setattr(module.original, "denoise", denoise)
         quick_fit(module, 4)
-        assert not calls
-        module.latents = PureNoise()  # the control
-        quick_fit(module, 1)
-        assert calls
+        assert calls == [4] * 3, "two trajectories, with and without their prompts"
+        module.latents = PureNoise()
+        calls.clear()
+        quick_fit(module, 4)
+        assert len(calls) >= 4
 
 
 def test_what_each_part_trains():
