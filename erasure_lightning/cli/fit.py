@@ -34,7 +34,7 @@ def check_fit(argv: list[str]) -> None:
     """Construct what ``erasure fit`` would run, without a model.
 
     Args:
-        argv: Its arguments; nothing is written into the folder that they name.
+        argv: Its arguments; the folder that they name stays as it is.
 
     Raises:
         ErasureError: If ``erasure fit`` would refuse them.

@@ -15,7 +15,7 @@ def parsed_fit(words: Sequence[str]) -> dict[str, Any]:
     """The whole config of a fit, whose method, data and callbacks were constructed from it.
 
     Args:
-        words: Arguments of ``erasure fit``; nothing is written into the folder that they name.
+        words: Arguments of ``erasure fit``; the folder that they name stays as it is.
 
     Raises:
         ErasureError: If `erasure fit` would refuse them.

@@ -55,7 +55,7 @@ class GradientErasure(ErasureModule):
         warmup: Steps of linear warm-up, at least 0.
         latents: Source of noisy latents; by default that of the method (`default_latents`).
         schedule: Learning rate after the warm-up: ``constant``, or ``cosine`` to 0 at the end.
-        optimizer: ``adam``, ``adamw``, or ``adam8bit`` (extra ``bitsandbytes``) of less memory.
+        optimizer: ``adam``, ``adamw``, or ``adam8bit`` (``bitsandbytes``; a quarter of the state).
         weight_decay: At least 0; by default 0, and 0.01 for ``adamw``.
         offload_text: Whether frozen text encoders leave the device once they have encoded prompts.
         loss_space: Space in which the erasure loss compares predictions: ``native``, the model's

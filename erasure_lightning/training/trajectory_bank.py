@@ -234,7 +234,7 @@ def _recall(
     """The original's predictions at steps of trajectories, ``(B, C, h, w)``, computed once.
 
     Args:
-        held: The cached tensors.
+        held: The cached tensors, ``(N, T, ...)`` by trajectory and step.
         query: What the predictions are conditioned on.
         rows: Trajectories, ``(B,)``.
         columns: Their steps, ``(B,)``.
