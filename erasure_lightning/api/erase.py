@@ -103,12 +103,7 @@ def erase(
     callbacks = _retention(cls, retention, retain)
     with ExitStack() as undo:
         _apply_first(base_edit, pipeline, undo)
-        with (
-            torch.inference_mode(False),  # also where the caller draws images without gradients
-            quiet(),
-            interruptible(),
-            as_backbone(pipeline) as borrowed,
-        ):
+        with quiet(), interruptible(), as_backbone(pipeline) as borrowed:
             module = _module(cls, listed, borrowed, seed, arguments)
             data = PromptData(batch_size, templates=list(templates) if templates else None)
             trainer = _trainer(_steps(module, steps), accelerator, callbacks, progress_bar)

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from erasure_lightning.adapters.lora import lora_layers
@@ -68,6 +69,8 @@ def _attributes(module: nn.Module) -> tuple[dict[str, Any], dict[str, dict[Any, 
 def as_backbone(pipeline: Any) -> Iterator[Borrowed]:
     """A pipeline's modules as a `Backbone`; the pipeline is restored afterwards, also on errors.
 
+    Within it a caller's ``torch.inference_mode()`` is off: methods and attacks need gradients.
+
     Args:
         pipeline: Of a family in `FAMILIES`.
 
@@ -76,7 +79,8 @@ def as_backbone(pipeline: Any) -> Iterator[Borrowed]:
     """
     borrowed = Borrowed(pipeline)
     try:
-        yield borrowed
+        with torch.inference_mode(False):
+            yield borrowed
     finally:
         borrowed.restore()
 

@@ -338,11 +338,11 @@ def test_evaluate_and_attack_on_the_emoji_world():
     before, after = own["before"].mean, own["after"].mean
     assert repr(result).startswith(f"Result(UCE of guitar: efficacy {before:.3f} -> {after:.3f}, ")
     assert repr(result).endswith(f", overall {result.overall('after'):.3f})")
-    outcome = attack(
-        edit, pipeline, "SoftEmbedding", trials=AttackSettings(seeds=2, pictures=1, steps=5),
-        steps=1,
-        progress_bar=False,
-    )  # fmt: skip
+    trials = AttackSettings(seeds=2, pictures=1, steps=5)
+    with torch.inference_mode():  # of the caller; the attack needs gradients
+        outcome = attack(
+            edit, pipeline, "SoftEmbedding", trials=trials, steps=1, progress_bar=False
+        )
     assert (outcome.attack, outcome.method, outcome.edit) == ("SoftEmbedding", "UCE", "")
     shares = [f"{kind} {share.mean:.3f}" for kind, share in outcome.success.items()]
     assert repr(outcome) == f"Outcome(SoftEmbedding on guitar: {', '.join(shares)})"
