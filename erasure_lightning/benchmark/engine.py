@@ -5,12 +5,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from threading import Event
 from typing import NamedTuple
 
 from erasure_lightning.benchmark.jobs import Job, Status
-from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.locks import FolderLockedError, lock_folder
 from erasure_lightning.files.writing import write_atomically
 
@@ -61,41 +61,29 @@ class Engine:
         self.parallel = parallel
         self.environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
         self._stop = Event()
-        self._children: set[subprocess.Popen[bytes]] = set()
 
-    def run(self, jobs: Sequence[Job]) -> Iterator[JobResult]:
+    def run(self, jobs: Sequence[Job]) -> Generator[JobResult, None, None]:
         """Run the missing commands of each job, and yield its result as it ends.
 
         On an interruption, children are terminated from here alone; each saves its state and ends
         before the interruption is raised.
-
-        Raises:
-            ErasureError: If joblib is not installed.
         """
-        try:
-            from joblib import Parallel, delayed
-        except ModuleNotFoundError as error:
-            raise ErasureError(
-                "erasure benchmark needs joblib; found none. Install it: pip install"
-                " 'erasure-lightning[benchmark]'."
-            ) from error
-        pool = Parallel(
-            self.parallel, prefer="threads", return_as="generator_unordered", pre_dispatch="all"
-        )
+        pool = ThreadPoolExecutor(self.parallel)
         try:
             locked = []
-            for job, result in pool(delayed(self._try_job)(job) for job in jobs):
+            for future in as_completed([pool.submit(self._try_job, job) for job in jobs]):
+                job, result = future.result()
                 if result:
                     yield result
                 else:
                     locked.append(job)
             if locked:
                 print(f"Waiting for {len(locked)} cells that another process works on.", flush=True)
-            yield from pool(delayed(self._wait_for_job)(job) for job in locked)
+            for waiting in as_completed([pool.submit(self._wait_for_job, job) for job in locked]):
+                yield waiting.result()
         finally:
             self._stop.set()
-            while self._children:
-                time.sleep(_POLL_SECONDS)
+            pool.shutdown(cancel_futures=True)
 
     def _try_job(self, job: Job) -> tuple[Job, JobResult | None]:
         """Run a job; the result is None if another process works on it."""
@@ -150,23 +138,15 @@ class Engine:
                 start_new_session=True,
                 pass_fds=lock,
             )
-            self._children.add(child)
-            try:
-                code = self._wait(child)
-            finally:
-                self._children.discard(child)
+            code = self._wait(child)
         if code == 0:
             return ""
         return failure_message(job.log.read_bytes()[start:].decode(errors="replace"), code)
 
     def _wait(self, child: "subprocess.Popen[bytes]") -> int:
-        try:
-            while child.poll() is None:
-                if self._stop.wait(_POLL_SECONDS):
-                    return _terminate(child)
-        except BaseException:  # with one job, interruptions are raised in this thread
-            _terminate(child)
-            raise
+        while child.poll() is None:
+            if self._stop.wait(_POLL_SECONDS):
+                return _terminate(child)
         return child.wait()
 
 

@@ -153,13 +153,14 @@ def _run(suite: Suite, out: Path, chosen: Sequence[Job], options: argparse.Names
     _check_options(suite, missing)
     for path, text in initial_files(suite, out):
         write_atomically(path, text.encode())
-    threads = options.threads or _threads(options.jobs)
+    engine = Engine(options.jobs, options.threads or _threads(options.jobs))
     print(
         f"{suite.name}: {len(missing)} of {len(chosen)} cells to run, {options.jobs} side by side,"
         f" in {out}"
     )
-    with _interruptible(options.suite, out):
-        for number, done in enumerate(Engine(options.jobs, threads).run(missing), start=1):
+    # Closed first, so that children have ended where an interruption is printed.
+    with _interruptible(options.suite, out), contextlib.closing(engine.run(missing)) as results:
+        for number, done in enumerate(results, start=1):
             cause = f" ({done.message}; see {done.job.log})" if done.message else ""
             print(
                 f"[{number}/{len(missing)}] {done.job}: {done.status} after {done.seconds:.0f}"
