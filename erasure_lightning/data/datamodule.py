@@ -142,6 +142,8 @@ class PromptData(LightningDataModule):
         module.originals = self.originals
         if stage == "fit" and module.automatic_optimization:
             module.training_steps = self.training_steps
+        if stage == "predict":
+            self._requests(1, 1.0)  # a mistake in the file is found before a model is loaded
 
     def train_dataloader(self) -> Draws[PromptBatch]:
         """Concept prompts, a function of seed, rank and step."""
@@ -207,8 +209,7 @@ class PromptData(LightningDataModule):
     def _loader(self, requests: Sequence[ImageRequest]) -> ImageLoader:
         trainer = self.trainer
         assert trainer is not None
-        prompts = (request.prompt for request in requests)
-        warn_of_cut(self._module.backbone, prompts, "prompts to draw")
+        warn_of_cut(self._module.backbone, (each.prompt for each in requests), "prompts to draw")
         ranks = trainer.global_rank, trainer.world_size
         return ImageLoader(requests, self.draw_size, self.size, *ranks)
 
@@ -233,18 +234,22 @@ class PromptData(LightningDataModule):
             for seed in range(seeds)
         ]
 
+    def _requests(self, steps: int, guidance: float) -> list[ImageRequest]:
+        """The CSV's rows, with defaults of a row's settings."""
+        if self.prompts is None:
+            raise ErasureError(
+                "predict needs a CSV of prompts; give --data.prompts FILE (prompt, evaluation_seed,"
+                " case_number)."
+            )
+        return read_prompts(Path(self.prompts), steps, guidance)
+
     def predict_dataloader(self) -> ImageLoader:
         """The CSV's rows.
 
         Raises:
             ErasureError: If there is no CSV, or a row of it cannot be read or generated.
         """
-        if self.prompts is None:
-            raise ErasureError(
-                "predict needs a CSV of prompts; give --data.prompts FILE (prompt, evaluation_seed,"
-                " case_number)."
-            )
-        requests = read_prompts(Path(self.prompts), *self._sampling())
+        requests = self._requests(*self._sampling())
         for request in {request.size: request for request in requests}.values():
             try:  # every size is checked before an image is generated
                 self._module.backbone.latent_shape(request.size)

@@ -258,6 +258,16 @@ def test_each_command_tells_of_prompts_that_are_cut(tmp_path):
         trainer.predict(module, data, return_predictions=False)
 
 
+@pytest.mark.parametrize("rows", [None, "prompt,seed\na cat,\n"])
+def test_a_wrong_file_of_prompts_is_refused_before_a_model_is_loaded(tmp_path, rows):
+    file = tmp_path / "prompts.csv"
+    if rows:
+        file.write_text(rows)
+    module = Distillation(concepts=[Concept("cat")], backbone="no-such-model")
+    with pytest.raises(ErasureError, match=str(file)):
+        quiet_trainer().predict(module, PromptData(prompts=str(file)))
+
+
 def test_nothing_is_said_where_nothing_is_cut(recwarn):
     warn_of_cut(TinyBackbone(), ["a cat", "a dog"], "prompts")
     assert not recwarn
