@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import sys
 from importlib import import_module
 
@@ -16,6 +17,12 @@ _SYSTEM |= {errno.ENOENT}  # removed meanwhile; readers name a file that is miss
 
 #: Those of writing alone; the others may be of reading too.
 _WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+
+#: What to do where model and batch need more memory than there is.
+_MEMORY = (
+    "Lower --data.batch_size, --data.draw_size or the size of images, or set --model.checkpointing"
+    " true; `erasure plan` forecasts the peak of a fit."
+)
 
 #: Options whose value is a path.
 _PATHS = ("--run_dir", "--ckpt_path", "--config", "-c", "--out")
@@ -120,8 +127,17 @@ def _message(error: BaseException) -> tuple[str, int]:
         return f"error: {_system_message(error)}", 2
     if isinstance(error, KeyboardInterrupt):
         return "Interrupted.", 130
+    if _is_of_memory(error):
+        size = re.search(r"ried to allocate ([\d.]+ \w+)", str(error))
+        return f"error: not enough memory{f' for {size[1]} more' if size else ''}. {_MEMORY}", 2
     # An `Interrupted` has an exit code; importing its class would import Lightning.
     return str(error), getattr(error, "exit_code", 0)
+
+
+def _is_of_memory(error: BaseException) -> bool:
+    """Whether memory could not be allocated; torch, whose errors these are, may not be loaded."""
+    is_of_device = type(error).__name__ == "OutOfMemoryError"
+    return is_of_device or isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def _system_message(error: OSError) -> str:

@@ -229,7 +229,7 @@ def with_full_names(value: Any, key: str = "") -> Any:
     if isinstance(value, dict):
         return {
             k: with_full_names(v, f"{key}.{k}" if k == "class_path" else k)
-            for k, v in value.items()
+            for k, v in _with_arguments(value).items()
         }
     if isinstance(value, list) and key == "concepts":
         return concept_list(value)
@@ -239,6 +239,23 @@ def with_full_names(value: Any, key: str = "") -> Any:
         return value
     in_full = _BY_KEY.get(key, class_path if key.endswith(".class_path") else None)
     return in_full(value) if in_full else value
+
+
+def _with_arguments(entry: dict[str, Any]) -> dict[str, Any]:
+    """A mapping of a config; an ``init_args`` without a value is left out.
+
+    Raises:
+        ErasureError: If ``init_args`` is no mapping.
+    """
+    arguments = entry.get("init_args", {})
+    if arguments is None:
+        return {key: value for key, value in entry.items() if key != "init_args"}
+    if not isinstance(arguments, dict):
+        raise ErasureError(
+            f"init_args of {entry.get('class_path', 'a class')} needs entries NAME: VALUE; found"
+            f" {arguments!r}."
+        )
+    return entry
 
 
 def _item(value: Any, key: str) -> Any:

@@ -689,6 +689,17 @@ def test_the_same_seed_gives_the_same_edit(folder):
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 
+def test_a_method_without_arguments_takes_them_from_the_command_line(folder, error):
+    for arguments, name in (("", "empty"), (" []", "list")):
+        Path(f"{name}.yaml").write_text(f"model:\n  class_path: ESD\n  init_args:{arguments}\n")
+    assert error("fit", "--config", "empty.yaml") == (
+        "model needs concepts, backbone: give --model.concepts and --model.backbone"
+    )
+    assert error("fit", "--config", "list.yaml") == (
+        "init_args of ESD needs entries NAME: VALUE; found []."
+    )
+
+
 def test_a_full_disk_is_one_line(error, folder, monkeypatch):
     def full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -706,6 +717,39 @@ def denied(number, name):
         raise OSError(number, os.strerror(number), name)
 
     return work
+
+
+@pytest.mark.parametrize(
+    ("cause", "beginning"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has"),
+            "not enough memory for 2.50 GiB more. Lower --data.batch_size",
+        ),
+        (
+            RuntimeError("DefaultCPUAllocator: can't: you tried to allocate 7 bytes. Error code"),
+            "not enough memory for 7 bytes more. Lower --data.batch_size",
+        ),
+        (MemoryError(), "not enough memory. Lower --data.batch_size"),
+    ],
+)
+def test_memory_that_is_not_there_is_one_line(error, monkeypatch, cause, beginning):
+    def fail(*argv):
+        raise cause
+
+    monkeypatch.setattr("erasure_lightning.cli.fit.run_fit", fail)
+    assert error("fit").startswith(beginning)
+
+
+def test_another_error_of_torch_keeps_its_traceback(monkeypatch):
+    """The control: it is no mistake of the user."""
+
+    def fail(*argv):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr("erasure_lightning.cli.fit.run_fit", fail)
+    with pytest.raises(RuntimeError, match="mat1"):
+        main(["fit"])
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.ENOENT])
