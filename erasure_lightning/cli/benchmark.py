@@ -23,8 +23,8 @@ from erasure_lightning.benchmark.suite import Suite
 from erasure_lightning.benchmark.suite_reader import SuiteReader
 from erasure_lightning.checks import require
 from erasure_lightning.cli.arguments import Arguments, suggestion
+from erasure_lightning.cli.concept_options import find_concepts
 from erasure_lightning.cli.configs import SHIPPED, config_content
-from erasure_lightning.cli.short_names import find_concepts
 from erasure_lightning.concepts.concept import shortened_names
 from erasure_lightning.concepts.files import read_concepts
 from erasure_lightning.concepts.worlds import find_world

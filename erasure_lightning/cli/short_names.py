@@ -1,4 +1,4 @@
-"""Short names of classes, loggers, configs and concepts, and the full ones the parser needs."""
+"""Short names of classes, loggers and configs, and the full ones that the parser needs."""
 
 import json
 import os
@@ -6,19 +6,16 @@ import re
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from erasure_lightning.backbones.sources import locate_pipeline
-from erasure_lightning.cli.configs import SHIPPED, find_config, load_yaml
+from erasure_lightning.cli.concept_options import concept_list, concepts, concepts_option
+from erasure_lightning.cli.configs import find_config, load_yaml
 from erasure_lightning.cli.options import CONFIG_OPTIONS, Option
 from erasure_lightning.cli.slow_import import load_with_notice
-from erasure_lightning.concepts.concept import Concepts
-from erasure_lightning.concepts.files import CONCEPT_FIELDS, read_concepts, read_entry
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.files.words import did_you_mean
 from erasure_lightning.registry import (
     Offer,
     find_attack,
@@ -133,63 +130,6 @@ def backbone_option(name: str) -> str | dict[str, str]:
     if isinstance(value, str) and os.path.isfile(value):
         locate_pipeline(value)
     return value
-
-
-def concepts(name: str) -> Concepts:
-    """The concepts of a file, so that the run's config needs no other file.
-
-    Raises:
-        ErasureError: If there is no such file, or it cannot be read.
-    """
-    file = find_concepts(name)
-    return Concepts(tuple(read_concepts(file)), file)
-
-
-def concepts_option(name: str) -> dict[str, str]:
-    """A file of concepts as an option's value.
-
-    The parser's loader makes one value of it; a bare path the parser would read itself.
-
-    Raises:
-        ErasureError: If there is no such file.
-    """
-    return {"concepts": str(find_concepts(name))}
-
-
-def concept_list(value: list[Any]) -> Any:
-    """Concepts of a list of mappings as one value; any other list as it is, for the parser's error.
-
-    Raises:
-        ErasureError: If a concept's value is wrong, with its place.
-    """
-    if not all(
-        isinstance(entry, dict) and "name" in entry and entry.keys() <= {*CONCEPT_FIELDS}
-        for entry in value
-    ):
-        return value
-    return Concepts(
-        tuple(read_entry(entry, f"model.concepts[{i}]") for i, entry in enumerate(value))
-    )
-
-
-def find_concepts(name: str) -> Path:
-    """A file of concepts by path, else a shipped one by name.
-
-    Raises:
-        ErasureError: If there is none, with the shipped one of the most similar name.
-    """
-    path = Path(name)
-    shipped = SHIPPED / "concepts"
-    ours = [shipped / name, shipped / f"{name}.yaml"] if path.parent == Path() else []
-    for file in (path, *ours):
-        if os.path.isfile(file):  # unlike Path.is_file no error where a name is too long
-            return file
-    known = sorted(p.stem for p in shipped.glob("*.yaml"))
-    raise ErasureError(
-        f"--model.concepts needs a list, or a CSV, YAML or text file; found no file {name!r}."
-        f"{did_you_mean(path.stem, known)} A list looks like '[{{name: cigarette}}]'."
-        f" Shipped files: {', '.join(known) or 'none'}."
-    )
 
 
 #: What gives the full name of a string under a key of a config.

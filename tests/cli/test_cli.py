@@ -242,7 +242,7 @@ def test_concepts_come_from_a_file(capsys, folder, monkeypatch, file):
     (folder / "c.csv").write_text("name,anchor\ncat,dog\n")
     (folder / "concepts").mkdir()
     (folder / "concepts" / "c.yaml").write_text("- {name: cat, anchor: dog}\n")
-    monkeypatch.setattr("erasure_lightning.cli.short_names.SHIPPED", folder)
+    monkeypatch.setattr("erasure_lightning.cli.concept_options.SHIPPED", folder)
     inline = printed(capsys, *SAGE)
     assert printed(capsys, *SAGE, "--model.concepts", file) == inline
     assert printed(capsys, *SAGE, f"--model.concepts={file}") == inline
