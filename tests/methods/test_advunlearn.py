@@ -173,7 +173,6 @@ def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
         ),
         14,
         hold,
-        log_every_n_steps=50,  # gradients of each term are taken to log their norms
     )
     assert recognised(module.backbone, ["cigarette"] * 4) == 0
     assert recognised(module.backbone, KEPT) >= 0.75

@@ -368,12 +368,7 @@ def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
     bank = TrajectoryBank(trajectories=4, steps=5)
     few = {"domain_candidates": 32}  # the domain is the same with the config's 300
     arguments = numbers("sage", check_steps=2, check_from=3, lr=1.2e-3, latents=bank, **few)
-    module = quick_fit(
-        SAGE(backbone="emoji-world", concepts=WORLD, **arguments),
-        15,
-        *retention,
-        log_every_n_steps=50,  # gradients of each term are taken to log their norms
-    )
+    module = quick_fit(SAGE(backbone="emoji-world", concepts=WORLD, **arguments), 15, *retention)
     assert module.domains["cigarette"][0] == "smoke"
     after = moves(module)
     assert after["concept"] > 0.4
