@@ -32,7 +32,7 @@ def pipeline_of(family=TinyBackbone, dtype=torch.float32):
 
 def latents(pipeline, prompt="a cat"):
     generator = torch.Generator().manual_seed(0)
-    settings = {"num_inference_steps": 2, "guidance_scale": 3.0, "output_type": "latent"}
+    settings = {"num_inference_steps": 1, "guidance_scale": 3.0, "output_type": "latent"}
     return pipeline(prompt, generator=generator, **settings).images
 
 
