@@ -244,7 +244,7 @@ def quick_fit(
         accelerator="cpu",
         limit_val_batches=0,
         callbacks=[*callbacks, _SaveAt(steps, save if total else None, stop=True)],
-        **_QUIET | {"log_every_n_steps": 2} | trainer,
+        **_QUIET | trainer,
     )
     runner.fit(module, PromptData(batch_size=2), ckpt_path=resume, weights_only=True)
     if save and not total:

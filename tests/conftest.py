@@ -14,27 +14,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_CBWR", "AUTO")
 
 import pytest
-import torch
 from forks import forking
-from lightning import LightningModule
-from lightning.fabric.utilities import registry
-from lightning.pytorch.strategies import Strategy
-from loaded_once import copies_of_one
 
-from erasure_lightning.__main__ import main
-from erasure_lightning.backbones.tiny import TinyBackbone
-from erasure_lightning.benchmark import engine
-from erasure_lightning.concepts.prompt_lists import read_prompt_list
-from erasure_lightning.concepts.worlds import find_world
-from erasure_lightning.methods import sage
-from erasure_lightning.training import base
+# Fixtures import torch, Lightning and the package themselves: the process that hands tests to the
+# workers of pytest-xdist reads this file too, and they wait for it.
+
+# Models are webs of many small objects: no search for garbage for every few hundred.
+gc.set_threshold(20_000, 20, 20)
 
 WORLDS = ("emoji-world", "emoji-world-xl", "emoji-world-flux")
-
-# What is imported stays, and models are webs of many small objects: the collector need not look
-# through all of it for every few hundred that are made.
-gc.freeze()
-gc.set_threshold(20_000, 20, 20)
 
 # A shell that runs the tests in the background lets them ignore Ctrl-C, which some of them press.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -49,14 +37,28 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
+def pytest_collection_finish():
+    """What is imported stays: the garbage collector need not look through it again."""
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def seeded():
+    import torch
+
     torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")
 def erasure(tmp_path_factory, worlds_read_once):
     """The program `erasure`, whose processes are forks; a benchmark's jobs are too."""
+    import torch
+
+    from erasure_lightning.__main__ import main
+    from erasure_lightning.benchmark import engine
+    from erasure_lightning.concepts.worlds import find_world
+    from erasure_lightning.training import base
+
     path = tmp_path_factory.mktemp("bin") / "erasure"
 
     def run(argv):
@@ -73,6 +75,8 @@ def erasure(tmp_path_factory, worlds_read_once):
 @pytest.fixture(autouse=True, scope="session")
 def few_words_of_english():
     """SAGE encodes each word of its vocabulary once, and 20,840 show no more than some."""
+    from erasure_lightning.concepts.prompt_lists import read_prompt_list
+    from erasure_lightning.methods import sage
 
     def read(name, owner):
         return read_prompt_list(name, owner)[:: 100 if name == "english" else 1]
@@ -83,8 +87,23 @@ def few_words_of_english():
 
 
 @pytest.fixture(autouse=True, scope="session")
+def few_pairs_in_saliency_maps():
+    """ANT's maps are sums over batches of pairs: two show it as well as five."""
+    from erasure_lightning.methods import ant
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ant, "_PAIRS", 4)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
 def worlds_read_once():
     """What fits edit are copies of our trained worlds; all else may be another model next time."""
+    from loaded_once import copies_of_one
+
+    from erasure_lightning.concepts.worlds import find_world
+    from erasure_lightning.training import base
+
     read = base.load_backbone
     copied = copies_of_one(read)
 
@@ -100,6 +119,8 @@ def worlds_read_once():
 @pytest.fixture(autouse=True, scope="session")
 def trainers_search_once():
     """Every trainer asks all packages installed for entry points of Lightning; none has one."""
+    from lightning.fabric.utilities import registry
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(registry, "entry_points", cache(registry.entry_points))
         yield
@@ -122,6 +143,9 @@ def signatures_read_once():
 @pytest.fixture(autouse=True, scope="session")
 def moved_if_elsewhere():
     """Trainers on the CPU move modules there, parameter by parameter, where all are already."""
+    import torch
+    from lightning import LightningModule
+
     kind = LightningModule
     move, leave = kind.to, kind.cpu
 
@@ -145,6 +169,8 @@ def built_without_modes():
 
     On the CPU there is nothing to choose.
     """
+    import torch
+    from lightning.pytorch.strategies import Strategy
 
     @contextmanager
     def tensor_init_context(self, empty_init=None):
@@ -159,6 +185,8 @@ def built_without_modes():
 
 @pytest.fixture
 def tiny():
+    from erasure_lightning.backbones.tiny import TinyBackbone
+
     return TinyBackbone()
 
 

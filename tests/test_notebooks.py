@@ -23,7 +23,13 @@ SMALLER = {
     '"steps": 10': '"steps": 2',
     "methods: [uce, speed]": "methods: [uce]",
     ", tobacco, cigar, smoker], neighbours: [pill, syringe]": "], neighbours: [pill]",
-    ", dead, skeleton], neighbours: [ghost, alien]": "], neighbours: [ghost]",
+    "\n  - {name: skull, anchor: jack-o-lantern, domain: [death, dead, skeleton],"
+    " neighbours: [ghost, alien]}": "",
+    ', "smoking", "a lollipop", "a guitar", "a fox"]': "]",
+    "PromptData(batch_size=8)": "PromptData(batch_size=2)",
+    "LocalNoisePreservation(weight=1.0, batch_size=12)": (
+        "LocalNoisePreservation(weight=1.0, batch_size=2)"
+    ),
 }
 
 

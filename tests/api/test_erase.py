@@ -32,7 +32,7 @@ def pipeline_of(family=TinyBackbone, dtype=torch.float32):
 
 def latents(pipeline, prompt="a cat"):
     generator = torch.Generator().manual_seed(0)
-    settings = {"num_inference_steps": 2, "guidance_scale": 3.0, "output_type": "latent"}
+    settings = {"num_inference_steps": 1, "guidance_scale": 3.0, "output_type": "latent"}
     return pipeline(prompt, generator=generator, **settings).images
 
 
@@ -329,7 +329,7 @@ def test_evaluate_and_attack_on_the_emoji_world():
     pipeline = world.load_pipeline()
     edit = erase(pipeline, "guitar", method="UCE", anchor="drum", progress_bar=False)
     edit.strength = 0.5
-    result = evaluate(edit, pipeline, seeds=2, others=3, steps=8, progress_bar=False)
+    result = evaluate(edit, pipeline, seeds=2, others=3, steps=6, progress_bar=False)
     own = result.estimates["efficacy"]["recognized"]
     assert own["before"].mean > 0.9
     assert own["after"].mean < 0.3

@@ -120,7 +120,8 @@ def test_a_lora_draws_as_the_edit_does(edited, path):
     assert not torch.equal(before, latents(pipeline))
 
 
-def test_the_error_in_images_is_that_of_the_low_rank_factors(tmp_path, capfd):
+def test_the_error_in_images_is_that_of_the_low_rank_factors(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr("erasure_lightning.edits.image_error._STEPS", 4)
     errors = {}
     own = erased(TinyBackbone, "closed")
     for method, rank in (("full", 1), ("full", 64), ("closed", 64)):

@@ -164,7 +164,7 @@ def test_a_kill_behind_the_last_step_and_before_the_edit(folder, method, tmp_pat
     settings = config(method)
     settings["trainer"]["max_steps"] = 4
     settings["trainer"]["callbacks"] = [
-        {"class_path": "RetentionMonitor", "init_args": {"every": 2, "steps": 2}}
+        {"class_path": "RetentionMonitor", "init_args": {"every": 2, "count": 2, "steps": 2}}
     ]
     (tmp_path / "given.yaml").write_text(yaml.safe_dump(settings | {"save_every": 2}))
     fit = ["fit", "--config", str(tmp_path / "given.yaml"), "--run_dir"]

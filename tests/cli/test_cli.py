@@ -76,11 +76,21 @@ def test_light_commands_do_not_import_torch(argv):
     )
 
 
-def test_a_run_is_parsed_without_what_it_may_never_need():
-    code = "import sys; import erasure_lightning.cli.run; print(*sys.modules)"
-    output = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    ).stdout
+@pytest.fixture(scope="module")
+def imported():
+    """What a fresh process has imported once a plan has torchmetrics, and once a run is parsed."""
+    code = (
+        "import sys; from erasure_lightning.cli import light_plan;"
+        " light_plan._import_torchmetrics(); print(*sys.modules);"
+        " import erasure_lightning.cli.run; print(*sys.modules)"
+    )
+    command = [sys.executable, "-c", code]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    plan, run = (set(line.split()) for line in output.splitlines()[-2:])
+    return {"plan": plan, "run": run}
+
+
+def test_a_run_is_parsed_without_what_it_may_never_need(imported):
     never = {
         "diffusers",
         "peft",
@@ -91,20 +101,13 @@ def test_a_run_is_parsed_without_what_it_may_never_need():
         "pandas",
         "nudenet",
     }
-    assert not never & set(output.splitlines()[-1].split())
+    assert "erasure_lightning.cli.run" in imported["run"]
+    assert not never & imported["run"]
 
 
-def test_a_plan_imports_torchmetrics_without_what_it_plots_with():
-    code = (
-        "import sys; from erasure_lightning.cli import light_plan;"
-        " light_plan._import_torchmetrics(); print(*sys.modules)"
-    )
-    output = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    ).stdout
-    imported = output.splitlines()[-1].split()
-    assert "torchmetrics" in imported
-    assert not {"scipy", "matplotlib"} & set(imported)
+def test_a_plan_imports_torchmetrics_without_what_it_plots_with(imported):
+    assert "torchmetrics" in imported["plan"]
+    assert not {"scipy", "matplotlib"} & imported["plan"]
 
 
 def test_help_lists_every_command(capsys):

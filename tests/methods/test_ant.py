@@ -74,13 +74,6 @@ def moved(module, question):
     ]
 
 
-@pytest.fixture
-def few_pairs(monkeypatch):
-    """Masks of few latents, which take less time than the contract's steps."""
-    monkeypatch.setattr("erasure_lightning.methods.ant._PAIRS", 4)
-
-
-@pytest.mark.usefixtures("few_pairs")
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -94,7 +87,6 @@ def test_contract(arguments):
     check_method(ANT, **VARIANT, **(ARGUMENTS | {"latents": bank(), "maps": 2} | arguments))
 
 
-@pytest.mark.usefixtures("few_pairs")
 def test_contract_on_pure_noise_and_the_world():
     check_method(ANT, maps=1, **ARGUMENTS)
 
@@ -219,12 +211,12 @@ def test_arguments_out_of_range(arguments, words):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("few_pairs")
 def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
     arguments = numbers("ant", lr=3e-4, latents=TrajectoryBank(trajectories=8, steps=10))
     module = quick_fit(
         ANT(backbone="emoji-world", concepts=[Concept("cigarette")], **arguments), 80
     )  # of 2 pairs, there 80 of 4
-    assert recognised_before(module, ["cigarette"] * 4) == 1
-    assert recognised(module.backbone, ["cigarette"] * 4) == 0
+    # In as many steps as the bank's: the early ones are retained.
+    assert recognised_before(module, ["cigarette"] * 4, steps=10) == 1
+    assert recognised(module.backbone, ["cigarette"] * 4, steps=10) == 0
     assert recognised(module.backbone, KEPT) == 1

@@ -197,7 +197,7 @@ def test_a_bank_is_counted_and_rolled_out_for_one_step_alone():
 def test_rollouts_of_all_steps_are_counted(trajectories, refresh):
     def module():
         student = refresh > 0
-        bank = TrajectoryBank(trajectories, steps=4, student=student, refresh=refresh)
+        bank = TrajectoryBank(trajectories, steps=2, student=student, refresh=refresh)
         concepts = [Concept("cat"), Concept("dog")]
         return ESD(backbone=TinyBackbone(), concepts=concepts, latents=bank)
 

@@ -110,7 +110,11 @@ def test_both_terms_join_the_loss_of_a_trivial_method():
     owner = module(Watching)
     with pytest.warns(UserWarning, match="Watching edits no text encoder"):
         quick_fit(
-            owner, 2, GlobalSemanticAlignment(prompts=KEPT), LocalNoisePreservation(prompts=KEPT)
+            owner,
+            2,
+            GlobalSemanticAlignment(prompts=KEPT),
+            LocalNoisePreservation(prompts=KEPT),
+            log_every_n_steps=2,
         )
     assert {
         "loss/erasure",

@@ -163,7 +163,6 @@ def test_every_step_draws_anew():
 
 
 def test_terms_have_the_weight_of_their_step_and_a_gradient_norm_of_all_parameters():
-    """Norms are logged at every second step here."""
     module = Recorder()
     module.configure_model()
     steps = []
@@ -173,7 +172,7 @@ def test_terms_have_the_weight_of_their_step_and_a_gradient_norm_of_all_paramete
         term=lambda owner: torch.stack([p.sum() for p in owner.trainable().values()]).sum(),
     )
     module.retention.append(term)
-    quick_fit(module, 4)
+    quick_fit(module, 4, log_every_n_steps=2)
     assert steps == [0, 1, 2, 3]
     norms = [(step, value) for step, name, value in module.logged if name == "gradient/sum"]
     count = sum(p.numel() for p in module.trainable().values())

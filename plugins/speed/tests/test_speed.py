@@ -234,7 +234,7 @@ def recognised(model, words):
     """Share of images of ``a WORD`` that the world's scorer calls so."""
     scorer, labels = Scorer.load(model.world.scorer), [label.name for label in model.world.labels]
     generated = sample_images(
-        model, [f"a {word}" for word in words], range(len(words)), steps=20, guidance=4.0
+        model, [f"a {word}" for word in words], range(len(words)), steps=10, guidance=4.0
     )
     nearest = (
         scorer.images(generated) @ scorer.texts([f"a {label}" for label in labels]).T
