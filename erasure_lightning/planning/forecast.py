@@ -74,6 +74,8 @@ class FitForecast:
 class _StepRecorder(Callback):
     """Records peak memory and evaluations of the first and the last step, and skips the others.
 
+    A step of the optimizer has as many batches as gradients are accumulated.
+
     Args:
         memory: The tracker that is active during the fit.
         foreach: Whether the optimizer updates all weights at once, as on the planned device.
@@ -91,6 +93,8 @@ class _StepRecorder(Callback):
         self.inverted = 0
         self.peaks = {"preparing": 0, "step": 0}
         self.counts: list[dict[str, int]] = []
+        #: Whether the optimizer's step waits for further batches.
+        self._accumulates = False
 
     def on_train_start(self, trainer: Trainer, *_: Any) -> None:
         for optimizer in trainer.optimizers:
@@ -99,13 +103,21 @@ class _StepRecorder(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         peak = self.memory.restart()
+        if self._accumulates:
+            return
         if not self.counts:
             self.peaks["preparing"] = max(self.peaks["preparing"], peak)
         for counter in self.counters:
             counter.counts = {}
 
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         self.peaks["step"] = max(self.peaks["step"], self.memory.restart())
+        is_whole = (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
+        self._accumulates = not is_whole
+        if self._accumulates:
+            return
         self.counts.append(_total(counter.counts for counter in self.counters))
         last = cast(Any, trainer).datamodule.training_steps - 1
         if trainer.global_step > last or len(self.counts) > 1:
@@ -279,16 +291,14 @@ def _measurement(
 ) -> tuple[int, int, int]:
     """Images of each model, evaluated latents of both, and peak memory in bytes."""
     batches = list(data.test_dataloader())
-    evaluations = 0
-    for batch in batches:
-        evaluations += len(batch.requests) * batch.steps * (2 if batch.guidance > 1 else 1)
+    images = sum(len(batch.requests) for batch in batches)
     for counter in counters:
         counter.sampling_peak = 0
+    before = sum(counter.sampled for counter in counters)
     memory.restart()
-    single_step = batches[0]._replace(
-        requests=[request._replace(steps=1) for request in batches[0].requests]
-    )
+    first = batches[0]  # the others have its settings
     for model in (module.original, module.backbone):
-        sample_batch(model, single_step)
+        sample_batch(model, first)
     peak = max(memory.restart(), *(counter.sampling_peak for counter in counters))
-    return sum(len(batch.requests) for batch in batches), 2 * evaluations, peak
+    evaluations = sum(counter.sampled for counter in counters) - before
+    return images, evaluations * images // len(first.requests), peak
