@@ -74,8 +74,6 @@ class FitForecast:
 class _StepRecorder(Callback):
     """Records peak memory and evaluations of the first and the last step, and skips the others.
 
-    A step of the optimizer has as many batches as gradients are accumulated.
-
     Args:
         memory: The tracker that is active during the fit.
         foreach: Whether the optimizer updates all weights at once, as on the planned device.
@@ -93,17 +91,15 @@ class _StepRecorder(Callback):
         self.inverted = 0
         self.peaks = {"preparing": 0, "step": 0}
         self.counts: list[dict[str, int]] = []
-        #: Whether the optimizer's step waits for further batches.
-        self._accumulates = False
 
     def on_train_start(self, trainer: Trainer, *_: Any) -> None:
         for optimizer in trainer.optimizers:
             for group in optimizer.param_groups:
                 group["foreach"] = self.foreach
 
-    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+    def on_train_batch_start(self, trainer: Trainer, _: Any, batch: Any, batch_idx: int) -> None:
         peak = self.memory.restart()
-        if self._accumulates:
+        if batch_idx % trainer.accumulate_grad_batches:  # within a step
             return
         if not self.counts:
             self.peaks["preparing"] = max(self.peaks["preparing"], peak)
@@ -114,9 +110,7 @@ class _StepRecorder(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self.peaks["step"] = max(self.peaks["step"], self.memory.restart())
-        is_whole = (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
-        self._accumulates = not is_whole
-        if self._accumulates:
+        if (batch_idx + 1) % trainer.accumulate_grad_batches and not trainer.is_last_batch:
             return
         self.counts.append(_total(counter.counts for counter in self.counters))
         last = cast(Any, trainer).datamodule.training_steps - 1
@@ -290,15 +284,15 @@ def _measurement(
     memory: MemoryTracker,
 ) -> tuple[int, int, int]:
     """Images of each model, evaluated latents of both, and peak memory in bytes."""
-    batches = list(data.test_dataloader())
-    images = sum(len(batch.requests) for batch in batches)
+    loader = data.test_dataloader()
     for counter in counters:
         counter.sampling_peak = 0
     before = sum(counter.sampled for counter in counters)
     memory.restart()
-    first = batches[0]  # the others have its settings
+    first = loader.batches[0]  # the others have its settings
     for model in (module.original, module.backbone):
         sample_batch(model, first)
     peak = max(memory.restart(), *(counter.sampling_peak for counter in counters))
     evaluations = sum(counter.sampled for counter in counters) - before
+    images = len(loader.requests)
     return images, evaluations * images // len(first.requests), peak
