@@ -103,16 +103,15 @@ class ImageLoader:
                 f"{ranks} processes need an image each to generate; found {len(requests)}. Use"
                 " fewer devices."
             )
+        self.requests = [request._replace(size=request.size or size) for request in requests]
         equal: dict[tuple[object, ...], list[ImageRequest]] = {}
-        for request in requests:
-            key = (request.steps, request.guidance, request.size or size)
-            equal.setdefault(key, []).append(request)
+        for request in self.requests:
+            equal.setdefault((request.steps, request.guidance, request.size), []).append(request)
         batches = [
-            ImageBatch(part or group[-1:], group[0].size or size, is_repeated=not part)
+            ImageBatch(part or group[-1:], group[0].size, is_repeated=not part)
             for group in equal.values()
             for part in _parts(group, count, ranks)
         ]
-        self.requests = list(requests)
         self.batches = batches[rank::ranks]
 
     def __len__(self) -> int:

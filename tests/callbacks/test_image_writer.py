@@ -21,7 +21,7 @@ ROWS = [
 ]
 
 
-def predict(folder, rows=ROWS, draw_size=3, **kwargs):
+def predict(folder, rows=ROWS, draw_size=3, size=None, **kwargs):
     prompts = folder.parent / f"{folder.name}.csv"
     with prompts.open("w", newline="") as file:
         csv.writer(file).writerows([("case_number", "prompt", "evaluation_seed"), *rows])
@@ -30,7 +30,8 @@ def predict(folder, rows=ROWS, draw_size=3, **kwargs):
         callbacks=[ImageWriter()],
         **kwargs,
     )
-    data = PromptData(prompts=str(prompts), steps=3, guidance=2.5, draw_size=draw_size)
+    sampling = {"steps": 3, "guidance": 2.5, "size": size}
+    data = PromptData(prompts=str(prompts), draw_size=draw_size, **sampling)
     module = Redirection(concepts=[Concept("cat", "dog")], backbone=TinyBackbone())
     trainer.predict(module, data, return_predictions=False)
 
@@ -53,11 +54,12 @@ def test_the_manifest_describes_each_image(tmp_path):
             assert len(pixels(tmp_path / "run" / row[kind])) == 3 * 16 * 16
 
 
-def test_the_manifest_is_a_prompt_file(tmp_path):
-    predict(tmp_path / "run")
+@pytest.mark.parametrize("size", [None, 24])
+def test_the_manifest_is_a_prompt_file(tmp_path, size):
+    predict(tmp_path / "run", size=size)
     requests = read_prompts(tmp_path / "run" / "manifest.csv", steps=50, guidance=7.5)
     assert [(int(s.case), s.prompt, s.seed) for s in requests] == ROWS
-    assert {(s.steps, s.guidance) for s in requests} == {(3, 2.5)}
+    assert {(s.steps, s.guidance, s.size) for s in requests} == {(3, 2.5, size)}
 
 
 def test_a_seed_gives_the_same_image_in_any_batch(tmp_path):
