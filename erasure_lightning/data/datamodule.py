@@ -244,13 +244,13 @@ class PromptData(LightningDataModule):
                 "predict needs a CSV of prompts; give --data.prompts FILE (prompt, evaluation_seed,"
                 " case_number)."
             )
-        requests = read_prompts(Path(self.prompts), *self._sampling())
-        for request in {request.size: request for request in requests}.values():
+        loader = self._loader(read_prompts(Path(self.prompts), *self._sampling()))
+        for request in {request.size: request for request in loader.requests}.values():
             try:  # every size is checked before an image is generated
                 self._module.backbone.latent_shape(request.size)
             except ErasureError as error:
                 raise ErasureError(f"{self.prompts}, case {request.case}: {error}") from error
-        return self._loader(requests)
+        return loader
 
 
 def warn_of_cut(backbone: Backbone, prompts: Iterable[str], what: str) -> None:

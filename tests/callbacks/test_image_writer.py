@@ -129,15 +129,14 @@ def test_images_have_the_sizes_and_the_order_of_the_file(tmp_path):
         assert file.size == (24, 16)
 
 
-def test_a_size_the_model_cannot_take_is_refused_before_anything_is_drawn(tmp_path):
-    (tmp_path / "p.csv").write_text("prompt,seed,width,height\na,1,16,16\nb,2,16,17\n")
-    trainer = quiet_trainer(
-        default_root_dir=tmp_path / "run",
-    )
+@pytest.mark.parametrize(("last", "size"), [("16,17", None), (",", 17)])
+def test_a_size_the_model_cannot_take_is_refused_before_anything_is_drawn(tmp_path, last, size):
+    (tmp_path / "p.csv").write_text(f"prompt,seed,width,height\na,1,16,16\nb,2,{last}\n")
+    trainer = quiet_trainer(default_root_dir=tmp_path / "run", callbacks=[ImageWriter()])
     module = Redirection(concepts=[Concept("cat", "dog")], backbone=TinyBackbone())
+    data = PromptData(prompts=str(tmp_path / "p.csv"), steps=2, size=size)
     with pytest.raises(
         ErasureError, match="p.csv, case 1: .* needs a size that is a multiple of .* found 17"
     ):
-        trainer.predict(
-            module, PromptData(prompts=str(tmp_path / "p.csv"), steps=2), return_predictions=False
-        )
+        trainer.predict(module, data, return_predictions=False)
+    assert not (tmp_path / "run" / "edited").exists()
