@@ -29,6 +29,7 @@ from erasure_lightning.callbacks.progress import Progress
 from erasure_lightning.callbacks.sample_grid import SampleGrid
 from erasure_lightning.callbacks.watchdog import Watchdog
 from erasure_lightning.data.datamodule import PromptData
+from erasure_lightning.distributed.lightning_internals import launches_by_multiprocessing
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.locks import lock_folder
 from erasure_lightning.runs.csv_log import MetricsFile
@@ -188,7 +189,16 @@ def running(
         run: Its folder, which the first rank locks, unless Lightning only tries the run.
         watchdog: Monitors the ranks.
         prepare: Checks and fills the folder once it is locked.
+
+    Raises:
+        ErasureError: If the ranks would be children of this process, as in a notebook.
     """
+    if launches_by_multiprocessing(trainer):
+        raise ErasureError(
+            "A run on several devices needs ranks that are programs (strategy ddp or fsdp2); found"
+            " children of this process, as a notebook starts them. Run it as a script or with"
+            " `erasure fit`, or give devices=1."
+        )
     writes = trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False)
     with _locked(run, prepare) if writes else nullcontext(), watchdog.watching(trainer):
         yield

@@ -1,13 +1,13 @@
 """`PairedImages`: base of callbacks on images of both models from the same noise."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from erasure_lightning.data.image_plan import ImageRequest
+from erasure_lightning.data.image_plan import ImageBatch, ImageRequest
 from erasure_lightning.distributed.collectives import all_gather_items
 from erasure_lightning.training.base import ErasureModule
 
@@ -35,9 +35,12 @@ class PairedImages(Callback, ABC):
 
     def _begin(self, module: LightningModule, loader: Any) -> None:
         assert isinstance(module, ErasureModule)
-        self.begin(
-            module, all_gather_items([request for batch in loader for request in batch.requests])
-        )
+        own = [request for batch in loader if not batch.is_repeated for request in batch.requests]
+        self.begin(module, all_gather_items(own))
+
+    def _take(self, batch: ImageBatch, images: Mapping[str, Tensor]) -> None:
+        if not batch.is_repeated:  # or another rank processes the same images
+            self.take(batch.requests, images["original"], images["edited"])
 
     def _finish(self, trainer: Trainer, module: LightningModule) -> None:
         assert isinstance(module, ErasureModule)
@@ -55,13 +58,13 @@ class PairedImages(Callback, ABC):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: int
     ) -> None:
         """Process a batch."""
-        self.take(batch.requests, outputs["original"], outputs["edited"])
+        self._take(batch, outputs)
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: int
     ) -> None:
         """Process a batch."""
-        self.take(batch.requests, outputs["original"], outputs["edited"])
+        self._take(batch, outputs)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Finish after the last batch."""

@@ -4,6 +4,7 @@ import logging
 import warnings
 from typing import Any
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser
 from rich.console import Console
 from rich.table import Table
@@ -163,6 +164,8 @@ class Planner(CommandLine):
                 accelerator=str(trainer.accelerator),
                 **arguments,
             )
+        except MisconfigurationException as error:  # of the trainer, as of `erasure fit`
+            raise ErasureError(str(error)) from error
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
             raise ErasureError(
                 f"{type(self.model).__name__} asks {error.func} for values, which a plan does not"

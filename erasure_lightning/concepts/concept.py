@@ -87,8 +87,8 @@ class Concept:
             sentences.
 
     Raises:
-        ErasureError: If the name is empty or equals the anchor, which would have no effect, or
-            the kind is unknown.
+        ErasureError: If the name is empty or equals the anchor, which would have no effect, the
+            kind is unknown, or another type is found than a text or a list of texts.
     """
 
     name: str
@@ -97,6 +97,13 @@ class Concept:
     kind: ConceptKind = "thing"
 
     def __post_init__(self) -> None:
+        is_listed = isinstance(self.domain, list | tuple)
+        texts = (self.name, self.anchor, *(self.domain if is_listed else ()))
+        if not (is_listed and all(isinstance(text, str) for text in texts)):
+            raise ErasureError(
+                "A concept needs texts as name and anchor, and a list of texts as domain; found"
+                f" {self!r}."
+            )
         if not cleaned(self.name):
             raise ErasureError(
                 "A concept needs a name: the words that call it in a prompt. Found an empty one."

@@ -249,13 +249,13 @@ class PromptData(LightningDataModule):
         Raises:
             ErasureError: If there is no CSV, or a row of it cannot be read or generated.
         """
-        requests = self._requests(*self._sampling())
-        for request in {request.size: request for request in requests}.values():
+        loader = self._loader(self._requests(*self._sampling()))
+        for request in {request.size: request for request in loader.requests}.values():
             try:  # every size is checked before an image is generated
                 self._module.backbone.latent_shape(request.size)
             except ErasureError as error:
                 raise ErasureError(f"{self.prompts}, case {request.case}: {error}") from error
-        return self._loader(requests)
+        return loader
 
 
 def warn_of_cut(backbone: Backbone, prompts: Iterable[str], what: str) -> None:

@@ -24,7 +24,7 @@ def cached_images(
 
     Args:
         folder: Folder of the cache; None for no cache.
-        model: Fingerprint of the model and of its sampler.
+        model: Fingerprint of the model and of its sampler, and the precision it computes in.
         batch: The requested images. They are cached as a batch, since the last bits of an image
             depend on the rest of its batch.
         draw: Generates the images.

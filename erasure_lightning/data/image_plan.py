@@ -44,10 +44,12 @@ class ImageBatch(NamedTuple):
     Args:
         requests: The images to generate.
         size: Height and width in pixels, one number if they are equal; None for the model's own.
+        is_repeated: Whether they are another rank's, generated again so that ranks keep step.
     """
 
     requests: list[ImageRequest]
     size: int | tuple[int, int] | None
+    is_repeated: bool = False
 
     @property
     def prompts(self) -> list[str]:
@@ -101,16 +103,15 @@ class ImageLoader:
                 f"{ranks} processes need an image each to generate; found {len(requests)}. Use"
                 " fewer devices."
             )
+        self.requests = [request._replace(size=request.size or size) for request in requests]
         equal: dict[tuple[object, ...], list[ImageRequest]] = {}
-        for request in requests:
-            key = (request.steps, request.guidance, request.size or size)
-            equal.setdefault(key, []).append(request)
+        for request in self.requests:
+            equal.setdefault((request.steps, request.guidance, request.size), []).append(request)
         batches = [
-            ImageBatch(part, part[0].size or size)
+            ImageBatch(part or group[-1:], group[0].size, is_repeated=not part)
             for group in equal.values()
             for part in _parts(group, count, ranks)
         ]
-        self.requests = list(requests)
         self.batches = batches[rank::ranks]
 
     def __len__(self) -> int:
@@ -121,12 +122,16 @@ class ImageLoader:
 
 
 def _parts(group: list[ImageRequest], count: int, ranks: int) -> list[list[ImageRequest]]:
-    """Parts of at most ``count`` requests, equally many per rank and of similar size."""
+    """Parts of at most ``count`` requests, of similar size and equally many per rank.
+
+    The last are empty where there are fewer requests than parts.
+    """
     if ranks == 1:
         return [group[i : i + count] for i in range(0, len(group), count)]
     parts = ranks * -(-len(group) // (count * ranks))
-    cuts = [i * len(group) // parts for i in range(parts + 1)]
-    return [group[a:b] or group[-1:] for a, b in pairwise(cuts)]
+    filled = min(parts, len(group))
+    cuts = [i * len(group) // filled for i in range(filled + 1)]
+    return [group[a:b] for a, b in pairwise(cuts)] + [[]] * (parts - filled)
 
 
 class PromptColumns(NamedTuple):

@@ -10,6 +10,7 @@ from typing import Any
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 
 
 def after_signal_handlers(trainer: Trainer, action: Callable[[], None]) -> None:
@@ -42,6 +43,14 @@ def training_precision(module: LightningModule) -> AbstractContextManager[Any]:
     """
     trainer = module._trainer
     return trainer.precision_plugin.train_step_context() if trainer else nullcontext()
+
+
+def launches_by_multiprocessing(trainer: Trainer) -> bool:
+    """Whether all ranks, the first too, are children of this process, as in a notebook.
+
+    Missing: a public class of the launcher.
+    """
+    return isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)
 
 
 def take_launched(trainer: Trainer) -> list["Popen[bytes]"]:

@@ -97,15 +97,21 @@ class _StepRecorder(Callback):
             for group in optimizer.param_groups:
                 group["foreach"] = self.foreach
 
-    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+    def on_train_batch_start(self, trainer: Trainer, _: Any, batch: Any, batch_idx: int) -> None:
         peak = self.memory.restart()
+        if batch_idx % trainer.accumulate_grad_batches:  # within a step
+            return
         if not self.counts:
             self.peaks["preparing"] = max(self.peaks["preparing"], peak)
         for counter in self.counters:
             counter.counts = {}
 
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         self.peaks["step"] = max(self.peaks["step"], self.memory.restart())
+        if (batch_idx + 1) % trainer.accumulate_grad_batches and not trainer.is_last_batch:
+            return
         self.counts.append(_total(counter.counts for counter in self.counters))
         last = cast(Any, trainer).datamodule.training_steps - 1
         if trainer.global_step > last or len(self.counts) > 1:
@@ -278,17 +284,15 @@ def _measurement(
     memory: MemoryTracker,
 ) -> tuple[int, int, int]:
     """Images of each model, evaluated latents of both, and peak memory in bytes."""
-    batches = list(data.test_dataloader())
-    evaluations = 0
-    for batch in batches:
-        evaluations += len(batch.requests) * batch.steps * (2 if batch.guidance > 1 else 1)
+    loader = data.test_dataloader()
     for counter in counters:
         counter.sampling_peak = 0
+    before = sum(counter.sampled for counter in counters)
     memory.restart()
-    single_step = batches[0]._replace(
-        requests=[request._replace(steps=1) for request in batches[0].requests]
-    )
+    first = loader.batches[0]  # the others have its settings
     for model in (module.original, module.backbone):
-        sample_batch(model, single_step)
+        sample_batch(model, first)
     peak = max(memory.restart(), *(counter.sampling_peak for counter in counters))
-    return sum(len(batch.requests) for batch in batches), 2 * evaluations, peak
+    evaluations = sum(counter.sampled for counter in counters) - before
+    images = len(loader.requests)
+    return images, evaluations * images // len(first.requests), peak

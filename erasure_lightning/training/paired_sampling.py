@@ -55,9 +55,10 @@ class PairedSampling(LightningModule):
             ErasureError: If an image holds NaN or infinity.
         """
         unedited = self.unedited
+        model = (self.unedited_fingerprint, unedited.sampling_fingerprint, self.trainer.precision)
         original = cached_images(
             self.originals,
-            f"{self.unedited_fingerprint} {unedited.sampling_fingerprint}",
+            " ".join(model),
             batch,
             partial(finite_images, unedited, batch, "original"),
             unedited.any_rank,

@@ -21,7 +21,7 @@ ROWS = [
 ]
 
 
-def predict(folder, rows=ROWS, draw_size=3, **kwargs):
+def predict(folder, rows=ROWS, draw_size=3, size=None, **kwargs):
     prompts = folder.parent / f"{folder.name}.csv"
     with prompts.open("w", newline="") as file:
         csv.writer(file).writerows([("case_number", "prompt", "evaluation_seed"), *rows])
@@ -30,7 +30,8 @@ def predict(folder, rows=ROWS, draw_size=3, **kwargs):
         callbacks=[ImageWriter()],
         **kwargs,
     )
-    data = PromptData(prompts=str(prompts), steps=3, guidance=2.5, draw_size=draw_size)
+    sampling = {"steps": 3, "guidance": 2.5, "size": size}
+    data = PromptData(prompts=str(prompts), draw_size=draw_size, **sampling)
     module = Redirection(concepts=[Concept("cat", "dog")], backbone=TinyBackbone())
     trainer.predict(module, data, return_predictions=False)
 
@@ -53,11 +54,12 @@ def test_the_manifest_describes_each_image(tmp_path):
             assert len(pixels(tmp_path / "run" / row[kind])) == 3 * 16 * 16
 
 
-def test_the_manifest_is_a_prompt_file(tmp_path):
-    predict(tmp_path / "run")
+@pytest.mark.parametrize("size", [None, 24])
+def test_the_manifest_is_a_prompt_file(tmp_path, size):
+    predict(tmp_path / "run", size=size)
     requests = read_prompts(tmp_path / "run" / "manifest.csv", steps=50, guidance=7.5)
     assert [(int(s.case), s.prompt, s.seed) for s in requests] == ROWS
-    assert {(s.steps, s.guidance) for s in requests} == {(3, 2.5)}
+    assert {(s.steps, s.guidance, s.size) for s in requests} == {(3, 2.5, size)}
 
 
 def test_a_seed_gives_the_same_image_in_any_batch(tmp_path):
@@ -127,15 +129,14 @@ def test_images_have_the_sizes_and_the_order_of_the_file(tmp_path):
         assert file.size == (24, 16)
 
 
-def test_a_size_the_model_cannot_take_is_refused_before_anything_is_drawn(tmp_path):
-    (tmp_path / "p.csv").write_text("prompt,seed,width,height\na,1,16,16\nb,2,16,17\n")
-    trainer = quiet_trainer(
-        default_root_dir=tmp_path / "run",
-    )
+@pytest.mark.parametrize(("last", "size"), [("16,17", None), (",", 17)])
+def test_a_size_the_model_cannot_take_is_refused_before_anything_is_drawn(tmp_path, last, size):
+    (tmp_path / "p.csv").write_text(f"prompt,seed,width,height\na,1,16,16\nb,2,{last}\n")
+    trainer = quiet_trainer(default_root_dir=tmp_path / "run", callbacks=[ImageWriter()])
     module = Redirection(concepts=[Concept("cat", "dog")], backbone=TinyBackbone())
+    data = PromptData(prompts=str(tmp_path / "p.csv"), steps=2, size=size)
     with pytest.raises(
         ErasureError, match="p.csv, case 1: .* needs a size that is a multiple of .* found 17"
     ):
-        trainer.predict(
-            module, PromptData(prompts=str(tmp_path / "p.csv"), steps=2), return_predictions=False
-        )
+        trainer.predict(module, data, return_predictions=False)
+    assert not (tmp_path / "run" / "edited").exists()

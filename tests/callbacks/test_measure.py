@@ -21,14 +21,15 @@ def module():
     return Redirection(concepts=[CAT], backbone=TinyBackbone())
 
 
-def run(folder, callback, module, fn="test", fit=False, draw_size=32, **kwargs):
+def run(folder, callback, module, fn="test", fit=False, draw_size=32, others=3, **kwargs):
     trainer = quiet_trainer(
         max_steps=1,
         default_root_dir=folder,
         callbacks=[callback],
         **kwargs,
     )
-    data = PromptData(others=3, seeds=3, steps=2, size=16, neighbours=["bird"], draw_size=draw_size)
+    images = {"seeds": 3, "steps": 2, "size": 16, "draw_size": draw_size}
+    data = PromptData(others=others, neighbours=["bird"], **images)
     if fit:
         trainer.fit(module, data)
     getattr(trainer, fn)(module, data, verbose=False)
@@ -157,17 +158,18 @@ def test_images_of_the_right_label_count_and_others_do_not():
     assert estimates["structure"]["distance"]["after"].mean == 0
 
 
-def test_two_ranks_equal_one(measured, tmp_path):
+@pytest.mark.parametrize(("draw_size", "others"), [(5, 3), (1, 4)])  # 24 images; an odd number
+def test_two_ranks_equal_one(measured, tmp_path, draw_size, others):
     """Up to rounding: batches differ with the number of ranks."""
-    run(
-        tmp_path, Measure(measured[1].scorer), module(), devices=2, strategy="ddp_fork", draw_size=5
-    )
-    run(tmp_path / "one", Measure(measured[1].scorer), module())
+    scorer = measured[1].scorer
+    ranks = {"devices": 2, "strategy": "ddp_fork", "draw_size": draw_size}
+    run(tmp_path, Measure(scorer), module(), others=others, **ranks)
+    run(tmp_path / "one", Measure(scorer), module(), others=others)
     pair, one = (
         json.loads((tmp_path / place / "metrics.json").read_text()) for place in (".", "one")
     )
     assert pair["protocol"] == one["protocol"]
-    assert pair["estimates"]["structure"]["distance"]["after"]["pictures"] == 9
+    assert pair["estimates"]["structure"]["distance"]["after"]["pictures"] == 3 * others
     for group, metrics in one["estimates"].items():
         for name, whens in metrics.items():
             for when, estimate in whens.items():

@@ -57,6 +57,21 @@ def test_an_unknown_kind_is_refused():
     assert Concept("smoking", kind="action").kind == "action"  # the control
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"domain": "smoke"},  # whose letters would be its words
+        {"domain": None},
+        {"domain": ["smoke", 5]},
+        {"anchor": None},
+        {"name": 5},
+    ],
+)
+def test_fields_of_another_type_are_refused(fields):
+    with pytest.raises(ErasureError, match="a list of texts as domain; found Concept"):
+        Concept(**{"name": "cigarette"} | fields)
+
+
 def test_no_sentence_of_the_core_speaks_of_emojis():
     assert not [t for templates in TEMPLATES_BY_KIND.values() for t in templates if "emoji" in t]
 

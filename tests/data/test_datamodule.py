@@ -294,6 +294,19 @@ def test_ranks_that_keep_step_draw_a_lonely_picture_twice():
     first, second = (list(ImageLoader(requests, 2, None, rank, 2)) for rank in range(2))
     assert [b.prompts for b in first] == [["0"], ["1"]]
     assert [b.prompts for b in second] == [["0"], ["2", "3"]]
+    assert [b.is_repeated for b in first + second] == [False, False, True, False]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_every_picture_is_one_rank_s_own(ranks, count):
+    for number in range(ranks, 5 * ranks):
+        requests = [ImageRequest(str(i), i, "", "", "", 2, 1.0) for i in range(number)]
+        loaders = [ImageLoader(requests, count, None, rank, ranks) for rank in range(ranks)]
+        assert len({len(loader) for loader in loaders}) == 1
+        own = [[b.prompts for b in loader if not b.is_repeated] for loader in loaders]
+        assert all(own)
+        assert sorted(int(p) for rank in own for b in rank for p in b) == [*range(number)]
 
 
 def test_the_plan_follows_the_protocol():

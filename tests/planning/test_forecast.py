@@ -4,10 +4,12 @@ import signal
 
 import pytest
 import torch
+from diffusers import HeunDiscreteScheduler
 from lightning import Trainer
 from torch import distributed
 
-from erasure_lightning.backbones.tiny import TinyBackbone
+from erasure_lightning.backbones.stable_diffusion import StableDiffusion
+from erasure_lightning.backbones.tiny import TinyBackbone, TinyFlux
 from erasure_lightning.callbacks.interrupt import LastCheckpoint
 from erasure_lightning.cli.main import main
 from erasure_lightning.cli.plan import Planner
@@ -54,7 +56,7 @@ def measured(method, *callbacks, strategy="auto", **arguments):
     return measured_fit(build(method, **arguments), 3, callbacks, strategy)
 
 
-def measured_fit(module, steps, callbacks=(), strategy="auto"):
+def measured_fit(module, steps, callbacks=(), strategy="auto", accumulated=1):
     memory = MemoryTracker()
     module.configure_model()
     memory.hold([*module.parameters(), *module.buffers()])
@@ -63,6 +65,7 @@ def measured_fit(module, steps, callbacks=(), strategy="auto"):
         accelerator="cpu",
         devices=1,
         strategy=strategy,
+        accumulate_grad_batches=accumulated,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -105,6 +108,38 @@ def test_the_forecast_equals_a_real_fit(method, plan, arguments, request):
     if method is ESD:
         assert counter.evaluations == 3 * (last["student"] + last["teacher"])
         assert counter.backwards == 3 * last["backwards"]
+
+
+def test_a_step_has_as_many_batches_as_gradients_are_accumulated(plain):
+    module = build(ESD, train="all")
+    plan = forecast_fit(
+        module, PromptData(batch_size=4), (), False, max_steps=3, accumulate_grad_batches=3
+    )
+    peak, counter = measured_fit(build(ESD, train="all"), 3, accumulated=3)
+    assert max(plan.peaks.values()) == pytest.approx(peak, rel=0.05)
+    last = plan.evaluations["last"]
+    assert counter.evaluations == 3 * (last["student"] + last["teacher"])
+    assert last["student"] == 3 * plain.evaluations["last"]["student"]
+    assert plan.held.state == plain.held.state > 0
+    assert plan.peaks["preparing"] == plain.peaks["preparing"]
+
+
+def heun():
+    pipeline = TinyBackbone().to_pipeline()
+    pipeline.scheduler = HeunDiscreteScheduler.from_config(pipeline.scheduler.config)
+    return StableDiffusion.from_pipeline("tiny", pipeline)
+
+
+@pytest.mark.parametrize("model", [TinyBackbone, TinyFlux, heun])
+def test_the_measurement_is_counted_as_its_sampler_evaluates(model):
+    planned, module = (UCE(concepts=[Concept("cat")], backbone=model()) for _ in range(2))
+    data = {"seeds": 2, "others": 3, "steps": 3, "guidance": 4.0, "draw_size": 5}
+    plan = forecast_fit(planned, PromptData(**data), max_steps=1)
+    module.configure_model()
+    trainer = Trainer(accelerator="cpu", devices=1, logger=False, enable_progress_bar=False)
+    with EvaluationCounter({module.backbone.denoiser, module.original.denoiser}) as counter:
+        trainer.test(module, PromptData(**data))
+    assert plan.measured == counter.evaluations > 0
 
 
 def test_the_forecast_of_a_bank_and_of_retention_equals_a_real_fit():
@@ -378,6 +413,10 @@ def test_devices_are_those_of_all_nodes(arguments, devices, tmp_path, monkeypatc
         (["--model.lr", "-1"], "ESD needs lr of at least 0; found -1.0"),
         (["--trainer.max_steps", "0"], "found --trainer.max_steps 0"),
         (["--save_every", "0"], "--save_every of at least 1"),
+        (
+            ["--model", "UCE", "--trainer.accumulate_grad_batches", "2"],
+            "gradient accumulation is not supported for manual optimization",
+        ),
         (
             [
                 "--model.optimizer",

@@ -2,13 +2,15 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 from safetensors.torch import load_file
-from trivial import Distillation, Redirection, method_options
+from trivial import Distillation, Redirection, method_options, quiet_trainer
 
 from erasure_lightning.api.load import load_edited
 from erasure_lightning.backbones.loading import load_backbone
 from erasure_lightning.backbones.tiny import TinyBackbone
+from erasure_lightning.callbacks.measure import Measure
 from erasure_lightning.cli.main import main
 from erasure_lightning.concepts.concept import Concept, PromptBatch
+from erasure_lightning.data.datamodule import PromptData
 from erasure_lightning.diffusion.fine_tuning import FineTuning
 from erasure_lightning.diffusion.latent_dataset import LatentDataset
 from erasure_lightning.edits.applied import apply_edit
@@ -261,3 +263,14 @@ def test_what_a_method_predicts_before_its_steps_is_under_the_autocast_of_its_lo
     module.prepare = prepare_and_record
     quick_fit(module, 1, precision="bf16-mixed")
     assert set(autocasts) == {True}
+
+
+def test_cached_originals_are_those_of_the_run_s_precision(tmp_path):
+    cached = {"steps": 3, "seeds": 2, "others": 3, "originals": str(tmp_path / "cache")}
+    for number, precision in enumerate(("32-true", "bf16-mixed", "bf16-mixed"), start=1):
+        measure = Measure(show=False)
+        trainer = quiet_trainer(default_root_dir=tmp_path, precision=precision, callbacks=[measure])
+        trainer.test(build(base="float32"), PromptData(**cached), verbose=False)
+        distance = measure.result.estimates["structure"]["distance"]["after"]
+        assert distance.mean == 0, precision
+        assert len([*(tmp_path / "cache").iterdir()]) == min(number, 2)

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
 from eval_unlearn.configs.base import BaseConfig
 from PIL.Image import Image
 
 from erasure_lightning import ErasureError, apply_edit, load_edit
+from erasure_lightning.api.base_model import load_base_model
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,8 @@ class EditConfig(BaseConfig):
 
     Args:
         edit: A run's folder or its ``edit.safetensors``.
-        model_id: The base model, a folder or Hub id; by default the one that the edit names.
+        model_id: The base model, a folder, Hub id, checkpoint or world; by default the one that the
+            edit names.
         erase_concept: The concept as eval-unlearn's metrics call it (``nudity``); by default the
             edit's first. The runner checks it before the technique exists, so it must be set for
             ``err``.
@@ -64,7 +65,7 @@ class EditTechnique:
         arguments: Of `EditConfig`.
 
     Raises:
-        ErasureError: If the edit cannot be read or is another base model's.
+        ErasureError: If the edit or its base model cannot be read, or it is another base model's.
     """
 
     def __init__(self, **arguments: Any) -> None:
@@ -73,9 +74,9 @@ class EditTechnique:
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         self.device = torch.device(self.config.device or accelerator or "cpu")
         half = self.config.use_fp16 and self.device.type != "cpu"
-        name = self.config.model_id or str(self.edit.metadata["backbone"])
+        place = self.config.model_id and str(self.config.model_id)
         # The edit knows its base in the precision that it was made in: first it is applied.
-        self.pipeline = DiffusionPipeline.from_pretrained(name, safety_checker=None)
+        self.pipeline = load_base_model(self.edit.metadata, place).to_pipeline()
         apply_edit(self.edit, self.pipeline, transfer=self.config.transfer)
         self.edit.strength = self.config.strength
         self.pipeline.to(self.device, torch.float16 if half else torch.float32)

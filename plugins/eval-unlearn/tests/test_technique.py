@@ -6,8 +6,10 @@ import logging
 import pytest
 import torch
 
-from erasure_lightning import ErasureError, erase
+from erasure_lightning import Concept, ErasureError, erase
 from erasure_lightning.backbones.tiny import TinyBackbone
+from erasure_lightning.methods.uce import UCE
+from erasure_lightning.testing import quick_fit
 
 eval_unlearn = pytest.importorskip("eval_unlearn", reason="needs `pip install eval-unlearn`")
 
@@ -100,6 +102,17 @@ def test_the_images_are_those_of_the_edited_pipeline(made):
     assert edited != original
     assert weak.generate(["a cat"], seed=5)[0].tobytes() != original
     assert weak.concept == "cat"
+
+
+def test_an_edit_of_a_world_needs_no_model(tmp_path):
+    """The XL world's pipeline has parts in another package's folder."""
+    from erasure_lightning_eval_unlearn.technique import EditTechnique
+
+    pytest.importorskip("erasure_lightning_emoji_world_xl")
+    module = UCE(concepts=[Concept("guitar", "drum")], backbone="emoji-world-xl")
+    quick_fit(module, 1).save_edit(tmp_path / "edit.safetensors")
+    technique = EditTechnique(edit=str(tmp_path), device="cpu", **FEW)
+    assert len(technique.generate(["a guitar"], seed=0)) == 1
 
 
 def test_it_needs_an_edit():
