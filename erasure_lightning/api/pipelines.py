@@ -148,9 +148,13 @@ def _family(pipeline: Any) -> Family:
     family = FAMILIES.get(type(pipeline).__name__)
     if family is None:
         known = ", ".join(f"{name} ({family.title})" for name, family in FAMILIES.items())
+        cure = (
+            " Of another class with the same components, such as an image-to-image one, make one"
+            " that shares them, by StableDiffusionPipeline.from_pipe(pipeline) and the like."
+        )
         raise ErasureError(
             f"Erasing needs a diffusers pipeline of a known family; found"
-            f" {type(pipeline).__name__}. Known: {known}."
+            f" {type(pipeline).__name__}. Known: {known}.{cure * hasattr(pipeline, 'components')}"
         )
     return family
 

@@ -87,8 +87,8 @@ class Concept:
             sentences.
 
     Raises:
-        ErasureError: If the name is empty or equals the anchor, which would have no effect, or
-            the kind is unknown.
+        ErasureError: If the name is empty or equals the anchor, which would have no effect, the
+            kind is unknown, or a name is no text or the domain no list.
     """
 
     name: str
@@ -97,6 +97,14 @@ class Concept:
     kind: ConceptKind = "thing"
 
     def __post_init__(self) -> None:
+        for key, words in (("name", self.name), ("anchor", self.anchor)):
+            if not isinstance(words, str):
+                raise ErasureError(f"A concept needs text as {key}; found {words!r}.")
+        if isinstance(self.domain, str):
+            raise ErasureError(
+                f"A concept needs a list of words as domain, [{self.domain!r}]; found"
+                f" {self.domain!r}."
+            )
         if not cleaned(self.name):
             raise ErasureError(
                 "A concept needs a name: the words that call it in a prompt. Found an empty one."

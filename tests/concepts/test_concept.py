@@ -48,6 +48,19 @@ def test_actions_have_sentences_in_which_somebody_does_them():
     )
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": None}, "text as name; found None"),
+        ({"anchor": ["dog"]}, r"text as anchor; found \['dog'\]"),
+        ({"domain": "kitten"}, r"list of words as domain, \['kitten'\]; found 'kitten'"),
+    ],
+)
+def test_fields_of_another_type_are_refused(arguments, message):
+    with pytest.raises(ErasureError, match=message):
+        Concept(**{"name": "cat", **arguments})
+
+
 def test_an_unknown_kind_is_refused():
     message = (
         r"kind needs one of thing, style, person, action; found 'stlye'\. Did you mean 'style'"
