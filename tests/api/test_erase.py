@@ -6,13 +6,22 @@ from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 from peft import LoraConfig
 from torch.testing import assert_close
 
-from erasure_lightning import Concept, apply_edit, attack, erase, evaluate, find_world, load_edit
+from erasure_lightning import (
+    Concept,
+    apply_edit,
+    attack,
+    erase,
+    evaluate,
+    find_world,
+    fit,
+    load_edit,
+)
 from erasure_lightning.attacks.soft_embedding import SoftEmbedding
 from erasure_lightning.attacks.target import AttackSettings
 from erasure_lightning.backbones.tiny import TinyBackbone, TinySD3, TinyXL
 from erasure_lightning.edits.stack import applied_edits
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.methods import METHODS
+from erasure_lightning.methods import METHODS, UCE
 from erasure_lightning.registry import find_method, load_method
 from erasure_lightning.retention.global_alignment import GlobalSemanticAlignment
 from erasure_lightning.retention.local_noise import LocalNoisePreservation
@@ -266,7 +275,7 @@ def test_mistakes_are_named(arguments, message):
         erase(**defaults | arguments)
 
 
-def test_mistakes_of_measuring_and_attacking_are_named():
+def test_mistakes_of_measuring_attacking_and_fitting_are_named(tmp_path):
     pipeline = pipeline_of()
     edit = erase(pipeline, "cat", "UCE", anchor="dog", progress_bar=False)
     with pytest.raises(
@@ -277,6 +286,11 @@ def test_mistakes_of_measuring_and_attacking_are_named():
         ErasureError, match="Neither attack nor SoftEmbedding .*'stesp'. Did.*'steps'"
     ):
         attack(edit, pipeline, "SoftEmbedding", stesp=1)
+    module = UCE(concepts=[Concept("cat", "dog")], backbone=TinyBackbone())
+    with pytest.raises(
+        ErasureError, match="Neither fit nor Trainer .*'max_step'. Did.*'max_steps'"
+    ):
+        fit(module, run_dir=tmp_path, max_step=3, progress_bar=False)
     with pytest.raises(ErasureError, match=r"budget in SoftEmbedding\(...\); found steps beside"):
         attack(edit, pipeline, SoftEmbedding(), steps=1)
 
