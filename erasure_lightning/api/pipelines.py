@@ -149,8 +149,8 @@ def _family(pipeline: Any) -> Family:
     if family is None:
         known = ", ".join(f"{name} ({family.title})" for name, family in FAMILIES.items())
         cure = (
-            " Of another class with the same components, such as an image-to-image one, make one"
-            " that shares them, by StableDiffusionPipeline.from_pipe(pipeline) and the like."
+            " For a class with the same components (image-to-image, inpainting) pass"
+            " StableDiffusionPipeline.from_pipe(pipeline) or the like, which shares them."
         )
         raise ErasureError(
             f"Erasing needs a diffusers pipeline of a known family; found"
