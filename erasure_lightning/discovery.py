@@ -1,7 +1,9 @@
 """What packages offer by name: lines of our own tables, and entry points of other packages."""
 
+from collections.abc import Mapping
 from importlib.metadata import EntryPoint
-from typing import NamedTuple
+from pkgutil import resolve_name
+from typing import Any, NamedTuple
 
 
 class BuiltIn(NamedTuple):
@@ -16,6 +18,17 @@ class BuiltIn(NamedTuple):
     target: str
     summary: str
     paper: str
+
+
+def load_built_in(package: str, table: Mapping[str, BuiltIn], name: str) -> Any:
+    """A class of a table, imported when it is first used: the ``__getattr__`` of its package.
+
+    Raises:
+        AttributeError: If the table has no such name.
+    """
+    if name not in table:
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+    return resolve_name(table[name].target)
 
 
 def package_of(entry: EntryPoint) -> str:

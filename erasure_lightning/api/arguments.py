@@ -25,7 +25,9 @@ def constructing(cls: type, function: Callable[..., Any]) -> Iterator[None]:
         yield
     except TypeError as error:
         match = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-        if match is None:
+        if given := re.search(r"multiple values for keyword argument '(\w+)'", str(error)):
+            message = f"{function.__name__} sets {given[1]} of {cls.__name__} itself; leave it out."
+        elif match is None:
             message = f"{cls.__name__} cannot be made of these arguments: {error}."
         else:
             owners = f"Neither {function.__name__} nor {cls.__name__}"

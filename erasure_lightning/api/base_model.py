@@ -28,8 +28,8 @@ def load_base_model(metadata: Mapping[str, Any], place: str | None = None) -> Ba
     if name in FAMILIES and not Path(name).exists():  # a pipeline that was loaded from no folder
         raise ErasureError(
             f"{edit_title(metadata)} needs the model it was made on; found no folder and no Hub id"
-            f" of it, only its class {name}. In Python pass the pipeline: export_edit(edit, ...,"
-            " pipeline=pipeline)."
+            f" of it, only its class {name}. In Python pass it as pipeline=pipeline; commands take"
+            " --backbone FOLDER."
         )
     backbone = load_backbone(name)
     fuse_loras(backbone, metadata.get("arguments", {}).get("loras") or ())

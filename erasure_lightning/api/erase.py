@@ -1,6 +1,6 @@
 """`erase`: erases concepts from a diffusers pipeline, in one call."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
 from pathlib import Path
@@ -17,7 +17,7 @@ from erasure_lightning.api.quiet import interruptible, quiet
 from erasure_lightning.callbacks.edit_validation import EditValidation
 from erasure_lightning.callbacks.progress import Progress
 from erasure_lightning.concepts.concept import Concept, ConceptKind
-from erasure_lightning.concepts.files import read_concepts
+from erasure_lightning.concepts.files import is_concept_file, read_concepts
 from erasure_lightning.data.datamodule import PromptData
 from erasure_lightning.edits.applied import Edit, load_edit
 from erasure_lightning.edits.components import component_fingerprints
@@ -55,7 +55,8 @@ def erase(
 
     Args:
         pipeline: A diffusers pipeline of a known family (docs/families.md lists them).
-        concepts: Concepts to erase: words, a `Concept`, several of them, or a file of concepts.
+        concepts: Concepts to erase: words, a `Concept`, several of them, or a file of concepts
+            (``.csv``, ``.yaml``, ``.json``, ``.txt``).
         method: Name of a method, built in or from a plugin, or its class; of several, each is
             trained from the same model, and the edit is the sum, as of `compose`.
         anchor: What is drawn in place of concepts that are given as words; empty for no prompt.
@@ -172,16 +173,16 @@ def _trainer(
 def _concepts(
     concepts: str | Concept | Sequence[str | Concept] | Path, anchor: str, kind: ConceptKind
 ) -> list[Concept]:
-    if isinstance(concepts, Path):
-        return read_concepts(concepts)
+    if isinstance(concepts, Path) or (isinstance(concepts, str) and is_concept_file(concepts)):
+        return read_concepts(Path(concepts))
     several: list[Any]
-    if isinstance(concepts, str | Concept) or not isinstance(concepts, Iterable):
+    if isinstance(concepts, str | Concept | Mapping) or not isinstance(concepts, Iterable):
         several = [concepts]
     else:
         several = list(concepts)
     if others := [c for c in several if not isinstance(c, str | Concept)]:
         raise ErasureError(
-            "erase needs each concept as text or as a Concept, or a Path to a file of them; found"
+            "erase needs each concept as text or as a Concept, or a file of them; found"
             f" {others[0]!r}."
         )
     if not several:

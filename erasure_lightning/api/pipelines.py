@@ -148,9 +148,13 @@ def _family(pipeline: Any) -> Family:
     family = FAMILIES.get(type(pipeline).__name__)
     if family is None:
         known = ", ".join(f"{name} ({family.title})" for name, family in FAMILIES.items())
+        cure = (
+            " For a class with the same components (image-to-image, inpainting) pass"
+            " StableDiffusionPipeline.from_pipe(pipeline) or the like, which shares them."
+        )
         raise ErasureError(
             f"Erasing needs a diffusers pipeline of a known family; found"
-            f" {type(pipeline).__name__}. Known: {known}."
+            f" {type(pipeline).__name__}. Known: {known}.{cure * hasattr(pipeline, 'components')}"
         )
     return family
 

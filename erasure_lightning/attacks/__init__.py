@@ -1,6 +1,22 @@
 """Every attack: one file each, and one line each in `ATTACKS`, which imports none of them."""
 
-from erasure_lightning.discovery import BuiltIn
+from typing import TYPE_CHECKING
+
+from erasure_lightning.discovery import BuiltIn, load_built_in
+
+if TYPE_CHECKING:
+    from erasure_lightning.attacks.base import Attack
+
+
+def __getattr__(name: str) -> type["Attack"]:
+    """The class of an attack, imported when it is first used."""
+    cls: type[Attack] = load_built_in(__name__, ATTACKS, name)
+    return cls
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *ATTACKS])
+
 
 ATTACKS = {
     "UnlearnDiffAtk": BuiltIn(

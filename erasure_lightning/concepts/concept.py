@@ -88,7 +88,7 @@ class Concept:
 
     Raises:
         ErasureError: If the name is empty or equals the anchor, which would have no effect, the
-            kind is unknown, or another type is found than a text or a list of texts.
+            kind is unknown, a name is no text, or the domain no list of texts.
     """
 
     name: str
@@ -97,12 +97,14 @@ class Concept:
     kind: ConceptKind = "thing"
 
     def __post_init__(self) -> None:
+        for key, text in (("name", self.name), ("anchor", self.anchor)):
+            if not isinstance(text, str):
+                raise ErasureError(f"A concept needs text as {key}; found {text!r}.")
         is_listed = isinstance(self.domain, list | tuple)
-        texts = (self.name, self.anchor, *(self.domain if is_listed else ()))
-        if not (is_listed and all(isinstance(text, str) for text in texts)):
+        if not (is_listed and all(isinstance(word, str) for word in self.domain)):
             raise ErasureError(
-                "A concept needs texts as name and anchor, and a list of texts as domain; found"
-                f" {self!r}."
+                f"A concept needs a list of words as domain, such as ['smoke']; found"
+                f" {self.domain!r}."
             )
         if not cleaned(self.name):
             raise ErasureError(

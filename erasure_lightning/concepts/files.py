@@ -45,15 +45,7 @@ def read_concepts(path: Path) -> list[Concept]:
         ErasureError: If the file is missing, empty, not UTF-8 or of another format; if it has an
             unknown column; if an entry, named by its line, is no valid concept.
     """
-    readers = {
-        ".csv": _table_or_names,
-        ".tsv": _table_or_names,
-        ".yaml": _yaml,
-        ".yml": _yaml,
-        ".json": _json,
-        ".txt": _names,
-    }
-    reader = readers.get(path.suffix.lower())
+    reader = _READERS.get(path.suffix.lower())
     if not path.is_file():
         raise ErasureError(
             f"Concepts need a list, or a CSV, YAML or text file; found no file {str(path)!r}."
@@ -68,6 +60,11 @@ def read_concepts(path: Path) -> list[Concept]:
     if not concepts:
         raise ErasureError(f"{path} needs at least one concept; found none.")
     return concepts
+
+
+def is_concept_file(name: str) -> bool:
+    """Whether a text is the name of a file of concepts, by its ending, and not a concept's."""
+    return Path(name).suffix.lower() in _READERS
 
 
 def _names(path: Path, text: str) -> Iterator[_Entry]:
@@ -195,3 +192,13 @@ def _word(value: Any, key: str, where: str) -> str:
 
 def _suggestion(word: str) -> str:
     return f".{did_you_mean(word, CONCEPT_FIELDS) or _KNOWN_FIELDS}"
+
+
+_READERS = {
+    ".csv": _table_or_names,
+    ".tsv": _table_or_names,
+    ".yaml": _yaml,
+    ".yml": _yaml,
+    ".json": _json,
+    ".txt": _names,
+}

@@ -142,12 +142,13 @@ class Edit:
 
     @property
     def strength(self) -> float:
-        """Factor of the edit's difference: 0 for the original, 1 for the edit, or higher."""
+        """Factor of the edit's difference: 0 for the original, 1 for the edit, up to 1000."""
         return next((r["strength"] for r in self._records().values()), self._strength)
 
     @strength.setter
     def strength(self, value: float) -> None:
-        require("An edit", at_least=0, strength=value)
+        # Before a record has it: far beyond, weights overflow, and could not be written any more.
+        require("An edit", at_least=0, at_most=1000, strength=value)
         places = [place for place in self._places() if place[1]["strength"] != value]
         for place in places:
             require_changeable(*place)
@@ -275,10 +276,12 @@ def load_edit(path: str | Path) -> Edit:
 def apply_edit(edit: Edit | str | Path, pipeline: Any, transfer: bool = False) -> Edit:
     """Apply an edit to a pipeline: the one it was made on, or another with the same component.
 
-    An edit of a text encoder transfers to every pipeline with the same text encoder, whatever its
-    denoiser. An edit that the pipeline holds already is not applied again. An edit with base edits
-    needs them in the pipeline; those whose files are found are applied first, and removed with
-    it.
+    An edit of a text encoder fits every pipeline with the same text encoder, whatever its denoiser;
+    it erases where that denoiser reads the layers that the edit was trained for (Stable Diffusion
+    XL reads others than 1.x). An edit that the pipeline holds already is not applied again. An edit
+    with base edits needs them in the pipeline; those whose files are found are applied first, and
+    removed with it. Edits of one component that were each made on the original are added by
+    `compose`.
 
     Args:
         edit: An edit, its file, or the run folder that holds it.

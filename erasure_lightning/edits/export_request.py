@@ -53,9 +53,7 @@ class ExportRequest:
     def __post_init__(self) -> None:
         kind = self.kind
         if self.path.exists():
-            raise ErasureError(
-                f"The export needs a new path; {self.path} exists. Give another --out."
-            )
+            raise ErasureError(f"The export needs a new path; {self.path} exists. Give another.")
         if kind.suffix and not self.path.name.endswith(kind.suffix):
             raise ErasureError(
                 f"A file of the format {kind} needs a name that ends in {kind.suffix}, by which"

@@ -191,8 +191,8 @@ class _Change:
             actual = "an edit of an earlier version, without fingerprints. Fit it again"
         elif self._records():
             actual = (
-                f"one that holds another edit{self._last_edit()}. Load the pipeline again, erase"
-                " all concepts in one fit"
+                f"one that holds another edit{self._last_edit()}. Add the two by compose"
+                " (`erasure compose`) and apply the sum to the original"
             )
         elif self.original["native"] == self.original["bfloat16"] and self.component.is_float16():
             actual = (

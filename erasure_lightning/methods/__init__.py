@@ -1,9 +1,8 @@
 """Every method: one file each, and one line each in `METHODS`, which imports none of them."""
 
-from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 
-from erasure_lightning.discovery import BuiltIn
+from erasure_lightning.discovery import BuiltIn, load_built_in
 
 if TYPE_CHECKING:
     from erasure_lightning.training.base import ErasureModule
@@ -11,9 +10,7 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> type["ErasureModule"]:
     """The class of a method, imported when it is first used."""
-    if name not in METHODS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    cls: type[ErasureModule] = resolve_name(METHODS[name].target)
+    cls: type[ErasureModule] = load_built_in(__name__, METHODS, name)
     return cls
 
 

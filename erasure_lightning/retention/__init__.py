@@ -1,6 +1,22 @@
 """Retention callbacks: one a file, and one line each in `RETENTION_CALLBACKS`."""
 
-from erasure_lightning.discovery import BuiltIn
+from typing import TYPE_CHECKING
+
+from erasure_lightning.discovery import BuiltIn, load_built_in
+
+if TYPE_CHECKING:
+    from lightning.pytorch.callbacks import Callback
+
+
+def __getattr__(name: str) -> type["Callback"]:
+    """The class of a retention callback, imported when it is first used."""
+    cls: type[Callback] = load_built_in(__name__, RETENTION_CALLBACKS, name)
+    return cls
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *RETENTION_CALLBACKS])
+
 
 RETENTION_CALLBACKS = {
     "GlobalSemanticAlignment": BuiltIn(

@@ -39,8 +39,10 @@ def check_world(world: World, concepts: Iterable[Concept]) -> None:
         ErasureError: If it does not know one, with the most similar ones.
     """
     if unknown := [c.name for c in concepts if not world.has_word(c.name)]:
-        near = ", ".join(world.nearest(unknown[0])) or "see its labels.json"
-        raise ErasureError(f"The world {world.name} does not know {unknown[0]!r}. Nearest: {near}.")
+        near = world.nearest(unknown[0])
+        known = f"`find_world({world.name!r}).labels` lists what it knows"
+        hint = f"Nearest: {', '.join(near)}" if near else known
+        raise ErasureError(f"The world {world.name} does not know {unknown[0]!r}. {hint}.")
 
 
 def missing_capabilities(family: type[Backbone], needs: Collection[Capability]) -> str:

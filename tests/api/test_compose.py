@@ -39,6 +39,14 @@ def folder(tmp_path_factory):
     return folder
 
 
+def test_a_model_that_was_loaded_from_no_folder_is_asked_for():
+    message = (
+        r"only its class .*\. In Python pass it as pipeline=pipeline; commands take --backbone"
+    )
+    with pytest.raises(ErasureError, match=message):
+        compose(edit_of("cat"), edit_of("star"))
+
+
 @pytest.mark.parametrize("family", [TinyBackbone, TinyFlux])
 def test_a_composition_is_the_sum_of_differences(family):
     one, other = edit_of("cat", family), edit_of("star", family)

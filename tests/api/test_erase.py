@@ -2,16 +2,26 @@
 
 import pytest
 import torch
+from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 from peft import LoraConfig
 from torch.testing import assert_close
 
-from erasure_lightning import Concept, apply_edit, attack, erase, evaluate, find_world, load_edit
+from erasure_lightning import (
+    Concept,
+    apply_edit,
+    attack,
+    erase,
+    evaluate,
+    find_world,
+    fit,
+    load_edit,
+)
 from erasure_lightning.attacks.soft_embedding import SoftEmbedding
 from erasure_lightning.attacks.target import AttackSettings
 from erasure_lightning.backbones.tiny import TinyBackbone, TinySD3, TinyXL
 from erasure_lightning.edits.stack import applied_edits
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.methods import METHODS
+from erasure_lightning.methods import METHODS, UCE
 from erasure_lightning.registry import find_method, load_method
 from erasure_lightning.retention.global_alignment import GlobalSemanticAlignment
 from erasure_lightning.retention.local_noise import LocalNoisePreservation
@@ -247,6 +257,10 @@ def test_an_interruption_leaves_the_pipeline_as_it_was():
         ({"method": "ESD", "steps": 1.5}, "steps of at least 1, a whole number; found 1.5"),
         ({"method": "UCE", "concepts": 5}, "each concept as text .*; found 5"),
         ({"method": "UCE", "concepts": [{"name": "cat"}]}, "found {'name': 'cat'}"),
+        ({"method": "UCE", "concepts": {"name": "cat"}}, "found {'name': 'cat'}"),
+        ({"method": "UCE", "concepts": "cats.csv"}, "found no file 'cats.csv'"),
+        ({"method": "UCE", "anchor": None}, "text as anchor; found None"),
+        ({"method": "UCE", "backbone": "x"}, "erase sets backbone of UCE itself; leave it out"),
         (
             {"method": "ESD", "retention": "LocalNoisePreservation"},
             "retention callbacks in a list, .*; found 'LocalNoisePreservation'",
@@ -261,7 +275,7 @@ def test_mistakes_are_named(arguments, message):
         erase(**defaults | arguments)
 
 
-def test_mistakes_of_measuring_and_attacking_are_named():
+def test_mistakes_of_measuring_attacking_and_fitting_are_named(tmp_path):
     pipeline = pipeline_of()
     edit = erase(pipeline, "cat", "UCE", anchor="dog", progress_bar=False)
     with pytest.raises(
@@ -272,16 +286,45 @@ def test_mistakes_of_measuring_and_attacking_are_named():
         ErasureError, match="Neither attack nor SoftEmbedding .*'stesp'. Did.*'steps'"
     ):
         attack(edit, pipeline, "SoftEmbedding", stesp=1)
+    module = UCE(concepts=[Concept("cat", "dog")], backbone=TinyBackbone())
+    with pytest.raises(
+        ErasureError, match="Neither fit nor Trainer .*'max_step'. Did.*'max_steps'"
+    ):
+        fit(module, run_dir=tmp_path, max_step=3, progress_bar=False)
     with pytest.raises(ErasureError, match=r"budget in SoftEmbedding\(...\); found steps beside"):
         attack(edit, pipeline, SoftEmbedding(), steps=1)
 
 
-def test_strength_is_a_number_of_at_least_0():
+def test_a_file_of_concepts_is_named_by_a_path_or_as_text(tmp_path):
+    file = tmp_path / "cats.yaml"
+    file.write_text("[{name: cat, anchor: dog}]")
+    for name in (file, str(file)):
+        edit = erase(pipeline_of(), name, "UCE", progress_bar=False)
+        assert [concept["name"] for concept in edit.metadata["concepts"]] == ["cat"]
+
+
+def test_a_pipeline_of_another_class_is_edited_by_one_that_shares_its_components():
+    pipeline = pipeline_of()
+    other = StableDiffusionImg2ImgPipeline(**pipeline.components, requires_safety_checker=False)
+    with pytest.raises(ErasureError, match=r"found StableDiffusionImg2Img.*Pipeline\.from_pipe\("):
+        erase(other, "cat", "UCE", anchor="dog", progress_bar=False)
+    shared = StableDiffusionPipeline.from_pipe(other)
+    edit = erase(shared, "cat", "UCE", anchor="dog", progress_bar=False)
+    assert apply_edit(edit, other) is edit
+    assert [record["edit"] for record in applied_edits(other.unet)] == ["UCE of cat"]
+
+
+def test_strength_is_a_number_from_0_to_1000():
     edit = erase(pipeline_of(), "cat", "UCE", anchor="dog", progress_bar=False)
     with pytest.raises(ErasureError, match="An edit needs a number as strength; found '0.5'"):
         edit.strength = "0.5"
-    with pytest.raises(ErasureError, match="strength of at least 0; found -1"):
-        edit.strength = -1
+    for strength in (-1, 1001, 10**39):  # the last is no float32
+        with pytest.raises(
+            ErasureError, match=rf"strength of at least 0 and at most 1000; found {strength}"
+        ):
+            edit.strength = strength
+    edit.strength = 1000
+    edit.remove()
 
 
 def test_a_concept_erased_twice_is_undone_step_by_step():

@@ -6,7 +6,10 @@ import sys
 import pytest
 
 import erasure_lightning
+from erasure_lightning import attacks, methods, retention
+from erasure_lightning.attacks import ATTACKS
 from erasure_lightning.methods import METHODS
+from erasure_lightning.retention import RETENTION_CALLBACKS
 
 
 def test_every_public_name_can_be_imported_and_is_listed():
@@ -21,11 +24,16 @@ def test_an_unknown_name_is_an_attribute_error():
         _ = erasure_lightning.erise
 
 
-def test_methods_can_be_imported_by_name():
-    from erasure_lightning import methods
-
-    for name in METHODS:
-        assert getattr(methods, name).__name__ == name
+@pytest.mark.parametrize(
+    ("package", "table"),
+    [(methods, METHODS), (attacks, ATTACKS), (retention, RETENTION_CALLBACKS)],
+)
+def test_classes_can_be_imported_by_name(package, table):
+    for name in table:
+        assert getattr(package, name).__name__ == name
+    assert {*table} < {*dir(package)}
+    with pytest.raises(AttributeError, match=f"'{package.__name__}' has no attribute 'Sage'"):
+        _ = package.Sage
 
 
 def test_importing_the_package_imports_no_torch():

@@ -232,7 +232,8 @@ def test_another_edit_of_the_same_component_is_refused(edits, load):
     pipeline = load()
     apply_edit(edits / "weights", pipeline)
     with pytest.raises(
-        ErasureError, match=r"found one that holds another edit \(Distillation of cat\)"
+        ErasureError,
+        match=r"found one that holds another edit \(Distillation of cat\)\. Add",
     ):
         apply_edit(edits / "other", pipeline)
     apply_edit(edits / "text", pipeline)  # another component is another matter

@@ -252,3 +252,7 @@ def test_the_world_must_know_the_concept():
         ErasureError, match="emoji-world does not know 'cigarrete'. Nearest: cigarette"
     ):
         module.configure_model()
+    module = Distillation(backbone="emoji-world", concepts=[Concept("qqq")])
+    message = r"does not know 'qqq'\. `find_world\('emoji-world'\)\.labels` lists"
+    with pytest.raises(ErasureError, match=message):
+        module.configure_model()
