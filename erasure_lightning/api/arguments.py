@@ -25,8 +25,8 @@ def constructing(cls: type, function: Callable[..., Any]) -> Iterator[None]:
         yield
     except TypeError as error:
         match = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-        if given := re.search(r"multiple values for keyword argument '(\w+)'", str(error)):
-            message = f"{function.__name__} sets {given[1]} of {cls.__name__} itself; leave it out."
+        if repeated := re.search(r"multiple values for keyword argument '(\w+)'", str(error)):
+            message = f"{function.__name__} sets {repeated[1]} of {cls.__name__} itself; leave it out."
         elif match is None:
             message = f"{cls.__name__} cannot be made of these arguments: {error}."
         else:
