@@ -174,7 +174,7 @@ def test_a_base_model_that_has_moved_is_named_to_every_command(saved, tmp_path, 
 
 def test_a_base_model_without_a_name_is_to_be_passed(tmp_path):
     made = erase(TinyBackbone().to_pipeline(), "cat", "UCE", anchor="dog", progress_bar=False)
-    with pytest.raises(ErasureError, match="UCE of cat needs the model .*pass the pipeline"):
+    with pytest.raises(ErasureError, match="UCE of cat needs the model .*pass it as pipeline"):
         export_edit(made.save(tmp_path / "edit.safetensors"), tmp_path / "a.safetensors")
 
 
