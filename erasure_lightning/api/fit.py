@@ -34,7 +34,7 @@ from erasure_lightning.distributed.lightning_internals import launches_by_multip
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.locks import lock_folder
 from erasure_lightning.runs.csv_log import MetricsFile
-from erasure_lightning.runs.folder import Run, default_run
+from erasure_lightning.runs.folder import Run, default_run, unused_folder
 from erasure_lightning.training.base import ErasureModule
 from erasure_lightning.training.checkpoints import PlainCheckpointIO
 from erasure_lightning.training.gradient import GradientErasure
@@ -209,8 +209,14 @@ def running(
 @contextmanager
 def _locked(run: Run, prepare: Callable[[], None]) -> Iterator[None]:
     with lock_folder(run.root):
+        has_config = run.config.exists()
         prepare()  # another run may have ended here meanwhile
-        yield
+        try:
+            yield
+        except ErasureError:
+            if not has_config and unused_folder(run.root) == run.root:  # refused before a result
+                run.config.unlink(missing_ok=True)
+            raise
 
 
 def train(
