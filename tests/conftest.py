@@ -42,6 +42,14 @@ def pytest_collection_finish():
     gc.freeze()
 
 
+@pytest.fixture(autouse=True, scope="session")
+def working_folder(tmp_path_factory):
+    """What a test writes by a relative path is not written into the repository."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("work"))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     import torch

@@ -10,19 +10,20 @@ import torch
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
 
-from erasure_lightning.api.arguments import constructing
 from erasure_lightning.api.compose import compose
 from erasure_lightning.api.pipelines import Borrowed, as_backbone
 from erasure_lightning.api.quiet import interruptible, quiet
+from erasure_lightning.api.trainer import make_trainer
 from erasure_lightning.callbacks.edit_validation import EditValidation
 from erasure_lightning.callbacks.progress import Progress
-from erasure_lightning.concepts.concept import Concept, ConceptKind
+from erasure_lightning.concepts.concept import Concept, ConceptKind, require_templates
 from erasure_lightning.concepts.files import is_concept_file, read_concepts
 from erasure_lightning.data.datamodule import PromptData
 from erasure_lightning.edits.applied import Edit, load_edit
 from erasure_lightning.edits.components import component_fingerprints
 from erasure_lightning.edits.installation import holds_edit
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.files.arguments import constructing
 from erasure_lightning.registry import find_method, find_retention_callback, load_method, load_offer
 from erasure_lightning.retention.base import RetentionCallback
 from erasure_lightning.training.base import ErasureModule
@@ -92,14 +93,14 @@ def erase(
         >>> edit.strength = 0.5
         >>> edit.remove()
     """
-    if not isinstance(method, str | type) and len(method) == 1:
-        method = method[0]
-    if not isinstance(method, str | type):
+    require_templates("erase", templates or ())
+    methods = [*map(_method, method if isinstance(method, list | tuple) else [method])]
+    if len(methods) != 1:
         options: dict[str, Any] = {"anchor": anchor, "kind": kind, "retain": retain}
         options |= {"steps": steps, "batch_size": batch_size, "templates": templates, "seed": seed}
         options |= {"accelerator": accelerator, "progress_bar": progress_bar, **arguments}
-        return _erase_by_several(pipeline, concepts, method, retention, base_edit, options)
-    cls = load_method(find_method(method)) if isinstance(method, str) else method
+        return _erase_by_several(pipeline, concepts, methods, retention, base_edit, options)
+    (cls,) = methods
     listed = _concepts(concepts, anchor, kind)
     callbacks = _retention(cls, retention, retain)
     with ExitStack() as undo:
@@ -121,7 +122,7 @@ def erase(
 def _erase_by_several(
     pipeline: Any,
     concepts: str | Concept | Sequence[str | Concept] | Path,
-    methods: Sequence[str | type[ErasureModule]],
+    methods: Sequence[type[ErasureModule]],
     retention: Sequence[RetentionCallback] | None,
     base_edit: str | Path | Edit | Sequence[str | Path | Edit],
     options: dict[str, Any],
@@ -146,18 +147,35 @@ def _apply_first(
     base_edit: str | Path | Edit | Sequence[str | Path | Edit], pipeline: Any, undo: ExitStack
 ) -> None:
     """Apply the edits to start from; ``undo`` removes those that the pipeline lacked."""
-    several = [base_edit] if isinstance(base_edit, str | Path | Edit) else base_edit
+    several: Sequence[Any] = base_edit if isinstance(base_edit, list | tuple) else [base_edit]
     for each in several:
         edit = each if isinstance(each, Edit) else load_edit(each)
         if not holds_edit(edit.tensors, edit.metadata, pipeline):
             undo.callback(edit.apply(pipeline).remove)
 
 
+def _method(method: str | type[ErasureModule]) -> type[ErasureModule]:
+    """The class of a method.
+
+    Raises:
+        ErasureError: If there is none of that name, or the class is no method.
+    """
+    if isinstance(method, str):
+        return load_method(find_method(method))
+    if not (isinstance(method, type) and issubclass(method, ErasureModule)):
+        raise ErasureError(
+            "erase needs a method by its name or its class, or several in a list; found"
+            f" {method!r}."
+        )
+    return method
+
+
 def _trainer(
     steps: int, accelerator: str, callbacks: Sequence[Callback], progress_bar: bool
 ) -> Trainer:
     shown = [Progress()] if progress_bar else []
-    return Trainer(
+    return make_trainer(
+        erase,
         max_steps=steps,
         accelerator=accelerator,
         devices=1,

@@ -6,14 +6,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from lightning import Trainer
-
 from erasure_lightning.api.accelerator import default_device
-from erasure_lightning.api.arguments import constructing
 from erasure_lightning.api.attack import paper_of
 from erasure_lightning.api.load import edited_module
 from erasure_lightning.api.pipelines import as_backbone, check_pipeline
 from erasure_lightning.api.quiet import interruptible, quiet
+from erasure_lightning.api.trainer import make_trainer
 from erasure_lightning.attacks.base import Attack
 from erasure_lightning.attacks.outcome import Outcome
 from erasure_lightning.attacks.runner import attack_concepts, with_edit
@@ -25,6 +23,7 @@ from erasure_lightning.edits.applied import Edit, load_edit
 from erasure_lightning.edits.base_edits import locate_edit
 from erasure_lightning.edits.installation import holds_edit, require_installable
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.files.arguments import constructing
 from erasure_lightning.metrics.protocol import Result
 from erasure_lightning.registry import find_attack, load_offer
 from erasure_lightning.training.base import ErasureModule
@@ -67,6 +66,11 @@ def evaluate(
         >>> result.estimates["structure"]["distance"]["after"].pictures
         4
     """
+    if "prompts" in data:
+        raise ErasureError(
+            "evaluate draws the sentences of its own plan; found prompts. Draw a file of prompts"
+            " with `erasure predict --data.prompts FILE` and score the images with `erasure score`."
+        )
     measure = Measure(scorer, show=progress_bar)
     with constructing(PromptData, evaluate):
         images = PromptData(**data)
@@ -76,7 +80,8 @@ def evaluate(
         _module(edit, pipeline) as module,
         TemporaryDirectory() as folder,
     ):
-        trainer = Trainer(
+        trainer = make_trainer(
+            evaluate,
             accelerator=accelerator,
             devices=1,
             callbacks=[measure, *([Progress()] if progress_bar else [])],

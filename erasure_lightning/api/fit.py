@@ -17,8 +17,8 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.loggers import Logger
 
-from erasure_lightning.api.arguments import constructing
 from erasure_lightning.api.quiet import quiet
+from erasure_lightning.api.trainer import make_trainer
 from erasure_lightning.callbacks.cost import Cost
 from erasure_lightning.callbacks.dashboard import Dashboard
 from erasure_lightning.callbacks.edit_export import ExportEdit
@@ -34,7 +34,7 @@ from erasure_lightning.distributed.lightning_internals import launches_by_multip
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.locks import lock_folder
 from erasure_lightning.runs.csv_log import MetricsFile
-from erasure_lightning.runs.folder import Run, default_run
+from erasure_lightning.runs.folder import Run, default_run, unused_folder
 from erasure_lightning.training.base import ErasureModule
 from erasure_lightning.training.checkpoints import PlainCheckpointIO
 from erasure_lightning.training.gradient import GradientErasure
@@ -106,15 +106,15 @@ def fit(
     register_strategies(module.has_unused, hang_timeout)
     steps = module.default_steps if isinstance(module, GradientErasure) else 1
     with quiet(), keeper.watching():
-        with constructing(Trainer, fit):
-            session = Trainer(
-                **TRAINER | {"max_steps": steps} | trainer,
-                default_root_dir=str(run.root),
-                logger=run_loggers(run, logger),
-                callbacks=run_callbacks(callbacks, keeper, watchdog, progress_bar=progress_bar),
-                plugins=PlainCheckpointIO(),
-                enable_progress_bar=progress_bar,
-            )
+        session = make_trainer(
+            fit,
+            **TRAINER | {"max_steps": steps} | trainer,
+            default_root_dir=str(run.root),
+            logger=run_loggers(run, logger),
+            callbacks=run_callbacks(callbacks, keeper, watchdog, progress_bar=progress_bar),
+            plugins=PlainCheckpointIO(),
+            enable_progress_bar=progress_bar,
+        )
         keeper.listen_in(session)
         torch.manual_seed(module.seed)
         with running(session, run, watchdog, run.check_unused):
@@ -209,8 +209,14 @@ def running(
 @contextmanager
 def _locked(run: Run, prepare: Callable[[], None]) -> Iterator[None]:
     with lock_folder(run.root):
+        has_config = run.config.exists()
         prepare()  # another run may have ended here meanwhile
-        yield
+        try:
+            yield
+        except ErasureError:
+            if not has_config and unused_folder(run.root) == run.root:  # refused before a result
+                run.config.unlink(missing_ok=True)
+            raise
 
 
 def train(

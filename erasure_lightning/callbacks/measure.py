@@ -201,6 +201,7 @@ class EditMetrics:
             backbone=edit["backbone"],
             scorer=self.scorer.name if self.scorer else "",
             versions=edit["versions"],
+            precision=str(module.trainer.precision),
         )
 
 

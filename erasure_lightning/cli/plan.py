@@ -230,7 +230,7 @@ def _work(forecast: FitForecast, devices: int) -> list[str]:
     each, together = (" on each device", ", on all devices together") if devices > 1 else ("", "")
     last = forecast.evaluations["last"]
     whole = forecast.steps * (last[STUDENT_CALLS] + last[TEACHER_CALLS])
-    whole += forecast.sampled + forecast.monitored + forecast.inverted
+    whole += forecast.sampled + forecast.monitored + forecast.prepared
     drawn = (
         f" The measurement draws 2 x {forecast.pictures} images in {forecast.measured}"
         f" evaluations{together}."
@@ -265,8 +265,11 @@ def _training(forecast: FitForecast) -> list[str]:
             f"Besides, the search for each word takes {forecast.search} forwards and backwards,"
             " and its rollouts."
         )
-    if forecast.inverted:
-        lines.append(f"Textual inversion takes {forecast.inverted} evaluations with gradient.")
+    if forecast.prepared:
+        lines.append(
+            "Saliency maps or textual inversion before the first step take"
+            f" {forecast.prepared} evaluations."
+        )
     if forecast.sampled:
         lines.append(f"Trajectories or images to train on cost {forecast.sampled} evaluations.")
     if forecast.monitored:

@@ -160,8 +160,12 @@ def require_templates(owner: str, templates: Sequence[str]) -> None:
         templates: Sentences.
 
     Raises:
-        ErasureError: For the first that has not.
+        ErasureError: For the first that has not, or for a text in place of a list.
     """
+    if isinstance(templates, str):
+        raise ErasureError(
+            f"{owner} needs templates in a list, such as ['a photo of {{}}']; found {templates!r}."
+        )
     if bad := [template for template in templates if template.count("{}") != 1]:
         raise ErasureError(
             f"{owner} needs {{}} in every template, once, for the concept's words; found"

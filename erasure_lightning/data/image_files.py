@@ -1,5 +1,6 @@
 """Image files of a user: listing, reading, and resizing to a model's size."""
 
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +10,9 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from erasure_lightning.errors import ErasureError
+
+#: Errors of Pillow for damaged files; the last two are of damaged EXIF.
+_DAMAGED = (OSError, SyntaxError, ValueError, Image.DecompressionBombError, TypeError, struct.error)
 
 #: Suffixes of readable images.
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -51,9 +55,9 @@ def read_image(path: Path) -> Image.Image:
     """
     try:
         upright = _in_8_bits(ImageOps.exif_transpose(Image.open(path))).convert("RGBA")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except _DAMAGED as error:
         raise ErasureError(
-            f"{path} cannot be read as an image; it may be cut short. ({error})"
+            f"{path} cannot be read as an image; it may be cut short or damaged. ({error})"
         ) from error
     return Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright).convert("RGB")
 

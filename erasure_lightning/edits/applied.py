@@ -31,6 +31,7 @@ from erasure_lightning.edits.stack import (
     set_strength,
 )
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.files.arguments import constructing
 
 
 class Edit:
@@ -197,9 +198,10 @@ class Edit:
             options: Further arguments of `ExportRequest`, as of `export_edit`.
 
         Raises:
-            ErasureError: If the edit is in no pipeline, or the format cannot hold it.
+            ErasureError: If the edit is in no pipeline, or the format or an option cannot be used.
         """
-        request = ExportRequest(Path(path), format, **options)
+        with constructing(ExportRequest, self.export):
+            request = ExportRequest(Path(path), format, **options)
         held = HeldEdit(self.tensors, self.metadata, self.pipeline, self.changes(), self.strength)
         return write_export(request, held)
 
@@ -276,12 +278,11 @@ def load_edit(path: str | Path) -> Edit:
 def apply_edit(edit: Edit | str | Path, pipeline: Any, transfer: bool = False) -> Edit:
     """Apply an edit to a pipeline: the one it was made on, or another with the same component.
 
-    An edit of a text encoder fits every pipeline with the same text encoder, whatever its denoiser;
-    it erases where that denoiser reads the layers that the edit was trained for (Stable Diffusion
-    XL reads others than 1.x). An edit that the pipeline holds already is not applied again. An edit
-    with base edits needs them in the pipeline; those whose files are found are applied first, and
-    removed with it. Edits of one component that were each made on the original are added by
-    `compose`.
+    An edit of a text encoder fits every pipeline with the same text encoder; it erases where the
+    denoiser reads the layers that the edit was trained for (Stable Diffusion XL reads others than
+    1.x). An edit that the pipeline holds already is not applied again. Base edits whose files are
+    found are applied first, and removed with it. `compose` adds edits of one component that were
+    each made on the original.
 
     Args:
         edit: An edit, its file, or the run folder that holds it.

@@ -18,7 +18,13 @@ from erasure_lightning.files.writing import EDIT_FILE
 
 
 def locate_edit(path: str | Path) -> Path:
-    """The file of an edit: itself, or the one in a run's folder."""
+    """The file of an edit: itself, or the one in a run's folder.
+
+    Raises:
+        ErasureError: If the path is none.
+    """
+    if not isinstance(path, str | Path):
+        raise ErasureError(f"An edit needs its file or its run folder as a path; found {path!r}.")
     path = Path(path)
     return path / EDIT_FILE if path.is_dir() else path
 

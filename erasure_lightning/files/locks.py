@@ -35,7 +35,8 @@ def lock_folder(folder: Path, file: str = RUNNING_FILE) -> Iterator[list[int]]:
     and the folder is not locked.
 
     Args:
-        folder: Created where it does not exist, and removed again if it is left empty.
+        folder: Created with its parents where it does not exist, and removed again if it is left
+            empty, with the parents that were created.
         file: Name of the lock file in it. Who holds `RUNNING_FILE` also removes what killed
             processes left half-written.
 
@@ -48,6 +49,7 @@ def lock_folder(folder: Path, file: str = RUNNING_FILE) -> Iterator[list[int]]:
     """
     from filelock import FileLock, Timeout  # here, because light commands import this module
 
+    created = [parent for parent in folder.parents if not parent.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -66,16 +68,22 @@ def lock_folder(folder: Path, file: str = RUNNING_FILE) -> Iterator[list[int]]:
             raise _unwritable(folder, error) from error
         _warn_of_no_locks(folder)
     try:
-        since = time.strftime("%Y-%m-%d %H:%M:%S")
-        path.write_text(f"process {os.getpid()} on {socket.gethostname()}, since {since}")
+        path.write_text(_owner())
         if file == RUNNING_FILE:
             _remove_unfinished(folder)
         yield descriptors
     finally:
         with suppress(OSError):  # it has been moved or removed together with the folder
             path.unlink()
-            folder.rmdir()
+            for empty in (folder, *created):
+                empty.rmdir()
         lock.release()
+
+
+def _owner() -> str:
+    """This process, for the errors of others."""
+    since = time.strftime("%Y-%m-%d %H:%M:%S")
+    return f"process {os.getpid()} on {socket.gethostname()}, since {since}"
 
 
 def _warn_of_no_locks(folder: Path) -> None:
@@ -105,6 +113,7 @@ def _locked(path: Path) -> FolderLockedError:
 
 def _remove_unfinished(folder: Path) -> None:
     """Remove files that killed processes left half-written; with whole weights, gigabytes each."""
-    for file in [*folder.iterdir(), *folder.glob("checkpoints/*")]:
+    inside = (file for name in ("checkpoints", "samples") for file in folder.glob(f"{name}/*"))
+    for file in [*folder.iterdir(), *inside]:
         if is_temporary(file):
             file.unlink(missing_ok=True)

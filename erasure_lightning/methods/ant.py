@@ -158,8 +158,8 @@ class ANT(SalientErasure, PartErasure):
         batches = -(-max(_PAIRS, len(self.concepts)) // _CHUNK)
         masks = []
         for i in range(self.maps):
-            losses = map(self._loss, range(i * batches, (i + 1) * batches))
-            masks.append(salient_masks(self.gradients(losses), self.share, each=True))
+            gradients = self.gradients(self._loss, range(i * batches, (i + 1) * batches))
+            masks.append(salient_masks(gradients, self.share, each=True))
         return {name: torch.stack([mask[name] for mask in masks]).all(dim=0) for name in masks[0]}
 
     def _loss(self, number: int) -> Tensor:

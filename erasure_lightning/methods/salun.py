@@ -152,8 +152,8 @@ class SalUn(SalientErasure, PartErasure):
     def saliency(self) -> ParameterMasks:
         """The largest gradients of denoising the concepts' images, at one threshold for all."""
         rows = range(len(cast(GeneratedImages, self.latents).sentences.concepts))
-        losses = (self.denoising(rows[i : i + _CHUNK]) for i in range(0, len(rows), _CHUNK))
-        return salient_masks(self.gradients(losses), self.share)
+        batches = [rows[i : i + _CHUNK] for i in range(0, len(rows), _CHUNK)]
+        return salient_masks(self.gradients(self.denoising, batches), self.share)
 
     def denoising(self, rows: Sequence[int]) -> Tensor:
         """``mse(n, (1 + g) eps(x_t, c_f) - g eps(x_t, 0))`` of images by number, a scalar."""

@@ -34,6 +34,7 @@ class Protocol:
         vocabulary: Short hash of the candidate labels of images.
         backbone, scorer: The user's names of the two. Recorded, not compared.
         versions: Versions of the packages. Recorded, not compared.
+        precision: The trainer's, in which the models compute; files without it are of ``32-true``.
     """
 
     prompts: dict[str, list[str]]
@@ -48,6 +49,7 @@ class Protocol:
     backbone: str
     scorer: str
     versions: dict[str, str]
+    precision: str = "32-true"
 
     @property
     def compared(self) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from erasure_lightning.training.adversary import AdversaryModels
 from erasure_lightning.training.adversary_kinds import InversionAdversary
 from erasure_lightning.training.base import ErasureModule
 from erasure_lightning.training.latent_sources import SourceModels
+from erasure_lightning.training.saliency import SalientErasure
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
 #: Key of the evaluations of the trained model in `forecast.FitForecast.evaluations`.
@@ -83,6 +84,16 @@ class DenoiserCounter:
         self.counts[key] = self.counts.get(key, 0) + latents
 
 
+def counters_of(module: ErasureModule, memory: MemoryTracker) -> list[DenoiserCounter]:
+    """A counter for each model of a module."""
+    counters = []
+    for model in module.children():
+        if isinstance(model, Backbone):
+            role = STUDENT_CALLS if model is module.backbone else TEACHER_CALLS
+            counters.append(DenoiserCounter(model, role, memory))
+    return counters
+
+
 class RolloutCounter:
     """Replaces a bank's ``update``, and counts what its rollouts evaluate.
 
@@ -124,10 +135,30 @@ class RolloutCounter:
 
 
 def shorten_inversion(method: FMN) -> int:
-    """Leave one step of a method's textual inversion; returns what all of them evaluate."""
-    evaluations = method.inversion_steps * method.inversion_batch * len(method.concepts)
-    method.inversion_steps = min(method.inversion_steps, 1)
-    return evaluations
+    """Leave one step of a method's textual inversion; returns what the others evaluate."""
+    steps = method.inversion_steps
+    method.inversion_steps = min(steps, 1)
+    return (steps - method.inversion_steps) * method.inversion_batch * len(method.concepts)
+
+
+def shorten_maps(method: SalientErasure, counters: Sequence[DenoiserCounter]) -> None:
+    """Run one batch of each of a method's saliency maps, and count the others.
+
+    Batches are differentiated one after the other, so that one takes as much memory as all.
+    """
+    gradients = method.gradients
+
+    def of_one(loss: Callable[[Any], Tensor], batches: Sequence[Any]) -> dict[str, Tensor]:
+        before = [Counter(counter.counts) for counter in counters]
+        one = gradients(loss, batches[:1])
+        for counter, old in zip(counters, before, strict=True):
+            counter.counts = {
+                key: old[key] + len(batches) * (count - old[key])
+                for key, count in counter.counts.items()
+            }
+        return one
+
+    method.gradients = of_one  # type: ignore[method-assign]
 
 
 class MonitorCounter(Callback):

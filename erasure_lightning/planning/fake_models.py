@@ -15,7 +15,6 @@ from erasure_lightning.planning.memory_tracker import (
     without_values,
 )
 from erasure_lightning.training.base import ErasureModule
-from erasure_lightning.training.saliency import SalientErasure
 
 
 def make_fake(module: ErasureModule, memory: MemoryTracker) -> Backbone:
@@ -44,10 +43,6 @@ def make_fake(module: ErasureModule, memory: MemoryTracker) -> Backbone:
     module.base_edit_files = []  # they change values, not shapes
     cast(Any, module)._apply = lambda *_, **__: module
     memory.hold([*backbone.parameters(), *backbone.buffers()])
-    if isinstance(module, SalientErasure):
-        # Losses are differentiated one after the other, so that one takes as much memory as all.
-        gradients = module.gradients
-        cast(Any, module).gradients = lambda losses: gradients([next(iter(losses))])
     return cast(Backbone, backbone)
 
 

@@ -8,7 +8,6 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.data.datamodule import PromptData
 from erasure_lightning.distributed.lightning_internals import jump_to_step, keep_signal_handlers
 from erasure_lightning.errors import ErasureError
@@ -21,7 +20,9 @@ from erasure_lightning.planning.evaluation_counters import (
     RepeatedSteps,
     RolloutCounter,
     WordSearch,
+    counters_of,
     shorten_inversion,
+    shorten_maps,
 )
 from erasure_lightning.planning.fake_models import make_adapters_fake, make_fake
 from erasure_lightning.planning.memory_footprint import MemoryFootprint, footprint_of
@@ -33,6 +34,7 @@ from erasure_lightning.training.adversary_kinds import InversionAdversary
 from erasure_lightning.training.base import ErasureModule
 from erasure_lightning.training.batch_sampling import sample_batch
 from erasure_lightning.training.gradient import GradientErasure
+from erasure_lightning.training.saliency import SalientErasure
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
 
@@ -49,7 +51,7 @@ class FitForecast:
             bank, and in the ``last``; ``backwards`` of them with gradient.
         sampled: Latents evaluated before and between steps, by rollouts and for training images.
         monitored: Latents evaluated by `RetentionMonitor`, before and between steps.
-        inverted: Latents evaluated with gradient by textual inversion before the first step.
+        prepared: Latents evaluated before the first step for saliency maps or textual inversion.
         search: Forwards and backwards of a search that runs between steps, for each word.
         pictures: Images that the measurement generates, of each model.
         measured: Latents that the measurement evaluates.
@@ -61,7 +63,7 @@ class FitForecast:
     evaluations: dict[str, dict[str, int]]
     sampled: int
     monitored: int
-    inverted: int
+    prepared: int
     search: int
     pictures: int
     measured: int
@@ -88,7 +90,7 @@ class _StepRecorder(Callback):
         self.rollouts: RolloutCounter | None = None
         self.search: WordSearch | None = None
         self.monitors: list[MonitorCounter] = []
-        self.inverted = 0
+        self.prepared = 0
         self.peaks = {"preparing": 0, "step": 0}
         self.counts: list[dict[str, int]] = []
 
@@ -103,6 +105,8 @@ class _StepRecorder(Callback):
             return
         if not self.counts:
             self.peaks["preparing"] = max(self.peaks["preparing"], peak)
+            total = _total(counter.counts for counter in self.counters)
+            self.prepared += total[STUDENT_CALLS] + total[TEACHER_CALLS]
         for counter in self.counters:
             counter.counts = {}
 
@@ -194,7 +198,7 @@ def forecast_fit(
         evaluations={"first": recorder.counts[0], "last": recorder.counts[-1]},
         sampled=sampled,
         monitored=sum(monitor.evaluations(steps) for monitor in recorder.monitors),
-        inverted=recorder.inverted,
+        prepared=recorder.prepared,
         search=recorder.searched,
         pictures=images,
         measured=measured,
@@ -242,7 +246,7 @@ def _fit(
     keep_signal_handlers(trainer)
     module.configure_model()
     make_adapters_fake(module, recorder.memory)
-    recorder.counters = _counters(module, recorder.memory)
+    recorder.counters = counters_of(module, recorder.memory)
     for monitor in recorder.monitors:
         monitor.counters = recorder.counters
     if isinstance(module, GradientErasure):
@@ -263,17 +267,9 @@ def _shorten_loops(module: GradientErasure, recorder: _StepRecorder) -> None:
     if module.repeated_call:
         RepeatedSteps(module, module.repeated_call, recorder.counters, recorder.rollouts)
     if isinstance(module, FMN):
-        recorder.inverted = shorten_inversion(module)
-
-
-def _counters(module: ErasureModule, memory: MemoryTracker) -> list[DenoiserCounter]:
-    """A counter for each model of a module."""
-    counters = []
-    for model in module.children():
-        if isinstance(model, Backbone):
-            role = STUDENT_CALLS if model is module.backbone else TEACHER_CALLS
-            counters.append(DenoiserCounter(model, role, memory))
-    return counters
+        recorder.prepared = shorten_inversion(module)
+    if isinstance(module, SalientErasure):
+        shorten_maps(module, recorder.counters)
 
 
 @torch.no_grad()

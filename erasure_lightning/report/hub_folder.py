@@ -20,6 +20,7 @@ from erasure_lightning.report.images import ImagePair
 from erasure_lightning.report.public_edit import public_yaml, write_public_edits
 from erasure_lightning.report.run_record import RunRecord, read_run_record
 from erasure_lightning.runs.redaction import redact_secrets
+from erasure_lightning.training.checkpoints import locate_checkpoint
 
 #: The card, as the Hub names it.
 HUB_CARD_FILE = "README.md"
@@ -72,6 +73,7 @@ def write_hub_folder(
     require_hub_id(repository)
     record = read_run_record(run)
     if record.edit is None:
+        locate_checkpoint(str(run), "push")  # without a checkpoint, it names another command
         raise ErasureError(
             f"A push needs a finished run; found no {EDIT_FILE} in {run}. Finish it with `erasure"
             f" fit --ckpt_path {shell_word(run)}`."

@@ -9,6 +9,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.writing import append_bytes, write_atomically
 from erasure_lightning.runs.folder import Run
 
@@ -64,11 +65,22 @@ class MetricsFile(Logger):
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a ``metrics.csv``; none if there is no file or it is another one's."""
+    """The rows of a ``metrics.csv``; none if there is no file or it is another one's.
+
+    Raises:
+        ErasureError: If it is not UTF-8.
+    """
     if not path.is_file():
         return []
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ErasureError(
+            f"{path} needs to be UTF-8, as `erasure fit` writes it; found another encoding"
+            f" ({error}). Save it as UTF-8, or move it away."
+        ) from error
     # A kill or a full disk may truncate the last row.
-    whole, end, _ = path.read_text(encoding="utf-8").rpartition("\n")
+    whole, end, _ = text.rpartition("\n")
     rows = csv.DictReader(io.StringIO(whole + end, newline=""))
     return [row for row in rows if (row.get("step") or "").isdigit()]
 

@@ -1,8 +1,8 @@
 """Saliency masks: only weights with a large gradient on some loss are trained (SalUn, ANT)."""
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,6 +12,8 @@ from erasure_lightning.errors import ErasureError
 from erasure_lightning.seeding import derive_seed
 from erasure_lightning.training.gradient import GradientErasure
 from erasure_lightning.training.optimizers import DECAY
+
+_T = TypeVar("_T")
 
 #: Which entries of each parameter are trained: boolean and of its shape, by name.
 ParameterMasks = dict[str, Tensor]
@@ -91,11 +93,16 @@ class SalientErasure(GradientErasure):
     def saliency(self) -> ParameterMasks:
         """The masks of `trainable`; called once, while the model is still its original."""
 
-    def gradients(self, losses: Iterable[Tensor]) -> dict[str, Tensor]:
-        """`summed_gradients` of `trainable`, over all ranks, so that their masks agree."""
+    def gradients(self, loss: Callable[[_T], Tensor], batches: Sequence[_T]) -> dict[str, Tensor]:
+        """`summed_gradients` of `trainable`, over all ranks, so that their masks agree.
+
+        Args:
+            loss: Returns a scalar.
+            batches: Its arguments, each of which is differentiated by itself.
+        """
         return {
             name: self.trainer.strategy.reduce(gradient, reduce_op="sum")
-            for name, gradient in summed_gradients(losses, self.trainable()).items()
+            for name, gradient in summed_gradients(map(loss, batches), self.trainable()).items()
         }
 
     def prepare(self) -> None:

@@ -267,6 +267,14 @@ def test_an_interruption_leaves_the_pipeline_as_it_was():
         ),
         ({"method": "ESD", "retention": LocalNoisePreservation()}, "callbacks in a list"),
         ({"method": "UCE", "pipeline": object()}, "known family; found object"),
+        ({"method": None}, "a method by its name or its class, .*; found None"),
+        ({"method": ["UCE", Concept]}, "a method by its name or its class, .*; found <class"),
+        (
+            {"method": "UCE", "templates": "a {}"},
+            "templates in a list, .*; found 'a {}",
+        ),
+        ({"method": "UCE", "base_edit": None}, "its file or its run folder as a path; found None"),
+        ({"method": "UCE", "accelerator": "gpuu"}, "invalid accelerator name: .*'gpuu'"),
     ],
 )
 def test_mistakes_are_named(arguments, message):
@@ -282,6 +290,10 @@ def test_mistakes_of_measuring_attacking_and_fitting_are_named(tmp_path):
         ErasureError, match="Neither evaluate nor PromptData .*'sedds'. Did.*'seeds'"
     ):
         evaluate(edit, pipeline, sedds=2)
+    with pytest.raises(ErasureError, match="found prompts. Draw .* `erasure predict"):
+        evaluate(edit, pipeline, prompts="prompts.csv")
+    with pytest.raises(ErasureError, match="invalid accelerator name: .*'gpuu'"):
+        evaluate(edit, pipeline, accelerator="gpuu", progress_bar=False)
     with pytest.raises(
         ErasureError, match="Neither attack nor SoftEmbedding .*'stesp'. Did.*'steps'"
     ):
@@ -291,6 +303,12 @@ def test_mistakes_of_measuring_attacking_and_fitting_are_named(tmp_path):
         ErasureError, match="Neither fit nor Trainer .*'max_step'. Did.*'max_steps'"
     ):
         fit(module, run_dir=tmp_path, max_step=3, progress_bar=False)
+    with pytest.raises(ErasureError, match="invalid accelerator name: .*'gpuu'"):
+        fit(module, run_dir=tmp_path, accelerator="gpuu", progress_bar=False)
+    with pytest.raises(ErasureError, match="Neither export nor ExportRequest .*Did.*'rank'"):
+        edit.export(tmp_path / "no-cat.safetensors", rnak=4)
+    with pytest.raises(ErasureError, match="its file or its run folder as a path; found None"):
+        load_edit(None)
     with pytest.raises(ErasureError, match=r"budget in SoftEmbedding\(...\); found steps beside"):
         attack(edit, pipeline, SoftEmbedding(), steps=1)
 

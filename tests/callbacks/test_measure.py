@@ -95,6 +95,13 @@ def test_the_protocol_of_a_run(measured):
     assert measure.result.estimates["efficacy"]["recognized"]["after"].pictures == 9
 
 
+def test_the_protocol_has_the_trainer_s_precision(measured, tmp_path):
+    plain, rounded = measured[1], Measure()
+    run(tmp_path, rounded, module(), precision="bf16-mixed")
+    precisions = [each.result.protocol.precision for each in (plain, rounded)]
+    assert precisions == ["32-true", "bf16-mixed"]
+
+
 def test_an_edit_moves_pixels_and_no_edit_moves_none(measured, tmp_path):
     _, measure, _ = measured
     assert measure.result.estimates["structure"]["distance"]["after"].mean > 0

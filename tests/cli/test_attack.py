@@ -201,6 +201,7 @@ class TestMistakes:
     def test_nobody_to_judge(self, run, capsys):
         assert main(["attack", "--attack", "P4D", "--ckpt_path", str(run)]) == 2
         assert "An attack needs a scorer" in capsys.readouterr().err
+        assert not (run / "attacks").exists()
 
     def test_an_option_of_another_name(self, error):
         assert (

@@ -482,6 +482,19 @@ def test_a_mistake_in_a_config_is_one_clear_line(error, folder, text, message):
 # runs
 
 
+def test_a_run_that_is_refused_before_it_begins_leaves_no_folder(error, folder):
+    """The control is a config that was there before."""
+    argv = ["fit", "--model", "SAFREE", "--model.backbone", "TinyXL"]
+    argv += ["--model.concepts", "[{name: cat}]", "--run_dir", "runs/refused"]
+    refusal = error(*argv)
+    assert "SAFREE needs last text states" in refusal
+    assert not (folder / "runs").exists()
+    (folder / "runs/refused").mkdir(parents=True)
+    (folder / "runs/refused/config.yaml").touch()
+    assert error(*argv) == refusal
+    assert (folder / "runs/refused/config.yaml").exists()
+
+
 def test_a_run_leaves_its_folder(finished, capsys):
     assert {p.name for p in finished.iterdir()} >= {
         "edit.safetensors", "config.yaml", "metrics.csv", "metrics.json", "grid.png"

@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from erasure_lightning.data.image_files import image_tensor, read_image
+from erasure_lightning.errors import ErasureError
 
 #: A ramp from black to white.
 GREYS = torch.linspace(0, 1, 256).view(16, 16)
@@ -29,6 +30,20 @@ def test_modes_of_colour(mode, tmp_path):
     Image.fromarray(half).convert(mode).save(path)
     read = image_tensor(read_image(path))
     assert torch.allclose(read, torch.tensor(half).permute(2, 0, 1) / 255, atol=0.02)
+
+
+@pytest.mark.parametrize(("place", "value"), [(41, 65), (43, 7)], ids=["offset", "type"])
+def test_damaged_exif_is_named(place, value, tmp_path):
+    path = tmp_path / "photo.jpg"
+    exif = Image.Exif()
+    exif.update({0x010E: "hello", 0x0112: 6, 0x011A: (1, 72)})  # title, orientation, resolution
+    Image.new("RGB", (4, 4)).save(path, exif=exif)
+    assert read_image(path).size == (4, 4)
+    content = bytearray(path.read_bytes())
+    content[content.index(b"Exif") + place] = value
+    path.write_bytes(content)
+    with pytest.raises(ErasureError, match=r"photo.jpg cannot be read as an image; it may be"):
+        read_image(path)
 
 
 def test_what_is_transparent_is_white(tmp_path):

@@ -62,6 +62,11 @@ def test_nothing_is_left_of_it(tmp_path):
     with lock_folder(tmp_path / "empty"):
         pass
     assert not (tmp_path / "empty").exists()
+    (tmp_path / "run").mkdir()
+    with lock_folder(tmp_path / "run" / "attacks" / "p4d"):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert not any((tmp_path / "run").iterdir())
     with lock_folder(tmp_path / "full"):
         (tmp_path / "full" / "edit").touch()
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["edit"]
@@ -84,13 +89,15 @@ def test_what_a_kill_left_half_written_is_removed_and_nothing_else(tmp_path):
         run / "log.17",
         run / "checkpoints",
         run / "checkpoints" / "last.ckpt",
+        run / "samples",
+        run / "samples" / "000-after.png",
     }
-    for path in expected - {run / "checkpoints"}:
+    for path in expected - {run / "checkpoints", run / "samples"}:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    for name in ("edit.safetensors", "checkpoints/last.ckpt"):
+    for name in ("edit.safetensors", "checkpoints/last.ckpt", "samples/000-after.png"):
         killed_while_saving(run / name)
-    assert len(set(run.rglob("*")) - expected) == 2
+    assert len(set(run.rglob("*")) - expected) == 3
     with lock_folder(run):
         assert set(run.rglob("*")) == expected | {run / RUNNING_FILE}
 

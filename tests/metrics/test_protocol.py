@@ -40,6 +40,13 @@ def test_a_saved_result_is_loaded(tmp_path):
     assert content["overall"]["after"] == pytest.approx(0.8)
 
 
+def test_a_result_without_its_precision_is_of_32_true(tmp_path):
+    content = RESULT.to_json()
+    del content["protocol"]["precision"]
+    (tmp_path / "metrics.json").write_text(json.dumps(content))
+    assert Result.load(tmp_path / "metrics.json") == RESULT
+
+
 def test_paths_and_versions_are_recorded_but_make_no_difference():
     other = replace(PROTOCOL, backbone="elsewhere", scorer="elsewhere", versions={})
     assert other.identity == PROTOCOL.identity
@@ -68,6 +75,7 @@ def test_a_comparison_has_a_row_for_each_metric():
     ("change", "words"),
     [
         ({"steps": 5}, "steps: 4 and 5"),
+        ({"precision": "bf16-mixed"}, "precision: '32-true' and 'bf16-mixed'"),
         ({"seeds": [0, 2]}, "seeds: 1 and 2"),
         ({"seeds": [0]}, "seeds: 1 and 1 in all"),
         ({"scorer_fingerprint": ""}, "scorer_fingerprint: 's' and ''"),

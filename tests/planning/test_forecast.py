@@ -17,7 +17,9 @@ from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.data.datamodule import PromptData
 from erasure_lightning.diffusion.evaluation_counter import EvaluationCounter
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.methods import ant
 from erasure_lightning.methods.advunlearn import AdvUnlearn
+from erasure_lightning.methods.ant import ANT
 from erasure_lightning.methods.esd import ESD
 from erasure_lightning.methods.fmn import FMN
 from erasure_lightning.methods.gloce import GLoCE
@@ -308,8 +310,19 @@ def test_textual_inversion_is_run_for_one_step_and_counted_whole():
     _, counter = measured_fit(module(), 3)
     last = plan.evaluations["last"]
     in_steps = 3 * (last["student"] + last["teacher"])
-    assert plan.inverted == 90
-    assert plan.sampled + plan.inverted + in_steps == counter.evaluations
+    assert plan.prepared == 90
+    assert plan.sampled + plan.prepared + in_steps == counter.evaluations
+
+
+def test_saliency_maps_are_counted(monkeypatch):
+    monkeypatch.setattr(ant, "_PAIRS", 10)
+    bank = {"trajectories": 1, "steps": 4}
+    plan = forecast(ANT, maps=5, latents=TrajectoryBank(**bank))
+    _, counter = measured(ANT, maps=5, latents=TrajectoryBank(**bank))
+    last = plan.evaluations["last"]
+    assert plan.prepared == 200  # 5 maps of 5 batches of 2 pairs, with and without the prompt
+    in_steps = 3 * (last["student"] + last["teacher"])
+    assert plan.sampled + plan.prepared + in_steps == counter.evaluations
 
 
 def test_data_parallel_training_copies_no_gradients(plain):

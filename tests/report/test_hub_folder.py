@@ -209,7 +209,12 @@ def test_an_existing_folder_and_a_run_without_edit_are_refused(run, capsys, tmp_
     assert (run / "hub" / "README.md").read_bytes() == before
     assert "No run at" in error(capsys, tmp_path / "none", "a/b")
     (run / "edit.safetensors").unlink()
-    assert "needs a finished run" in error(capsys, run, "a/b", "--run_dir", tmp_path / "other")
+    argv = (run, "a/b", "--run_dir", tmp_path / "other")
+    assert "push could use, like a run that was stopped before its first" in error(capsys, *argv)
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints" / "last.ckpt").touch()
+    assert "needs a finished run" in (message := error(capsys, *argv))
+    assert f"erasure fit --ckpt_path {run}" in message
 
 
 class FakeHub:

@@ -66,6 +66,9 @@ def test_a_composition_is_made_again_of_its_parts(tmp_path):
     first, second = reproduction_commands(half)[:2]
     assert first.startswith("# strengths 1, 0.5: ")
     assert second.startswith("erasure compose ")
+    twins = read_run_record(make_run(tmp_path / "twins", composed=[parts[0], parts[0]]))
+    command = "erasure compose again/sage-of-cat again/sage-of-cat-2 --out again/twins"
+    assert reproduction_commands(twins)[0] == command
     fitted = read_run_record(make_run(tmp_path / "one"))
     assert reproduction_commands(fitted)[0].startswith("erasure fit --config one.yaml")
 

@@ -112,6 +112,12 @@ def test_a_table_of_others_has_no_rows(tmp_path, text):
     assert rows(tmp_path) == ["step,b", "2,5"]
 
 
+def test_another_encoding_is_named(tmp_path):
+    (tmp_path / "metrics.csv").write_bytes("step,a\n0,1\n".encode("utf-16"))
+    with pytest.raises(ErasureError, match=r"metrics.csv needs to be UTF-8, .*found another enc"):
+        read_metrics(tmp_path / "metrics.csv")
+
+
 def test_a_row_cut_short_is_dropped(tmp_path):
     (tmp_path / "metrics.csv").write_text("step,a\n0,1\n1,1\n\x00")
     MetricsFile(tmp_path).log_metrics({"a": 5}, 2)

@@ -1,4 +1,4 @@
-"""Wrong arguments of a constructor as one line."""
+"""Wrong keywords of a constructor as one line."""
 
 import inspect
 import re
