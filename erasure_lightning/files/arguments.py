@@ -26,7 +26,7 @@ def constructing(cls: type, function: Callable[..., Any]) -> Iterator[None]:
     except TypeError as error:
         match = re.search(r"unexpected keyword argument '(\w+)'", str(error))
         if repeated := re.search(r"multiple values for keyword argument '(\w+)'", str(error)):
-            message = f"{function.__name__} sets {repeated[1]} of {cls.__name__} itself; leave it out."
+            message = f"{function.__name__} sets {repeated[1]} of {cls.__name__}; leave it out."
         elif match is None:
             message = f"{cls.__name__} cannot be made of these arguments: {error}."
         else:
