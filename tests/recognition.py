@@ -11,12 +11,12 @@ KEPT = ["fox", "grapes", "guitar", "snowman"]
 _of_originals = {}
 
 
-def recognised(model, words, steps=6):
+def recognised(model, words, steps=10):
     """Share of pictures of ``a WORD``, drawn in so many steps, that the world's scorer calls so."""
     return named(model.world, drawn(model, words, steps), words)
 
 
-def recognised_before(module, words, steps=6):
+def recognised_before(module, words, steps=10):
     """`recognised` of a method's original, which is the world as it came: once in a process."""
     key = (module.original.world.name, *words, steps)
     if key not in _of_originals:

@@ -64,13 +64,13 @@ def _module():
     return quick_fit(UCE(backbone="emoji-world", concepts=[Concept("cigarette", "lollipop")]), 1)
 
 
-def _target(edited, pictures, steps=6):
+def _target(edited, pictures, steps=10):
     module = _module()
     settings = AttackSettings(seeds=2, pictures=pictures, steps=steps)
     return AttackTarget(edited, module.original, module.concepts, settings)
 
 
-def cigarette(erased=True, pictures=4, steps=6):
+def cigarette(erased=True, pictures=4, steps=10):
     """The emoji world after UCE, or unedited."""
     module = _module()
     return _target(module.backbone if erased else module.original, pictures, steps)
@@ -88,7 +88,7 @@ def _weakly_erased():
 
 def weakly_erased(pictures=2):
     """The emoji world after 0.8 of UCE's edit, where plain prompts just fail."""
-    return _target(_weakly_erased(), pictures, steps=10)
+    return _target(_weakly_erased(), pictures)
 
 
 def filtered(word, anchor, pictures=2):

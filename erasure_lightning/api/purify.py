@@ -15,10 +15,11 @@ from erasure_lightning.checks import require
 from erasure_lightning.concepts.concept import shortened_names
 from erasure_lightning.concepts.vocabulary import evenly_spaced
 from erasure_lightning.data.datamodule import warn_of_cut
-from erasure_lightning.data.image_files import image_files, output_names, read_resized
+from erasure_lightning.data.image_files import image_files, read_resized
 from erasure_lightning.data.image_grid import GridRow, draw_grid, png_bytes, to_pil
 from erasure_lightning.diffusion.inversion import purify_images
 from erasure_lightning.diffusion.sampling import image_size
+from erasure_lightning.files.words import unique_names
 from erasure_lightning.files.writing import write_atomically, write_json
 from erasure_lightning.metrics.drift import Drift, drifts
 from erasure_lightning.metrics.scorer import Scorer
@@ -132,7 +133,7 @@ def _purifications(
     original = module.unedited
     height, width = image_size(original)
     scorer = Scorer.load(original.world.scorer).to(original.device) if original.world else None
-    stems = output_names(files, {SHEET_NAME})
+    stems = unique_names((file.stem for file in files), {SHEET_NAME})
     for i in range(0, len(files), _BATCH_SIZE):
         batch = files[i : i + _BATCH_SIZE]
         inputs = torch.stack([read_resized(file, height, width) for file in batch]).to(

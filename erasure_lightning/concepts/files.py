@@ -194,6 +194,7 @@ def _suggestion(word: str) -> str:
     return f".{did_you_mean(word, CONCEPT_FIELDS) or _KNOWN_FIELDS}"
 
 
+#: Reader of a file by its ending.
 _READERS = {
     ".csv": _table_or_names,
     ".tsv": _table_or_names,

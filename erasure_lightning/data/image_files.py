@@ -77,17 +77,3 @@ def read_resized(path: Path, height: int, width: int) -> Tensor:
 def image_tensor(image: Image.Image) -> Tensor:
     """An RGB image as ``(3, H, W)`` in 0..1."""
     return torch.tensor(numpy.asarray(image)).permute(2, 0, 1).float() / 255
-
-
-def output_names(files: Sequence[Path], taken: set[str]) -> list[str]:
-    """Names of outputs for files: their stems, numbered from 2 where a name is taken."""
-    names = []
-    for path in files:
-        number = 1
-        name = path.stem
-        while name in taken:
-            number += 1
-            name = f"{path.stem}-{number}"
-        taken = taken | {name}
-        names.append(name)
-    return names

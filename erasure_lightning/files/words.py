@@ -1,6 +1,7 @@
 """Comparison of words, whatever their case, width and number."""
 
 import difflib
+import itertools
 import re
 import shlex
 import unicodedata
@@ -44,6 +45,22 @@ def did_you_mean(word: str, known: Iterable[str], count: int = 1) -> str:
 def shell_word(path: str | Path) -> str:
     """A path as one word of a command that a message prints."""
     return shlex.quote(str(path))
+
+
+def unique_names(names: Iterable[str], taken: Iterable[str] = ()) -> list[str]:
+    """Names of which each is another: one that is taken is numbered, from 2.
+
+    Args:
+        names: The names, in order.
+        taken: Names of something else.
+    """
+    unique: list[str] = []
+    used = set(taken)
+    for name in names:
+        free = (f"{name}-{number}" if number > 1 else name for number in itertools.count(1))
+        unique.append(next(other for other in free if other not in used))
+        used.add(unique[-1])
+    return unique
 
 
 def _plurals(words: str) -> set[str]:

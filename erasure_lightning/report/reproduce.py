@@ -10,6 +10,7 @@ import yaml
 
 from erasure_lightning.attacks.outcome import Outcome
 from erasure_lightning.concepts.worlds import find_world, worlds
+from erasure_lightning.files.words import unique_names
 from erasure_lightning.metrics.protocol import Protocol
 from erasure_lightning.report.privacy import PATH_PLACEHOLDER, without_paths
 from erasure_lightning.report.run_record import RunRecord
@@ -22,7 +23,7 @@ def reproduction_commands(record: RunRecord) -> list[str]:
     run = f"again/{name}"
     lines = [f"erasure fit --config {name}.yaml --run_dir {run}"]
     if composed := record.metadata.get("composed"):  # its config is of the sum alone
-        parts = _numbered([slug(part["edit"]) for part in composed])
+        parts = unique_names(slug(part["edit"]) for part in composed)
         lines = [f"erasure compose {' '.join(f'again/{part}' for part in parts)} --out {run}"]
         strengths = [part["strength"] for part in composed]
         if any(strength != 1 for strength in strengths):
@@ -36,12 +37,6 @@ def reproduction_commands(record: RunRecord) -> list[str]:
     if record.edit:
         lines.append(f"sha256sum {run}/edit.safetensors")
     return lines
-
-
-def _numbered(names: list[str]) -> list[str]:
-    """Names of which each is another: equal ones are numbered from 2."""
-    earlier = [names[:index].count(name) for index, name in enumerate(names)]
-    return [f"{n}-{count + 1}" if count else n for n, count in zip(names, earlier, strict=True)]
 
 
 def attack_command(outcome: Outcome, run: str) -> str:

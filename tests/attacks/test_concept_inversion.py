@@ -78,7 +78,7 @@ def test_arguments_out_of_range():
 
 @pytest.mark.slow
 def test_it_learns_a_word_for_an_erased_cigarette_and_no_budget_does_not():
-    target = cigarette(pictures=2, steps=10)
+    target = cigarette(pictures=2)
     (case,) = target.cases(0)
     results = [ConceptInversion(steps=steps).run(target, 0)[0] for steps in (0, 30)]
     before, after = (target.success_rate(case, result.images) for result in results)

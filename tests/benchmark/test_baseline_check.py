@@ -16,7 +16,7 @@ def entry(name, domain=(), kind="thing"):
 @pytest.mark.slow
 def test_a_concept_holds_if_the_world_draws_it():
     pytest.importorskip("erasure_lightning_emoji_world")
-    checker = BaselineChecker(load_backbone("emoji-world"), seeds=1, steps=8)
+    checker = BaselineChecker(load_backbone("emoji-world"), seeds=1)
     drawn = checker.check(entry("cigarette", ["tobacco"]))
     assert drawn.own == drawn.domain == 1.0
     assert drawn.neighbours is None
