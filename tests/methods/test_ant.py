@@ -216,7 +216,6 @@ def test_it_erases_the_cigarette_of_the_emoji_world_and_keeps_the_rest():
     module = quick_fit(
         ANT(backbone="emoji-world", concepts=[Concept("cigarette")], **arguments), 80
     )  # of 2 pairs, there 80 of 4
-    # In as many steps as the bank's: the early ones are retained.
-    assert recognised_before(module, ["cigarette"] * 4, steps=10) == 1
-    assert recognised(module.backbone, ["cigarette"] * 4, steps=10) == 0
+    assert recognised_before(module, ["cigarette"] * 4) == 1
+    assert recognised(module.backbone, ["cigarette"] * 4) == 0
     assert recognised(module.backbone, KEPT) == 1
