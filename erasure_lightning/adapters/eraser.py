@@ -1,4 +1,4 @@
-"""Erasers after cross-attention (Huang et al., Receler, arXiv 2311.17717).
+"""Erasers after attention to text (Huang et al., Receler, arXiv 2311.17717).
 
 Official code: jasper0314-huang/Receler @ 3ccedc9.
 """
@@ -15,12 +15,14 @@ from erasure_lightning.adapters.base import ADAPTER_CHILD, Adapter
 
 
 class Eraser(Adapter):
-    """Adds ``E(h) = U gelu(D h)`` to the output ``h`` of cross-attention, before the residual sum.
+    """Adds ``E(h) = U gelu(D h)`` to what attention to text returns for pixels, ``h``.
 
-    Verified in code: rank 128, biases in both maps, the second is zero at initialisation.
+    It acts before the residual sum, and before its gate where there is one. What joint attention
+    returns for the text remains as it is. Verified in code: rank 128, biases in both maps, the
+    second is zero at initialisation.
 
     Args:
-        layer: A diffusers cross-attention module.
+        layer: A diffusers module of cross-attention or joint attention.
         rank: Width between the two maps, at least 1.
     """
 
@@ -34,6 +36,15 @@ class Eraser(Adapter):
     def forward(self, x: Tensor, output: Tensor) -> Tensor:
         """``h + E(h)``, ``(B, pixels, D)``."""
         return output + cast(Tensor, self.maps(output))
+
+    def change(
+        self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> Any:
+        """`forward` of the pixels' output, at `strength`."""
+        if not isinstance(output, tuple):
+            return super().change(layer, args, kwargs, output)
+        pixels, text = output
+        return super().change(layer, (pixels,), kwargs, pixels), text
 
     def is_identity(self) -> bool:
         """Whether the second map is zero."""

@@ -96,19 +96,24 @@ def record_attention(denoiser: nn.Module, ending: str) -> AbstractContextManager
 def record_joint_attention(denoiser: nn.Module) -> AbstractContextManager[_Maps]:
     """Collects the probabilities ``(B, heads, pixels, L)`` of joint attention, by layer.
 
-    Layers without keys of their own for the text are left out.
-
     The probabilities of a pixel sum to less than 1: the rest is its attention to other pixels.
 
     Args:
         denoiser: A diffusers transformer, of FLUX or Stable Diffusion 3.
     """
-    layers = {
+    return _recording(joint_attention_layers(denoiser), _JointRecorder)
+
+
+def joint_attention_layers(denoiser: nn.Module) -> dict[str, nn.Module]:
+    """The joint attentions of a diffusers transformer in which text has keys of its own, by name.
+
+    FLUX's single blocks, whose text and pixels pass the same layers, are left out.
+    """
+    return {
         name: module
         for name, module in denoiser.named_modules()
         if isinstance(getattr(module, "add_k_proj", None), nn.Module)
     }
-    return _recording(layers, _JointRecorder)
 
 
 @contextmanager

@@ -112,7 +112,7 @@ class CrossAttentionDiffusion(LatentDiffusion):
     def adaptable(self, place: Place) -> dict[str, nn.Module]:
         """Every ``attn2``, or every `Linear` and `Conv2d` inside a transformer."""
         modules = {f"denoiser.{name}": module for name, module in self.denoiser.named_modules()}
-        if place == "cross-attention":
+        if place == "text attention":
             return {name: module for name, module in modules.items() if name.endswith(".attn2")}
         return {
             name: module

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from erasure_lightning.backbones.attention import record_joint_attention
+from erasure_lightning.backbones.attention import joint_attention_layers, record_joint_attention
 from erasure_lightning.backbones.interface import Capability, Place, Size, TextInput
 from erasure_lightning.backbones.latent_diffusion import LatentDiffusion
 from erasure_lightning.backbones.process import RectifiedFlow
@@ -157,9 +157,10 @@ class FlowTransformer(LatentDiffusion):
         }
 
     def adaptable(self, place: Place) -> dict[str, nn.Module]:
-        """Every `Linear` inside a transformer block."""
-        if place == "cross-attention":
-            return {}
+        """Every joint attention whose text has its own layers, or every `Linear` in a block."""
+        if place == "text attention":
+            joint = joint_attention_layers(self.denoiser)
+            return {f"denoiser.{name}": module for name, module in joint.items()}
         return {
             f"denoiser.{name}": module
             for name, module in self.denoiser.named_modules()

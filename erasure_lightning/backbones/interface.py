@@ -22,12 +22,13 @@ from erasure_lightning.errors import ErasureError
 Part = Literal["x", "x-strict", "u", "all", "entry", "pixels"]
 
 #: Modules that adapters can be attached to: every linear layer and convolution of the transformers,
-#: or each cross-attention as a whole.
-Place = Literal["transformer layers", "cross-attention"]
+#: or each attention in which pixels meet text, as a whole.
+Place = Literal["transformer layers", "text attention"]
 
 #: What only some families can do: return the pixels' attention to text tokens; search prompts word
 #: by word, since all text towers share one vocabulary; read of a prompt the last states of one CLIP
-#: alone; be guided by two predictions; attach adapters to a `Place`.
+#: alone; be guided by two predictions; attach adapters to layers of transformers; read text by
+#: attention of its own, apart from that of pixels.
 Capability = Literal[
     "attention maps",
     "one vocabulary",

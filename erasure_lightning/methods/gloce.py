@@ -185,7 +185,7 @@ class GLoCE(AdapterEdit, ClosedFormErasure):
         Raises:
             ErasureError: If a rank is above the width of a layer.
         """
-        layers = self.backbone.adaptable("cross-attention")
+        layers = self.backbone.adaptable("text attention")
         narrowest = min(cast(int, layer.out_dim) for layer in layers.values())
         ranks = {"rank": self.rank, "anchor_rank": self.anchor_rank, "gate_rank": self.gate_rank}
         require("GLoCE", at_most=narrowest, **ranks)
@@ -267,7 +267,7 @@ class GLoCE(AdapterEdit, ClosedFormErasure):
             visitor(name, outputs[-self.images :])
 
         with ExitStack() as hooks:
-            for name, layer in self.original.adaptable("cross-attention").items():
+            for name, layer in self.original.adaptable("text attention").items():
                 hooks.callback(layer.register_forward_hook(partial(hook, name)).remove)
             steps = rollout(
                 self.original, conditioning, seeds, steps=self.rollout_steps, guidance=self.guidance

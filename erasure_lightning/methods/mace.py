@@ -28,6 +28,10 @@ world over 32.
 While adapters are trained, the weights themselves are those of stage 1. Both closed forms retain
 what retention callbacks retain.
 
+Where a pooled vector is read too, stage 1 also maps it to the anchor's, in every sentence; adapters
+and stage 3 are of the layers that read tokens. On SD 3 and FLUX these are the text's entry, and
+``A_l`` the attention of pixels to tokens in joint attention. The official code has SD 1.x alone.
+
 Cost per step: a UNet forward and backward, and a forward of the original for the masks; images cost
 ``2 steps`` forwards each, at every start; closed forms none.
 """
@@ -36,9 +40,10 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from erasure_lightning.backbones.conditioning import CONCEPT, END, PADDING, Conditioning
+from erasure_lightning.backbones.interface import TextInput
 from erasure_lightning.checks import require
 from erasure_lightning.concepts.concept import PromptBatch
 from erasure_lightning.concepts.vocabulary import Vocabulary
@@ -80,7 +85,7 @@ class MACE(PerConceptErasure):
         ErasureError: If a number is out of range.
     """
 
-    needs = frozenset({"attention maps", "cross-attention"})
+    needs = frozenset({"attention maps"})
 
     takes_adversary = False
 
@@ -125,31 +130,45 @@ class MACE(PerConceptErasure):
         anchors = [concept.anchor for concept in concepts]
         return PromptBatch(templates, names, anchors, indices)
 
+    def editable(self) -> dict[str, nn.Parameter]:
+        """Weights of the text layers, and of whatever else stage 1 solves for."""
+        others = self.backbone.text_inputs()[1:] if self.refine else []
+        names = [f"{name}.weight" for source in others for name in source.layers]
+        return super().editable() | {name: self.backbone.get_parameter(name) for name in names}
+
     @torch.no_grad()
     def on_train_start(self) -> None:
         """Stage 1 and the images, which a resumed run repeats to the bit."""
-        vocabulary = Vocabulary(self.backbone.world, self.concepts)
-        source = self.original.text_inputs()[0]
         self._concept_sentences = [
             self.prompts.sentences(index) for index in range(len(self.concepts))
         ]
-        captions = []
-        if self.preserve:
-            captions = [
-                c for label in vocabulary.others for c in vocabulary.retained_captions(label)
-            ]
-        preserved = self.preserve * input_gram(self.original, captions, source)
-        self._retained = self.retention_gram(source) + preserved
+        source, *others = self.original.text_inputs()
+        self._retained = self._retained_gram(source)
         self._original_weights = torch.cat(source.weights())
         self._refined = self._original_weights
         if self.refine:
-            equations = Regression(self._retained)
-            for batch in self._concept_sentences:
-                concepts, anchors = shared_token_states(self.original, batch, source)
-                equations.redirect(concepts, anchors)
+            equations = self._refinement(source, self._retained)
             (self._refined,) = equations.solve([self._original_weights], self.ridge)
+            for other in others:
+                solved = self._refinement(other, self._retained_gram(other))
+                self.write(other.named(solved.solve(other.weights(), self.ridge)))
         self.write_layers(self._refined)
         super().on_train_start()
+
+    def _retained_gram(self, source: TextInput) -> Tensor:
+        """``s sum_p p p^T`` of captions, and of what retention callbacks retain, ``(D, D)``."""
+        vocabulary = Vocabulary(self.backbone.world, self.concepts)
+        labels = vocabulary.others if self.preserve else []
+        captions = [caption for label in labels for caption in vocabulary.retained_captions(label)]
+        preserved = self.preserve * input_gram(self.original, captions, source)
+        return self.retention_gram(source) + preserved
+
+    def _refinement(self, source: TextInput, retained: Tensor) -> Regression:
+        """The equations of stage 1 for the layers of one text input."""
+        equations = Regression(retained)
+        for batch in self._concept_sentences:
+            equations.redirect(*shared_token_states(self.original, batch, source))
+        return equations
 
     def noisy_batch(self, sentences: PromptBatch) -> NoisyBatch:
         """Noised images of the concepts, for the step's own sentences.

@@ -128,7 +128,7 @@ class Receler(AdapterErasure):
         ErasureError: If a number is out of range.
     """
 
-    needs = frozenset({"attention maps", "cross-attention"})
+    needs = frozenset({"attention maps"})
 
     default_steps = 500
 
@@ -169,7 +169,7 @@ class Receler(AdapterErasure):
     def plan(self) -> AdapterPlan:
         """An eraser after each cross-attention."""
         layers = [
-            name.removeprefix("denoiser.") for name in self.backbone.adaptable("cross-attention")
+            name.removeprefix("denoiser.") for name in self.backbone.adaptable("text attention")
         ]
         return AdapterPlan("eraser", layers, {"rank": self.rank})
 

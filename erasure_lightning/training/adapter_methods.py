@@ -264,7 +264,8 @@ class PerConceptErasure(GradientErasure):
 
     def _by_name(self, weights: Tensor) -> dict[str, Tensor]:
         layers = weights.to(self.backbone.dtype).split_with_sizes(self.adapters.widths)
-        return dict(zip(self.editable(), layers, strict=True))
+        names = [f"{name}.weight" for name in self.backbone.text_layers()]
+        return dict(zip(names, layers, strict=True))
 
     def on_train_end(self) -> None:
         """Fuses the adapters."""
@@ -273,9 +274,8 @@ class PerConceptErasure(GradientErasure):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Saves the adapters beside the edit that they fuse to."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint["state_dict"] = {
-            BACKBONE_PREFIX + name: weight for name, weight in self._by_name(self.fused()).items()
-        }
+        fused = self._by_name(self.fused()).items()
+        checkpoint["state_dict"] |= {BACKBONE_PREFIX + name: weight for name, weight in fused}
         checkpoint["adapters"] = dict(self.adapters.state_dict())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -161,7 +161,7 @@ def test_parts_of_the_denoiser(pixart):
     assert parts["x"] == parts["x-strict"] | queries
     assert parts["x"].isdisjoint(parts["u"])
     assert parts["x"] | parts["u"] == parts["all"]
-    assert set(pixart.adaptable("cross-attention")) == set(blocks)
+    assert set(pixart.adaptable("text attention")) == set(blocks)
     assert len(pixart.adaptable("transformer layers")) == 2 * (4 + 4 + 2)
 
 

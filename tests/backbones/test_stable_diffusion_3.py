@@ -358,8 +358,8 @@ def test_an_edit_of_a_pipeline_is_saved_applied_and_removed(t5, tmp_path):
     assert all(torch.equal(predict(again, prompt), value) for prompt, value in after.items())
 
 
-#: Methods whose adapters or closed forms belong to cross-attention.
-REFUSED = {"MACE", "Receler"}
+#: Methods that need attention of the text apart from that of pixels.
+REFUSED = {"FMN", "GLoCE", "TRCE"}
 
 
 def test_a_bank_s_early_and_late_steps_are_a_flow_s():

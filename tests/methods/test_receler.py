@@ -239,7 +239,7 @@ def test_what_erasers_add_is_heard():
     with eraser_outputs(module.backbone.denoiser) as added:
         predict(module.backbone, BATCH.prompts)
     assert set(added) == {
-        f"{name.removeprefix('denoiser.')}" for name in module.backbone.adaptable("cross-attention")
+        f"{name.removeprefix('denoiser.')}" for name in module.backbone.adaptable("text attention")
     }
     assert {change.shape[1] for change in added.values()} == {64, 16}
 

@@ -18,7 +18,7 @@ class Rows(NamedTuple):
         concepts: ``c``, ``(N, D)``.
         anchors: ``a``, ``(N, D)``.
         retained: ``p``, ``(M, D)``.
-        empty: Columns of ``C``, ``(4, D)``.
+        empty: Columns of ``C``, ``(4, D)``, or ``(1, D)`` of a pooled vector.
     """
 
     concepts: Tensor

@@ -19,16 +19,23 @@ basis of the null space, in float64; an empty null space is an error, where the 
 nothing; its special treatment of ``nudity`` (every row of the prompt) is left out. What retention
 callbacks retain joins the objective, ``|D P p|^2`` for their rows.
 
+On SD 3 and FLUX no value map reads the prompt alone: there the maps are the entries of the text's
+tokens and of its pooled vector, each with rows of its own, where ``C`` of the pooled vector is the
+empty prompt's. The official code has SD 1.x alone.
+
 Cost: no UNet evaluation; an eigendecomposition and a singular value decomposition for every value
 map.
 """
 
 import re
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from erasure_lightning.backbones.base import Backbone
+from erasure_lightning.backbones.interface import TextInput
 from erasure_lightning.checks import require
 from erasure_lightning.concepts.concept import PromptBatch, require_templates
 from erasure_lightning.concepts.prompt_lists import read_prompt_list
@@ -41,7 +48,7 @@ from erasure_lightning_speed.null_space import Rows, centres, null_space, refine
 
 
 class SPEED(ClosedFormErasure):
-    """Edits the value maps in the null space of what is retained, in closed form.
+    """Edits value maps, or the text's entries, in the null space of what is retained.
 
     Args:
         templates: Sentences with ``{}`` for the words, in which concepts are redirected and labels
@@ -66,8 +73,6 @@ class SPEED(ClosedFormErasure):
         ErasureError: If a number is out of range, a template has no place for the words, or the
             file cannot be read.
     """
-
-    needs = frozenset({"cross-attention"})
 
     def __init__(
         self,
@@ -94,39 +99,48 @@ class SPEED(ClosedFormErasure):
         self.soften = soften
 
     def editable(self) -> dict[str, nn.Parameter]:
-        """The value maps among the text layers."""
-        values = self.backbone.value_layers().items()
-        return {f"{name}.weight": cast(nn.Parameter, layer.weight) for name, layer in values}
+        """The value maps among the text layers; the text's entries where it has none."""
+        return {
+            f"{name}.weight": cast(nn.Parameter, layer.weight)
+            for source in _edited_inputs(self.backbone)
+            for name, layer in source.layers.items()
+        }
 
     def solve(self) -> dict[str, Tensor]:
-        """``W* + D`` for every value map."""
-        rows = self.rows()
-        held = self.retention_gram(self.original.text_inputs()[0])
+        """``W* + D`` for every map."""
         generator = torch.Generator().manual_seed(derive_seed(self.seed, 7))
-        solution = {}
-        for name in self.editable():
-            weight = self.original.get_parameter(name).detach().double()
-            retained = refined(weight, rows, self.augment, self.filter, generator)
-            free = null_space(retained, self.threshold)
-            change = update(weight, rows, free, held, self.retain_scale, self.soften)
-            solution[name] = weight + change
+        solution: dict[str, Tensor] = {}
+        for source in _edited_inputs(self.original):
+            rows = self.rows(source)
+            held = self.retention_gram(source)
+            solved = []
+            for each in source.weights():
+                weight = each.detach().double()
+                retained = refined(weight, rows, self.augment, self.filter, generator)
+                free = null_space(retained, self.threshold)
+                change = update(weight, rows, free, held, self.retain_scale, self.soften)
+                solved.append(weight + change)
+            solution |= source.named(solved)
         return solution
 
-    def rows(self) -> Rows:
-        """The original's text states of concepts, anchors, retained texts and the empty prompt."""
-        source = self.original.text_inputs()[0]
+    def rows(self, source: TextInput) -> Rows:
+        """The original's inputs of concepts, anchors, retained texts and the empty prompt."""
         empty = source.rows(self.original.encode([""]))[0].double()
         concepts, anchors = self._last_tokens(
+            source,
             [concept.name for concept in self.concepts],
             [concept.anchor for concept in self.concepts],
         )
         texts = self.retained_texts()
-        retained, _ = self._last_tokens(texts, texts)
-        return Rows(concepts, anchors, retained, torch.cat((empty[:1], centres(empty[1:]))))
+        retained, _ = self._last_tokens(source, texts, texts)
+        if source.source == "tokens":
+            empty = torch.cat((empty[:1], centres(empty[1:])))
+        return Rows(concepts, anchors, retained, empty)
 
-    def _last_tokens(self, words: list[str], anchors: list[str]) -> tuple[Tensor, Tensor]:
-        """Last tokens of words and of anchors in every template, ``(N, D)`` both."""
-        source = self.original.text_inputs()[0]
+    def _last_tokens(
+        self, source: TextInput, words: list[str], anchors: list[str]
+    ) -> tuple[Tensor, Tensor]:
+        """Inputs at the last token of words and of anchors in every template, ``(N, D)`` both."""
         word_states = []
         anchor_states = []
         for template in self.templates:
@@ -154,3 +168,10 @@ class SPEED(ClosedFormErasure):
                 "SPEED needs something to retain that holds no concept's words; found no such text."
             )
         return retained
+
+
+def _edited_inputs(backbone: Backbone) -> list[TextInput]:
+    """The text inputs with the layers that are edited."""
+    inputs = backbone.text_inputs()
+    values = backbone.value_layers()
+    return [replace(inputs[0], layers=values)] if values else inputs
