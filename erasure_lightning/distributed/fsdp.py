@@ -56,12 +56,7 @@ class _JointUnit(nn.Module):
                 block.register_forward_hook(cast(Any, hook))
             # A list: registered children would appear twice among the model's weights.
             vars(block).setdefault(_UNITS, []).append(self)
-        for part in parts:
-            part.register_forward_hook(self._await_gradient)
-
-    def _await_gradient(self, part: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
-        """Gathers the weights in the backward also where a loss reads states within a block."""
-        return fully_shard.state(self)._register_pre_backward_hook(output)  # type: ignore[attr-defined]
+        _await_gradients(self)
 
 
 def find_blocks(model: nn.Module) -> set[int]:
@@ -174,6 +169,7 @@ def _shard_frozen(module: nn.Module, mesh: DeviceMesh, blocks: set[int]) -> None
     is_small = size <= MAX_UNIT and not _holds_embedding(module)
     if has_forward and (is_leaf or is_small or id(module) in blocks):
         _unit(module, mesh)
+        _await_gradients(module)
     else:
         for child in module.children():
             _shard_frozen(child, mesh, blocks)
@@ -181,6 +177,21 @@ def _shard_frozen(module: nn.Module, mesh: DeviceMesh, blocks: set[int]) -> None
 
 def _unit(module: nn.Module, mesh: DeviceMesh) -> None:
     fully_shard(module, mesh=mesh, reshard_after_forward=True)
+
+
+def _await_gradients(unit: nn.Module) -> None:
+    """Gathers a unit's weights in the backward also where a loss reads states within it.
+
+    FSDP2 does so for the gradients of the unit's outputs alone.
+    """
+    state = cast(Any, fully_shard.state(unit))  # type: ignore[attr-defined]
+
+    def await_gradient(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+        return state._register_pre_backward_hook(output)
+
+    for layer in unit.modules():
+        if layer is not unit and layer._parameters:
+            layer.register_forward_hook(await_gradient)
 
 
 @torch.no_grad()

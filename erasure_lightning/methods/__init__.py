@@ -116,7 +116,7 @@ METHODS = {
     ),
     "Receler": BuiltIn(
         "erasure_lightning.methods.receler:Receler",
-        "Trains erasers after cross-attention against adversarial embeddings",
+        "Trains erasers after attention to text against adversarial embeddings",
         "Huang et al. 2024, https://arxiv.org/abs/2311.17717",
     ),
     "ANT": BuiltIn(

@@ -1,4 +1,4 @@
-"""Receler: trains erasers after cross-attention against adversarial embeddings.
+"""Receler: trains erasers after attention to text against adversarial embeddings.
 
 Huang et al., Receler: Reliable Concept Erasing of Text-to-Image Diffusion Models via Lightweight
 Erasers, arXiv 2311.17717. Official code jasper0314-huang/Receler @ 3ccedc9. All at ``(x_t, t)``,
@@ -31,6 +31,10 @@ erasers are trained against empty rows more than against an attack; ``attack_dec
 option. Official, and the defaults: 3e-4 (constant), 50 attack steps; 500 steps, batch 1, SD 1.4,
 latents 39 to 58 times cleaner than their time, on the student's rollout; ours are the bank's
 (``student: true`` for the rollout).
+
+On SD 3 and FLUX erasers act on what joint attention returns for pixels, wherever text has layers of
+its own (not in FLUX's single blocks); a pooled vector remains the concept's in ``c'``. The official
+code has SD 1.4 alone.
 
 Cost of a sentence: 1 forward of the original for the mask, ``attack_steps + 1`` forwards and
 backwards.
@@ -167,7 +171,7 @@ class Receler(AdapterErasure):
         self._restored: dict[str, Any] | None = None
 
     def plan(self) -> AdapterPlan:
-        """An eraser after each cross-attention."""
+        """An eraser after each attention in which pixels meet text."""
         layers = [
             name.removeprefix("denoiser.") for name in self.backbone.adaptable("text attention")
         ]

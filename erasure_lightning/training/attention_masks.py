@@ -1,4 +1,4 @@
-"""Masks of the pixels that show a concept, from cross-attention; depends on torch alone."""
+"""Masks of the pixels that show a concept, from attention to text; depends on torch alone."""
 
 from collections.abc import Mapping
 from math import isqrt

@@ -483,6 +483,8 @@ def documented_reader():
         (TinyBackbone, "SPM", {"transport": "none"}),
         (TinyFlux, "SPM", {}),
         (TinyBackbone, "Receler", {"attack_steps": 2}),
+        (TinyFlux, "Receler", {"attack_steps": 2}),
+        (TinySD3, "Receler", {"attack_steps": 2}),
     ],
 )
 def test_gated_adapters_are_no_weights(family, method, options, path):

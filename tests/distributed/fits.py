@@ -196,3 +196,9 @@ def main(out):
         distributed.all_gather_object(ranks, mine)
         if distributed.get_rank() == 0:
             torch.save(ranks, out / f"{strategy}-{name}.pt")
+    for strategy in ("ddp", "fsdp2"):
+        register_strategies(method("MACE").has_unused)
+        module = quick_fit(build("MACE", out / "flux"), 1, devices=2, strategy=strategy)
+        edit = edit_of(module)
+        if distributed.get_rank() == 0:
+            torch.save(edit, out / f"{strategy}-flux.pt")

@@ -12,7 +12,7 @@ from noisy import noisy
 from torch.distributed.run import main as torchrun
 from torch.testing import assert_close
 
-from erasure_lightning.backbones.tiny import TinyBackbone
+from erasure_lightning.backbones.tiny import TinyBackbone, TinyFlux
 from erasure_lightning.concepts.concept import PromptBatch
 from erasure_lightning.methods import METHODS
 from erasure_lightning.testing import edit_of, quick_fit
@@ -27,6 +27,7 @@ def out(tmp_path_factory):
     """The folder into which both ranks wrote what they saw."""
     out = tmp_path_factory.mktemp("ranks")
     TinyBackbone().to_pipeline().save_pretrained(out / "tiny")
+    TinyFlux().to_pipeline().save_pretrained(out / "flux")
     quick_fit(
         fits.build("ESD", out / "tiny"), 1, total=fits.STEPS, save=out / "alone-ESD-half.ckpt"
     )
@@ -53,6 +54,13 @@ def test_ranks(out, subtests):
         }
         _check_methods(strategy, results, out, subtests)
         _check_checkpoints(strategy, results["ESD"], out, subtests)
+
+    with subtests.test("a loss that reads states within a frozen block has the same gradients"):
+        ddp, fsdp2 = (torch.load(out / f"{name}-flux.pt") for name in ("ddp", "fsdp2"))
+        assert_close(fsdp2, ddp, rtol=1e-5, atol=1e-7)
+        start = fits.build("MACE", out / "flux")
+        start.configure_model()
+        assert not any(torch.allclose(ddp[n], p) for n, p in start.editable().items())
 
     ranks = torch.load(out / "ddp-SAGE.pt", weights_only=False)
     with subtests.test("relations span the prompts of both ranks"):

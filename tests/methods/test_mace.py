@@ -13,7 +13,7 @@ from shipped import numbers
 
 from erasure_lightning.adapters.per_concept import ConceptAdapters
 from erasure_lightning.backbones.conditioning import CONCEPT, END, PADDING
-from erasure_lightning.backbones.tiny import TinyBackbone
+from erasure_lightning.backbones.tiny import TinyBackbone, TinyFlux, TinySD3, TinyXL
 from erasure_lightning.concepts.concept import Concept, Phrase, PromptBatch
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.mace import MACE
@@ -38,8 +38,8 @@ def images(steps=2, times="importance"):
 QUICK = numbers("mace", latents=images())
 
 
-def mace(concepts=CONCEPTS, **arguments):
-    module = MACE(concepts=concepts, backbone=TinyBackbone(), **(QUICK | arguments))
+def mace(concepts=CONCEPTS, family=TinyBackbone, **arguments):
+    module = MACE(concepts=concepts, backbone=family(), **(QUICK | arguments))
     module.configure_model()
     return module
 
@@ -159,6 +159,22 @@ class TestRefinement:
         now, old = key_weights(module.backbone), key_weights(module.original)
         assert (k @ now.mT - a @ old.mT).norm() < 0.7 * (k @ old.mT - a @ old.mT).norm()
 
+    @pytest.mark.parametrize("family", [TinyXL, TinySD3, TinyFlux])
+    def test_a_pooled_vector_is_mapped_as_the_anchor_s(self, family):
+        module = mace(family=family, preserve=0.0, ridge=0.01)
+        module.on_train_start()
+        (batch, _), (_, source) = module._concept_sentences, module.original.text_inputs()
+        (_, edited) = module.backbone.text_inputs()
+        k, a = shared_token_states(module.original, batch, source)
+        ((now,), (old,)) = edited.weights(), source.weights()
+        assert (k @ now.mT - a @ old.mT).norm() < 0.5 * (k @ old.mT - a @ old.mT).norm()
+        without = mace(family=family, refine=False)
+        without.on_train_start()
+        assert torch.equal(without.backbone.text_inputs()[1].weights()[0], old)  # the control
+        (name,) = source.layers
+        assert f"{name}.weight" in module.editable()
+        assert f"{name}.weight" not in without.editable()
+
     def test_what_callbacks_retain_is_added(self):
         module, gram = mace(preserve=0.5), torch.eye(32, dtype=torch.float64)
         module.on_train_start()
@@ -214,8 +230,10 @@ class TestSuppression:
                 total += probabilities[row][:, masks[name][row]][..., hidden[row]].norm() / 2
         assert torch.allclose(loss, total, rtol=1e-4)
 
-    def test_training_turns_attention_away_and_adapters_that_did_not_train_do_not(self):
-        trained, idle = quick_fit(mace(lr=0.1), 20), quick_fit(mace(lr=1e-9), 2)
+    @pytest.mark.parametrize("family", [TinyBackbone, TinyFlux])
+    def test_training_turns_attention_away_and_adapters_that_did_not_train_do_not(self, family):
+        trained = quick_fit(mace(family=family, preserve=0.0, lr=0.1), 20)
+        idle = quick_fit(mace(family=family, preserve=0.0, lr=1e-9), 2)
         x, t = torch.randn(2, 4, 8, 8), torch.tensor([300.0, 300.0])
 
         def attended(module):

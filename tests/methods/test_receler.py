@@ -2,6 +2,8 @@
 the erasure itself.
 """
 
+from functools import partial
+
 import pytest
 import torch
 from contracts import VARIANT
@@ -12,7 +14,7 @@ from torch import nn
 
 from erasure_lightning.adapters.eraser import eraser_outputs, mean_square_outside
 from erasure_lightning.backbones.conditioning import CONCEPT
-from erasure_lightning.backbones.tiny import TinyBackbone, TinyPixArt
+from erasure_lightning.backbones.tiny import TinyBackbone, TinyFlux, TinyPixArt, TinySD3
 from erasure_lightning.concepts.concept import Concept, PromptBatch
 from erasure_lightning.edits.applied import apply_edit
 from erasure_lightning.errors import ErasureError
@@ -234,6 +236,29 @@ def test_erasers_add_nothing_before_they_are_trained():
     )
 
 
+@pytest.mark.parametrize("family", [TinySD3, TinyFlux])
+def test_erasers_after_joint_attention_change_pixels_alone(family):
+    module = receler(family)
+    calls = {}
+
+    def record(name, layer, args, kwargs, output):
+        calls[name] = layer.forward(*args, **kwargs), output  # without and with the eraser
+
+    layers = module.backbone.adaptable("text attention")
+    assert all(isinstance(layer.add_k_proj, nn.Linear) for layer in layers.values())
+    for name, layer in layers.items():
+        layer.register_forward_hook(partial(record, name), with_kwargs=True)
+    x = torch.linspace(-2, 2, 512).view(2, *module.backbone.latent_shape())
+    with eraser_outputs(module.backbone.denoiser) as added:
+        module.backbone.denoise(x, T, module.backbone.encode(BATCH.prompts))
+    assert {f"denoiser.{name}" for name in added} == calls.keys() == layers.keys()
+    for name, ((pixels, text), (with_eraser, text_after)) in calls.items():
+        change = added[name.removeprefix("denoiser.")]
+        assert torch.equal(with_eraser, pixels + change)
+        assert change.abs().max() > 1e-3
+        assert torch.equal(text, text_after)
+
+
 def test_what_erasers_add_is_heard():
     module = receler()
     with eraser_outputs(module.backbone.denoiser) as added:
@@ -244,8 +269,9 @@ def test_what_erasers_add_is_heard():
     assert {change.shape[1] for change in added.values()} == {64, 16}
 
 
-def test_a_pipeline_predicts_what_the_module_predicts(tmp_path):
-    module, tiny = receler(), TinyBackbone()
+@pytest.mark.parametrize("family", [TinyBackbone, TinySD3, TinyFlux])
+def test_a_pipeline_predicts_what_the_module_predicts(tmp_path, family):
+    module, tiny = receler(family), family()
     module.save_edit(tmp_path / "edit.safetensors")
     before = predict(tiny, BATCH.prompts)
     apply_edit(tmp_path, tiny.to_pipeline())

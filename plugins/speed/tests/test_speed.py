@@ -16,7 +16,7 @@ from erasure_lightning_speed.null_space import (
 from erasure_lightning_speed.speed import SPEED
 
 from erasure_lightning.__main__ import main
-from erasure_lightning.backbones.tiny import TinyBackbone, TinyFlux
+from erasure_lightning.backbones.tiny import TinyBackbone, TinyFlux, TinySD3
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.diffusion.sampling import sample_images
 from erasure_lightning.errors import ErasureError
@@ -197,10 +197,26 @@ def test_arguments_out_of_range(arguments, words):
         speed(**arguments)
 
 
-def test_a_family_without_value_maps_is_refused():
-    module = SPEED(concepts=[Concept("cat", "dog")], backbone=TinyFlux())
-    with pytest.raises(ErasureError, match="SPEED needs cross-attention, which TinyFlux does not"):
-        module.configure_model()
+@pytest.mark.parametrize("family", [TinySD3, TinyFlux])
+def test_where_no_map_computes_values_the_text_s_entries_are_edited(family):
+    arguments = {"retain": RETAINED, "augment": 0, "threshold": 1e-6, "retain_scale": 1e-3}
+    module = SPEED(concepts=[Concept("cat", "lamp")], backbone=family(), **arguments)
+    module.configure_model()
+    solution = module.solve()
+    assert solution.keys() == module.editable().keys()
+    tokens, pooled = module.original.text_inputs()
+    assert {f"{name}.weight" for name in (*tokens.layers, *pooled.layers)} == solution.keys()
+    for source in (tokens, pooled):
+        ((name, old),) = zip(source.layers, source.weights(), strict=True)
+        change = solution[f"{name}.weight"] - old
+        rows = module.rows(source)
+        moved = (change @ rows.concepts.mT).norm(dim=0).mean()
+        assert moved > 1e-3
+        for held in (rows.retained, rows.empty):
+            assert (change @ held.mT.to(change)).norm(dim=0).mean() < 0.05 * moved
+        images = solution[f"{name}.weight"] @ rows.concepts.mT, old @ rows.concepts.mT.to(old)
+        anchor = old @ rows.anchors.mT.to(old)
+        assert (images[0] - anchor).norm() < 0.9 * (images[1] - anchor).norm()
 
 
 def installed():
