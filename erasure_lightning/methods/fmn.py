@@ -21,15 +21,16 @@ two of which start at random. The warm-up of its rate, its weight decay (0.1) an
 embeddings' lengths to 0.4 are left out, as is its tuning after 500 steps, whose result
 `train_attn.py` does not read. ``reach`` decides whether padding counts: in the official code it
 does on SD 1.x, whose padding is the end of text, and not on SD 2.1, whose padding is another token.
-The loss is the mean of one norm for each image; official batches have one image.
+The loss is the mean of one norm for each image; official batches have one image. SD 3 and FLUX are
+ours alone: there ``A_l`` are the joint attentions whose text has keys of its own.
 
 Its numbers for SD 2.1: AdamW 2e-6 (constant, decay 0.01) on the whole U-Net (``only_optimize_ca``:
 cross-attention), 35 steps of one image; inversion 500 steps of 1e-3. Its clipping of gradients to 1
 has no effect on the whole U-Net: the list of parameters is a generator, which the optimizer has
 consumed. The method needs few steps: with more, other words lose their attention too.
 
-Cost of a step: a forward and backward of the denoiser, up to its last cross-attention, whose values
-and all that follows have no gradient. Inversion: a forward and backward of the original a step, on
+Cost of a step: a forward and backward of the denoiser, up to its last attention to text, whose
+values and all that follows have no gradient. Inversion: a forward and backward of the original a step, on
 ``inversion_batch`` images of each concept; images twice ``steps`` forwards each, at every start.
 """
 
@@ -84,7 +85,7 @@ class FMN(PartErasure):
         ErasureError: If a number is out of range.
     """
 
-    needs = frozenset({"attention maps", "cross-attention"})
+    needs = frozenset({"attention maps"})
 
     takes_adversary = False
 

@@ -359,7 +359,7 @@ def test_an_edit_of_a_pipeline_is_saved_applied_and_removed(t5, tmp_path):
 
 
 #: Methods that need attention of the text apart from that of pixels.
-REFUSED = {"FMN", "GLoCE", "TRCE"}
+REFUSED = {"AdaVD", "GLoCE", "TRCE"}
 
 
 def test_a_bank_s_early_and_late_steps_are_a_flow_s():

@@ -29,7 +29,7 @@ def test_a_command_prints_the_table(capsys):
     first, _, *rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
     cells = {row[0]: row[first.index("FLUX.1")] for row in rows}
     assert cells["ESD"] == "yes"
-    assert cells["FMN"] == "no: needs cross-attention"
+    assert cells["TRCE"] == "no: needs cross-attention"
 
 
 def test_an_attack_is_refused_where_the_family_lacks_what_it_needs():
