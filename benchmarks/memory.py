@@ -10,8 +10,9 @@ the peak of tensors over one model, in the precision of its base, and a step's a
 (``--accelerator cuda``) *tensors* is the peak that CUDA's allocator had allocated, and *process*
 the peak that it had reserved. ``--full`` adds a random model of the size of Stable Diffusion 1.5
 (860 M in its UNet, images of 256 pixels), built once in ``--folder``; that takes minutes.
-``--flux`` adds one of FLUX.1-dev's depth at about a tenth of its width (images of 256 pixels),
-built in ``--flux-folder``.
+``--flux narrow`` adds one of FLUX.1-dev's depth at about a tenth of its width (images of 256
+pixels), and ``--flux published`` one of its own width, with the recipe ``flux/esd``, for a GPU of
+80 GiB (34 GB on the disk); they are built once in ``--flux-folder``.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 from rows import head, line
 
@@ -104,6 +106,13 @@ def full(folder: Path, accelerator: str) -> dict[str, list[str]]:
     }
 
 
+def published_flux(folder: Path) -> dict[str, list[str]]:
+    """The recipe on the whole FLUX."""
+    recipe = ["--config", "flux/esd.yaml", "--model.backbone", str(folder)]
+    bank = ["--model.latents.trajectories", "1"]
+    return {"ESD, joint attention as LoRA, checkpointing": [*recipe, *bank]}
+
+
 def narrow_flux(folder: Path) -> dict[str, list[str]]:
     """Rows on the narrow FLUX."""
     common = ["--model", "ESD", "--model.concepts", "[{name: cat, anchor: dog}]"]
@@ -120,11 +129,36 @@ def narrow_flux(folder: Path) -> dict[str, list[str]]:
     }
 
 
-def build_flux(folder: Path) -> None:
-    """Write a FLUX pipeline of random weights: dev's 19 and 38 blocks, width 288 in place of 3072.
+class FluxSizes(NamedTuple):
+    """Sizes of a FLUX pipeline with dev's 19 and 38 blocks.
 
-    T5 is as narrow, with its 24 blocks; the autoencoder has a quarter of the channels.
+    Args:
+        head: Channels of each of 24 heads.
+        rope: Those of them that encode each coordinate of a position.
+        clip: Width of CLIP.
+        t5: Width of T5, of 24 blocks.
+        t5_heads: Its heads, of 64 channels.
+        t5_inner: Width between its two maps.
+        vae: Channels of the autoencoder's stages.
     """
+
+    head: int
+    rope: tuple[int, int, int]
+    clip: int
+    t5: int
+    t5_heads: int
+    t5_inner: int
+    vae: tuple[int, int, int, int]
+
+
+FLUX = {
+    "narrow": FluxSizes(12, (2, 4, 6), 96, 384, 6, 960, (32, 64, 128, 128)),
+    "published": FluxSizes(128, (16, 56, 56), 768, 4096, 64, 10240, (128, 256, 512, 512)),
+}
+
+
+def build_flux(folder: Path, sizes: FluxSizes) -> None:
+    """Write a FLUX pipeline of random weights."""
     import torch
     from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 
@@ -138,22 +172,20 @@ def build_flux(folder: Path) -> None:
 
     clip, t5 = tiny_clip_tokenizer(77), tiny_t5_tokenizer(512)
     torch.set_default_dtype(torch.bfloat16)
-    sizes = {"vocab_size": len(t5), "d_kv": 64, "d_ff": 960}
+    inner = {"vocab_size": len(t5), "d_kv": 64, "d_ff": sizes.t5_inner}
     FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
-        vae=random_vae(
-            (32, 64, 128, 128), layers_per_block=2, latent_channels=16, shift_factor=0.1159
-        ),
-        text_encoder=random_clip("CLIPTextModel", clip, width=96, layers=12, heads=12),
+        vae=random_vae(sizes.vae, layers_per_block=2, latent_channels=16, shift_factor=0.1159),
+        text_encoder=random_clip("CLIPTextModel", clip, width=sizes.clip, layers=12, heads=12),
         tokenizer=clip,
-        text_encoder_2=random_t5(width=384, layers=24, heads=6, **sizes),
+        text_encoder_2=random_t5(width=sizes.t5, layers=24, heads=sizes.t5_heads, **inner),
         tokenizer_2=t5,
         transformer=FluxTransformer2DModel(
-            attention_head_dim=12,
-            joint_attention_dim=384,
-            pooled_projection_dim=96,
+            attention_head_dim=sizes.head,
+            joint_attention_dim=sizes.t5,
+            pooled_projection_dim=sizes.clip,
             guidance_embeds=True,
-            axes_dims_rope=(2, 4, 6),
+            axes_dims_rope=sizes.rope,
         ),
     ).save_pretrained(folder)
 
@@ -215,10 +247,8 @@ def main() -> None:
         "--full", action="store_true", help="on a model as large as Stable Diffusion 1.5, too"
     )
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir(), "sd15-sized"))
-    parser.add_argument("--flux", action="store_true", help="on a narrow FLUX, too")
-    parser.add_argument(
-        "--flux-folder", type=Path, default=Path(tempfile.gettempdir(), "flux-narrow")
-    )
+    parser.add_argument("--flux", choices=FLUX, help="on a FLUX of this size, too")
+    parser.add_argument("--flux-folder", type=Path, help="by default in the folder of temporaries")
     parser.add_argument("--accelerator", choices=CHILDREN, default="cpu")
     parser.add_argument("--rows", nargs="+", help="only these")
     args = parser.parse_args()
@@ -227,10 +257,12 @@ def main() -> None:
     tables = {"emoji world": WORLD}
     if args.full:
         tables["SD 1.5-sized"] = full(args.folder, args.accelerator)
-    if args.flux and not args.flux_folder.exists():
-        build_flux(args.flux_folder)
     if args.flux:
-        tables["FLUX.1-dev at a tenth of its width"] = narrow_flux(args.flux_folder)
+        folder = args.flux_folder or Path(tempfile.gettempdir(), f"flux-{args.flux}")
+        if not folder.exists():
+            build_flux(folder, FLUX[args.flux])
+        rows = narrow_flux if args.flux == "narrow" else published_flux
+        tables[f"FLUX.1-dev, {args.flux}"] = rows(folder)
     columns = ["planned, GiB", "tensors", "process", "off by", ""]
     columns += ["model", "to the least", "most when"]
     for where, rows in tables.items():

@@ -8,7 +8,9 @@ are processor time of the same steps (one thread), independent of the machine's 
 consists of *teacher*, evaluations of a denoiser without gradient, mostly of the frozen original;
 *words*, tokenizing, and encoding without gradient; *rest*, losses, masks, the optimizer, logs, and
 everything else. Medians over the steps after the first quarter, so that the rare steps that draw a
-bank's trajectories again have no effect.
+bank's trajectories again have no effect. With ``--accelerator cuda`` times are those of the clock,
+and the GPU has finished at the beginning and the end of each. Other configs and arguments:
+``--cases flux/esd --steps 10 --arguments --model.backbone FOLDER``.
 """
 
 import argparse
@@ -55,14 +57,22 @@ PARTS = ("bare", "teacher", "words")
 class Clock(Callback):
     """Times steps and their parts."""
 
-    def __init__(self) -> None:
+    def __init__(self, accelerator: str) -> None:
+        self.accelerator = accelerator
         self.steps: list[Counter] = []
         self.parts: Counter = Counter()
         self.last = 0.0
 
+    def now(self) -> float:
+        """Seconds: of the processor, or of the clock once a GPU has finished."""
+        if self.accelerator == "cpu":
+            return time.process_time()
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
     def on_train_batch_end(self, *_: Any) -> None:
         """Record a step's times."""
-        now = time.process_time()
+        now = self.now()
         self.steps.append(self.parts + Counter(whole=now - self.last))
         self.last = now
         self.parts = Counter()
@@ -73,9 +83,9 @@ class Clock(Callback):
         """A timed function; its result and keyword arguments decide which part is counted."""
 
         def timed(*args: Any, **kwargs: Any) -> Any:
-            start = time.process_time()
+            start = self.now()
             result = work(*args, **kwargs)
-            self.parts[part(result, kwargs)] += time.process_time() - start
+            self.parts[part(result, kwargs)] += self.now() - start
             return result
 
         return timed
@@ -100,12 +110,14 @@ def backward_part(_: Any, kwargs: dict[str, Any]) -> str:
     return "rest" if kwargs.get("retain_graph") else "bare"
 
 
-def step_times(case: str, steps: int) -> list[Counter]:
+def step_times(case: str, options: argparse.Namespace) -> list[Counter]:
     """The times of a case's steps after the first quarter."""
-    clock = Clock()
+    clock = Clock(options.accelerator)
+    steps = options.steps
     with TemporaryDirectory() as folder, ExitStack() as patches:
-        arguments = CASES[case] or ["--config", f"{case}.yaml"]
+        arguments = CASES.get(case) or ["--config", f"{case}.yaml"]
         arguments = [*arguments, "--data.rounds", str(steps), "--run_dir", f"{folder}/run"]
+        arguments += ["--trainer.accelerator", options.accelerator, *options.arguments]
         command = CommandLine(
             "fit", [*arguments, "--trainer.enable_progress_bar", "false"], LastCheckpoint()
         )
@@ -124,13 +136,15 @@ def step_times(case: str, steps: int) -> list[Counter]:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=CASES)
+    parser.add_argument("--cases", nargs="+", default=list(CASES), help="names of configs")
     parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--accelerator", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--arguments", nargs=argparse.REMAINDER, default=[], help="of each fit")
     options = parser.parse_args()
     shares = [f"{part} / bare" for part in (*PARTS[1:], "rest")]
     print(head(["config", "whole, ms", "bare, ms", "ratio", *shares]))
     for case in options.cases:
-        steps = step_times(case, options.steps)
+        steps = step_times(case, options)
         whole, *parts = (median(step[name] for step in steps) for name in ("whole", *PARTS))
         shares = [median(step[name] / step["bare"] for step in steps) for name in PARTS[1:]]
         rest = median(
