@@ -78,8 +78,8 @@ class TestMistakes:
         message = error("emoji-bensh.yaml")
         assert message.startswith("unknown suite 'emoji-bensh.yaml': no such file.")
         assert message.endswith(
-            "Did you mean 'emoji-bench'?"
-            " Shipped: emoji-bench, held-out, held-out-2, held-out-robust."
+            "Did you mean 'emoji-bench' or 'emoji-bench-robust'?"
+            " Shipped: emoji-bench, emoji-bench-robust, held-out, held-out-2, held-out-robust."
         )
 
     def test_unknown_config_and_unknown_concepts(self, error, write_suite):
