@@ -17,6 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from erasure_lightning.backbones.tiny import TinyBackbone, TinyFlux, TinySD3, TinyXL
 from erasure_lightning.concepts.concept import Concept
+from erasure_lightning.distributed.fsdp import joint_units
 from erasure_lightning.methods.esd import ESD
 from erasure_lightning.methods.mace import MACE
 from erasure_lightning.methods.sage import SAGE
@@ -60,9 +61,8 @@ class SecondStep(Callback):
 
 def units(module: ErasureModule) -> int:
     """Groups of weights that are gathered together."""
-    parts = [*module.modules()]
-    joint = [unit for part in parts for unit in vars(part).get("joint_units", ())]
-    return len({id(part) for part in (*parts, *joint) if isinstance(part, FSDPModule)})
+    parts = (*module.modules(), *joint_units(module))
+    return len({id(part) for part in parts if isinstance(part, FSDPModule)})
 
 
 def main() -> None:

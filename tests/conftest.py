@@ -12,6 +12,11 @@ from types import SimpleNamespace
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Tests compare bits, which otherwise depend on the alignment of tensors in memory.
 os.environ.setdefault("MKL_CBWR", "AUTO")
+# What starts after this one (workers of pytest-xdist) keeps memory that tensors leave for the next
+# ones: without, glibc returns and requests it again for most operations.
+os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(2**26))
+os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**26))
+os.environ.setdefault("MALLOC_TOP_PAD_", str(2**26))
 
 import pytest
 from forks import forking
@@ -188,6 +193,21 @@ def built_without_modes():
     with pytest.MonkeyPatch.context() as patch:
         if not torch.cuda.is_available():
             patch.setattr(Strategy, "tensor_init_context", tensor_init_context)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def seeds_of_devices_that_are_there():
+    """For GPUs that are not there, torch notes each seed with the stack of calls that set it."""
+    import torch
+
+    def leave(seed):
+        pass
+
+    with pytest.MonkeyPatch.context() as patch:
+        for devices in (torch.cuda, torch.xpu):
+            if not devices.is_available():
+                patch.setattr(devices, "manual_seed_all", leave)
         yield
 
 

@@ -17,9 +17,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from erasure_lightning.distributed.collectives import rank
@@ -194,45 +194,9 @@ def _await_gradients(unit: nn.Module) -> None:
             layer.register_forward_hook(await_gradient)
 
 
-@torch.no_grad()
-def scatter_weights(module: nn.Module, full: Mapping[str, Tensor], device: torch.device) -> None:
-    """Sends every rank its shards of rank 0's weights, and moves the model to its device.
-
-    Args:
-        module: A sharded model; on ranks other than 0 some weights are on the meta device.
-        full: The full weights and buffers by name, on rank 0.
-        device: This rank's device.
-    """
-    joint = [unit for part in module.modules() for unit in vars(part).get(_UNITS, ())]
-    for unit in [part for part in (*module.modules(), *joint) if isinstance(part, FSDPModule)]:
-        if any(parameter.is_meta for parameter in cast(nn.Module, unit).parameters()):
-            cast(nn.Module, unit).to_empty(device=device)
-    _materialize(module, device)
-    module.to(device)
-    for unit in joint:
-        unit.to(device)  # FSDP2 looks for replaced weights when its own module is moved
-    for name, weight in [*module.named_parameters(), *module.named_buffers()]:
-        if isinstance(weight, DTensor):
-            if name in full:
-                value = full[name].to(device)
-            else:
-                value = torch.empty(weight.shape, dtype=weight.dtype, device=device)
-            weight.copy_(distribute_tensor(value, weight.device_mesh, weight.placements))
-        else:
-            distributed.broadcast(weight.detach(), 0)
-
-
-def _materialize(module: nn.Module, device: torch.device) -> None:
-    """Allocates meta tensors; unlike `to_empty` it keeps shared tensors shared."""
-    allocated: dict[Tensor, Tensor] = {}
-    for part in module.modules():
-        for tensors in (part._parameters, part._buffers):
-            for name, value in tensors.items():
-                if value is not None and value.is_meta:
-                    new = torch.empty_like(value, device=device)
-                    if isinstance(value, nn.Parameter):
-                        new = nn.Parameter(new, value.requires_grad)
-                    tensors[name] = allocated.setdefault(value, new)  # type: ignore[assignment]
+def joint_units(module: nn.Module) -> list[nn.Module]:
+    """What blocks of a sharded model gather, which none of them has as a child."""
+    return [unit for part in module.modules() for unit in vars(part).get(_UNITS, ())]
 
 
 def full_tensor(value: Tensor) -> Tensor:

@@ -7,7 +7,8 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from erasure_lightning.backbones.base import Backbone
-from erasure_lightning.distributed.fsdp import scatter_weights, shard_weights
+from erasure_lightning.distributed.fsdp import shard_weights
+from erasure_lightning.distributed.scattering import scatter_weights
 
 
 def shard_module(

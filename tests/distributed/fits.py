@@ -1,6 +1,6 @@
 """Fits methods on two ranks by DDP and by FSDP2, in processes that torchrun starts.
 
-What every rank saw is written to ``OUT/STRATEGY-METHOD.pt``.
+What each rank saw is written to ``OUT/STRATEGY-METHOD-RANK.pt``.
 """
 
 import warnings
@@ -8,16 +8,20 @@ from copy import deepcopy
 from itertools import product
 from pathlib import Path
 
+import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 from loaded_once import copies_of_one
 from torch import distributed
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
 from erasure_lightning.backbones.tiny_parts import TINY_WORDS
 from erasure_lightning.concepts.concept import Concept
+from erasure_lightning.distributed import scattering
 from erasure_lightning.distributed.collectives import average_gradients
-from erasure_lightning.distributed.fsdp import full_tensor
+from erasure_lightning.distributed.fsdp import full_tensor, shard_weights
+from erasure_lightning.distributed.scattering import scatter_weights
 from erasure_lightning.methods import METHODS
 from erasure_lightning.registry import find_method, load_offer
 from erasure_lightning.retention.global_alignment import GlobalSemanticAlignment
@@ -31,6 +35,8 @@ from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
 CONCEPTS = [Concept("cat", "dog"), Concept("star", "heart")]
 STEPS = 2
+#: Methods whose loss draws nothing of its own in the first step, so that it can be taken again.
+PLAIN = ("ESD", "AllButOne", "SDD", "SAGE")
 #: Methods whose checkpoints hold more than an edit and an optimizer's state, and one more.
 STOPPED = ("ESD", "RealEra", "MACE", "SDD", "SalUn", "Receler")
 #: Methods whose gradients are split by FSDP2, and whole.
@@ -52,7 +58,7 @@ CHEAP = {
 
 
 class Watch(Callback):
-    """Remembers what a rank's first step was about, and what the optimizer was given."""
+    """Remembers what a rank's first step was about, and the gradients of a method in `PLAIN`."""
 
     def setup(self, trainer, module, stage):
         self.seen = None
@@ -75,7 +81,7 @@ class Watch(Callback):
         self.begun = edit_of(module)
 
     def on_before_optimizer_step(self, trainer, module, optimizer):
-        if not self.gradients and isinstance(module, GradientErasure):
+        if not self.gradients and type(module).__name__ in PLAIN:
             named = module.trainable().items()
             self.gradients = {
                 n: full_tensor(p.grad).clone() for n, p in named if p.grad is not None
@@ -183,6 +189,20 @@ def related(module, rows):
     return {name: p.grad.clone() for name, p in trained.items() if p.grad is not None}
 
 
+def uneven():
+    """Weights of the first rank, and what all ranks have when their rows are split unevenly."""
+    with torch.device("meta" if distributed.get_rank() else "cpu"):
+        linear = torch.nn.Sequential(torch.nn.Linear(64, 65), torch.nn.Linear(65, 65))
+        model = torch.nn.ModuleList([linear, torch.nn.LayerNorm(3)])
+    full = {name: value.detach().clone() for name, value in model.named_parameters()}
+    mesh = init_device_mesh("cpu", (distributed.get_world_size(),))
+    shard_weights(linear, [linear], mesh, {})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scattering, "_BUCKET", 66 * 65)  # a layer
+        scatter_weights(model, {} if distributed.get_rank() else full, torch.device("cpu"))
+    return full, {name: full_tensor(value) for name, value in model.named_parameters()}
+
+
 def main(out):
     """Fit them one after the other."""
     warnings.simplefilter("ignore")
@@ -190,12 +210,10 @@ def main(out):
     read = copies_of_one(base.load_backbone)
     base.load_backbone = lambda *arguments: loaded.append(arguments[2] != "all") or read(*arguments)
     for strategy, name in product(("ddp", "fsdp2"), METHODS):
-        ranks = [None, None]
-        mine = fits(name, strategy, out)
-        mine["empty"] = loaded.pop()
-        distributed.all_gather_object(ranks, mine)
-        if distributed.get_rank() == 0:
-            torch.save(ranks, out / f"{strategy}-{name}.pt")
+        seen = fits(name, strategy, out)
+        seen["empty"] = loaded.pop()
+        torch.save(seen, out / f"{strategy}-{name}-{distributed.get_rank()}.pt")
+    torch.save(uneven(), out / f"uneven-{distributed.get_rank()}.pt")
     for strategy in ("ddp", "fsdp2"):
         register_strategies(method("MACE").has_unused)
         module = quick_fit(build("MACE", out / "flux"), 1, devices=2, strategy=strategy)

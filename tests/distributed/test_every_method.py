@@ -18,9 +18,6 @@ from erasure_lightning.methods import METHODS
 from erasure_lightning.testing import edit_of, quick_fit
 from erasure_lightning.training.closed_form import ClosedFormErasure
 
-#: Methods whose loss draws nothing of its own in the first step, so that it can be taken again.
-PLAIN = ("ESD", "AllButOne", "SDD", "SAGE")
-
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory):
@@ -49,9 +46,7 @@ def alone(name, out):
 @pytest.mark.slow
 def test_ranks(out, subtests):
     for strategy in ("ddp", "fsdp2"):
-        results = {
-            name: torch.load(out / f"{strategy}-{name}.pt", weights_only=False) for name in METHODS
-        }
+        results = {name: _ranks(strategy, name, out) for name in METHODS}
         _check_methods(strategy, results, out, subtests)
         _check_checkpoints(strategy, results["ESD"], out, subtests)
 
@@ -62,7 +57,11 @@ def test_ranks(out, subtests):
         start.configure_model()
         assert not any(torch.allclose(ddp[n], p) for n, p in start.editable().items())
 
-    ranks = torch.load(out / "ddp-SAGE.pt", weights_only=False)
+    with subtests.test("weights of the first rank are on all, also where rows are left over"):
+        (full, first), (_, second) = (torch.load(out / f"uneven-{rank}.pt") for rank in range(2))
+        assert_close((first, second), (full, full), rtol=0, atol=0)
+
+    ranks = _ranks("ddp", "SAGE", out)
     with subtests.test("relations span the prompts of both ranks"):
         module = fits.build("SAGE", out / "tiny")
         module.configure_model()
@@ -73,6 +72,12 @@ def test_ranks(out, subtests):
         assert_close(ranks[0]["related"], ranks[1]["related"], rtol=0, atol=0)
         with pytest.raises(AssertionError):  # what it would be if each rank saw its own alone
             assert_close(half, one, rtol=1e-4, atol=1e-9)
+
+
+def _ranks(strategy, name, out):
+    """What each rank saw."""
+    files = (out / f"{strategy}-{name}-{rank}.pt" for rank in range(2))
+    return [torch.load(file, weights_only=False) for file in files]
 
 
 def _check_methods(strategy, results, out, subtests):
@@ -104,7 +109,7 @@ def _check_methods(strategy, results, out, subtests):
             assert other == (before, after)
             assert before > 2 * fits.CLIP, "the control: there is something to clip"
             assert after == pytest.approx(fits.CLIP, rel=1e-2)
-    for name in PLAIN:
+    for name in fits.PLAIN:
         with subtests.test(
             f"{strategy}: {name} averages what one rank with both batches would find"
         ):
