@@ -112,7 +112,7 @@ class CA(PartErasure):
 
     def models(self) -> SourceModels:
         """Images have sentences of their own, apart from the steps'."""
-        sentences = partial(self.sentences, salt=6)
+        sentences = partial(self.prompts.covering, salt=6)
         seed = derive_seed(self.seed, self.global_rank, 6)
         return replace(super().models(), sentences=sentences, seed=seed)
 

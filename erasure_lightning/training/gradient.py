@@ -174,7 +174,7 @@ class GradientErasure(ErasureModule):
 
     def source_sentences(self, count: int, number: int) -> PromptBatch:
         """``count`` concept prompts for trajectories or images, a function of ``number``."""
-        return self.sentences(count, number, salt=4)
+        return self.prompts.covering(count, number, salt=4)
 
     def sentences(self, count: int, number: int, salt: int) -> PromptBatch:
         """``count`` concept prompts, a function of seed, rank, ``number`` and ``salt``."""
