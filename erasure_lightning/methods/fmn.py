@@ -187,7 +187,9 @@ class FMN(PartErasure):
         prompts = self.concept_prompts(batch)
         with self.backbone.attention() as maps:
             self.backbone.denoise(batch.x, batch.t, prompts)
-        return _attention_norm(maps, prompts.positions(*_ROLES[self.reach])).mean()
+        # Rows in the place of a missing text encoder know no words.
+        positions = prompts.positions(*_ROLES[self.reach]) & prompts.reads_concept()
+        return _attention_norm(maps, positions).mean()
 
     @torch.no_grad()
     def concept_prompts(self, batch: NoisyBatch) -> Conditioning:
