@@ -30,6 +30,7 @@ from erasure_lightning.concepts.vocabulary import evenly_spaced
 from erasure_lightning.data.image_grid import GridRow, draw_grid, png_bytes, to_pil
 from erasure_lightning.diffusion.evaluation_counter import EvaluationCounter
 from erasure_lightning.diffusion.finite_images import require_finite_images
+from erasure_lightning.files.arguments import require_choices
 from erasure_lightning.files.words import unique_names
 from erasure_lightning.files.writing import write_atomically
 from erasure_lightning.metrics.estimates import Estimate
@@ -96,6 +97,7 @@ def attack_concepts(
         ErasureError: If an argument of the attack, or an image, is NaN or infinite.
     """
     require_finite(type(attack).__name__, attack.arguments())
+    require_choices(type(attack), attack.arguments())
     judged: list[JudgedCase] = []
     seconds = 0.0
     with EvaluationCounter([target.edited.denoiser, target.original.denoiser]) as counter:
