@@ -213,7 +213,7 @@ class GradientErasure(ErasureModule):
             concepts=[concept.name for concept in self.concepts],
             predict=self.student,
             error=self.prediction_error,
-            draw=lambda sentences: self.latents.draw(sentences, self.models()),
+            draw=self.noisy_batch,
             sentences=partial(self.sentences, salt=12),
         )
 

@@ -14,12 +14,15 @@ from erasure_lightning.backbones.tiny import TINY_BACKBONES, TinyBackbone, TinyF
 from erasure_lightning.concepts.concept import Concept, PromptBatch
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods import METHODS
+from erasure_lightning.methods.ant import ANT
 from erasure_lightning.methods.ca import CA
 from erasure_lightning.methods.eraseflow import EraseFlow
 from erasure_lightning.methods.esd import ESD
 from erasure_lightning.methods.fmn import FMN
 from erasure_lightning.methods.mace import MACE
 from erasure_lightning.methods.sage import SAGE
+from erasure_lightning.methods.sdd import SDD
+from erasure_lightning.methods.trce import TRCE
 from erasure_lightning.testing import check_method, quick_fit
 from erasure_lightning.training.adversary_kinds import (
     InversionAdversary,
@@ -149,6 +152,19 @@ def test_directions_are_gradients_or_their_signs():
     assert torch.equal(PrefixAdversary().direction(gradient), gradient)
     assert torch.equal(PrefixAdversary(sign=True).direction(gradient), signs)
     assert torch.equal(StateAdversary().direction(gradient), signs)
+
+
+def test_searches_draw_at_the_sentences_and_times_of_the_loss():
+    """SDD's trajectories name all concepts, TRCE trains early steps, ANT pairs of steps."""
+    arguments = {"concepts": CONCEPTS, "backbone": TinyBackbone()}
+    bank = {"latents": TrajectoryBank(trajectories=2, steps=4, guidance=1.0)}
+    sdd, trce, ant = (method(**arguments, **bank) for method in (SDD, TRCE, ANT))
+    for module in (sdd, trce, ant):
+        module.configure_model()
+    assert sdd.adversary_models().draw(BATCH).sentences is BATCH
+    times = torch.cat([trce.adversary_models().draw(BATCH).t for _ in range(20)])
+    assert set(times.tolist()) == set(trce.backbone.sampler(4).times[:2].tolist())
+    assert len(ant.noisy_batch(BATCH)) == 2 * len(ant.adversary_models().draw(BATCH)) == 4
 
 
 @pytest.mark.parametrize(
