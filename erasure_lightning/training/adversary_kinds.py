@@ -288,7 +288,11 @@ class StateAdversary(Adversary):
 
 
 def _clamped_sum(states: Tensor, change: Tensor) -> Tensor:
-    """States ``(B, ...)`` plus a change, between the lowest and highest of each row."""
+    """States ``(B, ...)`` plus a change, between the lowest and highest of each row.
+
+    Zeros stay: Stable Diffusion 3 fills up channels and a missing encoder's rows with them.
+    """
     rows = states.detach().flatten(1)
     shape = (-1, *[1] * (states.dim() - 1))
-    return (states + change).clamp(rows.amin(dim=1).view(shape), rows.amax(dim=1).view(shape))
+    changed = states + change * (states.detach() != 0)
+    return changed.clamp(rows.amin(dim=1).view(shape), rows.amax(dim=1).view(shape))

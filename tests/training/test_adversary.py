@@ -10,7 +10,7 @@ from noisy import noisy
 from torch.optim import SGD, Adam, AdamW
 
 from erasure_lightning.backbones.conditioning import CONCEPT, END, START, TEMPLATE
-from erasure_lightning.backbones.tiny import TINY_BACKBONES, TinyBackbone, TinyFlux
+from erasure_lightning.backbones.tiny import TINY_BACKBONES, TinyBackbone, TinyFlux, TinySD3
 from erasure_lightning.concepts.concept import Concept, PromptBatch
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods import METHODS
@@ -314,6 +314,19 @@ def test_states_stay_in_their_ball():
     change = (found - plain).abs().max()
     assert 0.04 < change <= 0.05 + 1e-6
     assert found.max() <= plain.max()
+
+
+def test_channels_and_rows_that_no_encoder_fills_stay_zero():
+    student = TinySD3(t5=False)
+    plain = student.encode(BATCH.prompts)
+    adversary = StateAdversary(radius=0.3)
+    point = [torch.full_like(each, 0.3) for each in (plain.tokens, plain.pooled)]
+    moved = adversary.encode(BATCH, point, student)
+    empty = plain.tokens == 0
+    assert empty.all(dim=2).any()
+    assert empty[:, : plain.segments[0].stop].any()
+    assert not moved.tokens[empty].any()
+    assert (moved.tokens != plain.tokens)[~empty].float().mean() > 0.9
 
 
 def test_states_begin_anywhere_in_their_ball():
