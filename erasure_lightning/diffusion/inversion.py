@@ -15,6 +15,7 @@ from torch import Tensor
 
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.conditioning import Conditioning
+from erasure_lightning.backbones.interface import Size
 from erasure_lightning.backbones.process import NoiseProcess
 from erasure_lightning.diffusion.ddim import ddim, ddim_times
 from erasure_lightning.diffusion.finite_images import require_finite_images
@@ -25,7 +26,12 @@ _SAMPLING = "DDIM inversion"
 
 @torch.no_grad()
 def invert(
-    backbone: Backbone, conditioning: Conditioning, x0: Tensor, steps: int, refinements: int = 3
+    backbone: Backbone,
+    conditioning: Conditioning,
+    x0: Tensor,
+    steps: int,
+    refinements: int = 3,
+    size: Size | None = None,
 ) -> Tensor:
     """The noise ``(B, C, h, w)`` from which `retrace` returns to ``x0``, without guidance.
 
@@ -42,12 +48,13 @@ def invert(
         x0: Clean latents, ``(B, C, h, w)``.
         steps: Steps of the inversion, at least 1.
         refinements: Further evaluations a step; 0 is plain DDIM inversion.
+        size: Height and width of the images in pixels; the model's own by default.
 
     Raises:
         ErasureError: If the noisiest prediction does not determine an image.
     """
     x = x0
-    for t, noisier in pairwise(ddim_times(backbone, steps).flip(0)):
+    for t, noisier in pairwise(ddim_times(backbone, steps, size).flip(0)):
         after = x
         for _ in range(1 + refinements):
             prediction = backbone.denoise(x, noisier, conditioning)
@@ -80,7 +87,12 @@ def _before_step(
 
 
 def retrace(
-    backbone: Backbone, conditioning: Conditioning, x: Tensor, steps: int, guidance: float = 1.0
+    backbone: Backbone,
+    conditioning: Conditioning,
+    x: Tensor,
+    steps: int,
+    guidance: float = 1.0,
+    size: Size | None = None,
 ) -> Tensor:
     """Clean latents ``(B, C, h, w)`` from noise by deterministic DDIM.
 
@@ -95,11 +107,12 @@ def retrace(
         steps: The steps of `invert`.
         guidance: Scale of classifier-free guidance; at 1 or below there is no unconditional
             prediction.
+        size: Height and width of the images in pixels; the model's own by default.
 
     Raises:
         ErasureError: If the noisiest prediction does not determine an image.
     """
-    return ddim(backbone, conditioning, x, ddim_times(backbone, steps), guidance)
+    return ddim(backbone, conditioning, x, ddim_times(backbone, steps, size), guidance)
 
 
 class PurifiedImages(NamedTuple):
