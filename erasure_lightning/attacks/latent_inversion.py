@@ -71,9 +71,12 @@ class LatentInversion(ConceptAttack):
     ) -> tuple[Tensor, Tensor]:
         """The noise that latents invert to, and the images that a model generates from it."""
         steps = self.steps or target.steps
-        parts = torch.split(latents, target.settings.draw_size)
+        size = target.settings.size
         noise = torch.cat(
-            [invert(model, model.unconditional(len(x)), x, steps, self.refinements) for x in parts]
+            [
+                invert(model, model.unconditional(len(x)), x, steps, self.refinements, size)
+                for x in torch.split(latents, target.settings.draw_size)
+            ]
         )
         return noise, self._sample(target, model, noise)
 
@@ -81,7 +84,9 @@ class LatentInversion(ConceptAttack):
     def _sample(self, target: AttackTarget, model: Backbone, noise: Tensor) -> Tensor:
         """Images that a model generates from noise under the empty prompt, without guidance."""
         steps = self.steps or target.steps
-        parts = torch.split(noise, target.settings.draw_size)
-        return torch.cat(
-            [model.decode(retrace(model, model.unconditional(len(x)), x, steps)) for x in parts]
-        )
+        size = target.settings.size
+        latents = [
+            retrace(model, model.unconditional(len(x)), x, steps, size=size)
+            for x in torch.split(noise, target.settings.draw_size)
+        ]
+        return torch.cat([model.decode(each) for each in latents])

@@ -30,6 +30,8 @@ from erasure_lightning.concepts.vocabulary import evenly_spaced
 from erasure_lightning.data.image_grid import GridRow, draw_grid, png_bytes, to_pil
 from erasure_lightning.diffusion.evaluation_counter import EvaluationCounter
 from erasure_lightning.diffusion.finite_images import require_finite_images
+from erasure_lightning.files.arguments import require_choices
+from erasure_lightning.files.words import unique_names
 from erasure_lightning.files.writing import write_atomically
 from erasure_lightning.metrics.estimates import Estimate
 from erasure_lightning.metrics.seed_statistics import SeedMean
@@ -66,6 +68,7 @@ class JudgedCase(NamedTuple):
         kinds: The images of each of `IMAGE_KINDS`.
         curve: The images at each budget.
         controls: The images of each control.
+        file: Name of the file for the tensors, if there are any.
     """
 
     case: AttackCase
@@ -74,13 +77,7 @@ class JudgedCase(NamedTuple):
     kinds: dict[str, JudgedImages]
     curve: dict[float, JudgedImages]
     controls: dict[str, JudgedImages]
-
-    @property
-    def file(self) -> str | None:
-        """Name of the file for the result's tensors, if it has any."""
-        if not self.tensors:
-            return None
-        return f"{slug(self.case.concept.name)}-{self.case.seed}.safetensors"
+    file: str | None
 
 
 def attack_concepts(
@@ -100,6 +97,7 @@ def attack_concepts(
         ErasureError: If an argument of the attack, or an image, is NaN or infinite.
     """
     require_finite(type(attack).__name__, attack.arguments())
+    require_choices(type(attack), attack.arguments())
     judged: list[JudgedCase] = []
     seconds = 0.0
     with EvaluationCounter([target.edited.denoiser, target.original.denoiser]) as counter:
@@ -142,7 +140,14 @@ def _judge(target: AttackTarget, case: AttackCase, result: AttackResult) -> Judg
         {kind: judged(images) for kind, images in every},
         {budget: judged(images) for budget, images in result.curve.items()},
         {name: judged(images) for name, images in result.controls.items()},
+        _tensor_file(target, case) if result.tensors else None,
     )
+
+
+def _tensor_file(target: AttackTarget, case: AttackCase) -> str:
+    """Name of the file for a case's tensors; names such as C++ and C# differ in no letter."""
+    names = unique_names(slug(concept.name) for concept in target.concepts)
+    return f"{names[target.concepts.index(case.concept)]}-{case.seed}.safetensors"
 
 
 def _require_finite(

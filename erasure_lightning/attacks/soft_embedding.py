@@ -52,7 +52,9 @@ class SoftEmbedding(ConceptAttack):
         initial = {"tokens": plain.tokens}
         if plain.pooled is not None:
             initial["pooled"] = plain.pooled
-        states = {name: value.clone().requires_grad_(True) for name, value in initial.items()}
+        states = {
+            name: value.detach().clone().requires_grad_(True) for name, value in initial.items()
+        }
         conditioning = replace(plain, tokens=states["tokens"], pooled=states.get("pooled"))
         optimizer = Adam(states.values(), lr=self.lr)
         clean = target.examples(case, self.examples)

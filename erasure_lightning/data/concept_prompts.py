@@ -54,6 +54,12 @@ class ConceptPrompts:
         templates = [self._template(concept, generator) for concept in chosen]
         return PromptBatch(templates, [c.name for c in chosen], [c.anchor for c in chosen], indices)
 
+    def covering(self, count: int, number: int, salt: int) -> PromptBatch:
+        """As `batch`, with every concept in each set of at least as many prompts."""
+        concepts = len(self.concepts)
+        whole = -(-count // concepts) * concepts  # so that a set begins with a round of concepts
+        return self.batch(whole, number, salt).rows(range(count))
+
     def sentences(self, index: int) -> PromptBatch:
         """All sentences of a concept; a style's are about retained things, evenly spaced.
 

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.conditioning import Conditioning
-from erasure_lightning.diffusion.ddim import ddim, ddim_times, is_pure_noise
+from erasure_lightning.backbones.interface import Size
+from erasure_lightning.backbones.process import NoiseProcess
+from erasure_lightning.diffusion.ddim import ddim, ddim_times
 from erasure_lightning.diffusion.finite_images import require_finite_images
 
 #: The procedure of `purify_images` in messages.
@@ -24,7 +26,12 @@ _SAMPLING = "DDIM inversion"
 
 @torch.no_grad()
 def invert(
-    backbone: Backbone, conditioning: Conditioning, x0: Tensor, steps: int, refinements: int = 3
+    backbone: Backbone,
+    conditioning: Conditioning,
+    x0: Tensor,
+    steps: int,
+    refinements: int = 3,
+    size: Size | None = None,
 ) -> Tensor:
     """The noise ``(B, C, h, w)`` from which `retrace` returns to ``x0``, without guidance.
 
@@ -41,27 +48,51 @@ def invert(
         x0: Clean latents, ``(B, C, h, w)``.
         steps: Steps of the inversion, at least 1.
         refinements: Further evaluations a step; 0 is plain DDIM inversion.
+        size: Height and width of the images in pixels; the model's own by default.
 
     Raises:
         ErasureError: If the noisiest prediction does not determine an image.
     """
-    process = backbone.process
     x = x0
-    for t, noisier in pairwise(ddim_times(backbone, steps).flip(0)):
-        start = x
-        pure_noise = is_pure_noise(process, noisier)
+    for t, noisier in pairwise(ddim_times(backbone, steps, size).flip(0)):
+        after = x
         for _ in range(1 + refinements):
             prediction = backbone.denoise(x, noisier, conditioning)
-            if pure_noise:  # x is its own noise: only the clean latents of the prediction count
-                noise = process.noise_in(start, process.clean(prediction, x, noisier), t)
-            else:
-                noise = process.epsilon(prediction, x, noisier)
-            x = process.noise(process.remove(start, noise, t), noise, noisier)
+            x = _before_step(backbone.process, prediction, after, t, noisier)
     return x
 
 
+def _before_step(
+    process: NoiseProcess, prediction: Tensor, after: Tensor, t: Tensor, noisier: Tensor
+) -> Tensor:
+    """The latents from which a DDIM step with a prediction leads to ``after``, ``(B, C, h, w)``.
+
+    The step is affine in both and is solved for the latents: the noise that a velocity implies
+    depends on them, and an iteration over it converges slowly, or not at all from pure noise.
+
+    Args:
+        process: The model's noise process.
+        prediction: The native prediction at ``noisier``, ``(B, C, h, w)``.
+        after: Latents after the step, ``(B, C, h, w)``.
+        t: Their time, ``()``.
+        noisier: The time before the step, ``()``.
+    """
+
+    def step(prediction: Tensor, x: Tensor) -> Tensor:
+        clean = process.clean(prediction, x, noisier)
+        return process.noise(clean, process.epsilon(prediction, x, noisier), t)
+
+    zero = torch.zeros_like(after)
+    return (after - step(prediction, zero)) / step(zero, torch.ones_like(zero))
+
+
 def retrace(
-    backbone: Backbone, conditioning: Conditioning, x: Tensor, steps: int, guidance: float = 1.0
+    backbone: Backbone,
+    conditioning: Conditioning,
+    x: Tensor,
+    steps: int,
+    guidance: float = 1.0,
+    size: Size | None = None,
 ) -> Tensor:
     """Clean latents ``(B, C, h, w)`` from noise by deterministic DDIM.
 
@@ -76,11 +107,12 @@ def retrace(
         steps: The steps of `invert`.
         guidance: Scale of classifier-free guidance; at 1 or below there is no unconditional
             prediction.
+        size: Height and width of the images in pixels; the model's own by default.
 
     Raises:
         ErasureError: If the noisiest prediction does not determine an image.
     """
-    return ddim(backbone, conditioning, x, ddim_times(backbone, steps), guidance)
+    return ddim(backbone, conditioning, x, ddim_times(backbone, steps, size), guidance)
 
 
 class PurifiedImages(NamedTuple):

@@ -1,10 +1,11 @@
-"""Wrong keywords of a constructor as one line."""
+"""Wrong keywords of a constructor, and values that are none of its choices, as one line."""
 
 import inspect
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.words import did_you_mean
@@ -36,8 +37,42 @@ def constructing(cls: type, function: Callable[..., Any]) -> Iterator[None]:
         raise ErasureError(message) from error
 
 
+def require_choices(cls: type, arguments: Mapping[str, Any]) -> None:
+    """Raises if an argument of a class is none of the values that its type, a `Literal`, names.
+
+    Args:
+        cls: The class; arguments of its bases' constructors are checked too.
+        arguments: Values by the name of the argument.
+
+    Raises:
+        ErasureError: For the first.
+    """
+    annotations: dict[str, Any] = {}
+    for base in cls.__mro__:
+        if "__init__" in vars(base):
+            parameters = inspect.signature(vars(base)["__init__"]).parameters
+            annotations = {name: p.annotation for name, p in parameters.items()} | annotations
+    for name, annotation in annotations.items():
+        choices = _choices(annotation)
+        if choices and name in arguments and arguments[name] not in choices:
+            known = [str(choice) for choice in choices if choice is not None]
+            raise ErasureError(
+                f"{cls.__name__} needs one of {', '.join(known)} as {name}; found"
+                f" {arguments[name]!r}.{did_you_mean(str(arguments[name]), known)}"
+            )
+
+
 def _parameters(function: Callable[..., Any], *classes: type) -> set[str]:
     """Names of the keywords of a function and of constructors."""
     callables = [function, *(vars(cls)["__init__"] for cls in classes if "__init__" in vars(cls))]
     parameters = (p for each in callables for p in inspect.signature(each).parameters.values())
     return {p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+
+
+def _choices(annotation: Any) -> tuple[Any, ...]:
+    """Values of a `Literal`, or of one or ``None``; none of another type."""
+    united = get_origin(annotation) in (Union, UnionType)
+    members = get_args(annotation) if united else (annotation,)
+    if not all(member is NoneType or get_origin(member) is Literal for member in members):
+        return ()
+    return tuple(value for m in members for value in (get_args(m) or (None,)))

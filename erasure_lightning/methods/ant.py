@@ -38,6 +38,7 @@ Cost of a step on a bank, for each pair: 4 forwards and backwards, none of the o
 cost as much as ``maps`` times 10 pairs, once.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -48,6 +49,7 @@ from erasure_lightning.checks import require
 from erasure_lightning.concepts.concept import PromptBatch
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.training.adapter_methods import PartErasure
+from erasure_lightning.training.adversary import AdversaryModels
 from erasure_lightning.training.latent_sources import NoisyBatch
 from erasure_lightning.training.prompt_states import masked_mean
 from erasure_lightning.training.saliency import ParameterMasks, SalientErasure, salient_masks
@@ -134,6 +136,10 @@ class ANT(SalientErasure, PartErasure):
         early = torch.randint(first_late, rows.shape)
         late = torch.randint(first_late, steps, rows.shape)
         return self.latents.at(rows.repeat(2), torch.cat((early, late)), self.original)
+
+    def adversary_models(self) -> AdversaryModels:
+        """As in every method; searches draw a latent for each sentence, of any time."""
+        return replace(super().adversary_models(), draw=super().noisy_batch)
 
     def erasure_loss(self, batch: NoisyBatch) -> Tensor:
         """The four terms; of each stage the mean over its latents, 0 where it has none.

@@ -14,8 +14,9 @@ noised latent, verified in code:
 
 Images are generated once, before the first step, by the original itself, and stored as latents, so
 that the autoencoder is not needed. Each has its sentence, and the concept's is the same one with
-the words replaced. For a concept without an anchor images and target are unconditional. The
-official code generates 1,000 images of 200 written prompts a concept (25 steps at guidance 6).
+the words replaced. For a concept without an anchor images are of the empty prompt, and the target
+is unconditional. The official code generates 1,000 images of 200 written prompts a concept (25
+steps at guidance 6).
 
 Where ours differs: the target of a velocity model is the noise in its own parametrisation (the
 official prior's is not); words are replaced in a template, where the official string replacement
@@ -112,7 +113,7 @@ class CA(PartErasure):
 
     def models(self) -> SourceModels:
         """Images have sentences of their own, apart from the steps'."""
-        sentences = partial(self.sentences, salt=6)
+        sentences = partial(self.prompts.covering, salt=6)
         seed = derive_seed(self.seed, self.global_rank, 6)
         return replace(super().models(), sentences=sentences, seed=seed)
 

@@ -218,7 +218,8 @@ class Receler(AdapterErasure):
         rows = self.rows_like(prompts.tokens).of(batch.sentences.concepts).to(prompts.tokens)
         position = prompts.from_end()
         number = position.clamp(0, self.rows - 1).unsqueeze(2).expand_as(prompts.tokens)
-        inside = (position >= 0) & (position < self.rows)
+        # Rows in the place of a missing text encoder have no end of text.
+        inside = (position >= 0) & (position < self.rows) & prompts.reads_concept()
         tokens = torch.where(inside.unsqueeze(2), rows.gather(1, number), prompts.tokens)
         return replace(prompts, tokens=tokens, roles=prompts.roles.masked_fill(inside, END))
 

@@ -82,8 +82,9 @@ class SAGE(GradientErasure):
         edit: What is trained: the ``text_encoder``, of every tower what the denoiser reads; or a
             part of the denoiser (needs ``erase_space`` noise): ``cross_attention``, keys and values
             of the text, ``text_entry``, what reads the prompt alone, or ``joint_attention``, all of
-            the attention in which pixels meet text, with the entry; or both, each by a loss in its
-            own space, for attacks that bypass the text encoder.
+            the attention in which pixels meet text, with the entry; or both, for attacks that
+            bypass the text encoder, by a loss on text states and one on predictions, which
+            trains both.
         blocks: Number of the text encoder's last blocks that are trained, all if ``None``. Late
             blocks encode meaning: an edit there affects words of a similar meaning.
         check_steps: Gradient steps of the self-check, at least 0; 0 for none.

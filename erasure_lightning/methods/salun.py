@@ -153,7 +153,9 @@ class SalUn(SalientErasure, PartErasure):
         """The largest gradients of denoising the concepts' images, at one threshold for all."""
         rows = range(len(cast(GeneratedImages, self.latents).sentences.concepts))
         batches = [rows[i : i + _CHUNK] for i in range(0, len(rows), _CHUNK)]
-        return salient_masks(self.gradients(self.denoising, batches), self.share)
+        # Sums, as the last batch may be smaller.
+        gradients = self.gradients(lambda rows: len(rows) * self.denoising(rows), batches)
+        return salient_masks(gradients, self.share)
 
     def denoising(self, rows: Sequence[int]) -> Tensor:
         """``mse(n, (1 + g) eps(x_t, c_f) - g eps(x_t, 0))`` of images by number, a scalar."""

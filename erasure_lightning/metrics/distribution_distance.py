@@ -46,7 +46,8 @@ class DistributionDistance(Metric, ABC):
             seeds: The ``B`` seeds they were generated with.
         """
         self.generated.append(features)
-        self.seeds.append(torch.tensor(seeds, device=features.device))
+        # Seeds are 0 to 2**64 - 1, integers of torch from -2**63 on.
+        self.seeds.append(torch.tensor([s - 2**63 for s in seeds], device=features.device))
 
     def update_reference(self, features: Tensor) -> None:
         """Add features ``(B, D)`` of reference images."""

@@ -21,6 +21,7 @@ from erasure_lightning.concepts.prompt_lists import (
 from erasure_lightning.concepts.vocabulary import Vocabulary
 from erasure_lightning.distributed.lightning_internals import training_precision
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.files.arguments import require_choices
 from erasure_lightning.files.words import folded
 from erasure_lightning.training.base import ErasureModule
 from erasure_lightning.training.gradient import GradientErasure
@@ -124,6 +125,7 @@ class RetentionCallback(Callback, ABC):
         if stage != "fit":
             return
         require_finite(type(self).__name__, vars(self))
+        require_choices(type(self), vars(self))
         require(type(self).__name__, at_least=1, batch_size=getattr(self, "batch_size", None))
         module = cast(ErasureModule, pl_module)
         if self in module.retention:

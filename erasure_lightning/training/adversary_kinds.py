@@ -11,6 +11,7 @@ from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.conditioning import CONCEPT, TEMPLATE, Conditioning
 from erasure_lightning.checks import require
 from erasure_lightning.concepts.concept import PromptBatch
+from erasure_lightning.files.arguments import require_choices
 from erasure_lightning.training.adversary import Adversary, AdversaryModels, Point
 from erasure_lightning.training.latent_sources import NoisyBatch
 from erasure_lightning.training.prompt_words import (
@@ -34,6 +35,9 @@ class WordAdversary(Adversary):
         where: Which words: those of the ``template`` (SAGE), or ``all``, the concept's too.
         share: As in `Adversary`; half, as in SAGE, which erases both sentences in every step.
         kwargs: Further arguments of `Adversary`.
+
+    Raises:
+        ErasureError: If a number is out of range, or ``where`` is neither.
     """
 
     def __init__(
@@ -45,6 +49,7 @@ class WordAdversary(Adversary):
     ) -> None:
         super().__init__(share=share, **kwargs)
         self.where = where
+        require_choices(type(self), vars(self))
 
     def start(self, sentences: PromptBatch, models: AdversaryModels, number: int) -> Point:
         """Embeddings of the sentences; random words in later searches, ``(B, L, E)`` a tower."""
@@ -283,7 +288,11 @@ class StateAdversary(Adversary):
 
 
 def _clamped_sum(states: Tensor, change: Tensor) -> Tensor:
-    """States ``(B, ...)`` plus a change, between the lowest and highest of each row."""
+    """States ``(B, ...)`` plus a change, between the lowest and highest of each row.
+
+    Zeros stay: Stable Diffusion 3 fills up channels and a missing encoder's rows with them.
+    """
     rows = states.detach().flatten(1)
     shape = (-1, *[1] * (states.dim() - 1))
-    return (states + change).clamp(rows.amin(dim=1).view(shape), rows.amax(dim=1).view(shape))
+    changed = states + change * (states.detach() != 0)
+    return changed.clamp(rows.amin(dim=1).view(shape), rows.amax(dim=1).view(shape))

@@ -28,6 +28,7 @@ from erasure_lightning.distributed.fsdp import copy_into, full_tensor
 from erasure_lightning.edits.edit import write_edit
 from erasure_lightning.edits.format import plain_values
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.files.arguments import require_choices
 from erasure_lightning.seeding import derive_seed
 from erasure_lightning.training.backbone_checks import check_backbone
 from erasure_lightning.training.base_edits import (
@@ -66,8 +67,7 @@ class ErasureModule(PairedSampling, ABC):
 
     Raises:
         ErasureError: If there are no concepts, their file or a base edit cannot be read, one is
-            named twice, the world does not know one, or an argument of the method is NaN, infinite,
-            or no seed.
+            named twice, the world does not know one, or an argument is NaN, infinite or no choice.
     """
 
     #: Whether a step may leave some trainable parameters without a gradient, which DDP must know.
@@ -100,6 +100,7 @@ class ErasureModule(PairedSampling, ABC):
         ignored = [] if isinstance(backbone, str) else ["backbone"]
         self.save_hyperparameters(ignore=ignored, logger=False)
         require_finite(type(self).__name__, self.hparams)
+        require_choices(type(self), self.hparams)
         # Values in place of the file's name: the file may be gone when the edit is used.
         self.hparams["concepts"] = [asdict(concept) for concept in concepts]
         self.concepts = concepts

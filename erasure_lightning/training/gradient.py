@@ -174,7 +174,7 @@ class GradientErasure(ErasureModule):
 
     def source_sentences(self, count: int, number: int) -> PromptBatch:
         """``count`` concept prompts for trajectories or images, a function of ``number``."""
-        return self.sentences(count, number, salt=4)
+        return self.prompts.covering(count, number, salt=4)
 
     def sentences(self, count: int, number: int, salt: int) -> PromptBatch:
         """``count`` concept prompts, a function of seed, rank, ``number`` and ``salt``."""
@@ -213,7 +213,7 @@ class GradientErasure(ErasureModule):
             concepts=[concept.name for concept in self.concepts],
             predict=self.student,
             error=self.prediction_error,
-            draw=lambda sentences: self.latents.draw(sentences, self.models()),
+            draw=self.noisy_batch,
             sentences=partial(self.sentences, salt=12),
         )
 

@@ -13,6 +13,7 @@ from erasure_lightning.data.image_files import image_files, read_resized
 from erasure_lightning.diffusion.latent_dataset import LatentDataset, add_noise
 from erasure_lightning.diffusion.sampling import image_size
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.files.arguments import require_choices
 from erasure_lightning.training.latent_sources import (
     LatentSource,
     NoisyBatch,
@@ -35,7 +36,8 @@ class GeneratedImages(LatentSource):
             ``logit-normal`` (flow models).
 
     Raises:
-        ErasureError: If a count is below 1, or guidance is negative, NaN or infinite.
+        ErasureError: If a count is below 1, guidance is negative, NaN or infinite, or a word is
+            none of the choices.
     """
 
     has_sentences = True
@@ -55,6 +57,7 @@ class GeneratedImages(LatentSource):
         self.guidance = guidance
         self.of = of
         self.times = times
+        require_choices(type(self), vars(self))
 
     def prepare(self, models: SourceModels) -> None:
         """Generates the images, a function of seed and rank: a resumed run generates the same."""
@@ -81,11 +84,15 @@ class ImageFolder(LatentSource):
         path: A folder of images; for several concepts a folder of folders named as the concepts.
         times: How the times of the noise are sampled: ``uniform``, by ``importance`` (MACE), or
             ``logit-normal`` (flow models).
+
+    Raises:
+        ErasureError: If they are to be sampled in another way.
     """
 
     def __init__(self, path: str, times: TimeSampling = "uniform") -> None:
         self.path = path
         self.times = times
+        require_choices(type(self), vars(self))
 
     @torch.no_grad()
     def prepare(self, models: SourceModels) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.concepts.concept import Phrase, PromptBatch
+from erasure_lightning.files.arguments import require_choices
 from erasure_lightning.training.time_sampling import DENSITIES, TimeSampling
 
 #: What a teacher predicts for: the concepts' sentences, their anchors', or no prompt.
@@ -208,10 +209,14 @@ class PureNoise(LatentSource):
     Args:
         times: How the times are sampled: ``uniform``, by ``importance`` (MACE), or ``logit-normal``
             (flow models).
+
+    Raises:
+        ErasureError: If they are to be sampled in another way.
     """
 
     def __init__(self, times: TimeSampling = "uniform") -> None:
         self.times = times
+        require_choices(type(self), vars(self))
 
     def draw(self, sentences: PromptBatch, models: SourceModels) -> NoisyBatch:
         """Fresh noise for the step's own sentences."""

@@ -113,7 +113,7 @@ class Neighbourhood:
             return states_at_cosines(states, draw_cosines(), generator)
         lengths = states.norm(dim=-1, keepdim=True)
         neighbours = states.clone()
-        missing = torch.ones_like(lowest, dtype=torch.bool)
+        missing = lengths.squeeze(-1) > 0  # zeros, in the place of a missing text encoder, stay
         for _ in range(_ROUNDS):
             noise = _random(torch.randn, states, generator) / math.sqrt(states.shape[-1])
             scale = states.norm(dim=-1) * (draw_cosines() ** -2 - 1).sqrt()

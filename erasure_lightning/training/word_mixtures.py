@@ -93,6 +93,8 @@ class WordMixture:
     def sample(self, concepts: Sequence[int]) -> Conditioning:
         """A sample of each concept's mixture, with gradient, tokens ``(B, L, D)``.
 
+        Its roles, and so its padding, are those of its likeliest word.
+
         Args:
             concepts: Numbers of ``B`` concepts.
         """
@@ -106,7 +108,8 @@ class WordMixture:
             return torch.einsum("bn,bn...->b...", weights.to(states), states)
 
         pooled = None if words.pooled is None else mixed(words.pooled)
-        return replace(words[:, 0], tokens=mixed(words.tokens), pooled=pooled)
+        likeliest = words[torch.arange(len(rows)), weights.argmax(dim=1).to(rows.device)]
+        return replace(likeliest, tokens=mixed(words.tokens), pooled=pooled)
 
     def _sharpened(self, weights: Tensor) -> Tensor:
         """Weights ``(B, n)`` of the largest alone."""

@@ -5,6 +5,7 @@ import torch
 from under_attack import cigarette, tiny_target, weights
 
 from erasure_lightning.attacks.latent_inversion import LatentInversion
+from erasure_lightning.backbones.tiny import TinyFlux
 from erasure_lightning.diffusion.inversion import invert, retrace
 from erasure_lightning.errors import ErasureError
 
@@ -22,6 +23,17 @@ def test_it_regenerates_the_images_from_the_noise_it_returns():
     again = retrace(target.edited, unconditional, result.tensors["noise"], 10)
     assert torch.equal(target.edited.decode(again), result.images)
     assert not torch.allclose(result.controls["other noise"], result.images, atol=1e-2)
+
+
+def test_times_are_the_sampler_s_at_the_size_of_the_images():
+    target = tiny_target(family=TinyFlux, size=32)
+    evaluated = []
+    denoise = target.edited.denoise
+    target.edited.denoise = lambda x, t, *rest: evaluated.append(t.item()) or denoise(x, t, *rest)
+    LatentInversion(refinements=0).run(target, 0)
+    times, own = (target.edited.sampler(2, size).times.tolist() for size in (32, None))
+    assert set(evaluated) == set(times)
+    assert times != own  # the control
 
 
 def test_fewer_refinements_lose_the_image():

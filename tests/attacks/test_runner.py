@@ -65,6 +65,15 @@ def test_a_record_for_each_concept_and_seed(attacked):
     assert [case.embedding for case in cases] == files
 
 
+def test_concepts_of_the_same_letters_have_files_of_their_own(tmp_path):
+    concepts = [Concept("C++"), Concept("C#"), Concept("C 2")]
+    outcome, judged = attack_concepts(Known(), tiny_target(concepts), lambda line: None)
+    write_outcome(tmp_path, outcome, judged)
+    files = [case.embedding for case in outcome.cases if case.seed]
+    assert files == ["c-1.safetensors", "c-2-1.safetensors", "c-2-2-1.safetensors"]
+    assert {path.name for path in tmp_path.glob("*.safetensors")} == set(files)
+
+
 def test_each_case_is_reported_in_a_line(attacked):
     assert len(attacked[2]) == 4
     assert attacked[2][0].startswith("cat, seed 0: recognised in 50% by 'cat!' (plain ")

@@ -52,6 +52,15 @@ def test_equal_seeds_give_equal_results_and_the_target_is_not_modified():
     assert target.edited.fingerprint() == before
 
 
+def test_text_encoders_that_are_trained_are_left_out():
+    """As those of a method that has just trained them."""
+    target, frozen = tiny_target(), tiny_target()
+    target.edited.text_encoders.requires_grad_(True)
+    one, two = (attack().run(each, 0)[0].tensors["tokens"] for each in (target, frozen))
+    assert torch.allclose(one, two, atol=1e-5)
+    assert not any(p.grad is not None for p in target.edited.parameters())
+
+
 def test_no_budget_uses_the_plain_prompt():
     target = tiny_target()
     (case,) = target.cases(0)

@@ -34,6 +34,19 @@ def test_a_style_is_put_on_retained_things():
     assert set(batch.anchors) == {"photo"}
 
 
+def test_a_covering_set_has_every_concept_and_the_first_is_a_batch():
+    concepts = [Concept("cat"), Concept("star"), Concept("bow")]
+    prompts = ConceptPrompts(concepts, Vocabulary(None, concepts))
+    batches, sets = (
+        [draw(4, number, 1) for number in range(40)] for draw in (prompts.batch, prompts.covering)
+    )
+    assert any(len(set(batch.indices)) < 3 for batch in batches)
+    assert all(set(each.indices) == {0, 1, 2} and len(each.concepts) == 4 for each in sets)
+    assert sets[0] == batches[0]
+    assert prompts.covering(6, 5, 1) == prompts.batch(6, 5, 1)
+    assert len(prompts.covering(2, 5, 1).concepts) == 2
+
+
 def test_templates_of_ones_own_replace_the_vocabulary_s():
     concepts = [Concept("cat")]
     batch = ConceptPrompts(concepts, Vocabulary(None, concepts), ["my {}", "two {}s"]).sentences(0)

@@ -9,7 +9,7 @@ from recognition import named
 from under_attack import cigarette
 
 from erasure_lightning.backbones.process import Diffusion
-from erasure_lightning.backbones.tiny import TinyBackbone
+from erasure_lightning.backbones.tiny import TinyBackbone, TinyFlux, TinySD3
 from erasure_lightning.diffusion.inversion import invert, purify_images, retrace
 from erasure_lightning.diffusion.sampling import sample_images, sample_latents
 from erasure_lightning.errors import ErasureError
@@ -63,6 +63,18 @@ def test_the_way_begins_and_ends_where_latents_hold_nothing_but_noise(sampler):
     gaps = [lost(model, refinements, steps=10) for refinements in (0, 2, 8)]
     assert gaps == sorted(gaps, reverse=True)
     assert gaps[-1] < 1e-3
+
+
+@pytest.mark.parametrize("family", [TinyFlux, TinySD3])
+@pytest.mark.parametrize("steps", [1, 2, 3, 10])
+def test_a_flow_of_one_velocity_is_inverted_without_a_refinement(family, steps, monkeypatch):
+    model = family()
+    x0, velocity = torch.randn(2, 2, 4, 8, 8).unbind()
+    monkeypatch.setattr(model, "denoise", lambda x, t, conditioning, guidance=None: velocity)
+    conditioning = model.encode(["a cat", ""])
+    noise = invert(model, conditioning, x0, steps, refinements=0)
+    assert torch.allclose(noise, x0 + velocity, atol=1e-4)
+    assert torch.allclose(retrace(model, conditioning, noise, steps), x0, atol=1e-4)
 
 
 @pytest.mark.parametrize("sampler", [DDIMScheduler, DPMSolverMultistepScheduler])

@@ -6,7 +6,7 @@ from contracts import VARIANT
 from noisy import noisy
 
 from erasure_lightning.backbones.conditioning import CONCEPT, END, PADDING, START, TEMPLATE
-from erasure_lightning.backbones.tiny import TinyBackbone
+from erasure_lightning.backbones.tiny import TinyBackbone, TinySD3
 from erasure_lightning.concepts.concept import Concept, PromptBatch, fill_template
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.fmn import FMN
@@ -22,8 +22,10 @@ X, T = torch.linspace(-2, 2, 512).view(2, 4, 8, 8), torch.tensor([100.0, 900.0])
 def fmn(**arguments):
     module = FMN(
         concepts=CONCEPTS,
-        backbone=TinyBackbone(),
-        **({"lr": 1e-3, "inversion_steps": 0, "latents": PureNoise()} | arguments),
+        **(
+            {"backbone": TinyBackbone(), "lr": 1e-3, "inversion_steps": 0, "latents": PureNoise()}
+            | arguments
+        ),
     )
     module.configure_model()
     return module
@@ -58,6 +60,23 @@ def test_the_norm_by_hand(reach, roles):
         each = [a[row][:, :, where].flatten() for a in maps.values()]
         norms.append(torch.cat(each).norm())  # the official line
     assert len(maps) > 1
+    loss = module.erasure_loss(noisy(module, X, T, BATCH))
+    assert torch.allclose(loss, torch.stack(norms).mean())
+
+
+def test_rows_of_a_missing_text_encoder_do_not_count():
+    module = fmn(backbone=TinySD3(t5=False))
+    prompts = module.original.encode(BATCH.prompts)
+    with module.backbone.attention() as maps:
+        module.backbone.denoise(X, T, prompts)
+    missing = prompts.segments[1]
+    where = prompts.positions(CONCEPT, END, PADDING)
+    assert where[:, missing].all()
+    where[:, missing] = False
+    norms = [
+        torch.cat([a[row][:, :, where[row]].flatten() for a in maps.values()]).norm()
+        for row in range(2)
+    ]
     loss = module.erasure_loss(noisy(module, X, T, BATCH))
     assert torch.allclose(loss, torch.stack(norms).mean())
 

@@ -2,6 +2,7 @@
 with controls.
 """
 
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -229,6 +230,18 @@ class TestSuppression:
             for row in range(2):
                 total += probabilities[row][:, masks[name][row]][..., hidden[row]].norm() / 2
         assert torch.allclose(loss, total, rtol=1e-4)
+
+    def test_rows_of_a_missing_text_encoder_do_not_count(self):
+        module = started(family=partial(TinySD3, t5=False), mask=0.0)
+        x, t = torch.randn(2, 4, 8, 8), torch.tensor([100.0, 900.0])
+        batch = noisy(module, x, t, BATCH)
+        prompts = module.original.encode(BATCH.prompts)
+        with module.adapted(batch), module.backbone.attention() as maps, torch.no_grad():
+            module.backbone.denoise(x, t, prompts)
+        where = prompts.positions(CONCEPT, END, PADDING)
+        where[:, prompts.segments[1]] = False
+        total = sum(a[row][..., where[row]].norm() / 2 for a in maps.values() for row in range(2))
+        assert torch.allclose(module.erasure_loss(batch), total, rtol=1e-4)
 
     @pytest.mark.parametrize("family", [TinyBackbone, TinyFlux])
     def test_training_turns_attention_away_and_adapters_that_did_not_train_do_not(self, family):

@@ -89,6 +89,16 @@ def test_the_loss_by_hand():
     assert mean_square_outside(added, masks) != mean_square_outside(added, other)  # the control
 
 
+def test_no_row_is_put_in_the_place_of_a_missing_text_encoder():
+    module = receler(partial(TinySD3, t5=False), attack_steps=1)
+    prompts = module.backbone.encode(BATCH.prompts)
+    attacked = module.attacked(prompts, noisy(module, X, T, BATCH))
+    first, missing = prompts.segments
+    assert not attacked.tokens[:, missing].any()
+    assert torch.equal(attacked.roles[:, missing], prompts.roles[:, missing])
+    assert not torch.equal(attacked.tokens[:, first], prompts.tokens[:, first])
+
+
 def test_erasers_and_rows_have_their_numbers():
     module = receler(rank=3, rows=5, attack_lr=0.3, attack_decay=0.02)
     downs = [p for name, p in module.trainable().items() if name.endswith("maps.0.weight")]

@@ -107,17 +107,18 @@ class TestLoss:
 
 
 class TestSaliency:
-    def test_by_hand(self):
+    @pytest.mark.parametrize("count", [_CHUNK, 5])
+    def test_by_hand(self, count):
         """Signed gradients of the guided prediction's error, over all images, one threshold."""
-        module = begun(latents=images(_CHUNK))
+        module = begun(latents=images(count))
         torch.manual_seed(11)
         masks = module.saliency()
         torch.manual_seed(11)
         total, parameters = 0, list(module.trainable().values())
-        for start in (0, _CHUNK):
-            rows = range(start, start + _CHUNK)
+        for start in range(0, 2 * count, _CHUNK):
+            rows = range(2 * count)[start : start + _CHUNK]
             process, source = module.backbone.process, module.latents
-            t, noise = process.draw_times(_CHUNK), torch.randn(_CHUNK, 4, 8, 8)
+            t, noise = process.draw_times(len(rows)), torch.randn(len(rows), 4, 8, 8)
             batch = noisy(
                 module,
                 process.noise(source.dataset.latents[list(rows)], noise, t),
@@ -125,9 +126,9 @@ class TestSaliency:
                 source.sentences.rows(rows),
             )
             guided = 8.5 * module.student(batch) - 7.5 * module.student(
-                batch, module.backbone.unconditional(_CHUNK)
+                batch, module.backbone.unconditional(len(rows))
             )
-            loss = -(noise - guided).square().mean()
+            loss = -(noise - guided).square().mean(dim=(1, 2, 3)).sum()
             total = total + torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)])
         size = total.abs()
         marked = torch.cat([mask.flatten() for mask in masks.values()])

@@ -30,6 +30,14 @@ def test_frechet_of_two_gaussians_is_the_closed_formula():
     assert estimate.low < estimate.mean < estimate.high
 
 
+def test_the_largest_seeds_count_as_small_ones():
+    x, y = torch.randn(2, 6, 2).unbind()
+    large = [2**64 - 1, 2**63, 2**63 - 1, 1, 0, 0]
+    small = [5, 4, 3, 2, 1, 1]
+    assert measured(KernelDistance(), x, y, large) == measured(KernelDistance(), x, y, small)
+    assert measured(KernelDistance(), x, y, small) != measured(KernelDistance(), x, y)
+
+
 def test_frechet_of_a_set_and_itself_is_zero():
     x = gaussian([1.0, 2.0, 3.0], [1.0, 2.0, 0.5], count=500, width=3)
     estimate = measured(FrechetDistance(), x, x)

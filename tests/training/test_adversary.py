@@ -10,16 +10,19 @@ from noisy import noisy
 from torch.optim import SGD, Adam, AdamW
 
 from erasure_lightning.backbones.conditioning import CONCEPT, END, START, TEMPLATE
-from erasure_lightning.backbones.tiny import TINY_BACKBONES, TinyBackbone, TinyFlux
+from erasure_lightning.backbones.tiny import TINY_BACKBONES, TinyBackbone, TinyFlux, TinySD3
 from erasure_lightning.concepts.concept import Concept, PromptBatch
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods import METHODS
+from erasure_lightning.methods.ant import ANT
 from erasure_lightning.methods.ca import CA
 from erasure_lightning.methods.eraseflow import EraseFlow
 from erasure_lightning.methods.esd import ESD
 from erasure_lightning.methods.fmn import FMN
 from erasure_lightning.methods.mace import MACE
 from erasure_lightning.methods.sage import SAGE
+from erasure_lightning.methods.sdd import SDD
+from erasure_lightning.methods.trce import TRCE
 from erasure_lightning.testing import check_method, quick_fit
 from erasure_lightning.training.adversary_kinds import (
     InversionAdversary,
@@ -149,6 +152,19 @@ def test_directions_are_gradients_or_their_signs():
     assert torch.equal(PrefixAdversary().direction(gradient), gradient)
     assert torch.equal(PrefixAdversary(sign=True).direction(gradient), signs)
     assert torch.equal(StateAdversary().direction(gradient), signs)
+
+
+def test_searches_draw_at_the_sentences_and_times_of_the_loss():
+    """SDD's trajectories name all concepts, TRCE trains early steps, ANT pairs of steps."""
+    arguments = {"concepts": CONCEPTS, "backbone": TinyBackbone()}
+    bank = {"latents": TrajectoryBank(trajectories=2, steps=4, guidance=1.0)}
+    sdd, trce, ant = (method(**arguments, **bank) for method in (SDD, TRCE, ANT))
+    for module in (sdd, trce, ant):
+        module.configure_model()
+    assert sdd.adversary_models().draw(BATCH).sentences is BATCH
+    times = torch.cat([trce.adversary_models().draw(BATCH).t for _ in range(20)])
+    assert set(times.tolist()) == set(trce.backbone.sampler(4).times[:2].tolist())
+    assert len(ant.noisy_batch(BATCH)) == 2 * len(ant.adversary_models().draw(BATCH)) == 4
 
 
 @pytest.mark.parametrize(
@@ -298,6 +314,19 @@ def test_states_stay_in_their_ball():
     change = (found - plain).abs().max()
     assert 0.04 < change <= 0.05 + 1e-6
     assert found.max() <= plain.max()
+
+
+def test_channels_and_rows_that_no_encoder_fills_stay_zero():
+    student = TinySD3(t5=False)
+    plain = student.encode(BATCH.prompts)
+    adversary = StateAdversary(radius=0.3)
+    point = [torch.full_like(each, 0.3) for each in (plain.tokens, plain.pooled)]
+    moved = adversary.encode(BATCH, point, student)
+    empty = plain.tokens == 0
+    assert empty.all(dim=2).any()
+    assert empty[:, : plain.segments[0].stop].any()
+    assert not moved.tokens[empty].any()
+    assert (moved.tokens != plain.tokens)[~empty].float().mean() > 0.9
 
 
 def test_states_begin_anywhere_in_their_ball():

@@ -11,6 +11,9 @@ from erasure_lightning.backbones.tiny import TINY_BACKBONES, TinyBackbone
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.data.datamodule import PromptData
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.methods.ca import CA
+from erasure_lightning.methods.esd import ESD
+from erasure_lightning.methods.sdd import SDD
 from erasure_lightning.testing import check_method, edit_of, quick_fit
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
@@ -183,6 +186,17 @@ def test_terms_have_the_weight_of_their_step_and_a_gradient_norm_of_all_paramete
 def test_a_bank_feeds_the_loss_and_resumes():
     bank = TrajectoryBank(trajectories=2, steps=3, refresh=2)
     check_method(Distillation, steps=4, latents=bank, **VARIANT)
+
+
+@pytest.mark.parametrize("method", [Distillation, ESD, SDD, CA])
+def test_every_rollout_of_a_bank_has_every_concept(method):
+    concepts = [Concept(name) for name in ("cat", "star", "bow")]
+    module = method(concepts=concepts, backbone=TinyBackbone())
+    module.configure_model()
+    models = module.models()
+    sets = [models.sentences(4, number) for number in range(40)]
+    assert all(len(each.concepts) == 4 for each in sets)
+    assert all(set(each.indices) == {0, 1, 2} for each in sets)
 
 
 def test_a_checkpoint_holds_the_edit_and_no_code(tmp_path):

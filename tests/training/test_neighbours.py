@@ -49,6 +49,13 @@ class TestSamplers:
             distance is None or (norm_of(e, 0.7) > 5.5).any()
         )  # the control: the distance does bind
 
+    @pytest.mark.parametrize("sampler", ["direct", "reject"])
+    def test_rows_of_zeros_stay(self, sampler):
+        e = torch.cat((states(3), torch.zeros(2, WIDTH)))
+        drawn = Neighbourhood(0.7, 0.9).draw(e, sampler, generator())
+        assert not drawn[3:].any()
+        assert torch.cosine_similarity(e[:3], drawn[:3]).max() < 0.9 + 1e-5
+
     def test_they_agree_in_the_distribution_of_cosines(self):
         e, place = torch.randn(4000, 512), Neighbourhood(0.6, 0.9)
         one, two = (

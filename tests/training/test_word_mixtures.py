@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from erasure_lightning.backbones.tiny import TinyPixArt
 from erasure_lightning.training.word_mixtures import WordMixture
 
 WORDS = ["dog", "tree", "car", "boat", "bird", "fish", "house", "star"]
@@ -87,3 +88,20 @@ def test_each_row_mixes_the_words_of_its_concept(tiny):
     sample = words.sample([1, 0, 1]).tokens
     assert torch.allclose(sample, own[[1, 0, 1]], atol=1e-6)
     assert not torch.allclose(own[0], own[1], atol=1e-3)  # the control
+
+
+def test_a_sampled_word_is_read_to_its_own_end():
+    """A denoiser that leaves out padding predicts for it as for the word itself."""
+    model = TinyPixArt()
+    names = ["dog", "fire engine", "ice cream cone"]
+    settings = {"closest": 3, "centres": 3, "temperature": 1.0, "lr": 0.1}
+    words = WordMixture(model, ["cat"], names, **settings)
+    samples = words.sample([0] * 16)
+    plain = model.encode(names)
+    each = (samples.tokens[:, None] - plain.tokens).abs().amax(dim=(2, 3)).argmin(dim=1)
+    assert each.unique().tolist() == [0, 1, 2]
+    x, t = model.noise([0] * 16), torch.tensor(500.0)
+    with torch.no_grad():
+        assert torch.allclose(
+            model.denoise(x, t, samples), model.denoise(x, t, plain[each]), atol=1e-5
+        )
