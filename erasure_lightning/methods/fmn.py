@@ -30,8 +30,9 @@ has no effect on the whole U-Net: the list of parameters is a generator, which t
 consumed. The method needs few steps: with more, other words lose their attention too.
 
 Cost of a step: a forward and backward of the denoiser, up to its last attention to text, whose
-values and all that follows have no gradient. Inversion: a forward and backward of the original a step, on
-``inversion_batch`` images of each concept; images twice ``steps`` forwards each, at every start.
+values and all that follows have no gradient. Inversion: a forward and backward of the original a
+step, on ``inversion_batch`` images of each concept; images twice ``steps`` forwards each, at every
+start.
 """
 
 from collections.abc import Mapping
