@@ -163,6 +163,31 @@ def test_adapters_beside_weights_in_any_order(method):
     assert same(weights(pipeline), plain)
 
 
+def test_what_messages_advise_for_adapters_beside_weights_works():
+    """Each was made on the original; the sum of weights is the control."""
+    pipeline = TinyBackbone().to_pipeline()
+    plain = weights(pipeline)
+    gated = trained(pipeline, "star", SPM, lr=1e-2, warmup=0)
+    gated.remove()
+    other = solved(pipeline, "house")
+    other.remove()
+    below = solved(pipeline, "cat")
+    with pytest.raises(ErasureError, match=r"beside the others, with .*\(..., transfer=True\)"):
+        compose(below, gated, pipeline=pipeline)
+    with pytest.raises(ErasureError, match="Add the two by compose"):
+        other.apply(pipeline)
+    with pytest.raises(ErasureError, match="Remove that one first, or .* transfer=True"):
+        gated.apply(pipeline)
+    gated.apply(pipeline, transfer=True)
+    assert {record["edit"] for record in applied_edits(pipeline.unet)} == {
+        "UCE of cat",
+        "SPM of star",
+    }
+    gated.remove()
+    below.remove()
+    assert same(weights(pipeline), plain)
+
+
 def test_what_was_transferred_stays_itself_when_an_edit_beneath_goes():
     pipeline = TinyBackbone().to_pipeline()
     below = solved(pipeline, "cat")
