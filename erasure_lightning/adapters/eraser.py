@@ -43,8 +43,8 @@ class Eraser(Adapter):
         """`forward` of the pixels' output, at `strength`."""
         if not isinstance(output, tuple):
             return super().change(layer, args, kwargs, output)
-        pixels, text = output
-        return super().change(layer, (pixels,), kwargs, pixels), text
+        pixels, *others = output  # the text's; FLUX's IP-Adapters add a third
+        return super().change(layer, (pixels,), kwargs, pixels), *others
 
     def is_identity(self) -> bool:
         """Whether the second map is zero."""

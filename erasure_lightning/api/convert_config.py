@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from erasure_lightning.discovery import cause_of
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.strict_yaml import read_yaml_file
 
@@ -87,7 +88,7 @@ def convert_config(file: str | Path) -> str:
         file: LECO's config, beside its prompts, or an ai-toolkit job with a process ``slider``.
 
     Raises:
-        ErasureError: If it is neither, or trains what ESD cannot.
+        ErasureError: If it is neither, has other values, or trains what ESD cannot.
 
     Example:
         >>> from pathlib import Path
@@ -103,16 +104,29 @@ def convert_config(file: str | Path) -> str:
     """
     path = Path(file)
     content = read_yaml_file(path)
-    if isinstance(content, dict) and "prompts_file" in content:
-        training = _leco(path, content)
-    elif isinstance(content, dict) and isinstance(content.get("config"), dict):
-        training = _slider(path, content["config"])
-    else:
+    try:
+        return _text(path, _read(path, content))
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise ErasureError(
-            f"{path} needs to be LECO's config (prompts_file) or an ai-toolkit job"
-            " (config.process); found neither."
-        )
-    return _text(path, training)
+            f"{path} needs the values that LECO or ai-toolkit reads; found others"
+            f" ({cause_of(error)}). Compare it with one of theirs."
+        ) from error
+
+
+def _read(path: Path, content: Any) -> _Training:
+    """The training that a config describes.
+
+    Raises:
+        ErasureError: If it is neither LECO's nor a slider's.
+    """
+    if isinstance(content, dict) and "prompts_file" in content:
+        return _leco(path, content)
+    if isinstance(content, dict) and isinstance(content.get("config"), dict):
+        return _slider(path, content["config"])
+    raise ErasureError(
+        f"{path} needs to be LECO's config (prompts_file) or an ai-toolkit job"
+        " (config.process); found neither."
+    )
 
 
 def _leco(path: Path, content: Mapping[str, Any]) -> _Training:
@@ -262,6 +276,8 @@ def _schedule(training: _Training) -> str:
 def _differences(training: _Training) -> list[str]:
     """Sentences on what the config does otherwise."""
     notes = list(training.notes)
+    if len({(target.size, target.batch_size) for target in training.targets}) > 1:
+        notes.append("sizes and batch sizes of the other prompts: those of the first")
     if training.alpha != training.rank:
         share = training.alpha / training.rank
         notes.append(f"the adapters' scale alpha / rank, {share:g}: ours is 1, at the same rate")

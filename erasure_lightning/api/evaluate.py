@@ -20,7 +20,7 @@ from erasure_lightning.callbacks.measure import Measure
 from erasure_lightning.callbacks.progress import Progress
 from erasure_lightning.data.datamodule import PromptData
 from erasure_lightning.edits.applied import Edit, load_edit
-from erasure_lightning.edits.base_edits import locate_edit
+from erasure_lightning.edits.base_edits import find_base_edits, locate_edit, missing_base_edits
 from erasure_lightning.edits.installation import holds_edit, require_installable
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.arguments import constructing
@@ -107,8 +107,8 @@ def attack(
 ) -> Outcome:
     """Try to restore what an edit erased from a pipeline.
 
-    An attack that fails at a small budget is no evidence of robustness. The pipeline is not
-    modified.
+    An attack that fails at a small budget is no evidence of robustness. The edit is attacked at its
+    full strength. The pipeline is not modified.
 
     Args:
         edit: An edit, its file, or the run folder that holds it.
@@ -167,6 +167,7 @@ def _module(edit: Edit | str | Path, pipeline: Any) -> Iterator[ErasureModule]:
         )
     if applied:
         require_installable(edit.tensors, edit.metadata, pipeline)
+        _require_base_edits(edit)
         edit.remove()
     beneath: list[Edit] = []
     try:
@@ -180,3 +181,14 @@ def _module(edit: Edit | str | Path, pipeline: Any) -> Iterator[ErasureModule]:
             edit.apply(pipeline, transfer=bool(edit.metadata.get("transferred")))
             if strength != 1:
                 edit.strength = strength
+
+
+def _require_base_edits(edit: Edit) -> None:
+    """Raise unless an edit could be applied again to what is beneath it, once it is removed."""
+    strength = edit.strength
+    edit.strength = 0  # as if it were removed
+    try:
+        missing = missing_base_edits(edit.metadata, edit.pipeline)
+        find_base_edits({**edit.metadata, "base_edits": missing}, edit.path)
+    finally:
+        edit.strength = strength

@@ -11,6 +11,8 @@ from torch import Tensor
 from erasure_lightning.callbacks.image_writer import MANIFEST_FILE
 from erasure_lightning.data.image_files import IMAGE_SUFFIXES, image_tensor, read_image
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.files.words import shell_word
+from erasure_lightning.files.writing import SAMPLES_FILE
 from erasure_lightning.metrics.image_metrics import MetricBatch
 
 #: Images scored at once.
@@ -37,10 +39,17 @@ def read_image_folder(folder: Path) -> list[FolderImage]:
     """The pairs that ``predict`` wrote into a folder, or else the images in it.
 
     Raises:
-        ErasureError: If there is no such folder, it holds no images, or one is missing.
+        ErasureError: If there is no such folder, it holds no images or a run's samples, or one is
+            missing.
     """
     if not folder.is_dir():
         raise ErasureError(f"erasure score needs a folder of images; found none at {folder}.")
+    if (folder / SAMPLES_FILE).is_file():
+        raise ErasureError(
+            "erasure score needs images of one model, or the pairs that predict writes; found a"
+            f" run's samples, before and after the edit, in {folder}. Draw more of them: erasure"
+            f" predict --ckpt_path {shell_word(folder.parent)} --data.prompts FILE."
+        )
     if (folder / MANIFEST_FILE).is_file():
         with (folder / MANIFEST_FILE).open(newline="", encoding="utf-8") as file:
             images = [_pair(folder, row) for row in csv.DictReader(file)]

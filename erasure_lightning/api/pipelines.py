@@ -176,13 +176,15 @@ def _require_components(pipeline: Any, family: Family) -> None:
 
 def _require_no_loras(pipeline: Any) -> None:
     """Raises if a component has LoRA layers, behind which methods find no weights to edit."""
-    for name, component in vars(pipeline).items():
-        if isinstance(component, nn.Module) and lora_layers(component):
-            raise ErasureError(
-                f"Erasing needs a {name} without LoRA layers, which hide the weights to edit; found"
-                " some. Call pipeline.fuse_lora() and pipeline.unload_lora_weights() first to erase"
-                " from the model with them, or the latter alone."
-            )
+    components = {n: part for n, part in vars(pipeline).items() if isinstance(part, nn.Module)}
+    adapted = [name for name, component in components.items() if lora_layers(component)]
+    if adapted:  # all are named, of which a bare fuse_lora() leaves FLUX's text encoder out
+        raise ErasureError(
+            f"Erasing needs a {adapted[0]} without LoRA layers, which hide the weights to edit;"
+            f" found some. Call pipeline.fuse_lora(components={adapted}) and"
+            " pipeline.unload_lora_weights() first to erase from the model with them, or the"
+            " latter alone."
+        )
 
 
 def _name(pipeline: Any) -> str:

@@ -74,7 +74,8 @@ def _fuse(backbone: Backbone, pipeline: Any, file: Path, weight: float) -> None:
     matched = len(lora_layers(backbone))
     if not matched or matched < stored:
         raise _unfit(backbone, pipeline, file, f"{matched} of its {stored} layers")
-    pipeline.fuse_lora(lora_scale=weight)
+    # By default FLUX's leaves its text encoder out, whose layers would be lost with the adapters.
+    pipeline.fuse_lora(components=pipeline._lora_loadable_modules, lora_scale=weight)
     pipeline.unload_lora_weights()
 
 

@@ -161,7 +161,7 @@ class StableDiffusion3(FlowTransformer):
         return {name: p for name, p in named.items() if not name.startswith(unread)}
 
     def adaptable(self, place: Place) -> dict[str, nn.Module]:
-        """Every `Linear` inside a transformer block that reaches a prediction."""
+        """Those of a flow transformer that reach a prediction."""
         named = super().adaptable(place)
         return {name: module for name, module in named.items() if name not in self._unread()}
 

@@ -25,7 +25,7 @@ from erasure_lightning.edits.installation import holds_edit, install_edit
 from erasure_lightning.edits.stack import (
     AppliedEdit,
     applied_edits,
-    recorded_changes,
+    changes_by,
     remove_edit,
     require_changeable,
     set_strength,
@@ -206,7 +206,7 @@ class Edit:
         return write_export(request, held)
 
     def changes(self) -> dict[str, Change]:
-        """Parameters before and after the edit, at its strength, by component and name.
+        """Parameters without and with the edit, whatever is on top, by component and name.
 
         Raises:
             ErasureError: If the edit is in no pipeline, or its former weights are unknown.
@@ -214,7 +214,7 @@ class Edit:
         return {
             f"{component.name}.{name}": change
             for component, record in self._places()
-            for name, change in recorded_changes(record).items()
+            for name, change in changes_by(component.module, record).items()
         }
 
     def _records(self) -> dict[str, AppliedEdit]:

@@ -12,7 +12,7 @@ from erasure_lightning.edits.components import (
 )
 from erasure_lightning.edits.edit import edit_title, read_edit
 from erasure_lightning.edits.fingerprints import edit_fingerprint
-from erasure_lightning.edits.stack import applied_edits, held_edits, recorded_changes
+from erasure_lightning.edits.stack import applied_edits, changes_by, held_edits
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.writing import EDIT_FILE
 
@@ -96,7 +96,7 @@ def base_changes(metadata: Mapping[str, Any], pipeline: Any) -> dict[str, Change
                 values = {n: value.detach() for n, value in component.parameters().items()}
                 own = {n: Change(value, value) for n, value in values.items()}
             else:
-                own = recorded_changes(record)
+                own = changes_by(component.module, record)
             for parameter, change in own.items():
                 key = f"{name}.{parameter}"
                 changes[key] = Change(changes.get(key, change).before, change.after)

@@ -63,7 +63,7 @@ def dense_values(tensors: Values, metadata: Mapping[str, Any]) -> dict[str, Tens
             raise ErasureError(
                 f"{edit_title(metadata)} needs to be weights to be composed; found"
                 f" {plan['kind']} adapters, which act by prompt or image and are no difference."
-                " Apply it beside the others with apply_edit, last."
+                " Apply it last, beside the others, with apply_edit(..., transfer=True)."
             )
         own = {name: value for name, value in values.items() if name.startswith(f"{component}.")}
         values = {name: value for name, value in values.items() if name not in own}

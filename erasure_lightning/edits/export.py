@@ -12,7 +12,13 @@ from safetensors.torch import save, save_file
 from torch import Tensor, nn
 
 from erasure_lightning.edits.base_edits import base_changes
-from erasure_lightning.edits.changes import Change, components_of, edit_factors, low_rank
+from erasure_lightning.edits.changes import (
+    Change,
+    LayerFactors,
+    components_of,
+    edit_factors,
+    low_rank,
+)
 from erasure_lightning.edits.checkpoint_file import write_checkpoint
 from erasure_lightning.edits.components import EditedComponent
 from erasure_lightning.edits.edit import edit_title, write_edit
@@ -225,8 +231,7 @@ def _write_lora(request: ExportRequest, held: HeldEdit) -> Export:
         EditedComponent(held.pipeline, name).require_changeable()
     is_diffusers = request.kind is ExportFormat.LORA
     unread = unread_by_diffusers(modules, held.family) if is_diffusers else []
-    own = edit_factors(held.tensors, held.strength)
-    lowered = low_rank(held.changes, own, request.rank, request.energy, unread)
+    lowered = low_rank(held.changes, _own_factors(held), request.rank, request.energy, unread)
     if is_diffusers:
         values = diffusers_lora(lowered.factors)
         about = {"title": held.title}
@@ -241,6 +246,13 @@ def _write_lora(request: ExportRequest, held: HeldEdit) -> Export:
     ranks = [each.rank for each in lowered.factors.values()]
     span = (min(ranks), max(ranks))
     return Export(request.path, request.format, span, lowered.error, lowered.left_out, error)
+
+
+def _own_factors(held: HeldEdit) -> dict[str, LayerFactors]:
+    """A low-rank edit's factors by layer, of the components whose weights are beneath them."""
+    transferred = held.metadata.get("transferred", [])
+    factors = edit_factors(held.tensors, held.strength)
+    return {n: each for n, each in factors.items() if n.partition(".")[0] not in transferred}
 
 
 def _write_new(path: Path, write: Callable[[Path], Any]) -> None:

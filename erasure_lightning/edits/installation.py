@@ -190,10 +190,12 @@ class _Change:
         if self.original is None:
             actual = "an edit of an earlier version, without fingerprints. Fit it again"
         elif self._records():
-            actual = (
-                f"one that holds another edit{self._last_edit()}. Add the two by compose"
-                " (`erasure compose`) and apply the sum to the original"
+            cure = (
+                "Remove that one first"  # compose adds weights alone
+                if self.plan
+                else "Add the two by compose (`erasure compose`) and apply the sum to the original"
             )
+            actual = f"one that holds another edit{self._last_edit()}. {cure}"
         elif self.original["native"] == self.original["bfloat16"] and self.component.is_float16():
             actual = (
                 "float16, by which a bfloat16 base is not known. Load it in float32 or bfloat16"

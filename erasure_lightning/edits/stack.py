@@ -1,7 +1,8 @@
 """The edits in a component, one on another: their records, strengths and removal."""
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import takewhile
 from typing import Any, NotRequired, TypedDict
 
 import torch
@@ -49,15 +50,6 @@ def applied_edits(module: nn.Module) -> list[AppliedEdit]:
     """Records of the edits applied to a component, the oldest first."""
     records: list[AppliedEdit] = vars(module).setdefault(APPLIED_EDITS, [])
     return records
-
-
-def recorded_changes(record: AppliedEdit) -> dict[str, Change]:
-    """Values beneath an edit and with it, at its strength, by plain name; none of adapters."""
-    strength = record["strength"]
-    return {
-        name: Change(before, before.lerp(record["after"][name].to(before), strength))
-        for name, before in record.get("before", {}).items()
-    }
 
 
 def unedited_values(module: nn.Module) -> dict[str, Tensor]:
@@ -141,11 +133,36 @@ def stacked_values(module: nn.Module, only: Collection[str] | None = None) -> di
     """
     records = [
         record
-        for record in applied_edits(module)
-        if "before" in record and (only is None or record["fingerprint"] in only)
+        for record in _records_of_weights(module)
+        if only is None or record["fingerprint"] in only
     ]
     unedited = unedited_values(module)
     return {name: _stacked(name, value, records) for name, value in unedited.items()}
+
+
+def changes_by(module: nn.Module, record: AppliedEdit) -> dict[str, Change]:
+    """Values beneath an edit and with it, at present, by plain name; none of adapters.
+
+    What is beneath may differ from what was there when it was applied: edits have been removed, or
+    have other strengths.
+
+    Args:
+        module: The component.
+        record: Of one of its edits.
+    """
+    beneath = [*takewhile(lambda other: other is not record, _records_of_weights(module))]
+    unedited = unedited_values(module)
+    return {
+        name: Change(
+            _stacked(name, unedited[name], beneath),
+            _stacked(name, unedited[name], [*beneath, record]),
+        )
+        for name in record.get("before", {})
+    }
+
+
+def _records_of_weights(module: nn.Module) -> Iterator[AppliedEdit]:
+    return (record for record in applied_edits(module) if "before" in record)
 
 
 def _stacked(name: str, unedited: Tensor, records: Sequence[AppliedEdit]) -> Tensor:

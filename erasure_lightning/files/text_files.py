@@ -4,6 +4,7 @@ import codecs
 from pathlib import Path
 
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.files.words import shell_word
 
 #: Byte order marks and encodings; UTF-32's begins with UTF-16's.
 _MARKS = (
@@ -46,7 +47,7 @@ def _encoding_message(path: Path, content: bytes, place: int) -> str:
     return (
         f"{path} needs to be UTF-8; found another encoding at byte {place}, in line {number}: in"
         f" Windows-1252 it reads {shown!r}. If that is right, save it as UTF-8, as by `iconv -f"
-        f" CP1252 -t UTF-8 {path}`."
+        f" CP1252 -t UTF-8 {shell_word(path)}`."
     )
 
 

@@ -72,6 +72,10 @@ meta: {name: "[name]"}
 """
 
 
+#: The least of LECO's configs.
+SHORT = "prompts_file: prompts.yaml\npretrained_model: {name_or_path: owner/model}"
+
+
 def leco(folder, prompts=PROMPT, config=LECO):
     (folder / "prompts.yaml").write_text(prompts)
     (folder / "config.yaml").write_text(config)
@@ -102,6 +106,16 @@ def test_leco_from_another_prompt(tmp_path):
     assert (arguments["eta"], arguments["erase_from"]) == (1.0, "anchor")
 
 
+def test_sizes_of_the_first_prompt(tmp_path):
+    one = "- {target: x, resolution: 512, batch_size: 2}"
+    both = f"{one}\n- {{target: y, resolution: 768}}"
+    alone, text = (convert_config(leco(tmp_path, prompts)) for prompts in (one, both))
+    note = "sizes and batch sizes of the other prompts: those of the first"
+    assert note in text
+    assert note not in alone
+    assert "image_size: 512" in text
+
+
 def test_a_slider(tmp_path):
     (tmp_path / "slider.yml").write_text(SLIDER)
     text = convert_config(tmp_path / "slider.yml")
@@ -126,6 +140,10 @@ def test_a_slider(tmp_path):
         ("- {target: x}", "prompts_file: prompts.yaml", "needs the model's name_or_path"),
         ("- {target: x}", "a: 1", "needs to be LECO's config"),
         ("- {target: x}", "config: {process: [{type: sd_trainer}]}", "one process of type slider"),
+        ("- x has a target", LECO, r"values that LECO .* reads; found others \(TypeError"),
+        ("- {target: x}", f"{SHORT}\nnetwork: 4", r"found others \(AttributeError"),
+        ("- {target: x}", f"{SHORT}\nnetwork: {{rank: four}}", r"others \(ValueError: .*'four'"),
+        ("- {target: x}", "config: {process: {type: slider}}", r"found others \(KeyError: 0\)"),
         ("- {target: x}", "a: [", r"config.yaml, line \d: no valid YAML"),
     ],
 )

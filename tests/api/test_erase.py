@@ -1,5 +1,7 @@
 """`erase`, `evaluate` and `attack` on pipeline objects, with controls."""
 
+import re
+
 import pytest
 import torch
 from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
@@ -18,7 +20,7 @@ from erasure_lightning import (
 )
 from erasure_lightning.attacks.soft_embedding import SoftEmbedding
 from erasure_lightning.attacks.target import AttackSettings
-from erasure_lightning.backbones.tiny import TinyBackbone, TinySD3, TinyXL
+from erasure_lightning.backbones.tiny import TinyBackbone, TinyFlux, TinySD3, TinyXL
 from erasure_lightning.edits.stack import applied_edits
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods import METHODS, UCE
@@ -131,6 +133,16 @@ def test_loras_that_hide_weights_are_refused():
     ):
         with pytest.raises(ErasureError, match=r"a unet without LoRA layers.*Call pipeline.fuse_l"):
             attempt()
+
+
+def test_all_components_with_loras_are_named():
+    """By default diffusers fuses FLUX's transformer alone, and then unloads the others' LoRAs."""
+    pipeline = TinyFlux().to_pipeline()
+    for component, layer in (("transformer", "to_k"), ("text_encoder", "q_proj")):
+        getattr(pipeline, component).add_adapter(LoraConfig(r=2, target_modules=[layer]))
+    components = re.escape("fuse_lora(components=['text_encoder', 'transformer'])")
+    with pytest.raises(ErasureError, match=components):
+        erase(pipeline, "cat", method="UCE", progress_bar=False)
 
 
 def test_several_concepts_and_arguments_of_the_constructor():

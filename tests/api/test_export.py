@@ -424,6 +424,40 @@ def test_half_the_strength_is_half_of_the_edits_own_factors(tmp_path, format):
     assert exported.ranks == (2, 2)
 
 
+@pytest.mark.parametrize("format", ["lora", "kohya-lora"])
+def test_factors_of_an_edit_of_other_weights_are_those_of_the_pipeline(path, format):
+    """Such an edit has its own values, of which its factors are the difference from others."""
+    _, edit = shared(TinyBackbone, "lora")
+    pipeline = stock(TinyBackbone)
+    for parameter in pipeline.unet.parameters():
+        parameter.data.mul_(1.01)
+    other = copy.deepcopy(pipeline)
+    apply_edit(type(edit)(edit.tensors, edit.metadata), pipeline, transfer=True).export(
+        path, format, energy=1
+    )
+    other.load_lora_weights(str(path))
+    assert (latents(other) - latents(pipeline)).abs().max() < 1e-3 * latents(pipeline).abs().max()
+
+
+@pytest.mark.parametrize("left", [0.5, None])
+def test_a_checkpoint_is_what_the_pipeline_is(left, tmp_path):
+    """Also once the edit beneath has another strength, or has gone."""
+    pipeline = stock(TinyBackbone)
+    source = write_original(original_tensors(pipeline), tmp_path / "plain.safetensors")
+    first = erase(pipeline, Concept("house", "dog"), method="UCE", **QUICK)
+    second = erase(pipeline, Concept("cat", "dog"), method="UCE", **QUICK)
+    both = {name: value.clone() for name, value in original_tensors(pipeline).items()}
+    if left:
+        first.strength = left
+    else:
+        first.remove()
+    expected = original_tensors(pipeline)
+    assert not all(torch.allclose(both[name], expected[name], atol=1e-6) for name in expected)
+    second.export(tmp_path / "new.safetensors", "checkpoint", checkpoint=source)
+    written = load_file(tmp_path / "new.safetensors")
+    assert all(torch.allclose(written[name], expected[name], atol=1e-6) for name in expected)
+
+
 def test_a_pipeline_that_is_given_is_left_as_it_was(path):
     _, edit = shared(TinyBackbone, "closed")
     loaded = type(edit)(edit.tensors, edit.metadata)

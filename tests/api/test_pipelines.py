@@ -94,3 +94,20 @@ def test_an_edit_that_could_not_be_applied_again_is_not_removed():
     with pytest.raises(ErasureError, match="found torch.compile, which passes over later hooks"):
         change(edit, pipeline)
     assert [record["edit"] for record in applied_edits(pipeline.unet)] == ["AdaVD of cat"]
+
+
+@pytest.mark.parametrize("beneath", [0.5, None])
+def test_an_edit_that_lacks_those_beneath_it_is_not_removed(beneath):
+    """They have another strength, or have gone; the control is the pipeline as it was."""
+    pipeline, first = erased()
+    second = erase(pipeline, "star", "UCE", anchor="dog", progress_bar=False)
+    change(second, pipeline)
+    if beneath:
+        first.strength = beneath
+    else:
+        first.remove()
+    before = {name: value.clone() for name, value in pipeline.unet.state_dict().items()}
+    with pytest.raises(ErasureError, match=r"at strength 1; found|must be applied first"):
+        change(second, pipeline)
+    assert second.strength == 1
+    assert all(torch.equal(value, before[n]) for n, value in pipeline.unet.state_dict().items())

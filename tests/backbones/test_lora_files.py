@@ -62,6 +62,28 @@ def test_weights_equal_stock(build, tmp_path):
     assert not any(p.requires_grad for p in model.parameters())
 
 
+@pytest.mark.parametrize("build", [TinyBackbone, TinyXL, TinySD3, TinyFlux])
+def test_layers_of_text_encoders_are_fused_too(build, tmp_path):
+    """Every one that diffusers reads: `fuse_lora` of its FLUX leaves the text encoder's out."""
+    model = build()
+    tensors, expected = load_file(lora(model, tmp_path / "x.safetensors")), {}
+    towers = {"text_encoder": 0, "text_encoder_2": 1}.items()
+    for part, number in [*towers][: 1 if build in (TinyBackbone, TinyFlux) else 2]:
+        encoder = model.towers[number].model
+        name = next(name for name, _ in encoder.named_modules() if name.endswith("q_proj"))
+        weight = encoder.get_submodule(name).weight
+        down, up = torch.randn(2, weight.shape[1]), torch.randn(len(weight), 2)
+        key = f"{part}.{name}"
+        tensors |= {f"{key}.lora_A.weight": down, f"{key}.lora_B.weight": up}
+        expected[weight] = weight + up @ down
+    save_file(tensors, tmp_path / "both.safetensors")
+    fuse_loras(model, [str(tmp_path / "both.safetensors")])
+    assert expected
+    for weight, sum_of_both in expected.items():
+        assert torch.allclose(weight, sum_of_both, atol=1e-5)
+    assert not lora_layers(model)
+
+
 def test_kohyas_alpha_counts(tmp_path):
     model = TinyBackbone()
     before = {name: value.clone() for name, value in model.denoiser.state_dict().items()}

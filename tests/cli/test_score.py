@@ -250,6 +250,12 @@ def test_a_label_with_punctuation_is_in_a_prompt_that_names_it(label):
             "erasure score needs PNG or JPEG files, or predict's manifest.csv",
         ),
         (
+            ["drawn/samples", "--metrics", "nudenet"],
+            "erasure score needs images of one model, or the pairs that predict writes; found a"
+            " run's samples, before and after the edit, in drawn/samples. Draw more of them:"
+            " erasure predict --ckpt_path drawn --data.prompts FILE.",
+        ),
+        (
             ["one", "--metrics", "nudenet"],
             "erasure score needs at least 3 images for an interval; found 1.",
         ),
@@ -295,6 +301,10 @@ def test_a_mistake_is_one_line(tmp_path, weights, eye, monkeypatch, capsys, argv
     (tmp_path / "pickle" / "model.bin").touch()
     (tmp_path / "odd" / "manifest.csv").write_text("file\nx\n")
     draw(tmp_path / "drawn")
+    (tmp_path / "drawn" / "samples").mkdir()
+    for name in ("000-before", "000-after", "001-before", "001-after"):
+        Image.new("RGB", (8, 8)).save(f"drawn/samples/{name}.png")
+    (tmp_path / "drawn" / "samples" / "samples.csv").touch()
     (draw(tmp_path / "torn") / "original" / "0.png").unlink()
     for folder, size in (("small/original", (40, 30)), ("small/edited", (40, 30)),
                          ("uneven/edited", (40, 40))):  # fmt: skip

@@ -163,6 +163,31 @@ def test_adapters_beside_weights_in_any_order(method):
     assert same(weights(pipeline), plain)
 
 
+def test_what_messages_advise_for_adapters_beside_weights_works():
+    """Each was made on the original; the sum of weights is the control."""
+    pipeline = TinyBackbone().to_pipeline()
+    plain = weights(pipeline)
+    gated = trained(pipeline, "star", SPM, lr=1e-2, warmup=0)
+    gated.remove()
+    other = solved(pipeline, "house")
+    other.remove()
+    below = solved(pipeline, "cat")
+    with pytest.raises(ErasureError, match=r"beside the others, with .*\(..., transfer=True\)"):
+        compose(below, gated, pipeline=pipeline)
+    with pytest.raises(ErasureError, match="Add the two by compose"):
+        other.apply(pipeline)
+    with pytest.raises(ErasureError, match="Remove that one first, or .* transfer=True"):
+        gated.apply(pipeline)
+    gated.apply(pipeline, transfer=True)
+    assert {record["edit"] for record in applied_edits(pipeline.unet)} == {
+        "UCE of cat",
+        "SPM of star",
+    }
+    gated.remove()
+    below.remove()
+    assert same(weights(pipeline), plain)
+
+
 def test_what_was_transferred_stays_itself_when_an_edit_beneath_goes():
     pipeline = TinyBackbone().to_pipeline()
     below = solved(pipeline, "cat")
@@ -172,6 +197,34 @@ def test_what_was_transferred_stays_itself_when_an_edit_beneath_goes():
     above.apply(pipeline, transfer=True)
     below.remove()
     assert same(weights(pipeline), alone)
+
+
+def test_changes_are_those_of_the_pipeline_as_it_is():
+    """Once an edit beneath has another strength, or has gone."""
+    pipeline = TinyBackbone().to_pipeline()
+    plain = {f"unet.{name}": value.clone() for name, value in pipeline.unet.named_parameters()}
+    below, above = solved(pipeline, "cat"), solved(pipeline, "star")
+    over = solved(TinyBackbone().to_pipeline(), "dog", anchor="lamp")
+    over.apply(pipeline, transfer=True)
+
+    def check(top):
+        changes = top.changes()
+        now = {f"unet.{name}": value for name, value in pipeline.unet.named_parameters()}
+        assert all(torch.equal(change.after, now[name]) for name, change in changes.items())
+        top.strength = 0
+        assert all(torch.equal(change.before, now[name]) for name, change in changes.items())
+        assert not any(torch.equal(*change) for change in changes.values())
+        top.strength = 1
+
+    check(over)
+    over.remove()
+    below.strength = 0.5
+    check(above)
+    over.apply(pipeline, transfer=True)
+    below.remove()
+    above.remove()
+    check(over)
+    assert all(torch.equal(change.before, plain[n]) for n, change in over.changes().items())
 
 
 def test_an_edit_names_those_it_rests_on_and_needs_them(tmp_path):

@@ -365,18 +365,21 @@ class TestAdapters:
         assert torch.allclose(here.fused(), there.fused(), atol=1e-6)
 
 
-def test_a_checkpoint_is_an_edit_at_any_time(tmp_path):
-    quick_fit(mace(lr=1e-2), 2, total=4, save=tmp_path / "half.ckpt")
+@pytest.mark.parametrize("family", [TinyBackbone, TinyFlux])
+def test_a_checkpoint_is_an_edit_at_any_time(family, tmp_path):
+    """Of the text layers, and of the pooled vector's where it has one."""
+    quick_fit(mace(family=family, lr=1e-2), 2, total=4, save=tmp_path / "half.ckpt")
     saved, fused = (
         torch.load(tmp_path / "half.ckpt", weights_only=True),
-        quick_fit(mace(lr=1e-2), 2).editable(),
+        quick_fit(mace(family=family, lr=1e-2), 2).editable(),
     )
-    fresh = mace()
+    fresh = mace(family=family)
     refined = {name: value.clone() for name, value in fresh.editable().items()}
     fresh.on_load_checkpoint(saved)
     fresh.load_state_dict(saved["state_dict"], strict=False)
     assert fresh.adapters.up[0].abs().sum() > 0
     assert all(not torch.equal(value, refined[name]) for name, value in fresh.editable().items())
+    assert len(saved["state_dict"]) == len(fresh.editable())
     assert fresh.editable().keys() == fused.keys()
 
 

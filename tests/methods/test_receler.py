@@ -12,6 +12,7 @@ from recognition import KEPT, recognised, recognised_before
 from shipped import numbers
 from torch import nn
 
+from erasure_lightning.adapters.base import adapters_of
 from erasure_lightning.adapters.eraser import eraser_outputs, mean_square_outside
 from erasure_lightning.backbones.conditioning import CONCEPT
 from erasure_lightning.backbones.tiny import TinyBackbone, TinyFlux, TinyPixArt, TinySD3
@@ -267,6 +268,16 @@ def test_erasers_after_joint_attention_change_pixels_alone(family):
         assert torch.equal(with_eraser, pixels + change)
         assert change.abs().max() > 1e-3
         assert torch.equal(text, text_after)
+
+
+def test_erasers_keep_what_an_ip_adapter_adds():
+    eraser = adapters_of(receler(TinyFlux).backbone.denoiser)[0]
+    pixels, text, image = torch.randn(3, 2, 4, 32)
+    with_eraser, *others = eraser.change(nn.Identity(), (), {}, (pixels, text, image))
+    assert torch.equal(with_eraser, eraser(pixels, pixels))
+    assert not torch.equal(with_eraser, pixels)
+    assert others[0] is text
+    assert others[1] is image
 
 
 def test_what_erasers_add_is_heard():

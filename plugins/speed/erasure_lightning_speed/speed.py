@@ -27,7 +27,6 @@ Cost: no UNet evaluation; an eigendecomposition and a singular value decompositi
 map.
 """
 
-import re
 from dataclasses import replace
 from typing import Any, cast
 
@@ -38,7 +37,7 @@ from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.interface import TextInput
 from erasure_lightning.checks import require
 from erasure_lightning.concepts.concept import PromptBatch, require_templates
-from erasure_lightning.concepts.prompt_lists import read_prompt_list
+from erasure_lightning.concepts.prompt_lists import read_prompt_list, without_concepts
 from erasure_lightning.concepts.vocabulary import Vocabulary
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.seeding import derive_seed
@@ -54,9 +53,9 @@ class SPEED(ClosedFormErasure):
         templates: Sentences with ``{}`` for the words, in which concepts are redirected and labels
             retained; the bare words by default, as in the official code.
         retain: Texts whose last token's values are retained (officially ``""``, or a CSV), a text
-            file with one a line, or the name of a shipped list (``artists``); those with a
-            concept's words are left out. Default: the world's other labels, everyday things where
-            there is no world.
+            file with one a line, or the name of a shipped list (``artists``); those that name a
+            concept or a word of its domain are left out. Default: the world's other labels,
+            everyday things where there is no world.
         filter: Retain only rows that an unconstrained edit would move by more than the mean.
         augment: Number of noisy copies of each retained row, at least 0; 0 also means no filter, as
             in the official code.
@@ -151,7 +150,7 @@ class SPEED(ClosedFormErasure):
         return torch.cat(word_states).double(), torch.cat(anchor_states).double()
 
     def retained_texts(self) -> list[str]:
-        """The retained texts, without those that have a concept's words.
+        """The retained texts, without those that name a concept or a word of its domain.
 
         Raises:
             ErasureError: If no text remains.
@@ -159,10 +158,7 @@ class SPEED(ClosedFormErasure):
         texts = self.retain
         if texts is None:
             texts = Vocabulary(self.original.world, self.concepts).others
-        names = [re.compile(rf"\b{re.escape(c.name)}\b", re.IGNORECASE) for c in self.concepts]
-        retained = [
-            text for text in dict.fromkeys(texts) if not any(name.search(text) for name in names)
-        ]
+        retained = without_concepts(dict.fromkeys(texts), self.concepts)
         if not retained:
             raise ErasureError(
                 "SPEED needs something to retain that holds no concept's words; found no such text."

@@ -33,8 +33,10 @@ def seeded():
     torch.manual_seed(0)
 
 
-def speed(**arguments):
-    concepts = [Concept("cat", "dog"), Concept("star", "heart")]
+CONCEPTS = [Concept("cat", "dog"), Concept("star", "heart")]
+
+
+def speed(concepts=CONCEPTS, **arguments):
     module = SPEED(concepts=concepts, backbone=TinyBackbone(), **({"retain": RETAINED} | arguments))
     module.configure_model()
     return module
@@ -147,6 +149,12 @@ class TestRetained:
         texts = ["dog", "red cathedral", "dog"]
         module = speed(retain=[*texts, "a Cat", "star, gold"])
         assert module.retained_texts() == texts[:2]
+
+    @pytest.mark.parametrize("named", ["C++ code", "two cats", "a whisker"])
+    def test_names_of_any_spelling_plurals_and_domains_are_left_out(self, named):
+        concepts = [Concept("C++", "dog"), Concept("cat", "dog", domain=["whisker"])]
+        texts = ["catalogue", "C code", "a dog"]
+        assert speed(concepts, retain=[*texts, named]).retained_texts() == texts
 
     def test_everything_left_out_is_an_error(self):
         with pytest.raises(ErasureError, match="something to retain"):
