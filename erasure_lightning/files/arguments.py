@@ -20,7 +20,7 @@ def constructing(cls: type, function: Callable[..., Any]) -> Iterator[None]:
         function: What was called, and passes its further keywords on to the constructor.
 
     Raises:
-        ErasureError: If an argument is unknown, with a similar one, or missing.
+        ErasureError: If an argument is unknown, with a similar one, missing, or set already.
     """
     try:
         yield
@@ -28,6 +28,8 @@ def constructing(cls: type, function: Callable[..., Any]) -> Iterator[None]:
         match = re.search(r"unexpected keyword argument '(\w+)'", str(error))
         if repeated := re.search(r"multiple values for keyword argument '(\w+)'", str(error)):
             message = f"{function.__name__} sets {repeated[1]} of {cls.__name__}; leave it out."
+            if "__init__()" in str(error):  # of a base class
+                message = f"{cls.__name__} sets {repeated[1]} itself; leave it out."
         elif match is None:
             message = f"{cls.__name__} cannot be made of these arguments: {error}."
         else:

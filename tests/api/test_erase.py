@@ -273,6 +273,7 @@ def test_an_interruption_leaves_the_pipeline_as_it_was():
         ({"method": "UCE", "concepts": "cats.csv"}, "found no file 'cats.csv'"),
         ({"method": "UCE", "anchor": None}, "text as anchor; found None"),
         ({"method": "UCE", "backbone": "x"}, "erase sets backbone of UCE; leave it out"),
+        ({"method": "STEREO", "adversary": None}, "STEREO sets adversary itself; leave it"),
         (
             {"method": "ESD", "retention": "LocalNoisePreservation"},
             "retention callbacks in a list, .*; found 'LocalNoisePreservation'",
