@@ -19,7 +19,7 @@ from erasure_lightning import retention
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.tiny import TINY_BACKBONES
 from erasure_lightning.concepts.concept import Concept
-from erasure_lightning.concepts.worlds import find_world
+from erasure_lightning.concepts.worlds import installed_world
 from erasure_lightning.data.datamodule import PromptData
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.retention.base import RetentionCallback
@@ -85,7 +85,7 @@ def check_method(
         _check_retention(make(base="bfloat16"), family)
     for precision in ("bf16-mixed", "bf16-true"):
         _check_edit(quick_fit(makers[0](), 1, precision=precision), suitable[0], precision)
-    if world and find_world(world):
+    if world and installed_world(world):
         arguments = deepcopy(arguments)
         _check_aim(method(concepts=_ERASED, backbone=world, seed=1, **arguments), steps)
     return fitted[0]

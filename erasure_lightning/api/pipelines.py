@@ -201,4 +201,4 @@ def _world(pipeline: Any) -> World | None:
     if not path or not Path(path).is_dir():
         return None
     known = [find_world(name) for name in worlds()]
-    return next((w for w in known if w and w.pipeline.samefile(path)), None)
+    return next((w for w in known if w.pipeline.samefile(path)), None)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from erasure_lightning.backbones.families import FAMILIES, Family
-from erasure_lightning.concepts.worlds import World, find_world, worlds
+from erasure_lightning.concepts.worlds import World, installed_world, worlds
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.words import did_you_mean
 
@@ -127,7 +127,7 @@ def _config_folder(file: Path) -> Path:
 
 
 def _locate_folder(name: str) -> PipelineSource:
-    if world := find_world(name):
+    if world := installed_world(name):
         return PipelineSource(name, world.pipeline, world)
     path = Path(os.path.expanduser(name))
     if name and path.is_dir():

@@ -27,7 +27,7 @@ from erasure_lightning.cli.concept_options import find_concepts
 from erasure_lightning.cli.configs import SHIPPED, config_content
 from erasure_lightning.concepts.concept import shortened_names
 from erasure_lightning.concepts.files import read_concepts
-from erasure_lightning.concepts.worlds import find_world
+from erasure_lightning.concepts.worlds import installed_world
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.files.words import shell_word
 from erasure_lightning.files.writing import write_atomically
@@ -212,7 +212,7 @@ def _check_options(suite: Suite, missing: Sequence[Job]) -> None:
     from erasure_lightning.cli.fit import check_fit
     from erasure_lightning.training.backbone_checks import check_world
 
-    world = find_world(suite.backbone)
+    world = installed_world(suite.backbone)
     if world is not None:
         check_world(world, [concept for entry in suite.concepts for concept in entry.erase])
     # A suite that cannot run must leave no folder.

@@ -145,13 +145,24 @@ def _show(writer: DashboardWriter, run: Run) -> None:
 
 
 def _curves(run: Run) -> list[tuple[int, dict[str, float]]]:
-    return [
-        (
-            int(row["step"]),
-            {name: float(value) for name, value in row.items() if name != "step" and value},
-        )
-        for row in read_metrics(run.log)
-    ]
+    """Logged values by step.
+
+    Raises:
+        ErasureError: If a value is no number.
+    """
+    try:
+        return [
+            (
+                int(row["step"]),
+                {name: float(value) for name, value in row.items() if name != "step" and value},
+            )
+            for row in read_metrics(run.log)
+        ]
+    except (TypeError, ValueError) as error:
+        raise ErasureError(
+            f"{run.log} needs numbers, as `erasure fit` writes them; found another value"
+            f" ({error}). Correct it, or move the file away."
+        ) from error
 
 
 def _log(entry: Entry, options: argparse.Namespace) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from erasure_lightning.discovery import cause_of, package_of
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.files.words import folded
+from erasure_lightning.files.words import did_you_mean, folded
 
 WORLDS_GROUP = "erasure_lightning.worlds"
 
@@ -140,7 +140,20 @@ def worlds() -> dict[str, str]:
     return {name: _packages(name) for name in sorted(entry_points(group=WORLDS_GROUP).names)}
 
 
-def find_world(name: str) -> World | None:
+def find_world(name: str) -> World:
+    """The installed world of that name, such as ``emoji-world``.
+
+    Raises:
+        ErasureError: If no package has one, with a similar name, or it cannot be read.
+    """
+    if world := installed_world(name):
+        return world
+    hint = did_you_mean(name, {*worlds(), *_OURS})
+    known = ", ".join(worlds()) or "none"
+    raise ErasureError(f"No world is named {name!r}.{hint} Installed: {known}.")
+
+
+def installed_world(name: str) -> World | None:
     """The world of that name; None if no package has one.
 
     Raises:

@@ -720,7 +720,9 @@ class TestWorlds:
             for name in ("vae", "tokenizer")
         }
         world = World("w", tmp_path, "p", (), (), 1, 1.0, 16, {}, parts)
-        monkeypatch.setattr("erasure_lightning.backbones.sources.find_world", lambda name: world)
+        monkeypatch.setattr(
+            "erasure_lightning.backbones.sources.installed_world", lambda name: world
+        )
         loaded = load_backbone("w")
         assert loaded.world is world
         assert loaded.fingerprint() == known

@@ -344,13 +344,20 @@ def test_an_attack_on_tensorboard(attacked):
     assert "a feline \\| <b>" in text.tensor_proto.string_val[0].decode()
 
 
-def test_a_damaged_cost_is_one_line(run, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("cost.json", '{"seconds": ', "needs the cost as `erasure fit` writes it; found other"),
+        ("metrics.csv", "step,loss\n0,much\n", "needs numbers, as `erasure fit` writes them; f"),
+    ],
+)
+def test_a_damaged_file_is_one_line(run, tmp_path, monkeypatch, capsys, file, content, message):
     shutil.copytree(run, tmp_path / "run")
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "run" / "cost.json").write_text('{"seconds": ')
+    (tmp_path / "run" / file).write_text(content)
     assert main(["log", "run", "--logger", "tensorboard"]) == 2
     error = capsys.readouterr().err
-    assert "cost.json needs the cost as `erasure fit` writes it; found other content" in error
+    assert f"{file} {message}" in error
     assert error.count("\n") == 1
 
 

@@ -14,7 +14,14 @@ from diffusers import StableDiffusionPipeline
 
 from erasure_lightning.concepts.concept import TEMPLATES_BY_KIND, Concept
 from erasure_lightning.concepts.vocabulary import Vocabulary
-from erasure_lightning.concepts.worlds import WORLDS_GROUP, Label, World, find_world, worlds
+from erasure_lightning.concepts.worlds import (
+    WORLDS_GROUP,
+    Label,
+    World,
+    find_world,
+    installed_world,
+    worlds,
+)
 from erasure_lightning.errors import ErasureError
 
 CONTENT = {
@@ -172,8 +179,12 @@ def test_listing(shipped: Shipped, folder: Path) -> None:
     assert worlds() == {"forest": "three and two", "garden": "one"}
 
 
-def test_name_that_no_package_claims(shipped: Shipped) -> None:
-    assert find_world("stabilityai/stable-diffusion-2-1") is None
+def test_name_that_no_package_claims(shipped: Shipped, folder: Path) -> None:
+    shipped.add(folder, name="garden")
+    assert installed_world("stabilityai/stable-diffusion-2-1") is None
+    message = "No world is named 'gardn'. Did you mean 'garden'? Installed: garden."
+    with pytest.raises(ErasureError, match=re.escape(message)):
+        find_world("gardn")
 
 
 def test_published_world_that_is_not_installed(shipped: Shipped) -> None:
