@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-#: Roles of a token.
-START, TEMPLATE, CONCEPT, END, PADDING = range(5)
+#: Roles of a token; `MISSING` is that of rows in the place of a text encoder that is not there.
+START, TEMPLATE, CONCEPT, END, PADDING, MISSING = range(6)
 
 
 def positions(roles: Tensor, *which: int) -> Tensor:
@@ -37,7 +37,8 @@ class Conditioning:
 
     Args:
         tokens: Contextual token states, ``(B, L, D)``, all segments joined as the model joins them.
-        roles: Role of each token (`START`, `TEMPLATE`, `CONCEPT`, `END`, `PADDING`), ``(B, L)``.
+        roles: Role of each token (`START`, `TEMPLATE`, `CONCEPT`, `END`, `PADDING`, `MISSING`),
+            ``(B, L)``.
         ids: Token ids, ``(B, L)``; each segment has its own vocabulary.
         segments: Positions of each sequence of tokens; corresponding positions of two prompts are
             in the same segment.
@@ -147,13 +148,12 @@ class Conditioning:
         """Mask ``(B, L)`` of the positions whose states depend on the concept's words.
 
         In a causal segment these are the words and all after them, padding included; in a
-        `bidirectional` one all positions. A segment of padding alone, that of a missing text
-        encoder, has none.
+        `bidirectional` one all positions; in that of a missing text encoder none.
         """
         return self._by_segment(
             lambda number, position, roles: (
                 (position >= concept_span(roles)[:, :1] * (number not in self.bidirectional))
-                & (roles != PADDING).any(dim=1, keepdim=True)
+                & (roles != MISSING)
             )
         )
 

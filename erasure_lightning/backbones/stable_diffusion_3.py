@@ -9,7 +9,7 @@ from torch.nn.functional import normalize, pad
 
 from erasure_lightning.backbones.clip_tower import ClipTower
 from erasure_lightning.backbones.compatibility import require_channels, require_text_width
-from erasure_lightning.backbones.conditioning import PADDING, Conditioning
+from erasure_lightning.backbones.conditioning import MISSING, Conditioning
 from erasure_lightning.backbones.flow_transformer import FlowTransformer
 from erasure_lightning.backbones.interface import Capability, Part, Place, Size
 from erasure_lightning.backbones.t5_tower import T5Tower
@@ -104,7 +104,7 @@ class StableDiffusion3(FlowTransformer):
             summaries.append(normalize(prompts[2].mean_state(states), dim=1))
         else:
             states = both.new_zeros(len(both), _T5_TOKENS, width)
-            roles = clip.roles.new_full(states.shape[:2], PADDING)
+            roles = clip.roles.new_full(states.shape[:2], MISSING)
             ids = torch.zeros_like(roles)
         tokens = torch.cat((pad(both, (0, width - both.shape[2])), states), dim=1)
         return Conditioning(

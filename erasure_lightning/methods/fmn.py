@@ -187,9 +187,7 @@ class FMN(PartErasure):
         prompts = self.concept_prompts(batch)
         with self.backbone.attention() as maps:
             self.backbone.denoise(batch.x, batch.t, prompts)
-        # Rows in the place of a missing text encoder know no words.
-        positions = prompts.positions(*_ROLES[self.reach]) & prompts.reads_concept()
-        return _attention_norm(maps, positions).mean()
+        return _attention_norm(maps, prompts.positions(*_ROLES[self.reach])).mean()
 
     @torch.no_grad()
     def concept_prompts(self, batch: NoisyBatch) -> Conditioning:

@@ -186,9 +186,7 @@ class MACE(PerConceptErasure):
         masks = self.masks(batch, prompts)
         with self.adapted(batch), self.backbone.attention() as maps:
             self.backbone.denoise(batch.x, batch.t, prompts)
-        # Without rows in the place of a missing text encoder.
-        positions = prompts.positions(CONCEPT, END, PADDING) & prompts.reads_concept()
-        return attention_inside(maps, positions, masks).mean()
+        return attention_inside(maps, prompts.positions(CONCEPT, END, PADDING), masks).mean()
 
     @torch.no_grad()
     def masks(self, batch: NoisyBatch, prompts: Conditioning) -> dict[str, Tensor]:

@@ -50,7 +50,7 @@ from torch.optim import Adam
 
 from erasure_lightning.adapters.base import AdapterPlan
 from erasure_lightning.adapters.eraser import eraser_outputs, mean_square_outside
-from erasure_lightning.backbones.conditioning import CONCEPT, END, Conditioning
+from erasure_lightning.backbones.conditioning import CONCEPT, END, MISSING, Conditioning
 from erasure_lightning.checks import require
 from erasure_lightning.distributed.collectives import gather_on_first_rank, of_this_rank
 from erasure_lightning.seeding import derive_seed
@@ -218,8 +218,7 @@ class Receler(AdapterErasure):
         rows = self.rows_like(prompts.tokens).of(batch.sentences.concepts).to(prompts.tokens)
         position = prompts.from_end()
         number = position.clamp(0, self.rows - 1).unsqueeze(2).expand_as(prompts.tokens)
-        # Rows in the place of a missing text encoder have no end of text.
-        inside = (position >= 0) & (position < self.rows) & prompts.reads_concept()
+        inside = (position >= 0) & (position < self.rows) & ~prompts.positions(MISSING)
         tokens = torch.where(inside.unsqueeze(2), rows.gather(1, number), prompts.tokens)
         return replace(prompts, tokens=tokens, roles=prompts.roles.masked_fill(inside, END))
 

@@ -43,7 +43,7 @@ import torch
 from torch import Tensor
 
 from erasure_lightning.adapters.base import AdapterPlan
-from erasure_lightning.backbones.conditioning import PADDING, Conditioning
+from erasure_lightning.backbones.conditioning import MISSING, PADDING, Conditioning
 from erasure_lightning.checks import require
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.training.inference_rule import InferenceRule
@@ -123,7 +123,7 @@ class SLD(InferenceRule):
     def solve(self) -> dict[str, Tensor]:
         """What the denoiser reads of the concepts, and for unconditional predictions."""
         text = self.texts()
-        values = {"tokens": text.tokens, "read": ~text.positions(PADDING)}
+        values = {"tokens": text.tokens, "read": ~text.positions(PADDING, MISSING)}
         if text.pooled is not None:
             values["pooled"] = text.pooled
         return {name: values[name.rpartition(".")[2]] for name in self.editable()}

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from erasure_lightning import apply_edit, erase, methods
-from erasure_lightning.backbones.conditioning import CONCEPT, END, PADDING, START, TEMPLATE
+from erasure_lightning.backbones.conditioning import CONCEPT, END, MISSING, PADDING, START, TEMPLATE
 from erasure_lightning.backbones.loading import load_backbone
 from erasure_lightning.backbones.stable_diffusion_3 import StableDiffusion3
 from erasure_lightning.backbones.tiny import TinySD3
@@ -161,7 +161,7 @@ class TestConditioning:
         conditioning = without_t5.encode([Phrase("a cat", 2, 5)])
         assert conditioning.tokens.shape == (1, 16 + 256, 24)
         assert not conditioning.tokens[:, 16:].any()
-        assert (conditioning.roles[:, 16:] == PADDING).all()
+        assert (conditioning.roles[:, 16:] == MISSING).all()
         assert conditioning.reads_concept()[0].nonzero().flatten().tolist() == [*range(2, 16)]
         assert conditioning.around_concept()[0].nonzero().flatten().tolist() == [*range(3, 16)]
 

@@ -239,7 +239,8 @@ class TestSuppression:
         with module.adapted(batch), module.backbone.attention() as maps, torch.no_grad():
             module.backbone.denoise(x, t, prompts)
         where = prompts.positions(CONCEPT, END, PADDING)
-        where[:, prompts.segments[1]] = False
+        assert not where[:, prompts.segments[1]].any()
+        assert all(a[..., prompts.segments[1]].max() > 1e-3 for a in maps.values())  # the control
         total = sum(a[row][..., where[row]].norm() / 2 for a in maps.values() for row in range(2))
         assert torch.allclose(module.erasure_loss(batch), total, rtol=1e-4)
 
