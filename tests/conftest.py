@@ -130,6 +130,19 @@ def worlds_read_once():
 
 
 @pytest.fixture(autouse=True, scope="session")
+def prompts_encoded_once():
+    """Models with the same text towers share what these encoded."""
+    from loaded_once import encoded_once
+
+    from erasure_lightning.backbones.base import Backbone
+
+    with pytest.MonkeyPatch.context() as patch:
+        encode = Backbone.encode
+        patch.setattr(Backbone, "encode", encoded_once(encode))
+        yield encode
+
+
+@pytest.fixture(autouse=True, scope="session")
 def trainers_search_once():
     """Every trainer asks all packages installed for entry points of Lightning; none has one."""
     from lightning.fabric.utilities import registry
@@ -209,6 +222,14 @@ def seeds_of_devices_that_are_there():
             if not devices.is_available():
                 patch.setattr(devices, "manual_seed_all", leave)
         yield
+
+
+@pytest.fixture
+def models_encode_alone(prompts_encoded_once, monkeypatch):
+    """Of tests that count what is encoded: models share no cache."""
+    from erasure_lightning.backbones.base import Backbone
+
+    monkeypatch.setattr(Backbone, "encode", prompts_encoded_once)
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """Models that are read from their files once in a process, and copied for every fit."""
 
+import hashlib
+from collections import defaultdict
 from functools import cache
 
 import torch
@@ -36,3 +38,38 @@ def copies_of_one(load):
         return model
 
     return copied
+
+
+def encoded_once(encode):
+    """`Backbone.encode` for which models with equal text towers share one cache.
+
+    Args:
+        encode: The method.
+    """
+    caches = defaultdict(dict)
+
+    def encode_shared(self, prompts):
+        version = encoders_version(self.text_encoders)
+        texts = self._text_cache
+        is_other = version not in (None, texts._version) and not self._offloads_text
+        if is_other and (contents := _contents(self, version[:4])):
+            texts._encoded, texts._version = caches[contents], version
+            texts.limit = max(texts.limit, _LIMIT)
+        return encode(self, prompts)
+
+    return encode_shared
+
+
+def _contents(model, circumstances):
+    """What encodings depend on; None for values that are fake or not on the CPU."""
+    values = model.text_encoders.state_dict().values()
+    if any(type(value) is not torch.Tensor or value.device.type != "cpu" for value in values):
+        return None
+    hashed = hashlib.blake2b()
+    for value in values:
+        hashed.update(value.flatten().view(torch.uint8).numpy())
+    settings = [
+        (type(tower), {key: v for key, v in vars(tower).items() if isinstance(v, int | str)})
+        for tower in model.towers
+    ]
+    return type(model), hashed.digest(), *map(str, circumstances), str(settings)

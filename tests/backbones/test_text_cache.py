@@ -16,6 +16,8 @@ from erasure_lightning.methods.sage import SAGE
 from erasure_lightning.testing import edit_of, quick_fit
 from erasure_lightning.training.latent_sources import PureNoise
 
+pytestmark = pytest.mark.usefixtures("models_encode_alone")
+
 WORDS = ["cat", "dog", "star", "heart", "tree", "car", "boat", "bird", "fish", "house"]
 
 

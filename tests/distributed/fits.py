@@ -216,7 +216,8 @@ def main(out):
     torch.save(uneven(), out / f"uneven-{distributed.get_rank()}.pt")
     for strategy in ("ddp", "fsdp2"):
         register_strategies(method("MACE").has_unused)
-        module = quick_fit(build("MACE", out / "flux"), 1, devices=2, strategy=strategy)
+        few = build("MACE", out / "flux", image_size=64)  # a FLUX pipeline has 1024 pixels
+        module = quick_fit(few, 1, devices=2, strategy=strategy)
         edit = edit_of(module)
         if distributed.get_rank() == 0:
             torch.save(edit, out / f"{strategy}-flux.pt")

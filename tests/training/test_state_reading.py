@@ -16,6 +16,8 @@ from erasure_lightning.retention.local_noise import LocalNoisePreservation
 from erasure_lightning.testing import quick_fit
 from erasure_lightning.training.image_sources import GeneratedImages
 
+pytestmark = pytest.mark.usefixtures("models_encode_alone")
+
 #: A hundred short words, half of which become dogs and half birds.
 MANY = [
     Concept(f"{chr(97 + i // 26)}{chr(97 + i % 26)}", "dog" if i % 2 else "bird")
