@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from erasure_lightning.api.export import export_edit
     from erasure_lightning.api.fit import fit
     from erasure_lightning.api.import_edit import import_edit
+    from erasure_lightning.attacks.target import AttackSettings
     from erasure_lightning.backbones.base import Backbone
     from erasure_lightning.backbones.loading import load_backbone
     from erasure_lightning.concepts.concept import Concept
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
 __all__ = [
+    "AttackSettings",
     "Backbone",
     "ClosedFormErasure",
     "Concept",
@@ -61,6 +63,7 @@ __all__ = [
 
 #: Where each public name is defined; it is imported when it is first used.
 _DEFINED_IN = {
+    "AttackSettings": "attacks.target",
     "Backbone": "backbones.base",
     "ClosedFormErasure": "training.closed_form",
     "Concept": "concepts.concept",

@@ -68,7 +68,10 @@ def _plugin_installer(kind: str) -> Callable[[nn.Module, AdapterPlan], None]:
     entries = list(announced.select(name=kind))
     if not entries:
         known = ", ".join(sorted({*KINDS, *announced.names}))
-        raise ErasureError(f"The edit needs adapters of kind {kind!r}; known are {known}.")
+        raise ErasureError(
+            f"The edit needs adapters of kind {kind!r}; known are {known}."
+            " Install the package that made the edit."
+        )
     if len(entries) > 1:
         packages = " and ".join(sorted(f"{package_of(e)} ({e.value})" for e in entries))
         raise ErasureError(f"The adapter name {kind!r} is claimed by {packages}. Uninstall one.")

@@ -20,7 +20,7 @@ def attack_edit(
     checkpoint: str | Path,
     attack: Attack,
     run_dir: Path | None = None,
-    trials: AttackSettings | None = None,
+    settings: AttackSettings | None = None,
     report: Callable[[str], None] = print,
     backbone: str | None = None,
 ) -> Outcome:
@@ -30,7 +30,7 @@ def attack_edit(
         checkpoint: A run's folder, its ``edit.safetensors`` or a ``.ckpt``.
         attack: The attack with its budget, such as `UnlearnDiffAtk`.
         run_dir: The folder to write into; ``RUN/attacks/NAME`` by default (see `attack_folder`).
-        trials: Number of seeds and images, and how images are sampled and scored.
+        settings: Number of seeds and images, and how images are sampled and scored.
         report: Called with a line of text after each case.
         backbone: Where the base model is now; by default as the edit names it.
 
@@ -45,7 +45,7 @@ def attack_edit(
         check_no_outcome(folder, name)
         module = load_edited(path, backbone).to(default_device())
         target = AttackTarget(
-            module.backbone, module.unedited, module.concepts, trials or AttackSettings()
+            module.backbone, module.unedited, module.concepts, settings or AttackSettings()
         )
         outcome, judged = attack_concepts(attack, target, report)
         outcome = with_edit(outcome, type(module).__name__, path, paper_of(name))

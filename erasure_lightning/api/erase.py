@@ -60,15 +60,15 @@ def erase(
             (``.csv``, ``.yaml``, ``.json``, ``.txt``).
         method: Name of a method, built in or from a plugin, or its class; of several, each is
             trained from the same model, and the edit is the sum, as of `compose`.
-        anchor: What is drawn in place of concepts that are given as words; empty for no prompt.
+        anchor: What is drawn in place of concepts that are text; empty for the empty prompt.
         kind: Kind of such concepts: a ``thing``, a ``style``, a ``person`` or an ``action``.
         retain: Prompts that must be drawn as before, or the name of a shipped list (``artists``);
             they are passed to the retention callbacks.
         retention: Retention callbacks; by default the method's own, and `LocalNoisePreservation`
             where there are none and ``retain`` is given.
         base_edit: Edits, their files or runs that are applied first, the lowest first.
-        steps: Training steps, at least 1; by default those of the method's paper or official code.
-            A closed form takes one step.
+        steps: Training steps, at least 1; by default those of the method's paper or official code
+            for each concept. A closed form takes one step.
         batch_size: Concept prompts in a training step, at least 1.
         templates: Sentences with ``{}`` for the concept; by default ten for each kind.
         seed: Of all random numbers.
@@ -191,10 +191,10 @@ def _trainer(
 def _concepts(
     concepts: str | Concept | Sequence[str | Concept] | Path, anchor: str, kind: ConceptKind
 ) -> list[Concept]:
-    if isinstance(concepts, Path) or (isinstance(concepts, str) and is_concept_file(concepts)):
-        return read_concepts(Path(concepts))
     several: list[Any]
-    if isinstance(concepts, str | Concept | Mapping) or not isinstance(concepts, Iterable):
+    if isinstance(concepts, Path) or (isinstance(concepts, str) and is_concept_file(concepts)):
+        several = read_concepts(Path(concepts))
+    elif isinstance(concepts, str | Concept | Mapping) or not isinstance(concepts, Iterable):
         several = [concepts]
     else:
         several = list(concepts)
@@ -205,6 +205,12 @@ def _concepts(
         )
     if not several:
         raise ErasureError("erase needs at least one concept; found none.")
+    ignored = f"anchor {anchor!r}" if anchor else f"kind {kind!r}" if kind != "thing" else ""
+    if ignored and not any(isinstance(c, str) for c in several):
+        raise ErasureError(
+            f"erase needs anchor and kind of a Concept in the Concept; found {ignored} beside"
+            f" {several[0].name!r}. Only concepts that are text take it."
+        )
     return [c if isinstance(c, Concept) else Concept(c, anchor, kind=kind) for c in several]
 
 
@@ -252,7 +258,7 @@ def _steps(module: ErasureModule, steps: int | None) -> int:
         raise ErasureError(f"erase needs steps of at least 1, a whole number; found {steps!r}.")
     if not isinstance(module, GradientErasure):
         return 1
-    return module.default_steps if steps is None else steps
+    return module.default_steps * len(module.concepts) if steps is None else steps
 
 
 def _edit(module: ErasureModule) -> Edit:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -101,7 +102,8 @@ def attack(
     pipeline: Any,
     attack: str | Attack = "UnlearnDiffAtk",
     *,
-    trials: AttackSettings | None = None,
+    scorer: str | None = None,
+    settings: AttackSettings | None = None,
     progress_bar: bool = True,
     **budget: Any,
 ) -> Outcome:
@@ -114,7 +116,9 @@ def attack(
         edit: An edit, its file, or the run folder that holds it.
         pipeline: The diffusers pipeline that the edit was made on, with the edit or without it.
         attack: Name of an attack, built in or from a plugin, or an attack with its budget.
-        trials: Number of seeds and images, and how images are sampled and scored.
+        scorer: Folder or Hub id of a CLIP or SigLIP that classifies the images; that of
+            ``settings`` by default, else the world's own.
+        settings: Number of seeds and images, and how images are sampled and scored.
         progress_bar: Whether a line is printed for each attempt.
         budget: Arguments of a named attack, such as ``steps`` or ``tokens``.
 
@@ -131,10 +135,13 @@ def attack(
             f"attack needs the budget in {type(attack).__name__}(...); found {', '.join(budget)}"
             " beside it."
         )
+    settings = settings or AttackSettings()
+    if scorer is not None:
+        settings = replace(settings, scorer=scorer)
     chosen = attack if isinstance(attack, Attack) else _attack(attack, budget)
     with quiet(), interruptible(), _module(edit, pipeline) as module:
         module.to(default_device())
-        target = AttackTarget(module.backbone, module.unedited, module.concepts, trials)
+        target = AttackTarget(module.backbone, module.unedited, module.concepts, settings)
         outcome, _ = attack_concepts(chosen, target, print if progress_bar else _silent)
     file = edit.path if isinstance(edit, Edit) else locate_edit(edit)
     return with_edit(outcome, type(module).__name__, file, paper_of(outcome.attack))

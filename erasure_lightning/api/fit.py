@@ -104,7 +104,9 @@ def fit(
     keeper = LastCheckpoint(save_every)
     watchdog = Watchdog(hang_timeout)
     register_strategies(module.has_unused, hang_timeout)
-    steps = module.default_steps if isinstance(module, GradientErasure) else 1
+    steps = 1
+    if isinstance(module, GradientErasure):
+        steps = module.default_steps * len(module.concepts)
     with quiet(), keeper.watching():
         session = make_trainer(
             fit,

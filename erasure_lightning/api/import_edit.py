@@ -176,7 +176,14 @@ def _pipeline(layout: OfficialLayout, path: Path, _: _Tensors, model: Backbone) 
     other = dict(load_backbone(str(path)).named_parameters())
     own = dict(model.named_parameters())
     if other.keys() != own.keys() or any(own[n].shape != p.shape for n, p in other.items()):
-        raise ErasureError(f"{path} needs the components of {model.name}; found others.")
+        shapes = {name: p.shape for name, p in own.items()}
+        differing = next(
+            n for n in (own | other) if n not in other or other[n].shape != shapes.get(n)
+        )
+        raise ErasureError(
+            f"{path} needs the components of {model.name}; found a difference in {differing}. Pass"
+            " the model it was made on as backbone."
+        )
     changed = [name for name, p in other.items() if not torch.equal(p, own[name])]
     names = [name.removeprefix("denoiser.") for name in changed]
     require_set(layout, path, names, _layers(model))
@@ -205,7 +212,10 @@ _READERS: dict[str, Callable[[OfficialLayout, Path, _Tensors, Backbone], _Tensor
 def _require_change(path: Path, values: _Tensors, original: Backbone) -> None:
     own = dict(original.named_parameters())
     if all(torch.equal(value, own[name]) for name, value in values.items()):
-        raise ErasureError(f"{path} needs to change {original.name}; found its own weights.")
+        raise ErasureError(
+            f"An edit of {original.name} needs other weights; {path} has those of the model itself."
+            " Pass the edited file, or the model it was made on as backbone."
+        )
 
 
 def _config(module: Imported) -> str:

@@ -27,8 +27,9 @@ from erasure_lightning.metrics.zero_shot import ZeroShotClassifier
 from erasure_lightning.seeding import derive_seed
 
 _NO_SCORER = (
-    "An attack needs a scorer that recognises the concept; {} brings none. Give it CLIP or"
-    " SigLIP: --data.scorer=FOLDER (or a Hub id: openai/clip-vit-base-patch32)."
+    "An attack needs a scorer that recognises the concept; {} brings none. Pass"
+    " scorer=FOLDER (command line: --data.scorer FOLDER) of a CLIP or SigLIP, or a Hub id such as"
+    " openai/clip-vit-base-patch32."
 )
 
 

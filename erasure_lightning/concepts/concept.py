@@ -251,8 +251,8 @@ def check_concepts(concepts: Sequence[Concept], owner: str) -> None:
     """
     if not concepts:
         raise ErasureError(
-            f"{owner} needs at least one concept; found none. Give --model.concepts '[{{name:"
-            " cigarette}]'."
+            f"{owner} needs at least one concept; found none. Pass concepts=[Concept('cigarette')]"
+            " (command line: --model.concepts '[{name: cigarette}]')."
         )
     if others := [c for c in concepts if not isinstance(c, Concept)]:
         raise ErasureError(
@@ -267,5 +267,5 @@ def check_concepts(concepts: Sequence[Concept], owner: str) -> None:
     if clash := sorted({c.anchor for c in concepts if erased(c.anchor)}):
         raise ErasureError(
             f"{owner} would erase its own anchors; found {', '.join(clash)} as concept and as"
-            " anchor."
+            " anchor. Choose another anchor."
         )

@@ -71,9 +71,9 @@ class PromptData(LightningDataModule):
         size: Height and width in pixels; the model's own by default.
         draw_size: Images drawn in a batch.
         originals: Cache folder of the original model's images, for runs with the same protocol.
-        prompts: A CSV for ``predict`` in the columns of I2P (``prompt``, ``evaluation_seed``, and
-            optionally ``case_number``, ``guidance``, ``steps``, ``height`` and ``width``, which
-            have precedence), Ring-A-Bell, MMA-Diffusion or SPEED.
+        prompts: A CSV for ``predict`` with the columns ``prompt`` and ``seed``, and optionally
+            ``guidance``, ``steps``, ``height`` and ``width``, which have precedence; or in the
+            columns of I2P, Ring-A-Bell, MMA-Diffusion or SPEED.
 
     Raises:
         ErasureError: If a number is out of range, the cache is a file, or the CSV is missing, empty
@@ -238,8 +238,8 @@ class PromptData(LightningDataModule):
         """The CSV's rows, with defaults of a row's settings."""
         if self.prompts is None:
             raise ErasureError(
-                "predict needs a CSV of prompts; give --data.prompts FILE (prompt, evaluation_seed,"
-                " case_number)."
+                "predict needs a CSV with the columns prompt and seed; found none. Pass"
+                " --data.prompts FILE."
             )
         return read_prompts(Path(self.prompts), steps, guidance)
 

@@ -264,9 +264,9 @@ class _Change:
             parameter = next(iter(self.component.parameters().values()))
             dtype = str(parameter.dtype).removeprefix("torch.")
             raise ErasureError(
-                f"The edit needs to change {self.component.title}; found its {len(self.values)}"
-                f" tensors to be, in {dtype}, what the component is without it. Fit it longer, or"
-                " apply it in a finer precision."
+                f"The edit needs to change {self.component.title}; in {dtype} all of its"
+                f" {len(self.values)} tensors equal the original's. Train it for more steps, or"
+                " load the pipeline in float32."
             )
 
 

@@ -80,7 +80,7 @@ class ESD(PartErasure):
         if erase_from == "anchor" and self.adversary is not None:
             raise ErasureError(
                 "ESD with erase_from 'anchor' takes no adversary: it does not edit the concept's"
-                " sentences. Leave --model.adversary out."
+                " prompts. Leave it out."
             )
         without_anchor = [concept.name for concept in self.concepts if not concept.anchor]
         if erase_from == "anchor" and without_anchor:

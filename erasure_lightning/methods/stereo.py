@@ -39,6 +39,7 @@ forward and backward; besides, the bank's.
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -124,6 +125,16 @@ class STEREO(PartErasure):
     def stage(self) -> int:
         """Number of the round, from 0 on; `rounds` in the last stage."""
         return min(self.global_step // self.erase_steps, self.rounds)
+
+    def on_train_start(self) -> None:
+        """Warns where the run ends before the last stage."""
+        super().on_train_start()
+        steps, searched = self.training_steps, self.rounds * self.erase_steps
+        if steps is not None and steps <= searched:
+            rank_zero_warn(
+                f"STEREO erases after {searched} steps of its search; found a run of {steps}, whose"
+                " edit is that of the search. Train for more steps, or lower rounds or erase_steps."
+            )
 
     def on_train_batch_start(self, batch: PromptBatch, batch_idx: int) -> None:
         """Learns a word where a round has ended, and returns to the original after the last."""

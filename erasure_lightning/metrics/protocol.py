@@ -120,6 +120,9 @@ class Result(JsonRecord):
             for group, metrics in self.estimates.items()
             if "recognized" in metrics
         ]
+        if not figures and "structure" in self.estimates:  # no scorer recognised anything
+            distance = self.estimates["structure"]["distance"]["after"].mean
+            figures.append(f"no scorer, distance of images {distance:.3f}")
         if (overall := self.overall("after")) is not None:
             figures.append(f"overall {overall:.3f}")
         return f"Result({edit_title(self.edit)}: {', '.join(figures)})"

@@ -96,7 +96,7 @@ class ErasureModule(PairedSampling, ABC):
         check_concepts(concepts, type(self).__name__)
         require_seed(type(self).__name__, seed=seed)
         if loras and not isinstance(backbone, str):
-            raise ErasureError("A Backbone or pipeline needs LoRAs fused before; found `loras`.")
+            raise ErasureError("loras needs a backbone by name; fuse them into the pipeline first.")
         ignored = [] if isinstance(backbone, str) else ["backbone"]
         self.save_hyperparameters(ignore=ignored, logger=False)
         require_finite(type(self).__name__, self.hparams)

@@ -98,7 +98,7 @@ class GradientErasure(ErasureModule):
         if adversary is not None and not self.takes_adversary:
             raise ErasureError(
                 f"{type(self).__name__} takes no adversary, as its loss is not on predictions for"
-                f" the concept; found {type(adversary).__name__}. Leave --model.adversary out."
+                f" the concept; found {type(adversary).__name__}. Leave it out."
             )
         self.lr = lr
         self.warmup = warmup

@@ -96,8 +96,8 @@ def with_template_of(prompts: EmbeddedPrompts, other: EmbeddedPrompts) -> Embedd
     other_template = other.positions(TEMPLATE)
     if not torch.equal(own_template.sum(dim=1), other_template.sum(dim=1)):
         raise ErasureError(
-            "The encoder needs to hold each sentence with concept and with anchor; found one cut"
-            " short."
+            "The text encoder needs to hold each prompt with the concept and with the anchor; found"
+            " one cut short. Shorten the templates, the concept or its anchor."
         )
     embeddings = prompts.embeddings.clone()
     embeddings[own_template] = other.embeddings.detach()[other_template]

@@ -73,8 +73,8 @@ def prepend_words(prompts: EmbeddedPrompts, words: Tensor) -> EmbeddedPrompts:
     roles = insert(prompts.roles, torch.full_like(ids, TEMPLATE))
     if not (roles == END).any(dim=1).all():
         raise ErasureError(
-            f"An adversarial prefix needs room for {words.shape[1]} words before a sentence; found"
-            " one too long."
+            f"An adversarial prefix needs room for {words.shape[1]} tokens before each prompt;"
+            " found a prompt that is too long. Shorten it, or use fewer tokens."
         )
     return replace(
         prompts,

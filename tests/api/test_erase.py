@@ -1,6 +1,7 @@
 """`erase`, `evaluate` and `attack` on pipeline objects, with controls."""
 
 import re
+from typing import ClassVar
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from peft import LoraConfig
 from torch.testing import assert_close
 
 from erasure_lightning import (
+    AttackSettings,
     Concept,
     apply_edit,
     attack,
@@ -19,17 +21,17 @@ from erasure_lightning import (
     load_edit,
 )
 from erasure_lightning.attacks.soft_embedding import SoftEmbedding
-from erasure_lightning.attacks.target import AttackSettings
 from erasure_lightning.backbones.tiny import TinyBackbone, TinyFlux, TinySD3, TinyXL
 from erasure_lightning.edits.stack import applied_edits
 from erasure_lightning.errors import ErasureError
-from erasure_lightning.methods import METHODS, UCE
+from erasure_lightning.methods import ESD, METHODS, UCE
 from erasure_lightning.registry import find_method, load_method
 from erasure_lightning.retention.global_alignment import GlobalSemanticAlignment
 from erasure_lightning.retention.local_noise import LocalNoisePreservation
 from erasure_lightning.retention.monitor import RetentionMonitor
 from erasure_lightning.training.gradient import GradientErasure
 from erasure_lightning.training.image_sources import GeneratedImages
+from erasure_lightning.training.latent_sources import PureNoise
 from erasure_lightning.training.stochastic_trajectories import StochasticTrajectories
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
@@ -143,6 +145,21 @@ def test_all_components_with_loras_are_named():
     components = re.escape("fuse_lora(components=['text_encoder', 'transformer'])")
     with pytest.raises(ErasureError, match=components):
         erase(pipeline, "cat", method="UCE", progress_bar=False)
+
+
+def test_by_default_each_concept_has_the_steps_of_the_paper(tmp_path):
+    class Short(ESD):
+        default_steps = 3
+        steps: ClassVar[list[int]] = []
+
+        def on_train_end(self):
+            self.steps.append(self.global_step)
+
+    concepts = [Concept("cat"), Concept("star")]
+    erase(pipeline_of(), concepts, Short, latents=PureNoise(), progress_bar=False)
+    module = Short(concepts=concepts, backbone=TinyBackbone(), latents=PureNoise())
+    fit(module, run_dir=tmp_path, measure=False, progress_bar=False)
+    assert Short.steps == [6, 6]
 
 
 def test_several_concepts_and_arguments_of_the_constructor():
@@ -261,6 +278,14 @@ def test_an_interruption_leaves_the_pipeline_as_it_was():
         ({"method": "UCEE"}, "unknown method 'UCEE'. Did you mean 'UCE'"),
         ({"method": "UCE", "concepts": []}, "at least one concept"),
         (
+            {"method": "UCE", "concepts": [Concept("star")], "anchor": "heart"},
+            "anchor and kind of a Concept in the Concept; found anchor 'heart' beside 'star'",
+        ),
+        (
+            {"method": "UCE", "concepts": Concept("star"), "kind": "style"},
+            "found kind 'style' beside 'star'",
+        ),
+        (
             {"method": "UCE", "rigde": 1.0},
             "Neither erase nor UCE has an argument 'rigde'. Did you mean 'ridge'",
         ),
@@ -322,6 +347,10 @@ def test_mistakes_of_measuring_attacking_and_fitting_are_named(tmp_path):
         edit.export(tmp_path / "no-cat.safetensors", rnak=4)
     with pytest.raises(ErasureError, match="its file or its run folder as a path; found None"):
         load_edit(None)
+    with pytest.raises(ErasureError, match=r"brings none\. Pass scorer=FOLDER"):
+        attack(edit, pipeline)
+    with pytest.raises(ErasureError, match="'no-such-clip'|no-such-clip"):
+        attack(edit, pipeline, scorer="no-such-clip")
     with pytest.raises(ErasureError, match=r"budget in SoftEmbedding\(...\); found steps beside"):
         attack(edit, pipeline, SoftEmbedding(), steps=1)
 
@@ -388,7 +417,9 @@ def test_the_file_of_an_edit_that_the_pipeline_holds_is_measured(tmp_path):
     file = edit.save(tmp_path / "edit.safetensors")
     edit.strength = 0.5
     before = latents(pipeline)
-    held = evaluate(file, pipeline, **quick).estimates["structure"]["distance"]["after"]
+    result = evaluate(file, pipeline, **quick)
+    held = result.estimates["structure"]["distance"]["after"]
+    assert repr(result) == f"Result(UCE of cat: no scorer, distance of images {held.mean:.3f})"
     assert (
         held == evaluate(file, pipeline_of(), **quick).estimates["structure"]["distance"]["after"]
     )
@@ -412,10 +443,10 @@ def test_evaluate_and_attack_on_the_emoji_world():
     before, after = own["before"].mean, own["after"].mean
     assert repr(result).startswith(f"Result(UCE of guitar: efficacy {before:.3f} -> {after:.3f}, ")
     assert repr(result).endswith(f", overall {result.overall('after'):.3f})")
-    trials = AttackSettings(seeds=2, pictures=1, steps=5)
+    settings = AttackSettings(seeds=2, pictures=1, steps=5)
     with torch.inference_mode():  # of the caller; the attack needs gradients
         outcome = attack(
-            edit, pipeline, "SoftEmbedding", trials=trials, steps=1, progress_bar=False
+            edit, pipeline, "SoftEmbedding", settings=settings, steps=1, progress_bar=False
         )
     assert (outcome.attack, outcome.method, outcome.edit) == ("SoftEmbedding", "UCE", "")
     shares = [f"{kind} {share.mean:.3f}" for kind, share in outcome.success.items()]

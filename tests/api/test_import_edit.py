@@ -238,7 +238,7 @@ REFUSED = {
     "unknown": (of_compvis, r"found 8 missing .*; 8 unknown \(model.diffusion_model"),
     "of another shape": (narrow, r"of shape \[\d+, \d+\]; found \[\d+, \d+\]. It was made on"),
     "not finite": (not_finite, "needs finite values; found NaN or infinity"),
-    "no change": (original, "needs to change .*; found its own weights"),
+    "no change": (original, "needs other weights; .* has those of the model itself"),
     "none": (lambda values: {"x": torch.zeros(1)}, r"found 8 missing .*; 1 unknown \(x"),
 }
 

@@ -148,7 +148,9 @@ def test_the_protocol_records_prompts_and_sampling():
 
 
 def test_a_model_without_a_scorer_needs_one():
-    with pytest.raises(ErasureError, match=r"TinyBackbone brings none.*--data\.scorer=FOLDER"):
+    with pytest.raises(
+        ErasureError, match=r"TinyBackbone brings none.*scorer=FOLDER .*--data\.scorer FOLDER"
+    ):
         AttackTarget(TinyBackbone(), TinyBackbone(), CAT)
 
 

@@ -310,7 +310,7 @@ def test_a_sentence_cut_short_is_refused():
     module = sage()
     (plain,) = module.backbone.embed(BATCH.prompts)
     longer = module.backbone.embed(["a photo of a small big cat", "the star"])[0]
-    with pytest.raises(ErasureError, match="found one cut short"):
+    with pytest.raises(ErasureError, match="found one cut short. Shorten"):
         with_template_of(plain, longer)
 
 

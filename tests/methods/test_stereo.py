@@ -39,8 +39,17 @@ def with_words(count, **arguments):
     return module
 
 
+@pytest.mark.filterwarnings("ignore:STEREO erases after")  # some of its fits are of one step
 def test_contract():
     check_method(STEREO, steps=6, **(ARGUMENTS | FEW))
+
+
+@pytest.mark.parametrize("steps", [4, 5])
+def test_a_run_that_ends_before_the_last_stage_warns(steps, recwarn):
+    quick_fit(method(rounds=2), steps)
+    warned = [str(w.message) for w in recwarn if "STEREO" in str(w.message)]
+    assert len(warned) == (steps == 4)
+    assert all("erases after 4 steps of its search; found a run of 4" in w for w in warned)
 
 
 class TestStages:

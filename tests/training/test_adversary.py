@@ -252,7 +252,7 @@ class TestPrefix:
     def test_no_room_is_no_room(self):
         (full,) = TinyBackbone().embed(["a photo of a small dog in a house of a star in a tree"])
         assert (full.roles == END).any()
-        with pytest.raises(ErasureError, match="needs room for 1 words before a sentence"):
+        with pytest.raises(ErasureError, match="needs room for 1 tokens before each prompt"):
             prepend_words(full, torch.zeros(1, 1, full.embeddings.shape[2]))
 
 
