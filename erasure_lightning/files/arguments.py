@@ -55,13 +55,29 @@ def require_choices(cls: type, arguments: Mapping[str, Any]) -> None:
             parameters = inspect.signature(vars(base)["__init__"]).parameters
             annotations = {name: p.annotation for name, p in parameters.items()} | annotations
     for name, annotation in annotations.items():
-        choices = _choices(annotation)
-        if choices and name in arguments and arguments[name] not in choices:
-            known = [str(choice) for choice in choices if choice is not None]
-            raise ErasureError(
-                f"{cls.__name__} needs one of {', '.join(known)} as {name}; found"
-                f" {arguments[name]!r}.{did_you_mean(str(arguments[name]), known)}"
-            )
+        if name in arguments:
+            require_choice(cls.__name__, annotation, name, arguments[name])
+
+
+def require_choice(owner: str, annotation: Any, name: str, value: Any) -> None:
+    """Raises if a value is none of those that a type, a `Literal`, names.
+
+    Args:
+        owner: What needs it, for the message.
+        annotation: The type; values of another type than a `Literal` pass.
+        name: Name of the argument.
+        value: The value.
+
+    Raises:
+        ErasureError: If it is none of them, with a similar one.
+    """
+    choices = _choices(annotation)
+    if choices and value not in choices:
+        known = [str(choice) for choice in choices if choice is not None]
+        raise ErasureError(
+            f"{owner} needs one of {', '.join(known)} as {name}; found"
+            f" {value!r}.{did_you_mean(str(value), known)}"
+        )
 
 
 def _parameters(function: Callable[..., Any], *classes: type) -> set[str]:
