@@ -240,11 +240,19 @@ def _module(
     seed: int,
     arguments: dict[str, Any],
 ) -> ErasureModule:
-    with constructing(cls, erase):
+    hints = {"domain": _concept_call(concepts[0], arguments.get("domain"))}
+    with constructing(cls, erase, hints):
         module = cls(concepts=concepts, backbone=borrowed.backbone, seed=seed, **arguments)
     module.configure_model()
     borrowed.protect((module.editable() | module.trainable()).values())
     return module
+
+
+def _concept_call(concept: Concept, domain: Any) -> str:
+    """What to write for a domain, which is the concept's, as a sentence."""
+    fields = {"anchor": concept.anchor, "domain": domain, "kind": concept.kind}
+    written = [f"{name}={value!r}" for name, value in fields.items() if value not in ("", "thing")]
+    return f" Write Concept({', '.join([repr(concept.name), *written])}) for {concept.name!r}."
 
 
 def _steps(module: ErasureModule, steps: int | None) -> int:

@@ -12,12 +12,16 @@ from erasure_lightning.files.words import did_you_mean
 
 
 @contextmanager
-def constructing(cls: type, function: Callable[..., Any]) -> Iterator[None]:
+def constructing(
+    cls: type, function: Callable[..., Any], hints: Mapping[str, str] | None = None
+) -> Iterator[None]:
     """Context that turns a ``TypeError`` of a class's constructor into one line.
 
     Args:
         cls: The class.
         function: What was called, and passes its further keywords on to the constructor.
+        hints: What to do about keywords that neither has, by keyword; by default a similar one is
+            named.
 
     Raises:
         ErasureError: If an argument is unknown, with a similar one, missing, or set already.
@@ -34,7 +38,8 @@ def constructing(cls: type, function: Callable[..., Any]) -> Iterator[None]:
             message = f"{cls.__name__} cannot be made of these arguments: {error}."
         else:
             owners = f"Neither {function.__name__} nor {cls.__name__}"
-            hint = did_you_mean(match[1], _parameters(function, *cls.__mro__))
+            similar = did_you_mean(match[1], _parameters(function, *cls.__mro__))
+            hint = (hints or {}).get(match[1], similar)
             message = f"{owners} has an argument {match[1]!r}.{hint}"
         raise ErasureError(message) from error
 
