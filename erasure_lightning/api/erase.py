@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from erasure_lightning.api.compose import compose
 from erasure_lightning.api.pipelines import Borrowed, as_backbone
 from erasure_lightning.api.quiet import interruptible, quiet
-from erasure_lightning.api.trainer import make_trainer
+from erasure_lightning.api.trainer import make_trainer, require_different_states
 from erasure_lightning.callbacks.edit_validation import EditValidation
 from erasure_lightning.callbacks.progress import Progress
 from erasure_lightning.concepts.concept import Concept, ConceptKind, require_templates
@@ -225,6 +225,7 @@ def _retention(
         for callback in retention:
             if isinstance(callback, RetentionCallback):  # a monitor has prompts of its own
                 callback.retain(retain)
+    require_different_states(retention)
     return list(retention)
 
 

@@ -287,6 +287,10 @@ def test_an_interruption_leaves_the_pipeline_as_it_was():
             "retention callbacks in a list, .*; found 'LocalNoisePreservation'",
         ),
         ({"method": "ESD", "retention": LocalNoisePreservation()}, "callbacks in a list"),
+        (
+            {"method": "ESD", "retention": [LocalNoisePreservation(), LocalNoisePreservation()]},
+            "each LocalNoisePreservation with other arguments, .*; found two with equal ones",
+        ),
         ({"method": "UCE", "pipeline": object()}, "known family; found object"),
         ({"method": None}, "a method by its name or its class, .*; found None"),
         ({"method": ["UCE", Concept]}, "a method by its name or its class, .*; found <class"),
