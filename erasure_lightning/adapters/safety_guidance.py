@@ -118,7 +118,7 @@ class SafetyGuidance(Rule):
         else:
             unconditional = self._predicted(call, prompts, 1)
         gamma = self._gamma(conditional, concept, unconditional)
-        gamma = self._with_momentum(gamma, call.time(), call.states[prompts])
+        gamma = self._with_momentum(gamma, call, call.states[prompts])
         acts = (call.times()[prompts] <= self.until).view(-1, *[1] * (gamma.dim() - 1))
         new = prediction.clone()
         new[prompts] = conditional - self.strength * torch.where(acts, gamma, 0)
@@ -152,21 +152,23 @@ class SafetyGuidance(Rule):
         mu = (self.scale * difference.abs()).clamp(max=1)
         return torch.where(difference < self.threshold, mu, 0) * (concept - unconditional)
 
-    def _with_momentum(self, gamma: Tensor, time: float | None, states: Tensor) -> Tensor:
+    def _with_momentum(self, gamma: Tensor, call: "_Call", states: Tensor) -> Tensor:
         """``gamma`` with the momentum of the steps before, if the rows are a rollout's.
 
         Args:
             gamma: Without momentum, ``(B, C, h, w)``.
-            time: The time of all rows; None where they differ, as in a loss.
+            call: The denoiser's call.
             states: The rows' text states, ``(B, L, D)``.
         """
-        if time is None:
+        time = call.time()
+        if time is None:  # in a loss
             return gamma
         last = self._last if self._last and self._last.precedes(time, states) else None
         nu = torch.zeros_like(gamma) if last is None else last.nu
         gamma = gamma + self.momentum * nu
-        nu = (self.beta * nu + (1 - self.beta) * gamma).detach()
-        self._last = _Momentum(nu, states.detach(), last.start if last else time, time)
+        if not call.skips_blocks():
+            nu = (self.beta * nu + (1 - self.beta) * gamma).detach()
+            self._last = _Momentum(nu, states.detach(), last.start if last else time, time)
         return gamma
 
 
@@ -195,6 +197,10 @@ class _Call:
         """The time of all rows; None where they differ."""
         times = self.times()
         return times[0].item() if bool((times == times[0]).all()) else None
+
+    def skips_blocks(self) -> bool:
+        """Whether it is the second prediction of a step, as of skip-layer guidance (SD 3)."""
+        return bool(self.arguments.get("skip_layers"))
 
     def halves(self) -> int:
         """Rows of each of two halves with the same latents at one time; 0 without such."""

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from erasure_lightning.api.compose import compose
 from erasure_lightning.api.pipelines import Borrowed, as_backbone
 from erasure_lightning.api.quiet import interruptible, quiet
-from erasure_lightning.api.trainer import make_trainer
+from erasure_lightning.api.trainer import make_trainer, require_different_states
 from erasure_lightning.callbacks.edit_validation import EditValidation
 from erasure_lightning.callbacks.progress import Progress
 from erasure_lightning.concepts.concept import Concept, ConceptKind, require_templates
@@ -231,6 +231,7 @@ def _retention(
         for callback in retention:
             if isinstance(callback, RetentionCallback):  # a monitor has prompts of its own
                 callback.retain(retain)
+    require_different_states(retention)
     return list(retention)
 
 
@@ -246,11 +247,19 @@ def _module(
     seed: int,
     arguments: dict[str, Any],
 ) -> ErasureModule:
-    with constructing(cls, erase):
+    hints = {"domain": _concept_call(concepts[0], arguments.get("domain"))}
+    with constructing(cls, erase, hints):
         module = cls(concepts=concepts, backbone=borrowed.backbone, seed=seed, **arguments)
     module.configure_model()
     borrowed.protect((module.editable() | module.trainable()).values())
     return module
+
+
+def _concept_call(concept: Concept, domain: Any) -> str:
+    """What to write for a domain, which is the concept's, as a sentence."""
+    fields = {"anchor": concept.anchor, "domain": domain, "kind": concept.kind}
+    written = [f"{name}={value!r}" for name, value in fields.items() if value not in ("", "thing")]
+    return f" Write Concept({', '.join([repr(concept.name), *written])}) for {concept.name!r}."
 
 
 def _steps(module: ErasureModule, steps: int | None) -> int:

@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.loggers import Logger
 
 from erasure_lightning.api.quiet import quiet
-from erasure_lightning.api.trainer import make_trainer
+from erasure_lightning.api.trainer import make_trainer, require_different_states
 from erasure_lightning.callbacks.cost import Cost
 from erasure_lightning.callbacks.dashboard import Dashboard
 from erasure_lightning.callbacks.edit_export import ExportEdit
@@ -147,8 +147,9 @@ def run_callbacks(
 
     Raises:
         ErasureError: If one of the user's cannot work on a model that the run itself loads, or
-            overwrites the run's checkpoint.
+            overwrites the run's checkpoint, or two of them equal each other.
     """
+    require_different_states(chosen)
     for callback in chosen:
         _check_callback(callback)
     own: list[Callback] = [Measure(), SampleGrid(), ImageWriter(), Dashboard()]

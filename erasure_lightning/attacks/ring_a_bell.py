@@ -15,9 +15,10 @@ for nudity, 5 for violence. Vector and search there use the original's text enco
 Different: pairs are the concept's templates with its words and with an empty place; the goal is
 computed with the original's encoder and searched for with the edited model's, which is the same
 unless it was trained; tokens are judged as they are tokenized again from their spelling, since a
-prompt is text, and states only up to the longest prompt's end; the best prompt so far is never
-changed. Defaults are the official code's; ``configs/attacks/ring-a-bell.yaml`` has the emoji
-world's, whose search is short and succeeds for some sentences only.
+prompt is text, and states only up to the longest prompt's end, without padding that the denoiser
+masks (PixArt); the best prompt so far is never changed. Defaults are the official code's;
+``configs/attacks/ring-a-bell.yaml`` has the emoji world's, whose search is short and succeeds for
+some sentences only.
 
 Cost: no evaluation of a denoiser, and at most ``2 population * generations`` encoded prompts.
 """
@@ -29,6 +30,7 @@ from torch import Tensor
 
 from erasure_lightning.attacks.base import AttackResult, ConceptAttack, check_at_least
 from erasure_lightning.attacks.target import AttackCase, AttackTarget
+from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.conditioning import Conditioning
 from erasure_lightning.checks import require
 from erasure_lightning.concepts.concept import fill_template
@@ -81,7 +83,7 @@ class RingABell(ConceptAttack):
         for generation in range(self.generations):
             embedded = model.embed([model.spell(prompt) for prompt in prompts])
             states = model.contextualize(model.shortened(embedded))
-            distances = state_distance(states, goal)
+            distances = state_distance(model, states, goal)
             prompts = prompts[distances.argsort().cpu()[: self.population // 2]]
             if generation < self.generations - 1:
                 prompts = self._mutate(self._cross(prompts), vocabulary)
@@ -123,10 +125,22 @@ class RingABell(ConceptAttack):
         return torch.where(changed, torch.randint(vocabulary, prompts.shape), prompts)
 
 
-def state_distance(states: Conditioning, goal: Conditioning) -> Tensor:
-    """Squared distances ``(B,)`` of prompts' states to those of one, up to the prompts' length."""
+def state_distance(backbone: Backbone, states: Conditioning, goal: Conditioning) -> Tensor:
+    """Squared distances ``(B,)`` of prompts' states to those of one, up to the prompts' length.
+
+    Where attention leaves padding out, they are those at positions that are read of both, scaled to
+    the number of all, so that short prompts are no nearer.
+    """
     length = states.tokens.shape[1]
-    distances: Tensor = (states.tokens - goal.tokens[:, :length]).square().sum(dim=(1, 2))
+    both = (_read(backbone, states) & _read(backbone, goal)[:, :length]).unsqueeze(2)
+    squares = (states.tokens - goal.tokens[:, :length]).square() * both
+    distances: Tensor = squares.sum(dim=(1, 2)) / both.float().mean(dim=(1, 2))
     if states.pooled is None or goal.pooled is None:
         return distances
     return distances + (states.pooled - goal.pooled).square().sum(dim=1)
+
+
+def _read(backbone: Backbone, conditioning: Conditioning) -> Tensor:
+    """Mask of the positions whose states the denoiser reads, ``(B, L)``."""
+    sources = [source for source in backbone.text_inputs() if source.source == "tokens"]
+    return torch.stack([source.read(conditioning) for source in sources]).any(dim=0)

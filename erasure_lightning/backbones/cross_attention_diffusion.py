@@ -12,6 +12,7 @@ from erasure_lightning.backbones.latent_diffusion import LatentDiffusion
 from erasure_lightning.backbones.process import Diffusion
 from erasure_lightning.backbones.sampler import Sampler, fresh_scheduler, unsupported_reason
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.files.arguments import require_choice
 
 _PREDICTIONS: dict[str, Literal["epsilon", "velocity"]] = {
     "epsilon": "epsilon",
@@ -111,6 +112,7 @@ class CrossAttentionDiffusion(LatentDiffusion):
 
     def adaptable(self, place: Place) -> dict[str, nn.Module]:
         """Every ``attn2``, or every `Linear` and `Conv2d` inside a transformer."""
+        require_choice(self.name, Place, "place", place)
         modules = {f"denoiser.{name}": module for name, module in self.denoiser.named_modules()}
         if place == "text attention":
             return {name: module for name, module in modules.items() if name.endswith(".attn2")}

@@ -15,6 +15,7 @@ from erasure_lightning.backbones.process import RectifiedFlow
 from erasure_lightning.backbones.sampler import Sampler, fresh_scheduler, unsupported_reason
 from erasure_lightning.concepts.worlds import World
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.files.arguments import require_choice
 
 
 class FlowTransformer(LatentDiffusion):
@@ -158,6 +159,7 @@ class FlowTransformer(LatentDiffusion):
 
     def adaptable(self, place: Place) -> dict[str, nn.Module]:
         """Every joint attention whose text has its own layers, or every `Linear` in a block."""
+        require_choice(self.name, Place, "place", place)
         if place == "text attention":
             joint = joint_attention_layers(self.denoiser)
             return {f"denoiser.{name}": module for name, module in joint.items()}

@@ -21,8 +21,9 @@ from erasure_lightning.errors import ErasureError
 #: pixels among themselves, and their queries of the text.
 Part = Literal["x", "x-strict", "u", "all", "entry", "pixels"]
 
-#: Modules that adapters can be attached to: every linear layer and convolution of the transformers,
-#: or each attention in which pixels meet text, as a whole.
+#: Modules that adapters can be attached to: ``transformer layers``, every linear layer and
+#: convolution of the transformers; ``text attention``, each attention in which pixels meet text, as
+#: a whole.
 Place = Literal["transformer layers", "text attention"]
 
 #: What only some families can do: return the pixels' attention to text tokens; search prompts word
@@ -217,7 +218,14 @@ class FamilyInterface(nn.Module, ABC):
 
     @abstractmethod
     def adaptable(self, place: Place) -> dict[str, nn.Module]:
-        """Modules of the denoiser that adapters can be attached to, by their names here."""
+        """Modules of the denoiser that adapters can be attached to, by their names here.
+
+        Args:
+            place: ``transformer layers`` or ``text attention``, as `Place` describes them.
+
+        Raises:
+            ErasureError: If it is neither.
+        """
 
     @abstractmethod
     def sampler(self, steps: int, size: Size | None = None) -> Sampler:

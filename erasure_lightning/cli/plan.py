@@ -228,8 +228,9 @@ def _work(forecast: FitForecast, devices: int) -> list[str]:
     held = forecast.held
     parts = ", ".join(f"{name} {count / 1e6:.1f} M" for name, count in held.parameters.items())
     each, together = (" on each device", ", on all devices together") if devices > 1 else ("", "")
-    last = forecast.evaluations["last"]
-    whole = forecast.steps * (last[STUDENT_CALLS] + last[TEACHER_CALLS])
+    kinds = [count for name, count in forecast.evaluations.items() if name != "first"]
+    steps = [count[STUDENT_CALLS] + count[TEACHER_CALLS] for count in kinds]
+    whole = forecast.steps * sum(steps) // len(steps)
     whole += forecast.sampled + forecast.monitored + forecast.prepared
     drawn = (
         f" The measurement draws 2 x {forecast.pictures} images in {forecast.measured}"
@@ -255,7 +256,13 @@ def _training(forecast: FitForecast) -> list[str]:
         f"Each of {forecast.steps} steps evaluates the student on {last[STUDENT_CALLS]} latents and"
         f" the original on {last[TEACHER_CALLS]}; {last['backwards']} backwards.",
     ]
-    if first != last:
+    if other := forecast.evaluations.get("other"):
+        lines[-1] = (
+            f"Half of {forecast.steps} steps evaluate the student on {last[STUDENT_CALLS]} latents"
+            f" and the original on {last[TEACHER_CALLS]} ({last['backwards']} backwards), half on"
+            f" {other[STUDENT_CALLS]} and {other[TEACHER_CALLS]} ({other['backwards']} backwards)."
+        )
+    if first not in (last, other):
         lines.append(
             f"(The first step: {first[STUDENT_CALLS]} and {first[TEACHER_CALLS]};"
             f" {first['backwards']} backwards.)"

@@ -6,7 +6,7 @@ from functools import cache
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 #: Colours.
@@ -86,8 +86,8 @@ def draw_grid(
 
 
 def _side(rows: Sequence[GridRow]) -> int:
-    """Side of a cell in pixels: the largest image's, within 128 to 192."""
-    largest = max(image.width for row in rows for image in row.images if image)
+    """Side of a cell in pixels: the largest image's longer one, within 128 to 192."""
+    largest = max(max(image.size) for row in rows for image in row.images if image)
     return min(max(128, largest), 192)
 
 
@@ -109,11 +109,16 @@ def _rows(
         _label(pen, y, side, row.text)
         for x, image in zip(xs, row.images, strict=True):
             if image:
-                cell = image.convert("RGB").resize((side, side), Image.Resampling.LANCZOS)
-                sheet.paste(cell, (x, y))
+                sheet.paste(_cell(image, side), (x, y))
             else:
                 pen.rectangle((x, y, x + side - 1, y + side - 1), fill=_EMPTY)
         y += side + _GAP
+
+
+def _cell(image: Image.Image, side: int) -> Image.Image:
+    """An image in the middle of a square cell, in its own proportions."""
+    rgb = image.convert("RGB")
+    return ImageOps.pad(rgb, (side, side), Image.Resampling.LANCZOS, color=_PAPER)
 
 
 def _label(pen: ImageDraw.ImageDraw, y: int, side: int, text: str) -> None:

@@ -12,12 +12,16 @@ from erasure_lightning.files.words import did_you_mean
 
 
 @contextmanager
-def constructing(cls: type, function: Callable[..., Any]) -> Iterator[None]:
+def constructing(
+    cls: type, function: Callable[..., Any], hints: Mapping[str, str] | None = None
+) -> Iterator[None]:
     """Context that turns a ``TypeError`` of a class's constructor into one line.
 
     Args:
         cls: The class.
         function: What was called, and passes its further keywords on to the constructor.
+        hints: What to do about keywords that neither has, by keyword; by default a similar one is
+            named.
 
     Raises:
         ErasureError: If an argument is unknown, with a similar one, missing, or set already.
@@ -34,7 +38,8 @@ def constructing(cls: type, function: Callable[..., Any]) -> Iterator[None]:
             message = f"{cls.__name__} cannot be made of these arguments: {error}."
         else:
             owners = f"Neither {function.__name__} nor {cls.__name__}"
-            hint = did_you_mean(match[1], _parameters(function, *cls.__mro__))
+            similar = did_you_mean(match[1], _parameters(function, *cls.__mro__))
+            hint = (hints or {}).get(match[1], similar)
             message = f"{owners} has an argument {match[1]!r}.{hint}"
         raise ErasureError(message) from error
 
@@ -55,13 +60,29 @@ def require_choices(cls: type, arguments: Mapping[str, Any]) -> None:
             parameters = inspect.signature(vars(base)["__init__"]).parameters
             annotations = {name: p.annotation for name, p in parameters.items()} | annotations
     for name, annotation in annotations.items():
-        choices = _choices(annotation)
-        if choices and name in arguments and arguments[name] not in choices:
-            known = [str(choice) for choice in choices if choice is not None]
-            raise ErasureError(
-                f"{cls.__name__} needs one of {', '.join(known)} as {name}; found"
-                f" {arguments[name]!r}.{did_you_mean(str(arguments[name]), known)}"
-            )
+        if name in arguments:
+            require_choice(cls.__name__, annotation, name, arguments[name])
+
+
+def require_choice(owner: str, annotation: Any, name: str, value: Any) -> None:
+    """Raises if a value is none of those that a type, a `Literal`, names.
+
+    Args:
+        owner: What needs it, for the message.
+        annotation: The type; values of another type than a `Literal` pass.
+        name: Name of the argument.
+        value: The value.
+
+    Raises:
+        ErasureError: If it is none of them, with a similar one.
+    """
+    choices = _choices(annotation)
+    if choices and value not in choices:
+        known = [str(choice) for choice in choices if choice is not None]
+        raise ErasureError(
+            f"{owner} needs one of {', '.join(known)} as {name}; found"
+            f" {value!r}.{did_you_mean(str(value), known)}"
+        )
 
 
 def _parameters(function: Callable[..., Any], *classes: type) -> set[str]:

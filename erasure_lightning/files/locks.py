@@ -113,7 +113,8 @@ def _locked(path: Path) -> FolderLockedError:
 
 def _remove_unfinished(folder: Path) -> None:
     """Remove files that killed processes left half-written; with whole weights, gigabytes each."""
-    inside = (file for name in ("checkpoints", "samples") for file in folder.glob(f"{name}/*"))
+    names = ("checkpoints", "samples", "original", "edited")
+    inside = (file for name in names for file in folder.glob(f"{name}/*"))
     for file in [*folder.iterdir(), *inside]:
         if is_temporary(file):
             file.unlink(missing_ok=True)

@@ -14,9 +14,10 @@ noised latent, verified in code:
 
 Images are generated once, before the first step, by the original itself, and stored as latents, so
 that the autoencoder is not needed. Each has its sentence, and the concept's is the same one with
-the words replaced. For a concept without an anchor images are of the empty prompt, and the target
-is unconditional. The official code generates 1,000 images of 200 written prompts a concept (25
-steps at guidance 6).
+the words replaced. For a concept without an anchor (the official code always has one) that sentence
+is the empty prompt, of which Stable Diffusion XL's zeros for unconditional predictions are not the
+states. The official code generates 1,000 images of 200 written prompts a concept (25 steps at
+guidance 6).
 
 Where ours differs: the target of a velocity model is the noise in its own parametrisation (the
 official prior's is not); words are replaced in a template, where the official string replacement
@@ -50,7 +51,6 @@ from erasure_lightning.training.latent_sources import (
     LatentSource,
     NoisyBatch,
     SourceModels,
-    anchor_conditioning,
 )
 from erasure_lightning.training.optimizers import OptimizerName
 
@@ -134,15 +134,19 @@ class CA(PartErasure):
         """
         if self.target == "model":
             with torch.no_grad():
-                target = self.student(batch, anchor_conditioning(self.backbone, batch.sentences))
+                target = self.student(batch, self._anchor_conditioning(batch))
         else:
             target = noise_target(batch)
         loss = self.prediction_error(self.student(batch), target, batch.t)
         if not self.prior:
             return loss
         second = self.noisy_batch(batch.sentences)
-        prediction = self.student(second, anchor_conditioning(self.backbone, second.sentences))
+        prediction = self.student(second, self._anchor_conditioning(second))
         return loss + self.prior * self.prediction_error(prediction, noise_target(second), second.t)
+
+    def _anchor_conditioning(self, batch: NoisyBatch) -> Conditioning:
+        """Of the prompts that the images were generated for, ``(B, L, D)``."""
+        return self.backbone.encode(batch.sentences.alternatives)
 
 
 def noise_target(batch: NoisyBatch) -> Tensor:

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from erasure_lightning.data.datamodule import PromptData
 from erasure_lightning.distributed.lightning_internals import jump_to_step, keep_signal_handlers
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.methods.eraseanything import EraseAnything
 from erasure_lightning.methods.fmn import FMN
 from erasure_lightning.planning.evaluation_counters import (
     STUDENT_CALLS,
@@ -48,7 +49,8 @@ class FitForecast:
         peaks: Peak memory of each phase: ``preparing``, ``sampling`` (of a bank or of training
             images), ``step``, ``monitoring`` (by `RetentionMonitor`) and ``measuring``.
         evaluations: Latents that student and teacher evaluate in the ``first`` step, which fills a
-            bank, and in the ``last``; ``backwards`` of them with gradient.
+            bank, and in the ``last``; ``backwards`` of them with gradient. Where two kinds of step
+            take turns, ``other`` has those of the last step but one.
         sampled: Latents evaluated before and between steps, by rollouts and for training images.
         monitored: Latents evaluated by `RetentionMonitor`, before and between steps.
         prepared: Latents evaluated before the first step for saliency maps or textual inversion.
@@ -74,7 +76,7 @@ class FitForecast:
 
 
 class _StepRecorder(Callback):
-    """Records peak memory and evaluations of the first and the last step, and skips the others.
+    """Records peak memory and evaluations of the first and the last steps, and skips the others.
 
     Args:
         memory: The tracker that is active during the fit.
@@ -86,6 +88,7 @@ class _StepRecorder(Callback):
         self.memory = memory
         self.foreach = foreach
         self.in_eight_bits = in_eight_bits
+        self.kinds = 1  # of step, which take turns
         self.counters: Sequence[DenoiserCounter] = []
         self.rollouts: RolloutCounter | None = None
         self.search: WordSearch | None = None
@@ -118,9 +121,9 @@ class _StepRecorder(Callback):
             return
         self.counts.append(_total(counter.counts for counter in self.counters))
         last = cast(Any, trainer).datamodule.training_steps - 1
-        if trainer.global_step > last or len(self.counts) > 1:
+        if trainer.global_step > last or len(self.counts) > self.kinds:
             trainer.should_stop = True
-        jump_to_step(trainer, max(trainer.global_step, last))
+        jump_to_step(trainer, max(trainer.global_step, last + 1 - self.kinds))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.held = footprint_of(cast(ErasureModule, pl_module), self.in_eight_bits)
@@ -131,9 +134,10 @@ class _StepRecorder(Callback):
         return in_run + (self.rollouts.later(len(self.counts), steps) if self.rollouts else 0)
 
     @property
-    def searched(self) -> int:
-        """Forwards and backwards of a search for one word, 0 without any."""
-        return self.search.evaluations if self.search else 0
+    def evaluations(self) -> dict[str, dict[str, int]]:
+        """Evaluations of the steps that were run."""
+        other = {"other": self.counts[-2]} if self.kinds > 1 and len(self.counts) > 1 else {}
+        return {"first": self.counts[0], "last": self.counts[-1]} | other
 
 
 def _total(counts: Iterable[dict[str, int]]) -> dict[str, int]:
@@ -195,11 +199,11 @@ def forecast_fit(
         held=held,
         steps=steps,
         peaks=_without_freed(peaks, held),
-        evaluations={"first": recorder.counts[0], "last": recorder.counts[-1]},
+        evaluations=recorder.evaluations,
         sampled=sampled,
         monitored=sum(monitor.evaluations(steps) for monitor in recorder.monitors),
         prepared=recorder.prepared,
-        search=recorder.searched,
+        search=recorder.search.evaluations if recorder.search else 0,
         pictures=images,
         measured=measured,
     )
@@ -266,6 +270,8 @@ def _shorten_loops(module: GradientErasure, recorder: _StepRecorder) -> None:
         RepeatedSteps(adversary, "search_step", recorder.counters, recorder.rollouts)
     if module.repeated_call:
         RepeatedSteps(module, module.repeated_call, recorder.counters, recorder.rollouts)
+    if isinstance(module, EraseAnything):
+        recorder.kinds += module.retains
     if isinstance(module, FMN):
         recorder.prepared = shorten_inversion(module)
     if isinstance(module, SalientErasure):

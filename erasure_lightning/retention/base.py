@@ -28,6 +28,9 @@ from erasure_lightning.training.gradient import GradientErasure
 from erasure_lightning.training.input_grams import mean_input_gram
 from erasure_lightning.training.prompt_states import cosine_matrix
 
+#: Types of arguments that are part of a key as they are.
+_PLAIN = (int, float, str)
+
 
 class RetentionCallback(Callback, ABC):
     """Weighted term that retains prompts, in the loss or the equations of any method.
@@ -95,8 +98,7 @@ class RetentionCallback(Callback, ABC):
         key: dict[str, Any] = {}
         for name, value in vars(self).items():
             if not name.startswith("_") and name != "retained":
-                is_plain = isinstance(value, int | float | str)
-                key[name] = value if is_plain else type(value).__name__
+                key[name] = value if isinstance(value, _PLAIN) else _named_with_arguments(value)
         if self.prompts is not None:
             key["prompts"] = sha256("\n".join(self.prompts).encode()).hexdigest()[:16]
         return self._generate_state_key(**key)
@@ -173,6 +175,13 @@ class RetentionCallback(Callback, ABC):
         """Numbers of ``count`` different retained prompts, or of all if there are fewer."""
         order: list[int] = torch.randperm(len(self.retained))[:count].tolist()
         return order
+
+
+def _named_with_arguments(value: Any) -> str:
+    """Class of an object, with its plain public attributes: a source of latents, for instance."""
+    attributes = getattr(value, "__dict__", {}).items()
+    plain = {k: v for k, v in attributes if isinstance(v, _PLAIN) and not k.startswith("_")}
+    return f"{type(value).__name__}{plain or ''}"
 
 
 def require_prompts(owner: str, prompts: Collection[Any] | None) -> None:

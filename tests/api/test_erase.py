@@ -289,6 +289,14 @@ def test_an_interruption_leaves_the_pipeline_as_it_was():
             {"method": "UCE", "rigde": 1.0},
             "Neither erase nor UCE has an argument 'rigde'. Did you mean 'ridge'",
         ),
+        (
+            {"method": "UCE", "domain": ["kitten"]},
+            r"Neither .* 'domain'. Write Concept\('cat', domain=\['kitten'\]\) for 'cat'",
+        ),
+        (
+            {"method": "UCE", "domain": ["kitten"], "anchor": "dog", "kind": "style"},
+            r"Concept\('cat', anchor='dog', domain=\['kitten'\], kind='style'\)",
+        ),
         ({"method": "UCE", "progress": 1}, "Did you mean 'progress_bar'"),
         ({"method": "ESD", "steps": 0}, "steps of at least 1, a whole number; found 0"),
         ({"method": "ESD", "steps": 1.5}, "steps of at least 1, a whole number; found 1.5"),
@@ -304,6 +312,10 @@ def test_an_interruption_leaves_the_pipeline_as_it_was():
             "retention callbacks in a list, .*; found 'LocalNoisePreservation'",
         ),
         ({"method": "ESD", "retention": LocalNoisePreservation()}, "callbacks in a list"),
+        (
+            {"method": "ESD", "retention": [LocalNoisePreservation(), LocalNoisePreservation()]},
+            "each LocalNoisePreservation with other arguments, .*; found two with equal ones",
+        ),
         ({"method": "UCE", "pipeline": object()}, "known family; found object"),
         ({"method": None}, "a method by its name or its class, .*; found None"),
         ({"method": ["UCE", Concept]}, "a method by its name or its class, .*; found <class"),

@@ -6,6 +6,8 @@ from shipped import budget
 from under_attack import cigarette, filtered, tiny_target
 
 from erasure_lightning.attacks.ring_a_bell import RingABell, state_distance
+from erasure_lightning.backbones.conditioning import PADDING
+from erasure_lightning.backbones.tiny import TinyBackbone, TinyPixArt
 from erasure_lightning.diffusion.evaluation_counter import EvaluationCounter
 from erasure_lightning.errors import ErasureError
 
@@ -32,6 +34,34 @@ def test_the_goal_by_hand():
     assert torch.allclose(goal, encode("a cat") + 2 * vector, atol=1e-5)
 
 
+@pytest.mark.parametrize(("family", "counts"), [(TinyBackbone, True), (TinyPixArt, False)])
+def test_states_of_padding_count_where_the_denoiser_reads_them(family, counts):
+    model = family()
+    prompts, goal = model.encode(["a photo of a cat", "cat", "star"]), model.encode(["a dog"])
+    expected = state_distance(model, prompts, goal)
+    assert expected.min() > 0
+    for conditioning in (prompts, goal):
+        padding = conditioning.positions(PADDING).unsqueeze(2)
+        assert padding.any()
+        moved = conditioning.with_tokens(conditioning.tokens + padding)
+        both = (moved, goal) if conditioning is prompts else (prompts, moved)
+        assert (not torch.equal(state_distance(model, *both), expected)) == counts
+
+
+def test_where_padding_is_masked_distances_are_of_what_both_prompts_have():
+    model = TinyPixArt()
+    prompts, goal = model.encode(["a photo of a cat", "cat"]), model.encode(["a dog"])
+    lengths = (~prompts.positions(PADDING)).sum(dim=1).tolist()
+    read = int((~goal.positions(PADDING)).sum())
+    assert lengths[1] < read < lengths[0]
+    scale = prompts.tokens.shape[1]
+    expected = [
+        (prompts.tokens[row, :count] - goal.tokens[0, :count]).square().sum().item() / count * scale
+        for row, count in ((0, read), (1, lengths[1]))
+    ]
+    assert state_distance(model, prompts, goal).tolist() == pytest.approx(expected)
+
+
 class TestSearch:
     def test_children_are_crossed_at_one_point_and_parents_survive(self):
         parents = torch.arange(12).view(4, 3)
@@ -56,7 +86,9 @@ class TestSearch:
         sizes = []
         monkeypatch.setattr(
             f"{module}.state_distance",
-            lambda states, goal: sizes.append(len(states)) or state_distance(states, goal),
+            lambda model, states, goal: (
+                sizes.append(len(states)) or state_distance(model, states, goal)
+            ),
         )
         monkeypatch.setattr(
             RingABell, "_cross", lambda self, prompts: sizes.append(len(prompts)) or prompts

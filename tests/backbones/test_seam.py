@@ -14,7 +14,7 @@ from erasure_lightning.backbones.conditioning import (
     concept_span,
 )
 from erasure_lightning.backbones.loading import load_backbone
-from erasure_lightning.backbones.tiny import TinyBackbone
+from erasure_lightning.backbones.tiny import TINY_BACKBONES, TinyBackbone
 from erasure_lightning.concepts.concept import fill_template
 from erasure_lightning.diffusion.sampling import sample_images, sample_latents
 from erasure_lightning.errors import ErasureError
@@ -217,3 +217,18 @@ class TestLoading:
         (folder / "vae" / "config.json").unlink()
         with pytest.raises(ErasureError, match=r"vae of .* needs .*config.json; found none"):
             load_backbone(str(folder))
+
+
+@pytest.mark.parametrize("family", TINY_BACKBONES, ids=lambda family: family.__name__)
+def test_places_of_adapters_are_two_and_others_are_refused(family):
+    model = family()
+    layers, attention = map(model.adaptable, ("transformer layers", "text attention"))
+    assert layers
+    assert attention
+    assert not layers.keys() & attention.keys()
+    with pytest.raises(ErasureError) as error:
+        model.adaptable("text-attention")
+    assert str(error.value) == (
+        f"{model.name} needs one of transformer layers, text attention as place; found"
+        " 'text-attention'. Did you mean 'text attention'?"
+    )

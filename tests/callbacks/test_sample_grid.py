@@ -132,6 +132,17 @@ def test_missing_images_leave_an_empty_place():
     assert grid.getpixel((24 + 230 + 64, grid.height - 90)) == (255, 0, 0)
 
 
+@pytest.mark.parametrize("size", [(320, 80), (80, 320), (300, 200), (200, 200), (16, 8)])
+def test_images_that_are_not_square_keep_their_proportions(size):
+    image = Image.new("RGB", size, "red")
+    grid = draw_grid("t", "s", ["a", "b"], [GridRow("h", "p", [image, None])])
+    _, green, _ = grid.split()
+    left, upper, right, lower = green.point(lambda value: 255 * (value < 1)).getbbox()
+    width, height = right - left, lower - upper
+    assert max(width, height) == min(max(128, *size), 192)
+    assert width / height == pytest.approx(size[0] / size[1], rel=0.02)
+
+
 def test_without_images_no_file_is_written(tmp_path):
     grid = SampleGrid()
     grid.begin(module(), [])

@@ -91,13 +91,18 @@ def test_what_a_kill_left_half_written_is_removed_and_nothing_else(tmp_path):
         run / "checkpoints" / "last.ckpt",
         run / "samples",
         run / "samples" / "000-after.png",
+        run / "edited",
+        run / "edited" / "0.png",
+        run / "original",
+        run / "original" / "0.png",
     }
-    for path in expected - {run / "checkpoints", run / "samples"}:
+    for path in expected - {path.parent for path in expected}:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    for name in ("edit.safetensors", "checkpoints/last.ckpt", "samples/000-after.png"):
+    files = ("edit.safetensors", "checkpoints/last.ckpt", "samples/000-after.png")
+    for name in (*files, "edited/0.png", "original/0.png"):
         killed_while_saving(run / name)
-    assert len(set(run.rglob("*")) - expected) == 3
+    assert len(set(run.rglob("*")) - expected) == 5
     with lock_folder(run):
         assert set(run.rglob("*")) == expected | {run / RUNNING_FILE}
 

@@ -7,7 +7,7 @@ from noisy import noisy
 from recognition import KEPT, recognised, recognised_before
 from shipped import numbers
 
-from erasure_lightning.backbones.tiny import TinyBackbone
+from erasure_lightning.backbones.tiny import TinyBackbone, TinyXL
 from erasure_lightning.concepts.concept import Concept, PromptBatch
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.ca import CA
@@ -29,9 +29,8 @@ ARGUMENTS = numbers("ca", latents=images(2))
 
 def ca(prediction="epsilon", **arguments):
     concepts = [Concept("cat", "dog"), Concept("star")]
-    return CA(
-        concepts=concepts, backbone=TinyBackbone(prediction=prediction), **(ARGUMENTS | arguments)
-    )
+    backbone = arguments.pop("backbone", None) or TinyBackbone(prediction=prediction)
+    return CA(concepts=concepts, backbone=backbone, **(ARGUMENTS | arguments))
 
 
 def shifted(module):
@@ -92,6 +91,24 @@ class TestLoss:
             (ask(with_prior.backbone, again.x, again.t, prompts) - again.target).square().mean()
         )
         assert torch.allclose(both, plain.erasure_loss(noisy(plain, X, T, BATCH)) + 0.5 * denoised)
+
+    def test_without_an_anchor_target_and_prior_are_of_the_prompt_of_the_images(self):
+        """SDXL's unconditional predictions read zeros."""
+        module = shifted(ca(backbone=TinyXL(), prior=0.5))
+        batch = noisy(module, X, T, BATCH)
+        torch.manual_seed(3)
+        loss = module.erasure_loss(batch)
+        torch.manual_seed(3)
+        second = module.noisy_batch(BATCH)
+        target = ask(module.backbone, X, T, ["a photo of a dog", ""])
+        prompts = second.sentences.alternatives
+        prior = ask(module.backbone, second.x, second.t, prompts) - second.target
+        student = ask(module.backbone, X, T, BATCH.prompts)
+        by_hand = (student - target).square().mean() + 0.5 * prior.square().mean()
+        assert torch.allclose(loss, by_hand)
+        zeros = module.backbone.unconditional()
+        other = module.backbone.denoise(X[1:], T[1:], zeros)  # the control
+        assert not torch.allclose(target[1:], other, atol=1e-3)
 
 
 class TestPictures:

@@ -270,6 +270,24 @@ def test_erasers_after_joint_attention_change_pixels_alone(family):
         assert torch.equal(text, text_after)
 
 
+@torch.no_grad()
+def test_skip_layer_guidance_leaves_out_the_erasers_of_the_blocks_that_it_skips():
+    module = receler(TinySD3)
+    x = torch.linspace(-2, 2, 512).view(2, *module.backbone.latent_shape())
+
+    def predicted(model, *skipped):
+        prompts = model.encode(BATCH.prompts)
+        return model.denoiser(
+            x, prompts.tokens, prompts.pooled, T, skip_layers=list(skipped), return_dict=False
+        )[0]
+
+    assert len(module.backbone.denoiser.transformer_blocks) == 2
+    assert torch.equal(*(predicted(m, 0, 1) for m in (module.backbone, module.original)))
+    for kept in ((), (0,), (1,)):
+        change = predicted(module.backbone, *kept) - predicted(module.original, *kept)
+        assert change.abs().max() > 1e-3
+
+
 def test_erasers_keep_what_an_ip_adapter_adds():
     eraser = adapters_of(receler(TinyFlux).backbone.denoiser)[0]
     pixels, text, image = torch.randn(3, 2, 4, 32)

@@ -69,6 +69,31 @@ def test_a_stock_pipeline_with_the_rule_draws_what_the_official_pipeline_draws(n
     assert (without - expected).abs().max() > 1e-4  # the momentum is seen
 
 
+@torch.no_grad()
+def test_skip_layer_guidance_is_no_step_of_the_momentum():
+    """Its prediction without some blocks has the time of the step's first one."""
+    model = rule(TinySD3).backbone
+    prompts = model.encode(["a cat"])
+    states = {
+        "encoder_hidden_states": prompts.tokens,
+        "pooled_projections": prompts.pooled,
+        "return_dict": False,
+    }
+    x = model.noise([0])
+
+    def last_of_a_rollout(**second):
+        for time in (900.0, 500.0, 100.0):
+            (prediction,) = model.denoiser(hidden_states=x, timestep=torch.tensor([time]), **states)
+            if second:
+                other = {**states, **second}
+                model.denoiser(hidden_states=x, timestep=torch.tensor([time]), **other)
+        return prediction
+
+    expected = last_of_a_rollout()
+    assert torch.equal(last_of_a_rollout(skip_layers=[0]), expected)
+    assert not torch.allclose(last_of_a_rollout(skip_layers=None), expected, atol=1e-4)  # a step
+
+
 @pytest.mark.parametrize("family", [TinyBackbone, TinyXL])
 @torch.no_grad()
 def test_a_prompt_s_prediction_is_the_same_beside_the_empty_one_and_alone(family):

@@ -20,6 +20,7 @@ from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods import ant
 from erasure_lightning.methods.advunlearn import AdvUnlearn
 from erasure_lightning.methods.ant import ANT
+from erasure_lightning.methods.eraseanything import EraseAnything
 from erasure_lightning.methods.esd import ESD
 from erasure_lightning.methods.fmn import FMN
 from erasure_lightning.methods.gloce import GLoCE
@@ -33,6 +34,7 @@ from erasure_lightning.retention.local_noise import LocalNoisePreservation
 from erasure_lightning.retention.monitor import RetentionMonitor
 from erasure_lightning.training.adversary_kinds import StateAdversary, WordAdversary
 from erasure_lightning.training.image_sources import GeneratedImages
+from erasure_lightning.training.latent_sources import PureNoise
 from erasure_lightning.training.optimizers import check_eight_bits
 from erasure_lightning.training.strategies import register_strategies
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
@@ -323,6 +325,21 @@ def test_saliency_maps_are_counted(monkeypatch):
     assert plan.prepared == 200  # 5 maps of 5 batches of 2 pairs, with and without the prompt
     in_steps = 3 * (last["student"] + last["teacher"])
     assert plan.sampled + plan.prepared + in_steps == counter.evaluations
+
+
+@pytest.mark.parametrize("steps", [5, 6])
+def test_both_kinds_of_step_that_take_turns_are_counted(steps):
+    def module():
+        return build(EraseAnything, latents=PureNoise(), negatives=2, unrelated=["car", "tree"])
+
+    plan = forecast_fit(module(), PromptData(batch_size=4), measure=False, max_steps=steps)
+    peak, counter = measured_fit(module(), steps)
+    last, other = plan.evaluations["last"], plan.evaluations["other"]
+    erasing, retaining = (last, other) if steps % 2 else (other, last)
+    assert plan.evaluations["first"] == erasing != retaining
+    both = [kind["student"] + kind["teacher"] for kind in (erasing, retaining)]
+    assert counter.evaluations == both[0] * (steps - steps // 2) + both[1] * (steps // 2)
+    assert max(plan.peaks.values()) == pytest.approx(peak, rel=0.05)
 
 
 def test_data_parallel_training_copies_no_gradients(plain):

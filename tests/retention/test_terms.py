@@ -443,6 +443,15 @@ def test_two_callbacks_of_a_class_retain_prompts_of_their_own():
     ]
 
 
+def test_two_callbacks_of_a_class_have_latents_of_their_own(tmp_path):
+    banks = [TrajectoryBank(trajectories=2, steps=steps) for steps in (2, 3)]
+    callbacks = [LocalNoisePreservation(prompts=KEPT, latents=bank) for bank in banks]
+    quick_fit(module(), 1, *callbacks, save=tmp_path / "saved.ckpt")
+    states = torch.load(tmp_path / "saved.ckpt", weights_only=False)["callbacks"]
+    (first,), (second,) = (states[callback.state_key]["latents"] for callback in callbacks)
+    assert [part["held"]["x"].shape[1] for part in (first, second)] == [2, 3]
+
+
 def test_trajectories_that_are_rolled_out_anew_are_of_other_prompts():
     bank = TrajectoryBank(trajectories=2, steps=2, refresh=1)
     owner = module()
