@@ -87,7 +87,7 @@ class AttackKind(NamedTuple):
     """An attack, and who can make it.
 
     Args:
-        config: Of ``erasure attack``.
+        config: Config of ``erasure attack``.
         searches: What it varies.
         needs: What an attacker has to have.
         tenfold: Its arguments for ten times the steps; none where that is not measured.
