@@ -125,7 +125,7 @@ ATTACKS = {
     "SoftEmbedding": AttackKind(
         "soft-embedding.yaml",
         "text states that the denoiser reads, past the text encoder",
-        "the weights, a few images, and a program that draws from states in place of prompts",
+        "the weights, a few images, and a program that generates from states in place of prompts",
     ),
 }
 
