@@ -1,11 +1,11 @@
-"""Two concepts erased by a sum of edits, one after another, or at once: ``benchmarks/compose.py``.
+"""Two concepts erased by composed edits, sequentially or jointly: ``benchmarks/compose.py``.
 
 Cigarette (to lollipop) and guitar (to drum) on the emoji world, with each method's shipped config
-(of ESD the short schedule of docs/speed.md). ``one`` and ``other`` erase a concept each;
-``composed`` is `erasure compose` of the two; ``queue`` erases the second from a model that has the
-first (``--model.base_edit``); ``at once`` is one fit of both. All are measured alike, each concept
-on its own prompts: seeds 0, 1, 2, DDIM with 20 steps, guidance 4, and 27 other labels. Finished
-runs in ``--out`` are reused.
+(of ESD the short schedule of docs/speed.md). ``cigarette only`` and ``guitar only`` erase a concept
+each; ``composed`` is `erasure compose` of the two; ``sequential`` erases the guitar from a model
+that has the edit of the cigarette (``--model.base_edit``); ``joint`` is one fit of both. All are
+measured alike, each concept on its own prompts: seeds 0, 1, 2, DDIM with 20 steps, guidance 4, and
+27 other labels. Finished runs in ``--out`` are reused.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from erasure_lightning.metrics.scorer import Scorer
 
 ONE = Concept("cigarette", "lollipop", ("smoking", "tobacco", "cigar", "smoker"))
 OTHER = Concept("guitar", "drum", ("electric guitar", "acoustic strings", "rock band instrument"))
-CONCEPTS = {"one": [ONE], "other": [OTHER], "at once": [ONE, OTHER]}
+CONCEPTS = {"cigarette only": [ONE], "guitar only": [OTHER], "joint": [ONE, OTHER]}
 HEAD = ("method", "edit", "cigarette", "guitar", "retain", "feature", "L1", "seconds")
 
 #: Options beside the shipped configs: the short schedule of docs/speed.md.
@@ -114,15 +114,15 @@ def rows_of(method: str, out: Path) -> Iterator[tuple[str, dict[str, str], float
     """Name, figures and seconds of each edit of a method."""
     folders = {name: out / f"{method}-{name.replace(' ', '-')}" for name in CONCEPTS}
     seconds = {name: fit(folders[name], method, listed) for name, listed in CONCEPTS.items()}
-    queue, composed = out / f"{method}-queue", out / f"{method}-composed"
-    base = ["--model.base_edit", str(folders["one"])]
-    seconds["queue"] = seconds["one"] + fit(queue, method, [OTHER], *base)
-    runs = [str(folders[name]) for name in ("one", "other")]
+    one, other, joint = CONCEPTS
+    sequential, composed = out / f"{method}-sequential", out / f"{method}-composed"
+    base = ["--model.base_edit", str(folders[one])]
+    seconds["sequential"] = seconds[one] + fit(sequential, method, [OTHER], *base)
+    runs = [str(folders[name]) for name in (one, other)]
     erasure(composed, "compose", *runs, "--out", str(composed))
-    seconds["composed"] = seconds["one"] + seconds["other"]
-    folders |= {"composed": composed, "queue": queue}
-    names = ("one", "other", "composed", "queue", "at once")
-    for name in names:
+    seconds["composed"] = seconds[one] + seconds[other]
+    folders |= {"composed": composed, "sequential": sequential}
+    for name in (one, other, "composed", "sequential", joint):
         yield name, figures(folders[name]), seconds[name]
 
 

@@ -87,7 +87,7 @@ class AttackKind(NamedTuple):
     """An attack, and who can make it.
 
     Args:
-        config: Of ``erasure attack``.
+        config: Config of ``erasure attack``.
         searches: What it varies.
         needs: What an attacker has to have.
         tenfold: Its arguments for ten times the steps; none where that is not measured.
@@ -125,7 +125,7 @@ ATTACKS = {
     "SoftEmbedding": AttackKind(
         "soft-embedding.yaml",
         "text states that the denoiser reads, past the text encoder",
-        "the weights, a few images, and a program that draws from states in place of prompts",
+        "the weights, a few images, and a program that generates from states in place of prompts",
     ),
 }
 

@@ -56,7 +56,7 @@ def check_method(
         world: Name of the trained world; ``None`` for no check on it.
         thorough: Whether all is checked; for a variant, fits and a resume on one family are enough.
         families: Classes of tiny models, of which at least one suits the method.
-        arguments: Of its constructor, without ``concepts``, ``backbone`` and ``seed``.
+        arguments: Arguments of its constructor, without ``concepts``, ``backbone`` and ``seed``.
 
     Returns:
         The module fitted on the first family that suits it, for the method's own claims.
@@ -233,7 +233,7 @@ def quick_fit(
     Args:
         module: What to train.
         steps: Where to stop.
-        callbacks: Of the trainer.
+        callbacks: Callbacks of the trainer.
         total: Steps the schedules are planned for; ``steps`` by default.
         save: Where to write a checkpoint: at the end, or (with ``total``) where it stops.
         resume: A checkpoint to go on from.

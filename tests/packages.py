@@ -8,11 +8,11 @@ def install(folder, name, targets, files=None, metadata=None, group=METHOD.group
 
     Args:
         folder: As it were, ``site-packages``.
-        name: Of the distribution.
-        targets: Of its entry points, by name.
+        name: Name of the distribution.
+        targets: Targets of its entry points, by name.
         files: Contents by path.
         metadata: Its METADATA; by default name and version.
-        group: Of its entry points.
+        group: Group of its entry points.
     """
     info = f"{name}-1.0.dist-info"
     written = {

@@ -40,7 +40,7 @@ class Rule(nn.Module, ABC):
 
     Args:
         layer: The layer, or the model.
-        settings: Of the plan.
+        settings: Settings of the plan.
     """
 
     #: Share of the change that is applied: 0 none, 1 all of it, beyond 1 more.
@@ -74,7 +74,7 @@ class Rule(nn.Module, ABC):
         Args:
             denoiser: The model that they are installed in.
             adapters: All of them.
-            settings: Of the plan.
+            settings: Settings of the plan.
         """
 
 

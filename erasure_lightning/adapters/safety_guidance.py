@@ -54,7 +54,7 @@ class SafetyGuidance(Rule):
 
     Args:
         layer: A denoiser of diffusers.
-        length, width: Of a prompt's states.
+        length, width: Length and width of a prompt's states.
         pooled: Size of the pooled vector that the denoiser reads; 0 for none.
         masked: Whether the denoiser reads a mask of the states.
         scale, threshold, momentum, beta: ``scale`` to ``beta``.

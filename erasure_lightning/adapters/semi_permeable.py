@@ -37,7 +37,7 @@ class Membrane(nn.Module):
         concepts: Number of concepts.
         sentences: Number of sentences of each concept.
         words: Largest number of tokens of a concept.
-        length, width: Of a prompt's states.
+        length, width: Length and width of a prompt's states.
         transport: Whether gates depend on the prompt; else they are open for every prompt.
     """
 
@@ -135,7 +135,7 @@ class SemiPermeable(Adapter):
     Args:
         layer: A `Linear` or `Conv2d`.
         concepts: Number of concepts.
-        settings: Of the membrane.
+        settings: Settings of the membrane.
     """
 
     #: The membrane that all adapters of a denoiser share; in a tuple, since an assigned module

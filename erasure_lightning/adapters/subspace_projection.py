@@ -31,7 +31,7 @@ class SubspaceProjection(Rule):
         layer: A `CLIPTextModel`, whose last states the denoiser reads.
         dimensions: Largest dimension of the subspace.
         alpha: Tolerance of the triggers.
-        steepness, threshold: Of the filter ``f``; 1 without them.
+        steepness, threshold: Parameters of the filter ``f``, which is 1 without them.
         tail: Whether all states behind a trigger change with it, which they have read.
     """
 

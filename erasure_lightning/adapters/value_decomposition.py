@@ -24,7 +24,7 @@ class ValueDecomposition(Adapter):
         layer: A linear layer that computes the values of cross-attention.
         concepts: Number of concepts.
         first: First token that changes: 1 where the text begins with a start token, else 0.
-        steepness, threshold, scale: Of ``delta``.
+        steepness, threshold, scale: Parameters of ``delta``.
     """
 
     def __init__(

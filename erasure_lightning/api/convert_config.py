@@ -56,12 +56,12 @@ class _Training:
         source: Whose layout it was in.
         targets: What is trained.
         backbone: The model.
-        rank: Of each adapter.
+        rank: Rank of each adapter.
         alpha: The adapters' scale is ``alpha / rank``.
         rate: Learning rate.
         steps: Training steps.
         rollout: Denoising steps of a trajectory.
-        schedule: Of the learning rate.
+        schedule: Schedule of the learning rate.
         optimizer: Name of the optimizer.
         half: Whether the model is in bfloat16.
         notes: What has no counterpart.

@@ -71,10 +71,10 @@ def erase(
             for each concept. A closed form takes one step.
         batch_size: Concept prompts in a training step, at least 1.
         templates: Sentences with ``{}`` for the concept; by default ten for each kind.
-        seed: Of all random numbers.
+        seed: Seed of all random numbers.
         accelerator: What Lightning trains on, such as ``cpu`` or ``cuda``.
         progress_bar: Whether the training steps are shown.
-        arguments: Of the method's constructor, such as ``lr`` or ``erase_scale``.
+        arguments: Arguments of the method's constructor, such as ``lr`` or ``erase_scale``.
 
     Returns:
         The edit, which the pipeline holds, and which can be saved, weakened and removed.

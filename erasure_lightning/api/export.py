@@ -37,12 +37,12 @@ def export_edit(
         pipeline: The pipeline that the edit was made on, with or without it; by default the one
             that holds the edit, else it is loaded by the name in the edit's metadata.
         checkpoint: The user's single file, for the format ``checkpoint``.
-        rank: Of low-rank factors of a full-rank change, at least 1.
+        rank: Rank of low-rank factors of a full-rank change, at least 1.
         energy: Share of each layer's squared change that low-rank factors retain, above 0 and at
             most 1; 0.999 where neither it nor ``rank`` is given.
         dtype: Precision of differences: ``float32``, ``float16`` or ``bfloat16``.
-        layout: Of ``component``: ``diffusers``, or ``original`` for a file of each component with
-            the names of the model's authors.
+        layout: Layout of ``component``: ``diffusers``, or ``original`` for a file of each
+            component with the names of the model's authors.
         images: Images of the first concept, drawn with the edit and with its low-rank factors, for
             the ``image_error`` of what is returned.
 

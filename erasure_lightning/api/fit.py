@@ -190,7 +190,7 @@ def running(
     """Lock a run's folder and monitor its ranks.
 
     Args:
-        trainer: Of the run.
+        trainer: Trainer of the run.
         run: Its folder, which the first rank locks, unless Lightning only tries the run.
         watchdog: Monitors the ranks.
         prepare: Checks and fills the folder once it is locked.
@@ -232,7 +232,7 @@ def train(
     """Train, and measure the edit.
 
     Args:
-        trainer: Of the run.
+        trainer: Trainer of the run.
         module: The method.
         data: Its prompts.
         checkpoint: Checkpoint to resume from.

@@ -24,7 +24,7 @@ class FolderImage(NamedTuple):
 
     Args:
         prompt: Its prompt; empty where it is unknown.
-        seed: Of its noise; its number in the folder where it is unknown.
+        seed: Seed of its noise; its number in the folder where the seed is unknown.
         files: By ``before`` and ``after``; a single image is ``after``.
         sampling: Prompt, seed, steps, guidance and size, as the manifest has them.
     """

@@ -71,7 +71,7 @@ def _empty_module(
     """The module that made a checkpoint, before the edit is in it, and the checkpoint.
 
     Args:
-        title: Of the checkpoint, for errors.
+        title: Name of the checkpoint, for errors.
         checkpoint: Its ``state_dict``, and under ``erasure`` the edit's metadata.
         backbone: The model; by default the one that the metadata names.
 

@@ -19,7 +19,7 @@ class Borrowed:
     """A pipeline's modules as a `Backbone`, and what they were before.
 
     Args:
-        pipeline: Of a family in `FAMILIES`.
+        pipeline: Pipeline of a family in `FAMILIES`.
 
     Raises:
         ErasureError: As `check_pipeline`, or if its sampler cannot be used.
@@ -72,7 +72,7 @@ def as_backbone(pipeline: Any) -> Iterator[Borrowed]:
     Within it a caller's ``torch.inference_mode()`` is off: methods and attacks need gradients.
 
     Args:
-        pipeline: Of a family in `FAMILIES`.
+        pipeline: Pipeline of a family in `FAMILIES`.
 
     Raises:
         ErasureError: If it cannot be used, as for `Borrowed`.

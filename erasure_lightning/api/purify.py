@@ -87,7 +87,7 @@ def purify_files(
             resized to the model's own size.
         prompt: Text that describes the images; the edit acts on the concepts in it.
         run_dir: A new or empty folder to write into; ``RUN/purify`` by default.
-        steps: Of either direction, at least 1; the world's by default, else `DEFAULT_STEPS`.
+        steps: Steps of either direction, at least 1; the world's by default, else `DEFAULT_STEPS`.
         guidance: Scale of classifier-free guidance in drawing, at least 0; 1 changes least.
         backbone: Where the base model is now; by default as the edit names it.
 

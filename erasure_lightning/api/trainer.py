@@ -16,7 +16,7 @@ def make_trainer(function: Callable[..., Any], **arguments: Any) -> Trainer:
 
     Args:
         function: Which passes the arguments on.
-        arguments: Of `Trainer`.
+        arguments: Arguments of `Trainer`.
 
     Raises:
         ErasureError: If one is unknown, or Lightning refuses its value, in Lightning's words.

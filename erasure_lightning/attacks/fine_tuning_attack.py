@@ -80,7 +80,7 @@ class FineTuningAttack(Attack):
             model: The model to copy.
             images: Latents to train on.
             prompts: The prompt that each image is trained with.
-            seed: Of the draws of images, noise and times.
+            seed: Seed of the draws of images, noise and times.
         """
         return FineTuning(
             model,

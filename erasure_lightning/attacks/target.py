@@ -69,7 +69,7 @@ def require_scorer(settings: AttackSettings, world: World | None, model: str) ->
     """The folder or Hub id of an attack's scorer: that of its settings, else the world's.
 
     Args:
-        settings: Of the attack.
+        settings: Settings of the attack.
         world: The attacked model's, if it has one.
         model: Its name, for the message.
 

@@ -171,7 +171,7 @@ class FamilyInterface(nn.Module, ABC):
         Args:
             x: Noisy latents of the noise process, ``(B, C, h, w)``.
             t: Their times, real-valued, ``(B,)`` or ``()``.
-            conditioning: Of the prompts, ``(B, L, D)``.
+            conditioning: Conditioning of the prompts, ``(B, L, D)``.
             guidance: Scale for a denoiser that takes it as an input (`embeds_guidance`); 1 by
                 default, as in every prediction that a loss compares.
         """

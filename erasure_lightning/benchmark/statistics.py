@@ -38,9 +38,9 @@ def bootstrap(
 
     Args:
         groups: At least one, each with at least one value.
-        level: Of the interval, between 0 and 1.
-        resamples: How many.
-        seed: Of the resampling.
+        level: Confidence level of the interval, between 0 and 1.
+        resamples: Number of resamples.
+        seed: Seed of the resampling.
     """
     means = [float(np.mean(group)) for group in groups]
     if len(groups) == 1 and len(groups[0]) == 1:

@@ -157,7 +157,7 @@ def at_once(trainer: Trainer | None) -> str:
     """Message of an interruption without a save, with the command to resume.
 
     Args:
-        trainer: Of the run, if it exists yet.
+        trainer: Trainer of the run, if it exists yet.
     """
     command = _run(trainer).command if trainer else ""
     go_on = f" Go on with `{command}`." if command else ""

@@ -68,7 +68,7 @@ def fit_parts(options: Options, file: str) -> None:
     run's, holds its edit or a checkpoint is not fitted again.
 
     Args:
-        options: Of ``erasure fit``.
+        options: Options of ``erasure fit``.
         file: The config with parts.
 
     Raises:
@@ -103,7 +103,7 @@ def parsed_parts(options: Options, file: str, scratch: Path) -> list[_Part]:
     """The parts of a config, each checked as `erasure fit` would, and all of them together.
 
     Args:
-        options: Of ``erasure fit``.
+        options: Options of ``erasure fit``.
         file: The config with parts.
         scratch: Where the config of each part is written.
 

@@ -22,7 +22,7 @@ def own_config(options: Options, command: str) -> list[str]:
     """The config of a checkpoint as arguments, where no other config and no method is named.
 
     Args:
-        options: Of the command line.
+        options: Options of the command line.
         command: ``fit``, ``validate``, ``test``, ``predict`` or ``plan``.
 
     Raises:
@@ -87,7 +87,7 @@ def time_limit_message(trainer: Trainer, run: Run, module: ErasureModule) -> str
     """Where ``max_time`` stopped a training, and how to resume it; empty if it did not.
 
     Args:
-        trainer: Of the run.
+        trainer: Trainer of the run.
         run: Its folder.
         module: Its method.
     """

@@ -54,7 +54,7 @@ class StochasticStep(NamedTuple):
         conditional: The prediction for the prompts at ``x``, ``(B, C, h, w)``.
         unconditional: The unconditional prediction; the same tensor as ``conditional`` where
             guidance needs none.
-        log_density: Of ``after``, mean over elements, ``(B,)``.
+        log_density: Log-density of ``after``, mean over elements, ``(B,)``.
     """
 
     x: Tensor

@@ -59,7 +59,7 @@ def take_launched(trainer: Trainer) -> list["Popen[bytes]"]:
     Missing: an option that leaves the end of a failed rank to a callback.
 
     Args:
-        trainer: Of the rank that started them; without processes where another launcher did.
+        trainer: Trainer of the rank that started them; it has none where another launcher did.
     """
     launched: list[Popen[bytes]] = getattr(trainer.strategy.launcher, "procs", [])
     taken = []

@@ -156,7 +156,7 @@ class EditedComponent:
         """Raises if values that edits wrote have been changed since, but for rounding.
 
         Args:
-            values: Of parameters, as they were written.
+            values: Values of parameters, as they were written.
 
         Raises:
             ErasureError: If some were, as by a LoRA that was fused and unloaded.

@@ -26,7 +26,7 @@ class Overlap:
         edits: Titles of the two.
         changed: Number of its tensors that each changes.
         tensors: Names of those that both change.
-        cosine: Of the two differences there, -1..1; 0 if one of them is 0.
+        cosine: Cosine of the two differences there, -1..1; 0 if one of them is 0.
         sizes: Norm of each difference there, as a share of the weights' norm.
     """
 
@@ -100,7 +100,7 @@ def overlaps(titles: Sequence[str], edits: Sequence[Values], base: Values) -> It
     """Where each two edits change the same tensors, by component.
 
     Args:
-        titles: Of the edits.
+        titles: Titles of the edits.
         edits: Their values.
         base: Values of the base.
     """

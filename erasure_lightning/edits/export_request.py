@@ -27,12 +27,12 @@ class ExportRequest:
         path: The new file, or the new folder for ``diffusers`` and ``component``.
         format: One of `export_formats`.
         checkpoint: The user's single file, for the format ``checkpoint``.
-        rank: Of low-rank factors of a full-rank change, at least 1.
+        rank: Rank of low-rank factors of a full-rank change, at least 1.
         energy: Share of each layer's squared change that they retain, above 0 and at most 1; 0.999
             where neither it nor ``rank`` is given.
         dtype: Precision of differences: ``float32``, ``float16`` or ``bfloat16``.
-        layout: Of ``component``: ``diffusers``, or ``original`` for a file of each component with
-            the names of the model's authors.
+        layout: Layout of ``component``: ``diffusers``, or ``original`` for a file of each
+            component with the names of the model's authors.
         images: Images of the concept that are drawn with the edit and with its low-rank factors,
             for `Export.image_error`.
 

@@ -85,8 +85,8 @@ def required_entry(metadata: Mapping[str, Any], name: str) -> Any:
     """An entry of an edit's metadata, which another package's edit may lack.
 
     Args:
-        metadata: Of the edit.
-        name: Of the entry.
+        metadata: Metadata of the edit.
+        name: Name of the entry.
 
     Raises:
         ErasureError: If it is not there.

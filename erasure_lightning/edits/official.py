@@ -103,7 +103,7 @@ def require_set(
         layout: The layout.
         file: The file, for messages.
         names: The file's, by the denoiser's names.
-        parameters: Of the denoiser's linear layers and convolutions.
+        parameters: Parameters of the denoiser's linear layers and convolutions.
 
     Raises:
         ErasureError: With what is missing or unexpected beside the set that is nearest.

@@ -148,7 +148,7 @@ def changes_by(module: nn.Module, record: AppliedEdit) -> dict[str, Change]:
 
     Args:
         module: The component.
-        record: Of one of its edits.
+        record: Record of one of its edits.
     """
     beneath = [*takewhile(lambda other: other is not record, _records_of_weights(module))]
     unedited = unedited_values(module)

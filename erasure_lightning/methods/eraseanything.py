@@ -263,7 +263,7 @@ def reverse_contrast(concept: Tensor, others: Tensor, temperature: float) -> Ten
 
     Args:
         concept: The concept's maps, ``(B, pixels)``.
-        others: Of the synonym and of ``K`` unrelated words, ``(B, 1 + K, pixels)``.
+        others: Maps of the synonym and of ``K`` unrelated words, ``(B, 1 + K, pixels)``.
         temperature: ``tau``.
     """
     cosines = torch.einsum("bp,bkp->bk", normalize(concept, dim=-1), normalize(others, dim=-1))

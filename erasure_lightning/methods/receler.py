@@ -65,7 +65,7 @@ class AdversarialRows:
     Args:
         names: The concepts' names.
         shape: Number of rows of each and their width, ``(n, D)``.
-        seed: Of the initial rows, sampled from ``U[0, 1)``.
+        seed: Seed of the initial rows, sampled from ``U[0, 1)``.
         device: Device of the rows.
         settings: Arguments of Adam.
     """

@@ -64,7 +64,7 @@ class SAFREE(InferenceRule):
             as a share, at least -1, at which every word is a trigger.
         tail: Whether all states behind a trigger, which have read it, are projected with it (ours).
         filter: Whether the self-validating filter scales the projection; else it is whole.
-        steepness: Of the filter, at least 0.
+        steepness: Steepness of the filter, at least 0.
         threshold: ``beta`` at which the filter is a half, 0..2.
         kwargs: Arguments of every method.
 

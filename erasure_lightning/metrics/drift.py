@@ -15,12 +15,12 @@ class Drift(NamedTuple):
     """Distances between an image, its reconstruction by the original and by the edited model.
 
     Args:
-        reconstruction_psnr: Of the original's reconstruction to the input image, in dB: the loss
-            by inversion and autoencoder.
-        purified_psnr: Of the edited model's image to that reconstruction, in dB: the effect of the
-            edit.
-        purified_l1: Of the same pair, mean absolute difference, 0..1.
-        purified_features: Of the same pair, cosine distance of the scorer's features, 0..2;
+        reconstruction_psnr: PSNR of the original's reconstruction to the input image, in dB: the
+            loss by inversion and autoencoder.
+        purified_psnr: PSNR of the edited model's image to that reconstruction, in dB: the effect of
+            the edit.
+        purified_l1: Mean absolute difference of the same pair, 0..1.
+        purified_features: Cosine distance of the scorer's features of the same pair, 0..2;
             ``None`` without a scorer.
     """
 

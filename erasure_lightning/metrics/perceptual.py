@@ -74,7 +74,7 @@ class Lpips(nn.Module):
 
     Args:
         network: Maps images to a list of activations ``(B, C, h, w)``.
-        weights: Of each layer's channels, ``(C,)``.
+        weights: Weights of each layer's channels, ``(C,)``.
     """
 
     shift: Tensor

@@ -100,7 +100,7 @@ class RolloutCounter:
     Args:
         bank: The source of latents.
         concepts: Number of the method's concepts.
-        counters: Of the denoisers' evaluations.
+        counters: Counters of the denoisers' evaluations.
     """
 
     def __init__(
@@ -215,8 +215,8 @@ class RepeatedSteps:
     Args:
         owner: The object whose method is replaced.
         name: Name of the method; its first argument is one object in each loop.
-        counters: Of the denoisers' evaluations.
-        rollouts: Of the draws of latents, if these are counted.
+        counters: Counters of the denoisers' evaluations.
+        rollouts: Counter of the draws of latents, if these are counted.
     """
 
     def __init__(
@@ -263,7 +263,7 @@ class WordSearch:
 
     Args:
         adversary: The adversary, which learns words between steps.
-        counters: Of the denoisers' evaluations.
+        counters: Counters of the denoisers' evaluations.
     """
 
     def __init__(self, adversary: InversionAdversary, counters: Sequence[DenoiserCounter]) -> None:

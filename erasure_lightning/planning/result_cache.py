@@ -62,7 +62,7 @@ class _Result:
 
     Args:
         container: ``list`` or ``tuple``; None for a single value.
-        forms: Of the values; None for None.
+        forms: Forms of the values; None for None.
     """
 
     container: type | None

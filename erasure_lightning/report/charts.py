@@ -134,7 +134,7 @@ def chart(
         title: Its title.
         xs: Horizontal values, ascending.
         ys: Vertical values.
-        unit: Of ``xs``, such as ``step``.
+        unit: Unit of ``xs``, such as ``step``.
         share: Whether ``ys`` are shares, whose axis is always 0..1.
     """
     across = scale(xs[0], xs[-1])

@@ -29,7 +29,7 @@ class BeyondConceptRegularization(RetentionCallback):
     ``E |eps(x, t, b) - eps*(x, t, b)|^2`` at states ``b`` orthogonal to the concepts'.
 
     Args:
-        weight: Of the term, or in a closed form of all concepts together, which share it.
+        weight: Weight of the term; in a closed form, of all concepts together, which share it.
         batch_size: Concept sentences a step whose states are replaced, on each rank.
         ramp: Steps over which the weight rises from 0; at least 0.
     """

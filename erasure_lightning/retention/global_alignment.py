@@ -32,10 +32,10 @@ class GlobalSemanticAlignment(RetentionCallback):
       divergence.
 
     Args:
-        weight: Of the term.
+        weight: Weight of the term.
         mode: Which similarities are compared.
         batch_size: Prompts sampled a step (rows), on each rank.
-        temperature: Of ``kl_softmax``, above 0.
+        temperature: Temperature of ``kl_softmax``, above 0.
         kwargs: Arguments of every retention callback.
 
     Raises:

@@ -26,7 +26,7 @@ class LocalNoisePreservation(RetentionCallback):
     ``E |eps(x, t, r) - eps*(x, t, r)|^2`` for retained prompts ``r``.
 
     Args:
-        weight: Of the term; 0.3, and 5 prompts, in AdvUnlearn.
+        weight: Weight of the term; 0.3, and 5 prompts, in AdvUnlearn.
         batch_size: Prompts sampled a step, on each rank.
         latents: Source of ``(x, t)``, for instance trajectories of the original on retained
             prompts; by default pure noise at random times, which covers more prompts at less cost.

@@ -21,7 +21,7 @@ class LocalStatePreservation(RetentionCallback):
     ``E |y(r) - y*(r)|^2`` for retained prompts ``r``.
 
     Args:
-        weight: Of the term.
+        weight: Weight of the term.
         batch_size: Prompts sampled a step, on each rank.
         kwargs: Arguments of every retention callback.
     """

@@ -29,7 +29,7 @@ class UnconditionalDrift(RetentionCallback):
     prompt's states: then the states ``(L, D)`` are retained, which is stronger and cheaper.
 
     Args:
-        weight: Of the term.
+        weight: Weight of the term.
         batch_size: Noisy latents a step at which predictions are compared, on each rank.
         ramp: Steps over which the weight rises from 0; at least 0.
     """

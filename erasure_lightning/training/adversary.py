@@ -127,7 +127,7 @@ class Adversary(ABC):
         Args:
             sentences: Sentences of the loss.
             models: The models that are searched.
-            number: Of the search, from 0.
+            number: Index of the search, from 0.
         """
 
     @abstractmethod

@@ -173,7 +173,7 @@ class InversionAdversary(Adversary):
 
         Args:
             count: Least number of latents in a step, of which each concept has as many.
-            number: Of the sentences.
+            number: Number by which `AdversaryModels` selects the sentences.
             models: The models that are searched.
         """
         concepts = len(models.concepts)

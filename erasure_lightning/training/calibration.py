@@ -33,8 +33,8 @@ class SentenceGroup(NamedTuple):
 
     Args:
         words: The words in the concept's place, ``N`` of them, each as often as it has sentences.
-        cosines: Of a sentence's states with those of the nearest other sentence of the concept,
-            ``(N,)``.
+        cosines: Cosines of a sentence's states with those of the nearest other sentence of the
+            concept, ``(N,)``.
         distances: Euclidean distances between the same states, ``(N,)``.
     """
 

@@ -40,7 +40,7 @@ def check_shapes(state: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) 
 
     Args:
         state: Values by the names of a module.
-        shapes: Of the module's parameters.
+        shapes: Shapes of the module's parameters.
 
     Raises:
         ErasureError: If one has another shape.

@@ -189,7 +189,7 @@ class GradientErasure(ErasureModule):
 
         Args:
             batch: The latents.
-            conditioning: Of prompts, ``(B, L, D)``; by default `concept_conditioning`.
+            conditioning: Conditioning of prompts, ``(B, L, D)``; by default `concept_conditioning`.
         """
         if conditioning is None:
             conditioning = self.concept_conditioning(batch)

@@ -153,7 +153,7 @@ class SourceModels:
         student: The model that is trained, or its average.
         sentences: Returns ``count`` sentences for a ``number``, which tells one set from the next.
         concepts: Number of concepts; sentences cycle through them.
-        seed: Of everything that is generated once; differs from rank to rank.
+        seed: Seed of everything that is generated once; differs from rank to rank.
     """
 
     original: Backbone

@@ -155,7 +155,7 @@ def states_at_cosines(
     Args:
         states: The given states, ``(..., D)``.
         cosines: Cosines to them, -1..1, ``(...)``.
-        generator: Of the random draws; by default torch's global one.
+        generator: Generator of the random draws; by default torch's global one.
     """
     lengths: Tensor = states.norm(dim=-1, keepdim=True)
     units = normalize(states, dim=-1)
@@ -198,7 +198,7 @@ class Mining:
     """The terms of stage A for a concept's states: neighbours are redirected, the beyond retained.
 
     Args:
-        neighbourhood: Of each state.
+        neighbourhood: Neighbourhood of each state.
         neighbours: ``n``, how many neighbours share a state's weight with it.
         beyond: ``m``, samples of what is retained, which share the term's weight; 0 for none.
         sampler: ``direct``, ``reject``, or ``expectation`` for the limit of infinitely many
@@ -224,7 +224,7 @@ class Mining:
             states: ``e_i``, ``(N, D)``.
             images: ``a_i``, ``(N, D)``.
             scale: Part of the weights that each state gets.
-            seed: Of the samples.
+            seed: Seed of the samples.
         """
         share = scale * self.erase_weight / (self.neighbours + 1)
         equations.redirect(states, images, share)

@@ -73,7 +73,7 @@ class Regression:
         Args:
             gram: ``E k k^T``, ``(D, D)`` in float64.
             cross: ``E a k^T``, ``(D, D)`` in float64.
-            weight: Of the terms, at least 0.
+            weight: Weight of the terms, at least 0.
         """
         self.gram += weight * gram
         self.pull = weight * (cross - gram) + (0 if self.pull is None else self.pull)
@@ -83,7 +83,7 @@ class Regression:
 
         Args:
             gram: Gram matrix ``sum_j p_j p_j^T`` of the rows, ``(D, D)`` in float64.
-            weight: Of the terms, at least 0.
+            weight: Weight of the terms, at least 0.
         """
         self.gram += weight * gram
 

@@ -151,7 +151,7 @@ class WordMixtureErasure(PartErasure):
         closest: Number of nearest words that may be in a concept's mixture; at least 1. Officially
             1000 of 3000 English words; of a shorter list all.
         centres: Number of those, at equal ranks, that are; at least 1.
-        temperature: Of the Gumbel softmax, above 0.
+        temperature: Temperature of the Gumbel softmax, above 0.
         kwargs: Arguments of `PartErasure`.
 
     Raises:

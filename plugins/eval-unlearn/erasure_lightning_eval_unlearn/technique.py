@@ -62,7 +62,7 @@ class EditTechnique:
     The pipeline has no safety checker, as eval-unlearn's own techniques have none.
 
     Args:
-        arguments: Of `EditConfig`.
+        arguments: Arguments of `EditConfig`.
 
     Raises:
         ErasureError: If the edit or its base model cannot be read, or it is another base model's.

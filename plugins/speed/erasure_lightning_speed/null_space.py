@@ -38,7 +38,7 @@ def refined(
         copies: Number of noisy copies of each row, along the right singular vector of the least
             singular value; with 0 all rows are returned.
         only_moved: Drop rows that the unconstrained edit moves by no more than the mean.
-        generator: Of the noise.
+        generator: Generator of the noise.
     """
     if not copies:
         return rows.retained
