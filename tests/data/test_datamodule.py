@@ -401,6 +401,7 @@ def test_the_kept_labels_are_drawn_by_lot_and_stay_the_same():
         ({"seeds": 1}, "seeds of at least 2"),
         ({"templates": ["a cat"]}, "needs {} in"),
         ({"templates": ["{}", "a {} by a {}"]}, "once, .* found 'a {} by a {}'"),
+        ({"neighbours": "dog"}, "neighbours in a list; found 'dog'"),
     ],
 )
 def test_arguments_out_of_range(arguments, words):
