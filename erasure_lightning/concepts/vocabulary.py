@@ -41,7 +41,7 @@ def random_subset(items: Sequence[_T], count: int) -> list[_T]:
 
 
 class Vocabulary:
-    """Labels of a world; without a world, COCO's objects and the concepts themselves.
+    """Labels of a world; without a world, COCO's objects and the concepts but for styles.
 
     Args:
         world: The backbone's world, if it has one.
@@ -52,7 +52,8 @@ class Vocabulary:
         self.world = world
         self.concepts = list(concepts)
         known = set(map(folded, COCO_OBJECTS))
-        more = (c.name for c in concepts if folded(c.name) not in known)
+        things = (c.name for c in concepts if c.kind != "style")
+        more = (name for name in things if folded(name) not in known)
         names = [label.name for label in world.labels] if world else [*COCO_OBJECTS, *more]
         self.labels: tuple[str, ...] = tuple(dict.fromkeys(names))
 

@@ -344,6 +344,15 @@ def test_a_person_is_asked_for_without_an_article():
     assert ("a Ada Lovelace", "") in thing.concept_prompts()  # the control
 
 
+def test_without_a_world_an_erased_style_is_no_retained_thing():
+    styles = [Concept("Van Gogh", "photograph", kind="style"), Concept("Monet", kind="style")]
+    rows = measured_prompts(Vocabulary(None, styles), 100, [])
+    retained = [prompt for group, prompt, _ in rows if group == "specificity"]
+    assert len(retained) == len(COCO_OBJECTS)
+    assert not [prompt for prompt in retained if "Van Gogh" in prompt or "Monet" in prompt]
+    assert len([prompt for group, prompt, _ in rows if group == "efficacy"]) == 24  # the control
+
+
 def test_vocabulary_of_a_style_keeps_the_other_styles():
     vocabulary = Vocabulary(find_world("emoji-world"), [Concept("twemoji", "noto", kind="style")])
     assert vocabulary.erased == set()
