@@ -563,6 +563,11 @@ class TestPromptFile:
         requests = read_prompts(self.write(tmp_path, "adv_prompt\na\nb\nc\n"), 20, 4.0)
         assert [(s.seed, s.case) for s in requests] == [(0, "0"), (1, "1"), (2, "2")]
 
+    @pytest.mark.parametrize("prompt", ["adv_prompt", "sensitive prompt"])
+    def test_seeds_count_in_files_that_are_published_without(self, tmp_path, prompt):
+        text = f"{prompt},evaluation_seed\na,7\nb,9\n"
+        assert [s.seed for s in read_prompts(self.write(tmp_path, text), 20, 4.0)] == [7, 9]
+
     def test_missing(self, tmp_path):
         with pytest.raises(ErasureError, match="found no file"):
             read_prompts(tmp_path / "none.csv", 20, 4.0)
