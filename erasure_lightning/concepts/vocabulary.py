@@ -71,9 +71,12 @@ class Vocabulary:
     @property
     def others(self) -> list[str]:
         """Labels that an edit must retain: all but the erased and their domains' words."""
-        erased = self.erased
-        near = naming(word for c in self.concepts for word in c.domain)
-        return [label for label in self.labels if label not in erased and not near(label)]
+        domains = [word for c in self.concepts for word in c.domain]
+        excluded = self.erased | set(filter(naming(domains), self.labels))
+        if self.world is not None:
+            same = self.world.same
+            excluded |= {label for label in self.labels if any(same(label, w) for w in domains)}
+        return [label for label in self.labels if label not in excluded]
 
     def templates(self, kind: ConceptKind) -> tuple[str, ...]:
         """Sentences for concepts of a kind: the world's own, else `TEMPLATES_BY_KIND`."""
@@ -184,7 +187,3 @@ class Vocabulary:
     def styled(thing: str, style: str) -> str:
         """The sentence for a thing in a style, also the one that scorers recognise a style by."""
         return f"a {thing}, {style} style"
-
-    def same(self, a: str, b: str) -> bool:
-        """Whether two labels count as one (``dog`` and ``dog face``)."""
-        return naming([a])(b) if self.world is None else self.world.same(a, b)

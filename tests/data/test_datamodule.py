@@ -386,6 +386,9 @@ def test_words_of_the_domain_are_not_retained():
     vocabulary = Vocabulary(None, [Concept("cat", domain=["dog"])])
     assert not {"cat", "dog"} & set(vocabulary.others)
     assert len(vocabulary.others) == 78
+    others = Vocabulary(find_world("emoji-world"), [Concept("lion", domain=["tiger"])]).others
+    assert "tiger face" not in others  # counts as a tiger
+    assert "dog face" in others
 
 
 def test_spread_reaches_over_the_whole():
