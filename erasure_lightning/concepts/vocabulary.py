@@ -104,13 +104,12 @@ class Vocabulary:
         if not erased:
             return []
         anchors = [c.anchor for c in erased if c.anchor]
-        excluded = {folded(c.name) for c in erased}
+        excluded = {folded(word) for c in erased for word in (c.name, *c.domain) if word}
         if self.world:
             own = set(map(folded, self.world.styles))
             more = [anchor for anchor in anchors if folded(anchor) not in own]
             known = dict.fromkeys((*self.world.styles, *more))
             return [style for style in known if folded(style) not in excluded]
-        excluded |= {folded(word) for c in erased for word in c.domain}
         apart = [
             s
             for s in WELL_KNOWN_STYLES

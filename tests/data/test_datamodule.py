@@ -359,6 +359,8 @@ def test_vocabulary_of_a_style_keeps_the_other_styles():
     captions = vocabulary.retained_captions("fox")
     assert {"a fox", "a fox, flat style"} <= set(captions)
     assert not any("twemoji" in c for c in captions)
+    flat = Vocabulary(vocabulary.world, [Concept("twemoji", "noto", ["Flat"], kind="style")])
+    assert flat.other_styles == ["noto", "fluent"]  # a style's domain is not retained either
     assert all(p == f"a {thing}, twemoji style" for p, thing in vocabulary.concept_prompts())
 
 
