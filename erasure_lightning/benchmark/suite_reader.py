@@ -174,12 +174,14 @@ def read_parts(
 
     Raises:
         ErasureError: If there are less than two parts, other keys beside them, one without a
-            config or with parts of its own, or two of one name.
+            config or with parts of its own, two of one name, or one named by a path.
     """
     _check_keys(content, {"parts": list}, place, required=())
     try:
         parts = [_read_method(*entry, config_of) for entry in _numbered(content, "parts")]
         _check_unique("parts", [slug(part.name) for part in parts])
+        if paths := [part.name for part in parts if Path(part.name).name != part.name]:
+            raise ErasureError(f"parts needs names of folders; found the path {paths[0]!r}.")
         if nested := [part.name for part in parts if "parts" in part.config]:
             raise ErasureError(f"the part {nested[0]} has parts of its own; list them here.")
         if len(parts) < 2:

@@ -138,15 +138,17 @@ class Draft(NamedTuple):
         }
 
     def check_name(self) -> None:
-        """Raise if the name is taken: by a method, a config, or what the skeleton imports.
+        """Raise if the name is taken: by a method, a config, or what the skeletons import.
 
         Raises:
             ErasureError: Saying by which.
         """
         taken = {m.name.casefold(): f"the method of {m.package}" for m in known_methods()}
-        skeleton = (_SKELETONS / f"{self.shape}.py.txt").read_text(encoding="utf-8")
-        imported = re.findall(r"^from \S+ import (\w+)$", skeleton, re.MULTILINE)
-        taken |= {name.casefold(): "what every method imports" for name in imported}
+        skeletons = (f"{self.shape}.py.txt", "plugin_test.py.txt")
+        text = "\n".join((_SKELETONS / name).read_text(encoding="utf-8") for name in skeletons)
+        lines = re.findall(r"^from \S+ import (.+)$", text, re.MULTILINE)
+        imported = {name for line in lines for name in line.split(", ")} - {"MyMethod"}
+        taken |= {name.casefold(): "what every method or its test imports" for name in imported}
         if owner := taken.get(self.name.casefold()):
             raise ErasureError(f"The name {self.name} is taken by {owner}; choose another.")
         if config := shipped_configs().get(self.filled("my-method.yaml")):

@@ -244,7 +244,7 @@ def shortened_names(names: Sequence[str]) -> str:
 def check_concepts(concepts: Sequence[Concept], owner: str) -> None:
     """Raises unless there are `Concept` objects, each once, none of which is another's anchor.
 
-    Names are compared in any case and number.
+    Names are compared in any case, and with anchors in any number.
 
     Raises:
         ErasureError: With the concepts in question.

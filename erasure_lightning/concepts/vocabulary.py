@@ -41,7 +41,7 @@ def random_subset(items: Sequence[_T], count: int) -> list[_T]:
 
 
 class Vocabulary:
-    """Labels of a world; without a world, COCO's objects and the concepts themselves.
+    """Labels of a world; without a world, COCO's objects and the concepts but for styles.
 
     Args:
         world: The backbone's world, if it has one.
@@ -52,7 +52,8 @@ class Vocabulary:
         self.world = world
         self.concepts = list(concepts)
         known = set(map(folded, COCO_OBJECTS))
-        more = (c.name for c in concepts if folded(c.name) not in known)
+        things = (c.name for c in concepts if c.kind != "style")
+        more = (name for name in things if folded(name) not in known)
         names = [label.name for label in world.labels] if world else [*COCO_OBJECTS, *more]
         self.labels: tuple[str, ...] = tuple(dict.fromkeys(names))
 
@@ -70,9 +71,12 @@ class Vocabulary:
     @property
     def others(self) -> list[str]:
         """Labels that an edit must retain: all but the erased and their domains' words."""
-        erased = self.erased
-        near = naming(word for c in self.concepts for word in c.domain)
-        return [label for label in self.labels if label not in erased and not near(label)]
+        domains = [word for c in self.concepts for word in c.domain]
+        excluded = self.erased | set(filter(naming(domains), self.labels))
+        if self.world is not None:
+            same = self.world.same
+            excluded |= {label for label in self.labels if any(same(label, w) for w in domains)}
+        return [label for label in self.labels if label not in excluded]
 
     def templates(self, kind: ConceptKind) -> tuple[str, ...]:
         """Sentences for concepts of a kind: the world's own, else `TEMPLATES_BY_KIND`."""
@@ -100,13 +104,12 @@ class Vocabulary:
         if not erased:
             return []
         anchors = [c.anchor for c in erased if c.anchor]
-        excluded = {folded(c.name) for c in erased}
+        excluded = {folded(word) for c in erased for word in (c.name, *c.domain) if word}
         if self.world:
             own = set(map(folded, self.world.styles))
             more = [anchor for anchor in anchors if folded(anchor) not in own]
             known = dict.fromkeys((*self.world.styles, *more))
             return [style for style in known if folded(style) not in excluded]
-        excluded |= {folded(word) for c in erased for word in c.domain}
         apart = [
             s
             for s in WELL_KNOWN_STYLES
@@ -183,7 +186,3 @@ class Vocabulary:
     def styled(thing: str, style: str) -> str:
         """The sentence for a thing in a style, also the one that scorers recognise a style by."""
         return f"a {thing}, {style} style"
-
-    def same(self, a: str, b: str) -> bool:
-        """Whether two labels count as one (``dog`` and ``dog face``)."""
-        return naming([a])(b) if self.world is None else self.world.same(a, b)

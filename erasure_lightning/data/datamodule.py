@@ -76,8 +76,8 @@ class PromptData(LightningDataModule):
             columns of I2P, Ring-A-Bell, MMA-Diffusion or SPEED.
 
     Raises:
-        ErasureError: If a number is out of range, the cache is a file, or the CSV is missing, empty
-            or malformed.
+        ErasureError: If a number is out of range, templates or neighbours are no list, the cache
+            is a file, or the CSV is missing, empty or malformed.
     """
 
     def __init__(
@@ -116,6 +116,8 @@ class PromptData(LightningDataModule):
         require("PromptData", at_least=2, seeds=self.seeds)
         require("PromptData", at_least=0, guidance=self.guidance)
         require_templates("PromptData", self.templates or ())
+        if isinstance(self.neighbours, str):
+            raise ErasureError(f"PromptData needs neighbours in a list; found {self.neighbours!r}.")
         if self.originals is not None and Path(self.originals).is_file():
             raise ErasureError(
                 f"PromptData needs a folder as originals; found the file {self.originals}."
@@ -207,16 +209,14 @@ class PromptData(LightningDataModule):
         return self._loader(self._plan(self.seeds))
 
     def _loader(self, requests: Sequence[ImageRequest]) -> ImageLoader:
-        trainer = self.trainer
-        assert trainer is not None
+        trainer = cast(Any, self.trainer)
         warn_of_cut(self._module.backbone, (each.prompt for each in requests), "prompts to draw")
         ranks = trainer.global_rank, trainer.world_size
         return ImageLoader(requests, self.draw_size, self.size, *ranks)
 
     def _sampling(self) -> tuple[int, float]:
         """Steps and guidance."""
-        steps = self._default(self.steps, "steps", 50)
-        return steps, self._default(self.guidance, "guidance", 7.5)
+        return self._default(self.steps, "steps", 50), self._default(self.guidance, "guidance", 7.5)
 
     def _check_sampling(self) -> None:
         """Raise before training if the model cannot draw the images by which it is measured."""

@@ -139,22 +139,26 @@ class PromptColumns(NamedTuple):
 
     Args:
         prompt: Column of the prompts.
-        seed: Possible columns of the seed, in order of preference; none for files without seeds,
-            where it is the row's number.
+        seed: Possible columns of the seed, in order of preference.
+        numbered: Whether a file may have none of them; the seed is then the row's number.
     """
 
     prompt: str
     seed: tuple[str, ...]
+    numbered: bool = False
 
+
+#: Columns of seeds, in order of preference.
+_SEEDS = ("evaluation_seed", "sd_seed", "seed")
 
 #: Known files, in order of preference: MMA-Diffusion's benchmark (its adv_prompt beside
 #: target_prompt and clean_prompt), Ring-A-Bell's nudity list as RECE and SAFREE ship it, I2P with
 #: its descendants, among them Ring-A-Bell's own lists: evaluation_seed (ESD, UnlearnDiffAtk), or
 #: I2P's sd_seed; and SPEED's text and seed.
 _PUBLISHED_COLUMNS = (
-    PromptColumns("adv_prompt", ()),
-    PromptColumns("sensitive prompt", ()),
-    PromptColumns("prompt", ("evaluation_seed", "sd_seed", "seed")),
+    PromptColumns("adv_prompt", _SEEDS, numbered=True),
+    PromptColumns("sensitive prompt", _SEEDS, numbered=True),
+    PromptColumns("prompt", _SEEDS),
     PromptColumns("text", ("evaluation_seed", "seed")),
 )
 
@@ -212,7 +216,7 @@ def _columns(path: Path, columns: Sequence[str]) -> PromptColumns:
     """The known columns of a file, with its first column of seeds."""
     for known in _PUBLISHED_COLUMNS:
         seed = tuple(name for name in known.seed if name in columns)[:1]
-        if known.prompt in columns and (seed or not known.seed):
+        if known.prompt in columns and (seed or known.numbered):
             return PromptColumns(known.prompt, seed)
     ways = (
         "prompt and evaluation_seed (I2P, Ring-A-Bell; or sd_seed, or seed), text and seed (SPEED),"

@@ -1,12 +1,13 @@
 """Checks of a backbone before a method is trained on it."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 
 from erasure_lightning.backbones.base import Backbone
 from erasure_lightning.backbones.interface import Capability
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.concepts.worlds import World
 from erasure_lightning.errors import ErasureError
+from erasure_lightning.files.words import folded
 
 
 def check_backbone(
@@ -28,21 +29,31 @@ def check_backbone(
     check_capabilities(type(backbone), needs, owner)
 
 
-def check_world(world: World, concepts: Iterable[Concept]) -> None:
-    """Check that a world knows the concepts.
+def check_world(world: World, concepts: Sequence[Concept]) -> None:
+    """Check that a world knows the concepts, a style as a style.
 
     Args:
         world: The world.
         concepts: Concepts to erase.
 
     Raises:
-        ErasureError: If it does not know one, with the most similar ones.
+        ErasureError: If it does not know one, with the most similar ones; if it knows one as
+            another kind, by which no image would be recognised.
     """
     if unknown := [c.name for c in concepts if not world.has_word(c.name)]:
         near = world.nearest(unknown[0])
         known = f"`find_world({world.name!r}).labels` lists what it knows"
         hint = f"Nearest: {', '.join(near)}" if near else known
         raise ErasureError(f"The world {world.name} does not know {unknown[0]!r}. {hint}.")
+    styles = set(map(folded, world.styles))
+    for concept in concepts:
+        is_style = concept.kind == "style"
+        if not (folded(concept.name) in styles if is_style else world.labels_of(concept.name)):
+            known = "thing" if is_style else "style"
+            raise ErasureError(
+                f"The world {world.name} knows {concept.name!r} as a {known}; found the kind"
+                f" {concept.kind}. Give it kind: {known}."
+            )
 
 
 def missing_capabilities(family: type[Backbone], needs: Collection[Capability]) -> str:

@@ -55,6 +55,7 @@ class PairedSampling(LightningModule):
             ErasureError: If an image holds NaN or infinity.
         """
         unedited = self.unedited
+        batch = batch._replace(size=batch.size or unedited.size)  # the cache tells sizes apart
         model = (self.unedited_fingerprint, unedited.sampling_fingerprint, self.trainer.precision)
         original = cached_images(
             self.originals,

@@ -109,6 +109,10 @@ MISTAKES = {
     ),
     "one part": (PARTS[:1], "parts needs at least two entries; found 1"),
     "of one name": ([PARTS[0], PARTS[0]], "found 'words' more than once"),
+    "named by a path": (
+        [PARTS[0], PARTS[1] | {"name": "../images"}],
+        "parts needs names of folders; found the path '../images'",
+    ),
     "with parts": (
         [PARTS[0], {"name": "x", "config": {"parts": PARTS}}],
         "the part x has parts of its own",

@@ -110,7 +110,8 @@ def test_what_python_allows_for_no_class_is_refused(text):
     [
         (["SAGE"], "The name SAGE is taken by the method of erasure-lightning "),
         (["sage"], "The name Sage is taken by the method of erasure-lightning "),
-        (["NoisyBatch"], "The name NoisyBatch is taken by what every method imports"),
+        (["NoisyBatch"], "The name NoisyBatch is taken by what every method or its test imports"),
+        (["Concept"], "The name Concept is taken by what every method or its test imports"),
         (["SageHeart"], "The name SageHeart is taken by the config "),
         (["Lightning"], "The name Lightning is taken by an installed package, erasure_lightning"),
     ],

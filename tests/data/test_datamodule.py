@@ -344,12 +344,23 @@ def test_a_person_is_asked_for_without_an_article():
     assert ("a Ada Lovelace", "") in thing.concept_prompts()  # the control
 
 
+def test_without_a_world_an_erased_style_is_no_retained_thing():
+    styles = [Concept("Van Gogh", "photograph", kind="style"), Concept("Monet", kind="style")]
+    rows = measured_prompts(Vocabulary(None, styles), 100, [])
+    retained = [prompt for group, prompt, _ in rows if group == "specificity"]
+    assert len(retained) == len(COCO_OBJECTS)
+    assert not [prompt for prompt in retained if "Van Gogh" in prompt or "Monet" in prompt]
+    assert len([prompt for group, prompt, _ in rows if group == "efficacy"]) == 24  # the control
+
+
 def test_vocabulary_of_a_style_keeps_the_other_styles():
     vocabulary = Vocabulary(find_world("emoji-world"), [Concept("twemoji", "noto", kind="style")])
     assert vocabulary.erased == set()
     captions = vocabulary.retained_captions("fox")
     assert {"a fox", "a fox, flat style"} <= set(captions)
     assert not any("twemoji" in c for c in captions)
+    flat = Vocabulary(vocabulary.world, [Concept("twemoji", "noto", ["Flat"], kind="style")])
+    assert flat.other_styles == ["noto", "fluent"]  # a style's domain is not retained either
     assert all(p == f"a {thing}, twemoji style" for p, thing in vocabulary.concept_prompts())
 
 
@@ -377,6 +388,9 @@ def test_words_of_the_domain_are_not_retained():
     vocabulary = Vocabulary(None, [Concept("cat", domain=["dog"])])
     assert not {"cat", "dog"} & set(vocabulary.others)
     assert len(vocabulary.others) == 78
+    others = Vocabulary(find_world("emoji-world"), [Concept("lion", domain=["tiger"])]).others
+    assert "tiger face" not in others  # counts as a tiger
+    assert "dog face" in others
 
 
 def test_spread_reaches_over_the_whole():
@@ -401,6 +415,7 @@ def test_the_kept_labels_are_drawn_by_lot_and_stay_the_same():
         ({"seeds": 1}, "seeds of at least 2"),
         ({"templates": ["a cat"]}, "needs {} in"),
         ({"templates": ["{}", "a {} by a {}"]}, "once, .* found 'a {} by a {}'"),
+        ({"neighbours": "dog"}, "neighbours in a list; found 'dog'"),
     ],
 )
 def test_arguments_out_of_range(arguments, words):
@@ -552,6 +567,11 @@ class TestPromptFile:
     def test_rows_without_seeds_are_counted(self, tmp_path):
         requests = read_prompts(self.write(tmp_path, "adv_prompt\na\nb\nc\n"), 20, 4.0)
         assert [(s.seed, s.case) for s in requests] == [(0, "0"), (1, "1"), (2, "2")]
+
+    @pytest.mark.parametrize("prompt", ["adv_prompt", "sensitive prompt"])
+    def test_seeds_count_in_files_that_are_published_without(self, tmp_path, prompt):
+        text = f"{prompt},evaluation_seed\na,7\nb,9\n"
+        assert [s.seed for s in read_prompts(self.write(tmp_path, text), 20, 4.0)] == [7, 9]
 
     def test_missing(self, tmp_path):
         with pytest.raises(ErasureError, match="found no file"):

@@ -1,5 +1,10 @@
 import torch
+from trivial import Distillation, quiet_trainer
 
+from erasure_lightning.backbones.tiny import TinyBackbone
+from erasure_lightning.callbacks.measure import Measure
+from erasure_lightning.concepts.concept import Concept
+from erasure_lightning.data.datamodule import PromptData
 from erasure_lightning.data.image_cache import cached_images
 from erasure_lightning.data.image_plan import ImageBatch, ImageRequest
 
@@ -40,3 +45,15 @@ def test_a_spoiled_file_is_drawn_again(tmp_path):
     spoiled.write_bytes(b"half")
     assert len(drawn(str(tmp_path), batch())[0]) == 1
     assert len(drawn(str(tmp_path), batch())[0]) == 0
+
+
+def test_models_of_another_image_size_draw_their_own(tmp_path):
+    cached = {"steps": 2, "seeds": 2, "others": 2, "originals": str(tmp_path / "cache")}
+    for number, size in enumerate((32, 16, 16), start=1):
+        measure = Measure(show=False)
+        trainer = quiet_trainer(default_root_dir=tmp_path, callbacks=[measure])
+        model = {"backbone": TinyBackbone(), "image_size": size}
+        module = Distillation(concepts=[Concept("cat", "dog")], **model)
+        trainer.test(module, PromptData(**cached), verbose=False)
+        assert measure.result.estimates["structure"]["distance"]["after"].mean == 0, size
+        assert len([*(tmp_path / "cache").iterdir()]) == min(number, 2)

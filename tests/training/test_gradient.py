@@ -9,12 +9,14 @@ from trivial import Distillation, Idle, Redirection
 
 from erasure_lightning.backbones.tiny import TINY_BACKBONES, TinyBackbone
 from erasure_lightning.concepts.concept import Concept
+from erasure_lightning.concepts.worlds import find_world
 from erasure_lightning.data.datamodule import PromptData
 from erasure_lightning.errors import ErasureError
 from erasure_lightning.methods.ca import CA
 from erasure_lightning.methods.esd import ESD
 from erasure_lightning.methods.sdd import SDD
 from erasure_lightning.testing import check_method, edit_of, quick_fit
+from erasure_lightning.training.backbone_checks import check_world
 from erasure_lightning.training.trajectory_bank import TrajectoryBank
 
 CAT = [Concept("cat", "dog")]
@@ -270,3 +272,18 @@ def test_the_world_must_know_the_concept():
     message = r"does not know 'qqq'\. `find_world\('emoji-world'\)\.labels` lists"
     with pytest.raises(ErasureError, match=message):
         module.configure_model()
+
+
+@pytest.mark.parametrize(
+    ("concept", "message"),
+    [
+        (Concept("Twemoji", "noto"), "'Twemoji' as a style; found the kind thing. Give it kind: s"),
+        (Concept("fox", kind="style"), "'fox' as a thing; found the kind style. Give it kind: t"),
+    ],
+)
+def test_the_world_must_know_the_concept_as_its_kind(concept, message):
+    """No image would be recognised as a thing `twemoji`, not even of the original."""
+    world = find_world("emoji-world")
+    with pytest.raises(ErasureError, match=message):
+        check_world(world, [concept])
+    check_world(world, [Concept("Twemoji", kind="style"), Concept("fox"), Concept("smoking")])
