@@ -1,6 +1,7 @@
 """Writers for dashboards of runs: Weights & Biases and TensorBoard behind one interface."""
 
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -153,7 +154,8 @@ class WandbWriter(DashboardWriter):
         """Logs an artifact of type ``edit``, with a copy of the file."""
         import wandb
 
-        artifact = wandb.Artifact(name, type="edit", metadata=dict(metadata))
+        plain = re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-")  # W&B refuses others
+        artifact = wandb.Artifact(plain or "edit", type="edit", metadata=dict(metadata))
         artifact.add_file(str(file), name="edit.safetensors")
         self.logger.experiment.log_artifact(artifact)
 

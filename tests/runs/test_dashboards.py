@@ -72,6 +72,19 @@ def test_closed_files_do_not_tell_the_host(tmp_path):
     assert f".{gethostname()}." not in file.name
 
 
+@pytest.mark.parametrize(
+    ("name", "accepted"), [("uce-café", "uce-caf"), ("日本", "edit"), ("a-cat_1.2", "a-cat_1.2")]
+)
+def test_an_artifact_has_a_name_that_wandb_accepts(tmp_path, name, accepted):
+    artifacts = []
+    logger = Recorder()
+    logger._experiment = SimpleNamespace(log_artifact=artifacts.append)
+    file = tmp_path / "edit.safetensors"
+    file.write_bytes(b"edit")
+    WandbWriter(logger, 0).log_edit(name, file, {})
+    assert [artifact.name for artifact in artifacts] == [accepted]
+
+
 @pytest.mark.parametrize("cell", ["a | b", "two\nlines", "<script>alert(1)</script>"])
 def test_a_cell_stays_in_its_cell(tmp_path, cell):
     reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
