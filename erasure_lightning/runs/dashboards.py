@@ -173,8 +173,9 @@ class TensorBoardWriter(DashboardWriter):
         self.step = step
 
     def log_config(self, values: Mapping[str, Any]) -> None:
-        """Logs a table of texts."""
-        self.log_table("run", ["", ""], list(values.items()))
+        """Logs a text for each value: of two texts of one name and step the later one is shown."""
+        for name, value in values.items():
+            self.writer.add_text(f"run/{name}", str(value), self.step)
 
     def log_summary(self, values: Mapping[str, float]) -> None:
         """Logs scalars."""
