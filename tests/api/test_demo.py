@@ -16,6 +16,7 @@ from erasure_lightning.__main__ import main
 from erasure_lightning.api.demo import SideBySide, word_buttons
 from erasure_lightning.backbones.loading import load_backbone
 from erasure_lightning.backbones.tiny import TinyBackbone
+from erasure_lightning.checks import require_host
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.data.image_grid import to_pil
 from erasure_lightning.diffusion.sampling import sample_images
@@ -78,6 +79,19 @@ def test_a_port_that_cannot_be(run, capsys):
     assert main(["demo", str(run), "--port", "99999"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("erasure: error: A demo needs port of at least 1 and at most 65535")
+
+
+@pytest.mark.parametrize("host", ["no host", "192.0.2.1", "x" * 70])
+def test_a_host_that_is_no_address_of_this_machine(run, capsys, host):
+    assert main(["demo", str(run), "--host", host]) == 2
+    error = capsys.readouterr().err
+    assert f"needs an address of this machine as its host; found {host!r}" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "localhost"])
+def test_a_host_of_this_machine(host):
+    require_host("A demo", host)
 
 
 def evaluate(browser, expression):
