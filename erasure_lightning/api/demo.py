@@ -17,7 +17,7 @@ from PIL.Image import Image
 from erasure_lightning.api.accelerator import default_device
 from erasure_lightning.api.base_model import load_base_model
 from erasure_lightning.api.quiet import quiet
-from erasure_lightning.checks import require, require_host
+from erasure_lightning.checks import require, require_host, require_seed
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.data.image_grid import to_pil
 from erasure_lightning.diffusion.sampling import sample_images
@@ -123,6 +123,7 @@ class SideBySide:
 
     def _draw(self, prompt: str, seed: int, strength: float) -> Image:
         """The image of a prompt and a seed at a strength of the edit."""
+        require_seed("A demo", seed)
         with self._lock, torch.inference_mode():
             self.edit.strength = strength
             images = sample_images(

@@ -20,6 +20,7 @@ from erasure_lightning.checks import require_host
 from erasure_lightning.concepts.concept import Concept
 from erasure_lightning.data.image_grid import to_pil
 from erasure_lightning.diffusion.sampling import sample_images
+from erasure_lightning.errors import ErasureError
 
 CONCEPT = Concept("cat", anchor="dog", domain=["<b>red</b>", "star"])
 
@@ -47,6 +48,14 @@ def test_strength_0_is_the_original_and_the_order_of_calls_does_not_matter(run):
     assert original != edited
     assert both._draw("a cat", 0, 1.0).tobytes() == edited
     assert both._draw("a cat", 1, 0.0).tobytes() != original
+
+
+def test_a_seed_beyond_a_generator_s_is_refused(run):
+    both = SideBySide(run, steps=2)
+    for seed in (-1, 2**64):
+        with pytest.raises(ErasureError, match=f"A demo needs seed .*; found {seed}"):
+            both.draw("a cat", seed, 1.0)
+    both.draw("a cat", 2**64 - 1, 1.0)
 
 
 def test_the_model_beneath_an_edit_on_another_is_not_called_the_original(run, tmp_path):
